@@ -1,0 +1,44 @@
+"""deploykit: from a trained vision checkpoint to a verified ONNX file or engine, and the runtime that serves it.
+
+Importing this package loads nothing heavy; each public name is imported on first use, so that an
+application which only predicts never loads torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deploykit.errors import DeployError as DeployError
+    from deploykit.export.compare import compare as compare
+    from deploykit.export.to_onnx import export_onnx as export_onnx
+    from deploykit.facade import load as load
+    from deploykit.facade import open_session as open_session
+    from deploykit.runtime.predictor import Predictor as Predictor
+    from deploykit.runtime.results import Result as Result
+    from deploykit.spec import ModelSpec as ModelSpec
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "DeployError": "deploykit.errors",
+    "ModelSpec": "deploykit.spec",
+    "Predictor": "deploykit.runtime.predictor",
+    "Result": "deploykit.runtime.results",
+    "compare": "deploykit.export.compare",
+    "export_onnx": "deploykit.export.to_onnx",
+    "load": "deploykit.facade",
+    "open_session": "deploykit.facade",
+}
+__all__ = sorted(_HOME)  # noqa: PLE0605  (the table above is the one list of public names)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

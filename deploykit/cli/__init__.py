@@ -1,0 +1,74 @@
+"""The command line: it parses and prints; every sub-command is one file with one API call behind it.
+
+A file ``cli/<name>.py`` defines ``add_arguments(parser)`` and ``run(args) -> int`` and is imported only when its
+command is asked for, so that ``deploykit --help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from deploykit import __version__
+from deploykit.errors import DeployError
+
+COMMANDS = {
+    "export": "turn a checkpoint into an ONNX file that is proved equal to it",
+    "predict": "run a model on pictures, folders, videos or a camera",
+    "compare": "check that two models give the same numbers",
+    "inspect": "say what a checkpoint or an exported model is, without running it",
+    "models": "list the models that can be built by name",
+    "fetch": "download a released checkpoint and check its SHA-256",
+    "create": "write a checkpoint with seeded random weights",
+}
+
+INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+BROKEN_PIPE = 141  # ... and for one whose reader went away
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the value is the process' exit code (see :mod:`deploykit.errors`)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(words)
+    args = parser.parse_args(words)
+    try:
+        return int(args.run(args))
+    except DeployError as e:
+        if args.traceback:
+            raise
+        print(f"deploykit: {_one_line(e)}", file=sys.stderr)
+        return e.exit_code
+    except KeyboardInterrupt:
+        print("deploykit: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader (head, less) went away; Python would complain again while it flushes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deploykit",
+        description="From a trained vision checkpoint to a verified ONNX file, and the runtime that serves it.",
+        epilog="deploykit COMMAND --help explains one command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"deploykit {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    wanted = next((w for w in words if not w.startswith("-")), None)
+    for name, summary in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
+        sub.add_argument("--traceback", action="store_true", help="show where an error came from")
+        if name == wanted:
+            module = import_module(f"deploykit.cli.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def _one_line(error: DeployError) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,218 @@
+"""Every error that deploykit raises on purpose, and the exit code the command line gives it.
+
+::
+
+    DeployError                     1
+      + UsageError                  2   options that do not go together
+      + MissingDependencyError      3   an extra is not installed
+      + NotFoundError               4   a file, a folder or a name that does not exist
+      + CheckpointError            10   not a checkpoint, or a damaged one
+      |   + UnsafeCheckpointError  11   a checkpoint that breaks the reader's limits
+      |   + UnknownLayerError      12   a layer name that deploykit does not have
+      |   + WeightsMismatchError   13   weights that do not fit the model
+      + ImageError                 20   a picture or a video that cannot be read
+      + ImageSizeError             21   a network size that the model cannot take
+      + OutputError                30   a result that cannot be written
+      |   + NoPermissionError      31   ... because the place is not writable
+      |   + DiskFullError          32   ... because the disk is full
+      + ExportError                40   a graph that could not be made
+      |   + FoldError              41   a fold that changed the numbers
+      |   + ParityError            42   an artefact that does not agree with its source
+      + ArtefactError              50   an artefact that cannot be read
+      |   + SpecError              51   ... or whose spec is missing or wrong
+      + BackendError               60   an inference backend refused
+      + FetchError                 70   a download that did not arrive whole
+
+Each message says what was expected, what was found and what to do. Python's own ``SystemExit``
+code 2 (a wrong option) and :class:`UsageError` mean the same thing on purpose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+__all__ = [
+    "ArtefactError",
+    "BackendError",
+    "CheckpointError",
+    "DeployError",
+    "DiskFullError",
+    "ExportError",
+    "FetchError",
+    "FoldError",
+    "ImageError",
+    "ImageSizeError",
+    "MissingDependencyError",
+    "NoPermissionError",
+    "NotFoundError",
+    "OutputError",
+    "ParityError",
+    "SpecError",
+    "UnknownLayerError",
+    "UnsafeCheckpointError",
+    "UsageError",
+    "WeightsMismatchError",
+    "require",
+    "writing",
+]
+
+
+class DeployError(Exception):
+    """Base of every error in this file; ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class UsageError(DeployError):
+    """Options or arguments that contradict each other."""
+
+    exit_code = 2
+
+
+class MissingDependencyError(DeployError):
+    """A package that an extra brings is not installed, or does not load on this machine."""
+
+    exit_code = 3
+
+
+class NotFoundError(DeployError):
+    """A file, a folder, a model name or a device that does not exist."""
+
+    exit_code = 4
+
+
+class CheckpointError(DeployError):
+    """A file that is not a checkpoint, or a damaged one."""
+
+    exit_code = 10
+
+
+class UnsafeCheckpointError(CheckpointError):
+    """A checkpoint that breaks the limits of the safe reader, or names what it refuses."""
+
+    exit_code = 11
+
+
+class UnknownLayerError(CheckpointError):
+    """A checkpoint's own description names a layer that deploykit does not have."""
+
+    exit_code = 12
+
+
+class WeightsMismatchError(CheckpointError):
+    """The weights do not fit the model that they are said to be of."""
+
+    exit_code = 13
+
+
+class ImageError(DeployError):
+    """A picture or a video that is unreadable or empty."""
+
+    exit_code = 20
+
+
+class ImageSizeError(DeployError):
+    """A network input size that the model cannot take."""
+
+    exit_code = 21
+
+
+class OutputError(DeployError):
+    """A result could not be written."""
+
+    exit_code = 30
+
+
+class NoPermissionError(OutputError):
+    """A result could not be written because the place is not writable."""
+
+    exit_code = 31
+
+
+class DiskFullError(OutputError):
+    """A result could not be written because the disk, or a quota, is full."""
+
+    exit_code = 32
+
+
+class ExportError(DeployError):
+    """A graph could not be made from a model."""
+
+    exit_code = 40
+
+
+class FoldError(ExportError):
+    """Folding (RepConv, batch norm, implicits) changed what a model computes."""
+
+    exit_code = 41
+
+
+class ParityError(ExportError):
+    """An artefact does not give the numbers of the model it was made from."""
+
+    exit_code = 42
+
+
+class ArtefactError(DeployError):
+    """An exported model cannot be read."""
+
+    exit_code = 50
+
+
+class SpecError(ArtefactError):
+    """The spec of an exported model is missing, damaged or of a newer format."""
+
+    exit_code = 51
+
+
+class BackendError(DeployError):
+    """An inference backend could not load or run a model."""
+
+    exit_code = 60
+
+
+class FetchError(DeployError):
+    """A download did not arrive, or arrived with other bytes than expected."""
+
+    exit_code = 70
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a heavy dependency at the point of use, or say which extra brings it.
+
+    Raises:
+        MissingDependencyError: the module is absent, or one of its own libraries is.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as e:
+        reason = "" if isinstance(e, ModuleNotFoundError) and e.name == module.split(".")[0] else f" ({e})"
+        raise MissingDependencyError(
+            f"{module} is needed here and does not import{reason}: pip install 'deploykit[{extra}]'"
+        ) from e
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn an operating-system error that is met while ``path`` is written into an OutputError.
+
+    Raises:
+        NoPermissionError, DiskFullError, OutputError: by what the operating system said.
+    """
+    try:
+        yield
+    except OSError as e:
+        if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise NoPermissionError(
+                f"cannot write {path}: no permission ({e.strerror}); choose another place with --out"
+            ) from e
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFullError(
+                f"cannot write {path}: {e.strerror}; free some space or choose another place with --out"
+            ) from e
+        raise OutputError(f"cannot write {path}: {e.strerror or e}") from e

@@ -1,0 +1,314 @@
+"""ModelSpec: everything that the runtime must know about a network, in one value.
+
+Export writes it into the artefact (ONNX ``metadata_props``, key :data:`METADATA_KEY`) and beside an
+engine; the runtime reads it there and nowhere else, so nobody types sizes, labels or thresholds again.
+Standard library only: both the torch side and the torch-free side import this file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from deploykit.errors import SpecError
+
+__all__ = [
+    "COCO_KEYPOINTS",
+    "METADATA_KEY",
+    "SPEC_VERSION",
+    "Fit",
+    "InputSpec",
+    "KeypointSpec",
+    "ModelSpec",
+    "NmsOutputs",
+    "RawRows",
+    "Source",
+    "Tensor",
+    "Thresholds",
+]
+
+METADATA_KEY = "deploykit"
+SPEC_VERSION = 1
+
+Task = Literal["detect", "keypoints", "instances", "classify", "segment", "restore"]
+Dynamic = Literal["none", "batch", "shape"]
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture of any size becomes the network's canvas.
+
+    ``letterbox``: scale by one factor until it fits, pad with ``pad_value``. ``stride``: the canvas' sides are
+    multiples of it. ``auto``: pad only to the next multiple of ``stride`` (a rectangle) instead of the whole canvas;
+    only networks with a dynamic shape can take that. ``rounding``: of the scaled size, ``round`` (half to even,
+    YOLOv5/v7) or ``floor`` (YOLOX).
+    """
+
+    kind: Literal["letterbox", "resize", "crop", "pad", "tile"] = "letterbox"
+    stride: int = 32
+    auto: bool = False
+    pad_value: int = 114
+    anchor: Literal["centre", "top-left"] = "centre"
+    scale_up: bool = True
+    rounding: Literal["round", "floor"] = "round"
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """The network's input tensor, ``(B, channels, height, width)`` float.
+
+    ``size`` is ``(height, width)`` in pixels: the only one, or with ``dynamic == "shape"`` the preferred one.
+    ``batch`` is the only batch size, or the preferred one when ``dynamic`` is ``batch`` or ``shape``.
+    A pixel value p of 0..255 enters the network as ``(p * scale - mean) / std``.
+    """
+
+    name: str = "images"
+    size: tuple[int, int] = (640, 640)
+    batch: int = 1
+    dynamic: Dynamic = "none"
+    channels: int = 3
+    colour: Literal["rgb", "bgr"] = "rgb"
+    scale: float = 1.0 / 255.0
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    fit: Fit = field(default_factory=Fit)
+
+
+@dataclass(frozen=True)
+class RawRows:
+    """One output ``(B, rows, columns)`` of candidate rows before NMS, in network pixels.
+
+    Each span is ``(start, stop)`` in the columns: ``box`` holds ``cx, cy, w, h``; ``obj`` one objectness (None: the
+    score is the class score alone); ``cls`` one probability a class; ``keypoints`` K times ``kpt_dims`` values
+    (``x, y`` or ``x, y, v``; None: there are no keypoints).
+    """
+
+    kind: Literal["rows"] = "rows"
+    name: str = "output"
+    box: Span = (0, 4)
+    obj: Span | None = (4, 5)
+    cls: Span = (5, 6)
+    keypoints: Span | None = None
+    kpt_dims: int = 3
+
+    @property
+    def columns(self) -> int:
+        """How many columns a row has."""
+        return max(stop for _, stop in (self.box, self.obj or self.box, self.cls, self.keypoints or self.box))
+
+
+@dataclass(frozen=True)
+class NmsOutputs:
+    """Fixed-shape outputs after NMS, in network pixels (M = the thresholds' ``max_det``).
+
+    ``num_dets (B,1) int32, boxes (B,M,4) xyxy, scores (B,M), labels (B,M) int32, keypoints (B,M,K,3),
+    num_candidates (B,1) int32``; empty slots are zero.
+    """
+
+    kind: Literal["nms"] = "nms"
+    num_dets: str = "num_dets"
+    boxes: str = "boxes"
+    scores: str = "scores"
+    labels: str = "labels"
+    keypoints: str | None = None
+    num_candidates: str = "num_candidates"
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One dense output: ``logits (B,C)`` classify, ``logits (B,C,H,W)`` segment, ``image (B,C,H,W)`` restore."""
+
+    kind: Literal["tensor"] = "tensor"
+    name: str = "logits"
+
+
+@dataclass(frozen=True)
+class KeypointSpec:
+    """The K keypoints of one object: names, limbs (pairs of indices), left-right pairs, OKS sigmas (or empty)."""
+
+    names: tuple[str, ...]
+    skeleton: tuple[tuple[int, int], ...] = ()
+    flip_pairs: tuple[tuple[int, int], ...] = ()
+    sigmas: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        k = len(self.names)
+        for name, pairs in (("skeleton", self.skeleton), ("flip_pairs", self.flip_pairs)):
+            for a, b in pairs:
+                if not (0 <= a < k and 0 <= b < k):
+                    raise SpecError(f"{name} names keypoint {max(a, b)}, but there are {k} (0 to {k - 1})")
+        if self.sigmas and len(self.sigmas) != k:
+            raise SpecError(f"expected {k} OKS sigmas, one for each keypoint, got {len(self.sigmas)}")
+
+    @staticmethod
+    def unnamed(count: int) -> KeypointSpec:
+        """K keypoints of which nothing is known but their number."""
+        return KeypointSpec(tuple(f"keypoint {i}" for i in range(count)))
+
+
+COCO_KEYPOINTS = KeypointSpec(
+    names=(
+        "nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder",
+        "left elbow", "right elbow", "left wrist", "right wrist", "left hip", "right hip",
+        "left knee", "right knee", "left ankle", "right ankle",
+    ),
+    skeleton=(
+        (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
+        (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+    ),
+    flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
+    sigmas=(
+        0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072,
+        0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
+    ),
+)  # fmt: skip
+"""The 17 COCO person keypoints; limbs, order and sigmas are the facts published with the COCO data set."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Defaults of the postprocess: keep ``score > conf``, suppress ``IoU > iou``, at most ``max_det`` an image.
+
+    NMS sees the best ``pre_nms_topk`` candidates of an image; ``keypoint`` is the visibility from which one is drawn.
+    """
+
+    conf: float = 0.25
+    iou: float = 0.45
+    max_det: int = 300
+    pre_nms_topk: int = 1000
+    keypoint: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("conf", "iou", "keypoint"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise SpecError(f"{name} must lie in 0..1, got {value}")
+        for name in ("max_det", "pre_nms_topk"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a network came from: the model's name, its checkpoint's SHA-256, and what wrote the artefact."""
+
+    model: str = ""
+    sha256: str = ""
+    deploykit: str = ""
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What the runtime must know about a network; travels inside the ONNX file and beside the engine."""
+
+    task: Task
+    input: InputSpec
+    output: RawRows | NmsOutputs | Tensor
+    classes: tuple[str, ...] = ()
+    keypoints: KeypointSpec | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"] = "fp32"
+    opset: int = 18
+    source: Source = field(default_factory=Source)
+    version: int = SPEC_VERSION
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.output, RawRows):
+            return
+        rows = self.output
+        if self.classes and len(self.classes) != rows.cls[1] - rows.cls[0]:
+            raise SpecError(f"{len(self.classes)} class names for {rows.cls[1] - rows.cls[0]} class columns")
+        if (self.keypoints is None) != (rows.keypoints is None):
+            raise SpecError("a spec has keypoint names and keypoint columns, or neither")
+        if self.keypoints and rows.keypoints:
+            width = rows.keypoints[1] - rows.keypoints[0]
+            if width != len(self.keypoints.names) * rows.kpt_dims:
+                expected = f"{len(self.keypoints.names)} x {rows.kpt_dims}"
+                raise SpecError(f"{width} keypoint columns do not hold {expected} values")
+
+    def to_json(self) -> str:
+        """The spec as one line of JSON with sorted keys: equal specs give equal bytes."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> ModelSpec:
+        """Read what :meth:`to_json` wrote, or a hand-written spec that leaves out what has a default.
+
+        Raises:
+            SpecError: not JSON, of a newer version, or with a field that is unknown or of another type.
+        """
+        try:
+            data = json.loads(text)
+        except ValueError as e:
+            raise SpecError(f"a model spec is JSON, but this does not parse: {e}") from e
+        if not isinstance(data, dict):
+            raise SpecError(f"a model spec is a JSON object, got {type(data).__name__}")
+        version = data.get("version", SPEC_VERSION)
+        if not isinstance(version, int) or version > SPEC_VERSION:
+            raise SpecError(
+                f"the spec has version {version!r}, this deploykit reads up to {SPEC_VERSION}: update deploykit"
+            )
+        spec = _read(ModelSpec, data, "spec")
+        assert isinstance(spec, ModelSpec)
+        return spec
+
+
+def _read(kind: Any, value: Any, where: str) -> Any:
+    """Build a value of the annotated type ``kind`` from parsed JSON, or say where it does not fit."""
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise SpecError(f"{where} must be one of {', '.join(map(str, typing.get_args(kind)))}, got {value!r}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return _read_union(typing.get_args(kind), value, where)
+    if origin is tuple:
+        return _read_tuple(typing.get_args(kind), value, where)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise SpecError(f"{where} must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise SpecError(f"{where} must be an object, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise SpecError(f"{where} has no field {unknown[0]!r}; it has {', '.join(hints)}")
+    try:
+        return kind(**{name: _read(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+    except TypeError as e:  # a field without a default is missing
+        raise SpecError(f"{where}: {str(e).replace('__init__() ', '')}") from e
+
+
+def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(o for o in options if o is not type(None))
+    if len(options) == 1:
+        return _read(options[0], value, where)
+    kinds = {o.__dataclass_fields__["kind"].default: o for o in options}
+    found = value.get("kind") if isinstance(value, dict) else None
+    if found not in kinds:
+        raise SpecError(f"{where}.kind must be one of {', '.join(kinds)}, got {found!r}")
+    return _read(kinds[found], value, where)
+
+
+def _read_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise SpecError(f"{where} must be a list, got {value!r}")
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(_read(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if len(value) != len(args):
+        raise SpecError(f"{where} must have {len(args)} entries, got {len(value)}")
+    return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))

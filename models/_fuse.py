@@ -1,0 +1,144 @@
+"""Folding: a trained module in, an equal and cheaper one out, checked as it happens.
+
+A fold is computed in float64 and compared with the module it replaces on random input, twice: with the statistics it
+has, and with perturbed ones, because freshly initialised batch norms are the identity and would hide a wrong fold.
+A fold that is off by more than 1e-5 of max |y| stops the export: users have lost all their accuracy to wrong folds.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import FoldError
+
+TOLERANCE = 1e-5
+PROBE = 4  # output pixels a side on which a fold is compared
+
+
+@runtime_checkable
+class Fusable(Protocol):
+    """A module that knows its cheaper equal."""
+
+    def fuse(self, path: str) -> nn.Module:
+        """Return the fused module; ``path`` is where it sits, for messages. The module itself stays as it is."""
+        ...
+
+
+def fuse_model(model: nn.Module, path: str = "") -> nn.Module:
+    """Return an eval copy in which every module that has ``fuse`` is replaced by its result.
+
+    The copy shares the parameters that no fold touches, so the original must not be trained on afterwards.
+
+    Raises:
+        FoldError: a fold changed the numbers.
+    """
+    if isinstance(model, Fusable):
+        return model.fuse(path).eval()
+    new = copy.copy(model)
+    new._modules = {
+        name: None if child is None else fuse_model(child, f"{path}.{name}" if path else name)
+        for name, child in model._modules.items()
+    }
+    return new.eval()
+
+
+def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, path: str) -> nn.Conv2d:
+    """Fold a batch norm into the convolution before it: W' = s W, b' = beta + s (b - mean), s = gamma / sqrt(var + eps).
+
+    Raises:
+        FoldError: the folded convolution does not compute the same.
+    """
+    wide = _conv64(conv)
+    for stats in (_Affine.of(bn), _Affine.of(bn).perturbed()):
+        folded = _narrow(*stats.fold(wide.weight, wide.bias), like=conv)
+        check_fold(path, "batch norm", lambda x, s=stats: s(wide(x)), _conv64(folded), probe_of(conv))
+    return _narrow(*_Affine.of(bn).fold(wide.weight, wide.bias), like=conv)
+
+
+def check_fold(
+    path: str, what: str, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor], probe: Tensor
+) -> None:
+    """Compare two float64 functions on ``probe``.
+
+    Raises:
+        FoldError: they differ by more than 1e-5 of max |y|, or give something that is not finite.
+    """
+    with torch.no_grad():
+        expected, found = before(probe), after(probe)
+    limit = TOLERANCE * float(expected.abs().max())
+    error = float((expected - found).abs().max())
+    if not error <= max(limit, torch.finfo(torch.float32).tiny):  # a NaN must fail, hence "not <="
+        raise FoldError(
+            f"folding the {what} of {path or 'the model'} changed its output by {error:.3g}, more than "
+            f"{TOLERANCE:g} of its largest value ({limit / TOLERANCE:.3g}): the weights are damaged or of another model"
+        )
+
+
+def probe_of(conv: nn.Conv2d) -> Tensor:
+    """Seeded float64 input on which ``conv`` gives a few output pixels, ``(1, C, h, w)``."""
+    sides = [
+        (PROBE - 1) * s + d * (k - 1) + 1
+        for s, d, k in zip(conv.stride, conv.dilation, conv.kernel_size, strict=True)
+    ]
+    generator = torch.Generator().manual_seed(conv.in_channels)
+    return torch.randn(1, conv.in_channels, *sides, generator=generator, dtype=torch.float64)
+
+
+class _Affine:
+    """What a batch norm computes in eval mode, per channel and in float64: y = scale * x + shift."""
+
+    def __init__(self, scale: Tensor, shift: Tensor) -> None:
+        self.scale, self.shift = scale, shift
+
+    @staticmethod
+    def of(bn: nn.BatchNorm2d) -> _Affine:
+        assert bn.running_mean is not None
+        assert bn.running_var is not None
+        scale = torch.rsqrt(bn.running_var.double() + bn.eps)
+        shift = -bn.running_mean.double() * scale
+        if bn.affine:
+            scale, shift = scale * bn.weight.detach().double(), shift * bn.weight.detach().double()
+            shift = shift + bn.bias.detach().double()
+        return _Affine(scale, shift)
+
+    def perturbed(self) -> _Affine:
+        generator = torch.Generator().manual_seed(len(self.scale))
+        factor = 0.5 + torch.rand(len(self.scale), generator=generator, dtype=torch.float64)
+        offset = torch.randn(len(self.scale), generator=generator, dtype=torch.float64)
+        return _Affine(self.scale * factor, self.shift + offset)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x * self.scale[:, None, None] + self.shift[:, None, None]
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift = self.shift if bias is None else self.shift + self.scale * bias
+        return weight * self.scale[:, None, None, None], shift
+
+
+def fold_into(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
+    """A convolution like ``conv`` with other (float64) weights and a bias, in ``conv``'s precision."""
+    return _narrow(weight, bias, like=conv)
+
+
+def _conv64(conv: nn.Conv2d) -> nn.Conv2d:
+    wide = copy.copy(conv)
+    wide._parameters = {
+        name: None if p is None else nn.Parameter(p.detach().double(), requires_grad=False)
+        for name, p in conv._parameters.items()
+    }
+    return wide
+
+
+def _narrow(weight: Tensor, bias: Tensor, like: nn.Conv2d) -> nn.Conv2d:
+    dtype = like.weight.dtype
+    new = copy.copy(like)
+    new._parameters = {
+        "weight": nn.Parameter(weight.to(dtype), requires_grad=False),
+        "bias": nn.Parameter(bias.to(dtype), requires_grad=False),
+    }
+    return new

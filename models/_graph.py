@@ -1,0 +1,268 @@
+"""A network from rows ``[from, repeats, layer, arguments]``: how the YOLOv5 and YOLOv7 projects describe a model.
+
+Our own variants are written as such rows, and a checkpoint that carries its own description is built from it, so that
+custom-trained models load too. Nothing in a row is evaluated: names and numbers are looked up.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import CheckpointError, UnknownLayerError
+from deploykit.models._fuse import fuse_model
+from deploykit.models.layers import lite
+from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint
+from deploykit.models.layers.conv import Add, Concat, Conv, DownC, ReOrg, Shortcut
+from deploykit.models.layers.pool import MP, SP, SPPCSPC, SPPF
+from deploykit.models.layers.rep import RepConv
+
+Row = Sequence[Any]
+"""``[from, repeats, layer, arguments]``; ``from`` is an index or a list of them, -1 the row before."""
+
+CONVOLUTIONS: dict[str, type[nn.Module]] = {
+    "Conv": Conv,
+    "RepConv": RepConv,
+    "DownC": DownC,
+    "SPPCSPC": SPPCSPC,
+    "SPPF": SPPF,
+    "StemBlock": lite.StemBlock,
+    "Shuffle_Block": lite.ShuffleBlock,
+    "DWConvblock": lite.DWConvblock,
+    "conv_bn_relu_maxpool": lite.ConvBnReluMaxpool,
+}
+"""Layers whose first argument is the number of output channels, scaled by ``width_multiple``."""
+
+SAME_CHANNELS: dict[str, type[nn.Module]] = {"MP": MP, "SP": SP}
+HEADS: dict[str, type[Detect]] = {"Detect": Detect, "IDetect": IDetect, "IAuxDetect": IAuxDetect, "IKeypoint": IKeypoint}
+OTHERS = ("Concat", "Shortcut", "ADD", "ReOrg", "nn.Upsample")
+KNOWN = tuple(sorted((*CONVOLUTIONS, *SAME_CHANNELS, *HEADS, *OTHERS)))
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    name: getattr(nn, name)
+    for name in ("SiLU", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "Mish", "GELU", "ELU", "Sigmoid", "Identity")
+}
+
+
+MAX_ROWS, MAX_REPEATS = 2000, 100  # a hostile description must not keep us busy; the largest real one has 266 rows
+
+
+@dataclass(frozen=True)
+class GraphConfig:
+    """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels a level."""
+
+    rows: tuple[Row, ...]
+    num_classes: int
+    anchors: tuple[tuple[float, ...], ...]
+    num_keypoints: int = 0
+    depthwise_keypoints: bool = False
+    depth_multiple: float = 1.0
+    width_multiple: float = 1.0
+    channels: int = 3
+    strides: tuple[int, ...] = field(default=())
+
+    @staticmethod
+    def from_yaml(yaml: Mapping[str, Any]) -> GraphConfig:
+        """Read the ``yaml`` dictionary that a YOLOv5/v7 checkpoint carries.
+
+        Raises:
+            CheckpointError: a part is missing or of another type.
+        """
+        try:
+            rows = tuple((*yaml["backbone"], *yaml["head"]))
+            anchors = tuple(tuple(float(a) for a in level) for level in yaml["anchors"])
+            return GraphConfig(
+                rows=rows,
+                num_classes=int(yaml["nc"]),
+                anchors=anchors,
+                num_keypoints=int(yaml.get("nkpt") or 0),
+                depthwise_keypoints=bool(yaml.get("dw_conv_kpt", False)),
+                depth_multiple=float(yaml.get("depth_multiple", 1.0)),
+                width_multiple=float(yaml.get("width_multiple", 1.0)),
+                channels=int(yaml.get("ch", 3)),
+            )
+        except KeyError as e:
+            raise CheckpointError(f"the checkpoint's model description has no {e.args[0]!r}") from e
+        except (TypeError, ValueError) as e:
+            raise CheckpointError(f"the checkpoint's model description cannot be read: {e}") from e
+
+
+class LayerGraph(nn.Module):
+    """Layers in a row, each fed by earlier ones; ``(B, channels, H, W)`` to what the last layer gives.
+
+    State-dict keys are the original's, ``model.<i>.<...>``. ``sources[i]`` are the layers that feed layer i; -1 is
+    the image.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module], sources: Sequence[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.model = nn.Sequential(*layers)
+        self.sources = tuple(sources)
+        # A feature map is dropped after its last use: this is what keeps the 960 px models small in memory.
+        self.last_use = {source: i for i, used in enumerate(self.sources) for source in used}
+
+    @property
+    def head(self) -> Detect:
+        """The last layer."""
+        return cast(Detect, self.model[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        outputs = {-1: images}
+        for i, (layer, used) in enumerate(zip(self.model, self.sources, strict=True)):
+            outputs[i] = layer(*(outputs[s] for s in used))
+            for s in set(used):
+                if self.last_use[s] == i:
+                    del outputs[s]
+        return outputs[len(self.sources) - 1]
+
+    def fuse(self, path: str = "") -> LayerGraph:
+        """The deploy graph: every layer folded, and the layers that then feed nothing (auxiliary heads) dropped."""
+        layers = [fuse_model(layer, f"{path}model.{i}") for i, layer in enumerate(self.model)]
+        head = cast(Detect, layers[-1])
+        sources = [*self.sources[:-1], self.sources[-1][: head.num_levels]]
+        alive = _reachable(sources)
+        index = {-1: -1, **{old: new for new, old in enumerate(alive)}}
+        return LayerGraph([layers[i] for i in alive], [tuple(index[s] for s in sources[i]) for i in alive])
+
+
+def _reachable(sources: Sequence[tuple[int, ...]]) -> list[int]:
+    """The layers that the last one depends on, in order."""
+    alive = {len(sources) - 1}
+    for i in reversed(range(len(sources))):
+        if i in alive:
+            alive.update(s for s in sources[i] if s >= 0)
+    return sorted(alive)
+
+
+def build_graph(config: GraphConfig) -> LayerGraph:
+    """Build a network from its rows; weights are torch's defaults.
+
+    Raises:
+        UnknownLayerError: a row names a layer that deploykit does not have.
+        CheckpointError: a row that does not fit together.
+    """
+    if len(config.rows) > MAX_ROWS:
+        raise CheckpointError(f"the model's description has {len(config.rows)} layers, more than {MAX_ROWS}")
+    layers: list[nn.Module] = []
+    sources: list[tuple[int, ...]] = []
+    channels = [config.channels]  # channels[i + 1] is what layer i gives, channels[0] is the image's
+    for i, row in enumerate(config.rows):
+        try:
+            origin, repeats, kind, arguments = row
+            used = tuple(s if s >= 0 else i + s for s in ([origin] if isinstance(origin, int) else origin))
+            if not used or any(not -1 <= s < i for s in used):
+                raise ValueError(f"it is fed by {origin}, which is not an earlier layer")
+            inputs = [channels[s + 1] for s in used]
+            layer, out = _layer(str(kind), list(arguments), inputs, int(repeats), config, i)
+        except (TypeError, ValueError, IndexError) as e:
+            raise CheckpointError(f"layer {i} of the model's description, {list(row)!r}, cannot be built: {e}") from e
+        layers.append(layer)
+        sources.append(used)
+        channels.append(out)
+    if not layers or not isinstance(layers[-1], Detect):
+        raise CheckpointError(f"a model's description ends with a head ({', '.join(HEADS)}), this one does not")
+    graph = LayerGraph(layers, sources).eval()
+    graph.head.set_stride(config.strides or _strides(graph, config))
+    return graph
+
+
+def _layer(
+    kind: str, arguments: list[Any], inputs: list[int], repeats: int, config: GraphConfig, i: int
+) -> tuple[nn.Module, int]:
+    """One row's module and how many channels it gives."""
+    args = [_literal(a, config) for a in arguments]
+    if kind in CONVOLUTIONS:
+        out = _divisible(args[0] * config.width_multiple) if args[0] != _outputs(config) else args[0]
+        return _repeated(CONVOLUTIONS[kind], [inputs[0], out, *args[1:]], repeats, config), out
+    if kind in SAME_CHANNELS:
+        return SAME_CHANNELS[kind](*args), inputs[0]
+    if kind in HEADS:
+        return _head(kind, inputs, config), 0
+    if kind == "Concat":
+        return Concat(*args), sum(inputs)
+    if kind == "Shortcut":
+        return Shortcut(), inputs[0]
+    if kind == "ADD":
+        return Add(*args), inputs[0]
+    if kind == "ReOrg":
+        return ReOrg(), inputs[0] * 4
+    if kind == "nn.Upsample":
+        return nn.Upsample(*args), inputs[0]
+    raise UnknownLayerError(
+        f"layer {i} of the model's description is {kind!r}, which deploykit does not have; it has {', '.join(KNOWN)}"
+    )
+
+
+def _head(kind: str, inputs: list[int], config: GraphConfig) -> Detect:
+    if kind != "IKeypoint":
+        return HEADS[kind](config.num_classes, config.anchors, inputs)
+    if not config.num_keypoints:
+        raise ValueError("a keypoint head needs nkpt, the number of keypoints")
+    return IKeypoint(config.num_classes, config.anchors, inputs, config.num_keypoints, config.depthwise_keypoints)
+
+
+def _repeated(kind: type[nn.Module], args: list[Any], repeats: int, config: GraphConfig) -> nn.Module:
+    if not 1 <= repeats <= MAX_REPEATS:
+        raise ValueError(f"it is repeated {repeats} times, expected 1 to {MAX_REPEATS}")
+    count = max(round(repeats * config.depth_multiple), 1) if repeats > 1 else repeats
+    return nn.Sequential(*(kind(*args) for _ in range(count))) if count > 1 else kind(*args)
+
+
+def _outputs(config: GraphConfig) -> int:
+    """Upstream leaves a convolution of exactly the head's width unscaled; its anchors count is that of level 0."""
+    return len(config.anchors[0]) // 2 * (config.num_classes + 5)
+
+
+def _divisible(x: float, by: int = 8) -> int:
+    return math.ceil(x / by) * by
+
+
+def _literal(value: Any, config: GraphConfig) -> Any:
+    """What a description's argument means; the only strings are a few names and activations."""
+    if isinstance(value, list):
+        return [_literal(v, config) for v in value]
+    if not isinstance(value, str):
+        return value
+    named = {"None": None, "True": True, "False": False, "nc": config.num_classes, "nkpt": config.num_keypoints}
+    if value in named:
+        return named[value]
+    return activation(value) if value.startswith("nn.") else value
+
+
+def activation(text: str) -> nn.Module:
+    """``"nn.LeakyReLU(0.1)"`` to the module, without evaluating it.
+
+    Raises:
+        UnknownLayerError: not an activation that deploykit has.
+    """
+    match = re.fullmatch(r"nn\.(\w+)\(\s*(-?[\d.]+(?:e-?\d+)?)?\s*(?:,?\s*inplace=(?:True|False))?\)", text)
+    if match is None or match[1] not in ACTIVATIONS:
+        raise UnknownLayerError(f"unknown activation {text!r}; known: {', '.join(f'nn.{a}' for a in ACTIVATIONS)}")
+    return ACTIVATIONS[match[1]](*([float(match[2])] if match[2] else []))
+
+
+def _strides(graph: LayerGraph, config: GraphConfig) -> list[int]:
+    """How many image pixels a cell of each level is wide, found by running shapes only."""
+    side = 256
+    recorded: list[int] = []
+    twin = copy.deepcopy(graph).to("meta")
+
+    class Shapes(nn.Module):
+        def forward(self, *features: Tensor) -> Tensor:
+            recorded.extend(side // f.shape[-1] for f in features)
+            return features[0]
+
+    twin.model[-1] = Shapes()
+    try:
+        with torch.no_grad():
+            twin(torch.empty(1, config.channels, side, side, device="meta"))
+    except RuntimeError as e:
+        raise CheckpointError(f"the model's description does not fit together: {e}") from e
+    return recorded[: graph.head.num_levels]

@@ -1,0 +1,117 @@
+"""Models by name, and from checkpoints: one dict, one decorator; the builder's name is the model's name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from deploykit.errors import CheckpointError, NotFoundError
+from deploykit.models._checkpoint import Checkpoint, read_checkpoint
+from deploykit.spec import ModelSpec, Source
+
+FAMILIES = ("deploykit.models.yolov7",)
+"""The family modules, in the order in which they are asked whether a checkpoint is theirs."""
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """A PyTorch model with everything that is known about it.
+
+    ``module`` is in eval mode, float32 and not fused. ``spec.input.size`` is the size the model was published for.
+    ``notes`` are sentences for the user about what was decided while it was read.
+    """
+
+    name: str
+    family: str
+    module: nn.Module
+    spec: ModelSpec
+    notes: tuple[str, ...] = ()
+
+    @property
+    def stride(self) -> int:
+        """Both sides of the input are multiples of this many pixels."""
+        return self.spec.input.fit.stride
+
+
+class Builder(Protocol):
+    """A registered variant, for example ``yolov7_w6_pose``."""
+
+    __name__: str
+
+    def __call__(self, *, num_classes: int | None = None) -> ReferenceModel: ...
+
+
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register_model(builder: Builder) -> Builder:
+    """Make ``builder`` buildable by its own name; the name is the only key there is."""
+    if builder.__name__ in _BUILDERS:
+        raise ValueError(f"model {builder.__name__!r} is registered twice")
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def list_models() -> list[str]:
+    """The names of all models that can be built, as they are typed: ``yolov7-w6-pose``."""
+    _load_families()
+    return sorted(name.replace("_", "-") for name in _BUILDERS)
+
+
+def create_model(name: str, *, num_classes: int | None = None) -> ReferenceModel:
+    """Build a registered model with torch's default weights.
+
+    Raises:
+        NotFoundError: there is no model of that name.
+    """
+    _load_families()
+    builder = _BUILDERS.get(name.replace("-", "_"))
+    if builder is None:
+        close = difflib.get_close_matches(name.replace("_", "-"), list_models(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(list_models())}"
+        raise NotFoundError(f"there is no model {name!r}: {hint}")
+    return builder(num_classes=num_classes)
+
+
+def load_model(weights: str | Path, on_step: Callable[[str], None] = lambda _: None) -> ReferenceModel:
+    """Read a checkpoint without executing it, and build the model that it is of.
+
+    ``on_step`` is told what is going on: ``reading``, ``building``.
+
+    Raises:
+        CheckpointError: not a checkpoint, or of no model that deploykit knows.
+    """
+    on_step("reading")
+    checkpoint = read_checkpoint(weights)
+    on_step("building")
+    return model_from_checkpoint(checkpoint)
+
+
+def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
+    """Build the model that a checkpoint is of.
+
+    Raises:
+        CheckpointError: no family knows it; UnknownLayerError, WeightsMismatchError: nearly.
+    """
+    for family in FAMILIES:
+        model: ReferenceModel | None = import_module(family).from_checkpoint(checkpoint)
+        if model is not None:
+            source = Source(model=model.name, sha256=checkpoint.sha256)
+            return replace(model, spec=replace(model.spec, source=source), notes=(*checkpoint.notes, *model.notes))
+    first = ", ".join(list(checkpoint.state_dict)[:3]) or "none"
+    raise CheckpointError(
+        f"{checkpoint.path} is a checkpoint of a model that deploykit does not know: {len(checkpoint.state_dict)} "
+        f"tensors ({first}, ...) and no description of its layers; deploykit inspect shows it, deploykit models "
+        "lists what can be loaded"
+    )
+
+
+def _load_families() -> None:
+    for family in FAMILIES:
+        import_module(family)

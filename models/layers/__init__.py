@@ -1,0 +1,1 @@
+"""Building blocks that several model families share; their names and keys are those of the original projects."""

@@ -1,0 +1,204 @@
+"""Anchor-based heads of the YOLOv7 family: decode is a pure function of the features (no grid cache, no export mode).
+
+Source of the facts: WongKinYiu/yolov7 ``models/yolo.py``, main and branch ``pose`` (GPL-3.0); the code is ours.
+Paper: arXiv 2207.02696.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.models._fuse import fuse_model
+from deploykit.models.layers.conv import Conv
+from deploykit.models.layers.rep import ImplicitA, ImplicitM, fold_implicit
+
+Anchors = Sequence[Sequence[float]]
+"""One flat list ``w, h, w, h, ...`` in network pixels a level."""
+
+H = TypeVar("H", bound="Detect")
+
+
+class Detect(nn.Module):
+    """Feature maps of L levels, each ``(B, C_i, H_i, W_i)``, to rows ``(B, N, 5 + classes)`` in network pixels.
+
+    Row: ``cx, cy, w, h, obj, cls...``; N runs over levels, then anchors, then grid rows, then grid columns.
+    ``cxcy = (2 sigmoid - 0.5 + grid) stride``, ``wh = (2 sigmoid)^2 anchor``.
+    """
+
+    anchors: Tensor
+    anchor_grid: Tensor
+
+    def __init__(self, num_classes: int, anchors: Anchors, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.num_classes = num_classes
+        self.num_levels = len(anchors)
+        self.num_anchors = len(anchors[0]) // 2
+        self.stride: tuple[int, ...] = ()  # set by the graph, which knows how far each level is scaled down
+        grid = torch.tensor(anchors, dtype=torch.float32).view(self.num_levels, 1, -1, 1, 1, 2)
+        self.register_buffer("anchors", grid.view(self.num_levels, -1, 2).clone())
+        self.register_buffer("anchor_grid", grid)
+        outputs = self.num_anchors * (5 + num_classes)
+        self.m = nn.ModuleList(nn.Conv2d(c, outputs, 1) for c in channels[: self.num_levels])
+
+    @property
+    def columns(self) -> int:
+        """Values a row."""
+        return 5 + self.num_classes
+
+    def set_stride(self, stride: Sequence[int]) -> None:
+        """Tell the head how many network pixels a cell of each level is wide."""
+        self.stride = tuple(stride)
+        # Upstream keeps a second copy of the anchors in cells; it is only there so that state dicts agree.
+        self.anchors.copy_(self.anchor_grid.view_as(self.anchors) / torch.tensor(self.stride)[:, None, None])
+
+    def forward(self, *features: Tensor) -> Tensor:
+        rows = [self.decode(self.raw(x, level), level) for level, x in enumerate(features[: self.num_levels])]
+        return torch.cat(rows, 1)
+
+    def raw(self, x: Tensor, level: int) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, anchors * columns, H, W)``."""
+        return cast(Tensor, self.m[level](x))
+
+    def decode(self, raw: Tensor, level: int) -> Tensor:
+        """``(B, anchors * columns, H, W)`` to ``(B, anchors * H * W, columns)``."""
+        cells = self._cells(raw)  # (B, A, H, W, columns)
+        return self._decode_box(cells.sigmoid(), level).flatten(1, 3)
+
+    def _cells(self, raw: Tensor) -> Tensor:
+        b, _, h, w = raw.shape
+        return raw.view(b, self.num_anchors, -1, h, w).permute(0, 1, 3, 4, 2)
+
+    def _offset(self, like: Tensor, level: int) -> Tensor:
+        """``(grid - 0.5) * stride`` in (x, y) for cells ``(B, A, H, W, ...)``: ``(H, W, 2)``."""
+        h, w = like.shape[2:4]
+        stride = self.stride[level]
+        y = torch.arange(h, dtype=like.dtype, device=like.device) * stride - 0.5 * stride
+        x = torch.arange(w, dtype=like.dtype, device=like.device) * stride - 0.5 * stride
+        return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1)
+
+    def _decode_box(self, p: Tensor, level: int) -> Tensor:
+        """Probabilities ``(B, A, H, W, 5 + classes)`` to decoded rows of the same shape."""
+        # 2 * stride * sigmoid + (grid - 0.5) * stride: strides are powers of two, so nothing is rounded differently.
+        xy = p[..., :2] * (2 * self.stride[level]) + self._offset(p, level)
+        wh = p[..., 2:4].square() * (4 * self.anchor_grid[level])
+        return torch.cat((xy, wh, p[..., 4:]), -1)
+
+
+class IDetect(Detect):
+    """Detect with implicit knowledge, the training form: m * conv(x + a)."""
+
+    def __init__(self, num_classes: int, anchors: Anchors, channels: Sequence[int]) -> None:
+        super().__init__(num_classes, anchors, channels)
+        self.ia = nn.ModuleList(ImplicitA(c) for c in channels[: self.num_levels])
+        self.im = nn.ModuleList(ImplicitM(conv.out_channels) for conv in cast("list[nn.Conv2d]", self.m))
+
+    def raw(self, x: Tensor, level: int) -> Tensor:
+        return cast(Tensor, self.im[level](super().raw(self.ia[level](x), level)))
+
+    def fuse(self, path: str) -> Detect:
+        """Fold the implicits into the convolutions; the result is a plain :class:`Detect`."""
+        return _rebuilt(self, Detect, m=_folded_implicits(self, path))
+
+
+class IAuxDetect(IDetect):
+    """IDetect with an auxiliary head a level, which only training uses; ``fuse`` drops it."""
+
+    def __init__(self, num_classes: int, anchors: Anchors, channels: Sequence[int]) -> None:
+        super().__init__(num_classes, anchors, channels)
+        self.m2 = nn.ModuleList(nn.Conv2d(c, self.num_anchors * self.columns, 1) for c in channels[self.num_levels :])
+
+
+class Keypoint(Detect):
+    """Boxes and K keypoints: rows ``(B, N, 5 + classes + 3 K)``, each keypoint ``x, y, v``.
+
+    ``xy = (2 raw - 0.5 + grid) stride`` without a sigmoid, ``v = sigmoid(raw)``. The detection and the keypoint
+    channels of a level are concatenated before they are split into anchors, so the split cuts across both: that is
+    how the original models were trained, and any tidier order gives garbage with their weights.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        anchors: Anchors,
+        channels: Sequence[int],
+        num_keypoints: int = 17,
+        depthwise: bool = False,
+    ) -> None:
+        super().__init__(num_classes, anchors, channels)
+        self.num_keypoints = num_keypoints
+        outputs = self.num_anchors * 3 * num_keypoints
+        self.m_kpt = nn.ModuleList(
+            _depthwise_branch(c, outputs) if depthwise else nn.Conv2d(c, outputs, 1) for c in channels
+        )
+
+    @property
+    def columns(self) -> int:
+        return 5 + self.num_classes + 3 * self.num_keypoints
+
+    def raw(self, x: Tensor, level: int) -> Tensor:
+        return torch.cat((super().raw(x, level), self.m_kpt[level](x)), 1)
+
+    def decode(self, raw: Tensor, level: int) -> Tensor:
+        cells = self._cells(raw)
+        det = self._decode_box(cells[..., : 5 + self.num_classes].sigmoid(), level)
+        kpt = cells[..., 5 + self.num_classes :].unflatten(-1, (self.num_keypoints, 3))
+        xy = kpt[..., :2] * (2 * self.stride[level]) + self._offset(cells, level)[:, :, None]
+        kpt = torch.cat((xy, kpt[..., 2:].sigmoid()), -1)  # (B, A, H, W, K, 3)
+        return torch.cat((det, kpt.flatten(-2)), -1).flatten(1, 3)
+
+    def fuse(self, path: str) -> Keypoint:
+        """Fold the keypoint branch's batch norms."""
+        return _rebuilt(self, Keypoint, m=self.m, m_kpt=fuse_model(self.m_kpt, f"{path}.m_kpt"))
+
+
+class IKeypoint(Keypoint):
+    """Keypoint with implicit knowledge on the detection channels; the keypoint branch sees the plain features."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        anchors: Anchors,
+        channels: Sequence[int],
+        num_keypoints: int = 17,
+        depthwise: bool = False,
+    ) -> None:
+        super().__init__(num_classes, anchors, channels, num_keypoints, depthwise)
+        self.ia = nn.ModuleList(ImplicitA(c) for c in channels)
+        self.im = nn.ModuleList(ImplicitM(conv.out_channels) for conv in cast("list[nn.Conv2d]", self.m))
+
+    def raw(self, x: Tensor, level: int) -> Tensor:
+        det = self.im[level](self.m[level](self.ia[level](x)))
+        return torch.cat((det, self.m_kpt[level](x)), 1)
+
+    def fuse(self, path: str) -> Keypoint:
+        """Fold the implicits and the keypoint branch; the result is a plain :class:`Keypoint`."""
+        return _rebuilt(
+            self, Keypoint, m=_folded_implicits(self, path), m_kpt=fuse_model(self.m_kpt, f"{path}.m_kpt")
+        )
+
+
+def _folded_implicits(head: IDetect | IKeypoint, path: str) -> nn.ModuleList:
+    levels = zip(head.m, head.ia, head.im, strict=True)
+    return nn.ModuleList(
+        fold_implicit(cast(nn.Conv2d, m), cast(ImplicitA, a), cast(ImplicitM, im), f"{path}.m.{i}")
+        for i, (m, a, im) in enumerate(levels)
+    )
+
+
+def _rebuilt(head: Detect, kind: type[H], **modules: nn.Module) -> H:
+    """A head of ``kind`` with the buffers and numbers of ``head`` and just these modules."""
+    new = kind.__new__(kind)
+    new.__dict__ = {**head.__dict__, "_modules": modules}
+    return new
+
+
+def _depthwise_branch(channels: int, outputs: int) -> nn.Sequential:
+    """Five times 3x3 depthwise and 1x1, one more depthwise, and the 1x1 that gives the keypoints."""
+    layers: list[nn.Module] = []
+    for _ in range(5):
+        layers += [Conv(channels, channels, 3, g=channels), Conv(channels, channels, 1)]
+    return nn.Sequential(*layers, Conv(channels, channels, 3, g=channels), nn.Conv2d(channels, outputs, 1))

@@ -1,0 +1,115 @@
+"""Convolution blocks of the YOLOv7 family (upstream ``models/common.py``, GPL-3.0: facts only, the code is ours).
+
+Every block's attribute names are the original's, so that its weights load; ``fuse`` returns the folded form.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.models._fuse import fold_conv_bn, fuse_model
+
+BN_EPS = 1e-3  # of every YOLO here; upstream sets it after construction and no state dict holds it
+
+
+def batch_norm(channels: int) -> nn.BatchNorm2d:
+    """Batch norm with the eps and momentum that all YOLO families set."""
+    return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=0.03)
+
+
+def plain_conv(c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, p: int | None = None) -> nn.Conv2d:
+    """A convolution without bias, padded by half its kernel unless ``p`` says otherwise."""
+    return nn.Conv2d(c1, c2, k, s, k // 2 if p is None else p, groups=g, bias=False)
+
+
+class Conv(nn.Module):
+    """conv k x k -> batch norm -> activation; ``(B, c1, H, W)`` to ``(B, c2, ceil(H/s), ceil(W/s))``."""
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, act: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.conv = plain_conv(c1, c2, k, s, g, p)
+        self.bn: nn.Module = batch_norm(c2)
+        self.act = nn.SiLU() if act is None else act
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.bn(self.conv(x)))
+        return out
+
+    def fuse(self, path: str) -> Conv:
+        """Fold the batch norm into the convolution."""
+        new = copy.copy(self)
+        new._modules = dict(self._modules)
+        if isinstance(self.bn, nn.BatchNorm2d):
+            new.conv, new.bn = fold_conv_bn(self.conv, self.bn, path), nn.Identity()
+        return new
+
+
+class FoldingSequential(nn.Sequential):
+    """A Sequential that folds each batch norm into the convolution right before it; the other places keep theirs."""
+
+    def fuse(self, path: str) -> nn.Sequential:
+        """Fold the pairs; a folded batch norm leaves an Identity, so that the indices stay."""
+        layers: list[nn.Module] = []
+        for i, layer in enumerate(self):
+            if isinstance(layer, nn.BatchNorm2d) and layers and isinstance(layers[-1], nn.Conv2d):
+                layers[-1] = fold_conv_bn(layers[-1], layer, f"{path}.{i - 1}")
+                layers.append(nn.Identity())
+            else:
+                layers.append(fuse_model(layer, f"{path}.{i}"))
+        return FoldingSequential(*layers)
+
+
+class Concat(nn.Module):
+    """Concatenate along ``dimension``."""
+
+    def __init__(self, dimension: int = 1) -> None:
+        super().__init__()
+        self.dimension = dimension
+
+    def forward(self, *x: Tensor) -> Tensor:
+        return torch.cat(x, self.dimension)
+
+
+class Shortcut(nn.Module):
+    """Add two inputs of one shape."""
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class Add(nn.Module):
+    """``x + alpha * y`` (``ADD`` of the lite models)."""
+
+    def __init__(self, alpha: float = 0.5) -> None:
+        super().__init__()
+        self.alpha = alpha
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y if self.alpha == 1 else x + self.alpha * y
+
+
+class ReOrg(nn.Module):
+    """Space to depth by 2: ``(B, C, H, W)`` to ``(B, 4C, H/2, W/2)``, blocks in (row, column) parity order
+    (0,0), (1,0), (0,1), (1,1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), 1)
+
+
+class DownC(nn.Module):
+    """Halve the size two ways, half of the channels each: 1x1 and 3x3 stride 2; max pool and 1x1."""
+
+    def __init__(self, c1: int, c2: int, n: int = 1, k: int = 2) -> None:
+        super().__init__()
+        self.cv1 = Conv(c1, c1, 1, 1)
+        self.cv2 = Conv(c1, c2 // 2, 3, k)
+        self.cv3 = Conv(c1, c2 // 2, 1, 1)
+        self.mp = nn.MaxPool2d(k, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat((self.cv2(self.cv1(x)), self.cv3(self.mp(x))), 1)

@@ -1,0 +1,81 @@
+"""Pooling blocks of the YOLO families (upstream ``models/common.py``, GPL-3.0: facts only, the code is ours)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.models.layers.conv import Conv
+
+
+class MP(nn.Module):
+    """Max pool k x k, stride k."""
+
+    def __init__(self, k: int = 2) -> None:
+        super().__init__()
+        self.m = nn.MaxPool2d(k, k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.m(x)
+        return out
+
+
+class SP(nn.Module):
+    """Max pool k x k, stride ``s`` (1), padded to keep the size."""
+
+    def __init__(self, k: int = 3, s: int = 1) -> None:
+        super().__init__()
+        self.m = nn.MaxPool2d(k, s, k // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.m(x)
+        return out
+
+
+class SPPCSPC(nn.Module):
+    """Spatial pyramid pooling in a cross-stage block; the concatenation's order is (pooled, bypass)."""
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = False,
+        g: int = 1,
+        e: float = 0.5,
+        k: tuple[int, ...] = (5, 9, 13),
+    ) -> None:
+        super().__init__()
+        hidden = int(2 * c2 * e)
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(c1, hidden, 1, 1)
+        self.cv3 = Conv(hidden, hidden, 3, 1)
+        self.cv4 = Conv(hidden, hidden, 1, 1)
+        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in k)
+        self.cv5 = Conv(4 * hidden, hidden, 1, 1)
+        self.cv6 = Conv(hidden, hidden, 3, 1)
+        self.cv7 = Conv(2 * hidden, c2, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        main = self.cv4(self.cv3(self.cv1(x)))
+        pooled = self.cv6(self.cv5(torch.cat((main, *(m(main) for m in self.m)), 1)))
+        out: Tensor = self.cv7(torch.cat((pooled, self.cv2(x)), 1))
+        return out
+
+
+class SPPF(nn.Module):
+    """Three chained max pools instead of parallel ones of growing size (YOLOv5 6.0 and later, yolov7-lite)."""
+
+    def __init__(self, c1: int, c2: int, k: int = 5) -> None:
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden * 4, c2, 1, 1)
+        self.m = nn.MaxPool2d(k, 1, k // 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        once = self.m(x)
+        twice = self.m(once)
+        out: Tensor = self.cv2(torch.cat((x, once, twice, self.m(twice)), 1))
+        return out

@@ -1,0 +1,109 @@
+"""Re-parameterised convolution and implicit knowledge (upstream ``models/common.py``, GPL-3.0: facts only).
+
+Papers: RepVGG (arXiv 2101.03697), YOLOR (arXiv 2105.04206), YOLOv7 (arXiv 2207.02696).
+"""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from deploykit.models._fuse import check_fold, fold_conv_bn, fold_into, probe_of
+from deploykit.models.layers.conv import FoldingSequential, batch_norm, plain_conv
+
+
+class RepConv(nn.Module):
+    """act(BN(conv 3x3) + BN(conv 1x1) [+ BN(x)]), the last where shape allows; ``fuse`` gives one 3x3 convolution."""
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 3, s: int = 1, p: int | None = None, g: int = 1, act: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        if k != 3 or p not in (None, 1):
+            raise ValueError(f"RepConv is a 3x3 convolution with padding 1, got kernel {k} and padding {p}")
+        self.act = nn.SiLU() if act is None else act
+        self.rbr_identity = batch_norm(c1) if c1 == c2 and s == 1 else None
+        self.rbr_dense = FoldingSequential(plain_conv(c1, c2, k, s, g), batch_norm(c2))
+        self.rbr_1x1 = FoldingSequential(plain_conv(c1, c2, 1, s, g), batch_norm(c2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self._branches(x))
+        return out
+
+    def _branches(self, x: Tensor) -> Tensor:
+        y: Tensor = self.rbr_dense(x) + self.rbr_1x1(x)
+        return y if self.rbr_identity is None else y + self.rbr_identity(x)
+
+    def fuse(self, path: str) -> nn.Sequential:
+        """Add the three branches' kernels and biases; each branch's own fold is checked, and so is the sum."""
+        dense, point = self.rbr_dense.fuse(f"{path}.rbr_dense")[0], self.rbr_1x1.fuse(f"{path}.rbr_1x1")[0]
+        assert isinstance(dense, nn.Conv2d)
+        assert isinstance(point, nn.Conv2d)
+        weight = dense.weight.detach().double() + F.pad(point.weight.detach().double(), (1, 1, 1, 1))
+        bias = _bias64(dense) + _bias64(point)
+        if self.rbr_identity is not None:
+            unit = fold_conv_bn(_unit(dense), self.rbr_identity, f"{path}.rbr_identity")
+            weight, bias = weight + unit.weight.detach().double(), bias + _bias64(unit)
+        fused = fold_into(dense, weight, bias)
+        before, after = _double(self), _double(fused)
+        assert isinstance(before, RepConv)
+        check_fold(path, "three branches", before._branches, after, probe_of(dense))
+        return nn.Sequential(fused, self.act)
+
+
+class ImplicitA(nn.Module):
+    """x + a, with one learned ``a`` a channel, ``(1, C, 1, 1)``."""
+
+    def __init__(self, channel: int) -> None:
+        super().__init__()
+        self.implicit = nn.Parameter(torch.zeros(1, channel, 1, 1).normal_(std=0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.implicit
+
+
+class ImplicitM(nn.Module):
+    """x * m, with one learned ``m`` a channel, ``(1, C, 1, 1)``."""
+
+    def __init__(self, channel: int) -> None:
+        super().__init__()
+        self.implicit = nn.Parameter(torch.ones(1, channel, 1, 1).normal_(mean=1.0, std=0.02))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.implicit
+
+
+def fold_implicit(conv: nn.Conv2d, a: ImplicitA, m: ImplicitM, path: str) -> nn.Conv2d:
+    """Fold both implicits into the 1x1 convolution between them: W' = m W, b' = m (b + W a).
+
+    Raises:
+        FoldError: the folded convolution does not compute the same.
+    """
+    weight, bias = conv.weight.detach().double(), _bias64(conv)
+    add, mul = a.implicit.detach().double().flatten(), m.implicit.detach().double().flatten()
+    folded = fold_into(conv, mul[:, None, None, None] * weight, mul * (bias + weight[:, :, 0, 0] @ add))
+    wide, a64, m64 = _double(conv), _double(a), _double(m)
+    check_fold(path, "implicits", lambda x: m64(wide(a64(x))), _double(folded), probe_of(conv))  # type: ignore[no-any-return]
+    return folded
+
+
+def _bias64(conv: nn.Conv2d) -> Tensor:
+    assert conv.bias is not None
+    return conv.bias.detach().double()
+
+
+def _unit(like: nn.Conv2d) -> nn.Conv2d:
+    """The convolution that changes nothing: a one at the centre of each channel's own kernel."""
+    kernel = torch.zeros_like(like.weight)
+    channels = torch.arange(like.in_channels)
+    kernel[channels, channels % (like.in_channels // like.groups), 1, 1] = 1
+    unit = fold_into(like, kernel, torch.zeros(like.out_channels))
+    unit.bias = None
+    return unit
+
+
+def _double(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).double().eval()
