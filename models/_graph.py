@@ -77,6 +77,7 @@ class GraphConfig:
         """
         try:
             rows = tuple((*yaml["backbone"], *yaml["head"]))
+            _check_known(rows)
             anchors = tuple(tuple(float(a) for a in level) for level in yaml["anchors"])
             return GraphConfig(
                 rows=rows,
@@ -92,6 +93,17 @@ class GraphConfig:
             raise CheckpointError(f"the checkpoint's model description has no {e.args[0]!r}") from e
         except (TypeError, ValueError) as e:
             raise CheckpointError(f"the checkpoint's model description cannot be read: {e}") from e
+
+
+def _check_known(rows: Sequence[Row]) -> None:
+    """Before anything else of a description is looked at, because this tells its reader most."""
+    for i, row in enumerate(rows):
+        kind = str(row[2]) if isinstance(row, (list, tuple)) and len(row) > 2 else ""
+        if kind and kind not in KNOWN:
+            raise UnknownLayerError(
+                f"layer {i} of the model's description is {kind!r}, which deploykit does not have; "
+                f"it has {', '.join(KNOWN)}"
+            )
 
 
 class LayerGraph(nn.Module):
@@ -150,6 +162,7 @@ def build_graph(config: GraphConfig) -> LayerGraph:
     """
     if len(config.rows) > MAX_ROWS:
         raise CheckpointError(f"the model's description has {len(config.rows)} layers, more than {MAX_ROWS}")
+    _check_known(config.rows)
     layers: list[nn.Module] = []
     sources: list[tuple[int, ...]] = []
     channels = [config.channels]  # channels[i + 1] is what layer i gives, channels[0] is the image's
@@ -160,7 +173,7 @@ def build_graph(config: GraphConfig) -> LayerGraph:
             if not used or any(not -1 <= s < i for s in used):
                 raise ValueError(f"it is fed by {origin}, which is not an earlier layer")
             inputs = [channels[s + 1] for s in used]
-            layer, out = _layer(str(kind), list(arguments), inputs, int(repeats), config, i)
+            layer, out = _layer(str(kind), list(arguments), inputs, int(repeats), config)
         except (TypeError, ValueError, IndexError) as e:
             raise CheckpointError(f"layer {i} of the model's description, {list(row)!r}, cannot be built: {e}") from e
         layers.append(layer)
@@ -174,7 +187,7 @@ def build_graph(config: GraphConfig) -> LayerGraph:
 
 
 def _layer(
-    kind: str, arguments: list[Any], inputs: list[int], repeats: int, config: GraphConfig, i: int
+    kind: str, arguments: list[Any], inputs: list[int], repeats: int, config: GraphConfig
 ) -> tuple[nn.Module, int]:
     """One row's module and how many channels it gives."""
     args = [_literal(a, config) for a in arguments]
@@ -193,11 +206,7 @@ def _layer(
         return Add(*args), inputs[0]
     if kind == "ReOrg":
         return ReOrg(), inputs[0] * 4
-    if kind == "nn.Upsample":
-        return nn.Upsample(*args), inputs[0]
-    raise UnknownLayerError(
-        f"layer {i} of the model's description is {kind!r}, which deploykit does not have; it has {', '.join(KNOWN)}"
-    )
+    return nn.Upsample(*args), inputs[0]
 
 
 def _head(kind: str, inputs: list[int], config: GraphConfig) -> Detect:

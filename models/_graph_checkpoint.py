@@ -68,7 +68,7 @@ def _apply_recorded(graph: LayerGraph, recorded: tuple[Module, ...]) -> tuple[st
                 name = type(trained).__name__
                 changed[name] = changed.get(name, 0) + 1
     return tuple(
-        f"{count} activations are {name} in the pickled model, not what its description says: {name} is used"
+        f"{count} activations are {name}, as in the pickled model; its layer description does not say so"
         for name, count in changed.items()
     )
 

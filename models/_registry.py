@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError, NotFoundError
@@ -79,6 +80,12 @@ def create_model(name: str, *, num_classes: int | None = None) -> ReferenceModel
     return builder(num_classes=num_classes)
 
 
+def spec_of_model(name: str) -> ModelSpec:
+    """What is known of a registered model, without making its weights."""
+    with torch.device("meta"):
+        return create_model(name).spec
+
+
 def load_model(weights: str | Path, on_step: Callable[[str], None] = lambda _: None) -> ReferenceModel:
     """Read a checkpoint without executing it, and build the model that it is of.
 
@@ -103,7 +110,11 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
         model: ReferenceModel | None = import_module(family).from_checkpoint(checkpoint)
         if model is not None:
             source = Source(model=model.name, sha256=checkpoint.sha256)
-            return replace(model, spec=replace(model.spec, source=source), notes=(*checkpoint.notes, *model.notes))
+            notes = (*checkpoint.notes, *model.notes)
+            seed = checkpoint.metadata.get("random_seed")
+            if seed is not None:  # written by create_checkpoint
+                notes = (*notes, f"its weights are random (seed {seed}): what it detects means nothing")
+            return replace(model, spec=replace(model.spec, source=source), notes=notes)
     first = ", ".join(list(checkpoint.state_dict)[:3]) or "none"
     raise CheckpointError(
         f"{checkpoint.path} is a checkpoint of a model that deploykit does not know: {len(checkpoint.state_dict)} "

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from pathlib import PurePosixPath
 from typing import Any
 
 import torch
@@ -310,8 +311,8 @@ def _described(checkpoint: Checkpoint) -> tuple[str, GraphConfig | None]:
             if rows == [_normal(i, row) for i, row in enumerate(rows_of(name, training=training))]:
                 exact = config.width_multiple == config.depth_multiple == 1.0
                 return (name if exact else f"{name}-width-{config.width_multiple:g}"), config
-    own = str(checkpoint.metadata.get("yaml_file") or "yolov7-custom")
-    return own.replace("\\", "/").rsplit("/", 1)[-1].removesuffix(".yaml"), config
+    own = str(checkpoint.modules[0].attributes.get("yaml_file") or "") if checkpoint.modules else ""
+    return PurePosixPath(own.replace("\\", "/")).stem or "yolov7-custom", config
 
 
 def _normal(i: int, row: Row) -> tuple[Any, ...]:

@@ -65,10 +65,11 @@ class Detect(nn.Module):
 
     def decode(self, raw: Tensor, level: int) -> Tensor:
         """``(B, anchors * columns, H, W)`` to ``(B, anchors * H * W, columns)``."""
-        cells = self._cells(raw)  # (B, A, H, W, columns)
-        return self._decode_box(cells.sigmoid(), level).flatten(1, 3)
+        cells = self._cells(raw)
+        return torch.cat(self._decode_box(cells, level), -1).flatten(1, 3)
 
     def _cells(self, raw: Tensor) -> Tensor:
+        """``(B, A * columns, H, W)`` to ``(B, A, H, W, columns)``."""
         b, _, h, w = raw.shape
         return raw.view(b, self.num_anchors, -1, h, w).permute(0, 1, 3, 4, 2)
 
@@ -80,12 +81,12 @@ class Detect(nn.Module):
         x = torch.arange(w, dtype=like.dtype, device=like.device) * stride - 0.5 * stride
         return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1)
 
-    def _decode_box(self, p: Tensor, level: int) -> Tensor:
-        """Probabilities ``(B, A, H, W, 5 + classes)`` to decoded rows of the same shape."""
+    def _decode_box(self, raw: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Raw detection cells ``(B, A, H, W, 5 + classes)`` to centre, size and probabilities, each a slice of a row."""
+        xy, wh, probabilities = raw.sigmoid().split((2, 2, 1 + self.num_classes), -1)
         # 2 * stride * sigmoid + (grid - 0.5) * stride: strides are powers of two, so nothing is rounded differently.
-        xy = p[..., :2] * (2 * self.stride[level]) + self._offset(p, level)
-        wh = p[..., 2:4].square() * (4 * self.anchor_grid[level])
-        return torch.cat((xy, wh, p[..., 4:]), -1)
+        xy = xy * (2 * self.stride[level]) + self._offset(raw, level)
+        return xy, wh * wh * (4 * self.anchor_grid[level]), probabilities
 
 
 class IDetect(Detect):
@@ -144,11 +145,11 @@ class Keypoint(Detect):
 
     def decode(self, raw: Tensor, level: int) -> Tensor:
         cells = self._cells(raw)
-        det = self._decode_box(cells[..., : 5 + self.num_classes].sigmoid(), level)
-        kpt = cells[..., 5 + self.num_classes :].unflatten(-1, (self.num_keypoints, 3))
-        xy = kpt[..., :2] * (2 * self.stride[level]) + self._offset(cells, level)[:, :, None]
-        kpt = torch.cat((xy, kpt[..., 2:].sigmoid()), -1)  # (B, A, H, W, K, 3)
-        return torch.cat((det, kpt.flatten(-2)), -1).flatten(1, 3)
+        det, kpt = cells.split((5 + self.num_classes, 3 * self.num_keypoints), -1)
+        xy, v = kpt.unflatten(-1, (self.num_keypoints, 3)).split((2, 1), -1)  # (B, A, H, W, K, 2), (..., 1)
+        xy = xy * (2 * self.stride[level]) + self._offset(cells, level)[:, :, None]
+        keypoints = torch.cat((xy, v.sigmoid()), -1).flatten(-2)
+        return torch.cat((*self._decode_box(det, level), keypoints), -1).flatten(1, 3)
 
     def fuse(self, path: str) -> Keypoint:
         """Fold the keypoint branch's batch norms."""

@@ -98,7 +98,9 @@ class ReOrg(nn.Module):
     (0,0), (1,0), (0,1), (1,1)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.cat((x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), 1)
+        b, c, h, w = x.shape
+        blocks = x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 5, 3, 1, 2, 4)  # (B, column, row, C, H/2, W/2)
+        return blocks.reshape(b, 4 * c, h // 2, w // 2)
 
 
 class DownC(nn.Module):

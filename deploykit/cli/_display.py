@@ -1,0 +1,91 @@
+"""What the commands that take a while have in common: progress on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from deploykit.export.compare import ParityReport
+
+WIDTH = 110  # of tables where stdout is not a terminal
+
+
+def console() -> Console:
+    """Where results go; plain text of a fixed width when stdout is a file or a pipe."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, soft_wrap=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+@contextlib.contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """Yield a function to tell the steps to: a spinner on a terminal, else a line a step, on stderr."""
+    from rich.console import Console
+
+    start = time.perf_counter()
+    if not sys.stderr.isatty():
+        seen: list[str] = []
+
+        def line(step: str) -> None:
+            name = step.split(":")[0]
+            if name not in seen:
+                seen.append(name)
+                print(f"[{time.perf_counter() - start:6.1f} s] {name}", file=sys.stderr)
+
+        yield line
+        return
+    with Console(stderr=True).status("starting") as status:
+        yield lambda step: status.update(f"{step} [dim]({time.perf_counter() - start:.0f} s)[/dim]")
+
+
+def parity_table(report: ParityReport) -> Table:
+    """The largest difference of each kind of value, and the detections; everything is in the JSON report."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("parity")
+    table.add_column("largest difference", justify="right")
+    table.add_column("of the limit", justify="right")
+    table.add_column("where")
+    for values in dict.fromkeys(d.values for d in report.differences):
+        d = max((d for d in report.differences if d.values == values), key=lambda d: d.used)
+        largest = f"{d.max_abs:.2g} px" if values in ("boxes", "keypoints") else f"{d.max_abs:.2g}"
+        table.add_row(_verdict(values, d.ok), largest, f"{100 * d.used:.1f} %", f"{d.input}, against {d.reference}")
+    for what in dict.fromkeys(m.what for m in report.matchings):
+        parts = [m for m in report.matchings if m.what == what]
+        worst = min(parts, key=lambda m: (m.ok, m.min_iou))
+        total = f"{sum(m.matched for m in parts)} of {sum(m.expected for m in parts)} match"
+        table.add_row(_verdict(what, worst.ok), total, f"IoU >= {worst.min_iou:.4f}", f"{len(parts)} comparisons")
+    return table
+
+
+def parity_lines(report: ParityReport) -> list[str]:
+    """What was compared with what, the limits, and what to know about it."""
+    limits = report.tolerance
+    references = list(dict.fromkeys(d.reference for d in report.differences))
+    inputs = list(dict.fromkeys(d.input for d in report.differences))
+    lines = [
+        f"compared with {' and '.join(references)} on {', '.join(inputs)}",
+        f"limits: {limits.pixels:g} px + {limits.relative:g} |x|, probabilities {limits.probability:g}",
+    ]
+    few = [m for m in report.matchings if m.what == "best rows"]
+    if few:
+        lines.append(f"fewer than 20 detections on {', '.join(dict.fromkeys(m.input for m in few))}: best rows compared")
+    return [*lines, *(f"note: {note}" for note in report.notes)]
+
+
+def _verdict(name: str, ok: bool) -> str:
+    return name if ok else f"[bold red]{name} FAILED[/bold red]"

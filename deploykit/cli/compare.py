@@ -1,0 +1,38 @@
+"""``deploykit compare``: do two models give the same numbers?"""
+
+from __future__ import annotations
+
+import argparse
+
+from deploykit.cli._display import console, parity_lines, parity_table, print_json, steps
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("a", metavar="A", help="the reference: a checkpoint or an exported model")
+    parser.add_argument("b", metavar="B", help="what is compared with it")
+    parser.add_argument(
+        "--sample", action="append", default=[], metavar="IMAGE", help="compare on this picture (may be repeated)"
+    )
+    parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of models that do not carry one")
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, print the table; the exit code is that of a ParityError where they differ."""
+    from deploykit.errors import ParityError, UsageError
+    from deploykit.export.compare import compare
+
+    if args.a == args.b:
+        raise UsageError(f"{args.a} would be compared with itself")
+    with steps() as on_step:
+        report = compare(args.a, args.b, images=args.sample, spec=args.spec, on_step=on_step)
+    if args.json:
+        print_json(report.to_dict())
+    else:
+        out = console()
+        out.print(parity_table(report))
+        for line in parity_lines(report):
+            out.print(line)
+        print(f"{args.b} agrees with {args.a}" if report.ok else f"they differ: {report.worst}")
+    return 0 if report.ok else ParityError.exit_code

@@ -1,0 +1,24 @@
+"""``deploykit create``: a checkpoint with seeded random weights."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("name", metavar="MODEL", help="a name from deploykit models")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights (default 0)")
+    parser.add_argument("--classes", type=int, metavar="N", help="number of classes (default: as published)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the checkpoint to write (default: MODEL.pt)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write it, and say what it is worth."""
+    from deploykit.models._random import create_checkpoint
+
+    name = args.name.replace("_", "-")
+    path = create_checkpoint(name, args.out or Path(f"{name}.pt"), seed=args.seed, num_classes=args.classes)
+    print(f"{path}: {name} with random weights (seed {args.seed}); what it detects means nothing")
+    return 0

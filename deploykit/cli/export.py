@@ -1,0 +1,140 @@
+"""``deploykit export``: a checkpoint to a verified ONNX file."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.cli._display import console, parity_lines, parity_table, print_json, steps
+
+if TYPE_CHECKING:
+    from deploykit.export.report import ExportReport
+    from deploykit.spec import ModelSpec
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint; it is read, never executed")
+    parser.add_argument(
+        "--img", type=int, nargs="+", metavar="N", help="input size in pixels: one side, or height and width"
+    )
+    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a run (default 1)")
+    parser.add_argument(
+        "--dynamic",
+        choices=("none", "batch", "shape"),
+        default="none",
+        help="batch: any number of images; shape: also any size that is a multiple of the stride (default none)",
+    )
+    parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (default 18)")
+    parser.add_argument(
+        "--simplify", action=argparse.BooleanOptionalAction, default=True, help="fold constants (default yes)"
+    )
+    parser.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="torch's exporter to use")
+    parser.add_argument("--out", metavar="PATH", help="the file, or a folder for it (default: beside the weights)")
+    parser.add_argument(
+        "--sample", action="append", default=[], metavar="IMAGE", help="check on this picture (may be repeated)"
+    )
+    parser.add_argument(
+        "--check", action=argparse.BooleanOptionalAction, default=True, help="prove that the numbers agree (default yes)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export and print the report."""
+    from deploykit.errors import UsageError
+
+    if args.img is not None and len(args.img) > 2:
+        raise UsageError(f"--img takes one side, or height and width; got {len(args.img)} numbers")
+    from deploykit.export.to_onnx import export_onnx
+
+    size = None if args.img is None else (args.img[0], args.img[-1])
+    with steps() as on_step:
+        report = export_onnx(
+            args.weights,
+            img=size,
+            batch=args.batch,
+            dynamic=args.dynamic,
+            opset=args.opset,
+            simplify=args.simplify,
+            out=args.out,
+            samples=args.sample,
+            check=args.check,
+            exporter=args.exporter,
+            on_step=on_step,
+        )
+    if args.json:
+        print_json(report.to_dict())
+    else:
+        _print(report)
+    return 0
+
+
+def _print(report: ExportReport) -> None:
+    from rich.table import Table
+
+    from deploykit.export.report import megabytes
+
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    facts.add_row("file", f"{report.path}  {megabytes(report.size)}")
+    facts.add_row("why this size", report.why_this_size())
+    facts.add_row("graph", f"{report.nodes} nodes, opset {report.opset}, {report.spec.precision}")
+    for name, tensors in (("input", report.inputs), ("output", report.outputs)):
+        for tensor in tensors:
+            facts.add_row(name, str(tensor))
+    facts.add_row("preprocessing", preprocessing(report.spec))
+    facts.add_row("columns", columns(report.spec))
+    for note in report.notes:
+        facts.add_row("note", note)
+    facts.add_row("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items()))
+    out = console()
+    out.print(facts)
+    if report.parity is None:
+        out.print("parity: NOT CHECKED (--no-check): nothing proves that this file gives the checkpoint's numbers")
+    else:
+        out.print()
+        out.print(parity_table(report.parity))
+        for line in parity_lines(report.parity):
+            out.print(line)
+    print(f"\nnext: deploykit predict --model {_quoted(report.path)} --source people.jpg --out results")
+
+
+def preprocessing(spec: ModelSpec) -> str:
+    """One sentence on what happens to a picture before the network."""
+    canvas, fit = spec.input, spec.input.fit
+    order = canvas.colour.upper()
+    scaled = "divided by 255" if canvas.scale == 1 / 255 else f"times {canvas.scale:g}"
+    if any(canvas.mean) or any(s != 1 for s in canvas.std):
+        scaled += f", minus {canvas.mean}, over {canvas.std}"
+    height, width = canvas.size
+    return f"{fit.kind} to {width}x{height} (width x height), pad {fit.pad_value}, stride {fit.stride}; {order}, {scaled}"
+
+
+def columns(spec: ModelSpec) -> str:
+    """What the output's columns hold."""
+    from deploykit.spec import RawRows
+
+    if not isinstance(spec.output, RawRows):
+        return spec.output.kind
+    rows = spec.output
+    parts = [f"{_span(rows.box)} cx cy w h"]
+    if rows.obj:
+        parts.append(f"{_span(rows.obj)} objectness")
+    parts.append(f"{_span(rows.cls)} {len(spec.classes)} class{'es' if len(spec.classes) > 1 else ''}")
+    if rows.keypoints and spec.keypoints:
+        values = "x y v" if rows.kpt_dims == 3 else "x y"
+        parts.append(f"{_span(rows.keypoints)} {len(spec.keypoints.names)} keypoints of {values}")
+    return "; ".join(parts) + "; in network pixels, before NMS"
+
+
+def _span(span: tuple[int, int]) -> str:
+    return f"{span[0]}:" if span[1] - span[0] == 1 else f"{span[0]}-{span[1] - 1}:"
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))

@@ -1,0 +1,49 @@
+"""``deploykit inspect``: what a file is, without running it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from deploykit.cli._display import console, print_json
+
+MANY = 12  # entries of a list that are shown
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("file", metavar="FILE", help="a checkpoint or an exported model")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the facts, then what is unusual."""
+    from deploykit.export.inspection import inspect_file
+
+    found = inspect_file(args.file)
+    if args.json:
+        print_json(found.to_dict())
+        return 0
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    for name, value in found.facts.items():
+        table.add_row(name, escape(_text(value)))
+    for note in found.notes:
+        table.add_row("note", escape(note))
+    console().print(table)
+    return 0
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        parts = [f"{k}: {_text(v)}" for k, v in value.items()]
+    elif isinstance(value, (list, tuple)):
+        parts = [str(v) for v in value]
+    else:
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    shown = ", ".join(parts[:MANY])
+    return f"{len(parts)}: {shown}, ..." if len(parts) > MANY else shown or "none"

@@ -1,0 +1,269 @@
+"""``deploykit predict``: a model on pictures, folders, videos or a camera."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
+
+if TYPE_CHECKING:
+    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.recorder import Recorder
+    from deploykit.runtime.results import Result
+    from deploykit.runtime.session import Array
+    from deploykit.runtime.sources import Pictures, Video
+
+WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+QUIT_KEYS = {ord("q"), 27}  # 27: Escape
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--model", required=True, metavar="FILE", help="an .onnx file, or a checkpoint (needs torch)")
+    parser.add_argument(
+        "--source",
+        required=True,
+        nargs="+",
+        metavar="SOURCE",
+        help="pictures, folders of pictures, videos, or the number of a camera",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write drawn pictures and videos into this folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a picture, each on its own line")
+    parser.add_argument("--coco", type=Path, metavar="FILE", help="write all detections as one COCO results file")
+    parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (0 to 1)")
+    parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
+    parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects a picture")
+    parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
+    parser.add_argument("--show", action="store_true", help="show what is drawn in a window; q ends it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Predict, write, report; the value is the exit code."""
+    # OpenCV's and FFmpeg's own chatter; what matters of it is said by the error that follows.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+    from deploykit.facade import load
+
+    if args.out is not None and args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out must be a folder, but {args.out} is a file")
+    if args.show:
+        _check_display()
+    sources = _opened(args.source)
+    totals = [source.total for source in sources]
+    total = sum(t for t in totals if t is not None) if None not in totals else None
+    with load(args.model, spec=args.spec, conf=args.conf, iou=args.iou, max_det=args.max_det) as predictor:
+        report = _Report(args, total)
+        folder = _Folder(args.out) if args.out is not None else None
+        for note in predictor.session.notes:
+            print(f"deploykit: note: {note}", file=sys.stderr)
+        with report.progress():
+            for source in sources:
+                if not _predict(predictor, source, args, folder, report):
+                    break
+    report.finish()
+    return ImageError.exit_code if report.skipped else 0
+
+
+def _opened(words: list[str]) -> list[Pictures | Video]:
+    """The sources; single pictures are put together, so that they can share a batch."""
+    from deploykit.runtime.sources import Pictures, kind_of, open_source
+
+    files = [Path(word) for word in words if kind_of(word) == "picture"]
+    for file in files:
+        open_source(file)  # says now, and not after the others, that one does not exist
+    opened: list[Pictures | Video] = [Pictures(tuple(files))] if files else []
+    return opened + [open_source(word) for word in words if kind_of(word) != "picture"]
+
+
+def _predict(
+    predictor: Predictor, source: Pictures | Video, args: argparse.Namespace, folder: _Folder | None, report: _Report
+) -> bool:
+    """Run one source to its end; False: the user closed the window."""
+    skip = None if report.total == 1 else report.skip  # a picture that is all there is fails by itself
+    with folder.opened_for(source) if folder else contextlib.nullcontext():
+        try:
+            for result in predictor.stream(source, skip=skip):
+                start = time.perf_counter()
+                drawn = result.draw() if folder or args.show else None
+                if folder and drawn is not None:
+                    folder.write(result, drawn)
+                report.take(result, (time.perf_counter() - start) * 1e3 if drawn is not None else 0.0)
+                if args.show and drawn is not None and not _show(drawn, wait=result.frame is None):
+                    return False
+        except KeyboardInterrupt:
+            if not source.live:  # a camera has no other end
+                raise
+    return True
+
+
+class _Folder:
+    """Drawn pictures and videos in one folder; two sources of one name get two files."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._taken: Counter[Path] = Counter()
+        self._recorder: Recorder | None = None
+
+    @contextlib.contextmanager
+    def opened_for(self, source: Pictures | Video) -> Iterator[None]:
+        """While the context lasts, ``write`` takes this source's results; a video appears when it ends."""
+        from deploykit.runtime.recorder import Recorder
+        from deploykit.runtime.sources import Video
+
+        if not isinstance(source, Video):
+            yield
+            return
+        name = source.name.replace(" ", "-") if source.live else source.name
+        with Recorder(self._place(name, ".mp4"), source.fps) as self._recorder:
+            yield
+        self._recorder = None
+
+    def write(self, result: Result, drawn: Array) -> None:
+        """Write one picture, or append one frame."""
+        from deploykit.runtime.files import write_whole
+        from deploykit.runtime.results import encode_image
+
+        if self._recorder is not None:
+            self._recorder.write(drawn)
+            return
+        suffix = Path(result.name).suffix
+        path = self._place(result.name, suffix if suffix.lower() in WRITABLE else ".jpg")
+        write_whole(path, encode_image(drawn, path))
+
+    def _place(self, name: str, suffix: str) -> Path:
+        """The file for a source's name, never the source itself."""
+        path = self._folder / f"{Path(name).stem}{suffix}"
+        self._taken[path] += 1
+        if self._taken[path] > 1:
+            path = path.with_stem(f"{path.stem}-{self._taken[path]}")
+        if path.resolve() == Path(name).resolve():
+            raise UsageError(f"--out {self._folder} would overwrite the source {name}: choose another folder")
+        return path
+
+
+class _Report:
+    """What is said: a progress bar on a terminal, else a line a picture; a summary; JSON and COCO where asked for.
+
+    With ``--json`` standard output carries nothing but JSON lines, and everything else goes to standard error.
+    """
+
+    def __init__(self, args: argparse.Namespace, total: int | None) -> None:
+        self.skipped = 0
+        self._args = args
+        self.total = total
+        self._text = sys.stderr if args.json else sys.stdout
+        self._bar = sys.stderr.isatty() and not (args.json and sys.stdout.isatty())
+        self._advance: Any = None
+        self._pictures = 0
+        self._objects: Counter[str] = Counter()
+        self._times: list[dict[str, float]] = []
+        self._coco: list[dict[str, Any]] = []
+
+    @contextlib.contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show the bar while the context lasts, if standard error is a terminal."""
+        if not self._bar:
+            yield
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), redirect_stdout=False, transient=True) as bar:
+            task = bar.add_task("predicting", total=self.total)
+            self._advance = lambda: bar.advance(task)
+            yield
+
+    def say(self, line: str) -> None:
+        """One line for people."""
+        print(line, file=self._text, flush=True)
+
+    def skip(self, error: DeployError) -> None:
+        """A picture that cannot be read does not stop the others, but the exit code tells of it."""
+        self.skipped += 1
+        print(f"deploykit: left out: {error}", file=sys.stderr, flush=True)
+
+    def take(self, result: Result, drawing_ms: float) -> None:
+        """Count one result, print it and collect it."""
+        self._pictures += 1
+        self._objects.update(result.counts())
+        self._times.append({**result.timings, "draw and write": drawing_ms})
+        if self._args.json:
+            print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+        if self._args.coco is not None:
+            self._coco += result.to_coco(_image_id(result))
+        if self._advance is not None:
+            self._advance()
+        else:
+            frame = "" if result.frame is None else f" frame {result.frame}"
+            self.say(f"{result.name}{frame}: {_listed(Counter(result.counts()))}")
+
+    def finish(self) -> None:
+        """Write the COCO file and the summary."""
+        if self._args.coco is not None:
+            from deploykit.runtime.files import write_whole
+
+            write_whole(self._args.coco, json.dumps(self._coco).encode())
+        self.say(f"{self._pictures} picture{'s' * (self._pictures != 1)}: {_listed(self._objects)}")
+        if self.skipped:
+            self.say(f"{self.skipped} left out because they could not be read")
+        if self._times:
+            self.say(_timing_line(self._times))
+        written = [str(place) for place in (self._args.out, self._args.coco) if place is not None]
+        if written:
+            self.say(f"written: {', '.join(written)}")
+
+
+def _timing_line(times: list[dict[str, float]]) -> str:
+    """The mean of each stage. The first picture pays for memory and caches, so it counts only where it is alone."""
+    counted, first = (times[1:], "without the first") if len(times) > 1 else (times, "the first, with its warm-up")
+    means = {stage: sum(t[stage] for t in counted) / len(counted) for stage in counted[0]}
+    drawing = means.pop("draw and write")
+    stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in means.items())
+    line = f"mean time a picture ({first}): {stages} = {sum(means.values()):.1f} ms; inference is the network alone"
+    return f"{line}; draw and write, {drawing:.1f} ms, is not in the sum" if drawing > 0 else line
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} {n}" for name, n in counts.most_common()) or "nothing found"
+
+
+def _image_id(result: Result) -> int | str:
+    """COCO names its pictures by their number: 000000000139.jpg is 139. Others keep their name, frames get both."""
+    stem = Path(result.name).stem
+    if result.frame is not None:
+        return f"{stem}_{result.frame:06d}"
+    return int(stem) if stem.isdecimal() else stem
+
+
+def _check_display() -> None:
+    """Qt ends the whole process where there is no display, so this is found out before."""
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise UsageError("--show needs a display, and neither DISPLAY nor WAYLAND_DISPLAY is set: use --out instead")
+
+
+def _show(image: Array, *, wait: bool) -> bool:
+    """Show one picture, until a key where ``wait``; False: the user wants no more."""
+    import cv2
+
+    title = "deploykit"
+    try:
+        cv2.imshow(title, image)
+        key = cv2.waitKey(1)
+        while wait and key < 0 and cv2.getWindowProperty(title, cv2.WND_PROP_VISIBLE) > 0:
+            key = cv2.waitKey(50)
+    except cv2.error as e:
+        raise MissingDependencyError(
+            "--show needs an OpenCV with windows, and this one (opencv-python-headless?) has none: "
+            "pip install opencv-python, or use --out"
+        ) from e
+    return key not in QUIT_KEYS

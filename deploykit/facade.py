@@ -1,0 +1,122 @@
+"""The ways in: :func:`load` for pictures and results, :func:`open_session` for tensors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.errors import SpecError, UsageError
+from deploykit.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.session import Session
+
+__all__ = ["load", "open_session", "open_with_spec"]
+
+CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+) -> Predictor:
+    """Open a model and everything around it.
+
+    Args:
+        path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
+        spec: for a model that does not carry its own: a :class:`ModelSpec`, or a JSON file that holds one.
+        backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
+        conf: keep scores above this; None: the model's own threshold.
+        iou: suppress overlaps above this; None: the model's own threshold.
+        max_det: at most so many objects a picture; None: the model's own number.
+
+    Raises:
+        NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
+        SpecError: it carries no spec and none is given, or the spec does not fit it.
+    """
+    from deploykit.runtime.predictor import Predictor
+
+    session, chosen = open_with_spec(path, spec=spec, backend=backend)
+    try:
+        return Predictor(session, chosen, conf=conf, iou=iou, max_det=max_det)
+    except BaseException:
+        session.close()
+        raise
+
+
+def open_session(
+    path: str | os.PathLike[str], *, backend: str = "auto", provider: str = "auto", threads: int | None = None
+) -> Session:
+    """Load a model as a network of named tensors: no pictures, no postprocess.
+
+    Args:
+        path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
+        backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
+        provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
+        threads: CPU threads within one operator of an exported model; None: the backend's choice.
+
+    Raises:
+        NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
+    """
+    if Path(path).suffix.lower() in CHECKPOINT_SUFFIXES:
+        if backend not in ("auto", "torch") or provider != "auto" or threads is not None:
+            raise UsageError(f"{path} is a checkpoint and runs in torch: backend, provider and threads are for exports")
+        from deploykit.export.torch_session import open_torch_session
+        from deploykit.runtime.files import existing_file
+
+        return open_torch_session(existing_file(path, "a checkpoint"))[0]
+    from deploykit.runtime import session
+
+    return session.open_session(path, backend=backend, provider=provider, threads=threads)
+
+
+def open_with_spec(
+    model: str | os.PathLike[str] | Session,
+    *,
+    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+) -> tuple[Session, ModelSpec]:
+    """A model's session together with its spec: the one given, else the one that it carries.
+
+    Args:
+        model: as for :func:`open_session`, or a session that is already open.
+        spec: as for :func:`load`.
+        backend: as for :func:`load`.
+
+    Raises:
+        SpecError: there is no spec, or it does not read. The others: as :func:`open_session`.
+    """
+    from deploykit.runtime.session import spec_of
+
+    given = _spec(spec)
+    if not isinstance(model, (str, os.PathLike)):
+        return model, given or spec_of(model, "the session")
+    session = open_session(model, backend=backend)
+    try:
+        return session, given or spec_of(session, os.fspath(model))
+    except BaseException:
+        session.close()
+        raise
+
+
+def _spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | None:
+    if spec is None or isinstance(spec, ModelSpec):
+        return spec
+    from deploykit.runtime.files import existing_file
+
+    file = existing_file(spec, "a spec")
+    try:
+        return ModelSpec.from_json(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise SpecError(f"cannot read the spec {file}: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise SpecError(f"a spec is a text file that holds JSON, but {file} is not text") from e
+    except SpecError as e:
+        raise SpecError(f"{file}: {e}") from e

@@ -1,0 +1,272 @@
+"""Parity: does an artefact give the numbers of the model it was made from?
+
+Raw outputs are compared element by element (pixels and probabilities have limits of their own), and the detections
+that follow from them are matched, because that is what a user sees. A report says what was compared on which input,
+how far it was off, and how much of its limit it used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import ParityError, SpecError, UsageError
+from deploykit.export.feeds import Batch, Feeds, make_feeds
+from deploykit.export.matching import Matching, match
+from deploykit.runtime.files import existing_file, write_whole
+from deploykit.runtime.session import Array, Session
+from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
+
+__all__ = ["Difference", "ParityReport", "Tolerance", "check_parity", "compare"]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limits of fp32: pixels may differ by ``pixels + relative * |x|``, probabilities by ``probability``."""
+
+    pixels: float = 1e-3
+    relative: float = 1e-5
+    probability: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one kind of value of the candidate is from the reference's on one input.
+
+    ``used`` is the largest share of its limit that any element used: over 1 is a failure. ``worst`` is that element:
+    (row, column, expected, found).
+    """
+
+    reference: str
+    candidate: str
+    input: str
+    values: str
+    count: int
+    max_abs: float
+    used: float
+    worst: tuple[int, int, float, float]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every element is within its limit."""
+        return self.used <= 1.0
+
+    def __str__(self) -> str:
+        row, column, expected, found = self.worst
+        return (
+            f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
+            f"{self.max_abs:.3g} ({self.used:.3g} of the limit): row {row}, column {column} is {found:.6g}, "
+            f"expected {expected:.6g}"
+        )
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Everything that was compared. ``ok`` is the verdict."""
+
+    differences: tuple[Difference, ...]
+    matchings: tuple[Matching, ...]
+    notes: tuple[str, ...] = ()
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its limits."""
+        return all(d.ok for d in self.differences) and all(m.ok for m in self.matchings)
+
+    @property
+    def worst(self) -> Difference | Matching | None:
+        """The first failure, raw values before detections, the largest first; None if there is none."""
+        bad = sorted((d for d in self.differences if not d.ok), key=lambda d: -d.used)
+        return bad[0] if bad else next((m for m in self.matchings if not m.ok), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; the parity report file beside an artefact is this."""
+        data = dataclasses.asdict(self)
+        for name, items in (("differences", self.differences), ("matchings", self.matchings)):
+            for entry, item in zip(data[name], items, strict=True):
+                entry["ok"] = item.ok
+        return {"ok": self.ok, **data}
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON, whole or not at all."""
+        write_whole(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+    def raise_if_bad(self, artefact: str) -> None:
+        """Turn a failed report into an error that names the worst output.
+
+        Raises:
+            ParityError: something is beyond its limit.
+        """
+        if self.worst is not None:
+            raise ParityError(f"{artefact} does not agree with its source and was not kept: {self.worst}")
+
+
+def compare(
+    a: str | Path | Session,
+    b: str | Path | Session,
+    *,
+    images: Sequence[str | Path] = (),
+    spec: ModelSpec | str | Path | None = None,
+    tolerance: Tolerance | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """Compare two models, ``a`` being the reference: checkpoints, artefacts or sessions.
+
+    Args:
+        a, b: paths (``.pt``, ``.onnx``, ...) or open sessions of the same network.
+        images: sample pictures; none takes the one that ships with deploykit. Seeded noise is always compared too.
+        spec: of both, where they carry none (or a JSON file that holds it).
+        tolerance: limits; None takes those of fp32.
+        on_step: told which input is being compared.
+
+    Raises:
+        SpecError: neither carries a spec. UsageError: their inputs have no size in common.
+    """
+    given = _read_spec(spec)
+    with _opened(a) as first, _opened(b) as second:
+        specs = [given or _carried(session) for session in (first, second)]
+        known = next((s for s in reversed(specs) if s), None)
+        if known is None:
+            raise SpecError("neither model says what its output means: pass a spec (spec=, or --spec FILE)")
+        canvases = [(s or known).input for s in specs]
+        fixed = {i.size for i in canvases if i.dynamic != "shape"}
+        if len(fixed) > 1:
+            raise UsageError(f"the two models have fixed input sizes that differ: {' and '.join(map(str, fixed))}")
+        canvas = dataclasses.replace(known.input, size=next(iter(fixed), known.input.size))
+        feeds = make_feeds(dataclasses.replace(known, input=canvas), images, shapes=not fixed)
+        return check_parity({_name(a, "a"): first}, _name(b, "b"), second, known, feeds, tolerance, on_step)
+
+
+def _read_spec(spec: ModelSpec | str | Path | None) -> ModelSpec | None:
+    if spec is None or isinstance(spec, ModelSpec):
+        return spec
+    return ModelSpec.from_json(existing_file(spec, "a spec").read_text(encoding="utf-8"))
+
+
+@contextlib.contextmanager
+def _opened(model: str | Path | Session) -> Iterator[Session]:
+    """A session that is closed afterwards, unless it is the caller's own."""
+    from deploykit.facade import open_session
+
+    if not isinstance(model, (str, Path)):
+        yield model
+        return
+    with open_session(model) as session:
+        yield session
+
+
+def _carried(session: Session) -> ModelSpec | None:
+    text = session.metadata.get(METADATA_KEY)
+    return None if text is None else ModelSpec.from_json(text)
+
+
+def check_parity(
+    references: Mapping[str, Session],
+    name: str,
+    candidate: Session,
+    spec: ModelSpec,
+    feeds: Feeds,
+    tolerance: Tolerance | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """Run everything on everything. References see one image at a time, the candidate sees the feeds' batches.
+
+    So a slot that is mixed up, or an image that leaks into another slot, shows as a difference.
+    """
+    if not isinstance(spec.output, RawRows):
+        raise UsageError(f"parity is checked on raw rows, not on outputs of kind {spec.output.kind!r}")
+    limits = tolerance or Tolerance()
+    layout, differences, matchings = spec.output, [], []
+    expected: dict[tuple[str, str], Array] = {}
+    for label, image in feeds.images.items():
+        for reference, session in references.items():
+            on_step(f"{reference} on {label}")
+            expected[reference, label] = _run_one(session, image, layout.name)
+    for batch in feeds.batches:
+        on_step(f"{name} on {batch.name}")
+        found = _run_batch(candidate, batch, feeds, layout.name)
+        for reference in references:
+            rows = [expected[reference, label] for label in batch.images]
+            differences += _differences(reference, name, batch.name, rows, found, layout, limits)
+            matchings += match(reference, name, batch, rows, found, spec, limits.probability)
+    return ParityReport(tuple(differences), tuple(matchings), _notes(feeds, expected), limits)
+
+
+def _name(model: str | Path | Session, letter: str) -> str:
+    return Path(model).name if isinstance(model, (str, Path)) else f"session {letter}"
+
+
+def _run_one(session: Session, image: Array, output: str) -> Array:
+    """One image's rows ``(N, columns)``; a session with a fixed batch gets the image in every slot."""
+    info = session.inputs[0]
+    batch = info.shape[0] or 1
+    return _rows(session.run({info.name: np.repeat(image, batch, 0)}), output)[0]
+
+
+def _run_batch(session: Session, batch: Batch, feeds: Feeds, output: str) -> list[Array]:
+    info = session.inputs[0]
+    blob = np.concatenate([feeds.images[label] for label in batch.images])
+    fixed = info.shape[0]
+    if fixed is None or fixed == len(blob):
+        return list(_rows(session.run({info.name: blob}), output))
+    return [_run_one(session, image[None], output) for image in blob]
+
+
+def _rows(outputs: Mapping[str, Array], name: str) -> Array:
+    """The output of that name, or the only one: somebody else's export may call it otherwise."""
+    if name in outputs:
+        return outputs[name]
+    if len(outputs) == 1:
+        return next(iter(outputs.values()))
+    raise SpecError(f"there is no output {name!r}, which the spec names; there are {', '.join(outputs)}")
+
+
+def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
+    """Kind of value -> (its columns, whether they are pixels)."""
+    span = lambda s: list(range(*s)) if s else []  # noqa: E731  (a name would only repeat what it does)
+    columns = {"boxes": (span(layout.box), True), "scores": (span(layout.obj) + span(layout.cls), False)}
+    if layout.keypoints:
+        start, stop = layout.keypoints
+        points = range(start, stop)
+        columns["keypoints"] = ([c for c in points if (c - start) % layout.kpt_dims < 2], True)
+        if layout.kpt_dims > 2:
+            columns["visibility"] = ([c for c in points if (c - start) % layout.kpt_dims >= 2], False)
+    return columns
+
+
+def _differences(
+    reference: str, name: str, label: str, rows: list[Array], found: list[Array], layout: RawRows, limits: Tolerance
+) -> list[Difference]:
+    a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
+    if a.shape != b.shape:
+        raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
+    report = []
+    for values, (columns, pixels) in _value_columns(layout).items():
+        expected, got = a[:, columns], b[:, columns]
+        limit = limits.pixels + limits.relative * np.abs(expected) if pixels else limits.probability
+        error = np.abs(expected - got)
+        # NaN or infinity on either side is never equal to anything.
+        error[~(np.isfinite(expected) & np.isfinite(got))] = np.inf
+        used = error / limit
+        row, column = np.unravel_index(int(used.argmax()), used.shape)
+        worst = (int(row), columns[int(column)], float(expected[row, column]), float(got[row, column]))
+        report.append(
+            Difference(reference, name, label, values, error.size, float(error.max()), float(used.max()), worst)
+        )
+    return report
+
+
+def _notes(feeds: Feeds, expected: Mapping[tuple[str, str], Array]) -> tuple[str, ...]:
+    """A model that ignores its input would agree with anything that ignores it too; say so."""
+    outputs = [rows for (_, label), rows in expected.items() if feeds.images[label].shape == feeds.first.shape]
+    if len(outputs) > 1 and all(np.allclose(outputs[0], rows, rtol=0, atol=1e-6) for rows in outputs[1:]):
+        return (*feeds.notes, "the model gives the same output for different inputs: this comparison says little")
+    return feeds.notes

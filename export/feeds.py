@@ -1,0 +1,99 @@
+"""What a parity check feeds to the networks: sample pictures as the runtime would prepare them, and seeded noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from deploykit.runtime.image import Letterbox, blob, read_image
+from deploykit.runtime.session import Array
+from deploykit.spec import InputSpec, ModelSpec
+
+__all__ = ["SAMPLE", "Batch", "Feeds", "make_feeds", "sample_image"]
+
+SAMPLE = "apollo11_crew.jpg"
+SEED = 0
+SLOTS = 3  # images in a batch whose batch size is free
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one size, by label, in the order of their slots."""
+
+    name: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Network inputs ``(1, C, H, W)`` float32 by label, and the batches to run them in."""
+
+    images: dict[str, Array]
+    batches: tuple[Batch, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> Array:
+        """The first image."""
+        return next(iter(self.images.values()))
+
+
+def sample_image() -> Path:
+    """The picture that ships with deploykit: three people, public domain (see NOTICE)."""
+    return Path(str(resources.files("deploykit") / "assets" / SAMPLE))
+
+
+def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = (), *, shapes: bool | None = None) -> Feeds:
+    """Sample pictures and noise for a network.
+
+    A batch of one for each when the network takes one image; batches of three different images in shuffled slots and
+    of one image in all slots when its batch is free or larger; a second, rectangular size when its shape is free.
+
+    Args:
+        spec: of the network.
+        images: sample pictures; none takes :func:`sample_image`.
+        shapes: whether the size is free; None: as the spec says.
+
+    Raises:
+        ImageError, NotFoundError: a sample cannot be read.
+    """
+    canvas = spec.input
+    fed: dict[str, Array] = {}
+    for path in images or [sample_image()]:
+        picture = read_image(path)
+        fed[Path(path).name] = _on_canvas(picture, canvas, auto=False)
+        if canvas.dynamic == "shape" if shapes is None else shapes:
+            rectangle = _on_canvas(picture, canvas, auto=True)
+            if rectangle.shape != fed[Path(path).name].shape:
+                fed[f"{Path(path).name} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
+    noise = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32)
+    fed[f"noise (seed {SEED})"] = noise
+    if canvas.dynamic == "none" and canvas.batch == 1:
+        return Feeds(fed, tuple(Batch(label, (label,)) for label in fed))
+    return _batched(fed, canvas)
+
+
+def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:
+    label = next(iter(fed))
+    mirrored = f"{label}, mirrored"
+    fed[mirrored] = np.ascontiguousarray(fed[label][..., ::-1])
+    same_size = [name for name, image in fed.items() if image.shape == fed[label].shape]
+    slots = SLOTS if canvas.dynamic != "none" else canvas.batch
+    order = np.random.default_rng(SEED).permutation(max(slots, len(same_size)))[:slots] % len(same_size)
+    batches = [
+        Batch(f"{slots} slots, shuffled", tuple(same_size[i] for i in order)),
+        Batch(f"{slots} slots, all {label}", (label,) * slots),
+    ]
+    if canvas.dynamic != "none":
+        batches = [*(Batch(name, (name,)) for name in fed), *batches]
+    return Feeds(fed, tuple(batches))
+
+
+def _on_canvas(picture: Array, canvas: InputSpec, *, auto: bool) -> Array:
+    """The picture as the Predictor would feed it."""
+    letterbox = Letterbox.fit(picture.shape[:2], canvas.size, canvas.fit, auto=auto)
+    return blob([letterbox.apply(picture)], canvas)

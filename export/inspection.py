@@ -1,0 +1,114 @@
+"""What a file is: a checkpoint or an exported model, looked at without running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import CheckpointError, SpecError, require
+from deploykit.runtime.files import existing_file
+from deploykit.runtime.session import open_session
+from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
+
+__all__ = ["Inspection", "inspect_file"]
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """Facts in the order in which they are shown, and sentences about what is unusual."""
+
+    facts: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {**self.facts, "notes": list(self.notes)}
+
+
+def inspect_file(path: str | Path) -> Inspection:
+    """Look at a checkpoint (``.pt .pth .pkl .safetensors`` or anything else) or an exported model (``.onnx``).
+
+    Raises:
+        NotFoundError: there is no such file. CheckpointError, ArtefactError: it is neither.
+    """
+    file = existing_file(path, "a checkpoint or an exported model")
+    return _artefact(file) if file.suffix.lower() == ".onnx" else _checkpoint(file)
+
+
+def _checkpoint(file: Path) -> Inspection:
+    from deploykit.models._checkpoint import read_checkpoint
+    from deploykit.models._registry import model_from_checkpoint
+
+    checkpoint = read_checkpoint(file)
+    precisions: Counter[str] = Counter()
+    for tensor in checkpoint.state_dict.values():
+        precisions[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
+    facts: dict[str, Any] = {"kind": "checkpoint"}
+    notes = checkpoint.notes
+    try:
+        model = model_from_checkpoint(checkpoint)
+        facts |= {"family": model.family, "model": model.name, **_meaning(model.spec)}
+        facts |= {"stride": getattr(getattr(model.module, "head", None), "stride", (model.stride,))}
+        facts["parameters"] = sum(p.numel() for p in model.module.parameters())
+        notes = model.notes
+    except CheckpointError as e:
+        facts |= {"family": "unknown", "classes": checkpoint.names, "stride": checkpoint.stride}
+        notes = (*notes, f"deploykit cannot build it: {e}")
+    facts |= {
+        "file": str(file),
+        "bytes": checkpoint.size,
+        "format": checkpoint.format,
+        "weights from": checkpoint.entry or "the top level",
+        "tensors": len(checkpoint.state_dict),
+        "values": sum(precisions.values()),
+        "precision": dict(precisions.most_common()),
+        "pickled modules": len(checkpoint.modules),
+        "sha256": checkpoint.sha256,
+        "entries": dict(checkpoint.metadata),
+    }
+    return Inspection(facts, notes)
+
+
+def _artefact(file: Path) -> Inspection:
+    onnx = require("onnx", "export")
+    with open_session(file, provider="cpu") as session:  # says what is wrong with a file that is not ONNX
+        inputs, outputs = session.inputs, session.outputs
+        text = session.metadata.get(METADATA_KEY)
+    model = onnx.load(str(file), load_external_data=False)
+    stored = model.graph.initializer
+    notes: tuple[str, ...] = ()
+    facts: dict[str, Any] = {"kind": "ONNX model"}
+    if text is None:
+        notes = ("it carries no deploykit spec: predict with it needs --spec FILE",)
+    else:
+        try:
+            spec = ModelSpec.from_json(text)
+            facts |= {"model": spec.source.model, **_meaning(spec), "dynamic": spec.input.dynamic}
+            facts |= {"precision": spec.precision, "checkpoint sha256": spec.source.sha256}
+        except SpecError as e:
+            notes = (f"its spec cannot be used: {e}",)
+    report = file.with_name(f"{file.name}.parity.json")
+    notes = notes if report.exists() else (*notes, "no parity report lies beside it: nothing proves its numbers")
+    facts |= {
+        "file": str(file),
+        "bytes": file.stat().st_size,
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "inputs": [f"{t.name} {t}" for t in inputs],
+        "outputs": [f"{t.name} {t}" for t in outputs],
+        "nodes": len(model.graph.node),
+        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        "stored tensors": len(stored),
+        "made by": f"{model.producer_name} {model.producer_version}".strip(),
+    }
+    return Inspection(facts, notes)
+
+
+def _meaning(spec: ModelSpec) -> dict[str, Any]:
+    facts: dict[str, Any] = {"task": spec.task, "size": spec.input.size, "classes": list(spec.classes)}
+    if spec.keypoints:
+        facts["keypoints"] = list(spec.keypoints.names)
+    if isinstance(spec.output, RawRows):
+        facts["columns"] = spec.output.columns
+    return facts

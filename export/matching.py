@@ -1,0 +1,178 @@
+"""Do two networks detect the same objects? Matches detections after NMS, or the best rows where there are too few."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from deploykit.export.feeds import Batch
+from deploykit.runtime.nms import nms
+from deploykit.runtime.postprocess import Found, found_in
+from deploykit.runtime.session import Array
+from deploykit.spec import ModelSpec, RawRows, Thresholds
+
+__all__ = ["FEW", "ROWS", "Matching", "match"]
+
+FEW = 20  # fewer detections than this say little, so the best rows are compared as well
+ROWS = 100
+MIN_IOU = 0.99
+MAX_PIXELS = 0.05  # keypoints of matched detections
+MAX_SCORE = 1e-4
+BORDERLINE_IOU = 1e-3  # a pair this near to the NMS threshold may fall on either side of it
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Detections (or best rows) of the candidate against the reference's on one input.
+
+    ``borderline``: unmatched, but so near to a threshold that rounding decides; they do not count as failures.
+    ``max_keypoint`` is in network pixels, None without keypoints.
+    """
+
+    reference: str
+    candidate: str
+    input: str
+    what: Literal["detections", "best rows"]
+    expected: int
+    found: int
+    matched: int
+    borderline: int
+    min_iou: float
+    max_score: float
+    max_keypoint: float | None
+
+    @property
+    def ok(self) -> bool:
+        """Whether every detection has its partner, in the same place and with the same score."""
+        paired = 2 * self.matched + self.borderline == self.expected + self.found
+        near = self.max_keypoint is None or self.max_keypoint <= MAX_PIXELS
+        return paired and near and self.min_iou >= MIN_IOU and self.max_score <= MAX_SCORE
+
+    def __str__(self) -> str:
+        points = "" if self.max_keypoint is None else f", keypoints within {self.max_keypoint:.3g} px"
+        return (
+            f"{self.what} of {self.candidate} against {self.reference} on {self.input}: {self.matched} of "
+            f"{self.expected} expected and {self.found} found match ({self.borderline} borderline), "
+            f"IoU at least {self.min_iou:.4f}, scores within {self.max_score:.3g}{points}"
+        )
+
+
+def match(
+    reference: str,
+    candidate: str,
+    batch: Batch,
+    expected: list[Array],
+    found: list[Array],
+    spec: ModelSpec,
+    score_limit: float,
+) -> list[Matching]:
+    """Match the detections of a whole batch; with fewer than 20 of them, the best 100 rows of each image too."""
+    layout = spec.output
+    assert isinstance(layout, RawRows)
+    sides = [
+        [found_in({layout.name: rows[None]}, 0, spec, spec.thresholds) for rows in images]
+        for images in (expected, found)
+    ]
+    detections = [_pair(a, b, spec.thresholds, score_limit) for a, b in zip(*sides, strict=True)]
+    reports = [_merged(detections, (reference, candidate, batch.name, "detections"))]
+    if sum(len(side.scores) for side in sides[0]) < FEW:
+        best = [_best_rows(a, b, spec) for a, b in zip(expected, found, strict=True)]
+        reports.append(_merged(best, (reference, candidate, batch.name, "best rows")))
+    return reports
+
+
+@dataclass(frozen=True)
+class _Pairs:
+    expected: int
+    found: int
+    borderline: int
+    iou: Array
+    score: Array
+    keypoint: Array | None
+
+
+def _merged(parts: list[_Pairs], names: tuple[str, str, str, Literal["detections", "best rows"]]) -> Matching:
+    points = [p.keypoint for p in parts if p.keypoint is not None]
+    return Matching(
+        *names,
+        expected=sum(p.expected for p in parts),
+        found=sum(p.found for p in parts),
+        matched=sum(len(p.iou) for p in parts),
+        borderline=sum(p.borderline for p in parts),
+        min_iou=min((float(p.iou.min(initial=1.0)) for p in parts), default=1.0),
+        max_score=max((float(p.score.max(initial=0.0)) for p in parts), default=0.0),
+        max_keypoint=max(float(p.max(initial=0.0)) for p in points) if points else None,
+    )
+
+
+def _pair(a: Found, b: Found, thresholds: Thresholds, score_limit: float) -> _Pairs:
+    """Each detection with the one of the same label that overlaps it most, the best score first."""
+    overlap = np.where(a.labels[:, None] == b.labels, _iou(a.boxes, b.boxes), -1.0)
+    free = np.ones(len(b.scores), bool)
+    pairs: list[tuple[int, int]] = []
+    for i in range(len(a.scores)):
+        j = int(np.where(free, overlap[i], -1.0).argmax()) if free.any() else -1
+        if j >= 0 and overlap[i, j] >= MIN_IOU:
+            pairs.append((i, j))
+            free[j] = False
+    left, right = (np.array(side, np.int64) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
+    borderline = sum(
+        _borderline(mine, i, other, thresholds, score_limit)
+        for mine, other, paired in ((a, b, left), (b, a, right))
+        for i in np.setdiff1d(np.arange(len(mine.scores)), paired)
+    )
+    distance = None if a.keypoints is None or b.keypoints is None else _distance(a.keypoints[left], b.keypoints[right])
+    return _Pairs(
+        len(a.scores), len(b.scores), borderline, overlap[left, right], np.abs(a.scores[left] - b.scores[right]), distance
+    )
+
+
+def _borderline(mine: Found, i: int, other: Found, thresholds: Thresholds, score_limit: float) -> bool:
+    """Whether rounding may have decided that detection i of ``mine`` is not among ``other``'s."""
+    if abs(float(mine.scores[i]) - thresholds.conf) <= 2 * score_limit or len(other.scores) >= thresholds.max_det:
+        return True
+    same = other.labels == mine.labels[i]
+    return bool((np.abs(_iou(mine.boxes[i : i + 1], other.boxes[same]) - thresholds.iou) <= BORDERLINE_IOU).any())
+
+
+def _best_rows(a: Array, b: Array, spec: ModelSpec) -> _Pairs:
+    """The reference's rows with the highest scores against the candidate's rows of the same numbers."""
+    layout = spec.output
+    assert isinstance(layout, RawRows)
+    unsuppressed = Thresholds(conf=0.0, iou=1.0, max_det=ROWS, pre_nms_topk=ROWS)
+    rows = nms(a, layout, unsuppressed).rows
+    boxes = [_corners(side[rows, slice(*layout.box)]) for side in (a, b)]
+    scores = [_scores(side[rows], layout) for side in (a, b)]
+    distance = None
+    if layout.keypoints:
+        points = [side[rows, slice(*layout.keypoints)].reshape(len(rows), -1, layout.kpt_dims) for side in (a, b)]
+        distance = _distance(*points)
+    overlap = np.array([_iou(p[None], q[None])[0, 0] for p, q in zip(*boxes, strict=True)])
+    return _Pairs(len(rows), len(rows), 0, overlap, np.abs(scores[0] - scores[1]), distance)
+
+
+def _scores(rows: Array, layout: RawRows) -> Array:
+    best: Array = rows[:, slice(*layout.cls)].max(1)
+    return best if layout.obj is None else best * rows[:, layout.obj[0]]
+
+
+def _corners(boxes: Array) -> Array:
+    half = boxes[:, 2:] / 2
+    return np.concatenate((boxes[:, :2] - half, boxes[:, :2] + half), 1)
+
+
+def _distance(a: Array, b: Array) -> Array:
+    distance: Array = np.linalg.norm(a[..., :2] - b[..., :2], axis=-1)
+    return distance
+
+
+def _iou(a: Array, b: Array) -> Array:
+    """IoU of every box of ``a`` with every box of ``b``, ``(N, M)``; two boxes without area are equal or apart."""
+    a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
+    sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
+    inter = sides.prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
+    overlap: Array = np.where(union > 0, inter / np.where(union > 0, union, 1), (a == b).all(-1))
+    return overlap

@@ -1,0 +1,79 @@
+"""Graph passes on the exported ONNX model; each says in its docstring what it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
+from deploykit.export.report import Constant, Interface
+
+__all__ = ["initializers_of", "interface_of", "name_axes", "simplify", "stamp", "strip"]
+
+FOLD_LIMIT = 64 * 1024 * 1024  # bytes: a grid of a 1280 px model has 0.2 MB, which the exporter's own limits leave alone
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold everything that does not depend on the input, and remove what is then equal, idle or unused."""
+    optimizer.fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+    common.IdentityEliminationPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.DeduplicateInitializersPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+
+
+def strip(model: ir.Model) -> None:
+    """Remove doc strings, metadata and inner shapes.
+
+    The exporter writes stack traces with file paths into them, which makes equal exports differ; inner shapes repeat
+    what shape inference finds again, and name dynamic axes after the tracer's variables.
+    """
+    model.doc_string = model.graph.doc_string = None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    outputs = set(model.graph.outputs)
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+            if value not in outputs:
+                value.shape = None
+                value.type = None
+
+
+def name_axes(value: ir.Value, names: Sequence[str | int]) -> None:
+    """Set the shape of an input or output: numbers, and names for dynamic axes."""
+    value.shape = ir.Shape(names)
+
+
+def stamp(model: ir.Model, key: str, text: str, *, name: str, version: str) -> None:
+    """Write the spec where the runtime reads it, and who made the file; nothing that changes from run to run."""
+    model.metadata_props[key] = text
+    model.producer_name, model.producer_version = "deploykit", version
+    model.graph.name = name
+
+
+def initializers_of(model: ir.Model) -> tuple[Constant, ...]:
+    """The graph's stored tensors: weights and constants."""
+    return tuple(
+        Constant(name, tuple(map(int, value.const_value.shape)), value.const_value.nbytes)
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    )
+
+
+def interface_of(values: Sequence[ir.Value]) -> tuple[Interface, ...]:
+    """Names, types and shapes of inputs or outputs."""
+    found = []
+    for value in values:
+        sides = [side if isinstance(side, int) else str(side.value) for side in value.shape or ()]
+        found.append(Interface(str(value.name), str(value.dtype).lower().replace("float", "float32", 1), tuple(sides)))
+    return tuple(found)

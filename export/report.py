@@ -1,0 +1,90 @@
+"""What an export says at the end: the file, why it is as large as it is, its interface and its parity."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploykit.export.compare import ParityReport
+from deploykit.spec import ModelSpec
+
+__all__ = ["Constant", "ExportReport", "Interface", "megabytes"]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor of the graph that is not a weight: grids, anchors, shapes."""
+
+    name: str
+    shape: tuple[int, ...]
+    size: int  # bytes
+
+
+@dataclass(frozen=True)
+class Interface:
+    """One input or output: a side is a number or the name of a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The result of :func:`deploykit.export_onnx`. Sizes in bytes, times in seconds by step."""
+
+    path: Path
+    model: str
+    size: int
+    parameters: int
+    weight_size: int
+    constants: tuple[Constant, ...]
+    checkpoint_size: int
+    nodes: int
+    opset: int
+    inputs: tuple[Interface, ...]
+    outputs: tuple[Interface, ...]
+    spec: ModelSpec
+    parity: ParityReport | None
+    notes: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """The whole file over the number of weights."""
+        return self.size / max(self.parameters, 1)
+
+    def why_this_size(self) -> str:
+        """One sentence that accounts for every byte."""
+        constants = sum(c.size for c in self.constants)
+        largest = sorted(self.constants, key=lambda c: -c.size)[:3]
+        named = ", ".join(f"{'x'.join(map(str, c.shape))} {megabytes(c.size)}" for c in largest)
+        graph = self.size - self.weight_size - constants
+        text = (
+            f"{self.parameters:,} weights in {self.spec.precision} are {megabytes(self.weight_size)}; constants "
+            f"(grids, anchors, shapes) {megabytes(constants)}{f', the largest {named}' if named else ''}; "
+            f"the graph itself {megabytes(graph)}"
+        )
+        if self.checkpoint_size:
+            text += f"; the checkpoint has {megabytes(self.checkpoint_size)}"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: every field, with the parity report in full."""
+        data = dataclasses.asdict(dataclasses.replace(self, parity=None))
+        data["path"] = str(self.path)
+        data["bytes_per_parameter"] = self.bytes_per_parameter
+        data["parity"] = self.parity.to_dict() if self.parity else None
+        return data
+
+
+def megabytes(size: int) -> str:
+    """``321.5 MB``, ``12.3 kB``; 1 kB is 1000 bytes."""
+    if size >= 1_000_000:
+        return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e3:.1f} kB"

@@ -1,0 +1,355 @@
+"""Checkpoint -> verified ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from deploykit import __version__
+from deploykit.errors import ExportError, ImageSizeError, OutputError, UsageError, require, writing
+from deploykit.export import passes
+from deploykit.export.compare import ParityReport, check_parity
+from deploykit.export.feeds import make_feeds
+from deploykit.export.report import ExportReport
+from deploykit.export.torch_session import TorchSession, spec_of_module
+from deploykit.models._fuse import fuse_model
+from deploykit.models._registry import ReferenceModel, load_model
+from deploykit.runtime.session import open_session
+from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, RawRows, Tensor
+
+__all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
+
+OPSETS = range(18, 24)
+"""Below 18 the exporter writes models that are not valid; above 23 it has no operators."""
+
+LARGE = 2**31 - 2**20  # bytes: protobuf's limit, less what the graph itself may need
+AXIS_MAX = 128  # of a dynamic axis, in strides
+
+Step = Callable[[str], None]
+
+
+def export_onnx(
+    weights: str | Path,
+    *,
+    img: int | tuple[int, int] | None = None,
+    batch: int = 1,
+    dynamic: Dynamic = "none",
+    opset: int = 18,
+    simplify: bool = True,
+    out: str | Path | None = None,
+    samples: Sequence[str | Path] = (),
+    check: bool = True,
+    exporter: Literal["dynamo", "legacy"] = "dynamo",
+    on_step: Step = lambda _: None,
+) -> ExportReport:
+    """Read a checkpoint safely, fold it, export it to ONNX and prove that the file gives the same numbers.
+
+    Args:
+        weights: a checkpoint of a known model (``.pt``, ``.pth``, ``.safetensors``).
+        img: input size in pixels, one side or ``(height, width)``; None: the size the model was published for.
+        batch: images a run; with a dynamic batch the preferred number.
+        dynamic: ``none``; ``batch``: any batch; ``shape``: any batch and any size that is a multiple of the stride.
+        opset: ONNX operator set, 18 to 23.
+        simplify: fold constants and remove what is idle.
+        out: the file, or a folder for it; None: beside the weights.
+        samples: pictures for the parity check; none: the one that ships with deploykit. Noise is always checked too.
+        check: False writes the file without proving it, and the report says so.
+        exporter: ``dynamo``, or torch's ``legacy`` one (with onnxsim).
+        on_step: told what is being done: reading, building, fusing, tracing, simplifying, writing, checking.
+
+    Raises:
+        ParityError: the file does not agree with the model; nothing is left behind, an older file stays.
+        ImageSizeError: a side is not a multiple of the model's stride; the message has the next good one.
+        CheckpointError, FoldError, ExportError, OutputError: see :mod:`deploykit.errors`.
+    """
+    clock = _Clock(on_step)
+    model = load_model(weights, clock)
+    return onnx_from_model(
+        model,
+        out=_place(Path(weights), out),
+        img=img,
+        batch=batch,
+        dynamic=dynamic,
+        opset=opset,
+        simplify=simplify,
+        samples=samples,
+        check=check,
+        exporter=exporter,
+        checkpoint_size=Path(weights).stat().st_size,
+        clock=clock,
+    )
+
+
+def onnx_from_model(
+    model: ReferenceModel,
+    *,
+    out: Path,
+    img: int | tuple[int, int] | None = None,
+    batch: int = 1,
+    dynamic: Dynamic = "none",
+    opset: int = 18,
+    simplify: bool = True,
+    samples: Sequence[str | Path] = (),
+    check: bool = True,
+    exporter: Literal["dynamo", "legacy"] = "dynamo",
+    checkpoint_size: int = 0,
+    clock: _Clock | None = None,
+) -> ExportReport:
+    """The part of :func:`export_onnx` after the checkpoint: any :class:`ReferenceModel` to a verified file."""
+    clock = clock or _Clock(lambda _: None)
+    spec = _spec(model, img, batch, dynamic, opset)
+    _check_place(out)
+    clock("fusing")
+    fused = fuse_model(model.module)
+    clock("tracing")
+    graph = _traced(fused, spec, exporter, simplify)
+    if simplify:
+        clock("simplifying")
+        passes.simplify(graph)
+    _finish(graph, spec)
+    weights = {name for name, _ in fused.named_parameters()}
+    report = ExportReport(
+        path=out,
+        model=model.name,
+        size=0,
+        parameters=sum(p.numel() for p in fused.parameters()),
+        weight_size=sum(c.size for c in passes.initializers_of(graph) if c.name in weights),
+        constants=tuple(c for c in passes.initializers_of(graph) if c.name not in weights),
+        checkpoint_size=checkpoint_size,
+        nodes=sum(1 for _ in graph.graph),
+        opset=graph.opset_imports[""],
+        inputs=passes.interface_of(graph.graph.inputs),
+        outputs=passes.interface_of(graph.graph.outputs),
+        spec=spec,
+        parity=None,
+        notes=model.notes,
+    )
+    clock("writing")
+    with _folder_beside(out) as folder:
+        file = _write(graph, folder / out.name, report.weight_size)
+        del graph
+        parity = _proved(model, fused, file, spec, samples, clock) if check else None
+        size = sum(p.stat().st_size for p in folder.iterdir())
+        _move(folder, out, parity)
+    return replace(report, size=size, parity=parity, seconds=clock.seconds())
+
+
+@dataclass
+class _Clock:
+    """Tells the caller each step, and how long each took."""
+
+    on_step: Step
+    _marks: list[tuple[str, float]] = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        self._marks = []
+
+    def __call__(self, step: str) -> None:
+        self._marks.append((step, time.perf_counter()))
+        self.on_step(step)
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds by step, a step's details (``checking: noise``) added up."""
+        ends = [start for _, start in self._marks[1:]] + [time.perf_counter()]
+        total: dict[str, float] = {}
+        for (step, start), end in zip(self._marks, ends, strict=True):
+            name = step.split(":")[0]
+            total[name] = round(total.get(name, 0.0) + end - start, 3)
+        return total
+
+
+def _place(weights: Path, out: str | Path | None) -> Path:
+    name = weights.with_suffix(".onnx").name
+    if out is None:
+        return weights.with_name(name)
+    place = Path(out)
+    if place.is_dir() or str(out).endswith(("/", os.sep)):
+        return place / name
+    if place.suffix != ".onnx":
+        raise UsageError(f"--out is a file that ends in .onnx, or a folder; got {out}")
+    return place
+
+
+def _check_place(out: Path) -> None:
+    """Find out now, not after a minute of work, that the result cannot be written."""
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe = out.with_name(f".{out.name}.{os.getpid()}.probe")
+        probe.write_bytes(b"")
+        probe.unlink()
+    if out.is_dir():
+        raise OutputError(f"cannot write {out}: it is a folder")
+
+
+def _spec(
+    model: ReferenceModel, img: int | tuple[int, int] | None, batch: int, dynamic: Dynamic, opset: int
+) -> ModelSpec:
+    size = model.spec.input.size if img is None else (img, img) if isinstance(img, int) else img
+    _check_size(size, model.stride, model.name)
+    if batch < 1:
+        raise UsageError(f"--batch must be at least 1, got {batch}")
+    if opset not in OPSETS:
+        raise UsageError(f"--opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}: lower ones give invalid models")
+    source = replace(model.spec.source, model=model.name, deploykit=__version__)
+    canvas = replace(model.spec.input, size=size, batch=batch, dynamic=dynamic)
+    return replace(model.spec, input=canvas, opset=opset, source=source)
+
+
+def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
+    for side in size:
+        if side < 1 or side % stride:
+            good = " ".join(str(max(1, -(-s // stride)) * stride) for s in size)
+            raise ImageSizeError(
+                f"{size[0]}x{size[1]} (height x width) does not fit {name}: both sides must be multiples of its stride "
+                f"{stride}; the next good size is --img {good}"
+            )
+
+
+def _traced(module: nn.Module, spec: ModelSpec, exporter: str, simplify: bool) -> ir.Model:
+    """The exporter's own result, before any of our passes."""
+    canvas = spec.input
+    output = cast("RawRows | Tensor", spec.output).name
+    # A batch of one would be taken for a constant; the example is only looked at, never computed with.
+    batch = canvas.batch if canvas.dynamic == "none" else max(2, canvas.batch)
+    example = torch.zeros(batch, canvas.channels, *canvas.size)
+    names = {"input_names": [canvas.name], "output_names": [output], "opset_version": spec.opset}
+    trace = _dynamo if exporter == "dynamo" else _legacy
+    try:
+        with _quiet():
+            return trace(module, example, canvas, names, simplify)
+    except OSError:
+        raise
+    except Exception as e:  # the exporter raises what its many parts raise
+        reason = str(e).strip().splitlines()
+        raise ExportError(f"torch's {exporter} exporter refused the model: {reason[0] if reason else type(e).__name__}") from e
+
+
+def _dynamo(
+    module: nn.Module, example: torch.Tensor, canvas: InputSpec, names: dict[str, Any], simplify: bool
+) -> ir.Model:
+    program = torch.onnx.export(
+        module, (example,), dynamo=True, dynamic_shapes=_axes(canvas), optimize=False, verbose=False, **names
+    )
+    assert program is not None
+    if simplify:
+        program.optimize()
+    return cast(ir.Model, program.model)
+
+
+def _axes(canvas: InputSpec) -> tuple[dict[int, Any]] | None:
+    if canvas.dynamic == "none":
+        return None
+    dim, axes = torch.export.Dim, {0: torch.export.Dim("batch", min=1, max=1024)}
+    if canvas.dynamic == "shape":
+        stride = canvas.fit.stride
+        axes |= {2: stride * dim("h", min=1, max=AXIS_MAX), 3: stride * dim("w", min=1, max=AXIS_MAX)}
+    return (axes,)
+
+
+def _legacy(
+    module: nn.Module, example: torch.Tensor, canvas: InputSpec, names: dict[str, Any], simplify: bool
+) -> ir.Model:
+    free = {"none": {}, "batch": {0: "batch"}, "shape": {0: "batch", 2: "height", 3: "width"}}[canvas.dynamic]
+    rows = {1: "rows"} if canvas.dynamic == "shape" else {}
+    axes = {canvas.name: free, names["output_names"][0]: {0: "batch", **rows} if free else {}}
+    buffer = BytesIO()
+    torch.onnx.export(module, (example,), cast(str, buffer), dynamo=False, dynamic_axes=axes, **names)
+    proto = onnx.load_model_from_string(buffer.getvalue())
+    if simplify:
+        onnxsim = require("onnxsim", "export")
+        proto, _ = onnxsim.simplify(proto, check_n=0)  # the parity check below is stricter than onnxsim's own
+    return ir.from_proto(proto)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter logs and warns about its own insides; nothing in it is for the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    for name in ("torch.onnx._internal.exporter._registration", "torch.onnx._internal.exporter._schemas"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _finish(graph: ir.Model, spec: ModelSpec) -> None:
+    """Strip, name the dynamic axes, and stamp the spec."""
+    passes.strip(graph)
+    canvas = spec.input
+    batch: int | str = canvas.batch if canvas.dynamic == "none" else "batch"
+    height, width = ("height", "width") if canvas.dynamic == "shape" else canvas.size
+    passes.name_axes(graph.graph.inputs[0], (batch, canvas.channels, height, width))
+    output = graph.graph.outputs[0]
+    if isinstance(spec.output, RawRows) and output.shape is not None:
+        rows = "rows" if canvas.dynamic == "shape" else output.shape[1]
+        passes.name_axes(output, (batch, cast("int | str", rows), spec.output.columns))
+    passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
+
+
+@contextlib.contextmanager
+def _folder_beside(out: Path) -> Iterator[Path]:
+    """A temporary folder on the same disk: files are born there under their final names, and moved when proved."""
+    folder = out.with_name(f".{out.stem}.{os.getpid()}.partial")
+    with writing(out):
+        folder.mkdir(exist_ok=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(graph: ir.Model, file: Path, weights: int) -> Path:
+    external = f"{file.name}.data" if weights > LARGE else None
+    ir.save(graph, file, external_data=external)
+    try:
+        onnx.checker.check_model(str(file))
+    except onnx.checker.ValidationError as e:
+        raise ExportError(f"the exported graph is not valid ONNX: {str(e).splitlines()[0]}") from e
+    return file
+
+
+def _proved(
+    model: ReferenceModel, fused: nn.Module, file: Path, spec: ModelSpec, samples: Sequence[str | Path], clock: _Clock
+) -> ParityReport:
+    clock("checking")
+    torch_spec = spec_of_module(model)
+    references = {
+        "PyTorch": TorchSession(model.module, torch_spec),
+        "PyTorch, folded": TorchSession(fused, torch_spec),
+    }
+    with open_session(file, provider="cpu") as session:
+        parity = check_parity(
+            references, file.name, session, spec, make_feeds(spec, samples), on_step=lambda s: clock(f"checking: {s}")
+        )
+    parity.raise_if_bad(file.name)
+    return parity
+
+
+def _move(folder: Path, out: Path, parity: ParityReport | None) -> None:
+    """Move the files to their places, the weights before the graph that names them."""
+    report = out.with_name(f"{out.name}.parity.json")
+    for file in sorted(folder.iterdir(), key=lambda p: p.suffix != ".data"):
+        file.replace(out.with_name(file.name))
+    if parity is None:
+        report.unlink(missing_ok=True)  # of an older file: it proves nothing about this one
+    else:
+        parity.write(report)

@@ -1,0 +1,68 @@
+"""A PyTorch model behind the runtime's Session, so that a checkpoint is predicted with and compared like an artefact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deploykit.errors import BackendError
+from deploykit.models._fuse import fuse_model
+from deploykit.models._registry import ReferenceModel, load_model
+from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
+from deploykit.spec import METADATA_KEY, ModelSpec, RawRows, Tensor
+
+__all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
+
+
+class TorchSession(Session):
+    """A module on the CPU, in float32 and eval mode; one input, one output, any batch and any good size."""
+
+    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
+        if not isinstance(spec.output, (RawRows, Tensor)):
+            raise BackendError(f"a PyTorch model has one output, but the spec's output is of kind {spec.output.kind!r}")
+        self._module: nn.Module | None = module
+        self._output = spec.output.name
+        self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
+        self.outputs = (TensorInfo(spec.output.name, (None, None, None), "float32"),)
+        self.metadata = {METADATA_KEY: spec.to_json()}
+        self.providers = ("PyTorch CPU",)
+        self.notes = ()
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`deploykit.runtime.session.Session.run`."""
+        if self._module is None:
+            raise BackendError("the PyTorch session is closed")
+        check_inputs(self.inputs, inputs)
+        try:
+            with torch.inference_mode():
+                output = self._module(torch.from_numpy(inputs[self.inputs[0].name]))
+        except RuntimeError as e:
+            raise BackendError(f"PyTorch failed: {e}") from e
+        return {self._output: output.numpy()}
+
+    def close(self) -> None:
+        """Drop the module."""
+        self._module = None
+
+
+def spec_of_module(model: ReferenceModel) -> ModelSpec:
+    """The spec of the model as PyTorch runs it: any batch, and any size that is a multiple of the stride."""
+    return replace(model.spec, input=replace(model.spec.input, dynamic="shape"))
+
+
+def open_torch_session(path: str | Path) -> tuple[TorchSession, ModelSpec]:
+    """Read a checkpoint without executing it, fold it and run it in PyTorch.
+
+    Raises:
+        CheckpointError: not a checkpoint that deploykit knows.
+        FoldError: a fold changed its numbers.
+    """
+    model = load_model(path)
+    spec = spec_of_module(model)
+    session = TorchSession(fuse_model(model.module), spec)
+    session.notes = model.notes
+    return session, spec

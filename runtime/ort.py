@@ -1,0 +1,131 @@
+"""ONNX Runtime: the backend of ``.onnx`` files, on the CPU or a GPU."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import ArtefactError, BackendError, UsageError, require
+from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
+
+__all__ = ["OrtSession", "open_session"]
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
+SILENT = 4  # ONNX Runtime's log severity: what it would log as an error, it also raises
+
+# ONNX Runtime's names of element types that numpy calls otherwise.
+NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
+
+
+def open_session(path: Path, *, provider: str = "auto", threads: int | None = None) -> OrtSession:
+    """Load an ONNX file.
+
+    Args:
+        path: an existing ``.onnx`` file.
+        provider: ``auto``, ``cpu``, ``cuda`` or ONNX Runtime's own name of a provider.
+        threads: threads within one operator; None: ONNX Runtime's choice (one a core).
+
+    Raises:
+        ArtefactError: not ONNX, damaged, or without its external data.
+        BackendError: the graph needs what this ONNX Runtime lacks, or ``provider`` is not in effect.
+        UsageError: there is no provider of that name.
+        MissingDependencyError: onnxruntime is not installed.
+    """
+    ort: Any = require("onnxruntime", "cpu")
+    wanted = _wanted(provider, ort.get_available_providers())
+    options = ort.SessionOptions()
+    options.log_severity_level = SILENT
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a provider that does not load: said below, as an error
+            session = ort.InferenceSession(str(path), options, providers=wanted)
+    except Exception as e:  # ONNX Runtime's exceptions have no base class of their own
+        raise _refusal(path, e) from e
+    return OrtSession(path, session, wanted[0], asked=provider != "auto")
+
+
+def _wanted(provider: str, available: list[str]) -> list[str]:
+    """The provider list for ONNX Runtime, the one that must be in effect first."""
+    if provider == "auto":
+        return [CUDA, CPU] if CUDA in available else [CPU]
+    name = SHORT_NAMES.get(provider, provider)
+    if not name.endswith("ExecutionProvider"):
+        raise UsageError(f"provider must be auto, cpu, cuda or one of {', '.join(available)}; got {provider!r}")
+    if name not in available:
+        hint = ": pip install 'deploykit[gpu]' in place of 'deploykit[cpu]'" if name == CUDA else ""
+        raise BackendError(f"this ONNX Runtime has no {name}, it has {', '.join(available)}{hint}")
+    return [name] if name == CPU else [name, CPU]
+
+
+def _refusal(path: Path, error: Exception) -> ArtefactError | BackendError:
+    """The sentence for a file that ONNX Runtime did not load."""
+    text = " ".join(str(error).split())
+    size = path.stat().st_size
+    if size == 0 or "Protobuf parsing failed" in text or "No graph was found" in text:
+        return ArtefactError(f"{path} is not a whole ONNX file ({size} bytes): export it again, or copy it again")
+    quoted = (Path(name) for name in re.findall(r'["\[]([^"\[\]]+\.[^"\[\]]+)["\]]', text))
+    if missing := next((p for p in quoted if p.parent == path.parent and not p.exists()), None):
+        return ArtefactError(
+            f"{path} keeps its weights in {missing.name}, which is not beside it: move the two together"
+        )
+    if "External initializer" in text:
+        return ArtefactError(f"the external weights of {path} are cut off: copy its .data file again ({_reason(text)})")
+    if unknown := re.search(r"([\w.:]+)\(-?\d+\) is not a registered function/op", text):
+        return BackendError(f"{path} needs the operator {unknown[1]}, which this ONNX Runtime does not have")
+    return BackendError(f"ONNX Runtime does not load {path}: {_reason(text)}")
+
+
+def _reason(text: str) -> str:
+    """ONNX Runtime's message without its ``[ONNXRuntimeError] : 1 : FAIL :`` and source positions."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"(?<=[ .])\S+\.(?:cc|h):\d+ \S+ ", " ", text)
+
+
+class OrtSession(Session):
+    """A network in ONNX Runtime; made by :func:`open_session`. ``run`` may be called from several threads."""
+
+    def __init__(self, path: Path, session: Any, wanted: str, *, asked: bool) -> None:
+        self._path = path
+        self._session = session
+        self.inputs = tuple(map(_info, session.get_inputs()))
+        self.outputs = tuple(map(_info, session.get_outputs()))
+        self.metadata = dict(session.get_modelmeta().custom_metadata_map)
+        self.providers = tuple(session.get_providers())
+        if wanted not in self.providers:  # ONNX Runtime falls back to the CPU without an error
+            found = f"{wanted} did not load on this machine, {', '.join(self.providers)} is in effect"
+            if asked:
+                raise BackendError(f"{found}: check the GPU's driver and CUDA libraries, or take provider 'cpu'")
+            self.notes = (found,)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`deploykit.runtime.session.Session.run`."""
+        if self._session is None:
+            raise BackendError(f"the session of {self._path} is closed")
+        check_inputs(self.inputs, inputs)
+        feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        try:
+            outputs = self._session.run(None, feed)
+        except Exception as e:  # ONNX Runtime's exceptions have no base class of their own
+            reason = _reason(" ".join(str(e).split()))
+            raise BackendError(f"ONNX Runtime failed while it ran {self._path}: {reason}") from e
+        return {info.name: value for info, value in zip(self.outputs, outputs, strict=True)}
+
+    def close(self) -> None:
+        """Drop the network; ONNX Runtime frees it with its last reference."""
+        self._session = None
+
+
+def _info(tensor: Any) -> TensorInfo:
+    kind = re.fullmatch(r"tensor\((\w+)\)", tensor.type)
+    name = kind[1] if kind else tensor.type  # sequences and maps keep ONNX Runtime's words
+    shape = tuple(side if isinstance(side, int) and side >= 0 else None for side in tensor.shape)
+    return TensorInfo(tensor.name, shape, NUMPY_NAMES.get(name, name))
