@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from deploykit.errors import explained_imports
+
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
     from deploykit.export.compare import compare as compare
@@ -37,7 +39,8 @@ __all__ = sorted(_HOME)  # noqa: PLE0605  (the table above is the one list of pu
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    with explained_imports():
+        return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

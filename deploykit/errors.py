@@ -57,6 +57,7 @@ __all__ = [
     "UnsafeCheckpointError",
     "UsageError",
     "WeightsMismatchError",
+    "explained_imports",
     "require",
     "writing",
 ]
@@ -182,6 +183,18 @@ class FetchError(DeployError):
     exit_code = 70
 
 
+_EXTRAS = {
+    "onnx": "export",
+    "onnx_ir": "export",
+    "onnxruntime": "cpu",
+    "onnxscript": "export",
+    "onnxsim": "export",
+    "safetensors": "export",
+    "torch": "export",
+}
+"""Module -> the extra that brings it."""
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import a heavy dependency at the point of use, or say which extra brings it.
 
@@ -191,10 +204,35 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        reason = "" if isinstance(e, ModuleNotFoundError) and e.name == module.split(".")[0] else f" ({e})"
-        raise MissingDependencyError(
-            f"{module} is needed here and does not import{reason}: pip install 'deploykit[{extra}]'"
-        ) from e
+        raise _missing(module, f"'deploykit[{extra}]'", e) from e
+
+
+def _missing(module: str, package: str, error: ImportError) -> MissingDependencyError:
+    absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".", maxsplit=1)[0]
+    reason = "is not installed" if absent else f"does not load ({error})"
+    return MissingDependencyError(f"{module} is needed here and {reason}: pip install {package}")
+
+
+@contextlib.contextmanager
+def explained_imports() -> Iterator[None]:
+    """Turn an ImportError about a dependency into a MissingDependencyError that says what to install.
+
+    Raises:
+        MissingDependencyError: an import inside the block failed for a reason that an installation mends.
+    """
+    try:
+        yield
+    except ImportError as e:
+        name = (e.name or "").split(".")[0]
+        if "libGL" in str(e):
+            raise MissingDependencyError(
+                f"OpenCV does not load ({e}): opencv-python needs libGL; install the system's libGL, or replace it by "
+                "opencv-python-headless, the same module without windows (pip uninstall opencv-python, then "
+                "pip install opencv-python-headless)"
+            ) from e
+        if name not in _EXTRAS:
+            raise
+        raise _missing(name, f"'deploykit[{_EXTRAS[name]}]'", e) from e
 
 
 @contextlib.contextmanager

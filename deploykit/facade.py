@@ -6,14 +6,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.errors import SpecError, UsageError
+from deploykit.errors import SpecError, UsageError, require
 from deploykit.spec import ModelSpec
 
 if TYPE_CHECKING:
     from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.session import Session
 
-__all__ = ["load", "open_session", "open_with_spec"]
+__all__ = ["load", "open_session", "read_spec"]
 
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
 
@@ -42,9 +42,12 @@ def load(
         SpecError: it carries no spec and none is given, or the spec does not fit it.
     """
     from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.session import spec_of
 
-    session, chosen = open_with_spec(path, spec=spec, backend=backend)
+    given = read_spec(spec)
+    session = open_session(path, backend=backend)
     try:
+        chosen = given or spec_of(session, os.fspath(path))
         return Predictor(session, chosen, conf=conf, iou=iou, max_det=max_det)
     except BaseException:
         session.close()
@@ -64,49 +67,30 @@ def open_session(
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
+        MissingDependencyError: a checkpoint without torch, or an ONNX file without onnxruntime.
     """
     if Path(path).suffix.lower() in CHECKPOINT_SUFFIXES:
         if backend not in ("auto", "torch") or provider != "auto" or threads is not None:
             raise UsageError(f"{path} is a checkpoint and runs in torch: backend, provider and threads are for exports")
-        from deploykit.export.torch_session import open_torch_session
         from deploykit.runtime.files import existing_file
 
-        return open_torch_session(existing_file(path, "a checkpoint"))[0]
+        file = existing_file(path, "a checkpoint")
+        require("torch", "export")
+        from deploykit.export.torch_session import open_torch_session
+
+        return open_torch_session(file)[0]
     from deploykit.runtime import session
 
     return session.open_session(path, backend=backend, provider=provider, threads=threads)
 
 
-def open_with_spec(
-    model: str | os.PathLike[str] | Session,
-    *,
-    spec: ModelSpec | str | os.PathLike[str] | None = None,
-    backend: str = "auto",
-) -> tuple[Session, ModelSpec]:
-    """A model's session together with its spec: the one given, else the one that it carries.
-
-    Args:
-        model: as for :func:`open_session`, or a session that is already open.
-        spec: as for :func:`load`.
-        backend: as for :func:`load`.
+def read_spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | None:
+    """A spec as it is, or read from the JSON file that ``spec`` names; None stays None.
 
     Raises:
-        SpecError: there is no spec, or it does not read. The others: as :func:`open_session`.
+        NotFoundError: there is no such file.
+        SpecError: it holds no spec.
     """
-    from deploykit.runtime.session import spec_of
-
-    given = _spec(spec)
-    if not isinstance(model, (str, os.PathLike)):
-        return model, given or spec_of(model, "the session")
-    session = open_session(model, backend=backend)
-    try:
-        return session, given or spec_of(session, os.fspath(model))
-    except BaseException:
-        session.close()
-        raise
-
-
-def _spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | None:
     if spec is None or isinstance(spec, ModelSpec):
         return spec
     from deploykit.runtime.files import existing_file

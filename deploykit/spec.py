@@ -218,6 +218,8 @@ class ModelSpec:
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
+        if isinstance(self.output, NmsOutputs) and (self.keypoints is None) != (self.output.keypoints is None):
+            raise SpecError("a spec has keypoint names and a keypoint output, or neither")
         if not isinstance(self.output, RawRows):
             return
         rows = self.output

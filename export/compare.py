@@ -20,7 +20,7 @@ import numpy as np
 from deploykit.errors import ParityError, SpecError, UsageError
 from deploykit.export.feeds import Batch, Feeds, make_feeds
 from deploykit.export.matching import Matching, match
-from deploykit.runtime.files import existing_file, write_whole
+from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array, Session
 from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
 
@@ -90,9 +90,10 @@ class ParityReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; the parity report file beside an artefact is this."""
         data = dataclasses.asdict(self)
-        for name, items in (("differences", self.differences), ("matchings", self.matchings)):
-            for entry, item in zip(data[name], items, strict=True):
-                entry["ok"] = item.ok
+        for entry, difference in zip(data["differences"], self.differences, strict=True):
+            entry["ok"] = difference.ok
+        for entry, matching in zip(data["matchings"], self.matchings, strict=True):
+            entry["ok"] = matching.ok
         return {"ok": self.ok, **data}
 
     def write(self, path: Path) -> None:
@@ -130,7 +131,9 @@ def compare(
     Raises:
         SpecError: neither carries a spec. UsageError: their inputs have no size in common.
     """
-    given = _read_spec(spec)
+    from deploykit.facade import read_spec
+
+    given = read_spec(spec)
     with _opened(a) as first, _opened(b) as second:
         specs = [given or _carried(session) for session in (first, second)]
         known = next((s for s in reversed(specs) if s), None)
@@ -143,12 +146,6 @@ def compare(
         canvas = dataclasses.replace(known.input, size=next(iter(fixed), known.input.size))
         feeds = make_feeds(dataclasses.replace(known, input=canvas), images, shapes=not fixed)
         return check_parity({_name(a, "a"): first}, _name(b, "b"), second, known, feeds, tolerance, on_step)
-
-
-def _read_spec(spec: ModelSpec | str | Path | None) -> ModelSpec | None:
-    if spec is None or isinstance(spec, ModelSpec):
-        return spec
-    return ModelSpec.from_json(existing_file(spec, "a spec").read_text(encoding="utf-8"))
 
 
 @contextlib.contextmanager
@@ -208,7 +205,8 @@ def _run_one(session: Session, image: Array, output: str) -> Array:
     """One image's rows ``(N, columns)``; a session with a fixed batch gets the image in every slot."""
     info = session.inputs[0]
     batch = info.shape[0] or 1
-    return _rows(session.run({info.name: np.repeat(image, batch, 0)}), output)[0]
+    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), output)[0]
+    return rows
 
 
 def _run_batch(session: Session, batch: Batch, feeds: Feeds, output: str) -> list[Array]:
@@ -231,8 +229,8 @@ def _rows(outputs: Mapping[str, Array], name: str) -> Array:
 
 def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
     """Kind of value -> (its columns, whether they are pixels)."""
-    span = lambda s: list(range(*s)) if s else []  # noqa: E731  (a name would only repeat what it does)
-    columns = {"boxes": (span(layout.box), True), "scores": (span(layout.obj) + span(layout.cls), False)}
+    scores = [*range(*layout.cls)] if layout.obj is None else [*range(*layout.obj), *range(*layout.cls)]
+    columns = {"boxes": ([*range(*layout.box)], True), "scores": (scores, False)}
     if layout.keypoints:
         start, stop = layout.keypoints
         points = range(start, stop)

@@ -125,7 +125,12 @@ def _pair(a: Found, b: Found, thresholds: Thresholds, score_limit: float) -> _Pa
     )
     distance = None if a.keypoints is None or b.keypoints is None else _distance(a.keypoints[left], b.keypoints[right])
     return _Pairs(
-        len(a.scores), len(b.scores), borderline, overlap[left, right], np.abs(a.scores[left] - b.scores[right]), distance
+        len(a.scores),
+        len(b.scores),
+        borderline,
+        overlap[left, right],
+        np.abs(a.scores[left] - b.scores[right]),
+        distance,
     )
 
 

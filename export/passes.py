@@ -12,7 +12,9 @@ from deploykit.export.report import Constant, Interface
 
 __all__ = ["initializers_of", "interface_of", "name_axes", "simplify", "stamp", "strip"]
 
-FOLD_LIMIT = 64 * 1024 * 1024  # bytes: a grid of a 1280 px model has 0.2 MB, which the exporter's own limits leave alone
+FOLD_LIMIT = (
+    64 * 1024 * 1024
+)  # bytes: a grid of a 1280 px model has 0.2 MB, which the exporter's own limits leave alone
 
 
 def simplify(model: ir.Model) -> None:
@@ -64,7 +66,7 @@ def stamp(model: ir.Model, key: str, text: str, *, name: str, version: str) -> N
 def initializers_of(model: ir.Model) -> tuple[Constant, ...]:
     """The graph's stored tensors: weights and constants."""
     return tuple(
-        Constant(name, tuple(map(int, value.const_value.shape)), value.const_value.nbytes)
+        Constant(name, tuple(int(side) for side in value.const_value.shape.numpy()), value.const_value.nbytes)
         for name, value in model.graph.initializers.items()
         if value.const_value is not None
     )
@@ -75,5 +77,6 @@ def interface_of(values: Sequence[ir.Value]) -> tuple[Interface, ...]:
     found = []
     for value in values:
         sides = [side if isinstance(side, int) else str(side.value) for side in value.shape or ()]
-        found.append(Interface(str(value.name), str(value.dtype).lower().replace("float", "float32", 1), tuple(sides)))
+        dtype = value.dtype.numpy().name if value.dtype is not None else "unknown"
+        found.append(Interface(str(value.name), dtype, tuple(sides)))
     return tuple(found)

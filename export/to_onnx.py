@@ -235,7 +235,9 @@ def _traced(module: nn.Module, spec: ModelSpec, exporter: str, simplify: bool) -
         raise
     except Exception as e:  # the exporter raises what its many parts raise
         reason = str(e).strip().splitlines()
-        raise ExportError(f"torch's {exporter} exporter refused the model: {reason[0] if reason else type(e).__name__}") from e
+        raise ExportError(
+            f"torch's {exporter} exporter refused the model: {reason[0] if reason else type(e).__name__}"
+        ) from e
 
 
 def _dynamo(
@@ -247,7 +249,7 @@ def _dynamo(
     assert program is not None
     if simplify:
         program.optimize()
-    return cast(ir.Model, program.model)
+    return program.model
 
 
 def _axes(canvas: InputSpec) -> tuple[dict[int, Any]] | None:

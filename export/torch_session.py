@@ -1,4 +1,4 @@
-"""A PyTorch model behind the runtime's Session, so that a checkpoint is predicted with and compared like an artefact."""
+"""A PyTorch model behind the runtime's Session: a checkpoint is predicted with and compared like an artefact."""
 
 from __future__ import annotations
 

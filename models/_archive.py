@@ -97,8 +97,6 @@ def _read_zip(file: BufferedReader, size: int) -> Contents:
             "if it is an archive around a checkpoint, unpack it first"
         )
     root = pickles[0].removesuffix("data.pkl")
-    if f"{root}constants.pkl" in entries:
-        raise CheckpointError("it is a TorchScript program, not weights; pass the checkpoint that it was made from")
     order = entries.get(f"{root}byteorder")
     if order and _read_entry(file, Span(order.start, min(order.size, 16), 0)) != b"little":
         raise CheckpointError(_BIG_ENDIAN)

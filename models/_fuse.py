@@ -48,7 +48,9 @@ def fuse_model(model: nn.Module, path: str = "") -> nn.Module:
 
 
 def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, path: str) -> nn.Conv2d:
-    """Fold a batch norm into the convolution before it: W' = s W, b' = beta + s (b - mean), s = gamma / sqrt(var + eps).
+    """Fold a batch norm into the convolution before it.
+
+    W' = s W and b' = beta + s (b - mean), with s = gamma / sqrt(var + eps).
 
     Raises:
         FoldError: the folded convolution does not compute the same.
@@ -56,7 +58,7 @@ def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, path: str) -> nn.Conv2d:
     wide = _conv64(conv)
     for stats in (_Affine.of(bn), _Affine.of(bn).perturbed()):
         folded = _narrow(*stats.fold(wide.weight, wide.bias), like=conv)
-        check_fold(path, "batch norm", lambda x, s=stats: s(wide(x)), _conv64(folded), probe_of(conv))
+        check_fold(path, "batch norm", _then(wide, stats), _conv64(folded), probe_of(conv))
     return _narrow(*_Affine.of(bn).fold(wide.weight, wide.bias), like=conv)
 
 
@@ -82,11 +84,14 @@ def check_fold(
 def probe_of(conv: nn.Conv2d) -> Tensor:
     """Seeded float64 input on which ``conv`` gives a few output pixels, ``(1, C, h, w)``."""
     sides = [
-        (PROBE - 1) * s + d * (k - 1) + 1
-        for s, d, k in zip(conv.stride, conv.dilation, conv.kernel_size, strict=True)
+        (PROBE - 1) * s + d * (k - 1) + 1 for s, d, k in zip(conv.stride, conv.dilation, conv.kernel_size, strict=True)
     ]
     generator = torch.Generator().manual_seed(conv.in_channels)
     return torch.randn(1, conv.in_channels, *sides, generator=generator, dtype=torch.float64)
+
+
+def _then(first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: second(first(x))
 
 
 class _Affine:

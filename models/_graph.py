@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -41,7 +42,12 @@ CONVOLUTIONS: dict[str, type[nn.Module]] = {
 """Layers whose first argument is the number of output channels, scaled by ``width_multiple``."""
 
 SAME_CHANNELS: dict[str, type[nn.Module]] = {"MP": MP, "SP": SP}
-HEADS: dict[str, type[Detect]] = {"Detect": Detect, "IDetect": IDetect, "IAuxDetect": IAuxDetect, "IKeypoint": IKeypoint}
+HEADS: dict[str, type[Detect]] = {
+    "Detect": Detect,
+    "IDetect": IDetect,
+    "IAuxDetect": IAuxDetect,
+    "IKeypoint": IKeypoint,
+}
 OTHERS = ("Concat", "Shortcut", "ADD", "ReOrg", "nn.Upsample")
 KNOWN = tuple(sorted((*CONVOLUTIONS, *SAME_CHANNELS, *HEADS, *OTHERS)))
 
@@ -51,12 +57,21 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-MAX_ROWS, MAX_REPEATS = 2000, 100  # a hostile description must not keep us busy; the largest real one has 266 rows
+# A hostile description must not keep us busy; the largest real one has 266 rows, 8 sources and 2048 channels.
+MAX_ROWS, MAX_LAYERS, MAX_ENTRIES, MAX_CHANNELS = 1000, 1000, 32, 65_536
+MAX_TEXT = 64  # characters of an argument
+
+_REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
+"""What Python and torch raise for numbers and shapes that make no layer."""
 
 
 @dataclass(frozen=True)
 class GraphConfig:
-    """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels a level."""
+    """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels a level.
+
+    Raises:
+        CheckpointError: a number that no model has.
+    """
 
     rows: tuple[Row, ...]
     num_classes: int
@@ -68,15 +83,33 @@ class GraphConfig:
     channels: int = 3
     strides: tuple[int, ...] = field(default=())
 
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.rows) <= MAX_ROWS:
+            raise CheckpointError(f"a model's description has 1 to {MAX_ROWS} layers, this one has {len(self.rows)}")
+        for name, least in (("num_classes", 1), ("num_keypoints", 0), ("channels", 1)):
+            value = getattr(self, name)
+            if not least <= value <= MAX_CHANNELS:
+                raise CheckpointError(f"a model's {name} is {least} to {MAX_CHANNELS}, its description says {value}")
+        for name in ("depth_multiple", "width_multiple"):
+            value = getattr(self, name)
+            if not 0.0 < value <= MAX_ENTRIES:  # a NaN must fail
+                raise CheckpointError(f"a model's {name} is over 0 and up to {MAX_ENTRIES}, its description says {value}")
+        sizes = {len(level) for level in self.anchors}
+        if len(sizes) != 1 or not 1 <= len(self.anchors) <= MAX_ENTRIES or max(sizes) not in range(2, MAX_ENTRIES, 2):
+            raise CheckpointError(
+                "a model's anchors are a list w, h, w, h, ... a level, all of one length; "
+                f"its description says {reprlib.repr(self.anchors)}"
+            )
+
     @staticmethod
     def from_yaml(yaml: Mapping[str, Any]) -> GraphConfig:
         """Read the ``yaml`` dictionary that a YOLOv5/v7 checkpoint carries.
 
         Raises:
-            CheckpointError: a part is missing or of another type.
+            CheckpointError: a part is missing, of another type or out of range.
         """
         try:
-            rows = tuple((*yaml["backbone"], *yaml["head"]))
+            rows = (*yaml["backbone"], *yaml["head"])
             _check_known(rows)
             anchors = tuple(tuple(float(a) for a in level) for level in yaml["anchors"])
             return GraphConfig(
@@ -90,8 +123,11 @@ class GraphConfig:
                 channels=int(yaml.get("ch", 3)),
             )
         except KeyError as e:
-            raise CheckpointError(f"the checkpoint's model description has no {e.args[0]!r}") from e
-        except (TypeError, ValueError) as e:
+            raise CheckpointError(
+                f"the checkpoint's model description has no {e.args[0]!r}: only those of the YOLOv5 and YOLOv7 projects "
+                "are read (backbone, head, nc, anchors)"
+            ) from e
+        except (ArithmeticError, TypeError, ValueError) as e:
             raise CheckpointError(f"the checkpoint's model description cannot be read: {e}") from e
 
 
@@ -160,40 +196,77 @@ def build_graph(config: GraphConfig) -> LayerGraph:
         UnknownLayerError: a row names a layer that deploykit does not have.
         CheckpointError: a row that does not fit together.
     """
-    if len(config.rows) > MAX_ROWS:
-        raise CheckpointError(f"the model's description has {len(config.rows)} layers, more than {MAX_ROWS}")
-    _check_known(config.rows)
     layers: list[nn.Module] = []
     sources: list[tuple[int, ...]] = []
     channels = [config.channels]  # channels[i + 1] is what layer i gives, channels[0] is the image's
+    room = MAX_LAYERS
     for i, row in enumerate(config.rows):
+        used, repeats, kind, arguments = read_row(i, row)
         try:
-            origin, repeats, kind, arguments = row
-            used = tuple(s if s >= 0 else i + s for s in ([origin] if isinstance(origin, int) else origin))
-            if not used or any(not -1 <= s < i for s in used):
-                raise ValueError(f"it is fed by {origin}, which is not an earlier layer")
-            inputs = [channels[s + 1] for s in used]
-            layer, out = _layer(str(kind), list(arguments), inputs, int(repeats), config)
-        except (TypeError, ValueError, IndexError) as e:
-            raise CheckpointError(f"layer {i} of the model's description, {list(row)!r}, cannot be built: {e}") from e
+            count = _count(repeats, config)
+            room -= count
+            if room < 0:
+                raise ValueError(f"with its repeats the model has more than {MAX_LAYERS} layers")
+            layer, out = _layer(kind, arguments, [channels[s + 1] for s in used], count, config, i)
+        except _REFUSALS as e:
+            raise _misfit(i, row, e) from e
         layers.append(layer)
         sources.append(used)
         channels.append(out)
-    if not layers or not isinstance(layers[-1], Detect):
-        raise CheckpointError(f"a model's description ends with a head ({', '.join(HEADS)}), this one does not")
+    if not isinstance(layers[-1], Detect):
+        raise CheckpointError(
+            f"a model's description ends with a head ({', '.join(HEADS)}), this one with {reprlib.repr(config.rows[-1])}"
+        )
     graph = LayerGraph(layers, sources).eval()
     graph.head.set_stride(config.strides or _strides(graph, config))
     return graph
 
 
+def read_row(i: int, row: Row) -> tuple[tuple[int, ...], int, str, list[Any]]:
+    """Row ``i``'s sources as absolute indices (-1 is the image), its repeats, layer and arguments.
+
+    Raises:
+        CheckpointError: it is not a row, or is fed by a layer that does not come before it.
+    """
+    try:
+        origin, repeats, kind, arguments = row
+        used = tuple(s if s >= 0 else i + s for s in ([origin] if isinstance(origin, int) else origin))
+        if not used or len(used) > MAX_ENTRIES or not all(isinstance(s, int) and -1 <= s < i for s in used):
+            raise ValueError(f"it is fed by {reprlib.repr(origin)}, which is not an earlier layer")
+        if not isinstance(kind, str) or not isinstance(arguments, (list, tuple)) or len(arguments) > MAX_ENTRIES:
+            raise ValueError(f"expected a layer's name and a list of up to {MAX_ENTRIES} arguments")
+        return used, int(repeats), kind, list(arguments)
+    except _REFUSALS as e:
+        raise _misfit(i, row, e) from e
+
+
+def _misfit(i: int, row: Row, reason: Exception) -> CheckpointError:
+    first_line = str(reason).partition("\n")[0]
+    return CheckpointError(
+        f"layer {i} of the model's description, {reprlib.repr(row)}, cannot be built: {first_line}; "
+        "expected [from, repeats, layer, arguments] as the YOLOv5 and YOLOv7 projects write them"
+    )
+
+
+def _count(repeats: int, config: GraphConfig) -> int:
+    if repeats < 1:
+        raise ValueError(f"it is repeated {repeats} times, expected at least 1")
+    return max(round(repeats * config.depth_multiple), 1) if repeats > 1 else 1
+
+
 def _layer(
-    kind: str, arguments: list[Any], inputs: list[int], repeats: int, config: GraphConfig
+    kind: str, arguments: list[Any], inputs: list[int], count: int, config: GraphConfig, i: int
 ) -> tuple[nn.Module, int]:
     """One row's module and how many channels it gives."""
     args = [_literal(a, config) for a in arguments]
     if kind in CONVOLUTIONS:
         out = _divisible(args[0] * config.width_multiple) if args[0] != _outputs(config) else args[0]
-        return _repeated(CONVOLUTIONS[kind], [inputs[0], out, *args[1:]], repeats, config), out
+        if not 1 <= out <= MAX_CHANNELS:
+            raise ValueError(f"it gives {out} channels, expected 1 to {MAX_CHANNELS}")
+        text = next((a for a in args if isinstance(a, str)), None)
+        if text is not None:
+            raise ValueError(f"its argument {text!r} is neither a number nor an activation")
+        return _repeated(CONVOLUTIONS[kind], [inputs[0], out, *args[1:]], count), out
     if kind in SAME_CHANNELS:
         return SAME_CHANNELS[kind](*args), inputs[0]
     if kind in HEADS:
@@ -206,10 +279,18 @@ def _layer(
         return Add(*args), inputs[0]
     if kind == "ReOrg":
         return ReOrg(), inputs[0] * 4
-    return nn.Upsample(*args), inputs[0]
+    if kind == "nn.Upsample":
+        return nn.Upsample(*args), inputs[0]
+    raise UnknownLayerError(
+        f"layer {i} of the model's description is {reprlib.repr(kind)}, which deploykit does not have; "
+        f"it has {', '.join(KNOWN)}"
+    )
 
 
 def _head(kind: str, inputs: list[int], config: GraphConfig) -> Detect:
+    expected = len(config.anchors) * (2 if kind == "IAuxDetect" else 1)
+    if len(inputs) != expected:
+        raise ValueError(f"it is fed by {len(inputs)} layers, its {len(config.anchors)} levels of anchors need {expected}")
     if kind != "IKeypoint":
         return HEADS[kind](config.num_classes, config.anchors, inputs)
     if not config.num_keypoints:
@@ -217,10 +298,7 @@ def _head(kind: str, inputs: list[int], config: GraphConfig) -> Detect:
     return IKeypoint(config.num_classes, config.anchors, inputs, config.num_keypoints, config.depthwise_keypoints)
 
 
-def _repeated(kind: type[nn.Module], args: list[Any], repeats: int, config: GraphConfig) -> nn.Module:
-    if not 1 <= repeats <= MAX_REPEATS:
-        raise ValueError(f"it is repeated {repeats} times, expected 1 to {MAX_REPEATS}")
-    count = max(round(repeats * config.depth_multiple), 1) if repeats > 1 else repeats
+def _repeated(kind: type[nn.Module], args: list[Any], count: int) -> nn.Module:
     return nn.Sequential(*(kind(*args) for _ in range(count))) if count > 1 else kind(*args)
 
 
@@ -235,7 +313,9 @@ def _divisible(x: float, by: int = 8) -> int:
 
 def _literal(value: Any, config: GraphConfig) -> Any:
     """What a description's argument means; the only strings are a few names and activations."""
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
+        if len(value) > MAX_ENTRIES or any(isinstance(v, (list, tuple)) for v in value):
+            raise ValueError(f"its argument {reprlib.repr(value)} is neither one value nor a short list")
         return [_literal(v, config) for v in value]
     if not isinstance(value, str):
         return value
@@ -251,27 +331,28 @@ def activation(text: str) -> nn.Module:
     Raises:
         UnknownLayerError: not an activation that deploykit has.
     """
-    match = re.fullmatch(r"nn\.(\w+)\(\s*(-?[\d.]+(?:e-?\d+)?)?\s*(?:,?\s*inplace=(?:True|False))?\)", text)
+    # The length is looked at first: a pattern takes quadratic time on a megabyte of blanks.
+    pattern = r"nn\.(\w+)\(\s*(-?\d*\.?\d+(?:e-?\d+)?)?\s*(?:,?\s*inplace=(?:True|False))?\)"
+    match = re.fullmatch(pattern, text) if len(text) <= MAX_TEXT else None
     if match is None or match[1] not in ACTIVATIONS:
-        raise UnknownLayerError(f"unknown activation {text!r}; known: {', '.join(f'nn.{a}' for a in ACTIVATIONS)}")
+        known = ", ".join(f"nn.{name}()" for name in ACTIVATIONS)
+        raise UnknownLayerError(f"unknown activation {reprlib.repr(text)}; known: {known}")
     return ACTIVATIONS[match[1]](*([float(match[2])] if match[2] else []))
 
 
 def _strides(graph: LayerGraph, config: GraphConfig) -> list[int]:
     """How many image pixels a cell of each level is wide, found by running shapes only."""
     side = 256
-    recorded: list[int] = []
-    twin = copy.deepcopy(graph).to("meta")
-
-    class Shapes(nn.Module):
-        def forward(self, *features: Tensor) -> Tensor:
-            recorded.extend(side // f.shape[-1] for f in features)
-            return features[0]
-
-    twin.model[-1] = Shapes()
-    try:
-        with torch.no_grad():
-            twin(torch.empty(1, config.channels, side, side, device="meta"))
-    except RuntimeError as e:
-        raise CheckpointError(f"the model's description does not fit together: {e}") from e
-    return recorded[: graph.head.num_levels]
+    outputs = {-1: torch.empty(1, config.channels, side, side, device="meta")}
+    last = len(graph.sources) - 1
+    with torch.no_grad():
+        for i in range(last):
+            try:
+                twin = copy.deepcopy(graph.model[i]).to("meta")
+                outputs[i] = twin(*(outputs[s] for s in graph.sources[i]))
+            except _REFUSALS as e:
+                raise _misfit(i, config.rows[i], e) from e
+    strides = [side // max(outputs[s].shape[-1], 1) for s in graph.sources[last][: graph.head.num_levels]]
+    if min(strides) < 1:
+        raise CheckpointError("a level of the model's head is larger than the image: its description is damaged")
+    return strides

@@ -40,7 +40,9 @@ def _load(graph: LayerGraph, checkpoint: Checkpoint) -> None:
     found = checkpoint.float32()
     for key, tensor in expected.items():
         if key not in found:
-            raise WeightsMismatchError(f"{checkpoint.path} lacks the tensor {key} {list(tensor.shape)} of its own model")
+            raise WeightsMismatchError(
+                f"{checkpoint.path} lacks the tensor {key} {list(tensor.shape)} of its own model"
+            )
         if found[key].shape != tensor.shape:
             raise WeightsMismatchError(
                 f"{checkpoint.path}: {key} is {list(found[key].shape)}, the model needs {list(tensor.shape)}"
@@ -61,7 +63,7 @@ def _apply_recorded(graph: LayerGraph, recorded: tuple[Module, ...]) -> tuple[st
             continue
         if isinstance(module, nn.BatchNorm2d):
             module.eps = float(record.attributes.get("eps", module.eps))
-        elif isinstance(module, tuple(ACTIVATIONS.values())):
+        elif isinstance(module, nn.Module) and type(module) in ACTIVATIONS.values():
             trained = _activation(record)
             if not _same(module, trained):
                 graph.set_submodule(path, trained)

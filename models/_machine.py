@@ -311,7 +311,7 @@ def too_deep() -> UnsafeCheckpointError:
 
 def _children(value: Any) -> Iterable[Any]:
     if isinstance(value, Record):
-        return (value.args, value.state, value.entries)
+        return (value.args or None, value.state, value.entries)
     return value.values() if type(value) is dict else value
 
 
@@ -324,9 +324,9 @@ def check_nesting(root: Any) -> None:
     while path:
         value, children = path[-1]
         for child in children:
-            if not child or not isinstance(child, (list, tuple, dict, Record)):
+            if not isinstance(child, (list, tuple, dict, Record)):
                 continue
-            height = heights.get(id(child))
+            height = heights.get(id(child)) if child else 1
             if height is None:
                 heights[id(child)] = 0
                 path.append((child, iter(_children(child))))

@@ -73,12 +73,14 @@ def _rare_detections(module: nn.Module) -> None:
     """Set the bias of every anchor's objectness to a low probability."""
     for head in (m for m in module.modules() if isinstance(m, Detect)):
         for level, conv in enumerate(head.m):
-            branches = [conv.bias]
+            last: list[nn.Module] = [conv]
             if isinstance(head, Keypoint):
                 branch = head.m_kpt[level]
-                branches.append(branch[-1].bias if isinstance(branch, nn.Sequential) else branch.bias)
-            bias = torch.cat([b.detach() for b in branches])
-            bias.view(head.num_anchors, -1)[:, 4] = -4.0
-            bias.view(head.num_anchors, -1)[:, 5 : 5 + head.num_classes] = 2.0
-            for b, part in zip(branches, bias.split([len(b) for b in branches]), strict=True):
-                b.data.copy_(part)
+                last.append(branch[-1] if isinstance(branch, nn.Sequential) else branch)
+            biases = [m.bias for m in last if isinstance(m, nn.Conv2d) and m.bias is not None]
+            # One anchor's values may lie in both convolutions, so they are laid side by side first.
+            cells = torch.cat([b.detach() for b in biases]).view(head.num_anchors, -1)
+            cells[:, 4] = -4.0
+            cells[:, 5 : 5 + head.num_classes] = 2.0
+            for bias, part in zip(biases, torch.split(cells.flatten(), [len(b) for b in biases]), strict=True):
+                bias.data.copy_(part)

@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 import torch
 
 from deploykit.errors import CheckpointError
-from deploykit.models._machine import damaged, unsafe
+from deploykit.models._machine import damaged, unsafe, what_is
 from deploykit.models._tensors import MAX_DIMENSIONS, MAX_SIZE, Span, StoredTensor, contiguous
 
 __all__ = ["read_header"]
@@ -83,9 +83,11 @@ def _tensor(name: str, described: Any, start: int) -> tuple[StoredTensor, Span]:
     if not isinstance(described, dict):
         raise damaged(f"the safetensors header does not describe {name!r}")
     kind, shape, offsets = described.get("dtype"), described.get("shape"), described.get("data_offsets")
-    dtype = _DTYPES.get(kind) if isinstance(kind, str) else None
+    kind = kind if isinstance(kind, str) else what_is(kind)
+    dtype = _DTYPES.get(kind)
     if dtype is None:
-        raise CheckpointError(f"{name!r} is of type {str(kind)[:20]}, which is not read; it reads {', '.join(_DTYPES)}")
+        known = ", ".join(_DTYPES)
+        raise CheckpointError(f"{name!r} is of type {kind[:20]!r}, which is not read; expected one of {known}")
     if not _is_numbers(shape) or len(shape) > MAX_DIMENSIONS or not _is_numbers(offsets) or len(offsets) != 2:
         raise damaged(f"the safetensors header describes {name!r} with a shape or place that is none")
     begin, end = offsets

@@ -378,6 +378,8 @@ BUILDERS: dict[str, Builder] = {
     "numpy.dtype": lambda m, args: _Dtype("numpy.dtype", args),
 }
 for _module in ("builtins", "__builtin__"):
+    # Protocol 2 has no opcode for bytes: none at all are a call, others go through _codecs.encode.
+    BUILDERS[f"{_module}.bytes"] = lambda m, args: Record("builtins.bytes", args) if args else b""
     BUILDERS[f"{_module}.set"] = lambda m, args: m.make_set(_sequence(m, args))
     BUILDERS[f"{_module}.frozenset"] = lambda m, args: frozenset(m.make_set(_sequence(m, args)))
 for _module in ("numpy.core", "numpy._core"):

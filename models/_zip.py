@@ -11,7 +11,7 @@ import struct
 from io import BufferedReader
 from typing import Any
 
-from deploykit.errors import UnsafeCheckpointError
+from deploykit.errors import CheckpointError, UnsafeCheckpointError
 from deploykit.models._machine import damaged, unsafe
 from deploykit.models._tensors import Span
 
@@ -112,6 +112,8 @@ def _name(raw: bytes, fields: tuple[Any, ...]) -> str:
         raise unsafe(f"the zip file has an entry named {name[:80]!r}, which is no plain path inside it")
     if fields[3] & _ENCRYPTED:
         raise unsafe(f"entry {name!r} is encrypted")
+    if parts[1:2] == ["code"]:
+        raise CheckpointError("it is a TorchScript program, not weights; pass the checkpoint that it was made from")
     if fields[4] != 0:
         raise UnsafeCheckpointError(
             f"entry {name!r} is compressed, and torch stores its entries uncompressed: refused as unsafe; "

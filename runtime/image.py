@@ -48,7 +48,10 @@ def read_image(source: ImageSource) -> Array:
         return as_bgr(source)
     if isinstance(source, bytes):
         return decode_image(source)
-    path = Path(source)
+    try:
+        path = Path(source)
+    except TypeError as e:
+        raise ImageError(f"a picture is a path, encoded bytes or a BGR array, got {type(source).__name__}") from e
     if path.suffix.lower() in RAW_SUFFIXES:
         raise ImageError(f"{path} is a camera's raw file; only developed pictures are read: convert it to PNG or JPEG")
     try:

@@ -96,6 +96,8 @@ class Result:
         value = np.asarray(getattr(self, name), kind)
         if value.shape != shape:
             raise UsageError(f"{name} must have shape {shape}, got {value.shape}")
+        if not np.isfinite(value).all():
+            raise UsageError(f"{name} must be finite numbers, got NaN or infinity")
         object.__setattr__(self, name, value)
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from deploykit import __version__
-from deploykit.errors import DeployError
+from deploykit.errors import DeployError, explained_imports
 
 COMMANDS = {
     "export": "turn a checkpoint into an ONNX file that is proved equal to it",
@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser(words)
     args = parser.parse_args(words)
     try:
-        return int(args.run(args))
+        with explained_imports():
+            return int(args.run(args))
     except DeployError as e:
         if args.traceback:
             raise

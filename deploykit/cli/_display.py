@@ -40,7 +40,7 @@ def steps() -> Iterator[Callable[[str], None]]:
         seen: list[str] = []
 
         def line(step: str) -> None:
-            name = step.split(":")[0]
+            name = step.split(":", maxsplit=1)[0]
             if name not in seen:
                 seen.append(name)
                 print(f"[{time.perf_counter() - start:6.1f} s] {name}", file=sys.stderr)
@@ -83,7 +83,9 @@ def parity_lines(report: ParityReport) -> list[str]:
     ]
     few = [m for m in report.matchings if m.what == "best rows"]
     if few:
-        lines.append(f"fewer than 20 detections on {', '.join(dict.fromkeys(m.input for m in few))}: best rows compared")
+        lines.append(
+            f"fewer than 20 detections on {', '.join(dict.fromkeys(m.input for m in few))}: best rows compared"
+        )
     return [*lines, *(f"note: {note}" for note in report.notes)]
 
 

@@ -36,7 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", action="append", default=[], metavar="IMAGE", help="check on this picture (may be repeated)"
     )
     parser.add_argument(
-        "--check", action=argparse.BooleanOptionalAction, default=True, help="prove that the numbers agree (default yes)"
+        "--check",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="prove that the numbers agree (default yes)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
 
@@ -110,7 +113,9 @@ def preprocessing(spec: ModelSpec) -> str:
     if any(canvas.mean) or any(s != 1 for s in canvas.std):
         scaled += f", minus {canvas.mean}, over {canvas.std}"
     height, width = canvas.size
-    return f"{fit.kind} to {width}x{height} (width x height), pad {fit.pad_value}, stride {fit.stride}; {order}, {scaled}"
+    return (
+        f"{fit.kind} to {width}x{height} (width x height), pad {fit.pad_value}, stride {fit.stride}; {order}, {scaled}"
+    )
 
 
 def columns(spec: ModelSpec) -> str:

@@ -82,8 +82,8 @@ class Detect(nn.Module):
         return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1)
 
     def _decode_box(self, raw: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Raw detection cells ``(B, A, H, W, 5 + classes)`` to centre, size and probabilities, each a slice of a row."""
-        xy, wh, probabilities = raw.sigmoid().split((2, 2, 1 + self.num_classes), -1)
+        """Raw detection cells ``(B, A, H, W, 5 + classes)`` to centre, size and probabilities: parts of a row."""
+        xy, wh, probabilities = torch.split(raw.sigmoid(), [2, 2, 1 + self.num_classes], -1)
         # 2 * stride * sigmoid + (grid - 0.5) * stride: strides are powers of two, so nothing is rounded differently.
         xy = xy * (2 * self.stride[level]) + self._offset(raw, level)
         return xy, wh * wh * (4 * self.anchor_grid[level]), probabilities
@@ -145,8 +145,10 @@ class Keypoint(Detect):
 
     def decode(self, raw: Tensor, level: int) -> Tensor:
         cells = self._cells(raw)
-        det, kpt = cells.split((5 + self.num_classes, 3 * self.num_keypoints), -1)
-        xy, v = kpt.unflatten(-1, (self.num_keypoints, 3)).split((2, 1), -1)  # (B, A, H, W, K, 2), (..., 1)
+        det, kpt = torch.split(cells, [5 + self.num_classes, 3 * self.num_keypoints], -1)
+        xy, v = torch.split(
+            kpt.reshape(*kpt.shape[:4], self.num_keypoints, 3), [2, 1], -1
+        )  # (B, A, H, W, K, 2), (..., 1)
         xy = xy * (2 * self.stride[level]) + self._offset(cells, level)[:, :, None]
         keypoints = torch.cat((xy, v.sigmoid()), -1).flatten(-2)
         return torch.cat((*self._decode_box(det, level), keypoints), -1).flatten(1, 3)
@@ -177,9 +179,7 @@ class IKeypoint(Keypoint):
 
     def fuse(self, path: str) -> Keypoint:
         """Fold the implicits and the keypoint branch; the result is a plain :class:`Keypoint`."""
-        return _rebuilt(
-            self, Keypoint, m=_folded_implicits(self, path), m_kpt=fuse_model(self.m_kpt, f"{path}.m_kpt")
-        )
+        return _rebuilt(self, Keypoint, m=_folded_implicits(self, path), m_kpt=fuse_model(self.m_kpt, f"{path}.m_kpt"))
 
 
 def _folded_implicits(head: IDetect | IKeypoint, path: str) -> nn.ModuleList:

@@ -86,7 +86,7 @@ def fold_implicit(conv: nn.Conv2d, a: ImplicitA, m: ImplicitM, path: str) -> nn.
     add, mul = a.implicit.detach().double().flatten(), m.implicit.detach().double().flatten()
     folded = fold_into(conv, mul[:, None, None, None] * weight, mul * (bias + weight[:, :, 0, 0] @ add))
     wide, a64, m64 = _double(conv), _double(a), _double(m)
-    check_fold(path, "implicits", lambda x: m64(wide(a64(x))), _double(folded), probe_of(conv))  # type: ignore[no-any-return]
+    check_fold(path, "implicits", lambda x: m64(wide(a64(x))), _double(folded), probe_of(conv))
     return folded
 
 

@@ -1,0 +1,14 @@
+# The two commands of the README. Both make .venv first, and again when what it is made from changes.
+.PHONY: demo test lint check clean
+
+demo: .venv/.ready   ## checkpoint -> verified ONNX file -> prediction on a picture
+	scripts/demo
+
+test: .venv/.ready   ## the whole test suite: format, lint, types, tests
+	scripts/test
+
+.venv/.ready: pyproject.toml constraints.txt setup.py scripts/setup
+	scripts/setup
+
+clean:               ## everything that was made here
+	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,139 @@
+"""What a prediction costs besides the network: picture to blob, rows to boxes, and both together.
+
+    python benchmarks/pre_post.py [--rounds 50]
+
+Every round runs each variant once, one after the other, so that a busy machine slows all of them alike; printed are
+the fastest and the median round. The picture is decoded already, the network is a function that returns ready rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import platform
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.nms import nms
+from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.session import Array
+from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawRows, Thresholds
+
+FULL_HD = (1080, 1920)
+POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
+COCO = RawRows(cls=(5, 85))
+
+
+def main() -> None:
+    """Run the three groups and print one table each."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=50, help="how often each variant runs (default 50)")
+    rounds = parser.parse_args().rounds
+    frame = _picture()
+    print(f"{_processor()}, {cv2.getNumThreads()} threads, Python {platform.python_version()}")
+    print(f"numpy {np.__version__}, OpenCV {cv2.__version__}, {rounds} rounds, milliseconds\n")
+    _table("1080p frame to a float32 blob of 576 x 960", rounds, _preprocessing(frame, InputSpec(size=(576, 960))))
+    _table("raw rows to kept boxes", rounds, _postprocessing())
+    _table("decoded 1080p frame to Result, without the network", rounds, _everything(frame))
+
+
+def _processor() -> str:
+    """Linux names the model only in /proc/cpuinfo."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _picture() -> Array:
+    noise = np.random.default_rng(0).integers(0, 256, (*FULL_HD, 3), dtype=np.uint8)
+    return cv2.GaussianBlur(noise, (9, 9), 0)
+
+
+def _preprocessing(frame: Array, spec: InputSpec) -> dict[str, Callable[[], object]]:
+    letterbox = Letterbox.fit(FULL_HD, spec.size, Fit())
+    out = np.empty((1, 3, *spec.size), np.float32)
+
+    (height, width), (left, top) = letterbox.resized, letterbox.pad
+    borders = (top, spec.size[0] - height - top, left, spec.size[1] - width - left)
+
+    def canvas() -> Array:
+        small = cv2.resize(frame, (width, height), interpolation=cv2.INTER_LINEAR)
+        return cv2.copyMakeBorder(small, *borders, cv2.BORDER_CONSTANT, value=(114, 114, 114))
+
+    def numpy() -> Array:
+        return np.ascontiguousarray(canvas()[:, :, ::-1].transpose(2, 0, 1))[None].astype(np.float32) / np.float32(255)
+
+    def opencv_dnn() -> Array:
+        return np.asarray(cv2.dnn.blobFromImage(canvas(), 1 / 255, swapRB=True))
+
+    def ours() -> Array:
+        return blob([letterbox.apply(frame)], spec, out)
+
+    assert np.array_equal(ours(), numpy()), "the fast way must give the same values"
+    return {"deploykit": ours, "cv2 + numpy": numpy, "cv2 + cv2.dnn.blobFromImage": opencv_dnn}
+
+
+def _rows(count: int, layout: RawRows, candidates: int) -> Array:
+    """Random boxes on a 960 canvas, of which ``candidates`` score over 0.25; few overlap, which is the slow case."""
+    rng = np.random.default_rng(candidates)
+    rows = rng.random((count, layout.columns), dtype=np.float32) * 900
+    rows[:, 2:4] = 20 + rng.random((count, 2)) * 100
+    rows[:, 4] = rng.random(count) * 0.2
+    rows[:, slice(*layout.cls)] = rng.random((count, layout.cls[1] - layout.cls[0]))
+    chosen = rng.permutation(count)[:candidates]
+    rows[chosen, 4] = 0.5 + rng.random(candidates) * 0.5
+    rows[chosen, layout.cls[0]] = 0.9
+    return rows
+
+
+def _postprocessing() -> dict[str, Callable[[], object]]:
+    variants: dict[str, Callable[[], object]] = {}
+    for name, count, layout in (("pose (57375, 57)", 57375, POSE), ("COCO (25200, 85)", 25200, COCO)):
+        for candidates in (0, 50, 500, 3000):
+            rows = _rows(count, layout, candidates)
+            variants[f"{name}, {candidates} candidates"] = partial(nms, rows, layout, Thresholds())
+    return variants
+
+
+def _everything(frame: Array) -> dict[str, Callable[[], object]]:
+    pose = ModelSpec("keypoints", InputSpec(size=(960, 960)), POSE, ("person",), COCO_KEYPOINTS)
+    coco = ModelSpec("detect", InputSpec(size=(640, 640)), COCO, tuple(map(str, range(80))))
+    variants: dict[str, Callable[[], object]] = {}
+    for name, spec, layout, count in (("pose at 960", pose, POSE, 57375), ("COCO at 640", coco, COCO, 25200)):
+        for candidates in (50, 500, 3000):
+            rows = _rows(count, layout, candidates)[None]
+            predictor = Predictor(FakeSession(partial(_answer, rows), spec=spec))
+            variants[f"{name}, {candidates} candidates"] = partial(predictor, frame)
+    return variants
+
+
+def _answer(rows: Array, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {"output": rows}
+
+
+def _table(title: str, rounds: int, variants: dict[str, Callable[[], object]]) -> None:
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for variant in variants.values():
+        variant()
+    for _ in range(rounds):
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            variant()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    print(f"| {title} | fastest | median |\n|---|---|---|")
+    for name, values in times.items():
+        print(f"| {name} | {min(values):.2f} | {np.median(values):.2f} |")
+    print()
+
+
+if __name__ == "__main__":
+    main()

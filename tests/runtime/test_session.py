@@ -1,0 +1,187 @@
+"""Opening sessions, what they refuse, and ONNX Runtime behind them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+
+from deploykit.errors import ArtefactError, BackendError, MissingDependencyError, NotFoundError, SpecError, UsageError
+from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.session import TensorInfo, open_session, spec_of
+from tests.runtime.cell_model import cell_spec, write_cell_model
+
+IMAGES = np.zeros((1, 3, 64, 64), np.float32)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_cell_model(tmp_path / "cells.onnx", spec=cell_spec())
+
+
+def test_a_session_describes_and_runs_its_network(model: Path) -> None:
+    with open_session(model) as session:
+        assert session.inputs == (TensorInfo("images", (1, 3, 64, 64), "float32"),)
+        assert session.outputs == (TensorInfo("output", (1, 64, 10), "float32"),)
+        assert session.providers == ("CPUExecutionProvider",)
+        assert spec_of(session, "cells") == cell_spec()
+        output = session.run({"images": IMAGES + 1})["output"]
+    assert output.shape == (1, 64, 10)
+    assert (output[0, :, 4] == 1).all()
+
+
+def test_a_dynamic_axis_is_none(tmp_path: Path) -> None:
+    with open_session(write_cell_model(tmp_path / "d.onnx", batch="batch")) as session:
+        assert session.inputs[0].shape == (None, 3, 64, 64)
+        assert session.run({"images": np.zeros((5, 3, 64, 64), np.float32)})["output"].shape == (5, 64, 10)
+
+
+def test_an_input_that_is_a_view_is_read_right(model: Path) -> None:
+    turned = np.zeros((64, 64, 3, 1), np.float32).transpose(3, 2, 0, 1)
+    turned[0, 0, :8, 56:] = 1
+    with open_session(model, threads=1) as session:
+        assert session.run({"images": turned})["output"][0, :, 5].nonzero()[0].tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("feed", "words"),
+    [
+        ({}, "inputs are images; got none"),
+        ({"image": IMAGES}, "inputs are images; got image"),
+        ({"images": IMAGES, "more": IMAGES}, "got images, more"),
+        ({"images": IMAGES[:, :, :32]}, r"must be float32 \(1, 3, 64, 64\), got float32 \(1, 3, 32, 64\)"),
+        ({"images": IMAGES[0]}, r"got float32 \(3, 64, 64\)"),
+        ({"images": IMAGES.astype(np.float64)}, r"must be float32 .* got float64"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_with_both_sides(model: Path, feed: dict, words: str) -> None:
+    fake = FakeSession(lambda _: {}, spec=cell_spec())
+    with open_session(model) as session:
+        for one in (session, fake):
+            with pytest.raises(BackendError, match=words):
+                one.run(feed)
+
+
+def test_a_closed_session_says_so(model: Path) -> None:
+    session = open_session(model)
+    session.close()
+    session.close()
+    with pytest.raises(BackendError, match="closed"):
+        session.run({"images": IMAGES})
+
+
+def test_files_that_are_not_there_or_not_models_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"did you mean cells\.onnx"):
+        open_session(tmp_path / "cell.onnx")
+    with pytest.raises(NotFoundError, match="nor the folder"):
+        open_session(tmp_path / "nowhere" / "cells.onnx")
+    with pytest.raises(ArtefactError, match="is a folder"):
+        open_session(tmp_path)
+    (tmp_path / "cells.tflite").write_bytes(b"x")
+    with pytest.raises(ArtefactError, match=r"ends in \.tflite.*\.onnx"):
+        open_session(tmp_path / "cells.tflite")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 0.5], ids=["empty", "ten bytes", "half"])
+def test_a_file_that_is_cut_off_is_named_as_not_whole(model: Path, keep: float) -> None:
+    data = model.read_bytes()
+    model.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
+    with pytest.raises(ArtefactError, match=r"cells\.onnx is not a whole ONNX file"):
+        open_session(model)
+
+
+def test_text_in_place_of_a_model_is_named_as_not_whole(model: Path) -> None:
+    model.write_text("<html>404 Not Found</html>")
+    with pytest.raises(ArtefactError, match="not a whole ONNX file"):
+        open_session(model)
+
+
+def test_external_weights_that_are_missing_or_cut_off_are_named(tmp_path: Path) -> None:
+    path = write_cell_model(tmp_path / "big.onnx", external=True)
+    open_session(path).close()
+    data = tmp_path / "big.onnx.data"
+    data.write_bytes(data.read_bytes()[:50])
+    with pytest.raises(ArtefactError, match="cut off"):
+        open_session(path)
+    data.unlink()
+    with pytest.raises(ArtefactError, match=r"big\.onnx\.data, which is not beside it"):
+        open_session(path)
+
+
+def test_an_operator_that_this_onnx_runtime_lacks_is_named(tmp_path: Path) -> None:
+    node = helper.make_node("NmsKpt", ["x"], ["y"], domain="deploykit")
+    values = [helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
+    graph = helper.make_graph([node], "g", values[:1], values[1:])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("deploykit", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(tmp_path / "p.onnx"))
+    with pytest.raises(BackendError, match="needs the operator deploykit:NmsKpt"):
+        open_session(tmp_path / "p.onnx")
+
+
+def test_a_failure_inside_the_network_is_a_backend_error(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Reshape", ["x", "shape"], ["y"])]
+    values = [helper.make_tensor_value_info("x", 1, [4]), helper.make_tensor_value_info("shape", 7, [2])]
+    graph = helper.make_graph(nodes, "g", values, [helper.make_tensor_value_info("y", 1, [None, None])])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    onnx.save(model, str(tmp_path / "r.onnx"))
+    with open_session(tmp_path / "r.onnx") as session, pytest.raises(BackendError, match="failed while it ran"):
+        session.run({"x": np.zeros(4, np.float32), "shape": np.array([3, 3])})
+
+
+def test_a_provider_that_this_build_lacks_is_refused_when_asked_for(model: Path) -> None:
+    with pytest.raises(BackendError, match="no TensorrtExecutionProvider, it has"):
+        open_session(model, provider="TensorrtExecutionProvider")
+    with pytest.raises(UsageError, match="'gpu'"):
+        open_session(model, provider="gpu")
+    assert open_session(model, provider="cpu").providers == ("CPUExecutionProvider",)
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a GPU would load here")
+def test_a_silent_fall_back_to_the_cpu_is_an_error_when_asked_for_and_a_note_otherwise(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A build with the CUDA provider on a machine where that does not load: it is listed, but not in effect.
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    with pytest.raises(BackendError, match=r"CUDAExecutionProvider did not load.*CPUExecutionProvider is in effect"):
+        open_session(model, provider="cuda")
+    session = open_session(model)
+    assert session.providers == ("CPUExecutionProvider",)
+    assert "did not load" in session.notes[0]
+
+
+def test_onnx_runtime_that_is_not_installed_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingDependencyError, match=r"deploykit\[cpu\]"):
+        open_session(model)
+
+
+def test_wrong_choices_are_usage_errors(model: Path) -> None:
+    with pytest.raises(UsageError, match="run with onnxruntime"):
+        open_session(model, backend="caffe")
+    with pytest.raises(UsageError, match="at least 1, got 0"):
+        open_session(model, threads=0)
+    assert open_session(model, backend="onnxruntime").notes == ()
+
+
+def test_a_model_without_a_spec_says_how_to_give_one(tmp_path: Path) -> None:
+    with (
+        open_session(write_cell_model(tmp_path / "bare.onnx")) as session,
+        pytest.raises(SpecError, match="--spec FILE"),
+    ):
+        spec_of(session, "bare.onnx")
+
+
+def test_a_fake_session_answers_with_its_function_until_it_is_closed() -> None:
+    fake = FakeSession(lambda inputs: {"output": inputs["images"] * 2}, spec=cell_spec())
+    assert spec_of(fake, "fake") == cell_spec()
+    assert fake.run({"images": IMAGES + 1})["output"].max() == 2
+    fake.close()
+    with pytest.raises(BackendError, match="closed"):
+        fake.run({"images": IMAGES})

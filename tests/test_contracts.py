@@ -1,0 +1,129 @@
+"""The contracts that files and other programs rely on: they change with a version, or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.errors import SpecError
+from deploykit.spec import (
+    COCO_KEYPOINTS,
+    METADATA_KEY,
+    SPEC_VERSION,
+    Fit,
+    InputSpec,
+    KeypointSpec,
+    ModelSpec,
+    NmsOutputs,
+    RawRows,
+    Source,
+    Tensor,
+    Thresholds,
+)
+
+POSE = ModelSpec(
+    task="keypoints",
+    input=InputSpec(size=(960, 960), fit=Fit(stride=64)),
+    output=RawRows(cls=(5, 6), keypoints=(6, 57)),
+    classes=("person",),
+    keypoints=COCO_KEYPOINTS,
+)
+
+
+def test_the_key_and_the_version_of_a_spec() -> None:
+    assert (METADATA_KEY, SPEC_VERSION) == ("deploykit", 1)
+
+
+def test_defaults_are_those_of_the_yolov7_family() -> None:
+    assert POSE.input.name == "images"
+    assert POSE.output.name == "output"
+    assert POSE.output.columns == 57
+    assert (POSE.input.colour, POSE.input.scale) == ("rgb", 1 / 255)
+    assert dataclasses.astuple(Fit()) == ("letterbox", 32, False, 114, "centre", True, "round")
+    assert dataclasses.astuple(Thresholds()) == (0.25, 0.45, 300, 1000, 0.5)
+    assert [f.default for f in dataclasses.fields(NmsOutputs)][1:] == [
+        "num_dets", "boxes", "scores", "labels", None, "num_candidates",
+    ]  # fmt: skip
+
+
+def test_a_pose_spec_as_written_today_can_always_be_read() -> None:
+    written = (
+        '{"classes":["person"],"input":{"batch":1,"channels":3,"colour":"rgb","dynamic":"none","fit":{"anchor":'
+        '"centre","auto":false,"kind":"letterbox","pad_value":114,"rounding":"round","scale_up":true,"stride":64},'
+        '"mean":[0.0,0.0,0.0],"name":"images","scale":0.00392156862745098,"size":[960,960],"std":[1.0,1.0,1.0]},'
+        '"keypoints":{"flip_pairs":[[0,1]],"names":["a","b"],"sigmas":[],"skeleton":[[0,1]]},"opset":18,"output":'
+        '{"box":[0,4],"cls":[5,6],"keypoints":[6,12],"kind":"rows","kpt_dims":3,"name":"output","obj":[4,5]},'
+        '"precision":"fp32","source":{"deploykit":"0.1.0","model":"m","sha256":"00"},"task":"keypoints","thresholds":'
+        '{"conf":0.25,"iou":0.65,"keypoint":0.5,"max_det":300,"pre_nms_topk":1000},"version":1}'
+    )
+    spec = ModelSpec.from_json(written)
+    assert spec.to_json() == written
+    assert spec.keypoints == KeypointSpec(("a", "b"), ((0, 1),), ((0, 1),))
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> ModelSpec:
+    classes = draw(st.lists(st.text(max_size=8), min_size=1, max_size=4))
+    points = draw(st.integers(0, 3))
+    dims = draw(st.sampled_from((2, 3)))
+    stop = 5 + len(classes)
+    rows = RawRows(cls=(5, stop), keypoints=(stop, stop + points * dims) if points else None, kpt_dims=dims)
+    output = draw(st.sampled_from((rows, NmsOutputs(), Tensor())))
+    keyed = points if output is rows else 0
+    return ModelSpec(
+        task=draw(st.sampled_from(("detect", "keypoints", "segment"))),
+        input=InputSpec(
+            size=draw(st.tuples(st.integers(1, 4000), st.integers(1, 4000))),
+            dynamic=draw(st.sampled_from(("none", "batch", "shape"))),
+            mean=draw(st.tuples(*[st.floats(0, 255)] * 3)),
+        ),
+        output=output,
+        classes=tuple(classes),
+        keypoints=KeypointSpec.unnamed(keyed) if keyed else None,
+        thresholds=Thresholds(conf=draw(st.floats(0, 1)), max_det=draw(st.integers(1, 5000))),
+        source=Source(model=draw(st.text(max_size=10))),
+    )
+
+
+@given(specs())
+def test_a_spec_survives_json(spec: ModelSpec) -> None:
+    assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 2}, "reads up to 1: update deploykit"),
+        ({"task": "dance"}, "spec.task must be one of detect, keypoints"),
+        ({"colour": "rgb"}, "spec has no field 'colour'; it has task, input"),
+        ({"input": {"size": [640]}}, "spec.input.size must have 2 entries, got 1"),
+        ({"input": {"size": [640, "x"]}}, r"spec.input.size\[1\] must be of type int, got 'x'"),
+        ({"input": {"batch": True}}, "spec.input.batch must be of type int, got True"),
+        ({"output": {"kind": "soup"}}, "spec.output.kind must be one of rows, nms, tensor, got 'soup'"),
+        ({"classes": ["a", "b"]}, "2 class names for 1 class columns"),
+        ({"thresholds": {"conf": 2}}, r"conf must lie in 0..1, got 2"),
+        ({"keypoints": None}, "keypoint names and keypoint columns, or neither"),
+        ({"keypoints": {"names": ["a"]}}, "51 keypoint columns do not hold 1 x 3 values"),
+        ({"keypoints": {"names": ["a"], "skeleton": [[0, 1]]}}, "skeleton names keypoint 1, but there are 1"),
+    ],
+)
+def test_a_wrong_spec_is_refused_with_the_place(change: dict[str, object], message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        ModelSpec.from_json(json.dumps({**json.loads(POSE.to_json()), **change}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"task": "detect"}', "null", "\x00"])
+def test_what_is_no_spec_is_refused(text: str) -> None:
+    with pytest.raises(SpecError):
+        ModelSpec.from_json(text)
+
+
+def test_the_coco_skeleton_is_whole() -> None:
+    assert len(COCO_KEYPOINTS.names) == len(COCO_KEYPOINTS.sigmas) == 17
+    assert len(COCO_KEYPOINTS.skeleton) == 19
+    for left, right in COCO_KEYPOINTS.flip_pairs:
+        assert COCO_KEYPOINTS.names[left].replace("left", "right") == COCO_KEYPOINTS.names[right]

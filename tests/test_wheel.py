@@ -1,0 +1,85 @@
+"""What is built holds every module, the picture and the sources of the plugins; and nothing else."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def tracked() -> list[str]:
+    """Files of the project, without what was built in it."""
+    skip = {".git", ".venv", "build", "dist", "demo", "__pycache__"}
+    found = []
+    for folder, folders, files in os.walk(ROOT):
+        folders[:] = [f for f in folders if f not in skip and not f.startswith(".") and not f.endswith(".egg-info")]
+        found += [str((Path(folder) / f).relative_to(ROOT)) for f in files]
+    return found
+
+
+def copied(place: Path) -> Path:
+    """A copy of the project, as a clone would have it: builds leave traces, and links must survive."""
+    copy = place / "project"
+    names = shutil.ignore_patterns(".git", ".venv", "demo", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=names)
+    return copy
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("build")
+    copy = copied(place)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(place / "dist"), str(copy)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return place / "dist"
+
+
+def test_the_wheel_holds_every_module_and_the_picture(built: Path) -> None:
+    names = set(zipfile.ZipFile(next(built.glob("*.whl"))).namelist())
+    modules = {f for f in tracked() if f.startswith("deploykit/") and f.endswith(".py")}
+    for part in ("models", "export", "runtime"):
+        modules |= {f"deploykit/{f}" for f in tracked() if f.startswith(f"{part}/") and f.endswith(".py")}
+    assert modules
+    assert modules <= names, sorted(modules - names)
+    assert {"deploykit/py.typed", "deploykit/assets/apollo11_crew.jpg", "deploykit/cpp_plugins/README.md"} <= names
+    assert not [n for n in names if n.startswith(("tests/", "models/", "export/", "runtime/"))]
+
+
+def test_the_source_distribution_builds_the_same_wheel(built: Path) -> None:
+    with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
+        names = {n.split("/", 1)[-1] for n in sdist.getnames()}
+    assert {"deploykit/models/yolov7.py", "deploykit/export/to_onnx.py", "deploykit/runtime/nms.py"} <= names
+
+
+def test_the_installed_wheel_works_and_leaves_the_top_level_alone(built: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
+        wheel.extractall(tmp_path / "site")
+    code = (
+        "import deploykit, importlib.util, sys\n"
+        "from deploykit.export.feeds import sample_image\n"
+        "assert deploykit.__file__.startswith(sys.argv[1]), deploykit.__file__\n"
+        "assert sample_image().is_file()\n"
+        "assert not [n for n in ('models', 'export', 'runtime') if importlib.util.find_spec(n)]\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, env=environment, check=True)
+
+
+def test_a_clone_without_symbolic_links_does_not_build(tmp_path: Path) -> None:
+    copy = copied(tmp_path)
+    (copy / "deploykit" / "models").unlink()
+    (copy / "deploykit" / "models").write_text("../models")  # what git writes where links are off
+    done = subprocess.run(
+        [sys.executable, "setup.py", "--version"], cwd=copy, capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "deploykit/models must be a symbolic link" in done.stderr
