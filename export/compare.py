@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from deploykit.export.feeds import Batch, Feeds, make_feeds
 from deploykit.export.matching import Matching, match
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array, Session
-from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
+from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, RawRows
 
 __all__ = ["Difference", "ParityReport", "Tolerance", "check_parity", "compare"]
 
@@ -69,8 +69,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Everything that was compared. ``ok`` is the verdict."""
+    """Everything that was compared. ``references``: their names and what computed them. ``ok`` is the verdict."""
 
+    references: dict[str, str]
     differences: tuple[Difference, ...]
     matchings: tuple[Matching, ...]
     notes: tuple[str, ...] = ()
@@ -121,6 +122,8 @@ def compare(
 ) -> ParityReport:
     """Compare two models, ``a`` being the reference: checkpoints, artefacts or sessions.
 
+    Checkpoints are computed in float64, so that only the artefact's rounding counts.
+
     Args:
         a, b: paths (``.pt``, ``.onnx``, ...) or open sessions of the same network.
         images: sample pictures; none takes the one that ships with deploykit. Seeded noise is always compared too.
@@ -139,24 +142,33 @@ def compare(
         known = next((s for s in reversed(specs) if s), None)
         if known is None:
             raise SpecError("neither model says what its output means: pass a spec (spec=, or --spec FILE)")
-        canvases = [(s or known).input for s in specs]
-        fixed = {i.size for i in canvases if i.dynamic != "shape"}
-        if len(fixed) > 1:
-            raise UsageError(f"the two models have fixed input sizes that differ: {' and '.join(map(str, fixed))}")
-        canvas = dataclasses.replace(known.input, size=next(iter(fixed), known.input.size))
-        feeds = make_feeds(dataclasses.replace(known, input=canvas), images, shapes=not fixed)
-        return check_parity({_name(a, "a"): first}, _name(b, "b"), second, known, feeds, tolerance, on_step)
+        chosen = dataclasses.replace(known, input=_common_input(known.input, first, second))
+        feeds = make_feeds(chosen, images)
+        return check_parity({_name(a, "a"): first}, _name(b, "b"), second, chosen, feeds, tolerance, on_step=on_step)
+
+
+def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSpec:
+    """What both sessions take, by their own word: a spec may come from the other one, or from a file."""
+    sides = [session.inputs[0].shape[2:] for session in (first, second)]
+    fixed = {(height, width) for height, width in sides if height is not None and width is not None}
+    if len(fixed) > 1:
+        raise UsageError(f"the two models have fixed input sizes that differ: {' and '.join(map(str, sorted(fixed)))}")
+    batch = second.inputs[0].shape[0]
+    dynamic: Dynamic = "shape" if not fixed else "batch" if batch is None else "none"
+    return dataclasses.replace(canvas, size=next(iter(fixed), canvas.size), batch=batch or 1, dynamic=dynamic)
 
 
 @contextlib.contextmanager
 def _opened(model: str | Path | Session) -> Iterator[Session]:
-    """A session that is closed afterwards, unless it is the caller's own."""
-    from deploykit.facade import open_session
+    """A session that is closed afterwards, unless it is the caller's own; a checkpoint is computed in float64."""
+    from deploykit.export.torch_session import open_torch_session
+    from deploykit.facade import CHECKPOINT_SUFFIXES, open_session
 
     if not isinstance(model, (str, Path)):
         yield model
         return
-    with open_session(model) as session:
+    checkpoint = Path(model).suffix.lower() in CHECKPOINT_SUFFIXES
+    with open_torch_session(model, exact=True)[0] if checkpoint else open_session(model) as session:
         yield session
 
 
@@ -172,29 +184,35 @@ def check_parity(
     spec: ModelSpec,
     feeds: Feeds,
     tolerance: Tolerance | None = None,
+    *,
+    once: Collection[str] = (),
     on_step: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
     """Run everything on everything. References see one image at a time, the candidate sees the feeds' batches.
 
-    So a slot that is mixed up, or an image that leaks into another slot, shows as a difference.
+    So a slot that is mixed up, or an image that leaks into another slot, shows as a difference. References named in
+    ``once`` run on the first image only. Each reference is closed after its last run, because it may be large.
     """
     if not isinstance(spec.output, RawRows):
         raise UsageError(f"parity is checked on raw rows, not on outputs of kind {spec.output.kind!r}")
     limits = tolerance or Tolerance()
     layout, differences, matchings = spec.output, [], []
     expected: dict[tuple[str, str], Array] = {}
-    for label, image in feeds.images.items():
-        for reference, session in references.items():
+    for reference, session in references.items():
+        for label in list(feeds.images)[: 1 if reference in once else None]:
             on_step(f"{reference} on {label}")
-            expected[reference, label] = _run_one(session, image, layout.name)
+            expected[reference, label] = _run_one(session, feeds.images[label], layout.name)
+        session.close()
     for batch in feeds.batches:
         on_step(f"{name} on {batch.name}")
         found = _run_batch(candidate, batch, feeds, layout.name)
         for reference in references:
-            rows = [expected[reference, label] for label in batch.images]
-            differences += _differences(reference, name, batch.name, rows, found, layout, limits)
-            matchings += match(reference, name, batch, rows, found, spec, limits.probability)
-    return ParityReport(tuple(differences), tuple(matchings), _notes(feeds, expected), limits)
+            if all((reference, label) in expected for label in batch.images):
+                rows = [expected[reference, label] for label in batch.images]
+                differences += _differences(reference, name, batch.name, rows, found, layout, limits)
+                matchings += match(reference, name, batch, rows, found, spec, limits.probability)
+    computed = {reference: ", ".join(session.providers) for reference, session in references.items()}
+    return ParityReport(computed, tuple(differences), tuple(matchings), _notes(feeds, expected), limits)
 
 
 def _name(model: str | Path | Session, letter: str) -> str:

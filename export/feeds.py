@@ -47,7 +47,7 @@ def sample_image() -> Path:
     return Path(str(resources.files("deploykit") / "assets" / SAMPLE))
 
 
-def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = (), *, shapes: bool | None = None) -> Feeds:
+def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
     """Sample pictures and noise for a network.
 
     A batch of one for each when the network takes one image; batches of three different images in shuffled slots and
@@ -56,7 +56,6 @@ def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = (), *, shapes: bo
     Args:
         spec: of the network.
         images: sample pictures; none takes :func:`sample_image`.
-        shapes: whether the size is free; None: as the spec says.
 
     Raises:
         ImageError, NotFoundError: a sample cannot be read.
@@ -66,7 +65,7 @@ def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = (), *, shapes: bo
     for path in images or [sample_image()]:
         picture = read_image(path)
         fed[Path(path).name] = _on_canvas(picture, canvas, auto=False)
-        if canvas.dynamic == "shape" if shapes is None else shapes:
+        if canvas.dynamic == "shape":
             rectangle = _on_canvas(picture, canvas, auto=True)
             if rectangle.shape != fed[Path(path).name].shape:
                 fed[f"{Path(path).name} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle

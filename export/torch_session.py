@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -19,17 +20,23 @@ __all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
 
 
 class TorchSession(Session):
-    """A module on the CPU, in float32 and eval mode; one input, one output, any batch and any good size."""
+    """A module on the CPU, in eval mode; one input, one output, any batch and any good size.
 
-    def __init__(self, module: nn.Module, spec: ModelSpec) -> None:
+    ``exact`` computes in float64: what the weights mean, without the rounding of any implementation. It is about six
+    times slower, and the output is float64.
+    """
+
+    def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False) -> None:
         if not isinstance(spec.output, (RawRows, Tensor)):
             raise BackendError(f"a PyTorch model has one output, but the spec's output is of kind {spec.output.kind!r}")
         self._module: nn.Module | None = module
+        self._exact, self._wide = exact, False
         self._output = spec.output.name
         self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
-        self.outputs = (TensorInfo(spec.output.name, (None, None, None), "float32"),)
+        dtype = "float64" if exact else "float32"
+        self.outputs = (TensorInfo(spec.output.name, (None, None, None), dtype),)
         self.metadata = {METADATA_KEY: spec.to_json()}
-        self.providers = ("PyTorch CPU",)
+        self.providers = (f"PyTorch CPU {dtype}",)
         self.notes = ()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -37,9 +44,14 @@ class TorchSession(Session):
         if self._module is None:
             raise BackendError("the PyTorch session is closed")
         check_inputs(self.inputs, inputs)
+        image = torch.from_numpy(inputs[self.inputs[0].name])
+        if self._exact:
+            image = image.double()
+            if not self._wide:  # not before it is needed: it takes twice the memory
+                self._module, self._wide = copy.deepcopy(self._module).double(), True
         try:
             with torch.inference_mode():
-                output = self._module(torch.from_numpy(inputs[self.inputs[0].name]))
+                output = self._module(image)
         except RuntimeError as e:
             raise BackendError(f"PyTorch failed: {e}") from e
         return {self._output: output.numpy()}
@@ -54,8 +66,8 @@ def spec_of_module(model: ReferenceModel) -> ModelSpec:
     return replace(model.spec, input=replace(model.spec.input, dynamic="shape"))
 
 
-def open_torch_session(path: str | Path) -> tuple[TorchSession, ModelSpec]:
-    """Read a checkpoint without executing it, fold it and run it in PyTorch.
+def open_torch_session(path: str | Path, *, exact: bool = False) -> tuple[TorchSession, ModelSpec]:
+    """Read a checkpoint without executing it, fold it and run it in PyTorch; ``exact``: in float64.
 
     Raises:
         CheckpointError: not a checkpoint that deploykit knows.
@@ -63,6 +75,6 @@ def open_torch_session(path: str | Path) -> tuple[TorchSession, ModelSpec]:
     """
     model = load_model(path)
     spec = spec_of_module(model)
-    session = TorchSession(fuse_model(model.module), spec)
+    session = TorchSession(fuse_model(model.module), spec, exact=exact)
     session.notes = model.notes
     return session, spec

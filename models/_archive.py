@@ -140,7 +140,7 @@ def _read_pickle(file: BufferedReader, size: int) -> Contents:
     """A legacy torch file, which begins with the pickle of a magic number, or any other pickle."""
     file.seek(0)
     legacy = _Legacy()
-    # With a file that grows, the read would be longer than what was measured.
+    # Not a byte more than was measured, should the file grow.
     interpreter = Interpreter(file.read(size), BUILDERS)
     value, position = interpreter.run()
     if type(value) is not int or value != MAGIC:

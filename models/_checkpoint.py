@@ -13,15 +13,15 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from deploykit.errors import CheckpointError, DeployError, NotFoundError
-from deploykit.models._archive import Contents, read_contents
+from deploykit.models._archive import Contents, Format, read_contents
 from deploykit.models._machine import Record, unsafe, what_is
 from deploykit.models._module_tree import (
     MAX_TENSORS,
@@ -42,7 +42,7 @@ ENTRIES = ("ema", "model", "state_dict", "params_ema", "params")
 _WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Checkpoint:
     """What a checkpoint holds.
 
@@ -64,13 +64,13 @@ class Checkpoint:
     path: Path
     size: int
     sha256: str
-    format: Literal["torch-zip", "torch-legacy", "safetensors", "pickle"]
+    format: Format
     entry: str
-    state_dict: dict[str, torch.Tensor]
+    state_dict: dict[str, torch.Tensor] = field(repr=False)
     yaml: dict[str, Any] | None
     names: tuple[str, ...] | None
     stride: tuple[int, ...] | None
-    modules: tuple[Module, ...]
+    modules: tuple[Module, ...] = field(repr=False)
     metadata: Mapping[str, Any]
     notes: tuple[str, ...]
 
@@ -108,7 +108,7 @@ def _naming(path: Path) -> Iterator[None]:
     except DeployError as e:
         raise type(e)(f"{path}: {e}") from e
     except MemoryError as e:
-        raise CheckpointError(f"{path}: there is not enough memory to read it; free some, or use a larger one") from e
+        raise CheckpointError(f"{path}: there is not enough memory to read it; free some and try again") from e
     except OSError as e:
         raise CheckpointError(f"{path}: it cannot be read ({e.strerror or e}); check its permissions") from e
 
@@ -196,7 +196,7 @@ def _flat_tensors(holder: dict[Any, Any], entry: str, notes: list[str]) -> dict[
     for name, value in holder.items():
         if type(name) is str and is_tensor(value):
             stored[checked_name(name)] = value
-        elif isinstance(value, StoredTensor) or (isinstance(value, Record) and value.kind.startswith("torch.")):
+        elif isinstance(value, StoredTensor) or what_is(value).startswith(("torch._utils.", "torch._tensor.")):
             raise CheckpointError(f"the weight {str(name)[:80]!r} is a {value.kind}, which is not read; leave it out")
         else:
             others.append(repr(name)[:80])

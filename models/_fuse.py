@@ -8,8 +8,9 @@ A fold that is off by more than 1e-5 of max |y| stops the export: users have los
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from deploykit.errors import FoldError
 
 TOLERANCE = 1e-5
 PROBE = 4  # output pixels a side on which a fold is compared
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @runtime_checkable
@@ -32,19 +35,42 @@ class Fusable(Protocol):
 def fuse_model(model: nn.Module, path: str = "") -> nn.Module:
     """Return an eval copy in which every module that has ``fuse`` is replaced by its result.
 
-    The copy shares the parameters that no fold touches, so the original must not be trained on afterwards.
+    The copy shares the memory of what no fold touches, so the original must not be trained on afterwards; to convert
+    or move one of the two leaves the other as it is.
 
     Raises:
         FoldError: a fold changed the numbers.
     """
+    # The checks run hundreds of tiny convolutions; with several threads they mostly wait for one another.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _fused(model, path)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _fused(model: nn.Module, path: str) -> nn.Module:
     if isinstance(model, Fusable):
         return model.fuse(path).eval()
-    new = copy.copy(model)
+    new = shallow_copy(model)
     new._modules = {
-        name: None if child is None else fuse_model(child, f"{path}.{name}" if path else name)
+        name: None if child is None else _fused(child, f"{path}.{name}" if path else name)
         for name, child in model._modules.items()
     }
     return new.eval()
+
+
+def shallow_copy(module: M) -> M:
+    """A module with tables of its own for the same submodules, and for tensors that share the original's memory."""
+    new = copy.copy(module)
+    new._parameters = {
+        name: None if p is None else nn.Parameter(p.detach(), requires_grad=False)
+        for name, p in module._parameters.items()
+    }
+    new._buffers = dict(module._buffers)
+    new._modules = dict(module._modules)
+    return new
 
 
 def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, path: str) -> nn.Conv2d:
@@ -56,10 +82,13 @@ def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, path: str) -> nn.Conv2d:
         FoldError: the folded convolution does not compute the same.
     """
     wide = _conv64(conv)
-    for stats in (_Affine.of(bn), _Affine.of(bn).perturbed()):
-        folded = _narrow(*stats.fold(wide.weight, wide.bias), like=conv)
-        check_fold(path, "batch norm", _then(wide, stats), _conv64(folded), probe_of(conv))
-    return _narrow(*_Affine.of(bn).fold(wide.weight, wide.bias), like=conv)
+    folds = []
+    for norm in (copy.deepcopy(bn).double().eval(), _perturbed(bn)):
+        folded = _narrow(*_Affine.of(norm).fold(wide.weight, wide.bias), like=conv)
+        # Against the module itself and not against what _Affine made of it: that may be what is wrong.
+        check_fold(path, "batch norm", _then(wide, norm), _conv64(folded), probe_of(conv))
+        folds.append(folded)
+    return folds[0]
 
 
 def check_fold(
@@ -72,12 +101,14 @@ def check_fold(
     """
     with torch.no_grad():
         expected, found = before(probe), after(probe)
-    limit = TOLERANCE * float(expected.abs().max())
-    error = float((expected - found).abs().max())
-    if not error <= max(limit, torch.finfo(torch.float32).tiny):  # a NaN must fail, hence "not <="
+    largest, error = float(expected.abs().max()), float((expected - found).abs().max())
+    where = f"folding the {what} of {path or 'the model'}"
+    if not (math.isfinite(largest) and math.isfinite(error)):
+        raise FoldError(f"{where} gives values that are not finite: its weights are damaged, get the checkpoint again")
+    if error > max(TOLERANCE * largest, torch.finfo(torch.float32).tiny):
         raise FoldError(
-            f"folding the {what} of {path or 'the model'} changed its output by {error:.3g}, more than "
-            f"{TOLERANCE:g} of its largest value ({limit / TOLERANCE:.3g}): the weights are damaged or of another model"
+            f"{where} changed its output by {error:.3g}, more than {TOLERANCE:g} of its largest value ({largest:.3g}): "
+            "the weights are damaged or of another model, get the checkpoint again"
         )
 
 
@@ -111,18 +142,20 @@ class _Affine:
             shift = shift + bn.bias.detach().double()
         return _Affine(scale, shift)
 
-    def perturbed(self) -> _Affine:
-        generator = torch.Generator().manual_seed(len(self.scale))
-        factor = 0.5 + torch.rand(len(self.scale), generator=generator, dtype=torch.float64)
-        offset = torch.randn(len(self.scale), generator=generator, dtype=torch.float64)
-        return _Affine(self.scale * factor, self.shift + offset)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x * self.scale[:, None, None] + self.shift[:, None, None]
-
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         shift = self.shift if bias is None else self.shift + self.scale * bias
         return weight * self.scale[:, None, None, None], shift
+
+
+def _perturbed(bn: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """The same in float64 with every statistic and parameter moved by a seeded random amount."""
+    new = copy.deepcopy(bn).double().eval()
+    generator = torch.Generator().manual_seed(bn.num_features)
+    for tensor in (*new.parameters(), *new.buffers()):
+        if tensor.is_floating_point():  # num_batches_tracked is a count
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.data = tensor.data * (0.5 + noise) + 0.1 * noise
+    return new
 
 
 def fold_into(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:

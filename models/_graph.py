@@ -93,7 +93,9 @@ class GraphConfig:
         for name in ("depth_multiple", "width_multiple"):
             value = getattr(self, name)
             if not 0.0 < value <= MAX_ENTRIES:  # a NaN must fail
-                raise CheckpointError(f"a model's {name} is over 0 and up to {MAX_ENTRIES}, its description says {value}")
+                raise CheckpointError(
+                    f"a model's {name} is over 0 and up to {MAX_ENTRIES}, its description says {value}"
+                )
         sizes = {len(level) for level in self.anchors}
         if len(sizes) != 1 or not 1 <= len(self.anchors) <= MAX_ENTRIES or max(sizes) not in range(2, MAX_ENTRIES, 2):
             raise CheckpointError(
@@ -137,7 +139,7 @@ def _check_known(rows: Sequence[Row]) -> None:
         kind = str(row[2]) if isinstance(row, (list, tuple)) and len(row) > 2 else ""
         if kind and kind not in KNOWN:
             raise UnknownLayerError(
-                f"layer {i} of the model's description is {kind!r}, which deploykit does not have; "
+                f"layer {i} of the model's description is {reprlib.repr(kind)}, which deploykit does not have; "
                 f"it has {', '.join(KNOWN)}"
             )
 
@@ -234,7 +236,7 @@ def read_row(i: int, row: Row) -> tuple[tuple[int, ...], int, str, list[Any]]:
         if not used or len(used) > MAX_ENTRIES or not all(isinstance(s, int) and -1 <= s < i for s in used):
             raise ValueError(f"it is fed by {reprlib.repr(origin)}, which is not an earlier layer")
         if not isinstance(kind, str) or not isinstance(arguments, (list, tuple)) or len(arguments) > MAX_ENTRIES:
-            raise ValueError(f"expected a layer's name and a list of up to {MAX_ENTRIES} arguments")
+            raise ValueError(f"expected [from, repeats, layer, arguments] with up to {MAX_ENTRIES} arguments")
         return used, int(repeats), kind, list(arguments)
     except _REFUSALS as e:
         raise _misfit(i, row, e) from e
@@ -244,7 +246,7 @@ def _misfit(i: int, row: Row, reason: Exception) -> CheckpointError:
     first_line = str(reason).partition("\n")[0]
     return CheckpointError(
         f"layer {i} of the model's description, {reprlib.repr(row)}, cannot be built: {first_line}; "
-        "expected [from, repeats, layer, arguments] as the YOLOv5 and YOLOv7 projects write them"
+        "the description is damaged, or not one of the YOLOv5 and YOLOv7 projects"
     )
 
 
@@ -290,7 +292,9 @@ def _layer(
 def _head(kind: str, inputs: list[int], config: GraphConfig) -> Detect:
     expected = len(config.anchors) * (2 if kind == "IAuxDetect" else 1)
     if len(inputs) != expected:
-        raise ValueError(f"it is fed by {len(inputs)} layers, its {len(config.anchors)} levels of anchors need {expected}")
+        raise ValueError(
+            f"it is fed by {len(inputs)} layers, its {len(config.anchors)} levels of anchors need {expected}"
+        )
     if kind != "IKeypoint":
         return HEADS[kind](config.num_classes, config.anchors, inputs)
     if not config.num_keypoints:

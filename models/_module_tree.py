@@ -114,7 +114,7 @@ def _table(record: Record, name: str) -> dict[Any, Any]:
 
 def _join(path: str, name: Any) -> str:
     if type(name) is not str:
-        raise damaged(f"a parameter or submodule of {path or 'the model'} has a {what_is(name)} as its name")
+        raise damaged(f"a parameter or submodule of {path or 'the model'} has a name of type {what_is(name)}")
     return checked_name(f"{path}.{name}" if path else name)
 
 

@@ -21,11 +21,14 @@ def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes:
     The same name, seed and torch version give the same weights. The file is a plain state dict under ``model``.
 
     Raises:
-        NotFoundError: there is no model of that name. OutputError: the file cannot be written.
+        NotFoundError: there is no model of that name. UsageError: the file's suffix, the seed or the number of classes
+        cannot be. OutputError: the file cannot be written.
     """
     path = Path(out)
     if path.suffix not in (".pt", ".pth"):
         raise UsageError(f"a checkpoint's name ends in .pt or .pth, got {path.name}")
+    if not 0 <= seed < 2**63:
+        raise UsageError(f"a seed is 0 to {2**63 - 1}, got {seed}")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = create_model(name, num_classes=num_classes)

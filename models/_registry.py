@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import nn
 
-from deploykit.errors import CheckpointError, NotFoundError
+from deploykit.errors import CheckpointError, NotFoundError, UsageError
 from deploykit.models._checkpoint import Checkpoint, read_checkpoint
 from deploykit.spec import ModelSpec, Source
 
@@ -68,9 +68,16 @@ def list_models() -> list[str]:
 def create_model(name: str, *, num_classes: int | None = None) -> ReferenceModel:
     """Build a registered model with torch's default weights.
 
+    Args:
+        name: one of :func:`list_models`; underscores are accepted.
+        num_classes: None: as published.
+
     Raises:
         NotFoundError: there is no model of that name.
+        UsageError: ``num_classes`` is less than 1.
     """
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"a model has at least 1 class, got {num_classes}")
     _load_families()
     builder = _BUILDERS.get(name.replace("-", "_"))
     if builder is None:

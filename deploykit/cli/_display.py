@@ -75,18 +75,21 @@ def parity_table(report: ParityReport) -> Table:
 def parity_lines(report: ParityReport) -> list[str]:
     """What was compared with what, the limits, and what to know about it."""
     limits = report.tolerance
-    references = list(dict.fromkeys(d.reference for d in report.differences))
+    references = [f"{name} ({computed})" for name, computed in report.references.items()]
     inputs = list(dict.fromkeys(d.input for d in report.differences))
     lines = [
-        f"compared with {' and '.join(references)} on {', '.join(inputs)}",
+        f"compared with {' and '.join(references)} on {_some(inputs)}",
         f"limits: {limits.pixels:g} px + {limits.relative:g} |x|, probabilities {limits.probability:g}",
     ]
-    few = [m for m in report.matchings if m.what == "best rows"]
+    few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))
     if few:
-        lines.append(
-            f"fewer than 20 detections on {', '.join(dict.fromkeys(m.input for m in few))}: best rows compared"
-        )
+        lines.append(f"fewer than 20 detections on {_some(few)}: the 100 best rows are compared there as well")
     return [*lines, *(f"note: {note}" for note in report.notes)]
+
+
+def _some(names: list[str]) -> str:
+    """All names, or of many the first, the last and how many lie between."""
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {len(names) - 2} more, {names[-1]}"
 
 
 def _verdict(name: str, ok: bool) -> str:

@@ -155,7 +155,9 @@ class Keypoint(Detect):
 
     def fuse(self, path: str) -> Keypoint:
         """Fold the keypoint branch's batch norms."""
-        return _rebuilt(self, Keypoint, m=self.m, m_kpt=fuse_model(self.m_kpt, f"{path}.m_kpt"))
+        return _rebuilt(
+            self, Keypoint, m=fuse_model(self.m, f"{path}.m"), m_kpt=fuse_model(self.m_kpt, f"{path}.m_kpt")
+        )
 
 
 class IKeypoint(Keypoint):
@@ -193,7 +195,7 @@ def _folded_implicits(head: IDetect | IKeypoint, path: str) -> nn.ModuleList:
 def _rebuilt(head: Detect, kind: type[H], **modules: nn.Module) -> H:
     """A head of ``kind`` with the buffers and numbers of ``head`` and just these modules."""
     new = kind.__new__(kind)
-    new.__dict__ = {**head.__dict__, "_modules": modules}
+    new.__dict__ = {**head.__dict__, "_modules": modules, "_buffers": dict(head._buffers)}
     return new
 
 

@@ -5,12 +5,10 @@ Every block's attribute names are the original's, so that its weights load; ``fu
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import fold_conv_bn, fuse_model
+from deploykit.models._fuse import fold_conv_bn, fuse_model, shallow_copy
 
 BN_EPS = 1e-3  # of every YOLO here; upstream sets it after construction and no state dict holds it
 
@@ -42,8 +40,7 @@ class Conv(nn.Module):
 
     def fuse(self, path: str) -> Conv:
         """Fold the batch norm into the convolution."""
-        new = copy.copy(self)
-        new._modules = dict(self._modules)
+        new = shallow_copy(self)
         if isinstance(self.bn, nn.BatchNorm2d):
             new.conv, new.bn = fold_conv_bn(self.conv, self.bn, path), nn.Identity()
         return new

@@ -5,12 +5,10 @@ Which activation a lite model was trained with is in no state dict; ``LayerGraph
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import fold_conv_bn
+from deploykit.models._fuse import fold_conv_bn, shallow_copy
 from deploykit.models.layers.conv import Conv, FoldingSequential, batch_norm, plain_conv
 
 
@@ -89,9 +87,9 @@ class DWConvblock(nn.Module):
 
     def fuse(self, path: str) -> DWConvblock:
         """Fold both batch norms."""
-        new = copy.copy(self)
-        new._modules = dict(self._modules)
+        new = shallow_copy(self)
         for conv, bn in (("conv1", "bn1"), ("conv2", "bn2")):
-            setattr(new, conv, fold_conv_bn(getattr(self, conv), getattr(self, bn), f"{path}.{conv}"))
-            setattr(new, bn, nn.Identity())
+            if isinstance(norm := getattr(self, bn), nn.BatchNorm2d):
+                setattr(new, conv, fold_conv_bn(getattr(self, conv), norm, f"{path}.{conv}"))
+                setattr(new, bn, nn.Identity())
         return new

@@ -112,10 +112,10 @@ def main(folder: Path) -> None:
         assert len(read_checkpoint(path).float32()["w"]) == 4
     paths = in_child(lambda: write(folder))
     sys.addaudithook(watch)
-    for path, name in paths.items():
-        result = in_child(lambda p=Path(path): read(p))
+    for made, name in paths.items():
+        result = in_child(lambda p=Path(made): read(p))
         print(json.dumps({"name": name, **result}), flush=True)
-        Path(path).unlink()
+        Path(made).unlink()
 
 
 if __name__ == "__main__":

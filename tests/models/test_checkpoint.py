@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import hashlib
-import os
 import pickle
 import re
 import subprocess
@@ -20,8 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from deploykit.errors import CheckpointError, NotFoundError, UnsafeCheckpointError
-from deploykit.models._checkpoint import Checkpoint, read_checkpoint
+from deploykit.models._checkpoint import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS: dict[str, dict[str, Any]] = {
@@ -33,6 +31,8 @@ DTYPES = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.float8_e4m3fn),
 )
+
+NEW = (torch.uint16, torch.float8_e4m3fn)  # without a legacy form
 
 
 class Block(nn.Module):
@@ -134,16 +134,16 @@ def test_facts_that_no_state_dict_holds(net: Net, tmp_path: Path) -> None:
     assert modules["model.1.act"]["negative_slope"] == 0.1
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("form", FORMATS)
-def test_every_type_of_element_comes_back(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [(form, dtype) for form in FORMATS for dtype in DTYPES if form != "torch-legacy" or dtype not in NEW],
+)
+def test_every_type_of_element_comes_back(form: str, dtype: torch.dtype, tmp_path: Path) -> None:
     tensors = {
         "w": torch.arange(7).to(dtype),
         "scalar": torch.tensor(1).to(dtype),
         "empty": torch.zeros(0, 3).to(dtype),
     }
-    if form == "torch-legacy" and dtype in (torch.uint16, torch.float8_e4m3fn):
-        pytest.skip("torch has no legacy form of this type")
 
     same(read_checkpoint(save(tensors, tmp_path / "a.pt", **FORMATS[form])).state_dict, tensors)
 
@@ -263,6 +263,12 @@ def test_source_code_in_a_legacy_file_is_named_and_ignored(net: Net, tmp_path: P
     assert any(note.startswith(f"embedded source code of {Net.__module__}.Net") for note in checkpoint.notes)
 
 
+def test_what_is_beside_tensors_at_the_top_is_not_taken_for_a_weight(tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(save({"w": torch.ones(1), "activation": nn.ReLU(), "epoch": 1}, tmp_path / "a.pt"))
+
+    assert (list(checkpoint.state_dict), checkpoint.metadata) == (["w"], {"epoch": 1})
+
+
 def test_tensors_with_attributes_are_tensors(tmp_path: Path) -> None:
     marked = torch.arange(3.0)
     marked.kind = "marked"  # type: ignore[attr-defined]
@@ -299,227 +305,44 @@ def test_a_pickle_of_numpy_arrays_comes_back(protocol: int, tmp_path: Path) -> N
     assert (checkpoint.format, checkpoint.entry, checkpoint.metadata) == ("pickle", "model", {"__author__": "a"})
 
 
-# What is refused
-
-
-def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
-    save({"w": torch.ones(1)}, tmp_path / "yolov7-tiny.pt")
-    with pytest.raises(NotFoundError, match=r"no such file; did you mean yolov7-tiny\.pt\?"):
-        read_checkpoint(tmp_path / "yolov7_tiny.pt")
-    with pytest.raises(NotFoundError, match=r"no such file in .*; check the path"):
-        read_checkpoint(tmp_path / "completely different")
-    with pytest.raises(NotFoundError, match="is not there either"):
-        read_checkpoint(tmp_path / "no folder" / "a.pt")
-
-
-@pytest.mark.parametrize("path", ["a\0b.pt", "x" * 5000])
-def test_a_path_that_cannot_exist_is_our_own_error(path: str) -> None:
-    with pytest.raises((NotFoundError, CheckpointError)):
-        read_checkpoint(path)
-
-
-def test_a_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="it is a folder; expected the checkpoint file itself"):
-        read_checkpoint(tmp_path)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes in folders")
-def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.pt")
-    with pytest.raises(CheckpointError, match="a device or a pipe"):
-        read_checkpoint(tmp_path / "pipe.pt")
-
-
-def test_a_file_that_may_not_be_read_is_our_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = save({"w": torch.ones(1)}, tmp_path / "a.pt")
-    if os.access(path, os.R_OK) and os.geteuid() == 0:  # root may read everything
-
-        def forbidden(*_: object, **__: object) -> None:
-            raise PermissionError(13, "Permission denied")
-
-        monkeypatch.setattr(Path, "open", forbidden)
-    path.chmod(0)
-    with pytest.raises(CheckpointError, match=r"a\.pt: it cannot be read \(Permission denied\); check its permissions"):
-        read_checkpoint(path)
-
-
-def test_a_checkpoint_without_weights_says_what_it_has(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"holds no weights: expected .* found 'epoch', 'names'"):
-        read_checkpoint(save({"epoch": 1, "names": ["a"]}, tmp_path / "a.pt"))
-    with pytest.raises(CheckpointError, match="found a list"):
-        read_checkpoint(save([1, 2], tmp_path / "b.pt"))
-
-
-def test_weights_of_a_kind_that_is_not_read_are_named(tmp_path: Path) -> None:
-    sparse = torch.eye(2).to_sparse()
-    with pytest.raises(CheckpointError, match=r"'s' is a torch\._utils\._rebuild_sparse_tensor, which is not read"):
-        read_checkpoint(save({"w": torch.ones(1), "s": sparse}, tmp_path / "a.pt"))
-
-
-def test_a_torchscript_archive_is_refused_as_a_program(tmp_path: Path) -> None:
-    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "a.torchscript"))
-    with pytest.raises(CheckpointError, match="TorchScript program"):
-        read_checkpoint(tmp_path / "a.torchscript")
-
-
-def test_a_changed_weight_is_found_by_the_checksum(tmp_path: Path) -> None:
-    path = save({"w": torch.arange(1000.0)}, tmp_path / "a.pt")
-    data = bytearray(path.read_bytes())
-    data[data.index(torch.arange(500.0, 503.0).numpy().tobytes())] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(CheckpointError, match="do not match their checksum"):
-        read_checkpoint(path)
-
-
-def test_a_file_that_runs_code_is_refused_and_runs_nothing(tmp_path: Path) -> None:
-    class Attack:
-        def __reduce__(self) -> tuple[Any, tuple[str]]:
-            return os.system, (f"touch {tmp_path / 'ran'}",)
-
-    with pytest.raises(UnsafeCheckpointError, match=r"a\.pt: it names (posix|nt)\.system"):
-        read_checkpoint(save({"w": torch.ones(1), "x": Attack()}, tmp_path / "a.pt"))
-    assert not (tmp_path / "ran").exists()
-
-
 # Memory
 
 MEASURE = """
-import pathlib, sys, time, torch
+import os, pathlib, sys, time, torch
 from deploykit.models._checkpoint import read_checkpoint
 def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))
+torch.set_num_threads(1)  # forks have no other threads
 torch.ones(10).half().float()
-before, start = status("VmRSS"), time.perf_counter()
-checkpoint = read_checkpoint(sys.argv[1])
-seconds, read = time.perf_counter() - start, status("VmHWM") - before
-checkpoint.float32()
-print(read, status("VmHWM") - before, seconds)
+for path in sys.argv[1:]:
+    if os.fork():
+        os.wait()
+        continue
+    before, start = status("VmRSS"), time.perf_counter()
+    checkpoint = read_checkpoint(path)
+    seconds, read = time.perf_counter() - start, status("VmHWM") - before
+    checkpoint.float32()
+    print(checkpoint.format, checkpoint.size, read, status("VmHWM") - before, seconds, flush=True)
+    os._exit(0)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells how much memory a process had at its peak")
-@pytest.mark.parametrize("form", ["torch-zip", "torch-legacy", "safetensors", "pickle"])
-def test_the_peak_of_memory_is_under_three_times_the_file(form: str, tmp_path: Path) -> None:
+def test_the_peak_of_memory_is_under_three_times_the_file(tmp_path: Path) -> None:
     weights = {f"layer{i}.weight": torch.full((1 << 20,), 0.5, dtype=torch.float16) for i in range(20)}  # 40 MB
-    path = tmp_path / "a"
-    if form == "safetensors":
-        save_file(weights, path)
-    elif form == "pickle":
-        path.write_bytes(pickle.dumps({key: tensor.numpy() for key, tensor in weights.items()}))
-    else:
-        save(weights, path, **FORMATS[form])
-    size = path.stat().st_size
+    save(weights, tmp_path / "a.pt")
+    save(weights, tmp_path / "b.pt", _use_new_zipfile_serialization=False)
+    save_file(weights, tmp_path / "c.safetensors")
+    (tmp_path / "d.pkl").write_bytes(pickle.dumps({key: tensor.numpy() for key, tensor in weights.items()}))
 
-    command = [sys.executable, "-c", MEASURE, str(path)]
+    command = [sys.executable, "-c", MEASURE, *map(str, sorted(tmp_path.iterdir()))]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True, timeout=120)
 
-    read, converted, seconds = map(float, run.stdout.split())
-    assert read <= 3 * size + (32 << 20)
-    assert converted <= 4 * size + (32 << 20)
-    assert seconds < 10
-
-
-# Real files
-
-
-REAL = {
-    "golden/cmt-narrow.pt": ("model", 253, 454133),
-    "golden/crossformer-narrow.pt": ("model", 162, 433093),
-    "golden/kapao-s-narrow.pt": ("model", 472, 839913),
-    "golden/nafnet-width8.pt": ("params", 214, 440411),
-    "golden/unet-narrow.pt": ("", 118, 488052),
-    "golden/vitdet-backbone-narrow.pkl": ("model", 91, 101000),
-    "golden/yolov5s6-pose-narrow.pt": ("model", 744, 1024917),
-    "golden/yolov6n-narrow.pt": ("model", 756, 1278413),
-    "golden/yolov7-tiny-training-narrow.pt": ("model", 344, 387331),
-    "golden/yolov7-training-narrow.pt": ("model", 566, 651826),
-    "golden/yolov7-w6-pose-narrow.pt": ("model", 908, 1346871),
-    "golden/yolox-s-narrow.pt": ("model", 462, 570181),
-    "data/weights/dncnn_wholemodel_main.pth": ("", 93, 558031),
-    "data/weights/official_yolov7-tiny.structure-randomfill.pt": ("model", 338, 6241976),
-    "data/weights/resnet20_cifar10.th": ("state_dict", 97, 271098),
-    "data/weights/unet_carvana_small.pth": ("", 40, 102311),
-    "data/weights/unet_clouds_4ch.pth": ("", 90, 539593),
-    "data/weights/yolo-pose-ghost_coco17kpt.pt": ("model", 470, 636229),
-    "data/weights/yolov5n_official_coco.pt": ("model", 349, 1881736),
-    "data/weights/yolov7-lite-e_face5kpt.pt": ("model", 398, 746486),
-    "data/weights/yolov7-lite-s_plate4kpt.pt": ("model", 464, 1089240),
-    "data/weights/yolov8n_dill_globals.pt": ("model", 355, 3021695),
-    "data/weights/yolox_nano_bubbliiiing.pth": ("", 642, 912250),
-}
-
-
-def real(name: str) -> Path:
-    path = ROOT.parent / "shared" / name
-    if not path.exists():
-        pytest.skip(f"{path} is not here")
-    return path
-
-
-@pytest.mark.data
-@pytest.mark.parametrize("name", REAL)
-def test_a_real_checkpoint_is_read(name: str) -> None:
-    entry, keys, parameters = REAL[name]
-
-    checkpoint = read_checkpoint(real(name))
-
-    assert (checkpoint.entry, len(checkpoint.state_dict)) == (entry, keys)
-    assert sum(tensor.numel() for tensor in checkpoint.state_dict.values()) == parameters
-    assert "dill" not in sys.modules
-
-
-@pytest.mark.data
-@pytest.mark.parametrize(
-    "name", [name for name, (entry, *_) in REAL.items() if entry != "model" and "dncnn" not in name]
-)
-def test_a_real_state_dict_equals_what_torch_reads(name: str) -> None:
-    entry = REAL[name][0]
-    loaded = torch.load(real(name), map_location="cpu", weights_only=True)
-    expected = loaded[entry] if entry else {k: v for k, v in loaded.items() if isinstance(v, torch.Tensor)}
-
-    same(read_checkpoint(real(name)).state_dict, {key.removeprefix("module."): v for key, v in expected.items()})
-
-
-@pytest.mark.data
-@pytest.mark.parametrize(
-    ("name", "yaml", "stride", "names"),
-    [
-        ("golden/yolov7-w6-pose-narrow.pt", {"nc": 1, "nkpt": 17}, (8, 16, 32, 64), ("person",)),
-        ("data/weights/yolov7-lite-s_plate4kpt.pt", {"nc": 2, "nkpt": 4}, (8, 16, 32), ("single", "double")),
-        ("data/weights/yolov8n_dill_globals.pt", {"nc": 2}, (8, 16, 32), ("Keratin Pearl", "keratin pearls")),
-    ],
-)
-def test_a_real_model_describes_itself(
-    name: str, yaml: dict[str, int], stride: tuple[int, ...], names: tuple[str, ...]
-) -> None:
-    checkpoint = read_checkpoint(real(name))
-
-    assert checkpoint.yaml is not None
-    assert {key: checkpoint.yaml[key] for key in yaml} == yaml
-    assert (checkpoint.stride, checkpoint.names) == (stride, names)
-    norms = [module for module in checkpoint.modules if module.kind.endswith("BatchNorm2d")]
-    assert norms
-    assert {module.attributes["eps"] for module in norms} == {1e-3}
-
-
-def _notes(name: str) -> Checkpoint:
-    return read_checkpoint(real(name))
-
-
-@pytest.mark.data
-def test_real_oddities_are_said() -> None:
-    assert any(
-        re.match(r"names dill\._dill\._load_type.*: not imported", note)
-        for note in _notes("data/weights/yolov8n_dill_globals.pt").notes
-    )
-    assert "DataParallel prefix 'module.' removed" in _notes("data/weights/resnet20_cifar10.th").notes
-    dncnn = _notes("data/weights/dncnn_wholemodel_main.pth")
-    assert any(note.startswith("embedded source code of __main__.DnCNN") for note in dncnn.notes)
-    assert dncnn.modules[0].kind == "__main__.DnCNN"
-
-
-@pytest.mark.data
-def test_a_real_truncated_checkpoint_is_refused() -> None:
-    with pytest.raises(CheckpointError, match="truncated"):
-        read_checkpoint(real("data/weights/official_yolov7-tiny.truncated.pt"))
+    rows = [line.split() for line in run.stdout.splitlines()]
+    assert [row[0] for row in rows] == ["torch-zip", "torch-legacy", "safetensors", "pickle"]
+    for _, *numbers in rows:
+        size, read, converted, seconds = map(float, numbers)
+        assert read <= 3 * size + (32 << 20)
+        assert converted <= 4 * size + (32 << 20)
+        assert seconds < 10

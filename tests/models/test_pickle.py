@@ -240,11 +240,11 @@ def test_names() -> None:
             run(PROTO + name(module, attribute) + STOP)
 
 
-def test_memory() -> None:
-    share = _machine.MAX_OBJECT_BYTES // _machine.SET
-    run(PROTO + MARK + b"\x8f" * (share - 100_000) + b"t" + STOP)
+def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_machine, "MAX_OBJECT_BYTES", 100 * _machine.SET)
+    run(PROTO + MARK + b"\x8f" * 90 + b"t" + STOP)
     with pytest.raises(UnsafeCheckpointError, match="MB of memory"):
-        run(PROTO + MARK + b"\x8f" * (share + 100_000) + b"t" + STOP)
+        run(PROTO + MARK + b"\x8f" * 110 + b"t" + STOP)
 
 
 def test_a_refusal_says_what_to_do() -> None:
