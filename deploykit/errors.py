@@ -224,9 +224,9 @@ def explained_imports() -> Iterator[None]:
         yield
     except ImportError as e:
         name = (e.name or "").split(".")[0]
-        if "libGL" in str(e):
+        if any(library in str(e) for library in ("libGL", "libgthread", "libglib")):
             raise MissingDependencyError(
-                f"OpenCV does not load ({e}): opencv-python needs libGL; install the system's libGL, or replace it by "
+                f"OpenCV does not load ({e}): opencv-python needs libGL and glib; install them, or replace it by "
                 "opencv-python-headless, the same module without windows (pip uninstall opencv-python, then "
                 "pip install opencv-python-headless)"
             ) from e

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit import __version__
-from deploykit.errors import FetchError, NotFoundError, UsageError, writing
+from deploykit.errors import FetchError, NotFoundError, OutputError, UsageError, writing
 
 __all__ = ["RELEASED", "Fetched", "Release", "fetch"]
 
@@ -75,11 +75,12 @@ def fetch(
     if release is None:
         raise NotFoundError(f"no released weights of {name!r} are known; there are {', '.join(RELEASED)}")
     address = url or release.url
-    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
-        raise UsageError(f"--url must be an http or https address, got {address}")
+    parts = _split(address)
     if sha256 is not None and len(sha256) != 64:
         raise UsageError(f"a SHA-256 has 64 hexadecimal digits, got {len(sha256)}")
-    path = Path(out) if out else Path(Path(urllib.parse.urlsplit(address).path).name or f"{name}.pt")
+    path = Path(out or Path(parts.path).name or f"{name}.pt")
+    if path.is_dir():
+        raise OutputError(f"cannot write {path}: it is a folder; name the file in it with --out")
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,31 +94,54 @@ def fetch(
     return Fetched(path, size, digest, address, release.licence)
 
 
+def _split(address: str) -> urllib.parse.SplitResult:
+    try:
+        parts = urllib.parse.urlsplit(address)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and address.isascii()
+    except ValueError:  # an unclosed bracket, or a port that no machine has
+        fits = False
+    if not fits:
+        raise UsageError(f"--url must be an http or https address, in ASCII, got {address}")
+    return parts
+
+
 def _download(address: str, partial: Path, on_bytes: Callable[[int, int | None], None]) -> tuple[int, str]:
-    request = urllib.request.Request(address, headers={"User-Agent": f"deploykit/{__version__}"})
-    digest, done, total = hashlib.sha256(), 0, None
-    with partial.open("wb") as file:
-        try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-                length = response.headers.get("Content-Length")
-                total = int(length) if length and length.isdigit() else None
-                while chunk := _read(response):
-                    file.write(chunk)
-                    digest.update(chunk)
-                    done += len(chunk)
-                    on_bytes(done, total)
-        except urllib.error.HTTPError as e:
-            raise FetchError(f"{address} answered {e.code} {e.reason}: check the address, or pass another --url") from e
-        except (urllib.error.URLError, TimeoutError, http.client.HTTPException, ConnectionError) as e:
-            reason = getattr(e, "reason", e)
-            raise FetchError(f"cannot fetch {address}: {reason}; check the network, or pass a mirror with --url") from e
+    digest, done = hashlib.sha256(), 0
+    with partial.open("wb") as file, _opened(address) as response:
+        total = response.length  # None in a response of chunks
+        while chunk := _read(response, address):
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            on_bytes(done, total)
     if total is not None and done != total:
         raise FetchError(f"{address} broke off after {done:,} of {total:,} bytes: fetch it again")
     return done, digest.hexdigest()
 
 
-def _read(response: http.client.HTTPResponse) -> bytes:
+def _opened(address: str) -> http.client.HTTPResponse:
+    request = urllib.request.Request(address, headers={"User-Agent": f"deploykit/{__version__}"})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as e:
+        e.close()
+        raise FetchError(f"{address} answered {e.code} {e.reason}: check the address, or pass another --url") from e
+    except (OSError, http.client.HTTPException, OverflowError, ValueError) as e:  # the last two: no such host or port
+        raise _unreachable(address, e) from e
+    if not isinstance(response, http.client.HTTPResponse):
+        raise FetchError(f"{address} led to {response.url}, which is neither http nor https: pass another --url")
+    return response
+
+
+def _read(response: http.client.HTTPResponse, address: str) -> bytes:
     try:
         return response.read(CHUNK)
     except http.client.IncompleteRead as e:
-        return e.partial  # the next read gives nothing, and the length check says how much is missing
+        raise FetchError(f"{address} broke off: fetch it again") from e
+    except OSError as e:
+        raise _unreachable(address, e) from e
+
+
+def _unreachable(address: str, error: Exception) -> FetchError:
+    reason = getattr(error, "reason", None) or error
+    return FetchError(f"cannot fetch {address}: {reason}; check the network, or pass a mirror with --url")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,6 @@ import numpy as np
 from deploykit.errors import ParityError, SpecError, UsageError
 from deploykit.export.feeds import Batch, Feeds, make_feeds
 from deploykit.export.matching import Matching, match
-from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array, Session
 from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, RawRows
 
@@ -89,17 +89,18 @@ class ParityReport:
         return bad[0] if bad else next((m for m in self.matchings if not m.ok), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; the parity report file beside an artefact is this."""
+        """JSON-able; the parity report file beside an artefact is this. JSON has no NaN: it becomes the word."""
         data = dataclasses.asdict(self)
         for entry, difference in zip(data["differences"], self.differences, strict=True):
             entry["ok"] = difference.ok
         for entry, matching in zip(data["matchings"], self.matchings, strict=True):
             entry["ok"] = matching.ok
-        return {"ok": self.ok, **data}
+        worded: dict[str, Any] = _worded({"ok": self.ok, **data})
+        return worded
 
-    def write(self, path: Path) -> None:
-        """Write the report as JSON, whole or not at all."""
-        write_whole(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+    def to_json(self) -> str:
+        """The text of the parity report file."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def raise_if_bad(self, artefact: str) -> None:
         """Turn a failed report into an error that names the worst output.
@@ -144,11 +145,24 @@ def compare(
             raise SpecError("neither model says what its output means: pass a spec (spec=, or --spec FILE)")
         chosen = dataclasses.replace(known, input=_common_input(known.input, first, second))
         feeds = make_feeds(chosen, images)
-        return check_parity({_name(a, "a"): first}, _name(b, "b"), second, chosen, feeds, tolerance, on_step=on_step)
+        return check_parity(
+            {_name(a, "a"): first},
+            _name(b, "b"),
+            second,
+            chosen,
+            feeds,
+            tolerance,
+            closing=isinstance(a, (str, Path)),
+            on_step=on_step,
+        )
 
 
 def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSpec:
     """What both sessions take, by their own word: a spec may come from the other one, or from a file."""
+    for session in (first, second):
+        if len(session.inputs) != 1 or len(session.inputs[0].shape) != 4:
+            found = ", ".join(f"{info.name} {info}" for info in session.inputs) or "none"
+            raise SpecError(f"expected one input (batch, channels, height, width), but the model's are: {found}")
     sides = [session.inputs[0].shape[2:] for session in (first, second)]
     fixed = {(height, width) for height, width in sides if height is not None and width is not None}
     if len(fixed) > 1:
@@ -161,15 +175,18 @@ def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSp
 @contextlib.contextmanager
 def _opened(model: str | Path | Session) -> Iterator[Session]:
     """A session that is closed afterwards, unless it is the caller's own; a checkpoint is computed in float64."""
-    from deploykit.export.torch_session import open_torch_session
     from deploykit.facade import CHECKPOINT_SUFFIXES, open_session
 
     if not isinstance(model, (str, Path)):
         yield model
-        return
-    checkpoint = Path(model).suffix.lower() in CHECKPOINT_SUFFIXES
-    with open_torch_session(model, exact=True)[0] if checkpoint else open_session(model) as session:
-        yield session
+    elif Path(model).suffix.lower() in CHECKPOINT_SUFFIXES:
+        from deploykit.export.torch_session import open_torch_session
+
+        with open_torch_session(model, exact=True)[0] as session:
+            yield session
+    else:
+        with open_session(model) as session:
+            yield session
 
 
 def _carried(session: Session) -> ModelSpec | None:
@@ -186,12 +203,16 @@ def check_parity(
     tolerance: Tolerance | None = None,
     *,
     once: Collection[str] = (),
+    closing: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> ParityReport:
     """Run everything on everything. References see one image at a time, the candidate sees the feeds' batches.
 
     So a slot that is mixed up, or an image that leaks into another slot, shows as a difference. References named in
-    ``once`` run on the first image only. Each reference is closed after its last run, because it may be large.
+    ``once`` run on the first image only. ``closing``: close each reference after its last run, because it may be large.
+
+    Raises:
+        SpecError: an output is not what the spec says. ParityError: the two give different numbers of rows.
     """
     if not isinstance(spec.output, RawRows):
         raise UsageError(f"parity is checked on raw rows, not on outputs of kind {spec.output.kind!r}")
@@ -201,11 +222,12 @@ def check_parity(
     for reference, session in references.items():
         for label in list(feeds.images)[: 1 if reference in once else None]:
             on_step(f"{reference} on {label}")
-            expected[reference, label] = _run_one(session, feeds.images[label], layout.name)
-        session.close()
+            expected[reference, label] = _run_one(session, feeds.images[label], layout)
+        if closing:
+            session.close()
     for batch in feeds.batches:
         on_step(f"{name} on {batch.name}")
-        found = _run_batch(candidate, batch, feeds, layout.name)
+        found = _run_batch(candidate, batch, feeds, layout)
         for reference in references:
             if all((reference, label) in expected for label in batch.images):
                 rows = [expected[reference, label] for label in batch.images]
@@ -215,34 +237,44 @@ def check_parity(
     return ParityReport(computed, tuple(differences), tuple(matchings), _notes(feeds, expected), limits)
 
 
+def _worded(value: Any) -> Any:
+    """The same with words for the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _worded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_worded(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _name(model: str | Path | Session, letter: str) -> str:
     return Path(model).name if isinstance(model, (str, Path)) else f"session {letter}"
 
 
-def _run_one(session: Session, image: Array, output: str) -> Array:
+def _run_one(session: Session, image: Array, layout: RawRows) -> Array:
     """One image's rows ``(N, columns)``; a session with a fixed batch gets the image in every slot."""
     info = session.inputs[0]
     batch = info.shape[0] or 1
-    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), output)[0]
+    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), layout)[0]
     return rows
 
 
-def _run_batch(session: Session, batch: Batch, feeds: Feeds, output: str) -> list[Array]:
+def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows) -> list[Array]:
     info = session.inputs[0]
     blob = np.concatenate([feeds.images[label] for label in batch.images])
     fixed = info.shape[0]
     if fixed is None or fixed == len(blob):
-        return list(_rows(session.run({info.name: blob}), output))
-    return [_run_one(session, image[None], output) for image in blob]
+        return list(_rows(session.run({info.name: blob}), layout))
+    return [_run_one(session, image[None], layout) for image in blob]
 
 
-def _rows(outputs: Mapping[str, Array], name: str) -> Array:
-    """The output of that name, or the only one: somebody else's export may call it otherwise."""
-    if name in outputs:
-        return outputs[name]
-    if len(outputs) == 1:
-        return next(iter(outputs.values()))
-    raise SpecError(f"there is no output {name!r}, which the spec names; there are {', '.join(outputs)}")
+def _rows(outputs: Mapping[str, Array], layout: RawRows) -> Array:
+    """The output of the spec's name, or the only one: somebody else's export may call it otherwise."""
+    if layout.name not in outputs and len(outputs) > 1:
+        raise SpecError(f"there is no output {layout.name!r}, which the spec names; there are {', '.join(outputs)}")
+    rows = outputs.get(layout.name, next(iter(outputs.values())))
+    if rows.ndim != 3 or rows.shape[2] < layout.columns:
+        raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), but the output is {rows.shape}")
+    return rows
 
 
 def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:

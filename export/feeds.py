@@ -64,11 +64,12 @@ def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
     fed: dict[str, Array] = {}
     for path in images or [sample_image()]:
         picture = read_image(path)
-        fed[Path(path).name] = _on_canvas(picture, canvas, auto=False)
+        label = str(path) if Path(path).name in fed else Path(path).name
+        fed[label] = _on_canvas(picture, canvas, auto=False)
         if canvas.dynamic == "shape":
             rectangle = _on_canvas(picture, canvas, auto=True)
-            if rectangle.shape != fed[Path(path).name].shape:
-                fed[f"{Path(path).name} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
+            if rectangle.shape != fed[label].shape:
+                fed[f"{label} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
     noise = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32)
     fed[f"noise (seed {SEED})"] = noise
     if canvas.dynamic == "none" and canvas.batch == 1:
@@ -78,15 +79,21 @@ def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
 
 def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:
     label = next(iter(fed))
-    mirrored = f"{label}, mirrored"
+    mirrored = f"{label} mirrored"
     fed[mirrored] = np.ascontiguousarray(fed[label][..., ::-1])
     same_size = [name for name, image in fed.items() if image.shape == fed[label].shape]
     slots = SLOTS if canvas.dynamic != "none" else canvas.batch
-    order = np.random.default_rng(SEED).permutation(max(slots, len(same_size)))[:slots] % len(same_size)
+    order = [same_size[i] for i in np.random.default_rng(SEED).permutation(len(same_size))]
+    # Where images only ever come in batches, there are so many batches that each image is in one.
+    rounds = 1 if canvas.dynamic != "none" else -(-len(order) // slots)
     batches = [
-        Batch(f"{slots} slots, shuffled", tuple(same_size[i] for i in order)),
-        Batch(f"{slots} slots, all {label}", (label,) * slots),
+        Batch(
+            f"{slots} slots shuffled" + (f" ({n + 1} of {rounds})" if rounds > 1 else ""),
+            tuple(order[i % len(order)] for i in range(n * slots, (n + 1) * slots)),
+        )
+        for n in range(rounds)
     ]
+    batches.append(Batch(f"{slots} slots of {label}", (label,) * slots))
     if canvas.dynamic != "none":
         batches = [*(Batch(name, (name,)) for name in fed), *batches]
     return Feeds(fed, tuple(batches))

@@ -18,6 +18,7 @@ __all__ = ["FEW", "ROWS", "Matching", "match"]
 FEW = 20  # fewer detections than this say little, so the best rows are compared as well
 ROWS = 100
 MIN_IOU = 0.99
+SAME_BOX = 0.02  # pixels: so near are the corners of a box of any size, of which the IoU of a tiny one says nothing
 MAX_PIXELS = 0.05  # keypoints of matched detections
 MAX_SCORE = 1e-4
 BORDERLINE_IOU = 1e-3  # a pair this near to the NMS threshold may fall on either side of it
@@ -68,16 +69,22 @@ def match(
     spec: ModelSpec,
     score_limit: float,
 ) -> list[Matching]:
-    """Match the detections of a whole batch; with fewer than 20 of them, the best 100 rows of each image too."""
+    """Match the detections of a whole batch.
+
+    With fewer than 20 of them, or where more are borderline than matched, the best 100 rows of each image too.
+    """
     layout = spec.output
     assert isinstance(layout, RawRows)
     sides = [
         [found_in({layout.name: rows[None]}, 0, spec, spec.thresholds) for rows in images]
         for images in (expected, found)
     ]
-    detections = [_pair(a, b, spec.thresholds, score_limit) for a, b in zip(*sides, strict=True)]
+    detections = [
+        _pair(a, b, _Rows.of(mine, layout), _Rows.of(other, layout), spec.thresholds, score_limit)
+        for a, b, mine, other in zip(*sides, expected, found, strict=True)
+    ]
     reports = [_merged(detections, (reference, candidate, batch.name, "detections"))]
-    if sum(len(side.scores) for side in sides[0]) < FEW:
+    if reports[0].expected < FEW or reports[0].borderline > reports[0].matched:
         best = [_best_rows(a, b, spec) for a, b in zip(expected, found, strict=True)]
         reports.append(_merged(best, (reference, candidate, batch.name, "best rows")))
     return reports
@@ -107,7 +114,28 @@ def _merged(parts: list[_Pairs], names: tuple[str, str, str, Literal["detections
     )
 
 
-def _pair(a: Found, b: Found, thresholds: Thresholds, score_limit: float) -> _Pairs:
+@dataclass(frozen=True)
+class _Rows:
+    """Every candidate row of one image: its box as corners ``(N, 4)``, and its score in each class ``(N, C)``."""
+
+    boxes: Array
+    scores: Array
+
+    @staticmethod
+    def of(rows: Array, layout: RawRows) -> _Rows:
+        scores = rows[:, slice(*layout.cls)]
+        return _Rows(
+            _corners(rows[:, slice(*layout.box)]),
+            scores if layout.obj is None else scores * rows[:, layout.obj[0], None],
+        )
+
+    def hold(self, found: Found, i: int) -> bool:
+        """Whether a row has the place of detection ``i`` and its score, so that only NMS can have decided otherwise."""
+        same = np.abs(self.scores[:, found.labels[i]] - found.scores[i]) <= MAX_SCORE
+        return bool((_iou(found.boxes[i : i + 1], self.boxes[same]) >= MIN_IOU).any())
+
+
+def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, thresholds: Thresholds, score_limit: float) -> _Pairs:
     """Each detection with the one of the same label that overlaps it most, the best score first."""
     overlap = np.where(a.labels[:, None] == b.labels, _iou(a.boxes, b.boxes), -1.0)
     free = np.ones(len(b.scores), bool)
@@ -118,11 +146,11 @@ def _pair(a: Found, b: Found, thresholds: Thresholds, score_limit: float) -> _Pa
             pairs.append((i, j))
             free[j] = False
     left, right = (np.array(side, np.int64) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
-    borderline = sum(
-        _borderline(mine, i, other, thresholds, score_limit)
-        for mine, other, paired in ((a, b, left), (b, a, right))
-        for i in np.setdiff1d(np.arange(len(mine.scores)), paired)
-    )
+    alone = [
+        np.array([i for i in np.setdiff1d(np.arange(len(mine.scores)), paired) if other.hold(mine, i)], np.int64)
+        for mine, paired, other in ((a, left, rows_b), (b, right, rows_a))
+    ]
+    borderline = _explained(a, b, alone[0], alone[1], thresholds, score_limit)
     distance = None if a.keypoints is None or b.keypoints is None else _distance(a.keypoints[left], b.keypoints[right])
     return _Pairs(
         len(a.scores),
@@ -134,10 +162,39 @@ def _pair(a: Found, b: Found, thresholds: Thresholds, score_limit: float) -> _Pa
     )
 
 
+def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, thresholds: Thresholds, score_limit: float) -> int:
+    """How many of the unmatched detections, whose rows both networks have, rounding explains.
+
+    NMS is a chain of decisions: where two scores are equal but for rounding, either row may go first and suppress the
+    other, and then each suppresses neighbours of its own. So unmatched detections that overlap are taken together, and
+    a group is explained when it holds one decision that was as good as a tie.
+    """
+    sides = [(a, b, alone_a), (b, a, alone_b)]
+    boxes = np.concatenate([mine.boxes[alone] for mine, _, alone in sides])
+    labels = np.concatenate([mine.labels[alone] for mine, _, alone in sides])
+    scores = np.concatenate([mine.scores[alone] for mine, _, alone in sides])
+    side = np.repeat([0, 1], [len(alone_a), len(alone_b)])
+    overlap = _iou(boxes, boxes)
+    linked = (labels[:, None] == labels) & (overlap >= thresholds.iou - BORDERLINE_IOU)
+    linked |= overlap >= MIN_IOU  # of two labels: one row, whose best classes are as good as equal
+    tied = linked & (side[:, None] != side) & (np.abs(scores[:, None] - scores) <= 2 * score_limit)
+    explained = tied.any(1) | np.array(
+        [_borderline(mine, i, other, thresholds, score_limit) for mine, other, alone in sides for i in alone], bool
+    )
+    while True:  # what hangs together with something explained is explained
+        reached = explained | (linked & explained).any(1)
+        if (reached == explained).all():
+            return int(explained.sum())
+        explained = reached
+
+
 def _borderline(mine: Found, i: int, other: Found, thresholds: Thresholds, score_limit: float) -> bool:
     """Whether rounding may have decided that detection i of ``mine`` is not among ``other``'s."""
-    if abs(float(mine.scores[i]) - thresholds.conf) <= 2 * score_limit or len(other.scores) >= thresholds.max_det:
+    score, near = float(mine.scores[i]), 2 * score_limit
+    if abs(score - thresholds.conf) <= near or len(other.scores) >= thresholds.max_det:
         return True
+    if other.candidates > thresholds.pre_nms_topk and score <= float(other.scores.min(initial=1.0)) + near:
+        return True  # it may have fallen off the end of the list that NMS looks at
     same = other.labels == mine.labels[i]
     return bool((np.abs(_iou(mine.boxes[i : i + 1], other.boxes[same]) - thresholds.iou) <= BORDERLINE_IOU).any())
 
@@ -152,7 +209,11 @@ def _best_rows(a: Array, b: Array, spec: ModelSpec) -> _Pairs:
     scores = [_scores(side[rows], layout) for side in (a, b)]
     distance = None
     if layout.keypoints:
-        points = [side[rows, slice(*layout.keypoints)].reshape(len(rows), -1, layout.kpt_dims) for side in (a, b)]
+        columns = layout.keypoints[1] - layout.keypoints[0]
+        points = [
+            side[rows, slice(*layout.keypoints)].reshape(len(rows), columns // layout.kpt_dims, layout.kpt_dims)
+            for side in (a, b)
+        ]
         distance = _distance(*points)
     overlap = np.array([_iou(p[None], q[None])[0, 0] for p, q in zip(*boxes, strict=True)])
     return _Pairs(len(rows), len(rows), 0, overlap, np.abs(scores[0] - scores[1]), distance)
@@ -174,10 +235,10 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 def _iou(a: Array, b: Array) -> Array:
-    """IoU of every box of ``a`` with every box of ``b``, ``(N, M)``; two boxes without area are equal or apart."""
+    """IoU of every box of ``a`` with every box of ``b``, ``(N, M)``; 1 where all corners are within SAME_BOX pixels."""
     a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     inter = sides.prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
-    overlap: Array = np.where(union > 0, inter / np.where(union > 0, union, 1), (a == b).all(-1))
-    return overlap
+    overlap: Array = np.where(union > 0, inter / np.where(union > 0, union, 1), 0.0)
+    return np.where(np.abs(a - b).max(-1) <= SAME_BOX, 1.0, overlap)

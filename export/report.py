@@ -66,7 +66,8 @@ class ExportReport:
         named = ", ".join(f"{'x'.join(map(str, c.shape))} {megabytes(c.size)}" for c in largest)
         graph = self.size - self.weight_size - constants
         text = (
-            f"{self.parameters:,} weights in {self.spec.precision} are {megabytes(self.weight_size)}; constants "
+            f"{self.bytes_per_parameter:.2f} bytes a parameter: {self.parameters:,} weights in {self.spec.precision} "
+            f"are {megabytes(self.weight_size)}; constants "
             f"(grids, anchors, shapes) {megabytes(constants)}{f', the largest {named}' if named else ''}; "
             f"the graph itself {megabytes(graph)}"
         )
@@ -84,7 +85,7 @@ class ExportReport:
 
 
 def megabytes(size: int) -> str:
-    """``321.5 MB``, ``12.3 kB``; 1 kB is 1000 bytes."""
+    """``321.5 MB``, ``12.3 kB``, ``24 bytes``; 1 kB is 1000 bytes."""
     if size >= 1_000_000:
         return f"{size / 1e6:.1f} MB"
-    return f"{size / 1e3:.1f} kB"
+    return f"{size / 1e3:.1f} kB" if size >= 1000 else f"{size} bytes"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import shutil
 import time
@@ -23,7 +24,7 @@ from deploykit import __version__
 from deploykit.errors import ExportError, ImageSizeError, OutputError, UsageError, require, writing
 from deploykit.export import passes
 from deploykit.export.compare import ParityReport, check_parity
-from deploykit.export.feeds import make_feeds
+from deploykit.export.feeds import Feeds, make_feeds
 from deploykit.export.report import ExportReport
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.models._fuse import fuse_model
@@ -38,6 +39,14 @@ OPSETS = range(18, 24)
 
 LARGE = 2**31 - 2**20  # bytes: protobuf's limit, less what the graph itself may need
 AXIS_MAX = 128  # of a dynamic axis, in strides
+
+CHATTY = (
+    "torch._guards",
+    "torch.onnx",
+    "torch.onnx._internal.exporter._registration",
+    "torch.onnx._internal.exporter._schemas",
+)
+"""Loggers that tell about the exporter's insides; what is for the user comes as an exception."""
 
 Step = Callable[[str], None]
 
@@ -113,10 +122,12 @@ def onnx_from_model(
     clock = clock or _Clock(lambda _: None)
     spec = _spec(model, img, batch, dynamic, opset)
     _check_place(out)
+    example = _example(spec.input)
+    feeds = make_feeds(spec, samples) if check else None
     clock("fusing")
     fused = fuse_model(model.module)
     clock("tracing")
-    graph = _traced(fused, spec, exporter, simplify)
+    graph = _traced(fused, example, spec, exporter, simplify)
     if simplify:
         clock("simplifying")
         passes.simplify(graph)
@@ -142,9 +153,11 @@ def onnx_from_model(
     with _folder_beside(out) as folder:
         file = _write(graph, folder / out.name, report.weight_size)
         del graph
-        parity = _proved(model, fused, file, spec, samples, clock) if check else None
+        parity = _proved(model, fused, file, spec, feeds, clock) if feeds else None
         size = sum(p.stat().st_size for p in folder.iterdir())
-        _move(folder, out, parity)
+        if parity is not None:
+            _report_of(file).write_text(parity.to_json())
+        _move(folder, out)
     return replace(report, size=size, parity=parity, seconds=clock.seconds())
 
 
@@ -219,24 +232,36 @@ def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
             )
 
 
-def _traced(module: nn.Module, spec: ModelSpec, exporter: str, simplify: bool) -> ir.Model:
+def _traced(module: nn.Module, example: torch.Tensor, spec: ModelSpec, exporter: str, simplify: bool) -> ir.Model:
     """The exporter's own result, before any of our passes."""
-    canvas = spec.input
     output = cast("RawRows | Tensor", spec.output).name
-    # A batch of one would be taken for a constant; the example is only looked at, never computed with.
-    batch = canvas.batch if canvas.dynamic == "none" else max(2, canvas.batch)
-    example = torch.zeros(batch, canvas.channels, *canvas.size)
-    names = {"input_names": [canvas.name], "output_names": [output], "opset_version": spec.opset}
+    names = {"input_names": [spec.input.name], "output_names": [output], "opset_version": spec.opset}
     trace = _dynamo if exporter == "dynamo" else _legacy
     try:
         with _quiet():
-            return trace(module, example, canvas, names, simplify)
+            return trace(module, example, spec.input, names, simplify)
     except OSError:
         raise
     except Exception as e:  # the exporter raises what its many parts raise
-        reason = str(e).strip().splitlines()
+        cause = e.__cause__ or e  # around it the exporter only says how far it got
+        reason = str(cause).strip().splitlines()
         raise ExportError(
-            f"torch's {exporter} exporter refused the model: {reason[0] if reason else type(e).__name__}"
+            f"torch's {exporter} exporter refused the model: {reason[0] if reason else type(cause).__name__}"
+        ) from e
+
+
+def _example(canvas: InputSpec) -> torch.Tensor:
+    """The input that the exporter traces with. A free axis of one image or one cell would be taken for a constant."""
+    batch = canvas.batch if canvas.dynamic == "none" else max(2, canvas.batch)
+    least = 2 * canvas.fit.stride if canvas.dynamic == "shape" else 0
+    shape = (batch, canvas.channels, *(max(side, least) for side in canvas.size))
+    try:
+        return torch.zeros(shape)
+    except RuntimeError as e:
+        gigabytes = 4 * math.prod(shape) / 1e9
+        raise ImageSizeError(
+            f"an input of {'x'.join(map(str, shape))} takes {gigabytes:,.0f} GB, more memory than there is: "
+            "choose a smaller --img or --batch"
         ) from e
 
 
@@ -280,17 +305,17 @@ def _legacy(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter logs and warns about its own insides; nothing in it is for the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    for name in ("torch.onnx._internal.exporter._registration", "torch.onnx._internal.exporter._schemas"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in CHATTY]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _finish(graph: ir.Model, spec: ModelSpec) -> None:
@@ -320,7 +345,7 @@ def _folder_beside(out: Path) -> Iterator[Path]:
 
 
 def _write(graph: ir.Model, file: Path, weights: int) -> Path:
-    external = f"{file.name}.data" if weights > LARGE else None
+    external = _weights_of(file).name if weights > LARGE else None
     ir.save(graph, file, external_data=external)
     try:
         onnx.checker.check_model(str(file))
@@ -330,7 +355,7 @@ def _write(graph: ir.Model, file: Path, weights: int) -> Path:
 
 
 def _proved(
-    model: ReferenceModel, fused: nn.Module, file: Path, spec: ModelSpec, samples: Sequence[str | Path], clock: _Clock
+    model: ReferenceModel, fused: nn.Module, file: Path, spec: ModelSpec, feeds: Feeds, clock: _Clock
 ) -> ParityReport:
     clock("checking")
     torch_spec = spec_of_module(model)
@@ -344,7 +369,7 @@ def _proved(
             file.name,
             session,
             spec,
-            make_feeds(spec, samples),
+            feeds,
             once={"the folded model"},
             on_step=lambda step: clock(f"checking: {step}"),
         )
@@ -352,12 +377,19 @@ def _proved(
     return parity
 
 
-def _move(folder: Path, out: Path, parity: ParityReport | None) -> None:
-    """Move the files to their places, the weights before the graph that names them."""
-    report = out.with_name(f"{out.name}.parity.json")
-    for file in sorted(folder.iterdir(), key=lambda p: p.suffix != ".data"):
+def _weights_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.data")
+
+
+def _report_of(file: Path) -> Path:
+    return file.with_name(f"{file.name}.parity.json")
+
+
+def _move(folder: Path, out: Path) -> None:
+    """Move the files to their places: the weights before the graph that names them, the proof after it."""
+    files = sorted(folder.iterdir(), key=lambda p: (p.suffix != ".data", p.suffix == ".json"))
+    for file in files:
         file.replace(out.with_name(file.name))
-    if parity is None:
-        report.unlink(missing_ok=True)  # of an older file: it proves nothing about this one
-    else:
-        parity.write(report)
+    for companion in (_weights_of(out), _report_of(out)):  # of an older file: they say nothing about this one
+        if companion.name not in [file.name for file in files]:
+            companion.unlink(missing_ok=True)

@@ -53,7 +53,7 @@ def fuse_model(model: nn.Module, path: str = "") -> nn.Module:
 def _fused(model: nn.Module, path: str) -> nn.Module:
     if isinstance(model, Fusable):
         return model.fuse(path).eval()
-    new = shallow_copy(model)
+    new = shared_copy(model)
     new._modules = {
         name: None if child is None else _fused(child, f"{path}.{name}" if path else name)
         for name, child in model._modules.items()
@@ -61,15 +61,15 @@ def _fused(model: nn.Module, path: str) -> nn.Module:
     return new.eval()
 
 
-def shallow_copy(module: M) -> M:
-    """A module with tables of its own for the same submodules, and for tensors that share the original's memory."""
+def shared_copy(module: M) -> M:
+    """A copy that shares nothing with the original but the tensors' memory."""
     new = copy.copy(module)
     new._parameters = {
         name: None if p is None else nn.Parameter(p.detach(), requires_grad=False)
         for name, p in module._parameters.items()
     }
     new._buffers = dict(module._buffers)
-    new._modules = dict(module._modules)
+    new._modules = {name: None if m is None else shared_copy(m) for name, m in module._modules.items()}
     return new
 
 
@@ -81,12 +81,14 @@ def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, path: str) -> nn.Conv2d:
     Raises:
         FoldError: the folded convolution does not compute the same.
     """
-    wide = _conv64(conv)
+    wide, probe = _conv64(conv), probe_of(conv)
+    with torch.no_grad():
+        convolved = wide(probe)  # once: both comparisons start from it
     folds = []
     for norm in (copy.deepcopy(bn).double().eval(), _perturbed(bn)):
         folded = _narrow(*_Affine.of(norm).fold(wide.weight, wide.bias), like=conv)
         # Against the module itself and not against what _Affine made of it: that may be what is wrong.
-        check_fold(path, "batch norm", _then(wide, norm), _conv64(folded), probe_of(conv))
+        check_fold(path, "batch norm", _then(lambda _: convolved, norm), _conv64(folded), probe)
         folds.append(folded)
     return folds[0]
 

@@ -60,6 +60,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 # A hostile description must not keep us busy; the largest real one has 266 rows, 8 sources and 2048 channels.
 MAX_ROWS, MAX_LAYERS, MAX_ENTRIES, MAX_CHANNELS = 1000, 1000, 32, 65_536
 MAX_TEXT = 64  # characters of an argument
+MAX_FEATURE = 2**27  # values that a layer gives for a picture of 256 px; the largest real one gives 2**22
 
 _REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 """What Python and torch raise for numbers and shapes that make no layer."""
@@ -89,7 +90,9 @@ class GraphConfig:
         for name, least in (("num_classes", 1), ("num_keypoints", 0), ("channels", 1)):
             value = getattr(self, name)
             if not least <= value <= MAX_CHANNELS:
-                raise CheckpointError(f"a model's {name} is {least} to {MAX_CHANNELS}, its description says {value}")
+                raise CheckpointError(
+                    f"a model's {name} is {least} to {MAX_CHANNELS}, its description says {reprlib.repr(value)}"
+                )
         for name in ("depth_multiple", "width_multiple"):
             value = getattr(self, name)
             if not 0.0 < value <= MAX_ENTRIES:  # a NaN must fail
@@ -126,8 +129,8 @@ class GraphConfig:
             )
         except KeyError as e:
             raise CheckpointError(
-                f"the checkpoint's model description has no {e.args[0]!r}: only those of the YOLOv5 and YOLOv7 projects "
-                "are read (backbone, head, nc, anchors)"
+                f"the checkpoint's model description has no {e.args[0]!r}: only those of the YOLOv5 and YOLOv7 "
+                "projects are read (backbone, head, nc, anchors)"
             ) from e
         except (ArithmeticError, TypeError, ValueError) as e:
             raise CheckpointError(f"the checkpoint's model description cannot be read: {e}") from e
@@ -217,7 +220,8 @@ def build_graph(config: GraphConfig) -> LayerGraph:
         channels.append(out)
     if not isinstance(layers[-1], Detect):
         raise CheckpointError(
-            f"a model's description ends with a head ({', '.join(HEADS)}), this one with {reprlib.repr(config.rows[-1])}"
+            f"a model's description ends with a head ({', '.join(HEADS)}), "
+            f"this one with {reprlib.repr(config.rows[-1])}"
         )
     graph = LayerGraph(layers, sources).eval()
     graph.head.set_stride(config.strides or _strides(graph, config))
@@ -344,6 +348,16 @@ def activation(text: str) -> nn.Module:
     return ACTIVATIONS[match[1]](*([float(match[2])] if match[2] else []))
 
 
+def _without_norms(module: nn.Module) -> nn.Module:
+    """The same shapes without batch norms, which take longest where nothing is computed."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, nn.Identity())
+        else:
+            _without_norms(child)
+    return module
+
+
 def _strides(graph: LayerGraph, config: GraphConfig) -> list[int]:
     """How many image pixels a cell of each level is wide, found by running shapes only."""
     side = 256
@@ -352,8 +366,10 @@ def _strides(graph: LayerGraph, config: GraphConfig) -> list[int]:
     with torch.no_grad():
         for i in range(last):
             try:
-                twin = copy.deepcopy(graph.model[i]).to("meta")
+                twin = _without_norms(copy.deepcopy(graph.model[i]).to("meta"))
                 outputs[i] = twin(*(outputs[s] for s in graph.sources[i]))
+                if outputs[i].numel() > MAX_FEATURE:
+                    raise ValueError(f"it gives {outputs[i].numel():,} values for a picture of {side} px")
             except _REFUSALS as e:
                 raise _misfit(i, config.rows[i], e) from e
     strides = [side // max(outputs[s].shape[-1], 1) for s in graph.sources[last][: graph.head.num_levels]]

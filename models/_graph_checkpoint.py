@@ -28,9 +28,7 @@ _GEOMETRY: dict[type[nn.Module], tuple[str, ...]] = {
 """What else no state dict holds: the description and the pickled modules must say the same."""
 
 
-def graph_from_checkpoint(
-    checkpoint: Checkpoint, config: GraphConfig, name: str
-) -> tuple[LayerGraph, tuple[str, ...]]:
+def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str) -> tuple[LayerGraph, tuple[str, ...]]:
     """Build ``config`` and fill it with the checkpoint's weights, in float32 and eval mode.
 
     Returns the graph and sentences about what the pickled modules say otherwise than the description. ``name`` is the

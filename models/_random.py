@@ -11,6 +11,7 @@ from torch import nn
 from deploykit.errors import UsageError, writing
 from deploykit.models._registry import create_model
 from deploykit.models.layers.anchor_head import Detect, Keypoint
+from deploykit.models.layers.rep import ImplicitA, ImplicitM
 
 GAIN = 1.35  # of a convolution and its batch norm together
 
@@ -69,6 +70,10 @@ def randomise(module: nn.Module) -> None:
             assert m.running_var is not None
             nn.init.normal_(m.running_mean, std=0.1)
             nn.init.uniform_(m.running_var, 0.8, 1.2)
+        elif isinstance(m, ImplicitA):
+            nn.init.normal_(m.implicit, std=0.02)
+        elif isinstance(m, ImplicitM):
+            nn.init.normal_(m.implicit, mean=1.0, std=0.02)
     _rare_detections(module)
 
 

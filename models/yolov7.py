@@ -234,6 +234,7 @@ def config_of(
         num_keypoints=num_keypoints if pose else 0,
         depthwise_keypoints=pose,
         width_multiple=width,
+        strides=(8, 16, 32, 64)[: len(anchors)],
     )
 
 
@@ -351,9 +352,9 @@ def _recognised(checkpoint: Checkpoint) -> tuple[str, GraphConfig | None]:
     num_classes = found[heads[0][0]][0] // anchors - 5
     keypoints = found.get(f"model.{index}.m_kpt.0.11.weight") or (0,)
     num_keypoints = keypoints[0] // anchors // 3
-    best, nearest = 0.5, ("", None)
     if not (1 <= num_classes <= MAX_CHANNELS and num_keypoints <= MAX_CHANNELS):
-        return nearest
+        return "", None
+    best, nearest, described = 0.5, "", None
     for name in VARIANTS:
         if (num_keypoints > 0) != (name == "yolov7_w6_pose"):
             continue
@@ -365,8 +366,8 @@ def _recognised(checkpoint: Checkpoint) -> tuple[str, GraphConfig | None]:
                 shapes = {key: tuple(t.shape) for key, t in build_graph(config).state_dict().items()}
             agreement = len(shapes.items() & found.items()) / len(shapes.keys() | found.keys())
             if agreement > best:
-                best, nearest = agreement, (name, config)
-    return nearest
+                best, nearest, described = agreement, name, config
+    return nearest, described
 
 
 def _reference(

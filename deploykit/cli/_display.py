@@ -19,7 +19,10 @@ WIDTH = 110  # of tables where stdout is not a terminal
 
 
 def console() -> Console:
-    """Where results go; plain text of a fixed width when stdout is a file or a pipe."""
+    """Where results go; plain text of a fixed width when stdout is a file or a pipe.
+
+    What is printed is markup: text that is not ours, such as a path, goes through ``rich.markup.escape``.
+    """
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, soft_wrap=False)
@@ -47,12 +50,15 @@ def steps() -> Iterator[Callable[[str], None]]:
 
         yield line
         return
+    from rich.markup import escape
+
     with Console(stderr=True).status("starting") as status:
-        yield lambda step: status.update(f"{step} [dim]({time.perf_counter() - start:.0f} s)[/dim]")
+        yield lambda step: status.update(f"{escape(step)} [dim]({time.perf_counter() - start:.0f} s)[/dim]")
 
 
 def parity_table(report: ParityReport) -> Table:
     """The largest difference of each kind of value, and the detections; everything is in the JSON report."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -63,12 +69,15 @@ def parity_table(report: ParityReport) -> Table:
     for values in dict.fromkeys(d.values for d in report.differences):
         d = max((d for d in report.differences if d.values == values), key=lambda d: d.used)
         largest = f"{d.max_abs:.2g} px" if values in ("boxes", "keypoints") else f"{d.max_abs:.2g}"
-        table.add_row(_verdict(values, d.ok), largest, f"{100 * d.used:.1f} %", f"{d.input}, against {d.reference}")
+        where = escape(f"{d.input}, against {d.reference}")
+        table.add_row(_verdict(values, d.ok), largest, f"{100 * d.used:.1f} %", where)
     for what in dict.fromkeys(m.what for m in report.matchings):
         parts = [m for m in report.matchings if m.what == what]
         worst = min(parts, key=lambda m: (m.ok, m.min_iou))
-        total = f"{sum(m.matched for m in parts)} of {sum(m.expected for m in parts)} match"
-        table.add_row(_verdict(what, worst.ok), total, f"IoU >= {worst.min_iou:.4f}", f"{len(parts)} comparisons")
+        matched, expected = sum(m.matched for m in parts), sum(m.expected for m in parts)
+        none = expected == 0 and not any(m.found for m in parts)
+        total, overlap = ("none", "") if none else (f"{matched} of {expected} match", f"IoU >= {worst.min_iou:.4f}")
+        table.add_row(_verdict(what, worst.ok), total, overlap, f"{len(parts)} comparisons")
     return table
 
 
@@ -83,13 +92,13 @@ def parity_lines(report: ParityReport) -> list[str]:
     ]
     few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))
     if few:
-        lines.append(f"fewer than 20 detections on {_some(few)}: the 100 best rows are compared there as well")
+        lines.append(f"few detections, or many ties, on {_some(few)}: the 100 best rows are compared there as well")
     return [*lines, *(f"note: {note}" for note in report.notes)]
 
 
 def _some(names: list[str]) -> str:
-    """All names, or of many the first, the last and how many lie between."""
-    return ", ".join(names) if len(names) <= 4 else f"{names[0]}, {len(names) - 2} more, {names[-1]}"
+    """All names, or of many the first and how many there are besides."""
+    return ", ".join(names) if len(names) <= 4 else f"{names[0]} and {len(names) - 1} other inputs"
 
 
 def _verdict(name: str, ok: bool) -> str:

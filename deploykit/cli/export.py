@@ -75,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(report: ExportReport) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     from deploykit.export.report import megabytes
@@ -82,16 +83,16 @@ def _print(report: ExportReport) -> None:
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    facts.add_row("file", f"{report.path}  {megabytes(report.size)}")
+    facts.add_row("file", escape(f"{report.path}  {megabytes(report.size)}"))
     facts.add_row("why this size", report.why_this_size())
     facts.add_row("graph", f"{report.nodes} nodes, opset {report.opset}, {report.spec.precision}")
     for name, tensors in (("input", report.inputs), ("output", report.outputs)):
         for tensor in tensors:
-            facts.add_row(name, str(tensor))
+            facts.add_row(name, escape(str(tensor)))
     facts.add_row("preprocessing", preprocessing(report.spec))
     facts.add_row("columns", columns(report.spec))
     for note in report.notes:
-        facts.add_row("note", note)
+        facts.add_row("note", escape(note))
     facts.add_row("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items()))
     out = console()
     out.print(facts)
@@ -101,7 +102,7 @@ def _print(report: ExportReport) -> None:
         out.print()
         out.print(parity_table(report.parity))
         for line in parity_lines(report.parity):
-            out.print(line)
+            out.print(line, markup=False)
     print(f"\nnext: deploykit predict --model {_quoted(report.path)} --source people.jpg --out results")
 
 

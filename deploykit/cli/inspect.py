@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "not said"
     if isinstance(value, dict):
         parts = [f"{k}: {_text(v)}" for k, v in value.items()]
     elif isinstance(value, (list, tuple)):

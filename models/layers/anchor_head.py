@@ -53,7 +53,8 @@ class Detect(nn.Module):
         """Tell the head how many network pixels a cell of each level is wide."""
         self.stride = tuple(stride)
         # Upstream keeps a second copy of the anchors in cells; it is only there so that state dicts agree.
-        self.anchors.copy_(self.anchor_grid.view_as(self.anchors) / torch.tensor(self.stride)[:, None, None])
+        if not self.anchors.is_meta:  # there is nothing to compute with, and trying loads torch's whole compiler
+            self.anchors.copy_(self.anchor_grid.view_as(self.anchors) / torch.tensor(self.stride)[:, None, None])
 
     def forward(self, *features: Tensor) -> Tensor:
         rows = [self.decode(self.raw(x, level), level) for level, x in enumerate(features[: self.num_levels])]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import fold_conv_bn, fuse_model, shallow_copy
+from deploykit.models._fuse import fold_conv_bn, fuse_model, shared_copy
 
 BN_EPS = 1e-3  # of every YOLO here; upstream sets it after construction and no state dict holds it
 
@@ -40,7 +40,7 @@ class Conv(nn.Module):
 
     def fuse(self, path: str) -> Conv:
         """Fold the batch norm into the convolution."""
-        new = shallow_copy(self)
+        new = shared_copy(self)
         if isinstance(self.bn, nn.BatchNorm2d):
             new.conv, new.bn = fold_conv_bn(self.conv, self.bn, path), nn.Identity()
         return new

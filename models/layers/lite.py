@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import fold_conv_bn, shallow_copy
+from deploykit.models._fuse import fold_conv_bn, shared_copy
 from deploykit.models.layers.conv import Conv, FoldingSequential, batch_norm, plain_conv
 
 
@@ -87,7 +87,7 @@ class DWConvblock(nn.Module):
 
     def fuse(self, path: str) -> DWConvblock:
         """Fold both batch norms."""
-        new = shallow_copy(self)
+        new = shared_copy(self)
         for conv, bn in (("conv1", "bn1"), ("conv2", "bn2")):
             if isinstance(norm := getattr(self, bn), nn.BatchNorm2d):
                 setattr(new, conv, fold_conv_bn(getattr(self, conv), norm, f"{path}.{conv}"))

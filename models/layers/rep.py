@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deploykit.models._fuse import check_fold, fold_conv_bn, fold_into, probe_of
+from deploykit.models._fuse import check_fold, fold_conv_bn, fold_into, probe_of, shared_copy
 from deploykit.models.layers.conv import FoldingSequential, batch_norm, plain_conv
 
 
@@ -51,7 +51,7 @@ class RepConv(nn.Module):
         before, after = _double(self), _double(fused)
         assert isinstance(before, RepConv)
         check_fold(path, "three branches", before._branches, after, probe_of(dense))
-        return nn.Sequential(fused, self.act)
+        return nn.Sequential(fused, shared_copy(self.act))
 
 
 class ImplicitA(nn.Module):
@@ -59,7 +59,7 @@ class ImplicitA(nn.Module):
 
     def __init__(self, channel: int) -> None:
         super().__init__()
-        self.implicit = nn.Parameter(torch.zeros(1, channel, 1, 1).normal_(std=0.02))
+        self.implicit = nn.Parameter(torch.zeros(1, channel, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.implicit
@@ -70,7 +70,7 @@ class ImplicitM(nn.Module):
 
     def __init__(self, channel: int) -> None:
         super().__init__()
-        self.implicit = nn.Parameter(torch.ones(1, channel, 1, 1).normal_(mean=1.0, std=0.02))
+        self.implicit = nn.Parameter(torch.ones(1, channel, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.implicit

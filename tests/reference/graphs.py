@@ -35,9 +35,7 @@ def run(rows: Sequence[Any], w: Weights, images: Array, anchors: Anchors, num_cl
         inputs = [_output(outputs, images, s if s >= 0 else i + s) for s in sources]
         if kind.endswith(("Detect", "Keypoint")):
             strides = [images.shape[-1] / x.shape[-1] for x in inputs]
-            return head(
-                inputs, w, f"model.{i}", anchors, strides, num_classes, keypoints=kind.endswith("Keypoint")
-            )
+            return head(inputs, w, f"model.{i}", anchors, strides, num_classes, keypoints=kind.endswith("Keypoint"))
         paths = [f"model.{i}"] if repeats == 1 else [f"model.{i}.{n}" for n in range(repeats)]
         for at in paths:
             inputs = [_layer(kind, inputs, w, at, arguments)]

@@ -15,7 +15,10 @@ from deploykit.models.yolov7 import VARIANTS, config_of
 from tests.reference.graphs import run
 
 ANCHORS = ((12.0, 16.0, 19.0, 36.0, 40.0, 28.0),)
-HEADS = {"detect": [[-1], 1, "Detect", ["nc", "anchors"]], "keypoints": [[-1], 1, "IKeypoint", ["nc", "anchors", "nkpt"]]}
+HEADS = {
+    "detect": [[-1], 1, "Detect", ["nc", "anchors"]],
+    "keypoints": [[-1], 1, "IKeypoint", ["nc", "anchors", "nkpt"]],
+}
 
 ELAN = (
     [-1, 1, "Conv", [16, 3, 2]],
@@ -61,7 +64,11 @@ LITE = (
     [[-1, 1], 1, "ADD", [0.5]],
     [-1, 1, "SPPF", [16, 5]],
 )
-POOLED = ([-1, 1, "conv_bn_relu_maxpool", [16]], [-1, 1, "SP", [5]], [-1, 1, "Conv", [16, 3, 2, "None", 1, "nn.ReLU()"]])
+POOLED = (
+    [-1, 1, "conv_bn_relu_maxpool", [16]],
+    [-1, 1, "SP", [5]],
+    [-1, 1, "Conv", [16, 3, 2, "None", 1, "nn.ReLU()"]],
+)
 
 
 def prepared(config: GraphConfig, seed: int = 0) -> LayerGraph:

@@ -1,0 +1,118 @@
+"""Narrow detectors with seeded weights, as models and as checkpoints on the disk, for tests that export them.
+
+A checkpoint is a pickled module tree with the model's own description in it, as the YOLOv7 project saves one, because
+without a description only the published widths are recognised. ``TINY_ROWS`` is a network of a dozen layers that has
+one of each kind; where a test is about what happens around a network, it is the quickest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models._random import randomise
+from deploykit.models._registry import ReferenceModel
+from deploykit.models.layers.anchor_head import Detect, Keypoint
+from deploykit.models.yolov7 import _reference, config_of
+
+CLASSES = ("cat", "dog", "fox")
+SEED = 0
+
+
+def few_layers(*, num_classes: int = 2, num_keypoints: int = 0) -> GraphConfig:
+    """A description with stride 16 and two levels of anchors; with keypoints, if there are any."""
+    head = ["IKeypoint", ["nc", "anchors", "nkpt"]] if num_keypoints else ["IDetect", ["nc", "anchors"]]
+    return GraphConfig(
+        rows=(
+            [-1, 1, "ReOrg", []],
+            [-1, 1, "Conv", [16, 3, 1]],
+            [-1, 1, "DownC", [32]],
+            [-1, 1, "RepConv", [32, 3, 1]],
+            [-1, 1, "Conv", [32, 3, 2]],
+            [-1, 1, "Conv", [32, 1, 1, "None", 1, "nn.LeakyReLU(0.1)"]],
+            [-1, 1, "MP", []],
+            [-1, 1, "SPPCSPC", [16]],
+            [-1, 1, "nn.Upsample", ["None", 2, "nearest"]],
+            [[-1, 5], 1, "Concat", [1]],
+            [-1, 1, "Conv", [16, 3, 1]],
+            [[10, 7], 1, *head],
+        ),
+        num_classes=num_classes,
+        num_keypoints=num_keypoints,
+        depthwise_keypoints=True,
+        anchors=((12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146)),
+    )
+
+
+def narrow(
+    name: str, num_classes: int = 3, *, width: float = 0.125, num_keypoints: int = 4, training: bool = False
+) -> GraphConfig:
+    """A registered variant with fewer channels."""
+    return config_of(name, num_classes, width=width, num_keypoints=num_keypoints, training=training)
+
+
+def graph_of(config: GraphConfig, *, seed: int = SEED, objectness: float | None = None) -> LayerGraph:
+    """The network with seeded weights; ``objectness`` sets every anchor's bias, to make it detect a lot (3) or less."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        graph = build_graph(config)
+        randomise(graph)
+    if objectness is not None:
+        for head in (m for m in graph.modules() if isinstance(m, Detect)):
+            _set_objectness(head, objectness)
+    return graph.requires_grad_(False)
+
+
+def _set_objectness(head: Detect, value: float) -> None:
+    """The bias of column 4 of every anchor; one anchor's columns may lie in two convolutions, laid side by side."""
+    for level, conv in enumerate(head.m):
+        branches = [conv, head.m_kpt[level][-1]] if isinstance(head, Keypoint) else [conv]
+        biases = [b.bias.data for b in branches]
+        cells = torch.cat(biases).view(head.num_anchors, -1)
+        cells[:, 4] = value
+        for bias, part in zip(biases, cells.flatten().split([len(b) for b in biases]), strict=True):
+            bias.copy_(part)
+
+
+@cache
+def model_of(config_key: str, /, *, seed: int = SEED, **options: Any) -> ReferenceModel:
+    """``few`` (:func:`few_layers`) or a variant's name, with its options; one object a combination."""
+    objectness = options.pop("objectness", None)
+    config = few_layers(**options) if config_key == "few" else narrow(config_key, **options)
+    model = _reference(
+        graph_of(config, seed=seed, objectness=objectness), config_key, CLASSES[: config.num_classes], 64
+    )
+    side = max(64, model.stride)
+    return replace(model, spec=replace(model.spec, input=replace(model.spec.input, size=(side, side))))
+
+
+def write_checkpoint(
+    path: Path,
+    config: GraphConfig,
+    *,
+    seed: int = SEED,
+    objectness: float | None = None,
+    names: Sequence[str] = CLASSES,
+) -> Path:
+    """Save a network as the YOLOv7 project does: in half precision, pickled, its description inside."""
+    graph = graph_of(config, seed=seed, objectness=objectness).half()
+    described: Any = graph
+    described.yaml = {
+        "nc": config.num_classes,
+        "nkpt": config.num_keypoints,
+        "dw_conv_kpt": config.depthwise_keypoints,
+        "depth_multiple": config.depth_multiple,
+        "width_multiple": config.width_multiple,
+        "anchors": [list(level) for level in config.anchors],
+        "backbone": [list(row) for row in config.rows[:-1]],
+        "head": [list(config.rows[-1])],
+    }
+    described.names = list(names[: config.num_classes])
+    torch.save({"epoch": -1, "model": graph}, path)
+    return path

@@ -1,0 +1,171 @@
+"""Exports that must pass their parity check, and really agree with PyTorch on inputs that the check did not see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from deploykit.export.report import ExportReport
+from deploykit.export.to_onnx import onnx_from_model
+from deploykit.export.torch_session import TorchSession, spec_of_module
+from deploykit.facade import open_session
+from deploykit.models._registry import ReferenceModel, list_models
+from deploykit.runtime.session import Array
+from deploykit.spec import ModelSpec, RawRows
+from tests.export.narrow import model_of
+
+FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "yolov7_tiny": ({"training": True, "num_classes": 1}, {"img": (32, 96)}),
+    "yolov7": ({"training": True}, {"opset": 23}),
+    "yolov7x": ({}, {"batch": 2}),
+    "yolov7_w6": ({"training": True}, {"dynamic": "batch"}),
+    "yolov7_e6": ({}, {"simplify": False}),
+    "yolov7_d6": ({}, {}),
+    "yolov7_e6e": ({"training": True}, {"exporter": "legacy"}),
+    "yolov7_w6_pose": ({"num_keypoints": 5, "num_classes": 2}, {"img": (64, 128)}),
+}
+"""Each variant once, and each option at least once: (how the model is made, how it is exported)."""
+
+
+def rows_of(reference: TorchSession, file: Path, image: Array) -> tuple[Array, Array]:
+    """What PyTorch and ONNX Runtime make of an input."""
+    with open_session(file, provider="cpu") as session:
+        return tuple(s.run({"images": image})["output"] for s in (reference, session))  # type: ignore[return-value]
+
+
+def exact(model: ReferenceModel) -> TorchSession:
+    return TorchSession(model.module, spec_of_module(model), exact=True)
+
+
+def noise(*shape: int) -> Array:
+    return np.random.default_rng(7).random(shape, np.float32)
+
+
+def assert_agree(expected: Array, found: Array, layout: RawRows) -> None:
+    """Within the limits of fp32, boxes and keypoints in pixels, all else probabilities."""
+    pixels = np.zeros(layout.columns, bool)
+    pixels[slice(*layout.box)] = True
+    if layout.keypoints:
+        span = np.arange(*layout.keypoints)
+        pixels[span[(span - span[0]) % layout.kpt_dims < 2]] = True
+    assert found.shape == expected.shape
+    limit = np.where(pixels, 1e-3 + 1e-5 * np.abs(expected), 1e-5)
+    assert (np.abs(expected - found) <= limit).all()
+
+
+def checked(report: ExportReport) -> ExportReport:
+    assert report.parity is not None
+    assert report.parity.ok
+    assert report.path.exists()
+    return report
+
+
+def layout_of(spec: ModelSpec) -> RawRows:
+    assert isinstance(spec.output, RawRows)
+    return spec.output
+
+
+def test_every_registered_model_is_exported_here() -> None:
+    assert sorted(name.replace("_", "-") for name in FAMILIES) == list_models()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_exports_and_agrees(name: str, tmp_path: Path) -> None:
+    made, options = FAMILIES[name]
+    model = model_of(name, **made)
+    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", **options))
+    batch = options.get("batch", 1)
+    image = noise(batch, 3, *report.spec.input.size)
+    expected, found = rows_of(exact(model), report.path, image)
+    assert_agree(expected, found, layout_of(report.spec))
+    assert report.opset == options.get("opset", 18)
+    assert found.shape[2] == layout_of(report.spec).columns
+    # Every weight of the folded model is in the file once; simplifying may leave out a few that do nothing.
+    assert 0.99 <= report.weight_size / (4 * report.parameters) <= 1.0
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_a_dynamic_batch_takes_any_batch(exporter: Any, tmp_path: Path) -> None:
+    model = model_of("few", num_keypoints=3)
+    out = tmp_path / "m.onnx"
+    report = checked(onnx_from_model(model, out=out, img=64, dynamic="batch", exporter=exporter))
+    assert str(report.inputs[0]) == "images float32 (batch, 3, 64, 64)"
+    for batch in (1, 2, 5):
+        assert_agree(*rows_of(exact(model), out, noise(batch, 3, 64, 64)), layout_of(report.spec))
+
+
+@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+def test_a_dynamic_shape_takes_any_batch_and_any_good_size(exporter: Any, tmp_path: Path) -> None:
+    model = model_of("few", num_keypoints=3)
+    out = tmp_path / "m.onnx"
+    # The size is the smallest: each axis of the deepest level has one cell, and still it must not become a constant.
+    report = checked(onnx_from_model(model, out=out, img=model.stride, dynamic="shape", exporter=exporter))
+    assert str(report.inputs[0]) == "images float32 (batch, 3, height, width)"
+    assert str(report.outputs[0]) == "output float32 (batch, rows, 16)"
+    for shape in ((1, 3, 16, 16), (3, 3, 48, 80), (1, 3, 256, 32)):
+        assert_agree(*rows_of(exact(model), out, noise(*shape)), layout_of(report.spec))
+
+
+def test_a_static_batch_is_checked_in_shuffled_slots(tmp_path: Path) -> None:
+    report = checked(onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, batch=2, exporter="legacy"))
+    assert str(report.outputs[0]).startswith("output float32 (2, ")
+    assert report.parity is not None
+    names = list(dict.fromkeys(d.input for d in report.parity.differences))
+    assert names == ["2 slots shuffled (1 of 2)", "2 slots shuffled (2 of 2)", "2 slots of apollo11_crew.jpg"]
+
+
+def test_detections_are_matched_where_there_are_any(tmp_path: Path) -> None:
+    model = model_of("few", num_keypoints=3, objectness=3.0)
+    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=64, exporter="legacy"))
+    assert report.parity is not None
+    assert {m.what for m in report.parity.matchings} == {"detections"}
+    assert all(m.matched > 20 and m.max_keypoint is not None for m in report.parity.matchings)
+
+
+def test_without_detections_the_best_rows_are_compared(tmp_path: Path) -> None:
+    report = checked(onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, exporter="legacy"))
+    assert report.parity is not None
+    assert all(m.expected == 0 for m in report.parity.matchings if m.what == "detections")
+    best = [m for m in report.parity.matchings if m.what == "best rows"]
+    assert best
+    assert all(m.expected == m.matched == 100 for m in best)
+
+
+def test_the_checkpoint_and_the_folded_model_are_references(tmp_path: Path) -> None:
+    report = checked(onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, exporter="legacy"))
+    assert report.parity is not None
+    assert report.parity.references == {
+        "the checkpoint": "PyTorch CPU float64",
+        "the folded model": "PyTorch CPU float64",
+    }
+    compared = {(d.reference, d.input) for d in report.parity.differences}
+    first = "apollo11_crew.jpg"
+    assert compared == {
+        ("the checkpoint", first),
+        ("the checkpoint", "noise (seed 0)"),
+        ("the folded model", first),
+    }
+
+
+def test_simplifying_keeps_the_numbers_and_removes_nodes(tmp_path: Path) -> None:
+    plain, simple = (
+        checked(onnx_from_model(model_of("few"), out=tmp_path / f"{simplify}.onnx", img=64, simplify=simplify))
+        for simplify in (False, True)
+    )
+    assert simple.nodes < plain.nodes
+    operators = {node.op_type for node in onnx.load(str(simple.path)).graph.node}
+    assert not operators & {"Shape", "Gather", "Range", "Identity", "Constant", "BatchNormalization"}
+
+
+def test_without_a_check_nothing_claims_one(tmp_path: Path) -> None:
+    out, proof = tmp_path / "m.onnx", tmp_path / "m.onnx.parity.json"
+    checked(onnx_from_model(model_of("few"), out=out, img=64, exporter="legacy"))
+    assert proof.exists()
+    report = onnx_from_model(model_of("few"), out=out, img=64, exporter="legacy", check=False)
+    assert report.parity is None
+    assert out.exists()
+    assert not proof.exists()

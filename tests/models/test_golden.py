@@ -1,0 +1,213 @@
+"""Trained and upstream-made checkpoints: the numbers are those of the original code, or of somebody else's export."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from deploykit.errors import CheckpointError, UnknownLayerError
+from deploykit.models._fuse import fuse_model
+from deploykit.models._registry import ReferenceModel, load_model
+from deploykit.models.layers.anchor_head import IKeypoint, Keypoint
+from deploykit.models.layers.lite import DWConvblock, ShuffleBlock
+from deploykit.runtime.image import Letterbox, blob, read_image
+from deploykit.spec import RawRows
+
+pytestmark = pytest.mark.data
+SHARED = Path(__file__).resolve().parents[2].parent / "shared"
+GOLDEN, WEIGHTS, IMAGES = SHARED / "golden", SHARED / "data" / "weights", SHARED / "data" / "images"
+FACES, PLATES = WEIGHTS / "yolov7-lite-e_face5kpt.pt", WEIGHTS / "yolov7-lite-s_plate4kpt.pt"
+OFFICIAL = WEIGHTS / "official_yolov7-tiny.structure-randomfill.pt"
+Array = NDArray[np.float32]
+
+NARROW = {
+    "yolov7-w6-pose-narrow": ("yolov7-w6-pose-width-0.125", ("person",), 64),
+    "yolov7-training-narrow": ("yolov7-width-0.125", tuple(f"class{i}" for i in range(80)), 32),
+    "yolov7-tiny-training-narrow": ("yolov7-tiny-width-0.25", ("cat", "dog", "bird"), 32),
+}
+PHOTOS = 4
+
+
+@cache
+def model_of(path: Path) -> ReferenceModel:
+    return load_model(path)
+
+
+def probability_columns(rows: RawRows) -> NDArray[np.bool_]:
+    """Which columns are probabilities; the others are pixels."""
+    found = np.zeros(rows.columns, bool)
+    found[4 : rows.cls[1]] = True
+    if rows.keypoints is not None:
+        found[rows.keypoints[0] + 2 : rows.keypoints[1] : 3] = True
+    return found
+
+
+def rows_of(module: nn.Module, images: Array) -> Array:
+    with torch.no_grad():
+        return module(torch.from_numpy(images)).numpy()  # type: ignore[no-any-return]
+
+
+def assert_within(found: Array, expected: Array, model: ReferenceModel, pixels: float, probability: float) -> None:
+    assert isinstance(model.spec.output, RawRows)
+    assert found.shape == expected.shape
+    assert np.isfinite(found).all()
+    columns = probability_columns(model.spec.output)
+    error = np.abs(found - expected).reshape(-1, found.shape[-1]).max(axis=0)
+    assert error[columns].max() <= probability
+    assert error[~columns].max() <= pixels
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["trained form", "folded"])
+@pytest.mark.parametrize("name", NARROW)
+def test_the_originals_own_output_is_reproduced(name: str, fused: bool) -> None:
+    model = model_of(GOLDEN / f"{name}.pt")
+    with np.load(GOLDEN / f"{name}.npz") as golden:
+        images, expected = golden["images"], golden["output"]
+    found = rows_of(fuse_model(model.module) if fused else model.module, images)
+    assert_within(found, expected, model, pixels=1e-3, probability=1e-5)
+    # These random weights dampen the picture to a few thousandths of a pixel, which the limits above would not miss:
+    # so what changes from one picture to the other is compared by itself, too.
+    change, expected_change = (np.subtract(*rows.astype(np.float64)) for rows in (found, expected))
+    assert np.linalg.norm(change - expected_change) <= 0.1 * np.linalg.norm(expected_change)
+
+
+@pytest.mark.parametrize(("name", "facts"), NARROW.items())
+def test_a_checkpoint_says_what_it_is(name: str, facts: tuple[str, tuple[str, ...], int]) -> None:
+    model = model_of(GOLDEN / f"{name}.pt")
+    assert (model.name, model.spec.classes, model.stride) == facts
+    assert model.notes == ()
+
+
+def test_the_released_tiny_is_recognised_and_folds_to_its_published_size() -> None:
+    model = model_of(OFFICIAL)
+    assert model.name == "yolov7-tiny"
+    assert len(model.spec.classes) == 80
+    assert model.spec.classes[0] == "person"
+    assert model.spec.input.size == (640, 640)
+    assert model.notes == ()
+    assert sum(p.numel() for p in model.module.parameters()) == 6_227_101
+    assert sum(p.numel() for p in fuse_model(model.module).parameters()) == 6_219_709
+
+
+def letterboxed(paths: list[Path], model: ReferenceModel) -> Array:
+    canvases = []
+    for path in paths:
+        image = read_image(path)
+        canvases.append(
+            Letterbox.fit(image.shape[:2], model.spec.input.size, model.spec.input.fit, auto=False).apply(image)
+        )
+    return blob(canvases, model.spec.input)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Array:
+    paths = sorted((IMAGES / "faces-wider").glob("*.jpg"))
+    return letterboxed(paths[:: len(paths) // PHOTOS][:PHOTOS], model_of(FACES))
+
+
+@pytest.fixture(scope="module")
+def exported_rows(photographs: Array) -> Array:
+    """What the author's own ONNX export of the face model gives, picture by picture."""
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    path = SHARED / "data" / "onnx" / "yolov7-lite-e_face5kpt.onnx"
+    session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return np.concatenate([session.run(None, {name: image[None]})[0] for image in photographs])
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["trained form", "folded"])
+def test_the_face_model_agrees_with_its_authors_export(photographs: Array, exported_rows: Array, fused: bool) -> None:
+    """0.5 px and 1e-4: the export was made from the half-precision weights by another program."""
+    model = model_of(FACES)
+    found = rows_of(fuse_model(model.module) if fused else model.module, photographs)
+    assert exported_rows.shape == (PHOTOS, 25_200, 21)
+    assert (exported_rows[..., 4] * exported_rows[..., 5] > 0.5).any(axis=1).all(), "there are faces in every picture"
+    assert_within(found, exported_rows, model, pixels=0.5, probability=1e-4)
+
+
+def test_the_face_model_says_what_it_is() -> None:
+    model = model_of(FACES)
+    assert (model.name, model.spec.classes, model.spec.task) == ("yolov7-lite-e", ("face",), "keypoints")
+    assert isinstance(model.module.head, IKeypoint)
+    assert model.spec.keypoints is not None
+    assert len(model.spec.keypoints.names) == 5
+    assert model.spec.output == RawRows(cls=(5, 6), keypoints=(6, 21))
+
+
+def test_two_classes_and_four_keypoints_are_not_one_and_seventeen() -> None:
+    model = model_of(PLATES)
+    assert model.spec.classes == ("single", "double")
+    assert model.spec.output == RawRows(cls=(5, 7), keypoints=(7, 19))
+    paths = sorted(p for p in (IMAGES / "plates").iterdir() if p.suffix.lower() in (".jpg", ".png"))
+    rows = rows_of(fuse_model(model.module), letterboxed(paths[:2], model))
+    assert rows.shape == (2, 25_200, 19)
+    assert np.isfinite(rows).all()
+    probabilities = rows[..., probability_columns(model.spec.output)]
+    assert probabilities.min() >= 0
+    assert probabilities.max() <= 1
+
+
+def test_plates_are_found_with_their_four_corners_around_them() -> None:
+    """On every picture the best row is a plate, and its corners lie near its box."""
+    model = model_of(PLATES)
+    paths = sorted(p for p in (IMAGES / "plates").iterdir() if p.suffix.lower() in (".jpg", ".png"))[:4]
+    rows = rows_of(fuse_model(model.module), letterboxed(paths, model))
+    for image in rows:
+        score = image[:, 4] * image[:, 5:7].max(axis=1)
+        best = image[score.argmax()]
+        assert score.max() > 0.5
+        corners = best[7:].reshape(4, 3)[:, :2]
+        assert (np.abs(corners - best[:2]) <= best[2:4]).all()
+
+
+@pytest.mark.parametrize(("path", "kind"), [(FACES, nn.ReLU), (PLATES, nn.SiLU)], ids=["lite-e", "lite-s"])
+def test_lite_models_keep_the_activation_that_they_were_trained_with(path: Path, kind: type[nn.Module]) -> None:
+    """It is in no state dict and not in the description; with the other one nothing is found."""
+    model = model_of(path)
+    blocks = [m for m in model.module.modules() if isinstance(m, ShuffleBlock | DWConvblock)]
+    assert {type(block) for block in blocks} == {ShuffleBlock, DWConvblock}
+    activations = [m for block in blocks for m in block.modules() if isinstance(m, nn.ReLU | nn.SiLU)]
+    assert {type(m) for m in activations} == {kind}
+    (note,) = model.notes
+    assert note.endswith(
+        f"activations are {kind.__name__}, as in the pickled model; its layer description does not say so"
+    )
+
+
+def test_the_keypoint_branch_of_a_lite_model_is_one_convolution_a_level() -> None:
+    fused = fuse_model(model_of(FACES).module)
+    head = fused.head
+    assert type(head) is Keypoint
+    assert [type(branch) for branch in head.m_kpt] == [nn.Conv2d] * 3
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("yolov5n_official_coco.pt", "'C3'"),
+        ("yolo-pose-ghost_coco17kpt.pt", "'Focus'"),
+        ("yolov8n_dill_globals.pt", "'C2f'"),
+    ],
+)
+def test_a_family_that_is_not_there_is_refused_by_its_first_unknown_layer(name: str, layer: str) -> None:
+    with pytest.raises(UnknownLayerError, match=rf"layer \d+ of the model's description is {layer}, which deploykit"):
+        load_model(WEIGHTS / name)
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar10.th", "yolox_nano_bubbliiiing.pth", "dncnn_wholemodel_main.pth"])
+def test_a_state_dict_of_no_known_model_is_refused_with_what_to_do(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"does not know: .*deploykit inspect shows it, deploykit models lists"):
+        load_model(WEIGHTS / name)
+
+
+def test_a_file_that_was_cut_off_is_refused_with_what_to_do() -> None:
+    with pytest.raises(CheckpointError, match=r"truncated.*get it again"):
+        load_model(WEIGHTS / "official_yolov7-tiny.truncated.pt")

@@ -1,0 +1,137 @@
+"""The registry: every model by its name, what is known of it, and what is said when there is none."""
+
+from __future__ import annotations
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+
+from deploykit.errors import NotFoundError, UsageError
+from deploykit.models import _registry
+from deploykit.models._graph import LayerGraph
+from deploykit.models._names import COCO_CLASSES
+from deploykit.models._registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
+from deploykit.models.layers.anchor_head import Keypoint
+from deploykit.spec import COCO_KEYPOINTS, ModelSpec, RawRows
+
+EVERY = pytest.mark.parametrize("name", list_models())
+
+
+def on_meta(name: str, num_classes: int | None = None) -> ReferenceModel:
+    with torch.device("meta"):
+        return create_model(name, num_classes=num_classes)
+
+
+def test_the_eight_variants_are_listed_as_they_are_typed() -> None:
+    assert list_models() == [
+        "yolov7",
+        "yolov7-d6",
+        "yolov7-e6",
+        "yolov7-e6e",
+        "yolov7-tiny",
+        "yolov7-w6",
+        "yolov7-w6-pose",
+        "yolov7x",
+    ]
+
+
+@EVERY
+def test_a_model_is_called_what_its_builder_is_called(name: str) -> None:
+    model = on_meta(name)
+    assert model.name == name
+    builder = _registry._BUILDERS[name.replace("-", "_")]
+    assert builder.__name__ == name.replace("-", "_")
+    assert inspect.getdoc(builder)
+    assert on_meta(name.replace("-", "_")).spec == model.spec
+
+
+@EVERY
+def test_a_spec_says_what_its_head_does(name: str) -> None:
+    model = on_meta(name)
+    assert isinstance(model.module, LayerGraph)
+    head, spec = model.module.head, model.spec
+    assert isinstance(spec.output, RawRows)
+    assert spec.output.columns == head.columns
+    assert spec.output.cls == (5, 5 + head.num_classes)
+    assert len(spec.classes) == head.num_classes
+    assert spec.task == ("keypoints" if isinstance(head, Keypoint) else "detect")
+    assert model.stride == spec.input.fit.stride == max(head.stride)
+    assert all(side % model.stride == 0 for side in spec.input.size)
+    assert spec.input.fit.kind == "letterbox"
+    assert (spec.input.colour, spec.input.scale) == ("rgb", 1 / 255)
+    if isinstance(head, Keypoint):
+        assert spec.keypoints == COCO_KEYPOINTS
+        assert spec.output.keypoints == (6, 57)
+    else:
+        assert spec.keypoints is None
+        assert spec.classes == COCO_CLASSES
+
+
+@EVERY
+def test_a_model_is_in_eval_mode_without_notes_and_its_spec_survives_json(name: str) -> None:
+    model = on_meta(name)
+    assert not any(m.training for m in model.module.modules())
+    assert model.notes == ()
+    assert ModelSpec.from_json(model.spec.to_json()) == model.spec
+
+
+@EVERY
+def test_a_spec_is_known_without_weights(name: str) -> None:
+    assert spec_of_model(name) == on_meta(name).spec
+
+
+@EVERY
+def test_another_number_of_classes_has_unnamed_classes(name: str) -> None:
+    spec = on_meta(name, num_classes=3).spec
+    assert spec.classes == ("class 0", "class 1", "class 2")
+
+
+def test_one_class_is_a_person_only_where_keypoints_are_those_of_persons() -> None:
+    assert on_meta("yolov7-tiny", num_classes=1).spec.classes == ("class 0",)
+    assert on_meta("yolov7-w6-pose", num_classes=1).spec.classes == ("person",)
+
+
+@pytest.mark.parametrize("num_classes", [0, -1, -(10**9)])
+def test_fewer_classes_than_one_are_refused(num_classes: int) -> None:
+    with pytest.raises(UsageError, match=f"at least 1 class, got {num_classes}"):
+        create_model("yolov7-tiny", num_classes=num_classes)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("yolov7-tinny", "yolov7-tiny"),
+        ("yolov7_w6pose", "yolov7-w6-pose"),
+        ("yolo7", "yolov7"),
+        ("yolov7-x", "yolov7x"),
+        ("yolov7-w6-pose.pt", "yolov7-w6-pose"),
+    ],
+)
+def test_an_unknown_name_brings_the_closest_one(typed: str, meant: str) -> None:
+    with pytest.raises(NotFoundError, match=f"there is no model '{typed}': did you mean {meant}\\?"):
+        create_model(typed)
+
+
+@pytest.mark.parametrize("typed", ["resnet", "", "__class__"])
+def test_a_name_that_is_like_none_brings_all(typed: str) -> None:
+    with pytest.raises(NotFoundError, match=r"there are yolov7, yolov7-d6, .*yolov7x"):
+        create_model(typed)
+
+
+def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_registry, "_BUILDERS", dict(_registry._BUILDERS))
+
+    def a_model(*, num_classes: int | None = None) -> ReferenceModel:
+        return ReferenceModel("a-model", "test", nn.Identity(), spec_of_model("yolov7-tiny"))
+
+    assert register_model(a_model) is a_model
+    assert "a-model" in list_models()
+    assert create_model("a-model").family == "test"
+    with pytest.raises(ValueError, match="'a_model' is registered twice"):
+        register_model(a_model)
+
+
+def test_the_registry_is_not_left_changed_by_tests() -> None:
+    assert "a-model" not in list_models()
