@@ -197,7 +197,7 @@ def _carried(session: Session) -> ModelSpec | None:
 def check_parity(
     references: Mapping[str, Session],
     name: str,
-    candidate: Session,
+    candidate: Session | Callable[[], Session],
     spec: ModelSpec,
     feeds: Feeds,
     tolerance: Tolerance | None = None,
@@ -209,7 +209,8 @@ def check_parity(
     """Run everything on everything. References see one image at a time, the candidate sees the feeds' batches.
 
     So a slot that is mixed up, or an image that leaks into another slot, shows as a difference. References named in
-    ``once`` run on the first image only. ``closing``: close each reference after its last run, because it may be large.
+    ``once`` run on the first image only. ``closing``: close each reference after its last run, because it may be large;
+    for the same reason the candidate may be a function, which is called when the references are done.
 
     Raises:
         SpecError: an output is not what the spec says. ParityError: the two give different numbers of rows.
@@ -225,9 +226,10 @@ def check_parity(
             expected[reference, label] = _run_one(session, feeds.images[label], layout)
         if closing:
             session.close()
+    opened = candidate() if callable(candidate) else candidate
     for batch in feeds.batches:
         on_step(f"{name} on {batch.name}")
-        found = _run_batch(candidate, batch, feeds, layout)
+        found = _run_batch(opened, batch, feeds, layout)
         for reference in references:
             if all((reference, label) in expected for label in batch.images):
                 rows = [expected[reference, label] for label in batch.images]

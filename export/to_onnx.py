@@ -327,8 +327,8 @@ def _finish(graph: ir.Model, spec: ModelSpec) -> None:
     passes.name_axes(graph.graph.inputs[0], (batch, canvas.channels, height, width))
     output = graph.graph.outputs[0]
     if isinstance(spec.output, RawRows) and output.shape is not None:
-        rows = "rows" if canvas.dynamic == "shape" else output.shape[1]
-        passes.name_axes(output, (batch, cast("int | str", rows), spec.output.columns))
+        rows = output.shape[1]  # the legacy exporter does not know it where the batch is free
+        passes.name_axes(output, (batch, rows if isinstance(rows, int) else "rows", spec.output.columns))
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
 
 
@@ -363,14 +363,15 @@ def _proved(
         "the checkpoint": TorchSession(model.module, torch_spec, exact=True),
         "the folded model": TorchSession(fused, torch_spec, exact=True),
     }
-    with open_session(file, provider="cpu") as session:
+    with contextlib.ExitStack() as stack:
         parity = check_parity(
             references,
             file.name,
-            session,
+            lambda: stack.enter_context(open_session(file, provider="cpu")),
             spec,
             feeds,
             once={"the folded model"},
+            closing=True,
             on_step=lambda step: clock(f"checking: {step}"),
         )
     parity.raise_if_bad(file.name)

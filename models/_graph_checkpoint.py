@@ -50,6 +50,9 @@ def _load(graph: LayerGraph, checkpoint: Checkpoint, name: str) -> None:
     expected = graph.state_dict()
     found = checkpoint.float32()
     advice = f"the file is damaged or of a changed {name}"
+    counters = {key for key in expected if key.endswith(".num_batches_tracked")}
+    for key in counters:  # only training counts; some projects leave it out, or average it to a float
+        found[key] = found.get(key, torch.zeros(())).long()
     for key, tensor in expected.items():
         if key not in found:
             raise WeightsMismatchError(f"{checkpoint.path} lacks the tensor {key} {list(tensor.shape)}: {advice}")

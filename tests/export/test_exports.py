@@ -94,6 +94,7 @@ def test_a_dynamic_batch_takes_any_batch(exporter: Any, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
     report = checked(onnx_from_model(model, out=out, img=64, dynamic="batch", exporter=exporter))
     assert str(report.inputs[0]) == "images float32 (batch, 3, 64, 64)"
+    assert str(report.outputs[0]) == f"output float32 (batch, {'rows' if exporter == 'legacy' else 240}, 16)"
     for batch in (1, 2, 5):
         assert_agree(*rows_of(exact(model), out, noise(batch, 3, 64, 64)), layout_of(report.spec))
 

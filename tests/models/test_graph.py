@@ -76,7 +76,7 @@ def test_any_number_of_classes_keypoints_and_anchors_gives_its_columns(
     assert (boxes.head.columns, keypoints.head.columns) == (5 + num_classes, 5 + num_classes + 3 * num_keypoints)
 
 
-@pytest.mark.parametrize(("depth", "count"), [(0.33, 3), (1.0, 9), (1.33, 12), (0.01, 1)])
+@pytest.mark.parametrize(("depth", "count"), [(0.33, 3), (1.0, 9), (1.33, 12), (2.0, 18), (0.01, 1)])
 def test_depth_multiple_scales_repeats_and_leaves_single_layers(depth: float, count: int) -> None:
     graph = build(config([-1, 1, "Conv", [8, 3, 2]], [-1, 9, "Conv", [8, 3, 1]], depth_multiple=depth))
     assert isinstance(graph.model[0], Conv)

@@ -185,6 +185,17 @@ def test_the_anchors_are_those_of_the_file(save: Any, state: State) -> None:
     assert torch.equal(after[..., :2], before[..., :2])
 
 
+@pytest.mark.parametrize("change", ["absent", "averaged"])
+def test_the_counters_of_training_may_be_absent_or_floats(save: Any, state: State, change: str) -> None:
+    counters = {key for key in state if key.endswith("num_batches_tracked")}
+    rest = {key: t for key, t in state.items() if key not in counters}
+    model = load_model(save(rest if change == "absent" else {**state, **dict.fromkeys(counters, torch.tensor(0.5))}))
+    assert model.name == "yolov7-tiny"
+    loaded = model.module.state_dict()
+    assert {loaded[key].dtype for key in counters} == {torch.int64}
+    assert all(torch.equal(loaded[key], t.float()) for key, t in rest.items())
+
+
 # State dicts that do not fit
 
 
