@@ -125,7 +125,8 @@ def _opened(address: str) -> http.client.HTTPResponse:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as e:
         e.close()
-        raise FetchError(f"{address} answered {e.code} {e.reason}: check the address, or pass another --url") from e
+        answer = _plain(f"{e.code} {e.reason}")
+        raise FetchError(f"{address} answered {answer}: check the address, or pass another --url") from e
     except (OSError, http.client.HTTPException, OverflowError, ValueError) as e:  # the last two: no such host or port
         raise _unreachable(address, e) from e
     if not isinstance(response, http.client.HTTPResponse):
@@ -143,5 +144,10 @@ def _read(response: http.client.HTTPResponse, address: str) -> bytes:
 
 
 def _unreachable(address: str, error: Exception) -> FetchError:
-    reason = getattr(error, "reason", None) or error
+    reason = _plain(str(getattr(error, "reason", None) or error)) or type(error).__name__
     return FetchError(f"cannot fetch {address}: {reason}; check the network, or pass a mirror with --url")
+
+
+def _plain(text: str) -> str:
+    """One line, without the control characters that a server may put into what it says."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from deploykit import __version__
-from deploykit.errors import ExportError, ImageSizeError, OutputError, UsageError, require, writing
+from deploykit.errors import DeployError, ExportError, ImageSizeError, OutputError, UsageError, require, writing
 from deploykit.export import passes
 from deploykit.export.compare import ParityReport, check_parity
 from deploykit.export.feeds import Feeds, make_feeds
@@ -124,6 +124,8 @@ def onnx_from_model(
     _check_place(out)
     example = _example(spec.input)
     feeds = make_feeds(spec, samples) if check else None
+    if check:
+        require("onnxruntime", "cpu")
     clock("fusing")
     fused = fuse_model(model.module)
     clock("tracing")
@@ -218,7 +220,9 @@ def _spec(
     if opset not in OPSETS:
         raise UsageError(f"--opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}: lower ones give invalid models")
     source = replace(model.spec.source, model=model.name, deploykit=__version__)
-    canvas = replace(model.spec.input, size=size, batch=batch, dynamic=dynamic)
+    # A network of any size takes a picture's own rectangle: less to compute than the square that it would be padded to.
+    fit = replace(model.spec.input.fit, auto=dynamic == "shape")
+    canvas = replace(model.spec.input, size=size, batch=batch, dynamic=dynamic, fit=fit)
     return replace(model.spec, input=canvas, opset=opset, source=source)
 
 
@@ -240,7 +244,7 @@ def _traced(module: nn.Module, example: torch.Tensor, spec: ModelSpec, exporter:
     try:
         with _quiet():
             return trace(module, example, spec.input, names, simplify)
-    except OSError:
+    except (OSError, DeployError):
         raise
     except Exception as e:  # the exporter raises what its many parts raise
         cause = e.__cause__ or e  # around it the exporter only says how far it got

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,13 @@ def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes:
         randomise(model.module)
     state = {key: t.half() if t.is_floating_point() else t for key, t in model.module.state_dict().items()}
     content: dict[str, Any] = {"model": state, "names": list(model.spec.classes), "random_seed": seed}
+    data = BytesIO()  # torch reports a full disk as a RuntimeError about its own archive, Python as what it is
+    torch.save(content, data)
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # Through a file of our own: torch reports a full disk as a RuntimeError, Python as what it is.
-            with partial.open("wb") as file:
-                torch.save(content, file)
+            partial.write_bytes(data.getbuffer())
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)

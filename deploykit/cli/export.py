@@ -114,9 +114,9 @@ def preprocessing(spec: ModelSpec) -> str:
     if any(canvas.mean) or any(s != 1 for s in canvas.std):
         scaled += f", minus {canvas.mean}, over {canvas.std}"
     height, width = canvas.size
-    return (
-        f"{fit.kind} to {width}x{height} (width x height), pad {fit.pad_value}, stride {fit.stride}; {order}, {scaled}"
-    )
+    canvas_size = f"{width}x{height} (width x height)"
+    size = f"within {canvas_size}, as a rectangle" if fit.auto else f"to {canvas_size}"
+    return f"{fit.kind} {size}, pad {fit.pad_value}, stride {fit.stride}; {order}, {scaled}"
 
 
 def columns(spec: ModelSpec) -> str:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(value: Any) -> str:
-    if value is None:
+    if value in (None, ""):
         return "not said"
     if isinstance(value, dict):
         parts = [f"{k}: {_text(v)}" for k, v in value.items()]

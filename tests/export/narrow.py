@@ -1,13 +1,12 @@
 """Narrow detectors with seeded weights, as models and as checkpoints on the disk, for tests that export them.
 
 A checkpoint is a pickled module tree with the model's own description in it, as the YOLOv7 project saves one, because
-without a description only the published widths are recognised. ``TINY_ROWS`` is a network of a dozen layers that has
-one of each kind; where a test is about what happens around a network, it is the quickest.
+without a description only the published widths are recognised. :func:`few_layers` is a network of a dozen layers, one
+of each kind: the quickest, where a test is about what happens around a network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -98,21 +97,29 @@ def write_checkpoint(
     *,
     seed: int = SEED,
     objectness: float | None = None,
-    names: Sequence[str] = CLASSES,
+    described: GraphConfig | None = None,
 ) -> Path:
-    """Save a network as the YOLOv7 project does: in half precision, pickled, its description inside."""
-    graph = graph_of(config, seed=seed, objectness=objectness).half()
-    described: Any = graph
-    described.yaml = {
-        "nc": config.num_classes,
-        "nkpt": config.num_keypoints,
-        "dw_conv_kpt": config.depthwise_keypoints,
-        "depth_multiple": config.depth_multiple,
-        "width_multiple": config.width_multiple,
-        "anchors": [list(level) for level in config.anchors],
-        "backbone": [list(row) for row in config.rows[:-1]],
-        "head": [list(config.rows[-1])],
+    """Save a network as the YOLOv7 project does: in half precision, pickled, its description inside.
+
+    ``described`` puts another description than the network's own into the file.
+    """
+    graph: Any = graph_of(config, seed=seed, objectness=objectness).half()
+    said = described or config
+    graph.yaml = {
+        "nc": said.num_classes,
+        "nkpt": said.num_keypoints,
+        "dw_conv_kpt": said.depthwise_keypoints,
+        "depth_multiple": said.depth_multiple,
+        "width_multiple": said.width_multiple,
+        "anchors": [list(level) for level in said.anchors],
+        "backbone": [list(row) for row in said.rows[:-1]],
+        "head": [list(said.rows[-1])],
     }
-    described.names = list(names[: config.num_classes])
+    graph.names = list(CLASSES[: config.num_classes])
     torch.save({"epoch": -1, "model": graph}, path)
     return path
+
+
+def with_layer(config: GraphConfig, kind: str) -> GraphConfig:
+    """The description with another layer in the place of the first convolution."""
+    return replace(config, rows=(config.rows[0], [-1, 1, kind, [16, 3, 1]], *config.rows[2:]))

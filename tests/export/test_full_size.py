@@ -46,4 +46,5 @@ def test_what_it_gives_depends_on_the_picture_and_is_finite(report: ExportReport
         picture, noise = (session.run({"images": image})["output"] for image in make_feeds(report.spec).images.values())
     assert np.isfinite(picture).all()
     assert np.isfinite(noise).all()
-    assert np.abs(picture - noise)[..., :4].max() > 1
+    # A hundred times the limit of the parity check, in half of the rows: not what rounding could hide.
+    assert np.median(np.abs(picture - noise)[..., :4].max(-1)) > 0.1

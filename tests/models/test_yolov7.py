@@ -17,6 +17,7 @@ from deploykit.models._registry import create_model
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, Keypoint
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 from deploykit.models.yolov7 import VARIANTS, config_of, rows_of
+from tests.reference.published import ANCHORS, layers_of
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,23 @@ def test_the_head_sits_at_the_published_index(name: str, training: bool) -> None
     assert isinstance(on_meta(name, training).model[-1], Detect)
 
 
+@ALL
+@BOTH
+def test_every_layer_is_the_published_one(name: str, training: bool) -> None:
+    """Kind, wiring and numbers: the order of a concatenation, for one, is in no shape and no count."""
+    found = []
+    for i, (origin, repeats, kind, arguments) in enumerate(rows_of(name, training=training)):
+        assert repeats == 1
+        sources = tuple(s if s >= 0 else i + s for s in ([origin] if isinstance(origin, int) else origin))
+        numbers = tuple(a for a in arguments if isinstance(a, int))
+        if kind in ("Conv", "RepConv"):
+            numbers = (*numbers, 1, 1)[:3]
+        elif kind in ("Concat", "Shortcut"):
+            numbers = ()
+        found.append(("Head" if kind.endswith(("Detect", "Keypoint")) else kind, sources, numbers))
+    assert found == layers_of(name, training=training)
+
+
 @pytest.mark.parametrize(
     ("name", "keys"),
     [
@@ -192,6 +210,15 @@ def test_predictions_strides_and_columns_are_the_published_ones(name: str) -> No
 def create_on_meta(name: str) -> Any:
     with torch.device("meta"):
         return create_model(name).spec
+
+
+@ALL
+def test_anchors_are_the_published_ones_in_pixels_and_in_cells(name: str) -> None:
+    head = build_graph(full(name, False, width=0.0625)).head
+    pixels = torch.tensor([[float(side) for side in anchor.split(",")] for anchor in ANCHORS[name].split()])
+    assert torch.equal(head.anchor_grid.view(-1, 2), pixels)
+    stride = torch.tensor(head.stride).repeat_interleave(3)[:, None]
+    assert torch.equal(head.anchors.view(-1, 2), pixels / stride)
 
 
 @ALL

@@ -1,0 +1,262 @@
+"""Everything that can go wrong with ``deploykit export``: one line, an exit code of its own, nothing left behind."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploykit.cli import main
+from deploykit.errors import (
+    CheckpointError,
+    DeployError,
+    DiskFullError,
+    ImageError,
+    ImageSizeError,
+    MissingDependencyError,
+    NoPermissionError,
+    NotFoundError,
+    OutputError,
+    UnknownLayerError,
+    UsageError,
+    WeightsMismatchError,
+)
+from deploykit.export import to_onnx
+from deploykit.export.feeds import sample_image
+from tests.export.narrow import few_layers, with_layer, write_checkpoint
+from tests.export.test_parity_gate import contents
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+OLD = b"an older export"
+PROGRESS = ("[", "WARNING: failed to run")  # what is being done, and what onnxsim says while it does it
+
+
+@pytest.fixture
+def place(checkpoint: Path, tmp_path: Path) -> Path:
+    """The folder to be in: a checkpoint, and an older export with its proof in ``out``."""
+    (tmp_path / "few.pt").write_bytes(checkpoint.read_bytes())
+    (tmp_path / "out").mkdir()
+    for name in ("m.onnx", "m.onnx.parity.json"):
+        (tmp_path / "out" / name).write_bytes(OLD)
+    return tmp_path
+
+
+Export = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def export(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
+    """Run the command in ``place``; its exit code, and its one line of complaint. Nothing else may have changed."""
+    monkeypatch.chdir(place)
+
+    def run(*words: object, weights: str = "few.pt", out: str = "out/m.onnx", img: int = 64) -> tuple[int, str]:
+        before = contents(place)
+        options = ["--weights", weights, "--out", out, "--exporter", "legacy", "--img", str(img), *map(str, words)]
+        code = main(["export", *options])
+        printed, told = capsys.readouterr()
+        assert printed == ""
+        assert contents(place) == before
+        lines = [line for line in told.splitlines() if not line.startswith(PROGRESS)]
+        assert len(lines) == 1, told
+        assert lines[0].startswith("deploykit: ")
+        return code, lines[0].removeprefix("deploykit: ")
+
+    return run
+
+
+def damaged_weights(place: Path) -> None:
+    """Every kind of file that is no checkpoint we can use."""
+    whole = (place / "few.pt").read_bytes()
+    (place / "photo.pt").write_bytes(sample_image().read_bytes())
+    (place / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (place / "empty.pt").write_bytes(b"")
+    few = few_layers()
+    write_checkpoint(place / "layer.pt", few, described=with_layer(few, "HyperConv"))
+    write_checkpoint(place / "width.pt", few, described=replace(few, width_multiple=2.0))
+
+
+@pytest.mark.parametrize(
+    ("weights", "error", "said"),
+    [
+        ("fwe.pt", NotFoundError, "fwe.pt: there is no such file; did you mean few.pt"),
+        ("photo.pt", CheckpointError, "photo.pt: it is a JPEG picture; expected a checkpoint"),
+        ("half.pt", CheckpointError, "half.pt: it begins as a torch zip file and its end is missing"),
+        ("empty.pt", CheckpointError, "empty.pt: the file is empty; expected a checkpoint"),
+        ("out", CheckpointError, "out: it is a folder; expected the checkpoint file itself"),
+        ("layer.pt", UnknownLayerError, "layer 1 of the model's description is 'HyperConv', which deploykit does not"),
+        ("width.pt", WeightsMismatchError, "model.1.conv.weight is [16, 12, 3, 3], expected [32, 12, 3, 3]"),
+    ],
+)
+def test_weights_that_cannot_be_used(
+    weights: str, error: type[DeployError], said: str, place: Path, export: Export
+) -> None:
+    damaged_weights(place)
+    code, line = export(weights=weights)
+    assert code == error.exit_code
+    assert said in line
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "said"),
+    [
+        (("--img", 950), ImageSizeError, "multiples of its stride 16; the next good size is --img 960 960"),
+        (("--img", 64, 950), ImageSizeError, "64x950 (height x width) does not fit yolov7-custom"),
+        (("--img", 0), ImageSizeError, "the next good size is --img 16 16"),
+        (("--img", -64), ImageSizeError, "the next good size is --img 16 16"),
+        (("--img", 64, 64, 3), UsageError, "--img takes one side, or height and width; got 3 numbers"),
+        (("--img", 1_600_000), ImageSizeError, "takes 30,720 GB, more memory than there is"),
+        (("--batch", 100_000_000), ImageSizeError, "choose a smaller --img or --batch"),
+        (("--batch", 0), UsageError, "--batch must be at least 1, got 0"),
+        (("--opset", 17), UsageError, "--opset must be 18 to 23, got 17"),
+        (("--opset", 24), UsageError, "--opset must be 18 to 23, got 24"),
+        (("--out", "m.txt"), UsageError, "--out is a file that ends in .onnx, or a folder; got m.txt"),
+        (("--out", "few.pt/m.onnx"), OutputError, "cannot write few.pt/m.onnx: "),
+        (("--sample", "none.jpg"), NotFoundError, "a picture was expected at none.jpg"),
+        (("--sample", "few.pt"), ImageError, "few.pt is not a whole picture"),
+        (("--sample", "empty.png"), ImageError, "empty.png is empty (0 bytes)"),
+        (("--sample", "out"), ImageError, "cannot read the picture out: Is a directory"),
+    ],
+)
+def test_options_that_cannot_be_met(
+    words: tuple[object, ...], error: type[DeployError], said: str, place: Path, export: Export,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (place / "empty.png").write_bytes(b"")
+    # All of it can be known before the long work starts.
+    monkeypatch.setattr(to_onnx, "_traced", lambda *_: pytest.fail("it was found out too late"))
+    code, line = export(*words)
+    assert code == error.exit_code
+    assert said in line
+
+
+@pytest.mark.parametrize("large", [True, False])
+def test_a_disk_that_fills_up_while_the_graph_is_written(
+    large: bool, export: Export, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    request.getfixturevalue("size_limit")  # now: the files that were there before are larger
+    monkeypatch.setattr(to_onnx, "LARGE", 0 if large else 2**31)  # with the weights in a file of their own, or not
+    assert export() == (
+        DiskFullError.exit_code,
+        "cannot write out/m.onnx: File too large; free some space or choose another place with --out",
+    )
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, method: str, ending: str, code: int) -> None:
+    """Let the system refuse to write files of that name."""
+    write: Callable[..., Any] = getattr(Path, method)
+
+    def refused(self: Path, *arguments: Any, **options: Any) -> Any:
+        if self.name.endswith(ending):
+            write(self, *(a[: len(a) // 2] for a in arguments), **options)
+            raise OSError(code, os.strerror(code))
+        return write(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, method, refused)
+
+
+def test_a_disk_that_fills_up_with_the_last_file(export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, "write_text", ".parity.json", errno.ENOSPC)
+    code, line = export()
+    assert code == DiskFullError.exit_code
+    assert line.startswith("cannot write out/m.onnx: No space left on device; free some space")
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_place_that_may_not_be_written(code: int, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(self: Path, data: bytes) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Path, "write_bytes", refused)
+    monkeypatch.setattr(to_onnx, "_traced", lambda *_: pytest.fail("it was found out too late"))
+    status, line = export()
+    assert status == NoPermissionError.exit_code
+    assert line.startswith("cannot write out/m.onnx: no permission (")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_a_folder_without_permission(place: Path, export: Export) -> None:
+    (place / "out").chmod(0o500)
+    try:
+        code, line = export()
+    finally:
+        (place / "out").chmod(0o700)
+    assert code == NoPermissionError.exit_code
+    assert "cannot write out/m.onnx: no permission" in line
+
+
+@pytest.mark.parametrize("step", ["reading", "building", "fusing", "tracing", "simplifying", "writing", "checking"])
+def test_ctrl_c_at_any_step_ends_with_130(step: str, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+    tell = to_onnx._Clock.__call__
+
+    def interrupted(self: to_onnx._Clock, name: str) -> None:
+        tell(self, name)
+        if name == step:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(to_onnx._Clock, "__call__", interrupted)
+    assert export() == (130, "interrupted")
+
+
+ABSENT = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')"
+BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory', name='cv2')"
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        ("torch", ABSENT, "torch is needed here and is not installed: pip install 'deploykit[export]'"),
+        ("onnx", ABSENT, "onnx is needed here and is not installed: pip install 'deploykit[export]'"),
+        ("onnxscript", ABSENT, "onnxscript is needed here and is not installed: pip install 'deploykit[export]'"),
+        ("onnxruntime", ABSENT, "onnxruntime is needed here and is not installed: pip install 'deploykit[cpu]'"),
+        ("onnxsim", ABSENT, "onnxsim is needed here and is not installed: pip install 'deploykit[export]'"),
+        ("cv2", BROKEN, "opencv-python-headless"),
+    ],
+)
+def test_a_package_that_is_missing_or_does_not_load(
+    module: str, source: str, said: str, place: Path, root: Path
+) -> None:
+    stubs = place / "stubs"
+    stubs.mkdir()
+    (stubs / f"{module}.py").write_text(source.format(module))
+    before = contents(place / "out")
+    words = ["export", "--weights", "few.pt", "--out", "out/m.onnx", "--img", "64", "--exporter", "legacy"]
+    done = subprocess.run(
+        [sys.executable, "-m", "deploykit", *words],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": f"{stubs}{os.pathsep}{root}"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = [line for line in done.stderr.splitlines() if not line.startswith(PROGRESS)]
+    assert done.returncode == MissingDependencyError.exit_code, done.stderr
+    assert done.stdout == ""
+    assert len(lines) == 1
+    assert lines[0].startswith("deploykit: ")
+    assert said in lines[0]
+    assert contents(place / "out") == before
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("official_yolov7-tiny.truncated.pt", 10, "truncated or damaged"),
+        ("yolov5n_official_coco.pt", 12, "'C3', which deploykit does not have"),
+        ("yolov8n_dill_globals.pt", 12, "'C2f', which deploykit does not have"),
+        ("resnet20_cifar10.th", 10, "a model that deploykit does not know"),
+    ],
+)
+def test_real_checkpoints_that_cannot_be_exported(
+    name: str, code: int, said: str, shared: Path, export: Export
+) -> None:
+    status, line = export(weights=str(shared / "data" / "weights" / name))
+    assert said in line
+    assert status == code

@@ -1,0 +1,162 @@
+"""The frame of the command line: help, version, unknown words, and what it costs to ask."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import deploykit
+from deploykit.cli import COMMANDS, main
+from deploykit.errors import DeployError, ParityError
+
+HEAVY = {"torch", "onnx", "onnxruntime", "cv2", "numpy", "rich", "onnxscript", "onnx_ir"}
+
+OPTIONS = {
+    "export": {
+        "--weights", "--img", "--batch", "--dynamic", "--opset", "--simplify", "--no-simplify", "--exporter", "--out",
+        "--sample", "--check", "--no-check", "--json",
+    },
+    "predict": {"--model", "--source", "--out", "--json", "--conf", "--iou", "--max-det", "--spec"},
+    "compare": {"A", "B", "--sample", "--spec", "--json"},
+    "inspect": {"FILE", "--json"},
+    "models": {"--json"},
+    "fetch": {"MODEL", "--out", "--url", "--sha256"},
+    "create": {"MODEL", "--seed", "--classes", "--out"},
+}  # fmt: skip
+
+
+def run_in_process(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
+    """``deploykit WORDS`` in a fresh interpreter, which prints at the end which modules it has loaded."""
+    script = (
+        "import sys\nfrom deploykit.cli import main\n"
+        f"try:\n    status = main({list(words)!r})\nexcept SystemExit as e:\n    status = e.code\n{code}\n"
+        "import json; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})), file=sys.stderr)\n"
+        "sys.exit(status)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(deploykit.__file__).resolve().parents[1])}
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
+
+
+def test_every_command_has_its_options_listed_here() -> None:
+    assert set(OPTIONS) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_explains_every_option_and_loads_nothing_heavy(command: str) -> None:
+    done = run_in_process(command, "--help")
+    assert done.returncode == 0
+    words = set(done.stdout.replace(",", " ").replace("[", " ").replace("]", " ").split())
+    assert OPTIONS[command] | {"--help", "--traceback"} <= words
+    text = " ".join(done.stdout.split())
+    assert (COMMANDS[command][0].upper() + COMMANDS[command][1:]).replace("-", "") in text.replace("- ", "").replace(
+        "-", ""
+    )
+    assert not HEAVY & set(json.loads(done.stderr))
+
+
+def test_the_overview_names_every_command_and_loads_nothing_heavy() -> None:
+    done = run_in_process("--help")
+    assert done.returncode == 0
+    for command, summary in COMMANDS.items():
+        assert f"    {command} " in done.stdout
+        assert summary.split()[0] in done.stdout
+    assert not HEAVY & set(json.loads(done.stderr))
+    assert "deploykit.cli.export" not in done.stderr
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"deploykit {deploykit.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "required: COMMAND"),
+        (["exprot"], "invalid choice: 'exprot'"),
+        (["models", "--jsn"], "unrecognized arguments: --jsn"),
+        (["export"], "required: --weights"),
+        (["export", "--weights", "x.pt", "--img", "big"], "argument --img: invalid int value: 'big'"),
+        (["export", "--weights", "x.pt", "--dynamic", "all"], "argument --dynamic: invalid choice: 'all'"),
+    ],
+)
+def test_words_that_are_not_understood_end_with_2(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert said in err
+
+
+def test_an_error_is_one_line_and_its_exit_code(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit.cli import models
+
+    def fail(_: object) -> int:
+        raise ParityError("first line\n   second line")
+
+    monkeypatch.setattr(models, "run", fail)
+    assert main(["models"]) == ParityError.exit_code == 42
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "deploykit: first line second line\n")
+    with pytest.raises(ParityError):
+        main(["models", "--traceback"])
+
+
+def test_a_mistake_of_ours_is_not_dressed_up_as_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploykit.cli import models
+
+    def fail(_: object) -> int:
+        raise ImportError("cannot import name 'x' from 'deploykit.spec'", name="deploykit.spec")
+
+    monkeypatch.setattr(models, "run", fail)
+    with pytest.raises(ImportError, match="cannot import name"):
+        main(["models"])
+
+
+def test_traceback_shows_where_an_error_came_from(tmp_path: Path) -> None:
+    done = run_in_process("inspect", str(tmp_path / "none.pt"), "--traceback")
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert "deploykit.errors.NotFoundError" in done.stderr
+
+
+def test_python_m_deploykit_is_the_same_program(root: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "deploykit", "inspect", "none.pt"],
+        cwd=root, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stdout == ""
+    assert done.stderr.startswith("deploykit: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_reader_that_goes_away_is_not_an_error_message(root: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-u", "-m", "deploykit", "models"],
+            cwd=root, stdout=writer, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == ""
+
+
+def test_every_error_is_caught_by_the_same_class() -> None:
+    assert issubclass(ParityError, DeployError)
+    assert main.__module__ == "deploykit.cli"

@@ -1,0 +1,34 @@
+"""``deploykit models``: what can be built, and where its weights come from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deploykit.cli import main
+from deploykit.fetch import RELEASED
+from deploykit.models._registry import list_models
+
+
+def test_every_registered_model_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == list_models()
+    pose = next(line for line in lines if line.startswith("yolov7-w6-pose "))
+    assert pose.split()[1:4] == ["keypoints", "960", "px"]
+    assert pose.endswith("deploykit fetch")
+    assert not any(line != line.rstrip() for line in lines)
+
+
+def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    found = {entry.pop("name"): entry for entry in json.loads(out)}
+    assert sorted(found) == list_models()
+    assert found["yolov7-tiny"] == {"task": "detect", "size": 640, "released": True}
+
+
+def test_what_was_released_can_be_built() -> None:
+    assert set(RELEASED) <= set(list_models())
