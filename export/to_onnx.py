@@ -10,7 +10,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -168,10 +168,7 @@ class _Clock:
     """Tells the caller each step, and how long each took."""
 
     on_step: Step
-    _marks: list[tuple[str, float]] = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        self._marks = []
+    _marks: list[tuple[str, float]] = field(default_factory=list)
 
     def __call__(self, step: str) -> None:
         self._marks.append((step, time.perf_counter()))

@@ -49,7 +49,7 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
 def _load(graph: LayerGraph, checkpoint: Checkpoint, name: str) -> None:
     expected = graph.state_dict()
     found = checkpoint.float32()
-    advice = f"the file is damaged or of a changed {name}"
+    advice = f"the file is damaged or of a changed {name} (deploykit inspect shows it)"
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}
     for key in counters:  # only training counts; some projects leave it out, or average it to a float
         found[key] = found.get(key, torch.zeros(())).long()

@@ -206,42 +206,50 @@ def test_ctrl_c_at_any_step_ends_with_130(step: str, export: Export, monkeypatch
     assert export() == (130, "interrupted")
 
 
+@pytest.mark.parametrize(("module", "extra"), [("onnxruntime", "cpu"), ("onnxsim", "export")])
+def test_a_package_that_is_needed_late_is_missed(
+    module: str, extra: str, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)  # how Python marks a module that cannot be imported
+    assert export() == (
+        MissingDependencyError.exit_code,
+        f"{module} is needed here and is not installed: pip install 'deploykit[{extra}]'",
+    )
+
+
 ABSENT = "raise ModuleNotFoundError(\"No module named '{0}'\", name='{0}')"
 BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such file or directory', name='cv2')"
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "said"),
+    ("module", "source", "words", "said"),
     [
-        ("torch", ABSENT, "torch is needed here and is not installed: pip install 'deploykit[export]'"),
-        ("onnx", ABSENT, "onnx is needed here and is not installed: pip install 'deploykit[export]'"),
-        ("onnxscript", ABSENT, "onnxscript is needed here and is not installed: pip install 'deploykit[export]'"),
-        ("onnxruntime", ABSENT, "onnxruntime is needed here and is not installed: pip install 'deploykit[cpu]'"),
-        ("onnxsim", ABSENT, "onnxsim is needed here and is not installed: pip install 'deploykit[export]'"),
-        ("cv2", BROKEN, "opencv-python-headless"),
+        ("torch", ABSENT, ["inspect", "few.pt"], "not installed: pip install 'deploykit[export]'"),
+        ("torch", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit[export]'"),
+        ("onnx", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit[export]'"),
+        ("onnx", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[export]'"),
+        ("onnxruntime", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[cpu]'"),
+        ("onnxruntime", "raise ImportError('a library is gone')", ["inspect", "out/m.onnx"], "(a library is gone)"),
+        ("cv2", BROKEN, ["compare", "out/m.onnx", "few.pt"], "replace it by opencv-python-headless"),
     ],
 )
 def test_a_package_that_is_missing_or_does_not_load(
-    module: str, source: str, said: str, place: Path, root: Path
+    module: str, source: str, words: list[str], said: str, place: Path, root: Path
 ) -> None:
-    stubs = place / "stubs"
-    stubs.mkdir()
-    (stubs / f"{module}.py").write_text(source.format(module))
-    before = contents(place / "out")
-    words = ["export", "--weights", "few.pt", "--out", "out/m.onnx", "--img", "64", "--exporter", "legacy"]
+    (place / "stubs").mkdir()
+    (place / "stubs" / f"{module}.py").write_text(source.format(module))
     done = subprocess.run(
-        [sys.executable, "-m", "deploykit", *words],
+        [sys.executable, "-B", "-m", "deploykit", *words],
         cwd=place,
-        env={**os.environ, "PYTHONPATH": f"{stubs}{os.pathsep}{root}"},
+        env={**os.environ, "PYTHONPATH": f"{place / 'stubs'}{os.pathsep}{root}"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    lines = [line for line in done.stderr.splitlines() if not line.startswith(PROGRESS)]
     assert done.returncode == MissingDependencyError.exit_code, done.stderr
     assert done.stdout == ""
-    assert len(lines) == 1
-    assert lines[0].startswith("deploykit: ")
-    assert said in lines[0]
-    assert contents(place / "out") == before
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"deploykit: {'OpenCV' if module == 'cv2' else module} ")
+    assert said in done.stderr
+    assert sorted(contents(place / "out")) == ["m.onnx", "m.onnx.parity.json"]
 
 
 @pytest.mark.data

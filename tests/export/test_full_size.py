@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
 import onnx
 import pytest
 
-from deploykit.export.feeds import make_feeds
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx
-from deploykit.facade import open_session
 from deploykit.models._random import create_checkpoint
 
 
@@ -39,12 +36,3 @@ def test_rows_and_columns_are_upstreams(report: ExportReport) -> None:
         "images float32 (1, 3, 960, 960)",
         "output float32 (1, 57375, 57)",
     ]
-
-
-def test_what_it_gives_depends_on_the_picture_and_is_finite(report: ExportReport) -> None:
-    with open_session(report.path, provider="cpu") as session:
-        picture, noise = (session.run({"images": image})["output"] for image in make_feeds(report.spec).images.values())
-    assert np.isfinite(picture).all()
-    assert np.isfinite(noise).all()
-    # A hundred times the limit of the parity check, in half of the rows: not what rounding could hide.
-    assert np.median(np.abs(picture - noise)[..., :4].max(-1)) > 0.1
