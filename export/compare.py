@@ -223,13 +223,13 @@ def check_parity(
     for reference, session in references.items():
         for label in list(feeds.images)[: 1 if reference in once else None]:
             on_step(f"{reference} on {label}")
-            expected[reference, label] = _run_one(session, feeds.images[label], layout)
+            expected[reference, label] = _run_one(session, feeds.images[label], layout, reference)
         if closing:
             session.close()
     opened = candidate() if callable(candidate) else candidate
     for batch in feeds.batches:
         on_step(f"{name} on {batch.name}")
-        found = _run_batch(opened, batch, feeds, layout)
+        found = _run_batch(opened, batch, feeds, layout, name)
         for reference in references:
             if all((reference, label) in expected for label in batch.images):
                 rows = [expected[reference, label] for label in batch.images]
@@ -252,30 +252,30 @@ def _name(model: str | Path | Session, letter: str) -> str:
     return Path(model).name if isinstance(model, (str, Path)) else f"session {letter}"
 
 
-def _run_one(session: Session, image: Array, layout: RawRows) -> Array:
+def _run_one(session: Session, image: Array, layout: RawRows, name: str) -> Array:
     """One image's rows ``(N, columns)``; a session with a fixed batch gets the image in every slot."""
     info = session.inputs[0]
     batch = info.shape[0] or 1
-    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), layout)[0]
+    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), layout, name)[0]
     return rows
 
 
-def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows) -> list[Array]:
+def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows, name: str) -> list[Array]:
     info = session.inputs[0]
     blob = np.concatenate([feeds.images[label] for label in batch.images])
     fixed = info.shape[0]
     if fixed is None or fixed == len(blob):
-        return list(_rows(session.run({info.name: blob}), layout))
-    return [_run_one(session, image[None], layout) for image in blob]
+        return list(_rows(session.run({info.name: blob}), layout, name))
+    return [_run_one(session, image[None], layout, name) for image in blob]
 
 
-def _rows(outputs: Mapping[str, Array], layout: RawRows) -> Array:
+def _rows(outputs: Mapping[str, Array], layout: RawRows, name: str) -> Array:
     """The output of the spec's name, or the only one: somebody else's export may call it otherwise."""
     if layout.name not in outputs and len(outputs) > 1:
-        raise SpecError(f"there is no output {layout.name!r}, which the spec names; there are {', '.join(outputs)}")
+        raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
     rows = outputs.get(layout.name, next(iter(outputs.values())))
     if rows.ndim != 3 or rows.shape[2] < layout.columns:
-        raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), but the output is {rows.shape}")
+        raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
     return rows
 
 

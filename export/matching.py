@@ -216,7 +216,9 @@ def _best_rows(a: Array, b: Array, spec: ModelSpec) -> _Pairs:
         ]
         distance = _distance(*points)
     overlap = np.array([_iou(p[None], q[None])[0, 0] for p, q in zip(*boxes, strict=True)])
-    return _Pairs(len(rows), len(rows), 0, overlap, np.abs(scores[0] - scores[1]), distance)
+    same = overlap >= MIN_IOU
+    score = np.abs(scores[0] - scores[1])[same]
+    return _Pairs(len(rows), len(rows), 0, overlap[same], score, None if distance is None else distance[same])
 
 
 def _scores(rows: Array, layout: RawRows) -> Array:

@@ -62,7 +62,7 @@ class ExportReport:
     def why_this_size(self) -> str:
         """One sentence that accounts for every byte."""
         constants = sum(c.size for c in self.constants)
-        largest = sorted(self.constants, key=lambda c: -c.size)[:3]
+        largest = sorted((c for c in self.constants if c.size >= 1000), key=lambda c: -c.size)[:3]
         named = ", ".join(f"{'x'.join(map(str, c.shape))} {megabytes(c.size)}" for c in largest)
         graph = self.size - self.weight_size - constants
         text = (

@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="none",
         help="batch: any number of images; shape: also any size that is a multiple of the stride (default none)",
     )
-    parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set (default 18)")
+    parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set, 18 to 23 (default 18)")
     parser.add_argument(
         "--simplify", action=argparse.BooleanOptionalAction, default=True, help="fold constants (default yes)"
     )
-    parser.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="torch's exporter to use")
+    parser.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="of torch (default dynamo)")
     parser.add_argument("--out", metavar="PATH", help="the file, or a folder for it (default: beside the weights)")
     parser.add_argument(
         "--sample", action="append", default=[], metavar="IMAGE", help="check on this picture (may be repeated)"

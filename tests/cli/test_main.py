@@ -12,7 +12,7 @@ import pytest
 
 import deploykit
 from deploykit.cli import COMMANDS, main
-from deploykit.errors import DeployError, ParityError
+from deploykit.errors import ParityError
 
 HEAVY = {"torch", "onnx", "onnxruntime", "cv2", "numpy", "rich", "onnxscript", "onnx_ir"}
 
@@ -38,7 +38,8 @@ def run_in_process(*words: str, code: str = "") -> subprocess.CompletedProcess[s
         "import json; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})), file=sys.stderr)\n"
         "sys.exit(status)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(deploykit.__file__).resolve().parents[1])}
+    # A wide terminal, so that sentences stay on their lines.
+    environment = {**os.environ, "PYTHONPATH": str(Path(deploykit.__file__).resolve().parents[1]), "COLUMNS": "300"}
     return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=False)
 
 
@@ -52,10 +53,7 @@ def test_help_explains_every_option_and_loads_nothing_heavy(command: str) -> Non
     assert done.returncode == 0
     words = set(done.stdout.replace(",", " ").replace("[", " ").replace("]", " ").split())
     assert OPTIONS[command] | {"--help", "--traceback"} <= words
-    text = " ".join(done.stdout.split())
-    assert (COMMANDS[command][0].upper() + COMMANDS[command][1:]).replace("-", "") in text.replace("- ", "").replace(
-        "-", ""
-    )
+    assert COMMANDS[command][1:] in done.stdout
     assert not HEAVY & set(json.loads(done.stderr))
 
 
@@ -155,8 +153,3 @@ def test_a_reader_that_goes_away_is_not_an_error_message(root: Path) -> None:
         os.close(writer)
     assert done.returncode == 141
     assert done.stderr == ""
-
-
-def test_every_error_is_caught_by_the_same_class() -> None:
-    assert issubclass(ParityError, DeployError)
-    assert main.__module__ == "deploykit.cli"

@@ -45,8 +45,9 @@ def test_every_byte_of_the_file_is_accounted_for(report: ExportReport) -> None:
 
 
 def test_the_largest_constants_are_named(report: ExportReport) -> None:
-    many = replace(report, constants=tuple(Constant(str(n), (n, 2), 8 * n) for n in (1, 500, 20, 125)))
-    assert "the largest 500x2 4.0 kB, 125x2 1.0 kB, 20x2 160 bytes;" in many.why_this_size()
+    many = replace(report, constants=tuple(Constant(str(n), (n, 2), 8 * n) for n in (1, 500, 20, 125, 250, 200)))
+    assert "the largest 500x2 4.0 kB, 250x2 2.0 kB, 200x2 1.6 kB;" in many.why_this_size()
+    assert "largest" not in replace(report, constants=many.constants[:1]).why_this_size()
 
 
 def test_the_report_is_json(report: ExportReport) -> None:
