@@ -194,6 +194,9 @@ _EXTRAS = {
 }
 """Module -> the extra that brings it."""
 
+_BASE = {"cv2": "opencv-python (or opencv-python-headless)", "numpy": "numpy", "rich": "rich"}
+"""Module -> the package that deploykit itself asks for; it can be gone all the same."""
+
 
 def require(module: str, extra: str) -> ModuleType:
     """Import a heavy dependency at the point of use, or say which extra brings it.
@@ -230,6 +233,8 @@ def explained_imports() -> Iterator[None]:
                 "opencv-python-headless, the same module without windows (pip uninstall opencv-python, then "
                 "pip install opencv-python-headless)"
             ) from e
+        if name in _BASE:
+            raise _missing(name, _BASE[name], e) from e
         if name not in _EXTRAS:
             raise
         raise _missing(name, f"'deploykit[{_EXTRAS[name]}]'", e) from e

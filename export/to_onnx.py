@@ -40,12 +40,7 @@ OPSETS = range(18, 24)
 LARGE = 2**31 - 2**20  # bytes: protobuf's limit, less what the graph itself may need
 AXIS_MAX = 128  # of a dynamic axis, in strides
 
-CHATTY = (
-    "torch._guards",
-    "torch.onnx",
-    "torch.onnx._internal.exporter._registration",
-    "torch.onnx._internal.exporter._schemas",
-)
+CHATTY = ("torch._guards", "torch.onnx", *(f"torch.onnx._internal.exporter.{m}" for m in ("_registration", "_schemas")))
 """Loggers that tell about the exporter's insides; what is for the user comes as an exception."""
 
 Step = Callable[[str], None]
@@ -346,10 +341,14 @@ def _folder_beside(out: Path) -> Iterator[Path]:
 
 
 def _write(graph: ir.Model, file: Path, weights: int) -> Path:
-    external = _weights_of(file).name if weights > LARGE else None
-    ir.save(graph, file, external_data=external)
     try:
-        onnx.checker.check_model(str(file))
+        if weights > LARGE:
+            ir.save(graph, file, external_data=_weights_of(file).name)
+            onnx.checker.check_model(str(file))
+        else:  # serialised once, for the checker and for the file
+            data = ir.to_proto(graph).SerializeToString()
+            onnx.checker.check_model(data)
+            file.write_bytes(data)
     except onnx.checker.ValidationError as e:
         raise ExportError(f"the exported graph is not valid ONNX: {str(e).splitlines()[0]}") from e
     return file

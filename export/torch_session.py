@@ -62,8 +62,12 @@ class TorchSession(Session):
 
 
 def spec_of_module(model: ReferenceModel) -> ModelSpec:
-    """The spec of the model as PyTorch runs it: any batch, and any size that is a multiple of the stride."""
-    return replace(model.spec, input=replace(model.spec.input, dynamic="shape"))
+    """The spec of the model as PyTorch runs it: any batch, and any size that is a multiple of the stride.
+
+    So it takes each picture's own rectangle, as an export with a dynamic shape does.
+    """
+    fit = replace(model.spec.input.fit, auto=True)
+    return replace(model.spec, input=replace(model.spec.input, dynamic="shape", fit=fit))
 
 
 def open_torch_session(path: str | Path, *, exact: bool = False) -> tuple[TorchSession, ModelSpec]:

@@ -11,14 +11,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", metavar="MODEL", help="a name from deploykit models")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights (default 0)")
     parser.add_argument("--classes", type=int, metavar="N", help="number of classes (default: as published)")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there already")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the checkpoint to write (default: MODEL.pt)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write it, and say what it is worth."""
+    from deploykit.errors import OutputError
     from deploykit.models._random import create_checkpoint
 
     name = args.name.replace("_", "-")
-    path = create_checkpoint(name, args.out or Path(f"{name}.pt"), seed=args.seed, num_classes=args.classes)
+    out = args.out or Path(f"{name}.pt")
+    if out.exists() and not args.force:
+        raise OutputError(f"{out} exists, and random weights would replace it: choose another --out, or pass --force")
+    path = create_checkpoint(name, out, seed=args.seed, num_classes=args.classes)
     print(f"{path}: {name} with random weights (seed {args.seed}); what it detects means nothing")
     return 0

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from deploykit.cli import main
-from deploykit.errors import CheckpointError, DeployError, DiskFullError, NotFoundError, UsageError
+from deploykit.errors import CheckpointError, DeployError, DiskFullError, NotFoundError, OutputError, UsageError
 from deploykit.export.feeds import make_feeds
 from deploykit.export.torch_session import open_torch_session
 from deploykit.models._checkpoint import read_checkpoint
@@ -115,11 +115,23 @@ def test_what_cannot_be_made_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_that_is_there_is_replaced_only_by_force(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "trained.pt"
+    out.write_bytes(b"trained for weeks")
+    assert create("yolov7-tiny", "--out", out) == OutputError.exit_code
+    assert "random weights would replace it: choose another --out, or pass --force" in capsys.readouterr().err
+    assert out.read_bytes() == b"trained for weeks"
+    assert create("yolov7-tiny", "--classes", 3, "--force", "--out", out) == 0
+    assert tensors(out) == tensors(tiny)
+
+
 def test_a_disk_that_is_full_leaves_the_old_file(
     tiny: Path, tmp_path: Path, size_limit: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "old.pt"
     out.write_bytes(b"old")
-    assert create("yolov7-tiny", "--out", out) == DiskFullError.exit_code
+    assert create("yolov7-tiny", "--force", "--out", out) == DiskFullError.exit_code
     assert capsys.readouterr().err.startswith(f"deploykit: cannot write {out}: ")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {"old.pt": b"old"}

@@ -231,6 +231,14 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
         ("onnxruntime", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[cpu]'"),
         ("onnxruntime", "raise ImportError('a library is gone')", ["inspect", "out/m.onnx"], "(a library is gone)"),
         ("cv2", BROKEN, ["compare", "out/m.onnx", "few.pt"], "replace it by opencv-python-headless"),
+        (
+            "cv2",
+            ABSENT,
+            ["predict", "--model", "out/m.onnx", "--source", "."],
+            "pip install opencv-python (or opencv-py",
+        ),
+        ("numpy", ABSENT, ["compare", "out/m.onnx", "few.pt"], "not installed: pip install numpy"),
+        ("rich", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install rich"),
     ],
 )
 def test_a_package_that_is_missing_or_does_not_load(
@@ -247,7 +255,7 @@ def test_a_package_that_is_missing_or_does_not_load(
     assert done.returncode == MissingDependencyError.exit_code, done.stderr
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith(f"deploykit: {'OpenCV' if module == 'cv2' else module} ")
+    assert done.stderr.startswith(f"deploykit: {'OpenCV' if source is BROKEN else module} ")
     assert said in done.stderr
     assert sorted(contents(place / "out")) == ["m.onnx", "m.onnx.parity.json"]
 
