@@ -238,7 +238,7 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
             "pip install opencv-python (or opencv-py",
         ),
         ("numpy", ABSENT, ["compare", "out/m.onnx", "few.pt"], "not installed: pip install numpy"),
-        ("rich", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install rich"),
+        ("rich", ABSENT, ["compare", "out/m.onnx", "few.pt"], "not installed: pip install rich"),
     ],
 )
 def test_a_package_that_is_missing_or_does_not_load(

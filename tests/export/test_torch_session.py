@@ -75,7 +75,7 @@ def test_outputs_after_nms_are_for_artefacts() -> None:
 
 def test_a_checkpoint_is_predicted_with_like_an_export(checkpoint: Path, tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8)
-    deploykit.export_onnx(checkpoint, exporter="legacy", out=tmp_path / "m.onnx", check=False)
+    deploykit.export_onnx(checkpoint, exporter="legacy", dynamic="shape", out=tmp_path / "m.onnx", check=False)
     with deploykit.load(checkpoint, max_det=10) as ours, deploykit.load(tmp_path / "m.onnx", max_det=10) as theirs:
         a, b = ours(picture), theirs(picture)
     assert len(a) == len(b) == 10
