@@ -21,7 +21,7 @@ COMMANDS = {
     "compare": "check that two models give the same numbers",
     "inspect": "say what a checkpoint or an exported model is, without running it",
     "models": "list the models that can be built by name",
-    "fetch": "download a released checkpoint and check its SHA-256",
+    "fetch": "download a released checkpoint, and check its SHA-256 where one is given",
     "create": "write a checkpoint with seeded random weights",
 }
 
