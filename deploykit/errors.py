@@ -21,6 +21,7 @@
       + ArtefactError              50   an artefact that cannot be read
       |   + SpecError              51   ... or whose spec is missing or wrong
       + BackendError               60   an inference backend refused
+      |   + DeviceError            61   ... because this machine has no GPU, or another one than is needed
       + FetchError                 70   a download that did not arrive whole
 
 Each message says what was expected, what was found and what to do. Python's own ``SystemExit``
@@ -41,6 +42,7 @@ __all__ = [
     "BackendError",
     "CheckpointError",
     "DeployError",
+    "DeviceError",
     "DiskFullError",
     "ExportError",
     "FetchError",
@@ -175,6 +177,12 @@ class BackendError(DeployError):
     """An inference backend could not load or run a model."""
 
     exit_code = 60
+
+
+class DeviceError(BackendError):
+    """A GPU is needed that this machine does not have, or a driver that is missing or too old for it."""
+
+    exit_code = 61
 
 
 class FetchError(DeployError):

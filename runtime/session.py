@@ -46,7 +46,9 @@ class Session(Protocol):
     """One loaded network. ``run`` takes and returns arrays by tensor name; nothing else.
 
     ``metadata`` is what the file carries besides the network, ``providers`` what really computes (never what was
-    merely asked for), ``notes`` whatever the user ought to know about that. A session is also a context manager.
+    merely asked for), ``notes`` whatever the user ought to know about that. ``device_memory`` is how many bytes of a
+    GPU's memory the network holds (None: it computes on the CPU, or its backend does not say). A session is also a
+    context manager.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -54,6 +56,7 @@ class Session(Protocol):
     metadata: Mapping[str, str]
     providers: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    device_memory: int | None = None
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name, for one array an input.
