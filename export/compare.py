@@ -19,52 +19,14 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import ParityError, SpecError, UsageError
-from deploykit.export.feeds import Batch, Feeds, make_feeds
+from deploykit.export.feeds import make_feeds
 from deploykit.export.matching import Matching, match
+from deploykit.runtime.files import existing_file
+from deploykit.runtime.parity import Difference, Expected, Feeds, Tolerance, differences, rows_of, runs
 from deploykit.runtime.session import Array, Session
 from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, RawRows
 
-__all__ = ["Difference", "ParityReport", "Tolerance", "check_parity", "compare"]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Limits of fp32: pixels may differ by ``pixels + relative * |x|``, probabilities by ``probability``."""
-
-    pixels: float = 1e-3
-    relative: float = 1e-5
-    probability: float = 1e-5
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far one kind of value of the candidate is from the reference's on one input.
-
-    ``used`` is the largest share of its limit that any element used: over 1 is a failure. ``worst`` is that element:
-    (row, column, expected, found).
-    """
-
-    reference: str
-    candidate: str
-    input: str
-    values: str
-    count: int
-    max_abs: float
-    used: float
-    worst: tuple[int, int, float, float]
-
-    @property
-    def ok(self) -> bool:
-        """Whether every element is within its limit."""
-        return self.used <= 1.0
-
-    def __str__(self) -> str:
-        row, column, expected, found = self.worst
-        return (
-            f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
-            f"{self.max_abs:.3g} ({self.used:.3g} of the limit): row {row}, column {column} is {found:.6g}, "
-            f"expected {expected:.6g}"
-        )
+__all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
 
 
 @dataclass(frozen=True)
@@ -126,7 +88,8 @@ def compare(
     Checkpoints are computed in float64, so that only the artefact's rounding counts.
 
     Args:
-        a, b: paths (``.pt``, ``.onnx``, ...) or open sessions of the same network.
+        a, b: paths (``.pt``, ``.onnx``, ``.trt``, ...) or open sessions of the same network. ``a`` may also be the
+            reference values (``.npz``) that an engine was written with; then the images are those in it.
         images: sample pictures; none takes the one that ships with deploykit. Seeded noise is always compared too.
         spec: of both, where they carry none (or a JSON file that holds it).
         tolerance: limits; None takes those of fp32.
@@ -138,23 +101,34 @@ def compare(
     from deploykit.facade import read_spec
 
     given = read_spec(spec)
-    with _opened(a) as first, _opened(b) as second:
-        specs = [given or _carried(session) for session in (first, second)]
-        known = next((s for s in reversed(specs) if s), None)
-        if known is None:
-            raise SpecError("neither model says what its output means: pass a spec (spec=, or --spec FILE)")
-        chosen = dataclasses.replace(known, input=_common_input(known.input, first, second))
-        feeds = make_feeds(chosen, images)
-        return check_parity(
-            {_name(a, "a"): first},
-            _name(b, "b"),
-            second,
-            chosen,
-            feeds,
-            tolerance,
-            closing=isinstance(a, (str, Path)),
-            on_step=on_step,
-        )
+    with contextlib.ExitStack() as stack:
+        if isinstance(a, (str, Path)) and Path(a).suffix.lower() == ".npz":
+            expected = Expected.load(existing_file(a, "reference values"))
+            second = stack.enter_context(_opened(b))
+            chosen = _known(given, second)
+        else:
+            first, second = stack.enter_context(_opened(a)), stack.enter_context(_opened(b))
+            chosen = _known(given, first, second)
+            chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
+            feeds = make_feeds(chosen, images).within(_taker(first)).within(_taker(second))
+            expected = expect(
+                {_name(a, "a"): first}, chosen, feeds, closing=isinstance(a, (str, Path)), on_step=on_step
+            )
+        return check_expected(expected.within(_taker(second)), _name(b, "b"), second, chosen, tolerance, on_step)
+
+
+def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
+    """The spec of the last session that carries one, unless one is given."""
+    known = given or next((s for s in map(_carried, reversed(sessions)) if s), None)
+    if known is None:
+        raise SpecError("neither model says what its output means: pass a spec (spec=, or --spec FILE)")
+    return known
+
+
+def _taker(session: Session) -> Callable[[tuple[int, ...]], bool]:
+    """Which input shapes to feed; one of a fixed batch takes any number, one after the other."""
+    fixed = session.inputs[0].shape[0]
+    return session.takes if fixed is None else lambda shape: session.takes((fixed, *shape[1:]))
 
 
 def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSpec:
@@ -194,49 +168,60 @@ def _carried(session: Session) -> ModelSpec | None:
     return None if text is None else ModelSpec.from_json(text)
 
 
-def check_parity(
+def expect(
     references: Mapping[str, Session],
-    name: str,
-    candidate: Session | Callable[[], Session],
     spec: ModelSpec,
     feeds: Feeds,
-    tolerance: Tolerance | None = None,
     *,
     once: Collection[str] = (),
     closing: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
-) -> ParityReport:
-    """Run everything on everything. References see one image at a time, the candidate sees the feeds' batches.
+) -> Expected:
+    """Run the references, one image at a time. Those named in ``once`` run on the first image only.
 
-    So a slot that is mixed up, or an image that leaks into another slot, shows as a difference. References named in
-    ``once`` run on the first image only. ``closing``: close each reference after its last run, because it may be large;
-    for the same reason the candidate may be a function, which is called when the references are done.
+    ``closing``: close each reference after its last run, because it may be large.
 
     Raises:
-        SpecError: an output is not what the spec says. ParityError: the two give different numbers of rows.
+        SpecError: an output is not what the spec says.
     """
-    if not isinstance(spec.output, RawRows):
-        raise UsageError(f"parity is checked on raw rows, not on outputs of kind {spec.output.kind!r}")
-    limits = tolerance or Tolerance()
-    layout, differences, matchings = spec.output, [], []
-    expected: dict[tuple[str, str], Array] = {}
+    layout = _layout(spec)
+    rows: dict[str, dict[str, Array]] = {}
     for reference, session in references.items():
+        rows[reference] = {}
         for label in list(feeds.images)[: 1 if reference in once else None]:
             on_step(f"{reference} on {label}")
-            expected[reference, label] = _run_one(session, feeds.images[label], layout, reference)
+            rows[reference][label] = rows_of(session, feeds.images[label], layout, reference)
         if closing:
             session.close()
-    opened = candidate() if callable(candidate) else candidate
-    for batch in feeds.batches:
-        on_step(f"{name} on {batch.name}")
-        found = _run_batch(opened, batch, feeds, layout, name)
-        for reference in references:
-            if all((reference, label) in expected for label in batch.images):
-                rows = [expected[reference, label] for label in batch.images]
-                differences += _differences(reference, name, batch.name, rows, found, layout, limits)
-                matchings += match(reference, name, batch, rows, found, spec, limits.probability)
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}
-    return ParityReport(computed, tuple(differences), tuple(matchings), _notes(feeds, expected), limits)
+    return Expected(feeds, rows, computed)
+
+
+def check_expected(
+    expected: Expected,
+    name: str,
+    candidate: Session,
+    spec: ModelSpec,
+    tolerance: Tolerance | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """Run the candidate on the batches, and compare raw values and detections with what is expected.
+
+    Raises:
+        SpecError: an output is not what the spec says. ParityError: another number of rows is expected.
+    """
+    limits = tolerance or Tolerance()
+    layout, found_differences, matchings = _layout(spec), [], []
+    for batch, reference, rows, found in runs(expected, name, candidate, layout, on_step):
+        found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
+        matchings += match(reference, name, batch, rows, found, spec, limits.probability)
+    return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)
+
+
+def _layout(spec: ModelSpec) -> RawRows:
+    if not isinstance(spec.output, RawRows):
+        raise UsageError(f"parity is checked on raw rows, not on outputs of kind {spec.output.kind!r}")
+    return spec.output
 
 
 def _worded(value: Any) -> Any:
@@ -252,71 +237,15 @@ def _name(model: str | Path | Session, letter: str) -> str:
     return Path(model).name if isinstance(model, (str, Path)) else f"session {letter}"
 
 
-def _run_one(session: Session, image: Array, layout: RawRows, name: str) -> Array:
-    """One image's rows ``(N, columns)``; a session with a fixed batch gets the image in every slot."""
-    info = session.inputs[0]
-    batch = info.shape[0] or 1
-    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), layout, name)[0]
-    return rows
-
-
-def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows, name: str) -> list[Array]:
-    info = session.inputs[0]
-    blob = np.concatenate([feeds.images[label] for label in batch.images])
-    fixed = info.shape[0]
-    if fixed is None or fixed == len(blob):
-        return list(_rows(session.run({info.name: blob}), layout, name))
-    return [_run_one(session, image[None], layout, name) for image in blob]
-
-
-def _rows(outputs: Mapping[str, Array], layout: RawRows, name: str) -> Array:
-    """The output of the spec's name, or the only one: somebody else's export may call it otherwise."""
-    if layout.name not in outputs and len(outputs) > 1:
-        raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
-    rows = outputs.get(layout.name, next(iter(outputs.values())))
-    if rows.ndim != 3 or rows.shape[2] < layout.columns:
-        raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
-    return rows
-
-
-def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
-    """Kind of value -> (its columns, whether they are pixels)."""
-    scores = [*range(*layout.cls)] if layout.obj is None else [*range(*layout.obj), *range(*layout.cls)]
-    columns = {"boxes": ([*range(*layout.box)], True), "scores": (scores, False)}
-    if layout.keypoints:
-        start, stop = layout.keypoints
-        points = range(start, stop)
-        columns["keypoints"] = ([c for c in points if (c - start) % layout.kpt_dims < 2], True)
-        if layout.kpt_dims > 2:
-            columns["visibility"] = ([c for c in points if (c - start) % layout.kpt_dims >= 2], False)
-    return columns
-
-
-def _differences(
-    reference: str, name: str, label: str, rows: list[Array], found: list[Array], layout: RawRows, limits: Tolerance
-) -> list[Difference]:
-    a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
-    if a.shape != b.shape:
-        raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
-    report = []
-    for values, (columns, pixels) in _value_columns(layout).items():
-        expected, got = a[:, columns], b[:, columns]
-        limit = limits.pixels + limits.relative * np.abs(expected) if pixels else limits.probability
-        error = np.abs(expected - got)
-        # NaN or infinity on either side is never equal to anything.
-        error[~(np.isfinite(expected) & np.isfinite(got))] = np.inf
-        used = error / limit
-        row, column = np.unravel_index(int(used.argmax()), used.shape)
-        worst = (int(row), columns[int(column)], float(expected[row, column]), float(got[row, column]))
-        report.append(
-            Difference(reference, name, label, values, error.size, float(error.max()), float(used.max()), worst)
-        )
-    return report
-
-
-def _notes(feeds: Feeds, expected: Mapping[tuple[str, str], Array]) -> tuple[str, ...]:
+def _notes(expected: Expected) -> tuple[str, ...]:
     """A model that ignores its input would agree with anything that ignores it too; say so."""
-    outputs = [rows for (_, label), rows in expected.items() if feeds.images[label].shape == feeds.first.shape]
+    feeds = expected.feeds
+    outputs = [
+        rows
+        for by_label in expected.rows.values()
+        for label, rows in by_label.items()
+        if label in feeds.images and feeds.images[label].shape == feeds.first.shape
+    ]
     if len(outputs) > 1 and all(np.allclose(outputs[0], rows, rtol=0, atol=1e-6) for rows in outputs[1:]):
         return (*feeds.notes, "the model gives the same output for different inputs: this comparison says little")
     return feeds.notes

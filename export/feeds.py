@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
 from deploykit.runtime.image import Letterbox, blob, read_image
+from deploykit.runtime.parity import Batch, Feeds
 from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, ModelSpec
 
-__all__ = ["SAMPLE", "Batch", "Feeds", "make_feeds", "sample_image"]
+__all__ = ["SAMPLE", "make_feeds", "sample_image"]
 
 SAMPLE = "apollo11_crew.jpg"
 SEED = 0
 SLOTS = 3  # images in a batch whose batch size is free
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of one size, by label, in the order of their slots."""
-
-    name: str
-    images: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Feeds:
-    """Network inputs ``(1, C, H, W)`` float32 by label, and the batches to run them in."""
-
-    images: dict[str, Array]
-    batches: tuple[Batch, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def first(self) -> Array:
-        """The first image."""
-        return next(iter(self.images.values()))
 
 
 def sample_image() -> Path:

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from deploykit.export.feeds import Batch
 from deploykit.runtime.nms import nms
+from deploykit.runtime.parity import Batch
 from deploykit.runtime.postprocess import Found, found_in
 from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, RawRows, Thresholds

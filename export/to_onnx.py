@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import math
 import os
 import shutil
-import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from io import BytesIO
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal
 
 import onnx
 import onnx_ir as ir
-import torch
 from torch import nn
 
 from deploykit import __version__
-from deploykit.errors import DeployError, ExportError, ImageSizeError, OutputError, UsageError, require, writing
+from deploykit.errors import ExportError, ImageSizeError, OutputError, UsageError, require, writing
 from deploykit.export import passes
-from deploykit.export.compare import ParityReport, check_parity
-from deploykit.export.feeds import Feeds, make_feeds
+from deploykit.export.clock import Clock
+from deploykit.export.compare import ParityReport, check_expected, expect
+from deploykit.export.feeds import make_feeds
 from deploykit.export.report import ExportReport
 from deploykit.export.torch_session import TorchSession, spec_of_module
+from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import ReferenceModel, load_model
+from deploykit.runtime.parity import Expected, Feeds
 from deploykit.runtime.session import open_session
-from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, RawRows, Tensor
+from deploykit.spec import METADATA_KEY, Dynamic, ModelSpec, RawRows
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
 
@@ -38,12 +35,6 @@ OPSETS = range(18, 24)
 """Below 18 the exporter writes models that are not valid; above 23 it has no operators."""
 
 LARGE = 2**31 - 2**20  # bytes: protobuf's limit, less what the graph itself may need
-AXIS_MAX = 128  # of a dynamic axis, in strides
-
-CHATTY = ("torch._guards", "torch.onnx", *(f"torch.onnx._internal.exporter.{m}" for m in ("_registration", "_schemas")))
-"""Loggers that tell about the exporter's insides; what is for the user comes as an exception."""
-
-Step = Callable[[str], None]
 
 
 def export_onnx(
@@ -58,7 +49,8 @@ def export_onnx(
     samples: Sequence[str | Path] = (),
     check: bool = True,
     exporter: Literal["dynamo", "legacy"] = "dynamo",
-    on_step: Step = lambda _: None,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> ExportReport:
     """Read a checkpoint safely, fold it, export it to ONNX and prove that the file gives the same numbers.
 
@@ -74,13 +66,14 @@ def export_onnx(
         check: False writes the file without proving it, and the report says so.
         exporter: ``dynamo``, or torch's ``legacy`` one (with onnxsim).
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, writing, checking.
+        on_expected: given what the checkpoint gives on the images of the check, for whoever builds on the file.
 
     Raises:
         ParityError: the file does not agree with the model; nothing is left behind, an older file stays.
         ImageSizeError: a side is not a multiple of the model's stride; the message has the next good one.
         CheckpointError, FoldError, ExportError, OutputError: see :mod:`deploykit.errors`.
     """
-    clock = _Clock(on_step)
+    clock = Clock(on_step)
     model = load_model(weights, clock)
     return onnx_from_model(
         model,
@@ -95,6 +88,7 @@ def export_onnx(
         exporter=exporter,
         checkpoint_size=Path(weights).stat().st_size,
         clock=clock,
+        on_expected=on_expected,
     )
 
 
@@ -111,20 +105,21 @@ def onnx_from_model(
     check: bool = True,
     exporter: Literal["dynamo", "legacy"] = "dynamo",
     checkpoint_size: int = 0,
-    clock: _Clock | None = None,
+    clock: Clock | None = None,
+    on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> ExportReport:
     """The part of :func:`export_onnx` after the checkpoint: any :class:`ReferenceModel` to a verified file."""
-    clock = clock or _Clock(lambda _: None)
+    clock = clock or Clock(lambda _: None)
     spec = _spec(model, img, batch, dynamic, opset)
     _check_place(out)
-    example = _example(spec.input)
+    example = example_input(spec.input)
     feeds = make_feeds(spec, samples) if check else None
     if check:
         require("onnxruntime", "cpu")
     clock("fusing")
     fused = fuse_model(model.module)
     clock("tracing")
-    graph = _traced(fused, example, spec, exporter, simplify)
+    graph = traced(fused, example, spec, exporter, simplify)
     if simplify:
         clock("simplifying")
         passes.simplify(graph)
@@ -150,33 +145,12 @@ def onnx_from_model(
     with _folder_beside(out) as folder:
         file = _write(graph, folder / out.name, report.weight_size)
         del graph
-        parity = _proved(model, fused, file, spec, feeds, clock) if feeds else None
+        parity = _proved(model, fused, file, spec, feeds, clock, on_expected) if feeds else None
         size = sum(p.stat().st_size for p in folder.iterdir())
         if parity is not None:
             _report_of(file).write_text(parity.to_json())
         _move(folder, out)
     return replace(report, size=size, parity=parity, seconds=clock.seconds())
-
-
-@dataclass
-class _Clock:
-    """Tells the caller each step, and how long each took."""
-
-    on_step: Step
-    _marks: list[tuple[str, float]] = field(default_factory=list)
-
-    def __call__(self, step: str) -> None:
-        self._marks.append((step, time.perf_counter()))
-        self.on_step(step)
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds by step, a step's details (``checking: noise``) added up."""
-        ends = [start for _, start in self._marks[1:]] + [time.perf_counter()]
-        total: dict[str, float] = {}
-        for (step, start), end in zip(self._marks, ends, strict=True):
-            name = step.split(":")[0]
-            total[name] = round(total.get(name, 0.0) + end - start, 3)
-        return total
 
 
 def _place(weights: Path, out: str | Path | None) -> Path:
@@ -228,92 +202,6 @@ def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
             )
 
 
-def _traced(module: nn.Module, example: torch.Tensor, spec: ModelSpec, exporter: str, simplify: bool) -> ir.Model:
-    """The exporter's own result, before any of our passes."""
-    output = cast("RawRows | Tensor", spec.output).name
-    names = {"input_names": [spec.input.name], "output_names": [output], "opset_version": spec.opset}
-    trace = _dynamo if exporter == "dynamo" else _legacy
-    try:
-        with _quiet():
-            return trace(module, example, spec.input, names, simplify)
-    except (OSError, DeployError):
-        raise
-    except Exception as e:  # the exporter raises what its many parts raise
-        cause = e.__cause__ or e  # around it the exporter only says how far it got
-        reason = str(cause).strip().splitlines()
-        raise ExportError(
-            f"torch's {exporter} exporter refused the model: {reason[0] if reason else type(cause).__name__}"
-        ) from e
-
-
-def _example(canvas: InputSpec) -> torch.Tensor:
-    """The input that the exporter traces with. A free axis of one image or one cell would be taken for a constant."""
-    batch = canvas.batch if canvas.dynamic == "none" else max(2, canvas.batch)
-    least = 2 * canvas.fit.stride if canvas.dynamic == "shape" else 0
-    shape = (batch, canvas.channels, *(max(side, least) for side in canvas.size))
-    try:
-        return torch.zeros(shape)
-    except RuntimeError as e:
-        gigabytes = 4 * math.prod(shape) / 1e9
-        raise ImageSizeError(
-            f"an input of {'x'.join(map(str, shape))} takes {gigabytes:,.0f} GB, more memory than there is: "
-            "choose a smaller --img or --batch"
-        ) from e
-
-
-def _dynamo(
-    module: nn.Module, example: torch.Tensor, canvas: InputSpec, names: dict[str, Any], simplify: bool
-) -> ir.Model:
-    program = torch.onnx.export(
-        module, (example,), dynamo=True, dynamic_shapes=_axes(canvas), optimize=False, verbose=False, **names
-    )
-    assert program is not None
-    if simplify:
-        program.optimize()
-    return program.model
-
-
-def _axes(canvas: InputSpec) -> tuple[dict[int, Any]] | None:
-    if canvas.dynamic == "none":
-        return None
-    dim, axes = torch.export.Dim, {0: torch.export.Dim("batch", min=1, max=1024)}
-    if canvas.dynamic == "shape":
-        stride = canvas.fit.stride
-        axes |= {2: stride * dim("h", min=1, max=AXIS_MAX), 3: stride * dim("w", min=1, max=AXIS_MAX)}
-    return (axes,)
-
-
-def _legacy(
-    module: nn.Module, example: torch.Tensor, canvas: InputSpec, names: dict[str, Any], simplify: bool
-) -> ir.Model:
-    free = {"none": {}, "batch": {0: "batch"}, "shape": {0: "batch", 2: "height", 3: "width"}}[canvas.dynamic]
-    rows = {1: "rows"} if canvas.dynamic == "shape" else {}
-    axes = {canvas.name: free, names["output_names"][0]: {0: "batch", **rows} if free else {}}
-    buffer = BytesIO()
-    torch.onnx.export(module, (example,), cast(str, buffer), dynamo=False, dynamic_axes=axes, **names)
-    proto = onnx.load_model_from_string(buffer.getvalue())
-    if simplify:
-        onnxsim = require("onnxsim", "export")
-        proto, _ = onnxsim.simplify(proto, check_n=0)  # the parity check below is stricter than onnxsim's own
-    return ir.from_proto(proto)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter logs and warns about its own insides; nothing in it is for the user."""
-    loggers = [logging.getLogger(name) for name in CHATTY]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
-
-
 def _finish(graph: ir.Model, spec: ModelSpec) -> None:
     """Strip, name the dynamic axes, and stamp the spec."""
     passes.strip(graph)
@@ -355,26 +243,29 @@ def _write(graph: ir.Model, file: Path, weights: int) -> Path:
 
 
 def _proved(
-    model: ReferenceModel, fused: nn.Module, file: Path, spec: ModelSpec, feeds: Feeds, clock: _Clock
+    model: ReferenceModel,
+    fused: nn.Module,
+    file: Path,
+    spec: ModelSpec,
+    feeds: Feeds,
+    clock: Clock,
+    on_expected: Callable[[Expected], None],
 ) -> ParityReport:
     clock("checking")
+
+    def tell(step: str) -> None:
+        clock(f"checking: {step}")
+
     torch_spec = spec_of_module(model)
     references = {
         "the checkpoint": TorchSession(model.module, torch_spec, exact=True),
         "the folded model": TorchSession(fused, torch_spec, exact=True),
     }
-    with contextlib.ExitStack() as stack:
-        parity = check_parity(
-            references,
-            file.name,
-            lambda: stack.enter_context(open_session(file, provider="cpu")),
-            spec,
-            feeds,
-            once={"the folded model"},
-            closing=True,
-            on_step=lambda step: clock(f"checking: {step}"),
-        )
+    expected = expect(references, spec, feeds, once={"the folded model"}, closing=True, on_step=tell)
+    with open_session(file, provider="cpu") as session:
+        parity = check_expected(expected, file.name, session, spec, on_step=tell)
     parity.raise_if_bad(file.name)
+    on_expected(expected)
     return parity
 
 

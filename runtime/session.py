@@ -20,7 +20,7 @@ from deploykit.errors import ArtefactError, BackendError, SpecError, UsageError
 from deploykit.runtime.files import existing_file
 from deploykit.spec import METADATA_KEY, ModelSpec
 
-__all__ = ["BACKENDS", "Array", "Session", "TensorInfo", "check_inputs", "open_session", "spec_of"]
+__all__ = ["BACKENDS", "Array", "Session", "TensorInfo", "check_inputs", "fits", "open_session", "spec_of"]
 
 Array = npt.NDArray[Any]
 
@@ -69,6 +69,10 @@ class Session(Protocol):
     def close(self) -> None:
         """Give the memory back; a second call does nothing."""
         ...
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether the first input may have this shape; a dynamic axis may have limits of its own."""
+        return fits(self.inputs[0].shape, shape)
 
     def __enter__(self) -> Self:
         return self
@@ -126,6 +130,13 @@ def spec_of(session: Session, name: str) -> ModelSpec:
     return ModelSpec.from_json(text)
 
 
+def fits(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+    """Whether a shape is one of those that ``expected`` (None: any side) stands for."""
+    return len(shape) == len(expected) and all(
+        side is None or side == got for side, got in zip(expected, shape, strict=True)
+    )
+
+
 def check_inputs(expected: tuple[TensorInfo, ...], inputs: Mapping[str, Array]) -> None:
     """Compare what ``run`` was given with what the network takes.
 
@@ -139,8 +150,5 @@ def check_inputs(expected: tuple[TensorInfo, ...], inputs: Mapping[str, Array]) 
         )
     for info in expected:
         value = inputs[info.name]
-        fits = len(value.shape) == len(info.shape) and all(
-            side is None or side == got for side, got in zip(info.shape, value.shape, strict=True)
-        )
-        if not fits or value.dtype != np.dtype(info.dtype):
+        if not fits(info.shape, value.shape) or value.dtype != np.dtype(info.dtype):
             raise BackendError(f"input {info.name!r} must be {info}, got {value.dtype} {value.shape}")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.export.feeds import Batch
 from deploykit.export.matching import FEW, ROWS, Matching, match
+from deploykit.runtime.parity import Batch
 from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
 

@@ -117,14 +117,14 @@ def forget_the_input(graph: ModelProto) -> None:
 
 def do(monkeypatch: pytest.MonkeyPatch, damage: Damage) -> None:
     """Let ``damage`` change what the exporter gives."""
-    traced = to_onnx._traced
+    traced = to_onnx.traced
 
     def damaged(*arguments: Any) -> ir.Model:
         graph = ir.to_proto(traced(*arguments))
         damage(graph)
         return ir.from_proto(graph)
 
-    monkeypatch.setattr(to_onnx, "_traced", damaged)
+    monkeypatch.setattr(to_onnx, "traced", damaged)
 
 
 def export(out: Path, **options: Any) -> Any:
@@ -206,8 +206,8 @@ def test_detections_fail_where_every_value_is_within_its_limit(tmp_path: Path, m
     from deploykit.export import compare
 
     wide = compare.Tolerance(pixels=1e3, relative=1e3, probability=1e-5)
-    checked = compare.check_parity
-    monkeypatch.setattr(to_onnx, "check_parity", lambda *a, **k: checked(*a, wide, **k))
+    checked = compare.check_expected
+    monkeypatch.setattr(to_onnx, "check_expected", lambda *a, **k: checked(*a, wide, **k))
     do(monkeypatch, add(0, 4.0))
     with pytest.raises(ParityError, match=r"best rows of m\.onnx .*: \d\d? of 100 expected and 100 found match"):
         export(tmp_path / "m.onnx")

@@ -1,0 +1,270 @@
+"""Parity of raw rows: what networks must give on given images, and how far another one is off.
+
+Whether an artefact is kept is decided by the export side. An engine that was built on a machine without a GPU has what
+it must give in a file beside it (:class:`Expected`), and the runtime checks that when it first runs.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from deploykit.errors import ArtefactError, ParityError, SpecError
+from deploykit.runtime.files import write_whole
+from deploykit.runtime.session import Array, Session
+from deploykit.spec import RawRows
+
+__all__ = ["Batch", "Difference", "Expected", "Feeds", "Tolerance", "differences", "rows_of", "runs"]
+
+FORMAT = 1  # of a file that holds an Expected
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Limits of fp32: pixels may differ by ``pixels + relative * |x|``, probabilities by ``probability``."""
+
+    pixels: float = 1e-3
+    relative: float = 1e-5
+    probability: float = 1e-5
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one kind of value of the candidate is from the reference's on one input.
+
+    ``used`` is the largest share of its limit that any element used: over 1 is a failure. ``worst`` is that element:
+    (row, column, expected, found).
+    """
+
+    reference: str
+    candidate: str
+    input: str
+    values: str
+    count: int
+    max_abs: float
+    used: float
+    worst: tuple[int, int, float, float]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every element is within its limit."""
+        return self.used <= 1.0
+
+    def __str__(self) -> str:
+        row, column, expected, found = self.worst
+        return (
+            f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
+            f"{self.max_abs:.3g} ({self.used:.3g} of the limit): row {row}, column {column} is {found:.6g}, "
+            f"expected {expected:.6g}"
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one size, by label, in the order of their slots."""
+
+    name: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Network inputs ``(1, C, H, W)`` float32 by label, and the batches to run them in."""
+
+    images: dict[str, Array]
+    batches: tuple[Batch, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> Array:
+        """The first image."""
+        return next(iter(self.images.values()))
+
+    def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Feeds:
+        """What a network can take of them: ``takes`` is asked about input shapes ``(B, C, H, W)``.
+
+        Batches that are too large lose their last slots; those of a size that is not taken at all are left out, and
+        the notes say so.
+        """
+        batches, left_out = [], []
+        for batch in self.batches:
+            slots = range(len(batch.images), 0, -1)
+            size = self.images[batch.images[0]].shape[1:]
+            fitting = next((n for n in slots if takes((n, *size))), 0)
+            if fitting == len(batch.images):
+                batches.append(batch)
+            elif fitting:
+                batches.append(Batch(f"{batch.name}, the first {fitting}", batch.images[:fitting]))
+            else:
+                left_out.append(batch.name)
+        used = {label for batch in batches for label in batch.images}
+        images = {label: image for label, image in self.images.items() if label in used}
+        notes = tuple(f"{name} is not compared: its size is outside of what the network takes" for name in left_out)
+        return Feeds(images, tuple(batches), (*self.notes, *notes))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)``.
+
+    ``computed`` tells for each reference what computed it. A reference need not have rows of every image.
+    """
+
+    feeds: Feeds
+    rows: Mapping[str, Mapping[str, Array]]
+    computed: Mapping[str, str]
+
+    def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Expected:
+        """The same for a network that takes less; see :meth:`Feeds.within`.
+
+        Raises:
+            ParityError: it takes none of the images.
+        """
+        feeds = self.feeds.within(takes)
+        if not feeds.batches:
+            raise ParityError(f"the network takes none of the images to compare on ({', '.join(self.feeds.images)})")
+        return replace(self, feeds=feeds)
+
+    def save(self, path: Path) -> None:
+        """Write the images and the first reference's rows as float32; numpy's ``.npz``, compressed.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        reference = next(iter(self.rows))
+        labels = [label for label in self.feeds.images if label in self.rows[reference]]
+        batches = [[b.name, list(b.images)] for b in self.feeds.batches if set(b.images) <= set(labels)]
+        about = {
+            "format": FORMAT,
+            "reference": reference,
+            "computed": self.computed[reference],
+            "labels": labels,
+            "batches": batches,
+            "notes": list(self.feeds.notes),
+        }
+        arrays = {"about": np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)}
+        for i, label in enumerate(labels):
+            arrays[f"image{i}"] = self.feeds.images[label]
+            arrays[f"rows{i}"] = self.rows[reference][label].astype(np.float32)
+        data = BytesIO()
+        np.savez_compressed(data, allow_pickle=False, **arrays)
+        write_whole(path, data.getvalue())
+
+    @staticmethod
+    def load(path: Path) -> Expected:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ArtefactError: it is not such a file, or is damaged or of a newer format.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                about = json.loads(arrays["about"].tobytes())
+                if about["format"] > FORMAT:
+                    raise ArtefactError(f"{path} has format {about['format']}, known is {FORMAT}: update deploykit")
+                labels: list[str] = about["labels"]
+                images = {label: arrays[f"image{i}"] for i, label in enumerate(labels)}
+                rows = {label: arrays[f"rows{i}"] for i, label in enumerate(labels)}
+            batches = tuple(Batch(name, tuple(slots)) for name, slots in about["batches"])
+            if not batches or not {label for b in batches for label in b.images} <= set(images):
+                raise ValueError("it names images that it does not hold")
+            feeds = Feeds(images, batches, tuple(about["notes"]))
+            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]})
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+            raise ArtefactError(f"{path} holds no reference values that can be read ({e}): export again") from e
+
+
+def runs(
+    expected: Expected, name: str, session: Session, layout: RawRows, on_step: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[Batch, str, list[Array], list[Array]]]:
+    """Run every batch; yield it with each reference that has all of its images: (batch, reference, expected, found).
+
+    Both lists hold one image's rows ``(N, columns)`` a slot. References saw one image at a time: so a slot that is
+    mixed up, or an image that leaks into another slot, shows as a difference.
+
+    Raises:
+        SpecError: the output is not what ``layout`` says. BackendError: the network failed.
+    """
+    for batch in expected.feeds.batches:
+        on_step(f"{name} on {batch.name}")
+        found = _run_batch(session, batch, expected.feeds, layout, name)
+        for reference, rows in expected.rows.items():
+            if all(label in rows for label in batch.images):
+                yield batch, reference, [rows[label] for label in batch.images], found
+
+
+def rows_of(session: Session, image: Array, layout: RawRows, name: str) -> Array:
+    """One image's rows ``(N, columns)``; a session with a fixed batch gets the image in every slot.
+
+    Raises:
+        SpecError: the output is not what ``layout`` says.
+    """
+    info = session.inputs[0]
+    batch = info.shape[0] or 1
+    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), layout, name)[0]
+    return rows
+
+
+def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows, name: str) -> list[Array]:
+    info = session.inputs[0]
+    blob = np.concatenate([feeds.images[label] for label in batch.images])
+    fixed = info.shape[0]
+    if fixed is None or fixed == len(blob):
+        return list(_rows(session.run({info.name: blob}), layout, name))
+    return [rows_of(session, image[None], layout, name) for image in blob]
+
+
+def _rows(outputs: Mapping[str, Array], layout: RawRows, name: str) -> Array:
+    """The output of the spec's name, or the only one: somebody else's export may call it otherwise."""
+    if layout.name not in outputs and len(outputs) > 1:
+        raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
+    rows = outputs.get(layout.name, next(iter(outputs.values())))
+    if rows.ndim != 3 or rows.shape[2] < layout.columns:
+        raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
+    return rows
+
+
+def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
+    """Kind of value -> (its columns, whether they are pixels)."""
+    scores = [*range(*layout.cls)] if layout.obj is None else [*range(*layout.obj), *range(*layout.cls)]
+    columns = {"boxes": ([*range(*layout.box)], True), "scores": (scores, False)}
+    if layout.keypoints:
+        start, stop = layout.keypoints
+        points = range(start, stop)
+        columns["keypoints"] = ([c for c in points if (c - start) % layout.kpt_dims < 2], True)
+        if layout.kpt_dims > 2:
+            columns["visibility"] = ([c for c in points if (c - start) % layout.kpt_dims >= 2], False)
+    return columns
+
+
+def differences(
+    reference: str, name: str, label: str, rows: list[Array], found: list[Array], layout: RawRows, limits: Tolerance
+) -> list[Difference]:
+    """One :class:`Difference` a kind of value, between two lists of one image's rows a slot.
+
+    Raises:
+        ParityError: the two have different numbers of rows.
+    """
+    a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
+    if a.shape != b.shape:
+        raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
+    report = []
+    for values, (columns, pixels) in _value_columns(layout).items():
+        expected, got = a[:, columns], b[:, columns]
+        limit = limits.pixels + limits.relative * np.abs(expected) if pixels else limits.probability
+        error = np.abs(expected - got)
+        # NaN or infinity on either side is never equal to anything.
+        error[~(np.isfinite(expected) & np.isfinite(got))] = np.inf
+        used = error / limit
+        row, column = np.unravel_index(int(used.argmax()), used.shape)
+        worst = (int(row), columns[int(column)], float(expected[row, column]), float(got[row, column]))
+        report.append(
+            Difference(reference, name, label, values, error.size, float(error.max()), float(used.max()), worst)
+        )
+    return report
