@@ -14,6 +14,7 @@ from deploykit.errors import explained_imports
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
     from deploykit.export.compare import compare as compare
+    from deploykit.export.to_engine import build_engine as build_engine
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
@@ -28,6 +29,7 @@ _HOME = {
     "ModelSpec": "deploykit.spec",
     "Predictor": "deploykit.runtime.predictor",
     "Result": "deploykit.runtime.results",
+    "build_engine": "deploykit.export.to_engine",
     "compare": "deploykit.export.compare",
     "export_onnx": "deploykit.export.to_onnx",
     "load": "deploykit.facade",

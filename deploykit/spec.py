@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "Tensor",
     "Thresholds",
+    "read_value",
 ]
 
 METADATA_KEY = "deploykit"
@@ -255,13 +256,17 @@ class ModelSpec:
             raise SpecError(
                 f"the spec has version {version!r}, this deploykit reads up to {SPEC_VERSION}: update deploykit"
             )
-        spec = _read(ModelSpec, data, "spec")
+        spec = read_value(ModelSpec, data, "spec")
         assert isinstance(spec, ModelSpec)
         return spec
 
 
-def _read(kind: Any, value: Any, where: str) -> Any:
-    """Build a value of the annotated type ``kind`` from parsed JSON, or say where it does not fit."""
+def read_value(kind: Any, value: Any, where: str) -> Any:
+    """Build a value of the annotated type ``kind`` (dataclasses, tuples, dicts, unions, plain) from parsed JSON.
+
+    Raises:
+        SpecError: it does not fit; ``where`` is how the message calls the value.
+    """
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         if value not in typing.get_args(kind):
@@ -271,6 +276,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         return _read_union(typing.get_args(kind), value, where)
     if origin is tuple:
         return _read_tuple(typing.get_args(kind), value, where)
+    if origin is dict:
+        return _read_dict(typing.get_args(kind)[1], value, where)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -288,7 +295,7 @@ def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if unknown:
         raise SpecError(f"{where} has no field {unknown[0]!r}; it has {', '.join(hints)}")
     try:
-        return kind(**{name: _read(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+        return kind(**{name: read_value(hints[name], v, f"{where}.{name}") for name, v in value.items()})
     except TypeError as e:  # a field without a default is missing
         raise SpecError(f"{where}: {str(e).replace('__init__() ', '')}") from e
 
@@ -298,19 +305,25 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
         return None
     options = tuple(o for o in options if o is not type(None))
     if len(options) == 1:
-        return _read(options[0], value, where)
+        return read_value(options[0], value, where)
     kinds = {o.__dataclass_fields__["kind"].default: o for o in options}
     found = value.get("kind") if isinstance(value, dict) else None
     if found not in kinds:
         raise SpecError(f"{where}.kind must be one of {', '.join(kinds)}, got {found!r}")
-    return _read(kinds[found], value, where)
+    return read_value(kinds[found], value, where)
 
 
 def _read_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
     if not isinstance(value, (list, tuple)):
         raise SpecError(f"{where} must be a list, got {value!r}")
     if len(args) == 2 and args[1] is Ellipsis:
-        return tuple(_read(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(read_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if len(value) != len(args):
         raise SpecError(f"{where} must have {len(args)} entries, got {len(value)}")
-    return tuple(_read(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+    return tuple(read_value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+
+
+def _read_dict(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise SpecError(f"{where} must be an object, got {value!r}")
+    return {key: read_value(kind, v, f"{where}.{key}") for key, v in value.items()}

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.export.compare import ParityReport
+from deploykit.runtime.engine import EngineRecord
 from deploykit.spec import ModelSpec
 
-__all__ = ["Constant", "ExportReport", "Interface", "megabytes"]
+__all__ = ["Constant", "EngineReport", "ExportReport", "Interface", "megabytes"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,21 @@ class ExportReport:
         data["bytes_per_parameter"] = self.bytes_per_parameter
         data["parity"] = self.parity.to_dict() if self.parity else None
         return data
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """The result of :func:`deploykit.build_engine`: the engine, its record, and the parity report if it ran."""
+
+    path: Path
+    record: EngineRecord
+    parity: ParityReport | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the record's fields, with the path, the times and the parity report in full."""
+        parity = self.parity.to_dict() if self.parity else None
+        return {**dataclasses.asdict(self.record), "path": str(self.path), "parity": parity, "seconds": self.seconds}
 
 
 def megabytes(size: int) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -15,11 +13,12 @@ import onnx_ir as ir
 from torch import nn
 
 from deploykit import __version__
-from deploykit.errors import ExportError, ImageSizeError, OutputError, UsageError, require, writing
+from deploykit.errors import ExportError, ImageSizeError, UsageError, require
 from deploykit.export import passes
 from deploykit.export.clock import Clock
 from deploykit.export.compare import ParityReport, check_expected, expect
 from deploykit.export.feeds import make_feeds
+from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.report import ExportReport
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.export.trace import example_input, traced
@@ -111,7 +110,7 @@ def onnx_from_model(
     """The part of :func:`export_onnx` after the checkpoint: any :class:`ReferenceModel` to a verified file."""
     clock = clock or Clock(lambda _: None)
     spec = _spec(model, img, batch, dynamic, opset)
-    _check_place(out)
+    check_place(out)
     example = example_input(spec.input)
     feeds = make_feeds(spec, samples) if check else None
     if check:
@@ -142,14 +141,14 @@ def onnx_from_model(
         notes=model.notes,
     )
     clock("writing")
-    with _folder_beside(out) as folder:
+    with folder_beside(out) as folder:
         file = _write(graph, folder / out.name, report.weight_size)
         del graph
         parity = _proved(model, fused, file, spec, feeds, clock, on_expected) if feeds else None
         size = sum(p.stat().st_size for p in folder.iterdir())
         if parity is not None:
             _report_of(file).write_text(parity.to_json())
-        _move(folder, out)
+        move_into_place(folder, out, companions=(_weights_of(out), _report_of(out)))
     return replace(report, size=size, parity=parity, seconds=clock.seconds())
 
 
@@ -163,17 +162,6 @@ def _place(weights: Path, out: str | Path | None) -> Path:
     if place.suffix != ".onnx":
         raise UsageError(f"--out is a file that ends in .onnx, or a folder; got {out}")
     return place
-
-
-def _check_place(out: Path) -> None:
-    """Find out now, not after a minute of work, that the result cannot be written."""
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        probe = out.with_name(f".{out.name}.{os.getpid()}.probe")
-        probe.write_bytes(b"")
-        probe.unlink()
-    if out.is_dir():
-        raise OutputError(f"cannot write {out}: it is a folder")
 
 
 def _spec(
@@ -214,18 +202,6 @@ def _finish(graph: ir.Model, spec: ModelSpec) -> None:
         rows = output.shape[1]  # the legacy exporter does not know it where the batch is free
         passes.name_axes(output, (batch, rows if isinstance(rows, int) else "rows", spec.output.columns))
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
-
-
-@contextlib.contextmanager
-def _folder_beside(out: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk: files are born there under their final names, and moved when proved."""
-    folder = out.with_name(f".{out.stem}.{os.getpid()}.partial")
-    with writing(out):
-        folder.mkdir(exist_ok=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write(graph: ir.Model, file: Path, weights: int) -> Path:
@@ -275,13 +251,3 @@ def _weights_of(file: Path) -> Path:
 
 def _report_of(file: Path) -> Path:
     return file.with_name(f"{file.name}.parity.json")
-
-
-def _move(folder: Path, out: Path) -> None:
-    """Move the files to their places: the weights before the graph that names them, the proof after it."""
-    files = sorted(folder.iterdir(), key=lambda p: (p.suffix != ".data", p.suffix == ".json"))
-    for file in files:
-        file.replace(out.with_name(file.name))
-    for companion in (_weights_of(out), _report_of(out)):  # of an older file: they say nothing about this one
-        if companion.name not in [file.name for file in files]:
-            companion.unlink(missing_ok=True)

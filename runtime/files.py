@@ -9,7 +9,7 @@ from pathlib import Path
 
 from deploykit.errors import ArtefactError, NotFoundError, writing
 
-__all__ = ["close_matches", "existing_file", "exists", "is_folder", "partial_name", "write_whole"]
+__all__ = ["cache_folder", "close_matches", "existing_file", "exists", "is_folder", "partial_name", "write_whole"]
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
@@ -51,6 +51,15 @@ def close_matches(path: Path) -> str:
         return "" if exists(path.parent) else f", nor the folder {path.parent}"
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.6)
     return f"; did you mean {', '.join(near)}?" if near else ""
+
+
+def cache_folder() -> Path:
+    """``$XDG_CACHE_HOME/deploykit``, or ``~/.cache/deploykit``: what is worth keeping from one run to the next.
+
+    What lies there may be deleted at any time. The folder need not exist.
+    """
+    place = os.environ.get("XDG_CACHE_HOME")
+    return (Path(place) if place else Path.home() / ".cache") / "deploykit"
 
 
 def partial_name(path: Path) -> Path:

@@ -131,6 +131,10 @@ class Expected:
             raise ParityError(f"the network takes none of the images to compare on ({', '.join(self.feeds.images)})")
         return replace(self, feeds=feeds)
 
+    def only(self, reference: str) -> Expected:
+        """The same with one of its references."""
+        return Expected(self.feeds, {reference: self.rows[reference]}, {reference: self.computed[reference]})
+
     def save(self, path: Path) -> None:
         """Write the images and the first reference's rows as float32; numpy's ``.npz``, compressed.
 
@@ -164,7 +168,7 @@ class Expected:
             ArtefactError: it is not such a file, or is damaged or of a newer format.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 about = json.loads(arrays["about"].tobytes())
                 if about["format"] > FORMAT:
                     raise ArtefactError(f"{path} has format {about['format']}, known is {FORMAT}: update deploykit")
@@ -258,10 +262,12 @@ def differences(
     for values, (columns, pixels) in _value_columns(layout).items():
         expected, got = a[:, columns], b[:, columns]
         limit = limits.pixels + limits.relative * np.abs(expected) if pixels else limits.probability
-        error = np.abs(expected - got)
+        with np.errstate(invalid="ignore"):
+            error = np.abs(expected - got)
+            used = error / limit
         # NaN or infinity on either side is never equal to anything.
-        error[~(np.isfinite(expected) & np.isfinite(got))] = np.inf
-        used = error / limit
+        never = ~(np.isfinite(expected) & np.isfinite(got))
+        error[never] = used[never] = np.inf
         row, column = np.unravel_index(int(used.argmax()), used.shape)
         worst = (int(row), columns[int(column)], float(expected[row, column]), float(got[row, column]))
         report.append(

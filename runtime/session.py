@@ -26,6 +26,8 @@ Array = npt.NDArray[Any]
 
 BACKENDS: dict[str, dict[str, str]] = {
     ".onnx": {"onnxruntime": "deploykit.runtime.ort"},
+    ".trt": {"tensorrt": "deploykit.runtime.trt"},
+    ".engine": {"tensorrt": "deploykit.runtime.trt"},
 }
 """File suffix -> backend name -> module; the first backend of a suffix is the default."""
 

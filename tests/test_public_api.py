@@ -8,7 +8,17 @@ import pytest
 
 import deploykit
 
-PUBLIC = ["DeployError", "ModelSpec", "Predictor", "Result", "compare", "export_onnx", "load", "open_session"]
+PUBLIC = [
+    "DeployError",
+    "ModelSpec",
+    "Predictor",
+    "Result",
+    "build_engine",
+    "compare",
+    "export_onnx",
+    "load",
+    "open_session",
+]
 
 
 def test_the_public_names_are_these() -> None:
@@ -32,6 +42,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("load", ["path", "spec", "backend", "conf", "iou", "max_det"]),
         ("export_onnx", ["weights", "img", "batch", "dynamic", "opset", "simplify", "out", "samples", "check"]),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
+        ("build_engine", ["onnx", "flavour", "out", "profiles", "options", "timing_cache", "spec", "samples"]),
     ],
 )
 def test_signatures_keep_their_parameters(name: str, parameters: list[str]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,27 +33,52 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
+class Steps:
+    """What a command is doing: call it with each step; :meth:`share` tells how far a long step is.
+
+    A line a step on stderr; :func:`steps` makes the one with a bar for a terminal.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._seen: set[str] = set()
+
+    def __call__(self, step: str) -> None:
+        """A step begins; its details follow a colon."""
+        name = step.split(":", maxsplit=1)[0]
+        if name not in self._seen:
+            self._seen.add(name)
+            print(f"[{time.perf_counter() - self._start:6.1f} s] {name}", file=sys.stderr)
+
+    def share(self, phase: str, share: float) -> None:
+        """So much (0 to 1) of the running step is done; lines do not tell it."""
+
+
 @contextlib.contextmanager
-def steps() -> Iterator[Callable[[str], None]]:
-    """Yield a function to tell the steps to: a spinner on a terminal, else a line a step, on stderr."""
-    from rich.console import Console
-
-    start = time.perf_counter()
+def steps() -> Iterator[Steps]:
+    """Yield what to tell the steps to: a progress bar on a terminal, else a line a step, on stderr."""
     if not sys.stderr.isatty():
-        seen: list[str] = []
-
-        def line(step: str) -> None:
-            name = step.split(":", maxsplit=1)[0]
-            if name not in seen:
-                seen.append(name)
-                print(f"[{time.perf_counter() - start:6.1f} s] {name}", file=sys.stderr)
-
-        yield line
+        yield Steps()
         return
+    from rich.console import Console
     from rich.markup import escape
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status("starting") as status:
-        yield lambda step: status.update(f"{escape(step)} [dim]({time.perf_counter() - start:.0f} s)[/dim]")
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=None)
+
+        class Shown(Steps):
+            def __call__(self, step: str) -> None:
+                bar.update(task, description=escape(step), total=None, completed=0)
+
+            def share(self, phase: str, share: float) -> None:
+                bar.update(task, description=escape(phase), total=1.0, completed=share)
+
+        yield Shown()
 
 
 def parity_table(report: ParityReport) -> Table:

@@ -1,4 +1,4 @@
-"""``deploykit export``: a checkpoint to a verified ONNX file."""
+"""``deploykit export``: a checkpoint to a verified ONNX file, and to TensorRT engines."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.cli._display import console, parity_lines, parity_table, print_json, steps
+from deploykit.cli._engine import add_engine_arguments, engine_options, given_engine_options, print_engine
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
@@ -15,7 +16,18 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--weights", required=True, metavar="FILE", help="the checkpoint; it is read, never executed")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="the checkpoint; it is read, never executed (for engines also an .onnx file)",
+    )
+    parser.add_argument(
+        "--format",
+        action="append",
+        choices=("onnx", "tensorrt", "tensorrt-rtx"),
+        help="what to write; may be repeated. tensorrt-rtx builds without a GPU (default onnx)",
+    )
     parser.add_argument(
         "--img", type=int, nargs="+", metavar="N", help="input size in pixels: one side, or height and width"
     )
@@ -31,7 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--simplify", action=argparse.BooleanOptionalAction, default=True, help="fold constants (default yes)"
     )
     parser.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="of torch (default dynamo)")
-    parser.add_argument("--out", metavar="PATH", help="the file, or a folder for it (default: beside the weights)")
+    parser.add_argument(
+        "--out", metavar="PATH", help="the file, or a folder (for several formats) (default: beside the weights)"
+    )
     parser.add_argument(
         "--sample", action="append", default=[], metavar="IMAGE", help="check on this picture (may be repeated)"
     )
@@ -42,6 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prove that the numbers agree (default yes)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
+    add_engine_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,27 +65,41 @@ def run(args: argparse.Namespace) -> int:
 
     if args.img is not None and len(args.img) > 2:
         raise UsageError(f"--img takes one side, or height and width; got {len(args.img)} numbers")
-    from deploykit.export.to_onnx import export_onnx
+    formats = args.format or ["onnx"]
+    engines = formats != ["onnx"]
+    if not engines and (given := given_engine_options(args)):
+        raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
+    from deploykit.export.formats import export_formats
 
     size = None if args.img is None else (args.img[0], args.img[-1])
-    with steps() as on_step:
-        report = export_onnx(
+    with steps() as told:
+        exports = export_formats(
             args.weights,
-            img=size,
-            batch=args.batch,
-            dynamic=args.dynamic,
-            opset=args.opset,
-            simplify=args.simplify,
+            formats,
             out=args.out,
+            onnx_options={
+                "img": size,
+                "batch": args.batch,
+                "dynamic": args.dynamic,
+                "opset": args.opset,
+                "simplify": args.simplify,
+                "exporter": args.exporter,
+            },
+            engine_options=engine_options(args) if engines else None,
             samples=args.sample,
             check=args.check,
-            exporter=args.exporter,
-            on_step=on_step,
+            on_step=told,
+            on_progress=told.share,
         )
     if args.json:
-        print_json(report.to_dict())
-    else:
-        _print(report)
+        print_json(exports.to_dict())
+        return 0
+    if exports.onnx:
+        _print(exports.onnx)
+    for engine in exports.engines:
+        print_engine(engine)
+    runs_here = exports.onnx.path if exports.onnx else Path(args.weights)
+    print(f"\nnext: deploykit predict --model {_quoted(runs_here)} --source people.jpg --out results")
     return 0
 
 
@@ -103,7 +132,6 @@ def _print(report: ExportReport) -> None:
         out.print(parity_table(report.parity))
         for line in parity_lines(report.parity):
             out.print(line, markup=False)
-    print(f"\nnext: deploykit predict --model {_quoted(report.path)} --source people.jpg --out results")
 
 
 def preprocessing(spec: ModelSpec) -> str:

@@ -19,7 +19,9 @@ HEAVY = {"torch", "onnx", "onnxruntime", "cv2", "numpy", "rich", "onnxscript", "
 OPTIONS = {
     "export": {
         "--weights", "--img", "--batch", "--dynamic", "--opset", "--simplify", "--no-simplify", "--exporter", "--out",
-        "--sample", "--check", "--no-check", "--json",
+        "--sample", "--check", "--no-check", "--json", "--format", "--profile", "--workspace", "--tf32",
+        "--version-compatible", "--hardware-compatible", "--compute-capability", "--optimization-level",
+        "--timing-cache", "--no-timing-cache", "--device", "--build-log", "--spec",
     },
     "predict": {"--model", "--source", "--out", "--json", "--conf", "--iou", "--max-det", "--spec"},
     "compare": {"A", "B", "--sample", "--spec", "--json"},

@@ -1,0 +1,99 @@
+"""How far an engine's builder is: one rising number from the phases that it reports."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["BuildProgress", "monitor"]
+
+
+@dataclass
+class _Phase:
+    name: str
+    parent: str | None
+    steps: int
+    done: int = 0
+
+
+class BuildProgress:
+    """A tree of phases, each of so many steps, as one share from 0 to 1 that never falls.
+
+    A phase's share is its finished steps, and within the running step that of the phase inside it. Several phases may
+    follow each other inside one step, and how many is not known before; so the share waits where it would fall.
+
+    Args:
+        tell: called with the outermost running phase's name and the share, from whichever thread builds.
+    """
+
+    def __init__(self, tell: Callable[[str, float], None]) -> None:
+        self._tell = tell
+        self._lock = threading.Lock()
+        self._phases: dict[str, _Phase] = {}
+        self._share = 0.0
+        self.cancelled = False
+
+    def start(self, name: str, parent: str | None, steps: int) -> None:
+        """A phase begins, inside of ``parent`` if that runs."""
+        with self._lock:
+            self._phases[name] = _Phase(name, parent if parent in self._phases else None, max(steps, 1))
+        self._report()
+
+    def step(self, name: str, number: int) -> bool:
+        """Step ``number`` (from 0) of a phase is done; False: the build shall end."""
+        with self._lock:
+            if phase := self._phases.get(name):
+                phase.done = max(phase.done, min(number + 1, phase.steps))
+        self._report()
+        return not self.cancelled
+
+    def finish(self, name: str) -> None:
+        """A phase ends, and what is inside of it."""
+        with self._lock:
+            ended = {name}
+            for phase in list(self._phases.values()):  # in the order of their start: parents first
+                if phase.parent in ended:
+                    ended.add(phase.name)
+            done = [self._phases.pop(each) for each in ended if each in self._phases]
+        if any(phase.parent is None for phase in done):
+            self._share = 1.0
+            self._tell(name, 1.0)
+        else:
+            self._report()
+
+    def _report(self) -> None:
+        with self._lock:
+            root = next((p for p in self._phases.values() if p.parent is None), None)
+            if root is None:
+                return
+            self._share = max(self._share, self._of(root))
+            name, share = root.name, self._share
+        self._tell(name, share)
+
+    def _of(self, phase: _Phase) -> float:
+        inner = max((self._of(p) for p in self._phases.values() if p.parent == phase.name), default=0.0)
+        return min(1.0, (phase.done + (inner if phase.done < phase.steps else 0.0)) / phase.steps)
+
+
+def monitor(trt: Any, progress: BuildProgress) -> Any:
+    """An ``IProgressMonitor`` of this TensorRT that tells ``progress``.
+
+    TensorRT calls it from threads of its own and ends the process where an exception leaves it, so none does.
+    """
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is known at run time only
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            progress.start(phase_name, parent_phase, num_steps)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            return progress.step(phase_name, step)
+
+        def phase_finish(self, phase_name: str) -> None:
+            progress.finish(phase_name)
+
+    return Monitor()

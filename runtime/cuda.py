@@ -1,0 +1,375 @@
+"""A GPU's memory, streams and events: one narrow interface, and two libraries behind it, of which either will do.
+
+``cuda-bindings`` comes as wheels; ``pycuda`` is published as source only and is compiled when it is installed. Both use
+the device's primary context, so that memory and streams can be shared with other libraries in the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError, require
+from deploykit.runtime.session import Array
+
+__all__ = ["BINDINGS", "Buffer", "Gpu", "device_index", "open_gpu", "why_no_gpu"]
+
+BINDINGS = ("cuda-bindings", "pycuda")
+"""The libraries, in the order in which they are tried."""
+
+
+class Gpu(ABC):
+    """One GPU. Pointers, streams and events are integers or objects of the library; sizes are in bytes.
+
+    ``driver`` is the CUDA version that the driver supports, such as ``13.0``; ``binding`` the library's name.
+    Every method may be called from any thread, inside of :meth:`bound`.
+    """
+
+    index: int
+    name: str
+    compute_capability: tuple[int, int]
+    driver: str
+    binding: str
+
+    @abstractmethod
+    def bound(self) -> contextlib.AbstractContextManager[None]:
+        """While the context lasts, this GPU is the calling thread's current one."""
+
+    @abstractmethod
+    def memory(self) -> tuple[int, int]:
+        """(free, total) bytes of the device's memory, of all processes."""
+
+    @abstractmethod
+    def allocate(self, size: int) -> int:
+        """A pointer to ``size`` bytes on the device."""
+
+    @abstractmethod
+    def free(self, pointer: int) -> None:
+        """Give back what :meth:`allocate` gave."""
+
+    @abstractmethod
+    def allocate_pinned(self, size: int) -> Array:
+        """``uint8 (size,)`` in page-locked memory of the host, which copies need to be asynchronous."""
+
+    @abstractmethod
+    def free_pinned(self, memory: Array) -> None:
+        """Give back what :meth:`allocate_pinned` gave; nobody may look at it any more."""
+
+    @abstractmethod
+    def new_stream(self) -> Any:
+        """A stream that does not wait for the default one."""
+
+    @abstractmethod
+    def handle(self, stream: Any) -> int:
+        """The stream as the number that other libraries take."""
+
+    @abstractmethod
+    def close_stream(self, stream: Any) -> None:
+        """Destroy a stream."""
+
+    @abstractmethod
+    def synchronize(self, stream: Any) -> None:
+        """Wait until everything on the stream is done.
+
+        Raises:
+            BackendError: something on it failed.
+        """
+
+    @abstractmethod
+    def to_device(self, pointer: int, memory: Array, stream: Any) -> None:
+        """Copy ``memory`` (contiguous) to the device, when the stream gets there."""
+
+    @abstractmethod
+    def to_host(self, memory: Array, pointer: int, stream: Any) -> None:
+        """Copy from the device into ``memory`` (contiguous), when the stream gets there."""
+
+    @abstractmethod
+    def new_event(self) -> Any:
+        """An event that measures time."""
+
+    @abstractmethod
+    def record(self, event: Any, stream: Any) -> None:
+        """Mark the stream's present end."""
+
+    @abstractmethod
+    def milliseconds(self, start: Any, end: Any) -> float:
+        """The time between two recorded events whose stream has been synchronised."""
+
+
+class Buffer:
+    """A piece of device memory and its page-locked twin on the host; it grows when more is needed, never shrinks."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self.pointer = 0
+        self.size = 0
+        self._pinned: Array | None = None
+
+    def reserve(self, size: int) -> int:
+        """Have at least ``size`` bytes on the device; what was there may be lost. Returns the pointer."""
+        if size > self.size or not self.pointer:
+            self._free()
+            self.pointer = self._gpu.allocate(max(size, 1))
+            self.size = max(size, 1)
+        return self.pointer
+
+    def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """The first bytes of the twin as an array; the next call with a larger size makes it worthless."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if self._pinned is None or len(self._pinned) < size:
+            self._free_pinned()
+            self._pinned = self._gpu.allocate_pinned(max(size, self.size, 1))
+        return self._pinned[:size].view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        """Give both back."""
+        self._free()
+        self._free_pinned()
+
+    def _free(self) -> None:
+        if self.pointer:
+            self._gpu.free(self.pointer)
+        self.pointer = self.size = 0
+
+    def _free_pinned(self) -> None:
+        if self._pinned is not None:
+            self._gpu.free_pinned(self._pinned)
+        self._pinned = None
+
+
+def why_no_gpu() -> str | None:
+    """Why nothing can run on an NVIDIA GPU here, as half a sentence; None where there is one.
+
+    The driver itself is asked, so that the answer needs no package.
+    """
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver = ctypes.CDLL(name)
+    except OSError:
+        return f"this machine has no NVIDIA driver ({name} is not found)"
+    if code := driver.cuInit(0):
+        return f"the NVIDIA driver does not start (cuInit gives {code}: {_CODES.get(code, 'see the CUDA manual')})"
+    count = ctypes.c_int()
+    if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return "the NVIDIA driver finds no GPU (is CUDA_VISIBLE_DEVICES empty?)"
+    return None
+
+
+_CODES = {
+    3: "not initialised",
+    34: "a stub of the driver is installed instead of the driver",
+    100: "no GPU",
+    101: "no such GPU",
+    802: "the system is not ready yet",
+    803: "driver and kernel module are of different versions: restart the machine",
+    804: "this GPU has no forward compatibility",
+    999: "unknown error",
+}
+"""What cuInit answers most often."""
+
+
+def device_index(provider: str) -> int:
+    """The number in ``cuda:1``; plain ``cuda`` is 0.
+
+    Raises:
+        UsageError: neither.
+    """
+    kind, _, number = provider.partition(":")
+    if kind != "cuda" or (number and not (number.isascii() and number.isdecimal())) or provider.endswith(":"):
+        raise UsageError(f"a GPU is cuda or cuda:N with its number, got {provider!r}")
+    return int(number or 0)
+
+
+def open_gpu(index: int = 0, binding: str = "auto") -> Gpu:
+    """One GPU by its number, with the first library of :data:`BINDINGS` that imports, or the one asked for.
+
+    Raises:
+        DeviceError: there is no GPU, or none of that number. MissingDependencyError: neither library is installed.
+    """
+    if reason := why_no_gpu():
+        raise DeviceError(f"an NVIDIA GPU is needed, and {reason}")
+    makers = {"cuda-bindings": _CudaBindings, "pycuda": _PyCuda}
+    if binding != "auto":
+        if binding not in makers:
+            raise UsageError(f"binding must be auto, {' or '.join(BINDINGS)}; got {binding!r}")
+        return makers[binding](index)
+    try:
+        return _CudaBindings(index)
+    except MissingDependencyError as missing:
+        try:
+            return _PyCuda(index)
+        except MissingDependencyError:
+            raise missing from None
+
+
+def _check_index(index: int, count: int) -> None:
+    if not 0 <= index < count:
+        there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise DeviceError(f"cuda:{index} was asked for, and this machine has {there}")
+
+
+def _version(number: int) -> str:
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+class _CudaBindings(Gpu):
+    """By NVIDIA's own Python bindings of the CUDA runtime."""
+
+    binding = "cuda-bindings"
+
+    def __init__(self, index: int) -> None:
+        self._rt: Any = require("cuda.bindings.runtime", "tensorrt")
+        _check_index(index, self._call("cudaGetDeviceCount"))
+        self.index = index
+        about = self._call("cudaGetDeviceProperties", index)
+        self.name = bytes(about.name).split(b"\0")[0].decode()
+        self.compute_capability = (int(about.major), int(about.minor))
+        self.driver = _version(self._call("cudaDriverGetVersion"))
+        self._kind = self._rt.cudaMemcpyKind
+
+    def _call(self, function: str, *args: Any) -> Any:
+        """Call, check the code that comes first, and give the rest."""
+        code, *values = getattr(self._rt, function)(*args)
+        if int(code):
+            words = self._rt.cudaGetErrorString(code)[1]
+            reason = words.decode() if isinstance(words, bytes) else str(words)
+            kind = DeviceError if int(code) in (35, 100, 101) else BackendError
+            raise kind(f"{function} failed with code {int(code)}: {reason}")
+        return values[0] if len(values) == 1 else tuple(values)
+
+    @contextlib.contextmanager
+    def bound(self) -> Iterator[None]:
+        before = self._call("cudaGetDevice")
+        self._call("cudaSetDevice", self.index)
+        try:
+            yield
+        finally:
+            if before != self.index:
+                self._call("cudaSetDevice", before)
+
+    def memory(self) -> tuple[int, int]:
+        free, total = self._call("cudaMemGetInfo")
+        return int(free), int(total)
+
+    def allocate(self, size: int) -> int:
+        return int(self._call("cudaMalloc", size))
+
+    def free(self, pointer: int) -> None:
+        self._call("cudaFree", pointer)
+
+    def allocate_pinned(self, size: int) -> Array:
+        address = int(self._call("cudaMallocHost", size))
+        return np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
+
+    def free_pinned(self, memory: Array) -> None:
+        self._call("cudaFreeHost", memory.ctypes.data)
+
+    def new_stream(self) -> Any:
+        return self._call("cudaStreamCreateWithFlags", self._rt.cudaStreamNonBlocking)
+
+    def handle(self, stream: Any) -> int:
+        return int(stream)
+
+    def close_stream(self, stream: Any) -> None:
+        self._call("cudaStreamDestroy", stream)
+
+    def synchronize(self, stream: Any) -> None:
+        self._call("cudaStreamSynchronize", stream)
+
+    def to_device(self, pointer: int, memory: Array, stream: Any) -> None:
+        kind = self._kind.cudaMemcpyHostToDevice
+        self._call("cudaMemcpyAsync", pointer, memory.ctypes.data, memory.nbytes, kind, stream)
+
+    def to_host(self, memory: Array, pointer: int, stream: Any) -> None:
+        kind = self._kind.cudaMemcpyDeviceToHost
+        self._call("cudaMemcpyAsync", memory.ctypes.data, pointer, memory.nbytes, kind, stream)
+
+    def new_event(self) -> Any:
+        return self._call("cudaEventCreate")
+
+    def record(self, event: Any, stream: Any) -> None:
+        self._call("cudaEventRecord", event, stream)
+
+    def milliseconds(self, start: Any, end: Any) -> float:
+        return float(self._call("cudaEventElapsedTime", start, end))
+
+
+class _PyCuda(Gpu):
+    """By pycuda, with the primary context pushed for each use and popped again."""
+
+    binding = "pycuda"
+
+    def __init__(self, index: int) -> None:
+        self._drv: Any = require("pycuda.driver", "tensorrt")
+        self._drv.init()
+        _check_index(index, self._drv.Device.count())
+        device = self._drv.Device(index)
+        self.index = index
+        self.name = device.name()
+        self.compute_capability = tuple(device.compute_capability())
+        self.driver = _version(self._drv.get_driver_version())
+        self._context = device.retain_primary_context()
+        self._memory: dict[int, Any] = {}  # pycuda frees what nobody refers to
+
+    @contextlib.contextmanager
+    def bound(self) -> Iterator[None]:
+        self._context.push()
+        try:
+            yield
+        except self._drv.Error as e:
+            raise BackendError(f"CUDA failed: {e}") from e
+        finally:
+            self._context.pop()
+
+    def memory(self) -> tuple[int, int]:
+        free, total = self._drv.mem_get_info()
+        return int(free), int(total)
+
+    def allocate(self, size: int) -> int:
+        memory = self._drv.mem_alloc(size)
+        self._memory[int(memory)] = memory
+        return int(memory)
+
+    def free(self, pointer: int) -> None:
+        self._memory.pop(pointer).free()
+
+    def allocate_pinned(self, size: int) -> Array:
+        memory: Array = self._drv.pagelocked_empty((size,), np.uint8)
+        return memory
+
+    def free_pinned(self, memory: Array) -> None:
+        owner: Any = memory.base
+        owner.free()
+
+    def new_stream(self) -> Any:
+        return self._drv.Stream(1)  # CU_STREAM_NON_BLOCKING
+
+    def handle(self, stream: Any) -> int:
+        return int(stream.handle)
+
+    def close_stream(self, stream: Any) -> None:
+        del stream  # pycuda destroys it with its last reference
+
+    def synchronize(self, stream: Any) -> None:
+        stream.synchronize()
+
+    def to_device(self, pointer: int, memory: Array, stream: Any) -> None:
+        self._drv.memcpy_htod_async(pointer, memory, stream)
+
+    def to_host(self, memory: Array, pointer: int, stream: Any) -> None:
+        self._drv.memcpy_dtoh_async(memory, pointer, stream)
+
+    def new_event(self) -> Any:
+        return self._drv.Event()
+
+    def record(self, event: Any, stream: Any) -> None:
+        event.record(stream)
+
+    def milliseconds(self, start: Any, end: Any) -> float:
+        return float(start.time_till(end))

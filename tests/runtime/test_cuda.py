@@ -1,0 +1,179 @@
+"""The interface to a GPU: what can be told without one, and the same tests for both libraries on one."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError
+from deploykit.runtime import cuda
+from deploykit.runtime.cuda import BINDINGS, Buffer, device_index, open_gpu, why_no_gpu
+from tests.runtime.cpu_tensorrt import CpuGpu
+
+no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU")
+
+
+@no_gpu
+def test_a_machine_without_a_gpu_says_why() -> None:
+    reason = why_no_gpu()
+    assert reason is not None
+    assert reason.startswith(("this machine has no NVIDIA driver", "the NVIDIA driver"))
+    with pytest.raises(DeviceError, match="an NVIDIA GPU is needed, and ") as refused:
+        open_gpu()
+    assert reason in str(refused.value)
+    assert refused.value.exit_code == 61
+
+
+class Driver:
+    """A driver of which only the answers are known."""
+
+    def __init__(self, started: int, count: int) -> None:
+        self._started, self._count = started, count
+
+    def cuInit(self, flags: int) -> int:  # noqa: N802  (the driver's own name)
+        return self._started
+
+    def cuDeviceGetCount(self, place: object) -> int:  # noqa: N802
+        place._obj.value = self._count  # type: ignore[attr-defined]
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("driver", "reason"),
+    [
+        (Driver(0, 1), None),
+        (Driver(0, 0), "the NVIDIA driver finds no GPU (is CUDA_VISIBLE_DEVICES empty?)"),
+        (Driver(803, 0), "cuInit gives 803: driver and kernel module are of different versions: restart the machine"),
+        (Driver(12345, 0), "cuInit gives 12345: see the CUDA manual"),
+    ],
+)
+def test_what_the_driver_answers_is_translated(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, reason: str | None
+) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    found = why_no_gpu()
+    assert found == reason if reason is None or found is None else reason in found
+
+
+@pytest.mark.parametrize(("provider", "index"), [("cuda", 0), ("cuda:0", 0), ("cuda:12", 12)])
+def test_a_gpu_is_named_by_its_number(provider: str, index: int) -> None:
+    assert device_index(provider) == index
+
+
+@pytest.mark.parametrize("provider", ["", "cuda:", "cuda:-1", "cuda:1.5", "cuda:\u0661", "gpu", "cpu", "CUDA"])
+def test_what_is_no_gpu_is_refused(provider: str) -> None:
+    with pytest.raises(UsageError, match="a GPU is cuda or cuda:N"):
+        device_index(provider)
+
+
+@pytest.mark.parametrize(("index", "count", "words"), [(1, 1, "only cuda:0"), (4, 4, "cuda:0 to cuda:3"), (-1, 2, "")])
+def test_a_gpu_that_is_not_there_is_named(index: int, count: int, words: str) -> None:
+    with pytest.raises(DeviceError, match=f"cuda:{index} was asked for, and this machine has .*{words}"):
+        cuda._check_index(index, count)
+
+
+def test_without_a_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "why_no_gpu", lambda: None)
+    for module in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deploykit\[tensorrt\]'"):
+        open_gpu()
+    with pytest.raises(UsageError, match="binding must be auto, cuda-bindings or pycuda"):
+        open_gpu(binding="cupy")
+
+
+@no_gpu
+@pytest.mark.skipif(find_spec("cuda") is None, reason="cuda-bindings is not installed")
+def test_cuda_bindings_without_a_driver_raise_a_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The codes that the library returns where there is no driver become errors; nothing of it is imitated here."""
+    monkeypatch.setattr(cuda, "why_no_gpu", lambda: None)
+    with pytest.raises(DeviceError, match="cudaGetDeviceCount failed with code"):
+        open_gpu(binding="cuda-bindings")
+
+
+def test_a_buffer_grows_and_keeps_what_is_on_the_host() -> None:
+    gpu = CpuGpu()
+    with gpu.bound():
+        buffer = Buffer(gpu)
+        host = buffer.host((4,), np.dtype(np.float32))
+        host[:] = 7
+        first = buffer.reserve(16)
+        assert (host == 7).all()
+        assert buffer.reserve(8) == first
+        assert buffer.host((2,), np.dtype(np.float32)).tolist() == [7, 7]
+        assert buffer.size == 16
+        buffer.reserve(17)
+        assert buffer.size == 17
+        assert gpu.live == 2
+        buffer.close()
+        buffer.close()
+    assert gpu.live == 0
+
+
+def test_an_empty_tensor_still_has_an_address() -> None:
+    gpu = CpuGpu()
+    with gpu.bound():
+        buffer = Buffer(gpu)
+        assert buffer.reserve(0) != 0
+        assert buffer.host((0, 4), np.dtype(np.float32)).shape == (0, 4)
+        buffer.close()
+
+
+@pytest.fixture(params=BINDINGS)
+def gpu(request: pytest.FixtureRequest) -> cuda.Gpu:
+    """The first GPU, by each library in turn."""
+    module = {"cuda-bindings": "cuda", "pycuda": "pycuda"}[request.param]
+    if find_spec(module) is None:
+        pytest.skip(f"{request.param} is not installed")
+    return open_gpu(binding=request.param)
+
+
+@pytest.mark.gpu
+def test_a_gpu_describes_itself(gpu: cuda.Gpu) -> None:
+    assert gpu.name
+    assert gpu.compute_capability >= (5, 0)
+    with gpu.bound():
+        free, total = gpu.memory()
+    assert 0 < free <= total
+
+
+@pytest.mark.gpu
+def test_bytes_go_there_and_back(gpu: cuda.Gpu) -> None:
+    with gpu.bound():
+        stream, start, end = gpu.new_stream(), gpu.new_event(), gpu.new_event()
+        sent, received = gpu.allocate_pinned(1 << 20), gpu.allocate_pinned(1 << 20)
+        sent[:] = np.random.default_rng(0).integers(0, 256, sent.size, np.uint8)
+        received[:] = 0
+        pointer = gpu.allocate(sent.size)
+        gpu.record(start, stream)
+        gpu.to_device(pointer, sent, stream)
+        gpu.to_host(received, pointer, stream)
+        gpu.record(end, stream)
+        gpu.synchronize(stream)
+        np.testing.assert_array_equal(sent, received)
+        assert gpu.milliseconds(start, end) > 0
+        assert gpu.handle(stream) != 0
+        gpu.free(pointer)
+        gpu.free_pinned(sent)
+        gpu.free_pinned(received)
+        gpu.close_stream(stream)
+
+
+@pytest.mark.gpu
+def test_memory_is_given_back(gpu: cuda.Gpu) -> None:
+    with gpu.bound():
+        before = gpu.memory()[0]
+        pointer = gpu.allocate(256 << 20)
+        assert before - gpu.memory()[0] >= 256 << 20
+        gpu.free(pointer)
+        assert before - gpu.memory()[0] < 64 << 20
+
+
+@pytest.mark.gpu
+def test_more_than_there_is_is_an_error(gpu: cuda.Gpu) -> None:
+    with pytest.raises(BackendError, match="memory"), gpu.bound():
+        gpu.allocate(1 << 50)
