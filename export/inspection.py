@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deploykit.errors import CheckpointError, SpecError, require
+from deploykit.runtime.engine import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
 from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
@@ -28,13 +30,14 @@ class Inspection:
 
 
 def inspect_file(path: str | Path) -> Inspection:
-    """Look at a checkpoint (``.pt .pth .pkl .safetensors`` or anything else) or an exported model (``.onnx``).
+    """Look at a checkpoint (``.pt .pth .pkl .safetensors`` or anything else) or an exported model (``.onnx .trt``).
 
     Raises:
         NotFoundError: there is no such file. CheckpointError, ArtefactError: it is neither.
     """
     file = existing_file(path, "a checkpoint or an exported model")
-    return _artefact(file) if file.suffix.lower() == ".onnx" else _checkpoint(file)
+    kinds = {".onnx": _artefact, ".trt": _engine, ".engine": _engine}
+    return kinds.get(file.suffix.lower(), _checkpoint)(file)
 
 
 def _checkpoint(file: Path) -> Inspection:
@@ -101,6 +104,34 @@ def _artefact(file: Path) -> Inspection:
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
         "stored tensors": len(stored),
         "made by": f"{model.producer_name} {model.producer_version}".strip(),
+    }
+    return Inspection(facts, notes)
+
+
+def _engine(file: Path) -> Inspection:
+    """What the record beside an engine says; the plan itself can only be read on a GPU that it runs on."""
+    record = record_of(file)
+    facts: dict[str, Any] = {"kind": "TensorRT engine", "file": str(file), "bytes": file.stat().st_size}
+    if record is None:
+        return Inspection(facts, (f"no record ({file.name}.json) lies beside it, which says what it is of",))
+    spec = record.spec
+    notes = () if record.verified else (f"nothing proves its numbers yet: {record.unverified}",)
+    if record.size != facts["bytes"]:
+        notes = (*notes, f"its record is of an engine of {record.size:,} bytes: this is another one, or damaged")
+    facts |= {
+        "flavour": record.flavour,
+        "version": record.version,
+        "model": spec.source.model,
+        **_meaning(spec),
+        "input shapes": [str(profile) for profile in record.profiles] or [f"{spec.input.batch} x {spec.input.size}"],
+        "built on": record.gpu or "a machine without a GPU",
+        "built from": record.onnx,
+        "onnx sha256": record.onnx_sha256,
+        "layers": record.layers,
+        "compute layers": record.precision,
+        "options": dataclasses.asdict(record.options),
+        "verified": record.verified,
+        "checkpoint sha256": spec.source.sha256,
     }
     return Inspection(facts, notes)
 

@@ -159,13 +159,13 @@ def check_engine(flavour: str, options: EngineOptions | None = None) -> Flavour:
     """
     chosen = chosen_flavour(flavour)
     check_options(chosen, options or EngineOptions())
-    load_flavour(chosen)
     reason = why_no_gpu()
     if chosen == "tensorrt" and reason:
         raise DeviceError(
             f"TensorRT builds engines on an NVIDIA GPU, and {reason}: take --format tensorrt-rtx, which builds without "
             "one, or build on the machine where the engine shall run"
         )
+    load_flavour(chosen)
     return chosen
 
 

@@ -16,7 +16,7 @@ from deploykit import __version__
 from deploykit.errors import DeployError, explained_imports
 
 COMMANDS = {
-    "export": "turn a checkpoint into an ONNX file that is proved equal to it",
+    "export": "turn a checkpoint into an ONNX file and TensorRT engines that are proved equal to it",
     "predict": "run a model on pictures, folders, videos or a camera",
     "compare": "check that two models give the same numbers",
     "inspect": "say what a checkpoint or an exported model is, without running it",

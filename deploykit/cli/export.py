@@ -69,6 +69,10 @@ def run(args: argparse.Namespace) -> int:
     engines = formats != ["onnx"]
     if not engines and (given := given_engine_options(args)):
         raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
+    if args.weights.lower().endswith(".onnx") and (args.img, args.batch, args.dynamic) != (None, 1, "none"):
+        raise UsageError(
+            "--img, --batch and --dynamic are in an ONNX file already: leave them out, or give the checkpoint"
+        )
     from deploykit.export.formats import export_formats
 
     size = None if args.img is None else (args.img[0], args.img[-1])

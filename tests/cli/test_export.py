@@ -16,7 +16,7 @@ import pytest
 from deploykit.cli import _parser, main
 from deploykit.cli.export import columns, preprocessing
 from deploykit.errors import ParityError
-from deploykit.export import to_onnx
+from deploykit.export import trace
 from deploykit.facade import open_session
 from deploykit.spec import InputSpec, ModelSpec, RawRows
 from tests.export.test_parity_gate import add, contents, do
@@ -193,7 +193,7 @@ def test_a_refusal_of_the_exporter_gives_its_reason(
         except ValueError as e:
             raise RuntimeError("Failed to export the model. Next steps:") from e
 
-    monkeypatch.setattr(to_onnx, "_dynamo", refuse)
+    monkeypatch.setattr(trace, "_dynamo", refuse)
     run = export(checkpoint, "--img", 64, out=tmp_path / "m.onnx")
     assert run.code == 40
     assert run.err.splitlines()[-1] == "deploykit: torch's dynamo exporter refused the model: the real reason"

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import onnx
 import pytest
 
 from deploykit.export.report import ExportReport
+from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx
 from deploykit.models._random import create_checkpoint
+from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.engine import log_of
+
+rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="on a GPU tests/gpu builds engines and runs them")
 
 
 @pytest.fixture(scope="module")
@@ -36,3 +45,27 @@ def test_rows_and_columns_are_upstreams(report: ExportReport) -> None:
         "images float32 (1, 3, 960, 960)",
         "output float32 (1, 57375, 57)",
     ]
+
+
+@rtx
+@no_gpu
+@pytest.mark.slow
+def test_the_full_pose_model_becomes_an_engine(report: ExportReport) -> None:
+    engine = build_engine(report.path, flavour="tensorrt-rtx", check=False)
+    assert engine.record.precision == {"fp32": 155}
+    assert engine.record.spec == report.spec
+    # Its weights are in it, once and in full precision.
+    assert report.weight_size < engine.record.size < 1.05 * report.weight_size
+    assert "Engine generation completed" in log_of(engine.path).read_text()
+
+
+@rtx
+@no_gpu
+@pytest.mark.slow
+def test_the_full_base_model_becomes_an_engine(tmp_path: Path) -> None:
+    weights = create_checkpoint("yolov7", tmp_path / "yolov7.pt")
+    report = export_onnx(weights, img=640, dynamic="batch", check=False)
+    engine = build_engine(report.path, flavour="tensorrt-rtx", check=False)
+    assert [(t.name, t.shape) for t in report.outputs] == [("output", ("batch", 25200, 85))]
+    assert report.weight_size < engine.record.size < 1.05 * report.weight_size
+    assert engine.record.profiles[0].most == (8, 3, 640, 640)

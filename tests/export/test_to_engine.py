@@ -341,8 +341,7 @@ def test_a_place_that_cannot_be_written_is_found_out_at_once(cells: Path) -> Non
 
 
 @no_gpu
-def test_tensorrt_proper_needs_a_gpu_to_build(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_engine, "load_flavour", lambda flavour: None)
+def test_tensorrt_proper_needs_a_gpu_to_build(cells: Path) -> None:
     with pytest.raises(DeviceError, match=r"builds engines on an NVIDIA GPU, and .* take --format tensorrt-rtx"):
         build_engine(cells, flavour="tensorrt")
 
