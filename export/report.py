@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.export.compare import ParityReport
+from deploykit.runtime.files import megabytes
 from deploykit.spec import ModelSpec
 
-__all__ = ["Constant", "ExportReport", "Interface", "megabytes"]
+__all__ = ["Constant", "ExportReport", "Interface"]
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,3 @@ class ExportReport:
         data["bytes_per_parameter"] = self.bytes_per_parameter
         data["parity"] = self.parity.to_dict() if self.parity else None
         return data
-
-
-def megabytes(size: int) -> str:
-    """``321.5 MB``, ``12.3 kB``, ``24 bytes``; 1 kB is 1000 bytes."""
-    if size >= 1_000_000:
-        return f"{size / 1e6:.1f} MB"
-    return f"{size / 1e3:.1f} kB" if size >= 1000 else f"{size} bytes"

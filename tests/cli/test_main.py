@@ -22,6 +22,10 @@ OPTIONS = {
         "--sample", "--check", "--no-check", "--json",
     },
     "predict": {"--model", "--source", "--out", "--json", "--conf", "--iou", "--max-det", "--spec"},
+    "bench": {
+        "--engine", "--source", "--batch", "--threads", "--provider", "--duration", "--runs", "--warmup", "--conf",
+        "--iou", "--max-det", "--spec", "--json", "--samples",
+    },
     "compare": {"A", "B", "--sample", "--spec", "--json"},
     "inspect": {"FILE", "--json"},
     "models": {"--json"},
