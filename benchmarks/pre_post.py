@@ -9,18 +9,17 @@ the fastest and the median round. The picture is decoded already, the network is
 from __future__ import annotations
 
 import argparse
-import contextlib
 import platform
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.machine import processor_name
 from deploykit.runtime.nms import nms
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import Array
@@ -37,20 +36,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50, help="how often each variant runs (default 50)")
     rounds = parser.parse_args().rounds
     frame = _picture()
-    print(f"{_processor()}, {cv2.getNumThreads()} threads, Python {platform.python_version()}")
+    print(f"{processor_name()}, {cv2.getNumThreads()} threads, Python {platform.python_version()}")
     print(f"numpy {np.__version__}, OpenCV {cv2.__version__}, {rounds} rounds, milliseconds\n")
     _table("1080p frame to a float32 blob of 576 x 960", rounds, _preprocessing(frame, InputSpec(size=(576, 960))))
     _table("raw rows to kept boxes", rounds, _postprocessing())
     _table("decoded 1080p frame to Result, without the network", rounds, _everything(frame))
-
-
-def _processor() -> str:
-    """Linux names the model only in /proc/cpuinfo."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _picture() -> Array:

@@ -63,22 +63,25 @@ def open_session(
         path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
         provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
-        threads: CPU threads within one operator of an exported model; None: the backend's choice.
+        threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
+            process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
         MissingDependencyError: a checkpoint without torch, or an ONNX file without onnxruntime.
     """
     if Path(path).suffix.lower() in CHECKPOINT_SUFFIXES:
-        if backend not in ("auto", "torch") or provider != "auto" or threads is not None:
-            raise UsageError(f"{path} is a checkpoint and runs in torch: backend, provider and threads are for exports")
+        if backend not in ("auto", "torch") or provider != "auto":
+            raise UsageError(f"{path} is a checkpoint and runs in torch: backend and provider are for exports")
         from deploykit.runtime.files import existing_file
+        from deploykit.runtime.session import check_threads
 
+        check_threads(threads)
         file = existing_file(path, "a checkpoint")
         require("torch", "export")
         from deploykit.export.torch_session import open_torch_session
 
-        return open_torch_session(file)[0]
+        return open_torch_session(file, threads=threads)[0]
     from deploykit.runtime import session
 
     return session.open_session(path, backend=backend, provider=provider, threads=threads)

@@ -9,9 +9,10 @@ from typing import Any
 
 from deploykit.export.compare import ParityReport
 from deploykit.runtime.engine import EngineRecord
+from deploykit.runtime.files import megabytes
 from deploykit.spec import ModelSpec
 
-__all__ = ["Constant", "EngineReport", "ExportReport", "Interface", "megabytes"]
+__all__ = ["Constant", "EngineReport", "ExportReport", "Interface"]
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,3 @@ class EngineReport:
         """JSON-able: the record's fields, with the path, the times and the parity report in full."""
         parity = self.parity.to_dict() if self.parity else None
         return {**dataclasses.asdict(self.record), "path": str(self.path), "parity": parity, "seconds": self.seconds}
-
-
-def megabytes(size: int) -> str:
-    """``321.5 MB``, ``12.3 kB``, ``24 bytes``; 1 kB is 1000 bytes."""
-    if size >= 1_000_000:
-        return f"{size / 1e6:.1f} MB"
-    return f"{size / 1e3:.1f} kB" if size >= 1000 else f"{size} bytes"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,10 +25,10 @@ class TorchSession(Session):
     """A module on the CPU, in eval mode; one input, one output, any batch and any good size.
 
     ``exact`` computes in float64: what the weights mean, without the rounding of any implementation. It is about six
-    times slower, and the output is float64.
+    times slower, and the output is float64. ``threads`` within one operator: None is what torch is set to.
     """
 
-    def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False) -> None:
+    def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False, threads: int | None = None) -> None:
         if not isinstance(spec.output, (RawRows, Tensor)):
             raise BackendError(f"a PyTorch model has one output, but the spec's output is of kind {spec.output.kind!r}")
         self._module: nn.Module | None = module
@@ -38,6 +40,8 @@ class TorchSession(Session):
         self.metadata = {METADATA_KEY: spec.to_json()}
         self.providers = (f"PyTorch CPU {dtype}",)
         self.notes = ()
+        self.threads = torch.get_num_threads() if threads is None else threads
+        self._wanted = threads
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`."""
@@ -50,7 +54,7 @@ class TorchSession(Session):
             if not self._wide:  # not before it is needed: it takes twice the memory
                 self._module, self._wide = copy.deepcopy(self._module).double(), True
         try:
-            with torch.inference_mode():
+            with torch.inference_mode(), _torch_threads(self._wanted):
                 output = self._module(image)
         except RuntimeError as e:
             raise BackendError(f"PyTorch failed: {e}") from e
@@ -59,6 +63,24 @@ class TorchSession(Session):
     def close(self) -> None:
         """Drop the module."""
         self._module = None
+
+
+_one_at_a_time = threading.Lock()
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads as long as the context lasts; None: with those that it is set to."""
+    if threads is None:
+        yield
+        return
+    with _one_at_a_time:  # it is one number for the whole process, and each must put back what it found
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def spec_of_module(model: ReferenceModel) -> ModelSpec:
@@ -70,7 +92,9 @@ def spec_of_module(model: ReferenceModel) -> ModelSpec:
     return replace(model.spec, input=replace(model.spec.input, dynamic="shape", fit=fit))
 
 
-def open_torch_session(path: str | Path, *, exact: bool = False) -> tuple[TorchSession, ModelSpec]:
+def open_torch_session(
+    path: str | Path, *, exact: bool = False, threads: int | None = None
+) -> tuple[TorchSession, ModelSpec]:
     """Read a checkpoint without executing it, fold it and run it in PyTorch; ``exact``: in float64.
 
     Raises:
@@ -79,6 +103,6 @@ def open_torch_session(path: str | Path, *, exact: bool = False) -> tuple[TorchS
     """
     model = load_model(path)
     spec = spec_of_module(model)
-    session = TorchSession(fuse_model(model.module), spec, exact=exact)
+    session = TorchSession(fuse_model(model.module), spec, exact=exact, threads=threads)
     session.notes = model.notes
     return session, spec

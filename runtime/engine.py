@@ -6,6 +6,7 @@ flavour built it, whether its numbers were ever compared) lies beside it, in ``X
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ __all__ = [
     "log_of",
     "parity_of",
     "record_of",
+    "source_of",
 ]
 
 FORMAT = 1
@@ -168,6 +170,15 @@ def record_of(engine: Path) -> EngineRecord | None:
         raise ArtefactError(f"cannot read {file}, which says what the engine is: {e}") from e
     except SpecError as e:
         raise SpecError(f"{file}: {e}") from e
+
+
+def source_of(engine: Path) -> Path | None:
+    """The ONNX file that an engine was built from, if it lies beside it: by its record, or by its own name."""
+    names = [engine.with_suffix(".onnx").name]
+    with contextlib.suppress(ArtefactError):  # a damaged record is told by whoever needs it
+        record = record_of(engine)
+        names = [*([record.onnx] if record else []), *names]
+    return next((file for name in names if exists(file := engine.with_name(name))), None)
 
 
 def expected_of(engine: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Files that must exist before they are read, and files that are written whole or not at all."""
+"""Files that must exist before they are read, files that are written whole or not at all, and sizes in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from pathlib import Path
 
 from deploykit.errors import ArtefactError, NotFoundError, writing
 
-__all__ = ["cache_folder", "close_matches", "existing_file", "exists", "is_folder", "partial_name", "write_whole"]
+__all__ = [
+    "cache_folder",
+    "close_matches",
+    "existing_file",
+    "exists",
+    "is_folder",
+    "megabytes",
+    "partial_name",
+    "write_whole",
+]
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
@@ -83,3 +92,10 @@ def write_whole(path: Path, data: bytes) -> None:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
             raise
+
+
+def megabytes(size: int) -> str:
+    """``321.5 MB``, ``12.3 kB``, ``24 bytes``; 1 kB is 1000 bytes."""
+    if size >= 1_000_000:
+        return f"{size / 1e6:.1f} MB"
+    return f"{size / 1e3:.1f} kB" if size >= 1000 else f"{size} bytes"

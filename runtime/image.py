@@ -25,7 +25,7 @@ from deploykit.runtime.files import close_matches
 from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec
 
-__all__ = ["ImageSource", "Letterbox", "as_bgr", "blob", "decode_image", "read_image"]
+__all__ = ["ImageSource", "Letterbox", "as_bgr", "blob", "decode_image", "encoded_image", "read_image"]
 
 ImageSource = str | os.PathLike[str] | bytes | Array
 
@@ -52,15 +52,24 @@ def read_image(source: ImageSource) -> Array:
         path = Path(source)
     except TypeError as e:
         raise ImageError(f"a picture is a path, encoded bytes or a BGR array, got {type(source).__name__}") from e
+    return decode_image(encoded_image(path), str(path))
+
+
+def encoded_image(path: Path) -> bytes:
+    """The bytes of a picture's file, not decoded yet.
+
+    Raises:
+        NotFoundError: there is no such file.
+        ImageError: it cannot be read, or is a camera's raw file.
+    """
     if path.suffix.lower() in RAW_SUFFIXES:
         raise ImageError(f"{path} is a camera's raw file; only developed pictures are read: convert it to PNG or JPEG")
     try:
-        data = path.read_bytes()  # and not cv2.imread, which does not open every name that the system allows
+        return path.read_bytes()  # and not cv2.imread, which does not open every name that the system allows
     except FileNotFoundError as e:
         raise NotFoundError(f"a picture was expected at {path}, but there is no such file{close_matches(path)}") from e
     except (OSError, ValueError) as e:  # ValueError: a name that no file can have
         raise ImageError(f"cannot read the picture {path}: {getattr(e, 'strerror', None) or e}") from e
-    return decode_image(data, str(path))
 
 
 def decode_image(data: bytes, name: str = "the encoded picture") -> Array:

@@ -50,7 +50,9 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
             session = ort.InferenceSession(str(path), options, providers=wanted)
     except Exception as e:  # ONNX Runtime's exceptions have no base class of their own
         raise _refusal(path, e) from e
-    return OrtSession(path, session, wanted[0], asked=provider != "auto")
+    opened = OrtSession(path, session, wanted[0], asked=provider != "auto")
+    opened.threads = threads
+    return opened
 
 
 def _wanted(provider: str, available: list[str]) -> list[str]:

@@ -20,7 +20,17 @@ from deploykit.errors import ArtefactError, BackendError, SpecError, UsageError
 from deploykit.runtime.files import existing_file
 from deploykit.spec import METADATA_KEY, ModelSpec
 
-__all__ = ["BACKENDS", "Array", "Session", "TensorInfo", "check_inputs", "fits", "open_session", "spec_of"]
+__all__ = [
+    "BACKENDS",
+    "Array",
+    "Session",
+    "TensorInfo",
+    "check_inputs",
+    "check_threads",
+    "fits",
+    "open_session",
+    "spec_of",
+]
 
 Array = npt.NDArray[Any]
 
@@ -49,8 +59,9 @@ class Session(Protocol):
 
     ``metadata`` is what the file carries besides the network, ``providers`` what really computes (never what was
     merely asked for), ``notes`` whatever the user ought to know about that. ``device_memory`` is how many bytes of a
-    GPU's memory the network holds (None: it computes on the CPU, or its backend does not say). A session is also a
-    context manager.
+    GPU's memory the network holds (None: it computes on the CPU, or its backend does not say), ``threads`` how many
+    CPU threads share one operator (None: the backend's own choice). ``stage_ms`` has the milliseconds of the last run's
+    stages on a GPU, where the backend measures them. A session is also a context manager.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -59,6 +70,8 @@ class Session(Protocol):
     providers: tuple[str, ...]
     notes: tuple[str, ...] = ()
     device_memory: int | None = None
+    threads: int | None = None
+    stage_ms: Mapping[str, float] = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Every output by name, for one array an input.
@@ -109,8 +122,7 @@ def open_session(
         known = ", ".join(BACKENDS)
         found = f"ends in {file.suffix}" if file.suffix else "has no suffix"
         raise ArtefactError(f"{file} {found}, but models that can be run end in {known}: export it to one of them")
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}")
+    check_threads(threads)
     name = next(iter(choices)) if backend == "auto" else backend
     if name not in choices:
         raise UsageError(f"{file.suffix} files run with {', '.join(choices)} (or auto), not with {backend!r}")
@@ -137,6 +149,16 @@ def fits(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     return len(shape) == len(expected) and all(
         side is None or side == got for side, got in zip(expected, shape, strict=True)
     )
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads that nothing can have.
+
+    Raises:
+        UsageError: fewer than one.
+    """
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads must be at least 1, got {threads}")
 
 
 def check_inputs(expected: tuple[TensorInfo, ...], inputs: Mapping[str, Array]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceError, ParityError, UsageError
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
-from deploykit.runtime.engine import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of
+from deploykit.runtime.engine import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
 from deploykit.runtime.parity import Expected, Tolerance, differences, runs
 from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
 from deploykit.runtime.trt_context import KernelCache, TrtContext
@@ -45,7 +45,7 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
     if contexts < 1:
         raise UsageError(f"contexts must be at least 1, got {contexts}")
     record = record_of(path)
-    gpu = _gpu(path, record, 0 if provider in ("auto", *FLAVOURS) else device_index(provider))
+    gpu = _gpu(path, 0 if provider in ("auto", *FLAVOURS) else device_index(provider))
     flavour: str = record.flavour if record else provider
     if flavour not in FLAVOURS:
         if len(installed()) != 1:
@@ -69,12 +69,12 @@ def open_engine(path: Path, record: EngineRecord, gpu: Gpu) -> TrtSession:
     return TrtSession(path, gpu, load_flavour(record.flavour), record.flavour, record)
 
 
-def _gpu(path: Path, record: EngineRecord | None, index: int) -> Gpu:
+def _gpu(path: Path, index: int) -> Gpu:
     try:
         return open_gpu(index)
     except DeviceError as e:
-        source = path.with_name(record.onnx) if record else path.with_suffix(".onnx")
-        instead = f"; {source} is the same network and runs here" if source.exists() else ""
+        source = source_of(path)
+        instead = f"; {source} is the same network and runs here" if source else ""
         raise DeviceError(f"{path} is a TensorRT engine: {e}{instead}") from e
 
 
@@ -116,7 +116,7 @@ class TrtSession(Session):
         self._path, self._gpu, self._trt = path, gpu, trt
         self._log = BuildLog()
         self._closed, self._places = False, contexts
-        self.stage_ms: dict[str, float] = {}
+        self.stage_ms = {}
         with gpu.bound():
             before = gpu.memory()[0]
             self._logger = logger(trt, self._log)

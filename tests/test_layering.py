@@ -91,7 +91,7 @@ def loaded_by(code: str) -> set[str]:
             {"torch", "onnx", "numpy", "cv2", "rich", "onnxruntime"},
         ),
         (
-            "import deploykit.runtime.predictor, deploykit.runtime.draw, deploykit.facade",
+            "import deploykit.runtime.bench, deploykit.runtime.draw, deploykit.facade",
             {"torch", "onnx", "onnxscript"},
         ),
         ("import deploykit.models._registry, deploykit.models.yolov7", {"cv2", "onnx", "onnxruntime"}),

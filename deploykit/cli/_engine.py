@@ -112,8 +112,8 @@ def print_engine(report: EngineReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from deploykit.export.report import megabytes
     from deploykit.runtime.engine import expected_of, log_of
+    from deploykit.runtime.files import megabytes
 
     record = report.record
     facts = Table(box=None, show_header=False, pad_edge=False)

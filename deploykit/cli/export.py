@@ -111,7 +111,7 @@ def _print(report: ExportReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from deploykit.export.report import megabytes
+    from deploykit.runtime.files import megabytes
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)

@@ -24,6 +24,10 @@ OPTIONS = {
         "--timing-cache", "--no-timing-cache", "--device", "--build-log", "--spec",
     },
     "predict": {"--model", "--source", "--out", "--json", "--conf", "--iou", "--max-det", "--spec"},
+    "bench": {
+        "--engine", "--source", "--batch", "--threads", "--provider", "--duration", "--runs", "--warmup", "--conf",
+        "--iou", "--max-det", "--spec", "--json", "--samples",
+    },
     "compare": {"A", "B", "--sample", "--spec", "--json"},
     "inspect": {"FILE", "--json"},
     "models": {"--json"},

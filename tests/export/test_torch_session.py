@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import deploykit
-from deploykit.errors import BackendError, CheckpointError
+from deploykit.errors import BackendError, CheckpointError, UsageError
 from deploykit.export.torch_session import TorchSession, open_torch_session, spec_of_module
 from deploykit.runtime.session import Array
 from deploykit.spec import METADATA_KEY, ModelSpec, NmsOutputs
@@ -46,8 +48,6 @@ def test_exact_means_float64_and_nothing_else() -> None:
 def test_the_folded_checkpoint_gives_the_networks_numbers(checkpoint: Path) -> None:
     session, _ = open_torch_session(checkpoint, exact=True)
     network = graph_of(few_layers(num_keypoints=3), objectness=3.0).half().double()
-    import torch
-
     image = noise(1, 3, 32, 64)
     expected = network(torch.from_numpy(image).double()).numpy()
     assert np.abs(session.run({"images": image})["output"] - expected).max() < 1e-3
@@ -65,6 +65,53 @@ def test_what_it_cannot_take_is_said(checkpoint: Path) -> None:
     session.close()
     with pytest.raises(BackendError, match="is closed"):
         session.run({"images": noise(1, 3, 32, 32)})
+
+
+class _Counting(torch.nn.Module):
+    """The few layers, and with how many threads torch ran them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = model_of("few", num_keypoints=3)
+        self.seen: list[int] = []
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        self.seen.append(torch.get_num_threads())
+        return self.model.module(image)
+
+
+def test_threads_are_set_for_a_run_and_put_back_after_it() -> None:
+    module = _Counting()
+    spec = spec_of_module(module.model)
+    own = torch.get_num_threads()  # the fixture's 1
+    session = TorchSession(module, spec, threads=own + 2)
+    assert session.threads == own + 2
+    assert TorchSession(module, spec).threads == own
+    session.run({"images": noise(1, 3, 32, 32)})
+    assert (module.seen, torch.get_num_threads()) == ([own + 2], own)
+    with pytest.raises(BackendError, match="PyTorch failed"):
+        session.run({"images": noise(1, 3, 40, 40)})
+    assert torch.get_num_threads() == own
+    TorchSession(module, spec).run({"images": noise(1, 3, 32, 32)})
+    assert module.seen == [own + 2, own + 2, own]
+
+
+def test_sessions_with_different_threads_do_not_leave_each_others_number_behind() -> None:
+    own = torch.get_num_threads()
+    modules = [_Counting() for _ in range(3)]
+    sessions = [TorchSession(m, spec_of_module(m.model), threads=own + i) for i, m in enumerate(modules)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda i: sessions[i % 3].run({"images": noise(1, 3, 32, 32)}), range(30)))
+    assert [set(m.seen) for m in modules] == [{own}, {own + 1}, {own + 2}]
+    assert torch.get_num_threads() == own
+
+
+def test_threads_reach_a_checkpoints_session(checkpoint: Path) -> None:
+    with deploykit.open_session(checkpoint, threads=3) as session:
+        assert session.threads == 3
+    with pytest.raises(UsageError, match="threads must be at least 1, got 0"):
+        deploykit.open_session(checkpoint, threads=0)
+    assert open_torch_session(checkpoint, threads=2)[0].threads == 2
 
 
 def test_outputs_after_nms_are_for_artefacts() -> None:

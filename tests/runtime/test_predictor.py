@@ -346,7 +346,7 @@ def test_a_checkpoint_without_torch_says_what_to_install(tmp_path: Path, monkeyp
     with pytest.raises(MissingDependencyError, match=r"deploykit\[export\]"):
         deploykit.load(tmp_path / "model.pt")
     with pytest.raises(UsageError, match="runs in torch"):
-        deploykit.open_session(tmp_path / "model.pt", threads=2)
+        deploykit.open_session(tmp_path / "model.pt", provider="cuda")
 
 
 def test_leaving_the_context_closes_the_session(model: Path) -> None:

@@ -170,6 +170,11 @@ def test_wrong_choices_are_usage_errors(model: Path) -> None:
     assert open_session(model, backend="onnxruntime").notes == ()
 
 
+def test_threads_are_those_that_were_asked_for_or_the_backends_own(model: Path) -> None:
+    assert [open_session(model, threads=threads).threads for threads in (None, 1, 2)] == [None, 1, 2]
+    assert FakeSession(lambda _: {}, spec=cell_spec()).threads is None
+
+
 def test_a_model_without_a_spec_says_how_to_give_one(tmp_path: Path) -> None:
     with (
         open_session(write_cell_model(tmp_path / "bare.onnx")) as session,

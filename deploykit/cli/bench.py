@@ -1,0 +1,241 @@
+"""``deploykit bench``: how long a model takes, by itself and from picture to objects."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.cli._display import console, print_json, steps
+from deploykit.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from deploykit.runtime.bench_report import Benchmark, Part, Statistics
+    from deploykit.runtime.predictor import Predictor
+
+ENGINE_SUFFIXES = {".engine", ".trt"}
+BETWEEN_REFRESHES = 0.25  # seconds; drawing the bar must not take what is being measured
+COLUMNS = ("mean", "p50", "p90", "p99", "min", "max")
+MEANINGS = {
+    "network": "the call, arrays in, arrays out",
+    "copy in": "on the GPU's own clock: to it",
+    "compute": "on the GPU",
+    "copy out": "back from it",
+    "decode": "JPEG, PNG, ... to pixels",
+    "letterbox": "resize, border, to numbers",
+    "inference": "the network's call",
+    "postprocess": "NMS, to source pixels",
+    "rest": "Python in between",
+    "end to end": "all of it",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--engine", required=True, metavar="FILE", help="an exported model (.onnx, .trt), or a checkpoint (needs torch)"
+    )
+    parser.add_argument(
+        "--source",
+        nargs="+",
+        metavar="SOURCE",
+        help="pictures and folders of pictures, run in turn (default: one synthetic 1080p frame)",
+    )
+    parser.add_argument("--batch", type=int, metavar="N", help="pictures a run (default: the model's own)")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="CPU threads within one operator (default: the backend's choice)"
+    )
+    parser.add_argument("--provider", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default auto)")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--duration", type=float, default=10.0, metavar="S", help="seconds to measure (default 10)")
+    length.add_argument("--runs", type=int, metavar="N", help="count exactly so many runs instead")
+    parser.add_argument(
+        "--warmup", type=float, default=2.0, metavar="S", help="seconds to run before anything counts (default 2)"
+    )
+    parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (0 to 1)")
+    parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
+    parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects a picture")
+    parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
+    parser.add_argument("--samples", action="store_true", help="with --json: the time of every run as well")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print."""
+    # OpenCV's own chatter about a broken picture; what matters of it is said by the error that follows.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    from deploykit.runtime.bench import benchmark
+
+    if args.samples and not args.json:
+        raise UsageError("--samples adds the time of every run to the JSON document: give --json as well")
+    with _progress() as tell:
+        report = benchmark(
+            lambda: _opened(args),
+            args.source,
+            duration=args.duration,
+            runs=args.runs,
+            warmup=args.warmup,
+            on_progress=tell,
+        )
+    file = Path(args.engine).expanduser()
+    size = sum(part.stat().st_size for part in (file, file.with_name(f"{file.name}.data")) if part.exists())
+    if args.json:
+        print_json({"file": str(file), "bytes": size, **report.to_dict(samples=args.samples)})
+    else:
+        _print(report, file, size)
+    return 0
+
+
+def _opened(args: argparse.Namespace) -> Predictor:
+    from deploykit.facade import open_session, read_spec
+    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.session import spec_of
+
+    given = read_spec(args.spec)
+    try:
+        session = open_session(args.engine, provider=args.provider, threads=args.threads)
+    except DeviceError as e:
+        if Path(args.engine).suffix.lower() not in ENGINE_SUFFIXES:
+            raise
+        raise DeviceError(f"{e}; {_what_runs_here(Path(args.engine).expanduser())}") from e
+    try:
+        spec = given or spec_of(session, args.engine)
+        return Predictor(session, spec, conf=args.conf, iou=args.iou, max_det=args.max_det, batch=args.batch)
+    except BaseException:
+        session.close()
+        raise
+
+
+def _what_runs_here(engine: Path) -> str:
+    """The command for the ONNX file that an engine was built from."""
+    from deploykit.runtime.engine import source_of
+
+    source = source_of(engine)
+    if source is None:
+        return "the ONNX file that it was built from runs here: deploykit bench --engine MODEL.onnx"
+    return f"try deploykit bench --engine {shlex.quote(str(source))}"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Callable[[str, float], None]]:
+    """A bar on a terminal, else a line a phase. It is drawn between two runs only, never by a thread of its own."""
+    if not sys.stderr.isatty():
+        with steps() as on_step:
+            yield lambda phase, share: on_step(phase)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        drawn = 0.0
+
+        def tell(phase: str, share: float) -> None:
+            nonlocal drawn
+            if phase != bar.tasks[0].description or time.perf_counter() - drawn > BETWEEN_REFRESHES:
+                bar.update(task, description=phase, completed=share)
+                bar.refresh()
+                drawn = time.perf_counter()
+
+        yield tell
+
+
+def _print(report: Benchmark, file: Path, size: int) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    for name, text in _facts(report, file, size):
+        facts.add_row(name, escape(text))
+    out = console()
+    out.print(facts)
+    alone, whole = report.model_only, report.end_to_end
+    _print_part(out, "model only", alone, {**alone.stages, "network": alone.total}, report.batch)
+    out.print(f"{alone.images_per_second:.1f} images a second through the network alone", markup=False)
+    _print_part(out, "end to end", whole, {**whole.stages, "end to end": whole.total}, report.batch)
+    speed = f"{whole.images_per_second:.1f} images a second from picture to objects"
+    out.print(f"{speed}; objects a picture: {report.objects:.1f}", markup=False)
+    if whole.total.unsure:
+        names = ", ".join(whole.total.unsure)
+        few = f"{_counted(report.runs, 'run')}, too few for {names}: what stands there lies between the slowest two"
+        out.print(f"\n* {few}; measure for longer (--duration)", markup=False)
+
+
+def _print_part(out: Console, title: str, part: Part, rows: dict[str, Statistics], batch: int) -> None:
+    """One of the two tables under the sentence that says what is in it."""
+    from rich.table import Table
+
+    out.print(f"\n[bold]{title.upper()}[/bold] (ms a run of {_counted(batch, 'picture')}): {part.includes}")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("ms")
+    for name in COLUMNS:
+        table.add_column(f"{name}*" if name in part.total.unsure else name, justify="right")
+    table.add_column("")
+    for name, times in rows.items():
+        numbers = (f"{getattr(times, column):.2f}" for column in COLUMNS)
+        table.add_row(name, *numbers, MEANINGS[name], style="bold" if times is part.total else None)
+    out.print(table)
+
+
+def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]]:
+    """What a reader must know to judge the numbers, a line each."""
+    from deploykit.cli.export import preprocessing
+    from deploykit.runtime.files import megabytes
+
+    network, machine, pictures = report.network, report.machine, report.pictures
+    yield "file", f"{file}  {megabytes(size)}, loaded in {network.load_seconds:.1f} s"
+    yield "model", f"{network.model or 'without a name'}, {network.precision} as its spec says"
+    shapes = sorted(network.shapes, key=math.prod)
+    yield "input", f"{', '.join(network.inputs)}; run with {_some([str(shape) for shape in shapes], 'shapes')}"
+    yield "preprocessing", preprocessing(report.spec)
+    own = "as many as the backend chooses" if network.threads is None else f"{network.threads}"
+    threads = "" if report.memory.device is not None else f"{own} for the network, "  # on a GPU that means nothing
+    yield "computes", f"{', '.join(network.providers)}; threads: {threads}{report.opencv_threads} for OpenCV"
+    quota = "" if machine.core_limit is None else f" (a quota leaves {machine.core_limit:g})"
+    cores = f"{machine.cores} of {machine.machine_cores} cores{quota}"
+    memory = "" if machine.memory is None else f", {machine.memory / 1e9:.1f} GB of memory"
+    load = "" if machine.load is None else f", load {machine.load:.1f} before the first run"
+    yield "machine", f"{machine.processor}, {cores}{memory}{load}; {machine.system}"
+    for gpu in machine.gpus:
+        yield "GPU", f"{gpu.name}, driver {gpu.driver}"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    sizes = [f"{width}x{height}" for height, width in sorted(set(pictures.sizes), key=lambda s: s[0] * s[1])]
+    count, encoded = _counted(len(pictures.data), "picture"), megabytes(sum(map(len, pictures.data)))
+    sources = _some(list(pictures.sources), "sources")
+    yield "pictures", f"{sources}: {count}, {_some(sizes, 'sizes')} (width x height), {encoded} encoded"
+    warmup = f"{_counted(report.warmup_runs, 'run')} in {report.warmup_seconds:.1f} s to warm up, not counted"
+    yield "runs", f"{warmup}; then {report.runs} in {report.seconds:.1f} s, each end to end and then the model alone"
+    yield "memory", _memory(report)
+    for note in report.notes:
+        yield "note", note
+
+
+def _memory(report: Benchmark) -> str:
+    from deploykit.runtime.files import megabytes
+
+    used = report.memory
+    before, loaded, peak = ("?" if size is None else megabytes(size) for size in (used.before, used.loaded, used.peak))
+    since = "in the whole life of the process" if used.peak_of_process else "until the end"
+    device = "" if used.device is None else f"; on the GPU {megabytes(used.device)}"
+    return f"{before} before the model was loaded, {loaded} after it, at most {peak} {since}{device}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _some(words: list[str], what: str) -> str:
+    """All of them, or of many the first and the last."""
+    return ", ".join(words) if len(words) <= 3 else f"{len(words)} {what} from {words[0]} to {words[-1]}"
