@@ -9,69 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from deploykit.errors import ParityError, SpecError, UsageError
+from deploykit.errors import SpecError, UsageError
 from deploykit.export.feeds import make_feeds
-from deploykit.export.matching import Matching, match
+from deploykit.export.matching import match
+from deploykit.export.nms_check import check_detections, detections_as_rows, detections_layout
+from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.parity import Difference, Expected, Feeds, Tolerance, differences, rows_of, runs
+from deploykit.runtime.parity import Expected, Feeds, Tolerance, differences, rows_of, runs
 from deploykit.runtime.session import Array, Session
-from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, RawRows
+from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """Everything that was compared. ``references``: their names and what computed them. ``ok`` is the verdict."""
-
-    references: dict[str, str]
-    differences: tuple[Difference, ...]
-    matchings: tuple[Matching, ...]
-    notes: tuple[str, ...] = ()
-    tolerance: Tolerance = field(default_factory=Tolerance)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every comparison is within its limits."""
-        return all(d.ok for d in self.differences) and all(m.ok for m in self.matchings)
-
-    @property
-    def worst(self) -> Difference | Matching | None:
-        """The first failure, raw values before detections, the largest first; None if there is none."""
-        bad = sorted((d for d in self.differences if not d.ok), key=lambda d: -d.used)
-        return bad[0] if bad else next((m for m in self.matchings if not m.ok), None)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able; the parity report file beside an artefact is this. JSON has no NaN: it becomes the word."""
-        data = dataclasses.asdict(self)
-        for entry, difference in zip(data["differences"], self.differences, strict=True):
-            entry["ok"] = difference.ok
-        for entry, matching in zip(data["matchings"], self.matchings, strict=True):
-            entry["ok"] = matching.ok
-        worded: dict[str, Any] = _worded({"ok": self.ok, **data})
-        return worded
-
-    def to_json(self) -> str:
-        """The text of the parity report file."""
-        return json.dumps(self.to_dict(), indent=1) + "\n"
-
-    def raise_if_bad(self, artefact: str) -> None:
-        """Turn a failed report into an error that names the worst output.
-
-        Raises:
-            ParityError: something is beyond its limit.
-        """
-        if self.worst is not None:
-            raise ParityError(f"{artefact} does not agree with its source and was not kept: {self.worst}")
 
 
 def compare(
@@ -110,10 +63,12 @@ def compare(
             first, second = stack.enter_context(_opened(a)), stack.enter_context(_opened(b))
             chosen = _known(given, first, second)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
+            theirs = chosen
+            if (own := _carried(first)) and own.output.kind != chosen.output.kind:  # one of them has NMS inside
+                theirs = dataclasses.replace(own, input=chosen.input)
             feeds = make_feeds(chosen, images).within(_taker(first)).within(_taker(second))
-            expected = expect(
-                {_name(a, "a"): first}, chosen, feeds, closing=isinstance(a, (str, Path)), on_step=on_step
-            )
+            ours = isinstance(a, (str, Path))
+            expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, on_step=on_step)
         return check_expected(expected.within(_taker(second)), _name(b, "b"), second, chosen, tolerance, on_step)
 
 
@@ -179,22 +134,29 @@ def expect(
 ) -> Expected:
     """Run the references, one image at a time. Those named in ``once`` run on the first image only.
 
+    Of networks with NMS inside (``spec.output`` is :class:`NmsOutputs`) the detections stand for the rows.
     ``closing``: close each reference after its last run, because it may be large.
 
     Raises:
         SpecError: an output is not what the spec says.
     """
-    layout = _layout(spec)
+    if not isinstance(spec.output, (RawRows, NmsOutputs)):
+        raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
+    layout = spec.output if isinstance(spec.output, RawRows) else detections_layout(spec)
     rows: dict[str, dict[str, Array]] = {}
     for reference, session in references.items():
         rows[reference] = {}
         for label in list(feeds.images)[: 1 if reference in once else None]:
             on_step(f"{reference} on {label}")
-            rows[reference][label] = rows_of(session, feeds.images[label], layout, reference)
+            image = feeds.images[label]
+            if isinstance(spec.output, RawRows):
+                rows[reference][label] = rows_of(session, image, spec.output, reference)
+            else:
+                rows[reference][label] = detections_as_rows(session, image, spec)
         if closing:
             session.close()
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}
-    return Expected(feeds, rows, computed)
+    return Expected(feeds, rows, computed, layout)
 
 
 def check_expected(
@@ -210,27 +172,16 @@ def check_expected(
     Raises:
         SpecError: an output is not what the spec says. ParityError: another number of rows is expected.
     """
+    if isinstance(spec.output, NmsOutputs):
+        return check_detections(expected, name, candidate, spec, tolerance, on_step=on_step)
+    if not isinstance(spec.output, RawRows):
+        raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
     limits = tolerance or Tolerance()
-    layout, found_differences, matchings = _layout(spec), [], []
+    layout, found_differences, matchings = spec.output, [], []
     for batch, reference, rows, found in runs(expected, name, candidate, layout, on_step):
         found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
         matchings += match(reference, name, batch, rows, found, spec, limits.probability)
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)
-
-
-def _layout(spec: ModelSpec) -> RawRows:
-    if not isinstance(spec.output, RawRows):
-        raise UsageError(f"parity is checked on raw rows, not on outputs of kind {spec.output.kind!r}")
-    return spec.output
-
-
-def _worded(value: Any) -> Any:
-    """The same with words for the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _worded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_worded(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _name(model: str | Path | Session, letter: str) -> str:

@@ -13,7 +13,7 @@ from deploykit.runtime.postprocess import Found, found_in
 from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, RawRows, Thresholds
 
-__all__ = ["FEW", "ROWS", "Matching", "match"]
+__all__ = ["FEW", "ROWS", "Matching", "match", "match_found"]
 
 FEW = 20  # fewer detections than this say little, so the best rows are compared as well
 ROWS = 100
@@ -88,6 +88,23 @@ def match(
         best = [_best_rows(a, b, spec) for a, b in zip(expected, found, strict=True)]
         reports.append(_merged(best, (reference, candidate, batch.name, "best rows")))
     return reports
+
+
+def match_found(
+    names: tuple[str, str, str], expected: list[Array], found: list[Found], spec: ModelSpec, score_limit: float
+) -> Matching:
+    """Match what a network with NMS inside found with what the definition finds in a reference's rows.
+
+    ``names``: reference, candidate, input. The candidate's rows are not known: what it found must be among the
+    reference's, and what it did not find is excused only by a decision of NMS that was as good as a tie.
+    """
+    layout = spec.output
+    assert isinstance(layout, RawRows)
+    parts = []
+    for rows, b in zip(expected, found, strict=True):
+        a, known = found_in({layout.name: rows[None]}, 0, spec, spec.thresholds), _Rows.of(rows, layout)
+        parts.append(_pair(a, b, known, known, spec.thresholds, score_limit))
+    return _merged(parts, (*names, "detections"))
 
 
 @dataclass(frozen=True)

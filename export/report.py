@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploykit.export.compare import ParityReport
+from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.engine import EngineRecord
 from deploykit.runtime.files import megabytes
 from deploykit.spec import ModelSpec

@@ -23,8 +23,9 @@ from deploykit.errors import (
 from deploykit.export.build_progress import BuildProgress
 from deploykit.export.builder import Network, build, check_options, default_profile, parse
 from deploykit.export.clock import Clock
-from deploykit.export.compare import ParityReport, check_expected, expect
+from deploykit.export.compare import check_expected, expect
 from deploykit.export.feeds import make_feeds
+from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.report import EngineReport
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache

@@ -6,18 +6,20 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import onnx
 import onnx_ir as ir
 from torch import nn
 
 from deploykit import __version__
-from deploykit.errors import ExportError, ImageSizeError, UsageError, require
+from deploykit.errors import ExportError, ImageSizeError, SpecError, UsageError, require
 from deploykit.export import passes
 from deploykit.export.clock import Clock
-from deploykit.export.compare import ParityReport, check_expected, expect
+from deploykit.export.compare import expect
 from deploykit.export.feeds import make_feeds
+from deploykit.export.nms_export import TRANSLATIONS, NmsMode, NmsPlan, plan_of
+from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.report import ExportReport
 from deploykit.export.torch_session import TorchSession, spec_of_module
@@ -25,8 +27,7 @@ from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import ReferenceModel, load_model
 from deploykit.runtime.parity import Expected, Feeds
-from deploykit.runtime.session import open_session
-from deploykit.spec import METADATA_KEY, Dynamic, ModelSpec, RawRows
+from deploykit.spec import METADATA_KEY, Dynamic, ModelSpec, RawRows, Thresholds
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
 
@@ -48,6 +49,11 @@ def export_onnx(
     samples: Sequence[str | Path] = (),
     check: bool = True,
     exporter: Literal["dynamo", "legacy"] = "dynamo",
+    nms: NmsMode = "none",
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+    pre_nms_topk: int | None = None,
     on_step: Callable[[str], None] = lambda _: None,
     on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> ExportReport:
@@ -64,6 +70,10 @@ def export_onnx(
         samples: pictures for the parity check; none: the one that ships with deploykit. Noise is always checked too.
         check: False writes the file without proving it, and the report says so.
         exporter: ``dynamo``, or torch's ``legacy`` one (with onnxsim).
+        nms: ``none``: raw rows; ``graph``: suppressed in the graph by ONNX's NonMaxSuppression; ``basic``: by basic
+            operators only; ``plugin``: by the node ``deploykit::NmsKpt``. All have one meaning, that of
+            :mod:`deploykit.runtime.nms`.
+        conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, writing, checking.
         on_expected: given what the checkpoint gives on the images of the check, for whoever builds on the file.
 
@@ -85,6 +95,8 @@ def export_onnx(
         samples=samples,
         check=check,
         exporter=exporter,
+        nms=nms,
+        thresholds=_thresholds(model.spec.thresholds, conf, iou, max_det, pre_nms_topk),
         checkpoint_size=Path(weights).stat().st_size,
         clock=clock,
         on_expected=on_expected,
@@ -103,6 +115,8 @@ def onnx_from_model(
     samples: Sequence[str | Path] = (),
     check: bool = True,
     exporter: Literal["dynamo", "legacy"] = "dynamo",
+    nms: NmsMode = "none",
+    thresholds: Thresholds | None = None,
     checkpoint_size: int = 0,
     clock: Clock | None = None,
     on_expected: Callable[[Expected], None] = lambda _: None,
@@ -117,13 +131,18 @@ def onnx_from_model(
         require("onnxruntime", "cpu")
     clock("fusing")
     fused = fuse_model(model.module)
+    plan, spec = plan_of(spec, nms, thresholds or spec.thresholds, fused)
+    if plan.candidates and exporter != "dynamo":
+        raise UsageError(f"--nms {nms} needs --exporter dynamo")
     clock("tracing")
-    graph = traced(fused, example, spec, exporter, simplify)
+    graph = traced(
+        plan.module(fused), example, spec, exporter, simplify, plan.outputs, TRANSLATIONS if plan.candidates else None
+    )
     if simplify:
         clock("simplifying")
         passes.simplify(graph)
-    _finish(graph, spec)
-    weights = {name for name, _ in fused.named_parameters()}
+    _finish(graph, spec, plan)
+    weights = {name for name, _ in plan.module(fused).named_parameters()}
     report = ExportReport(
         path=out,
         model=model.name,
@@ -144,7 +163,7 @@ def onnx_from_model(
     with folder_beside(out) as folder:
         file = _write(graph, folder / out.name, report.weight_size)
         del graph
-        parity = _proved(model, fused, file, spec, feeds, clock, on_expected) if feeds else None
+        parity = _proved(model, fused, file, spec, plan, feeds, clock, on_expected) if feeds else None
         size = sum(p.stat().st_size for p in folder.iterdir())
         if parity is not None:
             _report_of(file).write_text(parity.to_json())
@@ -180,6 +199,17 @@ def _spec(
     return replace(model.spec, input=canvas, opset=opset, source=source)
 
 
+def _thresholds(
+    own: Thresholds, conf: float | None, iou: float | None, max_det: int | None, pre_nms_topk: int | None
+) -> Thresholds:
+    asked = {"conf": conf, "iou": iou, "max_det": max_det, "pre_nms_topk": pre_nms_topk}
+    changed: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    try:
+        return replace(own, **changed)
+    except SpecError as e:
+        raise UsageError(str(e)) from e
+
+
 def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
     for side in size:
         if side < 1 or side % stride:
@@ -190,15 +220,16 @@ def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
             )
 
 
-def _finish(graph: ir.Model, spec: ModelSpec) -> None:
-    """Strip, name the dynamic axes, and stamp the spec."""
+def _finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan) -> None:
+    """Add NMS, strip, name the dynamic axes, and stamp the spec."""
+    plan.append(graph, spec)
     passes.strip(graph)
     canvas = spec.input
     batch: int | str = canvas.batch if canvas.dynamic == "none" else "batch"
     height, width = ("height", "width") if canvas.dynamic == "shape" else canvas.size
     passes.name_axes(graph.graph.inputs[0], (batch, canvas.channels, height, width))
     output = graph.graph.outputs[0]
-    if isinstance(spec.output, RawRows) and output.shape is not None:
+    if isinstance(spec.output, RawRows) and output.shape is not None:  # NMS has named its own
         rows = output.shape[1]  # the legacy exporter does not know it where the batch is free
         passes.name_axes(output, (batch, rows if isinstance(rows, int) else "rows", spec.output.columns))
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
@@ -223,6 +254,7 @@ def _proved(
     fused: nn.Module,
     file: Path,
     spec: ModelSpec,
+    plan: NmsPlan,
     feeds: Feeds,
     clock: Clock,
     on_expected: Callable[[Expected], None],
@@ -237,9 +269,9 @@ def _proved(
         "the checkpoint": TorchSession(model.module, torch_spec, exact=True),
         "the folded model": TorchSession(fused, torch_spec, exact=True),
     }
-    expected = expect(references, spec, feeds, once={"the folded model"}, closing=True, on_step=tell)
-    with open_session(file, provider="cpu") as session:
-        parity = check_expected(expected, file.name, session, spec, on_step=tell)
+    rows = replace(spec, output=plan.layout)
+    expected = expect(references, rows, feeds, once={"the folded model"}, closing=True, on_step=tell)
+    parity = plan.check(expected, file, spec, tell)
     parity.raise_if_bad(file.name)
     on_expected(expected)
     return parity

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from typing import Any, cast
 
@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import DeployError, ExportError, ImageSizeError, require
-from deploykit.spec import InputSpec, ModelSpec, RawRows, Tensor
+from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = ["example_input", "traced"]
 
@@ -26,10 +26,22 @@ CHATTY = ("torch._guards", "torch.onnx", *(f"torch.onnx._internal.exporter.{m}" 
 """Loggers that tell about the exporter's insides; what is for the user comes as an exception."""
 
 
-def traced(module: nn.Module, example: torch.Tensor, spec: ModelSpec, exporter: str, simplify: bool) -> ir.Model:
-    """The exporter's own result, before any of our passes."""
-    output = cast("RawRows | Tensor", spec.output).name
-    names = {"input_names": [spec.input.name], "output_names": [output], "opset_version": spec.opset}
+def traced(
+    module: nn.Module,
+    example: torch.Tensor,
+    spec: ModelSpec,
+    exporter: str,
+    simplify: bool,
+    outputs: Sequence[str],
+    translations: Mapping[Any, Any] | None = None,
+) -> ir.Model:
+    """The exporter's own result, before any of our passes.
+
+    ``outputs`` are the names of what the module gives, ``translations`` torch operators of our own -> ONNX.
+    """
+    names = {"input_names": [spec.input.name], "output_names": list(outputs), "opset_version": spec.opset}
+    if translations:
+        names["custom_translation_table"] = translations
     trace = _dynamo if exporter == "dynamo" else _legacy
     try:
         with _quiet():

@@ -24,13 +24,20 @@ SILENT = 4  # ONNX Runtime's log severity: what it would log as an error, it als
 NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
 
 
-def open_session(path: Path, *, provider: str = "auto", threads: int | None = None) -> OrtSession:
+def open_session(
+    path: Path,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    overrides: Mapping[str, Array] | None = None,
+) -> OrtSession:
     """Load an ONNX file.
 
     Args:
         path: an existing ``.onnx`` file.
         provider: ``auto``, ``cpu``, ``cuda`` or ONNX Runtime's own name of a provider.
         threads: threads within one operator; None: ONNX Runtime's choice (one a core).
+        overrides: other values for stored tensors, by name; of the same type and shape.
 
     Raises:
         ArtefactError: not ONNX, damaged, or without its external data.
@@ -44,6 +51,9 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
     options.log_severity_level = SILENT
     if threads is not None:
         options.intra_op_num_threads = threads
+    kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (overrides or {}).items()}
+    for name, value in kept.items():
+        options.add_initializer(name, value)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a provider that does not load: said below, as an error
@@ -52,6 +62,7 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
         raise _refusal(path, e) from e
     opened = OrtSession(path, session, wanted[0], asked=provider != "auto")
     opened.threads = threads
+    opened.overrides = kept  # ONNX Runtime does not keep them alive
     return opened
 
 
@@ -94,6 +105,8 @@ def _reason(text: str) -> str:
 
 class OrtSession(Session):
     """A network in ONNX Runtime; made by :func:`open_session`. ``run`` may be called from several threads."""
+
+    overrides: Mapping[str, Any] = {}
 
     def __init__(self, path: Path, session: Any, wanted: str, *, asked: bool) -> None:
         self._path = path

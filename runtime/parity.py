@@ -6,6 +6,7 @@ it must give in a file beside it (:class:`Expected`), and the runtime checks tha
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -18,7 +19,7 @@ import numpy as np
 from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array, Session
-from deploykit.spec import RawRows
+from deploykit.spec import RawRows, read_value
 
 __all__ = ["Batch", "Difference", "Expected", "Feeds", "Tolerance", "differences", "rows_of", "runs"]
 
@@ -113,12 +114,14 @@ class Feeds:
 class Expected:
     """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)``.
 
-    ``computed`` tells for each reference what computed it. A reference need not have rows of every image.
+    ``computed`` tells for each reference what computed it, ``layout`` what the columns are. A reference need not have
+    rows of every image.
     """
 
     feeds: Feeds
     rows: Mapping[str, Mapping[str, Array]]
     computed: Mapping[str, str]
+    layout: RawRows
 
     def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Expected:
         """The same for a network that takes less; see :meth:`Feeds.within`.
@@ -133,7 +136,8 @@ class Expected:
 
     def only(self, reference: str) -> Expected:
         """The same with one of its references."""
-        return Expected(self.feeds, {reference: self.rows[reference]}, {reference: self.computed[reference]})
+        only = {reference: self.rows[reference]}, {reference: self.computed[reference]}
+        return Expected(self.feeds, *only, self.layout)
 
     def save(self, path: Path) -> None:
         """Write the images and the first reference's rows as float32; numpy's ``.npz``, compressed.
@@ -148,6 +152,7 @@ class Expected:
             "format": FORMAT,
             "reference": reference,
             "computed": self.computed[reference],
+            "layout": dataclasses.asdict(self.layout),
             "labels": labels,
             "batches": batches,
             "notes": list(self.feeds.notes),
@@ -179,8 +184,9 @@ class Expected:
             if not batches or not {label for b in batches for label in b.images} <= set(images):
                 raise ValueError("it names images that it does not hold")
             feeds = Feeds(images, batches, tuple(about["notes"]))
-            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]})
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as e:
+            layout = read_value(RawRows, about["layout"], "layout")
+            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
             raise ArtefactError(f"{path} holds no reference values that can be read ({e}): export again") from e
 
 

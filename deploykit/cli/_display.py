@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from deploykit.export.compare import ParityReport
+    from deploykit.export.parity_report import ParityReport
 
 WIDTH = 110  # of tables where stdout is not a terminal
 
@@ -110,7 +110,7 @@ def parity_lines(report: ParityReport) -> list[str]:
     """What was compared with what, the limits, and what to know about it."""
     limits = report.tolerance
     references = [f"{name} ({computed})" for name, computed in report.references.items()]
-    inputs = list(dict.fromkeys(d.input for d in report.differences))
+    inputs = list(dict.fromkeys([d.input for d in report.differences] + [m.input for m in report.matchings]))
     lines = [
         f"compared with {' and '.join(references)} on {_some(inputs)}",
         f"limits: {limits.pixels:g} px + {limits.relative:g} |x|, probabilities {limits.probability:g}",

@@ -56,6 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prove that the numbers agree (default yes)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
+    group = parser.add_argument_group("detections")
+    group.add_argument(
+        "--nms",
+        choices=("none", "graph", "basic", "plugin"),
+        default="none",
+        help="where overlaps are suppressed: none: by whoever runs it; graph: ONNX's NonMaxSuppression; basic: basic "
+        "operators only (TensorRT for RTX); plugin: the node deploykit::NmsKpt (default none)",
+    )
+    group.add_argument("--conf", type=float, metavar="X", help="keep scores above this (default: the model's own)")
+    group.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (default: the model's own)")
+    group.add_argument("--max-det", type=int, metavar="N", help="at most so many objects an image (default 300)")
+    group.add_argument(
+        "--pre-nms-topk", type=int, metavar="N", help="NMS looks at so many candidates an image (default 1000)"
+    )
     add_engine_arguments(parser)
 
 
@@ -88,6 +102,11 @@ def run(args: argparse.Namespace) -> int:
                 "opset": args.opset,
                 "simplify": args.simplify,
                 "exporter": args.exporter,
+                "nms": args.nms,
+                "conf": args.conf,
+                "iou": args.iou,
+                "max_det": args.max_det,
+                "pre_nms_topk": args.pre_nms_topk,
             },
             engine_options=engine_options(args) if engines else None,
             samples=args.sample,
@@ -153,8 +172,14 @@ def preprocessing(spec: ModelSpec) -> str:
 
 def columns(spec: ModelSpec) -> str:
     """What the output's columns hold."""
-    from deploykit.spec import RawRows
+    from deploykit.spec import NmsOutputs, RawRows
 
+    if isinstance(spec.output, NmsOutputs):
+        limits = spec.thresholds
+        return (
+            f"after NMS, in network pixels: at most {limits.max_det} of an image, score over {limits.conf:g}, overlap "
+            f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates"
+        )
     if not isinstance(spec.output, RawRows):
         return spec.output.kind
     rows = spec.output

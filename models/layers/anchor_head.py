@@ -69,6 +69,14 @@ class Detect(nn.Module):
         cells = self._cells(raw)
         return torch.cat(self._decode_box(cells, level), -1).flatten(1, 3)
 
+    def rows_of(self, values: Tensor, stride: Tensor, offset: Tensor, anchor: Tensor) -> Tensor:
+        """Decode single cells, wherever they are from: raw values ``(..., columns)`` to rows ``(..., columns)``.
+
+        ``stride`` (..., 1), ``offset`` (..., 2) is (grid - 0.5) * stride in (x, y), ``anchor`` (..., 2) in pixels.
+        """
+        xy, wh, probabilities = torch.split(values.sigmoid(), [2, 2, 1 + self.num_classes], -1)
+        return torch.cat((xy * (2 * stride) + offset, wh * wh * (4 * anchor), probabilities), -1)
+
     def _cells(self, raw: Tensor) -> Tensor:
         """``(B, A * columns, H, W)`` to ``(B, A, H, W, columns)``."""
         b, _, h, w = raw.shape
@@ -153,6 +161,13 @@ class Keypoint(Detect):
         xy = xy * (2 * self.stride[level]) + self._offset(cells, level)[:, :, None]
         keypoints = torch.cat((xy, v.sigmoid()), -1).flatten(-2)
         return torch.cat((*self._decode_box(det, level), keypoints), -1).flatten(1, 3)
+
+    def rows_of(self, values: Tensor, stride: Tensor, offset: Tensor, anchor: Tensor) -> Tensor:
+        det, kpt = torch.split(values, [5 + self.num_classes, 3 * self.num_keypoints], -1)
+        xy, v = torch.split(kpt.reshape(*kpt.shape[:-1], self.num_keypoints, 3), [2, 1], -1)
+        xy = xy * (2 * stride[..., None]) + offset[..., None, :]
+        points = torch.cat((xy, v.sigmoid()), -1).flatten(-2)
+        return torch.cat((super().rows_of(det, stride, offset, anchor), points), -1)
 
     def fuse(self, path: str) -> Keypoint:
         """Fold the keypoint branch's batch norms."""

@@ -21,7 +21,8 @@ OPTIONS = {
         "--weights", "--img", "--batch", "--dynamic", "--opset", "--simplify", "--no-simplify", "--exporter", "--out",
         "--sample", "--check", "--no-check", "--json", "--format", "--profile", "--workspace", "--tf32",
         "--version-compatible", "--hardware-compatible", "--compute-capability", "--optimization-level",
-        "--timing-cache", "--no-timing-cache", "--device", "--build-log", "--spec",
+        "--timing-cache", "--no-timing-cache", "--device", "--build-log", "--spec", "--nms",
+        "--conf", "--iou", "--max-det", "--pre-nms-topk",
     },
     "predict": {"--model", "--source", "--out", "--json", "--conf", "--iou", "--max-det", "--spec"},
     "bench": {

@@ -22,6 +22,7 @@ from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.engine import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
 from deploykit.runtime.parity import Expected
 from deploykit.runtime.session import Array
+from deploykit.spec import RawRows
 from tests.export.narrow import model_of
 
 pytestmark = pytest.mark.gpu
@@ -141,7 +142,9 @@ def test_an_engine_from_a_machine_without_a_gpu_is_compared_when_it_first_runs(
     from deploykit.runtime.parity import Batch, Feeds
 
     feeds = Feeds({"noise": noise(1, 3, 64, 64)}, (Batch("noise", ("noise",)),))
-    Expected(feeds, {"itself": {"noise": rows}}, {"itself": "this GPU"}).save(expected_of(path))
+    layout = engine.record.spec.output
+    assert isinstance(layout, RawRows)
+    Expected(feeds, {"itself": {"noise": rows}}, {"itself": "this GPU"}, layout).save(expected_of(path))
     open_session(path).close()
     record = record_of(path)
     assert record is not None

@@ -25,7 +25,8 @@ def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)
     }
     batches = (Batch("a", ("a",)), Batch("wide", ("wide",)), Batch("three", ("b", "a", "a")))
     given_rows = {r: {label: rng.random((rows, 10)) * 100 for label in images} for r in references}
-    return Expected(Feeds(images, batches, ("a note",)), given_rows, dict.fromkeys(references, "PyTorch CPU float64"))
+    computed = dict.fromkeys(references, "PyTorch CPU float64")
+    return Expected(Feeds(images, batches, ("a note",)), given_rows, computed, LAYOUT)
 
 
 def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
@@ -34,6 +35,7 @@ def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     after = Expected.load(tmp_path / "e.npz")
     assert after.feeds.batches == before.feeds.batches
     assert after.feeds.notes == ("a note",)
+    assert after.layout == LAYOUT
     assert dict(after.computed) == {"the checkpoint": "PyTorch CPU float64"}
     for label, image in before.feeds.images.items():
         np.testing.assert_array_equal(after.feeds.images[label], image)

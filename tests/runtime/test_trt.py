@@ -26,6 +26,7 @@ from deploykit.runtime import cuda, trt
 from deploykit.runtime.engine import EngineRecord, Profile, expected_of, record_of
 from deploykit.runtime.parity import Batch, Expected, Feeds
 from deploykit.runtime.session import Array, open_session, spec_of
+from deploykit.spec import RawRows
 from tests.runtime import cpu_tensorrt
 from tests.runtime.cell_model import RED, cell_spec, planted, write_cell_model
 from tests.runtime.cpu_tensorrt import CpuGpu, write_engine
@@ -225,7 +226,10 @@ def write_expected(engine: Path, *, wrong: float = 0.0) -> None:
         rows = session.run({"images": ONES})["output"][0]
     rows[:, 0] += wrong
     feeds = Feeds({"ones": ONES}, (Batch("ones", ("ones",)),))
-    Expected(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}).save(expected_of(engine))
+    layout = cell_spec().output
+    assert isinstance(layout, RawRows)
+    given = Expected(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}, layout)
+    given.save(expected_of(engine))
 
 
 def test_the_first_run_compares_and_says_so(engine: Path, gpu: CpuGpu) -> None:

@@ -1,0 +1,130 @@
+"""An export with NMS inside: which module is traced, what is added to its graph, and how it is proved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import onnxscript
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import SpecError, UsageError
+from deploykit.export.compare import check_expected
+from deploykit.export.nms_check import check_detections
+from deploykit.export.nms_graph import CANDIDATES, CONF, IOU, append_nms, append_plugin, check_thresholds
+from deploykit.export.nms_select import RowSelection, best_scores, selecting
+from deploykit.export.parity_report import ParityReport
+from deploykit.models._graph import LayerGraph
+from deploykit.models.layers.anchor_head import Detect
+from deploykit.runtime import ort
+from deploykit.runtime.parity import Expected
+from deploykit.runtime.session import open_session
+from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
+
+__all__ = ["TRANSLATIONS", "NmsMode", "NmsPlan", "plan_of"]
+
+NmsMode = Literal["none", "graph", "basic", "plugin"]
+
+TOPK_OPSET = 18  # TopK is the same since 11
+
+
+@dataclass(frozen=True)
+class NmsPlan:
+    """What an export does about NMS.
+
+    ``layout``: of the rows before it. ``outputs``: the names that are traced. ``candidates``: how many rows NMS looks
+    at (0: all of them).
+    """
+
+    mode: NmsMode
+    layout: RawRows
+    outputs: tuple[str, ...]
+    candidates: int
+
+    def module(self, fused: nn.Module) -> nn.Module:
+        """What is traced: the network itself, or the network up to its candidates."""
+        if not self.candidates:
+            return fused
+        if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
+            return _First(selecting(fused, self.layout, self.candidates), len(self.outputs))
+        return _First(nn.Sequential(fused, RowSelection(self.layout, self.candidates)), len(self.outputs))
+
+    def append(self, graph: ir.Model, spec: ModelSpec) -> None:
+        """Add NMS to the traced graph."""
+        if self.mode == "plugin":
+            append_plugin(graph, self.layout, spec)
+        elif self.mode != "none":
+            append_nms(graph, self.mode, spec, self.candidates)
+
+    def check(self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None]) -> ParityReport:
+        """Run the file and compare it with what is expected."""
+        if self.mode == "none":
+            with open_session(file, provider="cpu") as session:
+                return check_expected(expected, file.name, session, spec, on_step=on_step)
+        overrides = {CONF: np.zeros(1, np.float32), IOU: np.ones(1, np.float32)}
+        with ort.open_session(file, provider="cpu") as session:
+            if self.mode == "plugin":  # its thresholds are attributes of the node
+                return check_detections(expected, file.name, session, spec, on_step=on_step)
+            with ort.open_session(file, provider="cpu", overrides=overrides) as opened:
+                return check_detections(expected, file.name, session, spec, opened=opened, on_step=on_step)
+
+
+def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Module) -> tuple[NmsPlan, ModelSpec]:
+    """The plan for a network with raw rows, and the spec of what is exported.
+
+    Raises:
+        UsageError: thresholds that no graph can hold, or a dynamic shape, whose number of rows is not known.
+        SpecError: the network has no rows to suppress.
+    """
+    spec = replace(spec, thresholds=thresholds)
+    layout = spec.output
+    if not isinstance(layout, RawRows):
+        raise SpecError(f"NMS follows raw rows, but the model's output is of kind {layout.kind!r}")
+    if mode == "none":
+        return NmsPlan(mode, layout, (layout.name,), 0), spec
+    check_thresholds(thresholds)
+    given = replace(spec, output=NmsOutputs(keypoints="keypoints" if spec.keypoints else None))
+    if mode == "plugin":
+        return NmsPlan(mode, layout, (layout.name,), 0), given
+    if spec.input.dynamic == "shape":
+        raise UsageError(f"--nms {mode} needs a fixed image size: --dynamic shape goes with --nms none or plugin")
+    names = CANDIDATES if spec.keypoints else CANDIDATES[:-1]
+    rows = _rows(fused, spec)
+    return NmsPlan(mode, layout, names, min(thresholds.pre_nms_topk, rows)), given
+
+
+def _rows(fused: nn.Module, spec: ModelSpec) -> int:
+    """How many rows the network gives for an image."""
+    height, width = spec.input.size
+    if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
+        head = fused.model[-1]
+        return head.num_anchors * sum((height // s) * (width // s) for s in head.stride)
+    with torch.inference_mode():
+        return int(fused(torch.zeros(1, spec.input.channels, height, width)).shape[1])
+
+
+class _First(nn.Module):
+    """The first outputs of a module: where there are no keypoints, theirs is left out."""
+
+    def __init__(self, module: nn.Module, count: int) -> None:
+        super().__init__()
+        self.module, self.count = module, count
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(images)[: self.count])
+
+
+def _top(scores: Any, count: int) -> Any:
+    """ONNX's TopK, which puts the lower index first where two are equal; traced by onnxscript."""
+    op: Any = getattr(onnxscript, f"opset{TOPK_OPSET}")
+    return op.TopK(scores, op.Constant(value_ints=[count]), axis=1, largest=1, sorted=1)
+
+
+TRANSLATIONS = {torch.ops.deploykit.best_scores.default: _top}
+"""Our operators -> ONNX, for torch's exporter."""
+assert best_scores is not None  # importing it is what registers the operator

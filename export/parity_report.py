@@ -1,0 +1,69 @@
+"""What a parity check says: every comparison, the limits, and the verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from deploykit.errors import ParityError
+from deploykit.export.matching import Matching
+from deploykit.runtime.parity import Difference, Tolerance
+
+__all__ = ["ParityReport"]
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """Everything that was compared. ``references``: their names and what computed them. ``ok`` is the verdict."""
+
+    references: dict[str, str]
+    differences: tuple[Difference, ...]
+    matchings: tuple[Matching, ...]
+    notes: tuple[str, ...] = ()
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+    @property
+    def ok(self) -> bool:
+        """Whether every comparison is within its limits."""
+        return all(d.ok for d in self.differences) and all(m.ok for m in self.matchings)
+
+    @property
+    def worst(self) -> Difference | Matching | None:
+        """The first failure, raw values before detections, the largest first; None if there is none."""
+        bad = sorted((d for d in self.differences if not d.ok), key=lambda d: -d.used)
+        return bad[0] if bad else next((m for m in self.matchings if not m.ok), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; the parity report file beside an artefact is this. JSON has no NaN: it becomes the word."""
+        data = dataclasses.asdict(self)
+        for entry, difference in zip(data["differences"], self.differences, strict=True):
+            entry["ok"] = difference.ok
+        for entry, matching in zip(data["matchings"], self.matchings, strict=True):
+            entry["ok"] = matching.ok
+        worded: dict[str, Any] = _worded({"ok": self.ok, **data})
+        return worded
+
+    def to_json(self) -> str:
+        """The text of the parity report file."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
+
+    def raise_if_bad(self, artefact: str) -> None:
+        """Turn a failed report into an error that names the worst output.
+
+        Raises:
+            ParityError: something is beyond its limit.
+        """
+        if self.worst is not None:
+            raise ParityError(f"{artefact} does not agree with its source and was not kept: {self.worst}")
+
+
+def _worded(value: Any) -> Any:
+    """The same with words for the numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _worded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_worded(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
