@@ -1,4 +1,4 @@
-"""Convolution blocks of the YOLOv7 family (upstream ``models/common.py``, GPL-3.0: facts only, the code is ours).
+"""Convolution blocks of YOLOv5 and YOLOv7 (upstream ``models/common.py``, GPL-3.0: facts only, the code is ours).
 
 Every block's attribute names are the original's, so that its weights load; ``fuse`` returns the folded form.
 """

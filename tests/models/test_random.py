@@ -98,7 +98,7 @@ def test_random_weights_detect_a_little_and_see_the_image(tmp_path: Path) -> Non
     assert float((rows[0, :, :4] - rows[1, :, :4]).abs().max()) > 1
 
 
-@pytest.mark.parametrize(("name", "generation"), [("yolov5x6", 7), ("yolov5x", 3), ("yolov5l6_pose", 5)])
+@pytest.mark.parametrize(("name", "generation"), [("yolov5x6", 7), ("yolov5x", 3)])
 def test_random_weights_of_the_deepest_networks_are_not_chaotic(name: str, generation: int) -> None:
     """Folding changes no more than rounding does; with shortcuts that add up it would be hundreds of times more."""
     torch.manual_seed(0)
