@@ -14,7 +14,7 @@ Three layer graphs were published, here numbered by the last release that has th
 from __future__ import annotations
 
 import reprlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from deploykit.errors import CheckpointError
@@ -38,6 +38,8 @@ FAMILY = "YOLOv5"
 GENERATIONS = {3: "3.0 and 3.1", 5: "4.0 and 5.0", 7: "6.0 to 7.0"}
 """The published layer graphs, and the releases that have them."""
 
+HARDSWISH = "nn.Hardswish()"  # of generation 3: no description says so
+
 ANCHORS_P5 = ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326))
 ANCHORS_P6 = (
     (19, 27, 44, 40, 38, 94),
@@ -46,7 +48,7 @@ ANCHORS_P6 = (
     (436, 615, 739, 380, 925, 792),
 )
 
-KAPAO_COLUMNS = 57  # of a KaPao row, four levels: 5, 18 classes and 34 coordinates
+KAPAO_CLASSES = 18 + 34  # that a KaPao model seems to have: its classes, and the coordinates beside them
 
 _RELATIVES = {
     "SegmentationModel": "a YOLOv5 model that segments",
@@ -147,7 +149,7 @@ def config_of(
         depthwise_keypoints=v.pose,
         depth_multiple=v.depth,
         width_multiple=v.width if width is None else width,
-        activation="nn.Hardswish()" if generation == 3 else "",
+        activation=HARDSWISH if generation == 3 else "",
         strides=(8, 16, 32, 64)[: v.levels],
     )
 
@@ -194,17 +196,14 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
         if not _layers(checkpoint.yaml) & LAYERS:
             return None
         name, variant, generation, config = _described(checkpoint)
-        assumed: tuple[str, ...] = ()
     else:
         found = _recognised(checkpoint)
         if found is None:
             return None
         name, generation, config = found
         variant = VARIANTS[name]
-        assumed = _assumptions(variant, generation, config.num_classes)
     graph, notes = graph_from_checkpoint(checkpoint, config, name.replace("_", "-"))
-    if isinstance(graph.head, Keypoint) and not checkpoint.modules:
-        _contract(graph)
+    assumed = () if checkpoint.modules else _assumed(graph, generation)
     if generation < 7 and not isinstance(graph.head, Keypoint):
         notes = (f"its layers are those of YOLOv5 {GENERATIONS[generation]}", *notes)
     classes, unnamed = classes_of(checkpoint, graph)
@@ -229,6 +228,8 @@ def _described(checkpoint: Checkpoint) -> tuple[str, Variant | None, int, GraphC
         for generation in (5,) if pose else GENERATIONS:
             if rows == normal_rows(rows_of(levels, generation=generation, pose=pose)):
                 variant = Variant(config.depth_multiple, config.width_multiple, levels, pose)
+                if generation == 3 and not config.activation:
+                    config = replace(config, activation=HARDSWISH)
                 return variant.name, variant, generation, config
     return custom_name(checkpoint, VARIANTS, "yolov5-custom"), None, 7, config
 
@@ -255,16 +256,17 @@ def _recognised(checkpoint: Checkpoint) -> tuple[str, int, GraphConfig] | None:
     return name, int(generation), config
 
 
-def _assumptions(variant: Variant, generation: int, num_classes: int) -> tuple[str, ...]:
-    """What the tensors of a file without a description leave open."""
-    if variant.pose:
+def _assumed(graph: LayerGraph, generation: int) -> tuple[str, ...]:
+    """Take what a file without pickled modules leaves open as it was published; say so."""
+    head = graph.head
+    if isinstance(head, Keypoint):
+        _contract(graph)
         return ("the order of its first layer's blocks is in no tensor: that of edgeai-yolov5 is assumed",)
-    assumed = []
     if generation == 3:
-        assumed.append("its activations are in no tensor: Hardswish is assumed, as in YOLOv5 3.0 and 3.1")
-    if generation == 5 and variant.levels == 4 and num_classes == KAPAO_COLUMNS - 5:
-        assumed.append("a KaPao model has the same tensors: if it is one, these 52 classes mean nothing")
-    return tuple(assumed)
+        return ("its activations are in no tensor: Hardswish is assumed, as in YOLOv5 3.0 and 3.1",)
+    if generation == 5 and head.num_levels == 4 and head.num_classes == KAPAO_CLASSES:
+        return (f"a KaPao model has the same tensors: if it is one, these {KAPAO_CLASSES} classes mean nothing",)
+    return ()
 
 
 def _refuse_relatives(checkpoint: Checkpoint) -> None:

@@ -213,7 +213,10 @@ def test_a_bare_state_dict_of_full_size_is_told_from_every_other(name: str, gene
     )
 
 
-@EVERY
+@pytest.mark.parametrize(
+    ("name", "generation"),
+    [("yolov5n", 7), ("yolov5s", 3), ("yolov5m", 5), ("yolov5l6", 7), ("yolov5x6", 5), ("yolov5m6_pose", 5)],
+)
 def test_a_description_says_the_variant_and_its_generation(name: str, generation: int) -> None:
     model = from_checkpoint(bare(name, generation, yaml=yaml_of(name, generation)))
     assert model is not None
@@ -261,7 +264,7 @@ def test_a_bare_state_dict_that_may_be_kapaos_is_not_trusted() -> None:
     assert any("a KaPao model has the same tensors" in note for note in model.notes)
 
 
-@pytest.mark.parametrize("key", ["model.0.conv.weight", "model.24.m.1.bias", "model.17.m.0.cv2.bn.running_mean"])
+@pytest.mark.parametrize("key", ["model.0.conv.weight", "model.17.m.0.cv2.bn.running_mean"])
 def test_a_wrong_tensor_is_named(key: str) -> None:
     state = bare("yolov5s", 7).state_dict
     changed = {**state, key: torch.zeros(7, 3, 6, 6, device="meta")}
