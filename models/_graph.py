@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import math
-import re
 import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,49 +16,26 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.errors import CheckpointError, UnknownLayerError
+from deploykit.errors import CheckpointError
 from deploykit.models._fuse import fuse_model
-from deploykit.models.layers import lite
-from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint
-from deploykit.models.layers.conv import Add, Concat, Conv, DownC, ReOrg, Shortcut
-from deploykit.models.layers.pool import MP, SP, SPPCSPC, SPPF
-from deploykit.models.layers.rep import RepConv
+from deploykit.models._layer_table import (
+    CONVOLUTIONS,
+    HEADS,
+    KNOWN,
+    SAME_CHANNELS,
+    STACKS,
+    activation,
+    unknown_layer,
+)
+from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint
+from deploykit.models.layers.conv import Add, Concat, Conv, ReOrg, Shortcut
 
 Row = Sequence[Any]
 """``[from, repeats, layer, arguments]``; ``from`` is an index or a list of them, -1 the row before."""
 
-CONVOLUTIONS: dict[str, type[nn.Module]] = {
-    "Conv": Conv,
-    "RepConv": RepConv,
-    "DownC": DownC,
-    "SPPCSPC": SPPCSPC,
-    "SPPF": SPPF,
-    "StemBlock": lite.StemBlock,
-    "Shuffle_Block": lite.ShuffleBlock,
-    "DWConvblock": lite.DWConvblock,
-    "conv_bn_relu_maxpool": lite.ConvBnReluMaxpool,
-}
-"""Layers whose first argument is the number of output channels, scaled by ``width_multiple``."""
-
-SAME_CHANNELS: dict[str, type[nn.Module]] = {"MP": MP, "SP": SP}
-HEADS: dict[str, type[Detect]] = {
-    "Detect": Detect,
-    "IDetect": IDetect,
-    "IAuxDetect": IAuxDetect,
-    "IKeypoint": IKeypoint,
-}
-OTHERS = ("Concat", "Shortcut", "ADD", "ReOrg", "nn.Upsample")
-KNOWN = tuple(sorted((*CONVOLUTIONS, *SAME_CHANNELS, *HEADS, *OTHERS)))
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    name: getattr(nn, name)
-    for name in ("SiLU", "ReLU", "ReLU6", "LeakyReLU", "Hardswish", "Mish", "GELU", "ELU", "Sigmoid", "Identity")
-}
-
-
 # A hostile description must not keep us busy; the largest real one has 266 rows, 8 sources and 2048 channels.
 MAX_ROWS, MAX_LAYERS, MAX_ENTRIES, MAX_CHANNELS = 1000, 1000, 32, 65_536
-MAX_TEXT = 64  # characters of an argument
+MAX_MODULES = 4000  # with all that is inside of them; the largest real one has 1063
 MAX_FEATURE = 2**27  # values that a layer gives for a picture of 256 px; the largest real one gives 2**22
 
 _REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
@@ -69,6 +45,8 @@ _REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeErro
 @dataclass(frozen=True)
 class GraphConfig:
     """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels a level.
+
+    ``activation`` is that of every convolution whose row does not name one; empty: SiLU.
 
     Raises:
         CheckpointError: a number that no model has.
@@ -82,6 +60,7 @@ class GraphConfig:
     depth_multiple: float = 1.0
     width_multiple: float = 1.0
     channels: int = 3
+    activation: str = ""
     strides: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -116,16 +95,16 @@ class GraphConfig:
         try:
             rows = (*yaml["backbone"], *yaml["head"])
             _check_known(rows)
-            anchors = tuple(tuple(float(a) for a in level) for level in yaml["anchors"])
             return GraphConfig(
                 rows=rows,
                 num_classes=int(yaml["nc"]),
-                anchors=anchors,
+                anchors=_anchors(yaml["anchors"], rows),
                 num_keypoints=int(yaml.get("nkpt") or 0),
                 depthwise_keypoints=bool(yaml.get("dw_conv_kpt", False)),
                 depth_multiple=float(yaml.get("depth_multiple", 1.0)),
                 width_multiple=float(yaml.get("width_multiple", 1.0)),
                 channels=int(yaml.get("ch", 3)),
+                activation=_activation_name(yaml),
             )
         except KeyError as e:
             raise CheckpointError(
@@ -136,15 +115,32 @@ class GraphConfig:
             raise CheckpointError(f"the checkpoint's model description cannot be read: {e}") from e
 
 
+def _anchors(value: Any, rows: Sequence[Row]) -> tuple[tuple[float, ...], ...]:
+    """In pixels a level. A mere number of them says that they were found while training and are in the weights."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 1 <= value < MAX_ENTRIES // 2:
+            raise ValueError(f"{reprlib.repr(value)} anchors a level, expected 1 to {MAX_ENTRIES // 2 - 1}")
+        sources, *_ = read_row(len(rows) - 1, rows[-1])
+        return (tuple(float(i) for i in range(2 * value)),) * len(sources)
+    return tuple(tuple(float(a) for a in level) for level in value)
+
+
+def _activation_name(yaml: Mapping[str, Any]) -> str:
+    """YOLOv5 7.0 writes ``activation: nn.LeakyReLU(0.1)``, edgeai-yolov5 ``act: ReLU``."""
+    named = yaml.get("activation") or (f"nn.{yaml['act']}()" if yaml.get("act") else "")
+    if not isinstance(named, str):
+        raise TypeError(f"its activation is {reprlib.repr(named)}, expected a name")
+    if named:
+        activation(named)
+    return named
+
+
 def _check_known(rows: Sequence[Row]) -> None:
     """Before anything else of a description is looked at, because this tells its reader most."""
     for i, row in enumerate(rows):
         kind = str(row[2]) if isinstance(row, (list, tuple)) and len(row) > 2 else ""
         if kind and kind not in KNOWN:
-            raise UnknownLayerError(
-                f"layer {i} of the model's description is {reprlib.repr(kind)}, which deploykit does not have; "
-                f"it has {', '.join(KNOWN)}"
-            )
+            raise unknown_layer(i, kind)
 
 
 class LayerGraph(nn.Module):
@@ -204,7 +200,7 @@ def build_graph(config: GraphConfig) -> LayerGraph:
     layers: list[nn.Module] = []
     sources: list[tuple[int, ...]] = []
     channels = [config.channels]  # channels[i + 1] is what layer i gives, channels[0] is the image's
-    room = MAX_LAYERS
+    room, modules = MAX_LAYERS, MAX_MODULES
     for i, row in enumerate(config.rows):
         used, repeats, kind, arguments = read_row(i, row)
         try:
@@ -213,8 +209,13 @@ def build_graph(config: GraphConfig) -> LayerGraph:
             if room < 0:
                 raise ValueError(f"with its repeats the model has more than {MAX_LAYERS} layers")
             layer, out = _layer(kind, arguments, [channels[s + 1] for s in used], count, config, i)
+            modules -= sum(1 for _ in layer.modules())
+            if modules < 0:
+                raise ValueError(f"with what is inside of its layers the model has more than {MAX_MODULES} modules")
         except _REFUSALS as e:
             raise _misfit(i, row, e) from e
+        if config.activation:
+            _activate(layer, config.activation)
         layers.append(layer)
         sources.append(used)
         channels.append(out)
@@ -246,6 +247,13 @@ def read_row(i: int, row: Row) -> tuple[tuple[int, ...], int, str, list[Any]]:
         raise _misfit(i, row, e) from e
 
 
+def _activate(layer: nn.Module, text: str) -> None:
+    """Give the convolutions that have no activation of their own the description's."""
+    for module in layer.modules():
+        if isinstance(module, Conv) and type(module.act) is nn.SiLU:
+            module.act = activation(text)
+
+
 def _misfit(i: int, row: Row, reason: Exception) -> CheckpointError:
     first_line = str(reason).partition("\n")[0]
     return CheckpointError(
@@ -265,18 +273,20 @@ def _layer(
 ) -> tuple[nn.Module, int]:
     """One row's module and how many channels it gives."""
     args = [_literal(a, config) for a in arguments]
-    if kind in CONVOLUTIONS:
+    if kind in CONVOLUTIONS or kind in STACKS:
         out = _divisible(args[0] * config.width_multiple) if args[0] != _outputs(config) else args[0]
         if not 1 <= out <= MAX_CHANNELS:
             raise ValueError(f"it gives {out} channels, expected 1 to {MAX_CHANNELS}")
         text = next((a for a in args if isinstance(a, str)), None)
         if text is not None:
             raise ValueError(f"its argument {text!r} is neither a number nor an activation")
+        if kind in STACKS:
+            return STACKS[kind](inputs[0], out, count, *args[1:]), out
         return _repeated(CONVOLUTIONS[kind], [inputs[0], out, *args[1:]], count), out
     if kind in SAME_CHANNELS:
         return SAME_CHANNELS[kind](*args), inputs[0]
     if kind in HEADS:
-        return _head(kind, inputs, config), 0
+        return _head(kind, inputs, config, keypoints="nkpt" in arguments), 0
     if kind == "Concat":
         return Concat(*args), sum(inputs)
     if kind == "Shortcut":
@@ -287,23 +297,21 @@ def _layer(
         return ReOrg(), inputs[0] * 4
     if kind == "nn.Upsample":
         return nn.Upsample(*args), inputs[0]
-    raise UnknownLayerError(
-        f"layer {i} of the model's description is {reprlib.repr(kind)}, which deploykit does not have; "
-        f"it has {', '.join(KNOWN)}"
-    )
+    raise unknown_layer(i, kind)
 
 
-def _head(kind: str, inputs: list[int], config: GraphConfig) -> Detect:
+def _head(kind: str, inputs: list[int], config: GraphConfig, *, keypoints: bool) -> Detect:
     expected = len(config.anchors) * (2 if kind == "IAuxDetect" else 1)
     if len(inputs) != expected:
         raise ValueError(
             f"it is fed by {len(inputs)} layers, its {len(config.anchors)} levels of anchors need {expected}"
         )
-    if kind != "IKeypoint":
+    if kind != "IKeypoint" and not (kind == "Detect" and keypoints):  # edgeai-yolov5 calls its keypoint head Detect
         return HEADS[kind](config.num_classes, config.anchors, inputs)
     if not config.num_keypoints:
         raise ValueError("a keypoint head needs nkpt, the number of keypoints")
-    return IKeypoint(config.num_classes, config.anchors, inputs, config.num_keypoints, config.depthwise_keypoints)
+    head = IKeypoint if kind == "IKeypoint" else Keypoint
+    return head(config.num_classes, config.anchors, inputs, config.num_keypoints, config.depthwise_keypoints)
 
 
 def _repeated(kind: type[nn.Module], args: list[Any], count: int) -> nn.Module:
@@ -331,21 +339,6 @@ def _literal(value: Any, config: GraphConfig) -> Any:
     if value in named:
         return named[value]
     return activation(value) if value.startswith("nn.") else value
-
-
-def activation(text: str) -> nn.Module:
-    """``"nn.LeakyReLU(0.1)"`` to the module, without evaluating it.
-
-    Raises:
-        UnknownLayerError: not an activation that deploykit has.
-    """
-    # The length is looked at first: a pattern takes quadratic time on a megabyte of blanks.
-    pattern = r"nn\.(\w+)\(\s*(-?\d*\.?\d+(?:e-?\d+)?)?\s*(?:,?\s*inplace=(?:True|False))?\)"
-    match = re.fullmatch(pattern, text) if len(text) <= MAX_TEXT else None
-    if match is None or match[1] not in ACTIVATIONS:
-        known = ", ".join(f"nn.{name}()" for name in ACTIVATIONS)
-        raise UnknownLayerError(f"unknown activation {reprlib.repr(text)}; known: {known}")
-    return ACTIVATIONS[match[1]](*([float(match[2])] if match[2] else []))
 
 
 def _without_norms(module: nn.Module) -> nn.Module:

@@ -1,21 +1,26 @@
 """Put a checkpoint's weights, and what no state dict holds, into a layer graph.
 
-Activations, batch-norm eps and anchors in pixels are facts of a trained model that its layer description leaves out or
-contradicts; a pickled module tree has them, so they are taken from there.
+Activations, batch-norm eps, anchors in pixels, the order of a Focus and the number of ghost bottlenecks are facts of a
+trained model that its layer description leaves out or contradicts; a pickled module tree has them, so they are taken
+from there.
 """
 
 from __future__ import annotations
 
 import math
 import reprlib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UnknownLayerError, WeightsMismatchError
 from deploykit.models._checkpoint import Checkpoint, Module
-from deploykit.models._graph import ACTIVATIONS, GraphConfig, LayerGraph, build_graph
+from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models._layer_table import ACTIVATIONS
+from deploykit.models.layers.focus import Focus
+from deploykit.models.layers.ghost import C3Ghost
 
 _ARGUMENTS = {"LeakyReLU": "negative_slope", "ELU": "alpha"}
 """The one number that an activation's behaviour depends on, where there is one."""
@@ -49,6 +54,7 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
 def _load(graph: LayerGraph, checkpoint: Checkpoint, name: str) -> None:
     expected = graph.state_dict()
     found = checkpoint.float32()
+    _add_pixel_anchors(graph, found)
     advice = f"the file is damaged or of a changed {name} (deploykit inspect shows it)"
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}
     for key in counters:  # only training counts; some projects leave it out, or average it to a float
@@ -70,16 +76,32 @@ def _load(graph: LayerGraph, checkpoint: Checkpoint, name: str) -> None:
     graph.load_state_dict(found, assign=True)
 
 
+def _add_pixel_anchors(graph: LayerGraph, found: dict[str, Tensor]) -> None:
+    """YOLOv5 6.0 and later keep the anchors in cells of each level only."""
+    path, head = f"model.{len(graph.model) - 1}", graph.head
+    cells = found.get(f"{path}.anchors")
+    if f"{path}.anchor_grid" not in found and cells is not None and cells.shape == head.anchors.shape:
+        pixels = cells * torch.tensor(head.stride, dtype=cells.dtype, device=cells.device)[:, None, None]
+        found[f"{path}.anchor_grid"] = pixels.view(head.anchor_grid.shape)
+
+
 def _apply_recorded(graph: LayerGraph, recorded: tuple[Module, ...]) -> tuple[str, ...]:
-    """Make activations and batch-norm eps those of the pickled modules; say how many activations were different."""
+    """Make activations, batch-norm eps and the like those of the pickled modules; say what was described otherwise."""
     records = {module.path: module for module in recorded}
     changed: dict[str, int] = {}
+    shortened = 0
     for path, module in list(graph.named_modules()):
         record = records.get(path)
         if record is None:
             continue
         if isinstance(module, nn.BatchNorm2d):
             module.eps = _number(record, "eps", module.eps)
+        elif isinstance(module, Focus):
+            module.rows_first = f"{path}.contract" not in records
+        elif isinstance(module, C3Ghost):
+            shortened += _shorten(module, path, records)
+        elif isinstance(module, nn.MaxPool2d) and f"{path}.0" in records:
+            _check_nested(module, path, records)
         elif type(module) in _GEOMETRY:
             _check_geometry(module, record)
         elif type(module) in ACTIVATIONS.values():
@@ -88,11 +110,31 @@ def _apply_recorded(graph: LayerGraph, recorded: tuple[Module, ...]) -> tuple[st
                 graph.set_submodule(path, trained)
                 name = type(trained).__name__
                 changed[name] = changed.get(name, 0) + 1
-    return tuple(
-        f"{count} activation{'s are' if count > 1 else ' is'} {name}, as in the pickled model; "
-        "its layer description does not say so"
-        for name, count in changed.items()
-    )
+    notes = [f"{count} activation{'s are' if count > 1 else ' is'} {name}" for name, count in changed.items()]
+    if shortened:
+        notes.append(f"{shortened} C3Ghost ha{'ve' if shortened > 1 else 's'} fewer bottlenecks than repeats")
+    return tuple(f"{note}, as in the pickled model; its layer description does not say so" for note in notes)
+
+
+def _shorten(module: C3Ghost, path: str, records: Mapping[str, Module]) -> bool:
+    """Whether bottlenecks were left out: some projects' C3Ghost takes its second argument for their number."""
+    described = len(module.m)
+    trained = sum(f"{path}.m.{i}" in records for i in range(described))
+    module.m = nn.Sequential(*list(module.m)[:trained])
+    return trained < described
+
+
+def _check_nested(pool: nn.MaxPool2d, path: str, records: Mapping[str, Module]) -> None:
+    """edgeai-yolov5 pools 5x5 by two 3x3 in a row, and so on, which is the same."""
+    count = 0
+    while (record := records.get(f"{path}.{count}")) is not None:
+        _check_geometry(nn.MaxPool2d(3, 1, 1), record)
+        count += 1
+    if pool.kernel_size != 2 * count + 1:
+        raise CheckpointError(
+            f"{path} is {count} 3x3 max pools in the pickled model, and one of {pool.kernel_size} by its layer "
+            "description: it was changed after it was described, and cannot be rebuilt"
+        )
 
 
 def _number(record: Module, name: str, default: float) -> float:

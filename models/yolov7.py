@@ -11,24 +11,25 @@ The graphs are written with five macros, each of which appends rows:
 
 from __future__ import annotations
 
-import re
-import reprlib
 from collections.abc import Callable, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
-import torch
-
 from deploykit.models._checkpoint import Checkpoint
-from deploykit.models._graph import MAX_CHANNELS, GraphConfig, LayerGraph, Row, build_graph, read_row
+from deploykit.models._graph import GraphConfig, Row, build_graph
 from deploykit.models._graph_checkpoint import graph_from_checkpoint
 from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import ReferenceModel, register_model
+from deploykit.models._row_family import (
+    HeadShape,
+    classes_of,
+    custom_name,
+    nearest_variant,
+    normal_rows,
+    reference_of,
+)
 from deploykit.models.layers.anchor_head import IAuxDetect, Keypoint
-from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
 
 FAMILY = "YOLOv7"
-MAX_NAME = 64  # characters of a name or an argument that a checkpoint brings
 
 ANCHORS_P5 = ((12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146), (142, 110, 192, 243, 459, 401))
 ANCHORS_TINY = ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326))
@@ -242,7 +243,7 @@ def _build(name: str, num_classes: int) -> ReferenceModel:
     graph = build_graph(config_of(name, num_classes))
     pose = isinstance(graph.head, Keypoint)
     classes = COCO_CLASSES if num_classes == 80 else ("person",) if pose and num_classes == 1 else None
-    return _reference(graph, name, classes, SIZES.get(name, 1280))
+    return reference_of(graph, name, FAMILY, classes, SIZES.get(name, 1280))
 
 
 @register_model
@@ -304,97 +305,32 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     graph, notes = graph_from_checkpoint(checkpoint, config, name.replace("_", "-"))
     if isinstance(graph.head, IAuxDetect):
         notes = (*notes, "a training checkpoint: the auxiliary heads are dropped on export")
-    names = checkpoint.names
-    if names is not None and len(names) != graph.head.num_classes:
-        notes = (*notes, f"it names {len(names)} classes and has {graph.head.num_classes}: they are numbered instead")
-        names = None
-    variant = name.partition("-width-")[0]
-    size = SIZES.get(variant, 640 if max(graph.head.stride) <= 32 else 1280)
-    return _reference(graph, name, names, size, notes, channels=config.channels)
+    classes, unnamed = classes_of(checkpoint, graph)
+    size = SIZES.get(name.partition("-width-")[0], 640 if max(graph.head.stride) <= 32 else 1280)
+    return reference_of(graph, name, FAMILY, classes, size, (*notes, *unnamed), channels=config.channels)
 
 
-def _described(checkpoint: Checkpoint) -> tuple[str, GraphConfig | None]:
+def _described(checkpoint: Checkpoint) -> tuple[str, GraphConfig]:
     """The checkpoint's own description, and the variant that it is, or what its file calls itself."""
     assert checkpoint.yaml is not None
     config = GraphConfig.from_yaml(checkpoint.yaml)
-    rows = [_normal(i, row) for i, row in enumerate(config.rows)]
+    rows = normal_rows(config.rows)
     for name in VARIANTS:
         for training in (False, True):
-            if rows == [_normal(i, row) for i, row in enumerate(rows_of(name, training=training))]:
+            if rows == normal_rows(rows_of(name, training=training)):
                 return (name if config.width_multiple == 1.0 else f"{name}-width-{config.width_multiple:g}"), config
-    own = str(checkpoint.modules[0].attributes.get("yaml_file") or "") if checkpoint.modules else ""
-    own = re.sub(r"[^\w.-]+", "-", PurePosixPath(own.replace("\\", "/")).stem[:MAX_NAME], flags=re.ASCII)
-    # A changed model under the file name of the original is not the original.
-    return f"{own}-custom" if own.replace("-", "_") in VARIANTS else own or "yolov7-custom", config
-
-
-def _normal(i: int, row: Row) -> tuple[Any, ...]:
-    """A row with absolute sources, and with the head's kind left open: two rows that mean the same are equal."""
-    sources, repeats, kind, arguments = read_row(i, row)
-    if kind in ("Detect", "IDetect"):
-        return sources, "Detect"
-    if kind in ("Shortcut", "MP"):  # their arguments are defaults that some descriptions spell out
-        return sources, repeats, kind
-    return sources, repeats, kind, [reprlib.repr(a) if isinstance(a, list) else str(a)[:MAX_NAME] for a in arguments]
+    return custom_name(checkpoint, VARIANTS, "yolov7-custom"), config
 
 
 def _recognised(checkpoint: Checkpoint) -> tuple[str, GraphConfig | None]:
-    """The variant whose state dict has these keys and shapes, for files without a description.
-
-    Where none has just these, it is the one that most of them are of: loading then says which tensor is wrong.
-    """
-    found = {key: tuple(t.shape) for key, t in checkpoint.state_dict.items()}
-    heads = [match for key in found if (match := re.fullmatch(r"model\.([0-9]{1,4})\.m\.[0-9]\.(weight|bias)", key))]
-    if not heads or not found[heads[0][0]]:
+    """The variant that a state dict without a description is of."""
+    head = HeadShape.of(checkpoint)
+    if head is None:
         return "", None
-    index = int(heads[0][1])
-    anchors = len(ANCHORS_P6[0]) // 2  # as many in every variant
-    num_classes = found[heads[0][0]][0] // anchors - 5
-    keypoints = found.get(f"model.{index}.m_kpt.0.11.weight") or (0,)
-    num_keypoints = keypoints[0] // anchors // 3
-    if not (1 <= num_classes <= MAX_CHANNELS and num_keypoints <= MAX_CHANNELS):
-        return "", None
-    best, nearest, described = 0.5, "", None
-    for name in VARIANTS:
-        if (num_keypoints > 0) != (name == "yolov7_w6_pose"):
-            continue
-        for training in (False, True):
-            config = config_of(name, num_classes, num_keypoints=num_keypoints, training=training)
-            if len(config.rows) - 1 != index:
-                continue
-            with torch.device("meta"):
-                shapes = {key: tuple(t.shape) for key, t in build_graph(config).state_dict().items()}
-            agreement = len(shapes.items() & found.items()) / len(shapes.keys() | found.keys())
-            if agreement > best:
-                best, nearest, described = agreement, name, config
-    return nearest, described
-
-
-def _reference(
-    graph: LayerGraph,
-    name: str,
-    classes: Sequence[str] | None,
-    size: int,
-    notes: tuple[str, ...] = (),
-    channels: int = 3,
-) -> ReferenceModel:
-    """A graph with its spec; ``name`` is the registered one or what a custom model calls itself."""
-    head = graph.head
-    columns = 5 + head.num_classes
-    keypoints = None
-    if isinstance(head, Keypoint):
-        k = head.num_keypoints
-        keypoints = COCO_KEYPOINTS if k == len(COCO_KEYPOINTS.names) else KeypointSpec.unnamed(k)
-    stride = max(head.stride)
-    spec = ModelSpec(
-        task="keypoints" if keypoints else "detect",
-        input=InputSpec(
-            size=(size, size), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels, fit=Fit(stride=stride)
-        ),
-        output=RawRows(cls=(5, columns), keypoints=(columns, head.columns) if keypoints else None),
-        classes=tuple(classes) if classes else tuple(f"class {i}" for i in range(head.num_classes)),
-        keypoints=keypoints,
-        # The published thresholds: 0.65 in the pose notebook, 0.45 in detection.
-        thresholds=Thresholds(conf=0.25, iou=0.65 if keypoints else 0.45),
+    candidates = (
+        (name, config_of(name, head.num_classes, num_keypoints=head.num_keypoints, training=training))
+        for name in VARIANTS
+        for training in (False, True)
+        if (head.num_keypoints > 0) == (name == "yolov7_w6_pose")
     )
-    return ReferenceModel(name.replace("_", "-"), FAMILY, graph, spec, notes)
+    return nearest_variant(checkpoint, head, candidates)

@@ -57,10 +57,11 @@ class Steps:
 @contextlib.contextmanager
 def steps() -> Iterator[Steps]:
     """Yield what to tell the steps to: a progress bar on a terminal, else a line a step, on stderr."""
+    from rich.console import Console  # also where it is not needed yet: the result will be
+
     if not sys.stderr.isatty():
         yield Steps()
         return
-    from rich.console import Console
     from rich.markup import escape
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 

@@ -1,4 +1,4 @@
-"""Anchor-based heads of the YOLOv7 family: decode is a pure function of the features (no grid cache, no export mode).
+"""Anchor-based heads of YOLOv5 and YOLOv7: decode is a pure function of the features (no grid cache, no export mode).
 
 Source of the facts: WongKinYiu/yolov7 ``models/yolo.py``, main and branch ``pose`` (GPL-3.0); the code is ours.
 Paper: arXiv 2207.02696.

@@ -1,9 +1,11 @@
-"""Convolution blocks of the YOLOv7 family (upstream ``models/common.py``, GPL-3.0: facts only, the code is ours).
+"""Convolution blocks of YOLOv5 and YOLOv7 (upstream ``models/common.py``, GPL-3.0: facts only, the code is ours).
 
 Every block's attribute names are the original's, so that its weights load; ``fuse`` returns the folded form.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +46,13 @@ class Conv(nn.Module):
         if isinstance(self.bn, nn.BatchNorm2d):
             new.conv, new.bn = fold_conv_bn(self.conv, self.bn, path), nn.Identity()
         return new
+
+
+class DWConv(Conv):
+    """Conv in as many groups as its inputs and outputs share: depthwise where they are equally many."""
+
+    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, act: nn.Module | None = None) -> None:
+        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), act=act)
 
 
 class FoldingSequential(nn.Sequential):
@@ -90,14 +99,22 @@ class Add(nn.Module):
         return x + y if self.alpha == 1 else x + self.alpha * y
 
 
+def space_to_depth(x: Tensor, *, rows_first: bool = True) -> Tensor:
+    """``(B, C, H, W)`` to ``(B, 4C, H/2, W/2)``: a block of C channels for each (row, column) parity.
+
+    The blocks' order is (0,0), (1,0), (0,1), (1,1); with ``rows_first`` False (0,0), (0,1), (1,0), (1,1).
+    """
+    b, c, h, w = x.shape
+    cells = x.view(b, c, h // 2, 2, w // 2, 2)
+    blocks = cells.permute(0, 5, 3, 1, 2, 4) if rows_first else cells.permute(0, 3, 5, 1, 2, 4)
+    return blocks.reshape(b, 4 * c, h // 2, w // 2)
+
+
 class ReOrg(nn.Module):
-    """Space to depth by 2: ``(B, C, H, W)`` to ``(B, 4C, H/2, W/2)``, blocks in (row, column) parity order
-    (0,0), (1,0), (0,1), (1,1)."""
+    """Space to depth by 2: :func:`space_to_depth`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, h, w = x.shape
-        blocks = x.view(b, c, h // 2, 2, w // 2, 2).permute(0, 5, 3, 1, 2, 4)  # (B, column, row, C, H/2, W/2)
-        return blocks.reshape(b, 4 * c, h // 2, w // 2)
+        return space_to_depth(x)
 
 
 class DownC(nn.Module):

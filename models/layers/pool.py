@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -60,6 +62,22 @@ class SPPCSPC(nn.Module):
         main = self.cv4(self.cv3(self.cv1(x)))
         pooled = self.cv6(self.cv5(torch.cat((main, *(m(main) for m in self.m)), 1)))
         out: Tensor = self.cv7(torch.cat((pooled, self.cv2(x)), 1))
+        return out
+
+
+class SPP(nn.Module):
+    """Max pools of several sizes side by side, beside what they pool (YOLOv5 before 6.0)."""
+
+    def __init__(self, c1: int, c2: int, k: Sequence[int] = (5, 9, 13)) -> None:
+        super().__init__()
+        hidden = c1 // 2
+        self.cv1 = Conv(c1, hidden, 1, 1)
+        self.cv2 = Conv(hidden * (len(k) + 1), c2, 1, 1)
+        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        out: Tensor = self.cv2(torch.cat((x, *(m(x) for m in self.m)), 1))
         return out
 
 

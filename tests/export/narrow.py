@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from deploykit.models import yolov5, yolov7
 from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
+from deploykit.models._row_family import reference_of
 from deploykit.models.layers.anchor_head import Detect, Keypoint
-from deploykit.models.yolov7 import _reference, config_of
 
 CLASSES = ("cat", "dog", "fox")
 SEED = 0
@@ -49,11 +51,34 @@ def few_layers(*, num_classes: int = 2, num_keypoints: int = 0) -> GraphConfig:
     )
 
 
+def older_layers(*, num_classes: int = 2, num_keypoints: int = 3) -> GraphConfig:
+    """The same of the layers that YOLOv5 had before 6.0, with ghost blocks and a keypoint head without implicits."""
+    return GraphConfig(
+        rows=(
+            [-1, 1, "Focus", [16, 3]],
+            [-1, 2, "BottleneckCSP", [16]],
+            [-1, 1, "GhostConv", [32, 3, 2]],
+            [-1, 1, "GhostBottleneck", [32, 3, 2]],
+            [-1, 1, "C3Ghost", [32]],
+            [-1, 1, "SPP", [32, [3, 5]]],
+            [-1, 1, "C3", [16, False]],
+            [-1, 1, "DWConv", [32, 3, 2]],
+            [[6, 7], 1, "Detect", ["nc", "anchors", "nkpt"]],
+        ),
+        num_classes=num_classes,
+        num_keypoints=num_keypoints,
+        activation="nn.Hardswish()",
+        anchors=((12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146)),
+    )
+
+
 def narrow(
     name: str, num_classes: int = 3, *, width: float = 0.125, num_keypoints: int = 4, training: bool = False
 ) -> GraphConfig:
     """A registered variant with fewer channels."""
-    return config_of(name, num_classes, width=width, num_keypoints=num_keypoints, training=training)
+    if name.startswith("yolov5"):
+        return yolov5.config_of(name, num_classes, width=width, num_keypoints=num_keypoints)
+    return yolov7.config_of(name, num_classes, width=width, num_keypoints=num_keypoints, training=training)
 
 
 def graph_of(config: GraphConfig, *, seed: int = SEED, objectness: float | None = None) -> LayerGraph:
@@ -71,7 +96,8 @@ def graph_of(config: GraphConfig, *, seed: int = SEED, objectness: float | None 
 def _set_objectness(head: Detect, value: float) -> None:
     """The bias of column 4 of every anchor; one anchor's columns may lie in two convolutions, laid side by side."""
     for level, conv in enumerate(head.m):
-        branches = [conv, head.m_kpt[level][-1]] if isinstance(head, Keypoint) else [conv]
+        branch = head.m_kpt[level] if isinstance(head, Keypoint) else None
+        branches = [conv] if branch is None else [conv, branch[-1] if isinstance(branch, nn.Sequential) else branch]
         biases = [b.bias.data for b in branches]
         cells = torch.cat(biases).view(head.num_anchors, -1)
         cells[:, 4] = value
@@ -81,12 +107,12 @@ def _set_objectness(head: Detect, value: float) -> None:
 
 @cache
 def model_of(config_key: str, /, *, seed: int = SEED, **options: Any) -> ReferenceModel:
-    """``few`` (:func:`few_layers`) or a variant's name, with its options; one object a combination."""
+    """``few``, ``older`` (the functions above) or a variant's name, with its options; one object a combination."""
     objectness = options.pop("objectness", None)
-    config = few_layers(**options) if config_key == "few" else narrow(config_key, **options)
-    model = _reference(
-        graph_of(config, seed=seed, objectness=objectness), config_key, CLASSES[: config.num_classes], 64
-    )
+    small = {"few": few_layers, "older": older_layers}
+    config = small[config_key](**options) if config_key in small else narrow(config_key, **options)
+    graph = graph_of(config, seed=seed, objectness=objectness)
+    model = reference_of(graph, config_key, "narrow", CLASSES[: config.num_classes], 64)
     side = max(64, model.stride)
     return replace(model, spec=replace(model.spec, input=replace(model.spec.input, size=(side, side))))
 

@@ -14,11 +14,25 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
 from deploykit.models._registry import ReferenceModel, list_models
+from deploykit.models.layers.focus import Focus
 from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, RawRows
 from tests.export.narrow import model_of
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "yolov5n": ({}, {"img": (32, 64)}),
+    "yolov5s": ({"num_classes": 1}, {"exporter": "legacy", "img": (32, 96)}),
+    "yolov5m": ({}, {"exporter": "legacy", "dynamic": "batch"}),
+    "yolov5l": ({}, {"exporter": "legacy", "batch": 2}),
+    "yolov5x": ({}, {"exporter": "legacy"}),
+    "yolov5n6": ({}, {"exporter": "legacy", "img": (64, 128)}),
+    "yolov5s6": ({}, {"exporter": "legacy", "dynamic": "batch"}),
+    "yolov5m6": ({}, {"exporter": "legacy", "simplify": False}),
+    "yolov5l6": ({}, {"exporter": "legacy"}),
+    "yolov5x6": ({}, {"exporter": "legacy"}),
+    "yolov5s6_pose": ({"num_keypoints": 17, "num_classes": 1}, {"exporter": "legacy", "img": (64, 128)}),
+    "yolov5m6_pose": ({"num_keypoints": 5, "num_classes": 2}, {"exporter": "legacy"}),
+    "yolov5l6_pose": ({}, {"exporter": "legacy"}),
     "yolov7_tiny": ({"training": True, "num_classes": 1}, {"img": (32, 96)}),
     "yolov7": ({"training": True}, {"opset": 23}),
     "yolov7x": ({}, {"exporter": "legacy", "batch": 2}),
@@ -90,6 +104,16 @@ def test_every_family_exports_and_agrees(name: str, tmp_path: Path) -> None:
     assert found.shape[2] == layout_of(report.spec).columns
     # Every weight of the folded model is in the file once; simplifying may leave out a few that do nothing.
     assert 0.99 <= report.weight_size / (4 * report.parameters) <= 1.0
+
+
+def test_the_older_layers_of_yolov5_export_and_agree(tmp_path: Path) -> None:
+    """Those of releases before 6.0 and of YOLO-Pose, with the order of its first layer."""
+    model = model_of("older", num_keypoints=3)
+    first = model.module.get_submodule("model.0")
+    assert isinstance(first, Focus)
+    first.rows_first = False
+    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=(32, 64)))
+    assert_agree(*rows_of(exact(model), report.path, noise(1, 3, 32, 64)), layout_of(report.spec))
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])

@@ -14,7 +14,12 @@ from deploykit.spec import ModelSpec
 
 pytestmark = pytest.mark.data
 
-GOLDEN = ("yolov7-w6-pose-narrow", "yolov7-training-narrow", "yolov7-tiny-training-narrow")
+GOLDEN = (
+    "yolov7-w6-pose-narrow",
+    "yolov7-training-narrow",
+    "yolov7-tiny-training-narrow",
+    "yolov5s6-pose-narrow",
+)
 
 
 @pytest.mark.parametrize("name", GOLDEN)
@@ -117,3 +122,44 @@ def test_the_released_tiny_models_structure_exports(shared: Path, tmp_path: Path
     assert report.model == "yolov7-tiny"
     assert report.parameters == 6_219_709
     assert report.spec.classes[:2] == ("person", "bicycle")
+
+
+SEEN = {
+    "bus.jpg": {"person": 3, "bus": 1},
+    "zidane.jpg": {"person": 2},
+    "horses.jpg": {"horse": 3},
+}
+"""What anybody sees on these pictures, or a little less."""
+
+
+def test_yolov5n_finds_the_same_before_and_after_its_export(shared: Path, tmp_path: Path) -> None:
+    weights = shared / "data" / "weights" / "yolov5n_official_coco.pt"
+    report = deploykit.export_onnx(weights, img=640, out=tmp_path / "yolov5n.onnx")
+    assert report.parity is not None
+    assert report.parity.ok
+    with deploykit.load(weights) as checkpoint, deploykit.load(report.path) as exported:
+        for picture, things in SEEN.items():
+            for model in (checkpoint, exported):
+                result = model(shared / "data" / "images" / "yolov7-inference" / picture)
+                found = [report.spec.classes[label] for label in result.labels]
+                for thing, count in things.items():
+                    assert found.count(thing) >= count, f"{picture}: {found}"
+
+
+def test_the_ghost_pose_model_finds_people_who_stand_upright(shared: Path, tmp_path: Path) -> None:
+    weights = shared / "data" / "weights" / "yolo-pose-ghost_coco17kpt.pt"
+    report = deploykit.export_onnx(weights, img=192, out=tmp_path / "ghost.onnx")
+    assert report.parity is not None
+    assert report.parity.ok
+    assert report.spec.keypoints is not None
+    names = report.spec.keypoints.names
+    with deploykit.load(report.path) as model:
+        result = model(shared / "data" / "images" / "yolov7-inference" / "bus.jpg")
+    assert len(result) == 2
+    assert result.keypoints is not None
+    for box, points in zip(result.boxes, result.keypoints, strict=True):
+        eyes, shoulders, hips, ankles = (
+            points[[names.index(f"left {part}"), names.index(f"right {part}")], 1].mean()
+            for part in ("eye", "shoulder", "hip", "ankle")
+        )
+        assert box[1] < eyes < shoulders < hips < ankles < box[3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -14,15 +15,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deploykit.errors import FoldError
-from deploykit.models import _fuse
+from deploykit.models import _fuse, yolov5
 from deploykit.models._fuse import check_fold, fuse_model
 from deploykit.models._graph import LayerGraph, build_graph
 from deploykit.models._random import randomise
-from deploykit.models.layers import rep
-from deploykit.models.layers.anchor_head import IDetect, IKeypoint
-from deploykit.models.layers.conv import Conv, DownC, FoldingSequential, batch_norm
+from deploykit.models.layers import csp, focus, rep
+from deploykit.models.layers.anchor_head import Detect, IDetect, IKeypoint, Keypoint
+from deploykit.models.layers.conv import Conv, DownC, DWConv, FoldingSequential, batch_norm
+from deploykit.models.layers.csp import C3, BottleneckCSP
+from deploykit.models.layers.focus import ConvFocus, Focus
+from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, ShuffleBlock, StemBlock
-from deploykit.models.layers.pool import SPPCSPC, SPPF
+from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF
 from deploykit.models.layers.rep import RepConv
 from deploykit.models.yolov7 import config_of
 
@@ -39,6 +43,16 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "DownC": lambda: DownC(6, 10),
     "SPPCSPC": lambda: SPPCSPC(6, 10),
     "SPPF": lambda: SPPF(6, 10),
+    "SPP": lambda: SPP(6, 10),
+    "Focus": lambda: Focus(6, 8, 3),
+    "Focus in groups": lambda: Focus(6, 8, 3, g=2),
+    "ConvFocus": lambda: ConvFocus(6, 8, 3),
+    "DWConv": lambda: DWConv(6, 4, 3),
+    "C3": lambda: C3(6, 8, 2),
+    "BottleneckCSP": lambda: BottleneckCSP(6, 8, 2),
+    "GhostConv": lambda: GhostConv(6, 8, 3, 2),
+    "GhostBottleneck stride 2": lambda: GhostBottleneck(6, 8, 3, 2),
+    "C3Ghost": lambda: C3Ghost(6, 8, 2),
     "StemBlock": lambda: StemBlock(6, 8),
     "conv_bn_relu_maxpool": lambda: ConvBnReluMaxpool(6, 8),
     "Shuffle_Block stride 1": lambda: ShuffleBlock(6, 6, 1),
@@ -47,12 +61,13 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
 }
 HEADS: dict[str, Callable[[], nn.Module]] = {
     "IDetect": lambda: _head(IDetect(2, ANCHORS, [6])),
+    "Keypoint depthwise": lambda: _head(Keypoint(1, ANCHORS, [6], 4, depthwise=True)),
     "IKeypoint": lambda: _head(IKeypoint(1, ANCHORS, [6], 4)),
     "IKeypoint depthwise": lambda: _head(IKeypoint(1, ANCHORS, [6], 4, depthwise=True)),
 }
 
 
-def _head(head: IDetect | IKeypoint) -> nn.Module:
+def _head(head: Detect) -> nn.Module:
     head.set_stride([8])
     return head
 
@@ -66,6 +81,12 @@ def prepared(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
 
 def narrow(name: str, *, training: bool = True) -> LayerGraph:
     graph = prepared(lambda: build_graph(config_of(name, 3, width=0.125, training=training)))
+    assert isinstance(graph, LayerGraph)
+    return graph
+
+
+def narrow_yolov5(generation: int) -> LayerGraph:
+    graph = prepared(lambda: build_graph(yolov5.config_of("yolov5s6", 3, width=0.125, generation=generation)))
     assert isinstance(graph, LayerGraph)
     return graph
 
@@ -128,6 +149,28 @@ def test_any_rep_conv_becomes_one_convolution(
     assert_same(module, fused, torch.randn(2, c1, 9, 7))
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    inputs=st.integers(1, 4),
+    outputs=st.integers(1, 5),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 2),
+    rows_first=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_any_focus_becomes_one_convolution_on_the_picture(
+    inputs: int, outputs: int, kernel: int, stride: int, rows_first: bool, seed: int
+) -> None:
+    module = prepared(lambda: Focus(inputs, outputs, kernel, stride), seed)
+    assert isinstance(module, Focus)
+    module.rows_first = rows_first
+    fused = fuse_model(module)
+    assert isinstance(fused, Conv)
+    assert fused.conv.kernel_size == (2 * kernel, 2 * kernel)
+    assert fused.conv.stride == (2 * stride, 2 * stride)
+    assert_same(module, fused, torch.randn(2, inputs, 10, 14))
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.sampled_from(["conv", "norm", "act", "norm"]), min_size=1, max_size=6))
 def test_a_sequence_folds_the_batch_norms_right_after_a_convolution_and_no_others(kinds: list[str]) -> None:
@@ -148,9 +191,16 @@ def test_a_batch_norm_without_weights_is_folded() -> None:
     assert_same(module, fuse_model(module), torch.randn(2, 4, 6, 6))
 
 
-@pytest.mark.parametrize("name", ["yolov7_tiny", "yolov7", "yolov7_w6_pose", "yolov7_e6e"])
-def test_folding_a_graph_keeps_its_rows_and_the_original(name: str) -> None:
-    graph = narrow(name).train()
+@pytest.mark.parametrize(
+    "make",
+    [
+        *(functools.partial(narrow, name) for name in ("yolov7_tiny", "yolov7", "yolov7_w6_pose", "yolov7_e6e")),
+        *(functools.partial(narrow_yolov5, generation) for generation in yolov5.GENERATIONS),
+    ],
+    ids=lambda make: str(make.args[0]),
+)
+def test_folding_a_graph_keeps_its_rows_and_the_original(make: Callable[[], LayerGraph]) -> None:
+    graph = make().train()
     graph.model[3].bn.eval()  # a mixed state, as fine-tuning leaves it
     state, modules = snapshot(graph)
     fused = fuse_model(graph)
@@ -188,9 +238,10 @@ def test_folding_twice_is_folding_once(make: Callable[[], nn.Module]) -> None:
 
 
 def test_folding_does_not_touch_torchs_random_state_or_threads() -> None:
-    graph = narrow("yolov7_tiny")
+    graph, first = narrow("yolov7_tiny"), prepared(BLOCKS["Focus"])
     threads, state = torch.get_num_threads(), torch.get_rng_state()
     fuse_model(graph)
+    fuse_model(first)
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), state)
 
@@ -273,6 +324,20 @@ def test_an_identity_branch_in_the_wrong_channel_stops(monkeypatch: pytest.Monke
     monkeypatch.setattr(rep, "_unit", shifted)
     with pytest.raises(FoldError, match=r"folding the three branches of block changed"):
         fuse_model(prepared(lambda: RepConv(6, 6)), "block")
+
+
+def test_the_wrong_half_of_a_shared_batch_norm_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    channels = csp._channels
+    monkeypatch.setattr(csp, "_channels", lambda bn, first, last: channels(bn, 0, last - first))
+    with pytest.raises(FoldError, match=r"folding the shared batch norm of block changed"):
+        fuse_model(prepared(BLOCKS["BottleneckCSP"]), "block")
+
+
+def test_a_focus_with_rows_for_columns_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    fold_into = focus.fold_into
+    monkeypatch.setattr(focus, "fold_into", lambda conv, weight, bias: fold_into(conv, weight.transpose(2, 3), bias))
+    with pytest.raises(FoldError, match=r"folding the space to depth of block changed"):
+        fuse_model(prepared(BLOCKS["Focus"]), "block")
 
 
 def test_an_implicit_that_is_folded_wrongly_stops(monkeypatch: pytest.MonkeyPatch) -> None:

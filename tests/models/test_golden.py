@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 
@@ -11,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from deploykit.errors import CheckpointError, UnknownLayerError
+from deploykit.errors import CheckpointError
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import ReferenceModel, load_model
 from deploykit.models.layers.anchor_head import IKeypoint, Keypoint
+from deploykit.models.layers.focus import Focus
+from deploykit.models.layers.ghost import C3Ghost
 from deploykit.models.layers.lite import DWConvblock, ShuffleBlock
 from deploykit.runtime.image import Letterbox, blob, read_image
 from deploykit.spec import RawRows
@@ -23,6 +26,7 @@ pytestmark = pytest.mark.data
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 GOLDEN, WEIGHTS, IMAGES = SHARED / "golden", SHARED / "data" / "weights", SHARED / "data" / "images"
 FACES, PLATES = WEIGHTS / "yolov7-lite-e_face5kpt.pt", WEIGHTS / "yolov7-lite-s_plate4kpt.pt"
+YOLOV5N, GHOST = WEIGHTS / "yolov5n_official_coco.pt", WEIGHTS / "yolo-pose-ghost_coco17kpt.pt"
 OFFICIAL = WEIGHTS / "official_yolov7-tiny.structure-randomfill.pt"
 Array = NDArray[np.float32]
 
@@ -30,6 +34,7 @@ NARROW = {
     "yolov7-w6-pose-narrow": ("yolov7-w6-pose-width-0.125", ("person",), 64),
     "yolov7-training-narrow": ("yolov7-width-0.125", tuple(f"class{i}" for i in range(80)), 32),
     "yolov7-tiny-training-narrow": ("yolov7-tiny-width-0.25", ("cat", "dog", "bird"), 32),
+    "yolov5s6-pose-narrow": ("yolov5-p6-pose-depth-0.33-width-0.125", ("person",), 64),
 }
 PHOTOS = 4
 
@@ -189,17 +194,51 @@ def test_the_keypoint_branch_of_a_lite_model_is_one_convolution_a_level() -> Non
     assert [type(branch) for branch in head.m_kpt] == [nn.Conv2d] * 3
 
 
-@pytest.mark.parametrize(
-    ("name", "layer"),
-    [
-        ("yolov5n_official_coco.pt", "'C3'"),
-        ("yolo-pose-ghost_coco17kpt.pt", "'Focus'"),
-        ("yolov8n_dill_globals.pt", "'C2f'"),
-    ],
-)
-def test_a_family_that_is_not_there_is_refused_by_its_first_unknown_layer(name: str, layer: str) -> None:
-    with pytest.raises(UnknownLayerError, match=rf"layer \d+ of the model's description is {layer}, which deploykit"):
-        load_model(WEIGHTS / name)
+def test_the_blocks_of_yolo_pose_are_in_the_order_that_its_pickled_modules_say() -> None:
+    """Its state dict fits both orders; with the classic one the numbers are others by far."""
+    model = model_of(GOLDEN / "yolov5s6-pose-narrow.pt")
+    first = model.module.get_submodule("model.0")
+    assert isinstance(first, Focus)
+    assert not first.rows_first
+    with np.load(GOLDEN / "yolov5s6-pose-narrow.npz") as golden:
+        images, expected = golden["images"], golden["output"]
+    other = copy.deepcopy(model.module)
+    other.get_submodule("model.0").rows_first = True
+    change = np.subtract(*expected.astype(np.float64))
+    found = np.subtract(*rows_of(other, images).astype(np.float64))
+    assert np.linalg.norm(found - change) > 0.5 * np.linalg.norm(change)
+
+
+def test_the_released_yolov5n_is_recognised_and_folds_to_its_published_size() -> None:
+    model = model_of(YOLOV5N)
+    assert (model.name, model.family, model.notes) == ("yolov5n", "YOLOv5", ())
+    assert model.spec.classes[:2] == ("person", "bicycle")
+    assert (model.spec.input.size, model.stride) == ((640, 640), 32)
+    assert sum(p.numel() for p in model.module.parameters()) == 1_872_157
+    assert sum(p.numel() for p in fuse_model(model.module).parameters()) == 1_867_405
+
+
+def test_a_model_of_the_ultralytics_package_is_refused_by_what_it_is() -> None:
+    with pytest.raises(CheckpointError, match=r"a model of the ultralytics package.*ultralytics\.nn\.tasks\.Detect"):
+        load_model(WEIGHTS / "yolov8n_dill_globals.pt")
+
+
+def test_a_model_with_ghost_blocks_keeps_the_bottlenecks_that_it_was_trained_with() -> None:
+    """Its project's C3Ghost takes ``False`` for the number of bottlenecks in the head: none."""
+    model = model_of(GHOST)
+    blocks = [m for m in model.module.modules() if isinstance(m, C3Ghost)]
+    assert [len(block.m) for block in blocks] == [1, 1, 1, 0, 0, 0, 0]
+    assert model.notes == (
+        "4 C3Ghost have fewer bottlenecks than repeats, as in the pickled model; its layer description does not say so",
+    )
+    assert (model.name, model.module.head.stride, model.stride) == ("yolov5-custom", (4, 8, 16), 16)
+    assert model.spec.keypoints is not None
+
+
+def test_kapao_is_not_taken_for_a_pose_or_a_detection_model() -> None:
+    """Its rows are as wide as those of a pose model, its tensors those of a detector of 52 classes."""
+    with pytest.raises(CheckpointError, match=r"is a KaPao model .*34 columns of its rows are coordinates"):
+        load_model(GOLDEN / "kapao-s-narrow.pt")
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar10.th", "yolox_nano_bubbliiiing.pth", "dncnn_wholemodel_main.pth"])

@@ -18,7 +18,9 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, DeployError, UnknownLayerError
 from deploykit.models._fuse import fuse_model
-from deploykit.models._graph import ACTIVATIONS, KNOWN, MAX_ROWS, GraphConfig, LayerGraph, activation, build_graph
+from deploykit.models._graph import MAX_ROWS, GraphConfig, LayerGraph, build_graph
+from deploykit.models._layer_table import ACTIVATIONS, KNOWN, activation
+from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Conv
 from deploykit.models.yolov7 import config_of
 
@@ -94,6 +96,30 @@ def test_width_multiple_scales_channels_to_the_next_eight(width: float, channels
 def test_width_multiple_leaves_a_convolution_of_the_heads_width() -> None:
     graph = build(config([-1, 1, "Conv", [21, 3, 2]], width_multiple=0.25))
     assert graph.state_dict()["model.0.conv.weight"].shape[0] == 3 * (2 + 5)
+
+
+@pytest.mark.parametrize("kind", ["C3", "BottleneckCSP", "C3Ghost"])
+@pytest.mark.parametrize(("depth", "count"), [(0.33, 3), (1.0, 9), (0.01, 1)])
+def test_the_repeats_of_a_cross_stage_block_are_its_bottlenecks(kind: str, depth: float, count: int) -> None:
+    block = build(config([-1, 9, kind, [8]], depth_multiple=depth)).model[0]
+    assert not isinstance(block, nn.Sequential)
+    assert len(block.m) == count
+
+
+def test_an_activation_for_all_reaches_the_convolutions_that_name_none() -> None:
+    rows = [-1, 1, "Conv", [8, 3, 2, "None", 1, "nn.ReLU()"]], [-1, 1, "C3", [8]], [-1, 1, "BottleneckCSP", [8]]
+    model = build(config(*rows, activation="nn.LeakyReLU(0.3)")).model
+    assert type(model[0].act) is nn.ReLU
+    slopes = [[m.negative_slope for m in block.modules() if isinstance(m, nn.LeakyReLU)] for block in model[1:3]]
+    assert slopes == [[0.3] * 5, [0.3, 0.3, 0.1, 0.3, 0.3]], "the shared one of a BottleneckCSP is its own"
+
+
+def test_a_head_called_detect_has_keypoints_where_its_row_says_so() -> None:
+    rows = [-1, 1, "Conv", [8, 3, 2]], [[-1], 1, "Detect", ["nc", "anchors", "nkpt"]]
+    head = build(GraphConfig(rows=rows, num_classes=2, anchors=ANCHORS, num_keypoints=3)).head
+    assert type(head) is Keypoint
+    assert head.columns == 5 + 2 + 9
+    assert_refused(lambda: build(GraphConfig(rows=rows, num_classes=2, anchors=ANCHORS)), "needs nkpt")
 
 
 def test_strides_are_how_far_each_level_is_scaled_down() -> None:
@@ -218,6 +244,13 @@ ROWS: dict[str, tuple[Any, str]] = {
     "an endless pyramid": ([-1, 1, "SPPCSPC", [8, 1, False, 1, 1e308]], "layer 0 .* cannot be built"),
     "RepConv 5x5": ([-1, 1, "RepConv", [8, 5, 1]], "RepConv is a 3x3 convolution"),
     "a shuffle block that changes its channels": ([-1, 1, "Shuffle_Block", [8, 1]], "stride 1 shuffle block keeps"),
+    "a billion bottlenecks": ([-1, 10**9, "C3", [8]], "more than 1000 layers"),
+    "bottlenecks without end": ([-1, INF, "BottleneckCSP", [8]], "cannot convert float infinity"),
+    "bottlenecks said twice": ([-1, 1, "C3Ghost", [8, 10**9, False, 1, 0.5, 0.5]], "positional arguments"),
+    "endless bottlenecks": ([-1, 1, "C3", [8, True, 1, 1e308]], "cannot convert float infinity"),
+    "pools without end": ([-1, 1, "SPP", [8, [3] * 33]], "neither one value nor a short list"),
+    "a pool of a word": ([-1, 1, "SPP", [8, ["x"]]], "layer 0 .* cannot be built"),
+    "a Focus on half a pixel": ([-1, 1, "Focus", [8, 3, 0.5]], "layer 0 .* cannot be built"),
     "a head in the middle": ([[-1, -1], 1, "Detect", ["nc", "anchors"]], "by 2 layers, its 1 levels of anchors need 1"),
 }  # fmt: skip
 
@@ -227,11 +260,11 @@ def test_a_hostile_row_is_refused_by_name(row: Any, match: str) -> None:
     assert_refused(lambda: build(first(row)), match)
 
 
-@pytest.mark.parametrize("name", ["C3", "Focus", "nn.Conv2d", "eval", "__import__('os')", "", "deploykit", "Conv\n"])
+@pytest.mark.parametrize("name", ["C2f", "Segment", "nn.Conv2d", "eval", "__import__('os')", "", "deploykit", "Conv\n"])
 def test_an_unknown_layer_is_named_with_its_index_and_what_there_is(name: str) -> None:
     rows = [-1, 1, "Conv", [8, 3, 2]], [-1, 1, name, [8]]
     for make in (lambda: config(*rows), lambda: GraphConfig.from_yaml(yaml_of(*rows))):
-        match = f"layer 1 .* {re.escape(repr(name))}, .*it has ADD, Concat, Conv"
+        match = f"layer 1 .* {re.escape(repr(name))}, .*it has ADD, .*Concat, Conv"
         assert_refused(lambda make=make: build(make()), match, UnknownLayerError)
 
 
@@ -286,6 +319,12 @@ def test_many_rows_of_many_repeats_are_refused_in_sum() -> None:
     assert_refused(lambda: build(config(*rows)), "with its repeats the model has more than 1000 layers")
 
 
+@pytest.mark.parametrize("kind", ["C3", "C3Ghost", "BottleneckCSP", "SPPCSPC"])
+def test_many_rows_of_large_layers_are_refused_in_sum(kind: str) -> None:
+    rows = [[-1, 1, kind, [8]] for _ in range(MAX_ROWS - 1)]
+    assert_refused(lambda: build(config(*rows)), "with what is inside of its layers the model has more than 4000 mod")
+
+
 def test_a_level_that_is_larger_than_the_image_is_refused() -> None:
     up = [-1, 1, "nn.Upsample", ["None", 2, "nearest"]]
     assert_refused(lambda: build(config([-1, 1, "Conv", [8, 1, 1]], up)), "larger than the image")
@@ -320,6 +359,21 @@ def test_a_description_is_read() -> None:
     assert build(found).state_dict()["model.0.conv.weight"].shape == (8, 1, 3, 3)
 
 
+def test_anchors_may_be_no_more_than_how_many_there_are() -> None:
+    """They were found while training then, and are among the weights."""
+    rows = [-1, 1, "Conv", [8, 3, 2]], [-1, 1, "Conv", [8, 3, 2]]
+    head = [[[0, 1], 1, "Detect", ["nc", "anchors"]]]
+    found = GraphConfig.from_yaml(yaml_of(*rows, anchors=4, head=head))
+    assert [len(level) for level in found.anchors] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"), [({}, ""), ({"activation": "nn.ReLU6()"}, "nn.ReLU6()"), ({"act": "ReLU"}, "nn.ReLU()")]
+)
+def test_an_activation_for_all_is_read(said: dict[str, str], meant: str) -> None:
+    assert GraphConfig.from_yaml(yaml_of([-1, 1, "Conv", [8, 3, 2]], **said)).activation == meant
+
+
 @pytest.mark.parametrize("missing", ["backbone", "head", "nc", "anchors"])
 def test_a_missing_part_is_named(missing: str) -> None:
     yaml = yaml_of([-1, 1, "Conv", [8, 3, 2]])
@@ -343,7 +397,17 @@ def test_a_missing_part_is_named(missing: str) -> None:
         {"nc": INF},
         {"nc": 10**600},
         {"nc": [1]},
-        {"anchors": 3},
+        {"anchors": 0},
+        {"anchors": -3},
+        {"anchors": True},
+        {"anchors": 10**600},
+        {"anchors": 3, "head": [None]},
+        {"activation": "nn.X()"},
+        {"activation": "exit()"},
+        {"activation": 7},
+        {"activation": "nn.ReLU(" + " " * 10**6},
+        {"act": ["ReLU"]},
+        {"act": "A" * 10**6},
         {"anchors": [[1, "exit()"]]},
         {"anchors": [[10**600, 1]]},
         {"anchors": "12"},

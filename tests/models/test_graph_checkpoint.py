@@ -17,6 +17,8 @@ from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._random import randomise
 from deploykit.models._registry import load_model
 from deploykit.models.layers.anchor_head import IKeypoint
+from deploykit.models.yolov5 import GENERATIONS
+from deploykit.models.yolov5 import config_of as config_of_yolov5
 from deploykit.models.yolov7 import config_of
 
 TINY = config_of("yolov7_tiny", 3, width=0.125, training=True)
@@ -33,12 +35,16 @@ CUSTOM = GraphConfig(
 )
 
 
+YOLOV5 = config_of_yolov5("yolov5s", 2, width=0.125, generation=5)
+
+
 def yaml_of(config: GraphConfig) -> dict[str, Any]:
     return {
         "nc": config.num_classes,
         "nkpt": config.num_keypoints,
         "dw_conv_kpt": config.depthwise_keypoints,
         "anchors": [list(level) for level in config.anchors],
+        "depth_multiple": config.depth_multiple,
         "width_multiple": config.width_multiple,
         "ch": config.channels,
         "backbone": [list(row) for row in config.rows[:2]],
@@ -133,6 +139,86 @@ def test_activations_and_eps_are_those_of_the_pickled_modules(save: Any) -> None
         "5 activations are LeakyReLU, as in the pickled model; its layer description does not say so",
         "1 activation is Hardswish, as in the pickled model; its layer description does not say so",
     )
+
+
+class Contract(nn.Module):
+    """What edgeai-yolov5 has in its Focus: no weights, and another order of the blocks."""
+
+    gain = 2
+
+
+def test_the_order_of_a_focus_is_that_of_the_pickled_modules(save: Any) -> None:
+    graph = pickled(YOLOV5)
+    graph.model[0].rows_first = False
+    plain = load_model(save(graph))
+    graph.model[0].contract = Contract()
+    contracted = load_model(save(graph))
+    expected = rows_of(graph.half().float())
+    assert torch.equal(rows_of(contracted.module), expected)
+    assert not torch.allclose(rows_of(plain.module), expected, atol=1e-2)
+    assert plain.notes == contracted.notes == ("its layers are those of YOLOv5 4.0 and 5.0",)
+
+
+def test_pools_in_a_row_are_one_pool(save: Any) -> None:
+    graph = pickled(YOLOV5)
+    expected = rows_of(copy.deepcopy(graph).half().float())
+    spp = graph.model[8]
+    for i, pool in enumerate(spp.m):
+        spp.m[i] = nn.Sequential(*(nn.MaxPool2d(3, 1, 1) for _ in range(pool.kernel_size // 2)))
+    assert torch.equal(rows_of(load_model(save(graph)).module), expected)
+    spp.m[1].append(nn.MaxPool2d(3, 1, 1))
+    with pytest.raises(
+        CheckpointError, match=r"model\.8\.m\.1 is 5 3x3 max pools in the pickled model, and one of 9 by"
+    ):
+        load_model(save(graph))
+    spp.m[1] = nn.Sequential(*(nn.MaxPool2d(3, 2, 1) for _ in range(4)))
+    with pytest.raises(CheckpointError, match=r"stride of model\.8\.m\.1\.0 is \(2, 2\) in the pickled model, and"):
+        load_model(save(graph))
+
+
+def test_ghost_bottlenecks_that_are_not_in_the_pickled_model_are_left_out(save: Any) -> None:
+    rows = ([-1, 1, "Focus", [8, 3]], [-1, 2, "C3Ghost", [16]], [-1, 2, "C3Ghost", [16, False]])
+    graph = pickled(replace(CUSTOM, rows=(*rows, [[-1], 1, "Detect", ["nc", "anchors", "nkpt"]])))
+    graph.model[2].m = nn.Sequential()
+    model = load_model(save(graph))
+    assert torch.equal(rows_of(model.module), rows_of(graph.half().float()))
+    assert model.notes == (
+        "1 C3Ghost has fewer bottlenecks than repeats, as in the pickled model; its layer description does not say so",
+    )
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_every_generation_of_yolov5_is_built_from_its_description(save: Any, generation: int) -> None:
+    config = config_of_yolov5("yolov5s6", 2, width=0.125, generation=generation)
+    graph = pickled(config)
+    if generation == 7:
+        del graph.model[-1].anchor_grid
+    model = load_model(save(graph))
+    assert model.name == "yolov5-p6-depth-0.33-width-0.125"
+    assert (model.family, model.spec.classes, model.spec.input.size) == ("YOLOv5", ("kind 0", "kind 1"), (1280, 1280))
+    expected = pickled(config).half().float()
+    assert torch.equal(rows_of(model.module), rows_of(expected))
+    said = " ".join(model.notes)
+    assert (f"its layers are those of YOLOv5 {GENERATIONS[generation]}" in said) is (generation < 7)
+    assert "activation" not in said
+
+
+def test_leaky_activations_of_an_older_generation_are_kept(save: Any) -> None:
+    """2.0 has the layers of 3.0 and 3.1, and no Hardswish."""
+    graph = pickled(config_of_yolov5("yolov5s", 2, width=0.125, generation=3))
+    for path, module in list(graph.named_modules()):
+        if isinstance(module, nn.Hardswish):
+            graph.set_submodule(path, nn.LeakyReLU(0.1))
+    model = load_model(save(graph))
+    assert torch.equal(rows_of(model.module), rows_of(graph.half().float()))
+    assert model.notes[1].startswith("51 activations are LeakyReLU, as in the pickled model")
+
+
+def test_anchors_that_were_found_while_training_are_those_of_the_weights(save: Any) -> None:
+    graph = pickled(YOLOV5)
+    graph.yaml["anchors"] = 3
+    expected = rows_of(copy.deepcopy(graph).half().float())
+    assert torch.equal(rows_of(load_model(save(graph)).module), expected)
 
 
 @pytest.mark.parametrize("kind", [nn.Softsign, nn.PReLU, nn.Conv2d], ids=lambda kind: kind.__name__)
@@ -239,7 +325,7 @@ def test_a_description_that_lies_about_its_sizes_costs_nothing(save: Any) -> Non
 
 
 @pytest.mark.parametrize(
-    "row", [None, 7, "Conv", [-1], [5, 1, "Conv", [8]], [-1, 1, "C3", [8]], [[-1] * 9, 1, "Conv", {}]]
+    "row", [None, 7, "Conv", [-1], [5, 1, "Conv", [8]], [-1, 1, "C2f", [8]], [[-1] * 9, 1, "Conv", {}]]
 )
 def test_a_damaged_row_in_a_file_is_refused(save: Any, row: Any) -> None:
     graph = pickled(TINY)

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, NotFoundError, OutputError, UsageError, WeightsMismatchError
+from deploykit.models import yolov5
+from deploykit.models._fuse import fuse_model
 from deploykit.models._graph import LayerGraph, build_graph
 from deploykit.models._random import create_checkpoint, randomise
 from deploykit.models._registry import load_model
@@ -64,16 +66,25 @@ def test_torchs_own_random_state_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [("yolov7-tiny", 640), pytest.param("yolov7-w6-pose", 960, marks=pytest.mark.slow)]
+    ("name", "size", "notes"),
+    [
+        ("yolov7-tiny", 640, 1),
+        ("yolov5n", 640, 1),
+        ("yolov5s6-pose", 960, 2),
+        pytest.param("yolov7-w6-pose", 960, 1, marks=pytest.mark.slow),
+    ],
 )
-def test_a_created_checkpoint_is_recognised_and_says_what_it_is_worth(tmp_path: Path, name: str, size: int) -> None:
+def test_a_created_checkpoint_is_recognised_and_says_what_it_is_worth(
+    tmp_path: Path, name: str, size: int, notes: int
+) -> None:
     path = create_checkpoint(name, tmp_path / "made" / "it.pt", seed=3)
     model = load_model(path)
     assert model.name == model.spec.source.model == name
     assert model.spec.source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert model.spec.input.size == (size, size)
     assert model.spec.classes[0] == "person"
-    assert model.notes == ("its weights are random (seed 3): what it detects means nothing",)
+    assert len(model.notes) == notes
+    assert model.notes[-1] == "its weights are random (seed 3): what it detects means nothing"
     assert {t.dtype for t in model.module.state_dict().values() if t.is_floating_point()} == {torch.float32}
     assert [p.name for p in path.parent.iterdir()] == ["it.pt"], "nothing else is left behind"
 
@@ -85,6 +96,19 @@ def test_random_weights_detect_a_little_and_see_the_image(tmp_path: Path) -> Non
     assert bool(rows.isfinite().all())
     assert 0 < float(rows[..., 4].mean()) < 0.1
     assert float((rows[0, :, :4] - rows[1, :, :4]).abs().max()) > 1
+
+
+@pytest.mark.parametrize(("name", "generation"), [("yolov5x6", 7), ("yolov5x", 3)])
+def test_random_weights_of_the_deepest_networks_are_not_chaotic(name: str, generation: int) -> None:
+    """Folding changes no more than rounding does; with shortcuts that add up it would be hundreds of times more."""
+    torch.manual_seed(0)
+    graph = build_graph(yolov5.config_of(name, 1, width=0.125, generation=generation))
+    randomise(graph)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        rows, folded = graph(images), fuse_model(graph)(images)
+    assert float((rows - folded).abs().max()) < 1e-3
+    assert float((rows[0, :, :4] - rows[1, :, :4]).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize(

@@ -23,22 +23,35 @@ BLOCKS = {
     "StemBlock": layers.stem_block,
     "Shuffle_Block": layers.shuffle_block,
     "DWConvblock": layers.dw_conv_block,
+    "DWConv": layers.dw_conv,
+    "GhostConv": layers.ghost_conv,
+    "SPP": layers.spp,
+    "Focus": layers.focus,
+    "ConvFocus": layers.conv_focus,
+    "C3": layers.c3,
+    "C3Ghost": layers.c3_ghost,
+    "BottleneckCSP": layers.bottleneck_csp,
 }
 """Layers that are called with what comes after the number of output channels, which their weights say already."""
 
+STACKS = ("C3", "C3Ghost", "BottleneckCSP")  # their weights say how many bottlenecks they have
 
-def run(rows: Sequence[Any], w: Weights, images: Array, anchors: Anchors, num_classes: int) -> Array:
-    """Images ``(B, 3, H, W)`` to the head's rows ``(B, N, columns)``."""
+
+def run(
+    rows: Sequence[Any], w: Weights, images: Array, anchors: Anchors, num_classes: int, act: Activation | None = None
+) -> Array:
+    """Images ``(B, 3, H, W)`` to the head's rows ``(B, N, columns)``; ``act``: where a row does not name one."""
     outputs: list[Array] = []
     for i, (origin, repeats, kind, arguments) in enumerate(rows):
         sources = [origin] if isinstance(origin, int) else origin
         inputs = [_output(outputs, images, s if s >= 0 else i + s) for s in sources]
         if kind.endswith(("Detect", "Keypoint")):
             strides = [images.shape[-1] / x.shape[-1] for x in inputs]
-            return head(inputs, w, f"model.{i}", anchors, strides, num_classes, keypoints=kind.endswith("Keypoint"))
-        paths = [f"model.{i}"] if repeats == 1 else [f"model.{i}.{n}" for n in range(repeats)]
-        for at in paths:
-            inputs = [_layer(kind, inputs, w, at, arguments)]
+            keypoints = kind.endswith("Keypoint") or "nkpt" in arguments
+            return head(inputs, w, f"model.{i}", anchors, strides, num_classes, keypoints=keypoints)
+        whole = repeats == 1 or kind in STACKS
+        for at in [f"model.{i}"] if whole else [f"model.{i}.{n}" for n in range(repeats)]:
+            inputs = [_layer(kind, inputs, w, at, arguments, act)]
         outputs.append(inputs[0])
     raise AssertionError("the rows end without a head")
 
@@ -47,10 +60,13 @@ def _output(outputs: list[Array], images: Array, index: int) -> Array:
     return images if index == -1 else outputs[index]
 
 
-def _layer(kind: str, inputs: list[Array], w: Weights, at: str, arguments: Sequence[Any]) -> Array:
+def _layer(
+    kind: str, inputs: list[Array], w: Weights, at: str, arguments: Sequence[Any], act: Activation | None
+) -> Array:
     x = inputs[0]
     if kind in BLOCKS:
-        return BLOCKS[kind](x, w, at, *(_argument(a) for a in arguments[1:]))
+        named = {} if act is None else {"act": act}
+        return BLOCKS[kind](x, w, at, *(_argument(a) for a in arguments[1:]), **named)
     if kind == "SPPCSPC":
         return layers.sppcspc(x, w, at)
     if kind == "conv_bn_relu_maxpool":

@@ -1,4 +1,4 @@
-"""The layers of the YOLOv7 family once more, in numpy and by their definitions: what the torch ones are held against.
+"""The layers of YOLOv5 and YOLOv7 once more, in numpy and by their definitions: what the torch ones are held against.
 
 Everything is float64, NCHW. ``w`` is a state dict, ``at`` the dotted path of the layer in it. Facts: the blocks'
 definitions as the original projects publish them; nothing here looks at ``deploykit.models``.
@@ -6,7 +6,8 @@ definitions as the original projects publish them; nothing here looks at ``deplo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,14 @@ def silu(x: Array) -> Array:
 
 def relu(x: Array) -> Array:
     return np.where(x > 0, x, 0.0)
+
+
+def hardswish(x: Array) -> Array:
+    return x * np.clip(x + 3, 0, 6) / 6
+
+
+def linear(x: Array) -> Array:
+    return x
 
 
 def leaky_relu(x: Array, slope: float = 0.1) -> Array:
@@ -105,6 +114,12 @@ def conv(
     return act(conv_bn(x, w, f"{at}.conv", f"{at}.bn", k, s, p, g))
 
 
+def dw_conv(x: Array, w: Weights, at: str, k: int = 1, s: int = 1, act: Activation = silu) -> Array:
+    """In as many groups as inputs and outputs have a common divisor."""
+    outputs = len(w[f"{at}.conv.weight"])
+    return conv(x, w, at, k, s, None, math.gcd(x.shape[1], outputs), act)
+
+
 def rep_conv(
     x: Array, w: Weights, at: str, k: int = 3, s: int = 1, p: int | None = None, g: int = 1, act: Activation = silu
 ) -> Array:
@@ -126,6 +141,72 @@ def sppcspc(x: Array, w: Weights, at: str) -> Array:
     pyramid = np.concatenate([main, *(max_pool(main, k, 1, k // 2) for k in (5, 9, 13))], 1)
     pooled = conv(conv(pyramid, w, f"{at}.cv5"), w, f"{at}.cv6", 3)
     return conv(np.concatenate([pooled, conv(x, w, f"{at}.cv2")], 1), w, f"{at}.cv7")
+
+
+def spp(x: Array, w: Weights, at: str, k: Sequence[int] = (5, 9, 13), act: Activation = silu) -> Array:
+    x = conv(x, w, f"{at}.cv1", act=act)
+    return conv(np.concatenate([x, *(max_pool(x, n, 1, n // 2) for n in k)], 1), w, f"{at}.cv2", act=act)
+
+
+def focus(
+    x: Array, w: Weights, at: str, k: int = 1, s: int = 1, act: Activation = silu, *, columns_first: bool = False
+) -> Array:
+    """Every second pixel of every second row, four times; even rows and columns first, then odd rows (or columns)."""
+    parities = [(0, 0), (0, 1), (1, 0), (1, 1)] if columns_first else [(0, 0), (1, 0), (0, 1), (1, 1)]
+    blocks = np.concatenate([x[:, :, row::2, column::2] for row, column in parities], 1)
+    return conv(blocks, w, f"{at}.conv", k, s, act=act)
+
+
+def conv_focus(x: Array, w: Weights, at: str, k: int = 1, s: int = 1, act: Activation = silu) -> Array:
+    return conv(conv(x, w, f"{at}.conv_slice", 3, 2, act=act), w, f"{at}.conv", k, s, act=act)
+
+
+def bottleneck(x: Array, w: Weights, at: str, *, shortcut: bool = True, act: Activation = silu) -> Array:
+    y = conv(conv(x, w, f"{at}.cv1", act=act), w, f"{at}.cv2", 3, act=act)
+    return x + y if shortcut and x.shape[1] == y.shape[1] else y
+
+
+def bottlenecks(x: Array, w: Weights, at: str, *, shortcut: bool, act: Activation) -> Array:
+    """As many as there are weights for."""
+    count = len({key[len(at) + 1 :].partition(".")[0] for key in w if key.startswith(f"{at}.")})
+    for i in range(count):
+        x = bottleneck(x, w, f"{at}.{i}", shortcut=shortcut, act=act)
+    return x
+
+
+def c3(x: Array, w: Weights, at: str, shortcut: bool = True, act: Activation = silu) -> Array:
+    worked = bottlenecks(conv(x, w, f"{at}.cv1", act=act), w, f"{at}.m", shortcut=shortcut, act=act)
+    bypass = conv(x, w, f"{at}.cv2", act=act)
+    return conv(np.concatenate([worked, bypass], 1), w, f"{at}.cv3", act=act)
+
+
+def bottleneck_csp(x: Array, w: Weights, at: str, shortcut: bool = True, act: Activation = silu) -> Array:
+    """The batch norm and the leaky activation are those of both halves together."""
+    worked = bottlenecks(conv(x, w, f"{at}.cv1", act=act), w, f"{at}.m", shortcut=shortcut, act=act)
+    halves = [conv2d(worked, w[f"{at}.cv3.weight"]), conv2d(x, w[f"{at}.cv2.weight"])]
+    return conv(leaky_relu(batch_norm(np.concatenate(halves, 1), w, f"{at}.bn")), w, f"{at}.cv4", act=act)
+
+
+def ghost_conv(x: Array, w: Weights, at: str, k: int = 1, s: int = 1, g: int = 1, act: Activation = silu) -> Array:
+    y = conv(x, w, f"{at}.cv1", k, s, g=g, act=act)
+    return np.concatenate([y, conv(y, w, f"{at}.cv2", 5, g=y.shape[1], act=act)], 1)
+
+
+def ghost_bottleneck(x: Array, w: Weights, at: str, k: int = 3, s: int = 1) -> Array:
+    y = ghost_conv(x, w, f"{at}.conv.0")
+    if s == 2:
+        y = conv(y, w, f"{at}.conv.1", k, s, g=y.shape[1], act=linear)
+        x = conv(x, w, f"{at}.shortcut.0", k, s, g=x.shape[1], act=linear)
+        x = conv(x, w, f"{at}.shortcut.1", act=linear)
+    return ghost_conv(y, w, f"{at}.conv.2", act=linear) + x
+
+
+def c3_ghost(x: Array, w: Weights, at: str, shortcut: bool = True) -> Array:
+    worked, i = conv(x, w, f"{at}.cv1"), 0
+    while f"{at}.m.{i}.conv.0.cv1.conv.weight" in w:
+        worked = ghost_bottleneck(worked, w, f"{at}.m.{i}")
+        i += 1
+    return conv(np.concatenate([worked, conv(x, w, f"{at}.cv2")], 1), w, f"{at}.cv3")
 
 
 def sppf(x: Array, w: Weights, at: str, k: int = 5) -> Array:

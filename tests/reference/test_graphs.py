@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from deploykit.models import yolov5
 from deploykit.models._fuse import fuse_model
 from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._random import randomise
 from deploykit.models.yolov7 import VARIANTS, config_of
 from tests.reference.graphs import run
+from tests.reference.layers import hardswish
 
 ANCHORS = ((12.0, 16.0, 19.0, 36.0, 40.0, 28.0),)
 HEADS = {
@@ -69,6 +71,19 @@ POOLED = (
     [-1, 1, "SP", [5]],
     [-1, 1, "Conv", [16, 3, 2, "None", 1, "nn.ReLU()"]],
 )
+GHOST = (
+    [-1, 1, "Focus", [16, 3]],
+    [-1, 1, "GhostConv", [16, 3, 2]],
+    [-1, 2, "C3Ghost", [16]],
+    [-1, 1, "DWConv", [24, 3, 1]],
+    [-1, 1, "SPP", [16, [3, 5]]],
+)
+CSP = (
+    [-1, 1, "ConvFocus", [16, 3]],
+    [-1, 2, "BottleneckCSP", [16]],
+    [-1, 3, "C3", [16, False]],
+    [-1, 1, "SPPF", [16, 5]],
+)
 
 
 def prepared(config: GraphConfig, seed: int = 0) -> LayerGraph:
@@ -81,7 +96,8 @@ def prepared(config: GraphConfig, seed: int = 0) -> LayerGraph:
 def assert_agree(graph: LayerGraph, config: GraphConfig, images: torch.Tensor) -> None:
     """Within 1e-3 px and 1e-5 of a probability, both forms of the graph; and the rows depend on the picture."""
     weights = {key: t.double().numpy() for key, t in graph.state_dict().items()}
-    expected = run(config.rows, weights, images.double().numpy(), config.anchors, config.num_classes)
+    act = {"": None, "nn.Hardswish()": hardswish}[config.activation]
+    expected = run(config.rows, weights, images.double().numpy(), config.anchors, config.num_classes, act)
     columns = np.arange(expected.shape[-1])
     after = columns - 5 - config.num_classes
     probability = ((columns >= 4) & (after < 0)) | ((after >= 0) & (after % 3 == 2))
@@ -94,7 +110,11 @@ def assert_agree(graph: LayerGraph, config: GraphConfig, images: torch.Tensor) -
 
 
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize("rows", [ELAN, SPARSE, DOWN, LITE, POOLED], ids=["elan", "sparse", "down", "lite", "pooled"])
+@pytest.mark.parametrize(
+    "rows",
+    [ELAN, SPARSE, DOWN, LITE, POOLED, GHOST, CSP],
+    ids=["elan", "sparse", "down", "lite", "pooled", "ghost", "csp"],
+)
 def test_a_small_graph_computes_what_its_rows_say(rows: tuple[list[object], ...], head: str) -> None:
     config = GraphConfig(rows=(*rows, HEADS[head]), num_classes=2, anchors=ANCHORS, num_keypoints=4)
     assert_agree(prepared(config), config, torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(6)))
@@ -115,6 +135,18 @@ def test_narrow_w6_pose_computes_what_its_rows_say() -> None:
 def test_every_other_narrow_variant_computes_what_its_rows_say(name: str) -> None:
     config = config_of(name, 3, width=0.0625, training=True)
     assert_agree(prepared(config), config, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(9)))
+
+
+@pytest.mark.parametrize("generation", yolov5.GENERATIONS)
+@pytest.mark.parametrize("name", ["yolov5m", "yolov5s6"])
+def test_every_narrow_generation_of_yolov5_computes_what_its_rows_say(name: str, generation: int) -> None:
+    config = yolov5.config_of(name, 3, width=0.0625, generation=generation)
+    assert_agree(prepared(config), config, torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(10)))
+
+
+def test_narrow_yolo_pose_computes_what_its_rows_say() -> None:
+    config = yolov5.config_of("yolov5s6_pose", 1, width=0.0625)
+    assert_agree(prepared(config), config, torch.rand(2, 3, 64, 128, generator=torch.Generator().manual_seed(11)))
 
 
 def test_the_comparison_notices_one_wrong_tap() -> None:

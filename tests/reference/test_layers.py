@@ -11,15 +11,25 @@ from torch import nn
 
 from deploykit.models._fuse import fuse_model
 from deploykit.models._random import randomise
-from deploykit.models.layers.conv import Add, Conv, DownC, ReOrg, Shortcut
+from deploykit.models.layers.conv import Add, Conv, DownC, DWConv, ReOrg, Shortcut, space_to_depth
+from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
+from deploykit.models.layers.focus import ConvFocus, Focus
+from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, ShuffleBlock, StemBlock
-from deploykit.models.layers.pool import MP, SP, SPPCSPC, SPPF
+from deploykit.models.layers.pool import MP, SP, SPP, SPPCSPC, SPPF
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 from tests.reference import layers as reference
 from tests.reference.layers import Array, Weights
 
 LIMIT = 1e-4
 Definition = Callable[[Array, Weights], Array]
+
+
+def contracted(module: Focus) -> Focus:
+    """With the blocks in the order of edgeai-yolov5."""
+    module.rows_first = False
+    return module
+
 
 CASES: dict[str, tuple[Callable[[], nn.Module], int, Definition]] = {
     "Conv 1x1": (lambda: Conv(6, 10), 6, lambda x, w: reference.conv(x, w, "m")),
@@ -43,6 +53,43 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, Definition]] = {
     "DownC": (lambda: DownC(6, 10), 6, lambda x, w: reference.down_c(x, w, "m")),
     "SPPCSPC": (lambda: SPPCSPC(6, 10), 6, lambda x, w: reference.sppcspc(x, w, "m")),
     "SPPF": (lambda: SPPF(6, 10), 6, lambda x, w: reference.sppf(x, w, "m")),
+    "SPP": (lambda: SPP(6, 10), 6, lambda x, w: reference.spp(x, w, "m")),
+    "SPP of 3, 5, 7": (lambda: SPP(6, 10, [3, 5, 7]), 6, lambda x, w: reference.spp(x, w, "m", (3, 5, 7))),
+    "Focus": (lambda: Focus(3, 8, 3), 3, lambda x, w: reference.focus(x, w, "m", 3)),
+    "Focus 1x1 stride 3": (lambda: Focus(3, 8, 1, 3), 3, lambda x, w: reference.focus(x, w, "m", 1, 3)),
+    "Focus contracted": (
+        lambda: contracted(Focus(3, 8, 3)),
+        3,
+        lambda x, w: reference.focus(x, w, "m", 3, columns_first=True),
+    ),
+    "ConvFocus": (lambda: ConvFocus(3, 8, 3), 3, lambda x, w: reference.conv_focus(x, w, "m", 3)),
+    "DWConv": (lambda: DWConv(6, 6, 3), 6, lambda x, w: reference.dw_conv(x, w, "m", 3)),
+    "DWConv with two groups": (lambda: DWConv(6, 4, 3, 2), 6, lambda x, w: reference.dw_conv(x, w, "m", 3, 2)),
+    "Bottleneck": (lambda: Bottleneck(6, 6), 6, lambda x, w: reference.bottleneck(x, w, "m")),
+    "Bottleneck that widens": (lambda: Bottleneck(6, 8), 6, lambda x, w: reference.bottleneck(x, w, "m")),
+    "Bottleneck without shortcut": (
+        lambda: Bottleneck(6, 6, False),
+        6,
+        lambda x, w: reference.bottleneck(x, w, "m", shortcut=False),
+    ),
+    "C3 of 2": (lambda: C3(6, 8, 2), 6, lambda x, w: reference.c3(x, w, "m")),
+    "C3 without shortcut": (lambda: C3(6, 8, 1, False), 6, lambda x, w: reference.c3(x, w, "m", False)),
+    "BottleneckCSP of 2": (lambda: BottleneckCSP(6, 8, 2), 6, lambda x, w: reference.bottleneck_csp(x, w, "m")),
+    "BottleneckCSP without shortcut": (
+        lambda: BottleneckCSP(6, 8, 1, False),
+        6,
+        lambda x, w: reference.bottleneck_csp(x, w, "m", False),
+    ),
+    "GhostConv": (lambda: GhostConv(6, 8), 6, lambda x, w: reference.ghost_conv(x, w, "m")),
+    "GhostConv 3x3 stride 2": (lambda: GhostConv(6, 8, 3, 2), 6, lambda x, w: reference.ghost_conv(x, w, "m", 3, 2)),
+    "GhostBottleneck": (lambda: GhostBottleneck(8, 8), 8, lambda x, w: reference.ghost_bottleneck(x, w, "m")),
+    "GhostBottleneck stride 2": (
+        lambda: GhostBottleneck(6, 8, 3, 2),
+        6,
+        lambda x, w: reference.ghost_bottleneck(x, w, "m", 3, 2),
+    ),
+    "C3Ghost of 2": (lambda: C3Ghost(6, 8, 2), 6, lambda x, w: reference.c3_ghost(x, w, "m")),
+    "C3Ghost of none": (lambda: C3Ghost(6, 8, 0), 6, lambda x, w: reference.c3_ghost(x, w, "m")),
     "StemBlock": (lambda: StemBlock(3, 8), 3, lambda x, w: reference.stem_block(x, w, "m")),
     "conv_bn_relu_maxpool": (
         lambda: ConvBnReluMaxpool(3, 8),
@@ -114,3 +161,4 @@ def test_a_reorganised_pixel_is_found_in_the_block_of_its_row_and_column_parity(
     found = ReOrg()(x)
     assert found[0, :, 0, 0].tolist() == [0.0, 4.0, 1.0, 5.0]
     assert found[0, :, 1, 1].tolist() == [10.0, 14.0, 11.0, 15.0]
+    assert space_to_depth(x, rows_first=False)[0, :, 0, 0].tolist() == [0.0, 1.0, 4.0, 5.0]
