@@ -1,0 +1,113 @@
+"""What choosing the candidates before decoding saves: yolov7-w6-pose at 960 px, from its raw cells to objects.
+
+Three graphs in ONNX Runtime, run in turn on the same raw values of the head (noise): all 57,375 rows decoded and then
+suppressed by numpy, and NMS in the graph, by NonMaxSuppression and by basic operators. The confidence is set so that a
+given number of rows are candidates.
+
+    python benchmarks/selection.py [--rounds 20] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import torch
+from torch import nn
+
+from deploykit.export import passes
+from deploykit.export.nms_export import TRANSLATIONS
+from deploykit.export.nms_graph import CANDIDATES, append_nms
+from deploykit.export.nms_select import HeadSelection
+from deploykit.models._fuse import fuse_model
+from deploykit.models._registry import create_model
+from deploykit.runtime.machine import processor_name, versions
+from deploykit.runtime.nms import nms
+from deploykit.spec import NmsOutputs
+
+SIDE = 960
+NUMBERS = (0, 50, 500, 3000)
+
+
+def exported(module: nn.Module, features: list[torch.Tensor], outputs: tuple[str, ...]) -> ir.Model:
+    """The graph of ``module`` with one input a level."""
+    names = [f"f{i}" for i in range(len(features))]
+    program = torch.onnx.export(
+        module.eval(), tuple(features), dynamo=True, optimize=False, verbose=False, opset_version=18, input_names=names,
+        output_names=list(outputs), custom_translation_table=TRANSLATIONS,
+    )  # fmt: skip
+    program.optimize()
+    passes.simplify(program.model)
+    return program.model
+
+
+def opened(model: ir.Model, folder: Path, name: str, threads: int) -> onnxruntime.InferenceSession:
+    """The graph in ONNX Runtime on the CPU."""
+    ir.save(model, folder / f"{name}.onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+def main() -> None:
+    """Run the rounds for each number of candidates, and print one line each."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)  # the exporter's own
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    model = create_model("yolov7-w6-pose")
+    head = fuse_model(model.module).model[-1].requires_grad_(False)
+    head.raw = lambda x, level: x  # the convolutions are not what is measured
+    width = head.num_anchors * head.columns
+    features = [torch.randn(1, width, SIDE // s, SIDE // s) for s in head.stride]
+    layout, limits = model.spec.output, model.spec.thresholds
+    with torch.inference_mode():
+        rows = head(*features)[0].numpy()
+    scores = np.sort(rows[:, 4] * rows[:, 5])[::-1]
+    spec = replace(model.spec, output=NmsOutputs(keypoints="keypoints"))
+    feed = {f"f{i}": f.numpy() for i, f in enumerate(features)}
+    results = {}
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        every = opened(exported(head, features, ("output",)), folder, "rows", args.threads)
+        for number in NUMBERS:
+            conf = float(np.float32((scores[number - 1] + scores[number]) / 2)) if number else float(scores[0])
+            chosen = replace(spec, thresholds=replace(limits, conf=conf))
+            inside = {}
+            for mode in ("graph", "basic"):
+                graph = exported(HeadSelection(head, layout, limits.pre_nms_topk), features, CANDIDATES)
+                append_nms(graph, mode, chosen, limits.pre_nms_topk)
+                inside[mode] = opened(graph, folder, mode, args.threads)
+            ways = {
+                "all rows, numpy NMS": lambda t=chosen.thresholds: nms(every.run(None, feed)[0][0], layout, t),
+                "NMS in the graph": lambda s=inside["graph"]: s.run(None, feed),
+                "basic operators": lambda s=inside["basic"]: s.run(None, feed),
+            }
+            kept = len(ways["all rows, numpy NMS"]().rows)
+            found = [int(s.run(["num_dets"], feed)[0][0, 0]) for s in inside.values()]
+            times: dict[str, list[float]] = {name: [] for name in ways}
+            for _ in range(args.rounds + 2):
+                for name, way in ways.items():
+                    start = time.perf_counter()
+                    way()
+                    times[name].append((time.perf_counter() - start) * 1e3)
+            medians = {name: round(float(np.median(t[2:])), 2) for name, t in times.items()}
+            results[number] = {"kept": kept, "kept in graph": found, "ms": medians}
+            print(number, json.dumps(results[number]), flush=True)
+    print(processor_name(), versions(), f"{args.threads} threads, median of {args.rounds} interleaved rounds")
+
+
+if __name__ == "__main__":
+    main()
