@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxscript
 import torch
 from torch import Tensor, nn
 
-from deploykit.errors import SpecError, UsageError
+from deploykit.errors import BackendError, SpecError, UsageError
 from deploykit.export.compare import check_expected
 from deploykit.export.nms_check import check_detections
 from deploykit.export.nms_graph import CANDIDATES, CONF, IOU, append_nms, append_plugin, check_thresholds
@@ -66,12 +67,46 @@ class NmsPlan:
         if self.mode == "none":
             with open_session(file, provider="cpu") as session:
                 return check_expected(expected, file.name, session, spec, on_step=on_step)
+        if self.mode == "plugin":  # its thresholds are attributes of the node, so the rows before it are compared
+            return self._check_plugin(expected, file, spec, on_step)
         overrides = {CONF: np.zeros(1, np.float32), IOU: np.ones(1, np.float32)}
-        with ort.open_session(file, provider="cpu") as session:
-            if self.mode == "plugin":  # its thresholds are attributes of the node
-                return check_detections(expected, file.name, session, spec, on_step=on_step)
-            with ort.open_session(file, provider="cpu", overrides=overrides) as opened:
-                return check_detections(expected, file.name, session, spec, opened=opened, on_step=on_step)
+        with (
+            ort.open_session(file, provider="cpu") as session,
+            ort.open_session(file, provider="cpu", overrides=overrides) as opened,
+        ):
+            return check_detections(expected, file.name, session, spec, opened=opened, on_step=on_step)
+
+    def _check_plugin(
+        self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None]
+    ) -> ParityReport:
+        """Compare the rows before the node, and what it finds in them where a library has it."""
+        before = _without_node(file)
+        try:
+            with open_session(before, provider="cpu") as session:
+                rows = replace(spec, output=self.layout)
+                parity = check_expected(expected, file.name, session, rows, on_step=on_step)
+        finally:
+            before.unlink()
+        try:
+            whole = ort.open_session(file, provider="cpu")
+        except BackendError:
+            note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
+            return replace(parity, notes=(*parity.notes, note))
+        with whole:
+            found = check_detections(expected, file.name, whole, spec, on_step=on_step)
+        return replace(parity, matchings=(*parity.matchings, *found.matchings))
+
+
+def _without_node(file: Path) -> Path:
+    """The same network without its last node, beside it; its outputs are what the node takes."""
+    model = onnx.load(str(file), load_external_data=False)
+    node = model.graph.node.pop()
+    del model.graph.output[:]
+    rows = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.input]
+    model.graph.output.extend(rows)
+    place = file.with_name(f"before-{file.name}")
+    place.write_bytes(model.SerializeToString())
+    return place
 
 
 def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Module) -> tuple[NmsPlan, ModelSpec]:

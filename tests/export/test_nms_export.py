@@ -37,9 +37,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
         mode: onnx_from_model(model, out=folder / f"{mode}.onnx", img=64, nms=mode, dynamic=dynamic, thresholds=LIMITS)
         for mode, dynamic in (("none", "none"), ("graph", "none"), ("basic", "batch"))
     }
-    reports["plugin"] = onnx_from_model(
-        model, out=folder / "plugin.onnx", img=64, nms="plugin", thresholds=LIMITS, check=False
-    )
+    reports["plugin"] = onnx_from_model(model, out=folder / "plugin.onnx", img=64, nms="plugin", thresholds=LIMITS)
     return reports
 
 
@@ -110,6 +108,13 @@ def test_plugin_is_one_node_with_the_frozen_attributes(files: dict[str, ExportRe
         "num_keypoints": 3, "kpt_dims": 3, "has_obj": 1, "plugin_version": b"1", "plugin_namespace": b"deploykit",
     }  # fmt: skip
     assert {entry.domain for entry in model.opset_import} == {"", "deploykit"}
+
+
+def test_of_a_plugin_at_least_the_rows_before_it_are_proved(files: dict[str, ExportReport]) -> None:
+    report = files["plugin"]
+    assert report.parity is not None
+    assert {d.values for d in report.parity.differences} == {"boxes", "scores", "keypoints", "visibility"}
+    assert sorted(p.name for p in report.path.parent.glob("*plugin*")) == ["plugin.onnx", "plugin.onnx.parity.json"]
 
 
 def test_only_the_candidates_are_decoded(files: dict[str, ExportReport]) -> None:
