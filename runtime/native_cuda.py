@@ -161,9 +161,9 @@ class _Device:
         return pointer
 
     def pinned(self, size: int) -> Array:
-        memory = self._gpu.allocate_pinned(max(size, 1))[:size]
+        memory = self._gpu.allocate_pinned(max(size, 1))
         self._stack.callback(self._gpu.free_pinned, memory)
-        return memory
+        return memory[:size]
 
     def copy(self, array: Array) -> int:
         """The array's bytes on the device."""
