@@ -181,7 +181,7 @@ def nms_kpt_model(dtype: Any, layout: RawRows, thresholds: Thresholds, points: i
         del shapes["keypoints"]
     node = helper.make_node(
         "NmsKpt", ["rows"], list(shapes), domain="deploykit",
-        conf=thresholds.conf, iou=thresholds.iou, max_det=most, pre_nms_topk=thresholds.pre_nms_topk,
+        conf=float(thresholds.conf), iou=float(thresholds.iou), max_det=most, pre_nms_topk=thresholds.pre_nms_topk,
         num_classes=layout.cls[1] - layout.cls[0], num_keypoints=points, kpt_dims=layout.kpt_dims,
         has_obj=int(layout.obj is not None), plugin_version="1", plugin_namespace="deploykit",
     )  # fmt: skip
