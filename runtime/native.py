@@ -32,6 +32,7 @@ __all__ = [
     "LIBRARIES",
     "SWITCH",
     "abi_of",
+    "built_with",
     "cpu_library",
     "find_library",
     "letterbox_blob",
@@ -84,6 +85,20 @@ def abi_of(library: Path) -> int:
         return int(ctypes.CDLL(str(library)).deploykit_abi())
     except (OSError, AttributeError) as e:
         raise BackendError(f"{library} does not load as a library of deploykit ({e}): deploykit plugins build") from e
+
+
+def built_with(library: Path) -> str:
+    """The compiler, and the framework whose headers a library was built with.
+
+    Raises:
+        BackendError: as for :func:`abi_of`.
+    """
+    try:
+        function = ctypes.CDLL(str(library)).deploykit_built_with
+    except (OSError, AttributeError) as e:
+        raise BackendError(f"{library} does not load as a library of deploykit ({e}): deploykit plugins build") from e
+    function.restype = ctypes.c_char_p
+    return str(function().decode())
 
 
 def cpu_library() -> ctypes.CDLL | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, UsageError
 from deploykit.runtime.files import is_folder, write_whole
-from deploykit.runtime.native import ABI, LIBRARIES, abi_of, find_library, library_folder
+from deploykit.runtime.native import ABI, LIBRARIES, abi_of, built_with, find_library, library_folder
 
 __all__ = ["BuildReport", "LibraryInfo", "build_libraries", "library_info", "source_folder"]
 
@@ -143,12 +142,10 @@ def library_info(name: str) -> LibraryInfo:
         return LibraryInfo(name, LIBRARIES[name], None, problem="not built: deploykit plugins build")
     try:
         abi = abi_of(file)
-        library = ctypes.CDLL(str(file))
-        library.deploykit_built_with.restype = ctypes.c_char_p
-        built_with = library.deploykit_built_with().decode()
-    except (BackendError, AttributeError) as e:
+        words = built_with(file)
+    except BackendError as e:
         return LibraryInfo(name, LIBRARIES[name], file, problem=str(e))
     found = {m.decode() for m in re.findall(rb"sm_\d+", file.read_bytes())} if name in ("cuda", "tensorrt") else set()
     problem = None if abi == ABI else f"it has ABI {abi}, and this deploykit needs {ABI}: deploykit plugins build"
     ordered = tuple(sorted(found, key=lambda text: int(text[3:])))
-    return LibraryInfo(name, LIBRARIES[name], file, abi, built_with, ordered, problem)
+    return LibraryInfo(name, LIBRARIES[name], file, abi, words, ordered, problem)
