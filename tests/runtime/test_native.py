@@ -186,6 +186,20 @@ def test_scale_mean_and_std_are_blobs_in_both_precisions(native: Path) -> None:
         np.testing.assert_array_equal(out, expected.astype(dtype))
 
 
+def test_threads_share_a_picture_by_its_rows(native: Path) -> None:
+    spec = InputSpec(size=(64, 64))
+    image = np.random.default_rng(3).integers(0, 256, (50, 100, 3), dtype=np.uint8)
+    letterbox = Letterbox.fit((50, 100), spec.size, Fit())
+    whole, parts = np.empty((3, 64, 64), np.float32), np.full((3, 64, 64), -1, np.float32)
+    letterbox_blob(image, letterbox, spec, whole)
+    letterbox_blob(image, letterbox, spec, parts, rows=(0, 30))
+    assert (parts[:, 30:] == -1).all()
+    letterbox_blob(image, letterbox, spec, parts, rows=(30, 64))
+    np.testing.assert_array_equal(parts, whole)
+    with pytest.raises(BackendError, match="the native letterbox refuses rows 30 to 65"):
+        letterbox_blob(image, letterbox, spec, parts, rows=(30, 65))
+
+
 def test_arrays_that_do_not_fit_are_refused(native: Path) -> None:
     letterbox = Letterbox.fit((10, 10), (32, 32), Fit())
     image, out = np.zeros((10, 10, 3), np.uint8), np.zeros((3, 32, 32), np.float32)
