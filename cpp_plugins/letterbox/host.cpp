@@ -77,7 +77,9 @@ void fill_rows(const Plan& plan, const uint8_t* source, int64_t pitch, const T* 
 }
 
 bool is_sensible(const Plan& plan, int64_t pitch, int32_t first, int32_t last) {
-  const auto fits = [](int32_t start, int32_t size, int32_t canvas) { return start >= 0 && size > 0 && start + size <= canvas; };
+  const auto fits = [](int32_t start, int32_t size, int32_t canvas) {
+    return start >= 0 && size > 0 && start + size <= canvas;
+  };
   return plan.source_height > 0 && plan.source_width > 0 && pitch >= 3 * static_cast<int64_t>(plan.source_width) &&
          fits(plan.top, plan.resized_height, plan.canvas_height) &&
          fits(plan.left, plan.resized_width, plan.canvas_width) && plan.pad_value >= 0 && plan.pad_value < 256 &&

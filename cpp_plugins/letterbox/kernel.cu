@@ -36,18 +36,8 @@ __global__ void fill_canvases(Batch<T> batch, T* out) {
   if (x >= plan.canvas_width || y >= plan.canvas_height) return;
   const size_t plane = static_cast<size_t>(plan.canvas_height) * plan.canvas_width;
   T* place = out + 3 * plane * blockIdx.z + static_cast<size_t>(y) * plan.canvas_width + x;
-  const int32_t dx = x - plan.left;
-  const int32_t dy = y - plan.top;
-  if (dx < 0 || dx >= plan.resized_width || dy < 0 || dy >= plan.resized_height) {
-    for (int32_t c = 0; c < 3; ++c) place[c * plane] = table[256 * c + plan.pad_value];
-    return;
-  }
-  const Tap across = tap(dx, ratio_of(plan.source_width, plan.resized_width), plan.source_width);
-  const Tap down = tap(dy, ratio_of(plan.source_height, plan.resized_height), plan.source_height);
-  for (int32_t c = 0; c < 3; ++c) {
-    const int32_t channel = plan.swap ? 2 - c : c;
-    place[c * plane] = table[256 * c + resized_value(image.source, image.pitch, across, down, channel)];
-  }
+  const Pixel pixel = canvas_pixel(plan, image.source, image.pitch, x, y);
+  for (int32_t c = 0; c < 3; ++c) place[c * plane] = table[256 * c + pixel.values[c]];
 }
 
 template <typename T>
@@ -58,7 +48,9 @@ cudaError_t launch(const Plan* plans, const uint8_t* const* sources, const int64
   for (int32_t start = 0; start < count; start += images_a_launch) {
     const int32_t some = std::min(images_a_launch, count - start);
     Batch<T> batch{};
-    for (int32_t i = 0; i < some; ++i) batch.images[i] = Image{sources[start + i], pitches[start + i], plans[start + i]};
+    for (int32_t i = 0; i < some; ++i) {
+      batch.images[i] = Image{sources[start + i], pitches[start + i], plans[start + i]};
+    }
     std::copy_n(table, 3 * 256, batch.table);
     const dim3 grid((plans[0].canvas_width + threads.x - 1) / threads.x,
         (plans[0].canvas_height + threads.y - 1) / threads.y, some);

@@ -59,12 +59,31 @@ DEPLOYKIT_BOTH int32_t grey_level(int32_t a, int32_t b, int32_t weight) {
 }
 
 // One channel of one pixel of the resized picture; `pitch` is in bytes.
-DEPLOYKIT_BOTH int32_t resized_value(const uint8_t* source, int64_t pitch, const Tap& x, const Tap& y, int32_t channel) {
+DEPLOYKIT_BOTH int32_t resized_value(
+    const uint8_t* source, int64_t pitch, const Tap& x, const Tap& y, int32_t channel) {
   const uint8_t* above = source + y.first * pitch + channel;
   const uint8_t* below = source + y.second * pitch + channel;
   const int32_t first = blended(above[3 * x.first], below[3 * x.first], y.weight);
   const int32_t second = blended(above[3 * x.second], below[3 * x.second], y.weight);
   return grey_level(first, second, x.weight);
+}
+
+// The three channels of one pixel of the canvas, in the output's order; the border where there is no picture.
+struct Pixel {
+  int32_t values[3];
+};
+
+DEPLOYKIT_BOTH Pixel canvas_pixel(const Plan& plan, const uint8_t* source, int64_t pitch, int32_t x, int32_t y) {
+  Pixel pixel{{plan.pad_value, plan.pad_value, plan.pad_value}};
+  const int32_t dx = x - plan.left;
+  const int32_t dy = y - plan.top;
+  if (dx < 0 || dx >= plan.resized_width || dy < 0 || dy >= plan.resized_height) return pixel;
+  const Tap across = tap(dx, ratio_of(plan.source_width, plan.resized_width), plan.source_width);
+  const Tap down = tap(dy, ratio_of(plan.source_height, plan.resized_height), plan.source_height);
+  for (int32_t c = 0; c < 3; ++c) {
+    pixel.values[c] = resized_value(source, pitch, across, down, plan.swap ? 2 - c : c);
+  }
+  return pixel;
 }
 
 }  // namespace letterbox

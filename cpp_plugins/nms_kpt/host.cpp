@@ -13,9 +13,10 @@ using deploykit::nms::Workspace;
 
 bool are_sensible(const Layout& layout, const Limits& limits, int64_t rows, int64_t stride) {
   const auto within = [&](int32_t first, int32_t width) { return first >= 0 && first + width <= layout.columns; };
-  return rows >= 0 && rows < std::numeric_limits<int32_t>::max() && stride >= layout.columns && layout.num_classes > 0 &&
-         within(layout.box, 4) && within(layout.cls, layout.num_classes) && (layout.obj < 0 || within(layout.obj, 1)) &&
-         limits.conf >= 0.0f && limits.max_det > 0 && limits.topk > 0;
+  const bool is_range = rows >= 0 && rows < std::numeric_limits<int32_t>::max() && stride >= layout.columns;
+  const bool has_columns = layout.num_classes > 0 && within(layout.box, 4) && within(layout.cls, layout.num_classes) &&
+                           (layout.obj < 0 || within(layout.obj, 1));
+  return is_range && has_columns && limits.conf >= 0.0f && limits.max_det > 0 && limits.topk > 0;
 }
 
 template <typename T>

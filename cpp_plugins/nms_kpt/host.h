@@ -66,7 +66,7 @@ inline float highest_class(const T* cls, int32_t count) {
 // Whether a row can be a candidate, and its score. Rounding keeps the order of products with one factor that is not
 // negative, so the highest class gives the highest score; a negative objectness takes the definition's own loop.
 template <typename T>
-inline bool is_candidate(const T* row, const Layout& layout, float conf, float* score) {
+inline bool is_candidate_quickly(const T* row, const Layout& layout, float conf, float* score) {
   if (layout.num_classes == 1) {
     *score = score_of_class(row, layout, 0);
   } else {
@@ -107,7 +107,7 @@ Found run(const T* rows, int64_t count, int64_t stride, const Layout& layout, co
   int64_t candidates = 0;
   for (int64_t i = 0; i < count; ++i) {
     float score;
-    if (is_candidate(rows + i * stride, layout, limits.conf, &score)) {
+    if (is_candidate_quickly(rows + i * stride, layout, limits.conf, &score)) {
       work.keys[candidates++] = key_of(score, static_cast<uint32_t>(i));
     }
   }

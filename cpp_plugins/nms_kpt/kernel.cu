@@ -37,24 +37,19 @@ __global__ void score_rows(const T* rows, uint32_t count, Layout layout, float c
   if (number >= count) return;
   const size_t image = blockIdx.y;
   const T* row = rows + (image * count + number) * layout.columns;
-  int32_t label;
-  const float score = best_class(row, layout, &label);
-  if (score > conf && is_whole(row, layout)) keys[image * count + atomicAdd(&found[image], 1u)] = key_of(score, number);
+  uint64_t key;
+  if (is_candidate(row, layout, conf, number, &key)) keys[image * count + atomicAdd(&found[image], 1u)] = key;
 }
 
-// A block an image. The count of candidates is read once, before anybody can be ahead.
+// A block an image.
 template <typename T>
 __global__ void __launch_bounds__(finish_threads) finish_images(const T* rows, uint32_t count, Layout layout,
     Limits limits, const uint32_t* found, const uint64_t* keys, Chosen* chosen, Outputs out) {
   __shared__ Scratch scratch;
   const size_t image = blockIdx.x;
-  const size_t room = limits.max_det;
-  const Outputs mine{out.num_dets + image, out.boxes + 4 * room * image, out.scores + room * image,
-      out.labels + room * image, out.keypoints ? out.keypoints + 3 * layout.num_keypoints * room * image : nullptr,
-      out.num_candidates + image};
   BlockTeam team;
   finish_image(team, rows + image * count * layout.columns, layout.columns, layout, limits, keys + image * count,
-      found[image], chosen + image * limits.topk, scratch, mine);
+      found[image], chosen + image * limits.topk, scratch, outputs_of_image(out, image, layout, limits));
 }
 
 template <typename T>
@@ -78,8 +73,8 @@ cudaError_t launch_on(const T* rows, int32_t batch, int32_t count, const Layout&
 
 size_t workspace_bytes(int64_t batch, int64_t count, int32_t topk) { return Parts(batch, count, topk).total; }
 
-cudaError_t launch(const void* rows, bool half, int32_t batch, int32_t count, const Layout& layout, const Limits& limits,
-    const Outputs& out, void* workspace, cudaStream_t stream) {
+cudaError_t launch(const void* rows, bool half, int32_t batch, int32_t count, const Layout& layout,
+    const Limits& limits, const Outputs& out, void* workspace, cudaStream_t stream) {
   if (batch == 0) return cudaSuccess;
   if (batch < 0 || batch > 65535 || count < 0 || limits.topk < 1 || limits.topk > most_topk || limits.max_det < 1) {
     return cudaErrorInvalidValue;

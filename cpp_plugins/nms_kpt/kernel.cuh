@@ -100,6 +100,15 @@ DEPLOYKIT_BOTH uint64_t key_of(float score, uint32_t row) {
   return static_cast<uint64_t>(bits_of_float(score)) << 32 | (0xffffffffu - row);
 }
 
+// Whether a row is a candidate, and its key.
+template <typename T>
+DEPLOYKIT_BOTH bool is_candidate(const T* row, const Layout& layout, float conf, uint32_t number, uint64_t* key) {
+  int32_t label;
+  const float score = best_class(row, layout, &label);
+  *key = key_of(score, number);
+  return score > conf && is_whole(row, layout);
+}
+
 DEPLOYKIT_BOTH float score_of_key(uint64_t key) { return float_of_bits(static_cast<uint32_t>(key >> 32)); }
 
 DEPLOYKIT_BOTH uint32_t row_of_key(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
@@ -133,6 +142,19 @@ template <typename T>
 DEPLOYKIT_BOTH float keypoint_value(const T* row, const Layout& layout, int32_t index) {
   const int32_t dim = index % 3;
   return dim < layout.kpt_dims ? widened(row[layout.keypoints + index / 3 * layout.kpt_dims + dim]) : 1.0f;
+}
+
+// The outputs of one image of a batch.
+DEPLOYKIT_BOTH Outputs outputs_of_image(const Outputs& all, size_t image, const Layout& layout, const Limits& limits) {
+  const size_t first = image * limits.max_det;
+  Outputs one = all;
+  one.num_dets += image;
+  one.boxes += 4 * first;
+  one.scores += first;
+  one.labels += first;
+  if (one.keypoints) one.keypoints += 3 * layout.num_keypoints * first;
+  one.num_candidates += image;
+  return one;
 }
 
 // ---- One image by a team of lanes -----------------------------------------------------------------------------------

@@ -15,8 +15,8 @@ size_t workspace_bytes(int64_t batch, int64_t count, int32_t topk);
 
 // Rows are (batch, count, layout.columns), float16 where `half`, contiguous; outputs are those of the whole batch.
 // topk is at most most_topk. Nothing is waited for; the result is CUDA's code of the launches.
-cudaError_t launch(const void* rows, bool half, int32_t batch, int32_t count, const Layout& layout, const Limits& limits,
-    const Outputs& out, void* workspace, cudaStream_t stream);
+cudaError_t launch(const void* rows, bool half, int32_t batch, int32_t count, const Layout& layout,
+    const Limits& limits, const Outputs& out, void* workspace, cudaStream_t stream);
 
 }  // namespace nms
 }  // namespace deploykit

@@ -52,7 +52,8 @@ struct Fields {
     constexpr auto whole = PluginFieldType::kINT32;
     const Attributes* a = values;
     entries = {field("conf", a ? &a->conf : nullptr, real), field("iou", a ? &a->iou : nullptr, real),
-        field("max_det", a ? &a->max_det : nullptr, whole), field("pre_nms_topk", a ? &a->pre_nms_topk : nullptr, whole),
+        field("max_det", a ? &a->max_det : nullptr, whole),
+        field("pre_nms_topk", a ? &a->pre_nms_topk : nullptr, whole),
         field("num_classes", a ? &a->num_classes : nullptr, whole),
         field("num_keypoints", a ? &a->num_keypoints : nullptr, whole),
         field("kpt_dims", a ? &a->kpt_dims : nullptr, whole), field("has_obj", a ? &a->has_obj : nullptr, whole)};
@@ -99,7 +100,9 @@ void read_field(const PluginFieldCollection& given, const char* name, Number* va
   for (int32_t i = 0; i < given.nbFields; ++i) {
     const PluginField& field = given.fields[i];
     if (!field.name || std::strcmp(field.name, name) != 0) continue;
-    if (!read_number(field, value)) *problem = std::string("attribute ") + name + " has another type than README.md says";
+    if (!read_number(field, value)) {
+      *problem = std::string("attribute ") + name + " has another type than README.md says";
+    }
     return;
   }
   *problem = std::string("attribute ") + name + " is missing";

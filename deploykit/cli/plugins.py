@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--only",
         action="append",
         choices=("cpu", "onnxruntime", "cuda", "tensorrt"),
-        help="build this one, and the one for the CPU; may be repeated (default: all that can be built)",
+        help="build this one, and cpu (with tensorrt also cuda); may be repeated (default: all that can be built)",
     )
     group.add_argument("--tensorrt", type=Path, metavar="FOLDER", help="TensorRT's headers, or the folder above them")
     group.add_argument("--onnxruntime", type=Path, metavar="FOLDER", help="ONNX Runtime's C++ headers")
@@ -73,15 +73,11 @@ def _build(args: argparse.Namespace) -> int:
     if args.json:
         print_json(dataclasses.asdict(report))
         return 0
-    rows = []
-    for name, what in LIBRARIES.items():
-        if name in report.said:
-            file = report.built.get(name)
-            rows.append((name, what, f"{report.said[name]}{f': {file}' if file else ''}"))
-    _print_table(rows)
-    print(f"all that was said: {report.log}")
-    if report.log.parent.absolute() != library_folder().absolute():
-        print(f"to use them, set {FOLDER}={report.log.parent.absolute()}")
+    _print_table([(name, what, report.said[name]) for name, what in LIBRARIES.items() if name in report.said])
+    folder = report.log.parent
+    print(f"libraries and all that was said ({report.log.name}) are in {folder}")
+    if folder.absolute() != library_folder().absolute():
+        print(f"to use them, set {FOLDER}={folder.absolute()}")
     return 0
 
 
@@ -96,7 +92,7 @@ def _info(args: argparse.Namespace) -> int:
         print_json({"folder": library_folder(), "abi": ABI, "nms_is_native": in_use, "libraries": libraries})
         return 0
     _print_table([(info.name, info.what, _about(info)) for info in found])
-    print(f"looked for in {library_folder()} ({FOLDER} names another folder), ABI {ABI}")
+    print(f"the folder: {library_folder()} ({FOLDER} names another one); the ABI needed: {ABI}")
     print(f"NMS on the CPU: {'the library' if in_use else 'numpy'} ({SWITCH}=0 switches the library off)")
     return 0
 
@@ -105,7 +101,7 @@ def _about(info: LibraryInfo) -> str:
     if info.problem:
         return info.problem
     gpus = f", for {' '.join(info.architectures)}" if info.architectures else ""
-    return f"{info.file}: ABI {info.abi}, {info.built_with}{gpus}"
+    return f"ABI {info.abi}, {info.built_with}{gpus}"
 
 
 def _test(args: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
-// The kernels of nms_kpt and letterbox on a CPU: a thread block becomes a team of threads that meet at a barrier, behind
-// the C interface of the CUDA library. So the algorithm of the kernels runs, and a thread sanitizer sees where a
-// __syncthreads is missing. As a program (with -DTEAM_MAIN) it runs a few problems by itself.
+// The kernels of nms_kpt and letterbox on a CPU: a thread block becomes a team of threads that meet at a barrier, and
+// stands behind the C interface of the CUDA library. So the algorithm of the kernels runs, and a thread sanitizer sees
+// where a __syncthreads is missing. As a program (-DTEAM_MAIN) it runs one problem with teams of several sizes.
 #include <pthread.h>
 
 #include <atomic>
@@ -48,9 +48,8 @@ void run_image(const T* rows, uint32_t count, const Layout& layout, const Limits
   // Backwards, because on a GPU the order in which candidates are appended is any.
   for (uint32_t number = count; number-- > 0;) {
     const T* row = rows + static_cast<int64_t>(number) * layout.columns;
-    int32_t label;
-    const float score = best_class(row, layout, &label);
-    if (score > limits.conf && is_whole(row, layout)) keys[found++] = key_of(score, number);
+    uint64_t key;
+    if (is_candidate(row, layout, limits.conf, number, &key)) keys[found++] = key;
   }
   const uint32_t size = team_size();
   pthread_barrier_t barrier;
@@ -69,31 +68,20 @@ void run_image(const T* rows, uint32_t count, const Layout& layout, const Limits
 template <typename T>
 void run_batch(const T* rows, int32_t batch, int32_t count, const Layout& layout, const Limits& limits,
     const Outputs& out) {
-  const size_t room = limits.max_det;
-  for (size_t image = 0; image < static_cast<size_t>(batch); ++image) {
-    const Outputs mine{out.num_dets + image, out.boxes + 4 * room * image, out.scores + room * image,
-        out.labels + room * image, out.keypoints ? out.keypoints + 3 * layout.num_keypoints * room * image : nullptr,
-        out.num_candidates + image};
-    run_image(rows + image * count * layout.columns, count, layout, limits, mine);
+  for (int32_t image = 0; image < batch; ++image) {
+    const Outputs mine = outputs_of_image(out, image, layout, limits);
+    run_image(rows + static_cast<size_t>(image) * count * layout.columns, count, layout, limits, mine);
   }
 }
 
 template <typename T>
 void fill_canvas(const deploykit::letterbox::Plan& plan, const uint8_t* source, int64_t pitch, const T* table, T* out) {
-  using namespace deploykit::letterbox;
   const size_t plane = static_cast<size_t>(plan.canvas_height) * plan.canvas_width;
   for (int32_t y = 0; y < plan.canvas_height; ++y) {
     for (int32_t x = 0; x < plan.canvas_width; ++x) {
-      const int32_t dx = x - plan.left, dy = y - plan.top;
-      const bool inside = dx >= 0 && dx < plan.resized_width && dy >= 0 && dy < plan.resized_height;
+      const auto pixel = deploykit::letterbox::canvas_pixel(plan, source, pitch, x, y);
       for (int32_t c = 0; c < 3; ++c) {
-        int32_t value = plan.pad_value;
-        if (inside) {
-          const Tap across = tap(dx, ratio_of(plan.source_width, plan.resized_width), plan.source_width);
-          const Tap down = tap(dy, ratio_of(plan.source_height, plan.resized_height), plan.source_height);
-          value = resized_value(source, pitch, across, down, plan.swap ? 2 - c : c);
-        }
-        out[c * plane + static_cast<size_t>(y) * plan.canvas_width + x] = table[256 * c + value];
+        out[c * plane + static_cast<size_t>(y) * plan.canvas_width + x] = table[256 * c + pixel.values[c]];
       }
     }
   }
