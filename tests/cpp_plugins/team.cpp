@@ -135,7 +135,7 @@ int main() {
   std::vector<int32_t> num_dets(1), labels(20), candidates(1);
   std::vector<float> boxes(80), scores(20), keypoints(20 * 6);
   const Outputs out{num_dets.data(), boxes.data(), scores.data(), labels.data(), keypoints.data(), candidates.data()};
-  for (int run = 0; run < 40; ++run) {
+  for (int run = 0; run < 100; ++run) {
     setenv("TEAM_SIZE", std::to_string(2 + run % 7).c_str(), 1);
     if (deploykit_nms_cuda(rows.data(), 0, 1, count, &layout, &limits, &out, nullptr, nullptr)) return 1;
   }
