@@ -116,7 +116,7 @@ def build_libraries(
         name: place / f.name
         for name in LIBRARIES
         for f in place.glob(f"*deploykit_{name}.*")
-        if "built" in lines.get(name, "")
+        if lines.get(name, "").startswith("built")
     }
     return BuildReport(built, lines, place / LOG)
 
