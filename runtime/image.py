@@ -25,7 +25,7 @@ from deploykit.runtime.files import close_matches
 from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec
 
-__all__ = ["ImageSource", "Letterbox", "as_bgr", "blob", "decode_image", "encoded_image", "read_image"]
+__all__ = ["ImageSource", "Letterbox", "as_bgr", "blob", "blob_tables", "decode_image", "encoded_image", "read_image"]
 
 ImageSource = str | os.PathLike[str] | bytes | Array
 
@@ -217,7 +217,7 @@ def blob(canvases: Sequence[Array], spec: InputSpec, out: Array | None = None) -
     if out is None:
         out = np.empty((len(canvases), 3, height, width), np.float32)
     order = (2, 1, 0) if spec.colour == "rgb" else (0, 1, 2)
-    tables = _tables(spec.scale, spec.mean, spec.std)
+    tables = blob_tables(spec)
     split = _planes(height, width)
     for canvas, planes in zip(canvases, out, strict=False):
         cv2.split(canvas, split)
@@ -239,8 +239,12 @@ def _planes(height: int, width: int) -> list[Array]:
     return planes
 
 
+def blob_tables(spec: InputSpec) -> tuple[Array, ...]:
+    """What each of the 256 pixel values becomes: ``float32 (256,)`` a channel, in the network's channel order."""
+    return _tables(spec.scale, spec.mean, spec.std)
+
+
 @lru_cache(maxsize=16)
 def _tables(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Array, ...]:
-    """One table of 256 float32 values for each channel, in the network's channel order."""
     pixels = np.arange(256, dtype=np.float64)
     return tuple(((pixels * scale - m) / s).astype(np.float32) for m, s in zip(mean, std, strict=True))

@@ -21,10 +21,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deploykit.runtime.native import native_nms
 from deploykit.runtime.session import Array
 from deploykit.spec import RawRows, Thresholds
 
-__all__ = ["Kept", "nms", "suppress"]
+__all__ = ["Kept", "nms", "numpy_nms", "suppress"]
 
 BLOCK = 64  # candidates whose overlaps are computed at once: a few hundred kB, which a core's cache holds
 
@@ -45,13 +46,19 @@ class Kept:
 
 
 def nms(rows: Array, layout: RawRows, thresholds: Thresholds) -> Kept:
-    """Apply the definition above to the rows of one image.
+    """Apply the definition above to the rows of one image, by the native library where it is there, else in numpy.
 
     Args:
         rows: ``(N, columns)`` float, in network pixels.
         layout: which columns hold what.
         thresholds: ``conf``, ``iou``, ``max_det`` and ``pre_nms_topk``; the first two are rounded to float32.
     """
+    found = native_nms(rows, layout, thresholds)
+    return numpy_nms(rows, layout, thresholds) if found is None else Kept(*found)
+
+
+def numpy_nms(rows: Array, layout: RawRows, thresholds: Thresholds) -> Kept:
+    """The same in numpy alone: the reference, and what runs where there is no native library."""
     with np.errstate(all="ignore"):  # values that overflow are part of the definition
         index, scores, labels = _candidates(rows, layout, np.float32(thresholds.conf))
         whole = np.isfinite(rows[index]).all(axis=1)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, UsageError, require
+from deploykit.runtime.native import find_library, library_folder
 from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
 
 __all__ = ["OrtSession", "open_session"]
@@ -18,6 +19,7 @@ __all__ = ["OrtSession", "open_session"]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
+NEEDS_OURS = "deploykit:NmsKpt("  # in what ONNX Runtime says of an operator that it does not know
 SILENT = 4  # ONNX Runtime's log severity: what it would log as an error, it also raises
 
 # ONNX Runtime's names of element types that numpy calls otherwise.
@@ -55,15 +57,40 @@ def open_session(
     for name, value in kept.items():
         options.add_initializer(name, value)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # a provider that does not load: said below, as an error
-            session = ort.InferenceSession(str(path), options, providers=wanted)
+        session = _loaded(ort, path, options, wanted)
     except Exception as e:  # ONNX Runtime's exceptions have no base class of their own
-        raise _refusal(path, e) from e
+        if NEEDS_OURS not in str(e):
+            raise _refusal(path, e) from e
+        _register_ours(path, options)
+        try:
+            session = _loaded(ort, path, options, wanted)
+        except Exception as second:
+            raise _refusal(path, second) from second
     opened = OrtSession(path, session, wanted[0], asked=provider != "auto")
     opened.threads = threads
     opened.overrides = kept  # ONNX Runtime does not keep them alive
     return opened
+
+
+def _loaded(ort: Any, path: Path, options: Any, providers: list[str]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a provider that does not load: open_session says it, as an error
+        return ort.InferenceSession(str(path), options, providers=providers)
+
+
+def _register_ours(path: Path, options: Any) -> None:
+    """Give a session the operators of this project: a file that needs none is spared the library."""
+    library = find_library("onnxruntime")
+    if library is None:
+        raise BackendError(
+            f"{path} needs the operator deploykit:NmsKpt, whose library is not built (looked for in "
+            f"{library_folder()}): deploykit plugins build --onnxruntime FOLDER, or export without --nms plugin"
+        )
+    try:
+        options.register_custom_ops_library(str(library))
+    except Exception as e:  # ONNX Runtime's exceptions have no base class of their own
+        reason = _reason(" ".join(str(e).split()))
+        raise BackendError(f"ONNX Runtime does not take {library} ({reason}): deploykit plugins build") from e
 
 
 def _wanted(provider: str, available: list[str]) -> list[str]:

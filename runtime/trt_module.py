@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+import warnings
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
-from deploykit.errors import UsageError, require
+from deploykit.errors import BackendError, UsageError, require
 from deploykit.runtime.engine import FLAVOURS, Flavour
+from deploykit.runtime.native import built_with, find_library
 
 __all__ = ["NUMPY_NAMES", "BuildLog", "dtype_name", "installed", "load_flavour", "logger"]
 
@@ -29,14 +32,44 @@ def installed() -> tuple[str, ...]:
 
 
 def load_flavour(flavour: Flavour | str) -> Any:
-    """The Python module of a flavour.
+    """The Python module of a flavour; TensorRT also gets the plugin NmsKpt, where its library is built.
+
+    TensorRT for RTX has no plugins; with one in its registry, reading a graph that needs it ends the process.
 
     Raises:
         UsageError: there is no such flavour. MissingDependencyError: its package is not installed, or does not load.
     """
     if flavour not in FLAVOURS:
         raise UsageError(f"a flavour of TensorRT is {' or '.join(FLAVOURS)}, got {flavour!r}")
-    return require(FLAVOURS[flavour], flavour)
+    trt: Any = require(FLAVOURS[flavour], flavour)
+    if flavour == "tensorrt" and (library := find_library("tensorrt")):
+        _load_plugin(trt, library)
+    return trt
+
+
+_loaded: set[Path] = set()
+
+
+def _load_plugin(trt: Any, library: Path) -> None:
+    """Once a process; a library that does not fit is said to, and left alone.
+
+    The major versions must be equal: how TensorRT hands over its logger is another virtual function in 11 than in 10.
+    """
+    if library in _loaded:
+        return
+    _loaded.add(library)
+    major = str(trt.__version__).split(".", maxsplit=1)[0]
+    try:
+        words = built_with(library)
+    except BackendError as e:
+        words, problem = "", str(e)
+    else:
+        problem = f"{library} was built for another TensorRT than {trt.__version__} ({words})"
+    if words.startswith(f"TensorRT {major}."):
+        if trt.get_plugin_registry().load_library(str(library)) is not None:
+            return
+        problem = f"TensorRT {trt.__version__} does not take {library} ({words})"
+    warnings.warn(f"{problem}: deploykit plugins build; models with the node NmsKpt do not load", stacklevel=4)
 
 
 def dtype_name(dtype: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,28 @@ def shared() -> Path:
 def root() -> Path:
     """The repository's root."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the native library for the CPU, built once from the sources as they are."""
+    from deploykit.errors import MissingDependencyError
+    from deploykit.runtime.native_build import build_libraries
+
+    folder = tmp_path_factory.mktemp("plugins")
+    try:
+        build_libraries(folder, only=["cpu"])
+    except MissingDependencyError as e:
+        pytest.skip(str(e))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def native(cpu_library: Path) -> Iterator[Path]:
+    """That library in use, in this module's tests."""
+    from deploykit.runtime.native import FOLDER, SWITCH
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(cpu_library))
+        patch.delenv(SWITCH, raising=False)
+        yield cpu_library

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def tracked() -> list[str]:
     """Files of the project, without what was built in it."""
-    skip = {".git", ".venv", "build", "dist", "demo", "__pycache__"}
+    skip = {".git", ".venv", "build", "dist", "demo", "__pycache__", "lib"}
     found = []
     for folder, folders, files in os.walk(ROOT):
         folders[:] = [f for f in folders if f not in skip and not f.startswith(".") and not f.endswith(".egg-info")]
@@ -30,6 +30,8 @@ def copied(place: Path) -> Path:
     copy = place / "project"
     names = shutil.ignore_patterns(".git", ".venv", "demo", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=names)
+    (copy / "cpp_plugins" / "lib").mkdir(exist_ok=True)
+    (copy / "cpp_plugins" / "lib" / "libdeploykit_cpu.so").write_bytes(b"of this machine")
     return copy
 
 
@@ -50,7 +52,10 @@ def test_the_wheel_holds_every_module_and_the_picture(built: Path) -> None:
         modules |= {f"deploykit/{f}" for f in tracked() if f.startswith(f"{part}/") and f.endswith(".py")}
     assert modules
     assert modules <= names, sorted(modules - names)
-    assert {"deploykit/py.typed", "deploykit/assets/apollo11_crew.jpg", "deploykit/cpp_plugins/README.md"} <= names
+    assert {"deploykit/py.typed", "deploykit/assets/apollo11_crew.jpg"} <= names
+    sources = {f"deploykit/{f}" for f in tracked() if f.startswith("cpp_plugins/")}
+    assert {"deploykit/cpp_plugins/CMakeLists.txt", "deploykit/cpp_plugins/nms_kpt/kernel.cuh"} <= sources
+    assert {n for n in names if n.startswith("deploykit/cpp_plugins/")} == sources
     assert not [n for n in names if n.startswith(("tests/", "models/", "export/", "runtime/"))]
 
 
@@ -58,6 +63,8 @@ def test_the_source_distribution_builds_the_same_wheel(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {n.split("/", 1)[-1] for n in sdist.getnames()}
     assert {"deploykit/models/yolov7.py", "deploykit/export/to_onnx.py", "deploykit/runtime/nms.py"} <= names
+    assert "deploykit/cpp_plugins/common/exports.map" in names
+    assert not [n for n in names if "cpp_plugins/lib" in n]
 
 
 def test_the_installed_wheel_works_and_leaves_the_top_level_alone(built: Path, tmp_path: Path) -> None:
@@ -68,6 +75,8 @@ def test_the_installed_wheel_works_and_leaves_the_top_level_alone(built: Path, t
         "from deploykit.export.feeds import sample_image\n"
         "assert deploykit.__file__.startswith(sys.argv[1]), deploykit.__file__\n"
         "assert sample_image().is_file()\n"
+        "from deploykit.runtime.native_build import source_folder\n"
+        "assert (source_folder() / 'CMakeLists.txt').is_file()\n"
         "assert not [n for n in ('models', 'export', 'runtime') if importlib.util.find_spec(n)]\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}

@@ -24,6 +24,7 @@ COMMANDS = {
     "models": "list the models that can be built by name",
     "fetch": "download a released checkpoint, and check its SHA-256 where one is given",
     "create": "write a checkpoint with seeded random weights",
+    "plugins": "build, describe or check the native libraries (C++, CUDA)",
 }
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended

@@ -34,6 +34,9 @@ OPTIONS = {
     "models": {"--json"},
     "fetch": {"MODEL", "--out", "--url", "--sha256"},
     "create": {"MODEL", "--seed", "--classes", "--out"},
+    "plugins": {
+        "{build", "info", "test}", "--json", "--out", "--only", "--tensorrt", "--onnxruntime", "--architecture",
+    },
 }  # fmt: skip
 
 

@@ -31,7 +31,7 @@ NAMES = """
     get_tensor_format_desc get_tensor_shape get_tensor_dtype get_tensor_location get_tensor_profile_shape
     num_optimization_profiles create_execution_context TensorIOMode INPUT TensorLocation HOST TensorFormat LINEAR
     set_optimization_profile_async set_input_shape infer_shapes set_tensor_address set_output_allocator
-    execute_async_v3
+    execute_async_v3 get_plugin_registry load_library
 """
 IN_ALL = set(NAMES.split())
 

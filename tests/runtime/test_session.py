@@ -114,12 +114,12 @@ def test_external_weights_that_are_missing_or_cut_off_are_named(tmp_path: Path) 
 
 
 def test_an_operator_that_this_onnx_runtime_lacks_is_named(tmp_path: Path) -> None:
-    node = helper.make_node("NmsKpt", ["x"], ["y"], domain="deploykit")
+    node = helper.make_node("Other", ["x"], ["y"], domain="elsewhere")
     values = [helper.make_tensor_value_info(name, 1, [1]) for name in "xy"]
     graph = helper.make_graph([node], "g", values[:1], values[1:])
-    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("deploykit", 1)]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("elsewhere", 1)]
     onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), str(tmp_path / "p.onnx"))
-    with pytest.raises(BackendError, match="needs the operator deploykit:NmsKpt"):
+    with pytest.raises(BackendError, match="needs the operator elsewhere:Other"):
         open_session(tmp_path / "p.onnx")
 
 

@@ -1,0 +1,186 @@
+"""NMS of one image's raw rows by several implementations, over rows, classes, keypoints and candidates.
+
+    python benchmarks/nms.py [--rounds 30] [--plot nms.png]
+
+Every round runs each implementation once, one after the other; printed are medians in milliseconds and, in brackets,
+the ratio to ours in numpy. Each gets the same array and gives back what is kept; thresholds are the defaults (0.25,
+0.45, 1000 candidates, 300 objects). What is compared:
+
+* ours in numpy, and the native library (where it is built: deploykit plugins build), which give the same bits;
+* the YOLO projects' algorithm, written here from its definition in torch: objectness filter, scores, one class a row,
+  sort, boxes moved apart by 4096 pixels a class, greedy NMS. Theirs calls torchvision's compiled NMS at that point;
+* OpenCV's cv2.dnn.NMSBoxesBatched after the same selection in numpy;
+* the operator NmsKpt in ONNX Runtime (where it is built).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from pre_post import COCO, POSE, _rows
+
+from deploykit.export.native_check import nms_kpt_model
+from deploykit.runtime.machine import processor_name
+from deploykit.runtime.native import cpu_library, find_library
+from deploykit.runtime.nms import nms, numpy_nms
+from deploykit.runtime.session import Array, open_session
+from deploykit.spec import RawRows, Thresholds
+
+PROBLEMS = {
+    "pose, 57375 rows, 1 class, 17 keypoints": (57375, POSE),
+    "pose, 8400 rows, 1 class, 17 keypoints": (8400, POSE),
+    "COCO, 25200 rows, 80 classes": (25200, COCO),
+    "COCO, 8400 rows, 80 classes": (8400, COCO),
+}
+CANDIDATES = (0, 50, 500, 3000)
+THRESHOLDS = Thresholds()
+OURS = "ours, numpy"
+
+
+def main() -> None:
+    """Measure, print one table, and draw it if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=30, help="how often each variant runs (default 30)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the medians (needs matplotlib)")
+    args = parser.parse_args()
+    native = "native library" if cpu_library() is not None else "no native library"
+    print(f"{processor_name()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {native}")
+    print(f"numpy {np.__version__}, torch {torch.__version__}, OpenCV {cv2.__version__}, {args.rounds} rounds\n")
+    results: dict[tuple[str, int], dict[str, float]] = {}
+    for name, (count, layout) in PROBLEMS.items():
+        for candidates in CANDIDATES:
+            rows = _rows(count, layout, candidates)
+            results[name, candidates] = _measured(_variants(rows, layout), args.rounds)
+    _print_table(results)
+    if args.plot:
+        _draw(results, args.plot)
+
+
+def _variants(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
+    variants: dict[str, Callable[[], object]] = {OURS: lambda: numpy_nms(rows, layout, THRESHOLDS)}
+    if cpu_library() is not None:
+        variants["ours, native"] = lambda: nms(rows, layout, THRESHOLDS)
+    tensor = torch.from_numpy(rows)
+    variants["YOLO's, torch"] = lambda: _yolo_nms(tensor, layout)
+    variants["cv2.dnn"] = lambda: _opencv_nms(rows, layout)
+    variants.update(_in_graph(rows, layout))
+    return variants
+
+
+def _in_graph(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
+    """NMS as part of an ONNX graph: variants by name."""
+    if find_library("onnxruntime") is None:
+        return {}
+    points = (layout.keypoints[1] - layout.keypoints[0]) // layout.kpt_dims if layout.keypoints else 0
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "nms.onnx")
+        file.write_bytes(nms_kpt_model(rows.dtype, layout, THRESHOLDS, points))
+        session = open_session(file, provider="cpu")
+    return {"NmsKpt in ONNX Runtime": lambda: session.run({"rows": rows[None]})}
+
+
+def _yolo_nms(rows: torch.Tensor, layout: RawRows) -> torch.Tensor:
+    """The rows that stay: ``(n, 6 + keypoint columns)``."""
+    assert layout.obj is not None
+    rows = rows[rows[:, layout.obj[0]] > THRESHOLDS.conf]
+    scores, labels = (rows[:, slice(*layout.cls)] * rows[:, slice(*layout.obj)]).max(1)
+    keep = scores > THRESHOLDS.conf
+    rows, scores, labels = rows[keep], scores[keep], labels[keep]
+    centre, half = rows[:, :2], rows[:, 2:4] / 2
+    boxes = torch.cat((centre - half, centre + half), 1)
+    order = scores.argsort(descending=True)[: THRESHOLDS.pre_nms_topk]
+    moved = boxes[order] + labels[order, None].float() * 4096
+    kept = order[_greedy(moved)[: THRESHOLDS.max_det]]
+    parts = [boxes[kept], scores[kept, None], labels[kept, None].float()]
+    if layout.keypoints:
+        parts.append(rows[kept, slice(*layout.keypoints)])
+    return torch.cat(parts, 1)
+
+
+def _greedy(boxes: torch.Tensor) -> torch.Tensor:
+    """Positions that stay, of boxes sorted by score: one matrix of overlaps, then row by row."""
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    corner = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    side = (torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:]) - corner).clamp(min=0)
+    inter = side.prod(2)
+    over = (inter / (area[:, None] + area - inter) > THRESHOLDS.iou).numpy()
+    gone = np.zeros(len(boxes), bool)
+    kept = []
+    for i in range(len(boxes)):
+        if not gone[i]:
+            kept.append(i)
+            gone |= over[i]
+    return torch.tensor(kept, dtype=torch.long)
+
+
+def _opencv_nms(rows: Array, layout: RawRows) -> tuple[Array, ...]:
+    assert layout.obj is not None
+    rows = rows[rows[:, layout.obj[0]] > THRESHOLDS.conf]
+    products = rows[:, slice(*layout.cls)] * rows[:, slice(*layout.obj)]
+    labels = products.argmax(1)
+    scores = products[np.arange(len(rows)), labels]
+    corners = rows[:, :4].copy()
+    corners[:, :2] -= corners[:, 2:] / 2
+    found = cv2.dnn.NMSBoxesBatched(
+        corners, scores, labels.astype(np.int32), THRESHOLDS.conf, THRESHOLDS.iou, 1.0, THRESHOLDS.pre_nms_topk
+    )
+    kept = np.asarray(found, np.int64).reshape(-1)[: THRESHOLDS.max_det]
+    return kept, corners[kept], scores[kept], labels[kept]
+
+
+def _measured(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median milliseconds."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for variant in variants.values():
+        variant()
+    for _ in range(rounds):
+        for name, variant in variants.items():
+            start = time.perf_counter()
+            variant()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def _print_table(results: dict[tuple[str, int], dict[str, float]]) -> None:
+    names = list(next(iter(results.values())))
+    print(f"| | candidates | {' | '.join(names)} |\n|---|---|{'---|' * len(names)}")
+    for (problem, candidates), times in results.items():
+        cells = [f"{ms:.2f} ({ms / times[OURS]:.2f})" if name != OURS else f"{ms:.2f}" for name, ms in times.items()]
+        print(f"| {problem} | {candidates} | {' | '.join(cells)} |")
+
+
+def _draw(results: dict[tuple[str, int], dict[str, float]], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(PROBLEMS), figsize=(16, 4.5), sharey=True)
+    for axis, problem in zip(axes, PROBLEMS, strict=True):
+        for name, values in _lines(results, problem):
+            axis.plot(range(len(CANDIDATES)), values, marker="o", label=name)
+        axis.set_xticks(range(len(CANDIDATES)), [str(c) for c in CANDIDATES])
+        axis.set(title=problem, xlabel="candidates over the threshold", yscale="log")
+        axis.title.set_fontsize(10)
+        axis.grid(visible=True, which="both", alpha=0.25)
+    axes[0].set_ylabel("milliseconds an image, median")
+    axes[0].legend(fontsize=9)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def _lines(results: dict[tuple[str, int], dict[str, float]], problem: str) -> Iterator[tuple[str, list[float]]]:
+    for name in results[problem, CANDIDATES[0]]:
+        yield name, [results[problem, candidates][name] for candidates in CANDIDATES]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+// What every source of this folder shares: one spelling for host and device, exported names, half precision, the ABI.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__)
+#define DEPLOYKIT_BOTH __host__ __device__ inline
+#else
+#define DEPLOYKIT_BOTH inline
+#endif
+
+// Everything is hidden but what is marked; the build adds -fvisibility=hidden.
+#if defined(_WIN32)
+#define DEPLOYKIT_API extern "C" __declspec(dllexport)
+#else
+#define DEPLOYKIT_API extern "C" __attribute__((visibility("default")))
+#endif
+
+// The build names its compilers here.
+#if !defined(DEPLOYKIT_BUILT_WITH)
+#define DEPLOYKIT_BUILT_WITH "an unknown compiler"
+#endif
+
+namespace deploykit {
+
+// Counts up whenever an exported function or struct changes; runtime/native.py asks for the same number.
+constexpr int32_t abi_number = 1;
+
+// An IEEE 754 half as it lies in memory. Widening is exact, and the same code on both sides, so that no result depends
+// on a compiler's half type.
+struct Half {
+  uint16_t bits;
+};
+
+DEPLOYKIT_BOTH float float_of_bits(uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+DEPLOYKIT_BOTH uint32_t bits_of_float(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+DEPLOYKIT_BOTH float widened(float value) { return value; }
+
+DEPLOYKIT_BOTH float widened(Half value) {
+  const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
+  const uint32_t rest = value.bits & 0x7fffu;
+  if (rest < 0x400u) {  // zero or denormal: a whole number of 2^-24
+    return float_of_bits(bits_of_float(static_cast<float>(rest) * 5.9604644775390625e-8f) | sign);
+  }
+  const uint32_t exponent = rest >= 0x7c00u ? 255u - 31u : 127u - 15u;  // infinity and NaN stay what they are
+  return float_of_bits(((rest << 13) + (exponent << 23)) | sign);
+}
+
+DEPLOYKIT_BOTH bool is_finite(float value) { return (bits_of_float(value) & 0x7f800000u) != 0x7f800000u; }
+
+DEPLOYKIT_BOTH bool is_finite(Half value) { return (value.bits & 0x7c00u) != 0x7c00u; }
+
+}  // namespace deploykit

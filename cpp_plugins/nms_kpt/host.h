@@ -1,0 +1,146 @@
+// The definition of kernel.cuh on a CPU, for one image: what the CPU library and the ONNX Runtime operator run.
+//
+// Nothing is allocated here: the caller brings the workspace and keeps it from call to call.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+
+#include "kernel.cuh"
+
+namespace deploykit {
+namespace nms {
+
+constexpr int32_t lanes = 16;  // kept boxes that are compared with a candidate at once; a compiler's vectors divide it
+
+// Room for one image of `rows` rows; `bytes` says how much, `Workspace(memory, ...)` lays it out.
+struct Workspace {
+  uint64_t* keys;
+  // The kept boxes by column, padded to whole lanes by boxes that overlap nothing.
+  float *x1, *y1, *x2, *y2, *area;
+  int32_t* label;
+  int32_t* row;
+  float* score;
+
+  static int64_t padded(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
+
+  static int64_t kept_room(int64_t rows, const Limits& limits) {
+    return padded(std::min<int64_t>(std::min<int64_t>(limits.max_det, limits.topk), rows));
+  }
+
+  static int64_t bytes(int64_t rows, const Limits& limits) { return 8 * rows + 8 * 4 * kept_room(rows, limits); }
+
+  Workspace(void* memory, int64_t rows, const Limits& limits) {
+    const int64_t room = kept_room(rows, limits);
+    keys = static_cast<uint64_t*>(memory);
+    float* column = reinterpret_cast<float*>(keys + rows);
+    x1 = column;
+    y1 = x1 + room;
+    x2 = y1 + room;
+    y2 = x2 + room;
+    area = y2 + room;
+    score = area + room;
+    label = reinterpret_cast<int32_t*>(score + room);
+    row = label + room;
+  }
+
+  Box box(int64_t i) const { return Box{x1[i], y1[i], x2[i], y2[i], area[i]}; }
+};
+
+// The highest class value of a row. With several running maxima a compiler can use vectors; NaN may be passed over,
+// because a row with NaN is dropped anyway.
+template <typename T>
+inline float highest_class(const T* cls, int32_t count) {
+  constexpr int32_t width = 8;
+  float best[width];
+  for (int32_t k = 0; k < width; ++k) best[k] = widened(cls[std::min(k, count - 1)]);
+  int32_t c = 0;
+  for (; c + width <= count; c += width) {
+    for (int32_t k = 0; k < width; ++k) best[k] = greater(widened(cls[c + k]), best[k]);
+  }
+  for (; c < count; ++c) best[0] = greater(widened(cls[c]), best[0]);
+  for (int32_t k = 1; k < width; ++k) best[0] = greater(best[k], best[0]);
+  return best[0];
+}
+
+// Whether a row can be a candidate, and its score. Rounding keeps the order of products with one factor that is not
+// negative, so the highest class gives the highest score; a negative objectness takes the definition's own loop.
+template <typename T>
+inline bool is_candidate_quickly(const T* row, const Layout& layout, float conf, float* score) {
+  if (layout.num_classes == 1) {
+    *score = score_of_class(row, layout, 0);
+  } else {
+    const float obj = layout.obj < 0 ? 1.0f : widened(row[layout.obj]);
+    if (obj >= 0.0f) {
+      const float cls = highest_class(row + layout.cls, layout.num_classes);
+      *score = layout.obj < 0 ? cls : obj * cls;
+    } else {
+      int32_t label;
+      *score = best_class(row, layout, &label);
+    }
+  }
+  return *score > conf && is_whole(row, layout);
+}
+
+// Whether a kept box of the same label overlaps `one` too much; `kept` of them are looked at, whole lanes at a time.
+inline bool is_suppressed(const Box& one, int32_t label, float iou, const Workspace& work, int64_t kept) {
+  for (int64_t start = 0; start < kept; start += lanes) {
+    int32_t hits = 0;
+    for (int64_t i = start; i < start + lanes; ++i) {
+      const int32_t same = work.label[i] == label;
+      const int32_t over = overlaps(work.box(i), one, iou);
+      hits |= same & over;
+    }
+    if (hits) return true;
+  }
+  return false;
+}
+
+struct Found {
+  int64_t kept;        // rows that stay: their numbers, scores, labels and boxes are in the workspace
+  int64_t candidates;  // finite rows over the threshold
+};
+
+// NMS of one image: rows of `stride` values each.
+template <typename T>
+Found run(const T* rows, int64_t count, int64_t stride, const Layout& layout, const Limits& limits, Workspace& work) {
+  int64_t candidates = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    float score;
+    if (is_candidate_quickly(rows + i * stride, layout, limits.conf, &score)) {
+      work.keys[candidates++] = key_of(score, static_cast<uint32_t>(i));
+    }
+  }
+  const int64_t best = std::min<int64_t>(candidates, limits.topk);
+  if (best < candidates) {
+    std::nth_element(work.keys, work.keys + best, work.keys + candidates, std::greater<uint64_t>());
+  }
+  std::sort(work.keys, work.keys + best, std::greater<uint64_t>());
+
+  int64_t kept = 0;
+  for (int64_t i = 0; i < best && kept < limits.max_det; ++i) {
+    const int64_t number = row_of_key(work.keys[i]);
+    const T* row = rows + number * stride;
+    const Box box = corners(row, layout);
+    int32_t label;
+    best_class(row, layout, &label);
+    if (is_suppressed(box, label, limits.iou, work, kept)) continue;
+    if (kept % lanes == 0) {
+      std::fill_n(work.label + kept, lanes, -1);
+      for (float* column : {work.x1, work.y1, work.x2, work.y2, work.area}) std::fill_n(column + kept, lanes, 0.0f);
+    }
+    work.x1[kept] = box.x1;
+    work.y1[kept] = box.y1;
+    work.x2[kept] = box.x2;
+    work.y2[kept] = box.y2;
+    work.area[kept] = box.area;
+    work.label[kept] = label;
+    work.score[kept] = score_of_key(work.keys[i]);
+    work.row[kept] = static_cast<int32_t>(number);
+    ++kept;
+  }
+  return Found{kept, candidates};
+}
+
+}  // namespace nms
+}  // namespace deploykit

@@ -1,0 +1,196 @@
+// NmsKpt as a custom operator of ONNX Runtime on the CPU: the same node that the TensorRT plugin is for, by the code of
+// the CPU library. Links to no ONNX Runtime library: the API is handed over when the operator is registered.
+#define ORT_API_MANUAL_INIT
+#include <onnxruntime_cxx_api.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "attributes.h"
+#include "host.h"
+
+namespace {
+
+using deploykit::Half;
+using deploykit::nms::Attributes;
+using deploykit::nms::Found;
+using deploykit::nms::Workspace;
+
+Attributes attributes_of(const OrtKernelInfo* kernel) {
+  const Ort::ConstKernelInfo info(kernel);
+  const auto whole = [&](const char* name) { return static_cast<int32_t>(info.GetAttribute<int64_t>(name)); };
+  Attributes attributes;
+  attributes.conf = info.GetAttribute<float>("conf");
+  attributes.iou = info.GetAttribute<float>("iou");
+  attributes.max_det = whole("max_det");
+  attributes.pre_nms_topk = whole("pre_nms_topk");
+  attributes.num_classes = whole("num_classes");
+  attributes.num_keypoints = whole("num_keypoints");
+  attributes.kpt_dims = whole("kpt_dims");
+  attributes.has_obj = whole("has_obj");
+  return attributes;
+}
+
+Ort::Status refusal(const std::string& what) { return Ort::Status(("NmsKpt: " + what).c_str(), ORT_INVALID_ARGUMENT); }
+
+class Kernel {
+ public:
+  explicit Kernel(const Attributes& attributes) : attributes_(attributes) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    try {
+      Ort::KernelContext context(raw);
+      const Ort::ConstValue rows = context.GetInput(0);
+      const auto info = rows.GetTensorTypeAndShapeInfo();
+      const std::vector<int64_t> shape = info.GetShape();
+      if (shape.size() != 3) {
+        return refusal("input rows must have three axes (batch, rows, columns), got " + std::to_string(shape.size()))
+            .release();
+      }
+      const std::string complaint = attributes_.complaint_about(shape[2]);
+      if (!complaint.empty()) return refusal(complaint).release();
+      switch (info.GetElementType()) {
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
+          fill(context, shape, static_cast<const float*>(rows.GetTensorRawData()));
+          return nullptr;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
+          fill(context, shape, static_cast<const Half*>(rows.GetTensorRawData()));
+          return nullptr;
+        default: return refusal("input rows must be float32 or float16").release();
+      }
+    } catch (const std::exception& error) {
+      return refusal(error.what()).release();
+    }
+  }
+
+ private:
+  // Outputs whose slots are zero, so that only the used ones are written.
+  template <typename V>
+  static V* zeros(Ort::KernelContext& context, size_t index, const std::vector<int64_t>& shape) {
+    int64_t size = 1;
+    for (const int64_t side : shape) size *= side;
+    V* values = context.GetOutput(index, shape).GetTensorMutableData<V>();
+    std::fill_n(values, size, V{});
+    return values;
+  }
+
+  template <typename T>
+  void fill(Ort::KernelContext& context, const std::vector<int64_t>& shape, const T* rows) const {
+    const int64_t batch = shape[0], count = shape[1], columns = shape[2];
+    const auto layout = attributes_.layout();
+    const auto limits = attributes_.limits();
+    const int64_t room = limits.max_det;
+    const int64_t values = 3 * static_cast<int64_t>(layout.num_keypoints);
+    auto* num_dets = zeros<int32_t>(context, 0, {batch, 1});
+    auto* boxes = zeros<float>(context, 1, {batch, room, 4});
+    auto* scores = zeros<float>(context, 2, {batch, room});
+    auto* labels = zeros<int32_t>(context, 3, {batch, room});
+    float* keypoints = values ? zeros<float>(context, 4, {batch, room, layout.num_keypoints, 3}) : nullptr;
+    auto* num_candidates = zeros<int32_t>(context, values ? 5 : 4, {batch, 1});
+
+    thread_local std::vector<uint64_t> memory;  // from run to run; several threads may run one session
+    memory.resize(static_cast<size_t>(Workspace::bytes(count, limits) + 7) / 8);
+    Workspace work(memory.data(), count, limits);
+    for (int64_t image = 0; image < batch; ++image) {
+      const T* its_rows = rows + image * count * columns;
+      const Found found = deploykit::nms::run(its_rows, count, columns, layout, limits, work);
+      num_dets[image] = static_cast<int32_t>(found.kept);
+      num_candidates[image] = static_cast<int32_t>(found.candidates);
+      std::copy_n(work.score, found.kept, scores + image * room);
+      std::copy_n(work.label, found.kept, labels + image * room);
+      for (int64_t i = 0; i < found.kept; ++i) {
+        const int64_t slot = image * room + i;
+        const auto box = work.box(i);
+        float* corners = boxes + 4 * slot;
+        corners[0] = box.x1;
+        corners[1] = box.y1;
+        corners[2] = box.x2;
+        corners[3] = box.y2;
+        const T* row = its_rows + work.row[i] * columns;
+        for (int32_t v = 0; v < values; ++v) keypoints[values * slot + v] = keypoint_value(row, layout, v);
+      }
+    }
+  }
+
+  Attributes attributes_;
+};
+
+// Outputs 4 and 5, or 4 alone: keypoints are there or not, so the types after the labels follow from the attributes.
+struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
+  const char* GetName() const { return "NmsKpt"; }
+
+  size_t GetInputTypeCount() const { return 1; }
+  ONNXTensorElementDataType GetInputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
+
+  size_t GetOutputTypeCount() const { return 5; }
+
+  ONNXTensorElementDataType GetOutputType(size_t index) const {
+    if (index == 1 || index == 2) return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    return index == 4 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED : ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+  }
+
+  OrtCustomOpInputOutputCharacteristic GetOutputCharacteristic(size_t index) const {
+    return index == 4 ? INPUT_OUTPUT_VARIADIC : INPUT_OUTPUT_REQUIRED;
+  }
+
+  bool GetVariadicOutputHomogeneity() const { return false; }
+
+  static OrtStatusPtr InferOutputShape(Ort::ShapeInferContext& context) {
+    const auto whole = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    const auto real = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    try {
+      const auto& rows = context.GetInputShape(0);
+      if (rows.size() != 3) {
+        return refusal("input rows must have three axes (batch, rows, columns), got " + std::to_string(rows.size()))
+            .release();
+      }
+      const auto batch = rows[0];
+      const int64_t room = context.GetAttrInt("max_det");
+      const int64_t keypoints = context.GetAttrInt("num_keypoints");
+      context.SetOutputShape(0, {batch, 1}, whole);
+      context.SetOutputShape(1, {batch, room, 4}, real);
+      context.SetOutputShape(2, {batch, room}, real);
+      context.SetOutputShape(3, {batch, room}, whole);
+      if (keypoints > 0) context.SetOutputShape(4, {batch, room, keypoints, 3}, real);
+      context.SetOutputShape(keypoints > 0 ? 5 : 4, {batch, 1}, whole);
+    } catch (const std::exception& error) {
+      return refusal(error.what()).release();
+    }
+    return nullptr;
+  }
+
+  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
+    try {
+      const Attributes attributes = attributes_of(info);
+      const std::string complaint = attributes.complaint();
+      if (!complaint.empty()) return refusal(complaint).release();
+      *kernel = new Kernel(attributes);
+    } catch (const std::exception& error) {
+      return refusal(error.what()).release();
+    }
+    return nullptr;
+  }
+};
+
+}  // namespace
+
+DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
+
+DEPLOYKIT_API const char* deploykit_built_with() {
+  static const std::string versions =
+      "ONNX Runtime API " + std::to_string(ORT_API_VERSION) + " headers, " DEPLOYKIT_BUILT_WITH;
+  return versions.c_str();
+}
+
+DEPLOYKIT_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (!api) return base->GetApi(1)->CreateStatus(ORT_FAIL, "NmsKpt was built for a newer ONNX Runtime than this one");
+  Ort::InitApi(api);
+  static const Operator op;
+  static Ort::CustomOpDomain domain("deploykit");
+  static const bool added = (domain.Add(&op), true);
+  (void)added;
+  return api->AddCustomOpDomain(options, domain);
+}

@@ -1,0 +1,292 @@
+// NmsKpt as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11. Links to no TensorRT library: what it
+// needs of one comes through virtual functions, and TensorRT finds the creator through getCreators.
+#include <NvInfer.h>
+#include <NvInferPlugin.h>
+
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "attributes.h"
+#include "launch.h"
+
+namespace {
+
+using deploykit::nms::Attributes;
+using nvinfer1::DataType;
+using nvinfer1::PluginField;
+using nvinfer1::PluginFieldCollection;
+using nvinfer1::PluginFieldType;
+
+constexpr char plugin_name[] = "NmsKpt";
+constexpr char plugin_version[] = "1";
+constexpr char plugin_namespace[] = "deploykit";
+
+nvinfer1::ILoggerFinder* logger_finder = nullptr;
+
+void report(const std::string& what) noexcept {
+  const std::string line = "NmsKpt: " + what;
+  nvinfer1::ILogger* logger = logger_finder ? logger_finder->findLogger() : nullptr;
+  if (logger) {
+    logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
+  } else {
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
+}
+
+// The fields in the order of Attributes; serialised and read back under the names of the ONNX attributes.
+struct Fields {
+  std::array<PluginField, 8> entries;
+  PluginFieldCollection collection;
+
+  // With a null pointer: names and types only, as a creator announces them.
+  explicit Fields(const Attributes* values) {
+    const auto field = [](const char* name, const void* data, PluginFieldType type) {
+      return PluginField{name, data, type, 1};
+    };
+    constexpr auto real = PluginFieldType::kFLOAT32;
+    constexpr auto whole = PluginFieldType::kINT32;
+    const Attributes* a = values;
+    entries = {field("conf", a ? &a->conf : nullptr, real), field("iou", a ? &a->iou : nullptr, real),
+        field("max_det", a ? &a->max_det : nullptr, whole),
+        field("pre_nms_topk", a ? &a->pre_nms_topk : nullptr, whole),
+        field("num_classes", a ? &a->num_classes : nullptr, whole),
+        field("num_keypoints", a ? &a->num_keypoints : nullptr, whole),
+        field("kpt_dims", a ? &a->kpt_dims : nullptr, whole), field("has_obj", a ? &a->has_obj : nullptr, whole)};
+    collection.nbFields = static_cast<int32_t>(entries.size());
+    collection.fields = entries.data();
+  }
+
+  Fields(const Fields&) = delete;
+  Fields& operator=(const Fields&) = delete;
+};
+
+bool read_number(const PluginField& field, float* value) {
+  if (field.length != 1 || !field.data) return false;
+  if (field.type == PluginFieldType::kFLOAT32) {
+    std::memcpy(value, field.data, sizeof *value);
+    return true;
+  }
+  if (field.type == PluginFieldType::kFLOAT64) {
+    double wide;
+    std::memcpy(&wide, field.data, sizeof wide);
+    *value = static_cast<float>(wide);
+    return true;
+  }
+  return false;
+}
+
+bool read_number(const PluginField& field, int32_t* value) {
+  if (field.length != 1 || !field.data) return false;
+  if (field.type == PluginFieldType::kINT32) {
+    std::memcpy(value, field.data, sizeof *value);
+    return true;
+  }
+  if (field.type == PluginFieldType::kINT64) {
+    int64_t wide;
+    std::memcpy(&wide, field.data, sizeof wide);
+    *value = static_cast<int32_t>(wide);
+    return *value == wide;
+  }
+  return false;
+}
+
+template <typename Number>
+void read_field(const PluginFieldCollection& given, const char* name, Number* value, std::string* problem) {
+  for (int32_t i = 0; i < given.nbFields; ++i) {
+    const PluginField& field = given.fields[i];
+    if (!field.name || std::strcmp(field.name, name) != 0) continue;
+    if (!read_number(field, value)) {
+      *problem = std::string("attribute ") + name + " has another type than README.md says";
+    }
+    return;
+  }
+  *problem = std::string("attribute ") + name + " is missing";
+}
+
+// What is wrong with the attributes given, or nothing; unknown ones, such as plugin_version, are not looked at.
+std::string read_attributes(const PluginFieldCollection* given, Attributes* into) {
+  if (!given) return "no attributes were given";
+  std::string problem;
+  read_field(*given, "conf", &into->conf, &problem);
+  read_field(*given, "iou", &into->iou, &problem);
+  read_field(*given, "max_det", &into->max_det, &problem);
+  read_field(*given, "pre_nms_topk", &into->pre_nms_topk, &problem);
+  read_field(*given, "num_classes", &into->num_classes, &problem);
+  read_field(*given, "num_keypoints", &into->num_keypoints, &problem);
+  read_field(*given, "kpt_dims", &into->kpt_dims, &problem);
+  read_field(*given, "has_obj", &into->has_obj, &problem);
+  return problem.empty() ? into->complaint() : problem;
+}
+
+class NmsKpt final : public nvinfer1::IPluginV3,
+                     public nvinfer1::IPluginV3OneCore,
+                     public nvinfer1::IPluginV3OneBuild,
+                     public nvinfer1::IPluginV3OneRuntime {
+ public:
+  explicit NmsKpt(const Attributes& attributes) : attributes_(attributes), fields_(&attributes_) {}
+
+  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
+    switch (type) {
+      case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+      case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
+      case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+  }
+
+  nvinfer1::IPluginV3* clone() noexcept override { return new (std::nothrow) NmsKpt(attributes_); }
+
+  const char* getPluginName() const noexcept override { return plugin_name; }
+  const char* getPluginVersion() const noexcept override { return plugin_version; }
+  const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
+
+  int32_t getNbOutputs() const noexcept override { return attributes_.outputs(); }
+
+  int32_t getOutputDataTypes(
+      DataType* types, int32_t num_outputs, const DataType* inputs, int32_t num_inputs) const noexcept override {
+    if (!has_ports(num_inputs, num_outputs)) return -1;
+    if (inputs[0] != DataType::kFLOAT && inputs[0] != DataType::kHALF) {
+      report("input rows must be float32 or float16");
+      return -1;
+    }
+    for (int32_t i = 0; i < num_outputs; ++i) types[i] = type_of_output(i);
+    return 0;
+  }
+
+  int32_t getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t num_inputs, const nvinfer1::DimsExprs*, int32_t,
+      nvinfer1::DimsExprs* outputs, int32_t num_outputs, nvinfer1::IExprBuilder& builder) noexcept override {
+    if (!has_ports(num_inputs, num_outputs)) return -1;
+    if (inputs[0].nbDims != 3) {
+      report("input rows must have three axes (batch, rows, columns), got " + std::to_string(inputs[0].nbDims));
+      return -1;
+    }
+    const nvinfer1::IDimensionExpr* columns = inputs[0].d[2];
+    if (columns->isConstant() && !has_columns(columns->getConstantValue())) return -1;
+    const auto shape = [&](int32_t index, std::initializer_list<int64_t> sides) {
+      outputs[index].nbDims = static_cast<int32_t>(sides.size()) + 1;
+      outputs[index].d[0] = inputs[0].d[0];
+      int32_t axis = 1;
+      for (const int64_t side : sides) outputs[index].d[axis++] = builder.constant(side);
+    };
+    shape(0, {1});
+    shape(1, {attributes_.max_det, 4});
+    shape(2, {attributes_.max_det});
+    shape(3, {attributes_.max_det});
+    if (attributes_.num_keypoints > 0) shape(4, {attributes_.max_det, attributes_.num_keypoints, 3});
+    shape(num_outputs - 1, {1});
+    return 0;
+  }
+
+  bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors, int32_t num_inputs,
+      int32_t num_outputs) noexcept override {
+    if (!has_ports(num_inputs, num_outputs) || position < 0 || position >= 1 + num_outputs) return false;
+    const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
+    if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
+    if (position == 0) return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
+    return tensor.type == type_of_output(position - 1);
+  }
+
+  int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t num_inputs,
+      const nvinfer1::DynamicPluginTensorDesc*, int32_t num_outputs) noexcept override {
+    return has_ports(num_inputs, num_outputs) && has_columns(inputs[0].max.d[2]) ? 0 : -1;
+  }
+
+  size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t,
+      const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept override {
+    return deploykit::nms::workspace_bytes(inputs[0].max.d[0], inputs[0].max.d[1], attributes_.pre_nms_topk);
+  }
+
+  int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t num_inputs, const nvinfer1::PluginTensorDesc*,
+      int32_t num_outputs) noexcept override {
+    return has_ports(num_inputs, num_outputs) && has_columns(inputs[0].dims.d[2]) ? 0 : -1;
+  }
+
+  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*,
+      const void* const* in, void* const* out, void* workspace, cudaStream_t stream) noexcept override {
+    const bool has_keypoints = attributes_.num_keypoints > 0;
+    deploykit::nms::Outputs outputs{};
+    outputs.num_dets = static_cast<int32_t*>(out[0]);
+    outputs.boxes = static_cast<float*>(out[1]);
+    outputs.scores = static_cast<float*>(out[2]);
+    outputs.labels = static_cast<int32_t*>(out[3]);
+    outputs.keypoints = has_keypoints ? static_cast<float*>(out[4]) : nullptr;
+    outputs.num_candidates = static_cast<int32_t*>(out[has_keypoints ? 5 : 4]);
+    const auto& dims = inputs[0].dims;
+    const cudaError_t code = deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF,
+        static_cast<int32_t>(dims.d[0]), static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(),
+        outputs, workspace, stream);
+    if (code != cudaSuccess) report(std::string("the kernels do not start: ") + cudaGetErrorString(code));
+    return code == cudaSuccess ? 0 : -1;
+  }
+
+  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
+
+  const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &fields_.collection; }
+
+ private:
+  bool has_ports(int32_t num_inputs, int32_t num_outputs) const noexcept {
+    if (num_inputs == 1 && num_outputs == attributes_.outputs()) return true;
+    report("one input and " + std::to_string(attributes_.outputs()) + " outputs are expected, got " +
+           std::to_string(num_inputs) + " and " + std::to_string(num_outputs));
+    return false;
+  }
+
+  bool has_columns(int64_t columns) const noexcept {
+    const std::string complaint = attributes_.complaint_about(columns);
+    if (!complaint.empty()) report(complaint);
+    return complaint.empty();
+  }
+
+  DataType type_of_output(int32_t index) const noexcept {
+    const bool is_whole = index == 0 || index == 3 || index == attributes_.outputs() - 1;
+    return is_whole ? DataType::kINT32 : DataType::kFLOAT;
+  }
+
+  Attributes attributes_;
+  Fields fields_;
+};
+
+class NmsKptCreator final : public nvinfer1::IPluginCreatorV3One {
+ public:
+  const char* getPluginName() const noexcept override { return plugin_name; }
+  const char* getPluginVersion() const noexcept override { return plugin_version; }
+  const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
+
+  const PluginFieldCollection* getFieldNames() noexcept override { return &fields_.collection; }
+
+  nvinfer1::IPluginV3* createPlugin(
+      const char*, const PluginFieldCollection* given, nvinfer1::TensorRTPhase) noexcept override {
+    Attributes attributes;
+    const std::string problem = read_attributes(given, &attributes);
+    if (!problem.empty()) {
+      report(problem);
+      return nullptr;
+    }
+    return new (std::nothrow) NmsKpt(attributes);
+  }
+
+ private:
+  Fields fields_{nullptr};
+};
+
+}  // namespace
+
+DEPLOYKIT_API const char* deploykit_built_with() {
+  static const std::string versions = "TensorRT " + std::to_string(NV_TENSORRT_MAJOR) + "." +
+                                      std::to_string(NV_TENSORRT_MINOR) + " headers, " DEPLOYKIT_BUILT_WITH;
+  return versions.c_str();
+}
+
+DEPLOYKIT_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { logger_finder = finder; }
+
+DEPLOYKIT_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+  static NmsKptCreator creator;
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
+  count = 1;
+  return creators;
+}

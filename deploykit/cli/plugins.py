@@ -1,0 +1,133 @@
+"""``deploykit plugins``: build the native libraries, say what is there, check them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deploykit.cli._display import console, print_json, steps
+
+if TYPE_CHECKING:
+    from deploykit.export.native_check import Check
+    from deploykit.runtime.native_build import LibraryInfo
+
+BUILD_OPTIONS = ("out", "only", "tensorrt", "onnxruntime", "architecture")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "action",
+        choices=("build", "info", "test"),
+        help="build them from the sources in this package; say what is there; compare them with the numpy reference",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
+    group = parser.add_argument_group("build")
+    group.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where the libraries go (default: $DEPLOYKIT_PLUGINS, or the package)",
+    )
+    group.add_argument(
+        "--only",
+        action="append",
+        choices=("cpu", "onnxruntime", "cuda", "tensorrt"),
+        help="build this one, and cpu (with tensorrt also cuda); may be repeated (default: all that can be built)",
+    )
+    group.add_argument("--tensorrt", type=Path, metavar="FOLDER", help="TensorRT's headers, or the folder above them")
+    group.add_argument("--onnxruntime", type=Path, metavar="FOLDER", help="ONNX Runtime's C++ headers")
+    group.add_argument(
+        "--architecture",
+        type=int,
+        action="append",
+        metavar="N",
+        help="compute capability of a GPU, such as 90; may be repeated (default: all from 75 on)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do one of the three; 0 unless a check failed."""
+    from deploykit.errors import UsageError
+
+    if args.action != "build" and (given := [name for name in BUILD_OPTIONS if getattr(args, name)]):
+        raise UsageError(f"--{given[0]} is for deploykit plugins build, not for {args.action}")
+    return {"build": _build, "info": _info, "test": _test}[args.action](args)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from deploykit.runtime.native import FOLDER, LIBRARIES, library_folder
+    from deploykit.runtime.native_build import build_libraries
+
+    with steps() as on_step:
+        report = build_libraries(
+            args.out,
+            only=args.only or (),
+            tensorrt=args.tensorrt,
+            onnxruntime=args.onnxruntime,
+            architectures=args.architecture or (),
+            on_step=on_step,
+        )
+    if args.json:
+        print_json(dataclasses.asdict(report))
+        return 0
+    _print_table([(name, what, report.said[name]) for name, what in LIBRARIES.items() if name in report.said])
+    folder = report.log.parent
+    print(f"libraries and all that was said ({report.log.name}) are in {folder}")
+    if folder.absolute() != library_folder().absolute():
+        print(f"to use them, set {FOLDER}={folder.absolute()}")
+    return 0
+
+
+def _info(args: argparse.Namespace) -> int:
+    from deploykit.runtime.native import ABI, FOLDER, LIBRARIES, SWITCH, cpu_library, library_folder
+    from deploykit.runtime.native_build import library_info
+
+    found = [library_info(name) for name in LIBRARIES]
+    in_use = cpu_library() is not None
+    if args.json:
+        libraries = [dataclasses.asdict(info) for info in found]
+        print_json({"folder": library_folder(), "abi": ABI, "nms_is_native": in_use, "libraries": libraries})
+        return 0
+    _print_table([(info.name, info.what, _about(info)) for info in found])
+    print(f"the folder: {library_folder()} ({FOLDER} names another one); the ABI needed: {ABI}")
+    print(f"NMS on the CPU: {'the library' if in_use else 'numpy'} ({SWITCH}=0 switches the library off)")
+    return 0
+
+
+def _about(info: LibraryInfo) -> str:
+    if info.problem:
+        return info.problem
+    gpus = f", for {' '.join(info.architectures)}" if info.architectures else ""
+    return f"ABI {info.abi}, {info.built_with}{gpus}"
+
+
+def _test(args: argparse.Namespace) -> int:
+    from deploykit.errors import ParityError
+    from deploykit.export.native_check import check_libraries
+
+    checks = list(check_libraries())
+    if args.json:
+        print_json([dataclasses.asdict(check) for check in checks])
+    else:
+        _print_table([(check.library, _verdict(check), check.says) for check in checks])
+    return ParityError.exit_code if any(check.ok is False for check in checks) else 0
+
+
+def _verdict(check: Check) -> str:
+    return "not run" if check.ok is None else "ok" if check.ok else "WRONG"
+
+
+def _print_table(rows: list[tuple[str, str, str]]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console().print(table)

@@ -1,0 +1,195 @@
+"""Quick checks of the native libraries against the numpy reference: what ``deploykit plugins test`` runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DeployError
+from deploykit.runtime.cuda import open_gpu, why_no_gpu
+from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.native import LIBRARIES, letterbox_blob, native_nms
+from deploykit.runtime.native_build import library_info
+from deploykit.runtime.native_cuda import CudaLibrary
+from deploykit.runtime.nms import Kept, numpy_nms
+from deploykit.runtime.session import Array, open_session
+from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
+
+__all__ = ["Check", "check_libraries", "expected_outputs", "nms_kpt_model"]
+
+POINTS = 3
+LAYOUT = RawRows(cls=(5, 7), keypoints=(7, 16))
+THRESHOLDS = Thresholds(conf=0.2, iou=0.4, max_det=50, pre_nms_topk=200)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One library: ``ok`` is None where it was not run, and ``says`` tells why, or what was compared or differs."""
+
+    library: str
+    ok: bool | None
+    says: str
+
+
+def check_libraries() -> Iterator[Check]:
+    """Check each library that is there, in the order of :data:`deploykit.runtime.native.LIBRARIES`."""
+    for name, check in zip(LIBRARIES, (_cpu, _onnxruntime, _cuda, _tensorrt), strict=True):
+        info = library_info(name)
+        if info.problem:
+            yield Check(name, None if info.file is None else False, info.problem)
+            continue
+        try:
+            yield check(name)
+        except DeployError as e:
+            yield Check(name, False, " ".join(str(e).split()))
+
+
+def _problems() -> Iterator[Array]:
+    """Rows ``(2, N, 16)`` of crowds with ties, broken rows and more candidates than are looked at; and none at all."""
+    for count in (0, 1, 40, 3000):
+        rng = np.random.default_rng(count)
+        rows = rng.random((2, count, LAYOUT.columns), np.float32)
+        rows[..., :4] *= (300, 300, 60, 60)
+        rows[..., 4:7] = np.round(rows[..., 4:7], 2)
+        rows[..., 15][rng.random((2, count)) < 0.05] = np.nan
+        yield rows
+        yield rows.astype(np.float16)
+
+
+def expected_outputs(rows: Array, layout: RawRows, thresholds: Thresholds, points: int) -> dict[str, Array]:
+    """What the node NmsKpt must give for ``(B, N, columns)`` rows, by the numpy reference."""
+    batch, most = len(rows), thresholds.max_det
+    out = {
+        "num_dets": np.zeros((batch, 1), np.int32),
+        "boxes": np.zeros((batch, most, 4), np.float32),
+        "scores": np.zeros((batch, most), np.float32),
+        "labels": np.zeros((batch, most), np.int32),
+        "keypoints": np.zeros((batch, most, points, 3), np.float32),
+        "num_candidates": np.zeros((batch, 1), np.int32),
+    }
+    for i, image in enumerate(rows):
+        kept = numpy_nms(image, layout, thresholds)
+        n = len(kept.rows)
+        out["num_dets"][i], out["num_candidates"][i] = n, kept.candidates
+        out["boxes"][i, :n], out["scores"][i, :n], out["labels"][i, :n] = kept.boxes, kept.scores, kept.labels
+        if layout.keypoints:
+            values = image[kept.rows, slice(*layout.keypoints)].reshape(n, points, layout.kpt_dims)
+            out["keypoints"][i, :n] = 1
+            out["keypoints"][i, :n, :, : layout.kpt_dims] = values
+    if not points:
+        del out["keypoints"]
+    return out
+
+
+def _differences(found: dict[str, Array], expected: dict[str, Array]) -> list[str]:
+    names = [n for n, e in expected.items() if n not in found or found[n].shape != e.shape or (found[n] != e).any()]
+    return names + [name for name in found if name not in expected]
+
+
+def _compared(name: str, runs: int, wrong: list[str]) -> Check:
+    if wrong:
+        return Check(name, False, f"{', '.join(sorted(set(wrong)))} differ from the numpy reference: build it again")
+    return Check(name, True, f"{runs} comparisons with the numpy reference, all equal")
+
+
+def _cpu(name: str) -> Check:
+    wrong, runs = [], 0
+    for rows in _problems():
+        for image in rows:
+            found = native_nms(image, LAYOUT, THRESHOLDS)
+            if found is None:
+                return Check(name, None, "it is switched off: unset DEPLOYKIT_NATIVE")
+            kept, runs = numpy_nms(image, LAYOUT, THRESHOLDS), runs + 1
+            equal = all(np.array_equal(a, b) for a, b in zip(found[:4], _arrays(kept), strict=True))
+            wrong += ["NMS"] * (not equal or found[4] != kept.candidates)
+    for image, letterbox, spec in _pictures():
+        out = np.empty((3, *spec.size), np.float32)
+        letterbox_blob(image, letterbox, spec, out)
+        wrong += ["letterbox"] * (not _near(out, blob([letterbox.apply(image)], spec)[0]))
+        runs += 1
+    return _compared(name, runs, wrong)
+
+
+def _arrays(kept: Kept) -> tuple[Array, ...]:
+    return kept.rows, kept.boxes, kept.scores, kept.labels
+
+
+def _pictures() -> Iterator[tuple[Array, Letterbox, InputSpec]]:
+    rng = np.random.default_rng(0)
+    spec = InputSpec(size=(96, 128), scale=1.0)
+    for size in ((48, 64), (200, 301), (400, 50)):
+        yield rng.integers(0, 256, (*size, 3), dtype=np.uint8), Letterbox.fit(size, spec.size, Fit()), spec
+
+
+def _near(found: Array, expected: Array) -> bool:
+    """Within one grey level: OpenCV rounds twice on some of its paths."""
+    return bool(np.abs(found - expected).max() <= 1)
+
+
+def _onnxruntime(name: str) -> Check:
+    if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
+        return Check(name, None, f"not run: {missing[0]} is not installed (pip install 'deploykit[cpu,export]')")
+    wrong, runs = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        for rows in _problems():
+            file = Path(folder, f"{rows.dtype}.onnx")
+            file.write_bytes(nms_kpt_model(rows.dtype, LAYOUT, THRESHOLDS, POINTS))
+            with open_session(file, provider="cpu") as session:
+                found = session.run({"rows": rows})
+            wrong += _differences(found, expected_outputs(rows, LAYOUT, THRESHOLDS, POINTS))
+            runs += 1
+    return _compared(name, runs, wrong)
+
+
+def _cuda(name: str) -> Check:
+    if reason := why_no_gpu():
+        return Check(name, None, f"it loads, but was not run: {reason}")
+    library = CudaLibrary(open_gpu())
+    wrong, runs = [], 0
+    for rows in _problems():
+        found = library.nms(rows, LAYOUT, THRESHOLDS, POINTS)
+        wrong += _differences(found, expected_outputs(rows, LAYOUT, THRESHOLDS, POINTS))
+        runs += 1
+    for image, letterbox, spec in _pictures():
+        found_blob = library.letterbox([image], [letterbox], spec)
+        wrong += ["letterbox"] * (not _near(found_blob, blob([letterbox.apply(image)], spec)))
+        runs += 1
+    return _compared(name, runs, wrong)
+
+
+def _tensorrt(name: str) -> Check:
+    return Check(name, None, "it loads; it runs in TensorRT only, when an engine with the node NmsKpt is built")
+
+
+def nms_kpt_model(dtype: Any, layout: RawRows, thresholds: Thresholds, points: int) -> bytes:
+    """An ONNX file of the node NmsKpt alone, from ``rows`` (a dynamic batch and number of rows) to its outputs."""
+    from onnx import helper
+
+    real, whole = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32)), helper.np_dtype_to_tensor_dtype(np.dtype("i4"))
+    most = thresholds.max_det
+    shapes = {
+        "num_dets": (whole, [1]), "boxes": (real, [most, 4]), "scores": (real, [most]), "labels": (whole, [most]),
+        "keypoints": (real, [most, points, 3]), "num_candidates": (whole, [1]),
+    }  # fmt: skip
+    if not points:
+        del shapes["keypoints"]
+    node = helper.make_node(
+        "NmsKpt", ["rows"], list(shapes), domain="deploykit",
+        conf=float(thresholds.conf), iou=float(thresholds.iou), max_det=most, pre_nms_topk=thresholds.pre_nms_topk,
+        num_classes=layout.cls[1] - layout.cls[0], num_keypoints=points, kpt_dims=layout.kpt_dims,
+        has_obj=int(layout.obj is not None), plugin_version="1", plugin_namespace="deploykit",
+    )  # fmt: skip
+    rows = helper.make_tensor_value_info(
+        "rows", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["batch", "rows", layout.columns]
+    )
+    outputs = [helper.make_tensor_value_info(n, kind, ["batch", *sides]) for n, (kind, sides) in shapes.items()]
+    graph = helper.make_graph([node], "nms_kpt", [rows], outputs)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("deploykit", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    return bytes(model.SerializeToString())

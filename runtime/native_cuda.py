@@ -1,0 +1,181 @@
+"""NMS and letterbox on a GPU by the CUDA library of ``cpp_plugins``, with host arrays in and out.
+
+For checks and measurements: a network's output that already lies on the GPU is better served by the TensorRT plugin,
+which runs the same kernels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import BackendError, NotFoundError
+from deploykit.runtime.cuda import Gpu
+from deploykit.runtime.image import Letterbox
+from deploykit.runtime.native import ABI, Layout, Limits, Plan, abi_of, find_library, plan_of, tables_of
+from deploykit.runtime.session import Array
+from deploykit.spec import InputSpec, RawRows, Thresholds
+
+__all__ = ["CudaLibrary"]
+
+
+class CudaLibrary:
+    """The library on one GPU. Methods may be called from one thread at a time.
+
+    Args:
+        gpu: where the memory is and the kernels run.
+        file: the library; None: the one that ``deploykit plugins build`` made.
+
+    Raises:
+        NotFoundError: it is not built. BackendError: it does not load, or is of another version.
+    """
+
+    def __init__(self, gpu: Gpu, file: Path | None = None) -> None:
+        file = file or find_library("cuda")
+        if file is None:
+            raise NotFoundError("the CUDA library is needed here and is not built: deploykit plugins build")
+        if (abi := abi_of(file)) != ABI:
+            raise BackendError(f"{file} has ABI {abi}, and this deploykit needs {ABI}: deploykit plugins build")
+        self._gpu = gpu
+        self._library = ctypes.CDLL(str(file))
+        self._library.deploykit_nms_cuda_workspace.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+        self._library.deploykit_nms_cuda_workspace.restype = ctypes.c_int64
+
+    def nms(self, rows: Array, layout: RawRows, thresholds: Thresholds, points: int = 0) -> dict[str, Array]:
+        """The outputs of the ONNX node NmsKpt (cpp_plugins/nms_kpt/README.md) for a batch.
+
+        Args:
+            rows: ``(B, N, columns)`` float32 or float16.
+            layout: which columns hold what.
+            thresholds: ``max_det`` is M; ``pre_nms_topk`` at most 3840.
+            points: K.
+
+        Raises:
+            BackendError: the kernels do not start.
+        """
+        batch, count, columns = rows.shape
+        shape = Layout(
+            columns, layout.box[0], -1 if layout.obj is None else layout.obj[0], layout.cls[0],
+            layout.cls[1] - layout.cls[0], layout.keypoints[0] if layout.keypoints else -1, points, layout.kpt_dims,
+        )  # fmt: skip
+        limits = Limits(thresholds.conf, thresholds.iou, thresholds.max_det, thresholds.pre_nms_topk)
+        most = thresholds.max_det
+        outputs = {
+            "num_dets": np.empty((batch, 1), np.int32),
+            "boxes": np.empty((batch, most, 4), np.float32),
+            "scores": np.empty((batch, most), np.float32),
+            "labels": np.empty((batch, most), np.int32),
+            "keypoints": np.empty((batch, most, points, 3), np.float32),
+            "num_candidates": np.empty((batch, 1), np.int32),
+        }
+        size = self._library.deploykit_nms_cuda_workspace(batch, count, limits.topk)
+        with _Device(self._gpu) as device:
+            pointers = [device.room(array.nbytes) for array in outputs.values()]
+            if not points:
+                pointers[4] = 0
+            code = self._library.deploykit_nms_cuda(
+                ctypes.c_void_p(device.copy(rows)), rows.dtype == np.float16, batch, count, ctypes.byref(shape),
+                ctypes.byref(limits), (ctypes.c_void_p * 6)(*pointers), ctypes.c_void_p(device.room(size)),
+                ctypes.c_void_p(device.handle),
+            )  # fmt: skip
+            _check(code, "NMS")
+            for pointer, array in zip(pointers, outputs.values(), strict=True):
+                if array.nbytes:
+                    device.fetch(array, pointer)
+        if not points:
+            del outputs["keypoints"]
+        return outputs
+
+    def letterbox(
+        self, images: Sequence[Array], letterboxes: Sequence[Letterbox], spec: InputSpec, dtype: Any = np.float32
+    ) -> Array:
+        """Pictures, each with its letterbox onto canvases of one size, as ``(B, 3, H, W)``.
+
+        Args:
+            images: ``uint8 (h, w, 3)`` BGR; their rows may lie apart, and do so on the GPU then.
+            letterboxes: one a picture.
+            spec: colour order, scale, mean and std.
+            dtype: float32 or float16.
+
+        Raises:
+            BackendError: the canvases differ, or the kernel does not start.
+        """
+        count = len(images)
+        out = np.empty((count, 3, *letterboxes[0].canvas), dtype)
+        tables = tables_of(spec, out.dtype)
+        with _Device(self._gpu) as device:
+            memory = [device.copy(_with_its_gaps(image)) for image in images]
+            pointer = device.room(out.nbytes)
+            code = self._library.deploykit_letterbox_cuda(
+                (Plan * count)(*(plan_of(letterbox, spec) for letterbox in letterboxes)),
+                (ctypes.c_void_p * count)(*memory),
+                (ctypes.c_int64 * count)(*(image.strides[0] for image in images)),
+                count, ctypes.c_void_p(tables.ctypes.data), out.dtype == np.float16, ctypes.c_void_p(pointer),
+                ctypes.c_void_p(device.handle),
+            )  # fmt: skip
+            _check(code, "letterbox")
+            device.fetch(out, pointer)
+        return out
+
+
+def _with_its_gaps(image: Array) -> Array:
+    """The bytes from a picture's first to its last pixel, with what lies between its rows."""
+    size = (image.shape[0] - 1) * image.strides[0] + image.shape[1] * 3
+    return np.lib.stride_tricks.as_strided(image, (size,), (1,), writeable=False)
+
+
+def _check(code: int, what: str) -> None:
+    if code:
+        raise BackendError(f"{what} on the GPU failed with CUDA's code {code}: was it built for this GPU?")
+
+
+class _Device:
+    """Memory and a stream for one call, given back at its end."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self._stack = contextlib.ExitStack()
+        self._pinned: list[tuple[Array, Array]] = []
+
+    def __enter__(self) -> _Device:
+        self._stack.enter_context(self._gpu.bound())
+        self._stream = self._gpu.new_stream()
+        self._stack.callback(self._gpu.close_stream, self._stream)
+        self.handle = self._gpu.handle(self._stream)
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        with self._stack:
+            self._gpu.synchronize(self._stream)
+            for array, pinned in self._pinned:
+                array.view(np.uint8).reshape(-1)[...] = pinned
+
+    def room(self, size: int) -> int:
+        pointer = self._gpu.allocate(max(size, 1))
+        self._stack.callback(self._gpu.free, pointer)
+        return pointer
+
+    def pinned(self, size: int) -> Array:
+        memory = self._gpu.allocate_pinned(max(size, 1))
+        self._stack.callback(self._gpu.free_pinned, memory)
+        return memory[:size]
+
+    def copy(self, array: Array) -> int:
+        """The array's bytes on the device."""
+        pinned = self.pinned(array.nbytes)
+        pinned[...] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        pointer = self.room(array.nbytes)
+        if array.nbytes:
+            self._gpu.to_device(pointer, pinned, self._stream)
+        return pointer
+
+    def fetch(self, array: Array, pointer: int) -> None:
+        """Have the device's bytes in ``array`` when the call is over."""
+        pinned = self.pinned(array.nbytes)
+        self._gpu.to_host(pinned, pointer, self._stream)
+        self._pinned.append((array, pinned))

@@ -1,0 +1,80 @@
+"""``deploykit plugins``: build, info, test."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from deploykit.cli import main
+from deploykit.export import native_check
+from deploykit.runtime.native import FOLDER, LIBRARIES, SWITCH
+
+
+def test_info_without_libraries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    assert main(["plugins", "info"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("not built: deploykit plugins build") == len(LIBRARIES)
+    assert "NMS on the CPU: numpy" in out
+
+
+def test_info_and_test_of_a_library(native: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "info", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["nms_is_native"]
+    assert found["folder"] == str(native)
+    assert {library["name"]: library["problem"] is None for library in found["libraries"]} == {
+        "cpu": True, "onnxruntime": False, "cuda": False, "tensorrt": False,
+    }  # fmt: skip
+    assert main(["plugins", "test"]) == 0
+    first = capsys.readouterr().out.splitlines()[0].split()
+    assert first[:2] == ["cpu", "ok"]
+    assert first[2:] == ["19", "comparisons", "with", "the", "numpy", "reference,", "all", "equal"]
+
+
+def test_the_switch_is_said(native: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv(SWITCH, "0")
+    assert main(["plugins", "info"]) == 0
+    assert "NMS on the CPU: numpy (DEPLOYKIT_NATIVE=0 switches" in capsys.readouterr().out
+    assert main(["plugins", "test", "--json"]) == 0
+    (cpu, *_) = json.loads(capsys.readouterr().out)
+    assert cpu == {"library": "cpu", "ok": None, "says": "it is switched off: unset DEPLOYKIT_NATIVE"}
+
+
+def test_a_library_that_differs_ends_with_an_error(
+    native: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = native_check.native_nms
+
+    def wrong(*args: object) -> object:
+        rows, boxes, *rest = real(*args)  # type: ignore[misc,arg-type]
+        return rows, boxes + 1, *rest
+
+    monkeypatch.setattr(native_check, "native_nms", wrong)
+    assert main(["plugins", "test"]) == 42
+    assert "WRONG" in capsys.readouterr().out
+
+
+def test_build_says_what_was_built_and_what_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip("no CMake or no C++ compiler")
+    monkeypatch.delenv(FOLDER, raising=False)
+    assert main(["plugins", "build", "--only", "cpu", "--out", str(tmp_path / "libraries")]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("cpu  NMS and letterbox on the CPU  built with ")
+    assert f"to use them, set {FOLDER}={tmp_path / 'libraries'}" in out
+    assert "configuring" in err
+    assert "compiling" in err
+    assert (tmp_path / "libraries" / "libdeploykit_cpu.so").is_file()
+
+
+def test_options_of_build_are_for_build(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plugins", "info", "--only", "cpu"]) == 2
+    assert capsys.readouterr().err == "deploykit: --only is for deploykit plugins build, not for info\n"

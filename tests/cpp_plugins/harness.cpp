@@ -1,0 +1,288 @@
+// The contract of the TensorRT plugin without TensorRT: loads the built library as TensorRT does (setLoggerFinder, then
+// getCreators) and drives it through the headers' interfaces. What a failure is, is printed, and ends with 1.
+#include <NvInfer.h>
+#include <NvInferPlugin.h>
+#include <dlfcn.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+namespace nv = nvinfer1;
+
+namespace {
+
+int failures = 0;
+
+#define EXPECT(condition)                                               \
+  do {                                                                  \
+    if (!(condition)) {                                                 \
+      std::printf("FAILED line %d: %s\n", __LINE__, #condition);        \
+      ++failures;                                                       \
+    }                                                                   \
+  } while (false)
+
+struct Logger final : nv::ILogger {
+  std::string last;
+  void log(Severity severity, const char* text) noexcept override {
+    EXPECT(severity == Severity::kERROR);
+    last = text;
+  }
+};
+
+struct Finder final : nv::ILoggerFinder {
+  Logger logger;
+  nv::ILogger* findLogger() override { return &logger; }
+};
+
+// TensorRT's own expressions are not virtual but forward to an implementation: so does a stand-in, to itself.
+struct Side final : nv::IDimensionExpr, nv::apiv::VDimensionExpr {
+  explicit Side(int64_t value, bool is_known = true) : value(value), is_known(is_known) { mImpl = this; }
+  bool isConstant() const override { return is_known; }
+  int64_t getConstantValue() const override { return value; }
+  bool isSizeTensor() const override { return false; }
+  int64_t value;
+  bool is_known;
+};
+
+struct Builder final : nv::IExprBuilder, nv::apiv::VExprBuilder {
+  Builder() { mImpl = this; }
+  const nv::IDimensionExpr* constant(int64_t value) override {
+    sides.emplace_back(value);
+    return &sides.back();
+  }
+  const nv::IDimensionExpr* operation(
+      nv::DimensionOperation, const nv::IDimensionExpr&, const nv::IDimensionExpr&) override {
+    std::abort();
+  }
+  const nv::IDimensionExpr* declareSizeTensor(
+      int32_t, const nv::IDimensionExpr&, const nv::IDimensionExpr&) override {
+    std::abort();
+  }
+  std::deque<Side> sides;
+};
+
+struct Values {
+  float conf = 0.25f, iou = 0.45f;
+  int32_t max_det = 100, pre_nms_topk = 1000, num_classes = 2, num_keypoints = 5, kpt_dims = 3, has_obj = 1;
+
+  std::vector<nv::PluginField> fields() const {
+    using Type = nv::PluginFieldType;
+    // In another order than the plugin's own, and with what the ONNX parser adds.
+    return {{"plugin_version", "1", Type::kCHAR, 1}, {"has_obj", &has_obj, Type::kINT32, 1},
+        {"kpt_dims", &kpt_dims, Type::kINT32, 1}, {"num_keypoints", &num_keypoints, Type::kINT32, 1},
+        {"num_classes", &num_classes, Type::kINT32, 1}, {"pre_nms_topk", &pre_nms_topk, Type::kINT32, 1},
+        {"max_det", &max_det, Type::kINT32, 1}, {"iou", &iou, Type::kFLOAT32, 1},
+        {"conf", &conf, Type::kFLOAT32, 1}, {"plugin_namespace", "deploykit", Type::kCHAR, 9}};
+  }
+};
+
+struct Plugin {
+  std::unique_ptr<nv::IPluginV3> plugin;
+  nv::IPluginV3OneCore* core = nullptr;
+  nv::IPluginV3OneBuild* build = nullptr;
+  nv::IPluginV3OneRuntime* runtime = nullptr;
+
+  explicit Plugin(nv::IPluginV3* made) : plugin(made) {
+    if (!made) return;
+    core = static_cast<nv::IPluginV3OneCore*>(made->getCapabilityInterface(nv::PluginCapabilityType::kCORE));
+    build = static_cast<nv::IPluginV3OneBuild*>(made->getCapabilityInterface(nv::PluginCapabilityType::kBUILD));
+    runtime = static_cast<nv::IPluginV3OneRuntime*>(made->getCapabilityInterface(nv::PluginCapabilityType::kRUNTIME));
+  }
+};
+
+nv::IPluginV3* make(nv::IPluginCreatorV3One* creator, const std::vector<nv::PluginField>& fields,
+    nv::TensorRTPhase phase = nv::TensorRTPhase::kBUILD) {
+  const nv::PluginFieldCollection given{static_cast<int32_t>(fields.size()), fields.data()};
+  return creator->createPlugin("nms", &given, phase);
+}
+
+std::string shape_of(const nv::DimsExprs& dims) {
+  std::string text;
+  for (int32_t i = 0; i < dims.nbDims; ++i) {
+    text += (i ? "x" : "") + (dims.d[i]->isConstant() ? std::to_string(dims.d[i]->getConstantValue()) : "batch");
+  }
+  return text;
+}
+
+nv::DynamicPluginTensorDesc described(nv::DataType type, std::vector<int64_t> sides,
+    nv::TensorFormat format = nv::TensorFormat::kLINEAR) {
+  nv::DynamicPluginTensorDesc tensor{};
+  tensor.desc.type = type;
+  tensor.desc.format = format;
+  tensor.desc.dims.nbDims = static_cast<int32_t>(sides.size());
+  for (size_t i = 0; i < sides.size(); ++i) tensor.desc.dims.d[i] = sides[i];
+  tensor.min = tensor.max = tensor.opt = tensor.desc.dims;
+  return tensor;
+}
+
+void check_creator(nv::IPluginCreatorV3One* creator) {
+  EXPECT(!std::strcmp(creator->getPluginName(), "NmsKpt"));
+  EXPECT(!std::strcmp(creator->getPluginVersion(), "1"));
+  EXPECT(!std::strcmp(creator->getPluginNamespace(), "deploykit"));
+  const nv::PluginFieldCollection* names = creator->getFieldNames();
+  std::string text;
+  for (int32_t i = 0; i < names->nbFields; ++i) text += std::string(i ? " " : "") + names->fields[i].name;
+  EXPECT(text == "conf iou max_det pre_nms_topk num_classes num_keypoints kpt_dims has_obj");
+  std::printf("creator: NmsKpt 1 deploykit; fields: %s\n", text.c_str());
+}
+
+void check_shapes(nv::IPluginCreatorV3One* creator, int32_t keypoints, const std::string& expected) {
+  Values values;
+  values.num_keypoints = keypoints;
+  const Plugin made(make(creator, values.fields()));
+  EXPECT(made.core && made.build && made.runtime);
+  if (!made.build) return;
+  const int32_t outputs = made.build->getNbOutputs();
+  EXPECT(outputs == (keypoints ? 6 : 5));
+
+  Builder builder;
+  const Side batch(-1, false), rows(8400), columns(7 + 3 * keypoints);
+  nv::DimsExprs input{};
+  input.nbDims = 3;
+  input.d[0] = &batch;
+  input.d[1] = &rows;
+  input.d[2] = &columns;
+  std::vector<nv::DimsExprs> shapes(outputs);
+  nv::IExprBuilder& base = builder;
+  EXPECT(made.build->getOutputShapes(&input, 1, nullptr, 0, shapes.data(), outputs, base) == 0);
+  std::vector<nv::DataType> types(outputs);
+  const nv::DataType half = nv::DataType::kHALF;
+  EXPECT(made.build->getOutputDataTypes(types.data(), outputs, &half, 1) == 0);
+  std::string text;
+  for (int32_t i = 0; i < outputs; ++i) {
+    text += (i ? ", " : "") + shape_of(shapes[i]) + (types[i] == nv::DataType::kINT32 ? " int32" : " float32");
+  }
+  EXPECT(text == expected);
+  std::printf("outputs with %d keypoints: %s\n", keypoints, text.c_str());
+}
+
+void check_formats(nv::IPluginCreatorV3One* creator) {
+  const Plugin made(make(creator, Values().fields()));
+  const auto supports = [&](nv::DataType input, nv::DataType boxes, nv::TensorFormat format, int32_t position) {
+    std::vector<nv::DynamicPluginTensorDesc> tensors{described(input, {1, 10, 22}, format)};
+    for (int32_t i = 0; i < 6; ++i) {
+      const bool is_whole = i == 0 || i == 3 || i == 5;
+      tensors.push_back(described(is_whole ? nv::DataType::kINT32 : boxes, {1, 1}));
+    }
+    return made.build->supportsFormatCombination(position, tensors.data(), 1, 6);
+  };
+  constexpr auto fp32 = nv::DataType::kFLOAT, fp16 = nv::DataType::kHALF, int8 = nv::DataType::kINT8;
+  constexpr auto linear = nv::TensorFormat::kLINEAR, packed = nv::TensorFormat::kCHW32;
+  EXPECT(supports(fp32, fp32, linear, 0));
+  EXPECT(supports(fp16, fp32, linear, 0));
+  EXPECT(!supports(int8, fp32, linear, 0));
+  EXPECT(!supports(fp32, fp32, packed, 0));
+  for (int32_t position = 1; position <= 6; ++position) EXPECT(supports(fp16, fp32, linear, position));
+  EXPECT(!supports(fp16, fp16, linear, 2));
+  EXPECT(!supports(fp32, fp32, linear, 7));
+  std::printf("formats: float32 and float16 rows, linear\n");
+}
+
+void check_round_trip(nv::IPluginCreatorV3One* creator) {
+  Values values;
+  values.conf = 0.125f;
+  values.num_keypoints = 17;
+  values.num_classes = 1;
+  const Plugin first(make(creator, values.fields()));
+  const std::unique_ptr<nv::IPluginV3> copy(first.plugin->clone());
+  first.runtime->getFieldsToSerialize();
+  const Plugin cloned(first.runtime->attachToContext(nullptr));
+  const nv::PluginFieldCollection* kept = cloned.runtime->getFieldsToSerialize();
+  const std::vector<nv::PluginField> fields(kept->fields, kept->fields + kept->nbFields);
+  EXPECT(fields.size() == 8);
+  const Plugin second(make(creator, fields, nv::TensorRTPhase::kRUNTIME));
+  EXPECT(second.runtime);
+  if (!second.runtime) return;
+  const nv::PluginFieldCollection* again = second.runtime->getFieldsToSerialize();
+  for (int32_t i = 0; i < again->nbFields; ++i) {
+    EXPECT(!std::strcmp(again->fields[i].name, fields[i].name) && again->fields[i].length == 1);
+    EXPECT(!std::memcmp(again->fields[i].data, fields[i].data, 4));
+  }
+  EXPECT(*static_cast<const float*>(again->fields[0].data) == 0.125f);
+  EXPECT(*static_cast<const int32_t*>(again->fields[5].data) == 17);
+  EXPECT(!std::strcmp(second.core->getPluginName(), "NmsKpt"));
+
+  const auto rows = described(nv::DataType::kFLOAT, {4, 57375, 57});
+  std::vector<nv::DynamicPluginTensorDesc> outputs(6);
+  EXPECT(second.build->configurePlugin(&rows, 1, outputs.data(), 6) == 0);
+  std::vector<nv::PluginTensorDesc> plain(6);
+  EXPECT(second.runtime->onShapeChange(&rows.desc, 1, plain.data(), 6) == 0);
+  const size_t size = second.build->getWorkspaceSize(&rows, 1, outputs.data(), 6);
+  EXPECT(size >= 4 * (57375 * 8 + 1000 * 24));
+  EXPECT(size < 4 * (57375 * 8 + 1000 * 24) + 3 * 256);
+  std::printf("round trip of the fields, clone and workspace (%zu bytes for 4 x 57375 rows)\n", size);
+}
+
+void check_errors(nv::IPluginCreatorV3One* creator, Logger& logger) {
+  const auto refuses = [&](Values values, const std::string& text) {
+    logger.last.clear();
+    const std::unique_ptr<nv::IPluginV3> made(make(creator, values.fields()));
+    EXPECT(!made && logger.last == "NmsKpt: " + text);
+    if (logger.last != "NmsKpt: " + text) std::printf("  said: %s\n", logger.last.c_str());
+    std::printf("error: %s\n", logger.last.c_str());
+  };
+  Values values;
+  values.iou = 1.5f;
+  refuses(values, "attribute iou must be in 0..1, got 1.5");
+  values = Values();
+  values.pre_nms_topk = 3841;
+  refuses(values, "attribute pre_nms_topk must be in 1..3840, got 3841");
+  values = Values();
+  values.kpt_dims = 4;
+  refuses(values, "attribute kpt_dims must be 2 or 3, got 4");
+
+  auto fields = Values().fields();
+  fields.erase(fields.begin() + 5);
+  EXPECT(!make(creator, fields));
+  EXPECT(logger.last == "NmsKpt: attribute pre_nms_topk is missing");
+  fields = Values().fields();
+  fields[8].type = nv::PluginFieldType::kINT32;
+  EXPECT(!make(creator, fields));
+  EXPECT(logger.last == "NmsKpt: attribute conf has another type than README.md says");
+  EXPECT(!creator->createPlugin("nms", nullptr, nv::TensorRTPhase::kBUILD));
+
+  const Plugin made(make(creator, Values().fields()));
+  const auto rows = described(nv::DataType::kFLOAT, {1, 100, 57});
+  std::vector<nv::DynamicPluginTensorDesc> outputs(6);
+  EXPECT(made.build->configurePlugin(&rows, 1, outputs.data(), 6) != 0);
+  EXPECT(logger.last ==
+         "NmsKpt: input rows must have 22 columns (num_classes 2, num_keypoints 5, kpt_dims 3, has_obj 1), got 57");
+  std::printf("error: %s\n", logger.last.c_str());
+  EXPECT(made.build->configurePlugin(&rows, 1, outputs.data(), 5) != 0);
+  EXPECT(logger.last == "NmsKpt: one input and 6 outputs are expected, got 1 and 5");
+}
+
+}  // namespace
+
+int main(int, char** arguments) {
+  void* library = dlopen(arguments[1], RTLD_NOW | RTLD_LOCAL);
+  if (!library) {
+    std::printf("%s\n", dlerror());
+    return 1;
+  }
+  Finder finder;
+  reinterpret_cast<void (*)(nv::ILoggerFinder*)>(dlsym(library, "setLoggerFinder"))(&finder);
+  int32_t count = 0;
+  using GetCreators = nv::IPluginCreatorInterface* const* (*)(int32_t&);
+  auto* creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"))(count);
+  EXPECT(count == 1);
+  const nv::InterfaceInfo info = creators[0]->getInterfaceInfo();
+  EXPECT(!std::strcmp(info.kind, "PLUGIN CREATOR_V3ONE"));
+  auto* creator = static_cast<nv::IPluginCreatorV3One*>(creators[0]);
+  std::printf("headers: TensorRT %d.%d\n", NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR);
+
+  check_creator(creator);
+  check_shapes(creator, 5,
+      "batchx1 int32, batchx100x4 float32, batchx100 float32, batchx100 int32, batchx100x5x3 float32, batchx1 int32");
+  check_shapes(creator, 0, "batchx1 int32, batchx100x4 float32, batchx100 float32, batchx100 int32, batchx1 int32");
+  check_formats(creator);
+  check_round_trip(creator);
+  check_errors(creator, finder.logger);
+  std::printf(failures ? "%d failures\n" : "the contract holds\n", failures);
+  return failures != 0;
+}

@@ -1,0 +1,179 @@
+"""The kernels against the reference: their algorithm on threads of the CPU, and the kernels themselves on a GPU."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import BackendError, NotFoundError
+from deploykit.export.native_check import expected_outputs
+from deploykit.runtime.cuda import open_gpu
+from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.native import FOLDER
+from deploykit.runtime.native_build import build_libraries, source_folder
+from deploykit.runtime.native_cuda import CudaLibrary
+from deploykit.runtime.session import Array
+from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
+from tests.nms_corpus import Case, corpus
+from tests.runtime.cpu_tensorrt import CpuGpu
+
+TEAM = Path(__file__).with_name("team.cpp")
+POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
+
+
+def compiler() -> str:
+    return shutil.which("g++") or shutil.which("c++") or pytest.skip("no C++ compiler")
+
+
+def compile_team(out: Path, *options: str) -> None:
+    command = [compiler(), "-std=c++17", "-ffp-contract=off", f"-I{source_folder().resolve()}", *options, str(TEAM)]
+    subprocess.run([*command, "-o", str(out), "-pthread"], check=True)
+
+
+@pytest.fixture(scope="module", params=["threads", pytest.param("gpu", marks=pytest.mark.gpu)])
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CudaLibrary]:
+    """The CUDA library on a GPU, or its algorithm with threads in place of a block's lanes."""
+    folder = tmp_path_factory.mktemp("kernels")
+    if request.param == "threads":
+        file = folder / "libteam.so"
+        compile_team(file, "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
+        gpu = CpuGpu()
+        yield CudaLibrary(gpu, file)
+        assert not gpu.live, "memory was not given back"
+        return
+    gpu_here = open_gpu()
+    major, minor = gpu_here.compute_capability
+    report = build_libraries(folder, only=["cuda"], architectures=[10 * major + minor])
+    if "cuda" not in report.built:
+        pytest.skip(report.said["cuda"])
+    yield CudaLibrary(gpu_here, report.built["cuda"])
+
+
+def check(library: CudaLibrary, rows: Array, layout: RawRows, thresholds: Thresholds, points: int = 0) -> None:
+    found = library.nms(rows, layout, thresholds, points)
+    with np.errstate(over="ignore"):
+        expected = expected_outputs(rows, layout, thresholds, points)
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape)
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("case", corpus(), ids=lambda c: c.name)
+def test_the_corpus(library: CudaLibrary, case: Case) -> None:
+    width = case.layout.keypoints[1] - case.layout.keypoints[0] if case.layout.keypoints else 0
+    check(library, case.rows[None], case.layout, case.thresholds, width // case.layout.kpt_dims)
+
+
+def crowd(seed: int, batch: int, count: int, layout: RawRows, dtype: type = np.float32) -> Array:
+    """Boxes that overlap, scores that tie, and some rows that are broken."""
+    rng = np.random.default_rng(seed)
+    rows = rng.random((batch, count, layout.columns), np.float32)
+    rows[..., :4] *= (200, 200, 60, 60)
+    rows[..., 4 : layout.cls[1]] = np.round(rows[..., 4 : layout.cls[1]], 2)
+    rows[..., -1][rng.random((batch, count)) < 0.02] = np.nan
+    return rows.astype(dtype)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    batch=st.integers(1, 3),
+    count=st.integers(0, 200),
+    classes=st.integers(1, 5),
+    points=st.integers(0, 4),
+    dims=st.sampled_from([2, 3]),
+    objectness=st.booleans(),
+    half=st.booleans(),
+    topk=st.integers(1, 150),
+    most=st.integers(1, 40),
+)
+@settings(deadline=None, max_examples=60)
+def test_any_shape(
+    library: CudaLibrary, seed: int, batch: int, count: int, classes: int, points: int, dims: int, objectness: bool,
+    half: bool, topk: int, most: int,
+) -> None:  # fmt: skip
+    first = 5 if objectness else 4
+    end = first + classes
+    layout = RawRows(
+        obj=(4, 5) if objectness else None,
+        cls=(first, end),
+        keypoints=(end, end + points * dims) if points else None,
+        kpt_dims=dims,
+    )
+    rows = crowd(seed, batch, count, layout, np.float16 if half else np.float32)
+    check(library, rows, layout, Thresholds(conf=0.2, iou=0.3, max_det=most, pre_nms_topk=topk), points)
+
+
+@pytest.mark.parametrize("topk", [1, 1000, 3840])
+def test_more_candidates_than_can_be_sorted(library: CudaLibrary, topk: int) -> None:
+    rows = crowd(topk, 1, 9000, POSE)
+    check(library, rows, POSE, Thresholds(conf=0.01, iou=0.9, max_det=300, pre_nms_topk=topk), 17)
+
+
+def test_scores_that_all_tie(library: CudaLibrary) -> None:
+    rows = crowd(0, 2, 5000, POSE)
+    rows[..., 4:6] = 0.75
+    check(library, rows, POSE, Thresholds(pre_nms_topk=777), 17)
+
+
+@pytest.mark.parametrize("batch", [1, pytest.param(32, marks=pytest.mark.gpu)])
+def test_the_rows_of_a_pose_network(library: CudaLibrary, batch: int) -> None:
+    rows = crowd(1, batch, 57375, POSE)
+    rows[..., 4] **= 8  # some hundreds of candidates, as in a crowded picture
+    check(library, rows, POSE, Thresholds(), 17)
+    check(library, rows[:1].astype(np.float16), POSE, Thresholds(), 17)
+
+
+def test_more_than_3840_candidates_cannot_be_asked_for(library: CudaLibrary) -> None:
+    with pytest.raises(BackendError, match="NMS on the GPU failed with CUDA's code 1"):
+        library.nms(crowd(0, 1, 10, POSE), POSE, Thresholds(pre_nms_topk=3841), 17)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_letterbox_of_pictures_of_many_sizes(library: CudaLibrary, dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    spec = InputSpec(size=(160, 192), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
+    sizes = [(160, 192), (80, 96), (301, 200), (17, 400), (1, 1), (640, 480), (33, 64), (500, 500), (90, 91), (2, 300)]
+    images = [rng.integers(0, 256, (h + 2, w + 3, 3), dtype=np.uint8)[1:-1, 1:-2] for h, w in sizes]
+    letterboxes = [Letterbox.fit(size, spec.size, Fit()) for size in sizes]
+    found = library.letterbox(images, letterboxes, spec, dtype)
+    expected = blob([box.apply(image) for box, image in zip(letterboxes, images, strict=True)], spec)
+    level = 1.01 * np.float32(1 / 255 / 0.2)  # the largest step that a grey level makes
+    np.testing.assert_allclose(found, expected, rtol=0 if dtype == np.float32 else 1e-3, atol=level)
+    np.testing.assert_array_equal(found[0], expected[0].astype(dtype))
+
+
+def test_canvases_of_a_batch_have_one_size(library: CudaLibrary, request: pytest.FixtureRequest) -> None:
+    if "threads" in request.node.name:
+        pytest.skip("the stand-in does not look")
+    image = np.zeros((10, 10, 3), np.uint8)
+    boxes = [Letterbox.fit((10, 10), (size, size), Fit()) for size in (32, 64)]
+    with pytest.raises(BackendError, match="letterbox on the GPU failed"):
+        library.letterbox([image, image], boxes, InputSpec())
+
+
+def test_lanes_meet_where_they_must(tmp_path: Path) -> None:
+    """Under the thread sanitizer; a sync() taken out of kernel.cuh is a race that it finds."""
+    program = tmp_path / "team"
+    try:
+        compile_team(program, "-O1", "-g", "-fsanitize=thread", "-DTEAM_MAIN")
+    except subprocess.CalledProcessError:
+        pytest.skip("this compiler has no thread sanitizer")
+    done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
+    if "unexpected memory mapping" in done.stderr:
+        pytest.skip("the thread sanitizer does not run on this kernel")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert " candidates, 20 kept" in done.stdout
+
+
+def test_a_library_that_is_not_built_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    with pytest.raises(NotFoundError, match="is not built: deploykit plugins build"):
+        CudaLibrary(CpuGpu())

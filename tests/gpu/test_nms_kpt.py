@@ -1,0 +1,72 @@
+"""The plugin NmsKpt in a TensorRT engine on a GPU, against the numpy reference."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deploykit.export.native_check import expected_outputs, nms_kpt_model
+from deploykit.facade import open_session
+from deploykit.runtime.cuda import open_gpu
+from deploykit.runtime.native import FOLDER
+from deploykit.runtime.native_build import build_libraries
+from deploykit.runtime.trt_module import BuildLog, load_flavour, logger
+from deploykit.spec import RawRows, Thresholds
+
+pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
+
+LAYOUT = RawRows(cls=(5, 7), keypoints=(7, 22))
+THRESHOLDS = Thresholds(conf=0.2, iou=0.4, max_det=100)
+POINTS = 5
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The plugin's library, in use."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc: the plugin runs CUDA kernels")
+    major, minor = open_gpu().compute_capability
+    folder = tmp_path_factory.mktemp("plugin")
+    report = build_libraries(folder, only=["tensorrt"], architectures=[10 * major + minor])
+    if "tensorrt" not in report.built:
+        pytest.skip(report.said["tensorrt"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
+        yield folder
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_an_engine_gives_what_the_reference_says(plugin: Path, dtype: type, tmp_path: Path) -> None:
+    trt, log = load_flavour("tensorrt"), BuildLog()
+    sink = logger(trt, log)
+    builder = trt.Builder(sink)
+    flags = 0
+    if "STRONGLY_TYPED" in trt.NetworkDefinitionCreationFlag.__members__:
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    network = builder.create_network(flags)
+    parser = trt.OnnxParser(network, sink)
+    assert parser.parse(nms_kpt_model(dtype, LAYOUT, THRESHOLDS, POINTS)), log.text()
+    config, profile = builder.create_builder_config(), builder.create_optimization_profile()
+    shapes = [(batch, count, LAYOUT.columns) for batch, count in ((1, 1), (2, 8400), (8, 57375))]
+    profile.set_shape("rows", *shapes)
+    config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    assert engine is not None, log.text()
+    file = tmp_path / "nms.trt"
+    file.write_bytes(bytes(engine))
+
+    rng = np.random.default_rng(0)
+    with open_session(file, provider="tensorrt") as session:
+        for batch, count in ((1, 1), (1, 300), (8, 8400), (2, 57375), (3, 17)):
+            rows = rng.random((batch, count, LAYOUT.columns), np.float32)
+            rows[..., :4] *= (600, 600, 60, 60)
+            rows[..., 4:7] = np.round(rows[..., 4:7], 2)
+            rows[rng.random((batch, count)) < 0.01] = np.nan
+            rows = rows.astype(dtype)
+            found = session.run({"rows": rows})
+            for name, values in expected_outputs(rows, LAYOUT, THRESHOLDS, POINTS).items():
+                np.testing.assert_array_equal(found[name], values, err_msg=f"{name} of {batch} x {count}")
