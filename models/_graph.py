@@ -147,13 +147,16 @@ class LayerGraph(nn.Module):
     """Layers in a row, each fed by earlier ones; ``(B, channels, H, W)`` to what the last layer gives.
 
     State-dict keys are the original's, ``model.<i>.<...>``. ``sources[i]`` are the layers that feed layer i; -1 is
-    the image.
+    the image. ``config`` is what it was built from; a folded graph has none.
     """
 
-    def __init__(self, layers: Sequence[nn.Module], sources: Sequence[tuple[int, ...]]) -> None:
+    def __init__(
+        self, layers: Sequence[nn.Module], sources: Sequence[tuple[int, ...]], config: GraphConfig | None = None
+    ) -> None:
         super().__init__()
         self.model = nn.Sequential(*layers)
         self.sources = tuple(sources)
+        self.config = config
         # A feature map is dropped after its last use: this is what keeps the 960 px models small in memory.
         self.last_use = {source: i for i, used in enumerate(self.sources) for source in used}
 
@@ -224,7 +227,7 @@ def build_graph(config: GraphConfig) -> LayerGraph:
             f"a model's description ends with a head ({', '.join(HEADS)}), "
             f"this one with {reprlib.repr(config.rows[-1])}"
         )
-    graph = LayerGraph(layers, sources).eval()
+    graph = LayerGraph(layers, sources, config).eval()
     graph.head.set_stride(config.strides or _strides(graph, config))
     return graph
 

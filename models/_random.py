@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from torch import nn
 
 from deploykit.errors import UsageError, writing
-from deploykit.models._registry import create_model
+from deploykit.models._graph import LayerGraph
+from deploykit.models._original_format import has_original_format, original_checkpoint
+from deploykit.models._registry import ReferenceModel, create_model
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.csp import Bottleneck
 from deploykit.models.layers.ghost import GhostBottleneck
@@ -22,7 +24,8 @@ GAIN = 1.35  # of a convolution and its batch norm together
 def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes: int | None = None) -> Path:
     """Write a checkpoint of a registered model with seeded random weights, in half precision like released ones.
 
-    The same name, seed and torch version give the same weights. The file is a plain state dict under ``model``.
+    The same name, seed and torch version give the same file. It is in the format of the original project, whose own
+    code loads it; of a model that has no such format it is a plain state dict under ``model``.
 
     Raises:
         NotFoundError: there is no model of that name. UsageError: the file's suffix, the seed or the number of classes
@@ -37,19 +40,26 @@ def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes:
         torch.manual_seed(seed)
         model = create_model(name, num_classes=num_classes)
         randomise(model.module)
-    state = {key: t.half() if t.is_floating_point() else t for key, t in model.module.state_dict().items()}
-    content: dict[str, Any] = {"model": state, "names": list(model.spec.classes), "random_seed": seed}
-    data = BytesIO()  # torch reports a full disk as a RuntimeError about its own archive, Python as what it is
-    torch.save(content, data)
+    data = _file_of(model, seed)
     partial = path.with_name(f".{path.name}.partial")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            partial.write_bytes(data.getbuffer())
+            partial.write_bytes(data)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
     return path
+
+
+def _file_of(model: ReferenceModel, seed: int) -> bytes:
+    names = list(model.spec.classes)
+    if has_original_format(model.module):
+        return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
+    state = {key: t.half() if t.is_floating_point() else t for key, t in model.module.state_dict().items()}
+    data = BytesIO()  # torch reports a full disk as a RuntimeError about its own archive, Python as what it is
+    torch.save({"model": state, "names": names, "random_seed": seed}, data)
+    return data.getvalue()
 
 
 def randomise(module: nn.Module) -> None:

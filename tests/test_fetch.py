@@ -2,124 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from deploykit import fetch as module
-from deploykit.errors import DiskFullError, FetchError, NotFoundError, OutputError, UsageError
-from deploykit.fetch import RELEASED, fetch
+from deploykit import download as download_module
+from deploykit import releases
+from deploykit.errors import CheckpointError, DiskFullError, FetchError, NotFoundError, OutputError, UsageError
+from deploykit.fetch import RELEASED, Fetched, fetch
+from tests.web_server import BODY, serving
 
-BODY = bytes(range(256)) * 12_000  # three chunks, the last one not full
 SHA256 = hashlib.sha256(BODY).hexdigest()
 NAME = "yolov7-tiny"
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers by the first part of the path, for example ``/whole/weights.pt``."""
-
-    protocol_version = "HTTP/1.1"
-    released = threading.Event()  # a stalled answer waits for this
-
-    def do_GET(self) -> None:
-        getattr(self, f"send_{self.path.split('/')[1]}", self.send_missing)()
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def _start(self, status: int, **headers: object) -> None:
-        self.close_connection = True
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), str(value))
-        self.send_header("Connection", "close")
-        self.end_headers()
-
-    def send_whole(self) -> None:
-        self._start(200, Content_Length=len(BODY))
-        self.wfile.write(BODY)
-
-    def send_empty(self) -> None:
-        self._start(200, Content_Length=0)
-
-    def send_unsized(self) -> None:
-        self._start(200)
-        self.wfile.write(BODY)
-
-    def send_misnumbered(self) -> None:
-        self._start(200, Content_Length="²")
-        self.wfile.write(BODY)
-
-    def send_short(self) -> None:
-        self._start(200, Content_Length=len(BODY) + 1000)
-        self.wfile.write(BODY)
-
-    def send_chunked(self) -> None:
-        self._start(200, Transfer_Encoding="chunked")
-        self.wfile.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY))
-
-    def send_brokenchunks(self) -> None:
-        self._start(200, Transfer_Encoding="chunked")
-        self.wfile.write(b"%x\r\n%b" % (len(BODY) + 5, BODY))
-
-    def send_stalled(self) -> None:
-        self._start(200, Content_Length=len(BODY))
-        self.wfile.write(BODY[:5000])
-        self.wfile.flush()
-        self.released.wait(10)
-
-    def send_silent(self) -> None:
-        self.close_connection = True
-        self.released.wait(10)
-
-    def send_garbage(self) -> None:
-        self.close_connection = True
-        self.wfile.write(b"I am not a web server\r\n\r\n")
-
-    def send_moved(self) -> None:
-        self._start(302, Location="/whole/other-name.pt", Content_Length=0)
-
-    def send_tofile(self) -> None:
-        self._start(302, Location="file:///etc/hostname", Content_Length=0)
-
-    def send_circle(self) -> None:
-        self._start(302, Location=self.path, Content_Length=0)
-
-    def send_coloured(self) -> None:
-        self.close_connection = True
-        self.wfile.write(b"HTTP/1.1 404 \x1b[31mNo\r\nContent-Length: 0\r\n\r\n")
-
-    def send_missing(self) -> None:
-        self._start(404, Content_Length=0)
-
-    def send_angry(self) -> None:
-        self._start(503, Content_Length=0)
-
-
-class QuietServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, *_: Any) -> None:
-        """A client that hangs up on us is what some tests are about."""
-
-
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with QuietServer(("127.0.0.1", 0), Handler) as web:
-        thread = threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        yield f"http://127.0.0.1:{web.server_port}"
-        Handler.released.set()
-        web.shutdown()
-        thread.join(5)
-        assert not thread.is_alive()
+    with serving() as web:
+        yield web.address
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(download_module, "PAUSES", (0.0,) * 4)
 
 
 @dataclass
@@ -129,12 +41,22 @@ class Download:
     server: str
     folder: Path
 
-    def __call__(self, kind: str, **options: Any) -> module.Fetched:
+    def __call__(self, kind: str, **options: Any) -> Fetched:
         return fetch(NAME, url=f"{self.server}/{kind}/weights.pt", out=self.folder / "weights.pt", **options)
 
     @property
     def files(self) -> dict[str, bytes]:
-        return {p.name: p.read_bytes() for p in self.folder.iterdir()}
+        """Without the record, which is looked at by itself."""
+        return {p.name: p.read_bytes() for p in self.folder.iterdir() if p != self.record_path}
+
+    @property
+    def record_path(self) -> Path:
+        return self.folder / "weights.pt.source.json"
+
+    @property
+    def record(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.record_path.read_text())
+        return found
 
 
 @pytest.fixture
@@ -151,14 +73,99 @@ def test_a_file_arrives_whole(kind: str, download: Download) -> None:
     assert download.files == {"weights.pt": BODY}
 
 
-def test_an_existing_file_is_replaced(download: Download) -> None:
-    (download.folder / "weights.pt").write_bytes(b"old")
-    download("whole")
+def test_a_record_says_where_it_came_from(download: Download) -> None:
+    download("moved")
+    assert download.record == {
+        "name": NAME,
+        "asked": f"{download.server}/moved/weights.pt",
+        "final": f"{download.server}/whole/other-name.pt",  # without the signature
+        "size": len(BODY),
+        "sha256": SHA256,
+        "sha256_compared_with": "nothing",
+        "licence": RELEASED[NAME].licence,
+    }
+    download("moved", sha256=SHA256, force=True)
+    assert download.record["sha256_compared_with"] == "given"
+
+
+def test_a_file_that_is_there_is_not_downloaded_again(download: Download) -> None:
+    first = download("whole")
+    told: list[int] = []
+    again = download("whole", on_bytes=lambda done, _: told.append(done), sha256=SHA256)
+    assert (again.was_there, first.was_there, told) == (True, False, [])
+    assert dataclasses.replace(again, was_there=False, checked="nothing") == first
+    with pytest.raises(FetchError, match=rf"weights.pt has SHA-256 {SHA256}, expected 0+: pass --force"):
+        download("whole", sha256="0" * 64)
+    assert download("whole", force=True, on_bytes=lambda done, _: told.append(done)).was_there is False
+    assert told[-1] == len(BODY)
+
+
+def test_a_file_that_is_not_known_to_be_it_is_replaced_only_by_force(download: Download) -> None:
+    mine = download.folder / "weights.pt"
+    mine.write_bytes(b"trained for weeks")
+    with pytest.raises(OutputError, match=r"exists, and no weights\.pt\.source\.json says .*: choose another --out"):
+        download("whole")
+    for damaged in (b"", b"[]", b"\xff"):
+        download.record_path.write_bytes(damaged)
+        with pytest.raises(OutputError, match="says where it came from"):
+            download("whole")
+    assert mine.read_bytes() == b"trained for weeks"
+    download("whole", force=True)
+    with pytest.raises(
+        OutputError, match=r"exists and came from .*/whole/weights\.pt, not from .*/chunked/weights\.pt: "
+    ):
+        download("chunked")
+    mine.write_bytes(b"trained on")
+    with pytest.raises(OutputError, match=r"is not what weights\.pt\.source\.json says it was: .* pass --force"):
+        download("whole")
+    download("whole", force=True)
     assert download.files == {"weights.pt": BODY}
 
 
+def test_the_publishers_digest_is_compared_where_there_is_one(
+    download: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right, wrong = (dataclasses.replace(RELEASED[NAME], sha256=digest) for digest in (SHA256, "0" * 64))
+    monkeypatch.setitem(RELEASED, NAME, right)
+    assert download("whole").checked == download.record["sha256_compared_with"] == "publisher"
+    assert download("whole", sha256=SHA256, force=True).checked == "given"
+    monkeypatch.setitem(RELEASED, NAME, wrong)
+    with pytest.raises(FetchError, match=f"has SHA-256 {SHA256}, expected 0+: the file was not kept"):
+        download("whole", force=True)
+    assert download.files == {"weights.pt": BODY}
+
+
+@pytest.mark.parametrize(("size", "digest", "which"), [(0, "", "neither"), (len(BODY), SHA256[:12], "one")])
+def test_files_that_go_by_one_name_are_told_apart_and_not_judged(
+    size: int, digest: str, which: str, download: Download, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = releases.CIRCULATING["yolov7-w6-pose"]
+    monkeypatch.setitem(releases.CIRCULATING, "yolov7-w6-pose", ((size, digest), known[1]) if size else known)
+    address, out = f"{download.server}/whole/weights.pt", download.folder / "weights.pt"
+    for _ in range(2):  # the second time it is there already
+        note = fetch("yolov7_w6_pose", url=address, out=out).note
+        assert note.startswith(f"it is {which} of the two files that circulate under this name")
+        assert "161,114,789 bytes with SHA-256 8394a97f5a52..." in note
+        assert note.endswith("which is right is not known here")
+    assert download("whole").note == ""
+
+
+def test_a_file_that_the_reader_refuses_is_not_kept(download: Download) -> None:
+    seen = []
+
+    def look(path: Path) -> None:
+        seen.append(path.read_bytes())
+        raise CheckpointError(f"{path}: it is a poem")
+
+    with pytest.raises(CheckpointError) as refused:
+        download("whole", look=look)
+    assert str(refused.value) == f"{download.server}/whole/weights.pt arrived whole and was not kept: it is a poem"
+    assert seen == [BODY]
+    assert list(download.folder.iterdir()) == []
+
+
 FAILURES: dict[str, str] = {
-    "missing": r"/missing/weights.pt answered 404 .*: check the address",
+    "missing": r"/missing/weights.pt answered 404 .*; check the address",
     "angry": "answered 503",
     "short": "broke off",
     "brokenchunks": "broke off",
@@ -167,7 +174,10 @@ FAILURES: dict[str, str] = {
     "garbage": "I am not a web server",
     "circle": "infinite loop",
     "tofile": "answered 302 .* is not allowed",
-    "coloured": r"answered 404 \[31mNo: check",
+    "page": "sends a web page instead of a checkpoint, which was not kept",
+    "empty": "sends nothing instead of a checkpoint, which was not kept",
+    "compressed": r"sends the file compressed \(gzip\); pass another --url",
+    "coloured": r"answered 404 \[31mNo; check",
 }
 
 
@@ -175,10 +185,10 @@ FAILURES: dict[str, str] = {
 def test_a_file_that_does_not_arrive_leaves_the_old_one(
     kind: str, download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(download_module, "TIMEOUT", 0.1)
     (download.folder / "weights.pt").write_bytes(b"old")
     with pytest.raises(FetchError, match=FAILURES[kind]) as failed:
-        download(kind)
+        download(kind, force=True)
     assert download.server in str(failed.value)
     assert str(failed.value).isprintable()
     assert download.files == {"weights.pt": b"old"}
@@ -193,7 +203,7 @@ def test_what_broke_off_is_counted(download: Download) -> None:
 def test_another_hash_is_refused(download: Download) -> None:
     (download.folder / "weights.pt").write_bytes(b"old")
     with pytest.raises(FetchError, match=f"has SHA-256 {SHA256}, expected {'0' * 64}: the file was not kept"):
-        download("whole", sha256="0" * 64)
+        download("whole", sha256="0" * 64, force=True)
     assert download.files == {"weights.pt": b"old"}
 
 
@@ -225,13 +235,10 @@ def test_the_name_comes_from_the_address(server: str, tmp_path: Path, monkeypatc
     assert (tmp_path / "sub" / "folder" / "mine.pt").read_bytes() == BODY
 
 
-def test_an_empty_answer_is_an_empty_file_with_its_hash(download: Download) -> None:
-    got = download("empty")
-    assert (got.size, got.sha256) == (0, hashlib.sha256(b"").hexdigest())
-
-
 def test_an_unknown_name_lists_the_known_ones(download: Download) -> None:
-    with pytest.raises(NotFoundError, match=r"'yolov9' are known; there are yolov7-tiny, yolov7, .*yolov7-w6-pose"):
+    with pytest.raises(
+        NotFoundError, match=r"'yolov9' are known; there are yolov7-tiny, yolov7, .*yolov7-w6-pose.*fetch --list"
+    ):
         fetch("yolov9", out=download.folder / "x.pt")
     assert download.files == {}
 
@@ -285,13 +292,13 @@ def test_a_full_disk_is_not_called_a_network_problem(download: Download, monkeyp
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
         with pytest.raises(DiskFullError, match=r"cannot write .*weights\.pt: File too large"):
-            download("whole")
+            download("whole", force=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert download.files == {"weights.pt": b"old"}
 
 
-def test_ctrl_c_leaves_nothing_half_done(download: Download) -> None:
+def test_ctrl_c_leaves_nothing_that_cannot_be_continued(download: Download) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -302,8 +309,18 @@ def test_ctrl_c_leaves_nothing_half_done(download: Download) -> None:
 
 
 def test_every_released_address_is_secure_and_says_its_licence() -> None:
-    assert NAME in RELEASED
+    assert len({release.url for release in RELEASED.values()}) == len(RELEASED)
     for name, release in RELEASED.items():
-        assert release.url.startswith("https://")
-        assert release.url.endswith(f"/{name}.pt")
-        assert release.licence
+        base, _, tag = name.partition("@")
+        assert release.url.startswith("https://github.com/")
+        assert release.url.replace("_", "-").endswith(f"/{base}.pt")
+        assert release.what
+        assert "GPL-3.0" in release.licence
+        if base.startswith("yolov5"):
+            assert f"/{tag or 'v7.0'}/" in release.url
+
+
+def test_what_can_be_built_by_name_can_be_fetched() -> None:
+    from deploykit.models._registry import list_models
+
+    assert {name for name in list_models() if name.startswith("yolov7")} <= {n for n, r in RELEASED.items() if r.built}

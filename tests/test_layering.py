@@ -94,6 +94,7 @@ def loaded_by(code: str) -> set[str]:
             "import deploykit.runtime.bench, deploykit.runtime.draw, deploykit.facade",
             {"torch", "onnx", "onnxscript"},
         ),
+        ("import deploykit.fetch", {"torch", "numpy", "cv2", "rich"}),
         ("import deploykit.models._registry, deploykit.models.yolov7", {"cv2", "onnx", "onnxruntime"}),
         ("from deploykit.cli import _parser; _parser([])", {"torch", "onnx", "numpy", "cv2", "rich"}),
     ],

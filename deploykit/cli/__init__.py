@@ -44,8 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"deploykit: {_one_line(e)}", file=sys.stderr)
         return e.exit_code
-    except KeyboardInterrupt:
-        print("deploykit: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as e:
+        print(f"deploykit: interrupted{'; ' if str(e) else ''}{e}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
         # The reader (head, less) went away; Python would complain again while it flushes stdout.

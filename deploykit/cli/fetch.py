@@ -4,19 +4,63 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from deploykit.fetch import Fetched
+    from deploykit.models._checkpoint import Checkpoint
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("name", metavar="MODEL", help="a name from deploykit models")
+    parser.add_argument("name", metavar="MODEL", nargs="?", help="a released checkpoint, see --list")
+    parser.add_argument("--list", action="store_true", help="list the released checkpoints, and what they are")
     parser.add_argument("--out", type=Path, metavar="FILE", help="where to keep it (default: the released name)")
     parser.add_argument("--url", metavar="URL", help="a mirror, instead of the place where the authors released it")
     parser.add_argument("--sha256", metavar="HEX", help="refuse a file with another SHA-256")
+    parser.add_argument("--force", action="store_true", help="download it even if it is there, and replace what is")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download with a progress bar, check, and say whose it is."""
+    """Download with a progress bar, or go on where that broke off; check, look into it, and say whose it is."""
+    from deploykit.errors import MissingDependencyError, UsageError, require
+
+    if args.list:
+        return _list()
+    if args.name is None:
+        raise UsageError("name a released checkpoint to fetch; deploykit fetch --list shows them")
+    looked: list[Checkpoint] = []
+
+    def look(path: Path) -> None:
+        from deploykit.models._checkpoint import read_checkpoint
+
+        looked.append(read_checkpoint(path))
+
+    try:
+        require("torch", "export")
+    except MissingDependencyError as e:
+        got = _fetched(args, lambda path: None)
+        found = f"what is in it was not looked into: {e}"
+    else:
+        got = _fetched(args, look)
+        if got.was_there:
+            look(got.path)
+        found = _what_it_is(looked[0], got.path)
+    print(f"{got.path}: {got.size:,} bytes, SHA-256 {got.sha256}")
+    if got.was_there:
+        print("it was there already, and is what its record says: nothing was downloaded (--force downloads it again)")
+    print(f"source: {got.url} ({got.licence})")
+    print(found)
+    if got.checked == "nothing":
+        print("its publisher gives no SHA-256: compare this one with a copy that you trust, or pass --sha256")
+    if got.note:
+        print(f"note: {got.note}")
+    return 0
+
+
+def _fetched(args: argparse.Namespace, look: Callable[[Path], None]) -> Fetched:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -26,15 +70,45 @@ def run(args: argparse.Namespace) -> int:
     shown = Console(stderr=True)
     with Progress(*columns, console=shown, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"fetching {args.name}", total=None)
-        got = fetch(
+        return fetch(
             args.name,
             out=args.out,
             url=args.url,
             sha256=args.sha256,
+            force=args.force,
             on_bytes=lambda done, total: progress.update(task, completed=done, total=total),
+            look=look,
         )
-    print(f"{got.path}: {got.size:,} bytes, SHA-256 {got.sha256}")
-    print(f"source: {got.url} ({got.licence})")
-    if args.sha256 is None:
-        print("the authors publish no SHA-256: compare this one with a copy that you trust, or pass --sha256")
+
+
+def _what_it_is(checkpoint: Checkpoint, path: Path) -> str:
+    from dataclasses import replace
+
+    from deploykit.errors import CheckpointError
+    from deploykit.models._registry import model_from_checkpoint
+
+    tensors = f"read safely: {len(checkpoint.state_dict)} tensors"
+    try:
+        model = model_from_checkpoint(replace(checkpoint, path=path))
+    except CheckpointError as e:
+        return f"{tensors}; deploykit cannot build it: {e}"
+    spec = model.spec
+    parts = [f"{model.name}", spec.task, f"{len(spec.classes)} class{'es' if len(spec.classes) != 1 else ''}"]
+    if spec.keypoints:
+        parts.append(f"{len(spec.keypoints.names)} keypoints")
+    return f"{tensors}, {', '.join(parts)}, {spec.input.size[0]} px"
+
+
+def _list() -> int:
+    from deploykit.releases import RELEASED
+
+    names = [name for name in RELEASED if "@" not in name]
+    older = sorted({name.partition("@")[2] for name in RELEASED if "@" in name})
+    width = max(map(len, names))
+    for name in names:
+        note = "" if RELEASED[name].built else "; deploykit does not build it"
+        print(f"{name:<{width}}  {RELEASED[name].what}{note}")
+    print(
+        f"The COCO detectors of YOLOv5 are those of v7.0; also with {' and '.join(older)}, such as yolov5s@{older[0]}."
+    )
     return 0

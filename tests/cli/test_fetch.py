@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,10 +17,8 @@ from typing import Any
 import pytest
 
 from deploykit.cli import main
-from deploykit.errors import FetchError, NotFoundError, UsageError
-
-BODY = b"weights" * 1000
-SHA256 = hashlib.sha256(BODY).hexdigest()
+from deploykit.errors import CheckpointError, FetchError, NotFoundError, UsageError
+from deploykit.releases import RELEASED
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -38,40 +40,105 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
+def served(tmp_path: Path, checkpoint: Path) -> Iterator[tuple[str, Path]]:
+    """The address of a folder, and the folder, in which ``few.pt`` is a checkpoint."""
     folder = tmp_path / "served"
     folder.mkdir()
-    (folder / "tiny.pt").write_bytes(BODY)
+    shutil.copy(checkpoint, folder / "few.pt")
     with serving(folder) as server:
-        yield f"{server}/tiny.pt"
+        yield server, folder
 
 
-def test_it_says_what_came_from_where_and_whose_it_is(
-    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def fetch(*words: object) -> int:
+    return main(["fetch", *map(str, words)])
+
+
+def test_it_says_what_came_from_where_what_it_is_and_whose(
+    served: tuple[str, Path], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "mine.pt"
-    assert main(["fetch", "yolov7-tiny", "--url", address, "--out", str(out)]) == 0
+    address, out = f"{served[0]}/few.pt", tmp_path / "mine.pt"
+    digest = hashlib.sha256(checkpoint.read_bytes()).hexdigest()
+    assert fetch("yolov7-tiny", "--url", address, "--out", out) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        f"{out}: 7,000 bytes, SHA-256 {SHA256}",
+    assert lines[:2] == [
+        f"{out}: {checkpoint.stat().st_size:,} bytes, SHA-256 {digest}",
         f"source: {address} (published by the YOLOv7 authors under GPL-3.0)",
-        "the authors publish no SHA-256: compare this one with a copy that you trust, or pass --sha256",
     ]
-    assert out.read_bytes() == BODY
+    assert lines[2].startswith("read safely: ")
+    assert lines[2].endswith("keypoints, 2 classes, 3 keypoints, 640 px")
+    assert lines[3:] == [
+        "its publisher gives no SHA-256: compare this one with a copy that you trust, or pass --sha256"
+    ]
+    assert out.read_bytes() == checkpoint.read_bytes()
+
+    assert fetch("yolov7-tiny", "--url", address, "--out", out, "--sha256", digest) == 0
+    again = capsys.readouterr().out.splitlines()
+    said = "it was there already, and is what its record says: nothing was downloaded (--force downloads it again)"
+    assert again == [lines[0], said, *lines[1:3]]
 
 
-def test_with_a_hash_nothing_is_left_to_compare(
-    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_pose_file_is_told_from_the_two_that_circulate(
+    served: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["fetch", "yolov7-tiny", "--url", address, "--out", str(tmp_path / "mine.pt"), "--sha256", SHA256]
-    assert main(words) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert fetch("yolov7-w6-pose", "--url", f"{served[0]}/few.pt", "--out", tmp_path / "mine.pt") == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("note: it is neither of the two files that circulate")
+
+
+def test_what_no_family_knows_is_kept_and_said(
+    served: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    torch.save({"fc.weight": torch.zeros(2, 3)}, served[1] / "other.pt")
+    out = tmp_path / "mine.pt"
+    assert fetch("yolov7-cls", "--url", f"{served[0]}/other.pt", "--out", out) == 0
+    found = capsys.readouterr().out.splitlines()[2]
+    assert found.startswith(f"read safely: 1 tensors; deploykit cannot build it: {out} is a checkpoint of a model that")
+
+
+@pytest.mark.parametrize("content", [b"It was a dark and stormy night.", b"PK\x03\x04 cut", b"\x80\x02cos\nsystem\n."])
+def test_what_is_no_checkpoint_is_not_kept(
+    content: bytes, served: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (served[1] / "bad.pt").write_bytes(content)
+    out = tmp_path / "mine.pt"
+    status = fetch("yolov7-tiny", "--url", f"{served[0]}/bad.pt", "--out", out)
+    assert status in {CheckpointError.exit_code, *(e.exit_code for e in CheckpointError.__subclasses__())}
+    said = capsys.readouterr().err
+    assert said.startswith(f"deploykit: {served[0]}/bad.pt arrived whole and was not kept: ")
+    assert said.count("\n") == 1
+    assert ".partial" not in said
+    assert [p.name for p in tmp_path.iterdir()] == ["served"]
+
+
+def test_without_torch_it_says_that_it_did_not_look(served: tuple[str, Path], tmp_path: Path, root: Path) -> None:
+    blocked = "import sys; sys.modules['torch'] = None; from deploykit.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = ["fetch", "yolov7-tiny", "--url", f"{served[0]}/few.pt", "--out", str(tmp_path / "mine.pt")]
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, *words], cwd=root, env=os.environ, capture_output=True, text=True, check=True
+    )
+    assert "what is in it was not looked into: torch is needed here and" in done.stdout
+    assert "read safely" not in done.stdout
+
+
+def test_the_list_says_what_each_file_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fetch("--list") == 0
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line.split()[0] for line in lines]
+    assert listed[:-1] == [name for name in RELEASED if "@" not in name]
+    assert all(release.what in line for line, release in zip(lines[:-1], RELEASED.values(), strict=False))
+    assert {n for n, line in zip(listed, lines, strict=True) if line.endswith("; deploykit does not build it")} == {
+        name for name, release in RELEASED.items() if not release.built
+    }
+    assert "yolov5s@v6.1" in lines[-1]
 
 
 @pytest.mark.parametrize(
     ("words", "error"),
     [
+        ([], UsageError),
         (["yolov9"], NotFoundError),
+        (["yolov5s@v1.0"], NotFoundError),
         (["yolov7", "--url", "file:///etc/hostname"], UsageError),
         (["yolov7", "--url", "http://127.0.0.1:1/x.pt"], FetchError),
         (["yolov7", "--sha256", "abc"], UsageError),

@@ -32,7 +32,7 @@ OPTIONS = {
     "compare": {"A", "B", "--sample", "--spec", "--json"},
     "inspect": {"FILE", "--json"},
     "models": {"--json"},
-    "fetch": {"MODEL", "--out", "--url", "--sha256"},
+    "fetch": {"MODEL", "--list", "--out", "--url", "--sha256", "--force"},
     "create": {"MODEL", "--seed", "--classes", "--out"},
     "plugins": {
         "{build", "info", "test}", "--json", "--out", "--only", "--tensorrt", "--onnxruntime", "--architecture",

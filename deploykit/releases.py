@@ -1,0 +1,103 @@
+"""The checkpoints that the original projects released, in one table.
+
+Sources, read at the projects' own addresses in their repositories: WongKinYiu/yolov7, READMEs of the branches ``main``,
+``pose``, ``mask``, ``u6`` and ``u7`` (all of release v0.1); ultralytics/yolov5, README and ``utils/downloads.py`` at
+v6.2, v7.0 and later. Only what one of them names is listed. The Darknet files (``*.weights``) of YOLOv7's release are
+left out: they are no checkpoints that anything here reads. So are YOLOv5's EfficientNet and ResNet files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deploykit.errors import NotFoundError
+
+__all__ = ["CIRCULATING", "RELEASED", "Release", "released_file"]
+
+
+@dataclass(frozen=True)
+class Release:
+    """One released checkpoint.
+
+    Attributes:
+        url: its official address.
+        what: what it is, a few words.
+        licence: by whom it was published, and under which licence.
+        sha256: the digest that its publisher gives, 64 hexadecimal digits; None: the publisher gives none.
+        built: whether deploykit builds such a model; what it does not build can be fetched and looked at.
+    """
+
+    url: str
+    what: str
+    licence: str
+    sha256: str | None = None
+    built: bool = True
+
+
+_YOLOV7 = "https://github.com/WongKinYiu/yolov7/releases/download/v0.1/"
+_YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/"
+_BY_YOLOV7 = "published by the YOLOv7 authors under GPL-3.0"
+_BY_YOLOV5 = "published by Ultralytics under GPL-3.0; later versions of YOLOv5 are under AGPL-3.0"
+
+_DEPLOY, _TRAINING = "COCO detector, deploy graph", "COCO detector, training graph"
+_CLASSIFIER, _INSTANCES = "ImageNet classifier", "COCO instance segmentation"
+
+_YOLOV7_FILES: dict[str, tuple[str, bool]] = {
+    **{f"yolov7{v}": (_DEPLOY, True) for v in ("-tiny", "", "x", "-w6", "-e6", "-d6", "-e6e")},
+    **{f"yolov7{v}_training": (_TRAINING, True) for v in ("", "x", "-w6", "-e6", "-d6", "-e6e")},
+    "yolov7-w6-pose": ("COCO persons with 17 keypoints", True),
+    "yolov7-w6-person": ("persons without keypoints, from which yolov7-w6-pose was trained", True),
+    "yolov7-mask": (f"{_INSTANCES} (branch mask)", False),
+    "yolov7-seg": (f"{_INSTANCES} (branch u7)", False),
+    "yolov7-seg-dev": (f"{_INSTANCES}, other losses and labels (branch u7)", False),
+    "yolov7x-seg": (f"{_INSTANCES} (branch u7)", False),
+    "yolov7-cls": (f"{_CLASSIFIER} (branch u7)", False),
+    "yolov7-clsn": (f"{_CLASSIFIER} (branch u7)", False),
+    "yolov7-u6": ("COCO detector without anchors (branch u6)", False),
+}
+_YOLOV5_FILES: dict[str, tuple[str, bool]] = {
+    **{f"yolov5{size}{p6}": ("COCO detector", True) for p6 in ("", "6") for size in "nsmlx"},
+    **{f"yolov5{size}-seg": (_INSTANCES, False) for size in "nsmlx"},
+    **{f"yolov5{size}-cls": (_CLASSIFIER, False) for size in "nsmlx"},
+}
+
+RELEASED: dict[str, Release] = {
+    **{
+        name.replace("_", "-"): Release(f"{_YOLOV7}{name}.pt", what, _BY_YOLOV7, built=built)
+        for name, (what, built) in _YOLOV7_FILES.items()
+    },
+    **{
+        name: Release(f"{_YOLOV5}v7.0/{name}.pt", what, _BY_YOLOV5, built=built)
+        for name, (what, built) in _YOLOV5_FILES.items()
+    },
+    **{
+        f"{name}@{tag}": Release(f"{_YOLOV5}{tag}/{name}.pt", f"{what}, as released with {tag}", _BY_YOLOV5)
+        for tag in ("v6.2", "v6.1")
+        for name, (what, built) in _YOLOV5_FILES.items()
+        if built
+    },
+}
+"""Name -> release. ``NAME@TAG`` is the file of an older release of the project."""
+
+CIRCULATING: dict[str, tuple[tuple[int, str], tuple[int, str]]] = {
+    "yolov7-w6-pose": ((161_137_109, "b8c6cc021ed4"), (161_114_789, "8394a97f5a52")),
+}
+"""Size in bytes and first digits of the SHA-256 of two files that go by one name; its publisher gives no digest.
+
+Which of the two the authors released is not known here, so they are told apart and not judged.
+"""
+
+
+def released_file(name: str) -> Release:
+    """The release of that name; an underscore is accepted for a hyphen.
+
+    Raises:
+        NotFoundError: no weights of that name were released.
+    """
+    release = RELEASED.get(name.replace("_", "-"))
+    if release is None:
+        known = ", ".join(known for known, release in RELEASED.items() if release.built and "@" not in known)
+        raise NotFoundError(
+            f"no released weights of {name!r} are known; there are {known}, and what deploykit fetch --list shows"
+        )
+    return release
