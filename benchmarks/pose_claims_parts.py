@@ -121,13 +121,13 @@ def work(kind: str, weights: str, folder: str, upstream: str, threads: str) -> N
     output = None
     for line in sys.stdin:
         word, _, place = line.strip().partition(" ")
-        start = time.perf_counter()
+        start, used = time.perf_counter(), time.process_time()
         if word == "run":
             output = run()
         elif word == "save":
             np.save(place, np.asarray(output))
-        seconds = time.perf_counter() - start
-        print(json.dumps({"seconds": seconds, **loaded, "running": memory("VmHWM")}), file=answers, flush=True)
+        seconds = {"seconds": time.perf_counter() - start, "cpu": time.process_time() - used}
+        print(json.dumps({**seconds, **loaded, "running": memory("VmHWM")}), file=answers, flush=True)
 
 
 def network(kind: str, weights: str, folder: str, upstream: str, threads: int, images: Any) -> Any:
