@@ -74,7 +74,8 @@ def steps() -> Iterator[Steps]:
 
         class Shown(Steps):
             def __call__(self, step: str) -> None:
-                bar.update(task, description=escape(step), total=None, completed=0)
+                bar.tasks[0].total = None  # how long a step takes is not known; update() takes None for no change
+                bar.update(task, description=escape(step), completed=0)
 
             def share(self, phase: str, share: float) -> None:
                 bar.update(task, description=escape(phase), total=1.0, completed=share)
