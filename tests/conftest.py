@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from deploykit.runtime.cuda import why_no_gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 MISSING = {
     "data": None if SHARED.is_dir() else f"no shared folder with trained checkpoints at {SHARED}",
-    "gpu": None if shutil.which("nvidia-smi") else "no NVIDIA GPU on this machine",
+    "gpu": why_no_gpu(),
     "tensorrt": None if importlib.util.find_spec("tensorrt") else "TensorRT is not installed",
 }
 
