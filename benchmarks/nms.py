@@ -18,13 +18,13 @@ from __future__ import annotations
 import argparse
 import platform
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from interleaved import interleaved
 from pre_post import COCO, POSE, _rows
 
 from deploykit.export.native_check import nms_kpt_model
@@ -138,15 +138,7 @@ def _opencv_nms(rows: Array, layout: RawRows) -> tuple[Array, ...]:
 
 def _measured(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     """Median milliseconds."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for variant in variants.values():
-        variant()
-    for _ in range(rounds):
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            variant()
-            times[name].append((time.perf_counter() - start) * 1e3)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    return {name: float(np.median(values)) for name, values in interleaved(variants, rounds).items()}
 
 
 def _print_table(results: dict[tuple[str, int], dict[str, float]]) -> None:

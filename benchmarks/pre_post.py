@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import cv2
 import numpy as np
+from interleaved import interleaved
 
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.image import Letterbox, blob
@@ -124,14 +124,7 @@ def _answer(rows: Array, inputs: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def _table(title: str, rounds: int, variants: dict[str, Callable[[], object]]) -> None:
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for variant in variants.values():
-        variant()
-    for _ in range(rounds):
-        for name, variant in variants.items():
-            start = time.perf_counter()
-            variant()
-            times[name].append((time.perf_counter() - start) * 1e3)
+    times = interleaved(variants, rounds)
     print(f"| {title} | fastest | median |\n|---|---|---|")
     for name, values in times.items():
         print(f"| {name} | {min(values):.2f} | {np.median(values):.2f} |")

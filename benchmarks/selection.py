@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import torch
+from interleaved import interleaved
 from torch import nn
 
 from deploykit.export import passes
@@ -97,13 +97,8 @@ def main() -> None:
             }
             kept = len(ways["all rows, numpy NMS"]().rows)
             found = [int(s.run(["num_dets"], feed)[0][0, 0]) for s in inside.values()]
-            times: dict[str, list[float]] = {name: [] for name in ways}
-            for _ in range(args.rounds + 2):
-                for name, way in ways.items():
-                    start = time.perf_counter()
-                    way()
-                    times[name].append((time.perf_counter() - start) * 1e3)
-            medians = {name: round(float(np.median(t[2:])), 2) for name, t in times.items()}
+            times = interleaved(ways, args.rounds, warmup=2)
+            medians = {name: round(float(np.median(t)), 2) for name, t in times.items()}
             results[number] = {"kept": kept, "kept in graph": found, "ms": medians}
             print(number, json.dumps(results[number]), flush=True)
     print(processor_name(), versions(), f"{args.threads} threads, median of {args.rounds} interleaved rounds")

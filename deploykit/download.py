@@ -82,7 +82,7 @@ class _NoRedirectDown(urllib.request.HTTPRedirectHandler):
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
             message = f"{req.full_url} leads from https to {_plain(newurl)}"
             raise _BrokenOffError(message, again=False, advice="pass another --url")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]  # narrower stubs
 
 
 _OPENER = urllib.request.build_opener(_NoRedirectDown)

@@ -14,7 +14,7 @@ import numpy as np
 from deploykit.errors import DeployError
 from deploykit.runtime.cuda import open_gpu, why_no_gpu
 from deploykit.runtime.image import Letterbox, blob
-from deploykit.runtime.native import LIBRARIES, letterbox_blob, native_nms
+from deploykit.runtime.native import LIBRARIES, letterbox_blob, native_nms, nms_arrays
 from deploykit.runtime.native_build import library_info
 from deploykit.runtime.native_cuda import CudaLibrary
 from deploykit.runtime.nms import Kept, numpy_nms
@@ -65,14 +65,7 @@ def _problems() -> Iterator[Array]:
 def expected_outputs(rows: Array, layout: RawRows, thresholds: Thresholds, points: int) -> dict[str, Array]:
     """What the node NmsKpt must give for ``(B, N, columns)`` rows, by the numpy reference."""
     batch, most = len(rows), thresholds.max_det
-    out = {
-        "num_dets": np.zeros((batch, 1), np.int32),
-        "boxes": np.zeros((batch, most, 4), np.float32),
-        "scores": np.zeros((batch, most), np.float32),
-        "labels": np.zeros((batch, most), np.int32),
-        "keypoints": np.zeros((batch, most, points, 3), np.float32),
-        "num_candidates": np.zeros((batch, 1), np.int32),
-    }
+    out = nms_arrays(batch, most, points)
     for i, image in enumerate(rows):
         kept = numpy_nms(image, layout, thresholds)
         n = len(kept.rows)

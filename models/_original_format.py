@@ -227,7 +227,7 @@ def _saved(config: GraphConfig) -> list[int]:
     return sorted(s % i for i, s in asked if s != -1)
 
 
-class _Pickler(pickle._Pickler):  # what its writing is made of is stable, but in no type stub
+class _Pickler(pickle._Pickler):  # stable, but in no type stub: hence the ignored types below
     """Python's own pickler, which writes the name of a stand-in as if it were the original's class."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:

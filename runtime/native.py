@@ -137,6 +137,18 @@ def _cpu_library(switch: str | None, folder: str | None) -> ctypes.CDLL | None:
     return library
 
 
+def nms_arrays(batch: int, most: int, points: int) -> dict[str, Array]:
+    """The outputs of the node NmsKpt, in its order and all zero; ``most`` is ``max_det``, ``points`` may be 0."""
+    return {
+        "num_dets": np.zeros((batch, 1), np.int32),
+        "boxes": np.zeros((batch, most, 4), np.float32),
+        "scores": np.zeros((batch, most), np.float32),
+        "labels": np.zeros((batch, most), np.int32),
+        "keypoints": np.zeros((batch, most, points, 3), np.float32),
+        "num_candidates": np.zeros((batch, 1), np.int32),
+    }
+
+
 class Layout(ctypes.Structure):
     """``deploykit::nms::Layout``."""
 

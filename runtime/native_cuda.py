@@ -17,7 +17,7 @@ import numpy as np
 from deploykit.errors import BackendError, NotFoundError
 from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.image import Letterbox
-from deploykit.runtime.native import ABI, Layout, Limits, Plan, abi_of, find_library, plan_of, tables_of
+from deploykit.runtime.native import ABI, Layout, Limits, Plan, abi_of, find_library, nms_arrays, plan_of, tables_of
 from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, RawRows, Thresholds
 
@@ -65,14 +65,7 @@ class CudaLibrary:
         )  # fmt: skip
         limits = Limits(thresholds.conf, thresholds.iou, thresholds.max_det, thresholds.pre_nms_topk)
         most = thresholds.max_det
-        outputs = {
-            "num_dets": np.empty((batch, 1), np.int32),
-            "boxes": np.empty((batch, most, 4), np.float32),
-            "scores": np.empty((batch, most), np.float32),
-            "labels": np.empty((batch, most), np.int32),
-            "keypoints": np.empty((batch, most, points, 3), np.float32),
-            "num_candidates": np.empty((batch, 1), np.int32),
-        }
+        outputs = nms_arrays(batch, most, points)
         size = self._library.deploykit_nms_cuda_workspace(batch, count, limits.topk)
         with _Device(self._gpu) as device:
             pointers = [device.room(array.nbytes) for array in outputs.values()]
