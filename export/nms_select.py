@@ -61,11 +61,11 @@ class RowSelection(nn.Module):
 
     def forward(self, rows: Tensor) -> Candidates:
         layout = self.layout
-        products = rows[..., slice(*layout.cls)]
+        best = _products(rows, layout).amax(-1)
         if layout.obj is not None:
-            products = products * rows[..., slice(*layout.obj)]
+            best = torch.minimum(best, rows[..., layout.obj[0]])
         finite = (rows * 0).sum(-1) == 0  # NaN and infinity times 0 are NaN
-        all_scores = torch.where(finite, products.amax(-1), NONE)
+        all_scores = torch.where(finite, best, NONE)
         scores, index = best_scores(all_scores, self.count)
         chosen = torch.gather(rows, 1, index[..., None].expand(-1, -1, rows.shape[2]))
         return _candidates(chosen, layout, scores, all_scores)
@@ -77,14 +77,18 @@ def _candidates(rows: Tensor, layout: RawRows, scores: Tensor, all_scores: Tenso
     rows = torch.where(scores[..., None] == NONE, 0.0, rows)
     half = rows[..., layout.box[0] + 2 : layout.box[1]] / 2
     centre = rows[..., layout.box[0] : layout.box[0] + 2]
-    products = rows[..., slice(*layout.cls)]
-    if layout.obj is not None:
-        products = products * rows[..., slice(*layout.obj)]
     points = rows[..., slice(*(layout.keypoints or (0, 0)))]
     points = points.view(*points.shape[:2], -1, layout.kpt_dims)
     if layout.kpt_dims == 2:  # visible, where the network does not say
         points = torch.cat((points, torch.ones_like(points[..., :1])), -1)
-    return Candidates(torch.cat((centre - half, centre + half), -1), scores, products.argmax(-1), all_scores, points)
+    labels = _products(rows, layout).argmax(-1)
+    return Candidates(torch.cat((centre - half, centre + half), -1), scores, labels, all_scores, points)
+
+
+def _products(rows: Tensor, layout: RawRows) -> Tensor:
+    """``(..., columns)`` to ``(..., classes)``: what the classes score."""
+    classes = rows[..., slice(*layout.cls)]
+    return classes if layout.obj is None else classes * rows[..., slice(*layout.obj)]
 
 
 class HeadSelection(nn.Module):

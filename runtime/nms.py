@@ -3,7 +3,9 @@
 The one meaning, all in float32:
 
 1. A row with NaN or infinity in any column does not exist.
-2. ``score = obj * cls`` (``cls`` alone without objectness); a row has one label, its best class, the lowest at a tie.
+2. ``score = min(obj * cls, obj)`` (``cls`` alone without objectness); a row has one label, the class of its highest
+   product, the lowest at a tie. Of probabilities the minimum is the product, rounding included; it says that a row
+   whose objectness is not over the threshold is no candidate, so that its classes need not be read.
 3. Candidates have ``score > conf``; the best ``pre_nms_topk`` of them go on, at equal scores the lower row first.
 4. In that order each row is kept unless a kept row of the same label has
    ``inter / (area_a + area_b - inter) > iou``, rounded after each operation and in this order, without a fused
@@ -72,20 +74,20 @@ def numpy_nms(rows: Array, layout: RawRows, thresholds: Thresholds) -> Kept:
 
 def _candidates(rows: Array, layout: RawRows, conf: np.float32) -> tuple[Array, Array, Array]:
     """Rows with a score over ``conf``, in row order: their numbers, scores and labels (rows with NaN may be left)."""
-    products = rows[:, slice(*layout.cls)].astype(np.float32, copy=False)
-    index = None
-    if layout.obj is not None:
+    products = rows[:, slice(*layout.cls)]
+    if layout.obj is None:
+        products = products.astype(np.float32, copy=False)
+        scores = products[:, 0] if products.shape[1] == 1 else products.max(axis=1)
+        index = over = np.flatnonzero(scores > conf)
+    else:
         obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
-        # Where every class value is at most 1 and no objectness is negative, rounding keeps obj * cls <= obj, so
-        # rows with obj <= conf cannot be candidates and their classes need not be multiplied.
-        if products.shape[1] > 1 and obj.min(initial=0) >= 0 and products.max(initial=0) <= 1:
-            index = np.flatnonzero(obj > conf)
-            products, obj = products[index], obj[index]
-        products = products * obj[:, None]
-    scores = products[:, 0] if products.shape[1] == 1 else products.max(axis=1)
-    over = np.flatnonzero(scores > conf)
-    labels = products[over].argmax(axis=1)
-    return over if index is None else index[over], scores[over], labels
+        index = np.flatnonzero(obj > conf)
+        obj = obj[index]
+        products = products[index].astype(np.float32, copy=False) * obj[:, None]
+        scores = np.minimum(products[:, 0] if products.shape[1] == 1 else products.max(axis=1), obj)
+        over = np.flatnonzero(scores > conf)
+        index = index[over]
+    return index, scores[over], products[over].argmax(axis=1)
 
 
 def _best(scores: Array, count: int) -> Array:

@@ -48,8 +48,9 @@ def reference(rows: Rows, layout: RawRows, thresholds: Thresholds) -> list[Kept]
                 continue
             scores = [value if layout.obj is None else row[layout.obj[0]] * value for value in row[slice(*layout.cls)]]
             label = max(range(len(scores)), key=lambda c: (scores[c], -c))
-            if scores[label] > F(thresholds.conf):
-                candidates.append(Kept(number, label, float(scores[label])))
+            score = scores[label] if layout.obj is None else min(scores[label], row[layout.obj[0]])
+            if score > F(thresholds.conf):
+                candidates.append(Kept(number, label, float(score)))
         candidates.sort(key=lambda k: (-k.score, k.row))
         kept: list[Kept] = []
         for one in candidates[: thresholds.pre_nms_topk]:
@@ -113,9 +114,10 @@ def _scores() -> list[Case]:
         _case("nothing over the threshold", [_far(0, 0.5, 0.4), _far(1, 0, 1)], ()),
         _case("a score equal to the threshold is not over it", [_far(0, 0.5, 0.5), _far(1, 1, 0.2500001)], (1,)),
         _case("objectness over 1", [_far(0, 4, 0.1), _far(1, 2, 0.1), _far(2, 0.3, 0.9)], (0, 2)),
-        _case("classes over 1 lift a low objectness", [_far(0, 0.1, 5, 0), _far(1, 0.2, 0, 0.5)], (0,), TWO_CLASSES),
-        _case("two negatives make a score", [_far(0, -1, -0.5, 0.5), _far(1, -1, 0.5, 0.5)], (0,), TWO_CLASSES),
-        _case("the score may overflow", [_far(0, 1e30, 1), _far(1, 1e30, 1e30)], (1, 0)),
+        _case("classes over 1 do not lift an objectness", [_far(0, 0.1, 5, 0), _far(1, 0.5, 0, 9)], (1,), TWO_CLASSES),
+        _case("a class over 1 scores the objectness", [_far(0, 0.5, 1), _far(1, 0.5, 9), _far(2, 0.6, 2)], (2, 0, 1)),
+        _case("two negatives make no score", [_far(0, -1, -0.5, 0.5), _far(1, -1, -1, -1)], (), TWO_CLASSES),
+        _case("the product may overflow", [_far(0, 1e30, 1), _far(1, 1e30, 1e30), _far(2, 1e31, 1)], (2, 0, 1)),
         _case(
             "a threshold of 0 keeps denormal scores, not zeros",
             [_far(0, 1e-42, 1), _far(1, 0, 1), _far(2, 1e-30, 1e-30)],

@@ -63,28 +63,80 @@ inline float highest_class(const T* cls, int32_t count) {
   return best[0];
 }
 
-// Whether a row can be a candidate, and its score. Rounding keeps the order of products with one factor that is not
-// negative, so the highest class gives the highest score; a negative objectness takes the definition's own loop.
+// As is_whole of kernel.cuh, without a way out in the middle, so that a compiler can use vectors.
 template <typename T>
-inline bool is_candidate_quickly(const T* row, const Layout& layout, float conf, float* score) {
-  if (layout.num_classes == 1) {
-    *score = score_of_class(row, layout, 0);
-  } else {
-    const float obj = layout.obj < 0 ? 1.0f : widened(row[layout.obj]);
-    if (obj >= 0.0f) {
-      const float cls = highest_class(row + layout.cls, layout.num_classes);
-      *score = layout.obj < 0 ? cls : obj * cls;
-    } else {
-      int32_t label;
-      *score = best_class(row, layout, &label);
+inline bool is_whole_at_once(const T* row, int32_t columns) {
+  int32_t broken = 0;
+  for (int32_t c = 0; c < columns; ++c) broken |= !is_finite(row[c]);
+  return !broken;
+}
+
+// Rows are visited in steps that a processor may not foresee, and each lies in cache lines of its own.
+template <typename T>
+inline void prefetch(const T* values, int32_t count) {
+#if defined(__GNUC__)
+  constexpr int32_t line = 64 / sizeof(T);
+  for (int32_t c = 0; c < count; c += line) __builtin_prefetch(values + c);
+#else
+  (void)values, (void)count;
+#endif
+}
+
+// The numbers of the rows whose objectness is over the threshold, in order; without objectness all of them.
+template <typename T>
+inline int64_t select_by_objectness(
+    const T* rows, int64_t count, int64_t stride, const Layout& layout, float conf, uint64_t* numbers) {
+  constexpr int64_t block = 16;  // rows: most blocks hold none
+  int64_t selected = 0;
+  const auto select = [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      numbers[selected] = static_cast<uint64_t>(i);
+      selected += layout.obj < 0 || widened(rows[i * stride + layout.obj]) > conf;  // nobody can guess it: no branch
     }
+  };
+  const int64_t blocks = layout.obj < 0 ? 0 : count / block * block;
+  for (int64_t i = 0; i < blocks; i += block) {
+    const T* value = rows + i * stride + layout.obj;
+    int32_t hits = 0;
+    for (int64_t k = 0; k < block; ++k) hits |= widened(value[k * stride]) > conf;
+    if (hits) select(i, i + block);
   }
-  return *score > conf && is_whole(row, layout);
+  select(blocks, count);
+  return selected;
+}
+
+// The keys of the candidates of one image, in the order of the rows. A row's number is read before a key can be
+// written over it.
+template <typename T>
+inline int64_t find_candidates(
+    const T* rows, int64_t count, int64_t stride, const Layout& layout, float conf, uint64_t* keys) {
+  constexpr int64_t ahead = 8;
+  const int64_t selected = select_by_objectness(rows, count, stride, layout, conf, keys);
+  int64_t candidates = 0;
+  for (int64_t i = 0; i < selected; ++i) {
+    if (i + ahead < selected) prefetch(rows + keys[i + ahead] * stride, layout.columns);
+    const T* row = rows + keys[i] * stride;
+    float score = highest_class(row + layout.cls, layout.num_classes);
+    if (layout.obj >= 0) {  // rounding keeps the order of products with one positive factor
+      const float obj = widened(row[layout.obj]);
+      score = lesser(obj * score, obj);
+    }
+    const uint32_t number = static_cast<uint32_t>(keys[i]);
+    if (score > conf && is_whole_at_once(row, layout.columns)) keys[candidates++] = key_of(score, number);
+  }
+  return candidates;
 }
 
 // Whether a kept box of the same label overlaps `one` too much; `kept` of them are looked at, whole lanes at a time.
 inline bool is_suppressed(const Box& one, int32_t label, float iou, const Workspace& work, int64_t kept) {
   for (int64_t start = 0; start < kept; start += lanes) {
+    int32_t near = 0;  // most boxes lie apart, and then there is nothing to divide: 0 is over no threshold
+    for (int64_t i = start; i < start + lanes; ++i) {
+      const int32_t same = work.label[i] == label;
+      const int32_t apart = intersection(work.box(i), one) == 0.0f;
+      near |= same & !apart;
+    }
+    if (!near) continue;
     int32_t hits = 0;
     for (int64_t i = start; i < start + lanes; ++i) {
       const int32_t same = work.label[i] == label;
@@ -104,13 +156,7 @@ struct Found {
 // NMS of one image: rows of `stride` values each.
 template <typename T>
 Found run(const T* rows, int64_t count, int64_t stride, const Layout& layout, const Limits& limits, Workspace& work) {
-  int64_t candidates = 0;
-  for (int64_t i = 0; i < count; ++i) {
-    float score;
-    if (is_candidate_quickly(rows + i * stride, layout, limits.conf, &score)) {
-      work.keys[candidates++] = key_of(score, static_cast<uint32_t>(i));
-    }
-  }
+  const int64_t candidates = find_candidates(rows, count, stride, layout, limits.conf, work.keys);
   const int64_t best = std::min<int64_t>(candidates, limits.topk);
   if (best < candidates) {
     std::nth_element(work.keys, work.keys + best, work.keys + candidates, std::greater<uint64_t>());

@@ -64,20 +64,25 @@ DEPLOYKIT_BOTH Layout packed_layout(int32_t num_classes, int32_t num_keypoints, 
   return layout;
 }
 
-// The score of one class of a row.
+// Not fmin and fmax: these compile to one instruction each. Of a NaN nothing follows here: a row that holds one is no
+// candidate, and of infinite corners, whose difference is one, neither suppresses.
+DEPLOYKIT_BOTH float lesser(float a, float b) { return a < b ? a : b; }
+DEPLOYKIT_BOTH float greater(float a, float b) { return a > b ? a : b; }
+
+// The product of one class of a row.
 template <typename T>
-DEPLOYKIT_BOTH float score_of_class(const T* row, const Layout& layout, int32_t index) {
+DEPLOYKIT_BOTH float product_of_class(const T* row, const Layout& layout, int32_t index) {
   const float cls = widened(row[layout.cls + index]);
   return layout.obj < 0 ? cls : widened(row[layout.obj]) * cls;
 }
 
-// The best class of a row, the lowest at a tie, and its score.
+// The best class of a row, the lowest at a tie, and its product.
 template <typename T>
 DEPLOYKIT_BOTH float best_class(const T* row, const Layout& layout, int32_t* label) {
-  float best = score_of_class(row, layout, 0);
+  float best = product_of_class(row, layout, 0);
   *label = 0;
   for (int32_t c = 1; c < layout.num_classes; ++c) {
-    const float score = score_of_class(row, layout, c);
+    const float score = product_of_class(row, layout, c);
     if (score > best) {
       best = score;
       *label = c;
@@ -100,11 +105,18 @@ DEPLOYKIT_BOTH uint64_t key_of(float score, uint32_t row) {
   return static_cast<uint64_t>(bits_of_float(score)) << 32 | (0xffffffffu - row);
 }
 
-// Whether a row is a candidate, and its key.
+// Whether a row is a candidate, and its key. The objectness is looked at first: most rows end there.
 template <typename T>
 DEPLOYKIT_BOTH bool is_candidate(const T* row, const Layout& layout, float conf, uint32_t number, uint64_t* key) {
   int32_t label;
-  const float score = best_class(row, layout, &label);
+  float score;
+  if (layout.obj < 0) {
+    score = best_class(row, layout, &label);
+  } else {
+    const float obj = widened(row[layout.obj]);
+    if (!(obj > conf)) return false;
+    score = lesser(best_class(row, layout, &label), obj);
+  }
   *key = key_of(score, number);
   return score > conf && is_whole(row, layout);
 }
@@ -124,15 +136,14 @@ DEPLOYKIT_BOTH Box corners(const T* row, const Layout& layout) {
   return box;
 }
 
-// Not fmin and fmax: these compile to one instruction each, and where a NaN comes out (infinite corners) nothing is
-// suppressed by either.
-DEPLOYKIT_BOTH float lesser(float a, float b) { return a < b ? a : b; }
-DEPLOYKIT_BOTH float greater(float a, float b) { return a > b ? a : b; }
-
-DEPLOYKIT_BOTH bool overlaps(const Box& a, const Box& b, float iou) {
+DEPLOYKIT_BOTH float intersection(const Box& a, const Box& b) {
   const float width = greater(lesser(a.x2, b.x2) - greater(a.x1, b.x1), 0.0f);
   const float height = greater(lesser(a.y2, b.y2) - greater(a.y1, b.y1), 0.0f);
-  const float inter = width * height;
+  return width * height;
+}
+
+DEPLOYKIT_BOTH bool overlaps(const Box& a, const Box& b, float iou) {
+  const float inter = intersection(a, b);
   const float both = a.area + b.area;
   return inter / (both - inter) > iou;
 }

@@ -81,8 +81,11 @@ def decided(mode: str, images: list[Rows], layout: RawRows, thresholds: Threshol
         with np.errstate(all="ignore"):
             exists = np.isfinite(rows).all(1)
             scores = rows[:, slice(*layout.cls)].astype(np.float32)
-            scores = scores if layout.obj is None else scores * rows[:, layout.obj[0], None].astype(np.float32)
-            assert found["num_candidates"][i, 0] == (exists & (scores.max(1) > np.float32(thresholds.conf))).sum()
+            best = scores.max(1)
+            if layout.obj is not None:
+                obj = rows[:, layout.obj[0]].astype(np.float32)
+                best = np.minimum((scores * obj[:, None]).max(1), obj)
+            assert found["num_candidates"][i, 0] == (exists & (best > np.float32(thresholds.conf))).sum()
             box = rows[:, slice(*layout.box)]
             corners = np.concatenate((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2), 1)
         kept = []
