@@ -10,7 +10,10 @@ the ratio to ours in numpy. Each gets the same array and gives back what is kept
 * the YOLO projects' algorithm, written here from its definition in torch: objectness filter, scores, one class a row,
   sort, boxes moved apart by 4096 pixels a class, greedy NMS. Theirs calls torchvision's compiled NMS at that point;
 * OpenCV's cv2.dnn.NMSBoxesBatched after the same selection in numpy;
-* the operator NmsKpt in ONNX Runtime (where it is built).
+* NMS in the graph, in ONNX Runtime: what ``--nms graph`` and ``--nms basic`` add to a network, from the same rows, and
+  the operator NmsKpt (where it is built). What they save by never decoding most rows is in selection.py.
+
+The floor is one pass over the objectness column in numpy: no NMS of raw rows can do with less.
 """
 
 from __future__ import annotations
@@ -23,16 +26,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx_ir as ir
+import onnxruntime
 import torch
 from interleaved import interleaved
 from pre_post import COCO, POSE, _rows
+from selection import exported
 
 from deploykit.export.native_check import nms_kpt_model
+from deploykit.export.nms_export import NmsMode, NmsPlan
+from deploykit.export.nms_graph import CANDIDATES as NAMES
 from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native import cpu_library, find_library
 from deploykit.runtime.nms import nms, numpy_nms
 from deploykit.runtime.session import Array, open_session
-from deploykit.spec import RawRows, Thresholds
+from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 
 PROBLEMS = {
     "pose, 57375 rows, 1 class, 17 keypoints": (57375, POSE),
@@ -42,7 +50,7 @@ PROBLEMS = {
 }
 CANDIDATES = (0, 50, 500, 3000)
 THRESHOLDS = Thresholds()
-OURS = "ours, numpy"
+OURS, FLOOR, YOLO = "ours, numpy", "floor", "YOLO's, torch"
 
 
 def main() -> None:
@@ -60,16 +68,23 @@ def main() -> None:
             rows = _rows(count, layout, candidates)
             results[name, candidates] = _measured(_variants(rows, layout), args.rounds)
     _print_table(results)
+    print("\nratios to the floor, and how often YOLO's time ours is")
+    for key, times in results.items():
+        over = {name: round(ms / times[FLOOR], 2) for name, ms in times.items() if name.startswith("ours")}
+        print(key, over, {name: round(times[YOLO] / ms, 1) for name, ms in times.items() if name.startswith("ours")})
     if args.plot:
         _draw(results, args.plot)
 
 
 def _variants(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
-    variants: dict[str, Callable[[], object]] = {OURS: lambda: numpy_nms(rows, layout, THRESHOLDS)}
+    variants: dict[str, Callable[[], object]] = {
+        FLOOR: rows[:, 4].max,
+        OURS: lambda: numpy_nms(rows, layout, THRESHOLDS),
+    }
     if cpu_library() is not None:
         variants["ours, native"] = lambda: nms(rows, layout, THRESHOLDS)
     tensor = torch.from_numpy(rows)
-    variants["YOLO's, torch"] = lambda: _yolo_nms(tensor, layout)
+    variants[YOLO] = lambda: _yolo_nms(tensor, layout)
     variants["cv2.dnn"] = lambda: _opencv_nms(rows, layout)
     variants.update(_in_graph(rows, layout))
     return variants
@@ -77,14 +92,32 @@ def _variants(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
 
 def _in_graph(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
     """NMS as part of an ONNX graph: variants by name."""
-    if find_library("onnxruntime") is None:
-        return {}
     points = (layout.keypoints[1] - layout.keypoints[0]) // layout.kpt_dims if layout.keypoints else 0
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "nms.onnx")
-        file.write_bytes(nms_kpt_model(rows.dtype, layout, THRESHOLDS, points))
-        session = open_session(file, provider="cpu")
-    return {"NmsKpt in ONNX Runtime": lambda: session.run({"rows": rows[None]})}
+    variants: dict[str, Callable[[], object]] = {}
+    for mode in ("graph", "basic"):
+        decide = onnxruntime.InferenceSession(
+            _decision(mode, len(rows), layout, points), providers=["CPUExecutionProvider"]
+        )
+        variants[f"--nms {mode}"] = lambda decide=decide: decide.run(None, {"f0": rows[None]})
+    if find_library("onnxruntime") is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "nms.onnx")
+            file.write_bytes(nms_kpt_model(rows.dtype, layout, THRESHOLDS, points))
+            session = open_session(file, provider="cpu")
+        variants["NmsKpt"] = lambda: session.run({"rows": rows[None]})
+    return variants
+
+
+def _decision(mode: NmsMode, count: int, layout: RawRows, points: int) -> bytes:
+    """An ONNX file that takes rows and gives detections, as an export ends."""
+    classes = tuple(map(str, range(layout.cls[1] - layout.cls[0])))
+    output = NmsOutputs(keypoints="keypoints" if points else None)
+    task, keypoints = ("keypoints", KeypointSpec.unnamed(points)) if points else ("detect", None)
+    spec = ModelSpec(task, InputSpec(), output, classes, keypoints, THRESHOLDS)
+    plan = NmsPlan(mode, layout, NAMES if points else NAMES[:-1], THRESHOLDS.pre_nms_topk)
+    model = exported(plan.module(torch.nn.Identity()), [torch.zeros(1, count, layout.columns)], plan.outputs)
+    plan.append(model, spec)
+    return bytes(ir.to_proto(model).SerializeToString())
 
 
 def _yolo_nms(rows: torch.Tensor, layout: RawRows) -> torch.Tensor:
