@@ -116,7 +116,7 @@ def _decision(mode: NmsMode, count: int, layout: RawRows, points: int) -> bytes:
     spec = ModelSpec(task, InputSpec(), output, classes, keypoints, THRESHOLDS)
     plan = NmsPlan(mode, layout, NAMES if points else NAMES[:-1], THRESHOLDS.pre_nms_topk)
     model = exported(plan.module(torch.nn.Identity()), [torch.zeros(1, count, layout.columns)], plan.outputs)
-    plan.append(model, spec)
+    plan.append(model, spec, torch.nn.Identity())
     return bytes(ir.to_proto(model).SerializeToString())
 
 

@@ -1,8 +1,8 @@
 """What choosing the candidates before decoding saves: yolov7-w6-pose at 960 px, from its raw cells to objects.
 
-Three graphs in ONNX Runtime, run in turn on the same raw values of the head (noise): all 57,375 rows decoded and then
-suppressed by numpy, and NMS in the graph, by NonMaxSuppression and by basic operators. The confidence is set so that a
-given number of rows are candidates.
+Graphs in ONNX Runtime, run in turn on the same raw values of the head (noise): all 57,375 rows decoded and then
+suppressed by the runtime; NMS in the graph, by NonMaxSuppression and by basic operators; and, where the library is
+built, DecodeRows and NmsKpt. The confidence is set so that a given number of rows are candidates.
 
     python benchmarks/selection.py [--rounds 20] [--threads 2]
 """
@@ -25,13 +25,15 @@ from interleaved import interleaved
 from torch import nn
 
 from deploykit.export import passes
+from deploykit.export.decode_node import append_decode
 from deploykit.export.nms_export import TRANSLATIONS
-from deploykit.export.nms_graph import CANDIDATES, append_nms
+from deploykit.export.nms_graph import CANDIDATES, append_nms, append_plugin
 from deploykit.export.nms_select import HeadSelection
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import create_model
 from deploykit.runtime.machine import processor_name, versions
-from deploykit.runtime.nms import nms
+from deploykit.runtime.native import find_library
+from deploykit.runtime.nms import numpy_nms
 from deploykit.spec import NmsOutputs
 
 SIDE = 960
@@ -55,7 +57,16 @@ def opened(model: ir.Model, folder: Path, name: str, threads: int) -> onnxruntim
     ir.save(model, folder / f"{name}.onnx")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    if name == "plugin":
+        options.register_custom_ops_library(str(find_library("onnxruntime")))
     return onnxruntime.InferenceSession(str(folder / f"{name}.onnx"), options, providers=["CPUExecutionProvider"])
+
+
+class Same(nn.Module):
+    """The raw values as they are: a graph that only its nodes to come make something of."""
+
+    def forward(self, *features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(f.clone() for f in features)
 
 
 def main() -> None:
@@ -68,7 +79,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     model = create_model("yolov7-w6-pose")
-    head = fuse_model(model.module).model[-1].requires_grad_(False)
+    fused = fuse_model(model.module)
+    head = fused.model[-1].requires_grad_(False)
     head.raw = lambda x, level: x  # the convolutions are not what is measured
     width = head.num_anchors * head.columns
     features = [torch.randn(1, width, SIDE // s, SIDE // s) for s in head.stride]
@@ -90,11 +102,18 @@ def main() -> None:
                 graph = exported(HeadSelection(head, layout, limits.pre_nms_topk), features, CANDIDATES)
                 append_nms(graph, mode, chosen, limits.pre_nms_topk)
                 inside[mode] = opened(graph, folder, mode, args.threads)
+            if find_library("onnxruntime") is not None:
+                graph = exported(Same(), features, tuple(f"level_{i}" for i in range(len(features))))
+                append_decode(graph, fused, layout)
+                append_plugin(graph, layout, chosen)
+                inside["plugin"] = opened(graph, folder, "plugin", args.threads)
             ways = {
-                "all rows, numpy NMS": lambda t=chosen.thresholds: nms(every.run(None, feed)[0][0], layout, t),
+                "all rows, numpy NMS": lambda t=chosen.thresholds: numpy_nms(every.run(None, feed)[0][0], layout, t),
                 "NMS in the graph": lambda s=inside["graph"]: s.run(None, feed),
                 "basic operators": lambda s=inside["basic"]: s.run(None, feed),
             }
+            if "plugin" in inside:
+                ways["DecodeRows and NmsKpt"] = lambda s=inside["plugin"]: s.run(None, feed)
             kept = len(ways["all rows, numpy NMS"]().rows)
             found = [int(s.run(["num_dets"], feed)[0][0, 0]) for s in inside.values()]
             times = interleaved(ways, args.rounds, warmup=2)

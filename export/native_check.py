@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +21,7 @@ from deploykit.runtime.nms import Kept, numpy_nms
 from deploykit.runtime.session import Array, open_session
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 
-__all__ = ["Check", "check_libraries", "expected_outputs", "nms_kpt_model"]
+__all__ = ["Check", "check_libraries", "decode_rows_model", "decoded_rows", "expected_outputs", "nms_kpt_model"]
 
 POINTS = 3
 LAYOUT = RawRows(cls=(5, 7), keypoints=(7, 16))
@@ -80,6 +80,49 @@ def expected_outputs(rows: Array, layout: RawRows, thresholds: Thresholds, point
     return out
 
 
+def decoded_rows(levels: Sequence[Array], strides: Sequence[int], anchors: Array, classes: int, points: int) -> Array:
+    """What the node DecodeRows must give, in float64: ``(B, N, 5 + classes + 3 * points)``.
+
+    ``levels`` are ``(B, A * columns, H, W)``, ``anchors`` ``(levels, A, 2)`` in pixels.
+    """
+    rows = []
+    for level, stride, sides in zip(levels, strides, anchors, strict=True):
+        batch, _, height, width = level.shape
+        raw = level.astype(np.float64).reshape(batch, len(sides), -1, height, width).transpose(0, 1, 3, 4, 2)
+        y, x = np.mgrid[:height, :width]
+        corner = (np.stack((x, y), -1) - 0.5) * stride
+        sure = 1 / (1 + np.exp(-raw))
+        its_points = raw[..., 5 + classes :].reshape(*raw.shape[:4], points, 3).copy()
+        its_points[..., :2] = its_points[..., :2] * 2 * stride + corner[:, :, None]
+        its_points[..., 2] = 1 / (1 + np.exp(-its_points[..., 2]))
+        box = sure[..., :2] * 2 * stride + corner, 4 * sure[..., 2:4] ** 2 * sides[:, None, None]
+        parts = (*box, sure[..., 4 : 5 + classes], its_points.reshape(*raw.shape[:4], -1))
+        rows.append(np.concatenate(parts, -1).reshape(batch, -1, raw.shape[-1]))
+    return np.concatenate(rows, 1)
+
+
+HEAD: dict[str, Any] = {
+    "strides": (8, 16),
+    "anchors": np.array([[[10, 13], [16, 30]], [[62, 45], [59, 119]]], np.float32),
+    "classes": 2,
+    "points": 3,
+}
+
+
+def _levels() -> Iterator[list[Array]]:
+    """Raw values of a head of two levels, far from and close to 0, for :data:`HEAD`."""
+    for scale in (1, 20):
+        rng = np.random.default_rng(scale)
+        levels = [(scale * rng.standard_normal((2, 32, *size))).astype(np.float32) for size in ((5, 7), (3, 4))]
+        yield levels
+        yield [level.astype(np.float16) for level in levels]
+
+
+def _is_decoded(found: Array, levels: Sequence[Array]) -> bool:
+    expected = decoded_rows(levels, **HEAD)
+    return found.shape == expected.shape and bool((np.abs(found - expected) <= 1e-5 + 1e-6 * np.abs(expected)).all())
+
+
 def _differences(found: dict[str, Array], expected: dict[str, Array]) -> list[str]:
     names = [n for n, e in expected.items() if n not in found or found[n].shape != e.shape or (found[n] != e).any()]
     return names + [name for name in found if name not in expected]
@@ -88,7 +131,7 @@ def _differences(found: dict[str, Array], expected: dict[str, Array]) -> list[st
 def _compared(name: str, runs: int, wrong: list[str]) -> Check:
     if wrong:
         return Check(name, False, f"{', '.join(sorted(set(wrong)))} differ from the numpy reference: build it again")
-    return Check(name, True, f"{runs} comparisons with the numpy reference, all equal")
+    return Check(name, True, f"{runs} comparisons with the numpy reference, all agree")
 
 
 def _cpu(name: str) -> Check:
@@ -137,6 +180,13 @@ def _onnxruntime(name: str) -> Check:
                 found = session.run({"rows": rows})
             wrong += _differences(found, expected_outputs(rows, LAYOUT, THRESHOLDS, POINTS))
             runs += 1
+        for levels in _levels():
+            file = Path(folder, f"decode_{levels[0].dtype}.onnx")
+            file.write_bytes(decode_rows_model(levels[0].dtype, **HEAD))
+            with open_session(file, provider="cpu") as session:
+                found = session.run({f"level_{i}": level for i, level in enumerate(levels)})
+            wrong += ["decoded rows"] * (not _is_decoded(found["rows"], levels))
+            runs += 1
     return _compared(name, runs, wrong)
 
 
@@ -149,6 +199,9 @@ def _cuda(name: str) -> Check:
         found = library.nms(rows, LAYOUT, THRESHOLDS, POINTS)
         wrong += _differences(found, expected_outputs(rows, LAYOUT, THRESHOLDS, POINTS))
         runs += 1
+    for levels in _levels():
+        wrong += ["decoded rows"] * (not _is_decoded(library.decode(levels, **HEAD), levels))
+        runs += 1
     for image, letterbox, spec in _pictures():
         found_blob = library.letterbox([image], [letterbox], spec)
         wrong += ["letterbox"] * (not _near(found_blob, blob([letterbox.apply(image)], spec)))
@@ -157,7 +210,7 @@ def _cuda(name: str) -> Check:
 
 
 def _tensorrt(name: str) -> Check:
-    return Check(name, None, "it loads; it runs in TensorRT only, when an engine with the node NmsKpt is built")
+    return Check(name, None, "it loads; it runs in TensorRT only, when an engine with its nodes is built")
 
 
 def nms_kpt_model(dtype: Any, layout: RawRows, thresholds: Thresholds, points: int) -> bytes:
@@ -183,6 +236,32 @@ def nms_kpt_model(dtype: Any, layout: RawRows, thresholds: Thresholds, points: i
     )
     outputs = [helper.make_tensor_value_info(n, kind, ["batch", *sides]) for n, (kind, sides) in shapes.items()]
     graph = helper.make_graph([node], "nms_kpt", [rows], outputs)
+    return _file_of(graph)
+
+
+def decode_rows_model(dtype: Any, strides: Sequence[int], anchors: Array, classes: int, points: int) -> bytes:
+    """An ONNX file of the node DecodeRows alone, from ``level_0``, ``level_1``, ... of any size to ``rows``."""
+    from onnx import helper
+
+    names = [f"level_{i}" for i in range(len(strides))]
+    columns = 5 + classes + 3 * points
+    node = helper.make_node(
+        "DecodeRows", names, ["rows"], domain="deploykit", num_classes=classes, num_keypoints=points,
+        strides=list(strides), anchors=anchors.astype(float).ravel().tolist(), plugin_version="1",
+        plugin_namespace="deploykit",
+    )  # fmt: skip
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    levels = [
+        helper.make_tensor_value_info(name, kind, ["batch", anchors.shape[1] * columns, f"h{i}", f"w{i}"])
+        for i, name in enumerate(names)
+    ]
+    real = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
+    rows = helper.make_tensor_value_info("rows", real, ["batch", "rows", columns])
+    return _file_of(helper.make_graph([node], "decode_rows", levels, [rows]))
+
+
+def _file_of(graph: Any) -> bytes:
+    from onnx import helper
+
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid("deploykit", 1)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return bytes(model.SerializeToString())
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from deploykit.errors import BackendError, SpecError, UsageError
 from deploykit.export.compare import check_expected
+from deploykit.export.decode_node import append_decode, raw_levels, written_out
 from deploykit.export.nms_check import check_detections
 from deploykit.export.nms_graph import CANDIDATES, CONF, IOU, append_nms, append_plugin, check_thresholds
 from deploykit.export.nms_select import RowSelection, best_scores, selecting
@@ -39,24 +40,31 @@ class NmsPlan:
     """What an export does about NMS.
 
     ``layout``: of the rows before it. ``outputs``: the names that are traced. ``candidates``: how many rows NMS looks
-    at (0: all of them).
+    at (0: all of them). ``decodes``: rows are decoded by a node too, and what is traced ends before it.
     """
 
     mode: NmsMode
     layout: RawRows
     outputs: tuple[str, ...]
     candidates: int
+    decodes: bool = False
 
     def module(self, fused: nn.Module) -> nn.Module:
-        """What is traced: the network itself, or the network up to its candidates."""
+        """What is traced: the network itself, or the network up to its candidates or its head's raw values."""
+        if self.decodes:
+            levels = raw_levels(fused)
+            assert levels is not None
+            return levels[0]
         if not self.candidates:
             return fused
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
             return _First(selecting(fused, self.layout, self.candidates), len(self.outputs))
         return _First(nn.Sequential(fused, RowSelection(self.layout, self.candidates)), len(self.outputs))
 
-    def append(self, graph: ir.Model, spec: ModelSpec) -> None:
-        """Add NMS to the traced graph."""
+    def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
+        """Add NMS to the graph that was traced of ``fused``."""
+        if self.decodes:
+            append_decode(graph, fused, self.layout)
         if self.mode == "plugin":
             append_plugin(graph, self.layout, spec)
         elif self.mode != "none":
@@ -79,28 +87,41 @@ class NmsPlan:
     def _check_plugin(
         self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None]
     ) -> ParityReport:
-        """Compare the rows before the node, and what it finds in them where a library has it."""
-        before = _without_node(file)
-        try:
-            with open_session(before, provider="cpu") as session:
-                rows = replace(spec, output=self.layout)
-                parity = check_expected(expected, file.name, session, rows, on_step=on_step)
-        finally:
-            before.unlink()
+        """Compare the rows before NmsKpt, and what it finds in them where a library has it."""
         try:
             whole = ort.open_session(file, provider="cpu")
         except BackendError:
+            parity = self._check_rows(expected, file, spec, on_step, native=False)
             note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
+            if self.decodes:
+                note += " (nor DecodeRows, which was written out in ONNX's own operators for the comparison)"
             return replace(parity, notes=(*parity.notes, note))
         with whole:
+            parity = self._check_rows(expected, file, spec, on_step, native=True)
             found = check_detections(expected, file.name, whole, spec, on_step=on_step)
         return replace(parity, matchings=(*parity.matchings, *found.matchings))
 
+    def _check_rows(
+        self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None], native: bool
+    ) -> ParityReport:
+        before = _without_nms(file, native)
+        try:
+            with open_session(before, provider="cpu") as session:
+                rows = replace(spec, output=self.layout)
+                return check_expected(expected, file.name, session, rows, on_step=on_step)
+        finally:
+            before.unlink()
 
-def _without_node(file: Path) -> Path:
-    """The same network without its last node, beside it; its outputs are what the node takes."""
+
+def _without_nms(file: Path, native: bool) -> Path:
+    """The same network without its last node, beside it; its outputs are what the node takes.
+
+    Unless ``native``, nothing in it needs a library.
+    """
     model = onnx.load(str(file), load_external_data=False)
     node = model.graph.node.pop()
+    if not native:
+        model = written_out(model)
     del model.graph.output[:]
     rows = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.input]
     model.graph.output.extend(rows)
@@ -125,7 +146,8 @@ def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Mo
     check_thresholds(thresholds)
     given = replace(spec, output=NmsOutputs(keypoints="keypoints" if spec.keypoints else None))
     if mode == "plugin":
-        return NmsPlan(mode, layout, (layout.name,), 0), given
+        levels = raw_levels(fused)
+        return NmsPlan(mode, layout, levels[1] if levels else (layout.name,), 0, decodes=levels is not None), given
     if spec.input.dynamic == "shape":
         raise UsageError(f"--nms {mode} needs a fixed image size: --dynamic shape goes with --nms none or plugin")
     names = CANDIDATES if spec.keypoints else CANDIDATES[:-1]

@@ -71,7 +71,8 @@ def export_onnx(
         check: False writes the file without proving it, and the report says so.
         exporter: ``dynamo``, or torch's ``legacy`` one (with onnxsim).
         nms: ``none``: raw rows; ``graph``: suppressed in the graph by ONNX's NonMaxSuppression; ``basic``: by basic
-            operators only; ``plugin``: by the node ``deploykit::NmsKpt``. All have one meaning, that of
+            operators only; ``plugin``: by the node ``deploykit::NmsKpt``, after ``deploykit::DecodeRows``
+            where the head is one of anchors. All have one meaning, that of
             :mod:`deploykit.runtime.nms`.
         conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, writing, checking.
@@ -132,7 +133,7 @@ def onnx_from_model(
     clock("fusing")
     fused = fuse_model(model.module)
     plan, spec = plan_of(spec, nms, thresholds or spec.thresholds, fused)
-    if plan.candidates and exporter != "dynamo":
+    if nms != "none" and exporter != "dynamo":
         raise UsageError(f"--nms {nms} needs --exporter dynamo")
     clock("tracing")
     graph = traced(
@@ -141,7 +142,7 @@ def onnx_from_model(
     if simplify:
         clock("simplifying")
         passes.simplify(graph)
-    _finish(graph, spec, plan)
+    _finish(graph, spec, plan, fused)
     weights = {name for name, _ in plan.module(fused).named_parameters()}
     report = ExportReport(
         path=out,
@@ -220,9 +221,9 @@ def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
             )
 
 
-def _finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan) -> None:
+def _finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) -> None:
     """Add NMS, strip, name the dynamic axes, and stamp the spec."""
-    plan.append(graph, spec)
+    plan.append(graph, spec, fused)
     passes.strip(graph)
     canvas = spec.input
     batch: int | str = canvas.batch if canvas.dynamic == "none" else "batch"

@@ -40,7 +40,7 @@ __all__ = [
     "native_nms",
 ]
 
-ABI = 1
+ABI = 2
 """What ``deploykit_abi()`` of a library that fits this code answers; ``abi_number`` in common/portable.h."""
 
 FOLDER = "DEPLOYKIT_PLUGINS"
@@ -48,9 +48,9 @@ SWITCH = "DEPLOYKIT_NATIVE"
 
 LIBRARIES = {
     "cpu": "NMS and letterbox on the CPU",
-    "onnxruntime": "the operator NmsKpt for ONNX Runtime",
-    "cuda": "NMS and letterbox on a GPU",
-    "tensorrt": "the plugin NmsKpt for TensorRT",
+    "onnxruntime": "the operators NmsKpt and DecodeRows for ONNX Runtime",
+    "cuda": "NMS, decoding and letterbox on a GPU",
+    "tensorrt": "the plugins NmsKpt and DecodeRows for TensorRT",
 }
 """What ``deploykit plugins build`` makes, where it finds what is needed."""
 

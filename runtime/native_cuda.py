@@ -1,4 +1,4 @@
-"""NMS and letterbox on a GPU by the CUDA library of ``cpp_plugins``, with host arrays in and out.
+"""NMS, decoding and letterbox on a GPU by the CUDA library of ``cpp_plugins``, with host arrays in and out.
 
 For checks and measurements: a network's output that already lies on the GPU is better served by the TensorRT plugin,
 which runs the same kernels.
@@ -22,6 +22,25 @@ from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, RawRows, Thresholds
 
 __all__ = ["CudaLibrary"]
+
+
+MOST_LEVELS, MOST_ANCHORS = 8, 8  # most_levels and most_anchors of decode/kernel.cuh
+
+
+class Head(ctypes.Structure):
+    """``deploykit::decode::Head``."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("levels", "anchors", "num_classes", "num_keypoints")),
+        ("stride", ctypes.c_float * MOST_LEVELS),
+        ("anchor", ctypes.c_float * (2 * MOST_LEVELS * MOST_ANCHORS)),
+    ]
+
+
+class Grid(ctypes.Structure):
+    """``deploykit::decode::Grid``."""
+
+    _fields_ = [("height", ctypes.c_int32 * MOST_LEVELS), ("width", ctypes.c_int32 * MOST_LEVELS)]
 
 
 class CudaLibrary:
@@ -83,6 +102,43 @@ class CudaLibrary:
         if not points:
             del outputs["keypoints"]
         return outputs
+
+    def decode(
+        self, levels: Sequence[Array], *, strides: Sequence[int], anchors: Array, classes: int, points: int = 0
+    ) -> Array:
+        """The output of the ONNX node DecodeRows (cpp_plugins/decode/README.md) for a batch: rows ``(B, N, columns)``.
+
+        Args:
+            levels: the raw values of an anchor head, each ``(B, A * columns, H, W)`` float32 or float16.
+            strides: network pixels a cell, one a level.
+            anchors: ``(levels, A, 2)`` width and height in pixels.
+            classes: C.
+            points: K.
+
+        Raises:
+            BackendError: the kernel does not start.
+        """
+        count, each = anchors.shape[:2]
+        room = np.zeros((MOST_LEVELS, MOST_ANCHORS, 2), np.float32)
+        room[:count, :each] = anchors
+        head = Head(count, each, classes, points, (ctypes.c_float * MOST_LEVELS)(*strides))
+        head.anchor[:] = room.ravel().tolist()
+        grid = Grid()
+        for i, level in enumerate(levels):
+            grid.height[i], grid.width[i] = level.shape[2:]
+        cells = sum(level.shape[2] * level.shape[3] for level in levels)
+        out = np.empty((len(levels[0]), each * cells, 5 + classes + 3 * points), np.float32)
+        with _Device(self._gpu) as device:
+            pointers = [device.copy(level) for level in levels]
+            pointer = device.room(out.nbytes)
+            code = self._library.deploykit_decode_cuda(
+                (ctypes.c_void_p * count)(*pointers), levels[0].dtype == np.float16, len(out), ctypes.byref(head),
+                ctypes.byref(grid), ctypes.c_void_p(pointer), ctypes.c_void_p(device.handle),
+            )  # fmt: skip
+            _check(code, "decoding")
+            if out.size:
+                device.fetch(out, pointer)
+        return out
 
     def letterbox(
         self, images: Sequence[Array], letterboxes: Sequence[Letterbox], spec: InputSpec, dtype: Any = np.float32

@@ -19,7 +19,9 @@ __all__ = ["OrtSession", "open_session"]
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
-NEEDS_OURS = "deploykit:NmsKpt("  # in what ONNX Runtime says of an operator that it does not know
+NEEDS_OURS = re.compile(
+    r"deploykit:(NmsKpt|DecodeRows)\("
+)  # in what ONNX Runtime says of an operator that it does not know
 SILENT = 4  # ONNX Runtime's log severity: what it would log as an error, it also raises
 
 # ONNX Runtime's names of element types that numpy calls otherwise.
@@ -59,7 +61,7 @@ def open_session(
     try:
         session = _loaded(ort, path, options, wanted)
     except Exception as e:  # ONNX Runtime's exceptions have no base class of their own
-        if NEEDS_OURS not in str(e):
+        if not NEEDS_OURS.search(str(e)):
             raise _refusal(path, e) from e
         _register_ours(path, options)
         try:
@@ -83,7 +85,7 @@ def _register_ours(path: Path, options: Any) -> None:
     library = find_library("onnxruntime")
     if library is None:
         raise BackendError(
-            f"{path} needs the operator deploykit:NmsKpt, whose library is not built (looked for in "
+            f"{path} needs the operators of deploykit (NmsKpt, DecodeRows), whose library is not built (looked for in "
             f"{library_folder()}): deploykit plugins build --onnxruntime FOLDER, or export without --nms plugin"
         )
     try:

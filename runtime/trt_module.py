@@ -32,7 +32,8 @@ def installed() -> tuple[str, ...]:
 
 
 def load_flavour(flavour: Flavour | str) -> Any:
-    """The Python module of a flavour; TensorRT also gets the plugin NmsKpt, where its library is built.
+    """The Python module of a flavour; TensorRT also gets the plugins NmsKpt and DecodeRows, where
+    their library is built.
 
     TensorRT for RTX has no plugins; with one in its registry, reading a graph that needs it ends the process.
 
@@ -69,7 +70,9 @@ def _load_plugin(trt: Any, library: Path) -> None:
         if trt.get_plugin_registry().load_library(str(library)) is not None:
             return
         problem = f"TensorRT {trt.__version__} does not take {library} ({words})"
-    warnings.warn(f"{problem}: deploykit plugins build; models with the node NmsKpt do not load", stacklevel=4)
+    warnings.warn(
+        f"{problem}: deploykit plugins build; models with the nodes NmsKpt and DecodeRows do not load", stacklevel=4
+    )
 
 
 def dtype_name(dtype: Any) -> str:

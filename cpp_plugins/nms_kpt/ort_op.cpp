@@ -1,13 +1,11 @@
 // NmsKpt as a custom operator of ONNX Runtime on the CPU: the same node that the TensorRT plugin is for, by the code of
-// the CPU library. Links to no ONNX Runtime library: the API is handed over when the operator is registered.
-#define ORT_API_MANUAL_INIT
-#include <onnxruntime_cxx_api.h>
-
+// the CPU library.
 #include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "../common/onnxruntime.h"
 #include "attributes.h"
 #include "host.h"
 
@@ -33,7 +31,7 @@ Attributes attributes_of(const OrtKernelInfo* kernel) {
   return attributes;
 }
 
-Ort::Status refusal(const std::string& what) { return Ort::Status(("NmsKpt: " + what).c_str(), ORT_INVALID_ARGUMENT); }
+Ort::Status refusal(const std::string& what) { return deploykit::ort::refusal("NmsKpt", what); }
 
 class Kernel {
  public:
@@ -176,21 +174,7 @@ struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
 
 }  // namespace
 
-DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
-
-DEPLOYKIT_API const char* deploykit_built_with() {
-  static const std::string versions =
-      "ONNX Runtime API " + std::to_string(ORT_API_VERSION) + " headers, " DEPLOYKIT_BUILT_WITH;
-  return versions.c_str();
-}
-
-DEPLOYKIT_API OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
-  const OrtApi* api = base->GetApi(ORT_API_VERSION);
-  if (!api) return base->GetApi(1)->CreateStatus(ORT_FAIL, "NmsKpt was built for a newer ONNX Runtime than this one");
-  Ort::InitApi(api);
+const OrtCustomOp* deploykit::nms::onnxruntime_operator() {
   static const Operator op;
-  static Ort::CustomOpDomain domain("deploykit");
-  static const bool added = (domain.Add(&op), true);
-  (void)added;
-  return api->AddCustomOpDomain(options, domain);
+  return &op;
 }

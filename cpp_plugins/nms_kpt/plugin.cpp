@@ -1,42 +1,26 @@
-// NmsKpt as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11. Links to no TensorRT library: what it
-// needs of one comes through virtual functions, and TensorRT finds the creator through getCreators.
-#include <NvInfer.h>
-#include <NvInferPlugin.h>
-
+// NmsKpt as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11.
 #include <array>
-#include <cstdio>
-#include <cstring>
 #include <memory>
 #include <new>
-#include <string>
-#include <vector>
 
+#include "../common/tensorrt.h"
 #include "attributes.h"
 #include "launch.h"
 
 namespace {
 
 using deploykit::nms::Attributes;
+using deploykit::trt::plugin_namespace;
+using deploykit::trt::plugin_version;
+using deploykit::trt::read_field;
 using nvinfer1::DataType;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
 
 constexpr char plugin_name[] = "NmsKpt";
-constexpr char plugin_version[] = "1";
-constexpr char plugin_namespace[] = "deploykit";
 
-nvinfer1::ILoggerFinder* logger_finder = nullptr;
-
-void report(const std::string& what) noexcept {
-  const std::string line = "NmsKpt: " + what;
-  nvinfer1::ILogger* logger = logger_finder ? logger_finder->findLogger() : nullptr;
-  if (logger) {
-    logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
-  } else {
-    std::fprintf(stderr, "%s\n", line.c_str());
-  }
-}
+void report(const std::string& what) noexcept { deploykit::trt::report(plugin_name, what); }
 
 // The fields in the order of Attributes; serialised and read back under the names of the ONNX attributes.
 struct Fields {
@@ -64,49 +48,6 @@ struct Fields {
   Fields(const Fields&) = delete;
   Fields& operator=(const Fields&) = delete;
 };
-
-bool read_number(const PluginField& field, float* value) {
-  if (field.length != 1 || !field.data) return false;
-  if (field.type == PluginFieldType::kFLOAT32) {
-    std::memcpy(value, field.data, sizeof *value);
-    return true;
-  }
-  if (field.type == PluginFieldType::kFLOAT64) {
-    double wide;
-    std::memcpy(&wide, field.data, sizeof wide);
-    *value = static_cast<float>(wide);
-    return true;
-  }
-  return false;
-}
-
-bool read_number(const PluginField& field, int32_t* value) {
-  if (field.length != 1 || !field.data) return false;
-  if (field.type == PluginFieldType::kINT32) {
-    std::memcpy(value, field.data, sizeof *value);
-    return true;
-  }
-  if (field.type == PluginFieldType::kINT64) {
-    int64_t wide;
-    std::memcpy(&wide, field.data, sizeof wide);
-    *value = static_cast<int32_t>(wide);
-    return *value == wide;
-  }
-  return false;
-}
-
-template <typename Number>
-void read_field(const PluginFieldCollection& given, const char* name, Number* value, std::string* problem) {
-  for (int32_t i = 0; i < given.nbFields; ++i) {
-    const PluginField& field = given.fields[i];
-    if (!field.name || std::strcmp(field.name, name) != 0) continue;
-    if (!read_number(field, value)) {
-      *problem = std::string("attribute ") + name + " has another type than README.md says";
-    }
-    return;
-  }
-  *problem = std::string("attribute ") + name + " is missing";
-}
 
 // What is wrong with the attributes given, or nothing; unknown ones, such as plugin_version, are not looked at.
 std::string read_attributes(const PluginFieldCollection* given, Attributes* into) {
@@ -276,17 +217,7 @@ class NmsKptCreator final : public nvinfer1::IPluginCreatorV3One {
 
 }  // namespace
 
-DEPLOYKIT_API const char* deploykit_built_with() {
-  static const std::string versions = "TensorRT " + std::to_string(NV_TENSORRT_MAJOR) + "." +
-                                      std::to_string(NV_TENSORRT_MINOR) + " headers, " DEPLOYKIT_BUILT_WITH;
-  return versions.c_str();
-}
-
-DEPLOYKIT_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { logger_finder = finder; }
-
-DEPLOYKIT_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+nvinfer1::IPluginCreatorInterface* deploykit::nms::creator() {
   static NmsKptCreator creator;
-  static nvinfer1::IPluginCreatorInterface* const creators[] = {&creator};
-  count = 1;
-  return creators;
+  return &creator;
 }

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("none", "graph", "basic", "plugin"),
         default="none",
         help="where overlaps are suppressed: none: by whoever runs it; graph: ONNX's NonMaxSuppression; basic: basic "
-        "operators only (TensorRT for RTX); plugin: the node deploykit::NmsKpt (default none)",
+        "operators only (TensorRT for RTX); plugin: nodes of the native libraries (default none)",
     )
     group.add_argument("--conf", type=float, metavar="X", help="keep scores above this (default: the model's own)")
     group.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (default: the model's own)")

@@ -56,8 +56,11 @@ struct Builder final : nv::IExprBuilder, nv::apiv::VExprBuilder {
     return &sides.back();
   }
   const nv::IDimensionExpr* operation(
-      nv::DimensionOperation, const nv::IDimensionExpr&, const nv::IDimensionExpr&) override {
-    std::abort();
+      nv::DimensionOperation op, const nv::IDimensionExpr& a, const nv::IDimensionExpr& b) override {
+    EXPECT(op == nv::DimensionOperation::kSUM || op == nv::DimensionOperation::kPROD);
+    const int64_t x = a.getConstantValue(), y = b.getConstantValue();
+    sides.emplace_back(op == nv::DimensionOperation::kSUM ? x + y : x * y, a.isConstant() && b.isConstant());
+    return &sides.back();
   }
   const nv::IDimensionExpr* declareSizeTensor(
       int32_t, const nv::IDimensionExpr&, const nv::IDimensionExpr&) override {
@@ -120,15 +123,15 @@ nv::DynamicPluginTensorDesc described(nv::DataType type, std::vector<int64_t> si
   return tensor;
 }
 
-void check_creator(nv::IPluginCreatorV3One* creator) {
-  EXPECT(!std::strcmp(creator->getPluginName(), "NmsKpt"));
+void check_creator(nv::IPluginCreatorV3One* creator, const char* name, const char* fields) {
+  EXPECT(!std::strcmp(creator->getPluginName(), name));
   EXPECT(!std::strcmp(creator->getPluginVersion(), "1"));
   EXPECT(!std::strcmp(creator->getPluginNamespace(), "deploykit"));
   const nv::PluginFieldCollection* names = creator->getFieldNames();
   std::string text;
   for (int32_t i = 0; i < names->nbFields; ++i) text += std::string(i ? " " : "") + names->fields[i].name;
-  EXPECT(text == "conf iou max_det pre_nms_topk num_classes num_keypoints kpt_dims has_obj");
-  std::printf("creator: NmsKpt 1 deploykit; fields: %s\n", text.c_str());
+  EXPECT(text == fields);
+  std::printf("creator: %s 1 deploykit; fields: %s\n", name, text.c_str());
 }
 
 void check_shapes(nv::IPluginCreatorV3One* creator, int32_t keypoints, const std::string& expected) {
@@ -257,6 +260,110 @@ void check_errors(nv::IPluginCreatorV3One* creator, Logger& logger) {
   EXPECT(logger.last == "NmsKpt: one input and 6 outputs are expected, got 1 and 5");
 }
 
+// ---- DecodeRows
+
+struct DecodeValues {
+  int32_t num_classes = 2, num_keypoints = 3;
+  std::vector<int32_t> strides{8, 16};
+  std::vector<float> anchors{10, 13, 16, 30, 62, 45, 59, 119};
+
+  std::vector<nv::PluginField> fields() const {
+    using Type = nv::PluginFieldType;
+    return {{"anchors", anchors.data(), Type::kFLOAT32, static_cast<int32_t>(anchors.size())},
+        {"plugin_version", "1", Type::kCHAR, 1}, {"num_keypoints", &num_keypoints, Type::kINT32, 1},
+        {"strides", strides.data(), Type::kINT32, static_cast<int32_t>(strides.size())},
+        {"num_classes", &num_classes, Type::kINT32, 1}, {"plugin_namespace", "deploykit", Type::kCHAR, 9}};
+  }
+};
+
+void check_decode_shapes(nv::IPluginCreatorV3One* creator) {
+  const Plugin made(make(creator, DecodeValues().fields()));
+  EXPECT(made.build && made.build->getNbOutputs() == 1);
+  if (!made.build) return;
+  Builder builder;
+  const Side batch(-1, false), channels(32), eight(8), four(4);
+  nv::DimsExprs inputs[2]{};
+  const Side* sides[2][4] = {{&batch, &channels, &eight, &eight}, {&batch, &channels, &four, &four}};
+  for (int32_t i = 0; i < 2; ++i) {
+    inputs[i].nbDims = 4;
+    for (int32_t d = 0; d < 4; ++d) inputs[i].d[d] = sides[i][d];
+  }
+  nv::DimsExprs output{};
+  nv::IExprBuilder& base = builder;
+  EXPECT(made.build->getOutputShapes(inputs, 2, nullptr, 0, &output, 1, base) == 0);
+  EXPECT(shape_of(output) == "batchx160x16");
+  const nv::DataType halves[] = {nv::DataType::kHALF, nv::DataType::kHALF};
+  nv::DataType type{};
+  EXPECT(made.build->getOutputDataTypes(&type, 1, halves, 2) == 0 && type == nv::DataType::kFLOAT);
+  std::printf("rows of two levels, 8x8 and 4x4, 2 anchors: %s float32\n", shape_of(output).c_str());
+}
+
+void check_decode_formats(nv::IPluginCreatorV3One* creator) {
+  const Plugin made(make(creator, DecodeValues().fields()));
+  const auto supports = [&](nv::DataType first, nv::DataType second, nv::DataType rows, int32_t position) {
+    const nv::DynamicPluginTensorDesc tensors[] = {
+        described(first, {1, 32, 8, 8}), described(second, {1, 32, 4, 4}), described(rows, {1, 160, 16})};
+    return made.build->supportsFormatCombination(position, tensors, 2, 1);
+  };
+  constexpr auto fp32 = nv::DataType::kFLOAT, fp16 = nv::DataType::kHALF, int8 = nv::DataType::kINT8;
+  for (int32_t position = 0; position < 3; ++position) {
+    EXPECT(supports(fp32, fp32, fp32, position) && supports(fp16, fp16, fp32, position));
+  }
+  EXPECT(!supports(int8, fp32, fp32, 0) && !supports(fp32, fp16, fp32, 1) && !supports(fp16, fp16, fp16, 2));
+  EXPECT(!supports(fp32, fp32, fp32, 3));
+  std::printf("formats: levels all float32 or all float16, rows float32, linear\n");
+}
+
+void check_decode_round_trip(nv::IPluginCreatorV3One* creator) {
+  const Plugin first(make(creator, DecodeValues().fields()));
+  const Plugin cloned(first.runtime->attachToContext(nullptr));
+  const nv::PluginFieldCollection* kept = cloned.runtime->getFieldsToSerialize();
+  const std::vector<nv::PluginField> fields(kept->fields, kept->fields + kept->nbFields);
+  const Plugin second(make(creator, fields, nv::TensorRTPhase::kRUNTIME));
+  EXPECT(second.runtime && fields.size() == 4);
+  if (!second.runtime) return;
+  const nv::PluginFieldCollection* again = second.runtime->getFieldsToSerialize();
+  for (int32_t i = 0; i < again->nbFields; ++i) {
+    EXPECT(!std::strcmp(again->fields[i].name, fields[i].name) && again->fields[i].length == fields[i].length);
+    EXPECT(!std::memcmp(again->fields[i].data, fields[i].data, 4 * fields[i].length));
+  }
+  EXPECT(again->fields[3].length == 8 && static_cast<const float*>(again->fields[3].data)[7] == 119.0f);
+  EXPECT(!std::strcmp(second.core->getPluginName(), "DecodeRows"));
+  const nv::DynamicPluginTensorDesc levels[] = {
+      described(nv::DataType::kFLOAT, {4, 32, 8, 8}), described(nv::DataType::kFLOAT, {4, 32, 4, 4})};
+  const nv::DynamicPluginTensorDesc rows = described(nv::DataType::kFLOAT, {4, 160, 16});
+  EXPECT(second.build->configurePlugin(levels, 2, &rows, 1) == 0);
+  EXPECT(second.build->getWorkspaceSize(levels, 2, &rows, 1) == 0);
+  std::printf("round trip of the fields, and clone\n");
+}
+
+void check_decode_errors(nv::IPluginCreatorV3One* creator, Logger& logger) {
+  DecodeValues values;
+  values.anchors.pop_back();
+  EXPECT(!make(creator, values.fields()));
+  std::printf("error: %s\n", logger.last.c_str());
+  EXPECT(logger.last ==
+         "DecodeRows: attribute anchors must have two numbers for each of 1..8 anchors of 2 levels, got 7");
+  values = DecodeValues();
+  values.strides.clear();
+  EXPECT(!make(creator, values.fields()));
+  EXPECT(logger.last == "DecodeRows: attribute strides must have 1..8 entries, got 0");
+  auto fields = DecodeValues().fields();
+  fields.erase(fields.begin());
+  EXPECT(!make(creator, fields));
+  EXPECT(logger.last == "DecodeRows: attribute anchors is missing");
+  EXPECT(!creator->createPlugin("decode", nullptr, nv::TensorRTPhase::kBUILD));
+  const Plugin made(make(creator, DecodeValues().fields()));
+  const nv::DynamicPluginTensorDesc levels[] = {
+      described(nv::DataType::kFLOAT, {4, 32, 8, 8}), described(nv::DataType::kFLOAT, {4, 33, 4, 4})};
+  const nv::DynamicPluginTensorDesc rows = described(nv::DataType::kFLOAT, {4, 160, 16});
+  EXPECT(made.build->configurePlugin(levels, 2, &rows, 1) != 0);
+  std::printf("error: %s\n", logger.last.c_str());
+  EXPECT(logger.last == "DecodeRows: input 1 must have 32 channels (2 anchors of 16 columns), got 33");
+  EXPECT(made.build->configurePlugin(levels, 1, &rows, 1) != 0);
+  EXPECT(logger.last == "DecodeRows: 2 inputs and one output are expected, got 1 and 1");
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -270,19 +377,26 @@ int main(int, char** arguments) {
   int32_t count = 0;
   using GetCreators = nv::IPluginCreatorInterface* const* (*)(int32_t&);
   auto* creators = reinterpret_cast<GetCreators>(dlsym(library, "getCreators"))(count);
-  EXPECT(count == 1);
-  const nv::InterfaceInfo info = creators[0]->getInterfaceInfo();
-  EXPECT(!std::strcmp(info.kind, "PLUGIN CREATOR_V3ONE"));
+  EXPECT(count == 2);
+  for (int32_t i = 0; i < count; ++i) {
+    EXPECT(!std::strcmp(creators[i]->getInterfaceInfo().kind, "PLUGIN CREATOR_V3ONE"));
+  }
   auto* creator = static_cast<nv::IPluginCreatorV3One*>(creators[0]);
+  auto* decode = static_cast<nv::IPluginCreatorV3One*>(creators[1]);
   std::printf("headers: TensorRT %d.%d\n", NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR);
 
-  check_creator(creator);
+  check_creator(creator, "NmsKpt", "conf iou max_det pre_nms_topk num_classes num_keypoints kpt_dims has_obj");
   check_shapes(creator, 5,
       "batchx1 int32, batchx100x4 float32, batchx100 float32, batchx100 int32, batchx100x5x3 float32, batchx1 int32");
   check_shapes(creator, 0, "batchx1 int32, batchx100x4 float32, batchx100 float32, batchx100 int32, batchx1 int32");
   check_formats(creator);
   check_round_trip(creator);
   check_errors(creator, finder.logger);
+  check_creator(decode, "DecodeRows", "num_classes num_keypoints strides anchors");
+  check_decode_shapes(decode);
+  check_decode_formats(decode);
+  check_decode_round_trip(decode);
+  check_decode_errors(decode, finder.logger);
   std::printf(failures ? "%d failures\n" : "the contract holds\n", failures);
   return failures != 0;
 }

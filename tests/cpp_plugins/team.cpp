@@ -1,4 +1,4 @@
-// The kernels of nms_kpt and letterbox on a CPU: a thread block becomes a team of threads that meet at a barrier, and
+// The kernels of nms_kpt, decode and letterbox on a CPU: a thread block becomes a team of threads that meet at a barrier, and
 // stands behind the C interface of the CUDA library. So the algorithm of the kernels runs, and a thread sanitizer sees
 // where a __syncthreads is missing. As a program (-DTEAM_MAIN) it runs one problem with teams of several sizes.
 #include <pthread.h>
@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "decode/kernel.cuh"
 #include "letterbox/kernel.cuh"
 #include "nms_kpt/kernel.cuh"
 
@@ -39,6 +40,23 @@ uint32_t team_size() {
   return text ? static_cast<uint32_t>(std::atoi(text)) : 4;
 }
 
+// Run `work(team)` on every lane of a team.
+template <typename Work>
+void run_team(Work work) {
+  const uint32_t size = team_size();
+  pthread_barrier_t barrier;
+  pthread_barrier_init(&barrier, nullptr, size);
+  std::vector<std::thread> threads;
+  for (uint32_t lane = 0; lane < size; ++lane) {
+    threads.emplace_back([&, lane] {
+      ThreadTeam team{&barrier, lane, size};
+      work(team);
+    });
+  }
+  for (auto& thread : threads) thread.join();
+  pthread_barrier_destroy(&barrier);
+}
+
 template <typename T>
 void run_image(const T* rows, uint32_t count, const Layout& layout, const Limits& limits, const Outputs& out) {
   std::vector<uint64_t> keys(count);
@@ -51,18 +69,9 @@ void run_image(const T* rows, uint32_t count, const Layout& layout, const Limits
     uint64_t key;
     if (is_candidate(row, layout, limits.conf, number, &key)) keys[found++] = key;
   }
-  const uint32_t size = team_size();
-  pthread_barrier_t barrier;
-  pthread_barrier_init(&barrier, nullptr, size);
-  std::vector<std::thread> threads;
-  for (uint32_t lane = 0; lane < size; ++lane) {
-    threads.emplace_back([&, lane] {
-      ThreadTeam team{&barrier, lane, size};
-      finish_image(team, rows, layout.columns, layout, limits, keys.data(), found, chosen.data(), *scratch, out);
-    });
-  }
-  for (auto& thread : threads) thread.join();
-  pthread_barrier_destroy(&barrier);
+  run_team([&](ThreadTeam& team) {
+    finish_image(team, rows, layout.columns, layout, limits, keys.data(), found, chosen.data(), *scratch, out);
+  });
 }
 
 template <typename T>
@@ -72,6 +81,25 @@ void run_batch(const T* rows, int32_t batch, int32_t count, const Layout& layout
     const Outputs mine = outputs_of_image(out, image, layout, limits);
     run_image(rows + static_cast<size_t>(image) * count * layout.columns, count, layout, limits, mine);
   }
+}
+
+template <typename T>
+void decode_batch(const void* const* levels, int32_t batch, const deploykit::decode::Head& head,
+    const deploykit::decode::Grid& grid, float* rows) {
+  using namespace deploykit::decode;
+  auto scratch = std::make_unique<deploykit::decode::Scratch>();
+  run_team([&](ThreadTeam& team) {
+    for (int32_t image = 0; image < batch; ++image) {
+      for (int32_t level = 0; level < head.levels; ++level) {
+        for (int32_t anchor = 0; anchor < head.anchors; ++anchor) {
+          const auto plane = plane_of(head, grid, level, anchor, image, static_cast<const T*>(levels[level]), rows);
+          for (int32_t first = 0; first < plane.cells; first += tile_cells) {
+            decode_tile(team, head, plane, first, *scratch);
+          }
+        }
+      }
+    }
+  });
 }
 
 template <typename T>
@@ -100,6 +128,16 @@ DEPLOYKIT_API int32_t deploykit_nms_cuda(const void* rows, int32_t half, int32_t
     run_batch(static_cast<const Half*>(rows), batch, count, *layout, *limits, *out);
   } else {
     run_batch(static_cast<const float*>(rows), batch, count, *layout, *limits, *out);
+  }
+  return 0;
+}
+
+DEPLOYKIT_API int32_t deploykit_decode_cuda(const void* const* levels, int32_t half, int32_t batch,
+    const deploykit::decode::Head* head, const deploykit::decode::Grid* grid, float* rows, void*) {
+  if (half) {
+    decode_batch<Half>(levels, batch, *head, *grid, rows);
+  } else {
+    decode_batch<float>(levels, batch, *head, *grid, rows);
   }
   return 0;
 }
@@ -140,6 +178,16 @@ int main() {
     if (deploykit_nms_cuda(rows.data(), 0, 1, count, &layout, &limits, &out, nullptr, nullptr)) return 1;
   }
   std::printf("%d candidates, %d kept\n", candidates[0], num_dets[0]);
+
+  deploykit::decode::Head head{1, 2, 60, 3, {8.0f}, {{{10.0f, 13.0f}, {16.0f, 30.0f}}}};
+  const deploykit::decode::Grid grid{{7}, {9}};
+  const std::vector<float> raw(2 * 74 * 63, 0.5f);
+  std::vector<float> decoded(2 * 63 * 74);
+  const void* const levels[] = {raw.data()};
+  for (int run = 0; run < 20; ++run) {
+    setenv("TEAM_SIZE", std::to_string(2 + run % 7).c_str(), 1);
+    deploykit_decode_cuda(levels, 0, 1, &head, &grid, decoded.data(), nullptr);
+  }
   return 0;
 }
 #endif

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,46 +12,16 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, NotFoundError
 from deploykit.export.native_check import expected_outputs
-from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.image import Letterbox, blob
 from deploykit.runtime.native import FOLDER
-from deploykit.runtime.native_build import build_libraries, source_folder
 from deploykit.runtime.native_cuda import CudaLibrary
 from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
+from tests.cpp_plugins.conftest import compile_team
 from tests.nms_corpus import Case, corpus
 from tests.runtime.cpu_tensorrt import CpuGpu
 
-TEAM = Path(__file__).with_name("team.cpp")
 POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
-
-
-def compiler() -> str:
-    return shutil.which("g++") or shutil.which("c++") or pytest.skip("no C++ compiler")
-
-
-def compile_team(out: Path, *options: str) -> None:
-    command = [compiler(), "-std=c++17", "-ffp-contract=off", f"-I{source_folder().resolve()}", *options, str(TEAM)]
-    subprocess.run([*command, "-o", str(out), "-pthread"], check=True)
-
-
-@pytest.fixture(scope="module", params=["threads", pytest.param("gpu", marks=pytest.mark.gpu)])
-def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CudaLibrary]:
-    """The CUDA library on a GPU, or its algorithm with threads in place of a block's lanes."""
-    folder = tmp_path_factory.mktemp("kernels")
-    if request.param == "threads":
-        file = folder / "libteam.so"
-        compile_team(file, "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
-        gpu = CpuGpu()
-        yield CudaLibrary(gpu, file)
-        assert not gpu.live, "memory was not given back"
-        return
-    gpu_here = open_gpu()
-    major, minor = gpu_here.compute_capability
-    report = build_libraries(folder, only=["cuda"], architectures=[10 * major + minor])
-    if "cuda" not in report.built:
-        pytest.skip(report.said["cuda"])
-    yield CudaLibrary(gpu_here, report.built["cuda"])
 
 
 def check(library: CudaLibrary, rows: Array, layout: RawRows, thresholds: Thresholds, points: int = 0) -> None:

@@ -110,8 +110,8 @@ def test_the_cuda_library_is_built_for_every_architecture(tmp_path: Path, monkey
     assert {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90"} <= set(info.architectures)
     assert re.search(r"for sm 75 80 86 89 90", report.said["cuda"])
     assert symbols(report.built["cuda"], "--defined-only") == {
-        "deploykit_abi", "deploykit_built_with", "deploykit_letterbox_cuda", "deploykit_nms_cuda",
-        "deploykit_nms_cuda_workspace",
+        "deploykit_abi", "deploykit_built_with", "deploykit_decode_cuda", "deploykit_letterbox_cuda",
+        "deploykit_nms_cuda", "deploykit_nms_cuda_workspace",
     }  # fmt: skip
 
 

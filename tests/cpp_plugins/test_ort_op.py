@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,25 +11,11 @@ import pytest
 from deploykit.errors import BackendError
 from deploykit.export.native_check import check_libraries, expected_outputs, nms_kpt_model
 from deploykit.runtime.native import FOLDER
-from deploykit.runtime.native_build import build_libraries
 from deploykit.runtime.session import open_session
 from deploykit.spec import RawRows, Thresholds
 from tests.nms_corpus import Case, corpus
 
 POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The operator's library, in use."""
-    folder = tmp_path_factory.mktemp("onnxruntime")
-    place = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
-    report = build_libraries(folder, only=["onnxruntime"], onnxruntime=Path(place) if place else None)
-    if "onnxruntime" not in report.built:
-        pytest.skip(report.said["onnxruntime"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(FOLDER, str(folder))
-        yield folder
 
 
 def packed(layout: RawRows) -> bool:
@@ -41,7 +25,7 @@ def packed(layout: RawRows) -> bool:
 
 
 @pytest.mark.parametrize("case", [c for c in corpus() if packed(c.layout)], ids=lambda c: c.name)
-def test_the_corpus(library: Path, case: Case, tmp_path: Path) -> None:
+def test_the_corpus(operators: Path, case: Case, tmp_path: Path) -> None:
     width = case.layout.keypoints[1] - case.layout.keypoints[0] if case.layout.keypoints else 0
     points = width // case.layout.kpt_dims
     file = tmp_path / "nms.onnx"
@@ -57,7 +41,7 @@ def test_the_corpus(library: Path, case: Case, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_batches_of_keypoints(library: Path, dtype: type, dims: int, tmp_path: Path) -> None:
+def test_batches_of_keypoints(operators: Path, dtype: type, dims: int, tmp_path: Path) -> None:
     layout = RawRows(cls=(5, 8), keypoints=(8, 8 + 4 * dims), kpt_dims=dims)
     thresholds = Thresholds(conf=0.3, iou=0.4, max_det=30, pre_nms_topk=100)
     file = tmp_path / "nms.onnx"
@@ -73,7 +57,7 @@ def test_batches_of_keypoints(library: Path, dtype: type, dims: int, tmp_path: P
                 np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
-def test_its_outputs_may_feed_other_nodes(library: Path, tmp_path: Path) -> None:
+def test_its_outputs_may_feed_other_nodes(operators: Path, tmp_path: Path) -> None:
     """Of those after the labels the file declares the types, because ONNX Runtime does not ask the operator."""
     model = onnx.load_from_string(nms_kpt_model(np.float32, POSE, Thresholds(), 17))
     graph = model.graph
@@ -105,7 +89,7 @@ def test_its_outputs_may_feed_other_nodes(library: Path, tmp_path: Path) -> None
     ],
     ids=str,
 )
-def test_attributes_that_make_no_sense(library: Path, change: dict[str, float], said: str, tmp_path: Path) -> None:
+def test_attributes_that_make_no_sense(operators: Path, change: dict[str, float], said: str, tmp_path: Path) -> None:
     model = onnx.load_from_string(nms_kpt_model(np.float32, POSE, Thresholds(), 17))
     (node,) = model.graph.node
     for name, value in change.items():
@@ -117,7 +101,7 @@ def test_attributes_that_make_no_sense(library: Path, change: dict[str, float], 
         open_session(file, provider="cpu")
 
 
-def test_rows_of_another_width(library: Path, tmp_path: Path) -> None:
+def test_rows_of_another_width(operators: Path, tmp_path: Path) -> None:
     model = onnx.load_from_string(nms_kpt_model(np.float32, POSE, Thresholds(), 17))
     model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "any"
     file = tmp_path / "any.onnx"
@@ -129,7 +113,7 @@ def test_rows_of_another_width(library: Path, tmp_path: Path) -> None:
         session.run({"rows": np.zeros((1, 2, 56), np.float32)})
 
 
-def test_the_check_of_the_command_line_compares_it(library: Path) -> None:
+def test_the_check_of_the_command_line_compares_it(operators: Path) -> None:
     found = {check.library: check for check in check_libraries()}
     assert found["onnxruntime"].ok, found["onnxruntime"].says
 
@@ -138,7 +122,7 @@ def test_without_the_library_the_error_says_what_to_build(tmp_path: Path, monkey
     monkeypatch.setenv(FOLDER, str(tmp_path))
     file = tmp_path / "nms.onnx"
     file.write_bytes(nms_kpt_model(np.float32, POSE, Thresholds(), 17))
-    with pytest.raises(BackendError, match=r"needs the operator deploykit:NmsKpt, .* deploykit plugins build"):
+    with pytest.raises(BackendError, match=r"operators of deploykit .NmsKpt, DecodeRows., .* deploykit plugins build"):
         open_session(file)
 
 

@@ -98,9 +98,16 @@ def test_compare_takes_rows_and_detections_in_any_mixture(files: dict[str, Expor
         assert sum(m.matched for m in report.matchings) > 10
 
 
-def test_plugin_is_one_node_with_the_frozen_attributes(files: dict[str, ExportReport]) -> None:
+def test_plugin_is_two_nodes_with_the_frozen_attributes(files: dict[str, ExportReport]) -> None:
     model = onnx.load(str(files["plugin"].path))
-    node = model.graph.node[-1]
+    decode, node = list(model.graph.node)[-2:]
+    assert (decode.domain, decode.op_type) == ("deploykit", "DecodeRows")
+    assert {a.name: onnx.helper.get_attribute_value(a) for a in decode.attribute} == {
+        "num_classes": 2, "num_keypoints": 3, "strides": [8, 16], "plugin_version": b"1",
+        "plugin_namespace": b"deploykit",
+        "anchors": [12, 16, 19, 36, 40, 28, 36, 75, 76, 55, 72, 146],
+    }  # fmt: skip
+    assert list(decode.output) == list(node.input)
     assert (node.domain, node.op_type) == ("deploykit", "NmsKpt")
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     assert attributes == {

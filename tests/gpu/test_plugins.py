@@ -1,4 +1,4 @@
-"""The plugin NmsKpt in a TensorRT engine on a GPU, against the numpy reference."""
+"""The plugins NmsKpt and DecodeRows in TensorRT engines on a GPU, against the numpy reference."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploykit.export.native_check import expected_outputs, nms_kpt_model
+from deploykit.export.native_check import HEAD, decode_rows_model, decoded_rows, expected_outputs, nms_kpt_model
 from deploykit.facade import open_session
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.native import FOLDER
@@ -39,8 +39,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_an_engine_gives_what_the_reference_says(plugin: Path, dtype: type, tmp_path: Path) -> None:
+def build(model: bytes, shapes: dict[str, tuple[tuple[int, ...], ...]], file: Path) -> None:
+    """An engine of an ONNX file whose inputs have these smallest, usual and largest shapes."""
     trt, log = load_flavour("tensorrt"), BuildLog()
     sink = logger(trt, log)
     builder = trt.Builder(sink)
@@ -49,16 +49,21 @@ def test_an_engine_gives_what_the_reference_says(plugin: Path, dtype: type, tmp_
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, sink)
-    assert parser.parse(nms_kpt_model(dtype, LAYOUT, THRESHOLDS, POINTS)), log.text()
+    assert parser.parse(model), log.text()
     config, profile = builder.create_builder_config(), builder.create_optimization_profile()
-    shapes = [(batch, count, LAYOUT.columns) for batch, count in ((1, 1), (2, 8400), (8, 57375))]
-    profile.set_shape("rows", *shapes)
+    for name, three in shapes.items():
+        profile.set_shape(name, *three)
     config.add_optimization_profile(profile)
     engine = builder.build_serialized_network(network, config)
     assert engine is not None, log.text()
-    file = tmp_path / "nms.trt"
     file.write_bytes(bytes(engine))
 
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_nms_gives_what_the_reference_says(plugin: Path, dtype: type, tmp_path: Path) -> None:
+    file = tmp_path / "nms.trt"
+    shapes = tuple((batch, count, LAYOUT.columns) for batch, count in ((1, 1), (2, 8400), (8, 57375)))
+    build(nms_kpt_model(dtype, LAYOUT, THRESHOLDS, POINTS), {"rows": shapes}, file)
     rng = np.random.default_rng(0)
     with open_session(file, provider="tensorrt") as session:
         for batch, count in ((1, 1), (1, 300), (8, 8400), (2, 57375), (3, 17)):
@@ -70,3 +75,24 @@ def test_an_engine_gives_what_the_reference_says(plugin: Path, dtype: type, tmp_
             found = session.run({"rows": rows})
             for name, values in expected_outputs(rows, LAYOUT, THRESHOLDS, POINTS).items():
                 np.testing.assert_array_equal(found[name], values, err_msg=f"{name} of {batch} x {count}")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_rows_are_decoded_as_the_reference_says(plugin: Path, dtype: type, tmp_path: Path) -> None:
+    file = tmp_path / "decode.trt"
+    channels = 32
+    shapes = {
+        f"level_{i}": tuple((batch, channels, side * k, side * k) for batch, k in ((1, 1), (2, 4), (8, 10)))
+        for i, side in enumerate((8, 4))
+    }
+    build(decode_rows_model(dtype, **HEAD), shapes, file)
+    rng = np.random.default_rng(0)
+    with open_session(file, provider="tensorrt") as session:
+        for batch, k in ((1, 1), (8, 10), (3, 7)):
+            levels = {
+                f"level_{i}": (6 * rng.standard_normal((batch, channels, side * k, side * k))).astype(dtype)
+                for i, side in enumerate((8, 4))
+            }
+            found = session.run(levels)["rows"]
+            expected = decoded_rows(list(levels.values()), **HEAD)
+            np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-5, err_msg=f"{batch} x {k}")

@@ -1,0 +1,28 @@
+// What the ONNX Runtime operators share. The API is handed over when they are registered: no library is linked to.
+#pragma once
+
+#define ORT_API_MANUAL_INIT
+#include <onnxruntime_cxx_api.h>
+
+#include <string>
+
+#include "portable.h"
+
+namespace deploykit {
+namespace ort {
+
+inline Ort::Status refusal(const char* name, const std::string& what) {
+  return Ort::Status((std::string(name) + ": " + what).c_str(), ORT_INVALID_ARGUMENT);
+}
+
+}  // namespace ort
+
+// The operators, one a folder.
+namespace nms {
+const OrtCustomOp* onnxruntime_operator();
+}
+namespace decode {
+const OrtCustomOp* onnxruntime_operator();
+}
+
+}  // namespace deploykit

@@ -1,0 +1,106 @@
+// What the TensorRT plugins share: names, fields, and how they tell an error.
+#pragma once
+
+#include <NvInfer.h>
+#include <NvInferPlugin.h>
+
+#include <cstdio>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "portable.h"
+
+namespace deploykit {
+namespace trt {
+
+using nvinfer1::PluginField;
+using nvinfer1::PluginFieldCollection;
+using nvinfer1::PluginFieldType;
+
+constexpr char plugin_version[] = "1";
+constexpr char plugin_namespace[] = "deploykit";
+
+inline nvinfer1::ILoggerFinder* logger_finder = nullptr;  // TensorRT's, once it has loaded the library
+
+inline void report(const char* plugin, const std::string& what) noexcept {
+  const std::string line = std::string(plugin) + ": " + what;
+  nvinfer1::ILogger* logger = logger_finder ? logger_finder->findLogger() : nullptr;
+  if (logger) {
+    logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
+  } else {
+    std::fprintf(stderr, "%s\n", line.c_str());
+  }
+}
+
+template <typename Stored>
+inline std::vector<Stored> stored_in(const PluginField& field) {
+  std::vector<Stored> values(field.length);
+  if (!values.empty()) std::memcpy(values.data(), field.data, sizeof(Stored) * values.size());
+  return values;
+}
+
+inline bool read_numbers(const PluginField& field, std::vector<float>* values) {
+  if (field.type == PluginFieldType::kFLOAT32) {
+    *values = stored_in<float>(field);
+    return true;
+  }
+  if (field.type == PluginFieldType::kFLOAT64) {
+    const auto wide = stored_in<double>(field);
+    values->clear();
+    for (const double value : wide) values->push_back(static_cast<float>(value));
+    return true;
+  }
+  return false;
+}
+
+inline bool read_numbers(const PluginField& field, std::vector<int32_t>* values) {
+  if (field.type == PluginFieldType::kINT32) {
+    *values = stored_in<int32_t>(field);
+    return true;
+  }
+  if (field.type == PluginFieldType::kINT64) {
+    const auto wide = stored_in<int64_t>(field);
+    values->clear();
+    for (const int64_t value : wide) {
+      values->push_back(static_cast<int32_t>(value));
+      if (values->back() != value) return false;
+    }
+    return true;
+  }
+  return false;
+}
+
+template <typename Number>
+inline bool read_numbers(const PluginField& field, Number* value) {
+  std::vector<Number> values;
+  if (field.length != 1 || !read_numbers(field, &values)) return false;
+  *value = values[0];
+  return true;
+}
+
+// The field `name` of what was given; `problem` becomes what is wrong with it. `value` is a number or a vector of them.
+template <typename Value>
+inline void read_field(const PluginFieldCollection& given, const char* name, Value* value, std::string* problem) {
+  for (int32_t i = 0; i < given.nbFields; ++i) {
+    const PluginField& field = given.fields[i];
+    if (!field.name || std::strcmp(field.name, name) != 0) continue;
+    if (field.length < 0 || (field.length > 0 && !field.data) || !read_numbers(field, value)) {
+      *problem = std::string("attribute ") + name + " has another type than README.md says";
+    }
+    return;
+  }
+  *problem = std::string("attribute ") + name + " is missing";
+}
+
+}  // namespace trt
+
+// The creators of the plugins, one a folder.
+namespace nms {
+nvinfer1::IPluginCreatorInterface* creator();
+}
+namespace decode {
+nvinfer1::IPluginCreatorInterface* creator();
+}
+
+}  // namespace deploykit

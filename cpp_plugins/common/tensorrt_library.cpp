@@ -1,0 +1,18 @@
+// What TensorRT asks the library for: its creators, once it has been told where errors go. Links to no TensorRT library:
+// what the plugins need of one comes through virtual functions.
+#include "tensorrt.h"
+
+DEPLOYKIT_API const char* deploykit_built_with() {
+  static const std::string versions = "TensorRT " + std::to_string(NV_TENSORRT_MAJOR) + "." +
+                                      std::to_string(NV_TENSORRT_MINOR) + " headers, " DEPLOYKIT_BUILT_WITH;
+  return versions.c_str();
+}
+
+DEPLOYKIT_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { deploykit::trt::logger_finder = finder; }
+
+DEPLOYKIT_API nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) {
+  static nvinfer1::IPluginCreatorInterface* const creators[] = {
+      deploykit::nms::creator(), deploykit::decode::creator()};
+  count = 2;
+  return creators;
+}

@@ -1,0 +1,126 @@
+// DecodeRows as a custom operator of ONNX Runtime on the CPU: the same node that the TensorRT plugin is for.
+#include <string>
+#include <vector>
+
+#include "../common/onnxruntime.h"
+#include "attributes.h"
+#include "host.h"
+
+namespace {
+
+using deploykit::Half;
+using deploykit::decode::Attributes;
+using deploykit::decode::Grid;
+
+Attributes attributes_of(const OrtKernelInfo* kernel) {
+  const Ort::ConstKernelInfo info(kernel);
+  Attributes attributes;
+  attributes.num_classes = static_cast<int32_t>(info.GetAttribute<int64_t>("num_classes"));
+  attributes.num_keypoints = static_cast<int32_t>(info.GetAttribute<int64_t>("num_keypoints"));
+  for (const int64_t stride : info.GetAttributes<int64_t>("strides")) {
+    attributes.strides.push_back(static_cast<int32_t>(stride));
+  }
+  attributes.anchors = info.GetAttributes<float>("anchors");
+  return attributes;
+}
+
+Ort::Status refusal(const std::string& what) { return deploykit::ort::refusal("DecodeRows", what); }
+
+class Kernel {
+ public:
+  explicit Kernel(const Attributes& attributes) : attributes_(attributes) {}
+
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
+    try {
+      Ort::KernelContext context(raw);
+      const int32_t levels = attributes_.levels();
+      if (context.GetInputCount() != static_cast<size_t>(levels)) {
+        return refusal(std::to_string(levels) + " inputs are expected, got " + std::to_string(context.GetInputCount()))
+            .release();
+      }
+      Grid grid{};
+      std::vector<int64_t> first;
+      for (int32_t i = 0; i < levels; ++i) {
+        const auto shape = context.GetInput(i).GetTensorTypeAndShapeInfo().GetShape();
+        if (shape.size() != 4) {
+          return refusal("input " + std::to_string(i) + " must have four axes (batch, channels, height, width), got " +
+                         std::to_string(shape.size()))
+              .release();
+        }
+        const std::string complaint = attributes_.complaint_about(i, shape[1]);
+        if (!complaint.empty()) return refusal(complaint).release();
+        if (first.empty()) first = shape;
+        if (shape[0] != first[0]) return refusal("inputs must have the same batch").release();
+        grid.height[i] = static_cast<int32_t>(shape[2]);
+        grid.width[i] = static_cast<int32_t>(shape[3]);
+      }
+      const auto head = attributes_.head();
+      const std::vector<int64_t> shape{first[0], rows_of(head, grid), columns_of(head)};
+      float* rows = context.GetOutput(0, shape).GetTensorMutableData<float>();
+      switch (context.GetInput(0).GetTensorTypeAndShapeInfo().GetElementType()) {
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: fill<float>(context, grid, first[0], rows); return nullptr;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: fill<Half>(context, grid, first[0], rows); return nullptr;
+        default: return refusal("inputs must all be float32, or all float16").release();
+      }
+    } catch (const std::exception& error) {
+      return refusal(error.what()).release();
+    }
+  }
+
+ private:
+  template <typename T>
+  struct Job {
+    deploykit::decode::Head head;
+    Grid grid;
+    std::vector<const T*> levels;
+    float* rows;
+  };
+
+  // Images and levels are shared by ONNX Runtime's own threads.
+  template <typename T>
+  void fill(Ort::KernelContext& context, const Grid& grid, int64_t batch, float* rows) const {
+    Job<T> job{attributes_.head(), grid, {}, rows};
+    for (int32_t i = 0; i < job.head.levels; ++i) {
+      job.levels.push_back(static_cast<const T*>(context.GetInput(i).GetTensorRawData()));
+    }
+    const auto one = [](void* data, size_t number) {
+      const auto& it = *static_cast<const Job<T>*>(data);
+      const auto level = static_cast<int32_t>(number % it.head.levels);
+      decode_level(it.head, it.grid, level, static_cast<int32_t>(number / it.head.levels), it.levels[level], it.rows);
+    };
+    context.ParallelFor(one, static_cast<size_t>(batch) * job.head.levels, 0, &job);
+  }
+
+  Attributes attributes_;
+};
+
+struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
+  const char* GetName() const { return "DecodeRows"; }
+
+  size_t GetInputTypeCount() const { return 1; }
+  ONNXTensorElementDataType GetInputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
+  OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t) const { return INPUT_OUTPUT_VARIADIC; }
+  bool GetVariadicInputHomogeneity() const { return true; }
+
+  size_t GetOutputTypeCount() const { return 1; }
+  ONNXTensorElementDataType GetOutputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
+
+  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
+    try {
+      const Attributes attributes = attributes_of(info);
+      const std::string complaint = attributes.complaint();
+      if (!complaint.empty()) return refusal(complaint).release();
+      *kernel = new Kernel(attributes);
+    } catch (const std::exception& error) {
+      return refusal(error.what()).release();
+    }
+    return nullptr;
+  }
+};
+
+}  // namespace
+
+const OrtCustomOp* deploykit::decode::onnxruntime_operator() {
+  static const Operator op;
+  return &op;
+}

@@ -1,0 +1,60 @@
+"""The libraries that several files here test, each built once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploykit.runtime.cuda import open_gpu
+from deploykit.runtime.native import FOLDER
+from deploykit.runtime.native_build import build_libraries, source_folder
+from deploykit.runtime.native_cuda import CudaLibrary
+from tests.runtime.cpu_tensorrt import CpuGpu
+
+TEAM = Path(__file__).with_name("team.cpp")
+
+
+def compiler() -> str:
+    return shutil.which("g++") or shutil.which("c++") or pytest.skip("no C++ compiler")
+
+
+def compile_team(out: Path, *options: str) -> None:
+    command = [compiler(), "-std=c++17", "-ffp-contract=off", f"-I{source_folder().resolve()}", *options, str(TEAM)]
+    subprocess.run([*command, "-o", str(out), "-pthread"], check=True)
+
+
+@pytest.fixture(scope="package", params=["threads", pytest.param("gpu", marks=pytest.mark.gpu)])
+def library(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CudaLibrary]:
+    """The CUDA library on a GPU, or its algorithm with threads in place of a block's lanes."""
+    folder = tmp_path_factory.mktemp("kernels")
+    if request.param == "threads":
+        file = folder / "libteam.so"
+        compile_team(file, "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
+        gpu = CpuGpu()
+        yield CudaLibrary(gpu, file)
+        assert not gpu.live, "memory was not given back"
+        return
+    gpu_here = open_gpu()
+    major, minor = gpu_here.compute_capability
+    report = build_libraries(folder, only=["cuda"], architectures=[10 * major + minor])
+    if "cuda" not in report.built:
+        pytest.skip(report.said["cuda"])
+    yield CudaLibrary(gpu_here, report.built["cuda"])
+
+
+@pytest.fixture(scope="package")
+def operators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The library of the operators for ONNX Runtime, in use."""
+    folder = tmp_path_factory.mktemp("onnxruntime")
+    place = os.environ.get("ONNXRUNTIME_INCLUDE_DIR")
+    report = build_libraries(folder, only=["onnxruntime"], onnxruntime=Path(place) if place else None)
+    if "onnxruntime" not in report.built:
+        pytest.skip(report.said["onnxruntime"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(FOLDER, str(folder))
+        yield folder
