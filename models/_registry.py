@@ -78,13 +78,31 @@ def create_model(name: str, *, num_classes: int | None = None) -> ReferenceModel
     """
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"a model has at least 1 class, got {num_classes}")
+    return builder_of(name)(num_classes=num_classes)
+
+
+def builder_of(name: str) -> Builder:
+    """The function that builds a registered model.
+
+    Raises:
+        NotFoundError: there is no model of that name.
+    """
     _load_families()
     builder = _BUILDERS.get(name.replace("-", "_"))
     if builder is None:
         close = difflib.get_close_matches(name.replace("_", "-"), list_models(), n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(list_models())}"
         raise NotFoundError(f"there is no model {name!r}: {hint}")
-    return builder(num_classes=num_classes)
+    return builder
+
+
+def weights_licence(name: str) -> str:
+    """Under which licence the authors of a registered model published its weights; deploykit ships none.
+
+    Raises:
+        NotFoundError: there is no model of that name.
+    """
+    return str(import_module(builder_of(name).__module__).WEIGHTS_LICENCE)
 
 
 def spec_of_model(name: str) -> ModelSpec:

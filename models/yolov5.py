@@ -35,6 +35,7 @@ from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.focus import Focus
 
 FAMILY = "YOLOv5"
+WEIGHTS_LICENCE = "AGPL-3.0; GPL-3.0 before 7.0 and of YOLO-Pose"
 GENERATIONS = {3: "3.0 and 3.1", 5: "4.0 and 5.0", 7: "6.0 to 7.0"}
 """The published layer graphs, and the releases that have them."""
 

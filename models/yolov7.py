@@ -30,6 +30,7 @@ from deploykit.models._row_family import (
 from deploykit.models.layers.anchor_head import IAuxDetect, Keypoint
 
 FAMILY = "YOLOv7"
+WEIGHTS_LICENCE = "GPL-3.0"
 
 ANCHORS_P5 = ((12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146), (142, 110, 192, 243, 459, 401))
 ANCHORS_TINY = ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326))

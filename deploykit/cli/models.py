@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from itertools import groupby
+from typing import Any
 
 from deploykit.cli._display import print_json
 
@@ -13,19 +15,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one model a line, with its task, its default size and where its weights were released."""
-    from deploykit.fetch import RELEASED
-    from deploykit.models._registry import list_models, spec_of_model
-
-    rows = []
-    for name in list_models():
-        spec = spec_of_model(name)
-        rows.append({"name": name, "task": spec.task, "size": spec.input.size[0], "released": name in RELEASED})
+    """Print every family with its models: task, published size, parameters, and whether weights were released."""
+    rows = _rows()
     if args.json:
         print_json(rows)
         return 0
-    width = max(len(str(row["name"])) for row in rows)
-    for row in rows:
-        released = "deploykit fetch" if row["released"] else ""
-        print(f"{row['name']:<{width}}  {row['task']:<9}  {row['size']:>4} px  {released}".rstrip())
+    width = max(len(row["name"]) for row in rows)
+    for (family, licence), models in groupby(rows, lambda row: (row["family"], row["weights_licence"])):
+        print(f"{family} (weights by its authors: {licence})")
+        for row in models:
+            released = "  deploykit fetch" if row["released"] else ""
+            million = f"{row['parameters'] / 1e6:.1f} M"
+            print(f"  {row['name']:<{width}}  {row['task']:<9}  {row['size']:>4} px  {million:>7}{released}")
+    print(
+        "parameters: as the authors' files hold them, batch norms not folded; deploykit fetch: a released file is known"
+    )
     return 0
+
+
+def _rows() -> list[dict[str, Any]]:
+    """One entry a model, ordered by family and name; no weights are made."""
+    import torch
+
+    from deploykit.fetch import RELEASED
+    from deploykit.models._registry import create_model, list_models, weights_licence
+
+    rows = []
+    for name in list_models():
+        with torch.device("meta"):
+            model = create_model(name)
+        rows.append(
+            {
+                "name": name,
+                "family": model.family,
+                "task": model.spec.task,
+                "size": model.spec.input.size[0],
+                "parameters": sum(p.numel() for p in model.module.parameters()),
+                "weights_licence": weights_licence(name),
+                "released": name in RELEASED,
+            }
+        )
+    return sorted(rows, key=lambda row: (row["family"], row["name"]))

@@ -14,10 +14,11 @@ from deploykit.models._registry import list_models
 def test_every_registered_model_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == list_models()
-    pose = next(line for line in lines if line.startswith("yolov7-w6-pose "))
-    assert pose.split()[1:4] == ["keypoints", "960", "px"]
+    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == list_models()
+    pose = next(line for line in lines if line.startswith("  yolov7-w6-pose "))
+    assert pose.split()[1:6] == ["keypoints", "960", "px", "80.2", "M"]
     assert pose.endswith("deploykit fetch")
+    assert "YOLOv7 (weights by its authors: GPL-3.0)" in lines
     assert not any(line != line.rstrip() for line in lines)
 
 
@@ -27,7 +28,11 @@ def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str
     assert err == ""
     found = {entry.pop("name"): entry for entry in json.loads(out)}
     assert sorted(found) == list_models()
-    assert found["yolov7-tiny"] == {"task": "detect", "size": 640, "released": True}
+    assert found["yolov7-tiny"] == {
+        "family": "YOLOv7", "task": "detect", "size": 640, "parameters": 6_227_101, "weights_licence": "GPL-3.0",
+        "released": True,
+    }  # fmt: skip
+    assert all(entry["weights_licence"] for entry in found.values())
 
 
 def test_a_released_file_of_a_models_name_is_one_that_is_built() -> None:
