@@ -20,6 +20,9 @@ from deploykit.runtime.files import existing_file
 __all__ = ["Category", "CocoData", "LabelMap", "Picture", "match_keypoints", "match_labels", "read_coco"]
 
 
+MOST = 2**53  # numbers go to the metric libraries as float64, too
+
+
 @dataclass(frozen=True)
 class Picture:
     """One listed image: its number, its file's name and its (height, width), where the file says it."""
@@ -194,6 +197,8 @@ class _Reader:
         value = entry.get(key) if isinstance(entry, dict) else None
         if not isinstance(value, kind) or isinstance(value, bool):
             raise DataError(f"{self._file}: {where}.{key} must be of type {kind.__name__}, got {_shown(value)}")
+        if isinstance(value, int) and abs(value) > MOST:
+            raise DataError(f"{self._file}: {where}.{key} must be at most {MOST}, got {_shown(value)}")
         return value
 
     def _numbers(self, entry: Any, key: str, where: str) -> list[float]:

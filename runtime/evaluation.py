@@ -124,7 +124,7 @@ def remarks(settings: Settings, counts: Counts) -> list[str]:
         notes.append(f"max_det {settings.max_det} is below the {settings.scored} a picture that COCO counts")
     if counts.truncated:
         notes.append(
-            f"{counts.truncated} pictures had more candidates than NMS looks at ({settings.pre_nms_topk}): the weakest "
-            "were left out"
+            f"more candidates than NMS looks at ({settings.pre_nms_topk}) in {counts.truncated} of {counts.images} "
+            "pictures: the weakest were left out"
         )
     return notes

@@ -169,9 +169,9 @@ def _facts(found: Evaluation, args: argparse.Namespace) -> Iterator[tuple[str, s
     parts += [f"{counts.missing} missing"] if counts.missing else []
     parts += [f"{counts.left_out} left out by --limit"] if counts.left_out else []
     yield "pictures", ", ".join(parts)
-    crowd = f", {counts.crowd} crowd regions ignored" if counts.crowd else ""
+    crowd = f", {counts.crowd} crowd region{'s' * (counts.crowd != 1)} ignored" if counts.crowd else ""
     yield "truth", f"{counts.objects:,} objects of {counts.categories} categories (matched by {used.matched_by}){crowd}"
-    full = f", {counts.full} pictures with as many as max_det allows" if counts.full else ""
+    full = f", {counts.full} picture{'s' * (counts.full != 1)} with as many as max_det allows" if counts.full else ""
     yield "found", f"{counts.detections:,} detections{full}"
     labels = "each class over conf" if used.multi_label else "the best class a box"
     where = " (inside the network)" if used.nms == "graph" else ""

@@ -87,7 +87,7 @@ def test_the_report_says_what_the_numbers_depend_on(
     for part in (
         f"model {model}",
         "pictures 2 of 4 listed, 1 missing, 1 left out by --limit",
-        "truth 4 objects of 2 categories (matched by name), 1 crowd regions ignored",
+        "truth 4 objects of 2 categories (matched by name), 1 crowd region ignored",
         "found 5 detections",
         "thresholds conf 0.001, iou 0.65, max_det 300, each class over conf",
         "pixels the whole canvas of 64x64 (height x width), batch 1",
@@ -108,7 +108,7 @@ def test_keypoints_are_scored_by_default_where_the_spec_is_of_keypoints(
     out, err = capsys.readouterr()
     told = " ".join(out.split())
     assert "keypoints AP 1.0000 mean of the precision, over similarities of 0.50 to 0.95" in told
-    assert "found 6 detections, 1 pictures with as many as max_det allows" in told
+    assert "found 6 detections, 1 picture with as many as max_det allows" in told
     assert "AR1 " not in told
     assert "note: max_det 3 is below the 20 a picture that COCO counts" in err
 

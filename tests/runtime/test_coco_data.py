@@ -72,6 +72,7 @@ Change = Callable[[dict[str, Any]], object]
         (lambda c: c.update(categories=[]), "the list categories is empty"),
         (lambda c: c["images"][1].update(id=1000), "two images share an id"),
         (lambda c: c["images"][1].update(id="7"), r"images\[1\].id must be of type int, got '7'"),
+        (lambda c: c["images"][1].update(id=2**60), r"images\[1\].id must be at most"),
         (lambda c: c["images"][1].update(height=True), r"images\[1\].height must be of type int, got True"),
         (lambda c: c["images"][2].pop("file_name"), r"images\[2\].file_name must be of type str, got nothing"),
         (lambda c: c["images"].append(7), r"images\[4\].file_name must be of type str, got nothing"),

@@ -106,6 +106,21 @@ def test_an_object_without_a_labelled_keypoint_does_not_count_for_keypoints(mode
     assert _evaluated(model, folder, task="detect").counts.objects == 6
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_numbers_from_zero_are_as_good_as_others(model: Path, folder: Folder, engine: str) -> None:
+    for image, number in zip(folder.coco["images"], range(4), strict=True):
+        image["id"] = number
+    for category, number in zip(folder.coco["categories"], range(2), strict=True):
+        category["id"] = number
+    for annotation in folder.coco["annotations"]:
+        annotation["image_id"] = 1000 - annotation["image_id"]
+        annotation["category_id"] = int(annotation["category_id"] == RED_ID)
+    for task in ("detect", "keypoints"):
+        found = _evaluated(model, folder.save(), engine=engine, task=task)
+        assert found.metrics["AP"] == pytest.approx(1)
+        assert (found.counts.objects, found.counts.detections) == (6, 6)
+
+
 def test_nothing_found_scores_zero(model: Path, folder: Folder, tmp_path: Path) -> None:
     black = write_folder(tmp_path / "black", [(), (), (), ()])
     for task, keys in (("detect", BOX_KEYS), ("keypoints", KEYPOINT_KEYS)):
@@ -318,7 +333,7 @@ def test_more_candidates_than_nms_looks_at_are_said(
     monkeypatch.setattr("deploykit.runtime.evaluate.TOPK", 10)
     found = _evaluated(model, folder, task="detect")
     assert (found.counts.truncated, found.counts.detections) == (1, 10)
-    assert "1 pictures had more candidates than NMS looks at (10)" in found.notes[0]
+    assert "more candidates than NMS looks at (10) in 1 of 1 pictures" in found.notes[0]
 
 
 def test_every_picture_gets_the_whole_canvas_unless_rectangles_are_wanted(tmp_path: Path) -> None:

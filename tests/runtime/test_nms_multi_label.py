@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.runtime import nms as nms_module
@@ -43,6 +43,7 @@ def test_any_rows_give_what_the_definition_says_however_many_are_looked_at_first
     assert _kept(found) == reference(*problem, multi_label=True)
 
 
+@settings(max_examples=50)
 @given(problem=problems())
 def test_with_one_class_it_is_the_same_as_with_the_best_label(problem: Problem) -> None:
     rows, layout, thresholds = problem
