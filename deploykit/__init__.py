@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deploykit.export.compare import compare as compare
     from deploykit.export.to_engine import build_engine as build_engine
     from deploykit.export.to_onnx import export_onnx as export_onnx
+    from deploykit.facade import evaluate as evaluate
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
     from deploykit.runtime.predictor import Predictor as Predictor
@@ -31,6 +32,7 @@ _HOME = {
     "Result": "deploykit.runtime.results",
     "build_engine": "deploykit.export.to_engine",
     "compare": "deploykit.export.compare",
+    "evaluate": "deploykit.facade",
     "export_onnx": "deploykit.export.to_onnx",
     "load": "deploykit.facade",
     "open_session": "deploykit.facade",

@@ -23,6 +23,7 @@
       + BackendError               60   an inference backend refused
       |   + DeviceError            61   ... because this machine has no GPU, or another one than is needed
       + FetchError                 70   a download that did not arrive whole
+      + DataError                  80   annotations that cannot be read, or do not fit the model or the pictures
 
 Each message says what was expected, what was found and what to do. Python's own ``SystemExit``
 code 2 (a wrong option) and :class:`UsageError` mean the same thing on purpose.
@@ -41,6 +42,7 @@ __all__ = [
     "ArtefactError",
     "BackendError",
     "CheckpointError",
+    "DataError",
     "DeployError",
     "DeviceError",
     "DiskFullError",
@@ -191,12 +193,20 @@ class FetchError(DeployError):
     exit_code = 70
 
 
+class DataError(DeployError):
+    """A data set whose annotations cannot be read, or do not fit the model or the pictures."""
+
+    exit_code = 80
+
+
 _EXTRAS = {
+    "hotcoco": "eval",
     "onnx": "export",
     "onnx_ir": "export",
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "onnxsim": "export",
+    "pycocotools": "dev",
     "safetensors": "export",
     "torch": "export",
 }

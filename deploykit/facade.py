@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,11 @@ from deploykit.errors import SpecError, UsageError, require
 from deploykit.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from deploykit.runtime.evaluation import Evaluation
     from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.session import Session
 
-__all__ = ["load", "open_session", "read_spec"]
+__all__ = ["evaluate", "load", "open_session", "read_spec"]
 
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
 
@@ -52,6 +54,78 @@ def load(
     except BaseException:
         session.close()
         raise
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str],
+    task: str | None = None,
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+    limit: int | None = None,
+    batch: int | None = None,
+    img: int | Sequence[int] | None = None,
+    rectangles: bool = False,
+    allow_missing: bool = False,
+    engine: str = "hotcoco",
+    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run a model on annotated pictures and score what it finds by COCO's protocol.
+
+    Every picture is put on the whole canvas of the spec's size, whatever kind of model it is, so that the numbers of
+    a checkpoint and of its exports can be compared. docs/evaluation.md says what each number means.
+
+    Args:
+        model: an exported model (``.onnx``, ``.trt``), or a checkpoint, which needs torch.
+        data: annotations in COCO's JSON format.
+        images: the folder that holds the pictures which they list.
+        task: ``detect`` or ``keypoints``; None: the spec's.
+        conf: keep scores above this; None: 0.001, and for a model with NMS inside its own.
+        iou: suppress overlaps above this; None: 0.65, or the model's own.
+        max_det: at most so many objects a picture; None: 300, or the model's own.
+        limit: evaluate only the first so many pictures that are there.
+        batch: pictures in one call of a network with a dynamic batch; None: the spec's preference.
+        img: the canvas in pixels, one side or (height, width), of a network with a dynamic shape; None: the spec's.
+        rectangles: give such a network each picture's own rectangle, as ``load`` does, instead of the whole canvas.
+        allow_missing: leave out listed pictures that are not in the folder, instead of refusing.
+        engine: the library of the metrics, ``hotcoco`` or ``pycocotools``.
+        spec: for a model that does not carry its own.
+        backend: as for :func:`load`.
+        on_progress: told after each picture how many are done, and of how many.
+
+    Raises:
+        NotFoundError: the model, the annotations, the folder or listed pictures are missing.
+        DataError: the annotations cannot be read, or fit neither the model's classes and keypoints nor the pictures.
+        UsageError: a task that the model cannot do, or a threshold that it cannot take.
+        MissingDependencyError: the library of the metrics is not installed.
+    """
+    from deploykit.runtime.evaluate import evaluate_session
+    from deploykit.runtime.session import spec_of
+
+    given = read_spec(spec)
+    with open_session(model, backend=backend) as session:
+        return evaluate_session(
+            session,
+            given or spec_of(session, os.fspath(model)),
+            data,
+            images,
+            task=task,
+            conf=conf,
+            iou=iou,
+            max_det=max_det,
+            limit=limit,
+            batch=batch,
+            img=img,
+            rectangles=rectangles,
+            allow_missing=allow_missing,
+            engine=engine,
+            on_progress=on_progress,
+        )
 
 
 def open_session(

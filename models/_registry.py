@@ -39,6 +39,11 @@ class ReferenceModel:
         """Both sides of the input are multiples of this many pixels."""
         return self.spec.input.fit.stride
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers training changes, batch norms not folded."""
+        return sum(p.numel() for p in self.module.parameters())
+
 
 class Builder(Protocol):
     """A registered variant, for example ``yolov7_w6_pose``."""
@@ -105,10 +110,19 @@ def weights_licence(name: str) -> str:
     return str(import_module(builder_of(name).__module__).WEIGHTS_LICENCE)
 
 
+def outline_of_model(name: str) -> ReferenceModel:
+    """A registered model without the memory of its weights, to look at and not to run.
+
+    Raises:
+        NotFoundError: there is no model of that name.
+    """
+    with torch.device("meta"):
+        return create_model(name)
+
+
 def spec_of_model(name: str) -> ModelSpec:
     """What is known of a registered model, without making its weights."""
-    with torch.device("meta"):
-        return create_model(name).spec
+    return outline_of_model(name).spec
 
 
 def load_model(weights: str | Path, on_step: Callable[[str], None] = lambda _: None) -> ReferenceModel:

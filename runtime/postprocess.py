@@ -31,8 +31,12 @@ class Found:
     candidates: int
 
 
-def found_in(outputs: Mapping[str, Array], slot: int, spec: ModelSpec, thresholds: Thresholds) -> Found:
+def found_in(
+    outputs: Mapping[str, Array], slot: int, spec: ModelSpec, thresholds: Thresholds, *, multi_label: bool = False
+) -> Found:
     """Decode image ``slot`` of a batch, whichever kind of output the spec describes.
+
+    ``multi_label``: a raw row may become an object of each of its classes (:mod:`deploykit.runtime.nms`).
 
     Raises:
         BackendError: an output has another shape than the spec says.
@@ -40,7 +44,8 @@ def found_in(outputs: Mapping[str, Array], slot: int, spec: ModelSpec, threshold
     """
     points = len(spec.keypoints.names) if spec.keypoints else 0
     if isinstance(spec.output, RawRows):
-        return _found_in_rows(_taken(outputs, spec.output.name, slot, (None, None)), spec.output, points, thresholds)
+        rows = _taken(outputs, spec.output.name, slot, (None, None))
+        return _found_in_rows(rows, spec.output, points, thresholds, multi_label)
     if isinstance(spec.output, NmsOutputs):
         return _found_in_nms(outputs, slot, spec.output, points, thresholds)
     raise SpecError(f"boxes come from rows or NMS outputs, but the spec's output is of kind {spec.output.kind!r}")
@@ -58,12 +63,14 @@ def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:
     return boxes, points
 
 
-def _found_in_rows(rows: Array, layout: RawRows, points: int, thresholds: Thresholds) -> Found:
+def _found_in_rows(
+    rows: Array, layout: RawRows, points: int, thresholds: Thresholds, multi_label: bool = False
+) -> Found:
     if rows.shape[1] < layout.columns:
         raise BackendError(
             f"output {layout.name!r} must have {layout.columns} columns a row as the spec says, got {rows.shape[1]}"
         )
-    kept = nms(rows, layout, thresholds)
+    kept = nms(rows, layout, thresholds, multi_label=multi_label)
     keypoints = None
     if layout.keypoints is not None:
         values = rows[kept.rows, slice(*layout.keypoints)].astype(np.float32, copy=False)

@@ -46,6 +46,8 @@ class Predictor:
         iou: suppress overlaps above this instead of the spec's.
         max_det: keep at most so many objects a picture instead of the spec's number.
         batch: pictures in one call of a network with a dynamic batch; None takes the spec's preference.
+        multi_label: an object of each class whose score is over ``conf``, not of the best class alone, as detectors
+            are evaluated; a network with NMS inside has chosen already.
 
     Raises:
         SpecError: the spec is missing, is of a task without boxes, or does not fit the network.
@@ -61,6 +63,7 @@ class Predictor:
         iou: float | None = None,
         max_det: int | None = None,
         batch: int | None = None,
+        multi_label: bool = False,
     ) -> None:
         self.session = session
         self.spec = spec_of(session, "the model") if spec is None else spec
@@ -72,6 +75,7 @@ class Predictor:
         self.batch = self.spec.input.batch if batch is None else batch
         if self.batch < 1 or (self._fixed_batch and self.batch != info.shape[0]):
             raise UsageError(f"this network takes a batch of {info.shape[0] or 'at least 1'}, got {self.batch}")
+        self.multi_label = multi_label
         self._spare: list[Array] = []
 
     @overload  # a str is a sequence of str too, but here it is a name
@@ -173,7 +177,7 @@ class Predictor:
         self, prepared: _Prepared, outputs: dict[str, Array], slot: int, letterbox_ms: float, inference_ms: float
     ) -> Result:
         start = time.perf_counter()
-        found = found_in(outputs, slot, self.spec, self.thresholds)
+        found = found_in(outputs, slot, self.spec, self.thresholds, multi_label=self.multi_label)
         boxes, keypoints = to_source(found, prepared.letterbox)
         frame = prepared.frame
         return Result(

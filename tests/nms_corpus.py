@@ -39,7 +39,7 @@ class Case:
     kept: tuple[int, ...] | None = None
 
 
-def reference(rows: Rows, layout: RawRows, thresholds: Thresholds) -> list[Kept]:
+def reference(rows: Rows, layout: RawRows, thresholds: Thresholds, *, multi_label: bool = False) -> list[Kept]:
     """The definition in single float32 operations, one row and one pair at a time."""
     with np.errstate(all="ignore"):
         candidates = []
@@ -47,11 +47,12 @@ def reference(rows: Rows, layout: RawRows, thresholds: Thresholds) -> list[Kept]
             if not all(np.isfinite(value) for value in row):
                 continue
             scores = [value if layout.obj is None else row[layout.obj[0]] * value for value in row[slice(*layout.cls)]]
-            label = max(range(len(scores)), key=lambda c: (scores[c], -c))
-            score = scores[label] if layout.obj is None else min(scores[label], row[layout.obj[0]])
-            if score > F(thresholds.conf):
-                candidates.append(Kept(number, label, float(score)))
-        candidates.sort(key=lambda k: (-k.score, k.row))
+            best = max(range(len(scores)), key=lambda c: (scores[c], -c))
+            for label in range(len(scores)) if multi_label else (best,):
+                score = scores[label] if layout.obj is None else min(scores[label], row[layout.obj[0]])
+                if score > F(thresholds.conf):
+                    candidates.append(Kept(number, label, float(score)))
+        candidates.sort(key=lambda k: (-k.score, k.row, k.label))
         kept: list[Kept] = []
         for one in candidates[: thresholds.pre_nms_topk]:
             rivals = (k for k in kept if k.label == one.label)

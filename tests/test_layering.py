@@ -94,6 +94,10 @@ def loaded_by(code: str) -> set[str]:
             "import deploykit.runtime.bench, deploykit.runtime.draw, deploykit.facade",
             {"torch", "onnx", "onnxscript"},
         ),
+        (
+            "import deploykit.runtime.evaluate, deploykit.runtime.evaluation",
+            {"torch", "onnx", "onnxruntime", "hotcoco", "pycocotools"},
+        ),
         ("import deploykit.fetch", {"torch", "numpy", "cv2", "rich"}),
         ("import deploykit.models._registry, deploykit.models.yolov7", {"cv2", "onnx", "onnxruntime"}),
         ("from deploykit.cli import _parser; _parser([])", {"torch", "onnx", "numpy", "cv2", "rich"}),

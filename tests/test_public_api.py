@@ -15,6 +15,7 @@ PUBLIC = [
     "Result",
     "build_engine",
     "compare",
+    "evaluate",
     "export_onnx",
     "load",
     "open_session",
@@ -41,6 +42,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     [
         ("load", ["path", "spec", "backend", "conf", "iou", "max_det"]),
         ("export_onnx", ["weights", "img", "batch", "dynamic", "opset", "simplify", "out", "samples", "check"]),
+        (
+            "evaluate",
+            ["model", "data", "images", "task", "conf", "iou", "max_det", "limit", "batch", "img", "rectangles"],
+        ),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
         ("build_engine", ["onnx", "flavour", "out", "profiles", "options", "timing_cache", "spec", "samples"]),
     ],

@@ -35,22 +35,19 @@ def run(args: argparse.Namespace) -> int:
 
 def _rows() -> list[dict[str, Any]]:
     """One entry a model, ordered by family and name; no weights are made."""
-    import torch
-
     from deploykit.fetch import RELEASED
-    from deploykit.models._registry import create_model, list_models, weights_licence
+    from deploykit.models._registry import list_models, outline_of_model, weights_licence
 
     rows = []
     for name in list_models():
-        with torch.device("meta"):
-            model = create_model(name)
+        model = outline_of_model(name)
         rows.append(
             {
                 "name": name,
                 "family": model.family,
                 "task": model.spec.task,
                 "size": model.spec.input.size[0],
-                "parameters": sum(p.numel() for p in model.module.parameters()),
+                "parameters": model.parameters,
                 "weights_licence": weights_licence(name),
                 "released": name in RELEASED,
             }

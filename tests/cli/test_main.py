@@ -29,6 +29,10 @@ OPTIONS = {
         "--engine", "--source", "--batch", "--threads", "--provider", "--duration", "--runs", "--warmup", "--conf",
         "--iou", "--max-det", "--spec", "--json", "--samples",
     },
+    "eval": {
+        "--model", "--data", "--images", "--task", "--limit", "--allow-missing", "--batch", "--img", "--rectangles",
+        "--conf", "--iou", "--max-det", "--engine", "--spec", "--detections", "--per-class", "--json",
+    },
     "compare": {"A", "B", "--sample", "--spec", "--json"},
     "inspect": {"FILE", "--json"},
     "models": {"--json"},

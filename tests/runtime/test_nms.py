@@ -75,7 +75,7 @@ def test_the_corpus_has_cases_that_an_offset_for_each_class_would_decide_otherwi
 
 
 @st.composite
-def _problems(draw: st.DrawFn) -> tuple[Rows, RawRows, Thresholds]:
+def problems(draw: st.DrawFn) -> tuple[Rows, RawRows, Thresholds]:
     """Few positions, few sizes and few scores, so that ties, equal boxes and exact thresholds are common."""
     classes = draw(st.integers(1, 3))
     layout = draw(st.sampled_from([RawRows(cls=(5, 5 + classes)), RawRows(obj=None, cls=(4, 4 + classes))]))
@@ -97,7 +97,7 @@ def _problems(draw: st.DrawFn) -> tuple[Rows, RawRows, Thresholds]:
     return np.concatenate((left, right), axis=1), layout, thresholds
 
 
-@given(problem=_problems(), block=st.sampled_from([1, 2, 3, 64]))
+@given(problem=problems(), block=st.sampled_from([1, 2, 3, 64]))
 def test_any_rows_give_what_the_definition_says_whatever_the_block_size(
     problem: tuple[Rows, RawRows, Thresholds], block: int
 ) -> None:
@@ -109,7 +109,7 @@ def test_any_rows_give_what_the_definition_says_whatever_the_block_size(
         nms_module.BLOCK = usual
 
 
-@given(problem=_problems(), half=st.booleans())
+@given(problem=problems(), half=st.booleans())
 def test_any_rows_give_the_same_bytes_by_the_library(
     native: Path, problem: tuple[Rows, RawRows, Thresholds], half: bool
 ) -> None:

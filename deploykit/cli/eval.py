@@ -1,0 +1,183 @@
+"""``deploykit eval``: how good a model is on annotated pictures."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from deploykit.cli._display import console, print_json, steps
+from deploykit.errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from deploykit.runtime.evaluation import Evaluation
+
+MEANINGS = {
+    "AP": "mean of the precision, over overlaps of 0.50 to 0.95",
+    "AP50": "... at an overlap of 0.50",
+    "AP75": "... at an overlap of 0.75",
+    "APs": "... of objects below 32 x 32 pixels",
+    "APm": "... of 32 x 32 to 96 x 96",
+    "APl": "... of larger ones",
+    "AR1": "share of the objects found, by the best detection of a class in a picture",
+    "AR10": "... by its best 10",
+    "AR100": "... by its best 100",
+    "AR": "share of the objects found, by the best 20 a picture",
+    "AR50": "... at a similarity of 0.50",
+    "AR75": "... at a similarity of 0.75",
+    "ARs": "... of objects below 32 x 32 pixels",
+    "ARm": "... of 32 x 32 to 96 x 96",
+    "ARl": "... of larger ones",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--model", required=True, metavar="FILE", help="an exported model (.onnx, .trt), or a checkpoint (needs torch)"
+    )
+    parser.add_argument("--data", required=True, metavar="FILE", help="annotations in COCO's JSON format")
+    parser.add_argument("--images", required=True, metavar="DIR", help="the folder with the pictures that they list")
+    parser.add_argument("--task", choices=("detect", "keypoints"), help="what is scored (default: the spec's task)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures that are there")
+    parser.add_argument("--allow-missing", action="store_true", help="leave out listed pictures that are not there")
+    parser.add_argument("--batch", type=int, metavar="N", help="pictures a run (default: the model's own)")
+    parser.add_argument(
+        "--img", type=int, nargs="+", metavar="N", help="canvas of a dynamic shape: one side, or height and width"
+    )
+    parser.add_argument(
+        "--rectangles", action="store_true", help="each picture's own rectangle, as predict does, not the whole canvas"
+    )
+    parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (default 0.001)")
+    parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (default 0.65)")
+    parser.add_argument("--max-det", type=int, metavar="N", help="at most so many objects a picture (default 300)")
+    parser.add_argument(
+        "--engine", choices=("hotcoco", "pycocotools"), default="hotcoco", help="the library of the metrics"
+    )
+    parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
+    parser.add_argument("--detections", metavar="OUT", help="write what was scored as a COCO results file")
+    parser.add_argument("--per-class", action="store_true", help="print every class, not only the totals")
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate and print."""
+    # OpenCV's own chatter about a broken picture; what matters of it is said by the error that follows.
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    from deploykit.facade import evaluate
+
+    if args.img is not None and len(args.img) > 2:
+        raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
+    with steps() as on_step:
+        on_step("loading")
+
+        def tell(done: int, total: int) -> None:
+            if done == 1:
+                on_step("evaluating")
+            on_step.share(f"evaluating, {done} of {total} pictures", done / total)
+            if done == total:
+                on_step("scoring")
+
+        found = evaluate(
+            args.model,
+            args.data,
+            images=args.images,
+            task=args.task,
+            conf=args.conf,
+            iou=args.iou,
+            max_det=args.max_det,
+            limit=args.limit,
+            batch=args.batch,
+            img=args.img,
+            rectangles=args.rectangles,
+            allow_missing=args.allow_missing,
+            engine=args.engine,
+            spec=args.spec,
+            on_progress=tell,
+        )
+    if args.detections is not None:
+        _write_detections(found, args.detections)
+    for note in found.notes:
+        print(f"deploykit: note: {note}", file=sys.stderr)
+    if args.json:
+        print_json({"model": args.model, "data": args.data, "images": args.images, **found.to_dict()})
+    else:
+        _print(found, args)
+    return 0
+
+
+def _write_detections(found: Evaluation, place: str) -> None:
+    import json
+    from pathlib import Path
+
+    from deploykit.runtime.files import write_whole
+
+    write_whole(Path(place).expanduser(), json.dumps(found.detections.entries()).encode())
+
+
+def _print(found: Evaluation, args: argparse.Namespace) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column()
+    for name, text in _facts(found, args):
+        facts.add_row(name, escape(text))
+    out = console()
+    out.print(facts)
+    metrics = _table(found.task, "", "")
+    for name, value in found.metrics.items():
+        meaning = MEANINGS[name]
+        if found.task == "keypoints":
+            meaning = meaning.replace("overlaps", "similarities").replace("overlap", "similarity")
+        metrics.add_row(name, _number(value), meaning)
+    out.print()
+    out.print(metrics)
+    if args.per_class:
+        classes = _table("class", "AP", "AP50", "objects", "detections")
+        for name, score in found.per_class.items():
+            counts = (f"{score.objects:,}", f"{score.detections:,}")
+            classes.add_row(escape(name), _number(score.ap), _number(score.ap50), *counts)
+        out.print()
+        out.print(classes)
+
+
+def _table(*heads: Any) -> Table:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i == 0 or (len(heads) == 3 and i == 2) else "right")
+    return table
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if value >= 0 else "none"
+
+
+def _facts(found: Evaluation, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
+    """What a reader must know to judge the numbers, a line each."""
+    counts, used = found.counts, found.settings
+    yield "model", args.model
+    yield "data", f"{args.data}, pictures in {args.images}"
+    parts = [f"{counts.images} of {counts.listed} listed"]
+    parts += [f"{counts.missing} missing"] if counts.missing else []
+    parts += [f"{counts.left_out} left out by --limit"] if counts.left_out else []
+    yield "pictures", ", ".join(parts)
+    crowd = f", {counts.crowd} crowd region{'s' * (counts.crowd != 1)} ignored" if counts.crowd else ""
+    yield "truth", f"{counts.objects:,} objects of {counts.categories} categories (matched by {used.matched_by}){crowd}"
+    full = f", {counts.full} picture{'s' * (counts.full != 1)} with as many as max_det allows" if counts.full else ""
+    yield "found", f"{counts.detections:,} detections{full}"
+    labels = "each class over conf" if used.multi_label else "the best class a box"
+    where = " (inside the network)" if used.nms == "graph" else ""
+    yield "thresholds", f"conf {used.conf:g}, iou {used.iou:g}, max_det {used.max_det}, {labels}{where}"
+    canvas = "each picture's own rectangle within" if used.rectangles else "the whole canvas of"
+    yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}"
+    yield "computes", f"{', '.join(used.providers)}; metrics by {used.engine} {found.versions[used.engine]}"
+    stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in found.timings.items())
+    yield "time", f"{stages} = {sum(found.timings.values()):.1f} ms a picture"

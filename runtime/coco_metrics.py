@@ -1,0 +1,178 @@
+"""COCO's average precision and recall, by a library behind one function.
+
+Two libraries know the protocol: hotcoco (MIT) and pycocotools (BSD), the original. They have the same interface and
+give the same numbers; hotcoco is much faster. Ours is only what goes in and what is read from the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy as np
+
+from deploykit.errors import UsageError, require
+from deploykit.runtime.coco_data import CocoData
+from deploykit.runtime.session import Array
+
+__all__ = ["BOX_KEYS", "ENGINES", "KEYPOINT_KEYS", "ClassScore", "CocoScores", "Detections", "coco_scores", "library"]
+
+ENGINES = ("hotcoco", "pycocotools")
+BOX_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+KEYPOINT_KEYS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+
+Kind = Literal["bbox", "keypoints"]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """N objects of many images as parallel arrays; those of one image, the best first.
+
+    ``image_ids (N,)`` and ``category_ids (N,)`` are the annotations' numbers, ``boxes (N, 4)`` float64 x, y, width,
+    height in source pixels, ``scores (N,)``, ``keypoints (N, K, 3)`` x, y, visibility in source pixels, or None.
+    """
+
+    image_ids: Array
+    category_ids: Array
+    boxes: Array
+    scores: Array
+    keypoints: Array | None = None
+
+    def entries(self) -> list[dict[str, Any]]:
+        """In COCO's results format, every digit kept; with keypoints, as that format has it, without boxes.
+
+        (With a box in the entry the libraries would take a person's size from it, and not from the keypoints.)
+        """
+        columns = zip(self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True)
+        entries = [{"image_id": i, "category_id": c, "score": s} for i, c, s in columns]
+        key, values = ("bbox", self.boxes) if self.keypoints is None else ("keypoints", _flat(self.keypoints))
+        for entry, value in zip(entries, values.tolist(), strict=True):
+            entry[key] = value
+        return entries
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """AP and AP50 of one category (-1: no object of it), how many objects it has and how many detections."""
+
+    ap: float
+    ap50: float
+    objects: int
+    detections: int
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """``metrics`` by :data:`BOX_KEYS` or :data:`KEYPOINT_KEYS`, 0 to 1 (-1: no ground truth); the same by category."""
+
+    metrics: dict[str, float]
+    per_class: dict[int, ClassScore]
+
+
+def library(engine: str) -> tuple[Any, Any, str]:
+    """The classes COCO and COCOeval of a library, and its version.
+
+    Raises:
+        UsageError: there is no engine of this name.
+        MissingDependencyError: it is not installed; the message names the extra.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"the engine of the metrics must be {' or '.join(ENGINES)}, got {engine!r}")
+    if engine == "hotcoco":
+        module = require("hotcoco", "eval")
+        return module.COCO, module.COCOeval, metadata.version("hotcoco")
+    coco, evaluation = require("pycocotools.coco", "dev"), require("pycocotools.cocoeval", "dev")
+    return coco.COCO, evaluation.COCOeval, metadata.version("pycocotools")
+
+
+def coco_scores(
+    data: CocoData,
+    found: Detections,
+    *,
+    kind: Kind,
+    image_ids: list[int],
+    category_ids: list[int],
+    sigmas: tuple[float, ...] = (),
+    engine: str = "hotcoco",
+) -> CocoScores:
+    """Hold detections against annotations, by COCO's protocol.
+
+    Args:
+        data: the annotations.
+        found: the detections; of other images and categories they do not count.
+        kind: overlap of boxes, or similarity of keypoints (OKS).
+        image_ids: the images that were looked at.
+        category_ids: the categories to average over.
+        sigmas: OKS' constant of each keypoint.
+        engine: one of :data:`ENGINES`.
+    """
+    coco, evaluation, _ = library(engine)
+    categories = sorted(set(category_ids))
+    points = len(sigmas) if kind == "keypoints" else 0
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # both print what they do
+        warnings.filterwarnings("ignore", message=".*kpt_oks_sigmas")  # that they are not COCO's, the evaluation says
+        truth = _dataset(coco, data, data.annotations, points)
+        if len(found.scores):
+            # An array is what both read fastest; keypoints have no place in one.
+            results = truth.loadRes(_table(found) if kind == "bbox" else found.entries())
+        else:
+            results = _dataset(coco, data, (), points)  # an empty list is refused by one of them
+        run = evaluation(truth, results, kind)
+        run.params.imgIds = sorted(image_ids)
+        run.params.catIds = categories
+        if kind == "keypoints":
+            run.params.kpt_oks_sigmas = np.array(sigmas, np.float64)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
+    keys = BOX_KEYS if kind == "bbox" else KEYPOINT_KEYS
+    metrics = dict(zip(keys, (float(v) for v in run.stats), strict=True))
+    objects = Counter(data.objects(image_ids, categories, keypoints=kind == "keypoints"))
+    return CocoScores(metrics, _per_class(run.eval["precision"], objects, found, categories))
+
+
+def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...], points: int) -> Any:
+    """The library's data set; an object without keypoints gets ``points`` that are not labelled, so it is ignored."""
+    unlabelled = {"keypoints": [0.0] * 3 * points, "num_keypoints": 0} if points else {}
+    built = coco()
+    built.dataset = {
+        "info": {},
+        "images": [{"id": p.id, "file_name": p.file_name} for p in data.pictures],
+        "categories": [{"id": c.id, "name": c.name} for c in data.categories],
+        "annotations": [{**unlabelled, **a} for a in annotations],  # copies: one library writes into them
+    }
+    built.createIndex()
+    return built
+
+
+def _table(found: Detections) -> Array:
+    """``(N, 7)``: image, x, y, width, height, score, category."""
+    columns = (found.image_ids[:, None], found.boxes, found.scores[:, None], found.category_ids[:, None])
+    return np.concatenate(columns, axis=1, dtype=np.float64)
+
+
+def _flat(keypoints: Array) -> Array:
+    return keypoints.reshape(len(keypoints), -1).astype(np.float64)
+
+
+def _per_class(
+    precision: Array, objects: Counter[int], found: Detections, categories: list[int]
+) -> dict[int, ClassScore]:
+    """From the precisions ``(10 overlaps, 101 recalls, categories, sizes, limits)``: all sizes, the highest limit."""
+    scores = {}
+    for k, category in enumerate(categories):
+        values = np.asarray(precision)[:, :, k, 0, -1]
+        detections = int((found.category_ids == category).sum())
+        scores[category] = ClassScore(_mean(values), _mean(values[0]), objects[category], detections)
+    return scores
+
+
+def _mean(values: Array) -> float:
+    """The mean of what there is; -1: there was no object."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0
