@@ -12,7 +12,7 @@ from deploykit.errors import CheckpointError, SpecError, require
 from deploykit.runtime.engine import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
-from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
+from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows
 
 __all__ = ["Inspection", "inspect_file"]
 
@@ -140,6 +140,6 @@ def _meaning(spec: ModelSpec) -> dict[str, Any]:
     facts: dict[str, Any] = {"task": spec.task, "size": spec.input.size, "classes": list(spec.classes)}
     if spec.keypoints:
         facts["keypoints"] = list(spec.keypoints.names)
-    if isinstance(spec.output, RawRows):
+    if isinstance(spec.output, (RawRows, PoseObjectRows)):
         facts["columns"] = spec.output.columns
     return facts

@@ -29,6 +29,7 @@ from deploykit.models._layer_table import (
 )
 from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint
 from deploykit.models.layers.conv import Add, Concat, Conv, ReOrg, Shortcut
+from deploykit.models.layers.pose_object import PoseObject
 
 Row = Sequence[Any]
 """``[from, repeats, layer, arguments]``; ``from`` is an index or a list of them, -1 the row before."""
@@ -46,7 +47,7 @@ _REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeErro
 class GraphConfig:
     """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels a level.
 
-    ``activation`` is that of every convolution whose row does not name one; empty: SiLU.
+    ``num_coords`` beside the classes make the head KaPao's. ``activation`` is that of every convolution whose row does not name one; empty: SiLU.
 
     Raises:
         CheckpointError: a number that no model has.
@@ -57,6 +58,7 @@ class GraphConfig:
     anchors: tuple[tuple[float, ...], ...]
     num_keypoints: int = 0
     depthwise_keypoints: bool = False
+    num_coords: int = 0
     depth_multiple: float = 1.0
     width_multiple: float = 1.0
     channels: int = 3
@@ -66,7 +68,7 @@ class GraphConfig:
     def __post_init__(self) -> None:
         if not 1 <= len(self.rows) <= MAX_ROWS:
             raise CheckpointError(f"a model's description has 1 to {MAX_ROWS} layers, this one has {len(self.rows)}")
-        for name, least in (("num_classes", 1), ("num_keypoints", 0), ("channels", 1)):
+        for name, least in (("num_classes", 1), ("num_keypoints", 0), ("num_coords", 0), ("channels", 1)):
             value = getattr(self, name)
             if not least <= value <= MAX_CHANNELS:
                 raise CheckpointError(
@@ -309,6 +311,8 @@ def _head(kind: str, inputs: list[int], config: GraphConfig, *, keypoints: bool)
         raise ValueError(
             f"it is fed by {len(inputs)} layers, its {len(config.anchors)} levels of anchors need {expected}"
         )
+    if kind == "Detect" and config.num_coords:
+        return PoseObject(config.num_classes, config.anchors, inputs, config.num_coords)
     if kind != "IKeypoint" and not (kind == "Detect" and keypoints):  # edgeai-yolov5 calls its keypoint head Detect
         return HEADS[kind](config.num_classes, config.anchors, inputs)
     if not config.num_keypoints:
@@ -323,7 +327,7 @@ def _repeated(kind: type[nn.Module], args: list[Any], count: int) -> nn.Module:
 
 def _outputs(config: GraphConfig) -> int:
     """Upstream leaves a convolution of exactly the head's width unscaled; its anchors count is that of level 0."""
-    return len(config.anchors[0]) // 2 * (config.num_classes + 5)
+    return len(config.anchors[0]) // 2 * (config.num_classes + config.num_coords + 5)
 
 
 def _divisible(x: float, by: int = 8) -> int:

@@ -13,7 +13,6 @@ Three layer graphs were published, here numbered by the last release that has th
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -77,18 +76,18 @@ class Variant:
     def name(self) -> str:
         """Its published name; one that says the multiples where no such variant was published."""
         form = f"{'' if self.levels == 3 else '6'}{'_pose' if self.pose else ''}"
-        for letter, multiples in _MULTIPLES.items():
+        for letter, multiples in MULTIPLES.items():
             if multiples == (self.depth, self.width):
                 return f"yolov5{letter}{form}"
         return f"yolov5{form.replace('6', '_p6')}-depth-{self.depth:g}-width-{self.width:g}"
 
 
-_MULTIPLES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
+MULTIPLES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        *(Variant(*multiples, levels=levels) for levels in (3, 4) for multiples in _MULTIPLES.values()),
-        *(Variant(*_MULTIPLES[letter], levels=4, pose=True) for letter in "sml"),
+        *(Variant(*multiples, levels=levels) for levels in (3, 4) for multiples in MULTIPLES.values()),
+        *(Variant(*MULTIPLES[letter], levels=4, pose=True) for letter in "sml"),
     )
 }
 
@@ -265,7 +264,10 @@ def _assumed(graph: LayerGraph, generation: int) -> tuple[str, ...]:
     if generation == 3:
         return ("its activations are in no tensor: Hardswish is assumed, as in YOLOv5 3.0 and 3.1",)
     if generation == 5 and head.num_levels == 4 and head.num_classes == KAPAO_CLASSES:
-        return (f"a KaPao model has the same tensors: if it is one, these {KAPAO_CLASSES} classes mean nothing",)
+        return (
+            f"a KaPao model has the same tensors: if it is one, these {KAPAO_CLASSES} classes mean nothing, and its "
+            "original file or its 18 class names would tell",
+        )
     return ()
 
 
@@ -273,14 +275,10 @@ def _refuse_relatives(checkpoint: Checkpoint) -> None:
     """Say what a file is that looks like one of ours, before its layers are looked at."""
     kind = checkpoint.modules[0].kind if checkpoint.modules else ""
     what = _RELATIVES.get(kind.rsplit(".", 1)[-1], "") if kind.startswith("models.yolo.") else ""
-    why = ""
     if kind.startswith("ultralytics."):
         what = "a model of the ultralytics package, which is YOLOv8 and later, or YOLOv5 with another head"
-    coordinates = next((m.attributes["num_coords"] for m in checkpoint.modules if m.attributes.get("num_coords")), 0)
-    if coordinates:
-        what, why = "a KaPao model", f": {reprlib.repr(coordinates)} columns of its rows are coordinates, not classes"
     if what:
         raise CheckpointError(
-            f"{checkpoint.path} is {what} ({kind}); deploykit does not have it{why}; "
+            f"{checkpoint.path} is {what} ({kind}); deploykit does not have it; "
             "deploykit models lists what can be loaded"
         )

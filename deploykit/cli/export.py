@@ -172,7 +172,7 @@ def preprocessing(spec: ModelSpec) -> str:
 
 def columns(spec: ModelSpec) -> str:
     """What the output's columns hold."""
-    from deploykit.spec import NmsOutputs, RawRows
+    from deploykit.spec import NmsOutputs, PoseObjectRows, RawRows
 
     if isinstance(spec.output, NmsOutputs):
         limits = spec.thresholds
@@ -180,6 +180,8 @@ def columns(spec: ModelSpec) -> str:
             f"after NMS, in network pixels: at most {limits.max_det} of an image, score over {limits.conf:g}, overlap "
             f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates"
         )
+    if isinstance(spec.output, PoseObjectRows):
+        return _pose_columns(spec.output)
     if not isinstance(spec.output, RawRows):
         return spec.output.kind
     rows = spec.output
@@ -191,6 +193,17 @@ def columns(spec: ModelSpec) -> str:
         values = "x y v" if rows.kpt_dims == 3 else "x y"
         parts.append(f"{_span(rows.keypoints)} {len(spec.keypoints.names)} keypoints of {values}")
     return "; ".join(parts) + "; in network pixels, before NMS"
+
+
+def _pose_columns(rows: PoseObjectRows) -> str:
+    """What the columns of persons and keypoint objects hold."""
+    points, fusion = rows.num_keypoints, rows.fusion
+    return (
+        f"{_span(rows.box)} cx cy w h; {_span(rows.obj)} objectness; {_span(rows.cls)} a person and {points} keypoints as "
+        f"classes; {_span(rows.coords)} x y of a person's {points} keypoints; in network pixels, before two runs of NMS "
+        f"(keypoints: over {fusion.conf:g}, overlap {fusion.iou:g}) and their fusion (persons over {fusion.person:g}, "
+        f"within {fusion.tolerance:g} source pixels)"
+    )
 
 
 def _span(span: tuple[int, int]) -> str:
