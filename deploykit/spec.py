@@ -113,9 +113,9 @@ class RawRows:
 class PoseFusion:
     """How keypoint objects replace keypoints of poses, after NMS and in source pixels.
 
-    ``conf`` and ``iou`` are the thresholds of the keypoint objects' NMS (the persons' are the spec's). A pose takes part
-    if its person's score is over ``person``; a keypoint object replaces the same keypoint of the pose where that is
-    nearest, if it is nearer than ``tolerance`` source pixels. The defaults are those of KaPao's published accuracy.
+    ``conf`` and ``iou`` are the thresholds of the keypoint objects' NMS (the persons' are the spec's). A pose takes
+    part if its person's score is over ``person``; a keypoint object replaces the same keypoint of the pose where that
+    is nearest, if it is nearer than ``tolerance`` source pixels. The defaults are those of KaPao's published accuracy.
     """
 
     conf: float = 0.2
@@ -152,7 +152,9 @@ class PoseObjectRows:
     def __post_init__(self) -> None:
         objects, values = self.cls[1] - self.cls[0] - 1, self.coords[1] - self.coords[0]
         if objects < 1 or values != 2 * objects:
-            raise SpecError(f"{values} coordinate columns are not x, y of {objects} keypoint classes beside the person's")
+            raise SpecError(
+                f"{values} coordinate columns are not x, y of {objects} keypoint classes beside the person's"
+            )
 
     @property
     def columns(self) -> int:

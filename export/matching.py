@@ -123,6 +123,7 @@ def _of(label: int, limits: Limits) -> Thresholds:
 
 def _found_in(rows: Array, spec: ModelSpec) -> Found:
     """What NMS keeps of one image's rows; keypoint objects follow the persons, as the further classes that they are."""
+    assert not isinstance(spec.output, NmsOutputs)
     found = found_in({spec.output.name: rows[None]}, 0, spec, spec.thresholds)
     objects = found.objects
     if objects is None:

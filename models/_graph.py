@@ -43,11 +43,16 @@ _REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeErro
 """What Python and torch raise for numbers and shapes that make no layer."""
 
 
+NOT_GIVEN_ACT = ("SPP", "Detect")
+"""The layers of edgeai-yolov5 that keep SiLU whatever ``act`` says: its code does not hand it to them."""
+
+
 @dataclass(frozen=True)
 class GraphConfig:
     """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels a level.
 
-    ``num_coords`` beside the classes make the head KaPao's. ``activation`` is that of every convolution whose row does not name one; empty: SiLU.
+    ``activation`` is that of every convolution whose row does not name one, but for those in ``silu_layers``; empty:
+    SiLU. ``num_coords``, beside the classes, make the head KaPao's.
 
     Raises:
         CheckpointError: a number that no model has.
@@ -63,6 +68,7 @@ class GraphConfig:
     width_multiple: float = 1.0
     channels: int = 3
     activation: str = ""
+    silu_layers: tuple[str, ...] = ()
     strides: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -107,6 +113,7 @@ class GraphConfig:
                 width_multiple=float(yaml.get("width_multiple", 1.0)),
                 channels=int(yaml.get("ch", 3)),
                 activation=_activation_name(yaml),
+                silu_layers=NOT_GIVEN_ACT if yaml.get("act") and not yaml.get("activation") else (),
             )
         except KeyError as e:
             raise CheckpointError(
@@ -219,7 +226,7 @@ def build_graph(config: GraphConfig) -> LayerGraph:
                 raise ValueError(f"with what is inside of its layers the model has more than {MAX_MODULES} modules")
         except _REFUSALS as e:
             raise _misfit(i, row, e) from e
-        if config.activation:
+        if config.activation and kind not in config.silu_layers:
             _activate(layer, config.activation)
         layers.append(layer)
         sources.append(used)

@@ -1,11 +1,11 @@
 """KaPao S, M and L: persons, and their keypoints as objects, in the layers of YOLOv5 with four levels.
 
-Paper: arXiv 2111.08557. Original: wmcnally/kapao (GPL-3.0), a fork of ultralytics/yolov5 before 6.0. The layer graph, the
-keys, the anchors and the numbers are facts taken over; the code is ours. State dicts of the original load unchanged.
+Paper: arXiv 2111.08557. Original: wmcnally/kapao (GPL-3.0), a fork of ultralytics/yolov5 before 6.0. Layer graph,
+keys, anchors and numbers are facts taken over; the code is ours. State dicts of the original load unchanged.
 
-Its tensors are those of a detector of 52 classes, and its rows are as wide as those of a pose model of 17 keypoints, but
-they mean something else: 18 classes (a person, and each keypoint as an object) and 34 coordinates. What a file is follows
-from its pickled modules, or from its 18 class names; never from a width.
+Its tensors are those of a detector of 52 classes, and its rows are as wide as those of a pose model of 17 keypoints,
+but they mean something else: 18 classes (a person, and each keypoint as an object) and 34 coordinates. What a file is
+follows from its pickled modules, or from its 18 class names; never from a width.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Variant:
     @property
     def name(self) -> str:
         """Its published name; one that says the multiples where no such variant was published."""
-        letter = next((letter for letter, own in MULTIPLES.items() if own == (self.depth, self.width)), "")
+        letter = next((letter for letter in "sml" if MULTIPLES[letter] == (self.depth, self.width)), "")
         return f"kapao_{letter}" if letter else f"kapao-depth-{self.depth:g}-width-{self.width:g}"
 
 

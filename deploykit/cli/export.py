@@ -11,7 +11,7 @@ from deploykit.cli._engine import add_engine_arguments, engine_options, given_en
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
-    from deploykit.spec import ModelSpec
+    from deploykit.spec import ModelSpec, PoseObjectRows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,8 +199,8 @@ def _pose_columns(rows: PoseObjectRows) -> str:
     """What the columns of persons and keypoint objects hold."""
     points, fusion = rows.num_keypoints, rows.fusion
     return (
-        f"{_span(rows.box)} cx cy w h; {_span(rows.obj)} objectness; {_span(rows.cls)} a person and {points} keypoints as "
-        f"classes; {_span(rows.coords)} x y of a person's {points} keypoints; in network pixels, before two runs of NMS "
+        f"{_span(rows.box)} cx cy w h; {_span(rows.obj)} objectness; {_span(rows.cls)} a person and {points} keypoints "
+        f"as classes; {_span(rows.coords)} x y of a person's keypoints; in network pixels, before two runs of NMS "
         f"(keypoints: over {fusion.conf:g}, overlap {fusion.iou:g}) and their fusion (persons over {fusion.person:g}, "
         f"within {fusion.tolerance:g} source pixels)"
     )

@@ -32,6 +32,6 @@ class PoseObject(Detect):
         cells = self._cells(raw)
         det, coords = torch.split(cells, [5 + self.num_classes, self.num_coords], -1)
         corner = self._offset(cells, level) + 0.5 * self.stride[level]
-        pairs = coords.sigmoid().unflatten(-1, (self.num_coords // 2, 2)) * 4 - 2
+        pairs = coords.sigmoid().reshape(*coords.shape[:4], self.num_coords // 2, 2) * 4 - 2
         pairs = pairs * self.anchor_grid[level][..., None, :] + corner[:, :, None]
         return torch.cat((*self._decode_box(det, level), pairs.flatten(-2)), -1).flatten(1, 3)

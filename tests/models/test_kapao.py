@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from deploykit.errors import CheckpointError, UsageError
 from deploykit.models import yolov5
 from deploykit.models._checkpoint import Checkpoint, Module
 from deploykit.models._fuse import fuse_model
-from deploykit.models._graph import LayerGraph, build_graph
+from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._random import randomise
 from deploykit.models._registry import create_model, model_from_checkpoint
 from deploykit.models.kapao import CROWDPOSE_KEYPOINTS, VARIANTS, config_of, from_checkpoint
@@ -155,7 +156,10 @@ def test_crowdposes_keypoints_are_known_and_others_are_called_as_the_file_does()
     [
         (modules_of(18, 32), "32 coordinates in 52 columns.*one for each keypoint"),
         (modules_of(18, "x"), "'x' coordinates in 52 columns"),
-        (modules_of(18, 34, head=32), "contradict each other: model.33 has num_coords 32 and nc 18, expected 34 and 18"),
+        (
+            modules_of(18, 34, head=32),
+            "contradict each other: model.33 has num_coords 32 and nc 18, expected 34 and 18",
+        ),
         (modules_of(52, 34), "contradict each other: model.33 has num_coords 34 and nc 52, expected 34 and 18"),
     ],
 )
@@ -180,10 +184,6 @@ def test_another_description_has_another_name() -> None:
 
 
 def build(yaml: dict[str, Any]) -> dict[str, Tensor]:
-    from dataclasses import replace
-
-    from deploykit.models._graph import GraphConfig
-
     with torch.device("meta"):
         config = replace(GraphConfig.from_yaml(yaml), num_classes=18, num_coords=34)
         return dict(build_graph(config).state_dict())

@@ -1,4 +1,4 @@
-"""KaPao's postprocess as plain loops, one row, one object and one pose at a time; nothing here knows an implementation."""
+"""KaPao's postprocess as plain loops: one row, one object, one pose at a time. Nothing here knows an implementation."""
 
 from __future__ import annotations
 

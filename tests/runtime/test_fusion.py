@@ -64,7 +64,10 @@ def problems(draw: st.DrawFn) -> tuple[Rows, PoseObjectRows, Thresholds, tuple[i
         cls=(5, 6 + points),
         coords=(6 + points, 6 + 3 * points),
         fusion=PoseFusion(
-            conf=draw(usual), iou=draw(usual), person=draw(usual), tolerance=draw(st.sampled_from([0.0, 2.0, 5.0, 99.0]))
+            conf=draw(usual),
+            iou=draw(usual),
+            person=draw(usual),
+            tolerance=draw(st.sampled_from([0.0, 2.0, 5.0, 99.0])),
         ),
     )
     odd = st.sampled_from([float("nan"), float("inf"), -float("inf")])
@@ -91,9 +94,7 @@ def test_any_rows_give_what_the_definition_says(
         assert kept.rows.tolist() == [k.row for k in expected]
         assert kept.labels.tolist() == [k.label for k in expected]
         assert kept.scores.tolist() == [k.score for k in expected]
-    spec = replace(
-        SPEC, output=layout, keypoints=KeypointSpec.unnamed(layout.num_keypoints), thresholds=thresholds
-    )
+    spec = replace(SPEC, output=layout, keypoints=KeypointSpec.unnamed(layout.num_keypoints), thresholds=thresholds)
     letterbox = Letterbox.fit(size, (8, 8), Fit())  # pads on one side or the other, and no scale
     left, top = letterbox.pad
     found = found_in({"output": rows[None]}, 0, spec, thresholds)
@@ -128,7 +129,11 @@ def test_crowds_are_fused_as_the_definition_says(seed: int) -> None:
     found = fuse(poses, scores, boxes, KeypointObjects(boxes, ranked, labels, fusion), (100, 100))
     objects = [(float(b[0]), float(b[1]), int(q), float(s)) for b, q, s in zip(boxes, labels, ranked, strict=True)]
     expected = fused(
-        [[(float(x), float(y), 0.0) for x, y, _ in pose] for pose in poses], scores.tolist(), objects, fusion, (100, 100)
+        [[(float(x), float(y), 0.0) for x, y, _ in pose] for pose in poses],
+        scores.tolist(),
+        objects,
+        fusion,
+        (100, 100),
     )
     np.testing.assert_array_equal(found, np.array(expected, np.float32))
 
