@@ -11,7 +11,7 @@ from deploykit.cli._engine import add_engine_arguments, engine_options, given_en
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
-    from deploykit.spec import ModelSpec, PoseObjectRows
+    from deploykit.spec import ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -172,6 +172,7 @@ def preprocessing(spec: ModelSpec) -> str:
 
 def columns(spec: ModelSpec) -> str:
     """What the output's columns hold."""
+    from deploykit.export.inspection import pose_columns
     from deploykit.spec import NmsOutputs, PoseObjectRows, RawRows
 
     if isinstance(spec.output, NmsOutputs):
@@ -181,7 +182,7 @@ def columns(spec: ModelSpec) -> str:
             f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates"
         )
     if isinstance(spec.output, PoseObjectRows):
-        return _pose_columns(spec.output)
+        return pose_columns(spec.output)
     if not isinstance(spec.output, RawRows):
         return spec.output.kind
     rows = spec.output
@@ -193,17 +194,6 @@ def columns(spec: ModelSpec) -> str:
         values = "x y v" if rows.kpt_dims == 3 else "x y"
         parts.append(f"{_span(rows.keypoints)} {len(spec.keypoints.names)} keypoints of {values}")
     return "; ".join(parts) + "; in network pixels, before NMS"
-
-
-def _pose_columns(rows: PoseObjectRows) -> str:
-    """What the columns of persons and keypoint objects hold."""
-    points, fusion = rows.num_keypoints, rows.fusion
-    return (
-        f"{_span(rows.box)} cx cy w h; {_span(rows.obj)} objectness; {_span(rows.cls)} a person and {points} keypoints "
-        f"as classes; {_span(rows.coords)} x y of a person's keypoints; in network pixels, before two runs of NMS "
-        f"(keypoints: over {fusion.conf:g}, overlap {fusion.iou:g}) and their fusion (persons over {fusion.person:g}, "
-        f"within {fusion.tolerance:g} source pixels)"
-    )
 
 
 def _span(span: tuple[int, int]) -> str:

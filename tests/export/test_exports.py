@@ -33,7 +33,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yolov5s6_pose": ({"num_keypoints": 17, "num_classes": 1}, {"exporter": "legacy", "img": (64, 128)}),
     "yolov5m6_pose": ({"num_keypoints": 5, "num_classes": 2}, {"exporter": "legacy"}),
     "yolov5l6_pose": ({}, {"exporter": "legacy"}),
-    "yolov5s6_pose_ti_lite": ({"num_classes": 1}, {"img": (64, 128)}),
+    "yolov5s6_pose_ti_lite": ({"num_classes": 1}, {"exporter": "legacy", "img": (64, 128)}),
     "yolov5m6_pose_ti_lite": ({"num_keypoints": 17, "num_classes": 1}, {"exporter": "legacy"}),
     "yolov5l6_pose_ti_lite": ({}, {"exporter": "legacy"}),
     "kapao_s": ({"num_classes": 18}, {"exporter": "legacy", "img": (64, 128)}),
@@ -122,7 +122,11 @@ def test_the_older_layers_of_yolov5_export_and_agree(tmp_path: Path) -> None:
     assert_agree(*rows_of(exact(model), report.path, noise(1, 3, 32, 64)), layout_of(report.spec))
 
 
-@pytest.mark.parametrize("options", [{}, {"batch": 3}, {"dynamic": "batch"}, {"dynamic": "shape"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"batch": 3, "exporter": "legacy"}, {"dynamic": "batch", "exporter": "legacy"}, {"dynamic": "shape"}],
+    ids=str,
+)
 def test_pose_objects_export_and_agree_in_every_shape(options: dict[str, Any], tmp_path: Path) -> None:
     """KaPao's head, whose coordinates are in anchors and from the corner of a cell."""
     model = model_of("pose objects", objectness=1.0)
