@@ -44,10 +44,10 @@ def found_in(outputs: Mapping[str, Array], slot: int, spec: ModelSpec, threshold
     points = len(spec.keypoints.names) if spec.keypoints else 0
     if isinstance(spec.output, RawRows):
         return _found_in_rows(_taken(outputs, spec.output.name, slot, (None, None)), spec.output, points, thresholds)
-    if isinstance(spec.output, PoseObjectRows):
-        return _found_poses(_taken(outputs, spec.output.name, slot, (None, None)), spec.output, thresholds)
     if isinstance(spec.output, NmsOutputs):
         return _found_in_nms(outputs, slot, spec.output, points, thresholds)
+    if isinstance(spec.output, PoseObjectRows):
+        return _found_poses(outputs, slot, spec.output, thresholds)
     raise SpecError(f"boxes come from rows or NMS outputs, but the spec's output is of kind {spec.output.kind!r}")
 
 
@@ -64,17 +64,11 @@ def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:
     return boxes, points
 
 
-def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
-    """Boxes in source pixels, clipped to the picture."""
-    height, width = letterbox.source
-    clipped: Array = np.clip(
-        letterbox.to_source(boxes), np.float32(0), np.array((width, height, width, height), np.float32)
-    )
-    return clipped
-
-
 def _found_in_rows(rows: Array, layout: RawRows, points: int, thresholds: Thresholds) -> Found:
-    _check_columns(rows, layout)
+    if rows.shape[1] < layout.columns:
+        raise BackendError(
+            f"output {layout.name!r} must have {layout.columns} columns a row as the spec says, got {rows.shape[1]}"
+        )
     kept = nms(rows, layout, thresholds)
     keypoints = None
     if layout.keypoints is not None:
@@ -82,24 +76,6 @@ def _found_in_rows(rows: Array, layout: RawRows, points: int, thresholds: Thresh
         keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, where the network does not say
         keypoints[..., : layout.kpt_dims] = values.reshape(len(kept.rows), points, layout.kpt_dims)
     return Found(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates)
-
-
-def _found_poses(rows: Array, layout: PoseObjectRows, thresholds: Thresholds) -> Found:
-    _check_columns(rows, layout)
-    persons, kept = kept_objects(rows, layout, thresholds)
-    keypoints = np.zeros((len(persons.rows), layout.num_keypoints, 3), np.float32)
-    coords = rows[persons.rows, slice(*layout.coords)]
-    keypoints[..., :2] = coords.reshape(len(persons.rows), layout.num_keypoints, 2)
-    objects = KeypointObjects(kept.boxes, kept.scores, kept.labels, layout.fusion)
-    candidates = max(persons.candidates, kept.candidates)
-    return Found(persons.boxes, persons.scores, persons.labels, keypoints, candidates, objects)
-
-
-def _check_columns(rows: Array, layout: RawRows | PoseObjectRows) -> None:
-    if rows.shape[1] < layout.columns:
-        raise BackendError(
-            f"output {layout.name!r} must have {layout.columns} columns a row as the spec says, got {rows.shape[1]}"
-        )
 
 
 def _found_in_nms(
@@ -118,6 +94,26 @@ def _found_in_nms(
         keypoints = _taken(outputs, names.keypoints, slot, (len(boxes), points, 3))[use].astype(np.float32, copy=False)
     candidates = int(_taken(outputs, names.num_candidates, slot, (1,))[0])
     return Found(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates)
+
+
+def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
+    """Boxes in source pixels, clipped to the picture."""
+    height, width = letterbox.source
+    clipped: Array = np.clip(
+        letterbox.to_source(boxes), np.float32(0), np.array((width, height, width, height), np.float32)
+    )
+    return clipped
+
+
+def _found_poses(outputs: Mapping[str, Array], slot: int, layout: PoseObjectRows, thresholds: Thresholds) -> Found:
+    rows = _taken(outputs, layout.name, slot, (None, layout.columns))
+    persons, kept = kept_objects(rows, layout, thresholds)
+    keypoints = np.zeros((len(persons.rows), layout.num_keypoints, 3), np.float32)
+    coords = rows[persons.rows, slice(*layout.coords)]
+    keypoints[..., :2] = coords.reshape(len(persons.rows), layout.num_keypoints, 2)
+    objects = KeypointObjects(kept.boxes, kept.scores, kept.labels, layout.fusion)
+    candidates = max(persons.candidates, kept.candidates)
+    return Found(persons.boxes, persons.scores, persons.labels, keypoints, candidates, objects)
 
 
 def _taken(outputs: Mapping[str, Array], name: str, slot: int, shape: tuple[int | None, ...]) -> Array:
