@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from deploykit.errors import SpecError
+from deploykit.values import read_value
 
 __all__ = [
     "COCO_KEYPOINTS",
@@ -25,6 +24,8 @@ __all__ = [
     "KeypointSpec",
     "ModelSpec",
     "NmsOutputs",
+    "PoseFusion",
+    "PoseObjectRows",
     "RawRows",
     "Source",
     "Tensor",
@@ -101,6 +102,74 @@ class RawRows:
     def columns(self) -> int:
         """How many columns a row has."""
         return max(stop for _, stop in (self.box, self.obj or self.box, self.cls, self.keypoints or self.box))
+
+    @property
+    def plain(self) -> RawRows:
+        """Itself; see :attr:`PoseObjectRows.plain`."""
+        return self
+
+
+@dataclass(frozen=True)
+class PoseFusion:
+    """How keypoint objects replace keypoints of poses, after NMS and in source pixels.
+
+    ``conf`` and ``iou`` are the thresholds of the keypoint objects' NMS (the persons' are the spec's). A pose takes
+    part if its person's score is over ``person``; a keypoint object replaces the same keypoint of the pose where that
+    is nearest, if it is nearer than ``tolerance`` source pixels. The defaults are those of KaPao's published accuracy.
+    """
+
+    conf: float = 0.2
+    iou: float = 0.25
+    person: float = 0.3
+    tolerance: float = 50.0
+
+    def __post_init__(self) -> None:
+        for name in ("conf", "iou", "person"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise SpecError(f"the fusion's {name} must lie in 0..1, got {value}")
+        if not self.tolerance >= 0.0:
+            raise SpecError(f"the fusion's tolerance must be at least 0 pixels, got {self.tolerance}")
+
+
+@dataclass(frozen=True)
+class PoseObjectRows:
+    """One output ``(B, rows, columns)`` of persons and of single keypoints as objects, in network pixels, before NMS.
+
+    Spans as in :class:`RawRows`. Of the ``1 + K`` class columns the first is a person, the others are the K keypoints.
+    ``coords`` holds ``x, y`` of the K keypoints of a person; in the row of a keypoint object they mean nothing.
+    ``fusion`` tells how the two become poses.
+    """
+
+    kind: Literal["pose-objects"] = "pose-objects"
+    name: str = "output"
+    box: Span = (0, 4)
+    obj: Span = (4, 5)
+    cls: Span = (5, 23)
+    coords: Span = (23, 57)
+    fusion: PoseFusion = field(default_factory=PoseFusion)
+
+    def __post_init__(self) -> None:
+        objects, values = self.cls[1] - self.cls[0] - 1, self.coords[1] - self.coords[0]
+        if objects < 1 or values != 2 * objects:
+            raise SpecError(
+                f"{values} coordinate columns are not x, y of {objects} keypoint classes beside the person's"
+            )
+
+    @property
+    def columns(self) -> int:
+        """How many columns a row has."""
+        return max(stop for _, stop in (self.box, self.obj, self.cls, self.coords))
+
+    @property
+    def num_keypoints(self) -> int:
+        """K, the keypoints of a person."""
+        return (self.coords[1] - self.coords[0]) // 2
+
+    @property
+    def plain(self) -> RawRows:
+        """The same columns as rows of 1 + K classes with keypoints, for whoever compares values."""
+        return RawRows(name=self.name, box=self.box, obj=self.obj, cls=self.cls, keypoints=self.coords, kpt_dims=2)
 
 
 @dataclass(frozen=True)
@@ -209,7 +278,7 @@ class ModelSpec:
 
     task: Task
     input: InputSpec
-    output: RawRows | NmsOutputs | Tensor
+    output: RawRows | PoseObjectRows | NmsOutputs | Tensor
     classes: tuple[str, ...] = ()
     keypoints: KeypointSpec | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -221,6 +290,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if isinstance(self.output, NmsOutputs) and (self.keypoints is None) != (self.output.keypoints is None):
             raise SpecError("a spec has keypoint names and a keypoint output, or neither")
+        if isinstance(self.output, PoseObjectRows):
+            _check_poses(self.output, self.classes, self.keypoints)
         if not isinstance(self.output, RawRows):
             return
         rows = self.output
@@ -261,69 +332,8 @@ class ModelSpec:
         return spec
 
 
-def read_value(kind: Any, value: Any, where: str) -> Any:
-    """Build a value of the annotated type ``kind`` (dataclasses, tuples, dicts, unions, plain) from parsed JSON.
-
-    Raises:
-        SpecError: it does not fit; ``where`` is how the message calls the value.
-    """
-    origin = typing.get_origin(kind)
-    if origin is typing.Literal:
-        if value not in typing.get_args(kind):
-            raise SpecError(f"{where} must be one of {', '.join(map(str, typing.get_args(kind)))}, got {value!r}")
-        return value
-    if origin in (types.UnionType, typing.Union):
-        return _read_union(typing.get_args(kind), value, where)
-    if origin is tuple:
-        return _read_tuple(typing.get_args(kind), value, where)
-    if origin is dict:
-        return _read_dict(typing.get_args(kind)[1], value, where)
-    if dataclasses.is_dataclass(kind):
-        return _read_dataclass(kind, value, where)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise SpecError(f"{where} must be of type {kind.__name__}, got {value!r}")
-    return value
-
-
-def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise SpecError(f"{where} must be an object, got {value!r}")
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(value) - set(hints))
-    if unknown:
-        raise SpecError(f"{where} has no field {unknown[0]!r}; it has {', '.join(hints)}")
-    try:
-        return kind(**{name: read_value(hints[name], v, f"{where}.{name}") for name, v in value.items()})
-    except TypeError as e:  # a field without a default is missing
-        raise SpecError(f"{where}: {str(e).replace('__init__() ', '')}") from e
-
-
-def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
-    if value is None and type(None) in options:
-        return None
-    options = tuple(o for o in options if o is not type(None))
-    if len(options) == 1:
-        return read_value(options[0], value, where)
-    kinds = {o.__dataclass_fields__["kind"].default: o for o in options}
-    found = value.get("kind") if isinstance(value, dict) else None
-    if found not in kinds:
-        raise SpecError(f"{where}.kind must be one of {', '.join(kinds)}, got {found!r}")
-    return read_value(kinds[found], value, where)
-
-
-def _read_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
-    if not isinstance(value, (list, tuple)):
-        raise SpecError(f"{where} must be a list, got {value!r}")
-    if len(args) == 2 and args[1] is Ellipsis:
-        return tuple(read_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
-    if len(value) != len(args):
-        raise SpecError(f"{where} must have {len(args)} entries, got {len(value)}")
-    return tuple(read_value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
-
-
-def _read_dict(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise SpecError(f"{where} must be an object, got {value!r}")
-    return {key: read_value(kind, v, f"{where}.{key}") for key, v in value.items()}
+def _check_poses(rows: PoseObjectRows, classes: tuple[str, ...], keypoints: KeypointSpec | None) -> None:
+    if len(classes) > 1:
+        raise SpecError(f"pose objects are of one class, the person; its keypoints are no classes: got {len(classes)}")
+    if keypoints is None or len(keypoints.names) != rows.num_keypoints:
+        raise SpecError(f"pose objects of {rows.num_keypoints} keypoints need as many keypoint names")

@@ -22,7 +22,7 @@ from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity import Expected, Feeds, Tolerance, differences, rows_of, runs
 from deploykit.runtime.session import Array, Session
-from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows
+from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, Tensor
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
 
@@ -140,19 +140,20 @@ def expect(
     Raises:
         SpecError: an output is not what the spec says.
     """
-    if not isinstance(spec.output, (RawRows, NmsOutputs)):
-        raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
-    layout = spec.output if isinstance(spec.output, RawRows) else detections_layout(spec)
+    output = spec.output
+    if isinstance(output, Tensor):
+        raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {output.kind!r}")
+    layout = detections_layout(spec) if isinstance(output, NmsOutputs) else output.plain
     rows: dict[str, dict[str, Array]] = {}
     for reference, session in references.items():
         rows[reference] = {}
         for label in list(feeds.images)[: 1 if reference in once else None]:
             on_step(f"{reference} on {label}")
             image = feeds.images[label]
-            if isinstance(spec.output, RawRows):
-                rows[reference][label] = rows_of(session, image, spec.output, reference)
-            else:
+            if isinstance(output, NmsOutputs):
                 rows[reference][label] = detections_as_rows(session, image, spec)
+            else:
+                rows[reference][label] = rows_of(session, image, layout, reference)
         if closing:
             session.close()
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}
@@ -174,10 +175,10 @@ def check_expected(
     """
     if isinstance(spec.output, NmsOutputs):
         return check_detections(expected, name, candidate, spec, tolerance, on_step=on_step)
-    if not isinstance(spec.output, RawRows):
+    if isinstance(spec.output, Tensor):
         raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
     limits = tolerance or Tolerance()
-    layout, found_differences, matchings = spec.output, [], []
+    layout, found_differences, matchings = spec.output.plain, [], []
     for batch, reference, rows, found in runs(expected, name, candidate, layout, on_step):
         found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
         matchings += match(reference, name, batch, rows, found, spec, limits.probability)

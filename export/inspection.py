@@ -12,9 +12,9 @@ from deploykit.errors import CheckpointError, SpecError, require
 from deploykit.runtime.engine import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
-from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
+from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows
 
-__all__ = ["Inspection", "inspect_file"]
+__all__ = ["Inspection", "inspect_file", "pose_columns"]
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,20 @@ def _meaning(spec: ModelSpec) -> dict[str, Any]:
     facts: dict[str, Any] = {"task": spec.task, "size": spec.input.size, "classes": list(spec.classes)}
     if spec.keypoints:
         facts["keypoints"] = list(spec.keypoints.names)
-    if isinstance(spec.output, RawRows):
+    if isinstance(spec.output, (RawRows, PoseObjectRows)):
         facts["columns"] = spec.output.columns
+    if isinstance(spec.output, PoseObjectRows):
+        facts["output"] = pose_columns(spec.output)
     return facts
+
+
+def pose_columns(rows: PoseObjectRows) -> str:
+    """What the columns of persons and keypoint objects hold, and what follows them."""
+    points, fusion = rows.num_keypoints, rows.fusion
+    box, cls, coords = (f"{start}-{stop - 1}:" for start, stop in (rows.box, rows.cls, rows.coords))
+    return (
+        f"{box} cx cy w h; {rows.obj[0]}: objectness; {cls} a person and {points} keypoints as classes; {coords} x y "
+        "of a person's keypoints; in network pixels, before two runs of NMS (keypoints: over "
+        f"{fusion.conf:g}, overlap {fusion.iou:g}) and their fusion (persons over {fusion.person:g}, within "
+        f"{fusion.tolerance:g} source pixels)"
+    )

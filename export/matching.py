@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from deploykit.runtime.fusion import object_thresholds
 from deploykit.runtime.nms import nms
 from deploykit.runtime.parity import Batch
 from deploykit.runtime.postprocess import Found, found_in
 from deploykit.runtime.session import Array
-from deploykit.spec import ModelSpec, RawRows, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
 __all__ = ["FEW", "ROWS", "Matching", "match", "match_found"]
 
@@ -71,16 +72,14 @@ def match(
 ) -> list[Matching]:
     """Match the detections of a whole batch.
 
-    With fewer than 20 of them, or where more are borderline than matched, the best 100 rows of each image too.
+    With fewer than 20 of them, or where more are borderline than matched, the best 100 rows of each image too. Of pose
+    objects both runs of NMS are matched: the fusion is arithmetic on what they keep, and happens in source pixels.
     """
-    layout = spec.output
-    assert isinstance(layout, RawRows)
-    sides = [
-        [found_in({layout.name: rows[None]}, 0, spec, spec.thresholds) for rows in images]
-        for images in (expected, found)
-    ]
+    assert not isinstance(spec.output, (NmsOutputs, Tensor))
+    layout, limits = spec.output.plain, _limits_of(spec)
+    sides = [[_found_in(rows, spec) for rows in images] for images in (expected, found)]
     detections = [
-        _pair(a, b, _Rows.of(mine, layout), _Rows.of(other, layout), spec.thresholds, score_limit)
+        _pair(a, b, _Rows.of(mine, layout), _Rows.of(other, layout), limits, score_limit)
         for a, b, mine, other in zip(*sides, expected, found, strict=True)
     ]
     reports = [_merged(detections, (reference, candidate, batch.name, "detections"))]
@@ -103,8 +102,41 @@ def match_found(
     parts = []
     for rows, b in zip(expected, found, strict=True):
         a, known = found_in({layout.name: rows[None]}, 0, spec, spec.thresholds), _Rows.of(rows, layout)
-        parts.append(_pair(a, b, known, known, spec.thresholds, score_limit))
+        parts.append(_pair(a, b, known, known, (spec.thresholds,), score_limit))
     return _merged(parts, (*names, "detections"))
+
+
+Limits = tuple[Thresholds, ...]
+"""The thresholds of NMS: one for all, or the persons' and the keypoint objects'."""
+
+
+def _limits_of(spec: ModelSpec) -> Limits:
+    if isinstance(spec.output, PoseObjectRows):
+        return spec.thresholds, object_thresholds(spec.output, spec.thresholds)
+    return (spec.thresholds,)
+
+
+def _of(label: int, limits: Limits) -> Thresholds:
+    """The thresholds that hold for a class."""
+    return limits[min(int(label), len(limits) - 1)]
+
+
+def _found_in(rows: Array, spec: ModelSpec) -> Found:
+    """What NMS keeps of one image's rows; keypoint objects follow the persons, as the further classes that they are."""
+    assert not isinstance(spec.output, NmsOutputs)
+    found = found_in({spec.output.name: rows[None]}, 0, spec, spec.thresholds)
+    objects = found.objects
+    if objects is None:
+        return found
+    assert found.keypoints is not None
+    nowhere = np.zeros((len(objects.labels), *found.keypoints.shape[1:]), np.float32)
+    return replace(
+        found,
+        boxes=np.concatenate((found.boxes, objects.boxes)),
+        scores=np.concatenate((found.scores, objects.scores)),
+        labels=np.concatenate((found.labels, objects.labels + 1)),
+        keypoints=np.concatenate((found.keypoints, nowhere)),
+    )
 
 
 @dataclass(frozen=True)
@@ -152,7 +184,7 @@ class _Rows:
         return bool((_iou(found.boxes[i : i + 1], self.boxes[same]) >= MIN_IOU).any())
 
 
-def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, thresholds: Thresholds, score_limit: float) -> _Pairs:
+def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, limits: Limits, score_limit: float) -> _Pairs:
     """Each detection with the one of the same label that overlaps it most, the best score first."""
     overlap = np.where(a.labels[:, None] == b.labels, _iou(a.boxes, b.boxes), -1.0)
     free = np.ones(len(b.scores), bool)
@@ -167,7 +199,7 @@ def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, thresholds: Threshol
         np.array([i for i in np.setdiff1d(np.arange(len(mine.scores)), paired) if other.hold(mine, i)], np.int64)
         for mine, paired, other in ((a, left, rows_b), (b, right, rows_a))
     ]
-    borderline = _explained(a, b, alone[0], alone[1], thresholds, score_limit)
+    borderline = _explained(a, b, alone[0], alone[1], limits, score_limit)
     distance = None if a.keypoints is None or b.keypoints is None else _distance(a.keypoints[left], b.keypoints[right])
     return _Pairs(
         len(a.scores),
@@ -179,7 +211,7 @@ def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, thresholds: Threshol
     )
 
 
-def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, thresholds: Thresholds, score_limit: float) -> int:
+def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, limits: Limits, score_limit: float) -> int:
     """How many of the unmatched detections, whose rows both networks have, rounding explains.
 
     NMS is a chain of decisions: where two scores are equal but for rounding, either row may go first and suppress the
@@ -192,11 +224,12 @@ def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, thresholds: T
     scores = np.concatenate([mine.scores[alone] for mine, _, alone in sides])
     side = np.repeat([0, 1], [len(alone_a), len(alone_b)])
     overlap = _iou(boxes, boxes)
-    linked = (labels[:, None] == labels) & (overlap >= thresholds.iou - BORDERLINE_IOU)
+    iou = np.array([_of(label, limits).iou for label in labels])
+    linked = (labels[:, None] == labels) & (overlap >= iou - BORDERLINE_IOU)
     linked |= overlap >= MIN_IOU  # of two labels: one row, whose best classes are as good as equal
     tied = linked & (side[:, None] != side) & (np.abs(scores[:, None] - scores) <= 2 * score_limit)
     explained = tied.any(1) | np.array(
-        [_borderline(mine, i, other, thresholds, score_limit) for mine, other, alone in sides for i in alone], bool
+        [_borderline(mine, i, other, limits, score_limit) for mine, other, alone in sides for i in alone], bool
     )
     while True:  # what hangs together with something explained is explained
         reached = explained | (linked & explained).any(1)
@@ -205,12 +238,15 @@ def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, thresholds: T
         explained = reached
 
 
-def _borderline(mine: Found, i: int, other: Found, thresholds: Thresholds, score_limit: float) -> bool:
+def _borderline(mine: Found, i: int, other: Found, limits: Limits, score_limit: float) -> bool:
     """Whether rounding may have decided that detection i of ``mine`` is not among ``other``'s."""
     score, near = float(mine.scores[i]), 2 * score_limit
-    if abs(score - thresholds.conf) <= near or len(other.scores) >= thresholds.max_det:
+    thresholds = _of(mine.labels[i], limits)
+    together = np.array([_of(label, limits) is thresholds for label in other.labels], bool)
+    run = other.scores[together]  # what one run of NMS kept
+    if abs(score - thresholds.conf) <= near or len(run) >= thresholds.max_det:
         return True
-    if other.candidates > thresholds.pre_nms_topk and score <= float(other.scores.min(initial=1.0)) + near:
+    if other.candidates > thresholds.pre_nms_topk and score <= float(run.min(initial=1.0)) + near:
         return True  # it may have fallen off the end of the list that NMS looks at
     same = other.labels == mine.labels[i]
     return bool((np.abs(_iou(mine.boxes[i : i + 1], other.boxes[same]) - thresholds.iou) <= BORDERLINE_IOU).any())
@@ -218,8 +254,8 @@ def _borderline(mine: Found, i: int, other: Found, thresholds: Thresholds, score
 
 def _best_rows(a: Array, b: Array, spec: ModelSpec) -> _Pairs:
     """The reference's rows with the highest scores against the candidate's rows of the same numbers."""
-    layout = spec.output
-    assert isinstance(layout, RawRows)
+    assert not isinstance(spec.output, (NmsOutputs, Tensor))
+    layout = spec.output.plain
     unsuppressed = Thresholds(conf=0.0, iou=1.0, max_det=ROWS, pre_nms_topk=ROWS)
     rows = nms(a, layout, unsuppressed).rows
     boxes = [_corners(side[rows, slice(*layout.box)]) for side in (a, b)]

@@ -26,7 +26,7 @@ from deploykit.models.layers.anchor_head import Detect
 from deploykit.runtime import ort
 from deploykit.runtime.parity import Expected
 from deploykit.runtime.session import open_session
-from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
 
 __all__ = ["TRANSLATIONS", "NmsMode", "NmsPlan", "plan_of"]
 
@@ -134,15 +134,21 @@ def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Mo
     """The plan for a network with raw rows, and the spec of what is exported.
 
     Raises:
-        UsageError: thresholds that no graph can hold, or a dynamic shape, whose number of rows is not known.
+        UsageError: thresholds that no graph can hold, a dynamic shape, whose number of rows is not known, or rows that
+            need more than NMS.
         SpecError: the network has no rows to suppress.
     """
     spec = replace(spec, thresholds=thresholds)
     layout = spec.output
-    if not isinstance(layout, RawRows):
+    if not isinstance(layout, (RawRows, PoseObjectRows)):
         raise SpecError(f"NMS follows raw rows, but the model's output is of kind {layout.kind!r}")
     if mode == "none":
-        return NmsPlan(mode, layout, (layout.name,), 0), spec
+        return NmsPlan(mode, layout.plain, (layout.name,), 0), spec
+    if isinstance(layout, PoseObjectRows):
+        raise UsageError(
+            f"--nms {mode} does not go with pose objects: after NMS of the persons and of the keypoint objects, "
+            "the two are fused in the pixels of the source picture, which a graph does not know; use --nms none"
+        )
     check_thresholds(thresholds)
     given = replace(spec, output=NmsOutputs(keypoints="keypoints" if spec.keypoints else None))
     if mode == "plugin":

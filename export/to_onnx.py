@@ -27,7 +27,7 @@ from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import ReferenceModel, load_model
 from deploykit.runtime.parity import Expected, Feeds
-from deploykit.spec import METADATA_KEY, Dynamic, ModelSpec, RawRows, Thresholds
+from deploykit.spec import METADATA_KEY, Dynamic, ModelSpec, PoseObjectRows, RawRows, Thresholds
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
 
@@ -230,7 +230,7 @@ def _finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) -
     height, width = ("height", "width") if canvas.dynamic == "shape" else canvas.size
     passes.name_axes(graph.graph.inputs[0], (batch, canvas.channels, height, width))
     output = graph.graph.outputs[0]
-    if isinstance(spec.output, RawRows) and output.shape is not None:  # NMS has named its own
+    if isinstance(spec.output, (RawRows, PoseObjectRows)) and output.shape is not None:  # NMS has named its own
         rows = output.shape[1]  # the legacy exporter does not know it where the batch is free
         passes.name_axes(output, (batch, rows if isinstance(rows, int) else "rows", spec.output.columns))
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
@@ -270,7 +270,7 @@ def _proved(
         "the checkpoint": TorchSession(model.module, torch_spec, exact=True),
         "the folded model": TorchSession(fused, torch_spec, exact=True),
     }
-    rows = replace(spec, output=plan.layout)
+    rows = spec if plan.mode == "none" else replace(spec, output=plan.layout)
     expected = expect(references, rows, feeds, once={"the folded model"}, closing=True, on_step=tell)
     parity = plan.check(expected, file, spec, tell)
     parity.raise_if_bad(file.name)

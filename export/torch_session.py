@@ -16,7 +16,7 @@ from deploykit.errors import BackendError
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import ReferenceModel, load_model
 from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
-from deploykit.spec import METADATA_KEY, ModelSpec, RawRows, Tensor
+from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
 
 __all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
 
@@ -29,7 +29,7 @@ class TorchSession(Session):
     """
 
     def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False, threads: int | None = None) -> None:
-        if not isinstance(spec.output, (RawRows, Tensor)):
+        if not isinstance(spec.output, (RawRows, PoseObjectRows, Tensor)):
             raise BackendError(f"a PyTorch model has one output, but the spec's output is of kind {spec.output.kind!r}")
         self._module: nn.Module | None = module
         self._exact, self._wide = exact, False

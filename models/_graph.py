@@ -29,6 +29,7 @@ from deploykit.models._layer_table import (
 )
 from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint
 from deploykit.models.layers.conv import Add, Concat, Conv, ReOrg, Shortcut
+from deploykit.models.layers.pose_object import PoseObject
 
 Row = Sequence[Any]
 """``[from, repeats, layer, arguments]``; ``from`` is an index or a list of them, -1 the row before."""
@@ -42,11 +43,16 @@ _REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeErro
 """What Python and torch raise for numbers and shapes that make no layer."""
 
 
+NOT_GIVEN_ACT = ("SPP", "Detect")
+"""The layers of edgeai-yolov5 that keep SiLU whatever ``act`` says: its code does not hand it to them."""
+
+
 @dataclass(frozen=True)
 class GraphConfig:
     """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels a level.
 
-    ``activation`` is that of every convolution whose row does not name one; empty: SiLU.
+    ``activation`` is that of every convolution whose row does not name one, but for those in ``silu_layers``; empty:
+    SiLU. ``num_coords``, beside the classes, make the head KaPao's.
 
     Raises:
         CheckpointError: a number that no model has.
@@ -57,16 +63,18 @@ class GraphConfig:
     anchors: tuple[tuple[float, ...], ...]
     num_keypoints: int = 0
     depthwise_keypoints: bool = False
+    num_coords: int = 0
     depth_multiple: float = 1.0
     width_multiple: float = 1.0
     channels: int = 3
     activation: str = ""
+    silu_layers: tuple[str, ...] = ()
     strides: tuple[int, ...] = field(default=())
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.rows) <= MAX_ROWS:
             raise CheckpointError(f"a model's description has 1 to {MAX_ROWS} layers, this one has {len(self.rows)}")
-        for name, least in (("num_classes", 1), ("num_keypoints", 0), ("channels", 1)):
+        for name, least in (("num_classes", 1), ("num_keypoints", 0), ("num_coords", 0), ("channels", 1)):
             value = getattr(self, name)
             if not least <= value <= MAX_CHANNELS:
                 raise CheckpointError(
@@ -105,6 +113,7 @@ class GraphConfig:
                 width_multiple=float(yaml.get("width_multiple", 1.0)),
                 channels=int(yaml.get("ch", 3)),
                 activation=_activation_name(yaml),
+                silu_layers=NOT_GIVEN_ACT if yaml.get("act") and not yaml.get("activation") else (),
             )
         except KeyError as e:
             raise CheckpointError(
@@ -217,7 +226,7 @@ def build_graph(config: GraphConfig) -> LayerGraph:
                 raise ValueError(f"with what is inside of its layers the model has more than {MAX_MODULES} modules")
         except _REFUSALS as e:
             raise _misfit(i, row, e) from e
-        if config.activation:
+        if config.activation and kind not in config.silu_layers:
             _activate(layer, config.activation)
         layers.append(layer)
         sources.append(used)
@@ -309,6 +318,8 @@ def _head(kind: str, inputs: list[int], config: GraphConfig, *, keypoints: bool)
         raise ValueError(
             f"it is fed by {len(inputs)} layers, its {len(config.anchors)} levels of anchors need {expected}"
         )
+    if kind == "Detect" and config.num_coords:
+        return PoseObject(config.num_classes, config.anchors, inputs, config.num_coords)
     if kind != "IKeypoint" and not (kind == "Detect" and keypoints):  # edgeai-yolov5 calls its keypoint head Detect
         return HEADS[kind](config.num_classes, config.anchors, inputs)
     if not config.num_keypoints:
@@ -323,7 +334,7 @@ def _repeated(kind: type[nn.Module], args: list[Any], count: int) -> nn.Module:
 
 def _outputs(config: GraphConfig) -> int:
     """Upstream leaves a convolution of exactly the head's width unscaled; its anchors count is that of level 0."""
-    return len(config.anchors[0]) // 2 * (config.num_classes + 5)
+    return len(config.anchors[0]) // 2 * (config.num_classes + config.num_coords + 5)
 
 
 def _divisible(x: float, by: int = 8) -> int:

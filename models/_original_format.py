@@ -1,6 +1,6 @@
 """Checkpoints in the original projects' own format: a pickled tree of their modules, which their own code loads.
 
-YOLOv7 and YOLOv5 save the module itself: a pickle that names their classes (``models.yolo.Model``,
+YOLOv7, YOLOv5, YOLO-Pose and KaPao save the module itself: a pickle that names their classes (``models.yolo.Model``,
 ``models.common.Conv``) and holds each one's attributes. Here those classes are inert stand-ins with the right names,
 and the pickler writes a stand-in's name without looking whether it can be imported. What is written follows the
 released yolov7-tiny.pt (WongKinYiu/yolov7, GPL-3.0; its structure, facts only): half precision, training mode.
@@ -20,12 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._graph import GraphConfig, LayerGraph
+from deploykit.models._graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph
 from deploykit.models.layers import lite
-from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint
-from deploykit.models.layers.conv import Add, Concat, Conv, DownC, FoldingSequential, ReOrg, Shortcut
-from deploykit.models.layers.csp import C3, Bottleneck
-from deploykit.models.layers.pool import MP, SP, SPPCSPC, SPPF
+from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint, Keypoint
+from deploykit.models.layers.conv import Add, Concat, Conv, DownC, DWConv, FoldingSequential, ReOrg, Shortcut
+from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
+from deploykit.models.layers.focus import ConvFocus, Focus
+from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
+from deploykit.models.layers.pool import MP, SP, SPP, SPPCSPC, SPPF
+from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 
 __all__ = ["ORIGINALS", "Original", "has_original_format", "original_checkpoint"]
@@ -51,13 +54,17 @@ def _implicit(m: ImplicitA | ImplicitM) -> dict[str, Any]:
 
 def _detect(m: Detect) -> dict[str, Any]:
     numbers = {"nc": m.num_classes, "no": m.columns, "nl": m.num_levels, "na": m.num_anchors}
-    return {**numbers, "grid": [torch.zeros(1)] * m.num_levels, "stride": _strides(m)}
+    return {**numbers, "grid": [torch.zeros(1)] * m.num_levels, "stride": _strides(m), "inplace": True}
 
 
-def _keypoint(m: IKeypoint) -> dict[str, Any]:
+def _pose_object(m: PoseObject) -> dict[str, Any]:
+    return {**_detect(m), "num_coords": m.num_coords}
+
+
+def _keypoint(m: Keypoint) -> dict[str, Any]:
     numbers = {"no_det": 5 + m.num_classes, "no_kpt": 3 * m.num_keypoints, "nkpt": m.num_keypoints}
     depthwise = isinstance(m.m_kpt[0], nn.Sequential)
-    return {**_detect(m), **numbers, "dw_conv_kpt": depthwise, "flip_test": False, "inplace": True}
+    return {**_detect(m), **numbers, "dw_conv_kpt": depthwise, "flip_test": False}
 
 
 ORIGINALS: dict[type[nn.Module], Original] = {
@@ -68,6 +75,14 @@ ORIGINALS: dict[type[nn.Module], Original] = {
     SPPF: Original("models.common.SPPF"),
     Bottleneck: Original("models.common.Bottleneck", lambda m: {"add": m.add}),
     C3: Original("models.common.C3"),
+    BottleneckCSP: Original("models.common.BottleneckCSP"),
+    C3Ghost: Original("models.common.C3Ghost"),
+    GhostConv: Original("models.common.GhostConv"),
+    GhostBottleneck: Original("models.common.GhostBottleneck"),
+    DWConv: Original("models.common.Conv"),  # a function of that name made it, until 6.2
+    Focus: Original("models.common.Focus"),
+    ConvFocus: Original("models.common.ConvFocus"),
+    SPP: Original("models.common.SPP"),
     MP: Original("models.common.MP"),
     SP: Original("models.common.SP"),
     ReOrg: Original("models.common.ReOrg"),
@@ -84,13 +99,15 @@ ORIGINALS: dict[type[nn.Module], Original] = {
     IDetect: Original("models.yolo.IDetect", _detect),
     IAuxDetect: Original("models.yolo.IAuxDetect", _detect),
     IKeypoint: Original("models.yolo.IKeypoint", _keypoint),
+    Keypoint: Original("models.yolo.Detect", _keypoint),
+    PoseObject: Original("models.yolo.Detect", _pose_object),
     FoldingSequential: Original("torch.nn.modules.container.Sequential"),
 }
-"""Our layers -> the original's; torch's own modules stay themselves.
+"""Our layers -> the original's; torch's own modules stay themselves. A model with a layer that has none is written as a
+state dict."""
 
-Those of YOLOv5 before 6.0, of its ghost models and of YOLO-Pose have none here yet: such a model is written as a state
-dict.
-"""
+_EARLY = frozenset({"Focus", "ConvFocus", "BottleneckCSP"})
+"""Layers of the projects that keep the anchors in pixels too: YOLOv5 before 6.0, YOLO-Pose and KaPao."""
 
 
 def has_original_format(module: nn.Module) -> bool:
@@ -115,7 +132,8 @@ def original_checkpoint(graph: LayerGraph, names: Sequence[str], **beside: Any) 
         record = _record(layer)
         kind = type(record)
         parameters = sum(p.numel() for p in layer.parameters())
-        if isinstance(layer, Detect) and any(row[2] == "C3" for row in config.rows):
+        kinds = _kinds(config)
+        if type(layer) is Detect and kinds & {"C3", "C3Ghost"} and not kinds & _EARLY:
             _keep_cells(record, layer.num_levels)
         record.__dict__.update(i=i, f=row[0], type=f"{kind.__module__}.{kind.__qualname__}", np=parameters)
         layers.append(record)
@@ -128,6 +146,7 @@ def original_checkpoint(graph: LayerGraph, names: Sequence[str], **beside: Any) 
         "stride": _strides(graph.head),
         "nc": config.num_classes,
         "traced": False,
+        **({"num_coords": config.num_coords} if config.num_coords else {}),
     }
     model = _module("models.yolo.Model", modules={"model": sequential}, attributes=attributes)
     content = {"model": model, "optimizer": None, "training_results": None, "epoch": -1, **beside}
@@ -185,6 +204,8 @@ def _record(module: nn.Module) -> _StandIn:
     }
     buffers = {name: b.half() if b is not None and b.is_floating_point() else b for name, b in module._buffers.items()}
     modules = {name: _record(child) for name, child in module.named_children()}
+    if isinstance(module, Focus) and not module.rows_first:  # which layer does it is all that tells the order
+        modules = {"contract": _module("models.common.Contract", attributes={"gain": 2}), **modules}
     attributes = original.attributes(module)
     return _module(original.kind, parameters=parameters, buffers=buffers, modules=modules, attributes=attributes)
 
@@ -210,7 +231,7 @@ def _description(config: GraphConfig) -> dict[str, Any]:
     )
     rows = [[origin, repeats, kind, list(arguments)] for origin, repeats, kind, arguments in config.rows]
     return {
-        "nc": config.num_classes,
+        "nc": config.num_classes + config.num_coords,
         "depth_multiple": config.depth_multiple,
         "width_multiple": config.width_multiple,
         **keypoints,
@@ -218,7 +239,19 @@ def _description(config: GraphConfig) -> dict[str, Any]:
         "backbone": rows[:-1],
         "head": rows[-1:],
         "ch": config.channels,
+        **_activations(config),
     }
+
+
+def _activations(config: GraphConfig) -> dict[str, str]:
+    """What a description says of them; of those before 4.0 none does, and the modules have them anyway."""
+    if config.silu_layers == NOT_GIVEN_ACT:
+        return {"act": config.activation.removeprefix("nn.").removesuffix("()")}
+    return {"activation": config.activation} if config.activation and "BottleneckCSP" not in _kinds(config) else {}
+
+
+def _kinds(config: GraphConfig) -> set[str]:
+    return {row[2] for row in config.rows}
 
 
 def _saved(config: GraphConfig) -> list[int]:

@@ -17,6 +17,7 @@ from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.csp import Bottleneck
 from deploykit.models.layers.ghost import GhostBottleneck
 from deploykit.models.layers.rep import ImplicitA, ImplicitM
+from deploykit.spec import PoseObjectRows
 
 GAIN = 1.35  # of a convolution and its batch norm together
 
@@ -54,6 +55,8 @@ def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes:
 
 def _file_of(model: ReferenceModel, seed: int) -> bytes:
     names = list(model.spec.classes)
+    if isinstance(model.spec.output, PoseObjectRows) and model.spec.keypoints:  # the keypoints are classes too
+        names += [name.replace(" ", "_") for name in model.spec.keypoints.names]
     if has_original_format(model.module):
         return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
     state = {key: t.half() if t.is_floating_point() else t for key, t in model.module.state_dict().items()}

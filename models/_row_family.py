@@ -14,11 +14,25 @@ import torch
 from deploykit.models._checkpoint import Checkpoint
 from deploykit.models._graph import MAX_CHANNELS, GraphConfig, LayerGraph, Row, build_graph, read_row
 from deploykit.models._registry import ReferenceModel
-from deploykit.models.layers.anchor_head import Keypoint
-from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
+from deploykit.models.layers.anchor_head import Detect, Keypoint
+from deploykit.models.layers.pose_object import PoseObject
+from deploykit.spec import (
+    COCO_KEYPOINTS,
+    Fit,
+    InputSpec,
+    KeypointSpec,
+    ModelSpec,
+    PoseObjectRows,
+    RawRows,
+    Thresholds,
+)
 
 MAX_NAME = 64  # characters of a name or an argument that a checkpoint brings
 ANCHORS = 3  # a level, in every published variant
+
+POSE_OBJECTS = Thresholds(conf=0.25, iou=0.65, pre_nms_topk=30_000, keypoint=0.0)
+"""Of KaPao: every keypoint of a pose is drawn, because only those that were fused have a confidence; and a crowd gives
+thousands of rows of keypoint objects, of which none may be left out before NMS."""
 
 
 def reference_of(
@@ -29,27 +43,48 @@ def reference_of(
     size: int,
     notes: tuple[str, ...] = (),
     channels: int = 3,
+    keypoints: KeypointSpec | None = None,
 ) -> ReferenceModel:
-    """A graph with its spec; ``name`` is the registered one or what a custom model calls itself."""
+    """A graph with its spec; ``name`` is the registered one or what a custom model calls itself.
+
+    ``keypoints``: instead of the COCO ones, or of numbered ones where they are not 17.
+    """
     head = graph.head
-    columns = 5 + head.num_classes
-    keypoints = None
-    if isinstance(head, Keypoint):
-        k = head.num_keypoints
-        keypoints = COCO_KEYPOINTS if k == len(COCO_KEYPOINTS.names) else KeypointSpec.unnamed(k)
+    output = output_of(head)
+    keypoints = keypoints or _keypoints_of(output)
     stride = max(head.stride)
+    if isinstance(output, PoseObjectRows):
+        classes, limits = (classes or ("person",))[:1], POSE_OBJECTS
+    else:
+        # The published thresholds: 0.65 for poses, 0.45 in detection.
+        limits = Thresholds(conf=0.25, iou=0.65 if keypoints else 0.45)
     spec = ModelSpec(
         task="keypoints" if keypoints else "detect",
         input=InputSpec(
             size=(size, size), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels, fit=Fit(stride=stride)
         ),
-        output=RawRows(cls=(5, columns), keypoints=(columns, head.columns) if keypoints else None),
+        output=output,
         classes=tuple(classes) if classes else tuple(f"class {i}" for i in range(head.num_classes)),
         keypoints=keypoints,
-        # The published thresholds: 0.65 for poses, 0.45 in detection.
-        thresholds=Thresholds(conf=0.25, iou=0.65 if keypoints else 0.45),
+        thresholds=limits,
     )
     return ReferenceModel(name.replace("_", "-"), family, graph, spec, notes)
+
+
+def output_of(head: Detect) -> RawRows | PoseObjectRows:
+    """What the columns of a head's rows are."""
+    stop = 5 + head.num_classes
+    if isinstance(head, PoseObject):
+        return PoseObjectRows(cls=(5, stop), coords=(stop, head.columns))
+    return RawRows(cls=(5, stop), keypoints=(stop, head.columns) if isinstance(head, Keypoint) else None)
+
+
+def _keypoints_of(output: RawRows | PoseObjectRows) -> KeypointSpec | None:
+    span = output.plain.keypoints
+    if span is None:
+        return None
+    k = (span[1] - span[0]) // output.plain.kpt_dims
+    return COCO_KEYPOINTS if k == len(COCO_KEYPOINTS.names) else KeypointSpec.unnamed(k)
 
 
 def classes_of(checkpoint: Checkpoint, graph: LayerGraph) -> tuple[tuple[str, ...] | None, tuple[str, ...]]:

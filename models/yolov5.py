@@ -7,19 +7,18 @@ and numbers are facts taken over; the code is ours. State dicts of the originals
 Three layer graphs were published, here numbered by the last release that has them:
 
 * 3: Focus, BottleneckCSP, SPP, Hardswish (releases 3.0 and 3.1; LeakyReLU in 2.0);
-* 5: the same with C3 and SiLU (4.0 and 5.0);
+* 5: the same with C3 and SiLU (4.0 and 5.0), which YOLO-Pose and KaPao have too;
 * 7: a 6x6 convolution for Focus, SPPF for SPP and after the last C3, shorter second stage (6.0 to 7.0).
 """
 
 from __future__ import annotations
 
-import reprlib
 from dataclasses import dataclass, replace
 from typing import Any
 
 from deploykit.errors import CheckpointError
 from deploykit.models._checkpoint import Checkpoint
-from deploykit.models._graph import GraphConfig, LayerGraph, Row, build_graph
+from deploykit.models._graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph, Row, build_graph
 from deploykit.models._graph_checkpoint import graph_from_checkpoint
 from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import Builder, ReferenceModel, register_model
@@ -32,7 +31,7 @@ from deploykit.models._row_family import (
     reference_of,
 )
 from deploykit.models.layers.anchor_head import Keypoint
-from deploykit.models.layers.focus import Focus
+from deploykit.models.layers.focus import ConvFocus, Focus
 
 FAMILY = "YOLOv5"
 WEIGHTS_LICENCE = "AGPL-3.0; GPL-3.0 before 7.0 and of YOLO-Pose"
@@ -40,6 +39,7 @@ GENERATIONS = {3: "3.0 and 3.1", 5: "4.0 and 5.0", 7: "6.0 to 7.0"}
 """The published layer graphs, and the releases that have them."""
 
 HARDSWISH = "nn.Hardswish()"  # of generation 3: no description says so
+RELU = "nn.ReLU()"  # of the ti_lite models, as the one for S is described and the accuracy of M is stated
 
 ANCHORS_P5 = ((10, 13, 16, 30, 33, 23), (30, 61, 62, 45, 59, 119), (116, 90, 156, 198, 373, 326))
 ANCHORS_P6 = (
@@ -62,12 +62,16 @@ LAYERS = frozenset({"C3", "BottleneckCSP", "C3Ghost", "Bottleneck", "GhostConv",
 
 @dataclass(frozen=True)
 class Variant:
-    """What a variant changes about the layer graph: repeats and widths are multiplied, a fourth level is added."""
+    """What a variant changes about the layer graph: repeats and widths are multiplied, a fourth level is added.
+
+    ``lite`` is edgeai-yolov5's ``ti_lite``: two convolutions for Focus, ReLU, and one convolution for the keypoints.
+    """
 
     depth: float
     width: float
     levels: int = 3
     pose: bool = False
+    lite: bool = False
 
     @property
     def size(self) -> int:
@@ -77,24 +81,24 @@ class Variant:
     @property
     def name(self) -> str:
         """Its published name; one that says the multiples where no such variant was published."""
-        form = f"{'' if self.levels == 3 else '6'}{'_pose' if self.pose else ''}"
-        for letter, multiples in _MULTIPLES.items():
+        form = f"{'' if self.levels == 3 else '6'}{'_pose' if self.pose else ''}{'_ti_lite' if self.lite else ''}"
+        for letter, multiples in MULTIPLES.items():
             if multiples == (self.depth, self.width):
                 return f"yolov5{letter}{form}"
         return f"yolov5{form.replace('6', '_p6')}-depth-{self.depth:g}-width-{self.width:g}"
 
 
-_MULTIPLES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
+MULTIPLES = {"n": (0.33, 0.25), "s": (0.33, 0.50), "m": (0.67, 0.75), "l": (1.0, 1.0), "x": (1.33, 1.25)}
 VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
-        *(Variant(*multiples, levels=levels) for levels in (3, 4) for multiples in _MULTIPLES.values()),
-        *(Variant(*_MULTIPLES[letter], levels=4, pose=True) for letter in "sml"),
+        *(Variant(*multiples, levels=levels) for levels in (3, 4) for multiples in MULTIPLES.values()),
+        *(Variant(*MULTIPLES[letter], levels=4, pose=True, lite=lite) for lite in (False, True) for letter in "sml"),
     )
 }
 
 
-def rows_of(levels: int = 3, *, generation: int = 7, pose: bool = False) -> list[Row]:
+def rows_of(levels: int = 3, *, generation: int = 7, pose: bool = False, lite: bool = False) -> list[Row]:
     """The layer graph of three or four levels; a pose model's is that of generation 5 with a keypoint head."""
     early = generation < 7
     block = "BottleneckCSP" if generation == 3 else "C3"
@@ -108,7 +112,7 @@ def rows_of(levels: int = 3, *, generation: int = 7, pose: bool = False) -> list
     def stack(c: int, *arguments: Any, repeats: int = 3) -> int:
         return add(block, c, *arguments, repeats=repeats)
 
-    add("Focus", 64, 3) if early else add("Conv", 64, 6, 2, 2)
+    add("ConvFocus" if lite else "Focus", 64, 3) if early else add("Conv", 64, 6, 2, 2)
     stages = []
     for c, repeats in zip(widths[:-1], (3, 9 if early else 6, 9, 3), strict=False):
         add("Conv", c, 3, 2)
@@ -143,14 +147,15 @@ def config_of(
     if v.pose:
         generation = 5
     return GraphConfig(
-        rows=tuple(rows_of(v.levels, generation=generation, pose=v.pose)),
+        rows=tuple(rows_of(v.levels, generation=generation, pose=v.pose, lite=v.lite)),
         num_classes=num_classes,
         anchors=ANCHORS_P5 if v.levels == 3 else ANCHORS_P6,
         num_keypoints=num_keypoints if v.pose else 0,
-        depthwise_keypoints=v.pose,
+        depthwise_keypoints=v.pose and not v.lite,
         depth_multiple=v.depth,
         width_multiple=v.width if width is None else width,
-        activation=HARDSWISH if generation == 3 else "",
+        activation=HARDSWISH if generation == 3 else RELU if v.lite else "",
+        silu_layers=NOT_GIVEN_ACT if v.lite else (),
         strides=(8, 16, 32, 64)[: v.levels],
     )
 
@@ -167,7 +172,7 @@ def _builder(name: str) -> Builder:
         return reference_of(graph, name, FAMILY, classes.get(graph.head.num_classes), variant.size)
 
     levels = ", four levels" if variant.levels == 4 else ""
-    people = ": persons with 17 keypoints" if variant.pose else ""
+    people = f": persons with 17 keypoints{', for small processors' if variant.lite else ''}" if variant.pose else ""
     build.__name__ = build.__qualname__ = name
     build.__doc__ = f"{name.replace('yolov5', 'YOLOv5').replace('_', '-')}, {variant.size} px{levels}{people}."
     return build
@@ -225,10 +230,10 @@ def _described(checkpoint: Checkpoint) -> tuple[str, Variant | None, int, GraphC
     assert checkpoint.yaml is not None
     config = GraphConfig.from_yaml(checkpoint.yaml)
     rows = normal_rows(config.rows)
-    for levels, pose in ((3, False), (4, False), (4, True)):
+    for levels, pose, lite in ((3, False, False), (4, False, False), (4, True, False), (4, True, True)):
         for generation in (5,) if pose else GENERATIONS:
-            if rows == normal_rows(rows_of(levels, generation=generation, pose=pose)):
-                variant = Variant(config.depth_multiple, config.width_multiple, levels, pose)
+            if rows == normal_rows(rows_of(levels, generation=generation, pose=pose, lite=lite)):
+                variant = Variant(config.depth_multiple, config.width_multiple, levels, pose, lite)
                 if generation == 3 and not config.activation:
                     config = replace(config, activation=HARDSWISH)
                 return variant.name, variant, generation, config
@@ -261,12 +266,17 @@ def _assumed(graph: LayerGraph, generation: int) -> tuple[str, ...]:
     """Take what a file without pickled modules leaves open as it was published; say so."""
     head = graph.head
     if isinstance(head, Keypoint):
+        if isinstance(graph.model[0], ConvFocus):
+            return ("its activations are in no tensor: ReLU is assumed, as edgeai-yolov5 describes its ti_lite models",)
         _contract(graph)
         return ("the order of its first layer's blocks is in no tensor: that of edgeai-yolov5 is assumed",)
     if generation == 3:
         return ("its activations are in no tensor: Hardswish is assumed, as in YOLOv5 3.0 and 3.1",)
     if generation == 5 and head.num_levels == 4 and head.num_classes == KAPAO_CLASSES:
-        return (f"a KaPao model has the same tensors: if it is one, these {KAPAO_CLASSES} classes mean nothing",)
+        return (
+            f"a KaPao model has the same tensors: if it is one, these {KAPAO_CLASSES} classes mean nothing, and its "
+            "original file or its 18 class names would tell",
+        )
     return ()
 
 
@@ -274,14 +284,10 @@ def _refuse_relatives(checkpoint: Checkpoint) -> None:
     """Say what a file is that looks like one of ours, before its layers are looked at."""
     kind = checkpoint.modules[0].kind if checkpoint.modules else ""
     what = _RELATIVES.get(kind.rsplit(".", 1)[-1], "") if kind.startswith("models.yolo.") else ""
-    why = ""
     if kind.startswith("ultralytics."):
         what = "a model of the ultralytics package, which is YOLOv8 and later, or YOLOv5 with another head"
-    coordinates = next((m.attributes["num_coords"] for m in checkpoint.modules if m.attributes.get("num_coords")), 0)
-    if coordinates:
-        what, why = "a KaPao model", f": {reprlib.repr(coordinates)} columns of its rows are coordinates, not classes"
     if what:
         raise CheckpointError(
-            f"{checkpoint.path} is {what} ({kind}); deploykit does not have it{why}; "
+            f"{checkpoint.path} is {what} ({kind}); deploykit does not have it; "
             "deploykit models lists what can be loaded"
         )

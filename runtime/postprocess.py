@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploykit.errors import BackendError, SpecError
+from deploykit.runtime.fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.image import Letterbox
 from deploykit.runtime.nms import nms
 from deploykit.runtime.session import Array
-from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
 
 __all__ = ["Found", "found_in", "to_source"]
 
@@ -21,7 +22,8 @@ class Found:
     """The objects of one image, the best first, in network pixels.
 
     ``boxes (N,4)`` xyxy, ``scores (N,)``, ``labels (N,)``, ``keypoints (N,K,3)`` or None; ``candidates`` counts the
-    rows that were over the confidence threshold before NMS.
+    rows that were over the confidence threshold before NMS. With ``objects`` the keypoints are not what they will be:
+    :func:`to_source` fuses the two.
     """
 
     boxes: Array
@@ -29,6 +31,7 @@ class Found:
     labels: Array
     keypoints: Array | None
     candidates: int
+    objects: KeypointObjects | None = None
 
 
 def found_in(
@@ -48,18 +51,21 @@ def found_in(
         return _found_in_rows(rows, spec.output, points, thresholds, multi_label)
     if isinstance(spec.output, NmsOutputs):
         return _found_in_nms(outputs, slot, spec.output, points, thresholds)
+    if isinstance(spec.output, PoseObjectRows):
+        return _found_poses(outputs, slot, spec.output, thresholds)
     raise SpecError(f"boxes come from rows or NMS outputs, but the spec's output is of kind {spec.output.kind!r}")
 
 
 def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:
-    """Boxes clipped to the picture, and keypoints as they are, in source pixels."""
-    height, width = letterbox.source
-    edges = np.array((width, height, width, height), np.float32)
-    boxes = np.clip(letterbox.to_source(found.boxes), np.float32(0), edges)
+    """Boxes clipped to the picture, and keypoints as they are or fused with keypoint objects, in source pixels."""
+    boxes = _clipped(found.boxes, letterbox)
     if found.keypoints is None:
         return boxes, None
     points = found.keypoints.copy()
     points[..., :2] = letterbox.to_source(points[..., :2])
+    if found.objects is not None:
+        objects = _clipped(found.objects.boxes, letterbox)
+        points = fuse(points, found.scores, objects, found.objects, letterbox.source)
     return boxes, points
 
 
@@ -95,6 +101,26 @@ def _found_in_nms(
         keypoints = _taken(outputs, names.keypoints, slot, (len(boxes), points, 3))[use].astype(np.float32, copy=False)
     candidates = int(_taken(outputs, names.num_candidates, slot, (1,))[0])
     return Found(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates)
+
+
+def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
+    """Boxes in source pixels, clipped to the picture."""
+    height, width = letterbox.source
+    clipped: Array = np.clip(
+        letterbox.to_source(boxes), np.float32(0), np.array((width, height, width, height), np.float32)
+    )
+    return clipped
+
+
+def _found_poses(outputs: Mapping[str, Array], slot: int, layout: PoseObjectRows, thresholds: Thresholds) -> Found:
+    rows = _taken(outputs, layout.name, slot, (None, layout.columns))
+    persons, kept = kept_objects(rows, layout, thresholds)
+    keypoints = np.zeros((len(persons.rows), layout.num_keypoints, 3), np.float32)
+    coords = rows[persons.rows, slice(*layout.coords)]
+    keypoints[..., :2] = coords.reshape(len(persons.rows), layout.num_keypoints, 2)
+    objects = KeypointObjects(kept.boxes, kept.scores, kept.labels, layout.fusion)
+    candidates = max(persons.candidates, kept.candidates)
+    return Found(persons.boxes, persons.scores, persons.labels, keypoints, candidates, objects)
 
 
 def _taken(outputs: Mapping[str, Array], name: str, slot: int, shape: tuple[int | None, ...]) -> Array:

@@ -19,7 +19,7 @@ from deploykit.runtime.postprocess import found_in, to_source
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
 from deploykit.runtime.sources import Frame, Pictures, Skip, Video, kind_of, open_source
-from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Tensor, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
 __all__ = ["Predictor"]
 
@@ -243,7 +243,7 @@ def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
         raise SpecError(f"input {want.name!r} must be float32 or float16, the network takes {info}")
     outputs = {output.name: output for output in session.outputs}
     layout = spec.output
-    if isinstance(layout, RawRows):
+    if isinstance(layout, (RawRows, PoseObjectRows)):
         names = [layout.name]
     else:
         names = [layout.num_dets, layout.boxes, layout.scores, layout.labels, layout.num_candidates]
@@ -251,7 +251,7 @@ def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
     missing = [name for name in names if outputs and name not in outputs]
     if missing:
         raise SpecError(f"the spec names the output {missing[0]!r}, the network has {', '.join(map(repr, outputs))}")
-    if isinstance(layout, RawRows) and layout.name in outputs:
+    if isinstance(layout, (RawRows, PoseObjectRows)) and layout.name in outputs:
         shape = outputs[layout.name].shape
         if len(shape) != 3 or (shape[2] is not None and shape[2] < layout.columns):
             raise SpecError(

@@ -46,7 +46,7 @@ class Result:
         labels: ``(N,)`` int64, positions in ``classes``.
         size: the picture's (height, width).
         keypoints: ``(N, K, 3)`` float32, x, y in source pixels (not clipped: a foot may lie outside) and visibility
-            0..1 (1 where the network gives none); None without keypoints.
+            0..1 (1 where the network gives none; of pose objects the score that was fused, or 0); or None.
         masks: ``(N, height, width)`` bool, or None.
         classes: the class names; may be empty.
         keypoint_spec: names and limbs of the keypoints.

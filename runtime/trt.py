@@ -18,7 +18,7 @@ from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
 from deploykit.runtime.trt_context import KernelCache, TrtContext
 from deploykit.runtime.trt_module import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
 from deploykit.runtime.trt_refusal import refusal
-from deploykit.spec import METADATA_KEY, RawRows
+from deploykit.spec import METADATA_KEY, PoseObjectRows, RawRows
 
 __all__ = ["TrtSession", "open_engine", "open_session"]
 
@@ -80,13 +80,14 @@ def _gpu(path: Path, index: int) -> Gpu:
 
 def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
     """Hold the engine against what it must give; then its record says so."""
-    if not isinstance(record.spec.output, RawRows):
+    output = record.spec.output
+    if not isinstance(output, (RawRows, PoseObjectRows)):
         how = f"deploykit compare {expected_of(path)} {path}"
         session.notes = (f"nothing proves this engine's numbers yet: {how} does",)
         return
     expected = Expected.load(expected_of(path)).within(session.takes)
-    for batch, reference, rows, found in runs(expected, path.name, session, record.spec.output):
-        for each in differences(reference, path.name, batch.name, rows, found, record.spec.output, Tolerance()):
+    for batch, reference, rows, found in runs(expected, path.name, session, output.plain):
+        for each in differences(reference, path.name, batch.name, rows, found, output.plain, Tolerance()):
             if not each.ok:
                 raise ParityError(
                     f"{path.name} ran for the first time and does not give what its source gives: {each}; "

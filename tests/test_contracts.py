@@ -19,6 +19,8 @@ from deploykit.spec import (
     KeypointSpec,
     ModelSpec,
     NmsOutputs,
+    PoseFusion,
+    PoseObjectRows,
     RawRows,
     Source,
     Tensor,
@@ -65,6 +67,55 @@ def test_a_pose_spec_as_written_today_can_always_be_read() -> None:
     assert spec.keypoints == KeypointSpec(("a", "b"), ((0, 1),), ((0, 1),))
 
 
+def test_a_spec_of_pose_objects_as_written_today_can_always_be_read() -> None:
+    written = (
+        '{"classes":["person"],"input":{"batch":1,"channels":3,"colour":"rgb","dynamic":"none","fit":{"anchor":'
+        '"centre","auto":false,"kind":"letterbox","pad_value":114,"rounding":"round","scale_up":true,"stride":64},'
+        '"mean":[0.0,0.0,0.0],"name":"images","scale":0.00392156862745098,"size":[1280,1280],"std":[1.0,1.0,1.0]},'
+        '"keypoints":{"flip_pairs":[[0,1]],"names":["a","b"],"sigmas":[],"skeleton":[[0,1]]},"opset":18,"output":'
+        '{"box":[0,4],"cls":[5,8],"coords":[8,12],"fusion":{"conf":0.2,"iou":0.25,"person":0.3,"tolerance":50.0},'
+        '"kind":"pose-objects","name":"output","obj":[4,5]},"precision":"fp32","source":{"deploykit":"0.1.0","model":'
+        '"m","sha256":"00"},"task":"keypoints","thresholds":{"conf":0.25,"iou":0.65,"keypoint":0.0,"max_det":300,'
+        '"pre_nms_topk":30000},"version":1}'
+    )
+    spec = ModelSpec.from_json(written)
+    assert spec.to_json() == written
+    assert spec.output == PoseObjectRows(cls=(5, 8), coords=(8, 12))
+    assert (spec.output.columns, spec.output.num_keypoints) == (12, 2)
+    assert spec.output.plain == RawRows(cls=(5, 8), keypoints=(8, 12), kpt_dims=2)
+
+
+def test_a_pose_object_is_a_person_or_a_coco_keypoint_by_default() -> None:
+    assert PoseObjectRows() == PoseObjectRows(
+        "pose-objects", "output", (0, 4), (4, 5), (5, 23), (23, 57), PoseFusion(0.2, 0.25, 0.3, 50.0)
+    )
+    assert POSE.output.plain is POSE.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": ["person", "nose"]}, "of one class, the person; its keypoints are no classes: got 2"),
+        ({"keypoints": None}, "pose objects of 17 keypoints need as many keypoint names"),
+        ({"keypoints": {"names": ["a"]}}, "pose objects of 17 keypoints need as many keypoint names"),
+        ({"output": {"kind": "pose-objects", "coords": [23, 56]}}, "33 coordinate columns are not x, y of 17"),
+        (
+            {"output": {"kind": "pose-objects", "cls": [5, 6], "coords": [6, 6]}},
+            "0 coordinate columns are not x, y of 0",
+        ),
+        ({"output": {"kind": "pose-objects", "fusion": {"iou": 2}}}, "the fusion's iou must lie in 0..1, got 2"),
+        (
+            {"output": {"kind": "pose-objects", "fusion": {"tolerance": -1}}},
+            "tolerance must be at least 0 pixels, got -1",
+        ),
+    ],
+)
+def test_a_wrong_spec_of_pose_objects_is_refused(change: dict[str, object], message: str) -> None:
+    spec = dataclasses.replace(POSE, output=PoseObjectRows())
+    with pytest.raises(SpecError, match=message):
+        ModelSpec.from_json(json.dumps({**json.loads(spec.to_json()), **change}))
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> ModelSpec:
     classes = draw(st.lists(st.text(max_size=8), min_size=1, max_size=4))
@@ -72,8 +123,10 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     dims = draw(st.sampled_from((2, 3)))
     stop = 5 + len(classes)
     rows = RawRows(cls=(5, stop), keypoints=(stop, stop + points * dims) if points else None, kpt_dims=dims)
-    output = draw(st.sampled_from((rows, NmsOutputs(), Tensor())))
-    keyed = points if output is rows else 0
+    poses = PoseObjectRows(cls=(5, 6 + points), coords=(6 + points, 6 + 3 * points)) if points else rows
+    output = draw(st.sampled_from((rows, poses, NmsOutputs(), Tensor())))
+    keyed = points if output in (rows, poses) else 0
+    classes = classes[:1] if isinstance(output, PoseObjectRows) else classes
     return ModelSpec(
         task=draw(st.sampled_from(("detect", "keypoints", "segment"))),
         input=InputSpec(
@@ -103,7 +156,7 @@ def test_a_spec_survives_json(spec: ModelSpec) -> None:
         ({"input": {"size": [640]}}, "spec.input.size must have 2 entries, got 1"),
         ({"input": {"size": [640, "x"]}}, r"spec.input.size\[1\] must be of type int, got 'x'"),
         ({"input": {"batch": True}}, "spec.input.batch must be of type int, got True"),
-        ({"output": {"kind": "soup"}}, "spec.output.kind must be one of rows, nms, tensor, got 'soup'"),
+        ({"output": {"kind": "soup"}}, "spec.output.kind must be one of rows, pose-objects, nms, tensor, got 'soup'"),
         ({"classes": ["a", "b"]}, "2 class names for 1 class columns"),
         ({"thresholds": {"conf": 2}}, r"conf must lie in 0..1, got 2"),
         ({"keypoints": None}, "keypoint names and keypoint columns, or neither"),

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 STANDARD = set(sys.stdlib_module_names)
 
 # Layer -> (deploykit packages it may import anywhere, third-party modules at module level, ... inside functions).
-BASE = {"deploykit.errors", "deploykit.spec", "deploykit"}
+BASE = {"deploykit.errors", "deploykit.spec", "deploykit.values", "deploykit"}
 LAYERS = {
-    "base": ({"deploykit.errors", "deploykit.spec"}, set(), set()),
+    "base": ({"deploykit.errors", "deploykit.spec", "deploykit.values"}, set(), set()),
     "models": (BASE | {"deploykit.models"}, {"torch", "safetensors"}, {"timm", "numpy"}),
     "runtime": (BASE | {"deploykit.runtime"}, {"numpy", "cv2"}, {"onnxruntime", "tensorrt", "pycuda", "supervision"}),
     "export": (
@@ -30,7 +30,7 @@ MAX_FILE, MAX_FUNCTION = 400, 60
 
 def files_of(layer: str) -> list[Path]:
     if layer == "base":
-        return [ROOT / "deploykit" / name for name in ("errors.py", "spec.py")]
+        return [ROOT / "deploykit" / name for name in ("errors.py", "spec.py", "values.py")]
     folder = ROOT / ("deploykit/cli" if layer == "cli" else layer)
     return sorted(folder.rglob("*.py"))
 

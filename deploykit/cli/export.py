@@ -172,7 +172,8 @@ def preprocessing(spec: ModelSpec) -> str:
 
 def columns(spec: ModelSpec) -> str:
     """What the output's columns hold."""
-    from deploykit.spec import NmsOutputs, RawRows
+    from deploykit.export.inspection import pose_columns
+    from deploykit.spec import NmsOutputs, PoseObjectRows, RawRows
 
     if isinstance(spec.output, NmsOutputs):
         limits = spec.thresholds
@@ -180,6 +181,8 @@ def columns(spec: ModelSpec) -> str:
             f"after NMS, in network pixels: at most {limits.max_det} of an image, score over {limits.conf:g}, overlap "
             f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates"
         )
+    if isinstance(spec.output, PoseObjectRows):
+        return pose_columns(spec.output)
     if not isinstance(spec.output, RawRows):
         return spec.output.kind
     rows = spec.output

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from deploykit.models import yolov5, yolov7
+from deploykit.models import kapao, yolov5, yolov7
 from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
@@ -72,10 +72,19 @@ def older_layers(*, num_classes: int = 2, num_keypoints: int = 3) -> GraphConfig
     )
 
 
+def pose_objects(*, num_classes: int = 3, num_keypoints: int = 0) -> GraphConfig:
+    """The few layers with KaPao's head: a person, and two keypoints as classes."""
+    config = few_layers(num_classes=num_classes)
+    head = [config.rows[-1][0], 1, "Detect", ["nc", "anchors"]]
+    return replace(config, rows=(*config.rows[:-1], head), num_coords=2 * (num_classes - 1))
+
+
 def narrow(
     name: str, num_classes: int = 3, *, width: float = 0.125, num_keypoints: int = 4, training: bool = False
 ) -> GraphConfig:
     """A registered variant with fewer channels."""
+    if name.startswith("kapao"):
+        return kapao.config_of(name, num_classes, width=width)
     if name.startswith("yolov5"):
         return yolov5.config_of(name, num_classes, width=width, num_keypoints=num_keypoints)
     return yolov7.config_of(name, num_classes, width=width, num_keypoints=num_keypoints, training=training)
@@ -107,12 +116,14 @@ def _set_objectness(head: Detect, value: float) -> None:
 
 @cache
 def model_of(config_key: str, /, *, seed: int = SEED, **options: Any) -> ReferenceModel:
-    """``few``, ``older`` (the functions above) or a variant's name, with its options; one object a combination."""
+    """``few``, ``older``, ``pose objects`` (the functions above) or a variant's name, with its options; one object a
+    combination."""
     objectness = options.pop("objectness", None)
-    small = {"few": few_layers, "older": older_layers}
+    small = {"few": few_layers, "older": older_layers, "pose objects": pose_objects}
     config = small[config_key](**options) if config_key in small else narrow(config_key, **options)
     graph = graph_of(config, seed=seed, objectness=objectness)
-    model = reference_of(graph, config_key, "narrow", CLASSES[: config.num_classes], 64)
+    classes = None if config.num_coords else CLASSES[: config.num_classes]
+    model = reference_of(graph, config_key, "narrow", classes, 64)
     side = max(64, model.stride)
     return replace(model, spec=replace(model.spec, input=replace(model.spec.input, size=(side, side))))
 

@@ -16,7 +16,7 @@ from deploykit.facade import open_session
 from deploykit.models._registry import ReferenceModel, list_models
 from deploykit.models.layers.focus import Focus
 from deploykit.runtime.session import Array
-from deploykit.spec import ModelSpec, RawRows
+from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
 from tests.export.narrow import model_of
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -33,6 +33,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yolov5s6_pose": ({"num_keypoints": 17, "num_classes": 1}, {"exporter": "legacy", "img": (64, 128)}),
     "yolov5m6_pose": ({"num_keypoints": 5, "num_classes": 2}, {"exporter": "legacy"}),
     "yolov5l6_pose": ({}, {"exporter": "legacy"}),
+    "yolov5s6_pose_ti_lite": ({"num_classes": 1}, {"exporter": "legacy", "img": (64, 128)}),
+    "yolov5m6_pose_ti_lite": ({"num_keypoints": 17, "num_classes": 1}, {"exporter": "legacy"}),
+    "yolov5l6_pose_ti_lite": ({}, {"exporter": "legacy"}),
+    "kapao_s": ({"num_classes": 18}, {"exporter": "legacy", "img": (64, 128)}),
+    "kapao_m": ({}, {"exporter": "legacy", "batch": 2}),
+    "kapao_l": ({"num_classes": 15}, {"exporter": "legacy", "dynamic": "batch"}),
     "yolov7_tiny": ({"training": True, "num_classes": 1}, {"img": (32, 96)}),
     "yolov7": ({"training": True}, {"opset": 23}),
     "yolov7x": ({}, {"exporter": "legacy", "batch": 2}),
@@ -83,8 +89,8 @@ def checked(report: ExportReport) -> ExportReport:
 
 
 def layout_of(spec: ModelSpec) -> RawRows:
-    assert isinstance(spec.output, RawRows)
-    return spec.output
+    assert isinstance(spec.output, (RawRows, PoseObjectRows))
+    return spec.output.plain
 
 
 def test_every_registered_model_is_exported_here() -> None:
@@ -114,6 +120,25 @@ def test_the_older_layers_of_yolov5_export_and_agree(tmp_path: Path) -> None:
     first.rows_first = False
     report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=(32, 64)))
     assert_agree(*rows_of(exact(model), report.path, noise(1, 3, 32, 64)), layout_of(report.spec))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"batch": 3, "exporter": "legacy"}, {"dynamic": "batch", "exporter": "legacy"}, {"dynamic": "shape"}],
+    ids=str,
+)
+def test_pose_objects_export_and_agree_in_every_shape(options: dict[str, Any], tmp_path: Path) -> None:
+    """KaPao's head, whose coordinates are in anchors and from the corner of a cell."""
+    model = model_of("pose objects", objectness=1.0)
+    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=(32, 64), **options))
+    assert str(report.outputs[0]).endswith(", 12)")
+    layout = layout_of(report.spec)
+    free = options.get("dynamic", "none")
+    shapes = {"none": [(options.get("batch", 1), 3, 32, 64)], "batch": [(1, 3, 32, 64), (4, 3, 32, 64)]}
+    for shape in shapes.get(free, [(1, 3, 32, 64), (2, 3, 96, 48)]):
+        assert_agree(*rows_of(exact(model), report.path, noise(*shape)), layout)
+    assert report.parity is not None
+    assert all(m.matched > 20 for m in report.parity.matchings if m.what == "detections")
 
 
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])

@@ -1,8 +1,8 @@
 """A project that is not deploykit, which loads a created checkpoint as the original one would: by unpickling it.
 
 Run as a script in a process of its own: ``original_project.py INPUT.npy CHECKPOINT...`` writes ``CHECKPOINT.npy``, what
-each model computes. Its classes have the names of WongKinYiu/yolov7's and rely on just the attributes that those
-rely on (facts; the code is ours). It imports nothing of deploykit.
+each model computes. Its classes have the names of those of yolov7, yolov5, edgeai-yolov5 and KaPao, and rely on
+just the attributes that those rely on (facts; the code is ours). It imports nothing of deploykit.
 """
 
 from __future__ import annotations
@@ -115,6 +115,11 @@ class Head(nn.Module):
                 kpt = y[..., 5 + self.nc :].unflatten(-1, (self.nkpt, 3))
                 place = (kpt[..., :2] * 2 - 0.5 + grid[:, :, None]) * self.stride[i]
                 parts.append(torch.cat((place, kpt[..., 2:].sigmoid()), -1).flatten(-2))
+            if hasattr(self, "num_coords"):
+                assert self.no == 5 + self.nc + self.num_coords
+                pairs = y[..., 5 + self.nc :].sigmoid().unflatten(-1, (self.num_coords // 2, 2)) * 4 - 2
+                pairs = pairs * self.anchor_grid[i].unsqueeze(-2) + (grid * self.stride[i])[:, :, None]
+                parts.append(pairs.flatten(-2))
             rows.append(torch.cat(parts, -1).flatten(1, 3))
         return torch.cat(rows, 1)
 
@@ -137,8 +142,59 @@ class SPPF(nn.Module):
         return self.cv2(torch.cat(pooled, 1))
 
 
-class Detect(Head):
+class Focus(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if hasattr(self, "contract"):
+            return self.conv(self.contract(x))
+        return self.conv(torch.cat([x[..., r::2, c::2] for c in (0, 1) for r in (0, 1)], 1))
+
+
+class Contract(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        g = self.gain
+        return torch.cat([x[..., r::g, c::g] for r in range(g) for c in range(g)], 1)
+
+
+class ConvFocus(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(self.conv_slice(x))
+
+
+class SPP(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.cv1(x)
+        return self.cv2(torch.cat([x, *(pool(x) for pool in self.m)], 1))
+
+
+class BottleneckCSP(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        both = torch.cat((self.cv3(self.m(self.cv1(x))), self.cv2(x)), 1)
+        return self.cv4(self.act(self.bn(both)))
+
+
+class GhostConv(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.cv1(x)
+        return torch.cat((y, self.cv2(y)), 1)
+
+
+class GhostBottleneck(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x) + self.shortcut(x)
+
+
+class C3Ghost(C3):
     pass
+
+
+class Detect(Head):
+    def raw(self, x: Tensor, i: int) -> Tensor:
+        assert self.inplace
+        if not hasattr(self, "nkpt"):
+            return self.m[i](x)
+        assert (self.no_det, self.no_kpt, self.no) == (5 + self.nc, 3 * self.nkpt, 5 + self.nc + 3 * self.nkpt)
+        assert self.dw_conv_kpt == isinstance(self.m_kpt[i], nn.Sequential)
+        return torch.cat((self.m[i](x), self.m_kpt[i](x)), 1)
 
 
 class IDetect(Head):
@@ -157,13 +213,14 @@ class IKeypoint(IDetect):
         return torch.cat((super().raw(x, i), self.m_kpt[i](x)), 1)
 
 
-FIVE = (Bottleneck, C3, SPPF)
+FIVE = (Bottleneck, C3, SPPF, Focus, SPP, BottleneckCSP, GhostConv, GhostBottleneck, C3Ghost)
+POSE = (Contract, ConvFocus)
 
 
 def main(given: str, *files: str) -> None:
     """Load and run each file."""
     package, common, yolo = (types.ModuleType(name) for name in ("models", "models.common", "models.yolo"))
-    for kind in (Conv, RepConv, MP, SP, Concat, Shortcut, ReOrg, DownC, SPPCSPC, ImplicitA, ImplicitM, *FIVE):
+    for kind in (Conv, RepConv, MP, SP, Concat, Shortcut, ReOrg, DownC, SPPCSPC, ImplicitA, ImplicitM, *FIVE, *POSE):
         setattr(common, kind.__name__, kind)
     for kind in (Model, Detect, IDetect, IAuxDetect, IKeypoint):
         setattr(yolo, kind.__name__, kind)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deploykit.errors import CheckpointError
+from deploykit.export.to_onnx import onnx_from_model
+from deploykit.facade import open_session
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import ReferenceModel, load_model
 from deploykit.models.layers.anchor_head import IKeypoint, Keypoint
@@ -20,7 +23,7 @@ from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.ghost import C3Ghost
 from deploykit.models.layers.lite import DWConvblock, ShuffleBlock
 from deploykit.runtime.image import Letterbox, blob, read_image
-from deploykit.spec import RawRows
+from deploykit.spec import COCO_KEYPOINTS, PoseObjectRows, RawRows
 
 pytestmark = pytest.mark.data
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -35,6 +38,7 @@ NARROW = {
     "yolov7-training-narrow": ("yolov7-width-0.125", tuple(f"class{i}" for i in range(80)), 32),
     "yolov7-tiny-training-narrow": ("yolov7-tiny-width-0.25", ("cat", "dog", "bird"), 32),
     "yolov5s6-pose-narrow": ("yolov5-p6-pose-depth-0.33-width-0.125", ("person",), 64),
+    "kapao-s-narrow": ("kapao-depth-0.33-width-0.125", ("person",), 64),
 }
 PHOTOS = 4
 
@@ -44,11 +48,11 @@ def model_of(path: Path) -> ReferenceModel:
     return load_model(path)
 
 
-def probability_columns(rows: RawRows) -> NDArray[np.bool_]:
+def probability_columns(rows: RawRows | PoseObjectRows) -> NDArray[np.bool_]:
     """Which columns are probabilities; the others are pixels."""
     found = np.zeros(rows.columns, bool)
     found[4 : rows.cls[1]] = True
-    if rows.keypoints is not None:
+    if isinstance(rows, RawRows) and rows.keypoints is not None:
         found[rows.keypoints[0] + 2 : rows.keypoints[1] : 3] = True
     return found
 
@@ -59,7 +63,7 @@ def rows_of(module: nn.Module, images: Array) -> Array:
 
 
 def assert_within(found: Array, expected: Array, model: ReferenceModel, pixels: float, probability: float) -> None:
-    assert isinstance(model.spec.output, RawRows)
+    assert isinstance(model.spec.output, (RawRows, PoseObjectRows))
     assert found.shape == expected.shape
     assert np.isfinite(found).all()
     columns = probability_columns(model.spec.output)
@@ -237,8 +241,23 @@ def test_a_model_with_ghost_blocks_keeps_the_bottlenecks_that_it_was_trained_wit
 
 def test_kapao_is_not_taken_for_a_pose_or_a_detection_model() -> None:
     """Its rows are as wide as those of a pose model, its tensors those of a detector of 52 classes."""
-    with pytest.raises(CheckpointError, match=r"is a KaPao model .*34 columns of its rows are coordinates"):
-        load_model(GOLDEN / "kapao-s-narrow.pt")
+    model = model_of(GOLDEN / "kapao-s-narrow.pt")
+    assert (model.family, model.spec.task, model.spec.keypoints) == ("KaPao", "keypoints", COCO_KEYPOINTS)
+    assert model.spec.output == PoseObjectRows(cls=(5, 23), coords=(23, 57))
+
+
+def test_the_export_of_kapao_gives_the_originals_output(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model = model_of(GOLDEN / "kapao-s-narrow.pt")
+    with np.load(GOLDEN / "kapao-s-narrow.npz") as golden:
+        images, expected = golden["images"], golden["output"]
+    options: dict[str, Any] = {"img": images.shape[2:], "batch": len(images), "exporter": "legacy"}
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", **options)
+    assert report.parity is not None
+    assert report.parity.ok
+    with open_session(report.path, provider="cpu") as session:
+        found = session.run({"images": images})["output"]
+    assert_within(found, expected, model, pixels=1e-3, probability=1e-5)
 
 
 @pytest.mark.parametrize("name", ["resnet20_cifar10.th", "yolox_nano_bubbliiiing.pth", "dncnn_wholemodel_main.pth"])

@@ -13,16 +13,19 @@ import pytest
 import torch
 
 from deploykit.models import _original_format as module
-from deploykit.models import yolov5
+from deploykit.models import kapao, yolov5
 from deploykit.models._checkpoint import read_checkpoint
 from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._layer_table import CONVOLUTIONS, HEADS, SAME_CHANNELS, STACKS
 from deploykit.models._original_format import ORIGINALS, has_original_format, original_checkpoint
 from deploykit.models._random import create_checkpoint, randomise
 from deploykit.models._registry import load_model
+from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Add, Concat, ReOrg, Shortcut
 from deploykit.models.layers.pool import SP
+from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.yolov7 import VARIANTS, config_of
+from tests.export.narrow import older_layers
 
 CASES = [(name, training) for name in VARIANTS for training in (False, True) if not (training and "pose" in name)]
 NAMES = ("cat", "dog")
@@ -120,32 +123,62 @@ def test_torch_itself_will_not_load_it_as_weights_only(files: dict[str, Path]) -
         torch.load(next(iter(files.values())), weights_only=True)
 
 
-@pytest.mark.parametrize("name", ["yolov5n", "yolov5s6"])
-def test_yolov5_is_written_as_its_project_does(name: str, images: torch.Tensor, tmp_path: Path, root: Path) -> None:
-    graph = graph_of(yolov5.config_of(name, 2, width=0.0625))
-    file, given = tmp_path / "m.pt", tmp_path / "images.npy"
-    file.write_bytes(original_checkpoint(graph, NAMES, random_seed=3))
-    np.save(given, images.numpy())
-    found = read_checkpoint(file)
-    assert (found.names, found.stride) == (NAMES, graph.head.stride)
-    assert not [key for key in found.state_dict if key.endswith("anchor_grid")]
-    expected = graph.state_dict()
-    assert all(torch.equal(t, expected[key]) for key, t in load_model(file).module.state_dict().items())
+POSE = {"num_keypoints": 3}
+OTHERS: dict[str, tuple[GraphConfig, bool]] = {
+    "yolov5n": (yolov5.config_of("yolov5n", 2, width=0.0625), False),
+    "yolov5s6": (yolov5.config_of("yolov5s6", 2, width=0.0625), False),
+    "3.1": (yolov5.config_of("yolov5s", 2, width=0.0625, generation=3), True),
+    "5.0": (yolov5.config_of("yolov5s6", 2, width=0.0625, generation=5), True),
+    "YOLO-Pose": (yolov5.config_of("yolov5s6_pose", 1, width=0.0625, **POSE), True),  # type: ignore[arg-type]
+    "ti_lite": (yolov5.config_of("yolov5s6_pose_ti_lite", 1, width=0.0625, **POSE), True),  # type: ignore[arg-type]
+    "ghost": (older_layers(num_keypoints=3), True),
+    "KaPao": (kapao.config_of("kapao_s", 4, width=0.0625), True),
+}
+"""A narrow model of each other project, and whether the project keeps the anchors in pixels."""
+
+
+@pytest.fixture(scope="module")
+def others(
+    tmp_path_factory: pytest.TempPathFactory, images: torch.Tensor, root: Path
+) -> dict[str, tuple[LayerGraph, Path]]:
+    """The models and their files, beside which lies what a project that unpickles them computes."""
+    folder, made = tmp_path_factory.mktemp("others"), {}
+    for project, (config, _) in OTHERS.items():
+        graph = graph_of(config)
+        if project == "YOLO-Pose":
+            graph.model[0].rows_first = False  # type: ignore[assignment]
+        made[project] = graph, folder / f"{project}.pt"
+        names = NAMES * 2 if project == "KaPao" else NAMES[: config.num_classes]
+        made[project][1].write_bytes(original_checkpoint(graph, names, random_seed=3))
+    np.save(folder / "images.npy", images.numpy())
     script = root / "tests" / "models" / "original_project.py"
-    done = subprocess.run([sys.executable, str(script), str(given), str(file)], capture_output=True, check=False)
+    words = [sys.executable, script, folder / "images.npy", *(file for _, file in made.values())]
+    done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    return made
+
+
+@pytest.mark.parametrize("project", OTHERS)
+def test_the_other_projects_are_written_as_they_do(
+    project: str, others: dict[str, tuple[LayerGraph, Path]], images: torch.Tensor
+) -> None:
+    (config, in_pixels), (graph, file) = OTHERS[project], others[project]
+    found = read_checkpoint(file)
+    assert (len(found.names or ()), found.stride) == (config.num_classes, graph.head.stride)
+    assert any(key.endswith("anchor_grid") for key in found.state_dict) == in_pixels
+    expected, again = graph.state_dict(), load_model(file)
+    assert all(torch.equal(t, expected[key]) for key, t in again.module.state_dict().items())
+    # A description with blocks of 3.1 says nothing of activations, and of that release Hardswish is known.
+    assert project == "ghost" or not [note for note in again.notes if "description does not say so" in note]
     with torch.no_grad():
+        assert torch.equal(again.module(images), graph(images))
         np.testing.assert_allclose(np.load(f"{file}.npy"), graph(images).numpy(), atol=2e-3)
 
 
-WITHOUT = {"BottleneckCSP", "C3Ghost", "ConvFocus", "DWConv", "Focus", "GhostBottleneck", "GhostConv", "SPP"}
-"""Layers of YOLOv5 before 6.0, of ghost models and of YOLO-Pose, which are written as state dicts."""
-
-
-def test_every_other_layer_of_a_description_has_an_original() -> None:
+def test_every_layer_of_a_description_has_an_original() -> None:
     tables = (CONVOLUTIONS, STACKS, SAME_CHANNELS, HEADS)
-    ours = {*(kind for table in tables for kind in table.values()), Concat, Shortcut, Add, ReOrg}
-    assert {kind.__name__ for kind in ours if kind not in ORIGINALS} == WITHOUT, "add a line to ORIGINALS"
+    ours = {*(kind for table in tables for kind in table.values()), Concat, Shortcut, Add, ReOrg, Keypoint, PoseObject}
+    assert not {kind.__name__ for kind in ours if kind not in ORIGINALS}, "add a line to ORIGINALS"
 
 
 def test_what_has_no_original_is_written_as_a_state_dict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

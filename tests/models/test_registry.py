@@ -14,7 +14,8 @@ from deploykit.models._graph import LayerGraph
 from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
 from deploykit.models.layers.anchor_head import Keypoint
-from deploykit.spec import COCO_KEYPOINTS, ModelSpec, RawRows
+from deploykit.models.layers.pose_object import PoseObject
+from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, PoseObjectRows, RawRows
 
 EVERY = pytest.mark.parametrize("name", list_models())
 
@@ -26,17 +27,23 @@ def on_meta(name: str, num_classes: int | None = None) -> ReferenceModel:
 
 def test_the_variants_are_listed_as_they_are_typed() -> None:
     assert list_models() == [
+        "kapao-l",
+        "kapao-m",
+        "kapao-s",
         "yolov5l",
         "yolov5l6",
         "yolov5l6-pose",
+        "yolov5l6-pose-ti-lite",
         "yolov5m",
         "yolov5m6",
         "yolov5m6-pose",
+        "yolov5m6-pose-ti-lite",
         "yolov5n",
         "yolov5n6",
         "yolov5s",
         "yolov5s6",
         "yolov5s6-pose",
+        "yolov5s6-pose-ti-lite",
         "yolov5x",
         "yolov5x6",
         "yolov7",
@@ -65,18 +72,18 @@ def test_a_spec_says_what_its_head_does(name: str) -> None:
     model = on_meta(name)
     assert isinstance(model.module, LayerGraph)
     head, spec = model.module.head, model.spec
-    assert isinstance(spec.output, RawRows)
+    assert isinstance(spec.output, (RawRows, PoseObjectRows))
     assert spec.output.columns == head.columns
     assert spec.output.cls == (5, 5 + head.num_classes)
-    assert len(spec.classes) == head.num_classes
-    assert spec.task == ("keypoints" if isinstance(head, Keypoint) else "detect")
+    assert len(spec.classes) == (1 if isinstance(head, PoseObject) else head.num_classes)
+    assert spec.task == ("keypoints" if isinstance(head, (Keypoint, PoseObject)) else "detect")
     assert model.stride == spec.input.fit.stride == max(head.stride)
     assert all(side % model.stride == 0 for side in spec.input.size)
     assert spec.input.fit.kind == "letterbox"
     assert (spec.input.colour, spec.input.scale) == ("rgb", 1 / 255)
-    if isinstance(head, Keypoint):
+    if isinstance(head, (Keypoint, PoseObject)):
         assert spec.keypoints == COCO_KEYPOINTS
-        assert spec.output.keypoints == (6, 57)
+        assert spec.output.plain.keypoints == ((6, 57) if isinstance(head, Keypoint) else (23, 57))
     else:
         assert spec.keypoints is None
         assert spec.classes == COCO_CLASSES
@@ -98,6 +105,10 @@ def test_a_spec_is_known_without_weights(name: str) -> None:
 @EVERY
 def test_another_number_of_classes_has_unnamed_classes(name: str) -> None:
     spec = on_meta(name, num_classes=3).spec
+    if isinstance(spec.output, PoseObjectRows):  # the person, and its keypoints
+        assert spec.classes == ("person",)
+        assert spec.keypoints == KeypointSpec(("keypoint 0", "keypoint 1"))
+        return
     assert spec.classes == ("class 0", "class 1", "class 2")
 
 

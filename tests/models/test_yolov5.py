@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.models._checkpoint import Checkpoint, Module
 from deploykit.models._fuse import fuse_model
-from deploykit.models._graph import LayerGraph, build_graph, read_row
+from deploykit.models._graph import GraphConfig, LayerGraph, build_graph, read_row
 from deploykit.models._random import randomise
 from deploykit.models._registry import create_model, model_from_checkpoint
 from deploykit.models.layers.anchor_head import Detect, Keypoint
-from deploykit.models.layers.focus import Focus
+from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.yolov5 import GENERATIONS, VARIANTS, config_of, from_checkpoint, rows_of
 from tests.reference.published_yolov5 import GRAPHS, layers_of
 
@@ -51,6 +51,9 @@ PUBLISHED: dict[tuple[str, int], tuple[int, int, int, int, float | None, float |
     ("yolov5s6_pose", 5): (15_114_860, 15_086_540, 744, 121, None, 45.6),
     ("yolov5m6_pose", 5): (41_430_924, 41_382_396, 924, 151, None, 132.6),
     ("yolov5l6_pose", 5): (87_072_812, 87_000_044, 1104, 181, None, 291.2),
+    ("yolov5s6_pose_ti_lite", 5): (12_560_328, 12_546_076, 486, 78, None, 38.6),
+    ("yolov5m6_pose_ti_lite", 5): (35_755_752, 35_728_332, 666, 108, None, 117.4),
+    ("yolov5l6_pose_ti_lite", 5): (77_048_200, 77_003_580, 846, 138, None, None),
 }
 EVERY = pytest.mark.parametrize(("name", "generation"), PUBLISHED, ids=str)
 LATEST = [name for name, generation in PUBLISHED if generation == 7 or VARIANTS[name].pose]
@@ -82,7 +85,7 @@ def bare(name: str, generation: int, **changes: Any) -> Checkpoint:
 def yaml_of(name: str, generation: int) -> dict[str, Any]:
     config, v = config_of(name, classes_of(name), generation=generation), VARIANTS[name]
     rows = [list(row) for row in config.rows]
-    keypoints = {"nkpt": 17, "dw_conv_kpt": True} if v.pose else {}
+    keypoints = {"nkpt": 17, **({"act": "ReLU"} if v.lite else {"dw_conv_kpt": True})} if v.pose else {}
     return {
         "nc": config.num_classes, "depth_multiple": v.depth, "width_multiple": v.width, "anchors": list(config.anchors),
         "backbone": rows[:10], "head": rows[10:], **keypoints,
@@ -194,6 +197,22 @@ def test_activations_are_those_of_their_generation(generation: int, kinds: dict[
     assert {kind: found.count(kind) for kind in set(found)} == kinds
 
 
+@pytest.mark.parametrize("described", [True, False])
+def test_a_lite_model_has_relu_but_in_its_pooling_and_one_convolution_for_its_keypoints(described: bool) -> None:
+    """Its project does not hand ``act`` to SPP, which keeps SiLU."""
+    name = "yolov5s6_pose_ti_lite"
+    graph = on_meta(name, 5)
+    if described:
+        with torch.device("meta"):
+            graph = build_graph(GraphConfig.from_yaml(yaml_of(name, 5)))
+    activations = {path: type(m) for path, m in graph.named_modules() if type(m).__module__.endswith("activation")}
+    assert {path for path, kind in activations.items() if kind is nn.SiLU} == {"model.10.cv1.act", "model.10.cv2.act"}
+    assert set(activations.values()) == {nn.ReLU, nn.SiLU}
+    assert isinstance(graph.model[0], ConvFocus)
+    assert isinstance(graph.head, Keypoint)
+    assert [type(branch) for branch in graph.head.m_kpt] == [nn.Conv2d] * 4
+
+
 # Checkpoints: which one is it?
 
 
@@ -202,20 +221,29 @@ def test_a_bare_state_dict_of_full_size_is_told_from_every_other(name: str, gene
     model = from_checkpoint(bare(name, generation))
     assert model is not None
     assert (model.name, model.family) == (name.replace("_", "-"), "YOLOv5")
-    pose, early = VARIANTS[name].pose, generation < 7 and not VARIANTS[name].pose
+    pose, early, lite = VARIANTS[name].pose, generation < 7 and not VARIANTS[name].pose, VARIANTS[name].lite
     assert any(f"layers are those of YOLOv5 {GENERATIONS[generation]}" in note for note in model.notes) is early
     assert any("Hardswish is assumed" in note for note in model.notes) is (generation == 3)
-    assert any("that of edgeai-yolov5 is assumed" in note for note in model.notes) is pose
+    assert any("that of edgeai-yolov5 is assumed" in note for note in model.notes) is (pose and not lite)
+    assert any("ReLU is assumed, as edgeai-yolov5" in note for note in model.notes) is lite
     assert isinstance(model.module, LayerGraph)
     assert isinstance(model.module.head, Keypoint if pose else Detect)
     assert {m.rows_first for m in model.module.modules() if isinstance(m, Focus)} == (
-        {not pose} if early or pose else set()
+        {not pose} if (early or pose) and not lite else set()
     )
 
 
 @pytest.mark.parametrize(
     ("name", "generation"),
-    [("yolov5n", 7), ("yolov5s", 3), ("yolov5m", 5), ("yolov5l6", 7), ("yolov5x6", 5), ("yolov5m6_pose", 5)],
+    [
+        ("yolov5n", 7),
+        ("yolov5s", 3),
+        ("yolov5m", 5),
+        ("yolov5l6", 7),
+        ("yolov5x6", 5),
+        ("yolov5m6_pose", 5),
+        ("yolov5s6_pose_ti_lite", 5),
+    ],
 )
 def test_a_description_says_the_variant_and_its_generation(name: str, generation: int) -> None:
     model = from_checkpoint(bare(name, generation, yaml=yaml_of(name, generation)))
@@ -240,7 +268,6 @@ def test_other_multiples_are_in_the_name() -> None:
 @pytest.mark.parametrize(
     ("kind", "attributes", "match"),
     [
-        ("models.yolo.Model", {"num_coords": 34}, r"is a KaPao model \(models\.yolo\.Model\).*: 34 columns of its"),
         ("models.yolo.SegmentationModel", {}, "is a YOLOv5 model that segments"),
         ("models.yolo.ClassificationModel", {}, "is a YOLOv5 model that classifies"),
         ("ultralytics.nn.tasks.DetectionModel", {}, "is a model of the ultralytics package, which is YOLOv8 and later"),

@@ -41,6 +41,20 @@ def decode(raw: Array, anchors: Sequence[float], stride: float, num_classes: int
     return np.stack(rows, 1)
 
 
+def decode_pose_objects(raw: Array, anchors: Sequence[float], stride: float, num_classes: int) -> Array:
+    """The same for KaPao's rows ``cx, cy, w, h, obj, cls..., (x, y)...``, whose coordinates are in anchors."""
+    count = len(anchors) // 2
+    rows = decode(raw, anchors, stride, raw.shape[1] // count - 5)  # all that is not the box as probabilities
+    height, width = raw.shape[2:]
+    cells = [(a, gx, gy) for a in range(count) for gy in range(height) for gx in range(width)]
+    for row, (a, gx, gy) in enumerate(cells):
+        for i in range(5 + num_classes, rows.shape[2], 2):
+            for axis, grid in enumerate((gx, gy)):
+                p = rows[:, row, i + axis]
+                rows[:, row, i + axis] = (4 * p - 2) * anchors[2 * a + axis] + grid * stride
+    return rows
+
+
 def detection_raw(x: Array, w: Weights, at: str, level: int) -> Array:
     """The detection channels of a level, with implicit knowledge where there is any."""
     if f"{at}.ia.{level}.implicit" in w:

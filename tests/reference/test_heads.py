@@ -12,7 +12,8 @@ from torch import Tensor
 from deploykit.models._fuse import fuse_model
 from deploykit.models._random import randomise
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint, Keypoint
-from tests.reference.heads import decode, head
+from deploykit.models.layers.pose_object import PoseObject
+from tests.reference.heads import decode, decode_pose_objects, head
 from tests.reference.layers import Weights
 
 ANCHORS = ((12, 16, 19, 36, 40, 28), (36, 75, 76, 55, 72, 146))
@@ -96,6 +97,29 @@ def test_any_level_is_decoded_by_the_equations(
     raw = 4 * torch.randn(2, len(anchors) // 2 * module.columns, *sides, generator=generator)
     expected = decode(raw.double().numpy(), anchors, stride, num_classes)
     assert_rows_agree(module.decode(raw, 0).numpy(), expected, num_classes)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    num_keypoints=st.integers(1, 4),
+    anchors=st.lists(st.integers(1, 500), min_size=2, max_size=8).filter(lambda a: len(a) % 2 == 0),
+    sides=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    stride=st.sampled_from([8, 16, 32, 64]),
+    seed=st.integers(0, 99),
+)
+def test_pose_objects_are_decoded_by_the_equations(
+    num_keypoints: int, anchors: list[int], sides: tuple[int, int], stride: int, seed: int
+) -> None:
+    module = PoseObject(1 + num_keypoints, [anchors], [1], 2 * num_keypoints)
+    module.set_stride([stride])
+    generator = torch.Generator().manual_seed(seed)
+    raw = 4 * torch.randn(2, len(anchors) // 2 * module.columns, *sides, generator=generator)
+    expected = decode_pose_objects(raw.double().numpy(), anchors, stride, 1 + num_keypoints)
+    found = module.decode(raw, 0).numpy()
+    assert found.shape == expected.shape
+    limit = np.full(found.shape[-1], PIXELS)
+    limit[4 : 6 + num_keypoints] = PROBABILITY
+    assert (np.abs(found - expected) <= limit + 1e-5 * np.abs(expected) * (limit == PIXELS)).all()
 
 
 def test_the_split_into_anchors_cuts_across_boxes_and_keypoints() -> None:

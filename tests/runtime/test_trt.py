@@ -26,7 +26,7 @@ from deploykit.runtime import cuda, trt
 from deploykit.runtime.engine import EngineRecord, Profile, expected_of, record_of
 from deploykit.runtime.parity import Batch, Expected, Feeds
 from deploykit.runtime.session import Array, open_session, spec_of
-from deploykit.spec import RawRows
+from deploykit.spec import PoseObjectRows, RawRows
 from tests.runtime import cpu_tensorrt
 from tests.runtime.cell_model import RED, cell_spec, planted, write_cell_model
 from tests.runtime.cpu_tensorrt import CpuGpu, write_engine
@@ -248,6 +248,21 @@ def test_an_engine_that_differs_is_not_loaded(engine: Path, gpu: CpuGpu) -> None
     with pytest.raises(ParityError, match=r"cells\.trt ran for the first time .* boxes of cells\.trt differ"):
         open_session(engine)
     assert record_of(engine) == before
+
+
+def test_pose_objects_are_compared_as_the_rows_that_they_are(engine: Path, gpu: CpuGpu) -> None:
+    poses = PoseObjectRows(cls=(5, 7), coords=(7, 9))
+    spec = replace(cell_spec(), output=poses, classes=("person",))
+    before = record(engine, verified=False, unverified="built, not run: no GPU", spec=spec)
+    write_expected(engine, wrong=0.01)
+    with pytest.raises(ParityError, match=r"cells\.trt ran for the first time .* boxes of cells\.trt differ"):
+        open_session(engine)
+    assert record_of(engine) == before
+    write_expected(engine)
+    open_session(engine).close()
+    after = record_of(engine)
+    assert after is not None
+    assert after.verified
 
 
 def test_an_engine_that_was_compared_is_not_compared_again(engine: Path, gpu: CpuGpu) -> None:
