@@ -23,7 +23,7 @@ from deploykit.models.yolov5 import ANCHORS_P6, MULTIPLES, rows_of
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec
 
 FAMILY = "KaPao"
-WEIGHTS_LICENCE = "GPL-3.0, that of the repository; nothing else is said of the weights"
+WEIGHTS_LICENCE = "GPL-3.0, that of the repository"
 SIZE = 1280  # pixels a side that all were published for
 GENERATION = 5  # of the YOLOv5 layers
 COCO_CLASSES = 1 + len(COCO_KEYPOINTS.names)
