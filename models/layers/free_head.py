@@ -67,7 +67,7 @@ class FreeHead(nn.Module):
         stride = self.stride[level]
         y = (torch.arange(h, dtype=like.dtype, device=like.device) + offset) * stride
         x = (torch.arange(w, dtype=like.dtype, device=like.device) + offset) * stride
-        return torch.stack((x.expand(h, w), y[:, None].expand(h, w)), 0)
+        return torch.cat((x.expand(1, h, w), y[:, None].expand(1, h, w)))
 
 
 class ObjectnessHead(FreeHead):
@@ -91,17 +91,19 @@ class DistanceHead(FreeHead):
     objectness: its column is 1, as upstream's, so that what reads YOLO rows reads these.
     """
 
-    proj: nn.Parameter | None
-
     def __init__(self, num_classes: int, channels: Sequence[int], reg_max: int = 0) -> None:
         super().__init__(num_classes, channels, 4 * (reg_max + 1))
         self.reg_max = reg_max
         bins = reg_max + 1 if reg_max else PROJECTED
-        values = torch.arange(bins, dtype=torch.float32)
         # Upstream keeps the bins' values twice and computes with the second; the first is there for the state dict.
-        self.proj = nn.Parameter(values, requires_grad=False)
-        self.proj_conv = nn.Conv2d(bins, 1, 1, bias=False)
-        self.proj_conv.weight = nn.Parameter(values.view(1, bins, 1, 1).clone(), requires_grad=False)
+        self.proj = nn.Parameter(torch.zeros(bins), requires_grad=False)
+        self.proj_conv = nn.Conv2d(bins, 1, 1, bias=False).requires_grad_(False)
+        self.reset_bins()
+
+    def reset_bins(self) -> None:
+        """Give the bins the values that they have: 0, 1, 2, ..."""
+        for tensor in (self.proj, self.proj_conv.weight):
+            tensor.data.copy_(torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).view(tensor.shape))
 
     def _box(self, x: Tensor, level: int) -> Tensor:
         stride = self.stride[level]
