@@ -12,7 +12,9 @@ from torch import nn
 from deploykit.errors import UsageError, writing
 from deploykit.models._graph import LayerGraph
 from deploykit.models._original_format import has_original_format, original_checkpoint
+from deploykit.models._original_yolov6 import is_current, yolov6_checkpoint
 from deploykit.models._registry import ReferenceModel, create_model
+from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.bep import BottleRep
 from deploykit.models.layers.csp import Bottleneck
@@ -59,6 +61,8 @@ def _file_of(model: ReferenceModel, seed: int) -> bytes:
     names = list(model.spec.classes)
     if has_original_format(model.module):
         return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
+    if isinstance(model.module, YOLOv6) and is_current(model.module):
+        return yolov6_checkpoint(model.module, names, random_seed=seed)
     state = {key: t.half() if t.is_floating_point() else t for key, t in model.module.state_dict().items()}
     data = BytesIO()  # torch reports a full disk as a RuntimeError about its own archive, Python as what it is
     torch.save({"model": state, "names": names, "random_seed": seed}, data)

@@ -41,6 +41,7 @@ class QARepVGG(nn.Module):
         super().__init__()
         self.act = nn.ReLU() if act is None else act
         self.identity = c1 == c2 and s == 1
+        self.version = 2 if mean else 1
         self.mean = mean and self.identity
         self.rbr_dense = Conv(c1, c2, 3, s, act=nn.Identity())
         self.rbr_1x1 = plain_conv(c1, c2, 1, s)
