@@ -103,6 +103,8 @@ class DistanceHead(FreeHead):
     def reset_bins(self) -> None:
         """Give the bins the values that they have: 0, 1, 2, ..."""
         for tensor in (self.proj, self.proj_conv.weight):
+            if tensor.is_meta:  # there is nothing to fill, and trying loads torch's whole compiler
+                return
             tensor.data.copy_(torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).view(tensor.shape))
 
     def _box(self, x: Tensor, level: int) -> Tensor:

@@ -96,6 +96,7 @@ def fold_implicit(conv: nn.Conv2d, a: ImplicitA, m: ImplicitM, path: str) -> nn.
 
 
 def bias64(conv: nn.Conv2d) -> Tensor:
+    """The bias of a folded convolution in float64."""
     assert conv.bias is not None
     return conv.bias.detach().double()
 
@@ -111,4 +112,5 @@ def unit_conv(like: nn.Conv2d) -> nn.Conv2d:
 
 
 def double_copy(module: nn.Module) -> nn.Module:
+    """An eval copy in float64, to check a fold with."""
     return copy.deepcopy(module).double().eval()

@@ -1,4 +1,4 @@
-"""Created YOLOv6 checkpoints are those of the original project: its names, its module tree, read like a released file."""
+"""Created YOLOv6 checkpoints are those of the original project: its names and its module tree."""
 
 from __future__ import annotations
 
