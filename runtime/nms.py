@@ -76,12 +76,13 @@ def _candidates(rows: Array, layout: RawRows, conf: np.float32) -> tuple[Array, 
     index = None
     if layout.obj is not None:
         obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
+        ones = bool((obj == 1).all())  # a head without objectness may still have the column: nothing to multiply
         # Where every class value is at most 1 and no objectness is negative, rounding keeps obj * cls <= obj, so
         # rows with obj <= conf cannot be candidates and their classes need not be multiplied.
-        if products.shape[1] > 1 and obj.min(initial=0) >= 0 and products.max(initial=0) <= 1:
+        if not ones and products.shape[1] > 1 and obj.min(initial=0) >= 0 and products.max(initial=0) <= 1:
             index = np.flatnonzero(obj > conf)
             products, obj = products[index], obj[index]
-        products = products * obj[:, None]
+        products = products if ones else products * obj[:, None]
     scores = products[:, 0] if products.shape[1] == 1 else products.max(axis=1)
     over = np.flatnonzero(scores > conf)
     labels = products[over].argmax(axis=1)
