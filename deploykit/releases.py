@@ -2,13 +2,14 @@
 
 Sources, read at the projects' own addresses in their repositories: WongKinYiu/yolov7, READMEs of the branches ``main``,
 ``pose``, ``mask``, ``u6`` and ``u7`` (all of release v0.1); ultralytics/yolov5, README and ``utils/downloads.py`` at
-v6.2, v7.0 and later. Only what one of them names is listed. The Darknet files (``*.weights``) of YOLOv7's release are
+v6.2, v7.0 and later; meituan/YOLOv6, the READMEs at every tag and of its configurations. Only what one of them names is
+listed. The Darknet files (``*.weights``) of YOLOv7's release are
 left out: they are no checkpoints that anything here reads. So are YOLOv5's EfficientNet and ResNet files.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploykit.errors import NotFoundError
 
@@ -35,8 +36,10 @@ class Release:
 
 
 _YOLOV7 = "https://github.com/WongKinYiu/yolov7/releases/download/v0.1/"
+_YOLOV6 = "https://github.com/meituan/YOLOv6/releases/download/"
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/"
 _BY_YOLOV7 = "published by the YOLOv7 authors under GPL-3.0"
+_BY_YOLOV6 = "published by Meituan under GPL-3.0"
 _BY_YOLOV5 = "published by Ultralytics under GPL-3.0; later versions of YOLOv5 are under AGPL-3.0"
 
 _DEPLOY, _TRAINING = "COCO detector, deploy graph", "COCO detector, training graph"
@@ -61,6 +64,40 @@ _YOLOV5_FILES: dict[str, tuple[str, bool]] = {
     **{f"yolov5{size}-cls": (_CLASSIFIER, False) for size in "nsmlx"},
 }
 
+_YOLOV6_TAGS: dict[str, dict[str, tuple[str, bool]]] = {
+    "0.4.0": {
+        **{f"yolov6{size}{p6}": ("COCO detector", True) for p6 in ("", "6") for size in "nsml"},
+        **{f"yolov6lite_{size}": ("COCO detector for phones", False) for size in "sml"},
+        **{f"yolov6{size}_mbla": ("COCO detector with MBLA blocks", False) for size in "sm"},
+        # Listed as the L and X of the models with MBLA blocks, whatever their files are called.
+        **{f"yolov6{size}_base": ("COCO detector with MBLA blocks", False) for size in "lx"},
+    },
+    "0.3.0": {
+        **{f"yolov6{size}{p6}": ("COCO detector", True) for p6 in ("", "6") for size in "nsml"},
+        **{f"yolov6{size}_qa": ("COCO detector for quantisation (QARepVGG)", True) for size in "nsm"},
+        **{f"yolov6{size}_base": ("COCO detector of plain convolutions", True) for size in "nsml"},
+    },
+    "0.2.0": {f"yolov6{size}": ("COCO detector", True) for size in ("n", "t", "s", "m", "l", "l_relu")},
+    "0.1.0": {f"yolov6{size}": ("COCO detector", True) for size in "nts"},
+}
+"""Newest first: a name without a tag is the newest file of that name."""
+
+
+def _yolov6_releases() -> dict[str, Release]:
+    found: dict[str, Release] = {}
+    for tag, files in _YOLOV6_TAGS.items():
+        for file, (what, built) in files.items():
+            name = file.replace("_", "-")
+            older = name in found
+            release = Release(f"{_YOLOV6}{tag}/{file}.pt", what, _BY_YOLOV6, built=built)
+            if older:
+                name, release = f"{name}@{tag}", replace(release, what=f"{what}, as released with {tag}")
+            found[name] = release
+    return found
+
+
+_YOLOV6_FILES = _yolov6_releases()
+
 RELEASED: dict[str, Release] = {
     **{
         name.replace("_", "-"): Release(f"{_YOLOV7}{name}.pt", what, _BY_YOLOV7, built=built)
@@ -70,12 +107,14 @@ RELEASED: dict[str, Release] = {
         name: Release(f"{_YOLOV5}v7.0/{name}.pt", what, _BY_YOLOV5, built=built)
         for name, (what, built) in _YOLOV5_FILES.items()
     },
+    **{name: release for name, release in _YOLOV6_FILES.items() if "@" not in name},
     **{
         f"{name}@{tag}": Release(f"{_YOLOV5}{tag}/{name}.pt", f"{what}, as released with {tag}", _BY_YOLOV5)
         for tag in ("v6.2", "v6.1")
         for name, (what, built) in _YOLOV5_FILES.items()
         if built
     },
+    **{name: release for name, release in _YOLOV6_FILES.items() if "@" in name},
 }
 """Name -> release. ``NAME@TAG`` is the file of an older release of the project."""
 

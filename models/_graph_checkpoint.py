@@ -46,15 +46,21 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
     # On the meta device nothing is allocated, so a description that lies about its sizes costs nothing.
     with torch.device("meta"):
         graph = build_graph(config)
-    notes = _apply_recorded(graph, checkpoint.modules)
-    _load(graph, checkpoint, name)
+    found = checkpoint.float32()
+    changes = apply_recorded(graph, checkpoint.modules)
+    _add_pixel_anchors(graph, found)
+    load_weights(graph, found, checkpoint, name)
+    notes = tuple(f"{change}; its layer description does not say so" for change in changes)
     return graph.eval().requires_grad_(False), notes
 
 
-def _load(graph: LayerGraph, checkpoint: Checkpoint, name: str) -> None:
-    expected = graph.state_dict()
-    found = checkpoint.float32()
-    _add_pixel_anchors(graph, found)
+def load_weights(module: nn.Module, found: dict[str, Tensor], checkpoint: Checkpoint, name: str) -> None:
+    """Fill ``module``, which may be on the meta device, with a checkpoint's tensors; ``name`` is for messages.
+
+    Raises:
+        WeightsMismatchError: a tensor is missing, is left over or has another shape or type.
+    """
+    expected = module.state_dict()
     advice = f"the file is damaged or of a changed {name} (deploykit inspect shows it)"
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}
     for key in counters:  # only training counts; some projects leave it out, or average it to a float
@@ -73,7 +79,7 @@ def _load(graph: LayerGraph, checkpoint: Checkpoint, name: str) -> None:
     extra = next((key for key in found if key not in expected), None)
     if extra is not None:
         raise WeightsMismatchError(f"{checkpoint.path} holds the tensor {extra}, which {name} does not have: {advice}")
-    graph.load_state_dict(found, assign=True)
+    module.load_state_dict(found, assign=True)
 
 
 def _add_pixel_anchors(graph: LayerGraph, found: dict[str, Tensor]) -> None:
@@ -85,8 +91,12 @@ def _add_pixel_anchors(graph: LayerGraph, found: dict[str, Tensor]) -> None:
         found[f"{path}.anchor_grid"] = pixels.view(head.anchor_grid.shape)
 
 
-def _apply_recorded(graph: LayerGraph, recorded: tuple[Module, ...]) -> tuple[str, ...]:
-    """Make activations, batch-norm eps and the like those of the pickled modules; say what was described otherwise."""
+def apply_recorded(graph: nn.Module, recorded: tuple[Module, ...]) -> tuple[str, ...]:
+    """Make activations, batch-norm eps and the like those of the pickled modules; say what was otherwise before.
+
+    Raises:
+        CheckpointError: a pickled module is not what ``graph`` has in its place.
+    """
     records = {module.path: module for module in recorded}
     changed: dict[str, int] = {}
     shortened = 0
@@ -113,7 +123,7 @@ def _apply_recorded(graph: LayerGraph, recorded: tuple[Module, ...]) -> tuple[st
     notes = [f"{count} activation{'s are' if count > 1 else ' is'} {name}" for name, count in changed.items()]
     if shortened:
         notes.append(f"{shortened} C3Ghost ha{'ve' if shortened > 1 else 's'} fewer bottlenecks than repeats")
-    return tuple(f"{note}, as in the pickled model; its layer description does not say so" for note in notes)
+    return tuple(f"{note}, as in the pickled model" for note in notes)
 
 
 def _shorten(module: C3Ghost, path: str, records: Mapping[str, Module]) -> bool:

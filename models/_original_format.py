@@ -31,7 +31,16 @@ from deploykit.models.layers.pool import MP, SP, SPP, SPPCSPC, SPPF
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 
-__all__ = ["ORIGINALS", "Original", "has_original_format", "original_checkpoint"]
+__all__ = [
+    "ORIGINALS",
+    "Original",
+    "StandIn",
+    "has_original_format",
+    "module_record",
+    "original_checkpoint",
+    "pickled",
+    "record_of",
+]
 
 
 @dataclass(frozen=True)
@@ -127,9 +136,9 @@ def original_checkpoint(graph: LayerGraph, names: Sequence[str], **beside: Any) 
     """
     config = graph.config
     assert config is not None
-    layers: list[_StandIn] = []
+    layers: list[StandIn] = []
     for i, (layer, row) in enumerate(zip(graph.model, config.rows, strict=True)):
-        record = _record(layer)
+        record = record_of(layer)
         kind = type(record)
         parameters = sum(p.numel() for p in layer.parameters())
         kinds = _kinds(config)
@@ -137,7 +146,9 @@ def original_checkpoint(graph: LayerGraph, names: Sequence[str], **beside: Any) 
             _keep_cells(record, layer.num_levels)
         record.__dict__.update(i=i, f=row[0], type=f"{kind.__module__}.{kind.__qualname__}", np=parameters)
         layers.append(record)
-    sequential = _module("torch.nn.modules.container.Sequential", modules={str(i): m for i, m in enumerate(layers)})
+    sequential = module_record(
+        "torch.nn.modules.container.Sequential", modules={str(i): m for i, m in enumerate(layers)}
+    )
     attributes = {
         "yaml": _description(config),
         "save": _saved(config),
@@ -148,31 +159,36 @@ def original_checkpoint(graph: LayerGraph, names: Sequence[str], **beside: Any) 
         "traced": False,
         **({"num_coords": config.num_coords} if config.num_coords else {}),
     }
-    model = _module("models.yolo.Model", modules={"model": sequential}, attributes=attributes)
+    model = module_record("models.yolo.Model", modules={"model": sequential}, attributes=attributes)
     content = {"model": model, "optimizer": None, "training_results": None, "epoch": -1, **beside}
+    return pickled(content)
+
+
+def pickled(content: dict[str, Any]) -> bytes:
+    """A torch file whose records are pickled under the names of the original's classes."""
     data = BytesIO()  # torch reports a full disk as a RuntimeError about its own archive, Python as what it is
     torch.save(content, data, pickle_module=_PICKLE)
     return data.getvalue()
 
 
-class _StandIn:
+class StandIn:
     """Base of the classes that only have the name of an original's."""
 
 
 @cache
-def _stand_in(kind: str) -> type[_StandIn]:
+def _stand_in(kind: str) -> type[StandIn]:
     module, _, name = kind.rpartition(".")
-    return type(name, (_StandIn,), {"__module__": module})
+    return type(name, (StandIn,), {"__module__": module})
 
 
-def _module(
+def module_record(
     kind: str,
     *,
     parameters: Mapping[str, Tensor | None] | None = None,
     buffers: Mapping[str, Tensor | None] | None = None,
-    modules: dict[str, _StandIn] | None = None,
+    modules: dict[str, StandIn] | None = None,
     attributes: dict[str, Any] | None = None,
-) -> _StandIn:
+) -> StandIn:
     """What torch pickles of a module, by the names that all its versions since 1.7 read."""
     record = _stand_in(kind)()
     record.__dict__ = {
@@ -192,7 +208,7 @@ def _module(
     return record
 
 
-def _record(module: nn.Module) -> _StandIn:
+def record_of(module: nn.Module) -> StandIn:
     """A module of ours, or of torch, as the original would have it."""
     original = ORIGINALS.get(type(module))
     if original is None:
@@ -203,14 +219,14 @@ def _record(module: nn.Module) -> _StandIn:
         name: None if p is None else nn.Parameter(p.detach().half()) for name, p in module._parameters.items()
     }
     buffers = {name: b.half() if b is not None and b.is_floating_point() else b for name, b in module._buffers.items()}
-    modules = {name: _record(child) for name, child in module.named_children()}
+    modules = {name: record_of(child) for name, child in module.named_children()}
     if isinstance(module, Focus) and not module.rows_first:  # which layer does it is all that tells the order
-        modules = {"contract": _module("models.common.Contract", attributes={"gain": 2}), **modules}
+        modules = {"contract": module_record("models.common.Contract", attributes={"gain": 2}), **modules}
     attributes = original.attributes(module)
-    return _module(original.kind, parameters=parameters, buffers=buffers, modules=modules, attributes=attributes)
+    return module_record(original.kind, parameters=parameters, buffers=buffers, modules=modules, attributes=attributes)
 
 
-def _keep_cells(head: _StandIn, levels: int) -> None:
+def _keep_cells(head: StandIn, levels: int) -> None:
     """YOLOv5 6.0 and later keep the anchors in cells only, and make those in pixels when they run."""
     del head.__dict__["_buffers"]["anchor_grid"]
     head.__dict__["anchor_grid"] = [torch.zeros(1)] * levels
@@ -264,7 +280,7 @@ class _Pickler(pickle._Pickler):  # stable, but in no type stub: hence the ignor
     """Python's own pickler, which writes the name of a stand-in as if it were the original's class."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
-        if isinstance(obj, type) and issubclass(obj, _StandIn):
+        if isinstance(obj, type) and issubclass(obj, StandIn):
             self.write(pickle.GLOBAL + f"{obj.__module__}\n{obj.__qualname__}\n".encode())  # type: ignore[attr-defined]
             self.memoize(obj)  # type: ignore[attr-defined]
         else:

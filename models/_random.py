@@ -12,11 +12,16 @@ from torch import nn
 from deploykit.errors import UsageError, writing
 from deploykit.models._graph import LayerGraph
 from deploykit.models._original_format import has_original_format, original_checkpoint
+from deploykit.models._original_yolov6 import is_current, yolov6_checkpoint
 from deploykit.models._registry import ReferenceModel, create_model
+from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.layers.anchor_head import Detect, Keypoint
+from deploykit.models.layers.bep import BottleRep
 from deploykit.models.layers.csp import Bottleneck
+from deploykit.models.layers.free_head import DistanceHead, FreeHead, ObjectnessHead
 from deploykit.models.layers.ghost import GhostBottleneck
 from deploykit.models.layers.rep import ImplicitA, ImplicitM
+from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 from deploykit.spec import PoseObjectRows
 
 GAIN = 1.35  # of a convolution and its batch norm together
@@ -59,6 +64,8 @@ def _file_of(model: ReferenceModel, seed: int) -> bytes:
         names += [name.replace(" ", "_") for name in model.spec.keypoints.names]
     if has_original_format(model.module):
         return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
+    if isinstance(model.module, YOLOv6) and is_current(model.module):
+        return yolov6_checkpoint(model.module, names, random_seed=seed)
     state = {key: t.half() if t.is_floating_point() else t for key, t in model.module.state_dict().items()}
     data = BytesIO()  # torch reports a full disk as a RuntimeError about its own archive, Python as what it is
     torch.save({"model": state, "names": names, "random_seed": seed}, data)
@@ -73,7 +80,8 @@ def randomise(module: nn.Module) -> None:
     image fades out on its way, and every implementation would agree with every other. Found by trying, on W6-pose,
     E6E and tiny: with 1.5 instead of 1.35 the folded model is off by 0.1 to 3 px, with 1.2 the image's trace is ten
     times fainter. Batch norms get statistics that are not the identity, so that a wrong fold shows. What is added to a
-    shortcut is halved: whole, the sums of YOLOv5-L and -X grow chaotic too, by up to 0.07 px.
+    shortcut is halved: whole, the sums of YOLOv5-L and -X grow chaotic too, by up to 0.07 px. The branches of a RepVGG
+    are made smaller by as much as their sum is larger than one of them, for the same reason.
     """
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
@@ -87,22 +95,36 @@ def randomise(module: nn.Module) -> None:
             assert m.running_var is not None
             nn.init.normal_(m.running_mean, std=0.1)
             nn.init.uniform_(m.running_var, 0.8, 1.2)
+        elif isinstance(m, nn.ConvTranspose2d):
+            nn.init.normal_(m.weight, std=m.in_channels**-0.5)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
         elif isinstance(m, ImplicitA):
             nn.init.normal_(m.implicit, std=0.02)
         elif isinstance(m, ImplicitM):
             nn.init.normal_(m.implicit, mean=1.0, std=0.02)
     for m in module.modules():
         if isinstance(m, Bottleneck) and m.add:
-            _halve(m.cv2)
+            _scale(m.cv2, 0.5)
         elif isinstance(m, GhostBottleneck):
-            _halve(m.conv[-1])
+            _scale(m.conv[-1], 0.5)
+        elif isinstance(m, BottleRep):
+            _scale(m.conv2, 0.5)
+            nn.init.uniform_(m.alpha, 0.6, 0.9)  # what is added is never negative
+        elif isinstance(m, RepVGG):
+            _scale(m, 0.7 if m.rbr_identity is None else 0.45)
+        elif isinstance(m, QARepVGG):  # the sum is made smaller, by the batch norm behind it
+            _scale(m.bn, 0.25 if m.identity else 0.6)
+        elif isinstance(m, DistanceHead):
+            m.reset_bins()
     _rare_detections(module)
 
 
-def _halve(block: nn.Module) -> None:
+def _scale(block: nn.Module, factor: float) -> None:
+    """What the batch norms of a block give, times ``factor``."""
     for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.weight.data *= 0.5
-        norm.bias.data *= 0.5
+        norm.weight.data *= factor
+        norm.bias.data *= factor
 
 
 def _rare_detections(module: nn.Module) -> None:
@@ -120,3 +142,18 @@ def _rare_detections(module: nn.Module) -> None:
             cells[:, 5 : 5 + head.num_classes] = 2.0
             for bias, part in zip(biases, torch.split(cells.flatten(), [len(b) for b in biases]), strict=True):
                 bias.data.copy_(part)
+    for free in (m for m in module.modules() if isinstance(m, FreeHead)):
+        _rare_in_free_head(free)
+
+
+def _rare_in_free_head(head: FreeHead) -> None:
+    """The same where each level has a convolution for the classes, and boxes of a few cells."""
+    biases = {"cls_preds": -4.0, "reg_preds": 4.0}
+    if isinstance(head, ObjectnessHead):
+        biases = {"cls_preds": 2.0, "obj_preds": -4.0}
+    elif isinstance(head, DistanceHead) and head.reg_max:
+        biases = {"cls_preds": -4.0}
+    for name, value in biases.items():
+        for conv in cast("list[nn.Conv2d]", getattr(head, name)):
+            assert conv.bias is not None
+            nn.init.constant_(conv.bias, value)

@@ -16,7 +16,7 @@ from deploykit.errors import CheckpointError, NotFoundError, UsageError
 from deploykit.models._checkpoint import Checkpoint, read_checkpoint
 from deploykit.spec import ModelSpec, Source
 
-FAMILIES = ("deploykit.models.kapao", "deploykit.models.yolov5", "deploykit.models.yolov7")
+FAMILIES = tuple(f"deploykit.models.{name}" for name in ("kapao", "yolov5", "yolov6", "yolov7"))
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""
 
 

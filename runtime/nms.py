@@ -88,9 +88,11 @@ def _candidates(rows: Array, layout: RawRows, conf: np.float32, multi_label: boo
     if layout.obj is not None:
         obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
         index = np.flatnonzero(obj > conf)  # a score is not more than this, so of the others nothing need be read
-        products, obj = products[index], obj[index]
+        if len(index) < len(rows):
+            products, obj = products[index], obj[index]
     products = products.astype(np.float32, copy=False)
-    if obj is not None:
+    # A head without objectness may still have the column, all ones: there is nothing to multiply.
+    if obj is not None and not (obj == 1).all():
         products = products * obj[:, None]
     if multi_label:
         products = products if obj is None else np.minimum(products, obj[:, None])

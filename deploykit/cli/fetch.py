@@ -103,12 +103,14 @@ def _list() -> int:
     from deploykit.releases import RELEASED
 
     names = [name for name in RELEASED if "@" not in name]
-    older = sorted({name.partition("@")[2] for name in RELEASED if "@" in name})
+    yolov5 = sorted({name.partition("@")[2] for name in RELEASED if "@v" in name})
+    yolov6 = sorted({name.partition("@")[2] for name in RELEASED if "@" in name} - set(yolov5))
     width = max(map(len, names))
     for name in names:
         note = "" if RELEASED[name].built else "; deploykit does not build it"
         print(f"{name:<{width}}  {RELEASED[name].what}{note}")
     print(
-        f"The COCO detectors of YOLOv5 are those of v7.0; also with {' and '.join(older)}, such as yolov5s@{older[0]}."
+        f"Older releases: of YOLOv5 (the list has v7.0) {' and '.join(yolov5)}, such as yolov5s@{yolov5[0]}; of YOLOv6 "
+        f"(the list has the newest) {', '.join(yolov6)}, such as yolov6n@{yolov6[0]}."
     )
     return 0

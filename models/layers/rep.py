@@ -37,18 +37,23 @@ class RepConv(nn.Module):
         y: Tensor = self.rbr_dense(x) + self.rbr_1x1(x)
         return y if self.rbr_identity is None else y + self.rbr_identity(x)
 
-    def fuse(self, path: str) -> nn.Sequential:
-        """Add the three branches' kernels and biases; each branch's own fold is checked, and so is the sum."""
+    def _folded(self, path: str) -> tuple[nn.Conv2d, nn.Conv2d]:
+        """The 3x3 and the 1x1 convolution with their batch norms in them."""
         dense, point = self.rbr_dense.fuse(f"{path}.rbr_dense")[0], self.rbr_1x1.fuse(f"{path}.rbr_1x1")[0]
         assert isinstance(dense, nn.Conv2d)
         assert isinstance(point, nn.Conv2d)
+        return dense, point
+
+    def fuse(self, path: str) -> nn.Sequential:
+        """Add the three branches' kernels and biases; each branch's own fold is checked, and so is the sum."""
+        dense, point = self._folded(path)
         weight = dense.weight.detach().double() + F.pad(point.weight.detach().double(), (1, 1, 1, 1))
-        bias = _bias64(dense) + _bias64(point)
+        bias = bias64(dense) + bias64(point)
         if self.rbr_identity is not None:
-            unit = fold_conv_bn(_unit(dense), self.rbr_identity, f"{path}.rbr_identity")
-            weight, bias = weight + unit.weight.detach().double(), bias + _bias64(unit)
+            unit = fold_conv_bn(unit_conv(dense), self.rbr_identity, f"{path}.rbr_identity")
+            weight, bias = weight + unit.weight.detach().double(), bias + bias64(unit)
         fused = fold_into(dense, weight, bias)
-        before, after = _double(self), _double(fused)
+        before, after = double_copy(self), double_copy(fused)
         assert isinstance(before, RepConv)
         check_fold(path, "three branches", before._branches, after, probe_of(dense))
         return nn.Sequential(fused, shared_copy(self.act))
@@ -82,20 +87,21 @@ def fold_implicit(conv: nn.Conv2d, a: ImplicitA, m: ImplicitM, path: str) -> nn.
     Raises:
         FoldError: the folded convolution does not compute the same.
     """
-    weight, bias = conv.weight.detach().double(), _bias64(conv)
+    weight, bias = conv.weight.detach().double(), bias64(conv)
     add, mul = a.implicit.detach().double().flatten(), m.implicit.detach().double().flatten()
     folded = fold_into(conv, mul[:, None, None, None] * weight, mul * (bias + weight[:, :, 0, 0] @ add))
-    wide, a64, m64 = _double(conv), _double(a), _double(m)
-    check_fold(path, "implicits", lambda x: m64(wide(a64(x))), _double(folded), probe_of(conv))
+    wide, a64, m64 = double_copy(conv), double_copy(a), double_copy(m)
+    check_fold(path, "implicits", lambda x: m64(wide(a64(x))), double_copy(folded), probe_of(conv))
     return folded
 
 
-def _bias64(conv: nn.Conv2d) -> Tensor:
+def bias64(conv: nn.Conv2d) -> Tensor:
+    """The bias of a folded convolution in float64."""
     assert conv.bias is not None
     return conv.bias.detach().double()
 
 
-def _unit(like: nn.Conv2d) -> nn.Conv2d:
+def unit_conv(like: nn.Conv2d) -> nn.Conv2d:
     """The convolution that changes nothing: a one at the centre of each channel's own kernel."""
     kernel = torch.zeros_like(like.weight)
     channels = torch.arange(like.in_channels)
@@ -105,5 +111,6 @@ def _unit(like: nn.Conv2d) -> nn.Conv2d:
     return unit
 
 
-def _double(module: nn.Module) -> nn.Module:
+def double_copy(module: nn.Module) -> nn.Module:
+    """An eval copy in float64, to check a fold with."""
     return copy.deepcopy(module).double().eval()

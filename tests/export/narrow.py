@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from deploykit.models import kapao, yolov5, yolov7
+from deploykit.models import kapao, yolov5, yolov6, yolov7
 from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
 from deploykit.models._row_family import reference_of
+from deploykit.models._yolov6_layout import Layout, Stage
+from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 
 CLASSES = ("cat", "dog", "fox")
@@ -114,10 +116,40 @@ def _set_objectness(head: Detect, value: float) -> None:
             bias.copy_(part)
 
 
+def shallow(name: str, num_classes: int = 3, *, width: float = 0.0625, depth: int = 1) -> Layout:
+    """A YOLOv6 variant with fewer channels, and with no more than ``depth`` blocks a stage."""
+    layout = yolov6.layout_of_variant(name, num_classes, width=width)
+    parts: dict[str, Any] = {
+        part: tuple(Stage(s.width, min(s.depth, depth), s.hidden) for s in getattr(layout, part))
+        for part in ("stages", "down", "up")
+    }
+    return replace(layout, **parts)
+
+
+def free_network_of(layout: Layout, *, seed: int = SEED, score: float | None = None) -> YOLOv6:
+    """A YOLOv6 network with seeded weights; ``score`` is the bias of every class, to make it detect a lot (0)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = YOLOv6(layout)
+        randomise(network)
+    if score is not None:
+        for conv in network.head.cls_preds:
+            nn.init.constant_(conv.bias, score)  # type: ignore[arg-type]
+    return network.requires_grad_(False)
+
+
+def _free_model_of(name: str, *, seed: int, score: float | None = None, **options: Any) -> ReferenceModel:
+    network = free_network_of(shallow(name, **options), seed=seed, score=score)
+    model = yolov6.reference_of(network, name, CLASSES[: network.head.num_classes])
+    return replace(model, spec=replace(model.spec, input=replace(model.spec.input, size=(64, 64))))
+
+
 @cache
 def model_of(config_key: str, /, *, seed: int = SEED, **options: Any) -> ReferenceModel:
     """``few``, ``older``, ``pose objects`` (the functions above) or a variant's name, with its options; one object a
     combination."""
+    if config_key.startswith("yolov6"):
+        return _free_model_of(config_key, seed=seed, **options)
     objectness = options.pop("objectness", None)
     small = {"few": few_layers, "older": older_layers, "pose objects": pose_objects}
     config = small[config_key](**options) if config_key in small else narrow(config_key, **options)

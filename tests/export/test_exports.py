@@ -13,6 +13,7 @@ from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
+from deploykit.models import yolov6
 from deploykit.models._registry import ReferenceModel, list_models
 from deploykit.models.layers.focus import Focus
 from deploykit.runtime.session import Array
@@ -39,6 +40,12 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "kapao_s": ({"num_classes": 18}, {"exporter": "legacy", "img": (64, 128)}),
     "kapao_m": ({}, {"exporter": "legacy", "batch": 2}),
     "kapao_l": ({"num_classes": 15}, {"exporter": "legacy", "dynamic": "batch"}),
+    "yolov6n": ({"num_classes": 1, "depth": 2}, {"img": (32, 96)}),
+    "yolov6m": ({}, {}),
+    "yolov6l": ({}, {"exporter": "legacy", "batch": 2}),
+    "yolov6n6": ({}, {"exporter": "legacy", "dynamic": "batch"}),
+    "yolov6n_v2": ({}, {"exporter": "legacy", "img": (64, 128)}),
+    "yolov6n_v1": ({}, {"exporter": "legacy"}),
     "yolov7_tiny": ({"training": True, "num_classes": 1}, {"img": (32, 96)}),
     "yolov7": ({"training": True}, {"opset": 23}),
     "yolov7x": ({}, {"exporter": "legacy", "batch": 2}),
@@ -53,6 +60,38 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 The default exporter takes seconds a network, so it gets those that together have every kind of layer; the others differ
 from them in how many there are of each.
 """
+
+AS: dict[str, tuple[str, ...]] = {
+    "yolov6s": ("yolov6n",),
+    "yolov6s6": ("yolov6n6",),
+    "yolov6m6": ("yolov6m", "yolov6n6"),
+    "yolov6l6": ("yolov6l", "yolov6n6"),
+    "yolov6n_qa": ("yolov6n",),
+    "yolov6s_qa": ("yolov6n",),
+    "yolov6m_qa": ("yolov6m",),
+    "yolov6t_v2": ("yolov6n_v2",),
+    "yolov6s_v2": ("yolov6n_v2",),
+    "yolov6m_v2": ("yolov6m", "yolov6n_v2"),
+    "yolov6l_v2": ("yolov6l", "yolov6n_v2"),
+    "yolov6l_relu_v2": ("yolov6m", "yolov6n_v2"),
+    "yolov6s_v1": ("yolov6n_v1",),
+    "yolov6t_v1": ("yolov6n_v1",),
+}
+"""Variants that are, once folded, made of the parts of some above; only numbers of blocks and channels differ."""
+
+
+def parts_of(name: str) -> set[tuple[str, Any]]:
+    """What a YOLOv6 variant is made of when its blocks are folded: the choices of its description, without numbers."""
+    layout = yolov6.layout_of_variant(name, 1)
+    crossing = [bool(stage.hidden) for stage in (*layout.stages, *layout.down, *layout.up)]
+    assert len(set(crossing)) == 1
+    return {
+        ("stage", (crossing[0], layout.activation)),
+        ("pooling", (layout.cspsppf, layout.activation)),
+        ("levels", layout.levels),
+        ("fusion", layout.bifusion),
+        ("head", (layout.reg_max, layout.objectness)),
+    }
 
 
 def rows_of(reference: TorchSession, file: Path, image: Array) -> tuple[Array, Array]:
@@ -94,7 +133,13 @@ def layout_of(spec: ModelSpec) -> RawRows:
 
 
 def test_every_registered_model_is_exported_here() -> None:
-    assert sorted(name.replace("_", "-") for name in FAMILIES) == list_models()
+    assert sorted(name.replace("_", "-") for name in (*FAMILIES, *AS)) == list_models()
+
+
+@pytest.mark.parametrize(("name", "exported"), AS.items())
+def test_what_is_not_exported_is_made_of_the_parts_of_what_is(name: str, exported: tuple[str, ...]) -> None:
+    assert set(exported) <= set(FAMILIES)
+    assert parts_of(name) <= set[tuple[str, Any]]().union(*map(parts_of, exported))
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -19,8 +19,9 @@ from deploykit.models import _fuse, yolov5
 from deploykit.models._fuse import check_fold, fuse_model
 from deploykit.models._graph import LayerGraph, build_graph
 from deploykit.models._random import randomise
-from deploykit.models.layers import csp, focus, rep
+from deploykit.models.layers import csp, focus, rep, rep_vgg
 from deploykit.models.layers.anchor_head import Detect, IDetect, IKeypoint, Keypoint
+from deploykit.models.layers.bep import CSPSPPF, BepC3, BottleRep
 from deploykit.models.layers.conv import Conv, DownC, DWConv, FoldingSequential, batch_norm
 from deploykit.models.layers.csp import C3, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
@@ -28,6 +29,7 @@ from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, ShuffleBlock, StemBlock
 from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF
 from deploykit.models.layers.rep import RepConv
+from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.yolov7 import config_of
 
 RELATIVE = 1e-5  # of max |y|
@@ -58,6 +60,15 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "Shuffle_Block stride 1": lambda: ShuffleBlock(6, 6, 1),
     "Shuffle_Block stride 2": lambda: ShuffleBlock(6, 10, 2),
     "DWConvblock": lambda: DWConvblock(6, 10, 3, 1),
+    "RepVGG": lambda: RepVGG(6, 10),
+    "RepVGG with identity": lambda: RepVGG(6, 6),
+    "RepVGG stride 2": lambda: RepVGG(6, 6, 2),
+    "QARepVGG": lambda: QARepVGG(6, 10),
+    "QARepVGG with identity": lambda: QARepVGG(6, 6),
+    "QARepVGG with mean": lambda: QARepVGG(6, 6, mean=True),
+    "BottleRep": lambda: BottleRep(6, 6, RepVGG),
+    "BepC3": lambda: BepC3(6, 8, 2, RepVGG, 4),
+    "CSPSPPF": lambda: CSPSPPF(6, 8),
 }
 HEADS: dict[str, Callable[[], nn.Module]] = {
     "IDetect": lambda: _head(IDetect(2, ANCHORS, [6])),
@@ -314,16 +325,40 @@ def test_a_rep_conv_with_its_one_by_one_in_the_corner_stops(monkeypatch: pytest.
 
 
 def test_an_identity_branch_in_the_wrong_channel_stops(monkeypatch: pytest.MonkeyPatch) -> None:
-    unit = rep._unit
+    unit = rep.unit_conv
 
     def shifted(like: nn.Conv2d) -> nn.Conv2d:
         found = unit(like)
         found.weight.data = found.weight.data.roll(1, 0)
         return found
 
-    monkeypatch.setattr(rep, "_unit", shifted)
+    monkeypatch.setattr(rep, "unit_conv", shifted)
     with pytest.raises(FoldError, match=r"folding the three branches of block changed"):
         fuse_model(prepared(lambda: RepConv(6, 6)), "block")
+
+
+@pytest.mark.parametrize("mean", [False, True], ids=["identity", "identity and mean"])
+def test_a_branch_of_qarepvgg_in_the_wrong_channel_stops(monkeypatch: pytest.MonkeyPatch, mean: bool) -> None:
+    unit = rep_vgg.unit_conv
+
+    def shifted(like: nn.Conv2d) -> nn.Conv2d:
+        conv = unit(like)
+        conv.weight.data = conv.weight.data.roll(1, 0)
+        return conv
+
+    monkeypatch.setattr(rep_vgg, "unit_conv", shifted)
+    with pytest.raises(FoldError, match="folding the branches of the model changed its output"):
+        fuse_model(prepared(lambda: QARepVGG(6, 6, mean=mean)))
+
+
+def test_the_batch_norm_behind_the_branches_is_folded_after_them() -> None:
+    """Folded into the 3x3 alone, before the branches are added, it would be another function."""
+    module = prepared(lambda: QARepVGG(6, 6, mean=True))
+    fused = fuse_model(module)
+    dense = fuse_model(module.get_submodule("rbr_dense"))
+    scale = module.bn.weight / torch.sqrt(module.bn.running_var + module.bn.eps)  # type: ignore[union-attr, operator]
+    corner = fused[0].weight[:, 0, 0, 0] - scale * (dense.conv.weight[:, 0, 0, 0] + torch.eye(6)[0] / 9)  # type: ignore[index]
+    assert float(corner.detach().abs().max()) < 1e-6
 
 
 def test_the_wrong_half_of_a_shared_batch_norm_stops(monkeypatch: pytest.MonkeyPatch) -> None:

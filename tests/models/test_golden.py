@@ -39,6 +39,7 @@ NARROW = {
     "yolov7-tiny-training-narrow": ("yolov7-tiny-width-0.25", ("cat", "dog", "bird"), 32),
     "yolov5s6-pose-narrow": ("yolov5-p6-pose-depth-0.33-width-0.125", ("person",), 64),
     "kapao-s-narrow": ("kapao-depth-0.33-width-0.125", ("person",), 64),
+    "yolov6n-narrow": ("yolov6n-width-0.125", tuple(f"c{i}" for i in range(5)), 32),
 }
 PHOTOS = 4
 

@@ -13,6 +13,7 @@ from deploykit.models import _registry
 from deploykit.models._graph import LayerGraph
 from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
+from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, PoseObjectRows, RawRows
@@ -46,6 +47,26 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
         "yolov5s6-pose-ti-lite",
         "yolov5x",
         "yolov5x6",
+        "yolov6l",
+        "yolov6l-relu-v2",
+        "yolov6l-v2",
+        "yolov6l6",
+        "yolov6m",
+        "yolov6m-qa",
+        "yolov6m-v2",
+        "yolov6m6",
+        "yolov6n",
+        "yolov6n-qa",
+        "yolov6n-v1",
+        "yolov6n-v2",
+        "yolov6n6",
+        "yolov6s",
+        "yolov6s-qa",
+        "yolov6s-v1",
+        "yolov6s-v2",
+        "yolov6s6",
+        "yolov6t-v1",
+        "yolov6t-v2",
         "yolov7",
         "yolov7-d6",
         "yolov7-e6",
@@ -70,7 +91,7 @@ def test_a_model_is_called_what_its_builder_is_called(name: str) -> None:
 @EVERY
 def test_a_spec_says_what_its_head_does(name: str) -> None:
     model = on_meta(name)
-    assert isinstance(model.module, LayerGraph)
+    assert isinstance(model.module, LayerGraph | YOLOv6)
     head, spec = model.module.head, model.spec
     assert isinstance(spec.output, (RawRows, PoseObjectRows))
     assert spec.output.columns == head.columns

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,18 @@ def test_the_definition_gives_what_a_person_worked_out(case: Case) -> None:
 def test_the_corpus_agrees_in_rows_labels_and_every_bit_of_the_scores(case: Case, run: Nms) -> None:
     found = run(case.rows, case.layout, case.thresholds)
     assert _kept(found) == reference(case.rows, case.layout, case.thresholds)
+
+
+@pytest.mark.parametrize("case", [c for c in CORPUS if c.layout.obj], ids=lambda c: c.name)
+def test_a_column_of_ones_is_as_good_as_no_objectness(case: Case, run: Nms) -> None:
+    """As YOLOv6 has it: numpy then multiplies nothing, and every bit stays."""
+    rows = case.rows.copy()
+    assert case.layout.obj is not None
+    rows[:, case.layout.obj[0]] = 1
+    found = run(rows, case.layout, case.thresholds)
+    assert _kept(found) == reference(rows, case.layout, case.thresholds)
+    without = run(rows, replace(case.layout, obj=None), case.thresholds)
+    assert _kept(without) == _kept(found)
 
 
 @pytest.mark.parametrize("case", CORPUS, ids=lambda c: c.name)
