@@ -64,8 +64,10 @@ def compare(
             chosen = _known(given, first, second)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
             theirs = chosen
-            if (own := _carried(first)) and own.output.kind != chosen.output.kind:  # one of them has NMS inside
+            if (own := _carried(first)) and _reads_otherwise(own, chosen):
                 theirs = dataclasses.replace(own, input=chosen.input)
+            if (own := _carried(second)) and _reads_otherwise(own, chosen):
+                chosen = dataclasses.replace(own, input=chosen.input)
             feeds = make_feeds(chosen, images).within(_taker(first)).within(_taker(second))
             ours = isinstance(a, (str, Path))
             expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, on_step=on_step)
@@ -78,6 +80,13 @@ def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
     if known is None:
         raise SpecError("neither model says what its output means: pass a spec (spec=, or --spec FILE)")
     return known
+
+
+def _reads_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:
+    """Whether what a model says of its output leads to the same rows by another way: NMS or the decode is inside."""
+    if isinstance(own.output, RawRows) and isinstance(chosen.output, RawRows):
+        return own.output.decode != chosen.output.decode
+    return own.output.kind != chosen.output.kind
 
 
 def _taker(session: Session) -> Callable[[tuple[int, ...]], bool]:
@@ -142,7 +151,7 @@ def expect(
     """
     if not isinstance(spec.output, (RawRows, NmsOutputs)):
         raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
-    layout = spec.output if isinstance(spec.output, RawRows) else detections_layout(spec)
+    layout = spec.output.decoded if isinstance(spec.output, RawRows) else detections_layout(spec)
     rows: dict[str, dict[str, Array]] = {}
     for reference, session in references.items():
         rows[reference] = {}
@@ -177,8 +186,10 @@ def check_expected(
     if not isinstance(spec.output, RawRows):
         raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
     limits = tolerance or Tolerance()
-    layout, found_differences, matchings = spec.output, [], []
-    for batch, reference, rows, found in runs(expected, name, candidate, layout, on_step):
+    layout, found_differences, matchings = spec.output.decoded, [], []
+    found_runs = runs(expected, name, candidate, spec.output, on_step)
+    spec = dataclasses.replace(spec, output=layout)  # what a run gives is decoded
+    for batch, reference, rows, found in found_runs:
         found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
         matchings += match(reference, name, batch, rows, found, spec, limits.probability)
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)

@@ -25,7 +25,7 @@ from deploykit.export.report import ExportReport
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import ReferenceModel, load_model
+from deploykit.models._registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.parity import Expected, Feeds
 from deploykit.spec import METADATA_KEY, Dynamic, ModelSpec, RawRows, Thresholds
 
@@ -54,6 +54,7 @@ def export_onnx(
     iou: float | None = None,
     max_det: int | None = None,
     pre_nms_topk: int | None = None,
+    preprocessing: str = DEFAULT,
     on_step: Callable[[str], None] = lambda _: None,
     on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> ExportReport:
@@ -74,6 +75,8 @@ def export_onnx(
             operators only; ``plugin``: by the node ``deploykit::NmsKpt``. All have one meaning, that of
             :mod:`deploykit.runtime.nms`.
         conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
+        preprocessing: how pictures are prepared, where a model was published with two ways: ``legacy`` for the weights
+            of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, writing, checking.
         on_expected: given what the checkpoint gives on the images of the check, for whoever builds on the file.
 
@@ -83,7 +86,7 @@ def export_onnx(
         CheckpointError, FoldError, ExportError, OutputError: see :mod:`deploykit.errors`.
     """
     clock = Clock(on_step)
-    model = load_model(weights, clock)
+    model = load_model(weights, clock, preprocessing=preprocessing)
     return onnx_from_model(
         model,
         out=_place(Path(weights), out),

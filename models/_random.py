@@ -17,15 +17,20 @@ from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.csp import Bottleneck
 from deploykit.models.layers.ghost import GhostBottleneck
 from deploykit.models.layers.rep import ImplicitA, ImplicitM
+from deploykit.models.layers.yolox_blocks import Bottleneck as YoloxBottleneck
+from deploykit.models.layers.yolox_blocks import DepthwiseConv, Residual
+from deploykit.models.layers.yolox_head import YoloxHead
+from deploykit.models.yolox import Yolox
 
 GAIN = 1.35  # of a convolution and its batch norm together
 
 
 def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes: int | None = None) -> Path:
-    """Write a checkpoint of a registered model with seeded random weights, in half precision like released ones.
+    """Write a checkpoint of a registered model with seeded random weights, in the precision of released ones.
 
     The same name, seed and torch version give the same file. It is in the format of the original project, whose own
-    code loads it; of a model that has no such format it is a plain state dict under ``model``.
+    code loads it: a pickled model in half precision, or (YOLOX) a state dict in float32 under ``model``. A model of
+    which we do not write the original's format is a state dict in half precision.
 
     Raises:
         NotFoundError: there is no model of that name. UsageError: the file's suffix, the seed or the number of classes
@@ -56,7 +61,9 @@ def _file_of(model: ReferenceModel, seed: int) -> bytes:
     names = list(model.spec.classes)
     if has_original_format(model.module):
         return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
-    state = {key: t.half() if t.is_floating_point() else t for key, t in model.module.state_dict().items()}
+    state = model.module.state_dict()
+    if not isinstance(model.module, Yolox):
+        state = {key: t.half() if t.is_floating_point() else t for key, t in state.items()}
     data = BytesIO()  # torch reports a full disk as a RuntimeError about its own archive, Python as what it is
     torch.save({"model": state, "names": names, "random_seed": seed}, data)
     return data.getvalue()
@@ -93,7 +100,22 @@ def randomise(module: nn.Module) -> None:
             _halve(m.cv2)
         elif isinstance(m, GhostBottleneck):
             _halve(m.conv[-1])
+        elif isinstance(m, YoloxBottleneck) and m.add:
+            _halve(m.conv2.pconv if isinstance(m.conv2, DepthwiseConv) else m.conv2)
+        elif isinstance(m, Residual):
+            _halve(m.layer2)
+    if isinstance(module, Yolox):
+        _see_raw_pixels(module)
     _rare_detections(module)
+
+
+def _see_raw_pixels(network: Yolox) -> None:
+    """Make the first layer one that was trained on pixels of 0 to 255, as its statistics would then say."""
+    first = network.first
+    first.conv.weight.data /= 255.0
+    assert isinstance(first.bn, nn.BatchNorm2d)
+    assert first.bn.running_mean is not None
+    first.bn.running_mean += 114.0 * first.conv.weight.data.sum((1, 2, 3))
 
 
 def _halve(block: nn.Module) -> None:
@@ -117,3 +139,7 @@ def _rare_detections(module: nn.Module) -> None:
             cells[:, 5 : 5 + head.num_classes] = 2.0
             for bias, part in zip(biases, torch.split(cells.flatten(), [len(b) for b in biases]), strict=True):
                 bias.data.copy_(part)
+    for anchor_free in (m for m in module.modules() if isinstance(m, YoloxHead)):
+        for objectness, classes in zip(anchor_free.obj_preds, anchor_free.cls_preds, strict=True):
+            nn.init.constant_(cast(nn.Conv2d, objectness).bias, -4.0)  # type: ignore[arg-type]
+            nn.init.constant_(cast(nn.Conv2d, classes).bias, 2.0)  # type: ignore[arg-type]

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.errors import ArtefactError, ParityError, SpecError
+from deploykit.runtime.decode import decoded
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array, Session
 from deploykit.spec import RawRows, read_value
@@ -210,14 +211,15 @@ def runs(
 
 
 def rows_of(session: Session, image: Array, layout: RawRows, name: str) -> Array:
-    """One image's rows ``(N, columns)``; a session with a fixed batch gets the image in every slot.
+    """One image's rows ``(N, columns)`` in pixels; a session with a fixed batch gets the image in every slot.
 
     Raises:
         SpecError: the output is not what ``layout`` says.
     """
     info = session.inputs[0]
     batch = info.shape[0] or 1
-    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), layout, name)[0]
+    fed = np.repeat(image, batch, 0)
+    rows: Array = _rows(session.run({info.name: fed}), layout, name, fed.shape[2:])[0]
     return rows
 
 
@@ -226,18 +228,18 @@ def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows, na
     blob = np.concatenate([feeds.images[label] for label in batch.images])
     fixed = info.shape[0]
     if fixed is None or fixed == len(blob):
-        return list(_rows(session.run({info.name: blob}), layout, name))
+        return list(_rows(session.run({info.name: blob}), layout, name, blob.shape[2:]))
     return [rows_of(session, image[None], layout, name) for image in blob]
 
 
-def _rows(outputs: Mapping[str, Array], layout: RawRows, name: str) -> Array:
-    """The output of the spec's name, or the only one: somebody else's export may call it otherwise."""
+def _rows(outputs: Mapping[str, Array], layout: RawRows, name: str, size: tuple[int, ...]) -> Array:
+    """The output of the spec's name, or the only one: somebody else's export may call it otherwise. In pixels."""
     if layout.name not in outputs and len(outputs) > 1:
         raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
     rows = outputs.get(layout.name, next(iter(outputs.values())))
     if rows.ndim != 3 or rows.shape[2] < layout.columns:
         raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
-    return rows
+    return decoded(rows, layout, (size[0], size[1]))
 
 
 def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploykit.errors import BackendError, SpecError
+from deploykit.runtime.decode import decoded
 from deploykit.runtime.image import Letterbox
 from deploykit.runtime.nms import nms
 from deploykit.runtime.session import Array
@@ -31,16 +32,25 @@ class Found:
     candidates: int
 
 
-def found_in(outputs: Mapping[str, Array], slot: int, spec: ModelSpec, thresholds: Thresholds) -> Found:
+def found_in(
+    outputs: Mapping[str, Array],
+    slot: int,
+    spec: ModelSpec,
+    thresholds: Thresholds,
+    size: tuple[int, int] | None = None,
+) -> Found:
     """Decode image ``slot`` of a batch, whichever kind of output the spec describes.
+
+    ``size`` is the (height, width) that went into the network; None: the spec's.
 
     Raises:
         BackendError: an output has another shape than the spec says.
-        SpecError: an output of the spec's task holds no boxes.
+        SpecError: an output of the spec's task holds no boxes, or other rows than are to be decoded.
     """
     points = len(spec.keypoints.names) if spec.keypoints else 0
     if isinstance(spec.output, RawRows):
-        return _found_in_rows(_taken(outputs, spec.output.name, slot, (None, None)), spec.output, points, thresholds)
+        rows = _taken(outputs, spec.output.name, slot, (None, None))
+        return _found_in_rows(rows, spec.output, points, thresholds, size or spec.input.size)
     if isinstance(spec.output, NmsOutputs):
         return _found_in_nms(outputs, slot, spec.output, points, thresholds)
     raise SpecError(f"boxes come from rows or NMS outputs, but the spec's output is of kind {spec.output.kind!r}")
@@ -58,11 +68,12 @@ def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:
     return boxes, points
 
 
-def _found_in_rows(rows: Array, layout: RawRows, points: int, thresholds: Thresholds) -> Found:
+def _found_in_rows(rows: Array, layout: RawRows, points: int, thresholds: Thresholds, size: tuple[int, int]) -> Found:
     if rows.shape[1] < layout.columns:
         raise BackendError(
             f"output {layout.name!r} must have {layout.columns} columns a row as the spec says, got {rows.shape[1]}"
         )
+    rows = decoded(rows, layout, size)
     kept = nms(rows, layout, thresholds)
     keypoints = None
     if layout.keypoints is not None:

@@ -173,7 +173,7 @@ class Predictor:
         self, prepared: _Prepared, outputs: dict[str, Array], slot: int, letterbox_ms: float, inference_ms: float
     ) -> Result:
         start = time.perf_counter()
-        found = found_in(outputs, slot, self.spec, self.thresholds)
+        found = found_in(outputs, slot, self.spec, self.thresholds, prepared.letterbox.canvas)
         boxes, keypoints = to_source(found, prepared.letterbox)
         frame = prepared.frame
         return Result(
