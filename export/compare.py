@@ -64,9 +64,10 @@ def compare(
             chosen = _known(given, first, second)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
             theirs = chosen
-            if (own := _carried(first)) and _reads_otherwise(own, chosen):
+            kind = chosen.output.kind  # another one: NMS is inside one of them
+            if (own := _carried(first)) and (own.output.kind != kind or _decodes_otherwise(own, chosen)):
                 theirs = dataclasses.replace(own, input=chosen.input)
-            if (own := _carried(second)) and _reads_otherwise(own, chosen):
+            if (own := _carried(second)) and _decodes_otherwise(own, chosen):
                 chosen = dataclasses.replace(own, input=chosen.input)
             feeds = make_feeds(chosen, images).within(_taker(first)).within(_taker(second))
             ours = isinstance(a, (str, Path))
@@ -82,11 +83,10 @@ def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
     return known
 
 
-def _reads_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:
-    """Whether what a model says of its output leads to the same rows by another way: NMS or the decode is inside."""
-    if isinstance(own.output, RawRows) and isinstance(chosen.output, RawRows):
-        return own.output.decode != chosen.output.decode
-    return own.output.kind != chosen.output.kind
+def _decodes_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:
+    """Whether a model says itself that its rows are in pixels, or are not, where the chosen spec says the opposite."""
+    rows = own.output, chosen.output
+    return isinstance(rows[0], RawRows) and isinstance(rows[1], RawRows) and rows[0].decode != rows[1].decode
 
 
 def _taker(session: Session) -> Callable[[tuple[int, ...]], bool]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deploykit.errors import UsageError, writing
 from deploykit.models._graph import LayerGraph
@@ -19,10 +19,12 @@ from deploykit.models.layers.ghost import GhostBottleneck
 from deploykit.models.layers.rep import ImplicitA, ImplicitM
 from deploykit.models.layers.yolox_blocks import Bottleneck as YoloxBottleneck
 from deploykit.models.layers.yolox_blocks import DepthwiseConv, Residual
-from deploykit.models.layers.yolox_head import YoloxHead
+from deploykit.models.layers.yolox_head import YoloxHead, YoloxKeypointHead
 from deploykit.models.yolox import Yolox
 
 GAIN = 1.35  # of a convolution and its batch norm together
+YOLOX_GAINS = {nn.SiLU: 1.35, nn.ReLU: 1.2, nn.LeakyReLU: 1.05}
+"""The same by activation: with those that let half of the values through as they are, chaos begins earlier."""
 
 
 def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes: int | None = None) -> Path:
@@ -79,13 +81,14 @@ def randomise(module: nn.Module) -> None:
     times fainter. Batch norms get statistics that are not the identity, so that a wrong fold shows. What is added to a
     shortcut is halved: whole, the sums of YOLOv5-L and -X grow chaotic too, by up to 0.07 px.
     """
+    gain = YOLOX_GAINS[type(module.first.act)] if isinstance(module, Yolox) else GAIN
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.normal_(m.weight, std=m.weight[0].numel() ** -0.5)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
         elif isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.8 * GAIN, 1.2 * GAIN)
+            nn.init.uniform_(m.weight, 0.8 * gain, 1.2 * gain)
             nn.init.normal_(m.bias, std=0.3)
             assert m.running_mean is not None
             assert m.running_var is not None
@@ -140,6 +143,16 @@ def _rare_detections(module: nn.Module) -> None:
             for bias, part in zip(biases, torch.split(cells.flatten(), [len(b) for b in biases]), strict=True):
                 bias.data.copy_(part)
     for anchor_free in (m for m in module.modules() if isinstance(m, YoloxHead)):
-        for objectness, classes in zip(anchor_free.obj_preds, anchor_free.cls_preds, strict=True):
-            nn.init.constant_(cast(nn.Conv2d, objectness).bias, -4.0)  # type: ignore[arg-type]
-            nn.init.constant_(cast(nn.Conv2d, classes).bias, 2.0)  # type: ignore[arg-type]
+        _rare_cells(anchor_free)
+
+
+@torch.no_grad()
+def _rare_cells(head: YoloxHead) -> None:
+    """The same of a head without anchors; and visibilities that are no surer than those of a trained one."""
+    for level, stride in enumerate(head.stride):
+        for parts, value in ((head.obj_preds, -4.0), (head.cls_preds, 2.0)):
+            cast(Tensor, parts[level].bias).fill_(value)
+        if isinstance(head, YoloxKeypointHead):  # whose logit is (2 raw - 0.5) stride
+            last = cast(nn.Conv2d, head.kpts_preds[level])
+            last.weight[2::3] /= 2 * stride
+            cast(Tensor, last.bias)[2::3] = 0.25

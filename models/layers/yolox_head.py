@@ -49,34 +49,28 @@ class YoloxHead(nn.Module):
         return 5 + self.num_classes + 3 * self.num_keypoints
 
     def forward(self, *features: Tensor) -> Tensor:
-        maps = [self.raw(x, level) for level, x in enumerate(features)]
-        values = torch.cat([m.flatten(2) for m in maps], 2).transpose(1, 2)
-        return self.rows_of(values, *self._places(maps))
+        return torch.cat([self.decode(self.raw(x, level), level) for level, x in enumerate(features)], 1)
 
     def raw(self, x: Tensor, level: int) -> Tensor:
         """``(B, C, H, W)`` to ``(B, columns, H, W)``, without any sigmoid."""
         return torch.cat(self._parts(self.stems[level](x), level), 1)
 
-    def rows_of(self, values: Tensor, cells: Tensor, strides: Tensor) -> Tensor:
-        """Decode raw values ``(B, N, columns)``; ``cells`` (N, 2) are grid columns and rows, ``strides`` (N, 1)."""
+    def decode(self, raw: Tensor, level: int) -> Tensor:
+        """``(B, columns, H, W)`` to ``(B, H * W, columns)``."""
+        h, w = raw.shape[2:]
+        x, y = (torch.arange(n, dtype=raw.dtype, device=raw.device) for n in (w, h))
+        cells = torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1)
+        return self.rows_of(raw.permute(0, 2, 3, 1), cells, self.stride[level]).flatten(1, 2)
+
+    def rows_of(self, values: Tensor, cells: Tensor, stride: int) -> Tensor:
+        """Decode raw values ``(..., columns)``; ``cells`` (..., 2) are grid column and row."""
         xy, wh, probabilities = torch.split(values, [2, 2, 1 + self.num_classes], -1)
-        return torch.cat(((xy + cells) * strides, wh.exp() * strides, probabilities.sigmoid()), -1)
+        return torch.cat(((xy + cells) * stride, wh.exp() * stride, probabilities.sigmoid()), -1)
 
     def _parts(self, x: Tensor, level: int) -> tuple[Tensor, ...]:
         classes = self.cls_preds[level](self.cls_convs[level](x))
         box = self.reg_convs[level](x)
         return self.reg_preds[level](box), self.obj_preds[level](box), classes
-
-    def _places(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Where each row's cell is, and how many pixels wide: ``(N, 2)`` in (x, y), ``(N, 1)``."""
-        cells, strides = [], []
-        for m, stride in zip(maps, self.stride, strict=True):
-            h, w = m.shape[2:]
-            x, y = (torch.arange(n, dtype=m.dtype, device=m.device) for n in (w, h))
-            grid = torch.stack((x.expand(h, w), y[:, None].expand(h, w)), -1).flatten(0, 1)
-            cells.append(grid)
-            strides.append(torch.full_like(grid[:, :1], stride))
-        return torch.cat(cells), torch.cat(strides)
 
 
 class YoloxKeypointHead(YoloxHead):
@@ -102,12 +96,12 @@ class YoloxKeypointHead(YoloxHead):
         self.kpts_convs = _branches(len(channels), hidden, depthwise, act)
         self.kpts_preds = _last(len(channels), hidden, 3 * num_keypoints)
 
-    def rows_of(self, values: Tensor, cells: Tensor, strides: Tensor) -> Tensor:
+    def rows_of(self, values: Tensor, cells: Tensor, stride: int) -> Tensor:
         detection, points = torch.split(values, [5 + self.num_classes, 3 * self.num_keypoints], -1)
-        points = 2 * points.reshape(*points.shape[:2], self.num_keypoints, 3) - 0.5
-        places = (points[..., :2] + cells[:, None]) * strides[:, None]
-        visible = (points[..., 2:] * strides[:, None]).sigmoid()
-        return torch.cat((super().rows_of(detection, cells, strides), torch.cat((places, visible), -1).flatten(-2)), -1)
+        points = 2 * points.reshape(*points.shape[:-1], self.num_keypoints, 3) - 0.5
+        places = (points[..., :2] + cells[..., None, :]) * stride
+        visible = (points[..., 2:] * stride).sigmoid()
+        return torch.cat((super().rows_of(detection, cells, stride), torch.cat((places, visible), -1).flatten(-2)), -1)
 
     def _parts(self, x: Tensor, level: int) -> tuple[Tensor, ...]:
         detection = super()._parts(x, level)

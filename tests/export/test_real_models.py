@@ -19,6 +19,7 @@ GOLDEN = (
     "yolov7-training-narrow",
     "yolov7-tiny-training-narrow",
     "yolov5s6-pose-narrow",
+    "yolox-s-narrow",
 )
 
 

@@ -35,6 +35,7 @@ NARROW = {
     "yolov7-training-narrow": ("yolov7-width-0.125", tuple(f"class{i}" for i in range(80)), 32),
     "yolov7-tiny-training-narrow": ("yolov7-tiny-width-0.25", ("cat", "dog", "bird"), 32),
     "yolov5s6-pose-narrow": ("yolov5-p6-pose-depth-0.33-width-0.125", ("person",), 64),
+    "yolox-s-narrow": ("yolox-depth-0.33-width-0.125", tuple(f"class {i}" for i in range(4)), 32),
 }
 PHOTOS = 4
 
@@ -241,7 +242,7 @@ def test_kapao_is_not_taken_for_a_pose_or_a_detection_model() -> None:
         load_model(GOLDEN / "kapao-s-narrow.pt")
 
 
-@pytest.mark.parametrize("name", ["resnet20_cifar10.th", "yolox_nano_bubbliiiing.pth", "dncnn_wholemodel_main.pth"])
+@pytest.mark.parametrize("name", ["resnet20_cifar10.th", "dncnn_wholemodel_main.pth"])
 def test_a_state_dict_of_no_known_model_is_refused_with_what_to_do(name: str) -> None:
     with pytest.raises(CheckpointError, match=r"does not know: .*deploykit inspect shows it, deploykit models lists"):
         load_model(WEIGHTS / name)
