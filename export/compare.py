@@ -185,7 +185,7 @@ def check_expected(
         return check_detections(expected, name, candidate, spec, tolerance, on_step=on_step)
     if not isinstance(spec.output, RawRows):
         raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
-    limits = tolerance or Tolerance()
+    limits = tolerance or expected.limits
     layout, found_differences, matchings = spec.output.decoded, [], []
     found_runs = runs(expected, name, candidate, spec.output, on_step)
     spec = dataclasses.replace(spec, output=layout)  # what a run gives is decoded

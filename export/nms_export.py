@@ -23,7 +23,7 @@ from deploykit.export.parity_report import ParityReport
 from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.runtime import ort
-from deploykit.runtime.parity import Expected
+from deploykit.runtime.parity import Expected, Tolerance
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
 
@@ -62,29 +62,41 @@ class NmsPlan:
         elif self.mode != "none":
             append_nms(graph, self.mode, spec, self.candidates)
 
-    def check(self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None]) -> ParityReport:
-        """Run the file and compare it with what is expected."""
+    def check(
+        self,
+        expected: Expected,
+        file: Path,
+        spec: ModelSpec,
+        on_step: Callable[[str], None],
+        limits: Tolerance | None = None,
+    ) -> ParityReport:
+        """Run the file and compare it with what is expected, by ``limits`` or those of fp32."""
         if self.mode == "none":
             with open_session(file, provider="cpu") as session:
-                return check_expected(expected, file.name, session, spec, on_step=on_step)
+                return check_expected(expected, file.name, session, spec, limits, on_step)
         if self.mode == "plugin":  # its thresholds are attributes of the node, so the rows before it are compared
-            return self._check_plugin(expected, file, spec, on_step)
+            return self._check_plugin(expected, file, spec, on_step, limits)
         overrides = {CONF: np.zeros(1, np.float32), IOU: np.ones(1, np.float32)}
         with (
             ort.open_session(file, provider="cpu") as session,
             ort.open_session(file, provider="cpu", overrides=overrides) as opened,
         ):
-            return check_detections(expected, file.name, session, spec, opened=opened, on_step=on_step)
+            return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
 
     def _check_plugin(
-        self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None]
+        self,
+        expected: Expected,
+        file: Path,
+        spec: ModelSpec,
+        on_step: Callable[[str], None],
+        limits: Tolerance | None,
     ) -> ParityReport:
         """Compare the rows before the node, and what it finds in them where a library has it."""
         before = _without_node(file)
         try:
             with open_session(before, provider="cpu") as session:
                 rows = replace(spec, output=self.layout)
-                parity = check_expected(expected, file.name, session, rows, on_step=on_step)
+                parity = check_expected(expected, file.name, session, rows, limits, on_step)
         finally:
             before.unlink()
         try:
@@ -93,7 +105,7 @@ class NmsPlan:
             note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
             return replace(parity, notes=(*parity.notes, note))
         with whole:
-            found = check_detections(expected, file.name, whole, spec, on_step=on_step)
+            found = check_detections(expected, file.name, whole, spec, limits, on_step=on_step)
         return replace(parity, matchings=(*parity.matchings, *found.matchings))
 
 

@@ -22,6 +22,7 @@ from deploykit.export.nms_export import TRANSLATIONS, NmsMode, NmsPlan, plan_of
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.report import ExportReport
+from deploykit.export.rounding import eased, float32_share
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model
@@ -275,8 +276,16 @@ def _proved(
     rows = replace(spec, output=plan.layout)
     expected = expect(references, rows, feeds, once={"the folded model"}, closing=True, on_step=tell)
     parity = plan.check(expected, file, spec, tell)
+    if not parity.ok:
+        tell("what float32 costs")
+        share = float32_share(expected, fused, torch_spec)
+        limits = eased(parity.tolerance, share)
+        if limits is not None:
+            again = plan.check(expected, file, spec, tell, limits)
+            note = f"PyTorch in float32 uses {share:.3g} times the limits itself: they are so much wider here"
+            parity = replace(again, notes=(*again.notes, note)) if again.ok else parity
     parity.raise_if_bad(file.name)
-    on_expected(expected)
+    on_expected(replace(expected, limits=parity.tolerance))
     return parity
 
 

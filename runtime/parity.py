@@ -10,7 +10,7 @@ import dataclasses
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
@@ -116,13 +116,14 @@ class Expected:
     """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)``.
 
     ``computed`` tells for each reference what computed it, ``layout`` what the columns are. A reference need not have
-    rows of every image.
+    rows of every image. ``limits`` are what the network was held to when it was exported.
     """
 
     feeds: Feeds
     rows: Mapping[str, Mapping[str, Array]]
     computed: Mapping[str, str]
     layout: RawRows
+    limits: Tolerance = field(default_factory=Tolerance)
 
     def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Expected:
         """The same for a network that takes less; see :meth:`Feeds.within`.
@@ -138,7 +139,7 @@ class Expected:
     def only(self, reference: str) -> Expected:
         """The same with one of its references."""
         only = {reference: self.rows[reference]}, {reference: self.computed[reference]}
-        return Expected(self.feeds, *only, self.layout)
+        return Expected(self.feeds, *only, self.layout, self.limits)
 
     def save(self, path: Path) -> None:
         """Write the images and the first reference's rows as float32; numpy's ``.npz``, compressed.
@@ -154,6 +155,7 @@ class Expected:
             "reference": reference,
             "computed": self.computed[reference],
             "layout": dataclasses.asdict(self.layout),
+            "limits": dataclasses.asdict(self.limits),
             "labels": labels,
             "batches": batches,
             "notes": list(self.feeds.notes),
@@ -186,7 +188,8 @@ class Expected:
                 raise ValueError("it names images that it does not hold")
             feeds = Feeds(images, batches, tuple(about["notes"]))
             layout = read_value(RawRows, about["layout"], "layout")
-            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout)
+            limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
+            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
             raise ArtefactError(f"{path} holds no reference values that can be read ({e}): export again") from e
 

@@ -32,10 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--img", type=int, nargs="+", metavar="N", help="input size in pixels: one side, or height and width"
     )
     parser.add_argument(
-        "--preprocessing",
-        default="default",
-        metavar="NAME",
-        help="how pictures are prepared, where a model knows two ways: legacy, for weights of YOLOX 0.0.1",
+        "--preprocessing", default="default", metavar="NAME", help="legacy: for weights of YOLOX's release 0.0.1"
     )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a run (default 1)")
     parser.add_argument(

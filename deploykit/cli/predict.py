@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preprocessing",
         default="default",
         metavar="NAME",
-        help="of a checkpoint that knows two ways to prepare pictures: legacy, for weights of YOLOX 0.0.1",
+        help="of a checkpoint: legacy is for weights of YOLOX's release 0.0.1",
     )
     parser.add_argument("--show", action="store_true", help="show what is drawn in a window; q ends it")
 

