@@ -5,7 +5,7 @@ Sources, read at the projects' own addresses in their repositories: WongKinYiu/y
 v6.2, v7.0 and later. Only what one of them names is listed. The Darknet files (``*.weights``) of YOLOv7's release are
 left out: they are no checkpoints that anything here reads. So are YOLOv5's EfficientNet and ResNet files.
 Megvii-BaseDetection/YOLOX, README: the files of release 0.1.1rc0, and the older ones of the storage's release 0.0.1.
-TexasInstruments/edgeai-yolox, ``pretrained_models`` (which its README names): the ti_lite detectors.
+Those of TexasInstruments/edgeai-yolox are left out: its README names none of their addresses.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ _YOLOV7 = "https://github.com/WongKinYiu/yolov7/releases/download/v0.1/"
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/"
 _YOLOX = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/"
 _YOLOX_OLD = "https://github.com/Megvii-BaseDetection/storage/releases/download/0.0.1/"
-_TI = "http://software-dl.ti.com/jacinto7/esd/modelzoo/latest/models/vision/detection/coco/edgeai-yolox/"
 _BY_YOLOX = "published by Megvii; the project is under Apache-2.0"
-_BY_TI = "published by Texas Instruments; the project is under BSD-3-Clause, parts under Apache-2.0"
 _BY_YOLOV7 = "published by the YOLOv7 authors under GPL-3.0"
 _BY_YOLOV5 = "published by Ultralytics under GPL-3.0; later versions of YOLOv5 are under AGPL-3.0"
 
@@ -73,12 +71,6 @@ _YOLOX_FILES = {
     "darknet53": ("yolox_darknet", "yolox_darknet53"),
 }
 """Variant -> what its file is called in release 0.1.1rc0, and in 0.0.1."""
-_TI_FILES = {
-    "nano": "yolox_nano_ti_lite_26p1_41p8_checkpoint",
-    "tiny": "yolox_tiny_ti_lite_32p0_49p5_checkpoint",
-    "s": "yolox-s-ti-lite_39p1_57p9_checkpoint",
-    "m": "yolox_m_ti_lite_45p5_64p2_checkpoint",
-}
 _LEGACY = "COCO detector, as released with 0.0.1: --preprocessing legacy"
 
 RELEASED: dict[str, Release] = {
@@ -103,10 +95,6 @@ RELEASED: dict[str, Release] = {
     **{
         f"yolox-{name}@0.0.1": Release(f"{_YOLOX_OLD}{old}.pth", _LEGACY, _BY_YOLOX)
         for name, (_, old) in _YOLOX_FILES.items()
-    },
-    **{
-        f"yolox-{name}-ti-lite": Release(f"{_TI}{file}.pth", "COCO detector without Focus and SiLU", _BY_TI)
-        for name, file in _TI_FILES.items()
     },
 }
 """Name -> release. ``NAME@TAG`` is the file of an older release of the project."""

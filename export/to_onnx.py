@@ -282,7 +282,10 @@ def _proved(
         limits = eased(parity.tolerance, share)
         if limits is not None:
             again = plan.check(expected, file, spec, tell, limits)
-            note = f"PyTorch in float32 uses {share:.3g} times the limits itself: they are so much wider here"
+            wider = limits.pixels / parity.tolerance.pixels
+            note = (
+                f"PyTorch in float32 uses {share:.3g} times the limits itself: they are {wider:.3g} times as wide here"
+            )
             parity = replace(again, notes=(*again.notes, note)) if again.ok else parity
     parity.raise_if_bad(file.name)
     on_expected(replace(expected, limits=parity.tolerance))

@@ -167,10 +167,11 @@ def preprocessing(spec: ModelSpec) -> str:
     """One sentence on what happens to a picture before the network."""
     canvas, fit = spec.input, spec.input.fit
     order = canvas.colour.upper()
-    scales = {1 / 255: "divided by 255", 1.0: "0 to 255"}
-    scaled = scales.get(canvas.scale, f"times {canvas.scale:g}")
+    scaled = "divided by 255" if canvas.scale == 1 / 255 else f"times {canvas.scale:g}"
     if any(canvas.mean) or any(s != 1 for s in canvas.std):
         scaled += f", minus {canvas.mean}, over {canvas.std}"
+    elif canvas.scale == 1:
+        scaled = "0 to 255"
     height, width = canvas.size
     canvas_size = f"{width}x{height} (width x height)"
     size = f"within {canvas_size}, as a rectangle" if fit.auto else f"to {canvas_size}"

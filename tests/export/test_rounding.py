@@ -45,7 +45,9 @@ def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_pa
     assert 2 < factor <= MOST
     assert (limits.pixels, limits.relative) == pytest.approx((1e-3 * factor, 1e-5 * factor))
     (note,) = (n for n in report.parity.notes if "PyTorch in float32" in n)
-    assert note == f"PyTorch in float32 uses {factor / 2:.3g} times the limits itself: they are so much wider here"
+    assert note == (
+        f"PyTorch in float32 uses {factor / 2:.3g} times the limits itself: they are {factor:.3g} times as wide here"
+    )
     assert known[0].limits == limits
     known[0].save(tmp_path / "known.npz")
     assert Expected.load(tmp_path / "known.npz").limits == limits
