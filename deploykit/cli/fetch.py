@@ -103,12 +103,13 @@ def _list() -> int:
     from deploykit.releases import RELEASED
 
     names = [name for name in RELEASED if "@" not in name]
-    older = sorted({name.partition("@")[2] for name in RELEASED if "@" in name})
+    older = sorted({name.partition("@")[2] for name in RELEASED if name.startswith("yolov5") and "@" in name})
     width = max(map(len, names))
     for name in names:
         note = "" if RELEASED[name].built else "; deploykit does not build it"
         print(f"{name:<{width}}  {RELEASED[name].what}{note}")
     print(
-        f"The COCO detectors of YOLOv5 are those of v7.0; also with {' and '.join(older)}, such as yolov5s@{older[0]}."
+        f"The COCO detectors of YOLOv5 are those of v7.0; also with {' and '.join(older)}, such as yolov5s@{older[0]}. "
+        "Those of YOLOX are of 0.1.1rc0; also of 0.0.1, such as yolox-s@0.0.1."
     )
     return 0
