@@ -28,6 +28,7 @@ def load(
     conf: float | None = None,
     iou: float | None = None,
     max_det: int | None = None,
+    preprocessing: str = "default",
 ) -> Predictor:
     """Open a model and everything around it.
 
@@ -38,6 +39,8 @@ def load(
         conf: keep scores above this; None: the model's own threshold.
         iou: suppress overlaps above this; None: the model's own threshold.
         max_det: at most so many objects a picture; None: the model's own number.
+        preprocessing: of a checkpoint whose model was published with two ways to prepare pictures: ``legacy`` for the
+            weights of YOLOX's release 0.0.1. An exported model has its own in its spec.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
@@ -47,7 +50,7 @@ def load(
     from deploykit.runtime.session import spec_of
 
     given = read_spec(spec)
-    session = open_session(path, backend=backend)
+    session = open_session(path, backend=backend, preprocessing=preprocessing)
     try:
         chosen = given or spec_of(session, os.fspath(path))
         return Predictor(session, chosen, conf=conf, iou=iou, max_det=max_det)
@@ -129,7 +132,12 @@ def evaluate(
 
 
 def open_session(
-    path: str | os.PathLike[str], *, backend: str = "auto", provider: str = "auto", threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    provider: str = "auto",
+    threads: int | None = None,
+    preprocessing: str = "default",
 ) -> Session:
     """Load a model as a network of named tensors: no pictures, no postprocess.
 
@@ -139,6 +147,7 @@ def open_session(
         provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
         threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
             process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.
+        preprocessing: what a checkpoint's session says of how pictures are prepared; see :func:`load`.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
@@ -155,7 +164,9 @@ def open_session(
         require("torch", "export")
         from deploykit.export.torch_session import open_torch_session
 
-        return open_torch_session(file, threads=threads)[0]
+        return open_torch_session(file, threads=threads, preprocessing=preprocessing)[0]
+    if preprocessing != "default":
+        raise UsageError(f"{path} says in its spec how pictures are prepared: preprocessing is for checkpoints")
     from deploykit.runtime import session
 
     return session.open_session(path, backend=backend, provider=provider, threads=threads)

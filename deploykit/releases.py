@@ -5,6 +5,8 @@ Sources, read at the projects' own addresses in their repositories: WongKinYiu/y
 v6.2, v7.0 and later; meituan/YOLOv6, the READMEs at every tag and of its configurations. Only what one of them names is
 listed. The Darknet files (``*.weights``) of YOLOv7's release are
 left out: they are no checkpoints that anything here reads. So are YOLOv5's EfficientNet and ResNet files.
+Megvii-BaseDetection/YOLOX, README: the files of release 0.1.1rc0, and the older ones of the storage's release 0.0.1.
+Those of TexasInstruments/edgeai-yolox are left out: its README names none of their addresses.
 """
 
 from __future__ import annotations
@@ -38,6 +40,9 @@ class Release:
 _YOLOV7 = "https://github.com/WongKinYiu/yolov7/releases/download/v0.1/"
 _YOLOV6 = "https://github.com/meituan/YOLOv6/releases/download/"
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/"
+_YOLOX = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/"
+_YOLOX_OLD = "https://github.com/Megvii-BaseDetection/storage/releases/download/0.0.1/"
+_BY_YOLOX = "published by Megvii; the project is under Apache-2.0"
 _BY_YOLOV7 = "published by the YOLOv7 authors under GPL-3.0"
 _BY_YOLOV6 = "published by Meituan under GPL-3.0"
 _BY_YOLOV5 = "published by Ultralytics under GPL-3.0; later versions of YOLOv5 are under AGPL-3.0"
@@ -63,6 +68,13 @@ _YOLOV5_FILES: dict[str, tuple[str, bool]] = {
     **{f"yolov5{size}-seg": (_INSTANCES, False) for size in "nsmlx"},
     **{f"yolov5{size}-cls": (_CLASSIFIER, False) for size in "nsmlx"},
 }
+_YOLOX_FILES = {
+    **{name: (f"yolox_{name}", f"yolox_{name}") for name in ("nano", "s", "m", "l", "x")},
+    "tiny": ("yolox_tiny", "yolox_tiny_32dot8"),
+    "darknet53": ("yolox_darknet", "yolox_darknet53"),
+}
+"""Variant -> what its file is called in release 0.1.1rc0, and in 0.0.1."""
+_LEGACY = "COCO detector, as released with 0.0.1: --preprocessing legacy"
 
 _YOLOV6_TAGS: dict[str, dict[str, tuple[str, bool]]] = {
     "0.4.0": {
@@ -115,6 +127,14 @@ RELEASED: dict[str, Release] = {
         if built
     },
     **{name: release for name, release in _YOLOV6_FILES.items() if "@" in name},
+    **{
+        f"yolox-{name}": Release(f"{_YOLOX}{new}.pth", "COCO detector", _BY_YOLOX)
+        for name, (new, _) in _YOLOX_FILES.items()
+    },
+    **{
+        f"yolox-{name}@0.0.1": Release(f"{_YOLOX_OLD}{old}.pth", _LEGACY, _BY_YOLOX)
+        for name, (_, old) in _YOLOX_FILES.items()
+    },
 }
 """Name -> release. ``NAME@TAG`` is the file of an older release of the project."""
 

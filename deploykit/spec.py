@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from deploykit.errors import SpecError
 from deploykit.values import read_value
@@ -35,6 +35,10 @@ __all__ = [
 
 METADATA_KEY = "deploykit"
 SPEC_VERSION = 1
+
+LATER = {"later": True}
+"""Marks a field that came after the first release: it is written only where it is not its default, so that an older
+deploykit reads all that it understands."""
 
 Task = Literal["detect", "keypoints", "instances", "classify", "segment", "restore"]
 Dynamic = Literal["none", "batch", "shape"]
@@ -88,6 +92,9 @@ class RawRows:
     Each span is ``(start, stop)`` in the columns: ``box`` holds ``cx, cy, w, h``; ``obj`` one objectness (None: the
     score is the class score alone); ``cls`` one probability a class; ``keypoints`` K times ``kpt_dims`` values
     (``x, y`` or ``x, y, v``; None: there are no keypoints).
+
+    ``decode``: what the runtime does to the rows first. ``none``: they are pixels already. ``yolox``: the box columns
+    are a YOLOX head's own values (as its export writes them by default), one row a cell of the grids of ``strides``.
     """
 
     kind: Literal["rows"] = "rows"
@@ -97,6 +104,21 @@ class RawRows:
     cls: Span = (5, 6)
     keypoints: Span | None = None
     kpt_dims: int = 3
+    decode: Literal["none", "yolox"] = field(default="none", metadata=LATER)
+    strides: tuple[int, ...] = field(default=(), metadata=LATER)
+
+    def __post_init__(self) -> None:
+        if (self.decode == "none") != (not self.strides):
+            raise SpecError(f"rows are decoded by strides, or not at all; got decode {self.decode!r}, {self.strides}")
+        if any(stride < 1 for stride in self.strides):
+            raise SpecError(f"the strides of a grid are at least 1 pixel, got {self.strides}")
+        if self.decode != "none" and self.keypoints is not None:
+            raise SpecError(f"decode {self.decode!r} is of boxes; rows with keypoints must be decoded by the network")
+
+    @property
+    def decoded(self) -> RawRows:
+        """The layout of the same rows in pixels."""
+        return dataclasses.replace(self, decode="none", strides=())
 
     @property
     def columns(self) -> int:
@@ -307,7 +329,7 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """The spec as one line of JSON with sorted keys: equal specs give equal bytes."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(_written(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> ModelSpec:
@@ -337,3 +359,13 @@ def _check_poses(rows: PoseObjectRows, classes: tuple[str, ...], keypoints: Keyp
         raise SpecError(f"pose objects are of one class, the person; its keypoints are no classes: got {len(classes)}")
     if keypoints is None or len(keypoints.names) != rows.num_keypoints:
         raise SpecError(f"pose objects of {rows.num_keypoints} keypoints need as many keypoint names")
+
+
+def _written(value: Any) -> Any:
+    """A value as JSON has it, without the later fields that have their defaults."""
+    if isinstance(value, tuple):
+        return [_written(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {f.name: _written(v) for f, v in fields if not (f.metadata.get("later") and v == f.default)}

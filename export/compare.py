@@ -22,7 +22,7 @@ from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity import Expected, Feeds, Tolerance, differences, rows_of, runs
 from deploykit.runtime.session import Array, Session
-from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, Tensor
+from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows, Tensor
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
 
@@ -64,8 +64,11 @@ def compare(
             chosen = _known(given, first, second)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
             theirs = chosen
-            if (own := _carried(first)) and own.output.kind != chosen.output.kind:  # one of them has NMS inside
+            kind = chosen.output.kind  # another one: NMS is inside one of them
+            if (own := _carried(first)) and (own.output.kind != kind or _decodes_otherwise(own, chosen)):
                 theirs = dataclasses.replace(own, input=chosen.input)
+            if (own := _carried(second)) and _decodes_otherwise(own, chosen):
+                chosen = dataclasses.replace(own, input=chosen.input)
             feeds = make_feeds(chosen, images).within(_taker(first)).within(_taker(second))
             ours = isinstance(a, (str, Path))
             expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, on_step=on_step)
@@ -78,6 +81,12 @@ def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
     if known is None:
         raise SpecError("neither model says what its output means: pass a spec (spec=, or --spec FILE)")
     return known
+
+
+def _decodes_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:
+    """Whether a model says itself that its rows are in pixels, or are not, where the chosen spec says the opposite."""
+    rows = own.output, chosen.output
+    return isinstance(rows[0], RawRows) and isinstance(rows[1], RawRows) and rows[0].decode != rows[1].decode
 
 
 def _taker(session: Session) -> Callable[[tuple[int, ...]], bool]:
@@ -143,7 +152,7 @@ def expect(
     output = spec.output
     if isinstance(output, Tensor):
         raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {output.kind!r}")
-    layout = detections_layout(spec) if isinstance(output, NmsOutputs) else output.plain
+    layout = detections_layout(spec) if isinstance(output, NmsOutputs) else output.plain.decoded
     rows: dict[str, dict[str, Array]] = {}
     for reference, session in references.items():
         rows[reference] = {}
@@ -177,9 +186,12 @@ def check_expected(
         return check_detections(expected, name, candidate, spec, tolerance, on_step=on_step)
     if isinstance(spec.output, Tensor):
         raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
-    limits = tolerance or Tolerance()
-    layout, found_differences, matchings = spec.output.plain, [], []
-    for batch, reference, rows, found in runs(expected, name, candidate, layout, on_step):
+    limits = tolerance or expected.limits
+    layout, found_differences, matchings = spec.output.plain.decoded, [], []
+    found_runs = runs(expected, name, candidate, spec.output.plain, on_step)
+    if isinstance(spec.output, RawRows):
+        spec = dataclasses.replace(spec, output=layout)  # what a run gives is decoded
+    for batch, reference, rows, found in found_runs:
         found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
         matchings += match(reference, name, batch, rows, found, spec, limits.probability)
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)

@@ -48,11 +48,17 @@ def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
             rectangle = _on_canvas(picture, canvas, auto=True)
             if rectangle.shape != fed[label].shape:
                 fed[f"{label} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
-    noise = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32)
-    fed[f"noise (seed {SEED})"] = noise
+    fed[f"noise (seed {SEED})"] = _noise(canvas)
     if canvas.dynamic == "none" and canvas.batch == 1:
         return Feeds(fed, tuple(Batch(label, (label,)) for label in fed))
     return _batched(fed, canvas)
+
+
+def _noise(canvas: InputSpec) -> Array:
+    """Pixels of 0 to 255 at random, as the network is fed them."""
+    noise = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32)
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
+    return (noise * np.float32(255 * canvas.scale) - mean) / std
 
 
 def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:

@@ -49,7 +49,7 @@ def check_detections(
     Raises:
         BackendError: a network failed, or an output has another shape than the spec says.
     """
-    limits, layout = tolerance or Tolerance(), expected.layout
+    limits, layout = tolerance or expected.limits, expected.layout
     rows_spec = replace(spec, output=layout)
     found_differences: list[Difference] = []
     matchings: list[Matching] = []

@@ -24,7 +24,7 @@ from deploykit.export.parity_report import ParityReport
 from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.runtime import ort
-from deploykit.runtime.parity import Expected
+from deploykit.runtime.parity import Expected, Tolerance
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
 
@@ -70,45 +70,64 @@ class NmsPlan:
         elif self.mode != "none":
             append_nms(graph, self.mode, spec, self.candidates)
 
-    def check(self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None]) -> ParityReport:
-        """Run the file and compare it with what is expected."""
+    def check(
+        self,
+        expected: Expected,
+        file: Path,
+        spec: ModelSpec,
+        on_step: Callable[[str], None],
+        limits: Tolerance | None = None,
+    ) -> ParityReport:
+        """Run the file and compare it with what is expected, by ``limits`` or those of fp32."""
         if self.mode == "none":
             with open_session(file, provider="cpu") as session:
-                return check_expected(expected, file.name, session, spec, on_step=on_step)
+                return check_expected(expected, file.name, session, spec, limits, on_step)
         if self.mode == "plugin":  # its thresholds are attributes of the node, so the rows before it are compared
-            return self._check_plugin(expected, file, spec, on_step)
+            return self._check_plugin(expected, file, spec, on_step, limits)
         overrides = {CONF: np.zeros(1, np.float32), IOU: np.ones(1, np.float32)}
         with (
             ort.open_session(file, provider="cpu") as session,
             ort.open_session(file, provider="cpu", overrides=overrides) as opened,
         ):
-            return check_detections(expected, file.name, session, spec, opened=opened, on_step=on_step)
+            return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
 
     def _check_plugin(
-        self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None]
+        self,
+        expected: Expected,
+        file: Path,
+        spec: ModelSpec,
+        on_step: Callable[[str], None],
+        limits: Tolerance | None,
     ) -> ParityReport:
         """Compare the rows before NmsKpt, and what it finds in them where a library has it."""
         try:
             whole = ort.open_session(file, provider="cpu")
         except BackendError:
-            parity = self._check_rows(expected, file, spec, on_step, native=False)
+            parity = self._check_rows(expected, file, spec, on_step, limits, native=False)
             note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
             if self.decodes:
                 note += " (nor DecodeRows, which was written out in ONNX's own operators for the comparison)"
             return replace(parity, notes=(*parity.notes, note))
         with whole:
-            parity = self._check_rows(expected, file, spec, on_step, native=True)
-            found = check_detections(expected, file.name, whole, spec, on_step=on_step)
+            parity = self._check_rows(expected, file, spec, on_step, limits, native=True)
+            found = check_detections(expected, file.name, whole, spec, limits, on_step=on_step)
         return replace(parity, matchings=(*parity.matchings, *found.matchings))
 
     def _check_rows(
-        self, expected: Expected, file: Path, spec: ModelSpec, on_step: Callable[[str], None], native: bool
+        self,
+        expected: Expected,
+        file: Path,
+        spec: ModelSpec,
+        on_step: Callable[[str], None],
+        limits: Tolerance | None,
+        *,
+        native: bool,
     ) -> ParityReport:
         before = _without_nms(file, native)
         try:
             with open_session(before, provider="cpu") as session:
                 rows = replace(spec, output=self.layout)
-                return check_expected(expected, file.name, session, rows, on_step=on_step)
+                return check_expected(expected, file.name, session, rows, limits, on_step)
         finally:
             before.unlink()
 

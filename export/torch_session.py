@@ -14,7 +14,7 @@ from torch import nn
 
 from deploykit.errors import BackendError
 from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import ReferenceModel, load_model
+from deploykit.models._registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
 from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
 
@@ -93,15 +93,16 @@ def spec_of_module(model: ReferenceModel) -> ModelSpec:
 
 
 def open_torch_session(
-    path: str | Path, *, exact: bool = False, threads: int | None = None
+    path: str | Path, *, exact: bool = False, threads: int | None = None, preprocessing: str = DEFAULT
 ) -> tuple[TorchSession, ModelSpec]:
     """Read a checkpoint without executing it, fold it and run it in PyTorch; ``exact``: in float64.
 
     Raises:
         CheckpointError: not a checkpoint that deploykit knows.
+        UsageError: the model has no such preprocessing (see :func:`deploykit.models._registry.with_preprocessing`).
         FoldError: a fold changed its numbers.
     """
-    model = load_model(path)
+    model = load_model(path, preprocessing=preprocessing)
     spec = spec_of_module(model)
     session = TorchSession(fuse_model(model.module), spec, exact=exact, threads=threads)
     session.notes = model.notes

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploykit.errors import CheckpointError, UnknownLayerError, WeightsMismatchError
+from deploykit.errors import CheckpointError, UnknownLayerError
 from deploykit.models._checkpoint import Checkpoint, Module
 from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._layer_table import ACTIVATIONS
+from deploykit.models._weights import load_weights
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.ghost import C3Ghost
 
@@ -49,37 +50,9 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
     found = checkpoint.float32()
     changes = apply_recorded(graph, checkpoint.modules)
     _add_pixel_anchors(graph, found)
-    load_weights(graph, found, checkpoint, name)
+    load_weights(graph, checkpoint, found, name)
     notes = tuple(f"{change}; its layer description does not say so" for change in changes)
     return graph.eval().requires_grad_(False), notes
-
-
-def load_weights(module: nn.Module, found: dict[str, Tensor], checkpoint: Checkpoint, name: str) -> None:
-    """Fill ``module``, which may be on the meta device, with a checkpoint's tensors; ``name`` is for messages.
-
-    Raises:
-        WeightsMismatchError: a tensor is missing, is left over or has another shape or type.
-    """
-    expected = module.state_dict()
-    advice = f"the file is damaged or of a changed {name} (deploykit inspect shows it)"
-    counters = {key for key in expected if key.endswith(".num_batches_tracked")}
-    for key in counters:  # only training counts; some projects leave it out, or average it to a float
-        found[key] = found.get(key, torch.zeros(())).long()
-    for key, tensor in expected.items():
-        if key not in found:
-            raise WeightsMismatchError(f"{checkpoint.path} lacks the tensor {key} {list(tensor.shape)}: {advice}")
-        if found[key].shape != tensor.shape:
-            raise WeightsMismatchError(
-                f"{checkpoint.path}: {key} is {list(found[key].shape)}, expected {list(tensor.shape)}: {advice}"
-            )
-        if found[key].dtype != tensor.dtype:
-            raise WeightsMismatchError(
-                f"{checkpoint.path}: {key} is of {found[key].dtype}, expected {tensor.dtype}: {advice}"
-            )
-    extra = next((key for key in found if key not in expected), None)
-    if extra is not None:
-        raise WeightsMismatchError(f"{checkpoint.path} holds the tensor {extra}, which {name} does not have: {advice}")
-    module.load_state_dict(found, assign=True)
 
 
 def _add_pixel_anchors(graph: LayerGraph, found: dict[str, Tensor]) -> None:

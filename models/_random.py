@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deploykit.errors import UsageError, writing
 from deploykit.models._graph import LayerGraph
@@ -22,16 +22,23 @@ from deploykit.models.layers.free_head import DistanceHead, FreeHead, Objectness
 from deploykit.models.layers.ghost import GhostBottleneck
 from deploykit.models.layers.rep import ImplicitA, ImplicitM
 from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
+from deploykit.models.layers.yolox_blocks import Bottleneck as YoloxBottleneck
+from deploykit.models.layers.yolox_blocks import DepthwiseConv, Residual
+from deploykit.models.layers.yolox_head import YoloxHead, YoloxKeypointHead
+from deploykit.models.yolox import Yolox
 from deploykit.spec import PoseObjectRows
 
 GAIN = 1.35  # of a convolution and its batch norm together
+YOLOX_GAINS = {nn.SiLU: 1.35, nn.ReLU: 1.2, nn.LeakyReLU: 1.05}
+"""The same by activation: with those that let half of the values through as they are, chaos begins earlier."""
 
 
 def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes: int | None = None) -> Path:
-    """Write a checkpoint of a registered model with seeded random weights, in half precision like released ones.
+    """Write a checkpoint of a registered model with seeded random weights, in the precision of released ones.
 
     The same name, seed and torch version give the same file. It is in the format of the original project, whose own
-    code loads it; of a model that has no such format it is a plain state dict under ``model``.
+    code loads it: a pickled model in half precision, or (YOLOX) a state dict in float32 under ``model``. A model of
+    which we do not write the original's format is a state dict in half precision.
 
     Raises:
         NotFoundError: there is no model of that name. UsageError: the file's suffix, the seed or the number of classes
@@ -66,7 +73,9 @@ def _file_of(model: ReferenceModel, seed: int) -> bytes:
         return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
     if isinstance(model.module, YOLOv6) and is_current(model.module):
         return yolov6_checkpoint(model.module, names, random_seed=seed)
-    state = {key: t.half() if t.is_floating_point() else t for key, t in model.module.state_dict().items()}
+    state = model.module.state_dict()
+    if not isinstance(model.module, Yolox):
+        state = {key: t.half() if t.is_floating_point() else t for key, t in state.items()}
     data = BytesIO()  # torch reports a full disk as a RuntimeError about its own archive, Python as what it is
     torch.save({"model": state, "names": names, "random_seed": seed}, data)
     return data.getvalue()
@@ -83,13 +92,14 @@ def randomise(module: nn.Module) -> None:
     shortcut is halved: whole, the sums of YOLOv5-L and -X grow chaotic too, by up to 0.07 px. The branches of a RepVGG
     are made smaller by as much as their sum is larger than one of them, for the same reason.
     """
+    gain = YOLOX_GAINS[type(module.first.act)] if isinstance(module, Yolox) else GAIN
     for m in module.modules():
         if isinstance(m, nn.Conv2d):
             nn.init.normal_(m.weight, std=m.weight[0].numel() ** -0.5)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
         elif isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.8 * GAIN, 1.2 * GAIN)
+            nn.init.uniform_(m.weight, 0.8 * gain, 1.2 * gain)
             nn.init.normal_(m.bias, std=0.3)
             assert m.running_mean is not None
             assert m.running_var is not None
@@ -117,7 +127,22 @@ def randomise(module: nn.Module) -> None:
             _scale(m.bn, 0.25 if m.identity else 0.6)
         elif isinstance(m, DistanceHead):
             m.reset_bins()
+        elif isinstance(m, YoloxBottleneck) and m.add:
+            _scale(m.conv2.pconv if isinstance(m.conv2, DepthwiseConv) else m.conv2, 0.5)
+        elif isinstance(m, Residual):
+            _scale(m.layer2, 0.5)
+    if isinstance(module, Yolox):
+        _see_raw_pixels(module)
     _rare_detections(module)
+
+
+def _see_raw_pixels(network: Yolox) -> None:
+    """Make the first layer one that was trained on pixels of 0 to 255, as its statistics would then say."""
+    first = network.first
+    first.conv.weight.data /= 255.0
+    assert isinstance(first.bn, nn.BatchNorm2d)
+    assert first.bn.running_mean is not None
+    first.bn.running_mean += 114.0 * first.conv.weight.data.sum((1, 2, 3))
 
 
 def _scale(block: nn.Module, factor: float) -> None:
@@ -144,6 +169,8 @@ def _rare_detections(module: nn.Module) -> None:
                 bias.data.copy_(part)
     for free in (m for m in module.modules() if isinstance(m, FreeHead)):
         _rare_in_free_head(free)
+    for anchor_free in (m for m in module.modules() if isinstance(m, YoloxHead)):
+        _rare_cells(anchor_free)
 
 
 def _rare_in_free_head(head: FreeHead) -> None:
@@ -157,3 +184,15 @@ def _rare_in_free_head(head: FreeHead) -> None:
         for conv in cast("list[nn.Conv2d]", getattr(head, name)):
             assert conv.bias is not None
             nn.init.constant_(conv.bias, value)
+
+
+@torch.no_grad()
+def _rare_cells(head: YoloxHead) -> None:
+    """The same of a head without anchors; and visibilities that are no surer than those of a trained one."""
+    for level, stride in enumerate(head.stride):
+        for parts, value in ((head.obj_preds, -4.0), (head.cls_preds, 2.0)):
+            cast(Tensor, parts[level].bias).fill_(value)
+        if isinstance(head, YoloxKeypointHead):  # whose logit is (2 raw - 0.5) stride
+            last = cast(nn.Conv2d, head.kpts_preds[level])
+            last.weight[2::3] /= 2 * stride
+            cast(Tensor, last.bias)[2::3] = 0.25

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol
@@ -14,10 +14,13 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, NotFoundError, UsageError
 from deploykit.models._checkpoint import Checkpoint, read_checkpoint
-from deploykit.spec import ModelSpec, Source
+from deploykit.spec import InputSpec, ModelSpec, Source
 
-FAMILIES = tuple(f"deploykit.models.{name}" for name in ("kapao", "yolov5", "yolov6", "yolov7"))
+FAMILIES = tuple(f"deploykit.models.{name}" for name in ("kapao", "yolov5", "yolov6", "yolov7", "yolox"))
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""
+
+DEFAULT = "default"
+"""The name of the preprocessing that a model's spec has by itself."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class ReferenceModel:
     """A PyTorch model with everything that is known about it.
 
     ``module`` is in eval mode, float32 and not fused. ``spec.input.size`` is the size the model was published for.
-    ``notes`` are sentences for the user about what was decided while it was read.
+    ``notes`` are sentences for the user about what was decided while it was read. ``preprocessings`` are other ways in
+    which pictures were prepared for some of its published weights, by name: :func:`with_preprocessing` takes one.
     """
 
     name: str
@@ -33,6 +37,7 @@ class ReferenceModel:
     module: nn.Module
     spec: ModelSpec
     notes: tuple[str, ...] = ()
+    preprocessings: Mapping[str, InputSpec] = field(default_factory=dict)
 
     @property
     def stride(self) -> int:
@@ -125,18 +130,21 @@ def spec_of_model(name: str) -> ModelSpec:
     return outline_of_model(name).spec
 
 
-def load_model(weights: str | Path, on_step: Callable[[str], None] = lambda _: None) -> ReferenceModel:
+def load_model(
+    weights: str | Path, on_step: Callable[[str], None] = lambda _: None, *, preprocessing: str = DEFAULT
+) -> ReferenceModel:
     """Read a checkpoint without executing it, and build the model that it is of.
 
-    ``on_step`` is told what is going on: ``reading``, ``building``.
+    ``on_step`` is told what is going on: ``reading``, ``building``. ``preprocessing``: see :func:`with_preprocessing`.
 
     Raises:
         CheckpointError: not a checkpoint, or of no model that deploykit knows.
+        UsageError: the model has no preprocessing of that name.
     """
     on_step("reading")
     checkpoint = read_checkpoint(weights)
     on_step("building")
-    return model_from_checkpoint(checkpoint)
+    return with_preprocessing(model_from_checkpoint(checkpoint), preprocessing)
 
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
@@ -160,6 +168,22 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
         f"tensors ({first}, ...) and no description of its layers; deploykit inspect shows it, deploykit models "
         "lists what can be loaded"
     )
+
+
+def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:
+    """The same model for weights that want their pictures prepared otherwise; no tensor says so, so the user must.
+
+    Raises:
+        UsageError: the model has no preprocessing of that name.
+    """
+    if name == DEFAULT:
+        return model
+    canvas = model.preprocessings.get(name)
+    if canvas is None:
+        known = ", ".join((DEFAULT, *model.preprocessings))
+        raise UsageError(f"{model.name} has no preprocessing {name!r}; it has {known}")
+    note = f"pictures are prepared as {name} weights want it (--preprocessing {name})"
+    return replace(model, spec=replace(model.spec, input=canvas), notes=(*model.notes, note))
 
 
 def _load_families() -> None:

@@ -14,7 +14,8 @@ import torch
 
 from deploykit.errors import CheckpointError
 from deploykit.models._checkpoint import Checkpoint
-from deploykit.models._graph_checkpoint import apply_recorded, load_weights
+from deploykit.models._graph_checkpoint import apply_recorded
+from deploykit.models._weights import load_weights
 from deploykit.models._yolov6_layout import REG_MAX, Layout, layout_of
 from deploykit.models._yolov6_net import YOLOv6
 
@@ -131,7 +132,7 @@ def filled(checkpoint: Checkpoint, layout: Layout, name: str) -> tuple[YOLOv6, t
         network = YOLOv6(layout)
     _check_strides(checkpoint, network)
     notes = apply_recorded(network, checkpoint.modules)
-    load_weights(network, checkpoint.float32(), checkpoint, name)
+    load_weights(network, checkpoint, checkpoint.float32(), name)
     return network.eval().requires_grad_(False), notes
 
 

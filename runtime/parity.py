@@ -10,13 +10,14 @@ import dataclasses
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 
 from deploykit.errors import ArtefactError, ParityError, SpecError
+from deploykit.runtime.decode import decoded
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array, Session
 from deploykit.spec import RawRows, read_value
@@ -115,13 +116,14 @@ class Expected:
     """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)``.
 
     ``computed`` tells for each reference what computed it, ``layout`` what the columns are. A reference need not have
-    rows of every image.
+    rows of every image. ``limits`` are what the network was held to when it was exported.
     """
 
     feeds: Feeds
     rows: Mapping[str, Mapping[str, Array]]
     computed: Mapping[str, str]
     layout: RawRows
+    limits: Tolerance = field(default_factory=Tolerance)
 
     def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Expected:
         """The same for a network that takes less; see :meth:`Feeds.within`.
@@ -137,7 +139,7 @@ class Expected:
     def only(self, reference: str) -> Expected:
         """The same with one of its references."""
         only = {reference: self.rows[reference]}, {reference: self.computed[reference]}
-        return Expected(self.feeds, *only, self.layout)
+        return Expected(self.feeds, *only, self.layout, self.limits)
 
     def save(self, path: Path) -> None:
         """Write the images and the first reference's rows as float32; numpy's ``.npz``, compressed.
@@ -153,6 +155,7 @@ class Expected:
             "reference": reference,
             "computed": self.computed[reference],
             "layout": dataclasses.asdict(self.layout),
+            "limits": dataclasses.asdict(self.limits),
             "labels": labels,
             "batches": batches,
             "notes": list(self.feeds.notes),
@@ -185,7 +188,8 @@ class Expected:
                 raise ValueError("it names images that it does not hold")
             feeds = Feeds(images, batches, tuple(about["notes"]))
             layout = read_value(RawRows, about["layout"], "layout")
-            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout)
+            limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
+            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
             raise ArtefactError(f"{path} holds no reference values that can be read ({e}): export again") from e
 
@@ -210,14 +214,15 @@ def runs(
 
 
 def rows_of(session: Session, image: Array, layout: RawRows, name: str) -> Array:
-    """One image's rows ``(N, columns)``; a session with a fixed batch gets the image in every slot.
+    """One image's rows ``(N, columns)`` in pixels; a session with a fixed batch gets the image in every slot.
 
     Raises:
         SpecError: the output is not what ``layout`` says.
     """
     info = session.inputs[0]
     batch = info.shape[0] or 1
-    rows: Array = _rows(session.run({info.name: np.repeat(image, batch, 0)}), layout, name)[0]
+    fed = np.repeat(image, batch, 0)
+    rows: Array = _rows(session.run({info.name: fed}), layout, name, fed.shape[2:])[0]
     return rows
 
 
@@ -226,18 +231,18 @@ def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows, na
     blob = np.concatenate([feeds.images[label] for label in batch.images])
     fixed = info.shape[0]
     if fixed is None or fixed == len(blob):
-        return list(_rows(session.run({info.name: blob}), layout, name))
+        return list(_rows(session.run({info.name: blob}), layout, name, blob.shape[2:]))
     return [rows_of(session, image[None], layout, name) for image in blob]
 
 
-def _rows(outputs: Mapping[str, Array], layout: RawRows, name: str) -> Array:
-    """The output of the spec's name, or the only one: somebody else's export may call it otherwise."""
+def _rows(outputs: Mapping[str, Array], layout: RawRows, name: str, size: tuple[int, ...]) -> Array:
+    """The output of the spec's name, or the only one: somebody else's export may call it otherwise. In pixels."""
     if layout.name not in outputs and len(outputs) > 1:
         raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
     rows = outputs.get(layout.name, next(iter(outputs.values())))
     if rows.ndim != 3 or rows.shape[2] < layout.columns:
         raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
-    return rows
+    return decoded(rows, layout, (size[0], size[1]))
 
 
 def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:

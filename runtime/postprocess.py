@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploykit.errors import BackendError, SpecError
+from deploykit.runtime.decode import decoded
 from deploykit.runtime.fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.image import Letterbox
 from deploykit.runtime.nms import nms
@@ -35,19 +36,27 @@ class Found:
 
 
 def found_in(
-    outputs: Mapping[str, Array], slot: int, spec: ModelSpec, thresholds: Thresholds, *, multi_label: bool = False
+    outputs: Mapping[str, Array],
+    slot: int,
+    spec: ModelSpec,
+    thresholds: Thresholds,
+    size: tuple[int, int] | None = None,
+    *,
+    multi_label: bool = False,
 ) -> Found:
     """Decode image ``slot`` of a batch, whichever kind of output the spec describes.
 
-    ``multi_label``: a raw row may become an object of each of its classes (:mod:`deploykit.runtime.nms`).
+    ``size`` is the (height, width) that went into the network; None: the spec's. ``multi_label``: a raw row may become
+    an object of each of its classes (:mod:`deploykit.runtime.nms`).
 
     Raises:
         BackendError: an output has another shape than the spec says.
-        SpecError: an output of the spec's task holds no boxes.
+        SpecError: an output of the spec's task holds no boxes, or other rows than are to be decoded.
     """
     points = len(spec.keypoints.names) if spec.keypoints else 0
     if isinstance(spec.output, RawRows):
         rows = _taken(outputs, spec.output.name, slot, (None, None))
+        rows = decoded(rows, spec.output, size or spec.input.size)
         return _found_in_rows(rows, spec.output, points, thresholds, multi_label)
     if isinstance(spec.output, NmsOutputs):
         return _found_in_nms(outputs, slot, spec.output, points, thresholds)

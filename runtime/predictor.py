@@ -177,7 +177,8 @@ class Predictor:
         self, prepared: _Prepared, outputs: dict[str, Array], slot: int, letterbox_ms: float, inference_ms: float
     ) -> Result:
         start = time.perf_counter()
-        found = found_in(outputs, slot, self.spec, self.thresholds, multi_label=self.multi_label)
+        size = prepared.letterbox.canvas
+        found = found_in(outputs, slot, self.spec, self.thresholds, size, multi_label=self.multi_label)
         boxes, keypoints = to_source(found, prepared.letterbox)
         frame = prepared.frame
         return Result(

@@ -13,7 +13,7 @@ from typing import Any
 from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceError, ParityError, UsageError
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
-from deploykit.runtime.parity import Expected, Tolerance, differences, runs
+from deploykit.runtime.parity import Expected, differences, runs
 from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
 from deploykit.runtime.trt_context import KernelCache, TrtContext
 from deploykit.runtime.trt_module import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
@@ -87,7 +87,7 @@ def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
         return
     expected = Expected.load(expected_of(path)).within(session.takes)
     for batch, reference, rows, found in runs(expected, path.name, session, output.plain):
-        for each in differences(reference, path.name, batch.name, rows, found, output.plain, Tolerance()):
+        for each in differences(reference, path.name, batch.name, rows, found, output.plain.decoded, expected.limits):
             if not each.ok:
                 raise ParityError(
                     f"{path.name} ran for the first time and does not give what its source gives: {each}; "

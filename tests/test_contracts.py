@@ -116,13 +116,40 @@ def test_a_wrong_spec_of_pose_objects_is_refused(change: dict[str, object], mess
         ModelSpec.from_json(json.dumps({**json.loads(spec.to_json()), **change}))
 
 
+def test_rows_that_the_runtime_decodes_as_written_today_can_always_be_read() -> None:
+    written = (
+        '{"box":[0,4],"cls":[5,85],"decode":"yolox","keypoints":null,"kind":"rows","kpt_dims":3,"name":"output",'
+        '"obj":[4,5],"strides":[8,16,32]}'
+    )
+    head = '{"task":"detect","input":{"size":[416,416],"colour":"bgr","scale":1.0},"output":'
+    spec = ModelSpec.from_json(head + written + "}")
+    assert spec.output == RawRows(cls=(5, 85), decode="yolox", strides=(8, 16, 32))
+    assert written in spec.to_json()
+
+
+def test_a_field_that_came_later_is_written_only_where_it_says_something() -> None:
+    """So that what an older deploykit understands it can still read."""
+    assert "decode" not in POSE.to_json()
+    assert "strides" not in POSE.to_json()
+    assert POSE.version == 1
+    later = {f.name for f in dataclasses.fields(RawRows) if f.metadata.get("later")}
+    assert later == {"decode", "strides"}
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> ModelSpec:
     classes = draw(st.lists(st.text(max_size=8), min_size=1, max_size=4))
     points = draw(st.integers(0, 3))
     dims = draw(st.sampled_from((2, 3)))
     stop = 5 + len(classes)
-    rows = RawRows(cls=(5, stop), keypoints=(stop, stop + points * dims) if points else None, kpt_dims=dims)
+    strides = draw(st.lists(st.integers(1, 64), max_size=3)) if not points else []
+    rows = RawRows(
+        cls=(5, stop),
+        keypoints=(stop, stop + points * dims) if points else None,
+        kpt_dims=dims,
+        decode="yolox" if strides else "none",
+        strides=tuple(strides),
+    )
     poses = PoseObjectRows(cls=(5, 6 + points), coords=(6 + points, 6 + 3 * points)) if points else rows
     output = draw(st.sampled_from((rows, poses, NmsOutputs(), Tensor())))
     keyed = points if output in (rows, poses) else 0
@@ -157,6 +184,14 @@ def test_a_spec_survives_json(spec: ModelSpec) -> None:
         ({"input": {"size": [640, "x"]}}, r"spec.input.size\[1\] must be of type int, got 'x'"),
         ({"input": {"batch": True}}, "spec.input.batch must be of type int, got True"),
         ({"output": {"kind": "soup"}}, "spec.output.kind must be one of rows, pose-objects, nms, tensor, got 'soup'"),
+        ({"output": {"kind": "rows", "decode": "yolox"}}, "decoded by strides, or not at all; got decode 'yolox'"),
+        ({"output": {"kind": "rows", "strides": [8]}}, r"or not at all; got decode 'none', \(8,\)"),
+        ({"output": {"kind": "rows", "decode": "yolo"}}, "spec.output.decode must be one of none, yolox, got 'yolo'"),
+        ({"output": {"kind": "rows", "decode": "yolox", "strides": [8, 0]}}, "at least 1 pixel, got"),
+        (
+            {"output": {"kind": "rows", "decode": "yolox", "strides": [8], "keypoints": [6, 57]}},
+            "'yolox' is of boxes; rows with keypoints must be decoded by the network",
+        ),
         ({"classes": ["a", "b"]}, "2 class names for 1 class columns"),
         ({"thresholds": {"conf": 2}}, r"conf must lie in 0..1, got 2"),
         ({"keypoints": None}, "keypoint names and keypoint columns, or neither"),

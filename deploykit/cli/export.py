@@ -31,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--img", type=int, nargs="+", metavar="N", help="input size in pixels: one side, or height and width"
     )
+    parser.add_argument(
+        "--preprocessing", default="default", metavar="NAME", help="legacy: for weights of YOLOX's release 0.0.1"
+    )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a run (default 1)")
     parser.add_argument(
         "--dynamic",
@@ -83,9 +86,11 @@ def run(args: argparse.Namespace) -> int:
     engines = formats != ["onnx"]
     if not engines and (given := given_engine_options(args)):
         raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
-    if args.weights.lower().endswith(".onnx") and (args.img, args.batch, args.dynamic) != (None, 1, "none"):
+    fixed = (args.img, args.batch, args.dynamic, args.preprocessing)
+    if args.weights.lower().endswith(".onnx") and fixed != (None, 1, "none", "default"):
         raise UsageError(
-            "--img, --batch and --dynamic are in an ONNX file already: leave them out, or give the checkpoint"
+            "--img, --batch, --dynamic and --preprocessing are in an ONNX file already: leave them out, or give the "
+            "checkpoint"
         )
     from deploykit.export.formats import export_formats
 
@@ -107,6 +112,7 @@ def run(args: argparse.Namespace) -> int:
                 "iou": args.iou,
                 "max_det": args.max_det,
                 "pre_nms_topk": args.pre_nms_topk,
+                "preprocessing": args.preprocessing,
             },
             engine_options=engine_options(args) if engines else None,
             samples=args.sample,
@@ -164,10 +170,13 @@ def preprocessing(spec: ModelSpec) -> str:
     scaled = "divided by 255" if canvas.scale == 1 / 255 else f"times {canvas.scale:g}"
     if any(canvas.mean) or any(s != 1 for s in canvas.std):
         scaled += f", minus {canvas.mean}, over {canvas.std}"
+    elif canvas.scale == 1:
+        scaled = "0 to 255"
     height, width = canvas.size
     canvas_size = f"{width}x{height} (width x height)"
     size = f"within {canvas_size}, as a rectangle" if fit.auto else f"to {canvas_size}"
-    return f"{fit.kind} {size}, pad {fit.pad_value}, stride {fit.stride}; {order}, {scaled}"
+    corner = ", at the top left" if fit.anchor == "top-left" else ""
+    return f"{fit.kind} {size}{corner}, pad {fit.pad_value}, stride {fit.stride}; {order}, {scaled}"
 
 
 def columns(spec: ModelSpec) -> str:

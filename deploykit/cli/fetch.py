@@ -103,14 +103,18 @@ def _list() -> int:
     from deploykit.releases import RELEASED
 
     names = [name for name in RELEASED if "@" not in name]
-    yolov5 = sorted({name.partition("@")[2] for name in RELEASED if "@v" in name})
-    yolov6 = sorted({name.partition("@")[2] for name in RELEASED if "@" in name} - set(yolov5))
+
+    def tags(family: str) -> list[str]:
+        return sorted({name.partition("@")[2] for name in RELEASED if name.startswith(family) and "@" in name})
+
+    yolov5, yolov6 = tags("yolov5"), tags("yolov6")
     width = max(map(len, names))
     for name in names:
         note = "" if RELEASED[name].built else "; deploykit does not build it"
         print(f"{name:<{width}}  {RELEASED[name].what}{note}")
     print(
         f"Older releases: of YOLOv5 (the list has v7.0) {' and '.join(yolov5)}, such as yolov5s@{yolov5[0]}; of YOLOv6 "
-        f"(the list has the newest) {', '.join(yolov6)}, such as yolov6n@{yolov6[0]}."
+        f"(the list has the newest) {', '.join(yolov6)}, such as yolov6n@{yolov6[0]}; of YOLOX (the list has 0.1.1rc0) "
+        "0.0.1, such as yolox-s@0.0.1."
     )
     return 0

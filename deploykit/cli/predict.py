@@ -43,6 +43,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
     parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects a picture")
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
+    parser.add_argument(
+        "--preprocessing",
+        default="default",
+        metavar="NAME",
+        help="of a checkpoint: legacy is for weights of YOLOX's release 0.0.1",
+    )
     parser.add_argument("--show", action="store_true", help="show what is drawn in a window; q ends it")
 
 
@@ -60,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
     sources = _opened(args.source)
     totals = [source.total for source in sources]
     total = sum(t for t in totals if t is not None) if None not in totals else None
-    with load(args.model, spec=args.spec, conf=args.conf, iou=args.iou, max_det=args.max_det) as predictor:
+    limits = {"conf": args.conf, "iou": args.iou, "max_det": args.max_det}
+    with load(args.model, spec=args.spec, preprocessing=args.preprocessing, **limits) as predictor:
         report = _Report(args, total)
         folder = _Folder(args.out) if args.out is not None else None
         for note in predictor.session.notes:

@@ -126,7 +126,7 @@ def test_the_list_says_what_each_file_is(capsys: pytest.CaptureFixture[str]) -> 
     lines = capsys.readouterr().out.splitlines()
     listed = [line.split()[0] for line in lines]
     assert listed[:-1] == [name for name in RELEASED if "@" not in name]
-    assert all(release.what in line for line, release in zip(lines[:-1], RELEASED.values(), strict=False))
+    assert all(RELEASED[name].what in line for name, line in zip(listed[:-1], lines[:-1], strict=True))
     assert {n for n, line in zip(listed, lines, strict=True) if line.endswith("; deploykit does not build it")} == {
         name for name, release in RELEASED.items() if not release.built
     }

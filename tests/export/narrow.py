@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from deploykit.models import kapao, yolov5, yolov6, yolov7
+from deploykit.models import kapao, yolov5, yolov6, yolov7, yolox
 from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
@@ -23,6 +23,7 @@ from deploykit.models._row_family import reference_of
 from deploykit.models._yolov6_layout import Layout, Stage
 from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.layers.anchor_head import Detect, Keypoint
+from deploykit.models.layers.conv import Conv
 
 CLASSES = ("cat", "dog", "fox")
 SEED = 0
@@ -144,12 +145,61 @@ def _free_model_of(name: str, *, seed: int, score: float | None = None, **option
     return replace(model, spec=replace(model.spec, input=replace(model.spec.input, size=(64, 64))))
 
 
+class FewStrides(nn.Module):
+    """Features at strides 8, 16 and 32 by one convolution each, where a test is about what happens behind them."""
+
+    def __init__(self, channels: tuple[int, int, int]) -> None:
+        super().__init__()
+        first, second, third = channels
+        self.layers = nn.ModuleList([Conv(3, first, 8, 8, 0), Conv(first, second, 3, 2), Conv(second, third, 3, 2)])
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        features = []
+        for layer in self.layers:
+            x = layer(x)
+            features.append(x)
+        return tuple(features)
+
+
+def yolox_network(
+    name: str,
+    num_classes: int = 3,
+    *,
+    width: float = 0.125,
+    num_keypoints: int = 4,
+    seed: int = SEED,
+    objectness: float | None = None,
+) -> yolox.Yolox:
+    """A registered YOLOX with fewer channels and seeded weights; ``few-yolox`` and ``few-yolox-pose``: a head only."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        variant = yolox.VARIANTS[{"few-yolox": "yolox_s", "few-yolox-pose": "yolox_s_pose"}.get(name, name)]
+        network = yolox.build_yolox(variant.config(num_classes, num_keypoints=num_keypoints, width=width))
+        if name.startswith("few"):
+            stems = [cast(Conv, stem).conv.in_channels for stem in network.head.stems]
+            network.backbone = FewStrides((stems[0], stems[1], stems[2])).eval()  # type: ignore[assignment]
+        randomise(network)
+    if objectness is not None:
+        for last in network.head.obj_preds:
+            nn.init.constant_(cast(Tensor, last.bias), objectness)
+    return network.requires_grad_(False)
+
+
+def write_yolox(path: Path, name: str, num_classes: int = 3, **options: Any) -> Path:
+    """Save a narrow YOLOX as its project does: a state dict in float32 under ``model``."""
+    torch.save({"model": yolox_network(name, num_classes, **options).state_dict(), "start_epoch": 300}, path)
+    return path
+
+
 @cache
 def model_of(config_key: str, /, *, seed: int = SEED, **options: Any) -> ReferenceModel:
     """``few``, ``older``, ``pose objects`` (the functions above) or a variant's name, with its options; one object a
     combination."""
     if config_key.startswith("yolov6"):
         return _free_model_of(config_key, seed=seed, **options)
+    if "yolox" in config_key:
+        network = yolox_network(config_key, seed=seed, **options)
+        return yolox.reference_of(network, config_key, CLASSES[: network.head.num_classes], 64)
     objectness = options.pop("objectness", None)
     small = {"few": few_layers, "older": older_layers, "pose objects": pose_objects}
     config = small[config_key](**options) if config_key in small else narrow(config_key, **options)

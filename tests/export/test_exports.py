@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
 from deploykit.models import yolov6
-from deploykit.models._registry import ReferenceModel, list_models
+from deploykit.models._registry import ReferenceModel, create_model, list_models
 from deploykit.models.layers.focus import Focus
 from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
@@ -54,6 +55,13 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yolov7_d6": ({}, {"exporter": "legacy"}),
     "yolov7_e6e": ({"training": True}, {"exporter": "legacy"}),
     "yolov7_w6_pose": ({"num_keypoints": 5, "num_classes": 2}, {"img": (64, 128)}),
+    "yolox_nano": ({}, {"exporter": "legacy", "img": (32, 96)}),
+    "yolox_s": ({"num_classes": 1}, {"exporter": "legacy", "batch": 2, "img": (96, 32)}),
+    "yolox_m": ({}, {"exporter": "legacy", "dynamic": "batch"}),
+    "yolox_darknet53": ({}, {"exporter": "legacy", "img": (32, 64)}),
+    "yolox_s_ti_lite": ({}, {"exporter": "legacy", "simplify": False}),
+    "yolox_s_pose": ({"num_classes": 1, "num_keypoints": 17}, {"img": (32, 64)}),
+    "yolox_s_pose_ti_lite": ({"num_classes": 2, "num_keypoints": 5}, {"exporter": "legacy"}),
 }
 """Each variant once, and each option at least once: (how the model is made, how it is exported).
 
@@ -92,6 +100,17 @@ def parts_of(name: str) -> set[tuple[str, Any]]:
         ("fusion", layout.bifusion),
         ("head", (layout.reg_max, layout.objectness)),
     }
+
+
+ALIKE = {
+    "yolox_tiny": "yolox_s",
+    "yolox_l": "yolox_m",
+    "yolox_x": "yolox_m",
+    "yolox_nano_ti_lite": "yolox_s_ti_lite",
+    "yolox_tiny_ti_lite": "yolox_s_ti_lite",
+    "yolox_m_ti_lite": "yolox_s_ti_lite",
+}
+"""Variants that have the layers of another one and no other, in other numbers: that one is exported for them."""
 
 
 def rows_of(reference: TorchSession, file: Path, image: Array) -> tuple[Array, Array]:
@@ -133,7 +152,7 @@ def layout_of(spec: ModelSpec) -> RawRows:
 
 
 def test_every_registered_model_is_exported_here() -> None:
-    assert sorted(name.replace("_", "-") for name in (*FAMILIES, *AS)) == list_models()
+    assert sorted(name.replace("_", "-") for name in (*FAMILIES, *AS, *ALIKE)) == list_models()
 
 
 @pytest.mark.parametrize(("name", "exported"), AS.items())
@@ -142,13 +161,20 @@ def test_what_is_not_exported_is_made_of_the_parts_of_what_is(name: str, exporte
     assert parts_of(name) <= set[tuple[str, Any]]().union(*map(parts_of, exported))
 
 
+@pytest.mark.parametrize(("name", "exported"), ALIKE.items())
+def test_what_is_not_exported_has_the_layers_of_what_is(name: str, exported: str) -> None:
+    with torch.device("meta"):
+        kinds = [{str(type(m)) for m in create_model(each).module.modules()} for each in (name, exported)]
+    assert kinds[0] == kinds[1]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_exports_and_agrees(name: str, tmp_path: Path) -> None:
     made, options = FAMILIES[name]
     model = model_of(name, **made)
     report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", **options))
     batch = options.get("batch", 1)
-    image = noise(batch, 3, *report.spec.input.size)
+    image = noise(batch, 3, *report.spec.input.size) * np.float32(255 * report.spec.input.scale)
     expected, found = rows_of(exact(model), report.path, image)
     assert_agree(expected, found, layout_of(report.spec))
     assert report.opset == options.get("opset", 18)

@@ -20,6 +20,7 @@ GOLDEN = (
     "yolov7-tiny-training-narrow",
     "yolov5s6-pose-narrow",
     "yolov6n-narrow",
+    "yolox-s-narrow",
 )
 
 

@@ -10,12 +10,10 @@ from torch import nn
 
 from deploykit.errors import NotFoundError, UsageError
 from deploykit.models import _registry
-from deploykit.models._graph import LayerGraph
 from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
-from deploykit.models._yolov6_net import YOLOv6
-from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.pose_object import PoseObject
+from deploykit.models.yolox import Yolox
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, PoseObjectRows, RawRows
 
 EVERY = pytest.mark.parametrize("name", list_models())
@@ -75,6 +73,19 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
         "yolov7-w6",
         "yolov7-w6-pose",
         "yolov7x",
+        "yolox-darknet53",
+        "yolox-l",
+        "yolox-m",
+        "yolox-m-ti-lite",
+        "yolox-nano",
+        "yolox-nano-ti-lite",
+        "yolox-s",
+        "yolox-s-pose",
+        "yolox-s-pose-ti-lite",
+        "yolox-s-ti-lite",
+        "yolox-tiny",
+        "yolox-tiny-ti-lite",
+        "yolox-x",
     ]
 
 
@@ -91,20 +102,21 @@ def test_a_model_is_called_what_its_builder_is_called(name: str) -> None:
 @EVERY
 def test_a_spec_says_what_its_head_does(name: str) -> None:
     model = on_meta(name)
-    assert isinstance(model.module, LayerGraph | YOLOv6)
     head, spec = model.module.head, model.spec
+    points = 17 if isinstance(head, PoseObject) else getattr(head, "num_keypoints", 0)
     assert isinstance(spec.output, (RawRows, PoseObjectRows))
     assert spec.output.columns == head.columns
     assert spec.output.cls == (5, 5 + head.num_classes)
     assert len(spec.classes) == (1 if isinstance(head, PoseObject) else head.num_classes)
-    assert spec.task == ("keypoints" if isinstance(head, (Keypoint, PoseObject)) else "detect")
+    assert spec.task == ("keypoints" if points else "detect")
     assert model.stride == spec.input.fit.stride == max(head.stride)
     assert all(side % model.stride == 0 for side in spec.input.size)
     assert spec.input.fit.kind == "letterbox"
-    assert (spec.input.colour, spec.input.scale) == ("rgb", 1 / 255)
-    if isinstance(head, (Keypoint, PoseObject)):
+    raw_pixels = isinstance(model.module, Yolox)
+    assert (spec.input.colour, spec.input.scale) == (("bgr", 1.0) if raw_pixels else ("rgb", 1 / 255))
+    if points:
         assert spec.keypoints == COCO_KEYPOINTS
-        assert spec.output.plain.keypoints == ((6, 57) if isinstance(head, Keypoint) else (23, 57))
+        assert spec.output.plain.keypoints == ((23, 57) if isinstance(head, PoseObject) else (6, 57))
     else:
         assert spec.keypoints is None
         assert spec.classes == COCO_CLASSES

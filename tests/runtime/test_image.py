@@ -207,6 +207,47 @@ def test_the_canvas_is_opencvs_resize_with_opencvs_border(source: tuple[int, int
     assert np.array_equal(letterbox.apply(image), expected)
 
 
+def top_left(image: Array, size: tuple[int, int]) -> tuple[Array, tuple[int, int]]:
+    """YOLOX's preprocessing, written down again: one ratio, sizes cut to integers, the rest filled with 114."""
+    ratio = min(size[0] / image.shape[0], size[1] / image.shape[1])
+    height, width = int(image.shape[0] * ratio), int(image.shape[1] * ratio)
+    canvas = np.full((*size, 3), 114, np.uint8)
+    canvas[:height, :width] = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return canvas, (height, width)
+
+
+@given(st.integers(8, 90), st.integers(8, 90), st.sampled_from(((64, 64), (32, 96), (96, 64))), st.integers(0, 9))
+def test_top_left_and_floor_is_the_preprocessing_of_yolox(
+    height: int, width: int, size: tuple[int, int], seed: int
+) -> None:
+    image = _picture(height, width, seed)
+    expected, (h, w) = top_left(image, size)
+    letterbox = Letterbox.fit((height, width), size, Fit(anchor="top-left", rounding="floor"))
+    assert (letterbox.resized, letterbox.pad) == ((h, w), (0, 0))
+    canvas = letterbox.apply(image)
+    assert np.array_equal(canvas, expected)
+    # One axis fits the canvas, and no more than a pixel is lost to the cut on the other one.
+    assert size[0] - h <= 1 or size[1] - w <= 1
+    # The inverse is that of what was done: the picture's corners come back exactly, not as the one ratio has them.
+    corners = np.array([[0.0, 0.0], [w, h]])
+    assert np.allclose(letterbox.to_source(corners), [[0, 0], [width, height]], rtol=0, atol=1e-12 * max(height, width))
+    points = np.random.default_rng(seed).uniform(0, 60, (5, 4))
+    assert np.allclose(letterbox.to_source(letterbox.to_network(points)), points, rtol=0, atol=1e-9)
+    assert np.allclose(letterbox.to_source(points), points / np.array([w / width, h / height] * 2), rtol=1e-12)
+    # The network's input: these very bytes, blue first.
+    fed = blob([canvas], InputSpec(size=size, colour="bgr", scale=1.0))
+    assert np.array_equal(fed[0], expected.transpose(2, 0, 1).astype(np.float32))
+
+
+def test_legacy_weights_of_yolox_get_normalised_rgb() -> None:
+    image = _picture(40, 56)
+    canvas, _ = top_left(image, (32, 64))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = ((canvas[..., ::-1] / 255 - mean) / std).transpose(2, 0, 1)
+    spec = InputSpec(size=(32, 64), scale=1 / 255, mean=tuple(mean), std=tuple(std))
+    assert np.allclose(blob([canvas], spec)[0], expected, rtol=0, atol=1e-6)
+
+
 def test_edges_of_the_picture_are_edges_of_what_lies_on_the_canvas() -> None:
     letterbox = Letterbox.fit((427, 641), (320, 320), Fit())
     canvas = letterbox.apply(np.full((427, 641, 3), 255, np.uint8))

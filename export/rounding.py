@@ -1,0 +1,48 @@
+"""What float32 costs a network by itself, where its parity check fails.
+
+Some trained networks magnify rounding: a YOLOX-nano does, thousands of times, at cells in the padding that score
+nothing. Then no implementation in float32 is within the limits, PyTorch's own neither. So where a check fails, PyTorch
+in float32 is held against the same float64 reference; if it is beyond the limits too, an artefact may be off as far.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from torch import nn
+
+from deploykit.export.compare import check_expected
+from deploykit.export.torch_session import TorchSession
+from deploykit.runtime.parity import Expected, Tolerance
+from deploykit.spec import ModelSpec
+
+__all__ = ["MOST", "eased", "float32_share"]
+
+ROOM = 2.0  # two roundings of one network are about as large, and not at the same places
+MOST = 50.0  # times the limits, 0.05 px and 0.0005: beyond this it is no rounding
+
+
+def float32_share(expected: Expected, folded: nn.Module, spec: ModelSpec) -> float:
+    """The largest share of its limit that any value of the folded model uses in PyTorch in float32.
+
+    Args:
+        expected: rows in float64.
+        folded: the module, in float32.
+        spec: of what PyTorch gives: raw rows, any batch.
+    """
+    parity = check_expected(
+        expected, "PyTorch float32", TorchSession(folded, spec), replace(spec, output=expected.layout)
+    )
+    return max((d.used for d in parity.differences), default=0.0)
+
+
+def eased(limits: Tolerance, share: float) -> Tolerance | None:
+    """Limits for a network of which PyTorch in float32 uses ``share`` of ``limits``; None: those hold as they are.
+
+    They grow by twice the share, and by :data:`MOST` at most.
+    """
+    if share <= 1.0 or not math.isfinite(share):
+        return None
+    factor = min(ROOM * share, MOST)
+    return Tolerance(limits.pixels * factor, limits.relative * factor, limits.probability * factor)
