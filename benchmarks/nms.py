@@ -94,16 +94,19 @@ def _in_graph(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
     """NMS as part of an ONNX graph: variants by name."""
     points = (layout.keypoints[1] - layout.keypoints[0]) // layout.kpt_dims if layout.keypoints else 0
     variants: dict[str, Callable[[], object]] = {}
+    options = onnxruntime.SessionOptions()
+    # Its threads would spin on after a run, and take the cores from the variant that runs next.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     for mode in ("graph", "basic"):
         decide = onnxruntime.InferenceSession(
-            _decision(mode, len(rows), layout, points), providers=["CPUExecutionProvider"]
+            _decision(mode, len(rows), layout, points), options, providers=["CPUExecutionProvider"]
         )
         variants[f"--nms {mode}"] = lambda decide=decide: decide.run(None, {"f0": rows[None]})
     if find_library("onnxruntime") is not None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "nms.onnx")
             file.write_bytes(nms_kpt_model(rows.dtype, layout, THRESHOLDS, points))
-            session = open_session(file, provider="cpu")
+            session = open_session(file, provider="cpu", threads=1)
         variants["NmsKpt"] = lambda: session.run({"rows": rows[None]})
     return variants
 
@@ -197,8 +200,8 @@ def _draw(results: dict[tuple[str, int], dict[str, float]], file: Path) -> None:
         axis.title.set_fontsize(10)
         axis.grid(visible=True, which="both", alpha=0.25)
     axes[0].set_ylabel("milliseconds an image, median")
-    axes[0].legend(fontsize=9)
-    figure.tight_layout()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=9, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.06, 1, 1))
     figure.savefig(file, dpi=110)
 
 

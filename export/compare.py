@@ -162,7 +162,7 @@ def expect(
             if isinstance(output, NmsOutputs):
                 rows[reference][label] = detections_as_rows(session, image, spec)
             else:
-                rows[reference][label] = rows_of(session, image, layout, reference)
+                rows[reference][label] = rows_of(session, image, output.plain, reference)
         if closing:
             session.close()
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}

@@ -22,7 +22,7 @@ from deploykit.models._yolov6_net import YOLOv6
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Thresholds
 
 FAMILY = "YOLOv6"
-WEIGHTS_LICENCE = "GPL-3.0 (meituan/YOLOv6)"
+WEIGHTS_LICENCE = "GPL-3.0"
 
 _TWO_THIRDS = 2 / 3
 _N, _S = Scale(0.33, 0.25), Scale(0.33, 0.50)

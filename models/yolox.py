@@ -29,7 +29,7 @@ from deploykit.models.layers.yolox_head import YoloxHead, YoloxKeypointHead
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
 
 FAMILY = "YOLOX"
-WEIGHTS_LICENCE = "published by Megvii under Apache-2.0; ti_lite by Texas Instruments with code under BSD-3-Clause"
+WEIGHTS_LICENCE = "Apache-2.0; ti_lite and pose: BSD-3-Clause code of Texas Instruments"
 
 BASE = 64  # channels of the first layer at width 1; 32 in Darknet-53
 LEGACY_MEAN, LEGACY_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

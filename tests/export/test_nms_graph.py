@@ -19,7 +19,7 @@ from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 from tests.export.narrow import model_of
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
-from tests.runtime.test_nms import _problems
+from tests.runtime.test_nms import problems
 
 CORPUS = corpus()
 MODES = ("graph", "basic")
@@ -105,7 +105,7 @@ def test_the_corpus_agrees_in_rows_labels_and_every_bit(case: Case, mode: str) -
 
 
 @pytest.mark.parametrize("mode", MODES)
-@given(problem=_problems())
+@given(problem=problems())
 @settings(deadline=None, max_examples=60)
 def test_any_rows_agree(mode: str, problem: tuple[Rows, RawRows, Thresholds]) -> None:
     rows, layout, thresholds = problem

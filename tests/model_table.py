@@ -1,0 +1,175 @@
+"""The table of docs/models/table.md: what was proved of every registered model, by doing it.
+
+    python -m tests.model_table [--out docs/models/table.md] [--only yolov7]
+
+For every model: it is built (its parameters counted without memory for them, and compared with the published number
+that the tests hold); a narrow one of its kind with random weights is exported to ONNX and held against itself in
+float64, and TensorRT for RTX builds an engine of that; the original project's own output, where a file of it is at
+hand, is compared with ours. A cell that says what is missing was not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+
+from deploykit.errors import DeployError
+from deploykit.export.to_engine import build_engine
+from deploykit.export.to_onnx import onnx_from_model
+from deploykit.models._fuse import fuse_model
+from deploykit.models._registry import list_models, load_model, outline_of_model
+from deploykit.releases import RELEASED
+from deploykit.runtime.machine import processor_name, versions
+from tests.export.narrow import model_of
+from tests.export.test_exports import FAMILIES
+from tests.models import test_kapao, test_yolov5, test_yolov6, test_yolov7, test_yolox
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = {
+    "kapao-s": "kapao-s-narrow",
+    "yolov5s6-pose": "yolov5s6-pose-narrow",
+    "yolov6n": "yolov6n-narrow",
+    "yolov7": "yolov7-training-narrow",
+    "yolov7-tiny": "yolov7-tiny-training-narrow",
+    "yolov7-w6-pose": "yolov7-w6-pose-narrow",
+    "yolox-s": "yolox-s-narrow",
+}
+"""Model -> files that its original project's own code made, of reduced width."""
+
+PAGES = {"YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md", "YOLOX": "yolox.md", "KaPao": "kapao.md"}
+TITLES = (
+    "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",
+)  # fmt: skip
+PAGE = """# What was proved of every model
+
+Made by `python -m tests.model_table`, which does what stands here; the page is not edited by hand.
+Last run with {about}. Engines were built and not run: no GPU was at hand.
+
+* *parameters*: of the model as its authors' files hold it, batch norms not folded; equal to the number that their
+  code or paper gives.
+* *original's output*: the largest difference between our folded model and what the original project's own code gave
+  for the same checkpoint of reduced width (pixels; probabilities). Empty: no such file is at hand; the family's page
+  says what else was compared.
+* *ONNX, narrow*: a narrow model of that kind with random weights was exported and compared with itself in float64 on
+  a real picture and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability) the largest
+  difference took.
+* *TensorRT for RTX, narrow*: an engine of that file was built, without a GPU.
+* *released*: `deploykit fetch` knows the address of trained weights. Whether such a file was tried is on the family's
+  page.
+
+"""
+
+
+def main() -> None:
+    """Make the table and write it; 1: something did not hold."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models" / "table.md")
+    parser.add_argument("--only", default="", help="models whose names begin so, printed and not written")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    rows = []
+    for name in (n for n in list_models() if n.startswith(args.only)):
+        rows.append(row_of(name))
+        print(" | ".join(rows[-1]), flush=True)
+    if not args.only:
+        args.out.write_text(page_of(rows))
+    sys.exit(any("FAILED" in cell for row in rows for cell in row))
+
+
+def published() -> dict[str, int]:
+    """The parameters that the tests of the families hold, as the registered models have them."""
+    counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
+    counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
+    for module in (test_yolov6, test_yolox, test_kapao):
+        counts |= {name: facts[0] for name, facts in module.PUBLISHED.items()}
+    return {name.replace("_", "-"): count for name, count in counts.items()}
+
+
+def row_of(name: str) -> tuple[str, ...]:
+    """The cells of one model."""
+    model = outline_of_model(name)
+    height, width = model.spec.input.size
+    equal = published().get(name) == model.parameters
+    page = PAGES.get(model.family)
+    return (
+        f"[{name}]({page})" if page else name,
+        f"{model.spec.task}, {height}" + (f"x{width}" if width != height else ""),
+        f"{model.parameters:,}" + (" = published" if equal else " FAILED: published is another number"),
+        tried(lambda: against_the_original(name)),
+        *exports(name),
+        "yes" if name in RELEASED else "",
+    )
+
+
+def against_the_original(name: str) -> str:
+    """The largest differences of the folded model to what the original's code gave."""
+    if name not in GOLDEN:
+        return ""
+    place = ROOT.parent / "shared" / "golden"
+    if not place.is_dir():
+        return "not run: the files are not here"
+    model = load_model(place / f"{GOLDEN[name]}.pt")
+    with np.load(place / f"{GOLDEN[name]}.npz") as golden, torch.inference_mode():
+        found = fuse_model(model.module)(torch.from_numpy(golden["images"])).numpy()
+        error = np.abs(found - golden["output"]).reshape(-1, found.shape[-1]).max(0)
+    layout = model.spec.output.plain
+    sure = np.zeros(len(error), bool)
+    sure[4 : layout.cls[1]] = True
+    if layout.keypoints and layout.kpt_dims == 3:
+        sure[layout.keypoints[0] + 2 : layout.keypoints[1] : 3] = True
+    if error[~sure].max() > 1e-3 or error[sure].max() > 1e-5:
+        return f"FAILED: {error[~sure].max():.2g} px, {error[sure].max():.1g}"
+    return f"{error[~sure].max():.1g} px, {error[sure].max():.1g}"
+
+
+def exports(name: str) -> tuple[str, str]:
+    """What became of an ONNX file of a narrow model of that name, and of an engine of it."""
+    key = name.replace("-", "_")
+    made, options = FAMILIES.get(key, ({}, {"exporter": "legacy"}))
+    options = {**options, "simplify": True}  # one test exports without, which only ONNX Runtime reads
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "m.onnx")
+
+        def export() -> str:
+            parity = onnx_from_model(model_of(key, **made), out=file, **options).parity
+            assert parity is not None
+            worst = max((d.used for d in parity.differences), default=0.0)
+            return f"{100 * worst:.0f} % of the limit"
+
+        def build() -> str:
+            record = build_engine(file, flavour="tensorrt-rtx", out=Path(folder)).record
+            return f"built, {record.layers} layers"
+
+        onnx = tried(export)
+        if importlib.util.find_spec("tensorrt_rtx") is None:
+            return onnx, "not run: TensorRT for RTX is not installed"
+        return onnx, tried(build) if file.exists() else "not run: no ONNX file"
+
+
+def tried(do: Callable[[], str]) -> str:
+    """What ``do`` says, or the error."""
+    try:
+        return do()
+    except DeployError as e:
+        return f"FAILED: {str(e)[:80]}"
+
+
+def page_of(rows: list[tuple[str, ...]]) -> str:
+    """The whole page."""
+    known = versions()
+    about = ", ".join(f"{key} {known[key]}" for key in ("torch", "onnxruntime") if key in known)
+    lines = ("| " + " | ".join(row) + " |" for row in (TITLES, ("---",) * len(TITLES), *rows))
+    return PAGE.format(about=f"{about} on {processor_name()}") + "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

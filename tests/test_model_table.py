@@ -1,0 +1,43 @@
+"""The committed table of models is of the models that there are, and nothing in it failed."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from deploykit.models._registry import list_models
+from tests.model_table import main, published, row_of
+
+TABLE = Path(__file__).resolve().parents[1] / "docs" / "models" / "table.md"
+
+
+def cells() -> list[list[str]]:
+    lines = [line for line in TABLE.read_text().splitlines() if line.startswith("| [")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_every_model_has_its_row_and_the_published_number_of_parameters() -> None:
+    names = [re.sub(r"\[(.+?)\].*", r"\1", row[0]) for row in cells()]
+    assert names == list_models()
+    for name, row in zip(names, cells(), strict=True):
+        assert row[2] == f"{published()[name]:,} = published"
+
+
+def test_nothing_in_it_failed() -> None:
+    assert "FAILED" not in "".join(cell for row in cells() for cell in row)
+    assert all(row[4].endswith("of the limit") for row in cells())
+
+
+def test_a_row_is_made_by_doing_what_it_says(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = row_of("yolov7-tiny")
+    expected = next(row for row in cells() if row[0] == found[0])
+    assert list(found[:3]) == expected[:3]
+    assert found[4].endswith("% of the limit")
+    monkeypatch.setattr("sys.argv", ["model_table", "--only", "no-such-model"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 0
