@@ -15,6 +15,21 @@ inline Ort::Status refusal(const char* name, const std::string& what) {
   return Ort::Status((std::string(name) + ": " + what).c_str(), ORT_INVALID_ARGUMENT);
 }
 
+// The kernel of a node, unless its attributes make no sense.
+template <typename Kernel, typename Attributes>
+inline OrtStatusPtr create_kernel(
+    const char* name, const OrtKernelInfo* info, Attributes (*read)(const OrtKernelInfo*), void** kernel) {
+  try {
+    const Attributes attributes = read(info);
+    const std::string complaint = attributes.complaint();
+    if (!complaint.empty()) return refusal(name, complaint).release();
+    *kernel = new Kernel(attributes);
+  } catch (const std::exception& error) {
+    return refusal(name, error.what()).release();
+  }
+  return nullptr;
+}
+
 }  // namespace ort
 
 // The operators, one a folder.

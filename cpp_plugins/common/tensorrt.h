@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstring>
+#include <new>
 #include <string>
 #include <vector>
 
@@ -92,6 +93,75 @@ inline void read_field(const PluginFieldCollection& given, const char* name, Val
   }
   *problem = std::string("attribute ") + name + " is missing";
 }
+
+// What every plugin here is as an object of TensorRT. `Self` derives from it and has a `name`, a type `Fields` that lists
+// its `Attributes` (with a null pointer: names and types only), and `read(given, &attributes)`, which says what is wrong.
+template <typename Self, typename Attributes, typename Fields>
+class Plugin : public nvinfer1::IPluginV3,
+               public nvinfer1::IPluginV3OneCore,
+               public nvinfer1::IPluginV3OneBuild,
+               public nvinfer1::IPluginV3OneRuntime {
+ public:
+  explicit Plugin(const Attributes& attributes) : attributes_(attributes), fields_(&attributes_) {}
+
+  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
+    switch (type) {
+      case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
+      case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
+      case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
+    }
+    return nullptr;
+  }
+
+  nvinfer1::IPluginV3* clone() noexcept override { return new (std::nothrow) Self(attributes_); }
+
+  const char* getPluginName() const noexcept override { return Self::name; }
+  const char* getPluginVersion() const noexcept override { return plugin_version; }
+  const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
+
+  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
+
+  const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &fields_.collection; }
+
+ protected:
+  static void say(const std::string& what) noexcept { report(Self::name, what); }
+
+  // Whether there is nothing to complain about; what there is, is said.
+  static bool is_fine(const std::string& complaint) noexcept {
+    if (!complaint.empty()) say(complaint);
+    return complaint.empty();
+  }
+
+  Attributes attributes_;
+
+ private:
+  Fields fields_;
+};
+
+template <typename Self, typename Attributes, typename Fields>
+class Creator final : public nvinfer1::IPluginCreatorV3One {
+ public:
+  const char* getPluginName() const noexcept override { return Self::name; }
+  const char* getPluginVersion() const noexcept override { return plugin_version; }
+  const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
+
+  const PluginFieldCollection* getFieldNames() noexcept override { return &fields_.collection; }
+
+  nvinfer1::IPluginV3* createPlugin(
+      const char*, const PluginFieldCollection* given, nvinfer1::TensorRTPhase) noexcept override {
+    Attributes attributes;
+    std::string problem = given ? Self::read(*given, &attributes) : "no attributes were given";
+    if (problem.empty()) problem = attributes.complaint();
+    if (!problem.empty()) {
+      report(Self::name, problem);
+      return nullptr;
+    }
+    return new (std::nothrow) Self(attributes);
+  }
+
+ private:
+  Fields fields_{nullptr};
+};
 
 }  // namespace trt
 

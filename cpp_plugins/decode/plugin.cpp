@@ -1,6 +1,5 @@
 // DecodeRows as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11.
 #include <array>
-#include <new>
 
 #include "../common/tensorrt.h"
 #include "attributes.h"
@@ -10,8 +9,6 @@ namespace {
 
 using deploykit::decode::Attributes;
 using deploykit::decode::Grid;
-using deploykit::trt::plugin_namespace;
-using deploykit::trt::plugin_version;
 using deploykit::trt::read_field;
 using nvinfer1::DataType;
 using nvinfer1::DimensionOperation;
@@ -19,10 +16,6 @@ using nvinfer1::IDimensionExpr;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
-
-constexpr char plugin_name[] = "DecodeRows";
-
-void report(const std::string& what) noexcept { deploykit::trt::report(plugin_name, what); }
 
 // Serialised and read back under the names of the ONNX attributes.
 struct Fields {
@@ -44,38 +37,21 @@ struct Fields {
   Fields& operator=(const Fields&) = delete;
 };
 
-// What is wrong with the attributes given, or nothing; unknown ones, such as plugin_version, are not looked at.
-std::string read_attributes(const PluginFieldCollection* given, Attributes* into) {
-  if (!given) return "no attributes were given";
-  std::string problem;
-  read_field(*given, "num_classes", &into->num_classes, &problem);
-  read_field(*given, "num_keypoints", &into->num_keypoints, &problem);
-  read_field(*given, "strides", &into->strides, &problem);
-  read_field(*given, "anchors", &into->anchors, &problem);
-  return problem.empty() ? into->complaint() : problem;
-}
-
-class DecodeRows final : public nvinfer1::IPluginV3,
-                         public nvinfer1::IPluginV3OneCore,
-                         public nvinfer1::IPluginV3OneBuild,
-                         public nvinfer1::IPluginV3OneRuntime {
+class DecodeRows final : public deploykit::trt::Plugin<DecodeRows, Attributes, Fields> {
  public:
-  explicit DecodeRows(const Attributes& attributes) : attributes_(attributes), fields_(&attributes_) {}
+  static constexpr char name[] = "DecodeRows";
 
-  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
-    switch (type) {
-      case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-      case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
-      case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
-    }
-    return nullptr;
+  using Plugin::Plugin;
+
+  // Unknown attributes, such as plugin_version, are not looked at.
+  static std::string read(const PluginFieldCollection& given, Attributes* into) {
+    std::string problem;
+    read_field(given, "num_classes", &into->num_classes, &problem);
+    read_field(given, "num_keypoints", &into->num_keypoints, &problem);
+    read_field(given, "strides", &into->strides, &problem);
+    read_field(given, "anchors", &into->anchors, &problem);
+    return problem;
   }
-
-  nvinfer1::IPluginV3* clone() noexcept override { return new (std::nothrow) DecodeRows(attributes_); }
-
-  const char* getPluginName() const noexcept override { return plugin_name; }
-  const char* getPluginVersion() const noexcept override { return plugin_version; }
-  const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
 
   int32_t getNbOutputs() const noexcept override { return 1; }
 
@@ -84,7 +60,7 @@ class DecodeRows final : public nvinfer1::IPluginV3,
     if (!has_ports(num_inputs, num_outputs)) return -1;
     for (int32_t i = 0; i < num_inputs; ++i) {
       if ((inputs[i] != DataType::kFLOAT && inputs[i] != DataType::kHALF) || inputs[i] != inputs[0]) {
-        report("inputs must all be float32, or all float16");
+        say("inputs must all be float32, or all float16");
         return -1;
       }
     }
@@ -98,7 +74,7 @@ class DecodeRows final : public nvinfer1::IPluginV3,
     const IDimensionExpr* cells = nullptr;
     for (int32_t i = 0; i < num_inputs; ++i) {
       if (inputs[i].nbDims != 4) {
-        report("input " + std::to_string(i) + " must have four axes (batch, channels, height, width), got " +
+        say("input " + std::to_string(i) + " must have four axes (batch, channels, height, width), got " +
                std::to_string(inputs[i].nbDims));
         return -1;
       }
@@ -157,58 +133,27 @@ class DecodeRows final : public nvinfer1::IPluginV3,
     }
     const cudaError_t code = deploykit::decode::launch(in, inputs[0].type == DataType::kHALF,
         static_cast<int32_t>(inputs[0].dims.d[0]), attributes_.head(), grid, static_cast<float*>(out[0]), stream);
-    if (code != cudaSuccess) report(std::string("the kernel does not start: ") + cudaGetErrorString(code));
+    if (code != cudaSuccess) say(std::string("the kernel does not start: ") + cudaGetErrorString(code));
     return code == cudaSuccess ? 0 : -1;
   }
-
-  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
-
-  const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &fields_.collection; }
 
  private:
   bool has_ports(int32_t num_inputs, int32_t num_outputs) const noexcept {
     if (num_inputs == attributes_.levels() && num_outputs == 1) return true;
-    report(std::to_string(attributes_.levels()) + " inputs and one output are expected, got " +
+    say(std::to_string(attributes_.levels()) + " inputs and one output are expected, got " +
            std::to_string(num_inputs) + " and " + std::to_string(num_outputs));
     return false;
   }
 
   bool has_channels(int32_t level, int64_t channels) const noexcept {
-    const std::string complaint = attributes_.complaint_about(level, channels);
-    if (!complaint.empty()) report(complaint);
-    return complaint.empty();
+    return is_fine(attributes_.complaint_about(level, channels));
   }
 
-  Attributes attributes_;
-  Fields fields_;
-};
-
-class DecodeRowsCreator final : public nvinfer1::IPluginCreatorV3One {
- public:
-  const char* getPluginName() const noexcept override { return plugin_name; }
-  const char* getPluginVersion() const noexcept override { return plugin_version; }
-  const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
-
-  const PluginFieldCollection* getFieldNames() noexcept override { return &fields_.collection; }
-
-  nvinfer1::IPluginV3* createPlugin(
-      const char*, const PluginFieldCollection* given, nvinfer1::TensorRTPhase) noexcept override {
-    Attributes attributes;
-    const std::string problem = read_attributes(given, &attributes);
-    if (!problem.empty()) {
-      report(problem);
-      return nullptr;
-    }
-    return new (std::nothrow) DecodeRows(attributes);
-  }
-
- private:
-  Fields fields_{nullptr};
 };
 
 }  // namespace
 
 nvinfer1::IPluginCreatorInterface* deploykit::decode::creator() {
-  static DecodeRowsCreator creator;
+  static deploykit::trt::Creator<DecodeRows, Attributes, Fields> creator;
   return &creator;
 }

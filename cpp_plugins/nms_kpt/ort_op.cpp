@@ -160,15 +160,7 @@ struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
   }
 
   OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    try {
-      const Attributes attributes = attributes_of(info);
-      const std::string complaint = attributes.complaint();
-      if (!complaint.empty()) return refusal(complaint).release();
-      *kernel = new Kernel(attributes);
-    } catch (const std::exception& error) {
-      return refusal(error.what()).release();
-    }
-    return nullptr;
+    return deploykit::ort::create_kernel<Kernel>(GetName(), info, attributes_of, kernel);
   }
 };
 

@@ -1,7 +1,5 @@
 // NmsKpt as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11.
 #include <array>
-#include <memory>
-#include <new>
 
 #include "../common/tensorrt.h"
 #include "attributes.h"
@@ -10,17 +8,11 @@
 namespace {
 
 using deploykit::nms::Attributes;
-using deploykit::trt::plugin_namespace;
-using deploykit::trt::plugin_version;
 using deploykit::trt::read_field;
 using nvinfer1::DataType;
 using nvinfer1::PluginField;
 using nvinfer1::PluginFieldCollection;
 using nvinfer1::PluginFieldType;
-
-constexpr char plugin_name[] = "NmsKpt";
-
-void report(const std::string& what) noexcept { deploykit::trt::report(plugin_name, what); }
 
 // The fields in the order of Attributes; serialised and read back under the names of the ONNX attributes.
 struct Fields {
@@ -49,42 +41,25 @@ struct Fields {
   Fields& operator=(const Fields&) = delete;
 };
 
-// What is wrong with the attributes given, or nothing; unknown ones, such as plugin_version, are not looked at.
-std::string read_attributes(const PluginFieldCollection* given, Attributes* into) {
-  if (!given) return "no attributes were given";
-  std::string problem;
-  read_field(*given, "conf", &into->conf, &problem);
-  read_field(*given, "iou", &into->iou, &problem);
-  read_field(*given, "max_det", &into->max_det, &problem);
-  read_field(*given, "pre_nms_topk", &into->pre_nms_topk, &problem);
-  read_field(*given, "num_classes", &into->num_classes, &problem);
-  read_field(*given, "num_keypoints", &into->num_keypoints, &problem);
-  read_field(*given, "kpt_dims", &into->kpt_dims, &problem);
-  read_field(*given, "has_obj", &into->has_obj, &problem);
-  return problem.empty() ? into->complaint() : problem;
-}
-
-class NmsKpt final : public nvinfer1::IPluginV3,
-                     public nvinfer1::IPluginV3OneCore,
-                     public nvinfer1::IPluginV3OneBuild,
-                     public nvinfer1::IPluginV3OneRuntime {
+class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
  public:
-  explicit NmsKpt(const Attributes& attributes) : attributes_(attributes), fields_(&attributes_) {}
+  static constexpr char name[] = "NmsKpt";
 
-  nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
-    switch (type) {
-      case nvinfer1::PluginCapabilityType::kCORE: return static_cast<nvinfer1::IPluginV3OneCore*>(this);
-      case nvinfer1::PluginCapabilityType::kBUILD: return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
-      case nvinfer1::PluginCapabilityType::kRUNTIME: return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
-    }
-    return nullptr;
+  using Plugin::Plugin;
+
+  // Unknown attributes, such as plugin_version, are not looked at.
+  static std::string read(const PluginFieldCollection& given, Attributes* into) {
+    std::string problem;
+    read_field(given, "conf", &into->conf, &problem);
+    read_field(given, "iou", &into->iou, &problem);
+    read_field(given, "max_det", &into->max_det, &problem);
+    read_field(given, "pre_nms_topk", &into->pre_nms_topk, &problem);
+    read_field(given, "num_classes", &into->num_classes, &problem);
+    read_field(given, "num_keypoints", &into->num_keypoints, &problem);
+    read_field(given, "kpt_dims", &into->kpt_dims, &problem);
+    read_field(given, "has_obj", &into->has_obj, &problem);
+    return problem;
   }
-
-  nvinfer1::IPluginV3* clone() noexcept override { return new (std::nothrow) NmsKpt(attributes_); }
-
-  const char* getPluginName() const noexcept override { return plugin_name; }
-  const char* getPluginVersion() const noexcept override { return plugin_version; }
-  const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
 
   int32_t getNbOutputs() const noexcept override { return attributes_.outputs(); }
 
@@ -92,7 +67,7 @@ class NmsKpt final : public nvinfer1::IPluginV3,
       DataType* types, int32_t num_outputs, const DataType* inputs, int32_t num_inputs) const noexcept override {
     if (!has_ports(num_inputs, num_outputs)) return -1;
     if (inputs[0] != DataType::kFLOAT && inputs[0] != DataType::kHALF) {
-      report("input rows must be float32 or float16");
+      say("input rows must be float32 or float16");
       return -1;
     }
     for (int32_t i = 0; i < num_outputs; ++i) types[i] = type_of_output(i);
@@ -103,7 +78,7 @@ class NmsKpt final : public nvinfer1::IPluginV3,
       nvinfer1::DimsExprs* outputs, int32_t num_outputs, nvinfer1::IExprBuilder& builder) noexcept override {
     if (!has_ports(num_inputs, num_outputs)) return -1;
     if (inputs[0].nbDims != 3) {
-      report("input rows must have three axes (batch, rows, columns), got " + std::to_string(inputs[0].nbDims));
+      say("input rows must have three axes (batch, rows, columns), got " + std::to_string(inputs[0].nbDims));
       return -1;
     }
     const nvinfer1::IDimensionExpr* columns = inputs[0].d[2];
@@ -161,26 +136,20 @@ class NmsKpt final : public nvinfer1::IPluginV3,
     const cudaError_t code = deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF,
         static_cast<int32_t>(dims.d[0]), static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(),
         outputs, workspace, stream);
-    if (code != cudaSuccess) report(std::string("the kernels do not start: ") + cudaGetErrorString(code));
+    if (code != cudaSuccess) say(std::string("the kernels do not start: ") + cudaGetErrorString(code));
     return code == cudaSuccess ? 0 : -1;
   }
-
-  nvinfer1::IPluginV3* attachToContext(nvinfer1::IPluginResourceContext*) noexcept override { return clone(); }
-
-  const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &fields_.collection; }
 
  private:
   bool has_ports(int32_t num_inputs, int32_t num_outputs) const noexcept {
     if (num_inputs == 1 && num_outputs == attributes_.outputs()) return true;
-    report("one input and " + std::to_string(attributes_.outputs()) + " outputs are expected, got " +
+    say("one input and " + std::to_string(attributes_.outputs()) + " outputs are expected, got " +
            std::to_string(num_inputs) + " and " + std::to_string(num_outputs));
     return false;
   }
 
   bool has_columns(int64_t columns) const noexcept {
-    const std::string complaint = attributes_.complaint_about(columns);
-    if (!complaint.empty()) report(complaint);
-    return complaint.empty();
+    return is_fine(attributes_.complaint_about(columns));
   }
 
   DataType type_of_output(int32_t index) const noexcept {
@@ -188,36 +157,11 @@ class NmsKpt final : public nvinfer1::IPluginV3,
     return is_whole ? DataType::kINT32 : DataType::kFLOAT;
   }
 
-  Attributes attributes_;
-  Fields fields_;
-};
-
-class NmsKptCreator final : public nvinfer1::IPluginCreatorV3One {
- public:
-  const char* getPluginName() const noexcept override { return plugin_name; }
-  const char* getPluginVersion() const noexcept override { return plugin_version; }
-  const char* getPluginNamespace() const noexcept override { return plugin_namespace; }
-
-  const PluginFieldCollection* getFieldNames() noexcept override { return &fields_.collection; }
-
-  nvinfer1::IPluginV3* createPlugin(
-      const char*, const PluginFieldCollection* given, nvinfer1::TensorRTPhase) noexcept override {
-    Attributes attributes;
-    const std::string problem = read_attributes(given, &attributes);
-    if (!problem.empty()) {
-      report(problem);
-      return nullptr;
-    }
-    return new (std::nothrow) NmsKpt(attributes);
-  }
-
- private:
-  Fields fields_{nullptr};
 };
 
 }  // namespace
 
 nvinfer1::IPluginCreatorInterface* deploykit::nms::creator() {
-  static NmsKptCreator creator;
+  static deploykit::trt::Creator<NmsKpt, Attributes, Fields> creator;
   return &creator;
 }
