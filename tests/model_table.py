@@ -1,6 +1,8 @@
 """The table of docs/models/table.md: what was proved of every registered model, by doing it.
 
-    python -m tests.model_table [--out docs/models/table.md] [--only yolov7]
+    python -m tests.model_table [--out docs/models/table.md] [--only yolov7 | --facts]
+
+--facts writes deploykit/assets/models.json alone, which ``deploykit models`` prints without making a model.
 
 For every model: it is built (its parameters counted without memory for them, and compared with the published number
 that the tests hold); a narrow one of its kind with random weights is exported to ONNX and held against itself in
@@ -12,11 +14,13 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +29,7 @@ from deploykit.errors import DeployError
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import list_models, load_model, outline_of_model
+from deploykit.models._registry import list_models, load_model, outline_of_model, weights_licence
 from deploykit.releases import RELEASED
 from deploykit.runtime.machine import processor_name, versions
 from tests.export.narrow import model_of
@@ -33,6 +37,7 @@ from tests.export.test_exports import FAMILIES
 from tests.models import test_kapao, test_yolov5, test_yolov6, test_yolov7, test_yolox
 
 ROOT = Path(__file__).resolve().parents[1]
+FACTS = ROOT / "deploykit" / "assets" / "models.json"
 GOLDEN = {
     "kapao-s": "kapao-s-narrow",
     "yolov5s6-pose": "yolov5s6-pose-narrow",
@@ -73,7 +78,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models" / "table.md")
     parser.add_argument("--only", default="", help="models whose names begin so, printed and not written")
+    parser.add_argument("--facts", action="store_true", help=f"only write {FACTS.relative_to(ROOT)}")
     args = parser.parse_args()
+    if args.facts:
+        FACTS.write_text("[\n" + ",\n".join(map(json.dumps, facts())) + "\n]\n")
+        return
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = []
@@ -83,6 +92,24 @@ def main() -> None:
     if not args.only:
         args.out.write_text(page_of(rows))
     sys.exit(any("FAILED" in cell for row in rows for cell in row))
+
+
+def facts() -> list[dict[str, Any]]:
+    """What ``deploykit models`` tells of every registered model, ordered by family and name; no weights are made."""
+    found = []
+    for name in list_models():
+        model = outline_of_model(name)
+        found.append(
+            {
+                "name": name,
+                "family": model.family,
+                "task": model.spec.task,
+                "size": model.spec.input.size[0],
+                "parameters": model.parameters,
+                "weights_licence": weights_licence(name),
+            }
+        )
+    return sorted(found, key=lambda entry: (entry["family"], entry["name"]))
 
 
 def published() -> dict[str, int]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from deploykit.models._registry import list_models
-from tests.model_table import main, published, row_of
+from tests.model_table import FACTS, facts, main, published, row_of
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "models" / "table.md"
 
@@ -23,6 +24,11 @@ def test_every_model_has_its_row_and_the_published_number_of_parameters() -> Non
     assert names == list_models()
     for name, row in zip(names, cells(), strict=True):
         assert row[2] == f"{published()[name]:,} = published"
+
+
+def test_the_facts_that_ship_are_those_of_the_models() -> None:
+    """So that listing them needs neither torch nor time; ``python -m tests.model_table --facts`` writes them."""
+    assert json.loads(FACTS.read_text()) == facts()
 
 
 def test_nothing_in_it_failed() -> None:

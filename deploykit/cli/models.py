@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from importlib import resources
 from itertools import groupby
 from typing import Any
 
@@ -34,22 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _rows() -> list[dict[str, Any]]:
-    """One entry a model, ordered by family and name; no weights are made."""
-    from deploykit.fetch import RELEASED
-    from deploykit.models._registry import list_models, outline_of_model, weights_licence
+    """One entry a model, ordered by family and name: the facts that ship with the package, and what was released."""
+    from deploykit.releases import RELEASED
 
-    rows = []
-    for name in list_models():
-        model = outline_of_model(name)
-        rows.append(
-            {
-                "name": name,
-                "family": model.family,
-                "task": model.spec.task,
-                "size": model.spec.input.size[0],
-                "parameters": model.parameters,
-                "weights_licence": weights_licence(name),
-                "released": name in RELEASED,
-            }
-        )
-    return sorted(rows, key=lambda row: (row["family"], row["name"]))
+    facts = json.loads(resources.files("deploykit").joinpath("assets", "models.json").read_text(encoding="utf-8"))
+    return [{**entry, "released": entry["name"] in RELEASED} for entry in facts]
