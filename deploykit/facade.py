@@ -76,6 +76,7 @@ def evaluate(
     engine: str = "hotcoco",
     spec: ModelSpec | str | os.PathLike[str] | None = None,
     backend: str = "auto",
+    preprocessing: str = "default",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Run a model on annotated pictures and score what it finds by COCO's protocol.
@@ -99,6 +100,7 @@ def evaluate(
         engine: the library of the metrics, ``hotcoco`` or ``pycocotools``.
         spec: for a model that does not carry its own.
         backend: as for :func:`load`.
+        preprocessing: as for :func:`load`.
         on_progress: told after each picture how many are done, and of how many.
 
     Raises:
@@ -111,7 +113,7 @@ def evaluate(
     from deploykit.runtime.session import spec_of
 
     given = read_spec(spec)
-    with open_session(model, backend=backend) as session:
+    with open_session(model, backend=backend, preprocessing=preprocessing) as session:
         return evaluate_session(
             session,
             given or spec_of(session, os.fspath(model)),

@@ -59,6 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=("hotcoco", "pycocotools"), default="hotcoco", help="the library of the metrics"
     )
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
+    parser.add_argument(
+        "--preprocessing",
+        default="default",
+        metavar="NAME",
+        help="of a checkpoint: legacy is for weights of YOLOX's release 0.0.1",
+    )
     parser.add_argument("--detections", metavar="OUT", help="write what was scored as a COCO results file")
     parser.add_argument("--per-class", action="store_true", help="print every class, not only the totals")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
@@ -97,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
             allow_missing=args.allow_missing,
             engine=args.engine,
             spec=args.spec,
+            preprocessing=args.preprocessing,
             on_progress=tell,
         )
     if args.detections is not None:

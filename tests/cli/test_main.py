@@ -31,7 +31,8 @@ OPTIONS = {
     },
     "eval": {
         "--model", "--data", "--images", "--task", "--limit", "--allow-missing", "--batch", "--img", "--rectangles",
-        "--conf", "--iou", "--max-det", "--engine", "--spec", "--detections", "--per-class", "--json",
+        "--conf", "--iou", "--max-det", "--engine", "--spec", "--preprocessing", "--detections", "--per-class",
+        "--json",
     },
     "compare": {"A", "B", "--sample", "--spec", "--json"},
     "inspect": {"FILE", "--json"},

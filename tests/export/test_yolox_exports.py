@@ -24,6 +24,7 @@ from deploykit.models.yolox import Yolox
 from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, NmsOutputs, RawRows
 from tests.export.narrow import CLASSES, model_of, write_yolox, yolox_network
 from tests.export.test_exports import assert_agree, checked, exact, layout_of, rows_of
+from tests.runtime.coco_folder import write_folder
 
 SIDE = 64
 
@@ -112,6 +113,24 @@ def test_a_checkpoint_is_predicted_with_by_either_preprocessing(tmp_path: Path) 
             model(picture)
     mean, std = (np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     assert np.allclose(fed["legacy"], (fed["default"][:, ::-1] / 255 - mean) / std, rtol=0, atol=1e-5)
+
+
+def test_a_checkpoint_is_evaluated_by_either_preprocessing(tmp_path: Path) -> None:
+    """As its export is, which has the one that was chosen inside."""
+    weights = write_yolox(tmp_path / "it.pth", "yolox_s", 2, width=0.0625, objectness=3.0)
+    folder = write_folder(tmp_path / "cells")
+    given = {"images": folder.images, "task": "detect", "conf": 0.2}
+    found = {}
+    for name in ("default", "legacy"):
+        exported = deploykit.export_onnx(
+            weights, out=tmp_path / f"{name}.onnx", img=32, exporter="legacy", preprocessing=name, check=False
+        ).path
+        ours = deploykit.evaluate(weights, folder.data, img=32, preprocessing=name, **given).detections
+        theirs = deploykit.evaluate(exported, folder.data, **given).detections
+        assert len(ours.scores) == len(theirs.scores) > 0
+        np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-5)
+        found[name] = ours
+    assert not np.array_equal(found["default"].scores, found["legacy"].scores)
 
 
 @pytest.mark.parametrize(
