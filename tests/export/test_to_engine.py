@@ -368,6 +368,7 @@ def test_auto_takes_the_flavour_that_can_build(
         assert to_engine.chosen_flavour("auto") == flavour
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @rtx
 def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path, exported: Path) -> None:
     """The signal comes while the builder is inside of TensorRT, which is why the build has a thread of its own."""
