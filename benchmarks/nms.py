@@ -2,7 +2,7 @@
 
     python benchmarks/nms.py [--rounds 30] [--plot nms.png]
 
-Every round runs each implementation once, one after the other; printed are medians in milliseconds and, in brackets,
+Every round runs each implementation once, in an order of its own; printed are medians in milliseconds and, in brackets,
 the ratio to ours in numpy. Each gets the same array and gives back what is kept; thresholds are the defaults (0.25,
 0.45, 1000 candidates, 300 objects). What is compared:
 

@@ -288,4 +288,4 @@ class _Pickler(pickle._Pickler):  # stable, but in no type stub: hence the ignor
 
 
 _PICKLE = types.ModuleType("deploykit_pickle")
-_PICKLE.Pickler = _Pickler  # type: ignore[attr-defined]
+_PICKLE.Pickler = _Pickler  # type: ignore[attr-defined]  # a module made here has no declared names

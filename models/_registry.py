@@ -106,15 +106,6 @@ def builder_of(name: str) -> Builder:
     return builder
 
 
-def weights_licence(name: str) -> str:
-    """Under which licence the authors of a registered model published its weights; deploykit ships none.
-
-    Raises:
-        NotFoundError: there is no model of that name.
-    """
-    return str(import_module(builder_of(name).__module__).WEIGHTS_LICENCE)
-
-
 def outline_of_model(name: str) -> ReferenceModel:
     """A registered model without the memory of its weights, to look at and not to run.
 

@@ -31,10 +31,11 @@ class YOLOv6(nn.Module):
         self.backbone = Backbone(layout)
         self.neck = Neck(layout)
         channels = (layout.down[-1].width, *(stage.width for stage in layout.up))
-        head = ObjectnessHead if layout.objectness else DistanceHead
-        self.detect: FreeHead = head(layout.num_classes, channels)
-        if layout.reg_max:
-            self.detect = DistanceHead(layout.num_classes, channels, layout.reg_max)
+        self.detect: FreeHead = (
+            ObjectnessHead(layout.num_classes, channels)
+            if layout.objectness
+            else DistanceHead(layout.num_classes, channels, layout.reg_max)
+        )
         self.eval()
 
     @property

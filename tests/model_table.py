@@ -18,6 +18,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,7 +30,7 @@ from deploykit.errors import DeployError
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import list_models, load_model, outline_of_model, weights_licence
+from deploykit.models._registry import builder_of, list_models, load_model, outline_of_model
 from deploykit.releases import RELEASED
 from deploykit.runtime.machine import processor_name, versions
 from tests.export.narrow import model_of
@@ -106,7 +107,7 @@ def facts() -> list[dict[str, Any]]:
                 "task": model.spec.task,
                 "size": model.spec.input.size[0],
                 "parameters": model.parameters,
-                "weights_licence": weights_licence(name),
+                "weights_licence": import_module(builder_of(name).__module__).WEIGHTS_LICENCE,
             }
         )
     return sorted(found, key=lambda entry: (entry["family"], entry["name"]))

@@ -333,7 +333,7 @@ def test_who_waits_at_the_door_does_not_write_into_what_was_renamed(download: Do
 def test_no_redirect_leads_from_https_to_http() -> None:
     def redirect(start: str, to: str) -> urllib.request.Request | None:
         request = urllib.request.Request(start, headers={"Range": "bytes=5-"})
-        return module._NoRedirectDown().redirect_request(request, None, 302, "Found", {}, to)  # type: ignore[arg-type]
+        return module._NoRedirectDown().redirect_request(request, None, 302, "Found", {}, to)  # type: ignore[arg-type]  # no body
 
     assert any(isinstance(handler, module._NoRedirectDown) for handler in module._OPENER.handlers)
     for start in ("http://a/x", "https://a/x"):

@@ -6,6 +6,7 @@ is ours. Papers: arXiv 2209.02976 and 2301.05586; the distribution over distance
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import cast
 
@@ -20,7 +21,7 @@ STRIDES = (8, 16, 32, 64)
 PROJECTED = 17  # bins of ``proj``, which every head has, also where no distribution is predicted
 
 
-class FreeHead(nn.Module):
+class FreeHead(nn.Module, ABC):
     """Feature maps of L levels, ``(B, C_i, H_i, W_i)``, to rows ``(B, N, 5 + classes)`` in network pixels.
 
     Row: ``cx, cy, w, h, obj, cls...``; N runs over levels, then grid rows, then grid columns. Each level has a 1x1
@@ -57,9 +58,9 @@ class FreeHead(nn.Module):
         box = self._box(self.reg_convs[level](x), level)
         return torch.cat((box, scores.sigmoid()), 1).flatten(2).transpose(1, 2)
 
+    @abstractmethod
     def _box(self, x: Tensor, level: int) -> Tensor:
         """Features of the box branch to ``cx, cy, w, h, obj``, ``(B, 5, H, W)``."""
-        raise NotImplementedError
 
     def _corner(self, like: Tensor, level: int, offset: float) -> Tensor:
         """``(grid + offset) * stride`` in (x, y) for cells ``(B, C, H, W)``: ``(2, H, W)``."""

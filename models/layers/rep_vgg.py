@@ -23,6 +23,7 @@ class RepVGG(RepConv):
         nn.Module.__init__(self)
         self.act = nn.ReLU() if act is None else act
         self.rbr_identity = batch_norm(c1) if c1 == c2 and s == 1 else None
+        # The base has Sequentials in their places; only _folded below looks into them.
         self.rbr_dense = Conv(c1, c2, 3, s, act=nn.Identity())  # type: ignore[assignment]
         self.rbr_1x1 = Conv(c1, c2, 1, s, act=nn.Identity())  # type: ignore[assignment]
 

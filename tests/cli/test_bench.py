@@ -20,6 +20,7 @@ from deploykit.cli import main
 from deploykit.errors import (
     ArtefactError,
     BackendError,
+    DeployError,
     DeviceError,
     ImageError,
     NotFoundError,
@@ -203,7 +204,7 @@ def test_a_checkpoint_is_measured_like_an_export(
 )
 def test_what_cannot_be_measured_is_one_line(
     words: tuple[object, ...],
-    error: type[Exception],
+    error: type[DeployError],
     said: str,
     model: Path,
     picture: Path,
@@ -212,7 +213,7 @@ def test_what_cannot_be_measured_is_one_line(
 ) -> None:
     monkeypatch.chdir(picture.parent)
     Path("empty").mkdir()
-    assert _bench("--engine", model, "--source", picture, *words) == error.exit_code  # type: ignore[attr-defined]
+    assert _bench("--engine", model, "--source", picture, *words) == error.exit_code
     assert said in _line(capsys)
 
 

@@ -17,6 +17,7 @@ from deploykit.cli import main
 from deploykit.errors import (
     ArtefactError,
     DataError,
+    DeployError,
     ImageError,
     MissingDependencyError,
     NotFoundError,
@@ -208,7 +209,7 @@ def test_what_does_not_fit_is_one_line_with_its_exit_code(
     folder: Folder,
     change: Change | None,
     words: tuple[object, ...],
-    error: type[Exception] | None,
+    error: type[DeployError] | None,
     said: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -227,7 +228,7 @@ def test_what_does_not_fit_is_one_line_with_its_exit_code(
         assert said in err
         assert out
         return
-    assert code == error.exit_code  # type: ignore[attr-defined]
+    assert code == error.exit_code
     assert said in _line(capsys)
 
 

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 
 from deploykit.runtime.cuda import open_gpu
@@ -58,3 +60,13 @@ def operators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(folder))
         yield folder
+
+
+def with_attributes(model: bytes, change: dict[str, Any]) -> bytes:
+    """An ONNX file of one node, some of whose attributes are others."""
+    changed = onnx.load_from_string(model)
+    (node,) = changed.graph.node
+    for name, value in change.items():
+        (old,) = [a for a in node.attribute if a.name == name]
+        old.CopyFrom(onnx.helper.make_attribute(name, value))
+    return bytes(changed.SerializeToString())

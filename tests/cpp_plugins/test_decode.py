@@ -20,6 +20,7 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
 from deploykit.runtime.native_cuda import CudaLibrary
 from deploykit.runtime.session import Array, open_session
+from tests.cpp_plugins.conftest import with_attributes
 from tests.export.narrow import model_of
 
 
@@ -122,13 +123,8 @@ def test_every_bit_is_the_same_in_onnx_runtime_and_on_a_gpu(
     ids=str,
 )
 def test_attributes_that_make_no_sense(operators: Path, change: dict[str, Any], said: str, tmp_path: Path) -> None:
-    model = onnx.load_from_string(decode_rows_model(np.float32, **HEAD))
-    (node,) = model.graph.node
-    for name, value in change.items():
-        (old,) = [a for a in node.attribute if a.name == name]
-        old.CopyFrom(onnx.helper.make_attribute(name, value))
     file = tmp_path / "wrong.onnx"
-    file.write_bytes(model.SerializeToString())
+    file.write_bytes(with_attributes(decode_rows_model(np.float32, **HEAD), change))
     with pytest.raises(BackendError, match=f"DecodeRows: {said}"):
         open_session(file, provider="cpu")
 

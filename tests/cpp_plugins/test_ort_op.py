@@ -13,6 +13,7 @@ from deploykit.export.native_check import check_libraries, expected_outputs, nms
 from deploykit.runtime.native import FOLDER
 from deploykit.runtime.session import open_session
 from deploykit.spec import RawRows, Thresholds
+from tests.cpp_plugins.conftest import with_attributes
 from tests.nms_corpus import Case, corpus
 
 POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
@@ -90,13 +91,8 @@ def test_its_outputs_may_feed_other_nodes(operators: Path, tmp_path: Path) -> No
     ids=str,
 )
 def test_attributes_that_make_no_sense(operators: Path, change: dict[str, float], said: str, tmp_path: Path) -> None:
-    model = onnx.load_from_string(nms_kpt_model(np.float32, POSE, Thresholds(), 17))
-    (node,) = model.graph.node
-    for name, value in change.items():
-        (old,) = [a for a in node.attribute if a.name == name]
-        old.CopyFrom(onnx.helper.make_attribute(name, value))
     file = tmp_path / "wrong.onnx"
-    file.write_bytes(model.SerializeToString())
+    file.write_bytes(with_attributes(nms_kpt_model(np.float32, POSE, Thresholds(), 17), change))
     with pytest.raises(BackendError, match=f"NmsKpt: {said}"):
         open_session(file, provider="cpu")
 

@@ -107,9 +107,12 @@ def test_a_checkpoint_is_predicted_with_by_either_preprocessing(tmp_path: Path) 
         with deploykit.load(weights, preprocessing=name) as model:
             assert model.spec.input == open_torch_session(weights, preprocessing=name)[1].input
             run = model.session.run
-            model.session.run = lambda inputs, run=run, name=name: (fed.update({name: inputs["images"]}), run(inputs))[
-                1
-            ]  # type: ignore[method-assign, misc]
+
+            def looking(inputs: Any, run: Any = run, name: str = name) -> Any:
+                fed[name] = inputs["images"]
+                return run(inputs)
+
+            model.session.run = looking  # type: ignore[method-assign]  # to see what goes in
             model(picture)
     mean, std = (np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     assert np.allclose(fed["legacy"], (fed["default"][:, ::-1] / 255 - mean) / std, rtol=0, atol=1e-5)
