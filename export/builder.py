@@ -84,13 +84,24 @@ def _info(tensor: Any) -> TensorInfo:
 
 
 def _precision(trt: Any, definition: Any) -> dict[str, int]:
+    """Compute layers by the type of what they multiply; behind dequantisation on both sides that is the narrow one."""
     kinds = {getattr(trt.LayerType, name) for name in COMPUTE}
+    layers = [definition.get_layer(i) for i in range(definition.num_layers)]
+    narrow: dict[str, str] = {}  # tensor -> the type that it was dequantised from
+    for layer in layers:
+        if layer.type == trt.LayerType.DEQUANTIZE:
+            narrow[layer.get_output(0).name] = dtype_name(layer.get_input(0).dtype)
+        elif layer.type in (trt.LayerType.SHUFFLE, trt.LayerType.IDENTITY) and layer.get_input(0).name in narrow:
+            narrow[layer.get_output(0).name] = narrow[layer.get_input(0).name]
     found: Counter[str] = Counter()
-    for i in range(definition.num_layers):
-        layer = definition.get_layer(i)
-        if layer.type in kinds:
-            name = dtype_name(layer.get_input(0).dtype)
-            found[PRECISIONS.get(name, name)] += 1
+    for layer in layers:
+        if layer.type not in kinds:
+            continue
+        sides = [layer.get_input(i) for i in range(min(layer.num_inputs, 2))]
+        stored = [narrow.get(side.name, "") for side in sides if side is not None]
+        both = len(stored) == 2 and stored[0] == stored[1]
+        name = stored[0] if both and stored[0] else dtype_name(layer.get_input(0).dtype)
+        found[PRECISIONS.get(name, name)] += 1
     return dict(found.most_common())
 
 

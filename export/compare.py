@@ -193,7 +193,7 @@ def check_expected(
         spec = dataclasses.replace(spec, output=layout)  # what a run gives is decoded
     for batch, reference, rows, found in found_runs:
         found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
-        matchings += match(reference, name, batch, rows, found, spec, limits.probability)
+        matchings += match(reference, name, batch, rows, found, spec, limits)
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)
 
 

@@ -13,7 +13,7 @@ from deploykit.runtime.parity import Batch, Feeds
 from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, ModelSpec
 
-__all__ = ["SAMPLE", "make_feeds", "sample_image"]
+__all__ = ["SAMPLE", "make_feeds", "on_canvas", "sample_image"]
 
 SAMPLE = "apollo11_crew.jpg"
 SEED = 0
@@ -43,9 +43,9 @@ def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
     for path in images or [sample_image()]:
         picture = read_image(path)
         label = str(path) if Path(path).name in fed else Path(path).name
-        fed[label] = _on_canvas(picture, canvas, auto=False)
+        fed[label] = on_canvas(picture, canvas, auto=False)
         if canvas.dynamic == "shape":
-            rectangle = _on_canvas(picture, canvas, auto=True)
+            rectangle = on_canvas(picture, canvas, auto=True)
             if rectangle.shape != fed[label].shape:
                 fed[f"{label} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
     fed[f"noise (seed {SEED})"] = _noise(canvas)
@@ -83,7 +83,7 @@ def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:
     return Feeds(fed, tuple(batches))
 
 
-def _on_canvas(picture: Array, canvas: InputSpec, *, auto: bool) -> Array:
+def on_canvas(picture: Array, canvas: InputSpec, *, auto: bool) -> Array:
     """The picture as the Predictor would feed it."""
     letterbox = Letterbox.fit(picture.shape[:2], canvas.size, canvas.fit, auto=auto)
     return blob([letterbox.apply(picture)], canvas)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
 
 from deploykit.runtime.fusion import object_thresholds
 from deploykit.runtime.nms import nms
-from deploykit.runtime.parity import Batch
+from deploykit.runtime.parity import Batch, Tolerance
 from deploykit.runtime.postprocess import Found, found_in
 from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
@@ -18,11 +18,6 @@ __all__ = ["FEW", "ROWS", "Matching", "match", "match_found"]
 
 FEW = 20  # fewer detections than this say little, so the best rows are compared as well
 ROWS = 100
-MIN_IOU = 0.99
-SAME_BOX = 0.02  # pixels: so near are the corners of a box of any size, of which the IoU of a tiny one says nothing
-MAX_PIXELS = 0.05  # keypoints of matched detections
-MAX_SCORE = 1e-4
-BORDERLINE_IOU = 1e-3  # a pair this near to the NMS threshold may fall on either side of it
 
 
 @dataclass(frozen=True)
@@ -44,13 +39,14 @@ class Matching:
     min_iou: float
     max_score: float
     max_keypoint: float | None
+    limits: Tolerance = field(default_factory=Tolerance)
 
     @property
     def ok(self) -> bool:
         """Whether every detection has its partner, in the same place and with the same score."""
         paired = 2 * self.matched + self.borderline == self.expected + self.found
-        near = self.max_keypoint is None or self.max_keypoint <= MAX_PIXELS
-        return paired and near and self.min_iou >= MIN_IOU and self.max_score <= MAX_SCORE
+        near = self.max_keypoint is None or self.max_keypoint <= self.limits.max_keypoint
+        return paired and near and self.min_iou >= self.limits.min_iou and self.max_score <= self.limits.max_score
 
     def __str__(self) -> str:
         points = "" if self.max_keypoint is None else f", keypoints within {self.max_keypoint:.3g} px"
@@ -68,7 +64,7 @@ def match(
     expected: list[Array],
     found: list[Array],
     spec: ModelSpec,
-    score_limit: float,
+    limits: Tolerance,
 ) -> list[Matching]:
     """Match the detections of a whole batch.
 
@@ -76,21 +72,21 @@ def match(
     objects both runs of NMS are matched: the fusion is arithmetic on what they keep, and happens in source pixels.
     """
     assert not isinstance(spec.output, (NmsOutputs, Tensor))
-    layout, limits = spec.output.plain, _limits_of(spec)
+    layout, suppression = spec.output.plain, _thresholds_of(spec)
     sides = [[_found_in(rows, spec) for rows in images] for images in (expected, found)]
     detections = [
-        _pair(a, b, _Rows.of(mine, layout), _Rows.of(other, layout), limits, score_limit)
+        _pair(a, b, _Rows.of(mine, layout), _Rows.of(other, layout), suppression, limits)
         for a, b, mine, other in zip(*sides, expected, found, strict=True)
     ]
-    reports = [_merged(detections, (reference, candidate, batch.name, "detections"))]
+    reports = [_merged(detections, (reference, candidate, batch.name, "detections"), limits)]
     if reports[0].expected < FEW or reports[0].borderline > reports[0].matched:
-        best = [_best_rows(a, b, spec) for a, b in zip(expected, found, strict=True)]
-        reports.append(_merged(best, (reference, candidate, batch.name, "best rows")))
+        best = [_best_rows(a, b, spec, limits) for a, b in zip(expected, found, strict=True)]
+        reports.append(_merged(best, (reference, candidate, batch.name, "best rows"), limits))
     return reports
 
 
 def match_found(
-    names: tuple[str, str, str], expected: list[Array], found: list[Found], spec: ModelSpec, score_limit: float
+    names: tuple[str, str, str], expected: list[Array], found: list[Found], spec: ModelSpec, limits: Tolerance
 ) -> Matching:
     """Match what a network with NMS inside found with what the definition finds in a reference's rows.
 
@@ -102,23 +98,23 @@ def match_found(
     parts = []
     for rows, b in zip(expected, found, strict=True):
         a, known = found_in({layout.name: rows[None]}, 0, spec, spec.thresholds), _Rows.of(rows, layout)
-        parts.append(_pair(a, b, known, known, (spec.thresholds,), score_limit))
-    return _merged(parts, (*names, "detections"))
+        parts.append(_pair(a, b, known, known, (spec.thresholds,), limits))
+    return _merged(parts, (*names, "detections"), limits)
 
 
-Limits = tuple[Thresholds, ...]
+Suppression = tuple[Thresholds, ...]
 """The thresholds of NMS: one for all, or the persons' and the keypoint objects'."""
 
 
-def _limits_of(spec: ModelSpec) -> Limits:
+def _thresholds_of(spec: ModelSpec) -> Suppression:
     if isinstance(spec.output, PoseObjectRows):
         return spec.thresholds, object_thresholds(spec.output, spec.thresholds)
     return (spec.thresholds,)
 
 
-def _of(label: int, limits: Limits) -> Thresholds:
+def _of(label: int, suppression: Suppression) -> Thresholds:
     """The thresholds that hold for a class."""
-    return limits[min(int(label), len(limits) - 1)]
+    return suppression[min(int(label), len(suppression) - 1)]
 
 
 def _found_in(rows: Array, spec: ModelSpec) -> Found:
@@ -149,7 +145,9 @@ class _Pairs:
     keypoint: Array | None
 
 
-def _merged(parts: list[_Pairs], names: tuple[str, str, str, Literal["detections", "best rows"]]) -> Matching:
+def _merged(
+    parts: list[_Pairs], names: tuple[str, str, str, Literal["detections", "best rows"]], limits: Tolerance
+) -> Matching:
     points = [p.keypoint for p in parts if p.keypoint is not None]
     return Matching(
         *names,
@@ -160,6 +158,7 @@ def _merged(parts: list[_Pairs], names: tuple[str, str, str, Literal["detections
         min_iou=min((float(p.iou.min(initial=1.0)) for p in parts), default=1.0),
         max_score=max((float(p.score.max(initial=0.0)) for p in parts), default=0.0),
         max_keypoint=max(float(p.max(initial=0.0)) for p in points) if points else None,
+        limits=limits,
     )
 
 
@@ -178,28 +177,30 @@ class _Rows:
             scores if layout.obj is None else scores * rows[:, layout.obj[0], None],
         )
 
-    def hold(self, found: Found, i: int) -> bool:
+    def hold(self, found: Found, i: int, limits: Tolerance) -> bool:
         """Whether a row has the place of detection ``i`` and its score, so that only NMS can have decided otherwise."""
-        same = np.abs(self.scores[:, found.labels[i]] - found.scores[i]) <= MAX_SCORE
-        return bool((_iou(found.boxes[i : i + 1], self.boxes[same]) >= MIN_IOU).any())
+        same = np.abs(self.scores[:, found.labels[i]] - found.scores[i]) <= limits.max_score
+        return bool((_iou(found.boxes[i : i + 1], self.boxes[same], limits.same_box) >= limits.min_iou).any())
 
 
-def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, limits: Limits, score_limit: float) -> _Pairs:
+def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, suppression: Suppression, limits: Tolerance) -> _Pairs:
     """Each detection with the one of the same label that overlaps it most, the best score first."""
-    overlap = np.where(a.labels[:, None] == b.labels, _iou(a.boxes, b.boxes), -1.0)
+    overlap = np.where(a.labels[:, None] == b.labels, _iou(a.boxes, b.boxes, limits.same_box), -1.0)
     free = np.ones(len(b.scores), bool)
     pairs: list[tuple[int, int]] = []
     for i in range(len(a.scores)):
         j = int(np.where(free, overlap[i], -1.0).argmax()) if free.any() else -1
-        if j >= 0 and overlap[i, j] >= MIN_IOU:
+        if j >= 0 and overlap[i, j] >= limits.min_iou:
             pairs.append((i, j))
             free[j] = False
     left, right = (np.array(side, np.int64) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     alone = [
-        np.array([i for i in np.setdiff1d(np.arange(len(mine.scores)), paired) if other.hold(mine, i)], np.int64)
+        np.array(
+            [i for i in np.setdiff1d(np.arange(len(mine.scores)), paired) if other.hold(mine, i, limits)], np.int64
+        )
         for mine, paired, other in ((a, left, rows_b), (b, right, rows_a))
     ]
-    borderline = _explained(a, b, alone[0], alone[1], limits, score_limit)
+    borderline = _explained(a, b, alone[0], alone[1], suppression, limits)
     distance = None if a.keypoints is None or b.keypoints is None else _distance(a.keypoints[left], b.keypoints[right])
     return _Pairs(
         len(a.scores),
@@ -211,7 +212,7 @@ def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, limits: Limits, scor
     )
 
 
-def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, limits: Limits, score_limit: float) -> int:
+def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, suppression: Suppression, limits: Tolerance) -> int:
     """How many of the unmatched detections, whose rows both networks have, rounding explains.
 
     NMS is a chain of decisions: where two scores are equal but for rounding, either row may go first and suppress the
@@ -223,13 +224,13 @@ def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, limits: Limit
     labels = np.concatenate([mine.labels[alone] for mine, _, alone in sides])
     scores = np.concatenate([mine.scores[alone] for mine, _, alone in sides])
     side = np.repeat([0, 1], [len(alone_a), len(alone_b)])
-    overlap = _iou(boxes, boxes)
-    iou = np.array([_of(label, limits).iou for label in labels])
-    linked = (labels[:, None] == labels) & (overlap >= iou - BORDERLINE_IOU)
-    linked |= overlap >= MIN_IOU  # of two labels: one row, whose best classes are as good as equal
-    tied = linked & (side[:, None] != side) & (np.abs(scores[:, None] - scores) <= 2 * score_limit)
+    overlap = _iou(boxes, boxes, limits.same_box)
+    iou = np.array([_of(label, suppression).iou for label in labels])
+    linked = (labels[:, None] == labels) & (overlap >= iou - limits.borderline_iou)
+    linked |= overlap >= limits.min_iou  # of two labels: one row, whose best classes are as good as equal
+    tied = linked & (side[:, None] != side) & (np.abs(scores[:, None] - scores) <= 2 * limits.probability)
     explained = tied.any(1) | np.array(
-        [_borderline(mine, i, other, limits, score_limit) for mine, other, alone in sides for i in alone], bool
+        [_borderline(mine, i, other, suppression, limits) for mine, other, alone in sides for i in alone], bool
     )
     while True:  # what hangs together with something explained is explained
         reached = explained | (linked & explained).any(1)
@@ -238,21 +239,22 @@ def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, limits: Limit
         explained = reached
 
 
-def _borderline(mine: Found, i: int, other: Found, limits: Limits, score_limit: float) -> bool:
+def _borderline(mine: Found, i: int, other: Found, suppression: Suppression, limits: Tolerance) -> bool:
     """Whether rounding may have decided that detection i of ``mine`` is not among ``other``'s."""
-    score, near = float(mine.scores[i]), 2 * score_limit
-    thresholds = _of(mine.labels[i], limits)
-    together = np.array([_of(label, limits) is thresholds for label in other.labels], bool)
+    score, near = float(mine.scores[i]), 2 * limits.probability
+    thresholds = _of(mine.labels[i], suppression)
+    together = np.array([_of(label, suppression) is thresholds for label in other.labels], bool)
     run = other.scores[together]  # what one run of NMS kept
     if abs(score - thresholds.conf) <= near or len(run) >= thresholds.max_det:
         return True
     if other.candidates > thresholds.pre_nms_topk and score <= float(run.min(initial=1.0)) + near:
         return True  # it may have fallen off the end of the list that NMS looks at
     same = other.labels == mine.labels[i]
-    return bool((np.abs(_iou(mine.boxes[i : i + 1], other.boxes[same]) - thresholds.iou) <= BORDERLINE_IOU).any())
+    overlap = _iou(mine.boxes[i : i + 1], other.boxes[same], limits.same_box)
+    return bool((np.abs(overlap - thresholds.iou) <= limits.borderline_iou).any())
 
 
-def _best_rows(a: Array, b: Array, spec: ModelSpec) -> _Pairs:
+def _best_rows(a: Array, b: Array, spec: ModelSpec, limits: Tolerance) -> _Pairs:
     """The reference's rows with the highest scores against the candidate's rows of the same numbers."""
     assert not isinstance(spec.output, (NmsOutputs, Tensor))
     layout = spec.output.plain
@@ -268,8 +270,8 @@ def _best_rows(a: Array, b: Array, spec: ModelSpec) -> _Pairs:
             for side in (a, b)
         ]
         distance = _distance(*points)
-    overlap = np.array([_iou(p[None], q[None])[0, 0] for p, q in zip(*boxes, strict=True)])
-    same = overlap >= MIN_IOU
+    overlap = np.array([_iou(p[None], q[None], limits.same_box)[0, 0] for p, q in zip(*boxes, strict=True)])
+    same = overlap >= limits.min_iou
     score = np.abs(scores[0] - scores[1])[same]
     return _Pairs(len(rows), len(rows), 0, overlap[same], score, None if distance is None else distance[same])
 
@@ -289,11 +291,12 @@ def _distance(a: Array, b: Array) -> Array:
     return distance
 
 
-def _iou(a: Array, b: Array) -> Array:
-    """IoU of every box of ``a`` with every box of ``b``, ``(N, M)``; 1 where all corners are within SAME_BOX pixels."""
+def _iou(a: Array, b: Array, same_box: float) -> Array:
+    """IoU of every box of ``a`` with every box of ``b``, ``(N, M)``; 1 where all corners are within ``same_box``
+    pixels, because the IoU of a tiny box says nothing."""
     a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     inter = sides.prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - inter
     overlap: Array = np.where(union > 0, inter / np.where(union > 0, union, 1), 0.0)
-    return np.where(np.abs(a - b).max(-1) <= SAME_BOX, 1.0, overlap)
+    return np.where(np.abs(a - b).max(-1) <= same_box, 1.0, overlap)

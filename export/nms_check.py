@@ -17,7 +17,7 @@ from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.nms import nms
 from deploykit.runtime.parity import Batch, Difference, Expected, Tolerance, differences
 from deploykit.runtime.postprocess import Found, found_in
-from deploykit.runtime.session import Array, Session
+from deploykit.runtime.session import Array, Session, input_of
 from deploykit.spec import ModelSpec, RawRows, Thresholds
 
 __all__ = ["check_detections", "detections_as_rows", "detections_layout"]
@@ -64,10 +64,10 @@ def check_detections(
                 continue
             rows = [by_label[label] for label in batch.images]
             names = (reference, name, batch.name)
-            matchings.append(match_found(names, rows, detections, rows_spec, limits.probability))
+            matchings.append(match_found(names, rows, detections, rows_spec, limits))
             if best is not None:
-                parts = [_best(r, b, layout, spec.thresholds.max_det) for r, b in zip(rows, best, strict=True)]
-                matchings.append(_matching(names, parts))
+                parts = [_best(r, b, layout, spec.thresholds.max_det, limits) for r, b in zip(rows, best, strict=True)]
+                matchings.append(_matching(names, parts, limits))
                 found_differences += _differences(names, parts, layout, limits)
     notes = expected.feeds.notes
     if opened is None:
@@ -85,7 +85,7 @@ def detections_layout(spec: ModelSpec) -> RawRows:
 def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array:
     """What a network with NMS inside finds in one image, as rows in which NMS finds the same again."""
     info = session.inputs[0]
-    outputs = session.run({info.name: np.repeat(image, info.shape[0] or 1, 0)})
+    outputs = session.run(input_of(info, np.repeat(image, info.shape[0] or 1, 0)))
     found = found_in(outputs, 0, spec, spec.thresholds)
     layout = detections_layout(spec)
     rows = np.zeros((len(found.scores), layout.columns), np.float32)
@@ -103,9 +103,9 @@ def _run(session: Session, batch: Batch, expected: Expected, spec: ModelSpec, th
     images = [expected.feeds.images[label] for label in batch.images]
     fixed = info.shape[0]
     if fixed is None or fixed == len(images):
-        outputs = session.run({info.name: np.concatenate(images)})
+        outputs = session.run(input_of(info, np.concatenate(images)))
         return [found_in(outputs, slot, spec, thresholds) for slot in range(len(images))]
-    runs = (session.run({info.name: np.repeat(image, fixed, 0)}) for image in images)
+    runs = (session.run(input_of(info, np.repeat(image, fixed, 0))) for image in images)
     return [found_in(outputs, 0, spec, thresholds) for outputs in runs]
 
 
@@ -123,7 +123,7 @@ class _Best:
     tail: int
 
 
-def _best(rows: Array, found: Found, layout: RawRows, most: int) -> _Best:
+def _best(rows: Array, found: Found, layout: RawRows, most: int, limits: Tolerance) -> _Best:
     """Pair the best rows with the candidate's: same place, same score. ``most``: so many the candidate can give."""
     count = min(ROWS, most)
     top = Thresholds(conf=0.0, iou=1.0, max_det=count, pre_nms_topk=count)
@@ -132,16 +132,19 @@ def _best(rows: Array, found: Found, layout: RawRows, most: int) -> _Best:
     given = _as_rows(found, layout)
     free = np.ones(len(given), bool)
     pairs: list[tuple[int, int]] = []
+    # Looked for within these: a pixel and a thousandth, or what a lower precision makes of them.
+    near, alike = max(1.0, 4 * limits.pixels), max(1e-3, 2 * limits.max_score)
     last = float(found.scores[-1]) if len(found.scores) == most else -1.0  # a list that is not full has no tail
     tail = 0
     for i in range(count):
-        distance = np.abs(found.boxes - kept.boxes[i]).max(1) + 1e3 * np.abs(found.scores - kept.scores[i])
+        distance = np.abs(found.boxes - kept.boxes[i]).max(1) / near
+        distance += np.abs(found.scores - kept.scores[i]) / alike
         distance[~free | (found.labels != kept.labels[i])] = np.inf
         j = int(distance.argmin()) if len(distance) else 0
         if len(distance) and distance[j] < 1.0:
             pairs.append((i, j))
             free[j] = False
-        elif kept.scores[i] <= last + 1e-4:
+        elif kept.scores[i] <= last + limits.max_score:
             tail += 1
     left, right = (np.array(side, np.int64) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     expected = rows[kept.rows[left]].astype(np.float64)
@@ -166,7 +169,7 @@ def _as_rows(found: Found, layout: RawRows) -> Array:
     return np.concatenate((found.boxes, found.scores[:, None], points), 1).astype(np.float64)
 
 
-def _matching(names: tuple[str, str, str], parts: Sequence[_Best]) -> Matching:
+def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Tolerance) -> Matching:
     count, tail = sum(p.count for p in parts), sum(p.tail for p in parts)
     score = max((float(np.abs(p.expected[:, 4] - p.found[:, 4]).max(initial=0.0)) for p in parts), default=0.0)
     points = [np.abs(p.expected[:, 5:] - p.found[:, 5:]).max(initial=0.0) for p in parts]
@@ -180,6 +183,7 @@ def _matching(names: tuple[str, str, str], parts: Sequence[_Best]) -> Matching:
         min_iou=1.0,
         max_score=score,
         max_keypoint=float(max(points, default=0.0)) if parts and parts[0].expected.shape[1] > 5 else None,
+        limits=limits,
     )
 
 
@@ -193,4 +197,4 @@ def _differences(
     plain = RawRows(obj=None, cls=(4, 5), keypoints=(5, width) if width > 5 else None, kpt_dims=layout.kpt_dims)
     expected, found = ([getattr(p, side) for p in parts] for side in ("expected", "found"))
     reference, name, label = names
-    yield from differences(reference, name, label, expected, found, plain, limits)
+    yield from differences(reference, name, label, expected, found, plain, limits, corners=True)

@@ -27,12 +27,14 @@ class ParityReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every comparison is within its limits."""
-        return all(d.ok for d in self.differences) and all(m.ok for m in self.matchings)
+        """Whether every comparison is within its limits, where there are limits."""
+        return not self.tolerance.judged or (all(d.ok for d in self.differences) and all(m.ok for m in self.matchings))
 
     @property
     def worst(self) -> Difference | Matching | None:
         """The first failure, raw values before detections, the largest first; None if there is none."""
+        if self.ok:
+            return None
         bad = sorted((d for d in self.differences if not d.ok), key=lambda d: -d.used)
         return bad[0] if bad else next((m for m in self.matchings if not m.ok), None)
 
@@ -43,6 +45,7 @@ class ParityReport:
             entry["ok"] = difference.ok
         for entry, matching in zip(data["matchings"], self.matchings, strict=True):
             entry["ok"] = matching.ok
+            del entry["limits"]  # they are the report's
         worded: dict[str, Any] = _worded({"ok": self.ok, **data})
         return worded
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.engine import EngineRecord
 from deploykit.runtime.files import megabytes
 from deploykit.spec import ModelSpec
+
+if TYPE_CHECKING:  # it reports on an export of its own, the fp32 graph
+    from deploykit.export.precision import PrecisionReport
 
 __all__ = ["Constant", "EngineReport", "ExportReport", "Interface"]
 
@@ -53,6 +56,7 @@ class ExportReport:
     outputs: tuple[Interface, ...]
     spec: ModelSpec
     parity: ParityReport | None
+    lowered: PrecisionReport | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -79,10 +83,11 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: every field, with the parity report in full."""
-        data = dataclasses.asdict(dataclasses.replace(self, parity=None))
+        data = dataclasses.asdict(dataclasses.replace(self, parity=None, lowered=None))
         data["path"] = str(self.path)
         data["bytes_per_parameter"] = self.bytes_per_parameter
         data["parity"] = self.parity.to_dict() if self.parity else None
+        data["lowered"] = self.lowered.to_dict() if self.lowered else None
         return data
 
 

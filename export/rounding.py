@@ -45,4 +45,9 @@ def eased(limits: Tolerance, share: float) -> Tolerance | None:
     if share <= 1.0 or not math.isfinite(share):
         return None
     factor = min(ROOM * share, MOST)
-    return Tolerance(limits.pixels * factor, limits.relative * factor, limits.probability * factor)
+    return replace(
+        limits,
+        pixels=limits.pixels * factor,
+        relative=limits.relative * factor,
+        probability=limits.probability * factor,
+    )

@@ -226,9 +226,9 @@ def _check_network(network: Network, spec: ModelSpec, file: Path) -> None:
     names = [info.name for info in network.inputs]
     if names != [spec.input.name]:
         raise SpecError(f"the spec says that the one input is {spec.input.name!r}, {file} has {', '.join(names)}")
-    floats = {name: count for name, count in network.precision.items() if name in ("fp32", "fp16", "bf16")}
-    if spec.precision in ("fp32", "fp16", "bf16") and floats and max(floats, key=floats.__getitem__) != spec.precision:
-        found = ", ".join(f"{count} in {name}" for name, count in network.precision.items())
+    counts = network.precision
+    if counts and max(counts, key=counts.__getitem__) != spec.precision:
+        found = ", ".join(f"{count} in {name}" for name, count in counts.items())
         raise ExportError(f"{file} shall compute in {spec.precision}, but TensorRT reads its layers as {found}")
 
 

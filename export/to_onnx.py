@@ -3,39 +3,39 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 import onnx_ir as ir
+import torch
 from torch import nn
 
 from deploykit import __version__
-from deploykit.errors import ExportError, ImageSizeError, SpecError, UsageError, require
+from deploykit.errors import ImageSizeError, SpecError, UsageError, require
 from deploykit.export import passes
 from deploykit.export.clock import Clock
-from deploykit.export.compare import expect
 from deploykit.export.feeds import make_feeds
+from deploykit.export.finish import finish, weights_of, write
 from deploykit.export.nms_export import TRANSLATIONS, NmsMode, NmsPlan, plan_of
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
+from deploykit.export.precision import Job, Lowering, PrecisionReport, lower
+from deploykit.export.proof import LIMITS, Proof
 from deploykit.export.report import ExportReport
-from deploykit.export.rounding import eased, float32_share
-from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import DEFAULT, ReferenceModel, load_model
-from deploykit.runtime.parity import Expected, Feeds
-from deploykit.spec import METADATA_KEY, Dynamic, ModelSpec, PoseObjectRows, RawRows, Thresholds
+from deploykit.runtime.parity import Expected
+from deploykit.spec import Dynamic, ModelSpec, Thresholds
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
 
 OPSETS = range(18, 24)
 """Below 18 the exporter writes models that are not valid; above 23 it has no operators."""
-
-LARGE = 2**31 - 2**20  # bytes: protobuf's limit, less what the graph itself may need
 
 
 def export_onnx(
@@ -56,6 +56,7 @@ def export_onnx(
     max_det: int | None = None,
     pre_nms_topk: int | None = None,
     preprocessing: str = DEFAULT,
+    lowering: Lowering | None = None,
     on_step: Callable[[str], None] = lambda _: None,
     on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> ExportReport:
@@ -79,7 +80,9 @@ def export_onnx(
         conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
         preprocessing: how pictures are prepared, where a model was published with two ways: ``legacy`` for the weights
             of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
-        on_step: told what is being done: reading, building, fusing, tracing, simplifying, writing, checking.
+        lowering: the precision, fp32 if None; what it needs is in it (docs/precision.md).
+        on_step: told what is being done: reading, building, fusing, tracing, simplifying, converting, writing,
+            checking.
         on_expected: given what the checkpoint gives on the images of the check, for whoever builds on the file.
 
     Raises:
@@ -102,6 +105,7 @@ def export_onnx(
         exporter=exporter,
         nms=nms,
         thresholds=_thresholds(model.spec.thresholds, conf, iou, max_det, pre_nms_topk),
+        lowering=lowering,
         checkpoint_size=Path(weights).stat().st_size,
         clock=clock,
         on_expected=on_expected,
@@ -122,39 +126,93 @@ def onnx_from_model(
     exporter: Literal["dynamo", "legacy"] = "dynamo",
     nms: NmsMode = "none",
     thresholds: Thresholds | None = None,
+    lowering: Lowering | None = None,
     checkpoint_size: int = 0,
     clock: Clock | None = None,
     on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> ExportReport:
     """The part of :func:`export_onnx` after the checkpoint: any :class:`ReferenceModel` to a verified file."""
-    clock = clock or Clock(lambda _: None)
+    clock, lowering = clock or Clock(lambda _: None), lowering or Lowering()
+    opset, raised = lowering.opset(opset)
     spec = _spec(model, img, batch, dynamic, opset)
     check_place(out)
-    example = example_input(spec.input)
-    feeds = make_feeds(spec, samples) if check else None
+    feeds = make_feeds(spec, samples) if check or lowering.precision != "fp32" else None
     if check:
         require("onnxruntime", "cpu")
     clock("fusing")
     fused = fuse_model(model.module)
     plan, spec = plan_of(spec, nms, thresholds or spec.thresholds, fused)
+    rows_plan, rows = plan_of(replace(spec, output=model.spec.output), "none", spec.thresholds, fused)
     if nms != "none" and exporter != "dynamo":
         raise UsageError(f"--nms {nms} needs --exporter dynamo")
+    proof = Proof(model, fused, rows, feeds, clock) if feeds and check else None
+    trace = partial(_traced, fused, example_input(spec.input), spec, exporter, simplify, clock)
+    with folder_beside(out) as folder:
+        lowered, base = None, None
+        if lowering.precision == "fp32":
+            graph = trace(plan)
+        else:
+            assert feeds is not None
+            job = Job(trace, plan, rows_plan, spec, rows, fused, feeds, proof, clock)
+            graph, lowered, base = lower(job, lowering, folder)
+            spec = replace(spec, precision=lowering.precision)
+            clock("writing")
+        finish(graph, spec, plan, fused)
+        report = _report(model, graph, spec, plan, fused, out, checkpoint_size)
+        report = replace(report, lowered=lowered, notes=(*report.notes, *([raised] if raised else [])))
+        clock("writing")
+        file = write(graph, folder / out.name, report.weight_size)
+        del graph
+        parity = _proved(proof, file, plan, spec, lowered) if proof else None
+        if base is not None:
+            shutil.rmtree(base.parent)
+        size = sum(p.stat().st_size for p in folder.iterdir())
+        if parity is not None and proof is not None:
+            on_expected(replace(proof.expected, limits=parity.tolerance))
+            _report_of(file).write_text(parity.to_json())
+        move_into_place(folder, out, companions=(weights_of(out), _report_of(out)))
+    return replace(report, size=size, parity=parity, seconds=clock.seconds())
+
+
+def _traced(
+    fused: nn.Module,
+    example: torch.Tensor,
+    spec: ModelSpec,
+    exporter: str,
+    simplify: bool,
+    clock: Clock,
+    plan: NmsPlan,
+) -> ir.Model:
+    """The graph of what a plan traces."""
     clock("tracing")
-    graph = traced(
-        plan.module(fused), example, spec, exporter, simplify, plan.outputs, TRANSLATIONS if plan.candidates else None
-    )
+    translations = TRANSLATIONS if plan.candidates else None
+    graph = traced(plan.module(fused), example, spec, exporter, simplify, plan.outputs, translations)
     if simplify:
         clock("simplifying")
         passes.simplify(graph)
-    _finish(graph, spec, plan, fused)
-    weights = {name for name, _ in plan.module(fused).named_parameters()}
-    report = ExportReport(
+    return graph
+
+
+def _report(
+    model: ReferenceModel,
+    graph: ir.Model,
+    spec: ModelSpec,
+    plan: NmsPlan,
+    fused: nn.Module,
+    out: Path,
+    checkpoint_size: int,
+) -> ExportReport:
+    """What is known of a file before it is written; its own size and its parity come later."""
+    names = {name for name, _ in plan.module(fused).named_parameters()}
+    stored = passes.initializers_of(graph)
+    weights = {c.name for c in stored if c.name in names or _weight_of(c.name) in names}
+    return ExportReport(
         path=out,
         model=model.name,
         size=0,
         parameters=sum(p.numel() for p in fused.parameters()),
-        weight_size=sum(c.size for c in passes.initializers_of(graph) if c.name in weights),
-        constants=tuple(c for c in passes.initializers_of(graph) if c.name not in weights),
+        weight_size=sum(c.size for c in stored if c.name in weights),
+        constants=tuple(c for c in stored if c.name not in weights),
         checkpoint_size=checkpoint_size,
         nodes=sum(1 for _ in graph.graph),
         opset=graph.opset_imports[""],
@@ -164,16 +222,34 @@ def onnx_from_model(
         parity=None,
         notes=model.notes,
     )
-    clock("writing")
-    with folder_beside(out) as folder:
-        file = _write(graph, folder / out.name, report.weight_size)
-        del graph
-        parity = _proved(model, fused, file, spec, plan, feeds, clock, on_expected) if feeds else None
-        size = sum(p.stat().st_size for p in folder.iterdir())
-        if parity is not None:
-            _report_of(file).write_text(parity.to_json())
-        move_into_place(folder, out, companions=(_weights_of(out), _report_of(out)))
-    return replace(report, size=size, parity=parity, seconds=clock.seconds())
+
+
+def _weight_of(name: str) -> str:
+    """The parameter that a converted initialiser is of: its name has the precision behind it."""
+    return name.rsplit("_", 1)[0]
+
+
+def _proved(proof: Proof, file: Path, plan: NmsPlan, spec: ModelSpec, lowered: PrecisionReport | None) -> ParityReport:
+    """Hold the file to the limits of its precision, in ONNX Runtime where that has it, and in torch.
+
+    Raises:
+        ParityError: it does not agree.
+    """
+    if lowered is None:
+        return proof.full(file, plan, spec)
+    if spec.precision in ("bf16", "fp8"):  # ONNX Runtime's CPU provider computes neither
+        in_torch = lowered.in_torch or proof.by_types(ir.load(file), file.name, LIMITS[spec.precision])
+        note = f"ONNX Runtime's CPU provider does not run {spec.precision}: this was computed in torch"
+        return replace(in_torch, notes=(*in_torch.notes, note))
+    parity = proof.reduced(file, plan, spec, LIMITS[spec.precision])
+    parity.raise_if_bad(file.name)
+    if lowered.in_torch is None:
+        return parity
+    return replace(
+        parity,
+        differences=(*parity.differences, *lowered.in_torch.differences),
+        matchings=(*parity.matchings, *lowered.in_torch.matchings),
+    )
 
 
 def _place(weights: Path, out: str | Path | None) -> Path:
@@ -223,78 +299,6 @@ def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
                 f"{size[0]}x{size[1]} (height x width) does not fit {name}: both sides must be multiples of its stride "
                 f"{stride}; the next good size is --img {good}"
             )
-
-
-def _finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) -> None:
-    """Add NMS, strip, name the dynamic axes, and stamp the spec."""
-    plan.append(graph, spec, fused)
-    passes.strip(graph)
-    canvas = spec.input
-    batch: int | str = canvas.batch if canvas.dynamic == "none" else "batch"
-    height, width = ("height", "width") if canvas.dynamic == "shape" else canvas.size
-    passes.name_axes(graph.graph.inputs[0], (batch, canvas.channels, height, width))
-    output = graph.graph.outputs[0]
-    if isinstance(spec.output, (RawRows, PoseObjectRows)) and output.shape is not None:  # NMS has named its own
-        rows = output.shape[1]  # the legacy exporter does not know it where the batch is free
-        passes.name_axes(output, (batch, rows if isinstance(rows, int) else "rows", spec.output.columns))
-    passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
-
-
-def _write(graph: ir.Model, file: Path, weights: int) -> Path:
-    try:
-        if weights > LARGE:
-            ir.save(graph, file, external_data=_weights_of(file).name)
-            onnx.checker.check_model(str(file))
-        else:  # serialised once, for the checker and for the file
-            data = ir.to_proto(graph).SerializeToString()
-            onnx.checker.check_model(data)
-            file.write_bytes(data)
-    except onnx.checker.ValidationError as e:
-        raise ExportError(f"the exported graph is not valid ONNX: {str(e).splitlines()[0]}") from e
-    return file
-
-
-def _proved(
-    model: ReferenceModel,
-    fused: nn.Module,
-    file: Path,
-    spec: ModelSpec,
-    plan: NmsPlan,
-    feeds: Feeds,
-    clock: Clock,
-    on_expected: Callable[[Expected], None],
-) -> ParityReport:
-    clock("checking")
-
-    def tell(step: str) -> None:
-        clock(f"checking: {step}")
-
-    torch_spec = spec_of_module(model)
-    references = {
-        "the checkpoint": TorchSession(model.module, torch_spec, exact=True),
-        "the folded model": TorchSession(fused, torch_spec, exact=True),
-    }
-    rows = spec if plan.mode == "none" else replace(spec, output=plan.layout)
-    expected = expect(references, rows, feeds, once={"the folded model"}, closing=True, on_step=tell)
-    parity = plan.check(expected, file, spec, tell)
-    if not parity.ok:
-        tell("what float32 costs")
-        share = float32_share(expected, fused, torch_spec)
-        limits = eased(parity.tolerance, share)
-        if limits is not None:
-            again = plan.check(expected, file, spec, tell, limits)
-            wider = limits.pixels / parity.tolerance.pixels
-            note = (
-                f"PyTorch in float32 uses {share:.3g} times the limits itself: they are {wider:.3g} times as wide here"
-            )
-            parity = replace(again, notes=(*again.notes, note)) if again.ok else parity
-    parity.raise_if_bad(file.name)
-    on_expected(replace(expected, limits=parity.tolerance))
-    return parity
-
-
-def _weights_of(file: Path) -> Path:
-    return file.with_name(f"{file.name}.data")
 
 
 def _report_of(file: Path) -> Path:

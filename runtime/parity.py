@@ -19,7 +19,7 @@ import numpy as np
 from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.files import write_whole
-from deploykit.runtime.session import Array, Session
+from deploykit.runtime.session import Array, Session, input_of
 from deploykit.spec import RawRows, read_value
 
 __all__ = ["Batch", "Difference", "Expected", "Feeds", "Tolerance", "differences", "rows_of", "runs"]
@@ -29,11 +29,29 @@ FORMAT = 1  # of a file that holds an Expected
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits of fp32: pixels may differ by ``pixels + relative * |x|``, probabilities by ``probability``."""
+    """Limits; the defaults are those of fp32: pixels may differ by ``pixels + relative * |x| + side * s``, where s is
+    the longer side of the row's box, probabilities by ``probability``, in rows of which either network's score is over
+    ``min_score``.
+
+    Matched detections: corners are the same within ``same_box`` pixels whatever the IoU, keypoints within
+    ``max_keypoint`` pixels, scores within ``max_score``; a pair whose IoU is within ``borderline_iou`` of the
+    threshold of NMS may fall on either side of it. A matched pair has at least an IoU of ``min_iou``.
+
+    ``judged``: whether they are limits at all. int8 has none by value (its accuracy decides), so there everything is
+    measured and told, and nothing fails.
+    """
 
     pixels: float = 1e-3
     relative: float = 1e-5
     probability: float = 1e-5
+    side: float = 0.0
+    min_score: float = 0.0
+    same_box: float = 0.02
+    max_keypoint: float = 0.05
+    max_score: float = 1e-4
+    borderline_iou: float = 1e-3
+    min_iou: float = 0.99
+    judged: bool = True
 
 
 @dataclass(frozen=True)
@@ -222,7 +240,7 @@ def rows_of(session: Session, image: Array, layout: RawRows, name: str) -> Array
     info = session.inputs[0]
     batch = info.shape[0] or 1
     fed = np.repeat(image, batch, 0)
-    rows: Array = _rows(session.run({info.name: fed}), layout, name, fed.shape[2:])[0]
+    rows: Array = _rows(session.run(input_of(info, fed)), layout, name, fed.shape[2:])[0]
     return rows
 
 
@@ -231,7 +249,7 @@ def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows, na
     blob = np.concatenate([feeds.images[label] for label in batch.images])
     fixed = info.shape[0]
     if fixed is None or fixed == len(blob):
-        return list(_rows(session.run({info.name: blob}), layout, name, blob.shape[2:]))
+        return list(_rows(session.run(input_of(info, blob)), layout, name, blob.shape[2:]))
     return [rows_of(session, image[None], layout, name) for image in blob]
 
 
@@ -259,9 +277,19 @@ def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
 
 
 def differences(
-    reference: str, name: str, label: str, rows: list[Array], found: list[Array], layout: RawRows, limits: Tolerance
+    reference: str,
+    name: str,
+    label: str,
+    rows: list[Array],
+    found: list[Array],
+    layout: RawRows,
+    limits: Tolerance,
+    *,
+    corners: bool = False,
 ) -> list[Difference]:
     """One :class:`Difference` a kind of value, between two lists of one image's rows a slot.
+
+    ``corners``: boxes are two corners, and not centre, width and height.
 
     Raises:
         ParityError: the two have different numbers of rows.
@@ -269,19 +297,38 @@ def differences(
     a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
     if a.shape != b.shape:
         raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
+    numbers = _scoring(a, b, layout, limits.min_score)
+    a, b = a[numbers], b[numbers]
+    box = a[:, slice(*layout.box)]
+    sides = np.abs(box[:, 2:] - box[:, :2] if corners else box[:, 2:]).max(1, initial=0.0)[:, None]
     report = []
     for values, (columns, pixels) in _value_columns(layout).items():
         expected, got = a[:, columns], b[:, columns]
-        limit = limits.pixels + limits.relative * np.abs(expected) if pixels else limits.probability
+        limit: Array | float = limits.probability
+        if pixels:
+            limit = limits.pixels + limits.relative * np.abs(expected) + limits.side * sides
         with np.errstate(invalid="ignore"):
             error = np.abs(expected - got)
             used = error / limit
         # NaN or infinity on either side is never equal to anything.
         never = ~(np.isfinite(expected) & np.isfinite(got))
         error[never] = used[never] = np.inf
+        if not error.size:  # no row scores enough; the best rows are matched all the same
+            report.append(Difference(reference, name, label, values, 0, 0.0, 0.0, (0, columns[0], 0.0, 0.0)))
+            continue
         row, column = np.unravel_index(int(used.argmax()), used.shape)
-        worst = (int(row), columns[int(column)], float(expected[row, column]), float(got[row, column]))
+        worst = (int(numbers[row]), columns[int(column)], float(expected[row, column]), float(got[row, column]))
         report.append(
             Difference(reference, name, label, values, error.size, float(error.max()), float(used.max()), worst)
         )
     return report
+
+
+def _scoring(a: Array, b: Array, layout: RawRows, least: float) -> Array:
+    """The numbers of the rows that score over ``least`` on either side, and of those that have no finite score."""
+    if least <= 0.0:
+        return np.arange(len(a))
+    scores = [side[:, slice(*layout.cls)].max(1) for side in (a, b)]
+    if layout.obj is not None:
+        scores = [score * side[:, layout.obj[0]] for score, side in zip(scores, (a, b), strict=True)]
+    return np.flatnonzero(~((scores[0] <= least) & (scores[1] <= least)))

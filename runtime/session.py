@@ -28,6 +28,7 @@ __all__ = [
     "check_inputs",
     "check_threads",
     "fits",
+    "input_of",
     "open_session",
     "spec_of",
 ]
@@ -159,6 +160,11 @@ def check_threads(threads: int | None) -> None:
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
+
+
+def input_of(info: TensorInfo, images: Array) -> dict[str, Array]:
+    """The one input of a network as it takes it: images in float32, or in the type that its input has."""
+    return {info.name: images.astype(np.dtype(info.dtype), copy=False)}
 
 
 def check_inputs(expected: tuple[TensorInfo, ...], inputs: Mapping[str, Array]) -> None:

@@ -17,7 +17,17 @@ from deploykit.runtime.files import close_matches, exists, is_folder
 from deploykit.runtime.image import ImageSource, read_image
 from deploykit.runtime.session import Array
 
-__all__ = ["PICTURE_SUFFIXES", "VIDEO_SUFFIXES", "Frame", "Pictures", "Skip", "Video", "kind_of", "open_source"]
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "Frame",
+    "Pictures",
+    "Skip",
+    "Video",
+    "kind_of",
+    "open_source",
+    "pictures_in",
+]
 
 PICTURE_SUFFIXES = {
     ".avif", ".bmp", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
@@ -169,7 +179,7 @@ def _open_named(source: str | os.PathLike[str] | int) -> Pictures | Video:
         return Video(int(os.fspath(source)) if not isinstance(source, int) else source)
     path = Path(source)
     if kind == "folder":
-        return Pictures(tuple(_pictures_in(path)))
+        return Pictures(tuple(pictures_in(path)))
     if not exists(path):
         raise NotFoundError(
             f"a picture, video or folder was expected at {path}, which does not exist{close_matches(path)}"
@@ -177,7 +187,7 @@ def _open_named(source: str | os.PathLike[str] | int) -> Pictures | Video:
     return Video(path) if kind == "video" else Pictures((path,))
 
 
-def _pictures_in(folder: Path) -> list[Path]:
+def pictures_in(folder: Path) -> list[Path]:
     try:
         files = sorted(p for p in folder.iterdir() if p.is_file())
     except OSError as e:

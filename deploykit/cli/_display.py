@@ -88,23 +88,24 @@ def parity_table(report: ParityReport) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
+    judged = report.tolerance.judged
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("parity")
+    table.add_column("parity" if judged else "agreement")
     table.add_column("largest difference", justify="right")
-    table.add_column("of the limit", justify="right")
+    table.add_column("of the limit" if judged else "", justify="right")
     table.add_column("where")
     for values in dict.fromkeys(d.values for d in report.differences):
         d = max((d for d in report.differences if d.values == values), key=lambda d: d.used)
         largest = f"{d.max_abs:.2g} px" if values in ("boxes", "keypoints") else f"{d.max_abs:.2g}"
         where = escape(f"{d.input}, against {d.reference}")
-        table.add_row(_verdict(values, d.ok), largest, f"{100 * d.used:.1f} %", where)
+        table.add_row(_verdict(values, d.ok), largest, f"{100 * d.used:.1f} %" if judged else "", where)
     for what in dict.fromkeys(m.what for m in report.matchings):
         parts = [m for m in report.matchings if m.what == what]
         worst = min(parts, key=lambda m: (m.ok, m.min_iou))
         matched, expected = sum(m.matched for m in parts), sum(m.expected for m in parts)
         none = expected == 0 and not any(m.found for m in parts)
         total, overlap = ("none", "") if none else (f"{matched} of {expected} match", f"IoU >= {worst.min_iou:.4f}")
-        table.add_row(_verdict(what, worst.ok), total, overlap, f"{len(parts)} comparisons")
+        table.add_row(_verdict(what, worst.ok or not judged), total, overlap, f"{len(parts)} comparisons")
     return table
 
 
@@ -113,9 +114,18 @@ def parity_lines(report: ParityReport) -> list[str]:
     limits = report.tolerance
     references = [f"{name} ({computed})" for name, computed in report.references.items()]
     inputs = list(dict.fromkeys([d.input for d in report.differences] + [m.input for m in report.matchings]))
+    relative = f"{limits.side:g} of the longer side" if limits.side else f"{limits.relative:g} |x|"
+    scoring = f", in rows that score over {limits.min_score:g}" if limits.min_score else ""
+    if not limits.judged:
+        return [
+            f"compared with {' and '.join(references)} on {_some(inputs)}{scoring}",
+            "told, not judged: no limit by value says whether a quantised network is good; its accuracy does "
+            "(--max-drop, deploykit eval --against)",
+            *(f"note: {note}" for note in report.notes),
+        ]
     lines = [
         f"compared with {' and '.join(references)} on {_some(inputs)}",
-        f"limits: {limits.pixels:g} px + {limits.relative:g} |x|, probabilities {limits.probability:g}",
+        f"limits: {limits.pixels:g} px + {relative}, probabilities {limits.probability:g}{scoring}",
     ]
     few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))
     if few:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from deploykit.cli._display import console, parity_lines, parity_table, print_json, steps
 from deploykit.cli._engine import add_engine_arguments, engine_options, given_engine_options, print_engine
+from deploykit.cli._precision import add_precision_arguments, lowering_of, precision_facts
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--pre-nms-topk", type=int, metavar="N", help="NMS looks at so many candidates an image (default 1000)"
     )
+    add_precision_arguments(parser)
     add_engine_arguments(parser)
 
 
@@ -86,11 +88,11 @@ def run(args: argparse.Namespace) -> int:
     engines = formats != ["onnx"]
     if not engines and (given := given_engine_options(args)):
         raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
-    fixed = (args.img, args.batch, args.dynamic, args.preprocessing)
-    if args.weights.lower().endswith(".onnx") and fixed != (None, 1, "none", "default"):
+    fixed = (args.img, args.batch, args.dynamic, args.preprocessing, args.precision)
+    if args.weights.lower().endswith(".onnx") and fixed != (None, 1, "none", "default", "fp32"):
         raise UsageError(
-            "--img, --batch, --dynamic and --preprocessing are in an ONNX file already: leave them out, or give the "
-            "checkpoint"
+            "--img, --batch, --dynamic, --preprocessing and --precision are in an ONNX file already: leave them out, "
+            "or give the checkpoint"
         )
     from deploykit.export.formats import export_formats
 
@@ -113,6 +115,7 @@ def run(args: argparse.Namespace) -> int:
                 "max_det": args.max_det,
                 "pre_nms_topk": args.pre_nms_topk,
                 "preprocessing": args.preprocessing,
+                "lowering": lowering_of(args),
             },
             engine_options=engine_options(args) if engines else None,
             samples=args.sample,
@@ -147,6 +150,9 @@ def _print(report: ExportReport) -> None:
     for name, tensors in (("input", report.inputs), ("output", report.outputs)):
         for tensor in tensors:
             facts.add_row(name, escape(str(tensor)))
+    if report.lowered is not None:
+        for name, text in precision_facts(report.lowered):
+            facts.add_row(name, escape(text))
     facts.add_row("preprocessing", preprocessing(report.spec))
     facts.add_row("columns", columns(report.spec))
     for note in report.notes:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.export.matching import FEW, ROWS, Matching, match
-from deploykit.runtime.parity import Batch
+from deploykit.runtime.parity import Batch, Tolerance
 from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
 
-LIMIT = 1e-5
+LIMIT = Tolerance()
 SPEC = ModelSpec(
     task="keypoints",
     input=InputSpec(size=(640, 640)),

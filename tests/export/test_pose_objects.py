@@ -26,7 +26,7 @@ from deploykit.models.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine import expected_of
 from deploykit.runtime.image import read_image
-from deploykit.runtime.parity import Batch, Expected
+from deploykit.runtime.parity import Batch, Expected, Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawRows, Thresholds
 from tests.export.narrow import graph_of, model_of
 
@@ -126,7 +126,7 @@ def row(x: float, y: float, score: float, label: int, side: float = 40, hand: fl
 
 def matched(expected: list[list[float]], found: list[list[float]], spec: ModelSpec = SPEC) -> Matching:
     sides = [[np.array(rows, np.float32)] for rows in (expected, found)]
-    return match("a", "b", Batch("one image", ("one image",)), sides[0], sides[1], spec, 1e-5)[0]
+    return match("a", "b", Batch("one image", ("one image",)), sides[0], sides[1], spec, Tolerance())[0]
 
 
 ROWS = [row(60 + 90 * i, 60 + 90 * j, 0.9 - 0.02 * i, label=(i + j) % 3) for i in range(4) for j in range(3)]

@@ -1,0 +1,174 @@
+"""What an exported file must give: computed once from the checkpoint in float64, and held against every form of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx_ir as ir
+from torch import Tensor, nn
+
+from deploykit.errors import ParityError
+from deploykit.export.clock import Clock
+from deploykit.export.compare import check_expected, expect
+from deploykit.export.graph_session import GraphSession
+from deploykit.export.nms_export import NmsPlan
+from deploykit.export.parity_report import ParityReport
+from deploykit.export.rounding import eased, float32_share
+from deploykit.export.torch_session import TorchSession, spec_of_module
+from deploykit.models._registry import ReferenceModel
+from deploykit.runtime.parity import Expected, Feeds, Tolerance
+from deploykit.spec import ModelSpec
+
+__all__ = ["LIMITS", "UNJUDGED", "Proof", "largest_values"]
+
+FP16 = Tolerance(
+    pixels=0.5,
+    relative=0.0,
+    side=0.03,
+    probability=0.02,
+    min_score=0.05,
+    same_box=0.75,
+    max_keypoint=4.0,
+    max_score=0.02,
+    borderline_iou=0.05,
+    min_iou=0.9,
+)
+"""Limits of fp16: rounding is relative, so a large box moves further. Twice what trained models were seen to need in
+rows that score over 0.05 (docs/precision.md); they catch what is wrong, and accuracy on annotated pictures judges."""
+
+BF16 = Tolerance(
+    pixels=4.0,
+    relative=0.0,
+    side=0.1,
+    probability=0.12,
+    min_score=0.05,
+    same_box=6.0,
+    max_keypoint=24.0,
+    max_score=0.12,
+    borderline_iou=0.15,
+    min_iou=0.7,
+)
+"""Limits of bf16, whose numbers have three bits less than those of fp16; as those of fp16."""
+
+UNJUDGED = Tolerance(
+    pixels=math.inf,
+    relative=0.0,
+    probability=math.inf,
+    min_score=0.05,
+    same_box=0.0,
+    max_keypoint=math.inf,
+    max_score=math.inf,
+    borderline_iou=0.0,
+    min_iou=0.5,
+    judged=False,
+)
+"""Of int8 and fp8: what a detection becomes is told, accuracy on annotated pictures judges."""
+
+LIMITS = {"fp32": Tolerance(), "fp16": FP16, "bf16": BF16, "int8": UNJUDGED, "fp8": UNJUDGED}
+
+
+@dataclass
+class Proof:
+    """The model, its folded copy and the images of the check; what they give is computed when it is first needed.
+
+    ``rows`` is the spec of the network with raw rows, whatever is exported behind them.
+    """
+
+    model: ReferenceModel
+    fused: nn.Module
+    rows: ModelSpec
+    feeds: Feeds
+    clock: Clock
+    _expected: Expected | None = None
+    _limits: Tolerance = field(default_factory=Tolerance)
+
+    @property
+    def expected(self) -> Expected:
+        """What the checkpoint and the folded model give, in float64, with the limits that hold for fp32."""
+        if self._expected is None:
+            self.clock("checking")
+            torch_spec = spec_of_module(self.model)
+            references = {
+                "the checkpoint": TorchSession(self.model.module, torch_spec, exact=True),
+                "the folded model": TorchSession(self.fused, torch_spec, exact=True),
+            }
+            self._expected = expect(
+                references, self.rows, self.feeds, once={"the folded model"}, closing=True, on_step=self._tell
+            )
+        return replace(self._expected, limits=self._limits)
+
+    def full(self, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
+        """Hold an fp32 file to the limits of fp32; where PyTorch in float32 exceeds them too, to wider ones.
+
+        Raises:
+            ParityError: it does not agree.
+        """
+        expected = self.expected
+        self.clock("checking")
+        parity = plan.check(expected, file, spec, self._tell)
+        if not parity.ok:
+            self._tell("what float32 costs")
+            share = float32_share(expected, self.fused, spec_of_module(self.model))
+            limits = eased(parity.tolerance, share)
+            if limits is not None:
+                again = plan.check(expected, file, spec, self._tell, limits)
+                wider = limits.pixels / parity.tolerance.pixels
+                note = (
+                    f"PyTorch in float32 uses {share:.3g} times the limits itself: they are {wider:.3g} times as wide "
+                    "here"
+                )
+                parity = replace(again, notes=(*again.notes, note)) if again.ok else parity
+        parity.raise_if_bad(file.name)
+        self._limits = parity.tolerance
+        return parity
+
+    def reduced(self, file: Path, plan: NmsPlan, spec: ModelSpec, limits: Tolerance) -> ParityReport:
+        """Hold a file of reduced precision to its limits in ONNX Runtime; the report may be bad."""
+        expected = self.expected
+        self.clock("checking")
+        return plan.check(expected, file, spec, self._tell, limits)
+
+    def by_types(self, graph: ir.Model, name: str, limits: Tolerance) -> ParityReport:
+        """Hold a graph with raw rows to its limits in torch, each tensor rounded to its own type; the report may be
+        bad.
+
+        Raises:
+            ParityError: a tensor overflows.
+        """
+        expected = self.expected
+        self.clock("checking")
+        broken: list[str] = []
+
+        def observe(tensor: str, value: Tensor) -> None:
+            if not value.float().isfinite().all():
+                broken.append(tensor)
+
+        with GraphSession(graph, observe=observe) as session:
+            parity = check_expected(expected, f"{name} in torch", session, self.rows, limits, self._tell)
+        if broken:
+            raise ParityError(f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite")
+        return parity
+
+    def _tell(self, step: str) -> None:
+        self.clock(f"checking: {step}")
+
+
+def largest_values(graph: ir.Model, feeds: Feeds, on_step: Callable[[str], None]) -> dict[str, float]:
+    """The largest absolute value of every float tensor of an fp32 graph, over all images of a check."""
+    found: dict[str, float] = {}
+
+    def observe(name: str, value: Tensor) -> None:
+        if value.numel():
+            found[name] = max(found.get(name, 0.0), float(value.abs().max()))
+
+    with GraphSession(graph, observe=observe) as session:
+        (info,) = session.inputs
+        for label, image in feeds.images.items():
+            on_step(f"measuring: {label}")
+            slots = info.shape[0] or 1
+            if session.takes((slots, *image.shape[1:])):
+                session.run({info.name: image.repeat(slots, 0)})
+    return found
