@@ -13,10 +13,14 @@ from deploykit.errors import explained_imports
 
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
+    from deploykit.export.calibration import Calibration as Calibration
     from deploykit.export.compare import compare as compare
+    from deploykit.export.gate import AccuracyGate as AccuracyGate
+    from deploykit.export.precision import Lowering as Lowering
     from deploykit.export.to_engine import build_engine as build_engine
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import evaluate as evaluate
+    from deploykit.facade import evaluate_against as evaluate_against
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
     from deploykit.runtime.predictor import Predictor as Predictor
@@ -26,13 +30,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AccuracyGate": "deploykit.export.gate",
+    "Calibration": "deploykit.export.calibration",
     "DeployError": "deploykit.errors",
+    "Lowering": "deploykit.export.precision",
     "ModelSpec": "deploykit.spec",
     "Predictor": "deploykit.runtime.predictor",
     "Result": "deploykit.runtime.results",
     "build_engine": "deploykit.export.to_engine",
     "compare": "deploykit.export.compare",
     "evaluate": "deploykit.facade",
+    "evaluate_against": "deploykit.facade",
     "export_onnx": "deploykit.export.to_onnx",
     "load": "deploykit.facade",
     "open_session": "deploykit.facade",

@@ -18,6 +18,7 @@
       + ExportError                40   a graph that could not be made
       |   + FoldError              41   a fold that changed the numbers
       |   + ParityError            42   an artefact that does not agree with its source
+      |   + AccuracyError          43   ... or that is less accurate by more than was allowed
       + ArtefactError              50   an artefact that cannot be read
       |   + SpecError              51   ... or whose spec is missing or wrong
       + BackendError               60   an inference backend refused
@@ -39,6 +40,7 @@ from pathlib import Path
 from types import ModuleType
 
 __all__ = [
+    "AccuracyError",
     "ArtefactError",
     "BackendError",
     "CheckpointError",
@@ -161,6 +163,12 @@ class ParityError(ExportError):
     """An artefact does not give the numbers of the model it was made from."""
 
     exit_code = 42
+
+
+class AccuracyError(ExportError):
+    """An export is less accurate than its source, by more than was allowed."""
+
+    exit_code = 43
 
 
 class ArtefactError(DeployError):

@@ -5,17 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import SpecError, UsageError, require
 from deploykit.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from deploykit.runtime.accuracy import AccuracyComparison
     from deploykit.runtime.evaluation import Evaluation
     from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.session import Session
 
-__all__ = ["evaluate", "load", "open_session", "read_spec"]
+__all__ = ["evaluate", "evaluate_against", "load", "open_session", "read_spec"]
 
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
 
@@ -133,6 +134,42 @@ def evaluate(
         )
 
 
+def evaluate_against(
+    model: str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str],
+    bootstrap: int = 1000,
+    on_progress: Callable[[int, int], None] | None = None,
+    **options: Any,
+) -> AccuracyComparison:
+    """Evaluate two models on the same pictures in the same way, and tell what the first loses against the second.
+
+    Args:
+        model: an exported model or a checkpoint.
+        reference: another one of the same classes: the checkpoint, or its export in a higher precision.
+        data, images: see :func:`evaluate`.
+        bootstrap: draws for the intervals of the differences (docs/evaluation.md); 0: none.
+        on_progress: told how many pictures are done, of how many; those of both models.
+        options: further arguments of :func:`evaluate`, for both.
+
+    Raises:
+        UsageError: the two cannot be compared. Else what :func:`evaluate` raises.
+    """
+    from deploykit.runtime.accuracy import compare_evaluations
+
+    found = []
+    for i, path in enumerate((model, reference)):
+
+        def tell(done: int, total: int, before: int = i) -> None:
+            if on_progress is not None:
+                on_progress(before * total + done, 2 * total)
+
+        found.append(evaluate(path, data, images=images, on_progress=tell, **options))
+    return compare_evaluations(found[0], found[1], samples=bootstrap)
+
+
 def open_session(
     path: str | os.PathLike[str],
     *,
@@ -145,7 +182,9 @@ def open_session(
 
     Args:
         path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
-        backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
+        backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`. ``torch`` computes an ONNX file
+            by the types of its graph (:mod:`deploykit.export.graph_session`): the way to see on a CPU what fp16
+            loses, and to run bf16 and fp8 at all.
         provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
         threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
             process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.
@@ -169,6 +208,13 @@ def open_session(
         return open_torch_session(file, threads=threads, preprocessing=preprocessing)[0]
     if preprocessing != "default":
         raise UsageError(f"{path} says in its spec how pictures are prepared: preprocessing is for checkpoints")
+    if backend == "torch" and Path(path).suffix.lower() == ".onnx":
+        from deploykit.runtime.files import existing_file
+
+        require("torch", "export")
+        from deploykit.export.graph_session import open_graph_session
+
+        return open_graph_session(existing_file(path, "a model"), threads=threads)
     from deploykit.runtime import session
 
     return session.open_session(path, backend=backend, provider=provider, threads=threads)

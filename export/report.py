@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.export.parity_report import ParityReport
+from deploykit.runtime.accuracy import AccuracyComparison
 from deploykit.runtime.engine import EngineRecord
 from deploykit.runtime.files import megabytes
 from deploykit.spec import ModelSpec
@@ -57,6 +58,7 @@ class ExportReport:
     spec: ModelSpec
     parity: ParityReport | None
     lowered: PrecisionReport | None = None
+    accuracy: AccuracyComparison | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -83,10 +85,13 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: every field, with the parity report in full."""
-        data = dataclasses.asdict(dataclasses.replace(self, parity=None, lowered=None))
+        data = dataclasses.asdict(dataclasses.replace(self, parity=None, lowered=None, accuracy=None))
         data["path"] = str(self.path)
         data["bytes_per_parameter"] = self.bytes_per_parameter
         data["parity"] = self.parity.to_dict() if self.parity else None
+        data["accuracy"] = None
+        if self.accuracy is not None:
+            data["accuracy"] = {**self.accuracy.model.to_dict(), **self.accuracy.to_dict()}
         data["lowered"] = self.lowered.to_dict() if self.lowered else None
         return data
 

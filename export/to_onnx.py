@@ -20,6 +20,7 @@ from deploykit.export import passes
 from deploykit.export.clock import Clock
 from deploykit.export.feeds import make_feeds
 from deploykit.export.finish import finish, weights_of, write
+from deploykit.export.gate import AccuracyGate, judge
 from deploykit.export.nms_export import TRANSLATIONS, NmsMode, NmsPlan, plan_of
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
@@ -57,6 +58,7 @@ def export_onnx(
     pre_nms_topk: int | None = None,
     preprocessing: str = DEFAULT,
     lowering: Lowering | None = None,
+    gate: AccuracyGate | None = None,
     on_step: Callable[[str], None] = lambda _: None,
     on_expected: Callable[[Expected], None] = lambda _: None,
 ) -> ExportReport:
@@ -81,12 +83,14 @@ def export_onnx(
         preprocessing: how pictures are prepared, where a model was published with two ways: ``legacy`` for the weights
             of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
         lowering: the precision, fp32 if None; what it needs is in it (docs/precision.md).
+        gate: annotated pictures on which the file may lose only so much; None: its accuracy is not looked at.
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, converting, writing,
             checking.
         on_expected: given what the checkpoint gives on the images of the check, for whoever builds on the file.
 
     Raises:
         ParityError: the file does not agree with the model; nothing is left behind, an older file stays.
+        AccuracyError: it loses more on ``gate``'s pictures than is allowed; nothing is left behind either.
         ImageSizeError: a side is not a multiple of the model's stride; the message has the next good one.
         CheckpointError, FoldError, ExportError, OutputError: see :mod:`deploykit.errors`.
     """
@@ -106,6 +110,7 @@ def export_onnx(
         nms=nms,
         thresholds=_thresholds(model.spec.thresholds, conf, iou, max_det, pre_nms_topk),
         lowering=lowering,
+        gate=gate,
         checkpoint_size=Path(weights).stat().st_size,
         clock=clock,
         on_expected=on_expected,
@@ -127,6 +132,7 @@ def onnx_from_model(
     nms: NmsMode = "none",
     thresholds: Thresholds | None = None,
     lowering: Lowering | None = None,
+    gate: AccuracyGate | None = None,
     checkpoint_size: int = 0,
     clock: Clock | None = None,
     on_expected: Callable[[Expected], None] = lambda _: None,
@@ -145,6 +151,8 @@ def onnx_from_model(
     rows_plan, rows = plan_of(replace(spec, output=model.spec.output), "none", spec.thresholds, fused)
     if nms != "none" and exporter != "dynamo":
         raise UsageError(f"--nms {nms} needs --exporter dynamo")
+    if gate is not None and nms != "none":
+        raise UsageError(f"--max-drop goes with --nms none: the thresholds of --nms {nms} change AP by themselves")
     proof = Proof(model, fused, rows, feeds, clock) if feeds and check else None
     trace = partial(_traced, fused, example_input(spec.input), spec, exporter, simplify, clock)
     with folder_beside(out) as folder:
@@ -164,6 +172,10 @@ def onnx_from_model(
         file = write(graph, folder / out.name, report.weight_size)
         del graph
         parity = _proved(proof, file, plan, spec, lowered) if proof else None
+        judged = None
+        if gate is not None:
+            clock("evaluating")
+            judged = judge(gate, file, spec, fused, base, lambda step: clock(f"evaluating: {step}"))
         if base is not None:
             shutil.rmtree(base.parent)
         size = sum(p.stat().st_size for p in folder.iterdir())
@@ -171,7 +183,7 @@ def onnx_from_model(
             on_expected(replace(proof.expected, limits=parity.tolerance))
             _report_of(file).write_text(parity.to_json())
         move_into_place(folder, out, companions=(weights_of(out), _report_of(out)))
-    return replace(report, size=size, parity=parity, seconds=clock.seconds())
+    return replace(report, size=size, parity=parity, accuracy=judged, seconds=clock.seconds())
 
 
 def _traced(

@@ -10,6 +10,7 @@ import contextlib
 import io
 import warnings
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, Literal
@@ -20,7 +21,19 @@ from deploykit.errors import UsageError, require
 from deploykit.runtime.coco_data import CocoData
 from deploykit.runtime.session import Array
 
-__all__ = ["BOX_KEYS", "ENGINES", "KEYPOINT_KEYS", "ClassScore", "CocoScores", "Detections", "coco_scores", "library"]
+__all__ = [
+    "BOX_KEYS",
+    "ENGINES",
+    "KEYPOINT_KEYS",
+    "ClassScore",
+    "CocoScores",
+    "Curve",
+    "Detections",
+    "Kind",
+    "coco_scores",
+    "evaluator",
+    "library",
+]
 
 ENGINES = ("hotcoco", "pycocotools")
 BOX_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -66,12 +79,22 @@ class ClassScore:
     detections: int
 
 
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Of one category, at ten overlaps (0.50, 0.55, ... 0.95) and 101 recalls (0, 0.01, ... 1), ``(10, 101)`` each:
+    the precision (-1: no object of it), and the score from which on the recall is reached."""
+
+    precision: Array
+    scores: Array
+
+
 @dataclass(frozen=True)
 class CocoScores:
     """``metrics`` by :data:`BOX_KEYS` or :data:`KEYPOINT_KEYS`, 0 to 1 (-1: no ground truth); the same by category."""
 
     metrics: dict[str, float]
     per_class: dict[int, ClassScore]
+    curves: dict[int, Curve]
 
 
 def library(engine: str) -> tuple[Any, Any, str]:
@@ -95,8 +118,8 @@ def coco_scores(
     found: Detections,
     *,
     kind: Kind,
-    image_ids: list[int],
-    category_ids: list[int],
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
     sigmas: tuple[float, ...] = (),
     engine: str = "hotcoco",
 ) -> CocoScores:
@@ -111,11 +134,37 @@ def coco_scores(
         sigmas: OKS' constant of each keypoint.
         engine: one of :data:`ENGINES`.
     """
-    coco, evaluation, _ = library(engine)
     categories = sorted(set(category_ids))
+    with _quiet():
+        run = evaluator(
+            data, found, kind=kind, image_ids=image_ids, category_ids=categories, sigmas=sigmas, engine=engine
+        )
+        run.accumulate()
+        run.summarize()
+    keys = BOX_KEYS if kind == "bbox" else KEYPOINT_KEYS
+    metrics = dict(zip(keys, (float(v) for v in run.stats), strict=True))
+    objects = Counter(data.objects(image_ids, categories, keypoints=kind == "keypoints"))
+    per_class = _per_class(run.eval["precision"], objects, found, categories)
+    return CocoScores(metrics, per_class, curves_of(run, categories))
+
+
+def evaluator(
+    data: CocoData,
+    found: Detections,
+    *,
+    kind: Kind,
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    sigmas: tuple[float, ...] = (),
+    engine: str = "hotcoco",
+) -> Any:
+    """The library's evaluation of the detections, each picture's matched and nothing added up yet.
+
+    Its arguments are those of :func:`coco_scores`.
+    """
+    coco, evaluation, _ = library(engine)
     points = len(sigmas) if kind == "keypoints" else 0
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():  # both print what they do
-        warnings.filterwarnings("ignore", message=".*kpt_oks_sigmas")  # that they are not COCO's, the evaluation says
+    with _quiet():
         truth = _dataset(coco, data, data.annotations, points)
         if len(found.scores):
             # An array is what both read fastest; keypoints have no place in one.
@@ -124,16 +173,25 @@ def coco_scores(
             results = _dataset(coco, data, (), points)  # an empty list is refused by one of them
         run = evaluation(truth, results, kind)
         run.params.imgIds = sorted(image_ids)
-        run.params.catIds = categories
+        run.params.catIds = sorted(set(category_ids))
         if kind == "keypoints":
             run.params.kpt_oks_sigmas = np.array(sigmas, np.float64)
         run.evaluate()
-        run.accumulate()
-        run.summarize()
-    keys = BOX_KEYS if kind == "bbox" else KEYPOINT_KEYS
-    metrics = dict(zip(keys, (float(v) for v in run.stats), strict=True))
-    objects = Counter(data.objects(image_ids, categories, keypoints=kind == "keypoints"))
-    return CocoScores(metrics, _per_class(run.eval["precision"], objects, found, categories))
+    return run
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Both libraries print what they do, and one warns that sigmas are not COCO's, which the evaluation says itself."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*kpt_oks_sigmas")
+        yield
+
+
+def curves_of(run: Any, categories: Sequence[int]) -> dict[int, Curve]:
+    """Precision and score over recall of each category, of objects of all sizes, from an evaluation added up."""
+    precision, scores = (np.asarray(run.eval[name])[:, :, :, 0, -1] for name in ("precision", "scores"))
+    return {category: Curve(precision[:, :, k], scores[:, :, k]) for k, category in enumerate(categories)}
 
 
 def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...], points: int) -> Any:

@@ -18,7 +18,7 @@ import numpy as np
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.coco_data import CocoData, LabelMap, Picture, match_keypoints, match_labels, read_coco
 from deploykit.runtime.coco_metrics import Detections, coco_scores, library
-from deploykit.runtime.evaluation import CONF, IOU, MAX_DET, Counts, Evaluation, Settings, Task, remarks
+from deploykit.runtime.evaluation import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
 from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.machine import versions
 from deploykit.runtime.predictor import Predictor
@@ -78,12 +78,19 @@ def evaluate_session(
         if on_progress is not None:
             on_progress(number, len(files.pictures))
     found = collected.detections(with_keypoints=chosen == "keypoints")
+    scored = Scored(
+        truth,
+        "bbox" if chosen == "detect" else "keypoints",
+        tuple(p.id for p in files.pictures),
+        tuple(labels.category_ids),
+        sigmas,
+    )
     scores = coco_scores(
         truth,
         found,
-        kind="bbox" if chosen == "detect" else "keypoints",
-        image_ids=[p.id for p in files.pictures],
-        category_ids=labels.category_ids,
+        kind=scored.kind,
+        image_ids=scored.image_ids,
+        category_ids=scored.category_ids,
         sigmas=sigmas,
         engine=engine,
     )
@@ -100,6 +107,8 @@ def evaluate_session(
         versions=versions() | {engine: library(engine)[2]},
         notes=(*session.notes, *truth.notes, *labels.notes, *notes, *files.notes, *remarks(settings, counts)),
         detections=found,
+        scored=scored,
+        curves={names[i]: curve for i, curve in scores.curves.items()},
     )
 
 

@@ -6,10 +6,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deploykit.runtime.coco_metrics import ClassScore, Detections
+from deploykit.runtime.coco_data import CocoData
+from deploykit.runtime.coco_metrics import ClassScore, Curve, Detections, Kind
 from deploykit.spec import COCO_KEYPOINTS
 
-__all__ = ["CONF", "IOU", "MAX_DET", "Counts", "Evaluation", "Settings", "Task", "remarks"]
+__all__ = ["CONF", "IOU", "MAX_DET", "Counts", "Evaluation", "Scored", "Settings", "Task", "remarks"]
 
 CONF, IOU, MAX_DET = 0.001, 0.65, 300  # what detectors of the YOLO family are evaluated with
 
@@ -63,6 +64,17 @@ class Counts:
 
 
 @dataclass(frozen=True, eq=False)
+class Scored:
+    """What detections were held against: annotations, the pictures and categories of them that count, OKS' sigmas."""
+
+    truth: CocoData
+    kind: Kind
+    image_ids: tuple[int, ...]
+    category_ids: tuple[int, ...]
+    sigmas: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Evaluation:
     """What an evaluation found.
 
@@ -77,6 +89,8 @@ class Evaluation:
         versions: of what computed.
         notes: what a reader of the numbers must know.
         detections: everything that was found, as it was scored.
+        scored: the annotations, and what of them it was held against.
+        curves: precision and score over recall of each category, by name.
     """
 
     task: Task
@@ -88,6 +102,8 @@ class Evaluation:
     versions: dict[str, str]
     notes: tuple[str, ...]
     detections: Detections = dataclasses.field(repr=False)
+    scored: Scored = dataclasses.field(repr=False)
+    curves: dict[str, Curve] = dataclasses.field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the detections, ready for ``json.dumps``."""

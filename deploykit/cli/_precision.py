@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from deploykit.export.gate import AccuracyGate
     from deploykit.export.precision import Lowering, PrecisionReport
 
 DEFAULTS: dict[str, Any] = {
@@ -53,6 +54,35 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         "--calib-cache", action=argparse.BooleanOptionalAction, help="keep measured ranges for later (default yes)"
     )
     parser.set_defaults(**DEFAULTS)
+    gate = parser.add_argument_group("accuracy")
+    gate.add_argument(
+        "--max-drop",
+        type=float,
+        metavar="POINTS",
+        help="evaluate the file and what it was made from, and keep it only if AP falls by at most so many hundredths",
+    )
+    gate.add_argument("--data", metavar="FILE", help="for --max-drop: annotations in COCO's JSON format")
+    gate.add_argument("--images", metavar="DIR", help="for --max-drop: the folder with the pictures that they list")
+    gate.add_argument("--limit", type=int, metavar="N", help="for --max-drop: only the first N pictures")
+
+
+def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
+    """What ``--max-drop`` and its data stand for.
+
+    Raises:
+        UsageError: one without the others.
+    """
+    from deploykit.errors import UsageError
+
+    parts = {"--max-drop": args.max_drop, "--data": args.data, "--images": args.images}
+    missing = [name for name, value in parts.items() if value is None]
+    if len(missing) == len(parts) and args.limit is None:
+        return None
+    if missing:
+        raise UsageError(f"--max-drop needs --data and --images, and they need it: {' and '.join(missing)} is missing")
+    from deploykit.export.gate import AccuracyGate
+
+    return AccuracyGate(args.max_drop, args.data, args.images, args.limit)
 
 
 def lowering_of(args: argparse.Namespace) -> Lowering:

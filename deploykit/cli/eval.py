@@ -8,12 +8,14 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, print_json, steps
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from deploykit.runtime.accuracy import AccuracyComparison, Interval
     from deploykit.runtime.evaluation import Evaluation
 
 MEANINGS = {
@@ -65,6 +67,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of a checkpoint: legacy is for weights of YOLOX's release 0.0.1",
     )
+    parser.add_argument(
+        "--backend",
+        default="auto",
+        metavar="NAME",
+        help="auto, or torch: an ONNX file by the types of its graph, as fp16 and bf16 are on a GPU",
+    )
+    parser.add_argument("--against", metavar="FILE", help="evaluate this model too, and tell the differences to it")
+    parser.add_argument(
+        "--bootstrap",
+        type=int,
+        metavar="N",
+        help="draws of pictures for 95 %% intervals (default 1000 with --against, else none)",
+    )
     parser.add_argument("--detections", metavar="OUT", help="write what was scored as a COCO results file")
     parser.add_argument("--per-class", action="store_true", help="print every class, not only the totals")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
@@ -74,8 +89,6 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     # OpenCV's own chatter about a broken picture; what matters of it is said by the error that follows.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    from deploykit.facade import evaluate
-
     if args.img is not None and len(args.img) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
     with steps() as on_step:
@@ -88,33 +101,52 @@ def run(args: argparse.Namespace) -> int:
             if done == total:
                 on_step("scoring")
 
-        found = evaluate(
-            args.model,
-            args.data,
-            images=args.images,
-            task=args.task,
-            conf=args.conf,
-            iou=args.iou,
-            max_det=args.max_det,
-            limit=args.limit,
-            batch=args.batch,
-            img=args.img,
-            rectangles=args.rectangles,
-            allow_missing=args.allow_missing,
-            engine=args.engine,
-            spec=args.spec,
-            preprocessing=args.preprocessing,
-            on_progress=tell,
-        )
+        options: dict[str, Any] = {
+            "images": args.images,
+            "task": args.task,
+            "conf": args.conf,
+            "iou": args.iou,
+            "max_det": args.max_det,
+            "limit": args.limit,
+            "batch": args.batch,
+            "img": args.img,
+            "rectangles": args.rectangles,
+            "allow_missing": args.allow_missing,
+            "engine": args.engine,
+            "spec": args.spec,
+            "backend": args.backend,
+            "preprocessing": args.preprocessing,
+            "on_progress": tell,
+        }
+        found, comparison, intervals = _evaluated(args, options)
     if args.detections is not None:
         _write_detections(found, args.detections)
-    for note in found.notes:
+    for note in (*found.notes, *(comparison.notes if comparison else ())):
         print(f"deploykit: note: {note}", file=sys.stderr)
     if args.json:
-        print_json({"model": args.model, "data": args.data, "images": args.images, **found.to_dict()})
+        given = {"model": args.model, "data": args.data, "images": args.images}
+        own = {"intervals": {name: list(ends) for name, ends in intervals.items()}} if intervals else {}
+        print_json({**given, **found.to_dict(), **own, **(comparison.to_dict() if comparison else {})})
     else:
-        _print(found, args)
+        _print(found, args, intervals)
+        if comparison is not None:
+            print_comparison(comparison, args.against, per_class=args.per_class)
     return 0
+
+
+def _evaluated(
+    args: argparse.Namespace, options: dict[str, Any]
+) -> tuple[Evaluation, AccuracyComparison | None, dict[str, Interval]]:
+    """The model's evaluation, with its comparison or its own intervals where they are asked for."""
+    from deploykit.facade import evaluate, evaluate_against
+    from deploykit.runtime.accuracy import interval_of
+
+    if args.against is not None:
+        draws = 1000 if args.bootstrap is None else args.bootstrap
+        comparison = evaluate_against(args.model, args.against, args.data, bootstrap=draws, **options)
+        return comparison.model, comparison, {}
+    found = evaluate(args.model, args.data, **options)
+    return found, None, interval_of(found, samples=args.bootstrap) if args.bootstrap else {}
 
 
 def _write_detections(found: Evaluation, place: str) -> None:
@@ -126,7 +158,7 @@ def _write_detections(found: Evaluation, place: str) -> None:
     write_whole(Path(place).expanduser(), json.dumps(found.detections.entries()).encode())
 
 
-def _print(found: Evaluation, args: argparse.Namespace) -> None:
+def _print(found: Evaluation, args: argparse.Namespace, intervals: dict[str, Interval]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -137,12 +169,13 @@ def _print(found: Evaluation, args: argparse.Namespace) -> None:
         facts.add_row(name, escape(text))
     out = console()
     out.print(facts)
-    metrics = _table(found.task, "", "")
+    metrics = _table(found.task, "", *(["95 % interval"] if intervals else []), "")
     for name, value in found.metrics.items():
         meaning = MEANINGS[name]
         if found.task == "keypoints":
             meaning = meaning.replace("overlaps", "similarities").replace("overlap", "similarity")
-        metrics.add_row(name, _number(value), meaning)
+        interval = [_between(intervals.get(name))] if intervals else []
+        metrics.add_row(name, _number(value), *interval, meaning)
     out.print()
     out.print(metrics)
     if args.per_class:
@@ -159,8 +192,12 @@ def _table(*heads: Any) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, head in enumerate(heads):
-        table.add_column(head, justify="left" if i == 0 or (len(heads) == 3 and i == 2) else "right")
+        table.add_column(head, justify="left" if i == 0 or (not head and i == len(heads) - 1) else "right")
     return table
+
+
+def _between(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
 
 
 def _number(value: float) -> str:

@@ -6,9 +6,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, parity_lines, parity_table, print_json, steps
 from deploykit.cli._engine import add_engine_arguments, engine_options, given_engine_options, print_engine
-from deploykit.cli._precision import add_precision_arguments, lowering_of, precision_facts
+from deploykit.cli._precision import add_precision_arguments, gate_of, lowering_of, precision_facts
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
@@ -116,6 +117,7 @@ def run(args: argparse.Namespace) -> int:
                 "pre_nms_topk": args.pre_nms_topk,
                 "preprocessing": args.preprocessing,
                 "lowering": lowering_of(args),
+                "gate": gate_of(args),
             },
             engine_options=engine_options(args) if engines else None,
             samples=args.sample,
@@ -167,6 +169,9 @@ def _print(report: ExportReport) -> None:
         out.print(parity_table(report.parity))
         for line in parity_lines(report.parity):
             out.print(line, markup=False)
+    if report.accuracy is not None:
+        source = "the checkpoint" if report.lowered is None else "the fp32 export"
+        print_comparison(report.accuracy, source, per_class=False)
 
 
 def preprocessing(spec: ModelSpec) -> str:
