@@ -100,8 +100,9 @@ def evaluate(
         allow_missing: leave out listed pictures that are not in the folder, instead of refusing.
         engine: the library of the metrics, ``hotcoco`` or ``pycocotools``.
         spec: for a model that does not carry its own.
-        backend: as for :func:`load`.
-        preprocessing: as for :func:`load`.
+        backend: as for :func:`open_session`.
+        preprocessing: as for :func:`load`; or ``upstream``: as the original project's own evaluation prepares pictures,
+            which is not how they are prepared in use (docs/evaluation.md).
         on_progress: told after each picture how many are done, and of how many.
 
     Raises:
@@ -113,8 +114,8 @@ def evaluate(
     from deploykit.runtime.evaluate import evaluate_session
     from deploykit.runtime.session import spec_of
 
-    given = read_spec(spec)
-    with open_session(model, backend=backend, preprocessing=preprocessing) as session:
+    given, upstream = read_spec(spec), preprocessing == "upstream"
+    with open_session(model, backend=backend, preprocessing="default" if upstream else preprocessing) as session:
         return evaluate_session(
             session,
             given or spec_of(session, os.fspath(model)),
@@ -129,6 +130,7 @@ def evaluate(
             img=img,
             rectangles=rectangles,
             allow_missing=allow_missing,
+            upstream=upstream,
             engine=engine,
             on_progress=on_progress,
         )

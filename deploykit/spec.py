@@ -52,7 +52,9 @@ class Fit:
     ``letterbox``: scale by one factor until it fits, pad with ``pad_value``. ``stride``: the canvas' sides are
     multiples of it. ``auto``: pad only to the next multiple of ``stride`` (a rectangle) instead of the whole canvas;
     only networks with a dynamic shape can take that. ``rounding``: of the scaled size, ``round`` (half to even,
-    YOLOv5/v7) or ``floor`` (YOLOX).
+    YOLOv5/v7), ``floor`` (YOLOX) or ``ceil``. ``shrink``: how a picture is made smaller, ``linear`` or ``area``;
+    larger it is made by ``linear`` always. ``margin``: with ``auto``, so many strides are added before the rectangle
+    is rounded up.
     """
 
     kind: Literal["letterbox", "resize", "crop", "pad", "tile"] = "letterbox"
@@ -61,7 +63,9 @@ class Fit:
     pad_value: int = 114
     anchor: Literal["centre", "top-left"] = "centre"
     scale_up: bool = True
-    rounding: Literal["round", "floor"] = "round"
+    rounding: Literal["round", "floor", "ceil"] = "round"
+    shrink: Literal["linear", "area"] = field(default="linear", metadata=LATER)
+    margin: float = field(default=0.0, metadata=LATER)
 
 
 @dataclass(frozen=True)

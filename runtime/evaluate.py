@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from deploykit.runtime.session import Array, Session
 from deploykit.runtime.sources import Pictures
 from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawRows
 
-__all__ = ["TASKS", "evaluate_session"]
+__all__ = ["TASKS", "as_upstream", "evaluate_session"]
 
 TASKS = ("detect", "keypoints")
 TOPK = 30_000  # candidates of a picture that NMS sees: hundreds of thousands have a score over 0.001 at worst
@@ -49,6 +49,7 @@ def evaluate_session(
     img: int | Sequence[int] | None = None,
     rectangles: bool = False,
     allow_missing: bool = False,
+    upstream: bool = False,
     engine: str = "hotcoco",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -63,9 +64,11 @@ def evaluate_session(
     points, sigmas, notes = _keypoints(spec, truth, labels, chosen)
     files = _Files.of(truth, images, limit=limit, allow_missing=allow_missing)
     inside = isinstance(spec.output, NmsOutputs)
+    prepared = as_upstream(spec) if upstream else spec
+    rectangles = rectangles or (upstream and spec.input.dynamic == "shape")
     predictor = Predictor(
         session,
-        _evaluated(spec, img, rectangles),
+        _evaluated(prepared, img, rectangles),
         conf=CONF if conf is None and not inside else conf,
         iou=IOU if iou is None and not inside else iou,
         max_det=MAX_DET if max_det is None and not inside else max_det,
@@ -95,6 +98,11 @@ def evaluate_session(
         engine=engine,
     )
     names = {c.id: c.name for c in truth.categories}
+    if upstream and not rectangles:
+        notes = (
+            *notes,
+            "its shape is fixed, so of upstream's preprocessing only the shrinking by area is in these numbers",
+        )
     settings = _settings(predictor, chosen, labels, engine, sigmas)
     counts = _counts(truth, files, labels, collected, chosen, len(found.scores))
     return Evaluation(
@@ -121,6 +129,27 @@ def _task(spec: ModelSpec, asked: str | None) -> Task:
     if task == "keypoints" and spec.keypoints is None:
         raise UsageError("the task keypoints needs a model with keypoints; this one has boxes only: --task detect")
     return cast(Task, task)
+
+
+def as_upstream(spec: ModelSpec) -> ModelSpec:
+    """The spec with the preprocessing of the original projects' own evaluation (YOLOv5 v7.0, YOLOv7, YOLOv6).
+
+    They shrink pictures by area averaging, round the size up (YOLOv5) or down, and pad each to a rectangle of half a
+    stride more than it needs. From their data loaders (utils/dataloaders.py, AGPL-3.0; utils/datasets.py,
+    yolov6/data/datasets.py, GPL-3.0); facts only. Their batches share one rectangle, ours are a picture's own.
+
+    Raises:
+        UsageError: a model whose project evaluates with what its spec has already, or with nothing that is known.
+    """
+    fit = spec.input.fit
+    if fit.kind != "letterbox" or fit.anchor != "centre":
+        raise UsageError(
+            f"--preprocess upstream is for models of the YOLOv5, YOLOv6 and YOLOv7 projects; "
+            f"{spec.source.model or 'this model'} is evaluated by its project as its spec says: leave it out"
+        )
+    rounding: Literal["floor", "ceil"] = "ceil" if spec.source.model.startswith("yolov5") else "floor"
+    changed = dataclasses.replace(fit, shrink="area", rounding=rounding, margin=0.5)
+    return dataclasses.replace(spec, input=dataclasses.replace(spec.input, fit=changed))
 
 
 def _classes(spec: ModelSpec) -> int:
@@ -281,6 +310,7 @@ def _settings(predictor: Predictor, task: Task, labels: LabelMap, engine: str, s
         scored=SCORED[task],
         matched_by=labels.by,
         engine=engine,
+        preprocessing="spec" if spec.input.fit.shrink == "linear" else "upstream",
         sigmas=sigmas,
     )
 

@@ -24,7 +24,8 @@ class Settings:
     ``nms`` is where overlaps were suppressed: ``runtime``, or ``graph`` with the thresholds of the export.
     ``multi_label``: an object of each class over ``conf``, not of the best alone. ``size`` is the canvas' (height,
     width); ``rectangles``: each picture had its own smaller one. ``providers``: what computed. ``scored``: the best so
-    many of a picture and category count. ``matched_by``: how classes met categories. ``sigmas``: OKS' constants.
+    many of a picture and category count. ``matched_by``: how classes met categories. ``preprocessing``:
+    the spec's, or upstream's. ``sigmas``: OKS' constants.
     """
 
     conf: float
@@ -40,6 +41,7 @@ class Settings:
     scored: int
     matched_by: str
     engine: str
+    preprocessing: str = "spec"
     sigmas: tuple[float, ...] = ()
 
 

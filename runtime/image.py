@@ -9,13 +9,14 @@ from the rounded size), and only here the picture's edges come back as its edges
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import cv2
 import numpy as np
@@ -125,6 +126,7 @@ class Letterbox:
     """How one picture lies on a network's canvas: ``network = source * scale + pad``. Sizes are (height, width).
 
     ``resized`` is the picture's size on the canvas, ``pad`` its (left, top); ``scale`` (x, y) follows from them.
+    ``shrink``: the interpolation where the picture becomes smaller.
     """
 
     source: tuple[int, int]
@@ -132,6 +134,7 @@ class Letterbox:
     canvas: tuple[int, int]
     pad: tuple[int, int]
     pad_value: int = 114
+    shrink: Literal["linear", "area"] = "linear"
 
     @classmethod
     def fit(cls, source: tuple[int, int], size: tuple[int, int], fit: Fit, *, auto: bool | None = None) -> Self:
@@ -150,14 +153,17 @@ class Letterbox:
         gain = min(size[0] / source[0], size[1] / source[1])
         if not fit.scale_up:
             gain = min(gain, 1.0)
-        whole = round if fit.rounding == "round" else int
+        whole: Callable[[float], int] = int
+        if fit.rounding != "floor":
+            whole = round if fit.rounding == "round" else math.ceil
         height, width = (max(1, whole(side * gain)) for side in source)  # a sliver still has one pixel
         canvas = size
         if fit.auto if auto is None else auto:
-            canvas = (_multiple(height, fit.stride), _multiple(width, fit.stride))
+            sides = (height, width) if not fit.margin else [side * gain + fit.margin * fit.stride for side in source]
+            canvas = (_multiple(sides[0], fit.stride), _multiple(sides[1], fit.stride))
         left, top = (canvas[1] - width) // 2, (canvas[0] - height) // 2
         pad = (left, top) if fit.anchor == "centre" else (0, 0)
-        return cls(source, (height, width), canvas, pad, fit.pad_value)
+        return cls(source, (height, width), canvas, pad, fit.pad_value, fit.shrink)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -180,7 +186,9 @@ class Letterbox:
         if self.resized == self.source:
             place[...] = image
         else:
-            cv2.resize(image, (width, height), dst=place, interpolation=cv2.INTER_LINEAR)
+            smaller = height < self.source[0] or width < self.source[1]
+            area = self.shrink == "area" and smaller
+            cv2.resize(image, (width, height), dst=place, interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
         for border in (canvas[:top], canvas[top + height :], canvas[:, :left], canvas[:, left + width :]):
             border[...] = self.pad_value
         return canvas
@@ -198,8 +206,8 @@ class Letterbox:
         return np.tile(np.asarray(pair, points.dtype), points.shape[-1] // 2)
 
 
-def _multiple(side: int, stride: int) -> int:
-    return -(-side // stride) * stride
+def _multiple(side: float, stride: int) -> int:
+    return math.ceil(side / stride) * stride
 
 
 def blob(canvases: Sequence[Array], spec: InputSpec, out: Array | None = None) -> Array:

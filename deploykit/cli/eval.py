@@ -62,10 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument(
+        "--preprocess",
         "--preprocessing",
+        dest="preprocessing",
         default="default",
         metavar="NAME",
-        help="of a checkpoint: legacy is for weights of YOLOX's release 0.0.1",
+        help="upstream: pictures as the original project's own evaluation prepares them; legacy: of a checkpoint with "
+        "weights of YOLOX's release 0.0.1 (default: the spec's)",
     )
     parser.add_argument(
         "--backend",
@@ -79,6 +82,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="draws of pictures for 95 %% intervals (default 1000 with --against, else none)",
+    )
+    parser.add_argument(
+        "--plots", metavar="DIR", help="draw precision over recall, F1 over the score, and the classes' AP (matplotlib)"
     )
     parser.add_argument("--detections", metavar="OUT", help="write what was scored as a COCO results file")
     parser.add_argument("--per-class", action="store_true", help="print every class, not only the totals")
@@ -121,6 +127,8 @@ def run(args: argparse.Namespace) -> int:
         found, comparison, intervals = _evaluated(args, options)
     if args.detections is not None:
         _write_detections(found, args.detections)
+    if args.plots is not None:
+        _plot(args, found, comparison)
     for note in (*found.notes, *(comparison.notes if comparison else ())):
         print(f"deploykit: note: {note}", file=sys.stderr)
     if args.json:
@@ -147,6 +155,23 @@ def _evaluated(
         return comparison.model, comparison, {}
     found = evaluate(args.model, args.data, **options)
     return found, None, interval_of(found, samples=args.bootstrap) if args.bootstrap else {}
+
+
+def _plot(args: argparse.Namespace, found: Evaluation, comparison: AccuracyComparison | None) -> None:
+    from pathlib import Path
+
+    from deploykit.runtime.plots import f1_curve, write_plots
+
+    shown = {Path(args.model).name: found}
+    if comparison is not None:
+        name = Path(args.against).name
+        shown[name if name not in shown else args.against] = comparison.reference
+    written = write_plots(Path(args.plots).expanduser(), shown)
+    score, best = f1_curve(found).best
+    print(
+        f"drawn: {', '.join(map(str, written))}; the best F1 of {best:.3f} is at a score of {score:.3f}",
+        file=sys.stderr,
+    )
 
 
 def _write_detections(found: Evaluation, place: str) -> None:
@@ -220,8 +245,9 @@ def _facts(found: Evaluation, args: argparse.Namespace) -> Iterator[tuple[str, s
     labels = "each class over conf" if used.multi_label else "the best class a box"
     where = " (inside the network)" if used.nms == "graph" else ""
     yield "thresholds", f"conf {used.conf:g}, iou {used.iou:g}, max_det {used.max_det}, {labels}{where}"
+    upstream = "; prepared as the original project evaluates" if used.preprocessing == "upstream" else ""
     canvas = "each picture's own rectangle within" if used.rectangles else "the whole canvas of"
-    yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}"
+    yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}{upstream}"
     yield "computes", f"{', '.join(used.providers)}; metrics by {used.engine} {found.versions[used.engine]}"
     stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in found.timings.items())
     yield "time", f"{stages} = {sum(found.timings.values()):.1f} ms a picture"
