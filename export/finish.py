@@ -35,6 +35,11 @@ def finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) ->
 
 
 def write(graph: ir.Model, file: Path, weights: int) -> Path:
+    """Check the graph and write it; with over 2 GiB of ``weights`` (bytes) these go beside it.
+
+    Raises:
+        ExportError: it is not valid ONNX.
+    """
     try:
         if weights > LARGE:
             ir.save(graph, file, external_data=weights_of(file).name)

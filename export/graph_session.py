@@ -127,11 +127,12 @@ def _tensor(value: Any) -> Tensor:
     kind = TORCH_TYPES.get(int(value.dtype))
     if kind is None:
         raise BackendError(f"torch does not run tensors of the type {value.dtype}")
-    array = np.ascontiguousarray(value.numpy())
+    array = value.numpy()
+    copied = np.array(array, order="C")
     if kind in VIEWS:
-        bits = array.view(np.int16 if VIEWS[kind] == torch.int16 else np.uint8)
-        return torch.from_numpy(bits.copy()).view(kind).reshape(array.shape)
-    return torch.from_numpy(array.copy()).reshape(array.shape)
+        bits = copied.view(np.int16 if VIEWS[kind] == torch.int16 else np.uint8)
+        return torch.from_numpy(bits).view(kind)
+    return torch.from_numpy(copied)
 
 
 def _foreign(value: Tensor) -> bool:

@@ -44,7 +44,8 @@ class Matching:
     @property
     def ok(self) -> bool:
         """Whether every detection has its partner, in the same place and with the same score."""
-        paired = 2 * self.matched + self.borderline == self.expected + self.found
+        alone = self.expected + self.found - 2 * self.matched - self.borderline
+        paired = alone <= self.limits.unmatched * (self.expected + self.found)
         near = self.max_keypoint is None or self.max_keypoint <= self.limits.max_keypoint
         return paired and near and self.min_iou >= self.limits.min_iou and self.max_score <= self.limits.max_score
 

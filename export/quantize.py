@@ -14,7 +14,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -136,7 +135,7 @@ def quantize_weight(weight: Array, axis: int | None, kind: QuantKind, limit: flo
         shape[axis] = -1
     ratio = weight.astype(np.float32) / scale.reshape(shape)
     if kind == "fp8":
-        return np.clip(ratio, -limit, limit).astype(ml_dtypes.float8_e4m3fn), scale
+        return np.clip(ratio, -limit, limit).astype(TYPES[kind].numpy()), scale
     return np.clip(np.round(ratio), -limit, limit).astype(np.int8), scale
 
 
@@ -184,7 +183,7 @@ def _zero(graph: Any, kind: QuantKind) -> ir.Value:
     if name in graph.initializers:
         found: ir.Value = graph.initializers[name]
         return found
-    return _constant(graph, name, np.zeros((), np.int8 if kind == "int8" else ml_dtypes.float8_e4m3fn), TYPES[kind])
+    return _constant(graph, name, np.zeros((), TYPES[kind].numpy()), TYPES[kind])
 
 
 def _dequantised(
@@ -200,7 +199,7 @@ def _dequantised(
     steps = _constant(graph, f"{name}_scale", scale)
     given = [stored, steps]
     if axis is not None:
-        zeros = np.zeros(len(scale), np.int8 if kind == "int8" else ml_dtypes.float8_e4m3fn)
+        zeros = np.zeros(len(scale), TYPES[kind].numpy())
         given.append(_constant(graph, f"{name}_zero", zeros, TYPES[kind]))
     else:
         given.append(_zero(graph, kind))

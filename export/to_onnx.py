@@ -142,6 +142,7 @@ def onnx_from_model(
     opset, raised = lowering.opset(opset)
     spec = _spec(model, img, batch, dynamic, opset)
     check_place(out)
+    example = example_input(spec.input)  # before anything that takes as much memory: it says so where there is none
     feeds = make_feeds(spec, samples) if check or lowering.precision != "fp32" else None
     if check:
         require("onnxruntime", "cpu")
@@ -154,7 +155,7 @@ def onnx_from_model(
     if gate is not None and nms != "none":
         raise UsageError(f"--max-drop goes with --nms none: the thresholds of --nms {nms} change AP by themselves")
     proof = Proof(model, fused, rows, feeds, clock) if feeds and check else None
-    trace = partial(_traced, fused, example_input(spec.input), spec, exporter, simplify, clock)
+    trace = partial(_traced, fused, example, spec, exporter, simplify, clock)
     with folder_beside(out) as folder:
         lowered, base = None, None
         if lowering.precision == "fp32":

@@ -11,7 +11,7 @@ import io
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from typing import Any, Literal
 
@@ -94,7 +94,7 @@ class CocoScores:
 
     metrics: dict[str, float]
     per_class: dict[int, ClassScore]
-    curves: dict[int, Curve]
+    curves: dict[int, Curve] = field(compare=False, repr=False)
 
 
 def library(engine: str) -> tuple[Any, Any, str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.coco_data import CocoData, LabelMap, Picture, match_keypoints, match_labels, read_coco
-from deploykit.runtime.coco_metrics import Detections, coco_scores, library
+from deploykit.runtime.coco_metrics import CocoScores, Detections, coco_scores, library
 from deploykit.runtime.evaluation import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
 from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.machine import versions
@@ -88,15 +88,7 @@ def evaluate_session(
         tuple(labels.category_ids),
         sigmas,
     )
-    scores = coco_scores(
-        truth,
-        found,
-        kind=scored.kind,
-        image_ids=scored.image_ids,
-        category_ids=scored.category_ids,
-        sigmas=sigmas,
-        engine=engine,
-    )
+    scores = _scores(scored, found, engine)
     names = {c.id: c.name for c in truth.categories}
     if upstream and not rectangles:
         notes = (
@@ -117,6 +109,18 @@ def evaluate_session(
         detections=found,
         scored=scored,
         curves={names[i]: curve for i, curve in scores.curves.items()},
+    )
+
+
+def _scores(scored: Scored, found: Detections, engine: str) -> CocoScores:
+    return coco_scores(
+        scored.truth,
+        found,
+        kind=scored.kind,
+        image_ids=scored.image_ids,
+        category_ids=scored.category_ids,
+        sigmas=scored.sigmas,
+        engine=engine,
     )
 
 

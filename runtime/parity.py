@@ -36,6 +36,7 @@ class Tolerance:
     Matched detections: corners are the same within ``same_box`` pixels whatever the IoU, keypoints within
     ``max_keypoint`` pixels, scores within ``max_score``; a pair whose IoU is within ``borderline_iou`` of the
     threshold of NMS may fall on either side of it. A matched pair has at least an IoU of ``min_iou``.
+    ``unmatched`` is the share of all detections that may be without a partner, because NMS is a chain of decisions.
 
     ``judged``: whether they are limits at all. int8 has none by value (its accuracy decides), so there everything is
     measured and told, and nothing fails.
@@ -51,6 +52,7 @@ class Tolerance:
     max_score: float = 1e-4
     borderline_iou: float = 1e-3
     min_iou: float = 0.99
+    unmatched: float = 0.0
     judged: bool = True
 
 

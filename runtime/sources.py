@@ -188,6 +188,11 @@ def _open_named(source: str | os.PathLike[str] | int) -> Pictures | Video:
 
 
 def pictures_in(folder: Path) -> list[Path]:
+    """The folder's own pictures, in the order of their names.
+
+    Raises:
+        ImageError: it cannot be listed, or holds none.
+    """
     try:
         files = sorted(p for p in folder.iterdir() if p.is_file())
     except OSError as e:

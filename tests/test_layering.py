@@ -17,7 +17,11 @@ BASE = {"deploykit.errors", "deploykit.spec", "deploykit.values", "deploykit"}
 LAYERS = {
     "base": ({"deploykit.errors", "deploykit.spec", "deploykit.values"}, set(), set()),
     "models": (BASE | {"deploykit.models"}, {"torch", "safetensors"}, {"timm", "numpy"}),
-    "runtime": (BASE | {"deploykit.runtime"}, {"numpy", "cv2"}, {"onnxruntime", "tensorrt", "pycuda", "supervision"}),
+    "runtime": (
+        BASE | {"deploykit.runtime"},
+        {"numpy", "cv2"},
+        {"onnxruntime", "tensorrt", "pycuda", "supervision", "matplotlib"},
+    ),
     "export": (
         BASE | {"deploykit.models", "deploykit.runtime", "deploykit.export", "deploykit.facade"},
         {"torch", "onnx", "onnxscript", "onnx_ir", "numpy"},

@@ -9,13 +9,17 @@ import pytest
 import deploykit
 
 PUBLIC = [
+    "AccuracyGate",
+    "Calibration",
     "DeployError",
+    "Lowering",
     "ModelSpec",
     "Predictor",
     "Result",
     "build_engine",
     "compare",
     "evaluate",
+    "evaluate_against",
     "export_onnx",
     "load",
     "open_session",
@@ -46,6 +50,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
             "evaluate",
             ["model", "data", "images", "task", "conf", "iou", "max_det", "limit", "batch", "img", "rectangles"],
         ),
+        ("evaluate_against", ["model", "reference", "data", "images", "bootstrap"]),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
         ("build_engine", ["onnx", "flavour", "out", "profiles", "options", "timing_cache", "spec", "samples"]),
     ],

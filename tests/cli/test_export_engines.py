@@ -82,7 +82,11 @@ def test_a_profile_is_what_the_user_typed(tmp_path: Path, capsys: pytest.Capture
     ("options", "code", "said"),
     [
         (["--tf32", "--workspace", "5"], 2, "--workspace, --tf32: for engines; add --format tensorrt or --format"),
-        (["--format", "tensorrt-rtx", "--img", "64"], 2, "--img, --batch, --dynamic and --preprocessing are in"),
+        (
+            ["--format", "tensorrt-rtx", "--img", "64"],
+            2,
+            "--img, --batch, --dynamic, --preprocessing and --precision are in",
+        ),
         (["--format", "onnx"], 2, "is an ONNX file already; take --format tensorrt or --format tensorrt-rtx"),
         (
             ["--format", "tensorrt-rtx", "--profile", "1x64", "1x64x64", "1x64x64"],

@@ -14,8 +14,9 @@ import pytest
 
 import deploykit
 from deploykit.errors import ArtefactError
-from deploykit.export import to_onnx
+from deploykit.export import finish
 from deploykit.export.compare import compare
+from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import open_session
 from deploykit.spec import METADATA_KEY, ModelSpec
@@ -109,10 +110,10 @@ def test_a_predictor_finds_in_the_file_all_it_needs(exported: Path) -> None:
 @pytest.fixture
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if protobuf could only hold 10 kB, which this network's weights exceed."""
-    monkeypatch.setattr(to_onnx, "LARGE", 10_000)
+    monkeypatch.setattr(finish, "LARGE", 10_000)
 
 
-def export_large(out: Path, seed: int = 0) -> to_onnx.ExportReport:
+def export_large(out: Path, seed: int = 0) -> ExportReport:
     return onnx_from_model(model_of("few", num_keypoints=3, seed=seed), out=out, img=64, exporter="legacy")
 
 

@@ -25,6 +25,7 @@ NAMES = """
     progress_monitor set_flag set_memory_pool_limit set_timing_cache
     get_input get_layer get_output num_inputs num_layers num_outputs set_shape shape dtype name type
     OnnxParser parse_from_file num_errors get_error desc node_name node_operator
+    DEQUANTIZE IDENTITY SHUFFLE
     BuilderFlag TF32 VERSION_COMPATIBLE HardwareCompatibilityLevel LayerType MemoryPoolType WORKSPACE
     NetworkDefinitionCreationFlag IProgressMonitor ILogger IOutputAllocator serialize
     Runtime deserialize_cuda_engine num_io_tensors get_tensor_name get_tensor_mode get_tensor_format
