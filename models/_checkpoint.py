@@ -151,6 +151,7 @@ def _assemble(path: Path, size: int, contents: Contents, file: BufferedReader) -
     state_dict = {name: contents.tensors.read(tensor) for name, tensor in stored.items()}
     metadata = {**contents.metadata, **plain.items(_beside(contents.root, entry, notes))}
     _note_precision(state_dict, notes)
+    _note_mixed_precision(contents.root, metadata, notes)
     facts = modules[0].attributes if modules else metadata
     yaml = facts.get("yaml")
     file.seek(0)
@@ -243,6 +244,23 @@ def _beside(root: Any, entry: str, notes: list[str]) -> dict[str, Any]:
         for name, value in root.items()
         if type(name) is str and name not in skipped and (entry or not is_tensor(value))
     }
+
+
+def _note_mixed_precision(root: Any, metadata: Mapping[str, Any], notes: list[str]) -> None:
+    """Say what mixed-precision training left in the file; none of it changes what the network computes.
+
+    apex: ``amp`` with a ``loss_scaler0`` for each loss, and optimizers that keep float32 copies of half weights
+    (NVIDIA/apex, BSD-3). torch.amp: the state of a GradScaler, under a name that projects choose.
+    """
+    amp = metadata.get("amp")
+    if isinstance(amp, Mapping) and any(str(key).startswith("loss_scaler") for key in amp):
+        notes.append("trained in mixed precision by apex.amp: its loss scale is ignored")
+    for name, state in metadata.items():
+        if isinstance(state, Mapping) and {"scale", "growth_factor", "backoff_factor"} <= set(state):
+            notes.append(f"trained in mixed precision by torch.amp: its gradient scaler ({name!r}) is ignored")
+    optimizer = root.get("optimizer") if isinstance(root, dict) else None
+    if isinstance(optimizer, dict) and isinstance(optimizer.get("fp32_from_fp16"), list):
+        notes.append("its optimizer holds float32 copies of the weights: the model's own are read")
 
 
 def _note_precision(state_dict: Mapping[str, torch.Tensor], notes: list[str]) -> None:

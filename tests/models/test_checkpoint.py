@@ -257,6 +257,39 @@ def test_what_lies_beside_the_weights(net: Net, tmp_path: Path) -> None:
     assert any(re.fullmatch(r"names .*pathlib\S*Path: not imported, not called", note) for note in checkpoint.notes)
 
 
+def _scaler_state() -> dict[str, Any]:
+    return torch.amp.GradScaler("cpu", enabled=True).state_dict()
+
+
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize(
+    ("extras", "told"),
+    [
+        ({"amp": {"loss_scaler0": {"loss_scale": 65536.0, "unskipped": 120}}}, "by apex.amp"),
+        ({"scaler": "torch"}, "by torch.amp: its gradient scaler ('scaler')"),
+        ({"grad_scaler_state": "torch"}, "by torch.amp: its gradient scaler ('grad_scaler_state')"),
+        ({"optimizer": "apex"}, "float32 copies of the weights"),
+        ({"amp": "O2"}, None),
+    ],
+)
+def test_mixed_precision_training_leaves_nothing_that_changes_the_weights(
+    net: Net, tmp_path: Path, extras: dict[str, Any], told: str | None, half: bool
+) -> None:
+    floats = {name: value for name, value in net.state_dict().items() if value.is_floating_point()}
+    weights = {name: value.half() if half else value for name, value in floats.items()}
+    masters = {"fp32_from_fp16": [[value.float() + 1 for value in net.parameters()]], "optimizer_state_dict": {}}
+    stand_ins = {"torch": _scaler_state(), "apex": masters}
+    beside = {name: stand_ins.get(str(value), value) for name, value in extras.items()}
+
+    checkpoint = read_checkpoint(save({"model": weights, **beside}, tmp_path / "a.pt"))
+
+    assert checkpoint.entry == "model"
+    for name, value in weights.items():
+        torch.testing.assert_close(checkpoint.float32()[name], value.float(), rtol=0, atol=0)
+    found = [note for note in checkpoint.notes if "mixed precision" in note or "float32 copies" in note]
+    assert (len(found) == 1 and told in found[0]) if told else not found
+
+
 def test_source_code_in_a_legacy_file_is_named_and_ignored(net: Net, tmp_path: Path) -> None:
     checkpoint = read_checkpoint(save(net, tmp_path / "a.pt", _use_new_zipfile_serialization=False))
 
