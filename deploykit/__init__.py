@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import evaluate as evaluate
     from deploykit.facade import evaluate_against as evaluate_against
+    from deploykit.facade import evaluate_dense as evaluate_dense
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
     from deploykit.runtime.predictor import Predictor as Predictor
@@ -41,6 +42,7 @@ _HOME = {
     "compare": "deploykit.export.compare",
     "evaluate": "deploykit.facade",
     "evaluate_against": "deploykit.facade",
+    "evaluate_dense": "deploykit.facade",
     "export_onnx": "deploykit.export.to_onnx",
     "load": "deploykit.facade",
     "open_session": "deploykit.facade",

@@ -12,11 +12,12 @@ from deploykit.spec import ModelSpec
 
 if TYPE_CHECKING:
     from deploykit.runtime.accuracy import AccuracyComparison
+    from deploykit.runtime.evaluate_dense import DenseEvaluation
     from deploykit.runtime.evaluation import Evaluation
     from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.session import Session
 
-__all__ = ["evaluate", "evaluate_against", "load", "open_session", "read_spec"]
+__all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "read_spec"]
 
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
 
@@ -134,6 +135,45 @@ def evaluate(
             engine=engine,
             on_progress=on_progress,
         )
+
+
+def evaluate_dense(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    images: str | os.PathLike[str] | None = None,
+    task: str | None = None,
+    limit: int | None = None,
+    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> DenseEvaluation:
+    """Evaluate a network of classification, segmentation or restoration (docs/evaluation.md).
+
+    Args:
+        model: an exported model, or a checkpoint.
+        data: ``classify``: a folder with a folder of pictures for each class, named as the class or by its number;
+            ``segment``: a folder of label maps (one channel, or a palette; 255 is ignored); ``restore``: of targets.
+        images: of ``segment`` and ``restore`` the folder of pictures; truth and picture have the same name but for the
+            suffix.
+        task: None: the spec's.
+        limit: evaluate only the first so many pictures.
+        spec: for a model that does not carry its own.
+        backend: as for :func:`open_session`.
+        on_progress: told after each picture how many are done, and of how many.
+
+    Raises:
+        NotFoundError, DataError: the folders, or what belongs together, are missing or do not fit.
+        UsageError: a task that the model does not have.
+        MissingDependencyError: segmentation without hotcoco.
+    """
+    from deploykit.runtime.evaluate_dense import evaluate_dense_session
+    from deploykit.runtime.session import spec_of
+
+    given = read_spec(spec)
+    with open_session(model, backend=backend) as session:
+        chosen = given or spec_of(session, os.fspath(model))
+        return evaluate_dense_session(session, chosen, data, images, task=task, limit=limit, on_progress=on_progress)
 
 
 def evaluate_against(

@@ -54,7 +54,7 @@ class Fit:
     only networks with a dynamic shape can take that. ``rounding``: of the scaled size, ``round`` (half to even,
     YOLOv5/v7), ``floor`` (YOLOX) or ``ceil``. ``shrink``: how a picture is made smaller, ``linear`` or ``area``;
     larger it is made by ``linear`` always. ``margin``: with ``auto``, so many strides are added before the rectangle
-    is rounded up.
+    is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled picture's shorter side.
     """
 
     kind: Literal["letterbox", "resize", "crop", "pad", "tile"] = "letterbox"
@@ -66,6 +66,11 @@ class Fit:
     rounding: Literal["round", "floor", "ceil"] = "round"
     shrink: Literal["linear", "area"] = field(default="linear", metadata=LATER)
     margin: float = field(default=0.0, metadata=LATER)
+    crop_share: float = field(default=0.875, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.crop_share <= 1.0:
+            raise SpecError(f"a crop's share lies over 0 and up to 1, got {self.crop_share}")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._comparison import print_comparison
+from deploykit.cli._dense import DENSE, run_dense, task_of
 from deploykit.cli._display import console, print_json, steps
 from deploykit.errors import UsageError
 
@@ -42,9 +43,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", required=True, metavar="FILE", help="an exported model (.onnx, .trt), or a checkpoint (needs torch)"
     )
-    parser.add_argument("--data", required=True, metavar="FILE", help="annotations in COCO's JSON format")
-    parser.add_argument("--images", required=True, metavar="DIR", help="the folder with the pictures that they list")
-    parser.add_argument("--task", choices=("detect", "keypoints"), help="what is scored (default: the spec's task)")
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="PATH",
+        help="annotations in COCO's JSON format; classify: a folder of pictures for each class; segment: a folder of "
+        "label maps; restore: of targets",
+    )
+    parser.add_argument("--images", metavar="DIR", help="the folder with the pictures (not for classify)")
+    parser.add_argument(
+        "--task",
+        choices=("detect", "keypoints", "segment", "classify", "restore"),
+        help="what is scored (default: the spec's task)",
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures that are there")
     parser.add_argument("--allow-missing", action="store_true", help="leave out listed pictures that are not there")
     parser.add_argument("--batch", type=int, metavar="N", help="pictures a run (default: the model's own)")
@@ -95,6 +106,10 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     # OpenCV's own chatter about a broken picture; what matters of it is said by the error that follows.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    if args.task in DENSE or (args.task is None and task_of(args) in DENSE):
+        return run_dense(args)
+    if args.images is None:
+        raise UsageError("--images is missing: the folder with the pictures that the annotations list")
     if args.img is not None and len(args.img) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
     with steps() as on_step:

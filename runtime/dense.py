@@ -1,0 +1,132 @@
+"""Pictures for networks with one dense output, and what the output means: classes, a label map, a restored picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from deploykit.errors import ImageSizeError, SpecError
+from deploykit.runtime.image import Letterbox
+from deploykit.runtime.session import Array
+from deploykit.spec import InputSpec
+
+__all__ = ["Placed", "label_map", "place", "restored", "top_classes"]
+
+CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large picture would take gigabytes
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """A picture on its canvas: ``canvas`` BGR ``uint8 (H, W, 3)``, ``source`` (height, width) of the picture, and
+    ``region``, the (left, top, width, height) of the canvas that shows it (a crop shows only a part of it)."""
+
+    canvas: Array
+    source: tuple[int, int]
+    region: tuple[int, int, int, int]
+
+
+def place(image: Array, canvas: InputSpec) -> Placed:
+    """Lay a picture on the canvas as the spec's fit says.
+
+    ``letterbox`` and ``resize`` as :class:`Letterbox`; ``crop``: scaled so that the shorter side is ``size /
+    crop_share``, then the middle, as classifiers are evaluated; ``pad``: mirrored on the right and below up to the next
+    multiple of the stride, or up to the size where that is fixed.
+
+    Raises:
+        ImageSizeError: a picture to pad is larger than a fixed canvas, or too small to mirror.
+        SpecError: a fit that works in tiles.
+    """
+    fit, source = canvas.fit, (image.shape[0], image.shape[1])
+    if fit.kind in ("letterbox", "resize"):
+        box = Letterbox.fit(source, canvas.size, fit, auto=fit.auto and canvas.dynamic == "shape")
+        return Placed(box.apply(image), source, (*box.pad, box.resized[1], box.resized[0]))
+    if fit.kind == "crop":
+        return _cropped(image, canvas)
+    if fit.kind == "pad":
+        return _padded(image, canvas)
+    raise SpecError(f"a whole picture is laid on a canvas by letterbox, resize, crop or pad, not by {fit.kind!r}")
+
+
+def _cropped(image: Array, canvas: InputSpec) -> Placed:
+    height, width = canvas.size
+    source = (image.shape[0], image.shape[1])
+    gain = max(round(height / canvas.fit.crop_share) / source[0], round(width / canvas.fit.crop_share) / source[1])
+    scaled = max(height, round(source[0] * gain)), max(width, round(source[1] * gain))
+    way = cv2.INTER_AREA if canvas.fit.shrink == "area" and gain < 1 else cv2.INTER_LINEAR
+    resized = cv2.resize(image, (scaled[1], scaled[0]), interpolation=way)
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return Placed(np.ascontiguousarray(resized[top : top + height, left : left + width]), source, (0, 0, width, height))
+
+
+def _padded(image: Array, canvas: InputSpec) -> Placed:
+    height, width = image.shape[:2]
+    stride = canvas.fit.stride
+    size = (-(-height // stride) * stride, -(-width // stride) * stride)
+    if canvas.dynamic != "shape":
+        size = canvas.size
+        if height > size[0] or width > size[1]:
+            raise ImageSizeError(
+                f"this network takes pictures of at most {size[0]}x{size[1]} (height x width), got {height}x{width}: "
+                "export it with --dynamic shape, or for the size of the pictures"
+            )
+    below, right = size[0] - height, size[1] - width
+    if below >= height or right >= width:
+        raise ImageSizeError(f"a picture of {height}x{width} is too small to be mirrored up to {size[0]}x{size[1]}")
+    padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT_101)
+    return Placed(padded, (height, width), (0, 0, width, height))
+
+
+def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
+    """The ``count`` best classes of ``logits (C,)``, the best first, and their probabilities (softmax in float64)."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max())
+    order = np.argsort(-wide, kind="stable")[:count]
+    return order, powers[order] / powers.sum()
+
+
+def label_map(logits: Array, placed: Placed, *, threshold: float = 0.5) -> Array:
+    """The class of every pixel of the source picture, ``(H, W) int32``, from ``logits (C, h, w)``.
+
+    Logits are enlarged bilinearly and compared then, so that borders run between classes and not along the network's
+    pixels. One channel is the logit of class 1 against class 0.
+    """
+    if len(logits) == 1:
+        labels: Array = _on_source(logits[0], placed) > math.log(threshold / (1.0 - threshold))
+        return labels.astype(np.int32)
+    best = np.full(placed.source, -np.inf, np.float32)
+    labels = np.zeros(placed.source, np.int32)
+    for start in range(0, len(logits), CHUNK):
+        for number, channel in enumerate(logits[start : start + CHUNK], start):
+            value = _on_source(channel, placed)
+            better = value > best
+            best[better] = value[better]
+            labels[better] = number
+    return labels
+
+
+def _on_source(channel: Array, placed: Placed) -> Array:
+    """One map over the canvas, cut to the picture's region and brought to the picture's size."""
+    left, top, width, height = placed.region
+    y, x = channel.shape[0] / placed.canvas.shape[0], channel.shape[1] / placed.canvas.shape[1]
+    rows = slice(round(top * y), max(round((top + height) * y), round(top * y) + 1))
+    columns = slice(round(left * x), max(round((left + width) * x), round(left * x) + 1))
+    part = np.ascontiguousarray(channel[rows, columns], np.float32)
+    resized: Array = cv2.resize(part, placed.source[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def restored(image: Array, placed: Placed, canvas: InputSpec) -> Array:
+    """A restored picture, BGR ``uint8`` of the source's size, from the network's ``image (3, h, w)``.
+
+    The numbers of the input are undone: ``p = (x * std + mean) / scale``, clipped to 0..255 and rounded. A network that
+    enlarges gives a picture as many times larger.
+    """
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
+    pixels = np.clip(np.rint((image.astype(np.float32) * std + mean) / canvas.scale), 0, 255).astype(np.uint8)
+    planes = pixels[::-1] if canvas.colour == "rgb" else pixels
+    factor = image.shape[1] / placed.canvas.shape[0]
+    left, top, width, height = (round(side * factor) for side in placed.region)
+    return np.ascontiguousarray(planes[:, top : top + height, left : left + width].transpose(1, 2, 0))
