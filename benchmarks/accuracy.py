@@ -32,8 +32,8 @@ from deploykit.export.calibration import measure_activations
 from deploykit.export.quantize import activations_of, quantisable, quantize
 from deploykit.runtime.accuracy import compare_evaluations, interval_of
 from deploykit.runtime.coco_data import read_coco
+from deploykit.runtime.evaluate import evaluate_session
 from deploykit.runtime.machine import versions
-from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import open_session, spec_of
 
 CALIBRATED, DRAWS, ROUNDS = 16, 1000, 30
@@ -135,9 +135,8 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
             comparison = compare_evaluations(found, source, samples=DRAWS)
             low, high = (100 * end for end in comparison.intervals["AP"])
             told = f"| {100 * comparison.difference['AP']:+.2f} | {low:+.2f} to {high:+.2f}"
-        table.append(
-            f"| {label} | {points(found.metrics['AP'])} {told} | {points(found.metrics['AP50'])} | {points(found.metrics['AR100'])} |"
-        )
+        ap, ap50, ar = (points(found.metrics[name]) for name in ("AP", "AP50", "AR100"))
+        table.append(f"| {label} | {ap} {told} | {ap50} | {ar} |")
         print(table[-1], flush=True)
     extra = {
         "int8, outputs rounded too": with_rounded_outputs(files["fp32"], calibration, "int8", folder / "out8.onnx"),
@@ -154,22 +153,22 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
     spec = spec_of(open_session(files["fp32"]), "fp32")
     rounded = []
     for name, file in extra.items():
-        with Predictor(open_session(file), spec) as predictor:
-            from deploykit.runtime.evaluate import evaluate_session
-
-            found = evaluate_session(predictor.session, spec, evaluated, images)
+        with open_session(file) as session:
+            found = evaluate_session(session, spec, evaluated, images)
         rounded.append(f"{name} {points(found.metrics['AP'])}")
     chosen = reports["int8"].lowered.quantised
     kept = ", ".join(chosen.labels[name] for name in chosen.done.kept)
     pictures = len(read_coco(evaluated).pictures)
     return [
-        f"## {reports['fp32'].model} at {img}x{img}: {CALIBRATED} pictures for calibration, {pictures} others evaluated",
+        f"## {reports['fp32'].model} at {img}x{img}",
+        "",
+        f"{CALIBRATED} pictures for calibration, {pictures} others evaluated.",
         "",
         *table,
         "",
-        f"`int8` alone is the default: of the calibrations {chosen.method} was chosen, and {len(chosen.done.kept)} of "
-        f"{len(chosen.done.kept) + len(chosen.done.layers)} layers stay fp32 by measurement ({kept}). The other int8 rows "
-        "quantise every layer. `fp8` is calibrated and kept likewise.",
+        f"`int8` alone is the default: of the calibrations {chosen.method} was chosen, and {len(chosen.done.kept)} of",
+        f"{len(chosen.done.kept) + len(chosen.done.layers)} layers stay fp32 by measurement ({kept}).",
+        "The other int8 rows quantise every layer. `fp8` is calibrated and kept likewise.",
         "",
         *speed,
         "",
@@ -199,7 +198,7 @@ def faces(weights: Path, images: Path, img: int, folder: Path) -> list[str]:
             results[kind] = [predictor(picture) for picture in rest]
         print(f"faces in {kind}: {sum(len(r) for r in results[kind])}", flush=True)
     table = [
-        "| | found | found again | mean IoU | largest score difference | mean keypoint distance, of the box's longer side |",
+        "| | found | found again | mean IoU | largest score difference | mean keypoint distance / longer side |",
         "|---|---|---|---|---|---|",
     ]
     for kind, found in results.items():
@@ -207,13 +206,15 @@ def faces(weights: Path, images: Path, img: int, folder: Path) -> list[str]:
         overlap, score, distance = (np.array(values) for values in zip(*pairs, strict=True))
         total = sum(len(r) for r in results["fp32"])
         table.append(
-            f"| {kind} | {sum(len(r) for r in found)} | {len(pairs)} of {total} | {overlap.mean():.4f} | {score.max():.4f} | {100 * distance.mean():.2f} % |"
+            f"| {kind} | {sum(len(r) for r in found)} | {len(pairs)} of {total} | {overlap.mean():.4f} | "
+            f"{score.max():.4f} | {100 * distance.mean():.2f} % |"
         )
     return [
         f"## {report.model}, faces with five keypoints, at {img}x{img}",
         "",
-        f"Nothing is annotated here, so this is agreement with the fp32 export: faces of {len(rest)} pictures at the spec's thresholds, "
-        f"calibrated with {len(names[::2])} others. A face is found again if a box overlaps it by 0.5.",
+        f"Nothing is annotated here: this is agreement with the fp32 export, of faces in {len(rest)} pictures at the",
+        f"spec's thresholds, calibrated with {len(names[::2])} others. A face is found again if a box overlaps it by",
+        "half.",
         "",
         *table,
         "",
@@ -246,17 +247,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         parts = detector(args.weights, args.data, args.images, args.img, Path(place))
         parts += faces(args.faces, args.face_images, args.img, Path(place))
-    known = versions()
+    known = ", ".join(f"{name} {version}" for name, version in versions().items())
     head = [
         "# What each precision costs",
         "",
-        "<!-- Written by benchmarks/accuracy.py; what is measured is in the tables, what follows from it in precision.md. -->",
+        "<!-- Written by benchmarks/accuracy.py. What follows from these numbers is in precision.md. -->",
         "",
-        f"Two cores of an {platform.processor() or platform.machine()} server without AVX512 and VNNI (AMD EPYC), Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version}" for name, version in known.items() if name != "python")
-        + ". No GPU: fp16, bf16 and fp8 are computed in PyTorch as their types say, and fp16 in ONNX Runtime too, which "
-        "computes its convolutions in fp32. AP in points (hundredths); intervals are a paired bootstrap over pictures "
-        f"({DRAWS} draws): so few pictures compare forms of one model, they do not rate it.",
+        f"Two cores of an AMD EPYC server without AVX512 and VNNI ({platform.machine()}), {known}.",
+        "No GPU: fp16, bf16 and fp8 are computed in PyTorch as their types say, and fp16 in ONNX Runtime too, which",
+        "computes its convolutions in fp32. AP in points (hundredths); intervals are a paired bootstrap over pictures",
+        f"({DRAWS} draws). So few pictures compare forms of one model; they do not rate it.",
         "",
     ]
     args.out.write_text("\n".join([*head, *parts]))

@@ -197,6 +197,7 @@ def _apply(trt: Any, config: Any, options: EngineOptions) -> None:
     flags = trt.BuilderFlag
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the engine can tell its layers' types
     (config.set_flag if options.tf32 else config.clear_flag)(flags.TF32)  # it is on unless it is cleared
     if options.version_compatible:
         config.set_flag(flags.VERSION_COMPATIBLE)

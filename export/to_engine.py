@@ -24,6 +24,7 @@ from deploykit.export.build_progress import BuildProgress
 from deploykit.export.builder import Network, build, check_options, default_profile, parse
 from deploykit.export.clock import Clock
 from deploykit.export.compare import check_expected, expect
+from deploykit.export.engine_layers import precisions_in
 from deploykit.export.feeds import make_feeds
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
@@ -305,12 +306,27 @@ def _checked(
         expected.save(expected_of(engine))
         return replace(record, unverified=f"built, not run: {e}"), None
     with session:
+        record = _of_layers(record, precisions_in(session.layer_information()), engine.name)
         parity = check_expected(
             expected, engine.name, session, record.spec, on_step=lambda step: clock(f"checking: {step}")
         )
     parity.raise_if_bad(engine.name)
     write_whole(parity_of(engine), parity.to_json().encode())
     return replace(record, verified=True), parity
+
+
+def _of_layers(record: EngineRecord, found: dict[str, int], name: str) -> EngineRecord:
+    """The record with the precision of the engine's own layers, where its inspector tells it.
+
+    Raises:
+        ExportError: none of them has the precision that was asked for.
+    """
+    if not found:
+        return record
+    if record.spec.precision not in found:
+        counts = ", ".join(f"{count} in {kind}" for kind, count in found.items())
+        raise ExportError(f"{name} shall compute in {record.spec.precision}, but TensorRT built its layers as {counts}")
+    return replace(record, precision=found, precision_from="engine")
 
 
 def _keep_log(place: Path, log: BuildLog) -> None:

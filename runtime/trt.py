@@ -145,6 +145,12 @@ class TrtSession(Session):
         if record and not record.verified and not expected_of(path).exists():
             self.notes = (f"nothing proves this engine's numbers: {record.unverified or 'it was never compared'}",)
 
+    def layer_information(self) -> str:
+        """What the engine's inspector says of all layers: JSON text."""
+        with self._gpu.bound():
+            inspector = self._engine.create_engine_inspector()
+            return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
     @property
     def device_memory(self) -> int:  # type: ignore[override]  # a constant of other sessions, here it grows
         """Bytes of the GPU's memory: what loading took (weights, activations of one context) and all buffers since."""

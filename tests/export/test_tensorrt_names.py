@@ -25,6 +25,8 @@ NAMES = """
     progress_monitor set_flag set_memory_pool_limit set_timing_cache
     get_input get_layer get_output num_inputs num_layers num_outputs set_shape shape dtype name type
     OnnxParser parse_from_file num_errors get_error desc node_name node_operator
+    profiling_verbosity ProfilingVerbosity DETAILED create_engine_inspector get_engine_information
+    LayerInformationFormat JSON
     DEQUANTIZE IDENTITY SHUFFLE
     BuilderFlag TF32 VERSION_COMPATIBLE HardwareCompatibilityLevel LayerType MemoryPoolType WORKSPACE
     NetworkDefinitionCreationFlag IProgressMonitor ILogger IOutputAllocator serialize

@@ -35,6 +35,7 @@ from deploykit.export.to_engine import build_engine
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine import EngineOptions, Profile, expected_of, log_of, parity_of, record_of
 from deploykit.runtime.parity import Expected
+from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec
 from tests.runtime.cell_model import cell_spec, write_cell_model
 from tests.runtime.cpu_tensorrt import CpuGpu
@@ -385,11 +386,28 @@ def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path, exported: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def _as_engine(file: Path, layers: str = "") -> Session:
+    """An ONNX file's session that answers as an engine's does; ``layers`` is what its inspector would say."""
+    from deploykit.facade import open_session
+
+    session = open_session(file)
+    session.layer_information = lambda: layers  # type: ignore[attr-defined]  # an engine's session has it
+    return session
+
+
+@rtx
+def test_the_precision_of_an_engine_is_its_layers_own(exported: Path, tmp_path: Path) -> None:
+    record = build_engine(exported / "static.onnx", flavour="tensorrt-rtx", out=tmp_path / "x.trt", check=False).record
+    assert to_engine._of_layers(record, {}, "x.trt") is record  # the inspector tells nothing
+    told = to_engine._of_layers(record, {"fp16": 2, "fp32": 1}, "x.trt")
+    assert (told.precision, told.precision_from) == ({"fp16": 2, "fp32": 1}, "engine")
+    with pytest.raises(ExportError, match=r"x\.trt shall compute in fp32, but TensorRT built its layers as 3 in fp16"):
+        to_engine._of_layers(record, {"fp16": 3}, "x.trt")
+
+
 @rtx
 def test_an_engine_that_gives_other_numbers_is_not_kept(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The gate itself, with the engine's session replaced by that of another network."""
-    from deploykit.facade import open_session
-
     other = write_cell_model(cells.parent / "other.onnx", half=False)
     model = onnx.load(str(other))
     boxes = next(t for t in model.graph.initializer if t.name == "boxes")
@@ -399,11 +417,11 @@ def test_an_engine_that_gives_other_numbers_is_not_kept(cells: Path, monkeypatch
     gpu = CpuGpu()
     monkeypatch.setattr(to_engine, "open_gpu", lambda index: gpu)
     monkeypatch.setattr(to_engine, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(to_engine, "open_engine", lambda *_: open_session(other))
+    monkeypatch.setattr(to_engine, "open_engine", lambda *_: _as_engine(other))
     with pytest.raises(ParityError, match=r"boxes of cells\.trt differ from cells\.onnx"):
         build_engine(cells, flavour="tensorrt-rtx")
     assert {p.name for p in cells.parent.iterdir()} == {"cells.onnx", "other.onnx"}
-    monkeypatch.setattr(to_engine, "open_engine", lambda *_: open_session(cells))
+    monkeypatch.setattr(to_engine, "open_engine", lambda *_: _as_engine(cells))
     report = build_engine(cells, flavour="tensorrt-rtx")
     assert report.record.verified
     assert report.record.gpu == "CPU stand-in"
