@@ -16,6 +16,7 @@ import numpy as np
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.export.feeds import make_feeds
+from deploykit.export.limits import limits_between
 from deploykit.export.matching import match
 from deploykit.export.nms_check import check_detections, detections_as_rows, detections_layout
 from deploykit.export.parity_report import ParityReport
@@ -45,7 +46,7 @@ def compare(
             reference values (``.npz``) that an engine was written with; then the images are those in it.
         images: sample pictures; none takes the one that ships with deploykit. Seeded noise is always compared too.
         spec: of both, where they carry none (or a JSON file that holds it).
-        tolerance: limits; None takes those of fp32.
+        tolerance: limits; None takes those of the lower precision of the two (docs/precision.md).
         on_step: told which input is being compared.
 
     Raises:
@@ -71,6 +72,7 @@ def compare(
                 chosen = dataclasses.replace(own, input=chosen.input)
             feeds = make_feeds(chosen, images).within(_taker(first)).within(_taker(second))
             ours = isinstance(a, (str, Path))
+            tolerance = tolerance or limits_between(map(_carried, (first, second)))
             expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, on_step=on_step)
         return check_expected(expected.within(_taker(second)), _name(b, "b"), second, chosen, tolerance, on_step)
 

@@ -21,11 +21,12 @@ from deploykit.export.clock import Clock
 from deploykit.export.feeds import make_feeds
 from deploykit.export.finish import finish, weights_of, write
 from deploykit.export.gate import AccuracyGate, judge
+from deploykit.export.limits import LIMITS
 from deploykit.export.nms_export import TRANSLATIONS, NmsMode, NmsPlan, plan_of
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision import Job, Lowering, PrecisionReport, lower
-from deploykit.export.proof import LIMITS, Proof
+from deploykit.export.proof import Proof
 from deploykit.export.report import ExportReport
 from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model

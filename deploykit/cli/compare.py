@@ -34,5 +34,6 @@ def run(args: argparse.Namespace) -> int:
         out.print(parity_table(report))
         for line in parity_lines(report):
             out.print(line, markup=False)
-        print(f"{args.b} agrees with {args.a}" if report.ok else f"they differ: {report.worst}")
+        agrees = f"{args.b} agrees with {args.a}" if report.tolerance.judged else "no verdict: see above"
+        print(agrees if report.ok else f"they differ: {report.worst}")
     return 0 if report.ok else ParityError.exit_code

@@ -14,15 +14,17 @@ import onnx
 import pytest
 from torch import nn
 
+from deploykit.cli import main
 from deploykit.errors import AccuracyError, ExportError, ParityError, UsageError
 from deploykit.export import precision as module
 from deploykit.export.calibration import Calibration
+from deploykit.export.compare import compare
 from deploykit.export.feeds import sample_image
 from deploykit.export.gate import AccuracyGate
 from deploykit.export.half import HalfReport
+from deploykit.export.limits import FP16, UNJUDGED
 from deploykit.export.precision import Lowering
 from deploykit.export.precision_check import precisions_of
-from deploykit.export.proof import FP16, UNJUDGED
 from deploykit.export.report import ExportReport
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
@@ -406,3 +408,27 @@ def test_the_gate_is_for_raw_rows(tmp_path: Path, pictures: Path) -> None:
         export(tmp_path / "x.onnx", Lowering(), gate=gate, nms="graph")
     with pytest.raises(UsageError, match="at least 0"):
         AccuracyGate(-1.0, "a.json", pictures)
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov6n", "yolov6m", "yolov7_tiny", "yolox_s", "kapao_s"])
+def test_every_family_is_half(tmp_path: Path, name: str) -> None:
+    model = model_of(name)
+    lowering = Lowering("fp16")
+    report = onnx_from_model(model, out=tmp_path / "x.onnx", img=64, lowering=lowering, exporter="legacy")
+    assert report.lowered is not None
+    assert report.lowered.half is not None
+    assert set(report.lowered.computes) == {"fp16"}
+    assert set(report.lowered.half.kept) <= {"decode", "operator", "type"}
+    assert report.lowered.half.casts <= 16
+
+
+def test_two_files_are_compared_by_the_limits_of_the_lower_precision(
+    halves: dict[str, ExportReport], quantised: ExportReport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compare(halves["fp32"].path, halves["fp16"].path)
+    assert found.ok
+    assert found.tolerance == FP16
+    assert not compare(halves["fp32"].path, halves["fp16"].path, tolerance=Tolerance()).ok
+    assert compare(quantised.path, halves["fp32"].path).tolerance == UNJUDGED
+    assert main(["compare", str(halves["fp32"].path), str(quantised.path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no verdict: see above"
