@@ -29,7 +29,7 @@ from deploykit.spec import ModelSpec
 __all__ = ["QuantReport", "quantize_file", "quantize_like"]
 
 COMPARED = 8  # pictures on which methods are compared
-MEASURED = 3  # of them, on which layers are: a hundred networks are run on them
+MEASURED = 2  # of them, on which layers are: some fifty networks are run on them
 Keep = Literal["auto", "none"] | Collection[str]
 
 

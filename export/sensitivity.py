@@ -1,8 +1,8 @@
 """Which layers does quantisation hurt? Measured on the network's own outputs, one group of layers at a time.
 
 A layer alone is quantised in an else exact network, and what comes out is held against the exact outputs. Networks have
-hundreds of layers and most of them do not matter, so groups are measured first, and only a group that matters is
-halved and measured again, until single layers are left.
+hundreds of layers and most of them do not matter, so groups are measured first, and the group that matters most is
+halved and measured again, until no group matters or as many networks have been run as are worth the time.
 """
 
 from __future__ import annotations
@@ -37,13 +37,14 @@ MIN_SCORE = 0.05  # rows that score less are of no detection
 GROUPS = 8  # to begin with
 ENOUGH = 0.5  # keep layers until the error that is left is this share of the error of quantising everything
 MOST = 0.15  # of the layers may be kept by measurement: quantisation is what was asked for
-MATTERS = 0.1  # a group whose error is under this share of the whole error is not looked into
+RUNS = 48  # quantised networks that are run to find the layers that matter
+MATTERS = 0.05  # a group whose error is under this share of the whole error is not looked into
 
 
 @dataclass(frozen=True)
 class Sensitivity:
     """``whole``: the error with every layer quantised; ``layers``: layer -> the error with it alone quantised, the
-    largest first; ``groups``: groups that were measured and did not matter, with their error. Errors are those of
+    largest first; ``groups``: groups that were not looked into, with their error. Errors are those of
     :func:`output_error`. ``pictures`` were used."""
 
     whole: float
@@ -129,20 +130,18 @@ def measure_sensitivity(
         return error
 
     whole = error_of(layers)
-    single: dict[str, float] = {}
-    calm: list[tuple[tuple[str, ...], float]] = []
     size = max(1, -(-len(layers) // GROUPS))
-    waiting = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
-    while waiting:
-        group = waiting.pop(0)
-        error = error_of(group)
-        if len(group) == 1:
-            single[group[0]] = error
-        elif error < MATTERS * whole:
-            calm.append((group, error))
-        else:
-            half = len(group) // 2
-            waiting += [group[:half], group[half:]]
+    groups = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
+    measured = [(error_of(group), group) for group in groups]
+    while runs < RUNS:  # halve the group with the largest error, as long as it matters
+        error, group = max((m for m in measured if len(m[1]) > 1), default=(0.0, ()))
+        if not group or error < MATTERS * whole:
+            break
+        measured.remove((error, group))
+        half = len(group) // 2
+        measured += [(error_of(part), part) for part in (group[:half], group[half:])]
+    single = {group[0]: error for error, group in measured if len(group) == 1}
+    calm = [(group, error) for error, group in measured if len(group) > 1]
     ordered = dict(sorted(single.items(), key=lambda item: -item[1]))
     return Sensitivity(whole, ordered, tuple(calm), pictures)
 
