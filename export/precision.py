@@ -24,12 +24,12 @@ from deploykit.export.limits import LIMITS
 from deploykit.export.nms_export import NmsPlan
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.passes import initializers_of
-from deploykit.export.precision_check import precisions_of
+from deploykit.export.precision_check import check_precision, precisions_of
 from deploykit.export.proof import Proof, largest_values
 from deploykit.runtime.parity import Feeds
 from deploykit.spec import ModelSpec, NmsOutputs
 
-__all__ = ["PRECISIONS", "Job", "Lowering", "Precision", "PrecisionReport", "lower"]
+__all__ = ["PRECISIONS", "Job", "Lowering", "Precision", "PrecisionReport", "lower", "read_back"]
 
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -182,7 +182,7 @@ def _half(job: Job, lowering: Lowering, graph: ir.Model, base: Path) -> tuple[ir
             f"weights too small for {kind} became 0 in {len(done.flushed)} tensors, at most "
             f"{100 * done.flushed[worst]:.2g} % of {worst}"
         )
-    report = PrecisionReport(lowering.precision, None, _computes(graph), half=done, in_torch=parity, notes=tuple(notes))
+    report = PrecisionReport(lowering.precision, None, {}, half=done, in_torch=parity, notes=tuple(notes))
     return graph, report
 
 
@@ -206,8 +206,15 @@ def _quantised(job: Job, lowering: Lowering, graph: ir.Model, base: Path) -> tup
         graph = job.trace(job.plan)
         job.clock("quantising")
         quantize_like(base, graph, done)
-    return graph, PrecisionReport(lowering.precision, None, _computes(graph), quantised=done)
+    return graph, PrecisionReport(lowering.precision, None, {}, quantised=done)
 
 
-def _computes(graph: ir.Model) -> dict[str, int]:
-    return {kind: len(names) for kind, names in precisions_of(graph).items()}
+def read_back(report: PrecisionReport, file: Path) -> PrecisionReport:
+    """The report with what the written file computes in.
+
+    Raises:
+        ExportError: that is not what was asked for.
+    """
+    counts = {kind: len(names) for kind, names in precisions_of(file).items()}
+    check_precision(counts, report.precision, file.name)
+    return replace(report, computes=counts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx_ir as ir
@@ -33,15 +34,20 @@ def precisions_of(model: ir.Model | Path) -> dict[str, list[str]]:
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
 
 
-def check_precision(found: dict[str, list[str]], asked: str, file: str) -> None:
-    """Compare what a file computes in with what was asked for: most of its compute nodes must have it.
+def check_precision(counts: Mapping[str, int], asked: str, what: str) -> None:
+    """Compare what is computed in with what was asked for.
+
+    Of fp32, fp16 and bf16 most of the compute layers must have it; of int8 and fp8 any, because as many layers may be
+    kept as one likes.
 
     Raises:
-        ExportError: they have not.
+        ExportError: they have not; ``what`` begins the sentence.
     """
-    if found and max(found, key=lambda kind: len(found[kind])) != asked:
-        counts = ", ".join(f"{len(names)} in {kind}" for kind, names in found.items())
-        raise ExportError(f"{file} shall compute in {asked}, but its convolutions and matrix products are {counts}")
+    most = max(counts, key=counts.__getitem__, default=asked)
+    if (asked in counts) if asked in ("int8", "fp8") else most == asked:
+        return
+    told = ", ".join(f"{count} in {kind}" for kind, count in counts.items()) or "none at all"
+    raise ExportError(f"{what} shall compute in {asked}, but its convolutions and matrix products are {told}")
 
 
 def _precision(node: ir.Node) -> str:

@@ -28,6 +28,7 @@ from deploykit.export.engine_layers import precisions_in
 from deploykit.export.feeds import make_feeds
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
+from deploykit.export.precision_check import check_precision
 from deploykit.export.report import EngineReport
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.facade import read_spec
@@ -227,10 +228,7 @@ def _check_network(network: Network, spec: ModelSpec, file: Path) -> None:
     names = [info.name for info in network.inputs]
     if names != [spec.input.name]:
         raise SpecError(f"the spec says that the one input is {spec.input.name!r}, {file} has {', '.join(names)}")
-    counts = network.precision
-    if counts and max(counts, key=counts.__getitem__) != spec.precision:
-        found = ", ".join(f"{count} in {name}" for name, count in counts.items())
-        raise ExportError(f"{file} shall compute in {spec.precision}, but TensorRT reads its layers as {found}")
+    check_precision(network.precision, spec.precision, f"{file}, as TensorRT reads it,")
 
 
 def _profiles(network: Network, spec: ModelSpec, asked: Sequence[Profile]) -> tuple[Profile, ...]:
@@ -323,9 +321,8 @@ def _of_layers(record: EngineRecord, found: dict[str, int], name: str) -> Engine
     """
     if not found:
         return record
-    if record.spec.precision not in found:
-        counts = ", ".join(f"{count} in {kind}" for kind, count in found.items())
-        raise ExportError(f"{name} shall compute in {record.spec.precision}, but TensorRT built its layers as {counts}")
+    if record.spec.precision not in found:  # a builder may take a wider type for some layers, but not for all
+        check_precision(found, record.spec.precision, f"{name}, as TensorRT built it,")
     return replace(record, precision=found, precision_from="engine")
 
 

@@ -25,7 +25,7 @@ from deploykit.export.limits import LIMITS
 from deploykit.export.nms_export import TRANSLATIONS, NmsMode, NmsPlan, plan_of
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
-from deploykit.export.precision import Job, Lowering, PrecisionReport, lower
+from deploykit.export.precision import Job, Lowering, PrecisionReport, lower, read_back
 from deploykit.export.proof import Proof
 from deploykit.export.report import ExportReport
 from deploykit.export.trace import example_input, traced
@@ -169,10 +169,11 @@ def onnx_from_model(
             clock("writing")
         finish(graph, spec, plan, fused)
         report = _report(model, graph, spec, plan, fused, out, checkpoint_size)
-        report = replace(report, lowered=lowered, notes=(*report.notes, *([raised] if raised else [])))
+        report = replace(report, notes=(*report.notes, *([raised] if raised else [])))
         clock("writing")
         file = write(graph, folder / out.name, report.weight_size)
         del graph
+        lowered = read_back(lowered, file) if lowered else None
         parity = _proved(proof, file, plan, spec, lowered) if proof else None
         judged = None
         if gate is not None:
@@ -185,7 +186,7 @@ def onnx_from_model(
             on_expected(replace(proof.expected, limits=parity.tolerance))
             _report_of(file).write_text(parity.to_json())
         move_into_place(folder, out, companions=(weights_of(out), _report_of(out)))
-    return replace(report, size=size, parity=parity, accuracy=judged, seconds=clock.seconds())
+    return replace(report, size=size, parity=parity, lowered=lowered, accuracy=judged, seconds=clock.seconds())
 
 
 def _traced(

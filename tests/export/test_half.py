@@ -183,6 +183,12 @@ def test_bf16_below_opset_22_is_refused() -> None:
 
 
 def test_another_precision_than_was_asked_for_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"shall compute in fp16, but .* 3 in fp32"):
-        check_precision(precisions_of(network()), "fp16", "x.onnx")
-    check_precision(precisions_of(network()), "fp32", "x.onnx")
+    with pytest.raises(ExportError, match=r"x\.onnx shall compute in fp16, but .* 3 in fp32"):
+        check_precision({"fp32": 3}, "fp16", "x.onnx")
+    with pytest.raises(ExportError, match="4 in fp32, 2 in fp16"):
+        check_precision({"fp32": 4, "fp16": 2}, "fp16", "x.onnx")
+    with pytest.raises(ExportError, match="none at all"):
+        check_precision({}, "int8", "x.onnx")
+    check_precision({"fp32": 4, "int8": 2}, "int8", "x.onnx")
+    check_precision({"fp32": 3}, "fp32", "x.onnx")
+    check_precision({}, "fp32", "x.onnx")  # a network without layers has no precision to miss

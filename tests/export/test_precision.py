@@ -188,6 +188,17 @@ def test_a_conversion_that_changes_the_network_is_refused(tmp_path: Path, monkey
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
 
 
+def test_what_the_file_computes_in_is_read_back_and_held_against_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion that claims to have worked and leaves fp32 behind."""
+    idle = HalfReport("fp16", 10, {}, 0)
+    monkeypatch.setattr(module, "to_half", lambda *_, **__: idle)
+    with pytest.raises(ExportError, match=r"x\.onnx shall compute in fp16, but .* in fp32"):
+        export(tmp_path / "x.onnx", Lowering("fp16"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_rows_that_score_nothing_may_be_anywhere() -> None:
     layout = RawRows()
     rows, other = (np.zeros((4, 6)) for _ in range(2))
@@ -321,7 +332,7 @@ def test_an_engine_of_another_precision_is_refused(tmp_path: Path, halves: dict[
     entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
     entry.value = replace(spec_in(halves["fp32"].path), precision="fp16").to_json()
     onnx.save(model, str(liar))
-    with pytest.raises(ExportError, match=r"shall compute in fp16, but TensorRT reads its layers as .* in fp32"):
+    with pytest.raises(ExportError, match=r"as TensorRT reads it, shall compute in fp16, but .* in fp32"):
         build_engine(liar, flavour="tensorrt-rtx", check=False)
 
 
