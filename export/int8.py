@@ -29,7 +29,7 @@ from deploykit.spec import ModelSpec
 __all__ = ["QuantReport", "quantize_file", "quantize_like"]
 
 COMPARED = 8  # pictures on which methods are compared
-MEASURED = 2  # of them, on which layers are: some fifty networks are run on them
+MEASURED = 4 * 640 * 640  # pixels of those on which layers are: up to a hundred networks are run on them
 Keep = Literal["auto", "none"] | Collection[str]
 
 
@@ -124,17 +124,18 @@ def quantize_file(
     def error_of(ranges: dict[str, float], kept: Collection[str], count: int) -> float:
         return error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, kind, reduce_range)
 
+    few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
     method, errors, ranges = _chosen(found, calibration, lambda r: error_of(r, (), COMPARED), on_step)
     sensitivity = None
     error: float | None = errors.get(method)
     if keep == "auto":
         sensitivity = measure_sensitivity(
             [str(node.name) for node in layers],
-            lambda kept: error_of(ranges, kept, MEASURED),
-            len(images[:MEASURED]),
+            lambda kept: error_of(ranges, kept, few),
+            few,
             on_progress=lambda runs: on_step(f"layers, {runs} networks compared"),
         )
-        named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, MEASURED))
+        named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few))
     if named:
         error = error_of(ranges, named, COMPARED)
     labels = {str(node.name): label_of(node) for node in layers}  # before their weights are replaced

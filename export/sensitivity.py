@@ -37,7 +37,7 @@ MIN_SCORE = 0.05  # rows that score less are of no detection
 GROUPS = 8  # to begin with
 ENOUGH = 0.5  # keep layers until the error that is left is this share of the error of quantising everything
 MOST = 0.15  # of the layers may be kept by measurement: quantisation is what was asked for
-RUNS = 48  # quantised networks that are run to find the layers that matter
+RUNS = 64  # quantised networks that are run to find the layers that matter
 MATTERS = 0.05  # a group whose error is under this share of the whole error is not looked into
 
 
