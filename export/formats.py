@@ -78,6 +78,7 @@ def export_formats(
             check=check,
             on_step=on_step,
             on_expected=known.append,
+            on_progress=on_progress,
             **(onnx_options or {}),
         )
     onnx = source if report is None else report.path

@@ -45,7 +45,7 @@ def judge(
     spec: ModelSpec,
     fused: nn.Module,
     base: Path | None,
-    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> AccuracyComparison:
     """Evaluate an export and what it was made from, on the same pixels.
 
@@ -55,7 +55,7 @@ def judge(
         spec: of it.
         fused: the folded model, which an fp32 export is held against.
         base: the proved fp32 file that a lower precision is held against.
-        on_step: told how far it is.
+        on_progress: told what is evaluated, and the share of it that is done.
 
     Raises:
         AccuracyError: it loses more than is allowed. DataError, NotFoundError: see :func:`deploykit.evaluate`.
@@ -68,7 +68,7 @@ def judge(
         for name, session in (("the source", before), (file.name, after)):
 
             def tell(done: int, total: int, name: str = name) -> None:
-                on_step(f"{name}, {done} of {total} pictures")
+                on_progress(f"evaluating: {name}, {done} of {total} pictures", done / total)
 
             found.append(evaluate_session(session, spec, gate.data, gate.images, limit=gate.limit, on_progress=tell))
     source, export = found

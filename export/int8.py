@@ -16,6 +16,7 @@ from deploykit.errors import ExportError
 from deploykit.export.calibration import AUTO, Activations, Calibration, Method, calibration_images, measure_activations
 from deploykit.export.quantize import Quantised, QuantKind, activations_of, quantisable, quantize
 from deploykit.export.sensitivity import (
+    RUNS,
     Sensitivity,
     choose_keep,
     error_with,
@@ -90,6 +91,7 @@ def quantize_file(
     reduce_range: bool = False,
     cache: bool = True,
     on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> QuantReport:
     """Quantise ``model`` in place.
 
@@ -103,6 +105,7 @@ def quantize_file(
         reduce_range: see :func:`deploykit.export.quantize.quantize`.
         cache: see :func:`deploykit.export.calibration.measure_activations`.
         on_step: told what is being done.
+        on_progress: told the share of it that is done.
 
     Raises:
         DataError, NotFoundError, ImageError: there are no pictures to measure with. UsageError: an unknown layer.
@@ -115,8 +118,9 @@ def quantize_file(
     tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
 
     def measured(done: int, total: int) -> None:
-        on_step(f"ranges, {done} of {total} pictures")
+        on_progress(f"ranges, {done} of {total} runs", done / total)
 
+    on_step("ranges")
     found = measure_activations(model, base.read_bytes(), spec, tensors, calibration, cache=cache, on_progress=measured)
     images = calibration_images(calibration, spec, COMPARED)
     exact = outputs_of(model, images)
@@ -129,11 +133,12 @@ def quantize_file(
     sensitivity = None
     error: float | None = errors.get(method)
     if keep == "auto":
+        on_step("layers")
         sensitivity = measure_sensitivity(
             [str(node.name) for node in layers],
             lambda kept: error_of(ranges, kept, few),
             few,
-            on_progress=lambda runs: on_step(f"layers, {runs} networks compared"),
+            on_progress=lambda runs: on_progress(f"layers, {runs} networks compared", min(1.0, runs / RUNS)),
         )
         named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few))
     if named:

@@ -126,6 +126,7 @@ class Job:
     feeds: Feeds
     proof: Proof | None
     clock: Clock
+    on_progress: Callable[[str, float], None] = lambda *_: None
 
 
 def lower(job: Job, lowering: Lowering, folder: Path) -> tuple[ir.Model, PrecisionReport, Path]:
@@ -201,6 +202,7 @@ def _quantised(job: Job, lowering: Lowering, graph: ir.Model, base: Path) -> tup
         reduce_range=lowering.reduce_range,
         cache=lowering.cache,
         on_step=lambda step: job.clock(f"quantising: {step}"),
+        on_progress=lambda what, share: job.on_progress(f"quantising: {what}", share),
     )
     if job.plan.mode != "none":
         graph = job.trace(job.plan)

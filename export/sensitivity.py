@@ -23,6 +23,7 @@ from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
 
 __all__ = [
     "ENOUGH",
+    "RUNS",
     "Sensitivity",
     "choose_keep",
     "error_with",

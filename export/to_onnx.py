@@ -62,6 +62,7 @@ def export_onnx(
     gate: AccuracyGate | None = None,
     on_step: Callable[[str], None] = lambda _: None,
     on_expected: Callable[[Expected], None] = lambda _: None,
+    on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> ExportReport:
     """Read a checkpoint safely, fold it, export it to ONNX and prove that the file gives the same numbers.
 
@@ -88,6 +89,7 @@ def export_onnx(
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, converting, writing,
             checking.
         on_expected: given what the checkpoint gives on the images of the check, for whoever builds on the file.
+        on_progress: told the share of a long step that is done: measuring ranges, comparing layers, evaluating.
 
     Raises:
         ParityError: the file does not agree with the model; nothing is left behind, an older file stays.
@@ -115,6 +117,7 @@ def export_onnx(
         checkpoint_size=Path(weights).stat().st_size,
         clock=clock,
         on_expected=on_expected,
+        on_progress=on_progress,
     )
 
 
@@ -137,6 +140,7 @@ def onnx_from_model(
     checkpoint_size: int = 0,
     clock: Clock | None = None,
     on_expected: Callable[[Expected], None] = lambda _: None,
+    on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> ExportReport:
     """The part of :func:`export_onnx` after the checkpoint: any :class:`ReferenceModel` to a verified file."""
     clock, lowering = clock or Clock(lambda _: None), lowering or Lowering()
@@ -163,7 +167,7 @@ def onnx_from_model(
             graph = trace(plan)
         else:
             assert feeds is not None
-            job = Job(trace, plan, rows_plan, spec, rows, fused, feeds, proof, clock)
+            job = Job(trace, plan, rows_plan, spec, rows, fused, feeds, proof, clock, on_progress)
             graph, lowered, base = lower(job, lowering, folder)
             spec = replace(spec, precision=lowering.precision)
             clock("writing")
@@ -178,7 +182,7 @@ def onnx_from_model(
         judged = None
         if gate is not None:
             clock("evaluating")
-            judged = judge(gate, file, spec, fused, base, lambda step: clock(f"evaluating: {step}"))
+            judged = judge(gate, file, spec, fused, base, on_progress)
         if base is not None:
             shutil.rmtree(base.parent)
         size = sum(p.stat().st_size for p in folder.iterdir())
