@@ -101,7 +101,7 @@ class Calibration:
         else:
             folder = Path(self.source).expanduser()
             if not folder.is_dir():
-                raise NotFoundError(f"a folder of pictures to calibrate with was expected at {folder}, found none")
+                raise NotFoundError(f"a folder of pictures to calibrate with was expected at {folder}, which is none")
             found = pictures_in(folder)
         if not found:
             raise DataError(f"no picture to calibrate with in {self.source}: ranges are measured on pictures, or not")

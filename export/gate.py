@@ -9,10 +9,12 @@ from pathlib import Path
 
 from torch import nn
 
-from deploykit.errors import UsageError
+from deploykit.errors import NotFoundError, UsageError
 from deploykit.export.graph_session import open_graph_session
 from deploykit.export.torch_session import TorchSession
 from deploykit.runtime.accuracy import AccuracyComparison, check_drop, compare_evaluations
+from deploykit.runtime.coco_data import read_coco
+from deploykit.runtime.coco_metrics import library
 from deploykit.runtime.evaluate import evaluate_session
 from deploykit.runtime.session import Session, open_session
 from deploykit.spec import ModelSpec
@@ -37,6 +39,17 @@ class AccuracyGate:
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
             raise UsageError(f"--max-drop is a number of points of at least 0, got {self.max_drop}")
+
+    def check(self) -> None:
+        """Find out before anything takes time that nothing could be evaluated.
+
+        Raises:
+            NotFoundError, DataError: the annotations or the folder. MissingDependencyError: the library of the metrics.
+        """
+        library("hotcoco")
+        read_coco(self.data)
+        if not Path(self.images).expanduser().is_dir():
+            raise NotFoundError(f"a folder of pictures to evaluate on was expected at {self.images}, which is none")
 
 
 def judge(

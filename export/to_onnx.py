@@ -147,6 +147,7 @@ def onnx_from_model(
     opset, raised = lowering.opset(opset)
     spec = _spec(model, img, batch, dynamic, opset)
     check_place(out)
+    _check_data(lowering, gate)
     example = example_input(spec.input)  # before anything that takes as much memory: it says so where there is none
     feeds = make_feeds(spec, samples) if check or lowering.precision != "fp32" else None
     if check:
@@ -191,6 +192,14 @@ def onnx_from_model(
             _report_of(file).write_text(parity.to_json())
         move_into_place(folder, out, companions=(weights_of(out), _report_of(out)))
     return replace(report, size=size, parity=parity, lowered=lowered, accuracy=judged, seconds=clock.seconds())
+
+
+def _check_data(lowering: Lowering, gate: AccuracyGate | None) -> None:
+    """Find out before anything takes time that pictures or annotations are missing."""
+    if lowering.calibration is not None:
+        lowering.calibration.pictures()
+    if gate is not None:
+        gate.check()
 
 
 def _traced(

@@ -15,8 +15,9 @@ import pytest
 from torch import nn
 
 from deploykit.cli import main
-from deploykit.errors import AccuracyError, ExportError, ParityError, UsageError
+from deploykit.errors import AccuracyError, ExportError, NotFoundError, ParityError, UsageError
 from deploykit.export import precision as module
+from deploykit.export import to_onnx
 from deploykit.export.calibration import Calibration
 from deploykit.export.compare import compare
 from deploykit.export.feeds import sample_image
@@ -413,12 +414,24 @@ def test_the_gate_stops_an_export_that_loses_too_much(
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
 
 
-def test_the_gate_is_for_raw_rows(tmp_path: Path, pictures: Path) -> None:
-    gate = AccuracyGate(1.0, "a.json", pictures)
+def test_the_gate_is_for_raw_rows(tmp_path: Path, pictures: Path, annotated: Path) -> None:
+    gate = AccuracyGate(1.0, annotated, pictures)
     with pytest.raises(UsageError, match="--max-drop goes with --nms none"):
         export(tmp_path / "x.onnx", Lowering(), gate=gate, nms="graph")
     with pytest.raises(UsageError, match="at least 0"):
         AccuracyGate(-1.0, "a.json", pictures)
+
+
+def test_missing_pictures_and_annotations_are_found_out_first(
+    tmp_path: Path, pictures: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("it was found out too late"))
+    with pytest.raises(NotFoundError, match="pictures to calibrate with"):
+        export(tmp_path / "x.onnx", Lowering("int8", calibration=Calibration(tmp_path / "none")))
+    for gate in (AccuracyGate(1.0, tmp_path / "a.json", pictures), AccuracyGate(1.0, annotated, tmp_path / "none")):
+        with pytest.raises(NotFoundError):
+            export(tmp_path / "x.onnx", Lowering(), gate=gate)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov6n", "yolov6m", "yolov7_tiny", "yolox_s", "kapao_s"])
