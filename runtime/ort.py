@@ -123,7 +123,10 @@ def _refusal(path: Path, error: Exception) -> ArtefactError | BackendError:
         return ArtefactError(f"the external weights of {path} are cut off: copy its .data file again ({_reason(text)})")
     if unknown := re.search(r"([\w.:]+)\(-?\d+\) is not a registered function/op", text):
         return BackendError(f"{path} needs the operator {unknown[1]}, which this ONNX Runtime does not have")
-    return BackendError(f"ONNX Runtime does not load {path}: {_reason(text)}")
+    hint = ""
+    if "NOT_IMPLEMENTED" in text or "Could not find an implementation" in text or "float8" in text:
+        hint = "; a file in bf16 or fp8 is for a GPU, or to be looked at with backend torch (deploykit eval --backend torch)"
+    return BackendError(f"ONNX Runtime does not load {path}: {_reason(text)}{hint}")
 
 
 def _reason(text: str) -> str:

@@ -15,7 +15,7 @@ import pytest
 from torch import nn
 
 from deploykit.cli import main
-from deploykit.errors import AccuracyError, ExportError, NotFoundError, ParityError, UsageError
+from deploykit.errors import AccuracyError, BackendError, ExportError, NotFoundError, ParityError, UsageError
 from deploykit.export import precision as module
 from deploykit.export import to_onnx
 from deploykit.export.calibration import Calibration
@@ -95,8 +95,12 @@ def test_half_is_half_as_large_proved_and_says_what_it_is(
 def test_what_runs_where_is_told(halves: dict[str, ExportReport]) -> None:
     parity = halves["bf16"].parity
     assert parity is not None
-    assert any("ONNX Runtime's CPU provider does not run bf16" in note for note in parity.notes)
+    assert any("ONNX Runtime's CPU provider does not run bf16 convolutions" in note for note in parity.notes)
     assert halves["bf16"].notes[-1] == "opset 22 instead of 18: below it ONNX has no bf16"
+    with pytest.raises(
+        BackendError, match=r"Conv.*a file in bf16 or fp8 is for a GPU, or to be looked at with backend torch"
+    ):
+        open_session(halves["bf16"].path)
     with open_session(halves["bf16"].path, backend="torch") as session:
         assert session.run({"images": np.zeros((1, 3, 64, 64), np.float32)})["output"].dtype == np.float32
 

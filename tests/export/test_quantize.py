@@ -253,7 +253,7 @@ def test_layers_with_weights_are_quantised_and_nothing_else(kind: str, tmp_path:
     found = GraphSession(model).run({"x": np.full((1, 3, 32, 32), 0.4, np.float32)})["y"]
     np.testing.assert_allclose(found, exact, rtol=0.2)
     assert found != exact
-    if kind == "int8":  # ONNX Runtime's CPU provider has no fp8
+    if kind == "int8":  # of fp8 ONNX Runtime 1.31 makes an invalid graph here
         file = tmp_path / "int8.onnx"
         ir.save(model, file)
         with open_session(file) as session:
