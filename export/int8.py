@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -126,7 +127,9 @@ def quantize_file(
     exact = outputs_of(model, images)
 
     def error_of(ranges: dict[str, float], kept: Collection[str], count: int) -> float:
-        return error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, kind, reduce_range)
+        error = error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, kind, reduce_range)
+        gc.collect()  # a graph is full of cycles, and dozens of them would wait in memory together
+        return error
 
     few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
     method, errors, ranges = _chosen(found, calibration, lambda r: error_of(r, (), COMPARED), on_step)

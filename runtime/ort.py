@@ -125,7 +125,7 @@ def _refusal(path: Path, error: Exception) -> ArtefactError | BackendError:
         return BackendError(f"{path} needs the operator {unknown[1]}, which this ONNX Runtime does not have")
     hint = ""
     if "NOT_IMPLEMENTED" in text or "Could not find an implementation" in text or "float8" in text:
-        hint = "; a file in bf16 or fp8 is for a GPU, or to be looked at with backend torch (deploykit eval --backend torch)"
+        hint = "; bf16 and fp8 are for a GPU, or to be looked at with backend torch (deploykit eval --backend torch)"
     return BackendError(f"ONNX Runtime does not load {path}: {_reason(text)}{hint}")
 
 
