@@ -1,4 +1,5 @@
-"""From parsed JSON to values of annotated types: dataclasses, tuples, dictionaries, unions, plain ones.
+"""From parsed JSON to values of annotated types: dataclasses, tuples, dictionaries, unions, plain ones; and what JSON
+cannot say, as words.
 
 Standard library only, as :mod:`deploykit.spec`, which is what is read with it.
 """
@@ -6,13 +7,14 @@ Standard library only, as :mod:`deploykit.spec`, which is what is read with it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
 
 from deploykit.errors import SpecError
 
-__all__ = ["read_value"]
+__all__ = ["read_value", "worded"]
 
 
 def read_value(kind: Any, value: Any, where: str) -> Any:
@@ -81,3 +83,12 @@ def _read_dict(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise SpecError(f"{where} must be an object, got {value!r}")
     return {key: read_value(kind, v, f"{where}.{key}") for key, v in value.items()}
+
+
+def worded(value: Any) -> Any:
+    """The same value with words for the numbers that JSON does not have: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: worded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [worded(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

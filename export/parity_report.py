@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 from deploykit.errors import ParityError
 from deploykit.export.matching import Matching
 from deploykit.runtime.parity import Difference, Tolerance
+from deploykit.values import worded
 
 __all__ = ["ParityReport"]
 
@@ -46,8 +46,8 @@ class ParityReport:
         for entry, matching in zip(data["matchings"], self.matchings, strict=True):
             entry["ok"] = matching.ok
             del entry["limits"]  # they are the report's
-        worded: dict[str, Any] = _worded({"ok": self.ok, **data})
-        return worded
+        told: dict[str, Any] = worded({"ok": self.ok, **data})
+        return told
 
     def to_json(self) -> str:
         """The text of the parity report file."""
@@ -61,12 +61,3 @@ class ParityReport:
         """
         if self.worst is not None:
             raise ParityError(f"{artefact} does not agree with its source and was not kept: {self.worst}")
-
-
-def _worded(value: Any) -> Any:
-    """The same with words for the numbers that JSON does not have."""
-    if isinstance(value, dict):
-        return {key: _worded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_worded(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -22,6 +22,7 @@ from deploykit.runtime.machine import versions
 from deploykit.runtime.session import Array, Session, input_of
 from deploykit.runtime.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.spec import ModelSpec, Tensor
+from deploykit.values import worded
 
 __all__ = ["DENSE_TASKS", "DenseEvaluation", "DenseTask", "evaluate_dense_session"]
 
@@ -54,8 +55,8 @@ class DenseEvaluation:
         """Everything, ready for ``json.dumps``; JSON has no infinity: the PSNR of equal pictures becomes the word."""
         data = dataclasses.asdict(self)
         data["timings_ms"] = {stage: round(ms, 3) for stage, ms in data.pop("timings").items()}
-        worded: dict[str, Any] = _worded(data)
-        return worded
+        told: dict[str, Any] = worded(data)
+        return told
 
 
 def evaluate_dense_session(
@@ -369,11 +370,3 @@ def _labels_in(file: Path) -> Array:
             return np.array(opened).astype(np.int64)
     except OSError as e:
         raise DataError(f"cannot read the label map {file}: {e}") from e
-
-
-def _worded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _worded(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_worded(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
