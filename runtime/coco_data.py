@@ -46,7 +46,8 @@ class CocoData:
     """What an annotation file says, in its own order.
 
     Each annotation has ``id`` (from 1), ``image_id``, ``category_id``, ``bbox`` ([x, y, w, h] in pixels), ``area`` and
-    ``iscrowd``, and where the file has them ``keypoints`` ([x, y, v] * K) and ``num_keypoints``. ``notes``: what the
+    ``iscrowd``, and where the file has them ``keypoints`` ([x, y, v] * K) and ``num_keypoints``, and ``segmentation``
+    (polygons or run lengths) as it stands. ``notes``: what the
     file leaves out and what was taken instead.
     """
 
@@ -185,6 +186,8 @@ class _Reader:
             "area": float(area),
             "iscrowd": int(entry.get("iscrowd") == 1),
         }
+        if isinstance(entry.get("segmentation"), (list, dict)) and entry["segmentation"]:
+            found["segmentation"] = entry["segmentation"]
         if "keypoints" in entry:
             points = self._numbers(entry, "keypoints", where)
             if len(points) % 3:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from deploykit.errors import UsageError, require
-from deploykit.runtime.coco_data import CocoData
+from deploykit.runtime.coco_data import CocoData, Picture
 from deploykit.runtime.session import Array
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Detections",
     "Kind",
     "coco_scores",
+    "encoded_masks",
     "evaluator",
     "library",
 ]
@@ -39,7 +40,7 @@ ENGINES = ("hotcoco", "pycocotools")
 BOX_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_KEYS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
-Kind = Literal["bbox", "keypoints"]
+Kind = Literal["bbox", "keypoints", "segm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +48,8 @@ class Detections:
     """N objects of many images as parallel arrays; those of one image, the best first.
 
     ``image_ids (N,)`` and ``category_ids (N,)`` are the annotations' numbers, ``boxes (N, 4)`` float64 x, y, width,
-    height in source pixels, ``scores (N,)``, ``keypoints (N, K, 3)`` x, y, visibility in source pixels, or None.
+    height in source pixels, ``scores (N,)``, ``keypoints (N, K, 3)`` x, y, visibility in source pixels, or None;
+    ``masks``: run lengths of N masks of the source's size (:func:`encoded_masks`), or None.
     """
 
     image_ids: Array
@@ -55,6 +57,7 @@ class Detections:
     boxes: Array
     scores: Array
     keypoints: Array | None = None
+    masks: tuple[dict[str, Any], ...] | None = None
 
     def entries(self) -> list[dict[str, Any]]:
         """In COCO's results format, every digit kept; with keypoints, as that format has it, without boxes.
@@ -63,8 +66,12 @@ class Detections:
         """
         columns = zip(self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True)
         entries = [{"image_id": i, "category_id": c, "score": s} for i, c, s in columns]
-        key, values = ("bbox", self.boxes) if self.keypoints is None else ("keypoints", _flat(self.keypoints))
-        for entry, value in zip(entries, values.tolist(), strict=True):
+        key, values = ("bbox", self.boxes.tolist())
+        if self.masks is not None:
+            key, values = "segmentation", list(self.masks)
+        elif self.keypoints is not None:
+            key, values = "keypoints", _flat(self.keypoints).tolist()
+        for entry, value in zip(entries, values, strict=True):
             entry[key] = value
         return entries
 
@@ -128,7 +135,7 @@ def coco_scores(
     Args:
         data: the annotations.
         found: the detections; of other images and categories they do not count.
-        kind: overlap of boxes, or similarity of keypoints (OKS).
+        kind: overlap of boxes or of masks, or similarity of keypoints (OKS).
         image_ids: the images that were looked at.
         category_ids: the categories to average over.
         sigmas: OKS' constant of each keypoint.
@@ -141,7 +148,7 @@ def coco_scores(
         )
         run.accumulate()
         run.summarize()
-    keys = BOX_KEYS if kind == "bbox" else KEYPOINT_KEYS
+    keys = KEYPOINT_KEYS if kind == "keypoints" else BOX_KEYS
     metrics = dict(zip(keys, (float(v) for v in run.stats), strict=True))
     objects = Counter(data.objects(image_ids, categories, keypoints=kind == "keypoints"))
     per_class = _per_class(run.eval["precision"], objects, found, categories)
@@ -200,12 +207,34 @@ def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...],
     built = coco()
     built.dataset = {
         "info": {},
-        "images": [{"id": p.id, "file_name": p.file_name} for p in data.pictures],
+        "images": [{"id": p.id, "file_name": p.file_name, **_sides(p)} for p in data.pictures],
         "categories": [{"id": c.id, "name": c.name} for c in data.categories],
         "annotations": [{**unlabelled, **a} for a in annotations],  # copies: one library writes into them
     }
     built.createIndex()
     return built
+
+
+def _sides(picture: Picture) -> dict[str, int]:
+    """A picture's size, which polygons need to become masks."""
+    return {} if picture.size is None else {"height": picture.size[0], "width": picture.size[1]}
+
+
+def encoded_masks(masks: Array, engine: str = "hotcoco") -> tuple[dict[str, Any], ...]:
+    """``(N, H, W)`` bool as COCO's run lengths, ``{"size": [H, W], "counts": text}`` each.
+
+    Raises:
+        MissingDependencyError: the library is not installed.
+    """
+    mask = require("hotcoco.mask", "eval") if engine == "hotcoco" else require("pycocotools.mask", "dev")
+    encoded = [mask.encode(np.asfortranarray(each.astype(np.uint8))) for each in masks]
+    return tuple(
+        {
+            "size": [int(s) for s in e["size"]],
+            "counts": e["counts"].decode() if isinstance(e["counts"], bytes) else e["counts"],
+        }
+        for e in encoded
+    )
 
 
 def _table(found: Detections) -> Array:

@@ -14,7 +14,16 @@ from hypothesis import strategies as st
 
 from deploykit.errors import MissingDependencyError, UsageError
 from deploykit.runtime.coco_data import Category, CocoData, Picture, read_coco
-from deploykit.runtime.coco_metrics import BOX_KEYS, KEYPOINT_KEYS, CocoScores, Detections, Kind, coco_scores, library
+from deploykit.runtime.coco_metrics import (
+    BOX_KEYS,
+    KEYPOINT_KEYS,
+    CocoScores,
+    Detections,
+    Kind,
+    coco_scores,
+    encoded_masks,
+    library,
+)
 from deploykit.spec import COCO_KEYPOINTS
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
@@ -212,3 +221,53 @@ def test_both_libraries_agree_on_real_annotations(shared: Path, name: str, kind:
     ours, theirs = (_scores(data, found, kind, engine) for engine in ("hotcoco", "pycocotools"))
     assert ours == theirs
     assert 0.1 < ours.metrics["AP"] < 0.9
+
+
+def _masks_of_truth(data: CocoData, shift: int) -> Detections:
+    """Every object's rectangle as a mask, moved to the right."""
+    sizes = {p.id: p.size for p in data.pictures}
+    masks = []
+    for a in data.annotations:
+        size = sizes[a["image_id"]]
+        assert size is not None
+        mask = np.zeros((1, *size), bool)
+        x, y, width, height = (round(v) for v in a["bbox"])
+        mask[0, y : y + height, x + shift : x + shift + width] = True
+        masks.append(encoded_masks(mask)[0])
+    boxes = np.array([a["bbox"] for a in data.annotations])
+    ids, labels = (np.array([a[key] for a in data.annotations]) for key in ("image_id", "category_id"))
+    return Detections(ids, labels, boxes, np.linspace(0.9, 0.3, len(ids)), masks=tuple(masks))
+
+
+@pytest.mark.parametrize("form", ["polygon", "run lengths"])
+def test_masks_are_scored_alike_by_both_libraries(tmp_path: Path, form: str) -> None:
+    pytest.importorskip("pycocotools", reason="pycocotools (extra dev) is not installed")
+    rng = np.random.default_rng(3)
+    coco: dict[str, Any] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "a"}, {"id": 4, "name": "b"}],
+    }
+    for image in range(1, 5):
+        coco["images"].append({"id": image, "file_name": f"{image}.png", "height": 90, "width": 120})
+        for _ in range(image):
+            x, y, width, height = (int(v) for v in (*rng.integers(0, 40, 2), *rng.integers(8, 40, 2)))
+            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            mask = np.zeros((1, 90, 120), bool)
+            mask[0, y : y + height, x : x + width] = True
+            entry = {"image_id": image, "category_id": int(rng.choice([1, 4])), "bbox": [x, y, width, height]}
+            entry |= {"id": len(coco["annotations"]) + 1, "area": width * height, "iscrowd": 0}
+            entry["segmentation"] = [corners] if form == "polygon" else encoded_masks(mask, "pycocotools")[0]
+            coco["annotations"].append(entry)
+    file = tmp_path / "a.json"
+    file.write_text(json.dumps(coco))
+    data = read_coco(file)
+
+    def scores(found: Detections, engine: str) -> CocoScores:
+        return coco_scores(data, found, kind="segm", image_ids=[1, 2, 3, 4], category_ids=[1, 4], engine=engine)
+
+    exact, moved = _masks_of_truth(data, 0), _masks_of_truth(data, 4)
+    assert scores(exact, "hotcoco").metrics["AP"] == pytest.approx(1.0)
+    assert scores(moved, "hotcoco") == scores(moved, "pycocotools")
+    assert 0.0 < scores(moved, "hotcoco").metrics["AP"] < 1.0
+    assert scores(exact, "hotcoco").metrics["APl"] == -1.0  # no object is that large
