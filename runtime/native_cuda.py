@@ -77,31 +77,54 @@ class CudaLibrary:
         Raises:
             BackendError: the kernels do not start.
         """
-        batch, count, columns = rows.shape
-        shape = Layout(
-            columns, layout.box[0], -1 if layout.obj is None else layout.obj[0], layout.cls[0],
-            layout.cls[1] - layout.cls[0], layout.keypoints[0] if layout.keypoints else -1, points, layout.kpt_dims,
-        )  # fmt: skip
-        limits = Limits(thresholds.conf, thresholds.iou, thresholds.max_det, thresholds.pre_nms_topk)
-        most = thresholds.max_det
-        outputs = nms_arrays(batch, most, points)
-        size = self._library.deploykit_nms_cuda_workspace(batch, count, limits.topk)
+        batch, count, _ = rows.shape
+        outputs = nms_arrays(batch, thresholds.max_det, points)
         with _Device(self._gpu) as device:
             pointers = [device.room(array.nbytes) for array in outputs.values()]
-            if not points:
-                pointers[4] = 0
-            code = self._library.deploykit_nms_cuda(
-                ctypes.c_void_p(device.copy(rows)), rows.dtype == np.float16, batch, count, ctypes.byref(shape),
-                ctypes.byref(limits), (ctypes.c_void_p * 6)(*pointers), ctypes.c_void_p(device.room(size)),
-                ctypes.c_void_p(device.handle),
-            )  # fmt: skip
-            _check(code, "NMS")
+            room = device.room(self.nms_workspace(batch, count, thresholds))
+            half, handle = rows.dtype == np.float16, device.handle
+            self.launch_nms(device.copy(rows), rows.shape, half, layout, thresholds, points, pointers, room, handle)
             for pointer, array in zip(pointers, outputs.values(), strict=True):
                 if array.nbytes:
                     device.fetch(array, pointer)
         if not points:
             del outputs["keypoints"]
         return outputs
+
+    def nms_workspace(self, batch: int, count: int, thresholds: Thresholds) -> int:
+        """How many bytes on the device :meth:`launch_nms` needs beside its inputs and outputs."""
+        return int(self._library.deploykit_nms_cuda_workspace(batch, count, thresholds.pre_nms_topk))
+
+    def launch_nms(
+        self, rows: int, shape: Sequence[int], half: bool, layout: RawRows, thresholds: Thresholds, points: int,
+        outputs: Sequence[int], workspace: int, stream: int,
+    ) -> None:  # fmt: skip
+        """Put :meth:`nms` on a stream, for rows that lie on the device already; it does not wait for the end.
+
+        Args:
+            rows: pointer to ``(B, N, columns)`` float32, or float16 where ``half``.
+            shape: that.
+            half: the type.
+            layout, thresholds, points: as for :meth:`nms`.
+            outputs: pointers to the six outputs of NmsKpt in its order; that of the keypoints is not used without.
+            workspace: pointer to :meth:`nms_workspace` bytes.
+            stream: the stream as CUDA's own handle.
+
+        Raises:
+            BackendError: the kernels do not start.
+        """
+        batch, count, columns = shape
+        described = Layout(
+            columns, layout.box[0], -1 if layout.obj is None else layout.obj[0], layout.cls[0],
+            layout.cls[1] - layout.cls[0], layout.keypoints[0] if layout.keypoints else -1, points, layout.kpt_dims,
+        )  # fmt: skip
+        limits = Limits(thresholds.conf, thresholds.iou, thresholds.max_det, thresholds.pre_nms_topk)
+        pointers = [0 if i == 4 and not points else pointer for i, pointer in enumerate(outputs)]
+        code = self._library.deploykit_nms_cuda(
+            ctypes.c_void_p(rows), half, batch, count, ctypes.byref(described), ctypes.byref(limits),
+            (ctypes.c_void_p * 6)(*pointers), ctypes.c_void_p(workspace), ctypes.c_void_p(stream),
+        )  # fmt: skip
+        _check(code, "NMS")
 
     def decode(
         self, levels: Sequence[Array], *, strides: Sequence[int], anchors: Array, classes: int, points: int = 0
@@ -154,22 +177,41 @@ class CudaLibrary:
         Raises:
             BackendError: the canvases differ, or the kernel does not start.
         """
-        count = len(images)
-        out = np.empty((count, 3, *letterboxes[0].canvas), dtype)
-        tables = tables_of(spec, out.dtype)
+        out = np.empty((len(images), 3, *letterboxes[0].canvas), dtype)
+        plans = [plan_of(letterbox, spec) for letterbox in letterboxes]
+        steps = [image.strides[0] for image in images]
         with _Device(self._gpu) as device:
             memory = [device.copy(_with_its_gaps(image)) for image in images]
             pointer = device.room(out.nbytes)
-            code = self._library.deploykit_letterbox_cuda(
-                (Plan * count)(*(plan_of(letterbox, spec) for letterbox in letterboxes)),
-                (ctypes.c_void_p * count)(*memory),
-                (ctypes.c_int64 * count)(*(image.strides[0] for image in images)),
-                count, ctypes.c_void_p(tables.ctypes.data), out.dtype == np.float16, ctypes.c_void_p(pointer),
-                ctypes.c_void_p(device.handle),
-            )  # fmt: skip
-            _check(code, "letterbox")
+            half, handle = out.dtype == np.float16, device.handle
+            self.launch_letterbox(plans, memory, steps, tables_of(spec, out.dtype), half, pointer, handle)
             device.fetch(out, pointer)
         return out
+
+    def launch_letterbox(
+        self, plans: Sequence[Plan], images: Sequence[int], steps: Sequence[int], tables: Array, half: bool, out: int,
+        stream: int,
+    ) -> None:  # fmt: skip
+        """Put :meth:`letterbox` on a stream, for pictures that lie on the device already; it does not wait for the end.
+
+        Args:
+            plans: one a picture, by :func:`deploykit.runtime.native.plan_of`.
+            images: pointers to their first pixels.
+            steps: bytes from one row of a picture to its next.
+            tables: by :func:`deploykit.runtime.native.tables_of`, on the host.
+            half: whether the output is float16.
+            out: pointer to the output ``(B, 3, H, W)``.
+            stream: the stream as CUDA's own handle.
+
+        Raises:
+            BackendError: the canvases differ, or the kernel does not start.
+        """
+        count = len(images)
+        code = self._library.deploykit_letterbox_cuda(
+            (Plan * count)(*plans), (ctypes.c_void_p * count)(*images), (ctypes.c_int64 * count)(*steps), count,
+            ctypes.c_void_p(tables.ctypes.data), half, ctypes.c_void_p(out), ctypes.c_void_p(stream),
+        )  # fmt: skip
+        _check(code, "letterbox")
 
 
 def _with_its_gaps(image: Array) -> Array:

@@ -1,0 +1,154 @@
+"""The CUDA kernels on a GPU against what PyTorch and OpenCV do there: NMS, and a picture to the network's input.
+
+    python benchmarks/kernels.py [--rounds 100]
+
+Needs a GPU, PyTorch with CUDA, nvcc and CMake; torchvision's compiled NMS is used where it is installed. Every round
+runs each variant once, in an order of its own, and waits for the GPU: printed are medians in milliseconds and, in
+brackets, the ratio to ours. The rows lie on the GPU already, and so do the results afterwards; what the YOLO projects'
+algorithm (see nms.py) has to ask of the GPU in between, such as how many rows are left, is part of its time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from interleaved import interleaved
+from pre_post import COCO, FULL_HD, POSE, _picture, _rows
+
+from deploykit.export.native_check import expected_outputs
+from deploykit.runtime.cuda import open_gpu
+from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.native import nms_arrays, plan_of, tables_of
+from deploykit.runtime.native_build import build_libraries
+from deploykit.runtime.native_cuda import CudaLibrary
+from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
+
+PROBLEMS = {
+    "pose, 57375 rows, 1 class, 17 keypoints": (57375, POSE),
+    "COCO, 25200 rows, 80 classes": (25200, COCO),
+    "COCO, 8400 rows, 80 classes": (8400, COCO),
+}
+CANDIDATES = (0, 50, 500, 3000)
+BATCHES = (1, 16)
+THRESHOLDS = Thresholds()
+OURS = "ours"
+
+
+def main() -> None:
+    """Build the library for this GPU, check it, measure, and print two tables."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=100, help="how often each variant runs (default 100)")
+    rounds = parser.parse_args().rounds
+    gpu = open_gpu()
+    major, minor = gpu.compute_capability
+    with tempfile.TemporaryDirectory() as folder:
+        built = build_libraries(Path(folder), only=["cuda"], architectures=[major * 10 + minor]).built
+        library = CudaLibrary(gpu, built["cuda"])
+    print(f"{gpu.name}, driver for CUDA {gpu.driver}, Python {platform.python_version()}")
+    print(f"torch {torch.__version__}, numpy {np.__version__}, OpenCV {cv2.__version__}, {rounds} rounds\n")
+    print("| | images | candidates | ours | YOLO's, torch |\n|---|---|---|---|---|")
+    for name, (count, layout) in PROBLEMS.items():
+        for batch in BATCHES:
+            for candidates in CANDIDATES:
+                rows = np.stack([_rows(count, layout, candidates)] * batch)
+                print(f"| {name} | {batch} | {candidates} | {_line(_nms_variants(library, rows, layout), rounds)} |")
+    print("\n| 1080p frame in pinned memory to float32 576 x 960 on the GPU | ours | OpenCV, then a copy | torch |")
+    print(f"|---|---|---|---|\n| | {_line(_letterbox_variants(library), rounds)} |")
+
+
+def _line(variants: dict[str, Callable[[], object]], rounds: int) -> str:
+    def waited(run: Callable[[], object]) -> Callable[[], None]:
+        def both() -> None:
+            run()
+            torch.cuda.synchronize()
+
+        return both
+
+    times = interleaved({name: waited(run) for name, run in variants.items()}, rounds, warmup=5)
+    medians = {name: float(np.median(values)) for name, values in times.items()}
+    return " | ".join(f"{ms:.3f}" + ("" if n == OURS else f" ({ms / medians[OURS]:.1f})") for n, ms in medians.items())
+
+
+def _nms_variants(library: CudaLibrary, rows: np.ndarray, layout: RawRows) -> dict[str, Callable[[], object]]:
+    points = (layout.keypoints[1] - layout.keypoints[0]) // layout.kpt_dims if layout.keypoints else 0
+    there = torch.from_numpy(rows).cuda()
+    outputs = [torch.from_numpy(a).cuda() for a in nms_arrays(len(rows), THRESHOLDS.max_det, points).values()]
+    room = torch.empty(library.nms_workspace(*rows.shape[:2], THRESHOLDS), dtype=torch.uint8, device="cuda")
+    stream = torch.cuda.current_stream().cuda_stream
+
+    def ours() -> None:
+        pointers = [out.data_ptr() for out in outputs]
+        library.launch_nms(
+            there.data_ptr(), there.shape, False, layout, THRESHOLDS, points, pointers, room.data_ptr(), stream
+        )
+
+    ours()
+    torch.cuda.synchronize()
+    named = dict(zip(nms_arrays(1, 1, 1), outputs, strict=True))
+    for name, values in expected_outputs(rows, layout, THRESHOLDS, points).items():
+        np.testing.assert_array_equal(named[name].cpu().numpy(), values, err_msg=name)
+    return {OURS: ours, "YOLO's, torch": lambda: [_yolo_nms(image, layout) for image in there]}
+
+
+def _yolo_nms(rows: torch.Tensor, layout: RawRows) -> torch.Tensor:
+    """The rows that stay: ``(n, 6 + keypoint columns)``, by the YOLO projects' algorithm with torchvision's kernel."""
+    from torchvision.ops import nms
+
+    assert layout.obj is not None
+    rows = rows[rows[:, layout.obj[0]] > THRESHOLDS.conf]
+    scores, labels = (rows[:, slice(*layout.cls)] * rows[:, slice(*layout.obj)]).max(1)
+    keep = scores > THRESHOLDS.conf
+    rows, scores, labels = rows[keep], scores[keep], labels[keep]
+    centre, half = rows[:, :2], rows[:, 2:4] / 2
+    boxes = torch.cat((centre - half, centre + half), 1)
+    order = scores.argsort(descending=True)[: THRESHOLDS.pre_nms_topk]
+    moved = boxes[order] + labels[order, None].float() * 4096
+    kept = order[nms(moved, scores[order], THRESHOLDS.iou)[: THRESHOLDS.max_det]]
+    parts = [boxes[kept], scores[kept, None], labels[kept, None].float()]
+    if layout.keypoints:
+        parts.append(rows[kept, slice(*layout.keypoints)])
+    return torch.cat(parts, 1)
+
+
+def _letterbox_variants(library: CudaLibrary) -> dict[str, Callable[[], object]]:
+    frame, spec = _picture(), InputSpec(size=(576, 960))
+    letterbox = Letterbox.fit(FULL_HD, spec.size, Fit())
+    pinned = torch.from_numpy(frame).pin_memory()
+    source = torch.empty_like(pinned, device="cuda")
+    out = torch.empty((1, 3, *spec.size), device="cuda")
+    ready = torch.empty((1, 3, *spec.size)).pin_memory()
+    (height, width), (left, top) = letterbox.resized, letterbox.pad
+    stream = torch.cuda.current_stream().cuda_stream
+    plan, tables = [plan_of(letterbox, spec)], tables_of(spec, np.float32)
+
+    def ours() -> None:
+        source.copy_(pinned, non_blocking=True)
+        library.launch_letterbox(plan, [source.data_ptr()], [frame.strides[0]], tables, False, out.data_ptr(), stream)
+
+    def opencv() -> None:
+        blob([letterbox.apply(frame)], spec, out=ready.numpy())
+        out.copy_(ready, non_blocking=True)
+
+    def in_torch() -> None:
+        source.copy_(pinned, non_blocking=True)
+        image = source.permute(2, 0, 1).flip(0)[None].float()
+        image = torch.nn.functional.interpolate(image, (height, width), mode="bilinear", align_corners=False)
+        borders = (left, spec.size[1] - width - left, top, spec.size[0] - height - top)
+        torch.mul(torch.nn.functional.pad(image.round_(), borders, value=114), 1 / 255, out=out)
+
+    expected = blob([letterbox.apply(frame)], spec)
+    for run in (ours, in_torch):
+        run()
+        np.testing.assert_allclose(out.cpu().numpy(), expected, atol=1.01 / 255)
+    return {OURS: ours, "OpenCV, then a copy": opencv, "torch": in_torch}
+
+
+if __name__ == "__main__":
+    main()
