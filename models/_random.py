@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from io import BytesIO
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,15 @@ from deploykit.spec import PoseObjectRows
 GAIN = 1.35  # of a convolution and its batch norm together
 YOLOX_GAINS = {nn.SiLU: 1.35, nn.ReLU: 1.2, nn.LeakyReLU: 1.05}
 """The same by activation: with those that let half of the values through as they are, chaos begins earlier."""
+
+
+@runtime_checkable
+class OwnRandomWeights(Protocol):
+    """A module whose parts want other random weights than :func:`randomise` gives them."""
+
+    def random_weights(self) -> None:
+        """Set them, after all others, from torch's current seed."""
+        ...
 
 
 def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes: int | None = None) -> Path:
@@ -82,7 +91,7 @@ def _file_of(model: ReferenceModel, seed: int) -> bytes:
 
 
 def randomise(module: nn.Module) -> None:
-    """Fill a detector with random weights from torch's current seed, in place.
+    """Fill a network with random weights from torch's current seed, in place.
 
     The gain lies just below the point where a random network of this depth becomes chaotic. Above it rounding errors
     grow a little in every layer, and no two correct implementations would agree; well below it (torch's default) the
@@ -134,6 +143,9 @@ def randomise(module: nn.Module) -> None:
     if isinstance(module, Yolox):
         _see_raw_pixels(module)
     _rare_detections(module)
+    for m in module.modules():
+        if isinstance(m, OwnRandomWeights):
+            m.random_weights()
 
 
 def _see_raw_pixels(network: Yolox) -> None:

@@ -151,7 +151,7 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
             notes = (*checkpoint.notes, *model.notes)
             seed = checkpoint.metadata.get("random_seed")
             if seed is not None:  # written by create_checkpoint
-                notes = (*notes, f"its weights are random (seed {seed}): what it detects means nothing")
+                notes = (*notes, f"its weights are random (seed {seed}): what it says means nothing")
             return replace(model, spec=replace(model.spec, source=source), notes=notes)
     first = ", ".join(list(checkpoint.state_dict)[:3]) or "none"
     raise CheckpointError(

@@ -25,5 +25,5 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not args.force:
         raise OutputError(f"{out} exists, and random weights would replace it: choose another --out, or pass --force")
     path = create_checkpoint(name, out, seed=args.seed, num_classes=args.classes)
-    print(f"{path}: {name} with random weights (seed {args.seed}); what it detects means nothing")
+    print(f"{path}: {name} with random weights (seed {args.seed}); what it says means nothing")
     return 0

@@ -141,7 +141,7 @@ def test_random_weights_and_a_sample_of_ones_own_are_said(tmp_path: Path) -> Non
     words = ("--img", 64, "--exporter", "legacy", "--sample", sample)
     run = export(weights, *words, out=tmp_path / "m.onnx")
     assert run.code == 0
-    assert run.facts["note"] == "its weights are random (seed 0): what it detects means nothing"
+    assert run.facts["note"] == "its weights are random (seed 0): what it says means nothing"
     assert run.facts["columns"].startswith("0-3: cx cy w h; 4: objectness; 5: 1 class; in")
     assert "[my] picture.jpg, noise (seed 0)" in run.out
 

@@ -87,7 +87,7 @@ def test_a_created_checkpoint_is_recognised_and_says_what_it_is_worth(
     assert model.spec.classes[0] == "person"
     assert model.spec == replace(spec_of_model(name), source=model.spec.source)
     assert len(model.notes) == notes
-    assert model.notes[-1] == "its weights are random (seed 3): what it detects means nothing"
+    assert model.notes[-1] == "its weights are random (seed 3): what it says means nothing"
     assert {t.dtype for t in model.module.state_dict().values() if t.is_floating_point()} == {torch.float32}
     assert [p.name for p in path.parent.iterdir()] == ["it.pt"], "nothing else is left behind"
 

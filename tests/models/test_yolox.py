@@ -166,7 +166,7 @@ def test_a_created_checkpoint_is_recognised(name: str, tmp_path: Path) -> None:
     model = load_model(path)
     assert model.name == name.replace("_", "-")
     assert model.spec == replace(create_model(name).spec, source=model.spec.source)
-    assert model.notes[-1] == "its weights are random (seed 3): what it detects means nothing"
+    assert model.notes[-1] == "its weights are random (seed 3): what it says means nothing"
     assert len(model.notes) == 1 + ("ti_lite" in name)
 
 
