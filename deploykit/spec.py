@@ -227,6 +227,16 @@ class Tensor:
     kind: Literal["tensor"] = "tensor"
     name: str = "logits"
 
+    @property
+    def plain(self) -> Tensor:
+        """Itself; see :attr:`PoseObjectRows.plain`."""
+        return self
+
+    @property
+    def decoded(self) -> Tensor:
+        """Itself; see :attr:`RawRows.decoded`."""
+        return self
+
 
 @dataclass(frozen=True)
 class KeypointSpec:

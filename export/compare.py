@@ -1,8 +1,8 @@
 """Parity: does an artefact give the numbers of the model it was made from?
 
-Raw outputs are compared element by element (pixels and probabilities have limits of their own), and the detections
-that follow from them are matched, because that is what a user sees. A report says what was compared on which input,
-how far it was off, and how much of its limit it used.
+Raw outputs are compared element by element (pixels and probabilities have limits of their own), and what follows from
+them is matched, because that is what a user sees: detections, classes of pixels, grey levels. A report says what was
+compared on which input, how far it was off, and how much of its limit it used.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.errors import SpecError, UsageError
+from deploykit.export.dense_matching import match_dense
 from deploykit.export.feeds import make_feeds
 from deploykit.export.limits import limits_between
 from deploykit.export.matching import match
 from deploykit.export.nms_check import check_detections, detections_as_rows, detections_layout
 from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.parity import Expected, Feeds, Tolerance, differences, rows_of, runs
+from deploykit.runtime.parity import Expected, Feeds, Layout, Tolerance, differences, rows_of, runs
 from deploykit.runtime.session import Array, Session
 from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows, Tensor
 
@@ -152,9 +153,7 @@ def expect(
         SpecError: an output is not what the spec says.
     """
     output = spec.output
-    if isinstance(output, Tensor):
-        raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {output.kind!r}")
-    layout = detections_layout(spec) if isinstance(output, NmsOutputs) else output.plain.decoded
+    layout: Layout = detections_layout(spec) if isinstance(output, NmsOutputs) else output.plain.decoded
     rows: dict[str, dict[str, Array]] = {}
     for reference, session in references.items():
         rows[reference] = {}
@@ -186,16 +185,16 @@ def check_expected(
     """
     if isinstance(spec.output, NmsOutputs):
         return check_detections(expected, name, candidate, spec, tolerance, on_step=on_step)
-    if isinstance(spec.output, Tensor):
-        raise UsageError(f"parity is checked on rows and detections, not on outputs of kind {spec.output.kind!r}")
     limits = tolerance or expected.limits
-    layout, found_differences, matchings = spec.output.plain.decoded, [], []
+    layout: Layout = spec.output.plain.decoded
+    found_differences, matchings = [], []
     found_runs = runs(expected, name, candidate, spec.output.plain, on_step)
     if isinstance(spec.output, RawRows):
         spec = dataclasses.replace(spec, output=layout)  # what a run gives is decoded
     for batch, reference, rows, found in found_runs:
         found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
-        matchings += match(reference, name, batch, rows, found, spec, limits)
+        compared = match_dense if isinstance(layout, Tensor) else match
+        matchings += compared(reference, name, batch, rows, found, spec, limits)
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
 
+from deploykit.runtime.dense import place
 from deploykit.runtime.image import Letterbox, blob, read_image
 from deploykit.runtime.parity import Batch, Feeds
 from deploykit.runtime.session import Array
@@ -17,6 +19,7 @@ __all__ = ["SAMPLE", "make_feeds", "on_canvas", "sample_image"]
 
 SAMPLE = "apollo11_crew.jpg"
 SEED = 0
+GREY = (0.114, 0.587, 0.299)  # of blue, green and red
 SLOTS = 3  # images in a batch whose batch size is free
 
 
@@ -84,6 +87,25 @@ def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:
 
 
 def on_canvas(picture: Array, canvas: InputSpec, *, auto: bool) -> Array:
-    """The picture as the Predictor would feed it."""
-    letterbox = Letterbox.fit(picture.shape[:2], canvas.size, canvas.fit, auto=auto)
-    return blob([letterbox.apply(picture)], canvas)
+    """The picture as the Predictor would feed it; a canvas that is for tiles or padding it is scaled to.
+
+    A network of another number of channels gets red, green, blue and grey in turn: what a parity check needs is a
+    real picture's values, not what they mean.
+    """
+    if canvas.fit.kind == "crop":
+        placed = place(picture, canvas).canvas
+    elif canvas.fit.kind == "letterbox":
+        placed = Letterbox.fit(picture.shape[:2], canvas.size, canvas.fit, auto=auto).apply(picture)
+    else:
+        size = canvas.size
+        if auto:  # the picture's own rectangle
+            size = Letterbox.fit(picture.shape[:2], size, replace(canvas.fit, kind="letterbox"), auto=True).canvas
+        resized = replace(canvas.fit, kind="resize")
+        placed = Letterbox.fit(picture.shape[:2], size, resized, auto=False).apply(picture)
+    if canvas.channels == 3:
+        return blob([placed], canvas)
+    planes = [placed[..., 2], placed[..., 1], placed[..., 0], placed @ np.array(GREY)]
+    chosen = [planes[3]] if canvas.channels == 1 else [planes[i % 4] for i in range(canvas.channels)]
+    mean, std = (np.array(values, np.float64)[:, None, None] for values in (canvas.mean, canvas.std))
+    values = (np.stack(chosen) * canvas.scale - mean) / std
+    return np.ascontiguousarray(values[None], np.float32)

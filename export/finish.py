@@ -12,7 +12,7 @@ from deploykit import __version__
 from deploykit.errors import ExportError
 from deploykit.export import passes
 from deploykit.export.nms_export import NmsPlan
-from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows
+from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
 
 __all__ = ["finish", "weights_of", "write"]
 
@@ -31,6 +31,11 @@ def finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) ->
     if isinstance(spec.output, (RawRows, PoseObjectRows)) and output.shape is not None:  # NMS has named its own
         rows = output.shape[1]  # the legacy exporter does not know it where the batch is free
         passes.name_axes(output, (batch, rows if isinstance(rows, int) else "rows", spec.output.columns))
+    elif isinstance(spec.output, Tensor) and output.shape is not None:
+        free = ("out_height", "out_width")  # the network may enlarge or shrink
+        sides = [side if isinstance(side, int) else name for side, name in zip(output.shape[2:], free, strict=False)]
+        channels = output.shape[1]
+        passes.name_axes(output, (batch, channels if isinstance(channels, int) else "channels", *sides))
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
 
 

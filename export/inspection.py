@@ -12,9 +12,9 @@ from deploykit.errors import CheckpointError, SpecError, require
 from deploykit.runtime.engine import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
-from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows
+from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
 
-__all__ = ["Inspection", "inspect_file", "pose_columns"]
+__all__ = ["Inspection", "dense_meaning", "inspect_file", "pose_columns"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,19 @@ def _meaning(spec: ModelSpec) -> dict[str, Any]:
         facts["columns"] = spec.output.columns
     if isinstance(spec.output, PoseObjectRows):
         facts["output"] = pose_columns(spec.output)
+    if isinstance(spec.output, Tensor):
+        facts["output"] = dense_meaning(spec)
     return facts
+
+
+def dense_meaning(spec: ModelSpec) -> str:
+    """What the values of one dense output are."""
+    if spec.task == "restore":
+        return "the restored picture, in the numbers of the input"
+    where = "the picture" if spec.task == "classify" else "each pixel"
+    if len(spec.classes) == 1:
+        return f"the logit of {spec.classes[0]} of {where}; over 0 it is that"
+    return f"logits of {len(spec.classes) or 'its'} classes of {where}, before softmax"
 
 
 def pose_columns(rows: PoseObjectRows) -> str:

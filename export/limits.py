@@ -22,6 +22,7 @@ FP16 = Tolerance(
     borderline_iou=0.05,
     min_iou=0.9,
     unmatched=0.02,
+    dense=0.02,
 )
 """Limits of fp16: rounding is relative, so a large box moves further. Twice what trained models were seen to need in
 rows that score over 0.05 (docs/precision.md); they catch what is wrong, and accuracy on annotated pictures judges."""
@@ -38,6 +39,7 @@ BF16 = Tolerance(
     borderline_iou=0.15,
     min_iou=0.7,
     unmatched=0.1,
+    dense=0.12,
 )
 """Limits of bf16, whose numbers have three bits less than those of fp16; as those of fp16."""
 
@@ -51,6 +53,7 @@ UNJUDGED = Tolerance(
     max_score=math.inf,
     borderline_iou=0.0,
     min_iou=0.5,
+    dense=math.inf,
     judged=False,
 )
 """Of int8 and fp8: what a detection becomes is told, accuracy on annotated pictures judges."""

@@ -22,16 +22,17 @@ ROWS = 100
 
 @dataclass(frozen=True)
 class Matching:
-    """Detections (or best rows) of the candidate against the reference's on one input.
+    """Detections (or best rows) of the candidate against the reference's on one input; of a dense output the classes
+    of its pixels (of the picture, where it is one class), or its values as grey levels of 0 to 255.
 
     ``borderline``: unmatched, but so near to a threshold that rounding decides; they do not count as failures.
-    ``max_keypoint`` is in network pixels, None without keypoints.
+    ``max_keypoint`` is in network pixels, None without keypoints. ``max_score`` of classes: of a probability.
     """
 
     reference: str
     candidate: str
     input: str
-    what: Literal["detections", "best rows"]
+    what: Literal["detections", "best rows", "classes", "grey levels"]
     expected: int
     found: int
     matched: int
@@ -50,6 +51,12 @@ class Matching:
         return paired and near and self.min_iou >= self.limits.min_iou and self.max_score <= self.limits.max_score
 
     def __str__(self) -> str:
+        if self.what in ("classes", "grey levels"):
+            scores = f", probabilities within {self.max_score:.3g}" if self.what == "classes" else ""
+            return (
+                f"{self.what} of {self.candidate} against {self.reference} on {self.input}: {self.matched} of "
+                f"{self.expected} match ({self.borderline} borderline){scores}"
+            )
         points = "" if self.max_keypoint is None else f", keypoints within {self.max_keypoint:.3g} px"
         return (
             f"{self.what} of {self.candidate} against {self.reference} on {self.input}: {self.matched} of "

@@ -50,6 +50,7 @@ def check_detections(
         BackendError: a network failed, or an output has another shape than the spec says.
     """
     limits, layout = tolerance or expected.limits, expected.layout
+    assert isinstance(layout, RawRows)  # what has NMS had rows
     rows_spec = replace(spec, output=layout)
     found_differences: list[Difference] = []
     matchings: list[Matching] = []

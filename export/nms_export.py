@@ -27,6 +27,7 @@ from deploykit.runtime import ort
 from deploykit.runtime.parity import Expected, Tolerance
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
+from deploykit.spec import Tensor as Dense
 
 __all__ = ["TRANSLATIONS", "NmsMode", "NmsPlan", "plan_of"]
 
@@ -39,15 +40,22 @@ TOPK_OPSET = 18  # TopK is the same since 11
 class NmsPlan:
     """What an export does about NMS.
 
-    ``layout``: of the rows before it. ``outputs``: the names that are traced. ``candidates``: how many rows NMS looks
-    at (0: all of them). ``decodes``: rows are decoded by a node too, and what is traced ends before it.
+    ``layout``: of the rows before it, or of a dense output, which no NMS follows. ``outputs``: the names that are
+    traced. ``candidates``: how many rows NMS looks at (0: all of them). ``decodes``: rows are decoded by a node too,
+    and what is traced ends before it.
     """
 
     mode: NmsMode
-    layout: RawRows
+    layout: RawRows | Dense
     outputs: tuple[str, ...]
     candidates: int
     decodes: bool = False
+
+    @property
+    def rows(self) -> RawRows:
+        """The layout, where there are rows."""
+        assert isinstance(self.layout, RawRows)
+        return self.layout
 
     def module(self, fused: nn.Module) -> nn.Module:
         """What is traced: the network itself, or the network up to its candidates or its head's raw values."""
@@ -58,15 +66,15 @@ class NmsPlan:
         if not self.candidates:
             return fused
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
-            return _First(selecting(fused, self.layout, self.candidates), len(self.outputs))
-        return _First(nn.Sequential(fused, RowSelection(self.layout, self.candidates)), len(self.outputs))
+            return _First(selecting(fused, self.rows, self.candidates), len(self.outputs))
+        return _First(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), len(self.outputs))
 
     def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
         """Add NMS to the graph that was traced of ``fused``."""
         if self.decodes:
-            append_decode(graph, fused, self.layout)
+            append_decode(graph, fused, self.rows)
         if self.mode == "plugin":
-            append_plugin(graph, self.layout, spec)
+            append_plugin(graph, self.rows, spec)
         elif self.mode != "none":
             append_nms(graph, self.mode, spec, self.candidates)
 
@@ -126,7 +134,7 @@ class NmsPlan:
         before = _without_nms(file, native)
         try:
             with open_session(before, provider="cpu") as session:
-                rows = replace(spec, output=self.layout)
+                rows = replace(spec, output=self.rows)
                 return check_expected(expected, file.name, session, rows, limits, on_step)
         finally:
             before.unlink()
@@ -155,13 +163,15 @@ def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Mo
     Raises:
         UsageError: thresholds that no graph can hold, a dynamic shape, whose number of rows is not known, or rows that
             need more than NMS.
-        SpecError: the network has no rows to suppress.
+        SpecError: the network has NMS inside already.
     """
     spec = replace(spec, thresholds=thresholds)
     layout = spec.output
-    if not isinstance(layout, (RawRows, PoseObjectRows)):
+    if isinstance(layout, NmsOutputs):
         raise SpecError(f"NMS follows raw rows, but the model's output is of kind {layout.kind!r}")
-    if mode == "none":
+    if isinstance(layout, Dense) and mode != "none":
+        raise UsageError(f"--nms {mode} is for detectors: this model's task is {spec.task}, and it finds no boxes")
+    if mode == "none" or isinstance(layout, Dense):
         return NmsPlan(mode, layout.plain, (layout.name,), 0), spec
     if isinstance(layout, PoseObjectRows):
         raise UsageError(

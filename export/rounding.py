@@ -50,4 +50,5 @@ def eased(limits: Tolerance, share: float) -> Tolerance | None:
         pixels=limits.pixels * factor,
         relative=limits.relative * factor,
         probability=limits.probability * factor,
+        dense=limits.dense * factor,
     )

@@ -32,7 +32,7 @@ from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.parity import Expected
-from deploykit.spec import Dynamic, ModelSpec, Thresholds
+from deploykit.spec import Dynamic, ModelSpec, Tensor, Thresholds
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
 
@@ -111,7 +111,7 @@ def export_onnx(
         check=check,
         exporter=exporter,
         nms=nms,
-        thresholds=_thresholds(model.spec.thresholds, conf, iou, max_det, pre_nms_topk),
+        thresholds=_thresholds(model.spec, conf, iou, max_det, pre_nms_topk),
         lowering=lowering,
         gate=gate,
         checkpoint_size=Path(weights).stat().st_size,
@@ -158,6 +158,11 @@ def onnx_from_model(
     rows_plan, rows = plan_of(replace(spec, output=model.spec.output), "none", spec.thresholds, fused)
     if nms != "none" and exporter != "dynamo":
         raise UsageError(f"--nms {nms} needs --exporter dynamo")
+    if gate is not None and isinstance(spec.output, Tensor):
+        raise UsageError(
+            f"--max-drop is for detectors, and this model's task is {spec.task}: deploykit eval tells the accuracy of "
+            "the checkpoint and of the export"
+        )
     if gate is not None and nms != "none":
         raise UsageError(f"--max-drop goes with --nms none: the thresholds of --nms {nms} change AP by themselves")
     proof = Proof(model, fused, rows, feeds, clock) if feeds and check else None
@@ -310,12 +315,14 @@ def _spec(
 
 
 def _thresholds(
-    own: Thresholds, conf: float | None, iou: float | None, max_det: int | None, pre_nms_topk: int | None
+    spec: ModelSpec, conf: float | None, iou: float | None, max_det: int | None, pre_nms_topk: int | None
 ) -> Thresholds:
     asked = {"conf": conf, "iou": iou, "max_det": max_det, "pre_nms_topk": pre_nms_topk}
     changed: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    if changed and isinstance(spec.output, Tensor):
+        raise UsageError(f"{', '.join(changed)}: thresholds are for detectors, and this model's task is {spec.task}")
     try:
-        return replace(own, **changed)
+        return replace(spec.thresholds, **changed)
     except SpecError as e:
         raise UsageError(str(e)) from e
 

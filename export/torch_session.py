@@ -36,7 +36,8 @@ class TorchSession(Session):
         self._output = spec.output.name
         self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
         dtype = "float64" if exact else "float32"
-        self.outputs = (TensorInfo(spec.output.name, (None, None, None), dtype),)
+        axes = 3 if not isinstance(spec.output, Tensor) else 2 if spec.task == "classify" else 4
+        self.outputs = (TensorInfo(spec.output.name, (None,) * axes, dtype),)
         self.metadata = {METADATA_KEY: spec.to_json()}
         self.providers = (f"PyTorch CPU {dtype}",)
         self.notes = ()
@@ -48,7 +49,8 @@ class TorchSession(Session):
         if self._module is None:
             raise BackendError("the PyTorch session is closed")
         check_inputs(self.inputs, inputs)
-        image = torch.from_numpy(inputs[self.inputs[0].name])
+        fed = inputs[self.inputs[0].name]
+        image = torch.from_numpy(fed.copy() if min(fed.strides, default=0) < 0 else fed)  # torch has no such strides
         if self._exact:
             image = image.double()
             if not self._wide:  # not before it is needed: it takes twice the memory

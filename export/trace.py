@@ -16,11 +16,12 @@ import torch
 from torch import nn
 
 from deploykit.errors import DeployError, ExportError, ImageSizeError, require
-from deploykit.spec import InputSpec, ModelSpec
+from deploykit.spec import InputSpec, ModelSpec, Tensor
 
 __all__ = ["example_input", "traced"]
 
 AXIS_MAX = 128  # of a dynamic axis, in strides
+SIDE_MAX = 8192  # or in pixels, where the stride is small
 
 CHATTY = ("torch._guards", "torch.onnx", *(f"torch.onnx._internal.exporter.{m}" for m in ("_registration", "_schemas")))
 """Loggers that tell about the exporter's insides; what is for the user comes as an exception."""
@@ -45,7 +46,7 @@ def traced(
     trace = _dynamo if exporter == "dynamo" else _legacy
     try:
         with _quiet():
-            return trace(module, example, spec.input, names, simplify)
+            return trace(module, example, spec, names, simplify)
     except (OSError, DeployError):
         raise
     except Exception as e:  # the exporter raises what its many parts raise
@@ -72,10 +73,10 @@ def example_input(canvas: InputSpec) -> torch.Tensor:
 
 
 def _dynamo(
-    module: nn.Module, example: torch.Tensor, canvas: InputSpec, names: dict[str, Any], simplify: bool
+    module: nn.Module, example: torch.Tensor, spec: ModelSpec, names: dict[str, Any], simplify: bool
 ) -> ir.Model:
     program = torch.onnx.export(
-        module, (example,), dynamo=True, dynamic_shapes=_axes(canvas), optimize=False, verbose=False, **names
+        module, (example,), dynamo=True, dynamic_shapes=_axes(spec.input), optimize=False, verbose=False, **names
     )
     assert program is not None
     if simplify:
@@ -89,15 +90,19 @@ def _axes(canvas: InputSpec) -> tuple[dict[int, Any]] | None:
     dim, axes = torch.export.Dim, {0: torch.export.Dim("batch", min=1, max=1024)}
     if canvas.dynamic == "shape":
         stride = canvas.fit.stride
-        axes |= {2: stride * dim("h", min=1, max=AXIS_MAX), 3: stride * dim("w", min=1, max=AXIS_MAX)}
+        most = max(AXIS_MAX, SIDE_MAX // stride)
+        axes |= {2: stride * dim("h", min=1, max=most), 3: stride * dim("w", min=1, max=most)}
     return (axes,)
 
 
 def _legacy(
-    module: nn.Module, example: torch.Tensor, canvas: InputSpec, names: dict[str, Any], simplify: bool
+    module: nn.Module, example: torch.Tensor, spec: ModelSpec, names: dict[str, Any], simplify: bool
 ) -> ir.Model:
+    canvas = spec.input
     free = {"none": {}, "batch": {0: "batch"}, "shape": {0: "batch", 2: "height", 3: "width"}}[canvas.dynamic]
     rows = {1: "rows"} if canvas.dynamic == "shape" else {}
+    if isinstance(spec.output, Tensor):
+        rows = {2: "out_height", 3: "out_width"} if canvas.dynamic == "shape" and spec.task != "classify" else {}
     axes = {canvas.name: free, names["output_names"][0]: {0: "batch", **rows} if free else {}}
     buffer = BytesIO()
     torch.onnx.export(module, (example,), cast(str, buffer), dynamo=False, dynamic_axes=axes, **names)

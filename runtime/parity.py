@@ -1,4 +1,4 @@
-"""Parity of raw rows: what networks must give on given images, and how far another one is off.
+"""Parity of raw outputs: what networks must give on given images, and how far another one is off.
 
 Whether an artefact is kept is decided by the export side. An engine that was built on a machine without a GPU has what
 it must give in a file beside it (:class:`Expected`), and the runtime checks that when it first runs.
@@ -20,9 +20,23 @@ from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array, Session, input_of
-from deploykit.spec import RawRows, read_value
+from deploykit.spec import RawRows, Tensor, read_value
 
-__all__ = ["Batch", "Difference", "Expected", "Feeds", "Tolerance", "differences", "rows_of", "runs"]
+__all__ = [
+    "Batch",
+    "Difference",
+    "Expected",
+    "Feeds",
+    "Layout",
+    "Tolerance",
+    "dense_limit",
+    "differences",
+    "rows_of",
+    "runs",
+]
+
+Layout = RawRows | Tensor
+"""What is compared: rows, or one dense output."""
 
 FORMAT = 1  # of a file that holds an Expected
 
@@ -37,6 +51,9 @@ class Tolerance:
     ``max_keypoint`` pixels, scores within ``max_score``; a pair whose IoU is within ``borderline_iou`` of the
     threshold of NMS may fall on either side of it. A matched pair has at least an IoU of ``min_iou``.
     ``unmatched`` is the share of all detections that may be without a partner, because NMS is a chain of decisions.
+
+    Values of a dense output (logits, a picture) may differ by ``dense`` times the largest of them, or times 1 where
+    that is less. Then ``unmatched`` is the share of pixels that may be of another class, or more than a grey level off.
 
     ``judged``: whether they are limits at all. int8 has none by value (its accuracy decides), so there everything is
     measured and told, and nothing fails.
@@ -54,6 +71,7 @@ class Tolerance:
     min_iou: float = 0.99
     unmatched: float = 0.0
     judged: bool = True
+    dense: float = 1e-5
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,7 @@ class Difference:
     """How far one kind of value of the candidate is from the reference's on one input.
 
     ``used`` is the largest share of its limit that any element used: over 1 is a failure. ``worst`` is that element:
-    (row, column, expected, found).
+    (row, column, expected, found), of a dense output (channel, pixel, ...).
     """
 
     reference: str
@@ -80,10 +98,11 @@ class Difference:
 
     def __str__(self) -> str:
         row, column, expected, found = self.worst
+        dense = self.values in ("logits", "image")
+        where = f"channel {row}, pixel {column}" if dense else f"row {row}, column {column}"
         return (
             f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
-            f"{self.max_abs:.3g} ({self.used:.3g} of the limit): row {row}, column {column} is {found:.6g}, "
-            f"expected {expected:.6g}"
+            f"{self.max_abs:.3g} ({self.used:.3g} of the limit): {where} is {found:.6g}, expected {expected:.6g}"
         )
 
 
@@ -133,7 +152,8 @@ class Feeds:
 
 @dataclass(frozen=True)
 class Expected:
-    """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)``.
+    """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)``; of a dense
+    output, ``(C, H, W)`` or ``(C,)``.
 
     ``computed`` tells for each reference what computed it, ``layout`` what the columns are. A reference need not have
     rows of every image. ``limits`` are what the network was held to when it was exported.
@@ -142,7 +162,7 @@ class Expected:
     feeds: Feeds
     rows: Mapping[str, Mapping[str, Array]]
     computed: Mapping[str, str]
-    layout: RawRows
+    layout: Layout
     limits: Tolerance = field(default_factory=Tolerance)
 
     def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Expected:
@@ -207,7 +227,7 @@ class Expected:
             if not batches or not {label for b in batches for label in b.images} <= set(images):
                 raise ValueError("it names images that it does not hold")
             feeds = Feeds(images, batches, tuple(about["notes"]))
-            layout = read_value(RawRows, about["layout"], "layout")
+            layout = read_value(Layout, about["layout"], "layout")
             limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
             return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
@@ -215,12 +235,12 @@ class Expected:
 
 
 def runs(
-    expected: Expected, name: str, session: Session, layout: RawRows, on_step: Callable[[str], None] = lambda _: None
+    expected: Expected, name: str, session: Session, layout: Layout, on_step: Callable[[str], None] = lambda _: None
 ) -> Iterator[tuple[Batch, str, list[Array], list[Array]]]:
     """Run every batch; yield it with each reference that has all of its images: (batch, reference, expected, found).
 
-    Both lists hold one image's rows ``(N, columns)`` a slot. References saw one image at a time: so a slot that is
-    mixed up, or an image that leaks into another slot, shows as a difference.
+    Both lists hold one image's rows ``(N, columns)`` a slot, or its dense output. References saw one image at a time:
+    so a slot that is mixed up, or an image that leaks into another slot, shows as a difference.
 
     Raises:
         SpecError: the output is not what ``layout`` says. BackendError: the network failed.
@@ -233,8 +253,9 @@ def runs(
                 yield batch, reference, [rows[label] for label in batch.images], found
 
 
-def rows_of(session: Session, image: Array, layout: RawRows, name: str) -> Array:
-    """One image's rows ``(N, columns)`` in pixels; a session with a fixed batch gets the image in every slot.
+def rows_of(session: Session, image: Array, layout: Layout, name: str) -> Array:
+    """One image's rows ``(N, columns)`` in pixels, or its dense output; a session with a fixed batch gets the image in
+    every slot.
 
     Raises:
         SpecError: the output is not what ``layout`` says.
@@ -242,27 +263,34 @@ def rows_of(session: Session, image: Array, layout: RawRows, name: str) -> Array
     info = session.inputs[0]
     batch = info.shape[0] or 1
     fed = np.repeat(image, batch, 0)
-    rows: Array = _rows(session.run(input_of(info, fed)), layout, name, fed.shape[2:])[0]
+    rows: Array = _rows(session.run(input_of(info, fed)), layout, name, fed.shape)[0]
     return rows
 
 
-def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: RawRows, name: str) -> list[Array]:
+def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: Layout, name: str) -> list[Array]:
     info = session.inputs[0]
     blob = np.concatenate([feeds.images[label] for label in batch.images])
     fixed = info.shape[0]
     if fixed is None or fixed == len(blob):
-        return list(_rows(session.run(input_of(info, blob)), layout, name, blob.shape[2:]))
+        return list(_rows(session.run(input_of(info, blob)), layout, name, blob.shape))
     return [rows_of(session, image[None], layout, name) for image in blob]
 
 
-def _rows(outputs: Mapping[str, Array], layout: RawRows, name: str, size: tuple[int, ...]) -> Array:
-    """The output of the spec's name, or the only one: somebody else's export may call it otherwise. In pixels."""
+def _rows(outputs: Mapping[str, Array], layout: Layout, name: str, fed: tuple[int, ...]) -> Array:
+    """The output of the spec's name, or the only one: somebody else's export may call it otherwise. Rows in pixels."""
     if layout.name not in outputs and len(outputs) > 1:
         raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
     rows = outputs.get(layout.name, next(iter(outputs.values())))
+    if isinstance(layout, Tensor):
+        if rows.ndim not in (2, 4) or len(rows) != fed[0]:
+            raise SpecError(
+                f"the spec says one dense output (batch, channels) or (batch, channels, height, width) for a batch of "
+                f"{fed[0]}, the output of {name} is {rows.shape}"
+            )
+        return rows
     if rows.ndim != 3 or rows.shape[2] < layout.columns:
         raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
-    return decoded(rows, layout, (size[0], size[1]))
+    return decoded(rows, layout, (fed[2], fed[3]))
 
 
 def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
@@ -284,18 +312,20 @@ def differences(
     label: str,
     rows: list[Array],
     found: list[Array],
-    layout: RawRows,
+    layout: Layout,
     limits: Tolerance,
     *,
     corners: bool = False,
 ) -> list[Difference]:
-    """One :class:`Difference` a kind of value, between two lists of one image's rows a slot.
+    """One :class:`Difference` a kind of value, between two lists of one image's rows (or dense output) a slot.
 
     ``corners``: boxes are two corners, and not centre, width and height.
 
     Raises:
         ParityError: the two have different numbers of rows.
     """
+    if isinstance(layout, Tensor):
+        return [_dense_difference(reference, name, label, rows, found, layout, limits)]
     a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
     if a.shape != b.shape:
         raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
@@ -309,12 +339,7 @@ def differences(
         limit: Array | float = limits.probability
         if pixels:
             limit = limits.pixels + limits.relative * np.abs(expected) + limits.side * sides
-        with np.errstate(invalid="ignore"):
-            error = np.abs(expected - got)
-            used = error / limit
-        # NaN or infinity on either side is never equal to anything.
-        never = ~(np.isfinite(expected) & np.isfinite(got))
-        error[never] = used[never] = np.inf
+        error, used = _error(expected, got, limit)
         if not error.size:  # no row scores enough; the best rows are matched all the same
             report.append(Difference(reference, name, label, values, 0, 0.0, 0.0, (0, columns[0], 0.0, 0.0)))
             continue
@@ -324,6 +349,45 @@ def differences(
             Difference(reference, name, label, values, error.size, float(error.max()), float(used.max()), worst)
         )
     return report
+
+
+def _error(expected: Array, got: Array, limit: Array | float) -> tuple[Array, Array]:
+    """How far values are off, and the share of the limit; NaN or infinity on either side is never equal to anything."""
+    with np.errstate(invalid="ignore"):
+        error = np.abs(expected - got)
+        used = error / limit
+    never = ~(np.isfinite(expected) & np.isfinite(got))
+    error[never] = used[never] = np.inf
+    return error, used
+
+
+def _dense_difference(
+    reference: str,
+    name: str,
+    label: str,
+    expected: list[Array],
+    found: list[Array],
+    layout: Tensor,
+    limits: Tolerance,
+) -> Difference:
+    """The difference of one dense output, a slot after the other, so that no more than one is copied."""
+    count, most, share, worst = 0, 0.0, 0.0, (0, 0, 0.0, 0.0)
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
+        wide, got = a.astype(np.float64).reshape(len(a), -1), b.astype(np.float64).reshape(len(b), -1)
+        error, used = _error(wide, got, dense_limit(wide, limits))
+        channel, pixel = np.unravel_index(int(used.argmax()), used.shape)
+        if used[channel, pixel] > share or not count:
+            worst = (int(channel), int(pixel), float(wide[channel, pixel]), float(got[channel, pixel]))
+        count, most, share = count + error.size, max(most, float(error.max())), max(share, float(used.max()))
+    return Difference(reference, name, label, layout.name, count, most, share, worst)
+
+
+def dense_limit(expected: Array, limits: Tolerance) -> float:
+    """How far a value of a dense output may be off: ``expected`` is all of it."""
+    finite = np.abs(expected[np.isfinite(expected)])
+    return limits.dense * max(1.0, float(finite.max(initial=0.0)))
 
 
 def _scoring(a: Array, b: Array, layout: RawRows, least: float) -> Array:

@@ -18,7 +18,7 @@ from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
 from deploykit.runtime.trt_context import KernelCache, TrtContext
 from deploykit.runtime.trt_module import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
 from deploykit.runtime.trt_refusal import refusal
-from deploykit.spec import METADATA_KEY, PoseObjectRows, RawRows
+from deploykit.spec import METADATA_KEY, NmsOutputs
 
 __all__ = ["TrtSession", "open_engine", "open_session"]
 
@@ -81,7 +81,7 @@ def _gpu(path: Path, index: int) -> Gpu:
 def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
     """Hold the engine against what it must give; then its record says so."""
     output = record.spec.output
-    if not isinstance(output, (RawRows, PoseObjectRows)):
+    if isinstance(output, NmsOutputs):
         how = f"deploykit compare {expected_of(path)} {path}"
         session.notes = (f"nothing proves this engine's numbers yet: {how} does",)
         return

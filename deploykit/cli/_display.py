@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from deploykit.export.matching import Matching
     from deploykit.export.parity_report import ParityReport
 
 WIDTH = 110  # of tables where stdout is not a terminal
@@ -104,9 +105,15 @@ def parity_table(report: ParityReport) -> Table:
         worst = min(parts, key=lambda m: (m.ok, m.min_iou))
         matched, expected = sum(m.matched for m in parts), sum(m.expected for m in parts)
         none = expected == 0 and not any(m.found for m in parts)
-        total, overlap = ("none", "") if none else (f"{matched} of {expected} match", f"IoU >= {worst.min_iou:.4f}")
+        total, overlap = ("none", "") if none else (f"{matched:,} of {expected:,} match", _how_near(worst))
         table.add_row(_verdict(what, worst.ok or not judged), total, overlap, f"{len(parts)} comparisons")
     return table
+
+
+def _how_near(matching: Matching) -> str:
+    if matching.what == "grey levels":
+        return "within 1"
+    return f"p +- {matching.max_score:.1g}" if matching.what == "classes" else f"IoU >= {matching.min_iou:.4f}"
 
 
 def parity_lines(report: ParityReport) -> list[str]:
@@ -123,10 +130,10 @@ def parity_lines(report: ParityReport) -> list[str]:
             "(--max-drop, deploykit eval --against)",
             *(f"note: {note}" for note in report.notes),
         ]
-    lines = [
-        f"compared with {' and '.join(references)} on {_some(inputs)}",
-        f"limits: {limits.pixels:g} px + {relative}, probabilities {limits.probability:g}{scoring}",
-    ]
+    told = f"limits: {limits.pixels:g} px + {relative}, probabilities {limits.probability:g}{scoring}"
+    if all(d.values in ("logits", "image") for d in report.differences):
+        told = f"limit: {limits.dense:g} of the largest value, or of 1 where that is more"
+    lines = [f"compared with {' and '.join(references)} on {_some(inputs)}", told]
     few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))
     if few:
         lines.append(f"few detections, or many ties, on {_some(few)}: the 100 best rows are compared there as well")

@@ -13,7 +13,7 @@ from deploykit.cli._precision import add_precision_arguments, gate_of, lowering_
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
-    from deploykit.spec import ModelSpec
+    from deploykit.spec import InputSpec, ModelSpec
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -142,6 +142,7 @@ def _print(report: ExportReport) -> None:
     from rich.table import Table
 
     from deploykit.runtime.files import megabytes
+    from deploykit.spec import Tensor
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -156,7 +157,8 @@ def _print(report: ExportReport) -> None:
         for name, text in precision_facts(report.lowered):
             facts.add_row(name, escape(text))
     facts.add_row("preprocessing", preprocessing(report.spec))
-    facts.add_row("columns", columns(report.spec))
+    dense = isinstance(report.spec.output, Tensor)
+    facts.add_row("meaning" if dense else "columns", columns(report.spec))
     for note in report.notes:
         facts.add_row("note", escape(note))
     facts.add_row("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items()))
@@ -176,24 +178,39 @@ def _print(report: ExportReport) -> None:
 
 def preprocessing(spec: ModelSpec) -> str:
     """One sentence on what happens to a picture before the network."""
-    canvas, fit = spec.input, spec.input.fit
+    canvas = spec.input
     order = canvas.colour.upper()
     scaled = "divided by 255" if canvas.scale == 1 / 255 else f"times {canvas.scale:g}"
     if any(canvas.mean) or any(s != 1 for s in canvas.std):
         scaled += f", minus {canvas.mean}, over {canvas.std}"
     elif canvas.scale == 1:
         scaled = "0 to 255"
+    if canvas.channels != 3:
+        order = "grey" if canvas.channels == 1 else f"{canvas.channels} channels"
+    return f"{_fitted(canvas)}; {order}, {scaled}"
+
+
+def _fitted(canvas: InputSpec) -> str:
+    """How a picture of any size gets on the canvas."""
+    fit = canvas.fit
     height, width = canvas.size
-    canvas_size = f"{width}x{height} (width x height)"
-    size = f"within {canvas_size}, as a rectangle" if fit.auto else f"to {canvas_size}"
-    corner = ", at the top left" if fit.anchor == "top-left" else ""
-    return f"{fit.kind} {size}{corner}, pad {fit.pad_value}, stride {fit.stride}; {order}, {scaled}"
+    size = f"{width}x{height} (width x height)"
+    if fit.kind == "letterbox":
+        place = f"within {size}, as a rectangle" if fit.auto else f"to {size}"
+        corner = ", at the top left" if fit.anchor == "top-left" else ""
+        return f"letterbox {place}{corner}, pad {fit.pad_value}, stride {fit.stride}"
+    if fit.kind == "crop":
+        return f"the middle {fit.crop_share:g} of the shorter side, scaled to {size}"
+    if fit.kind == "resize":
+        return f"resize to {size}, each side by itself"
+    whole = f"multiples of {fit.stride}" if canvas.dynamic == "shape" else size
+    return f"mirrored up to {whole}" if fit.kind == "pad" else f"tiles of {size}"
 
 
 def columns(spec: ModelSpec) -> str:
     """What the output's columns hold."""
-    from deploykit.export.inspection import pose_columns
-    from deploykit.spec import NmsOutputs, PoseObjectRows, RawRows
+    from deploykit.export.inspection import dense_meaning, pose_columns
+    from deploykit.spec import NmsOutputs, PoseObjectRows, Tensor
 
     if isinstance(spec.output, NmsOutputs):
         limits = spec.thresholds
@@ -203,8 +220,8 @@ def columns(spec: ModelSpec) -> str:
         )
     if isinstance(spec.output, PoseObjectRows):
         return pose_columns(spec.output)
-    if not isinstance(spec.output, RawRows):
-        return spec.output.kind
+    if isinstance(spec.output, Tensor):
+        return dense_meaning(spec)
     rows = spec.output
     parts = [f"{_span(rows.box)} cx cy w h"]
     if rows.obj:
