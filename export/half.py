@@ -24,28 +24,12 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.errors import ExportError
+from deploykit.export.half_rules import COMPUTE, KEPT, LARGEST, MOVES, running_sums
 
-__all__ = ["COMPUTE", "LARGEST", "HalfIO", "HalfReport", "HalfType", "compute_nodes", "to_half"]
+__all__ = ["HalfIO", "HalfReport", "HalfType", "compute_nodes", "to_half"]
 
 HalfType = Literal["fp16", "bf16"]
 HalfIO = Literal["none", "input", "output", "both"]
-
-COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""The operators whose precision is what a file's precision means."""
-
-LARGEST = 65504.0 / 4
-"""The largest absolute value that a tensor may have, measured, to be fp16: other pictures give other values."""
-
-KEPT = {
-    "BatchNormalization", "CumSum", "Exp", "GlobalAveragePool", "GlobalLpPool", "GridSample", "GroupNormalization",
-    "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization",
-    "Pow", "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare", "Softmax",
-}  # fmt: skip
-"""Operators that stay in fp32 whatever their values are."""
-
-MOVES = {"Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-"""Operators that compute nothing; several inputs become one output, so a Cast after them is one and not several."""
 
 TYPES = {"fp16": (ir.DataType.FLOAT16, "tensor(float16)"), "bf16": (ir.DataType.BFLOAT16, "tensor(bfloat16)")}
 FLOAT = ir.DataType.FLOAT
@@ -115,6 +99,7 @@ class _Conversion:
         self.largest, self.asked, self.half_io, self.store = largest, keep, half_io, store
         self.opset = model.opset_imports.get("", 18)
         self.nodes = list(self.graph)
+        self.sums = running_sums(self.nodes)
         self.types = _types(model)
         self.reasons: dict[ir.Node, str] = {}
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
@@ -170,7 +155,7 @@ class _Conversion:
             return "type"
         if node in after:
             return "decode"
-        if node.op_type in KEPT:
+        if node.op_type in KEPT or node in self.sums:
             return "operator"
         if self.name == "fp16":
             near = [v for v in (*node.inputs, *node.outputs) if v is not None]

@@ -58,6 +58,7 @@ def export_onnx(
     max_det: int | None = None,
     pre_nms_topk: int | None = None,
     preprocessing: str = DEFAULT,
+    rewrite: str = "",
     lowering: Lowering | None = None,
     gate: AccuracyGate | None = None,
     on_step: Callable[[str], None] = lambda _: None,
@@ -84,6 +85,7 @@ def export_onnx(
         conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
         preprocessing: how pictures are prepared, where a model was published with two ways: ``legacy`` for the weights
             of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
+        rewrite: another form of the network for the same weights, where a model has one: ``tlc`` of NAFNet.
         lowering: the precision, fp32 if None; what it needs is in it (docs/precision.md).
         gate: annotated pictures on which the file may lose only so much; None: its accuracy is not looked at.
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, converting, writing,
@@ -98,7 +100,7 @@ def export_onnx(
         CheckpointError, FoldError, ExportError, OutputError: see :mod:`deploykit.errors`.
     """
     clock = Clock(on_step)
-    model = load_model(weights, clock, preprocessing=preprocessing)
+    model = load_model(weights, clock, preprocessing=preprocessing, rewrite=rewrite)
     return onnx_from_model(
         model,
         out=_place(Path(weights), out),

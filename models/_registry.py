@@ -16,7 +16,7 @@ from deploykit.errors import CheckpointError, NotFoundError, UsageError
 from deploykit.models._checkpoint import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
-FAMILIES = tuple(f"deploykit.models.{name}" for name in ("kapao", "yolov5", "yolov6", "yolov7", "yolox"))
+FAMILIES = tuple(f"deploykit.models.{name}" for name in ("kapao", "nafnet", "yolov5", "yolov6", "yolov7", "yolox"))
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""
 
 DEFAULT = "default"
@@ -38,6 +38,7 @@ class ReferenceModel:
     spec: ModelSpec
     notes: tuple[str, ...] = ()
     preprocessings: Mapping[str, InputSpec] = field(default_factory=dict)
+    rewrites: Mapping[str, Callable[[nn.Module, str], nn.Module]] = field(default_factory=dict)
 
     @property
     def stride(self) -> int:
@@ -122,20 +123,25 @@ def spec_of_model(name: str) -> ModelSpec:
 
 
 def load_model(
-    weights: str | Path, on_step: Callable[[str], None] = lambda _: None, *, preprocessing: str = DEFAULT
+    weights: str | Path,
+    on_step: Callable[[str], None] = lambda _: None,
+    *,
+    preprocessing: str = DEFAULT,
+    rewrite: str = "",
 ) -> ReferenceModel:
     """Read a checkpoint without executing it, and build the model that it is of.
 
-    ``on_step`` is told what is going on: ``reading``, ``building``. ``preprocessing``: see :func:`with_preprocessing`.
+    ``on_step`` is told what is going on: ``reading``, ``building``. ``preprocessing``: see :func:`with_preprocessing`;
+    ``rewrite``: see :func:`with_rewrite`.
 
     Raises:
         CheckpointError: not a checkpoint, or of no model that deploykit knows.
-        UsageError: the model has no preprocessing of that name.
+        UsageError: the model has no preprocessing or rewrite of that name.
     """
     on_step("reading")
     checkpoint = read_checkpoint(weights)
     on_step("building")
-    return with_preprocessing(model_from_checkpoint(checkpoint), preprocessing)
+    return with_rewrite(with_preprocessing(model_from_checkpoint(checkpoint), preprocessing), rewrite)
 
 
 def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
@@ -175,6 +181,23 @@ def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:
         raise UsageError(f"{model.name} has no preprocessing {name!r}; it has {known}")
     note = f"pictures are prepared as {name} weights want it (--preprocessing {name})"
     return replace(model, spec=replace(model.spec, input=canvas), notes=(*model.notes, note))
+
+
+def with_rewrite(model: ReferenceModel, name: str) -> ReferenceModel:
+    """The same weights in another form of the network: ``tlc``, or with its argument ``tlc:192``; empty: as it is.
+
+    Raises:
+        UsageError: the model has no rewrite of that name, or the rewrite refuses its argument.
+    """
+    if not name:
+        return model
+    kind, _, argument = name.partition(":")
+    rewrite = model.rewrites.get(kind)
+    if rewrite is None:
+        known = f"it has {', '.join(model.rewrites)}" if model.rewrites else "it has none"
+        raise UsageError(f"{model.name} has no rewrite {kind!r}; {known}")
+    note = f"rewritten as {name} (--rewrite)"
+    return replace(model, module=rewrite(model.module, argument).eval(), notes=(*model.notes, note))
 
 
 def _load_families() -> None:

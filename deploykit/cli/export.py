@@ -36,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--preprocessing", default="default", metavar="NAME", help="legacy: for weights of YOLOX's release 0.0.1"
     )
+    parser.add_argument(
+        "--rewrite",
+        default="",
+        metavar="NAME",
+        help="another form for the same weights; NAFNet: tlc, or tlc:N for crops of N pixels (docs/models/nafnet.md)",
+    )
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a run (default 1)")
     parser.add_argument(
         "--dynamic",
@@ -89,11 +95,11 @@ def run(args: argparse.Namespace) -> int:
     engines = formats != ["onnx"]
     if not engines and (given := given_engine_options(args)):
         raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
-    fixed = (args.img, args.batch, args.dynamic, args.preprocessing, args.precision)
-    if args.weights.lower().endswith(".onnx") and fixed != (None, 1, "none", "default", "fp32"):
+    fixed = (args.img, args.batch, args.dynamic, args.preprocessing, args.rewrite, args.precision)
+    if args.weights.lower().endswith(".onnx") and fixed != (None, 1, "none", "default", "", "fp32"):
         raise UsageError(
-            "--img, --batch, --dynamic, --preprocessing and --precision are in an ONNX file already: leave them out, "
-            "or give the checkpoint"
+            "--img, --batch, --dynamic, --preprocessing, --rewrite and --precision are in an ONNX file already: leave "
+            "them out, or give the checkpoint"
         )
     from deploykit.export.formats import export_formats
 
@@ -116,6 +122,7 @@ def run(args: argparse.Namespace) -> int:
                 "max_det": args.max_det,
                 "pre_nms_topk": args.pre_nms_topk,
                 "preprocessing": args.preprocessing,
+                "rewrite": args.rewrite,
                 "lowering": lowering_of(args),
                 "gate": gate_of(args),
             },

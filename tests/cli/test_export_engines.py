@@ -85,7 +85,7 @@ def test_a_profile_is_what_the_user_typed(tmp_path: Path, capsys: pytest.Capture
         (
             ["--format", "tensorrt-rtx", "--img", "64"],
             2,
-            "--img, --batch, --dynamic, --preprocessing and --precision are in",
+            "--img, --batch, --dynamic, --preprocessing, --rewrite and --precision are in",
         ),
         (["--format", "onnx"], 2, "is an ONNX file already; take --format tensorrt or --format tensorrt-rtx"),
         (

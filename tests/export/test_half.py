@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from deploykit.errors import ExportError
 from deploykit.export.graph_session import GraphSession
-from deploykit.export.half import LARGEST, HalfType, to_half
+from deploykit.export.half import HalfType, to_half
+from deploykit.export.half_rules import LARGEST
 from deploykit.export.precision_check import check_precision, precisions_of
 from deploykit.runtime.session import Array, open_session
 
