@@ -33,15 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--img", type=int, nargs="+", metavar="N", help="input size in pixels: one side, or height and width"
     )
-    parser.add_argument(
-        "--preprocessing", default="default", metavar="NAME", help="legacy: for weights of YOLOX's release 0.0.1"
-    )
-    parser.add_argument(
-        "--rewrite",
-        default="",
-        metavar="NAME",
-        help="another form for the same weights; NAFNet: tlc, or tlc:N for crops of N pixels (docs/models/nafnet.md)",
-    )
+    _add_form_arguments(parser)
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a run (default 1)")
     parser.add_argument(
         "--dynamic",
@@ -83,6 +75,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_precision_arguments(parser)
     add_engine_arguments(parser)
+
+
+def _add_form_arguments(parser: argparse.ArgumentParser) -> None:
+    """What one set of weights may be used as in more than one way."""
+    parser.add_argument(
+        "--preprocessing", default="default", metavar="NAME", help="legacy: for weights of YOLOX's release 0.0.1"
+    )
+    parser.add_argument(
+        "--rewrite",
+        default="",
+        metavar="NAME",
+        help="another form for the same weights; NAFNet: tlc, or tlc:N for crops of N pixels (docs/models/nafnet.md)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
