@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from deploykit.facade import evaluate_dense as evaluate_dense
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
+    from deploykit.runtime.dense_predictor import DensePredictor as DensePredictor
     from deploykit.runtime.predictor import Predictor as Predictor
     from deploykit.runtime.results import Result as Result
     from deploykit.spec import ModelSpec as ModelSpec
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AccuracyGate": "deploykit.export.gate",
     "Calibration": "deploykit.export.calibration",
+    "DensePredictor": "deploykit.runtime.dense_predictor",
     "DeployError": "deploykit.errors",
     "Lowering": "deploykit.export.precision",
     "ModelSpec": "deploykit.spec",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deploykit.errors import SpecError, UsageError, require
-from deploykit.spec import ModelSpec
+from deploykit.spec import ModelSpec, Tensor
 
 if TYPE_CHECKING:
     from deploykit.runtime.accuracy import AccuracyComparison
+    from deploykit.runtime.dense_predictor import DensePredictor
     from deploykit.runtime.evaluate_dense import DenseEvaluation
     from deploykit.runtime.evaluation import Evaluation
     from deploykit.runtime.predictor import Predictor
@@ -22,6 +23,35 @@ __all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_sessi
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
 
 
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    task: Literal["classify", "segment", "restore"],
+    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    top: int | None = None,
+    tile: int | tuple[int, int] | None = None,
+    overlap: int | None = None,
+    batch: int | None = None,
+    preprocessing: str = "default",
+) -> DensePredictor: ...
+@overload
+def load(
+    path: str | os.PathLike[str],
+    *,
+    task: Literal["detect", "keypoints"] | None = None,
+    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    backend: str = "auto",
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+    top: int | None = None,
+    tile: int | tuple[int, int] | None = None,
+    overlap: int | None = None,
+    batch: int | None = None,
+    preprocessing: str = "default",
+) -> Predictor: ...
 def load(
     path: str | os.PathLike[str],
     *,
@@ -30,24 +60,39 @@ def load(
     conf: float | None = None,
     iou: float | None = None,
     max_det: int | None = None,
+    task: str | None = None,
+    top: int | None = None,
+    tile: int | tuple[int, int] | None = None,
+    overlap: int | None = None,
+    batch: int | None = None,
     preprocessing: str = "default",
-) -> Predictor:
+) -> Predictor | DensePredictor:
     """Open a model and everything around it.
+
+    What comes back follows from the model's task: a :class:`deploykit.Predictor` of detectors, a
+    :class:`deploykit.DensePredictor` of the tasks classify, segment and restore. A type checker takes it for the
+    former unless ``task`` is given.
 
     Args:
         path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
+        task: what the model must do; None: whatever it does.
         spec: for a model that does not carry its own: a :class:`ModelSpec`, or a JSON file that holds one.
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
         conf: keep scores above this; None: the model's own threshold.
         iou: suppress overlaps above this; None: the model's own threshold.
         max_det: at most so many objects a picture; None: the model's own number.
+        top: so many classes of a picture; None: 5.
+        tile, overlap: pictures to restore are cut into tiles; see :class:`deploykit.DensePredictor`.
+        batch: pictures in one call of a network with a dynamic batch; None: the model's preference.
         preprocessing: of a checkpoint whose model was published with two ways to prepare pictures: ``legacy`` for the
             weights of YOLOX's release 0.0.1. An exported model has its own in its spec.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
         SpecError: it carries no spec and none is given, or the spec does not fit it.
+        UsageError: it is of another task, or an option is of another task.
     """
+    from deploykit.runtime.dense_predictor import DensePredictor
     from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.session import spec_of
 
@@ -55,7 +100,17 @@ def load(
     session = open_session(path, backend=backend, preprocessing=preprocessing)
     try:
         chosen = given or spec_of(session, os.fspath(path))
-        return Predictor(session, chosen, conf=conf, iou=iou, max_det=max_det)
+        if task not in (None, chosen.task):
+            raise UsageError(f"a model for the task {task!r} was asked for, {os.fspath(path)} is for {chosen.task!r}")
+        limits = {"conf": conf, "iou": iou, "max_det": max_det}
+        dense = {"top": top, "tile": tile, "overlap": overlap}
+        of_pictures = isinstance(chosen.output, Tensor)
+        wrong = [name for name, value in (limits if of_pictures else dense).items() if value is not None]
+        if wrong:
+            raise UsageError(f"{', '.join(wrong)}: not for a model of the task {chosen.task}")
+        if of_pictures:
+            return DensePredictor(session, chosen, top=top, tile=tile, overlap=overlap, batch=batch)
+        return Predictor(session, chosen, conf=conf, iou=iou, max_det=max_det, batch=batch)
     except BaseException:
         session.close()
         raise

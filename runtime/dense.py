@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from deploykit.errors import ImageSizeError, SpecError
-from deploykit.runtime.image import Letterbox
+from deploykit.runtime.image import Letterbox, blob, blob_tables
 from deploykit.runtime.session import Array
-from deploykit.spec import InputSpec
+from deploykit.spec import InputSpec, ModelSpec, Tensor
 
-__all__ = ["Placed", "label_map", "place", "restored", "top_classes"]
+__all__ = ["Placed", "dense_blob", "dense_output", "label_map", "place", "restored", "top_classes"]
 
 CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large picture would take gigabytes
 
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A picture on its canvas: ``canvas`` BGR ``uint8 (H, W, 3)``, ``source`` (height, width) of the picture, and
-    ``region``, the (left, top, width, height) of the canvas that shows it (a crop shows only a part of it)."""
+    """A picture on its canvas: ``canvas`` BGR ``uint8 (H, W, 3)`` (or of other channels), ``source`` (height, width) of
+    the picture, and ``region``, the (left, top, width, height) of the canvas that shows it (a crop shows only a part).
+    """
 
     canvas: Array
     source: tuple[int, int]
@@ -79,6 +81,42 @@ def _padded(image: Array, canvas: InputSpec) -> Placed:
     return Placed(padded, (height, width), (0, 0, width, height))
 
 
+def dense_blob(canvases: Sequence[Array], canvas: InputSpec) -> Array:
+    """Pictures of one size, ``uint8 (H, W, C)``, as the network's input ``float32 (B, C, H, W)``.
+
+    For one channel a BGR picture becomes grey. Of more than three, the first three are blue, green and red, as OpenCV
+    reads them, and are put into the spec's order; the others follow as they are.
+    """
+    if canvas.channels == 3:
+        return blob(canvases, canvas)
+    out = np.empty((len(canvases), canvas.channels, *canvases[0].shape[:2]), np.float32)
+    for picture, planes in zip(canvases, out, strict=True):
+        if canvas.channels == 1:
+            channels = [picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)]
+        else:
+            order = [2, 1, 0] if canvas.colour == "rgb" else [0, 1, 2]
+            channels = [picture[..., i] for i in (*order, *range(3, canvas.channels))]
+        for channel, plane, table in zip(channels, planes, blob_tables(canvas), strict=True):
+            plane[...] = table[channel]
+    return out
+
+
+def dense_output(outputs: Mapping[str, Array], spec: ModelSpec, what: str) -> Array:
+    """The one output of the spec's name, or the only one: ``(B, C)`` of classes, else ``(B, C, H, W)``.
+
+    Raises:
+        SpecError: it has other axes; ``what`` is what it was computed of.
+    """
+    assert isinstance(spec.output, Tensor)
+    found = outputs.get(spec.output.name, next(iter(outputs.values())))
+    dims = 2 if spec.task == "classify" else 4
+    if found.ndim != dims:
+        raise SpecError(
+            f"the task {spec.task} needs an output of {dims} axes, the network gives {found.shape} ({what})"
+        )
+    return found
+
+
 def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
     """The ``count`` best classes of ``logits (C,)``, the best first, and their probabilities (softmax in float64)."""
     wide = logits.astype(np.float64)
@@ -119,14 +157,17 @@ def _on_source(channel: Array, placed: Placed) -> Array:
 
 
 def restored(image: Array, placed: Placed, canvas: InputSpec) -> Array:
-    """A restored picture, BGR ``uint8`` of the source's size, from the network's ``image (3, h, w)``.
+    """A restored picture, ``uint8 (H, W, C)`` of the source's size, from the network's ``image (C, h, w)``: BGR, but
+    grey ``(H, W)`` of one channel, and of more than three as :func:`dense_blob` takes them.
 
     The numbers of the input are undone: ``p = (x * std + mean) / scale``, clipped to 0..255 and rounded. A network that
     enlarges gives a picture as many times larger.
     """
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
     pixels = np.clip(np.rint((image.astype(np.float32) * std + mean) / canvas.scale), 0, 255).astype(np.uint8)
-    planes = pixels[::-1] if canvas.colour == "rgb" else pixels
+    turned = len(pixels) >= 3 and canvas.colour == "rgb"
+    planes = np.concatenate((pixels[2::-1], pixels[3:])) if turned else pixels
     factor = image.shape[1] / placed.canvas.shape[0]
     left, top, width, height = (round(side * factor) for side in placed.region)
-    return np.ascontiguousarray(planes[:, top : top + height, left : left + width].transpose(1, 2, 0))
+    picture = np.ascontiguousarray(planes[:, top : top + height, left : left + width].transpose(1, 2, 0))
+    return picture[..., 0] if len(planes) == 1 else picture

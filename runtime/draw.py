@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import cv2
@@ -15,7 +16,7 @@ from deploykit.spec import KeypointSpec
 if TYPE_CHECKING:
     from deploykit.runtime.results import Result
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_lines"]
 
 Colour = tuple[int, int, int]
 
@@ -98,3 +99,18 @@ def _draw_label(canvas: Array, text: str, corner: list[int], colour: Colour, wid
 
 def _whole(values: Array) -> list[int]:
     return [int(v) for v in np.clip(np.rint(values), -FAR, FAR)]
+
+
+def draw_lines(image: Array, lines: Sequence[str]) -> Array:
+    """A copy of a picture (BGR ``uint8 (H, W, 3)``) with lines of text at its top left."""
+    canvas = image.copy()
+    height, width = canvas.shape[:2]
+    widest = max((cv2.getTextSize(line, FONT, 1.0, 2)[0][0] for line in lines), default=1)
+    scale = float(max(0.25, min(np.clip(min(height, width) / 700, 0.4, 2.0), 0.9 * width / widest)))
+    step, stroke = round(34 * scale), max(1, round(1.6 * scale))
+    right, bottom = min(width, round((widest + 24) * scale)), min(height, step * len(lines) + step // 2)
+    canvas[:bottom, :right] = canvas[:bottom, :right] // 4
+    for i, line in enumerate(lines, start=1):
+        place = (round(12 * scale), step * i)
+        cv2.putText(canvas, line, place, FONT, scale, (255, 255, 255), stroke, cv2.LINE_AA)
+    return canvas

@@ -14,9 +14,9 @@ from typing import Any, Literal, Protocol, cast
 import cv2
 import numpy as np
 
-from deploykit.errors import DataError, NotFoundError, SpecError, UsageError, require
-from deploykit.runtime.dense import Placed, label_map, place, restored, top_classes
-from deploykit.runtime.image import blob, read_image
+from deploykit.errors import DataError, NotFoundError, UsageError, require
+from deploykit.runtime.dense import Placed, dense_blob, dense_output, label_map, place, restored, top_classes
+from deploykit.runtime.image import read_image
 from deploykit.runtime.image_metrics import WINDOW, psnr, ssim
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import Array, Session, input_of
@@ -79,11 +79,11 @@ def evaluate_dense_session(
         picture = read_image(case.picture)
         read = time.perf_counter()
         placed = place(picture, spec.input)
-        fed = blob([placed.canvas], spec.input)
+        fed = dense_blob([placed.canvas], spec.input)
         info = session.inputs[0]
         fed = np.repeat(fed, info.shape[0] or 1, 0)
         ready = time.perf_counter()
-        output = _output(session.run(input_of(info, fed)), spec, case.picture)
+        output = dense_output(session.run(input_of(info, fed)), spec, str(case.picture))
         done = time.perf_counter()
         meter.take(case, output[0].astype(np.float32, copy=False), placed)
         end = time.perf_counter()
@@ -207,17 +207,6 @@ def _pairs(pictures: Path, truths: Path) -> list[_Case]:
             f"{truths} has no file of the same name for {len(missing)} of the pictures in {pictures}: {told}"
         )
     return cases
-
-
-def _output(outputs: dict[str, Array], spec: ModelSpec, picture: Path) -> Array:
-    assert isinstance(spec.output, Tensor)
-    found = outputs.get(spec.output.name, next(iter(outputs.values())))
-    dims = 2 if spec.task == "classify" else 4
-    if found.ndim != dims:
-        raise SpecError(
-            f"the task {spec.task} needs an output of {dims} axes, the network gives {found.shape} ({picture})"
-        )
-    return found
 
 
 # Metrics.

@@ -171,7 +171,8 @@ class Letterbox:
         return self.resized[1] / self.source[1], self.resized[0] / self.source[0]
 
     def apply(self, image: Array) -> Array:
-        """``uint8 (h, w, 3)`` of the source size -> the canvas, ``uint8 (H, W, 3)``; the colour order is kept.
+        """``uint8 (h, w, 3)`` of the source size -> the canvas, ``uint8 (H, W, 3)``; the colour order is kept. Other
+        numbers of channels stay as they are.
 
         Bilinear resize, and a border around it: equal in every byte in OpenCV 4 and 5, which ``warpAffine`` is not.
 
@@ -181,7 +182,7 @@ class Letterbox:
         if image.shape[:2] != self.source:
             raise ImageError(f"this letterbox is for pictures of {self.source} (height, width), got {image.shape[:2]}")
         (height, width), (left, top) = self.resized, self.pad
-        canvas = np.empty((*self.canvas, 3), np.uint8)
+        canvas = np.empty((*self.canvas, *image.shape[2:]), np.uint8)
         place = canvas[top : top + height, left : left + width]
         if self.resized == self.source:
             place[...] = image

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import time
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any
 
 import numpy as np
 
 from deploykit.errors import SpecError, UsageError
-from deploykit.runtime.image import ImageSource, Letterbox, blob
+from deploykit.runtime.image import Letterbox, blob
 from deploykit.runtime.postprocess import found_in, to_source
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
-from deploykit.runtime.sources import Frame, Pictures, Skip, Video, kind_of, open_source
+from deploykit.runtime.source_predictor import SourcePredictor
+from deploykit.runtime.sources import Frame
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
 __all__ = ["Predictor"]
@@ -36,7 +34,7 @@ class _Prepared:
     ms: float
 
 
-class Predictor:
+class Predictor(SourcePredictor[Result, _Prepared]):
     """Finds objects, and their keypoints, with one network. May be called from several threads.
 
     Args:
@@ -78,71 +76,10 @@ class Predictor:
         self.multi_label = multi_label
         self._spare: list[Array] = []
 
-    @overload  # a str is a sequence of str too, but here it is a name
-    def __call__(self, source: str | os.PathLike[str] | int) -> Result | Any: ...  # type: ignore[overload-overlap]
-    @overload
-    def __call__(self, source: bytes | Array) -> Result: ...
-    @overload
-    def __call__(self, source: Sequence[ImageSource]) -> list[Result]: ...
-    def __call__(
-        self, source: ImageSource | int | Sequence[ImageSource]
-    ) -> Result | list[Result] | Iterator[Result] | Any:
-        """Predict, in the form that follows from what is given.
-
-        Args:
-            source: a picture (path, encoded bytes, or a BGR ``uint8 (H, W, 3)`` array) gives a :class:`Result`; a list
-                of pictures gives a list; a folder, a video file or a camera's number gives an iterator, which reads
-                as it goes.
-
-        Raises:
-            NotFoundError, ImageError: the source is missing or cannot be read.
-            BackendError: the network failed.
-        """
-        results = self._results(open_source(source), None)
-        if isinstance(source, (bytes, np.ndarray)):
-            return next(results)
-        if isinstance(source, (str, os.PathLike, int)):
-            return next(results) if kind_of(source) == "picture" else results
-        return list(results)
-
-    def stream(
-        self, source: ImageSource | int | Sequence[ImageSource] | Pictures | Video, *, skip: Skip | None = None
-    ) -> Iterator[Result]:
-        """Predict on any source, always as an iterator that reads as it goes.
-
-        Args:
-            source: as for a call, or what :func:`deploykit.runtime.sources.open_source` gave.
-            skip: told of each picture that cannot be read, which is then left out; without it the error is raised.
-        """
-        return self._results(source if isinstance(source, (Pictures, Video)) else open_source(source), skip)
-
     def close(self) -> None:
         """Close the session."""
         self._spare.clear()
-        self.session.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _results(self, source: Pictures | Video, skip: Skip | None) -> Iterator[Result]:
-        limit = 1 if source.live else self.batch  # a camera's frame does not wait for the next one
-        waiting: list[_Prepared] = []
-        for frame in source.frames(skip):
-            prepared = self._prepare(frame)
-            if waiting and prepared.letterbox.canvas != waiting[0].letterbox.canvas:
-                yield from self._run(waiting)
-                waiting = []
-            waiting.append(prepared)
-            if len(waiting) == limit:
-                yield from self._run(waiting)
-                waiting = []
-        if waiting:
-            yield from self._run(waiting)
+        super().close()
 
     def _prepare(self, frame: Frame) -> _Prepared:
         start = time.perf_counter()

@@ -15,15 +15,11 @@ import numpy as np
 
 from deploykit.errors import DataError, ImageError, UsageError, require
 from deploykit.runtime.files import existing_file
+from deploykit.runtime.image import RAW_SUFFIXES
 from deploykit.runtime.image_metrics import psnr, ssim
 from deploykit.runtime.session import Array
 
-__all__ = ["RAW_SUFFIXES", "RawPicture", "is_raw", "pack", "raw_scores", "read_raw", "unpack"]
-
-RAW_SUFFIXES = {
-    ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".erf", ".kdc", ".mef", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf",
-    ".raw", ".rw2", ".sr2", ".srw", ".x3f",
-}  # fmt: skip
+__all__ = ["RawPicture", "is_raw", "pack", "raw_scores", "read_raw", "unpack"]
 
 RED, GREEN, BLUE = 0, 1, 2
 

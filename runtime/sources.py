@@ -14,7 +14,7 @@ import numpy as np
 
 from deploykit.errors import DeployError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.files import close_matches, exists, is_folder
-from deploykit.runtime.image import ImageSource, read_image
+from deploykit.runtime.image import RAW_SUFFIXES, ImageSource, read_image
 from deploykit.runtime.session import Array
 
 __all__ = [
@@ -68,8 +68,8 @@ class Pictures:
         """How many pictures there are."""
         return len(self.items)
 
-    def frames(self, skip: Skip | None = None) -> Iterator[Frame]:
-        """Read one picture after the other.
+    def frames(self, skip: Skip | None = None, *, read: Callable[[ImageSource], Array] = read_image) -> Iterator[Frame]:
+        """Read one picture after the other, with ``read``.
 
         Raises:
             ImageError, NotFoundError: a picture cannot be read, and there is no ``skip`` to be told.
@@ -78,7 +78,7 @@ class Pictures:
             in_file = isinstance(item, (str, os.PathLike))
             start = time.perf_counter()
             try:
-                image = read_image(item)
+                image = read(item)
             except DeployError as e:
                 if skip is None:
                     raise
@@ -153,10 +153,11 @@ def kind_of(source: str | os.PathLike[str] | int) -> Literal["picture", "folder"
     return "video" if path.suffix.lower() in VIDEO_SUFFIXES else "picture"
 
 
-def open_source(source: ImageSource | int | Sequence[ImageSource]) -> Pictures | Video:
+def open_source(source: ImageSource | int | Sequence[ImageSource], *, raw: bool = False) -> Pictures | Video:
     """Whatever a :class:`deploykit.Predictor` takes, as something that has ``frames()``.
 
-    A folder gives its own pictures (not those of folders in it) in the order of their names.
+    A folder gives its own pictures (not those of folders in it) in the order of their names; ``raw``: also those that
+    are RAW files.
 
     Raises:
         NotFoundError: there is no such file, folder or camera.
@@ -165,7 +166,7 @@ def open_source(source: ImageSource | int | Sequence[ImageSource]) -> Pictures |
     if isinstance(source, (bytes, np.ndarray)):
         return Pictures((source,))
     if isinstance(source, (str, os.PathLike, int)):
-        return _open_named(source)
+        return _open_named(source, raw)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return Pictures(tuple(source), keep_files=False)
     raise UsageError(
@@ -173,13 +174,13 @@ def open_source(source: ImageSource | int | Sequence[ImageSource]) -> Pictures |
     )
 
 
-def _open_named(source: str | os.PathLike[str] | int) -> Pictures | Video:
+def _open_named(source: str | os.PathLike[str] | int, raw: bool) -> Pictures | Video:
     kind = kind_of(source)
     if isinstance(source, int) or kind == "camera":
         return Video(int(os.fspath(source)) if not isinstance(source, int) else source)
     path = Path(source)
     if kind == "folder":
-        return Pictures(tuple(pictures_in(path)))
+        return Pictures(tuple(pictures_in(path, raw=raw)))
     if not exists(path):
         raise NotFoundError(
             f"a picture, video or folder was expected at {path}, which does not exist{close_matches(path)}"
@@ -187,8 +188,8 @@ def _open_named(source: str | os.PathLike[str] | int) -> Pictures | Video:
     return Video(path) if kind == "video" else Pictures((path,))
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The folder's own pictures, in the order of their names.
+def pictures_in(folder: Path, *, raw: bool = False) -> list[Path]:
+    """The folder's own pictures, in the order of their names; ``raw``: also RAW files.
 
     Raises:
         ImageError: it cannot be listed, or holds none.
@@ -197,7 +198,8 @@ def pictures_in(folder: Path) -> list[Path]:
         files = sorted(p for p in folder.iterdir() if p.is_file())
     except OSError as e:
         raise ImageError(f"cannot list the folder {folder}: {e.strerror or e}") from e
-    pictures = [p for p in files if p.suffix.lower() in PICTURE_SUFFIXES]
+    suffixes = PICTURE_SUFFIXES | RAW_SUFFIXES if raw else PICTURE_SUFFIXES
+    pictures = [p for p in files if p.suffix.lower() in suffixes]
     if not pictures:
         found = f"{len(files)} other file{'s' * (len(files) != 1)}" if files else "no file"
         raise ImageError(f"the folder {folder} holds no picture (.jpg, .png, .webp, ...) but {found}")

@@ -11,6 +11,7 @@ import deploykit
 PUBLIC = [
     "AccuracyGate",
     "Calibration",
+    "DensePredictor",
     "DeployError",
     "Lowering",
     "ModelSpec",

@@ -13,13 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.cli._dense_predict import Files, add_dense_arguments, check_dense_arguments, said, without_raw
 from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
-    from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.recorder import Recorder
     from deploykit.runtime.results import Result
     from deploykit.runtime.session import Array
+    from deploykit.runtime.source_predictor import SourcePredictor
     from deploykit.runtime.sources import Pictures, Video
 
 WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -34,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="SOURCE",
-        help="pictures, folders of pictures, videos, or the number of a camera",
+        help="pictures, folders of pictures, videos, or the number of a camera; RAW files for a network of mosaics",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drawn pictures and videos into this folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object a picture, each on its own line")
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (0 to 1)")
     parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
     parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects a picture")
+    add_dense_arguments(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument(
         "--preprocessing",
@@ -64,12 +66,16 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         _check_display()
     sources = _opened(args.source)
-    totals = [source.total for source in sources]
-    total = sum(t for t in totals if t is not None) if None not in totals else None
     limits = {"conf": args.conf, "iou": args.iou, "max_det": args.max_det}
-    with load(args.model, spec=args.spec, preprocessing=args.preprocessing, **limits) as predictor:
+    dense = {"top": args.top, "tile": args.tile, "overlap": args.overlap, "batch": args.batch}
+    with load(args.model, spec=args.spec, preprocessing=args.preprocessing, **limits, **dense) as predictor:
+        check_dense_arguments(args, predictor.spec, takes_raw=predictor.takes_raw)
+        if not predictor.takes_raw:
+            sources = [without_raw(source) for source in sources]
+        totals = [source.total for source in sources]
+        total = sum(t for t in totals if t is not None) if None not in totals else None
         report = _Report(args, total)
-        folder = _Folder(args.out) if args.out is not None else None
+        folder = _Folder(args.out, Files.of(args)) if args.out is not None else None
         for note in predictor.session.notes:
             print(f"deploykit: note: {note}", file=sys.stderr)
         with report.progress():
@@ -88,11 +94,16 @@ def _opened(words: list[str]) -> list[Pictures | Video]:
     for file in files:
         open_source(file)  # says now, and not after the others, that one does not exist
     opened: list[Pictures | Video] = [Pictures(tuple(files))] if files else []
-    return opened + [open_source(word) for word in words if kind_of(word) != "picture"]
+    # Whether RAW files in a folder are wanted is known when the model is.
+    return opened + [open_source(word, raw=True) for word in words if kind_of(word) != "picture"]
 
 
 def _predict(
-    predictor: Predictor, source: Pictures | Video, args: argparse.Namespace, folder: _Folder | None, report: _Report
+    predictor: SourcePredictor[Any, Any],
+    source: Pictures | Video,
+    args: argparse.Namespace,
+    folder: _Folder | None,
+    report: _Report,
 ) -> bool:
     """Run one source to its end; False: the user closed the window."""
     skip = None if report.total == 1 else report.skip  # a picture that is all there is fails by itself
@@ -100,10 +111,10 @@ def _predict(
         try:
             for result in predictor.stream(source, skip=skip):
                 start = time.perf_counter()
-                drawn = result.draw() if folder or args.show else None
-                if folder and drawn is not None:
+                drawn = result.draw() if args.show or (folder and folder.draws(result)) else None
+                if folder:
                     folder.write(result, drawn)
-                report.take(result, (time.perf_counter() - start) * 1e3 if drawn is not None else 0.0)
+                report.take(result, (time.perf_counter() - start) * 1e3 if folder or drawn is not None else 0.0)
                 if args.show and drawn is not None and not _show(drawn, wait=result.frame is None):
                     return False
         except KeyboardInterrupt:
@@ -115,8 +126,9 @@ def _predict(
 class _Folder:
     """Drawn pictures and videos in one folder; two sources of one name get two files."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Files) -> None:
         self._folder = folder
+        self._files = files
         self._taken: Counter[Path] = Counter()
         self._recorder: Recorder | None = None
 
@@ -134,21 +146,36 @@ class _Folder:
             yield
         self._recorder = None
 
-    def write(self, result: Result, drawn: Array) -> None:
+    def draws(self, result: Any) -> bool:
+        """Whether what is drawn is what is written."""
+        return self._files.suffix_of(result) is None or self._recorder is not None
+
+    def write(self, result: Any, drawn: Array | None) -> None:
         """Write one picture, or append one frame."""
         from deploykit.runtime.files import write_whole
         from deploykit.runtime.results import encode_image
 
         if self._recorder is not None:
+            assert drawn is not None
             self._recorder.write(drawn)
             return
+        own = self._files.suffix_of(result)
+        if own is not None:
+            name = self._files.name_of(result.name)
+            path = self._place(name, own)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            result.save(path)
+            return
+        assert drawn is not None
         suffix = Path(result.name).suffix
         path = self._place(result.name, suffix if suffix.lower() in WRITABLE else ".jpg")
         write_whole(path, encode_image(drawn, path))
+        if self._files.maps:
+            result.save_map(self._place(f"{path.stem}-labels", ".png"))
 
     def _place(self, name: str, suffix: str) -> Path:
         """The file for a source's name, never the source itself."""
-        path = self._folder / f"{Path(name).stem}{suffix}"
+        path = self._folder / self._files.folder / f"{Path(name).stem}{suffix}"
         self._taken[path] += 1
         if self._taken[path] > 1:
             path = path.with_stem(f"{path.stem}-{self._taken[path]}")
@@ -199,10 +226,11 @@ class _Report:
         self.skipped += 1
         print(f"deploykit: left out: {error}", file=sys.stderr, flush=True)
 
-    def take(self, result: Result, drawing_ms: float) -> None:
+    def take(self, result: Any, drawing_ms: float) -> None:
         """Count one result, print it and collect it."""
         self._pictures += 1
-        self._objects.update(result.counts())
+        if self._args.dense is None:
+            self._objects.update(result.counts())
         self._times.append({**result.timings, "draw and write": drawing_ms})
         if self._args.json:
             print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
@@ -212,7 +240,7 @@ class _Report:
             self._advance()
         else:
             frame = "" if result.frame is None else f" frame {result.frame}"
-            self.say(f"{result.name}{frame}: {_listed(Counter(result.counts()))}")
+            self.say(f"{result.name}{frame}: {said(result) or _listed(Counter(result.counts()))}")
 
     def finish(self) -> None:
         """Write the COCO file and the summary."""
@@ -220,7 +248,8 @@ class _Report:
             from deploykit.runtime.files import write_whole
 
             write_whole(self._args.coco, json.dumps(self._coco).encode())
-        self.say(f"{self._pictures} picture{'s' * (self._pictures != 1)}: {_listed(self._objects)}")
+        done = self._args.dense or _listed(self._objects)
+        self.say(f"{self._pictures} picture{'s' * (self._pictures != 1)}: {done}")
         if self.skipped:
             self.say(f"{self.skipped} left out because they could not be read")
         if self._times:
