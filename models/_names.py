@@ -14,3 +14,9 @@ COCO_CLASSES = (
     "hair drier", "toothbrush",
 )  # fmt: skip
 """The 80 COCO detection classes, in the order in which models count them."""
+
+VOC_CLASSES = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "dining table",
+    "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
+)  # fmt: skip
+"""The 21 classes of PASCAL VOC's segmentation, in the order in which models count them."""

@@ -7,21 +7,12 @@ needs; what the camera's own DNG or TIFF says of itself and of its colours is ca
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from deploykit.runtime.raw import RawPicture
+from deploykit.runtime.tiff import ASCII, BYTE, LONG, RATIONAL, SHORT, SRATIONAL, Tag, tiff_tags
 
-__all__ = ["dng_bytes", "tiff_tags"]
-
-Tag = tuple[int, int, bytes]
-"""A type's number, how many values there are, and their bytes in little-endian order."""
-
-SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
-"""TIFF's types: bytes a value."""
-BYTE, ASCII, SHORT, LONG, RATIONAL, SRATIONAL = 1, 2, 3, 4, 5, 10
+__all__ = ["dng_bytes"]
 
 CARRIED = {
     271, 272, 306, 33432, 36867, 50708, 50721, 50722, 50723, 50724, 50727, 50728, 50729, 50730, 50731, 50732, 50734,
@@ -31,8 +22,6 @@ CARRIED = {
 
 ORIENTATIONS = {0: 1, 3: 3, 5: 8, 6: 6}  # LibRaw's flip -> TIFF's
 DENOMINATOR = 1_000_000
-MOST_TAGS, MOST_BYTES = 4096, 1 << 20  # of a directory, of a tag: beyond these it is no camera's file
-SUBDIRECTORIES = 330
 
 
 def dng_bytes(raw: RawPicture) -> bytes:
@@ -126,44 +115,3 @@ def _text(value: str) -> Tag:
 def _rationals(kind: int, *values: float) -> Tag:
     numbers = [n for value in values for n in (round(value * DENOMINATOR), DENOMINATOR)]
     return kind, len(values), struct.pack(f"<{len(numbers)}{'I' if kind == RATIONAL else 'i'}", *numbers)
-
-
-def tiff_tags(data: bytes) -> dict[int, Tag]:
-    """The tags of a TIFF's first directory, and of those below it what the first does not have; empty: it is none.
-
-    Damaged entries are left out: this reads what is good to have, and not the picture.
-    """
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None or len(data) < 8:
-        return {}
-    (first,) = struct.unpack_from(f"{order}I", data, 4)
-    tags = dict(_directory(data, order, first))
-    below = tags.get(SUBDIRECTORIES)
-    if below is not None and below[0] == LONG:
-        for place in np.frombuffer(below[2], "<u4")[:16]:
-            for number, tag in _directory(data, order, int(place)):
-                tags.setdefault(number, tag)
-    return tags
-
-
-def _directory(data: bytes, order: str, place: int) -> Iterator[tuple[int, Tag]]:
-    if place + 2 > len(data):
-        return
-    (count,) = struct.unpack_from(f"{order}H", data, place)
-    for i in range(min(count, MOST_TAGS)):
-        entry = place + 2 + 12 * i
-        if entry + 12 > len(data):
-            return
-        number, kind, length = struct.unpack_from(f"{order}HHI", data, entry)
-        size = SIZES.get(kind, 0) * length
-        if not 0 < size <= MOST_BYTES:
-            continue
-        start = entry + 8 if size <= 4 else struct.unpack_from(f"{order}I", data, entry + 8)[0]
-        values = data[start : start + size]
-        if len(values) == size:
-            yield number, (kind, length, values if order == "<" else _swapped(values, kind))
-
-
-def _swapped(values: bytes, kind: int) -> bytes:
-    width = SIZES[kind] if kind not in (RATIONAL, SRATIONAL) else 4  # two numbers of 4 bytes
-    return values if width == 1 else np.frombuffer(values, f">u{width}").astype(f"<u{width}").tobytes()

@@ -18,10 +18,12 @@ from deploykit.runtime.files import existing_file
 from deploykit.runtime.image import RAW_SUFFIXES
 from deploykit.runtime.image_metrics import psnr, ssim
 from deploykit.runtime.session import Array
+from deploykit.runtime.tiff import pixels_and_bytes
 
 __all__ = ["RawPicture", "is_raw", "pack", "raw_scores", "read_raw", "unpack"]
 
 RED, GREEN, BLUE = 0, 1, 2
+LEAST = 64  # pixels a byte: no lossless format comes near
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +88,9 @@ def read_raw(path: str | os.PathLike[str]) -> RawPicture:
     """
     rawpy: Any = require("rawpy", "raw")
     file = existing_file(path, "a RAW picture")
+    pixels, there = pixels_and_bytes(file.read_bytes())
+    if there < pixels // LEAST:  # LibRaw gives whatever is in memory for what is not there
+        raise ImageError(f"{file} says that it has {pixels:,} pixels, and holds {there:,} bytes of them: copy it again")
     try:
         with rawpy.imread(str(file)) as raw:
             return _picture(raw, file)

@@ -1,0 +1,69 @@
+"""ParseNet's context module (arXiv 1506.04579; weiliu89/caffe, BSD-2-Clause): the picture's mean beside each pixel.
+
+Features of different layers have lengths of different orders; so both are brought to length 1 and scaled by learned
+factors before they meet.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GlobalContext", "L2Norm", "LateContext"]
+
+EPS = 1e-10
+SCALE = 10.0  # at the beginning of training
+
+
+class L2Norm(nn.Module):
+    """Each pixel's channels as a vector of length 1, times a learned factor a channel: ``(B, C, H, W)`` to the same.
+
+    The eps stands inside the root, as in Caffe's layer. The length is one ONNX operator (ReduceL2), which half
+    precision leaves in fp32: the squares of thousands of channels go over what fp16 holds.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((channels,), SCALE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
+        return x / torch.sqrt(length * length + EPS) * self.scale.view(1, -1, 1, 1)
+
+    def random_weights(self) -> None:
+        """Factors that are not all the same."""
+        nn.init.uniform_(self.scale, 0.8 * SCALE, 1.2 * SCALE)
+
+
+class GlobalContext(nn.Module):
+    """Early fusion: ``(B, C, H, W)`` beside its global mean, which is repeated at each pixel, scored together."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm_local, self.norm_global = L2Norm(channels), L2Norm(channels)
+        self.score = nn.Conv2d(2 * channels, num_classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.norm_global(x.mean((2, 3), keepdim=True))
+        scores: Tensor = self.score(torch.cat((self.norm_local(x), whole.expand(x.shape)), 1))
+        return scores
+
+
+class LateContext(nn.Module):
+    """Late fusion: both are scored by themselves, and the scores added with learned weights."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.norm_local, self.norm_global = L2Norm(channels), L2Norm(channels)
+        self.score = nn.Conv2d(channels, num_classes, 1)
+        self.score_global = nn.Conv2d(channels, num_classes, 1)
+        self.weights = nn.Parameter(torch.full((2,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = self.score_global(self.norm_global(x.mean((2, 3), keepdim=True)))
+        scores: Tensor = self.weights[0] * self.score(self.norm_local(x)) + self.weights[1] * whole
+        return scores
+
+    def random_weights(self) -> None:
+        """Weights that are not the same."""
+        nn.init.uniform_(self.weights, 0.3, 0.7)
