@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +13,14 @@ from deploykit.models._checkpoint import Checkpoint
 __all__ = ["load_weights"]
 
 
-def load_weights(module: nn.Module, checkpoint: Checkpoint, found: dict[str, Tensor], name: str) -> None:
+def load_weights(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    found: dict[str, Tensor],
+    name: str,
+    *,
+    called: Mapping[str, str] | None = None,
+) -> None:
     """Give ``module``, which may be on the meta device, the tensors ``found`` of a checkpoint; they are not copied.
 
     Args:
@@ -19,11 +28,13 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, found: dict[str, Ten
         checkpoint: where they are from, for messages.
         found: :meth:`Checkpoint.float32`, changed where the family keeps something otherwise.
         name: of the model, for messages.
+        called: how the file calls those of the module's tensors that it calls otherwise; each name once.
 
     Raises:
         WeightsMismatchError: a tensor is missing, is left over or has another shape or type.
     """
-    expected = module.state_dict()
+    own = {key: (called or {}).get(key, key) for key in module.state_dict()}
+    expected = {own[key]: tensor for key, tensor in module.state_dict().items()}
     advice = f"the file is damaged or of a changed {name} (deploykit inspect shows it)"
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}
     for key in counters:  # only training counts; some projects leave it out, or average it to a float
@@ -42,4 +53,4 @@ def load_weights(module: nn.Module, checkpoint: Checkpoint, found: dict[str, Ten
     extra = next((key for key in found if key not in expected), None)
     if extra is not None:
         raise WeightsMismatchError(f"{checkpoint.path} holds the tensor {extra}, which {name} does not have: {advice}")
-    module.load_state_dict(found, assign=True)
+    module.load_state_dict({key: found[own[key]] for key in own}, assign=True)
