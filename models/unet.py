@@ -32,6 +32,7 @@ SIZES = {
     "valid": (388, 388),  # a tile of the paper, which is mirrored to 572
 }
 MAX_DEPTH, MAX_CHANNELS, MAX_KERNEL = 12, 65_536, 31  # far beyond any real one, so that a hostile file builds nothing
+MAX_SOLVED = 64  # channels of pictures whose means are looked for
 EXPLAINED = 0.99  # of a first batch norm's means: from here on they are those of the pictures' channels
 
 
@@ -48,11 +49,13 @@ def reference_of(
         numbered = tuple(f"class {i}" for i in range(config.num_classes))
         classes = numbered if config.num_classes > 1 else ("background", "foreground")
     # The original halves a picture of any shape, so shapes are kept: its own pictures fill this canvas to the edge.
-    fit = Fit(stride=2**config.depth if config.kind == "pooled" else 1, shrink="area")
+    stride = 2**config.depth if config.kind == "pooled" else 1
+    fit = Fit(stride=stride, shrink="area")
     if config.kind == "valid":
-        fit = Fit(kind="pad", stride=1)  # the paper takes pictures as they are
+        fit = Fit(kind="pad", stride=stride)  # the paper takes pictures as they are
+    height, width = (-(-side // stride) * stride for side in SIZES[config.kind])
     canvas = InputSpec(
-        size=SIZES[config.kind],
+        size=(height, width),
         channels=config.channels,
         scale=scale,
         mean=(0.0,) * config.channels,
@@ -166,7 +169,8 @@ class _Tensors:
         own = self.layout.own_name(key, self.depth)
         tensor = self.checkpoint.state_dict.get(own)
         most = MAX_CHANNELS if axis < 2 else MAX_KERNEL
-        if tensor is None or tensor.ndim != 4 or not 1 <= tensor.shape[axis] <= most:
+        bad = tensor is None or tensor.ndim != 4 or not 1 <= tensor.shape[axis] <= most
+        if tensor is None or bad or (axis >= 2 and tensor.shape[axis] % 2 == 0):  # an even kernel has no middle
             found = "is missing" if tensor is None else f"is {list(tensor.shape)}"
             raise CheckpointError(
                 f"{self.checkpoint.path} is of a U-Net, but {own} {found}: expected the weights of a convolution; "
@@ -182,6 +186,8 @@ def _classes(checkpoint: Checkpoint, num_classes: int) -> tuple[tuple[str, ...] 
     """
     count = max(num_classes, 2)
     names, values = checkpoint.names, checkpoint.metadata.get("mask_values")
+    if names is not None and len(names) == num_classes == 1:
+        names = ("background", *names)
     if names is not None and len(names) != count:
         return None, (f"it names {len(names)} classes and has {count}: they are numbered instead",)
     if names is not None or not isinstance(values, list | tuple):
@@ -226,10 +232,12 @@ def channel_means(network: nn.Module) -> tuple[float, ...] | None:
     conv, norm = first[0], first[1]
     assert isinstance(conv, nn.Conv2d)
     sums = conv.weight.detach().double().sum((2, 3))
-    if not isinstance(norm, nn.BatchNorm2d) or len(sums) < 4 * conv.in_channels:
+    if not isinstance(norm, nn.BatchNorm2d) or conv.in_channels > min(len(sums) // 4, MAX_SOLVED):
         return None
     assert norm.running_mean is not None
     means = norm.running_mean.double() - (0.0 if conv.bias is None else conv.bias.detach().double())
+    if not bool(sums.isfinite().all() and means.isfinite().all()):
+        return None
     solved = torch.linalg.lstsq(sums, means[:, None]).solution
     rest, whole = float((sums @ solved - means[:, None]).square().sum()), float(means.square().sum())
     if not rest <= (1.0 - EXPLAINED) * whole:

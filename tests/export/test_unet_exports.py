@@ -57,8 +57,7 @@ def run(path: Path, images: Array) -> Array:
 
 
 @pytest.mark.parametrize(
-    ("name", "exporter"),
-    [("unet", "legacy"), ("unet-bilinear", "dynamo"), pytest.param("unet-2015", "dynamo", marks=pytest.mark.slow)],
+    ("name", "exporter"), [("unet", "legacy"), ("unet-bilinear", "dynamo"), ("unet-2015", "legacy")]
 )
 def test_a_free_shape_is_any_shape(name: str, exporter: Any, tmp_path: Path) -> None:
     """Traced with odd sides, right for even ones, for those that are odd after a halving, and for the smallest."""

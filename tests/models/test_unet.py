@@ -233,6 +233,8 @@ def test_mask_values_name_the_classes(
 
 def test_class_names_beside_the_weights_are_used_where_they_are_as_many(save: Any, state: State) -> None:
     assert load_model(save({"model": state, "names": ["sky", "sea", "land"]})).spec.classes == ("sky", "sea", "land")
+    one = narrow(num_classes=1).state_dict()
+    assert load_model(save({"model": one, "names": ["cloud"]})).spec.classes == ("background", "cloud")
     model = load_model(save({"model": state, "names": ["sky"]}))
     assert model.spec.classes == ("class 0", "class 1", "class 2")
     assert model.notes == ("it names 1 classes and has 3: they are numbered instead",)
@@ -317,6 +319,14 @@ def test_the_first_batch_norm_tells_what_pictures_were_like(
     assert said is None or f"it was trained on {said}" in model.notes[0]
 
 
+def test_weights_that_are_no_numbers_say_nothing_of_pictures() -> None:
+    network = narrow(width=12)
+    norm = network.get_submodule("inc.double_conv.1")
+    norm.running_mean.fill_(torch.nan)  # type: ignore[operator]  # a tensor
+    assert family.channel_means(network) is None
+    assert family.channel_means(narrow(width=11)) is None, "too few outputs to tell"
+
+
 # What is refused
 
 
@@ -389,7 +399,9 @@ def test_other_projects_tensors_are_refused_by_their_own_names(save: Any) -> Non
     with pytest.raises(WeightsMismatchError, match=r"lacks the tensor upconv2\.4\.bias \[6\]"):
         load_model(save(without(pooled, "upconv2.4.bias")))
     with pytest.raises(CheckpointError, match=r"conv1\.0\.weight is \[16, 4, 99, 99\]"):
-        load_model(save(pooled | {"conv1.0.weight": torch.zeros(1).expand(16, 4, 99, 99)}))
+        load_model(save(pooled | {"conv1.0.weight": torch.zeros(16, 4, 99, 99)}))
+    with pytest.raises(CheckpointError, match=r"upconv1\.0\.weight is \[4, 21, 4, 4\]"):
+        load_model(save(pooled | {"upconv1.0.weight": torch.zeros(4, 21, 4, 4)}))
     with pytest.raises(WeightsMismatchError, match=r"upconv1\.6\.weight is \[3, 1, 2, 2\], expected \[3, 1, 3, 3\]"):
         load_model(save(pooled | {"upconv1.6.weight": torch.zeros(3, 1, 2, 2)}))
 
