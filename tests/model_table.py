@@ -33,14 +33,18 @@ from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import builder_of, list_models, load_model, outline_of_model
 from deploykit.releases import RELEASED
 from deploykit.runtime.machine import processor_name, versions
+from deploykit.spec import Tensor as Dense
 from tests.export.narrow import model_of
+from tests.export.narrow_dense import NARROW, narrow_dense
 from tests.export.test_exports import FAMILIES
-from tests.models import test_kapao, test_yolov5, test_yolov6, test_yolov7, test_yolox
+from tests.models import test_fcn, test_kapao, test_nafnet, test_unet, test_yolov5, test_yolov6, test_yolov7, test_yolox
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "deploykit" / "assets" / "models.json"
 GOLDEN = {
     "kapao-s": "kapao-s-narrow",
+    "nafnet-w32-gopro": "nafnet-width8",
+    "unet": "unet-narrow",
     "yolov5s6-pose": "yolov5s6-pose-narrow",
     "yolov6n": "yolov6n-narrow",
     "yolov7": "yolov7-training-narrow",
@@ -50,23 +54,26 @@ GOLDEN = {
 }
 """Model -> files that its original project's own code made, of reduced width."""
 
-PAGES = {"YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md", "YOLOX": "yolox.md", "KaPao": "kapao.md"}
+PAGES = {
+    "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "U-Net": "unet.md", "YOLOX": "yolox.md",
+    "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
+}  # fmt: skip
 TITLES = (
     "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",
 )  # fmt: skip
 PAGE = """# What was proved of every model
 
 Made by `python -m tests.model_table`, which does what stands here; the page is not edited by hand.
-Last run with {about}. Engines were built and not run: no GPU was at hand.
+Last run with {about}. Engines were built and not run.
 
 * *parameters*: of the model as its authors' files hold it, batch norms not folded; equal to the number that their
-  code or paper gives.
+  code or paper gives, where there is one.
 * *original's output*: the largest difference between our folded model and what the original project's own code gave
-  for the same checkpoint of reduced width (pixels; probabilities). Empty: no such file is at hand; the family's page
-  says what else was compared.
+  for the same checkpoint of reduced width (pixels; probabilities; of one dense output a share of its range). Empty: no
+  such file is at hand; the family's page says what else was compared.
 * *ONNX, narrow*: a narrow model of that kind with random weights was exported and compared with itself in float64 on
-  a real picture and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability) the largest
-  difference took.
+  a real picture and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability or of the largest
+  value) the largest difference took.
 * *TensorRT for RTX, narrow*: an engine of that file was built, without a GPU.
 * *released*: `deploykit fetch` knows the address of trained weights. Whether such a file was tried is on the family's
   page.
@@ -117,7 +124,7 @@ def published() -> dict[str, int]:
     """The parameters that the tests of the families hold, as the registered models have them."""
     counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
     counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
-    for module in (test_yolov6, test_yolox, test_kapao):
+    for module in (test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet):
         counts |= {name: facts[0] for name, facts in module.PUBLISHED.items()}
     return {name.replace("_", "-"): count for name, count in counts.items()}
 
@@ -126,12 +133,13 @@ def row_of(name: str) -> tuple[str, ...]:
     """The cells of one model."""
     model = outline_of_model(name)
     height, width = model.spec.input.size
-    equal = published().get(name) == model.parameters
+    known = published().get(name)
+    beside = "" if known is None else " = published" if known == model.parameters else " FAILED: published is another"
     page = PAGES.get(model.family)
     return (
         f"[{name}]({page})" if page else name,
         f"{model.spec.task}, {height}" + (f"x{width}" if width != height else ""),
-        f"{model.parameters:,}" + (" = published" if equal else " FAILED: published is another number"),
+        f"{model.parameters:,}{beside}",
         tried(lambda: against_the_original(name)),
         *exports(name),
         "yes" if name in RELEASED else "",
@@ -148,8 +156,13 @@ def against_the_original(name: str) -> str:
     model = load_model(place / f"{GOLDEN[name]}.pt")
     with np.load(place / f"{GOLDEN[name]}.npz") as golden, torch.inference_mode():
         found = fuse_model(model.module)(torch.from_numpy(golden["images"])).numpy()
-        error = np.abs(found - golden["output"]).reshape(-1, found.shape[-1]).max(0)
+        difference = np.abs(found - golden["output"])
+        span = float(np.ptp(golden["output"]))
     layout = model.spec.output.plain
+    if isinstance(layout, Dense):
+        share = float(difference.max()) / span
+        return f"{share:.1g} of the range" if share <= 1e-5 else f"FAILED: {share:.2g} of the range"
+    error = difference.reshape(-1, difference.shape[-1]).max(0)
     sure = np.zeros(len(error), bool)
     sure[4 : layout.cls[1]] = True
     if layout.keypoints and layout.kpt_dims == 3:
@@ -163,12 +176,14 @@ def exports(name: str) -> tuple[str, str]:
     """What became of an ONNX file of a narrow model of that name, and of an engine of it."""
     key = name.replace("-", "_")
     made, options = FAMILIES.get(key, ({}, {"exporter": "legacy"}))
+    dense = name in NARROW
     options = {**options, "simplify": True}  # one test exports without, which only ONNX Runtime reads
     with TemporaryDirectory() as folder:
         file = Path(folder, "m.onnx")
 
         def export() -> str:
-            parity = onnx_from_model(model_of(key, **made), out=file, **options).parity
+            model = narrow_dense(name) if dense else model_of(key, **made)
+            parity = onnx_from_model(model, out=file, **options).parity
             assert parity is not None
             worst = max((d.used for d in parity.differences), default=0.0)
             return f"{100 * worst:.0f} % of the limit"

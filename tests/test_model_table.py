@@ -23,7 +23,11 @@ def test_every_model_has_its_row_and_the_published_number_of_parameters() -> Non
     names = [re.sub(r"\[(.+?)\].*", r"\1", row[0]) for row in cells()]
     assert names == list_models()
     for name, row in zip(names, cells(), strict=True):
-        assert row[2] == f"{published()[name]:,} = published"
+        known = published().get(name)
+        if known is None:  # ours, or one whose authors tell no number
+            assert row[2].replace(",", "").isdecimal()
+        else:
+            assert row[2] == f"{known:,} = published"
 
 
 def test_the_facts_that_ship_are_those_of_the_models() -> None:

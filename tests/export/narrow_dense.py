@@ -1,0 +1,61 @@
+"""A narrow model with random weights of each registered one that has one dense output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import nn
+
+from deploykit.models import fcn, nafnet, unet
+from deploykit.models._random import randomise
+from deploykit.models._registry import ReferenceModel
+from deploykit.models._unet_net import UNetConfig, build_unet
+
+SIDE = 64  # of their canvas
+
+
+def _fcn(kind: str) -> Callable[[], ReferenceModel]:
+    config = fcn.FcnConfig(kind, 3, ((4, 4), (6, 6), (8, 8, 8), (10, 10, 10), (12, 12, 12)), (24, 16))
+    return lambda: fcn._reference(config, fcn._network(config))
+
+
+def _nafnet(name: str) -> Callable[[], ReferenceModel]:
+    """With two blocks where there are more: they are all alike."""
+    full = nafnet.VARIANTS[name]
+    blocks = {
+        "encoders": tuple(min(n, 2) for n in full.encoders[:3]), "decoders": tuple(min(n, 2) for n in full.decoders[:3])
+    }  # fmt: skip
+    config = replace(full, width=full.width // 4, middle=min(full.middle, 2), **blocks)
+    return lambda: nafnet._reference(name, config, nafnet.Nafnet(config))
+
+
+def _unet(config: UNetConfig) -> Callable[[], ReferenceModel]:
+    return lambda: unet.reference_of(config, build_unet(config))
+
+
+NARROW: dict[str, Callable[[], ReferenceModel]] = {
+    "fcn32s": _fcn("32s"),
+    "fcn16s": _fcn("16s"),
+    "fcn8s": _fcn("8s"),
+    "parsenet": _fcn("parsenet"),
+    "parsenet-late": _fcn("parsenet-late"),
+    **{name.replace("_", "-"): _nafnet(name) for name in nafnet.VARIANTS},
+    "unet": _unet(UNetConfig.published(width=4, depth=3)),
+    "unet-bilinear": _unet(UNetConfig.published(width=4, depth=3, bilinear=True)),
+    "unet-2015": _unet(replace(UNetConfig.published(width=4, depth=2, channels=1), kind="valid")),
+}
+
+
+@cache
+def narrow_dense(name: str) -> ReferenceModel:
+    """The narrow model, in eval mode; one object a name."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = NARROW[name]()
+        randomise(model.module)
+    module: nn.Module = model.module.eval().requires_grad_(False)
+    canvas = replace(model.spec.input, size=(SIDE, SIDE))
+    return replace(model, module=module, spec=replace(model.spec, input=canvas))
