@@ -302,7 +302,8 @@ def _checked(
         session = open_engine(engine, record, device)
     except DeviceError as e:  # built for other GPUs than this one
         expected.save(expected_of(engine))
-        return replace(record, unverified=f"built, not run: {e}"), None
+        reason = str(e).replace(str(engine), engine.name)  # which is about to be moved
+        return replace(record, unverified=f"built, not run: {reason}"), None
     with session:
         record = _of_layers(record, precisions_in(session.layer_information()), engine.name)
         parity = check_expected(

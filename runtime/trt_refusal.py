@@ -13,6 +13,9 @@ from deploykit.runtime.trt_module import BuildLog
 
 __all__ = ["refusal"]
 
+LISTED = r"Supported compute capabilities: ([^.]*(?:\.\d[^.]*)*)\. TensorRT-RTX does not support"
+"""What TensorRT for RTX says on a GPU on which none of its engines runs."""
+
 
 def refusal(
     path: Path, data: bytes, log: BuildLog, record: EngineRecord | None, runtime: Any, trt: Any, gpu: Gpu
@@ -36,6 +39,10 @@ def refusal(
     if found := re.search(r"(?:[Cc]annot|could not) find plugin:?\s*'?(\w+)[ ',:]*(?:version:?\s*'?([\w.]+))?", said):
         version = f" version {found[2]}" if found[2] else ""
         return BackendError(f"{path} needs the plugin {found[1]}{version}, and no library that has it is loaded")
+    if found := re.search(
+        r"Supported compute capabilities: ([^.]*(?:\.\d[^.]*)*)\. TensorRT-RTX does not support", said
+    ):
+        return _unsupported(path, record, gpu, found[1])
     if "agic" in said or _malformed(data, runtime, trt):
         return ArtefactError(f"{path} is no engine of this flavour of TensorRT, or is damaged ({len(data):,} bytes)")
     if "incompatible device" in said or "not supported by this TensorRT" in said or _other_gpu(data, runtime, trt):
@@ -48,6 +55,17 @@ def refusal(
     if record and record.version != trt.__version__:
         return _other_version(path, record, trt, again)
     return BackendError(f"TensorRT does not load {path}: {said or 'it gives no reason'}")
+
+
+def _unsupported(path: Path, record: EngineRecord | None, gpu: Gpu, listed: str) -> DeviceError:
+    """TensorRT for RTX builds engines on GPUs that it does not run them on; another build does not help."""
+    major, minor = gpu.compute_capability
+    which = "" if listed == "None" else f", it runs on {listed}"
+    file = record.onnx if record else "the ONNX file"
+    return DeviceError(
+        f"TensorRT for RTX does not support {gpu.name} (compute capability {major}.{minor}{which}), so {path.name} "
+        f"cannot run here: build one with --format tensorrt, or run {file} in ONNX Runtime"
+    )
 
 
 def _other_version(path: Path, record: EngineRecord | None, trt: Any, again: str) -> ArtefactError:

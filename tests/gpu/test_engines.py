@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
@@ -37,14 +39,45 @@ SHAPES = {
 }
 
 
+@cache
+def why_rtx_does_not_run() -> str:
+    """What TensorRT for RTX says of this GPU, after a first engine; empty: it runs."""
+    with TemporaryDirectory() as folder:
+        report = small_engine(Path(folder), "tensorrt-rtx")
+    unverified = report.record.unverified
+    return unverified if "TensorRT for RTX does not support" in unverified else ""
+
+
+def small_engine(folder: Path, flavour: str) -> EngineReport:
+    """An engine of a small pose network."""
+    onnx_from_model(model_of("few", num_keypoints=3, objectness=3.0), out=folder / "few.onnx", img=64)
+    return build_engine(folder / "few.onnx", flavour=flavour)  # type: ignore[arg-type]  # a str
+
+
+def test_a_gpu_that_rtx_does_not_support_is_named(tmp_path: Path) -> None:
+    """The engine is built and kept, and says why it did not run."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    if not why_rtx_does_not_run():
+        pytest.skip("TensorRT for RTX supports this GPU")
+    report = small_engine(tmp_path, "tensorrt-rtx")
+    assert report.record.unverified.startswith("built, not run: TensorRT for RTX does not support")
+    assert ".partial" not in report.record.unverified
+    assert expected_of(report.path).exists()
+    with pytest.raises(DeviceError, match=r"so few\.trt cannot run here: build one with --format tensorrt") as refused:
+        open_session(report.path)
+    assert "\n" not in str(refused.value)
+
+
 @pytest.fixture(
     scope="module",
     params=[pytest.param("tensorrt", marks=pytest.mark.tensorrt), "tensorrt-rtx"],
 )
 def flavour(request: pytest.FixtureRequest) -> str:
-    """Each flavour that is installed."""
+    """Each flavour that is installed and runs on this GPU."""
     if find_spec(FLAVOURS[request.param]) is None:
         pytest.skip(f"{request.param} is not installed")
+    if request.param == "tensorrt-rtx" and (reason := why_rtx_does_not_run()):
+        pytest.skip(reason)
     return str(request.param)
 
 

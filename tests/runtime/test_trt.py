@@ -324,6 +324,19 @@ def test_compare_takes_the_reference_values(engine: Path, gpu: CpuGpu) -> None:
         ),
         ("Serialization assertion magicTagRead == kMAGIC_TAG failed.", ArtefactError, "no engine of this flavour"),
         ("Target GPU SM 70 is not supported by this TensorRT release.", DeviceError, "does not run on CPU stand-in"),
+        (
+            "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine cannot run on this GPU, which "
+            "has compute capability 9.0. Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0. TensorRT-RTX "
+            "does not support this compute capability, so the engine cannot be rebuilt for it.",
+            DeviceError,
+            r"does not support CPU stand-in .*, it runs on 8\.0 8\.6 8\.9 12\.0 12\.1 >12\.0\), so ",
+        ),
+        (
+            "API Usage Error (The engine cannot run on this GPU, which has compute capability 9.0. Supported compute "
+            "capabilities: None. TensorRT-RTX does not support this compute capability",
+            DeviceError,
+            r"does not support CPU stand-in \(compute capability [0-9.]+\), so ",
+        ),
         ("Requested amount of GPU memory could not be allocated: out of memory", DeviceError, "GB free, too little"),
         ("something new", BackendError, "TensorRT does not load .*: something new"),
     ],
