@@ -55,7 +55,7 @@ GOLDEN = {
 """Model -> files that its original project's own code made, of reduced width."""
 
 PAGES = {
-    "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "U-Net": "unet.md", "YOLOX": "yolox.md",
+    "DynOPool": "dynopool.md", "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "U-Net": "unet.md", "YOLOX": "yolox.md",
     "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
 }  # fmt: skip
 TITLES = (

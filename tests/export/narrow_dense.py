@@ -9,10 +9,11 @@ from functools import cache
 import torch
 from torch import nn
 
-from deploykit.models import fcn, nafnet, unet
+from deploykit.models import dynopool, fcn, nafnet, unet
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
 from deploykit.models._unet_net import UNetConfig, build_unet
+from deploykit.models.layers.hrnet import HrNet
 
 SIDE = 64  # of their canvas
 
@@ -36,7 +37,17 @@ def _unet(config: UNetConfig) -> Callable[[], ReferenceModel]:
     return lambda: unet.reference_of(config, build_unet(config))
 
 
+STAGES = (dynopool.Stage(8, 1, 3, 1, False), dynopool.Stage(12, 2, 5, 3, True), dynopool.Stage(16, 1, 3, 2, True))
+
+
+def _dynopool(kind: str, network: Callable[[], nn.Module]) -> Callable[[], ReferenceModel]:
+    return lambda: dynopool._reference(kind, f"dynopool-{kind}", network())
+
+
 NARROW: dict[str, Callable[[], ReferenceModel]] = {
+    "dynopool-vgg16": _dynopool("vgg16", lambda: dynopool.Vgg(((6, 6), (8,), (8,), (12,), (12,)), 5)),
+    "dynopool-efficientnet-b0": _dynopool("efficientnet-b0", lambda: dynopool.EfficientNet(STAGES, 5, stem=8, last=20)),
+    "dynopool-hrnet-w48": _dynopool("hrnet-w48", lambda: HrNet(4, 3, (1, 1, 1), stem=8)),
     "fcn32s": _fcn("32s"),
     "fcn16s": _fcn("16s"),
     "fcn8s": _fcn("8s"),

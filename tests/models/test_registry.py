@@ -28,6 +28,9 @@ def on_meta(name: str, num_classes: int | None = None) -> ReferenceModel:
 
 def test_the_variants_are_listed_as_they_are_typed() -> None:
     assert list_models() == [
+        "dynopool-efficientnet-b0",
+        "dynopool-hrnet-w48",
+        "dynopool-vgg16",
         "fcn16s",
         "fcn32s",
         "fcn8s",
