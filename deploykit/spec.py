@@ -54,7 +54,8 @@ class Fit:
     only networks with a dynamic shape can take that. ``rounding``: of the scaled size, ``round`` (half to even,
     YOLOv5/v7), ``floor`` (YOLOX) or ``ceil``. ``shrink``: how a picture is made smaller, ``linear`` or ``area``;
     larger it is made by ``linear`` always. ``margin``: with ``auto``, so many strides are added before the rectangle
-    is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled picture's shorter side.
+    is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled picture's shorter side. ``step``: of a
+    network that halves its input a few times, the pixels after which its grid repeats: tiles begin at multiples of it.
     """
 
     kind: Literal["letterbox", "resize", "crop", "pad", "tile"] = "letterbox"
@@ -67,10 +68,13 @@ class Fit:
     shrink: Literal["linear", "area"] = field(default="linear", metadata=LATER)
     margin: float = field(default=0.0, metadata=LATER)
     crop_share: float = field(default=0.875, metadata=LATER)
+    step: int = field(default=1, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.crop_share <= 1.0:
             raise SpecError(f"a crop's share lies over 0 and up to 1, got {self.crop_share}")
+        if self.step < 1:
+            raise SpecError(f"tiles begin at multiples of at least 1 pixel, got {self.step}")
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ def _reference(name: str, config: NafnetConfig, network: Nafnet) -> ReferenceMod
         channels=config.channels,
         mean=(0.0,) * config.channels,
         std=(1.0,) * config.channels,
-        fit=Fit(kind="tile" if config.channels == 4 else "pad", stride=1),
+        fit=Fit(kind="tile" if config.channels == 4 else "pad", stride=1, step=network.multiple),
     )
     spec = ModelSpec("restore", canvas, Dense(name="image"))
     return ReferenceModel(name, FAMILY, network, spec, rewrites={"tlc": _tlc})

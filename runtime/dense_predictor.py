@@ -21,7 +21,7 @@ from deploykit.runtime.raw import RawPicture, is_raw, pack, read_raw, unpack
 from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
 from deploykit.runtime.source_predictor import SourcePredictor
 from deploykit.runtime.sources import Frame, Pictures, Skip, Video
-from deploykit.runtime.tiles import Tiling, plan_tiles, run_tiled
+from deploykit.runtime.tiles import Tiling, run_tiled
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
 __all__ = ["TASKS", "DensePredictor"]
@@ -112,8 +112,9 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
             if not (self.takes_raw or canvas.fit.kind == "tile" or overlap is not None):
                 return None
             size = (FREE_TILE, FREE_TILE)
-        most = (min(size) - 1) // 2
-        return Tiling(size, min(OVERLAP, most // 2) if overlap is None else overlap, self.batch)
+        most = (min(size) - canvas.fit.step) // 2
+        asked = max(min(OVERLAP, most // 2), 0) if overlap is None else overlap
+        return Tiling(size, asked, self.batch, canvas.fit.step)
 
     def restore_raw(self, raw: RawPicture) -> RestoredRaw:
         """Restore a mosaic: packed to four channels, in tiles, and back.
@@ -134,7 +135,7 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
         out = unpack(found.astype(np.float32) * std + mean, raw)
         marks = (start, ready, done, time.perf_counter())
         timings = {s: 1e3 * (b - a) for s, a, b in zip(STAGES[1:], marks, marks[1:], strict=False)}
-        count = self._count(planes.shape[1:], self.tiling)
+        count = len(self.tiling.places(planes.shape[1:]))
         return RestoredRaw(size=raw.mosaic.shape, name=raw.name, timings={"read": 0.0, **timings}, raw=out, tiles=count)
 
     def _results(self, source: Pictures | Video, skip: Skip | None) -> Iterator[DenseResult]:
@@ -198,7 +199,7 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
         ready = time.perf_counter()
         found = self._tiled(image, self.tiling)
         inference = 1e3 * (time.perf_counter() - ready)
-        tiles = self._count(image.shape[1:], self.tiling)
+        tiles = len(self.tiling.places(image.shape[1:]))
         return self._result(prepared, found, (prepared.ms + 1e3 * (ready - start), inference), tiles)
 
     def _tiled(self, image: Array, tiling: Tiling) -> Array:
@@ -207,11 +208,6 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
             return dense_output(outputs, self.spec, "a tile")
 
         return run_tiled(run, image, tiling, whole_batches=self._fixed_batch)
-
-    @staticmethod
-    def _count(size: tuple[int, ...], tiling: Tiling) -> int:
-        rows, columns = (len(plan_tiles(s, t, tiling.overlap)) for s, t in zip(size, tiling.tile, strict=True))
-        return rows * columns
 
     def _result(self, prepared: _Prepared, output: Array, ms: tuple[float, float], tiles: int) -> DenseResult:
         start = time.perf_counter()

@@ -28,6 +28,7 @@ class Tiling:
         tile: (height, width) of what the network sees at once.
         overlap: of a kept pixel's distance to any edge of its tile that is not the picture's.
         batch: tiles in one run.
+        step: tiles begin at multiples of it, because a network that halves its input has a grid; ``tile`` is one too.
 
     Raises:
         UsageError: nothing of a tile would be left, or a number is too small.
@@ -36,17 +37,25 @@ class Tiling:
     tile: tuple[int, int]
     overlap: int = 32
     batch: int = 1
+    step: int = 1
 
     def __post_init__(self) -> None:
-        if self.overlap < 0 or self.batch < 1 or min(self.tile) < 1:
+        if self.overlap < 0 or min(self.batch, self.step, *self.tile) < 1:
             raise UsageError(
                 f"tiles have at least 1 pixel a side, an overlap of at least 0, and come at least 1 at a time: {self}"
             )
-        if min(self.tile) <= 2 * self.overlap:
+        if any(side % self.step for side in self.tile):
+            raise UsageError(f"the sides of this network's tiles are multiples of {self.step} pixels, got {self.tile}")
+        if min(self.tile) < 2 * self.overlap + self.step:
             raise UsageError(
                 f"tiles of {self.tile[0]}x{self.tile[1]} (height x width) with an overlap of {self.overlap} on each "
                 "side keep nothing: choose larger tiles or a smaller overlap"
             )
+
+    def places(self, size: tuple[int, int]) -> list[tuple[Span, Span]]:
+        """The tiles of a picture of ``size`` (height, width): rows and columns of each, from the top left on."""
+        spans = (plan_tiles(s, t, self.overlap, self.step) for s, t in zip(size, self.tile, strict=True))
+        return list(product(*spans))  # type: ignore[arg-type]  # of two axes
 
 
 @dataclass(frozen=True)
@@ -59,16 +68,18 @@ class Span:
     last: int
 
 
-def plan_tiles(side: int, tile: int, overlap: int) -> tuple[Span, ...]:
+def plan_tiles(side: int, tile: int, overlap: int, step: int = 1) -> tuple[Span, ...]:
     """The tiles along an axis of ``side`` pixels, from one end to the other; together they keep each pixel once.
 
     They are spread evenly, so that the last ones do not overlap more than all others. Of a side that is no longer than
-    a tile there is one.
+    a tile there is one. With a ``step`` the last one may reach beyond the end, up to the next multiple of it.
     """
     if side <= tile:
         return (Span(0, 0, side),)
-    count = 1 + -(-(side - tile) // (tile - 2 * overlap))
-    starts = [round(i * (side - tile) / (count - 1)) for i in range(count)]
+    furthest = side + -side % step - tile
+    apart = (tile - 2 * overlap) // step * step
+    count = 1 + -(-furthest // apart)
+    starts = [i * furthest // (count - 1) // step * step for i in range(count)]
     cuts = [0, *((left + tile + right) // 2 for left, right in pairwise(starts)), side]
     return tuple(Span(start, cuts[i], cuts[i + 1]) for i, start in enumerate(starts))
 
@@ -85,7 +96,8 @@ def run_tiled(
 
     Args:
         run: the network, ``(n, C, h, w)`` to ``(n, C', s h, s w)`` for a whole number s, all of one batch at a time.
-        picture: ``(C, H, W)``, which is not changed. A side that is shorter than a tile is mirrored up to its length.
+        picture: ``(C, H, W)``, which is not changed. A side that is shorter than a tile is mirrored up to its length; a
+            longer one gets zeros up to a multiple of the step, as networks that take any size do it themselves.
         tiling: sizes; ``tile`` is h and w of every call.
         whole_batches: the network takes ``tiling.batch`` tiles and no fewer: the last ones are repeated then.
         on_progress: told how many tiles are done, and of how many.
@@ -98,9 +110,8 @@ def run_tiled(
         BackendError: the network gives another size.
     """
     height, width = picture.shape[1:]
-    padded = _at_least(picture, tiling.tile)
-    rows, columns = (plan_tiles(s, t, tiling.overlap) for s, t in zip((height, width), tiling.tile, strict=True))
-    places = list(product(rows, columns))
+    padded = _at_least(picture, tiling)
+    places = tiling.places((height, width))
     out: Array | None = None
     for start in range(0, len(places), tiling.batch):
         chosen = places[start : start + tiling.batch]
@@ -139,9 +150,13 @@ def _scale(found: Array, fed: Array) -> int:
     return scale
 
 
-def _at_least(picture: Array, tile: tuple[int, int]) -> Array:
-    """The picture with its right and lower borders mirrored, again and again where it is very small."""
-    for axis, side in enumerate(tile, start=1):
+def _at_least(picture: Array, tiling: Tiling) -> Array:
+    """The picture with its right and lower borders mirrored up to a tile's sides, again and again where it is very
+    small; longer sides with zeros up to a multiple of the step."""
+    for axis, side in enumerate(tiling.tile, start=1):
+        if picture.shape[axis] > side:
+            more = -picture.shape[axis] % tiling.step
+            picture = np.pad(picture, [(0, more if a == axis else 0) for a in range(3)]) if more else picture
         while picture.shape[axis] < side:
             more = min(side - picture.shape[axis], max(picture.shape[axis] - 1, 1))
             widths = [(0, more if a == axis else 0) for a in range(3)]

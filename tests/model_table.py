@@ -55,8 +55,8 @@ GOLDEN = {
 """Model -> files that its original project's own code made, of reduced width."""
 
 PAGES = {
-    "DynOPool": "dynopool.md", "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "U-Net": "unet.md", "YOLOX": "yolox.md",
-    "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
+    "DynOPool": "dynopool.md", "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "U-Net": "unet.md",
+    "YOLOX": "yolox.md", "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
 }  # fmt: skip
 TITLES = (
     "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",

@@ -24,6 +24,7 @@ from deploykit.models._registry import ReferenceModel, create_model, load_model,
 from deploykit.models.layers.naf import BoxMean, LayerNorm2d, NafBlock
 from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool, with_local_pool
 from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.tiles import Tiling, run_tiled
 
 PUBLISHED = {
     "nafnet_w32_gopro": (17_111_907,),
@@ -256,6 +257,31 @@ def test_with_fixed_attention_it_sees_its_receptive_field_only() -> None:
     assert Probe(network, 96).reach() > 48  # the whole picture, without
     with pytest.raises(UsageError, match="one picture, got 2"):
         with_frozen_pool(network, torch.cat((image, image)))
+
+
+@pytest.mark.parametrize("size", [(150, 203), (128, 64)])
+def test_tiles_have_no_seam_with_fixed_attention(size: tuple[int, int]) -> None:
+    """Where the overlap covers the receptive field; with a mean of its own in each tile they do."""
+    network = narrow(NafnetConfig(4, (1, 1), 1, (1, 1))).module
+    assert isinstance(network, Nafnet)
+    field = receptive_field(network)
+    picture = np.random.default_rng(0).random((3, *size), np.float32)
+    image = torch.from_numpy(picture)[None]
+    with torch.inference_mode():
+        whole = network(image)[0].numpy()
+
+    def seam(module: Nafnet, overlap: int) -> float:
+        def run(tiles: Array) -> Array:
+            with torch.inference_mode():
+                return module(torch.from_numpy(tiles)).numpy()
+
+        tiling = Tiling((64, 64), overlap, 3, network.multiple)
+        return float(np.abs(run_tiled(run, picture, tiling) - whole).max())
+
+    frozen = with_frozen_pool(network, image)
+    assert seam(frozen, field) <= 1e-5
+    assert seam(frozen, 0) > 1e-4
+    assert seam(network, field) > 1e-4
 
 
 def saved(model: ReferenceModel, path: Path, **changes: Tensor | None) -> Path:

@@ -14,25 +14,34 @@ from deploykit.runtime.session import Array
 from deploykit.runtime.tiles import Tiling, plan_tiles, run_tiled
 
 
-@given(side=st.integers(1, 2000), tile=st.integers(1, 300), overlap=st.integers(0, 149))
-@settings(max_examples=300)
-def test_each_pixel_is_kept_once_and_lies_deep_enough(side: int, tile: int, overlap: int) -> None:
-    overlap = min(overlap, (tile - 1) // 2)
-    spans = plan_tiles(side, tile, overlap)
+@given(
+    side=st.integers(1, 2000),
+    steps=st.integers(1, 200),
+    overlap=st.integers(0, 149),
+    step=st.sampled_from([1, 2, 3, 16]),
+)
+@settings(deadline=None, max_examples=400)
+def test_each_pixel_is_kept_once_and_lies_deep_enough(side: int, steps: int, overlap: int, step: int) -> None:
+    tile = max(steps // step, 1) * step
+    overlap = min(overlap, (tile - step) // 2)
+    tiling = Tiling((tile, tile), overlap, step=step)
+    spans = plan_tiles(side, tile, overlap, step)
+    assert len(tiling.places((side, 1))) == len(spans)
     assert [s.first for s in spans] == [0, *(s.last for s in spans[:-1])]
     assert spans[-1].last == side
     for span in spans:
         assert span.first < span.last
         end = span.start + tile
+        assert span.start % step == 0
         if side > tile:
             assert 0 <= span.start <= span.first
-            assert span.last <= end <= side
+            assert span.last <= end <= side + -side % step
         if span.start > 0:
             assert span.first - span.start >= overlap
         if end < side:
             assert end - span.last >= overlap
     fewest = 1 if side <= tile else -(-(side - 2 * overlap) // (tile - 2 * overlap))
-    assert len(spans) == fewest
+    assert len(spans) == fewest or step > 1
 
 
 def blur(images: Array, rounds: int) -> Array:
@@ -129,6 +138,8 @@ def test_memory_is_that_of_the_tiles() -> None:
         (((64, 64), -1), "an overlap of at least 0"),
         (((0, 64), 0), "at least 1 pixel a side"),
         (((64, 64), 0, 0), "at least 1 at a time"),
+        (((64, 60), 0, 1, 16), "multiples of 16 pixels"),
+        (((64, 64), 25, 1, 16), "keep nothing"),
     ],
 )
 def test_tilings_that_cannot_be(arguments: tuple[object, ...], words: str) -> None:
