@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.session import Session
 
-__all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "read_spec"]
+__all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "predictor_of", "read_spec"]
 
 CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
 
@@ -92,8 +92,6 @@ def load(
         SpecError: it carries no spec and none is given, or the spec does not fit it.
         UsageError: it is of another task, or an option is of another task.
     """
-    from deploykit.runtime.dense_predictor import DensePredictor
-    from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.session import spec_of
 
     given = read_spec(spec)
@@ -102,18 +100,43 @@ def load(
         chosen = given or spec_of(session, os.fspath(path))
         if task not in (None, chosen.task):
             raise UsageError(f"a model for the task {task!r} was asked for, {os.fspath(path)} is for {chosen.task!r}")
-        limits = {"conf": conf, "iou": iou, "max_det": max_det}
-        dense = {"top": top, "tile": tile, "overlap": overlap}
-        of_pictures = isinstance(chosen.output, Tensor)
-        wrong = [name for name, value in (limits if of_pictures else dense).items() if value is not None]
-        if wrong:
-            raise UsageError(f"{', '.join(wrong)}: not for a model of the task {chosen.task}")
-        if of_pictures:
-            return DensePredictor(session, chosen, top=top, tile=tile, overlap=overlap, batch=batch)
-        return Predictor(session, chosen, conf=conf, iou=iou, max_det=max_det, batch=batch)
+        return predictor_of(
+            session, chosen, conf=conf, iou=iou, max_det=max_det, top=top, tile=tile, overlap=overlap, batch=batch
+        )
     except BaseException:
         session.close()
         raise
+
+
+def predictor_of(
+    session: Session,
+    spec: ModelSpec,
+    *,
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+    top: int | None = None,
+    tile: int | tuple[int, int] | None = None,
+    overlap: int | None = None,
+    batch: int | None = None,
+) -> Predictor | DensePredictor:
+    """The predictor for a network that is open already; see :func:`load` for the arguments.
+
+    Raises:
+        SpecError: the spec does not fit the network. UsageError: an option is of another task.
+    """
+    from deploykit.runtime.dense_predictor import DensePredictor
+    from deploykit.runtime.predictor import Predictor
+
+    limits = {"conf": conf, "iou": iou, "max_det": max_det}
+    of_pictures = {"top": top, "tile": tile, "overlap": overlap}
+    dense = isinstance(spec.output, Tensor)
+    wrong = [name for name, value in (limits if dense else of_pictures).items() if value is not None]
+    if wrong:
+        raise UsageError(f"{', '.join(wrong)}: not for a model of the task {spec.task}")
+    if dense:
+        return DensePredictor(session, spec, top=top, tile=tile, overlap=overlap, batch=batch)
+    return Predictor(session, spec, conf=conf, iou=iou, max_det=max_det, batch=batch)
 
 
 def evaluate(

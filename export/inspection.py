@@ -156,7 +156,8 @@ def dense_meaning(spec: ModelSpec) -> str:
     where = "the picture" if spec.task == "classify" else "each pixel"
     if len(spec.classes) == 1:
         return f"the logit of {spec.classes[0]} of {where}; over 0 it is that"
-    return f"logits of {len(spec.classes) or 'its'} classes of {where}, before softmax"
+    two = " (one channel: of the second against the first, before the sigmoid)" if len(spec.classes) == 2 else ""
+    return f"logits of {len(spec.classes) or 'its'} classes of {where}, before softmax{two}"
 
 
 def pose_columns(rows: PoseObjectRows) -> str:

@@ -1,7 +1,7 @@
 """How long a model takes: its network alone, and everything from an encoded picture to objects.
 
 A *run* is one batch of pictures. Each run is timed twice, the one right after the other, so that whatever else the
-machine does meets both: first end to end as a :class:`Predictor` works, in one thread, stage after stage; then the
+machine does meets both: first end to end as its predictor works, in one thread, stage after stage; then the
 network alone, on the very arrays that the first pass gave to it. The two are never mixed. Python's garbage collector
 waits while a run is timed. Runs that do not count: the warm-up, and the first run of every new input shape, because
 backends prepare themselves for a shape when they meet it.
@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,9 +27,11 @@ from deploykit.errors import ImageError, UsageError
 from deploykit.runtime.bench_report import Benchmark, Encoded, Memory, Network, Part, Statistics
 from deploykit.runtime.image import decode_image, encoded_image
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.results import Result
 from deploykit.runtime.session import Array, Session
+from deploykit.runtime.source_predictor import SourcePredictor
 from deploykit.runtime.sources import Pictures, kind_of, open_source
+from deploykit.spec import Tensor
 
 __all__ = ["benchmark", "encoded_pictures"]
 
@@ -36,8 +39,9 @@ Source = str | os.PathLike[str] | bytes
 OnProgress = Callable[[str, float], None]
 """Told the phase (``loading``, ``warming up``, ``measuring``) and which share of it is done, 0 to 1."""
 
-STAGES = {"decode": "read", "letterbox": "letterbox", "inference": "inference", "postprocess": "postprocess"}
-"""What a stage is called here -> its name in a Result's timings."""
+STAGES = {"decode": "read", **{name: name for name in ("letterbox", "prepare", "inference", "postprocess")}}
+"""What a stage is called here -> its name in a result's timings; results have those of their own kind."""
+AnyPredictor = SourcePredictor[Any, Any]
 REST = "rest"
 
 FULL_HD = (1080, 1920)
@@ -46,7 +50,7 @@ FEWEST_WARM_RUNS = 3
 
 
 def benchmark(
-    load: Callable[[], Predictor],
+    load: Callable[[], AnyPredictor],
     source: Source | Sequence[Source] | None = None,
     *,
     duration: float = 10.0,
@@ -108,19 +112,30 @@ def benchmark(
             total,
             [run.device for run in counted],
         ),
-        end_to_end=_part(_END_TO_END, [run.total for run in counted], total, [run.stages for run in counted]),
+        end_to_end=_part(
+            _END_TO_END.format(RESULTS[predictor.spec.task]),
+            [run.total for run in counted],
+            total,
+            [run.stages for run in counted],
+        ),
         objects=sum(run.objects for run in counted) / total,
         memory=Memory(before, loaded, peak_memory(), not was_reset, device),
         notes=notes,
     )
 
 
+RESULTS = {
+    **dict.fromkeys(("detect", "keypoints", "instances"), "objects in source pixels"),
+    "classify": "their classes",
+    "segment": "label maps of their size",
+    "restore": "restored pictures",
+}
 _MODEL_ONLY = (
     "the network's call on a ready {} batch in memory, with the copying of its inputs and outputs; "
     "not in it: decoding, letterbox, postprocess"
 )
 _END_TO_END = (
-    "encoded pictures in memory to objects in source pixels, one thread doing one stage after the other; "
+    "encoded pictures in memory to {}, one thread doing one stage after the other; "
     "not in it: reading files, drawing, writing"
 )
 
@@ -217,7 +232,7 @@ class _Run:
     new_shape: bool
 
 
-def _run(predictor: Predictor, watched: _Watched, batch: tuple[bytes, ...]) -> _Run:
+def _run(predictor: AnyPredictor, watched: _Watched, batch: tuple[bytes, ...]) -> _Run:
     """Both passes over one batch."""
     watched.calls = []
     with _without_collector():
@@ -232,7 +247,9 @@ def _run(predictor: Predictor, watched: _Watched, batch: tuple[bytes, ...]) -> _
             device.update(watched.session.stage_ms)
         end = time.perf_counter_ns()
     total = (done - start) / 1e6
-    stages = {stage: sum(result.timings[name] for result in results) for stage, name in STAGES.items()}
+    known = {stage: name for stage, name in STAGES.items() if name in results[0].timings}
+    stages = {stage: sum(result.timings[name] for result in results) for stage, name in known.items()}
+    found = [result for result in results if isinstance(result, Result)]
     stages[REST] = total - sum(stages.values())
     shapes = dict.fromkeys(array.shape for inputs in watched.calls for array in inputs.values())
     new_shape = not shapes.keys() <= watched.shapes.keys()
@@ -242,8 +259,8 @@ def _run(predictor: Predictor, watched: _Watched, batch: tuple[bytes, ...]) -> _
         total=total,
         stages=stages,
         device=dict(device),
-        objects=sum(map(len, results)),
-        truncated=any(result.truncated for result in results),
+        objects=sum(map(len, found)),
+        truncated=any(result.truncated for result in found),
         calls=len(watched.calls),
         new_shape=new_shape,
     )
@@ -268,7 +285,7 @@ def _batches(pictures: Encoded, size: int) -> Iterator[tuple[bytes, ...]]:
         place += size
 
 
-def _warm_up(predictor: Predictor, watched: _Watched, pictures: Encoded, seconds: float, tell: OnProgress) -> int:
+def _warm_up(predictor: AnyPredictor, watched: _Watched, pictures: Encoded, seconds: float, tell: OnProgress) -> int:
     start, count = time.perf_counter(), 0
     batches = _batches(pictures, predictor.batch)
     while seconds and (count < FEWEST_WARM_RUNS or time.perf_counter() - start < seconds):
@@ -279,7 +296,7 @@ def _warm_up(predictor: Predictor, watched: _Watched, pictures: Encoded, seconds
 
 
 def _measure(
-    predictor: Predictor, watched: _Watched, pictures: Encoded, duration: float, runs: int | None, tell: OnProgress
+    predictor: AnyPredictor, watched: _Watched, pictures: Encoded, duration: float, runs: int | None, tell: OnProgress
 ) -> tuple[list[_Run], int, float]:
     """The runs that count, how many did not because their input had a new shape, and the seconds of all of them."""
     counted: list[_Run] = []
@@ -308,7 +325,7 @@ def _part(includes: str, totals: list[float], pictures: int, stages: Sequence[di
     )
 
 
-def _network(predictor: Predictor, watched: _Watched, load_seconds: float) -> Network:
+def _network(predictor: AnyPredictor, watched: _Watched, load_seconds: float) -> Network:
     session = watched.session
     return Network(
         model=predictor.spec.source.model,
@@ -321,9 +338,11 @@ def _network(predictor: Predictor, watched: _Watched, load_seconds: float) -> Ne
     )
 
 
-def _notes(pictures: Encoded, predictor: Predictor, counted: list[_Run], fresh: int) -> Iterator[str]:
+def _notes(pictures: Encoded, predictor: AnyPredictor, counted: list[_Run], fresh: int) -> Iterator[str]:
     """What a reader of the numbers ought to know besides."""
-    if pictures.synthetic:
+    if pictures.synthetic and isinstance(predictor.spec.output, Tensor):
+        yield "the picture is synthetic: what is made of it means nothing; its size is what counts (--source)"
+    elif pictures.synthetic:
         none = not any(run.objects for run in counted)
         found = "nothing is found in it, so NMS has little to do" if none else "what is found in it means nothing"
         yield f"the picture is synthetic: {found}; measure on pictures of the model's own kind (--source)"
@@ -338,5 +357,5 @@ def _notes(pictures: Encoded, predictor: Predictor, counted: list[_Run], fresh: 
     if fresh:
         yield f"the first run of an input shape does not count: {fresh} such after the warm-up"
     if any(run.truncated for run in counted):
-        most = predictor.thresholds.pre_nms_topk
+        most = predictor.spec.thresholds.pre_nms_topk
         yield f"some pictures have more candidates than the {most} that NMS looks at: their weakest are left out"

@@ -13,6 +13,7 @@ import numpy as np
 from deploykit.runtime.image import ImageSource
 from deploykit.runtime.session import Array, Session
 from deploykit.runtime.sources import Frame, Pictures, Skip, Video, kind_of, open_source
+from deploykit.spec import ModelSpec
 
 __all__ = ["OnCanvas", "SourcePredictor"]
 
@@ -34,6 +35,7 @@ class SourcePredictor(ABC, Generic[R, P]):
     """Runs a network on whatever pictures come from; ``R`` is a picture's result."""
 
     session: Session
+    spec: ModelSpec
     batch: int
     takes_raw = False
     """Whether the network takes the mosaics of RAW files."""

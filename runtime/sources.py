@@ -68,8 +68,10 @@ class Pictures:
         """How many pictures there are."""
         return len(self.items)
 
-    def frames(self, skip: Skip | None = None, *, read: Callable[[ImageSource], Array] = read_image) -> Iterator[Frame]:
-        """Read one picture after the other, with ``read``.
+    def frames(
+        self, skip: Skip | None = None, *, read: Callable[[ImageSource], Array] | None = None
+    ) -> Iterator[Frame]:
+        """Read one picture after the other; ``read`` does so in place of :func:`read_image`.
 
         Raises:
             ImageError, NotFoundError: a picture cannot be read, and there is no ``skip`` to be told.
@@ -78,7 +80,7 @@ class Pictures:
             in_file = isinstance(item, (str, os.PathLike))
             start = time.perf_counter()
             try:
-                image = read(item)
+                image = (read or read_image)(item)
             except DeployError as e:
                 if skip is None:
                     raise

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.runtime.bench_report import Benchmark, Part, Statistics
+    from deploykit.runtime.dense_predictor import DensePredictor
     from deploykit.runtime.predictor import Predictor
 
 ENGINE_SUFFIXES = {".engine", ".trt"}
@@ -32,6 +33,7 @@ MEANINGS = {
     "copy out": "back from it",
     "decode": "JPEG, PNG, ... to pixels",
     "letterbox": "resize, border, to numbers",
+    "prepare": "its canvas, to numbers",
     "inference": "the network's call",
     "postprocess": "NMS, to source pixels",
     "rest": "Python in between",
@@ -95,9 +97,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(args: argparse.Namespace) -> Predictor:
-    from deploykit.facade import open_session, read_spec
-    from deploykit.runtime.predictor import Predictor
+def _opened(args: argparse.Namespace) -> Predictor | DensePredictor:
+    from deploykit.facade import open_session, predictor_of, read_spec
     from deploykit.runtime.session import spec_of
 
     given = read_spec(args.spec)
@@ -109,7 +110,7 @@ def _opened(args: argparse.Namespace) -> Predictor:
         raise DeviceError(f"{e}; {_what_runs_here(Path(args.engine).expanduser())}") from e
     try:
         spec = given or spec_of(session, args.engine)
-        return Predictor(session, spec, conf=args.conf, iou=args.iou, max_det=args.max_det, batch=args.batch)
+        return predictor_of(session, spec, conf=args.conf, iou=args.iou, max_det=args.max_det, batch=args.batch)
     except BaseException:
         session.close()
         raise
@@ -154,6 +155,8 @@ def _print(report: Benchmark, file: Path, size: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from deploykit.spec import Tensor
+
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
@@ -165,8 +168,9 @@ def _print(report: Benchmark, file: Path, size: int) -> None:
     _print_part(out, "model only", alone, {**alone.stages, "network": alone.total}, report.batch)
     out.print(f"{alone.images_per_second:.1f} images a second through the network alone", markup=False)
     _print_part(out, "end to end", whole, {**whole.stages, "end to end": whole.total}, report.batch)
-    speed = f"{whole.images_per_second:.1f} images a second from picture to objects"
-    out.print(f"{speed}; objects a picture: {report.objects:.1f}", markup=False)
+    dense = isinstance(report.spec.output, Tensor)
+    speed = f"{whole.images_per_second:.1f} images a second from picture to {'result' if dense else 'objects'}"
+    out.print(speed if dense else f"{speed}; objects a picture: {report.objects:.1f}", markup=False)
     if whole.total.unsure:
         names = ", ".join(whole.total.unsure)
         few = f"{_counted(report.runs, 'run')}, too few for {names}: what stands there lies between the slowest two"

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit.cli import main
 from deploykit.errors import DeployError, ImageError, ImageSizeError, SpecError, UsageError
+from deploykit.runtime.bench import benchmark
 from deploykit.runtime.dense_predictor import DensePredictor
 from deploykit.runtime.dense_results import Classification, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.dng import dng_bytes
@@ -274,6 +276,15 @@ def test_colours_are_those_of_pascal_voc() -> None:
     assert found[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
     assert found[15].tolist() == [192, 128, 128]
     assert len({tuple(c) for c in palette(256)}) == 256
+
+
+@pytest.mark.parametrize("made", [classifier, segmenter, brightener])
+def test_it_is_measured_as_others_are(made: Any, tmp_path: Path) -> None:
+    network = made(tmp_path / "n.onnx")
+    report = benchmark(lambda: deploykit.load(network), runs=2, warmup=0)
+    assert report.end_to_end.stages.keys() == {"decode", "prepare", "inference", "postprocess", "rest"}
+    assert report.objects == 0
+    assert main(["bench", "--engine", str(network), "--duration", "0.1"]) == 0
 
 
 def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
