@@ -1,18 +1,20 @@
 """What a seam costs: a NAFNet's restoration of a mosaic in tiles against that of the whole, over the overlap.
 
-    python benchmarks/tiles.py --raw colorchart.dng [--weights nafnet.pth] [--side 320] [--tile 128] [--plot seams.png]
+    python benchmarks/tiles.py --raw colorchart.dng [--weights nafnet.pth] [--side 352] [--tile 96] [--plot seams.png]
 
-Each tile has a mean of its own for the channel attentions, so even a large overlap leaves a difference; with the
-attentions of the whole picture fixed what is left falls with the overlap, and is rounding once it covers the receptive
-field. Printed are the largest and the mean difference of both, in parts of the range from black to white, how many
-tiles there are, and the time as a multiple of the whole picture's. Without weights they are random (seed 0), of the
-layout of nafnet-w32-raw.
+Each tile has a mean of its own for the channel attentions, so even a large overlap leaves a difference. With the
+attentions of the whole picture fixed what is left falls with the overlap, and is rounding once that covers the
+receptive field: for this a shallow network (two halvings, a block each) is measured beside the full one. Printed are
+the largest differences as a share of the largest correction that the network makes anywhere, how many tiles there are,
+and the full network's time as a multiple of the whole picture's. Without weights those of both are random (seed 0); a
+random network's corrections are as large as the picture, so the shares say more than grey levels would.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +22,14 @@ import torch
 
 from deploykit.models._random import randomise
 from deploykit.models._registry import create_model, load_model
-from deploykit.models.nafnet import Nafnet, receptive_field, with_frozen_pool
+from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.runtime.raw import pack, read_raw
 from deploykit.runtime.session import Array
 from deploykit.runtime.tiles import Tiling, run_tiled
 
 OVERLAPS = (0, 8, 16, 24, 32)
+SHALLOW = NafnetConfig(16, (1, 1), 1, (1, 1), channels=4)
 
 
 def main() -> None:
@@ -38,72 +41,84 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=96, help="side of a tile, in cells")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the differences (needs matplotlib)")
     args = parser.parse_args()
-    network = _network(args.weights)
     planes = pack(read_raw(args.raw))
     top, left = ((side - args.side) // 2 for side in planes.shape[1:])
     picture = np.ascontiguousarray(planes[:, top : top + args.side, left : left + args.side])
-    image = torch.from_numpy(picture)[None]
-    known = versions()
-    print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {known['torch']}")
-    print(f"{args.side} x {args.side} cells, tiles of {args.tile}; receptive field {receptive_field(network)} cells\n")
+    networks = {"full": _full(args.weights), "shallow": _random(Nafnet(SHALLOW))}
+    fields = ", ".join(f"{name} {receptive_field(network)}" for name, network in networks.items())
+    print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {versions()['torch']}")
+    print(f"{args.side} x {args.side} cells, tiles of {args.tile}; receptive fields in cells: {fields}\n")
     with torch.inference_mode():
-        start = time.perf_counter()
-        whole = network(image)[0].numpy()
-        seconds = time.perf_counter() - start
-        frozen = with_frozen_pool(network, image)
-        rows = [_row(network, frozen, picture, whole, args.tile, overlap, seconds) for overlap in OVERLAPS]
-    print("| overlap | tiles | own means, largest | mean | means of the whole, largest | mean | time |")
-    print("|---|---|---|---|---|---|---|")
-    for overlap, tiles, own, fixed, ratio in rows:
-        cells = (f"{overlap}", f"{tiles}", *(f"{v:.1e}" for v in (*own, *fixed)), f"{ratio:.2f}")
-        print(f"| {' | '.join(cells)} |")
+        measured = {name: _measured(network, picture, args.tile) for name, network in networks.items()}
+    names = [f"{name}, {what}" for name in networks for what in ("own means", "means of the whole")]
+    print(f"| overlap | tiles | {' | '.join(names)} | time |\n|---|---|{'---|' * len(names)}---|")
+    for i, overlap in enumerate(OVERLAPS):
+        rows = [measured[name][i] for name in networks]
+        shares = " | ".join(f"{share:.1e}" for row in rows for share in row.shares)
+        print(f"| {overlap} | {rows[0].tiles} | {shares} | {rows[0].time:.2f} |")
     if args.plot:
-        _draw(rows, args.plot)
+        _draw(measured, args.plot)
 
 
-Row = tuple[int, int, tuple[float, float], tuple[float, float], float]
+@dataclass(frozen=True)
+class Row:
+    """One overlap: how many tiles, the differences with their own means and with those of the whole, and the time."""
+
+    tiles: int
+    shares: tuple[float, float]
+    time: float
 
 
-def _network(weights: Path | None) -> Nafnet:
-    if weights is not None:
-        module = load_model(weights).module
-    else:
-        torch.manual_seed(0)
-        module = create_model("nafnet-w32-raw").module
-        randomise(module)
+def _full(weights: Path | None) -> Nafnet:
+    if weights is None:
+        return _random(create_model("nafnet-w32-raw").module)
+    module = load_model(weights).module
+    assert isinstance(module, Nafnet)
+    return module
+
+
+def _random(module: torch.nn.Module) -> Nafnet:
+    torch.manual_seed(0)
+    randomise(module)
     assert isinstance(module, Nafnet)
     return module.eval()
 
 
-def _row(network: Nafnet, frozen: Nafnet, picture: Array, whole: Array, tile: int, overlap: int, seconds: float) -> Row:
-    tiling = Tiling((tile, tile), overlap, 1, network.multiple)
-
-    def differences(module: Nafnet) -> tuple[float, float]:
-        found = run_tiled(lambda x: module(torch.from_numpy(x)).numpy(), picture, tiling)
-        error = np.abs(found - whole)
-        return float(error.max()), float(error.mean())
-
+def _measured(network: Nafnet, picture: Array, tile: int) -> list[Row]:
+    image = torch.from_numpy(picture)[None]
     start = time.perf_counter()
-    own = differences(network)
-    ratio = (time.perf_counter() - start) / seconds
-    return overlap, len(tiling.places(picture.shape[1:])), own, differences(frozen), ratio
+    whole = network(image)[0].numpy()
+    seconds = time.perf_counter() - start
+    correction = float(np.abs(whole - picture).max())
+    frozen = with_frozen_pool(network, image)
+    rows = []
+    for overlap in OVERLAPS:
+        tiling = Tiling((tile, tile), overlap, 1, network.multiple)
+        start = time.perf_counter()
+        own = run_tiled(lambda x: network(torch.from_numpy(x)).numpy(), picture, tiling)
+        ratio = (time.perf_counter() - start) / seconds
+        fixed = run_tiled(lambda x: frozen(torch.from_numpy(x)).numpy(), picture, tiling)
+        shares = tuple(float(np.abs(found - whole).max()) / correction for found in (own, fixed))
+        rows.append(Row(len(tiling.places(picture.shape[1:])), shares, ratio))
+    return rows
 
 
-def _draw(rows: list[Row], file: Path) -> None:
+def _draw(measured: dict[str, list[Row]], file: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axis = pyplot.subplots(figsize=(7, 4.2))
-    overlaps = [row[0] for row in rows]
-    for place, name, colour in ((2, "each tile's own means", "#D55E00"), (3, "means of the whole picture", "#0072B2")):
-        axis.plot(overlaps, [row[place][0] for row in rows], marker="o", color=colour, label=f"{name}, largest")
-        axis.plot(overlaps, [row[place][1] for row in rows], ls="--", color=colour, label=f"{name}, mean")
-    axis.set(yscale="log", xlabel="overlap, cells of 2 x 2 pixels", ylabel="difference to the whole, of the range")
-    axis.grid(visible=True, which="both", alpha=0.25)
-    axis.legend(frameon=False, fontsize=9)
-    figure.tight_layout()
+    figure, axis = pyplot.subplots(figsize=(7.5, 4.6))
+    for (name, rows), colour in zip(measured.items(), ("#D55E00", "#0072B2"), strict=True):
+        for place, (what, style) in enumerate((("each tile's own means", "-"), ("means of the whole picture", "--"))):
+            values = [max(row.shares[place], 1e-8) for row in rows]
+            axis.plot(OVERLAPS, values, style, marker="o", color=colour, label=f"{name} network, {what}")
+    axis.axhline(1e-5, color="#888888", lw=0.8)
+    axis.set(yscale="log", xlabel="overlap, cells of 2 x 2 pixels", ylabel="largest difference, of the correction")
+    axis.grid(visible=True, which="major", alpha=0.3)
+    figure.legend(loc="lower center", ncols=2, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
     figure.savefig(file, dpi=110)
 
 
