@@ -159,6 +159,16 @@ def test_tlc_is_exported(tmp_path: Path, precision: str) -> None:
         assert build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path / "t.trt").record.layers
 
 
+def test_tlc_of_free_shape_takes_pictures_around_the_windows_size(tmp_path: Path) -> None:
+    model = with_rewrite(narrow(NafnetConfig(4, (1,), 1, (1,))), "tlc:32")
+    report = onnx_from_model(model, out=tmp_path / "t.onnx", img=(70, 90), dynamic="shape")
+    with open_session(report.path) as session, torch.inference_mode():
+        for size in ((120, 90), (48, 48), (40, 60), (20, 20), (30, 100), (100, 30)):
+            image = np.random.default_rng(0).random((1, 3, *size), np.float32)
+            expected = model.module(torch.from_numpy(image)).numpy()
+            np.testing.assert_allclose(session.run({"images": image})["image"], expected, rtol=0, atol=5e-6)
+
+
 def test_layer_norm_is_that_of_every_pixels_channels() -> None:
     norm = LayerNorm2d(5)
     norm.random_weights()
