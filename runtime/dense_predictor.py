@@ -19,7 +19,7 @@ from deploykit.runtime.dense_results import Classification, DenseResult, LabelMa
 from deploykit.runtime.image import ImageSource, decode_image, encoded_image
 from deploykit.runtime.raw import RawPicture, is_raw, pack, read_raw, unpack
 from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
-from deploykit.runtime.source_predictor import SourcePredictor
+from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
 from deploykit.runtime.sources import Frame, Pictures, Skip, Video
 from deploykit.runtime.tiles import Tiling, run_tiled
 from deploykit.spec import InputSpec, ModelSpec, Tensor
@@ -79,9 +79,7 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
         self._fixed_batch = info.shape[0] is not None
         self._fixed_size = None not in info.shape[2:]
         self._dtype = np.dtype(info.dtype)
-        self.batch = self.spec.input.batch if batch is None else batch
-        if self.batch < 1 or (self._fixed_batch and self.batch != info.shape[0]):
-            raise UsageError(f"this network takes a batch of {info.shape[0] or 'at least 1'}, got {self.batch}")
+        self.batch = checked_batch(info, self.spec.input.batch if batch is None else batch)
         self.takes_raw = self.spec.task == "restore" and self.spec.input.channels == RAW_CHANNELS
         self.top = self._top(top)
         self.tiling = self._tiling(tile, overlap)
@@ -286,15 +284,7 @@ def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
     if not want.channels == len(want.mean) == len(want.std):
         counts = f"channels {want.channels}, {len(want.mean)} means, {len(want.std)} stds"
         raise SpecError(f"a spec has a mean and a std for each channel; this one says {counts}")
-    if [info.name for info in session.inputs] != [want.name]:
-        found = ", ".join(repr(info.name) for info in session.inputs)
-        raise SpecError(f"the spec says that the one input is {want.name!r}, the network has {found}")
-    (info,) = session.inputs
-    expected = (want.batch, want.channels, *want.size)
-    if len(info.shape) != 4 or any(got not in (None, side) for got, side in zip(info.shape, expected, strict=True)):
-        raise SpecError(f"the spec says that input {want.name!r} is {expected}, the network takes {info}")
-    if info.dtype not in ("float32", "float16"):
-        raise SpecError(f"input {want.name!r} must be float32 or float16, the network takes {info}")
+    info = input_as_said(session, want)
     names = [output.name for output in session.outputs]
     if len(names) > 1 and spec.output.name not in names:
         raise SpecError(f"the spec names the output {spec.output.name!r}, the network has {', '.join(names)}")

@@ -15,7 +15,7 @@ from deploykit.runtime.image import Letterbox, blob
 from deploykit.runtime.postprocess import found_in, to_source
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
-from deploykit.runtime.source_predictor import SourcePredictor
+from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
 from deploykit.runtime.sources import Frame
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
@@ -70,9 +70,7 @@ class Predictor(SourcePredictor[Result, _Prepared]):
         self._fixed_batch = info.shape[0] is not None
         self._auto = self.spec.input.fit.auto and self.spec.input.dynamic == "shape" and None in info.shape[2:]
         self._dtype = np.dtype(info.dtype)
-        self.batch = self.spec.input.batch if batch is None else batch
-        if self.batch < 1 or (self._fixed_batch and self.batch != info.shape[0]):
-            raise UsageError(f"this network takes a batch of {info.shape[0] or 'at least 1'}, got {self.batch}")
+        self.batch = checked_batch(info, self.spec.input.batch if batch is None else batch)
         self.multi_label = multi_label
         self._spare: list[Array] = []
 
@@ -170,15 +168,7 @@ def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
     if want.channels != 3 or len(want.mean) != 3 or len(want.std) != 3:
         counts = f"channels {want.channels}, {len(want.mean)} means, {len(want.std)} stds"
         raise SpecError(f"a Predictor feeds pictures of 3 channels with 3 means and stds; the spec says {counts}")
-    if [info.name for info in session.inputs] != [want.name]:
-        found = ", ".join(repr(info.name) for info in session.inputs)
-        raise SpecError(f"the spec says that the one input is {want.name!r}, the network has {found}")
-    (info,) = session.inputs
-    expected = (want.batch, want.channels, *want.size)
-    if len(info.shape) != 4 or any(got not in (None, side) for got, side in zip(info.shape, expected, strict=True)):
-        raise SpecError(f"the spec says that input {want.name!r} is {expected}, the network takes {info}")
-    if info.dtype not in ("float32", "float16"):
-        raise SpecError(f"input {want.name!r} must be float32 or float16, the network takes {info}")
+    info = input_as_said(session, want)
     outputs = {output.name: output for output in session.outputs}
     layout = spec.output
     if isinstance(layout, (RawRows, PoseObjectRows)):

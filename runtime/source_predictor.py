@@ -10,12 +10,13 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
+from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.image import ImageSource
-from deploykit.runtime.session import Array, Session
+from deploykit.runtime.session import Array, Session, TensorInfo
 from deploykit.runtime.sources import Frame, Pictures, Skip, Video, kind_of, open_source
-from deploykit.spec import ModelSpec
+from deploykit.spec import InputSpec, ModelSpec
 
-__all__ = ["OnCanvas", "SourcePredictor"]
+__all__ = ["OnCanvas", "SourcePredictor", "checked_batch", "input_as_said"]
 
 
 class OnCanvas(Protocol):
@@ -116,3 +117,32 @@ class SourcePredictor(ABC, Generic[R, P]):
     def _frames(self, source: Pictures | Video, skip: Skip | None) -> Iterator[Frame]:
         """The source's frames, as the network wants them."""
         return source.frames(skip)
+
+
+def input_as_said(session: Session, want: InputSpec) -> TensorInfo:
+    """The network's one input, which must be what the spec says.
+
+    Raises:
+        SpecError: it is not.
+    """
+    if [info.name for info in session.inputs] != [want.name]:
+        found = ", ".join(repr(info.name) for info in session.inputs)
+        raise SpecError(f"the spec says that the one input is {want.name!r}, the network has {found}")
+    (info,) = session.inputs
+    expected = (want.batch, want.channels, *want.size)
+    if len(info.shape) != 4 or any(got not in (None, side) for got, side in zip(info.shape, expected, strict=True)):
+        raise SpecError(f"the spec says that input {want.name!r} is {expected}, the network takes {info}")
+    if info.dtype not in ("float32", "float16"):
+        raise SpecError(f"input {want.name!r} must be float32 or float16, the network takes {info}")
+    return info
+
+
+def checked_batch(info: TensorInfo, batch: int) -> int:
+    """``batch``, if a network with this input takes it.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if batch < 1 or info.shape[0] not in (None, batch):
+        raise UsageError(f"this network takes a batch of {info.shape[0] or 'at least 1'}, got {batch}")
+    return batch
