@@ -76,7 +76,7 @@ def test_its_export_gives_what_the_originals_code_gave(shared: Path, tmp_path: P
 
 
 def test_a_file_of_free_shape_takes_any_size(tmp_path: Path) -> None:
-    model = narrow(NafnetConfig(4, (1, 1), 1, (1, 0)))
+    model = narrow(NafnetConfig(4, (1,), 1, (0,)))
     report = onnx_from_model(model, out=tmp_path / "n.onnx", img=(40, 64), dynamic="shape")
     with open_session(report.path) as session, torch.inference_mode():
         for shape in ((1, 3, 37, 53), (2, 3, 4, 9)):
@@ -160,7 +160,7 @@ def test_tlc_is_exported(tmp_path: Path, precision: str) -> None:
 
 
 def test_tlc_of_free_shape_takes_pictures_around_the_windows_size(tmp_path: Path) -> None:
-    model = with_rewrite(narrow(NafnetConfig(4, (1,), 1, (1,))), "tlc:32")
+    model = with_rewrite(narrow(NafnetConfig(4, (1,), 0, (1,))), "tlc:32")
     report = onnx_from_model(model, out=tmp_path / "t.onnx", img=(70, 90), dynamic="shape")
     with open_session(report.path) as session, torch.inference_mode():
         for size in ((120, 90), (48, 48), (40, 60), (20, 20), (30, 100), (100, 30)):
