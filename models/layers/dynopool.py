@@ -14,7 +14,6 @@ How r is kept is not published either beyond that it is not learned directly, be
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
 import torch
@@ -23,21 +22,39 @@ from torch.nn import functional
 
 from deploykit.models._fuse import shared_copy
 
-__all__ = ["DynOPool", "FixedPool", "complexity", "freeze", "output_side", "resize_and_pool"]
+__all__ = ["DynOPool", "FixedPool", "complexity", "freeze", "in_units", "output_side", "resize_and_pool"]
 
-ROUNDING = 1e-6
-"""Of a side times a ratio: 9 cells at a ratio of 1/3 are 3, whatever float32 makes of a third."""
+UNIT = 1 << 32
+"""What ratios are counted in, so that a side is a product of whole numbers: exact, and the same in a graph."""
+
+CLOSE = 1.0 + 2.0**-22
+"""Ratios are taken this much larger: 1000 cells at 0.3 are 300, whatever a float32 alpha makes of 1 / 0.3."""
 
 
-def output_side(side: int, ratio: float) -> int:
-    """``floor(side * ratio)``, and at least 1: the one rule, for training and for export."""
-    return max(1, math.floor(side * ratio + ROUNDING))
+def in_units(ratio: float) -> int:
+    """A ratio as :func:`output_side` takes it, a multiple of ``1 / UNIT``."""
+    return round(ratio * CLOSE * UNIT)
+
+
+def output_side(side: int, units: int) -> int:
+    """``floor(side * r)``, and at least 1, r in units: the one rule, for training, for export, and in a graph.
+
+    With whole numbers only, because an exporter writes a float as float32, which rounds to other sides.
+    """
+    cells: int | Tensor = side * units // UNIT
+    if isinstance(cells, Tensor):  # torch's legacy exporter, for which max() would choose once, by the example
+        return cells.clamp(min=1)  # type: ignore[return-value]  # stands for an int while that traces
+    return max(1, cells)
 
 
 def resize_and_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """``(B, C, H, W)`` to ``(B, C, *size)``, without a gradient for the size."""
+    height, width = x.shape[2:]
     twice = (2 * size[0], 2 * size[1])
-    if twice != tuple(x.shape[2:]):  # at a ratio of 1/2 the points are the pixels
+    # At a ratio of 1/2 the points are the pixels. Only of a known size can that be said: asked of a free one while it
+    # is exported, the example's answer would be that of every size, and odd sides would lose their last row.
+    known = all(isinstance(n, int) for n in (height, width, *twice))
+    if not (known and twice == (height, width)):
         x = functional.interpolate(x, size=twice, mode="bilinear", align_corners=False)
     return functional.max_pool2d(x, 2)
 
@@ -63,8 +80,12 @@ class DynOPool(nn.Module):
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
         """The output's size for an input's."""
-        rows, columns = (1.0 / a for a in self.alpha.detach().double().tolist())
+        rows, columns = self._units()
         return output_side(height, rows), output_side(width, columns)
+
+    def _units(self) -> tuple[int, int]:
+        rows, columns = (in_units(1.0 / a) for a in self.alpha.detach().double().tolist())
+        return rows, columns
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
@@ -78,8 +99,7 @@ class DynOPool(nn.Module):
 
     def fuse(self, path: str) -> FixedPool:
         """The form with ratios that are not learned any more."""
-        rows, columns = (1.0 / a for a in self.alpha.detach().double().tolist())
-        return FixedPool(rows, columns)
+        return FixedPool(*self._units())
 
     def random_weights(self) -> None:
         """Ratios near those before training, and not the same on both axes."""
@@ -103,9 +123,12 @@ class FixedPool(nn.Module):
     """The frozen form of a :class:`DynOPool`, for inference and export; sizes follow from its input's by the same rule.
 
     Exported for one size, the output's size is a constant; with a free shape the rule becomes part of the graph.
+
+    Args:
+        rows, columns: r_h and r_w, :func:`in_units`.
     """
 
-    def __init__(self, rows: float, columns: float) -> None:
+    def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
         self.rows, self.columns = rows, columns
 

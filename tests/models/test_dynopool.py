@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +24,7 @@ from deploykit.models._fuse import fuse_model
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model, outline_of_model
 from deploykit.models.dynopool import EfficientNet, Stage, Vgg, complexity_loss, layer_macs
-from deploykit.models.layers.dynopool import DynOPool, FixedPool, freeze, output_side, resize_and_pool
+from deploykit.models.layers.dynopool import CLOSE, DynOPool, FixedPool, freeze, in_units, output_side, resize_and_pool
 from deploykit.models.layers.hrnet import HrNet
 from deploykit.runtime.session import Array, open_session
 from tests.export.narrow_dense import narrow_dense
@@ -76,11 +79,63 @@ def test_both_forms_are_of_one_size_and_give_the_definitions_values(
     np.testing.assert_allclose(same[0].numpy(), expected, atol=1e-5)
 
 
-@given(side=st.integers(1, 5000), whole=st.integers(1, 64))
+@given(height=st.integers(1, 60), width=st.integers(1, 60), rows=RATIOS, columns=RATIOS)
+@settings(deadline=None, max_examples=60)
+def test_in_float64_both_forms_give_the_same_numbers(height: int, width: int, rows: float, columns: float) -> None:
+    pool = pool_of(rows, columns).double()
+    x = torch.from_numpy(np.random.default_rng(width).normal(size=(1, 1, height, width)))
+    with torch.no_grad():
+        assert (pool(x) - freeze(pool)(x)).abs().max() < 1e-11
+
+
+@given(side=st.integers(1, 4000), above=st.integers(1, 64), below=st.integers(1, 64))
 @settings(max_examples=300)
-def test_sides_are_rounded_down_but_for_rounding(side: int, whole: int) -> None:
-    assert output_side(side * whole, 1 / whole) == side
-    assert output_side(side, 0.5) == max(side // 2, 1)
+def test_sides_are_those_of_a_fraction_whatever_float32_makes_of_it(side: int, above: int, below: int) -> None:
+    alpha = float(np.float32(below / above))
+    if above <= 2 * below:
+        assert output_side(side, in_units(1 / alpha)) == max(side * above // below, 1)
+
+
+@given(side=st.integers(1, 100_000), ratio=st.floats(0.01, 2.0))
+@settings(max_examples=300)
+def test_sides_are_rounded_down(side: int, ratio: float) -> None:
+    """In exact arithmetic: never less than the floor, and more only within what float32 cannot tell from a whole."""
+    found, exact = output_side(side, in_units(ratio)), side * Fraction(ratio)
+    assert found >= max(math.floor(exact - Fraction(side, 2**32)), 1)
+    assert found <= max(exact * Fraction(CLOSE) + Fraction(side, 2**32), 1)
+
+
+def test_at_one_it_is_the_largest_of_four_blends_and_not_the_map_itself() -> None:
+    """Points lie a quarter of a pixel off: 9/16 of the pixel, 3/16 of two neighbours and 1/16 of a third."""
+    x = torch.randn(1, 2, 5, 6, dtype=torch.float64)
+    wide = functional.pad(x, (1, 1, 1, 1), mode="replicate")
+
+    def shifted(rows: int, columns: int) -> Tensor:
+        return wide[:, :, 1 + rows : 6 + rows, 1 + columns : 7 + columns]
+
+    blends = [(9 * x + 3 * shifted(a, 0) + 3 * shifted(0, b) + shifted(a, b)) / 16 for a in (-1, 1) for b in (-1, 1)]
+    expected = torch.stack(blends).amax(0)
+    pool = DynOPool(1.0).double()
+    with torch.no_grad():
+        assert torch.allclose(pool(x), expected, atol=1e-12)
+        assert torch.allclose(freeze(pool)(x), expected, atol=1e-12)
+    assert not torch.allclose(expected, x, atol=0.1)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_ratio_grows_where_the_values_want_a_larger_map(sign: int) -> None:
+    """The end of a row is far off in a small cell's terms: a falling ramp is seen higher up by a larger map."""
+    ramp = (-torch.arange(40.0) / 40).expand(1, 1, 12, 40)
+    pool = DynOPool(0.4)
+    before = pool.ratio.detach().clone()
+    optimiser = torch.optim.SGD(pool.parameters(), lr=0.02)
+    for _ in range(20):
+        optimiser.zero_grad()
+        (-sign * pool(ramp).mean()).backward()
+        optimiser.step()
+    after = pool.ratio.detach()
+    assert (after[1] - before[1]) * sign > 0.01
+    assert abs(after[0] - before[0]) < 1e-6  # nothing changes along the other axis
 
 
 @pytest.mark.parametrize("size", [(2, 2), (8, 12), (32, 6)])
@@ -209,23 +264,87 @@ def test_it_is_exported_and_built(name: str, tmp_path: Path) -> None:
     assert build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path / "d.trt").record.layers
 
 
+SMALL = ((4,), (6,), (8,))  # a VGG of three resizings, which exports fast
+
+
+def small_vgg(*alphas: float) -> ReferenceModel:
+    """With these alphas on both axes, or those before training."""
+    network = Vgg(SMALL, 5).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        randomise(network)
+    with torch.no_grad():
+        for pool, alpha in zip(pools_in(network), alphas or (2.0, 2.0, 2.0), strict=True):
+            pool.alpha.fill_(alpha)
+    model = narrow_dense("dynopool-vgg16")
+    return replace(model, module=network.requires_grad_(False))
+
+
 def test_the_default_exporter_writes_two_operators_a_resizing(tmp_path: Path) -> None:
     import onnx
 
-    report = onnx_from_model(narrow_dense("dynopool-vgg16"), out=tmp_path / "d.onnx", img=(150, 131))
+    report = onnx_from_model(small_vgg(1.9, 2.1, 2.3), out=tmp_path / "d.onnx", img=(50, 31))
     found = [node.op_type for node in onnx.load(str(report.path)).graph.node]
-    assert found.count("Resize") == found.count("MaxPool") == 5
+    assert found.count("Resize") == found.count("MaxPool") == 3
 
 
-def test_a_free_shape_has_the_rule_in_its_graph(tmp_path: Path) -> None:
-    model = narrow_dense("dynopool-vgg16")
-    report = onnx_from_model(model, out=tmp_path / "d.onnx", img=64, dynamic="shape")
+def test_at_a_half_and_a_fixed_even_size_only_max_pooling_is_written(tmp_path: Path) -> None:
+    import onnx
+
+    report = onnx_from_model(small_vgg(), out=tmp_path / "d.onnx", img=(32, 48))
+    found = [node.op_type for node in onnx.load(str(report.path)).graph.node]
+    assert (found.count("Resize"), found.count("MaxPool")) == (0, 3)
+
+
+# Before training, where the example's sides are even and others' are not; near two thirds; maps of one cell.
+FREE = [
+    ((2.0, 2.0, 2.0), "dynamo"),
+    ((1.5000001, 3.0, 2.1), "dynamo"),
+    ((2.0, 2.0, 2.0), "legacy"),
+    ((1.5000001, 3.0, 7.3), "legacy"),
+]
+
+
+@pytest.mark.parametrize(("alphas", "exporter"), FREE)
+def test_a_free_shape_has_the_rule_in_its_graph(alphas: tuple[float, ...], exporter: str, tmp_path: Path) -> None:
+    model = small_vgg(*alphas)
+    report = onnx_from_model(model, out=tmp_path / "d.onnx", img=64, dynamic="shape", exporter=exporter)  # type: ignore[arg-type]  # one of two words
     with open_session(report.path) as session, torch.inference_mode():
-        for size in ((64, 64), (33, 50), (97, 41), (120, 77), (29, 200)):
+        for size in ((64, 64), (33, 50), (97, 41), (21, 120), (8, 201)):
             x = torch.randn(2, 3, *size)
             expected = model.module(x).numpy()
             found = session.run({"images": x.numpy()})["logits"]
             np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+def exported_pool(alpha: float, path: Path) -> tuple[FixedPool, Path]:
+    pool = pool_of(1 / alpha, 1 / alpha).fuse("it").eval()
+    free = {2: torch.export.Dim("height", min=2, max=4096), 3: torch.export.Dim("width", min=2, max=4096)}
+    x = torch.zeros(1, 1, 32, 48)
+    torch.onnx.export(
+        pool, (x,), path, dynamo=True, opset_version=18, dynamic_shapes=(free,), input_names=["images"], verbose=False
+    )
+    return pool, path
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's own exporter
+@pytest.mark.parametrize("alpha", [2.0, 1.5000001])
+def test_sides_in_a_graph_are_those_of_training(alpha: float, tmp_path: Path) -> None:
+    """Many sides: a rule in float32 gives others for the second ratio, a branch taken by the example for the first."""
+    import onnxruntime
+
+    pool, path = exported_pool(alpha, tmp_path / "pool.onnx")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for height, width in sides():
+        x = torch.randn(1, 1, height, width)
+        (found,) = session.run(None, {"images": x.numpy()})
+        assert found.shape == tuple(pool(x).shape)
+        np.testing.assert_allclose(found, pool(x).numpy(), atol=2e-6 * max(height, width, 10))
+
+
+def sides() -> Iterator[tuple[int, int]]:
+    yield from ((side, 5 + side % 7) for side in range(2, 200))
+    yield from ((3, side) for side in range(200, 4096, 97))
 
 
 def saved(model: ReferenceModel, path: Path, **changes: Tensor | None) -> Path:
