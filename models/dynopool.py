@@ -39,6 +39,7 @@ WEIGHTS_LICENCE = "none were published"
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SMALLEST, LARGEST = 1 / 64, 4.0  # ratios; a checkpoint with others would ask for maps that nothing holds
 MAX_COUNT, MAX_CHANNELS = 64, 65_536  # far beyond any real one, so that a hostile file builds nothing large
 
 
@@ -137,10 +138,11 @@ def layer_macs(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     layers = {name: m for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
     handles = [module.register_forward_hook(counted(name)) for name, module in layers.items()]  # type: ignore[arg-type]  # a hook
     weight = next(network.parameters())
-    was = network.training
+    trained = [module for module in network.modules() if module.training]
     with torch.no_grad():
         network.eval()(torch.zeros(1, 3, *size, device=weight.device))
-    network.train(was)
+    for module in trained:  # and not those that were frozen in a network that trains
+        module.training = True
     for handle in handles:
         handle.remove()
     return found
@@ -171,7 +173,14 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     reader = _Shapes(checkpoint, shapes)
     with torch.device("meta"):
         network, known = {"vgg16": _vgg_of, "efficientnet-b0": _efficientnet_of, "hrnet-w48": _hrnet_of}[kind](reader)
-    load_weights(network, checkpoint, checkpoint.float32(), f"DynOPool {kind}")
+    found = checkpoint.float32()
+    load_weights(network, checkpoint, found, f"DynOPool {kind}")
+    for key, alpha in found.items():
+        if key.endswith(".alpha") and not ((alpha >= 1 / LARGEST).all() and (alpha <= 1 / SMALLEST).all()):
+            raise CheckpointError(
+                f"{checkpoint.path}: {key} is {alpha.tolist()}, expected two values of {1 / LARGEST:g} to "
+                f"{1 / SMALLEST:g} (ratios of {LARGEST:g} down to {SMALLEST:g}): the file is damaged"
+            )
     name = f"dynopool-{kind}" if known else f"dynopool-{kind.partition('-')[0]}-narrow"
     return _reference(kind, name, network.eval(), checkpoint.names)
 

@@ -1,7 +1,7 @@
 """DynOPool: a resizing whose ratio is learned (arXiv 2205.15254, of which no code is public; the code is ours).
 
-The output has ``floor(H r_h) x floor(W r_w)`` cells. Each looks at the input at four points, a quarter of a cell from
-its middle in both directions, interpolates there bilinearly, and keeps the largest of the four values.
+The output has ``H r_h x W r_w`` cells, rounded to the nearest. Each looks at the input at four points, a quarter of a
+cell from its middle in both directions, interpolates there bilinearly, and keeps the largest of the four values.
 
 Those points are the middles of half cells. So the whole is a bilinear resize to twice the output's size, pixel centres
 aligned, and a 2 x 2 max pooling of that: two operators, which ONNX Runtime and TensorRT both have. With r = 1/2 and
@@ -28,7 +28,8 @@ UNIT = 1 << 32
 """What ratios are counted in, so that a side is a product of whole numbers: exact, and the same in a graph."""
 
 CLOSE = 1.0 + 2.0**-22
-"""Ratios are taken this much larger: 1000 cells at 0.3 are 300, whatever a float32 alpha makes of 1 / 0.3."""
+"""Ratios are taken this much larger, so that halves are rounded up: 5 cells at 0.3 are 2, whatever a float32 alpha
+makes of 1 / 0.3."""
 
 
 def in_units(ratio: float) -> int:
@@ -37,11 +38,12 @@ def in_units(ratio: float) -> int:
 
 
 def output_side(side: int, units: int) -> int:
-    """``floor(side * r)``, and at least 1, r in units: the one rule, for training, for export, and in a graph.
+    """``side * r`` to the nearest whole number, halves up, and at least 1; r is in units. The one rule, for training,
+    for export, and in a graph.
 
     With whole numbers only, because an exporter writes a float as float32, which rounds to other sides.
     """
-    cells: int | Tensor = side * units // UNIT
+    cells: int | Tensor = (side * units + UNIT // 2) // UNIT
     if isinstance(cells, Tensor):  # torch's legacy exporter, for which max() would choose once, by the example
         return cells.clamp(min=1)  # type: ignore[return-value]  # stands for an int while that traces
     return max(1, cells)
@@ -60,7 +62,7 @@ def resize_and_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class DynOPool(nn.Module):
-    """The learned form: ``(B, C, H, W)`` to ``(B, C, floor(H r_h), floor(W r_w))``.
+    """The learned form: ``(B, C, H, W)`` to ``(B, C, H r_h, W r_w)``, rounded.
 
     The size is a whole number, so it has no gradient; the ratio gets the gradient of the points' places (straight
     through). Values are those of :func:`resize_and_pool`.

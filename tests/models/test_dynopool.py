@@ -93,16 +93,16 @@ def test_in_float64_both_forms_give_the_same_numbers(height: int, width: int, ro
 def test_sides_are_those_of_a_fraction_whatever_float32_makes_of_it(side: int, above: int, below: int) -> None:
     alpha = float(np.float32(below / above))
     if above <= 2 * below:
-        assert output_side(side, in_units(1 / alpha)) == max(side * above // below, 1)
+        assert output_side(side, in_units(1 / alpha)) == max((2 * side * above + below) // (2 * below), 1)
 
 
 @given(side=st.integers(1, 100_000), ratio=st.floats(0.01, 2.0))
 @settings(max_examples=300)
-def test_sides_are_rounded_down(side: int, ratio: float) -> None:
-    """In exact arithmetic: never less than the floor, and more only within what float32 cannot tell from a whole."""
+def test_sides_are_rounded_to_the_nearest(side: int, ratio: float) -> None:
+    """In exact arithmetic: halves go up, and so does what float32 cannot tell from a half."""
     found, exact = output_side(side, in_units(ratio)), side * Fraction(ratio)
-    assert found >= max(math.floor(exact - Fraction(side, 2**32)), 1)
-    assert found <= max(exact * Fraction(CLOSE) + Fraction(side, 2**32), 1)
+    half, little = Fraction(1, 2), Fraction(side, 2**32)
+    assert found == 1 or exact - half - little < found <= exact * Fraction(CLOSE) + half + little
 
 
 def test_at_one_it_is_the_largest_of_four_blends_and_not_the_map_itself() -> None:
@@ -177,7 +177,7 @@ def pools_in(network: nn.Module) -> list[DynOPool]:
 def test_the_gradient_of_a_ratio_is_that_of_the_points_places() -> None:
     """Against a finite difference of the same points with the ratio a little larger, the number of cells kept."""
     x = torch.randn(1, 2, 15, 15, dtype=torch.float64)  # whose points lie between the pixels
-    weight = torch.randn(1, 2, 7, 7, dtype=torch.float64)
+    weight = torch.randn(1, 2, 8, 8, dtype=torch.float64)
     pool = DynOPool(0.5).double()
     with torch.no_grad():
         pool.alpha.mul_(torch.tensor([0.97, 0.95]))
@@ -185,12 +185,12 @@ def test_the_gradient_of_a_ratio_is_that_of_the_points_places() -> None:
     assert pool.alpha.grad is not None
 
     def at(change: float) -> float:
-        real = torch.full((2,), 7 / 15, dtype=torch.float64)
+        real = torch.full((2,), 8 / 15, dtype=torch.float64)
         ratio = 1 / (pool.alpha.detach() + torch.tensor([change, 0.0]))
         moved = real + ratio - 1 / pool.alpha.detach()
         y = x
         for axis in (2, 3):
-            middles = (torch.arange(14, dtype=torch.float64) + 0.5) / (2 * moved[axis - 2])
+            middles = (torch.arange(16, dtype=torch.float64) + 0.5) / (2 * moved[axis - 2])
             y = _sampled(y, axis, middles - 0.5)
         return float((functional.max_pool2d(y, 2) * weight).sum())
 
@@ -226,6 +226,10 @@ def test_multiply_adds_are_those_of_vgg16_and_grow_with_the_ratios() -> None:
     loss = complexity_loss(real, (32, 32))
     assert loss.item() == pytest.approx(sum(layer_macs(real, (32, 32)).values()) / 1e9)
     loss.backward()
+    real.train()
+    real.blocks[0].eval()  # frozen statistics stay frozen
+    complexity_loss(real, (32, 32))
+    assert (real.training, real.blocks[0].training, real.blocks[1].training) == (True, False, True)
     first, second = (pool.alpha.grad for pool in pools_in(real)[:2])
     assert first is not None
     assert second is not None
@@ -299,7 +303,7 @@ def test_at_a_half_and_a_fixed_even_size_only_max_pooling_is_written(tmp_path: P
 # Before training, where the example's sides are even and others' are not; near two thirds; maps of one cell.
 FREE = [
     ((2.0, 2.0, 2.0), "dynamo"),
-    ((1.5000001, 3.0, 2.1), "dynamo"),
+    ((1.5000001, 3.0000007, 2.1), "dynamo"),
     ((2.0, 2.0, 2.0), "legacy"),
     ((1.5000001, 3.0, 7.3), "legacy"),
 ]
@@ -328,9 +332,9 @@ def exported_pool(alpha: float, path: Path) -> tuple[FixedPool, Path]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's own exporter
-@pytest.mark.parametrize("alpha", [2.0, 1.5000001])
+@pytest.mark.parametrize("alpha", [2.0, 3.0000007])
 def test_sides_in_a_graph_are_those_of_training(alpha: float, tmp_path: Path) -> None:
-    """Many sides: a rule in float32 gives others for the second ratio, a branch taken by the example for the first."""
+    """A branch taken by the example gives others at the first ratio, a rule in float32 at 79 sides of the second."""
     import onnxruntime
 
     pool, path = exported_pool(alpha, tmp_path / "pool.onnx")
@@ -368,6 +372,8 @@ def test_any_layout_is_read_from_its_tensors(name: str, tmp_path: Path) -> None:
     [
         ({"classifier.weight": None}, CheckpointError, r"classifier\.weight is missing"),
         ({"blocks.1.0.0.weight": torch.zeros(2)}, CheckpointError, r"blocks\.1\.0\.0\.weight is \[2\]"),
+        ({"pools.1.alpha": torch.tensor([2.0, 0.0])}, CheckpointError, r"pools\.1\.alpha is .* expected two values of"),
+        ({"pools.0.alpha": torch.tensor([float("nan"), 2.0])}, CheckpointError, r"pools\.0\.alpha is \[nan, 2\.0\]"),
         ({"pools.1.alpha": torch.zeros(3)}, WeightsMismatchError, r"pools\.1\.alpha is \[3\], expected \[2\]"),
         ({"more": torch.zeros(1)}, WeightsMismatchError, "holds the tensor more"),
     ],
