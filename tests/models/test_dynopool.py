@@ -300,13 +300,8 @@ def test_at_a_half_and_a_fixed_even_size_only_max_pooling_is_written(tmp_path: P
     assert (found.count("Resize"), found.count("MaxPool")) == (0, 3)
 
 
-# Before training, where the example's sides are even and others' are not; near two thirds; maps of one cell.
-FREE = [
-    ((2.0, 2.0, 2.0), "dynamo"),
-    ((1.5000001, 3.0000007, 2.1), "dynamo"),
-    ((2.0, 2.0, 2.0), "legacy"),
-    ((1.5000001, 3.0, 7.3), "legacy"),
-]
+# Before training, where the example's sides are even and others' are not; close to a half; maps of one cell.
+FREE = [((2.0, 1.2000003, 2.1), "dynamo"), ((2.0, 1.2000003, 7.3), "legacy")]
 
 
 @pytest.mark.parametrize(("alphas", "exporter"), FREE)
@@ -332,9 +327,9 @@ def exported_pool(alpha: float, path: Path) -> tuple[FixedPool, Path]:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # of torch's own exporter
-@pytest.mark.parametrize("alpha", [2.0, 3.0000007])
+@pytest.mark.parametrize("alpha", [2.0, 1.2000003])
 def test_sides_in_a_graph_are_those_of_training(alpha: float, tmp_path: Path) -> None:
-    """A branch taken by the example gives others at the first ratio, a rule in float32 at 79 sides of the second."""
+    """A branch taken by the example gives others at the first ratio, a rule in float32 at some sides of the second."""
     import onnxruntime
 
     pool, path = exported_pool(alpha, tmp_path / "pool.onnx")
