@@ -24,7 +24,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.errors import ExportError
-from deploykit.export.half_rules import COMPUTE, KEPT, LARGEST, MOVES, running_sums
+from deploykit.export.half_rules import COMPUTE, KEPT, LARGEST, MOVES, lengths, running_sums
 
 __all__ = ["HalfIO", "HalfReport", "HalfType", "compute_nodes", "to_half"]
 
@@ -99,7 +99,7 @@ class _Conversion:
         self.largest, self.asked, self.half_io, self.store = largest, keep, half_io, store
         self.opset = model.opset_imports.get("", 18)
         self.nodes = list(self.graph)
-        self.sums = running_sums(self.nodes)
+        self.sums = running_sums(self.nodes) | lengths(self.nodes)
         self.types = _types(model)
         self.reasons: dict[ir.Node, str] = {}
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-__all__ = ["COMPUTE", "KEPT", "LARGEST", "MOVES", "running_sums"]
+__all__ = ["COMPUTE", "KEPT", "LARGEST", "MOVES", "lengths", "running_sums"]
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators whose precision is what a file's precision means."""
@@ -36,5 +36,21 @@ def running_sums(nodes: Iterable[ir.Node]) -> set[ir.Node]:
         producers = [value.producer() for value in node.inputs if value is not None]
         sums = any(p is not None and (p.op_type == "CumSum" or (p in found and p.op_type != "Sub")) for p in producers)
         if sums and node.op_type in ("Concat", "Gather", "Identity", "Pad", "Slice", "Split", "Sub"):
+            found.add(node)
+    return found
+
+
+def lengths(nodes: Iterable[ir.Node]) -> set[ir.Node]:
+    """What is computed of the length of a vector alone, such as its square or its root with an eps.
+
+    Those go over what fp16 holds, or under it, where the length itself does not.
+    """
+    found: set[ir.Node] = set()
+    for node in nodes:
+        values = [value for value in node.inputs if value is not None and not value.is_initializer()]
+        producers = [value.producer() for value in values]
+        known = [p for p in producers if p is not None and p.op_type != "Constant"]
+        alone = all(p in found or p.op_type in ("ReduceL2", "ReduceSumSquare") for p in known)
+        if known and alone and len(known) == len(values) and node.op_type in ("Add", "Div", "Mul", "Pow", "Sqrt"):
             found.add(node)
     return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -186,7 +186,7 @@ def _config_of(checkpoint: Checkpoint) -> FcnConfig:
 
     def outputs(key: str) -> int:
         found = shapes.get(f"{key}.weight", ())
-        if len(found) != 4 or not 0 < max(found[:2]) <= MAX_CHANNELS:
+        if len(found) != 4 or not 0 < min(found[:2]) <= max(found[:2]) <= MAX_CHANNELS:
             told = f"is {list(found)}" if found else "is missing"
             raise CheckpointError(
                 f"{checkpoint.path} has the tensors of an FCN, but {key}.weight {told}: expected the weights of a "
@@ -259,9 +259,3 @@ def parsenet(*, num_classes: int | None = None) -> ReferenceModel:
 def parsenet_late(*, num_classes: int | None = None) -> ReferenceModel:
     """FCN-32s with global context, late fusion."""
     return _build("parsenet-late", num_classes)
-
-
-def narrow(config: FcnConfig, divisor: int) -> FcnConfig:
-    """The same with a share of the channels, for trying things out."""
-    widths = tuple(tuple(max(width // divisor, 1) for width in block) for block in config.widths)
-    return replace(config, widths=widths, hidden=(config.hidden[0] // divisor, config.hidden[1] // divisor))

@@ -18,8 +18,10 @@ SCALE = 10.0  # at the beginning of training
 class L2Norm(nn.Module):
     """Each pixel's channels as a vector of length 1, times a learned factor a channel: ``(B, C, H, W)`` to the same.
 
-    The eps stands inside the root, as in Caffe's layer. The length is one ONNX operator (ReduceL2), which half
-    precision leaves in fp32: the squares of thousands of channels go over what fp16 holds.
+    The eps stands inside the root, as in Caffe's layer; lengths are computed in units of its root, because torch's
+    exporter drops a sum with 1e-10, and a pixel without any length would become NaN. The length is one ONNX operator
+    (ReduceL2), which half precision leaves in fp32 with what follows up to the division: the squares of thousands of
+    channels go over what fp16 holds.
     """
 
     def __init__(self, channels: int) -> None:
@@ -27,8 +29,10 @@ class L2Norm(nn.Module):
         self.scale = nn.Parameter(torch.full((channels,), SCALE))
 
     def forward(self, x: Tensor) -> Tensor:
-        length = torch.linalg.vector_norm(x, dim=1, keepdim=True)
-        return x / torch.sqrt(length * length + EPS) * self.scale.view(1, -1, 1, 1)
+        root = EPS**0.5
+        length = torch.linalg.vector_norm(x, dim=1, keepdim=True) / root
+        unit: Tensor = x / (torch.sqrt(length * length + 1.0) * root)
+        return unit * self.scale.view(1, -1, 1, 1)
 
     def random_weights(self) -> None:
         """Factors that are not all the same."""

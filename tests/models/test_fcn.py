@@ -137,6 +137,23 @@ def test_lengths_stay_fp32_in_half_precision(tmp_path: Path) -> None:
     assert len([name for name in report.lowered.half.kept["operator"] if "norm" in name]) >= 2
 
 
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("kind", ["parsenet", "parsenet-late"])
+def test_pixels_without_any_length_stay_finite_in_a_file(kind: str, precision: str, tmp_path: Path) -> None:
+    """With the default exporter, which drops small numbers that are added."""
+    model = narrow(kind)
+    with torch.no_grad():
+        for layer in model.module.modules():
+            if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
+                layer.bias.zero_()
+    lowering = Lowering(precision=precision)  # type: ignore[arg-type]  # a str
+    report = onnx_from_model(model, out=tmp_path / "f.onnx", img=(40, 48), lowering=lowering)
+    nothing = torch.zeros(1, 3, 40, 48)  # the mean colour
+    with open_session(report.path) as session, torch.inference_mode():
+        found = session.run({"images": nothing.numpy()})["logits"]
+        np.testing.assert_allclose(found, model.module(nothing).numpy(), atol=1e-5)
+
+
 def test_fixed_deconvolutions_become_one_group_a_channel() -> None:
     layer = BilinearDeconvolution(5, 16, 8)
     layer.random_weights()
@@ -170,6 +187,7 @@ def test_any_layout_is_read_from_its_tensors(kind: str, tmp_path: Path) -> None:
     ("changes", "error", "words"),
     [
         ({"fc6.weight": torch.zeros(3)}, CheckpointError, r"fc6\.weight is \[3\]: expected the weights"),
+        ({"score_fr.weight": torch.zeros(0, 16, 1, 1)}, CheckpointError, r"score_fr\.weight is \[0, 16, 1, 1\]"),
         ({"score_fr.weight": None}, CheckpointError, r"score_fr\.weight is missing"),
         ({"fc7.bias": None}, WeightsMismatchError, r"lacks the tensor fc7\.bias"),
         ({"more": torch.zeros(1)}, WeightsMismatchError, "holds the tensor more"),
