@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ SHARED = ROOT.parent / "shared"
 MISSING = {
     "data": None if SHARED.is_dir() else f"no shared folder with trained checkpoints at {SHARED}",
     "gpu": why_no_gpu(),
+    "slow": None if os.environ.get("SLOW") else "it takes long: SLOW=1 make test runs it",
     "tensorrt": None if importlib.util.find_spec("tensorrt") else "TensorRT is not installed",
 }
 

@@ -149,6 +149,7 @@ def test_tlc_is_exported(tmp_path: Path, precision: str) -> None:
         assert build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path / "t.trt").record.layers
 
 
+@pytest.mark.slow
 def test_a_file_of_free_shape_takes_any_size(tmp_path: Path) -> None:
     """Around and below the windows of the local form, which is the larger graph."""
     model = with_rewrite(narrow(NafnetConfig(4, (1,), 0, (1,))), "tlc:32")
