@@ -141,6 +141,7 @@ def test_a_large_models_weights_lie_beside_it_under_its_final_name(
         open_session(out)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("little_room")
 def test_old_weights_are_replaced_with_their_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "m.onnx"

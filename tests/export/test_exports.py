@@ -196,6 +196,7 @@ def test_the_older_layers_of_yolov5_export_and_agree(tmp_path: Path) -> None:
     assert_agree(*rows_of(exact(model), report.path, noise(1, 3, 32, 64)), layout_of(report.spec))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"batch": 3, "exporter": "legacy"}, {"dynamic": "batch", "exporter": "legacy"}, {"dynamic": "shape"}],

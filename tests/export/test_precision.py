@@ -110,6 +110,7 @@ def test_a_report_is_json(halves: dict[str, ExportReport]) -> None:
     assert written["lowered"]["base"]["ok"] is True
 
 
+@pytest.mark.slow
 def test_w6_pose_has_few_casts(tmp_path: Path) -> None:
     model = model_of("yolov7_w6_pose", num_keypoints=17, num_classes=1)
     lowering = Lowering("fp16")
@@ -121,6 +122,7 @@ def test_w6_pose_has_few_casts(tmp_path: Path) -> None:
     assert report.lowered.base is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nms", ["graph", "basic", "plugin"])
 def test_nms_is_behind_half_precision(tmp_path: Path, nms: Any) -> None:
     report = export(tmp_path / "x.onnx", Lowering("fp16"), nms=nms)
@@ -263,6 +265,7 @@ def test_int8_is_told_not_judged(quantised: ExportReport) -> None:
     assert written["tolerance"]["judged"] is False
 
 
+@pytest.mark.slow
 def test_nms_inside_has_the_same_layers_and_scales(tmp_path: Path, pictures: Path) -> None:
     calibration = Calibration(pictures, method="minmax")
     plain = export(tmp_path / "x.onnx", Lowering("int8", calibration=calibration, **KEEP_NONE))
