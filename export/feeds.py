@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deploykit.runtime.dense import place
-from deploykit.runtime.image import Letterbox, blob, read_image
+from deploykit.runtime.dense import dense_blob, place
+from deploykit.runtime.image import Letterbox, read_image
 from deploykit.runtime.parity import Batch, Feeds
 from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, ModelSpec
@@ -102,10 +102,10 @@ def on_canvas(picture: Array, canvas: InputSpec, *, auto: bool) -> Array:
             size = Letterbox.fit(picture.shape[:2], size, replace(canvas.fit, kind="letterbox"), auto=True).canvas
         resized = replace(canvas.fit, kind="resize")
         placed = Letterbox.fit(picture.shape[:2], size, resized, auto=False).apply(picture)
-    if canvas.channels == 3:
-        return blob([placed], canvas)
-    planes = [placed[..., 2], placed[..., 1], placed[..., 0], placed @ np.array(GREY)]
-    chosen = [planes[3]] if canvas.channels == 1 else [planes[i % 4] for i in range(canvas.channels)]
-    mean, std = (np.array(values, np.float64)[:, None, None] for values in (canvas.mean, canvas.std))
-    values = (np.stack(chosen) * canvas.scale - mean) / std
-    return np.ascontiguousarray(values[None], np.float32)
+    if canvas.channels in (1, 3):
+        return dense_blob([placed], canvas)
+    grey = np.rint(placed @ np.array(GREY)).astype(np.uint8)
+    colours = [placed[..., 2], placed[..., 1], placed[..., 0], grey]
+    planes = [colours[i % 4] for i in range(canvas.channels)]
+    planes[:3] = planes[2::-1] if canvas.channels > 2 else planes  # as OpenCV has a picture of many channels
+    return dense_blob([np.stack(planes, -1)], canvas)

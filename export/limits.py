@@ -24,8 +24,9 @@ FP16 = Tolerance(
     unmatched=0.02,
     dense=0.02,
 )
-"""Limits of fp16: rounding is relative, so a large box moves further. Twice what trained models were seen to need in
-rows that score over 0.05 (docs/precision.md); they catch what is wrong, and accuracy on annotated pictures judges."""
+"""Limits of fp16: rounding is relative, so a large box moves further. Of detectors twice what trained models were seen
+to need in rows that score over 0.05, of dense outputs six times (docs/precision.md); they catch what is wrong, and
+accuracy on annotated pictures judges."""
 
 BF16 = Tolerance(
     pixels=4.0,

@@ -16,7 +16,7 @@ ratios are frozen (:class:`deploykit.models.layers.dynopool.FixedPool`); they ar
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -126,7 +126,7 @@ def layer_macs(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     """Multiply-adds of each convolution and linear layer for a picture of ``size`` (height, width), by name."""
     found: dict[str, int] = {}
 
-    def counted(name: str) -> object:
+    def counted(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             weight = module.weight
             assert isinstance(weight, Tensor)
@@ -136,7 +136,7 @@ def layer_macs(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
         return hook
 
     layers = {name: m for name, m in network.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-    handles = [module.register_forward_hook(counted(name)) for name, module in layers.items()]  # type: ignore[arg-type]  # a hook
+    handles = [module.register_forward_hook(counted(name)) for name, module in layers.items()]
     weight = next(network.parameters())
     trained = [module for module in network.modules() if module.training]
     with torch.no_grad():

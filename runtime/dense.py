@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -14,7 +15,21 @@ from deploykit.runtime.image import Letterbox, blob, blob_tables
 from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
-__all__ = ["Placed", "dense_blob", "dense_output", "label_map", "place", "restored", "top_classes"]
+__all__ = [
+    "DENSE_TASKS",
+    "DenseTask",
+    "Placed",
+    "dense_blob",
+    "dense_output",
+    "label_map",
+    "place",
+    "restored",
+    "top_classes",
+]
+
+DenseTask = Literal["classify", "segment", "restore"]
+DENSE_TASKS: tuple[DenseTask, ...] = ("classify", "segment", "restore")
+"""The tasks of networks with one dense output."""
 
 CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large picture would take gigabytes
 
@@ -94,8 +109,10 @@ def dense_blob(canvases: Sequence[Array], canvas: InputSpec) -> Array:
         if canvas.channels == 1:
             channels = [picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)]
         else:
-            order = [2, 1, 0] if canvas.colour == "rgb" else [0, 1, 2]
-            channels = [picture[..., i] for i in (*order, *range(3, canvas.channels))]
+            order = [*range(canvas.channels)]
+            if canvas.colour == "rgb":
+                order[:3] = order[2::-1] if canvas.channels > 2 else order
+            channels = [picture[..., i] for i in order]
         for channel, plane, table in zip(channels, planes, blob_tables(canvas), strict=True):
             plane[...] = table[channel]
     return out

@@ -14,7 +14,16 @@ import cv2
 import numpy as np
 
 from deploykit.errors import DeployError, ImageError, SpecError, UsageError
-from deploykit.runtime.dense import Placed, dense_blob, dense_output, label_map, place, restored, top_classes
+from deploykit.runtime.dense import (
+    DENSE_TASKS,
+    Placed,
+    dense_blob,
+    dense_output,
+    label_map,
+    place,
+    restored,
+    top_classes,
+)
 from deploykit.runtime.dense_results import Classification, DenseResult, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.image import ImageSource, decode_image, encoded_image
 from deploykit.runtime.raw import RawPicture, is_raw, pack, read_raw, unpack
@@ -24,9 +33,8 @@ from deploykit.runtime.sources import Frame, Pictures, Skip, Video
 from deploykit.runtime.tiles import Tiling, run_tiled
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
-__all__ = ["TASKS", "DensePredictor"]
+__all__ = ["DensePredictor"]
 
-TASKS = ("classify", "segment", "restore")
 TOP = 5
 OVERLAP = 32  # of tiles, where nothing else is asked for
 FREE_TILE = 512  # pixels a side of the tiles of a mosaic, for a network that takes any size
@@ -275,9 +283,9 @@ def _many_channels(source: ImageSource, channels: int) -> Array:
 
 def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
     """The network's one input, if the spec is of a task with one dense output and fits the network's tensors."""
-    if spec.task not in TASKS or not isinstance(spec.output, Tensor):
+    if spec.task not in DENSE_TASKS or not isinstance(spec.output, Tensor):
         raise SpecError(
-            f"a DensePredictor runs the tasks {', '.join(TASKS)}, with one dense output; this spec's task is "
+            f"a DensePredictor runs the tasks {', '.join(DENSE_TASKS)}, with one dense output; this spec's task is "
             f"{spec.task!r}, its output of kind {spec.output.kind!r}"
         )
     want = spec.input

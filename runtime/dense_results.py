@@ -48,10 +48,6 @@ class DenseResult(ABC):
     image: Array | None = field(default=None, repr=False)
 
     @abstractmethod
-    def counts(self) -> dict[str, float]:
-        """What a line about the picture says: names with numbers."""
-
-    @abstractmethod
     def draw(self, image: Array | None = None) -> Array:
         """What there is to see, as a new BGR ``uint8 (H, W, 3)``.
 
@@ -124,17 +120,13 @@ class Classification(DenseResult):
         return self.classes[label] if label < len(self.classes) else str(label)
 
     @property
-    def named(self) -> dict[str, float]:
-        """Name -> probability, the best first."""
-        return {self.class_name(int(label)): float(s) for label, s in zip(self.labels, self.scores, strict=True)}
-
-    def counts(self) -> dict[str, float]:
-        """See :meth:`DenseResult.counts`."""
-        return {name: round(score, 3) for name, score in self.named.items()}
+    def named(self) -> list[tuple[str, float]]:
+        """Names and probabilities, the best first; two classes may have one name."""
+        return [(self.class_name(int(label)), float(s)) for label, s in zip(self.labels, self.scores, strict=True)]
 
     def draw(self, image: Array | None = None) -> Array:
         """See :meth:`DenseResult.draw`: the picture with the classes written on it."""
-        return draw_lines(self._source(image), [f"{name} {score:.3f}" for name, score in self.named.items()])
+        return draw_lines(self._source(image), [f"{name} {score:.3f}" for name, score in self.named])
 
     def _about(self) -> dict[str, Any]:
         entries = zip(self.labels, self.scores, strict=True)
@@ -165,13 +157,12 @@ class LabelMap(DenseResult):
         object.__setattr__(self, "labels", labels)
 
     def shares(self) -> dict[str, float]:
-        """Class name (or number) -> its share of the picture, the largest first."""
-        named = self.classes
-        return {named[label] if label < len(named) else str(label): x for label, x in shares(self.labels).items()}
-
-    def counts(self) -> dict[str, float]:
-        """See :meth:`DenseResult.counts`: shares."""
-        return {name: round(share, 3) for name, share in self.shares().items()}
+        """Class name (or number) -> its share of the picture, the largest first; classes of one name are added up."""
+        found: dict[str, float] = {}
+        for label, share in shares(self.labels).items():
+            name = self.classes[label] if label < len(self.classes) else str(label)
+            found[name] = found.get(name, 0.0) + share
+        return found
 
     def draw(self, image: Array | None = None, *, alpha: float = 0.5, legend: bool = True) -> Array:
         """See :meth:`DenseResult.draw`: the picture under its map; ``alpha`` and ``legend`` as
@@ -204,10 +195,6 @@ class RestoredImage(DenseResult):
     pixels: Array
     tiles: int = 1
 
-    def counts(self) -> dict[str, float]:
-        """See :meth:`DenseResult.counts`."""
-        return {"restored": 1}
-
     def draw(self, image: Array | None = None) -> Array:
         """See :meth:`DenseResult.draw`: the restored picture itself; the source is not needed."""
         return as_bgr(self.pixels)
@@ -222,10 +209,6 @@ class RestoredRaw(DenseResult):
 
     raw: RawPicture
     tiles: int = 1
-
-    def counts(self) -> dict[str, float]:
-        """See :meth:`DenseResult.counts`."""
-        return {"restored": 1}
 
     def developed(self, bits: int = 8) -> Array:
         """The mosaic as a picture, BGR of 8 or 16 bits: colours put together and white balanced by LibRaw, upright.

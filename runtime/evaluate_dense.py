@@ -9,13 +9,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
 
 from deploykit.errors import DataError, NotFoundError, UsageError, require
-from deploykit.runtime.dense import Placed, dense_blob, dense_output, label_map, place, restored, top_classes
+from deploykit.runtime.dense import (
+    DENSE_TASKS,
+    DenseTask,
+    Placed,
+    dense_blob,
+    dense_output,
+    label_map,
+    place,
+    restored,
+    top_classes,
+)
 from deploykit.runtime.image import read_image
 from deploykit.runtime.image_metrics import WINDOW, psnr, ssim
 from deploykit.runtime.machine import versions
@@ -26,8 +36,6 @@ from deploykit.values import worded
 
 __all__ = ["DENSE_TASKS", "DenseEvaluation", "DenseTask", "evaluate_dense_session"]
 
-DenseTask = Literal["classify", "segment", "restore"]
-DENSE_TASKS: tuple[DenseTask, ...] = ("classify", "segment", "restore")
 TOP = 5
 IGNORED = 255
 

@@ -90,6 +90,7 @@ class Difference:
     max_abs: float
     used: float
     worst: tuple[int, int, float, float]
+    dense: bool = False
 
     @property
     def ok(self) -> bool:
@@ -98,8 +99,7 @@ class Difference:
 
     def __str__(self) -> str:
         row, column, expected, found = self.worst
-        dense = self.values in ("logits", "image")
-        where = f"channel {row}, pixel {column}" if dense else f"row {row}, column {column}"
+        where = f"channel {row}, pixel {column}" if self.dense else f"row {row}, column {column}"
         return (
             f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
             f"{self.max_abs:.3g} ({self.used:.3g} of the limit): {where} is {found:.6g}, expected {expected:.6g}"
@@ -381,7 +381,7 @@ def _dense_difference(
         if used[channel, pixel] > share or not count:
             worst = (int(channel), int(pixel), float(wide[channel, pixel]), float(got[channel, pixel]))
         count, most, share = count + error.size, max(most, float(error.max())), max(share, float(used.max()))
-    return Difference(reference, name, label, layout.name, count, most, share, worst)
+    return Difference(reference, name, label, layout.name, count, most, share, worst, dense=True)
 
 
 def dense_limit(expected: Array, limits: Tolerance) -> float:

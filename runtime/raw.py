@@ -111,14 +111,14 @@ def _picture(raw: Any, file: Path) -> RawPicture:
     repeated = np.tile(cell, (rows, columns))[: numbers.shape[0], : numbers.shape[1]]
     if sorted(colours) != [RED, GREEN, GREEN, BLUE] or not np.array_equal(repeated, numbers):
         raise ImageError(f"{file} has a mosaic of another pattern than Bayer's ({names}): it cannot be packed")
-    levels = raw.black_level_per_channel
+    levels = [int(raw.black_level_per_channel[number]) for number in cell.ravel()]
     balance = tuple(float(value) for value in raw.camera_whitebalance[:3])
     matrix = np.asarray(raw.rgb_xyz_matrix, np.float64)[:3]
     first, second, third, fourth = colours
     return RawPicture(
         mosaic=mosaic,
         pattern=(first, second, third, fourth),
-        black=tuple(int(levels[number]) for number in cell.ravel()),  # type: ignore[arg-type]  # of four
+        black=(levels[0], levels[1], levels[2], levels[3]),
         white=int(raw.white_level),
         white_balance=balance if min(balance) > 0 else (),
         matrix=tuple(map(tuple, matrix.tolist())) if matrix.any() else (),

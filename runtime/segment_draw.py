@@ -14,7 +14,7 @@ from deploykit.errors import UsageError, require
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array
 
-__all__ = ["draw_label_map", "label_map_png", "palette", "save_label_map", "shares"]
+__all__ = ["draw_label_map", "palette", "save_label_map", "shares"]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 BACKGROUND = {"background", "_background_", "none"}
@@ -125,11 +125,14 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
 
 
-def label_map_png(labels: Array, colours: Array | None = None) -> bytes:
-    """A label map as an 8-bit PNG whose pixels are the classes' numbers and whose palette shows them.
+def save_label_map(path: Path, labels: Array, colours: Array | None = None) -> None:
+    """Write a label map as an 8-bit PNG whose pixels are the classes' numbers and whose palette shows them.
+
+    ``deploykit eval`` reads such files as truth. ``colours`` as for :func:`draw_label_map`.
 
     Raises:
-        UsageError: a class is over 255. MissingDependencyError: pillow is not installed.
+        UsageError: a class is over 255. MissingDependencyError: pillow is not installed. OutputError: the place is not
+        writable or full.
     """
     images: Any = require("PIL.Image", "eval")
     if labels.min() < 0 or labels.max() > 255:
@@ -139,9 +142,4 @@ def label_map_png(labels: Array, colours: Array | None = None) -> bytes:
     picture.putpalette(table[:, ::-1].tobytes())
     data = BytesIO()
     picture.save(data, "PNG")
-    return data.getvalue()
-
-
-def save_label_map(path: Path, labels: Array, colours: Array | None = None) -> None:
-    """Write :func:`label_map_png`; ``deploykit eval`` reads such files as truth."""
-    write_whole(path, label_map_png(labels, colours))
+    write_whole(path, data.getvalue())

@@ -49,8 +49,8 @@ class SourcePredictor(ABC, Generic[R, P]):
     def _run(self, batch: list[P]) -> list[R]:
         """Run the network on pictures whose canvases are of one size."""
 
-    @overload  # a str is a sequence of str too, but here it is a name
-    def __call__(self, source: str | os.PathLike[str] | int) -> R | Any: ...  # type: ignore[overload-overlap]
+    @overload
+    def __call__(self, source: str | os.PathLike[str] | int) -> R | Any: ...  # type: ignore[overload-overlap]  # a str is a sequence too
     @overload
     def __call__(self, source: bytes | Array) -> R: ...
     @overload

@@ -56,11 +56,13 @@ class Pictures:
     """Pictures in files, in encoded bytes or in arrays, one after the other.
 
     ``keep_files``: results hold on to pictures that were read from files. A list of results does without (it would
-    fill the memory, and a file can be read again); a stream keeps them.
+    fill the memory, and a file can be read again); a stream keeps them. ``folder``: whose pictures they are, if they
+    were not named one by one.
     """
 
     items: tuple[ImageSource, ...]
     keep_files: bool = True
+    folder: Path | None = None
     live = False
 
     @property
@@ -182,7 +184,7 @@ def _open_named(source: str | os.PathLike[str] | int, raw: bool) -> Pictures | V
         return Video(int(os.fspath(source)) if not isinstance(source, int) else source)
     path = Path(source)
     if kind == "folder":
-        return Pictures(tuple(pictures_in(path, raw=raw)))
+        return Pictures(tuple(pictures_in(path, raw=raw)), folder=path)
     if not exists(path):
         raise NotFoundError(
             f"a picture, video or folder was expected at {path}, which does not exist{close_matches(path)}"

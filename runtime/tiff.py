@@ -63,7 +63,8 @@ def _numbers(tag: Tag | None) -> list[int]:
     """The values of a tag of whole numbers; empty: it is none."""
     if tag is None or tag[0] not in (SHORT, LONG):
         return []
-    return np.frombuffer(tag[2], "<u2" if tag[0] == SHORT else "<u4").tolist()  # type: ignore[no-any-return]  # of ints
+    numbers: list[int] = np.frombuffer(tag[2], "<u2" if tag[0] == SHORT else "<u4").tolist()
+    return numbers
 
 
 def _directory(data: bytes, order: str, place: int) -> Iterator[tuple[int, Tag]]:

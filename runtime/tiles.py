@@ -54,8 +54,8 @@ class Tiling:
 
     def places(self, size: tuple[int, int]) -> list[tuple[Span, Span]]:
         """The tiles of a picture of ``size`` (height, width): rows and columns of each, from the top left on."""
-        spans = (plan_tiles(s, t, self.overlap, self.step) for s, t in zip(size, self.tile, strict=True))
-        return list(product(*spans))  # type: ignore[arg-type]  # of two axes
+        rows, columns = (plan_tiles(s, t, self.overlap, self.step) for s, t in zip(size, self.tile, strict=True))
+        return list(product(rows, columns))
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ def run_tiled(
 
     Returns:
         ``(C', s H, s W)`` of the type that ``run`` gives. Beside it and the picture no more memory is taken than for
-        the tiles of one batch.
+        the tiles of one batch, but for a picture that is shorter than a tile, which is copied to be mirrored.
 
     Raises:
         BackendError: the network gives another size.
     """
     height, width = picture.shape[1:]
-    padded = _at_least(picture, tiling)
+    padded = _at_least(picture, tiling.tile)
     places = tiling.places((height, width))
     out: Array | None = None
     for start in range(0, len(places), tiling.batch):
@@ -130,7 +130,10 @@ def run_tiled(
 
 
 def _cut(picture: Array, row: Span, column: Span, tile: tuple[int, int]) -> Array:
-    return picture[:, row.start : row.start + tile[0], column.start : column.start + tile[1]]
+    """A tile, with zeros where it reaches beyond the picture."""
+    part = picture[:, row.start : row.start + tile[0], column.start : column.start + tile[1]]
+    beyond = [(0, side - there) for side, there in zip(tile, part.shape[1:], strict=True)]
+    return np.pad(part, [(0, 0), *beyond]) if any(more for _, more in beyond) else part
 
 
 def _keep(out: Array, part: Array, row: Span, column: Span, scale: int) -> None:
@@ -150,13 +153,10 @@ def _scale(found: Array, fed: Array) -> int:
     return scale
 
 
-def _at_least(picture: Array, tiling: Tiling) -> Array:
+def _at_least(picture: Array, tile: tuple[int, int]) -> Array:
     """The picture with its right and lower borders mirrored up to a tile's sides, again and again where it is very
-    small; longer sides with zeros up to a multiple of the step."""
-    for axis, side in enumerate(tiling.tile, start=1):
-        if picture.shape[axis] > side:
-            more = -picture.shape[axis] % tiling.step
-            picture = np.pad(picture, [(0, more if a == axis else 0) for a in range(3)]) if more else picture
+    small."""
+    for axis, side in enumerate(tile, start=1):
         while picture.shape[axis] < side:
             more = min(side - picture.shape[axis], max(picture.shape[axis] - 1, 1))
             widths = [(0, more if a == axis else 0) for a in range(3)]

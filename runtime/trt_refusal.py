@@ -39,9 +39,7 @@ def refusal(
     if found := re.search(r"(?:[Cc]annot|could not) find plugin:?\s*'?(\w+)[ ',:]*(?:version:?\s*'?([\w.]+))?", said):
         version = f" version {found[2]}" if found[2] else ""
         return BackendError(f"{path} needs the plugin {found[1]}{version}, and no library that has it is loaded")
-    if found := re.search(
-        r"Supported compute capabilities: ([^.]*(?:\.\d[^.]*)*)\. TensorRT-RTX does not support", said
-    ):
+    if found := re.search(LISTED, said):
         return _unsupported(path, record, gpu, found[1])
     if "agic" in said or _malformed(data, runtime, trt):
         return ArtefactError(f"{path} is no engine of this flavour of TensorRT, or is damaged ({len(data):,} bytes)")

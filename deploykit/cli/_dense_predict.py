@@ -78,15 +78,12 @@ def without_raw(source: Pictures | Video) -> Pictures | Video:
     from deploykit.runtime.raw import is_raw
     from deploykit.runtime.sources import Video
 
-    if isinstance(source, Video):
+    if isinstance(source, Video) or source.folder is None:
         return source
-    files = [item for item in source.items if isinstance(item, Path)]
-    left = tuple(item for item in files if not is_raw(item))
-    if left or not files:
-        return dataclasses.replace(source, items=left) if len(left) < len(files) and len(files) > 1 else source
-    if len(files) > 1:
-        raise ImageError(f"{files[0].parent} holds RAW files only, and this model takes developed pictures")
-    return source
+    left = tuple(item for item in source.items if isinstance(item, Path) and not is_raw(item))
+    if not left:
+        raise ImageError(f"{source.folder} holds RAW files only, and this model takes developed pictures")
+    return dataclasses.replace(source, items=left)
 
 
 def said(result: Any) -> str:
@@ -96,7 +93,7 @@ def said(result: Any) -> str:
     if not isinstance(result, DenseResult):
         return ""
     if isinstance(result, Classification):
-        return ", ".join(f"{name} {score:.3f}" for name, score in result.named.items())
+        return ", ".join(f"{name} {score:.3f}" for name, score in result.named)
     if isinstance(result, LabelMap):
         shares = list(result.shares().items())
         rest = f", and {len(shares) - SHOWN} more" if len(shares) > SHOWN else ""

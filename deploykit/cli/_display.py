@@ -97,7 +97,8 @@ def parity_table(report: ParityReport) -> Table:
     table.add_column("where")
     for values in dict.fromkeys(d.values for d in report.differences):
         d = max((d for d in report.differences if d.values == values), key=lambda d: d.used)
-        largest = f"{d.max_abs:.2g} px" if values in ("boxes", "keypoints") else f"{d.max_abs:.2g}"
+        in_pixels = values in ("boxes", "keypoints") and not d.dense
+        largest = f"{d.max_abs:.2g} px" if in_pixels else f"{d.max_abs:.2g}"
         where = escape(f"{d.input}, against {d.reference}")
         table.add_row(_verdict(values, d.ok), largest, f"{100 * d.used:.1f} %" if judged else "", where)
     for what in dict.fromkeys(m.what for m in report.matchings):
@@ -131,7 +132,7 @@ def parity_lines(report: ParityReport) -> list[str]:
             *(f"note: {note}" for note in report.notes),
         ]
     told = f"limits: {limits.pixels:g} px + {relative}, probabilities {limits.probability:g}{scoring}"
-    if all(d.values in ("logits", "image") for d in report.differences):
+    if all(d.dense for d in report.differences):
         told = f"limit: {limits.dense:g} of the largest value, or of 1 where that is more"
     lines = [f"compared with {' and '.join(references)} on {_some(inputs)}", told]
     few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))

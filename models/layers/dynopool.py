@@ -20,9 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import shared_copy
-
-__all__ = ["DynOPool", "FixedPool", "complexity", "freeze", "in_units", "output_side", "resize_and_pool"]
+__all__ = ["DynOPool", "FixedPool", "complexity", "in_units", "output_side", "resize_and_pool"]
 
 UNIT = 1 << 32
 """What ratios are counted in, so that a side is a product of whole numbers: exact, and the same in a graph."""
@@ -137,15 +135,6 @@ class FixedPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[2:]
         return resize_and_pool(x, (output_side(height, self.rows), output_side(width, self.columns)))
-
-
-def freeze(network: nn.Module) -> nn.Module:
-    """A copy with every :class:`DynOPool` in its frozen form, and nothing else changed."""
-    if isinstance(network, DynOPool):
-        return network.fuse("")
-    new = shared_copy(network)
-    new._modules = {name: None if m is None else freeze(m) for name, m in network._modules.items()}
-    return new.train(network.training)
 
 
 def complexity(areas: Iterable[tuple[int, tuple[DynOPool, ...]]]) -> Tensor:

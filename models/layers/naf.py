@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from deploykit.models._fuse import check_fold, fold_into, probe_of, shared_copy
 
-__all__ = ["BoxMean", "FixedAttention", "LayerNorm2d", "NafBlock", "simple_gate"]
+__all__ = ["BoxMean", "FixedAttention", "LayerNorm2d", "NafBlock", "naf_blocks", "simple_gate"]
 
 EPS = 1e-6
 

@@ -103,6 +103,8 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
     cv2.imwrite(str(mosaics / "z.png"), plain(GREEN))
     assert predict("--model", network, "--source", mosaics) == 0
     assert "1 picture: classified" in capsys.readouterr().out
+    assert predict("--model", network, "--source", mosaics / "z.png", mosaics / "x.dng") != 0  # named: not passed over
+    assert f"left out: {mosaics / 'x.dng'} is a camera's raw file" in capsys.readouterr().err
     assert predict("--model", network, "--source", mosaics / "x.dng") != 0
     assert "only developed pictures are read" in capsys.readouterr().err
 

@@ -109,7 +109,7 @@ def test_a_dense_network_becomes_a_proved_file(task: str, dynamic: str, exporter
     assert bool(sizes) == (dynamic == "shape" and task != "classify")
 
 
-@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
 def test_networks_of_other_numbers_of_channels(channels: int, tmp_path: Path) -> None:
     report = onnx_from_model(model_of("restore", channels), out=tmp_path / "m.onnx")
     assert report.parity is not None

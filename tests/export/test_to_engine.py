@@ -431,6 +431,27 @@ def test_an_engine_that_gives_other_numbers_is_not_kept(cells: Path, monkeypatch
     assert not expected_of(report.path).exists()
 
 
+@rtx
+@pytest.mark.parametrize("reason", ["{engine} does not run on CPU stand-in", "CPU stand-in is not supported"])
+def test_an_engine_that_does_not_run_on_this_gpu_is_kept_and_says_why(
+    cells: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """Its folder at that time, which is gone afterwards, is not in the reason."""
+
+    def refuse(engine: Path, *_: object) -> Session:
+        raise DeviceError(reason.format(engine=engine))
+
+    monkeypatch.setattr(to_engine, "open_gpu", lambda index: CpuGpu())
+    monkeypatch.setattr(to_engine, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(to_engine, "open_engine", refuse)
+    report = build_engine(cells, flavour="tensorrt-rtx")
+    assert report.record.unverified == "built, not run: " + reason.format(engine="cells.trt")
+    assert record_of(report.path) == report.record
+    assert not report.record.verified
+    assert report.parity is None
+    assert list(Expected.load(expected_of(report.path)).computed) == ["cells.onnx"]
+
+
 # The timing cache of TensorRT proper.
 
 

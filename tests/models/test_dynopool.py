@@ -24,7 +24,7 @@ from deploykit.models._fuse import fuse_model
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model, outline_of_model
 from deploykit.models.dynopool import EfficientNet, Stage, Vgg, complexity_loss, layer_macs
-from deploykit.models.layers.dynopool import CLOSE, DynOPool, FixedPool, freeze, in_units, output_side, resize_and_pool
+from deploykit.models.layers.dynopool import CLOSE, DynOPool, FixedPool, in_units, output_side, resize_and_pool
 from deploykit.models.layers.hrnet import HrNet
 from deploykit.runtime.session import Array, open_session
 from tests.export.narrow_dense import narrow_dense
@@ -85,7 +85,7 @@ def test_in_float64_both_forms_give_the_same_numbers(height: int, width: int, ro
     pool = pool_of(rows, columns).double()
     x = torch.from_numpy(np.random.default_rng(width).normal(size=(1, 1, height, width)))
     with torch.no_grad():
-        assert (pool(x) - freeze(pool)(x)).abs().max() < 1e-11
+        assert (pool(x) - pool.fuse("it")(x)).abs().max() < 1e-11
 
 
 @given(side=st.integers(1, 4000), above=st.integers(1, 64), below=st.integers(1, 64))
@@ -118,7 +118,7 @@ def test_at_one_it_is_the_largest_of_four_blends_and_not_the_map_itself() -> Non
     pool = DynOPool(1.0).double()
     with torch.no_grad():
         assert torch.allclose(pool(x), expected, atol=1e-12)
-        assert torch.allclose(freeze(pool)(x), expected, atol=1e-12)
+        assert torch.allclose(pool.fuse("it")(x), expected, atol=1e-12)
     assert not torch.allclose(expected, x, atol=0.1)
 
 
@@ -144,7 +144,7 @@ def test_at_a_half_it_is_max_pooling_of_even_sides(size: tuple[int, int]) -> Non
     pool = DynOPool(0.5)
     with torch.no_grad():
         assert (pool(x) - functional.max_pool2d(x, 2)).abs().max() < 1e-6
-        assert torch.equal(freeze(pool)(x), functional.max_pool2d(x, 2))
+        assert torch.equal(pool.fuse("it")(x), functional.max_pool2d(x, 2))
 
 
 def test_at_a_half_of_an_odd_side_it_is_not() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -134,7 +135,11 @@ def test_lengths_stay_fp32_in_half_precision(tmp_path: Path) -> None:
     assert report.parity.ok
     assert report.lowered is not None
     assert report.lowered.half is not None
-    assert len([name for name in report.lowered.half.kept["operator"] if "norm" in name]) >= 2
+    kept = set(report.lowered.half.kept["operator"])
+    assert len([name for name in kept if "norm" in name]) >= 2
+    roots = [node.name for node in onnx.load(report.path).graph.node if node.op_type in ("Sqrt", "Pow")]
+    assert roots
+    assert kept.issuperset(roots)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -45,7 +45,7 @@ def test_a_picture_is_classified(tmp_path: Path) -> None:
     assert found.labels.tolist() == [1, 0]
     expected = np.exp(np.array([100, 200, 20]) / 25.5)
     np.testing.assert_allclose(found.scores, (expected / expected.sum())[[1, 0]], rtol=1e-4)
-    assert list(found.named) == ["green", "red"]
+    assert [name for name, _ in found.named] == ["green", "red"]
     assert json.loads(json.dumps(found.to_dict()))["classes"][0]["name"] == "green"
     assert found.draw().shape == (40, 60, 3)
     assert found.timings.keys() == {"read", "prepare", "inference", "postprocess"}
@@ -238,6 +238,14 @@ def test_a_network_that_gives_something_else_is_named(tmp_path: Path) -> None:
         model(plain(RED))
     with pytest.raises(SpecError, match="2 means"):
         DensePredictor(FakeSession(dict, spec=replace(spec, input=replace(spec.input, mean=(0.0, 0.0)))))
+
+
+def test_classes_of_one_name_are_not_lost() -> None:
+    """ImageNet has two cranes."""
+    both = Classification(size=(2, 2), labels=np.array([0, 1]), scores=np.array([0.6, 0.4]), classes=("crane", "crane"))
+    assert [name for name, _ in both.named] == ["crane", "crane"]
+    painted = LabelMap(size=(1, 4), labels=np.array([[0, 1, 1, 2]]), classes=("crane", "crane", "sky"))
+    assert painted.shares() == {"crane": 0.75, "sky": 0.25}
 
 
 def test_what_no_result_can_be() -> None:

@@ -120,9 +120,10 @@ def test_pictures_smaller_than_a_tile_are_mirrored() -> None:
     np.testing.assert_array_equal(run_tiled(run, np.ones((1, 1, 1)), Tiling((3, 3), 0)), [[[1]]])
 
 
-def test_memory_is_that_of_the_tiles() -> None:
-    picture = np.zeros((4, 1500, 1500), np.float32)
-    tiling = Tiling((128, 128), 16, 2)
+@pytest.mark.parametrize("step", [1, 16])
+def test_memory_is_that_of_the_tiles(step: int) -> None:
+    picture = np.zeros((4, 1501, 1499), np.float32)
+    tiling = Tiling((128, 128), 16, 2, step)
     run_tiled(lambda x: x * 2, picture[:, :256, :256], tiling)
     tracemalloc.start()
     found = run_tiled(lambda x: x * 2, picture, tiling)
