@@ -56,6 +56,8 @@ class Fit:
     larger it is made by ``linear`` always. ``margin``: with ``auto``, so many strides are added before the rectangle
     is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled picture's shorter side. ``step``: of a
     network that halves its input a few times, the pixels after which its grid repeats: tiles begin at multiples of it.
+    ``resample``: ``opencv`` resizes as ``shrink`` says; ``bilinear``, ``bicubic`` and ``lanczos`` are Pillow's filters,
+    in both directions, which most classifiers were trained and evaluated with.
     """
 
     kind: Literal["letterbox", "resize", "crop", "pad", "tile"] = "letterbox"
@@ -69,6 +71,7 @@ class Fit:
     margin: float = field(default=0.0, metadata=LATER)
     crop_share: float = field(default=0.875, metadata=LATER)
     step: int = field(default=1, metadata=LATER)
+    resample: Literal["opencv", "bilinear", "bicubic", "lanczos"] = field(default="opencv", metadata=LATER)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.crop_share <= 1.0:

@@ -49,8 +49,8 @@ def place(image: Array, canvas: InputSpec) -> Placed:
     """Lay a picture on the canvas as the spec's fit says.
 
     ``letterbox`` and ``resize`` as :class:`Letterbox`; ``crop``: scaled so that the shorter side is ``size /
-    crop_share``, then the middle, as classifiers are evaluated; ``pad``: mirrored on the right and below up to the next
-    multiple of the stride, or up to the size where that is fixed.
+    crop_share``, then the middle, as classifiers are evaluated (with torchvision's roundings); ``pad``: mirrored on the
+    right and below up to the next multiple of the stride, or up to the size where that is fixed.
 
     Raises:
         ImageSizeError: a picture to pad is larger than a fixed canvas, or too small to mirror.
@@ -70,12 +70,16 @@ def place(image: Array, canvas: InputSpec) -> Placed:
 def _cropped(image: Array, canvas: InputSpec) -> Placed:
     height, width = canvas.size
     source = (image.shape[0], image.shape[1])
-    gain = max(round(height / canvas.fit.crop_share) / source[0], round(width / canvas.fit.crop_share) / source[1])
-    scaled = max(height, round(source[0] * gain)), max(width, round(source[1] * gain))
-    way = cv2.INTER_AREA if canvas.fit.shrink == "area" and gain < 1 else cv2.INTER_LINEAR
-    resized = cv2.resize(image, (scaled[1], scaled[0]), interpolation=way)
-    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    return Placed(np.ascontiguousarray(resized[top : top + height, left : left + width]), source, (0, 0, width, height))
+    fit = canvas.fit
+    least = math.floor(height / fit.crop_share), math.floor(width / fit.crop_share)
+    if least[0] * source[1] >= least[1] * source[0]:  # the height is what the picture is scaled to
+        scaled = least[0], max(width, int(least[0] * source[1] / source[0]))
+    else:
+        scaled = max(height, int(least[1] * source[0] / source[1])), least[1]
+    box = Letterbox(source, scaled, scaled, (0, 0), shrink=fit.shrink, resample=fit.resample)
+    top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
+    middle = box.apply(image)[top : top + height, left : left + width]
+    return Placed(np.ascontiguousarray(middle), source, (0, 0, width, height))
 
 
 def _padded(image: Array, canvas: InputSpec) -> Placed:

@@ -23,6 +23,7 @@ import numpy as np
 
 from deploykit.errors import ImageError, NotFoundError, SpecError
 from deploykit.runtime.files import close_matches
+from deploykit.runtime.resample import resample
 from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec
 
@@ -126,7 +127,7 @@ class Letterbox:
     """How one picture lies on a network's canvas: ``network = source * scale + pad``. Sizes are (height, width).
 
     ``resized`` is the picture's size on the canvas, ``pad`` its (left, top); ``scale`` (x, y) follows from them.
-    ``shrink``: the interpolation where the picture becomes smaller.
+    ``shrink`` and ``resample``: how it is resized, see :class:`deploykit.spec.Fit`.
     """
 
     source: tuple[int, int]
@@ -135,6 +136,7 @@ class Letterbox:
     pad: tuple[int, int]
     pad_value: int = 114
     shrink: Literal["linear", "area"] = "linear"
+    resample: Literal["opencv", "bilinear", "bicubic", "lanczos"] = "opencv"
 
     @classmethod
     def fit(cls, source: tuple[int, int], size: tuple[int, int], fit: Fit, *, auto: bool | None = None) -> Self:
@@ -147,7 +149,7 @@ class Letterbox:
             SpecError: another kind of fit, which no single canvas can express.
         """
         if fit.kind == "resize":
-            return cls(source, size, size, (0, 0), fit.pad_value)
+            return cls(source, size, size, (0, 0), fit.pad_value, resample=fit.resample)
         if fit.kind != "letterbox":
             raise SpecError(f"a picture is laid on a canvas by letterbox or resize, but the spec's fit is {fit.kind!r}")
         gain = min(size[0] / source[0], size[1] / source[1])
@@ -163,7 +165,7 @@ class Letterbox:
             canvas = (_multiple(sides[0], fit.stride), _multiple(sides[1], fit.stride))
         left, top = (canvas[1] - width) // 2, (canvas[0] - height) // 2
         pad = (left, top) if fit.anchor == "centre" else (0, 0)
-        return cls(source, (height, width), canvas, pad, fit.pad_value, fit.shrink)
+        return cls(source, (height, width), canvas, pad, fit.pad_value, fit.shrink, fit.resample)
 
     @property
     def scale(self) -> tuple[float, float]:
@@ -186,6 +188,8 @@ class Letterbox:
         place = canvas[top : top + height, left : left + width]
         if self.resized == self.source:
             place[...] = image
+        elif self.resample != "opencv":
+            place[...] = resample(image, self.resized, self.resample)
         else:
             smaller = height < self.source[0] or width < self.source[1]
             area = self.shrink == "area" and smaller

@@ -45,7 +45,20 @@ def test_defaults_are_those_of_the_yolov7_family() -> None:
     assert POSE.output.name == "output"
     assert POSE.output.columns == 57
     assert (POSE.input.colour, POSE.input.scale) == ("rgb", 1 / 255)
-    assert dataclasses.astuple(Fit()) == ("letterbox", 32, False, 114, "centre", True, "round", "linear", 0.0, 0.875, 1)
+    assert dataclasses.astuple(Fit()) == (
+        "letterbox",
+        32,
+        False,
+        114,
+        "centre",
+        True,
+        "round",
+        "linear",
+        0.0,
+        0.875,
+        1,
+        "opencv",
+    )
     assert dataclasses.astuple(Thresholds()) == (0.25, 0.45, 300, 1000, 0.5)
     assert [f.default for f in dataclasses.fields(NmsOutputs)][1:] == [
         "num_dets", "boxes", "scores", "labels", None, "num_candidates",

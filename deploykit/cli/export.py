@@ -212,7 +212,8 @@ def _fitted(canvas: InputSpec) -> str:
         corner = ", at the top left" if fit.anchor == "top-left" else ""
         return f"letterbox {place}{corner}, pad {fit.pad_value}, stride {fit.stride}"
     if fit.kind == "crop":
-        return f"the middle {fit.crop_share:g} of the shorter side, scaled to {size}"
+        way = "" if fit.resample == "opencv" else f" ({fit.resample}, as Pillow)"
+        return f"the middle {fit.crop_share:g} of the shorter side, scaled to {size}{way}"
     if fit.kind == "resize":
         return f"resize to {size}, each side by itself"
     whole = f"multiples of {fit.stride}" if canvas.dynamic == "shape" else size
