@@ -27,7 +27,7 @@ CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
 def load(
     path: str | os.PathLike[str],
     *,
-    task: Literal["classify", "segment", "restore"],
+    task: Literal["classify", "segment", "restore", "features"],
     spec: ModelSpec | str | os.PathLike[str] | None = None,
     backend: str = "auto",
     top: int | None = None,

@@ -40,7 +40,7 @@ LATER = {"later": True}
 """Marks a field that came after the first release: it is written only where it is not its default, so that an older
 deploykit reads all that it understands."""
 
-Task = Literal["detect", "keypoints", "instances", "classify", "segment", "restore"]
+Task = Literal["detect", "keypoints", "instances", "classify", "segment", "restore", "features"]
 Dynamic = Literal["none", "batch", "shape"]
 Span = tuple[int, int]
 
@@ -229,7 +229,8 @@ class NmsOutputs:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One dense output: ``logits (B,C)`` classify, ``logits (B,C,H,W)`` segment, ``image (B,C,H,W)`` restore."""
+    """One dense output: ``logits (B,C)`` classify, ``logits (B,C,H,W)`` segment, ``image (B,C,H,W)`` restore,
+    ``features (B,D)`` of a network without a head."""
 
     kind: Literal["tensor"] = "tensor"
     name: str = "logits"

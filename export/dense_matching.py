@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deploykit.export.matching import Matching
+from deploykit.export.matching import Matching, What
 from deploykit.runtime.parity import Batch, Tolerance, dense_limit
 from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec
@@ -25,18 +25,17 @@ def match_dense(
 
     Of ``classify`` and ``segment``: every pixel's best class, where one channel is class 1 against class 0; a pixel is
     borderline if in the reference the best two are nearer than twice what a value may be off. Of ``restore``: values
-    as grey levels, which match if they are at most one apart.
+    as grey levels, which match if they are at most one apart. Of ``features``: values, which match within their limit.
     """
-    parts = [
-        _levels(a, b, spec) if spec.task == "restore" else _classes(a, b, limits) for a, b in _pairs(expected, found)
-    ]
+    what: dict[str, What] = {"restore": "grey levels", "features": "values"}
+    parts = [_part(a, b, spec, limits) for a, b in _pairs(expected, found)]
     total, matched, borderline = (sum(int(part[i]) for part in parts) for i in range(3))
     return [
         Matching(
             reference,
             candidate,
             batch.name,
-            "grey levels" if spec.task == "restore" else "classes",
+            what.get(spec.task, "classes"),
             expected=total,
             found=total,
             matched=matched,
@@ -51,6 +50,16 @@ def match_dense(
 
 def _pairs(expected: list[Array], found: list[Array]) -> list[tuple[Array, Array]]:
     return [(a.reshape(len(a), -1), b.reshape(len(b), -1)) for a, b in zip(expected, found, strict=True)]
+
+
+def _part(a: Array, b: Array, spec: ModelSpec, limits: Tolerance) -> tuple[int, int, int, float]:
+    if spec.task == "restore":
+        return _levels(a, b, spec)
+    if spec.task == "features":
+        with np.errstate(invalid="ignore"):
+            near = np.abs(a.astype(np.float64) - b) <= dense_limit(a, limits)  # not so of NaN
+        return near.size, int(near.sum()), 0, 0.0
+    return _classes(a, b, limits)
 
 
 def _classes(a: Array, b: Array, limits: Tolerance) -> tuple[int, int, int, float]:

@@ -153,6 +153,8 @@ def dense_meaning(spec: ModelSpec) -> str:
     """What the values of one dense output are."""
     if spec.task == "restore":
         return "the restored picture, in the numbers of the input"
+    if spec.task == "features":
+        return "the features of the picture, in no unit"
     where = "the picture" if spec.task == "classify" else "each pixel"
     if len(spec.classes) == 1:
         return f"the logit of {spec.classes[0]} of {where}; over 0 it is that"

@@ -20,10 +20,13 @@ FEW = 20  # fewer detections than this say little, so the best rows are compared
 ROWS = 100
 
 
+What = Literal["detections", "best rows", "classes", "grey levels", "values"]
+
+
 @dataclass(frozen=True)
 class Matching:
     """Detections (or best rows) of the candidate against the reference's on one input; of a dense output the classes
-    of its pixels (of the picture, where it is one class), or its values as grey levels of 0 to 255.
+    of its pixels (of the picture, where it is one class), or its values, as grey levels of 0 to 255 or as they are.
 
     ``borderline``: unmatched, but so near to a threshold that rounding decides; they do not count as failures.
     ``max_keypoint`` is in network pixels, None without keypoints. ``max_score`` of classes: of a probability.
@@ -32,7 +35,7 @@ class Matching:
     reference: str
     candidate: str
     input: str
-    what: Literal["detections", "best rows", "classes", "grey levels"]
+    what: What
     expected: int
     found: int
     matched: int
@@ -51,7 +54,7 @@ class Matching:
         return paired and near and self.min_iou >= self.limits.min_iou and self.max_score <= self.limits.max_score
 
     def __str__(self) -> str:
-        if self.what in ("classes", "grey levels"):
+        if self.what in ("classes", "grey levels", "values"):
             scores = f", probabilities within {self.max_score:.3g}" if self.what == "classes" else ""
             return (
                 f"{self.what} of {self.candidate} against {self.reference} on {self.input}: {self.matched} of "

@@ -182,3 +182,53 @@ def _narrow(weight: Tensor, bias: Tensor, like: nn.Conv2d) -> nn.Conv2d:
         "bias": nn.Parameter(bias.to(dtype), requires_grad=False),
     }
     return new
+
+
+def fold_bn_into_next(bn: nn.BatchNorm2d, conv: nn.Conv2d, path: str) -> nn.Conv2d:
+    """Fold a batch norm into the convolution after it, which must not pad: the border's zeros are not normalised.
+
+    W' = W s and b' = b + sum over the window of W t, where the norm is y = s x + t.
+
+    Raises:
+        FoldError: the convolution pads, or the folded one does not compute the same.
+    """
+    if any(pad != 0 for pad in conv.padding) or conv.groups != 1:
+        raise FoldError(f"the batch norm before {path} cannot be folded: the convolution pads or has groups")
+    wide, probe = _conv64(conv), probe_of(conv)
+    folds = []
+    for norm in (copy.deepcopy(bn).double().eval(), _perturbed(bn)):
+        affine = _Affine.of(norm)
+        shift = (wide.weight * affine.shift[:, None, None]).sum((1, 2, 3))
+        shift = shift if wide.bias is None else shift + wide.bias
+        folded = _narrow(wide.weight * affine.scale[:, None, None], shift, like=conv)
+        check_fold(path, "batch norm", _then(norm, wide), _conv64(folded), probe)
+        folds.append(folded)
+    return folds[0]
+
+
+class ChannelAffine(nn.Module):
+    """What a batch norm computes in eval mode, where no convolution can take it: ``y = weight x + bias`` a channel."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight[:, None, None], requires_grad=False)
+        self.bias = nn.Parameter(bias[:, None, None], requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = x * self.weight + self.bias
+        return out
+
+
+def affine_of(bn: nn.BatchNorm2d, path: str) -> ChannelAffine:
+    """A batch norm as a product and a sum, which half precision and TensorRT treat as what they are.
+
+    Raises:
+        FoldError: it does not compute the same.
+    """
+    exact = _Affine.of(copy.deepcopy(bn).double().eval())
+    new = ChannelAffine(exact.scale.to(bn.weight.dtype), exact.shift.to(bn.weight.dtype))
+    generator = torch.Generator().manual_seed(bn.num_features)
+    probe = torch.randn(1, bn.num_features, PROBE, PROBE, generator=generator, dtype=torch.float64)
+    wide = copy.deepcopy(new).double()
+    check_fold(path, "batch norm", copy.deepcopy(bn).double().eval(), wide, probe)
+    return new

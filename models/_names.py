@@ -1,4 +1,4 @@
-"""Class names of public data sets (facts published with the data)."""
+"""Class names of public data sets, and the statistics of their pictures (facts published with the data)."""
 
 from __future__ import annotations
 
@@ -20,3 +20,11 @@ VOC_CLASSES = (
     "dog", "horse", "motorbike", "person", "potted plant", "sheep", "sofa", "train", "tv monitor",
 )  # fmt: skip
 """The 21 classes of PASCAL VOC's segmentation, in the order in which models count them."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Red, green and blue of ImageNet's pictures, of 0 to 1."""
+
+
+def class_names(count: int, names: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """The names that a checkpoint brought, if there are as many as classes; else they are numbered."""
+    return names if names and len(names) == count else tuple(f"class {i}" for i in range(count))

@@ -16,7 +16,20 @@ from deploykit.errors import CheckpointError, NotFoundError, UsageError
 from deploykit.models._checkpoint import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
-NAMES = ("dynopool", "fcn", "kapao", "nafnet", "unet", "yolov5", "yolov6", "yolov7", "yolox")
+NAMES = (
+    "cmt",
+    "cmt_flyegle",
+    "dynopool",
+    "fcn",
+    "kapao",
+    "nafnet",
+    "unet",
+    "vit",
+    "yolov5",
+    "yolov6",
+    "yolov7",
+    "yolox",
+)
 FAMILIES = tuple(f"deploykit.models.{name}" for name in NAMES)
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""
 

@@ -15,7 +15,6 @@ ratios are frozen (:class:`deploykit.models.layers.dynopool.FixedPool`); they ar
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,8 +23,9 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
 from deploykit.models._checkpoint import Checkpoint
-from deploykit.models._names import VOC_CLASSES
+from deploykit.models._names import IMAGENET_MEAN, IMAGENET_STD, VOC_CLASSES
 from deploykit.models._registry import ReferenceModel, register_model
+from deploykit.models._shapes import Shapes
 from deploykit.models._weights import load_weights
 from deploykit.models.layers.dynopool import DynOPool, complexity
 from deploykit.models.layers.hrnet import HrNet, conv_bn
@@ -38,9 +38,8 @@ WEIGHTS_LICENCE = "none were published"
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SMALLEST, LARGEST = 1 / 64, 4.0  # ratios; a checkpoint with others would ask for maps that nothing holds
-MAX_COUNT, MAX_CHANNELS = 64, 65_536  # far beyond any real one, so that a hostile file builds nothing large
+MAX_COUNT = 64  # far beyond any real one, so that a hostile file builds nothing large
 
 
 @dataclass(frozen=True)
@@ -170,7 +169,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     kind = next((kind for kind, keys in kinds.items() if shapes.keys() >= set(keys)), None)
     if kind is None or not any(key.endswith(".alpha") for key in shapes):
         return None
-    reader = _Shapes(checkpoint, shapes)
+    reader = Shapes(checkpoint, "DynOPool", MAX_COUNT)
     with torch.device("meta"):
         network, known = {"vgg16": _vgg_of, "efficientnet-b0": _efficientnet_of, "hrnet-w48": _hrnet_of}[kind](reader)
     found = checkpoint.float32()
@@ -185,28 +184,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     return _reference(kind, name, network.eval(), checkpoint.names)
 
 
-@dataclass(frozen=True)
-class _Shapes:
-    checkpoint: Checkpoint
-    shapes: dict[str, tuple[int, ...]]
-
-    def weight(self, layer: str, axes: int = 4) -> tuple[int, ...]:
-        found = self.shapes.get(f"{layer}.weight", ())
-        if len(found) != axes or not 0 < max(found[:2]) <= MAX_CHANNELS:
-            told = f"is {list(found)}" if found else "is missing"
-            raise CheckpointError(
-                f"{self.checkpoint.path} has the tensors of a DynOPool network, but {layer}.weight {told}: expected "
-                f"one of {axes} axes; the file is damaged or of a changed model (deploykit inspect shows it)"
-            )
-        return found
-
-    def count(self, before: str) -> int:
-        """One more than the highest number that follows ``before``."""
-        numbers = (re.match(rf"{re.escape(before)}([0-9]{{1,3}})\.", key) for key in self.shapes)
-        return min(max((int(m[1]) + 1 for m in numbers if m), default=0), MAX_COUNT)
-
-
-def _vgg_of(reader: _Shapes) -> tuple[nn.Module, bool]:
+def _vgg_of(reader: Shapes) -> tuple[nn.Module, bool]:
     def blocks() -> Iterator[tuple[int, ...]]:
         for i in range(reader.count("blocks.")):
             yield tuple(reader.weight(f"blocks.{i}.{j}.0")[0] for j in range(reader.count(f"blocks.{i}.")))
@@ -215,7 +193,7 @@ def _vgg_of(reader: _Shapes) -> tuple[nn.Module, bool]:
     return Vgg(widths, reader.weight("classifier", 2)[0]), widths == VGG16
 
 
-def _efficientnet_of(reader: _Shapes) -> tuple[nn.Module, bool]:
+def _efficientnet_of(reader: Shapes) -> tuple[nn.Module, bool]:
     stages = []
     stem = before = reader.weight("stem.0")[0]
     for i in range(reader.count("stages.")):
@@ -229,7 +207,7 @@ def _efficientnet_of(reader: _Shapes) -> tuple[nn.Module, bool]:
     return EfficientNet(tuple(stages), classes, stem, last), (tuple(stages), stem, last) == (B0, 32, 1280)
 
 
-def _hrnet_of(reader: _Shapes) -> tuple[nn.Module, bool]:
+def _hrnet_of(reader: Shapes) -> tuple[nn.Module, bool]:
     width, stem = reader.weight("transition1.0.0")[0], reader.weight("conv1.0")[0]
     modules = tuple(reader.count(f"stage{i}.") for i in (2, 3, 4))
     return HrNet(width, reader.weight("head.1")[0], modules, stem), (width, stem, modules) == (48, 64, (1, 4, 3))

@@ -129,6 +129,7 @@ RESULTS = {
     "classify": "their classes",
     "segment": "label maps of their size",
     "restore": "restored pictures",
+    "features": "their features",
 }
 _MODEL_ONLY = (
     "the network's call on a ready {} batch in memory, with the copying of its inputs and outputs; "

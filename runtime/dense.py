@@ -27,8 +27,8 @@ __all__ = [
     "top_classes",
 ]
 
-DenseTask = Literal["classify", "segment", "restore"]
-DENSE_TASKS: tuple[DenseTask, ...] = ("classify", "segment", "restore")
+DenseTask = Literal["classify", "segment", "restore", "features"]
+DENSE_TASKS: tuple[DenseTask, ...] = ("classify", "segment", "restore", "features")
 """The tasks of networks with one dense output."""
 
 CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large picture would take gigabytes
@@ -123,14 +123,14 @@ def dense_blob(canvases: Sequence[Array], canvas: InputSpec) -> Array:
 
 
 def dense_output(outputs: Mapping[str, Array], spec: ModelSpec, what: str) -> Array:
-    """The one output of the spec's name, or the only one: ``(B, C)`` of classes, else ``(B, C, H, W)``.
+    """The one output of the spec's name, or the only one: ``(B, C)`` of classes or features, else ``(B, C, H, W)``.
 
     Raises:
         SpecError: it has other axes; ``what`` is what it was computed of.
     """
     assert isinstance(spec.output, Tensor)
     found = outputs.get(spec.output.name, next(iter(outputs.values())))
-    dims = 2 if spec.task == "classify" else 4
+    dims = 2 if spec.task in ("classify", "features") else 4
     if found.ndim != dims:
         raise SpecError(
             f"the task {spec.task} needs an output of {dims} axes, the network gives {found.shape} ({what})"

@@ -24,7 +24,7 @@ from deploykit.runtime.dense import (
     restored,
     top_classes,
 )
-from deploykit.runtime.dense_results import Classification, DenseResult, LabelMap, RestoredImage, RestoredRaw
+from deploykit.runtime.dense_results import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.image import ImageSource, decode_image, encoded_image
 from deploykit.runtime.raw import RawPicture, is_raw, pack, read_raw, unpack
 from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
@@ -228,6 +228,8 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
         elif self.spec.task == "segment":
             classes = _two(self.spec.classes) if len(output) == 1 else self.spec.classes
             made, found = LabelMap, {"labels": label_map(output, placed), "classes": classes}
+        elif self.spec.task == "features":
+            made, found = Features, {"values": output}
         else:
             made, found = RestoredImage, {"pixels": restored(output, placed, self.spec.input), "tiles": tiles}
         stages = (frame.read_ms, *ms, 1e3 * (time.perf_counter() - start))

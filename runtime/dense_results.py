@@ -22,7 +22,7 @@ from deploykit.runtime.results import encode_image
 from deploykit.runtime.segment_draw import draw_label_map, save_label_map, shares
 from deploykit.runtime.session import Array
 
-__all__ = ["Classification", "DenseResult", "LabelMap", "RestoredImage", "RestoredRaw"]
+__all__ = ["Classification", "DenseResult", "Features", "LabelMap", "RestoredImage", "RestoredRaw"]
 
 RAW_FILES = {".dng"}
 DEEP = {".png", ".tif", ".tiff"}  # formats of 16 bits a channel
@@ -136,6 +136,49 @@ class Classification(DenseResult):
                 for label, score in entries
             ]
         }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Features(DenseResult):
+    """What a network without a head says of a picture, to compare pictures by or to train a head on.
+
+    Attributes:
+        values: ``(D,)`` float32, as the network gives them: in no unit, and of no fixed length.
+    """
+
+    values: Array
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, np.float32)
+        if values.ndim != 1 or not len(values):
+            raise UsageError(f"the features of a picture are one row of values, got the shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise UsageError("features must be finite numbers, got NaN or infinity")
+        object.__setattr__(self, "values", values)
+
+    @property
+    def length(self) -> float:
+        """The root of the sum of the squares."""
+        return float(np.linalg.norm(self.values.astype(np.float64)))
+
+    def similarity(self, other: Features) -> float:
+        """The cosine of the angle to the features of another picture, -1 to 1; 0 where one of them is all zeros.
+
+        Raises:
+            UsageError: they are of another number, and so of another network.
+        """
+        if self.values.shape != other.values.shape:
+            raise UsageError(f"{len(self.values)} features cannot be compared with {len(other.values)}")
+        lengths = self.length * other.length
+        product = float(self.values.astype(np.float64) @ other.values)
+        return product / lengths if lengths else 0.0
+
+    def draw(self, image: Array | None = None) -> Array:
+        """See :meth:`DenseResult.draw`: the picture with a line of what was found."""
+        return draw_lines(self._source(image), [f"{len(self.values)} features, length {self.length:.4g}"])
+
+    def _about(self) -> dict[str, Any]:
+        return {"features": [float(f"{value:.7g}") for value in self.values]}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

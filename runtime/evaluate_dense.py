@@ -134,7 +134,7 @@ class _Case:
 
 def _task(spec: ModelSpec, asked: str | None) -> DenseTask:
     task = spec.task if asked is None else asked
-    if task not in DENSE_TASKS or spec.task != task or not isinstance(spec.output, Tensor):
+    if task not in _METERS or spec.task != task or not isinstance(spec.output, Tensor):
         raise UsageError(
             f"the task {task!r} was asked for, but this model's is {spec.task!r}, with an output of kind "
             f"{spec.output.kind!r}"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 RESTORED = ".png"  # a restored picture is written without loss
 RAW = ".dng"
 SHOWN = 6  # shares of a label map in a line
-DONE = {"classify": "classified", "segment": "segmented", "restore": "restored"}
+DONE = {"classify": "classified", "segment": "segmented", "restore": "restored", "features": "described"}
 
 
 def add_dense_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +88,14 @@ def without_raw(source: Pictures | Video) -> Pictures | Video:
 
 def said(result: Any) -> str:
     """A picture's line; empty: it is one of objects."""
-    from deploykit.runtime.dense_results import Classification, DenseResult, LabelMap, RestoredImage, RestoredRaw
+    from deploykit.runtime.dense_results import (
+        Classification,
+        DenseResult,
+        Features,
+        LabelMap,
+        RestoredImage,
+        RestoredRaw,
+    )
 
     if not isinstance(result, DenseResult):
         return ""
@@ -98,6 +105,8 @@ def said(result: Any) -> str:
         shares = list(result.shares().items())
         rest = f", and {len(shares) - SHOWN} more" if len(shares) > SHOWN else ""
         return ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares[:SHOWN]) + rest
+    if isinstance(result, Features):
+        return f"{len(result.values)} features, of length {result.length:.4g}"
     assert isinstance(result, (RestoredImage, RestoredRaw))
     tiles = f", in {result.tiles} tiles" if result.tiles > 1 else ""
     if isinstance(result, RestoredRaw):

@@ -114,6 +114,8 @@ def parity_table(report: ParityReport) -> Table:
 def _how_near(matching: Matching) -> str:
     if matching.what == "grey levels":
         return "within 1"
+    if matching.what == "values":
+        return "within their limits"
     return f"p +- {matching.max_score:.1g}" if matching.what == "classes" else f"IoU >= {matching.min_iou:.4f}"
 
 
