@@ -37,7 +37,18 @@ from deploykit.spec import Tensor as Dense
 from tests.export.narrow import model_of
 from tests.export.narrow_dense import NARROW, narrow_dense
 from tests.export.test_exports import FAMILIES
-from tests.models import test_fcn, test_kapao, test_nafnet, test_unet, test_yolov5, test_yolov6, test_yolov7, test_yolox
+from tests.models import (
+    test_cmt,
+    test_fcn,
+    test_kapao,
+    test_nafnet,
+    test_unet,
+    test_vit,
+    test_yolov5,
+    test_yolov6,
+    test_yolov7,
+    test_yolox,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "deploykit" / "assets" / "models.json"
@@ -55,8 +66,9 @@ GOLDEN = {
 """Model -> files that its original project's own code made, of reduced width."""
 
 PAGES = {
-    "DynOPool": "dynopool.md", "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "U-Net": "unet.md",
-    "YOLOX": "yolox.md", "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
+    "CMT": "cmt.md", "CrossFormer": "crossformer.md", "DynOPool": "dynopool.md", "FCN": "fcn.md", "KaPao": "kapao.md",
+    "NAFNet": "nafnet.md", "ResNet": "resnet.md", "U-Net": "unet.md", "ViT": "vit.md", "YOLOX": "yolox.md",
+    "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
 }  # fmt: skip
 TITLES = (
     "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",
@@ -124,7 +136,7 @@ def published() -> dict[str, int]:
     """The parameters that the tests of the families hold, as the registered models have them."""
     counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
     counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
-    for module in (test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet):
+    for module in (test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet, test_cmt, test_vit):
         counts |= {name: facts[0] for name, facts in module.PUBLISHED.items()}
     return {name.replace("_", "-"): count for name, count in counts.items()}
 

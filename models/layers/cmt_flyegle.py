@@ -103,11 +103,11 @@ class LightAttention(nn.Module):
         table = functional.interpolate(
             self.position_embeeding[None, None], size=size, mode="bicubic", align_corners=False
         ).flatten()
-        device = table.device
-        cells = torch.arange(rows * columns, device=device)
-        keys = torch.arange((rows // self.reduction) * (columns // self.reduction), device=device)
-        down = keys[None] // columns - cells[:, None] // columns + rows - 1
-        right = keys[None] % columns - cells[:, None] % columns + columns - 1
+        down = torch.arange(rows, device=table.device)[:, None].expand(rows, columns).flatten()
+        right = torch.arange(columns, device=table.device).expand(rows, columns).flatten()
+        keys = (rows // self.reduction) * (columns // self.reduction)
+        down = down[None, :keys] - down[:, None] + rows - 1
+        right = right[None, :keys] - right[:, None] + columns - 1
         return table[down * size[1] + right]
 
     def fuse(self, path: str) -> nn.Module:

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from deploykit.models import dynopool, fcn, nafnet, unet
+from deploykit.models import cmt, cmt_flyegle, dynopool, fcn, nafnet, unet, vit
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
 from deploykit.models._unet_net import UNetConfig, build_unet
@@ -44,10 +44,36 @@ def _dynopool(kind: str, network: Callable[[], nn.Module]) -> Callable[[], Refer
     return lambda: dynopool._reference(kind, f"dynopool-{kind}", network())
 
 
+def _vit(config: vit.VitConfig, name: str) -> Callable[[], ReferenceModel]:
+    return lambda: vit._reference(name, config, vit.VisionTransformer(config))
+
+
+def _cmt(name: str) -> Callable[[], ReferenceModel]:
+    """Of one or two blocks a stage, and an eighth of the width."""
+    full = cmt.VARIANTS[name]
+    sizes = {"dims": (8, 16, 16, 32), "hidden": (20, 24, 28, 32), "depths": tuple(min(n // 2, 2) for n in full.depths)}
+    config = replace(full, **sizes, size=SIDE, stem=8, features=16, num_classes=5)
+    return lambda: cmt._reference(name.replace("_", "-"), config, cmt.Cmt(config))
+
+
+def _flyegle(name: str) -> Callable[[], ReferenceModel]:
+    full = cmt_flyegle.VARIANTS[name]
+    sizes = {"dims": (8, 16, 16, 32), "hidden": (20, 24, 28, 32), "depths": tuple(min(n // 2, 2) for n in full.depths)}
+    config = replace(full, **sizes, size=SIDE, stem=8, features=16, num_classes=5)
+    return lambda: cmt_flyegle._reference(name.replace("_", "-"), config, cmt_flyegle.FlyegleCmt(config))
+
+
+VIT = vit.VitConfig(32, 2, 2, 64, patch=16, grid=SIDE // 16, num_classes=5)
+
 NARROW: dict[str, Callable[[], ReferenceModel]] = {
     "dynopool-vgg16": _dynopool("vgg16", lambda: dynopool.Vgg(((6, 6), (8,), (8,), (12,), (12,)), 5)),
     "dynopool-efficientnet-b0": _dynopool("efficientnet-b0", lambda: dynopool.EfficientNet(STAGES, 5, stem=8, last=20)),
     "dynopool-hrnet-w48": _dynopool("hrnet-w48", lambda: HrNet(4, 3, (1, 1, 1), stem=8)),
+    **{name.replace("_", "-"): _cmt(name) for name in cmt.VARIANTS},
+    **{name.replace("_", "-"): _flyegle(name) for name in cmt_flyegle.VARIANTS},
+    "mae-vit-b16": _vit(VIT, "mae-vit-b16"),
+    "mae-vit-l16": _vit(replace(VIT, depth=3), "mae-vit-l16"),
+    "mae-vit-h14": _vit(replace(VIT, patch=8, grid=SIDE // 8), "mae-vit-h14"),
     "fcn32s": _fcn("32s"),
     "fcn16s": _fcn("16s"),
     "fcn8s": _fcn("8s"),

@@ -165,7 +165,6 @@ def test_features_are_predicted_and_compared(tmp_path: Path) -> None:
     assert first.draw(one).shape == (50, 70, 3)
 
 
-@pytest.mark.tensorrt
 @pytest.mark.parametrize("kind", ["mean", "features"])
 def test_an_engine_is_built(tmp_path: Path, kind: Head) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
