@@ -17,19 +17,9 @@ from deploykit.models._checkpoint import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
-    "cmt",
-    "cmt_flyegle",
-    "dynopool",
-    "fcn",
-    "kapao",
-    "nafnet",
-    "unet",
-    "vit",
-    "yolov5",
-    "yolov6",
-    "yolov7",
-    "yolox",
-)
+    "cmt", "cmt_flyegle", "crossformer", "dynopool", "fcn", "kapao", "nafnet", "unet", "vit", "yolov5", "yolov6",
+    "yolov7", "yolox",
+)  # fmt: skip
 FAMILIES = tuple(f"deploykit.models.{name}" for name in NAMES)
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""
 
@@ -44,6 +34,7 @@ class ReferenceModel:
     ``module`` is in eval mode, float32 and not fused. ``spec.input.size`` is the size the model was published for.
     ``notes`` are sentences for the user about what was decided while it was read. ``preprocessings`` are other ways in
     which pictures were prepared for some of its published weights, by name: :func:`with_preprocessing` takes one.
+    ``fixed_shape``: what an export computes from the size of the pictures, so that it is for one size.
     """
 
     name: str
@@ -53,6 +44,7 @@ class ReferenceModel:
     notes: tuple[str, ...] = ()
     preprocessings: Mapping[str, InputSpec] = field(default_factory=dict)
     rewrites: Mapping[str, Callable[[nn.Module, str], nn.Module]] = field(default_factory=dict)
+    fixed_shape: str = ""
 
     @property
     def stride(self) -> int:

@@ -39,9 +39,11 @@ from tests.export.narrow_dense import NARROW, narrow_dense
 from tests.export.test_exports import FAMILIES
 from tests.models import (
     test_cmt,
+    test_crossformer,
     test_fcn,
     test_kapao,
     test_nafnet,
+    test_resnet,
     test_unet,
     test_vit,
     test_yolov5,
@@ -53,6 +55,8 @@ from tests.models import (
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "deploykit" / "assets" / "models.json"
 GOLDEN = {
+    "cmt-ti": "cmt-narrow",
+    "crossformer-t": "crossformer-narrow",
     "kapao-s": "kapao-s-narrow",
     "nafnet-w32-gopro": "nafnet-width8",
     "unet": "unet-narrow",
@@ -136,7 +140,17 @@ def published() -> dict[str, int]:
     """The parameters that the tests of the families hold, as the registered models have them."""
     counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
     counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
-    for module in (test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet, test_cmt, test_vit):
+    for module in (
+        test_yolov6,
+        test_yolox,
+        test_kapao,
+        test_fcn,
+        test_nafnet,
+        test_unet,
+        test_cmt,
+        test_crossformer,
+        test_vit,
+    ):
         counts |= {name: facts[0] for name, facts in module.PUBLISHED.items()}
     return {name.replace("_", "-"): count for name, count in counts.items()}
 

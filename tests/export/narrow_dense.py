@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from deploykit.models import cmt, cmt_flyegle, dynopool, fcn, nafnet, unet, vit
+from deploykit.models import cmt, cmt_flyegle, crossformer, dynopool, fcn, nafnet, unet, vit
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
 from deploykit.models._unet_net import UNetConfig, build_unet
@@ -63,6 +63,14 @@ def _flyegle(name: str) -> Callable[[], ReferenceModel]:
     return lambda: cmt_flyegle._reference(name.replace("_", "-"), config, cmt_flyegle.FlyegleCmt(config))
 
 
+def _crossformer(name: str) -> Callable[[], ReferenceModel]:
+    """Of one or two blocks a stage; all of its maps are larger than a group, but for the last."""
+    full = crossformer.VARIANTS[name]
+    depths = tuple(min(n, 2) for n in full.depths)
+    config = replace(full, dim=32, depths=depths, heads=(1, 2, 2, 4), num_classes=5, ratio=2)
+    return lambda: crossformer._reference(name.replace("_", "-"), config, crossformer.CrossFormer(config))
+
+
 VIT = vit.VitConfig(32, 2, 2, 64, patch=16, grid=SIDE // 16, num_classes=5)
 
 NARROW: dict[str, Callable[[], ReferenceModel]] = {
@@ -71,6 +79,7 @@ NARROW: dict[str, Callable[[], ReferenceModel]] = {
     "dynopool-hrnet-w48": _dynopool("hrnet-w48", lambda: HrNet(4, 3, (1, 1, 1), stem=8)),
     **{name.replace("_", "-"): _cmt(name) for name in cmt.VARIANTS},
     **{name.replace("_", "-"): _flyegle(name) for name in cmt_flyegle.VARIANTS},
+    **{name.replace("_", "-"): _crossformer(name) for name in crossformer.VARIANTS},
     "mae-vit-b16": _vit(VIT, "mae-vit-b16"),
     "mae-vit-l16": _vit(replace(VIT, depth=3), "mae-vit-l16"),
     "mae-vit-h14": _vit(replace(VIT, patch=8, grid=SIDE // 8), "mae-vit-h14"),
