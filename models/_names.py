@@ -21,6 +21,11 @@ VOC_CLASSES = (
 )  # fmt: skip
 """The 21 classes of PASCAL VOC's segmentation, in the order in which models count them."""
 
+CIFAR10_CLASSES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+)  # fmt: skip
+"""The 10 classes of CIFAR-10, in the order in which models count them."""
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Red, green and blue of ImageNet's pictures, of 0 to 1."""
 

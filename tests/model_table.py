@@ -1,6 +1,6 @@
 """The table of docs/models/table.md: what was proved of every registered model, by doing it.
 
-    python -m tests.model_table [--out docs/models/table.md] [--only yolov7 | --facts]
+    python -m tests.model_table [--out docs/models/table.md] [--missing | --only yolov7 | --facts]
 
 --facts writes deploykit/assets/models.json alone, which ``deploykit models`` prints without making a model.
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -102,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models" / "table.md")
     parser.add_argument("--only", default="", help="models whose names begin so, printed and not written")
+    parser.add_argument("--missing", action="store_true", help="keep the rows that the page has, and make the others")
     parser.add_argument("--facts", action="store_true", help=f"only write {FACTS.relative_to(ROOT)}")
     args = parser.parse_args()
     if args.facts:
@@ -109,13 +111,20 @@ def main() -> None:
         return
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = []
+    rows, known = [], rows_of(args.out) if args.missing else {}
     for name in (n for n in list_models() if n.startswith(args.only)):
-        rows.append(row_of(name))
+        rows.append(known.get(name) or row_of(name))
         print(" | ".join(rows[-1]), flush=True)
     if not args.only:
         args.out.write_text(page_of(rows))
     sys.exit(any("FAILED" in cell for row in rows for cell in row))
+
+
+def rows_of(page: Path) -> dict[str, tuple[str, ...]]:
+    """The rows of a page that is there, by the model's name."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| [")]
+    rows = [tuple(cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")) for line in lines]
+    return {re.sub(r"\[(.+?)\].*", r"\1", row[0]): row for row in rows}
 
 
 def facts() -> list[dict[str, Any]]:
@@ -140,17 +149,8 @@ def published() -> dict[str, int]:
     """The parameters that the tests of the families hold, as the registered models have them."""
     counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
     counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
-    for module in (
-        test_yolov6,
-        test_yolox,
-        test_kapao,
-        test_fcn,
-        test_nafnet,
-        test_unet,
-        test_cmt,
-        test_crossformer,
-        test_vit,
-    ):
+    families = (test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet, test_resnet)
+    for module in (*families, test_cmt, test_crossformer, test_vit):
         counts |= {name: facts[0] for name, facts in module.PUBLISHED.items()}
     return {name.replace("_", "-"): count for name, count in counts.items()}
 

@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from deploykit.models import cmt, cmt_flyegle, crossformer, dynopool, fcn, nafnet, unet, vit
+from deploykit.models import cmt, cmt_flyegle, crossformer, dynopool, fcn, nafnet, resnet, unet, vit
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
 from deploykit.models._unet_net import UNetConfig, build_unet
@@ -71,6 +71,12 @@ def _crossformer(name: str) -> Callable[[], ReferenceModel]:
     return lambda: crossformer._reference(name.replace("_", "-"), config, crossformer.CrossFormer(config))
 
 
+def _resnet(name: str) -> Callable[[], ReferenceModel]:
+    """With one or two blocks where there are more; the widths are the layout's."""
+    config = replace(resnet.VARIANTS[name], depths=tuple(min(n - 1, 2) for n in resnet.VARIANTS[name].depths))
+    return lambda: resnet._reference(name.replace("_", "-"), config, resnet.Resnet(config))
+
+
 VIT = vit.VitConfig(32, 2, 2, 64, patch=16, grid=SIDE // 16, num_classes=5)
 
 NARROW: dict[str, Callable[[], ReferenceModel]] = {
@@ -89,6 +95,7 @@ NARROW: dict[str, Callable[[], ReferenceModel]] = {
     "parsenet": _fcn("parsenet"),
     "parsenet-late": _fcn("parsenet-late"),
     **{name.replace("_", "-"): _nafnet(name) for name in nafnet.VARIANTS},
+    **{name.replace("_", "-"): _resnet(name) for name in resnet.VARIANTS},
     "unet": _unet(UNetConfig.published(width=4, depth=3)),
     "unet-bilinear": _unet(UNetConfig.published(width=4, depth=3, bilinear=True)),
     "unet-2015": _unet(replace(UNetConfig.published(width=4, depth=2, channels=1), kind="valid")),
