@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from deploykit.models._imagenet import IMAGENET_CLASSES
+
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
     "fire hydrant", "stop sign", "parking meter", "bench", "bird", "cat", "dog", "horse", "sheep", "cow",
@@ -31,5 +33,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def class_names(count: int, names: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The names that a checkpoint brought, if there are as many as classes; else they are numbered."""
-    return names if names and len(names) == count else tuple(f"class {i}" for i in range(count))
+    """The names that a checkpoint brought, if there are as many as classes; those of ImageNet for 1000; else numbers.
+
+    Of networks that were published for ImageNet, and trained on something else by whoever brings names.
+    """
+    if names and len(names) == count:
+        return names
+    return IMAGENET_CLASSES if count == len(IMAGENET_CLASSES) else tuple(f"class {i}" for i in range(count))

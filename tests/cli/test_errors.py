@@ -267,7 +267,7 @@ def test_a_package_that_is_missing_or_does_not_load(
     [
         ("official_yolov7-tiny.truncated.pt", 10, "truncated or damaged"),
         ("yolov8n_dill_globals.pt", 10, "is a model of the ultralytics package, which is YOLOv8 and later"),
-        ("resnet20_cifar10.th", 10, "a model that deploykit does not know"),
+        ("dncnn_wholemodel_main.pth", 10, "a model that deploykit does not know"),
     ],
 )
 def test_real_checkpoints_that_cannot_be_exported(

@@ -36,6 +36,18 @@ def on_meta(name: str, num_classes: int | None = None) -> ReferenceModel:
 
 def test_the_variants_are_listed_as_they_are_typed() -> None:
     assert list_models() == [
+        "cmt-b",
+        "cmt-flyegle-b",
+        "cmt-flyegle-s",
+        "cmt-flyegle-ti",
+        "cmt-flyegle-xs",
+        "cmt-s",
+        "cmt-ti",
+        "cmt-xs",
+        "crossformer-b",
+        "crossformer-l",
+        "crossformer-s",
+        "crossformer-t",
         "dynopool-efficientnet-b0",
         "dynopool-hrnet-w48",
         "dynopool-vgg16",
@@ -45,6 +57,9 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
         "kapao-l",
         "kapao-m",
         "kapao-s",
+        "mae-vit-b16",
+        "mae-vit-h14",
+        "mae-vit-l16",
         "nafnet-w32-gopro",
         "nafnet-w32-raw",
         "nafnet-w32-sidd",
@@ -53,9 +68,20 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
         "nafnet-w64-sidd",
         "parsenet",
         "parsenet-late",
+        "resnet101",
+        "resnet152",
+        "resnet18",
+        "resnet20-cifar10",
+        "resnet34",
+        "resnet50",
+        "resnet56-cifar10",
+        "resnext101-32x8d",
+        "resnext50-32x4d",
         "unet",
         "unet-2015",
         "unet-bilinear",
+        "wide-resnet101-2",
+        "wide-resnet50-2",
         "yolov5l",
         "yolov5l6",
         "yolov5l6-pose",
@@ -231,3 +257,10 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_registry_is_not_left_changed_by_tests() -> None:
     assert "a-model" not in list_models()
+
+
+def test_classes_have_imagenets_names_where_there_are_a_thousand() -> None:
+    names = on_meta("resnet18").spec.classes
+    assert (len(names), len(set(names))) == (1000, 1000)
+    assert (names[0], names[281], names[340], names[999]) == ("tench", "tabby", "zebra", "toilet tissue")
+    assert on_meta("resnet18", 3).spec.classes == ("class 0", "class 1", "class 2")
