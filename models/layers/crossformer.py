@@ -61,7 +61,9 @@ class DynamicBias(nn.Module):
         """``(heads, group^2, group^2)``; where the size is fixed, the exporter computes that and drops the network."""
         device = self.pos_proj.weight.device
         steps = torch.arange(1 - group, group, device=device).to(self.pos_proj.weight.dtype)
-        x = self.pos_proj(torch.cartesian_prod(steps, steps))
+        side = 2 * group - 1
+        down, right = steps[:, None].expand(side, side), steps.expand(side, side)
+        x = self.pos_proj(torch.stack((down, right), -1).reshape(side * side, 2))
         for i in (1, 2, 3):
             norm, act, linear = self.get_submodule(f"pos{i}").children()
             # By hand, because the exporter computes these operators in advance and a layer norm not.
@@ -70,7 +72,7 @@ class DynamicBias(nn.Module):
             x = linear(act(x * norm.weight + norm.bias))
         cells = torch.arange(group, device=device)
         apart = cells[:, None] - cells[None] + group - 1
-        index = apart[:, None, :, None] * (2 * group - 1) + apart[None, :, None, :]
+        index = apart[:, None, :, None] * side + apart[None, :, None, :]
         bias: Tensor = x[index.reshape(-1)].reshape(group**2, group**2, -1).permute(2, 0, 1)
         return bias
 

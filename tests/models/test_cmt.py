@@ -37,6 +37,7 @@ PUBLISHED = {
 """Parameters of the originals' own code."""
 
 KINDS = ("cmt", "flyegle")
+slow = pytest.mark.slow
 
 
 def narrow(kind: str, seed: int = 0) -> ReferenceModel:
@@ -136,7 +137,11 @@ def test_a_batch_norm_before_a_padded_convolution_is_not_folded() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("img", "dynamic"), [(64, "none"), ((96, 64), "none"), (64, "batch")], ids=str)
+@pytest.mark.parametrize(
+    ("img", "dynamic"),
+    [pytest.param(64, "none", marks=slow), ((96, 64), "none"), pytest.param(64, "batch", marks=slow)],
+    ids=str,
+)
 def test_its_export_is_proved(tmp_path: Path, kind: str, img: int | tuple[int, int], dynamic: str) -> None:
     report = onnx_from_model(narrow(kind), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)  # type: ignore[arg-type]
     assert report.parity is not None

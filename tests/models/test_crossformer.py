@@ -32,6 +32,8 @@ PUBLISHED = {
 }
 """Parameters of the original's own code."""
 
+slow = pytest.mark.slow
+
 
 def narrow(seed: int = 0) -> ReferenceModel:
     config = CrossFormerConfig(32, (2, 1, 2, 1), (1, 2, 2, 4), num_classes=5, ratio=2)
@@ -110,7 +112,11 @@ def test_a_checkpoint_is_read_without_the_buffers_of_older_files(tmp_path: Path)
         assert torch.equal(found.module(images), model.module(images))
 
 
-@pytest.mark.parametrize(("img", "dynamic"), [(224, "none"), ((96, 128), "none"), (64, "batch")], ids=str)
+@pytest.mark.parametrize(
+    ("img", "dynamic"),
+    [pytest.param(224, "none", marks=slow), ((96, 128), "none"), pytest.param(64, "batch", marks=slow)],
+    ids=str,
+)
 def test_its_export_is_proved(tmp_path: Path, img: int | tuple[int, int], dynamic: str) -> None:
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)  # type: ignore[arg-type]
     assert report.parity is not None

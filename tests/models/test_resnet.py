@@ -119,7 +119,7 @@ def test_its_export_is_proved_on_pictures(shared: Path, tmp_path: Path) -> None:
     assert report.parity.ok
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "groups")) for kind in KINDS])
 def test_its_export_has_no_batch_norm_left(tmp_path: Path, kind: str) -> None:
     report = onnx_from_model(made(kind), out=tmp_path / "m.onnx", img=64, dynamic="batch")
     assert report.parity is not None

@@ -27,6 +27,7 @@ from tests.reference.vit import vit as reference
 PUBLISHED = {"mae_vit_b16": (86_567_656,), "mae_vit_l16": (304_326_632,), "mae_vit_h14": (632_045_800,)}
 """Parameters of the original's own code, fine-tuned for ImageNet."""
 
+slow = pytest.mark.slow
 KINDS: tuple[Head, ...] = ("mean", "token", "probe", "features")
 
 
@@ -120,7 +121,16 @@ def test_positions_of_another_grid_are_those_of_torchs_bicubic(tmp_path: Path) -
         assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize(("img", "dynamic"), [(32, "none"), ((40, 56), "none"), (32, "batch"), (32, "shape")], ids=str)
+@pytest.mark.parametrize(
+    ("img", "dynamic"),
+    [
+        pytest.param(32, "none", marks=slow),
+        ((40, 56), "none"),
+        pytest.param(32, "batch", marks=slow),
+        pytest.param(32, "shape", marks=slow),
+    ],
+    ids=str,
+)
 def test_its_export_is_proved(tmp_path: Path, img: int | tuple[int, int], dynamic: str) -> None:
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)  # type: ignore[arg-type]
     assert report.parity is not None
@@ -138,7 +148,7 @@ def test_a_linear_probe_becomes_one_layer(tmp_path: Path) -> None:
     assert "BatchNormalization" not in {node.op_type for node in onnx.load(report.path).graph.node}
 
 
-@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=slow)])
 def test_half_precision_is_proved(tmp_path: Path, precision: str) -> None:
     lowering = Lowering(precision=precision)  # type: ignore[arg-type]  # a name of the list above
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=32, lowering=lowering)
@@ -165,7 +175,7 @@ def test_features_are_predicted_and_compared(tmp_path: Path) -> None:
     assert first.draw(one).shape == (50, 70, 3)
 
 
-@pytest.mark.parametrize("kind", ["mean", "features"])
+@pytest.mark.parametrize("kind", ["mean", pytest.param("features", marks=slow)])
 def test_an_engine_is_built(tmp_path: Path, kind: Head) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     report = onnx_from_model(narrow(kind), out=tmp_path / "m.onnx", img=32)
