@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from deploykit.export.report import Constant, Interface
+from deploykit.runtime.session import Array
 
-__all__ = ["initializers_of", "interface_of", "name_axes", "simplify", "stamp", "strip"]
+__all__ = ["initializers_of", "interface_of", "name_axes", "name_transposed", "simplify", "stamp", "strip"]
 
 FOLD_LIMIT = (
     64 * 1024 * 1024
@@ -25,6 +27,27 @@ def simplify(model: ir.Model) -> None:
     common.DeduplicateInitializersPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+
+
+def name_transposed(model: ir.Model, weights: Mapping[str, Array]) -> None:
+    """Call the weights of linear layers, which the exporter stores transposed and numbered, by their own names.
+
+    ``NAME_t`` is the transpose of the weight NAME; ``weights`` are the network's own, ``(rows, columns)``.
+    """
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            shapes.setdefault(weight.shape[::-1], []).append(name)
+    for old, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or old in weights or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        for name in shapes.get(tuple(tensor.shape.numpy()), []):
+            if f"{name}_t" not in model.graph.initializers and np.array_equal(tensor.numpy(), weights[name].T):
+                model.graph.initializers.pop(old)
+                value.name = tensor.name = f"{name}_t"
+                model.graph.register_initializer(value)
+                break
 
 
 def strip(model: ir.Model) -> None:

@@ -225,6 +225,7 @@ def _traced(
     if simplify:
         clock("simplifying")
         passes.simplify(graph)
+    passes.name_transposed(graph, {name: p.detach().numpy() for name, p in plan.module(fused).named_parameters()})
     return graph
 
 
@@ -240,7 +241,7 @@ def _report(
     """What is known of a file before it is written; its own size and its parity come later."""
     names = {name for name, _ in plan.module(fused).named_parameters()}
     stored = passes.initializers_of(graph)
-    weights = {c.name for c in stored if c.name in names or _weight_of(c.name) in names}
+    weights = {c.name for c in stored if names.intersection(_weights_of(c.name))}
     return ExportReport(
         path=out,
         model=model.name,
@@ -259,9 +260,9 @@ def _report(
     )
 
 
-def _weight_of(name: str) -> str:
-    """The parameter that a converted initialiser is of: its name has the precision behind it."""
-    return name.rsplit("_", 1)[0]
+def _weights_of(name: str) -> tuple[str, ...]:
+    """Parameters that an initialiser may be of: behind their names stand ``_t``, if transposed, and the precision."""
+    return name, name.rsplit("_", 1)[0], name.rsplit("_t_", 1)[0]
 
 
 def _proved(proof: Proof, file: Path, plan: NmsPlan, spec: ModelSpec, lowered: PrecisionReport | None) -> ParityReport:

@@ -135,6 +135,7 @@ def test_its_export_is_proved(tmp_path: Path, img: int | tuple[int, int], dynami
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)  # type: ignore[arg-type]
     assert report.parity is not None
     assert report.parity.ok
+    assert 0.95 < report.weight_size / (4 * report.parameters) <= 1.0  # transposed weights are weights too
     graph = onnx.load(report.path).graph
     operators = [node.op_type for node in graph.node]
     assert operators.count("LayerNormalization") == 5
@@ -153,6 +154,7 @@ def test_half_precision_is_proved(tmp_path: Path, precision: str) -> None:
     lowering = Lowering(precision=precision)  # type: ignore[arg-type]  # a name of the list above
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=32, lowering=lowering)
     assert report.parity is not None
+    assert 0.45 < report.weight_size / (4 * report.parameters) < 0.7
     assert report.parity.ok
 
 
