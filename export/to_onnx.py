@@ -30,7 +30,8 @@ from deploykit.export.proof import Proof
 from deploykit.export.report import ExportReport
 from deploykit.export.trace import example_input, traced
 from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import DEFAULT, ReferenceModel, load_model
+from deploykit.models._registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
+from deploykit.models._timm import TimmOptions, load_timm, name_in
 from deploykit.runtime.parity import Expected
 from deploykit.spec import Dynamic, ModelSpec, Tensor, Thresholds
 
@@ -59,6 +60,7 @@ def export_onnx(
     pre_nms_topk: int | None = None,
     preprocessing: str = DEFAULT,
     rewrite: str = "",
+    timm: TimmOptions | None = None,
     lowering: Lowering | None = None,
     gate: AccuracyGate | None = None,
     on_step: Callable[[str], None] = lambda _: None,
@@ -68,7 +70,7 @@ def export_onnx(
     """Read a checkpoint safely, fold it, export it to ONNX and prove that the file gives the same numbers.
 
     Args:
-        weights: a checkpoint of a known model (``.pt``, ``.pth``, ``.safetensors``).
+        weights: a checkpoint of a known model (``.pt``, ``.pth``, ``.safetensors``); or ``timm:NAME``.
         img: input size in pixels, one side or ``(height, width)``; None: the size the model was published for.
         batch: images a run; with a dynamic batch the preferred number.
         dynamic: ``none``; ``batch``: any batch; ``shape``: any batch and any size that is a multiple of the stride.
@@ -86,6 +88,7 @@ def export_onnx(
         preprocessing: how pictures are prepared, where a model was published with two ways: ``legacy`` for the weights
             of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
         rewrite: another form of the network for the same weights, where a model has one: ``tlc`` of NAFNet.
+        timm: how a model of timm is made (docs/models/timm.md).
         lowering: the precision, fp32 if None; what it needs is in it (docs/precision.md).
         gate: annotated pictures on which the file may lose only so much; None: its accuracy is not looked at.
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, converting, writing,
@@ -100,7 +103,7 @@ def export_onnx(
         CheckpointError, FoldError, ExportError, OutputError: see :mod:`deploykit.errors`.
     """
     clock = Clock(on_step)
-    model = load_model(weights, clock, preprocessing=preprocessing, rewrite=rewrite)
+    model = _loaded(weights, clock, preprocessing, rewrite, timm)
     return onnx_from_model(
         model,
         out=_place(Path(weights), out),
@@ -116,7 +119,7 @@ def export_onnx(
         thresholds=_thresholds(model.spec, conf, iou, max_det, pre_nms_topk),
         lowering=lowering,
         gate=gate,
-        checkpoint_size=Path(weights).stat().st_size,
+        checkpoint_size=0 if name_in(weights) else Path(weights).stat().st_size,
         clock=clock,
         on_expected=on_expected,
         on_progress=on_progress,
@@ -289,7 +292,17 @@ def _proved(proof: Proof, file: Path, plan: NmsPlan, spec: ModelSpec, lowered: P
     )
 
 
+def _loaded(
+    weights: str | Path, clock: Clock, preprocessing: str, rewrite: str, timm: TimmOptions | None
+) -> ReferenceModel:
+    if timm is None and name_in(weights) is None:
+        return load_model(weights, clock, preprocessing=preprocessing, rewrite=rewrite)
+    return with_rewrite(with_preprocessing(load_timm(weights, timm, clock), preprocessing), rewrite)
+
+
 def _place(weights: Path, out: str | Path | None) -> Path:
+    if named := name_in(weights):
+        weights = Path(f"{named.replace('/', '_')}.pth")
     name = weights.with_suffix(".onnx").name
     if out is None:
         return weights.with_name(name)

@@ -9,6 +9,7 @@ H and W.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -184,8 +185,15 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     with torch.device("meta"):
         network = Resnet(config)
     name = _name_of(config)
-    load_weights(network, checkpoint, checkpoint.float32(), name)
+    called = {} if config.small else {f"fc.{part}": f"{_classifier(checkpoint)}.{part}" for part in ("weight", "bias")}
+    load_weights(network, checkpoint, checkpoint.float32(), name, called=called)
     return _reference(name, config, network.eval(), checkpoint.names)
+
+
+def _classifier(checkpoint: Checkpoint) -> str:
+    """What the file calls its last layer: ``fc``, or ``fc.1`` where somebody put a dropout before it."""
+    found = [key for key in checkpoint.state_dict if re.fullmatch(r"fc(\.[0-9]{1,2})?\.weight", key)]
+    return found[0].removesuffix(".weight") if len(found) == 1 else ""
 
 
 def _config_of(checkpoint: Checkpoint) -> ResnetConfig:
@@ -198,12 +206,13 @@ def _config_of(checkpoint: Checkpoint) -> ResnetConfig:
             f"{checkpoint.path} has the tensors of a ResNet whose first convolution has {stem} channels and a kernel "
             f"of {kernel}x{kernel}: torchvision's have {BASE} and 7x7, other stems are not built"
         )
-    if not small and "fc.weight" not in reader.shapes:
+    last = "linear" if small else _classifier(checkpoint)
+    if not last:
         others = sorted(key for key in reader.shapes if not key.startswith(("conv1.", "bn1.", "layer")))
         found = f"it has {', '.join(others[:3])}" if others else "it has no other tensors"
         raise CheckpointError(
-            f"{checkpoint.path} has the tensors of a ResNet without fc.weight, its classifier; {found}: a backbone, or "
-            "another head, which is not built"
+            f"{checkpoint.path} has the tensors of a ResNet and not one layer fc, its classifier; {found}: a backbone, "
+            "or another head, which is not built"
         )
     middle = reader.weight("layer1.0.conv2")
     bottleneck = "layer1.0.conv3.weight" in reader.shapes
@@ -213,7 +222,7 @@ def _config_of(checkpoint: Checkpoint) -> ResnetConfig:
         inner=middle[0] if bottleneck else stem,
         groups=max(middle[0] // middle[1], 1) if bottleneck else 1,
         channels=channels,
-        num_classes=reader.weight("linear" if small else "fc", 2)[0],
+        num_classes=reader.weight(last, 2)[0],
         small=small,
     )
 

@@ -13,6 +13,7 @@ from deploykit.cli._precision import add_precision_arguments, gate_of, lowering_
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
+    from deploykit.models._timm import TimmOptions
     from deploykit.spec import InputSpec, ModelSpec
 
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         required=True,
         metavar="FILE",
-        help="the checkpoint; it is read, never executed (for engines also an .onnx file)",
+        help="the checkpoint; it is read, never executed (for engines also an .onnx file); or timm:NAME",
     )
     parser.add_argument(
         "--format",
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--img", type=int, nargs="+", metavar="N", help="input size in pixels: one side, or height and width"
     )
     _add_form_arguments(parser)
+    _add_timm_arguments(parser)
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a run (default 1)")
     parser.add_argument(
         "--dynamic",
@@ -90,6 +92,40 @@ def _add_form_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_timm_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("models of timm (docs/models/timm.md)")
+    group.add_argument("--timm-model", metavar="NAME", help="the model of timm that the file of weights is of")
+    group.add_argument(
+        "--timm-pretrained",
+        action="store_true",
+        help="of --weights timm:NAME: timm downloads the weights (default: they are random)",
+    )
+    group.add_argument("--num-classes", type=int, metavar="N", help="of a model of timm (default: the model's own)")
+    group.add_argument("--in-chans", type=int, metavar="N", help="channels of its pictures (default: the model's own)")
+
+
+def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
+    """The options of a model of timm; None: it is none.
+
+    Raises:
+        UsageError: they are given for another.
+    """
+    from deploykit.errors import UsageError
+
+    given = (args.timm_model, args.timm_pretrained, args.num_classes, args.in_chans)
+    named = args.weights.startswith("timm:")
+    if not named and args.timm_model is None:
+        if given != (None, False, None, None):
+            raise UsageError(
+                "--timm-pretrained, --num-classes and --in-chans are of models of timm: give --weights timm:NAME, or "
+                "--timm-model NAME beside a file"
+            )
+        return None
+    from deploykit.models._timm import TimmOptions
+
+    return TimmOptions(*given)
+
+
 def run(args: argparse.Namespace) -> int:
     """Export and print the report."""
     from deploykit.errors import UsageError
@@ -128,6 +164,7 @@ def run(args: argparse.Namespace) -> int:
                 "pre_nms_topk": args.pre_nms_topk,
                 "preprocessing": args.preprocessing,
                 "rewrite": args.rewrite,
+                "timm": _timm_of(args),
                 "lowering": lowering_of(args),
                 "gate": gate_of(args),
             },

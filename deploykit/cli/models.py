@@ -13,11 +13,14 @@ from deploykit.cli._display import print_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    parser.add_argument("--timm", metavar="PATTERN", help="list the models of timm whose name matches, 'densenet*'")
     parser.add_argument("--json", action="store_true", help="print the list as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print every family with its models: task, published size, parameters, and whether weights were released."""
+    if args.timm is not None:
+        return _list_timm(args.timm, as_json=args.json)
     rows = _rows()
     if args.json:
         print_json(rows)
@@ -32,6 +35,20 @@ def run(args: argparse.Namespace) -> int:
     print(
         "parameters: as the authors' files hold them, batch norms not folded; deploykit fetch: a released file is known"
     )
+    return 0
+
+
+def _list_timm(pattern: str, *, as_json: bool) -> int:
+    from deploykit.errors import NotFoundError
+    from deploykit.models._timm import list_timm
+
+    names = list_timm(pattern)
+    if not names:
+        raise NotFoundError(f"timm has no model whose name matches {pattern!r}; * stands for any letters")
+    if as_json:
+        print_json(names)
+    else:
+        print("\n".join(f"timm:{name}" for name in names))
     return 0
 
 

@@ -100,6 +100,14 @@ def test_a_fine_tuned_file_has_its_own_classes(tmp_path: Path) -> None:
     assert (found.name, found.spec.classes) == ("resnet18", ("class 0", "class 1"))
 
 
+def test_a_dropout_before_the_classifier_is_nothing(tmp_path: Path) -> None:
+    model = made("basic")
+    state = {key.replace("fc.", "fc.1."): value for key, value in model.module.state_dict().items()}
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.equal(load_model(saved(tmp_path, state)).module(images), model.module(images))
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("folded", [False, True])
 def test_a_trained_one_is_read(shared: Path, folded: bool) -> None:
@@ -148,6 +156,9 @@ def test_a_file_that_is_nearly_one_is_refused(tmp_path: Path) -> None:
             load_model(saved(tmp_path, {**state, key: value}))
     with pytest.raises(WeightsMismatchError, match="holds the tensor extra"):
         load_model(saved(tmp_path, {**state, "extra": torch.zeros(1)}))
-    sequential = {f"fc.0{key[2:]}" if key.startswith("fc.") else key: value for key, value in state.items()}
-    with pytest.raises(CheckpointError, match=r"without fc.weight, its classifier; it has fc.0.bias, fc.0.weight"):
-        load_model(saved(tmp_path, sequential))
+    headless = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    with pytest.raises(CheckpointError, match=r"not one layer fc, its classifier; it has no other tensors: a backbone"):
+        load_model(saved(tmp_path, headless))
+    two = {**headless, "fc.0.weight": torch.zeros(8, 512), "fc.2.weight": torch.zeros(5, 8)}
+    with pytest.raises(CheckpointError, match=r"its classifier; it has fc.0.weight, fc.2.weight: a backbone"):
+        load_model(saved(tmp_path, two))

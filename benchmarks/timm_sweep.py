@@ -1,0 +1,139 @@
+"""One small model of each of timm's families through the export: what works, and what does not, as a table.
+
+    python benchmarks/timm_sweep.py --out table.md [--engine] [--limit 60] [--seconds 60] [--only vision_transformer]
+
+Each model runs in a process of its own with a limit of time and of memory. timm needs torchvision; beside a torch that
+its binary does not fit, ``--shim`` declares its operators (for models alone: they compute nothing).
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+SMALL = (
+    "atto", "femto", "pico", "nano", "xxtiny", "xxs", "xx_small", "extratiny", "xtiny", "x_tiny", "test_", "035",
+    "t0", "a0", "s0", "m0", "b0", "tiny", "_xs", "x_small", "_s12", "_s", "small", "_t", "_10", "18", "26", "33", "39",
+)  # fmt: skip
+"""What is in the names of small variants, the smallest first."""
+
+GIGABYTE = 1 << 30
+
+
+def candidates(module: str) -> list[str]:
+    """The models of one of timm's modules, those that look smallest first."""
+    import timm
+
+    def rank(name: str) -> tuple[int, int, str]:
+        return next((i for i, word in enumerate(SMALL) if word in name), len(SMALL)), len(name), name
+
+    return sorted(timm.list_models(module=module), key=rank)
+
+
+def work(name: str, engine: bool, memory: int, told: Connection) -> None:
+    """Export one model and send what came of it."""
+    resource.setrlimit(resource.RLIMIT_AS, (memory * GIGABYTE, memory * GIGABYTE))
+    import torch
+
+    torch.set_num_threads(1)
+    from deploykit.export.to_engine import build_engine
+    from deploykit.export.to_onnx import onnx_from_model
+    from deploykit.models._timm import load_timm
+
+    row: dict[str, Any] = {}
+    try:
+        model = load_timm(f"timm:{name}")
+        height, width = model.spec.input.size
+        row.update(size=f"{height} x {width}", parameters=model.parameters)
+        told.send(row)
+        with tempfile.TemporaryDirectory() as folder:
+            report = onnx_from_model(model, out=Path(folder) / "m.onnx")
+            assert report.parity is not None
+            row.update(nodes=report.nodes, share=max(d.used for d in report.parity.differences))
+            told.send(row)
+            if engine:
+                build_engine(report.path, flavour="tensorrt-rtx", check=False)
+                row.update(engine="yes")
+    except Exception as e:  # whatever a model's own code raises is a row of the table
+        row.update(error=f"{type(e).__name__}: {' '.join(str(e).split())[:160]}")
+    told.send(row)
+
+
+def measured(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The last that a process told of a model, and how it ended."""
+    context = multiprocessing.get_context("fork")  # imports of half a minute are made once
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(name, args.engine, args.memory, there))
+    process.start()
+    there.close()
+    process.join(args.seconds)
+    late = process.is_alive()
+    if late:
+        process.kill()
+        process.join()
+    row: dict[str, Any] = {}
+    try:
+        while here.poll():
+            row = here.recv()
+    except EOFError:
+        pass
+    if late:
+        row["error"] = f"not done after {args.seconds} s"
+    elif process.exitcode:
+        row["error"] = f"its process ended with {process.exitcode}"
+    return row
+
+
+def line(module: str, name: str, row: dict[str, Any], engine: bool) -> str:
+    """A row of the table."""
+    parameters = f"{row['parameters'] / 1e6:.1f} M" if "parameters" in row else ""
+    result = f"yes, {row['nodes']} nodes" if "nodes" in row else "no"
+    share = f"{100 * row['share']:.2g} %" if "share" in row else ""
+    cells = [module, name, row.get("size", ""), parameters, result, share]
+    if engine:
+        cells.append(row.get("engine", "no"))
+    return f"| {' | '.join([*cells, row.get('error', '').replace('|', '/')])} |"
+
+
+def main() -> None:
+    """Go through the families and write the table as it grows."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="the table, markdown")
+    parser.add_argument("--engine", action="store_true", help="build engines of TensorRT for RTX too")
+    parser.add_argument("--limit", type=int, default=1000, help="at most so many families")
+    parser.add_argument("--only", nargs="+", default=[], help="these families")
+    parser.add_argument("--seconds", type=int, default=60, help="of a model")
+    parser.add_argument("--memory", type=int, default=16, help="gigabytes of addresses of a model")
+    parser.add_argument("--shim", action="store_true", help="declare torchvision's operators")
+    args = parser.parse_args()
+    if args.shim:
+        import sys
+
+        sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+        from tests.torchvision_shim import install
+
+        install()
+    import timm
+    import torch
+
+    import deploykit.export.to_onnx  # noqa: F401  # before the processes are forked
+
+    torch.set_num_threads(1)
+    head = ["family", "model", "input", "parameters", "exports", "of the limit", *(["engine"] * args.engine), "error"]
+    lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    for module in [m for m in timm.list_modules() if not args.only or m in args.only][: args.limit]:
+        names = candidates(module)
+        if not names:
+            continue
+        lines.append(line(module, names[0], measured(names[0], args), args.engine))
+        print(lines[-1], flush=True)
+        args.out.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
