@@ -131,8 +131,8 @@ def _sizes(options: TimmOptions) -> dict[str, int]:
 
 def _timm() -> ModuleType:
     try:
+        timm = require("timm", "timm")
         require("timm.utils.model", "timm")
-        return require("timm", "timm")
     except MissingDependencyError:
         raise
     except Exception as e:  # torchvision's binary may not fit this torch: RuntimeError, AttributeError, OSError
@@ -140,6 +140,7 @@ def _timm() -> ModuleType:
             f"timm is installed and does not load ({str(e)[:200]}): it needs a torchvision that was built for torch "
             f"{torch.__version__}; pip install --force-reinstall torchvision from where torch came from"
         ) from e
+    return timm
 
 
 def _create(name: str, pretrained: bool, sizes: Mapping[str, int]) -> nn.Module:

@@ -21,7 +21,7 @@ from deploykit.models.layers.cmt_flyegle import ConvGeluBN, FlyegleBlock
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 
-FAMILY = "CMT"
+FAMILY = "CMT of FlyEgle"
 WEIGHTS_LICENCE = "none is given (FlyEgle/CMT-pytorch)"
 
 HEADS, REDUCTIONS = (1, 2, 4, 8), (8, 4, 2, 1)
