@@ -172,10 +172,18 @@ def _config_of(checkpoint: Checkpoint) -> CrossFormerConfig:
         raise CheckpointError(f"{checkpoint.path}: a CrossFormer has four stages, got {reader.count('layers.')}")
     stages = range(len(GROUPS))
     first = "layers.0.blocks.0"
+    dim = reader.weight("patch_embed.norm", 1)[0]
+    heads = tuple(reader.weight(f"layers.{i}.blocks.0.attn.pos.pos3.2", 2)[0] for i in stages)
+    for i, count in enumerate(heads):
+        if (dim << i) % count:  # no other tensor's shape tells, so it would fail as late as in the first picture
+            raise CheckpointError(
+                f"{checkpoint.path}: layers.{i}.blocks.0.attn.pos.pos3.2.weight has {count} rows, one a head, expected "
+                f"a divisor of the stage's {dim << i} channels: the file is damaged (deploykit inspect shows it)"
+            )
     return CrossFormerConfig(
-        dim=reader.weight("patch_embed.norm", 1)[0],
+        dim=dim,
         depths=tuple(reader.count(f"layers.{i}.blocks.") for i in stages),
-        heads=tuple(reader.weight(f"layers.{i}.blocks.0.attn.pos.pos3.2", 2)[0] for i in stages),
+        heads=heads,
         num_classes=reader.weight("head", 2)[0],
         ratio=max(reader.weight(f"{first}.mlp.fc1", 2)[0] // reader.weight(f"{first}.mlp.fc1", 2)[1], 1),
     )

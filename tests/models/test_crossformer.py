@@ -182,3 +182,13 @@ def test_a_file_that_is_nearly_one_is_refused(tmp_path: Path) -> None:
             load_model(saved(tmp_path, {**state, key: value}))
     with pytest.raises(WeightsMismatchError, match="holds the tensor extra"):
         load_model(saved(tmp_path, {**state, "extra": torch.zeros(1)}))
+
+
+@pytest.mark.parametrize("heads", [3, 100])
+def test_heads_that_do_not_divide_the_channels_are_refused(heads: int, tmp_path: Path) -> None:
+    """In the second stage, of 64 channels; as many rows as that say nothing of other tensors' shapes."""
+    last = "layers.1.blocks.0.attn.pos.pos3.2"
+    state = narrow().module.state_dict()
+    state |= {f"{last}.weight": torch.zeros(heads, 4), f"{last}.bias": torch.zeros(heads)}
+    with pytest.raises(CheckpointError, match=f"{heads} rows, one a head, expected a divisor of the stage's 64"):
+        load_model(saved(tmp_path, state))
