@@ -160,9 +160,16 @@ def _config_of(checkpoint: Checkpoint) -> CmtConfig:
             f"{checkpoint.path}: its biases are of {', '.join(str(bias[1]) for bias in biases)} places, which are not "
             "four square maps, each of half the side of the one before"
         )
+    dims = tuple(reader.weight(f"patch_embed_{stage}.proj")[0] for stage in STAGES)
+    for dim, bias, stage in zip(dims, biases, STAGES, strict=True):
+        if dim % bias[0]:  # no other tensor's shape depends on it
+            raise CheckpointError(
+                f"{checkpoint.path}: relative_pos_{stage} is of {bias[0]} heads, which do not share {dim} channels: "
+                "the file is damaged or of a changed model (deploykit inspect shows it)"
+            )
     return CmtConfig(
         size=4 * sides[0],
-        dims=tuple(reader.weight(f"patch_embed_{stage}.proj")[0] for stage in STAGES),
+        dims=dims,
         depths=tuple(reader.count(f"blocks_{stage}.") for stage in STAGES),
         hidden=tuple(reader.weight(f"blocks_{stage}.0.mlp.proj")[0] for stage in STAGES),
         stem=reader.weight("stem_conv1")[0],

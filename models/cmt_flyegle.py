@@ -149,9 +149,12 @@ def _config_of(checkpoint: Checkpoint) -> FlyegleConfig:
             f"cells a side, n a multiple of 8 and at most {MAX_SIDE}"
         )
     stages = range(1, 5)
+    dims = tuple(reader.weight(f"pool{i}.patch_aggregation")[0] for i in stages)
+    if any(dim % heads for dim, heads in zip(dims, HEADS, strict=True)):
+        raise CheckpointError(f"{checkpoint.path}: stages of {dims} channels are not shared by {HEADS} heads")
     return FlyegleConfig(
         size=4 * side,
-        dims=tuple(reader.weight(f"pool{i}.patch_aggregation")[0] for i in stages),
+        dims=dims,
         depths=tuple(reader.count(f"stage{i}.block_list.") for i in stages),
         hidden=tuple(reader.weight(f"stage{i}.block_list.0.IRFFN.conv3x3_dw.conv")[0] for i in stages),
         stem=reader.weight("pool1.patch_aggregation")[1],

@@ -71,9 +71,9 @@ GOLDEN = {
 """Model -> files that its original project's own code made, of reduced width."""
 
 PAGES = {
-    "CMT": "cmt.md", "CMT of FlyEgle": "cmt.md", "CrossFormer": "crossformer.md", "DynOPool": "dynopool.md", "FCN": "fcn.md", "KaPao": "kapao.md",
-    "NAFNet": "nafnet.md", "ResNet": "resnet.md", "U-Net": "unet.md", "ViT": "vit.md", "YOLOX": "yolox.md",
-    "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
+    "CMT": "cmt.md", "CMT of FlyEgle": "cmt.md", "CrossFormer": "crossformer.md", "DynOPool": "dynopool.md",
+    "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "ResNet": "resnet.md", "U-Net": "unet.md",
+    "ViT": "vit.md", "YOLOX": "yolox.md", "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
 }  # fmt: skip
 TITLES = (
     "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",

@@ -178,6 +178,8 @@ def test_fp16_is_proved_and_an_engine_built(tmp_path: Path, kind: str) -> None:
         ("cmt", "relative_pos_b", torch.zeros(2, 65, 4), "not four square maps"),
         ("cmt", "relative_pos_b", torch.zeros(2, 16, 4), "not four square maps"),
         ("cmt", "relative_pos_a", torch.zeros(2, 64), "relative_pos_a is"),
+        ("cmt", "relative_pos_c", torch.zeros(3, 16, 4), "of 3 heads, which do not share 16 channels"),
+        ("flyegle", "pool4.patch_aggregation.weight", torch.zeros(30, 16, 2, 2), "not shared by"),
         ("cmt", "stem_conv1.weight", torch.zeros(8, 3), "stem_conv1.weight is"),
         ("flyegle", "stage1.block_list.0.LMHSA.position_embeeding", torch.zeros(31, 30), "expected 2 n - 1"),
         ("flyegle", "fc.weight", torch.zeros(3), "fc.weight is"),
