@@ -1,6 +1,6 @@
 """One small model of each of timm's families through the export: what works, and what does not, as a table.
 
-    python benchmarks/timm_sweep.py --out table.md [--engine] [--limit 60] [--seconds 60] [--only vision_transformer]
+    python benchmarks/timm_sweep.py --out table.md [--engine] [--limit 60] [--seconds 60] [--missing]
 
 Each model runs in a process of its own with a limit of time and of memory. timm needs torchvision; beside a torch that
 its binary does not fit, ``--shim`` declares its operators (for models alone: they compute nothing).
@@ -100,6 +100,12 @@ def line(module: str, name: str, row: dict[str, Any], engine: bool) -> str:
     return f"| {' | '.join([*cells, row.get('error', '').replace('|', '/')])} |"
 
 
+def rows_of(table: Path) -> dict[str, str]:
+    """The finished rows of a table, by family; those that ran out of time are none."""
+    rows = table.read_text().splitlines()[2:] if table.exists() else []
+    return {row.split("|")[1].strip(): row for row in rows if "not done after" not in row}
+
+
 def main() -> None:
     """Go through the families and write the table as it grows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -107,6 +113,7 @@ def main() -> None:
     parser.add_argument("--engine", action="store_true", help="build engines of TensorRT for RTX too")
     parser.add_argument("--limit", type=int, default=1000, help="at most so many families")
     parser.add_argument("--only", nargs="+", default=[], help="these families")
+    parser.add_argument("--missing", action="store_true", help="keep the rows that the table has, and make the others")
     parser.add_argument("--seconds", type=int, default=60, help="of a model")
     parser.add_argument("--memory", type=int, default=16, help="gigabytes of addresses of a model")
     parser.add_argument("--shim", action="store_true", help="declare torchvision's operators")
@@ -126,9 +133,13 @@ def main() -> None:
     torch.set_num_threads(1)
     head = ["family", "model", "input", "parameters", "exports", "of the limit", *(["engine"] * args.engine), "error"]
     lines = [f"| {' | '.join(head)} |", "|" + " --- |" * len(head)]
+    made = rows_of(args.out) if args.missing else {}
     for module in [m for m in timm.list_modules() if not args.only or m in args.only][: args.limit]:
         names = candidates(module)
         if not names:
+            continue
+        if module in made:
+            lines.append(made[module])
             continue
         lines.append(line(module, names[0], measured(names[0], args), args.engine))
         print(lines[-1], flush=True)
