@@ -1,8 +1,7 @@
 """ModelSpec: everything that the runtime must know about a network, in one value.
 
-Export writes it into the artefact (ONNX ``metadata_props``, key :data:`METADATA_KEY`) and beside an
-engine; the runtime reads it there and nowhere else, so nobody types sizes, labels or thresholds again.
-Standard library only: both the torch side and the torch-free side import this file.
+Export writes it into the artefact (ONNX ``metadata_props``, key :data:`METADATA_KEY`) and beside an engine; the runtime
+reads it nowhere else. Standard library only: the torch side and the torch-free side both import this file.
 """
 
 from __future__ import annotations
@@ -56,8 +55,7 @@ class Fit:
     larger it is made by ``linear`` always. ``margin``: with ``auto``, so many strides are added before the rectangle
     is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled picture's shorter side. ``step``: of a
     network that halves its input a few times, the pixels after which its grid repeats: tiles begin at multiples of it.
-    ``resample``: ``opencv`` resizes as ``shrink`` says; ``bilinear``, ``bicubic`` and ``lanczos`` are Pillow's filters,
-    in both directions, which most classifiers were trained and evaluated with.
+    ``resample``: ``opencv`` resizes as ``shrink`` says; the others are Pillow's filters, as classifiers were evaluated.
     """
 
     kind: Literal["letterbox", "resize", "crop", "pad", "tile"] = "letterbox"
@@ -229,8 +227,7 @@ class NmsOutputs:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One dense output: ``logits (B,C)`` classify, ``logits (B,C,H,W)`` segment, ``image (B,C,H,W)`` restore,
-    ``features (B,D)`` of a network without a head."""
+    """One dense output: ``logits (B,C)`` classify or ``(B,C,H,W)`` segment, ``image (B,C,H,W)``, ``features (B,D)``."""
 
     kind: Literal["tensor"] = "tensor"
     name: str = "logits"
@@ -353,6 +350,11 @@ class ModelSpec:
             if width != len(self.keypoints.names) * rows.kpt_dims:
                 expected = f"{len(self.keypoints.names)} x {rows.kpt_dims}"
                 raise SpecError(f"{width} keypoint columns do not hold {expected} values")
+
+    @property
+    def dense_axes(self) -> int:
+        """How many axes one dense output has: 2 where it is of the picture, 4 where it is of its pixels."""
+        return 2 if self.task in ("classify", "features") else 4
 
     def to_json(self) -> str:
         """The spec as one line of JSON with sorted keys: equal specs give equal bytes."""

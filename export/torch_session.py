@@ -36,7 +36,7 @@ class TorchSession(Session):
         self._output = spec.output.name
         self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
         dtype = "float64" if exact else "float32"
-        axes = 3 if not isinstance(spec.output, Tensor) else 2 if spec.task in ("classify", "features") else 4
+        axes = spec.dense_axes if isinstance(spec.output, Tensor) else 3
         self.outputs = (TensorInfo(spec.output.name, (None,) * axes, dtype),)
         self.metadata = {METADATA_KEY: spec.to_json()}
         self.providers = (f"PyTorch CPU {dtype}",)

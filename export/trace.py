@@ -102,8 +102,7 @@ def _legacy(
     free = {"none": {}, "batch": {0: "batch"}, "shape": {0: "batch", 2: "height", 3: "width"}}[canvas.dynamic]
     rows = {1: "rows"} if canvas.dynamic == "shape" else {}
     if isinstance(spec.output, Tensor):
-        flat = spec.task in ("classify", "features")
-        rows = {2: "out_height", 3: "out_width"} if canvas.dynamic == "shape" and not flat else {}
+        rows = {2: "out_height", 3: "out_width"} if canvas.dynamic == "shape" and spec.dense_axes == 4 else {}
     axes = {canvas.name: free, names["output_names"][0]: {0: "batch", **rows} if free else {}}
     buffer = BytesIO()
     torch.onnx.export(module, (example,), cast(str, buffer), dynamo=False, dynamic_axes=axes, **names)

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from deploykit.errors import (
     CheckpointError,
-    DeployError,
     FetchError,
     MissingDependencyError,
     NotFoundError,
@@ -152,8 +151,6 @@ def _create(name: str, pretrained: bool, sizes: Mapping[str, int]) -> nn.Module:
         raise NotFoundError(f"timm {timm.__version__} has no model {name!r}: {hint}")
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, exportable=True, **sizes)
-    except DeployError:
-        raise
     except Exception as e:  # whatever timm raises: it runs the model's own code
         told = f"{type(e).__name__}: {str(e)[:300]}"
         if pretrained:

@@ -24,11 +24,12 @@ from deploykit.models._names import CIFAR10_CLASSES, IMAGENET_MEAN, IMAGENET_STD
 from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models._shapes import Shapes
 from deploykit.models._weights import load_weights
+from deploykit.models.layers.conv import FoldingSequential
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 
 FAMILY = "ResNet"
-WEIGHTS_LICENCE = "BSD-3-Clause (torchvision); trained on ImageNet, which has terms of its own"
+WEIGHTS_LICENCE = "BSD-3-Clause (torchvision), BSD-2-Clause (CIFAR-10's); the data sets have terms of their own"
 
 SIZE = 224
 BASE = 64  # channels of the stem and of the first stage
@@ -74,8 +75,8 @@ VARIANTS = {
 class Block(nn.Module):
     """Two 3 x 3 convolutions, or three with the middle one of 3 x 3, and what goes in added: ``(B, C, H, W)``.
 
-    The stride is that of the (last) 3 x 3 convolution with it: torchvision's bottlenecks have it there, the paper's in
-    the first one.
+    The stride is that of the first 3 x 3 convolution: so torchvision's bottlenecks have it, the paper's in the 1 x 1
+    convolution before.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Block(nn.Module):
             self.add_module(f"bn{i}", nn.BatchNorm2d(after))
         self.downsample: nn.Module | None = None
         if (stride > 1 or channels != out) and not zeros:
-            self.downsample = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            self.downsample = FoldingSequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -118,10 +119,7 @@ class Block(nn.Module):
         for i in range(1, self.count + 1):
             _fold_pair(self, new, f"conv{i}", f"bn{i}", path)
         if self.downsample is not None:
-            conv, norm = self.downsample.children()
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, nn.BatchNorm2d)
-            new.downsample = fold_conv_bn(conv, norm, f"{path}.downsample")
+            new.downsample = fuse_model(self.downsample, f"{path}.downsample")
         return new
 
 

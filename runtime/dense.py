@@ -130,7 +130,7 @@ def dense_output(outputs: Mapping[str, Array], spec: ModelSpec, what: str) -> Ar
     """
     assert isinstance(spec.output, Tensor)
     found = outputs.get(spec.output.name, next(iter(outputs.values())))
-    dims = 2 if spec.task in ("classify", "features") else 4
+    dims = spec.dense_axes
     if found.ndim != dims:
         raise SpecError(
             f"the task {spec.task} needs an output of {dims} axes, the network gives {found.shape} ({what})"

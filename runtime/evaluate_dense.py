@@ -16,7 +16,6 @@ import numpy as np
 
 from deploykit.errors import DataError, NotFoundError, UsageError, require
 from deploykit.runtime.dense import (
-    DENSE_TASKS,
     DenseTask,
     Placed,
     dense_blob,
@@ -34,7 +33,7 @@ from deploykit.runtime.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.spec import ModelSpec, Tensor
 from deploykit.values import worded
 
-__all__ = ["DENSE_TASKS", "DenseEvaluation", "DenseTask", "evaluate_dense_session"]
+__all__ = ["DenseEvaluation", "DenseTask", "evaluate_dense_session"]
 
 TOP = 5
 IGNORED = 255
@@ -134,6 +133,8 @@ class _Case:
 
 def _task(spec: ModelSpec, asked: str | None) -> DenseTask:
     task = spec.task if asked is None else asked
+    if task == spec.task == "features":
+        raise UsageError("this model gives features of a picture, and there is no truth that those are scored by")
     if task not in _METERS or spec.task != task or not isinstance(spec.output, Tensor):
         raise UsageError(
             f"the task {task!r} was asked for, but this model's is {spec.task!r}, with an output of kind "

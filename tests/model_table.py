@@ -92,6 +92,7 @@ Last run with {about}. Engines were built and not run.
   a real picture and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability or of the largest
   value) the largest difference took.
 * *TensorRT for RTX, narrow*: an engine of that file was built, without a GPU.
+* Rows may be of earlier runs (`--missing` makes only those that the page lacks).
 * *released*: `deploykit fetch` knows the address of trained weights. Whether such a file was tried is on the family's
   page.
 

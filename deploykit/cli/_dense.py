@@ -12,7 +12,8 @@ from deploykit.errors import UsageError
 if TYPE_CHECKING:
     from deploykit.runtime.evaluate_dense import DenseEvaluation
 
-DENSE = ("segment", "classify", "restore")
+DENSE = ("segment", "classify", "restore", "features")
+"""Tasks whose evaluation is not that of detections; of features it says that there is none."""
 
 MEANINGS = {
     "top1": "share of the pictures whose class is the best one",

@@ -51,7 +51,7 @@ def _double(layer: nn.Linear) -> nn.Linear:
 
 
 class Attention(nn.Module):
-    """Attention of all tokens to all: ``(B, N, dim)`` to the same.
+    """Attention of all tokens to all: ``(B, N, dim)`` to the same; ``bias`` as :func:`attend` has it.
 
     ``fuse()`` puts the scale of the queries into their weights.
     """
@@ -62,13 +62,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv[0], qkv[1], qkv[2]
         if self.scale != 1.0:
             q = q * self.scale
-        joined = attend(q, k, v).transpose(1, 2).reshape(batch, tokens, dim)
+        joined = attend(q, k, v, bias).transpose(1, 2).reshape(batch, tokens, dim)
         out: Tensor = self.proj(joined)
         return out
 

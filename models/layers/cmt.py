@@ -10,8 +10,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import affine_of, fold_bn_into_next, fold_conv_bn, shared_copy
+from deploykit.models._fuse import affine_of, fold_bn_into_next, fuse_model, shared_copy
 from deploykit.models.layers.attention import EPS, attend, scaled_rows
+from deploykit.models.layers.conv import FoldingSequential
 
 __all__ = ["CmtBlock", "PatchEmbed", "as_map", "as_tokens", "random_norms", "resized_bias"]
 
@@ -74,7 +75,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.sr: nn.Module = nn.Identity()
         if reduction > 1:
-            self.sr = nn.Sequential(nn.Conv2d(dim, dim, reduction, reduction, groups=dim), nn.BatchNorm2d(dim))
+            self.sr = FoldingSequential(nn.Conv2d(dim, dim, reduction, reduction, groups=dim), nn.BatchNorm2d(dim))
 
     def forward(self, tokens: Tensor, rows: int, columns: int, bias: Tensor) -> Tensor:
         batch, count, dim = tokens.shape
@@ -95,11 +96,7 @@ class Attention(nn.Module):
         """The same with the batch norm in its convolution, and the scale in the weights of the queries."""
         new = shared_copy(self)
         new.q, new.scale = scaled_rows(self.q, self.scale, self.q.out_features, f"{path}.q"), 1.0
-        if isinstance(self.sr, nn.Sequential):
-            conv, norm = self.sr[0], self.sr[1]
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, nn.BatchNorm2d)
-            new.sr = fold_conv_bn(conv, norm, f"{path}.sr")
+        new.sr = fuse_model(self.sr, f"{path}.sr")
         return new
 
 
@@ -112,7 +109,7 @@ class InvertedResidual(nn.Module):
         self.proj = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
         self.proj_act = nn.GELU()
         self.proj_bn: nn.Module = nn.BatchNorm2d(hidden)
-        self.conv2: nn.Module = nn.Sequential(nn.Conv2d(hidden, dim, 1), nn.BatchNorm2d(dim))
+        self.conv2: nn.Module = FoldingSequential(nn.Conv2d(hidden, dim, 1), nn.BatchNorm2d(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
@@ -125,12 +122,10 @@ class InvertedResidual(nn.Module):
         norm = self.conv1[2]
         assert isinstance(norm, nn.BatchNorm2d)
         new.conv1 = nn.Sequential(*list(new.conv1)[:2], affine_of(norm, f"{path}.conv1.2"))
-        assert isinstance(self.conv2, nn.Sequential)
-        conv, last = self.conv2[0], self.conv2[1]
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(last, nn.BatchNorm2d)
+        assert isinstance(self.conv2, FoldingSequential)
         assert isinstance(self.proj_bn, nn.BatchNorm2d)
-        folded = fold_conv_bn(conv, last, f"{path}.conv2")
+        folded = self.conv2.fuse(f"{path}.conv2")[0]
+        assert isinstance(folded, nn.Conv2d)
         new.conv2, new.proj_bn = fold_bn_into_next(self.proj_bn, folded, f"{path}.conv2"), nn.Identity()
         return new
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import affine_of, fold_conv_bn, shared_copy
+from deploykit.models._fuse import affine_of, fuse_model, shared_copy
 from deploykit.models.layers.attention import attend, scaled_rows
 from deploykit.models.layers.cmt import as_map, as_tokens
+from deploykit.models.layers.conv import FoldingSequential
 
 __all__ = ["ConvGeluBN", "FlyegleBlock"]
 
@@ -128,10 +129,10 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.conv1x1_gelu_bn = ConvGeluBN(dim, hidden, 1)
+        self.conv1x1_gelu_bn: nn.Module = ConvGeluBN(dim, hidden, 1)
         self.conv3x3_dw = Depthwise(hidden)
         self.act = nn.Sequential(nn.GELU(), nn.BatchNorm2d(hidden))
-        self.conv1x1_pw: nn.Module = nn.Sequential(nn.Conv2d(hidden, dim, 1), nn.BatchNorm2d(dim))
+        self.conv1x1_pw: nn.Module = FoldingSequential(nn.Conv2d(hidden, dim, 1), nn.BatchNorm2d(dim))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1x1_gelu_bn(x)
@@ -141,15 +142,11 @@ class InvertedResidual(nn.Module):
     def fuse(self, path: str) -> nn.Module:
         """The same with the last batch norm in its convolution and the others as a product and a sum."""
         new = shared_copy(self)
-        new.conv1x1_gelu_bn = self.conv1x1_gelu_bn.fuse(f"{path}.conv1x1_gelu_bn")  # type: ignore[assignment]
+        new.conv1x1_gelu_bn = fuse_model(self.conv1x1_gelu_bn, f"{path}.conv1x1_gelu_bn")
         norm = self.act[1]
         assert isinstance(norm, nn.BatchNorm2d)
         new.act = nn.Sequential(nn.GELU(), affine_of(norm, f"{path}.act"))
-        assert isinstance(self.conv1x1_pw, nn.Sequential)
-        conv, last = self.conv1x1_pw[0], self.conv1x1_pw[1]
-        assert isinstance(conv, nn.Conv2d)
-        assert isinstance(last, nn.BatchNorm2d)
-        new.conv1x1_pw = fold_conv_bn(conv, last, f"{path}.conv1x1_pw")
+        new.conv1x1_pw = fuse_model(self.conv1x1_pw, f"{path}.conv1x1_pw")
         return new
 
 

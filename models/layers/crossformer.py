@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import shared_copy
-from deploykit.models.layers.attention import Mlp, attend, scaled_rows
+from deploykit.models.layers.attention import Attention, Mlp
 
 __all__ = ["CrossAttention", "CrossBlock", "CrossEmbed", "DynamicBias", "Merging", "grouped", "ungrouped"]
 
@@ -49,7 +48,7 @@ def ungrouped(x: Tensor, group: int, interval: int, rows: int, columns: int) -> 
 
 
 class DynamicBias(nn.Module):
-    """The bias of two places of a group by a small network of their distance; it has to be asked for each size once."""
+    """The bias of two places of a group, by a small network of their distance."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -77,34 +76,19 @@ class DynamicBias(nn.Module):
         return bias
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attention):
     """Attention within groups: ``(N, group^2, dim)`` to the same."""
 
     def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads, self.scale = heads, (dim // heads) ** -0.5
+        super().__init__(dim, heads)
         self.pos = DynamicBias(dim // 16, heads)  # the original divides by four twice; its paper says D/4
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, group: int, mask: Tensor | None) -> Tensor:
+    def within(self, x: Tensor, group: int, mask: Tensor | None) -> Tensor:
         """``mask``: of the keys of each of a picture's groups, ``(groups, 1, 1, group^2)``."""
-        count, tokens, dim = x.shape
-        qkv = self.qkv(x).reshape(count, tokens, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv[0], qkv[1], qkv[2]
-        if self.scale != 1.0:
-            q = q * self.scale
         bias = self.pos(group)
         if mask is not None:
-            bias = (bias[None] + mask).repeat(count // len(mask), 1, 1, 1)
-        joined: Tensor = self.proj(attend(q, k, v, bias).transpose(1, 2).reshape(count, tokens, dim))
-        return joined
-
-    def fuse(self, path: str) -> nn.Module:
-        """The same with the scale in the weights of the queries."""
-        new = shared_copy(self)
-        new.qkv, new.scale = scaled_rows(self.qkv, self.scale, self.qkv.in_features, f"{path}.qkv"), 1.0
-        return new
+            bias = (bias[None] + mask).repeat(x.shape[0] // len(mask), 1, 1, 1)
+        return self.forward(x, bias)
 
 
 class CrossBlock(nn.Module):
@@ -131,7 +115,7 @@ class CrossBlock(nn.Module):
         if below or right:
             normed = functional.pad(normed, (0, 0, 0, right, 0, below))
             mask = self._mask(rows, columns, group, interval, x)
-        out = self.attn(grouped(normed, group, interval), group, mask)
+        out = self.attn.within(grouped(normed, group, interval), group, mask)
         x = x + ungrouped(out, group, interval, rows + below, columns + right)[:, :rows, :columns]
         y: Tensor = x + self.mlp(self.norm2(x))
         return y

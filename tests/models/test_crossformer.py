@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
 from deploykit.export.precision import Lowering
@@ -22,6 +22,8 @@ from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model, outline_of_model
 from deploykit.models.crossformer import CrossFormer, CrossFormerConfig, backbone_of
 from deploykit.models.layers.crossformer import CrossBlock, grouped, ungrouped
+from deploykit.spec import Dynamic
+from tests.models.files import saved
 from tests.reference import crossformer as reference
 
 PUBLISHED = {
@@ -44,11 +46,6 @@ def narrow(seed: int = 0) -> ReferenceModel:
         for parameter in (p for name, p in network.named_parameters() if ".pos." in name):
             nn.init.normal_(parameter, std=0.5)  # so that the places matter
     return crossformer._reference(crossformer._name_of(config), config, network)
-
-
-def saved(folder: Path, state: dict[str, Tensor]) -> Path:
-    torch.save({"model": state, "max_accuracy": 81.5}, folder / "m.pth")
-    return folder / "m.pth"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -117,8 +114,8 @@ def test_a_checkpoint_is_read_without_the_buffers_of_older_files(tmp_path: Path)
     [pytest.param(224, "none", marks=slow), ((96, 128), "none"), pytest.param(64, "batch", marks=slow)],
     ids=str,
 )
-def test_its_export_is_proved(tmp_path: Path, img: int | tuple[int, int], dynamic: str) -> None:
-    report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)  # type: ignore[arg-type]
+def test_its_export_is_proved(tmp_path: Path, img: int | tuple[int, int], dynamic: Dynamic) -> None:
+    report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)
     assert report.parity is not None
     assert report.parity.ok
     graph = onnx.load(report.path).graph

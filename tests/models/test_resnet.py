@@ -60,6 +60,7 @@ def made(kind: str, seed: int = 0) -> ReferenceModel:
 
 
 def saved(folder: Path, state: dict[str, Tensor]) -> Path:
+    """Nothing but the weights, as torchvision publishes them."""
     torch.save(state, folder / "m.pth")
     return folder / "m.pth"
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 import deploykit
 from deploykit.cli import main
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, SpecError, UsageError
+from deploykit.runtime import evaluate_dense
 from deploykit.runtime.dense import Placed, label_map, place, restored, top_classes
 from deploykit.runtime.evaluate_dense import DenseEvaluation
 from deploykit.runtime.image import blob
@@ -332,3 +333,9 @@ def test_a_picture_that_has_no_place_is_refused() -> None:
         place(picture, InputSpec(fit=Fit(kind="tile")))
     with pytest.raises(SpecError, match="crop's share"):
         Fit(crop_share=0.0)
+
+
+def test_features_have_no_truth() -> None:
+    spec = ModelSpec("features", InputSpec(size=(32, 32), fit=Fit(kind="crop", stride=1)), Tensor(name="features"))
+    with pytest.raises(UsageError, match="no truth that those are scored by"):
+        evaluate_dense._task(spec, None)
