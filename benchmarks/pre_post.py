@@ -16,7 +16,9 @@ from functools import partial
 
 import cv2
 import numpy as np
+import PIL
 from interleaved import interleaved
+from PIL import Image
 
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.image import Letterbox, blob
@@ -24,6 +26,7 @@ from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native import cpu_library, letterbox_blob
 from deploykit.runtime.nms import nms
 from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.resample import resample
 from deploykit.runtime.session import Array
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawRows, Thresholds
 
@@ -41,6 +44,7 @@ def main() -> None:
     print(f"{processor_name()}, {cv2.getNumThreads()} threads, Python {platform.python_version()}")
     print(f"numpy {np.__version__}, OpenCV {cv2.__version__}, {rounds} rounds, milliseconds\n")
     _table("1080p frame to a float32 blob of 576 x 960", rounds, _preprocessing(frame, InputSpec(size=(576, 960))))
+    _table("1080p frame to 256 x 455, bicubic, the bytes of Pillow", rounds, _resampling(frame))
     _table("raw rows to kept boxes", rounds, _postprocessing())
     _table("decoded 1080p frame to Result, without the network", rounds, _everything(frame))
 
@@ -48,6 +52,15 @@ def main() -> None:
 def _picture() -> Array:
     noise = np.random.default_rng(0).integers(0, 256, (*FULL_HD, 3), dtype=np.uint8)
     return cv2.GaussianBlur(noise, (9, 9), 0)
+
+
+def _resampling(frame: Array) -> dict[str, Callable[[], object]]:
+    picture = Image.fromarray(frame)
+    return {
+        "resample": lambda: resample(frame, (256, 455), "bicubic"),
+        f"Pillow {PIL.__version__}": lambda: picture.resize((455, 256), Image.Resampling.BICUBIC),
+        "cv2.resize, INTER_AREA (other bytes)": lambda: cv2.resize(frame, (455, 256), interpolation=cv2.INTER_AREA),
+    }
 
 
 def _preprocessing(frame: Array, spec: InputSpec) -> dict[str, Callable[[], object]]:
