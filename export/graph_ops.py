@@ -198,7 +198,8 @@ def _cast(values: Values, attributes: Attributes) -> Tensor:
 
 
 def _softmax(values: Values, attributes: Attributes) -> Tensor:
-    return torch.softmax(_present(values[0]), attributes.get("axis", -1))
+    x = _present(values[0])
+    return torch.softmax(x.float(), attributes.get("axis", -1)).to(x.dtype)  # as kernels do, of half values too
 
 
 def _along(x: Tensor, values: Tensor, axis: int) -> Tensor:

@@ -5,9 +5,11 @@ Runtime, TensorRT 10 and 11 and TensorRT for RTX. What stays in fp32, with a Cas
 
 * the *decode*: everything after the last convolutions and matrix products, that is arithmetic on pixels and scores,
   of which fp16 has half a pixel at 1000. Only what moves values about (Concat, Reshape, Transpose) is still half there.
-* *operators* that add up many values or grow quickly: normalisations, means, sums, Exp, Log, Pow.
+* *operators* that add up many values or grow quickly: means, sums, Exp, Log, Pow, and normalisations whose statistics
+  ONNX does not say to be float32.
 * what has not the *range*: an fp16 tensor whose largest measured value is over a quarter of 65504, the largest finite
-  number. bf16 has the range of fp32. The weights of such a layer are stored as fp16 all the same, behind a Cast.
+  number, what normalises squares that large, and attention with large logits. bf16 has the range of fp32. The weights
+  of such a layer are stored as fp16 all the same, behind a Cast.
 * operators that ONNX does not define for the type, which its own schemas tell.
 """
 
@@ -24,7 +26,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.errors import ExportError
-from deploykit.export.half_rules import COMPUTE, KEPT, LARGEST, MOVES, lengths, running_sums
+from deploykit.export.half_rules import COMPUTE, KEPT, LARGEST, MOVES, lengths, norms, running_sums, sharp_attention
 
 __all__ = ["HalfIO", "HalfReport", "HalfType", "compute_nodes", "to_half"]
 
@@ -99,7 +101,9 @@ class _Conversion:
         self.largest, self.asked, self.half_io, self.store = largest, keep, half_io, store
         self.opset = model.opset_imports.get("", 18)
         self.nodes = list(self.graph)
-        self.sums = running_sums(self.nodes) | lengths(self.nodes)
+        untold, wide = norms(self.nodes, self.opset, self.largest)
+        self.delicate = running_sums(self.nodes) | lengths(self.nodes) | untold
+        self.wide = wide | sharp_attention(self.nodes, self.largest)
         self.types = _types(model)
         self.reasons: dict[ir.Node, str] = {}
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
@@ -155,11 +159,13 @@ class _Conversion:
             return "type"
         if node in after:
             return "decode"
-        if node.op_type in KEPT or node in self.sums:
+        if node.op_type in KEPT or node in self.delicate:
             return "operator"
         if self.name == "fp16":
             near = [v for v in (*node.inputs, *node.outputs) if v is not None]
-            if any(self.largest.get(str(v.name), 0.0) > LARGEST for v in near) or self._constants_overflow(node):
+            if node in self.wide or any(self.largest.get(str(v.name), 0.0) > LARGEST for v in near):
+                return "range"
+            if self._constants_overflow(node):
                 return "range"
         return ""
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import onnx
 import onnx_ir as ir
 
-__all__ = ["COMPUTE", "KEPT", "LARGEST", "MOVES", "lengths", "running_sums"]
+__all__ = [
+    "COMPUTE", "KEPT", "LARGEST", "LARGEST_LOGIT", "LARGEST_SQUARED", "MOVES", "lengths", "norms", "running_sums",
+    "sharp_attention",
+]  # fmt: skip
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators whose precision is what a file's precision means."""
@@ -15,12 +19,16 @@ LARGEST = 65504.0 / 4
 """The largest absolute value that a tensor may have, measured, to be fp16: other pictures give other values."""
 
 KEPT = {
-    "BatchNormalization", "CumSum", "Exp", "GlobalAveragePool", "GlobalLpPool", "GridSample", "GroupNormalization",
-    "InstanceNormalization", "LayerNormalization", "Log", "LogSoftmax", "LpNormalization", "MeanVarianceNormalization",
-    "Pow", "RMSNormalization", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd",
-    "ReduceSum", "ReduceSumSquare", "Softmax",
+    "CumSum", "Exp", "GlobalAveragePool", "GlobalLpPool", "GridSample", "Log", "LogSoftmax", "Pow", "ReduceL1",
+    "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare",
 }  # fmt: skip
 """Operators that stay in fp32 whatever their values are."""
+
+LARGEST_SQUARED = 128.0
+"""The largest absolute value of what a normalisation may be given in fp16: a quarter of 65504 is its square."""
+
+LARGEST_LOGIT = 64.0
+"""The largest logit of an attention in fp16, which rounds it by up to 1/64: that is 1.6 % of a probability."""
 
 MOVES = {"Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that compute nothing; several inputs become one output, so a Cast after them is one and not several."""
@@ -54,3 +62,54 @@ def lengths(nodes: Iterable[ir.Node]) -> set[ir.Node]:
         if known and alone and len(known) == len(values) and node.op_type in ("Add", "Div", "Mul", "Pow", "Sqrt"):
             found.add(node)
     return found
+
+
+def norms(nodes: Iterable[ir.Node], opset: int, largest: Mapping[str, float]) -> tuple[set[ir.Node], set[ir.Node]]:
+    """The normalisations that stay in fp32: those of which ONNX does not say so, and those that lack the range.
+
+    Mean and variance of a LayerNormalization are float32 by its ``stash_type``, whatever the type of its input, and a
+    Cast on each side of it would add nothing. A kernel that takes the sums in fp16 all the same must not overflow.
+    """
+    untold, wide = set(), set()
+    for node in nodes:
+        if node.domain or not node.op_type.endswith("Normalization"):
+            continue
+        stash = onnx.defs.get_schema(node.op_type, opset, "").attributes.get("stash_type")
+        asked = node.attributes.get("stash_type")
+        if stash is None or (asked is not None and asked.value != int(ir.DataType.FLOAT)):
+            untold.add(node)
+        elif largest.get(_name(node.inputs[0]), 0.0) > LARGEST_SQUARED:
+            wide.add(node)
+    return untold, wide
+
+
+def sharp_attention(nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> set[ir.Node]:
+    """Softmaxes whose logits are so large that rounding them shows, with all from the product that gives those.
+
+    Every kernel's exponentials and sums are float32 inside, so that a Cast before a Softmax only widens what the
+    product has rounded; of large logits the product itself must give float32. What is added behind the product, such
+    as a mask of -100, does not make them large.
+    """
+    found: set[ir.Node] = set()
+    for softmax in nodes:
+        if softmax.op_type != "Softmax":
+            continue
+        chain, ends, logits = {softmax}, [softmax], 0.0
+        while ends:
+            for value in ends.pop().inputs:
+                node = None if value is None else value.producer()
+                if node is None or node in chain:
+                    continue
+                if node.op_type in ("MatMul", "Gemm"):
+                    chain.add(node)
+                    logits = max(logits, largest.get(_name(node.outputs[0]), 0.0))
+                elif node.op_type in ("Add", "Div", "Mul", "Sub", "Where") or node.op_type in MOVES:
+                    chain.add(node)
+                    ends.append(node)
+        if logits > LARGEST_LOGIT:
+            found |= chain
+    return found
+
+
+def _name(value: ir.Value | None) -> str:
+    return "" if value is None else str(value.name)

@@ -26,7 +26,6 @@ from deploykit.errors import (
 )
 from deploykit.models._checkpoint import Checkpoint, read_checkpoint
 from deploykit.models._names import class_names
-from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
 from deploykit.models._weights import load_weights
 from deploykit.spec import Fit, InputSpec, ModelSpec, Source
@@ -37,6 +36,8 @@ __all__ = ["PREFIX", "TimmModel", "TimmOptions", "list_timm", "load_timm", "name
 FAMILY = "timm"
 PREFIX = "timm:"
 """What ``--weights`` begins with where a model of timm is meant and no file."""
+FADED = 1e-2
+"""Parameters of which none is larger count as off: zeros, and the scales of layers of a new network."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ def load_timm(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _create(name, options.pretrained, _sizes(options))
+        model = _reference(name, network)
         if not options.pretrained:
-            randomise(network)
-    model = _reference(name, network)
+            _enliven(network, (model.spec.input.channels, *model.spec.input.size))
     random = () if options.pretrained else ("its weights are random (seed 0): what it says means nothing",)
     return replace(model, notes=(*random, *model.notes))
 
@@ -178,6 +179,37 @@ def _of_file(checkpoint: Checkpoint, options: TimmOptions) -> ReferenceModel:
     model = _reference(options.model, network.requires_grad_(False))
     source = Source(model=model.name, sha256=checkpoint.sha256)
     return replace(model, spec=replace(model.spec, source=source), notes=(*checkpoint.notes, *model.notes))
+
+
+def _enliven(network: nn.Module, picture: tuple[int, int, int]) -> None:
+    """Random weights of which every one counts.
+
+    As timm makes them, heads, the last norms of residual branches and the scales of layers are zero or almost: the
+    logits would hardly depend on the picture, and a proof of the export would say nothing. Batch norms get the
+    statistics of noise, so that the deepest network neither fades out nor magnifies its rounding errors.
+    """
+    for parameter in network.parameters():
+        if parameter.numel() > 1 and bool(parameter.abs().max() <= FADED):
+            nn.init.normal_(parameter, std=0.1)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if norms:
+        for norm in norms:
+            if norm.affine:
+                norm.weight.mul_(torch.empty_like(norm.weight).uniform_(0.8, 1.2))
+            norm.train().momentum = 1.0  # the statistics become those of this batch
+        channels, *size = picture
+        blobs = nn.functional.interpolate(torch.randn(8, channels, 4, 4), size, mode="bilinear")  # pictures that differ
+        share = torch.linspace(0, 1, 8).view(8, 1, 1, 1)
+        network((1 - share) * blobs + share * torch.randn(8, *picture))
+        for norm in norms:
+            norm.eval().momentum = 0.1
+            assert norm.running_var is not None
+            norm.running_var.clamp_(min=float(norm.running_var.mean()) / 10)  # a faint channel is not magnified
 
 
 def _outline(name: str) -> nn.Module:

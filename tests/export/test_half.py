@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from deploykit.errors import ExportError
 from deploykit.export.graph_session import GraphSession
 from deploykit.export.half import HalfType, to_half
-from deploykit.export.half_rules import LARGEST
+from deploykit.export.half_rules import LARGEST, LARGEST_LOGIT, LARGEST_SQUARED
 from deploykit.export.precision_check import check_precision, precisions_of
 from deploykit.runtime.session import Array, open_session
 
@@ -129,13 +129,84 @@ def test_bf16_has_the_range() -> None:
     assert "range" not in report.kept
 
 
-@pytest.mark.parametrize("operator", ["Exp", "GlobalAveragePool", "Softmax"])
+@pytest.mark.parametrize("operator", ["Exp", "GlobalAveragePool"])
 def test_operators_that_lose_much_stay_fp32(operator: str) -> None:
     model = network(middle=operator, scale=0.05)
     report = to_half(model, "fp16", largest=measured(model))
     valid(model)
     assert report.kept["operator"] == ("middle",)
     assert Counter(n.op_type for n in model.graph)["Cast"] == report.casts == 4
+
+
+def attention(*, logits: float = 1.0, mask: bool = False, stream: float = 1.0, stash: int = 1) -> ir.Model:
+    """A norm, a product, perhaps a mask, a softmax and a product; ``logits`` and ``stream``: how large values are."""
+    chance = np.random.default_rng(2)
+    wall = np.where(chance.random((8, 8)) < 0.5, 0, -100)
+    wall[:, 0] = 0
+    weights = {
+        "first": chance.normal(size=(8, 64)) * 0.3 * stream,
+        "scale": np.ones(64),
+        "shift": np.full(64, 3.0),
+        "k": logits / (3 * 64) + chance.normal(size=(1, 4, 64, 8)) / 16,  # all logits are near the largest one
+        "wall": wall,
+        "v": chance.normal(size=(8, 3)),
+        "last": np.eye(3),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "first"], ["a"], name="first"),
+        helper.make_node("LayerNormalization", ["a", "scale", "shift"], ["b"], name="norm", axis=-1, stash_type=stash),
+        helper.make_node("MatMul", ["b", "k"], ["c"], name="product"),
+        *([helper.make_node("Add", ["c", "wall"], ["d"], name="mask")] if mask else []),
+        helper.make_node("Softmax", ["d" if mask else "c"], ["e"], name="softmax", axis=-1),
+        helper.make_node("MatMul", ["e", "v"], ["f"], name="values"),
+        helper.make_node("MatMul", ["f", "last"], ["y"], name="last"),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, X.shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 4, 8, 3))],
+        [helper.make_tensor(n, TensorProto.FLOAT, v.shape, v.astype(np.float32).ravel()) for n, v in weights.items()],
+    )
+    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_attention_is_half_from_end_to_end(mask: bool) -> None:
+    model = attention(mask=mask)
+    expected = output(model)
+    report = to_half(model, "fp16", largest=measured(model))
+    valid(model)
+    assert report.kept == {}
+    assert report.casts == 2  # on the way in and on the way out: nothing stands between its products
+    assert 0 < np.abs(output(model) - expected).max() < 0.01
+
+
+def test_attention_with_large_logits_stays_fp32() -> None:
+    model, rounded = attention(logits=100, mask=True), attention(logits=100, mask=True)
+    largest = measured(model)
+    assert largest["c"] > LARGEST_LOGIT
+    expected = output(model)
+    report = to_half(model, "fp16", largest=largest)
+    valid(model)
+    assert set(report.kept["range"]) == {"product", "mask", "softmax"}
+    to_half(rounded, "fp16", largest={})
+    assert np.abs(output(model) - expected).mean() < 0.5 * np.abs(output(rounded) - expected).mean()
+
+
+def test_a_norm_whose_squares_are_large_stays_fp32() -> None:
+    model = attention(stream=200)
+    largest = measured(model)
+    assert LARGEST_SQUARED < largest["a"] < LARGEST
+    report = to_half(model, "fp16", largest=largest)
+    valid(model)
+    assert report.kept == {"range": ("norm",)}
+
+
+def test_a_norm_whose_statistics_are_not_told_to_be_float32_stays_fp32() -> None:
+    model = attention(stash=TensorProto.FLOAT16)
+    assert to_half(model, "fp16", largest={}).kept == {"operator": ("norm",)}
+    assert to_half(attention(stash=TensorProto.FLOAT), "fp16", largest={}).kept == {}
 
 
 def test_a_node_may_be_kept_by_name() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deploykit.errors import CheckpointError, FoldError, UsageError, WeightsMismatchError
+from deploykit.export.half_rules import LARGEST_SQUARED
 from deploykit.export.precision import Lowering
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
@@ -170,7 +171,7 @@ def test_layer_norm_is_that_of_every_pixels_channels() -> None:
     assert (norm(x) - expected).abs().max() < 1e-5
 
 
-def test_the_sums_of_its_layer_norms_stay_fp32(tmp_path: Path) -> None:
+def test_layer_norms_with_large_sums_stay_fp32(tmp_path: Path) -> None:
     """With a residual stream of some hundreds, whose squares add up to more than fp16 can hold."""
     model = narrow()
     assert isinstance(model.module, Nafnet)
@@ -192,7 +193,8 @@ def test_the_sums_of_its_layer_norms_stay_fp32(tmp_path: Path) -> None:
     assert report.lowered.half is not None
     nodes = [n.name for n in onnx.load(str(report.path)).graph.node if n.op_type == "LayerNormalization"]
     assert len(nodes) == 2 * 6
-    assert set(nodes) <= set(report.lowered.half.kept["operator"])
+    wide = [norm for norm, most in zip(norms, largest, strict=True) if most > LARGEST_SQUARED]
+    assert len(set(nodes) & set(report.lowered.half.kept["range"])) >= len(wide) > 0
 
 
 def test_factors_are_folded() -> None:

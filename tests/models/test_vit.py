@@ -23,6 +23,7 @@ from deploykit.models.vit import Head, VisionTransformer, VitConfig
 from deploykit.runtime.dense_results import Features
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
+from tests.models.attention_kernels import attention_kernels
 from tests.models.files import saved
 from tests.reference.vit import vit as reference
 
@@ -154,6 +155,19 @@ def test_half_precision_is_proved(tmp_path: Path, precision: str) -> None:
     assert report.parity is not None
     assert 0.45 < report.weight_size / (4 * report.parameters) < 0.7
     assert report.parity.ok
+
+
+def test_an_engine_in_fp16_computes_attention_as_one_kernel(tmp_path: Path) -> None:
+    config = VitConfig(128, 2, 2, 128, patch=8, grid=8, num_classes=5)
+    network = VisionTransformer(config).eval()
+    randomise(network)
+    model = vit._reference("vit", config, network)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
+    assert report.lowered is not None
+    assert report.lowered.half is not None
+    assert {reason: len(nodes) for reason, nodes in report.lowered.half.kept.items()} == {"operator": 1}  # the mean
+    assert report.lowered.half.casts == 4  # of the picture, of the logits, and around the mean
+    assert attention_kernels(report.path, tmp_path) == 2
 
 
 def test_features_are_predicted_and_compared(tmp_path: Path) -> None:
