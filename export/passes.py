@@ -12,7 +12,10 @@ from onnxscript import optimizer
 from deploykit.export.report import Constant, Interface
 from deploykit.runtime.session import Array
 
-__all__ = ["initializers_of", "interface_of", "name_axes", "name_transposed", "simplify", "stamp", "strip"]
+__all__ = [
+    "initializers_of", "interface_of", "name_axes", "name_transposed", "register_constants", "simplify", "stamp",
+    "strip",
+]  # fmt: skip
 
 FOLD_LIMIT = (
     64 * 1024 * 1024
@@ -27,6 +30,28 @@ def simplify(model: ir.Model) -> None:
     common.DeduplicateInitializersPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
+
+
+def register_constants(model: ir.Model) -> None:
+    """Enter every constant that a node uses among the graph's initialisers.
+
+    The exporter's own optimiser (onnxscript 0.7.2) gives the bounds of several Clips of one value one name; it then
+    renames all but the last pair, whose entry is the only one left.
+    """
+    known = model.graph.initializers
+    for node in model.graph:
+        for i, value in enumerate(node.inputs):
+            if value is None or value.const_value is None or value.producer() is not None:
+                continue
+            name = str(value.name)
+            if known.get(name) is value:
+                continue
+            number = 0
+            while name in known:
+                number += 1
+                name = f"{value.name}_{number}"
+            known[name] = made = ir.val(name, const_value=value.const_value)
+            node.replace_input_with(i, made)
 
 
 def name_transposed(model: ir.Model, weights: Mapping[str, Array]) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import DeployError, ExportError, ImageSizeError, require
+from deploykit.export.passes import register_constants
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
 __all__ = ["example_input", "traced"]
@@ -81,6 +82,7 @@ def _dynamo(
     assert program is not None
     if simplify:
         program.optimize()
+        register_constants(program.model)
     return program.model
 
 

@@ -1,0 +1,39 @@
+"""What the exporter leaves to be mended in its graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from deploykit.export.graph_session import GraphSession
+from deploykit.export.trace import example_input, traced
+from deploykit.spec import InputSpec, ModelSpec
+from deploykit.spec import Tensor as Dense
+
+
+class Clipped(nn.Module):
+    """One value between several pairs of bounds, which are buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for i in range(1, 4):
+            self.register_buffer(f"low{i}", torch.tensor(-0.1 * i))
+            self.register_buffer(f"high{i}", torch.tensor(0.2 * i))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sin()
+        pairs = [(self.get_buffer(f"low{i}"), self.get_buffer(f"high{i}")) for i in range(1, 4)]
+        return torch.cat([y.clamp(low, high) for low, high in pairs], 1)
+
+
+def test_each_clip_of_a_value_keeps_its_bounds() -> None:
+    spec = ModelSpec("restore", InputSpec(size=(8, 8)), Dense(name="image"))
+    module = Clipped().eval()
+    graph = traced(module, example_input(spec.input), spec, "dynamo", True, ["image"])
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+    x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    found = GraphSession(graph).run({spec.input.name: x})["image"]
+    np.testing.assert_array_equal(found, module(torch.from_numpy(x)).numpy())
