@@ -37,10 +37,11 @@ def float32_share(expected: Expected, folded: nn.Module, spec: ModelSpec) -> flo
     return max((d.used for d in parity.differences), default=0.0)
 
 
-def eased(limits: Tolerance, share: float) -> Tolerance | None:
+def eased(limits: Tolerance, share: float, *, scores: bool = False) -> Tolerance | None:
     """Limits for a network of which PyTorch in float32 uses ``share`` of ``limits``; None: those hold as they are.
 
-    They grow by twice the share, and by :data:`MOST` at most.
+    They grow by twice the share, and by :data:`MOST` at most; with ``scores`` that of the probabilities of classes too,
+    which follow from such values alone. Detections are of rows that score, where a network magnifies less.
     """
     if share <= 1.0 or not math.isfinite(share):
         return None
@@ -51,4 +52,5 @@ def eased(limits: Tolerance, share: float) -> Tolerance | None:
         relative=limits.relative * factor,
         probability=limits.probability * factor,
         dense=limits.dense * factor,
+        max_score=limits.max_score * (factor if scores else 1.0),
     )

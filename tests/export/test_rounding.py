@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
 
 from deploykit.errors import ParityError
 from deploykit.export import rounding, to_onnx
@@ -19,6 +20,7 @@ from deploykit.models._registry import ReferenceModel
 from deploykit.models.yolox import reference_of
 from deploykit.runtime.parity import Expected, Tolerance
 from tests.export.narrow import CLASSES, model_of, yolox_network
+from tests.export.narrow_dense import narrow_dense
 
 LIMITS = Tolerance()
 
@@ -51,6 +53,29 @@ def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_pa
     assert known[0].limits == limits
     known[0].save(tmp_path / "known.npz")
     assert Expected.load(tmp_path / "known.npz").limits == limits
+
+
+class Coarse(nn.Module):
+    """Logits that are differences of large numbers."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(images)
+        return (20 * logits / logits.abs().max() + 50_000) - 50_000
+
+
+def test_probabilities_of_classes_are_held_to_what_float32_can_do(tmp_path: Path) -> None:
+    model = narrow_dense("resnet18")
+    model = replace(model, module=Coarse(model.module))
+    report = onnx_from_model(model, out=tmp_path / "m.onnx")
+    assert report.parity is not None
+    factor = report.parity.tolerance.dense / LIMITS.dense
+    assert 2 < factor <= MOST
+    assert report.parity.tolerance.max_score == pytest.approx(LIMITS.max_score * factor)
+    assert max(m.max_score or 0.0 for m in report.parity.matchings) > LIMITS.max_score
 
 
 def test_other_networks_keep_the_limits(tmp_path: Path) -> None:
@@ -91,6 +116,7 @@ def test_limits_grow_by_twice_the_share_and_not_beyond(share: float, factor: flo
         return
     assert wider is not None
     assert np.allclose([wider.pixels, wider.relative, wider.probability], [1e-3 * factor, 1e-5 * factor, 1e-5 * factor])
+    assert wider.max_score == LIMITS.max_score  # of detections
 
 
 @pytest.mark.parametrize("share", [float("nan"), float("inf")])
