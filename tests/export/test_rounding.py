@@ -64,7 +64,7 @@ class Coarse(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.network(images)
-        return (5 * logits / logits.abs().max() + 20_000) - 20_000
+        return (12 * logits / logits.abs().max() + 40_000) - 40_000
 
 
 def test_probabilities_of_classes_are_held_to_what_float32_can_do(tmp_path: Path) -> None:
