@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from deploykit.cli import main
 from deploykit.errors import MissingDependencyError, NotFoundError, UsageError, WeightsMismatchError
 from deploykit.export.to_onnx import export_onnx
 from deploykit.models import _timm
-from deploykit.models._timm import TimmOptions, list_timm, load_timm, name_in, resample_of
+from deploykit.models._timm import TimmOptions, _enliven, list_timm, load_timm, name_in, resample_of
 
 
 @pytest.fixture
@@ -59,6 +60,26 @@ def test_what_has_no_equal_is_told() -> None:
 
 def test_an_interpolation_that_is_drawn_is_bilinear() -> None:
     assert [resample_of(name) for name in ("bicubic", "lanczos", "random")] == ["bicubic", "lanczos", "bilinear"]
+
+
+def test_random_weights_are_none_that_do_nothing() -> None:
+    """As timm leaves a new network: a head of zeros behind a norm that is off."""
+    last = nn.BatchNorm2d(8)
+    nn.init.zeros_(last.weight)
+    head = nn.Linear(8, 5)
+    nn.init.zeros_(head.weight)
+    mean = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3), last, mean, head)
+    network = network.eval().requires_grad_(False)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(*network(images).chunk(2))
+    torch.manual_seed(0)
+    _enliven(network, (3, 32, 32))
+    first, second = network(images).chunk(2)
+    assert 0.01 < (first - second).abs().max() < 10
+    assert not any(module.training for module in network.modules())
+    middle = network[:5](images)
+    assert 0.01 < middle.std() < 1.0  # the last norm is small, as in a residual branch, and not off
 
 
 def test_a_name_is_no_file() -> None:
