@@ -1,0 +1,236 @@
+"""What the sources of these models say and can be measured without trained weights, measured.
+
+    python benchmarks/claims.py [--only 9 11] [--device cuda] [--upstream DIR --upstream-python PYTHON]
+
+The claims are about the export of the pose model (1, 3, 4: by pose_claims.py, to which the last two arguments go),
+ViTDet's windows and norms (6, 7), CMT's speed (9), the number of YOLOX' predictions (11), seams of tiles (12), and ways
+up (14). docs/claims.md tells what came out. Weights are random (seed 0); each part says what it measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from interleaved import interleaved
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deploykit.models import vitdet
+from deploykit.models._fuse import fuse_model
+from deploykit.models._random import randomise
+from deploykit.models._registry import create_model
+from deploykit.models.layers.pyramid import norm_of
+from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool
+from deploykit.models.vitdet import VitDetBackbone
+from deploykit.runtime.image import read_image
+from deploykit.runtime.machine import processor_name, versions
+from deploykit.runtime.tiles import Tiling, run_tiled
+
+PICTURE = Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg"
+BATCH = {"cpu": 8, "cuda": 128}
+
+
+def main() -> None:
+    """Print what was measured of each claim."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", type=int, choices=sorted(CLAIMS), default=sorted(CLAIMS), metavar="N")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of claim 9")
+    parser.add_argument("--batch", type=int, help="of claim 9 (8 on a CPU, 128 on a GPU)")
+    parser.add_argument("--rounds", type=int, default=7, help="of what is timed")
+    parser.add_argument("--upstream", type=Path, metavar="DIR")
+    parser.add_argument("--upstream-python", default=sys.executable, metavar="PYTHON")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")
+    print(f"{processor_name()}, {torch.get_num_threads()} threads, {versions()}")
+    pose = [n for n in args.only if n in POSE]
+    for number in args.only:
+        if number in POSE and number != pose[0]:
+            continue
+        title, measure = CLAIMS[number]
+        print(f"\n{', '.join(map(str, pose)) if number in POSE else number}: {title}")
+        with torch.inference_mode():
+            for line in measure(args):
+                print(f"  {line}", flush=True)
+
+
+def pose_model(args: argparse.Namespace) -> Iterator[str]:
+    """1, 3 and 4, in a process of their own."""
+    script = str(Path(__file__).with_name("pose_claims.py"))
+    words = [sys.executable, script, "--json", "--rounds", str(args.rounds)]
+    if args.upstream:
+        words += ["--upstream", str(args.upstream), "--upstream-python", args.upstream_python]
+    found = json.loads(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout)
+    yield found["conditions"]
+    for part in ("size", "numbers", "time", "stride"):
+        yield from (f"{part}: {line}" for line in found[part])
+
+
+def windows(args: argparse.Namespace) -> Iterator[str]:
+    """6: the same weights, the map padded to 70 cells a side and interpolated to 56."""
+    config = vitdet.VARIANTS["b"]
+    torch.manual_seed(0)
+    network = VitDetBackbone(config).eval()
+    randomise(network)
+    image = _picture(config.patch * config.cells)
+    found = {}
+    for reach in ("pad", "interpolate"):
+        network.net.config = replace(config, reach=reach)
+        found[reach] = network(image)
+    for i, (padded, resized) in enumerate(zip(found["pad"], found["interpolate"], strict=True), start=2):
+        yield f"P{i}: {_relative(padded, resized)}"
+    net = network.net
+    exact = net.positions(64, 64).permute(0, 3, 1, 2)
+    moved = functional.interpolate(net.positions(56, 56).permute(0, 3, 1, 2), (64, 64), mode="bilinear")
+    yield f"absolute positions of 64 x 64 cells against those of 56 x 56, enlarged: {_relative(exact, moved)}"
+
+
+def norms(args: argparse.Namespace) -> Iterator[str]:
+    """7: one set of parameters in a per-pixel layer norm and in a group norm of one group."""
+    torch.manual_seed(0)
+    layer, group = norm_of("LN", 256), norm_of("GN", 256)
+    nn.init.uniform_(layer.get_parameter("weight"), 0.8, 1.2)
+    nn.init.normal_(layer.get_parameter("bias"), std=0.1)
+    group.load_state_dict(layer.state_dict())
+    halves = torch.tensor([10.0] * 32 + [1.0] * 32)
+    for name, x in (
+        ("a map of one pixel", torch.randn(1, 256, 1, 1)),
+        ("white noise, 64 x 64", torch.randn(1, 256, 64, 64)),
+        ("a map whose left half is ten times its right", torch.randn(1, 256, 64, 64) * halves),
+    ):
+        yield f"{name}: {_relative(layer(x), group(x))}"
+    config = vitdet.VARIANTS["b"]
+    networks = []
+    for norm in ("LN", "GN"):
+        torch.manual_seed(0)
+        networks.append(VitDetBackbone(replace(config, norm=norm, cells=16)).eval())
+        randomise(networks[-1])
+    networks[1].load_state_dict(networks[0].state_dict())
+    image = _picture(256)
+    for i, (one, other) in enumerate(zip(*(network(image) for network in networks), strict=True), start=2):
+        yield f"ViTDet-B at 256, P{i}: {_relative(one, other)}"
+
+
+def speed(args: argparse.Namespace) -> Iterator[str]:
+    """9: pictures a second, folded networks in PyTorch, all in turn."""
+    device = torch.device(args.device)
+    batch = args.batch or BATCH[args.device]
+    networks = {name: fuse_model(create_model(name).module) for name in ("resnet50", "cmt-ti", "cmt-flyegle-ti")}
+    sides = {"resnet50": 224, "cmt-ti": 160, "cmt-flyegle-ti": 160}
+    half = (torch.float32, torch.float16) if args.device == "cuda" else (torch.float32,)
+    if args.device == "cuda":
+        yield f"{torch.cuda.get_device_name()}, batch {batch}"
+    for dtype in half:
+        runs: dict[str, Callable[[], object]] = {}
+        for name, network in networks.items():
+            moved = network.to(device, dtype)
+            images = torch.randn(batch, 3, sides[name], sides[name], device=device, dtype=dtype)
+            runs[name] = lambda moved=moved, images=images: moved(images).float().sum().item()
+        seconds = interleaved(runs, args.rounds, warmup=2)
+        for name, values in seconds.items():
+            ratio = statistics.median(a / b for a, b in zip(values, seconds["resnet50"], strict=True))
+            middle = statistics.median(values)
+            yield (
+                f"{name} at {sides[name]}, {str(dtype).removeprefix('torch.')}, batch {batch}: {middle:.1f} ms, "
+                f"{1e3 * batch / middle:.0f} pictures a second, {ratio:.2f} x the time of resnet50 at 224"
+            )
+
+
+def predictions(args: argparse.Namespace) -> Iterator[str]:
+    """11: how many rows each gives of a picture of 640 x 640, and how many values."""
+    rows = {}
+    for name in ("yolox-s", "yolov6n", "yolov7", "yolov5s"):
+        shape = create_model(name).module(torch.zeros(1, 3, 640, 640)).shape
+        rows[name] = shape[1]
+        yield f"{name}: {shape[1]} rows of {shape[2]}, {shape[1] * shape[2]:,} values"
+    yield f"a third: {rows['yolov7'] / rows['yolox-s']:.3f} times as many with three anchors a cell"
+
+
+def seams(args: argparse.Namespace) -> Iterator[str]:
+    """12: tiles with a margin of 20 cells against the whole picture."""
+    picture = _picture(352)[0]
+    planes = torch.cat((picture, picture[1:2])).numpy()
+    full = create_model("nafnet-w32-raw").module
+    for name, network in (
+        ("nafnet-w32-raw", full),
+        ("a shallow one", Nafnet(NafnetConfig(16, (1, 1), 1, (1, 1), channels=4))),
+    ):
+        assert isinstance(network, Nafnet)
+        torch.manual_seed(0)
+        randomise(network.eval())
+        image = torch.from_numpy(planes)[None]
+        whole = network(image)[0].numpy()
+        largest = abs(whole - planes).max()
+        frozen = with_frozen_pool(network, image)
+        told = []
+        for overlap in (0, 20, 40):
+            tiling = Tiling((96, 96), overlap, 1, network.multiple)
+            for what, run in (("own means", network), ("means of the whole", frozen)):
+                found = run_tiled(lambda x, run=run: run(torch.from_numpy(x)).numpy(), planes, tiling)
+                told.append(f"overlap {overlap}, {what}: {abs(found - whole).max() / largest:.1e}")
+        field = f"{name} (receptive field {receptive_field(network)} cells), share of the largest correction"
+        yield f"{field}: {'; '.join(told)}"
+
+
+def ways_up(args: argparse.Namespace) -> Iterator[str]:
+    """14: whether a transposed convolution can be each of the others; and who runs which."""
+    x = torch.randn(1, 4, 6, 8)
+    nearest = functional.conv_transpose2d(x, torch.ones(4, 1, 2, 2), stride=2, groups=4)
+    yield f"nearest: {_relative(functional.interpolate(x, scale_factor=2.0), nearest)}"
+    line = torch.tensor([0.25, 0.75, 0.75, 0.25])
+    bilinear = functional.conv_transpose2d(
+        functional.pad(x, (1, 1, 1, 1), mode="replicate"), (line[:, None] * line).expand(4, 1, 4, 4), stride=2, groups=4
+    )[..., 3:-3, 3:-3]
+    expected = functional.interpolate(x, scale_factor=2.0, mode="bilinear")
+    yield f"bilinear, pixel centres aligned: {_relative(expected, bilinear)}"
+    one, other = (torch.zeros(1, 1, 2, 2) for _ in range(2))
+    one[..., 0, 0] = other[..., 1, 1] = 1.0
+    pools = [functional.max_pool2d(z, 2, return_indices=True) for z in (one, other)]
+    same = torch.equal(pools[0][0], pools[1][0])
+    apart = not torch.equal(*(functional.max_unpool2d(*pool, 2) for pool in pools))
+    yield f"unpooling: two maps whose pooled values are equal ({same}) become two that differ ({apart})"
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    from tests.unpooling_table import OPERATIONS, row_of
+
+    with torch.inference_mode(mode=False), torch.no_grad():
+        for name in OPERATIONS:
+            _, ours, operators, difference, engine = row_of(name)
+            yield f"{name} ({ours}): {operators}; ONNX Runtime {difference}; TensorRT for RTX {engine}"
+
+
+def _picture(side: int) -> Tensor:
+    """A photograph as networks get it, ``(1, 3, side, side)``, in 0..1."""
+    image = torch.from_numpy(read_image(PICTURE)).permute(2, 0, 1)[None].float() / 255
+    short = min(image.shape[2:])
+    return functional.interpolate(image[..., :short, :short], (side, side), mode="bilinear", antialias=True)
+
+
+def _relative(expected: Tensor, found: Tensor) -> str:
+    difference = (expected - found).abs()
+    return (
+        f"differences of {difference.mean() / expected.abs().mean():.2g} of the mean value, "
+        f"{difference.max() / expected.abs().max():.2g} of the largest"
+    )
+
+
+POSE = (1, 3, 4)
+CLAIMS: dict[int, tuple[str, Callable[[argparse.Namespace], Iterator[str]]]] = {
+    **dict.fromkeys(POSE, ("the pose model: three times as large, nearly lossless, twice as fast; stride", pose_model)),
+    6: ("64 cells as windows of 14: padding to 70 loses nothing, interpolating to 56 may misalign positions", windows),
+    7: ("a group norm of one group is equal to a layer norm", norms),
+    9: ("CMT has few FLOPs, and takes nearly ten times as long as ResNet-50 in batches of 128", speed),
+    11: ("YOLOX has 8400 predictions, two thirds fewer than with anchors", predictions),
+    12: ("tiles of a RAW picture that overlap by 20 have no seams", seams),
+    14: ("a transposed convolution can be unpooling and upsampling", ways_up),
+}  # fmt: skip
+
+if __name__ == "__main__":
+    main()
