@@ -36,8 +36,7 @@ METADATA_KEY = "deploykit"
 SPEC_VERSION = 1
 
 LATER = {"later": True}
-"""Marks a field that came after the first release: it is written only where it is not its default, so that an older
-deploykit reads all that it understands."""
+"""Marks a field that came after the first release: written only where it is not its default, for older readers."""
 
 Task = Literal["detect", "keypoints", "instances", "classify", "segment", "restore", "features"]
 Dynamic = Literal["none", "batch", "shape"]
@@ -213,7 +212,7 @@ class NmsOutputs:
     """Fixed-shape outputs after NMS, in network pixels (M = the thresholds' ``max_det``).
 
     ``num_dets (B,1) int32, boxes (B,M,4) xyxy, scores (B,M), labels (B,M) int32, keypoints (B,M,K,3),
-    num_candidates (B,1) int32``; empty slots are zero.
+    masks (B,M,S,S)`` (0..1, each over its box), ``num_candidates (B,1) int32``; empty slots are zero.
     """
 
     kind: Literal["nms"] = "nms"
@@ -223,6 +222,7 @@ class NmsOutputs:
     labels: str = "labels"
     keypoints: str | None = None
     num_candidates: str = "num_candidates"
+    masks: str | None = field(default=None, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -269,19 +269,17 @@ class KeypointSpec:
 
 COCO_KEYPOINTS = KeypointSpec(
     names=(
-        "nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder",
-        "left elbow", "right elbow", "left wrist", "right wrist", "left hip", "right hip",
-        "left knee", "right knee", "left ankle", "right ankle",
+        "nose", "left eye", "right eye", "left ear", "right ear", "left shoulder", "right shoulder", "left elbow",
+        "right elbow", "left wrist", "right wrist", "left hip", "right hip", "left knee", "right knee", "left ankle",
+        "right ankle",
     ),
     skeleton=(
         (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8),
         (7, 9), (8, 10), (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
     ),
     flip_pairs=((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)),
-    sigmas=(
-        0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072,
-        0.062, 0.062, 0.107, 0.107, 0.087, 0.087, 0.089, 0.089,
-    ),
+    sigmas=(0.026, 0.025, 0.025, 0.035, 0.035, 0.079, 0.079, 0.072, 0.072, 0.062, 0.062, 0.107, 0.107, 0.087, 0.087,
+            0.089, 0.089),
 )  # fmt: skip
 """The 17 COCO person keypoints; limbs, order and sigmas are the facts published with the COCO data set."""
 
@@ -336,6 +334,8 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if isinstance(self.output, NmsOutputs) and (self.keypoints is None) != (self.output.keypoints is None):
             raise SpecError("a spec has keypoint names and a keypoint output, or neither")
+        if (self.task == "instances") != (isinstance(self.output, NmsOutputs) and self.output.masks is not None):
+            raise SpecError("a spec of the task instances has an output of masks, and no other has")
         if isinstance(self.output, PoseObjectRows):
             _check_poses(self.output, self.classes, self.keypoints)
         if not isinstance(self.output, RawRows):

@@ -31,6 +31,7 @@ from deploykit.spec import ModelSpec
 __all__ = ["QuantReport", "quantize_file", "quantize_like"]
 
 COMPARED = 8  # pictures on which methods are compared
+WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
 MEASURED = 4 * 640 * 640  # pixels of those on which layers are: up to a hundred networks are run on them
 Keep = Literal["auto", "none"] | Collection[str]
 
@@ -126,9 +127,15 @@ def quantize_file(
     images = calibration_images(calibration, spec, COMPARED)
     exact = outputs_of(model, images)
 
+    size, waiting = base.stat().st_size, 0
+
     def error_of(ranges: dict[str, float], kept: Collection[str], count: int) -> float:
+        nonlocal waiting
         error = error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, kind, reduce_range)
-        gc.collect()  # a graph is full of cycles, and dozens of them would wait in memory together
+        waiting += size
+        if waiting > WAITING:  # a graph is full of cycles, and dozens of large ones would stay in memory together
+            gc.collect()  # which looks at everything that this process holds, so not for a few small ones
+            waiting = 0
         return error
 
     few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))

@@ -24,7 +24,7 @@ class Found:
 
     ``boxes (N,4)`` xyxy, ``scores (N,)``, ``labels (N,)``, ``keypoints (N,K,3)`` or None; ``candidates`` counts the
     rows that were over the confidence threshold before NMS. With ``objects`` the keypoints are not what they will be:
-    :func:`to_source` fuses the two.
+    :func:`to_source` fuses the two. ``masks (N,S,S)`` in 0..1, each over its box, or None.
     """
 
     boxes: Array
@@ -33,6 +33,7 @@ class Found:
     keypoints: Array | None
     candidates: int
     objects: KeypointObjects | None = None
+    masks: Array | None = None
 
 
 def found_in(
@@ -108,8 +109,11 @@ def _found_in_nms(
     keypoints = None
     if names.keypoints is not None:
         keypoints = _taken(outputs, names.keypoints, slot, (len(boxes), points, 3))[use].astype(np.float32, copy=False)
+    masks = None
+    if names.masks is not None:
+        masks = _taken(outputs, names.masks, slot, (len(boxes), None, None))[use].astype(np.float32, copy=False)
     candidates = int(_taken(outputs, names.num_candidates, slot, (1,))[0])
-    return Found(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates)
+    return Found(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates, masks=masks)
 
 
 def _clipped(boxes: Array, letterbox: Letterbox) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.masks import pasted
 from deploykit.runtime.postprocess import found_in, to_source
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
@@ -21,7 +22,7 @@ from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tenso
 
 __all__ = ["Predictor"]
 
-TASKS = ("detect", "keypoints")
+TASKS = ("detect", "instances", "keypoints")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +116,9 @@ class Predictor(SourcePredictor[Result, _Prepared]):
         size = prepared.letterbox.canvas
         found = found_in(outputs, slot, self.spec, self.thresholds, size, multi_label=self.multi_label)
         boxes, keypoints = to_source(found, prepared.letterbox)
+        masks = None
+        if found.masks is not None:  # laid over the boxes that they were computed of, which may reach into the border
+            masks = pasted(found.masks, prepared.letterbox.to_source(found.boxes), prepared.letterbox.source)
         frame = prepared.frame
         return Result(
             boxes,
@@ -122,6 +126,7 @@ class Predictor(SourcePredictor[Result, _Prepared]):
             found.labels,
             prepared.letterbox.source,
             keypoints=keypoints,
+            masks=masks,
             classes=self.spec.classes,
             keypoint_spec=self.spec.keypoints,
             keypoint_threshold=self.thresholds.keypoint,
