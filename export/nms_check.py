@@ -18,7 +18,7 @@ from deploykit.runtime.nms import nms
 from deploykit.runtime.parity import Batch, Difference, Expected, Tolerance, differences
 from deploykit.runtime.postprocess import Found, found_in
 from deploykit.runtime.session import Array, Session, input_of
-from deploykit.spec import ModelSpec, RawRows, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
 
 __all__ = ["check_detections", "detections_as_rows", "detections_layout"]
 
@@ -51,7 +51,7 @@ def check_detections(
     """
     limits, layout = tolerance or expected.limits, expected.layout
     assert isinstance(layout, RawRows)  # what has NMS had rows
-    rows_spec = replace(spec, output=layout)
+    rows_spec = replace(spec, output=layout, task="keypoints" if spec.keypoints else "detect")
     found_differences: list[Difference] = []
     matchings: list[Matching] = []
     for batch in expected.feeds.batches:
@@ -66,6 +66,8 @@ def check_detections(
             rows = [by_label[label] for label in batch.images]
             names = (reference, name, batch.name)
             matchings.append(match_found(names, rows, detections, rows_spec, limits))
+            if isinstance(spec.output, NmsOutputs) and spec.output.masks is not None:
+                found_differences.append(_masks(names, rows, best or detections, layout, limits))
             if best is not None:
                 parts = [_best(r, b, layout, spec.thresholds.max_det, limits) for r, b in zip(rows, best, strict=True)]
                 matchings.append(_matching(names, parts, limits))
@@ -89,12 +91,14 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     outputs = session.run(input_of(info, np.repeat(image, info.shape[0] or 1, 0)))
     found = found_in(outputs, 0, spec, spec.thresholds)
     layout = detections_layout(spec)
-    rows = np.zeros((len(found.scores), layout.columns), np.float32)
+    rows = np.zeros((len(found.scores), layout.columns), found.boxes.dtype)
     rows[:, :2] = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
     rows[:, 2:4] = found.boxes[:, 2:] - found.boxes[:, :2]
     rows[np.arange(len(rows)), 4 + found.labels] = found.scores
     if found.keypoints is not None and layout.keypoints:
         rows[:, slice(*layout.keypoints)] = found.keypoints.reshape(len(rows), 3 * found.keypoints.shape[1])
+    if found.masks is not None:  # behind the columns that the layout names
+        rows = np.concatenate((rows, found.masks.reshape(len(rows), -1)), 1)
     return rows
 
 
@@ -168,6 +172,32 @@ def _as_rows(found: Found, layout: RawRows) -> Array:
         width = found.keypoints.shape[1] * layout.kpt_dims
         points = found.keypoints[..., : layout.kpt_dims].reshape(len(found.scores), width)
     return np.concatenate((found.boxes, found.scores[:, None], points), 1).astype(np.float64)
+
+
+def _masks(
+    names: tuple[str, str, str], rows: Sequence[Array], found: Sequence[Found], layout: RawRows, limits: Tolerance
+) -> Difference:
+    """The masks of the pairs of one place and class; their values are probabilities of what lies in a box, and move
+    with it, so that the limit is that of a matched score."""
+    count, largest, worst = 0, 0.0, (0, 0, 0.0, 0.0)
+    for reference, b in zip(rows, found, strict=True):
+        assert b.masks is not None
+        boxes = _flat(reference.astype(np.float64), layout)[:, :4]
+        labels = reference[:, slice(*layout.cls)].argmax(1)
+        given = b.masks.reshape(len(b.masks), -1)
+        for i in range(len(reference)):
+            distance = np.abs(b.boxes - boxes[i]).max(1, initial=0.0)
+            distance[b.labels != labels[i]] = np.inf
+            j = int(distance.argmin()) if len(distance) else -1
+            if j < 0 or distance[j] > max(limits.same_box, 10 * limits.pixels):
+                continue  # whether it has to have a partner, the matching says
+            expected = reference[i, layout.columns :]
+            error = np.abs(expected - given[j])
+            cell = int(error.argmax())
+            count += error.size
+            if not error[cell] <= largest:
+                largest, worst = float(error[cell]), (i, cell, float(expected[cell]), float(given[j, cell]))
+    return Difference(*names, "masks", count, largest, largest / limits.max_score, worst)
 
 
 def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Tolerance) -> Matching:

@@ -5,35 +5,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx
 import onnx_ir as ir
-import onnxscript
 import torch
 from torch import Tensor, nn
 
-from deploykit.errors import BackendError, SpecError, UsageError
+from deploykit.errors import BackendError, UsageError
 from deploykit.export.compare import check_expected
 from deploykit.export.decode_node import append_decode, raw_levels, written_out
-from deploykit.export.nms_check import check_detections
+from deploykit.export.nms_check import check_detections, detections_layout
 from deploykit.export.nms_graph import CANDIDATES, CONF, IOU, append_nms, append_plugin, check_thresholds
-from deploykit.export.nms_select import RowSelection, best_scores, selecting
+from deploykit.export.nms_select import RowSelection, selecting
 from deploykit.export.parity_report import ParityReport
 from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect
+from deploykit.models.layers.mask_rcnn import with_thresholds
 from deploykit.runtime import ort
 from deploykit.runtime.parity import Expected, Tolerance
+from deploykit.runtime.postprocess import names_of
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
 from deploykit.spec import Tensor as Dense
 
-__all__ = ["TRANSLATIONS", "NmsMode", "NmsPlan", "plan_of"]
+__all__ = ["NmsMode", "NmsPlan", "plan_of"]
 
 NmsMode = Literal["none", "graph", "basic", "plugin"]
-
-TOPK_OPSET = 18  # TopK is the same since 11
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class NmsPlan:
 
     ``layout``: of the rows before it, or of a dense output, which no NMS follows. ``outputs``: the names that are
     traced. ``candidates``: how many rows NMS looks at (0: all of them). ``decodes``: rows are decoded by a node too,
-    and what is traced ends before it.
+    and what is traced ends before it. ``inside``: the network has NMS of its own, by these thresholds, and ``layout``
+    is that of its detections.
     """
 
     mode: NmsMode
@@ -50,6 +50,7 @@ class NmsPlan:
     outputs: tuple[str, ...]
     candidates: int
     decodes: bool = False
+    inside: Thresholds | None = None
 
     @property
     def rows(self) -> RawRows:
@@ -59,6 +60,8 @@ class NmsPlan:
 
     def module(self, fused: nn.Module) -> nn.Module:
         """What is traced: the network itself, or the network up to its candidates or its head's raw values."""
+        if self.inside is not None:
+            return with_thresholds(fused, self.inside)
         if self.decodes:
             levels = raw_levels(fused)
             assert levels is not None
@@ -87,6 +90,12 @@ class NmsPlan:
         limits: Tolerance | None = None,
     ) -> ParityReport:
         """Run the file and compare it with what is expected, by ``limits`` or those of fp32."""
+        if self.inside is not None:
+            with (
+                ort.open_session(file, provider="cpu") as session,
+                ort.open_session(file, provider="cpu", overrides={CONF: np.zeros(1, np.float32)}) as opened,
+            ):
+                return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
         if self.mode == "none":
             with open_session(file, provider="cpu") as session:
                 return check_expected(expected, file.name, session, spec, limits, on_step)
@@ -161,14 +170,16 @@ def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Mo
     """The plan for a network with raw rows, and the spec of what is exported.
 
     Raises:
-        UsageError: thresholds that no graph can hold, a dynamic shape, whose number of rows is not known, or rows that
-            need more than NMS.
-        SpecError: the network has NMS inside already.
+        UsageError: thresholds that no graph can hold, a dynamic shape, whose number of rows is not known, rows that
+            need more than NMS, or a network that has NMS inside already.
     """
     spec = replace(spec, thresholds=thresholds)
     layout = spec.output
     if isinstance(layout, NmsOutputs):
-        raise SpecError(f"NMS follows raw rows, but the model's output is of kind {layout.kind!r}")
+        if mode != "none":
+            raise UsageError(f"--nms {mode} follows raw rows: this network has NMS inside already, leave it out")
+        check_thresholds(thresholds)
+        return NmsPlan(mode, detections_layout(spec), names_of(layout), 0, inside=thresholds), spec
     if isinstance(layout, Dense) and mode != "none":
         raise UsageError(f"--nms {mode} is for detectors: this model's task is {spec.task}, and it finds no boxes")
     if mode == "none" or isinstance(layout, Dense):
@@ -209,14 +220,3 @@ class _First(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         return tuple(self.module(images)[: self.count])
-
-
-def _top(scores: Any, count: int) -> Any:
-    """ONNX's TopK, which puts the lower index first where two are equal; traced by onnxscript."""
-    op: Any = getattr(onnxscript, f"opset{TOPK_OPSET}")
-    return op.TopK(scores, op.Constant(value_ints=[count]), axis=1, largest=1, sorted=1)
-
-
-TRANSLATIONS = {torch.ops.deploykit.best_scores.default: _top}
-"""Our operators -> ONNX, for torch's exporter."""
-assert best_scores is not None  # importing it is what registers the operator

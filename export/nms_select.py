@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect
+from deploykit.models.layers.operators import best_scores
 from deploykit.spec import RawRows
 
-__all__ = ["Candidates", "HeadSelection", "RowSelection", "best_scores", "selecting"]
+__all__ = ["Candidates", "HeadSelection", "RowSelection", "selecting"]
 
 NONE = -1.0  # the score of what is no candidate; thresholds are at least 0
 
@@ -34,22 +35,6 @@ class Candidates(NamedTuple):
     labels: Tensor
     all_scores: Tensor
     keypoints: Tensor
-
-
-@torch.library.custom_op("deploykit::best_scores", mutates_args=())
-def best_scores(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` highest of each line of ``(B, N)``, the highest first, at equal ones the lower index first.
-
-    ONNX's TopK promises that order and torch's does not, so the two need an operator of their own between them.
-    """
-    values, index = torch.sort(scores, dim=1, descending=True, stable=True)
-    return values[:, :count].contiguous(), index[:, :count].contiguous()
-
-
-@best_scores.register_fake
-def _(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    shape = (scores.shape[0], count)
-    return scores.new_empty(shape), scores.new_empty(shape, dtype=torch.int64)
 
 
 class RowSelection(nn.Module):

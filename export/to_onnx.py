@@ -22,13 +22,14 @@ from deploykit.export.feeds import make_feeds
 from deploykit.export.finish import finish, weights_of, write
 from deploykit.export.gate import AccuracyGate, judge
 from deploykit.export.limits import LIMITS
-from deploykit.export.nms_export import TRANSLATIONS, NmsMode, NmsPlan, plan_of
+from deploykit.export.nms_export import NmsMode, NmsPlan, plan_of
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision import Job, Lowering, PrecisionReport, lower, read_back
 from deploykit.export.proof import Proof
 from deploykit.export.report import ExportReport
 from deploykit.export.trace import example_input, traced
+from deploykit.export.two_stage_nodes import TRANSLATIONS
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
 from deploykit.models._timm import TimmOptions, load_timm, name_in
@@ -161,8 +162,8 @@ def onnx_from_model(
     fused = fuse_model(model.module)
     plan, spec = plan_of(spec, nms, thresholds or spec.thresholds, fused)
     rows_plan, rows = plan_of(replace(spec, output=model.spec.output), "none", spec.thresholds, fused)
-    if nms != "none" and exporter != "dynamo":
-        raise UsageError(f"--nms {nms} needs --exporter dynamo")
+    if (nms != "none" or plan.inside is not None) and exporter != "dynamo":
+        raise UsageError(f"{f'--nms {nms}' if nms != 'none' else model.name} needs --exporter dynamo")
     if gate is not None and isinstance(spec.output, Tensor):
         raise UsageError(
             f"--max-drop is for detectors, and this model's task is {spec.task}: deploykit eval tells the accuracy of "
@@ -223,7 +224,7 @@ def _traced(
 ) -> ir.Model:
     """The graph of what a plan traces."""
     clock("tracing")
-    translations = TRANSLATIONS if plan.candidates else None
+    translations = TRANSLATIONS if plan.candidates or plan.inside else None
     graph = traced(plan.module(fused), example, spec, exporter, simplify, plan.outputs, translations)
     if simplify:
         clock("simplifying")

@@ -15,29 +15,27 @@ from torch import nn
 from deploykit.errors import BackendError
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import DEFAULT, ReferenceModel, load_model
+from deploykit.runtime.postprocess import names_of
 from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
-from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
+from deploykit.spec import METADATA_KEY, ModelSpec, NmsOutputs, Tensor
 
 __all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
 
 
 class TorchSession(Session):
-    """A module on the CPU, in eval mode; one input, one output, any batch and any good size.
+    """A module on the CPU, in eval mode; one input, the spec's outputs in their order, any batch and any good size.
 
     ``exact`` computes in float64: what the weights mean, without the rounding of any implementation. It is about six
     times slower, and the output is float64. ``threads`` within one operator: None is what torch is set to.
     """
 
     def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False, threads: int | None = None) -> None:
-        if not isinstance(spec.output, (RawRows, PoseObjectRows, Tensor)):
-            raise BackendError(f"a PyTorch model has one output, but the spec's output is of kind {spec.output.kind!r}")
         self._module: nn.Module | None = module
         self._exact, self._wide = exact, False
-        self._output = spec.output.name
+        self._outputs = names_of(spec.output)
         self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
         dtype = "float64" if exact else "float32"
-        axes = spec.dense_axes if isinstance(spec.output, Tensor) else 3
-        self.outputs = (TensorInfo(spec.output.name, (None,) * axes, dtype),)
+        self.outputs = _outputs(spec, dtype)
         self.metadata = {METADATA_KEY: spec.to_json()}
         self.providers = (f"PyTorch CPU {dtype}",)
         self.notes = ()
@@ -60,11 +58,26 @@ class TorchSession(Session):
                 output = self._module(image)
         except RuntimeError as e:
             raise BackendError(f"PyTorch failed: {e}") from e
-        return {self._output: output.numpy()}
+        found = output if isinstance(output, tuple) else (output,)
+        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
 
     def close(self) -> None:
         """Drop the module."""
         self._module = None
+
+
+def _outputs(spec: ModelSpec, dtype: str) -> tuple[TensorInfo, ...]:
+    output = spec.output
+    if not isinstance(output, NmsOutputs):
+        axes = spec.dense_axes if isinstance(output, Tensor) else 3
+        return (TensorInfo(output.name, (None,) * axes, dtype),)
+    counts = (output.num_dets, output.num_candidates)
+    axes_of = {**dict.fromkeys((*counts, output.scores, output.labels), 2), output.boxes: 3}  # of the others 4
+    whole = (*counts, output.labels)
+    return tuple(
+        TensorInfo(name, (None,) * axes_of.get(name, 4), "int32" if name in whole else dtype)
+        for name in names_of(output)
+    )
 
 
 _one_at_a_time = threading.Lock()

@@ -17,8 +17,8 @@ from deploykit.models._checkpoint import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
-    "cmt", "cmt_flyegle", "crossformer", "dynopool", "fcn", "kapao", "nafnet", "resnet", "unet", "vit", "yolov5",
-    "yolov6", "yolov7", "yolox",
+    "cmt", "cmt_flyegle", "crossformer", "dynopool", "fcn", "kapao", "nafnet", "resnet", "unet", "vit", "vitdet",
+    "yolov5", "yolov6", "yolov7", "yolox",
 )  # fmt: skip
 FAMILIES = tuple(f"deploykit.models.{name}" for name in NAMES)
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""

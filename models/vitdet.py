@@ -1,4 +1,4 @@
-"""ViTDet's backbone: a plain vision transformer with attention in windows, and a pyramid made of its last map.
+"""ViTDet: a plain vision transformer with attention in windows, a pyramid made of its last map, and Mask R-CNN on it.
 
 Original: arXiv 2203.16527; detectron2's ``projects/ViTDet`` (Apache-2.0) and EasyCV's (Apache-2.0). Layout, keys and
 numbers are facts taken over, the code is ours. detectron2's ``.pkl`` and EasyCV's ``.pth`` load; sizes are read from
@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.errors import CheckpointError
+from deploykit.errors import CheckpointError, UsageError
 from deploykit.models._checkpoint import Checkpoint
+from deploykit.models._fuse import shared_copy
+from deploykit.models._names import COCO_CLASSES, IMAGENET_MEAN, IMAGENET_STD
+from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models._shapes import Shapes
 from deploykit.models._weights import load_weights
+from deploykit.models.layers.mask_rcnn import CASCADE, THRESHOLDS, WEIGHTS, HeadsConfig, MaskRcnn
 from deploykit.models.layers.pyramid import Norm, SimplePyramid
 from deploykit.models.layers.relative_attention import GridBlock
 from deploykit.models.vit import PatchEmbed
+from deploykit.spec import Fit, InputSpec, ModelSpec, NmsOutputs
 
-__all__ = ["VARIANTS", "PlainBackbone", "VitDetBackbone", "VitDetConfig", "backbone_from_checkpoint", "layout_of"]
+__all__ = ["VARIANTS", "PlainBackbone", "VitDetBackbone", "VitDetConfig", "backbone_from_checkpoint"]
 
 FAMILY = "ViTDet"
+WEIGHTS_LICENCE = "Apache-2.0 (detectron2, EasyCV); what MAE's weights began is CC-BY-NC-4.0"
 
 Reach = Literal["pad", "interpolate"]
 """How a map becomes windows: ``pad`` its windows with zeros (as published), or ``interpolate`` the map."""
@@ -127,25 +133,41 @@ class VitDetBackbone(SimplePyramid):
 EASYCV = (
     (re.compile(r"^backbone\."), "backbone.net."),
     (re.compile(r"^neck\.sfp_([0-3])\."), lambda m: f"backbone.simfp_{int(m[1]) + 2}."),
-    (re.compile(r"^(backbone\.simfp_\d\.\d)\.conv\."), r"\1."),
-    (re.compile(r"^(backbone\.simfp_\d\.\d)\.gn\."), r"\1.norm."),
+    (re.compile(r"^rpn_head\.rpn_conv\.(\d)\.conv\."), r"proposal_generator.rpn_head.conv.conv\1."),
+    (re.compile(r"^rpn_head\.rpn_cls\."), "proposal_generator.rpn_head.objectness_logits."),
+    (re.compile(r"^rpn_head\.rpn_reg\."), "proposal_generator.rpn_head.anchor_deltas."),
+    (re.compile(r"^roi_head\.bbox_head\.shared_convs\.(\d)\."), lambda m: f"roi_heads.box_head.conv{int(m[1]) + 1}."),
+    (re.compile(r"^roi_head\.bbox_head\.shared_fcs\.(\d)\."), lambda m: f"roi_heads.box_head.fc{int(m[1]) + 1}."),
+    (re.compile(r"^roi_head\.bbox_head\.fc_cls\."), "roi_heads.box_predictor.cls_score."),
+    (re.compile(r"^roi_head\.bbox_head\.fc_reg\."), "roi_heads.box_predictor.bbox_pred."),
+    (re.compile(r"^roi_head\.mask_head\.convs\.(\d)\."), lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}."),
+    (re.compile(r"^roi_head\.mask_head\.upsample\."), "roi_heads.mask_head.deconv."),
+    (re.compile(r"^roi_head\.mask_head\.conv_logits\."), "roi_heads.mask_head.predictor."),
+    (re.compile(r"^((?:backbone\.simfp_\d|roi_heads)\..*)\.conv\."), r"\1."),
+    (re.compile(r"^((?:backbone\.simfp_\d|roi_heads)\..*)\.gn\."), r"\1.norm."),
 )
-"""EasyCV's keys, and detectron2's for them."""
+"""EasyCV's keys, which are mmdetection's for the heads, and detectron2's for them."""
+
+HEADS = "roi_heads.box_predictor"
 
 
-def layout_of(checkpoint: Checkpoint) -> tuple[dict[str, str], Norm] | None:
-    """The key of each backbone tensor in detectron2's names, and the norm of the project; None: it is no ViTDet."""
+def _names_of(checkpoint: Checkpoint) -> tuple[dict[str, str], Norm] | None:
+    """detectron2's name of each tensor -> its key in the file, and the norm of the project; None: it is no ViTDet."""
     keys = checkpoint.state_dict.keys()
-    if "backbone.net.pos_embed" in keys and "backbone.simfp_2.0.weight" in keys:
-        return {key: key for key in keys if key.startswith("backbone.")}, "LN"
-    if "backbone.pos_embed" in keys and "neck.sfp_0.0.weight" in keys:
+    if {"backbone.net.pos_embed", "backbone.simfp_2.0.weight"} <= keys:
+        parts = ("backbone.", "proposal_generator.", "roi_heads.")
+        return {key: key for key in keys if key.startswith(parts)}, "LN"
+    if {"backbone.pos_embed", "neck.sfp_0.0.weight"} <= keys:
+        if "roi_head.bbox_head.0.fc_cls.weight" in keys:
+            raise CheckpointError(
+                f"{checkpoint.path} is EasyCV's ViTDet with a cascade, which is read in detectron2's form only"
+            )
         names = {}
         for key in keys:
-            if key.startswith(("backbone.", "neck.")):
-                name = key
-                for pattern, new in EASYCV:
-                    name = pattern.sub(new, name)
-                names[key] = name
+            name = key
+            for pattern, replacement in EASYCV:
+                name = pattern.sub(replacement, name)
+            names[name] = key
         return names, "GN"
     return None
 
@@ -156,17 +178,146 @@ def backbone_from_checkpoint(checkpoint: Checkpoint) -> VitDetBackbone | None:
     Raises:
         CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
     """
-    layout = layout_of(checkpoint)
+    layout = _names_of(checkpoint)
     if layout is None:
         return None
     names, norm = layout
-    config = _config_of(checkpoint, {name: key for key, name in names.items()}, norm)
+    config = _config_of(checkpoint, names, norm)
     with torch.device("meta"):
         network = VitDetBackbone(config)
     tensors = checkpoint.float32()
-    found = {name.removeprefix("backbone."): tensors[key] for key, name in names.items()}
+    found = {name[9:]: tensors[key] for name, key in names.items() if name.startswith("backbone.")}
     load_weights(network, checkpoint, found, f"{FAMILY}'s backbone")
     return network.eval()
+
+
+def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
+    """Build a ViTDet Mask R-CNN from the tensors of a checkpoint; None: it is of another family.
+
+    Raises:
+        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
+    """
+    layout = _names_of(checkpoint)
+    if layout is None:
+        return None
+    names, norm = layout
+    if f"{HEADS}.cls_score.weight" not in names and f"{HEADS}.0.cls_score.weight" not in names:
+        raise CheckpointError(
+            f"{checkpoint.path} has ViTDet's backbone and no heads of detection: there is nothing to export"
+        )
+    config = _config_of(checkpoint, names, norm)
+    heads = _heads_of(checkpoint, names, config)
+    with torch.device("meta"):
+        network = MaskRcnn(VitDetBackbone(config), heads)
+    tensors = checkpoint.float32()
+    name = _name_of(config, heads)
+    load_weights(network, checkpoint, {name: tensors[key] for name, key in names.items()}, name)
+    network.nms_conf, network.nms_iou = (torch.tensor([x]) for x in (THRESHOLDS.conf, THRESHOLDS.iou))
+    return _reference(config, heads, network.eval(), checkpoint.names)
+
+
+def _heads_of(checkpoint: Checkpoint, keys: dict[str, str], config: VitDetConfig) -> HeadsConfig:
+    reader = Shapes(checkpoint, FAMILY)
+
+    def shape(name: str, axes: int) -> tuple[int, ...]:
+        return reader.of(keys.get(name, name), axes)
+
+    def count(pattern: str) -> int:
+        found = [int(m[1]) for m in (re.match(pattern, name) for name in keys) if m]
+        return len(set(found))
+
+    stages = count(r"roi_heads\.box_predictor\.(\d)\.cls_score\.weight$")
+    stage = ".0" if stages else ""
+    if stages not in (0, len(CASCADE)):
+        raise CheckpointError(f"{checkpoint.path} has a cascade of {stages} heads; what they divide by is known of 3")
+    classes = shape(f"{HEADS}{stage}.cls_score.weight", 2)[0] - 1
+    boxes = shape(f"{HEADS}{stage}.bbox_pred.weight", 2)[0]
+    if classes < 1 or boxes not in (4, 4 * classes):
+        raise CheckpointError(f"{checkpoint.path}: a head gives {boxes} numbers of boxes for {classes} classes")
+    head = re.escape(f"roi_heads.box_head{stage}.")
+    return HeadsConfig(
+        num_classes=classes,
+        channels=config.out,
+        rpn_convs=count(r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight$"),
+        box_convs=count(head + r"conv(\d)\.weight$"),
+        features=shape(f"roi_heads.box_head{stage}.fc1.weight", 2)[0],
+        mask_convs=count(r"roi_heads\.mask_head\.mask_fcn(\d)\.weight$"),
+        norm=config.norm,
+        weights=CASCADE if stages else WEIGHTS,
+        agnostic=(boxes == 4 and classes > 1) or bool(stages),
+    )
+
+
+def _name_of(config: VitDetConfig, heads: HeadsConfig) -> str:
+    size = next((k for k, v in VARIANTS.items() if (v.dim, v.depth) == (config.dim, config.depth)), None)
+    kind = "cascade-" if len(heads.weights) > 1 else ""
+    return f"vitdet-{kind}{size or f'd{config.dim}-{config.depth}'}"
+
+
+def _reference(
+    config: VitDetConfig, heads: HeadsConfig, network: MaskRcnn, names: tuple[str, ...] | None = None
+) -> ReferenceModel:
+    side = config.patch * config.cells
+    canvas = InputSpec(
+        size=(side, side),
+        channels=config.channels,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        fit=Fit(stride=2 * config.patch, anchor="top-left", resample="bilinear"),
+    )
+    if names is None or len(names) != heads.num_classes:
+        coco = heads.num_classes == len(COCO_CLASSES)
+        names = COCO_CLASSES if coco else tuple(f"class {i}" for i in range(heads.num_classes))
+    spec = ModelSpec("instances", canvas, NmsOutputs(masks="masks"), names, thresholds=network.thresholds)
+    return ReferenceModel(
+        _name_of(config, heads),
+        FAMILY,
+        network,
+        spec,
+        rewrites={"interpolate": _interpolated},
+        fixed_shape="the positions of its attentions",
+    )
+
+
+def _interpolated(network: nn.Module, argument: str) -> nn.Module:
+    """The map interpolated to whole windows instead of padded."""
+    if argument:
+        raise UsageError(f"interpolate takes no argument, got {argument!r}")
+    new = shared_copy(network)
+    net = new.get_submodule("backbone.net")
+    assert isinstance(net, PlainBackbone)
+    net.config = replace(net.config, reach="interpolate")
+    return new
+
+
+def _build(size: str, num_classes: int | None, weights: tuple[tuple[float, ...], ...] = WEIGHTS) -> ReferenceModel:
+    config = VARIANTS[size]
+    heads = HeadsConfig(num_classes=num_classes or 80, weights=weights, agnostic=weights is CASCADE)
+    return _reference(config, heads, MaskRcnn(VitDetBackbone(config), heads).eval())
+
+
+@register_model
+def vitdet_b(*, num_classes: int | None = None) -> ReferenceModel:
+    """ViT-B with Mask R-CNN; COCO's 80 classes, 1024 px."""
+    return _build("b", num_classes)
+
+
+@register_model
+def vitdet_l(*, num_classes: int | None = None) -> ReferenceModel:
+    """ViT-L with Mask R-CNN; COCO's 80 classes, 1024 px."""
+    return _build("l", num_classes)
+
+
+@register_model
+def vitdet_h(*, num_classes: int | None = None) -> ReferenceModel:
+    """ViT-H with Mask R-CNN; COCO's 80 classes, 1024 px."""
+    return _build("h", num_classes)
+
+
+@register_model
+def vitdet_cascade_b(*, num_classes: int | None = None) -> ReferenceModel:
+    """ViT-B with a cascade of three box heads; COCO's 80 classes, 1024 px."""
+    return _build("b", num_classes, CASCADE)
 
 
 def _config_of(checkpoint: Checkpoint, keys: dict[str, str], norm: Norm) -> VitDetConfig:

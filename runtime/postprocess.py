@@ -13,9 +13,9 @@ from deploykit.runtime.fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.image import Letterbox
 from deploykit.runtime.nms import nms
 from deploykit.runtime.session import Array
-from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
-__all__ = ["Found", "found_in", "to_source"]
+__all__ = ["Found", "found_in", "names_of", "to_source"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,14 @@ def found_in(
     if isinstance(spec.output, PoseObjectRows):
         return _found_poses(outputs, slot, spec.output, thresholds)
     raise SpecError(f"boxes come from rows or NMS outputs, but the spec's output is of kind {spec.output.kind!r}")
+
+
+def names_of(output: RawRows | PoseObjectRows | NmsOutputs | Tensor) -> tuple[str, ...]:
+    """The names of a network's outputs, in their order."""
+    if not isinstance(output, NmsOutputs):
+        return (output.name,)
+    extra = [name for name in (output.keypoints, output.masks) if name is not None]
+    return (output.num_dets, output.boxes, output.scores, output.labels, *extra, output.num_candidates)
 
 
 def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:

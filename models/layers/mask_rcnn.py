@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from deploykit.models._fuse import shared_copy
 from deploykit.models.layers.operators import best_scores, keep_best
 from deploykit.models.layers.pyramid import Norm
 from deploykit.models.layers.two_stage import (
@@ -25,7 +26,7 @@ from deploykit.models.layers.two_stage import (
 )
 from deploykit.spec import Thresholds
 
-__all__ = ["CASCADE", "THRESHOLDS", "WEIGHTS", "HeadsConfig", "MaskRcnn", "RoiHeads"]
+__all__ = ["CASCADE", "THRESHOLDS", "WEIGHTS", "HeadsConfig", "MaskRcnn", "RoiHeads", "with_thresholds"]
 
 WEIGHTS = ((10.0, 10.0, 5.0, 5.0),)
 CASCADE = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
@@ -51,6 +52,17 @@ class HeadsConfig:
     weights: tuple[tuple[float, ...], ...] = WEIGHTS
     agnostic: bool = False
     proposals: Proposals = field(default_factory=Proposals)
+
+
+def with_thresholds(module: nn.Module, thresholds: Thresholds) -> nn.Module:
+    """A copy of a network that has NMS inside, with other thresholds; another network is given back as it is."""
+    if not isinstance(module, MaskRcnn):
+        return module
+    new = shared_copy(module)
+    new.thresholds = thresholds
+    new.nms_conf = torch.full_like(module.nms_conf, thresholds.conf)
+    new.nms_iou = torch.full_like(module.nms_iou, thresholds.iou)
+    return new
 
 
 class RoiHeads(nn.Module):

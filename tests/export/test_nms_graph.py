@@ -13,8 +13,9 @@ import torch
 from hypothesis import given, settings
 
 from deploykit.export.nms_graph import append_nms
-from deploykit.export.nms_select import Candidates, RowSelection, best_scores, selecting
+from deploykit.export.nms_select import Candidates, RowSelection, selecting
 from deploykit.models._fuse import fuse_model
+from deploykit.models.layers.operators import best_scores
 from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 from tests.export.narrow import model_of

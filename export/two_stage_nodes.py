@@ -1,0 +1,85 @@
+"""ONNX for the operators of detectors in two stages (:mod:`deploykit.models.layers.operators`).
+
+They are written with onnxscript, which torch's exporter calls with what each operator is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnxscript
+import torch
+
+from deploykit.models.layers import operators
+
+__all__ = ["OPSET", "TRANSLATIONS"]
+
+OPSET = 18
+"""Of the operators here; they are the same up to 23."""
+
+
+def _op() -> Any:
+    return getattr(onnxscript, f"opset{OPSET}")
+
+
+def top(scores: Any, count: int) -> Any:
+    """ONNX's TopK, which puts the lower index first where two are equal."""
+    op = _op()
+    return op.TopK(scores, op.Constant(value_ints=[count]), axis=1, largest=1, sorted=1)
+
+
+def keep(boxes: Any, groups: Any, exists: Any, iou: Any) -> Any:
+    """ONNX's NonMaxSuppression: scores that fall with the place, one class a group.
+
+    Boxes without area get a point in their place, because it would swap the corners of negative sides.
+    """
+    op = _op()
+    one, none = op.Constant(value_int=1), op.Constant(value_float=-1.0)
+    count = op.Shape(groups, start=1, end=2)
+    falling = op.Range(op.Squeeze(count, op.Constant(value_ints=[0])), op.Constant(value_int=0), op.Neg(one))
+    score = op.Unsqueeze(op.Where(exists, op.Cast(falling, to=1), none), op.Constant(value_ints=[1]))
+    classes = op.Range(op.Constant(value_int=0), op.Add(op.ReduceMax(groups, keepdims=0), one), one)
+    axis = op.Constant(value_ints=[1])
+    of_class = op.Equal(op.Unsqueeze(groups, axis), op.Unsqueeze(classes, axis))
+    near, far = op.Split(boxes, axis=2, num_outputs=2)
+    least = op.ReduceMin(op.Sub(far, near), op.Constant(value_ints=[2]), keepdims=1)
+    shaped = op.Where(op.Greater(least, op.Constant(value_float=0.0)), boxes, op.Constant(value_float=0.0))
+    zero = op.Constant(value_floats=[0.0])
+    chosen = op.NonMaxSuppression(shaped, op.Where(of_class, score, none), count, iou, zero)
+    place = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
+    marks = op.Expand(op.Constant(value_float=1.0), op.Shape(place, start=0, end=1))
+    marked = op.ScatterND(op.ConstantOfShape(op.Shape(groups)), place, marks)
+    return op.Greater(marked, op.Constant(value_float=0.5))
+
+
+def roi_align(levels: Sequence[Any], boxes: Any, images: Any, level: Any, strides: Sequence[int], size: int) -> Any:
+    """ONNX's RoiAlign on each map, of those boxes alone that are looked up there."""
+    op = _op()
+    cells = op.Constant(value_ints=[size, size])
+    shape = op.Concat(op.Shape(boxes, start=0, end=1), op.Shape(levels[0], start=1, end=2), cells, axis=0)
+    out = op.ConstantOfShape(shape)
+    for i, (planes, stride) in enumerate(zip(levels, strides, strict=True)):
+        index = op.Transpose(op.NonZero(op.Equal(level, op.Constant(value_int=i))), perm=[1, 0])
+        found = op.RoiAlign(
+            planes,
+            op.GatherND(boxes, index),
+            op.GatherND(images, index),
+            coordinate_transformation_mode="half_pixel",
+            mode="avg",
+            output_height=size,
+            output_width=size,
+            sampling_ratio=0,
+            spatial_scale=1.0 / stride,
+        )
+        out = op.ScatterND(out, index, found)
+    return out
+
+
+TRANSLATIONS = {
+    torch.ops.deploykit.best_scores.default: top,
+    torch.ops.deploykit.keep_best.default: keep,
+    torch.ops.deploykit.roi_align.default: roi_align,
+}
+"""Our operators -> ONNX, for torch's exporter."""
+assert operators.best_scores is not None  # importing it is what registers them
