@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from deploykit.runtime.session import Array
 
-__all__ = ["pasted"]
+__all__ = ["pasted", "run_lengths"]
 
 
 def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float = 0.5) -> Array:
@@ -31,6 +32,16 @@ def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float =
         if rows.stop > rows.start and columns.stop > columns.start:
             pixels[rows, columns] = down @ mask.astype(np.float64) @ across.T >= threshold
     return out
+
+
+def run_lengths(mask: Array) -> dict[str, Any]:
+    """A mask ``(height, width)`` as COCO has it uncompressed: ``size``, and ``counts`` of pixels that are not of the
+    object, that are, that are not, ... down one column after the other."""
+    flat = mask.T.reshape(-1)
+    changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    borders = np.concatenate(([0], changes, [flat.size]))
+    counts = np.diff(borders).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}
 
 
 def _weights(start: float, stop: float, pixels: int, cells: int) -> tuple[slice, Array]:

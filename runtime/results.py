@@ -17,6 +17,7 @@ from deploykit.errors import MissingDependencyError, OutputError, UsageError
 from deploykit.runtime.draw import draw
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.image import as_bgr, read_image
+from deploykit.runtime.masks import run_lengths
 from deploykit.runtime.session import Array
 from deploykit.spec import KeypointSpec
 
@@ -25,13 +26,14 @@ __all__ = ["Detection", "Result", "encode_image"]
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One object: ``box (4,)`` xyxy and ``keypoints (K, 3)`` x, y, visibility, in source pixels."""
+    """One object in source pixels: ``box (4,)`` xyxy, ``keypoints (K, 3)`` x, y, visibility, and a bool ``mask``."""
 
     box: Array
     score: float
     label: int
     name: str
     keypoints: Array | None = None
+    mask: Array | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,10 +114,10 @@ class Result:
     def __getitem__(self, key: slice | Sequence[int] | Array) -> Result: ...
     def __getitem__(self, key: int | np.integer[Any] | slice | Sequence[int] | Array) -> Detection | Result:
         points = None if self.keypoints is None else self.keypoints[key]
+        masks = None if self.masks is None else self.masks[key]
         if isinstance(key, (int, np.integer)):
             label = int(self.labels[key])
-            return Detection(self.boxes[key], float(self.scores[key]), label, self.class_name(label), points)
-        masks = None if self.masks is None else self.masks[key]
+            return Detection(self.boxes[key], float(self.scores[key]), label, self.class_name(label), points, masks)
         return replace(
             self, boxes=self.boxes[key], scores=self.scores[key], labels=self.labels[key], keypoints=points, masks=masks
         )
@@ -156,7 +158,8 @@ class Result:
         return file
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pixels, ready for ``json.dumps``; boxes as [x1, y1, x2, y2], keypoints as [x, y, v]."""
+        """Everything but the pixels, ready for ``json.dumps``; boxes as [x1, y1, x2, y2], keypoints as [x, y, v], masks
+        as run lengths."""
         objects = []
         for found in self:
             entry: dict[str, Any] = {
@@ -164,6 +167,8 @@ class Result:
             }  # fmt: skip
             if found.keypoints is not None:
                 entry["keypoints"] = _rounded(found.keypoints)
+            if found.mask is not None:
+                entry["mask"] = run_lengths(found.mask)
             objects.append(entry)
         return {
             "name": self.name,
@@ -175,7 +180,8 @@ class Result:
         }
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """COCO result entries: ``bbox`` [x, y, w, h], and for keypoints x1, y1, v1, x2, ... in one list.
+        """COCO result entries: ``bbox`` [x, y, w, h], for keypoints x1, y1, v1, x2, ... in one list, for masks
+        ``segmentation`` as uncompressed run lengths.
 
         Args:
             image_id: what the annotations call this picture.
@@ -192,6 +198,8 @@ class Result:
             }
             if found.keypoints is not None:
                 entry["keypoints"] = _rounded(found.keypoints.reshape(-1))
+            if found.mask is not None:
+                entry["segmentation"] = run_lengths(found.mask)
             entries.append(entry)
         return entries
 

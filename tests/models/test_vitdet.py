@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +19,12 @@ from deploykit.models._checkpoint import read_checkpoint
 from deploykit.models._fuse import fuse_model
 from deploykit.models._random import randomise
 from deploykit.models.layers import relative_attention
+from deploykit.models.layers.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
 from deploykit.models.layers.pyramid import norm_of
 from deploykit.models.layers.relative_attention import GridBlock, RelativeAttention, partitioned, restored
+from deploykit.models.layers.two_stage import Proposals
 from deploykit.models.vitdet import VitDetBackbone, VitDetConfig, backbone_from_checkpoint
+from deploykit.spec import Thresholds
 from tests.models.files import saved
 from tests.reference import vitdet as reference
 
@@ -190,3 +194,19 @@ def test_what_does_not_fit_is_named(
 
 def test_other_files_are_none(tmp_path: Path) -> None:
     assert backbone_from_checkpoint(read_checkpoint(saved(tmp_path, {"backbone.pos_embed": torch.zeros(1)}))) is None
+
+
+def detector(config: VitDetConfig = NARROW, **heads: Any) -> MaskRcnn:
+    """With random weights, which find something."""
+    chosen = Proposals(before=60, after=40)
+    settings = {"num_classes": 3, "channels": config.out, "features": 16, "norm": config.norm, "proposals": chosen}
+    settings |= {"agnostic": heads.get("weights") == CASCADE, **heads}
+    thresholds = Thresholds(conf=0.1, iou=0.5, max_det=20, pre_nms_topk=100)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = MaskRcnn(VitDetBackbone(config), HeadsConfig(**settings), thresholds).eval().requires_grad_(False)
+        randomise(network)
+        for module in network.modules():
+            if isinstance(module, nn.GroupNorm):
+                nn.init.normal_(module.bias, std=0.1)
+    return network

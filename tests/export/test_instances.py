@@ -1,0 +1,243 @@
+"""Instances: a detector in two stages as an artefact, proved with its masks, and predicted with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+from deploykit.cli import main
+from deploykit.errors import CheckpointError, ImageSizeError, ParityError, SpecError, UsageError
+from deploykit.export import to_onnx
+from deploykit.export.compare import compare
+from deploykit.export.report import ExportReport
+from deploykit.export.to_onnx import onnx_from_model
+from deploykit.facade import load
+from deploykit.models import vitdet
+from deploykit.models._registry import ReferenceModel, load_model, with_rewrite
+from deploykit.models.layers.mask_rcnn import CASCADE, MaskRcnn
+from deploykit.models.vitdet import VitDetConfig
+from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.session import open_session
+from deploykit.spec import ModelSpec, NmsOutputs, RawRows
+from tests.models.files import saved
+from tests.models.test_vitdet import NARROW, detector, in_easycv
+
+CONFIG = replace(NARROW, patch=8)
+slow = pytest.mark.slow
+OUTPUTS = ["num_dets", "boxes", "scores", "labels", "masks", "num_candidates"]
+
+
+def model_of(config: VitDetConfig = CONFIG, **heads: Any) -> ReferenceModel:
+    network = detector(config, **heads)
+    return vitdet._reference(config, network.config, network)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    return onnx_from_model(model_of(), out=tmp_path_factory.mktemp("instances") / "m.onnx")
+
+
+def test_it_is_proved_with_its_masks(exported: ExportReport) -> None:
+    parity = exported.parity
+    assert parity is not None
+    assert parity.ok
+    assert {d.values for d in parity.differences} == {"boxes", "scores", "masks"}
+    assert all(d.count > 0 for d in parity.differences)
+    assert [m.what for m in parity.matchings].count("detections") == len(parity.matchings) / 2
+    assert all(m.expected > 3 for m in parity.matchings)
+    graph = onnx.load(exported.path).graph
+    assert [value.name for value in graph.output] == OUTPUTS
+    operators = [node.op_type for node in graph.node]
+    assert operators.count("RoiAlign") == 2 * 4  # boxes and masks, four levels
+    assert operators.count("NonMaxSuppression") == 2
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        pytest.param({"weights": CASCADE}, id="cascade"),
+        pytest.param({"norm": "GN"}, id="GN", marks=slow),
+        pytest.param({"agnostic": True}, id="agnostic", marks=slow),
+    ],
+)
+def test_other_heads_are_proved(heads: dict[str, Any], tmp_path: Path) -> None:
+    report = onnx_from_model(model_of(**heads), out=tmp_path / "m.onnx")
+    assert report.parity is not None
+    assert report.parity.ok
+
+
+@slow
+def test_the_map_may_be_interpolated(tmp_path: Path) -> None:
+    report = onnx_from_model(with_rewrite(model_of(), "interpolate"), out=tmp_path / "m.onnx")
+    assert report.parity is not None
+    assert report.parity.ok
+    assert any("interpolate" in note for note in report.notes)
+    with pytest.raises(UsageError, match="interpolate takes no argument"):
+        with_rewrite(model_of(), "interpolate:3")
+
+
+def test_pictures_of_a_batch_do_not_mix(exported: ExportReport, tmp_path: Path) -> None:
+    report = onnx_from_model(model_of(), out=tmp_path / "m.onnx", batch=2)
+    images = torch.randn(2, 3, 64, 64).numpy()
+    with open_session(report.path) as pair, open_session(exported.path) as one:
+        found = pair.run({"images": images})
+        for i in range(2):
+            alone = one.run({"images": images[i : i + 1]})
+            for name in OUTPUTS:
+                np.testing.assert_allclose(found[name][i], alone[name][0], rtol=0, atol=2e-4)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "mask_head.predictor",
+        pytest.param("box_predictor.bbox_pred", marks=slow),
+        pytest.param("box_predictor.cls_score", marks=slow),
+    ],
+)
+def test_a_wrong_file_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its numbers are those of a head that is a little off."""
+    wrong = detector(CONFIG)
+    wrong.roi_heads.get_submodule(part).bias.data[: 1 if part.endswith("cls_score") else None] += 0.01  # type: ignore[operator,union-attr]
+    traced = to_onnx.traced  # type: ignore[attr-defined]
+    monkeypatch.setattr(to_onnx, "traced", lambda _, *rest: traced(to_onnx.fuse_model(wrong), *rest))  # type: ignore[attr-defined]
+    what = "masks" if part.startswith("mask") else ".*"
+    with pytest.raises(ParityError, match=rf"{what}.* of m\.onnx"):
+        onnx_from_model(model_of(), out=tmp_path / "m.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"nms": "graph"}, "has NMS inside already"),
+        ({"exporter": "legacy"}, "needs --exporter dynamo"),
+        ({"dynamic": "shape"}, "the positions of its attentions depend on"),
+        ({"img": 72}, "multiples of its stride 16"),
+    ],
+)
+def test_what_does_not_go_is_said(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((UsageError, ImageSizeError), match=message):
+        onnx_from_model(model_of(), out=tmp_path / "m.onnx", **options)
+
+
+def test_masks_are_predicted_in_the_pictures_pixels(exported: ExportReport, tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    with load(exported.path) as predictor:
+        assert isinstance(predictor, Predictor)
+        result = predictor(picture)
+    assert len(result) > 3
+    assert result.masks is not None
+    assert result.masks.shape == (len(result), 90, 120)
+    x1, y1, x2, y2 = (f(result.boxes[:, i]).astype(int) for i, f in enumerate([np.floor] * 2 + [np.ceil] * 2))
+    for i, mask in enumerate(result.masks):
+        outside = mask.copy()
+        outside[y1[i] : y2[i], x1[i] : x2[i]] = False
+        assert not outside.any()
+    assert result[0].mask is not None
+    assert np.array_equal(result[0].mask, result.masks[0])
+    drawn = result.draw(picture)
+    assert (drawn != picture).any()
+    with open_session(exported.path) as session:  # the same by hand: the picture lies in the corner of the canvas
+        scaled = cv2.resize(picture, (64, 48))
+        assert scaled.shape == (48, 64, 3)
+        spec = ModelSpec.from_json(session.metadata["deploykit"])
+        assert spec.task == "instances"
+        assert spec.input.fit.anchor == "top-left"
+
+
+def test_the_command_line_writes_masks(exported: ExportReport, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    picture = tmp_path / "p.png"
+    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+    arguments = ["predict", "--model", str(exported.path), "--source", str(picture), "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--json"]) == 0
+    line = json.loads(capsys.readouterr().out.splitlines()[0])
+    with load(exported.path) as predictor:
+        result = predictor(str(picture))
+    assert result.masks is not None
+    entry = line["detections"][0]["mask"]
+    assert entry["size"] == [90, 120]
+    flat = np.repeat(np.arange(len(entry["counts"])) % 2, entry["counts"]).reshape(120, 90).T
+    assert np.array_equal(flat.astype(bool), result.masks[0])
+    assert result.to_coco(7)[0]["segmentation"] == entry
+
+
+def test_both_projects_files_are_read_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    images = torch.randn(1, 3, 64, 64)
+    for norm in ("LN", "GN"):
+        config = replace(CONFIG, norm=norm)  # type: ignore[arg-type]  # a literal of this loop
+        network = detector(config)
+        state = network.state_dict()
+        (tmp_path / norm).mkdir()
+        weights = saved(tmp_path / norm, state if norm == "LN" else _easycv(state))
+        model = load_model(weights)
+        assert isinstance(model.module, MaskRcnn)
+        assert model.module.config == replace(network.config, proposals=model.module.config.proposals)
+        assert model.name == "vitdet-d16-4"
+        small = MaskRcnn(model.module.backbone, network.config, network.thresholds)
+        small.load_state_dict(model.module.state_dict())
+        for a, b in zip(small.eval()(images), network(images), strict=True):
+            assert torch.equal(a, b)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx")
+    assert report.parity is not None
+    again = compare(weights, report.path)
+    assert again.ok
+    assert "masks" in {d.values for d in again.differences}
+    assert main(["inspect", str(report.path)]) == 0
+    assert "masks" in capsys.readouterr().out
+
+
+def _easycv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The names of EasyCV and mmdetection for detectron2's."""
+    backbone = {key.removeprefix("backbone."): value for key, value in state.items() if key.startswith("backbone.")}
+    found = in_easycv(backbone)
+    plain = {
+        "proposal_generator.rpn_head.objectness_logits": "rpn_head.rpn_cls",
+        "proposal_generator.rpn_head.anchor_deltas": "rpn_head.rpn_reg",
+        "proposal_generator.rpn_head.conv.conv0": "rpn_head.rpn_conv.0.conv",
+        "proposal_generator.rpn_head.conv.conv1": "rpn_head.rpn_conv.1.conv",
+        "roi_heads.box_head.fc1": "roi_head.bbox_head.shared_fcs.0",
+        "roi_heads.box_predictor.cls_score": "roi_head.bbox_head.fc_cls",
+        "roi_heads.box_predictor.bbox_pred": "roi_head.bbox_head.fc_reg",
+        "roi_heads.mask_head.deconv": "roi_head.mask_head.upsample",
+        "roi_heads.mask_head.predictor": "roi_head.mask_head.conv_logits",
+    }
+    for i in range(1, 5):
+        for ours, theirs in (("box_head.conv", "bbox_head.shared_convs"), ("mask_head.mask_fcn", "mask_head.convs")):
+            plain[f"roi_heads.{ours}{i}.norm"] = f"roi_head.{theirs}.{i - 1}.gn"
+            plain[f"roi_heads.{ours}{i}"] = f"roi_head.{theirs}.{i - 1}.conv"
+    for key, value in state.items():
+        if not key.startswith("backbone."):
+            before = max((name for name in plain if key.startswith(f"{name}.")), key=len)
+            found[plain[before] + key.removeprefix(before)] = value
+    return found
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: {k: v for k, v in s.items() if k.startswith("backbone.")}, "no heads of detection"),
+        (lambda s: s | {"roi_heads.box_predictor.bbox_pred.weight": torch.zeros(7, 16)}, "7 numbers of boxes for 3"),
+        (lambda s: s | {"roi_heads.box_predictor.0.cls_score.weight": torch.zeros(4, 16)}, "a cascade of 1 heads"),
+    ],
+)
+def test_files_that_are_none_are_named(change: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        load_model(saved(tmp_path, change(detector(CONFIG).state_dict())))
+
+
+def test_instances_have_masks_and_nothing_else_has() -> None:
+    spec = model_of().spec
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    for change in ({"task": "detect"}, {"output": NmsOutputs()}, {"output": RawRows(cls=(5, 8))}):
+        with pytest.raises(SpecError, match="of the task instances has an output of masks"):
+            replace(spec, **change)  # type: ignore[arg-type]  # fields of this list
