@@ -38,6 +38,8 @@ from deploykit.spec import Tensor as Dense
 from tests.export.narrow import model_of
 from tests.export.narrow_dense import NARROW, narrow_dense
 from tests.export.test_exports import FAMILIES
+from tests.export.test_instances import INSTANCES
+from tests.export.test_instances import model_of as instances_of
 from tests.models import (
     test_cmt,
     test_crossformer,
@@ -47,6 +49,7 @@ from tests.models import (
     test_resnet,
     test_unet,
     test_vit,
+    test_vitdet,
     test_yolov5,
     test_yolov6,
     test_yolov7,
@@ -73,7 +76,8 @@ GOLDEN = {
 PAGES = {
     "CMT": "cmt.md", "CMT of FlyEgle": "cmt.md", "CrossFormer": "crossformer.md", "DynOPool": "dynopool.md",
     "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "ResNet": "resnet.md", "U-Net": "unet.md",
-    "ViT": "vit.md", "YOLOX": "yolox.md", "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
+    "ViT": "vit.md", "ViTDet": "vitdet.md", "YOLOX": "yolox.md",
+    "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
 }  # fmt: skip
 TITLES = (
     "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",
@@ -151,6 +155,7 @@ def published() -> dict[str, int]:
     counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
     counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
     families = (test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet, test_resnet)
+    counts |= {f"vitdet-{size}": counted[2] for size, counted in test_vitdet.PUBLISHED.items()}
     for module in (*families, test_cmt, test_crossformer, test_vit):
         counts |= {name: facts[0] for name, facts in module.PUBLISHED.items()}
     return {name.replace("_", "-"): count for name, count in counts.items()}
@@ -209,7 +214,10 @@ def exports(name: str) -> tuple[str, str]:
         file = Path(folder, "m.onnx")
 
         def export() -> str:
-            model = narrow_dense(name) if dense else model_of(key, **made)
+            if name in INSTANCES:
+                model = instances_of(**INSTANCES[name])
+            else:
+                model = narrow_dense(name) if dense else model_of(key, **made)
             parity = onnx_from_model(model, out=file, **options).parity
             assert parity is not None
             worst = max((d.used for d in parity.differences), default=0.0)
@@ -219,6 +227,9 @@ def exports(name: str) -> tuple[str, str]:
             record = build_engine(file, flavour="tensorrt-rtx", out=Path(folder)).record
             return f"built, {record.layers} layers"
 
+        if name in INSTANCES:
+            options.pop("exporter", None)
+            return tried(export), "not: it has no NonMaxSuppression"
         onnx = tried(export)
         if importlib.util.find_spec("tensorrt_rtx") is None:
             return onnx, "not run: TensorRT for RTX is not installed"

@@ -21,6 +21,7 @@ from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
 from tests.export.narrow import model_of
 from tests.export.narrow_dense import NARROW
+from tests.export.test_instances import INSTANCES
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yolov5n": ({}, {"img": (32, 64)}),
@@ -155,7 +156,7 @@ def layout_of(spec: ModelSpec) -> RawRows:
 def test_every_registered_model_is_exported_here() -> None:
     """Those with one dense output have tests of their own beside their families'; the table exports each."""
     detectors = sorted(name.replace("_", "-") for name in (*FAMILIES, *AS, *ALIKE))
-    assert sorted((*detectors, *NARROW)) == list_models()
+    assert sorted((*detectors, *NARROW, *INSTANCES)) == list_models()
 
 
 @pytest.mark.parametrize(("name", "exported"), AS.items())

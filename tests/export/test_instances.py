@@ -22,7 +22,7 @@ from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
 from deploykit.models import vitdet
-from deploykit.models._registry import ReferenceModel, load_model, with_rewrite
+from deploykit.models._registry import ReferenceModel, create_model, load_model, with_rewrite
 from deploykit.models.layers.mask_rcnn import CASCADE, MaskRcnn
 from deploykit.models.vitdet import VitDetConfig
 from deploykit.runtime.predictor import Predictor
@@ -33,12 +33,26 @@ from tests.models.test_vitdet import NARROW, detector, in_easycv
 
 CONFIG = replace(NARROW, patch=8)
 slow = pytest.mark.slow
+INSTANCES: dict[str, dict[str, Any]] = {
+    "vitdet-b": {}, "vitdet-cascade-b": {"weights": CASCADE}, "vitdet-h": {}, "vitdet-l": {}
+}  # fmt: skip
+"""The registered models, and what is not as usual in a narrow one's heads."""
+
 OUTPUTS = ["num_dets", "boxes", "scores", "labels", "masks", "num_candidates"]
 
 
 def model_of(config: VitDetConfig = CONFIG, **heads: Any) -> ReferenceModel:
     network = detector(config, **heads)
     return vitdet._reference(config, network.config, network)
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_the_narrow_ones_have_the_layers_of_the_registered(name: str) -> None:
+    with torch.device("meta"):
+        kinds = [
+            {type(m) for m in model.module.modules()} for model in (create_model(name), model_of(**INSTANCES[name]))
+        ]
+    assert kinds[0] <= kinds[1]  # and convolutions behind some blocks, which no published one has
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.yolox import Yolox
-from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, PoseObjectRows, RawRows, Tensor
+from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor
 
 FACTS = Path(__file__).resolve().parents[2] / "deploykit" / "assets" / "models.json"
 EVERY = pytest.mark.parametrize("name", list_models())
@@ -25,7 +25,8 @@ TASKS = {
     entry["name"]: entry["task"] for entry in json.loads(FACTS.read_text())
 }  # a test holds them against the models
 DENSE = [name for name, task in TASKS.items() if task in ("classify", "segment", "restore")]
-DETECTORS = [name for name in TASKS if name not in DENSE]
+INSTANCES = [name for name, task in TASKS.items() if task == "instances"]
+DETECTORS = [name for name in TASKS if name not in (*DENSE, *INSTANCES)]
 
 
 @cache
@@ -80,6 +81,10 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
         "unet",
         "unet-2015",
         "unet-bilinear",
+        "vitdet-b",
+        "vitdet-cascade-b",
+        "vitdet-h",
+        "vitdet-l",
         "wide-resnet101-2",
         "wide-resnet50-2",
         "yolov5l",
@@ -185,6 +190,15 @@ def test_a_spec_says_what_its_head_does(name: str) -> None:
     else:
         assert spec.keypoints is None
         assert spec.classes == COCO_CLASSES
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+def test_a_spec_of_instances_has_masks(name: str) -> None:
+    spec = on_meta(name).spec
+    assert isinstance(spec.output, NmsOutputs)
+    assert spec.output.masks == "masks"
+    assert spec.classes == COCO_CLASSES
+    assert (spec.input.size, spec.input.colour, spec.input.fit.anchor) == ((1024, 1024), "rgb", "top-left")
 
 
 @EVERY
