@@ -40,7 +40,7 @@ def load(
 def load(
     path: str | os.PathLike[str],
     *,
-    task: Literal["detect", "keypoints"] | None = None,
+    task: Literal["detect", "instances", "keypoints"] | None = None,
     spec: ModelSpec | str | os.PathLike[str] | None = None,
     backend: str = "auto",
     conf: float | None = None,
@@ -168,7 +168,7 @@ def evaluate(
         model: an exported model (``.onnx``, ``.trt``), or a checkpoint, which needs torch.
         data: annotations in COCO's JSON format.
         images: the folder that holds the pictures which they list.
-        task: ``detect`` or ``keypoints``; None: the spec's.
+        task: ``detect``, ``instances`` (AP of masks) or ``keypoints``; None: the spec's.
         conf: keep scores above this; None: 0.001, and for a model with NMS inside its own.
         iou: suppress overlaps above this; None: 0.65, or the model's own.
         max_det: at most so many objects a picture; None: 300, or the model's own.

@@ -59,6 +59,9 @@ class TorchSession(Session):
         except RuntimeError as e:
             raise BackendError(f"PyTorch failed: {e}") from e
         found = output if isinstance(output, tuple) else (output,)
+        if len(found) != len(self._outputs):
+            told = f"{len(found)} output{'s' * (len(found) > 1)}"
+            raise BackendError(f"PyTorch gave {told}, the spec names {', '.join(self._outputs)}")
         return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
 
     def close(self) -> None:

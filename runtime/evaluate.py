@@ -17,7 +17,7 @@ import numpy as np
 
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.coco_data import CocoData, LabelMap, Picture, match_keypoints, match_labels, read_coco
-from deploykit.runtime.coco_metrics import CocoScores, Detections, coco_scores, library
+from deploykit.runtime.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
 from deploykit.runtime.evaluation import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
 from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.machine import versions
@@ -29,9 +29,10 @@ from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawRows
 
 __all__ = ["TASKS", "as_upstream", "evaluate_session"]
 
-TASKS = ("detect", "keypoints")
+TASKS = ("detect", "instances", "keypoints")
+KINDS: dict[str, Kind] = {"detect": "bbox", "instances": "segm", "keypoints": "keypoints"}
 TOPK = 30_000  # candidates of a picture that NMS sees: hundreds of thousands have a score over 0.001 at worst
-SCORED = {"detect": 100, "keypoints": 20}  # COCO's own limit: so many a picture and category count
+SCORED = {"detect": 100, "instances": 100, "keypoints": 20}  # COCO's own limit: so many a picture and category count
 
 
 def evaluate_session(
@@ -75,7 +76,7 @@ def evaluate_session(
         batch=batch,
         multi_label=not inside and _classes(spec) > 1,
     )
-    collected = _Collected(files.pictures, labels, points)
+    collected = _Collected(files.pictures, labels, points, engine if chosen == "instances" else None)
     for number, result in enumerate(predictor.stream(Pictures(tuple(files.paths), keep_files=False)), start=1):
         collected.take(result, predictor.thresholds.max_det)
         if on_progress is not None:
@@ -83,7 +84,7 @@ def evaluate_session(
     found = collected.detections(with_keypoints=chosen == "keypoints")
     scored = Scored(
         truth,
-        "bbox" if chosen == "detect" else "keypoints",
+        KINDS[chosen],
         tuple(p.id for p in files.pictures),
         tuple(labels.category_ids),
         sigmas,
@@ -129,9 +130,11 @@ def _task(spec: ModelSpec, asked: str | None) -> Task:
     task = spec.task if asked is None else asked
     if task not in TASKS or spec.task not in TASKS:
         wrong = task if task not in TASKS else spec.task
-        raise UsageError(f"evaluation knows the tasks {' and '.join(TASKS)}, not {wrong!r}")
+        raise UsageError(f"evaluation knows the tasks {', '.join(TASKS)}, not {wrong!r}")
     if task == "keypoints" and spec.keypoints is None:
-        raise UsageError("the task keypoints needs a model with keypoints; this one has boxes only: --task detect")
+        raise UsageError("the task keypoints needs a model with keypoints; this one has none: --task detect")
+    if task == "instances" and spec.task != "instances":
+        raise UsageError("the task instances needs a model with masks; this one has none: --task detect")
     return cast(Task, task)
 
 
@@ -165,7 +168,7 @@ def _keypoints(
     spec: ModelSpec, truth: CocoData, labels: LabelMap, task: Task
 ) -> tuple[list[int], tuple[float, ...], tuple[str, ...]]:
     """The model's keypoints in the annotations' order, their OKS constants, and what to say about them."""
-    if task == "detect" or spec.keypoints is None:
+    if task != "keypoints" or spec.keypoints is None:
         return [], (), ()
     order, notes = match_keypoints(spec.keypoints.names, truth, labels)
     sigmas = spec.keypoints.sigmas
@@ -248,12 +251,13 @@ def _first(names: list[str]) -> str:
 class _Collected:
     """The results of all pictures, as the metrics need them."""
 
-    def __init__(self, pictures: list[Picture], labels: LabelMap, order: list[int]) -> None:
+    def __init__(self, pictures: list[Picture], labels: LabelMap, order: list[int], masks_by: str | None) -> None:
+        """``masks_by``: the library whose run lengths masks become; None: they are not kept."""
         self.full = self.truncated = 0
         self._pictures = iter(pictures)
         self._known = np.array([i is not None for i in labels.ids], bool)
         self._ids = np.array([0 if i is None else i for i in labels.ids], np.int64)
-        self._order = order
+        self._order, self._masks_by = order, masks_by
         self._parts: list[Detections] = []
         self._times: list[dict[str, float]] = []
 
@@ -274,7 +278,10 @@ class _Collected:
         keypoints = None if result.keypoints is None else result.keypoints[use][:, self._order]
         ids = np.full(len(boxes), picture.id, np.int64)
         scores = result.scores[use].astype(np.float64)
-        self._parts.append(Detections(ids, self._ids[result.labels[use]], boxes, scores, keypoints))
+        masks = None
+        if self._masks_by is not None and result.masks is not None:  # as run lengths: they have the picture's size
+            masks = encoded_masks(result.masks[use], self._masks_by)
+        self._parts.append(Detections(ids, self._ids[result.labels[use]], boxes, scores, keypoints, masks))
 
     def detections(self, *, with_keypoints: bool) -> Detections:
         """All of them, in the order of the pictures."""
@@ -290,6 +297,7 @@ class _Collected:
             joined([p.boxes for p in parts]),
             joined([p.scores for p in parts]),
             keypoints,
+            None if self._masks_by is None else tuple(mask for p in parts for mask in p.masks or ()),
         )
 
     def mean_times(self) -> dict[str, float]:

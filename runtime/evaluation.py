@@ -14,7 +14,7 @@ __all__ = ["CONF", "IOU", "MAX_DET", "Counts", "Evaluation", "Scored", "Settings
 
 CONF, IOU, MAX_DET = 0.001, 0.65, 300  # what detectors of the YOLO family are evaluated with
 
-Task = Literal["detect", "keypoints"]
+Task = Literal["detect", "instances", "keypoints"]
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        task: ``detect`` or ``keypoints``.
+        task: ``detect``, ``instances`` (of masks) or ``keypoints``.
         metrics: by COCO's names, 0 to 1; -1 where there is no ground truth. AP AP50 AP75 APs APm APl AR1 AR10 AR100
-            ARs ARm ARl for boxes; AP AP50 AP75 APm APl AR AR50 AR75 ARm ARl for keypoints.
+            ARs ARm ARl for boxes and masks; AP AP50 AP75 APm APl AR AR50 AR75 ARm ARl for keypoints.
         per_class: AP, AP50, objects and detections of each category, by name.
         counts: how much was looked at.
         settings: what the numbers depend on.

@@ -168,7 +168,7 @@ def _thresholds(spec: ModelSpec, conf: float | None, iou: float | None, max_det:
 def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
     """The network's one input, if the spec is of a task with boxes and fits the network's tensors."""
     if spec.task not in TASKS or isinstance(spec.output, Tensor):
-        raise SpecError(f"a Predictor runs the tasks {' and '.join(TASKS)}; this spec's task is {spec.task!r}")
+        raise SpecError(f"a Predictor runs the tasks {', '.join(TASKS)}; this spec's task is {spec.task!r}")
     want = spec.input
     if want.channels != 3 or len(want.mean) != 3 or len(want.std) != 3:
         counts = f"channels {want.channels}, {len(want.mean)} means, {len(want.std)} stds"

@@ -61,7 +61,7 @@ def test_defaults_are_those_of_the_yolov7_family() -> None:
     )
     assert dataclasses.astuple(Thresholds()) == (0.25, 0.45, 300, 1000, 0.5)
     assert [f.default for f in dataclasses.fields(NmsOutputs)][1:] == [
-        "num_dets", "boxes", "scores", "labels", None, "num_candidates",
+        "num_dets", "boxes", "scores", "labels", None, "num_candidates", None,
     ]  # fmt: skip
 
 

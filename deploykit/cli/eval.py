@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="DIR", help="the folder with the pictures (not for classify)")
     parser.add_argument(
         "--task",
-        choices=("detect", "keypoints", "segment", "classify", "restore"),
+        choices=("detect", "instances", "keypoints", "segment", "classify", "restore"),
         help="what is scored (default: the spec's task)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures that are there")

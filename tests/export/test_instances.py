@@ -20,11 +20,12 @@ from deploykit.export import to_onnx
 from deploykit.export.compare import compare
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.facade import load
+from deploykit.facade import evaluate, load
 from deploykit.models import vitdet
 from deploykit.models._registry import ReferenceModel, create_model, load_model, with_rewrite
 from deploykit.models.layers.mask_rcnn import CASCADE, MaskRcnn
 from deploykit.models.vitdet import VitDetConfig
+from deploykit.runtime.masks import run_lengths
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows
@@ -183,6 +184,46 @@ def test_the_command_line_writes_masks(exported: ExportReport, tmp_path: Path, c
     flat = np.repeat(np.arange(len(entry["counts"])) % 2, entry["counts"]).reshape(120, 90).T
     assert np.array_equal(flat.astype(bool), result.masks[0])
     assert result.to_coco(7)[0]["segmentation"] == entry
+
+
+def test_masks_are_evaluated(exported: ExportReport, tmp_path: Path) -> None:
+    """Against its own masks they are right, but for those that are empty; cut ones count as pycocotools says."""
+    pytest.importorskip("hotcoco", reason="the extra eval is not installed")
+    chance = np.random.default_rng(0)
+    truth: dict[str, Any] = {"images": [], "annotations": []}
+    truth["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(exported.spec.classes)]
+    with load(exported.path) as predictor:
+        for number in range(2):
+            picture = chance.integers(0, 256, (90, 120, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
+            truth["images"].append({"id": number, "file_name": f"{number}.png", "width": 120, "height": 90})
+            result = predictor(picture)
+            assert result.masks is not None
+            for box, label, mask in zip(result.boxes.tolist(), result.labels.tolist(), result.masks, strict=True):
+                x1, y1, x2, y2 = box
+                entry = {"id": len(truth["annotations"]) + 1, "image_id": number, "category_id": label + 1}
+                entry |= {"iscrowd": 0, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+                entry |= {"area": int(mask.sum()), "segmentation": run_lengths(mask)}
+                if mask.any():
+                    truth["annotations"].append(entry)
+    file = tmp_path / "truth.json"
+    file.write_text(json.dumps(truth))
+    whole = evaluate(exported.path, file, images=tmp_path)
+    assert whole.task == "instances"
+    assert whole.metrics["AP50"] > 0.8
+    for entry in truth["annotations"]:
+        lengths = entry["segmentation"]["counts"]
+        cut = np.repeat(np.arange(len(lengths)) % 2, lengths).reshape(120, 90).T.astype(bool)
+        cut[:, : int(entry["bbox"][0] + 0.2 * entry["bbox"][2])] = False
+        entry["segmentation"], entry["area"] = run_lengths(cut), int(cut.sum())
+    file.write_text(json.dumps(truth))
+    less = evaluate(exported.path, file, images=tmp_path)
+    assert 0 < less.metrics["AP"] < whole.metrics["AP"]
+    boxes = evaluate(exported.path, file, images=tmp_path, task="detect")
+    assert boxes.metrics["AP"] > less.metrics["AP"]
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    other = evaluate(exported.path, file, images=tmp_path, engine="pycocotools")
+    assert other.metrics == pytest.approx(less.metrics, abs=1e-9)
 
 
 def test_both_projects_files_are_read_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

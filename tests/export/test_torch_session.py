@@ -114,10 +114,13 @@ def test_threads_reach_a_checkpoints_session(checkpoint: Path) -> None:
     assert open_torch_session(checkpoint, threads=2)[0].threads == 2
 
 
-def test_outputs_after_nms_are_for_artefacts() -> None:
+def test_another_number_of_outputs_than_the_spec_names_is_told() -> None:
     spec = ModelSpec("detect", cell_spec().input, NmsOutputs(), ("cat",))
-    with pytest.raises(BackendError, match="kind 'nms'"):
-        TorchSession(model_of("few").module, spec)
+    with (
+        TorchSession(model_of("few").module, spec) as session,
+        pytest.raises(BackendError, match="gave 1 output, the spec names num_dets, boxes, scores, labels, num_cand"),
+    ):
+        session.run({"images": np.zeros((1, 3, 64, 64), np.float32)})
 
 
 def test_a_checkpoint_is_predicted_with_like_an_export(checkpoint: Path, tmp_path: Path) -> None:

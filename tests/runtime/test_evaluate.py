@@ -208,7 +208,7 @@ def test_a_picture_of_another_size_than_the_annotations_say_is_an_error(model: P
     ("options", "said"),
     [
         ({"limit": 0}, "limit must be at least 1 picture, got 0"),
-        ({"task": "segment"}, "knows the tasks detect and keypoints, not 'segment'"),
+        ({"task": "segment"}, "knows the tasks detect, instances, keypoints, not 'segment'"),
         ({"conf": 2}, "conf must lie in 0..1"),
         ({"batch": 3}, "takes a batch of 1, got 3"),
         ({"engine": "coco"}, "must be hotcoco or pycocotools, got 'coco'"),
