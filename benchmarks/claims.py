@@ -87,9 +87,8 @@ def windows(args: argparse.Namespace) -> Iterator[str]:
         found[reach] = network(image)
     for i, (padded, resized) in enumerate(zip(found["pad"], found["interpolate"], strict=True), start=2):
         yield f"P{i}: {_relative(padded, resized)}"
-    net = network.net
-    exact = net.positions(64, 64).permute(0, 3, 1, 2)
-    moved = functional.interpolate(net.positions(56, 56).permute(0, 3, 1, 2), (64, 64), mode="bilinear")
+    exact, small = (vitdet.positions_of(network.net.pos_embed, n, n).permute(0, 3, 1, 2) for n in (64, 56))
+    moved = functional.interpolate(small, (64, 64), mode="bilinear")
     yield f"absolute positions of 64 x 64 cells against those of 56 x 56, enlarged: {_relative(exact, moved)}"
 
 

@@ -13,9 +13,11 @@ from dataclasses import replace
 from torch import nn
 
 from deploykit.export.compare import check_expected
+from deploykit.export.nms_check import check_detections
 from deploykit.export.torch_session import TorchSession
+from deploykit.models.layers.mask_rcnn import with_thresholds
 from deploykit.runtime.parity import Expected, Tolerance
-from deploykit.spec import ModelSpec
+from deploykit.spec import ModelSpec, NmsOutputs
 
 __all__ = ["MOST", "eased", "float32_share"]
 
@@ -27,21 +29,24 @@ def float32_share(expected: Expected, folded: nn.Module, spec: ModelSpec) -> flo
     """The largest share of its limit that any value of the folded model uses in PyTorch in float32.
 
     Args:
-        expected: rows in float64.
+        expected: rows in float64; of a network with NMS inside, all that it ranks.
         folded: the module, in float32.
         spec: of what PyTorch gives: raw rows, any batch.
     """
-    parity = check_expected(
-        expected, "PyTorch float32", TorchSession(folded, spec), replace(spec, output=expected.layout)
-    )
+    session, name = TorchSession(folded, spec), "PyTorch float32"
+    if isinstance(spec.output, NmsOutputs):
+        opened = TorchSession(with_thresholds(folded, replace(spec.thresholds, conf=0.0)), spec)
+        parity = check_detections(expected, name, session, spec, opened=opened)
+    else:
+        parity = check_expected(expected, name, session, replace(spec, output=expected.layout))
     return max((d.used for d in parity.differences), default=0.0)
 
 
 def eased(limits: Tolerance, share: float, *, scores: bool = False) -> Tolerance | None:
     """Limits for a network of which PyTorch in float32 uses ``share`` of ``limits``; None: those hold as they are.
 
-    They grow by twice the share, and by :data:`MOST` at most; with ``scores`` that of the probabilities of classes too,
-    which follow from such values alone. Detections are of rows that score, where a network magnifies less.
+    They grow by twice the share, and by :data:`MOST` at most; with ``scores`` that of the probabilities of classes and
+    masks too, which follow from such values alone. Rows that score are where a network magnifies less.
     """
     if share <= 1.0 or not math.isfinite(share):
         return None

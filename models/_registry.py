@@ -17,7 +17,8 @@ from deploykit.models._checkpoint import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
-    "cmt", "cmt_flyegle", "crossformer", "dynopool", "fcn", "kapao", "nafnet", "resnet", "unet", "vit", "vitdet",
+    "cmt", "cmt_flyegle", "crossformer", "dynopool", "fcn", "kapao", "nafnet", "resnet", "unet", "vit",
+    "vit_mask_rcnn", "vitdet",
     "yolov5", "yolov6", "yolov7", "yolox",
 )  # fmt: skip
 FAMILIES = tuple(f"deploykit.models.{name}" for name in NAMES)

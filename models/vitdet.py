@@ -29,7 +29,15 @@ from deploykit.models.layers.relative_attention import GridBlock
 from deploykit.models.vit import PatchEmbed
 from deploykit.spec import Fit, InputSpec, ModelSpec, NmsOutputs
 
-__all__ = ["VARIANTS", "PlainBackbone", "VitDetBackbone", "VitDetConfig", "backbone_from_checkpoint"]
+__all__ = [
+    "VARIANTS",
+    "PlainBackbone",
+    "VitDetBackbone",
+    "VitDetConfig",
+    "backbone_from_checkpoint",
+    "heads_of",
+    "positions_of",
+]
 
 FAMILY = "ViTDet"
 WEIGHTS_LICENCE = "Apache-2.0 (detectron2, EasyCV); what MAE's weights began is CC-BY-NC-4.0"
@@ -68,6 +76,16 @@ VARIANTS = {
 }
 
 
+def positions_of(table: Tensor, rows: int, columns: int) -> Tensor:
+    """Absolute positions ``(1, rows, columns, dim)``: those of pretraining ``(1, 1 + side * side, dim)``, without the
+    class token, interpolated bicubically."""
+    side = math.isqrt(table.shape[1] - 1)
+    planes = table[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
+    if (rows, columns) != (side, side):
+        planes = functional.interpolate(planes, size=(rows, columns), mode="bicubic", align_corners=False)
+    return planes.permute(0, 2, 3, 1)
+
+
 class PlainBackbone(nn.Module):
     """``(B, C, H, W)`` to one map ``(B, dim, H / patch, W / patch)``."""
 
@@ -97,16 +115,8 @@ class PlainBackbone(nn.Module):
         if self.config.reach == "interpolate":
             window = self.config.window
             x = _resized(x, (max(rows // window, 1) * window, max(columns // window, 1) * window))
-        x = x.permute(0, 2, 3, 1) + self.positions(*x.shape[2:])
+        x = x.permute(0, 2, 3, 1) + positions_of(self.pos_embed, *x.shape[2:])
         return _resized(self.blocks(x).permute(0, 3, 1, 2), (rows, columns))
-
-    def positions(self, rows: int, columns: int) -> Tensor:
-        """Absolute positions ``(1, rows, columns, dim)``: those of pretraining without the class token, bicubic."""
-        side = self.config.pretrained
-        planes = self.pos_embed[:, 1:].reshape(1, side, side, -1).permute(0, 3, 1, 2)
-        if (rows, columns) != (side, side):
-            planes = functional.interpolate(planes, size=(rows, columns), mode="bicubic", align_corners=False)
-        return planes.permute(0, 2, 3, 1)
 
     def random_weights(self) -> None:
         """Positions that matter."""
@@ -206,7 +216,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
             f"{checkpoint.path} has ViTDet's backbone and no heads of detection: there is nothing to export"
         )
     config = _config_of(checkpoint, names, norm)
-    heads = _heads_of(checkpoint, names, config)
+    heads = heads_of(checkpoint, names, config)
     with torch.device("meta"):
         network = MaskRcnn(VitDetBackbone(config), heads)
     tensors = checkpoint.float32()
@@ -216,7 +226,12 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     return _reference(config, heads, network.eval(), checkpoint.names)
 
 
-def _heads_of(checkpoint: Checkpoint, keys: dict[str, str], config: VitDetConfig) -> HeadsConfig:
+def heads_of(checkpoint: Checkpoint, keys: dict[str, str], config: VitDetConfig) -> HeadsConfig:
+    """The sizes of a detector's heads; ``keys``: detectron2's name of each tensor -> its key in the file.
+
+    Raises:
+        CheckpointError: a tensor is missing, or of no size that heads have.
+    """
     reader = Shapes(checkpoint, FAMILY)
 
     def shape(name: str, axes: int) -> tuple[int, ...]:

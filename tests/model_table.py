@@ -19,6 +19,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,7 +40,6 @@ from tests.export.narrow import model_of
 from tests.export.narrow_dense import NARROW, narrow_dense
 from tests.export.test_exports import FAMILIES
 from tests.export.test_instances import INSTANCES
-from tests.export.test_instances import model_of as instances_of
 from tests.models import (
     test_cmt,
     test_crossformer,
@@ -76,7 +76,7 @@ GOLDEN = {
 PAGES = {
     "CMT": "cmt.md", "CMT of FlyEgle": "cmt.md", "CrossFormer": "crossformer.md", "DynOPool": "dynopool.md",
     "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "ResNet": "resnet.md", "U-Net": "unet.md",
-    "ViT": "vit.md", "ViTDet": "vitdet.md", "YOLOX": "yolox.md",
+    "ViT": "vit.md", "ViT Mask R-CNN": "vitdet.md", "ViTDet": "vitdet.md", "YOLOX": "yolox.md",
     "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
 }  # fmt: skip
 TITLES = (
@@ -215,10 +215,10 @@ def exports(name: str) -> tuple[str, str]:
 
         def export() -> str:
             if name in INSTANCES:
-                model = instances_of(**INSTANCES[name])
+                made_of = INSTANCES[name]
             else:
-                model = narrow_dense(name) if dense else model_of(key, **made)
-            parity = onnx_from_model(model, out=file, **options).parity
+                made_of = partial(narrow_dense, name) if dense else partial(model_of, key, **made)
+            parity = onnx_from_model(made_of(), out=file, **options).parity
             assert parity is not None
             worst = max((d.used for d in parity.differences), default=0.0)
             return f"{100 * worst:.0f} % of the limit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,12 @@ from deploykit.runtime.masks import run_lengths
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows
+from tests.models import test_vit_mask_rcnn
 from tests.models.files import saved
 from tests.models.test_vitdet import NARROW, detector, in_easycv
 
 CONFIG = replace(NARROW, patch=8)
 slow = pytest.mark.slow
-INSTANCES: dict[str, dict[str, Any]] = {
-    "vitdet-b": {}, "vitdet-cascade-b": {"weights": CASCADE}, "vitdet-h": {}, "vitdet-l": {}
-}  # fmt: skip
-"""The registered models, and what is not as usual in a narrow one's heads."""
-
 OUTPUTS = ["num_dets", "boxes", "scores", "labels", "masks", "num_candidates"]
 
 
@@ -47,12 +44,19 @@ def model_of(config: VitDetConfig = CONFIG, **heads: Any) -> ReferenceModel:
     return vitdet._reference(config, network.config, network)
 
 
+INSTANCES: dict[str, Callable[[], ReferenceModel]] = {
+    **dict.fromkeys(("vitdet-b", "vitdet-h", "vitdet-l"), model_of),
+    "vitdet-cascade-b": lambda: model_of(weights=CASCADE),
+    **dict.fromkeys(("vit-mask-rcnn-b", "vit-mask-rcnn-l"), test_vit_mask_rcnn.narrow),
+}
+"""A narrow model of each registered one."""
+
+
 @pytest.mark.parametrize("name", INSTANCES)
 def test_the_narrow_ones_have_the_layers_of_the_registered(name: str) -> None:
     with torch.device("meta"):
-        kinds = [
-            {type(m) for m in model.module.modules()} for model in (create_model(name), model_of(**INSTANCES[name]))
-        ]
+        registered = create_model(name)
+    kinds = [{type(m) for m in model.module.modules()} for model in (registered, INSTANCES[name]())]
     assert kinds[0] <= kinds[1]  # and convolutions behind some blocks, which no published one has
 
 
@@ -88,6 +92,15 @@ def test_other_heads_are_proved(heads: dict[str, Any], tmp_path: Path) -> None:
     report = onnx_from_model(model_of(**heads), out=tmp_path / "m.onnx")
     assert report.parity is not None
     assert report.parity.ok
+
+
+def test_that_on_four_maps_is_proved(tmp_path: Path) -> None:
+    report = onnx_from_model(test_vit_mask_rcnn.narrow(), out=tmp_path / "m.onnx")
+    assert report.parity is not None
+    assert report.parity.ok
+    assert all(m.expected > 3 for m in report.parity.matchings)
+    operators = {node.op_type for node in onnx.load(report.path).graph.node}
+    assert "BatchNormalization" not in operators
 
 
 @slow

@@ -81,6 +81,8 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
         "unet",
         "unet-2015",
         "unet-bilinear",
+        "vit-mask-rcnn-b",
+        "vit-mask-rcnn-l",
         "vitdet-b",
         "vitdet-cascade-b",
         "vitdet-h",
