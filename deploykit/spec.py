@@ -47,14 +47,15 @@ Span = tuple[int, int]
 class Fit:
     """How a picture of any size becomes the network's canvas.
 
-    ``letterbox``: scale by one factor until it fits, pad with ``pad_value``. ``stride``: the canvas' sides are
-    multiples of it. ``auto``: pad only to the next multiple of ``stride`` (a rectangle) instead of the whole canvas;
-    only networks with a dynamic shape can take that. ``rounding``: of the scaled size, ``round`` (half to even,
-    YOLOv5/v7), ``floor`` (YOLOX) or ``ceil``. ``shrink``: how a picture is made smaller, ``linear`` or ``area``;
-    larger it is made by ``linear`` always. ``margin``: with ``auto``, so many strides are added before the rectangle
-    is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled picture's shorter side. ``step``: of a
-    network that halves its input a few times, the pixels after which its grid repeats: tiles begin at multiples of it.
-    ``resample``: ``opencv`` resizes as ``shrink`` says; the others are Pillow's filters, as classifiers were evaluated.
+    ``letterbox``: scale by one factor until it fits, pad with ``pad_value``, or ``pad_colour`` (blue, green, red) if
+    given. ``stride``: the canvas' sides are multiples of it. ``auto``: pad only to the next multiple of ``stride`` (a
+    rectangle) instead of the whole canvas; only networks with a dynamic shape can take that. ``rounding``: of the
+    scaled size, ``round`` (half to even, YOLOv5/v7), ``floor`` (YOLOX) or ``ceil``. ``shrink``: how a picture is made
+    smaller, ``linear`` or ``area``; larger always by ``linear``. ``margin``: with ``auto``, so many strides are added
+    before the rectangle is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled picture's shorter
+    side. ``step``: of a network that halves its input, the pixels after which its grid repeats: tiles begin at
+    multiples of it. ``resample``: ``opencv`` resizes as ``shrink`` says; the others are Pillow's filters, as
+    classifiers were evaluated.
     """
 
     kind: Literal["letterbox", "resize", "crop", "pad", "tile"] = "letterbox"
@@ -69,6 +70,7 @@ class Fit:
     crop_share: float = field(default=0.875, metadata=LATER)
     step: int = field(default=1, metadata=LATER)
     resample: Literal["opencv", "bilinear", "bicubic", "lanczos"] = field(default="opencv", metadata=LATER)
+    pad_colour: tuple[int, int, int] | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not 0.0 < self.crop_share <= 1.0:
@@ -81,8 +83,7 @@ class Fit:
 class InputSpec:
     """The network's input tensor, ``(B, channels, height, width)`` float.
 
-    ``size`` is ``(height, width)`` in pixels: the only one, or with ``dynamic == "shape"`` the preferred one.
-    ``batch`` is the only batch size, or the preferred one when ``dynamic`` is ``batch`` or ``shape``.
+    ``size (height, width)`` in pixels and ``batch`` are the only ones, or, where ``dynamic`` frees them, preferred.
     A pixel value p of 0..255 enters the network as ``(p * scale - mean) / std``.
     """
 
@@ -302,9 +303,8 @@ class Thresholds:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise SpecError(f"{name} must lie in 0..1, got {value}")
-        for name in ("max_det", "pre_nms_topk"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in (few for few in ("max_det", "pre_nms_topk") if getattr(self, few) < 1):
+            raise SpecError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

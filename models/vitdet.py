@@ -40,6 +40,9 @@ __all__ = [
 ]
 
 FAMILY = "ViTDet"
+MEAN_COLOUR = (104, 116, 124)
+"""ImageNet's mean of blue, green and red, as whole numbers: zeros, but for rounding, to the network."""
+
 WEIGHTS_LICENCE = "Apache-2.0 (detectron2, EasyCV); what MAE's weights began is CC-BY-NC-4.0"
 
 Reach = Literal["pad", "interpolate"]
@@ -278,7 +281,7 @@ def _reference(
         channels=config.channels,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
-        fit=Fit(stride=2 * config.patch, anchor="top-left", resample="bilinear"),
+        fit=Fit(stride=2 * config.patch, anchor="top-left", resample="bilinear", pad_colour=MEAN_COLOUR),
     )
     if names is None or len(names) != heads.num_classes:
         coco = heads.num_classes == len(COCO_CLASSES)

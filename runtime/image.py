@@ -126,7 +126,8 @@ def as_bgr(image: Array) -> Array:
 class Letterbox:
     """How one picture lies on a network's canvas: ``network = source * scale + pad``. Sizes are (height, width).
 
-    ``resized`` is the picture's size on the canvas, ``pad`` its (left, top); ``scale`` (x, y) follows from them.
+    ``resized`` is the picture's size on the canvas, ``pad`` its (left, top); ``scale`` (x, y) follows from them. The
+    border is ``pad_value``, a grey or (blue, green, red).
     ``shrink`` and ``resample``: how it is resized, see :class:`deploykit.spec.Fit`.
     """
 
@@ -134,7 +135,7 @@ class Letterbox:
     resized: tuple[int, int]
     canvas: tuple[int, int]
     pad: tuple[int, int]
-    pad_value: int = 114
+    pad_value: int | tuple[int, int, int] = 114
     shrink: Literal["linear", "area"] = "linear"
     resample: Literal["opencv", "bilinear", "bicubic", "lanczos"] = "opencv"
 
@@ -149,7 +150,7 @@ class Letterbox:
             SpecError: another kind of fit, which no single canvas can express.
         """
         if fit.kind == "resize":
-            return cls(source, size, size, (0, 0), fit.pad_value, resample=fit.resample)
+            return cls(source, size, size, (0, 0), resample=fit.resample)
         if fit.kind != "letterbox":
             raise SpecError(f"a picture is laid on a canvas by letterbox or resize, but the spec's fit is {fit.kind!r}")
         gain = min(size[0] / source[0], size[1] / source[1])
@@ -165,7 +166,8 @@ class Letterbox:
             canvas = (_multiple(sides[0], fit.stride), _multiple(sides[1], fit.stride))
         left, top = (canvas[1] - width) // 2, (canvas[0] - height) // 2
         pad = (left, top) if fit.anchor == "centre" else (0, 0)
-        return cls(source, (height, width), canvas, pad, fit.pad_value, fit.shrink, fit.resample)
+        border = fit.pad_value if fit.pad_colour is None else fit.pad_colour
+        return cls(source, (height, width), canvas, pad, border, fit.shrink, fit.resample)
 
     @property
     def scale(self) -> tuple[float, float]:

@@ -250,7 +250,13 @@ class Plan(ctypes.Structure):
 
 
 def plan_of(letterbox: Letterbox, spec: InputSpec) -> Plan:
-    """A letterbox as the native code wants it."""
+    """A letterbox as the native code wants it.
+
+    Raises:
+        BackendError: its border has a colour, or it resizes as Pillow does: the native code does neither.
+    """
+    if not isinstance(letterbox.pad_value, int) or letterbox.resample != "opencv":
+        raise BackendError("the native letterbox has a grey border and resizes as OpenCV does; this one is another")
     left, top = letterbox.pad
     sizes = (*letterbox.source, *letterbox.resized, *letterbox.canvas)
     return Plan(*sizes, top, left, letterbox.pad_value, spec.colour == "rgb")

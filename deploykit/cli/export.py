@@ -247,7 +247,8 @@ def _fitted(canvas: InputSpec) -> str:
     if fit.kind == "letterbox":
         place = f"within {size}, as a rectangle" if fit.auto else f"to {size}"
         corner = ", at the top left" if fit.anchor == "top-left" else ""
-        return f"letterbox {place}{corner}, pad {fit.pad_value}, stride {fit.stride}"
+        border = fit.pad_value if fit.pad_colour is None else f"blue, green, red {fit.pad_colour}"
+        return f"letterbox {place}{corner}, pad {border}, stride {fit.stride}"
     if fit.kind == "crop":
         way = "" if fit.resample == "opencv" else f" ({fit.resample}, as Pillow)"
         return f"the middle {fit.crop_share:g} of the shorter side, scaled to {size}{way}"

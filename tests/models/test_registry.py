@@ -7,6 +7,7 @@ import json
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +18,7 @@ from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.yolox import Yolox
+from deploykit.runtime.image import blob
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor
 
 FACTS = Path(__file__).resolve().parents[2] / "deploykit" / "assets" / "models.json"
@@ -201,6 +203,8 @@ def test_a_spec_of_instances_has_masks(name: str) -> None:
     assert spec.output.masks == "masks"
     assert spec.classes == COCO_CLASSES
     assert (spec.input.size, spec.input.colour, spec.input.fit.anchor) == ((1024, 1024), "rgb", "top-left")
+    border = np.full((1, 1, 3), spec.input.fit.pad_colour, np.uint8)
+    assert np.abs(blob([border], spec.input)).max() < 0.01  # what the originals have is 0
 
 
 @EVERY

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.errors import ImageError, NotFoundError, SpecError
+from deploykit.errors import BackendError, ImageError, NotFoundError, SpecError
 from deploykit.runtime.image import Letterbox, as_bgr, blob, decode_image, read_image
+from deploykit.runtime.native import plan_of
 from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec
 
@@ -294,3 +295,14 @@ def test_blobs_of_several_threads_do_not_mix() -> None:
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda c: blob([c], InputSpec()), canvases))
     assert all(np.array_equal(a, b) for a, b in zip(expected, found, strict=True))
+
+
+def test_a_border_may_have_a_colour() -> None:
+    fit = Fit(anchor="top-left", pad_colour=(1, 2, 3))
+    letterbox = Letterbox.fit((10, 20), (32, 32), fit)
+    canvas = letterbox.apply(np.full((10, 20, 3), 9, np.uint8))
+    assert (canvas[:16] == 9).all()
+    assert (canvas[16:] == (1, 2, 3)).all()
+    spec = InputSpec(size=(32, 32), scale=1.0, fit=fit)
+    with pytest.raises(BackendError, match="the native letterbox has a grey border"):
+        plan_of(letterbox, spec)
