@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,12 +27,16 @@ from deploykit.export.clock import Clock
 from deploykit.export.compare import check_expected, expect
 from deploykit.export.engine_layers import precisions_in
 from deploykit.export.feeds import make_feeds
+from deploykit.export.finish import write
 from deploykit.export.parity_report import ParityReport
+from deploykit.export.passes import initializers_of
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision_check import check_precision
 from deploykit.export.report import EngineReport
+from deploykit.export.split import split
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.facade import read_spec
+from deploykit.runtime.chain import ChainSession, rest_of
 from deploykit.runtime.cuda import Gpu, open_gpu, why_no_gpu
 from deploykit.runtime.engine import (
     FLAVOURS,
@@ -45,7 +50,7 @@ from deploykit.runtime.engine import (
 )
 from deploykit.runtime.files import existing_file, write_whole
 from deploykit.runtime.parity import Expected
-from deploykit.runtime.session import open_session
+from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.trt import open_engine
 from deploykit.runtime.trt_module import BuildLog, installed, load_flavour, logger
 from deploykit.spec import METADATA_KEY, ModelSpec
@@ -74,6 +79,9 @@ def build_engine(
     on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> EngineReport:
     """Build a TensorRT engine from an ONNX file and, where there is a GPU, prove that it gives the same numbers.
+
+    Of a network in two stages (instances) the engine is the part before what follows from data; the rest is written
+    beside it (``X.trt.rest.onnx``) and runs in ONNX Runtime, wherever the engine is opened.
 
     Beside the engine ``X.trt`` are written its record (``X.trt.json``), what the builder said (``X.trt.log``) and the
     parity report, or, where the engine cannot run, the reference values (``X.trt.parity.npz``) that its first load on
@@ -110,48 +118,51 @@ def build_engine(
     chosen = check_engine(flavour, options)
     trt, device = load_flavour(chosen), None if why_no_gpu() else open_gpu(gpu)
     known = read_spec(spec) or _carried(file)
-    cached = timing_cache and chosen == "tensorrt"
-    try:
-        with device.bound() if device else contextlib.nullcontext():
-            clock("parsing")
-            network = parse(trt, file, log)
-            _check_network(network, known, file)
-            shapes = _profiles(network, known, profiles)
-            clock("building")
-            plan = _built(network, options, shapes, device, cached, on_progress)
-    except ExportError as e:
-        _keep_log(place, log)
-        raise type(e)(f"{e} (everything it said: {log_of(place)})") from e
-    record = EngineRecord(
-        flavour=chosen,
-        version=trt.__version__,
-        spec=known,
-        onnx=file.name,
-        onnx_sha256=_sha256(file),
-        size=plan.nbytes,
-        gpu=device.name if device else "",
-        profiles=shapes,
-        options=options,
-        layers=network.layers,
-        precision=network.precision,
-        unverified="not checked, as asked for",
-    )
-    del network
-    clock("writing")
-    with folder_beside(place) as folder:
-        engine = folder / place.name
-        engine.write_bytes(plan)
-        del plan
-        check_header(trt, engine)
-        log_of(engine).write_text(log.text(), encoding="utf-8")
-        parity = None
-        if check:
-            given = expected or _expected(file, known, samples, clock)
-            given = given.within(lambda shape: _covered(shapes, known, shape))
-            record, parity = _checked(engine, record, given, device, clock)
-        record.write(engine)
-        move_into_place(folder, place, companions=(parity_of(place), expected_of(place)))
-    return EngineReport(place, record, parity, clock.seconds())
+    with _part_of(file, known) as part:
+        cached = timing_cache and chosen == "tensorrt"
+        try:
+            with device.bound() if device else contextlib.nullcontext():
+                clock("parsing")
+                network = parse(trt, part.file, log)
+                _check_network(network, known, file)
+                shapes = _profiles(network, known, profiles)
+                clock("building")
+                plan = _built(network, options, shapes, device, cached, on_progress)
+        except ExportError as e:
+            _keep_log(place, log)
+            raise type(e)(f"{e} (everything it said: {log_of(place)})") from e
+        record = EngineRecord(
+            flavour=chosen,
+            version=trt.__version__,
+            spec=known,
+            onnx=file.name,
+            onnx_sha256=_sha256(file),
+            size=plan.nbytes,
+            gpu=device.name if device else "",
+            profiles=shapes,
+            options=options,
+            layers=network.layers,
+            precision=network.precision,
+            unverified="not checked, as asked for",
+        )
+        del network
+        clock("writing")
+        with folder_beside(place) as folder:
+            engine = folder / place.name
+            engine.write_bytes(plan)
+            del plan
+            check_header(trt, engine)
+            log_of(engine).write_text(log.text(), encoding="utf-8")
+            if part.rest is not None:
+                part.rest.replace(rest_of(engine))
+            parity = None
+            if check:
+                given = expected or _expected(file, known, samples, clock)
+                given = given.within(lambda shape: _covered(shapes, known, shape))
+                record, parity = _checked(engine, record, given, device, clock)
+            record.write(engine)
+            move_into_place(folder, place, companions=(parity_of(place), expected_of(place), rest_of(place)))
+        return EngineReport(place, record, parity, clock.seconds())
 
 
 def check_engine(flavour: str, options: EngineOptions | None = None) -> Flavour:
@@ -193,6 +204,27 @@ def chosen_flavour(flavour: str) -> Flavour:
         "an engine needs TensorRT, which is not installed: pip install 'deploykit[tensorrt]', or "
         "'deploykit[tensorrt-rtx]', which builds without a GPU"
     )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What becomes an engine: a whole file, or one without what follows from data, and the ``rest``."""
+
+    file: Path
+    rest: Path | None = None
+
+
+@contextlib.contextmanager
+def _part_of(file: Path, spec: ModelSpec) -> Iterator[_Part]:
+    """Instances are found in two stages, of which TensorRT for RTX reads the first; the others are whole."""
+    if spec.task != "instances":
+        yield _Part(file)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        places = Path(folder, file.name), Path(folder, "rest.onnx")
+        for graph, place in zip(split(file), places, strict=True):
+            write(graph, place, sum(c.size for c in initializers_of(graph)))
+        yield _Part(*places)
 
 
 def _place(file: Path, out: str | Path | None) -> Path:
@@ -304,10 +336,13 @@ def _checked(
         expected.save(expected_of(engine))
         reason = str(e).replace(str(engine), engine.name)  # which is about to be moved
         return replace(record, unverified=f"built, not run: {reason}"), None
-    with session:
+    with contextlib.ExitStack() as stack:
+        whole: Session = stack.enter_context(session)
         record = _of_layers(record, precisions_in(session.layer_information()), engine.name)
+        if rest_of(engine).exists():
+            whole = ChainSession(session, stack.enter_context(open_session(rest_of(engine))))
         parity = check_expected(
-            expected, engine.name, session, record.spec, on_step=lambda step: clock(f"checking: {step}")
+            expected, engine.name, whole, record.spec, on_step=lambda step: clock(f"checking: {step}")
         )
     parity.raise_if_bad(engine.name)
     write_whole(parity_of(engine), parity.to_json().encode())

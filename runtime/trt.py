@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceError, ParityError, UsageError
+from deploykit.runtime import ort
+from deploykit.runtime.chain import ChainSession, rest_of
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
 from deploykit.runtime.parity import Expected, differences, runs
@@ -23,8 +25,10 @@ from deploykit.spec import METADATA_KEY, NmsOutputs
 __all__ = ["TrtSession", "open_engine", "open_session"]
 
 
-def open_session(path: Path, *, provider: str = "auto", threads: int | None = None, contexts: int = 1) -> TrtSession:
+def open_session(path: Path, *, provider: str = "auto", threads: int | None = None, contexts: int = 1) -> Session:
     """Load an engine and, where it was built on a machine without a GPU, compare it with its reference values first.
+
+    Where the rest of its network lies beside it, the two are one session.
 
     Args:
         path: an existing ``.trt`` or ``.engine`` file.
@@ -58,6 +62,8 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
     try:
         if record and not record.verified and expected_of(path).exists():
             _verify(path, session, record)
+        if rest_of(path).exists():
+            return ChainSession(session, ort.open_session(rest_of(path)))
     except BaseException:
         session.close()
         raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,31 +12,42 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from torch import Tensor
 
 from deploykit.cli import main
-from deploykit.errors import CheckpointError, ImageSizeError, ParityError, SpecError, UsageError
+from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
 from deploykit.export import to_onnx
-from deploykit.export.compare import compare
+from deploykit.export.compare import check_expected, compare
 from deploykit.export.report import ExportReport
+from deploykit.export.split import BEHIND, split
+from deploykit.export.to_engine import NO_GPU, build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import evaluate, load
 from deploykit.models import vitdet
 from deploykit.models._registry import ReferenceModel, create_model, load_model, with_rewrite
 from deploykit.models.layers.mask_rcnn import CASCADE, MaskRcnn
 from deploykit.models.vitdet import VitDetConfig
+from deploykit.runtime import trt
+from deploykit.runtime.chain import ChainSession, rest_of
+from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.engine import EngineRecord, expected_of
 from deploykit.runtime.masks import run_lengths
+from deploykit.runtime.parity import Expected
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows
 from tests.models import test_vit_mask_rcnn
 from tests.models.files import saved
 from tests.models.test_vitdet import NARROW, detector, in_easycv
+from tests.runtime import cpu_tensorrt
+from tests.runtime.cpu_tensorrt import CpuGpu
 
 CONFIG = replace(NARROW, patch=8)
 slow = pytest.mark.slow
+no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where the engine is compared")
 OUTPUTS = ["num_dets", "boxes", "scores", "labels", "masks", "num_candidates"]
 
 
@@ -309,3 +321,64 @@ def test_instances_have_masks_and_nothing_else_has() -> None:
     for change in ({"task": "detect"}, {"output": NmsOutputs()}, {"output": RawRows(cls=(5, 8))}):
         with pytest.raises(SpecError, match="of the task instances has an output of masks"):
             replace(spec, **change)  # type: ignore[arg-type]  # fields of this list
+
+
+def test_the_two_parts_of_a_graph_are_the_whole(exported: ExportReport, tmp_path: Path) -> None:
+    first, rest = split(exported.path)
+    for graph, name in ((first, "first.onnx"), (rest, "rest.onnx")):
+        assert not {node.op_type for node in graph.graph} & (
+            set(BEHIND) if graph is first else {"Erf"}
+        )  # of the transformer
+        ir.save(graph, tmp_path / name)
+        onnx.checker.check_model(str(tmp_path / name), full_check=True)
+    images = np.random.default_rng(0).normal(size=(1, 3, 64, 64)).astype(np.float32)
+    parts = [open_session(tmp_path / name) for name in ("first.onnx", "rest.onnx")]
+    with open_session(exported.path) as whole, ChainSession(*parts) as chain:
+        assert (chain.inputs, chain.outputs) == (whole.inputs, whole.outputs)
+        assert dict(chain.metadata) == dict(whole.metadata)
+        expected, found = (session.run({"images": images}) for session in (whole, chain))
+        for name in OUTPUTS:
+            np.testing.assert_array_equal(found[name], expected[name])
+        with pytest.raises(SpecError, match="and the first does not give it"):
+            ChainSession(whole, parts[1])
+    with pytest.raises(ExportError, match="no part before NonMaxSuppression"):
+        split(tmp_path / "first.onnx")
+
+
+def test_an_engine_and_the_rest_are_one_network(
+    exported: ExportReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for TensorRT, which computes the first part in ONNX Runtime."""
+    device = CpuGpu()
+    monkeypatch.setattr(trt, "open_gpu", lambda index=0: device)
+    monkeypatch.setitem(sys.modules, "tensorrt", cpu_tensorrt)
+    monkeypatch.setattr(trt, "installed", lambda: ("tensorrt",))
+    first, rest = split(exported.path)
+    ir.save(first, tmp_path / "first.onnx")
+    engine = cpu_tensorrt.write_engine(tmp_path / "m.trt", tmp_path / "first.onnx")
+    ir.save(rest, rest_of(engine))
+    version = cpu_tensorrt.__version__
+    EngineRecord("tensorrt", version, exported.spec, "m.onnx", "00", size=engine.stat().st_size).write(engine)
+    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    with load(engine) as behind, load(exported.path) as whole:
+        found, expected = behind(picture), whole(picture)
+        assert len(behind.session.providers) == 2
+    assert len(found) == len(expected) > 3
+    assert np.array_equal(found.boxes, expected.boxes)
+    assert found.masks is not None
+    assert np.array_equal(found.masks, expected.masks)
+    assert device.live == 0
+
+
+@no_gpu
+def test_an_engine_of_the_first_part_is_built(exported: ExportReport, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    report = build_engine(exported.path, flavour="tensorrt-rtx", out=tmp_path)
+    beside = ("", ".json", ".log", ".parity.npz", ".rest.onnx")
+    assert {p.name for p in tmp_path.iterdir()} == {f"m.trt{suffix}" for suffix in beside}
+    assert report.record.unverified.startswith(NO_GPU)
+    expected = Expected.load(expected_of(report.path))  # of the whole network
+    with open_session(exported.path) as session:
+        again = check_expected(expected, "m.onnx", session, exported.spec)
+    assert again.ok
+    assert "masks" in {d.values for d in again.differences}
