@@ -37,9 +37,8 @@ THRESHOLDS = Thresholds(conf=0.05, iou=0.5, max_det=100, pre_nms_topk=3000)
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """Sizes of the heads. ``weights`` are those of the stages, of which a plain Mask R-CNN has one.
-
-    ``box_norm``, ``mask_norm``: of the convolutions in a box, see :data:`deploykit.models.layers.pyramid.Norm`.
+    """Sizes of the heads. ``weights``: what the numbers of boxes are divided by, one entry a stage; a plain Mask R-CNN
+    has one. ``norm``: of the convolutions of boxes and masks; ``agnostic``: boxes are moved once for all classes.
     """
 
     num_classes: int = 80
