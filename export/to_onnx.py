@@ -164,6 +164,11 @@ def onnx_from_model(
     rows_plan, rows = plan_of(replace(spec, output=model.spec.output), "none", spec.thresholds, fused)
     if (nms != "none" or plan.inside is not None) and exporter != "dynamo":
         raise UsageError(f"{f'--nms {nms}' if nms != 'none' else model.name} needs --exporter dynamo")
+    if plan.inside is not None and lowering.precision != "fp32":
+        raise UsageError(
+            f"--precision {lowering.precision} is not for {model.name} yet: the arithmetic of its boxes lies between "
+            "layers, and would be rounded with them; export it in fp32"
+        )
     if gate is not None and isinstance(spec.output, Tensor):
         raise UsageError(
             f"--max-drop is for detectors, and this model's task is {spec.task}: deploykit eval tells the accuracy of "
