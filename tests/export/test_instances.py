@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
@@ -384,3 +384,15 @@ def test_an_engine_of_the_first_part_is_built(exported: ExportReport, tmp_path: 
         again = check_expected(expected, "m.onnx", session, exported.spec)
     assert again.ok
     assert "masks" in {d.values for d in again.differences}
+
+
+def test_masks_that_magnify_rounding_are_held_to_what_float32_can_do(tmp_path: Path) -> None:
+    model = model_of()
+    predictor = model.module.get_submodule("roi_heads.mask_head.predictor")
+    assert isinstance(predictor, nn.Conv2d)
+    predictor.weight.mul_(3000)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx")
+    assert report.parity is not None
+    assert report.parity.ok
+    assert report.parity.tolerance.max_score > 1e-4
+    assert any("PyTorch in float32 uses" in note for note in report.parity.notes)
