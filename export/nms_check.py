@@ -7,6 +7,7 @@ are the best rows, whatever they are worth, and those are held against the refer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -98,7 +99,7 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     if found.keypoints is not None and layout.keypoints:
         rows[:, slice(*layout.keypoints)] = found.keypoints.reshape(len(rows), 3 * found.keypoints.shape[1])
     if found.masks is not None:  # behind the columns that the layout names
-        rows = np.concatenate((rows, found.masks.reshape(len(rows), -1)), 1)
+        rows = np.concatenate((rows, found.masks.reshape(len(rows), math.prod(found.masks.shape[1:]))), 1)
     return rows
 
 
@@ -184,7 +185,7 @@ def _masks(
         assert b.masks is not None
         boxes = _flat(reference.astype(np.float64), layout)[:, :4]
         labels = reference[:, slice(*layout.cls)].argmax(1)
-        given = b.masks.reshape(len(b.masks), -1)
+        given = b.masks.reshape(len(b.masks), math.prod(b.masks.shape[1:]))
         for i in range(len(reference)):
             distance = np.abs(b.boxes - boxes[i]).max(1, initial=0.0)
             distance[b.labels != labels[i]] = np.inf

@@ -17,14 +17,17 @@ __all__ = [
     "strip",
 ]  # fmt: skip
 
-FOLD_LIMIT = (
-    64 * 1024 * 1024
-)  # bytes: a grid of a 1280 px model has 0.2 MB, which the exporter's own limits leave alone
+FOLD_TAKEN, FOLD_GIVEN = 64 * 2**20, 16 * 2**20
+"""How many elements a constant may have with which is computed, and one that is computed and larger than those.
+
+The first is that of the largest weights, which are transposed. The second is 64 MB in float32: a grid of a model of
+1280 px has 0.2 MB, the biases of all pairs of 64 x 64 cells 800 MB, which are computed when they are needed.
+"""
 
 
 def simplify(model: ir.Model) -> None:
     """Fold everything that does not depend on the input, and remove what is then equal, idle or unused."""
-    optimizer.fold_constants(model, input_size_limit=FOLD_LIMIT, output_size_limit=FOLD_LIMIT)
+    optimizer.fold_constants(model, input_size_limit=FOLD_TAKEN, output_size_limit=FOLD_GIVEN)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.DeduplicateInitializersPass()(model)

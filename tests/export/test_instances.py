@@ -396,3 +396,16 @@ def test_masks_that_magnify_rounding_are_held_to_what_float32_can_do(tmp_path: P
     assert report.parity.ok
     assert report.parity.tolerance.max_score > 1e-4
     assert any("PyTorch in float32 uses" in note for note in report.parity.notes)
+
+
+def test_a_network_that_finds_nothing_has_reference_values_all_the_same(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    model = model_of()
+    strict = replace(model.spec.thresholds, conf=0.99)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", thresholds=strict)
+    assert report.parity is not None
+    assert {m.expected for m in report.parity.matchings if m.what == "detections"} == {0}
+    assert all(d.count > 0 for d in report.parity.differences)
+    assert compare(report.path, report.path).ok  # of no detections too
+    expected = Expected.load(expected_of(build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path).path))
+    assert all(len(rows) > 3 for rows in expected.rows["m.onnx"].values())
