@@ -194,9 +194,10 @@ def _masks(
                 continue  # whether it has to have a partner, the matching says
             expected = reference[i, layout.columns :]
             error = np.abs(expected - given[j])
+            error[~np.isfinite(error)] = np.inf
             cell = int(error.argmax())
             count += error.size
-            if not error[cell] <= largest:
+            if error[cell] > largest:
                 largest, worst = float(error[cell]), (i, cell, float(expected[cell]), float(given[j, cell]))
     return Difference(*names, "masks", count, largest, largest / limits.max_score, worst)
 

@@ -46,7 +46,7 @@ class Proof:
         if self._expected is None:
             self.clock("checking")
             torch_spec = spec_of_module(self.model)
-            open_conf = replace(torch_spec.thresholds, conf=0.0)  # of a network with NMS inside: all that it ranks
+            open_conf = replace(self.rows.thresholds, conf=0.0)  # of a network with NMS inside: all that it ranks
             references = {
                 name: TorchSession(with_thresholds(module, open_conf), torch_spec, exact=True)
                 for name, module in (("the checkpoint", self.model.module), ("the folded model", self.fused))
@@ -72,7 +72,8 @@ class Proof:
         parity = plan.check(expected, file, spec, self._tell)
         if not parity.ok:
             self._tell("what float32 costs")
-            share = float32_share(expected, self.fused, spec_of_module(self.model))
+            chosen = replace(spec_of_module(self.model), thresholds=self.rows.thresholds)
+            share = float32_share(expected, self.fused, chosen)
             limits = eased(parity.tolerance, share, scores=not isinstance(self.rows.output, (RawRows, PoseObjectRows)))
             if limits is not None:
                 again = plan.check(expected, file, spec, self._tell, limits)

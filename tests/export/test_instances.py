@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
 from deploykit.export import to_onnx
-from deploykit.export.compare import check_expected, compare
+from deploykit.export.compare import check_expected, compare, expect
+from deploykit.export.feeds import make_feeds
 from deploykit.export.precision import Lowering
 from deploykit.export.report import ExportReport
 from deploykit.export.split import BEHIND, split
@@ -409,3 +410,36 @@ def test_a_network_that_finds_nothing_has_reference_values_all_the_same(tmp_path
     assert compare(report.path, report.path).ok  # of no detections too
     expected = Expected.load(expected_of(build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path).path))
     assert all(len(rows) > 3 for rows in expected.rows["m.onnx"].values())
+
+
+def test_thresholds_are_those_that_were_asked_for(tmp_path: Path) -> None:
+    model = model_of()
+    asked = replace(model.spec.thresholds, conf=0.2, iou=0.1, max_det=7)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", thresholds=asked)
+    assert report.parity is not None
+    assert report.parity.ok
+    assert report.spec.thresholds == asked
+    with open_session(report.path) as session:
+        found = session.run({"images": torch.randn(1, 3, 64, 64).numpy()})
+    assert found["boxes"].shape == (1, 7, 4)
+    used = found["scores"][0] > 0
+    assert used.any()
+    assert (found["scores"][0][used] > 0.2).all()
+
+
+def test_masks_that_are_no_numbers_are_refused(exported: ExportReport, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = expect({"m.onnx": open_session(exported.path)}, exported.spec, make_feeds(exported.spec, ()))
+    with open_session(exported.path) as session:
+        run = session.run
+
+        def broken(inputs: Any) -> dict[str, Any]:
+            found = run(inputs)
+            found["masks"] = found["masks"].copy()
+            found["masks"][0, 0, 3, 3] = np.nan
+            return found
+
+        assert check_expected(expected, "it", session, exported.spec).ok
+        monkeypatch.setattr(session, "run", broken)
+        parity = check_expected(expected, "it", session, exported.spec)
+    assert not parity.ok
+    assert {d.values for d in parity.differences if not d.ok} == {"masks"}
