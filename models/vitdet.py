@@ -223,8 +223,8 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     with torch.device("meta"):
         network = MaskRcnn(VitDetBackbone(config), heads)
     tensors = checkpoint.float32()
-    name = _name_of(config, heads)
-    load_weights(network, checkpoint, {name: tensors[key] for name, key in names.items()}, name)
+    found = {name: tensors[key] for name, key in names.items()}
+    load_weights(network, checkpoint, found, _name_of(config, heads))
     network.nms_conf, network.nms_iou = (torch.tensor([x]) for x in (THRESHOLDS.conf, THRESHOLDS.iou))
     return _reference(config, heads, network.eval(), checkpoint.names)
 

@@ -399,6 +399,7 @@ def test_masks_that_magnify_rounding_are_held_to_what_float32_can_do(tmp_path: P
     assert any("PyTorch in float32 uses" in note for note in report.parity.notes)
 
 
+@no_gpu
 def test_a_network_that_finds_nothing_has_reference_values_all_the_same(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     model = model_of()
