@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import statistics
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
 import torch
 from interleaved import interleaved
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.models.layers import relative_attention
@@ -31,31 +31,30 @@ DIM, HEADS = 768, 12
 FORMS = ("as defined", "folded, in parts", "folded, whole", "folded, fused kernel")
 
 
-def form(name: str, cells: int) -> Callable[[Tensor], Tensor]:
-    """A function of a map ``(1, cells, cells, DIM)``."""
+class Folded(nn.Module):
+    """The folded attention, with other constants of its module."""
+
+    def __init__(self, folded: nn.Module, patches: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.folded, self.patches = folded, patches
+
+    def forward(self, x: Tensor) -> Tensor:
+        with mock.patch.multiple(relative_attention, **self.patches):
+            out: Tensor = self.folded(x)
+        return out
+
+
+def form(name: str, cells: int) -> nn.Module:
+    """A module on maps ``(1, cells, cells, DIM)``."""
     torch.manual_seed(0)
     plain = RelativeAttention(DIM, HEADS, cells).eval().requires_grad_(False)
     plain.random_weights()
     if name == "as defined":
         return plain
-    folded = plain.fuse("")
-
-    def run(x: Tensor) -> Tensor:
-        patches: dict[str, Any] = {"LOGITS": relative_attention.LOGITS if name == "folded, in parts" else 1 << 62}
-        if name == "folded, fused kernel":
-            patches["attend"] = lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, scale=1.0)
-        with mock.patch.multiple(relative_attention, **patches):
-            out: Tensor = folded(x)
-        return out
-
-    run.module = folded  # type: ignore[attr-defined]  # for moving it
-    return run
-
-
-def moved(run: Callable[[Tensor], Tensor], device: str, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """The same elsewhere."""
-    getattr(run, "module", run).to(device, dtype)  # type: ignore[attr-defined]  # a module, or a function of one
-    return run
+    patches: dict[str, Any] = {"LOGITS": relative_attention.LOGITS if name == "folded, in parts" else 1 << 62}
+    if name == "folded, fused kernel":
+        patches["attend"] = lambda q, k, v: functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+    return Folded(plain.fuse(""), patches)
 
 
 def peak_of(name: str, cells: int) -> int:
@@ -85,7 +84,7 @@ def main() -> None:
     print("| type | form | peak memory | median time | of the first | largest difference |\n|---|---|---|---|---|---|")
     for dtype in (torch.float32, torch.float16) if cuda else (torch.float32,):
         x = torch.randn(1, args.cells, args.cells, DIM, device=args.device, dtype=dtype)
-        runs = {name: moved(form(name, args.cells), args.device, dtype) for name in FORMS}
+        runs = {name: form(name, args.cells).to(args.device, dtype) for name in FORMS}
         with torch.inference_mode():
             expected = runs[FORMS[0]](x)
             differences = {

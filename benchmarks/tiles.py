@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,20 +45,20 @@ def main() -> None:
     planes = pack(read_raw(args.raw))
     top, left = ((side - args.side) // 2 for side in planes.shape[1:])
     picture = np.ascontiguousarray(planes[:, top : top + args.side, left : left + args.side])
-    networks = {"full": _full(args.weights), "shallow": _random(Nafnet(SHALLOW))}
+    networks = {"full": _full(args.weights), "shallow": random_weights(Nafnet(SHALLOW))}
     fields = ", ".join(f"{name} {receptive_field(network)}" for name, network in networks.items())
     print(f"{processor_name()}, {torch.get_num_threads()} threads, torch {versions()['torch']}")
     print(f"{args.side} x {args.side} cells, tiles of {args.tile}; receptive fields in cells: {fields}\n")
     with torch.inference_mode():
-        measured = {name: _measured(network, picture, args.tile) for name, network in networks.items()}
+        found = {name: measured(network, picture, args.tile) for name, network in networks.items()}
     names = [f"{name}, {what}" for name in networks for what in ("own means", "means of the whole")]
     print(f"| overlap | tiles | {' | '.join(names)} | time |\n|---|---|{'---|' * len(names)}---|")
     for i, overlap in enumerate(OVERLAPS):
-        rows = [measured[name][i] for name in networks]
+        rows = [found[name][i] for name in networks]
         shares = " | ".join(f"{share:.1e}" for row in rows for share in row.shares)
         print(f"| {overlap} | {rows[0].tiles} | {shares} | {rows[0].time:.2f} |")
     if args.plot:
-        _draw(measured, args.plot)
+        _draw(found, args.plot)
 
 
 @dataclass(frozen=True)
@@ -71,20 +72,22 @@ class Row:
 
 def _full(weights: Path | None) -> Nafnet:
     if weights is None:
-        return _random(create_model("nafnet-w32-raw").module)
+        return random_weights(create_model("nafnet-w32-raw").module)
     module = load_model(weights).module
     assert isinstance(module, Nafnet)
     return module
 
 
-def _random(module: torch.nn.Module) -> Nafnet:
+def random_weights(module: torch.nn.Module) -> Nafnet:
+    """A NAFNet with random weights (seed 0)."""
     torch.manual_seed(0)
     randomise(module)
     assert isinstance(module, Nafnet)
     return module.eval()
 
 
-def _measured(network: Nafnet, picture: Array, tile: int) -> list[Row]:
+def measured(network: Nafnet, picture: Array, tile: int, overlaps: Sequence[int] = OVERLAPS) -> list[Row]:
+    """A row for each overlap of a network and planes ``(C, H, W)``."""
     image = torch.from_numpy(picture)[None]
     start = time.perf_counter()
     whole = network(image)[0].numpy()
@@ -92,7 +95,7 @@ def _measured(network: Nafnet, picture: Array, tile: int) -> list[Row]:
     correction = float(np.abs(whole - picture).max())
     frozen = with_frozen_pool(network, image)
     rows = []
-    for overlap in OVERLAPS:
+    for overlap in overlaps:
         tiling = Tiling((tile, tile), overlap, 1, network.multiple)
         start = time.perf_counter()
         own = run_tiled(lambda x: network(torch.from_numpy(x)).numpy(), picture, tiling)

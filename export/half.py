@@ -163,9 +163,8 @@ class _Conversion:
             return "operator"
         if self.name == "fp16":
             near = [v for v in (*node.inputs, *node.outputs) if v is not None]
-            if node in self.wide or any(self.largest.get(str(v.name), 0.0) > LARGEST for v in near):
-                return "range"
-            if self._constants_overflow(node):
+            over = any(self.largest.get(str(v.name), 0.0) > LARGEST for v in near)
+            if over or node in self.wide or self._constants_overflow(node):
                 return "range"
         return ""
 

@@ -92,7 +92,7 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     outputs = session.run(input_of(info, np.repeat(image, info.shape[0] or 1, 0)))
     found = found_in(outputs, 0, spec, spec.thresholds)
     layout = detections_layout(spec)
-    rows = np.zeros((len(found.scores), layout.columns), found.boxes.dtype)
+    rows = np.zeros((len(found.scores), layout.columns), np.float32)
     rows[:, :2] = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
     rows[:, 2:4] = found.boxes[:, 2:] - found.boxes[:, :2]
     rows[np.arange(len(rows)), 4 + found.labels] = found.scores

@@ -23,7 +23,7 @@ from deploykit.models._checkpoint import Checkpoint
 from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models._shapes import Shapes
 from deploykit.models._weights import load_weights
-from deploykit.models.layers.mask_rcnn import THRESHOLDS, HeadsConfig, MaskRcnn
+from deploykit.models.layers.mask_rcnn import HeadsConfig, MaskRcnn, with_thresholds
 from deploykit.models.layers.pyramid import TapPyramid
 from deploykit.models.layers.shared_bias import SharedBiasBlock
 from deploykit.models.vit import PatchEmbed
@@ -123,7 +123,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     name = _name_of(config)
     tensors = {key: value for key, value in checkpoint.float32().items() if not re.search(r"num_batches_tracked$", key)}
     load_weights(network, checkpoint, tensors, name)
-    network.nms_conf, network.nms_iou = (torch.tensor([x]) for x in (THRESHOLDS.conf, THRESHOLDS.iou))
+    network = with_thresholds(network, network.thresholds)  # which have no values on the meta device
     return _reference(config, network.eval(), checkpoint.names)
 
 

@@ -23,7 +23,7 @@ from deploykit.models._names import COCO_CLASSES, IMAGENET_MEAN, IMAGENET_STD
 from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models._shapes import Shapes
 from deploykit.models._weights import load_weights
-from deploykit.models.layers.mask_rcnn import CASCADE, THRESHOLDS, WEIGHTS, HeadsConfig, MaskRcnn
+from deploykit.models.layers.mask_rcnn import CASCADE, WEIGHTS, HeadsConfig, MaskRcnn, with_thresholds
 from deploykit.models.layers.pyramid import Norm, SimplePyramid
 from deploykit.models.layers.relative_attention import GridBlock
 from deploykit.models.vit import PatchEmbed
@@ -225,7 +225,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     tensors = checkpoint.float32()
     found = {name: tensors[key] for name, key in names.items()}
     load_weights(network, checkpoint, found, _name_of(config, heads))
-    network.nms_conf, network.nms_iou = (torch.tensor([x]) for x in (THRESHOLDS.conf, THRESHOLDS.iou))
+    network = with_thresholds(network, network.thresholds)  # which have no values on the meta device
     return _reference(config, heads, network.eval(), checkpoint.names)
 
 

@@ -19,7 +19,7 @@ def rest_of(engine: Path) -> Path:
 class ChainSession(Session):
     """A network whose first part is one session, and the rest another; closing it closes both.
 
-    ``stage_ms`` is the first one's. Metadata, and so the spec, are the second one's.
+    ``stage_ms`` and ``device_memory`` are the first one's. Metadata, and so the spec, are the second one's.
 
     Raises:
         SpecError: the second takes something that the first does not give.
@@ -43,6 +43,11 @@ class ChainSession(Session):
     def stage_ms(self) -> Mapping[str, float]:  # type: ignore[override]  # an attribute of other sessions
         """See :class:`deploykit.runtime.session.Session`."""
         return self._first.stage_ms
+
+    @property
+    def device_memory(self) -> int | None:  # type: ignore[override]  # it grows, where other sessions have a constant
+        """See :class:`deploykit.runtime.session.Session`."""
+        return self._first.device_memory
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`."""

@@ -149,8 +149,9 @@ class Letterbox:
         Raises:
             SpecError: another kind of fit, which no single canvas can express.
         """
+        border = fit.pad_value if fit.pad_colour is None else fit.pad_colour
         if fit.kind == "resize":
-            return cls(source, size, size, (0, 0), resample=fit.resample)
+            return cls(source, size, size, (0, 0), border, resample=fit.resample)
         if fit.kind != "letterbox":
             raise SpecError(f"a picture is laid on a canvas by letterbox or resize, but the spec's fit is {fit.kind!r}")
         gain = min(size[0] / source[0], size[1] / source[1])
@@ -166,7 +167,6 @@ class Letterbox:
             canvas = (_multiple(sides[0], fit.stride), _multiple(sides[1], fit.stride))
         left, top = (canvas[1] - width) // 2, (canvas[0] - height) // 2
         pad = (left, top) if fit.anchor == "centre" else (0, 0)
-        border = fit.pad_value if fit.pad_colour is None else fit.pad_colour
         return cls(source, (height, width), canvas, pad, border, fit.shrink, fit.resample)
 
     @property

@@ -6,6 +6,7 @@ Definition and keys as in :mod:`deploykit.models.layers.two_stage`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,14 +54,16 @@ class HeadsConfig:
     proposals: Proposals = field(default_factory=Proposals)
 
 
-def with_thresholds(module: nn.Module, thresholds: Thresholds) -> nn.Module:
+M = TypeVar("M", bound=nn.Module)
+
+
+def with_thresholds(module: M, thresholds: Thresholds) -> M:
     """A copy of a network that has NMS inside, with other thresholds; another network is given back as it is."""
     if not isinstance(module, MaskRcnn):
         return module
     new = shared_copy(module)
     new.thresholds = thresholds
-    new.nms_conf = torch.full_like(module.nms_conf, thresholds.conf)
-    new.nms_iou = torch.full_like(module.nms_iou, thresholds.iou)
+    new.nms_conf, new.nms_iou = torch.tensor([thresholds.conf]), torch.tensor([thresholds.iou])
     return new
 
 

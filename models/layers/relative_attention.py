@@ -123,12 +123,11 @@ class FoldedRelativeAttention(RelativeAttention):
 
     def __init__(self, attention: RelativeAttention, path: str) -> None:
         nn.Module.__init__(self)
-        self.heads, self.scale = attention.heads, attention.scale
-        dim = attention.qkv.in_features
-        self.qkv = scaled_rows(attention.qkv, self.scale, dim, f"{path}.qkv")
+        self.heads, self.scale = attention.heads, 1.0  # it is in the weights, so that folding again changes nothing
+        self.qkv = scaled_rows(attention.qkv, attention.scale, attention.qkv.in_features, f"{path}.qkv")
         self.proj = attention.proj
         for name in ("rel_pos_h", "rel_pos_w"):  # of queries that are scaled already
-            table = getattr(attention, name).detach() / self.scale
+            table = getattr(attention, name).detach() / attention.scale
             setattr(self, name, nn.Parameter(table, requires_grad=False))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +14,7 @@ from torch import Tensor
 from deploykit.models.layers.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn, with_thresholds
 from deploykit.models.layers.operators import best_scores, keep_best, roi_align
 from deploykit.models.layers.two_stage import Proposals, RoiPooler, RpnHead, anchors_of, clipped, moved
+from deploykit.runtime.nms import suppress
 from deploykit.spec import Thresholds
 from tests.models.test_vitdet import detector
 from tests.reference import two_stage as reference
@@ -52,6 +54,12 @@ def test_nms_keeps_what_no_better_one_of_its_group_overlaps(seed: int, threshold
     exists = torch.rand(24, generator=chance) < 0.8
     found = keep_best(boxes[None], groups[None], exists[None], torch.tensor([threshold], dtype=WIDE))
     assert found[0].tolist() == reference.kept(boxes, groups, exists, threshold)
+    narrow = boxes[exists].float()  # and in float32 what the runtime's own definition keeps, bit for bit
+    every = torch.ones(1, len(narrow), dtype=torch.bool)
+    kept = keep_best(narrow[None], groups[exists][None], every, torch.tensor([threshold]))[0]
+    with np.errstate(invalid="ignore"):
+        expected = suppress(narrow.numpy(), groups[exists].numpy(), threshold, 100)
+    assert torch.nonzero(kept)[:, 0].tolist() == expected.tolist()
 
 
 @settings(max_examples=50, deadline=None)

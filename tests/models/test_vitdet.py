@@ -20,7 +20,7 @@ from deploykit.models._random import randomise
 from deploykit.models._registry import outline_of_model
 from deploykit.models.layers import relative_attention
 from deploykit.models.layers.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
-from deploykit.models.layers.pyramid import norm_of
+from deploykit.models.layers.pyramid import Norm, norm_of
 from deploykit.models.layers.relative_attention import GridBlock, RelativeAttention, partitioned, restored
 from deploykit.models.layers.two_stage import Proposals
 from deploykit.models.vitdet import VitDetBackbone, VitDetConfig, backbone_from_checkpoint
@@ -127,6 +127,7 @@ def test_queries_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
     assert (folded(x) - whole).abs().max() < 1e-6
     assert calls == [6] * 6  # 2 * 36 * 36 logits, at most 500 at once
     assert (folded(x) - attention(x)).abs().max() < 1e-5
+    assert torch.equal(fuse_model(folded)(x), folded(x))  # folding again changes nothing
 
 
 def test_a_folded_attention_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,15 +166,16 @@ def test_one_group_is_no_layer_norm() -> None:
 
 def test_each_projects_files_get_its_own_norm(tmp_path: Path) -> None:
     images = torch.randn(1, 3, 32, 32)
-    for norm, prefix in (("LN", True), ("GN", False)):
-        network = narrow(replace(NARROW, norm=norm))  # type: ignore[arg-type]  # a literal of this loop
+    projects: tuple[tuple[Norm, bool], ...] = (("LN", True), ("GN", False))
+    for norm, prefix in projects:
+        network = narrow(replace(NARROW, norm=norm))
         state = network.state_dict()
         state = {f"backbone.{key}": value for key, value in state.items()} if prefix else in_easycv(state)
         found = backbone_from_checkpoint(read_checkpoint(saved(tmp_path, state)))
         assert found is not None
-        assert found.net.config == replace(NARROW, norm=norm)  # type: ignore[arg-type]
+        assert found.net.config == replace(NARROW, norm=norm)
         assert all(torch.equal(a, b) for a, b in zip(found(images), network(images), strict=True))
-        assert {type(m) for m in found.simfp_2 if not isinstance(m, nn.Conv2d)} >= {type(norm_of(norm, 8))}  # type: ignore[arg-type]
+        assert {type(m) for m in found.simfp_2 if not isinstance(m, nn.Conv2d)} >= {type(norm_of(norm, 8))}
 
 
 @pytest.mark.parametrize(
