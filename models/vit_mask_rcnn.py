@@ -11,7 +11,6 @@ behind each convolution of the FPN and of the heads (eps 1e-5), windows padded a
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import replace
 
 import torch
@@ -121,8 +120,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     with torch.device("meta"):
         network = MaskRcnn(TapBackbone(config), settings)
     name = _name_of(config)
-    tensors = {key: value for key, value in checkpoint.float32().items() if not re.search(r"num_batches_tracked$", key)}
-    load_weights(network, checkpoint, tensors, name)
+    load_weights(network, checkpoint, checkpoint.float32(), name)
     network = with_thresholds(network, network.thresholds)  # which have no values on the meta device
     return _reference(config, network.eval(), checkpoint.names)
 

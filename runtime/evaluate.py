@@ -313,7 +313,7 @@ def _settings(predictor: Predictor, task: Task, labels: LabelMap, engine: str, s
         iou=used.iou,
         max_det=used.max_det,
         pre_nms_topk=used.pre_nms_topk,
-        multi_label=predictor.multi_label,
+        multi_label=predictor.multi_label or spec.task == "instances",
         nms="graph" if isinstance(spec.output, NmsOutputs) else "runtime",
         size=spec.input.size,
         rectangles=spec.input.fit.auto,

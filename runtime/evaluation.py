@@ -128,7 +128,7 @@ def remarks(settings: Settings, counts: Counts) -> list[str]:
     """What makes these numbers others than those of an evaluation with its usual thresholds."""
     notes = []
     thresholds = f"conf {settings.conf:g}, iou {settings.iou:g}, max_det {settings.max_det}"
-    if settings.nms == "graph":
+    if settings.nms == "graph" and not settings.multi_label:  # else a detector in two stages, which is not without
         notes.append(
             f"NMS is inside this network: {thresholds}, pre_nms_topk {settings.pre_nms_topk} and one class a box are "
             f"the graph's; with the thresholds of an evaluation (conf {CONF:g}, iou {IOU:g}, max_det {MAX_DET}) AP is "

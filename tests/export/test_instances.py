@@ -233,6 +233,8 @@ def test_masks_are_evaluated(exported: ExportReport, tmp_path: Path) -> None:
     file.write_text(json.dumps(truth))
     whole = evaluate(exported.path, file, images=tmp_path)
     assert whole.task == "instances"
+    assert not [note for note in whole.notes if "without NMS" in note]  # there is no such export
+    assert whole.settings.multi_label
     assert whole.metrics["AP50"] > 0.8
     for entry in truth["annotations"]:
         lengths = entry["segmentation"]["counts"]
