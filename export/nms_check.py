@@ -19,6 +19,7 @@ from deploykit.runtime.nms import nms
 from deploykit.runtime.parity import Batch, Difference, Expected, Tolerance, differences
 from deploykit.runtime.postprocess import Found, found_in
 from deploykit.runtime.session import Array, Session, input_of
+from deploykit.runtime.spread import spread_of
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
 
 __all__ = ["check_detections", "detections_as_rows", "detections_layout"]
@@ -181,6 +182,7 @@ def _masks(
     """The masks of the pairs of one place and class; their values are probabilities of what lies in a box, and move
     with it, so that the limit is that of a matched score."""
     count, largest, worst = 0, 0.0, (0, 0, 0.0, 0.0)
+    errors: list[Array] = []
     for reference, b in zip(rows, found, strict=True):
         assert b.masks is not None
         boxes = _flat(reference.astype(np.float64), layout)[:, :4]
@@ -197,9 +199,11 @@ def _masks(
             error[~np.isfinite(error)] = np.inf
             cell = int(error.argmax())
             count += error.size
+            errors.append(error / limits.max_score)
             if error[cell] > largest:
                 largest, worst = float(error[cell]), (i, cell, float(expected[cell]), float(given[j, cell]))
-    return Difference(*names, "masks", count, largest, largest / limits.max_score, worst)
+    used = largest / limits.max_score
+    return Difference(*names, "masks", count, largest, used, worst, spread=spread_of(errors))
 
 
 def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Tolerance) -> Matching:

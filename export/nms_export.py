@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import BackendError, UsageError
-from deploykit.export.compare import check_expected
+from deploykit.export.compare import check_expected, expect
 from deploykit.export.decode_node import append_decode, raw_levels, written_out
 from deploykit.export.nms_check import check_detections, detections_layout
 from deploykit.export.nms_graph import CANDIDATES, CONF, IOU, append_nms, append_plugin, check_thresholds
@@ -24,9 +26,9 @@ from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.layers.mask_rcnn import with_thresholds
 from deploykit.runtime import ort
-from deploykit.runtime.parity import Expected, Tolerance
+from deploykit.runtime.parity import Expected, Feeds, Tolerance
 from deploykit.runtime.postprocess import names_of
-from deploykit.runtime.session import open_session
+from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
 from deploykit.spec import Tensor as Dense
 
@@ -88,25 +90,35 @@ class NmsPlan:
         spec: ModelSpec,
         on_step: Callable[[str], None],
         limits: Tolerance | None = None,
+        *,
+        optimization: ort.Optimization = "all",
     ) -> ParityReport:
         """Run the file and compare it with what is expected, by ``limits`` or those of fp32."""
-        if self.inside is not None:
-            with (
-                ort.open_session(file, provider="cpu") as session,
-                ort.open_session(file, provider="cpu", overrides={CONF: np.zeros(1, np.float32)}) as opened,
-            ):
-                return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
-        if self.mode == "none":
-            with open_session(file, provider="cpu") as session:
-                return check_expected(expected, file.name, session, spec, limits, on_step)
+        opened_by = partial(ort.open_session, provider="cpu", optimization=optimization)
         if self.mode == "plugin":  # its thresholds are attributes of the node, so the rows before it are compared
-            return self._check_plugin(expected, file, spec, on_step, limits)
-        overrides = {CONF: np.zeros(1, np.float32), IOU: np.ones(1, np.float32)}
-        with (
-            ort.open_session(file, provider="cpu") as session,
-            ort.open_session(file, provider="cpu", overrides=overrides) as opened,
-        ):
+            return self._check_plugin(expected, file, spec, on_step, limits, opened_by)
+        if self.mode == "none" and self.inside is None:
+            with opened_by(file) as session:
+                return check_expected(expected, file.name, session, spec, limits, on_step)
+        with opened_by(file) as session, opened_by(file, overrides=self._open_thresholds()) as opened:
             return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
+
+    def reference(self, feeds: Feeds, file: Path, spec: ModelSpec) -> Expected:
+        """What the file itself gives on the images of a check, to hold another computation of it against."""
+        if self.mode == "plugin":
+            with _rows_before(file, native=False) as before, ort.open_session(before, provider="cpu") as session:
+                return expect({file.name: session}, replace(spec, output=self.rows), feeds)
+        if self.mode == "none" and self.inside is None:
+            with ort.open_session(file, provider="cpu") as session:
+                return expect({file.name: session}, spec, feeds)
+        opened = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
+        with ort.open_session(file, provider="cpu", overrides=self._open_thresholds()) as session:
+            return expect({file.name: session}, opened, feeds)
+
+    def _open_thresholds(self) -> dict[str, Array]:
+        """Stored thresholds that let everything through; a network with NMS of its own needs its IoU."""
+        opened: dict[str, Array] = {CONF: np.zeros(1, np.float32)}
+        return opened if self.inside is not None else {**opened, IOU: np.ones(1, np.float32)}
 
     def _check_plugin(
         self,
@@ -115,18 +127,19 @@ class NmsPlan:
         spec: ModelSpec,
         on_step: Callable[[str], None],
         limits: Tolerance | None,
+        opened_by: Callable[..., ort.OrtSession],
     ) -> ParityReport:
         """Compare the rows before NmsKpt, and what it finds in them where a library has it."""
         try:
-            whole = ort.open_session(file, provider="cpu")
+            whole = opened_by(file)
         except BackendError:
-            parity = self._check_rows(expected, file, spec, on_step, limits, native=False)
+            parity = self._check_rows(expected, file, spec, on_step, limits, opened_by, native=False)
             note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
             if self.decodes:
                 note += " (nor DecodeRows, which was written out in ONNX's own operators for the comparison)"
             return replace(parity, notes=(*parity.notes, note))
         with whole:
-            parity = self._check_rows(expected, file, spec, on_step, limits, native=True)
+            parity = self._check_rows(expected, file, spec, on_step, limits, opened_by, native=True)
             found = check_detections(expected, file.name, whole, spec, limits, on_step=on_step)
         return replace(parity, matchings=(*parity.matchings, *found.matchings))
 
@@ -137,20 +150,18 @@ class NmsPlan:
         spec: ModelSpec,
         on_step: Callable[[str], None],
         limits: Tolerance | None,
+        opened_by: Callable[..., ort.OrtSession],
         *,
         native: bool,
     ) -> ParityReport:
-        before = _without_nms(file, native)
-        try:
-            with open_session(before, provider="cpu") as session:
-                rows = replace(spec, output=self.rows)
-                return check_expected(expected, file.name, session, rows, limits, on_step)
-        finally:
-            before.unlink()
+        with _rows_before(file, native=native) as before, opened_by(before) as session:
+            rows = replace(spec, output=self.rows)
+            return check_expected(expected, file.name, session, rows, limits, on_step)
 
 
-def _without_nms(file: Path, native: bool) -> Path:
-    """The same network without its last node, beside it; its outputs are what the node takes.
+@contextmanager
+def _rows_before(file: Path, *, native: bool) -> Iterator[Path]:
+    """The same network without its last node, beside it as long as it is needed; its outputs are what the node takes.
 
     Unless ``native``, nothing in it needs a library.
     """
@@ -161,9 +172,12 @@ def _without_nms(file: Path, native: bool) -> Path:
     del model.graph.output[:]
     rows = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.input]
     model.graph.output.extend(rows)
-    place = file.with_name(f"before-{file.name}")
-    place.write_bytes(model.SerializeToString())
-    return place
+    before = file.with_name(f"before-{file.name}")
+    before.write_bytes(model.SerializeToString())
+    try:
+        yield before
+    finally:
+        before.unlink()
 
 
 def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Module) -> tuple[NmsPlan, ModelSpec]:

@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from deploykit.errors import ArtefactError, BackendError, UsageError, require
 from deploykit.runtime.native import find_library, library_folder
 from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
 
-__all__ = ["OrtSession", "open_session"]
+__all__ = ["Optimization", "OrtSession", "open_session"]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -23,6 +23,13 @@ NEEDS_OURS = re.compile(
     r"deploykit:(NmsKpt|DecodeRows)\("
 )  # in what ONNX Runtime says of an operator that it does not know
 SILENT = 4  # ONNX Runtime's log severity: what it would log as an error, it also raises
+
+Optimization = Literal["all", "extended", "none"]
+LEVELS: dict[Optimization, str] = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "none": "ORT_DISABLE_ALL",
+}
 
 # ONNX Runtime's names of element types that numpy calls otherwise.
 NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
@@ -34,6 +41,7 @@ def open_session(
     provider: str = "auto",
     threads: int | None = None,
     overrides: Mapping[str, Array] | None = None,
+    optimization: Optimization = "all",
 ) -> OrtSession:
     """Load an ONNX file.
 
@@ -42,6 +50,8 @@ def open_session(
         provider: ``auto``, ``cpu``, ``cuda`` or ONNX Runtime's own name of a provider.
         threads: threads within one operator; None: ONNX Runtime's choice (one a core).
         overrides: other values for stored tensors, by name; of the same type and shape.
+        optimization: what ONNX Runtime may make of the graph; less than ``all`` computes the same by other kernels, in
+            other layouts and orders of summation, which is how far its rounding is measured.
 
     Raises:
         ArtefactError: not ONNX, damaged, or without its external data.
@@ -53,6 +63,7 @@ def open_session(
     wanted = _wanted(provider, ort.get_available_providers())
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[optimization])
     if threads is not None:
         options.intra_op_num_threads = threads
     kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (overrides or {}).items()}

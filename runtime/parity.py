@@ -20,6 +20,7 @@ from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.session import Array, Session, input_of
+from deploykit.runtime.spread import NO_SPREAD, errors_of, spread_of
 from deploykit.spec import RawRows, Tensor, read_value
 
 __all__ = [
@@ -79,7 +80,8 @@ class Difference:
     """How far one kind of value of the candidate is from the reference's on one input.
 
     ``used`` is the largest share of its limit that any element used: over 1 is a failure. ``worst`` is that element:
-    (row, column, expected, found), of a dense output (channel, pixel, ...).
+    (row, column, expected, found), of a dense output (channel, pixel, ...). ``spread``: the shares that the elements at
+    :data:`deploykit.runtime.spread.QUANTILES` use, which tell an error of every value from the rounding of a few.
     """
 
     reference: str
@@ -91,6 +93,7 @@ class Difference:
     used: float
     worst: tuple[int, int, float, float]
     dense: bool = False
+    spread: tuple[float, ...] = NO_SPREAD
 
     @property
     def ok(self) -> bool:
@@ -339,26 +342,15 @@ def differences(
         limit: Array | float = limits.probability
         if pixels:
             limit = limits.pixels + limits.relative * np.abs(expected) + limits.side * sides
-        error, used = _error(expected, got, limit)
+        error, used = errors_of(expected, got, limit)
         if not error.size:  # no row scores enough; the best rows are matched all the same
             report.append(Difference(reference, name, label, values, 0, 0.0, 0.0, (0, columns[0], 0.0, 0.0)))
             continue
         row, column = np.unravel_index(int(used.argmax()), used.shape)
         worst = (int(numbers[row]), columns[int(column)], float(expected[row, column]), float(got[row, column]))
-        report.append(
-            Difference(reference, name, label, values, error.size, float(error.max()), float(used.max()), worst)
-        )
+        largest = float(error.max()), float(used.max())
+        report.append(Difference(reference, name, label, values, error.size, *largest, worst, spread=spread_of([used])))
     return report
-
-
-def _error(expected: Array, got: Array, limit: Array | float) -> tuple[Array, Array]:
-    """How far values are off, and the share of the limit; NaN or infinity on either side is never equal to anything."""
-    with np.errstate(invalid="ignore"):
-        error = np.abs(expected - got)
-        used = error / limit
-    never = ~(np.isfinite(expected) & np.isfinite(got))
-    error[never] = used[never] = np.inf
-    return error, used
 
 
 def _dense_difference(
@@ -372,16 +364,19 @@ def _dense_difference(
 ) -> Difference:
     """The difference of one dense output, a slot after the other, so that no more than one is copied."""
     count, most, share, worst = 0, 0.0, 0.0, (0, 0, 0.0, 0.0)
+    spreads = []
     for a, b in zip(expected, found, strict=True):
         if a.shape != b.shape:
             raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
         wide, got = a.astype(np.float64).reshape(len(a), -1), b.astype(np.float64).reshape(len(b), -1)
-        error, used = _error(wide, got, dense_limit(wide, limits))
+        error, used = errors_of(wide, got, dense_limit(wide, limits))
         channel, pixel = np.unravel_index(int(used.argmax()), used.shape)
         if used[channel, pixel] > share or not count:
             worst = (int(channel), int(pixel), float(wide[channel, pixel]), float(got[channel, pixel]))
         count, most, share = count + error.size, max(most, float(error.max())), max(share, float(used.max()))
-    return Difference(reference, name, label, layout.name, count, most, share, worst, dense=True)
+        spreads.append(spread_of([used]))
+    spread = tuple(map(max, zip(*spreads, strict=True)))
+    return Difference(reference, name, label, layout.name, count, most, share, worst, dense=True, spread=spread)
 
 
 def dense_limit(expected: Array, limits: Tolerance) -> float:

@@ -32,7 +32,7 @@ def raw_values(seed: int, batch: int, sizes: list[tuple[int, int]], channels: in
 def assert_decoded(found: Array, levels: list[Array], head: dict[str, Any]) -> None:
     """Within a few units in the last place: every term is the largest intermediate value's rounding error."""
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, decoded_rows(levels, **head), rtol=2e-6, atol=1e-5)
+    np.testing.assert_allclose(found, decoded_rows(levels, **head), rtol=1e-5, atol=1e-4)
 
 
 @st.composite

@@ -394,7 +394,7 @@ def test_masks_that_magnify_rounding_are_held_to_what_float32_can_do(tmp_path: P
     assert report.parity is not None
     assert report.parity.ok
     assert report.parity.tolerance.max_score > 1e-4
-    assert any("PyTorch in float32 uses" in note for note in report.parity.notes)
+    assert any("float32 alone moves" in note and "masks" in note for note in report.parity.notes)
 
 
 @no_gpu

@@ -178,7 +178,7 @@ def test_our_export_of_them_agrees_with_theirs_and_finds_the_same(
     assert total > 20
     # Its check needs wider limits, says so, and what an engine of it is held to later has them as well.
     assert report.parity.tolerance.pixels > 1e-3
-    assert any("PyTorch in float32 uses" in note for note in report.parity.notes)
+    assert any("float32 alone moves" in note for note in report.parity.notes)
 
 
 def test_a_fine_tuned_nano_without_a_wrapper_loads_exports_and_predicts(

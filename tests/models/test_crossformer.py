@@ -60,7 +60,7 @@ def test_it_gives_what_the_originals_code_gave(shared: Path, folded: bool) -> No
     network = fuse_model(model.module) if folded else model.module
     with np.load(shared / "golden" / "crossformer-narrow.npz") as golden, torch.inference_mode():
         found = network(torch.from_numpy(golden["images"])).numpy()
-        np.testing.assert_allclose(found, golden["output"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found, golden["output"], rtol=0, atol=3e-6)
 
 
 @settings(max_examples=40, deadline=None)

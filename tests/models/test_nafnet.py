@@ -91,7 +91,7 @@ def test_a_box_mean_is_the_mean_of_the_nearest_whole_window(height: int, width: 
         for j in range(width):
             left = min(max(j - (columns - 1) // 2, 0), width - columns)
             expected[:, :, i, j] = exact[:, :, top : top + rows, left : left + columns].mean((2, 3))
-    np.testing.assert_allclose(np.broadcast_to(found.numpy(), expected.shape), expected, rtol=0, atol=4e-6)
+    np.testing.assert_allclose(np.broadcast_to(found.numpy(), expected.shape), expected, rtol=0, atol=2e-5)
 
 
 def test_the_windows_of_tlc_are_halved_from_level_to_level() -> None:

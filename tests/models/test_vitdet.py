@@ -83,7 +83,7 @@ def test_it_gives_what_the_originals_code_gave(shared: Path, folded: bool) -> No
     network = fuse_model(backbone) if folded else backbone
     with np.load(shared / "golden" / "vitdet-backbone-narrow.npz") as golden, torch.inference_mode():
         for i, level in enumerate(network(torch.from_numpy(golden["images"])), start=2):
-            np.testing.assert_allclose(level.numpy(), golden[f"p{i}"], rtol=0, atol=5e-6)  # of values up to 3.6
+            np.testing.assert_allclose(level.numpy(), golden[f"p{i}"], rtol=0, atol=2e-5)  # of values up to 3.6
 
 
 @pytest.mark.parametrize("folded", [False, True])
