@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import explained_imports
+from deploykit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from deploykit.runtime.predictor import Predictor as Predictor
     from deploykit.runtime.results import Result as Result
     from deploykit.spec import ModelSpec as ModelSpec
-
-__version__ = "0.1.0"
 
 _HOME = {
     "AccuracyGate": "deploykit.export.gate",

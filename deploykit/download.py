@@ -24,9 +24,9 @@ from email.message import Message
 from pathlib import Path
 from typing import IO
 
-from deploykit import __version__
 from deploykit.errors import FetchError
 from deploykit.runtime.files import write_whole
+from deploykit.version import __version__
 
 if sys.platform != "win32":
     import fcntl

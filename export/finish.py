@@ -8,11 +8,11 @@ import onnx
 import onnx_ir as ir
 from torch import nn
 
-from deploykit import __version__
 from deploykit.errors import ExportError
 from deploykit.export import passes
 from deploykit.export.nms_export import NmsPlan
 from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
+from deploykit.version import __version__
 
 __all__ = ["finish", "weights_of", "write"]
 

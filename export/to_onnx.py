@@ -14,7 +14,6 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from deploykit import __version__
 from deploykit.errors import ImageSizeError, SpecError, UsageError, require
 from deploykit.export import passes
 from deploykit.export.clock import Clock
@@ -35,6 +34,7 @@ from deploykit.models._registry import DEFAULT, ReferenceModel, load_model, with
 from deploykit.models._timm import TimmOptions, load_timm, name_in
 from deploykit.runtime.parity import Expected
 from deploykit.spec import Dynamic, ModelSpec, Tensor, Thresholds
+from deploykit.version import __version__
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
 
