@@ -20,6 +20,7 @@ import PIL
 from interleaved import interleaved
 from PIL import Image
 
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.image import Letterbox, blob
 from deploykit.runtime.machine import processor_name
@@ -27,7 +28,6 @@ from deploykit.runtime.native import cpu_library, letterbox_blob
 from deploykit.runtime.nms import nms
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.resample import resample
-from deploykit.runtime.session import Array
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawRows, Thresholds
 
 FULL_HD = (1080, 1920)

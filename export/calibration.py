@@ -35,9 +35,9 @@ import torch
 from deploykit.errors import DataError, DeployError, NotFoundError, UsageError
 from deploykit.export.feeds import on_canvas
 from deploykit.export.graph_session import GraphSession
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder, write_whole
 from deploykit.runtime.image import read_image
-from deploykit.runtime.session import Array
 from deploykit.runtime.sources import pictures_in
 from deploykit.spec import InputSpec, ModelSpec
 

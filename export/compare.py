@@ -21,9 +21,10 @@ from deploykit.export.limits import limits_between
 from deploykit.export.matching import match
 from deploykit.export.nms_check import check_detections, detections_as_rows, detections_layout
 from deploykit.export.parity_report import ParityReport
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity import Expected, Feeds, Layout, Tolerance, differences, rows_of, runs
-from deploykit.runtime.session import Array, Session
+from deploykit.runtime.session import Session
 from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows, Tensor
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from deploykit.export.matching import Matching, What
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity import Batch, Tolerance, dense_limit
-from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec
 
 __all__ = ["match_dense"]

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.dense import dense_blob, place
 from deploykit.runtime.image import Letterbox, read_image
 from deploykit.runtime.parity import Batch, Feeds
-from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = ["SAMPLE", "make_feeds", "on_canvas", "sample_image"]

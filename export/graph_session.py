@@ -22,7 +22,8 @@ from torch import Tensor
 
 from deploykit.errors import ArtefactError, BackendError
 from deploykit.export.graph_ops import OPERATORS, TORCH_TYPES, ElsewhereError
-from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import Session, TensorInfo, check_inputs
 
 __all__ = ["GraphSession", "open_graph_session"]
 

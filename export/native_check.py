@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DeployError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import open_gpu, why_no_gpu
 from deploykit.runtime.image import Letterbox, blob
 from deploykit.runtime.native import LIBRARIES, letterbox_blob, native_nms, nms_arrays
 from deploykit.runtime.native_build import library_info
 from deploykit.runtime.native_cuda import CudaLibrary
 from deploykit.runtime.nms import Kept, numpy_nms
-from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 
 __all__ = ["Check", "check_libraries", "decode_rows_model", "decoded_rows", "expected_outputs", "nms_kpt_model"]

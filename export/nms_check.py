@@ -15,10 +15,11 @@ import numpy as np
 
 from deploykit.export.matching import Matching, match_found
 from deploykit.export.parity_report import ParityReport
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.nms import nms
 from deploykit.runtime.parity import Batch, Difference, Expected, Tolerance, differences
 from deploykit.runtime.postprocess import Found, found_in
-from deploykit.runtime.session import Array, Session, input_of
+from deploykit.runtime.session import Session, input_of
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
 
 __all__ = ["check_detections", "detections_as_rows", "detections_layout"]

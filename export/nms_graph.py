@@ -21,7 +21,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
 
 __all__ = ["CANDIDATES", "CONF", "DOMAIN", "IOU", "MODES", "append_nms", "append_plugin", "check_thresholds"]

@@ -10,7 +10,7 @@ from onnx_ir.passes import common
 from onnxscript import optimizer
 
 from deploykit.export.report import Constant, Interface
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 __all__ = [
     "initializers_of", "interface_of", "name_axes", "name_transposed", "register_constants", "simplify", "stamp",

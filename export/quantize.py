@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from deploykit.errors import ExportError
 from deploykit.export.half import compute_nodes
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 __all__ = ["QuantKind", "Quantised", "activations_of", "quantisable", "quantize", "quantize_weight"]
 

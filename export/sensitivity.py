@@ -18,7 +18,7 @@ import onnx_ir as ir
 from deploykit.errors import UsageError
 from deploykit.export.graph_session import GraphSession
 from deploykit.export.quantize import QuantKind, quantisable, quantize
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
 
 __all__ = [

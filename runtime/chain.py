@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deploykit.errors import SpecError
-from deploykit.runtime.session import Array, Session
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import Session
 
 __all__ = ["ChainSession", "rest_of"]
 

@@ -18,8 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from deploykit.errors import UsageError, require
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.coco_data import CocoData, Picture
-from deploykit.runtime.session import Array
 
 __all__ = [
     "BOX_KEYS",

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from deploykit.errors import SpecError
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 from deploykit.spec import RawRows
 
 __all__ = ["decoded"]

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from deploykit.errors import ImageSizeError, SpecError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.image import Letterbox, blob, blob_tables
-from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
 __all__ = [

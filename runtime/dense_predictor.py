@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from deploykit.errors import DeployError, ImageError, SpecError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.dense import (
     DENSE_TASKS,
     Placed,
@@ -27,7 +28,7 @@ from deploykit.runtime.dense import (
 from deploykit.runtime.dense_results import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.image import ImageSource, decode_image, encoded_image
 from deploykit.runtime.raw import RawPicture, is_raw, pack, read_raw, unpack
-from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
+from deploykit.runtime.session import Session, TensorInfo, spec_of
 from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
 from deploykit.runtime.sources import Frame, Pictures, Skip, Video
 from deploykit.runtime.tiles import Tiling, run_tiled

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from deploykit.errors import UsageError, require
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.dng import dng_bytes
 from deploykit.runtime.draw import draw_lines
 from deploykit.runtime.files import write_whole
@@ -20,7 +21,6 @@ from deploykit.runtime.image import as_bgr, read_image
 from deploykit.runtime.raw import RawPicture
 from deploykit.runtime.results import encode_image
 from deploykit.runtime.segment_draw import draw_label_map, save_label_map, shares
-from deploykit.runtime.session import Array
 
 __all__ = ["Classification", "DenseResult", "Features", "LabelMap", "RestoredImage", "RestoredRaw"]
 

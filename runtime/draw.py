@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from deploykit.errors import UsageError
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 from deploykit.spec import KeypointSpec
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ from typing import Literal, cast
 import numpy as np
 
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.coco_data import CocoData, LabelMap, Picture, match_keypoints, match_labels, read_coco
 from deploykit.runtime.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
 from deploykit.runtime.evaluation import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
@@ -23,7 +24,7 @@ from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.machine import versions
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.results import Result
-from deploykit.runtime.session import Array, Session
+from deploykit.runtime.session import Session
 from deploykit.runtime.sources import Pictures
 from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawRows
 

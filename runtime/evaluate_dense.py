@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from deploykit.errors import DataError, NotFoundError, UsageError, require
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.dense import (
     DenseTask,
     Placed,
@@ -28,7 +29,7 @@ from deploykit.runtime.dense import (
 from deploykit.runtime.image import read_image
 from deploykit.runtime.image_metrics import WINDOW, psnr, ssim
 from deploykit.runtime.machine import versions
-from deploykit.runtime.session import Array, Session, input_of
+from deploykit.runtime.session import Session, input_of
 from deploykit.runtime.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.spec import ModelSpec, Tensor
 from deploykit.values import worded

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from deploykit.errors import BackendError
-from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import Session, TensorInfo, check_inputs
 from deploykit.spec import METADATA_KEY, ModelSpec
 
 __all__ = ["FakeSession"]

@@ -23,8 +23,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.nms import Kept, nms
-from deploykit.runtime.session import Array
 from deploykit.spec import PoseFusion, PoseObjectRows, RawRows, Thresholds
 
 __all__ = ["KeypointObjects", "fuse", "kept_objects", "object_thresholds"]

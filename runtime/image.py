@@ -22,9 +22,9 @@ import cv2
 import numpy as np
 
 from deploykit.errors import ImageError, NotFoundError, SpecError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import close_matches
 from deploykit.runtime.resample import resample
-from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec
 
 __all__ = ["ImageSource", "Letterbox", "as_bgr", "blob", "blob_tables", "decode_image", "encoded_image", "read_image"]

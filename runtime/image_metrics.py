@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 __all__ = ["psnr", "ssim"]
 

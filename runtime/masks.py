@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 __all__ = ["pasted", "run_lengths"]
 

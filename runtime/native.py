@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import BackendError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.image import Letterbox, blob_tables
-from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, RawRows, Thresholds
 
 __all__ = [

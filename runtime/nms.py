@@ -27,8 +27,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.native import native_nms
-from deploykit.runtime.session import Array
 from deploykit.spec import RawRows, Thresholds
 
 __all__ = ["Kept", "nms", "numpy_nms", "suppress", "suppress_by_label"]

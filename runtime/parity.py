@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.errors import ArtefactError, ParityError, SpecError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.files import write_whole
-from deploykit.runtime.session import Array, Session, input_of
+from deploykit.runtime.session import Session, input_of
 from deploykit.spec import RawRows, Tensor, read_value
 
 __all__ = [

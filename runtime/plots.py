@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import require, writing
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.coco_metrics import Curve
 from deploykit.runtime.evaluation import Evaluation
 from deploykit.runtime.files import write_whole
-from deploykit.runtime.session import Array
 
 __all__ = ["F1Curve", "f1_curve", "write_plots"]
 

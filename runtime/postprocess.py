@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploykit.errors import BackendError, SpecError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.image import Letterbox
 from deploykit.runtime.nms import nms
-from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
 __all__ = ["Found", "found_in", "names_of", "to_source"]

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import SpecError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.image import Letterbox, blob
 from deploykit.runtime.masks import pasted
 from deploykit.runtime.postprocess import found_in, to_source
 from deploykit.runtime.results import Result
-from deploykit.runtime.session import Array, Session, TensorInfo, spec_of
+from deploykit.runtime.session import Session, TensorInfo, spec_of
 from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
 from deploykit.runtime.sources import Frame
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import DataError, ImageError, UsageError, require
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.image import RAW_SUFFIXES
 from deploykit.runtime.image_metrics import psnr, ssim
-from deploykit.runtime.session import Array
 from deploykit.runtime.tiff import pixels_and_bytes
 
 __all__ = ["RawPicture", "is_raw", "pack", "raw_scores", "read_raw", "unpack"]

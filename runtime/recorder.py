@@ -10,8 +10,8 @@ from typing import Self
 import cv2
 
 from deploykit.errors import OutputError, writing
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import partial_name
-from deploykit.runtime.session import Array
 
 __all__ = ["Recorder"]
 

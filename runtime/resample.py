@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 __all__ = ["FILTERS", "resample"]
 

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from deploykit.errors import MissingDependencyError, OutputError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.draw import draw
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.image import as_bgr, read_image
 from deploykit.runtime.masks import run_lengths
-from deploykit.runtime.session import Array
 from deploykit.spec import KeypointSpec
 
 __all__ = ["Detection", "Result", "encode_image"]

@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from deploykit.errors import UsageError, require
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import write_whole
-from deploykit.runtime.session import Array
 
 __all__ = ["draw_label_map", "palette", "save_label_map", "shares"]
 

@@ -11,8 +11,9 @@ from typing import Any, Generic, Protocol, Self, TypeVar, overload
 import numpy as np
 
 from deploykit.errors import SpecError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.image import ImageSource
-from deploykit.runtime.session import Array, Session, TensorInfo
+from deploykit.runtime.session import Session, TensorInfo
 from deploykit.runtime.sources import Frame, Pictures, Skip, Video, kind_of, open_source
 from deploykit.spec import InputSpec, ModelSpec
 

@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 
 from deploykit.errors import DeployError, ImageError, NotFoundError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import close_matches, exists, is_folder
 from deploykit.runtime.image import RAW_SUFFIXES, ImageSource, read_image
-from deploykit.runtime.session import Array
 
 __all__ = [
     "PICTURE_SUFFIXES",

@@ -15,7 +15,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from deploykit.errors import BackendError, UsageError
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 __all__ = ["Span", "Tiling", "plan_tiles", "run_tiled"]
 

@@ -12,11 +12,12 @@ from typing import Any
 
 from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceError, ParityError, UsageError
 from deploykit.runtime import ort
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.chain import ChainSession, rest_of
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
 from deploykit.runtime.parity import Expected, differences, runs
-from deploykit.runtime.session import Array, Session, TensorInfo, check_inputs
+from deploykit.runtime.session import Session, TensorInfo, check_inputs
 from deploykit.runtime.trt_context import KernelCache, TrtContext
 from deploykit.runtime.trt_module import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
 from deploykit.runtime.trt_refusal import refusal

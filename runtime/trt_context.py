@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import BackendError, DeployError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import Buffer, Gpu
 from deploykit.runtime.files import cache_folder, write_whole
-from deploykit.runtime.session import Array, TensorInfo
+from deploykit.runtime.session import TensorInfo
 from deploykit.runtime.trt_module import BuildLog
 
 __all__ = ["KernelCache", "TrtContext"]

@@ -17,9 +17,9 @@ from deploykit.cli._dense_predict import Files, add_dense_arguments, check_dense
 from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
+    from deploykit.runtime.arrays import Array
     from deploykit.runtime.recorder import Recorder
     from deploykit.runtime.results import Result
-    from deploykit.runtime.session import Array
     from deploykit.runtime.source_predictor import SourcePredictor
     from deploykit.runtime.sources import Pictures, Video
 

@@ -18,8 +18,9 @@ from deploykit.export.feeds import sample_image
 from deploykit.export.native_check import HEAD, decode_rows_model, decoded_rows
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.native_cuda import CudaLibrary
-from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.session import open_session
 from tests.cpp_plugins.conftest import with_attributes
 from tests.export.narrow import model_of
 

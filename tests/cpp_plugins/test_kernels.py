@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, NotFoundError
 from deploykit.export.native_check import expected_outputs
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.image import Letterbox, blob
 from deploykit.runtime.native import FOLDER
 from deploykit.runtime.native_cuda import CudaLibrary
-from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 from tests.cpp_plugins.conftest import compile_team
 from tests.nms_corpus import Case, corpus

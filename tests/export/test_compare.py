@@ -18,8 +18,9 @@ from deploykit.export.compare import ParityReport, Tolerance, compare
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.fake import FakeSession
-from deploykit.runtime.session import Array, Session
+from deploykit.runtime.session import Session
 from deploykit.spec import METADATA_KEY, ModelSpec, Tensor
 from tests.export.narrow import model_of
 from tests.runtime.cell_model import cell_spec, write_cell_model

@@ -24,10 +24,11 @@ from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
 from deploykit.models.layers.conv import Conv
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.image import read_image
 from deploykit.runtime.parity import Batch, Expected, Tolerance, differences
-from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 

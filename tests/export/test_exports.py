@@ -17,7 +17,7 @@ from deploykit.facade import open_session
 from deploykit.models import yolov6
 from deploykit.models._registry import ReferenceModel, create_model, list_models
 from deploykit.models.layers.focus import Focus
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
 from tests.export.narrow import model_of
 from tests.export.narrow_dense import NARROW

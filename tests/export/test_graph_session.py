@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from deploykit.errors import ArtefactError, BackendError
 from deploykit.export.graph_session import GraphSession, open_graph_session
 from deploykit.facade import open_session
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 NOISE = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
 NAMES = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}

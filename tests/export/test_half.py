@@ -16,7 +16,8 @@ from deploykit.export.graph_session import GraphSession
 from deploykit.export.half import HalfType, to_half
 from deploykit.export.half_rules import LARGEST, LARGEST_LOGIT, LARGEST_SQUARED
 from deploykit.export.precision_check import check_precision, precisions_of
-from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import open_session
 
 X = np.random.default_rng(0).normal(size=(1, 4, 8, 8)).astype(np.float32)
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.export.matching import FEW, ROWS, Matching, match
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity import Batch, Tolerance
-from deploykit.runtime.session import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
 
 LIMIT = Tolerance()

@@ -16,7 +16,7 @@ from deploykit.export.nms_graph import append_nms
 from deploykit.export.nms_select import Candidates, RowSelection, selecting
 from deploykit.models._fuse import fuse_model
 from deploykit.models.layers.operators import best_scores
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 from tests.export.narrow import model_of
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference

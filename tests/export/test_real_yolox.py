@@ -18,11 +18,11 @@ import deploykit
 from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import create_model, load_model
 from deploykit.models.layers.conv import BN_EPS
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.image import Letterbox, blob, read_image
 from deploykit.runtime.parity import Tolerance
 from deploykit.runtime.results import Result
-from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, RawRows
 
 pytestmark = pytest.mark.data

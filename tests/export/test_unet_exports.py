@@ -21,7 +21,8 @@ from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model
 from deploykit.models._unet_net import Level, UNetConfig, build_unet
 from deploykit.models.unet import reference_of
-from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import open_session
 
 CONFIGS = {
     "unet": UNetConfig.published(width=4, depth=2),

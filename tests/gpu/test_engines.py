@@ -20,10 +20,10 @@ from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime import trt
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.engine import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
 from deploykit.runtime.parity import Expected
-from deploykit.runtime.session import Array
 from deploykit.spec import RawRows
 from tests.export.narrow import model_of
 

@@ -26,7 +26,8 @@ from deploykit.models._registry import ReferenceModel, load_model, outline_of_mo
 from deploykit.models.dynopool import EfficientNet, Stage, Vgg, complexity_loss, layer_macs
 from deploykit.models.layers.dynopool import CLOSE, DynOPool, FixedPool, in_units, output_side, resize_and_pool
 from deploykit.models.layers.hrnet import HrNet
-from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import open_session
 from tests.export.narrow_dense import narrow_dense
 
 NAMES = ("dynopool-vgg16", "dynopool-efficientnet-b0", "dynopool-hrnet-w48")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 from deploykit.spec import METADATA_KEY, Fit, InputSpec, KeypointSpec, ModelSpec, RawRows
 
 SIDE, CELL = 64, 8

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import Gpu
-from deploykit.runtime.session import Array
 
 __version__ = "10.16.0.1"
 

@@ -23,12 +23,12 @@ from hypothesis import strategies as st
 import deploykit
 from deploykit.errors import BackendError, ImageError, NotFoundError, UsageError
 from deploykit.runtime import bench, machine, predictor, sources
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.bench import benchmark, encoded_pictures
 from deploykit.runtime.bench_report import Benchmark, Statistics
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.image import decode_image
 from deploykit.runtime.predictor import Predictor
-from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source
 from tests.runtime.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, SpecError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.parity import rows_of
 from deploykit.runtime.postprocess import found_in
 from deploykit.runtime.predictor import Predictor
-from deploykit.runtime.session import Array, TensorInfo
+from deploykit.runtime.session import TensorInfo
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows
 
 RAW = RawRows(cls=(5, 7), decode="yolox", strides=(8, 16))

@@ -14,6 +14,7 @@ import pytest
 import deploykit
 from deploykit.cli import main
 from deploykit.errors import DeployError, ImageError, ImageSizeError, SpecError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.bench import benchmark
 from deploykit.runtime.dense_predictor import DensePredictor
 from deploykit.runtime.dense_results import Classification, LabelMap, RestoredImage, RestoredRaw
@@ -21,7 +22,6 @@ from deploykit.runtime.dng import dng_bytes
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.raw import RawPicture, pack, read_raw
 from deploykit.runtime.segment_draw import draw_label_map, palette
-from deploykit.runtime.session import Array
 from deploykit.spec import ModelSpec, RawRows, Tensor
 from tests.runtime.dense_networks import blurrer, brightener, canvas_of, classifier, segmenter
 

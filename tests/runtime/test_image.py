@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, ImageError, NotFoundError, SpecError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.image import Letterbox, as_bgr, blob, decode_image, read_image
 from deploykit.runtime.native import plan_of
-from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec
 
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from deploykit.errors import MissingDependencyError, NotFoundError, OutputError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.draw import draw
 from deploykit.runtime.results import Result
-from deploykit.runtime.session import Array
 from deploykit.spec import KeypointSpec
 
 SIZE = (200, 300)

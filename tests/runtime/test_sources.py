@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from deploykit.errors import DeployError, ImageError, NotFoundError, OutputError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.recorder import Recorder
-from deploykit.runtime.session import Array
 from deploykit.runtime.sources import Pictures, Video, kind_of, open_source
 
 

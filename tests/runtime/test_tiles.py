@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, UsageError
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.tiles import Tiling, plan_tiles, run_tiled
 
 
