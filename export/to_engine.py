@@ -28,6 +28,7 @@ from deploykit.export.builder import Network, build, check_options, default_prof
 from deploykit.export.clock import Clock
 from deploykit.export.compare import check_expected, expect
 from deploykit.export.engine_layers import precisions_in
+from deploykit.export.engine_report import EngineReport
 from deploykit.export.feeds import make_feeds
 from deploykit.export.finish import write
 from deploykit.export.nms_graph import CONF
@@ -35,7 +36,6 @@ from deploykit.export.parity_report import ParityReport
 from deploykit.export.passes import initializers_of
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision_check import check_precision
-from deploykit.export.report import EngineReport
 from deploykit.export.split import split
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.facade import read_spec

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.cli._display import console, parity_lines, parity_table
 
 if TYPE_CHECKING:
-    from deploykit.export.report import EngineReport
+    from deploykit.export.engine_report import EngineReport
     from deploykit.runtime.engine import EngineRecord, Profile
 
 DEFAULTS: dict[str, Any] = {

@@ -28,8 +28,8 @@ from deploykit.errors import (
     UsageError,
 )
 from deploykit.export import to_engine
+from deploykit.export.engine_report import EngineReport
 from deploykit.export.formats import export_formats
-from deploykit.export.report import EngineReport
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.export.to_engine import build_engine
 from deploykit.runtime.cuda import why_no_gpu
