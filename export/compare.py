@@ -17,9 +17,10 @@ import numpy as np
 from deploykit.errors import SpecError, UsageError
 from deploykit.export.dense_matching import match_dense
 from deploykit.export.feeds import make_feeds
+from deploykit.export.layouts import detections_layout
 from deploykit.export.limits import limits_between
 from deploykit.export.matching import match
-from deploykit.export.nms_check import check_detections, detections_as_rows, detections_layout
+from deploykit.export.nms_check import check_detections, detections_as_rows
 from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from deploykit.export.layouts import detections_layout
 from deploykit.export.matching import Matching, match_found
 from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.arrays import Array
@@ -22,7 +23,7 @@ from deploykit.runtime.postprocess import Found, found_in
 from deploykit.runtime.session import Session, input_of
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
 
-__all__ = ["check_detections", "detections_as_rows", "detections_layout"]
+__all__ = ["check_detections", "detections_as_rows"]
 
 ROWS = 100  # of each image, where thresholds are open
 
@@ -78,13 +79,6 @@ def check_detections(
     if opened is None:
         notes = (*notes, "with NMS inside only what it detects is compared")
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), notes, limits)
-
-
-def detections_layout(spec: ModelSpec) -> RawRows:
-    """The layout of :func:`detections_as_rows`: a score for each class, and keypoints of three values."""
-    stop = 4 + len(spec.classes)
-    points = 3 * len(spec.keypoints.names) if spec.keypoints else 0
-    return RawRows(obj=None, cls=(4, stop), keypoints=(stop, stop + points) if points else None)
 
 
 def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array:

@@ -1,32 +1,23 @@
-"""An export with NMS inside: which module is traced, what is added to its graph, and how it is proved."""
+"""An export with NMS inside: which module is traced, and what is added to its graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from deploykit.errors import BackendError, UsageError
-from deploykit.export.compare import check_expected
-from deploykit.export.decode_node import append_decode, raw_levels, written_out
-from deploykit.export.nms_check import check_detections, detections_layout
-from deploykit.export.nms_graph import CANDIDATES, CONF, IOU, append_nms, append_plugin, check_thresholds
+from deploykit.errors import UsageError
+from deploykit.export.decode_node import append_decode, raw_levels
+from deploykit.export.layouts import detections_layout
+from deploykit.export.nms_graph import CANDIDATES, append_nms, append_plugin, check_thresholds
 from deploykit.export.nms_select import RowSelection, selecting
-from deploykit.export.parity_report import ParityReport
 from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.layers.mask_rcnn import with_thresholds
-from deploykit.runtime import ort
-from deploykit.runtime.parity import Expected, Tolerance
 from deploykit.runtime.postprocess import names_of
-from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
 from deploykit.spec import Tensor as Dense
 
@@ -80,90 +71,6 @@ class NmsPlan:
             append_plugin(graph, self.rows, spec)
         elif self.mode != "none":
             append_nms(graph, self.mode, spec, self.candidates)
-
-    def check(
-        self,
-        expected: Expected,
-        file: Path,
-        spec: ModelSpec,
-        on_step: Callable[[str], None],
-        limits: Tolerance | None = None,
-    ) -> ParityReport:
-        """Run the file and compare it with what is expected, by ``limits`` or those of fp32."""
-        if self.inside is not None:
-            with (
-                ort.open_session(file, provider="cpu") as session,
-                ort.open_session(file, provider="cpu", overrides={CONF: np.zeros(1, np.float32)}) as opened,
-            ):
-                return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
-        if self.mode == "none":
-            with open_session(file, provider="cpu") as session:
-                return check_expected(expected, file.name, session, spec, limits, on_step)
-        if self.mode == "plugin":  # its thresholds are attributes of the node, so the rows before it are compared
-            return self._check_plugin(expected, file, spec, on_step, limits)
-        overrides = {CONF: np.zeros(1, np.float32), IOU: np.ones(1, np.float32)}
-        with (
-            ort.open_session(file, provider="cpu") as session,
-            ort.open_session(file, provider="cpu", overrides=overrides) as opened,
-        ):
-            return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
-
-    def _check_plugin(
-        self,
-        expected: Expected,
-        file: Path,
-        spec: ModelSpec,
-        on_step: Callable[[str], None],
-        limits: Tolerance | None,
-    ) -> ParityReport:
-        """Compare the rows before NmsKpt, and what it finds in them where a library has it."""
-        try:
-            whole = ort.open_session(file, provider="cpu")
-        except BackendError:
-            parity = self._check_rows(expected, file, spec, on_step, limits, native=False)
-            note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
-            if self.decodes:
-                note += " (nor DecodeRows, which was written out in ONNX's own operators for the comparison)"
-            return replace(parity, notes=(*parity.notes, note))
-        with whole:
-            parity = self._check_rows(expected, file, spec, on_step, limits, native=True)
-            found = check_detections(expected, file.name, whole, spec, limits, on_step=on_step)
-        return replace(parity, matchings=(*parity.matchings, *found.matchings))
-
-    def _check_rows(
-        self,
-        expected: Expected,
-        file: Path,
-        spec: ModelSpec,
-        on_step: Callable[[str], None],
-        limits: Tolerance | None,
-        *,
-        native: bool,
-    ) -> ParityReport:
-        before = _without_nms(file, native)
-        try:
-            with open_session(before, provider="cpu") as session:
-                rows = replace(spec, output=self.rows)
-                return check_expected(expected, file.name, session, rows, limits, on_step)
-        finally:
-            before.unlink()
-
-
-def _without_nms(file: Path, native: bool) -> Path:
-    """The same network without its last node, beside it; its outputs are what the node takes.
-
-    Unless ``native``, nothing in it needs a library.
-    """
-    model = onnx.load(str(file), load_external_data=False)
-    node = model.graph.node.pop()
-    if not native:
-        model = written_out(model)
-    del model.graph.output[:]
-    rows = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.input]
-    model.graph.output.extend(rows)
-    place = file.with_name(f"before-{file.name}")
-    place.write_bytes(model.SerializeToString())
-    return place
 
 
 def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Module) -> tuple[NmsPlan, ModelSpec]:

@@ -14,6 +14,7 @@ from deploykit.export.clock import Clock
 from deploykit.export.compare import check_expected, expect
 from deploykit.export.graph_session import GraphSession
 from deploykit.export.nms_export import NmsPlan
+from deploykit.export.onnx_file import check_file
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.rounding import eased, float32_share
 from deploykit.export.torch_session import TorchSession, spec_of_module
@@ -69,14 +70,14 @@ class Proof:
         """
         expected = self.expected
         self.clock("checking")
-        parity = plan.check(expected, file, spec, self._tell)
+        parity = check_file(plan, expected, file, spec, self._tell)
         if not parity.ok:
             self._tell("what float32 costs")
             chosen = replace(spec_of_module(self.model), thresholds=self.rows.thresholds)
             share = float32_share(expected, self.fused, chosen)
             limits = eased(parity.tolerance, share, scores=not isinstance(self.rows.output, (RawRows, PoseObjectRows)))
             if limits is not None:
-                again = plan.check(expected, file, spec, self._tell, limits)
+                again = check_file(plan, expected, file, spec, self._tell, limits)
                 wider = limits.pixels / parity.tolerance.pixels
                 note = (
                     f"PyTorch in float32 uses {share:.3g} times the limits itself: they are {wider:.3g} times as wide "
@@ -91,7 +92,7 @@ class Proof:
         """Hold a file of reduced precision to its limits in ONNX Runtime; the report may be bad."""
         expected = self.expected
         self.clock("checking")
-        return plan.check(expected, file, spec, self._tell, limits)
+        return check_file(plan, expected, file, spec, self._tell, limits)
 
     def by_types(self, graph: ir.Model, name: str, limits: Tolerance) -> ParityReport:
         """Hold a graph with raw rows to its limits in torch, each tensor rounded to its own type; the report may be

@@ -203,11 +203,11 @@ def test_half_of_a_limit_passes(damage: Damage, tmp_path: Path, monkeypatch: pyt
 
 def test_detections_fail_where_every_value_is_within_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matched detections are a check of their own: here it is the only one that is left."""
-    from deploykit.export import compare, nms_export
+    from deploykit.export import compare, onnx_file
 
     wide = compare.Tolerance(pixels=1e3, relative=1e3, probability=1e-5)
     checked = compare.check_expected
-    monkeypatch.setattr(nms_export, "check_expected", lambda *a: checked(*a[:4], wide, *a[5:]))
+    monkeypatch.setattr(onnx_file, "check_expected", lambda *a: checked(*a[:4], wide, *a[5:]))
     do(monkeypatch, add(0, 4.0))
     with pytest.raises(ParityError, match=r"best rows of m\.onnx .*: \d\d? of 100 expected and 100 found match"):
         export(tmp_path / "m.onnx")
