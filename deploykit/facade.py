@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from deploykit.errors import SpecError, UsageError, require
-from deploykit.spec import ModelSpec, Tensor
+from deploykit.errors import UsageError, require
+from deploykit.spec import CHECKPOINT_SUFFIXES, ModelSpec, Tensor
 
 if TYPE_CHECKING:
     from deploykit.runtime.accuracy import AccuracyComparison
@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from deploykit.runtime.predictor import Predictor
     from deploykit.runtime.session import Session
 
-__all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "predictor_of", "read_spec"]
-
-CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
+__all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "predictor_of"]
 
 
 @overload
@@ -93,6 +91,7 @@ def load(
         UsageError: it is of another task, or an option is of another task.
     """
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(spec)
     session = open_session(path, backend=backend, preprocessing=preprocessing)
@@ -192,6 +191,7 @@ def evaluate(
     """
     from deploykit.runtime.evaluate import evaluate_session
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given, upstream = read_spec(spec), preprocessing == "upstream"
     with open_session(model, backend=backend, preprocessing="default" if upstream else preprocessing) as session:
@@ -247,6 +247,7 @@ def evaluate_dense(
     """
     from deploykit.runtime.evaluate_dense import evaluate_dense_session
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(spec)
     with open_session(model, backend=backend) as session:
@@ -338,25 +339,3 @@ def open_session(
     from deploykit.runtime import session
 
     return session.open_session(path, backend=backend, provider=provider, threads=threads)
-
-
-def read_spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | None:
-    """A spec as it is, or read from the JSON file that ``spec`` names; None stays None.
-
-    Raises:
-        NotFoundError: there is no such file.
-        SpecError: it holds no spec.
-    """
-    if spec is None or isinstance(spec, ModelSpec):
-        return spec
-    from deploykit.runtime.files import existing_file
-
-    file = existing_file(spec, "a spec")
-    try:
-        return ModelSpec.from_json(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise SpecError(f"cannot read the spec {file}: {e.strerror or e}") from e
-    except UnicodeDecodeError as e:
-        raise SpecError(f"a spec is a text file that holds JSON, but {file} is not text") from e
-    except SpecError as e:
-        raise SpecError(f"{file}: {e}") from e

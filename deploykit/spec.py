@@ -15,6 +15,7 @@ from deploykit.errors import SpecError
 from deploykit.values import read_value
 
 __all__ = [
+    "CHECKPOINT_SUFFIXES",
     "COCO_KEYPOINTS",
     "METADATA_KEY",
     "SPEC_VERSION",
@@ -33,6 +34,7 @@ __all__ = [
 ]
 
 METADATA_KEY = "deploykit"
+CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
 SPEC_VERSION = 1
 
 LATER = {"later": True}

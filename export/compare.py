@@ -22,11 +22,13 @@ from deploykit.export.limits import limits_between
 from deploykit.export.matching import match
 from deploykit.export.nms_check import check_detections, detections_as_rows
 from deploykit.export.parity_report import ParityReport
+from deploykit.export.torch_session import open_torch_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity import Expected, Feeds, Layout, Tolerance, differences, rows_of, runs
-from deploykit.runtime.session import Session
-from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows, Tensor
+from deploykit.runtime.session import Session, open_session
+from deploykit.runtime.spec_file import read_spec
+from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows, Tensor
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
 
@@ -55,8 +57,6 @@ def compare(
     Raises:
         SpecError: neither carries a spec. UsageError: their inputs have no size in common.
     """
-    from deploykit.facade import read_spec
-
     given = read_spec(spec)
     with contextlib.ExitStack() as stack:
         if isinstance(a, (str, Path)) and Path(a).suffix.lower() == ".npz":
@@ -118,13 +118,9 @@ def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSp
 @contextlib.contextmanager
 def _opened(model: str | Path | Session) -> Iterator[Session]:
     """A session that is closed afterwards, unless it is the caller's own; a checkpoint is computed in float64."""
-    from deploykit.facade import CHECKPOINT_SUFFIXES, open_session
-
     if not isinstance(model, (str, Path)):
         yield model
     elif Path(model).suffix.lower() in CHECKPOINT_SUFFIXES:
-        from deploykit.export.torch_session import open_torch_session
-
         with open_torch_session(model, exact=True)[0] as session:
             yield session
     else:

@@ -38,7 +38,6 @@ from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision_check import check_precision
 from deploykit.export.split import split
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
-from deploykit.facade import read_spec
 from deploykit.runtime import ort
 from deploykit.runtime.chain import ChainSession, rest_of
 from deploykit.runtime.cuda import Gpu, open_gpu, why_no_gpu
@@ -55,6 +54,7 @@ from deploykit.runtime.engine import (
 from deploykit.runtime.files import existing_file, write_whole
 from deploykit.runtime.parity import Expected
 from deploykit.runtime.session import Session, open_session
+from deploykit.runtime.spec_file import read_spec
 from deploykit.runtime.trt import open_engine
 from deploykit.runtime.trt_module import BuildLog, installed, load_flavour, logger
 from deploykit.spec import METADATA_KEY, ModelSpec

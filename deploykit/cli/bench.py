@@ -98,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opened(args: argparse.Namespace) -> Predictor | DensePredictor:
-    from deploykit.facade import open_session, predictor_of, read_spec
+    from deploykit.facade import open_session, predictor_of
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(args.spec)
     try:
