@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
-from deploykit.errors import UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.spec import KeypointSpec
-
-if TYPE_CHECKING:
-    from deploykit.runtime.results import Result
 
 __all__ = ["draw", "draw_lines"]
 
@@ -27,38 +22,52 @@ FAR = 30_000  # OpenCV's line drawing takes no coordinate of more than 16 bits
 MASK_SHARE = 0.45
 
 
-def draw(result: Result, image: Array) -> Array:
-    """A copy of ``image`` (BGR ``uint8 (H, W, 3)`` of the result's size) with everything drawn on it.
+def draw(
+    image: Array,
+    boxes: Array,
+    scores: Array,
+    labels: Array,
+    names: Sequence[str],
+    *,
+    keypoints: Array | None = None,
+    keypoint_spec: KeypointSpec | None = None,
+    keypoint_threshold: float = 0.5,
+    masks: Array | None = None,
+) -> Array:
+    """A copy of ``image`` (BGR ``uint8 (H, W, 3)``) with N objects drawn on it, the best first in the arrays.
 
     One colour a class; keypoints and limbs are orange on the left side of the body, blue on the right and green
-    between, as far as the spec tells sides. Keypoints under the result's threshold are left out, with their limbs.
+    between, as far as the spec tells sides. Keypoints under their threshold are left out, with their limbs.
 
-    Raises:
-        UsageError: the picture has another size than the one that the result is of.
+    Args:
+        image: what the objects were found in.
+        boxes: ``(N, 4)`` xyxy in its pixels.
+        scores: ``(N,)``.
+        labels: ``(N,)``, which say the colours.
+        names: N of them, which are written at the boxes.
+        keypoints: ``(N, K, 3)``, x, y and visibility.
+        keypoint_spec: limbs and sides of the K keypoints; None: nothing is known of them.
+        keypoint_threshold: the visibility from which a keypoint is drawn.
+        masks: ``(N, H, W)`` bool.
     """
-    if image.shape[:2] != result.size:
-        raise UsageError(
-            f"the result is of a picture of {result.size} (height, width), but this one is {image.shape[:2]}"
-        )
     canvas = image.copy()
-    width = max(1, round(sum(result.size) / 2 * 0.0025))
-    if result.masks is not None:
-        for mask, label in zip(result.masks, result.labels, strict=True):
+    width = max(1, round(sum(image.shape[:2]) / 2 * 0.0025))
+    if masks is not None:
+        for mask, label in zip(masks, labels, strict=True):
             canvas[mask] = canvas[mask] * (1 - MASK_SHARE) + np.multiply(class_colour(int(label)), MASK_SHARE)
-    weakest_first = list(result)[::-1]
-    for found in weakest_first:
-        x1, y1, x2, y2 = _whole(found.box)
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_colour(found.label), width, cv2.LINE_AA)
-    for found in weakest_first:
-        if found.keypoints is not None:
-            spec = result.keypoint_spec or KeypointSpec.unnamed(len(found.keypoints))
+    weakest_first = range(len(boxes))[::-1]
+    for i in weakest_first:
+        x1, y1, x2, y2 = _whole(boxes[i])
+        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_colour(int(labels[i])), width, cv2.LINE_AA)
+    if keypoints is not None:
+        spec = keypoint_spec or KeypointSpec.unnamed(keypoints.shape[1])
+        for i in weakest_first:
             # Small objects get small points: a face of 20 pixels must not vanish under its keypoints.
-            side = float(min(found.box[2:] - found.box[:2]))
-            _draw_keypoints(
-                canvas, found.keypoints, spec, result.keypoint_threshold, min(width, max(1, round(side / 40)))
-            )
-    for found in weakest_first:
-        _draw_label(canvas, f"{found.name} {found.score:.2f}", _whole(found.box)[:2], class_colour(found.label), width)
+            side = float(min(boxes[i, 2:] - boxes[i, :2]))
+            _draw_keypoints(canvas, keypoints[i], spec, keypoint_threshold, min(width, max(1, round(side / 40))))
+    for i in weakest_first:
+        text = f"{names[i]} {scores[i]:.2f}"
+        _draw_label(canvas, text, _whole(boxes[i])[:2], class_colour(int(labels[i])), width)
     return canvas
 
 

@@ -145,7 +145,22 @@ class Result:
             image = self.image
         if image is None and (not self.name or self.frame is not None):
             raise UsageError("this result no longer has its picture: pass it as draw(image)")
-        return draw(self, read_image(self.name) if image is None else as_bgr(image))
+        image = read_image(self.name) if image is None else as_bgr(image)
+        if image.shape[:2] != self.size:
+            raise UsageError(
+                f"the result is of a picture of {self.size} (height, width), but this one is {image.shape[:2]}"
+            )
+        return draw(
+            image,
+            self.boxes,
+            self.scores,
+            self.labels,
+            [self.class_name(int(label)) for label in self.labels],
+            keypoints=self.keypoints,
+            keypoint_spec=self.keypoint_spec,
+            keypoint_threshold=self.keypoint_threshold,
+            masks=self.masks,
+        )
 
     def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
         """Draw, and write a picture whose format follows from the suffix (``.jpg``, ``.png``, ``.webp``, ...).
