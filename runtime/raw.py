@@ -17,10 +17,9 @@ from deploykit.errors import DataError, ImageError, UsageError, require
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.image import RAW_SUFFIXES
-from deploykit.runtime.image_metrics import psnr, ssim
 from deploykit.runtime.tiff import pixels_and_bytes
 
-__all__ = ["RawPicture", "is_raw", "pack", "raw_scores", "read_raw", "unpack"]
+__all__ = ["RawPicture", "is_raw", "pack", "read_raw", "unpack"]
 
 RED, GREEN, BLUE = 0, 1, 2
 LEAST = 64  # pixels a byte: no lossless format comes near
@@ -162,15 +161,3 @@ def unpack(planes: Array, like: RawPicture) -> RawPicture:
 def _levels(raw: RawPicture) -> list[int]:
     """The black level of each channel, in the order of :meth:`RawPicture.planes`."""
     return [raw.black[2 * row + column] for row, column in raw.planes()]
-
-
-def raw_scores(picture: RawPicture, target: RawPicture) -> dict[str, float]:
-    """PSNR (dB) and SSIM of a mosaic against another one of the same camera, in packed channels from black to white.
-
-    Raises:
-        DataError: they differ in size, pattern or levels, or are too small for SSIM.
-    """
-    if (picture.pattern, picture.black, picture.white) != (target.pattern, target.black, target.white):
-        raise DataError("two mosaics are compared that differ in their pattern, or their black or white level")
-    a, b = (np.ascontiguousarray(pack(side).transpose(1, 2, 0)) for side in (picture, target))
-    return {"PSNR": psnr(a, b, largest=1.0), "SSIM": ssim(a, b, largest=1.0)}
