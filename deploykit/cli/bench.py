@@ -196,7 +196,7 @@ def _print_part(out: Console, title: str, part: Part, rows: dict[str, Statistics
 
 def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]]:
     """What a reader must know to judge the numbers, a line each."""
-    from deploykit.cli.export import preprocessing
+    from deploykit.describe import preprocessing
     from deploykit.runtime.files import megabytes
 
     network, machine, pictures = report.network, report.machine, report.pictures

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from deploykit.cli import _parser, main
-from deploykit.cli.export import columns, preprocessing
+from deploykit.describe import columns, preprocessing
 from deploykit.errors import ParityError
 from deploykit.export import trace
 from deploykit.facade import open_session

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from deploykit.cli.export import columns
+from deploykit.describe import columns
 from deploykit.errors import UsageError
 from deploykit.export.compare import compare
 from deploykit.export.feeds import sample_image
