@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.models._fuse import fold_conv_bn
-from deploykit.models.layers.naf import LayerNorm2d
+from deploykit.models.layers.norm import LayerNorm2d
 
 __all__ = ["Norm", "NormedConv", "SimplePyramid", "TapPyramid", "norm_of"]
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from deploykit.models._fuse import check_fold, shared_copy
 from deploykit.models.layers.attention import EPS, Mlp, attend, scaled_rows
-from deploykit.models.layers.naf import LayerNorm2d
+from deploykit.models.layers.norm import LayerNorm2d
 
 __all__ = ["FoldedRelativeAttention", "GridBlock", "RelativeAttention", "partitioned", "relative", "restored"]
 

@@ -22,7 +22,8 @@ from deploykit.models import nafnet
 from deploykit.models._fuse import fuse_model
 from deploykit.models._random import create_checkpoint, randomise
 from deploykit.models._registry import ReferenceModel, create_model, load_model, outline_of_model, with_rewrite
-from deploykit.models.layers.naf import BoxMean, LayerNorm2d, NafBlock
+from deploykit.models.layers.naf import BoxMean, NafBlock
+from deploykit.models.layers.norm import LayerNorm2d
 from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool, with_local_pool
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
