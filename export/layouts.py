@@ -8,9 +8,7 @@ __all__ = ["detections_layout"]
 
 
 def detections_layout(spec: ModelSpec) -> RawRows:
-    """The layout of :func:`deploykit.export.nms_check.detections_as_rows`: a score for each class, and keypoints of three
-    values.
-    """
+    """Detections as rows: a score for each class, and keypoints of three values."""
     stop = 4 + len(spec.classes)
     points = 3 * len(spec.keypoints.names) if spec.keypoints else 0
     return RawRows(obj=None, cls=(4, stop), keypoints=(stop, stop + points) if points else None)

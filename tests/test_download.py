@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit import download as module
 from deploykit.errors import FetchError
-from deploykit.fetch import Fetched, fetch
+from deploykit.releases import download as module
+from deploykit.releases.fetch import Fetched, fetch
 from tests.web_server import BODY, Handler, QuietServer, Script, serving
 
 NAME, KEPT = "yolov7-tiny", {".weights.pt.partial", ".weights.pt.partial.json"}
@@ -288,7 +288,7 @@ def test_ctrl_c_keeps_what_has_arrived_and_says_so(download: Download) -> None:
     assert download.body == BODY
 
 
-CHILD = "import sys; from deploykit.fetch import fetch; fetch('yolov7-tiny', url=sys.argv[1], out=sys.argv[2])"
+CHILD = "import sys; from deploykit.releases.fetch import fetch; fetch('yolov7-tiny', url=sys.argv[1], out=sys.argv[2])"
 
 
 def test_two_processes_keep_apart_and_a_killed_one_is_continued(download: Download, root: Path) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from deploykit import download as download_module
-from deploykit import releases
 from deploykit.errors import CheckpointError, DiskFullError, FetchError, NotFoundError, OutputError, UsageError
-from deploykit.fetch import RELEASED, Fetched, fetch
+from deploykit.releases import download as download_module
+from deploykit.releases import table as releases
+from deploykit.releases.fetch import RELEASED, Fetched, fetch
 from tests.web_server import BODY, serving
 
 SHA256 = hashlib.sha256(BODY).hexdigest()

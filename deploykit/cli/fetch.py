@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploykit.fetch import Fetched
     from deploykit.models._checkpoint import Checkpoint
+    from deploykit.releases.fetch import Fetched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +64,7 @@ def _fetched(args: argparse.Namespace, look: Callable[[Path], None]) -> Fetched:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from deploykit.fetch import fetch
+    from deploykit.releases.fetch import fetch
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     shown = Console(stderr=True)
@@ -100,7 +100,7 @@ def _what_it_is(checkpoint: Checkpoint, path: Path) -> str:
 
 
 def _list() -> int:
-    from deploykit.releases import RELEASED
+    from deploykit.releases.table import RELEASED
 
     names = [name for name in RELEASED if "@" not in name]
 

@@ -18,7 +18,7 @@ import pytest
 
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, FetchError, NotFoundError, UsageError
-from deploykit.releases import RELEASED
+from deploykit.releases.table import RELEASED
 
 
 class Handler(SimpleHTTPRequestHandler):

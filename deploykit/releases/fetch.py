@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from deploykit.download import OnBytes, Partial, download
 from deploykit.errors import CheckpointError, FetchError, OutputError, UsageError, writing
-from deploykit.releases import CIRCULATING, RELEASED, Release, released_file
+from deploykit.releases.download import OnBytes, Partial, download
+from deploykit.releases.table import CIRCULATING, RELEASED, Release, released_file
 from deploykit.runtime.files import write_whole
 
 __all__ = ["RELEASED", "Fetched", "Release", "fetch", "record_path"]
