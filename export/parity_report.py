@@ -10,7 +10,7 @@ from typing import Any
 from deploykit.errors import ParityError
 from deploykit.export.matching import Matching
 from deploykit.runtime.parity import Difference, Tolerance
-from deploykit.values import worded
+from deploykit.spec.json_values import worded
 
 __all__ = ["ParityReport"]
 

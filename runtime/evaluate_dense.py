@@ -32,7 +32,7 @@ from deploykit.runtime.machine import versions
 from deploykit.runtime.session import Session, input_of
 from deploykit.runtime.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.spec import ModelSpec, Tensor
-from deploykit.values import worded
+from deploykit.spec.json_values import worded
 
 __all__ = ["DenseEvaluation", "DenseTask", "evaluate_dense_session"]
 

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 STANDARD = set(sys.stdlib_module_names)
 
 # Layer -> (deploykit packages it may import anywhere, third-party modules at module level, ... inside functions).
-BASE = {"deploykit.errors", "deploykit.spec", "deploykit.values", "deploykit"}
+BASE = {"deploykit.errors", "deploykit.spec", "deploykit.spec.json_values", "deploykit"}
 LAYERS = {
-    "base": ({"deploykit.errors", "deploykit.spec", "deploykit.values"}, set(), set()),
+    "base": ({"deploykit.errors", "deploykit.spec", "deploykit.spec.json_values"}, set(), set()),
     "models": (BASE | {"deploykit.models"}, {"torch", "safetensors"}, {"timm", "numpy"}),
     "runtime": (
         BASE | {"deploykit.runtime"},

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deploykit.errors import SpecError
-from deploykit.values import read_value
+from deploykit.spec.json_values import read_value
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
@@ -30,7 +30,6 @@ __all__ = [
     "Source",
     "Tensor",
     "Thresholds",
-    "read_value",
 ]
 
 METADATA_KEY = "deploykit"

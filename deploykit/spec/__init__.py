@@ -1,0 +1,45 @@
+"""ModelSpec: everything that the runtime must know about a network, in one value."""
+
+from deploykit.spec.json_values import read_value
+from deploykit.spec.model import (
+    CHECKPOINT_SUFFIXES,
+    COCO_KEYPOINTS,
+    METADATA_KEY,
+    SPEC_VERSION,
+    Dynamic,
+    Fit,
+    InputSpec,
+    KeypointSpec,
+    ModelSpec,
+    NmsOutputs,
+    PoseFusion,
+    PoseObjectRows,
+    RawRows,
+    Source,
+    Span,
+    Task,
+    Tensor,
+    Thresholds,
+)
+
+__all__ = [
+    "CHECKPOINT_SUFFIXES",
+    "COCO_KEYPOINTS",
+    "Dynamic",
+    "Fit",
+    "InputSpec",
+    "KeypointSpec",
+    "METADATA_KEY",
+    "ModelSpec",
+    "NmsOutputs",
+    "PoseFusion",
+    "PoseObjectRows",
+    "RawRows",
+    "SPEC_VERSION",
+    "Source",
+    "Span",
+    "Task",
+    "Tensor",
+    "Thresholds",
+    "read_value",
+]
