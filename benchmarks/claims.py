@@ -32,7 +32,7 @@ from deploykit.models._registry import create_model
 from deploykit.models.layers.pyramid import norm_of
 from deploykit.models.nafnet import Nafnet, receptive_field
 from deploykit.models.vitdet import VitDetBackbone
-from deploykit.runtime.image import read_image
+from deploykit.runtime.images.letterbox import read_image
 from deploykit.runtime.machine import processor_name, versions
 
 PICTURE = Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg"

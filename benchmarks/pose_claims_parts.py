@@ -24,7 +24,7 @@ def prepare(weights: str, folder: str, img: str, threads: str) -> dict[str, Any]
 
     from deploykit import export_onnx
     from deploykit.models._random import create_checkpoint
-    from deploykit.runtime.image import Letterbox, blob, read_image
+    from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
     from deploykit.spec import Fit, InputSpec
 
     torch.set_num_threads(int(threads))
@@ -198,7 +198,7 @@ def differences(weights: str, folder: str, threads: str) -> dict[str, Any]:
 def stride_of(weights: str, img: str) -> dict[str, Any]:
     """A wide picture's rectangles, and what we say to the one that does not fit."""
     from deploykit import DeployError, export_onnx
-    from deploykit.runtime.image import Letterbox
+    from deploykit.runtime.images.letterbox import Letterbox
     from deploykit.spec import Fit
 
     side, lines = int(img), []
@@ -236,7 +236,7 @@ def colour(checkpoint: str, pictures: str) -> dict[str, Any]:
     import numpy as np
 
     import deploykit
-    from deploykit.runtime.image import read_image
+    from deploykit.runtime.images.letterbox import read_image
 
     predict = deploykit.load(checkpoint)
     files = sorted(p for p in Path(pictures).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))

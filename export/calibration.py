@@ -37,8 +37,8 @@ from deploykit.export.feeds import on_canvas
 from deploykit.export.graph_session import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder, write_whole
-from deploykit.runtime.image import read_image
-from deploykit.runtime.sources import pictures_in
+from deploykit.runtime.images.letterbox import read_image
+from deploykit.runtime.images.sources import pictures_in
 from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = [

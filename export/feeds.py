@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.dense import dense_blob, place
-from deploykit.runtime.image import Letterbox, read_image
+from deploykit.runtime.images.letterbox import Letterbox, read_image
+from deploykit.runtime.images.placing import dense_blob, place
 from deploykit.runtime.parity import Batch, Feeds
 from deploykit.spec import InputSpec, ModelSpec
 

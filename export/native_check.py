@@ -14,7 +14,7 @@ import numpy as np
 from deploykit.errors import DeployError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import open_gpu, why_no_gpu
-from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.native import LIBRARIES, letterbox_blob, native_nms, nms_arrays
 from deploykit.runtime.native_build import library_info
 from deploykit.runtime.native_cuda import CudaLibrary

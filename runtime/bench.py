@@ -26,12 +26,12 @@ import numpy as np
 from deploykit.errors import ImageError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.bench_report import Benchmark, Encoded, Memory, Network, Part, Statistics
-from deploykit.runtime.image import decode_image, encoded_image
+from deploykit.runtime.images.letterbox import decode_image, encoded_image
+from deploykit.runtime.images.sources import Pictures, kind_of, open_source
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import Session
 from deploykit.runtime.source_predictor import SourcePredictor
-from deploykit.runtime.sources import Pictures, kind_of, open_source
 from deploykit.spec import Tensor
 
 __all__ = ["benchmark", "encoded_pictures"]

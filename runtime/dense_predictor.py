@@ -15,7 +15,9 @@ import numpy as np
 
 from deploykit.errors import DeployError, ImageError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.dense import (
+from deploykit.runtime.dense_results import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw
+from deploykit.runtime.images.letterbox import ImageSource, decode_image, encoded_image
+from deploykit.runtime.images.placing import (
     DENSE_TASKS,
     Placed,
     dense_blob,
@@ -25,13 +27,11 @@ from deploykit.runtime.dense import (
     restored,
     top_classes,
 )
-from deploykit.runtime.dense_results import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw
-from deploykit.runtime.image import ImageSource, decode_image, encoded_image
+from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video
+from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.raw import RawPicture, is_raw, pack, read_raw, unpack
 from deploykit.runtime.session import Session, TensorInfo, spec_of
 from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
-from deploykit.runtime.sources import Frame, Pictures, Skip, Video
-from deploykit.runtime.tiles import Tiling, run_tiled
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
 __all__ = ["DensePredictor"]

@@ -21,11 +21,11 @@ from deploykit.runtime.coco_data import CocoData, LabelMap, Picture, match_keypo
 from deploykit.runtime.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
 from deploykit.runtime.evaluation import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
 from deploykit.runtime.files import exists, is_folder
+from deploykit.runtime.images.sources import Pictures
 from deploykit.runtime.machine import versions
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import Session
-from deploykit.runtime.sources import Pictures
 from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawRows
 
 __all__ = ["TASKS", "as_upstream", "evaluate_session"]

@@ -16,7 +16,9 @@ import numpy as np
 
 from deploykit.errors import DataError, NotFoundError, UsageError, require
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.dense import (
+from deploykit.runtime.images.letterbox import read_image
+from deploykit.runtime.images.metrics import WINDOW, psnr, ssim
+from deploykit.runtime.images.placing import (
     DenseTask,
     Placed,
     dense_blob,
@@ -26,11 +28,9 @@ from deploykit.runtime.dense import (
     restored,
     top_classes,
 )
-from deploykit.runtime.image import read_image
-from deploykit.runtime.image_metrics import WINDOW, psnr, ssim
+from deploykit.runtime.images.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import Session, input_of
-from deploykit.runtime.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.spec import ModelSpec, Tensor
 from deploykit.spec.json_values import worded
 

@@ -17,7 +17,7 @@ import numpy as np
 from deploykit.errors import BackendError, NotFoundError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import Gpu
-from deploykit.runtime.image import Letterbox
+from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.native import ABI, Layout, Limits, Plan, abi_of, find_library, nms_arrays, plan_of, tables_of
 from deploykit.spec import InputSpec, RawRows, Thresholds
 

@@ -11,7 +11,7 @@ from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.decode import decoded
 from deploykit.runtime.fusion import KeypointObjects, fuse, kept_objects
-from deploykit.runtime.image import Letterbox
+from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.nms import nms
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 

@@ -12,13 +12,13 @@ import numpy as np
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox, blob
+from deploykit.runtime.images.sources import Frame
 from deploykit.runtime.masks import pasted
 from deploykit.runtime.postprocess import found_in, to_source
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import Session, TensorInfo, spec_of
 from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
-from deploykit.runtime.sources import Frame
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
 __all__ = ["Predictor"]

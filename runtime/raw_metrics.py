@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.runtime.image_metrics import psnr, ssim
+from deploykit.runtime.images.metrics import psnr, ssim
 from deploykit.runtime.raw import RawPicture, pack
 
 __all__ = ["raw_scores"]

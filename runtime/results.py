@@ -17,7 +17,7 @@ from deploykit.errors import MissingDependencyError, OutputError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.draw import draw
 from deploykit.runtime.files import write_whole
-from deploykit.runtime.image import as_bgr, read_image
+from deploykit.runtime.images.letterbox import as_bgr, read_image
 from deploykit.runtime.masks import run_lengths
 from deploykit.spec import KeypointSpec
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.image import ImageSource
+from deploykit.runtime.images.letterbox import ImageSource
+from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video, kind_of, open_source
 from deploykit.runtime.session import Session, TensorInfo
-from deploykit.runtime.sources import Frame, Pictures, Skip, Video, kind_of, open_source
 from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = ["OnCanvas", "SourcePredictor", "checked_batch", "input_as_said"]
@@ -81,7 +81,7 @@ class SourcePredictor(ABC, Generic[R, P]):
         """Predict on any source, always as an iterator that reads as it goes.
 
         Args:
-            source: as for a call, or what :func:`deploykit.runtime.sources.open_source` gave.
+            source: as for a call, or what :func:`deploykit.runtime.images.sources.open_source` gave.
             skip: told of each picture that cannot be read, which is then left out; without it the error is raised.
         """
         return self._results(

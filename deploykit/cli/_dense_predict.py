@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from deploykit.runtime.sources import Pictures, Video
+    from deploykit.runtime.images.sources import Pictures, Video
     from deploykit.spec import ModelSpec
 
 RESTORED = ".png"  # a restored picture is written without loss
@@ -75,8 +75,8 @@ def without_raw(source: Pictures | Video) -> Pictures | Video:
     Raises:
         ImageError: none is left.
     """
+    from deploykit.runtime.images.sources import Video
     from deploykit.runtime.raw import is_raw
-    from deploykit.runtime.sources import Video
 
     if isinstance(source, Video) or source.folder is None:
         return source

@@ -18,10 +18,10 @@ from deploykit.errors import DeployError, ImageError, MissingDependencyError, Us
 
 if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
-    from deploykit.runtime.recorder import Recorder
+    from deploykit.runtime.images.sources import Pictures, Video
+    from deploykit.runtime.images.video_writer import Recorder
     from deploykit.runtime.results import Result
     from deploykit.runtime.source_predictor import SourcePredictor
-    from deploykit.runtime.sources import Pictures, Video
 
 WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 QUIT_KEYS = {ord("q"), 27}  # 27: Escape
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _opened(words: list[str]) -> list[Pictures | Video]:
     """The sources; single pictures are put together, so that they can share a batch."""
-    from deploykit.runtime.sources import Pictures, kind_of, open_source
+    from deploykit.runtime.images.sources import Pictures, kind_of, open_source
 
     files = [Path(word) for word in words if kind_of(word) == "picture"]
     for file in files:
@@ -135,8 +135,8 @@ class _Folder:
     @contextlib.contextmanager
     def opened_for(self, source: Pictures | Video) -> Iterator[None]:
         """While the context lasts, ``write`` takes this source's results; a video appears when it ends."""
-        from deploykit.runtime.recorder import Recorder
-        from deploykit.runtime.sources import Video
+        from deploykit.runtime.images.sources import Video
+        from deploykit.runtime.images.video_writer import Recorder
 
         if not isinstance(source, Video):
             yield

@@ -15,7 +15,7 @@ import pytest
 from deploykit.cli import main
 from deploykit.errors import ImageError, NotFoundError, OutputError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.recorder import Recorder
+from deploykit.runtime.images.video_writer import Recorder
 from tests.runtime.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 

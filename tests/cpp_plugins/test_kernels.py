@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from deploykit.errors import BackendError, NotFoundError
 from deploykit.export.native_check import expected_outputs
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.native import FOLDER
 from deploykit.runtime.native_cuda import CudaLibrary
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds

@@ -26,7 +26,7 @@ from deploykit.models._registry import ReferenceModel
 from deploykit.models.layers.conv import Conv
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.fake import FakeSession
-from deploykit.runtime.image import read_image
+from deploykit.runtime.images.letterbox import read_image
 from deploykit.runtime.parity import Batch, Expected, Tolerance, differences
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, ModelSpec

@@ -22,7 +22,7 @@ from deploykit.models.layers.anchor_head import IKeypoint, Keypoint
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.ghost import C3Ghost
 from deploykit.models.layers.lite import DWConvblock, ShuffleBlock
-from deploykit.runtime.image import Letterbox, blob, read_image
+from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
 from deploykit.spec import COCO_KEYPOINTS, PoseObjectRows, RawRows
 
 pytestmark = pytest.mark.data

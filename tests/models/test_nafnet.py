@@ -26,8 +26,8 @@ from deploykit.models.layers.naf import BoxMean, NafBlock
 from deploykit.models.layers.norm import LayerNorm2d
 from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool, with_local_pool
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.session import open_session
-from deploykit.runtime.tiles import Tiling, run_tiled
 
 PUBLISHED = {
     "nafnet_w32_gopro": (17_111_907,),

@@ -18,7 +18,7 @@ from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.yolox import Yolox
-from deploykit.runtime.image import blob
+from deploykit.runtime.images.letterbox import blob
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor
 
 FACTS = Path(__file__).resolve().parents[2] / "deploykit" / "assets" / "models.json"

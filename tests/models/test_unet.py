@@ -26,7 +26,7 @@ from deploykit.models._random import create_checkpoint, randomise
 from deploykit.models._registry import FAMILIES, create_model, load_model
 from deploykit.models._unet_layouts import LAYOUTS, MODULE_LISTS, POOLED
 from deploykit.models._unet_net import Level, UNet, UNet2015, UNetConfig, build_unet
-from deploykit.runtime.image import read_image
+from deploykit.runtime.images.letterbox import read_image
 from deploykit.spec import Fit
 from deploykit.spec import Tensor as Dense
 

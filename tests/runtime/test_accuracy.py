@@ -19,7 +19,7 @@ from deploykit.runtime.accuracy import AccuracyComparison, check_drop, compare_e
 from deploykit.runtime.coco_metrics import coco_scores
 from deploykit.runtime.evaluate import as_upstream
 from deploykit.runtime.evaluation import Evaluation
-from deploykit.runtime.image import Letterbox
+from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.plots import f1_curve, write_plots
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source
 from tests.runtime.cell_model import BLUE, RED, write_cell_model

@@ -18,10 +18,10 @@ import deploykit
 from deploykit.cli import main
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, SpecError, UsageError
 from deploykit.runtime import evaluate_dense
-from deploykit.runtime.dense import Placed, label_map, place, restored, top_classes
 from deploykit.runtime.evaluate_dense import DenseEvaluation
-from deploykit.runtime.image import blob
-from deploykit.runtime.image_metrics import psnr, ssim
+from deploykit.runtime.images.letterbox import blob
+from deploykit.runtime.images.metrics import psnr, ssim
+from deploykit.runtime.images.placing import Placed, label_map, place, restored, top_classes
 from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, Tensor
 from tests.reference.similarity import slow_ssim
 

@@ -18,10 +18,10 @@ import deploykit
 from deploykit.errors import BackendError, ImageError, MissingDependencyError, NotFoundError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.fake import FakeSession
-from deploykit.runtime.image import Letterbox
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.video_writer import Recorder
 from deploykit.runtime.postprocess import Found, to_source
 from deploykit.runtime.predictor import Predictor
-from deploykit.runtime.recorder import Recorder
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import TensorInfo, open_session
 from deploykit.spec import Fit, InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds

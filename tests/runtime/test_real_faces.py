@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.runtime.image import Letterbox, blob, read_image
+from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
 from deploykit.runtime.nms import nms
 from deploykit.runtime.predictor import Predictor
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.runtime.dense import place
-from deploykit.runtime.image import Letterbox
-from deploykit.runtime.resample import FILTERS, resample
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.pillow_resize import FILTERS, resample
+from deploykit.runtime.images.placing import place
 from deploykit.spec import Fit, InputSpec
 
 pillow = pytest.importorskip("PIL.Image", reason="Pillow is what the bytes are compared with")

@@ -13,8 +13,8 @@ import pytest
 
 from deploykit.errors import DeployError, ImageError, NotFoundError, OutputError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.recorder import Recorder
-from deploykit.runtime.sources import Pictures, Video, kind_of, open_source
+from deploykit.runtime.images.sources import Pictures, Video, kind_of, open_source
+from deploykit.runtime.images.video_writer import Recorder
 
 
 def _frame(shade: int, size: tuple[int, int] = (48, 64)) -> Array:
@@ -152,7 +152,7 @@ def test_a_disk_that_fills_up_while_recording_is_noticed(tmp_path: Path) -> None
 import numpy as np, resource
 from pathlib import Path
 from deploykit.errors import OutputError
-from deploykit.runtime.recorder import Recorder
+from deploykit.runtime.images.video_writer import Recorder
 resource.setrlimit(resource.RLIMIT_FSIZE, (60000, {resource.RLIM_INFINITY}))
 rng = np.random.default_rng(0)
 try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.tiles import Tiling, plan_tiles, run_tiled
+from deploykit.runtime.images.tiles import Tiling, plan_tiles, run_tiled
 
 
 @given(

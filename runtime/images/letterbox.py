@@ -24,7 +24,7 @@ import numpy as np
 from deploykit.errors import ImageError, NotFoundError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import close_matches
-from deploykit.runtime.resample import resample
+from deploykit.runtime.images.pillow_resize import resample
 from deploykit.spec import Fit, InputSpec
 
 __all__ = ["ImageSource", "Letterbox", "as_bgr", "blob", "blob_tables", "decode_image", "encoded_image", "read_image"]
