@@ -27,7 +27,7 @@ from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.machine import processor_name, versions
-from deploykit.runtime.raw import pack, read_raw
+from deploykit.runtime.raw.picture import pack, read_raw
 
 OVERLAPS = (0, 8, 16, 24, 32)
 SHALLOW = NafnetConfig(16, (1, 1), 1, (1, 1), channels=4)

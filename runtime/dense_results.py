@@ -14,11 +14,11 @@ import numpy as np
 
 from deploykit.errors import UsageError, require
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.dng import dng_bytes
 from deploykit.runtime.draw import draw_lines
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.images.letterbox import as_bgr, read_image
-from deploykit.runtime.raw import RawPicture
+from deploykit.runtime.raw.dng import dng_bytes
+from deploykit.runtime.raw.picture import RawPicture
 from deploykit.runtime.results import encode_image
 from deploykit.runtime.segment_draw import draw_label_map, save_label_map, shares
 

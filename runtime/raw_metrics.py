@@ -6,7 +6,7 @@ import numpy as np
 
 from deploykit.errors import DataError
 from deploykit.runtime.images.metrics import psnr, ssim
-from deploykit.runtime.raw import RawPicture, pack
+from deploykit.runtime.raw.picture import RawPicture, pack
 
 __all__ = ["raw_scores"]
 

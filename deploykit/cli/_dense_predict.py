@@ -76,7 +76,7 @@ def without_raw(source: Pictures | Video) -> Pictures | Video:
         ImageError: none is left.
     """
     from deploykit.runtime.images.sources import Video
-    from deploykit.runtime.raw import is_raw
+    from deploykit.runtime.raw.picture import is_raw
 
     if isinstance(source, Video) or source.folder is None:
         return source
