@@ -15,9 +15,9 @@ from deploykit.errors import DeployError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import open_gpu, why_no_gpu
 from deploykit.runtime.images.letterbox import Letterbox, blob
-from deploykit.runtime.native import LIBRARIES, letterbox_blob, native_nms, nms_arrays
-from deploykit.runtime.native_build import library_info
-from deploykit.runtime.native_cuda import CudaLibrary
+from deploykit.runtime.native.build import library_info
+from deploykit.runtime.native.cuda_library import CudaLibrary
+from deploykit.runtime.native.library import LIBRARIES, letterbox_blob, native_nms, nms_arrays
 from deploykit.runtime.nms import Kept, numpy_nms
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
@@ -39,7 +39,7 @@ class Check:
 
 
 def check_libraries() -> Iterator[Check]:
-    """Check each library that is there, in the order of :data:`deploykit.runtime.native.LIBRARIES`."""
+    """Check each library that is there, in the order of :data:`deploykit.runtime.native.library.LIBRARIES`."""
     for name, check in zip(LIBRARIES, (_cpu, _onnxruntime, _cuda, _tensorrt), strict=True):
         info = library_info(name)
         if info.problem:

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.native import native_nms
+from deploykit.runtime.native.library import native_nms
 from deploykit.spec import RawRows, Thresholds
 
 __all__ = ["Kept", "nms", "numpy_nms", "suppress", "suppress_by_label"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, UsageError, require
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.native import find_library, library_folder
+from deploykit.runtime.native.library import find_library, library_folder
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 
 __all__ = ["OrtSession", "open_session"]

@@ -75,7 +75,7 @@ def test_the_installed_wheel_works_and_leaves_the_top_level_alone(built: Path, t
         "from deploykit.export.feeds import sample_image\n"
         "assert deploykit.__file__.startswith(sys.argv[1]), deploykit.__file__\n"
         "assert sample_image().is_file()\n"
-        "from deploykit.runtime.native_build import source_folder\n"
+        "from deploykit.runtime.native.build import source_folder\n"
         "assert (source_folder() / 'CMakeLists.txt').is_file()\n"
         "assert not [n for n in ('models', 'export', 'runtime') if importlib.util.find_spec(n)]\n"
     )

@@ -10,7 +10,7 @@ import pytest
 
 from deploykit.cli import main
 from deploykit.export import native_check
-from deploykit.runtime.native import FOLDER, LIBRARIES, SWITCH
+from deploykit.runtime.native.library import FOLDER, LIBRARIES, SWITCH
 
 
 def test_info_without_libraries(

@@ -19,7 +19,7 @@ from deploykit.export.native_check import HEAD, decode_rows_model, decoded_rows
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.native_cuda import CudaLibrary
+from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.session import open_session
 from tests.cpp_plugins.conftest import with_attributes
 from tests.export.narrow import model_of

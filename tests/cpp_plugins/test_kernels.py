@@ -14,8 +14,8 @@ from deploykit.errors import BackendError, NotFoundError
 from deploykit.export.native_check import expected_outputs
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox, blob
-from deploykit.runtime.native import FOLDER
-from deploykit.runtime.native_cuda import CudaLibrary
+from deploykit.runtime.native.cuda_library import CudaLibrary
+from deploykit.runtime.native.library import FOLDER
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 from tests.cpp_plugins.conftest import compile_team
 from tests.nms_corpus import Case, corpus

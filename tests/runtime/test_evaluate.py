@@ -18,7 +18,7 @@ from deploykit.runtime.coco_metrics import BOX_KEYS, KEYPOINT_KEYS
 from deploykit.runtime.evaluate import evaluate_session
 from deploykit.runtime.evaluation import Evaluation
 from deploykit.runtime.fake import FakeSession
-from deploykit.runtime.native import nms_arrays
+from deploykit.runtime.native.library import nms_arrays
 from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 from tests.runtime.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model
 from tests.runtime.coco_folder import BLUE_ID, RED_ID, Folder, pose_spec, write_folder

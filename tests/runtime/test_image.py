@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deploykit.errors import BackendError, ImageError, NotFoundError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox, as_bgr, blob, decode_image, read_image
-from deploykit.runtime.native import plan_of
+from deploykit.runtime.native.library import plan_of
 from deploykit.spec import Fit, InputSpec
 
 

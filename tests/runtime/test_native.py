@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError
-from deploykit.runtime import native as native_module
 from deploykit.runtime.images.letterbox import Letterbox, blob
-from deploykit.runtime.native import FOLDER, SWITCH, cpu_library, letterbox_blob, native_nms
+from deploykit.runtime.native import library as native_module
+from deploykit.runtime.native.library import FOLDER, SWITCH, cpu_library, letterbox_blob, native_nms
 from deploykit.runtime.nms import nms, numpy_nms
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 

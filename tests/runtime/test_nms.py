@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploykit.runtime import nms as nms_module
-from deploykit.runtime.native import native_nms
+from deploykit.runtime.native.library import native_nms
 from deploykit.runtime.nms import Kept as Result
 from deploykit.runtime.nms import nms, numpy_nms
 from deploykit.spec import RawRows, Thresholds

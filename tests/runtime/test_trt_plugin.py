@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploykit.runtime import trt_module
-from deploykit.runtime.native import FOLDER
+from deploykit.runtime.native.library import FOLDER
 from deploykit.runtime.trt_module import load_flavour
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, UsageError
 from deploykit.runtime.files import is_folder, write_whole
-from deploykit.runtime.native import ABI, LIBRARIES, abi_of, built_with, find_library, library_folder
+from deploykit.runtime.native.library import ABI, LIBRARIES, abi_of, built_with, find_library, library_folder
 
 __all__ = ["BuildReport", "LibraryInfo", "build_libraries", "library_info", "source_folder"]
 
@@ -64,7 +64,7 @@ def build_libraries(
 
     Args:
         out: the folder for the libraries; None: the one that they are looked for in.
-        only: names of :data:`deploykit.runtime.native.LIBRARIES`; ``cpu`` is always built. Empty: all that can be.
+        only: names of :data:`deploykit.runtime.native.library.LIBRARIES`; ``cpu`` is always built. Empty: all that can be.
         tensorrt: a folder with ``NvInfer.h``, or the one above it.
         onnxruntime: a folder with ``onnxruntime_cxx_api.h``.
         architectures: compute capabilities such as 90; empty: all from 75 on that the compiler knows.

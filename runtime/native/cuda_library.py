@@ -18,7 +18,17 @@ from deploykit.errors import BackendError, NotFoundError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.native import ABI, Layout, Limits, Plan, abi_of, find_library, nms_arrays, plan_of, tables_of
+from deploykit.runtime.native.library import (
+    ABI,
+    Layout,
+    Limits,
+    Plan,
+    abi_of,
+    find_library,
+    nms_arrays,
+    plan_of,
+    tables_of,
+)
 from deploykit.spec import InputSpec, RawRows, Thresholds
 
 __all__ = ["CudaLibrary"]
@@ -195,10 +205,10 @@ class CudaLibrary:
         """Put :meth:`letterbox` on a stream, for pictures that lie on the device already; it does not wait for the end.
 
         Args:
-            plans: one a picture, by :func:`deploykit.runtime.native.plan_of`.
+            plans: one a picture, by :func:`deploykit.runtime.native.library.plan_of`.
             images: pointers to their first pixels.
             steps: bytes from one row of a picture to its next.
-            tables: by :func:`deploykit.runtime.native.tables_of`, on the host.
+            tables: by :func:`deploykit.runtime.native.library.tables_of`, on the host.
             half: whether the output is float16.
             out: pointer to the output ``(B, 3, H, W)``.
             stream: the stream as CUDA's own handle.
