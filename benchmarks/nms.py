@@ -41,7 +41,7 @@ from deploykit.export.nms_graph import CANDIDATES as NAMES
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native.library import cpu_library, find_library
-from deploykit.runtime.nms import nms, numpy_nms
+from deploykit.runtime.postprocess.nms import nms, numpy_nms
 from deploykit.runtime.session import open_session
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 

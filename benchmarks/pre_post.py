@@ -26,7 +26,7 @@ from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.images.pillow_resize import resample
 from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native.library import cpu_library, letterbox_blob
-from deploykit.runtime.nms import nms
+from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.predictor import Predictor
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawRows, Thresholds
 

@@ -33,7 +33,7 @@ from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import create_model
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.runtime.native.library import find_library
-from deploykit.runtime.nms import numpy_nms
+from deploykit.runtime.postprocess.nms import numpy_nms
 from deploykit.spec import NmsOutputs
 
 SIDE = 960

@@ -8,10 +8,10 @@ from typing import Literal
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.fusion import object_thresholds
-from deploykit.runtime.nms import nms
 from deploykit.runtime.parity import Batch, Tolerance
-from deploykit.runtime.postprocess import Found, found_in
+from deploykit.runtime.postprocess.detections import Found, found_in
+from deploykit.runtime.postprocess.nms import nms
+from deploykit.runtime.postprocess.pose_fusion import object_thresholds
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
 __all__ = ["FEW", "ROWS", "Matching", "match", "match_found"]

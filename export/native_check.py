@@ -18,7 +18,7 @@ from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.native.build import library_info
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import LIBRARIES, letterbox_blob, native_nms, nms_arrays
-from deploykit.runtime.nms import Kept, numpy_nms
+from deploykit.runtime.postprocess.nms import Kept, numpy_nms
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 

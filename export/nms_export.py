@@ -17,7 +17,7 @@ from deploykit.export.nms_select import RowSelection, selecting
 from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.layers.mask_rcnn import with_thresholds
-from deploykit.runtime.postprocess import names_of
+from deploykit.runtime.postprocess.detections import names_of
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
 from deploykit.spec import Tensor as Dense
 

@@ -1,7 +1,7 @@
 """Which rows NMS looks at, in PyTorch: the part that is traced, and the twin of the numpy reference for it.
 
 Scores first, then the best ``pre_nms_topk`` rows, and only those are gathered, decoded and handed on: of 57,375 rows of
-a pose network at 960 px a thousand at most. The definition is that of :mod:`deploykit.runtime.nms`.
+a pose network at 960 px a thousand at most. The definition is that of :mod:`deploykit.runtime.postprocess.nms`.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def export_onnx(
         nms: ``none``: raw rows; ``graph``: suppressed in the graph by ONNX's NonMaxSuppression; ``basic``: by basic
             operators only; ``plugin``: by the node ``deploykit::NmsKpt``, after ``deploykit::DecodeRows``
             where the head is one of anchors. All have one meaning, that of
-            :mod:`deploykit.runtime.nms`.
+            :mod:`deploykit.runtime.postprocess.nms`.
         conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
         preprocessing: how pictures are prepared, where a model was published with two ways: ``legacy`` for the weights
             of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.

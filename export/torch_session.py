@@ -16,7 +16,7 @@ from deploykit.errors import BackendError
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.postprocess import names_of
+from deploykit.runtime.postprocess.detections import names_of
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 from deploykit.spec import METADATA_KEY, ModelSpec, NmsOutputs, Tensor
 

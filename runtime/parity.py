@@ -18,8 +18,8 @@ import numpy as np
 
 from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.decode import decoded
 from deploykit.runtime.files import write_whole
+from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.session import Session, input_of
 from deploykit.spec import RawRows, Tensor, read_value
 

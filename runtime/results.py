@@ -18,7 +18,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.draw import draw
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.images.letterbox import as_bgr, read_image
-from deploykit.runtime.masks import run_lengths
+from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.spec import KeypointSpec
 
 __all__ = ["Detection", "Result", "encode_image"]

@@ -62,7 +62,11 @@ def test_the_wheel_holds_every_module_and_the_picture(built: Path) -> None:
 def test_the_source_distribution_builds_the_same_wheel(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {n.split("/", 1)[-1] for n in sdist.getnames()}
-    assert {"deploykit/models/yolov7.py", "deploykit/export/to_onnx.py", "deploykit/runtime/nms.py"} <= names
+    assert {
+        "deploykit/models/yolov7.py",
+        "deploykit/export/to_onnx.py",
+        "deploykit/runtime/postprocess/nms.py",
+    } <= names
     assert "deploykit/cpp_plugins/common/exports.map" in names
     assert not [n for n in names if "cpp_plugins/lib" in n]
 

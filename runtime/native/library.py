@@ -1,6 +1,6 @@
 """The native library of ``cpp_plugins``: where it is, and NMS and letterbox on the CPU by it.
 
-Everything works without it: :func:`deploykit.runtime.nms.nms` takes it where it is there and gives the same bits
+Everything works without it: :func:`deploykit.runtime.postprocess.nms.nms` takes it where it is there and gives the same bits
 either way. ``DEPLOYKIT_PLUGINS`` names the folder to look in, ``DEPLOYKIT_NATIVE=0`` switches the library off.
 
 It is called through ctypes: the library then knows no Python, so that one file serves every Python and C programs too,
@@ -211,7 +211,7 @@ _workspace = _Workspace()
 
 
 def native_nms(rows: Array, layout: RawRows, thresholds: Thresholds) -> tuple[Array, Array, Array, Array, int] | None:
-    """Rows, boxes, scores, labels and the number of candidates, as :func:`deploykit.runtime.nms.nms` defines them.
+    """Rows, boxes, scores, labels and the number of candidates, as :func:`deploykit.runtime.postprocess.nms.nms` defines them.
 
     None: there is no library, or it does not take these rows (another type than float32 and float16, columns that
     do not lie side by side, or that the layout does not have).

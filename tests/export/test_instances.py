@@ -37,8 +37,8 @@ from deploykit.runtime import trt
 from deploykit.runtime.chain import ChainSession, rest_of
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine import EngineRecord, expected_of
-from deploykit.runtime.masks import run_lengths
 from deploykit.runtime.parity import Expected
+from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.decode import decoded
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.parity import rows_of
-from deploykit.runtime.postprocess import found_in
+from deploykit.runtime.postprocess.decode import decoded
+from deploykit.runtime.postprocess.detections import found_in
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows

@@ -12,9 +12,9 @@ from hypothesis.extra import numpy as hnp
 
 from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.fake import FakeSession
-from deploykit.runtime.fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.postprocess import found_in, to_source
+from deploykit.runtime.postprocess.detections import found_in, to_source
+from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import (

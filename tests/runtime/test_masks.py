@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.runtime.masks import pasted
+from deploykit.runtime.postprocess.masks import pasted
 from tests.reference import two_stage as reference
 
 SIDE = st.floats(-6, 18).map(lambda v: round(v, 2))

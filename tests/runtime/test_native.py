@@ -16,7 +16,7 @@ from deploykit.errors import BackendError
 from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.native import library as native_module
 from deploykit.runtime.native.library import FOLDER, SWITCH, cpu_library, letterbox_blob, native_nms
-from deploykit.runtime.nms import nms, numpy_nms
+from deploykit.runtime.postprocess.nms import nms, numpy_nms
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 
 ROWS = np.array([[5, 5, 10, 10, 0.9, 1], [5, 5, 10, 10, 0.8, 1], [50, 5, 10, 10, 0.7, 1]], np.float32)
@@ -47,7 +47,7 @@ def test_the_folder_and_the_switch(native: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_nms_takes_the_library_where_it_is_there(native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deploykit.runtime.nms.numpy_nms", lambda *_: pytest.fail("numpy was asked"))
+    monkeypatch.setattr("deploykit.runtime.postprocess.nms.numpy_nms", lambda *_: pytest.fail("numpy was asked"))
     assert nms(ROWS, LAYOUT, Thresholds()).rows.tolist() == [0, 2]
 
 

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from deploykit.runtime import nms as nms_module
 from deploykit.runtime.native.library import native_nms
-from deploykit.runtime.nms import Kept as Result
-from deploykit.runtime.nms import nms, numpy_nms
+from deploykit.runtime.postprocess import nms as nms_module
+from deploykit.runtime.postprocess.nms import Kept as Result
+from deploykit.runtime.postprocess.nms import nms, numpy_nms
 from deploykit.spec import RawRows, Thresholds
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
 

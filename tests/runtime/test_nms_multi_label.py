@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.runtime import nms as nms_module
-from deploykit.runtime.nms import Kept as Result
-from deploykit.runtime.nms import nms, numpy_nms
+from deploykit.runtime.postprocess import nms as nms_module
+from deploykit.runtime.postprocess.nms import Kept as Result
+from deploykit.runtime.postprocess.nms import nms, numpy_nms
 from deploykit.spec import RawRows, Thresholds
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
 from tests.runtime.test_nms import problems

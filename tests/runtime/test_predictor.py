@@ -20,7 +20,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.video_writer import Recorder
-from deploykit.runtime.postprocess import Found, to_source
+from deploykit.runtime.postprocess.detections import Found, to_source
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.results import Result
 from deploykit.runtime.session import TensorInfo, open_session

@@ -11,7 +11,7 @@ import pytest
 
 import deploykit
 from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
-from deploykit.runtime.nms import nms
+from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.predictor import Predictor
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows
 

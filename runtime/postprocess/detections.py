@@ -9,10 +9,10 @@ import numpy as np
 
 from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.decode import decoded
-from deploykit.runtime.fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.nms import nms
+from deploykit.runtime.postprocess.decode import decoded
+from deploykit.runtime.postprocess.nms import nms
+from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
 __all__ = ["Found", "found_in", "names_of", "to_source"]
@@ -48,7 +48,7 @@ def found_in(
     """Decode image ``slot`` of a batch, whichever kind of output the spec describes.
 
     ``size`` is the (height, width) that went into the network; None: the spec's. ``multi_label``: a raw row may become
-    an object of each of its classes (:mod:`deploykit.runtime.nms`).
+    an object of each of its classes (:mod:`deploykit.runtime.postprocess.nms`).
 
     Raises:
         BackendError: an output has another shape than the spec says.

@@ -5,7 +5,7 @@ Source of the facts: arXiv 2111.08557, wmcnally/kapao ``val.py`` and ``utils/gen
 The one meaning:
 
 1. A row is of its best class (``obj * cls``, the lowest class at a tie). Two runs of NMS, as it is defined in
-   :mod:`deploykit.runtime.nms`, follow: of the persons (class 0) with the spec's thresholds, and of the keypoint
+   :mod:`deploykit.runtime.postprocess.nms`, follow: of the persons (class 0) with the spec's thresholds, and of the keypoint
    objects (the other classes) with ``conf`` and ``iou`` of the fusion. ``pre_nms_topk`` and ``max_det`` hold for each.
 2. In source pixels, a keypoint object stands in the middle of its box, after the box was clipped to the picture. A
    pose's keypoints are the person's coordinates with confidence 0; the first two of them (nose and left eye) are
@@ -24,7 +24,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.nms import Kept, nms
+from deploykit.runtime.postprocess.nms import Kept, nms
 from deploykit.spec import PoseFusion, PoseObjectRows, RawRows, Thresholds
 
 __all__ = ["KeypointObjects", "fuse", "kept_objects", "object_thresholds"]
