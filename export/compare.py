@@ -25,7 +25,7 @@ from deploykit.export.parity_report import ParityReport
 from deploykit.export.torch_session import open_torch_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.parity import Expected, Feeds, Layout, Tolerance, differences, rows_of, runs
+from deploykit.runtime.parity.expected import Expected, Feeds, Layout, Tolerance, differences, rows_of, runs
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
 from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows, Tensor

@@ -6,7 +6,7 @@ import numpy as np
 
 from deploykit.export.matching import Matching, What
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity import Batch, Tolerance, dense_limit
+from deploykit.runtime.parity.expected import Batch, Tolerance, dense_limit
 from deploykit.spec import ModelSpec
 
 __all__ = ["match_dense"]

@@ -12,7 +12,7 @@ import numpy as np
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox, read_image
 from deploykit.runtime.images.placing import dense_blob, place
-from deploykit.runtime.parity import Batch, Feeds
+from deploykit.runtime.parity.expected import Batch, Feeds
 from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = ["SAMPLE", "make_feeds", "on_canvas", "sample_image"]

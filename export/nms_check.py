@@ -17,7 +17,7 @@ from deploykit.export.layouts import detections_layout
 from deploykit.export.matching import Matching, match_found
 from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity import Batch, Difference, Expected, Tolerance, differences
+from deploykit.runtime.parity.expected import Batch, Difference, Expected, Tolerance, differences
 from deploykit.runtime.postprocess.detections import Found, found_in
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.session import Session, input_of

@@ -9,7 +9,7 @@ from typing import Any
 
 from deploykit.errors import ParityError
 from deploykit.export.matching import Matching
-from deploykit.runtime.parity import Difference, Tolerance
+from deploykit.runtime.parity.expected import Difference, Tolerance
 from deploykit.spec.json_values import worded
 
 __all__ = ["ParityReport"]

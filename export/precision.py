@@ -26,7 +26,7 @@ from deploykit.export.parity_report import ParityReport
 from deploykit.export.passes import initializers_of
 from deploykit.export.precision_check import check_precision, precisions_of
 from deploykit.export.proof import Proof, largest_values
-from deploykit.runtime.parity import Feeds
+from deploykit.runtime.parity.expected import Feeds
 from deploykit.spec import ModelSpec, NmsOutputs
 
 __all__ = ["PRECISIONS", "Job", "Lowering", "Precision", "PrecisionReport", "lower", "read_back"]

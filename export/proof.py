@@ -20,7 +20,7 @@ from deploykit.export.rounding import eased, float32_share
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.models._registry import ReferenceModel
 from deploykit.models.layers.mask_rcnn import with_thresholds
-from deploykit.runtime.parity import Expected, Feeds, Tolerance
+from deploykit.runtime.parity.expected import Expected, Feeds, Tolerance
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
 
 __all__ = ["Proof", "largest_values"]

@@ -16,7 +16,7 @@ from deploykit.export.compare import check_expected
 from deploykit.export.nms_check import check_detections
 from deploykit.export.torch_session import TorchSession
 from deploykit.models.layers.mask_rcnn import with_thresholds
-from deploykit.runtime.parity import Expected, Tolerance
+from deploykit.runtime.parity.expected import Expected, Tolerance
 from deploykit.spec import ModelSpec, NmsOutputs
 
 __all__ = ["MOST", "eased", "float32_share"]

@@ -52,7 +52,7 @@ from deploykit.runtime.engine import (
     parity_of,
 )
 from deploykit.runtime.files import existing_file, write_whole
-from deploykit.runtime.parity import Expected
+from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
 from deploykit.runtime.trt import open_engine

@@ -32,7 +32,7 @@ from deploykit.export.two_stage_nodes import TRANSLATIONS
 from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
 from deploykit.models._timm import TimmOptions, load_timm, name_in
-from deploykit.runtime.parity import Expected
+from deploykit.runtime.parity.expected import Expected
 from deploykit.spec import Dynamic, ModelSpec, Tensor, Thresholds
 from deploykit.version import __version__
 

@@ -16,7 +16,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.chain import ChainSession, rest_of
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
-from deploykit.runtime.parity import Expected, differences, runs
+from deploykit.runtime.parity.expected import Expected, differences, runs
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 from deploykit.runtime.trt_context import KernelCache, TrtContext
 from deploykit.runtime.trt_module import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger

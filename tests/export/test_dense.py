@@ -27,7 +27,7 @@ from deploykit.models.layers.conv import Conv
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.images.letterbox import read_image
-from deploykit.runtime.parity import Batch, Expected, Tolerance, differences
+from deploykit.runtime.parity.expected import Batch, Expected, Tolerance, differences
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense

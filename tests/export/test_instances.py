@@ -37,7 +37,7 @@ from deploykit.runtime import trt
 from deploykit.runtime.chain import ChainSession, rest_of
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine import EngineRecord, expected_of
-from deploykit.runtime.parity import Expected
+from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.session import open_session

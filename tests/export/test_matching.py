@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from deploykit.export.matching import FEW, ROWS, Matching, match
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity import Batch, Tolerance
+from deploykit.runtime.parity.expected import Batch, Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
 
 LIMIT = Tolerance()

@@ -26,7 +26,7 @@ from deploykit.models.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine import expected_of
 from deploykit.runtime.images.letterbox import read_image
-from deploykit.runtime.parity import Batch, Expected, Tolerance
+from deploykit.runtime.parity.expected import Batch, Expected, Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawRows, Thresholds
 from tests.export.narrow import graph_of, model_of
 

@@ -20,7 +20,7 @@ from deploykit.models._registry import create_model, load_model
 from deploykit.models.layers.conv import BN_EPS
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
-from deploykit.runtime.parity import Tolerance
+from deploykit.runtime.parity.expected import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.results import Result
 from deploykit.spec import ModelSpec, RawRows
