@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from deploykit.facade import open_session as open_session
     from deploykit.runtime.dense_predictor import DensePredictor as DensePredictor
     from deploykit.runtime.predictor import Predictor as Predictor
-    from deploykit.runtime.results import Result as Result
+    from deploykit.runtime.results.detection import Result as Result
     from deploykit.spec import ModelSpec as ModelSpec
 
 _HOME = {
@@ -38,7 +38,7 @@ _HOME = {
     "Lowering": "deploykit.export.precision",
     "ModelSpec": "deploykit.spec",
     "Predictor": "deploykit.runtime.predictor",
-    "Result": "deploykit.runtime.results",
+    "Result": "deploykit.runtime.results.detection",
     "build_engine": "deploykit.export.to_engine",
     "compare": "deploykit.export.compare",
     "evaluate": "deploykit.facade",

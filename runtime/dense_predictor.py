@@ -15,7 +15,6 @@ import numpy as np
 
 from deploykit.errors import DeployError, ImageError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.dense_results import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.images.letterbox import ImageSource, decode_image, encoded_image
 from deploykit.runtime.images.placing import (
     DENSE_TASKS,
@@ -30,6 +29,7 @@ from deploykit.runtime.images.placing import (
 from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.raw.picture import RawPicture, is_raw, pack, read_raw, unpack
+from deploykit.runtime.results.dense import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.session import Session, TensorInfo, spec_of
 from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
 from deploykit.spec import InputSpec, ModelSpec, Tensor
@@ -57,7 +57,7 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
 
     Pictures to restore that do not fit a network of fixed size are cut into tiles of that size; a network of free size
     takes them whole, unless tiles are asked for. A network of four channels that restores takes the mosaics of RAW
-    files, always in tiles; its result is a :class:`deploykit.runtime.dense_results.RestoredRaw`.
+    files, always in tiles; its result is a :class:`deploykit.runtime.results.dense.RestoredRaw`.
 
     Args:
         session: the network; :func:`deploykit.open_session` opens one. Closed together with the predictor.

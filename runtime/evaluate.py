@@ -24,7 +24,7 @@ from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.images.sources import Pictures
 from deploykit.runtime.machine import versions
 from deploykit.runtime.predictor import Predictor
-from deploykit.runtime.results import Result
+from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import Session
 from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawRows
 

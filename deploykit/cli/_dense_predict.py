@@ -88,7 +88,7 @@ def without_raw(source: Pictures | Video) -> Pictures | Video:
 
 def said(result: Any) -> str:
     """A picture's line; empty: it is one of objects."""
-    from deploykit.runtime.dense_results import (
+    from deploykit.runtime.results.dense import (
         Classification,
         DenseResult,
         Features,
@@ -143,7 +143,7 @@ class Files:
         Raises:
             UsageError: a picture cannot become a mosaic.
         """
-        from deploykit.runtime.dense_results import RestoredImage, RestoredRaw
+        from deploykit.runtime.results.dense import RestoredImage, RestoredRaw
 
         if isinstance(result, RestoredRaw):
             return self.suffix or RAW

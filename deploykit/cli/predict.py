@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
     from deploykit.runtime.images.sources import Pictures, Video
     from deploykit.runtime.images.video_writer import Recorder
-    from deploykit.runtime.results import Result
+    from deploykit.runtime.results.detection import Result
     from deploykit.runtime.source_predictor import SourcePredictor
 
 WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -153,7 +153,7 @@ class _Folder:
     def write(self, result: Any, drawn: Array | None) -> None:
         """Write one picture, or append one frame."""
         from deploykit.runtime.files import write_whole
-        from deploykit.runtime.results import encode_image
+        from deploykit.runtime.results.detection import encode_image
 
         if self._recorder is not None:
             assert drawn is not None

@@ -22,7 +22,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
 from deploykit.runtime.parity.expected import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
-from deploykit.runtime.results import Result
+from deploykit.runtime.results.detection import Result
 from deploykit.spec import ModelSpec, RawRows
 
 pytestmark = pytest.mark.data

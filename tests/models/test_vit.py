@@ -20,7 +20,7 @@ from deploykit.models._fuse import fuse_model
 from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model, outline_of_model
 from deploykit.models.vit import Head, VisionTransformer, VitConfig
-from deploykit.runtime.dense_results import Features
+from deploykit.runtime.results.dense import Features
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
 from tests.models.attention_kernels import attention_kernels

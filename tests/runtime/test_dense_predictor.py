@@ -17,11 +17,11 @@ from deploykit.errors import DeployError, ImageError, ImageSizeError, SpecError,
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.bench import benchmark
 from deploykit.runtime.dense_predictor import DensePredictor
-from deploykit.runtime.dense_results import Classification, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.picture import RawPicture, pack, read_raw
-from deploykit.runtime.segment_draw import draw_label_map, palette
+from deploykit.runtime.results.dense import Classification, LabelMap, RestoredImage, RestoredRaw
+from deploykit.runtime.results.draw_segmentation import draw_label_map, palette
 from deploykit.spec import ModelSpec, RawRows, Tensor
 from tests.runtime.dense_networks import blurrer, brightener, canvas_of, classifier, segmenter
 

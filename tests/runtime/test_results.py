@@ -14,8 +14,8 @@ import pytest
 
 from deploykit.errors import MissingDependencyError, NotFoundError, OutputError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.draw import draw
-from deploykit.runtime.results import Result
+from deploykit.runtime.results.detection import Result
+from deploykit.runtime.results.draw import draw
 from deploykit.spec import KeypointSpec
 
 SIZE = (200, 300)
@@ -208,7 +208,7 @@ def test_a_full_disk_leaves_the_old_picture_and_nothing_half_written(tmp_path: P
     code = f"""
 import numpy as np, resource
 from deploykit.errors import DiskFullError
-from deploykit.runtime.results import Result
+from deploykit.runtime.results.detection import Result
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, {resource.RLIM_INFINITY}))
 noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
 try:

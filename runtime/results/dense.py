@@ -14,13 +14,13 @@ import numpy as np
 
 from deploykit.errors import UsageError, require
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.draw import draw_lines
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.images.letterbox import as_bgr, read_image
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.picture import RawPicture
-from deploykit.runtime.results import encode_image
-from deploykit.runtime.segment_draw import draw_label_map, save_label_map, shares
+from deploykit.runtime.results.detection import encode_image
+from deploykit.runtime.results.draw import draw_lines
+from deploykit.runtime.results.draw_segmentation import draw_label_map, save_label_map, shares
 
 __all__ = ["Classification", "DenseResult", "Features", "LabelMap", "RestoredImage", "RestoredRaw"]
 
@@ -209,7 +209,7 @@ class LabelMap(DenseResult):
 
     def draw(self, image: Array | None = None, *, alpha: float = 0.5, legend: bool = True) -> Array:
         """See :meth:`DenseResult.draw`: the picture under its map; ``alpha`` and ``legend`` as
-        :func:`deploykit.runtime.segment_draw.draw_label_map`."""
+        :func:`deploykit.runtime.results.draw_segmentation.draw_label_map`."""
         return draw_label_map(self._source(image), self.labels, self.classes, alpha=alpha, legend=legend)
 
     def save_map(self, path: str | os.PathLike[str]) -> Path:
