@@ -21,7 +21,7 @@ from interleaved import interleaved
 from PIL import Image
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.images.pillow_resize import resample
 from deploykit.runtime.machine import processor_name

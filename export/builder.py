@@ -17,9 +17,9 @@ from typing import Any
 
 from deploykit.errors import ExportError, UsageError
 from deploykit.export.build_progress import BuildProgress, monitor
+from deploykit.runtime.backends.trt.bindings import BuildLog, dtype_name, logger
 from deploykit.runtime.engine import EngineOptions, Flavour, Profile
 from deploykit.runtime.session import TensorInfo, fits
-from deploykit.runtime.trt_module import BuildLog, dtype_name, logger
 from deploykit.spec import InputSpec
 
 __all__ = ["Network", "build", "check_options", "default_profile", "parse"]

@@ -16,7 +16,7 @@ from deploykit.export.nms_check import check_detections
 from deploykit.export.nms_export import NmsPlan
 from deploykit.export.nms_graph import CONF, IOU
 from deploykit.export.parity_report import ParityReport
-from deploykit.runtime import ort
+from deploykit.runtime.backends import ort
 from deploykit.runtime.parity.expected import Expected, Tolerance
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec

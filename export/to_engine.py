@@ -38,8 +38,10 @@ from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision_check import check_precision
 from deploykit.export.split import split
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
-from deploykit.runtime import ort
-from deploykit.runtime.chain import ChainSession, rest_of
+from deploykit.runtime.backends import ort
+from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
+from deploykit.runtime.backends.trt.session import open_engine
 from deploykit.runtime.cuda import Gpu, open_gpu, why_no_gpu
 from deploykit.runtime.engine import (
     FLAVOURS,
@@ -55,8 +57,6 @@ from deploykit.runtime.files import existing_file, write_whole
 from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
-from deploykit.runtime.trt import open_engine
-from deploykit.runtime.trt_module import BuildLog, installed, load_flavour, logger
 from deploykit.spec import METADATA_KEY, ModelSpec
 
 __all__ = ["NO_GPU", "SUFFIXES", "build_engine", "check_engine", "chosen_flavour"]

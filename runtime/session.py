@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 BACKENDS: dict[str, dict[str, str]] = {
-    ".onnx": {"onnxruntime": "deploykit.runtime.ort"},
-    ".trt": {"tensorrt": "deploykit.runtime.trt"},
-    ".engine": {"tensorrt": "deploykit.runtime.trt"},
+    ".onnx": {"onnxruntime": "deploykit.runtime.backends.ort"},
+    ".trt": {"tensorrt": "deploykit.runtime.backends.trt.session"},
+    ".engine": {"tensorrt": "deploykit.runtime.backends.trt.session"},
 }
 """File suffix -> backend name -> module; the first backend of a suffix is the default."""
 

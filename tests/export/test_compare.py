@@ -19,7 +19,7 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.session import Session
 from deploykit.spec import METADATA_KEY, ModelSpec, Tensor
 from tests.export.narrow import model_of

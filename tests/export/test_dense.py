@@ -25,7 +25,7 @@ from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel
 from deploykit.models.layers.conv import Conv
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import read_image
 from deploykit.runtime.parity.expected import Batch, Expected, Tolerance, differences
 from deploykit.runtime.session import open_session

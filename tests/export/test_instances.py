@@ -33,8 +33,8 @@ from deploykit.models._fuse import fuse_model
 from deploykit.models._registry import ReferenceModel, create_model, load_model, with_rewrite
 from deploykit.models.layers.mask_rcnn import CASCADE, MaskRcnn
 from deploykit.models.vitdet import VitDetConfig
-from deploykit.runtime import trt
-from deploykit.runtime.chain import ChainSession, rest_of
+from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine import EngineRecord, expected_of
 from deploykit.runtime.parity.expected import Expected

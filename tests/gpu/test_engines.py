@@ -19,8 +19,8 @@ from deploykit.export.feeds import sample_image
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
-from deploykit.runtime import trt
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.engine import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
 from deploykit.runtime.parity.expected import Expected

@@ -24,9 +24,9 @@ import deploykit
 from deploykit.errors import BackendError, ImageError, NotFoundError, UsageError
 from deploykit.runtime import bench, machine, predictor
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench import benchmark, encoded_pictures
 from deploykit.runtime.bench_report import Benchmark, Statistics
-from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.images import sources
 from deploykit.runtime.images.letterbox import decode_image
 from deploykit.runtime.predictor import Predictor

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.parity.expected import rows_of
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.postprocess.detections import found_in

@@ -14,10 +14,10 @@ import pytest
 import deploykit
 from deploykit.errors import DataError, ImageError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.coco_metrics import BOX_KEYS, KEYPOINT_KEYS
 from deploykit.runtime.evaluate import evaluate_session
 from deploykit.runtime.evaluation import Evaluation
-from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.native.library import nms_arrays
 from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 from tests.runtime.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from deploykit.errors import BackendError, SpecError
-from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.postprocess.detections import found_in, to_source
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects

@@ -17,7 +17,7 @@ import pytest
 import deploykit
 from deploykit.errors import BackendError, ImageError, MissingDependencyError, NotFoundError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.video_writer import Recorder
 from deploykit.runtime.postprocess.detections import Found, to_source

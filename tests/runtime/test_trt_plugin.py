@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.runtime import trt_module
+from deploykit.runtime.backends.trt import bindings as trt_module
+from deploykit.runtime.backends.trt.bindings import load_flavour
 from deploykit.runtime.native.library import FOLDER
-from deploykit.runtime.trt_module import load_flavour
 
 
 class Registry:

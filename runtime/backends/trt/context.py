@@ -12,10 +12,10 @@ import numpy as np
 
 from deploykit.errors import BackendError, DeployError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import Buffer, Gpu
 from deploykit.runtime.files import cache_folder, write_whole
 from deploykit.runtime.session import TensorInfo
-from deploykit.runtime.trt_module import BuildLog
 
 __all__ = ["KernelCache", "TrtContext"]
 

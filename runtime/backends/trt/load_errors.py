@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import ArtefactError, BackendError, DeviceError
+from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.engine import EngineRecord
-from deploykit.runtime.trt_module import BuildLog
 
 __all__ = ["refusal"]
 

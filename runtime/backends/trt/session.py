@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceError, ParityError, UsageError
-from deploykit.runtime import ort
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.chain import ChainSession, rest_of
+from deploykit.runtime.backends import ort
+from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.trt.bindings import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
+from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
+from deploykit.runtime.backends.trt.load_errors import refusal
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
 from deploykit.runtime.parity.expected import Expected, differences, runs
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
-from deploykit.runtime.trt_context import KernelCache, TrtContext
-from deploykit.runtime.trt_module import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
-from deploykit.runtime.trt_refusal import refusal
 from deploykit.spec import METADATA_KEY, NmsOutputs
 
 __all__ = ["TrtSession", "open_engine", "open_session"]
