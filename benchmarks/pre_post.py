@@ -27,7 +27,7 @@ from deploykit.runtime.images.pillow_resize import resample
 from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native.library import cpu_library, letterbox_blob
 from deploykit.runtime.postprocess.nms import nms
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawRows, Thresholds
 
 FULL_HD = (1080, 1920)

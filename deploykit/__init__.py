@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from deploykit.facade import evaluate_dense as evaluate_dense
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
-    from deploykit.runtime.dense_predictor import DensePredictor as DensePredictor
-    from deploykit.runtime.predictor import Predictor as Predictor
+    from deploykit.runtime.predict.dense import DensePredictor as DensePredictor
+    from deploykit.runtime.predict.detector import Predictor as Predictor
     from deploykit.runtime.results.detection import Result as Result
     from deploykit.spec import ModelSpec as ModelSpec
 
 _HOME = {
     "AccuracyGate": "deploykit.export.gate",
     "Calibration": "deploykit.export.calibration",
-    "DensePredictor": "deploykit.runtime.dense_predictor",
+    "DensePredictor": "deploykit.runtime.predict.dense",
     "DeployError": "deploykit.errors",
     "Lowering": "deploykit.export.precision",
     "ModelSpec": "deploykit.spec",
-    "Predictor": "deploykit.runtime.predictor",
+    "Predictor": "deploykit.runtime.predict.detector",
     "Result": "deploykit.runtime.results.detection",
     "build_engine": "deploykit.export.to_engine",
     "compare": "deploykit.export.compare",

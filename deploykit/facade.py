@@ -12,10 +12,10 @@ from deploykit.spec import CHECKPOINT_SUFFIXES, ModelSpec, Tensor
 
 if TYPE_CHECKING:
     from deploykit.runtime.accuracy import AccuracyComparison
-    from deploykit.runtime.dense_predictor import DensePredictor
     from deploykit.runtime.evaluate_dense import DenseEvaluation
     from deploykit.runtime.evaluation import Evaluation
-    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.predict.dense import DensePredictor
+    from deploykit.runtime.predict.detector import Predictor
     from deploykit.runtime.session import Session
 
 __all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "predictor_of"]
@@ -124,8 +124,8 @@ def predictor_of(
     Raises:
         SpecError: the spec does not fit the network. UsageError: an option is of another task.
     """
-    from deploykit.runtime.dense_predictor import DensePredictor
-    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.predict.dense import DensePredictor
+    from deploykit.runtime.predict.detector import Predictor
 
     limits = {"conf": conf, "iou": iou, "max_det": max_det}
     of_pictures = {"top": top, "tile": tile, "overlap": overlap}

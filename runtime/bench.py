@@ -29,9 +29,9 @@ from deploykit.runtime.bench_report import Benchmark, Encoded, Memory, Network, 
 from deploykit.runtime.images.letterbox import decode_image, encoded_image
 from deploykit.runtime.images.sources import Pictures, kind_of, open_source
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
+from deploykit.runtime.predict.base import SourcePredictor
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import Session
-from deploykit.runtime.source_predictor import SourcePredictor
 from deploykit.spec import Tensor
 
 __all__ = ["benchmark", "encoded_pictures"]

@@ -1,6 +1,6 @@
 """How good a model is on annotated pictures: its detections by COCO's protocol (docs/evaluation.md).
 
-The pictures go the way that they go in use, through :class:`deploykit.runtime.predictor.Predictor`, whatever kind of
+The pictures go the way that they go in use, through :class:`deploykit.runtime.predict.detector.Predictor`, whatever kind of
 model it is; only the thresholds are those of an evaluation.
 """
 
@@ -23,7 +23,7 @@ from deploykit.runtime.evaluation import CONF, IOU, MAX_DET, Counts, Evaluation,
 from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.images.sources import Pictures
 from deploykit.runtime.machine import versions
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import Session
 from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawRows

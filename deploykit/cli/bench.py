@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.runtime.bench_report import Benchmark, Part, Statistics
-    from deploykit.runtime.dense_predictor import DensePredictor
-    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.predict.dense import DensePredictor
+    from deploykit.runtime.predict.detector import Predictor
 
 ENGINE_SUFFIXES = {".engine", ".trt"}
 BETWEEN_REFRESHES = 0.25  # seconds; drawing the bar must not take what is being measured

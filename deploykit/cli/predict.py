@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
     from deploykit.runtime.images.sources import Pictures, Video
     from deploykit.runtime.images.video_writer import Recorder
+    from deploykit.runtime.predict.base import SourcePredictor
     from deploykit.runtime.results.detection import Result
-    from deploykit.runtime.source_predictor import SourcePredictor
 
 WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 QUIT_KEYS = {ord("q"), 27}  # 27: Escape

@@ -39,7 +39,7 @@ from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine import EngineRecord, expected_of
 from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.postprocess.masks import run_lengths
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows
 from tests.models import test_vit_mask_rcnn

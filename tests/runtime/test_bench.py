@@ -22,14 +22,15 @@ from hypothesis import strategies as st
 
 import deploykit
 from deploykit.errors import BackendError, ImageError, NotFoundError, UsageError
-from deploykit.runtime import bench, machine, predictor
+from deploykit.runtime import bench, machine
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench import benchmark, encoded_pictures
 from deploykit.runtime.bench_report import Benchmark, Statistics
 from deploykit.runtime.images import sources
 from deploykit.runtime.images.letterbox import decode_image
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict import detector as predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source
 from tests.runtime.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 

@@ -16,7 +16,7 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.parity.expected import rows_of
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.postprocess.detections import found_in
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows
 

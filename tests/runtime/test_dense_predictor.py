@@ -17,7 +17,7 @@ from deploykit.errors import DeployError, ImageError, ImageSizeError, SpecError,
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench import benchmark
-from deploykit.runtime.dense_predictor import DensePredictor
+from deploykit.runtime.predict.dense import DensePredictor
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.picture import RawPicture, pack, read_raw
 from deploykit.runtime.results.dense import Classification, LabelMap, RestoredImage, RestoredRaw

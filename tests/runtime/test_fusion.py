@@ -15,7 +15,7 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.postprocess.detections import found_in, to_source
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import (
     Fit,

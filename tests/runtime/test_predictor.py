@@ -21,7 +21,7 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.video_writer import Recorder
 from deploykit.runtime.postprocess.detections import Found, to_source
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import TensorInfo, open_session
 from deploykit.spec import Fit, InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds

@@ -12,7 +12,7 @@ import pytest
 import deploykit
 from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
 from deploykit.runtime.postprocess.nms import nms
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows
 
 DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"

@@ -16,9 +16,9 @@ from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.images.sources import Frame
 from deploykit.runtime.postprocess.detections import found_in, to_source
 from deploykit.runtime.postprocess.masks import pasted
+from deploykit.runtime.predict.base import SourcePredictor, checked_batch, input_as_said
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import Session, TensorInfo, spec_of
-from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
 
 __all__ = ["Predictor"]

@@ -28,10 +28,10 @@ from deploykit.runtime.images.placing import (
 )
 from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video
 from deploykit.runtime.images.tiles import Tiling, run_tiled
+from deploykit.runtime.predict.base import SourcePredictor, checked_batch, input_as_said
 from deploykit.runtime.raw.picture import RawPicture, is_raw, pack, read_raw, unpack
 from deploykit.runtime.results.dense import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.session import Session, TensorInfo, spec_of
-from deploykit.runtime.source_predictor import SourcePredictor, checked_batch, input_as_said
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
 __all__ = ["DensePredictor"]
