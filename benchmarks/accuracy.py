@@ -30,9 +30,9 @@ from benchmarks.interleaved import interleaved
 from deploykit import Calibration, Lowering, export_onnx
 from deploykit.export.calibration import measure_activations
 from deploykit.export.quantize import activations_of, quantisable, quantize
-from deploykit.runtime.accuracy import compare_evaluations, interval_of
-from deploykit.runtime.coco_data import read_coco
-from deploykit.runtime.evaluate import evaluate_session
+from deploykit.runtime.evaluate.coco_data import read_coco
+from deploykit.runtime.evaluate.compare import compare_evaluations, interval_of
+from deploykit.runtime.evaluate.detection import evaluate_session
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import open_session, spec_of
 

@@ -11,9 +11,9 @@ from deploykit.errors import UsageError, require
 from deploykit.spec import CHECKPOINT_SUFFIXES, ModelSpec, Tensor
 
 if TYPE_CHECKING:
-    from deploykit.runtime.accuracy import AccuracyComparison
-    from deploykit.runtime.evaluate_dense import DenseEvaluation
-    from deploykit.runtime.evaluation import Evaluation
+    from deploykit.runtime.evaluate.compare import AccuracyComparison
+    from deploykit.runtime.evaluate.dense import DenseEvaluation
+    from deploykit.runtime.evaluate.report import Evaluation
     from deploykit.runtime.predict.dense import DensePredictor
     from deploykit.runtime.predict.detector import Predictor
     from deploykit.runtime.session import Session
@@ -189,7 +189,7 @@ def evaluate(
         UsageError: a task that the model cannot do, or a threshold that it cannot take.
         MissingDependencyError: the library of the metrics is not installed.
     """
-    from deploykit.runtime.evaluate import evaluate_session
+    from deploykit.runtime.evaluate.detection import evaluate_session
     from deploykit.runtime.session import spec_of
     from deploykit.runtime.spec_file import read_spec
 
@@ -245,7 +245,7 @@ def evaluate_dense(
         UsageError: a task that the model does not have.
         MissingDependencyError: segmentation without hotcoco.
     """
-    from deploykit.runtime.evaluate_dense import evaluate_dense_session
+    from deploykit.runtime.evaluate.dense import evaluate_dense_session
     from deploykit.runtime.session import spec_of
     from deploykit.runtime.spec_file import read_spec
 
@@ -278,7 +278,7 @@ def evaluate_against(
     Raises:
         UsageError: the two cannot be compared. Else what :func:`evaluate` raises.
     """
-    from deploykit.runtime.accuracy import compare_evaluations
+    from deploykit.runtime.evaluate.compare import compare_evaluations
 
     found = []
     for i, path in enumerate((model, reference)):

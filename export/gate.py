@@ -12,10 +12,10 @@ from torch import nn
 from deploykit.errors import NotFoundError, UsageError
 from deploykit.export.graph_session import open_graph_session
 from deploykit.export.torch_session import TorchSession
-from deploykit.runtime.accuracy import AccuracyComparison, check_drop, compare_evaluations
-from deploykit.runtime.coco_data import read_coco
-from deploykit.runtime.coco_metrics import library
-from deploykit.runtime.evaluate import evaluate_session
+from deploykit.runtime.evaluate.coco_data import read_coco
+from deploykit.runtime.evaluate.coco_metrics import library
+from deploykit.runtime.evaluate.compare import AccuracyComparison, check_drop, compare_evaluations
+from deploykit.runtime.evaluate.detection import evaluate_session
 from deploykit.runtime.session import Session, open_session
 from deploykit.spec import ModelSpec
 

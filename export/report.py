@@ -10,7 +10,7 @@ from typing import Any
 from deploykit.export.interface import Constant, Interface
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.precision import PrecisionReport
-from deploykit.runtime.accuracy import AccuracyComparison
+from deploykit.runtime.evaluate.compare import AccuracyComparison
 from deploykit.runtime.files import megabytes
 from deploykit.spec import ModelSpec
 

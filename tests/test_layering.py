@@ -99,7 +99,7 @@ def loaded_by(code: str) -> set[str]:
             {"torch", "onnx", "onnxscript"},
         ),
         (
-            "import deploykit.runtime.evaluate, deploykit.runtime.evaluation",
+            "import deploykit.runtime.evaluate.detection, deploykit.runtime.evaluate.report",
             {"torch", "onnx", "onnxruntime", "hotcoco", "pycocotools"},
         ),
         ("import deploykit.releases.fetch", {"torch", "numpy", "cv2", "rich"}),

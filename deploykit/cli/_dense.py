@@ -10,7 +10,7 @@ from deploykit.cli._display import console, print_json, steps
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
-    from deploykit.runtime.evaluate_dense import DenseEvaluation
+    from deploykit.runtime.evaluate.dense import DenseEvaluation
 
 DENSE = ("segment", "classify", "restore", "features")
 """Tasks whose evaluation is not that of detections; of features it says that there is none."""

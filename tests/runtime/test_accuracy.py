@@ -15,12 +15,12 @@ import pytest
 import deploykit
 from deploykit.cli import main
 from deploykit.errors import AccuracyError, UsageError
-from deploykit.runtime.accuracy import AccuracyComparison, check_drop, compare_evaluations, interval_of
-from deploykit.runtime.coco_metrics import coco_scores
-from deploykit.runtime.evaluate import as_upstream
-from deploykit.runtime.evaluation import Evaluation
+from deploykit.runtime.evaluate.coco_metrics import coco_scores
+from deploykit.runtime.evaluate.compare import AccuracyComparison, check_drop, compare_evaluations, interval_of
+from deploykit.runtime.evaluate.detection import as_upstream
+from deploykit.runtime.evaluate.plots import f1_curve, write_plots
+from deploykit.runtime.evaluate.report import Evaluation
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.plots import f1_curve, write_plots
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source
 from tests.runtime.cell_model import BLUE, RED, write_cell_model
 from tests.runtime.coco_folder import Folder, pose_spec, write_folder

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import MissingDependencyError, UsageError
-from deploykit.runtime.coco_data import Category, CocoData, Picture, read_coco
-from deploykit.runtime.coco_metrics import (
+from deploykit.runtime.evaluate.coco_data import Category, CocoData, Picture, read_coco
+from deploykit.runtime.evaluate.coco_metrics import (
     BOX_KEYS,
     KEYPOINT_KEYS,
     CocoScores,

@@ -15,9 +15,9 @@ import deploykit
 from deploykit.errors import DataError, ImageError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.coco_metrics import BOX_KEYS, KEYPOINT_KEYS
-from deploykit.runtime.evaluate import evaluate_session
-from deploykit.runtime.evaluation import Evaluation
+from deploykit.runtime.evaluate.coco_metrics import BOX_KEYS, KEYPOINT_KEYS
+from deploykit.runtime.evaluate.detection import evaluate_session
+from deploykit.runtime.evaluate.report import Evaluation
 from deploykit.runtime.native.library import nms_arrays
 from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 from tests.runtime.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model
@@ -330,7 +330,7 @@ def test_more_candidates_than_nms_looks_at_are_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
     folder = write_folder(tmp_path / "many", [[(i, j, RED) for i in range(8) for j in range(4)]], scale=1)
-    monkeypatch.setattr("deploykit.runtime.evaluate.TOPK", 10)
+    monkeypatch.setattr("deploykit.runtime.evaluate.detection.TOPK", 10)
     found = _evaluated(model, folder, task="detect")
     assert (found.counts.truncated, found.counts.detections) == (1, 10)
     assert "more candidates than NMS looks at (10) in 1 of 1 pictures" in found.notes[0]

@@ -17,8 +17,8 @@ from onnx import TensorProto, helper
 import deploykit
 from deploykit.cli import main
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, SpecError, UsageError
-from deploykit.runtime import evaluate_dense
-from deploykit.runtime.evaluate_dense import DenseEvaluation
+from deploykit.runtime.evaluate import dense as evaluate_dense
+from deploykit.runtime.evaluate.dense import DenseEvaluation
 from deploykit.runtime.images.letterbox import blob
 from deploykit.runtime.images.metrics import psnr, ssim
 from deploykit.runtime.images.placing import Placed, label_map, place, restored, top_classes

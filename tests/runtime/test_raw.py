@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError, ImageError, NotFoundError, UsageError
+from deploykit.runtime.evaluate.raw_mosaics import raw_scores
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.picture import RawPicture, is_raw, pack, read_raw, unpack
 from deploykit.runtime.raw.tiff import tiff_tags
-from deploykit.runtime.raw_metrics import raw_scores
 
 PATTERNS = {"RGGB": (0, 1, 1, 2), "BGGR": (2, 1, 1, 0), "GRBG": (1, 0, 2, 1), "GBRG": (1, 2, 0, 1)}
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import AccuracyError, UsageError, require
-from deploykit.runtime.coco_metrics import Detections, evaluator
-from deploykit.runtime.evaluation import Evaluation, Scored
+from deploykit.runtime.evaluate.coco_metrics import Detections, evaluator
+from deploykit.runtime.evaluate.report import Evaluation, Scored
 
 __all__ = ["CONFIDENCE", "AccuracyComparison", "Interval", "check_drop", "compare_evaluations", "interval_of"]
 

@@ -17,8 +17,8 @@ import numpy as np
 
 from deploykit.errors import require, writing
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.coco_metrics import Curve
-from deploykit.runtime.evaluation import Evaluation
+from deploykit.runtime.evaluate.coco_metrics import Curve
+from deploykit.runtime.evaluate.report import Evaluation
 from deploykit.runtime.files import write_whole
 
 __all__ = ["F1Curve", "f1_curve", "write_plots"]

@@ -19,7 +19,7 @@ import numpy as np
 
 from deploykit.errors import UsageError, require
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.coco_data import CocoData, Picture
+from deploykit.runtime.evaluate.coco_data import CocoData, Picture
 
 __all__ = [
     "BOX_KEYS",

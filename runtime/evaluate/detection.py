@@ -17,9 +17,9 @@ import numpy as np
 
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.coco_data import CocoData, LabelMap, Picture, match_keypoints, match_labels, read_coco
-from deploykit.runtime.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
-from deploykit.runtime.evaluation import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
+from deploykit.runtime.evaluate.coco_data import CocoData, LabelMap, Picture, match_keypoints, match_labels, read_coco
+from deploykit.runtime.evaluate.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
+from deploykit.runtime.evaluate.report import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
 from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.images.sources import Pictures
 from deploykit.runtime.machine import versions

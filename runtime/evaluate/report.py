@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deploykit.runtime.coco_data import CocoData
-from deploykit.runtime.coco_metrics import ClassScore, Curve, Detections, Kind
+from deploykit.runtime.evaluate.coco_data import CocoData
+from deploykit.runtime.evaluate.coco_metrics import ClassScore, Curve, Detections, Kind
 from deploykit.spec import COCO_KEYPOINTS
 
 __all__ = ["CONF", "IOU", "MAX_DET", "Counts", "Evaluation", "Scored", "Settings", "Task", "remarks"]
