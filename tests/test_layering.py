@@ -95,7 +95,7 @@ def loaded_by(code: str) -> set[str]:
             {"torch", "onnx", "numpy", "cv2", "rich", "onnxruntime"},
         ),
         (
-            "import deploykit.runtime.bench, deploykit.runtime.results.draw, deploykit.facade",
+            "import deploykit.runtime.bench.benchmark, deploykit.runtime.results.draw, deploykit.facade",
             {"torch", "onnx", "onnxscript"},
         ),
         (

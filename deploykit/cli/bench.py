@@ -19,7 +19,7 @@ from deploykit.errors import DeviceError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.runtime.bench_report import Benchmark, Part, Statistics
+    from deploykit.runtime.bench.report import Benchmark, Part, Statistics
     from deploykit.runtime.predict.dense import DensePredictor
     from deploykit.runtime.predict.detector import Predictor
 
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     # OpenCV's own chatter about a broken picture; what matters of it is said by the error that follows.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    from deploykit.runtime.bench import benchmark
+    from deploykit.runtime.bench.benchmark import benchmark
 
     if args.samples and not args.json:
         raise UsageError("--samples adds the time of every run to the JSON document: give --json as well")

@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 
 import deploykit
 from deploykit.errors import BackendError, ImageError, NotFoundError, UsageError
-from deploykit.runtime import bench, machine
+from deploykit.runtime import machine
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.bench import benchmark, encoded_pictures
-from deploykit.runtime.bench_report import Benchmark, Statistics
+from deploykit.runtime.bench import benchmark as bench
+from deploykit.runtime.bench.benchmark import benchmark, encoded_pictures
+from deploykit.runtime.bench.report import Benchmark, Statistics
 from deploykit.runtime.images import sources
 from deploykit.runtime.images.letterbox import decode_image
 from deploykit.runtime.predict import detector as predictor

@@ -16,7 +16,7 @@ from deploykit.cli import main
 from deploykit.errors import DeployError, ImageError, ImageSizeError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.bench import benchmark
+from deploykit.runtime.bench.benchmark import benchmark
 from deploykit.runtime.predict.dense import DensePredictor
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.picture import RawPicture, pack, read_raw
