@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.export.parity_report import ParityReport
-from deploykit.runtime.engine import EngineRecord
+from deploykit.runtime.engine_record import EngineRecord
 
 __all__ = ["EngineReport"]
 

@@ -13,7 +13,7 @@ from deploykit.export.engine_report import EngineReport
 from deploykit.export.report import ExportReport
 from deploykit.export.to_engine import SUFFIXES, build_engine, check_engine
 from deploykit.export.to_onnx import export_onnx
-from deploykit.runtime.engine import FLAVOURS
+from deploykit.runtime.engine_record import FLAVOURS
 from deploykit.runtime.parity.expected import Expected
 
 __all__ = ["FORMATS", "Exports", "Format", "export_formats"]

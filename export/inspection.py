@@ -10,7 +10,7 @@ from typing import Any
 
 from deploykit.describe import dense_meaning, pose_columns
 from deploykit.errors import CheckpointError, SpecError, require
-from deploykit.runtime.engine import record_of
+from deploykit.runtime.engine_record import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
 from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor

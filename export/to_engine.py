@@ -43,7 +43,7 @@ from deploykit.runtime.backends.chain import ChainSession, rest_of
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.session import open_engine
 from deploykit.runtime.cuda import Gpu, open_gpu, why_no_gpu
-from deploykit.runtime.engine import (
+from deploykit.runtime.engine_record import (
     FLAVOURS,
     EngineOptions,
     EngineRecord,

@@ -119,7 +119,7 @@ def _opened(args: argparse.Namespace) -> Predictor | DensePredictor:
 
 def _what_runs_here(engine: Path) -> str:
     """The command for the ONNX file that an engine was built from."""
-    from deploykit.runtime.engine import source_of
+    from deploykit.runtime.engine_record import source_of
 
     source = source_of(engine)
     if source is None:

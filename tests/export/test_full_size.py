@@ -13,7 +13,7 @@ from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx
 from deploykit.models._random import create_checkpoint
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import log_of
+from deploykit.runtime.engine_record import log_of
 
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="on a GPU tests/gpu builds engines and runs them")

@@ -36,7 +36,7 @@ from deploykit.models.vitdet import VitDetConfig
 from deploykit.runtime.backends.chain import ChainSession, rest_of
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import EngineRecord, expected_of
+from deploykit.runtime.engine_record import EngineRecord, expected_of
 from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predict.detector import Predictor

@@ -19,7 +19,7 @@ from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import expected_of
+from deploykit.runtime.engine_record import expected_of
 from deploykit.runtime.parity.expected import Expected
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
 from tests.export.narrow import model_of

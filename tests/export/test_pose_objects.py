@@ -24,7 +24,7 @@ from deploykit.facade import load
 from deploykit.models._original_format import original_checkpoint
 from deploykit.models.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import expected_of
+from deploykit.runtime.engine_record import expected_of
 from deploykit.runtime.images.letterbox import read_image
 from deploykit.runtime.parity.expected import Batch, Expected, Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawRows, Thresholds

@@ -322,7 +322,7 @@ def test_an_engine_has_the_precision_that_was_asked_for(
     else:
         calibration = Calibration(pictures, method="minmax")
         report = export(tmp_path / "fp8.onnx", Lowering("fp8", calibration=calibration, **KEEP_NONE), check=False)
-    from deploykit.runtime.engine import EngineOptions
+    from deploykit.runtime.engine_record import EngineOptions
 
     options = EngineOptions(compute_capabilities=("sm89", "sm120") if kind == "fp8" else ())
     engine = build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path / "x.trt", options=options, check=False)

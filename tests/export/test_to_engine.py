@@ -33,7 +33,7 @@ from deploykit.export.formats import export_formats
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.export.to_engine import build_engine
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import EngineOptions, Profile, expected_of, log_of, parity_of, record_of
+from deploykit.runtime.engine_record import EngineOptions, Profile, expected_of, log_of, parity_of, record_of
 from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec

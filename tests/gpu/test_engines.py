@@ -22,7 +22,7 @@ from deploykit.facade import load, open_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import open_gpu
-from deploykit.runtime.engine import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
+from deploykit.runtime.engine_record import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
 from deploykit.runtime.parity.expected import Expected
 from deploykit.spec import RawRows
 from tests.export.narrow import model_of

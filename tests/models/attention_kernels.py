@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploykit.export.to_engine import build_engine
-from deploykit.runtime.engine import log_of
+from deploykit.runtime.engine_record import log_of
 
 
 def attention_kernels(file: Path, folder: Path) -> int:

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import SpecError
-from deploykit.runtime.engine import FLAVOURS, EngineOptions, EngineRecord, Profile, expected_of, log_of, record_of
+from deploykit.runtime.engine_record import (
+    FLAVOURS,
+    EngineOptions,
+    EngineRecord,
+    Profile,
+    expected_of,
+    log_of,
+    record_of,
+)
 from tests.runtime.cell_model import cell_spec
 
 

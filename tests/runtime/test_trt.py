@@ -25,7 +25,7 @@ from deploykit.facade import load
 from deploykit.runtime import cuda
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
-from deploykit.runtime.engine import EngineRecord, Profile, expected_of, record_of
+from deploykit.runtime.engine_record import EngineRecord, Profile, expected_of, record_of
 from deploykit.runtime.parity.expected import Batch, Expected, Feeds
 from deploykit.runtime.session import open_session, spec_of
 from deploykit.spec import PoseObjectRows, RawRows

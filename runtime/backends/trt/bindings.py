@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import BackendError, UsageError, require
-from deploykit.runtime.engine import FLAVOURS, Flavour
+from deploykit.runtime.engine_record import FLAVOURS, Flavour
 from deploykit.runtime.native.library import built_with, find_library
 
 __all__ = ["NUMPY_NAMES", "BuildLog", "dtype_name", "installed", "load_flavour", "logger"]

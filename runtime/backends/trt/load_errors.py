@@ -9,7 +9,7 @@ from typing import Any
 from deploykit.errors import ArtefactError, BackendError, DeviceError
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import Gpu
-from deploykit.runtime.engine import EngineRecord
+from deploykit.runtime.engine_record import EngineRecord
 
 __all__ = ["refusal"]
 
