@@ -47,7 +47,7 @@ class LibraryInfo:
 
 def source_folder() -> Path:
     """Where the sources lie: they are part of the package."""
-    return Path(__file__).parent.parent / "cpp_plugins"
+    return Path(__file__).parents[2] / "cpp_plugins"
 
 
 def build_libraries(

@@ -61,7 +61,7 @@ def library_folder() -> Path:
 
 
 def _folder(place: str | None) -> Path:
-    return Path(place) if place else Path(__file__).parent.parent / "cpp_plugins" / "lib"
+    return Path(place) if place else Path(__file__).parents[2] / "cpp_plugins" / "lib"
 
 
 def find_library(name: str) -> Path | None:
