@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UnknownLayerError
-from deploykit.models._checkpoint import Checkpoint, Module
 from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models._layer_table import ACTIVATIONS
 from deploykit.models._weights import load_weights
+from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.ghost import C3Ghost
 

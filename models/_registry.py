@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError, NotFoundError, UsageError
-from deploykit.models._checkpoint import Checkpoint, read_checkpoint
+from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from deploykit.errors import CheckpointError
-from deploykit.models._checkpoint import Checkpoint
+from deploykit.models.checkpoint.reader import Checkpoint
 
 __all__ = ["Shapes"]
 

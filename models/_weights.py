@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import WeightsMismatchError
-from deploykit.models._checkpoint import Checkpoint
+from deploykit.models.checkpoint.reader import Checkpoint
 
 __all__ = ["load_weights"]
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError, UsageError
-from deploykit.models._checkpoint import Checkpoint
 from deploykit.models._fuse import shared_copy
 from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models._weights import load_weights
+from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.layers.naf import BoxMean, FixedAttention, NafBlock, naf_blocks
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense

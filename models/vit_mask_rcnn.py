@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
 from deploykit.models import vitdet
-from deploykit.models._checkpoint import Checkpoint
 from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models._shapes import Shapes
 from deploykit.models._weights import load_weights
+from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.layers.mask_rcnn import HeadsConfig, MaskRcnn, with_thresholds
 from deploykit.models.layers.pyramid import TapPyramid
 from deploykit.models.layers.shared_bias import SharedBiasBlock

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deploykit.errors import CheckpointError
-from deploykit.models._checkpoint import Checkpoint
 from deploykit.models._graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph, Row, build_graph
 from deploykit.models._graph_checkpoint import graph_from_checkpoint
 from deploykit.models._names import COCO_CLASSES
@@ -30,6 +29,7 @@ from deploykit.models._row_family import (
     normal_rows,
     reference_of,
 )
+from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deploykit.models._checkpoint import Checkpoint
 from deploykit.models._graph import GraphConfig, Row, build_graph
 from deploykit.models._graph_checkpoint import graph_from_checkpoint
 from deploykit.models._names import COCO_CLASSES
@@ -27,6 +26,7 @@ from deploykit.models._row_family import (
     normal_rows,
     reference_of,
 )
+from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.layers.anchor_head import IAuxDetect, Keypoint
 
 FAMILY = "YOLOv7"

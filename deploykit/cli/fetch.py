@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploykit.models._checkpoint import Checkpoint
+    from deploykit.models.checkpoint.reader import Checkpoint
     from deploykit.releases.fetch import Fetched
 
 
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     looked: list[Checkpoint] = []
 
     def look(path: Path) -> None:
-        from deploykit.models._checkpoint import read_checkpoint
+        from deploykit.models.checkpoint.reader import read_checkpoint
 
         looked.append(read_checkpoint(path))
 

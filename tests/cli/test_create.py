@@ -14,7 +14,7 @@ from deploykit.cli import main
 from deploykit.errors import CheckpointError, DeployError, DiskFullError, NotFoundError, OutputError, UsageError
 from deploykit.export.feeds import make_feeds
 from deploykit.export.torch_session import open_torch_session
-from deploykit.models._checkpoint import read_checkpoint
+from deploykit.models.checkpoint.reader import read_checkpoint
 
 
 def tensors(file: Path) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from deploykit.errors import DeployError
-from deploykit.models._checkpoint import read_checkpoint
+from deploykit.models.checkpoint.reader import read_checkpoint
 from tests.models.hostile import GOOD_LEGACY, GOOD_SAFETENSORS, GOOD_ZIP
 from tests.models.hostile_files import files
 from tests.models.hostile_pickles import pickles

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from deploykit.models._checkpoint import read_checkpoint
+from deploykit.models.checkpoint.reader import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FORMATS: dict[str, dict[str, Any]] = {
@@ -342,7 +342,7 @@ def test_a_pickle_of_numpy_arrays_comes_back(protocol: int, tmp_path: Path) -> N
 
 MEASURE = """
 import os, pathlib, sys, time, torch
-from deploykit.models._checkpoint import read_checkpoint
+from deploykit.models.checkpoint.reader import read_checkpoint
 def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(field))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError, NotFoundError, UnsafeCheckpointError
-from deploykit.models._checkpoint import read_checkpoint
+from deploykit.models.checkpoint.reader import read_checkpoint
 
 
 def torch_saved(value: object, path: Path) -> Path:

@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import CheckpointError, DeployError
-from deploykit.models._checkpoint import read_checkpoint
-from deploykit.models._pickle import Interpreter
-from deploykit.models._tensors import BUILDERS
+from deploykit.models.checkpoint.pickle_opcodes import Interpreter
+from deploykit.models.checkpoint.reader import read_checkpoint
+from deploykit.models.checkpoint.tensors import BUILDERS
 from tests.models.hostile import (
     CANARY,
     GOOD_LEGACY,

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import CheckpointError, UnsafeCheckpointError
-from deploykit.models import _machine
-from deploykit.models._machine import Global, Record
-from deploykit.models._pickle import Interpreter
-from deploykit.models._tensors import BUILDERS
+from deploykit.models.checkpoint import stack_machine as _machine
+from deploykit.models.checkpoint.pickle_opcodes import Interpreter
+from deploykit.models.checkpoint.stack_machine import Global, Record
+from deploykit.models.checkpoint.tensors import BUILDERS
 from tests.models.hostile import MARK, NONE, PROTO, STOP, integer, mapping, name, text
 
 KEYS = st.one_of(st.text(max_size=9), st.integers(-(2**59), 2**59), st.binary(max_size=9), st.booleans())

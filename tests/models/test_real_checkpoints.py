@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from deploykit.errors import CheckpointError
-from deploykit.models._checkpoint import read_checkpoint
+from deploykit.models.checkpoint.reader import read_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 REAL = {

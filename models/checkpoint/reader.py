@@ -21,9 +21,8 @@ from typing import Any
 import torch
 
 from deploykit.errors import CheckpointError, DeployError, NotFoundError
-from deploykit.models._archive import Contents, Format, read_contents
-from deploykit.models._machine import Record, unsafe, what_is
-from deploykit.models._module_tree import (
+from deploykit.models.checkpoint.archive import Contents, Format, read_contents
+from deploykit.models.checkpoint.module_tree import (
     MAX_TENSORS,
     Module,
     PlainValues,
@@ -32,7 +31,8 @@ from deploykit.models._module_tree import (
     is_tensor,
     read_modules,
 )
-from deploykit.models._tensors import StoredTensor
+from deploykit.models.checkpoint.stack_machine import Record, unsafe, what_is
+from deploykit.models.checkpoint.tensors import StoredTensor
 
 __all__ = ["Checkpoint", "Module", "read_checkpoint"]
 

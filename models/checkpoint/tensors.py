@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from deploykit.errors import CheckpointError
-from deploykit.models._machine import TEXT, Builder, Global, Machine, Record, damaged, unsafe, what_is
+from deploykit.models.checkpoint.stack_machine import TEXT, Builder, Global, Machine, Record, damaged, unsafe, what_is
 
 __all__ = ["BUILDERS", "Span", "StorageRef", "StoredTensor", "TensorReader", "contiguous", "storage_reference"]
 

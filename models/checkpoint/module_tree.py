@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from deploykit.errors import CheckpointError
-from deploykit.models._machine import Record, damaged, unsafe, what_is
-from deploykit.models._tensors import StoredTensor, TensorReader
+from deploykit.models.checkpoint.stack_machine import Record, damaged, unsafe, what_is
+from deploykit.models.checkpoint.tensors import StoredTensor, TensorReader
 
 __all__ = ["Module", "PlainValues", "checked_name", "is_module", "is_tensor", "read_modules"]
 

@@ -10,11 +10,11 @@ from io import BufferedReader
 from typing import Any, Literal
 
 from deploykit.errors import CheckpointError
-from deploykit.models._machine import Global, damaged, unsafe
-from deploykit.models._pickle import Interpreter
-from deploykit.models._safetensors import read_header
-from deploykit.models._tensors import BUILDERS, Span, StorageRef, TensorReader, storage_reference
-from deploykit.models._zip import read_directory
+from deploykit.models.checkpoint.pickle_opcodes import Interpreter
+from deploykit.models.checkpoint.safetensors_file import read_header
+from deploykit.models.checkpoint.stack_machine import Global, damaged, unsafe
+from deploykit.models.checkpoint.tensors import BUILDERS, Span, StorageRef, TensorReader, storage_reference
+from deploykit.models.checkpoint.zip_file import read_directory
 
 __all__ = ["Contents", "Format", "read_contents"]
 

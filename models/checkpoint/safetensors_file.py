@@ -13,8 +13,8 @@ from typing import Any, TypeGuard
 import torch
 
 from deploykit.errors import CheckpointError
-from deploykit.models._machine import damaged, unsafe, what_is
-from deploykit.models._tensors import MAX_DIMENSIONS, MAX_SIZE, Span, StoredTensor, contiguous
+from deploykit.models.checkpoint.stack_machine import damaged, unsafe, what_is
+from deploykit.models.checkpoint.tensors import MAX_DIMENSIONS, MAX_SIZE, Span, StoredTensor, contiguous
 
 __all__ = ["read_header"]
 

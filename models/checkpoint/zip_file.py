@@ -12,8 +12,8 @@ from io import BufferedReader
 from typing import Any
 
 from deploykit.errors import CheckpointError, UnsafeCheckpointError
-from deploykit.models._machine import damaged, unsafe
-from deploykit.models._tensors import Span
+from deploykit.models.checkpoint.stack_machine import damaged, unsafe
+from deploykit.models.checkpoint.tensors import Span
 
 __all__ = ["read_directory"]
 
