@@ -26,8 +26,8 @@ from deploykit.errors import (
 )
 from deploykit.models._names import class_names
 from deploykit.models._registry import ReferenceModel
-from deploykit.models._weights import load_weights
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
+from deploykit.models.loading.weights import load_weights
 from deploykit.spec import Fit, InputSpec, ModelSpec, Source
 from deploykit.spec import Tensor as Dense
 
