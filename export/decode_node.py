@@ -15,8 +15,8 @@ import onnx_ir as ir
 from onnx import helper, parser
 from torch import Tensor, nn
 
-from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect, Keypoint
+from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import RawRows
 
 __all__ = ["append_decode", "raw_levels", "written_out"]

@@ -13,9 +13,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._graph import LayerGraph
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.layers.operators import best_scores
+from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import RawRows
 
 __all__ = ["Candidates", "HeadSelection", "RowSelection", "selecting"]

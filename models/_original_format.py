@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph
 from deploykit.models.layers import lite
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint, Keypoint
 from deploykit.models.layers.conv import Add, Concat, Conv, DownC, DWConv, FoldingSequential, ReOrg, Shortcut
@@ -30,6 +29,7 @@ from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.pool import MP, SP, SPP, SPPCSPC, SPPF
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
+from deploykit.models.yolo_graph.layer_graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph
 
 __all__ = [
     "ORIGINALS",

@@ -13,11 +13,11 @@ from dataclasses import replace
 import torch
 
 from deploykit.errors import CheckpointError
-from deploykit.models._graph_checkpoint import apply_recorded
 from deploykit.models._yolov6_layout import REG_MAX, Layout, layout_of
 from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.yolo_graph.from_checkpoint import apply_recorded
 
 LANDMARKS = 10  # values beside a box that a face detector of the project's branch yolov6-face predicts
 

@@ -17,11 +17,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deploykit.errors import CheckpointError
-from deploykit.models._graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph, Row, build_graph
-from deploykit.models._graph_checkpoint import graph_from_checkpoint
 from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import Builder, ReferenceModel, register_model
-from deploykit.models._row_family import (
+from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.layers.anchor_head import Keypoint
+from deploykit.models.layers.focus import ConvFocus, Focus
+from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,
     custom_name,
@@ -29,9 +30,8 @@ from deploykit.models._row_family import (
     normal_rows,
     reference_of,
 )
-from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.layers.anchor_head import Keypoint
-from deploykit.models.layers.focus import ConvFocus, Focus
+from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
+from deploykit.models.yolo_graph.layer_graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph, Row, build_graph
 
 FAMILY = "YOLOv5"
 WEIGHTS_LICENCE = "AGPL-3.0; GPL-3.0 before 7.0 and of YOLO-Pose"

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deploykit.models._graph import GraphConfig, Row, build_graph
-from deploykit.models._graph_checkpoint import graph_from_checkpoint
 from deploykit.models._names import COCO_CLASSES
 from deploykit.models._registry import ReferenceModel, register_model
-from deploykit.models._row_family import (
+from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.layers.anchor_head import IAuxDetect, Keypoint
+from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,
     custom_name,
@@ -26,8 +26,8 @@ from deploykit.models._row_family import (
     normal_rows,
     reference_of,
 )
-from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.layers.anchor_head import IAuxDetect, Keypoint
+from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
+from deploykit.models.yolo_graph.layer_graph import GraphConfig, Row, build_graph
 
 FAMILY = "YOLOv7"
 WEIGHTS_LICENCE = "GPL-3.0"

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from deploykit.errors import FoldError
 from deploykit.models import _fuse, yolov5
 from deploykit.models._fuse import check_fold, fuse_model
-from deploykit.models._graph import LayerGraph, build_graph
 from deploykit.models._random import randomise
 from deploykit.models.layers import csp, focus, rep, rep_vgg
 from deploykit.models.layers.anchor_head import Detect, IDetect, IKeypoint, Keypoint
@@ -30,6 +29,7 @@ from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, Shuffle
 from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF
 from deploykit.models.layers.rep import RepConv
 from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.models.yolov7 import config_of
 
 RELATIVE = 1e-5  # of max |y|

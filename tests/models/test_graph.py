@@ -18,10 +18,10 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, DeployError, UnknownLayerError
 from deploykit.models._fuse import fuse_model
-from deploykit.models._graph import MAX_ROWS, GraphConfig, LayerGraph, build_graph
-from deploykit.models._layer_table import ACTIVATIONS, KNOWN, activation
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Conv
+from deploykit.models.yolo_graph.layer_graph import MAX_ROWS, GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.layer_table import ACTIVATIONS, KNOWN, activation
 from deploykit.models.yolov7 import config_of
 
 INF, NAN = float("inf"), float("nan")

@@ -14,8 +14,6 @@ import torch
 
 from deploykit.models import _original_format as module
 from deploykit.models import kapao, yolov5
-from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
-from deploykit.models._layer_table import CONVOLUTIONS, HEADS, SAME_CHANNELS, STACKS
 from deploykit.models._original_format import ORIGINALS, has_original_format, original_checkpoint
 from deploykit.models._random import create_checkpoint, randomise
 from deploykit.models._registry import load_model
@@ -24,6 +22,8 @@ from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Add, Concat, ReOrg, Shortcut
 from deploykit.models.layers.pool import SP
 from deploykit.models.layers.pose_object import PoseObject
+from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.layer_table import CONVOLUTIONS, HEADS, SAME_CHANNELS, STACKS
 from deploykit.models.yolov7 import VARIANTS, config_of
 from tests.export.narrow import older_layers
 

@@ -18,7 +18,10 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
 from deploykit.models._fuse import fuse_model
-from deploykit.models._layer_table import (
+from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint
+from deploykit.models.layers.conv import Add, Concat, Conv, ReOrg, Shortcut
+from deploykit.models.layers.pose_object import PoseObject
+from deploykit.models.yolo_graph.layer_table import (
     CONVOLUTIONS,
     HEADS,
     KNOWN,
@@ -27,9 +30,6 @@ from deploykit.models._layer_table import (
     activation,
     unknown_layer,
 )
-from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint
-from deploykit.models.layers.conv import Add, Concat, Conv, ReOrg, Shortcut
-from deploykit.models.layers.pose_object import PoseObject
 
 Row = Sequence[Any]
 """``[from, repeats, layer, arguments]``; ``from`` is an index or a list of them, -1 the row before."""

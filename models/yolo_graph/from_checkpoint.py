@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UnknownLayerError
-from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
-from deploykit.models._layer_table import ACTIVATIONS
 from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.ghost import C3Ghost
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.layer_table import ACTIVATIONS
 
 _ARGUMENTS = {"LeakyReLU": "negative_slope", "ELU": "alpha"}
 """The one number that an activation's behaviour depends on, where there is one."""
