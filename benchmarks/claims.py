@@ -27,8 +27,8 @@ from torch.nn import functional
 
 from deploykit.models import vitdet
 from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
 from deploykit.models._registry import create_model
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.pyramid import norm_of
 from deploykit.models.nafnet import Nafnet, receptive_field
 from deploykit.models.vitdet import VitDetBackbone

@@ -74,7 +74,7 @@ def main() -> None:
     import onnx
     import torch
 
-    from deploykit.models._random import create_checkpoint
+    from deploykit.models.create.random_weights import create_checkpoint
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

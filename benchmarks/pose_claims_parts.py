@@ -23,7 +23,7 @@ def prepare(weights: str, folder: str, img: str, threads: str) -> dict[str, Any]
     import torch
 
     from deploykit import export_onnx
-    from deploykit.models._random import create_checkpoint
+    from deploykit.models.create.random_weights import create_checkpoint
     from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
     from deploykit.spec import Fit, InputSpec
 

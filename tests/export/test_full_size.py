@@ -11,7 +11,7 @@ import pytest
 from deploykit.export.report import ExportReport
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx
-from deploykit.models._random import create_checkpoint
+from deploykit.models.create.random_weights import create_checkpoint
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import log_of
 

@@ -17,8 +17,8 @@ from deploykit.export.precision import Lowering
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models import crossformer
 from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.crossformer import CrossFormer, CrossFormerConfig, backbone_of
 from deploykit.models.layers.crossformer import CrossBlock, grouped, ungrouped
 from deploykit.spec import Dynamic

@@ -17,8 +17,8 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models import fcn
 from deploykit.models._fuse import fuse_model
 from deploykit.models._names import VOC_CLASSES
-from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model, outline_of_model, with_rewrite
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.fcn import FcnConfig
 from deploykit.models.layers.context import L2Norm
 from deploykit.models.layers.unpool import BilinearDeconvolution

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.models import _original_format as module
 from deploykit.models import kapao, yolov5
-from deploykit.models._original_format import ORIGINALS, has_original_format, original_checkpoint
-from deploykit.models._random import create_checkpoint, randomise
 from deploykit.models._registry import load_model
 from deploykit.models.checkpoint.reader import read_checkpoint
+from deploykit.models.create import original_format as module
+from deploykit.models.create.original_format import ORIGINALS, has_original_format, original_checkpoint
+from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Add, Concat, ReOrg, Shortcut
 from deploykit.models.layers.pool import SP

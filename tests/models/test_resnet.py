@@ -17,8 +17,8 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models import resnet
 from deploykit.models._fuse import fuse_model
 from deploykit.models._names import CIFAR10_CLASSES
-from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.resnet import Resnet, ResnetConfig
 from tests.reference.resnet import resnet as reference
 

@@ -14,8 +14,8 @@ from torch.nn import functional
 from deploykit.errors import CheckpointError
 from deploykit.models import vit_mask_rcnn
 from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
 from deploykit.models._registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers import shared_bias
 from deploykit.models.layers.mask_rcnn import HeadsConfig, MaskRcnn
 from deploykit.models.layers.pyramid import NormedConv, TapPyramid

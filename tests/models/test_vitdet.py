@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, FoldError, WeightsMismatchError
 from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
 from deploykit.models._registry import outline_of_model
 from deploykit.models.checkpoint.reader import read_checkpoint
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers import relative_attention
 from deploykit.models.layers.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
 from deploykit.models.layers.pyramid import Norm, norm_of

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
 from deploykit.models._registry import create_model, model_from_checkpoint
 from deploykit.models.checkpoint.reader import Checkpoint, Module
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph, read_row

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
 from deploykit.models._registry import create_model
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, Keypoint
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph

@@ -17,8 +17,8 @@ from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
 from deploykit.models import yolox
 from deploykit.models._fuse import fuse_model
 from deploykit.models._names import COCO_CLASSES
-from deploykit.models._random import create_checkpoint, randomise
 from deploykit.models._registry import create_model, load_model, with_preprocessing
+from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.yolox_blocks import DepthwiseConv

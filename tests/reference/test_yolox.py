@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.yolox import VARIANTS, build_yolox
 from tests.reference.yolox import network
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError, writing
-from deploykit.models._original_format import has_original_format, original_checkpoint
-from deploykit.models._original_yolov6 import is_current, yolov6_checkpoint
 from deploykit.models._registry import ReferenceModel, create_model
 from deploykit.models._yolov6_net import YOLOv6
+from deploykit.models.create.original_format import has_original_format, original_checkpoint
+from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.bep import BottleRep
 from deploykit.models.layers.csp import Bottleneck

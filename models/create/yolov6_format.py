@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from deploykit.models._original_format import StandIn, module_record, pickled, record_of
 from deploykit.models._yolov6_net import YOLOv6
+from deploykit.models.create.original_format import StandIn, module_record, pickled, record_of
 from deploykit.models.layers.bep import CSPSPPF, BepC3, BiFusion, BottleRep, Chain, SimSPPF, Transpose
 from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.free_head import PROJECTED, DistanceHead
