@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.models import vitdet
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import create_model
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.pyramid import norm_of
 from deploykit.models.nafnet import Nafnet, receptive_field
+from deploykit.models.registry import create_model
 from deploykit.models.vitdet import VitDetBackbone
 from deploykit.runtime.images.letterbox import read_image
 from deploykit.runtime.machine import processor_name, versions

@@ -148,8 +148,8 @@ def network(kind: str, weights: str, folder: str, upstream: str, threads: int, i
     torch.set_num_threads(threads)
     x = torch.from_numpy(images)
     if kind == "torch":
-        from deploykit.models._fuse import fuse_model
-        from deploykit.models._registry import load_model
+        from deploykit.models.fuse import fuse_model
+        from deploykit.models.registry import load_model
 
         module = fuse_model(load_model(weights).module)
     else:
@@ -174,7 +174,7 @@ def differences(weights: str, folder: str, threads: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from deploykit.models._registry import load_model
+    from deploykit.models.registry import load_model
 
     torch.set_num_threads(int(threads))
     module = load_model(weights).module.double()

@@ -29,8 +29,8 @@ from deploykit.export.decode_node import append_decode
 from deploykit.export.nms_export import TRANSLATIONS
 from deploykit.export.nms_graph import CANDIDATES, append_nms, append_plugin
 from deploykit.export.nms_select import HeadSelection
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import create_model
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import create_model
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.runtime.native.library import find_library
 from deploykit.runtime.postprocess.nms import numpy_nms

@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploykit.models._registry import create_model, load_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool
+from deploykit.models.registry import create_model, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.machine import processor_name, versions

@@ -42,8 +42,8 @@ def inspect_file(path: str | Path) -> Inspection:
 
 
 def _checkpoint(file: Path) -> Inspection:
-    from deploykit.models._registry import model_from_checkpoint
     from deploykit.models.checkpoint.reader import read_checkpoint
+    from deploykit.models.registry import model_from_checkpoint
 
     checkpoint = read_checkpoint(file)
     precisions: Counter[str] = Counter()

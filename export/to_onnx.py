@@ -29,9 +29,9 @@ from deploykit.export.proof import Proof
 from deploykit.export.report import ExportReport
 from deploykit.export.trace import example_input, traced
 from deploykit.export.two_stage_nodes import TRANSLATIONS
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
-from deploykit.models._timm import TimmOptions, load_timm, name_in
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
+from deploykit.models.timm_models import TimmOptions, load_timm, name_in
 from deploykit.runtime.parity.expected import Expected
 from deploykit.spec import Dynamic, ModelSpec, Tensor, Thresholds
 from deploykit.version import __version__

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from deploykit.errors import BackendError
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import DEFAULT, ReferenceModel, load_model
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.postprocess.detections import names_of
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
@@ -118,7 +118,7 @@ def open_torch_session(
 
     Raises:
         CheckpointError: not a checkpoint that deploykit knows.
-        UsageError: the model has no such preprocessing (see :func:`deploykit.models._registry.with_preprocessing`).
+        UsageError: the model has no such preprocessing (see :func:`deploykit.models.registry.with_preprocessing`).
         FoldError: a fold changed its numbers.
     """
     model = load_model(path, preprocessing=preprocessing)

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
-from deploykit.models._names import IMAGENET_MEAN, IMAGENET_STD, VOC_CLASSES
-from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, VOC_CLASSES
 from deploykit.models.layers.dynopool import DynOPool, complexity
 from deploykit.models.layers.hrnet import HrNet, conv_bn
 from deploykit.models.layers.mbconv import MBConv
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.registry import ReferenceModel, register_model
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError, UsageError
-from deploykit.models._fuse import shared_copy
-from deploykit.models._names import VOC_CLASSES
-from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.class_names import VOC_CLASSES
+from deploykit.models.fuse import shared_copy
 from deploykit.models.layers.context import GlobalContext, LateContext
 from deploykit.models.layers.unpool import BilinearDeconvolution
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.registry import ReferenceModel, register_model
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 

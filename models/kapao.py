@@ -14,8 +14,8 @@ import reprlib
 from dataclasses import dataclass, replace
 
 from deploykit.errors import CheckpointError, UsageError
-from deploykit.models._registry import Builder, ReferenceModel, register_model
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.registry import Builder, ReferenceModel, register_model
 from deploykit.models.yolo_graph.family import HeadShape, custom_name, nearest_variant, normal_rows, reference_of
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, build_graph

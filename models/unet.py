@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError
-from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models._unet_layouts import Layout, layout_of
 from deploykit.models._unet_net import CLASSES, DEPTH, WIDTH, Level, UNetConfig, build_unet
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.registry import ReferenceModel, register_model
 from deploykit.spec import Fit, InputSpec, ModelSpec, Tensor
 
 FAMILY = "U-Net"

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError
-from deploykit.models._fuse import check_fold, shared_copy
-from deploykit.models._names import IMAGENET_MEAN, IMAGENET_STD, class_names
-from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, class_names
+from deploykit.models.fuse import check_fold, shared_copy
 from deploykit.models.layers.attention import EPS, TransformerBlock
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.registry import ReferenceModel, register_model
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from deploykit.errors import CheckpointError
-from deploykit.models._names import COCO_CLASSES
-from deploykit.models._registry import Builder, ReferenceModel, register_model
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
+from deploykit.models.registry import Builder, ReferenceModel, register_model
 from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,

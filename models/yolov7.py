@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from deploykit.models._names import COCO_CLASSES
-from deploykit.models._registry import ReferenceModel, register_model
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.anchor_head import IAuxDetect, Keypoint
+from deploykit.models.registry import ReferenceModel, register_model
 from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,

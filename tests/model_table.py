@@ -31,8 +31,8 @@ import torch
 from deploykit.errors import DeployError
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import builder_of, list_models, load_model, outline_of_model
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import builder_of, list_models, load_model, outline_of_model
 from deploykit.releases.table import RELEASED
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.spec import Tensor as Dense

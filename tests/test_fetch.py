@@ -325,6 +325,6 @@ def test_every_released_address_is_secure_and_says_its_licence() -> None:
 
 
 def test_what_can_be_built_by_name_can_be_fetched() -> None:
-    from deploykit.models._registry import list_models
+    from deploykit.models.registry import list_models
 
     assert {name for name in list_models() if name.startswith("yolov7")} <= {n for n, r in RELEASED.items() if r.built}

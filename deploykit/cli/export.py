@@ -13,7 +13,7 @@ from deploykit.cli._precision import add_precision_arguments, gate_of, lowering_
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
-    from deploykit.models._timm import TimmOptions
+    from deploykit.models.timm_models import TimmOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -120,7 +120,7 @@ def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
                 "--timm-model NAME beside a file"
             )
         return None
-    from deploykit.models._timm import TimmOptions
+    from deploykit.models.timm_models import TimmOptions
 
     return TimmOptions(*given)
 

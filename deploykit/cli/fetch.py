@@ -85,7 +85,7 @@ def _what_it_is(checkpoint: Checkpoint, path: Path) -> str:
     from dataclasses import replace
 
     from deploykit.errors import CheckpointError
-    from deploykit.models._registry import model_from_checkpoint
+    from deploykit.models.registry import model_from_checkpoint
 
     tensors = f"read safely: {len(checkpoint.state_dict)} tensors"
     try:

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _list_timm(pattern: str, *, as_json: bool) -> int:
     from deploykit.errors import NotFoundError
-    from deploykit.models._timm import list_timm
+    from deploykit.models.timm_models import list_timm
 
     names = list_timm(pattern)
     if not names:

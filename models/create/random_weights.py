@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError, writing
-from deploykit.models._registry import ReferenceModel, create_model
 from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.create.original_format import has_original_format, original_checkpoint
 from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
@@ -24,6 +23,7 @@ from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.layers.yolox_blocks import Bottleneck as YoloxBottleneck
 from deploykit.models.layers.yolox_blocks import DepthwiseConv, Residual
 from deploykit.models.layers.yolox_head import YoloxHead, YoloxKeypointHead
+from deploykit.models.registry import ReferenceModel, create_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.models.yolox import Yolox
 from deploykit.spec import PoseObjectRows

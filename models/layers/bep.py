@@ -11,7 +11,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import fuse_model
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.pool import SPPF
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import affine_of, fold_bn_into_next, fuse_model, shared_copy
+from deploykit.models.fuse import affine_of, fold_bn_into_next, fuse_model, shared_copy
 from deploykit.models.layers.attention import EPS, attend, scaled_rows
 from deploykit.models.layers.conv import FoldingSequential
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import affine_of, fuse_model, shared_copy
+from deploykit.models.fuse import affine_of, fuse_model, shared_copy
 from deploykit.models.layers.attention import attend, scaled_rows
 from deploykit.models.layers.cmt import as_map, as_tokens
 from deploykit.models.layers.conv import FoldingSequential

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deploykit.models._fuse import fuse_model
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
 
 STRIDES = (8, 16, 32, 64)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import shared_copy
+from deploykit.models.fuse import shared_copy
 from deploykit.models.layers.operators import best_scores, keep_best
 from deploykit.models.layers.pyramid import Norm
 from deploykit.models.layers.two_stage import (

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import check_fold, fold_into, probe_of, shared_copy
+from deploykit.models.fuse import check_fold, fold_into, probe_of, shared_copy
 from deploykit.models.layers.norm import LayerNorm2d
 
 __all__ = ["BoxMean", "FixedAttention", "NafBlock", "naf_blocks", "simple_gate"]

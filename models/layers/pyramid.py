@@ -13,7 +13,7 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import fold_conv_bn
+from deploykit.models.fuse import fold_conv_bn
 from deploykit.models.layers.norm import LayerNorm2d
 
 __all__ = ["Norm", "NormedConv", "SimplePyramid", "TapPyramid", "norm_of"]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._fuse import check_fold, shared_copy
+from deploykit.models.fuse import check_fold, shared_copy
 from deploykit.models.layers.attention import EPS, Mlp, attend, scaled_rows
 from deploykit.models.layers.norm import LayerNorm2d
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from deploykit.models._registry import ReferenceModel
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.pose_object import PoseObject
+from deploykit.models.registry import ReferenceModel
 from deploykit.models.yolo_graph.layer_graph import MAX_CHANNELS, GraphConfig, LayerGraph, Row, build_graph, read_row
 from deploykit.spec import (
     COCO_KEYPOINTS,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
-from deploykit.models._fuse import fuse_model
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint
 from deploykit.models.layers.conv import Add, Concat, Conv, ReOrg, Shortcut
 from deploykit.models.layers.pose_object import PoseObject

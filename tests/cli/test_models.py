@@ -7,7 +7,7 @@ import json
 import pytest
 
 from deploykit.cli import main
-from deploykit.models._registry import list_models
+from deploykit.models.registry import list_models
 from deploykit.releases.fetch import RELEASED
 
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models import kapao, yolov5, yolov6, yolov7, yolox
-from deploykit.models._registry import ReferenceModel
 from deploykit.models._yolov6_layout import Layout, Stage
 from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.conv import Conv
+from deploykit.models.registry import ReferenceModel
 from deploykit.models.yolo_graph.family import reference_of
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from deploykit.models import cmt, cmt_flyegle, crossformer, dynopool, fcn, nafnet, resnet, unet, vit
-from deploykit.models._registry import ReferenceModel
 from deploykit.models._unet_net import UNetConfig, build_unet
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.hrnet import HrNet
+from deploykit.models.registry import ReferenceModel
 
 SIDE = 64  # of their canvas
 

@@ -21,9 +21,9 @@ from deploykit.export.precision import Lowering
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.torch_session import TorchSession, spec_of_module
-from deploykit.models._registry import ReferenceModel
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.conv import Conv
+from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import read_image

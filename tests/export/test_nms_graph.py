@@ -14,7 +14,7 @@ from hypothesis import given, settings
 
 from deploykit.export.nms_graph import append_nms
 from deploykit.export.nms_select import Candidates, RowSelection, selecting
-from deploykit.models._fuse import fuse_model
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.operators import best_scores
 from deploykit.runtime.arrays import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds

@@ -30,7 +30,7 @@ from deploykit.export.report import ExportReport
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
-from deploykit.models._registry import ReferenceModel
+from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.backends.trt.bindings import installed
 from deploykit.runtime.parity.expected import Tolerance, differences
 from deploykit.spec import METADATA_KEY, ModelSpec, RawRows

@@ -15,9 +15,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import deploykit
-from deploykit.models._names import COCO_CLASSES
-from deploykit.models._registry import create_model, load_model
+from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.conv import BN_EPS
+from deploykit.models.registry import create_model, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
 from deploykit.runtime.parity.expected import Tolerance

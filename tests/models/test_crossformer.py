@@ -16,11 +16,11 @@ from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
 from deploykit.export.precision import Lowering
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models import crossformer
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import ReferenceModel, load_model, outline_of_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.crossformer import CrossFormer, CrossFormerConfig, backbone_of
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.crossformer import CrossBlock, grouped, ungrouped
+from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
 from deploykit.spec import Dynamic
 from tests.models.attention_kernels import attention_kernels
 from tests.models.files import saved

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deploykit.errors import FoldError
-from deploykit.models import _fuse, yolov5
-from deploykit.models._fuse import check_fold, fuse_model
+from deploykit.models import fuse as _fuse
+from deploykit.models import yolov5
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.fuse import check_fold, fuse_model
 from deploykit.models.layers import csp, focus, rep, rep_vgg
 from deploykit.models.layers.anchor_head import Detect, IDetect, IKeypoint, Keypoint
 from deploykit.models.layers.bep import CSPSPPF, BepC3, BottleRep

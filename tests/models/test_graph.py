@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploykit.errors import CheckpointError, DeployError, UnknownLayerError
-from deploykit.models._fuse import fuse_model
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Conv
 from deploykit.models.yolo_graph.layer_graph import MAX_ROWS, GraphConfig, LayerGraph, build_graph

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UnknownLayerError, WeightsMismatchError
-from deploykit.models._registry import load_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.anchor_head import IKeypoint
+from deploykit.models.registry import load_model
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models.yolov5 import GENERATIONS
 from deploykit.models.yolov5 import config_of as config_of_yolov5

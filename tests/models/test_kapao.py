@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.models import yolov5
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import create_model, model_from_checkpoint
 from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.fuse import fuse_model
 from deploykit.models.kapao import CROWDPOSE_KEYPOINTS, VARIANTS, config_of, from_checkpoint
 from deploykit.models.layers.pose_object import PoseObject
+from deploykit.models.registry import create_model, model_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
 from deploykit.spec import COCO_KEYPOINTS, PoseFusion, PoseObjectRows
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from deploykit.models import kapao, yolov5
-from deploykit.models._registry import load_model
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create import original_format as module
 from deploykit.models.create.original_format import ORIGINALS, has_original_format, original_checkpoint
@@ -22,6 +21,7 @@ from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Add, Concat, ReOrg, Shortcut
 from deploykit.models.layers.pool import SP
 from deploykit.models.layers.pose_object import PoseObject
+from deploykit.models.registry import load_model
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models.yolo_graph.layer_table import CONVOLUTIONS, HEADS, SAME_CHANNELS, STACKS
 from deploykit.models.yolov7 import VARIANTS, config_of

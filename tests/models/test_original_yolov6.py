@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploykit.models._registry import load_model
 from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create.random_weights import create_checkpoint
 from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
+from deploykit.models.registry import load_model
 from deploykit.models.yolov6 import VARIANTS, layout_of_variant
 from tests.export.narrow import free_network_of, shallow
 

@@ -14,8 +14,8 @@ from torch import nn
 from deploykit.cli import main
 from deploykit.errors import MissingDependencyError, NotFoundError, UsageError, WeightsMismatchError
 from deploykit.export.to_onnx import export_onnx
-from deploykit.models import _timm
-from deploykit.models._timm import TimmOptions, _enliven, list_timm, load_timm, name_in, resample_of
+from deploykit.models import timm_models as _timm
+from deploykit.models.timm_models import TimmOptions, _enliven, list_timm, load_timm, name_in, resample_of
 
 
 @pytest.fixture

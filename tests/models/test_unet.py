@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.models import unet as family
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import FAMILIES, create_model, load_model
 from deploykit.models._unet_layouts import LAYOUTS, MODULE_LISTS, POOLED
 from deploykit.models._unet_net import Level, UNet, UNet2015, UNetConfig, build_unet
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create.random_weights import create_checkpoint, randomise
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import FAMILIES, create_model, load_model
 from deploykit.runtime.images.letterbox import read_image
 from deploykit.spec import Fit
 from deploykit.spec import Tensor as Dense

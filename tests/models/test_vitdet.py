@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, FoldError, WeightsMismatchError
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import outline_of_model
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers import relative_attention
 from deploykit.models.layers.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
 from deploykit.models.layers.pyramid import Norm, norm_of
 from deploykit.models.layers.relative_attention import GridBlock, RelativeAttention, partitioned, restored
 from deploykit.models.layers.two_stage import Proposals
+from deploykit.models.registry import outline_of_model
 from deploykit.models.vitdet import VitDetBackbone, VitDetConfig, backbone_from_checkpoint
 from deploykit.spec import Thresholds
 from tests.models.files import saved

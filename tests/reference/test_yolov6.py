@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.models._fuse import fuse_model
 from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.bep import CSPSPPF, BepC3, BiFusion, BottleRep, Chain, SimSPPF, Transpose
 from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.free_head import DistanceHead

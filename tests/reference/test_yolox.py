@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.models._fuse import fuse_model
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.fuse import fuse_model
 from deploykit.models.yolox import VARIANTS, build_yolox
 from tests.reference.yolox import network
 

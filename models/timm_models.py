@@ -24,10 +24,10 @@ from deploykit.errors import (
     UsageError,
     require,
 )
-from deploykit.models._names import class_names
-from deploykit.models._registry import ReferenceModel
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
+from deploykit.models.class_names import class_names
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.registry import ReferenceModel
 from deploykit.spec import Fit, InputSpec, ModelSpec, Source
 from deploykit.spec import Tensor as Dense
 

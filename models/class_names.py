@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deploykit.models._imagenet import IMAGENET_CLASSES
+from deploykit.models.imagenet_classes import IMAGENET_CLASSES
 
 COCO_CLASSES = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck", "boat", "traffic light",
