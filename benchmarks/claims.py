@@ -27,9 +27,9 @@ from torch.nn import functional
 
 from deploykit.models import vitdet
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.nafnet import Nafnet, receptive_field
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.pyramid import norm_of
-from deploykit.models.nafnet import Nafnet, receptive_field
 from deploykit.models.registry import create_model
 from deploykit.models.vitdet import VitDetBackbone
 from deploykit.runtime.images.letterbox import read_image

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from deploykit.models.create.random_weights import randomise
-from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool
+from deploykit.models.families.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool
 from deploykit.models.registry import create_model, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling, run_tiled

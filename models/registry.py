@@ -17,9 +17,8 @@ from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
-    "cmt", "cmt_flyegle", "crossformer", "dynopool", "fcn", "kapao", "nafnet", "resnet", "unet", "vit",
-    "vit_mask_rcnn", "vitdet",
-    "yolov5", "yolov6", "yolov7", "yolox",
+    "cmt", "cmt_flyegle", "crossformer", "dynopool", "fcn", "families.kapao", "families.nafnet", "families.resnet", "unet",
+    "families.vit", "vit_mask_rcnn", "vitdet", "families.yolov5", "yolov6", "families.yolov7", "yolox",
 )  # fmt: skip
 FAMILIES = tuple(f"deploykit.models.{name}" for name in NAMES)
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""

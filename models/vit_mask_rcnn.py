@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError
 from deploykit.models import vitdet
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.families.vit import PatchEmbed
 from deploykit.models.layers.mask_rcnn import HeadsConfig, MaskRcnn, with_thresholds
 from deploykit.models.layers.pyramid import TapPyramid
 from deploykit.models.layers.shared_bias import SharedBiasBlock
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.models.vit import PatchEmbed
 from deploykit.models.vitdet import VitDetConfig, positions_of
 
 __all__ = ["TapBackbone", "TappedTransformer"]

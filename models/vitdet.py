@@ -19,6 +19,7 @@ from torch.nn import functional
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES, IMAGENET_MEAN, IMAGENET_STD
+from deploykit.models.families.vit import PatchEmbed
 from deploykit.models.fuse import shared_copy
 from deploykit.models.layers.mask_rcnn import CASCADE, WEIGHTS, HeadsConfig, MaskRcnn, with_thresholds
 from deploykit.models.layers.pyramid import Norm, SimplePyramid
@@ -26,7 +27,6 @@ from deploykit.models.layers.relative_attention import GridBlock
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.models.vit import PatchEmbed
 from deploykit.spec import Fit, InputSpec, ModelSpec, NmsOutputs
 
 __all__ = [

@@ -104,7 +104,7 @@ def loaded_by(code: str) -> set[str]:
         ),
         ("import deploykit.releases.fetch", {"torch", "numpy", "cv2", "rich"}),
         ("from deploykit.cli import main; main(['models', '--json'])", {"torch", "onnx", "numpy", "cv2"}),
-        ("import deploykit.models.registry, deploykit.models.yolov7", {"cv2", "onnx", "onnxruntime"}),
+        ("import deploykit.models.registry, deploykit.models.families.yolov7", {"cv2", "onnx", "onnxruntime"}),
         ("from deploykit.cli import _parser; _parser([])", {"torch", "onnx", "numpy", "cv2", "rich"}),
     ],
 )

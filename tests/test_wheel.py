@@ -63,7 +63,7 @@ def test_the_source_distribution_builds_the_same_wheel(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {n.split("/", 1)[-1] for n in sdist.getnames()}
     assert {
-        "deploykit/models/yolov7.py",
+        "deploykit/models/families/yolov7.py",
         "deploykit/export/to_onnx.py",
         "deploykit/runtime/postprocess/nms.py",
     } <= names

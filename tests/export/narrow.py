@@ -15,10 +15,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.models import kapao, yolov5, yolov6, yolov7, yolox
+from deploykit.models import yolov6, yolox
 from deploykit.models._yolov6_layout import Layout, Stage
 from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import kapao, yolov5, yolov7
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.conv import Conv
 from deploykit.models.registry import ReferenceModel

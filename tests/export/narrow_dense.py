@@ -9,9 +9,10 @@ from functools import cache
 import torch
 from torch import nn
 
-from deploykit.models import cmt, cmt_flyegle, crossformer, dynopool, fcn, nafnet, resnet, unet, vit
+from deploykit.models import cmt, cmt_flyegle, crossformer, dynopool, fcn, unet
 from deploykit.models._unet_net import UNetConfig, build_unet
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import nafnet, resnet, vit
 from deploykit.models.layers.hrnet import HrNet
 from deploykit.models.registry import ReferenceModel
 

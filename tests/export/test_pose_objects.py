@@ -22,7 +22,7 @@ from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load
 from deploykit.models.create.original_format import original_checkpoint
-from deploykit.models.kapao import config_of
+from deploykit.models.families.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import expected_of
 from deploykit.runtime.images.letterbox import read_image

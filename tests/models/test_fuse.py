@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from deploykit.errors import FoldError
 from deploykit.models import fuse as _fuse
-from deploykit.models import yolov5
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import yolov5
+from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import check_fold, fuse_model
 from deploykit.models.layers import csp, focus, rep, rep_vgg
 from deploykit.models.layers.anchor_head import Detect, IDetect, IKeypoint, Keypoint
@@ -31,7 +32,6 @@ from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF
 from deploykit.models.layers.rep import RepConv
 from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
-from deploykit.models.yolov7 import config_of
 
 RELATIVE = 1e-5  # of max |y|
 ANCHORS = ((12.0, 16.0, 19.0, 36.0, 40.0, 28.0),)

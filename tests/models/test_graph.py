@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploykit.errors import CheckpointError, DeployError, UnknownLayerError
+from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Conv
 from deploykit.models.yolo_graph.layer_graph import MAX_ROWS, GraphConfig, LayerGraph, build_graph
 from deploykit.models.yolo_graph.layer_table import ACTIVATIONS, KNOWN, activation
-from deploykit.models.yolov7 import config_of
 
 INF, NAN = float("inf"), float("nan")
 ANCHORS = ((12.0, 16.0, 19.0, 36.0, 40.0, 28.0),)

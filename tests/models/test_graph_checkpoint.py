@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UnknownLayerError, WeightsMismatchError
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.yolov5 import GENERATIONS
+from deploykit.models.families.yolov5 import config_of as config_of_yolov5
+from deploykit.models.families.yolov7 import config_of
 from deploykit.models.layers.anchor_head import IKeypoint
 from deploykit.models.registry import load_model
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
-from deploykit.models.yolov5 import GENERATIONS
-from deploykit.models.yolov5 import config_of as config_of_yolov5
-from deploykit.models.yolov7 import config_of
 
 TINY = config_of("yolov7_tiny", 3, width=0.125, training=True)
 CUSTOM = GraphConfig(

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UsageError
-from deploykit.models import yolov5
 from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import yolov5
+from deploykit.models.families.kapao import CROWDPOSE_KEYPOINTS, VARIANTS, config_of, from_checkpoint
 from deploykit.models.fuse import fuse_model
-from deploykit.models.kapao import CROWDPOSE_KEYPOINTS, VARIANTS, config_of, from_checkpoint
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import create_model, model_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph

@@ -18,12 +18,12 @@ from deploykit.export.half_rules import LARGEST_SQUARED
 from deploykit.export.precision import Lowering
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models import nafnet
 from deploykit.models.create.random_weights import create_checkpoint, randomise
+from deploykit.models.families import nafnet
+from deploykit.models.families.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool, with_local_pool
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.naf import BoxMean, NafBlock
 from deploykit.models.layers.norm import LayerNorm2d
-from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool, with_local_pool
 from deploykit.models.registry import ReferenceModel, create_model, load_model, outline_of_model, with_rewrite
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling, run_tiled

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.models import kapao, yolov5
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create import original_format as module
 from deploykit.models.create.original_format import ORIGINALS, has_original_format, original_checkpoint
 from deploykit.models.create.random_weights import create_checkpoint, randomise
+from deploykit.models.families import kapao, yolov5
+from deploykit.models.families.yolov7 import VARIANTS, config_of
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Add, Concat, ReOrg, Shortcut
 from deploykit.models.layers.pool import SP
@@ -24,7 +25,6 @@ from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import load_model
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models.yolo_graph.layer_table import CONVOLUTIONS, HEADS, SAME_CHANNELS, STACKS
-from deploykit.models.yolov7 import VARIANTS, config_of
 from tests.export.narrow import older_layers
 
 CASES = [(name, training) for name in VARIANTS for training in (False, True) if not (training and "pose" in name)]

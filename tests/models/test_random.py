@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, NotFoundError, OutputError, UsageError, WeightsMismatchError
-from deploykit.models import yolov5
 from deploykit.models.create.random_weights import create_checkpoint, randomise
+from deploykit.models.families import yolov5
+from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import load_model, spec_of_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
-from deploykit.models.yolov7 import config_of
 from deploykit.spec import KeypointSpec
 
 State = dict[str, Tensor]

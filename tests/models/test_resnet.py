@@ -14,12 +14,12 @@ from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.export.precision import Lowering
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models import resnet
 from deploykit.models.class_names import CIFAR10_CLASSES
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import resnet
+from deploykit.models.families.resnet import Resnet, ResnetConfig
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
-from deploykit.models.resnet import Resnet, ResnetConfig
 from tests.reference.resnet import resnet as reference
 
 PUBLISHED = {

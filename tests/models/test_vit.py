@@ -15,11 +15,11 @@ from deploykit.export.precision import Lowering
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
-from deploykit.models import vit
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import vit
+from deploykit.models.families.vit import Head, VisionTransformer, VitConfig
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
-from deploykit.models.vit import Head, VisionTransformer, VitConfig
 from deploykit.runtime.results.dense import Features
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.yolov5 import GENERATIONS, VARIANTS, config_of, from_checkpoint, rows_of
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.registry import create_model, model_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph, read_row
-from deploykit.models.yolov5 import GENERATIONS, VARIANTS, config_of, from_checkpoint, rows_of
 from tests.reference.published_yolov5 import GRAPHS, layers_of
 
 # (parameters, folded, keys of the original's state dict, batch norms, published millions, published operations / 1e9):

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.yolov7 import VARIANTS, config_of, rows_of
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, Keypoint
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 from deploykit.models.registry import create_model
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
-from deploykit.models.yolov7 import VARIANTS, config_of, rows_of
 from tests.reference.published import ANCHORS, layers_of
 
 

@@ -15,11 +15,11 @@ from dataclasses import dataclass, replace
 
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.families.yolov5 import ANCHORS_P6, MULTIPLES, rows_of
 from deploykit.models.registry import Builder, ReferenceModel, register_model
 from deploykit.models.yolo_graph.family import HeadShape, custom_name, nearest_variant, normal_rows, reference_of
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, build_graph
-from deploykit.models.yolov5 import ANCHORS_P6, MULTIPLES, rows_of
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec
 
 FAMILY = "KaPao"
