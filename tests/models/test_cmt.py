@@ -16,10 +16,11 @@ from deploykit.errors import CheckpointError, FoldError, WeightsMismatchError
 from deploykit.export.precision import Lowering
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models import cmt, cmt_flyegle
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.cmt import flyegle as cmt_flyegle
+from deploykit.models.families.cmt import model as cmt
+from deploykit.models.families.cmt.layers import resized_bias
 from deploykit.models.fuse import fold_bn_into_next, fuse_model
-from deploykit.models.layers.cmt import resized_bias
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic

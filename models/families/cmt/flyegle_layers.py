@@ -1,7 +1,7 @@
 """Blocks of FlyEgle/CMT-pytorch, a network of its own beside the authors' CMT; its keys and numbers (of a project
 without a licence) are facts taken over, the code is ours.
 
-What is other than in :mod:`deploykit.models.layers.cmt`: keys and values come from a dense convolution and a norm,
+What is other than in :mod:`deploykit.models.families.cmt.layers`: keys and values come from a dense convolution and a norm,
 of one layer whose outputs are interleaved; one table of relative positions serves all heads; the residual of the
 inverted residual block is added behind the batch norm.
 """
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deploykit.models.families.cmt.layers import as_map, as_tokens
 from deploykit.models.fuse import affine_of, fuse_model, shared_copy
 from deploykit.models.layers.attention import attend, scaled_rows
-from deploykit.models.layers.cmt import as_map, as_tokens
 from deploykit.models.layers.conv import FoldingSequential
 
 __all__ = ["ConvGeluBN", "FlyegleBlock"]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, class_names
-from deploykit.models.layers.cmt_flyegle import ConvGeluBN, FlyegleBlock
+from deploykit.models.families.cmt.flyegle_layers import ConvGeluBN, FlyegleBlock
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model

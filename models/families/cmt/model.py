@@ -5,7 +5,7 @@ facts taken over, the code is ours. State dicts load unchanged, of any widths, d
 tensors. ``(B, 3, H, W)`` becomes logits ``(B, classes)``; H and W are multiples of 32.
 
 Each stage has one learned bias for its attentions, whose size is that of the map it was trained on. For other sizes it
-is interpolated, on the grids of the queries and of the keys (:func:`deploykit.models.layers.cmt.resized_bias`).
+is interpolated, on the grids of the queries and of the keys (:func:`deploykit.models.families.cmt.layers.resized_bias`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch.nn import functional
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, class_names
+from deploykit.models.families.cmt.layers import CmtBlock, PatchEmbed, random_norms, resized_bias
 from deploykit.models.fuse import affine_of, fold_bn_into_next, fold_conv_bn, fuse_model, shared_copy
-from deploykit.models.layers.cmt import CmtBlock, PatchEmbed, random_norms, resized_bias
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
