@@ -15,11 +15,11 @@ from torch import nn
 from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
 from deploykit.export.precision import Lowering
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models import crossformer
 from deploykit.models.create.random_weights import randomise
-from deploykit.models.crossformer import CrossFormer, CrossFormerConfig, backbone_of
+from deploykit.models.families.crossformer import model as crossformer
+from deploykit.models.families.crossformer.layers import CrossBlock, grouped, ungrouped
+from deploykit.models.families.crossformer.model import CrossFormer, CrossFormerConfig, backbone_of
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers.crossformer import CrossBlock, grouped, ungrouped
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
 from deploykit.spec import Dynamic
 from tests.models.attention_kernels import attention_kernels

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, class_names
-from deploykit.models.layers.crossformer import CrossBlock, CrossEmbed, Merging
+from deploykit.models.families.crossformer.layers import CrossBlock, CrossEmbed, Merging
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
