@@ -13,8 +13,8 @@ from pathlib import Path
 
 import torch
 
-from deploykit.models.dynopool import layer_macs
-from deploykit.models.layers.dynopool import DynOPool
+from deploykit.models.families.dynopool.model import layer_macs
+from deploykit.models.families.dynopool.resize import DynOPool
 from deploykit.models.registry import create_model
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7)

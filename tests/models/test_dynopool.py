@@ -19,12 +19,12 @@ from torch.nn import functional
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models import dynopool
 from deploykit.models.create.random_weights import randomise
-from deploykit.models.dynopool import EfficientNet, Stage, Vgg, complexity_loss, layer_macs
+from deploykit.models.families.dynopool import model as dynopool
+from deploykit.models.families.dynopool.hrnet import HrNet
+from deploykit.models.families.dynopool.model import EfficientNet, Stage, Vgg, complexity_loss, layer_macs
+from deploykit.models.families.dynopool.resize import CLOSE, DynOPool, FixedPool, in_units, output_side, resize_and_pool
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers.dynopool import CLOSE, DynOPool, FixedPool, in_units, output_side, resize_and_pool
-from deploykit.models.layers.hrnet import HrNet
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session

@@ -10,7 +10,7 @@ is usual for CIFAR, EfficientNet 1905.11946, HRNet 1908.07919), and which of the
   branch to another gets that branch's size by the same points.
 
 All keys are ours. A checkpoint is a plain state dict, from whose tensors widths, depths and ratios are read. For export
-ratios are frozen (:class:`deploykit.models.layers.dynopool.FixedPool`); they are so as soon as a model is folded.
+ratios are frozen (:class:`deploykit.models.families.dynopool.resize.FixedPool`); they are so as soon as a model is folded.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, VOC_CLASSES
-from deploykit.models.layers.dynopool import DynOPool, complexity
-from deploykit.models.layers.hrnet import HrNet, conv_bn
-from deploykit.models.layers.mbconv import MBConv
+from deploykit.models.families.dynopool.hrnet import HrNet, conv_bn
+from deploykit.models.families.dynopool.mbconv import MBConv
+from deploykit.models.families.dynopool.resize import DynOPool, complexity
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model

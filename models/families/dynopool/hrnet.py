@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deploykit.models.families.dynopool.resize import DynOPool, resize_and_pool
 from deploykit.models.layers.conv import FoldingSequential
-from deploykit.models.layers.dynopool import DynOPool, resize_and_pool
 
 __all__ = ["HrModule", "HrNet", "ResidualBlock", "conv_bn"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from deploykit.models.layers.dynopool import DynOPool
-from deploykit.models.layers.hrnet import conv_bn
+from deploykit.models.families.dynopool.hrnet import conv_bn
+from deploykit.models.families.dynopool.resize import DynOPool
 
 __all__ = ["MBConv", "SqueezeExcite"]
 
