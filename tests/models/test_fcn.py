@@ -14,13 +14,13 @@ from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
 from deploykit.export.precision import Lowering
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models import fcn
 from deploykit.models.class_names import VOC_CLASSES
 from deploykit.models.create.random_weights import randomise
-from deploykit.models.fcn import FcnConfig
+from deploykit.models.families.fcn import model as fcn
+from deploykit.models.families.fcn.context import L2Norm
+from deploykit.models.families.fcn.model import FcnConfig
+from deploykit.models.families.fcn.unpool import BilinearDeconvolution
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers.context import L2Norm
-from deploykit.models.layers.unpool import BilinearDeconvolution
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model, with_rewrite
 from deploykit.runtime.session import open_session
 from tests.reference import fcn as reference

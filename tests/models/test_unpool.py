@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from deploykit.models.layers.unpool import (
+from deploykit.models.families.fcn.unpool import (
     BilinearDeconvolution,
     MaskedMaxPool,
     MaskedUnpool,

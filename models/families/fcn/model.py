@@ -21,9 +21,9 @@ from torch.nn import functional
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import VOC_CLASSES
+from deploykit.models.families.fcn.context import GlobalContext, LateContext
+from deploykit.models.families.fcn.unpool import BilinearDeconvolution
 from deploykit.models.fuse import shared_copy
-from deploykit.models.layers.context import GlobalContext, LateContext
-from deploykit.models.layers.unpool import BilinearDeconvolution
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
 from deploykit.spec import Fit, InputSpec, ModelSpec
