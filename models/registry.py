@@ -17,7 +17,7 @@ from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
-    "families.cmt.model", "families.cmt.flyegle", "families.crossformer.model", "families.dynopool.model", "families.fcn.model", "families.kapao", "families.nafnet", "families.resnet", "unet",
+    "families.cmt.model", "families.cmt.flyegle", "families.crossformer.model", "families.dynopool.model", "families.fcn.model", "families.kapao", "families.nafnet", "families.resnet", "families.unet.model",
     "families.vit", "vit_mask_rcnn", "vitdet", "families.yolov5", "yolov6", "families.yolov7", "yolox",
 )  # fmt: skip
 FAMILIES = tuple(f"deploykit.models.{name}" for name in NAMES)

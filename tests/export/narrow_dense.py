@@ -9,8 +9,6 @@ from functools import cache
 import torch
 from torch import nn
 
-from deploykit.models import unet
-from deploykit.models._unet_net import UNetConfig, build_unet
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import nafnet, resnet, vit
 from deploykit.models.families.cmt import flyegle as cmt_flyegle
@@ -19,6 +17,8 @@ from deploykit.models.families.crossformer import model as crossformer
 from deploykit.models.families.dynopool import model as dynopool
 from deploykit.models.families.dynopool.hrnet import HrNet
 from deploykit.models.families.fcn import model as fcn
+from deploykit.models.families.unet import model as unet
+from deploykit.models.families.unet.network import UNetConfig, build_unet
 from deploykit.models.registry import ReferenceModel
 
 SIDE = 64  # of their canvas

@@ -19,11 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
-from deploykit.models import unet as family
-from deploykit.models._unet_layouts import LAYOUTS, MODULE_LISTS, POOLED
-from deploykit.models._unet_net import Level, UNet, UNet2015, UNetConfig, build_unet
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create.random_weights import create_checkpoint, randomise
+from deploykit.models.families.unet import model as family
+from deploykit.models.families.unet.key_layouts import LAYOUTS, MODULE_LISTS, POOLED
+from deploykit.models.families.unet.network import Level, UNet, UNet2015, UNetConfig, build_unet
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import FAMILIES, create_model, load_model
 from deploykit.runtime.images.letterbox import read_image
@@ -409,7 +409,7 @@ def test_other_projects_tensors_are_refused_by_their_own_names(save: Any) -> Non
 def test_no_other_family_takes_one_and_none_of_theirs_is_taken(save: Any, state: State, tmp_path: Path) -> None:
     ours = read_checkpoint(save(state))
     claims = [name for name in FAMILIES if import_module(name).from_checkpoint(ours) is not None]
-    assert claims == ["deploykit.models.unet"]
+    assert claims == ["deploykit.models.families.unet.model"]
     for name in ("yolov5n", "yolox-nano", "yolov7-tiny"):
         assert family.from_checkpoint(read_checkpoint(create_checkpoint(name, tmp_path / "it.pt"))) is None
     assert family.from_checkpoint(read_checkpoint(save(without(state, "outc.")))) is None

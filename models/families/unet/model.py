@@ -2,7 +2,7 @@
 
 Originals: arXiv 1505.04597; milesial/Pytorch-UNet (GPL-3.0), whose keys, layer graph and preprocessing are facts taken
 over; the code is ours. Its state dicts load unchanged, with the ``mask_values`` among them; those of two other projects
-load through maps of their keys (:mod:`deploykit.models._unet_layouts`).
+load through maps of their keys (:mod:`deploykit.models.families.unet.key_layouts`).
 
 A checkpoint is a plain state dict, so everything is read from its tensors. ``(B, C, H, W)`` becomes logits
 ``(B, classes, H, W)``. One class means one logit, of the foreground against the background.
@@ -16,9 +16,9 @@ import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError
-from deploykit.models._unet_layouts import Layout, layout_of
-from deploykit.models._unet_net import CLASSES, DEPTH, WIDTH, Level, UNetConfig, build_unet
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.families.unet.key_layouts import Layout, layout_of
+from deploykit.models.families.unet.network import CLASSES, DEPTH, WIDTH, Level, UNetConfig, build_unet
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
 from deploykit.spec import Fit, InputSpec, ModelSpec, Tensor

@@ -1,6 +1,6 @@
 """Layer graphs of U-Nets: the usual one, one that is joined behind the halving, and the one of 2015.
 
-``images (B, C, H, W)`` become logits ``(B, classes, H, W)``. Originals: see :mod:`deploykit.models.unet`.
+``images (B, C, H, W)`` become logits ``(B, classes, H, W)``. Originals: see :mod:`deploykit.models.families.unet.model`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models._unet_layouts import Kind
-from deploykit.models.layers.unet_blocks import (
+from deploykit.models.families.unet.blocks import (
     DoubleConv,
     Down,
     Grow,
@@ -24,6 +23,7 @@ from deploykit.models.layers.unet_blocks import (
     ValidDown,
     ValidUp,
 )
+from deploykit.models.families.unet.key_layouts import Kind
 
 __all__ = ["Level", "PooledUNet", "UNet", "UNet2015", "UNetConfig", "build_unet"]
 
@@ -46,7 +46,7 @@ class Level(NamedTuple):
 class UNetConfig:
     """A layer graph of the family. ``contracting``: levels from the largest size on; ``expanding``: back to it.
 
-    ``kind`` and ``skip_first``: see :class:`deploykit.models._unet_layouts.Layout`.
+    ``kind`` and ``skip_first``: see :class:`deploykit.models.families.unet.key_layouts.Layout`.
     """
 
     channels: int
