@@ -25,13 +25,13 @@ from tiles import SHALLOW, measured, random_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models import vitdet
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.nafnet import Nafnet, receptive_field
+from deploykit.models.families.vitdet import model as vitdet
+from deploykit.models.families.vitdet.model import VitDetBackbone
+from deploykit.models.families.vitdet.pyramid import norm_of
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers.pyramid import norm_of
 from deploykit.models.registry import create_model
-from deploykit.models.vitdet import VitDetBackbone
 from deploykit.runtime.images.letterbox import read_image
 from deploykit.runtime.machine import processor_name, versions
 

@@ -14,8 +14,8 @@ from deploykit.export.decode_node import append_decode, raw_levels
 from deploykit.export.layouts import detections_layout
 from deploykit.export.nms_graph import CANDIDATES, append_nms, append_plugin, check_thresholds
 from deploykit.export.nms_select import RowSelection, selecting
+from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.layers.anchor_head import Detect
-from deploykit.models.layers.mask_rcnn import with_thresholds
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.runtime.postprocess.detections import names_of
 from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds

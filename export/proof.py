@@ -18,7 +18,7 @@ from deploykit.export.onnx_file import check_file
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.rounding import eased, float32_share
 from deploykit.export.torch_session import TorchSession, spec_of_module
-from deploykit.models.layers.mask_rcnn import with_thresholds
+from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.parity.expected import Expected, Feeds, Tolerance
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows

@@ -28,11 +28,11 @@ from deploykit.export.to_engine import NO_GPU, build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.trace import traced
 from deploykit.facade import evaluate, load
-from deploykit.models import vitdet
+from deploykit.models.families.vitdet import model as vitdet
+from deploykit.models.families.vitdet.mask_rcnn import CASCADE, MaskRcnn
+from deploykit.models.families.vitdet.model import VitDetConfig
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers.mask_rcnn import CASCADE, MaskRcnn
 from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
-from deploykit.models.vitdet import VitDetConfig
 from deploykit.runtime.backends.chain import ChainSession, rest_of
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import why_no_gpu

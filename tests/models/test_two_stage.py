@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deploykit.models.layers.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn, with_thresholds
+from deploykit.models.families.vitdet.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn, with_thresholds
+from deploykit.models.families.vitdet.two_stage import Proposals, RoiPooler, RpnHead, anchors_of, clipped, moved
 from deploykit.models.layers.operators import best_scores, keep_best, roi_align
-from deploykit.models.layers.two_stage import Proposals, RoiPooler, RpnHead, anchors_of, clipped, moved
 from deploykit.runtime.postprocess.nms import suppress
 from deploykit.spec import Thresholds
 from tests.models.test_vitdet import detector

@@ -12,17 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError
-from deploykit.models import vit_mask_rcnn
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.vitdet import shared_bias, vit_mask_rcnn
+from deploykit.models.families.vitdet.mask_rcnn import HeadsConfig, MaskRcnn
+from deploykit.models.families.vitdet.model import VitDetConfig
+from deploykit.models.families.vitdet.pyramid import NormedConv, TapPyramid
+from deploykit.models.families.vitdet.shared_bias import SharedBiasBlock, bias_of
+from deploykit.models.families.vitdet.two_stage import Proposals
+from deploykit.models.families.vitdet.vit_mask_rcnn import TapBackbone
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers import shared_bias
-from deploykit.models.layers.mask_rcnn import HeadsConfig, MaskRcnn
-from deploykit.models.layers.pyramid import NormedConv, TapPyramid
-from deploykit.models.layers.shared_bias import SharedBiasBlock, bias_of
-from deploykit.models.layers.two_stage import Proposals
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
-from deploykit.models.vit_mask_rcnn import TapBackbone
-from deploykit.models.vitdet import VitDetConfig
 from deploykit.spec import Thresholds
 from tests.models.files import saved
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError, FoldError, WeightsMismatchError
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.vitdet import relative_attention
+from deploykit.models.families.vitdet.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
+from deploykit.models.families.vitdet.model import VitDetBackbone, VitDetConfig, backbone_from_checkpoint
+from deploykit.models.families.vitdet.pyramid import Norm, norm_of
+from deploykit.models.families.vitdet.relative_attention import GridBlock, RelativeAttention, partitioned, restored
+from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers import relative_attention
-from deploykit.models.layers.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
-from deploykit.models.layers.pyramid import Norm, norm_of
-from deploykit.models.layers.relative_attention import GridBlock, RelativeAttention, partitioned, restored
-from deploykit.models.layers.two_stage import Proposals
 from deploykit.models.registry import outline_of_model
-from deploykit.models.vitdet import VitDetBackbone, VitDetConfig, backbone_from_checkpoint
 from deploykit.spec import Thresholds
 from tests.models.files import saved
 from tests.reference import vitdet as reference

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
-from deploykit.models import vitdet
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.vit import PatchEmbed
-from deploykit.models.layers.mask_rcnn import HeadsConfig, MaskRcnn, with_thresholds
-from deploykit.models.layers.pyramid import TapPyramid
-from deploykit.models.layers.shared_bias import SharedBiasBlock
+from deploykit.models.families.vitdet import model as vitdet
+from deploykit.models.families.vitdet.mask_rcnn import HeadsConfig, MaskRcnn, with_thresholds
+from deploykit.models.families.vitdet.model import VitDetConfig, positions_of
+from deploykit.models.families.vitdet.pyramid import TapPyramid
+from deploykit.models.families.vitdet.shared_bias import SharedBiasBlock
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.models.vitdet import VitDetConfig, positions_of
 
 __all__ = ["TapBackbone", "TappedTransformer"]
 
@@ -73,7 +73,7 @@ class TappedTransformer(nn.Module):
 
 
 class TapBackbone(TapPyramid):
-    """``(B, C, H, W)`` to P2 to P6, as :class:`deploykit.models.vitdet.VitDetBackbone` gives them."""
+    """``(B, C, H, W)`` to P2 to P6, as :class:`deploykit.models.families.vitdet.model.VitDetBackbone` gives them."""
 
     def __init__(self, config: VitDetConfig) -> None:
         super().__init__(config.dim, config.out, math.gcd(32, config.dim))

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deploykit.models.families.vitdet.pyramid import Norm, NormedConv
 from deploykit.models.layers.operators import best_scores, keep_best, roi_align
-from deploykit.models.layers.pyramid import Norm, NormedConv
 
 __all__ = ["BoxHead", "BoxPredictor", "MaskHead", "Proposals", "RoiPooler", "RpnHead", "anchors_of", "clipped", "moved"]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deploykit.models.families.vitdet.relative_attention import LOGITS, partitioned, restored
 from deploykit.models.layers.attention import EPS, Attention, Mlp, attend
-from deploykit.models.layers.relative_attention import LOGITS, partitioned, restored
 
 __all__ = ["SharedBiasAttention", "SharedBiasBlock", "bias_of"]
 

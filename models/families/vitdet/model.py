@@ -20,10 +20,10 @@ from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES, IMAGENET_MEAN, IMAGENET_STD
 from deploykit.models.families.vit import PatchEmbed
+from deploykit.models.families.vitdet.mask_rcnn import CASCADE, WEIGHTS, HeadsConfig, MaskRcnn, with_thresholds
+from deploykit.models.families.vitdet.pyramid import Norm, SimplePyramid
+from deploykit.models.families.vitdet.relative_attention import GridBlock
 from deploykit.models.fuse import shared_copy
-from deploykit.models.layers.mask_rcnn import CASCADE, WEIGHTS, HeadsConfig, MaskRcnn, with_thresholds
-from deploykit.models.layers.pyramid import Norm, SimplePyramid
-from deploykit.models.layers.relative_attention import GridBlock
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model

@@ -1,6 +1,6 @@
 """Mask R-CNN on the levels of any backbone, whole: pictures to a fixed number of detections with masks.
 
-Definition and keys as in :mod:`deploykit.models.layers.two_stage`.
+Definition and keys as in :mod:`deploykit.models.families.vitdet.two_stage`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from deploykit.models.fuse import shared_copy
-from deploykit.models.layers.operators import best_scores, keep_best
-from deploykit.models.layers.pyramid import Norm
-from deploykit.models.layers.two_stage import (
+from deploykit.models.families.vitdet.pyramid import Norm
+from deploykit.models.families.vitdet.two_stage import (
     NONE,
     BoxHead,
     BoxPredictor,
@@ -25,6 +23,8 @@ from deploykit.models.layers.two_stage import (
     clipped,
     moved,
 )
+from deploykit.models.fuse import shared_copy
+from deploykit.models.layers.operators import best_scores, keep_best
 from deploykit.spec import Thresholds
 
 __all__ = ["CASCADE", "THRESHOLDS", "WEIGHTS", "HeadsConfig", "MaskRcnn", "RoiHeads", "with_thresholds"]
