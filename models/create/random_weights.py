@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError, writing
-from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.create.original_format import has_original_format, original_checkpoint
 from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
+from deploykit.models.families.yolov6.bep import BottleRep
+from deploykit.models.families.yolov6.head import DistanceHead, FreeHead, ObjectnessHead
+from deploykit.models.families.yolov6.network import YOLOv6
+from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.layers.anchor_head import Detect, Keypoint
-from deploykit.models.layers.bep import BottleRep
 from deploykit.models.layers.csp import Bottleneck
-from deploykit.models.layers.free_head import DistanceHead, FreeHead, ObjectnessHead
 from deploykit.models.layers.ghost import GhostBottleneck
 from deploykit.models.layers.rep import ImplicitA, ImplicitM
-from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.layers.yolox_blocks import Bottleneck as YoloxBottleneck
 from deploykit.models.layers.yolox_blocks import DepthwiseConv, Residual
 from deploykit.models.layers.yolox_head import YoloxHead, YoloxKeypointHead

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.create.original_format import StandIn, module_record, pickled, record_of
-from deploykit.models.layers.bep import CSPSPPF, BepC3, BiFusion, BottleRep, Chain, SimSPPF, Transpose
+from deploykit.models.families.yolov6.bep import CSPSPPF, BepC3, BiFusion, BottleRep, Chain, SimSPPF, Transpose
+from deploykit.models.families.yolov6.head import PROJECTED, DistanceHead
+from deploykit.models.families.yolov6.network import YOLOv6
+from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.layers.conv import Conv
-from deploykit.models.layers.free_head import PROJECTED, DistanceHead
-from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 
 __all__ = ["is_current", "yolov6_checkpoint"]
 

@@ -14,7 +14,7 @@ from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
-from deploykit.models import yolov6
+from deploykit.models.families.yolov6 import model as yolov6
 from deploykit.models.layers.focus import Focus
 from deploykit.models.registry import ReferenceModel, create_model, list_models
 from deploykit.runtime.arrays import Array

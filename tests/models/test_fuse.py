@@ -18,11 +18,13 @@ from deploykit.errors import FoldError
 from deploykit.models import fuse as _fuse
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import yolov5
+from deploykit.models.families.yolov6 import rep_vgg
+from deploykit.models.families.yolov6.bep import CSPSPPF, BepC3, BottleRep
+from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import check_fold, fuse_model
-from deploykit.models.layers import csp, focus, rep, rep_vgg
+from deploykit.models.layers import csp, focus, rep
 from deploykit.models.layers.anchor_head import Detect, IDetect, IKeypoint, Keypoint
-from deploykit.models.layers.bep import CSPSPPF, BepC3, BottleRep
 from deploykit.models.layers.conv import Conv, DownC, DWConv, FoldingSequential, batch_norm
 from deploykit.models.layers.csp import C3, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
@@ -30,7 +32,6 @@ from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, ShuffleBlock, StemBlock
 from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF
 from deploykit.models.layers.rep import RepConv
-from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 
 RELATIVE = 1e-5  # of max |y|

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create.random_weights import create_checkpoint
 from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
+from deploykit.models.families.yolov6.model import VARIANTS, layout_of_variant
+from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.registry import load_model
-from deploykit.models.yolov6 import VARIANTS, layout_of_variant
 from tests.export.narrow import free_network_of, shallow
 
 NAMES = ("cat", "dog", "fox")

@@ -16,16 +16,16 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
-from deploykit.models._yolov6_checkpoint import plain_name
-from deploykit.models._yolov6_layout import Layout, Stage, layout_of
-from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.yolov6.checkpoint import plain_name
+from deploykit.models.families.yolov6.layout import Layout, Stage, layout_of
+from deploykit.models.families.yolov6.model import VARIANTS, from_checkpoint, layout_of_variant
+from deploykit.models.families.yolov6.network import YOLOv6
+from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
-from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.registry import create_model, load_model, model_from_checkpoint
-from deploykit.models.yolov6 import VARIANTS, from_checkpoint, layout_of_variant
 
 State = dict[str, Tensor]
 

@@ -12,11 +12,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._yolov6_layout import Layout, Names, Stage
-from deploykit.models.layers.bep import CSPSPPF, BepC3, BiFusion, Chain, SimSPPF, Transpose
+from deploykit.models.families.yolov6.bep import CSPSPPF, BepC3, BiFusion, Chain, SimSPPF, Transpose
+from deploykit.models.families.yolov6.head import DistanceHead, FreeHead, ObjectnessHead
+from deploykit.models.families.yolov6.layout import Layout, Names, Stage
+from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.layers.conv import Conv
-from deploykit.models.layers.free_head import DistanceHead, FreeHead, ObjectnessHead
-from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
 
 
 class YOLOv6(nn.Module):

@@ -13,11 +13,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from deploykit.models._yolov6_checkpoint import described, filled, is_yolov6, normalised, refuse_relatives
-from deploykit.models._yolov6_layout import REG_MAX, Layout, Scale
-from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES
+from deploykit.models.families.yolov6.checkpoint import described, filled, is_yolov6, normalised, refuse_relatives
+from deploykit.models.families.yolov6.layout import REG_MAX, Layout, Scale
+from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.registry import Builder, ReferenceModel, register_model
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Thresholds
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 import torch
 
 from deploykit.errors import CheckpointError
-from deploykit.models._yolov6_layout import REG_MAX, Layout, layout_of
-from deploykit.models._yolov6_net import YOLOv6
 from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.families.yolov6.layout import REG_MAX, Layout, layout_of
+from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.yolo_graph.from_checkpoint import apply_recorded
 
