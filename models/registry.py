@@ -18,7 +18,7 @@ from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
     "families.cmt.model", "families.cmt.flyegle", "families.crossformer.model", "families.dynopool.model", "families.fcn.model", "families.kapao", "families.nafnet", "families.resnet", "families.unet.model",
-    "families.vit", "families.vitdet.vit_mask_rcnn", "families.vitdet.model", "families.yolov5", "families.yolov6.model", "families.yolov7", "yolox",
+    "families.vit", "families.vitdet.vit_mask_rcnn", "families.vitdet.model", "families.yolov5", "families.yolov6.model", "families.yolov7", "families.yolox.model",
 )  # fmt: skip
 FAMILIES = tuple(f"deploykit.models.{name}" for name in NAMES)
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""

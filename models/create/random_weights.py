@@ -16,16 +16,16 @@ from deploykit.models.families.yolov6.bep import BottleRep
 from deploykit.models.families.yolov6.head import DistanceHead, FreeHead, ObjectnessHead
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
+from deploykit.models.families.yolox.blocks import Bottleneck as YoloxBottleneck
+from deploykit.models.families.yolox.blocks import DepthwiseConv, Residual
+from deploykit.models.families.yolox.head import YoloxHead, YoloxKeypointHead
+from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.csp import Bottleneck
 from deploykit.models.layers.ghost import GhostBottleneck
 from deploykit.models.layers.rep import ImplicitA, ImplicitM
-from deploykit.models.layers.yolox_blocks import Bottleneck as YoloxBottleneck
-from deploykit.models.layers.yolox_blocks import DepthwiseConv, Residual
-from deploykit.models.layers.yolox_head import YoloxHead, YoloxKeypointHead
 from deploykit.models.registry import ReferenceModel, create_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
-from deploykit.models.yolox import Yolox
 from deploykit.spec import PoseObjectRows
 
 GAIN = 1.35  # of a convolution and its batch norm together

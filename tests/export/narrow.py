@@ -15,12 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.models import yolox
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import kapao, yolov5, yolov7
 from deploykit.models.families.yolov6 import model as yolov6
 from deploykit.models.families.yolov6.layout import Layout, Stage
 from deploykit.models.families.yolov6.network import YOLOv6
+from deploykit.models.families.yolox import model as yolox
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.conv import Conv
 from deploykit.models.registry import ReferenceModel

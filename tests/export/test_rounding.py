@@ -16,8 +16,8 @@ from deploykit.errors import ParityError
 from deploykit.export import rounding, to_onnx
 from deploykit.export.rounding import MOST, eased
 from deploykit.export.to_onnx import onnx_from_model
+from deploykit.models.families.yolox.model import reference_of
 from deploykit.models.registry import ReferenceModel
-from deploykit.models.yolox import reference_of
 from deploykit.runtime.parity.expected import Expected, Tolerance
 from tests.export.narrow import CLASSES, model_of, yolox_network
 from tests.export.narrow_dense import narrow_dense

@@ -20,7 +20,7 @@ from deploykit.errors import SpecError, UsageError
 from deploykit.export.feeds import make_feeds
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.torch_session import open_torch_session
-from deploykit.models.yolox import Yolox
+from deploykit.models.families.yolox.model import Yolox
 from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, NmsOutputs, RawRows
 from tests.export.narrow import CLASSES, model_of, write_yolox, yolox_network
 from tests.export.test_exports import assert_agree, checked, exact, layout_of, rows_of

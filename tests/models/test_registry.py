@@ -15,9 +15,9 @@ from torch import nn
 from deploykit.errors import NotFoundError, UsageError
 from deploykit.models import registry as _registry
 from deploykit.models.class_names import COCO_CLASSES
+from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
-from deploykit.models.yolox import Yolox
 from deploykit.runtime.images.letterbox import blob
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor
 

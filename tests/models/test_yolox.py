@@ -14,13 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
-from deploykit.models import yolox
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.create.random_weights import create_checkpoint, randomise
+from deploykit.models.families.yolox import model as yolox
+from deploykit.models.families.yolox.blocks import DepthwiseConv
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.focus import Focus
-from deploykit.models.layers.yolox_blocks import DepthwiseConv
 from deploykit.models.registry import create_model, load_model, with_preprocessing
 from deploykit.spec import COCO_KEYPOINTS, Fit, KeypointSpec, RawRows, Thresholds
 

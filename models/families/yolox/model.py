@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES
+from deploykit.models.families.yolox.backbone import CspDarknet, Darknet53, FeaturePyramid, PathAggregation
+from deploykit.models.families.yolox.head import YoloxHead, YoloxKeypointHead
 from deploykit.models.layers.conv import Conv
-from deploykit.models.layers.yolox_backbone import CspDarknet, Darknet53, FeaturePyramid, PathAggregation
-from deploykit.models.layers.yolox_head import YoloxHead, YoloxKeypointHead
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import Builder, ReferenceModel, register_model
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds

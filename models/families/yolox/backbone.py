@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from deploykit.models.families.yolox.blocks import Activation, CSPLayer, Residual, SPPBottleneck, conv_of
 from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.focus import Focus
-from deploykit.models.layers.yolox_blocks import Activation, CSPLayer, Residual, SPPBottleneck, conv_of
 
 __all__ = ["FeaturePyramid", "PathAggregation"]
 

@@ -13,8 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from deploykit.models.families.yolox.blocks import Activation, conv_of
 from deploykit.models.layers.conv import Conv
-from deploykit.models.layers.yolox_blocks import Activation, conv_of
 
 __all__ = ["STRIDES", "YoloxHead", "YoloxKeypointHead"]
 
