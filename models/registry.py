@@ -17,10 +17,10 @@ from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
-    "families.cmt.model", "families.cmt.flyegle", "families.crossformer.model", "families.dynopool.model", "families.fcn.model", "families.kapao", "families.nafnet", "families.resnet", "families.unet.model",
-    "families.vit", "families.vitdet.vit_mask_rcnn", "families.vitdet.model", "families.yolov5", "families.yolov6.model", "families.yolov7", "families.yolox.model",
+    "cmt.model", "cmt.flyegle", "crossformer.model", "dynopool.model", "fcn.model", "kapao", "nafnet", "resnet",
+    "unet.model", "vit", "vitdet.vit_mask_rcnn", "vitdet.model", "yolov5", "yolov6.model", "yolov7", "yolox.model",
 )  # fmt: skip
-FAMILIES = tuple(f"deploykit.models.{name}" for name in NAMES)
+FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""
 
 DEFAULT = "default"
