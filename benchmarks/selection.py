@@ -24,8 +24,8 @@ import torch
 from interleaved import interleaved
 from torch import nn
 
-from deploykit.export import passes
 from deploykit.export.decode_node import append_decode
+from deploykit.export.graph import passes
 from deploykit.export.nms_export import TRANSLATIONS
 from deploykit.export.nms_graph import CANDIDATES, append_nms, append_plugin
 from deploykit.export.nms_select import HeadSelection

@@ -17,13 +17,13 @@ from torch import nn
 from deploykit.errors import UsageError
 from deploykit.export.calibration import Calibration
 from deploykit.export.clock import Clock
-from deploykit.export.finish import finish, write
+from deploykit.export.graph.finalize import finish, write
+from deploykit.export.graph.passes import initializers_of
 from deploykit.export.half import HalfIO, HalfReport, to_half
 from deploykit.export.int8 import QuantReport, quantize_file, quantize_like
 from deploykit.export.limits import LIMITS
 from deploykit.export.nms_export import NmsPlan
 from deploykit.export.parity_report import ParityReport
-from deploykit.export.passes import initializers_of
 from deploykit.export.precision_check import check_precision, precisions_of
 from deploykit.export.proof import Proof, largest_values
 from deploykit.runtime.parity.expected import Feeds

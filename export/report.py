@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploykit.export.interface import Constant, Interface
+from deploykit.export.graph.interface import Constant, Interface
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.precision import PrecisionReport
 from deploykit.runtime.evaluate.compare import AccuracyComparison

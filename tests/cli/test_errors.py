@@ -29,8 +29,9 @@ from deploykit.errors import (
     UsageError,
     WeightsMismatchError,
 )
-from deploykit.export import finish, to_onnx
+from deploykit.export import to_onnx
 from deploykit.export.feeds import sample_image
+from deploykit.export.graph import finalize as finish
 from tests.export.narrow import few_layers, with_layer, write_checkpoint
 from tests.export.test_parity_gate import contents
 

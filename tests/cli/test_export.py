@@ -16,7 +16,7 @@ import pytest
 from deploykit.cli import _parser, main
 from deploykit.describe import columns, preprocessing
 from deploykit.errors import ParityError
-from deploykit.export import trace
+from deploykit.export.graph import trace
 from deploykit.facade import open_session
 from deploykit.spec import InputSpec, ModelSpec, RawRows
 from tests.export.test_parity_gate import add, contents, do

@@ -21,12 +21,12 @@ from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
 from deploykit.export.compare import check_expected, compare, expect
 from deploykit.export.feeds import make_feeds
+from deploykit.export.graph.trace import traced
 from deploykit.export.precision import Lowering
 from deploykit.export.report import ExportReport
 from deploykit.export.split import BEHIND, split
 from deploykit.export.to_engine import NO_GPU, build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.export.trace import traced
 from deploykit.facade import evaluate, load
 from deploykit.models.families.vitdet import model as vitdet
 from deploykit.models.families.vitdet.mask_rcnn import CASCADE, MaskRcnn

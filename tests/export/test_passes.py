@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deploykit.export import passes
+from deploykit.export.graph import passes
+from deploykit.export.graph.trace import example_input, traced
 from deploykit.export.graph_session import GraphSession
-from deploykit.export.trace import example_input, traced
 from deploykit.spec import InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 

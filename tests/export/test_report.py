@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from deploykit.export.interface import Constant
+from deploykit.export.graph.interface import Constant
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.runtime.files import megabytes

@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 from onnxscript import optimizer
 
-from deploykit.export.interface import Constant, Interface
+from deploykit.export.graph.interface import Constant, Interface
 from deploykit.runtime.arrays import Array
 
 __all__ = [

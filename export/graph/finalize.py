@@ -9,7 +9,7 @@ import onnx_ir as ir
 from torch import nn
 
 from deploykit.errors import ExportError
-from deploykit.export import passes
+from deploykit.export.graph import passes
 from deploykit.export.nms_export import NmsPlan
 from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
 from deploykit.version import __version__

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import DeployError, ExportError, ImageSizeError, require
-from deploykit.export.passes import register_constants
+from deploykit.export.graph.passes import register_constants
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
 __all__ = ["example_input", "traced"]
