@@ -24,11 +24,11 @@ import torch
 from interleaved import interleaved
 from torch import nn
 
-from deploykit.export.decode_node import append_decode
 from deploykit.export.graph import passes
-from deploykit.export.nms_export import TRANSLATIONS
-from deploykit.export.nms_graph import CANDIDATES, append_nms, append_plugin
-from deploykit.export.nms_select import HeadSelection
+from deploykit.export.nms.candidates import HeadSelection
+from deploykit.export.nms.decode_node import append_decode
+from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin
+from deploykit.export.nms.plan import TRANSLATIONS
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import create_model
 from deploykit.runtime.machine import processor_name, versions

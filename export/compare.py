@@ -17,9 +17,9 @@ import numpy as np
 from deploykit.errors import SpecError, UsageError
 from deploykit.export.dense_matching import match_dense
 from deploykit.export.feeds import make_feeds
-from deploykit.export.layouts import detections_layout
 from deploykit.export.limits import limits_between
 from deploykit.export.matching import match
+from deploykit.export.nms.layouts import detections_layout
 from deploykit.export.nms_check import check_detections, detections_as_rows
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.torch_session import open_torch_session

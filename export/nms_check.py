@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deploykit.export.layouts import detections_layout
 from deploykit.export.matching import Matching, match_found
+from deploykit.export.nms.layouts import detections_layout
 from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.expected import Batch, Difference, Expected, Tolerance, differences

@@ -11,10 +11,10 @@ import onnx
 
 from deploykit.errors import BackendError
 from deploykit.export.compare import check_expected
-from deploykit.export.decode_node import written_out
+from deploykit.export.nms.decode_node import written_out
+from deploykit.export.nms.graph import CONF, IOU
+from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.nms_check import check_detections
-from deploykit.export.nms_export import NmsPlan
-from deploykit.export.nms_graph import CONF, IOU
 from deploykit.export.parity_report import ParityReport
 from deploykit.runtime.backends import ort
 from deploykit.runtime.parity.expected import Expected, Tolerance

@@ -13,7 +13,7 @@ from deploykit.errors import ParityError
 from deploykit.export.clock import Clock
 from deploykit.export.compare import check_expected, expect
 from deploykit.export.graph_session import GraphSession
-from deploykit.export.nms_export import NmsPlan
+from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.onnx_file import check_file
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.rounding import eased, float32_share

@@ -32,7 +32,7 @@ from deploykit.export.engine_report import EngineReport
 from deploykit.export.feeds import make_feeds
 from deploykit.export.graph.finalize import write
 from deploykit.export.graph.passes import initializers_of
-from deploykit.export.nms_graph import CONF
+from deploykit.export.nms.graph import CONF
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision_check import check_precision

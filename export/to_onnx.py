@@ -23,7 +23,7 @@ from deploykit.export.graph.finalize import finish, weights_of, write
 from deploykit.export.graph.trace import example_input, traced
 from deploykit.export.graph.two_stage_ops import TRANSLATIONS
 from deploykit.export.limits import LIMITS
-from deploykit.export.nms_export import NmsMode, NmsPlan, plan_of
+from deploykit.export.nms.plan import NmsMode, NmsPlan, plan_of
 from deploykit.export.parity_report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision import Job, Lowering, PrecisionReport, lower, read_back

@@ -26,7 +26,7 @@ from deploykit.errors import BackendError, DeployError
 from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import finish, write
 from deploykit.export.graph.trace import example_input, traced
-from deploykit.export.nms_export import plan_of
+from deploykit.export.nms.plan import plan_of
 from deploykit.export.to_engine import build_engine
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution, MaskedMaxPool, MaskedUnpool, Unpool
 from deploykit.runtime.machine import versions

@@ -10,7 +10,7 @@ from torch import nn
 
 from deploykit.errors import ExportError
 from deploykit.export.graph import passes
-from deploykit.export.nms_export import NmsPlan
+from deploykit.export.nms.plan import NmsPlan
 from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
 from deploykit.version import __version__
 

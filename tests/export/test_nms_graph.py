@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from deploykit.export.nms_graph import append_nms
-from deploykit.export.nms_select import Candidates, RowSelection, selecting
+from deploykit.export.nms.candidates import Candidates, RowSelection, selecting
+from deploykit.export.nms.graph import append_nms
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.operators import best_scores
 from deploykit.runtime.arrays import Array

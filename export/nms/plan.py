@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError
-from deploykit.export.decode_node import append_decode, raw_levels
-from deploykit.export.layouts import detections_layout
-from deploykit.export.nms_graph import CANDIDATES, append_nms, append_plugin, check_thresholds
-from deploykit.export.nms_select import RowSelection, selecting
+from deploykit.export.nms.candidates import RowSelection, selecting
+from deploykit.export.nms.decode_node import append_decode, raw_levels
+from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin, check_thresholds
+from deploykit.export.nms.layouts import detections_layout
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
