@@ -304,7 +304,7 @@ def open_session(
     Args:
         path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`. ``torch`` computes an ONNX file
-            by the types of its graph (:mod:`deploykit.export.graph_session`): the way to see on a CPU what fp16
+            by the types of its graph (:mod:`deploykit.export.sessions.onnx_in_torch`): the way to see on a CPU what fp16
             loses, and to run bf16 and fp8 at all.
         provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
         threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
@@ -324,7 +324,7 @@ def open_session(
         check_threads(threads)
         file = existing_file(path, "a checkpoint")
         require("torch", "export")
-        from deploykit.export.torch_session import open_torch_session
+        from deploykit.export.sessions.torch_module import open_torch_session
 
         return open_torch_session(file, threads=threads, preprocessing=preprocessing)[0]
     if preprocessing != "default":
@@ -333,7 +333,7 @@ def open_session(
         from deploykit.runtime.files import existing_file
 
         require("torch", "export")
-        from deploykit.export.graph_session import open_graph_session
+        from deploykit.export.sessions.onnx_in_torch import open_graph_session
 
         return open_graph_session(existing_file(path, "a model"), threads=threads)
     from deploykit.runtime import session

@@ -34,7 +34,7 @@ import torch
 
 from deploykit.errors import DataError, DeployError, NotFoundError, UsageError
 from deploykit.export.feeds import on_canvas
-from deploykit.export.graph_session import GraphSession
+from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder, write_whole
 from deploykit.runtime.images.letterbox import read_image

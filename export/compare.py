@@ -22,7 +22,7 @@ from deploykit.export.matching import match
 from deploykit.export.nms.layouts import detections_layout
 from deploykit.export.nms_check import check_detections, detections_as_rows
 from deploykit.export.parity_report import ParityReport
-from deploykit.export.torch_session import open_torch_session
+from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity.expected import Expected, Feeds, Layout, Tolerance, differences, rows_of, runs

@@ -10,8 +10,8 @@ from pathlib import Path
 from torch import nn
 
 from deploykit.errors import NotFoundError, UsageError
-from deploykit.export.graph_session import open_graph_session
-from deploykit.export.torch_session import TorchSession
+from deploykit.export.sessions.onnx_in_torch import open_graph_session
+from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.runtime.evaluate.coco_data import read_coco
 from deploykit.runtime.evaluate.coco_metrics import library
 from deploykit.runtime.evaluate.compare import AccuracyComparison, check_drop, compare_evaluations

@@ -14,7 +14,7 @@ from torch import nn
 
 from deploykit.export.compare import check_expected
 from deploykit.export.nms_check import check_detections
-from deploykit.export.torch_session import TorchSession
+from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.runtime.parity.expected import Expected, Tolerance
 from deploykit.spec import ModelSpec, NmsOutputs

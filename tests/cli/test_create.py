@@ -13,7 +13,7 @@ import torch
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, DeployError, DiskFullError, NotFoundError, OutputError, UsageError
 from deploykit.export.feeds import make_feeds
-from deploykit.export.torch_session import open_torch_session
+from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.models.checkpoint.reader import read_checkpoint
 
 

@@ -15,8 +15,8 @@ import pytest
 import deploykit
 from deploykit.errors import ImageError, NotFoundError, ParityError, SpecError, UsageError
 from deploykit.export.compare import ParityReport, Tolerance, compare
+from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession

@@ -18,9 +18,9 @@ from deploykit.export.dense_matching import match_dense
 from deploykit.export.feeds import make_feeds, on_canvas, sample_image
 from deploykit.export.limits import FP16
 from deploykit.export.precision import Lowering
+from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.conv import Conv
 from deploykit.models.registry import ReferenceModel

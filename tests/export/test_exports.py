@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from deploykit.export.report import ExportReport
+from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
 from deploykit.models.families.yolov6 import model as yolov6
 from deploykit.models.layers.focus import Focus

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from deploykit.errors import ArtefactError, BackendError
-from deploykit.export.graph_session import GraphSession, open_graph_session
+from deploykit.export.sessions.onnx_in_torch import GraphSession, open_graph_session
 from deploykit.facade import open_session
 from deploykit.runtime.arrays import Array
 

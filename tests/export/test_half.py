@@ -12,10 +12,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploykit.errors import ExportError
-from deploykit.export.graph_session import GraphSession
 from deploykit.export.half import HalfType, to_half
 from deploykit.export.half_rules import LARGEST, LARGEST_LOGIT, LARGEST_SQUARED
 from deploykit.export.precision_check import check_precision, precisions_of
+from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
 

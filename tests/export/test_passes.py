@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deploykit.export.graph import passes
 from deploykit.export.graph.trace import example_input, traced
-from deploykit.export.graph_session import GraphSession
+from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.spec import InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 

@@ -26,10 +26,10 @@ from deploykit.export.calibration import (
     measure_activations,
     range_of,
 )
-from deploykit.export.graph_session import GraphSession
 from deploykit.export.precision_check import precisions_of
 from deploykit.export.quantize import activations_of, quantisable, quantize, quantize_weight
 from deploykit.export.sensitivity import Sensitivity, choose_keep, measure_sensitivity, named_layers, output_error
+from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Tensor

@@ -11,7 +11,7 @@ import torch
 
 import deploykit
 from deploykit.errors import BackendError, CheckpointError, UsageError
-from deploykit.export.torch_session import TorchSession, open_torch_session, spec_of_module
+from deploykit.export.sessions.torch_module import TorchSession, open_torch_session, spec_of_module
 from deploykit.runtime.arrays import Array
 from deploykit.spec import METADATA_KEY, ModelSpec, NmsOutputs
 from tests.export.narrow import few_layers, graph_of, model_of

@@ -21,7 +21,7 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from deploykit.errors import ArtefactError, BackendError
-from deploykit.export.graph_ops import OPERATORS, TORCH_TYPES, ElsewhereError
+from deploykit.export.sessions.onnx_ops import OPERATORS, TORCH_TYPES, ElsewhereError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 

@@ -2,7 +2,7 @@
 
 Convolutions and matrix products of half and bfloat16 tensors multiply the rounded values and add in float32, and round
 the sum once, which is what tensor cores do. Everything else is computed by torch in the tensor's type. Operators that
-are not here run in onnx's own reference implementation (:mod:`deploykit.export.graph_session`).
+are not here run in onnx's own reference implementation (:mod:`deploykit.export.sessions.onnx_in_torch`).
 
 Definitions: https://onnx.ai/onnx/operators/ (Apache-2.0).
 """
