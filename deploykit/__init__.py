@@ -15,8 +15,8 @@ from deploykit.version import __version__ as __version__
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
     from deploykit.export.calibration import Calibration as Calibration
-    from deploykit.export.compare import compare as compare
     from deploykit.export.gate import AccuracyGate as AccuracyGate
+    from deploykit.export.parity.compare import compare as compare
     from deploykit.export.precision import Lowering as Lowering
     from deploykit.export.to_engine import build_engine as build_engine
     from deploykit.export.to_onnx import export_onnx as export_onnx
@@ -40,7 +40,7 @@ _HOME = {
     "Predictor": "deploykit.runtime.predict.detector",
     "Result": "deploykit.runtime.results.detection",
     "build_engine": "deploykit.export.to_engine",
-    "compare": "deploykit.export.compare",
+    "compare": "deploykit.export.parity.compare",
     "evaluate": "deploykit.facade",
     "evaluate_against": "deploykit.facade",
     "evaluate_dense": "deploykit.facade",

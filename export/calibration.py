@@ -33,7 +33,7 @@ import onnx_ir as ir
 import torch
 
 from deploykit.errors import DataError, DeployError, NotFoundError, UsageError
-from deploykit.export.feeds import on_canvas
+from deploykit.export.parity.inputs import on_canvas
 from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder, write_whole

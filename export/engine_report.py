@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploykit.export.parity_report import ParityReport
+from deploykit.export.parity.report import ParityReport
 from deploykit.runtime.engine_record import EngineRecord
 
 __all__ = ["EngineReport"]

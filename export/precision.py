@@ -21,11 +21,11 @@ from deploykit.export.graph.finalize import finish, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.half import HalfIO, HalfReport, to_half
 from deploykit.export.int8 import QuantReport, quantize_file, quantize_like
-from deploykit.export.limits import LIMITS
 from deploykit.export.nms.plan import NmsPlan
-from deploykit.export.parity_report import ParityReport
+from deploykit.export.parity.proof import Proof, largest_values
+from deploykit.export.parity.report import ParityReport
+from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.precision_check import check_precision, precisions_of
-from deploykit.export.proof import Proof, largest_values
 from deploykit.runtime.parity.expected import Feeds
 from deploykit.spec import ModelSpec, NmsOutputs
 

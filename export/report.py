@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.export.graph.interface import Constant, Interface
-from deploykit.export.parity_report import ParityReport
+from deploykit.export.parity.report import ParityReport
 from deploykit.export.precision import PrecisionReport
 from deploykit.runtime.evaluate.compare import AccuracyComparison
 from deploykit.runtime.files import megabytes

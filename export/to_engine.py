@@ -26,14 +26,14 @@ from deploykit.errors import (
 from deploykit.export.build_progress import BuildProgress
 from deploykit.export.builder import Network, build, check_options, default_profile, parse
 from deploykit.export.clock import Clock
-from deploykit.export.compare import check_expected, expect
 from deploykit.export.engine_layers import precisions_in
 from deploykit.export.engine_report import EngineReport
-from deploykit.export.feeds import make_feeds
 from deploykit.export.graph.finalize import write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.graph import CONF
-from deploykit.export.parity_report import ParityReport
+from deploykit.export.parity.compare import check_expected, expect
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision_check import check_precision
 from deploykit.export.split import split

@@ -16,18 +16,18 @@ from torch import nn
 
 from deploykit.errors import ImageSizeError, SpecError, UsageError, require
 from deploykit.export.clock import Clock
-from deploykit.export.feeds import make_feeds
 from deploykit.export.gate import AccuracyGate, judge
 from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import finish, weights_of, write
 from deploykit.export.graph.trace import example_input, traced
 from deploykit.export.graph.two_stage_ops import TRANSLATIONS
-from deploykit.export.limits import LIMITS
 from deploykit.export.nms.plan import NmsMode, NmsPlan, plan_of
-from deploykit.export.parity_report import ParityReport
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.proof import Proof
+from deploykit.export.parity.report import ParityReport
+from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision import Job, Lowering, PrecisionReport, lower, read_back
-from deploykit.export.proof import Proof
 from deploykit.export.report import ExportReport
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite

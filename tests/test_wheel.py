@@ -76,7 +76,7 @@ def test_the_installed_wheel_works_and_leaves_the_top_level_alone(built: Path, t
         wheel.extractall(tmp_path / "site")
     code = (
         "import deploykit, importlib.util, sys\n"
-        "from deploykit.export.feeds import sample_image\n"
+        "from deploykit.export.parity.inputs import sample_image\n"
         "assert deploykit.__file__.startswith(sys.argv[1]), deploykit.__file__\n"
         "assert sample_image().is_file()\n"
         "from deploykit.runtime.native.build import source_folder\n"

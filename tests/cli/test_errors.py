@@ -30,8 +30,8 @@ from deploykit.errors import (
     WeightsMismatchError,
 )
 from deploykit.export import to_onnx
-from deploykit.export.feeds import sample_image
 from deploykit.export.graph import finalize as finish
+from deploykit.export.parity.inputs import sample_image
 from tests.export.narrow import few_layers, with_layer, write_checkpoint
 from tests.export.test_parity_gate import contents
 

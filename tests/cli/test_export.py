@@ -133,7 +133,7 @@ def test_without_a_check_the_report_says_so(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_random_weights_and_a_sample_of_ones_own_are_said(tmp_path: Path) -> None:
-    from deploykit.export.feeds import sample_image
+    from deploykit.export.parity.inputs import sample_image
 
     weights, sample = tmp_path / "tiny.pt", tmp_path / "[my] picture.jpg"
     sample.write_bytes(sample_image().read_bytes())

@@ -14,8 +14,8 @@ import pytest
 
 import deploykit
 from deploykit.errors import ArtefactError
-from deploykit.export.compare import compare
 from deploykit.export.graph import finalize as finish
+from deploykit.export.parity.compare import compare
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import open_session

@@ -14,7 +14,7 @@ import pytest
 
 import deploykit
 from deploykit.errors import ImageError, NotFoundError, ParityError, SpecError, UsageError
-from deploykit.export.compare import ParityReport, Tolerance, compare
+from deploykit.export.parity.compare import ParityReport, Tolerance, compare
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import open_session

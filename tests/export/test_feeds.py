@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import ImageError
-from deploykit.export.feeds import make_feeds, sample_image
+from deploykit.export.parity.inputs import make_feeds, sample_image
 from deploykit.runtime.images.letterbox import read_image
 from deploykit.runtime.parity.expected import Feeds
 from deploykit.spec import InputSpec
@@ -68,7 +68,7 @@ def test_a_free_shape_adds_the_rectangle(tmp_path: Path) -> None:
 @given(st.integers(2, 9), st.integers(1, 5))
 def test_fixed_slots_hold_different_images_and_every_image_has_a_slot(batch: int, pictures: int) -> None:
     images = {f"{i}": np.full((1, 3, 8, 8), i, np.float32) for i in range(pictures)}
-    from deploykit.export.feeds import _batched
+    from deploykit.export.parity.inputs import _batched
 
     found = _batched(images, InputSpec(size=(8, 8), batch=batch))
     shuffled, repeated = found.batches[:-1], found.batches[-1]

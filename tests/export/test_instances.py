@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
-from deploykit.export.compare import check_expected, compare, expect
-from deploykit.export.feeds import make_feeds
 from deploykit.export.graph.trace import traced
+from deploykit.export.parity.compare import check_expected, compare, expect
+from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.precision import Lowering
 from deploykit.export.report import ExportReport
 from deploykit.export.split import BEHIND, split

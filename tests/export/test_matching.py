@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.export.matching import FEW, ROWS, Matching, match
+from deploykit.export.parity.detections import FEW, ROWS, Matching, match
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.expected import Batch, Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds

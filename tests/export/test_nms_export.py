@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from deploykit.errors import ParityError, UsageError
-from deploykit.export.compare import compare
-from deploykit.export.feeds import sample_image
 from deploykit.export.nms import graph as nms_graph
+from deploykit.export.parity.compare import compare
+from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx, onnx_from_model

@@ -203,7 +203,7 @@ def test_half_of_a_limit_passes(damage: Damage, tmp_path: Path, monkeypatch: pyt
 
 def test_detections_fail_where_every_value_is_within_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The matched detections are a check of their own: here it is the only one that is left."""
-    from deploykit.export import compare, onnx_file
+    from deploykit.export.parity import compare, onnx_file
 
     wide = compare.Tolerance(pixels=1e3, relative=1e3, probability=1e-5)
     checked = compare.check_expected

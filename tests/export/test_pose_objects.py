@@ -13,10 +13,10 @@ import pytest
 
 from deploykit.describe import columns
 from deploykit.errors import UsageError
-from deploykit.export.compare import compare
-from deploykit.export.feeds import sample_image
 from deploykit.export.inspection import inspect_file
-from deploykit.export.matching import Matching, match
+from deploykit.export.parity.compare import compare
+from deploykit.export.parity.detections import Matching, match
+from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx, onnx_from_model

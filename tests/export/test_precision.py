@@ -19,11 +19,11 @@ from deploykit.errors import AccuracyError, BackendError, ExportError, NotFoundE
 from deploykit.export import precision as module
 from deploykit.export import to_onnx
 from deploykit.export.calibration import Calibration
-from deploykit.export.compare import compare
-from deploykit.export.feeds import sample_image
 from deploykit.export.gate import AccuracyGate
 from deploykit.export.half import HalfReport
-from deploykit.export.limits import FP16, UNJUDGED
+from deploykit.export.parity.compare import compare
+from deploykit.export.parity.inputs import sample_image
+from deploykit.export.parity.tolerances import FP16, UNJUDGED
 from deploykit.export.precision import Lowering
 from deploykit.export.precision_check import precisions_of
 from deploykit.export.report import ExportReport

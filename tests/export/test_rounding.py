@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import ParityError
-from deploykit.export import rounding, to_onnx
-from deploykit.export.rounding import MOST, eased
+from deploykit.export import to_onnx
+from deploykit.export.parity import float32_noise as rounding
+from deploykit.export.parity.float32_noise import MOST, eased
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.families.yolox.model import reference_of
 from deploykit.models.registry import ReferenceModel

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.export.feeds import sample_image
+from deploykit.export.parity.inputs import sample_image
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import deploykit
 from deploykit.cli import main
 from deploykit.errors import SpecError, UsageError
-from deploykit.export.feeds import make_feeds
+from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.families.yolox.model import Yolox

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from deploykit.errors import ArtefactError, DeviceError, ExportError
-from deploykit.export.compare import compare
 from deploykit.export.engine_report import EngineReport
-from deploykit.export.feeds import sample_image
+from deploykit.export.parity.compare import compare
+from deploykit.export.parity.inputs import sample_image
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session

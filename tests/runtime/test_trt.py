@@ -279,7 +279,7 @@ def test_without_reference_values_the_session_says_that_nothing_proves_it(engine
 
 
 def test_compare_takes_the_reference_values(engine: Path, gpu: CpuGpu) -> None:
-    from deploykit.export.compare import compare
+    from deploykit.export.parity.compare import compare
 
     write_expected(engine)
     assert compare(expected_of(engine), engine).ok

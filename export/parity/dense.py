@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deploykit.export.matching import Matching, What
+from deploykit.export.parity.detections import Matching, What
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.expected import Batch, Tolerance, dense_limit
 from deploykit.spec import ModelSpec

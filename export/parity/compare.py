@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.errors import SpecError, UsageError
-from deploykit.export.dense_matching import match_dense
-from deploykit.export.feeds import make_feeds
-from deploykit.export.limits import limits_between
-from deploykit.export.matching import match
 from deploykit.export.nms.layouts import detections_layout
-from deploykit.export.nms_check import check_detections, detections_as_rows
-from deploykit.export.parity_report import ParityReport
+from deploykit.export.parity.dense import match_dense
+from deploykit.export.parity.detections import match
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.nms import check_detections, detections_as_rows
+from deploykit.export.parity.report import ParityReport
+from deploykit.export.parity.tolerances import limits_between
 from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 
 from deploykit.errors import BackendError
-from deploykit.export.compare import check_expected
 from deploykit.export.nms.decode_node import written_out
 from deploykit.export.nms.graph import CONF, IOU
 from deploykit.export.nms.plan import NmsPlan
-from deploykit.export.nms_check import check_detections
-from deploykit.export.parity_report import ParityReport
+from deploykit.export.parity.compare import check_expected
+from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.report import ParityReport
 from deploykit.runtime.backends import ort
 from deploykit.runtime.parity.expected import Expected, Tolerance
 from deploykit.runtime.session import open_session

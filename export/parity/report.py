@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deploykit.errors import ParityError
-from deploykit.export.matching import Matching
+from deploykit.export.parity.detections import Matching
 from deploykit.runtime.parity.expected import Difference, Tolerance
 from deploykit.spec.json_values import worded
 

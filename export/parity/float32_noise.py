@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from torch import nn
 
-from deploykit.export.compare import check_expected
-from deploykit.export.nms_check import check_detections
+from deploykit.export.parity.compare import check_expected
+from deploykit.export.parity.nms import check_detections
 from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.runtime.parity.expected import Expected, Tolerance

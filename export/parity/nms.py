@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deploykit.export.matching import Matching, match_found
 from deploykit.export.nms.layouts import detections_layout
-from deploykit.export.parity_report import ParityReport
+from deploykit.export.parity.detections import Matching, match_found
+from deploykit.export.parity.report import ParityReport
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.expected import Batch, Difference, Expected, Tolerance, differences
 from deploykit.runtime.postprocess.detections import Found, found_in
