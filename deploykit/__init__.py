@@ -14,10 +14,10 @@ from deploykit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
-    from deploykit.export.calibration import Calibration as Calibration
     from deploykit.export.gate import AccuracyGate as AccuracyGate
     from deploykit.export.parity.compare import compare as compare
-    from deploykit.export.precision import Lowering as Lowering
+    from deploykit.export.precision.calibration import Calibration as Calibration
+    from deploykit.export.precision.convert import Lowering as Lowering
     from deploykit.export.to_engine import build_engine as build_engine
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import evaluate as evaluate
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "AccuracyGate": "deploykit.export.gate",
-    "Calibration": "deploykit.export.calibration",
+    "Calibration": "deploykit.export.precision.calibration",
     "DensePredictor": "deploykit.runtime.predict.dense",
     "DeployError": "deploykit.errors",
-    "Lowering": "deploykit.export.precision",
+    "Lowering": "deploykit.export.precision.convert",
     "ModelSpec": "deploykit.spec",
     "Predictor": "deploykit.runtime.predict.detector",
     "Result": "deploykit.runtime.results.detection",

@@ -9,7 +9,7 @@ from typing import Any
 
 from deploykit.export.graph.interface import Constant, Interface
 from deploykit.export.parity.report import ParityReport
-from deploykit.export.precision import PrecisionReport
+from deploykit.export.precision.convert import PrecisionReport
 from deploykit.runtime.evaluate.compare import AccuracyComparison
 from deploykit.runtime.files import megabytes
 from deploykit.spec import ModelSpec

@@ -35,7 +35,7 @@ from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
-from deploykit.export.precision_check import check_precision
+from deploykit.export.precision.read_back import check_precision
 from deploykit.export.split import split
 from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.runtime.backends import ort

@@ -27,7 +27,7 @@ from deploykit.export.parity.proof import Proof
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.place import check_place, folder_beside, move_into_place
-from deploykit.export.precision import Job, Lowering, PrecisionReport, lower, read_back
+from deploykit.export.precision.convert import Job, Lowering, PrecisionReport, lower, read_back
 from deploykit.export.report import ExportReport
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deploykit.export.gate import AccuracyGate
-    from deploykit.export.precision import Lowering, PrecisionReport
+    from deploykit.export.precision.convert import Lowering, PrecisionReport
 
 DEFAULTS: dict[str, Any] = {
     "precision": "fp32",
@@ -92,8 +92,8 @@ def lowering_of(args: argparse.Namespace) -> Lowering:
         UsageError: options that do not go with the precision.
     """
     from deploykit.errors import UsageError
-    from deploykit.export.calibration import Calibration
-    from deploykit.export.precision import Lowering
+    from deploykit.export.precision.calibration import Calibration
+    from deploykit.export.precision.convert import Lowering
 
     quantised = args.precision in ("int8", "fp8")
     about = ("calib_size", "calib_method", "int8_keep", "reduce_range", "calib_cache")

@@ -17,7 +17,7 @@ from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.dense import match_dense
 from deploykit.export.parity.inputs import make_feeds, on_canvas, sample_image
 from deploykit.export.parity.tolerances import FP16
-from deploykit.export.precision import Lowering
+from deploykit.export.precision.convert import Lowering
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model

@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from deploykit.errors import ExportError
-from deploykit.export.half import HalfType, to_half
-from deploykit.export.half_rules import LARGEST, LARGEST_LOGIT, LARGEST_SQUARED
-from deploykit.export.precision_check import check_precision, precisions_of
+from deploykit.export.precision.half import HalfType, to_half
+from deploykit.export.precision.half_rules import LARGEST, LARGEST_LOGIT, LARGEST_SQUARED
+from deploykit.export.precision.read_back import check_precision, precisions_of
 from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session

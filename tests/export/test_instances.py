@@ -22,7 +22,7 @@ from deploykit.errors import CheckpointError, ExportError, ImageSizeError, Parit
 from deploykit.export.graph.trace import traced
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_feeds
-from deploykit.export.precision import Lowering
+from deploykit.export.precision.convert import Lowering
 from deploykit.export.report import ExportReport
 from deploykit.export.split import BEHIND, split
 from deploykit.export.to_engine import NO_GPU, build_engine

@@ -16,16 +16,16 @@ from torch import nn
 
 from deploykit.cli import main
 from deploykit.errors import AccuracyError, BackendError, ExportError, NotFoundError, ParityError, UsageError
-from deploykit.export import precision as module
 from deploykit.export import to_onnx
-from deploykit.export.calibration import Calibration
 from deploykit.export.gate import AccuracyGate
-from deploykit.export.half import HalfReport
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.parity.tolerances import FP16, UNJUDGED
-from deploykit.export.precision import Lowering
-from deploykit.export.precision_check import precisions_of
+from deploykit.export.precision import convert as module
+from deploykit.export.precision.calibration import Calibration
+from deploykit.export.precision.convert import Lowering
+from deploykit.export.precision.half import HalfReport
+from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.report import ExportReport
 from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model

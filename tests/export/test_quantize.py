@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from deploykit.errors import DataError, ExportError, ImageError, NotFoundError, UsageError
-from deploykit.export import calibration as module
-from deploykit.export.calibration import (
+from deploykit.export.precision import calibration as module
+from deploykit.export.precision.calibration import (
     BINS,
     LEVELS,
     Calibration,
@@ -26,9 +26,15 @@ from deploykit.export.calibration import (
     measure_activations,
     range_of,
 )
-from deploykit.export.precision_check import precisions_of
-from deploykit.export.quantize import activations_of, quantisable, quantize, quantize_weight
-from deploykit.export.sensitivity import Sensitivity, choose_keep, measure_sensitivity, named_layers, output_error
+from deploykit.export.precision.qdq import activations_of, quantisable, quantize, quantize_weight
+from deploykit.export.precision.read_back import precisions_of
+from deploykit.export.precision.sensitivity import (
+    Sensitivity,
+    choose_keep,
+    measure_sensitivity,
+    named_layers,
+    output_error,
+)
 from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import deploykit
-from deploykit.export.precision import Lowering
+from deploykit.export.precision.convert import Lowering
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise

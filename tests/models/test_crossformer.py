@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
-from deploykit.export.precision import Lowering
+from deploykit.export.precision.convert import Lowering
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.crossformer import model as crossformer

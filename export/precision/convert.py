@@ -15,17 +15,17 @@ import onnx_ir as ir
 from torch import nn
 
 from deploykit.errors import UsageError
-from deploykit.export.calibration import Calibration
 from deploykit.export.clock import Clock
 from deploykit.export.graph.finalize import finish, write
 from deploykit.export.graph.passes import initializers_of
-from deploykit.export.half import HalfIO, HalfReport, to_half
-from deploykit.export.int8 import QuantReport, quantize_file, quantize_like
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.proof import Proof, largest_values
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
-from deploykit.export.precision_check import check_precision, precisions_of
+from deploykit.export.precision.calibration import Calibration
+from deploykit.export.precision.half import HalfIO, HalfReport, to_half
+from deploykit.export.precision.quantize import QuantReport, quantize_file, quantize_like
+from deploykit.export.precision.read_back import check_precision, precisions_of
 from deploykit.runtime.parity.expected import Feeds
 from deploykit.spec import ModelSpec, NmsOutputs
 

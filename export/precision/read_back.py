@@ -9,7 +9,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.errors import ExportError
-from deploykit.export.half_rules import COMPUTE
+from deploykit.export.precision.half_rules import COMPUTE
 
 __all__ = ["check_precision", "precisions_of"]
 

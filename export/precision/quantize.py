@@ -14,9 +14,16 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import ExportError
-from deploykit.export.calibration import AUTO, Activations, Calibration, Method, calibration_images, measure_activations
-from deploykit.export.quantize import Quantised, QuantKind, activations_of, quantisable, quantize
-from deploykit.export.sensitivity import (
+from deploykit.export.precision.calibration import (
+    AUTO,
+    Activations,
+    Calibration,
+    Method,
+    calibration_images,
+    measure_activations,
+)
+from deploykit.export.precision.qdq import Quantised, QuantKind, activations_of, quantisable, quantize
+from deploykit.export.precision.sensitivity import (
     RUNS,
     Sensitivity,
     choose_keep,
@@ -41,7 +48,7 @@ class QuantReport:
     """What was quantised and how.
 
     ``errors``: the error of the outputs by calibration method, of those that were compared. ``error``: what is left
-    with the layers kept (see :func:`deploykit.export.sensitivity.output_error`); None: not measured. ``pictures``: how
+    with the layers kept (see :func:`deploykit.export.precision.sensitivity.output_error`); None: not measured. ``pictures``: how
     many, and a hash of their names. ``labels``: layer -> what the network calls it.
     """
 
@@ -104,8 +111,8 @@ def quantize_file(
         calibration: pictures and method.
         kind: ``int8`` or ``fp8``.
         keep: layers that are not quantised: ``auto``, ``none``, or names and patterns.
-        reduce_range: see :func:`deploykit.export.quantize.quantize`.
-        cache: see :func:`deploykit.export.calibration.measure_activations`.
+        reduce_range: see :func:`deploykit.export.precision.qdq.quantize`.
+        cache: see :func:`deploykit.export.precision.calibration.measure_activations`.
         on_step: told what is being done.
         on_progress: told the share of it that is done.
 

@@ -26,7 +26,16 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.errors import ExportError
-from deploykit.export.half_rules import COMPUTE, KEPT, LARGEST, MOVES, lengths, norms, running_sums, sharp_attention
+from deploykit.export.precision.half_rules import (
+    COMPUTE,
+    KEPT,
+    LARGEST,
+    MOVES,
+    lengths,
+    norms,
+    running_sums,
+    sharp_attention,
+)
 
 __all__ = ["HalfIO", "HalfReport", "HalfType", "compute_nodes", "to_half"]
 

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import ExportError
-from deploykit.export.half import compute_nodes
+from deploykit.export.precision.half import compute_nodes
 from deploykit.runtime.arrays import Array
 
 __all__ = ["QuantKind", "Quantised", "activations_of", "quantisable", "quantize", "quantize_weight"]

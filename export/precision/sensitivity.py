@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
-from deploykit.export.quantize import QuantKind, quantisable, quantize
+from deploykit.export.precision.qdq import QuantKind, quantisable, quantize
 from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
