@@ -39,7 +39,7 @@ def work(name: str, engine: bool, memory: int, told: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from deploykit.export.to_engine import build_engine
+    from deploykit.export.engine.build import build_engine
     from deploykit.export.to_onnx import onnx_from_model
     from deploykit.models.timm_models import TimmOptions, load_timm
 

@@ -14,11 +14,11 @@ from deploykit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
+    from deploykit.export.engine.build import build_engine as build_engine
     from deploykit.export.gate import AccuracyGate as AccuracyGate
     from deploykit.export.parity.compare import compare as compare
     from deploykit.export.precision.calibration import Calibration as Calibration
     from deploykit.export.precision.convert import Lowering as Lowering
-    from deploykit.export.to_engine import build_engine as build_engine
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import evaluate as evaluate
     from deploykit.facade import evaluate_against as evaluate_against
@@ -39,7 +39,7 @@ _HOME = {
     "ModelSpec": "deploykit.spec",
     "Predictor": "deploykit.runtime.predict.detector",
     "Result": "deploykit.runtime.results.detection",
-    "build_engine": "deploykit.export.to_engine",
+    "build_engine": "deploykit.export.engine.build",
     "compare": "deploykit.export.parity.compare",
     "evaluate": "deploykit.facade",
     "evaluate_against": "deploykit.facade",

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from deploykit.errors import DeployError
-from deploykit.export.to_engine import build_engine
+from deploykit.export.engine.build import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import builder_of, list_models, load_model, outline_of_model

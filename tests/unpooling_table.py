@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import BackendError, DeployError
+from deploykit.export.engine.build import build_engine
 from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import finish, write
 from deploykit.export.graph.trace import example_input, traced
 from deploykit.export.nms.plan import plan_of
-from deploykit.export.to_engine import build_engine
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution, MaskedMaxPool, MaskedUnpool, Unpool
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import open_session

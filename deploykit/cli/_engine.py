@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.cli._display import console, parity_lines, parity_table
 
 if TYPE_CHECKING:
-    from deploykit.export.engine_report import EngineReport
+    from deploykit.export.engine.report import EngineReport
     from deploykit.runtime.engine_record import EngineRecord, Profile
 
 DEFAULTS: dict[str, Any] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.export.build_progress import BuildProgress
+from deploykit.export.engine.progress import BuildProgress
 
 
 def followed() -> tuple[BuildProgress, list[tuple[str, float]]]:

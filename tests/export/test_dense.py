@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import ParityError, UsageError
+from deploykit.export.engine.build import build_engine
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.dense import match_dense
 from deploykit.export.parity.inputs import make_feeds, on_canvas, sample_image
 from deploykit.export.parity.tolerances import FP16
 from deploykit.export.precision.convert import Lowering
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.conv import Conv

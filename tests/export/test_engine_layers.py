@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploykit.export.engine_layers import precisions_in
+from deploykit.export.engine.layers import precisions_in
 
 
 def layer(kind: str, form: str, key: str = "LayerType") -> dict[str, Any]:

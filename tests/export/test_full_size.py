@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from deploykit.export.engine.build import build_engine
 from deploykit.export.report import ExportReport
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx
 from deploykit.models.create.random_weights import create_checkpoint
 from deploykit.runtime.cuda import why_no_gpu

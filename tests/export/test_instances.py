@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
+from deploykit.export.engine.build import NO_GPU, build_engine
+from deploykit.export.engine.split import BEHIND, split
 from deploykit.export.graph.trace import traced
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.precision.convert import Lowering
 from deploykit.export.report import ExportReport
-from deploykit.export.split import BEHIND, split
-from deploykit.export.to_engine import NO_GPU, build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import evaluate, load
 from deploykit.models.families.vitdet import model as vitdet

@@ -11,11 +11,11 @@ import onnx
 import pytest
 
 from deploykit.errors import ParityError, UsageError
+from deploykit.export.engine.build import build_engine
 from deploykit.export.nms import graph as nms_graph
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu

@@ -13,12 +13,12 @@ import pytest
 
 from deploykit.describe import columns
 from deploykit.errors import UsageError
+from deploykit.export.engine.build import build_engine
 from deploykit.export.inspection import inspect_file
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.detections import Matching, match
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load
 from deploykit.models.create.original_format import original_checkpoint

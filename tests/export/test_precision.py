@@ -17,6 +17,7 @@ from torch import nn
 from deploykit.cli import main
 from deploykit.errors import AccuracyError, BackendError, ExportError, NotFoundError, ParityError, UsageError
 from deploykit.export import to_onnx
+from deploykit.export.engine.build import build_engine
 from deploykit.export.gate import AccuracyGate
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
@@ -27,7 +28,6 @@ from deploykit.export.precision.convert import Lowering
 from deploykit.export.precision.half import HalfReport
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.report import ExportReport
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.models.registry import ReferenceModel

@@ -27,11 +27,11 @@ from deploykit.errors import (
     SpecError,
     UsageError,
 )
-from deploykit.export import to_engine
-from deploykit.export.engine_report import EngineReport
+from deploykit.export.engine import build as to_engine
+from deploykit.export.engine.build import build_engine
+from deploykit.export.engine.report import EngineReport
+from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.export.formats import export_formats
-from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
-from deploykit.export.to_engine import build_engine
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import EngineOptions, Profile, expected_of, log_of, parity_of, record_of
 from deploykit.runtime.parity.expected import Expected
@@ -155,7 +155,7 @@ def test_tf32_is_off_unless_it_is_asked_for(cells: Path, monkeypatch: pytest.Mon
     """The builder's default is on; what it is really given is read back from its configuration."""
     import tensorrt_rtx as trt
 
-    from deploykit.export import builder
+    from deploykit.export.engine import builder
 
     given: list[bool] = []
     apply = builder._apply

@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
+from deploykit.export.engine.build import build_engine
 from deploykit.export.parity.inputs import sample_image
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu

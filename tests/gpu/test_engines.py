@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from deploykit.errors import ArtefactError, DeviceError, ExportError
-from deploykit.export.engine_report import EngineReport
+from deploykit.export.engine.build import build_engine
+from deploykit.export.engine.report import EngineReport
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.arrays import Array

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.export.to_engine import build_engine
+from deploykit.export.engine.build import build_engine
 from deploykit.runtime.engine_record import log_of
 
 

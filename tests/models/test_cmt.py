@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError, FoldError, WeightsMismatchError
+from deploykit.export.engine.build import build_engine
 from deploykit.export.precision.convert import Lowering
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.cmt import flyegle as cmt_flyegle

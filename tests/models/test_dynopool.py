@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
-from deploykit.export.to_engine import build_engine
+from deploykit.export.engine.build import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.dynopool import model as dynopool

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
+from deploykit.export.engine.build import build_engine
 from deploykit.export.precision.convert import Lowering
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.class_names import VOC_CLASSES
 from deploykit.models.create.random_weights import randomise

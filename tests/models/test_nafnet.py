@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deploykit.errors import CheckpointError, FoldError, UsageError, WeightsMismatchError
+from deploykit.export.engine.build import build_engine
 from deploykit.export.precision.convert import Lowering
 from deploykit.export.precision.half_rules import LARGEST_SQUARED
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.families import nafnet

@@ -23,11 +23,13 @@ from deploykit.errors import (
     UsageError,
     require,
 )
-from deploykit.export.build_progress import BuildProgress
-from deploykit.export.builder import Network, build, check_options, default_profile, parse
 from deploykit.export.clock import Clock
-from deploykit.export.engine_layers import precisions_in
-from deploykit.export.engine_report import EngineReport
+from deploykit.export.engine.builder import Network, build, check_options, default_profile, parse
+from deploykit.export.engine.layers import precisions_in
+from deploykit.export.engine.progress import BuildProgress
+from deploykit.export.engine.report import EngineReport
+from deploykit.export.engine.split import split
+from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.export.graph.finalize import write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.graph import CONF
@@ -36,8 +38,6 @@ from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision.read_back import check_precision
-from deploykit.export.split import split
-from deploykit.export.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.runtime.backends import ort
 from deploykit.runtime.backends.chain import ChainSession, rest_of
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import ExportError, UsageError
-from deploykit.export.build_progress import BuildProgress, monitor
+from deploykit.export.engine.progress import BuildProgress, monitor
 from deploykit.runtime.backends.trt.bindings import BuildLog, dtype_name, logger
 from deploykit.runtime.engine_record import EngineOptions, Flavour, Profile
 from deploykit.runtime.session import TensorInfo, fits
