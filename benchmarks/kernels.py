@@ -22,7 +22,7 @@ import torch
 from interleaved import interleaved
 from pre_post import COCO, FULL_HD, POSE, _picture, _rows
 
-from deploykit.export.native_check import expected_outputs
+from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.native.build import build_libraries

@@ -14,8 +14,8 @@ from deploykit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
+    from deploykit.export.accuracy_gate import AccuracyGate as AccuracyGate
     from deploykit.export.engine.build import build_engine as build_engine
-    from deploykit.export.gate import AccuracyGate as AccuracyGate
     from deploykit.export.parity.compare import compare as compare
     from deploykit.export.precision.calibration import Calibration as Calibration
     from deploykit.export.precision.convert import Lowering as Lowering
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from deploykit.spec import ModelSpec as ModelSpec
 
 _HOME = {
-    "AccuracyGate": "deploykit.export.gate",
+    "AccuracyGate": "deploykit.export.accuracy_gate",
     "Calibration": "deploykit.export.precision.calibration",
     "DensePredictor": "deploykit.runtime.predict.dense",
     "DeployError": "deploykit.errors",

@@ -15,20 +15,20 @@ import torch
 from torch import nn
 
 from deploykit.errors import ImageSizeError, SpecError, UsageError, require
-from deploykit.export.clock import Clock
-from deploykit.export.gate import AccuracyGate, judge
+from deploykit.export.accuracy_gate import AccuracyGate, judge
 from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import finish, weights_of, write
 from deploykit.export.graph.trace import example_input, traced
 from deploykit.export.graph.two_stage_ops import TRANSLATIONS
 from deploykit.export.nms.plan import NmsMode, NmsPlan, plan_of
+from deploykit.export.output import check_place, folder_beside, move_into_place
 from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.parity.proof import Proof
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
-from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision.convert import Job, Lowering, PrecisionReport, lower, read_back
 from deploykit.export.report import ExportReport
+from deploykit.export.step_timer import Clock
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
 from deploykit.models.timm_models import TimmOptions, load_timm, name_in

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploykit.export.gate import AccuracyGate
+    from deploykit.export.accuracy_gate import AccuracyGate
     from deploykit.export.precision.convert import Lowering, PrecisionReport
 
 DEFAULTS: dict[str, Any] = {
@@ -80,7 +80,7 @@ def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
         return None
     if missing:
         raise UsageError(f"--max-drop needs --data and --images, and they need it: {' and '.join(missing)} is missing")
-    from deploykit.export.gate import AccuracyGate
+    from deploykit.export.accuracy_gate import AccuracyGate
 
     return AccuracyGate(args.max_drop, args.data, args.images, args.limit)
 

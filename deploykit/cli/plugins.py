@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from deploykit.cli._display import console, print_json, steps
 
 if TYPE_CHECKING:
-    from deploykit.export.native_check import Check
+    from deploykit.export.plugins_check import Check
     from deploykit.runtime.native.build import LibraryInfo
 
 BUILD_OPTIONS = ("out", "only", "tensorrt", "onnxruntime", "architecture")
@@ -106,7 +106,7 @@ def _about(info: LibraryInfo) -> str:
 
 def _test(args: argparse.Namespace) -> int:
     from deploykit.errors import ParityError
-    from deploykit.export.native_check import check_libraries
+    from deploykit.export.plugins_check import check_libraries
 
     checks = list(check_libraries())
     if args.json:

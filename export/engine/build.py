@@ -23,7 +23,6 @@ from deploykit.errors import (
     UsageError,
     require,
 )
-from deploykit.export.clock import Clock
 from deploykit.export.engine.builder import Network, build, check_options, default_profile, parse
 from deploykit.export.engine.layers import precisions_in
 from deploykit.export.engine.progress import BuildProgress
@@ -33,11 +32,12 @@ from deploykit.export.engine.timing_cache import place_of_cache, read_cache, wri
 from deploykit.export.graph.finalize import write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.graph import CONF
+from deploykit.export.output import check_place, folder_beside, move_into_place
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.parity.report import ParityReport
-from deploykit.export.place import check_place, folder_beside, move_into_place
 from deploykit.export.precision.read_back import check_precision
+from deploykit.export.step_timer import Clock
 from deploykit.runtime.backends import ort
 from deploykit.runtime.backends.chain import ChainSession, rest_of
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger

@@ -10,7 +10,6 @@ import onnx_ir as ir
 from torch import Tensor, nn
 
 from deploykit.errors import ParityError
-from deploykit.export.clock import Clock
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.float32_noise import eased, float32_share
@@ -18,6 +17,7 @@ from deploykit.export.parity.onnx_file import check_file
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
+from deploykit.export.step_timer import Clock
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.parity.expected import Expected, Feeds, Tolerance

@@ -15,7 +15,6 @@ import onnx_ir as ir
 from torch import nn
 
 from deploykit.errors import UsageError
-from deploykit.export.clock import Clock
 from deploykit.export.graph.finalize import finish, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.plan import NmsPlan
@@ -26,6 +25,7 @@ from deploykit.export.precision.calibration import Calibration
 from deploykit.export.precision.half import HalfIO, HalfReport, to_half
 from deploykit.export.precision.quantize import QuantReport, quantize_file, quantize_like
 from deploykit.export.precision.read_back import check_precision, precisions_of
+from deploykit.export.step_timer import Clock
 from deploykit.runtime.parity.expected import Feeds
 from deploykit.spec import ModelSpec, NmsOutputs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploykit.cli import main
-from deploykit.export import native_check
+from deploykit.export import plugins_check as native_check
 from deploykit.runtime.native.library import FOLDER, LIBRARIES, SWITCH
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError
-from deploykit.export.native_check import HEAD, decode_rows_model, decoded_rows
 from deploykit.export.nms.decode_node import written_out
 from deploykit.export.parity.inputs import sample_image
+from deploykit.export.plugins_check import HEAD, decode_rows_model, decoded_rows
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
 from deploykit.runtime.arrays import Array

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, NotFoundError
-from deploykit.export.native_check import expected_outputs
+from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox, blob
 from deploykit.runtime.native.cuda_library import CudaLibrary

@@ -61,7 +61,7 @@ SANITIZED = """
 import numpy as np
 import sys
 sys.path.insert(0, {root!r})
-from deploykit.export.native_check import _cpu
+from deploykit.export.plugins_check import _cpu
 from deploykit.runtime.native.library import native_nms
 from tests.nms_corpus import corpus
 

@@ -17,8 +17,8 @@ from torch import nn
 from deploykit.cli import main
 from deploykit.errors import AccuracyError, BackendError, ExportError, NotFoundError, ParityError, UsageError
 from deploykit.export import to_onnx
+from deploykit.export.accuracy_gate import AccuracyGate
 from deploykit.export.engine.build import build_engine
-from deploykit.export.gate import AccuracyGate
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.parity.tolerances import FP16, UNJUDGED
