@@ -304,8 +304,8 @@ def open_session(
     Args:
         path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`. ``torch`` computes an ONNX file
-            by the types of its graph (:mod:`deploykit.export.sessions.onnx_in_torch`): the way to see on a CPU what fp16
-            loses, and to run bf16 and fp8 at all.
+            by the types of its graph (:mod:`deploykit.export.sessions.onnx_in_torch`): the way to see on a CPU what
+            fp16 loses, and to run bf16 and fp8 at all.
         provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
         threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
             process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.

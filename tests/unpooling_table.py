@@ -49,8 +49,8 @@ stands in it; last with {about}. Engines were built, not run.
 * `MaxUnpool` of torch needs the indices of its pooling, which count within a plane; those of ONNX's MaxPool count over
   the whole tensor. Its own export is a scatter of every value, with two poolings to turn one kind of index into the
   other, and what stops TensorRT is the second output of MaxPool, the indices.
-* {pool} and {unpool} (`deploykit.models.families.fcn.unpool`) have no indices: the pooling keeps a mask with a 1 where each
-  window's first largest value was, and the unpooling repeats values and multiplies. All values are those of
+* {pool} and {unpool} (`deploykit.models.families.fcn.unpool`) have no indices: the pooling keeps a mask with a 1 where
+  each window's first largest value was, and the unpooling repeats values and multiplies. All values are those of
   `max_pool2d` and `max_unpool2d`, ties included. Windows do not overlap, sides are multiples of theirs.
 * `Unpool` has the three modes of Caffe's layers: a value in the middle of its window (`fixed`), spread over it (`div`),
   repeated (`rep`). ParseNet repeats the picture's mean, which is one `Expand`.

@@ -1,4 +1,4 @@
-"""NMS as ONNX operators: what follows the candidates in the graph, as :mod:`deploykit.runtime.postprocess.nms` defines it.
+"""NMS as ONNX operators: what follows the candidates in the graph. :mod:`deploykit.runtime.postprocess.nms` defines it.
 
 The candidates of an image are sorted already, the best first (see :mod:`deploykit.export.nms.candidates`):
 ``boxes (B,k,4)`` xyxy, ``scores (B,k)`` with -1 where there is none, ``labels (B,k)`` int64, ``keypoints (B,k,K,3)``,

@@ -48,8 +48,8 @@ class QuantReport:
     """What was quantised and how.
 
     ``errors``: the error of the outputs by calibration method, of those that were compared. ``error``: what is left
-    with the layers kept (see :func:`deploykit.export.precision.sensitivity.output_error`); None: not measured. ``pictures``: how
-    many, and a hash of their names. ``labels``: layer -> what the network calls it.
+    with the layers kept (see :func:`deploykit.export.precision.sensitivity.output_error`); None: not measured.
+    ``pictures``: how many, and a hash of their names. ``labels``: layer -> what the network calls it.
     """
 
     kind: QuantKind

@@ -5,9 +5,10 @@ names on top of it is not enough: nine bytes (LONG_BINPUT) make it reserve 1.5 G
 key crashes it. This one knows only the opcodes that torch, numpy and pickle protocols 2 to 5 write, and each of them is
 bounded by what the stream has paid for in bytes (see :class:`~deploykit.models.checkpoint.stack_machine.Machine`).
 
-What a stream names stays a :class:`~deploykit.models.checkpoint.stack_machine.Global` (the name) and what it would call becomes a
-:class:`~deploykit.models.checkpoint.stack_machine.Record` (the name, the arguments, the state). The exceptions are the *builders*: our
-own functions for a few names, such as ``collections.OrderedDict`` or ``torch._utils._rebuild_tensor_v2``.
+What a stream names stays a :class:`~deploykit.models.checkpoint.stack_machine.Global` (the name) and what it would call
+becomes a :class:`~deploykit.models.checkpoint.stack_machine.Record` (the name, the arguments, the state). The
+exceptions are the *builders*: our own functions for a few names, such as ``collections.OrderedDict`` or
+``torch._utils._rebuild_tensor_v2``.
 
 Source of the opcodes' meaning: ``pickletools`` in the documentation of the Python standard library.
 """

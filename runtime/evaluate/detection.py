@@ -1,7 +1,7 @@
 """How good a model is on annotated pictures: its detections by COCO's protocol (docs/evaluation.md).
 
-The pictures go the way that they go in use, through :class:`deploykit.runtime.predict.detector.Predictor`, whatever kind of
-model it is; only the thresholds are those of an evaluation.
+The pictures go the way that they go in use, through :class:`deploykit.runtime.predict.detector.Predictor`, whatever
+kind of model it is; only the thresholds are those of an evaluation.
 """
 
 from __future__ import annotations

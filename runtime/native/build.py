@@ -64,7 +64,8 @@ def build_libraries(
 
     Args:
         out: the folder for the libraries; None: the one that they are looked for in.
-        only: names of :data:`deploykit.runtime.native.library.LIBRARIES`; ``cpu`` is always built. Empty: all that can be.
+        only: names of :data:`deploykit.runtime.native.library.LIBRARIES`; ``cpu`` is always built. Empty: all that can
+            be.
         tensorrt: a folder with ``NvInfer.h``, or the one above it.
         onnxruntime: a folder with ``onnxruntime_cxx_api.h``.
         architectures: compute capabilities such as 90; empty: all from 75 on that the compiler knows.

@@ -1,7 +1,7 @@
 """The native library of ``cpp_plugins``: where it is, and NMS and letterbox on the CPU by it.
 
-Everything works without it: :func:`deploykit.runtime.postprocess.nms.nms` takes it where it is there and gives the same bits
-either way. ``DEPLOYKIT_PLUGINS`` names the folder to look in, ``DEPLOYKIT_NATIVE=0`` switches the library off.
+Everything works without it: :func:`deploykit.runtime.postprocess.nms.nms` takes it where it is there and gives the same
+bits either way. ``DEPLOYKIT_PLUGINS`` names the folder to look in, ``DEPLOYKIT_NATIVE=0`` switches the library off.
 
 It is called through ctypes: the library then knows no Python, so that one file serves every Python and C programs too,
 and building it needs no Python headers. Such a call takes 3 microseconds where a compiled extension's takes 2, and the
@@ -211,7 +211,8 @@ _workspace = _Workspace()
 
 
 def native_nms(rows: Array, layout: RawRows, thresholds: Thresholds) -> tuple[Array, Array, Array, Array, int] | None:
-    """Rows, boxes, scores, labels and the number of candidates, as :func:`deploykit.runtime.postprocess.nms.nms` defines them.
+    """Rows, boxes, scores, labels and the number of candidates, as :mod:`deploykit.runtime.postprocess.nms` defines
+    them.
 
     None: there is no library, or it does not take these rows (another type than float32 and float16, columns that
     do not lie side by side, or that the layout does not have).
@@ -272,8 +273,8 @@ def letterbox_blob(
 ) -> bool:
     """One picture on its canvas as the network's input, in one pass.
 
-    The values are those of :meth:`Letterbox.apply` and :func:`deploykit.runtime.images.letterbox.blob`, except that a pixel may
-    differ by one grey level, where OpenCV rounds twice. The runtime itself uses OpenCV, which is faster
+    The values are those of :meth:`Letterbox.apply` and :func:`deploykit.runtime.images.letterbox.blob`, except that a
+    pixel may differ by one grey level, where OpenCV rounds twice. The runtime itself uses OpenCV, which is faster
     (benchmarks/README.md).
 
     Args:

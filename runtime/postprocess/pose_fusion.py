@@ -5,8 +5,9 @@ Source of the facts: arXiv 2111.08557, wmcnally/kapao ``val.py`` and ``utils/gen
 The one meaning:
 
 1. A row is of its best class (``obj * cls``, the lowest class at a tie). Two runs of NMS, as it is defined in
-   :mod:`deploykit.runtime.postprocess.nms`, follow: of the persons (class 0) with the spec's thresholds, and of the keypoint
-   objects (the other classes) with ``conf`` and ``iou`` of the fusion. ``pre_nms_topk`` and ``max_det`` hold for each.
+   :mod:`deploykit.runtime.postprocess.nms`, follow: of the persons (class 0) with the spec's thresholds, and of the
+   keypoint objects (the other classes) with ``conf`` and ``iou`` of the fusion. ``pre_nms_topk`` and ``max_det`` hold
+   for each.
 2. In source pixels, a keypoint object stands in the middle of its box, after the box was clipped to the picture. A
    pose's keypoints are the person's coordinates with confidence 0; the first two of them (nose and left eye) are
    clipped to the picture too, as in the original, which clips the first box of a row.

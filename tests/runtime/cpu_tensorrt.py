@@ -2,8 +2,8 @@
 
 An engine here is an ONNX file with the profiles of its input, and runs in ONNX Runtime. Device memory is memory of the
 host at its real address, so a wrong pointer, a buffer that is too small or one that is freed too early shows. What is
-not used by :mod:`deploykit.runtime.backends.trt.session` is not here; how TensorRT itself behaves is what the tests marked ``gpu`` are
-for.
+not used by :mod:`deploykit.runtime.backends.trt.session` is not here; how TensorRT itself behaves is what the tests
+marked ``gpu`` are for.
 """
 
 from __future__ import annotations

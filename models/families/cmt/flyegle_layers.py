@@ -1,8 +1,8 @@
 """Blocks of FlyEgle/CMT-pytorch, a network of its own beside the authors' CMT; its keys and numbers (of a project
 without a licence) are facts taken over, the code is ours.
 
-What is other than in :mod:`deploykit.models.families.cmt.layers`: keys and values come from a dense convolution and a norm,
-of one layer whose outputs are interleaved; one table of relative positions serves all heads; the residual of the
+What is other than in :mod:`deploykit.models.families.cmt.layers`: keys and values come from a dense convolution and a
+norm, of one layer whose outputs are interleaved; one table of relative positions serves all heads; the residual of the
 inverted residual block is added behind the batch norm.
 """
 

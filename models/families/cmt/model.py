@@ -5,7 +5,8 @@ facts taken over, the code is ours. State dicts load unchanged, of any widths, d
 tensors. ``(B, 3, H, W)`` becomes logits ``(B, classes)``; H and W are multiples of 32.
 
 Each stage has one learned bias for its attentions, whose size is that of the map it was trained on. For other sizes it
-is interpolated, on the grids of the queries and of the keys (:func:`deploykit.models.families.cmt.layers.resized_bias`).
+is interpolated, on the grids of the queries and of the keys
+(:func:`deploykit.models.families.cmt.layers.resized_bias`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ is usual for CIFAR, EfficientNet 1905.11946, HRNet 1908.07919), and which of the
   branch to another gets that branch's size by the same points.
 
 All keys are ours. A checkpoint is a plain state dict, from whose tensors widths, depths and ratios are read. For export
-ratios are frozen (:class:`deploykit.models.families.dynopool.resize.FixedPool`); they are so as soon as a model is folded.
+ratios are frozen (:class:`deploykit.models.families.dynopool.resize.FixedPool`); they are so as soon as a model is
+folded.
 """
 
 from __future__ import annotations

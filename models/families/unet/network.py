@@ -1,6 +1,7 @@
 """Layer graphs of U-Nets: the usual one, one that is joined behind the halving, and the one of 2015.
 
-``images (B, C, H, W)`` become logits ``(B, classes, H, W)``. Originals: see :mod:`deploykit.models.families.unet.model`.
+``images (B, C, H, W)`` become logits ``(B, classes, H, W)``. Originals: see
+:mod:`deploykit.models.families.unet.model`.
 """
 
 from __future__ import annotations
