@@ -14,7 +14,10 @@ from typing import Any
 
 from deploykit.errors import SpecError
 
-__all__ = ["read_value", "worded"]
+__all__ = ["LATER", "read_value", "worded"]
+
+LATER = {"later": True}
+"""Marks a field that came after the first release: written only where it is not its default, for older readers."""
 
 
 def read_value(kind: Any, value: Any, where: str) -> Any:

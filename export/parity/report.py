@@ -10,7 +10,7 @@ from typing import Any
 from deploykit.errors import ParityError
 from deploykit.export.parity.detections import Matching
 from deploykit.runtime.parity.expected import Difference, Tolerance
-from deploykit.spec.json_values import worded
+from deploykit.spec import worded
 
 __all__ = ["ParityReport"]
 

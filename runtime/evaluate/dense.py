@@ -31,8 +31,7 @@ from deploykit.runtime.images.placing import (
 from deploykit.runtime.images.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import Session, input_of
-from deploykit.spec import ModelSpec, Tensor
-from deploykit.spec.json_values import worded
+from deploykit.spec import ModelSpec, Tensor, worded
 
 __all__ = ["DenseEvaluation", "DenseTask", "evaluate_dense_session"]
 
