@@ -25,7 +25,9 @@ from deploykit.export.parity.tolerances import limits_between
 from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.parity.expected import Expected, Feeds, Layout, Tolerance, differences, rows_of, runs
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.expected import Expected, Feeds, Layout, rows_of, runs
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
 from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows, Tensor

@@ -6,7 +6,8 @@ import numpy as np
 
 from deploykit.export.parity.detections import Matching, What
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Batch, Tolerance, dense_limit
+from deploykit.runtime.parity.expected import Batch
+from deploykit.runtime.parity.tolerance import Tolerance, dense_limit
 from deploykit.spec import ModelSpec
 
 __all__ = ["match_dense"]

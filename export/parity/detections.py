@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Batch, Tolerance
+from deploykit.runtime.parity.expected import Batch
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import Found, found_in
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.postprocess.pose_fusion import object_thresholds

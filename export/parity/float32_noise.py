@@ -16,7 +16,8 @@ from deploykit.export.parity.compare import check_expected
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
-from deploykit.runtime.parity.expected import Expected, Tolerance
+from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec, NmsOutputs
 
 __all__ = ["MOST", "eased", "float32_share"]

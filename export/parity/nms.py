@@ -17,7 +17,9 @@ from deploykit.export.nms.layouts import detections_layout
 from deploykit.export.parity.detections import Matching, match_found
 from deploykit.export.parity.report import ParityReport
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Batch, Difference, Expected, Tolerance, differences
+from deploykit.runtime.parity.differences import Difference, differences
+from deploykit.runtime.parity.expected import Batch, Expected
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import Found, found_in
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.session import Session, input_of

@@ -17,7 +17,8 @@ from deploykit.export.parity.compare import check_expected
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.runtime.backends import ort
-from deploykit.runtime.parity.expected import Expected, Tolerance
+from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec
 

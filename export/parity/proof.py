@@ -20,7 +20,8 @@ from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.step_timer import Clock
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.registry import ReferenceModel
-from deploykit.runtime.parity.expected import Expected, Feeds, Tolerance
+from deploykit.runtime.parity.expected import Expected, Feeds
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
 
 __all__ = ["Proof", "largest_values"]

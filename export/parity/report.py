@@ -9,7 +9,8 @@ from typing import Any
 
 from deploykit.errors import ParityError
 from deploykit.export.parity.detections import Matching
-from deploykit.runtime.parity.expected import Difference, Tolerance
+from deploykit.runtime.parity.differences import Difference
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import worded
 
 __all__ = ["ParityReport"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from deploykit.runtime.parity.expected import Tolerance
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
 __all__ = ["FP16", "LIMITS", "UNJUDGED", "limits_between"]

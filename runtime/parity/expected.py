@@ -1,4 +1,4 @@
-"""Parity of raw outputs: what networks must give on given images, and how far another one is off.
+"""Parity of raw outputs: what networks must give on given images.
 
 Whether an artefact is kept is decided by the export side. An engine that was built on a machine without a GPU has what
 it must give in a file beside it (:class:`Expected`), and the runtime checks that when it first runs.
@@ -19,19 +19,16 @@ import numpy as np
 from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import write_whole
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.session import Session, input_of
 from deploykit.spec import RawRows, Tensor, read_value
 
 __all__ = [
     "Batch",
-    "Difference",
     "Expected",
     "Feeds",
     "Layout",
-    "Tolerance",
-    "dense_limit",
-    "differences",
     "rows_of",
     "runs",
 ]
@@ -40,71 +37,6 @@ Layout = RawRows | Tensor
 """What is compared: rows, or one dense output."""
 
 FORMAT = 1  # of a file that holds an Expected
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """Limits; the defaults are those of fp32: pixels may differ by ``pixels + relative * |x| + side * s``, where s is
-    the longer side of the row's box, probabilities by ``probability``, in rows of which either network's score is over
-    ``min_score``.
-
-    Matched detections: corners are the same within ``same_box`` pixels whatever the IoU, keypoints within
-    ``max_keypoint`` pixels, scores within ``max_score``; a pair whose IoU is within ``borderline_iou`` of the
-    threshold of NMS may fall on either side of it. A matched pair has at least an IoU of ``min_iou``.
-    ``unmatched`` is the share of all detections that may be without a partner, because NMS is a chain of decisions.
-
-    Values of a dense output (logits, a picture) may differ by ``dense`` times the largest of them, or times 1 where
-    that is less. Then ``unmatched`` is the share of pixels that may be of another class, or more than a grey level off.
-
-    ``judged``: whether they are limits at all. int8 has none by value (its accuracy decides), so there everything is
-    measured and told, and nothing fails.
-    """
-
-    pixels: float = 1e-3
-    relative: float = 1e-5
-    probability: float = 1e-5
-    side: float = 0.0
-    min_score: float = 0.0
-    same_box: float = 0.02
-    max_keypoint: float = 0.05
-    max_score: float = 1e-4
-    borderline_iou: float = 1e-3
-    min_iou: float = 0.99
-    unmatched: float = 0.0
-    judged: bool = True
-    dense: float = 1e-5
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How far one kind of value of the candidate is from the reference's on one input.
-
-    ``used`` is the largest share of its limit that any element used: over 1 is a failure. ``worst`` is that element:
-    (row, column, expected, found), of a dense output (channel, pixel, ...).
-    """
-
-    reference: str
-    candidate: str
-    input: str
-    values: str
-    count: int
-    max_abs: float
-    used: float
-    worst: tuple[int, int, float, float]
-    dense: bool = False
-
-    @property
-    def ok(self) -> bool:
-        """Whether every element is within its limit."""
-        return self.used <= 1.0
-
-    def __str__(self) -> str:
-        row, column, expected, found = self.worst
-        where = f"channel {row}, pixel {column}" if self.dense else f"row {row}, column {column}"
-        return (
-            f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
-            f"{self.max_abs:.3g} ({self.used:.3g} of the limit): {where} is {found:.6g}, expected {expected:.6g}"
-        )
 
 
 @dataclass(frozen=True)
@@ -292,110 +224,3 @@ def _rows(outputs: Mapping[str, Array], layout: Layout, name: str, fed: tuple[in
     if rows.ndim != 3 or rows.shape[2] < layout.columns:
         raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
     return decoded(rows, layout, (fed[2], fed[3]))
-
-
-def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
-    """Kind of value -> (its columns, whether they are pixels)."""
-    scores = [*range(*layout.cls)] if layout.obj is None else [*range(*layout.obj), *range(*layout.cls)]
-    columns = {"boxes": ([*range(*layout.box)], True), "scores": (scores, False)}
-    if layout.keypoints:
-        start, stop = layout.keypoints
-        points = range(start, stop)
-        columns["keypoints"] = ([c for c in points if (c - start) % layout.kpt_dims < 2], True)
-        if layout.kpt_dims > 2:
-            columns["visibility"] = ([c for c in points if (c - start) % layout.kpt_dims >= 2], False)
-    return columns
-
-
-def differences(
-    reference: str,
-    name: str,
-    label: str,
-    rows: list[Array],
-    found: list[Array],
-    layout: Layout,
-    limits: Tolerance,
-    *,
-    corners: bool = False,
-) -> list[Difference]:
-    """One :class:`Difference` a kind of value, between two lists of one image's rows (or dense output) a slot.
-
-    ``corners``: boxes are two corners, and not centre, width and height.
-
-    Raises:
-        ParityError: the two have different numbers of rows.
-    """
-    if isinstance(layout, Tensor):
-        return [_dense_difference(reference, name, label, rows, found, layout, limits)]
-    a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
-    if a.shape != b.shape:
-        raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
-    numbers = _scoring(a, b, layout, limits.min_score)
-    a, b = a[numbers], b[numbers]
-    box = a[:, slice(*layout.box)]
-    sides = np.abs(box[:, 2:] - box[:, :2] if corners else box[:, 2:]).max(1, initial=0.0)[:, None]
-    report = []
-    for values, (columns, pixels) in _value_columns(layout).items():
-        expected, got = a[:, columns], b[:, columns]
-        limit: Array | float = limits.probability
-        if pixels:
-            limit = limits.pixels + limits.relative * np.abs(expected) + limits.side * sides
-        error, used = _error(expected, got, limit)
-        if not error.size:  # no row scores enough; the best rows are matched all the same
-            report.append(Difference(reference, name, label, values, 0, 0.0, 0.0, (0, columns[0], 0.0, 0.0)))
-            continue
-        row, column = np.unravel_index(int(used.argmax()), used.shape)
-        worst = (int(numbers[row]), columns[int(column)], float(expected[row, column]), float(got[row, column]))
-        report.append(
-            Difference(reference, name, label, values, error.size, float(error.max()), float(used.max()), worst)
-        )
-    return report
-
-
-def _error(expected: Array, got: Array, limit: Array | float) -> tuple[Array, Array]:
-    """How far values are off, and the share of the limit; NaN or infinity on either side is never equal to anything."""
-    with np.errstate(invalid="ignore"):
-        error = np.abs(expected - got)
-        used = error / limit
-    never = ~(np.isfinite(expected) & np.isfinite(got))
-    error[never] = used[never] = np.inf
-    return error, used
-
-
-def _dense_difference(
-    reference: str,
-    name: str,
-    label: str,
-    expected: list[Array],
-    found: list[Array],
-    layout: Tensor,
-    limits: Tolerance,
-) -> Difference:
-    """The difference of one dense output, a slot after the other, so that no more than one is copied."""
-    count, most, share, worst = 0, 0.0, 0.0, (0, 0, 0.0, 0.0)
-    for a, b in zip(expected, found, strict=True):
-        if a.shape != b.shape:
-            raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
-        wide, got = a.astype(np.float64).reshape(len(a), -1), b.astype(np.float64).reshape(len(b), -1)
-        error, used = _error(wide, got, dense_limit(wide, limits))
-        channel, pixel = np.unravel_index(int(used.argmax()), used.shape)
-        if used[channel, pixel] > share or not count:
-            worst = (int(channel), int(pixel), float(wide[channel, pixel]), float(got[channel, pixel]))
-        count, most, share = count + error.size, max(most, float(error.max())), max(share, float(used.max()))
-    return Difference(reference, name, label, layout.name, count, most, share, worst, dense=True)
-
-
-def dense_limit(expected: Array, limits: Tolerance) -> float:
-    """How far a value of a dense output may be off: ``expected`` is all of it."""
-    finite = np.abs(expected[np.isfinite(expected)])
-    return limits.dense * max(1.0, float(finite.max(initial=0.0)))
-
-
-def _scoring(a: Array, b: Array, layout: RawRows, least: float) -> Array:
-    """The numbers of the rows that score over ``least`` on either side, and of those that have no finite score."""
-    if least <= 0.0:
-        return np.arange(len(a))
-    scores = [side[:, slice(*layout.cls)].max(1) for side in (a, b)]
-    if layout.obj is not None:
-        scores = [score * side[:, layout.obj[0]] for score, side in zip(scores, (a, b), strict=True)]
-    return np.flatnonzero(~((scores[0] <= least) & (scores[1] <= least)))

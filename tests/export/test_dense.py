@@ -27,7 +27,9 @@ from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import read_image
-from deploykit.runtime.parity.expected import Batch, Expected, Tolerance, differences
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.expected import Batch, Expected
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense

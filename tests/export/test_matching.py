@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from deploykit.export.parity.detections import FEW, ROWS, Matching, match
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Batch, Tolerance
+from deploykit.runtime.parity.expected import Batch
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
 
 LIMIT = Tolerance()

@@ -32,7 +32,8 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.backends.trt.bindings import installed
-from deploykit.runtime.parity.expected import Tolerance, differences
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
 from tests.export.narrow import model_of
 

@@ -20,7 +20,7 @@ from deploykit.models.layers.conv import BN_EPS
 from deploykit.models.registry import create_model, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
-from deploykit.runtime.parity.expected import Tolerance
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.results.detection import Result
 from deploykit.spec import ModelSpec, RawRows

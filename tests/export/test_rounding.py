@@ -19,7 +19,8 @@ from deploykit.export.parity.float32_noise import MOST, eased
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.families.yolox.model import reference_of
 from deploykit.models.registry import ReferenceModel
-from deploykit.runtime.parity.expected import Expected, Tolerance
+from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.tolerance import Tolerance
 from tests.export.narrow import CLASSES, model_of, yolox_network
 from tests.export.narrow_dense import narrow_dense
 

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import ArtefactError, ParityError
-from deploykit.runtime.parity.expected import Batch, Expected, Feeds, Tolerance, differences
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.expected import Batch, Expected, Feeds
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import RawRows
 
 LAYOUT = RawRows(cls=(5, 7), keypoints=(7, 10))

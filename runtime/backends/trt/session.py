@@ -19,7 +19,8 @@ from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
 from deploykit.runtime.backends.trt.load_errors import refusal
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine_record import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
-from deploykit.runtime.parity.expected import Expected, differences, runs
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.expected import Expected, runs
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 from deploykit.spec import METADATA_KEY, NmsOutputs
 
