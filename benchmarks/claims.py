@@ -32,7 +32,7 @@ from deploykit.models.families.vitdet.model import VitDetBackbone
 from deploykit.models.families.vitdet.pyramid import norm_of
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import create_model
-from deploykit.runtime.images.letterbox import read_image
+from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.machine import processor_name, versions
 
 PICTURE = Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg"

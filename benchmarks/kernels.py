@@ -24,7 +24,8 @@ from pre_post import COCO, FULL_HD, POSE, _picture, _rows
 
 from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.cuda import open_gpu
-from deploykit.runtime.images.letterbox import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native.build import build_libraries
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import nms_arrays, plan_of, tables_of

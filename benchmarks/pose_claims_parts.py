@@ -24,7 +24,9 @@ def prepare(weights: str, folder: str, img: str, threads: str) -> dict[str, Any]
 
     from deploykit import export_onnx
     from deploykit.models.create.random_weights import create_checkpoint
-    from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
+    from deploykit.runtime.images.letterbox import Letterbox
+    from deploykit.runtime.images.reading import read_image
+    from deploykit.runtime.images.to_tensor import blob
     from deploykit.spec import Fit, InputSpec
 
     torch.set_num_threads(int(threads))
@@ -236,7 +238,7 @@ def colour(checkpoint: str, pictures: str) -> dict[str, Any]:
     import numpy as np
 
     import deploykit
-    from deploykit.runtime.images.letterbox import read_image
+    from deploykit.runtime.images.reading import read_image
 
     predict = deploykit.load(checkpoint)
     files = sorted(p for p in Path(pictures).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))

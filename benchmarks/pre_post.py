@@ -22,8 +22,9 @@ from PIL import Image
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.images.letterbox import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.pillow_resize import resample
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native.library import cpu_library, letterbox_blob
 from deploykit.runtime.postprocess.nms import nms

@@ -14,7 +14,8 @@ import numpy as np
 from deploykit.errors import DeployError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import open_gpu, why_no_gpu
-from deploykit.runtime.images.letterbox import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native.build import library_info
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import LIBRARIES, letterbox_blob, native_nms, nms_arrays

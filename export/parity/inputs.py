@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox, read_image
+from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.placing import dense_blob, place
+from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import Batch, Feeds
 from deploykit.spec import InputSpec, ModelSpec
 

@@ -37,7 +37,7 @@ from deploykit.export.parity.inputs import on_canvas
 from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder, write_whole
-from deploykit.runtime.images.letterbox import read_image
+from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.images.sources import pictures_in
 from deploykit.spec import InputSpec, ModelSpec
 

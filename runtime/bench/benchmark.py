@@ -26,7 +26,7 @@ import numpy as np
 from deploykit.errors import ImageError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.bench.report import Benchmark, Encoded, Memory, Network, Part, Statistics
-from deploykit.runtime.images.letterbox import decode_image, encoded_image
+from deploykit.runtime.images.reading import decode_image, encoded_image
 from deploykit.runtime.images.sources import Pictures, kind_of, open_source
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
 from deploykit.runtime.predict.base import SourcePredictor

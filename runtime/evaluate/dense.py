@@ -16,7 +16,6 @@ import numpy as np
 
 from deploykit.errors import DataError, NotFoundError, UsageError, require
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import read_image
 from deploykit.runtime.images.metrics import WINDOW, psnr, ssim
 from deploykit.runtime.images.placing import (
     DenseTask,
@@ -28,6 +27,7 @@ from deploykit.runtime.images.placing import (
     restored,
     top_classes,
 )
+from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.images.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import Session, input_of

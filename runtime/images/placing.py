@@ -12,7 +12,8 @@ import numpy as np
 
 from deploykit.errors import ImageSizeError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox, blob, blob_tables
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.to_tensor import blob, blob_tables
 from deploykit.spec import InputSpec, ModelSpec, Tensor
 
 __all__ = [

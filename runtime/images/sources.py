@@ -15,7 +15,7 @@ import numpy as np
 from deploykit.errors import DeployError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import close_matches, exists, is_folder
-from deploykit.runtime.images.letterbox import RAW_SUFFIXES, ImageSource, read_image
+from deploykit.runtime.images.reading import RAW_SUFFIXES, ImageSource, read_image
 
 __all__ = [
     "PICTURE_SUFFIXES",

@@ -23,7 +23,8 @@ import numpy as np
 
 from deploykit.errors import BackendError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox, blob_tables
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.to_tensor import blob_tables
 from deploykit.spec import InputSpec, RawRows, Thresholds
 
 __all__ = [
@@ -273,7 +274,7 @@ def letterbox_blob(
 ) -> bool:
     """One picture on its canvas as the network's input, in one pass.
 
-    The values are those of :meth:`Letterbox.apply` and :func:`deploykit.runtime.images.letterbox.blob`, except that a
+    The values are those of :meth:`Letterbox.apply` and :func:`deploykit.runtime.images.to_tensor.blob`, except that a
     pixel may differ by one grey level, where OpenCV rounds twice. The runtime itself uses OpenCV, which is faster
     (benchmarks/README.md).
 

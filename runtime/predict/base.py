@@ -12,7 +12,7 @@ import numpy as np
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import ImageSource
+from deploykit.runtime.images.reading import ImageSource
 from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video, kind_of, open_source
 from deploykit.runtime.session import Session, TensorInfo
 from deploykit.spec import InputSpec, ModelSpec

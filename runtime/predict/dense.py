@@ -15,7 +15,6 @@ import numpy as np
 
 from deploykit.errors import DeployError, ImageError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import ImageSource, decode_image, encoded_image
 from deploykit.runtime.images.placing import (
     DENSE_TASKS,
     Placed,
@@ -26,6 +25,7 @@ from deploykit.runtime.images.placing import (
     restored,
     top_classes,
 )
+from deploykit.runtime.images.reading import ImageSource, decode_image, encoded_image
 from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.predict.base import SourcePredictor, checked_batch, input_as_said

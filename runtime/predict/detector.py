@@ -12,8 +12,9 @@ import numpy as np
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.sources import Frame
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.postprocess.detections import found_in, to_source
 from deploykit.runtime.postprocess.masks import pasted
 from deploykit.runtime.predict.base import SourcePredictor, checked_batch, input_as_said

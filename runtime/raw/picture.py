@@ -16,7 +16,7 @@ import numpy as np
 from deploykit.errors import DataError, ImageError, UsageError, require
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.images.letterbox import RAW_SUFFIXES
+from deploykit.runtime.images.reading import RAW_SUFFIXES
 from deploykit.runtime.raw.tiff import pixels_and_bytes
 
 __all__ = ["RawPicture", "is_raw", "pack", "read_raw", "unpack"]

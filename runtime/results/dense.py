@@ -15,7 +15,7 @@ import numpy as np
 from deploykit.errors import UsageError, require
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import write_whole
-from deploykit.runtime.images.letterbox import as_bgr, read_image
+from deploykit.runtime.images.reading import as_bgr, read_image
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.picture import RawPicture
 from deploykit.runtime.results.detection import encode_image

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from deploykit.errors import MissingDependencyError, OutputError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import write_whole
-from deploykit.runtime.images.letterbox import as_bgr, read_image
+from deploykit.runtime.images.reading import as_bgr, read_image
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.results.draw import draw
 from deploykit.spec import KeypointSpec

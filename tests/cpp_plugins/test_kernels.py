@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from deploykit.errors import BackendError, NotFoundError
 from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import FOLDER
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds

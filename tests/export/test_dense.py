@@ -26,7 +26,7 @@ from deploykit.models.layers.conv import Conv
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.images.letterbox import read_image
+from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.differences import differences
 from deploykit.runtime.parity.expected import Batch, Expected
 from deploykit.runtime.parity.tolerance import Tolerance

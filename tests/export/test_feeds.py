@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import ImageError
 from deploykit.export.parity.inputs import make_feeds, sample_image
-from deploykit.runtime.images.letterbox import read_image
+from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import Feeds
 from deploykit.spec import InputSpec
 from tests.runtime.cell_model import cell_spec

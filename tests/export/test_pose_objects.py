@@ -25,7 +25,7 @@ from deploykit.models.create.original_format import original_checkpoint
 from deploykit.models.families.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import expected_of
-from deploykit.runtime.images.letterbox import read_image
+from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import Batch, Expected
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawRows, Thresholds

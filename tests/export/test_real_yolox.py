@@ -19,7 +19,9 @@ from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.conv import BN_EPS
 from deploykit.models.registry import create_model, load_model
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.results.detection import Result

@@ -22,7 +22,9 @@ from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.ghost import C3Ghost
 from deploykit.models.layers.lite import DWConvblock, ShuffleBlock
 from deploykit.models.registry import ReferenceModel, load_model
-from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.spec import COCO_KEYPOINTS, PoseObjectRows, RawRows
 
 pytestmark = pytest.mark.data

@@ -18,7 +18,7 @@ from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
-from deploykit.runtime.images.letterbox import blob
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor
 
 FACTS = Path(__file__).resolve().parents[2] / "deploykit" / "assets" / "models.json"

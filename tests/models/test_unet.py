@@ -26,7 +26,7 @@ from deploykit.models.families.unet.key_layouts import LAYOUTS, MODULE_LISTS, PO
 from deploykit.models.families.unet.network import Level, UNet, UNet2015, UNetConfig, build_unet
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import FAMILIES, create_model, load_model
-from deploykit.runtime.images.letterbox import read_image
+from deploykit.runtime.images.reading import read_image
 from deploykit.spec import Fit
 from deploykit.spec import Tensor as Dense
 

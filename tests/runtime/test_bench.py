@@ -29,7 +29,7 @@ from deploykit.runtime.bench import benchmark as bench
 from deploykit.runtime.bench.benchmark import benchmark, encoded_pictures
 from deploykit.runtime.bench.report import Benchmark, Statistics
 from deploykit.runtime.images import sources
-from deploykit.runtime.images.letterbox import decode_image
+from deploykit.runtime.images.reading import decode_image
 from deploykit.runtime.predict import detector as predictor
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, ImageError, NotFoundError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox, as_bgr, blob, decode_image, read_image
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.reading import as_bgr, decode_image, read_image
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native.library import plan_of
 from deploykit.spec import Fit, InputSpec
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError
-from deploykit.runtime.images.letterbox import Letterbox, blob
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native import library as native_module
 from deploykit.runtime.native.library import FOLDER, SWITCH, cpu_library, letterbox_blob, native_nms
 from deploykit.runtime.postprocess.nms import nms, numpy_nms

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 import deploykit
-from deploykit.runtime.images.letterbox import Letterbox, blob, read_image
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows
