@@ -17,19 +17,11 @@ import numpy as np
 from deploykit.errors import DataError, NotFoundError, UsageError, require
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.metrics import WINDOW, psnr, ssim
-from deploykit.runtime.images.placing import (
-    DenseTask,
-    Placed,
-    dense_blob,
-    dense_output,
-    label_map,
-    place,
-    restored,
-    top_classes,
-)
+from deploykit.runtime.images.placing import Placed, dense_blob, place
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.images.sources import PICTURE_SUFFIXES, pictures_in
 from deploykit.runtime.machine import versions
+from deploykit.runtime.postprocess.dense import DenseTask, dense_output, label_map, restored, top_classes
 from deploykit.runtime.session import Session, input_of
 from deploykit.spec import ModelSpec, Tensor, worded
 

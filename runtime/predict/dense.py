@@ -15,19 +15,11 @@ import numpy as np
 
 from deploykit.errors import DeployError, ImageError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.placing import (
-    DENSE_TASKS,
-    Placed,
-    dense_blob,
-    dense_output,
-    label_map,
-    place,
-    restored,
-    top_classes,
-)
+from deploykit.runtime.images.placing import Placed, dense_blob, place
 from deploykit.runtime.images.reading import ImageSource, decode_image, encoded_image
 from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video
 from deploykit.runtime.images.tiles import Tiling, run_tiled
+from deploykit.runtime.postprocess.dense import DENSE_TASKS, dense_output, label_map, restored, top_classes
 from deploykit.runtime.predict.base import SourcePredictor, checked_batch, input_as_said
 from deploykit.runtime.raw.picture import RawPicture, is_raw, pack, read_raw, unpack
 from deploykit.runtime.results.dense import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw

@@ -20,8 +20,9 @@ from deploykit.errors import DataError, ImageSizeError, NotFoundError, SpecError
 from deploykit.runtime.evaluate import dense as evaluate_dense
 from deploykit.runtime.evaluate.dense import DenseEvaluation
 from deploykit.runtime.images.metrics import psnr, ssim
-from deploykit.runtime.images.placing import Placed, label_map, place, restored, top_classes
+from deploykit.runtime.images.placing import Placed, place
 from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.postprocess.dense import label_map, restored, top_classes
 from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, Tensor
 from tests.reference.similarity import slow_ssim
 
