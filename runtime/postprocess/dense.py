@@ -80,7 +80,8 @@ def _on_source(channel: Array, placed: Placed) -> Array:
 
 def restored(image: Array, placed: Placed, canvas: InputSpec) -> Array:
     """A restored picture, ``uint8 (H, W, C)`` of the source's size, from the network's ``image (C, h, w)``: BGR, but
-    grey ``(H, W)`` of one channel, and of more than three as :func:`deploykit.runtime.images.placing.dense_blob` takes them.
+    grey ``(H, W)`` of one channel, and of more than three as
+    :func:`deploykit.runtime.images.placing.dense_blob` takes them.
 
     The numbers of the input are undone: ``p = (x * std + mean) / scale``, clipped to 0..255 and rounded. A network that
     enlarges gives a picture as many times larger.
