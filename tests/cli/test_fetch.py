@@ -1,4 +1,4 @@
-"""``deploykit fetch``: what it says; what it does is in ``tests/test_fetch.py``."""
+"""``deploykit fetch``: what it says; what it does is in ``tests/releases/test_fetch.py``."""
 
 from __future__ import annotations
 

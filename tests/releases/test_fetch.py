@@ -17,7 +17,7 @@ from deploykit.errors import CheckpointError, DiskFullError, FetchError, NotFoun
 from deploykit.releases import download as download_module
 from deploykit.releases import table as releases
 from deploykit.releases.fetch import RELEASED, Fetched, fetch
-from tests.web_server import BODY, serving
+from tests.releases.web_server import BODY, serving
 
 SHA256 = hashlib.sha256(BODY).hexdigest()
 NAME = "yolov7-tiny"

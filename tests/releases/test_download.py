@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from deploykit.errors import FetchError
 from deploykit.releases import download as module
 from deploykit.releases.fetch import Fetched, fetch
-from tests.web_server import BODY, Handler, QuietServer, Script, serving
+from tests.releases.web_server import BODY, Handler, QuietServer, Script, serving
 
 NAME, KEPT = "yolov7-tiny", {".weights.pt.partial", ".weights.pt.partial.json"}
 WHOLE = {"weights.pt", "weights.pt.source.json"}
