@@ -36,8 +36,6 @@ from deploykit.models.registry import builder_of, list_models, load_model, outli
 from deploykit.releases.table import RELEASED
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.spec import Tensor as Dense
-from tests.export.narrow import model_of
-from tests.export.narrow_dense import NARROW, narrow_dense
 from tests.export.test_exports import FAMILIES
 from tests.export.test_instances import INSTANCES
 from tests.models import (
@@ -55,6 +53,8 @@ from tests.models import (
     test_yolov7,
     test_yolox,
 )
+from tests.narrow import model_of
+from tests.narrow_dense import NARROW, narrow_dense
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "deploykit" / "assets" / "models.json"

@@ -33,7 +33,7 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import EngineRecord
 from deploykit.runtime.session import Session
-from tests.runtime.cell_model import RED, cell_spec, planted, write_cell_model
+from tests.cell_model import RED, cell_spec, planted, write_cell_model
 
 SHORT = ("--runs", 3, "--warmup", 0)
 

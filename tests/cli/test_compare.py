@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from deploykit.cli import main
 from deploykit.errors import NotFoundError, ParityError, SpecError, UsageError
-from tests.runtime.cell_model import cell_spec, write_cell_model
+from tests.cell_model import cell_spec, write_cell_model
 
 
 @pytest.fixture

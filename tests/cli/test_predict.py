@@ -16,7 +16,7 @@ from deploykit.cli import main
 from deploykit.errors import ImageError, NotFoundError, OutputError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.video_writer import Recorder
-from tests.runtime.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
+from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from deploykit.cli import main
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.picture import read_raw
-from tests.runtime.dense_networks import blurrer, brightener, classifier, segmenter
+from tests.dense_networks import blurrer, brightener, classifier, segmenter
 from tests.runtime.test_dense_predictor import BLUE, GREEN, halves, mosaic, plain
 
 

@@ -16,7 +16,7 @@ from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.native.build import build_libraries, source_folder
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import FOLDER
-from tests.runtime.cpu_tensorrt import CpuGpu
+from tests.cpu_tensorrt import CpuGpu
 
 TEAM = Path(__file__).with_name("team.cpp")
 

@@ -22,7 +22,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.session import open_session
 from tests.cpp_plugins.conftest import with_attributes
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 
 def raw_values(seed: int, batch: int, sizes: list[tuple[int, int]], channels: int, dtype: type) -> list[Array]:

@@ -19,8 +19,8 @@ from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import FOLDER
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 from tests.cpp_plugins.conftest import compile_team
+from tests.cpu_tensorrt import CpuGpu
 from tests.nms_corpus import Case, corpus
-from tests.runtime.cpu_tensorrt import CpuGpu
 
 POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
 

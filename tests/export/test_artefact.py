@@ -20,7 +20,7 @@ from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import open_session
 from deploykit.spec import METADATA_KEY, ModelSpec
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 
 def sha256(file: Path) -> str:

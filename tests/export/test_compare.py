@@ -22,8 +22,8 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.session import Session
 from deploykit.spec import METADATA_KEY, ModelSpec, Tensor
-from tests.export.narrow import model_of
-from tests.runtime.cell_model import cell_spec, write_cell_model
+from tests.cell_model import cell_spec, write_cell_model
+from tests.narrow import model_of
 
 
 def spec_in(file: Path) -> ModelSpec:

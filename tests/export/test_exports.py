@@ -19,9 +19,9 @@ from deploykit.models.layers.focus import Focus
 from deploykit.models.registry import ReferenceModel, create_model, list_models
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
-from tests.export.narrow import model_of
-from tests.export.narrow_dense import NARROW
 from tests.export.test_instances import INSTANCES
+from tests.narrow import model_of
+from tests.narrow_dense import NARROW
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yolov5n": ({}, {"img": (32, 64)}),

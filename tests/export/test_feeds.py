@@ -17,7 +17,7 @@ from deploykit.export.parity.inputs import make_feeds, sample_image
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import Feeds
 from deploykit.spec import InputSpec
-from tests.runtime.cell_model import cell_spec
+from tests.cell_model import cell_spec
 
 SMALL = cell_spec()
 

@@ -42,11 +42,11 @@ from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows
+from tests import cpu_tensorrt
+from tests.cpu_tensorrt import CpuGpu
 from tests.models import test_vit_mask_rcnn
 from tests.models.files import saved
 from tests.models.test_vitdet import NARROW, detector, in_easycv
-from tests.runtime import cpu_tensorrt
-from tests.runtime.cpu_tensorrt import CpuGpu
 
 CONFIG = replace(NARROW, patch=8)
 slow = pytest.mark.slow

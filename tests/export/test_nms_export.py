@@ -22,7 +22,7 @@ from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import expected_of
 from deploykit.runtime.parity.expected import Expected
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 MODEL = {"num_keypoints": 3, "objectness": 3.0}
 LIMITS = Thresholds(conf=0.3, iou=0.4, max_det=40, pre_nms_topk=150)

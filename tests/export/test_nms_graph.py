@@ -18,7 +18,7 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.operators import best_scores
 from deploykit.runtime.arrays import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
 from tests.runtime.test_nms import problems
 

@@ -21,7 +21,7 @@ from deploykit.export import to_onnx
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.layers.conv import Conv
 from deploykit.spec import RawRows
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 Damage = Callable[[ModelProto], None]
 

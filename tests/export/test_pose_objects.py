@@ -29,7 +29,7 @@ from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import Batch, Expected
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawRows, Thresholds
-from tests.export.narrow import graph_of, model_of
+from tests.narrow import graph_of, model_of
 
 NAMES = ("person", "left_hand", "right_hand")
 LAYOUT = PoseObjectRows(cls=(5, 8), coords=(8, 12))

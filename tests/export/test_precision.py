@@ -35,7 +35,7 @@ from deploykit.runtime.backends.trt.bindings import installed
 from deploykit.runtime.parity.differences import differences
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 KEEP_NONE: dict[str, Any] = {"keep": "none", "cache": False}
 engines = pytest.mark.skipif("tensorrt-rtx" not in installed(), reason="TensorRT for RTX is not installed")

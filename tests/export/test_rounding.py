@@ -21,8 +21,8 @@ from deploykit.models.families.yolox.model import reference_of
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.parity.tolerance import Tolerance
-from tests.export.narrow import CLASSES, model_of, yolox_network
-from tests.export.narrow_dense import narrow_dense
+from tests.narrow import CLASSES, model_of, yolox_network
+from tests.narrow_dense import narrow_dense
 
 LIMITS = Tolerance()
 

@@ -37,8 +37,8 @@ from deploykit.runtime.engine_record import EngineOptions, Profile, expected_of,
 from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec
-from tests.runtime.cell_model import cell_spec, write_cell_model
-from tests.runtime.cpu_tensorrt import CpuGpu
+from tests.cell_model import cell_spec, write_cell_model
+from tests.cpu_tensorrt import CpuGpu
 
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where engines run at once")

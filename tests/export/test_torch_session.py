@@ -14,8 +14,8 @@ from deploykit.errors import BackendError, CheckpointError, UsageError
 from deploykit.export.sessions.torch_module import TorchSession, open_torch_session, spec_of_module
 from deploykit.runtime.arrays import Array
 from deploykit.spec import METADATA_KEY, ModelSpec, NmsOutputs
-from tests.export.narrow import few_layers, graph_of, model_of
-from tests.runtime.cell_model import cell_spec
+from tests.cell_model import cell_spec
+from tests.narrow import few_layers, graph_of, model_of
 
 
 def noise(*shape: int) -> Array:

@@ -15,8 +15,8 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.spec import Thresholds
-from tests.export.narrow import model_of
 from tests.export.test_exports import assert_agree, checked, exact, layout_of, noise, rows_of
+from tests.narrow import model_of
 
 LIMITS = Thresholds(conf=0.5, iou=0.4, max_det=40, pre_nms_topk=60)
 

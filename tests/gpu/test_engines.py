@@ -25,7 +25,7 @@ from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.engine_record import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
 from deploykit.runtime.parity.expected import Expected
 from deploykit.spec import RawRows
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 pytestmark = pytest.mark.gpu
 

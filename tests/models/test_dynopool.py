@@ -28,7 +28,7 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
-from tests.export.narrow_dense import narrow_dense
+from tests.narrow_dense import narrow_dense
 
 NAMES = ("dynopool-vgg16", "dynopool-efficientnet-b0", "dynopool-hrnet-w48")
 

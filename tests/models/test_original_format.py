@@ -25,7 +25,7 @@ from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import load_model
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
 from deploykit.models.yolo_graph.layer_table import CONVOLUTIONS, HEADS, SAME_CHANNELS, STACKS
-from tests.export.narrow import older_layers
+from tests.narrow import older_layers
 
 CASES = [(name, training) for name in VARIANTS for training in (False, True) if not (training and "pose" in name)]
 NAMES = ("cat", "dog")

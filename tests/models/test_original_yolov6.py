@@ -15,7 +15,7 @@ from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
 from deploykit.models.families.yolov6.model import VARIANTS, layout_of_variant
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.registry import load_model
-from tests.export.narrow import free_network_of, shallow
+from tests.narrow import free_network_of, shallow
 
 NAMES = ("cat", "dog", "fox")
 

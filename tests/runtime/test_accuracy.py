@@ -22,8 +22,8 @@ from deploykit.runtime.evaluate.plots import f1_curve, write_plots
 from deploykit.runtime.evaluate.report import Evaluation
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source
-from tests.runtime.cell_model import BLUE, RED, write_cell_model
-from tests.runtime.coco_folder import Folder, pose_spec, write_folder
+from tests.cell_model import BLUE, RED, write_cell_model
+from tests.coco_folder import Folder, pose_spec, write_folder
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
 

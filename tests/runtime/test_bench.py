@@ -33,7 +33,7 @@ from deploykit.runtime.images.reading import decode_image
 from deploykit.runtime.predict import detector as predictor
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source
-from tests.runtime.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
+from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 STAGES = ["decode", "letterbox", "inference", "postprocess", "rest"]
 SPEC = ModelSpec("detect", InputSpec(size=(64, 64)), RawRows(), ("thing",), source=Source(model="fake"))

@@ -12,7 +12,7 @@ import pytest
 from deploykit.errors import DataError, NotFoundError
 from deploykit.runtime.evaluate.coco_data import Category, CocoData, LabelMap, match_keypoints, match_labels, read_coco
 from deploykit.spec import COCO_KEYPOINTS
-from tests.runtime.coco_folder import BLUE_ID, RED_ID, Folder, write_folder
+from tests.coco_folder import BLUE_ID, RED_ID, Folder, write_folder
 
 
 @pytest.fixture

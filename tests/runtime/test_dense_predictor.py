@@ -23,7 +23,7 @@ from deploykit.runtime.raw.picture import RawPicture, pack, read_raw
 from deploykit.runtime.results.dense import Classification, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.results.draw_segmentation import draw_label_map, palette
 from deploykit.spec import ModelSpec, RawRows, Tensor
-from tests.runtime.dense_networks import blurrer, brightener, canvas_of, classifier, segmenter
+from tests.dense_networks import blurrer, brightener, canvas_of, classifier, segmenter
 
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
 

@@ -18,7 +18,7 @@ from deploykit.runtime.engine_record import (
     log_of,
     record_of,
 )
-from tests.runtime.cell_model import cell_spec
+from tests.cell_model import cell_spec
 
 
 @st.composite

@@ -20,8 +20,8 @@ from deploykit.runtime.evaluate.detection import evaluate_session
 from deploykit.runtime.evaluate.report import Evaluation
 from deploykit.runtime.native.library import nms_arrays
 from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
-from tests.runtime.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model
-from tests.runtime.coco_folder import BLUE_ID, RED_ID, Folder, pose_spec, write_folder
+from tests.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model
+from tests.coco_folder import BLUE_ID, RED_ID, Folder, pose_spec, write_folder
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
 ENGINES = [

@@ -25,7 +25,7 @@ from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import TensorInfo, open_session
 from deploykit.spec import Fit, InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
-from tests.runtime.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
+from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 RED_AT_1_2 = planted((1, 2, RED), scale=10)  # 640 x 640 pixels: the cell is 80 pixels wide
 

@@ -29,9 +29,9 @@ from deploykit.runtime.engine_record import EngineRecord, Profile, expected_of, 
 from deploykit.runtime.parity.expected import Batch, Expected, Feeds
 from deploykit.runtime.session import open_session, spec_of
 from deploykit.spec import PoseObjectRows, RawRows
-from tests.runtime import cpu_tensorrt
-from tests.runtime.cell_model import RED, cell_spec, planted, write_cell_model
-from tests.runtime.cpu_tensorrt import CpuGpu, write_engine
+from tests import cpu_tensorrt
+from tests.cell_model import RED, cell_spec, planted, write_cell_model
+from tests.cpu_tensorrt import CpuGpu, write_engine
 
 ONES = np.ones((1, 3, 64, 64), np.float32)
 DYNAMIC = [[[1, 3, 64, 64], [2, 3, 64, 64], [4, 3, 64, 64]]]

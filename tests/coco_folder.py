@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 
 from deploykit.spec import KeypointSpec, ModelSpec
-from tests.runtime.cell_model import BLUE, CELL, RED, SIDE, cell_spec, planted
+from tests.cell_model import BLUE, CELL, RED, SIDE, cell_spec, planted
 
 Block = tuple[int, int, tuple[int, int, int]]
 
