@@ -38,7 +38,7 @@ from deploykit.runtime.machine import processor_name, versions
 from deploykit.spec import Tensor as Dense
 from tests.export.test_exports import FAMILIES
 from tests.export.test_instances import INSTANCES
-from tests.models import (
+from tests.models.families import (
     test_cmt,
     test_crossformer,
     test_fcn,

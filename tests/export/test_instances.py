@@ -44,9 +44,9 @@ from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows
 from tests import cpu_tensorrt
 from tests.cpu_tensorrt import CpuGpu
-from tests.models import test_vit_mask_rcnn
+from tests.models.families import test_vit_mask_rcnn
+from tests.models.families.test_vitdet import NARROW, detector, in_easycv
 from tests.models.files import saved
-from tests.models.test_vitdet import NARROW, detector, in_easycv
 
 CONFIG = replace(NARROW, patch=8)
 slow = pytest.mark.slow

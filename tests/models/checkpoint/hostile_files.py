@@ -6,7 +6,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 
-from tests.models.hostile import (
+from tests.models.checkpoint.hostile import (
     CANARY,
     FLOATS,
     GOOD_LEGACY,

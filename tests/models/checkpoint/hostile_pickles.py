@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 
-from tests.models.hostile import (
+from tests.models.checkpoint.hostile import (
     BUILD,
     CANARY,
     MARK,

@@ -20,7 +20,7 @@ from deploykit.errors import CheckpointError, DeployError
 from deploykit.models.checkpoint.pickle_opcodes import Interpreter
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.checkpoint.tensors import BUILDERS
-from tests.models.hostile import (
+from tests.models.checkpoint.hostile import (
     CANARY,
     GOOD_LEGACY,
     GOOD_SAFETENSORS,
@@ -32,10 +32,10 @@ from tests.models.hostile import (
     torch_legacy,
     torch_zip,
 )
-from tests.models.hostile_files import files
-from tests.models.hostile_pickles import pickles
+from tests.models.checkpoint.hostile_files import files
+from tests.models.checkpoint.hostile_pickles import pickles
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 CASES = (*pickles(), *files())
 SECONDS = 10
 
@@ -46,7 +46,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any
     if sys.platform != "linux":
         pytest.skip("only Linux tells how much memory a process had at its peak")
     folder = tmp_path_factory.mktemp("hostile")
-    command = [sys.executable, "-m", "tests.models.hostile_run", str(folder)]
+    command = [sys.executable, "-m", "tests.models.checkpoint.hostile_run", str(folder)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
     assert run.returncode == 0, run.stderr[-2000:]
     assert not list(ROOT.glob(f"{CANARY}*"))

@@ -1,6 +1,6 @@
 """Read every hostile checkpoint in a process of its own, under limits, and print what happened as lines of JSON.
 
-Run as ``python -m tests.models.hostile_run FOLDER`` from the repository root; only Linux tells what is needed here.
+Run as ``python -m tests.models.checkpoint.hostile_run FOLDER`` from the repository root; only Linux tells what is needed here.
 Memory is counted above the interpreter with torch imported: each reader is a fork that already has both.
 """
 
@@ -20,9 +20,9 @@ import torch
 
 from deploykit.errors import DeployError
 from deploykit.models.checkpoint.reader import read_checkpoint
-from tests.models.hostile import GOOD_LEGACY, GOOD_SAFETENSORS, GOOD_ZIP
-from tests.models.hostile_files import files
-from tests.models.hostile_pickles import pickles
+from tests.models.checkpoint.hostile import GOOD_LEGACY, GOOD_SAFETENSORS, GOOD_ZIP
+from tests.models.checkpoint.hostile_files import files
+from tests.models.checkpoint.hostile_pickles import pickles
 
 DEADLINE = 30  # seconds after which a child is ended
 ALLOWANCE = 256 << 20  # bytes, on top of three times the file

@@ -16,7 +16,7 @@ from deploykit.models.checkpoint import stack_machine as _machine
 from deploykit.models.checkpoint.pickle_opcodes import Interpreter
 from deploykit.models.checkpoint.stack_machine import Global, Record
 from deploykit.models.checkpoint.tensors import BUILDERS
-from tests.models.hostile import MARK, NONE, PROTO, STOP, integer, mapping, name, text
+from tests.models.checkpoint.hostile import MARK, NONE, PROTO, STOP, integer, mapping, name, text
 
 KEYS = st.one_of(st.text(max_size=9), st.integers(-(2**59), 2**59), st.binary(max_size=9), st.booleans())
 LEAVES = st.one_of(KEYS, st.none(), st.floats(allow_nan=False), st.integers(), st.text(), st.binary())

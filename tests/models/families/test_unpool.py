@@ -67,7 +67,7 @@ def test_the_fixed_deconvolution_interpolates(factor: int) -> None:
 
 
 def committed() -> dict[str, list[str]]:
-    page = Path(__file__).resolve().parents[2] / "docs" / "unpooling.md"
+    page = Path(__file__).resolve().parents[3] / "docs" / "unpooling.md"
     lines = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
     return {cells[0]: cells for cells in lines[1:]}
 

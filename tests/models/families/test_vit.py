@@ -23,7 +23,7 @@ from deploykit.models.registry import ReferenceModel, load_model, outline_of_mod
 from deploykit.runtime.results.dense import Features
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
-from tests.models.attention_kernels import attention_kernels
+from tests.models.families.attention_kernels import attention_kernels
 from tests.models.files import saved
 from tests.reference.vit import vit as reference
 

@@ -12,7 +12,7 @@ import torch
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import read_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 REAL = {
     "golden/cmt-narrow.pt": ("model", 253, 454133),
     "golden/crossformer-narrow.pt": ("model", 162, 433093),

@@ -16,7 +16,7 @@ from deploykit.models.families.vitdet.two_stage import Proposals, RoiPooler, Rpn
 from deploykit.models.layers.operators import best_scores, keep_best, roi_align
 from deploykit.runtime.postprocess.nms import suppress
 from deploykit.spec import Thresholds
-from tests.models.test_vitdet import detector
+from tests.models.families.test_vitdet import detector
 from tests.reference import two_stage as reference
 
 WIDE = torch.float64

@@ -21,7 +21,7 @@ from torch import nn
 
 from deploykit.models.checkpoint.reader import read_checkpoint
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FORMATS: dict[str, dict[str, Any]] = {
     "torch-zip": {},
     "torch-zip, protocol 4": {"pickle_protocol": 4},

@@ -22,7 +22,7 @@ from deploykit.models.families.crossformer.model import CrossFormer, CrossFormer
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
 from deploykit.spec import Dynamic
-from tests.models.attention_kernels import attention_kernels
+from tests.models.families.attention_kernels import attention_kernels
 from tests.models.files import saved
 from tests.reference import crossformer as reference
 
