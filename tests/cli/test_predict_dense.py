@@ -13,7 +13,7 @@ from deploykit.cli import main
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.picture import read_raw
 from tests.dense_networks import blurrer, brightener, classifier, segmenter
-from tests.runtime.test_dense_predictor import BLUE, GREEN, halves, mosaic, plain
+from tests.runtime.predict.test_dense import BLUE, GREEN, halves, mosaic, plain
 
 
 def predict(*arguments: object) -> int:

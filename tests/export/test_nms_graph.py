@@ -20,7 +20,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 from tests.narrow import model_of
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
-from tests.runtime.test_nms import problems
+from tests.runtime.postprocess.test_nms import problems
 
 CORPUS = corpus()
 MODES = ("graph", "basic")

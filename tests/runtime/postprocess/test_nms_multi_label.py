@@ -12,7 +12,7 @@ from deploykit.runtime.postprocess.nms import Kept as Result
 from deploykit.runtime.postprocess.nms import nms, numpy_nms
 from deploykit.spec import RawRows, Thresholds
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
-from tests.runtime.test_nms import problems
+from tests.runtime.postprocess.test_nms import problems
 
 Problem = tuple[Rows, RawRows, Thresholds]
 THREE = RawRows(cls=(5, 8))

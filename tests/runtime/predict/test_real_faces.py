@@ -17,7 +17,7 @@ from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows
 
-DATA = Path(__file__).resolve().parents[2].parent / "shared" / "data"
+DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 MODEL = DATA / "onnx" / "yolov7-lite-e_face5kpt.onnx"
 PHOTOS = DATA / "images" / "faces-wider"
 SPEC = ModelSpec(
