@@ -32,7 +32,7 @@ from deploykit.errors import (
 from deploykit.export import to_onnx
 from deploykit.export.graph import finalize as finish
 from deploykit.export.parity.inputs import sample_image
-from tests.export.test_parity_gate import contents
+from tests.export.parity.test_parity_gate import contents
 from tests.narrow import few_layers, with_layer, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")

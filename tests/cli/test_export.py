@@ -19,7 +19,7 @@ from deploykit.errors import ParityError
 from deploykit.export.graph import trace
 from deploykit.facade import open_session
 from deploykit.spec import InputSpec, ModelSpec, RawRows
-from tests.export.test_parity_gate import add, contents, do
+from tests.export.parity.test_parity_gate import add, contents, do
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FILES = (
     *(ROOT / "export" / name for name in ("builder.py", "build_progress.py")),
     *(ROOT / "runtime" / name for name in ("trt.py", "trt_context.py", "trt_module.py", "trt_refusal.py")),
