@@ -1,4 +1,4 @@
-"""``deploykit compare`` as a person or a script uses it; what it compares is in ``tests/export/parity/test_compare.py``."""
+"""``deploykit compare`` as a person or a script uses it; ``tests/export/parity/test_compare.py`` is about what it compares."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Read every hostile checkpoint in a process of its own, under limits, and print what happened as lines of JSON.
 
-Run as ``python -m tests.models.checkpoint.hostile_run FOLDER`` from the repository root; only Linux tells what is needed here.
+Run as ``python -m tests.models.checkpoint.hostile_run FOLDER`` from the repository root; only Linux tells what is
+needed here.
 Memory is counted above the interpreter with torch imported: each reader is a fork that already has both.
 """
 

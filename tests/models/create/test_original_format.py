@@ -68,7 +68,7 @@ def computed(files: dict[str, Path], images: torch.Tensor, root: Path) -> dict[s
     """What a project that unpickles the files computes with them."""
     given = next(iter(files.values())).with_name("images.npy")
     np.save(given, images.numpy())
-    script = root / "tests" / "models" / "original_project.py"
+    script = root / "tests" / "models" / "create" / "original_project.py"
     words = [sys.executable, str(script), str(given), *map(str, files.values())]
     done = subprocess.run(words, cwd=given.parent, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -151,7 +151,7 @@ def others(
         names = NAMES * 2 if project == "KaPao" else NAMES[: config.num_classes]
         made[project][1].write_bytes(original_checkpoint(graph, names, random_seed=3))
     np.save(folder / "images.npy", images.numpy())
-    script = root / "tests" / "models" / "original_project.py"
+    script = root / "tests" / "models" / "create" / "original_project.py"
     words = [sys.executable, script, folder / "images.npy", *(file for _, file in made.values())]
     done = subprocess.run([str(word) for word in words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
