@@ -1,4 +1,4 @@
-"""``deploykit compare`` as a person or a script uses it; ``tests/export/parity/test_compare.py`` is about what it compares."""
+"""``deploykit compare`` as a person or a script uses it; what it compares: ``tests/export/parity/test_compare.py``."""
 
 from __future__ import annotations
 
