@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deploykit.errors import FoldError
-from deploykit.models import fuse as _fuse
+from deploykit.models import fuse
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import yolov5
 from deploykit.models.families.yolov6 import rep_vgg
@@ -261,8 +261,8 @@ def test_folding_does_not_touch_torchs_random_state_or_threads() -> None:
 
 # Wrong folds. Each is a mistake in the arithmetic that somebody could make, and each must stop the export.
 
-fold = _fuse._Affine.fold
-of = _fuse._Affine.of
+fold = fuse._Affine.fold
+of = fuse._Affine.of
 
 
 def _a_little_off(self: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -290,7 +290,7 @@ def _eps_outside_the_root(bn: nn.BatchNorm2d) -> Any:
     affine = of(bn)
     right = torch.rsqrt(bn.running_var.double() + bn.eps)
     wrong = 1 / (bn.running_var.double().sqrt() + bn.eps)
-    return _fuse._Affine(affine.scale * wrong / right, affine.shift)
+    return fuse._Affine(affine.scale * wrong / right, affine.shift)
 
 
 WRONG: dict[str, tuple[str, Any]] = {
@@ -314,7 +314,7 @@ def test_a_wrong_fold_stops_and_names_its_place(
             if isinstance(m, nn.BatchNorm2d):
                 m.reset_running_stats()
                 m.reset_parameters()
-    monkeypatch.setattr(_fuse._Affine, name, wrong)
+    monkeypatch.setattr(fuse._Affine, name, wrong)
     with pytest.raises(FoldError, match=r"folding the batch norm of model\.0 changed its output by .*checkpoint again"):
         fuse_model(graph)
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import NotFoundError, UsageError
-from deploykit.models import registry as _registry
+from deploykit.models import registry
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.pose_object import PoseObject
@@ -155,7 +155,7 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
 def test_a_model_is_called_what_its_builder_is_called(name: str) -> None:
     model = on_meta(name)
     assert model.name == name
-    builder = _registry._BUILDERS[name.replace("-", "_")]
+    builder = registry._BUILDERS[name.replace("-", "_")]
     assert builder.__name__ == name.replace("-", "_")
     assert inspect.getdoc(builder)
     assert on_meta(name.replace("-", "_")).spec == model.spec
@@ -263,7 +263,7 @@ def test_a_name_that_is_like_none_brings_all(typed: str) -> None:
 
 
 def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_registry, "_BUILDERS", dict(_registry._BUILDERS))
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
 
     def a_model(*, num_classes: int | None = None) -> ReferenceModel:
         return ReferenceModel("a-model", "test", nn.Identity(), spec_of_model("yolov7-tiny"))

@@ -14,7 +14,7 @@ from torch import nn
 from deploykit.cli import main
 from deploykit.errors import MissingDependencyError, NotFoundError, UsageError, WeightsMismatchError
 from deploykit.export.to_onnx import export_onnx
-from deploykit.models import timm_models as _timm
+from deploykit.models import timm_models
 from deploykit.models.timm_models import TimmOptions, _enliven, list_timm, load_timm, name_in, resample_of
 
 
@@ -44,18 +44,18 @@ def config(**changes: Any) -> dict[str, Any]:
 
 
 def test_a_preprocessing_is_taken_over() -> None:
-    canvas, notes = _timm._canvas(config(), 3)
+    canvas, notes = timm_models._canvas(config(), 3)
     assert (canvas.size, canvas.mean, canvas.std) == ((96, 128), (0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
     assert (canvas.fit.kind, canvas.fit.crop_share, notes) == ("crop", 0.9, [])
 
 
 def test_what_has_no_equal_is_told() -> None:
-    canvas, notes = _timm._canvas(config(crop_mode="border", interpolation="bicubic"), 1)
+    canvas, notes = timm_models._canvas(config(crop_mode="border", interpolation="bicubic"), 1)
     assert canvas.mean == pytest.approx((0.2,))
     assert [word in note for word, note in zip(("averages", "border"), notes, strict=True)] == [True] * 2
     assert canvas.fit.resample == "bicubic"
-    assert _timm._canvas(config(crop_mode="squash"), 3)[0].fit.kind == "resize"
-    assert _timm._canvas(config(crop_pct=1.14), 3)[0].fit.crop_share == 1.0
+    assert timm_models._canvas(config(crop_mode="squash"), 3)[0].fit.kind == "resize"
+    assert timm_models._canvas(config(crop_pct=1.14), 3)[0].fit.crop_share == 1.0
 
 
 def test_an_interpolation_that_is_drawn_is_bilinear() -> None:
@@ -100,7 +100,7 @@ def test_a_torchvision_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatc
     def broken(module: str, extra: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(_timm, "require", broken)
+    monkeypatch.setattr(timm_models, "require", broken)
     with pytest.raises(MissingDependencyError, match="torchvision that was built for torch"):
         load_timm("timm:resnet18")
 

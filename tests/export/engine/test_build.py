@@ -27,7 +27,7 @@ from deploykit.errors import (
     SpecError,
     UsageError,
 )
-from deploykit.export.engine import build as to_engine
+from deploykit.export.engine import build as engine_build
 from deploykit.export.engine.build import build_engine
 from deploykit.export.engine.report import EngineReport
 from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
@@ -318,7 +318,7 @@ def test_a_precision_that_the_file_does_not_have_is_refused(exported: Path, tmp_
             exported / "static.onnx",
             flavour="tensorrt-rtx",
             out=tmp_path,
-            spec=replace(to_engine._carried(exported / "static.onnx"), precision="fp16"),
+            spec=replace(engine_build._carried(exported / "static.onnx"), precision="fp16"),
         )
 
 
@@ -360,13 +360,13 @@ def test_tensorrt_proper_needs_a_gpu_to_build(cells: Path) -> None:
 def test_auto_takes_the_flavour_that_can_build(
     monkeypatch: pytest.MonkeyPatch, have: tuple[str, ...], reason: str | None, flavour: str | None
 ) -> None:
-    monkeypatch.setattr(to_engine, "installed", lambda: have)
-    monkeypatch.setattr(to_engine, "why_no_gpu", lambda: reason)
+    monkeypatch.setattr(engine_build, "installed", lambda: have)
+    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: reason)
     if flavour is None:
         with pytest.raises(MissingDependencyError, match=r"deploykit\[tensorrt-rtx\]', which builds without a GPU"):
-            to_engine.chosen_flavour("auto")
+            engine_build.chosen_flavour("auto")
     else:
-        assert to_engine.chosen_flavour("auto") == flavour
+        assert engine_build.chosen_flavour("auto") == flavour
 
 
 @pytest.mark.usefixtures("ctrl_c")
@@ -398,11 +398,11 @@ def _as_engine(file: Path, layers: str = "") -> Session:
 @rtx
 def test_the_precision_of_an_engine_is_its_layers_own(exported: Path, tmp_path: Path) -> None:
     record = build_engine(exported / "static.onnx", flavour="tensorrt-rtx", out=tmp_path / "x.trt", check=False).record
-    assert to_engine._of_layers(record, {}, "x.trt") is record  # the inspector tells nothing
-    told = to_engine._of_layers(record, {"fp16": 2, "fp32": 1}, "x.trt")
+    assert engine_build._of_layers(record, {}, "x.trt") is record  # the inspector tells nothing
+    told = engine_build._of_layers(record, {"fp16": 2, "fp32": 1}, "x.trt")
     assert (told.precision, told.precision_from) == ({"fp16": 2, "fp32": 1}, "engine")
     with pytest.raises(ExportError, match=r"x\.trt, as TensorRT built it, shall compute in fp32, but .* 3 in fp16"):
-        to_engine._of_layers(record, {"fp16": 3}, "x.trt")
+        engine_build._of_layers(record, {"fp16": 3}, "x.trt")
 
 
 @rtx
@@ -415,13 +415,13 @@ def test_an_engine_that_gives_other_numbers_is_not_kept(cells: Path, monkeypatch
     boxes.CopyFrom(onnx.numpy_helper.from_array(moved, "boxes"))
     onnx.save(model, str(other))
     gpu = CpuGpu()
-    monkeypatch.setattr(to_engine, "open_gpu", lambda index: gpu)
-    monkeypatch.setattr(to_engine, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(to_engine, "open_engine", lambda *_: _as_engine(other))
+    monkeypatch.setattr(engine_build, "open_gpu", lambda index: gpu)
+    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(engine_build, "open_engine", lambda *_: _as_engine(other))
     with pytest.raises(ParityError, match=r"boxes of cells\.trt differ from cells\.onnx"):
         build_engine(cells, flavour="tensorrt-rtx")
     assert {p.name for p in cells.parent.iterdir()} == {"cells.onnx", "other.onnx"}
-    monkeypatch.setattr(to_engine, "open_engine", lambda *_: _as_engine(cells))
+    monkeypatch.setattr(engine_build, "open_engine", lambda *_: _as_engine(cells))
     report = build_engine(cells, flavour="tensorrt-rtx")
     assert report.record.verified
     assert report.record.gpu == "CPU stand-in"
@@ -441,9 +441,9 @@ def test_an_engine_that_does_not_run_on_this_gpu_is_kept_and_says_why(
     def refuse(engine: Path, *_: object) -> Session:
         raise DeviceError(reason.format(engine=engine))
 
-    monkeypatch.setattr(to_engine, "open_gpu", lambda index: CpuGpu())
-    monkeypatch.setattr(to_engine, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(to_engine, "open_engine", refuse)
+    monkeypatch.setattr(engine_build, "open_gpu", lambda index: CpuGpu())
+    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(engine_build, "open_engine", refuse)
     report = build_engine(cells, flavour="tensorrt-rtx")
     assert report.record.unverified == "built, not run: " + reason.format(engine="cells.trt")
     assert record_of(report.path) == report.record

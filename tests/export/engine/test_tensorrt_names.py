@@ -14,8 +14,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = (
-    *(ROOT / "export" / name for name in ("builder.py", "build_progress.py")),
-    *(ROOT / "runtime" / name for name in ("trt.py", "trt_context.py", "trt_module.py", "trt_refusal.py")),
+    *(ROOT / "export" / "engine" / name for name in ("builder.py", "progress.py")),
+    *(
+        ROOT / "runtime" / "backends" / "trt" / name
+        for name in ("session.py", "context.py", "bindings.py", "load_errors.py")
+    ),
 )
 
 NAMES = """

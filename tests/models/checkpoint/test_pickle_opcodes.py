@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import CheckpointError, UnsafeCheckpointError
-from deploykit.models.checkpoint import stack_machine as _machine
+from deploykit.models.checkpoint import stack_machine
 from deploykit.models.checkpoint.pickle_opcodes import Interpreter
 from deploykit.models.checkpoint.stack_machine import Global, Record
 from deploykit.models.checkpoint.tensors import BUILDERS
@@ -161,9 +161,9 @@ def nested(levels: int) -> bytes:
 
 
 def test_nesting() -> None:
-    run(nested(_machine.MAX_NESTING))
+    run(nested(stack_machine.MAX_NESTING))
     with pytest.raises(UnsafeCheckpointError, match="deeper than 500"):
-        run(nested(_machine.MAX_NESTING + 1))
+        run(nested(stack_machine.MAX_NESTING + 1))
 
 
 def test_nesting_counts_what_is_shared_where_it_is_deepest() -> None:
@@ -179,13 +179,13 @@ def test_marks() -> None:
 
 
 def test_opcodes() -> None:
-    run(b"N" + b"N0" * ((_machine.MAX_OPCODES - 2) // 2) + STOP)
+    run(b"N" + b"N0" * ((stack_machine.MAX_OPCODES - 2) // 2) + STOP)
     with pytest.raises(UnsafeCheckpointError, match="2,000,000 opcodes"):
-        run(b"N" + b"N0" * (_machine.MAX_OPCODES // 2) + STOP)
+        run(b"N" + b"N0" * (stack_machine.MAX_OPCODES // 2) + STOP)
 
 
 def test_opcodes_of_all_streams_count_together() -> None:
-    stream = b"N" + b"N0" * (_machine.MAX_OPCODES // 3) + STOP
+    stream = b"N" + b"N0" * (stack_machine.MAX_OPCODES // 3) + STOP
     interpreter = Interpreter(stream * 2)
     _, end = interpreter.run()
     with pytest.raises(UnsafeCheckpointError, match="2,000,000 opcodes"):
@@ -227,7 +227,7 @@ def test_keys_over_the_limit(value: object, found: str) -> None:
 
 
 def test_integer_keys() -> None:
-    most = _machine.MAX_INTEGER_KEYS
+    most = stack_machine.MAX_INTEGER_KEYS
     assert len(run(pickle.dumps(dict.fromkeys(range(most)), 2))) == most
     with pytest.raises(UnsafeCheckpointError, match="integer keys"):
         run(pickle.dumps(dict.fromkeys(range(most + 1)), 2))
@@ -241,7 +241,7 @@ def test_names() -> None:
 
 
 def test_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_machine, "MAX_OBJECT_BYTES", 100 * _machine.SET)
+    monkeypatch.setattr(stack_machine, "MAX_OBJECT_BYTES", 100 * stack_machine.SET)
     run(PROTO + MARK + b"\x8f" * 90 + b"t" + STOP)
     with pytest.raises(UnsafeCheckpointError, match="MB of memory"):
         run(PROTO + MARK + b"\x8f" * 110 + b"t" + STOP)

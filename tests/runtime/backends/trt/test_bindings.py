@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.runtime.backends.trt import bindings as trt_module
+from deploykit.runtime.backends.trt import bindings
 from deploykit.runtime.backends.trt.bindings import load_flavour
 from deploykit.runtime.native.library import FOLDER
 
@@ -43,7 +43,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     library = tmp_path / "libdeploykit_tensorrt.so"
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     monkeypatch.setenv(FOLDER, str(tmp_path))
-    monkeypatch.setattr(trt_module, "_loaded", set())
+    monkeypatch.setattr(bindings, "_loaded", set())
     return found
 
 
