@@ -25,10 +25,10 @@ from interleaved import interleaved
 from torch import nn
 
 from deploykit.export.graph import passes
+from deploykit.export.graph.two_stage_ops import TRANSLATIONS
 from deploykit.export.nms.candidates import HeadSelection
 from deploykit.export.nms.decode_node import append_decode
 from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin
-from deploykit.export.nms.plan import TRANSLATIONS
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import create_model
 from deploykit.runtime.machine import processor_name, versions
