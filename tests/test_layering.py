@@ -290,6 +290,7 @@ def loaded_by(code: str) -> set[str]:
             "import deploykit.runtime.evaluate.detection, deploykit.runtime.evaluate.report",
             {"torch", "onnx", "onnxruntime", "hotcoco", "pycocotools"},
         ),
+        ("import deploykit.export.parity.compare", {"torch", "onnx", "onnxruntime"}),
         ("import deploykit.releases.fetch", {"torch", "numpy", "cv2", "rich"}),
         ("from deploykit.cli import main; main(['models', '--json'])", {"torch", "onnx", "numpy", "cv2"}),
         ("import deploykit.models.registry, deploykit.models.families.yolov7", {"cv2", "onnx", "onnxruntime"}),

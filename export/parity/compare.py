@@ -22,7 +22,6 @@ from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.parity.nms import check_detections, detections_as_rows
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import limits_between
-from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity.differences import differences
@@ -123,6 +122,8 @@ def _opened(model: str | Path | Session) -> Iterator[Session]:
     if not isinstance(model, (str, Path)):
         yield model
     elif Path(model).suffix.lower() in CHECKPOINT_SUFFIXES:
+        from deploykit.export.sessions.torch_module import open_torch_session  # artefacts are compared without torch
+
         with open_torch_session(model, exact=True)[0] as session:
             yield session
     else:
