@@ -28,11 +28,11 @@ import onnxruntime
 import deploykit
 from benchmarks.interleaved import interleaved
 from deploykit import Calibration, Lowering, export_onnx
-from deploykit.export.calibration import measure_activations
-from deploykit.export.quantize import activations_of, quantisable, quantize
-from deploykit.runtime.accuracy import compare_evaluations, interval_of
-from deploykit.runtime.coco_data import read_coco
-from deploykit.runtime.evaluate import evaluate_session
+from deploykit.export.precision.calibration import measure_activations
+from deploykit.export.precision.qdq import activations_of, quantisable, quantize
+from deploykit.runtime.evaluate.coco_data import read_coco
+from deploykit.runtime.evaluate.compare import compare_evaluations, interval_of
+from deploykit.runtime.evaluate.detection import evaluate_session
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import open_session, spec_of
 

@@ -25,14 +25,14 @@ from tiles import SHALLOW, measured, random_weights
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models import vitdet
-from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
-from deploykit.models._registry import create_model
-from deploykit.models.layers.pyramid import norm_of
-from deploykit.models.nafnet import Nafnet, receptive_field
-from deploykit.models.vitdet import VitDetBackbone
-from deploykit.runtime.image import read_image
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.nafnet import Nafnet, receptive_field
+from deploykit.models.families.vitdet import model as vitdet
+from deploykit.models.families.vitdet.model import VitDetBackbone
+from deploykit.models.families.vitdet.pyramid import norm_of
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import create_model
+from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.machine import processor_name, versions
 
 PICTURE = Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg"

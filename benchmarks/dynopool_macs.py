@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from deploykit.models._registry import create_model
-from deploykit.models.dynopool import layer_macs
-from deploykit.models.layers.dynopool import DynOPool
+from deploykit.models.families.dynopool.model import layer_macs
+from deploykit.models.families.dynopool.resize import DynOPool
+from deploykit.models.registry import create_model
 
 RATIOS = (0.3, 0.4, 0.5, 0.6, 0.7)
 NAMES = ("dynopool-vgg16", "dynopool-efficientnet-b0", "dynopool-hrnet-w48")

@@ -33,8 +33,8 @@ def measure(kind: str, weights: Path, img: int, folder: Path) -> dict[str, Any]:
 
     out = folder / f"{kind}.onnx"
     if kind == "bare":
-        from deploykit.models._fuse import fuse_model
-        from deploykit.models._registry import load_model
+        from deploykit.models.fuse import fuse_model
+        from deploykit.models.registry import load_model
 
         module = fuse_model(load_model(weights).module)
         start = time.perf_counter()
@@ -74,7 +74,7 @@ def main() -> None:
     import onnx
     import torch
 
-    from deploykit.models._random import create_checkpoint
+    from deploykit.models.create.random_weights import create_checkpoint
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -23,8 +23,8 @@ from interleaved import interleaved
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models.layers import relative_attention
-from deploykit.models.layers.relative_attention import RelativeAttention
+from deploykit.models.families.vitdet import relative_attention
+from deploykit.models.families.vitdet.relative_attention import RelativeAttention
 from deploykit.runtime.machine import peak_memory, processor_name, reset_peak_memory, resident_memory, versions
 
 DIM, HEADS = 768, 12

@@ -35,13 +35,14 @@ from interleaved import interleaved
 from pre_post import COCO, POSE, _rows
 from selection import exported
 
-from deploykit.export.native_check import nms_kpt_model
-from deploykit.export.nms_export import NmsMode, NmsPlan
-from deploykit.export.nms_graph import CANDIDATES as NAMES
+from deploykit.export.nms.graph import CANDIDATES as NAMES
+from deploykit.export.nms.plan import NmsMode, NmsPlan
+from deploykit.export.plugins_check import nms_kpt_model
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.machine import processor_name
-from deploykit.runtime.native import cpu_library, find_library
-from deploykit.runtime.nms import nms, numpy_nms
-from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.native.library import cpu_library, find_library
+from deploykit.runtime.postprocess.nms import nms, numpy_nms
+from deploykit.runtime.session import open_session
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
 
 PROBLEMS = {

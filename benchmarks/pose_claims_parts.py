@@ -23,8 +23,10 @@ def prepare(weights: str, folder: str, img: str, threads: str) -> dict[str, Any]
     import torch
 
     from deploykit import export_onnx
-    from deploykit.models._random import create_checkpoint
-    from deploykit.runtime.image import Letterbox, blob, read_image
+    from deploykit.models.create.random_weights import create_checkpoint
+    from deploykit.runtime.images.letterbox import Letterbox
+    from deploykit.runtime.images.reading import read_image
+    from deploykit.runtime.images.to_tensor import blob
     from deploykit.spec import Fit, InputSpec
 
     torch.set_num_threads(int(threads))
@@ -148,8 +150,8 @@ def network(kind: str, weights: str, folder: str, upstream: str, threads: int, i
     torch.set_num_threads(threads)
     x = torch.from_numpy(images)
     if kind == "torch":
-        from deploykit.models._fuse import fuse_model
-        from deploykit.models._registry import load_model
+        from deploykit.models.fuse import fuse_model
+        from deploykit.models.registry import load_model
 
         module = fuse_model(load_model(weights).module)
     else:
@@ -174,7 +176,7 @@ def differences(weights: str, folder: str, threads: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from deploykit.models._registry import load_model
+    from deploykit.models.registry import load_model
 
     torch.set_num_threads(int(threads))
     module = load_model(weights).module.double()
@@ -198,7 +200,7 @@ def differences(weights: str, folder: str, threads: str) -> dict[str, Any]:
 def stride_of(weights: str, img: str) -> dict[str, Any]:
     """A wide picture's rectangles, and what we say to the one that does not fit."""
     from deploykit import DeployError, export_onnx
-    from deploykit.runtime.image import Letterbox
+    from deploykit.runtime.images.letterbox import Letterbox
     from deploykit.spec import Fit
 
     side, lines = int(img), []
@@ -236,7 +238,7 @@ def colour(checkpoint: str, pictures: str) -> dict[str, Any]:
     import numpy as np
 
     import deploykit
-    from deploykit.runtime.image import read_image
+    from deploykit.runtime.images.reading import read_image
 
     predict = deploykit.load(checkpoint)
     files = sorted(p for p in Path(pictures).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))

@@ -20,14 +20,15 @@ import PIL
 from interleaved import interleaved
 from PIL import Image
 
-from deploykit.runtime.fake import FakeSession
-from deploykit.runtime.image import Letterbox, blob
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.fake import FakeSession
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.pillow_resize import resample
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.machine import processor_name
-from deploykit.runtime.native import cpu_library, letterbox_blob
-from deploykit.runtime.nms import nms
-from deploykit.runtime.predictor import Predictor
-from deploykit.runtime.resample import resample
-from deploykit.runtime.session import Array
+from deploykit.runtime.native.library import cpu_library, letterbox_blob
+from deploykit.runtime.postprocess.nms import nms
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawRows, Thresholds
 
 FULL_HD = (1080, 1920)

@@ -24,16 +24,16 @@ import torch
 from interleaved import interleaved
 from torch import nn
 
-from deploykit.export import passes
-from deploykit.export.decode_node import append_decode
-from deploykit.export.nms_export import TRANSLATIONS
-from deploykit.export.nms_graph import CANDIDATES, append_nms, append_plugin
-from deploykit.export.nms_select import HeadSelection
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import create_model
+from deploykit.export.graph import passes
+from deploykit.export.graph.two_stage_ops import TRANSLATIONS
+from deploykit.export.nms.candidates import HeadSelection
+from deploykit.export.nms.decode_node import append_decode
+from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import create_model
 from deploykit.runtime.machine import processor_name, versions
-from deploykit.runtime.native import find_library
-from deploykit.runtime.nms import numpy_nms
+from deploykit.runtime.native.library import find_library
+from deploykit.runtime.postprocess.nms import numpy_nms
 from deploykit.spec import NmsOutputs
 
 SIDE = 960

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from deploykit.models._random import randomise
-from deploykit.models._registry import create_model, load_model
-from deploykit.models.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool
+from deploykit.models.registry import create_model, load_model
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.machine import processor_name, versions
-from deploykit.runtime.raw import pack, read_raw
-from deploykit.runtime.session import Array
-from deploykit.runtime.tiles import Tiling, run_tiled
+from deploykit.runtime.raw.picture import pack, read_raw
 
 OVERLAPS = (0, 8, 16, 24, 32)
 SHALLOW = NafnetConfig(16, (1, 1), 1, (1, 1), channels=4)

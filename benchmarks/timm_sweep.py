@@ -39,9 +39,9 @@ def work(name: str, engine: bool, memory: int, told: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from deploykit.export.to_engine import build_engine
+    from deploykit.export.engine.build import build_engine
     from deploykit.export.to_onnx import onnx_from_model
-    from deploykit.models._timm import TimmOptions, load_timm
+    from deploykit.models.timm_models import TimmOptions, load_timm
 
     row: dict[str, Any] = {}
     try:

@@ -10,38 +10,37 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from deploykit.errors import explained_imports
+from deploykit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
-    from deploykit.export.calibration import Calibration as Calibration
-    from deploykit.export.compare import compare as compare
-    from deploykit.export.gate import AccuracyGate as AccuracyGate
-    from deploykit.export.precision import Lowering as Lowering
-    from deploykit.export.to_engine import build_engine as build_engine
+    from deploykit.export.accuracy_gate import AccuracyGate as AccuracyGate
+    from deploykit.export.engine.build import build_engine as build_engine
+    from deploykit.export.parity.compare import compare as compare
+    from deploykit.export.precision.calibration import Calibration as Calibration
+    from deploykit.export.precision.convert import Lowering as Lowering
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import evaluate as evaluate
     from deploykit.facade import evaluate_against as evaluate_against
     from deploykit.facade import evaluate_dense as evaluate_dense
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
-    from deploykit.runtime.dense_predictor import DensePredictor as DensePredictor
-    from deploykit.runtime.predictor import Predictor as Predictor
-    from deploykit.runtime.results import Result as Result
+    from deploykit.runtime.predict.dense import DensePredictor as DensePredictor
+    from deploykit.runtime.predict.detector import Predictor as Predictor
+    from deploykit.runtime.results.detection import Result as Result
     from deploykit.spec import ModelSpec as ModelSpec
 
-__version__ = "0.1.0"
-
 _HOME = {
-    "AccuracyGate": "deploykit.export.gate",
-    "Calibration": "deploykit.export.calibration",
-    "DensePredictor": "deploykit.runtime.dense_predictor",
+    "AccuracyGate": "deploykit.export.accuracy_gate",
+    "Calibration": "deploykit.export.precision.calibration",
+    "DensePredictor": "deploykit.runtime.predict.dense",
     "DeployError": "deploykit.errors",
-    "Lowering": "deploykit.export.precision",
+    "Lowering": "deploykit.export.precision.convert",
     "ModelSpec": "deploykit.spec",
-    "Predictor": "deploykit.runtime.predictor",
-    "Result": "deploykit.runtime.results",
-    "build_engine": "deploykit.export.to_engine",
-    "compare": "deploykit.export.compare",
+    "Predictor": "deploykit.runtime.predict.detector",
+    "Result": "deploykit.runtime.results.detection",
+    "build_engine": "deploykit.export.engine.build",
+    "compare": "deploykit.export.parity.compare",
     "evaluate": "deploykit.facade",
     "evaluate_against": "deploykit.facade",
     "evaluate_dense": "deploykit.facade",

@@ -7,20 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from deploykit.errors import SpecError, UsageError, require
-from deploykit.spec import ModelSpec, Tensor
+from deploykit.errors import UsageError, require
+from deploykit.spec import CHECKPOINT_SUFFIXES, ModelSpec, Tensor
 
 if TYPE_CHECKING:
-    from deploykit.runtime.accuracy import AccuracyComparison
-    from deploykit.runtime.dense_predictor import DensePredictor
-    from deploykit.runtime.evaluate_dense import DenseEvaluation
-    from deploykit.runtime.evaluation import Evaluation
-    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.evaluate.compare import AccuracyComparison
+    from deploykit.runtime.evaluate.dense import DenseEvaluation
+    from deploykit.runtime.evaluate.report import Evaluation
+    from deploykit.runtime.predict.dense import DensePredictor
+    from deploykit.runtime.predict.detector import Predictor
     from deploykit.runtime.session import Session
 
-__all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "predictor_of", "read_spec"]
-
-CHECKPOINT_SUFFIXES = {".pt", ".pth", ".pkl", ".safetensors"}
+__all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "predictor_of"]
 
 
 @overload
@@ -93,6 +91,7 @@ def load(
         UsageError: it is of another task, or an option is of another task.
     """
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(spec)
     session = open_session(path, backend=backend, preprocessing=preprocessing)
@@ -125,8 +124,8 @@ def predictor_of(
     Raises:
         SpecError: the spec does not fit the network. UsageError: an option is of another task.
     """
-    from deploykit.runtime.dense_predictor import DensePredictor
-    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.predict.dense import DensePredictor
+    from deploykit.runtime.predict.detector import Predictor
 
     limits = {"conf": conf, "iou": iou, "max_det": max_det}
     of_pictures = {"top": top, "tile": tile, "overlap": overlap}
@@ -190,8 +189,9 @@ def evaluate(
         UsageError: a task that the model cannot do, or a threshold that it cannot take.
         MissingDependencyError: the library of the metrics is not installed.
     """
-    from deploykit.runtime.evaluate import evaluate_session
+    from deploykit.runtime.evaluate.detection import evaluate_session
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given, upstream = read_spec(spec), preprocessing == "upstream"
     with open_session(model, backend=backend, preprocessing="default" if upstream else preprocessing) as session:
@@ -245,8 +245,9 @@ def evaluate_dense(
         UsageError: a task that the model does not have.
         MissingDependencyError: segmentation without hotcoco.
     """
-    from deploykit.runtime.evaluate_dense import evaluate_dense_session
+    from deploykit.runtime.evaluate.dense import evaluate_dense_session
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(spec)
     with open_session(model, backend=backend) as session:
@@ -277,7 +278,7 @@ def evaluate_against(
     Raises:
         UsageError: the two cannot be compared. Else what :func:`evaluate` raises.
     """
-    from deploykit.runtime.accuracy import compare_evaluations
+    from deploykit.runtime.evaluate.compare import compare_evaluations
 
     found = []
     for i, path in enumerate((model, reference)):
@@ -303,8 +304,8 @@ def open_session(
     Args:
         path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`. ``torch`` computes an ONNX file
-            by the types of its graph (:mod:`deploykit.export.graph_session`): the way to see on a CPU what fp16
-            loses, and to run bf16 and fp8 at all.
+            by the types of its graph (:mod:`deploykit.export.sessions.onnx_in_torch`): the way to see on a CPU what
+            fp16 loses, and to run bf16 and fp8 at all.
         provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
         threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
             process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.
@@ -323,7 +324,7 @@ def open_session(
         check_threads(threads)
         file = existing_file(path, "a checkpoint")
         require("torch", "export")
-        from deploykit.export.torch_session import open_torch_session
+        from deploykit.export.sessions.torch_module import open_torch_session
 
         return open_torch_session(file, threads=threads, preprocessing=preprocessing)[0]
     if preprocessing != "default":
@@ -332,31 +333,9 @@ def open_session(
         from deploykit.runtime.files import existing_file
 
         require("torch", "export")
-        from deploykit.export.graph_session import open_graph_session
+        from deploykit.export.sessions.onnx_in_torch import open_graph_session
 
         return open_graph_session(existing_file(path, "a model"), threads=threads)
     from deploykit.runtime import session
 
     return session.open_session(path, backend=backend, provider=provider, threads=threads)
-
-
-def read_spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | None:
-    """A spec as it is, or read from the JSON file that ``spec`` names; None stays None.
-
-    Raises:
-        NotFoundError: there is no such file.
-        SpecError: it holds no spec.
-    """
-    if spec is None or isinstance(spec, ModelSpec):
-        return spec
-    from deploykit.runtime.files import existing_file
-
-    file = existing_file(spec, "a spec")
-    try:
-        return ModelSpec.from_json(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise SpecError(f"cannot read the spec {file}: {e.strerror or e}") from e
-    except UnicodeDecodeError as e:
-        raise SpecError(f"a spec is a text file that holds JSON, but {file} is not text") from e
-    except SpecError as e:
-        raise SpecError(f"{file}: {e}") from e

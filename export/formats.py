@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit.errors import UsageError
-from deploykit.export.report import EngineReport, ExportReport
-from deploykit.export.to_engine import SUFFIXES, build_engine, check_engine
+from deploykit.export.engine.build import SUFFIXES, build_engine, check_engine
+from deploykit.export.engine.report import EngineReport
+from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx
-from deploykit.runtime.engine import FLAVOURS
-from deploykit.runtime.parity import Expected
+from deploykit.runtime.engine_record import FLAVOURS
+from deploykit.runtime.parity.expected import Expected
 
 __all__ = ["FORMATS", "Exports", "Format", "export_formats"]
 

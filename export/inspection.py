@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit.describe import dense_meaning, pose_columns
 from deploykit.errors import CheckpointError, SpecError, require
-from deploykit.runtime.engine import record_of
+from deploykit.runtime.engine_record import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
 from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
 
-__all__ = ["Inspection", "dense_meaning", "inspect_file", "pose_columns"]
+__all__ = ["Inspection", "inspect_file"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def inspect_file(path: str | Path) -> Inspection:
 
 
 def _checkpoint(file: Path) -> Inspection:
-    from deploykit.models._checkpoint import read_checkpoint
-    from deploykit.models._registry import model_from_checkpoint
+    from deploykit.models.checkpoint.reader import read_checkpoint
+    from deploykit.models.registry import model_from_checkpoint
 
     checkpoint = read_checkpoint(file)
     precisions: Counter[str] = Counter()
@@ -147,28 +148,3 @@ def _meaning(spec: ModelSpec) -> dict[str, Any]:
     if isinstance(spec.output, Tensor):
         facts["output"] = dense_meaning(spec)
     return facts
-
-
-def dense_meaning(spec: ModelSpec) -> str:
-    """What the values of one dense output are."""
-    if spec.task == "restore":
-        return "the restored picture, in the numbers of the input"
-    if spec.task == "features":
-        return "the features of the picture, in no unit"
-    where = "the picture" if spec.task == "classify" else "each pixel"
-    if len(spec.classes) == 1:
-        return f"the logit of {spec.classes[0]} of {where}; over 0 it is that"
-    two = " (one channel: of the second against the first, before the sigmoid)" if len(spec.classes) == 2 else ""
-    return f"logits of {len(spec.classes) or 'its'} classes of {where}, before softmax{two}"
-
-
-def pose_columns(rows: PoseObjectRows) -> str:
-    """What the columns of persons and keypoint objects hold, and what follows them."""
-    points, fusion = rows.num_keypoints, rows.fusion
-    box, cls, coords = (f"{start}-{stop - 1}:" for start, stop in (rows.box, rows.cls, rows.coords))
-    return (
-        f"{box} cx cy w h; {rows.obj[0]}: objectness; {cls} a person and {points} keypoints as classes; {coords} x y "
-        "of a person's keypoints; in network pixels, before two runs of NMS (keypoints: over "
-        f"{fusion.conf:g}, overlap {fusion.iou:g}) and their fusion (persons over {fusion.person:g}, within "
-        f"{fusion.tolerance:g} source pixels)"
-    )

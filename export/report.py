@@ -5,39 +5,16 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from deploykit.export.parity_report import ParityReport
-from deploykit.runtime.accuracy import AccuracyComparison
-from deploykit.runtime.engine import EngineRecord
+from deploykit.export.graph.interface import Constant, Interface
+from deploykit.export.parity.report import ParityReport
+from deploykit.export.precision.convert import PrecisionReport
+from deploykit.runtime.evaluate.compare import AccuracyComparison
 from deploykit.runtime.files import megabytes
 from deploykit.spec import ModelSpec
 
-if TYPE_CHECKING:  # it reports on an export of its own, the fp32 graph
-    from deploykit.export.precision import PrecisionReport
-
-__all__ = ["Constant", "EngineReport", "ExportReport", "Interface"]
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A tensor of the graph that is not a weight: grids, anchors, shapes."""
-
-    name: str
-    shape: tuple[int, ...]
-    size: int  # bytes
-
-
-@dataclass(frozen=True)
-class Interface:
-    """One input or output: a side is a number or the name of a dynamic axis."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    def __str__(self) -> str:
-        return f"{self.name} {self.dtype} ({', '.join(map(str, self.shape))})"
+__all__ = ["ExportReport"]
 
 
 @dataclass(frozen=True)
@@ -94,18 +71,3 @@ class ExportReport:
             data["accuracy"] = {**self.accuracy.model.to_dict(), **self.accuracy.to_dict()}
         data["lowered"] = self.lowered.to_dict() if self.lowered else None
         return data
-
-
-@dataclass(frozen=True)
-class EngineReport:
-    """The result of :func:`deploykit.build_engine`: the engine, its record, and the parity report if it ran."""
-
-    path: Path
-    record: EngineRecord
-    parity: ParityReport | None
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the record's fields, with the path, the times and the parity report in full."""
-        parity = self.parity.to_dict() if self.parity else None
-        return {**dataclasses.asdict(self.record), "path": str(self.path), "parity": parity, "seconds": self.seconds}

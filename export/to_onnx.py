@@ -14,27 +14,27 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from deploykit import __version__
 from deploykit.errors import ImageSizeError, SpecError, UsageError, require
-from deploykit.export import passes
-from deploykit.export.clock import Clock
-from deploykit.export.feeds import make_feeds
-from deploykit.export.finish import finish, weights_of, write
-from deploykit.export.gate import AccuracyGate, judge
-from deploykit.export.limits import LIMITS
-from deploykit.export.nms_export import NmsMode, NmsPlan, plan_of
-from deploykit.export.parity_report import ParityReport
-from deploykit.export.place import check_place, folder_beside, move_into_place
-from deploykit.export.precision import Job, Lowering, PrecisionReport, lower, read_back
-from deploykit.export.proof import Proof
+from deploykit.export.accuracy_gate import AccuracyGate, judge
+from deploykit.export.graph import passes
+from deploykit.export.graph.finalize import finish, weights_of, write
+from deploykit.export.graph.trace import example_input, traced
+from deploykit.export.graph.two_stage_ops import TRANSLATIONS
+from deploykit.export.nms.plan import NmsMode, NmsPlan, plan_of
+from deploykit.export.output import check_place, folder_beside, move_into_place
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.proof import Proof
+from deploykit.export.parity.report import ParityReport
+from deploykit.export.parity.tolerances import LIMITS
+from deploykit.export.precision.convert import Job, Lowering, PrecisionReport, lower, read_back
 from deploykit.export.report import ExportReport
-from deploykit.export.trace import example_input, traced
-from deploykit.export.two_stage_nodes import TRANSLATIONS
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
-from deploykit.models._timm import TimmOptions, load_timm, name_in
-from deploykit.runtime.parity import Expected
+from deploykit.export.step_timer import Clock
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
+from deploykit.models.timm_models import TimmOptions, load_timm, name_in
+from deploykit.runtime.parity.expected import Expected
 from deploykit.spec import Dynamic, ModelSpec, Tensor, Thresholds
+from deploykit.version import __version__
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
 
@@ -84,7 +84,7 @@ def export_onnx(
         nms: ``none``: raw rows; ``graph``: suppressed in the graph by ONNX's NonMaxSuppression; ``basic``: by basic
             operators only; ``plugin``: by the node ``deploykit::NmsKpt``, after ``deploykit::DecodeRows``
             where the head is one of anchors. All have one meaning, that of
-            :mod:`deploykit.runtime.nms`.
+            :mod:`deploykit.runtime.postprocess.nms`.
         conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
         preprocessing: how pictures are prepared, where a model was published with two ways: ``legacy`` for the weights
             of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError, require
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 __all__ = ["BINDINGS", "Buffer", "Gpu", "device_index", "open_gpu", "why_no_gpu"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deploykit import __version__
+from deploykit.version import __version__
 
 __all__ = ["Gpu", "Machine", "peak_memory", "processor_name", "reset_peak_memory", "resident_memory", "versions"]
 

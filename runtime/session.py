@@ -11,18 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from types import TracebackType
-from typing import Any, Protocol, Self, cast
+from typing import Protocol, Self, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from deploykit.errors import ArtefactError, BackendError, SpecError, UsageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.spec import METADATA_KEY, ModelSpec
 
 __all__ = [
     "BACKENDS",
-    "Array",
     "Session",
     "TensorInfo",
     "check_inputs",
@@ -33,12 +32,10 @@ __all__ = [
     "spec_of",
 ]
 
-Array = npt.NDArray[Any]
-
 BACKENDS: dict[str, dict[str, str]] = {
-    ".onnx": {"onnxruntime": "deploykit.runtime.ort"},
-    ".trt": {"tensorrt": "deploykit.runtime.trt"},
-    ".engine": {"tensorrt": "deploykit.runtime.trt"},
+    ".onnx": {"onnxruntime": "deploykit.runtime.backends.ort"},
+    ".trt": {"tensorrt": "deploykit.runtime.backends.trt.session"},
+    ".engine": {"tensorrt": "deploykit.runtime.backends.trt.session"},
 }
 """File suffix -> backend name -> module; the first backend of a suffix is the default."""
 

@@ -54,7 +54,7 @@ def root() -> Path:
 def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the native library for the CPU, built once from the sources as they are."""
     from deploykit.errors import MissingDependencyError
-    from deploykit.runtime.native_build import build_libraries
+    from deploykit.runtime.native.build import build_libraries
 
     folder = tmp_path_factory.mktemp("plugins")
     try:
@@ -67,7 +67,7 @@ def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def native(cpu_library: Path) -> Iterator[Path]:
     """That library in use, in this module's tests."""
-    from deploykit.runtime.native import FOLDER, SWITCH
+    from deploykit.runtime.native.library import FOLDER, SWITCH
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FOLDER, str(cpu_library))

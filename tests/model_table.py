@@ -29,18 +29,16 @@ import numpy as np
 import torch
 
 from deploykit.errors import DeployError
-from deploykit.export.to_engine import build_engine
+from deploykit.export.engine.build import build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import builder_of, list_models, load_model, outline_of_model
-from deploykit.releases import RELEASED
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import builder_of, list_models, load_model, outline_of_model
+from deploykit.releases.table import RELEASED
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.spec import Tensor as Dense
-from tests.export.narrow import model_of
-from tests.export.narrow_dense import NARROW, narrow_dense
 from tests.export.test_exports import FAMILIES
 from tests.export.test_instances import INSTANCES
-from tests.models import (
+from tests.models.families import (
     test_cmt,
     test_crossformer,
     test_fcn,
@@ -55,6 +53,8 @@ from tests.models import (
     test_yolov7,
     test_yolox,
 )
+from tests.narrow import model_of
+from tests.narrow_dense import NARROW, narrow_dense
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "deploykit" / "assets" / "models.json"

@@ -1,84 +1,272 @@
-"""The dependency rule of ARCHITECTURE.md, the size budget, and what must stay light."""
+"""The floors of ARCHITECTURE.md, the size budget, and what must stay light."""
 
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 STANDARD = set(sys.stdlib_module_names)
+TOPS = ("deploykit", "models", "export", "runtime")
+"""The top-level folders. A room is a folder within them, or a file directly in one of them."""
 
-# Layer -> (deploykit packages it may import anywhere, third-party modules at module level, ... inside functions).
-BASE = {"deploykit.errors", "deploykit.spec", "deploykit.values", "deploykit"}
-LAYERS = {
-    "base": ({"deploykit.errors", "deploykit.spec", "deploykit.values"}, set(), set()),
-    "models": (BASE | {"deploykit.models"}, {"torch", "safetensors"}, {"timm", "numpy"}),
-    "runtime": (
-        BASE | {"deploykit.runtime"},
-        {"numpy", "cv2"},
-        {"onnxruntime", "tensorrt", "pycuda", "supervision", "matplotlib"},
+FLOORS = (
+    ("errors", "version", "runtime", "models", "export", "runtime.arrays", "models.imagenet_classes",
+     "export.step_timer"),
+    ("spec", "runtime.files", "runtime.machine", "runtime.cuda", "models.checkpoint", "models.class_names",
+     "models.fuse", "export.output"),
+    ("describe", "releases", "runtime.session", "runtime.spec_file", "runtime.engine_record", "runtime.images",
+     "models.layers", "models.loading", "models.registry"),
+    ("runtime.native", "runtime.raw", "models.yolo_graph", "models.timm_models", "models.families.cmt",
+     "models.families.crossformer", "models.families.dynopool", "models.families.fcn", "models.families.unet",
+     "models.families.yolox", "export.inspection"),
+    ("runtime.backends", "runtime.postprocess", "models.families", "models.families.yolov6"),
+    ("runtime.parity", "runtime.results", "models.families.vitdet", "models.create", "export.sessions",
+     "export.plugins_check"),
+    ("runtime.backends.trt", "runtime.predict", "export.nms"),
+    ("runtime.evaluate", "runtime.bench", "export.graph", "export.parity"),
+    ("facade", "export.precision", "export.accuracy_gate"),
+    ("export.engine", "export.report"),
+    ("export.to_onnx",),
+    ("export.formats",),
+    ("cli",),
+    ("deploykit", "__main__"),
+)  # fmt: skip
+"""Rooms from the ground up: a room imports from lower floors and from itself. ``models``, ``export``, ``runtime`` and
+``deploykit`` stand for the ``__init__.py`` of these folders."""
+
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+
+
+@dataclass(frozen=True)
+class Part:
+    """What the rooms of a part may import besides themselves and the standard library: parts (or single rooms) of
+    ours, and third-party modules at module level and inside functions. ``light``: at module level only that of ours.
+    """
+
+    ours: frozenset[str] = frozenset()
+    modules: frozenset[str] = frozenset()
+    inside: frozenset[str] = frozenset()
+    light: frozenset[str] | None = None
+
+
+def words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+PARTS = {
+    "errors": Part(),
+    "version": Part(),
+    "spec": Part(words("errors")),
+    "describe": Part(words("spec")),
+    "models": Part(words("errors spec"), words("torch safetensors"), words("timm numpy")),
+    "runtime": Part(
+        words("errors version spec"), words("numpy cv2"), words("onnxruntime tensorrt pycuda supervision matplotlib")
     ),
-    "export": (
-        BASE | {"deploykit.models", "deploykit.runtime", "deploykit.export", "deploykit.facade"},
-        {"torch", "onnx", "onnxscript", "onnx_ir", "numpy"},
-        {"onnxsim", "tensorrt"},
+    "releases": Part(words("errors version runtime.files")),
+    "export": Part(
+        words("errors version spec describe models runtime"),
+        words("torch onnx onnxscript onnx_ir numpy"),
+        words("onnxsim tensorrt"),
     ),
-    "cli": (BASE | {"deploykit.cli"}, set(), {"rich", "cv2"}),
+    "facade": Part(words("errors spec runtime export"), light=words("errors spec")),
+    "cli": Part(
+        words("errors version spec describe releases models runtime export facade"),
+        inside=words("rich cv2"),
+        light=words("errors version"),
+    ),
+    "deploykit": Part(words("errors version")),
+    "__main__": Part(words("cli")),
 }
-MAX_FILE, MAX_FUNCTION = 400, 60
+MAX_FILE, MAX_FUNCTION, MAX_FOLDER = 400, 60, 14
+LARGE_FOLDERS = {"deploykit/cli", "models/families"}  # a file a command, a file or a folder a family
 
 
-def files_of(layer: str) -> list[Path]:
-    if layer == "base":
-        return [ROOT / "deploykit" / name for name in ("errors.py", "spec.py", "values.py")]
-    folder = ROOT / ("deploykit/cli" if layer == "cli" else layer)
-    return sorted(folder.rglob("*.py"))
+def files() -> dict[str, Path]:
+    """Every module of ours by its name; not through the links."""
+    found = {}
+    for top in TOPS:
+        for folder, _, names in os.walk(ROOT / top):
+            for file in (Path(folder, name) for name in names if name.endswith(".py")):
+                parts = file.relative_to(ROOT).with_suffix("").parts
+                parts = parts if top == "deploykit" else ("deploykit", *parts)
+                found[".".join(parts).removesuffix(".__init__")] = file
+    return dict(sorted(found.items()))
 
 
-def imports_of(file: Path) -> list[tuple[str, bool]]:
-    """(module, whether at module level); what only a type checker sees does not count."""
-    found: list[tuple[str, bool]] = []
+def sources() -> list[Path]:
+    return list(files().values())
 
-    def visit(node: ast.AST, top: bool) -> None:
+
+@dataclass(frozen=True)
+class Import:
+    """``names``: what may be modules of ``module``. ``types``: only a type checker sees it."""
+
+    module: str
+    names: tuple[str, ...]
+    where: Literal["module", "function", "types"]
+
+
+def imports_of(source: str) -> list[Import]:
+    """Everything that a module imports, wherever it does."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, where: Literal["module", "function", "types"]) -> None:
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return
+            where = "types"
         if isinstance(node, ast.Import):
-            found.extend((alias.name, top) for alias in node.names)
+            found.extend(Import(alias.name, (), where) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append((node.module, top))
-        inside = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+            found.append(Import(node.module, tuple(alias.name for alias in node.names), where))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
+            where = "function"
         for child in ast.iter_child_nodes(node):
-            visit(child, top and not inside)
+            visit(child, where)
 
-    visit(ast.parse(file.read_text()), True)
+    visit(ast.parse(source), "module")
     return found
 
 
-@pytest.mark.parametrize("layer", LAYERS)
-def test_arrows_only_point_down(layer: str) -> None:
-    ours, top_level, inside = LAYERS[layer]
-    wrong = []
-    for file in files_of(layer):
-        for module, top in imports_of(file):
-            package = module.split(".")[0]
+def ours_of(found: Import, modules: Mapping[str, str]) -> set[str]:
+    """The modules of ours that an import is of: ``from PACKAGE import MODULE`` is of the module."""
+    if found.module.split(".")[0] != "deploykit":
+        return set()
+    inner = {f"{found.module}.{name}" for name in found.names}
+    rest = {found.module} if not inner or inner - set(modules) else set()
+    return (inner & set(modules)) | rest
+
+
+def room_of(module: str) -> str | None:
+    """The room of a module; None: it is in none."""
+    name = module.removeprefix("deploykit.")
+    folder = name.rpartition(".")[0]
+    return name if name in FLOOR else folder if folder in FLOOR and folder not in TOPS else None
+
+
+def part_of(room: str) -> str:
+    return room.split(".", maxsplit=1)[0]
+
+
+def problems(modules: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with modules, given as name -> source: modules without a room, arrows upward, cycles."""
+    files_graph: dict[str, set[str]] = {}
+    rooms_graph: dict[str, set[str]] = {}
+    for module, source in modules.items():
+        room = room_of(module)
+        if room is None:
+            yield f"{module} is in no room: name it in FLOORS"
+            continue
+        for target in {t for found in imports_of(source) for t in ours_of(found, modules)} - {module}:
+            files_graph.setdefault(module, set()).add(target)
+            to = room_of(target)
+            if to is None:
+                yield f"{module} imports {target}, which is in no room"
+            elif to != room:
+                rooms_graph.setdefault(room, set()).add(to)
+                if FLOOR[to] >= FLOOR[room]:
+                    yield f"{module} imports {target}: from floor {FLOOR[room]} ({room}) to {FLOOR[to]} ({to})"
+    for graph, what in ((files_graph, "modules"), (rooms_graph, "rooms")):
+        try:
+            TopologicalSorter(graph).prepare()
+        except CycleError as e:
+            yield f"a cycle of {what}: {' <- '.join(e.args[1])}"
+
+
+def strangers(modules: Mapping[str, str]) -> Iterator[str]:
+    """Imports that the part of a module does not allow."""
+    for module, source in modules.items():
+        part = part_of(room_of(module) or "")
+        rule = PARTS[part]
+        for found in imports_of(source):
+            package, top = found.module.split(".")[0], found.where == "module"
             if package == "deploykit":
-                # The command line may import everything of ours, but only inside functions.
-                allowed = any(module == o or module.startswith(o + ".") for o in ours - {"deploykit"})
-                allowed = allowed or module == "deploykit" or (layer == "cli" and not top)
-            else:
-                allowed = package in STANDARD or package in top_level or (not top and package in inside)
-            if not allowed:
-                wrong.append(f"{file.relative_to(ROOT)} imports {module}{' at module level' if top else ''}")
-    assert not wrong, "\n".join(wrong)
+                allowed = rule.ours if rule.light is None or not top else rule.light
+                for target in ours_of(found, modules):
+                    room = room_of(target) or ""
+                    if part_of(room) not in {part, *allowed} and room not in allowed and found.where != "types":
+                        yield f"{module} imports {target}{' at module level' if top else ''}"
+            elif package not in STANDARD | rule.modules and (top or package not in rule.inside):
+                yield f"{module} imports {package}{' at module level' if top else ''}"
 
 
-def test_the_rule_is_not_vacuous() -> None:
-    assert ("torch", True) in imports_of(ROOT / "models" / "_fuse.py")
-    assert all(files_of(layer) for layer in LAYERS)
+def texts() -> dict[str, str]:
+    return {module: file.read_text() for module, file in files().items()}
+
+
+def test_every_module_has_a_room_and_arrows_only_point_down() -> None:
+    assert not list(problems(texts()))
+
+
+def test_every_part_imports_only_what_it_may() -> None:
+    assert not list(strangers(texts()))
+
+
+def test_every_room_and_part_of_the_tables_exists() -> None:
+    rooms = {room_of(module) for module in files()}
+    assert rooms == set(FLOOR)
+    assert {part_of(room) for room in FLOOR} == set(PARTS)
+
+
+UPWARD = "from floor 0 (errors) to 1 (spec)"
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        ({"deploykit.spec.input": "import deploykit.spec.output",
+          "deploykit.spec.output": "from deploykit.spec import input"}, "a cycle of modules"),
+        ({"deploykit.runtime.raw.tiff": "from deploykit.runtime.native.build import x",
+          "deploykit.runtime.native.build": "def f():\n    import deploykit.runtime.raw.tiff"}, "a cycle of rooms"),
+        ({"deploykit.errors": "def f():\n    import deploykit.spec", "deploykit.spec": ""}, UPWARD),
+        ({"deploykit.errors": "if TYPE_CHECKING:\n    from deploykit.spec import Fit"}, UPWARD),
+        ({"deploykit.runtime.session": "from deploykit import load"}, "(runtime.session) to 13 (deploykit)"),
+        ({"deploykit.runtime.drawer": ""}, "deploykit.runtime.drawer is in no room"),
+        ({"deploykit.runtime.drawer.odds": ""}, "deploykit.runtime.drawer.odds is in no room"),
+        ({"deploykit.models.families.new.model": ""}, "deploykit.models.families.new.model is in no room"),
+    ],
+)  # fmt: skip
+def test_the_floors_are_not_vacuous(modules: dict[str, str], said: str) -> None:
+    assert any(said in problem for problem in problems(modules)), list(problems(modules))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "said"),
+    [
+        ("deploykit.runtime.session", "import torch", "deploykit.runtime.session imports torch at module level"),
+        ("deploykit.runtime.session", "import onnxruntime", "imports onnxruntime at module level"),
+        ("deploykit.runtime.session", "def f():\n    import onnx", "deploykit.runtime.session imports onnx"),
+        (
+            "deploykit.models.create.random_weights",
+            "import deploykit.runtime.arrays",
+            "imports deploykit.runtime.arrays",
+        ),
+        ("deploykit.releases.fetch", "import deploykit.runtime.session", "imports deploykit.runtime.session"),
+        ("deploykit.cli.export", "import deploykit.facade", "imports deploykit.facade at module level"),
+    ],
+)
+def test_what_a_part_may_import_is_not_vacuous(module: str, source: str, said: str) -> None:
+    assert any(said in problem for problem in strangers({module: source})), list(strangers({module: source}))
+
+
+def test_imports_inside_functions_are_allowed_where_the_table_says_so() -> None:
+    assert not list(strangers({"deploykit.runtime.session": "def f():\n    import onnxruntime"}))
+    assert Import("torch", (), "module") in imports_of((ROOT / "models" / "fuse.py").read_text())
+
+
+def test_no_folder_holds_more_files_than_a_glance_takes_in() -> None:
+    counts = Counter(str(file.parent.relative_to(ROOT)) for file in sources() if file.name != "__init__.py")
+    assert not {folder: n for folder, n in counts.items() if n > MAX_FOLDER and folder not in LARGE_FOLDERS}
+    assert set(counts) >= LARGE_FOLDERS
 
 
 def loaded_by(code: str) -> set[str]:
@@ -95,16 +283,17 @@ def loaded_by(code: str) -> set[str]:
             {"torch", "onnx", "numpy", "cv2", "rich", "onnxruntime"},
         ),
         (
-            "import deploykit.runtime.bench, deploykit.runtime.draw, deploykit.facade",
+            "import deploykit.runtime.bench.benchmark, deploykit.runtime.results.draw, deploykit.facade",
             {"torch", "onnx", "onnxscript"},
         ),
         (
-            "import deploykit.runtime.evaluate, deploykit.runtime.evaluation",
+            "import deploykit.runtime.evaluate.detection, deploykit.runtime.evaluate.report",
             {"torch", "onnx", "onnxruntime", "hotcoco", "pycocotools"},
         ),
-        ("import deploykit.fetch", {"torch", "numpy", "cv2", "rich"}),
+        ("import deploykit.export.parity.compare", {"torch", "onnx", "onnxruntime"}),
+        ("import deploykit.releases.fetch", {"torch", "numpy", "cv2", "rich"}),
         ("from deploykit.cli import main; main(['models', '--json'])", {"torch", "onnx", "numpy", "cv2"}),
-        ("import deploykit.models._registry, deploykit.models.yolov7", {"cv2", "onnx", "onnxruntime"}),
+        ("import deploykit.models.registry, deploykit.models.families.yolov7", {"cv2", "onnx", "onnxruntime"}),
         ("from deploykit.cli import _parser; _parser([])", {"torch", "onnx", "numpy", "cv2", "rich"}),
     ],
 )
@@ -119,10 +308,6 @@ def test_a_source_folder_is_not_importable_as_a_package(folder: str) -> None:
     )
     assert done.returncode != 0
     assert f"import deploykit.{folder}, not {folder}" in done.stderr
-
-
-def sources() -> list[Path]:
-    return [f for layer in LAYERS for f in files_of(layer)] + sorted((ROOT / "deploykit").glob("*.py"))
 
 
 def test_files_and_functions_stay_within_the_budget() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.models._registry import list_models
+from deploykit.models.registry import list_models
 from tests.model_table import FACTS, facts, main, published, row_of
 
 TABLE = Path(__file__).resolve().parents[1] / "docs" / "models" / "table.md"

@@ -62,7 +62,11 @@ def test_the_wheel_holds_every_module_and_the_picture(built: Path) -> None:
 def test_the_source_distribution_builds_the_same_wheel(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {n.split("/", 1)[-1] for n in sdist.getnames()}
-    assert {"deploykit/models/yolov7.py", "deploykit/export/to_onnx.py", "deploykit/runtime/nms.py"} <= names
+    assert {
+        "deploykit/models/families/yolov7.py",
+        "deploykit/export/to_onnx.py",
+        "deploykit/runtime/postprocess/nms.py",
+    } <= names
     assert "deploykit/cpp_plugins/common/exports.map" in names
     assert not [n for n in names if "cpp_plugins/lib" in n]
 
@@ -72,10 +76,10 @@ def test_the_installed_wheel_works_and_leaves_the_top_level_alone(built: Path, t
         wheel.extractall(tmp_path / "site")
     code = (
         "import deploykit, importlib.util, sys\n"
-        "from deploykit.export.feeds import sample_image\n"
+        "from deploykit.export.parity.inputs import sample_image\n"
         "assert deploykit.__file__.startswith(sys.argv[1]), deploykit.__file__\n"
         "assert sample_image().is_file()\n"
-        "from deploykit.runtime.native_build import source_folder\n"
+        "from deploykit.runtime.native.build import source_folder\n"
         "assert (source_folder() / 'CMakeLists.txt').is_file()\n"
         "assert not [n for n in ('models', 'export', 'runtime') if importlib.util.find_spec(n)]\n"
     )

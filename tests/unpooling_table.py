@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import BackendError, DeployError
-from deploykit.export import passes
-from deploykit.export.finish import finish, write
-from deploykit.export.nms_export import plan_of
-from deploykit.export.to_engine import build_engine
-from deploykit.export.trace import example_input, traced
-from deploykit.models.layers.unpool import BilinearDeconvolution, MaskedMaxPool, MaskedUnpool, Unpool
+from deploykit.export.engine.build import build_engine
+from deploykit.export.graph import passes
+from deploykit.export.graph.finalize import finish, write
+from deploykit.export.graph.trace import example_input, traced
+from deploykit.export.nms.plan import plan_of
+from deploykit.models.families.fcn.unpool import BilinearDeconvolution, MaskedMaxPool, MaskedUnpool, Unpool
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, ModelSpec, Source, Thresholds
@@ -49,8 +49,8 @@ stands in it; last with {about}. Engines were built, not run.
 * `MaxUnpool` of torch needs the indices of its pooling, which count within a plane; those of ONNX's MaxPool count over
   the whole tensor. Its own export is a scatter of every value, with two poolings to turn one kind of index into the
   other, and what stops TensorRT is the second output of MaxPool, the indices.
-* {pool} and {unpool} (`deploykit.models.layers.unpool`) have no indices: the pooling keeps a mask with a 1 where each
-  window's first largest value was, and the unpooling repeats values and multiplies. All values are those of
+* {pool} and {unpool} (`deploykit.models.families.fcn.unpool`) have no indices: the pooling keeps a mask with a 1 where
+  each window's first largest value was, and the unpooling repeats values and multiplies. All values are those of
   `max_pool2d` and `max_unpool2d`, ties included. Windows do not overlap, sides are multiples of theirs.
 * `Unpool` has the three modes of Caffe's layers: a value in the middle of its window (`fixed`), spread over it (`div`),
   repeated (`rep`). ParseNet repeats the picture's mean, which is one `Expand`.

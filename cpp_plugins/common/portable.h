@@ -24,7 +24,7 @@
 
 namespace deploykit {
 
-// Counts up whenever an exported function or struct changes; runtime/native.py asks for the same number.
+// Counts up whenever an exported function or struct changes; runtime/native/library.py asks for the same number.
 constexpr int32_t abi_number = 2;
 
 // An IEEE 754 half as it lies in memory. Widening is exact, and the same code on both sides, so that no result depends

@@ -4,8 +4,8 @@
 // float, weights in 1/2048), and the sum of the four products is exact and rounded once, half up. OpenCV itself rounds
 // in between on some paths, so a value may differ by one grey level.
 //
-// Values go through a table of 256 entries a channel in the output's own type, as runtime/image.py makes it: scale,
-// mean, std and half precision cost nothing here and are rounded where numpy rounds them.
+// Values go through a table of 256 entries a channel in the output's own type, as runtime/images/to_tensor.py makes it:
+// scale, mean, std and half precision cost nothing here and are rounded where numpy rounds them.
 #pragma once
 
 #include "../common/portable.h"

@@ -1,4 +1,4 @@
-// The C interface of NMS on the CPU; runtime/native.py calls it.
+// The C interface of NMS on the CPU; runtime/native/library.py calls it.
 #include "host.h"
 
 #include <limits>

@@ -1,4 +1,4 @@
-// Keypoint NMS: the definition of runtime/nms.py, once, for g++ and nvcc. Knows no TensorRT and no ONNX Runtime type.
+// Keypoint NMS: the definition of runtime/postprocess/nms.py, once, for g++ and nvcc. Knows no TensorRT and no ONNX Runtime type.
 //
 // Arithmetic is float32 in the order written here. The build turns fused multiply-add off (-ffp-contract=off,
 // --fmad=false), because one bit of an overlap decides whether a row stays.

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from deploykit import __version__
 from deploykit.errors import DeployError, explained_imports
+from deploykit.version import __version__
 
 COMMANDS = {
     "export": "turn a checkpoint into an ONNX file and TensorRT engines that are proved equal to it",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from deploykit.cli._display import console
 
 if TYPE_CHECKING:
-    from deploykit.runtime.accuracy import AccuracyComparison
+    from deploykit.runtime.evaluate.compare import AccuracyComparison
 
 
 def print_comparison(found: AccuracyComparison, reference: str, *, per_class: bool) -> None:

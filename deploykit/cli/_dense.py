@@ -10,7 +10,7 @@ from deploykit.cli._display import console, print_json, steps
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
-    from deploykit.runtime.evaluate_dense import DenseEvaluation
+    from deploykit.runtime.evaluate.dense import DenseEvaluation
 
 DENSE = ("segment", "classify", "restore", "features")
 """Tasks whose evaluation is not that of detections; of features it says that there is none."""
@@ -33,8 +33,9 @@ OTHERS = ("conf", "iou", "max_det", "img", "batch", "detections", "plots", "boot
 
 def task_of(args: argparse.Namespace) -> str:
     """The task that a model's spec names; nothing where that is found out by whoever opens it."""
-    from deploykit.facade import open_session, read_spec
+    from deploykit.facade import open_session
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(args.spec)
     if given is not None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from deploykit.runtime.sources import Pictures, Video
+    from deploykit.runtime.images.sources import Pictures, Video
     from deploykit.spec import ModelSpec
 
 RESTORED = ".png"  # a restored picture is written without loss
@@ -75,8 +75,8 @@ def without_raw(source: Pictures | Video) -> Pictures | Video:
     Raises:
         ImageError: none is left.
     """
-    from deploykit.runtime.raw import is_raw
-    from deploykit.runtime.sources import Video
+    from deploykit.runtime.images.sources import Video
+    from deploykit.runtime.raw.picture import is_raw
 
     if isinstance(source, Video) or source.folder is None:
         return source
@@ -88,7 +88,7 @@ def without_raw(source: Pictures | Video) -> Pictures | Video:
 
 def said(result: Any) -> str:
     """A picture's line; empty: it is one of objects."""
-    from deploykit.runtime.dense_results import (
+    from deploykit.runtime.results.dense import (
         Classification,
         DenseResult,
         Features,
@@ -143,7 +143,7 @@ class Files:
         Raises:
             UsageError: a picture cannot become a mosaic.
         """
-        from deploykit.runtime.dense_results import RestoredImage, RestoredRaw
+        from deploykit.runtime.results.dense import RestoredImage, RestoredRaw
 
         if isinstance(result, RestoredRaw):
             return self.suffix or RAW

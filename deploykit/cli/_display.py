@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from deploykit.export.matching import Matching
-    from deploykit.export.parity_report import ParityReport
+    from deploykit.export.parity.detections import Matching
+    from deploykit.export.parity.report import ParityReport
 
 WIDTH = 110  # of tables where stdout is not a terminal
 

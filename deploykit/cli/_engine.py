@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from deploykit.cli._display import console, parity_lines, parity_table
 
 if TYPE_CHECKING:
-    from deploykit.export.report import EngineReport
-    from deploykit.runtime.engine import EngineRecord, Profile
+    from deploykit.export.engine.report import EngineReport
+    from deploykit.runtime.engine_record import EngineRecord, Profile
 
 DEFAULTS: dict[str, Any] = {
     "profile": [],
@@ -70,7 +70,7 @@ def given_engine_options(args: argparse.Namespace) -> list[str]:
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of :func:`deploykit.build_engine` that the options stand for."""
-    from deploykit.runtime.engine import EngineOptions
+    from deploykit.runtime.engine_record import EngineOptions
 
     return {
         "profiles": [_profile(words) for words in args.profile],
@@ -92,7 +92,7 @@ def engine_options(args: argparse.Namespace) -> dict[str, Any]:
 def _profile(words: list[str]) -> Profile:
     """Three words such as ``1x640x640`` to a profile of a three-channel input."""
     from deploykit.errors import SpecError, UsageError
-    from deploykit.runtime.engine import Profile
+    from deploykit.runtime.engine_record import Profile
 
     shapes = []
     for word in words:
@@ -112,7 +112,7 @@ def print_engine(report: EngineReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from deploykit.runtime.engine import expected_of, log_of
+    from deploykit.runtime.engine_record import expected_of, log_of
     from deploykit.runtime.files import megabytes
 
     record = report.record

@@ -6,8 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deploykit.export.gate import AccuracyGate
-    from deploykit.export.precision import Lowering, PrecisionReport
+    from deploykit.export.accuracy_gate import AccuracyGate
+    from deploykit.export.precision.convert import Lowering, PrecisionReport
 
 DEFAULTS: dict[str, Any] = {
     "precision": "fp32",
@@ -80,7 +80,7 @@ def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
         return None
     if missing:
         raise UsageError(f"--max-drop needs --data and --images, and they need it: {' and '.join(missing)} is missing")
-    from deploykit.export.gate import AccuracyGate
+    from deploykit.export.accuracy_gate import AccuracyGate
 
     return AccuracyGate(args.max_drop, args.data, args.images, args.limit)
 
@@ -92,8 +92,8 @@ def lowering_of(args: argparse.Namespace) -> Lowering:
         UsageError: options that do not go with the precision.
     """
     from deploykit.errors import UsageError
-    from deploykit.export.calibration import Calibration
-    from deploykit.export.precision import Lowering
+    from deploykit.export.precision.calibration import Calibration
+    from deploykit.export.precision.convert import Lowering
 
     quantised = args.precision in ("int8", "fp8")
     about = ("calib_size", "calib_method", "int8_keep", "reduce_range", "calib_cache")

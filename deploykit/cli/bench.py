@@ -19,9 +19,9 @@ from deploykit.errors import DeviceError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from deploykit.runtime.bench_report import Benchmark, Part, Statistics
-    from deploykit.runtime.dense_predictor import DensePredictor
-    from deploykit.runtime.predictor import Predictor
+    from deploykit.runtime.bench.report import Benchmark, Part, Statistics
+    from deploykit.runtime.predict.dense import DensePredictor
+    from deploykit.runtime.predict.detector import Predictor
 
 ENGINE_SUFFIXES = {".engine", ".trt"}
 BETWEEN_REFRESHES = 0.25  # seconds; drawing the bar must not take what is being measured
@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     # OpenCV's own chatter about a broken picture; what matters of it is said by the error that follows.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    from deploykit.runtime.bench import benchmark
+    from deploykit.runtime.bench.benchmark import benchmark
 
     if args.samples and not args.json:
         raise UsageError("--samples adds the time of every run to the JSON document: give --json as well")
@@ -98,8 +98,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opened(args: argparse.Namespace) -> Predictor | DensePredictor:
-    from deploykit.facade import open_session, predictor_of, read_spec
+    from deploykit.facade import open_session, predictor_of
     from deploykit.runtime.session import spec_of
+    from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(args.spec)
     try:
@@ -118,7 +119,7 @@ def _opened(args: argparse.Namespace) -> Predictor | DensePredictor:
 
 def _what_runs_here(engine: Path) -> str:
     """The command for the ONNX file that an engine was built from."""
-    from deploykit.runtime.engine import source_of
+    from deploykit.runtime.engine_record import source_of
 
     source = source_of(engine)
     if source is None:
@@ -195,7 +196,7 @@ def _print_part(out: Console, title: str, part: Part, rows: dict[str, Statistics
 
 def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]]:
     """What a reader must know to judge the numbers, a line each."""
-    from deploykit.cli.export import preprocessing
+    from deploykit.describe import preprocessing
     from deploykit.runtime.files import megabytes
 
     network, machine, pictures = report.network, report.machine, report.pictures

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, print the table; the exit code is that of a ParityError where they differ."""
     from deploykit.errors import ParityError, UsageError
-    from deploykit.export.compare import compare
+    from deploykit.export.parity.compare import compare
 
     if args.a == args.b:
         raise UsageError(f"{args.a} would be compared with itself")

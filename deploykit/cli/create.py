@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write it, and say what it is worth."""
     from deploykit.errors import OutputError
-    from deploykit.models._random import create_checkpoint
+    from deploykit.models.create.random_weights import create_checkpoint
 
     name = args.name.replace("_", "-")
     out = args.out or Path(f"{name}.pt")

@@ -16,8 +16,8 @@ from deploykit.errors import UsageError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deploykit.runtime.accuracy import AccuracyComparison, Interval
-    from deploykit.runtime.evaluation import Evaluation
+    from deploykit.runtime.evaluate.compare import AccuracyComparison, Interval
+    from deploykit.runtime.evaluate.report import Evaluation
 
 MEANINGS = {
     "AP": "mean of the precision, over overlaps of 0.50 to 0.95",
@@ -162,7 +162,7 @@ def _evaluated(
 ) -> tuple[Evaluation, AccuracyComparison | None, dict[str, Interval]]:
     """The model's evaluation, with its comparison or its own intervals where they are asked for."""
     from deploykit.facade import evaluate, evaluate_against
-    from deploykit.runtime.accuracy import interval_of
+    from deploykit.runtime.evaluate.compare import interval_of
 
     if args.against is not None:
         draws = 1000 if args.bootstrap is None else args.bootstrap
@@ -175,7 +175,7 @@ def _evaluated(
 def _plot(args: argparse.Namespace, found: Evaluation, comparison: AccuracyComparison | None) -> None:
     from pathlib import Path
 
-    from deploykit.runtime.plots import f1_curve, write_plots
+    from deploykit.runtime.evaluate.plots import f1_curve, write_plots
 
     shown = {Path(args.model).name: found}
     if comparison is not None:

@@ -13,8 +13,7 @@ from deploykit.cli._precision import add_precision_arguments, gate_of, lowering_
 
 if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
-    from deploykit.models._timm import TimmOptions
-    from deploykit.spec import InputSpec, ModelSpec
+    from deploykit.models.timm_models import TimmOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +120,7 @@ def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
                 "--timm-model NAME beside a file"
             )
         return None
-    from deploykit.models._timm import TimmOptions
+    from deploykit.models.timm_models import TimmOptions
 
     return TimmOptions(*given)
 
@@ -190,6 +189,7 @@ def _print(report: ExportReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from deploykit.describe import columns, preprocessing
     from deploykit.runtime.files import megabytes
     from deploykit.spec import Tensor
 
@@ -223,69 +223,6 @@ def _print(report: ExportReport) -> None:
     if report.accuracy is not None:
         source = "the checkpoint" if report.lowered is None else "the fp32 export"
         print_comparison(report.accuracy, source, per_class=False)
-
-
-def preprocessing(spec: ModelSpec) -> str:
-    """One sentence on what happens to a picture before the network."""
-    canvas = spec.input
-    order = canvas.colour.upper()
-    scaled = "divided by 255" if canvas.scale == 1 / 255 else f"times {canvas.scale:g}"
-    if any(canvas.mean) or any(s != 1 for s in canvas.std):
-        scaled += f", minus {canvas.mean}, over {canvas.std}"
-    elif canvas.scale == 1:
-        scaled = "0 to 255"
-    if canvas.channels != 3:
-        order = "grey" if canvas.channels == 1 else f"{canvas.channels} channels"
-    return f"{_fitted(canvas)}; {order}, {scaled}"
-
-
-def _fitted(canvas: InputSpec) -> str:
-    """How a picture of any size gets on the canvas."""
-    fit = canvas.fit
-    height, width = canvas.size
-    size = f"{width}x{height} (width x height)"
-    if fit.kind == "letterbox":
-        place = f"within {size}, as a rectangle" if fit.auto else f"to {size}"
-        corner = ", at the top left" if fit.anchor == "top-left" else ""
-        border = fit.pad_value if fit.pad_colour is None else f"blue, green, red {fit.pad_colour}"
-        return f"letterbox {place}{corner}, pad {border}, stride {fit.stride}"
-    if fit.kind == "crop":
-        way = "" if fit.resample == "opencv" else f" ({fit.resample}, as Pillow)"
-        return f"the middle {fit.crop_share:g} of the shorter side, scaled to {size}{way}"
-    if fit.kind == "resize":
-        return f"resize to {size}, each side by itself"
-    whole = f"multiples of {fit.stride}" if canvas.dynamic == "shape" else size
-    return f"mirrored up to {whole}" if fit.kind == "pad" else f"tiles of {size}"
-
-
-def columns(spec: ModelSpec) -> str:
-    """What the output's columns hold."""
-    from deploykit.export.inspection import dense_meaning, pose_columns
-    from deploykit.spec import NmsOutputs, PoseObjectRows, Tensor
-
-    if isinstance(spec.output, NmsOutputs):
-        limits = spec.thresholds
-        return (
-            f"after NMS, in network pixels: at most {limits.max_det} of an image, score over {limits.conf:g}, overlap "
-            f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates"
-        )
-    if isinstance(spec.output, PoseObjectRows):
-        return pose_columns(spec.output)
-    if isinstance(spec.output, Tensor):
-        return dense_meaning(spec)
-    rows = spec.output
-    parts = [f"{_span(rows.box)} cx cy w h"]
-    if rows.obj:
-        parts.append(f"{_span(rows.obj)} objectness")
-    parts.append(f"{_span(rows.cls)} {len(spec.classes)} class{'es' if len(spec.classes) > 1 else ''}")
-    if rows.keypoints and spec.keypoints:
-        values = "x y v" if rows.kpt_dims == 3 else "x y"
-        parts.append(f"{_span(rows.keypoints)} {len(spec.keypoints.names)} keypoints of {values}")
-    return "; ".join(parts) + "; in network pixels, before NMS"
-
-
-def _span(span: tuple[int, int]) -> str:
-    return f"{span[0]}:" if span[1] - span[0] == 1 else f"{span[0]}-{span[1] - 1}:"
 
 
 def _quoted(path: Path) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from deploykit.fetch import Fetched
-    from deploykit.models._checkpoint import Checkpoint
+    from deploykit.models.checkpoint.reader import Checkpoint
+    from deploykit.releases.fetch import Fetched
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     looked: list[Checkpoint] = []
 
     def look(path: Path) -> None:
-        from deploykit.models._checkpoint import read_checkpoint
+        from deploykit.models.checkpoint.reader import read_checkpoint
 
         looked.append(read_checkpoint(path))
 
@@ -64,7 +64,7 @@ def _fetched(args: argparse.Namespace, look: Callable[[Path], None]) -> Fetched:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from deploykit.fetch import fetch
+    from deploykit.releases.fetch import fetch
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     shown = Console(stderr=True)
@@ -85,7 +85,7 @@ def _what_it_is(checkpoint: Checkpoint, path: Path) -> str:
     from dataclasses import replace
 
     from deploykit.errors import CheckpointError
-    from deploykit.models._registry import model_from_checkpoint
+    from deploykit.models.registry import model_from_checkpoint
 
     tensors = f"read safely: {len(checkpoint.state_dict)} tensors"
     try:
@@ -100,7 +100,7 @@ def _what_it_is(checkpoint: Checkpoint, path: Path) -> str:
 
 
 def _list() -> int:
-    from deploykit.releases import RELEASED
+    from deploykit.releases.table import RELEASED
 
     names = [name for name in RELEASED if "@" not in name]
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _list_timm(pattern: str, *, as_json: bool) -> int:
     from deploykit.errors import NotFoundError
-    from deploykit.models._timm import list_timm
+    from deploykit.models.timm_models import list_timm
 
     names = list_timm(pattern)
     if not names:
@@ -54,7 +54,7 @@ def _list_timm(pattern: str, *, as_json: bool) -> int:
 
 def _rows() -> list[dict[str, Any]]:
     """One entry a model, ordered by family and name: the facts that ship with the package, and what was released."""
-    from deploykit.releases import RELEASED
+    from deploykit.releases.table import RELEASED
 
     facts = json.loads(resources.files("deploykit").joinpath("assets", "models.json").read_text(encoding="utf-8"))
     return [{**entry, "released": entry["name"] in RELEASED} for entry in facts]

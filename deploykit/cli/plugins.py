@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from deploykit.cli._display import console, print_json, steps
 
 if TYPE_CHECKING:
-    from deploykit.export.native_check import Check
-    from deploykit.runtime.native_build import LibraryInfo
+    from deploykit.export.plugins_check import Check
+    from deploykit.runtime.native.build import LibraryInfo
 
 BUILD_OPTIONS = ("out", "only", "tensorrt", "onnxruntime", "architecture")
 
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from deploykit.runtime.native import FOLDER, LIBRARIES, library_folder
-    from deploykit.runtime.native_build import build_libraries
+    from deploykit.runtime.native.build import build_libraries
+    from deploykit.runtime.native.library import FOLDER, LIBRARIES, library_folder
 
     with steps() as on_step:
         report = build_libraries(
@@ -82,8 +82,8 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _info(args: argparse.Namespace) -> int:
-    from deploykit.runtime.native import ABI, FOLDER, LIBRARIES, SWITCH, cpu_library, library_folder
-    from deploykit.runtime.native_build import library_info
+    from deploykit.runtime.native.build import library_info
+    from deploykit.runtime.native.library import ABI, FOLDER, LIBRARIES, SWITCH, cpu_library, library_folder
 
     found = [library_info(name) for name in LIBRARIES]
     in_use = cpu_library() is not None
@@ -106,7 +106,7 @@ def _about(info: LibraryInfo) -> str:
 
 def _test(args: argparse.Namespace) -> int:
     from deploykit.errors import ParityError
-    from deploykit.export.native_check import check_libraries
+    from deploykit.export.plugins_check import check_libraries
 
     checks = list(check_libraries())
     if args.json:

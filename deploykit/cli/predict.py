@@ -17,11 +17,11 @@ from deploykit.cli._dense_predict import Files, add_dense_arguments, check_dense
 from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
-    from deploykit.runtime.recorder import Recorder
-    from deploykit.runtime.results import Result
-    from deploykit.runtime.session import Array
-    from deploykit.runtime.source_predictor import SourcePredictor
-    from deploykit.runtime.sources import Pictures, Video
+    from deploykit.runtime.arrays import Array
+    from deploykit.runtime.images.sources import Pictures, Video
+    from deploykit.runtime.images.video_writer import Recorder
+    from deploykit.runtime.predict.base import SourcePredictor
+    from deploykit.runtime.results.detection import Result
 
 WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 QUIT_KEYS = {ord("q"), 27}  # 27: Escape
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _opened(words: list[str]) -> list[Pictures | Video]:
     """The sources; single pictures are put together, so that they can share a batch."""
-    from deploykit.runtime.sources import Pictures, kind_of, open_source
+    from deploykit.runtime.images.sources import Pictures, kind_of, open_source
 
     files = [Path(word) for word in words if kind_of(word) == "picture"]
     for file in files:
@@ -135,8 +135,8 @@ class _Folder:
     @contextlib.contextmanager
     def opened_for(self, source: Pictures | Video) -> Iterator[None]:
         """While the context lasts, ``write`` takes this source's results; a video appears when it ends."""
-        from deploykit.runtime.recorder import Recorder
-        from deploykit.runtime.sources import Video
+        from deploykit.runtime.images.sources import Video
+        from deploykit.runtime.images.video_writer import Recorder
 
         if not isinstance(source, Video):
             yield
@@ -153,7 +153,7 @@ class _Folder:
     def write(self, result: Any, drawn: Array | None) -> None:
         """Write one picture, or append one frame."""
         from deploykit.runtime.files import write_whole
-        from deploykit.runtime.results import encode_image
+        from deploykit.runtime.results.detection import encode_image
 
         if self._recorder is not None:
             assert drawn is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import check_fold, shared_copy
+from deploykit.models.fuse import check_fold, shared_copy
 
 __all__ = ["EPS", "Attention", "Mlp", "TransformerBlock", "attend", "scaled_rows"]
 

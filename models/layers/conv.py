@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import fold_conv_bn, fuse_model, shared_copy
+from deploykit.models.fuse import fold_conv_bn, fuse_model, shared_copy
 
 BN_EPS = 1e-3  # of every YOLO here; upstream sets it after construction and no state dict holds it
 

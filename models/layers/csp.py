@@ -10,7 +10,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import check_fold, fold_conv_bn, fuse_model, shared_copy
+from deploykit.models.fuse import check_fold, fold_conv_bn, fuse_model, shared_copy
 from deploykit.models.layers.conv import Conv, batch_norm
 
 

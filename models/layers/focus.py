@@ -7,7 +7,7 @@ import copy
 
 from torch import Tensor, nn
 
-from deploykit.models._fuse import check_fold, fold_into, probe_of, shared_copy
+from deploykit.models.fuse import check_fold, fold_into, probe_of, shared_copy
 from deploykit.models.layers.conv import Conv, space_to_depth
 
 

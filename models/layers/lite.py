@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from deploykit.models._fuse import fold_conv_bn, shared_copy
+from deploykit.models.fuse import fold_conv_bn, shared_copy
 from deploykit.models.layers.conv import Conv, FoldingSequential, batch_norm, plain_conv
 
 

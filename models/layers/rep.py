@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from deploykit.models._fuse import check_fold, fold_conv_bn, fold_into, probe_of, shared_copy
+from deploykit.models.fuse import check_fold, fold_conv_bn, fold_into, probe_of, shared_copy
 from deploykit.models.layers.conv import FoldingSequential, batch_norm, plain_conv
 
 

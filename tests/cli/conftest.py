@@ -32,6 +32,6 @@ def size_limit() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of a network of a few layers, with two classes and three keypoints, whose stride is 16."""
-    from tests.export.narrow import few_layers, write_checkpoint
+    from tests.narrow import few_layers, write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "few.pt", few_layers(num_keypoints=3))

@@ -28,11 +28,12 @@ from deploykit.errors import (
     UsageError,
 )
 from deploykit.runtime import session
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import EngineRecord
-from deploykit.runtime.fake import FakeSession
-from deploykit.runtime.session import Array, Session
-from tests.runtime.cell_model import RED, cell_spec, planted, write_cell_model
+from deploykit.runtime.engine_record import EngineRecord
+from deploykit.runtime.session import Session
+from tests.cell_model import RED, cell_spec, planted, write_cell_model
 
 SHORT = ("--runs", 3, "--warmup", 0)
 

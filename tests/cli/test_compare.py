@@ -1,4 +1,4 @@
-"""``deploykit compare`` as a person or a script uses it; what it compares is in ``tests/export/test_compare.py``."""
+"""``deploykit compare`` as a person or a script uses it; what it compares: ``tests/export/parity/test_compare.py``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from onnx import numpy_helper
 
 from deploykit.cli import main
 from deploykit.errors import NotFoundError, ParityError, SpecError, UsageError
-from tests.runtime.cell_model import cell_spec, write_cell_model
+from tests.cell_model import cell_spec, write_cell_model
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import torch
 
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, DeployError, DiskFullError, NotFoundError, OutputError, UsageError
-from deploykit.export.feeds import make_feeds
-from deploykit.export.torch_session import open_torch_session
-from deploykit.models._checkpoint import read_checkpoint
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.sessions.torch_module import open_torch_session
+from deploykit.models.checkpoint.reader import read_checkpoint
 
 
 def tensors(file: Path) -> str:

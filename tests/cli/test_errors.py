@@ -29,10 +29,11 @@ from deploykit.errors import (
     UsageError,
     WeightsMismatchError,
 )
-from deploykit.export import finish, to_onnx
-from deploykit.export.feeds import sample_image
-from tests.export.narrow import few_layers, with_layer, write_checkpoint
-from tests.export.test_parity_gate import contents
+from deploykit.export import to_onnx
+from deploykit.export.graph import finalize
+from deploykit.export.parity.inputs import sample_image
+from tests.export.parity.test_parity_gate import contents
+from tests.narrow import few_layers, with_layer, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -143,7 +144,7 @@ def test_a_disk_that_fills_up_while_the_graph_is_written(
     large: bool, export: Export, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     request.getfixturevalue("size_limit")  # now: the files that were there before are larger
-    monkeypatch.setattr(finish, "LARGE", 0 if large else 2**31)  # with the weights in a file of their own, or not
+    monkeypatch.setattr(finalize, "LARGE", 0 if large else 2**31)  # with the weights in a file of their own, or not
     assert export() == (
         DiskFullError.exit_code,
         "cannot write out/m.onnx: File too large; free some space or choose another place with --out",

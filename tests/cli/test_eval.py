@@ -24,11 +24,11 @@ from deploykit.errors import (
     SpecError,
     UsageError,
 )
-from deploykit.runtime.coco_data import read_coco
-from deploykit.runtime.coco_metrics import BOX_KEYS, Detections, coco_scores
+from deploykit.runtime.evaluate.coco_data import read_coco
+from deploykit.runtime.evaluate.coco_metrics import BOX_KEYS, Detections, coco_scores
 from deploykit.spec import RawRows
-from tests.runtime.cell_model import cell_spec, write_cell_model
-from tests.runtime.coco_folder import Folder, pose_spec, write_folder
+from tests.cell_model import cell_spec, write_cell_model
+from tests.coco_folder import Folder, pose_spec, write_folder
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from deploykit.cli import _parser, main
-from deploykit.cli.export import columns, preprocessing
+from deploykit.describe import columns, preprocessing
 from deploykit.errors import ParityError
-from deploykit.export import trace
+from deploykit.export.graph import trace
 from deploykit.facade import open_session
 from deploykit.spec import InputSpec, ModelSpec, RawRows
-from tests.export.test_parity_gate import add, contents, do
+from tests.export.parity.test_parity_gate import add, contents, do
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,7 +133,7 @@ def test_without_a_check_the_report_says_so(checkpoint: Path, tmp_path: Path) ->
 
 
 def test_random_weights_and_a_sample_of_ones_own_are_said(tmp_path: Path) -> None:
-    from deploykit.export.feeds import sample_image
+    from deploykit.export.parity.inputs import sample_image
 
     weights, sample = tmp_path / "tiny.pt", tmp_path / "[my] picture.jpg"
     sample.write_bytes(sample_image().read_bytes())

@@ -10,7 +10,7 @@ import pytest
 
 from deploykit.cli import main
 from deploykit.runtime.cuda import why_no_gpu
-from tests.runtime.cell_model import cell_spec, write_cell_model
+from tests.cell_model import cell_spec, write_cell_model
 
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where engines run at once")
@@ -26,7 +26,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An engine beside its ONNX file; nobody writes there."""
     if find_spec("tensorrt_rtx") is None:
         pytest.skip("TensorRT for RTX is not installed")
-    from deploykit.export.to_engine import build_engine
+    from deploykit.export.engine.build import build_engine
 
     folder = tmp_path_factory.mktemp("engine")
     return build_engine(write_cell_model(folder / "cells.onnx", spec=cell_spec()), flavour="tensorrt-rtx").path

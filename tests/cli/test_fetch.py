@@ -1,4 +1,4 @@
-"""``deploykit fetch``: what it says; what it does is in ``tests/test_fetch.py``."""
+"""``deploykit fetch``: what it says; what it does is in ``tests/releases/test_fetch.py``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, FetchError, NotFoundError, UsageError
-from deploykit.releases import RELEASED
+from deploykit.releases.table import RELEASED
 
 
 class Handler(SimpleHTTPRequestHandler):

@@ -12,8 +12,8 @@ import torch
 from deploykit.cli import main
 from deploykit.errors import ArtefactError, CheckpointError, NotFoundError
 from deploykit.export.to_onnx import export_onnx
-from tests.export.narrow import few_layers, with_layer, write_checkpoint
-from tests.runtime.cell_model import cell_spec, write_cell_model
+from tests.cell_model import cell_spec, write_cell_model
+from tests.narrow import few_layers, with_layer, write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from deploykit.cli import main
-from deploykit.fetch import RELEASED
-from deploykit.models._registry import list_models
+from deploykit.models.registry import list_models
+from deploykit.releases.fetch import RELEASED
 
 
 def test_every_registered_model_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:

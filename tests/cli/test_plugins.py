@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from deploykit.cli import main
-from deploykit.export import native_check
-from deploykit.runtime.native import FOLDER, LIBRARIES, SWITCH
+from deploykit.export import plugins_check
+from deploykit.runtime.native.library import FOLDER, LIBRARIES, SWITCH
 
 
 def test_info_without_libraries(
@@ -49,13 +49,13 @@ def test_the_switch_is_said(native: Path, monkeypatch: pytest.MonkeyPatch, capsy
 def test_a_library_that_differs_ends_with_an_error(
     native: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = native_check.native_nms
+    real = plugins_check.native_nms
 
     def wrong(*args: object) -> object:
         rows, boxes, *rest = real(*args)  # type: ignore[misc,arg-type]
         return rows, boxes + 1, *rest
 
-    monkeypatch.setattr(native_check, "native_nms", wrong)
+    monkeypatch.setattr(plugins_check, "native_nms", wrong)
     assert main(["plugins", "test"]) == 42
     assert "WRONG" in capsys.readouterr().out
 

@@ -14,9 +14,9 @@ import pytest
 
 from deploykit.cli import main
 from deploykit.errors import ImageError, NotFoundError, OutputError, SpecError, UsageError
-from deploykit.runtime.recorder import Recorder
-from deploykit.runtime.session import Array
-from tests.runtime.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.video_writer import Recorder
+from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 
 @pytest.fixture

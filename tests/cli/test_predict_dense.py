@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from deploykit.cli import main
-from deploykit.runtime.dng import dng_bytes
-from deploykit.runtime.raw import read_raw
-from tests.runtime.dense_networks import blurrer, brightener, classifier, segmenter
-from tests.runtime.test_dense_predictor import BLUE, GREEN, halves, mosaic, plain
+from deploykit.runtime.raw.dng import dng_bytes
+from deploykit.runtime.raw.picture import read_raw
+from tests.dense_networks import blurrer, brightener, classifier, segmenter
+from tests.runtime.predict.test_dense import BLUE, GREEN, halves, mosaic, plain
 
 
 def predict(*arguments: object) -> int:

@@ -13,10 +13,10 @@ import onnx
 import pytest
 
 from deploykit.runtime.cuda import open_gpu
-from deploykit.runtime.native import FOLDER
-from deploykit.runtime.native_build import build_libraries, source_folder
-from deploykit.runtime.native_cuda import CudaLibrary
-from tests.runtime.cpu_tensorrt import CpuGpu
+from deploykit.runtime.native.build import build_libraries, source_folder
+from deploykit.runtime.native.cuda_library import CudaLibrary
+from deploykit.runtime.native.library import FOLDER
+from tests.cpu_tensorrt import CpuGpu
 
 TEAM = Path(__file__).with_name("team.cpp")
 

@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError
-from deploykit.export.decode_node import written_out
-from deploykit.export.feeds import sample_image
-from deploykit.export.native_check import HEAD, decode_rows_model, decoded_rows
+from deploykit.export.nms.decode_node import written_out
+from deploykit.export.parity.inputs import sample_image
+from deploykit.export.plugins_check import HEAD, decode_rows_model, decoded_rows
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
-from deploykit.runtime.native_cuda import CudaLibrary
-from deploykit.runtime.session import Array, open_session
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.native.cuda_library import CudaLibrary
+from deploykit.runtime.session import open_session
 from tests.cpp_plugins.conftest import with_attributes
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 
 def raw_values(seed: int, batch: int, sizes: list[tuple[int, int]], channels: int, dtype: type) -> list[Array]:

@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, NotFoundError
-from deploykit.export.native_check import expected_outputs
-from deploykit.runtime.image import Letterbox, blob
-from deploykit.runtime.native import FOLDER
-from deploykit.runtime.native_cuda import CudaLibrary
-from deploykit.runtime.session import Array
+from deploykit.export.plugins_check import expected_outputs
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.native.cuda_library import CudaLibrary
+from deploykit.runtime.native.library import FOLDER
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 from tests.cpp_plugins.conftest import compile_team
+from tests.cpu_tensorrt import CpuGpu
 from tests.nms_corpus import Case, corpus
-from tests.runtime.cpu_tensorrt import CpuGpu
 
 POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, OutputError, UsageError
-from deploykit.runtime import native_build
-from deploykit.runtime.native import ABI, FOLDER, LIBRARIES
-from deploykit.runtime.native_build import build_libraries, library_info, source_folder
+from deploykit.runtime.native import build as native_build
+from deploykit.runtime.native.build import build_libraries, library_info, source_folder
+from deploykit.runtime.native.library import ABI, FOLDER, LIBRARIES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -61,8 +61,8 @@ SANITIZED = """
 import numpy as np
 import sys
 sys.path.insert(0, {root!r})
-from deploykit.export.native_check import _cpu
-from deploykit.runtime.native import native_nms
+from deploykit.export.plugins_check import _cpu
+from deploykit.runtime.native.library import native_nms
 from tests.nms_corpus import corpus
 
 for case in corpus():

@@ -9,8 +9,8 @@ import onnx
 import pytest
 
 from deploykit.errors import BackendError
-from deploykit.export.native_check import check_libraries, expected_outputs, nms_kpt_model
-from deploykit.runtime.native import FOLDER
+from deploykit.export.plugins_check import check_libraries, expected_outputs, nms_kpt_model
+from deploykit.runtime.native.library import FOLDER
 from deploykit.runtime.session import open_session
 from deploykit.spec import RawRows, Thresholds
 from tests.cpp_plugins.conftest import with_attributes

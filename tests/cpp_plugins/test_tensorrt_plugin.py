@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.runtime.native_build import BuildReport, build_libraries
+from deploykit.runtime.native.build import BuildReport, build_libraries
 
 HARNESS = Path(__file__).with_name("harness.cpp")
 

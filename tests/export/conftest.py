@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from deploykit.export.to_onnx import onnx_from_model
-from tests.export.narrow import few_layers, model_of, write_checkpoint
+from tests.narrow import few_layers, model_of, write_checkpoint
 
 
 @pytest.fixture(autouse=True)

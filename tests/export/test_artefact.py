@@ -14,13 +14,13 @@ import pytest
 
 import deploykit
 from deploykit.errors import ArtefactError
-from deploykit.export import finish
-from deploykit.export.compare import compare
+from deploykit.export.graph import finalize
+from deploykit.export.parity.compare import compare
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import open_session
 from deploykit.spec import METADATA_KEY, ModelSpec
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 
 def sha256(file: Path) -> str:
@@ -110,7 +110,7 @@ def test_a_predictor_finds_in_the_file_all_it_needs(exported: Path) -> None:
 @pytest.fixture
 def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if protobuf could only hold 10 kB, which this network's weights exceed."""
-    monkeypatch.setattr(finish, "LARGE", 10_000)
+    monkeypatch.setattr(finalize, "LARGE", 10_000)
 
 
 def export_large(out: Path, seed: int = 0) -> ExportReport:

@@ -13,21 +13,24 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import ParityError, UsageError
-from deploykit.export.compare import check_expected, compare, expect
-from deploykit.export.dense_matching import match_dense
-from deploykit.export.feeds import make_feeds, on_canvas, sample_image
-from deploykit.export.limits import FP16
-from deploykit.export.precision import Lowering
-from deploykit.export.to_engine import build_engine
+from deploykit.export.engine.build import build_engine
+from deploykit.export.parity.compare import check_expected, compare, expect
+from deploykit.export.parity.dense import match_dense
+from deploykit.export.parity.inputs import make_feeds, on_canvas, sample_image
+from deploykit.export.parity.tolerances import FP16
+from deploykit.export.precision.convert import Lowering
+from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.export.torch_session import TorchSession, spec_of_module
-from deploykit.models._random import randomise
-from deploykit.models._registry import ReferenceModel
+from deploykit.models.create.random_weights import randomise
 from deploykit.models.layers.conv import Conv
-from deploykit.runtime.fake import FakeSession
-from deploykit.runtime.image import read_image
-from deploykit.runtime.parity import Batch, Expected, Tolerance, differences
-from deploykit.runtime.session import Array, open_session
+from deploykit.models.registry import ReferenceModel
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.fake import FakeSession
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.expected import Batch, Expected
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, ModelSpec
 from deploykit.spec import Tensor as Dense
 

@@ -11,17 +11,17 @@ import pytest
 import torch
 
 from deploykit.export.report import ExportReport
+from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.export.torch_session import TorchSession, spec_of_module
 from deploykit.facade import open_session
-from deploykit.models import yolov6
-from deploykit.models._registry import ReferenceModel, create_model, list_models
+from deploykit.models.families.yolov6 import model as yolov6
 from deploykit.models.layers.focus import Focus
-from deploykit.runtime.session import Array
+from deploykit.models.registry import ReferenceModel, create_model, list_models
+from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
-from tests.export.narrow import model_of
-from tests.export.narrow_dense import NARROW
 from tests.export.test_instances import INSTANCES
+from tests.narrow import model_of
+from tests.narrow_dense import NARROW
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yolov5n": ({}, {"img": (32, 64)}),

@@ -8,12 +8,12 @@ from pathlib import Path
 import onnx
 import pytest
 
+from deploykit.export.engine.build import build_engine
 from deploykit.export.report import ExportReport
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx
-from deploykit.models._random import create_checkpoint
+from deploykit.models.create.random_weights import create_checkpoint
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import log_of
+from deploykit.runtime.engine_record import log_of
 
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="on a GPU tests/gpu builds engines and runs them")

@@ -19,34 +19,34 @@ from torch import Tensor, nn
 
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
-from deploykit.export.compare import check_expected, compare, expect
-from deploykit.export.feeds import make_feeds
-from deploykit.export.precision import Lowering
+from deploykit.export.engine.build import NO_GPU, build_engine
+from deploykit.export.engine.split import BEHIND, split
+from deploykit.export.graph.trace import traced
+from deploykit.export.parity.compare import check_expected, compare, expect
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.precision.convert import Lowering
 from deploykit.export.report import ExportReport
-from deploykit.export.split import BEHIND, split
-from deploykit.export.to_engine import NO_GPU, build_engine
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.export.trace import traced
 from deploykit.facade import evaluate, load
-from deploykit.models import vitdet
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import ReferenceModel, create_model, load_model, with_rewrite
-from deploykit.models.layers.mask_rcnn import CASCADE, MaskRcnn
-from deploykit.models.vitdet import VitDetConfig
-from deploykit.runtime import trt
-from deploykit.runtime.chain import ChainSession, rest_of
+from deploykit.models.families.vitdet import model as vitdet
+from deploykit.models.families.vitdet.mask_rcnn import CASCADE, MaskRcnn
+from deploykit.models.families.vitdet.model import VitDetConfig
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
+from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import EngineRecord, expected_of
-from deploykit.runtime.masks import run_lengths
-from deploykit.runtime.parity import Expected
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.engine_record import EngineRecord, expected_of
+from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.postprocess.masks import run_lengths
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawRows
-from tests.models import test_vit_mask_rcnn
+from tests import cpu_tensorrt
+from tests.cpu_tensorrt import CpuGpu
+from tests.models.families import test_vit_mask_rcnn
+from tests.models.families.test_vitdet import NARROW, detector, in_easycv
 from tests.models.files import saved
-from tests.models.test_vitdet import NARROW, detector, in_easycv
-from tests.runtime import cpu_tensorrt
-from tests.runtime.cpu_tensorrt import CpuGpu
 
 CONFIG = replace(NARROW, patch=8)
 slow = pytest.mark.slow

@@ -11,24 +11,25 @@ import cv2
 import numpy as np
 import pytest
 
-from deploykit.cli.export import columns
+from deploykit.describe import columns
 from deploykit.errors import UsageError
-from deploykit.export.compare import compare
-from deploykit.export.feeds import sample_image
+from deploykit.export.engine.build import build_engine
 from deploykit.export.inspection import inspect_file
-from deploykit.export.matching import Matching, match
+from deploykit.export.parity.compare import compare
+from deploykit.export.parity.detections import Matching, match
+from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
-from deploykit.export.to_engine import build_engine
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load
-from deploykit.models._original_format import original_checkpoint
-from deploykit.models.kapao import config_of
+from deploykit.models.create.original_format import original_checkpoint
+from deploykit.models.families.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine import expected_of
-from deploykit.runtime.image import read_image
-from deploykit.runtime.parity import Batch, Expected, Tolerance
+from deploykit.runtime.engine_record import expected_of
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.parity.expected import Batch, Expected
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawRows, Thresholds
-from tests.export.narrow import graph_of, model_of
+from tests.narrow import graph_of, model_of
 
 NAMES = ("person", "left_hand", "right_hand")
 LAYOUT = PoseObjectRows(cls=(5, 8), coords=(8, 12))

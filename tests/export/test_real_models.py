@@ -9,7 +9,7 @@ import pytest
 
 import deploykit
 from deploykit.export.report import ExportReport
-from deploykit.runtime.predictor import Predictor
+from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import ModelSpec
 
 pytestmark = pytest.mark.data
@@ -76,7 +76,7 @@ def test_our_face_model_finds_the_same_faces_as_an_independent_export(faces: Exp
 
 
 def test_keypoints_of_a_face_lie_in_its_box(faces: ExportReport) -> None:
-    from deploykit.export.feeds import sample_image
+    from deploykit.export.parity.inputs import sample_image
 
     with deploykit.load(faces.path) as model:
         result = model(sample_image())

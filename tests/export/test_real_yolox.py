@@ -15,14 +15,16 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import deploykit
-from deploykit.models._names import COCO_CLASSES
-from deploykit.models._registry import create_model, load_model
+from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.conv import BN_EPS
-from deploykit.runtime.decode import decoded
-from deploykit.runtime.image import Letterbox, blob, read_image
-from deploykit.runtime.parity import Tolerance
-from deploykit.runtime.results import Result
-from deploykit.runtime.session import Array
+from deploykit.models.registry import create_model, load_model
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.postprocess.decode import decoded
+from deploykit.runtime.results.detection import Result
 from deploykit.spec import ModelSpec, RawRows
 
 pytestmark = pytest.mark.data

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from deploykit.export.report import Constant, ExportReport
+from deploykit.export.graph.interface import Constant
+from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.runtime.files import megabytes
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 
 @pytest.fixture(scope="module")

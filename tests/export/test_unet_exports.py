@@ -14,14 +14,15 @@ import pytest
 import torch
 
 import deploykit
-from deploykit.export.precision import Lowering
+from deploykit.export.precision.convert import Lowering
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.models._random import randomise
-from deploykit.models._registry import ReferenceModel, load_model
-from deploykit.models._unet_net import Level, UNetConfig, build_unet
-from deploykit.models.unet import reference_of
-from deploykit.runtime.session import Array, open_session
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.unet.model import reference_of
+from deploykit.models.families.unet.network import Level, UNetConfig, build_unet
+from deploykit.models.registry import ReferenceModel, load_model
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import open_session
 
 CONFIGS = {
     "unet": UNetConfig.published(width=4, depth=2),

@@ -9,14 +9,14 @@ import numpy as np
 import onnx
 import pytest
 
-from deploykit.export.feeds import sample_image
-from deploykit.export.to_engine import build_engine
+from deploykit.export.engine.build import build_engine
+from deploykit.export.parity.inputs import sample_image
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.spec import Thresholds
-from tests.export.narrow import model_of
 from tests.export.test_exports import assert_agree, checked, exact, layout_of, noise, rows_of
+from tests.narrow import model_of
 
 LIMITS = Thresholds(conf=0.5, iou=0.4, max_det=40, pre_nms_topk=60)
 

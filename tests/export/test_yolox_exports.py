@@ -17,14 +17,14 @@ from torch import Tensor, nn
 import deploykit
 from deploykit.cli import main
 from deploykit.errors import SpecError, UsageError
-from deploykit.export.feeds import make_feeds
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.export.torch_session import open_torch_session
-from deploykit.models.yolox import Yolox
+from deploykit.models.families.yolox.model import Yolox
 from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, NmsOutputs, RawRows
-from tests.export.narrow import CLASSES, model_of, write_yolox, yolox_network
+from tests.coco_folder import write_folder
 from tests.export.test_exports import assert_agree, checked, exact, layout_of, rows_of
-from tests.runtime.coco_folder import write_folder
+from tests.narrow import CLASSES, model_of, write_yolox, yolox_network
 
 SIDE = 64
 

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 
 from deploykit.errors import ArtefactError, DeviceError, ExportError
-from deploykit.export.compare import compare
-from deploykit.export.feeds import sample_image
-from deploykit.export.report import EngineReport
-from deploykit.export.to_engine import build_engine
+from deploykit.export.engine.build import build_engine
+from deploykit.export.engine.report import EngineReport
+from deploykit.export.parity.compare import compare
+from deploykit.export.parity.inputs import sample_image
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
-from deploykit.runtime import trt
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import open_gpu
-from deploykit.runtime.engine import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
-from deploykit.runtime.parity import Expected
-from deploykit.runtime.session import Array
+from deploykit.runtime.engine_record import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
+from deploykit.runtime.parity.expected import Expected
 from deploykit.spec import RawRows
-from tests.export.narrow import model_of
+from tests.narrow import model_of
 
 pytestmark = pytest.mark.gpu
 
@@ -172,7 +172,7 @@ def test_an_engine_from_a_machine_without_a_gpu_is_compared_when_it_first_runs(
     replace(engine.record, verified=False, unverified="built, not run: no GPU").write(path)
     with open_session(engine.path) as session:
         rows = session.run({"images": noise(1, 3, 64, 64)})["output"][0]
-    from deploykit.runtime.parity import Batch, Feeds
+    from deploykit.runtime.parity.expected import Batch, Feeds
 
     feeds = Feeds({"noise": noise(1, 3, 64, 64)}, (Batch("noise", ("noise",)),))
     layout = engine.record.spec.output

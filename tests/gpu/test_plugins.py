@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deploykit.export.native_check import HEAD, decode_rows_model, decoded_rows, expected_outputs, nms_kpt_model
+from deploykit.export.plugins_check import HEAD, decode_rows_model, decoded_rows, expected_outputs, nms_kpt_model
 from deploykit.facade import open_session
+from deploykit.runtime.backends.trt.bindings import BuildLog, load_flavour, logger
 from deploykit.runtime.cuda import open_gpu
-from deploykit.runtime.native import FOLDER
-from deploykit.runtime.native_build import build_libraries
-from deploykit.runtime.trt_module import BuildLog, load_flavour, logger
+from deploykit.runtime.native.build import build_libraries
+from deploykit.runtime.native.library import FOLDER
 from deploykit.spec import RawRows, Thresholds
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]

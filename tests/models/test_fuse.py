@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deploykit.errors import FoldError
-from deploykit.models import _fuse, yolov5
-from deploykit.models._fuse import check_fold, fuse_model
-from deploykit.models._graph import LayerGraph, build_graph
-from deploykit.models._random import randomise
-from deploykit.models.layers import csp, focus, rep, rep_vgg
+from deploykit.models import fuse
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import yolov5
+from deploykit.models.families.yolov6 import rep_vgg
+from deploykit.models.families.yolov6.bep import CSPSPPF, BepC3, BottleRep
+from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
+from deploykit.models.families.yolov7 import config_of
+from deploykit.models.fuse import check_fold, fuse_model
+from deploykit.models.layers import csp, focus, rep
 from deploykit.models.layers.anchor_head import Detect, IDetect, IKeypoint, Keypoint
-from deploykit.models.layers.bep import CSPSPPF, BepC3, BottleRep
 from deploykit.models.layers.conv import Conv, DownC, DWConv, FoldingSequential, batch_norm
 from deploykit.models.layers.csp import C3, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
@@ -29,8 +32,7 @@ from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, ShuffleBlock, StemBlock
 from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF
 from deploykit.models.layers.rep import RepConv
-from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
-from deploykit.models.yolov7 import config_of
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 
 RELATIVE = 1e-5  # of max |y|
 ANCHORS = ((12.0, 16.0, 19.0, 36.0, 40.0, 28.0),)
@@ -259,8 +261,8 @@ def test_folding_does_not_touch_torchs_random_state_or_threads() -> None:
 
 # Wrong folds. Each is a mistake in the arithmetic that somebody could make, and each must stop the export.
 
-fold = _fuse._Affine.fold
-of = _fuse._Affine.of
+fold = fuse._Affine.fold
+of = fuse._Affine.of
 
 
 def _a_little_off(self: Any, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -288,7 +290,7 @@ def _eps_outside_the_root(bn: nn.BatchNorm2d) -> Any:
     affine = of(bn)
     right = torch.rsqrt(bn.running_var.double() + bn.eps)
     wrong = 1 / (bn.running_var.double().sqrt() + bn.eps)
-    return _fuse._Affine(affine.scale * wrong / right, affine.shift)
+    return fuse._Affine(affine.scale * wrong / right, affine.shift)
 
 
 WRONG: dict[str, tuple[str, Any]] = {
@@ -312,7 +314,7 @@ def test_a_wrong_fold_stops_and_names_its_place(
             if isinstance(m, nn.BatchNorm2d):
                 m.reset_running_stats()
                 m.reset_parameters()
-    monkeypatch.setattr(_fuse._Affine, name, wrong)
+    monkeypatch.setattr(fuse._Affine, name, wrong)
     with pytest.raises(FoldError, match=r"folding the batch norm of model\.0 changed its output by .*checkpoint again"):
         fuse_model(graph)
 

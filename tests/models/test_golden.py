@@ -16,13 +16,15 @@ from torch import nn
 from deploykit.errors import CheckpointError
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import open_session
-from deploykit.models._fuse import fuse_model
-from deploykit.models._registry import ReferenceModel, load_model
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import IKeypoint, Keypoint
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.ghost import C3Ghost
 from deploykit.models.layers.lite import DWConvblock, ShuffleBlock
-from deploykit.runtime.image import Letterbox, blob, read_image
+from deploykit.models.registry import ReferenceModel, load_model
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.spec import COCO_KEYPOINTS, PoseObjectRows, RawRows
 
 pytestmark = pytest.mark.data

@@ -13,12 +13,12 @@ import torch
 from torch import nn
 
 from deploykit.errors import NotFoundError, UsageError
-from deploykit.models import _registry
-from deploykit.models._names import COCO_CLASSES
-from deploykit.models._registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
+from deploykit.models import registry
+from deploykit.models.class_names import COCO_CLASSES
+from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.pose_object import PoseObject
-from deploykit.models.yolox import Yolox
-from deploykit.runtime.image import blob
+from deploykit.models.registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
+from deploykit.runtime.images.to_tensor import blob
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor
 
 FACTS = Path(__file__).resolve().parents[2] / "deploykit" / "assets" / "models.json"
@@ -155,7 +155,7 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
 def test_a_model_is_called_what_its_builder_is_called(name: str) -> None:
     model = on_meta(name)
     assert model.name == name
-    builder = _registry._BUILDERS[name.replace("-", "_")]
+    builder = registry._BUILDERS[name.replace("-", "_")]
     assert builder.__name__ == name.replace("-", "_")
     assert inspect.getdoc(builder)
     assert on_meta(name.replace("-", "_")).spec == model.spec
@@ -263,7 +263,7 @@ def test_a_name_that_is_like_none_brings_all(typed: str) -> None:
 
 
 def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_registry, "_BUILDERS", dict(_registry._BUILDERS))
+    monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
 
     def a_model(*, num_classes: int | None = None) -> ReferenceModel:
         return ReferenceModel("a-model", "test", nn.Identity(), spec_of_model("yolov7-tiny"))

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional
 
-from deploykit.runtime.session import Array
+from deploykit.runtime.arrays import Array
 
 
 def enlarge(x: Array, factor: int) -> Array:

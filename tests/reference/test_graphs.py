@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.models import yolov5
-from deploykit.models._fuse import fuse_model
-from deploykit.models._graph import GraphConfig, LayerGraph, build_graph
-from deploykit.models._random import randomise
-from deploykit.models.yolov7 import VARIANTS, config_of
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import yolov5
+from deploykit.models.families.yolov7 import VARIANTS, config_of
+from deploykit.models.fuse import fuse_model
+from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
 from tests.reference.graphs import run
 from tests.reference.layers import hardswish
 

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint, Keypoint
 from deploykit.models.layers.pose_object import PoseObject
 from tests.reference.heads import decode, decode_pose_objects, head

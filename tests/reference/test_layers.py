@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Add, Conv, DownC, DWConv, ReOrg, Shortcut, space_to_depth
 from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus

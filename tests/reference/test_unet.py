@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
-from deploykit.models._unet_net import Level, UNet2015, UNetConfig, build_unet
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.unet.network import Level, UNet2015, UNetConfig, build_unet
+from deploykit.models.fuse import fuse_model
 from tests.reference.layers import Array, Weights
 from tests.reference.unet import unet, unet_2015, unet_pooled
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
-from deploykit.models._yolov6_net import YOLOv6
-from deploykit.models.layers.bep import CSPSPPF, BepC3, BiFusion, BottleRep, Chain, SimSPPF, Transpose
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.yolov6.bep import CSPSPPF, BepC3, BiFusion, BottleRep, Chain, SimSPPF, Transpose
+from deploykit.models.families.yolov6.head import DistanceHead
+from deploykit.models.families.yolov6.model import layout_of_variant
+from deploykit.models.families.yolov6.network import YOLOv6
+from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
-from deploykit.models.layers.free_head import DistanceHead
-from deploykit.models.layers.rep_vgg import QARepVGG, RepVGG
-from deploykit.models.yolov6 import layout_of_variant
 from tests.reference import yolov6 as reference
 from tests.reference.layers import Array, Weights, silu
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from deploykit.models._fuse import fuse_model
-from deploykit.models._random import randomise
-from deploykit.models.yolox import VARIANTS, build_yolox
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.yolox.model import VARIANTS, build_yolox
+from deploykit.models.fuse import fuse_model
 from tests.reference.yolox import network
 
 KINDS = ("yolox_nano", "yolox_m", "yolox_darknet53", "yolox_s_ti_lite", "yolox_s_pose", "yolox_s_pose_ti_lite")

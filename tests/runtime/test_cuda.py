@@ -12,7 +12,7 @@ import pytest
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError
 from deploykit.runtime import cuda
 from deploykit.runtime.cuda import BINDINGS, Buffer, device_index, open_gpu, why_no_gpu
-from tests.runtime.cpu_tensorrt import CpuGpu
+from tests.cpu_tensorrt import CpuGpu
 
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU")
 

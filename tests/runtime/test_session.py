@@ -12,9 +12,9 @@ import pytest
 from onnx import helper
 
 from deploykit.errors import ArtefactError, BackendError, MissingDependencyError, NotFoundError, SpecError, UsageError
-from deploykit.runtime.fake import FakeSession
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.session import TensorInfo, open_session, spec_of
-from tests.runtime.cell_model import cell_spec, write_cell_model
+from tests.cell_model import cell_spec, write_cell_model
 
 IMAGES = np.zeros((1, 3, 64, 64), np.float32)
 

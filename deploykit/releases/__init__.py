@@ -1,0 +1,1 @@
+"""Released checkpoints: what there is, and how it is downloaded."""

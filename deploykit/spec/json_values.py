@@ -1,0 +1,97 @@
+"""From parsed JSON to values of annotated types: dataclasses, tuples, dictionaries, unions, plain ones; and what JSON
+cannot say, as words.
+
+Standard library only, as :mod:`deploykit.spec`, which is what is read with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from typing import Any
+
+from deploykit.errors import SpecError
+
+__all__ = ["LATER", "read_value", "worded"]
+
+LATER = {"later": True}
+"""Marks a field that came after the first release: written only where it is not its default, for older readers."""
+
+
+def read_value(kind: Any, value: Any, where: str) -> Any:
+    """Build a value of the annotated type ``kind`` (dataclasses, tuples, dicts, unions, plain) from parsed JSON.
+
+    Raises:
+        SpecError: it does not fit; ``where`` is how the message calls the value.
+    """
+    origin = typing.get_origin(kind)
+    if origin is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise SpecError(f"{where} must be one of {', '.join(map(str, typing.get_args(kind)))}, got {value!r}")
+        return value
+    if origin in (types.UnionType, typing.Union):
+        return _read_union(typing.get_args(kind), value, where)
+    if origin is tuple:
+        return _read_tuple(typing.get_args(kind), value, where)
+    if origin is dict:
+        return _read_dict(typing.get_args(kind)[1], value, where)
+    if dataclasses.is_dataclass(kind):
+        return _read_dataclass(kind, value, where)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise SpecError(f"{where} must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise SpecError(f"{where} must be an object, got {value!r}")
+    hints = typing.get_type_hints(kind)
+    unknown = sorted(set(value) - set(hints))
+    if unknown:
+        raise SpecError(f"{where} has no field {unknown[0]!r}; it has {', '.join(hints)}")
+    try:
+        return kind(**{name: read_value(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+    except TypeError as e:  # a field without a default is missing
+        raise SpecError(f"{where}: {str(e).replace('__init__() ', '')}") from e
+
+
+def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and type(None) in options:
+        return None
+    options = tuple(o for o in options if o is not type(None))
+    if len(options) == 1:
+        return read_value(options[0], value, where)
+    kinds = {o.__dataclass_fields__["kind"].default: o for o in options}
+    found = value.get("kind") if isinstance(value, dict) else None
+    if found not in kinds:
+        raise SpecError(f"{where}.kind must be one of {', '.join(kinds)}, got {found!r}")
+    return read_value(kinds[found], value, where)
+
+
+def _read_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
+    if not isinstance(value, (list, tuple)):
+        raise SpecError(f"{where} must be a list, got {value!r}")
+    if len(args) == 2 and args[1] is Ellipsis:
+        return tuple(read_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if len(value) != len(args):
+        raise SpecError(f"{where} must have {len(args)} entries, got {len(value)}")
+    return tuple(read_value(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+
+
+def _read_dict(kind: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, dict):
+        raise SpecError(f"{where} must be an object, got {value!r}")
+    return {key: read_value(kind, v, f"{where}.{key}") for key, v in value.items()}
+
+
+def worded(value: Any) -> Any:
+    """The same value with words for the numbers that JSON does not have: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: worded(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [worded(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,90 @@
+"""The gate of accuracy: an export that loses more on annotated pictures than is allowed is not kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from deploykit.errors import NotFoundError, UsageError
+from deploykit.export.sessions.onnx_in_torch import open_graph_session
+from deploykit.export.sessions.torch_module import TorchSession
+from deploykit.runtime.evaluate.coco_data import read_coco
+from deploykit.runtime.evaluate.coco_metrics import library
+from deploykit.runtime.evaluate.compare import AccuracyComparison, check_drop, compare_evaluations
+from deploykit.runtime.evaluate.detection import evaluate_session
+from deploykit.runtime.session import Session, open_session
+from deploykit.spec import ModelSpec
+
+__all__ = ["AccuracyGate", "judge"]
+
+
+@dataclass(frozen=True)
+class AccuracyGate:
+    """``max_drop``: AP may fall by so many points (hundredths) on the annotated pictures.
+
+    ``data``: annotations in COCO's format; ``images``: the folder with their pictures; ``limit``: only the first so
+    many; ``bootstrap``: draws for the interval that is told with the drop.
+    """
+
+    max_drop: float
+    data: str | os.PathLike[str]
+    images: str | os.PathLike[str]
+    limit: int | None = None
+    bootstrap: int = 1000
+
+    def __post_init__(self) -> None:
+        if not self.max_drop >= 0:
+            raise UsageError(f"--max-drop is a number of points of at least 0, got {self.max_drop}")
+
+    def check(self) -> None:
+        """Find out before anything takes time that nothing could be evaluated.
+
+        Raises:
+            NotFoundError, DataError: the annotations or the folder. MissingDependencyError: the library of the metrics.
+        """
+        library("hotcoco")
+        read_coco(self.data)
+        if not Path(self.images).expanduser().is_dir():
+            raise NotFoundError(f"a folder of pictures to evaluate on was expected at {self.images}, which is none")
+
+
+def judge(
+    gate: AccuracyGate,
+    file: Path,
+    spec: ModelSpec,
+    fused: nn.Module,
+    base: Path | None,
+    on_progress: Callable[[str, float], None] = lambda *_: None,
+) -> AccuracyComparison:
+    """Evaluate an export and what it was made from, on the same pixels.
+
+    Args:
+        gate: the pictures and the limit.
+        file: the export, with raw rows.
+        spec: of it.
+        fused: the folded model, which an fp32 export is held against.
+        base: the proved fp32 file that a lower precision is held against.
+        on_progress: told what is evaluated, and the share of it that is done.
+
+    Raises:
+        AccuracyError: it loses more than is allowed. DataError, NotFoundError: see :func:`deploykit.evaluate`.
+    """
+    before: Session = TorchSession(fused, spec) if base is None else open_session(base, provider="cpu")
+    computed = spec.precision in ("bf16", "fp8")  # ONNX Runtime runs not all such files
+    after: Session = open_graph_session(file) if computed else open_session(file, provider="cpu")
+    found = []
+    with before, after:
+        for name, session in (("the source", before), (file.name, after)):
+
+            def tell(done: int, total: int, name: str = name) -> None:
+                on_progress(f"evaluating: {name}, {done} of {total} pictures", done / total)
+
+            found.append(evaluate_session(session, spec, gate.data, gate.images, limit=gate.limit, on_progress=tell))
+    source, export = found
+    comparison = compare_evaluations(export, source, samples=gate.bootstrap)
+    check_drop(comparison, gate.max_drop)
+    return comparison

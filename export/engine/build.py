@@ -1,0 +1,381 @@
+"""ONNX file -> TensorRT engine, for TensorRT and for TensorRT for RTX, with a record of what it is beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from deploykit.errors import (
+    ArtefactError,
+    DeployError,
+    DeviceError,
+    ExportError,
+    MissingDependencyError,
+    SpecError,
+    UsageError,
+    require,
+)
+from deploykit.export.engine.builder import Network, build, check_options, default_profile, parse
+from deploykit.export.engine.layers import precisions_in
+from deploykit.export.engine.progress import BuildProgress
+from deploykit.export.engine.report import EngineReport
+from deploykit.export.engine.split import split
+from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
+from deploykit.export.graph.finalize import write
+from deploykit.export.graph.passes import initializers_of
+from deploykit.export.nms.graph import CONF
+from deploykit.export.output import check_place, folder_beside, move_into_place
+from deploykit.export.parity.compare import check_expected, expect
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.report import ParityReport
+from deploykit.export.precision.read_back import check_precision
+from deploykit.export.step_timer import Clock
+from deploykit.runtime.backends import ort
+from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
+from deploykit.runtime.backends.trt.session import open_engine
+from deploykit.runtime.cuda import Gpu, open_gpu, why_no_gpu
+from deploykit.runtime.engine_record import (
+    FLAVOURS,
+    EngineOptions,
+    EngineRecord,
+    Flavour,
+    Profile,
+    expected_of,
+    log_of,
+    parity_of,
+)
+from deploykit.runtime.files import existing_file, write_whole
+from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.session import Session, open_session
+from deploykit.runtime.spec_file import read_spec
+from deploykit.spec import METADATA_KEY, ModelSpec
+
+__all__ = ["NO_GPU", "SUFFIXES", "build_engine", "check_engine", "chosen_flavour"]
+
+SUFFIXES = (".trt", ".engine")
+NO_GPU = "built, not run: no GPU"
+
+
+def build_engine(
+    onnx: str | Path,
+    *,
+    flavour: Flavour | Literal["auto"] = "auto",
+    out: str | Path | None = None,
+    profiles: Sequence[Profile] = (),
+    options: EngineOptions | None = None,
+    timing_cache: bool = True,
+    spec: ModelSpec | str | Path | None = None,
+    samples: Sequence[str | Path] = (),
+    expected: Expected | None = None,
+    check: bool = True,
+    gpu: int = 0,
+    verbose: bool = False,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, float], None] = lambda *_: None,
+) -> EngineReport:
+    """Build a TensorRT engine from an ONNX file and, where there is a GPU, prove that it gives the same numbers.
+
+    Of a network in two stages (instances) the engine is the part before what follows from data; the rest is written
+    beside it (``X.trt.rest.onnx``) and runs in ONNX Runtime, wherever the engine is opened.
+
+    Beside the engine ``X.trt`` are written its record (``X.trt.json``), what the builder said (``X.trt.log``) and the
+    parity report, or, where the engine cannot run, the reference values (``X.trt.parity.npz``) that its first load on
+    a GPU, or ``deploykit compare``, holds it against.
+
+    Args:
+        onnx: the file; one that deploykit exported carries all that is needed.
+        flavour: ``tensorrt``, ``tensorrt-rtx`` (which builds without a GPU), or ``auto``: the first of them that is
+            installed and can build here.
+        out: the file (``.trt`` or ``.engine``), or a folder for it; None: beside the ONNX file.
+        profiles: the input shapes of a network with a dynamic batch or shape; none: batches of 1 to 8, and with a
+            dynamic shape every rectangle within the spec's size.
+        options: what to ask of the builder; None: the defaults, with TF32 off.
+        timing_cache: reuse what earlier builds measured on this kind of GPU, and keep what this one measures.
+        spec: for an ONNX file that does not carry its own: a :class:`ModelSpec`, or a JSON file that holds one.
+        samples: pictures for the parity check; none: the one that ships with deploykit. Noise is always checked too.
+        expected: what the engine must give, if that is known; None: what the ONNX file gives in ONNX Runtime.
+        check: False builds without reference values or comparison, and the record says so.
+        gpu: the number of the GPU to build on and to run on.
+        verbose: keep every line of the builder's log.
+        on_step: told what is being done: reading, parsing, building, writing, checking.
+        on_progress: told the builder's phase and the share of it that is done, from another thread.
+
+    Raises:
+        ExportError: TensorRT refused the model, or built nothing. ParityError: the engine gives other numbers.
+        DeviceError: TensorRT proper has no GPU to build on. MissingDependencyError: the flavour is not installed.
+        SpecError, UsageError, OutputError: see :mod:`deploykit.errors`.
+    """
+    clock, options, log = Clock(on_step), options or EngineOptions(), BuildLog(verbose=verbose)
+    clock("reading")
+    file = existing_file(onnx, "an ONNX file")
+    place = _place(file, out)
+    check_place(place)
+    chosen = check_engine(flavour, options)
+    trt, device = load_flavour(chosen), None if why_no_gpu() else open_gpu(gpu)
+    known = read_spec(spec) or _carried(file)
+    with _part_of(file, known) as part:
+        cached = timing_cache and chosen == "tensorrt"
+        try:
+            with device.bound() if device else contextlib.nullcontext():
+                clock("parsing")
+                network = parse(trt, part.file, log)
+                _check_network(network, known, file)
+                shapes = _profiles(network, known, profiles)
+                clock("building")
+                plan = _built(network, options, shapes, device, cached, on_progress)
+        except ExportError as e:
+            _keep_log(place, log)
+            raise type(e)(f"{e} (everything it said: {log_of(place)})") from e
+        record = EngineRecord(
+            flavour=chosen,
+            version=trt.__version__,
+            spec=known,
+            onnx=file.name,
+            onnx_sha256=_sha256(file),
+            size=plan.nbytes,
+            gpu=device.name if device else "",
+            profiles=shapes,
+            options=options,
+            layers=network.layers,
+            precision=network.precision,
+            unverified="not checked, as asked for",
+        )
+        del network
+        clock("writing")
+        with folder_beside(place) as folder:
+            engine = folder / place.name
+            engine.write_bytes(plan)
+            del plan
+            check_header(trt, engine)
+            log_of(engine).write_text(log.text(), encoding="utf-8")
+            if part.rest is not None:
+                part.rest.replace(rest_of(engine))
+            parity = None
+            if check:
+                given = expected or _expected(file, known, samples, clock)
+                given = given.within(lambda shape: _covered(shapes, known, shape))
+                record, parity = _checked(engine, record, given, device, clock)
+            record.write(engine)
+            move_into_place(folder, place, companions=(parity_of(place), expected_of(place), rest_of(place)))
+        return EngineReport(place, record, parity, clock.seconds())
+
+
+def check_engine(flavour: str, options: EngineOptions | None = None) -> Flavour:
+    """Find out, before anything is done, whether an engine can be built here; gives the flavour to build.
+
+    Raises:
+        MissingDependencyError, DeviceError, UsageError: as :func:`build_engine`.
+    """
+    chosen = chosen_flavour(flavour)
+    check_options(chosen, options or EngineOptions())
+    reason = why_no_gpu()
+    if chosen == "tensorrt" and reason:
+        raise DeviceError(
+            f"TensorRT builds engines on an NVIDIA GPU, and {reason}: take --format tensorrt-rtx, which builds without "
+            "one, or build on the machine where the engine shall run"
+        )
+    load_flavour(chosen)
+    return chosen
+
+
+def chosen_flavour(flavour: str) -> Flavour:
+    """The flavour to build with; ``auto`` takes what is installed, TensorRT proper only where there is a GPU.
+
+    Raises:
+        MissingDependencyError: neither is installed. UsageError: there is no such flavour.
+    """
+    if flavour == "tensorrt":
+        return "tensorrt"
+    if flavour == "tensorrt-rtx":
+        return "tensorrt-rtx"
+    if flavour != "auto":
+        raise UsageError(f"an engine's flavour is auto, {' or '.join(FLAVOURS)}, got {flavour!r}")
+    have = installed()
+    if "tensorrt" in have and ("tensorrt-rtx" not in have or why_no_gpu() is None):
+        return "tensorrt"
+    if "tensorrt-rtx" in have:
+        return "tensorrt-rtx"
+    raise MissingDependencyError(
+        "an engine needs TensorRT, which is not installed: pip install 'deploykit[tensorrt]', or "
+        "'deploykit[tensorrt-rtx]', which builds without a GPU"
+    )
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What becomes an engine: a whole file, or one without what follows from data, and the ``rest``."""
+
+    file: Path
+    rest: Path | None = None
+
+
+@contextlib.contextmanager
+def _part_of(file: Path, spec: ModelSpec) -> Iterator[_Part]:
+    """Instances are found in two stages, of which TensorRT for RTX reads the first; the others are whole."""
+    if spec.task != "instances":
+        yield _Part(file)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        places = Path(folder, file.name), Path(folder, "rest.onnx")
+        for graph, place in zip(split(file), places, strict=True):
+            write(graph, place, sum(c.size for c in initializers_of(graph)))
+        yield _Part(*places)
+
+
+def _place(file: Path, out: str | Path | None) -> Path:
+    name = file.with_suffix(SUFFIXES[0]).name
+    if out is None:
+        return file.with_name(name)
+    place = Path(out)
+    if place.is_dir() or str(out).endswith(("/", os.sep)):
+        return place / name
+    if place.suffix not in SUFFIXES:
+        raise UsageError(f"an engine's name ends in {' or '.join(SUFFIXES)}, or --out is a folder; got {out}")
+    return place
+
+
+def _carried(file: Path) -> ModelSpec:
+    """The spec in the ONNX file's metadata."""
+    onnx = require("onnx", "export")
+    try:
+        model = onnx.load(str(file), load_external_data=False)
+    except Exception as e:  # protobuf's errors have no base class of their own
+        raise ArtefactError(f"{file} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
+    text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
+    if text is None:
+        raise SpecError(
+            f"{file} says nothing about its input and output (no metadata key {METADATA_KEY!r}): export it with "
+            "deploykit, or pass a spec (spec= in Python, --spec FILE on the command line)"
+        )
+    return ModelSpec.from_json(text)
+
+
+def _check_network(network: Network, spec: ModelSpec, file: Path) -> None:
+    """What TensorRT has read must be what the spec says: its input, and the precision of its weights."""
+    names = [info.name for info in network.inputs]
+    if names != [spec.input.name]:
+        raise SpecError(f"the spec says that the one input is {spec.input.name!r}, {file} has {', '.join(names)}")
+    check_precision(network.precision, spec.precision, f"{file}, as TensorRT reads it,")
+
+
+def _profiles(network: Network, spec: ModelSpec, asked: Sequence[Profile]) -> tuple[Profile, ...]:
+    if asked or all(None not in info.shape for info in network.inputs):
+        return tuple(asked)
+    return (default_profile(spec.input),)
+
+
+def _covered(profiles: Sequence[Profile], spec: ModelSpec, shape: tuple[int, ...]) -> bool:
+    if not profiles:  # of a network with a fixed batch the others slots repeat the image
+        return shape[1:] == (spec.input.channels, *spec.input.size) and shape[0] <= spec.input.batch
+    return any(profile.covers(shape) for profile in profiles)
+
+
+def _built(
+    network: Network,
+    options: EngineOptions,
+    profiles: Sequence[Profile],
+    device: Gpu | None,
+    cached: bool,
+    on_progress: Callable[[str, float], None],
+) -> Any:
+    place = place_of_cache(network.trt.__version__, device) if cached and device else None
+    plan, cache = build(
+        network,
+        options,
+        profiles,
+        BuildProgress(on_progress),
+        timing_cache=read_cache(place) if place else None,
+        bound=device.bound() if device else None,
+    )
+    if place and cache:
+        write_cache(place, cache)
+    return plan
+
+
+def check_header(trt: Any, engine: Path) -> None:
+    """Ask TensorRT whether a file begins as an engine does; TensorRT for RTX only, and no more than that can be asked
+    without a GPU.
+
+    Raises:
+        ExportError: it does not.
+    """
+    runtime = trt.Runtime(logger(trt, BuildLog()))
+    if not hasattr(runtime, "get_engine_validity"):
+        return
+    with engine.open("rb") as file:
+        header = file.read(runtime.engine_header_size)
+    _, found = runtime.get_engine_validity(header)
+    if found & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE):
+        raise ExportError("what TensorRT built does not begin as an engine does: build it again")
+
+
+def _expected(file: Path, spec: ModelSpec, samples: Sequence[str | Path], clock: Clock) -> Expected:
+    """What the ONNX file gives, in ONNX Runtime on the CPU."""
+    clock("checking")
+    overrides: dict[str, Any] = {}
+    if spec.task == "instances":  # all that it ranks: a network that finds nothing would be expected to give nothing
+        overrides = {CONF: np.zeros(1, np.float32)}
+        spec = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
+    with ort.open_session(file, provider="cpu", overrides=overrides) as session:
+        feeds = make_feeds(spec, samples)
+        return expect({file.name: session}, spec, feeds, on_step=lambda step: clock(f"checking: {step}"))
+
+
+def _checked(
+    engine: Path, record: EngineRecord, expected: Expected, device: Gpu | None, clock: Clock
+) -> tuple[EngineRecord, ParityReport | None]:
+    """Compare where that is possible, else put the reference values beside the engine."""
+    if device is None:
+        expected.save(expected_of(engine))
+        return replace(record, unverified=f"{NO_GPU} ({why_no_gpu()})"), None
+    clock("checking")
+    try:
+        session = open_engine(engine, record, device)
+    except DeviceError as e:  # built for other GPUs than this one
+        expected.save(expected_of(engine))
+        reason = str(e).replace(str(engine), engine.name)  # which is about to be moved
+        return replace(record, unverified=f"built, not run: {reason}"), None
+    with contextlib.ExitStack() as stack:
+        whole: Session = stack.enter_context(session)
+        record = _of_layers(record, precisions_in(session.layer_information()), engine.name)
+        if rest_of(engine).exists():
+            whole = ChainSession(session, stack.enter_context(open_session(rest_of(engine))))
+        parity = check_expected(
+            expected, engine.name, whole, record.spec, on_step=lambda step: clock(f"checking: {step}")
+        )
+    parity.raise_if_bad(engine.name)
+    write_whole(parity_of(engine), parity.to_json().encode())
+    return replace(record, verified=True), parity
+
+
+def _of_layers(record: EngineRecord, found: dict[str, int], name: str) -> EngineRecord:
+    """The record with the precision of the engine's own layers, where its inspector tells it.
+
+    Raises:
+        ExportError: none of them has the precision that was asked for.
+    """
+    if not found:
+        return record
+    if record.spec.precision not in found:  # a builder may take a wider type for some layers, but not for all
+        check_precision(found, record.spec.precision, f"{name}, as TensorRT built it,")
+    return replace(record, precision=found, precision_from="engine")
+
+
+def _keep_log(place: Path, log: BuildLog) -> None:
+    """A build that failed leaves its log, which is what helps; that it cannot be written is not what went wrong."""
+    with contextlib.suppress(DeployError):
+        write_whole(log_of(place), log.text().encode())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,257 @@
+"""An ONNX file to the bytes of an engine, for both flavours of TensorRT: what is asked of the builder, and no more.
+
+Precision is in the ONNX file: TensorRT 11 has no flags for it, so none are used with TensorRT 10 either. Enumerations
+are looked up by name, because their numbers differ between versions. What is used exists in TensorRT 10.0 to 11.1 and
+in TensorRT for RTX, or is asked for before it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import ExportError, UsageError
+from deploykit.export.engine.progress import BuildProgress, monitor
+from deploykit.runtime.backends.trt.bindings import BuildLog, dtype_name, logger
+from deploykit.runtime.engine_record import EngineOptions, Flavour, Profile
+from deploykit.runtime.session import TensorInfo, fits
+from deploykit.spec import InputSpec
+
+__all__ = ["Network", "build", "check_options", "default_profile", "parse"]
+
+MAX_BATCH = 8  # of a network with a dynamic batch, unless a profile says otherwise
+
+PRECISIONS = {
+    "float32": "fp32", "float16": "fp16", "bf16": "bf16", "int8": "int8", "fp8": "fp8", "int4": "int4", "fp4": "fp4",
+}  # fmt: skip
+COMPUTE = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
+HARDWARE = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
+
+
+@dataclass
+class Network:
+    """A parsed network, with everything that must live as long as it does.
+
+    ``precision``: how many compute layers (convolutions, matrix products) take inputs of each type.
+    """
+
+    trt: Any
+    builder: Any
+    definition: Any
+    parser: Any
+    log: BuildLog
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    layers: int
+    precision: dict[str, int]
+
+
+def parse(trt: Any, file: Path, log: BuildLog) -> Network:
+    """Let TensorRT read an ONNX file.
+
+    Raises:
+        ExportError: it cannot, or has no builder here; the message has TensorRT's reason.
+    """
+    try:
+        builder = trt.Builder(logger(trt, log))
+    except (TypeError, RuntimeError) as e:  # what its constructor gives where CUDA does not start
+        raise ExportError(f"TensorRT makes no builder here: {_reason(log, str(e))}") from e
+    # Since 11 every network is strongly typed; before, only one that is asked for keeps the types of the ONNX file.
+    flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
+    definition = builder.create_network(0 if flags is None else 1 << int(flags))
+    parser = trt.OnnxParser(definition, logger(trt, log))
+    if not parser.parse_from_file(str(file)):
+        said = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise ExportError(f"TensorRT does not read {file}: {said[0] if said else _reason(log, 'no reason given')}")
+    inputs = tuple(_info(definition.get_input(i)) for i in range(definition.num_inputs))
+    outputs = tuple(_info(definition.get_output(i)) for i in range(definition.num_outputs))
+    precision = _precision(trt, definition)
+    return Network(trt, builder, definition, parser, log, inputs, outputs, definition.num_layers, precision)
+
+
+def _parser_error(error: Any) -> str:
+    node = f" ({error.node_operator()} {error.node_name()!r})" if error.node_operator() else ""
+    return f"{' '.join(error.desc().split())}{node}"
+
+
+def _info(tensor: Any) -> TensorInfo:
+    return TensorInfo(tensor.name, tuple(None if d < 0 else d for d in tensor.shape), dtype_name(tensor.dtype))
+
+
+def _precision(trt: Any, definition: Any) -> dict[str, int]:
+    """Compute layers by the type of what they multiply; behind dequantisation on both sides that is the narrow one."""
+    kinds = {getattr(trt.LayerType, name) for name in COMPUTE}
+    layers = [definition.get_layer(i) for i in range(definition.num_layers)]
+    narrow: dict[str, str] = {}  # tensor -> the type that it was dequantised from
+    for layer in layers:
+        if layer.type == trt.LayerType.DEQUANTIZE:
+            narrow[layer.get_output(0).name] = dtype_name(layer.get_input(0).dtype)
+        elif layer.type in (trt.LayerType.SHUFFLE, trt.LayerType.IDENTITY) and layer.get_input(0).name in narrow:
+            narrow[layer.get_output(0).name] = narrow[layer.get_input(0).name]
+    found: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type not in kinds:
+            continue
+        sides = [layer.get_input(i) for i in range(min(layer.num_inputs, 2))]
+        stored = [narrow.get(side.name, "") for side in sides if side is not None]
+        both = len(stored) == 2 and stored[0] == stored[1]
+        name = stored[0] if both and stored[0] else dtype_name(layer.get_input(0).dtype)
+        found[PRECISIONS.get(name, name)] += 1
+    return dict(found.most_common())
+
+
+def default_profile(canvas: InputSpec) -> Profile:
+    """The shapes that an engine of a dynamic network takes unless others are asked for.
+
+    Batches of 1 to 8, or to the preferred number if that is larger. With a dynamic shape every rectangle within the
+    preferred size: those are what pictures become.
+    """
+    best = (canvas.batch, canvas.channels, *canvas.size)
+    most = (max(MAX_BATCH, canvas.batch), canvas.channels, *canvas.size)
+    side = canvas.fit.stride
+    least = (1, canvas.channels, side, side) if canvas.dynamic == "shape" else (1, *best[1:])
+    return Profile(least, best, most)
+
+
+def check_options(flavour: Flavour, options: EngineOptions) -> None:
+    """Refuse early what a flavour does not have.
+
+    Raises:
+        UsageError: the flavour lacks an option, or a number is out of range.
+    """
+    if flavour == "tensorrt-rtx":
+        if options.version_compatible:
+            raise UsageError("TensorRT for RTX builds no version-compatible engines: build one for each version")
+        if options.hardware_compatible != "none":
+            raise UsageError(
+                "TensorRT for RTX builds for several GPUs by --compute-capability (or its default, every one from "
+                "Ampere on), not by --hardware-compatible"
+            )
+    elif options.compute_capabilities:
+        raise UsageError("--compute-capability is for TensorRT for RTX; TensorRT builds for the GPU that it runs on")
+    if options.workspace is not None and options.workspace < 1:
+        raise UsageError(f"the workspace must be at least 1 byte, got {options.workspace}")
+    if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
+        raise UsageError(f"the optimization level must lie in 0..5, got {options.optimization_level}")
+
+
+def build(
+    network: Network,
+    options: EngineOptions,
+    profiles: Sequence[Profile],
+    progress: BuildProgress,
+    *,
+    timing_cache: bytes | None = None,
+    bound: contextlib.AbstractContextManager[None] | None = None,
+) -> tuple[Any, bytes | None]:
+    """Build, in a thread of its own, so that Ctrl-C ends it at its next step.
+
+    Args:
+        network: from :func:`parse`.
+        options: what to ask for.
+        profiles: of the one input; none for a network whose shapes are all fixed.
+        progress: is told how far it is.
+        timing_cache: an old one, empty bytes for a new one; None: without.
+        bound: the context in which the GPU is the building thread's current one; None: there is no GPU.
+
+    Returns:
+        The engine in TensorRT's own memory (a buffer, with ``nbytes``), and the timing cache if there is one.
+
+    Raises:
+        ExportError: TensorRT gave no engine; the message has its reason.
+        UsageError: an option or a profile that this TensorRT or this network does not have.
+    """
+    trt, watch = network.trt, monitor(network.trt, progress)
+    config = network.builder.create_builder_config()
+    _apply(trt, config, options)
+    _add_profiles(network, config, profiles)
+    cache = _attach_cache(config, timing_cache)
+    config.progress_monitor = watch
+    built: list[Any] = []
+
+    def work() -> None:
+        with bound or contextlib.nullcontext():
+            built.append(network.builder.build_serialized_network(network.definition, config))
+
+    thread = threading.Thread(target=work, name="engine build", daemon=True)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.1)
+    except KeyboardInterrupt:
+        progress.cancelled = True
+        thread.join()  # the builder cannot be left alone: what it uses would go away under it
+        raise
+    plan = built[0] if built else None
+    if plan is None:
+        raise ExportError(f"TensorRT built no engine: {_reason(network.log, 'no reason given')}")
+    return plan, None if cache is None else bytes(cache.serialize())
+
+
+def _apply(trt: Any, config: Any, options: EngineOptions) -> None:
+    flags = trt.BuilderFlag
+    if options.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the engine can tell its layers' types
+    (config.set_flag if options.tf32 else config.clear_flag)(flags.TF32)  # it is on unless it is cleared
+    if options.version_compatible:
+        config.set_flag(flags.VERSION_COMPATIBLE)
+    if options.hardware_compatible != "none":
+        level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware_compatible], None)
+        if level is None:
+            raise UsageError(
+                f"TensorRT {trt.__version__} has no hardware compatibility {options.hardware_compatible!r}: it came "
+                "with 10.9"
+            )
+        config.hardware_compatibility_level = level
+    if options.optimization_level is not None:
+        config.builder_optimization_level = options.optimization_level
+    if options.compute_capabilities:
+        known = {name.lower(): member for name, member in trt.ComputeCapability.__members__.items()}
+        config.num_compute_capabilities = len(options.compute_capabilities)
+        for i, name in enumerate(options.compute_capabilities):
+            if name not in known:
+                have = ", ".join(n for n in known if n.startswith("sm"))
+                raise UsageError(f"TensorRT for RTX {trt.__version__} builds for {have}, not for {name!r}")
+            config.set_compute_capability(known[name], i)
+
+
+def _add_profiles(network: Network, config: Any, profiles: Sequence[Profile]) -> None:
+    dynamic = [info for info in network.inputs if None in info.shape]
+    if not dynamic:
+        if profiles:
+            raise UsageError("the network's shapes are all fixed, so it takes no profile: export it with --dynamic")
+        return
+    if len(dynamic) > 1:
+        raise UsageError(f"profiles are for one dynamic input, the network has {', '.join(i.name for i in dynamic)}")
+    (info,) = dynamic
+    for wanted in profiles:
+        for shape in (wanted.least, wanted.best, wanted.most):
+            if not fits(info.shape, shape):
+                raise UsageError(f"a profile's shape is {info}, got {'x'.join(map(str, shape))}")
+        profile = network.builder.create_optimization_profile()
+        profile.set_shape(info.name, wanted.least, wanted.best, wanted.most)
+        if config.add_optimization_profile(profile) < 0:
+            raise ExportError(f"TensorRT refuses the profile {wanted}: {_reason(network.log, 'no reason given')}")
+
+
+def _attach_cache(config: Any, old: bytes | None) -> Any:
+    """The timing cache in use; one of another version or GPU is refused by TensorRT itself, and a new one begun."""
+    if old is None:
+        return None
+    cache = config.create_timing_cache(old)
+    if cache is None or not config.set_timing_cache(cache, False):
+        cache = config.create_timing_cache(b"")
+        config.set_timing_cache(cache, False)
+    return cache
+
+
+def _reason(log: BuildLog, otherwise: str) -> str:
+    """The first error of the log: those after it follow from it."""
+    errors = log.errors()
+    return " ".join(errors[0].split()) if errors else otherwise

@@ -1,0 +1,28 @@
+"""What building an engine says at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deploykit.export.parity.report import ParityReport
+from deploykit.runtime.engine_record import EngineRecord
+
+__all__ = ["EngineReport"]
+
+
+@dataclass(frozen=True)
+class EngineReport:
+    """The result of :func:`deploykit.build_engine`: the engine, its record, and the parity report if it ran."""
+
+    path: Path
+    record: EngineRecord
+    parity: ParityReport | None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: the record's fields, with the path, the times and the parity report in full."""
+        parity = self.parity.to_dict() if self.parity else None
+        return {**dataclasses.asdict(self.record), "path": str(self.path), "parity": parity, "seconds": self.seconds}

@@ -1,0 +1,1 @@
+"""The ONNX graph: traced, simplified, finished."""

@@ -1,0 +1,133 @@
+"""Graph passes on the exported ONNX model; each says in its docstring what it changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes import common
+from onnxscript import optimizer
+
+from deploykit.export.graph.interface import Constant, Interface
+from deploykit.runtime.arrays import Array
+
+__all__ = [
+    "initializers_of", "interface_of", "name_axes", "name_transposed", "register_constants", "simplify", "stamp",
+    "strip",
+]  # fmt: skip
+
+FOLD_TAKEN, FOLD_GIVEN = 64 * 2**20, 16 * 2**20
+"""How many elements a constant may have with which is computed, and one that is computed and larger than those.
+
+The first is that of the largest weights, which are transposed. The second is 64 MB in float32: a grid of a model of
+1280 px has 0.2 MB, the biases of all pairs of 64 x 64 cells 800 MB, which are computed when they are needed.
+"""
+
+
+def simplify(model: ir.Model) -> None:
+    """Fold everything that does not depend on the input, and remove what is then equal, idle or unused."""
+    optimizer.fold_constants(model, input_size_limit=FOLD_TAKEN, output_size_limit=FOLD_GIVEN)
+    common.IdentityEliminationPass()(model)
+    common.CommonSubexpressionEliminationPass()(model)
+    common.DeduplicateInitializersPass()(model)
+    common.RemoveUnusedNodesPass()(model)
+    common.RemoveUnusedOpsetsPass()(model)
+
+
+def register_constants(model: ir.Model) -> None:
+    """Enter every constant that a node uses among the graph's initialisers.
+
+    The exporter's own optimiser (onnxscript 0.7.2) gives the bounds of several Clips of one value one name; it then
+    renames all but the last pair, whose entry is the only one left.
+    """
+    known = model.graph.initializers
+    for node in model.graph:
+        for i, value in enumerate(node.inputs):
+            if value is None or value.const_value is None or value.producer() is not None:
+                continue
+            name = str(value.name)
+            if known.get(name) is value:
+                continue
+            number = 0
+            while name in known:
+                number += 1
+                name = f"{value.name}_{number}"
+            known[name] = made = ir.val(name, const_value=value.const_value)
+            node.replace_input_with(i, made)
+
+
+def name_transposed(model: ir.Model, weights: Mapping[str, Array]) -> None:
+    """Call the weights of linear layers, which the exporter stores transposed and numbered, by their own names.
+
+    ``NAME_t`` is the transpose of the weight NAME; ``weights`` are the network's own, ``(rows, columns)``.
+    """
+    shapes: dict[tuple[int, ...], list[str]] = {}
+    for name, weight in weights.items():
+        if weight.ndim == 2:
+            shapes.setdefault(weight.shape[::-1], []).append(name)
+    for old, value in list(model.graph.initializers.items()):
+        tensor = value.const_value
+        if tensor is None or old in weights or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        for name in shapes.get(tuple(tensor.shape.numpy()), []):
+            if f"{name}_t" not in model.graph.initializers and np.array_equal(tensor.numpy(), weights[name].T):
+                model.graph.initializers.pop(old)
+                value.name = tensor.name = f"{name}_t"
+                model.graph.register_initializer(value)
+                break
+
+
+def strip(model: ir.Model) -> None:
+    """Remove doc strings, metadata and inner shapes.
+
+    The exporter writes stack traces with file paths into them, which makes equal exports differ; inner shapes repeat
+    what shape inference finds again, and name dynamic axes after the tracer's variables.
+    """
+    model.doc_string = model.graph.doc_string = None
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    outputs = set(model.graph.outputs)
+    for value in (*model.graph.inputs, *model.graph.initializers.values()):
+        value.metadata_props.clear()
+        value.doc_string = None
+    for node in ir.traversal.RecursiveGraphIterator(model.graph):
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+            value.doc_string = None
+            if value not in outputs:
+                value.shape = None
+                value.type = None
+
+
+def name_axes(value: ir.Value, names: Sequence[str | int]) -> None:
+    """Set the shape of an input or output: numbers, and names for dynamic axes."""
+    value.shape = ir.Shape(names)
+
+
+def stamp(model: ir.Model, key: str, text: str, *, name: str, version: str) -> None:
+    """Write the spec where the runtime reads it, and who made the file; nothing that changes from run to run."""
+    model.metadata_props[key] = text
+    model.producer_name, model.producer_version = "deploykit", version
+    model.graph.name = name
+
+
+def initializers_of(model: ir.Model) -> tuple[Constant, ...]:
+    """The graph's stored tensors: weights and constants."""
+    return tuple(
+        Constant(name, tuple(int(side) for side in value.const_value.shape.numpy()), value.const_value.nbytes)
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    )
+
+
+def interface_of(values: Sequence[ir.Value]) -> tuple[Interface, ...]:
+    """Names, types and shapes of inputs or outputs."""
+    found = []
+    for value in values:
+        sides = [side if isinstance(side, int) else str(side.value) for side in value.shape or ()]
+        dtype = value.dtype.numpy().name if value.dtype is not None else "unknown"
+        found.append(Interface(str(value.name), dtype, tuple(sides)))
+    return tuple(found)

@@ -1,0 +1,1 @@
+"""NMS in the graph: candidates, decision, nodes."""

@@ -1,0 +1,141 @@
+"""Which rows NMS looks at, in PyTorch: the part that is traced, and the twin of the numpy reference for it.
+
+Scores first, then the best ``pre_nms_topk`` rows, and only those are gathered, decoded and handed on: of 57,375 rows of
+a pose network at 960 px a thousand at most. The definition is that of :mod:`deploykit.runtime.postprocess.nms`.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+
+from deploykit.models.layers.anchor_head import Detect
+from deploykit.models.layers.operators import best_scores
+from deploykit.models.yolo_graph.layer_graph import LayerGraph
+from deploykit.spec import RawRows
+
+__all__ = ["Candidates", "HeadSelection", "RowSelection", "selecting"]
+
+NONE = -1.0  # the score of what is no candidate; thresholds are at least 0
+
+
+class Candidates(NamedTuple):
+    """The best rows of each image, sorted: boxes ``(B,k,4)`` xyxy, scores ``(B,k)``, labels ``(B,k)``, all_scores
+    ``(B,N)`` of every row, and keypoints ``(B,k,K,3)`` (or ``(B,k,0,3)``).
+
+    A row with NaN or infinity has score -1.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    all_scores: Tensor
+    keypoints: Tensor
+
+
+class RowSelection(nn.Module):
+    """Candidates of raw rows ``(B, N, columns)`` as ``layout`` describes them; N is at least ``count``."""
+
+    def __init__(self, layout: RawRows, count: int) -> None:
+        super().__init__()
+        self.layout, self.count = layout, count
+
+    def forward(self, rows: Tensor) -> Candidates:
+        layout = self.layout
+        best = _products(rows, layout).amax(-1)
+        if layout.obj is not None:
+            best = torch.minimum(best, rows[..., layout.obj[0]])
+        finite = (rows * 0).sum(-1) == 0  # NaN and infinity times 0 are NaN
+        all_scores = torch.where(finite, best, NONE)
+        scores, index = best_scores(all_scores, self.count)
+        chosen = torch.gather(rows, 1, index[..., None].expand(-1, -1, rows.shape[2]))
+        return _candidates(chosen, layout, scores, all_scores)
+
+
+def _candidates(rows: Tensor, layout: RawRows, scores: Tensor, all_scores: Tensor) -> Candidates:
+    """The chosen rows ``(B, k, columns)`` taken apart."""
+    # 0 times infinity would be NaN further on; a row that is none is never read.
+    rows = torch.where(scores[..., None] == NONE, 0.0, rows)
+    half = rows[..., layout.box[0] + 2 : layout.box[1]] / 2
+    centre = rows[..., layout.box[0] : layout.box[0] + 2]
+    points = rows[..., slice(*(layout.keypoints or (0, 0)))]
+    points = points.view(*points.shape[:2], -1, layout.kpt_dims)
+    if layout.kpt_dims == 2:  # visible, where the network does not say
+        points = torch.cat((points, torch.ones_like(points[..., :1])), -1)
+    labels = _products(rows, layout).argmax(-1)
+    return Candidates(torch.cat((centre - half, centre + half), -1), scores, labels, all_scores, points)
+
+
+def _products(rows: Tensor, layout: RawRows) -> Tensor:
+    """``(..., columns)`` to ``(..., classes)``: what the classes score."""
+    classes = rows[..., slice(*layout.cls)]
+    return classes if layout.obj is None else classes * rows[..., slice(*layout.obj)]
+
+
+class HeadSelection(nn.Module):
+    """Candidates of an anchor head's features: only the chosen cells are decoded, and all columns of them at once.
+
+    Args:
+        head: the folded head.
+        layout: of its rows.
+        count: how many to choose, at most the number of rows.
+    """
+
+    def __init__(self, head: Detect, layout: RawRows, count: int) -> None:
+        super().__init__()
+        self.head, self.layout, self.count = head, layout, count
+
+    def forward(self, *features: Tensor) -> Candidates:
+        head, columns = self.head, self.head.columns
+        raw = [head.raw(x, level) for level, x in enumerate(features[: head.num_levels])]
+        cells = [r.view(r.shape[0], head.num_anchors, columns, -1) for r in raw]  # (B, A, columns, H * W)
+        all_scores = torch.cat([self._scores(c) for c in cells], 1)
+        scores, index = best_scores(all_scores, self.count)
+        level, anchor, x, y, place = self._places(index, raw)
+        every = torch.cat(cells, 3)
+        step = every.shape[3]
+        # Value c of anchor a and cell p lies at (a * columns + c) * step + p.
+        at = (anchor * columns * step + place)[..., None] + torch.arange(columns, device=index.device) * step
+        values = torch.gather(every.flatten(1), 1, at.flatten(1)).view(*index.shape, columns)
+        strides = torch.tensor(head.stride, dtype=values.dtype, device=values.device)[level][..., None]
+        offset = torch.stack((x, y), -1).to(values.dtype) * strides - 0.5 * strides
+        anchors = head.anchor_grid.flatten(1, 4).view(head.num_levels * head.num_anchors, 2)
+        rows = head.rows_of(values, strides, offset, anchors[level * head.num_anchors + anchor])
+        return _candidates(rows, self.layout, scores, all_scores)
+
+    def _scores(self, cells: Tensor) -> Tensor:
+        """``(B, A, columns, P)`` to ``(B, A * P)``: each cell's best class score, -1 for what is no number."""
+        probabilities = cells[:, :, 4 : 5 + self.head.num_classes].sigmoid()
+        scores = (probabilities[:, :, 1:] * probabilities[:, :, :1]).amax(2)
+        finite = (cells * 0).sum(2) == 0
+        return torch.where(finite, scores, NONE).flatten(1)
+
+    def _places(self, index: Tensor, raw: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A row's level, anchor, column, line, and its place among the cells of all levels, each ``(B, k)``."""
+        sizes = [(r.shape[2], r.shape[3]) for r in raw]
+        areas = [h * w for h, w in sizes]
+        firsts = [0, *itertools.accumulate(self.head.num_anchors * area for area in areas)]
+        table = torch.tensor(
+            [[firsts[i], areas[i], sizes[i][1], sum(areas[:i])] for i in range(len(raw))], device=index.device
+        )
+        level = torch.zeros_like(index)
+        for start in firsts[1:-1]:
+            level = level + (index >= start)
+        first, area, width, before = table[level].unbind(-1)
+        local = index - first
+        anchor = local // area
+        cell = local - anchor * area
+        y = cell // width
+        return level, anchor, cell - y * width, y, before + cell
+
+
+def selecting(graph: LayerGraph, layout: RawRows, count: int) -> LayerGraph:
+    """The network with candidates in the place of rows."""
+    new = copy.copy(graph)
+    head = HeadSelection(cast(Detect, graph.model[-1]), layout, count)
+    new._modules = {**graph._modules, "model": nn.Sequential(*list(graph.model)[:-1], head)}
+    return new

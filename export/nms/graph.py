@@ -1,0 +1,299 @@
+"""NMS as ONNX operators: what follows the candidates in the graph. :mod:`deploykit.runtime.postprocess.nms` defines it.
+
+The candidates of an image are sorted already, the best first (see :mod:`deploykit.export.nms.candidates`):
+``boxes (B,k,4)`` xyxy, ``scores (B,k)`` with -1 where there is none, ``labels (B,k)`` int64, ``keypoints (B,k,K,3)``,
+and ``all_scores (B,N)`` of every row. What is added gives the outputs of :class:`deploykit.spec.NmsOutputs`.
+
+* ``graph`` decides with ONNX's NonMaxSuppression, on scores that are one-hot in the class: ONNX Runtime's computes the
+  overlap as the definition does, ties included. It would swap the corners of a box whose sides are negative, which
+  overlaps nothing by the definition; so it gets a point in its place.
+* ``basic`` needs nothing but arithmetic, TopK, MatMul and a Loop. Every candidate that no kept, better one overlaps is
+  kept; started from "all are", this settles what greedy NMS decides: after n rounds everything is right that hangs on
+  chains of up to n. The loop ends when a round changes nothing, so there is no number of rounds that might not suffice.
+* ``plugin`` is the node ``deploykit::NmsKpt`` on the raw rows; its contract is in ``cpp_plugins/nms_kpt/README.md``.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.errors import UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
+
+__all__ = ["CANDIDATES", "CONF", "DOMAIN", "IOU", "MODES", "append_nms", "append_plugin", "check_thresholds"]
+
+MODES = ("none", "graph", "basic", "plugin")
+DOMAIN = "deploykit"
+CONF, IOU = "nms_conf", "nms_iou"
+"""Names of the stored thresholds, which the check of an export replaces."""
+
+CANDIDATES = ("boxes", "scores", "labels", "all_scores", "keypoints")
+MOST = 3840  # TensorRT's TopK takes no more
+
+_START = """
+    is_one = Greater(scores, {conf})
+    over = Greater(all_scores, {conf})
+    over_number = Cast<to = 6>(over)
+    num_candidates = ReduceSum<keepdims = 1>(over_number, axis1)
+    one_number = Cast<to = 1>(is_one)
+"""
+
+_GRAPH = """
+    live = Where(is_one, scores, minus_one)
+    label_row = Unsqueeze(labels, axis1)
+    live_row = Unsqueeze(live, axis1)
+    of_class = Equal(label_row, classes)
+    per_class = Where(of_class, live_row, minus_one)
+    near, far = Split<axis = 2, num_outputs = 2>(boxes)
+    sides = Sub(far, near)
+    least_side = ReduceMin<keepdims = 1>(sides, axis2)
+    has_area = Greater(least_side, zero)
+    overlapping = Where(has_area, boxes, zero)
+    selected = NonMaxSuppression(overlapping, per_class, most, {iou}, zero1)
+    place = Gather<axis = 1>(selected, batch_and_box)
+    shape = Shape(scores)
+    nothing = ConstantOfShape(shape)
+    count = Shape<start = 0, end = 1>(place)
+    marks = ConstantOfShape<value = float[1] {{1.0}}>(count)
+    kept = ScatterND(nothing, place, marks)
+"""
+
+_BASIC = """
+    x1, y1, x2, y2 = Split<axis = 2, num_outputs = 4>(boxes)
+    width = Sub(x2, x1)
+    height = Sub(y2, y1)
+    area = Mul(width, height)
+    other_x1 = Transpose<perm = [0, 2, 1]>(x1)
+    other_y1 = Transpose<perm = [0, 2, 1]>(y1)
+    other_x2 = Transpose<perm = [0, 2, 1]>(x2)
+    other_y2 = Transpose<perm = [0, 2, 1]>(y2)
+    other_area = Transpose<perm = [0, 2, 1]>(area)
+    left = Max(x1, other_x1)
+    top = Max(y1, other_y1)
+    right = Min(x2, other_x2)
+    bottom = Min(y2, other_y2)
+    across = Sub(right, left)
+    down = Sub(bottom, top)
+    across_0 = Max(across, zero)
+    down_0 = Max(down, zero)
+    inter = Mul(down_0, across_0)
+    areas = Add(area, other_area)
+    union = Sub(areas, inter)
+    overlap = Div(inter, union)
+    too_much = Greater(overlap, {iou})
+    label_column = Unsqueeze(labels, axis2)
+    label_row = Unsqueeze(labels, axis1)
+    same = Equal(label_column, label_row)
+    better = Less(rank_column, rank_row)
+    rivals = And(too_much, same)
+    beats = And(rivals, better)
+    beats_number = Cast<to = 1>(beats)
+    candidates = Unsqueeze(one_number, axis1)
+    settled = Loop(rounds, go_on, candidates)<body = one_round
+        (int64 i, bool running, float[b, one, k] before) => (bool more, float[b, one, k] after)
+    {{
+        hits = MatMul(before, beats_number)
+        hit = Greater(hits, half)
+        after = Where(hit, zero, candidates)
+        change = Sub(after, before)
+        size = Abs(change)
+        largest = ReduceMax<keepdims = 0>(size)
+        more = Greater(largest, zero_scalar)
+    }}>
+    kept = Squeeze(settled, axis1)
+"""
+
+_END = """
+    ordered = Mul(kept, countdown)
+    padded = Pad(ordered, room)
+    top_order, top_place = TopK<axis = 1, largest = 1, sorted = 1>(padded, most)
+    used = Greater(top_order, zero)
+    where = Where(used, top_place, zero_index)
+    where_1 = Unsqueeze(where, axis2)
+    used_1 = Unsqueeze(used, axis2)
+    used_number = Cast<to = 6>(used)
+    num_dets = ReduceSum<keepdims = 1>(used_number, axis1)
+    some_boxes = GatherND<batch_dims = 1>(boxes, where_1)
+    out_boxes = Where(used_1, some_boxes, zero)
+    some_scores = GatherND<batch_dims = 1>(scores, where_1)
+    out_scores = Where(used, some_scores, zero)
+    some_labels = GatherND<batch_dims = 1>(labels, where_1)
+    used_labels = Where(used, some_labels, zero_index)
+    out_labels = Cast<to = 6>(used_labels)
+"""
+
+_KEYPOINTS = """
+    used_2 = Unsqueeze(used_1, axis3)
+    some_keypoints = GatherND<batch_dims = 1>(keypoints, where_1)
+    out_keypoints = Where(used_2, some_keypoints, zero)
+"""
+# 1 and 6 are ONNX's numbers of float32 and int32.
+
+
+def check_thresholds(thresholds: Thresholds) -> None:
+    """Refuse what no graph can hold.
+
+    Raises:
+        UsageError: more candidates or detections than TensorRT's TopK takes.
+    """
+    for name in ("pre_nms_topk", "max_det"):
+        if getattr(thresholds, name) > MOST:
+            option = name.replace("_", "-")
+            raise UsageError(f"--{option} is at most {MOST} inside a graph, got {getattr(thresholds, name)}")
+
+
+def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> None:
+    """Let NMS follow a graph whose outputs are the candidates, named as in :data:`CANDIDATES`; it gives new outputs.
+
+    Args:
+        model: the graph; keypoints are its last output, if there are any.
+        mode: ``graph`` or ``basic``.
+        spec: of the export, whose output is :class:`NmsOutputs`.
+        candidates: k, how many there are of an image.
+    """
+    names = spec.output
+    assert isinstance(names, NmsOutputs)
+    thresholds, keypoints = spec.thresholds, names.keypoints is not None
+    given = {str(value.name): value for value in model.graph.outputs}
+    inputs = [name for name in CANDIDATES if name in given]
+    for name, value in given.items():  # its name is that of an output to come
+        value.name = f"candidate_{name}"
+    body = _START + (_GRAPH if mode == "graph" else _BASIC) + _END + (_KEYPOINTS if keypoints else "")
+    body = body.format(conf=CONF, iou=IOU)
+    words = set(re.findall(r"\w+", body))
+    constants = _constants(thresholds, len(spec.classes), candidates)
+    values = {name: value for name, value in constants.items() if name in words}
+    produced = ["num_dets", "out_boxes", "out_scores", "out_labels"] + ["out_keypoints"] * keypoints
+    produced.append("num_candidates")
+    kinds = {"labels": "int64", "num_dets": "int32", "out_labels": "int32", "num_candidates": "int32"}
+    takes, gives = (
+        ", ".join(f"{kinds.get(name, 'float')} {name}" for name in side) for side in ((*inputs, *values), produced)
+    )
+    opset = model.opset_imports[""]
+    added = ir.from_onnx_text(f'<ir_version: 10, opset_import: ["" : {opset}]>\nnms ({takes}) => ({gives})\n{{{body}}}')
+    for value in list(added.graph.inputs):
+        name = str(value.name)
+        source = given[name] if name in given else _stored(model, name, values[name])
+        ir.convenience.replace_all_uses_with(value, source)
+    outputs = list(added.graph.outputs)
+    added.graph.outputs.clear()
+    _move(added.graph, model.graph)
+    called = [names.num_dets, names.boxes, names.scores, names.labels]
+    called += [names.keypoints] if names.keypoints is not None else []
+    _set_outputs(model, outputs, [*called, names.num_candidates], spec)
+
+
+def _constants(thresholds: Thresholds, classes: int, candidates: int) -> dict[str, Array]:
+    k, m = candidates, thresholds.max_det
+    numbers = np.arange(k)
+    return {
+        CONF: np.array([thresholds.conf], np.float32),
+        IOU: np.array([thresholds.iou], np.float32),
+        "zero": np.zeros((), np.float32),
+        "zero1": np.zeros(1, np.float32),
+        "zero_scalar": np.zeros((), np.float32),
+        "half": np.full((), 0.5, np.float32),
+        "minus_one": np.full((), -1, np.float32),
+        "zero_index": np.zeros((), np.int64),
+        "axis1": np.array([1], np.int64),
+        "axis2": np.array([2], np.int64),
+        "axis3": np.array([3], np.int64),
+        "most": np.array([m], np.int64),
+        "rounds": np.array(k + 1, np.int64),
+        "go_on": np.array(True),
+        "batch_and_box": np.array([0, 2], np.int64),
+        "classes": np.arange(classes, dtype=np.int64).reshape(1, classes, 1),
+        "rank_column": numbers.astype(np.int32).reshape(1, k, 1),
+        "rank_row": numbers.astype(np.int32).reshape(1, 1, k),
+        "countdown": (k - numbers).astype(np.float32).reshape(1, k),
+        "room": np.array([0, 0, 0, max(0, m - k)], np.int64),
+    }
+
+
+def _stored(model: ir.Model, name: str, array: Array) -> ir.Value:
+    """A constant of the graph, beside its weights."""
+    full = name if name in (CONF, IOU) else f"nms_{name}"
+    tensor = ir.tensor(array, name=full)
+    value = ir.Value(name=full, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def _move(source: ir.Graph, target: ir.Graph) -> None:
+    """Append the nodes of one graph to another, under names that no exporter gives."""
+    for node in ir.traversal.RecursiveGraphIterator(source):
+        node.name = f"nms_{node.outputs[0].name}"
+        for value in node.outputs:
+            value.name = f"nms_{value.name}"
+    nodes = list(source)
+    source.remove(nodes)
+    target.extend(nodes)
+
+
+def append_plugin(model: ir.Model, layout: RawRows, spec: ModelSpec) -> None:
+    """Let the node ``deploykit::NmsKpt`` follow a graph whose output is raw rows of ``layout``.
+
+    Raises:
+        UsageError: the rows have another order of columns than the node knows.
+    """
+    names, thresholds = spec.output, spec.thresholds
+    assert isinstance(names, NmsOutputs)
+    start = 4 if layout.obj is None else 5
+    stop = start + len(spec.classes)
+    expected = ((0, 4), None if layout.obj is None else (4, 5), (start, stop))
+    points = len(spec.keypoints.names) if spec.keypoints else 0
+    if (layout.box, layout.obj, layout.cls) != expected or (layout.keypoints or (stop, stop))[0] != stop:
+        raise UsageError(
+            f"--nms plugin takes rows of box, objectness, classes and keypoints in this order, not {layout}"
+        )
+    numbers = {
+        "max_det": thresholds.max_det,
+        "pre_nms_topk": thresholds.pre_nms_topk,
+        "num_classes": len(spec.classes),
+        "num_keypoints": points,
+        "kpt_dims": layout.kpt_dims,
+        "has_obj": int(layout.obj is not None),
+    }
+    attributes = [
+        ir.AttrFloat32("conf", thresholds.conf),
+        ir.AttrFloat32("iou", thresholds.iou),
+        *(ir.AttrInt64(name, number) for name, number in numbers.items()),
+        ir.AttrString("plugin_version", "1"),
+        ir.AttrString("plugin_namespace", DOMAIN),
+    ]
+    called = [names.num_dets, names.boxes, names.scores, names.labels]
+    called += [names.keypoints] if names.keypoints is not None else []
+    called.append(names.num_candidates)
+    node = ir.Node(DOMAIN, "NmsKpt", list(model.graph.outputs), attributes, num_outputs=len(called), name="nms_kpt")
+    model.graph.append(node)
+    model.opset_imports[DOMAIN] = 1
+    _set_outputs(model, list(node.outputs), called, spec)
+
+
+def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spec: ModelSpec) -> None:
+    """Make ``values`` the graph's outputs, with the names of the spec and the shapes that follow from it."""
+    m = spec.thresholds.max_det
+    points = len(spec.keypoints.names) if spec.keypoints else 0
+    names = spec.output
+    assert isinstance(names, NmsOutputs)
+    shapes: dict[str, tuple[int, ...]] = {
+        names.num_dets: (1,),
+        names.boxes: (m, 4),
+        names.scores: (m,),
+        names.labels: (m,),
+        names.num_candidates: (1,),
+    }
+    if names.keypoints is not None:
+        shapes[names.keypoints] = (m, points, 3)
+    whole = (names.num_dets, names.labels, names.num_candidates)
+    batch: int | str = spec.input.batch if spec.input.dynamic == "none" else "batch"
+    model.graph.outputs.clear()
+    for value, name in zip(values, called, strict=True):
+        value.name = name
+        value.shape = ir.Shape((batch, *shapes[name]))
+        value.type = ir.TensorType(ir.DataType.INT32 if name in whole else ir.DataType.FLOAT)
+        model.graph.outputs.append(value)

@@ -1,0 +1,129 @@
+"""An export with NMS inside: which module is traced, and what is added to its graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from deploykit.errors import UsageError
+from deploykit.export.nms.candidates import RowSelection, selecting
+from deploykit.export.nms.decode_node import append_decode, raw_levels
+from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin, check_thresholds
+from deploykit.export.nms.layouts import detections_layout
+from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
+from deploykit.models.layers.anchor_head import Detect
+from deploykit.models.yolo_graph.layer_graph import LayerGraph
+from deploykit.runtime.postprocess.detections import names_of
+from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
+from deploykit.spec import Tensor as Dense
+
+__all__ = ["NmsMode", "NmsPlan", "plan_of"]
+
+NmsMode = Literal["none", "graph", "basic", "plugin"]
+
+
+@dataclass(frozen=True)
+class NmsPlan:
+    """What an export does about NMS.
+
+    ``layout``: of the rows before it, or of a dense output, which no NMS follows. ``outputs``: the names that are
+    traced. ``candidates``: how many rows NMS looks at (0: all of them). ``decodes``: rows are decoded by a node too,
+    and what is traced ends before it. ``inside``: the network has NMS of its own, by these thresholds, and ``layout``
+    is that of its detections.
+    """
+
+    mode: NmsMode
+    layout: RawRows | Dense
+    outputs: tuple[str, ...]
+    candidates: int
+    decodes: bool = False
+    inside: Thresholds | None = None
+
+    @property
+    def rows(self) -> RawRows:
+        """The layout, where there are rows."""
+        assert isinstance(self.layout, RawRows)
+        return self.layout
+
+    def module(self, fused: nn.Module) -> nn.Module:
+        """What is traced: the network itself, or the network up to its candidates or its head's raw values."""
+        if self.inside is not None:
+            return with_thresholds(fused, self.inside)
+        if self.decodes:
+            levels = raw_levels(fused)
+            assert levels is not None
+            return levels[0]
+        if not self.candidates:
+            return fused
+        if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
+            return _First(selecting(fused, self.rows, self.candidates), len(self.outputs))
+        return _First(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), len(self.outputs))
+
+    def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
+        """Add NMS to the graph that was traced of ``fused``."""
+        if self.decodes:
+            append_decode(graph, fused, self.rows)
+        if self.mode == "plugin":
+            append_plugin(graph, self.rows, spec)
+        elif self.mode != "none":
+            append_nms(graph, self.mode, spec, self.candidates)
+
+
+def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Module) -> tuple[NmsPlan, ModelSpec]:
+    """The plan for a network with raw rows, and the spec of what is exported.
+
+    Raises:
+        UsageError: thresholds that no graph can hold, a dynamic shape, whose number of rows is not known, rows that
+            need more than NMS, or a network that has NMS inside already.
+    """
+    spec = replace(spec, thresholds=thresholds)
+    layout = spec.output
+    if isinstance(layout, NmsOutputs):
+        if mode != "none":
+            raise UsageError(f"--nms {mode} follows raw rows: this network has NMS inside already, leave it out")
+        check_thresholds(thresholds)
+        return NmsPlan(mode, detections_layout(spec), names_of(layout), 0, inside=thresholds), spec
+    if isinstance(layout, Dense) and mode != "none":
+        raise UsageError(f"--nms {mode} is for detectors: this model's task is {spec.task}, and it finds no boxes")
+    if mode == "none" or isinstance(layout, Dense):
+        return NmsPlan(mode, layout.plain, (layout.name,), 0), spec
+    if isinstance(layout, PoseObjectRows):
+        raise UsageError(
+            f"--nms {mode} does not go with pose objects: after NMS of the persons and of the keypoint objects, "
+            "the two are fused in the pixels of the source picture, which a graph does not know; use --nms none"
+        )
+    check_thresholds(thresholds)
+    given = replace(spec, output=NmsOutputs(keypoints="keypoints" if spec.keypoints else None))
+    if mode == "plugin":
+        levels = raw_levels(fused)
+        return NmsPlan(mode, layout, levels[1] if levels else (layout.name,), 0, decodes=levels is not None), given
+    if spec.input.dynamic == "shape":
+        raise UsageError(f"--nms {mode} needs a fixed image size: --dynamic shape goes with --nms none or plugin")
+    names = CANDIDATES if spec.keypoints else CANDIDATES[:-1]
+    rows = _rows(fused, spec)
+    return NmsPlan(mode, layout, names, min(thresholds.pre_nms_topk, rows)), given
+
+
+def _rows(fused: nn.Module, spec: ModelSpec) -> int:
+    """How many rows the network gives for an image."""
+    height, width = spec.input.size
+    if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
+        head = fused.model[-1]
+        return head.num_anchors * sum((height // s) * (width // s) for s in head.stride)
+    with torch.inference_mode():
+        return int(fused(torch.zeros(1, spec.input.channels, height, width)).shape[1])
+
+
+class _First(nn.Module):
+    """The first outputs of a module: where there are no keypoints, theirs is left out."""
+
+    def __init__(self, module: nn.Module, count: int) -> None:
+        super().__init__()
+        self.module, self.count = module, count
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.module(images)[: self.count])

@@ -1,0 +1,112 @@
+"""What a parity check feeds to the networks: sample pictures as the runtime would prepare them, and seeded noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.images.placing import dense_blob, place
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.parity.expected import Batch, Feeds
+from deploykit.spec import InputSpec, ModelSpec
+
+__all__ = ["SAMPLE", "make_feeds", "on_canvas", "sample_image"]
+
+SAMPLE = "apollo11_crew.jpg"
+SEED = 0
+GREY = (0.114, 0.587, 0.299)  # of blue, green and red
+SLOTS = 3  # images in a batch whose batch size is free
+
+
+def sample_image() -> Path:
+    """The picture that ships with deploykit: three people, public domain (see NOTICE)."""
+    return Path(str(resources.files("deploykit") / "assets" / SAMPLE))
+
+
+def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
+    """Sample pictures and noise for a network.
+
+    A batch of one for each when the network takes one image; batches of three different images in shuffled slots and
+    of one image in all slots when its batch is free or larger; a second, rectangular size when its shape is free.
+
+    Args:
+        spec: of the network.
+        images: sample pictures; none takes :func:`sample_image`.
+
+    Raises:
+        ImageError, NotFoundError: a sample cannot be read.
+    """
+    canvas = spec.input
+    fed: dict[str, Array] = {}
+    for path in images or [sample_image()]:
+        picture = read_image(path)
+        label = str(path) if Path(path).name in fed else Path(path).name
+        fed[label] = on_canvas(picture, canvas, auto=False)
+        if canvas.dynamic == "shape":
+            rectangle = on_canvas(picture, canvas, auto=True)
+            if rectangle.shape != fed[label].shape:
+                fed[f"{label} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
+    fed[f"noise (seed {SEED})"] = _noise(canvas)
+    if canvas.dynamic == "none" and canvas.batch == 1:
+        return Feeds(fed, tuple(Batch(label, (label,)) for label in fed))
+    return _batched(fed, canvas)
+
+
+def _noise(canvas: InputSpec) -> Array:
+    """Pixels of 0 to 255 at random, as the network is fed them."""
+    noise = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32)
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
+    return (noise * np.float32(255 * canvas.scale) - mean) / std
+
+
+def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:
+    label = next(iter(fed))
+    mirrored = f"{label} mirrored"
+    fed[mirrored] = np.ascontiguousarray(fed[label][..., ::-1])
+    same_size = [name for name, image in fed.items() if image.shape == fed[label].shape]
+    slots = SLOTS if canvas.dynamic != "none" else canvas.batch
+    order = [same_size[i] for i in np.random.default_rng(SEED).permutation(len(same_size))]
+    # Where images only ever come in batches, there are so many batches that each image is in one.
+    rounds = 1 if canvas.dynamic != "none" else -(-len(order) // slots)
+    batches = [
+        Batch(
+            f"{slots} slots shuffled" + (f" ({n + 1} of {rounds})" if rounds > 1 else ""),
+            tuple(order[i % len(order)] for i in range(n * slots, (n + 1) * slots)),
+        )
+        for n in range(rounds)
+    ]
+    batches.append(Batch(f"{slots} slots of {label}", (label,) * slots))
+    if canvas.dynamic != "none":
+        batches = [*(Batch(name, (name,)) for name in fed), *batches]
+    return Feeds(fed, tuple(batches))
+
+
+def on_canvas(picture: Array, canvas: InputSpec, *, auto: bool) -> Array:
+    """The picture as the Predictor would feed it; a canvas that is for tiles or padding it is scaled to.
+
+    A network of another number of channels gets red, green, blue and grey in turn: what a parity check needs is a
+    real picture's values, not what they mean.
+    """
+    if canvas.fit.kind == "crop":
+        placed = place(picture, canvas).canvas
+    elif canvas.fit.kind == "letterbox":
+        placed = Letterbox.fit(picture.shape[:2], canvas.size, canvas.fit, auto=auto).apply(picture)
+    else:
+        size = canvas.size
+        if auto:  # the picture's own rectangle
+            size = Letterbox.fit(picture.shape[:2], size, replace(canvas.fit, kind="letterbox"), auto=True).canvas
+        resized = replace(canvas.fit, kind="resize")
+        placed = Letterbox.fit(picture.shape[:2], size, resized, auto=False).apply(picture)
+    if canvas.channels in (1, 3):
+        return dense_blob([placed], canvas)
+    grey = np.rint(placed @ np.array(GREY)).astype(np.uint8)
+    colours = [placed[..., 2], placed[..., 1], placed[..., 0], grey]
+    planes = [colours[i % 4] for i in range(canvas.channels)]
+    planes[:3] = planes[2::-1] if canvas.channels > 2 else planes  # as OpenCV has a picture of many channels
+    return dense_blob([np.stack(planes, -1)], canvas)

@@ -1,0 +1,234 @@
+"""Parity of networks with NMS inside: their detections against those that the definition finds in a reference's rows.
+
+A network with random weights, or a picture of nothing, detects nothing, and then everything would agree. So where the
+thresholds are stored in the file it is run a second time with a confidence of 0 and an IoU of 1: what comes out then
+are the best rows, whatever they are worth, and those are held against the reference's by the limits of raw values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deploykit.export.nms.layouts import detections_layout
+from deploykit.export.parity.detections import Matching, match_found
+from deploykit.export.parity.report import ParityReport
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.parity.differences import Difference, differences
+from deploykit.runtime.parity.expected import Batch, Expected
+from deploykit.runtime.parity.spread import spread_of
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.postprocess.detections import Found, found_in
+from deploykit.runtime.postprocess.nms import nms
+from deploykit.runtime.session import Session, input_of
+from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
+
+__all__ = ["check_detections", "detections_as_rows"]
+
+ROWS = 100  # of each image, where thresholds are open
+
+
+def check_detections(
+    expected: Expected,
+    name: str,
+    candidate: Session,
+    spec: ModelSpec,
+    tolerance: Tolerance | None = None,
+    *,
+    opened: Session | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> ParityReport:
+    """Compare the detections of ``candidate`` with those in the rows of the references.
+
+    Args:
+        expected: raw rows by reference and image.
+        name: of the candidate.
+        candidate: a network whose outputs are those of ``spec.output``, an :class:`NmsOutputs`.
+        spec: of the candidate.
+        tolerance: limits; None takes those of fp32.
+        opened: the same network with a confidence of 0 and an IoU of 1.
+        on_step: told what is being compared.
+
+    Raises:
+        BackendError: a network failed, or an output has another shape than the spec says.
+    """
+    limits, layout = tolerance or expected.limits, expected.layout
+    assert isinstance(layout, RawRows)  # what has NMS had rows
+    rows_spec = replace(spec, output=layout, task="keypoints" if spec.keypoints else "detect")
+    found_differences: list[Difference] = []
+    matchings: list[Matching] = []
+    for batch in expected.feeds.batches:
+        on_step(f"{name} on {batch.name}")
+        detections = _run(candidate, batch, expected, spec, spec.thresholds)
+        best = None
+        if opened is not None:
+            best = _run(opened, batch, expected, spec, replace(spec.thresholds, conf=0.0, iou=1.0))
+        for reference, by_label in expected.rows.items():
+            if not all(label in by_label for label in batch.images):
+                continue
+            rows = [by_label[label] for label in batch.images]
+            names = (reference, name, batch.name)
+            matchings.append(match_found(names, rows, detections, rows_spec, limits))
+            if isinstance(spec.output, NmsOutputs) and spec.output.masks is not None:
+                found_differences.append(_masks(names, rows, best or detections, layout, limits))
+            if best is not None:
+                parts = [_best(r, b, layout, spec.thresholds.max_det, limits) for r, b in zip(rows, best, strict=True)]
+                matchings.append(_matching(names, parts, limits))
+                found_differences += _differences(names, parts, layout, limits)
+    notes = expected.feeds.notes
+    if opened is None:
+        notes = (*notes, "with NMS inside only what it detects is compared")
+    return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), notes, limits)
+
+
+def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array:
+    """What a network with NMS inside finds in one image, as rows in which NMS finds the same again."""
+    info = session.inputs[0]
+    outputs = session.run(input_of(info, np.repeat(image, info.shape[0] or 1, 0)))
+    found = found_in(outputs, 0, spec, spec.thresholds)
+    layout = detections_layout(spec)
+    rows = np.zeros((len(found.scores), layout.columns), np.float32)
+    rows[:, :2] = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+    rows[:, 2:4] = found.boxes[:, 2:] - found.boxes[:, :2]
+    rows[np.arange(len(rows)), 4 + found.labels] = found.scores
+    if found.keypoints is not None and layout.keypoints:
+        rows[:, slice(*layout.keypoints)] = found.keypoints.reshape(len(rows), 3 * found.keypoints.shape[1])
+    if found.masks is not None:  # behind the columns that the layout names
+        rows = np.concatenate((rows, found.masks.reshape(len(rows), math.prod(found.masks.shape[1:]))), 1)
+    return rows
+
+
+def _run(session: Session, batch: Batch, expected: Expected, spec: ModelSpec, thresholds: Thresholds) -> list[Found]:
+    """What is found in each slot; a session of another fixed batch gets each image in every slot."""
+    info = session.inputs[0]
+    images = [expected.feeds.images[label] for label in batch.images]
+    fixed = info.shape[0]
+    if fixed is None or fixed == len(images):
+        outputs = session.run(input_of(info, np.concatenate(images)))
+        return [found_in(outputs, slot, spec, thresholds) for slot in range(len(images))]
+    runs = (session.run(input_of(info, np.repeat(image, fixed, 0))) for image in images)
+    return [found_in(outputs, 0, spec, thresholds) for outputs in runs]
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The reference's best rows of one image beside what the candidate gives in their place.
+
+    ``expected``, ``found``: ``(n, 5 + keypoint values)``, corners, score, keypoints; ``count``: how many were looked
+    for; ``tail``: how many had no place because rounding decides which rows come last.
+    """
+
+    expected: Array
+    found: Array
+    count: int
+    tail: int
+
+
+def _best(rows: Array, found: Found, layout: RawRows, most: int, limits: Tolerance) -> _Best:
+    """Pair the best rows with the candidate's: same place, same score. ``most``: so many the candidate can give."""
+    count = min(ROWS, most)
+    top = Thresholds(conf=0.0, iou=1.0, max_det=count, pre_nms_topk=count)
+    kept = nms(rows, layout, top)
+    count = len(kept.rows)
+    given = _as_rows(found, layout)
+    free = np.ones(len(given), bool)
+    pairs: list[tuple[int, int]] = []
+    # Looked for within these: a pixel and a thousandth, or what a lower precision makes of them.
+    near, alike = max(1.0, 4 * limits.pixels), max(1e-3, 2 * limits.max_score)
+    last = float(found.scores[-1]) if len(found.scores) == most else -1.0  # a list that is not full has no tail
+    tail = 0
+    for i in range(count):
+        distance = np.abs(found.boxes - kept.boxes[i]).max(1) / near
+        distance += np.abs(found.scores - kept.scores[i]) / alike
+        distance[~free | (found.labels != kept.labels[i])] = np.inf
+        j = int(distance.argmin()) if len(distance) else 0
+        if len(distance) and distance[j] < 1.0:
+            pairs.append((i, j))
+            free[j] = False
+        elif kept.scores[i] <= last + limits.max_score:
+            tail += 1
+    left, right = (np.array(side, np.int64) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
+    expected = rows[kept.rows[left]].astype(np.float64)
+    return _Best(_flat(expected, layout), given[right], count, tail)
+
+
+def _flat(rows: Array, layout: RawRows) -> Array:
+    """Rows as :func:`_as_rows` gives detections: corners, the score of the best class, keypoints."""
+    box = rows[:, slice(*layout.box)]
+    scores = rows[:, slice(*layout.cls)].max(1, initial=0)
+    if layout.obj is not None:
+        scores = scores * rows[:, layout.obj[0]]
+    points = rows[:, slice(*(layout.keypoints or (0, 0)))]
+    return np.concatenate((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2, scores[:, None], points), 1)
+
+
+def _as_rows(found: Found, layout: RawRows) -> Array:
+    points = np.zeros((len(found.scores), 0))
+    if found.keypoints is not None:
+        width = found.keypoints.shape[1] * layout.kpt_dims
+        points = found.keypoints[..., : layout.kpt_dims].reshape(len(found.scores), width)
+    return np.concatenate((found.boxes, found.scores[:, None], points), 1).astype(np.float64)
+
+
+def _masks(
+    names: tuple[str, str, str], rows: Sequence[Array], found: Sequence[Found], layout: RawRows, limits: Tolerance
+) -> Difference:
+    """The masks of the pairs of one place and class; their values are probabilities of what lies in a box, and move
+    with it, so that the limit is that of a matched score."""
+    count, largest, worst = 0, 0.0, (0, 0, 0.0, 0.0)
+    errors: list[Array] = []
+    for reference, b in zip(rows, found, strict=True):
+        assert b.masks is not None
+        boxes = _flat(reference.astype(np.float64), layout)[:, :4]
+        labels = reference[:, slice(*layout.cls)].argmax(1)
+        given = b.masks.reshape(len(b.masks), math.prod(b.masks.shape[1:]))
+        for i in range(len(reference)):
+            distance = np.abs(b.boxes - boxes[i]).max(1, initial=0.0)
+            distance[b.labels != labels[i]] = np.inf
+            j = int(distance.argmin()) if len(distance) else -1
+            if j < 0 or distance[j] > max(limits.same_box, 10 * limits.pixels):
+                continue  # whether it has to have a partner, the matching says
+            expected = reference[i, layout.columns :]
+            error = np.abs(expected - given[j])
+            error[~np.isfinite(error)] = np.inf
+            cell = int(error.argmax())
+            count += error.size
+            errors.append(error / limits.max_score)
+            if error[cell] > largest:
+                largest, worst = float(error[cell]), (i, cell, float(expected[cell]), float(given[j, cell]))
+    used = largest / limits.max_score
+    return Difference(*names, "masks", count, largest, used, worst, spread=spread_of(errors))
+
+
+def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Tolerance) -> Matching:
+    count, tail = sum(p.count for p in parts), sum(p.tail for p in parts)
+    score = max((float(np.abs(p.expected[:, 4] - p.found[:, 4]).max(initial=0.0)) for p in parts), default=0.0)
+    points = [np.abs(p.expected[:, 5:] - p.found[:, 5:]).max(initial=0.0) for p in parts]
+    return Matching(
+        *names,
+        "best rows",
+        expected=count,
+        found=count,
+        matched=sum(len(p.expected) for p in parts),
+        borderline=2 * tail,
+        min_iou=1.0,
+        max_score=score,
+        max_keypoint=float(max(points, default=0.0)) if parts and parts[0].expected.shape[1] > 5 else None,
+        limits=limits,
+    )
+
+
+def _differences(
+    names: tuple[str, str, str], parts: Sequence[_Best], layout: RawRows, limits: Tolerance
+) -> Iterator[Difference]:
+    """The paired rows by the limits of raw values; a score stands for the class."""
+    if not any(len(p.expected) for p in parts):
+        return
+    width = parts[0].expected.shape[1]
+    plain = RawRows(obj=None, cls=(4, 5), keypoints=(5, width) if width > 5 else None, kpt_dims=layout.kpt_dims)
+    expected, found = ([getattr(p, side) for p in parts] for side in ("expected", "found"))
+    reference, name, label = names
+    yield from differences(reference, name, label, expected, found, plain, limits, corners=True)

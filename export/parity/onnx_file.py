@@ -1,0 +1,136 @@
+"""Parity of an exported file: which sessions of it are compared, by what its plan says of NMS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from deploykit.errors import BackendError
+from deploykit.export.nms.decode_node import written_out
+from deploykit.export.nms.graph import CONF, IOU
+from deploykit.export.nms.plan import NmsPlan
+from deploykit.export.parity.compare import check_expected, expect
+from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.report import ParityReport
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends import ort
+from deploykit.runtime.parity.expected import Expected, Feeds
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.spec import ModelSpec
+
+__all__ = ["check_file", "reference_of_file"]
+
+
+def check_file(
+    plan: NmsPlan,
+    expected: Expected,
+    file: Path,
+    spec: ModelSpec,
+    on_step: Callable[[str], None],
+    limits: Tolerance | None = None,
+    *,
+    optimization: ort.Optimization = "all",
+) -> ParityReport:
+    """Run a file that was made by ``plan`` and compare it with what is expected, by ``limits`` or those of fp32.
+
+    Raises:
+        BackendError: it does not run. SpecError: an output is not what the spec says.
+    """
+    opened_by = partial(ort.open_session, provider="cpu", optimization=optimization)
+    if plan.mode == "plugin":  # its thresholds are attributes of the node, so the rows before it are compared
+        return _check_plugin(plan, expected, file, spec, on_step, limits, opened_by)
+    if plan.mode == "none" and plan.inside is None:
+        with opened_by(file) as session:
+            return check_expected(expected, file.name, session, spec, limits, on_step)
+    with opened_by(file) as session, opened_by(file, overrides=_open_thresholds(plan)) as opened:
+        return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
+
+
+def reference_of_file(plan: NmsPlan, feeds: Feeds, file: Path, spec: ModelSpec) -> Expected:
+    """What a file itself gives on the images of a check, to hold another computation of it against.
+
+    Raises:
+        BackendError: it does not run. SpecError: an output is not what the spec says.
+    """
+    if plan.mode == "plugin":
+        with _rows_before(file, native=False) as before, ort.open_session(before, provider="cpu") as session:
+            return expect({file.name: session}, replace(spec, output=plan.rows), feeds)
+    if plan.mode == "none" and plan.inside is None:
+        with ort.open_session(file, provider="cpu") as session:
+            return expect({file.name: session}, spec, feeds)
+    opened = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
+    with ort.open_session(file, provider="cpu", overrides=_open_thresholds(plan)) as session:
+        return expect({file.name: session}, opened, feeds)
+
+
+def _open_thresholds(plan: NmsPlan) -> dict[str, Array]:
+    """Stored thresholds that let everything through; a network with NMS of its own needs its IoU."""
+    opened: dict[str, Array] = {CONF: np.zeros(1, np.float32)}
+    return opened if plan.inside is not None else {**opened, IOU: np.ones(1, np.float32)}
+
+
+def _check_plugin(
+    plan: NmsPlan,
+    expected: Expected,
+    file: Path,
+    spec: ModelSpec,
+    on_step: Callable[[str], None],
+    limits: Tolerance | None,
+    opened_by: Callable[..., ort.OrtSession],
+) -> ParityReport:
+    """Compare the rows before NmsKpt, and what it finds in them where a library has it."""
+    try:
+        whole = opened_by(file)
+    except BackendError:
+        parity = _check_rows(plan, expected, file, spec, on_step, limits, opened_by, native=False)
+        note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
+        if plan.decodes:
+            note += " (nor DecodeRows, which was written out in ONNX's own operators for the comparison)"
+        return replace(parity, notes=(*parity.notes, note))
+    with whole:
+        parity = _check_rows(plan, expected, file, spec, on_step, limits, opened_by, native=True)
+        found = check_detections(expected, file.name, whole, spec, limits, on_step=on_step)
+    return replace(parity, matchings=(*parity.matchings, *found.matchings))
+
+
+def _check_rows(
+    plan: NmsPlan,
+    expected: Expected,
+    file: Path,
+    spec: ModelSpec,
+    on_step: Callable[[str], None],
+    limits: Tolerance | None,
+    opened_by: Callable[..., ort.OrtSession],
+    *,
+    native: bool,
+) -> ParityReport:
+    with _rows_before(file, native=native) as before, opened_by(before) as session:
+        rows = replace(spec, output=plan.rows)
+        return check_expected(expected, file.name, session, rows, limits, on_step)
+
+
+@contextmanager
+def _rows_before(file: Path, *, native: bool) -> Iterator[Path]:
+    """The same network without its last node, beside it as long as it is needed; its outputs are what the node takes.
+
+    Unless ``native``, nothing in it needs a library.
+    """
+    model = onnx.load(str(file), load_external_data=False)
+    node = model.graph.node.pop()
+    if not native:
+        model = written_out(model)
+    del model.graph.output[:]
+    rows = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.input]
+    model.graph.output.extend(rows)
+    before = file.with_name(f"before-{file.name}")
+    before.write_bytes(model.SerializeToString())
+    try:
+        yield before
+    finally:
+        before.unlink()

@@ -1,0 +1,145 @@
+"""What an exported file must give: computed once from the checkpoint in float64, and held against every form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx_ir as ir
+from torch import Tensor, nn
+
+from deploykit.errors import ParityError
+from deploykit.export.nms.plan import NmsPlan
+from deploykit.export.parity.compare import check_expected, expect
+from deploykit.export.parity.float32_noise import Float32Cost, levels_apart, relaxed_tolerance, torch_float32
+from deploykit.export.parity.onnx_file import check_file
+from deploykit.export.parity.report import ParityReport
+from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
+from deploykit.export.step_timer import Clock
+from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
+from deploykit.models.registry import ReferenceModel
+from deploykit.runtime.parity.expected import Expected, Feeds
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.spec import ModelSpec
+
+__all__ = ["Proof", "largest_values"]
+
+
+@dataclass
+class Proof:
+    """The model, its folded copy and the images of the check; what they give is computed when it is first needed.
+
+    ``rows`` is the spec of the network with raw rows, whatever is exported behind them.
+    """
+
+    model: ReferenceModel
+    fused: nn.Module
+    rows: ModelSpec
+    feeds: Feeds
+    clock: Clock
+    _expected: Expected | None = None
+    _limits: Tolerance = field(default_factory=Tolerance)
+
+    @property
+    def expected(self) -> Expected:
+        """What the checkpoint and the folded model give, in float64, with the limits that hold for fp32."""
+        if self._expected is None:
+            self.clock("checking")
+            torch_spec = spec_of_module(self.model)
+            open_conf = replace(self.rows.thresholds, conf=0.0)  # of a network with NMS inside: all that it ranks
+            references = {
+                name: TorchSession(with_thresholds(module, open_conf), torch_spec, exact=True)
+                for name, module in (("the checkpoint", self.model.module), ("the folded model", self.fused))
+            }
+            self._expected = expect(
+                references,
+                replace(self.rows, thresholds=open_conf),
+                self.feeds,
+                once={"the folded model"},
+                closing=True,
+                on_step=self._tell,
+            )
+        return replace(self._expected, limits=self._limits)
+
+    def full(self, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
+        """Hold an fp32 file to the tolerances of fp32; where float32 itself exceeds them, to wider ones.
+
+        Raises:
+            ParityError: it does not agree.
+        """
+        expected = self.expected
+        self.clock("checking")
+        parity = check_file(plan, expected, file, spec, self._tell)
+        if not parity.ok:
+            parity = self._relaxed(parity, file, plan, spec)
+        parity.raise_if_bad(file.name)
+        self._limits = parity.tolerance
+        return parity
+
+    def _relaxed(self, parity: ParityReport, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
+        """The report by the tolerances that float32 allows this network, or the failed one if it explains nothing."""
+        expected = self.expected
+        self._tell("what float32 costs")
+        torch_spec = replace(spec_of_module(self.model), thresholds=self.rows.thresholds)
+        modules = self.fused, self.model.module
+        cost = Float32Cost.of(
+            {
+                "PyTorch": [torch_float32(expected, module, torch_spec) for module in modules],
+                "ONNX Runtime": levels_apart(file, plan, spec, expected, self._tell),
+            }
+        )
+        limits = relaxed_tolerance(parity.tolerance, cost)
+        if limits is None or not cost.explains(parity):
+            return parity
+        again = check_file(plan, expected, file, spec, self._tell, limits)
+        return replace(again, notes=(*again.notes, cost.note(limits))) if again.ok else parity
+
+    def reduced(self, file: Path, plan: NmsPlan, spec: ModelSpec, limits: Tolerance) -> ParityReport:
+        """Hold a file of reduced precision to its limits in ONNX Runtime; the report may be bad."""
+        expected = self.expected
+        self.clock("checking")
+        return check_file(plan, expected, file, spec, self._tell, limits)
+
+    def by_types(self, graph: ir.Model, name: str, limits: Tolerance) -> ParityReport:
+        """Hold a graph with raw rows to its limits in torch, each tensor rounded to its own type; the report may be
+        bad.
+
+        Raises:
+            ParityError: a tensor overflows.
+        """
+        expected = self.expected
+        self.clock("checking")
+        broken: list[str] = []
+
+        def observe(tensor: str, value: Tensor) -> None:
+            if not value.float().isfinite().all():
+                broken.append(tensor)
+
+        with GraphSession(graph, observe=observe) as session:
+            parity = check_expected(expected, f"{name} in torch", session, self.rows, limits, self._tell)
+        if broken:
+            raise ParityError(f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite")
+        return parity
+
+    def _tell(self, step: str) -> None:
+        self.clock(f"checking: {step}")
+
+
+def largest_values(graph: ir.Model, feeds: Feeds, on_step: Callable[[str], None]) -> dict[str, float]:
+    """The largest absolute value of every float tensor of an fp32 graph, over all images of a check."""
+    found: dict[str, float] = {}
+
+    def observe(name: str, value: Tensor) -> None:
+        if value.numel():
+            found[name] = max(found.get(name, 0.0), float(value.abs().max()))
+
+    with GraphSession(graph, observe=observe) as session:
+        (info,) = session.inputs
+        for label, image in feeds.images.items():
+            on_step(f"measuring: {label}")
+            slots = info.shape[0] or 1
+            if session.takes((slots, *image.shape[1:])):
+                session.run({info.name: image.repeat(slots, 0)})
+    return found

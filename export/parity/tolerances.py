@@ -1,0 +1,70 @@
+"""How far the outputs of each precision may be off; fp32 has the defaults of a :class:`Tolerance`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.spec import ModelSpec
+
+__all__ = ["FP16", "LIMITS", "UNJUDGED", "limits_between"]
+
+FP16 = Tolerance(
+    pixels=0.5,
+    relative=0.0,
+    side=0.03,
+    probability=0.02,
+    min_score=0.05,
+    same_box=0.75,
+    max_keypoint=4.0,
+    max_score=0.02,
+    borderline_iou=0.05,
+    min_iou=0.9,
+    unmatched=0.02,
+    dense=0.02,
+)
+"""Limits of fp16: rounding is relative, so a large box moves further. Of detectors twice what trained models were seen
+to need in rows that score over 0.05, of dense outputs six times (docs/precision.md); they catch what is wrong, and
+accuracy on annotated pictures judges."""
+
+BF16 = Tolerance(
+    pixels=4.0,
+    relative=0.0,
+    side=0.1,
+    probability=0.12,
+    min_score=0.05,
+    same_box=6.0,
+    max_keypoint=24.0,
+    max_score=0.12,
+    borderline_iou=0.15,
+    min_iou=0.7,
+    unmatched=0.1,
+    dense=0.12,
+)
+"""Limits of bf16, whose numbers have three bits less than those of fp16; as those of fp16."""
+
+UNJUDGED = Tolerance(
+    pixels=math.inf,
+    relative=0.0,
+    probability=math.inf,
+    min_score=0.05,
+    same_box=0.0,
+    max_keypoint=math.inf,
+    max_score=math.inf,
+    borderline_iou=0.0,
+    min_iou=0.5,
+    dense=math.inf,
+    judged=False,
+)
+"""Of int8 and fp8: what a detection becomes is told, accuracy on annotated pictures judges."""
+
+LIMITS = {"fp32": Tolerance(), "fp16": FP16, "bf16": BF16, "int8": UNJUDGED, "fp8": UNJUDGED}
+"""Precision -> limits, the narrowest first."""
+
+
+def limits_between(specs: Iterable[ModelSpec | None]) -> Tolerance:
+    """The limits for networks that are compared with each other: those of the lowest precision among them."""
+    order = list(LIMITS)
+    lowest = max((order.index(spec.precision) for spec in specs if spec is not None), default=0)
+    return LIMITS[order[lowest]]

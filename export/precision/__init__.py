@@ -1,0 +1,1 @@
+"""Lower precision as passes over a graph."""

@@ -1,0 +1,289 @@
+"""The ranges of activations, measured on pictures, from which int8 and fp8 scales follow.
+
+Pictures go exactly the way that they go in use: the spec's letterbox, colour order and numbers. There is no fallback:
+ranges that were measured on noise look like ranges and destroy a model.
+
+Four ways lead from a tensor's absolute values to its range, all symmetric, so that zero is exact:
+
+* ``minmax``: the largest value. Nothing is clipped; one outlier makes every step coarse.
+* ``percentile``: the value that 99.99 % of the values do not exceed.
+* ``entropy``: the range whose 128 levels lose the least information, by the Kullback-Leibler divergence from the
+  clipped histogram (S. Migacz, "8-bit inference with TensorRT", GTC 2017).
+* ``mse``: the range with the smallest mean squared error of rounding and clipping together.
+
+``auto`` takes the one of ``minmax``, ``percentile`` and ``mse`` with which the quantised network's outputs are nearest
+to the exact ones on the pictures: which that is differs from network to network.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from deploykit.errors import DataError, DeployError, NotFoundError, UsageError
+from deploykit.export.parity.inputs import on_canvas
+from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.files import cache_folder, write_whole
+from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.images.sources import pictures_in
+from deploykit.spec import InputSpec, ModelSpec
+
+__all__ = [
+    "AUTO",
+    "METHODS",
+    "Activations",
+    "Calibration",
+    "Method",
+    "calibration_images",
+    "measure_activations",
+    "range_of",
+]
+
+Method = Literal["auto", "minmax", "percentile", "entropy", "mse"]
+METHODS: tuple[Method, ...] = ("auto", "minmax", "percentile", "entropy", "mse")
+AUTO: tuple[Method, ...] = ("minmax", "percentile", "mse")
+"""What ``auto`` chooses from; entropy lost ten points of AP where the others lost none (docs/precision.md)."""
+
+BINS = 2048  # of a histogram of absolute values
+LEVELS = 128  # of int8 on one side of zero
+STEP = 8  # bins between one candidate of a range and the next
+FORMAT = 1  # of the cache; another number, and older files are not read
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which pictures, and how a range follows from them.
+
+    Args:
+        source: a folder of pictures (subfolders are not searched), or the pictures themselves.
+        size: so many of them are used, spread evenly over their sorted names; of fewer, all.
+        method: one of :data:`METHODS`.
+        percentile: of ``percentile``, in percent.
+    """
+
+    source: str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
+    size: int = 32
+    method: Method = "auto"
+    percentile: float = 99.99
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UsageError(f"calibration needs at least 1 picture, got {self.size}")
+        if self.method not in METHODS:
+            raise UsageError(f"a calibration method is one of {', '.join(METHODS)}, got {self.method!r}")
+        if not 50.0 < self.percentile <= 100.0:
+            raise UsageError(f"a percentile of absolute values lies over 50 and up to 100, got {self.percentile}")
+
+    def pictures(self) -> list[Path]:
+        """The pictures that are used.
+
+        Raises:
+            NotFoundError: no such folder or picture. ImageError, DataError: there is no picture.
+        """
+        if isinstance(self.source, tuple):
+            found = [Path(p).expanduser() for p in self.source]
+            missing = next((p for p in found if not p.is_file()), None)
+            if missing is not None:
+                raise NotFoundError(f"a picture to calibrate with was expected at {missing}, which does not exist")
+        else:
+            folder = Path(self.source).expanduser()
+            if not folder.is_dir():
+                raise NotFoundError(f"a folder of pictures to calibrate with was expected at {folder}, which is none")
+            found = pictures_in(folder)
+        if not found:
+            raise DataError(f"no picture to calibrate with in {self.source}: ranges are measured on pictures, or not")
+        count = min(self.size, len(found))
+        return [found[i * len(found) // count] for i in range(count)]
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What was measured: ``largest`` absolute value of each tensor, and ``counts``, a histogram of its absolute values
+    in equal bins from 0 to that. ``pictures`` is how many were used, ``cached`` whether it is of an earlier run."""
+
+    largest: dict[str, float]
+    counts: dict[str, Array]
+    pictures: int
+    cached: bool = False
+
+    def ranges(self, method: Method, percentile: float) -> dict[str, float]:
+        """The range of each tensor by one method; it holds -r to r."""
+        return {
+            name: range_of(self.counts[name], largest, method, percentile) for name, largest in self.largest.items()
+        }
+
+
+def measure_activations(
+    graph: ir.Model,
+    data: bytes,
+    spec: ModelSpec,
+    tensors: Sequence[str],
+    calibration: Calibration,
+    *,
+    cache: bool = True,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> Activations:
+    """Measure float tensors of an fp32 graph on pictures.
+
+    Args:
+        graph: without subgraphs.
+        data: the graph's file, by which the cache knows it.
+        spec: what the graph takes; its own preprocessing is used.
+        tensors: their names; the graph's input may be among them.
+        calibration: the pictures.
+        cache: use and keep results (in the cache folder, by the hash of the model, the pictures and the tensors).
+        on_progress: told how many pictures are done, of how many; each is seen twice.
+
+    Raises:
+        DataError, NotFoundError, ImageError: pictures are missing or cannot be read.
+    """
+    files = calibration.pictures()
+    place = cache_folder() / "calibration" / f"{_key(data, files, tensors)}.npz"
+    if cache and (known := _read(place, tensors, len(files))) is not None:
+        return known
+    done = 0
+    largest = dict.fromkeys(tensors, 0.0)
+    counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in tensors}
+
+    def see_largest(name: str, value: torch.Tensor) -> None:
+        if name in largest:
+            largest[name] = max(largest[name], float(value.abs().max()))
+
+    def count(name: str, value: torch.Tensor) -> None:
+        if name in counts and largest[name] > 0.0:
+            counts[name] += torch.histc(value.abs(), BINS, 0.0, largest[name])
+
+    for observe in (see_largest, count):
+        with GraphSession(graph, observe=observe) as session:
+            (info,) = session.inputs
+            for image in _images(files, spec.input):
+                observe(info.name, torch.from_numpy(image))
+                session.run({info.name: image})
+                done += 1
+                on_progress(done, 2 * len(files))
+        broken = next((name for name, value in largest.items() if not np.isfinite(value)), None)
+        if broken is not None:
+            raise DataError(f"the tensor {broken!r} has values that are not finite: no range follows from them")
+    found = Activations(largest, {name: counted.numpy() for name, counted in counts.items()}, len(files))
+    if cache:
+        _keep(place, found)
+    return found
+
+
+def range_of(histogram: Array, largest: float, method: Method, percentile: float = 99.99) -> float:
+    """The range that follows from a histogram of absolute values with equal bins from 0 to ``largest``."""
+    if method == "minmax" or largest <= 0.0 or not histogram.any():
+        return largest
+    width = largest / len(histogram)
+    if method == "percentile":
+        return width * (1 + _percentile_bin(histogram, percentile))
+    return width * (_entropy_bins(histogram) if method == "entropy" else _mse_bins(histogram))
+
+
+def _percentile_bin(histogram: Array, percentile: float) -> int:
+    share = np.cumsum(histogram) / histogram.sum()
+    return int(np.searchsorted(share, percentile / 100.0 - 1e-12))
+
+
+def _entropy_bins(histogram: Array) -> int:
+    """How many bins the range has whose quantised distribution is nearest to the clipped one."""
+    histogram = histogram.astype(np.float64)
+    histogram[0] = histogram[1]  # a spike at zero, which every range holds exactly, would outweigh the rest
+    best, chosen = np.inf, len(histogram)
+    for bins in range(LEVELS, len(histogram) + 1, STEP):
+        reference = histogram[:bins].copy()
+        reference[-1] += histogram[bins:].sum()
+        inside = histogram[:bins]
+        level = np.arange(bins) * LEVELS // bins
+        filled = inside > 0
+        counts = np.bincount(level, filled, LEVELS)
+        spread = np.bincount(level, inside, LEVELS) / np.maximum(counts, 1)
+        quantised = np.where(filled, spread[level], 0.0)
+        divergence = _divergence(reference, quantised)
+        if divergence < best:
+            best, chosen = divergence, bins
+    return chosen
+
+
+def _divergence(p: Array, q: Array) -> float:
+    """Kullback-Leibler, in nats; what p has and q has not gets a ten-thousandth of q."""
+    smooth = 1e-4
+    p, q = p / p.sum(), q / max(q.sum(), 1e-300)
+    q = np.where((q == 0) & (p > 0), smooth, q)
+    used = p > 0
+    return float((p[used] * np.log(p[used] / q[used])).sum() + q.sum() - 1.0)
+
+
+def _mse_bins(histogram: Array) -> int:
+    """How many bins the range has that makes the squared error of rounding and clipping the smallest."""
+    centres = np.arange(len(histogram)) + 0.5
+    candidates = np.arange(LEVELS, len(histogram) + 1, STEP)
+    steps = candidates[:, None] / (LEVELS - 1.0)
+    levels = np.minimum(np.round(centres / steps), LEVELS - 1.0) * steps
+    # Values within a bin differ too, by the same for every candidate.
+    errors = ((levels - centres) ** 2 * histogram).sum(1)
+    return int(candidates[errors.argmin()])
+
+
+def calibration_images(calibration: Calibration, spec: ModelSpec, count: int) -> list[Array]:
+    """The first and further pictures of a calibration, ``count`` of them spread over all, as the network is fed."""
+    files = calibration.pictures()
+    count = min(count, len(files))
+    return list(_images([files[i * len(files) // count] for i in range(count)], spec.input))
+
+
+def _images(files: Sequence[Path], canvas: InputSpec) -> Iterator[Array]:
+    """Each picture as the network is fed it; one of a fixed batch gets it in every slot."""
+    slots = canvas.batch if canvas.dynamic == "none" else 1
+    for file in files:
+        yield on_canvas(read_image(file), canvas, auto=False).repeat(slots, 0)
+
+
+def _key(data: bytes, files: Sequence[Path], tensors: Sequence[str]) -> str:
+    """A hash of everything that the numbers depend on, the pictures' own bytes among it."""
+    digest = hashlib.sha256(data)
+    for file in files:
+        try:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        except OSError as e:
+            raise DataError(f"cannot read the picture {file}: {e.strerror or e}") from e
+    digest.update(json.dumps({"format": FORMAT, "bins": BINS, "tensors": list(tensors)}).encode())
+    return digest.hexdigest()
+
+
+def _read(place: Path, tensors: Sequence[str], pictures: int) -> Activations | None:
+    """What was kept; None where there is nothing, or nothing whole."""
+    try:
+        with np.load(BytesIO(place.read_bytes()), allow_pickle=False) as kept:
+            largest, counts = kept["largest"], kept["counts"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    if largest.shape != (len(tensors),) or counts.shape != (len(tensors), BINS):
+        return None
+    if not (np.isfinite(largest).all() and (largest >= 0).all() and np.isfinite(counts).all()):
+        return None
+    values = dict(zip(tensors, map(float, largest), strict=True))
+    return Activations(values, dict(zip(tensors, counts, strict=True)), pictures, cached=True)
+
+
+def _keep(place: Path, found: Activations) -> None:
+    """A convenience: where it cannot be written there is none."""
+    data = BytesIO()
+    np.savez_compressed(
+        data, largest=np.array(list(found.largest.values())), counts=np.stack(list(found.counts.values()))
+    )
+    with contextlib.suppress(DeployError):
+        write_whole(place, data.getvalue())

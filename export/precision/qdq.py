@@ -1,0 +1,249 @@
+"""A graph quantised to int8 or fp8: QuantizeLinear and DequantizeLinear around convolutions and matrix products.
+
+The pairs say which numbers are rounded to which grid, and whoever runs the file turns them into integer arithmetic:
+ONNX Runtime, TensorRT 10 and 11 and TensorRT for RTX all read this one form. Everything is symmetric with a zero point
+of 0, as TensorRT wants it; weights have a scale for each output channel, activations one for the tensor.
+
+Only convolutions and matrix products with constant weights are quantised. The decode behind them is not: a box of 640
+and a score of 1 on one grid of 255 steps would destroy both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.errors import ExportError
+from deploykit.export.precision.half import compute_nodes
+from deploykit.runtime.arrays import Array
+
+__all__ = ["QuantKind", "Quantised", "activations_of", "quantisable", "quantize", "quantize_weight"]
+
+QuantKind = Literal["int8", "fp8"]
+
+LARGEST = {"int8": 127.0, "fp8": 448.0}
+TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
+SMALLEST = 2.0**-126  # of a scale: a channel of zeros has some scale, too
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """``layers``: the nodes that were quantised; ``kept``: those that were not; ``tensors``: activations with a pair;
+    ``weights``: how many weights are stored narrow."""
+
+    layers: tuple[str, ...]
+    kept: tuple[str, ...]
+    tensors: tuple[str, ...]
+    weights: int
+
+
+def quantisable(graph: Any) -> list[ir.Node]:
+    """The convolutions and matrix products with constant weights, in the graph's order."""
+    return [node for node in compute_nodes(graph) if _weight(node) is not None]
+
+
+def activations_of(node: ir.Node, *, outputs: bool) -> list[str]:
+    """The activations that are rounded for a node: what it takes and, with ``outputs``, what it gives."""
+    given = node.inputs[0]
+    assert given is not None
+    return [str(given.name), *([str(node.outputs[0].name)] if outputs else [])]
+
+
+def quantize(
+    model: ir.Model,
+    ranges: Mapping[str, float],
+    *,
+    kind: QuantKind = "int8",
+    keep: Collection[str] = (),
+    outputs: bool = False,
+    reduce_range: bool = False,
+) -> Quantised:
+    """Quantise a float32 graph in place.
+
+    Args:
+        model: the graph; fp8 needs opset 19.
+        ranges: of every activation that :func:`activations_of` names.
+        kind: ``int8`` or ``fp8`` (e4m3).
+        keep: names of nodes that stay as they are.
+        outputs: round what a layer gives as well, which ONNX Runtime's integer convolution needs.
+        reduce_range: int8 weights of 7 bits (-63 to 63), whose sums of two products fit 16 bits.
+
+    Raises:
+        ExportError: a range is missing, or the opset is too low.
+    """
+    opset = model.opset_imports.get("", 18)
+    if kind == "fp8" and opset < 19:
+        raise ExportError(f"fp8 needs opset 19, the graph has {opset}")
+    graph = model.graph
+    nodes = quantisable(graph)
+    chosen = [node for node in nodes if str(node.name) not in keep]
+    limit = 63.0 if reduce_range and kind == "int8" else LARGEST[kind]
+    weights: dict[str, ir.Value] = {}
+    takers: dict[str, list[ir.Node]] = {}
+    for node in chosen:
+        weight = node.inputs[1]
+        assert weight is not None
+        axis = _channel_axis(node)
+        key = f"{weight.name} {axis}"
+        if key not in weights:
+            weights[key] = _dequantised(graph, node, weight, axis, kind, limit)
+        node.replace_input_with(1, weights[key])
+        for name in activations_of(node, outputs=False):
+            takers.setdefault(name, []).append(node)
+    tensors = []
+    for name, users in takers.items():
+        value = users[0].inputs[0]
+        assert value is not None
+        pair = _pair(graph, value, _range(ranges, name), kind)
+        for node in users:
+            node.replace_input_with(0, pair)
+        tensors.append(name)
+    if outputs:
+        for node in chosen:
+            name = str(node.outputs[0].name)
+            if node.outputs[0] in graph.outputs or _only_quantised(node.outputs[0]):
+                continue
+            _round_output(graph, node, _range(ranges, name), kind)
+            tensors.append(name)
+    unused = [name for name, value in graph.initializers.items() if not value.uses() and value not in graph.outputs]
+    for name in unused:
+        graph.initializers.pop(name)
+    done = {str(node.name) for node in chosen}
+    stored = sum(value.const_value.size for value in _narrow(graph, kind) if value.const_value is not None)
+    return Quantised(
+        tuple(str(node.name) for node in chosen),
+        tuple(str(node.name) for node in nodes if str(node.name) not in done),
+        tuple(tensors),
+        stored,
+    )
+
+
+def quantize_weight(weight: Array, axis: int | None, kind: QuantKind, limit: float) -> tuple[Array, Array]:
+    """Narrow values and their scales: one for each index of ``axis``, or one for all.
+
+    ``w`` is rounded to ``q = round(w / scale)`` with ``scale = max |w| / limit``, so that the largest weight is exact.
+    """
+    axes = tuple(i for i in range(weight.ndim) if i != axis)
+    top = np.abs(weight.astype(np.float64)).max(axis=axes, initial=0.0)
+    scale = np.maximum(top / limit, SMALLEST).astype(np.float32)
+    shape = [1] * weight.ndim
+    if axis is not None:
+        shape[axis] = -1
+    ratio = weight.astype(np.float32) / scale.reshape(shape)
+    if kind == "fp8":
+        return np.clip(ratio, -limit, limit).astype(TYPES[kind].numpy()), scale
+    return np.clip(np.round(ratio), -limit, limit).astype(np.int8), scale
+
+
+def _weight(node: ir.Node) -> Any:
+    """The constant that a node multiplies with; None where it has none."""
+    if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
+        return None
+    value = node.inputs[1]
+    if not value.is_initializer() or value.const_value is None or value.const_value.dtype != ir.DataType.FLOAT:
+        return None
+    return value.const_value if len(value.const_value.shape) >= 2 else None
+
+
+def _channel_axis(node: ir.Node) -> int | None:
+    """The axis of the weight whose indices are output channels."""
+    if node.op_type == "Conv":
+        return 0
+    attributes = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr)}
+    if node.op_type == "ConvTranspose":
+        return 1 if attributes.get("group", 1) == 1 else None  # of groups the axis counts each group's channels anew
+    weight = node.inputs[1]
+    assert weight is not None
+    assert weight.const_value is not None
+    if node.op_type == "Gemm":
+        return 0 if attributes.get("transB", 0) else 1
+    return len(weight.const_value.shape) - 1
+
+
+def _range(ranges: Mapping[str, float], name: str) -> float:
+    if name not in ranges:
+        raise ExportError(f"no range was measured for the tensor {name!r}")
+    return ranges[name]
+
+
+def _constant(graph: Any, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
+    tensor = ir.tensor(array, dtype=dtype, name=name)
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+def _zero(graph: Any, kind: QuantKind) -> ir.Value:
+    """The zero point of all activations."""
+    name = f"zero_{kind}"
+    if name in graph.initializers:
+        found: ir.Value = graph.initializers[name]
+        return found
+    return _constant(graph, name, np.zeros((), TYPES[kind].numpy()), TYPES[kind])
+
+
+def _dequantised(
+    graph: Any, node: ir.Node, weight: ir.Value, axis: int | None, kind: QuantKind, limit: float
+) -> ir.Value:
+    """The weight as a narrow constant behind a DequantizeLinear."""
+    assert weight.const_value is not None
+    numbers, scale = quantize_weight(weight.const_value.numpy(), axis, kind, limit)
+    name = (
+        f"{weight.name}_{kind}" if f"{weight.name}_{kind}" not in graph.initializers else f"{weight.name}_{axis}_{kind}"
+    )
+    stored = _constant(graph, name, numbers, TYPES[kind])
+    steps = _constant(graph, f"{name}_scale", scale)
+    given = [stored, steps]
+    if axis is not None:
+        zeros = np.zeros(len(scale), TYPES[kind].numpy())
+        given.append(_constant(graph, f"{name}_zero", zeros, TYPES[kind]))
+    else:
+        given.append(_zero(graph, kind))
+    attributes = {} if axis is None else {"axis": axis}
+    back = ir.node("DequantizeLinear", given, attributes, name=f"{name}_dequantize")
+    back.outputs[0].name = f"{name}_dequantized"
+    graph.insert_before(node, back)
+    return back.outputs[0]
+
+
+def _quantised(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> tuple[ir.Node, ir.Node]:
+    """The two nodes that round a value to its grid."""
+    step = np.float32(max(top / LARGEST[kind], SMALLEST))
+    scale = _constant(graph, f"{value.name}_scale", np.array(step))
+    there = ir.node("QuantizeLinear", [value, scale, _zero(graph, kind)], name=f"{value.name}_quantize")
+    there.outputs[0].name = f"{value.name}_{kind}"
+    back = ir.node("DequantizeLinear", [there.outputs[0], scale, _zero(graph, kind)], name=f"{value.name}_dequantize")
+    back.outputs[0].name = f"{value.name}_dequantized"
+    return there, back
+
+
+def _pair(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> ir.Value:
+    there, back = _quantised(graph, value, top, kind)
+    producer = value.producer()
+    if producer is None:
+        graph.insert_before(graph[0], [there, back])
+    else:
+        graph.insert_after(producer, [there, back])
+    return back.outputs[0]
+
+
+def _only_quantised(value: ir.Value) -> bool:
+    """Whether everything that takes a value rounds it already."""
+    return all(user.op_type == "QuantizeLinear" for user, _ in value.uses())
+
+
+def _round_output(graph: Any, node: ir.Node, top: float, kind: QuantKind) -> None:
+    value = node.outputs[0]
+    users = list(value.uses())
+    there, back = _quantised(graph, value, top, kind)
+    graph.insert_after(node, [there, back])
+    for user, index in users:
+        user.replace_input_with(index, back.outputs[0])
+
+
+def _narrow(graph: Any, kind: QuantKind) -> list[ir.Value]:
+    return [v for v in graph.initializers.values() if v.dtype == TYPES[kind] and str(v.name).endswith(f"_{kind}")]

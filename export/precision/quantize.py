@@ -1,0 +1,226 @@
+"""From a proved fp32 graph to int8 or fp8: pictures, ranges, the layers that are kept, the quantised graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.errors import ExportError
+from deploykit.export.precision.calibration import (
+    AUTO,
+    Activations,
+    Calibration,
+    Method,
+    calibration_images,
+    measure_activations,
+)
+from deploykit.export.precision.qdq import Quantised, QuantKind, activations_of, quantisable, quantize
+from deploykit.export.precision.sensitivity import (
+    RUNS,
+    Sensitivity,
+    choose_keep,
+    error_with,
+    label_of,
+    measure_sensitivity,
+    named_layers,
+    outputs_of,
+)
+from deploykit.spec import ModelSpec
+
+__all__ = ["QuantReport", "quantize_file", "quantize_like"]
+
+COMPARED = 8  # pictures on which methods are compared
+WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
+MEASURED = 4 * 640 * 640  # pixels of those on which layers are: up to a hundred networks are run on them
+Keep = Literal["auto", "none"] | Collection[str]
+
+
+@dataclass(frozen=True)
+class QuantReport:
+    """What was quantised and how.
+
+    ``errors``: the error of the outputs by calibration method, of those that were compared. ``error``: what is left
+    with the layers kept (see :func:`deploykit.export.precision.sensitivity.output_error`); None: not measured.
+    ``pictures``: how many, and a hash of their names. ``labels``: layer -> what the network calls it.
+    """
+
+    kind: QuantKind
+    method: Method
+    errors: dict[str, float]
+    pictures: int
+    names_sha256: str
+    cached: bool
+    done: Quantised
+    labels: dict[str, str]
+    kept_by: str
+    sensitivity: Sensitivity | None
+    error: float | None
+    ranges: dict[str, float]
+    reduce_range: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return dataclasses.asdict(self)
+
+    def lines(self) -> list[tuple[str, str]]:
+        """For people: a name and a sentence."""
+        methods = ", ".join(f"{name} {error:.3g}" for name, error in self.errors.items())
+        compared = f"; error of the outputs by method: {methods}" if len(self.errors) > 1 else ""
+        cached = ", measured earlier" if self.cached else ""
+        kept = ", ".join(self.labels[name] for name in self.done.kept) or "none"
+        error = "" if self.error is None else f"; error of the outputs {self.error:.3g}"
+        if self.error is not None and self.done.kept:
+            error += f" instead of {self.errors[self.method]:.3g}"
+        return [
+            ("ranges", f"{self.method}, {self.pictures} pictures{cached}{compared}"),
+            (
+                "not quantised",
+                f"{len(self.done.kept)} of {len(self.done.kept) + len(self.done.layers)} layers, chosen "
+                f"by {self.kept_by}{error}: {kept}",
+            ),
+        ]
+
+
+def quantize_file(
+    base: Path,
+    spec: ModelSpec,
+    model: ir.Model,
+    calibration: Calibration,
+    *,
+    kind: QuantKind = "int8",
+    keep: Keep = "auto",
+    reduce_range: bool = False,
+    cache: bool = True,
+    on_step: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, float], None] = lambda *_: None,
+) -> QuantReport:
+    """Quantise ``model`` in place.
+
+    Args:
+        base: the file of the same fp32 graph.
+        spec: of it; its preprocessing is what the pictures go through.
+        model: the graph.
+        calibration: pictures and method.
+        kind: ``int8`` or ``fp8``.
+        keep: layers that are not quantised: ``auto``, ``none``, or names and patterns.
+        reduce_range: see :func:`deploykit.export.precision.qdq.quantize`.
+        cache: see :func:`deploykit.export.precision.calibration.measure_activations`.
+        on_step: told what is being done.
+        on_progress: told the share of it that is done.
+
+    Raises:
+        DataError, NotFoundError, ImageError: there are no pictures to measure with. UsageError: an unknown layer.
+        ExportError: the graph has no layer to quantise.
+    """
+    layers = quantisable(model.graph)
+    if not layers:
+        raise ExportError(f"the graph has no convolution or matrix product with constant weights to make {kind}")
+    named = () if keep in ("auto", "none") else named_layers(model, tuple(keep))
+    tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
+
+    def measured(done: int, total: int) -> None:
+        on_progress(f"ranges, {done} of {total} runs", done / total)
+
+    on_step("ranges")
+    found = measure_activations(model, base.read_bytes(), spec, tensors, calibration, cache=cache, on_progress=measured)
+    images = calibration_images(calibration, spec, COMPARED)
+    exact = outputs_of(model, images)
+
+    size, waiting = base.stat().st_size, 0
+
+    def error_of(ranges: dict[str, float], kept: Collection[str], count: int) -> float:
+        nonlocal waiting
+        error = error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, kind, reduce_range)
+        waiting += size
+        if waiting > WAITING:  # a graph is full of cycles, and dozens of large ones would stay in memory together
+            gc.collect()  # which looks at everything that this process holds, so not for a few small ones
+            waiting = 0
+        return error
+
+    few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
+    method, errors, ranges = _chosen(found, calibration, lambda r: error_of(r, (), COMPARED), on_step)
+    sensitivity = None
+    error: float | None = errors.get(method)
+    if keep == "auto":
+        on_step("layers")
+        sensitivity = measure_sensitivity(
+            [str(node.name) for node in layers],
+            lambda kept: error_of(ranges, kept, few),
+            few,
+            on_progress=lambda runs: on_progress(f"layers, {runs} networks compared", min(1.0, runs / RUNS)),
+        )
+        named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few))
+    if named:
+        error = error_of(ranges, named, COMPARED)
+    labels = {str(node.name): label_of(node) for node in layers}  # before their weights are replaced
+    done = quantize(model, ranges, kind=kind, keep=named, reduce_range=reduce_range)
+    return QuantReport(
+        kind=kind,
+        method=method,
+        errors=errors,
+        pictures=found.pictures,
+        names_sha256=hashlib.sha256("\n".join(p.name for p in calibration.pictures()).encode()).hexdigest(),
+        cached=found.cached,
+        done=done,
+        labels=labels,
+        kept_by={"auto": "measurement", "none": "nobody"}.get(str(keep), "name"),
+        sensitivity=sensitivity,
+        error=error,
+        ranges=ranges,
+        reduce_range=reduce_range,
+    )
+
+
+def _chosen(
+    found: Activations,
+    calibration: Calibration,
+    error_of: Callable[[dict[str, float]], float],
+    on_step: Callable[[str], None],
+) -> tuple[Method, dict[str, float], dict[str, float]]:
+    """The method, the errors of those that were compared, and the ranges."""
+    methods = AUTO if calibration.method == "auto" else (calibration.method,)
+    ranges = {method: found.ranges(method, calibration.percentile) for method in methods}
+    errors = {}
+    for method in methods:
+        on_step(f"comparing {method}")
+        errors[str(method)] = error_of(ranges[method])
+    best: Method = min(methods, key=lambda method: errors[str(method)])
+    return best, errors, ranges[best]
+
+
+def quantize_like(base: Path, model: ir.Model, report: QuantReport) -> Quantised:
+    """Quantise another trace of the same network, one that goes on to NMS, just as ``base`` was: the layers are the
+    same and in the same order, whatever they are called.
+
+    Raises:
+        ExportError: they are not.
+    """
+    known, found = (quantisable(graph) for graph in (ir.load(base).graph, model.graph))
+    if len(known) != len(found) or not all(_same(a, b) for a, b in zip(known, found, strict=True)):
+        raise ExportError("the network with NMS inside has other layers than the one that was measured: use --nms none")
+    pairs = list(zip(known, found, strict=True))
+    ranges = {str(_input(b).name): report.ranges[str(_input(a).name)] for a, b in pairs}
+    keep = {str(b.name) for a, b in pairs if str(a.name) in report.done.kept}
+    return quantize(model, ranges, kind=report.kind, keep=keep, reduce_range=report.reduce_range)
+
+
+def _input(node: ir.Node) -> ir.Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _same(a: ir.Node, b: ir.Node) -> bool:
+    weights = [node.inputs[1] for node in (a, b)]
+    if a.op_type != b.op_type or any(w is None or w.const_value is None for w in weights):
+        return False
+    first, second = (w.const_value.numpy() for w in weights if w is not None and w.const_value is not None)
+    return first.shape == second.shape and bool(np.array_equal(first, second))

@@ -1,0 +1,195 @@
+"""Which layers does quantisation hurt? Measured on the network's own outputs, one group of layers at a time.
+
+A layer alone is quantised in an else exact network, and what comes out is held against the exact outputs. Networks have
+hundreds of layers and most of them do not matter, so groups are measured first, and the group that matters most is
+halved and measured again, until no group matters or as many networks have been run as are worth the time.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.errors import UsageError
+from deploykit.export.precision.qdq import QuantKind, quantisable, quantize
+from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.runtime.arrays import Array
+from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
+
+__all__ = [
+    "ENOUGH",
+    "RUNS",
+    "Sensitivity",
+    "choose_keep",
+    "error_with",
+    "label_of",
+    "measure_sensitivity",
+    "named_layers",
+    "output_error",
+    "outputs_of",
+]
+
+MIN_SCORE = 0.05  # rows that score less are of no detection
+GROUPS = 8  # to begin with
+ENOUGH = 0.5  # keep layers until the error that is left is this share of the error of quantising everything
+MOST = 0.15  # of the layers may be kept by measurement: quantisation is what was asked for
+RUNS = 64  # quantised networks that are run to find the layers that matter
+MATTERS = 0.05  # a group whose error is under this share of the whole error is not looked into
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """``whole``: the error with every layer quantised; ``layers``: layer -> the error with it alone quantised, the
+    largest first; ``groups``: groups that were not looked into, with their error. Errors are those of
+    :func:`output_error`. ``pictures`` were used."""
+
+    whole: float
+    layers: dict[str, float]
+    groups: tuple[tuple[tuple[str, ...], float], ...]
+    pictures: int
+
+
+def output_error(expected: Mapping[str, Array], found: Mapping[str, Array], spec: ModelSpec) -> float:
+    """How far outputs are off, as one number without a unit.
+
+    Of rows: over those of which either scores over 0.05, the mean difference of the score and the mean difference of
+    the box's four values, and of its keypoints, as a share of the box's longer side; without such rows over the 100
+    best. Of other outputs: the root of the mean square error as a share of that of the values.
+    """
+    if not isinstance(spec.output, (RawRows, PoseObjectRows)):
+        return sum(
+            float(np.sqrt(np.mean((found[name] - x) ** 2) / max(float(np.mean(x**2)), 1e-30)))
+            for name, x in ((name, x.astype(np.float64)) for name, x in expected.items())
+        )
+    layout = spec.output.plain
+    a, b = (side[layout.name].reshape(-1, layout.columns).astype(np.float64) for side in (expected, found))
+    scores = [_scores(side, layout) for side in (a, b)]
+    best = np.maximum(*scores)
+    rows = np.flatnonzero(best > MIN_SCORE)
+    if not len(rows):
+        rows = np.argsort(-best, kind="stable")[:100]
+    a, b = a[rows], b[rows]
+    box = slice(*layout.box)
+    side = np.maximum(np.abs(a[:, box][:, 2:]).max(1, keepdims=True), 1.0)
+    error = float(np.abs(scores[0][rows] - scores[1][rows]).mean() + (np.abs(a[:, box] - b[:, box]) / side).mean())
+    if layout.keypoints:
+        points = np.arange(*layout.keypoints)
+        places = points[(points - layout.keypoints[0]) % layout.kpt_dims < 2]
+        error += float((np.abs(a[:, places] - b[:, places]) / side).mean())
+    return error if np.isfinite(error) else float("inf")
+
+
+def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Array]]:
+    """What a graph gives for each image, computed in torch by the graph's own types."""
+    with GraphSession(graph) as session:
+        return [session.run({session.inputs[0].name: image}) for image in images]
+
+
+def error_with(
+    graph: ir.Model,
+    ranges: Mapping[str, float],
+    keep: Collection[str],
+    exact: Sequence[Mapping[str, Array]],
+    images: Sequence[Array],
+    spec: ModelSpec,
+    kind: QuantKind,
+    reduce_range: bool,
+) -> float:
+    """The mean error of a graph's outputs when it is quantised but for the layers ``keep``; the graph is changed."""
+    quantize(graph, ranges, kind=kind, keep=keep, reduce_range=reduce_range)
+    errors = [output_error(a, b, spec) for a, b in zip(exact, outputs_of(graph, images), strict=True)]
+    return sum(errors) / len(errors)
+
+
+def measure_sensitivity(
+    layers: Sequence[str],
+    error_without: Callable[[Collection[str]], float],
+    pictures: int,
+    *,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Sensitivity:
+    """Measure the layers that matter.
+
+    Args:
+        layers: the names of all that can be quantised, in the graph's order.
+        error_without: gives the error with all but these layers quantised.
+        pictures: on how many it measures.
+        on_progress: told how many quantised networks have been run.
+    """
+    runs = 0
+
+    def error_of(group: Collection[str]) -> float:
+        nonlocal runs
+        error = error_without([layer for layer in layers if layer not in group])
+        runs += 1
+        on_progress(runs)
+        return error
+
+    whole = error_of(layers)
+    size = max(1, -(-len(layers) // GROUPS))
+    groups = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
+    measured = [(error_of(group), group) for group in groups]
+    while runs < RUNS:  # halve the group with the largest error, as long as it matters
+        error, group = max((m for m in measured if len(m[1]) > 1), default=(0.0, ()))
+        if not group or error < MATTERS * whole:
+            break
+        measured.remove((error, group))
+        half = len(group) // 2
+        measured += [(error_of(part), part) for part in (group[:half], group[half:])]
+    single = {group[0]: error for error, group in measured if len(group) == 1}
+    calm = [(group, error) for error, group in measured if len(group) > 1]
+    ordered = dict(sorted(single.items(), key=lambda item: -item[1]))
+    return Sensitivity(whole, ordered, tuple(calm), pictures)
+
+
+def choose_keep(sensitivity: Sensitivity, error_without: Callable[[Collection[str]], float]) -> tuple[str, ...]:
+    """The layers that are best not quantised.
+
+    The worst layers are left out one after the other, until half of the error is gone, or it grows no smaller, or 15 %
+    of the layers are kept.
+    """
+    total = len(sensitivity.layers) + sum(len(group) for group, _ in sensitivity.groups)
+    kept: tuple[str, ...] = ()
+    left = sensitivity.whole
+    for layer in sensitivity.layers:
+        if left <= ENOUGH * sensitivity.whole or len(kept) + 1 > max(1, int(MOST * total)):
+            break
+        error = error_without((*kept, layer))
+        if error >= left:
+            continue
+        kept, left = (*kept, layer), error
+    return kept
+
+
+def named_layers(graph: ir.Model, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The layers that names or patterns (``*``, ``?``) stand for; a layer has its node's name and its weight's.
+
+    Raises:
+        UsageError: one stands for none.
+    """
+    layers = {str(node.name): label_of(node) for node in quantisable(graph.graph)}
+    found: list[str] = []
+    for pattern in wanted:
+        meant = [n for n, label in layers.items() if any(fnmatch.fnmatchcase(x, pattern) for x in (n, label))]
+        if not meant:
+            near = difflib.get_close_matches(pattern, [*layers, *layers.values()], n=3)
+            hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(list(layers)[:3])}, ..."
+            raise UsageError(f"no layer that can be quantised is called {pattern!r}: {hint}")
+        found += meant
+    return tuple(dict.fromkeys(found))
+
+
+def label_of(node: ir.Node) -> str:
+    """What the network calls a layer: its weight's name, without what all weights have behind it."""
+    weight = node.inputs[1]
+    return str(node.name) if weight is None else str(weight.name).removesuffix(".weight")
+
+
+def _scores(rows: Array, layout: RawRows) -> Array:
+    best: Array = rows[:, slice(*layout.cls)].max(1)
+    return best if layout.obj is None else best * rows[:, layout.obj[0]]

@@ -1,0 +1,1 @@
+"""Sessions that compute in torch: a module, and an ONNX graph."""

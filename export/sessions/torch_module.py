@@ -1,0 +1,128 @@
+"""A PyTorch model behind the runtime's Session: a checkpoint is predicted with and compared like an artefact."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from deploykit.errors import BackendError
+from deploykit.models.fuse import fuse_model
+from deploykit.models.registry import DEFAULT, ReferenceModel, load_model
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.postprocess.detections import names_of
+from deploykit.runtime.session import Session, TensorInfo, check_inputs
+from deploykit.spec import METADATA_KEY, ModelSpec, NmsOutputs, Tensor
+
+__all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
+
+
+class TorchSession(Session):
+    """A module on the CPU, in eval mode; one input, the spec's outputs in their order, any batch and any good size.
+
+    ``exact`` computes in float64: what the weights mean, without the rounding of any implementation. It is about six
+    times slower, and the output is float64. ``threads`` within one operator: None is what torch is set to.
+    """
+
+    def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False, threads: int | None = None) -> None:
+        self._module: nn.Module | None = module
+        self._exact, self._wide = exact, False
+        self._outputs = names_of(spec.output)
+        self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
+        dtype = "float64" if exact else "float32"
+        self.outputs = _outputs(spec, dtype)
+        self.metadata = {METADATA_KEY: spec.to_json()}
+        self.providers = (f"PyTorch CPU {dtype}",)
+        self.notes = ()
+        self.threads = torch.get_num_threads() if threads is None else threads
+        self._wanted = threads
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`deploykit.runtime.session.Session.run`."""
+        if self._module is None:
+            raise BackendError("the PyTorch session is closed")
+        check_inputs(self.inputs, inputs)
+        fed = inputs[self.inputs[0].name]
+        image = torch.from_numpy(fed.copy() if min(fed.strides, default=0) < 0 else fed)  # torch has no such strides
+        if self._exact:
+            image = image.double()
+            if not self._wide:  # not before it is needed: it takes twice the memory
+                self._module, self._wide = copy.deepcopy(self._module).double(), True
+        try:
+            with torch.inference_mode(), _torch_threads(self._wanted):
+                output = self._module(image)
+        except RuntimeError as e:
+            raise BackendError(f"PyTorch failed: {e}") from e
+        found = output if isinstance(output, tuple) else (output,)
+        if len(found) != len(self._outputs):
+            told = f"{len(found)} output{'s' * (len(found) > 1)}"
+            raise BackendError(f"PyTorch gave {told}, the spec names {', '.join(self._outputs)}")
+        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
+
+    def close(self) -> None:
+        """Drop the module."""
+        self._module = None
+
+
+def _outputs(spec: ModelSpec, dtype: str) -> tuple[TensorInfo, ...]:
+    output = spec.output
+    if not isinstance(output, NmsOutputs):
+        axes = spec.dense_axes if isinstance(output, Tensor) else 3
+        return (TensorInfo(output.name, (None,) * axes, dtype),)
+    counts = (output.num_dets, output.num_candidates)
+    axes_of = {**dict.fromkeys((*counts, output.scores, output.labels), 2), output.boxes: 3}  # of the others 4
+    whole = (*counts, output.labels)
+    return tuple(
+        TensorInfo(name, (None,) * axes_of.get(name, 4), "int32" if name in whole else dtype)
+        for name in names_of(output)
+    )
+
+
+_one_at_a_time = threading.Lock()
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int | None) -> Iterator[None]:
+    """Let torch compute with so many threads as long as the context lasts; None: with those that it is set to."""
+    if threads is None:
+        yield
+        return
+    with _one_at_a_time:  # it is one number for the whole process, and each must put back what it found
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
+
+
+def spec_of_module(model: ReferenceModel) -> ModelSpec:
+    """The spec of the model as PyTorch runs it: any batch, and any size that is a multiple of the stride.
+
+    So it takes each picture's own rectangle, as an export with a dynamic shape does.
+    """
+    fit = replace(model.spec.input.fit, auto=True)
+    return replace(model.spec, input=replace(model.spec.input, dynamic="shape", fit=fit))
+
+
+def open_torch_session(
+    path: str | Path, *, exact: bool = False, threads: int | None = None, preprocessing: str = DEFAULT
+) -> tuple[TorchSession, ModelSpec]:
+    """Read a checkpoint without executing it, fold it and run it in PyTorch; ``exact``: in float64.
+
+    Raises:
+        CheckpointError: not a checkpoint that deploykit knows.
+        UsageError: the model has no such preprocessing (see :func:`deploykit.models.registry.with_preprocessing`).
+        FoldError: a fold changed its numbers.
+    """
+    model = load_model(path, preprocessing=preprocessing)
+    spec = spec_of_module(model)
+    session = TorchSession(fuse_model(model.module), spec, exact=exact, threads=threads)
+    session.notes = model.notes
+    return session, spec

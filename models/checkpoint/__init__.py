@@ -1,0 +1,1 @@
+"""The safe reader of checkpoints: containers, opcodes, tensors; nothing in a file is executed."""

@@ -1,0 +1,1 @@
+"""Checkpoints with random weights, as the original projects write them."""

@@ -1,0 +1,1 @@
+"""The families of models, a file or a folder each."""

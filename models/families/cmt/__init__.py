@@ -1,0 +1,1 @@
+"""CMT, and another network of that name."""

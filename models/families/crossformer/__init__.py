@@ -1,0 +1,1 @@
+"""CrossFormer and its backbones."""

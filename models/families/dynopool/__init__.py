@@ -1,0 +1,1 @@
+"""DynOPool in VGG16, EfficientNet-B0 and HRNet-W48."""

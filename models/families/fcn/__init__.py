@@ -1,0 +1,1 @@
+"""FCN-32s, 16s, 8s and ParseNet."""

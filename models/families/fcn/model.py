@@ -1,0 +1,261 @@
+"""FCN-32s, 16s and 8s on VGG16, and ParseNet on the same trunk: the class of each pixel.
+
+Originals: FCN arXiv 1411.4038, shelhamer/fcn.berkeleyvision.org (Caffe), in PyTorch wkentaro/pytorch-fcn (MIT), whose
+keys a file has; ParseNet arXiv 1506.04579, weiliu89/caffe (BSD-2-Clause), of which there is no PyTorch form: the keys
+of its context module are ours. Layouts and numbers are facts taken over, the code is ours.
+
+The picture is padded by 100 pixels, so that the 7 x 7 layer fits even small ones; poolings round up; what comes back
+up by transposed convolutions is cut at fixed offsets. So any size goes in, and logits of that size come out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deploykit.errors import CheckpointError, UsageError
+from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.models.class_names import VOC_CLASSES
+from deploykit.models.families.fcn.context import GlobalContext, LateContext
+from deploykit.models.families.fcn.unpool import BilinearDeconvolution
+from deploykit.models.fuse import shared_copy
+from deploykit.models.loading.weights import load_weights
+from deploykit.models.registry import ReferenceModel, register_model
+from deploykit.spec import Fit, InputSpec, ModelSpec
+from deploykit.spec import Tensor as Dense
+
+FAMILY = "FCN"
+WEIGHTS_LICENCE = "unclear: FCN's authors say nothing of their weights, the PyTorch code is MIT"
+
+VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+PAD = 100
+MEAN = (104.00699, 116.66877, 122.67892)  # blue, green, red
+SIZE = 512  # pictures of PASCAL VOC have up to 500 pixels a side
+SCALES = {"pool4": 0.01, "pool3": 0.0001}  # of FCN-8s trained at once
+MAX_CHANNELS = 65_536  # far beyond any real one, so that a hostile file builds nothing large
+
+
+@dataclass(frozen=True)
+class FcnConfig:
+    """A layer graph of the family.
+
+    ``kind``: ``32s 16s 8s``, or ``parsenet`` and ``parsenet-late``. ``widths``: channels of each convolution of the
+    five blocks. ``hidden``: of fc6 and fc7.
+    """
+
+    kind: str
+    num_classes: int
+    widths: tuple[tuple[int, ...], ...] = VGG16
+    hidden: tuple[int, int] = (4096, 4096)
+
+
+class Trunk(nn.Module):
+    """VGG16 up to fc7 as a convolution: blocks of 3 x 3 convolutions with a pooling after each."""
+
+    def __init__(self, config: FcnConfig) -> None:
+        super().__init__()
+        self.blocks = tuple(len(block) for block in config.widths)
+        before = 3
+        for i, block in enumerate(config.widths, start=1):
+            for j, width in enumerate(block, start=1):
+                pad = PAD if (i, j) == (1, 1) else 1
+                self.add_module(f"conv{i}_{j}", nn.Conv2d(before, width, 3, padding=pad))
+                before = width
+        self.fc6 = nn.Conv2d(before, config.hidden[0], 7)
+        self.fc7 = nn.Conv2d(config.hidden[0], config.hidden[1], 1)
+
+    def features(self, images: Tensor) -> tuple[list[Tensor], Tensor]:
+        """What each pooling gives, and fc7."""
+        pools = []
+        x = images
+        for i, count in enumerate(self.blocks, start=1):
+            for j in range(1, count + 1):
+                x = functional.relu(self.get_submodule(f"conv{i}_{j}")(x))
+            x = functional.max_pool2d(x, 2, 2, ceil_mode=True)
+            pools.append(x)
+        return pools, functional.relu(self.fc7(functional.relu(self.fc6(x))))
+
+    def random_weights(self) -> None:
+        """Means of 0 to 255 are seen, and layers without batch norm that neither fade nor grow."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.normal_(layer.weight, std=(2.0 / layer.weight[0].numel()) ** 0.5)
+        first = self.get_submodule("conv1_1")
+        assert isinstance(first, nn.Conv2d)
+        first.weight.data /= 64.0
+
+
+class Fcn(Trunk):
+    """``(B, 3, H, W)`` to logits ``(B, classes, H, W)``.
+
+    ``scales``: what pool3 and pool4 are multiplied with before they are scored; of networks trained at once.
+    """
+
+    def __init__(self, config: FcnConfig) -> None:
+        super().__init__(config)
+        classes = config.num_classes
+        self.kind = config.kind
+        self.scales: dict[str, float] = {}
+        self.score_fr = nn.Conv2d(config.hidden[1], classes, 1)
+        if config.kind == "32s":
+            self.upscore = BilinearDeconvolution(classes, 64, 32)
+            return
+        self.score_pool4 = nn.Conv2d(config.widths[3][-1], classes, 1)
+        self.upscore2 = BilinearDeconvolution(classes, 4, 2)
+        if config.kind == "16s":
+            self.upscore16 = BilinearDeconvolution(classes, 32, 16)
+            return
+        self.score_pool3 = nn.Conv2d(config.widths[2][-1], classes, 1)
+        self.upscore_pool4 = BilinearDeconvolution(classes, 4, 2)
+        self.upscore8 = BilinearDeconvolution(classes, 16, 8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        pools, deep = self.features(images)
+        score: Tensor = self.score_fr(deep)
+        if self.kind == "32s":
+            return _cut(self.upscore(score), images, 19)
+        score = self.upscore2(score)
+        score = score + _cut(self.score_pool4(self._scaled(pools[3], "pool4")), score, 5)
+        if self.kind == "16s":
+            return _cut(self.upscore16(score), images, 27)
+        score = self.upscore_pool4(score)
+        score = score + _cut(self.score_pool3(self._scaled(pools[2], "pool3")), score, 9)
+        return _cut(self.upscore8(score), images, 31)
+
+    def _scaled(self, x: Tensor, name: str) -> Tensor:
+        return x * self.scales[name] if name in self.scales else x
+
+
+class ParseNet(Trunk):
+    """FCN-32s that sees the whole picture: fc7 beside its global mean, both of one length, ``(B, 3, H, W)`` to logits
+    ``(B, classes, H, W)``. ``parsenet`` joins the two before they are scored, ``parsenet-late`` after."""
+
+    def __init__(self, config: FcnConfig) -> None:
+        super().__init__(config)
+        late = config.kind == "parsenet-late"
+        self.context = (LateContext if late else GlobalContext)(config.hidden[1], config.num_classes)
+        self.upscore = BilinearDeconvolution(config.num_classes, 64, 32)
+
+    def forward(self, images: Tensor) -> Tensor:
+        _, deep = self.features(images)
+        return _cut(self.upscore(self.context(deep)), images, 19)
+
+
+def _cut(x: Tensor, like: Tensor, offset: int) -> Tensor:
+    height, width = like.shape[2:]
+    return x[:, :, offset : offset + height, offset : offset + width]
+
+
+def at_once(network: nn.Module, argument: str) -> nn.Module:
+    """``--rewrite at-once``: for an FCN-8s or 16s whose streams were trained together, with scaled poolings."""
+    if not isinstance(network, Fcn) or network.kind == "32s" or argument:
+        raise UsageError("at-once is a form of FCN-16s and FCN-8s, and takes no argument")
+    new = shared_copy(network)
+    new.scales = dict(SCALES)
+    return new
+
+
+def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
+    """Build an FCN or a ParseNet from the tensors of a checkpoint; None: it is of another family.
+
+    Raises:
+        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
+    """
+    if not {"conv1_1.weight", "fc6.weight", "fc7.weight"} <= checkpoint.state_dict.keys():
+        return None
+    config = _config_of(checkpoint)
+    with torch.device("meta"):
+        network = _network(config)
+    found = checkpoint.float32()
+    for key, module in network.named_modules():  # files made from Caffe's may lack what is not learned
+        if isinstance(module, BilinearDeconvolution) and f"{key}.weight" not in found:
+            fixed = BilinearDeconvolution(module.in_channels, module.kernel_size[0], module.stride[0])
+            fixed.random_weights()
+            found[f"{key}.weight"] = fixed.weight.detach()
+    load_weights(network, checkpoint, found, f"FCN-{config.kind}")
+    return _reference(config, network.eval(), checkpoint.names)
+
+
+def _config_of(checkpoint: Checkpoint) -> FcnConfig:
+    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
+
+    def outputs(key: str) -> int:
+        found = shapes.get(f"{key}.weight", ())
+        if len(found) != 4 or not 0 < min(found[:2]) <= max(found[:2]) <= MAX_CHANNELS:
+            told = f"is {list(found)}" if found else "is missing"
+            raise CheckpointError(
+                f"{checkpoint.path} has the tensors of an FCN, but {key}.weight {told}: expected the weights of a "
+                "convolution; the file is damaged or of a changed model (deploykit inspect shows it)"
+            )
+        return found[0]
+
+    def blocks() -> Iterator[tuple[int, ...]]:
+        for i in range(1, 6):
+            numbers = (re.fullmatch(rf"conv{i}_([0-9]{{1,2}})\.weight", key) for key in shapes)
+            count = max((int(m[1]) for m in numbers if m), default=1)
+            yield tuple(outputs(f"conv{i}_{j}") for j in range(1, count + 1))
+
+    kind = "8s" if "score_pool3.weight" in shapes else "16s" if "score_pool4.weight" in shapes else "32s"
+    score = "score_fr"
+    if "context.norm_local.scale" in shapes:
+        kind = "parsenet-late" if "context.score_global.weight" in shapes else "parsenet"
+        score = "context.score"
+    return FcnConfig(kind, outputs(score), tuple(blocks()), (outputs("fc6"), outputs("fc7")))
+
+
+def _network(config: FcnConfig) -> Trunk:
+    return ParseNet(config) if config.kind.startswith("parsenet") else Fcn(config)
+
+
+def _reference(config: FcnConfig, network: Trunk, names: tuple[str, ...] | None = None) -> ReferenceModel:
+    classes = names or (VOC_CLASSES if config.num_classes == len(VOC_CLASSES) else ())
+    if len(classes) != config.num_classes:
+        classes = tuple(f"class {i}" for i in range(config.num_classes))
+    # Beside the picture lies the mean colour, as far as one grey can be that: about nothing, once the mean is taken.
+    fit = Fit(kind="letterbox", stride=1, pad_value=114, scale_up=False, anchor="top-left")
+    canvas = InputSpec(size=(SIZE, SIZE), colour="bgr", scale=1.0, mean=MEAN, fit=fit)
+    spec = ModelSpec("segment", canvas, Dense(name="logits"), classes)
+    known = config.widths == VGG16 and config.hidden == (4096, 4096)
+    name = config.kind if config.kind.startswith("parsenet") else f"fcn{config.kind}"
+    rewrites = {"at-once": at_once} if config.kind in ("8s", "16s") else {}
+    return ReferenceModel(name if known else f"{name}-narrow", FAMILY, network, spec, rewrites=rewrites)
+
+
+def _build(kind: str, num_classes: int | None) -> ReferenceModel:
+    config = FcnConfig(kind, len(VOC_CLASSES) if num_classes is None else num_classes)
+    return _reference(config, _network(config).eval())
+
+
+@register_model
+def fcn32s(*, num_classes: int | None = None) -> ReferenceModel:
+    """One stream: scores of fc7, 32 times enlarged."""
+    return _build("32s", num_classes)
+
+
+@register_model
+def fcn16s(*, num_classes: int | None = None) -> ReferenceModel:
+    """Two streams: with the scores of pool4."""
+    return _build("16s", num_classes)
+
+
+@register_model
+def fcn8s(*, num_classes: int | None = None) -> ReferenceModel:
+    """Three streams: with the scores of pool3 too."""
+    return _build("8s", num_classes)
+
+
+@register_model
+def parsenet(*, num_classes: int | None = None) -> ReferenceModel:
+    """FCN-32s with global context, early fusion."""
+    return _build("parsenet", num_classes)
+
+
+@register_model
+def parsenet_late(*, num_classes: int | None = None) -> ReferenceModel:
+    """FCN-32s with global context, late fusion."""
+    return _build("parsenet-late", num_classes)

@@ -1,0 +1,1 @@
+"""U-Net, and what each tensor says of one."""

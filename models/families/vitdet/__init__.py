@@ -1,0 +1,1 @@
+"""Detectors in two stages on vision transformers."""

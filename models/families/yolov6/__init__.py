@@ -1,0 +1,1 @@
+"""YOLOv6: all generations."""

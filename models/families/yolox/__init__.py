@@ -1,0 +1,1 @@
+"""YOLOX, its ti_lite forms and YOLOX-Pose."""

@@ -1,0 +1,211 @@
+"""Models by name, and from checkpoints: one dict, one decorator; the builder's name is the model's name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from deploykit.errors import CheckpointError, NotFoundError, UsageError
+from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
+from deploykit.spec import InputSpec, ModelSpec, Source
+
+NAMES = (
+    "cmt.model", "cmt.flyegle", "crossformer.model", "dynopool.model", "fcn.model", "kapao", "nafnet", "resnet",
+    "unet.model", "vit", "vitdet.vit_mask_rcnn", "vitdet.model", "yolov5", "yolov6.model", "yolov7", "yolox.model",
+)  # fmt: skip
+FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
+"""The family modules, in the order in which they are asked whether a checkpoint is theirs."""
+
+DEFAULT = "default"
+"""The name of the preprocessing that a model's spec has by itself."""
+
+
+@dataclass(frozen=True)
+class ReferenceModel:
+    """A PyTorch model with everything that is known about it.
+
+    ``module`` is in eval mode, float32 and not fused. ``spec.input.size`` is the size the model was published for.
+    ``notes`` are sentences for the user about what was decided while it was read. ``preprocessings`` are other ways in
+    which pictures were prepared for some of its published weights, by name: :func:`with_preprocessing` takes one.
+    ``fixed_shape``: what an export computes from the size of the pictures, so that it is for one size.
+    """
+
+    name: str
+    family: str
+    module: nn.Module
+    spec: ModelSpec
+    notes: tuple[str, ...] = ()
+    preprocessings: Mapping[str, InputSpec] = field(default_factory=dict)
+    rewrites: Mapping[str, Callable[[nn.Module, str], nn.Module]] = field(default_factory=dict)
+    fixed_shape: str = ""
+
+    @property
+    def stride(self) -> int:
+        """Both sides of the input are multiples of this many pixels."""
+        return self.spec.input.fit.stride
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers training changes, batch norms not folded."""
+        return sum(p.numel() for p in self.module.parameters())
+
+
+class Builder(Protocol):
+    """A registered variant, for example ``yolov7_w6_pose``."""
+
+    __name__: str
+
+    def __call__(self, *, num_classes: int | None = None) -> ReferenceModel: ...
+
+
+_BUILDERS: dict[str, Builder] = {}
+
+
+def register_model(builder: Builder) -> Builder:
+    """Make ``builder`` buildable by its own name; the name is the only key there is."""
+    if builder.__name__ in _BUILDERS:
+        raise ValueError(f"model {builder.__name__!r} is registered twice")
+    _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def list_models() -> list[str]:
+    """The names of all models that can be built, as they are typed: ``yolov7-w6-pose``."""
+    _load_families()
+    return sorted(name.replace("_", "-") for name in _BUILDERS)
+
+
+def create_model(name: str, *, num_classes: int | None = None) -> ReferenceModel:
+    """Build a registered model with torch's default weights.
+
+    Args:
+        name: one of :func:`list_models`; underscores are accepted.
+        num_classes: None: as published.
+
+    Raises:
+        NotFoundError: there is no model of that name.
+        UsageError: ``num_classes`` is less than 1.
+    """
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"a model has at least 1 class, got {num_classes}")
+    return builder_of(name)(num_classes=num_classes)
+
+
+def builder_of(name: str) -> Builder:
+    """The function that builds a registered model.
+
+    Raises:
+        NotFoundError: there is no model of that name.
+    """
+    _load_families()
+    builder = _BUILDERS.get(name.replace("-", "_"))
+    if builder is None:
+        close = difflib.get_close_matches(name.replace("_", "-"), list_models(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(list_models())}"
+        raise NotFoundError(f"there is no model {name!r}: {hint}")
+    return builder
+
+
+def outline_of_model(name: str) -> ReferenceModel:
+    """A registered model without the memory of its weights, to look at and not to run.
+
+    Raises:
+        NotFoundError: there is no model of that name.
+    """
+    with torch.device("meta"):
+        return create_model(name)
+
+
+def spec_of_model(name: str) -> ModelSpec:
+    """What is known of a registered model, without making its weights."""
+    return outline_of_model(name).spec
+
+
+def load_model(
+    weights: str | Path,
+    on_step: Callable[[str], None] = lambda _: None,
+    *,
+    preprocessing: str = DEFAULT,
+    rewrite: str = "",
+) -> ReferenceModel:
+    """Read a checkpoint without executing it, and build the model that it is of.
+
+    ``on_step`` is told what is going on: ``reading``, ``building``. ``preprocessing``: see :func:`with_preprocessing`;
+    ``rewrite``: see :func:`with_rewrite`.
+
+    Raises:
+        CheckpointError: not a checkpoint, or of no model that deploykit knows.
+        UsageError: the model has no preprocessing or rewrite of that name.
+    """
+    on_step("reading")
+    checkpoint = read_checkpoint(weights)
+    on_step("building")
+    return with_rewrite(with_preprocessing(model_from_checkpoint(checkpoint), preprocessing), rewrite)
+
+
+def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
+    """Build the model that a checkpoint is of.
+
+    Raises:
+        CheckpointError: no family knows it; UnknownLayerError, WeightsMismatchError: nearly.
+    """
+    for family in FAMILIES:
+        model: ReferenceModel | None = import_module(family).from_checkpoint(checkpoint)
+        if model is not None:
+            source = Source(model=model.name, sha256=checkpoint.sha256)
+            notes = (*checkpoint.notes, *model.notes)
+            seed = checkpoint.metadata.get("random_seed")
+            if seed is not None:  # written by create_checkpoint
+                notes = (*notes, f"its weights are random (seed {seed}): what it says means nothing")
+            return replace(model, spec=replace(model.spec, source=source), notes=notes)
+    first = ", ".join(list(checkpoint.state_dict)[:3]) or "none"
+    raise CheckpointError(
+        f"{checkpoint.path} is a checkpoint of a model that deploykit does not know: {len(checkpoint.state_dict)} "
+        f"tensors ({first}, ...) and no description of its layers; deploykit inspect shows it, deploykit models "
+        "lists what can be loaded"
+    )
+
+
+def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:
+    """The same model for weights that want their pictures prepared otherwise; no tensor says so, so the user must.
+
+    Raises:
+        UsageError: the model has no preprocessing of that name.
+    """
+    if name == DEFAULT:
+        return model
+    canvas = model.preprocessings.get(name)
+    if canvas is None:
+        known = ", ".join((DEFAULT, *model.preprocessings))
+        raise UsageError(f"{model.name} has no preprocessing {name!r}; it has {known}")
+    note = f"pictures are prepared as {name} weights want it (--preprocessing {name})"
+    return replace(model, spec=replace(model.spec, input=canvas), notes=(*model.notes, note))
+
+
+def with_rewrite(model: ReferenceModel, name: str) -> ReferenceModel:
+    """The same weights in another form of the network: ``tlc``, or with its argument ``tlc:192``; empty: as it is.
+
+    Raises:
+        UsageError: the model has no rewrite of that name, or the rewrite refuses its argument.
+    """
+    if not name:
+        return model
+    kind, _, argument = name.partition(":")
+    rewrite = model.rewrites.get(kind)
+    if rewrite is None:
+        known = f"it has {', '.join(model.rewrites)}" if model.rewrites else "it has none"
+        raise UsageError(f"{model.name} has no rewrite {kind!r}; {known}")
+    note = f"rewritten as {name} (--rewrite)"
+    return replace(model, module=rewrite(model.module, argument).eval(), notes=(*model.notes, note))
+
+
+def _load_families() -> None:
+    for family in FAMILIES:
+        import_module(family)

@@ -1,0 +1,1 @@
+"""Backends: a module for each way to run a network."""

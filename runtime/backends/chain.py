@@ -1,0 +1,65 @@
+"""Two networks behind one another as one session: what the first gives, the second takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from deploykit.errors import SpecError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import Session
+
+__all__ = ["ChainSession", "rest_of"]
+
+
+def rest_of(engine: Path) -> Path:
+    """Where the part of a network lies that follows an engine, if there is one."""
+    return engine.with_name(f"{engine.name}.rest.onnx")
+
+
+class ChainSession(Session):
+    """A network whose first part is one session, and the rest another; closing it closes both.
+
+    ``stage_ms`` and ``device_memory`` are the first one's. Metadata, and so the spec, are the second one's.
+
+    Raises:
+        SpecError: the second takes something that the first does not give.
+    """
+
+    def __init__(self, first: Session, second: Session) -> None:
+        given = {info.name for info in first.outputs}
+        missing = [info.name for info in second.inputs if info.name not in given]
+        if missing:
+            raise SpecError(
+                f"the second part takes {missing[0]!r}, which the first does not give: they are of two networks"
+            )
+        self._first, self._second = first, second
+        self.inputs, self.outputs = first.inputs, second.outputs
+        self.metadata = second.metadata
+        self.providers = (*first.providers, *second.providers)
+        self.notes = (*first.notes, *second.notes)
+        self.threads = second.threads
+
+    @property
+    def stage_ms(self) -> Mapping[str, float]:  # type: ignore[override]  # an attribute of other sessions
+        """See :class:`deploykit.runtime.session.Session`."""
+        return self._first.stage_ms
+
+    @property
+    def device_memory(self) -> int | None:  # type: ignore[override]  # it grows, where other sessions have a constant
+        """See :class:`deploykit.runtime.session.Session`."""
+        return self._first.device_memory
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`deploykit.runtime.session.Session.run`."""
+        between = self._first.run(inputs)
+        return self._second.run({info.name: between[info.name] for info in self._second.inputs})
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """See :meth:`deploykit.runtime.session.Session.takes`."""
+        return self._first.takes(shape)
+
+    def close(self) -> None:
+        """Close both."""
+        self._first.close()
+        self._second.close()

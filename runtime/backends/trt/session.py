@@ -1,0 +1,252 @@
+"""TensorRT engines (``.trt``, ``.engine``) on an NVIDIA GPU, of TensorRT and of TensorRT for RTX."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceError, ParityError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends import ort
+from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.trt.bindings import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
+from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
+from deploykit.runtime.backends.trt.load_errors import refusal
+from deploykit.runtime.cuda import Gpu, device_index, open_gpu
+from deploykit.runtime.engine_record import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.expected import Expected, runs
+from deploykit.runtime.session import Session, TensorInfo, check_inputs
+from deploykit.spec import METADATA_KEY, NmsOutputs
+
+__all__ = ["TrtSession", "open_engine", "open_session"]
+
+
+def open_session(path: Path, *, provider: str = "auto", threads: int | None = None, contexts: int = 1) -> Session:
+    """Load an engine and, where it was built on a machine without a GPU, compare it with its reference values first.
+
+    Where the rest of its network lies beside it, the two are one session.
+
+    Args:
+        path: an existing ``.trt`` or ``.engine`` file.
+        provider: ``auto`` or ``cuda`` for the first GPU, ``cuda:1`` for another; ``tensorrt`` or ``tensorrt-rtx`` to
+            say which flavour an engine is of that has no record beside it.
+        threads: must be None: an engine has none.
+        contexts: how many runs may be on the GPU at the same time; each has its own stream and memory.
+
+    Raises:
+        DeviceError: no GPU, none of that number, or one that the engine was not built for.
+        ArtefactError: the file is no engine, is damaged, or is of another TensorRT version.
+        MissingDependencyError: the flavour, or the library for the GPU's memory, is not installed.
+        ParityError: it does not give its reference values.
+        UsageError: an option that engines do not have.
+    """
+    if threads is not None:
+        raise UsageError(f"{path} is an engine and runs on a GPU: threads are for the CPU")
+    if contexts < 1:
+        raise UsageError(f"contexts must be at least 1, got {contexts}")
+    record = record_of(path)
+    gpu = _gpu(path, 0 if provider in ("auto", *FLAVOURS) else device_index(provider))
+    flavour: str = record.flavour if record else provider
+    if flavour not in FLAVOURS:
+        if len(installed()) != 1:
+            raise UsageError(
+                f"{path} has no record ({path.name}.json) beside it that says which TensorRT it is of: put the two "
+                f"together, or pass the provider {' or '.join(FLAVOURS)}"
+            )
+        (flavour,) = installed()
+    session = TrtSession(path, gpu, load_flavour(flavour), flavour, record, contexts=contexts)
+    try:
+        if record and not record.verified and expected_of(path).exists():
+            _verify(path, session, record)
+        if rest_of(path).exists():
+            return ChainSession(session, ort.open_session(rest_of(path)))
+    except BaseException:
+        session.close()
+        raise
+    return session
+
+
+def open_engine(path: Path, record: EngineRecord, gpu: Gpu) -> TrtSession:
+    """Load an engine whose record is known, without comparing it with anything."""
+    return TrtSession(path, gpu, load_flavour(record.flavour), record.flavour, record)
+
+
+def _gpu(path: Path, index: int) -> Gpu:
+    try:
+        return open_gpu(index)
+    except DeviceError as e:
+        source = source_of(path)
+        instead = f"; {source} is the same network and runs here" if source else ""
+        raise DeviceError(f"{path} is a TensorRT engine: {e}{instead}") from e
+
+
+def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
+    """Hold the engine against what it must give; then its record says so."""
+    output = record.spec.output
+    if isinstance(output, NmsOutputs):
+        how = f"deploykit compare {expected_of(path)} {path}"
+        session.notes = (f"nothing proves this engine's numbers yet: {how} does",)
+        return
+    expected = Expected.load(expected_of(path)).within(session.takes)
+    for batch, reference, rows, found in runs(expected, path.name, session, output.plain):
+        for each in differences(reference, path.name, batch.name, rows, found, output.plain.decoded, expected.limits):
+            if not each.ok:
+                raise ParityError(
+                    f"{path.name} ran for the first time and does not give what its source gives: {each}; "
+                    f"deploykit compare {expected_of(path)} {path} shows everything"
+                )
+    with suppress(DeployError):  # where the folder cannot be written it is compared each time
+        replace(record, verified=True, unverified="").write(path)
+
+
+class TrtSession(Session):
+    """A network in TensorRT. ``run`` may be called from several threads; at most ``contexts`` of them are on the GPU.
+
+    Args:
+        path: the engine.
+        gpu: where it runs.
+        trt: the Python module of the flavour.
+        flavour: ``tensorrt`` or ``tensorrt-rtx``.
+        record: of the engine, if there is one.
+        contexts: execution contexts, each with a stream and buffers of its own, made when they are needed.
+
+    Attributes:
+        stage_ms: of the last run of any thread: milliseconds on the GPU to copy the inputs in, to compute, and to
+            copy the outputs out, by events on the stream.
+    """
+
+    def __init__(
+        self, path: Path, gpu: Gpu, trt: Any, flavour: Flavour | str, record: EngineRecord | None, *, contexts: int = 1
+    ) -> None:
+        self._path, self._gpu, self._trt = path, gpu, trt
+        self._log = BuildLog()
+        self._closed, self._places = False, contexts
+        self.stage_ms = {}
+        with gpu.bound():
+            before = gpu.memory()[0]
+            self._logger = logger(trt, self._log)
+            self._runtime = trt.Runtime(self._logger)
+            self._engine = self._deserialized(record)
+            names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+            self._input_names = [n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT]
+            self._output_names = [n for n in names if n not in self._input_names]
+            self.inputs = tuple(map(self._info, self._input_names))
+            self.outputs = tuple(map(self._info, self._output_names))
+            self.profiles = tuple(map(self._profile, range(self._engine.num_optimization_profiles)))
+            self._kernels = KernelCache(trt, self._engine, self._digest, gpu)
+            self._contexts: list[TrtContext] = []
+            self._idle: queue.LifoQueue[TrtContext | None] = queue.LifoQueue()
+            for _ in range(contexts - 1):
+                self._idle.put(None)  # the place of one that is made when it is needed
+            self._idle.put(self._new_context())
+            self._weights = max(0, before - gpu.memory()[0])
+        self.metadata = {METADATA_KEY: record.spec.to_json()} if record else {}
+        version = f"{'TensorRT' if flavour == 'tensorrt' else 'TensorRT for RTX'} {trt.__version__}"
+        self.providers = (f"{version} on {gpu.name} (cuda:{gpu.index}, driver for CUDA {gpu.driver}, {gpu.binding})",)
+        self.notes = ()
+        if record and not record.verified and not expected_of(path).exists():
+            self.notes = (f"nothing proves this engine's numbers: {record.unverified or 'it was never compared'}",)
+
+    def layer_information(self) -> str:
+        """What the engine's inspector says of all layers: JSON text."""
+        with self._gpu.bound():
+            inspector = self._engine.create_engine_inspector()
+            return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
+
+    @property
+    def device_memory(self) -> int:  # type: ignore[override]  # a constant of other sessions, here it grows
+        """Bytes of the GPU's memory: what loading took (weights, activations of one context) and all buffers since."""
+        return self._weights + sum(context.size for context in self._contexts)
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`deploykit.runtime.session.Session.run`."""
+        if self._closed:
+            raise BackendError(f"the session of {self._path} is closed")
+        check_inputs(self.inputs, inputs)
+        profile = self._profile_for(inputs)
+        context = self._idle.get()
+        try:
+            if self._closed:
+                raise BackendError(f"the session of {self._path} was closed while a run waited")
+            with self._gpu.bound():
+                context = context or self._new_context()
+                outputs, self.stage_ms = context.run(inputs, profile)
+                return outputs
+        finally:
+            self._idle.put(context)
+
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """See :meth:`deploykit.runtime.session.Session.takes`; here the optimisation profiles decide."""
+        return super().takes(shape) and any(p[self._input_names[0]].covers(shape) for p in self.profiles)
+
+    def close(self) -> None:
+        """Wait for the runs that are on the GPU, and give everything back."""
+        if self._closed:
+            return
+        self._closed = True
+        places = [self._idle.get() for _ in range(self._places)]
+        with self._gpu.bound():
+            for context in self._contexts:
+                context.close()
+            self._kernels.save()
+            self._contexts.clear()
+            del self._kernels
+            self._engine = self._runtime = None
+        for _ in places:  # whoever waits for one wakes up, and finds the session closed
+            self._idle.put(None)
+
+    def _deserialized(self, record: EngineRecord | None) -> Any:
+        data = self._path.read_bytes()
+        if not data:
+            raise ArtefactError(f"{self._path} is empty (0 bytes): build it again, or copy it again")
+        if record and record.size != len(data):
+            raise ArtefactError(
+                f"{self._path} has {len(data):,} bytes, its record says {record.size:,}: copy the two together again"
+            )
+        engine = self._runtime.deserialize_cuda_engine(data)
+        if engine is None:
+            raise refusal(self._path, data, self._log, record, self._runtime, self._trt, self._gpu)
+        self._digest = hashlib.sha256(data).hexdigest()
+        return engine
+
+    def _info(self, name: str) -> TensorInfo:
+        engine = self._engine
+        if engine.get_tensor_format(name) != self._trt.TensorFormat.LINEAR:
+            raise ArtefactError(
+                f"{self._path} has {name!r} in the layout {engine.get_tensor_format_desc(name)}: build it with plain "
+                "inputs and outputs"
+            )
+        dtype = dtype_name(engine.get_tensor_dtype(name))
+        if dtype not in NUMPY_NAMES.values():
+            raise ArtefactError(f"{self._path} has {name!r} of type {dtype}, which numpy lacks: build it with fp32")
+        shape = tuple(None if side < 0 else int(side) for side in engine.get_tensor_shape(name))
+        return TensorInfo(name, shape, dtype)
+
+    def _profile(self, index: int) -> dict[str, Profile]:
+        shapes = {}
+        for name in self._input_names:
+            least, best, most = self._engine.get_tensor_profile_shape(name, index)
+            shapes[name] = Profile(tuple(least), tuple(best), tuple(most))
+        return shapes
+
+    def _profile_for(self, inputs: Mapping[str, Array]) -> int:
+        """The first profile that covers every input, those whose best shape it is first."""
+        shapes = {name: value.shape for name, value in inputs.items()}
+        fitting = [i for i, p in enumerate(self.profiles) if all(p[n].covers(s) for n, s in shapes.items())]
+        if not fitting:
+            ranges = " or ".join(str(p[self._input_names[0]]) for p in self.profiles)
+            found = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+            raise BackendError(f"this engine takes shapes of {ranges}, got {found}: build it with another --profile")
+        return min(fitting, key=lambda i: (any(self.profiles[i][n].best != s for n, s in shapes.items()), i))
+
+    def _new_context(self) -> TrtContext:
+        made = self._kernels.new_context(self._engine)
+        context = TrtContext(self._path, self._gpu, self._trt, self._engine, made, self.inputs, self.outputs, self._log)
+        self._contexts.append(context)
+        return context

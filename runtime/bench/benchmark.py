@@ -1,0 +1,363 @@
+"""How long a model takes: its network alone, and everything from an encoded picture to objects.
+
+A *run* is one batch of pictures. Each run is timed twice, the one right after the other, so that whatever else the
+machine does meets both: first end to end as its predictor works, in one thread, stage after stage; then the
+network alone, on the very arrays that the first pass gave to it. The two are never mixed. Python's garbage collector
+waits while a run is timed. Runs that do not count: the warm-up, and the first run of every new input shape, because
+backends prepare themselves for a shape when they meet it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from deploykit.errors import ImageError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.bench.report import Benchmark, Encoded, Memory, Network, Part, Statistics
+from deploykit.runtime.images.reading import decode_image, encoded_image
+from deploykit.runtime.images.sources import Pictures, kind_of, open_source
+from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
+from deploykit.runtime.predict.base import SourcePredictor
+from deploykit.runtime.results.detection import Result
+from deploykit.runtime.session import Session
+from deploykit.spec import Tensor
+
+__all__ = ["benchmark", "encoded_pictures"]
+
+Source = str | os.PathLike[str] | bytes
+OnProgress = Callable[[str, float], None]
+"""Told the phase (``loading``, ``warming up``, ``measuring``) and which share of it is done, 0 to 1."""
+
+STAGES = {"decode": "read", **{name: name for name in ("letterbox", "prepare", "inference", "postprocess")}}
+"""What a stage is called here -> its name in a result's timings; results have those of their own kind."""
+AnyPredictor = SourcePredictor[Any, Any]
+REST = "rest"
+
+FULL_HD = (1080, 1920)
+MOST_PICTURES, MOST_BYTES = 100, 256_000_000  # that are kept in memory
+FEWEST_WARM_RUNS = 3
+
+
+def benchmark(
+    load: Callable[[], AnyPredictor],
+    source: Source | Sequence[Source] | None = None,
+    *,
+    duration: float = 10.0,
+    runs: int | None = None,
+    warmup: float = 2.0,
+    on_progress: OnProgress | None = None,
+) -> Benchmark:
+    """Load a model, warm it up and measure it: ``benchmark(lambda: deploykit.load("model.onnx"), "pictures")``.
+
+    Args:
+        load: opens the predictor, which is closed at the end; its batch is the number of pictures in a run.
+        source: pictures that are run in turn: files, folders or encoded bytes; None: one synthetic 1080p frame.
+        duration: seconds to measure, both passes together; at least one run is made.
+        runs: count exactly so many runs instead.
+        warmup: seconds to run before anything counts, and at least three runs; 0: none.
+        on_progress: told how far it is, between two runs.
+
+    Raises:
+        UsageError: a number is out of range, or a source is a video or a camera.
+        NotFoundError, ImageError: there is no such picture, or it cannot be read.
+        DeployError: whatever ``load`` or the network raises.
+    """
+    if not 0 < duration < math.inf or not 0 <= warmup < math.inf:
+        raise UsageError(f"duration must be over 0 seconds, warmup at least 0; got {duration:g} and {warmup:g}")
+    if runs is not None and runs < 1:
+        raise UsageError(f"runs must be at least 1, got {runs}")
+    tell = on_progress or (lambda phase, share: None)
+    pictures = encoded_pictures(source)
+    before, was_reset = resident_memory(), reset_peak_memory()
+    tell("loading", 0.0)
+    start = time.perf_counter()
+    with load() as predictor:
+        load_seconds, loaded = time.perf_counter() - start, resident_memory()
+        machine = Machine.here()  # now, because its load average is to be that before the measurement
+        watched = predictor.session = _Watched(predictor.session)
+        warm_start = time.perf_counter()
+        warm_runs = _warm_up(predictor, watched, pictures, warmup, tell)
+        warm_seconds = time.perf_counter() - warm_start
+        counted, fresh, seconds = _measure(predictor, watched, pictures, duration, runs, tell)
+        device = watched.session.device_memory  # now: buffers may come with the first run
+        network = _network(predictor, watched, load_seconds)
+        notes = (*watched.session.notes, *_notes(pictures, predictor, counted, fresh))
+    total = len(counted) * predictor.batch
+    return Benchmark(
+        machine=machine,
+        versions=versions(),
+        network=network,
+        opencv_threads=cv2.getNumThreads(),
+        spec=predictor.spec,
+        pictures=pictures,
+        batch=predictor.batch,
+        warmup_runs=warm_runs,
+        warmup_seconds=warm_seconds,
+        runs=len(counted),
+        seconds=seconds,
+        model_only=_part(
+            _MODEL_ONLY.format(watched.inputs[0].dtype),
+            [run.model for run in counted],
+            total,
+            [run.device for run in counted],
+        ),
+        end_to_end=_part(
+            _END_TO_END.format(RESULTS[predictor.spec.task]),
+            [run.total for run in counted],
+            total,
+            [run.stages for run in counted],
+        ),
+        objects=sum(run.objects for run in counted) / total,
+        memory=Memory(before, loaded, peak_memory(), not was_reset, device),
+        notes=notes,
+    )
+
+
+RESULTS = {
+    **dict.fromkeys(("detect", "keypoints", "instances"), "objects in source pixels"),
+    "classify": "their classes",
+    "segment": "label maps of their size",
+    "restore": "restored pictures",
+    "features": "their features",
+}
+_MODEL_ONLY = (
+    "the network's call on a ready {} batch in memory, with the copying of its inputs and outputs; "
+    "not in it: decoding, letterbox, postprocess"
+)
+_END_TO_END = (
+    "encoded pictures in memory to {}, one thread doing one stage after the other; "
+    "not in it: reading files, drawing, writing"
+)
+
+
+def encoded_pictures(source: Source | Sequence[Source] | None) -> Encoded:
+    """The pictures of a source, read into memory and decoded once, so that one that is broken is found out before.
+
+    Raises:
+        UsageError: a video, a camera, or pictures that are decoded already.
+        NotFoundError, ImageError: no such picture, none at all, or one that cannot be read.
+    """
+    if source is None:
+        return Encoded(("synthetic frame (seed 0)",), (_synthetic_frame(),), (FULL_HD,), synthetic=True)
+    sources = [source] if isinstance(source, (str, os.PathLike, bytes)) else list(source)
+    items = [item for one in sources for item in _pictures_of(one)]
+    if not items:
+        raise ImageError("a benchmark needs at least one picture, got an empty list")
+    data: list[bytes] = []
+    sizes: list[tuple[int, int]] = []
+    for item in items[:MOST_PICTURES]:
+        picture = item if isinstance(item, bytes) else encoded_image(item)
+        if data and sum(map(len, data)) + len(picture) > MOST_BYTES:
+            break
+        image = decode_image(picture, "an encoded picture" if isinstance(item, bytes) else str(item))
+        data.append(picture)
+        sizes.append((image.shape[0], image.shape[1]))
+    names = tuple("bytes in memory" if isinstance(one, bytes) else os.fspath(one) for one in sources)
+    return Encoded(names, tuple(data), tuple(sizes), left_out=len(items) - len(data))
+
+
+def _pictures_of(source: Source) -> list[Path | bytes]:
+    if isinstance(source, bytes):
+        return [source]
+    if not isinstance(source, (str, os.PathLike)):
+        raise UsageError(
+            f"a benchmark decodes its pictures: expected files, folders or encoded bytes, got {type(source).__name__}"
+        )
+    kind = kind_of(source)
+    if kind in ("video", "camera"):
+        raise UsageError(f"a benchmark runs on pictures, again and again, but {os.fspath(source)} is a {kind}")
+    opened = open_source(source)
+    assert isinstance(opened, Pictures)
+    return [Path(item) for item in opened.items if isinstance(item, (str, os.PathLike))]
+
+
+def _synthetic_frame() -> bytes:
+    """A 1080p JPEG of about the bytes of a photograph: coloured noise in cells of several sizes, large ones stronger.
+
+    In bytes all along, because floats would take memory of which the process keeps some, and that is measured too.
+    """
+    height, width = FULL_HD
+    random = np.random.default_rng(0)
+    image = np.full((height, width, 3), 114, np.uint8)
+    for across, strength in ((4, 0.6), (16, 0.4), (64, 0.25), (256, 0.15), (width, 0.03)):
+        cells = random.integers(0, 256, (across * 9 // 16, across, 3), np.uint8)
+        cells = cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
+        cv2.addWeighted(image, 1.0, cells, strength, -127.5 * strength, dst=image)
+    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    assert done
+    return data.tobytes()
+
+
+class _Watched(Session):
+    """A session that keeps what a run gave to it, so that the same calls can be made again, and nothing else."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.inputs, self.outputs, self.metadata = session.inputs, session.outputs, session.metadata
+        self.providers, self.notes = session.providers, session.notes
+        self.calls: list[Mapping[str, Array]] = []
+        self.shapes: dict[tuple[int, ...], None] = {}  # in the order in which they came
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See :meth:`deploykit.runtime.session.Session.run`."""
+        self.calls.append(inputs)
+        return self.session.run(inputs)
+
+    def close(self) -> None:
+        """Close the session."""
+        self.session.close()
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Milliseconds of one run, and what it found."""
+
+    model: float
+    total: float
+    stages: dict[str, float]
+    device: dict[str, float]
+    objects: int
+    truncated: bool
+    calls: int
+    new_shape: bool
+
+
+def _run(predictor: AnyPredictor, watched: _Watched, batch: tuple[bytes, ...]) -> _Run:
+    """Both passes over one batch."""
+    watched.calls = []
+    with _without_collector():
+        start = time.perf_counter_ns()
+        results = list(predictor.stream(Pictures(batch)))
+        done = time.perf_counter_ns()
+        # The arrays stay as they are: the predictor fills its buffers again in the next run.
+        device: Counter[str] = Counter()
+        again = time.perf_counter_ns()
+        for inputs in watched.calls:
+            watched.session.run(inputs)
+            device.update(watched.session.stage_ms)
+        end = time.perf_counter_ns()
+    total = (done - start) / 1e6
+    known = {stage: name for stage, name in STAGES.items() if name in results[0].timings}
+    stages = {stage: sum(result.timings[name] for result in results) for stage, name in known.items()}
+    found = [result for result in results if isinstance(result, Result)]
+    stages[REST] = total - sum(stages.values())
+    shapes = dict.fromkeys(array.shape for inputs in watched.calls for array in inputs.values())
+    new_shape = not shapes.keys() <= watched.shapes.keys()
+    watched.shapes |= shapes
+    return _Run(
+        model=(end - again) / 1e6,
+        total=total,
+        stages=stages,
+        device=dict(device),
+        objects=sum(map(len, found)),
+        truncated=any(result.truncated for result in found),
+        calls=len(watched.calls),
+        new_shape=new_shape,
+    )
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+def _batches(pictures: Encoded, size: int) -> Iterator[tuple[bytes, ...]]:
+    """The pictures in turn and without end."""
+    place = 0
+    while True:
+        yield tuple(pictures.data[(place + i) % len(pictures.data)] for i in range(size))
+        place += size
+
+
+def _warm_up(predictor: AnyPredictor, watched: _Watched, pictures: Encoded, seconds: float, tell: OnProgress) -> int:
+    start, count = time.perf_counter(), 0
+    batches = _batches(pictures, predictor.batch)
+    while seconds and (count < FEWEST_WARM_RUNS or time.perf_counter() - start < seconds):
+        tell("warming up", min((time.perf_counter() - start) / seconds, 1.0))
+        _run(predictor, watched, next(batches))
+        count += 1
+    return count
+
+
+def _measure(
+    predictor: AnyPredictor, watched: _Watched, pictures: Encoded, duration: float, runs: int | None, tell: OnProgress
+) -> tuple[list[_Run], int, float]:
+    """The runs that count, how many did not because their input had a new shape, and the seconds of all of them."""
+    counted: list[_Run] = []
+    fresh = 0
+    start = time.perf_counter()
+    for batch in _batches(pictures, predictor.batch):
+        passed = time.perf_counter() - start
+        if len(counted) == runs or (runs is None and counted and passed >= duration):
+            break
+        tell("measuring", min(len(counted) / runs if runs else passed / duration, 1.0))
+        run = _run(predictor, watched, batch)
+        if run.new_shape:
+            fresh += 1
+        else:
+            counted.append(run)
+    return counted, fresh, time.perf_counter() - start
+
+
+def _part(includes: str, totals: list[float], pictures: int, stages: Sequence[dict[str, float]] = ()) -> Part:
+    names = stages[0] if stages else ()
+    return Part(
+        includes=includes,
+        total=Statistics.of(totals),
+        images_per_second=pictures / (math.fsum(totals) / 1e3),
+        stages={name: Statistics.of([one[name] for one in stages]) for name in names},
+    )
+
+
+def _network(predictor: AnyPredictor, watched: _Watched, load_seconds: float) -> Network:
+    session = watched.session
+    return Network(
+        model=predictor.spec.source.model,
+        precision=predictor.spec.precision,
+        inputs=tuple(f"{info.name} {info}" for info in session.inputs),
+        shapes=tuple(watched.shapes),
+        providers=session.providers,
+        threads=session.threads,
+        load_seconds=load_seconds,
+    )
+
+
+def _notes(pictures: Encoded, predictor: AnyPredictor, counted: list[_Run], fresh: int) -> Iterator[str]:
+    """What a reader of the numbers ought to know besides."""
+    if pictures.synthetic and isinstance(predictor.spec.output, Tensor):
+        yield "the picture is synthetic: what is made of it means nothing; its size is what counts (--source)"
+    elif pictures.synthetic:
+        none = not any(run.objects for run in counted)
+        found = "nothing is found in it, so NMS has little to do" if none else "what is found in it means nothing"
+        yield f"the picture is synthetic: {found}; measure on pictures of the model's own kind (--source)"
+    if pictures.left_out:
+        count = len(pictures.data)
+        yield f"only the first {count} of {count + pictures.left_out} pictures are used: they are kept in memory"
+    reached = len(counted) * predictor.batch
+    if reached < len(pictures.data):
+        yield f"only {reached} of {len(pictures.data)} pictures had their turn: measure for longer (--duration)"
+    if any(run.calls > 1 for run in counted):
+        yield "pictures of one run that need rectangles of different sizes went through the network in separate calls"
+    if fresh:
+        yield f"the first run of an input shape does not count: {fresh} such after the warm-up"
+    if any(run.truncated for run in counted):
+        most = predictor.spec.thresholds.pre_nms_topk
+        yield f"some pictures have more candidates than the {most} that NMS looks at: their weakest are left out"

@@ -1,0 +1,265 @@
+"""COCO's average precision and recall, by a library behind one function.
+
+Two libraries know the protocol: hotcoco (MIT) and pycocotools (BSD), the original. They have the same interface and
+give the same numbers; hotcoco is much faster. Ours is only what goes in and what is read from the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any, Literal
+
+import numpy as np
+
+from deploykit.errors import UsageError, require
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.evaluate.coco_data import CocoData, Picture
+
+__all__ = [
+    "BOX_KEYS",
+    "ENGINES",
+    "KEYPOINT_KEYS",
+    "ClassScore",
+    "CocoScores",
+    "Curve",
+    "Detections",
+    "Kind",
+    "coco_scores",
+    "encoded_masks",
+    "evaluator",
+    "library",
+]
+
+ENGINES = ("hotcoco", "pycocotools")
+BOX_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+KEYPOINT_KEYS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
+
+Kind = Literal["bbox", "keypoints", "segm"]
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """N objects of many images as parallel arrays; those of one image, the best first.
+
+    ``image_ids (N,)`` and ``category_ids (N,)`` are the annotations' numbers, ``boxes (N, 4)`` float64 x, y, width,
+    height in source pixels, ``scores (N,)``, ``keypoints (N, K, 3)`` x, y, visibility in source pixels, or None;
+    ``masks``: run lengths of N masks of the source's size (:func:`encoded_masks`), or None.
+    """
+
+    image_ids: Array
+    category_ids: Array
+    boxes: Array
+    scores: Array
+    keypoints: Array | None = None
+    masks: tuple[dict[str, Any], ...] | None = None
+
+    def entries(self) -> list[dict[str, Any]]:
+        """In COCO's results format, every digit kept; with keypoints, as that format has it, without boxes.
+
+        (With a box in the entry the libraries would take a person's size from it, and not from the keypoints.)
+        """
+        columns = zip(self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True)
+        entries = [{"image_id": i, "category_id": c, "score": s} for i, c, s in columns]
+        key, values = ("bbox", self.boxes.tolist())
+        if self.masks is not None:
+            key, values = "segmentation", list(self.masks)
+        elif self.keypoints is not None:
+            key, values = "keypoints", _flat(self.keypoints).tolist()
+        for entry, value in zip(entries, values, strict=True):
+            entry[key] = value
+        return entries
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """AP and AP50 of one category (-1: no object of it), how many objects it has and how many detections."""
+
+    ap: float
+    ap50: float
+    objects: int
+    detections: int
+
+
+@dataclass(frozen=True, eq=False)
+class Curve:
+    """Of one category, at ten overlaps (0.50, 0.55, ... 0.95) and 101 recalls (0, 0.01, ... 1), ``(10, 101)`` each:
+    the precision (-1: no object of it), and the score from which on the recall is reached."""
+
+    precision: Array
+    scores: Array
+
+
+@dataclass(frozen=True)
+class CocoScores:
+    """``metrics`` by :data:`BOX_KEYS` or :data:`KEYPOINT_KEYS`, 0 to 1 (-1: no ground truth); the same by category."""
+
+    metrics: dict[str, float]
+    per_class: dict[int, ClassScore]
+    curves: dict[int, Curve] = field(compare=False, repr=False)
+
+
+def library(engine: str) -> tuple[Any, Any, str]:
+    """The classes COCO and COCOeval of a library, and its version.
+
+    Raises:
+        UsageError: there is no engine of this name.
+        MissingDependencyError: it is not installed; the message names the extra.
+    """
+    if engine not in ENGINES:
+        raise UsageError(f"the engine of the metrics must be {' or '.join(ENGINES)}, got {engine!r}")
+    if engine == "hotcoco":
+        module = require("hotcoco", "eval")
+        return module.COCO, module.COCOeval, metadata.version("hotcoco")
+    coco, evaluation = require("pycocotools.coco", "dev"), require("pycocotools.cocoeval", "dev")
+    return coco.COCO, evaluation.COCOeval, metadata.version("pycocotools")
+
+
+def coco_scores(
+    data: CocoData,
+    found: Detections,
+    *,
+    kind: Kind,
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    sigmas: tuple[float, ...] = (),
+    engine: str = "hotcoco",
+) -> CocoScores:
+    """Hold detections against annotations, by COCO's protocol.
+
+    Args:
+        data: the annotations.
+        found: the detections; of other images and categories they do not count.
+        kind: overlap of boxes or of masks, or similarity of keypoints (OKS).
+        image_ids: the images that were looked at.
+        category_ids: the categories to average over.
+        sigmas: OKS' constant of each keypoint.
+        engine: one of :data:`ENGINES`.
+    """
+    categories = sorted(set(category_ids))
+    with _quiet():
+        run = evaluator(
+            data, found, kind=kind, image_ids=image_ids, category_ids=categories, sigmas=sigmas, engine=engine
+        )
+        run.accumulate()
+        run.summarize()
+    keys = KEYPOINT_KEYS if kind == "keypoints" else BOX_KEYS
+    metrics = dict(zip(keys, (float(v) for v in run.stats), strict=True))
+    objects = Counter(data.objects(image_ids, categories, keypoints=kind == "keypoints"))
+    per_class = _per_class(run.eval["precision"], objects, found, categories)
+    return CocoScores(metrics, per_class, curves_of(run, categories))
+
+
+def evaluator(
+    data: CocoData,
+    found: Detections,
+    *,
+    kind: Kind,
+    image_ids: Sequence[int],
+    category_ids: Sequence[int],
+    sigmas: tuple[float, ...] = (),
+    engine: str = "hotcoco",
+) -> Any:
+    """The library's evaluation of the detections, each picture's matched and nothing added up yet.
+
+    Its arguments are those of :func:`coco_scores`.
+    """
+    coco, evaluation, _ = library(engine)
+    points = len(sigmas) if kind == "keypoints" else 0
+    with _quiet():
+        truth = _dataset(coco, data, data.annotations, points)
+        if len(found.scores):
+            # An array is what both read fastest; keypoints have no place in one.
+            results = truth.loadRes(_table(found) if kind == "bbox" else found.entries())
+        else:
+            results = _dataset(coco, data, (), points)  # an empty list is refused by one of them
+        run = evaluation(truth, results, kind)
+        run.params.imgIds = sorted(image_ids)
+        run.params.catIds = sorted(set(category_ids))
+        if kind == "keypoints":
+            run.params.kpt_oks_sigmas = np.array(sigmas, np.float64)
+        run.evaluate()
+    return run
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Both libraries print what they do, and one warns that sigmas are not COCO's, which the evaluation says itself."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*kpt_oks_sigmas")
+        yield
+
+
+def curves_of(run: Any, categories: Sequence[int]) -> dict[int, Curve]:
+    """Precision and score over recall of each category, of objects of all sizes, from an evaluation added up."""
+    precision, scores = (np.asarray(run.eval[name])[:, :, :, 0, -1] for name in ("precision", "scores"))
+    return {category: Curve(precision[:, :, k], scores[:, :, k]) for k, category in enumerate(categories)}
+
+
+def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...], points: int) -> Any:
+    """The library's data set; an object without keypoints gets ``points`` that are not labelled, so it is ignored."""
+    unlabelled = {"keypoints": [0.0] * 3 * points, "num_keypoints": 0} if points else {}
+    built = coco()
+    built.dataset = {
+        "info": {},
+        "images": [{"id": p.id, "file_name": p.file_name, **_sides(p)} for p in data.pictures],
+        "categories": [{"id": c.id, "name": c.name} for c in data.categories],
+        "annotations": [{**unlabelled, **a} for a in annotations],  # copies: one library writes into them
+    }
+    built.createIndex()
+    return built
+
+
+def _sides(picture: Picture) -> dict[str, int]:
+    """A picture's size, which polygons need to become masks."""
+    return {} if picture.size is None else {"height": picture.size[0], "width": picture.size[1]}
+
+
+def encoded_masks(masks: Array, engine: str = "hotcoco") -> tuple[dict[str, Any], ...]:
+    """``(N, H, W)`` bool as COCO's run lengths, ``{"size": [H, W], "counts": text}`` each.
+
+    Raises:
+        MissingDependencyError: the library is not installed.
+    """
+    mask = require("hotcoco.mask", "eval") if engine == "hotcoco" else require("pycocotools.mask", "dev")
+    encoded = [mask.encode(np.asfortranarray(each.astype(np.uint8))) for each in masks]
+    return tuple(
+        {
+            "size": [int(s) for s in e["size"]],
+            "counts": e["counts"].decode() if isinstance(e["counts"], bytes) else e["counts"],
+        }
+        for e in encoded
+    )
+
+
+def _table(found: Detections) -> Array:
+    """``(N, 7)``: image, x, y, width, height, score, category."""
+    columns = (found.image_ids[:, None], found.boxes, found.scores[:, None], found.category_ids[:, None])
+    return np.concatenate(columns, axis=1, dtype=np.float64)
+
+
+def _flat(keypoints: Array) -> Array:
+    return keypoints.reshape(len(keypoints), -1).astype(np.float64)
+
+
+def _per_class(
+    precision: Array, objects: Counter[int], found: Detections, categories: list[int]
+) -> dict[int, ClassScore]:
+    """From the precisions ``(10 overlaps, 101 recalls, categories, sizes, limits)``: all sizes, the highest limit."""
+    scores = {}
+    for k, category in enumerate(categories):
+        values = np.asarray(precision)[:, :, k, 0, -1]
+        detections = int((found.category_ids == category).sum())
+        scores[category] = ClassScore(_mean(values), _mean(values[0]), objects[category], detections)
+    return scores
+
+
+def _mean(values: Array) -> float:
+    """The mean of what there is; -1: there was no object."""
+    known = values[values > -1]
+    return float(known.mean()) if known.size else -1.0

@@ -1,0 +1,153 @@
+"""Two evaluations side by side: what one model loses against another, and whether that is more than chance.
+
+The interval is a paired bootstrap over pictures: pictures are drawn with replacement, as many as there are, and both
+models are scored on the same draw. It tells how much the difference depends on which pictures happened to be there; it
+says nothing about pictures of another kind. The resampling is hotcoco's.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import AccuracyError, UsageError, require
+from deploykit.runtime.evaluate.coco_metrics import Detections, evaluator
+from deploykit.runtime.evaluate.report import Evaluation, Scored
+
+__all__ = ["CONFIDENCE", "AccuracyComparison", "Interval", "check_drop", "compare_evaluations", "interval_of"]
+
+CONFIDENCE = 0.95
+SEED = 0
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, eq=False)
+class AccuracyComparison:
+    """``model`` against ``reference``, on the same pictures.
+
+    ``difference``: the model's metrics minus the reference's, as fractions, of those that both have; ``per_class`` the
+    same of AP by category. ``intervals``: of the differences, from ``samples`` draws (empty: none were made).
+    """
+
+    model: Evaluation
+    reference: Evaluation
+    difference: dict[str, float]
+    per_class: dict[str, float]
+    intervals: dict[str, Interval]
+    samples: int
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the comparison adds to the model's own evaluation, ready for ``json.dumps``."""
+        return {
+            "against": self.reference.to_dict(),
+            "difference": self.difference,
+            "difference_per_class": self.per_class,
+            "intervals": {name: list(interval) for name, interval in self.intervals.items()},
+            "bootstrap": {"samples": self.samples, "confidence": CONFIDENCE, "seed": SEED},
+            "comparison_notes": list(self.notes),
+        }
+
+
+def compare_evaluations(model: Evaluation, reference: Evaluation, *, samples: int = 0) -> AccuracyComparison:
+    """Hold one evaluation against another of the same annotations.
+
+    Args:
+        model, reference: of the same task, pictures and categories.
+        samples: draws of the bootstrap; 0: no intervals.
+
+    Raises:
+        UsageError: they are not of the same task and pictures, or the number of draws is negative.
+        MissingDependencyError: intervals without hotcoco.
+    """
+    a, b = model.scored, reference.scored
+    if model.task != reference.task or a.image_ids != b.image_ids or set(a.category_ids) != set(b.category_ids):
+        raise UsageError("two evaluations can be compared if they are of one task, the same pictures and categories")
+    if samples < 0:
+        raise UsageError(f"the bootstrap makes at least 0 draws, got {samples}")
+    difference = {
+        name: value - reference.metrics[name]
+        for name, value in model.metrics.items()
+        if value >= 0 and reference.metrics[name] >= 0
+    }
+    per_class = {
+        name: score.ap - reference.per_class[name].ap
+        for name, score in model.per_class.items()
+        if name in reference.per_class and score.ap >= 0 and reference.per_class[name].ap >= 0
+    }
+    intervals = _intervals(a, reference.detections, model.detections, samples) if samples else {}
+    intervals = {name: interval for name, interval in intervals.items() if name in difference}
+    return AccuracyComparison(model, reference, difference, per_class, intervals, samples, _unlike(model, reference))
+
+
+def interval_of(found: Evaluation, *, samples: int) -> dict[str, Interval]:
+    """The bootstrap's interval of each of a single model's metrics: its difference to finding nothing.
+
+    Raises:
+        MissingDependencyError: hotcoco is not installed.
+    """
+    keypoints = None if found.detections.keypoints is None else found.detections.keypoints[:0]
+    nothing = Detections(*(getattr(found.detections, n)[:0] for n in ("image_ids", "category_ids", "boxes", "scores")))
+    nothing = Detections(nothing.image_ids, nothing.category_ids, nothing.boxes, nothing.scores, keypoints)
+    intervals = _intervals(found.scored, nothing, found.detections, samples)
+    return {name: interval for name, interval in intervals.items() if found.metrics.get(name, -1.0) >= 0}
+
+
+def check_drop(comparison: AccuracyComparison, max_drop: float, *, metric: str = "AP") -> float:
+    """The drop in points (hundredths) of a metric; refused where it is larger than allowed.
+
+    Raises:
+        AccuracyError: the model loses more than ``max_drop`` points. UsageError: the metric has no value.
+    """
+    if not math.isfinite(max_drop) or max_drop < 0:
+        raise UsageError(f"the largest drop is a number of points of at least 0, got {max_drop}")
+    if metric not in comparison.difference:
+        raise UsageError(f"{metric} has no value here: there is no such object in the pictures")
+    drop = -100.0 * comparison.difference[metric]
+    if drop > max_drop:
+        before, after = (100.0 * found.metrics[metric] for found in (comparison.reference, comparison.model))
+        raise AccuracyError(
+            f"{metric} falls from {before:.2f} to {after:.2f}, by {drop:.2f} points{_within(comparison, metric)}; "
+            f"allowed are {max_drop:g} (--max-drop): nothing was kept. Keep more layers in higher precision, calibrate "
+            "with more pictures, or allow more"
+        )
+    return drop
+
+
+def _within(comparison: AccuracyComparison, metric: str) -> str:
+    if metric not in comparison.intervals:
+        return ""
+    low, high = (100.0 * value for value in comparison.intervals[metric])
+    return f" (95 % interval of the difference {low:+.2f} to {high:+.2f})"
+
+
+def _intervals(scored: Scored, before: Detections, after: Detections, samples: int) -> dict[str, Interval]:
+    hotcoco = require("hotcoco", "eval")
+    runs = [
+        evaluator(
+            scored.truth,
+            found,
+            kind=scored.kind,
+            image_ids=scored.image_ids,
+            category_ids=scored.category_ids,
+            sigmas=scored.sigmas,
+        )
+        for found in (before, after)
+    ]
+    found = hotcoco.compare(*runs, n_bootstrap=samples, seed=SEED, confidence=CONFIDENCE)["ci"] or {}
+    bounds = {name: (float(ci["lower"]), float(ci["upper"])) for name, ci in found.items()}
+    return {name: bound for name, bound in bounds.items() if np.isfinite(bound).all()}
+
+
+def _unlike(model: Evaluation, reference: Evaluation) -> tuple[str, ...]:
+    """Settings in which the two differ, so that the difference is not the model's alone."""
+    notes = []
+    for name in ("conf", "iou", "max_det", "multi_label", "nms", "size", "rectangles"):
+        ours, theirs = getattr(model.settings, name), getattr(reference.settings, name)
+        if ours != theirs:
+            notes.append(f"they were not evaluated alike: {name} is {ours} here and {theirs} in the reference")
+    return tuple(notes)

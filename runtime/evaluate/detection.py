@@ -1,0 +1,347 @@
+"""How good a model is on annotated pictures: its detections by COCO's protocol (docs/evaluation.md).
+
+The pictures go the way that they go in use, through :class:`deploykit.runtime.predict.detector.Predictor`, whatever
+kind of model it is; only the thresholds are those of an evaluation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.evaluate.coco_data import CocoData, LabelMap, Picture, match_keypoints, match_labels, read_coco
+from deploykit.runtime.evaluate.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
+from deploykit.runtime.evaluate.report import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
+from deploykit.runtime.files import exists, is_folder
+from deploykit.runtime.images.sources import Pictures
+from deploykit.runtime.machine import versions
+from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.results.detection import Result
+from deploykit.runtime.session import Session
+from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawRows
+
+__all__ = ["TASKS", "as_upstream", "evaluate_session"]
+
+TASKS = ("detect", "instances", "keypoints")
+KINDS: dict[str, Kind] = {"detect": "bbox", "instances": "segm", "keypoints": "keypoints"}
+TOPK = 30_000  # candidates of a picture that NMS sees: hundreds of thousands have a score over 0.001 at worst
+SCORED = {"detect": 100, "instances": 100, "keypoints": 20}  # COCO's own limit: so many a picture and category count
+
+
+def evaluate_session(
+    session: Session,
+    spec: ModelSpec,
+    data: str | os.PathLike[str],
+    images: str | os.PathLike[str],
+    *,
+    task: str | None = None,
+    conf: float | None = None,
+    iou: float | None = None,
+    max_det: int | None = None,
+    limit: int | None = None,
+    batch: int | None = None,
+    img: int | Sequence[int] | None = None,
+    rectangles: bool = False,
+    allow_missing: bool = False,
+    upstream: bool = False,
+    engine: str = "hotcoco",
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Evaluate a network that is open already; see :func:`deploykit.evaluate` for the arguments.
+
+    ``on_progress`` is told after each picture how many are done, and of how many. The session stays open.
+    """
+    chosen = _task(spec, task)
+    library(engine)  # before anything takes time
+    truth = read_coco(data)
+    labels = match_labels(spec.classes, _classes(spec), truth.categories)
+    points, sigmas, notes = _keypoints(spec, truth, labels, chosen)
+    files = _Files.of(truth, images, limit=limit, allow_missing=allow_missing)
+    inside = isinstance(spec.output, NmsOutputs)
+    prepared = as_upstream(spec) if upstream else spec
+    rectangles = rectangles or (upstream and spec.input.dynamic == "shape")
+    predictor = Predictor(
+        session,
+        _evaluated(prepared, img, rectangles),
+        conf=CONF if conf is None and not inside else conf,
+        iou=IOU if iou is None and not inside else iou,
+        max_det=MAX_DET if max_det is None and not inside else max_det,
+        batch=batch,
+        multi_label=not inside and _classes(spec) > 1,
+    )
+    collected = _Collected(files.pictures, labels, points, engine if chosen == "instances" else None)
+    for number, result in enumerate(predictor.stream(Pictures(tuple(files.paths), keep_files=False)), start=1):
+        collected.take(result, predictor.thresholds.max_det)
+        if on_progress is not None:
+            on_progress(number, len(files.pictures))
+    found = collected.detections(with_keypoints=chosen == "keypoints")
+    scored = Scored(
+        truth,
+        KINDS[chosen],
+        tuple(p.id for p in files.pictures),
+        tuple(labels.category_ids),
+        sigmas,
+    )
+    scores = _scores(scored, found, engine)
+    names = {c.id: c.name for c in truth.categories}
+    if upstream and not rectangles:
+        notes = (
+            *notes,
+            "its shape is fixed, so of upstream's preprocessing only the shrinking by area is in these numbers",
+        )
+    settings = _settings(predictor, chosen, labels, engine, sigmas)
+    counts = _counts(truth, files, labels, collected, chosen, len(found.scores))
+    return Evaluation(
+        task=chosen,
+        metrics=scores.metrics,
+        per_class={names[i]: score for i, score in scores.per_class.items()},
+        counts=counts,
+        settings=settings,
+        timings=collected.mean_times(),
+        versions=versions() | {engine: library(engine)[2]},
+        notes=(*session.notes, *truth.notes, *labels.notes, *notes, *files.notes, *remarks(settings, counts)),
+        detections=found,
+        scored=scored,
+        curves={names[i]: curve for i, curve in scores.curves.items()},
+    )
+
+
+def _scores(scored: Scored, found: Detections, engine: str) -> CocoScores:
+    return coco_scores(
+        scored.truth,
+        found,
+        kind=scored.kind,
+        image_ids=scored.image_ids,
+        category_ids=scored.category_ids,
+        sigmas=scored.sigmas,
+        engine=engine,
+    )
+
+
+def _task(spec: ModelSpec, asked: str | None) -> Task:
+    """What is evaluated: the spec's task, or what was asked for where the model can do it."""
+    task = spec.task if asked is None else asked
+    if task not in TASKS or spec.task not in TASKS:
+        wrong = task if task not in TASKS else spec.task
+        raise UsageError(f"evaluation knows the tasks {', '.join(TASKS)}, not {wrong!r}")
+    if task == "keypoints" and spec.keypoints is None:
+        raise UsageError("the task keypoints needs a model with keypoints; this one has none: --task detect")
+    if task == "instances" and spec.task != "instances":
+        raise UsageError("the task instances needs a model with masks; this one has none: --task detect")
+    return cast(Task, task)
+
+
+def as_upstream(spec: ModelSpec) -> ModelSpec:
+    """The spec with the preprocessing of the original projects' own evaluation (YOLOv5 v7.0, YOLOv7, YOLOv6).
+
+    They shrink pictures by area averaging, round the size up (YOLOv5) or down, and pad each to a rectangle of half a
+    stride more than it needs. From their data loaders (utils/dataloaders.py, AGPL-3.0; utils/datasets.py,
+    yolov6/data/datasets.py, GPL-3.0); facts only. Their batches share one rectangle, ours are a picture's own.
+
+    Raises:
+        UsageError: a model whose project evaluates with what its spec has already, or with nothing that is known.
+    """
+    fit = spec.input.fit
+    if fit.kind != "letterbox" or fit.anchor != "centre":
+        raise UsageError(
+            f"--preprocess upstream is for models of the YOLOv5, YOLOv6 and YOLOv7 projects; "
+            f"{spec.source.model or 'this model'} is evaluated by its project as its spec says: leave it out"
+        )
+    rounding: Literal["floor", "ceil"] = "ceil" if spec.source.model.startswith("yolov5") else "floor"
+    changed = dataclasses.replace(fit, shrink="area", rounding=rounding, margin=0.5)
+    return dataclasses.replace(spec, input=dataclasses.replace(spec.input, fit=changed))
+
+
+def _classes(spec: ModelSpec) -> int:
+    """How many classes a model has; 0: it does not say."""
+    return spec.output.cls[1] - spec.output.cls[0] if isinstance(spec.output, RawRows) else len(spec.classes)
+
+
+def _keypoints(
+    spec: ModelSpec, truth: CocoData, labels: LabelMap, task: Task
+) -> tuple[list[int], tuple[float, ...], tuple[str, ...]]:
+    """The model's keypoints in the annotations' order, their OKS constants, and what to say about them."""
+    if task != "keypoints" or spec.keypoints is None:
+        return [], (), ()
+    order, notes = match_keypoints(spec.keypoints.names, truth, labels)
+    sigmas = spec.keypoints.sigmas
+    if not sigmas and len(order) == len(COCO_KEYPOINTS.sigmas):
+        sigmas, notes = COCO_KEYPOINTS.sigmas, (*notes, "the spec has no OKS sigmas: those of COCO's 17 were taken")
+    if not sigmas:
+        raise UsageError(
+            f"the similarity of {len(order)} keypoints needs {len(order)} OKS sigmas, which the spec does not have: "
+            "write them into its keypoints.sigmas and pass it with --spec"
+        )
+    return order, tuple(sigmas[i] for i in order), notes
+
+
+def _evaluated(spec: ModelSpec, img: int | Sequence[int] | None, rectangles: bool) -> ModelSpec:
+    """The spec as it is evaluated: one canvas for all pictures, unless rectangles are wanted, and every candidate.
+
+    So a network of a dynamic shape, and a checkpoint, sees the very pixels that its export of a fixed size sees.
+    """
+    own = spec.input
+    size = own.size if img is None else (img, img) if isinstance(img, int) else (img[0], img[-1])
+    if own.dynamic != "shape" and (rectangles or size != own.size):
+        what = "rectangles" if rectangles else f"{size[0]}x{size[1]}"
+        raise UsageError(
+            f"this network takes pictures of {own.size[0]}x{own.size[1]} (height x width) only, not {what}: "
+            "export it with --dynamic shape, or evaluate the checkpoint"
+        )
+    if any(side < 1 or side % own.fit.stride for side in size):
+        raise ImageSizeError(f"both sides must be multiples of the stride {own.fit.stride}, got {size[0]}x{size[1]}")
+    fit = dataclasses.replace(own.fit, auto=rectangles)
+    thresholds = spec.thresholds
+    if not isinstance(spec.output, NmsOutputs):
+        thresholds = dataclasses.replace(thresholds, pre_nms_topk=TOPK)
+    return dataclasses.replace(spec, input=dataclasses.replace(own, size=size, fit=fit), thresholds=thresholds)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The pictures that are evaluated and where they are, in the annotations' order."""
+
+    pictures: list[Picture]
+    paths: list[Path]
+    missing: int
+    left_out: int
+    notes: tuple[str, ...]
+
+    @staticmethod
+    def of(truth: CocoData, images: str | os.PathLike[str], *, limit: int | None, allow_missing: bool) -> _Files:
+        """Look for every listed picture in the folder.
+
+        Raises:
+            NotFoundError: the folder, or a picture and nothing allows that; or none is there.
+            UsageError: a limit below 1, or no folder.
+        """
+        folder = Path(images).expanduser()
+        if limit is not None and limit < 1:
+            raise UsageError(f"the limit must be at least 1 picture, got {limit}")
+        if not is_folder(folder):
+            if exists(folder):
+                raise UsageError(f"the pictures must be in a folder, but {folder} is a file")
+            raise NotFoundError(f"a folder of pictures was expected at {folder}, which does not exist")
+        there = {p.id: exists(folder / p.file_name) for p in truth.pictures}
+        missing = [p.file_name for p in truth.pictures if not there[p.id]]
+        told = f"{len(missing)} of {len(truth.pictures)} listed pictures are not in {folder} ({_first(missing)})"
+        if missing and (len(missing) == len(truth.pictures) or (limit is None and not allow_missing)):
+            raise NotFoundError(f"{told}: name the right folder, or evaluate the others only with --allow-missing")
+        present = [p for p in truth.pictures if there[p.id]]
+        pictures = present[:limit]
+        left_out = len(present) - len(pictures)
+        notes = [f"{told}; they were left out"] if missing else []
+        if left_out:
+            notes.append(f"only the first {len(pictures)} of {len(present)} pictures were evaluated (--limit)")
+        paths = [folder / p.file_name for p in pictures]
+        return _Files(pictures, paths, len(missing), left_out, tuple(notes))
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+
+
+class _Collected:
+    """The results of all pictures, as the metrics need them."""
+
+    def __init__(self, pictures: list[Picture], labels: LabelMap, order: list[int], masks_by: str | None) -> None:
+        """``masks_by``: the library whose run lengths masks become; None: they are not kept."""
+        self.full = self.truncated = 0
+        self._pictures = iter(pictures)
+        self._known = np.array([i is not None for i in labels.ids], bool)
+        self._ids = np.array([0 if i is None else i for i in labels.ids], np.int64)
+        self._order, self._masks_by = order, masks_by
+        self._parts: list[Detections] = []
+        self._times: list[dict[str, float]] = []
+
+    def take(self, result: Result, max_det: int) -> None:
+        """Add the next picture's."""
+        picture = next(self._pictures)
+        if picture.size is not None and picture.size != result.size:
+            raise DataError(
+                f"{result.name} is {result.size[1]}x{result.size[0]} (width x height, upright by its EXIF "
+                f"orientation), the annotations say {picture.size[1]}x{picture.size[0]}: their boxes do not fit it"
+            )
+        self.full += len(result) >= max_det
+        self.truncated += result.truncated
+        self._times.append(dict(result.timings))
+        use = self._known[result.labels]
+        boxes = result.boxes[use].astype(np.float64)
+        boxes[:, 2:] -= boxes[:, :2]
+        keypoints = None if result.keypoints is None else result.keypoints[use][:, self._order]
+        ids = np.full(len(boxes), picture.id, np.int64)
+        scores = result.scores[use].astype(np.float64)
+        masks = None
+        if self._masks_by is not None and result.masks is not None:  # as run lengths: they have the picture's size
+            masks = encoded_masks(result.masks[use], self._masks_by)
+        self._parts.append(Detections(ids, self._ids[result.labels[use]], boxes, scores, keypoints, masks))
+
+    def detections(self, *, with_keypoints: bool) -> Detections:
+        """All of them, in the order of the pictures."""
+
+        def joined(arrays: list[Array]) -> Array:
+            return np.concatenate(arrays)
+
+        parts = self._parts
+        keypoints = joined([p.keypoints for p in parts if p.keypoints is not None]) if with_keypoints else None
+        return Detections(
+            joined([p.image_ids for p in parts]),
+            joined([p.category_ids for p in parts]),
+            joined([p.boxes for p in parts]),
+            joined([p.scores for p in parts]),
+            keypoints,
+            None if self._masks_by is None else tuple(mask for p in parts for mask in p.masks or ()),
+        )
+
+    def mean_times(self) -> dict[str, float]:
+        """Milliseconds a stage; the first picture pays for memory and caches, so it counts only where it is alone."""
+        counted = self._times[1:] or self._times
+        return {stage: sum(t[stage] for t in counted) / len(counted) for stage in counted[0]}
+
+
+def _settings(predictor: Predictor, task: Task, labels: LabelMap, engine: str, sigmas: tuple[float, ...]) -> Settings:
+    spec, used = predictor.spec, predictor.thresholds
+    return Settings(
+        conf=used.conf,
+        iou=used.iou,
+        max_det=used.max_det,
+        pre_nms_topk=used.pre_nms_topk,
+        multi_label=predictor.multi_label or spec.task == "instances",
+        nms="graph" if isinstance(spec.output, NmsOutputs) else "runtime",
+        size=spec.input.size,
+        rectangles=spec.input.fit.auto,
+        batch=predictor.batch,
+        providers=predictor.session.providers,
+        scored=SCORED[task],
+        matched_by=labels.by,
+        engine=engine,
+        preprocessing="spec" if spec.input.fit.shrink == "linear" else "upstream",
+        sigmas=sigmas,
+    )
+
+
+def _counts(
+    truth: CocoData, files: _Files, labels: LabelMap, collected: _Collected, task: Task, detections: int
+) -> Counts:
+    images, categories = {p.id for p in files.pictures}, set(labels.category_ids)
+    crowds = (a["iscrowd"] for a in truth.annotations if a["image_id"] in images and a["category_id"] in categories)
+    return Counts(
+        images=len(images),
+        listed=len(truth.pictures),
+        missing=files.missing,
+        left_out=files.left_out,
+        categories=len(categories),
+        objects=len(truth.objects(images, categories, keypoints=task == "keypoints")),
+        crowd=sum(crowds),
+        detections=detections,
+        full=collected.full,
+        truncated=collected.truncated,
+    )

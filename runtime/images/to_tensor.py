@@ -1,0 +1,63 @@
+"""Canvases as a network's input tensor."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import lru_cache
+
+import cv2
+import numpy as np
+
+from deploykit.runtime.arrays import Array
+from deploykit.spec import InputSpec
+
+__all__ = ["blob", "blob_tables"]
+
+
+def blob(canvases: Sequence[Array], spec: InputSpec, out: Array | None = None) -> Array:
+    """Canvases (BGR ``uint8 (H, W, 3)``, one size) as the network's input ``float32 (B, 3, H, W)``.
+
+    Each value is ``(p * scale - mean) / std``, computed in float64 for the 256 values that a pixel can have and
+    rounded once: ``scale = 1/255`` gives exactly the float32 quotient ``p / 255``.
+
+    Args:
+        canvases: B of them, or fewer than ``out`` has room for; the rest of ``out`` becomes zeros.
+        spec: colour order, scale, mean and std.
+        out: a float32 array ``(B, 3, H, W)`` to write into; a new one costs more time than the conversion.
+    """
+    height, width = canvases[0].shape[:2]
+    if out is None:
+        out = np.empty((len(canvases), 3, height, width), np.float32)
+    order = (2, 1, 0) if spec.colour == "rgb" else (0, 1, 2)
+    tables = blob_tables(spec)
+    split = _planes(height, width)
+    for canvas, planes in zip(canvases, out, strict=False):
+        cv2.split(canvas, split)
+        for channel, plane, table in zip(order, planes, tables, strict=True):
+            cv2.LUT(split[channel], table, dst=plane)
+    out[len(canvases) :] = 0.0
+    return out
+
+
+_scratch = threading.local()
+
+
+def _planes(height: int, width: int) -> list[Array]:
+    """Three uint8 planes of this thread, the same ones as long as the size stays: the page faults of fresh memory
+    take longer than splitting a picture does."""
+    planes: list[Array] | None = getattr(_scratch, "planes", None)
+    if planes is None or planes[0].shape != (height, width):
+        planes = _scratch.planes = [np.empty((height, width), np.uint8) for _ in range(3)]
+    return planes
+
+
+def blob_tables(spec: InputSpec) -> tuple[Array, ...]:
+    """What each of the 256 pixel values becomes: ``float32 (256,)`` a channel, in the network's channel order."""
+    return _tables(spec.scale, spec.mean, spec.std)
+
+
+@lru_cache(maxsize=16)
+def _tables(scale: float, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Array, ...]:
+    pixels = np.arange(256, dtype=np.float64)
+    return tuple(((pixels * scale - m) / s).astype(np.float32) for m, s in zip(mean, std, strict=True))

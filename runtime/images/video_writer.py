@@ -1,0 +1,82 @@
+"""Writing drawn frames as an MP4 video."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import cv2
+
+from deploykit.errors import OutputError, writing
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.files import partial_name
+
+__all__ = ["Recorder"]
+
+CODEC = "mp4v"  # MPEG-4 part 2: the one that every OpenCV wheel can encode; H.264 is in none
+
+
+class Recorder:
+    """An MP4 file that appears under its name once it is whole; leaving the context with an error leaves nothing.
+
+    Args:
+        path: the file, ``.mp4``.
+        fps: frames a second.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        self._path = path
+        self._partial = partial_name(path)
+        self._fps = fps
+        self._writer: cv2.VideoWriter | None = None
+        self._size = (0, 0)
+        self._frames = 0
+
+    def write(self, image: Array) -> None:
+        """Append one frame, BGR ``uint8 (H, W, 3)``; the first one sets the size.
+
+        Raises:
+            OutputError: the place is not writable, or a frame has another size than the first.
+        """
+        size = (image.shape[1], image.shape[0])
+        if self._writer is None:
+            with writing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._partial.touch()  # OpenCV would not say why it cannot
+            self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*CODEC), self._fps, size)
+            self._size = size
+            if not self._writer.isOpened():
+                raise OutputError(
+                    f"OpenCV cannot encode {size[0]} x {size[1]} pixels as {CODEC} video for {self._path}"
+                )
+        if size != self._size:
+            raise OutputError(f"{self._path} has frames of {self._size} (width, height), the next one has {size}")
+        self._writer.write(image)
+        self._frames += 1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._writer.release()
+        try:
+            if error is None and self._frames:
+                self._finish()
+        finally:
+            with contextlib.suppress(OSError):
+                self._partial.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        """Count the frames that are really there (OpenCV does not report a full disk), then rename."""
+        check = cv2.VideoCapture(str(self._partial))
+        found = int(check.get(cv2.CAP_PROP_FRAME_COUNT)) if check.isOpened() else 0
+        check.release()
+        if found != self._frames:
+            raise OutputError(f"{self._path} took {found} of {self._frames} frames: is the disk full?")
+        with writing(self._path):
+            self._partial.replace(self._path)

@@ -1,0 +1,152 @@
+"""Build the libraries of ``cpp_plugins`` with CMake, and say what is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, UsageError
+from deploykit.runtime.files import is_folder, write_whole
+from deploykit.runtime.native.library import ABI, LIBRARIES, abi_of, built_with, find_library, library_folder
+
+__all__ = ["BuildReport", "LibraryInfo", "build_libraries", "library_info", "source_folder"]
+
+LOG = "build.log"
+
+
+@dataclass(frozen=True)
+class BuildReport:
+    """What was built (name -> file), and of every library what it was built with or why it was skipped."""
+
+    built: dict[str, Path]
+    said: dict[str, str]
+    log: Path
+
+
+@dataclass(frozen=True)
+class LibraryInfo:
+    """One library: its file (None: not there), the number of its interface, with what and for which GPUs it was built.
+
+    ``problem`` says why it cannot be used; None where it can.
+    """
+
+    name: str
+    what: str
+    file: Path | None
+    abi: int | None = None
+    built_with: str = ""
+    architectures: tuple[str, ...] = ()
+    problem: str | None = None
+
+
+def source_folder() -> Path:
+    """Where the sources lie: they are part of the package."""
+    return Path(__file__).parents[2] / "cpp_plugins"
+
+
+def build_libraries(
+    out: Path | None = None,
+    *,
+    only: Sequence[str] = (),
+    tensorrt: Path | None = None,
+    onnxruntime: Path | None = None,
+    architectures: Sequence[int] = (),
+    sanitize: str = "",
+    on_step: Callable[[str], None] = lambda step: None,
+) -> BuildReport:
+    """Run CMake in a temporary folder, then move the libraries to their place, each whole or not at all.
+
+    Args:
+        out: the folder for the libraries; None: the one that they are looked for in.
+        only: names of :data:`deploykit.runtime.native.library.LIBRARIES`; ``cpu`` is always built. Empty: all that can
+            be.
+        tensorrt: a folder with ``NvInfer.h``, or the one above it.
+        onnxruntime: a folder with ``onnxruntime_cxx_api.h``.
+        architectures: compute capabilities such as 90; empty: all from 75 on that the compiler knows.
+        sanitize: sanitizers for the CPU library, for tests.
+        on_step: told what is being done.
+
+    Raises:
+        MissingDependencyError: CMake or a C++ compiler is missing. BackendError: a source did not compile.
+        UsageError: there is no library of that name. NotFoundError: a folder that was named does not exist.
+        OutputError: the place is not writable.
+    """
+    if unknown := [name for name in only if name not in LIBRARIES]:
+        raise UsageError(f"the libraries are {', '.join(LIBRARIES)}; there is no {unknown[0]!r}")
+    for folder in (tensorrt, onnxruntime):
+        if folder is not None and not is_folder(folder):
+            raise NotFoundError(f"a folder with headers was expected at {folder}, and there is none")
+    cmake = shutil.which("cmake")
+    if cmake is None:
+        raise MissingDependencyError(
+            "cmake is needed here and is not installed: pip install cmake, or a system package"
+        )
+    place = out or library_folder()
+    wanted = set(only) or set(LIBRARIES)
+    values = {
+        "DEPLOYKIT_ONNXRUNTIME": "ON" if "onnxruntime" in wanted else "OFF",
+        "DEPLOYKIT_CUDA": "ON" if wanted & {"cuda", "tensorrt"} else "OFF",
+        "DEPLOYKIT_TENSORRT": "ON" if "tensorrt" in wanted else "OFF",
+        "DEPLOYKIT_ARCHITECTURES": ";".join(map(str, architectures)),
+        "DEPLOYKIT_SANITIZE": sanitize,
+        "TENSORRT_ROOT": str(tensorrt.absolute()) if tensorrt else "",
+        "ONNXRUNTIME_INCLUDE_DIR": str(onnxruntime.absolute()) if onnxruntime else "",
+    }
+    log: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="deploykit-plugins-") as temporary:
+        build, ready = Path(temporary, "build"), Path(temporary, "lib")
+        generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+        settings = [f"-D{name}={value}" for name, value in values.items() if value]
+        on_step("configuring")
+        command = [cmake, "-S", str(source_folder().resolve()), "-B", str(build), *generator, *settings]
+        said = _run([*command, f"-DCMAKE_INSTALL_PREFIX={ready}"], place, log)
+        on_step("compiling")
+        _run([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)], place, log)
+        _run([cmake, "--install", str(build)], place, log)
+        for file in ready.iterdir():
+            write_whole(place / file.name, file.read_bytes())
+    write_whole(place / LOG, "".join(log).encode())
+    lines = dict(re.findall(r"^-- deploykit: deploykit_(\w+): (.*)$", said, re.MULTILINE))
+    built = {
+        name: place / f.name
+        for name in LIBRARIES
+        for f in place.glob(f"*deploykit_{name}.*")
+        if lines.get(name, "").startswith("built")
+    }
+    return BuildReport(built, lines, place / LOG)
+
+
+def _run(command: Sequence[str], place: Path, log: list[str]) -> str:
+    """Run one step; its output goes to the log, which is written where the step fails."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    log.append(f"$ {' '.join(command)}\n{done.stdout}\n")
+    if done.returncode == 0:
+        return done.stdout
+    write_whole(place / LOG, "".join(log).encode())
+    if "No CMAKE_CXX_COMPILER could be found" in done.stdout:
+        raise MissingDependencyError("a C++17 compiler is needed here, and CMake finds none: install g++ or clang++")
+    first = re.search(r"^.*\b(?:error|Error)\b[: ].*$", done.stdout, re.MULTILINE)
+    reason = first[0].strip() if first else f"exit code {done.returncode}"
+    raise BackendError(f"the libraries were not built: {reason}; all that was said is in {place / LOG}")
+
+
+def library_info(name: str) -> LibraryInfo:
+    """What is known of one library without running it on anything."""
+    file = find_library(name)
+    if file is None:
+        return LibraryInfo(name, LIBRARIES[name], None, problem="not built: deploykit plugins build")
+    try:
+        abi = abi_of(file)
+        words = built_with(file)
+    except BackendError as e:
+        return LibraryInfo(name, LIBRARIES[name], file, problem=str(e))
+    found = {m.decode() for m in re.findall(rb"sm_\d+", file.read_bytes())} if name in ("cuda", "tensorrt") else set()
+    problem = None if abi == ABI else f"it has ABI {abi}, and this deploykit needs {ABI}: deploykit plugins build"
+    ordered = tuple(sorted(found, key=lambda text: int(text[3:])))
+    return LibraryInfo(name, LIBRARIES[name], file, abi, words, ordered, problem)

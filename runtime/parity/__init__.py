@@ -1,0 +1,1 @@
+"""Parity of raw outputs: tolerance, what is expected, and differences."""

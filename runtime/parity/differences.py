@@ -1,0 +1,144 @@
+"""How far raw outputs are from what is expected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploykit.errors import ParityError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.parity.expected import Layout
+from deploykit.runtime.parity.spread import NO_SPREAD, errors_of, spread_of
+from deploykit.runtime.parity.tolerance import Tolerance, dense_limit
+from deploykit.spec import RawRows, Tensor
+
+__all__ = ["Difference", "differences"]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far one kind of value of the candidate is from the reference's on one input.
+
+    ``used`` is the largest share of its limit that any element used: over 1 is a failure. ``worst`` is that element:
+    (row, column, expected, found), of a dense output (channel, pixel, ...). ``spread``: the shares that the elements at
+    :data:`deploykit.runtime.parity.spread.QUANTILES` use, which tell an error of every value from the rounding of a
+    few.
+    """
+
+    reference: str
+    candidate: str
+    input: str
+    values: str
+    count: int
+    max_abs: float
+    used: float
+    worst: tuple[int, int, float, float]
+    dense: bool = False
+    spread: tuple[float, ...] = NO_SPREAD
+
+    @property
+    def ok(self) -> bool:
+        """Whether every element is within its limit."""
+        return self.used <= 1.0
+
+    def __str__(self) -> str:
+        row, column, expected, found = self.worst
+        where = f"channel {row}, pixel {column}" if self.dense else f"row {row}, column {column}"
+        return (
+            f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
+            f"{self.max_abs:.3g} ({self.used:.3g} of the limit): {where} is {found:.6g}, expected {expected:.6g}"
+        )
+
+
+def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
+    """Kind of value -> (its columns, whether they are pixels)."""
+    scores = [*range(*layout.cls)] if layout.obj is None else [*range(*layout.obj), *range(*layout.cls)]
+    columns = {"boxes": ([*range(*layout.box)], True), "scores": (scores, False)}
+    if layout.keypoints:
+        start, stop = layout.keypoints
+        points = range(start, stop)
+        columns["keypoints"] = ([c for c in points if (c - start) % layout.kpt_dims < 2], True)
+        if layout.kpt_dims > 2:
+            columns["visibility"] = ([c for c in points if (c - start) % layout.kpt_dims >= 2], False)
+    return columns
+
+
+def differences(
+    reference: str,
+    name: str,
+    label: str,
+    rows: list[Array],
+    found: list[Array],
+    layout: Layout,
+    limits: Tolerance,
+    *,
+    corners: bool = False,
+) -> list[Difference]:
+    """One :class:`Difference` a kind of value, between two lists of one image's rows (or dense output) a slot.
+
+    ``corners``: boxes are two corners, and not centre, width and height.
+
+    Raises:
+        ParityError: the two have different numbers of rows.
+    """
+    if isinstance(layout, Tensor):
+        return [_dense_difference(reference, name, label, rows, found, layout, limits)]
+    a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
+    if a.shape != b.shape:
+        raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
+    numbers = _scoring(a, b, layout, limits.min_score)
+    a, b = a[numbers], b[numbers]
+    box = a[:, slice(*layout.box)]
+    sides = np.abs(box[:, 2:] - box[:, :2] if corners else box[:, 2:]).max(1, initial=0.0)[:, None]
+    report = []
+    for values, (columns, pixels) in _value_columns(layout).items():
+        expected, got = a[:, columns], b[:, columns]
+        limit: Array | float = limits.probability
+        if pixels:
+            limit = limits.pixels + limits.relative * np.abs(expected) + limits.side * sides
+        error, used = errors_of(expected, got, limit)
+        if not error.size:  # no row scores enough; the best rows are matched all the same
+            report.append(Difference(reference, name, label, values, 0, 0.0, 0.0, (0, columns[0], 0.0, 0.0)))
+            continue
+        row, column = np.unravel_index(int(used.argmax()), used.shape)
+        worst = (int(numbers[row]), columns[int(column)], float(expected[row, column]), float(got[row, column]))
+        largest = float(error.max()), float(used.max())
+        report.append(Difference(reference, name, label, values, error.size, *largest, worst, spread=spread_of([used])))
+    return report
+
+
+def _dense_difference(
+    reference: str,
+    name: str,
+    label: str,
+    expected: list[Array],
+    found: list[Array],
+    layout: Tensor,
+    limits: Tolerance,
+) -> Difference:
+    """The difference of one dense output, a slot after the other, so that no more than one is copied."""
+    count, most, share, worst = 0, 0.0, 0.0, (0, 0, 0.0, 0.0)
+    spreads = []
+    for a, b in zip(expected, found, strict=True):
+        if a.shape != b.shape:
+            raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
+        wide, got = a.astype(np.float64).reshape(len(a), -1), b.astype(np.float64).reshape(len(b), -1)
+        error, used = errors_of(wide, got, dense_limit(wide, limits))
+        channel, pixel = np.unravel_index(int(used.argmax()), used.shape)
+        if used[channel, pixel] > share or not count:
+            worst = (int(channel), int(pixel), float(wide[channel, pixel]), float(got[channel, pixel]))
+        count, most, share = count + error.size, max(most, float(error.max())), max(share, float(used.max()))
+        spreads.append(spread_of([used]))
+    spread = tuple(map(max, zip(*spreads, strict=True)))
+    return Difference(reference, name, label, layout.name, count, most, share, worst, dense=True, spread=spread)
+
+
+def _scoring(a: Array, b: Array, layout: RawRows, least: float) -> Array:
+    """The numbers of the rows that score over ``least`` on either side, and of those that have no finite score."""
+    if least <= 0.0:
+        return np.arange(len(a))
+    scores = [side[:, slice(*layout.cls)].max(1) for side in (a, b)]
+    if layout.obj is not None:
+        scores = [score * side[:, layout.obj[0]] for score, side in zip(scores, (a, b), strict=True)]
+    return np.flatnonzero(~((scores[0] <= least) & (scores[1] <= least)))

@@ -1,0 +1,226 @@
+"""Parity of raw outputs: what networks must give on given images.
+
+Whether an artefact is kept is decided by the export side. An engine that was built on a machine without a GPU has what
+it must give in a file beside it (:class:`Expected`), and the runtime checks that when it first runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+
+from deploykit.errors import ArtefactError, ParityError, SpecError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.files import write_whole
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.postprocess.decode import decoded
+from deploykit.runtime.session import Session, input_of
+from deploykit.spec import RawRows, Tensor, read_value
+
+__all__ = [
+    "Batch",
+    "Expected",
+    "Feeds",
+    "Layout",
+    "rows_of",
+    "runs",
+]
+
+Layout = RawRows | Tensor
+"""What is compared: rows, or one dense output."""
+
+FORMAT = 1  # of a file that holds an Expected
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one size, by label, in the order of their slots."""
+
+    name: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Feeds:
+    """Network inputs ``(1, C, H, W)`` float32 by label, and the batches to run them in."""
+
+    images: dict[str, Array]
+    batches: tuple[Batch, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def first(self) -> Array:
+        """The first image."""
+        return next(iter(self.images.values()))
+
+    def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Feeds:
+        """What a network can take of them: ``takes`` is asked about input shapes ``(B, C, H, W)``.
+
+        Batches that are too large lose their last slots; those of a size that is not taken at all are left out, and
+        the notes say so.
+        """
+        batches, left_out = [], []
+        for batch in self.batches:
+            slots = range(len(batch.images), 0, -1)
+            size = self.images[batch.images[0]].shape[1:]
+            fitting = next((n for n in slots if takes((n, *size))), 0)
+            if fitting == len(batch.images):
+                batches.append(batch)
+            elif fitting:
+                batches.append(Batch(f"{batch.name}, the first {fitting}", batch.images[:fitting]))
+            else:
+                left_out.append(batch.name)
+        used = {label for batch in batches for label in batch.images}
+        images = {label: image for label, image in self.images.items() if label in used}
+        notes = tuple(f"{name} is not compared: its size is outside of what the network takes" for name in left_out)
+        return Feeds(images, tuple(batches), (*self.notes, *notes))
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)``; of a dense
+    output, ``(C, H, W)`` or ``(C,)``.
+
+    ``computed`` tells for each reference what computed it, ``layout`` what the columns are. A reference need not have
+    rows of every image. ``limits`` are what the network was held to when it was exported.
+    """
+
+    feeds: Feeds
+    rows: Mapping[str, Mapping[str, Array]]
+    computed: Mapping[str, str]
+    layout: Layout
+    limits: Tolerance = field(default_factory=Tolerance)
+
+    def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Expected:
+        """The same for a network that takes less; see :meth:`Feeds.within`.
+
+        Raises:
+            ParityError: it takes none of the images.
+        """
+        feeds = self.feeds.within(takes)
+        if not feeds.batches:
+            raise ParityError(f"the network takes none of the images to compare on ({', '.join(self.feeds.images)})")
+        return replace(self, feeds=feeds)
+
+    def only(self, reference: str) -> Expected:
+        """The same with one of its references."""
+        only = {reference: self.rows[reference]}, {reference: self.computed[reference]}
+        return Expected(self.feeds, *only, self.layout, self.limits)
+
+    def save(self, path: Path) -> None:
+        """Write the images and the first reference's rows as float32; numpy's ``.npz``, compressed.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
+        reference = next(iter(self.rows))
+        labels = [label for label in self.feeds.images if label in self.rows[reference]]
+        batches = [[b.name, list(b.images)] for b in self.feeds.batches if set(b.images) <= set(labels)]
+        about = {
+            "format": FORMAT,
+            "reference": reference,
+            "computed": self.computed[reference],
+            "layout": dataclasses.asdict(self.layout),
+            "limits": dataclasses.asdict(self.limits),
+            "labels": labels,
+            "batches": batches,
+            "notes": list(self.feeds.notes),
+        }
+        arrays = {"about": np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)}
+        for i, label in enumerate(labels):
+            arrays[f"image{i}"] = self.feeds.images[label]
+            arrays[f"rows{i}"] = self.rows[reference][label].astype(np.float32)
+        data = BytesIO()
+        np.savez_compressed(data, allow_pickle=False, **arrays)
+        write_whole(path, data.getvalue())
+
+    @staticmethod
+    def load(path: Path) -> Expected:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ArtefactError: it is not such a file, or is damaged or of a newer format.
+        """
+        try:
+            with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
+                about = json.loads(arrays["about"].tobytes())
+                if about["format"] > FORMAT:
+                    raise ArtefactError(f"{path} has format {about['format']}, known is {FORMAT}: update deploykit")
+                labels: list[str] = about["labels"]
+                images = {label: arrays[f"image{i}"] for i, label in enumerate(labels)}
+                rows = {label: arrays[f"rows{i}"] for i, label in enumerate(labels)}
+            batches = tuple(Batch(name, tuple(slots)) for name, slots in about["batches"])
+            if not batches or not {label for b in batches for label in b.images} <= set(images):
+                raise ValueError("it names images that it does not hold")
+            feeds = Feeds(images, batches, tuple(about["notes"]))
+            layout = read_value(Layout, about["layout"], "layout")
+            limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
+            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits)
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
+            raise ArtefactError(f"{path} holds no reference values that can be read ({e}): export again") from e
+
+
+def runs(
+    expected: Expected, name: str, session: Session, layout: Layout, on_step: Callable[[str], None] = lambda _: None
+) -> Iterator[tuple[Batch, str, list[Array], list[Array]]]:
+    """Run every batch; yield it with each reference that has all of its images: (batch, reference, expected, found).
+
+    Both lists hold one image's rows ``(N, columns)`` a slot, or its dense output. References saw one image at a time:
+    so a slot that is mixed up, or an image that leaks into another slot, shows as a difference.
+
+    Raises:
+        SpecError: the output is not what ``layout`` says. BackendError: the network failed.
+    """
+    for batch in expected.feeds.batches:
+        on_step(f"{name} on {batch.name}")
+        found = _run_batch(session, batch, expected.feeds, layout, name)
+        for reference, rows in expected.rows.items():
+            if all(label in rows for label in batch.images):
+                yield batch, reference, [rows[label] for label in batch.images], found
+
+
+def rows_of(session: Session, image: Array, layout: Layout, name: str) -> Array:
+    """One image's rows ``(N, columns)`` in pixels, or its dense output; a session with a fixed batch gets the image in
+    every slot.
+
+    Raises:
+        SpecError: the output is not what ``layout`` says.
+    """
+    info = session.inputs[0]
+    batch = info.shape[0] or 1
+    fed = np.repeat(image, batch, 0)
+    rows: Array = _rows(session.run(input_of(info, fed)), layout, name, fed.shape)[0]
+    return rows
+
+
+def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: Layout, name: str) -> list[Array]:
+    info = session.inputs[0]
+    blob = np.concatenate([feeds.images[label] for label in batch.images])
+    fixed = info.shape[0]
+    if fixed is None or fixed == len(blob):
+        return list(_rows(session.run(input_of(info, blob)), layout, name, blob.shape))
+    return [rows_of(session, image[None], layout, name) for image in blob]
+
+
+def _rows(outputs: Mapping[str, Array], layout: Layout, name: str, fed: tuple[int, ...]) -> Array:
+    """The output of the spec's name, or the only one: somebody else's export may call it otherwise. Rows in pixels."""
+    if layout.name not in outputs and len(outputs) > 1:
+        raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
+    rows = outputs.get(layout.name, next(iter(outputs.values())))
+    if isinstance(layout, Tensor):
+        if rows.ndim not in (2, 4) or len(rows) != fed[0]:
+            raise SpecError(
+                f"the spec says one dense output (batch, channels) or (batch, channels, height, width) for a batch of "
+                f"{fed[0]}, the output of {name} is {rows.shape}"
+            )
+        return rows
+    if rows.ndim != 3 or rows.shape[2] < layout.columns:
+        raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
+    return decoded(rows, layout, (fed[2], fed[3]))

@@ -1,0 +1,1 @@
+"""From output tensors to objects: decode, NMS, masks, fusion of poses."""

@@ -1,0 +1,96 @@
+"""What one dense output means: classes, a label map, a restored picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from deploykit.errors import SpecError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.placing import Placed
+from deploykit.spec import InputSpec, ModelSpec, Tensor
+
+__all__ = ["DENSE_TASKS", "DenseTask", "dense_output", "label_map", "restored", "top_classes"]
+
+DenseTask = Literal["classify", "segment", "restore", "features"]
+DENSE_TASKS: tuple[DenseTask, ...] = ("classify", "segment", "restore", "features")
+"""The tasks of networks with one dense output."""
+
+CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large picture would take gigabytes
+
+
+def dense_output(outputs: Mapping[str, Array], spec: ModelSpec, what: str) -> Array:
+    """The one output of the spec's name, or the only one: ``(B, C)`` of classes or features, else ``(B, C, H, W)``.
+
+    Raises:
+        SpecError: it has other axes; ``what`` is what it was computed of.
+    """
+    assert isinstance(spec.output, Tensor)
+    found = outputs.get(spec.output.name, next(iter(outputs.values())))
+    dims = spec.dense_axes
+    if found.ndim != dims:
+        raise SpecError(
+            f"the task {spec.task} needs an output of {dims} axes, the network gives {found.shape} ({what})"
+        )
+    return found
+
+
+def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
+    """The ``count`` best classes of ``logits (C,)``, the best first, and their probabilities (softmax in float64)."""
+    wide = logits.astype(np.float64)
+    powers = np.exp(wide - wide.max())
+    order = np.argsort(-wide, kind="stable")[:count]
+    return order, powers[order] / powers.sum()
+
+
+def label_map(logits: Array, placed: Placed, *, threshold: float = 0.5) -> Array:
+    """The class of every pixel of the source picture, ``(H, W) int32``, from ``logits (C, h, w)``.
+
+    Logits are enlarged bilinearly and compared then, so that borders run between classes and not along the network's
+    pixels. One channel is the logit of class 1 against class 0.
+    """
+    if len(logits) == 1:
+        labels: Array = _on_source(logits[0], placed) > math.log(threshold / (1.0 - threshold))
+        return labels.astype(np.int32)
+    best = np.full(placed.source, -np.inf, np.float32)
+    labels = np.zeros(placed.source, np.int32)
+    for start in range(0, len(logits), CHUNK):
+        for number, channel in enumerate(logits[start : start + CHUNK], start):
+            value = _on_source(channel, placed)
+            better = value > best
+            best[better] = value[better]
+            labels[better] = number
+    return labels
+
+
+def _on_source(channel: Array, placed: Placed) -> Array:
+    """One map over the canvas, cut to the picture's region and brought to the picture's size."""
+    left, top, width, height = placed.region
+    y, x = channel.shape[0] / placed.canvas.shape[0], channel.shape[1] / placed.canvas.shape[1]
+    rows = slice(round(top * y), max(round((top + height) * y), round(top * y) + 1))
+    columns = slice(round(left * x), max(round((left + width) * x), round(left * x) + 1))
+    part = np.ascontiguousarray(channel[rows, columns], np.float32)
+    resized: Array = cv2.resize(part, placed.source[::-1], interpolation=cv2.INTER_LINEAR)
+    return resized
+
+
+def restored(image: Array, placed: Placed, canvas: InputSpec) -> Array:
+    """A restored picture, ``uint8 (H, W, C)`` of the source's size, from the network's ``image (C, h, w)``: BGR, but
+    grey ``(H, W)`` of one channel, and of more than three as
+    :func:`deploykit.runtime.images.placing.dense_blob` takes them.
+
+    The numbers of the input are undone: ``p = (x * std + mean) / scale``, clipped to 0..255 and rounded. A network that
+    enlarges gives a picture as many times larger.
+    """
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
+    pixels = np.clip(np.rint((image.astype(np.float32) * std + mean) / canvas.scale), 0, 255).astype(np.uint8)
+    turned = len(pixels) >= 3 and canvas.colour == "rgb"
+    planes = np.concatenate((pixels[2::-1], pixels[3:])) if turned else pixels
+    factor = image.shape[1] / placed.canvas.shape[0]
+    left, top, width, height = (round(side * factor) for side in placed.region)
+    picture = np.ascontiguousarray(planes[:, top : top + height, left : left + width].transpose(1, 2, 0))
+    return picture[..., 0] if len(planes) == 1 else picture

@@ -1,0 +1,196 @@
+"""Non-maximum suppression on raw rows: the reference that every other implementation is held to.
+
+The one meaning, all in float32:
+
+1. A row with NaN or infinity in any column does not exist.
+2. ``score = min(obj * cls, obj)`` (``cls`` alone without objectness); a row has one label, the class of its highest
+   product, the lowest at a tie. Of probabilities the minimum is the product, rounding included; it says that a row
+   whose objectness is not over the threshold is no candidate, so that its classes need not be read.
+3. Candidates have ``score > conf``; the best ``pre_nms_topk`` of them go on, at equal scores the lower row first.
+4. In that order each row is kept unless a kept row of the same label has
+   ``inter / (area_a + area_b - inter) > iou``, rounded after each operation and in this order, without a fused
+   multiply-add and without moving classes apart (an offset of thousands of pixels costs the boxes' low bits).
+   Boxes are ``cx - w/2, cy - h/2, cx + w/2, cy + h/2``; area and intersection follow from those corners.
+5. At most ``max_det`` rows are kept.
+
+With ``multi_label``, as detectors are evaluated, a row is a candidate once for each of its classes: every pair of a row
+and a class whose score is over ``conf``. Step 3 then orders pairs, at equal scores by the lower row and then the lower
+class; steps 4 and 5 keep pairs, so that a row may stay with several labels. With one class both are the same.
+
+A box without area (w or h zero or negative) has no intersection with anything, so it neither suppresses nor is
+suppressed: the quotient is 0, or 0/0, and neither is greater than a threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.native.library import native_nms
+from deploykit.spec import RawRows, Thresholds
+
+__all__ = ["Kept", "nms", "numpy_nms", "suppress", "suppress_by_label"]
+
+REACH = 8  # times max_det: how many candidates suppress_by_label looks at before it looks at more
+BLOCK = 64  # candidates whose overlaps are computed at once: a few hundred kB, which a core's cache holds
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What NMS kept, the best first: row numbers, xyxy boxes (network pixels), scores and labels.
+
+    ``candidates`` counts the rows (with ``multi_label`` the pairs) over the confidence threshold; more than
+    ``pre_nms_topk`` means that the weakest were never looked at.
+    """
+
+    rows: Array
+    boxes: Array
+    scores: Array
+    labels: Array
+    candidates: int
+
+
+def nms(rows: Array, layout: RawRows, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
+    """Apply the definition above to the rows of one image, by the native library where it is there, else in numpy.
+
+    Args:
+        rows: ``(N, columns)`` float, in network pixels.
+        layout: which columns hold what.
+        thresholds: ``conf``, ``iou``, ``max_det`` and ``pre_nms_topk``; the first two are rounded to float32.
+        multi_label: candidates are pairs of a row and a class; of several classes only numpy computes that.
+    """
+    if multi_label and layout.cls[1] - layout.cls[0] > 1:
+        return numpy_nms(rows, layout, thresholds, multi_label=True)
+    found = native_nms(rows, layout, thresholds)
+    return numpy_nms(rows, layout, thresholds) if found is None else Kept(*found)
+
+
+def numpy_nms(rows: Array, layout: RawRows, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
+    """The same in numpy alone: the reference, and what runs where there is no native library."""
+    with np.errstate(all="ignore"):  # values that overflow are part of the definition
+        index, scores, labels = _candidates(rows, layout, np.float32(thresholds.conf), multi_label)
+        whole = _whole(rows, index)
+        index, scores, labels = index[whole], scores[whole], labels[whole]
+        best = _best(scores, thresholds.pre_nms_topk)
+        boxes = _corners(rows[index[best], slice(*layout.box)].astype(np.float32, copy=False))
+        choose = suppress_by_label if multi_label else suppress
+        kept = choose(boxes, labels[best], thresholds.iou, thresholds.max_det)
+    chosen = best[kept]
+    return Kept(index[chosen], boxes[kept], scores[chosen], labels[chosen], len(index))
+
+
+def _candidates(rows: Array, layout: RawRows, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
+    """Rows or pairs with a score over ``conf``, in order: row numbers, scores, labels (rows with NaN may be left)."""
+    products = rows[:, slice(*layout.cls)]
+    index = obj = None
+    if layout.obj is not None:
+        obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
+        index = np.flatnonzero(obj > conf)  # a score is not more than this, so of the others nothing need be read
+        if len(index) < len(rows):
+            products, obj = products[index], obj[index]
+    products = products.astype(np.float32, copy=False)
+    # A head without objectness may still have the column, all ones: there is nothing to multiply.
+    if obj is not None and not (obj == 1).all():
+        products = products * obj[:, None]
+    if multi_label:
+        products = products if obj is None else np.minimum(products, obj[:, None])
+        pairs = np.flatnonzero(products > conf)
+        over, labels = np.divmod(pairs, products.shape[1])
+        return over if index is None else index[over], products.reshape(-1)[pairs], labels
+    scores = products[:, 0] if products.shape[1] == 1 else products.max(axis=1)
+    scores = scores if obj is None else np.minimum(scores, obj)
+    over = np.flatnonzero(scores > conf)
+    return over if index is None else index[over], scores[over], products[over].argmax(axis=1)
+
+
+def _whole(rows: Array, index: Array) -> Array:
+    """Which of the ascending row numbers ``index`` (a row may come several times) are of rows of finite values."""
+    used = index[np.diff(index, prepend=-1) > 0]
+    finite = np.zeros(len(rows), bool)
+    finite[used] = np.isfinite(rows[used]).all(axis=1)
+    return finite[index]
+
+
+def _best(scores: Array, count: int) -> Array:
+    """Positions of the ``count`` highest scores, the highest first, at equal scores the lower position first."""
+    positions = np.arange(len(scores))
+    if len(scores) > count:
+        least = np.partition(scores, len(scores) - count)[len(scores) - count]
+        positions = np.flatnonzero(scores >= least)
+    return positions[np.argsort(-scores[positions], kind="stable")][:count]
+
+
+def _corners(boxes: Array) -> Array:
+    half = boxes[:, 2:] / 2
+    return np.concatenate((boxes[:, :2] - half, boxes[:, :2] + half), axis=1)
+
+
+def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
+    """Steps 4 and 5: positions of the boxes that stay.
+
+    Args:
+        boxes: ``(N, 4)`` xyxy float32, the best first.
+        labels: ``(N,)``; boxes of different labels do not suppress each other.
+        iou: suppress above this overlap.
+        max_det: stop when so many are kept.
+    """
+    x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
+    corners = (x1, y1, x2, y2, (x2 - x1) * (y2 - y1))
+    mixed = len(labels) > 0 and bool((labels != labels[0]).any())
+    limit = np.float32(iou)
+    gone = np.zeros(len(boxes), bool)
+    kept: list[int] = []
+    for start in range(0, len(boxes), BLOCK):
+        left = np.flatnonzero(~gone[start:]) + start  # this block's rows first, then all after it
+        size = int(np.searchsorted(left, start + BLOCK))
+        over = _overlap(tuple(c[left[:size], None] for c in corners), tuple(c[left] for c in corners)) > limit
+        if mixed:
+            over &= labels[left[:size], None] == labels[left]
+        lost = np.zeros(len(left), bool)
+        for i in range(size):
+            if not lost[i]:
+                kept.append(int(left[i]))
+                lost |= over[i]  # rows before i are decided already, so marking them again changes nothing
+        if len(kept) >= max_det:
+            break
+        gone[left[lost]] = True
+    return np.asarray(kept[:max_det], np.int64)
+
+
+def suppress_by_label(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
+    """The same positions as :func:`suppress`, for many boxes of many labels.
+
+    Boxes are compared within their label only, and the weak ones not at all where the strong ones already fill
+    ``max_det``: whether a box stays depends on those before it alone.
+    """
+    reach = REACH * max_det
+    while True:
+        kept = _suppressed_apart(boxes[:reach], labels[:reach], iou, max_det)
+        if len(kept) == max_det or reach >= len(boxes):
+            return kept
+        reach *= 4
+
+
+def _suppressed_apart(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
+    """Suppress each label by itself, then the best of all labels."""
+    order = np.argsort(labels, kind="stable")  # within a label the best stay first
+    borders = np.flatnonzero(np.diff(labels[order])) + 1
+    parts = [part[suppress(boxes[part], labels[part], iou, max_det)] for part in np.split(order, borders)]
+    return np.sort(np.concatenate(parts))[:max_det]
+
+
+def _overlap(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
+    """IoU of every box of ``a`` with every box of ``b``; each is (x1, y1, x2, y2, area), shaped to broadcast."""
+    width = np.minimum(a[2], b[2])
+    width -= np.maximum(a[0], b[0])
+    inter = np.minimum(a[3], b[3])
+    inter -= np.maximum(a[1], b[1])
+    np.maximum(width, 0, out=width)
+    np.maximum(inter, 0, out=inter)
+    inter *= width
+    union = a[4] + b[4]
+    union -= inter
+    inter /= union
+    return inter

@@ -1,0 +1,117 @@
+"""Poses from persons and from keypoints that were found as objects of their own: KaPao's postprocess.
+
+Source of the facts: arXiv 2111.08557, wmcnally/kapao ``val.py`` and ``utils/general.py`` (GPL-3.0); the code is ours.
+
+The one meaning:
+
+1. A row is of its best class (``obj * cls``, the lowest class at a tie). Two runs of NMS, as it is defined in
+   :mod:`deploykit.runtime.postprocess.nms`, follow: of the persons (class 0) with the spec's thresholds, and of the
+   keypoint objects (the other classes) with ``conf`` and ``iou`` of the fusion. ``pre_nms_topk`` and ``max_det`` hold
+   for each.
+2. In source pixels, a keypoint object stands in the middle of its box, after the box was clipped to the picture. A
+   pose's keypoints are the person's coordinates with confidence 0; the first two of them (nose and left eye) are
+   clipped to the picture too, as in the original, which clips the first box of a row.
+3. The keypoint objects, the best first, look for the nearest pose among the persons with a score over ``person``: the
+   nearest by their own keypoint, as it is by then; the first at a tie. Where it is nearer than ``tolerance`` and less
+   certain than the object, the object's place and score become that keypoint's.
+
+So a keypoint's confidence is the score of the object that it was fused with, and 0 where there was none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.postprocess.nms import Kept, nms
+from deploykit.spec import PoseFusion, PoseObjectRows, RawRows, Thresholds
+
+__all__ = ["KeypointObjects", "fuse", "kept_objects", "object_thresholds"]
+
+
+@dataclass(frozen=True)
+class KeypointObjects:
+    """The keypoints of one image that were found as objects, the best first.
+
+    ``boxes (M,4)`` xyxy, ``scores (M,)``, ``labels (M,)`` which of the K keypoints each is, and how to fuse them.
+    """
+
+    boxes: Array
+    scores: Array
+    labels: Array
+    fusion: PoseFusion
+
+
+def object_thresholds(layout: PoseObjectRows, thresholds: Thresholds) -> Thresholds:
+    """The thresholds of the keypoint objects' NMS, given those of the persons'."""
+    return replace(thresholds, conf=layout.fusion.conf, iou=layout.fusion.iou)
+
+
+def kept_objects(rows: Array, layout: PoseObjectRows, thresholds: Thresholds) -> tuple[Kept, Kept]:
+    """Step 1 on the rows of one image: persons (labels all 0), and keypoint objects (labels 0 to K - 1).
+
+    Args:
+        rows: ``(N, columns)`` float, in network pixels.
+        layout: which columns hold what.
+        thresholds: of the persons.
+    """
+    limits = (thresholds, object_thresholds(layout, thresholds))
+    obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
+    # Class values are probabilities, so a score is never over its objectness.
+    index = np.flatnonzero(obj > np.float32(min(each.conf for each in limits)))
+    with np.errstate(all="ignore"):  # rows with values that overflow do not exist, which nms() sees to
+        best = (rows[index, slice(*layout.cls)].astype(np.float32, copy=False) * obj[index, None]).argmax(1)
+    (start, stop), plain = layout.cls, layout.plain
+    persons, objects = (
+        _suppressed(rows, index[mask], replace(plain, cls=span), each)
+        for mask, span, each in zip((best == 0, best > 0), ((start, start + 1), (start + 1, stop)), limits, strict=True)
+    )
+    return persons, objects
+
+
+def _suppressed(rows: Array, index: Array, layout: RawRows, thresholds: Thresholds) -> Kept:
+    kept = nms(rows[index], layout, thresholds)
+    return replace(kept, rows=index[kept.rows])
+
+
+def fuse(keypoints: Array, scores: Array, boxes: Array, objects: KeypointObjects, size: tuple[int, int]) -> Array:
+    """Steps 2 and 3.
+
+    Args:
+        keypoints: ``(N, K, 3)`` of the persons, in source pixels.
+        scores: ``(N,)`` of the persons.
+        boxes: ``(M, 4)`` of the keypoint objects, xyxy in source pixels, clipped to the picture.
+        objects: the same objects with their scores and labels.
+        size: the picture's (height, width).
+
+    Returns:
+        ``(N, K, 3)`` float32: x, y, and the confidence.
+    """
+    poses = keypoints.astype(np.float32)  # a copy
+    poses[..., 2] = 0
+    poses[:, :2, :2] = poses[:, :2, :2].clip(0, np.array((size[1], size[0]), np.float32))
+    taking_part = np.flatnonzero(scores > np.float32(objects.fusion.person))
+    if not len(taking_part) or not len(objects.labels):
+        return poses
+    part = poses[taking_part]
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    for turn in _turns(objects.labels):
+        label, place, score = objects.labels[turn], centres[turn], objects.scores[turn]
+        distance = np.linalg.norm(part[:, label, :2].astype(np.float64) - place, axis=-1)  # (persons, objects)
+        nearest = distance.argmin(0)
+        near = distance[nearest, np.arange(len(turn))] < objects.fusion.tolerance
+        better = near & (score > part[nearest, label, 2])
+        fused = np.concatenate((place, score[:, None]), 1)
+        part[nearest[better], label[better]] = fused[better]
+    poses[taking_part] = part
+    return poses
+
+
+def _turns(labels: Array) -> list[Array]:
+    """Objects that do not depend on each other together: first the best of every keypoint, then the second best, ..."""
+    order = np.argsort(labels, kind="stable")
+    ordered = labels[order]
+    rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)
+    return [order[rank == turn] for turn in range(int(rank.max(initial=-1)) + 1)]

@@ -1,0 +1,1 @@
+"""Predictors: images in, results out."""

@@ -1,0 +1,1 @@
+"""RAW images: mosaics, the tags of TIFF, and DNG files."""

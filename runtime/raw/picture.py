@@ -1,0 +1,163 @@
+"""RAW pictures: the mosaic of a camera's sensor, and its four colours as a network's channels.
+
+A file is read by LibRaw (the extra ``raw``); black and white level and the order of the colours are what it says of the
+file, never assumed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.errors import DataError, ImageError, UsageError, require
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.files import existing_file
+from deploykit.runtime.images.reading import RAW_SUFFIXES
+from deploykit.runtime.raw.tiff import pixels_and_bytes
+
+__all__ = ["RawPicture", "is_raw", "pack", "read_raw", "unpack"]
+
+RED, GREEN, BLUE = 0, 1, 2
+LEAST = 64  # pixels a byte: no lossless format comes near
+
+
+@dataclass(frozen=True, eq=False)
+class RawPicture:
+    """A mosaic and what its values mean.
+
+    Attributes:
+        mosaic: ``uint16 (H, W)``, the part of the sensor that is the picture.
+        pattern: colours of its first 2 x 2 pixels, row by row: 0 red, 1 green, 2 blue; a Bayer pattern.
+        black: level of no light at those four pixels.
+        white: level at which the sensor is full.
+        white_balance: what red, green and blue are multiplied with so that grey is grey; empty: the file does not say.
+        matrix: 3 x 3, from CIE XYZ to the camera's colours; empty: the file does not say.
+        flip: how LibRaw would turn the picture: 0 not, 3 by 180 degrees, 5 and 6 by 90.
+        name: the file it was read from.
+    """
+
+    mosaic: Array
+    pattern: tuple[int, int, int, int]
+    black: tuple[int, int, int, int]
+    white: int
+    white_balance: tuple[float, ...] = ()
+    matrix: tuple[tuple[float, ...], ...] = field(default=())
+    flip: int = 0
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if self.mosaic.ndim != 2 or self.mosaic.dtype != np.uint16 or not self.mosaic.size:
+            raise DataError(f"a mosaic is uint16 (H, W), got {self.mosaic.dtype} {self.mosaic.shape}")
+        diagonals = {frozenset(self.pattern[::3]), frozenset(self.pattern[1:3])}
+        if diagonals != {frozenset((RED, BLUE)), frozenset((GREEN,))}:
+            raise DataError(f"a Bayer pattern has two greens on a diagonal, red and blue on the other: {self.pattern}")
+        if not 0 <= min(self.black) <= max(self.black) < self.white < 2**16:
+            raise DataError(f"black levels lie under the white level, got {self.black} and {self.white}")
+
+    @property
+    def letters(self) -> str:
+        """The pattern as it is usually written: ``RGGB``."""
+        return "".join("RGB"[colour] for colour in self.pattern)
+
+    def planes(self) -> tuple[tuple[int, int], ...]:
+        """Where (row, column) red, the green beside red, the green beside blue, and blue lie in a cell of 2 x 2."""
+        red = divmod(self.pattern.index(RED), 2)
+        return red, (red[0], 1 - red[1]), (1 - red[0], red[1]), (1 - red[0], 1 - red[1])
+
+    def with_mosaic(self, mosaic: Array) -> RawPicture:
+        """The same camera's picture with other values."""
+        return replace(self, mosaic=mosaic)
+
+
+def is_raw(path: str | os.PathLike[str]) -> bool:
+    """Whether a file's suffix is that of a RAW picture."""
+    return Path(path).suffix.lower() in RAW_SUFFIXES
+
+
+def read_raw(path: str | os.PathLike[str]) -> RawPicture:
+    """Read a mosaic.
+
+    Raises:
+        NotFoundError: there is no such file. ImageError: it is no RAW picture, has no mosaic, or one of another pattern
+        than Bayer's. MissingDependencyError: rawpy is not installed.
+    """
+    rawpy: Any = require("rawpy", "raw")
+    file = existing_file(path, "a RAW picture")
+    pixels, there = pixels_and_bytes(file.read_bytes())
+    if there < pixels // LEAST:  # LibRaw gives whatever is in memory for what is not there
+        raise ImageError(f"{file} says that it has {pixels:,} pixels, and holds {there:,} bytes of them: copy it again")
+    try:
+        with rawpy.imread(str(file)) as raw:
+            return _picture(raw, file)
+    except rawpy.LibRawError as e:
+        reason = e.args[0].decode() if e.args and isinstance(e.args[0], bytes) else str(e)
+        raise ImageError(f"{file} is not a RAW picture that LibRaw reads ({reason})") from e
+
+
+def _picture(raw: Any, file: Path) -> RawPicture:
+    if raw.raw_image_visible is None or raw.raw_image_visible.ndim != 2:
+        raise ImageError(f"{file} has no mosaic: its colours are put together already, or there is no picture in it")
+    mosaic = np.array(raw.raw_image_visible, np.uint16)
+    numbers = raw.raw_colors_visible
+    cell = numbers[:2, :2]
+    names = raw.color_desc.decode()
+    colours = tuple("RGB".find(names[number]) for number in cell.ravel()) if cell.shape == (2, 2) else ()
+    rows, columns = (-(-side // 2) for side in numbers.shape)
+    repeated = np.tile(cell, (rows, columns))[: numbers.shape[0], : numbers.shape[1]]
+    if sorted(colours) != [RED, GREEN, GREEN, BLUE] or not np.array_equal(repeated, numbers):
+        raise ImageError(f"{file} has a mosaic of another pattern than Bayer's ({names}): it cannot be packed")
+    levels = [int(raw.black_level_per_channel[number]) for number in cell.ravel()]
+    balance = tuple(float(value) for value in raw.camera_whitebalance[:3])
+    matrix = np.asarray(raw.rgb_xyz_matrix, np.float64)[:3]
+    first, second, third, fourth = colours
+    return RawPicture(
+        mosaic=mosaic,
+        pattern=(first, second, third, fourth),
+        black=(levels[0], levels[1], levels[2], levels[3]),
+        white=int(raw.white_level),
+        white_balance=balance if min(balance) > 0 else (),
+        matrix=tuple(map(tuple, matrix.tolist())) if matrix.any() else (),
+        flip=int(raw.sizes.flip),
+        name=str(file),
+    )
+
+
+def pack(raw: RawPicture) -> Array:
+    """The mosaic as ``float32 (4, ceil(H / 2), ceil(W / 2))``: red, the green beside red, the green beside blue, blue.
+
+    Values are ``(v - black) / (white - black)``: 0 to 1, and below where noise is. An odd side is made even by
+    repeating the row or column before the last one, which has the same colours.
+    """
+    height, width = raw.mosaic.shape
+    even = np.pad(raw.mosaic, ((0, height % 2), (0, width % 2)), mode="reflect" if min(height, width) > 1 else "edge")
+    out = np.empty((4, even.shape[0] // 2, even.shape[1] // 2), np.float32)
+    for plane, (row, column), black in zip(out, raw.planes(), _levels(raw), strict=True):
+        np.subtract(even[row::2, column::2], np.float32(black), out=plane)
+        np.divide(plane, np.float32(raw.white - black), out=plane)
+    return out
+
+
+def unpack(planes: Array, like: RawPicture) -> RawPicture:
+    """The mosaic of four channels, as :func:`pack` made them of ``like``: rounded, and within black and white level.
+
+    Raises:
+        UsageError: the channels are of another size.
+    """
+    height, width = like.mosaic.shape
+    size = (-(-height // 2), -(-width // 2))
+    if planes.shape != (4, *size):
+        raise UsageError(f"the mosaic has channels of {(4, *size)}, got {planes.shape}")
+    even = np.empty((2 * size[0], 2 * size[1]), np.uint16)
+    for plane, (row, column), black in zip(planes, like.planes(), _levels(like), strict=True):
+        values = np.rint(plane.astype(np.float64) * (like.white - black) + black)
+        even[row::2, column::2] = np.clip(np.nan_to_num(values, nan=black), black, like.white)
+    return like.with_mosaic(np.ascontiguousarray(even[:height, :width]))
+
+
+def _levels(raw: RawPicture) -> list[int]:
+    """The black level of each channel, in the order of :meth:`RawPicture.planes`."""
+    return [raw.black[2 * row + column] for row, column in raw.planes()]

@@ -1,0 +1,1 @@
+"""Results: what was found, and how it is drawn."""

@@ -1,0 +1,292 @@
+"""What a network says of a whole picture: its class, the class of each pixel, or the picture restored."""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from deploykit.errors import UsageError, require
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.files import write_whole
+from deploykit.runtime.images.reading import as_bgr, read_image
+from deploykit.runtime.raw.dng import dng_bytes
+from deploykit.runtime.raw.picture import RawPicture
+from deploykit.runtime.results.detection import encode_image
+from deploykit.runtime.results.draw import draw_lines
+from deploykit.runtime.results.draw_segmentation import draw_label_map, save_label_map, shares
+
+__all__ = ["Classification", "DenseResult", "Features", "LabelMap", "RestoredImage", "RestoredRaw"]
+
+RAW_FILES = {".dng"}
+DEEP = {".png", ".tif", ".tiff"}  # formats of 16 bits a channel
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DenseResult(ABC):
+    """What all of them have.
+
+    Attributes:
+        size: the source picture's (height, width).
+        name: what the picture is called: its file, or the video's.
+        frame: the number of a video's frame, from 0.
+        timings: milliseconds a stage: ``read``, ``prepare`` (canvas and input), ``inference`` (the session's call,
+            divided by the pictures in it), ``postprocess``.
+        image: the source picture, BGR ``uint8 (height, width, 3)``, as long as it is kept; not copied.
+    """
+
+    size: tuple[int, int]
+    name: str = ""
+    frame: int | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    image: Array | None = field(default=None, repr=False)
+
+    @abstractmethod
+    def draw(self, image: Array | None = None) -> Array:
+        """What there is to see, as a new BGR ``uint8 (H, W, 3)``.
+
+        Args:
+            image: the source picture; None takes the kept one, or reads the file ``name`` again.
+
+        Raises:
+            UsageError: the picture is needed and not at hand, or has another size.
+        """
+
+    @abstractmethod
+    def _about(self) -> dict[str, Any]:
+        """What :meth:`to_dict` says beyond what all of them say."""
+
+    def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
+        """Write what :meth:`draw` gives; the format follows from the suffix.
+
+        Raises:
+            OutputError: the format is not one that is written, or the place is not writable or full.
+        """
+        file = Path(path)
+        write_whole(file, encode_image(self.draw(image), file))
+        return file
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but pixels, ready for ``json.dumps``."""
+        return {
+            "name": self.name,
+            "frame": self.frame,
+            "size": list(self.size),
+            **self._about(),
+            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
+        }
+
+    def _source(self, image: Array | None) -> Array:
+        image = self.image if image is None else image
+        if image is None and (not self.name or self.frame is not None):
+            raise UsageError("this result no longer has its picture: pass it as draw(image)")
+        picture = read_image(self.name) if image is None else as_bgr(image)
+        if picture.shape[:2] != self.size:
+            raise UsageError(f"the result is of a picture of {self.size} (height, width), got {picture.shape[:2]}")
+        return picture
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Classification(DenseResult):
+    """The best classes of a picture, the best first.
+
+    Attributes:
+        labels: ``(k,)`` int64, positions in ``classes``.
+        scores: ``(k,)`` float32, probabilities.
+        classes: the class names; may be empty.
+    """
+
+    labels: Array
+    scores: Array
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        labels, scores = np.asarray(self.labels, np.int64), np.asarray(self.scores, np.float32)
+        if labels.ndim != 1 or labels.shape != scores.shape or not len(labels):
+            raise UsageError(f"labels and scores are of the same k classes, got {labels.shape} and {scores.shape}")
+        if not np.isfinite(scores).all():
+            raise UsageError("scores must be finite numbers, got NaN or infinity")
+        object.__setattr__(self, "labels", labels)
+        object.__setattr__(self, "scores", scores)
+
+    def class_name(self, label: int) -> str:
+        """The name of a label, or its number where the classes have no names."""
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+    @property
+    def named(self) -> list[tuple[str, float]]:
+        """Names and probabilities, the best first; two classes may have one name."""
+        return [(self.class_name(int(label)), float(s)) for label, s in zip(self.labels, self.scores, strict=True)]
+
+    def draw(self, image: Array | None = None) -> Array:
+        """See :meth:`DenseResult.draw`: the picture with the classes written on it."""
+        return draw_lines(self._source(image), [f"{name} {score:.3f}" for name, score in self.named])
+
+    def _about(self) -> dict[str, Any]:
+        entries = zip(self.labels, self.scores, strict=True)
+        return {
+            "classes": [
+                {"label": int(label), "name": self.class_name(int(label)), "score": float(f"{score:.7g}")}
+                for label, score in entries
+            ]
+        }
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Features(DenseResult):
+    """What a network without a head says of a picture, to compare pictures by or to train a head on.
+
+    Attributes:
+        values: ``(D,)`` float32, as the network gives them: in no unit, and of no fixed length.
+    """
+
+    values: Array
+
+    def __post_init__(self) -> None:
+        values = np.asarray(self.values, np.float32)
+        if values.ndim != 1 or not len(values):
+            raise UsageError(f"the features of a picture are one row of values, got the shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise UsageError("features must be finite numbers, got NaN or infinity")
+        object.__setattr__(self, "values", values)
+
+    @property
+    def length(self) -> float:
+        """The root of the sum of the squares."""
+        return float(np.linalg.norm(self.values.astype(np.float64)))
+
+    def similarity(self, other: Features) -> float:
+        """The cosine of the angle to the features of another picture, -1 to 1; 0 where one of them is all zeros.
+
+        Raises:
+            UsageError: they are of another number, and so of another network.
+        """
+        if self.values.shape != other.values.shape:
+            raise UsageError(f"{len(self.values)} features cannot be compared with {len(other.values)}")
+        lengths = self.length * other.length
+        product = float(self.values.astype(np.float64) @ other.values)
+        return product / lengths if lengths else 0.0
+
+    def draw(self, image: Array | None = None) -> Array:
+        """See :meth:`DenseResult.draw`: the picture with a line of what was found."""
+        return draw_lines(self._source(image), [f"{len(self.values)} features, length {self.length:.4g}"])
+
+    def _about(self) -> dict[str, Any]:
+        return {"features": [float(f"{value:.7g}") for value in self.values]}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LabelMap(DenseResult):
+    """The class of each pixel of the source picture.
+
+    Attributes:
+        labels: ``(height, width)`` int32, positions in ``classes``.
+        classes: the class names; may be empty.
+    """
+
+    labels: Array
+    classes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        labels = np.asarray(self.labels, np.int32)
+        if labels.shape != self.size:
+            raise UsageError(f"a label map of a picture of {self.size} has that shape, got {labels.shape}")
+        object.__setattr__(self, "labels", labels)
+
+    def shares(self) -> dict[str, float]:
+        """Class name (or number) -> its share of the picture, the largest first; classes of one name are added up."""
+        found: dict[str, float] = {}
+        for label, share in shares(self.labels).items():
+            name = self.classes[label] if label < len(self.classes) else str(label)
+            found[name] = found.get(name, 0.0) + share
+        return found
+
+    def draw(self, image: Array | None = None, *, alpha: float = 0.5, legend: bool = True) -> Array:
+        """See :meth:`DenseResult.draw`: the picture under its map; ``alpha`` and ``legend`` as
+        :func:`deploykit.runtime.results.draw_segmentation.draw_label_map`."""
+        return draw_label_map(self._source(image), self.labels, self.classes, alpha=alpha, legend=legend)
+
+    def save_map(self, path: str | os.PathLike[str]) -> Path:
+        """Write the numbers as an 8-bit PNG with a palette, which evaluation takes as truth.
+
+        Raises:
+            OutputError: the place is not writable or full. MissingDependencyError: pillow is not installed.
+        """
+        file = Path(path)
+        save_label_map(file, self.labels)
+        return file
+
+    def _about(self) -> dict[str, Any]:
+        return {"shares": {name: float(f"{share:.6g}") for name, share in self.shares().items()}}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RestoredImage(DenseResult):
+    """A restored picture.
+
+    Attributes:
+        pixels: BGR ``uint8 (H, W, 3)``, or grey ``(H, W)``; of the source's size, or a whole number of times as large.
+        tiles: in how many tiles it was made; 1: at once.
+    """
+
+    pixels: Array
+    tiles: int = 1
+
+    def draw(self, image: Array | None = None) -> Array:
+        """See :meth:`DenseResult.draw`: the restored picture itself; the source is not needed."""
+        return as_bgr(self.pixels)
+
+    def _about(self) -> dict[str, Any]:
+        return {"restored": list(self.pixels.shape[:2]), "tiles": self.tiles}
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class RestoredRaw(DenseResult):
+    """A restored mosaic; ``tiles`` as in :class:`RestoredImage`."""
+
+    raw: RawPicture
+    tiles: int = 1
+
+    def developed(self, bits: int = 8) -> Array:
+        """The mosaic as a picture, BGR of 8 or 16 bits: colours put together and white balanced by LibRaw, upright.
+
+        Raises:
+            MissingDependencyError: rawpy is not installed.
+        """
+        from io import BytesIO
+
+        rawpy: Any = require("rawpy", "raw")
+        with rawpy.imread(BytesIO(dng_bytes(self.raw))) as raw:
+            balanced = bool(self.raw.white_balance)
+            rgb = raw.postprocess(use_camera_wb=balanced, use_auto_wb=not balanced, output_bps=bits)
+        picture: Array = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+        return picture
+
+    def draw(self, image: Array | None = None) -> Array:
+        """See :meth:`DenseResult.draw`: the developed picture."""
+        return self.developed()
+
+    def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
+        """Write ``.dng``: the mosaic, with the source's levels and colours; ``.png`` and ``.tif``: developed, of 16
+        bits; others: developed, of 8.
+
+        Raises:
+            OutputError: the format is not one that is written, or the place is not writable or full.
+        """
+        file = Path(path)
+        suffix = file.suffix.lower()
+        if suffix in RAW_FILES:
+            write_whole(file, dng_bytes(self.raw))
+        else:
+            write_whole(file, encode_image(self.developed(16 if suffix in DEEP else 8), file))
+        return file
+
+    def _about(self) -> dict[str, Any]:
+        raw = self.raw
+        return {"pattern": raw.letters, "black": list(raw.black), "white": raw.white, "tiles": self.tiles}

@@ -1,0 +1,264 @@
+"""What a network found in one picture, as parallel arrays in the picture's own pixels."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, overload
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from deploykit.errors import MissingDependencyError, OutputError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.files import write_whole
+from deploykit.runtime.images.reading import as_bgr, read_image
+from deploykit.runtime.postprocess.masks import run_lengths
+from deploykit.runtime.results.draw import draw
+from deploykit.spec import KeypointSpec
+
+__all__ = ["Detection", "Result", "encode_image"]
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """One object in source pixels: ``box (4,)`` xyxy, ``keypoints (K, 3)`` x, y, visibility, and a bool ``mask``."""
+
+    box: Array
+    score: float
+    label: int
+    name: str
+    keypoints: Array | None = None
+    mask: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """N objects in one picture, the most certain first; every array has N entries.
+
+    ``result[i]`` is one :class:`Detection`; a slice, a mask or a list of numbers gives a smaller Result.
+
+    Attributes:
+        boxes: ``(N, 4)`` float32, x1, y1, x2, y2 in source pixels, clipped to the picture.
+        scores: ``(N,)`` float32.
+        labels: ``(N,)`` int64, positions in ``classes``.
+        size: the picture's (height, width).
+        keypoints: ``(N, K, 3)`` float32, x, y in source pixels (not clipped: a foot may lie outside) and visibility
+            0..1 (1 where the network gives none; of pose objects the score that was fused, or 0); or None.
+        masks: ``(N, height, width)`` bool, or None.
+        classes: the class names; may be empty.
+        keypoint_spec: names and limbs of the keypoints.
+        keypoint_threshold: the visibility from which a keypoint is drawn.
+        name: what the picture is called: its file, or the video's.
+        frame: the number of a video's frame, from 0.
+        timings: milliseconds a stage: ``read`` (file and decoding), ``letterbox`` (resize, border, blob),
+            ``inference`` (the session's call, divided by the pictures in it), ``postprocess`` (NMS, back to source
+            pixels).
+        truncated: there were more candidates than NMS looks at (``pre_nms_topk``); the weakest were left out.
+        image: the picture, BGR ``uint8 (height, width, 3)``, as long as it is kept; not copied.
+    """
+
+    boxes: Array
+    scores: Array
+    labels: Array
+    size: tuple[int, int]
+    keypoints: Array | None = None
+    masks: Array | None = None
+    classes: tuple[str, ...] = ()
+    keypoint_spec: KeypointSpec | None = None
+    keypoint_threshold: float = 0.5
+    name: str = ""
+    frame: int | None = None
+    timings: Mapping[str, float] = field(default_factory=dict)
+    truncated: bool = False
+    image: Array | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        self._set("boxes", np.float32, (count, 4))
+        self._set("scores", np.float32, (count,))
+        self._set("labels", np.int64, (count,))
+        if self.keypoints is not None:
+            points = (len(self.keypoint_spec.names),) if self.keypoint_spec else np.shape(self.keypoints)[1:2]
+            self._set("keypoints", np.float32, (count, *points, 3))
+        if self.masks is not None:
+            self._set("masks", np.bool_, (count, *self.size))
+        if self.image is not None and self.image.shape != (*self.size, 3):
+            raise UsageError(f"image must have shape {(*self.size, 3)}, got {self.image.shape}")
+        if self.classes and count and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
+            raise UsageError(
+                f"labels must lie in 0..{len(self.classes) - 1}, got {self.labels.min()} to {self.labels.max()}"
+            )
+
+    def _set(self, name: str, kind: npt.DTypeLike, shape: tuple[int, ...]) -> None:
+        value = np.asarray(getattr(self, name), kind)
+        if value.shape != shape:
+            raise UsageError(f"{name} must have shape {shape}, got {value.shape}")
+        if not np.isfinite(value).all():
+            raise UsageError(f"{name} must be finite numbers, got NaN or infinity")
+        object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __iter__(self) -> Iterator[Detection]:
+        return (self[i] for i in range(len(self)))
+
+    @overload
+    def __getitem__(self, key: int | np.integer[Any]) -> Detection: ...
+    @overload
+    def __getitem__(self, key: slice | Sequence[int] | Array) -> Result: ...
+    def __getitem__(self, key: int | np.integer[Any] | slice | Sequence[int] | Array) -> Detection | Result:
+        points = None if self.keypoints is None else self.keypoints[key]
+        masks = None if self.masks is None else self.masks[key]
+        if isinstance(key, (int, np.integer)):
+            label = int(self.labels[key])
+            return Detection(self.boxes[key], float(self.scores[key]), label, self.class_name(label), points, masks)
+        return replace(
+            self, boxes=self.boxes[key], scores=self.scores[key], labels=self.labels[key], keypoints=points, masks=masks
+        )
+
+    def class_name(self, label: int) -> str:
+        """The name of a label, or its number where the classes have no names."""
+        return self.classes[label] if self.classes else str(label)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each class there are, by name, in label order: ``{"person": 3, "dog": 1}``."""
+        labels, numbers = np.unique(self.labels, return_counts=True)
+        return {self.class_name(int(label)): int(n) for label, n in zip(labels, numbers, strict=True)}
+
+    def draw(self, image: Array | None = None) -> Array:
+        """A copy of the picture with everything drawn on it, BGR ``uint8 (height, width, 3)``.
+
+        Args:
+            image: the picture; None takes the kept one, or reads the file ``name`` again.
+
+        Raises:
+            UsageError: the picture is not at hand, or has another size.
+            ImageError, NotFoundError: the file cannot be read again.
+        """
+        if image is None:
+            image = self.image
+        if image is None and (not self.name or self.frame is not None):
+            raise UsageError("this result no longer has its picture: pass it as draw(image)")
+        image = read_image(self.name) if image is None else as_bgr(image)
+        if image.shape[:2] != self.size:
+            raise UsageError(
+                f"the result is of a picture of {self.size} (height, width), but this one is {image.shape[:2]}"
+            )
+        return draw(
+            image,
+            self.boxes,
+            self.scores,
+            self.labels,
+            [self.class_name(int(label)) for label in self.labels],
+            keypoints=self.keypoints,
+            keypoint_spec=self.keypoint_spec,
+            keypoint_threshold=self.keypoint_threshold,
+            masks=self.masks,
+        )
+
+    def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
+        """Draw, and write a picture whose format follows from the suffix (``.jpg``, ``.png``, ``.webp``, ...).
+
+        Raises:
+            OutputError: the format is not one that OpenCV writes, or the place is not writable or full.
+        """
+        file = Path(path)
+        write_whole(file, encode_image(self.draw(image), file))
+        return file
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pixels, ready for ``json.dumps``; boxes as [x1, y1, x2, y2], keypoints as [x, y, v], masks
+        as run lengths."""
+        objects = []
+        for found in self:
+            entry: dict[str, Any] = {
+                "label": found.label, "name": found.name, "score": _short(found.score), "box": _rounded(found.box)
+            }  # fmt: skip
+            if found.keypoints is not None:
+                entry["keypoints"] = _rounded(found.keypoints)
+            if found.mask is not None:
+                entry["mask"] = run_lengths(found.mask)
+            objects.append(entry)
+        return {
+            "name": self.name,
+            "frame": self.frame,
+            "size": list(self.size),
+            "detections": objects,
+            "truncated": self.truncated,
+            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
+        }
+
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+        """COCO result entries: ``bbox`` [x, y, w, h], for keypoints x1, y1, v1, x2, ... in one list, for masks
+        ``segmentation`` as uncompressed run lengths.
+
+        Args:
+            image_id: what the annotations call this picture.
+            category_ids: the annotations' number of each class; None: the label itself, counted from 0.
+        """
+        entries = []
+        for found in self:
+            x1, y1, x2, y2 = (float(v) for v in found.box)
+            entry: dict[str, Any] = {
+                "image_id": image_id,
+                "category_id": found.label if category_ids is None else int(category_ids[found.label]),
+                "bbox": [_short(v) for v in (x1, y1, x2 - x1, y2 - y1)],
+                "score": _short(found.score),
+            }
+            if found.keypoints is not None:
+                entry["keypoints"] = _rounded(found.keypoints.reshape(-1))
+            if found.mask is not None:
+                entry["segmentation"] = run_lengths(found.mask)
+            entries.append(entry)
+        return entries
+
+    def to_supervision(self) -> Any:
+        """As a ``supervision.Detections``; class names and keypoints are in its ``data``.
+
+        Raises:
+            MissingDependencyError: the package supervision is not installed.
+        """
+        try:
+            supervision = import_module("supervision")
+        except ImportError as e:
+            raise MissingDependencyError(
+                f"supervision is needed here and does not import ({e}): pip install supervision"
+            ) from e
+        names = [self.class_name(int(label)) for label in self.labels]
+        data: dict[str, Any] = {"class_name": np.array(names, dtype=str)}
+        if self.keypoints is not None:
+            data["keypoints"] = self.keypoints
+        return supervision.Detections(
+            xyxy=self.boxes, mask=self.masks, confidence=self.scores, class_id=self.labels.astype(int), data=data
+        )
+
+
+def encode_image(image: Array, path: Path) -> bytes:
+    """A picture in the format of ``path``'s suffix.
+
+    Raises:
+        OutputError: OpenCV writes no such format, or not a picture of this size.
+    """
+    try:
+        done, data = cv2.imencode(path.suffix.lower() or ".", image)
+    except cv2.error as e:
+        size = f"{image.shape[1]} x {image.shape[0]} pixels"
+        raise OutputError(f"OpenCV does not write {size} as {path.name}: choose .jpg, .png or .webp") from e
+    if not done:
+        raise OutputError(f"OpenCV could not encode {path.name}")
+    return data.tobytes()
+
+
+def _short(value: float) -> float:
+    """Without the digits that float32 does not have: to about a thousandth of a pixel, a millionth of a score."""
+    return float(f"{value:.7g}")
+
+
+def _rounded(values: Array) -> Any:
+    return [_rounded(v) for v in values] if values.ndim > 1 else [_short(float(v)) for v in values]

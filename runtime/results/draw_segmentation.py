@@ -1,0 +1,145 @@
+"""Label maps on a picture: a colour a class, borders, and a legend of what is there; and label maps as files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from deploykit.errors import UsageError, require
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.files import write_whole
+
+__all__ = ["draw_label_map", "palette", "save_label_map", "shares"]
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+BACKGROUND = {"background", "_background_", "none"}
+MOST_LEGEND = 24  # lines; a legend of 150 classes is read by nobody
+
+
+def palette(count: int) -> Array:
+    """``uint8 (count, 3)``, BGR colours of classes 0, 1, ...; 0 is black.
+
+    A class's colour takes the bits of its number from the highest of each channel down (PASCAL VOC's way), so that the
+    first classes are far apart and a class has the same colour whatever others there are.
+    """
+    numbers = np.arange(count)
+    colours = np.zeros((count, 3), np.int64)
+    for bit in range(8):
+        for channel in range(3):  # red takes bits 0, 3, 6, ...; green 1, 4, ...; blue 2, 5, ...
+            colours[:, 2 - channel] |= ((numbers >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colours.astype(np.uint8)
+
+
+def shares(labels: Array) -> dict[int, float]:
+    """Class -> its share of the picture, the largest first."""
+    found, counts = np.unique(labels, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    return {int(found[i]): float(counts[i] / labels.size) for i in order}
+
+
+def draw_label_map(
+    image: Array,
+    labels: Array,
+    classes: Sequence[str] = (),
+    *,
+    alpha: float = 0.5,
+    legend: bool = True,
+    colours: Array | None = None,
+) -> Array:
+    """A copy of a picture with its label map over it.
+
+    Args:
+        image: BGR ``uint8 (H, W, 3)``.
+        labels: ``(H, W)`` whole numbers. Class 0 is left unpainted where it is called background.
+        classes: names; a class without one is shown by its number.
+        alpha: how much of a pixel is its class's colour, 0 to 1.
+        legend: whether names are drawn, of the classes that are there.
+        colours: ``uint8 (N, 3)`` BGR, a class each; None: :func:`palette`.
+
+    Raises:
+        UsageError: the two are of different sizes, or a class has no colour.
+    """
+    if image.shape[:2] != labels.shape:
+        raise UsageError(f"the label map is of a picture of {labels.shape} (height, width), got {image.shape[:2]}")
+    if not 0.0 <= alpha <= 1.0:
+        raise UsageError(f"alpha lies in 0..1, got {alpha}")
+    there = shares(labels)
+    table = palette(max(256, max(there) + 1)) if colours is None else np.asarray(colours, np.uint8)
+    if min(there) < 0 or max(there) >= len(table):
+        raise UsageError(f"labels must lie in 0..{len(table) - 1}, got {min(there)} to {max(there)}")
+    unpainted = 0 if classes and classes[0].casefold() in BACKGROUND else -1
+    painted = table[labels]
+    mixed = cv2.addWeighted(image, 1.0 - alpha, painted, alpha, 0.0)
+    border = _borders(labels)
+    mixed[border] = painted[border] // 2 + 127
+    bare = (labels == unpainted) & ~border
+    mixed[bare] = image[bare]
+    shown = [label for label in there if label != unpainted]
+    if legend and shown:
+        _draw_legend(mixed, shown, there, classes, table)
+    return mixed
+
+
+def _borders(labels: Array) -> Array:
+    """The pixels whose right or lower neighbour is of another class."""
+    found = np.zeros(labels.shape, bool)
+    found[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    found[:-1] |= labels[:-1] != labels[1:]
+    return found
+
+
+def _draw_legend(
+    canvas: Array, labels: list[int], there: dict[int, float], classes: Sequence[str], table: Array
+) -> None:
+    """A list at the top left, as large as fits: a field of the class's colour, its name, its share."""
+    lines = [f"{_name(label, classes)} {_percent(there[label])}" for label in labels[:MOST_LEGEND]]
+    if len(labels) > MOST_LEGEND:
+        lines.append(f"and {len(labels) - MOST_LEGEND} more")
+    height, width = canvas.shape[:2]
+    scale = np.clip(min(height, width) / 900, 0.35, 1.6)
+    widest = max(cv2.getTextSize(line, FONT, 1.0, 2)[0][0] for line in lines)
+    room = (height / (34.0 * (len(lines) + 1)), 0.9 * width / (widest + 60))
+    scale = float(min(scale, max(min(room), 0.25)))
+    step, thick = round(34 * scale), max(1, round(1.6 * scale))
+    right, bottom = min(width, round((widest + 62) * scale)), min(height, step * len(lines) + step // 2)
+    canvas[:bottom, :right] = canvas[:bottom, :right] // 4
+    for i, line in enumerate(lines):
+        y = step * (i + 1)
+        if i < MOST_LEGEND:
+            field = (round(10 * scale), y - round(20 * scale)), (round(36 * scale), y + round(4 * scale))
+            cv2.rectangle(canvas, *field, table[labels[i]].tolist(), cv2.FILLED)
+            cv2.rectangle(canvas, *field, (200, 200, 200), 1)
+        cv2.putText(canvas, line, (round(46 * scale), y), FONT, scale, (255, 255, 255), thick, cv2.LINE_AA)
+
+
+def _name(label: int, classes: Sequence[str]) -> str:
+    return classes[label] if label < len(classes) else str(label)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.01 else "< 1 %"
+
+
+def save_label_map(path: Path, labels: Array, colours: Array | None = None) -> None:
+    """Write a label map as an 8-bit PNG whose pixels are the classes' numbers and whose palette shows them.
+
+    ``deploykit eval`` reads such files as truth. ``colours`` as for :func:`draw_label_map`.
+
+    Raises:
+        UsageError: a class is over 255. MissingDependencyError: pillow is not installed. OutputError: the place is not
+        writable or full.
+    """
+    images: Any = require("PIL.Image", "eval")
+    if labels.min() < 0 or labels.max() > 255:
+        raise UsageError(f"a label map of 8 bits holds classes 0 to 255, got {labels.min()} to {labels.max()}")
+    picture = images.fromarray(labels.astype(np.uint8))
+    table = palette(256) if colours is None else np.asarray(colours, np.uint8)
+    picture.putpalette(table[:, ::-1].tobytes())
+    data = BytesIO()
+    picture.save(data, "PNG")
+    write_whole(path, data.getvalue())

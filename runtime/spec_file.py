@@ -1,0 +1,31 @@
+"""A spec from a JSON file, for models that do not carry their own."""
+
+from __future__ import annotations
+
+import os
+
+from deploykit.errors import SpecError
+from deploykit.runtime.files import existing_file
+from deploykit.spec import ModelSpec
+
+__all__ = ["read_spec"]
+
+
+def read_spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | None:
+    """A spec as it is, or read from the JSON file that ``spec`` names; None stays None.
+
+    Raises:
+        NotFoundError: there is no such file.
+        SpecError: it holds no spec.
+    """
+    if spec is None or isinstance(spec, ModelSpec):
+        return spec
+    file = existing_file(spec, "a spec")
+    try:
+        return ModelSpec.from_json(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise SpecError(f"cannot read the spec {file}: {e.strerror or e}") from e
+    except UnicodeDecodeError as e:
+        raise SpecError(f"a spec is a text file that holds JSON, but {file} is not text") from e
+    except SpecError as e:
+        raise SpecError(f"{file}: {e}") from e

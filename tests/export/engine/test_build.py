@@ -1,0 +1,476 @@
+"""Real engines of TensorRT for RTX, which builds without a GPU; and what is said where one cannot be built."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from deploykit.errors import (
+    ArtefactError,
+    DeviceError,
+    ExportError,
+    MissingDependencyError,
+    NotFoundError,
+    OutputError,
+    ParityError,
+    SpecError,
+    UsageError,
+)
+from deploykit.export.engine import build as engine_build
+from deploykit.export.engine.build import build_engine
+from deploykit.export.engine.report import EngineReport
+from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
+from deploykit.export.formats import export_formats
+from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.engine_record import EngineOptions, Profile, expected_of, log_of, parity_of, record_of
+from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.session import Session
+from deploykit.spec import ModelSpec
+from tests.cell_model import cell_spec, write_cell_model
+from tests.cpu_tensorrt import CpuGpu
+
+rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where engines run at once")
+
+
+@pytest.fixture
+def cells(tmp_path: Path) -> Path:
+    """A network of a few nodes."""
+    return write_cell_model(tmp_path / "cells.onnx", spec=cell_spec())
+
+
+def built(onnx_file: Path, **options: object) -> EngineReport:
+    """Build, and check everything that can be read of the engine without a GPU."""
+    import tensorrt_rtx as trt
+
+    report = build_engine(onnx_file, flavour="tensorrt-rtx", **options)  # type: ignore[arg-type]
+    record, engine = report.record, report.path
+    assert record_of(engine) == record
+    assert (record.flavour, record.version, record.size) == ("tensorrt-rtx", trt.__version__, engine.stat().st_size)
+    assert (record.verified, record.precision_from) == (False, "network")
+    assert record.unverified.startswith("built, not run: no GPU (")
+    # The plan itself: TensorRT finds its header whole (and then that there is no GPU), and not that of what is cut.
+    runtime = trt.Runtime(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    header = engine.read_bytes()[: runtime.engine_header_size]
+    malformed = int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
+    assert not runtime.get_engine_validity(header)[1] & malformed
+    assert runtime.get_engine_validity(b"x" + header[1:])[1] & malformed
+    assert "Engine generation completed" in log_of(engine).read_text()
+    return report
+
+
+@rtx
+@no_gpu
+def test_an_engine_is_built_with_what_is_needed_beside_it(cells: Path) -> None:
+    seen: list[tuple[str, float]] = []
+    steps: list[str] = []
+    report = built(cells, on_step=steps.append, on_progress=lambda phase, share: seen.append((phase, share)))
+    names = {p.name for p in cells.parent.iterdir()}
+    beside = {"cells.trt.json", "cells.trt.log", "cells.trt.parity.npz"}
+    assert names == {"cells.onnx", "cells.trt", *beside}
+    assert report.record.spec == cell_spec()
+    assert report.record.onnx == "cells.onnx"
+    assert report.record.layers > 5
+    assert report.parity is None
+    assert json.loads((cells.parent / "cells.trt.json").read_text())["verified"] is False
+    assert [step for step in steps if ":" not in step] == ["reading", "parsing", "building", "writing", "checking"]
+    assert seen[0][1] < 0.5
+    assert seen[-1] == ("Building engine", 1.0)
+    assert [share for _, share in seen] == sorted(share for _, share in seen)
+
+
+@rtx
+@no_gpu
+def test_the_reference_values_are_what_the_onnx_file_gives(cells: Path) -> None:
+    from deploykit.facade import open_session
+
+    report = built(cells)
+    expected = Expected.load(expected_of(report.path))
+    assert list(expected.computed) == ["cells.onnx"]
+    assert len(expected.feeds.images) == 2
+    with open_session(cells) as session:
+        for label, image in expected.feeds.images.items():
+            output = session.run({"images": image})["output"][0]
+            np.testing.assert_array_equal(expected.rows["cells.onnx"][label], output)
+
+
+@rtx
+@no_gpu
+@pytest.mark.parametrize("name", ["static", "batch", "shape"])
+def test_networks_of_every_kind_of_shape_are_built(exported: Path, tmp_path: Path, name: str) -> None:
+    report = built(exported / f"{name}.onnx", out=tmp_path)
+    expected = {
+        "static": (),
+        "batch": (Profile((1, 3, 64, 64), (1, 3, 64, 64), (8, 3, 64, 64)),),
+        "shape": (Profile((1, 3, 16, 16), (1, 3, 64, 64), (8, 3, 64, 64)),),
+    }
+    assert report.record.profiles == expected[name]
+    assert report.record.precision["fp32"] > 10
+    batches = [batch.images for batch in Expected.load(expected_of(report.path)).feeds.batches]
+    assert max(len(images) for images in batches) == (1 if name == "static" else 3)
+
+
+@rtx
+@no_gpu
+def test_profiles_that_are_asked_for_bound_what_is_compared(exported: Path, tmp_path: Path) -> None:
+    profiles = (
+        Profile((1, 3, 64, 64), (1, 3, 64, 64), (1, 3, 64, 64)),
+        Profile((1, 3, 64, 64), (2, 3, 64, 64), (2, 3, 64, 64)),
+    )
+    report = built(exported / "shape.onnx", out=tmp_path / "two.engine", profiles=profiles)
+    assert report.path == tmp_path / "two.engine"
+    assert report.record.profiles == profiles
+    expected = Expected.load(expected_of(report.path))
+    assert max(len(batch.images) for batch in expected.feeds.batches) == 2
+    assert {image.shape for image in expected.feeds.images.values()} == {(1, 3, 64, 64)}
+
+
+@rtx
+@no_gpu
+def test_options_reach_the_builder_and_the_record(cells: Path) -> None:
+    options = EngineOptions(workspace=2**28, tf32=True, compute_capabilities=("sm89", "sm120"), optimization_level=1)
+    report = built(cells, options=options, verbose=True)
+    assert report.record.options == options
+    log = log_of(report.path).read_text()
+    assert "VERBOSE" in log
+    default = built(cells)
+    assert default.record.options == EngineOptions()
+    assert "VERBOSE" not in log_of(default.path).read_text()
+
+
+@rtx
+@no_gpu
+def test_tf32_is_off_unless_it_is_asked_for(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The builder's default is on; what it is really given is read back from its configuration."""
+    import tensorrt_rtx as trt
+
+    from deploykit.export.engine import builder
+
+    given: list[bool] = []
+    apply = builder._apply
+
+    def noted(module: object, config: object, options: EngineOptions) -> None:
+        assert config.get_flag(trt.BuilderFlag.TF32)  # type: ignore[attr-defined]
+        apply(module, config, options)
+        given.append(config.get_flag(trt.BuilderFlag.TF32))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(builder, "_apply", noted)
+    built(cells)
+    built(cells, options=EngineOptions(tf32=True))
+    assert given == [False, True]
+
+
+@rtx
+@no_gpu
+def test_without_a_check_nothing_is_promised(cells: Path) -> None:
+    report = build_engine(cells, flavour="tensorrt-rtx", check=False)
+    assert not expected_of(report.path).exists()
+    assert report.record.unverified == "not checked, as asked for"
+
+
+@rtx
+@no_gpu
+def test_an_older_engines_companions_do_not_stay(cells: Path) -> None:
+    engine = cells.with_suffix(".trt")
+    parity_of(engine).write_text("{}")
+    built(cells)
+    assert not parity_of(engine).exists()
+    build_engine(cells, flavour="tensorrt-rtx", check=False)
+    assert not expected_of(engine).exists()
+
+
+@rtx
+@no_gpu
+def test_a_checkpoint_becomes_an_onnx_file_and_an_engine_that_is_held_against_it(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    exports = export_formats(
+        checkpoint, ["tensorrt-rtx"], out=f"{tmp_path}/", onnx_options={"img": 64, "exporter": "legacy"}
+    )
+    assert exports.onnx is not None
+    assert exports.onnx.path == tmp_path / "few.onnx"
+    (engine,) = exports.engines
+    assert engine.path == tmp_path / "few.trt"
+    expected = Expected.load(expected_of(engine.path))
+    assert dict(expected.computed) == {"the checkpoint": "PyTorch CPU float64"}
+    assert engine.record.spec == exports.onnx.spec
+
+
+@rtx
+@no_gpu
+@pytest.mark.data
+def test_the_golden_pose_model_becomes_an_engine(shared: Path, tmp_path: Path) -> None:
+    weights = shared / "golden" / "yolov7-w6-pose-narrow.pt"
+    exports = export_formats(
+        weights, ["onnx", "tensorrt-rtx"], out=f"{tmp_path}/", onnx_options={"img": 256, "dynamic": "batch"}
+    )
+    (engine,) = exports.engines
+    assert engine.record.precision == {"fp32": 155}
+    assert engine.record.profiles[0].most == (8, 3, 256, 256)
+
+
+# What cannot be built.
+
+
+def write_graph(path: Path, node: onnx.NodeProto, *, spec: ModelSpec | None = None) -> Path:
+    """A graph of one node that takes the cell model's input."""
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, 64, 64])
+    output = helper.make_tensor_value_info("output", TensorProto.FLOAT, None)
+    graph = helper.make_graph([node], "one", [images], [output])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("deploykit", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    helper.set_model_props(model, {"deploykit": (spec or cell_spec()).to_json()})
+    onnx.save(model, str(path))
+    return path
+
+
+@rtx
+def test_an_operator_that_tensorrt_lacks_is_named_and_the_log_stays(tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "m.onnx", helper.make_node("Unheard", ["images"], ["output"], domain="deploykit"))
+    with pytest.raises(
+        ExportError, match=r"does not read .*m\.onnx: .*\(everything it said: .*m\.trt\.log\)"
+    ) as refused:
+        build_engine(path, flavour="tensorrt-rtx")
+    assert "Unheard" in str(refused.value)
+    assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.trt.log"}
+    assert "Unheard" in log_of(tmp_path / "m.trt").read_text()
+
+
+@rtx
+@no_gpu
+def test_what_has_no_kernel_is_an_error_with_tensorrts_reason(tmp_path: Path) -> None:
+    """TensorRT for RTX reads NonMaxSuppression and then has nothing that computes it."""
+    boxes = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 100, 4])
+    scores = helper.make_tensor("scores", TensorProto.FLOAT, [1, 1, 100], np.linspace(0, 1, 100).tolist())
+    most = helper.make_tensor("most", TensorProto.INT64, [1], [10])
+    node = helper.make_node("NonMaxSuppression", ["images", "scores", "most"], ["output"])
+    output = helper.make_tensor_value_info("output", TensorProto.INT64, [None, 3])
+    graph = helper.make_graph([node], "nms", [boxes], [output], [scores, most])
+    path = tmp_path / "m.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
+    with pytest.raises(ExportError, match=r"built no engine: .*no runners that implement it"):
+        build_engine(path, flavour="tensorrt-rtx", spec=cell_spec())
+    assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.trt.log"}
+
+
+@rtx
+def test_an_older_engine_survives_a_build_that_fails(tmp_path: Path) -> None:
+    path = write_graph(tmp_path / "m.onnx", helper.make_node("Unheard", ["images"], ["output"], domain="deploykit"))
+    (tmp_path / "m.trt").write_bytes(b"older")
+    with pytest.raises(ExportError):
+        build_engine(path, flavour="tensorrt-rtx")
+    assert (tmp_path / "m.trt").read_bytes() == b"older"
+
+
+@rtx
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"options": EngineOptions(version_compatible=True)}, "no version-compatible engines"),
+        ({"options": EngineOptions(hardware_compatible="ampere+")}, "by --compute-capability"),
+        ({"options": EngineOptions(compute_capabilities=("sm90",))}, r"builds for sm75, sm80, .* not for 'sm90'"),
+        ({"options": EngineOptions(workspace=0)}, "at least 1 byte, got 0"),
+        ({"options": EngineOptions(optimization_level=6)}, r"in 0\.\.5, got 6"),
+        ({"profiles": [Profile((1, 3, 64, 64), (1, 3, 64, 64), (1, 3, 64, 64))]}, "shapes are all fixed"),
+        ({"out": "model.plan"}, r"ends in \.trt or \.engine"),
+        ({"flavour": "openvino"}, "flavour is auto, tensorrt or tensorrt-rtx"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(cells: Path, options: dict[str, object], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        build_engine(cells, **{"flavour": "tensorrt-rtx", **options})  # type: ignore[arg-type]
+    assert not [p for p in cells.parent.iterdir() if p.suffix in (".trt", ".json")]
+
+
+@rtx
+def test_a_profile_of_another_shape_is_refused(tmp_path: Path) -> None:
+    path = write_cell_model(tmp_path / "d.onnx", batch="batch", spec=cell_spec(dynamic=True))
+    with pytest.raises(UsageError, match=r"a profile's shape is float32 \(\?, 3, 64, 64\), got 1x3x32x32"):
+        build_engine(path, flavour="tensorrt-rtx", profiles=[Profile((1, 3, 32, 32), (1, 3, 64, 64), (1, 3, 64, 64))])
+
+
+@rtx
+def test_a_spec_that_is_not_of_the_network_is_refused(tmp_path: Path) -> None:
+    spec = replace(cell_spec(), input=replace(cell_spec().input, name="pictures"))
+    path = write_cell_model(tmp_path / "m.onnx", spec=spec)
+    with pytest.raises(SpecError, match=r"the one input is 'pictures', .* has images"):
+        build_engine(path, flavour="tensorrt-rtx")
+
+
+@rtx
+def test_a_precision_that_the_file_does_not_have_is_refused(exported: Path, tmp_path: Path) -> None:
+    from deploykit.export.inspection import inspect_file
+
+    assert inspect_file(exported / "static.onnx").facts["precision"] == "fp32"
+    with pytest.raises(ExportError, match=r"as TensorRT reads it, shall compute in fp16, but .* in fp32"):
+        build_engine(
+            exported / "static.onnx",
+            flavour="tensorrt-rtx",
+            out=tmp_path,
+            spec=replace(engine_build._carried(exported / "static.onnx"), precision="fp16"),
+        )
+
+
+def test_files_that_are_not_onnx_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError):
+        build_engine(tmp_path / "none.onnx", flavour="tensorrt-rtx")
+    if find_spec("tensorrt_rtx") is None:
+        pytest.skip("TensorRT for RTX is not installed")
+    (tmp_path / "bad.onnx").write_bytes(b"what")
+    with pytest.raises(ArtefactError, match="not a whole ONNX file"):
+        build_engine(tmp_path / "bad.onnx", flavour="tensorrt-rtx")
+    with pytest.raises(SpecError, match="says nothing about its input and output"):
+        build_engine(write_cell_model(tmp_path / "plain.onnx"), flavour="tensorrt-rtx")
+
+
+@rtx
+def test_a_place_that_cannot_be_written_is_found_out_at_once(cells: Path) -> None:
+    (cells.parent / "file").write_bytes(b"")
+    with pytest.raises(OutputError):
+        build_engine(cells, flavour="tensorrt-rtx", out=cells.parent / "file" / "m.trt")
+
+
+@no_gpu
+def test_tensorrt_proper_needs_a_gpu_to_build(cells: Path) -> None:
+    with pytest.raises(DeviceError, match=r"builds engines on an NVIDIA GPU, and .* take --format tensorrt-rtx"):
+        build_engine(cells, flavour="tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("have", "reason", "flavour"),
+    [
+        (("tensorrt", "tensorrt-rtx"), None, "tensorrt"),
+        (("tensorrt", "tensorrt-rtx"), "there is no GPU", "tensorrt-rtx"),
+        (("tensorrt",), "there is no GPU", "tensorrt"),
+        (("tensorrt-rtx",), None, "tensorrt-rtx"),
+        ((), None, None),
+    ],
+)
+def test_auto_takes_the_flavour_that_can_build(
+    monkeypatch: pytest.MonkeyPatch, have: tuple[str, ...], reason: str | None, flavour: str | None
+) -> None:
+    monkeypatch.setattr(engine_build, "installed", lambda: have)
+    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: reason)
+    if flavour is None:
+        with pytest.raises(MissingDependencyError, match=r"deploykit\[tensorrt-rtx\]', which builds without a GPU"):
+            engine_build.chosen_flavour("auto")
+    else:
+        assert engine_build.chosen_flavour("auto") == flavour
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@rtx
+def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path, exported: Path) -> None:
+    """The signal comes while the builder is inside of TensorRT, which is why the build has a thread of its own."""
+    interrupted = threading.Event()
+
+    def interrupt(phase: str, share: float) -> None:
+        if not interrupted.is_set():
+            interrupted.set()
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.3)  # the main thread notices before the builder goes on
+
+    with pytest.raises(KeyboardInterrupt):
+        build_engine(exported / "static.onnx", flavour="tensorrt-rtx", out=tmp_path / "m.trt", on_progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+
+
+def _as_engine(file: Path, layers: str = "") -> Session:
+    """An ONNX file's session that answers as an engine's does; ``layers`` is what its inspector would say."""
+    from deploykit.facade import open_session
+
+    session = open_session(file)
+    session.layer_information = lambda: layers  # type: ignore[attr-defined]  # an engine's session has it
+    return session
+
+
+@rtx
+def test_the_precision_of_an_engine_is_its_layers_own(exported: Path, tmp_path: Path) -> None:
+    record = build_engine(exported / "static.onnx", flavour="tensorrt-rtx", out=tmp_path / "x.trt", check=False).record
+    assert engine_build._of_layers(record, {}, "x.trt") is record  # the inspector tells nothing
+    told = engine_build._of_layers(record, {"fp16": 2, "fp32": 1}, "x.trt")
+    assert (told.precision, told.precision_from) == ({"fp16": 2, "fp32": 1}, "engine")
+    with pytest.raises(ExportError, match=r"x\.trt, as TensorRT built it, shall compute in fp32, but .* 3 in fp16"):
+        engine_build._of_layers(record, {"fp16": 3}, "x.trt")
+
+
+@rtx
+def test_an_engine_that_gives_other_numbers_is_not_kept(cells: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gate itself, with the engine's session replaced by that of another network."""
+    other = write_cell_model(cells.parent / "other.onnx", half=False)
+    model = onnx.load(str(other))
+    boxes = next(t for t in model.graph.initializer if t.name == "boxes")
+    moved = onnx.numpy_helper.to_array(boxes) + 1
+    boxes.CopyFrom(onnx.numpy_helper.from_array(moved, "boxes"))
+    onnx.save(model, str(other))
+    gpu = CpuGpu()
+    monkeypatch.setattr(engine_build, "open_gpu", lambda index: gpu)
+    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(engine_build, "open_engine", lambda *_: _as_engine(other))
+    with pytest.raises(ParityError, match=r"boxes of cells\.trt differ from cells\.onnx"):
+        build_engine(cells, flavour="tensorrt-rtx")
+    assert {p.name for p in cells.parent.iterdir()} == {"cells.onnx", "other.onnx"}
+    monkeypatch.setattr(engine_build, "open_engine", lambda *_: _as_engine(cells))
+    report = build_engine(cells, flavour="tensorrt-rtx")
+    assert report.record.verified
+    assert report.record.gpu == "CPU stand-in"
+    assert report.parity is not None
+    assert report.parity.ok
+    assert json.loads(parity_of(report.path).read_text())["ok"]
+    assert not expected_of(report.path).exists()
+
+
+@rtx
+@pytest.mark.parametrize("reason", ["{engine} does not run on CPU stand-in", "CPU stand-in is not supported"])
+def test_an_engine_that_does_not_run_on_this_gpu_is_kept_and_says_why(
+    cells: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """Its folder at that time, which is gone afterwards, is not in the reason."""
+
+    def refuse(engine: Path, *_: object) -> Session:
+        raise DeviceError(reason.format(engine=engine))
+
+    monkeypatch.setattr(engine_build, "open_gpu", lambda index: CpuGpu())
+    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(engine_build, "open_engine", refuse)
+    report = build_engine(cells, flavour="tensorrt-rtx")
+    assert report.record.unverified == "built, not run: " + reason.format(engine="cells.trt")
+    assert record_of(report.path) == report.record
+    assert not report.record.verified
+    assert report.parity is None
+    assert list(Expected.load(expected_of(report.path)).computed) == ["cells.onnx"]
+
+
+# The timing cache of TensorRT proper.
+
+
+def test_the_timing_cache_is_of_one_version_and_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    gpu = CpuGpu()
+    place = place_of_cache("10.16.0.1", gpu)
+    assert place == tmp_path / "deploykit" / "timing" / "tensorrt-10.16.0.1-sm90-cpu-stand-in.cache"
+    assert read_cache(place) == b""
+    write_cache(place, b"measured")
+    assert read_cache(place) == b"measured"
+    gpu.name = "NVIDIA H200"
+    assert read_cache(place_of_cache("10.16.0.1", gpu)) == b""
+    assert read_cache(place_of_cache("11.1.0.106", CpuGpu())) == b""
+
+
+def test_a_timing_cache_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    place = place_of_cache("10.16.0.1", CpuGpu())
+    write_cache(place, b"measured")
+    assert read_cache(place) == b""

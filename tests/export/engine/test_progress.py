@@ -1,0 +1,73 @@
+"""How far a builder is: a share that rises from 0 to 1, whatever the phases do."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.export.engine.progress import BuildProgress
+
+
+def followed() -> tuple[BuildProgress, list[tuple[str, float]]]:
+    told: list[tuple[str, float]] = []
+    return BuildProgress(lambda name, share: told.append((name, share))), told
+
+
+def test_steps_of_a_phase_are_shares_of_it() -> None:
+    progress, told = followed()
+    progress.start("build", None, 4)
+    for step in range(4):
+        assert progress.step("build", step)
+    progress.finish("build")
+    assert told == [("build", share) for share in (0.0, 0.25, 0.5, 0.75, 1.0, 1.0)]
+
+
+def test_a_phase_inside_fills_the_running_step() -> None:
+    progress, told = followed()
+    progress.start("build", None, 2)
+    progress.step("build", 0)
+    progress.start("inner", "build", 4)
+    progress.step("inner", 0)
+    progress.step("inner", 1)
+    assert told[-1] == ("build", 0.75)
+    progress.finish("inner")
+    assert told[-1] == ("build", 0.75)  # it waits where it would fall
+    progress.step("build", 1)
+    assert told[-1] == ("build", 1.0)
+
+
+def test_the_end_is_the_end_though_not_every_step_was_told() -> None:
+    progress, told = followed()
+    progress.start("build", None, 6)
+    progress.step("build", 0)
+    progress.start("inner", "build", 3)
+    progress.finish("build")
+    assert told[-1] == ("build", 1.0)
+
+
+def test_a_cancelled_build_is_told_to_stop_at_its_next_step() -> None:
+    progress, _ = followed()
+    progress.start("build", None, 3)
+    assert progress.step("build", 0)
+    progress.cancelled = True
+    assert not progress.step("build", 1)
+
+
+events = st.lists(
+    st.one_of(
+        st.tuples(st.just("start"), st.sampled_from("abcd"), st.sampled_from([None, *"abcd"]), st.integers(-1, 5)),
+        st.tuples(st.just("step"), st.sampled_from("abcd"), st.integers(0, 9)),
+        st.tuples(st.just("finish"), st.sampled_from("abcd")),
+    ),
+    max_size=40,
+)
+
+
+@given(events)
+def test_the_share_never_falls_and_stays_between_0_and_1(told_events: list[tuple[object, ...]]) -> None:
+    progress, told = followed()
+    for kind, *arguments in told_events:
+        getattr(progress, str(kind))(*arguments)
+    shares = [share for _, share in told]
+    assert shares == sorted(shares)
+    assert all(0 <= share <= 1 for share in shares)

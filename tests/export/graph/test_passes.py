@@ -1,0 +1,54 @@
+"""What the exporter leaves to be mended in its graphs."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deploykit.export.graph import passes
+from deploykit.export.graph.trace import example_input, traced
+from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.spec import InputSpec, ModelSpec
+from deploykit.spec import Tensor as Dense
+
+
+class Clipped(nn.Module):
+    """One value between several pairs of bounds, which are buffers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for i in range(1, 4):
+            self.register_buffer(f"low{i}", torch.tensor(-0.1 * i))
+            self.register_buffer(f"high{i}", torch.tensor(0.2 * i))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.sin()
+        pairs = [(self.get_buffer(f"low{i}"), self.get_buffer(f"high{i}")) for i in range(1, 4)]
+        return torch.cat([y.clamp(low, high) for low, high in pairs], 1)
+
+
+def test_each_clip_of_a_value_keeps_its_bounds() -> None:
+    spec = ModelSpec("restore", InputSpec(size=(8, 8)), Dense(name="image"))
+    module = Clipped().eval()
+    graph = traced(module, example_input(spec.input), spec, "dynamo", True, ["image"])
+    onnx.checker.check_model(ir.to_proto(graph), full_check=True)
+    x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
+    found = GraphSession(graph).run({spec.input.name: x})["image"]
+    np.testing.assert_array_equal(found, module(torch.from_numpy(x)).numpy())
+
+
+@pytest.mark.parametrize("limit", [11, 12])
+def test_what_is_computed_of_constants_is_stored_up_to_a_size(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "FOLD_GIVEN", limit)
+    text = """<ir_version: 10, opset_import: ["" : 18]>
+    g (float[3, 4] x) => (float[3, 4] y) <float[1, 4] row = {1.0, 2.0, 3.0, 4.0}, int64[2] shape = {3, 4}> {
+        rows = Expand(row, shape)
+        y = Add(x, rows)
+    }"""
+    model = ir.from_onnx_text(text)
+    passes.simplify(model)
+    assert [node.op_type for node in model.graph] == (["Add"] if limit == 12 else ["Expand", "Add"])

@@ -1,0 +1,464 @@
+"""Exports in fp16, bf16, int8 and fp8: converted from a proved fp32 graph, checked, read back, gated by accuracy."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from torch import nn
+
+from deploykit.cli import main
+from deploykit.errors import AccuracyError, BackendError, ExportError, NotFoundError, ParityError, UsageError
+from deploykit.export import to_onnx
+from deploykit.export.accuracy_gate import AccuracyGate
+from deploykit.export.engine.build import build_engine
+from deploykit.export.parity.compare import compare
+from deploykit.export.parity.inputs import sample_image
+from deploykit.export.parity.tolerances import FP16, UNJUDGED
+from deploykit.export.precision import convert as module
+from deploykit.export.precision.calibration import Calibration
+from deploykit.export.precision.convert import Lowering
+from deploykit.export.precision.half import HalfReport
+from deploykit.export.precision.read_back import precisions_of
+from deploykit.export.report import ExportReport
+from deploykit.export.to_onnx import onnx_from_model
+from deploykit.facade import load, open_session
+from deploykit.models.registry import ReferenceModel
+from deploykit.runtime.backends.trt.bindings import installed
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
+from tests.narrow import model_of
+
+KEEP_NONE: dict[str, Any] = {"keep": "none", "cache": False}
+engines = pytest.mark.skipif("tensorrt-rtx" not in installed(), reason="TensorRT for RTX is not installed")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    picture = cv2.imread(str(sample_image()))
+    for i in range(3):
+        cv2.imwrite(str(folder / f"{i}.png"), picture[100 * i : 100 * i + 200, 200 * i : 200 * i + 240])
+    return folder
+
+
+def few() -> ReferenceModel:
+    return model_of("few", num_keypoints=3, objectness=3.0)
+
+
+def export(out: Path, lowering: Lowering, model: ReferenceModel | None = None, **options: Any) -> ExportReport:
+    legacy = "nms" not in options and lowering.precision != "bf16"  # it is quicker, and writes other graphs
+    options = {"exporter": "legacy" if legacy else "dynamo", **options}
+    return onnx_from_model(model or few(), out=out, img=64, lowering=lowering, **options)
+
+
+def spec_in(file: Path) -> ModelSpec:
+    texts = {p.key: p.value for p in onnx.load(str(file)).metadata_props}
+    return ModelSpec.from_json(texts[METADATA_KEY])
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
+    folder = tmp_path_factory.mktemp("halves")
+    return {kind: export(folder / f"{kind}.onnx", Lowering(kind)) for kind in ("fp32", "fp16", "bf16")}  # type: ignore[arg-type]  # literals of this tuple
+
+
+@pytest.mark.parametrize(("kind", "opset"), [("fp16", 18), ("bf16", 22)])
+def test_half_is_half_as_large_proved_and_says_what_it_is(
+    halves: dict[str, ExportReport], kind: str, opset: int
+) -> None:
+    full, half = halves["fp32"], halves[kind]
+    assert half.weight_size == full.weight_size // 2
+    assert half.size <= 1.01 * 2 * half.parameters + sum(c.size for c in half.constants) + 150_000
+    assert half.opset == opset
+    assert spec_in(half.path).precision == kind
+    assert half.lowered is not None
+    assert half.lowered.computes == {kind: len(precisions_of(half.path)[kind])}
+    assert half.lowered.base is not None
+    assert half.lowered.base.ok
+    assert half.lowered.base.tolerance == Tolerance()
+    assert half.parity is not None
+    assert half.parity.ok
+    candidates = {d.candidate for d in half.parity.differences}
+    assert candidates == ({"fp16.onnx", "fp16 in torch"} if kind == "fp16" else {"bf16 in torch"})
+    assert {i.dtype for i in (*half.inputs, *half.outputs)} == {"float32"}
+    assert sorted(p.name for p in half.path.parent.glob(f"{kind}*")) == [f"{kind}.onnx", f"{kind}.onnx.parity.json"]
+
+
+def test_what_runs_where_is_told(halves: dict[str, ExportReport]) -> None:
+    parity = halves["bf16"].parity
+    assert parity is not None
+    assert any("ONNX Runtime's CPU provider does not run bf16 convolutions" in note for note in parity.notes)
+    assert halves["bf16"].notes[-1] == "opset 22 instead of 18: below it ONNX has no bf16"
+    with pytest.raises(BackendError, match=r"Conv.*; bf16 and fp8 are for a GPU"):
+        open_session(halves["bf16"].path)
+    with open_session(halves["bf16"].path, backend="torch") as session:
+        assert session.run({"images": np.zeros((1, 3, 64, 64), np.float32)})["output"].dtype == np.float32
+
+
+def test_a_report_is_json(halves: dict[str, ExportReport]) -> None:
+    written = json.loads(json.dumps(halves["fp16"].to_dict(), default=str))
+    assert written["lowered"]["precision"] == "fp16"
+    assert written["lowered"]["half"]["kept"]["decode"]
+    assert written["lowered"]["base"]["ok"] is True
+
+
+@pytest.mark.slow
+def test_w6_pose_has_few_casts(tmp_path: Path) -> None:
+    model = model_of("yolov7_w6_pose", num_keypoints=17, num_classes=1)
+    lowering = Lowering("fp16")
+    report = onnx_from_model(model, out=tmp_path / "x.onnx", img=64, lowering=lowering, check=False)
+    assert report.lowered is not None
+    assert report.lowered.half is not None
+    assert report.lowered.half.casts <= 30
+    assert report.parity is None
+    assert report.lowered.base is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nms", ["graph", "basic", "plugin"])
+def test_nms_is_behind_half_precision(tmp_path: Path, nms: Any) -> None:
+    report = export(tmp_path / "x.onnx", Lowering("fp16"), nms=nms)
+    assert report.parity is not None
+    assert report.parity.ok
+    assert report.parity.tolerance == FP16
+    assert {m.what for m in report.parity.matchings} >= {"detections"}
+
+
+def test_inputs_and_outputs_may_be_half(tmp_path: Path) -> None:
+    report = export(tmp_path / "x.onnx", Lowering("fp16", half_io="both"))
+    assert {i.dtype for i in (*report.inputs, *report.outputs)} == {"float16"}
+    assert report.parity is not None
+    assert report.parity.ok
+    picture = np.full((64, 64, 3), 90, np.uint8)
+    full = export(tmp_path / "y.onnx", Lowering("fp16"))
+    with load(report.path) as half, load(full.path) as other:
+        found, expected = half(picture), other(picture)
+    assert abs(len(found) - len(expected)) < 0.05 * len(expected)
+    np.testing.assert_allclose(found.scores[:20], expected.scores[:20], atol=2e-3)
+
+
+def test_any_batch_and_shape_may_be_half(tmp_path: Path) -> None:
+    report = export(tmp_path / "x.onnx", Lowering("fp16"), dynamic="shape")
+    assert report.parity is not None
+    assert report.parity.ok
+    assert any(d.input.startswith("3 slots") for d in report.parity.differences)
+
+
+def loud() -> ReferenceModel:
+    """A network whose first activation is beyond fp16, and whose next weights are as small."""
+    model = replace(few(), module=copy.deepcopy(few().module))
+    layers = model.module.model
+    assert isinstance(layers, nn.Sequential)
+    norm = next(m for m in layers[1].modules() if isinstance(m, nn.BatchNorm2d))
+    norm.weight.data *= 1e5
+    norm.bias.data *= 1e5
+    for layer in layers[2].modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == norm.num_features:
+            layer.weight.data /= 1e5
+    return model
+
+
+def test_a_network_that_overflows_keeps_what_has_not_the_range(tmp_path: Path) -> None:
+    report = export(tmp_path / "x.onnx", Lowering("fp16"), loud())
+    assert report.lowered is not None
+    assert report.lowered.half is not None
+    assert report.lowered.half.kept["range"]
+    assert report.lowered.half.largest[0] <= 65504 / 4
+    assert report.parity is not None
+    assert report.parity.ok
+
+
+def test_a_conversion_that_changes_the_network_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(graph: Any, *args: Any, **options: Any) -> HalfReport:
+        report = module_to_half(graph, *args, **options)
+        for name, value in graph.graph.initializers.items():
+            if name.endswith(".weight_fp16"):
+                value.const_value.numpy()[:] = 0
+        return report
+
+    module_to_half = module.to_half
+    monkeypatch.setattr(module, "to_half", wrong)
+    (tmp_path / "x.onnx").write_bytes(b"an older file")
+    with pytest.raises(ParityError, match="fp16 in torch"):
+        export(tmp_path / "x.onnx", Lowering("fp16"))
+    assert (tmp_path / "x.onnx").read_bytes() == b"an older file"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
+
+
+def test_what_the_file_computes_in_is_read_back_and_held_against_what_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A conversion that claims to have worked and leaves fp32 behind."""
+    idle = HalfReport("fp16", 10, {}, 0)
+    monkeypatch.setattr(module, "to_half", lambda *_, **__: idle)
+    with pytest.raises(ExportError, match=r"x\.onnx shall compute in fp16, but .* in fp32"):
+        export(tmp_path / "x.onnx", Lowering("fp16"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_score_nothing_may_be_anywhere() -> None:
+    layout = RawRows()
+    rows, other = (np.zeros((4, 6)) for _ in range(2))
+    rows[:, :4] = other[:, :4] = (100, 100, 40, 20)
+    rows[0, 4:] = other[0, 4:] = (0.9, 1.0)
+    other[1, 0] += 50
+    report = {d.values: d for d in differences("a", "b", "x", [rows], [other], layout, FP16)}
+    assert report["boxes"].max_abs == 0
+    other[0, 0] += 1.6  # half a pixel and 0.03 of 40 are 1.7
+    (boxes, scores) = differences("a", "b", "x", [rows], [other], layout, FP16)
+    assert (boxes.ok, scores.ok, boxes.worst[0]) == (True, True, 0)
+    other[0, 0] += 0.2
+    assert not differences("a", "b", "x", [rows], [other], layout, FP16)[0].ok
+    other[2, 4:] = (0.5, 1.0)  # a false alarm
+    assert not differences("a", "b", "x", [rows], [other], layout, FP16)[1].ok
+    other[3, 4] = np.nan
+    assert differences("a", "b", "x", [rows], [other], layout, FP16)[1].used == np.inf
+    nothing = differences("a", "b", "x", [rows[1:]], [rows[1:]], layout, FP16)
+    assert [d.count for d in nothing] == [0, 0]
+
+
+# int8 and fp8.
+
+
+@pytest.fixture(scope="module")
+def quantised(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> ExportReport:
+    out = tmp_path_factory.mktemp("int8") / "int8.onnx"
+    return export(out, Lowering("int8", calibration=Calibration(pictures), cache=False))
+
+
+def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
+    quantised: ExportReport, halves: dict[str, ExportReport]
+) -> None:
+    lowered = quantised.lowered
+    assert lowered is not None
+    report = lowered.quantised
+    assert report is not None
+    assert set(report.errors) == {"minmax", "percentile", "mse"}
+    assert report.errors[report.method] == min(report.errors.values())
+    assert (report.pictures, report.kept_by) == (3, "measurement")
+    assert report.sensitivity is not None
+    if report.done.kept:
+        assert report.error is not None
+        assert report.error <= report.errors[report.method]
+    assert lowered.computes["int8"] == len(report.done.layers) > len(report.done.kept)
+    assert spec_in(quantised.path).precision == "int8"
+    assert quantised.weight_size < halves["fp32"].weight_size
+    json.dumps(quantised.to_dict(), default=str)
+
+
+def test_int8_is_told_not_judged(quantised: ExportReport) -> None:
+    assert quantised.parity is not None
+    assert quantised.parity.tolerance == UNJUDGED
+    assert quantised.parity.ok
+    assert quantised.lowered is not None
+    assert quantised.lowered.base is not None
+    assert quantised.lowered.base.tolerance == Tolerance()
+    written = json.loads((quantised.path.parent / "int8.onnx.parity.json").read_text())
+    assert written["tolerance"]["judged"] is False
+
+
+@pytest.mark.slow
+def test_nms_inside_has_the_same_layers_and_scales(tmp_path: Path, pictures: Path) -> None:
+    calibration = Calibration(pictures, method="minmax")
+    plain = export(tmp_path / "x.onnx", Lowering("int8", calibration=calibration, **KEEP_NONE))
+    inside = export(tmp_path / "y.onnx", Lowering("int8", calibration=calibration, **KEEP_NONE), nms="graph")
+    assert plain.lowered is not None
+    assert inside.lowered is not None
+    assert plain.lowered.computes == inside.lowered.computes
+    scales = [
+        sorted(
+            float(onnx.numpy_helper.to_array(t).reshape(-1)[0])
+            for t in onnx.load(str(report.path)).graph.initializer
+            if t.name.endswith("_scale") and not t.dims
+        )
+        for report in (plain, inside)
+    ]
+    assert scales[0] == scales[1]
+    assert len(scales[0]) > 5
+
+
+def test_named_layers_are_kept(tmp_path: Path, pictures: Path) -> None:
+    lowering = Lowering("int8", calibration=Calibration(pictures, method="minmax"), keep=("model.11.*",), cache=False)
+    report = export(tmp_path / "x.onnx", lowering)
+    assert report.lowered is not None
+    assert report.lowered.quantised is not None
+    kept = report.lowered.quantised
+    assert {kept.labels[name].startswith("model.11.") for name in kept.done.kept} == {True}
+    assert kept.kept_by == "name"
+    with pytest.raises(UsageError, match="no layer that can be quantised is called 'modle"):
+        export(tmp_path / "y.onnx", replace(lowering, keep=("modle.1",)))
+    assert not (tmp_path / "y.onnx").exists()
+
+
+def test_fp8_runs_in_torch(tmp_path: Path, pictures: Path) -> None:
+    report = export(
+        tmp_path / "x.onnx", Lowering("fp8", calibration=Calibration(pictures, method="minmax"), **KEEP_NONE)
+    )
+    assert report.opset == 19
+    assert report.lowered is not None
+    assert set(report.lowered.computes) == {"fp8"}
+    assert report.weight_size <= 1.1 * report.parameters
+    assert report.parity is not None
+    assert {d.candidate for d in report.parity.differences} == {"x.onnx in torch"}
+
+
+@engines
+@pytest.mark.parametrize("kind", ["fp16", "bf16", "int8", "fp8"])
+def test_an_engine_has_the_precision_that_was_asked_for(
+    tmp_path: Path, pictures: Path, halves: dict[str, ExportReport], quantised: ExportReport, kind: str
+) -> None:
+    if kind in halves:
+        report = halves[kind]
+    elif kind == "int8":
+        report = quantised
+    else:
+        calibration = Calibration(pictures, method="minmax")
+        report = export(tmp_path / "fp8.onnx", Lowering("fp8", calibration=calibration, **KEEP_NONE), check=False)
+    from deploykit.runtime.engine_record import EngineOptions
+
+    options = EngineOptions(compute_capabilities=("sm89", "sm120") if kind == "fp8" else ())
+    engine = build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path / "x.trt", options=options, check=False)
+    assert report.lowered is not None
+    assert engine.record.precision == report.lowered.computes
+    assert engine.record.spec.precision == kind
+
+
+@engines
+def test_an_engine_of_another_precision_is_refused(tmp_path: Path, halves: dict[str, ExportReport]) -> None:
+    liar = tmp_path / "liar.onnx"
+    model = onnx.load(str(halves["fp32"].path))
+    entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
+    entry.value = replace(spec_in(halves["fp32"].path), precision="fp16").to_json()
+    onnx.save(model, str(liar))
+    with pytest.raises(ExportError, match=r"as TensorRT reads it, shall compute in fp16, but .* in fp32"):
+        build_engine(liar, flavour="tensorrt-rtx", check=False)
+
+
+# What does not go together, and the gate.
+
+
+def test_what_does_not_go_together_is_said(tmp_path: Path, pictures: Path) -> None:
+    with pytest.raises(UsageError, match="--precision int8 needs pictures"):
+        Lowering("int8")
+    with pytest.raises(UsageError, match="calibration is for int8 and fp8, not for fp16"):
+        Lowering("fp16", calibration=Calibration(pictures))
+    with pytest.raises(UsageError, match="--half-io input goes with --precision fp16, not with bf16"):
+        Lowering("bf16", half_io="input")
+    with pytest.raises(UsageError, match="a precision is one of fp32, fp16"):
+        Lowering("fp64")  # type: ignore[arg-type]  # that it is refused is what is tested
+    with pytest.raises(UsageError, match="with NMS inside outputs are float32"):
+        export(tmp_path / "x.onnx", Lowering("fp16", half_io="both"), nms="graph")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def annotated(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+    """Annotations of what the fp32 network finds itself, so that its own AP is 1 or nearly."""
+    pytest.importorskip("hotcoco", reason="the extra eval is not installed")
+    folder = tmp_path_factory.mktemp("annotated")
+    model = boxes_only()
+    report = export(folder / "fp32.onnx", Lowering(), model, check=False)
+    coco: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
+    coco["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(model.spec.classes)]
+    with load(report.path, conf=0.3) as predictor:
+        for number, file in enumerate(sorted(pictures.iterdir()), start=1):
+            result = predictor(file)
+            height, width = result.size
+            coco["images"].append({"id": number, "file_name": file.name, "height": height, "width": width})
+            for box, label in zip(result.boxes[:20].tolist(), result.labels[:20].tolist(), strict=True):
+                sides = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+                entry = {"image_id": number, "category_id": label + 1, "bbox": sides, "area": sides[2] * sides[3]}
+                coco["annotations"].append({**entry, "id": len(coco["annotations"]) + 1, "iscrowd": 0})
+    assert len(coco["annotations"]) > 10
+    (folder / "a.json").write_text(json.dumps(coco))
+    return folder / "a.json"
+
+
+def boxes_only() -> ReferenceModel:
+    return model_of("few", objectness=3.0)
+
+
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
+def test_the_gate_lets_a_faithful_export_pass(tmp_path: Path, pictures: Path, annotated: Path, kind: Any) -> None:
+    gate = AccuracyGate(50.0, annotated, pictures, bootstrap=20)
+    report = export(tmp_path / "x.onnx", Lowering(kind), boxes_only(), gate=gate)
+    assert report.accuracy is not None
+    assert report.accuracy.difference["AP"] >= -0.5
+    if kind == "fp32":
+        assert report.accuracy.difference["AP"] == 0.0
+    assert report.to_dict()["accuracy"]["difference"]["AP"] == report.accuracy.difference["AP"]
+
+
+def test_the_gate_stops_an_export_that_loses_too_much(
+    tmp_path: Path, pictures: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def blind(*args: Any, **options: Any) -> Any:
+        done = quantize_file(*args, **options)
+        graph = args[2].graph
+        for name, value in graph.initializers.items():
+            if name.startswith("model.11.m") and name.endswith("_int8"):
+                value.const_value.numpy()[:] = 0
+        return done
+
+    quantize_file = module.quantize_file
+    monkeypatch.setattr(module, "quantize_file", blind)
+    lowering = Lowering("int8", calibration=Calibration(pictures, method="minmax"), **KEEP_NONE)
+    gate = AccuracyGate(1.0, annotated, pictures, bootstrap=20)
+    (tmp_path / "x.onnx").write_bytes(b"an older file")
+    with pytest.raises(AccuracyError, match=r"AP falls from .* points \(95 % interval.*allowed are 1 \(--max-drop\)"):
+        export(tmp_path / "x.onnx", lowering, boxes_only(), gate=gate)
+    assert (tmp_path / "x.onnx").read_bytes() == b"an older file"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
+
+
+def test_the_gate_is_for_raw_rows(tmp_path: Path, pictures: Path, annotated: Path) -> None:
+    gate = AccuracyGate(1.0, annotated, pictures)
+    with pytest.raises(UsageError, match="--max-drop goes with --nms none"):
+        export(tmp_path / "x.onnx", Lowering(), gate=gate, nms="graph")
+    with pytest.raises(UsageError, match="at least 0"):
+        AccuracyGate(-1.0, "a.json", pictures)
+
+
+def test_missing_pictures_and_annotations_are_found_out_first(
+    tmp_path: Path, pictures: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("it was found out too late"))
+    with pytest.raises(NotFoundError, match="pictures to calibrate with"):
+        export(tmp_path / "x.onnx", Lowering("int8", calibration=Calibration(tmp_path / "none")))
+    for gate in (AccuracyGate(1.0, tmp_path / "a.json", pictures), AccuracyGate(1.0, annotated, tmp_path / "none")):
+        with pytest.raises(NotFoundError):
+            export(tmp_path / "x.onnx", Lowering(), gate=gate)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["yolov5n", "yolov6n", "yolov6m", "yolov7_tiny", "yolox_s", "kapao_s"])
+def test_every_family_is_half(tmp_path: Path, name: str) -> None:
+    model = model_of(name)
+    lowering = Lowering("fp16")
+    report = onnx_from_model(model, out=tmp_path / "x.onnx", img=64, lowering=lowering, exporter="legacy")
+    assert report.lowered is not None
+    assert report.lowered.half is not None
+    assert set(report.lowered.computes) == {"fp16"}
+    assert set(report.lowered.half.kept) <= {"decode", "operator", "type"}
+    assert report.lowered.half.casts <= 16
+
+
+def test_two_files_are_compared_by_the_limits_of_the_lower_precision(
+    halves: dict[str, ExportReport], quantised: ExportReport, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compare(halves["fp32"].path, halves["fp16"].path)
+    assert found.ok
+    assert found.tolerance == FP16
+    assert not compare(halves["fp32"].path, halves["fp16"].path, tolerance=Tolerance()).ok
+    assert compare(quantised.path, halves["fp32"].path).tolerance == UNJUDGED
+    assert main(["compare", str(halves["fp32"].path), str(quantised.path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "no verdict: see above"

@@ -1,0 +1,397 @@
+"""Calibration and quantisation: ranges as their definitions say, and graphs whose layers compute on integers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from deploykit.errors import DataError, ExportError, ImageError, NotFoundError, UsageError
+from deploykit.export.precision import calibration as module
+from deploykit.export.precision.calibration import (
+    BINS,
+    LEVELS,
+    Calibration,
+    Method,
+    calibration_images,
+    measure_activations,
+    range_of,
+)
+from deploykit.export.precision.qdq import activations_of, quantisable, quantize, quantize_weight
+from deploykit.export.precision.read_back import precisions_of
+from deploykit.export.precision.sensitivity import (
+    Sensitivity,
+    choose_keep,
+    measure_sensitivity,
+    named_layers,
+    output_error,
+)
+from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.session import open_session
+from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Tensor
+
+CHANCE = np.random.default_rng(0)
+SPEC = ModelSpec(
+    task="detect", input=InputSpec(name="x", size=(32, 32), fit=Fit(stride=8)), output=RawRows(), classes=("a",)
+)
+
+
+def layer_graph(*, groups: int = 1, opset: int = 21) -> ir.Model:
+    """One layer of every kind that is quantised, and what must not be: a product of two activations, a decode."""
+    shapes = {
+        "conv.weight": (8, 3 // groups if groups == 3 else 3, 3, 3),
+        "depthwise.weight": (8, 1, 3, 3),
+        "up.weight": (8, 4, 2, 2),
+        "gemm.weight": (6, 4),
+        "matmul.weight": (6, 5),
+    }
+    arrays = [
+        helper.make_tensor(n, TensorProto.FLOAT, s, CHANCE.normal(size=s).astype(np.float32).ravel())
+        for n, s in shapes.items()
+    ]
+    arrays.append(helper.make_tensor("bias", TensorProto.FLOAT, (8,), CHANCE.normal(size=8).astype(np.float32)))
+    nodes = [
+        helper.make_node("Conv", ["x", "conv.weight", "bias"], ["a"], name="conv", pads=[1] * 4),
+        helper.make_node("Relu", ["a"], ["b"], name="relu"),
+        helper.make_node("Conv", ["b", "depthwise.weight"], ["c"], name="depthwise", group=8, pads=[1] * 4),
+        helper.make_node("ConvTranspose", ["c", "up.weight"], ["d"], name="up", strides=[2, 2]),
+        helper.make_node("GlobalAveragePool", ["d"], ["e"], name="pool"),
+        helper.make_node("Flatten", ["e"], ["f"], name="flat"),
+        helper.make_node("Gemm", ["f", "gemm.weight"], ["g"], name="gemm", transB=1),
+        helper.make_node("MatMul", ["g", "matmul.weight"], ["h"], name="matmul"),
+        helper.make_node("Transpose", ["h"], ["i"], name="turn"),
+        helper.make_node("MatMul", ["h", "i"], ["y"], name="activations"),
+    ]
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 32, 32))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 1))],
+        arrays,
+    )
+    return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=10))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    chance = np.random.default_rng(5)
+    for i in range(5):
+        cv2.imwrite(str(folder / f"{i}.png"), chance.integers(0, 256, (20 + i, 30, 3), np.uint8))
+    return folder
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "deploykit" / "calibration"
+
+
+# Ranges.
+
+
+def slow_mse(histogram: Array) -> int:
+    errors = {}
+    for bins in range(LEVELS, len(histogram) + 1, module.STEP):
+        step = bins / (LEVELS - 1)
+        errors[bins] = sum(
+            count * (min(round(centre / step), LEVELS - 1) * step - centre) ** 2
+            for centre, count in zip(np.arange(len(histogram)) + 0.5, histogram, strict=True)
+            if count
+        )
+    return min(errors, key=errors.__getitem__)
+
+
+def slow_entropy(histogram: Array) -> int:
+    histogram = [float(v) for v in histogram]
+    histogram[0] = histogram[1]
+    best, chosen = np.inf, 0
+    for bins in range(LEVELS, len(histogram) + 1, module.STEP):
+        p = histogram[:bins]
+        p[-1] += sum(histogram[bins:])
+        q = [0.0] * bins
+        for level in range(LEVELS):
+            members = [i for i in range(bins) if i * LEVELS // bins == level and histogram[i] > 0]
+            for i in members:
+                q[i] = sum(histogram[j] for j in members) / len(members)
+        p, q = np.array(p) / sum(p), np.array(q) / sum(q)
+        q[(q == 0) & (p > 0)] = 1e-4
+        divergence = sum(a * np.log(a / b) for a, b in zip(p, q, strict=True) if a > 0) + q.sum() - 1
+        if divergence < best - 1e-12:
+            best, chosen = divergence, bins
+    return chosen
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_mse_and_entropy_are_what_a_slow_search_finds(seed: int) -> None:
+    chance = np.random.default_rng(seed)
+    values = np.abs(chance.standard_t(3, 20_000))
+    histogram = np.histogram(values, 512, (0, values.max()))[0].astype(np.float64)
+    assert range_of(histogram, 512.0, "mse") == slow_mse(histogram)
+    assert range_of(histogram, 512.0, "entropy") == slow_entropy(histogram)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    counts=st.lists(st.integers(0, 10_000), min_size=256, max_size=256),
+    largest=st.floats(1e-6, 1e6),
+    method=st.sampled_from(["minmax", "percentile", "entropy", "mse"]),
+)
+def test_a_range_is_positive_at_most_the_largest_value_and_scales_with_it(
+    counts: list[int], largest: float, method: Method
+) -> None:
+    histogram = np.array(counts, np.float64)
+    found = range_of(histogram, largest, method)
+    assert 0 < found <= largest * (1 + 1e-9)
+    assert range_of(histogram, 2 * largest, method) == pytest.approx(2 * found)
+    assert range_of(3 * histogram, largest, method) == pytest.approx(found)
+
+
+def test_an_outlier_widens_minmax_and_hardly_the_others() -> None:
+    values = np.abs(np.random.default_rng(6).normal(size=1_000_000))
+    histogram = np.histogram(np.append(values, 60.0), BINS, (0, 60.0))[0].astype(np.float64)
+    assert range_of(histogram, 60.0, "minmax") == 60.0
+    for method in ("percentile", "mse", "entropy"):
+        assert range_of(histogram, 60.0, method) < 20.0  # type: ignore[arg-type]  # a literal of this loop
+
+
+def test_zeros_have_no_range() -> None:
+    assert range_of(np.zeros(BINS), 0.0, "mse") == 0.0
+
+
+# Measuring.
+
+
+def test_activations_are_those_of_the_pictures_as_the_spec_prepares_them(pictures: Path, cache: Path) -> None:
+    model = layer_graph()
+    found = measure_activations(model, b"model", SPEC, ["x", "b"], Calibration(pictures), cache=False)
+    images = calibration_images(Calibration(pictures), SPEC, 99)
+    assert [image.shape for image in images] == [(1, 3, 32, 32)] * 5
+    assert found.pictures == 5
+    assert found.largest["x"] == pytest.approx(max(float(np.abs(i).max()) for i in images)) == pytest.approx(1.0)
+    weight = torch.from_numpy(np.array(model.graph.initializers["conv.weight"].const_value.numpy()))  # type: ignore[union-attr]
+    bias = torch.from_numpy(np.array(model.graph.initializers["bias"].const_value.numpy()))  # type: ignore[union-attr]
+    outputs = [torch.relu(torch.nn.functional.conv2d(torch.from_numpy(i), weight, bias, padding=1)) for i in images]
+    assert found.largest["b"] == pytest.approx(max(float(o.max()) for o in outputs), rel=1e-5)
+    assert found.counts["b"].sum() == sum(o.numel() for o in outputs)
+    assert not cache.exists()
+
+
+def test_measurements_are_kept_by_model_pictures_and_tensors(pictures: Path, cache: Path) -> None:
+    model, tensors = layer_graph(), ["x", "b"]
+
+    def measured(data: bytes = b"model", names: list[str] = tensors, size: int = 5) -> bool:
+        return measure_activations(model, data, SPEC, names, Calibration(pictures, size)).cached
+
+    assert not measured()
+    first = measure_activations(model, b"model", SPEC, tensors, Calibration(pictures, method="minmax"))
+    assert first.cached  # of any method
+    assert first.largest["x"] == pytest.approx(1.0)
+    assert not measured(data=b"another model")
+    assert not measured(names=["b"])
+    assert not measured(size=2)
+    (pictures / "0.png").write_bytes((pictures / "1.png").read_bytes())
+    assert not measured()
+    assert measured()
+    for file in cache.iterdir():
+        file.write_bytes(file.read_bytes()[:100])
+    assert not measured()  # what is damaged is measured anew
+
+
+def test_without_pictures_there_are_no_ranges(tmp_path: Path, pictures: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(NotFoundError, match="folder of pictures to calibrate with"):
+        Calibration(tmp_path / "missing").pictures()
+    with pytest.raises(ImageError, match="holds no picture"):
+        Calibration(empty).pictures()
+    with pytest.raises(DataError, match="no picture"):
+        Calibration(()).pictures()
+    with pytest.raises(NotFoundError, match="picture to calibrate with"):
+        Calibration((empty / "x.png",)).pictures()
+    (pictures / "0.png").write_bytes(b"broken")
+    with pytest.raises(ImageError):
+        measure_activations(layer_graph(), b"", SPEC, ["x"], Calibration(pictures), cache=False)
+    for wrong in ({"size": 0}, {"method": "guess"}, {"percentile": 20.0}):
+        with pytest.raises(UsageError):
+            Calibration(pictures, **wrong)  # type: ignore[arg-type]  # that they are refused is what is tested
+
+
+def test_fewer_pictures_are_spread_over_all(pictures: Path) -> None:
+    assert [p.name for p in Calibration(pictures, 2).pictures()] == ["0.png", "2.png"]
+    assert len(Calibration(pictures, 99).pictures()) == 5
+
+
+# The graph.
+
+
+def ranges_of(model: ir.Model) -> dict[str, float]:
+    found: dict[str, float] = {"x": 1.0}
+    GraphSession(model, observe=lambda n, v: found.update({n: float(v.abs().max())})).run(
+        {"x": np.random.default_rng(7).random((1, 3, 32, 32), np.float32)}
+    )
+    return found
+
+
+def tensors(model: ir.Model) -> list[str]:
+    return [name for node in quantisable(model.graph) for name in activations_of(node, outputs=False)]
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_layers_with_weights_are_quantised_and_nothing_else(kind: str, tmp_path: Path) -> None:
+    model = layer_graph()
+    exact = GraphSession(model).run({"x": np.full((1, 3, 32, 32), 0.4, np.float32)})["y"]
+    done = quantize(model, ranges_of(model), kind="int8" if kind == "int8" else "fp8")
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)
+    assert done.layers == ("conv", "depthwise", "up", "gemm", "matmul")
+    assert precisions_of(model) == {kind: list(done.layers), "fp32": ["activations"]}
+    assert "conv.weight" not in model.graph.initializers
+    found = GraphSession(model).run({"x": np.full((1, 3, 32, 32), 0.4, np.float32)})["y"]
+    np.testing.assert_allclose(found, exact, rtol=0.2)
+    assert found != exact
+    if kind == "int8":  # of fp8 ONNX Runtime 1.31 makes an invalid graph here
+        file = tmp_path / "int8.onnx"
+        ir.save(model, file)
+        with open_session(file) as session:
+            np.testing.assert_allclose(
+                session.run({"x": np.full((1, 3, 32, 32), 0.4, np.float32)})["y"], found, rtol=0.02
+            )
+
+
+def test_kept_layers_and_their_weights_stay() -> None:
+    model = layer_graph()
+    done = quantize(model, ranges_of(model), keep=["up", "gemm"])
+    assert done.kept == ("up", "gemm")
+    assert "up.weight" in model.graph.initializers
+    assert len(precisions_of(model)["fp32"]) == 3
+
+
+def test_a_tensor_is_rounded_once_for_all_who_take_it() -> None:
+    nodes = [helper.make_node("Conv", ["x", "w"], [f"y{i}"], name=f"conv{i}") for i in range(2)]
+    nodes.append(helper.make_node("Concat", ["y0", "y1", "x"], ["y"], axis=1))
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 2, 4, 4))],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor("w", TensorProto.FLOAT, (2, 2, 1, 1), [1.0, 2.0, 3.0, 4.0])],
+    )
+    model = ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    quantize(model, {"x": 1.0})
+    operators = [n.op_type for n in model.graph]
+    assert operators.count("QuantizeLinear") == 1
+    assert operators.count("DequantizeLinear") == 2  # the picture and the one weight
+    concat = next(n for n in model.graph if n.op_type == "Concat")
+    assert concat.inputs[2] is not None
+    assert concat.inputs[2].name == "x"  # whoever does not multiply takes the exact values
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), axis=st.sampled_from([None, 0, 1]), limit=st.sampled_from([127.0, 63.0]))
+def test_a_weight_is_off_by_half_a_step_at_most(seed: int, axis: int | None, limit: float) -> None:
+    weight = np.random.default_rng(seed).normal(size=(4, 3, 2, 2)).astype(np.float32)
+    weight[0] *= 100
+    if axis == 0:
+        weight[1] = 0
+    numbers, scale = quantize_weight(weight, axis, "int8", limit)
+    steps = scale if axis is None else scale.reshape([-1 if i == axis else 1 for i in range(4)])
+    assert np.abs(numbers).max() <= limit
+    assert (np.abs(numbers * steps - weight) <= steps * 0.5001).all()
+    assert (numbers[weight == 0] == 0).all()
+
+
+def test_what_is_missing_is_said() -> None:
+    model = layer_graph()
+    with pytest.raises(ExportError, match="no range was measured for the tensor 'x'"):
+        quantize(model, {})
+    with pytest.raises(ExportError, match="fp8 needs opset 19, the graph has 18"):
+        quantize(layer_graph(opset=18), {}, kind="fp8")
+
+
+def test_what_saturation_costs_on_this_cpu(tmp_path: Path) -> None:
+    """ONNX Runtime multiplies uint8 by int8 in pairs that add up in 16 bits where the CPU has no better instruction.
+
+    With 7-bit weights that sum fits; with 8 bits it may not, which this measures and does not decide.
+    """
+    rows = np.full((1, 64), 255, np.uint8)
+    found = {}
+    for limit in (127, 63):
+        weight = np.full((64, 8), limit, np.int8)
+        nodes = [helper.make_node("MatMulInteger", ["a", "w"], ["y"])]
+        made = helper.make_graph(
+            nodes,
+            "g",
+            [helper.make_tensor_value_info("a", TensorProto.UINT8, rows.shape)],
+            [helper.make_tensor_value_info("y", TensorProto.INT32, None)],
+            [helper.make_tensor("w", TensorProto.INT8, weight.shape, weight.tobytes(), raw=True)],
+        )
+        model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        exact = rows.astype(np.int64) @ weight.astype(np.int64)
+        found[limit] = int(np.abs(session.run(None, {"a": rows})[0] - exact).max())
+    print(f"largest error of a sum of 64 products: {found[127]} with 8 bits, {found[63]} with 7")
+    assert found[63] == 0
+
+
+# Which layers.
+
+
+def test_the_layers_that_hurt_are_found_in_few_runs() -> None:
+    layers = [f"layer {i}" for i in range(64)]
+    hurts = {"layer 3": 5.0, "layer 40": 2.0}
+    runs = []
+
+    def error_without(kept: object) -> float:
+        assert isinstance(kept, (list, tuple))
+        runs.append(kept)
+        return sum(error for layer, error in hurts.items() if layer not in kept) + 0.001 * (64 - len(kept))
+
+    found = measure_sensitivity(layers, error_without, 1)
+    assert list(found.layers)[:2] == ["layer 3", "layer 40"]
+    assert found.whole == pytest.approx(7.064)
+    assert len(runs) < 30
+    assert len(found.layers) + sum(len(group) for group, _ in found.groups) == 64
+    kept = choose_keep(found, error_without)
+    assert kept == ("layer 3",)  # half of the error is gone
+
+
+def test_layers_that_do_not_help_are_not_kept() -> None:
+    found = Sensitivity(1.0, {"a": 0.5, "b": 0.4, "c": 0.3}, ((tuple("defghijklmnop"), 0.1),), 1)
+    assert choose_keep(found, lambda kept: 1.0 if "a" in kept and len(kept) == 1 else 0.8 if kept else 1.0) == ("b",)
+    assert len(choose_keep(found, lambda kept: 1.0 - 0.01 * len(kept))) <= 0.15 * 16
+
+
+def test_layers_are_named_by_node_weight_or_pattern() -> None:
+    model = layer_graph()
+    assert named_layers(model, ["conv", "up"]) == ("conv", "up")
+    assert named_layers(model, ["*m*"]) == ("gemm", "matmul")
+    with pytest.raises(UsageError, match=r"'matmull': did you mean matmul"):
+        named_layers(model, ["matmull"])
+
+
+def test_the_error_of_rows_is_of_those_that_score() -> None:
+    rows = np.zeros((1, 3, 6), np.float32)
+    rows[0, :, :4] = (50, 50, 20, 10)
+    rows[0, :, 4:] = ((0.9, 1.0), (0.5, 1.0), (0.01, 1.0))
+    other = rows.copy()
+    other[0, 2, :4] = 0  # a row that scores nothing may be anywhere
+    assert output_error({"output": rows}, {"output": other}, SPEC) == 0.0
+    other[0, 0, 0] += 4  # one of eight values by a fifth of the longer side
+    assert output_error({"output": rows}, {"output": other}, SPEC) == pytest.approx(0.2 / 8)
+    other[0, 2, 4] = 0.2  # a false alarm counts
+    assert output_error({"output": rows}, {"output": other}, SPEC) > 0.5
+    other[0, 0, 0] = np.nan
+    assert output_error({"output": rows}, {"output": other}, SPEC) == np.inf
+    dense = ModelSpec(task="segment", input=InputSpec(), output=Tensor())
+    assert output_error({"y": np.full(4, 2.0)}, {"y": np.full(4, 2.2)}, dense) == pytest.approx(0.1)

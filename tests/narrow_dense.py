@@ -1,0 +1,120 @@
+"""A narrow model with random weights of each registered one that has one dense output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+
+import torch
+from torch import nn
+
+from deploykit.models.create.random_weights import randomise
+from deploykit.models.families import nafnet, resnet, vit
+from deploykit.models.families.cmt import flyegle as cmt_flyegle
+from deploykit.models.families.cmt import model as cmt
+from deploykit.models.families.crossformer import model as crossformer
+from deploykit.models.families.dynopool import model as dynopool
+from deploykit.models.families.dynopool.hrnet import HrNet
+from deploykit.models.families.fcn import model as fcn
+from deploykit.models.families.unet import model as unet
+from deploykit.models.families.unet.network import UNetConfig, build_unet
+from deploykit.models.registry import ReferenceModel
+
+SIDE = 64  # of their canvas
+
+
+def _fcn(kind: str) -> Callable[[], ReferenceModel]:
+    config = fcn.FcnConfig(kind, 3, ((4, 4), (6, 6), (8, 8, 8), (10, 10, 10), (12, 12, 12)), (24, 16))
+    return lambda: fcn._reference(config, fcn._network(config))
+
+
+def _nafnet(name: str) -> Callable[[], ReferenceModel]:
+    """With two blocks where there are more: they are all alike."""
+    full = nafnet.VARIANTS[name]
+    blocks = {
+        "encoders": tuple(min(n, 2) for n in full.encoders[:3]), "decoders": tuple(min(n, 2) for n in full.decoders[:3])
+    }  # fmt: skip
+    config = replace(full, width=full.width // 4, middle=min(full.middle, 2), **blocks)
+    return lambda: nafnet._reference(name, config, nafnet.Nafnet(config))
+
+
+def _unet(config: UNetConfig) -> Callable[[], ReferenceModel]:
+    return lambda: unet.reference_of(config, build_unet(config))
+
+
+STAGES = (dynopool.Stage(8, 1, 3, 1, False), dynopool.Stage(12, 2, 5, 3, True), dynopool.Stage(16, 1, 3, 2, True))
+
+
+def _dynopool(kind: str, network: Callable[[], nn.Module]) -> Callable[[], ReferenceModel]:
+    return lambda: dynopool._reference(kind, f"dynopool-{kind}", network())
+
+
+def _vit(config: vit.VitConfig, name: str) -> Callable[[], ReferenceModel]:
+    return lambda: vit._reference(name, config, vit.VisionTransformer(config))
+
+
+def _cmt(name: str) -> Callable[[], ReferenceModel]:
+    """Of one or two blocks a stage, and an eighth of the width."""
+    full = cmt.VARIANTS[name]
+    sizes = {"dims": (8, 16, 16, 32), "hidden": (20, 24, 28, 32), "depths": tuple(min(n // 2, 2) for n in full.depths)}
+    config = replace(full, **sizes, size=SIDE, stem=8, features=16, num_classes=5)
+    return lambda: cmt._reference(name.replace("_", "-"), config, cmt.Cmt(config))
+
+
+def _flyegle(name: str) -> Callable[[], ReferenceModel]:
+    full = cmt_flyegle.VARIANTS[name]
+    sizes = {"dims": (8, 16, 16, 32), "hidden": (20, 24, 28, 32), "depths": tuple(min(n // 2, 2) for n in full.depths)}
+    config = replace(full, **sizes, size=SIDE, stem=8, features=16, num_classes=5)
+    return lambda: cmt_flyegle._reference(name.replace("_", "-"), config, cmt_flyegle.FlyegleCmt(config))
+
+
+def _crossformer(name: str) -> Callable[[], ReferenceModel]:
+    """Of one or two blocks a stage; all of its maps are larger than a group, but for the last."""
+    full = crossformer.VARIANTS[name]
+    depths = tuple(min(n, 2) for n in full.depths)
+    config = replace(full, dim=32, depths=depths, heads=(1, 2, 2, 4), num_classes=5, ratio=2)
+    return lambda: crossformer._reference(name.replace("_", "-"), config, crossformer.CrossFormer(config))
+
+
+def _resnet(name: str) -> Callable[[], ReferenceModel]:
+    """With one or two blocks where there are more; the widths are the layout's."""
+    config = replace(resnet.VARIANTS[name], depths=tuple(min(n - 1, 2) for n in resnet.VARIANTS[name].depths))
+    return lambda: resnet._reference(name.replace("_", "-"), config, resnet.Resnet(config))
+
+
+VIT = vit.VitConfig(32, 2, 2, 64, patch=16, grid=SIDE // 16, num_classes=5)
+
+NARROW: dict[str, Callable[[], ReferenceModel]] = {
+    "dynopool-vgg16": _dynopool("vgg16", lambda: dynopool.Vgg(((6, 6), (8,), (8,), (12,), (12,)), 5)),
+    "dynopool-efficientnet-b0": _dynopool("efficientnet-b0", lambda: dynopool.EfficientNet(STAGES, 5, stem=8, last=20)),
+    "dynopool-hrnet-w48": _dynopool("hrnet-w48", lambda: HrNet(4, 3, (1, 1, 1), stem=8)),
+    **{name.replace("_", "-"): _cmt(name) for name in cmt.VARIANTS},
+    **{name.replace("_", "-"): _flyegle(name) for name in cmt_flyegle.VARIANTS},
+    **{name.replace("_", "-"): _crossformer(name) for name in crossformer.VARIANTS},
+    "mae-vit-b16": _vit(VIT, "mae-vit-b16"),
+    "mae-vit-l16": _vit(replace(VIT, depth=3), "mae-vit-l16"),
+    "mae-vit-h14": _vit(replace(VIT, patch=8, grid=SIDE // 8), "mae-vit-h14"),
+    "fcn32s": _fcn("32s"),
+    "fcn16s": _fcn("16s"),
+    "fcn8s": _fcn("8s"),
+    "parsenet": _fcn("parsenet"),
+    "parsenet-late": _fcn("parsenet-late"),
+    **{name.replace("_", "-"): _nafnet(name) for name in nafnet.VARIANTS},
+    **{name.replace("_", "-"): _resnet(name) for name in resnet.VARIANTS},
+    "unet": _unet(UNetConfig.published(width=4, depth=3)),
+    "unet-bilinear": _unet(UNetConfig.published(width=4, depth=3, bilinear=True)),
+    "unet-2015": _unet(replace(UNetConfig.published(width=4, depth=2, channels=1), kind="valid")),
+}
+
+
+@cache
+def narrow_dense(name: str) -> ReferenceModel:
+    """The narrow model, in eval mode; one object a name."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = NARROW[name]()
+        randomise(model.module)
+    module: nn.Module = model.module.eval().requires_grad_(False)
+    canvas = replace(model.spec.input, size=(SIDE, SIDE))
+    return replace(model, module=module, spec=replace(model.spec, input=canvas))

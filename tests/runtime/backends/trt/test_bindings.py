@@ -1,0 +1,82 @@
+"""The TensorRT plugin's library is loaded where it fits, once, and never for TensorRT for RTX."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import pytest
+
+from deploykit.runtime.backends.trt import bindings
+from deploykit.runtime.backends.trt.bindings import load_flavour
+from deploykit.runtime.native.library import FOLDER
+
+
+class Registry:
+    """TensorRT's registry of plugins; ``taken`` is what it answers."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+        self.taken: object | None = "handle"
+
+    def load_library(self, path: str) -> object | None:
+        self.loaded.append(path)
+        return self.taken
+
+
+@pytest.fixture
+def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    """Stand-ins for both flavours, version 10.16, and a library that says that it was built for TensorRT 10."""
+    found = Registry()
+    for name in ("tensorrt", "tensorrt_rtx"):
+        module = types.ModuleType(name)
+        module.__version__ = "10.16.1.11"  # type: ignore[attr-defined]
+        module.get_plugin_registry = lambda: found  # type: ignore[attr-defined]
+        monkeypatch.setitem(sys.modules, name, module)
+    compiler = shutil.which("c++") or pytest.skip("no C++ compiler")
+    source = tmp_path / "plugin.cpp"
+    source.write_text('extern "C" const char* deploykit_built_with() { return "TensorRT 10.3 headers, GNU 12.2.0"; }')
+    library = tmp_path / "libdeploykit_tensorrt.so"
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setattr(bindings, "_loaded", set())
+    return found
+
+
+def test_it_is_loaded_once(registry: Registry, tmp_path: Path) -> None:
+    for _ in range(3):
+        load_flavour("tensorrt")
+    assert registry.loaded == [str(tmp_path / "libdeploykit_tensorrt.so")]
+
+
+def test_tensorrt_for_rtx_never_sees_it(registry: Registry) -> None:
+    load_flavour("tensorrt-rtx")
+    assert not registry.loaded
+
+
+def test_another_major_version_is_not_loaded(registry: Registry) -> None:
+    sys.modules["tensorrt"].__version__ = "11.1.0.106"  # type: ignore[attr-defined]
+    with pytest.warns(UserWarning, match=r"built for another TensorRT than 11\.1\.0\.106 \(TensorRT 10\.3 headers"):
+        load_flavour("tensorrt")
+    assert not registry.loaded
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_flavour("tensorrt")  # and it is said once
+
+
+def test_a_library_that_tensorrt_does_not_take(registry: Registry) -> None:
+    registry.taken = None
+    with pytest.warns(UserWarning, match=r"TensorRT 10\.16\.1\.11 does not take .*: deploykit plugins build"):
+        load_flavour("tensorrt")
+
+
+def test_without_a_library_nothing_is_asked(
+    registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path / "none"))
+    load_flavour("tensorrt")
+    assert not registry.loaded

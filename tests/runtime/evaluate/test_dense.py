@@ -1,0 +1,342 @@
+"""Classification, segmentation and restoration: pictures in, metrics out, with networks whose answers are known."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+import deploykit
+from deploykit.cli import main
+from deploykit.errors import DataError, ImageSizeError, NotFoundError, SpecError, UsageError
+from deploykit.runtime.evaluate import dense as evaluate_dense
+from deploykit.runtime.evaluate.dense import DenseEvaluation
+from deploykit.runtime.images.metrics import psnr, ssim
+from deploykit.runtime.images.placing import Placed, place
+from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.postprocess.dense import label_map, restored, top_classes
+from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, Tensor
+from tests.reference.similarity import slow_ssim
+
+RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
+COLOURS = (RED, GREEN, BLUE)
+CHANCE = np.random.default_rng(0)
+
+
+def write_network(path: Path, task: str, spec: ModelSpec, nodes: list[Any], output: str, shape: list[Any]) -> Path:
+    free = spec.input.dynamic == "shape"
+    height, width = ("h", "w") if free else spec.input.size
+    batch = "n" if free else 1
+    arrays = [helper.make_tensor("two", TensorProto.FLOAT, (), [2.0])]
+    made = helper.make_graph(
+        nodes,
+        task,
+        [helper.make_tensor_value_info("images", TensorProto.FLOAT, (batch, 3, height, width))],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
+        arrays,
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model.metadata_props.append(onnx.StringStringEntryProto(key=METADATA_KEY, value=spec.to_json()))
+    onnx.save(model, str(path))
+    return path
+
+
+@pytest.fixture
+def classifier(tmp_path: Path) -> Path:
+    """Its logits are the means of red, green and blue."""
+    spec = ModelSpec(
+        task="classify",
+        input=InputSpec(size=(32, 32), fit=Fit(kind="crop", stride=1)),
+        output=Tensor(),
+        classes=("red", "Green_one", "blue"),
+    )
+    nodes = [helper.make_node("GlobalAveragePool", ["images"], ["a"]), helper.make_node("Flatten", ["a"], ["logits"])]
+    return write_network(tmp_path / "classifier.onnx", "classify", spec, nodes, "logits", [1, 3])
+
+
+def segmenter(path: Path, *, classes: tuple[str, ...] = ("red", "green", "blue"), fit: Fit | None = None) -> Path:
+    """Its logits are the picture's own channels, at half the size."""
+    spec = ModelSpec(
+        task="segment",
+        input=InputSpec(size=(64, 64), fit=fit or Fit(kind="letterbox", stride=2, pad_value=0)),
+        output=Tensor(),
+        classes=classes,
+    )
+    nodes = [helper.make_node("AveragePool", ["images"], ["logits"], kernel_shape=[2, 2], strides=[2, 2])]
+    return write_network(path, "segment", spec, nodes, "logits", [1, 3, 32, 32])
+
+
+def restorer(path: Path, *, brighter: bool = False) -> Path:
+    """It gives its input back, or twice of it."""
+    spec = ModelSpec(
+        task="restore",
+        input=InputSpec(size=(32, 32), dynamic="shape", fit=Fit(kind="pad", stride=16)),
+        output=Tensor(name="image"),
+    )
+    node = (
+        helper.make_node("Mul", ["images", "two"], ["image"])
+        if brighter
+        else helper.make_node("Identity", ["images"], ["image"])
+    )
+    return write_network(path, "restore", spec, [node], "image", ["n", 3, "h", "w"])
+
+
+def save(path: Path, image: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image)
+
+
+# Classification.
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    root = tmp_path / "classes"
+    for name, colours in (("Red", (RED, RED, BLUE)), ("green one", (GREEN,)), ("blue", (BLUE, BLUE))):
+        for i, colour in enumerate(colours):
+            save(root / name / f"{i}.png", np.full((40, 50, 3), colour, np.uint8))
+    return root
+
+
+def test_top_one_is_the_share_of_right_classes(classifier: Path, class_folder: Path) -> None:
+    progress: list[tuple[int, int]] = []
+    found = deploykit.evaluate_dense(classifier, class_folder, on_progress=lambda *now: progress.append(now))
+    assert found.task == "classify"
+    assert found.metrics == {"top1": 5 / 6, "top5": 1.0}
+    assert found.per_class["red"] == {"top1": 2 / 3, "top5": 1.0, "pictures": 3}
+    assert found.counts == {"pictures": 6, "classes": 3}
+    assert progress == [(i, 6) for i in range(1, 7)]
+    assert set(found.timings) == {"read", "prepare", "inference", "score"}
+
+
+def test_class_folders_may_be_numbers(classifier: Path, tmp_path: Path) -> None:
+    save(tmp_path / "numbers" / "2" / "a.png", np.full((32, 32, 3), BLUE, np.uint8))
+    assert deploykit.evaluate_dense(classifier, tmp_path / "numbers").metrics["top1"] == 1.0
+
+
+def test_a_crop_is_the_middle_of_the_scaled_picture() -> None:
+    canvas = InputSpec(size=(28, 28), fit=Fit(kind="crop", crop_share=0.875))
+    picture = CHANCE.integers(0, 256, (64, 96, 3), np.uint8)
+    found = place(picture, canvas)
+    scaled = cv2.resize(picture, (48, 32), interpolation=cv2.INTER_LINEAR)
+    np.testing.assert_array_equal(found.canvas, scaled[2:30, 10:38])
+
+
+def test_probabilities_are_the_softmax_and_ties_go_to_the_lower_class() -> None:
+    order, scores = top_classes(np.array([1.0, 3.0, 3.0, -500.0]), 3)
+    assert order.tolist() == [1, 2, 0]
+    np.testing.assert_allclose(scores, np.exp([3, 3, 1]) / np.exp([1, 3, 3]).sum())
+
+
+# Segmentation.
+
+
+def split_picture(size: tuple[int, int] = (64, 96)) -> tuple[Any, Any]:
+    """A picture of three stripes and its label map."""
+    labels = np.repeat(np.arange(3), size[1] // 3)[None].repeat(size[0], 0).astype(np.uint8)
+    return np.array(COLOURS, np.uint8)[labels], labels
+
+
+@pytest.fixture
+def stripes(tmp_path: Path) -> tuple[Path, Path]:
+    picture, labels = split_picture()
+    labels[:, :32] = 255  # the red stripe does not count ...
+    labels[:, 90:] = 1  # ... and a part of the blue one is called green
+    save(tmp_path / "pictures" / "a.jpg.png", picture)
+    save(tmp_path / "labels" / "a.jpg.png", labels)
+    return tmp_path / "pictures", tmp_path / "labels"
+
+
+def test_label_maps_are_compared_pixel_by_pixel(tmp_path: Path, stripes: tuple[Path, Path]) -> None:
+    pictures, labels = stripes
+    found = deploykit.evaluate_dense(segmenter(tmp_path / "s.onnx"), labels, images=pictures)
+    green, blue, wrong = 32 * 64, 26 * 64, 6 * 64
+    iou = {"green": green / (green + wrong), "blue": blue / (blue + wrong)}
+    for name, value in iou.items():
+        assert found.per_class[name]["IoU"] == pytest.approx(value, abs=0.03)  # borders are off by a pixel
+    assert found.metrics["aAcc"] == pytest.approx((green + blue) / (green + blue + wrong), abs=0.02)
+    assert found.counts["pixels"] == 64 * 64
+
+
+@pytest.mark.parametrize("kind", ["letterbox", "resize"])
+@pytest.mark.parametrize("size", [(64, 96), (300, 120), (64, 66)])
+def test_a_label_map_has_the_pictures_own_pixels(tmp_path: Path, kind: Any, size: tuple[int, int]) -> None:
+    picture, labels = split_picture(size)
+    spec = InputSpec(size=(64, 64), fit=Fit(kind=kind, stride=2, pad_value=0))
+    placed = place(picture, spec)
+    logits = blob([placed.canvas], spec)[0]
+    found = label_map(logits, placed)
+    assert found.shape == size
+    assert (found == labels).mean() > 0.95
+    pooled = cv2.resize(np.ascontiguousarray(logits.transpose(1, 2, 0)), (32, 32)).transpose(2, 0, 1)
+    assert (label_map(pooled, placed) == labels).mean() > 0.9
+
+
+def test_many_classes_are_compared_in_parts_as_at_once() -> None:
+    logits = CHANCE.normal(size=(21, 16, 16)).astype(np.float32)
+    placed = Placed(np.zeros((16, 16, 3), np.uint8), (33, 20), (0, 0, 16, 16))
+    enlarged = np.stack([cv2.resize(channel, (20, 33)) for channel in logits])
+    np.testing.assert_array_equal(label_map(logits, placed), enlarged.argmax(0))
+
+
+def test_one_channel_is_class_one_against_class_zero(tmp_path: Path) -> None:
+    placed = Placed(np.zeros((4, 4, 3), np.uint8), (4, 4), (0, 0, 4, 4))
+    logits = np.array([[[-1.0, 1.0], [1.0, -1.0]]], np.float32).repeat(2, 1).repeat(2, 2)
+    found = label_map(logits, placed)
+    assert found.tolist() == [[0, 0, 1, 1]] * 2 + [[1, 1, 0, 0]] * 2
+    assert label_map(logits, placed, threshold=0.9).sum() == 0
+
+
+def test_a_palette_is_read_as_its_indices(tmp_path: Path) -> None:
+    image = pytest.importorskip("PIL.Image", reason="the extra eval is not installed")
+    picture, labels = split_picture()
+    save(tmp_path / "pictures" / "a.png", picture)
+    (tmp_path / "labels").mkdir()
+    indexed = image.fromarray(labels, "P")
+    indexed.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
+    indexed.save(tmp_path / "labels" / "a.png")
+    found = deploykit.evaluate_dense(segmenter(tmp_path / "s.onnx"), tmp_path / "labels", images=tmp_path / "pictures")
+    assert found.metrics["mIoU"] > 0.9
+
+
+# Restoration.
+
+
+def test_a_network_that_gives_its_input_back_is_as_good_as_its_input(tmp_path: Path) -> None:
+    clean = {f"{i}.png": CHANCE.integers(0, 256, (30 + i, 45, 3), np.uint8) for i in range(2)}
+    for name, picture in clean.items():
+        noisy = np.clip(picture.astype(int) + CHANCE.integers(-9, 10, picture.shape), 0, 255).astype(np.uint8)
+        save(tmp_path / "noisy" / name, noisy)
+        save(tmp_path / "clean" / name, picture)
+    found = deploykit.evaluate_dense(restorer(tmp_path / "r.onnx"), tmp_path / "clean", images=tmp_path / "noisy")
+    for name, picture in clean.items():
+        noisy = cv2.imread(str(tmp_path / "noisy" / name))
+        assert found.per_picture[name] == {"PSNR": psnr(noisy, picture), "SSIM": ssim(noisy, picture)}
+    assert found.metrics["PSNR"] == np.mean([v["PSNR"] for v in found.per_picture.values()])
+    same = deploykit.evaluate_dense(restorer(tmp_path / "r.onnx"), tmp_path / "clean", images=tmp_path / "clean")
+    assert same.metrics == {"PSNR": math.inf, "SSIM": pytest.approx(1.0)}
+    assert json.loads(json.dumps(same.to_dict()))["metrics"]["PSNR"] == "inf"
+
+
+def test_pixels_are_what_the_network_was_fed() -> None:
+    canvas = InputSpec(
+        size=(32, 48), fit=Fit(kind="pad", stride=16), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), dynamic="shape"
+    )
+    picture = CHANCE.integers(0, 256, (25, 40, 3), np.uint8)
+    placed = place(picture, canvas)
+    assert placed.canvas.shape == (32, 48, 3)
+    np.testing.assert_array_equal(placed.canvas[25], placed.canvas[23])  # mirrored below
+    np.testing.assert_array_equal(restored(blob([placed.canvas], canvas)[0], placed, canvas), picture)
+    twice = blob([placed.canvas], canvas)[0].repeat(2, 1).repeat(2, 2)
+    np.testing.assert_array_equal(restored(twice, placed, canvas), picture.repeat(2, 0).repeat(2, 1))
+
+
+def test_psnr_and_ssim_are_what_they_are_defined_as() -> None:
+    a = CHANCE.integers(0, 256, (19, 23, 3), np.uint8)
+    b = np.clip(a.astype(int) + CHANCE.integers(-20, 21, a.shape), 0, 255).astype(np.uint8)
+    assert psnr(a, b) == pytest.approx(10 * math.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+    assert psnr(a, b) == pytest.approx(cv2.PSNR(a, b))
+    assert ssim(a, b) == pytest.approx(slow_ssim(a, b), abs=1e-12)
+    assert ssim(a[..., 0], b[..., 0]) == pytest.approx(slow_ssim(a[..., 0], b[..., 0]), abs=1e-12)
+    with pytest.raises(DataError, match="one size"):
+        psnr(a, b[1:])
+    with pytest.raises(DataError, match="at least 11x11"):
+        ssim(a[:10], b[:10])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="scikit-image is not installed")
+def test_ssim_is_scikit_images() -> None:
+    from skimage.metrics import structural_similarity
+
+    a, b = CHANCE.integers(0, 256, (2, 64, 48, 3), np.uint8)
+    theirs = structural_similarity(
+        a, b, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=255
+    )
+    assert ssim(a, b) == pytest.approx(theirs, abs=1e-12)
+
+
+# The command line, and what does not fit.
+
+
+def test_the_command_line_says_what_python_says(
+    tmp_path: Path, stripes: tuple[Path, Path], classifier: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures, labels = stripes
+    model = segmenter(tmp_path / "s.onnx")
+    words = ["eval", "--model", str(model), "--data", str(labels), "--images", str(pictures)]
+    assert main([*words, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["metrics"] == deploykit.evaluate_dense(model, labels, images=pictures).metrics
+    assert main([*words, "--per-class", "--against", str(model), "--task", "segment"]) == 0
+    out = capsys.readouterr().out
+    assert "mIoU" in out
+    assert "+0.0000" in out
+    assert any(line.startswith("green") for line in out.splitlines())
+    assert main(["eval", "--model", str(classifier), "--data", str(class_folder), "--limit", "2"]) == 0
+    captured = capsys.readouterr()
+    assert "top1" in captured.out
+    assert "only the first 2 of 6 pictures" in captured.err
+    assert main([*words, "--conf", "0.5"]) == 2
+    assert "--conf: for detections" in capsys.readouterr().err
+
+
+def evaluated(*args: Any, **options: Any) -> DenseEvaluation:
+    return deploykit.evaluate_dense(*args, **options)
+
+
+def test_what_does_not_fit_is_said(tmp_path: Path, classifier: Path, stripes: tuple[Path, Path]) -> None:
+    pictures, labels = stripes
+    model = segmenter(tmp_path / "s.onnx")
+    with pytest.raises(UsageError, match="takes --images"):
+        evaluated(model, labels)
+    with pytest.raises(UsageError, match="leave --images out"):
+        evaluated(classifier, labels, images=pictures)
+    with pytest.raises(UsageError, match="'restore' was asked for, but this model's is 'segment'"):
+        evaluated(model, labels, images=pictures, task="restore")
+    with pytest.raises(NotFoundError, match="label maps or targets was expected"):
+        evaluated(model, tmp_path / "none", images=pictures)
+    with pytest.raises(DataError, match="has no folder"):
+        evaluated(classifier, labels)
+    save(tmp_path / "others" / "purple" / "a.png", np.zeros((32, 32, 3), np.uint8))
+    with pytest.raises(DataError, match=r"'purple' .1 of 1 in .* is none of the model's 3 classes"):
+        evaluated(classifier, tmp_path / "others")
+    save(pictures / "b.png", np.zeros((64, 96, 3), np.uint8))
+    with pytest.raises(DataError, match=r"no file of the same name for 1 .*b\.png"):
+        evaluated(model, labels, images=pictures)
+    save(labels / "b.png", np.full((64, 96), 7, np.uint8))
+    with pytest.raises(DataError, match="has the label 7, the network 3 classes"):
+        evaluated(model, labels, images=pictures)
+    save(labels / "b.png", np.zeros((64, 95), np.uint8))
+    with pytest.raises(DataError, match=r"has \(64, 95\)"):
+        evaluated(model, labels, images=pictures)
+    save(labels / "b.png", np.zeros((64, 96, 3), np.uint8))
+    with pytest.raises(DataError, match="one channel or a palette"):
+        evaluated(model, labels, images=pictures)
+    with pytest.raises(UsageError, match="at least 1 picture"):
+        evaluated(model, labels, images=pictures, limit=0)
+
+
+def test_a_picture_that_has_no_place_is_refused() -> None:
+    picture = np.zeros((40, 40, 3), np.uint8)
+    with pytest.raises(ImageSizeError, match="at most 32x32"):
+        place(picture, InputSpec(size=(32, 32), fit=Fit(kind="pad", stride=16)))
+    with pytest.raises(ImageSizeError, match="too small to be mirrored"):
+        place(picture, InputSpec(size=(128, 128), fit=Fit(kind="pad", stride=16)))
+    with pytest.raises(SpecError, match="not by 'tile'"):
+        place(picture, InputSpec(fit=Fit(kind="tile")))
+    with pytest.raises(SpecError, match="crop's share"):
+        Fit(crop_share=0.0)
+
+
+def test_features_have_no_truth() -> None:
+    spec = ModelSpec("features", InputSpec(size=(32, 32), fit=Fit(kind="crop", stride=1)), Tensor(name="features"))
+    with pytest.raises(UsageError, match="no truth that those are scored by"):
+        evaluate_dense._task(spec, None)

@@ -1,0 +1,124 @@
+"""Pictures from files, bytes and arrays."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deploykit.errors import ImageError, NotFoundError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.reading import as_bgr, decode_image, read_image
+
+
+def _picture(height: int, width: int, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def _encoded(image: Array, suffix: str = ".png") -> bytes:
+    return cv2.imencode(suffix, image)[1].tobytes()
+
+
+def test_a_file_whose_name_is_not_ascii_is_read(tmp_path: Path) -> None:
+    image = _picture(20, 30)
+    path = tmp_path / "Zürich 写真.png"
+    path.write_bytes(_encoded(image))
+    assert np.array_equal(read_image(path), image)
+    assert np.array_equal(read_image(str(path)), image)
+    assert np.array_equal(read_image(path.read_bytes()), image)
+
+
+def test_exif_orientation_turns_the_picture_upright() -> None:
+    image = np.zeros((40, 60, 3), np.uint8)
+    image[:, :30] = 255  # the left half is white
+    plain = _encoded(image, ".jpg")
+    turn_clockwise = 6
+    tiff = b"II*\0" + struct.pack("<IHHHII", 8, 1, 0x0112, 3, 1, turn_clockwise) + b"\0" * 4
+    exif = b"Exif\0\0" + tiff
+    turned = decode_image(plain[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + plain[2:])
+    assert turned.shape == (60, 40, 3)
+    assert turned[:25].min() > 200
+    assert turned[35:].max() < 50
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (np.full((4, 5), 100, np.uint8), 100),
+        (np.full((4, 5, 3), 100, np.uint8), 100),
+        (np.full((4, 5, 4), 100, np.uint8), 100),
+        (np.full((4, 5, 3), 100 * 256 + 7, np.uint16), 100),
+    ],
+    ids=["grey", "colour", "alpha", "16 bits"],
+)
+def test_every_kind_of_png_becomes_bgr_of_8_bits(image: Array, expected: int) -> None:
+    decoded = decode_image(_encoded(image))
+    assert (decoded.shape, decoded.dtype) == ((4, 5, 3), np.uint8)
+    assert (decoded == expected).all()
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (4, 5, 4)])
+def test_uint8_arrays_of_every_usual_shape_become_bgr(shape: tuple[int, ...]) -> None:
+    assert np.array_equal(as_bgr(np.full(shape, 9, np.uint8)), np.full((4, 5, 3), 9, np.uint8))
+
+
+def test_a_slice_of_an_array_becomes_contiguous() -> None:
+    image = _picture(8, 9)
+    turned = as_bgr(image[::-1, ::2])
+    assert turned.flags.c_contiguous
+    assert np.array_equal(turned, image[::-1, ::2])
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((4, 5, 3), np.float32), "uint8.*float32"),
+        (np.zeros((4, 5, 3), np.uint16), "uint8.*uint16"),
+        (np.zeros((1, 3, 4, 5), np.uint8), r"\(1, 3, 4, 5\)"),
+        (np.zeros((3, 4, 5), np.uint8), r"\(3, 4, 5\)"),
+        (np.zeros((0, 5, 3), np.uint8), "empty"),
+    ],
+)
+def test_an_array_that_is_no_bgr_picture_is_refused_with_what_it_is(array: Array, words: str) -> None:
+    with pytest.raises(ImageError, match=words):
+        as_bgr(array)
+
+
+def test_bytes_that_are_no_whole_picture_are_refused() -> None:
+    for suffix in (".png", ".jpg"):
+        whole = _encoded(_picture(90, 120), suffix)
+        with pytest.raises(ImageError, match="not a whole picture"):
+            decode_image(whole[: len(whole) // 2])
+    with pytest.raises(ImageError, match=r"11 bytes, starting 68 65 6c 6c"):
+        decode_image(b"hello world")
+    with pytest.raises(ImageError, match="empty"):
+        decode_image(b"")
+
+
+def test_a_jpeg_without_its_end_is_refused_even_with_a_whole_thumbnail_inside() -> None:
+    thumbnail = _encoded(_picture(8, 8), ".jpg")
+    plain = _encoded(_picture(90, 120), ".jpg")
+    whole = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + plain[2:]
+    assert decode_image(whole + b"what some cameras append").shape == (90, 120, 3)
+    with pytest.raises(ImageError, match="not a whole picture"):
+        decode_image(whole[:-2])
+
+
+def test_unreadable_files_say_why(tmp_path: Path) -> None:
+    (tmp_path / "people.jpg").write_bytes(b"")
+    with pytest.raises(ImageError, match=r"people\.jpg is empty"):
+        read_image(tmp_path / "people.jpg")
+    with pytest.raises(NotFoundError, match=r"did you mean people\.jpg"):
+        read_image(tmp_path / "peple.jpg")
+    with pytest.raises(ImageError, match="directory"):
+        read_image(tmp_path)
+    with pytest.raises(ImageError, match="or a BGR array, got int"):
+        read_image(5)  # type: ignore[arg-type]
+    with pytest.raises(ImageError, match="null byte"):
+        read_image("a\0.jpg")
+    (tmp_path / "shot.NEF").write_bytes(b"II*\0")
+    with pytest.raises(ImageError, match="raw file"):
+        read_image(tmp_path / "shot.NEF")

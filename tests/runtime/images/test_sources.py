@@ -1,0 +1,167 @@
+"""Files, folders, lists, videos and cameras as frames; and recording."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deploykit.errors import DeployError, ImageError, NotFoundError, OutputError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.sources import Pictures, Video, kind_of, open_source
+from deploykit.runtime.images.video_writer import Recorder
+
+
+def _frame(shade: int, size: tuple[int, int] = (48, 64)) -> Array:
+    return np.full((*size, 3), shade, np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures" / "below").mkdir(parents=True)
+    for name, shade in (("b.png", 20), ("a.JPG", 10), ("c.webp", 30), ("below/d.png", 40)):
+        (tmp_path / "pictures" / name).write_bytes(cv2.imencode(Path(name).suffix, _frame(shade))[1].tobytes())
+    (tmp_path / "pictures" / "notes.txt").write_text("x")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def film(tmp_path: Path) -> Path:
+    path = tmp_path / "film.mp4"
+    with Recorder(path, 12.5) as recorder:
+        for shade in (10, 90, 170, 250):
+            recorder.write(_frame(shade))
+    return path
+
+
+def test_a_folder_gives_its_own_pictures_by_name(folder: Path) -> None:
+    source = open_source(folder)
+    frames = list(source.frames())
+    assert source.total == 3
+    assert [Path(f.name).name for f in frames] == ["a.JPG", "b.png", "c.webp"]
+    assert all(f.number is None and f.read_ms > 0 for f in frames)
+
+
+def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="but no file"):
+        open_source(tmp_path)
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ImageError, match="but 1 other file"):
+        open_source(tmp_path)
+
+
+def test_an_unreadable_picture_stops_unless_somebody_is_told(folder: Path) -> None:
+    (folder / "b.png").write_bytes(b"broken")
+    with pytest.raises(ImageError, match=r"b\.png"):
+        list(open_source(folder).frames())
+    told: list[DeployError] = []
+    assert [Path(f.name).name for f in open_source(folder).frames(told.append)] == ["a.JPG", "c.webp"]
+    assert len(told) == 1
+    assert "b.png" in str(told[0])
+
+
+def test_lists_mix_files_bytes_and_arrays(folder: Path) -> None:
+    source = open_source([folder / "b.png", (folder / "b.png").read_bytes(), _frame(20)])
+    frames = list(source.frames())
+    assert all(np.array_equal(f.image, _frame(20)) for f in frames)
+    assert [f.keep for f in frames] == [False, True, True]  # a file can be read again
+    assert [Path(f.name).name for f in frames] == ["b.png", "", ""]
+
+
+def test_a_video_gives_its_frames_in_order(film: Path) -> None:
+    source = open_source(str(film))
+    assert isinstance(source, Video)
+    assert (source.total, source.fps, source.live) == (4, 12.5, False)
+    frames = list(source.frames())
+    assert [f.number for f in frames] == [0, 1, 2, 3]
+    assert [round(f.image.mean() / 10) * 10 for f in frames] == [10, 90, 170, 250]
+
+
+def test_a_broken_video_is_an_image_error(film: Path) -> None:
+    film.write_bytes(film.read_bytes()[:200])
+    with pytest.raises(ImageError, match="not a video that OpenCV reads"):
+        open_source(film)
+
+
+def test_what_a_word_means(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [kind_of(s) for s in (0, "0", folder, "a.MP4", "a.jpg", "a")] == [
+        "camera", "camera", "folder", "video", "picture", "picture",
+    ]  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Path("0").write_bytes(b"")
+    assert kind_of("0") == "picture"
+
+
+def test_sources_that_are_not_there_are_named(folder: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"did you mean b\.png"):
+        open_source(folder / "bb.png")
+    with pytest.raises(NotFoundError, match="camera 63 does not open"):
+        open_source("63")
+    with pytest.raises(NotFoundError, match="does not exist"):
+        open_source("a" * 5000)  # longer than the system's names may be
+    with pytest.raises(UsageError, match="got float"):
+        open_source(1.5)  # type: ignore[arg-type]
+
+
+def test_a_single_array_is_one_picture() -> None:
+    source = open_source(_frame(7))
+    assert isinstance(source, Pictures)
+    assert [f.image.max() for f in source.frames()] == [7]
+
+
+@pytest.mark.parametrize("fps", [1.0, 24.0, 29.97, 60.0])
+@pytest.mark.parametrize("size", [(48, 64), (33, 57)])
+def test_a_recording_has_every_frame(tmp_path: Path, fps: float, size: tuple[int, int]) -> None:
+    path = tmp_path / "new" / "drawn.mp4"
+    with Recorder(path, fps) as recorder:
+        for i in range(3):
+            recorder.write(_frame(i * 60, size))
+    assert [p.name for p in path.parent.iterdir()] == ["drawn.mp4"]
+    video = Video(path)
+    assert video.fps == pytest.approx(fps, rel=1e-3)
+    assert len(list(video.frames())) == 3
+
+
+def _record(path: Path, frames: list[Array], end: BaseException | None = None) -> None:
+    with Recorder(path, 25) as recorder:
+        for frame in frames:
+            recorder.write(frame)
+        if end is not None:
+            raise end
+
+
+def test_a_recording_that_fails_or_is_empty_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"\(64, 48\).*\(10, 10\)"):
+        _record(tmp_path / "a.mp4", [_frame(0), _frame(0, (10, 10))])
+    with pytest.raises(KeyboardInterrupt):
+        _record(tmp_path / "b.mp4", [_frame(0)], KeyboardInterrupt())
+    _record(tmp_path / "c.mp4", [])
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="cannot write"):
+        _record(tmp_path / "file" / "d.mp4", [_frame(0)])
+
+
+def test_a_disk_that_fills_up_while_recording_is_noticed(tmp_path: Path) -> None:
+    code = f"""
+import numpy as np, resource
+from pathlib import Path
+from deploykit.errors import OutputError
+from deploykit.runtime.images.video_writer import Recorder
+resource.setrlimit(resource.RLIMIT_FSIZE, (60000, {resource.RLIM_INFINITY}))
+rng = np.random.default_rng(0)
+try:
+    with Recorder(Path({str(tmp_path / "a.mp4")!r}), 25) as recorder:
+        for _ in range(40):
+            recorder.write(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
+except OutputError as e:
+    print(e)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "is the disk full?" in done.stdout
+    assert list(tmp_path.iterdir()) == []

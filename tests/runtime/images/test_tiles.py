@@ -1,0 +1,154 @@
+"""Tiles: every pixel once, from a tile in which it lies deep enough; and the seam, where there is one."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import BackendError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.tiles import Tiling, plan_tiles, run_tiled
+
+
+@given(
+    side=st.integers(1, 2000),
+    steps=st.integers(1, 200),
+    overlap=st.integers(0, 149),
+    step=st.sampled_from([1, 2, 3, 16]),
+)
+@settings(deadline=None, max_examples=400)
+def test_each_pixel_is_kept_once_and_lies_deep_enough(side: int, steps: int, overlap: int, step: int) -> None:
+    tile = max(steps // step, 1) * step
+    overlap = min(overlap, (tile - step) // 2)
+    tiling = Tiling((tile, tile), overlap, step=step)
+    spans = plan_tiles(side, tile, overlap, step)
+    assert len(tiling.places((side, 1))) == len(spans)
+    assert [s.first for s in spans] == [0, *(s.last for s in spans[:-1])]
+    assert spans[-1].last == side
+    for span in spans:
+        assert span.first < span.last
+        end = span.start + tile
+        assert span.start % step == 0
+        if side > tile:
+            assert 0 <= span.start <= span.first
+            assert span.last <= end <= side + -side % step
+        if span.start > 0:
+            assert span.first - span.start >= overlap
+        if end < side:
+            assert end - span.last >= overlap
+    fewest = 1 if side <= tile else -(-(side - 2 * overlap) // (tile - 2 * overlap))
+    assert len(spans) == fewest or step > 1
+
+
+def blur(images: Array, rounds: int) -> Array:
+    """Means of 3 x 3 pixels with zeros around, so many times: a convolution whose receptive field is ``rounds``."""
+    for _ in range(rounds):
+        padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
+        height, width = images.shape[2:]
+        images = sum(padded[..., i : i + height, j : j + width] for i in range(3) for j in range(3)) / 9
+    return images
+
+
+@given(
+    height=st.integers(1, 70), width=st.integers(1, 70), tile=st.integers(9, 40), rounds=st.integers(0, 4),
+    batch=st.integers(1, 5),
+)  # fmt: skip
+@settings(deadline=None, max_examples=60)
+def test_there_is_no_seam_where_the_overlap_covers_the_receptive_field(
+    height: int, width: int, tile: int, rounds: int, batch: int
+) -> None:
+    picture = np.random.default_rng(0).random((2, height, width))
+    found = run_tiled(lambda x: blur(x, rounds), picture, Tiling((tile, tile + 3), rounds, batch))
+    whole = blur(picture[None], rounds)[0]
+    inside = found[:, : height if height >= tile else 0, : width if width >= tile + 3 else 0]
+    np.testing.assert_allclose(inside, whole[:, : inside.shape[1], : inside.shape[2]], atol=1e-12)
+    assert found.shape == picture.shape
+
+
+def test_there_is_a_seam_where_it_does_not() -> None:
+    errors = []
+    for overlap in range(6):
+        side = 32 + 3 * (32 - 2 * overlap)  # no tile overlaps more than it must
+        picture = np.random.default_rng(0).random((1, side, side))
+        whole = blur(picture[None], 4)[0]
+        found = run_tiled(lambda x: blur(x, 4), picture, Tiling((32, 32), overlap))
+        errors.append(float(np.abs(found - whole).max()))
+    assert errors[0] > errors[1] > errors[2] > errors[3] > 1e-4
+    assert max(errors[4:]) < 1e-12
+
+
+def test_a_network_may_enlarge() -> None:
+    picture = np.random.default_rng(0).random((3, 20, 31), np.float32)
+    found = run_tiled(lambda x: x.repeat(2, 2).repeat(2, 3), picture, Tiling((16, 16), 3, 2))
+    np.testing.assert_array_equal(found, picture.repeat(2, 1).repeat(2, 2))
+    assert found.dtype == np.float32
+
+
+def test_a_fixed_batch_is_always_whole() -> None:
+    shapes: list[tuple[int, ...]] = []
+    done: list[tuple[int, int]] = []
+
+    def run(x: Array) -> Array:
+        shapes.append(x.shape)
+        return x
+
+    picture = np.random.default_rng(0).random((1, 10, 50))
+    tiling = Tiling((10, 20), 2, 4)
+    found = run_tiled(run, picture, tiling, whole_batches=True, on_progress=lambda *n: done.append(n))
+    np.testing.assert_array_equal(found, picture)
+    assert shapes == [(4, 1, 10, 20)]
+    assert done == [(3, 3)]
+    run_tiled(run, picture, tiling)
+    assert shapes[-1] == (3, 1, 10, 20)
+
+
+def test_pictures_smaller_than_a_tile_are_mirrored() -> None:
+    seen: list[Array] = []
+
+    def run(x: Array) -> Array:
+        seen.append(x)
+        return x
+
+    picture = np.arange(6.0).reshape(1, 2, 3)
+    np.testing.assert_array_equal(run_tiled(run, picture, Tiling((5, 7), 0)), picture)
+    np.testing.assert_array_equal(seen[0][0, 0, 0], [0, 1, 2, 1, 0, 1, 2])
+    np.testing.assert_array_equal(seen[0][0, 0, :, 0], [0, 3, 0, 3, 0])
+    np.testing.assert_array_equal(run_tiled(run, np.ones((1, 1, 1)), Tiling((3, 3), 0)), [[[1]]])
+
+
+@pytest.mark.parametrize("step", [1, 16])
+def test_memory_is_that_of_the_tiles(step: int) -> None:
+    picture = np.zeros((4, 1501, 1499), np.float32)
+    tiling = Tiling((128, 128), 16, 2, step)
+    run_tiled(lambda x: x * 2, picture[:, :256, :256], tiling)
+    tracemalloc.start()
+    found = run_tiled(lambda x: x * 2, picture, tiling)
+    peak = tracemalloc.get_traced_memory()[1] - found.nbytes
+    tracemalloc.stop()
+    assert peak < 8 * 2 * 4 * 128 * 128 * 4 < picture.nbytes / 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (((64, 64), 32), "keep nothing: choose larger tiles"),
+        (((64, 64), -1), "an overlap of at least 0"),
+        (((0, 64), 0), "at least 1 pixel a side"),
+        (((64, 64), 0, 0), "at least 1 at a time"),
+        (((64, 60), 0, 1, 16), "multiples of 16 pixels"),
+        (((64, 64), 25, 1, 16), "keep nothing"),
+    ],
+)
+def test_tilings_that_cannot_be(arguments: tuple[object, ...], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        Tiling(*arguments)  # type: ignore[arg-type]  # what is tested
+
+
+@pytest.mark.parametrize("crop", [(slice(None), slice(None), slice(1)), (slice(1),)])
+def test_a_network_of_another_size_is_refused(crop: tuple[slice, ...]) -> None:
+    with pytest.raises(BackendError, match="a whole number of times as large"):
+        run_tiled(lambda x: x[crop], np.zeros((1, 30, 30)), Tiling((8, 8), 1, 2))

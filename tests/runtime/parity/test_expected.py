@@ -1,0 +1,114 @@
+"""What a network must give: kept in a file, and cut down to what a network takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.errors import ArtefactError, ParityError
+from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.expected import Batch, Expected, Feeds
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.spec import RawRows
+
+LAYOUT = RawRows(cls=(5, 7), keypoints=(7, 10))
+
+
+def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)) -> Expected:
+    """Two images of one size and one of another, in batches of one, two and three."""
+    rng = np.random.default_rng(0)
+    images = {
+        label: rng.random((1, 3, *size), np.float32)
+        for label, size in (("a", (8, 8)), ("b", (8, 8)), ("wide", (8, 16)))
+    }
+    batches = (Batch("a", ("a",)), Batch("wide", ("wide",)), Batch("three", ("b", "a", "a")))
+    given_rows = {r: {label: rng.random((rows, 10)) * 100 for label in images} for r in references}
+    computed = dict.fromkeys(references, "PyTorch CPU float64")
+    return Expected(Feeds(images, batches, ("a note",)), given_rows, computed, LAYOUT)
+
+
+def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    before = expected(references=("the checkpoint", "the folded model"))
+    before.save(tmp_path / "e.npz")
+    after = Expected.load(tmp_path / "e.npz")
+    assert after.feeds.batches == before.feeds.batches
+    assert after.feeds.notes == ("a note",)
+    assert after.layout == LAYOUT
+    assert dict(after.computed) == {"the checkpoint": "PyTorch CPU float64"}
+    for label, image in before.feeds.images.items():
+        np.testing.assert_array_equal(after.feeds.images[label], image)
+        np.testing.assert_array_equal(
+            after.rows["the checkpoint"][label], before.rows["the checkpoint"][label].astype(np.float32)
+        )
+
+
+def test_two_saves_give_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one.npz", "two.npz"):
+        expected().save(tmp_path / name)
+    assert (tmp_path / "one.npz").read_bytes() == (tmp_path / "two.npz").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "text", "other", "newer", "lacking"])
+def test_what_cannot_be_read_is_refused(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "e.npz"
+    expected().save(path)
+    data = path.read_bytes()
+    if damage == "other":
+        np.savez(path, x=np.zeros(3))
+    elif damage in ("newer", "lacking"):
+        about = {"newer": b'{"format": 2}', "lacking": b'{"format": 1, "labels": ["a"], "batches": [["a", ["a"]]]}'}
+        np.savez(path, about=np.frombuffer(about[damage], np.uint8))
+    else:
+        path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "text": b"what"}[damage])
+    with pytest.raises(ArtefactError, match=r"e\.npz"):
+        Expected.load(path)
+
+
+def test_what_a_pickle_holds_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "e.npz"
+    np.savez(path, about=np.array([{"format": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ArtefactError, match="no reference values that can be read"):
+        Expected.load(path)
+
+
+@given(st.integers(0, 4), st.booleans())
+def test_only_what_is_taken_is_left(most: int, wide: bool) -> None:
+    feeds = expected().feeds
+
+    def takes(shape: tuple[int, ...]) -> bool:
+        return shape[0] <= most and (wide or shape[3] == 8)
+
+    left = feeds.within(takes)
+    for batch in left.batches:
+        assert takes((len(batch.images), *left.images[batch.images[0]].shape[1:]))
+    assert {label for batch in left.batches for label in batch.images} == set(left.images)
+    taken = {batch.name.split(",")[0] for batch in left.batches}
+    refused = [note.split(" is not")[0] for note in left.notes if "is not compared" in note]
+    assert taken | set(refused) == {batch.name for batch in feeds.batches}
+    assert not taken & set(refused)
+    if most >= 3 and wide:
+        assert left.batches == feeds.batches
+
+
+def test_a_network_that_takes_nothing_is_not_proved_by_nothing() -> None:
+    with pytest.raises(ParityError, match=r"takes none of the images to compare on \(a, b, wide\)"):
+        expected().within(lambda _: False)
+
+
+def test_a_value_that_is_not_finite_is_never_within_its_limit() -> None:
+    rows = [np.ones((4, 10))]
+    for value in (np.nan, np.inf):
+        wrong = [rows[0].copy()]
+        wrong[0][2, 7] = value
+        for expected_rows, found in ((rows, wrong), (wrong, rows), (wrong, wrong)):
+            report = differences("a", "b", "x", expected_rows, found, LAYOUT, Tolerance())
+            assert [d.values for d in report if not d.ok] == ["keypoints"]
+
+
+def test_another_number_of_rows_is_an_error() -> None:
+    with pytest.raises(ParityError, match=r"b gives \(3, 10\) values on x, a gives \(4, 10\)"):
+        differences("a", "b", "x", [np.ones((4, 10))], [np.ones((3, 10))], LAYOUT, Tolerance())

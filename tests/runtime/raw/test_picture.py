@@ -1,0 +1,211 @@
+"""RAW pictures: what is read from a file, packed channels and back, and files that another program reopens."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploykit.errors import DataError, ImageError, NotFoundError, UsageError
+from deploykit.runtime.evaluate.raw_mosaics import raw_scores
+from deploykit.runtime.raw.dng import dng_bytes
+from deploykit.runtime.raw.picture import RawPicture, is_raw, pack, read_raw, unpack
+from deploykit.runtime.raw.tiff import tiff_tags
+
+PATTERNS = {"RGGB": (0, 1, 1, 2), "BGGR": (2, 1, 1, 0), "GRBG": (1, 0, 2, 1), "GBRG": (1, 2, 0, 1)}
+
+
+def picture(height: int = 6, width: int = 8, pattern: str = "RGGB", **changes: Any) -> RawPicture:
+    black = changes.pop("black", (60, 64, 66, 70))
+    white = changes.pop("white", 1023)
+    values = np.random.default_rng(height).integers(max(black), white + 1, (height, width)).astype(np.uint16)
+    return RawPicture(values, PATTERNS[pattern], black, white, **changes)
+
+
+@given(
+    height=st.integers(1, 9), width=st.integers(1, 9), pattern=st.sampled_from(sorted(PATTERNS)),
+    black=st.tuples(*[st.integers(0, 4000)] * 4), room=st.integers(1, 60_000),
+)  # fmt: skip
+@settings(max_examples=200)
+def test_unpacking_undoes_packing(
+    height: int, width: int, pattern: str, black: tuple[int, int, int, int], room: int
+) -> None:
+    raw = picture(height, width, pattern, black=black, white=max(black) + room)
+    planes = pack(raw)
+    assert planes.shape == (4, -(-height // 2), -(-width // 2))
+    assert planes.dtype == np.float32
+    assert -1e-6 <= planes.min() <= planes.max() <= 1
+    again = unpack(planes, raw)
+    np.testing.assert_array_equal(again.mosaic, raw.mosaic)
+    assert (again.pattern, again.black, again.white) == (raw.pattern, raw.black, raw.white)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_channels_are_red_two_greens_and_blue(pattern: str) -> None:
+    raw = picture(4, 4, pattern, black=(0, 0, 0, 0), white=100)
+    colours = np.resize(np.array(PATTERNS[pattern]).reshape(2, 2), (2, 2))
+    mosaic = np.tile(colours, (2, 2)).astype(np.uint16) * 10
+    red_row = int(np.argwhere(colours == 0)[0, 0])
+    mosaic[red_row::2][mosaic[red_row::2] == 10] = 15  # the green beside red
+    planes = pack(raw.with_mosaic(mosaic))
+    np.testing.assert_allclose(planes[:, 0, 0], [0.0, 0.15, 0.1, 0.2], atol=1e-7)
+
+
+def test_each_colour_has_its_own_black_level() -> None:
+    raw = picture(2, 2, "GRBG", black=(10, 20, 30, 40), white=110)
+    planes = pack(raw.with_mosaic(np.array([[10, 20], [30, 40]], np.uint16)))
+    np.testing.assert_array_equal(planes, np.zeros((4, 1, 1)))
+    assert unpack(np.ones((4, 1, 1), np.float32), raw).mosaic.tolist() == [[110, 110], [110, 110]]
+
+
+def test_values_stay_within_the_levels() -> None:
+    raw = picture(2, 2, black=(10, 10, 10, 10), white=110)
+    planes = np.array([-0.5, 0.5, 1.5, np.nan], np.float32)[:, None, None]
+    assert unpack(planes, raw).mosaic.tolist() == [[10, 60], [110, 10]]
+    with pytest.raises(UsageError, match=r"channels of \(4, 1, 1\), got \(4, 2, 1\)"):
+        unpack(np.zeros((4, 2, 1), np.float32), raw)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mosaic": np.zeros((2, 2))}, "a mosaic is uint16"),
+        ({"mosaic": np.zeros((2, 2, 3), np.uint16)}, "a mosaic is uint16"),
+        ({"pattern": (0, 1, 2, 1)}, "two greens on a diagonal"),
+        ({"pattern": (0, 0, 2, 2)}, "two greens on a diagonal"),
+        ({"black": (0, 0, 0, 2000)}, "lie under the white level"),
+    ],
+)
+def test_what_is_no_raw_picture(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        replace(picture(), **changes)
+
+
+def test_scores_are_those_of_packed_channels() -> None:
+    raw = picture(40, 40)
+    assert raw_scores(raw, raw) == {"PSNR": float("inf"), "SSIM": 1.0}
+    other = unpack(pack(raw) + np.float32(0.1), raw)
+    assert 19 < raw_scores(other, raw)["PSNR"] < 25
+    with pytest.raises(DataError, match="differ in their pattern"):
+        raw_scores(raw, replace(raw, white=raw.white + 1))
+
+
+def opened(path: Path) -> Any:
+    rawpy = pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    return rawpy.imread(str(path))
+
+
+@pytest.mark.parametrize("size", [(64, 96), (65, 97)])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_file_is_reopened_as_it_was(tmp_path: Path, pattern: str, size: tuple[int, int]) -> None:
+    matrix = ((0.9, -0.2, -0.1), (-0.4, 1.2, 0.2), (-0.1, 0.2, 0.6))
+    raw = picture(*size, pattern, white_balance=(2.0, 1.0, 1.5), matrix=matrix, flip=6)
+    path = tmp_path / "x.dng"
+    path.write_bytes(dng_bytes(raw))
+    opened(path).close()
+    again = read_raw(path)
+    np.testing.assert_array_equal(again.mosaic, raw.mosaic)
+    assert (again.pattern, again.black, again.white, again.flip) == (raw.pattern, raw.black, raw.white, 6)
+    assert again.letters == pattern
+    found = np.array(again.white_balance)
+    np.testing.assert_allclose(found / found[1], (2.0, 1.0, 1.5), rtol=1e-5)
+    second = tmp_path / "y.dng"
+    second.write_bytes(dng_bytes(again))  # LibRaw does not tell the matrix of a camera that it does not know
+    kind, count, values = tiff_tags(second.read_bytes())[50721]
+    assert (kind, count) == (10, 9)
+    pairs = np.frombuffer(values, "<i4").reshape(9, 2)
+    np.testing.assert_allclose(pairs[:, 0] / pairs[:, 1], np.ravel(matrix), atol=1e-6)
+    np.testing.assert_array_equal(read_raw(second).mosaic, raw.mosaic)
+
+
+def test_a_camera_of_which_nothing_is_known_gets_a_file_that_opens(tmp_path: Path) -> None:
+    path = tmp_path / "x.dng"
+    path.write_bytes(dng_bytes(picture(64, 64)))
+    with opened(path) as raw:
+        assert raw.postprocess(use_camera_wb=False).shape == (64, 64, 3)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "pattern", "size", "black", "white"),
+    [
+        ("colorchart.dng", "RGGB", (1156, 1734), 2056, 15000),
+        ("RAW_KODAK_DC50.KDC", "GRBG", (512, 768), 0, 16383),
+    ],
+)
+def test_files_of_cameras(
+    shared: Path, tmp_path: Path, name: str, pattern: str, size: tuple[int, int], black: int, white: int
+) -> None:
+    pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    raw = read_raw(shared / "data" / "images" / "raw" / name)
+    assert (raw.letters, raw.mosaic.shape, set(raw.black), raw.white) == (pattern, size, {black}, white)
+    path = tmp_path / "x.dng"
+    path.write_bytes(dng_bytes(raw))
+    again = read_raw(path)
+    np.testing.assert_array_equal(again.mosaic, raw.mosaic)
+    assert (again.pattern, again.black, again.white) == (raw.pattern, raw.black, raw.white)
+    if name == "colorchart.dng":
+        np.testing.assert_allclose(again.white_balance, raw.white_balance, rtol=1e-3)
+        with opened(path) as ours, opened(shared / "data" / "images" / "raw" / name) as theirs:
+            np.testing.assert_allclose(ours.color_matrix, theirs.color_matrix, atol=2e-3)
+
+
+@pytest.mark.data
+def test_a_file_without_its_pixels_is_refused(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    with pytest.raises(ImageError, match=r"says that it has 8,185,248 pixels, and holds 22 bytes of them"):
+        read_raw(shared / "data" / "images" / "raw" / "DNG.dng")
+    whole = dng_bytes(picture(64, 64))
+    (tmp_path / "x.dng").write_bytes(whole[:-8150])
+    with pytest.raises(ImageError, match="says that it has 4,096 pixels, and holds 42 bytes"):
+        read_raw(tmp_path / "x.dng")
+
+
+def test_what_libraw_does_not_read(tmp_path: Path) -> None:
+    pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    path = tmp_path / "x.dng"
+    path.write_bytes(b"II*\0" + bytes(200))
+    with pytest.raises(ImageError, match="is not a RAW picture that LibRaw reads"):
+        read_raw(path)
+    with pytest.raises(NotFoundError, match="a RAW picture was expected"):
+        read_raw(tmp_path / "y.dng")
+    assert is_raw("A.DNG")
+    assert not is_raw("a.jpg")
+
+
+def tiff(order: str, entries: list[tuple[int, int, int, bytes]]) -> bytes:
+    """A file of one directory; values of more than four bytes follow it."""
+    mark = b"II" if order == "<" else b"MM"
+    place = 10 + 12 * len(entries) + 4
+    directory, behind = b"", b""
+    for number, kind, count, data in entries:
+        value = data.ljust(4, b"\0")
+        if len(data) > 4:
+            value = struct.pack(f"{order}I", place + len(behind))
+            behind += data
+        directory += struct.pack(f"{order}HHI", number, kind, count) + value
+    return struct.pack(f"{order}2sHIH", mark, 42, 8, len(entries)) + directory + bytes(4) + behind
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tags_are_read_in_either_byte_order(order: str) -> None:
+    numbers = struct.pack(f"{order}4I", 1, 2, 3, 4)
+    entries = [(272, 2, 6, b"model\0"), (258, 3, 1, struct.pack(f"{order}H", 16)), (50728, 5, 2, numbers)]
+    assert tiff_tags(tiff(order, entries)) == {
+        272: (2, 6, b"model\0"), 258: (3, 1, b"\x10\0"), 50728: (5, 2, struct.pack("<4I", 1, 2, 3, 4)),
+    }  # fmt: skip
+
+
+@given(st.binary(max_size=400), st.integers(0, 400))
+@settings(max_examples=300)
+def test_damaged_tags_are_left_out(noise: bytes, cut: int) -> None:
+    whole = tiff("<", [(272, 2, 6, b"model\0"), (330, 4, 1, struct.pack("<I", 8)), (50728, 5, 1, bytes(8))])
+    for data in (b"II*\0\x08\0\0\0" + noise, whole[:cut] + noise, noise):
+        tags = tiff_tags(data)
+        assert all(len(values) > 0 for _, _, values in tags.values())

@@ -1,0 +1,102 @@
+"""The record beside an engine, and the profiles in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploykit.errors import SpecError
+from deploykit.runtime.engine_record import (
+    FLAVOURS,
+    EngineOptions,
+    EngineRecord,
+    Profile,
+    expected_of,
+    log_of,
+    record_of,
+)
+from tests.cell_model import cell_spec
+
+
+@st.composite
+def profiles(draw: st.DrawFn) -> Profile:
+    sides = [sorted(draw(st.tuples(*[st.integers(1, 2000)] * 3))) for _ in range(4)]
+    least, best, most = zip(*sides, strict=True)
+    return Profile(least, best, most)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> EngineRecord:
+    return EngineRecord(
+        flavour=draw(st.sampled_from(sorted(FLAVOURS))),  # type: ignore[arg-type]
+        version=draw(st.text(max_size=8)),
+        spec=cell_spec(dynamic=draw(st.booleans())),
+        onnx=draw(st.text(max_size=8)),
+        onnx_sha256=draw(st.text(max_size=8)),
+        size=draw(st.integers(0, 2**40)),
+        gpu=draw(st.text(max_size=8)),
+        profiles=tuple(draw(st.lists(profiles(), max_size=2))),
+        options=EngineOptions(
+            workspace=draw(st.none() | st.integers(1, 2**40)),
+            tf32=draw(st.booleans()),
+            compute_capabilities=tuple(draw(st.lists(st.sampled_from(("sm89", "sm120")), max_size=2))),
+        ),
+        precision=draw(st.dictionaries(st.text(max_size=4), st.integers(0, 900), max_size=3)),
+        verified=draw(st.booleans()),
+    )
+
+
+@given(records())
+def test_a_record_survives_json(record: EngineRecord) -> None:
+    assert EngineRecord.from_json(record.to_json()) == record
+
+
+@given(profiles(), st.data())
+def test_a_profile_covers_what_lies_between(profile: Profile, data: st.DataObject) -> None:
+    inside = tuple(data.draw(st.integers(a, b)) for a, b in zip(profile.least, profile.most, strict=True))
+    assert profile.covers(inside)
+    axis = data.draw(st.integers(0, 3))
+    outside = [*inside]
+    outside[axis] = data.draw(st.sampled_from((profile.least[axis] - 1, profile.most[axis] + 1)))
+    assert not profile.covers(tuple(outside))
+    assert not profile.covers(inside[:3])
+
+
+@pytest.mark.parametrize(
+    "shapes", [((1, 3), (1,), (1, 3)), ((2, 3), (1, 3), (4, 3)), ((1, 3), (4, 3), (2, 3)), ((0, 3), (1, 3), (1, 3))]
+)
+def test_a_profile_that_shrinks_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+    with pytest.raises(SpecError, match="profile"):
+        Profile(*shapes)
+
+
+def test_the_files_beside_an_engine_have_its_whole_name(tmp_path: Path) -> None:
+    engine = tmp_path / "model.trt"
+    record = EngineRecord("tensorrt-rtx", "1.7", cell_spec(), "model.onnx", "00")
+    record.write(engine)
+    assert [p.name for p in tmp_path.iterdir()] == ["model.trt.json"]
+    assert record_of(engine) == record
+    assert expected_of(engine).name == "model.trt.parity.npz"
+    assert log_of(engine).name == "model.trt.log"
+    assert record_of(tmp_path / "other.trt") is None
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "does not parse"),
+        ("[]", "record must be an object"),
+        ('{"format": 2}', "has format 2, known is up to 1: update deploykit"),
+        ('{"format": 1, "flavour": "tensorflow"}', "record.flavour must be one of tensorrt, tensorrt-rtx"),
+        ('{"flavour": "tensorrt"}', "missing 4 required"),
+        ('{"flavour": "tensorrt", "precision": {"fp32": "x"}}', r"record.precision.fp32 must be of type int, got 'x'"),
+        ('{"flavour": "tensorrt", "precision": []}', "record.precision must be an object"),
+        ('{"flavor": "tensorrt"}', "record has no field 'flavor'"),
+    ],
+)
+def test_what_is_no_record_is_refused(text: str, words: str) -> None:
+    with pytest.raises(SpecError, match=words):
+        EngineRecord.from_json(text)
