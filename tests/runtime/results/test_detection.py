@@ -15,7 +15,6 @@ import pytest
 from deploykit.errors import MissingDependencyError, NotFoundError, OutputError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.results.detection import Result
-from deploykit.runtime.results.draw import draw
 from deploykit.spec import KeypointSpec
 
 SIZE = (200, 300)
@@ -172,7 +171,7 @@ def test_a_label_at_the_edge_stays_in_the_picture() -> None:
 
 def test_a_picture_of_another_size_is_refused() -> None:
     with pytest.raises(UsageError, match=r"\(200, 300\).*\(300, 200\)"):
-        draw(_result(), np.zeros((300, 200, 3), np.uint8))
+        _result().draw(np.zeros((300, 200, 3), np.uint8))
 
 
 def test_draw_takes_the_kept_picture_or_reads_the_file_again(tmp_path: Path) -> None:
