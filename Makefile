@@ -1,7 +1,7 @@
 # The two commands of the README. Both make .venv first, and again when what it is made from changes.
 .PHONY: demo test lint check clean
 
-demo: .venv/.ready   ## checkpoint -> verified ONNX file -> prediction on a picture
+demo: .venv/.ready   ## checkpoint -> verified ONNX file -> prediction on an image
 	scripts/demo
 
 test: .venv/.ready   ## the whole test suite: format, lint, types, tests

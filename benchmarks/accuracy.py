@@ -1,9 +1,9 @@
-"""What each precision costs in accuracy, on annotated pictures; writes docs/accuracy.md.
+"""What each precision costs in accuracy, on annotated images; writes docs/accuracy.md.
 
     python benchmarks/accuracy.py --weights yolov5n.pt --data instances_val2017.json --images val2017 \\
         --faces face.pt --face-images wider --out docs/accuracy.md
 
-Of the annotated pictures 16, spread over their sorted names, are for calibration and all others for evaluation. Every
+Of the annotated images 16, spread over their sorted names, are for calibration and all others for evaluation. Every
 file is made by the export that users call; every number comes from ``deploykit.evaluate`` and the paired bootstrap of
 ``deploykit.evaluate_against``. Times are interleaved runs of ONNX Runtime on the CPU and are quoted as ratios.
 """
@@ -40,7 +40,7 @@ CALIBRATED, DRAWS, ROUNDS = 16, 1000, 30
 
 
 def split(data: Path, images: Path, folder: Path) -> tuple[Calibration, Path]:
-    """The pictures for calibration, and an annotation file of the others."""
+    """The images for calibration, and an annotation file of the others."""
     coco = json.loads(data.read_text())
     names = sorted(entry["file_name"] for entry in coco["images"])
     chosen = [names[i * len(names) // CALIBRATED] for i in range(CALIBRATED)]
@@ -158,11 +158,11 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
         rounded.append(f"{name} {points(found.metrics['AP'])}")
     chosen = reports["int8"].lowered.quantised
     kept = ", ".join(chosen.labels[name] for name in chosen.done.kept)
-    pictures = len(read_coco(evaluated).pictures)
+    count = len(read_coco(evaluated).images)
     return [
         f"## {reports['fp32'].model} at {img}x{img}",
         "",
-        f"{CALIBRATED} pictures for calibration, {pictures} others evaluated.",
+        f"{CALIBRATED} images for calibration, {count} others evaluated.",
         "",
         *table,
         "",
@@ -195,7 +195,7 @@ def faces(weights: Path, images: Path, img: int, folder: Path) -> list[str]:
         report = export_onnx(weights, img=img, out=file, lowering=lowering)
         backend = "torch" if kind in ("bf16", "fp8") else "auto"
         with deploykit.load(file, backend=backend) as predictor:
-            results[kind] = [predictor(picture) for picture in rest]
+            results[kind] = [predictor(image) for image in rest]
         print(f"faces in {kind}: {sum(len(r) for r in results[kind])}", flush=True)
     table = [
         "| | found | found again | mean IoU | largest score difference | mean keypoint distance / longer side |",
@@ -212,7 +212,7 @@ def faces(weights: Path, images: Path, img: int, folder: Path) -> list[str]:
     return [
         f"## {report.model}, faces with five keypoints, at {img}x{img}",
         "",
-        f"Nothing is annotated here: this is agreement with the fp32 export, of faces in {len(rest)} pictures at the",
+        f"Nothing is annotated here: this is agreement with the fp32 export, of faces in {len(rest)} images at the",
         f"spec's thresholds, calibrated with {len(names[::2])} others. A face is found again if a box overlaps it by",
         "half.",
         "",
@@ -255,8 +255,8 @@ def main() -> None:
         "",
         f"Two cores of an AMD EPYC server without AVX512 and VNNI ({platform.machine()}), {known}.",
         "No GPU: fp16, bf16 and fp8 are computed in PyTorch as their types say, and fp16 in ONNX Runtime too, which",
-        "computes its convolutions in fp32. AP in points (hundredths); intervals are a paired bootstrap over pictures",
-        f"({DRAWS} draws). So few pictures compare forms of one model; they do not rate it.",
+        "computes its convolutions in fp32. AP in points (hundredths); intervals are a paired bootstrap over images",
+        f"({DRAWS} draws). So few images compare forms of one model; they do not rate it.",
         "",
     ]
     args.out.write_text("\n".join([*head, *parts]))

@@ -35,7 +35,7 @@ from deploykit.models.registry import create_model
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.machine import processor_name, versions
 
-PICTURE = Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg"
+IMAGE = Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg"
 BATCH = {"cpu": 8, "cuda": 128}
 
 
@@ -80,7 +80,7 @@ def windows(args: argparse.Namespace) -> Iterator[str]:
     torch.manual_seed(0)
     network = VitDetBackbone(config).eval()
     randomise(network)
-    image = _picture(config.patch * config.cells)
+    image = _image(config.patch * config.cells)
     found = {}
     for reach in ("pad", "interpolate"):
         network.net.config = replace(config, reach=reach)
@@ -113,13 +113,13 @@ def norms(args: argparse.Namespace) -> Iterator[str]:
         networks.append(VitDetBackbone(replace(config, norm=norm, cells=16)).eval())
         randomise(networks[-1])
     networks[1].load_state_dict(networks[0].state_dict())
-    image = _picture(256)
+    image = _image(256)
     for i, (one, other) in enumerate(zip(*(network(image) for network in networks), strict=True), start=2):
         yield f"ViTDet-B at 256, P{i}: {_relative(one, other)}"
 
 
 def speed(args: argparse.Namespace) -> Iterator[str]:
-    """9: pictures a second, folded networks in PyTorch, all in turn."""
+    """9: images a second, folded networks in PyTorch, all in turn."""
     device = torch.device(args.device)
     batch = args.batch or BATCH[args.device]
     networks = {name: fuse_model(create_model(name).module) for name in ("resnet50", "cmt-ti", "cmt-flyegle-ti")}
@@ -139,12 +139,12 @@ def speed(args: argparse.Namespace) -> Iterator[str]:
             middle = statistics.median(values)
             yield (
                 f"{name} at {sides[name]}, {str(dtype).removeprefix('torch.')}, batch {batch}: {middle:.1f} ms, "
-                f"{1e3 * batch / middle:.0f} pictures a second, {ratio:.2f} x the time of resnet50 at 224"
+                f"{1e3 * batch / middle:.0f} images a second, {ratio:.2f} x the time of resnet50 at 224"
             )
 
 
 def predictions(args: argparse.Namespace) -> Iterator[str]:
-    """11: how many rows each gives of a picture of 640 x 640, and how many values."""
+    """11: how many rows each gives of an image of 640 x 640, and how many values."""
     rows = {}
     for name in ("yolox-s", "yolov6n", "yolov7", "yolov5s"):
         shape = create_model(name).module(torch.zeros(1, 3, 640, 640)).shape
@@ -154,9 +154,9 @@ def predictions(args: argparse.Namespace) -> Iterator[str]:
 
 
 def seams(args: argparse.Namespace) -> Iterator[str]:
-    """12: tiles with a margin of 20 cells against the whole picture."""
-    picture = _picture(352)[0]
-    planes = torch.cat((picture, picture[1:2])).numpy()
+    """12: tiles with a margin of 20 cells against the whole image."""
+    image = _image(352)[0]
+    planes = torch.cat((image, image[1:2])).numpy()
     for name, module in (("nafnet-w32-raw", create_model("nafnet-w32-raw").module), ("a shallow one", Nafnet(SHALLOW))):
         network = random_weights(module)
         told = (
@@ -193,9 +193,9 @@ def ways_up(args: argparse.Namespace) -> Iterator[str]:
             yield f"{name} ({ours}): {operators}; ONNX Runtime {difference}; TensorRT for RTX {engine}"
 
 
-def _picture(side: int) -> Tensor:
+def _image(side: int) -> Tensor:
     """A photograph as networks get it, ``(1, 3, side, side)``, in 0..1."""
-    image = torch.from_numpy(read_image(PICTURE)).permute(2, 0, 1)[None].float() / 255
+    image = torch.from_numpy(read_image(IMAGE)).permute(2, 0, 1)[None].float() / 255
     short = min(image.shape[2:])
     return functional.interpolate(image[..., :short, :short], (side, side), mode="bilinear", antialias=True)
 
@@ -216,7 +216,7 @@ CLAIMS: dict[int, tuple[str, Callable[[argparse.Namespace], Iterator[str]]]] = {
     7: ("a group norm of one group is equal to a layer norm", norms),
     9: ("CMT has few FLOPs, and takes nearly ten times as long as ResNet-50 in batches of 128", speed),
     11: ("YOLOX has 8400 predictions, two thirds fewer than with anchors", predictions),
-    12: ("tiles of a RAW picture that overlap by 20 have no seams", seams),
+    12: ("tiles of a RAW image that overlap by 20 have no seams", seams),
     14: ("a transposed convolution can be unpooling and upsampling", ways_up),
 }  # fmt: skip
 

@@ -4,8 +4,8 @@
 
 Interleaved: each round runs all three, each in a fresh process. ``deploykit`` is everything of ``export --no-check``,
 from the checkpoint to the closed file; ``bare`` is ``torch.onnx.export`` alone, to a file, on the folded model;
-``checked`` is the whole export with its proof. torch and the exporter are imported before the clock starts. Peak memory
-is the process' maximum resident size.
+``checked`` is the whole export with its verification. torch and the exporter are imported before the clock starts.
+Peak memory is the process' maximum resident size.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/global_attention.py [--cells 64] [--device cuda] [--rounds 10]
 
-One block's attention of ViT-B (12 heads of 64 channels) on ``cells x cells`` cells, one picture, in PyTorch: as it is
+One block's attention of ViT-B (12 heads of 64 channels) on ``cells x cells`` cells, one image, in PyTorch: as it is
 defined, with the positions of rows and columns added to the logits; folded into one softmax between two products, with
 the queries in parts, as exports have it; and that with PyTorch's fused attention. On a GPU in float32 and float16 with
 the peak of CUDA's memory; on a CPU in float32 with the peak of the process, each form in a process of its own. The

@@ -1,4 +1,4 @@
-"""The CUDA kernels on a GPU against what PyTorch and OpenCV do there: NMS, and a picture to the network's input.
+"""The CUDA kernels on a GPU against what PyTorch and OpenCV do there: NMS, and an image to the network's input.
 
     python benchmarks/kernels.py [--rounds 100]
 
@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 import torch
 from interleaved import interleaved
-from pre_post import COCO, FULL_HD, POSE, _picture, _rows
+from pre_post import COCO, FULL_HD, POSE, _image, _rows
 
 from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.cuda import open_gpu
@@ -29,7 +29,7 @@ from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native.build import build_libraries
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import nms_arrays, plan_of, tables_of
-from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
+from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 
 PROBLEMS = {
     "pose, 57375 rows, 1 class, 17 keypoints": (57375, POSE),
@@ -77,7 +77,7 @@ def _line(variants: dict[str, Callable[[], object]], rounds: int) -> str:
     return " | ".join(f"{ms:.3f}" + ("" if n == OURS else f" ({ms / medians[OURS]:.1f})") for n, ms in medians.items())
 
 
-def _nms_variants(library: CudaLibrary, rows: np.ndarray, layout: RawRows) -> dict[str, Callable[[], object]]:
+def _nms_variants(library: CudaLibrary, rows: np.ndarray, layout: RawDetections) -> dict[str, Callable[[], object]]:
     points = (layout.keypoints[1] - layout.keypoints[0]) // layout.kpt_dims if layout.keypoints else 0
     there = torch.from_numpy(rows).cuda()
     outputs = [torch.from_numpy(a).cuda() for a in nms_arrays(len(rows), THRESHOLDS.max_det, points).values()]
@@ -98,7 +98,7 @@ def _nms_variants(library: CudaLibrary, rows: np.ndarray, layout: RawRows) -> di
     return {OURS: ours, "YOLO's, torch": lambda: [_yolo_nms(image, layout) for image in there]}
 
 
-def _yolo_nms(rows: torch.Tensor, layout: RawRows) -> torch.Tensor:
+def _yolo_nms(rows: torch.Tensor, layout: RawDetections) -> torch.Tensor:
     """The rows that stay: ``(n, 6 + keypoint columns)``, by the YOLO projects' algorithm with torchvision's kernel."""
     from torchvision.ops import nms
 
@@ -119,7 +119,7 @@ def _yolo_nms(rows: torch.Tensor, layout: RawRows) -> torch.Tensor:
 
 
 def _letterbox_variants(library: CudaLibrary) -> dict[str, Callable[[], object]]:
-    frame, spec = _picture(), InputSpec(size=(576, 960))
+    frame, spec = _image(), InputSpec(size=(576, 960))
     letterbox = Letterbox.fit(FULL_HD, spec.size, Fit())
     pinned = torch.from_numpy(frame).pin_memory()
     source = torch.empty_like(pinned, device="cuda")

@@ -43,7 +43,7 @@ from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native.library import cpu_library, find_library
 from deploykit.runtime.postprocess.nms import nms, numpy_nms
 from deploykit.runtime.session import open_session
-from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 
 PROBLEMS = {
     "pose, 57375 rows, 1 class, 17 keypoints": (57375, POSE),
@@ -77,7 +77,7 @@ def main() -> None:
         _draw(results, args.plot)
 
 
-def _variants(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
+def _variants(rows: Array, layout: RawDetections) -> dict[str, Callable[[], object]]:
     variants: dict[str, Callable[[], object]] = {
         FLOOR: rows[:, 4].max,
         OURS: lambda: numpy_nms(rows, layout, THRESHOLDS),
@@ -91,7 +91,7 @@ def _variants(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
     return variants
 
 
-def _in_graph(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
+def _in_graph(rows: Array, layout: RawDetections) -> dict[str, Callable[[], object]]:
     """NMS as part of an ONNX graph: variants by name."""
     points = (layout.keypoints[1] - layout.keypoints[0]) // layout.kpt_dims if layout.keypoints else 0
     variants: dict[str, Callable[[], object]] = {}
@@ -112,7 +112,7 @@ def _in_graph(rows: Array, layout: RawRows) -> dict[str, Callable[[], object]]:
     return variants
 
 
-def _decision(mode: NmsMode, count: int, layout: RawRows, points: int) -> bytes:
+def _decision(mode: NmsMode, count: int, layout: RawDetections, points: int) -> bytes:
     """An ONNX file that takes rows and gives detections, as an export ends."""
     classes = tuple(map(str, range(layout.cls[1] - layout.cls[0])))
     output = NmsOutputs(keypoints="keypoints" if points else None)
@@ -124,7 +124,7 @@ def _decision(mode: NmsMode, count: int, layout: RawRows, points: int) -> bytes:
     return bytes(ir.to_proto(model).SerializeToString())
 
 
-def _yolo_nms(rows: torch.Tensor, layout: RawRows) -> torch.Tensor:
+def _yolo_nms(rows: torch.Tensor, layout: RawDetections) -> torch.Tensor:
     """The rows that stay: ``(n, 6 + keypoint columns)``."""
     assert layout.obj is not None
     rows = rows[rows[:, layout.obj[0]] > THRESHOLDS.conf]
@@ -158,7 +158,7 @@ def _greedy(boxes: torch.Tensor) -> torch.Tensor:
     return torch.tensor(kept, dtype=torch.long)
 
 
-def _opencv_nms(rows: Array, layout: RawRows) -> tuple[Array, ...]:
+def _opencv_nms(rows: Array, layout: RawDetections) -> tuple[Array, ...]:
     assert layout.obj is not None
     rows = rows[rows[:, layout.obj[0]] > THRESHOLDS.conf]
     products = rows[:, slice(*layout.cls)] * rows[:, slice(*layout.obj)]

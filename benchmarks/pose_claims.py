@@ -1,15 +1,15 @@
 """What is said of yolov7-w6-pose and ONNX Runtime, measured.
 
-    python benchmarks/pose_claims.py [--upstream DIR] [--upstream-python PYTHON] [--trained CHECKPOINT PICTURES ...]
+    python benchmarks/pose_claims.py [--upstream DIR] [--upstream-python PYTHON] [--trained CHECKPOINT IMAGES ...]
 
 A post about exporting yolov7-w6-pose makes six claims: the ONNX file is nearly three times the half checkpoint; it is
-nearly lossless; ONNX Runtime halves the time; a picture of 960 px takes 2 to 4 GB; the letterbox needs stride 64; and
+nearly lossless; ONNX Runtime halves the time; an image of 960 px takes 2 to 4 GB; the letterbox needs stride 64; and
 its script feeds BGR. docs/pose-claims.md tells what came out.
 
 DIR is a checkout of WongKinYiu/yolov7, branch pose, that you bring; PYTHON is one that has what its requirements.txt
 asks for, and onnxsim. Without DIR the original is said to be not measured. Its code unpickles the checkpoint, which
 runs what the file says: pass --weights only files that you trust. Without --weights, random ones are made.
-CHECKPOINT is a trained model for the colour order, and PICTURES a folder of what it detects.
+CHECKPOINT is a trained model for the colour order, and IMAGES a folder of what it detects.
 
 Everything runs in a process of its own, which is where peak memory is measured (VmHWM, Linux). Times are of the network
 alone, the processes take turns, and each waits while another runs.
@@ -50,9 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--upstream", type=Path, metavar="DIR")
     parser.add_argument("--upstream-python", default=sys.executable, metavar="PYTHON")
-    parser.add_argument(
-        "--trained", nargs=2, type=Path, action="append", default=[], metavar=("CHECKPOINT", "PICTURES")
-    )
+    parser.add_argument("--trained", nargs=2, type=Path, action="append", default=[], metavar=("CHECKPOINT", "IMAGES"))
     parser.add_argument("--weights", type=Path, metavar="FILE")
     parser.add_argument("--img", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=15)
@@ -97,7 +95,7 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     stride = once(sys.executable, "stride", weights, args.img)
     if args.upstream:
         stride |= once(args.upstream_python, "original-stride", upstream, weights, stride["size"])
-    colour = {c.name: once(sys.executable, "colour", c, pictures) for c, pictures in args.trained}
+    colour = {c.name: once(sys.executable, "colour", c, images) for c, images in args.trained}
     after = os.getloadavg()
     conditions = (
         f"yolov7-w6-pose at {args.img}, {'random' if args.weights is None else 'given'} weights, {args.rounds} rounds, "
@@ -119,7 +117,7 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
 def turns(
     args: argparse.Namespace, kinds: list[str], weights: Path, folder: Path
 ) -> tuple[dict[str, Any], dict[str, list[tuple[float, float]]]]:
-    """Memory of each network's first picture, and in every round the seconds of each: by the clock, of all cores."""
+    """Memory of each network's first image, and in every round the seconds of each: by the clock, of all cores."""
     memory: dict[str, Any] = {}
     running: dict[str, Worker] = {}
     for kind in kinds:
@@ -151,7 +149,7 @@ def memory_text(m: dict[str, int]) -> str:
     """Resident memory; the libraries and the weights are in it."""
     running, loaded, loading = (m[key] / 1e9 for key in ("running", "loaded", "loading"))
     return (
-        f"peak {running:.2f} GB during the first picture, {running - loaded:.2f} GB above the {loaded:.2f} GB before; "
+        f"peak {running:.2f} GB during the first image, {running - loaded:.2f} GB above the {loaded:.2f} GB before; "
         f"{loading:.2f} GB while it was loaded"
     )
 

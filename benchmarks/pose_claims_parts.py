@@ -16,7 +16,7 @@ from typing import Any
 
 
 def prepare(weights: str, folder: str, img: str, threads: str) -> dict[str, Any]:
-    """Weights where there are none, our export, and the picture that everybody gets."""
+    """Weights where there are none, our export, and the image that everybody gets."""
     import numpy as np
     import onnx
     import onnxruntime
@@ -34,10 +34,10 @@ def prepare(weights: str, folder: str, img: str, threads: str) -> dict[str, Any]
         create_checkpoint("yolov7-w6-pose", weights)
     export_onnx(weights, img=int(img), out=Path(folder) / "ours.onnx", check=False)
     side = (int(img), int(img))
-    picture = read_image(Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg")
+    image = read_image(Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg")
     spec = InputSpec(size=side, fit=Fit(stride=64))
-    letterbox = Letterbox.fit(picture.shape[:2], side, spec.fit, auto=False)
-    np.save(Path(folder) / "picture.npy", blob([letterbox.apply(picture)], spec))
+    letterbox = Letterbox.fit(image.shape[:2], side, spec.fit, auto=False)
+    np.save(Path(folder) / "image.npy", blob([letterbox.apply(image)], spec))
     versions = f"torch {torch.__version__}, onnx {onnx.__version__}, ONNX Runtime {onnxruntime.__version__}"
     return {"versions": versions}
 
@@ -116,7 +116,7 @@ def work(kind: str, weights: str, folder: str, upstream: str, threads: str) -> N
     os.dup2(2, 1)  # the original prints what it does
     import numpy as np
 
-    images = np.load(Path(folder) / "picture.npy")
+    images = np.load(Path(folder) / "image.npy")
     run = network(kind, weights, folder, upstream, int(threads), images)
     loaded = {"loading": memory("VmHWM"), "loaded": memory("VmRSS")}
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here on
@@ -181,10 +181,10 @@ def differences(weights: str, folder: str, threads: str) -> dict[str, Any]:
     torch.set_num_threads(int(threads))
     module = load_model(weights).module.double()
     with torch.no_grad():
-        exact = module(torch.from_numpy(np.load(Path(folder) / "picture.npy")).double()).numpy()
+        exact = module(torch.from_numpy(np.load(Path(folder) / "image.npy")).double()).numpy()
     found = {}
     for file in Path(folder).glob("*.npy"):
-        if file.stem == "picture":
+        if file.stem == "image":
             continue
         d = np.abs(np.load(file) - exact)
         places = [i for i in range(6, d.shape[-1]) if i % 3 != 2]
@@ -198,7 +198,7 @@ def differences(weights: str, folder: str, threads: str) -> dict[str, Any]:
 
 
 def stride_of(weights: str, img: str) -> dict[str, Any]:
-    """A wide picture's rectangles, and what we say to the one that does not fit."""
+    """A wide image's rectangles, and what we say to the one that does not fit."""
     from deploykit import DeployError, export_onnx
     from deploykit.runtime.images.letterbox import Letterbox
     from deploykit.spec import Fit
@@ -209,9 +209,7 @@ def stride_of(weights: str, img: str) -> dict[str, Any]:
         if sizes[0] != sizes[1]:
             break
     for stride, (height, width) in zip((32, 64), sizes, strict=True):
-        lines.append(
-            f"a picture of {source[0]} x {source[1]} (height x width) with stride {stride}: {height} x {width}"
-        )
+        lines.append(f"an image of {source[0]} x {source[1]} (height x width) with stride {stride}: {height} x {width}")
     try:
         export_onnx(weights, img=sizes[0], out=Path(weights).with_name("none.onnx"), check=False)
         lines.append(f"deploykit takes {sizes[0]}")
@@ -233,15 +231,15 @@ def original_stride(upstream: str, weights: str, size: str) -> dict[str, Any]:
         return {"original": [f"the original: {type(e).__name__}: {str(e).splitlines()[0]}"]}
 
 
-def colour(checkpoint: str, pictures: str) -> dict[str, Any]:
-    """What a trained model finds in the pictures, and in the same with red and blue swapped."""
+def colour(checkpoint: str, images: str) -> dict[str, Any]:
+    """What a trained model finds in the images, and in the same with red and blue swapped."""
     import numpy as np
 
     import deploykit
     from deploykit.runtime.images.reading import read_image
 
     predict = deploykit.load(checkpoint)
-    files = sorted(p for p in Path(pictures).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    files = sorted(p for p in Path(images).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     found, swapped, again, moved, scores = 0, 0, 0, [], []
     for file in files:
         image = read_image(file)
@@ -264,7 +262,7 @@ def colour(checkpoint: str, pictures: str) -> dict[str, Any]:
                     moved.append(distance.mean() / np.linalg.norm(detection.box[2:] - detection.box[:2]))
     before, after = np.mean(scores, axis=0)
     line = (
-        f"{len(files)} pictures, {found} objects with RGB, {swapped} with BGR; {again} of the {found} are found again "
+        f"{len(files)} images, {found} objects with RGB, {swapped} with BGR; {again} of the {found} are found again "
         f"(same class, IoU >= 0.5), their mean score goes from {before:.3f} to {after:.3f}"
     )
     if moved:

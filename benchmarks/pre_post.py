@@ -1,9 +1,9 @@
-"""What a prediction costs besides the network: picture to blob, rows to boxes, and both together.
+"""What a prediction costs besides the network: image to blob, rows to boxes, and both together.
 
     python benchmarks/pre_post.py [--rounds 50]
 
 Every round runs each variant once, one after the other, so that a busy machine slows all of them alike; printed are
-the fastest and the median round. The picture is decoded already, the network is a function that returns ready rows.
+the fastest and the median round. The image is decoded already, the network is a function that returns ready rows.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native.library import cpu_library, letterbox_blob
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.predict.detector import Predictor
-from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawRows, Thresholds
+from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawDetections, Thresholds
 
 FULL_HD = (1080, 1920)
-POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
-COCO = RawRows(cls=(5, 85))
+POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
+COCO = RawDetections(cls=(5, 85))
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=50, help="how often each variant runs (default 50)")
     rounds = parser.parse_args().rounds
-    frame = _picture()
+    frame = _image()
     print(f"{processor_name()}, {cv2.getNumThreads()} threads, Python {platform.python_version()}")
     print(f"numpy {np.__version__}, OpenCV {cv2.__version__}, {rounds} rounds, milliseconds\n")
     _table("1080p frame to a float32 blob of 576 x 960", rounds, _preprocessing(frame, InputSpec(size=(576, 960))))
@@ -50,16 +50,16 @@ def main() -> None:
     _table("decoded 1080p frame to Result, without the network", rounds, _everything(frame))
 
 
-def _picture() -> Array:
+def _image() -> Array:
     noise = np.random.default_rng(0).integers(0, 256, (*FULL_HD, 3), dtype=np.uint8)
     return cv2.GaussianBlur(noise, (9, 9), 0)
 
 
 def _resampling(frame: Array) -> dict[str, Callable[[], object]]:
-    picture = Image.fromarray(frame)
+    image = Image.fromarray(frame)
     return {
         "resample": lambda: resample(frame, (256, 455), "bicubic"),
-        f"Pillow {PIL.__version__}": lambda: picture.resize((455, 256), Image.Resampling.BICUBIC),
+        f"Pillow {PIL.__version__}": lambda: image.resize((455, 256), Image.Resampling.BICUBIC),
         "cv2.resize, INTER_AREA (other bytes)": lambda: cv2.resize(frame, (455, 256), interpolation=cv2.INTER_AREA),
     }
 
@@ -99,7 +99,7 @@ def _preprocessing(frame: Array, spec: InputSpec) -> dict[str, Callable[[], obje
     return variants
 
 
-def _rows(count: int, layout: RawRows, candidates: int) -> Array:
+def _rows(count: int, layout: RawDetections, candidates: int) -> Array:
     """Random boxes on a 960 canvas, of which ``candidates`` score over 0.25; few overlap, which is the slow case."""
     rng = np.random.default_rng(candidates)
     rows = rng.random((count, layout.columns), dtype=np.float32) * 900

@@ -1,14 +1,14 @@
-"""A spec in sentences: what happens to a picture before the network, and what its output holds."""
+"""A spec in sentences: what happens to an image before the network, and what its output holds."""
 
 from __future__ import annotations
 
-from deploykit.spec import InputSpec, ModelSpec, NmsOutputs, PoseObjectRows, Tensor
+from deploykit.spec import DenseOutput, InputSpec, ModelSpec, NmsOutputs, PoseObjectRows
 
 __all__ = ["columns", "dense_meaning", "pose_columns", "preprocessing"]
 
 
 def preprocessing(spec: ModelSpec) -> str:
-    """One sentence on what happens to a picture before the network."""
+    """One sentence on what happens to an image before the network."""
     canvas = spec.input
     order = canvas.colour.upper()
     scaled = "divided by 255" if canvas.scale == 1 / 255 else f"times {canvas.scale:g}"
@@ -22,7 +22,7 @@ def preprocessing(spec: ModelSpec) -> str:
 
 
 def _fitted(canvas: InputSpec) -> str:
-    """How a picture of any size gets on the canvas."""
+    """How an image of any size gets on the canvas."""
     fit = canvas.fit
     height, width = canvas.size
     size = f"{width}x{height} (width x height)"
@@ -50,7 +50,7 @@ def columns(spec: ModelSpec) -> str:
         )
     if isinstance(spec.output, PoseObjectRows):
         return pose_columns(spec.output)
-    if isinstance(spec.output, Tensor):
+    if isinstance(spec.output, DenseOutput):
         return dense_meaning(spec)
     rows = spec.output
     parts = [f"{_span(rows.box)} cx cy w h"]
@@ -70,10 +70,10 @@ def _span(span: tuple[int, int]) -> str:
 def dense_meaning(spec: ModelSpec) -> str:
     """What the values of one dense output are."""
     if spec.task == "restore":
-        return "the restored picture, in the numbers of the input"
+        return "the restored image, in the numbers of the input"
     if spec.task == "features":
-        return "the features of the picture, in no unit"
-    where = "the picture" if spec.task == "classify" else "each pixel"
+        return "the features of the image, in no unit"
+    where = "the image" if spec.task == "classify" else "each pixel"
     if len(spec.classes) == 1:
         return f"the logit of {spec.classes[0]} of {where}; over 0 it is that"
     two = " (one channel: of the second against the first, before the sigmoid)" if len(spec.classes) == 2 else ""

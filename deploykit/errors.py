@@ -10,7 +10,7 @@
       |   + UnsafeCheckpointError  11   a checkpoint that breaks the reader's limits
       |   + UnknownLayerError      12   a layer name that deploykit does not have
       |   + WeightsMismatchError   13   weights that do not fit the model
-      + ImageError                 20   a picture or a video that cannot be read
+      + ImageError                 20   an image or a video that cannot be read
       + ImageSizeError             21   a network size that the model cannot take
       + OutputError                30   a result that cannot be written
       |   + NoPermissionError      31   ... because the place is not writable
@@ -24,7 +24,7 @@
       + BackendError               60   an inference backend refused
       |   + DeviceError            61   ... because this machine has no GPU, or another one than is needed
       + FetchError                 70   a download that did not arrive whole
-      + DataError                  80   annotations that cannot be read, or do not fit the model or the pictures
+      + DataError                  80   annotations that cannot be read, or do not fit the model or the images
 
 Each message says what was expected, what was found and what to do. Python's own ``SystemExit``
 code 2 (a wrong option) and :class:`UsageError` mean the same thing on purpose.
@@ -118,7 +118,7 @@ class WeightsMismatchError(CheckpointError):
 
 
 class ImageError(DeployError):
-    """A picture or a video that is unreadable or empty."""
+    """An image or a video that is unreadable or empty."""
 
     exit_code = 20
 
@@ -202,7 +202,7 @@ class FetchError(DeployError):
 
 
 class DataError(DeployError):
-    """A data set whose annotations cannot be read, or do not fit the model or the pictures."""
+    """A data set whose annotations cannot be read, or do not fit the model or the images."""
 
     exit_code = 80
 

@@ -1,4 +1,4 @@
-"""The ways in: :func:`load` for pictures and results, :func:`open_session` for tensors."""
+"""The ways in: :func:`load` for images and results, :func:`open_session` for tensors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from deploykit.errors import UsageError, require
-from deploykit.spec import CHECKPOINT_SUFFIXES, ModelSpec, Tensor
+from deploykit.spec import CHECKPOINT_SUFFIXES, DenseOutput, ModelSpec
 
 if TYPE_CHECKING:
     from deploykit.runtime.evaluate.compare import AccuracyComparison
@@ -78,11 +78,11 @@ def load(
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
         conf: keep scores above this; None: the model's own threshold.
         iou: suppress overlaps above this; None: the model's own threshold.
-        max_det: at most so many objects a picture; None: the model's own number.
-        top: so many classes of a picture; None: 5.
-        tile, overlap: pictures to restore are cut into tiles; see :class:`deploykit.DensePredictor`.
-        batch: pictures in one call of a network with a dynamic batch; None: the model's preference.
-        preprocessing: of a checkpoint whose model was published with two ways to prepare pictures: ``legacy`` for the
+        max_det: at most so many objects an image; None: the model's own number.
+        top: so many classes of an image; None: 5.
+        tile, overlap: images to restore are cut into tiles; see :class:`deploykit.DensePredictor`.
+        batch: images in one call of a network with a dynamic batch; None: the model's preference.
+        preprocessing: of a checkpoint whose model was published with two ways to prepare images: ``legacy`` for the
             weights of YOLOX's release 0.0.1. An exported model has its own in its spec.
 
     Raises:
@@ -128,9 +128,9 @@ def predictor_of(
     from deploykit.runtime.predict.detector import Predictor
 
     limits = {"conf": conf, "iou": iou, "max_det": max_det}
-    of_pictures = {"top": top, "tile": tile, "overlap": overlap}
-    dense = isinstance(spec.output, Tensor)
-    wrong = [name for name, value in (limits if dense else of_pictures).items() if value is not None]
+    of_images = {"top": top, "tile": tile, "overlap": overlap}
+    dense = isinstance(spec.output, DenseOutput)
+    wrong = [name for name, value in (limits if dense else of_images).items() if value is not None]
     if wrong:
         raise UsageError(f"{', '.join(wrong)}: not for a model of the task {spec.task}")
     if dense:
@@ -158,34 +158,34 @@ def evaluate(
     preprocessing: str = "default",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
-    """Run a model on annotated pictures and score what it finds by COCO's protocol.
+    """Run a model on annotated images and score what it finds by COCO's protocol.
 
-    Every picture is put on the whole canvas of the spec's size, whatever kind of model it is, so that the numbers of
+    Every image is put on the whole canvas of the spec's size, whatever kind of model it is, so that the numbers of
     a checkpoint and of its exports can be compared. docs/evaluation.md says what each number means.
 
     Args:
         model: an exported model (``.onnx``, ``.trt``), or a checkpoint, which needs torch.
         data: annotations in COCO's JSON format.
-        images: the folder that holds the pictures which they list.
+        images: the folder that holds the images which they list.
         task: ``detect``, ``instances`` (AP of masks) or ``keypoints``; None: the spec's.
         conf: keep scores above this; None: 0.001, and for a model with NMS inside its own.
         iou: suppress overlaps above this; None: 0.65, or the model's own.
-        max_det: at most so many objects a picture; None: 300, or the model's own.
-        limit: evaluate only the first so many pictures that are there.
-        batch: pictures in one call of a network with a dynamic batch; None: the spec's preference.
+        max_det: at most so many objects an image; None: 300, or the model's own.
+        limit: evaluate only the first so many images that are there.
+        batch: images in one call of a network with a dynamic batch; None: the spec's preference.
         img: the canvas in pixels, one side or (height, width), of a network with a dynamic shape; None: the spec's.
-        rectangles: give such a network each picture's own rectangle, as ``load`` does, instead of the whole canvas.
-        allow_missing: leave out listed pictures that are not in the folder, instead of refusing.
+        rectangles: give such a network each image's own rectangle, as ``load`` does, instead of the whole canvas.
+        allow_missing: leave out listed images that are not in the folder, instead of refusing.
         engine: the library of the metrics, ``hotcoco`` or ``pycocotools``.
         spec: for a model that does not carry its own.
         backend: as for :func:`open_session`.
-        preprocessing: as for :func:`load`; or ``upstream``: as the original project's own evaluation prepares pictures,
+        preprocessing: as for :func:`load`; or ``upstream``: as the original project's own evaluation prepares images,
             which is not how they are prepared in use (docs/evaluation.md).
-        on_progress: told after each picture how many are done, and of how many.
+        on_progress: told after each image how many are done, and of how many.
 
     Raises:
-        NotFoundError: the model, the annotations, the folder or listed pictures are missing.
-        DataError: the annotations cannot be read, or fit neither the model's classes and keypoints nor the pictures.
+        NotFoundError: the model, the annotations, the folder or listed images are missing.
+        DataError: the annotations cannot be read, or fit neither the model's classes and keypoints nor the images.
         UsageError: a task that the model cannot do, or a threshold that it cannot take.
         MissingDependencyError: the library of the metrics is not installed.
     """
@@ -230,15 +230,15 @@ def evaluate_dense(
 
     Args:
         model: an exported model, or a checkpoint.
-        data: ``classify``: a folder with a folder of pictures for each class, named as the class or by its number;
+        data: ``classify``: a folder with a folder of images for each class, named as the class or by its number;
             ``segment``: a folder of label maps (one channel, or a palette; 255 is ignored); ``restore``: of targets.
-        images: of ``segment`` and ``restore`` the folder of pictures; truth and picture have the same name but for the
+        images: of ``segment`` and ``restore`` the folder of images; truth and image have the same name but for the
             suffix.
         task: None: the spec's.
-        limit: evaluate only the first so many pictures.
+        limit: evaluate only the first so many images.
         spec: for a model that does not carry its own.
         backend: as for :func:`open_session`.
-        on_progress: told after each picture how many are done, and of how many.
+        on_progress: told after each image how many are done, and of how many.
 
     Raises:
         NotFoundError, DataError: the folders, or what belongs together, are missing or do not fit.
@@ -265,14 +265,14 @@ def evaluate_against(
     on_progress: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> AccuracyComparison:
-    """Evaluate two models on the same pictures in the same way, and tell what the first loses against the second.
+    """Evaluate two models on the same images in the same way, and tell what the first loses against the second.
 
     Args:
         model: an exported model or a checkpoint.
         reference: another one of the same classes: the checkpoint, or its export in a higher precision.
         data, images: see :func:`evaluate`.
         bootstrap: draws for the intervals of the differences (docs/evaluation.md); 0: none.
-        on_progress: told how many pictures are done, of how many; those of both models.
+        on_progress: told how many images are done, of how many; those of both models.
         options: further arguments of :func:`evaluate`, for both.
 
     Raises:
@@ -299,7 +299,7 @@ def open_session(
     threads: int | None = None,
     preprocessing: str = "default",
 ) -> Session:
-    """Load a model as a network of named tensors: no pictures, no postprocess.
+    """Load a model as a network of named tensors: no images, no postprocess.
 
     Args:
         path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
@@ -309,7 +309,7 @@ def open_session(
         provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
         threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
             process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.
-        preprocessing: what a checkpoint's session says of how pictures are prepared; see :func:`load`.
+        preprocessing: what a checkpoint's session says of how images are prepared; see :func:`load`.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
@@ -328,7 +328,7 @@ def open_session(
 
         return open_torch_session(file, threads=threads, preprocessing=preprocessing)[0]
     if preprocessing != "default":
-        raise UsageError(f"{path} says in its spec how pictures are prepared: preprocessing is for checkpoints")
+        raise UsageError(f"{path} says in its spec how images are prepared: preprocessing is for checkpoints")
     if backend == "torch" and Path(path).suffix.lower() == ".onnx":
         from deploykit.runtime.files import existing_file
 

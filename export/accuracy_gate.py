@@ -1,4 +1,4 @@
-"""The gate of accuracy: an export that loses more on annotated pictures than is allowed is not kept."""
+"""The gate of accuracy: an export that loses more on annotated images than is allowed is not kept."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ __all__ = ["AccuracyGate", "judge"]
 
 @dataclass(frozen=True)
 class AccuracyGate:
-    """``max_drop``: AP may fall by so many points (hundredths) on the annotated pictures.
+    """``max_drop``: AP may fall by so many points (hundredths) on the annotated images.
 
-    ``data``: annotations in COCO's format; ``images``: the folder with their pictures; ``limit``: only the first so
+    ``data``: annotations in COCO's format; ``images``: the folder with their images; ``limit``: only the first so
     many; ``bootstrap``: draws for the interval that is told with the drop.
     """
 
@@ -49,7 +49,7 @@ class AccuracyGate:
         library("hotcoco")
         read_coco(self.data)
         if not Path(self.images).expanduser().is_dir():
-            raise NotFoundError(f"a folder of pictures to evaluate on was expected at {self.images}, which is none")
+            raise NotFoundError(f"a folder of images to evaluate on was expected at {self.images}, which is none")
 
 
 def judge(
@@ -63,11 +63,11 @@ def judge(
     """Evaluate an export and what it was made from, on the same pixels.
 
     Args:
-        gate: the pictures and the limit.
+        gate: the images and the limit.
         file: the export, with raw rows.
         spec: of it.
         fused: the folded model, which an fp32 export is held against.
-        base: the proved fp32 file that a lower precision is held against.
+        base: the verified fp32 file that a lower precision is held against.
         on_progress: told what is evaluated, and the share of it that is done.
 
     Raises:
@@ -81,7 +81,7 @@ def judge(
         for name, session in (("the source", before), (file.name, after)):
 
             def tell(done: int, total: int, name: str = name) -> None:
-                on_progress(f"evaluating: {name}, {done} of {total} pictures", done / total)
+                on_progress(f"evaluating: {name}, {done} of {total} images", done / total)
 
             found.append(evaluate_session(session, spec, gate.data, gate.images, limit=gate.limit, on_progress=tell))
     source, export = found

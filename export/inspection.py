@@ -13,7 +13,7 @@ from deploykit.errors import CheckpointError, SpecError, require
 from deploykit.runtime.engine_record import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
-from deploykit.spec import METADATA_KEY, ModelSpec, PoseObjectRows, RawRows, Tensor
+from deploykit.spec import METADATA_KEY, DenseOutput, ModelSpec, PoseObjectRows, RawDetections
 
 __all__ = ["Inspection", "inspect_file"]
 
@@ -94,7 +94,7 @@ def _artefact(file: Path) -> Inspection:
         except SpecError as e:
             notes = (f"its spec cannot be used: {e}",)
     report = file.with_name(f"{file.name}.parity.json")
-    notes = notes if report.exists() else (*notes, "no parity report lies beside it: nothing proves its numbers")
+    notes = notes if report.exists() else (*notes, "no parity report lies beside it: nothing verifies its numbers")
     facts |= {
         "file": str(file),
         "bytes": file.stat().st_size,
@@ -116,7 +116,7 @@ def _engine(file: Path) -> Inspection:
     if record is None:
         return Inspection(facts, (f"no record ({file.name}.json) lies beside it, which says what it is of",))
     spec = record.spec
-    notes = () if record.verified else (f"nothing proves its numbers yet: {record.unverified}",)
+    notes = () if record.verified else (f"nothing verifies its numbers yet: {record.unverified}",)
     if record.size != facts["bytes"]:
         notes = (*notes, f"its record is of an engine of {record.size:,} bytes: this is another one, or damaged")
     facts |= {
@@ -141,10 +141,10 @@ def _meaning(spec: ModelSpec) -> dict[str, Any]:
     facts: dict[str, Any] = {"task": spec.task, "size": spec.input.size, "classes": list(spec.classes)}
     if spec.keypoints:
         facts["keypoints"] = list(spec.keypoints.names)
-    if isinstance(spec.output, (RawRows, PoseObjectRows)):
+    if isinstance(spec.output, (RawDetections, PoseObjectRows)):
         facts["columns"] = spec.output.columns
     if isinstance(spec.output, PoseObjectRows):
         facts["output"] = pose_columns(spec.output)
-    if isinstance(spec.output, Tensor):
+    if isinstance(spec.output, DenseOutput):
         facts["output"] = dense_meaning(spec)
     return facts

@@ -1,4 +1,4 @@
-"""Where an export writes: found out before the work begins, and filled only when everything is proved."""
+"""Where an export writes: found out before the work begins, and filled only when everything is verified."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def check_place(out: Path) -> None:
 
 @contextlib.contextmanager
 def folder_beside(out: Path) -> Iterator[Path]:
-    """A temporary folder on the same disk: files are born there under their final names, and moved when proved."""
+    """A temporary folder on the same disk: files are born there under their final names, and moved when verified."""
     folder = out.with_name(f".{out.stem}.{os.getpid()}.partial")
     with writing(out):
         folder.mkdir(exist_ok=True)
@@ -41,7 +41,7 @@ def folder_beside(out: Path) -> Iterator[Path]:
 
 
 def move_into_place(folder: Path, out: Path, companions: Sequence[Path]) -> None:
-    """Move the files of ``folder`` beside ``out``: the weights before the graph that names them, the proof after it.
+    """Move the files of ``folder`` beside ``out``: the weights before the graph that names them, the report last.
 
     ``companions`` that are not among them are of an older file and say nothing about this one: they are removed.
     """

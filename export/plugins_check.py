@@ -21,12 +21,12 @@ from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import LIBRARIES, letterbox_blob, native_nms, nms_arrays
 from deploykit.runtime.postprocess.nms import Kept, numpy_nms
 from deploykit.runtime.session import open_session
-from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
+from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 
 __all__ = ["Check", "check_libraries", "decode_rows_model", "decoded_rows", "expected_outputs", "nms_kpt_model"]
 
 POINTS = 3
-LAYOUT = RawRows(cls=(5, 7), keypoints=(7, 16))
+LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 16))
 THRESHOLDS = Thresholds(conf=0.2, iou=0.4, max_det=50, pre_nms_topk=200)
 
 
@@ -64,7 +64,7 @@ def _problems() -> Iterator[Array]:
         yield rows.astype(np.float16)
 
 
-def expected_outputs(rows: Array, layout: RawRows, thresholds: Thresholds, points: int) -> dict[str, Array]:
+def expected_outputs(rows: Array, layout: RawDetections, thresholds: Thresholds, points: int) -> dict[str, Array]:
     """What the node NmsKpt must give for ``(B, N, columns)`` rows, by the numpy reference."""
     batch, most = len(rows), thresholds.max_det
     out = nms_arrays(batch, most, points)
@@ -146,7 +146,7 @@ def _cpu(name: str) -> Check:
             kept, runs = numpy_nms(image, LAYOUT, THRESHOLDS), runs + 1
             equal = all(np.array_equal(a, b) for a, b in zip(found[:4], _arrays(kept), strict=True))
             wrong += ["NMS"] * (not equal or found[4] != kept.candidates)
-    for image, letterbox, spec in _pictures():
+    for image, letterbox, spec in _images():
         out = np.empty((3, *spec.size), np.float32)
         letterbox_blob(image, letterbox, spec, out)
         wrong += ["letterbox"] * (not _near(out, blob([letterbox.apply(image)], spec)[0]))
@@ -158,7 +158,7 @@ def _arrays(kept: Kept) -> tuple[Array, ...]:
     return kept.rows, kept.boxes, kept.scores, kept.labels
 
 
-def _pictures() -> Iterator[tuple[Array, Letterbox, InputSpec]]:
+def _images() -> Iterator[tuple[Array, Letterbox, InputSpec]]:
     rng = np.random.default_rng(0)
     spec = InputSpec(size=(96, 128), scale=1.0)
     for size in ((48, 64), (200, 301), (400, 50)):
@@ -204,7 +204,7 @@ def _cuda(name: str) -> Check:
     for levels in _levels():
         wrong += ["decoded rows"] * (not _is_decoded(library.decode(levels, **HEAD), levels))
         runs += 1
-    for image, letterbox, spec in _pictures():
+    for image, letterbox, spec in _images():
         found_blob = library.letterbox([image], [letterbox], spec)
         wrong += ["letterbox"] * (not _near(found_blob, blob([letterbox.apply(image)], spec)))
         runs += 1
@@ -215,7 +215,7 @@ def _tensorrt(name: str) -> Check:
     return Check(name, None, "it loads; it runs in TensorRT only, when an engine with its nodes is built")
 
 
-def nms_kpt_model(dtype: Any, layout: RawRows, thresholds: Thresholds, points: int) -> bytes:
+def nms_kpt_model(dtype: Any, layout: RawDetections, thresholds: Thresholds, points: int) -> bytes:
     """An ONNX file of the node NmsKpt alone, from ``rows`` (a dynamic batch and number of rows) to its outputs."""
     from onnx import helper
 

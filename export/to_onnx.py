@@ -23,9 +23,9 @@ from deploykit.export.graph.two_stage_ops import TRANSLATIONS
 from deploykit.export.nms.plan import NmsMode, NmsPlan, plan_of
 from deploykit.export.output import check_place, folder_beside, move_into_place
 from deploykit.export.parity.inputs import make_feeds
-from deploykit.export.parity.proof import Proof
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
+from deploykit.export.parity.verification import Verification
 from deploykit.export.precision.convert import Job, Lowering, PrecisionReport, lower, read_back
 from deploykit.export.report import ExportReport
 from deploykit.export.step_timer import Clock
@@ -33,7 +33,7 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
 from deploykit.models.timm_models import TimmOptions, load_timm, name_in
 from deploykit.runtime.parity.expected import Expected
-from deploykit.spec import Dynamic, ModelSpec, Tensor, Thresholds
+from deploykit.spec import DenseOutput, Dynamic, ModelSpec, Thresholds
 from deploykit.version import __version__
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
@@ -68,7 +68,7 @@ def export_onnx(
     on_expected: Callable[[Expected], None] = lambda _: None,
     on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> ExportReport:
-    """Read a checkpoint safely, fold it, export it to ONNX and prove that the file gives the same numbers.
+    """Read a checkpoint safely, fold it, export it to ONNX and verify that the file gives the same numbers.
 
     Args:
         weights: a checkpoint of a known model (``.pt``, ``.pth``, ``.safetensors``); or ``timm:NAME``.
@@ -78,20 +78,20 @@ def export_onnx(
         opset: ONNX operator set, 18 to 23.
         simplify: fold constants and remove what is idle.
         out: the file, or a folder for it; None: beside the weights.
-        samples: pictures for the parity check; none: the one that ships with deploykit. Noise is always checked too.
-        check: False writes the file without proving it, and the report says so.
+        samples: images for the parity check; none: the one that ships with deploykit. Noise is always checked too.
+        check: False writes the file without verifying it, and the report says so.
         exporter: ``dynamo``, or torch's ``legacy`` one (with onnxsim).
         nms: ``none``: raw rows; ``graph``: suppressed in the graph by ONNX's NonMaxSuppression; ``basic``: by basic
             operators only; ``plugin``: by the node ``deploykit::NmsKpt``, after ``deploykit::DecodeRows``
             where the head is one of anchors. All have one meaning, that of
             :mod:`deploykit.runtime.postprocess.nms`.
         conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
-        preprocessing: how pictures are prepared, where a model was published with two ways: ``legacy`` for the weights
+        preprocessing: how images are prepared, where a model was published with two ways: ``legacy`` for the weights
             of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
         rewrite: another form of the network for the same weights, where a model has one: ``tlc`` of NAFNet.
         timm: how a model of timm is made (docs/models/timm.md).
         lowering: the precision, fp32 if None; what it needs is in it (docs/precision.md).
-        gate: annotated pictures on which the file may lose only so much; None: its accuracy is not looked at.
+        gate: annotated images on which the file may lose only so much; None: its accuracy is not looked at.
         on_step: told what is being done: reading, building, fusing, tracing, simplifying, converting, writing,
             checking.
         on_expected: given what the checkpoint gives on the images of the check, for whoever builds on the file.
@@ -99,7 +99,7 @@ def export_onnx(
 
     Raises:
         ParityError: the file does not agree with the model; nothing is left behind, an older file stays.
-        AccuracyError: it loses more on ``gate``'s pictures than is allowed; nothing is left behind either.
+        AccuracyError: it loses more on ``gate``'s images than is allowed; nothing is left behind either.
         ImageSizeError: a side is not a multiple of the model's stride; the message has the next good one.
         CheckpointError, FoldError, ExportError, OutputError: see :mod:`deploykit.errors`.
     """
@@ -169,14 +169,14 @@ def onnx_from_model(
             f"--precision {lowering.precision} is not for {model.name} yet: the arithmetic of its boxes lies between "
             "layers, and would be rounded with them; export it in fp32"
         )
-    if gate is not None and isinstance(spec.output, Tensor):
+    if gate is not None and isinstance(spec.output, DenseOutput):
         raise UsageError(
             f"--max-drop is for detectors, and this model's task is {spec.task}: deploykit eval tells the accuracy of "
             "the checkpoint and of the export"
         )
     if gate is not None and nms != "none":
         raise UsageError(f"--max-drop goes with --nms none: the thresholds of --nms {nms} change AP by themselves")
-    proof = Proof(model, fused, rows, feeds, clock) if feeds and check else None
+    verification = Verification(model, fused, rows, feeds, clock) if feeds and check else None
     trace = partial(_traced, fused, example, spec, exporter, simplify, clock)
     with folder_beside(out) as folder:
         lowered, base = None, None
@@ -184,7 +184,7 @@ def onnx_from_model(
             graph = trace(plan)
         else:
             assert feeds is not None
-            job = Job(trace, plan, rows_plan, spec, rows, fused, feeds, proof, clock, on_progress)
+            job = Job(trace, plan, rows_plan, spec, rows, fused, feeds, verification, clock, on_progress)
             graph, lowered, base = lower(job, lowering, folder)
             spec = replace(spec, precision=lowering.precision)
             clock("writing")
@@ -195,7 +195,7 @@ def onnx_from_model(
         file = write(graph, folder / out.name, report.weight_size)
         del graph
         lowered = read_back(lowered, file) if lowered else None
-        parity = _proved(proof, file, plan, spec, lowered) if proof else None
+        parity = _verified(verification, file, plan, spec, lowered) if verification else None
         judged = None
         if gate is not None:
             clock("evaluating")
@@ -203,17 +203,17 @@ def onnx_from_model(
         if base is not None:
             shutil.rmtree(base.parent)
         size = sum(p.stat().st_size for p in folder.iterdir())
-        if parity is not None and proof is not None:
-            on_expected(replace(proof.expected, limits=parity.tolerance))
+        if parity is not None and verification is not None:
+            on_expected(replace(verification.expected, limits=parity.tolerance))
             _report_of(file).write_text(parity.to_json())
         move_into_place(folder, out, companions=(weights_of(out), _report_of(out)))
     return replace(report, size=size, parity=parity, lowered=lowered, accuracy=judged, seconds=clock.seconds())
 
 
 def _check_data(lowering: Lowering, gate: AccuracyGate | None) -> None:
-    """Find out before anything takes time that pictures or annotations are missing."""
+    """Find out before anything takes time that images or annotations are missing."""
     if lowering.calibration is not None:
-        lowering.calibration.pictures()
+        lowering.calibration.images()
     if gate is not None:
         gate.check()
 
@@ -274,20 +274,22 @@ def _weights_of(name: str) -> tuple[str, ...]:
     return name, name.rsplit("_", 1)[0], name.rsplit("_t_", 1)[0]
 
 
-def _proved(proof: Proof, file: Path, plan: NmsPlan, spec: ModelSpec, lowered: PrecisionReport | None) -> ParityReport:
+def _verified(
+    verification: Verification, file: Path, plan: NmsPlan, spec: ModelSpec, lowered: PrecisionReport | None
+) -> ParityReport:
     """Hold the file to the limits of its precision, in ONNX Runtime where that has it, and in torch.
 
     Raises:
         ParityError: it does not agree.
     """
     if lowered is None:
-        return proof.full(file, plan, spec)
+        return verification.full(file, plan, spec)
     if spec.precision in ("bf16", "fp8"):  # the one is not, the other not always run by ONNX Runtime's CPU provider
-        in_torch = lowered.in_torch or proof.by_types(ir.load(file), file.name, LIMITS[spec.precision])
+        in_torch = lowered.in_torch or verification.by_types(ir.load(file), file.name, LIMITS[spec.precision])
         what = "bf16 convolutions" if spec.precision == "bf16" else "every fp8 file"
         note = f"ONNX Runtime's CPU provider does not run {what}: this was computed in torch"
         return replace(in_torch, notes=(*in_torch.notes, note))
-    parity = proof.reduced(file, plan, spec, LIMITS[spec.precision])
+    parity = verification.reduced(file, plan, spec, LIMITS[spec.precision])
     parity.raise_if_bad(file.name)
     if lowered.in_torch is None:
         return parity
@@ -329,13 +331,13 @@ def _spec(
         raise UsageError(f"--batch must be at least 1, got {batch}")
     if dynamic == "shape" and model.fixed_shape:
         raise UsageError(
-            f"{model.name} is exported for one size of pictures, which {model.fixed_shape} depend on: choose --dynamic "
+            f"{model.name} is exported for one size of images, which {model.fixed_shape} depend on: choose --dynamic "
             "batch, and --img for another size"
         )
     if opset not in OPSETS:
         raise UsageError(f"--opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}: lower ones give invalid models")
     source = replace(model.spec.source, model=model.name, deploykit=__version__)
-    # A network of any size takes a picture's own rectangle: less to compute than the square that it would be padded to.
+    # A network of any size takes an image's own rectangle: less to compute than the square that it would be padded to.
     fit = replace(model.spec.input.fit, auto=dynamic == "shape")
     canvas = replace(model.spec.input, size=size, batch=batch, dynamic=dynamic, fit=fit)
     return replace(model.spec, input=canvas, opset=opset, source=source)
@@ -346,7 +348,7 @@ def _thresholds(
 ) -> Thresholds:
     asked = {"conf": conf, "iou": iou, "max_det": max_det, "pre_nms_topk": pre_nms_topk}
     changed: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    if changed and isinstance(spec.output, Tensor):
+    if changed and isinstance(spec.output, DenseOutput):
         raise UsageError(f"{', '.join(changed)}: thresholds are for detectors, and this model's task is {spec.task}")
     try:
         return replace(spec.thresholds, **changed)

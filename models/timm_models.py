@@ -28,8 +28,7 @@ from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.class_names import class_names
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel
-from deploykit.spec import Fit, InputSpec, ModelSpec, Source
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, Source
 
 __all__ = ["PREFIX", "TimmModel", "TimmOptions", "list_timm", "load_timm", "name_in"]
 
@@ -230,7 +229,7 @@ def _reference(name: str, network: nn.Module) -> ReferenceModel:
     licence = facts.get("license")
     if licence:
         notes.append(f"the weights that timm publishes for it are under {licence}")
-    spec = ModelSpec("classify", canvas, Dense(name="logits"), class_names(count), source=Source(model=name))
+    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(count), source=Source(model=name))
     return ReferenceModel(name, FAMILY, TimmModel(network).eval(), spec, tuple(notes))
 
 

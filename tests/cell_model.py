@@ -1,6 +1,6 @@
-"""A small real ONNX network that finds coloured blocks, so that a planted picture has a known answer.
+"""A small real ONNX network that finds coloured blocks, so that a planted image has a known answer.
 
-The picture is 64 x 64, cut into 8 x 8 cells. Each cell is one candidate row: its box, as objectness the brightest
+The image is 64 x 64, cut into 8 x 8 cells. Each cell is one candidate row: its box, as objectness the brightest
 channel's mean, and as classes the means of red and of blue. A block of pure red over one cell is one certain ``red``.
 """
 
@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from deploykit.runtime.arrays import Array
-from deploykit.spec import METADATA_KEY, Fit, InputSpec, KeypointSpec, ModelSpec, RawRows
+from deploykit.spec import METADATA_KEY, Fit, InputSpec, KeypointSpec, ModelSpec, RawDetections
 
 SIDE, CELL = 64, 8
 RED, BLUE = (0, 0, 255), (255, 0, 0)  # BGR
@@ -25,7 +25,7 @@ def cell_spec(*, batch: int = 1, dynamic: bool = False) -> ModelSpec:
     return ModelSpec(
         task="keypoints",
         input=InputSpec(size=(SIDE, SIDE), batch=batch, dynamic="batch" if dynamic else "none", fit=fit),
-        output=RawRows(cls=(5, 7), keypoints=(7, 10)),
+        output=RawDetections(cls=(5, 7), keypoints=(7, 10)),
         classes=("red", "blue"),
         keypoints=KeypointSpec(("centre",)),
     )
@@ -56,7 +56,7 @@ def write_cell_model(
         helper.make_node("ReduceMax", ["cells", "channel"], ["obj"], keepdims=1),
         helper.make_node("Gather", ["cells", "ends"], ["cls"], axis=2),
         helper.make_node("Mul", ["obj", "zero"], ["nothing"]),
-        helper.make_node("Add", ["nothing", "boxes"], ["box"]),  # one copy for each picture of the batch
+        helper.make_node("Add", ["nothing", "boxes"], ["box"]),  # one copy for each image of the batch
         helper.make_node("Add", ["nothing", "points"], ["point"]),
         helper.make_node("Concat", ["box", "obj", "cls", "point"], ["output"], axis=2),
     ]
@@ -78,7 +78,7 @@ def write_cell_model(
 
 
 def planted(*blocks: tuple[int, int, tuple[int, int, int]], scale: int = 1, wide: int = 1) -> Array:
-    """A black picture with coloured cells (column, row, BGR colour), ``scale`` times the network's size.
+    """A black image with coloured cells (column, row, BGR colour), ``scale`` times the network's size.
 
     ``wide`` makes it so many times wider than high; it still fits the canvas, with the height shrunk.
     """

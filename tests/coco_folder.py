@@ -1,4 +1,4 @@
-"""Annotated pictures for the network of cell_model.py, whose every object is known."""
+"""Annotated images for the network of cell_model.py, whose every object is known."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RED_ID, BLUE_ID = 7, 3  # sparse, and in another order than the model's labels
 
 @dataclass
 class Folder:
-    """A folder of pictures and the annotation file that lists them; ``save`` writes what ``coco`` holds now."""
+    """A folder of images and the annotation file that lists them; ``save`` writes what ``coco`` holds now."""
 
     path: Path
     coco: dict[str, Any] = field(default_factory=dict)
@@ -44,8 +44,8 @@ class Folder:
         return self
 
 
-def write_folder(path: Path, pictures: Sequence[Sequence[Block]] = BLOCKS, *, scale: int = 8, wide: int = 1) -> Folder:
-    """One PNG a picture, with an annotation for each block: its cell, and the cell's centre as the keypoint."""
+def write_folder(path: Path, images: Sequence[Sequence[Block]] = BLOCKS, *, scale: int = 8, wide: int = 1) -> Folder:
+    """One PNG an image, with an annotation for each block: its cell, and the cell's centre as the keypoint."""
     (path / "images").mkdir(parents=True)
     coco: dict[str, Any] = {
         "images": [],
@@ -56,7 +56,7 @@ def write_folder(path: Path, pictures: Sequence[Sequence[Block]] = BLOCKS, *, sc
         ],
     }
     side = CELL * scale
-    for number, blocks in enumerate(pictures):
+    for number, blocks in enumerate(images):
         name, image_id = f"{number:012}.png", 1000 - number  # numbers that do not follow the order
         image = planted(*blocks, scale=scale, wide=wide)
         (path / "images" / name).write_bytes(cv2.imencode(".png", image)[1].tobytes())

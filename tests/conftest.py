@@ -40,7 +40,7 @@ def ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with trained checkpoints and real pictures; only for tests marked ``data``."""
+    """The folder with trained checkpoints and real images; only for tests marked ``data``."""
     return SHARED
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from deploykit.spec import METADATA_KEY, Dynamic, Fit, InputSpec, ModelSpec, Tensor
+from deploykit.spec import METADATA_KEY, DenseOutput, Dynamic, Fit, InputSpec, ModelSpec
 
 CLASSES = ("red", "green", "blue")
 
@@ -20,7 +20,7 @@ def write(path: Path, spec: ModelSpec, nodes: list[Any], stored: dict[str, np.nd
     free = canvas.dynamic
     size: tuple[Any, ...] = ("h", "w") if free == "shape" else canvas.size
     batch = canvas.batch if free == "none" else "n"
-    name = spec.output.name if isinstance(spec.output, Tensor) else ""
+    name = spec.output.name if isinstance(spec.output, DenseOutput) else ""
     rank = 2 if spec.task == "classify" else 4
     graph = helper.make_graph(
         nodes,
@@ -51,7 +51,7 @@ def canvas_of(
 
 def classifier(path: Path, **changes: Any) -> Path:
     """Its logits are ten times the means of red, green and blue."""
-    spec = ModelSpec("classify", canvas_of("crop", (32, 32), **changes), Tensor(), CLASSES)
+    spec = ModelSpec("classify", canvas_of("crop", (32, 32), **changes), DenseOutput(), CLASSES)
     nodes = [
         helper.make_node("GlobalAveragePool", ["images"], ["a"]),
         helper.make_node("Flatten", ["a"], ["b"]),
@@ -62,7 +62,7 @@ def classifier(path: Path, **changes: Any) -> Path:
 
 def segmenter(path: Path, classes: tuple[str, ...] = CLASSES, **changes: Any) -> Path:
     """The class of a pixel is its brightest colour; of one class: whether it is more than half red."""
-    spec = ModelSpec("segment", canvas_of("resize", (32, 48), **changes), Tensor(), classes)
+    spec = ModelSpec("segment", canvas_of("resize", (32, 48), **changes), DenseOutput(), classes)
     if len(classes) > 1:
         return write(path, spec, [helper.make_node("Identity", ["images"], ["logits"])])
     nodes = [
@@ -74,15 +74,15 @@ def segmenter(path: Path, classes: tuple[str, ...] = CLASSES, **changes: Any) ->
 
 
 def brightener(path: Path, size: tuple[int, int] = (32, 48), kind: Any = "pad", **changes: Any) -> Path:
-    """A restored picture is brighter, by a factor that gives no half grey levels."""
-    spec = ModelSpec("restore", canvas_of(kind, size, **changes), Tensor(name="image"))
+    """A restored image is brighter, by a factor that gives no half grey levels."""
+    spec = ModelSpec("restore", canvas_of(kind, size, **changes), DenseOutput(name="image"))
     nodes = [helper.make_node("Mul", ["images", "more"], ["image"])]
     return write(path, spec, nodes, {"more": np.array(1.2345, np.float32)})
 
 
 def blurrer(path: Path, size: tuple[int, int] = (32, 32), **changes: Any) -> Path:
-    """Means of 3 x 3 pixels with zeros around: a network that sees a picture's border."""
+    """Means of 3 x 3 pixels with zeros around: a network that sees an image's border."""
     channels = changes.get("channels", 3)
-    spec = ModelSpec("restore", canvas_of("tile", size, **changes), Tensor(name="image"))
+    spec = ModelSpec("restore", canvas_of("tile", size, **changes), DenseOutput(name="image"))
     nodes = [helper.make_node("Conv", ["images", "w"], ["image"], group=channels, pads=[1, 1, 1, 1])]
     return write(path, spec, nodes, {"w": np.full((channels, 1, 3, 3), 1 / 9, np.float32)})

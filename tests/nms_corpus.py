@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from deploykit.spec import RawRows, Thresholds
+from deploykit.spec import RawDetections, Thresholds
 
 Rows = npt.NDArray[np.floating]
 F = np.float32
@@ -34,12 +34,12 @@ class Case:
 
     name: str
     rows: Rows
-    layout: RawRows
+    layout: RawDetections
     thresholds: Thresholds
     kept: tuple[int, ...] | None = None
 
 
-def reference(rows: Rows, layout: RawRows, thresholds: Thresholds, *, multi_label: bool = False) -> list[Kept]:
+def reference(rows: Rows, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> list[Kept]:
     """The definition in single float32 operations, one row and one pair at a time."""
     with np.errstate(all="ignore"):
         candidates = []
@@ -61,7 +61,7 @@ def reference(rows: Rows, layout: RawRows, thresholds: Thresholds, *, multi_labe
         return kept[: thresholds.max_det]
 
 
-def _iou(rows: Rows, layout: RawRows, a: int, b: int) -> np.float32:
+def _iou(rows: Rows, layout: RawDetections, a: int, b: int) -> np.float32:
     (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = (_corners(rows[i, slice(*layout.box)].astype(F)) for i in (a, b))
     width = max(F(0), min(ax2, bx2) - max(ax1, bx1))
     height = max(F(0), min(ay2, by2) - max(ay1, by1))
@@ -76,11 +76,11 @@ def _corners(box: Rows) -> tuple[np.float32, np.float32, np.float32, np.float32]
     return cx - w / F(2), cy - h / F(2), cx + w / F(2), cy + h / F(2)
 
 
-ONE_CLASS = RawRows()
-TWO_CLASSES = RawRows(cls=(5, 7))
-NO_OBJ = RawRows(obj=None, cls=(4, 7))
-POSE = RawRows(cls=(5, 6), keypoints=(6, 12))
-ELSEWHERE = RawRows(box=(3, 7), obj=(0, 1), cls=(1, 3), keypoints=(7, 11), kpt_dims=2)
+ONE_CLASS = RawDetections()
+TWO_CLASSES = RawDetections(cls=(5, 7))
+NO_OBJ = RawDetections(obj=None, cls=(4, 7))
+POSE = RawDetections(cls=(5, 6), keypoints=(6, 12))
+ELSEWHERE = RawDetections(box=(3, 7), obj=(0, 1), cls=(1, 3), keypoints=(7, 11), kpt_dims=2)
 HALF = Thresholds(conf=0.25, iou=0.5)
 
 
@@ -103,7 +103,7 @@ def _case(
     name: str,
     rows: Sequence[Sequence[float]],
     kept: tuple[int, ...] | None = None,
-    layout: RawRows = ONE_CLASS,
+    layout: RawDetections = ONE_CLASS,
     thresholds: Thresholds = HALF,
 ) -> Case:
     return Case(name, np.array(rows, F).reshape(len(rows), layout.columns), layout, thresholds, kept)
@@ -126,7 +126,9 @@ def _scores() -> list[Case]:
             thresholds=Thresholds(conf=0, iou=0.5),
         ),
         _case("no objectness", [_far(0, 0.1, 0.9, 0), _far(1, 0.2, 0.2, 0.2), _far(2, 0, 0, 1)], (2, 0), NO_OBJ),
-        _case("one class without objectness", [_far(0, 0.3), _far(1, 0.9)], (1, 0), RawRows(obj=None, cls=(4, 5))),
+        _case(
+            "one class without objectness", [_far(0, 0.3), _far(1, 0.9)], (1, 0), RawDetections(obj=None, cls=(4, 5))
+        ),
     ]
 
 
@@ -246,7 +248,7 @@ def _fused_iou(rows: Rows) -> np.float32:
 def _far_from_the_origin() -> Case:
     """Pairs near the threshold, in many classes: an offset of 4096 pixels a class would round the boxes away."""
     rng = np.random.default_rng(11)
-    layout = RawRows(cls=(5, 85))
+    layout = RawDetections(cls=(5, 85))
     rows = np.zeros((160, layout.columns), F)
     for i in range(0, 160, 2):
         x, y, side = rng.uniform(0, 900), rng.uniform(0, 900), rng.uniform(4, 9)

@@ -14,6 +14,7 @@ from deploykit.spec import (
     COCO_KEYPOINTS,
     METADATA_KEY,
     SPEC_VERSION,
+    DenseOutput,
     Fit,
     InputSpec,
     KeypointSpec,
@@ -21,16 +22,15 @@ from deploykit.spec import (
     NmsOutputs,
     PoseFusion,
     PoseObjectRows,
-    RawRows,
+    RawDetections,
     Source,
-    Tensor,
     Thresholds,
 )
 
 POSE = ModelSpec(
     task="keypoints",
     input=InputSpec(size=(960, 960), fit=Fit(stride=64)),
-    output=RawRows(cls=(5, 6), keypoints=(6, 57)),
+    output=RawDetections(cls=(5, 6), keypoints=(6, 57)),
     classes=("person",),
     keypoints=COCO_KEYPOINTS,
 )
@@ -96,7 +96,7 @@ def test_a_spec_of_pose_objects_as_written_today_can_always_be_read() -> None:
     assert spec.to_json() == written
     assert spec.output == PoseObjectRows(cls=(5, 8), coords=(8, 12))
     assert (spec.output.columns, spec.output.num_keypoints) == (12, 2)
-    assert spec.output.plain == RawRows(cls=(5, 8), keypoints=(8, 12), kpt_dims=2)
+    assert spec.output.plain == RawDetections(cls=(5, 8), keypoints=(8, 12), kpt_dims=2)
 
 
 def test_a_pose_object_is_a_person_or_a_coco_keypoint_by_default() -> None:
@@ -137,7 +137,7 @@ def test_rows_that_the_runtime_decodes_as_written_today_can_always_be_read() -> 
     )
     head = '{"task":"detect","input":{"size":[416,416],"colour":"bgr","scale":1.0},"output":'
     spec = ModelSpec.from_json(head + written + "}")
-    assert spec.output == RawRows(cls=(5, 85), decode="yolox", strides=(8, 16, 32))
+    assert spec.output == RawDetections(cls=(5, 85), decode="yolox", strides=(8, 16, 32))
     assert written in spec.to_json()
 
 
@@ -146,7 +146,7 @@ def test_a_field_that_came_later_is_written_only_where_it_says_something() -> No
     assert "decode" not in POSE.to_json()
     assert "strides" not in POSE.to_json()
     assert POSE.version == 1
-    later = {f.name for f in dataclasses.fields(RawRows) if f.metadata.get("later")}
+    later = {f.name for f in dataclasses.fields(RawDetections) if f.metadata.get("later")}
     assert later == {"decode", "strides"}
 
 
@@ -157,7 +157,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     dims = draw(st.sampled_from((2, 3)))
     stop = 5 + len(classes)
     strides = draw(st.lists(st.integers(1, 64), max_size=3)) if not points else []
-    rows = RawRows(
+    rows = RawDetections(
         cls=(5, stop),
         keypoints=(stop, stop + points * dims) if points else None,
         kpt_dims=dims,
@@ -165,7 +165,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         strides=tuple(strides),
     )
     poses = PoseObjectRows(cls=(5, 6 + points), coords=(6 + points, 6 + 3 * points)) if points else rows
-    output = draw(st.sampled_from((rows, poses, NmsOutputs(), Tensor())))
+    output = draw(st.sampled_from((rows, poses, NmsOutputs(), DenseOutput())))
     keyed = points if output in (rows, poses) else 0
     classes = classes[:1] if isinstance(output, PoseObjectRows) else classes
     return ModelSpec(

@@ -70,11 +70,11 @@ def test_every_command_is_in_the_readme() -> None:
     assert not [name for name in COMMANDS if f"deploykit {name}" not in readme and f"`{name} " not in readme]
 
 
-def test_the_picture_is_the_one_in_the_notice() -> None:
-    picture = (ROOT / "deploykit" / "assets" / "apollo11_crew.jpg").read_bytes()
+def test_the_image_is_the_one_in_the_notice() -> None:
+    image = (ROOT / "deploykit" / "assets" / "apollo11_crew.jpg").read_bytes()
     notice = (ROOT / "NOTICE").read_text()
-    assert hashlib.sha256(picture).hexdigest() in notice
-    assert f"{len(picture):,} bytes" in notice
+    assert hashlib.sha256(image).hexdigest() in notice
+    assert f"{len(image):,} bytes" in notice
 
 
 def test_the_version_is_in_the_changelog_or_unreleased() -> None:

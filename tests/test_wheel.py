@@ -1,4 +1,4 @@
-"""What is built holds every module, the picture and the sources of the plugins; and nothing else."""
+"""What is built holds every module, the image and the sources of the plugins; and nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "dist"
 
 
-def test_the_wheel_holds_every_module_and_the_picture(built: Path) -> None:
+def test_the_wheel_holds_every_module_and_the_image(built: Path) -> None:
     names = set(zipfile.ZipFile(next(built.glob("*.whl"))).namelist())
     modules = {f for f in tracked() if f.startswith("deploykit/") and f.endswith(".py")}
     for part in ("models", "export", "runtime"):

@@ -31,8 +31,7 @@ from deploykit.export.nms.plan import plan_of
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution, MaskedMaxPool, MaskedUnpool, Unpool
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import open_session
-from deploykit.spec import Fit, InputSpec, ModelSpec, Source, Thresholds
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, Source, Thresholds
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (1, 4, 12, 18)
@@ -53,7 +52,7 @@ stands in it; last with {about}. Engines were built, not run.
   each window's first largest value was, and the unpooling repeats values and multiplies. All values are those of
   `max_pool2d` and `max_unpool2d`, ties included. Windows do not overlap, sides are multiples of theirs.
 * `Unpool` has the three modes of Caffe's layers: a value in the middle of its window (`fixed`), spread over it (`div`),
-  repeated (`rep`). ParseNet repeats the picture's mean, which is one `Expand`.
+  repeated (`rep`). ParseNet repeats the image's mean, which is one `Expand`.
 * FCN's deconvolutions are bilinear and not learned. Their weights go from each channel to itself only; folded, they are
   a convolution of one group a channel, a {classes}th of the weights for {classes} classes.
 """
@@ -135,9 +134,9 @@ def row_of(name: str) -> tuple[str, str, str, str, str]:
 
 
 def export(module: nn.Module, file: Path) -> None:
-    """As :func:`deploykit.export.to_onnx.onnx_from_model` does it, but for the proof."""
+    """As :func:`deploykit.export.to_onnx.onnx_from_model` does it, but for the verification."""
     canvas = InputSpec(size=SHAPE[2:], channels=SHAPE[1], mean=(0.0,) * 4, std=(1.0,) * 4, fit=Fit(stride=1))
-    asked = ModelSpec("restore", canvas, Dense(name="image"), source=Source(model="unpooling"))
+    asked = ModelSpec("restore", canvas, DenseOutput(name="image"), source=Source(model="unpooling"))
     plan, spec = plan_of(asked, "none", Thresholds(), module)
     graph = traced(module, example_input(spec.input), spec, "dynamo", True, plan.outputs)
     passes.simplify(graph)

@@ -1,4 +1,4 @@
-// The C interface of letterbox on the CPU: rows of the canvas, so that several threads may share one picture.
+// The C interface of letterbox on the CPU: rows of the canvas, so that several threads may share one image.
 #include <algorithm>
 
 #include "kernel.cuh"
@@ -13,7 +13,7 @@ using deploykit::letterbox::resized_value;
 using deploykit::letterbox::Tap;
 using deploykit::letterbox::tap;
 
-// Two rows of the picture as one: what the horizontal step needs, for every source pixel.
+// Two rows of the image as one: what the horizontal step needs, for every source pixel.
 void blend_rows(const uint8_t* above, const uint8_t* below, int32_t weight, int32_t values, int32_t* row) {
   const int16_t w1 = static_cast<int16_t>(weight);
   const int16_t w0 = static_cast<int16_t>(deploykit::letterbox::unit - weight);
@@ -22,7 +22,7 @@ void blend_rows(const uint8_t* above, const uint8_t* below, int32_t weight, int3
   }
 }
 
-// One row of the resized picture into three planes. T is a number of the output's size: tables hold finished values.
+// One row of the resized image into three planes. T is a number of the output's size: tables hold finished values.
 template <typename T>
 void resize_row(const Plan& plan, const uint8_t* source, int64_t pitch, const Tap& y, const Tap* taps, int32_t* row,
     const T* const tables[3], T* const planes[3]) {
@@ -94,7 +94,7 @@ DEPLOYKIT_API int64_t deploykit_letterbox_workspace(const Plan* plan) {
 }
 
 // Rows first .. last - 1 of the canvas, in three planes at `out` (the whole image's address). `pitch`: bytes from one
-// row of the picture to the next; `half`: tables and output are float16, else float32; `table`: three times 256 values
+// row of the image to the next; `half`: tables and output are float16, else float32; `table`: three times 256 values
 // in the output's channel order. Returns 0, or -1: the arguments contradict each other.
 DEPLOYKIT_API int32_t deploykit_letterbox(const Plan* plan, const uint8_t* source, int64_t pitch, const void* table,
     int32_t half, int32_t first, int32_t last, void* workspace, void* out) {

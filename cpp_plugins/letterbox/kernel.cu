@@ -1,4 +1,4 @@
-// The kernel: a thread an output pixel, three channels; pictures of a batch may have different sizes.
+// The kernel: a thread an output pixel, three channels; images of a batch may have different sizes.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -66,7 +66,7 @@ cudaError_t launch(const Plan* plans, const uint8_t* const* sources, const int64
 
 DEPLOYKIT_API const char* deploykit_built_with() { return DEPLOYKIT_BUILT_WITH; }
 
-// Pictures in device memory (BGR, `pitches` bytes a row) to (count, 3, H, W) in device memory; all canvases have the
+// Images in device memory (BGR, `pitches` bytes a row) to (count, 3, H, W) in device memory; all canvases have the
 // size of the first. `table` is host memory, as for deploykit_letterbox. Returns 0, or CUDA's error code.
 DEPLOYKIT_API int32_t deploykit_letterbox_cuda(const deploykit::letterbox::Plan* plans, const uint8_t* const* sources,
     const int64_t* pitches, int32_t count, const void* table, int32_t half, void* out, void* stream) {

@@ -1,6 +1,6 @@
 // Letterbox and blob in one pass: bilinear resize, border, colour order, scale / mean / std, HWC to CHW.
 //
-// The resize is OpenCV's INTER_LINEAR on 8-bit pictures: taps and weights are computed as there (positions rounded to
+// The resize is OpenCV's INTER_LINEAR on 8-bit images: taps and weights are computed as there (positions rounded to
 // float, weights in 1/2048), and the sum of the four products is exact and rounded once, half up. OpenCV itself rounds
 // in between on some paths, so a value may differ by one grey level.
 //
@@ -15,14 +15,14 @@ namespace letterbox {
 
 constexpr int32_t unit = 2048;  // weights are whole numbers of 1 / unit
 
-// One picture on its canvas; all sizes in pixels.
+// One image on its canvas; all sizes in pixels.
 struct Plan {
   int32_t source_height, source_width;
   int32_t resized_height, resized_width;
   int32_t canvas_height, canvas_width;
   int32_t top, left;
   int32_t pad_value;
-  int32_t swap;  // 1: channel 0 of the output is channel 2 of the picture (BGR to RGB)
+  int32_t swap;  // 1: channel 0 of the output is channel 2 of the image (BGR to RGB)
 };
 
 // The two source pixels of one output pixel along an axis, and the second one's weight.
@@ -58,7 +58,7 @@ DEPLOYKIT_BOTH int32_t grey_level(int32_t a, int32_t b, int32_t weight) {
   return (blended(a, b, weight) + unit * unit / 2) / (unit * unit);
 }
 
-// One channel of one pixel of the resized picture; `pitch` is in bytes.
+// One channel of one pixel of the resized image; `pitch` is in bytes.
 DEPLOYKIT_BOTH int32_t resized_value(
     const uint8_t* source, int64_t pitch, const Tap& x, const Tap& y, int32_t channel) {
   const uint8_t* above = source + y.first * pitch + channel;
@@ -68,7 +68,7 @@ DEPLOYKIT_BOTH int32_t resized_value(
   return grey_level(first, second, x.weight);
 }
 
-// The three channels of one pixel of the canvas, in the output's order; the border where there is no picture.
+// The three channels of one pixel of the canvas, in the output's order; the border where there is no image.
 struct Pixel {
   int32_t values[3];
 };

@@ -16,10 +16,10 @@ from deploykit.errors import DeployError, explained_imports
 from deploykit.version import __version__
 
 COMMANDS = {
-    "export": "turn a checkpoint into an ONNX file and TensorRT engines that are proved equal to it",
-    "predict": "run a model on pictures, folders, videos or a camera",
-    "bench": "measure how long a model takes, by itself and from picture to objects",
-    "eval": "score a model on annotated pictures: average precision and recall",
+    "export": "turn a checkpoint into an ONNX file and TensorRT engines that are verified equal to it",
+    "predict": "run a model on images, folders, videos or a camera",
+    "bench": "measure how long a model takes, by itself and from image to objects",
+    "eval": "score a model on annotated images: average precision and recall",
     "compare": "check that two models give the same numbers",
     "inspect": "say what a checkpoint or an exported model is, without running it",
     "models": "list the models that can be built by name",

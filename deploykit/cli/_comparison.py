@@ -29,7 +29,7 @@ def print_comparison(found: AccuracyComparison, reference: str, *, per_class: bo
         table.add_row(name, *values, f"{100 * difference:+.2f}", *interval)
     out.print()
     out.print(table)
-    drawn = f"; intervals: {found.samples} draws of {found.model.counts.images} pictures" if found.intervals else ""
+    drawn = f"; intervals: {found.samples} draws of {found.model.counts.images} images" if found.intervals else ""
     out.print(f"points are hundredths; against {reference}{drawn}", markup=False)
     speeds = [e.timings.get("inference", 0.0) for e in (found.model, found.reference)]
     if all(speeds):

@@ -16,15 +16,15 @@ DENSE = ("segment", "classify", "restore", "features")
 """Tasks whose evaluation is not that of detections; of features it says that there is none."""
 
 MEANINGS = {
-    "top1": "share of the pictures whose class is the best one",
+    "top1": "share of the images whose class is the best one",
     "top5": "... is among the best five",
     "mIoU": "intersection over union of a class, mean over the classes",
     "mAcc": "share of a class' pixels that are right, mean over the classes",
     "aAcc": "share of all pixels that are right",
     "fwIoU": "intersection over union, weighted by the classes' pixels",
     "Dice": "of class 1: twice the intersection over the sum of both",
-    "PSNR": "peak signal-to-noise ratio in decibels, mean over the pictures",
-    "SSIM": "structural similarity, mean over the pictures",
+    "PSNR": "peak signal-to-noise ratio in decibels, mean over the images",
+    "SSIM": "structural similarity, mean over the images",
 }
 
 OTHERS = ("conf", "iou", "max_det", "img", "batch", "detections", "plots", "bootstrap")
@@ -65,7 +65,7 @@ def run_dense(args: argparse.Namespace) -> int:
             def tell(done: int, total: int) -> None:
                 if done == 1:
                     on_step("evaluating")
-                on_step.share(f"evaluating, {done} of {total} pictures", done / total)
+                on_step.share(f"evaluating, {done} of {total} images", done / total)
 
             from deploykit.facade import evaluate_dense
 
@@ -103,14 +103,14 @@ def _print(found: DenseEvaluation, args: argparse.Namespace, against: DenseEvalu
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    pictures = "" if args.images is None else f", pictures in {args.images}"
+    images = "" if args.images is None else f", images in {args.images}"
     facts.add_row("model", escape(args.model))
-    facts.add_row("data", escape(f"{args.data}{pictures}"))
+    facts.add_row("data", escape(f"{args.data}{images}"))
     facts.add_row("counts", ", ".join(f"{count:,} {what}" for what, count in found.counts.items()))
     facts.add_row("canvas", f"{found.settings['fit']}, {found.settings['size']}")
     facts.add_row("computes", ", ".join(found.settings["providers"]))
     stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in found.timings.items())
-    facts.add_row("time", f"{stages} = {sum(found.timings.values()):.1f} ms a picture")
+    facts.add_row("time", f"{stages} = {sum(found.timings.values()):.1f} ms an image")
     out.print(facts)
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column(found.task)
@@ -123,15 +123,15 @@ def _print(found: DenseEvaluation, args: argparse.Namespace, against: DenseEvalu
     out.print()
     out.print(table)
     rows = found.per_class if args.per_class else {}
-    if args.per_class and found.per_picture:
-        rows = found.per_picture
+    if args.per_class and found.per_image:
+        rows = found.per_image
     if rows:
         columns = list(next(iter(rows.values())))
         details = Table(box=None, pad_edge=False, header_style="bold")
-        details.add_column("picture" if found.per_picture else "class")
+        details.add_column("image" if found.per_image else "class")
         for column in columns:
             details.add_column(column, justify="right")
         for name, values in rows.items():
-            details.add_row(escape(name), *(f"{values[c]:.4f}" if c != "pictures" else f"{values[c]}" for c in columns))
+            details.add_row(escape(name), *(f"{values[c]:.4f}" if c != "images" else f"{values[c]}" for c in columns))
         out.print()
         out.print(details)

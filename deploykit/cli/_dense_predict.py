@@ -1,4 +1,4 @@
-"""What ``predict`` does for classes, label maps and restored pictures: options, words, and files."""
+"""What ``predict`` does for classes, label maps and restored images: options, words, and files."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from deploykit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
-    from deploykit.runtime.images.sources import Pictures, Video
+    from deploykit.runtime.images.sources import Images, Video
     from deploykit.spec import ModelSpec
 
-RESTORED = ".png"  # a restored picture is written without loss
+RESTORED = ".png"  # a restored image is written without loss
 RAW = ".dng"
 SHOWN = 6  # shares of a label map in a line
 DONE = {"classify": "classified", "segment": "segmented", "restore": "restored", "features": "described"}
@@ -23,7 +23,7 @@ DONE = {"classify": "classified", "segment": "segmented", "restore": "restored",
 def add_dense_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of networks that find no boxes."""
     group = parser.add_argument_group("classification, segmentation, restoration")
-    group.add_argument("--top", type=int, metavar="N", help="classify: so many classes of a picture (default 5)")
+    group.add_argument("--top", type=int, metavar="N", help="classify: so many classes of an image (default 5)")
     group.add_argument(
         "--maps", action="store_true", help="segment: write label maps too (NAME-labels.png, with a palette)"
     )
@@ -31,7 +31,7 @@ def add_dense_arguments(parser: argparse.ArgumentParser) -> None:
         "--tile", type=int, metavar="N", help="restore: pixels a side of a tile, of a mosaic in cells of 2 x 2"
     )
     group.add_argument("--overlap", type=int, metavar="N", help="restore: how deep in its tile a kept pixel lies")
-    group.add_argument("--batch", type=int, metavar="N", help="pictures, or tiles, in a run of a network that is free")
+    group.add_argument("--batch", type=int, metavar="N", help="images, or tiles, in a run of a network that is free")
     group.add_argument(
         "--save-as",
         metavar="SUFFIX",
@@ -68,26 +68,26 @@ def check_dense_arguments(args: argparse.Namespace, spec: ModelSpec, *, takes_ra
             raise UsageError(f"{option} needs {needs}; this model's task is {spec.task}")
 
 
-def without_raw(source: Pictures | Video) -> Pictures | Video:
-    """A folder's pictures without its RAW files, for a network that takes none; one that was named itself stays, and
+def without_raw(source: Images | Video) -> Images | Video:
+    """A folder's images without its RAW files, for a network that takes none; one that was named itself stays, and
     is refused when it is read.
 
     Raises:
         ImageError: none is left.
     """
     from deploykit.runtime.images.sources import Video
-    from deploykit.runtime.raw.picture import is_raw
+    from deploykit.runtime.raw.mosaic import is_raw
 
     if isinstance(source, Video) or source.folder is None:
         return source
     left = tuple(item for item in source.items if isinstance(item, Path) and not is_raw(item))
     if not left:
-        raise ImageError(f"{source.folder} holds RAW files only, and this model takes developed pictures")
+        raise ImageError(f"{source.folder} holds RAW files only, and this model takes developed images")
     return dataclasses.replace(source, items=left)
 
 
 def said(result: Any) -> str:
-    """A picture's line; empty: it is one of objects."""
+    """An image's line; empty: it is one of objects."""
     from deploykit.runtime.results.dense import (
         Classification,
         DenseResult,
@@ -141,7 +141,7 @@ class Files:
         """Of a file that the result writes itself; None: what is drawn is written.
 
         Raises:
-            UsageError: a picture cannot become a mosaic.
+            UsageError: an image cannot become a mosaic.
         """
         from deploykit.runtime.results.dense import RestoredImage, RestoredRaw
 
@@ -150,7 +150,7 @@ class Files:
         if not isinstance(result, RestoredImage):
             return None
         if self.suffix == RAW:
-            raise UsageError(f"--save-as dng is for mosaics, and {result.name} is a developed picture")
+            raise UsageError(f"--save-as dng is for mosaics, and {result.name} is a developed image")
         return self.suffix or RESTORED
 
     def name_of(self, name: str) -> str:

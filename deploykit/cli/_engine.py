@@ -35,7 +35,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar=("MIN", "BEST", "MAX"),
         help="shapes of a network with --dynamic, as 1x640x640 (batch, height, width); may be repeated "
-        "(default: batches of 1 to 8, pictures within --img)",
+        "(default: batches of 1 to 8, images within --img)",
     )
     group.add_argument("--workspace", type=int, metavar="MIB", help="device memory for layers (default: the builder's)")
     group.add_argument("--tf32", action="store_true", help="let fp32 layers round to TF32 (default no)")

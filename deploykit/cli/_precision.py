@@ -34,7 +34,7 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("none", "input", "output", "both"),
         help="fp16: which of the file's own inputs and outputs are fp16 too (default none: they stay float32)",
     )
-    group.add_argument("--calib", metavar="DIR", help="int8, fp8: pictures to measure the ranges of activations with")
+    group.add_argument("--calib", metavar="DIR", help="int8, fp8: images to measure the ranges of activations with")
     group.add_argument("--calib-size", type=int, metavar="N", help="use so many of them (default 32)")
     group.add_argument(
         "--calib-method",
@@ -62,8 +62,8 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
         help="evaluate the file and what it was made from, and keep it only if AP falls by at most so many hundredths",
     )
     gate.add_argument("--data", metavar="FILE", help="for --max-drop: annotations in COCO's JSON format")
-    gate.add_argument("--images", metavar="DIR", help="for --max-drop: the folder with the pictures that they list")
-    gate.add_argument("--limit", type=int, metavar="N", help="for --max-drop: only the first N pictures")
+    gate.add_argument("--images", metavar="DIR", help="for --max-drop: the folder with the images that they list")
+    gate.add_argument("--limit", type=int, metavar="N", help="for --max-drop: only the first N images")
 
 
 def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
@@ -132,5 +132,5 @@ def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
         lines += report.quantised.lines()
     if report.base is not None:
         worst = max((d.used for d in report.base.differences), default=0.0)
-        lines.append(("fp32 before it", f"proved, {100 * worst:.1f} % of its limits used"))
+        lines.append(("fp32 before it", f"verified, {100 * worst:.1f} % of its limits used"))
     return [*lines, *(("note", note) for note in report.notes)]

@@ -1,4 +1,4 @@
-"""``deploykit bench``: how long a model takes, by itself and from picture to objects."""
+"""``deploykit bench``: how long a model takes, by itself and from image to objects."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         nargs="+",
         metavar="SOURCE",
-        help="pictures and folders of pictures, run in turn (default: one synthetic 1080p frame)",
+        help="images and folders of images, run in turn (default: one synthetic 1080p frame)",
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="pictures a run (default: the model's own)")
+    parser.add_argument("--batch", type=int, metavar="N", help="images a run (default: the model's own)")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads within one operator (default: the backend's choice)"
     )
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (0 to 1)")
     parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
-    parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects a picture")
+    parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects an image")
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     parser.add_argument("--samples", action="store_true", help="with --json: the time of every run as well")
@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    # OpenCV's own chatter about a broken picture; what matters of it is said by the error that follows.
+    # OpenCV's own chatter about a broken image; what matters of it is said by the error that follows.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from deploykit.runtime.bench.benchmark import benchmark
 
@@ -156,7 +156,7 @@ def _print(report: Benchmark, file: Path, size: int) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from deploykit.spec import Tensor
+    from deploykit.spec import DenseOutput
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -169,9 +169,9 @@ def _print(report: Benchmark, file: Path, size: int) -> None:
     _print_part(out, "model only", alone, {**alone.stages, "network": alone.total}, report.batch)
     out.print(f"{alone.images_per_second:.1f} images a second through the network alone", markup=False)
     _print_part(out, "end to end", whole, {**whole.stages, "end to end": whole.total}, report.batch)
-    dense = isinstance(report.spec.output, Tensor)
-    speed = f"{whole.images_per_second:.1f} images a second from picture to {'result' if dense else 'objects'}"
-    out.print(speed if dense else f"{speed}; objects a picture: {report.objects:.1f}", markup=False)
+    dense = isinstance(report.spec.output, DenseOutput)
+    speed = f"{whole.images_per_second:.1f} images a second from image to {'result' if dense else 'objects'}"
+    out.print(speed if dense else f"{speed}; objects an image: {report.objects:.1f}", markup=False)
     if whole.total.unsure:
         names = ", ".join(whole.total.unsure)
         few = f"{_counted(report.runs, 'run')}, too few for {names}: what stands there lies between the slowest two"
@@ -182,7 +182,7 @@ def _print_part(out: Console, title: str, part: Part, rows: dict[str, Statistics
     """One of the two tables under the sentence that says what is in it."""
     from rich.table import Table
 
-    out.print(f"\n[bold]{title.upper()}[/bold] (ms a run of {_counted(batch, 'picture')}): {part.includes}")
+    out.print(f"\n[bold]{title.upper()}[/bold] (ms a run of {_counted(batch, 'image')}): {part.includes}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("ms")
     for name in COLUMNS:
@@ -199,7 +199,7 @@ def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]
     from deploykit.describe import preprocessing
     from deploykit.runtime.files import megabytes
 
-    network, machine, pictures = report.network, report.machine, report.pictures
+    network, machine, images = report.network, report.machine, report.images
     yield "file", f"{file}  {megabytes(size)}, loaded in {network.load_seconds:.1f} s"
     yield "model", f"{network.model or 'without a name'}, {network.precision} as its spec says"
     shapes = sorted(network.shapes, key=math.prod)
@@ -216,10 +216,10 @@ def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]
     for gpu in machine.gpus:
         yield "GPU", f"{gpu.name}, driver {gpu.driver}"
     yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
-    sizes = [f"{width}x{height}" for height, width in sorted(set(pictures.sizes), key=lambda s: s[0] * s[1])]
-    count, encoded = _counted(len(pictures.data), "picture"), megabytes(sum(map(len, pictures.data)))
-    sources = _some(list(pictures.sources), "sources")
-    yield "pictures", f"{sources}: {count}, {_some(sizes, 'sizes')} (width x height), {encoded} encoded"
+    sizes = [f"{width}x{height}" for height, width in sorted(set(images.sizes), key=lambda s: s[0] * s[1])]
+    count, encoded = _counted(len(images.data), "image"), megabytes(sum(map(len, images.data)))
+    sources = _some(list(images.sources), "sources")
+    yield "images", f"{sources}: {count}, {_some(sizes, 'sizes')} (width x height), {encoded} encoded"
     warmup = f"{_counted(report.warmup_runs, 'run')} in {report.warmup_seconds:.1f} s to warm up, not counted"
     yield "runs", f"{warmup}; then {report.runs} in {report.seconds:.1f} s, each end to end and then the model alone"
     yield "memory", _memory(report)

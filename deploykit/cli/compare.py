@@ -12,7 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("a", metavar="A", help="the reference: a checkpoint or an exported model")
     parser.add_argument("b", metavar="B", help="what is compared with it")
     parser.add_argument(
-        "--sample", action="append", default=[], metavar="IMAGE", help="compare on this picture (may be repeated)"
+        "--sample", action="append", default=[], metavar="IMAGE", help="compare on this image (may be repeated)"
     )
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of models that do not carry one")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")

@@ -1,4 +1,4 @@
-"""``deploykit eval``: how good a model is on annotated pictures."""
+"""``deploykit eval``: how good a model is on annotated images."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ MEANINGS = {
     "APs": "... of objects below 32 x 32 pixels",
     "APm": "... of 32 x 32 to 96 x 96",
     "APl": "... of larger ones",
-    "AR1": "share of the objects found, by the best detection of a class in a picture",
+    "AR1": "share of the objects found, by the best detection of a class in an image",
     "AR10": "... by its best 10",
     "AR100": "... by its best 100",
-    "AR": "share of the objects found, by the best 20 a picture",
+    "AR": "share of the objects found, by the best 20 an image",
     "AR50": "... at a similarity of 0.50",
     "AR75": "... at a similarity of 0.75",
     "ARs": "... of objects below 32 x 32 pixels",
@@ -47,27 +47,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="PATH",
-        help="annotations in COCO's JSON format; classify: a folder of pictures for each class; segment: a folder of "
+        help="annotations in COCO's JSON format; classify: a folder of images for each class; segment: a folder of "
         "label maps; restore: of targets",
     )
-    parser.add_argument("--images", metavar="DIR", help="the folder with the pictures (not for classify)")
+    parser.add_argument("--images", metavar="DIR", help="the folder with the images (not for classify)")
     parser.add_argument(
         "--task",
         choices=("detect", "instances", "keypoints", "segment", "classify", "restore"),
         help="what is scored (default: the spec's task)",
     )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N pictures that are there")
-    parser.add_argument("--allow-missing", action="store_true", help="leave out listed pictures that are not there")
-    parser.add_argument("--batch", type=int, metavar="N", help="pictures a run (default: the model's own)")
+    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images that are there")
+    parser.add_argument("--allow-missing", action="store_true", help="leave out listed images that are not there")
+    parser.add_argument("--batch", type=int, metavar="N", help="images a run (default: the model's own)")
     parser.add_argument(
         "--img", type=int, nargs="+", metavar="N", help="canvas of a dynamic shape: one side, or height and width"
     )
     parser.add_argument(
-        "--rectangles", action="store_true", help="each picture's own rectangle, as predict does, not the whole canvas"
+        "--rectangles", action="store_true", help="each image's own rectangle, as predict does, not the whole canvas"
     )
     parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (default 0.001)")
     parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (default 0.65)")
-    parser.add_argument("--max-det", type=int, metavar="N", help="at most so many objects a picture (default 300)")
+    parser.add_argument("--max-det", type=int, metavar="N", help="at most so many objects an image (default 300)")
     parser.add_argument(
         "--engine", choices=("hotcoco", "pycocotools"), default="hotcoco", help="the library of the metrics"
     )
@@ -78,7 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="preprocessing",
         default="default",
         metavar="NAME",
-        help="upstream: pictures as the original project's own evaluation prepares them; legacy: of a checkpoint with "
+        help="upstream: images as the original project's own evaluation prepares them; legacy: of a checkpoint with "
         "weights of YOLOX's release 0.0.1 (default: the spec's)",
     )
     parser.add_argument(
@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bootstrap",
         type=int,
         metavar="N",
-        help="draws of pictures for 95 %% intervals (default 1000 with --against, else none)",
+        help="draws of images for 95 %% intervals (default 1000 with --against, else none)",
     )
     parser.add_argument(
         "--plots", metavar="DIR", help="draw precision over recall, F1 over the score, and the classes' AP (matplotlib)"
@@ -104,12 +104,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    # OpenCV's own chatter about a broken picture; what matters of it is said by the error that follows.
+    # OpenCV's own chatter about a broken image; what matters of it is said by the error that follows.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     if args.task in DENSE or (args.task is None and task_of(args) in DENSE):
         return run_dense(args)
     if args.images is None:
-        raise UsageError("--images is missing: the folder with the pictures that the annotations list")
+        raise UsageError("--images is missing: the folder with the images that the annotations list")
     if args.img is not None and len(args.img) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
     with steps() as on_step:
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         def tell(done: int, total: int) -> None:
             if done == 1:
                 on_step("evaluating")
-            on_step.share(f"evaluating, {done} of {total} pictures", done / total)
+            on_step.share(f"evaluating, {done} of {total} images", done / total)
             if done == total:
                 on_step("scoring")
 
@@ -248,21 +248,21 @@ def _facts(found: Evaluation, args: argparse.Namespace) -> Iterator[tuple[str, s
     """What a reader must know to judge the numbers, a line each."""
     counts, used = found.counts, found.settings
     yield "model", args.model
-    yield "data", f"{args.data}, pictures in {args.images}"
+    yield "data", f"{args.data}, images in {args.images}"
     parts = [f"{counts.images} of {counts.listed} listed"]
     parts += [f"{counts.missing} missing"] if counts.missing else []
     parts += [f"{counts.left_out} left out by --limit"] if counts.left_out else []
-    yield "pictures", ", ".join(parts)
+    yield "images", ", ".join(parts)
     crowd = f", {counts.crowd} crowd region{'s' * (counts.crowd != 1)} ignored" if counts.crowd else ""
     yield "truth", f"{counts.objects:,} objects of {counts.categories} categories (matched by {used.matched_by}){crowd}"
-    full = f", {counts.full} picture{'s' * (counts.full != 1)} with as many as max_det allows" if counts.full else ""
+    full = f", {counts.full} image{'s' * (counts.full != 1)} with as many as max_det allows" if counts.full else ""
     yield "found", f"{counts.detections:,} detections{full}"
     labels = "each class over conf" if used.multi_label else "the best class a box"
     where = " (inside the network)" if used.nms == "graph" else ""
     yield "thresholds", f"conf {used.conf:g}, iou {used.iou:g}, max_det {used.max_det}, {labels}{where}"
     upstream = "; prepared as the original project evaluates" if used.preprocessing == "upstream" else ""
-    canvas = "each picture's own rectangle within" if used.rectangles else "the whole canvas of"
+    canvas = "each image's own rectangle within" if used.rectangles else "the whole canvas of"
     yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}{upstream}"
     yield "computes", f"{', '.join(used.providers)}; metrics by {used.engine} {found.versions[used.engine]}"
     stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in found.timings.items())
-    yield "time", f"{stages} = {sum(found.timings.values()):.1f} ms a picture"
+    yield "time", f"{stages} = {sum(found.timings.values()):.1f} ms an image"

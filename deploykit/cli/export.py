@@ -51,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", metavar="PATH", help="the file, or a folder (for several formats) (default: beside the weights)"
     )
     parser.add_argument(
-        "--sample", action="append", default=[], metavar="IMAGE", help="check on this picture (may be repeated)"
+        "--sample", action="append", default=[], metavar="IMAGE", help="check on this image (may be repeated)"
     )
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="prove that the numbers agree (default yes)",
+        help="verify that the numbers agree (default yes)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
     group = parser.add_argument_group("detections")
@@ -100,7 +100,7 @@ def _add_timm_arguments(parser: argparse.ArgumentParser) -> None:
         help="of --weights timm:NAME: timm downloads the weights (default: they are random)",
     )
     group.add_argument("--num-classes", type=int, metavar="N", help="of a model of timm (default: the model's own)")
-    group.add_argument("--in-chans", type=int, metavar="N", help="channels of its pictures (default: the model's own)")
+    group.add_argument("--in-chans", type=int, metavar="N", help="channels of its images (default: the model's own)")
 
 
 def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
@@ -191,7 +191,7 @@ def _print(report: ExportReport) -> None:
 
     from deploykit.describe import columns, preprocessing
     from deploykit.runtime.files import megabytes
-    from deploykit.spec import Tensor
+    from deploykit.spec import DenseOutput
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -206,7 +206,7 @@ def _print(report: ExportReport) -> None:
         for name, text in precision_facts(report.lowered):
             facts.add_row(name, escape(text))
     facts.add_row("preprocessing", preprocessing(report.spec))
-    dense = isinstance(report.spec.output, Tensor)
+    dense = isinstance(report.spec.output, DenseOutput)
     facts.add_row("meaning" if dense else "columns", columns(report.spec))
     for note in report.notes:
         facts.add_row("note", escape(note))
@@ -214,7 +214,7 @@ def _print(report: ExportReport) -> None:
     out = console()
     out.print(facts)
     if report.parity is None:
-        out.print("parity: NOT CHECKED (--no-check): nothing proves that this file gives the checkpoint's numbers")
+        out.print("parity: NOT CHECKED (--no-check): nothing verifies that this file gives the checkpoint's numbers")
     else:
         out.print()
         out.print(parity_table(report.parity))

@@ -1,4 +1,4 @@
-"""``deploykit predict``: a model on pictures, folders, videos or a camera."""
+"""``deploykit predict``: a model on images, folders, videos or a camera."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deploykit.errors import DeployError, ImageError, MissingDependencyError, Us
 
 if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
-    from deploykit.runtime.images.sources import Pictures, Video
+    from deploykit.runtime.images.sources import Images, Video
     from deploykit.runtime.images.video_writer import Recorder
     from deploykit.runtime.predict.base import SourcePredictor
     from deploykit.runtime.results.detection import Result
@@ -35,14 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="SOURCE",
-        help="pictures, folders of pictures, videos, or the number of a camera; RAW files for a network of mosaics",
+        help="images, folders of images, videos, or the number of a camera; RAW files for a network of mosaics",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write drawn pictures and videos into this folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object a picture, each on its own line")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write drawn images and videos into this folder")
+    parser.add_argument("--json", action="store_true", help="print one JSON object an image, each on its own line")
     parser.add_argument("--coco", type=Path, metavar="FILE", help="write all detections as one COCO results file")
     parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (0 to 1)")
     parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
-    parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects a picture")
+    parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects an image")
     add_dense_arguments(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument(
@@ -86,27 +86,27 @@ def run(args: argparse.Namespace) -> int:
     return ImageError.exit_code if report.skipped else 0
 
 
-def _opened(words: list[str]) -> list[Pictures | Video]:
-    """The sources; single pictures are put together, so that they can share a batch."""
-    from deploykit.runtime.images.sources import Pictures, kind_of, open_source
+def _opened(words: list[str]) -> list[Images | Video]:
+    """The sources; single images are put together, so that they can share a batch."""
+    from deploykit.runtime.images.sources import Images, kind_of, open_source
 
-    files = [Path(word) for word in words if kind_of(word) == "picture"]
+    files = [Path(word) for word in words if kind_of(word) == "image"]
     for file in files:
         open_source(file)  # says now, and not after the others, that one does not exist
-    opened: list[Pictures | Video] = [Pictures(tuple(files))] if files else []
+    opened: list[Images | Video] = [Images(tuple(files))] if files else []
     # Whether RAW files in a folder are wanted is known when the model is.
-    return opened + [open_source(word, raw=True) for word in words if kind_of(word) != "picture"]
+    return opened + [open_source(word, raw=True) for word in words if kind_of(word) != "image"]
 
 
 def _predict(
     predictor: SourcePredictor[Any, Any],
-    source: Pictures | Video,
+    source: Images | Video,
     args: argparse.Namespace,
     folder: _Folder | None,
     report: _Report,
 ) -> bool:
     """Run one source to its end; False: the user closed the window."""
-    skip = None if report.total == 1 else report.skip  # a picture that is all there is fails by itself
+    skip = None if report.total == 1 else report.skip  # an image that is all there is fails by itself
     with folder.opened_for(source) if folder else contextlib.nullcontext():
         try:
             for result in predictor.stream(source, skip=skip):
@@ -124,7 +124,7 @@ def _predict(
 
 
 class _Folder:
-    """Drawn pictures and videos in one folder; two sources of one name get two files."""
+    """Drawn images and videos in one folder; two sources of one name get two files."""
 
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder = folder
@@ -133,7 +133,7 @@ class _Folder:
         self._recorder: Recorder | None = None
 
     @contextlib.contextmanager
-    def opened_for(self, source: Pictures | Video) -> Iterator[None]:
+    def opened_for(self, source: Images | Video) -> Iterator[None]:
         """While the context lasts, ``write`` takes this source's results; a video appears when it ends."""
         from deploykit.runtime.images.sources import Video
         from deploykit.runtime.images.video_writer import Recorder
@@ -151,7 +151,7 @@ class _Folder:
         return self._files.suffix_of(result) is None or self._recorder is not None
 
     def write(self, result: Any, drawn: Array | None) -> None:
-        """Write one picture, or append one frame."""
+        """Write one image, or append one frame."""
         from deploykit.runtime.files import write_whole
         from deploykit.runtime.results.detection import encode_image
 
@@ -185,7 +185,7 @@ class _Folder:
 
 
 class _Report:
-    """What is said: a progress bar on a terminal, else a line a picture; a summary; JSON and COCO where asked for.
+    """What is said: a progress bar on a terminal, else a line an image; a summary; JSON and COCO where asked for.
 
     With ``--json`` standard output carries nothing but JSON lines, and everything else goes to standard error.
     """
@@ -197,7 +197,7 @@ class _Report:
         self._text = sys.stderr if args.json else sys.stdout
         self._bar = sys.stderr.isatty() and not (args.json and sys.stdout.isatty())
         self._advance: Any = None
-        self._pictures = 0
+        self._images = 0
         self._objects: Counter[str] = Counter()
         self._times: list[dict[str, float]] = []
         self._coco: list[dict[str, Any]] = []
@@ -222,13 +222,13 @@ class _Report:
         print(line, file=self._text, flush=True)
 
     def skip(self, error: DeployError) -> None:
-        """A picture that cannot be read does not stop the others, but the exit code tells of it."""
+        """An image that cannot be read does not stop the others, but the exit code tells of it."""
         self.skipped += 1
         print(f"deploykit: left out: {error}", file=sys.stderr, flush=True)
 
     def take(self, result: Any, drawing_ms: float) -> None:
         """Count one result, print it and collect it."""
-        self._pictures += 1
+        self._images += 1
         if self._args.dense is None:
             self._objects.update(result.counts())
         self._times.append({**result.timings, "draw and write": drawing_ms})
@@ -249,7 +249,7 @@ class _Report:
 
             write_whole(self._args.coco, json.dumps(self._coco).encode())
         done = self._args.dense or _listed(self._objects)
-        self.say(f"{self._pictures} picture{'s' * (self._pictures != 1)}: {done}")
+        self.say(f"{self._images} image{'s' * (self._images != 1)}: {done}")
         if self.skipped:
             self.say(f"{self.skipped} left out because they could not be read")
         if self._times:
@@ -260,12 +260,12 @@ class _Report:
 
 
 def _timing_line(times: list[dict[str, float]]) -> str:
-    """The mean of each stage. The first picture pays for memory and caches, so it counts only where it is alone."""
+    """The mean of each stage. The first image pays for memory and caches, so it counts only where it is alone."""
     counted, first = (times[1:], "without the first") if len(times) > 1 else (times, "the first, with its warm-up")
     means = {stage: sum(t[stage] for t in counted) / len(counted) for stage in counted[0]}
     drawing = means.pop("draw and write")
     stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in means.items())
-    line = f"mean time a picture ({first}): {stages} = {sum(means.values()):.1f} ms; inference is the network alone"
+    line = f"mean time an image ({first}): {stages} = {sum(means.values()):.1f} ms; inference is the network alone"
     return f"{line}; draw and write, {drawing:.1f} ms, is not in the sum" if drawing > 0 else line
 
 
@@ -274,7 +274,7 @@ def _listed(counts: Counter[str]) -> str:
 
 
 def _image_id(result: Result) -> int | str:
-    """COCO names its pictures by their number: 000000000139.jpg is 139. Others keep their name, frames get both."""
+    """COCO names its images by their number: 000000000139.jpg is 139. Others keep their name, frames get both."""
     stem = Path(result.name).stem
     if result.frame is not None:
         return f"{stem}_{result.frame:06d}"
@@ -288,7 +288,7 @@ def _check_display() -> None:
 
 
 def _show(image: Array, *, wait: bool) -> bool:
-    """Show one picture, until a key where ``wait``; False: the user wants no more."""
+    """Show one image, until a key where ``wait``; False: the user wants no more."""
     import cv2
 
     title = "deploykit"

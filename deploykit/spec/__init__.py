@@ -4,7 +4,7 @@ from deploykit.spec.input import Dynamic, Fit, InputSpec
 from deploykit.spec.json_values import read_value, worded
 from deploykit.spec.keypoints import COCO_KEYPOINTS, KeypointSpec
 from deploykit.spec.model import CHECKPOINT_SUFFIXES, METADATA_KEY, SPEC_VERSION, ModelSpec, Source, Task
-from deploykit.spec.output import NmsOutputs, PoseFusion, PoseObjectRows, RawRows, Span, Tensor
+from deploykit.spec.output import DenseOutput, NmsOutputs, PoseFusion, PoseObjectRows, RawDetections, Span
 from deploykit.spec.thresholds import Thresholds
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "COCO_KEYPOINTS",
     "METADATA_KEY",
     "SPEC_VERSION",
+    "DenseOutput",
     "Dynamic",
     "Fit",
     "InputSpec",
@@ -20,11 +21,10 @@ __all__ = [
     "NmsOutputs",
     "PoseFusion",
     "PoseObjectRows",
-    "RawRows",
+    "RawDetections",
     "Source",
     "Span",
     "Task",
-    "Tensor",
     "Thresholds",
     "read_value",
     "worded",

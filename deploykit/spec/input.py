@@ -15,14 +15,14 @@ Dynamic = Literal["none", "batch", "shape"]
 
 @dataclass(frozen=True)
 class Fit:
-    """How a picture of any size becomes the network's canvas.
+    """How an image of any size becomes the network's canvas.
 
     ``letterbox``: scale by one factor until it fits, pad with ``pad_value``, or ``pad_colour`` (blue, green, red) if
     given. ``stride``: the canvas' sides are multiples of it. ``auto``: pad only to the next multiple of ``stride`` (a
     rectangle) instead of the whole canvas; only networks with a dynamic shape can take that. ``rounding``: of the
-    scaled size, ``round`` (half to even, YOLOv5/v7), ``floor`` (YOLOX) or ``ceil``. ``shrink``: how a picture is made
+    scaled size, ``round`` (half to even, YOLOv5/v7), ``floor`` (YOLOX) or ``ceil``. ``shrink``: how an image is made
     smaller, ``linear`` or ``area``; larger always by ``linear``. ``margin``: with ``auto``, so many strides are added
-    before the rectangle is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled picture's shorter
+    before the rectangle is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled image's shorter
     side. ``step``: of a network that halves its input, the pixels after which its grid repeats: tiles begin at
     multiples of it. ``resample``: ``opencv`` resizes as ``shrink`` says; the others are Pillow's filters, as
     classifiers were evaluated.

@@ -15,7 +15,7 @@ from deploykit.errors import SpecError
 from deploykit.spec.input import InputSpec
 from deploykit.spec.json_values import read_value
 from deploykit.spec.keypoints import KeypointSpec
-from deploykit.spec.output import NmsOutputs, PoseObjectRows, RawRows, Tensor
+from deploykit.spec.output import DenseOutput, NmsOutputs, PoseObjectRows, RawDetections
 from deploykit.spec.thresholds import Thresholds
 
 __all__ = ["CHECKPOINT_SUFFIXES", "METADATA_KEY", "SPEC_VERSION", "ModelSpec", "Source", "Task"]
@@ -44,7 +44,7 @@ class ModelSpec:
 
     task: Task
     input: InputSpec
-    output: RawRows | PoseObjectRows | NmsOutputs | Tensor
+    output: RawDetections | PoseObjectRows | NmsOutputs | DenseOutput
     classes: tuple[str, ...] = ()
     keypoints: KeypointSpec | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -60,7 +60,7 @@ class ModelSpec:
             raise SpecError("a spec of the task instances has an output of masks, and no other has")
         if isinstance(self.output, PoseObjectRows):
             _check_poses(self.output, self.classes, self.keypoints)
-        if not isinstance(self.output, RawRows):
+        if not isinstance(self.output, RawDetections):
             return
         rows = self.output
         if self.classes and len(self.classes) != rows.cls[1] - rows.cls[0]:
@@ -75,7 +75,7 @@ class ModelSpec:
 
     @property
     def dense_axes(self) -> int:
-        """How many axes one dense output has: 2 where it is of the picture, 4 where it is of its pixels."""
+        """How many axes one dense output has: 2 where it is of the image, 4 where it is of its pixels."""
         return 2 if self.task in ("classify", "features") else 4
 
     def to_json(self) -> str:

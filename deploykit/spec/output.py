@@ -9,13 +9,13 @@ from typing import Literal
 from deploykit.errors import SpecError
 from deploykit.spec.json_values import LATER
 
-__all__ = ["NmsOutputs", "PoseFusion", "PoseObjectRows", "RawRows", "Span", "Tensor"]
+__all__ = ["DenseOutput", "NmsOutputs", "PoseFusion", "PoseObjectRows", "RawDetections", "Span"]
 
 Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class RawRows:
+class RawDetections:
     """One output ``(B, rows, columns)`` of candidate rows before NMS, in network pixels.
 
     Each span is ``(start, stop)`` in the columns: ``box`` holds ``cx, cy, w, h``; ``obj`` one objectness (None: the
@@ -45,7 +45,7 @@ class RawRows:
             raise SpecError(f"decode {self.decode!r} is of boxes; rows with keypoints must be decoded by the network")
 
     @property
-    def decoded(self) -> RawRows:
+    def decoded(self) -> RawDetections:
         """The layout of the same rows in pixels."""
         return dataclasses.replace(self, decode="none", strides=())
 
@@ -55,7 +55,7 @@ class RawRows:
         return max(stop for _, stop in (self.box, self.obj or self.box, self.cls, self.keypoints or self.box))
 
     @property
-    def plain(self) -> RawRows:
+    def plain(self) -> RawDetections:
         """Itself; see :attr:`PoseObjectRows.plain`."""
         return self
 
@@ -87,9 +87,9 @@ class PoseFusion:
 class PoseObjectRows:
     """One output ``(B, rows, columns)`` of persons and of single keypoints as objects, in network pixels, before NMS.
 
-    Spans as in :class:`RawRows`. Of the ``1 + K`` class columns the first is a person, the others are the K keypoints.
-    ``coords`` holds ``x, y`` of the K keypoints of a person; in the row of a keypoint object they mean nothing.
-    ``fusion`` tells how the two become poses.
+    Spans as in :class:`RawDetections`. The first of the ``1 + K`` class columns is a person, the others are the K
+    keypoints. ``coords`` holds ``x, y`` of the K keypoints of a person; in the row of a keypoint object they mean
+    nothing. ``fusion`` tells how the two become poses.
     """
 
     kind: Literal["pose-objects"] = "pose-objects"
@@ -118,9 +118,11 @@ class PoseObjectRows:
         return (self.coords[1] - self.coords[0]) // 2
 
     @property
-    def plain(self) -> RawRows:
+    def plain(self) -> RawDetections:
         """The same columns as rows of 1 + K classes with keypoints, for whoever compares values."""
-        return RawRows(name=self.name, box=self.box, obj=self.obj, cls=self.cls, keypoints=self.coords, kpt_dims=2)
+        return RawDetections(
+            name=self.name, box=self.box, obj=self.obj, cls=self.cls, keypoints=self.coords, kpt_dims=2
+        )
 
 
 @dataclass(frozen=True)
@@ -142,18 +144,18 @@ class NmsOutputs:
 
 
 @dataclass(frozen=True)
-class Tensor:
+class DenseOutput:
     """One dense output: ``logits (B,C)`` classify or ``(B,C,H,W)`` segment, ``image (B,C,H,W)``, ``features (B,D)``."""
 
     kind: Literal["tensor"] = "tensor"
     name: str = "logits"
 
     @property
-    def plain(self) -> Tensor:
+    def plain(self) -> DenseOutput:
         """Itself; see :attr:`PoseObjectRows.plain`."""
         return self
 
     @property
-    def decoded(self) -> Tensor:
-        """Itself; see :attr:`RawRows.decoded`."""
+    def decoded(self) -> DenseOutput:
+        """Itself; see :attr:`RawDetections.decoded`."""
         return self

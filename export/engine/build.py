@@ -82,7 +82,7 @@ def build_engine(
     on_step: Callable[[str], None] = lambda _: None,
     on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> EngineReport:
-    """Build a TensorRT engine from an ONNX file and, where there is a GPU, prove that it gives the same numbers.
+    """Build a TensorRT engine from an ONNX file and, where there is a GPU, verify that it gives the same numbers.
 
     Of a network in two stages (instances) the engine is the part before what follows from data; the rest is written
     beside it (``X.trt.rest.onnx``) and runs in ONNX Runtime, wherever the engine is opened.
@@ -101,7 +101,7 @@ def build_engine(
         options: what to ask of the builder; None: the defaults, with TF32 off.
         timing_cache: reuse what earlier builds measured on this kind of GPU, and keep what this one measures.
         spec: for an ONNX file that does not carry its own: a :class:`ModelSpec`, or a JSON file that holds one.
-        samples: pictures for the parity check; none: the one that ships with deploykit. Noise is always checked too.
+        samples: images for the parity check; none: the one that ships with deploykit. Noise is always checked too.
         expected: what the engine must give, if that is known; None: what the ONNX file gives in ONNX Runtime.
         check: False builds without reference values or comparison, and the record says so.
         gpu: the number of the GPU to build on and to run on.

@@ -109,7 +109,7 @@ def default_profile(canvas: InputSpec) -> Profile:
     """The shapes that an engine of a dynamic network takes unless others are asked for.
 
     Batches of 1 to 8, or to the preferred number if that is larger. With a dynamic shape every rectangle within the
-    preferred size: those are what pictures become.
+    preferred size: those are what images become.
     """
     best = (canvas.batch, canvas.channels, *canvas.size)
     most = (max(MAX_BATCH, canvas.batch), canvas.channels, *canvas.size)

@@ -17,7 +17,7 @@ from torch import nn
 
 from deploykit.errors import DeployError, ExportError, ImageSizeError, require
 from deploykit.export.graph.passes import register_constants
-from deploykit.spec import InputSpec, ModelSpec, Tensor
+from deploykit.spec import DenseOutput, InputSpec, ModelSpec
 
 __all__ = ["example_input", "traced"]
 
@@ -103,7 +103,7 @@ def _legacy(
     canvas = spec.input
     free = {"none": {}, "batch": {0: "batch"}, "shape": {0: "batch", 2: "height", 3: "width"}}[canvas.dynamic]
     rows = {1: "rows"} if canvas.dynamic == "shape" else {}
-    if isinstance(spec.output, Tensor):
+    if isinstance(spec.output, DenseOutput):
         rows = {2: "out_height", 3: "out_width"} if canvas.dynamic == "shape" and spec.dense_axes == 4 else {}
     axes = {canvas.name: free, names["output_names"][0]: {0: "batch", **rows} if free else {}}
     buffer = BytesIO()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.layers.operators import best_scores
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
-from deploykit.spec import RawRows
+from deploykit.spec import RawDetections
 
 __all__ = ["Candidates", "HeadSelection", "RowSelection", "selecting"]
 
@@ -40,7 +40,7 @@ class Candidates(NamedTuple):
 class RowSelection(nn.Module):
     """Candidates of raw rows ``(B, N, columns)`` as ``layout`` describes them; N is at least ``count``."""
 
-    def __init__(self, layout: RawRows, count: int) -> None:
+    def __init__(self, layout: RawDetections, count: int) -> None:
         super().__init__()
         self.layout, self.count = layout, count
 
@@ -56,7 +56,7 @@ class RowSelection(nn.Module):
         return _candidates(chosen, layout, scores, all_scores)
 
 
-def _candidates(rows: Tensor, layout: RawRows, scores: Tensor, all_scores: Tensor) -> Candidates:
+def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores: Tensor) -> Candidates:
     """The chosen rows ``(B, k, columns)`` taken apart."""
     # 0 times infinity would be NaN further on; a row that is none is never read.
     rows = torch.where(scores[..., None] == NONE, 0.0, rows)
@@ -70,7 +70,7 @@ def _candidates(rows: Tensor, layout: RawRows, scores: Tensor, all_scores: Tenso
     return Candidates(torch.cat((centre - half, centre + half), -1), scores, labels, all_scores, points)
 
 
-def _products(rows: Tensor, layout: RawRows) -> Tensor:
+def _products(rows: Tensor, layout: RawDetections) -> Tensor:
     """``(..., columns)`` to ``(..., classes)``: what the classes score."""
     classes = rows[..., slice(*layout.cls)]
     return classes if layout.obj is None else classes * rows[..., slice(*layout.obj)]
@@ -85,7 +85,7 @@ class HeadSelection(nn.Module):
         count: how many to choose, at most the number of rows.
     """
 
-    def __init__(self, head: Detect, layout: RawRows, count: int) -> None:
+    def __init__(self, head: Detect, layout: RawDetections, count: int) -> None:
         super().__init__()
         self.head, self.layout, self.count = head, layout, count
 
@@ -133,7 +133,7 @@ class HeadSelection(nn.Module):
         return level, anchor, cell - y * width, y, before + cell
 
 
-def selecting(graph: LayerGraph, layout: RawRows, count: int) -> LayerGraph:
+def selecting(graph: LayerGraph, layout: RawDetections, count: int) -> LayerGraph:
     """The network with candidates in the place of rows."""
     new = copy.copy(graph)
     head = HeadSelection(cast(Detect, graph.model[-1]), layout, count)

@@ -2,7 +2,7 @@
 
 An export with ``--nms plugin`` ends in it where the network's head is one of anchors. Its contract is in
 ``cpp_plugins/decode/README.md``, its definition that of :mod:`deploykit.models.layers.anchor_head`.
-:func:`written_out` is the same in ONNX's own operators, so that a file can be proved where no library has the node.
+:func:`written_out` is the same in ONNX's own operators, so that a file can be verified where no library has the node.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
-from deploykit.spec import RawRows
+from deploykit.spec import RawDetections
 
 __all__ = ["append_decode", "raw_levels", "written_out"]
 
@@ -46,7 +46,7 @@ def raw_levels(fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]] | None:
     return new, tuple(f"level_{i}" for i in range(head.num_levels))
 
 
-def append_decode(model: ir.Model, fused: nn.Module, layout: RawRows) -> None:
+def append_decode(model: ir.Model, fused: nn.Module, layout: RawDetections) -> None:
     """Let the node follow a graph whose outputs are the raw values of ``fused``'s head; it gives the rows."""
     head = cast(Detect, cast(LayerGraph, fused).model[-1])
     points = head.num_keypoints if isinstance(head, Keypoint) else 0

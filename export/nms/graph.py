@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from deploykit.errors import UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 
 __all__ = ["CANDIDATES", "CONF", "DOMAIN", "IOU", "MODES", "append_nms", "append_plugin", "check_thresholds"]
 
@@ -234,7 +234,7 @@ def _move(source: ir.Graph, target: ir.Graph) -> None:
     target.extend(nodes)
 
 
-def append_plugin(model: ir.Model, layout: RawRows, spec: ModelSpec) -> None:
+def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> None:
     """Let the node ``deploykit::NmsKpt`` follow a graph whose output is raw rows of ``layout``.
 
     Raises:

@@ -18,8 +18,7 @@ from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.runtime.postprocess.detections import names_of
-from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Thresholds
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, Thresholds
 
 __all__ = ["NmsMode", "NmsPlan", "plan_of"]
 
@@ -37,16 +36,16 @@ class NmsPlan:
     """
 
     mode: NmsMode
-    layout: RawRows | Dense
+    layout: RawDetections | DenseOutput
     outputs: tuple[str, ...]
     candidates: int
     decodes: bool = False
     inside: Thresholds | None = None
 
     @property
-    def rows(self) -> RawRows:
+    def rows(self) -> RawDetections:
         """The layout, where there are rows."""
-        assert isinstance(self.layout, RawRows)
+        assert isinstance(self.layout, RawDetections)
         return self.layout
 
     def module(self, fused: nn.Module) -> nn.Module:
@@ -87,14 +86,14 @@ def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Mo
             raise UsageError(f"--nms {mode} follows raw rows: this network has NMS inside already, leave it out")
         check_thresholds(thresholds)
         return NmsPlan(mode, detections_layout(spec), names_of(layout), 0, inside=thresholds), spec
-    if isinstance(layout, Dense) and mode != "none":
+    if isinstance(layout, DenseOutput) and mode != "none":
         raise UsageError(f"--nms {mode} is for detectors: this model's task is {spec.task}, and it finds no boxes")
-    if mode == "none" or isinstance(layout, Dense):
+    if mode == "none" or isinstance(layout, DenseOutput):
         return NmsPlan(mode, layout.plain, (layout.name,), 0), spec
     if isinstance(layout, PoseObjectRows):
         raise UsageError(
             f"--nms {mode} does not go with pose objects: after NMS of the persons and of the keypoint objects, "
-            "the two are fused in the pixels of the source picture, which a graph does not know; use --nms none"
+            "the two are fused in the pixels of the source image, which a graph does not know; use --nms none"
         )
     check_thresholds(thresholds)
     given = replace(spec, output=NmsOutputs(keypoints="keypoints" if spec.keypoints else None))

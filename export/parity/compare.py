@@ -29,7 +29,16 @@ from deploykit.runtime.parity.expected import Expected, Feeds, Layout, rows_of, 
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
-from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, Dynamic, InputSpec, ModelSpec, NmsOutputs, RawRows, Tensor
+from deploykit.spec import (
+    CHECKPOINT_SUFFIXES,
+    METADATA_KEY,
+    DenseOutput,
+    Dynamic,
+    InputSpec,
+    ModelSpec,
+    NmsOutputs,
+    RawDetections,
+)
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
 
@@ -50,7 +59,7 @@ def compare(
     Args:
         a, b: paths (``.pt``, ``.onnx``, ``.trt``, ...) or open sessions of the same network. ``a`` may also be the
             reference values (``.npz``) that an engine was written with; then the images are those in it.
-        images: sample pictures; none takes the one that ships with deploykit. Seeded noise is always compared too.
+        images: sample images; none takes the one that ships with deploykit. Seeded noise is always compared too.
         spec: of both, where they carry none (or a JSON file that holds it).
         tolerance: limits; None takes those of the lower precision of the two (docs/precision.md).
         on_step: told which input is being compared.
@@ -92,7 +101,9 @@ def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
 def _decodes_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:
     """Whether a model says itself that its rows are in pixels, or are not, where the chosen spec says the opposite."""
     rows = own.output, chosen.output
-    return isinstance(rows[0], RawRows) and isinstance(rows[1], RawRows) and rows[0].decode != rows[1].decode
+    return (
+        isinstance(rows[0], RawDetections) and isinstance(rows[1], RawDetections) and rows[0].decode != rows[1].decode
+    )
 
 
 def _taker(session: Session) -> Callable[[tuple[int, ...]], bool]:
@@ -190,11 +201,11 @@ def check_expected(
     layout: Layout = spec.output.plain.decoded
     found_differences, matchings = [], []
     found_runs = runs(expected, name, candidate, spec.output.plain, on_step)
-    if isinstance(spec.output, RawRows):
+    if isinstance(spec.output, RawDetections):
         spec = dataclasses.replace(spec, output=layout)  # what a run gives is decoded
     for batch, reference, rows, found in found_runs:
         found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
-        compared = match_dense if isinstance(layout, Tensor) else match
+        compared = match_dense if isinstance(layout, DenseOutput) else match
         matchings += compared(reference, name, batch, rows, found, spec, limits)
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)
 

@@ -1,4 +1,4 @@
-"""Do two networks with one dense output say the same? Classes of pixels, or grey levels of a restored picture."""
+"""Do two networks with one dense output say the same? Classes of pixels, or grey levels of a restored image."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import Found, found_in
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.postprocess.pose_fusion import object_thresholds
-from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
+from deploykit.spec import DenseOutput, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, Thresholds
 
 __all__ = ["FEW", "ROWS", "Matching", "match", "match_found"]
 
@@ -27,7 +27,7 @@ What = Literal["detections", "best rows", "classes", "grey levels", "values"]
 @dataclass(frozen=True)
 class Matching:
     """Detections (or best rows) of the candidate against the reference's on one input; of a dense output the classes
-    of its pixels (of the picture, where it is one class), or its values, as grey levels of 0 to 255 or as they are.
+    of its pixels (of the image, where it is one class), or its values, as grey levels of 0 to 255 or as they are.
 
     ``borderline``: unmatched, but so near to a threshold that rounding decides; they do not count as failures.
     ``max_keypoint`` is in network pixels, None without keypoints. ``max_score`` of classes: of a probability.
@@ -83,7 +83,7 @@ def match(
     With fewer than 20 of them, or where more are borderline than matched, the best 100 rows of each image too. Of pose
     objects both runs of NMS are matched: the fusion is arithmetic on what they keep, and happens in source pixels.
     """
-    assert not isinstance(spec.output, (NmsOutputs, Tensor))
+    assert not isinstance(spec.output, (NmsOutputs, DenseOutput))
     layout, suppression = spec.output.plain, _thresholds_of(spec)
     sides = [[_found_in(rows, spec) for rows in images] for images in (expected, found)]
     detections = [
@@ -106,7 +106,7 @@ def match_found(
     reference's, and what it did not find is excused only by a decision of NMS that was as good as a tie.
     """
     layout = spec.output
-    assert isinstance(layout, RawRows)
+    assert isinstance(layout, RawDetections)
     parts = []
     for rows, b in zip(expected, found, strict=True):
         a, known = found_in({layout.name: rows[None]}, 0, spec, spec.thresholds), _Rows.of(rows, layout)
@@ -182,7 +182,7 @@ class _Rows:
     scores: Array
 
     @staticmethod
-    def of(rows: Array, layout: RawRows) -> _Rows:
+    def of(rows: Array, layout: RawDetections) -> _Rows:
         scores = rows[:, slice(*layout.cls)]
         return _Rows(
             _corners(rows[:, slice(*layout.box)]),
@@ -268,7 +268,7 @@ def _borderline(mine: Found, i: int, other: Found, suppression: Suppression, lim
 
 def _best_rows(a: Array, b: Array, spec: ModelSpec, limits: Tolerance) -> _Pairs:
     """The reference's rows with the highest scores against the candidate's rows of the same numbers."""
-    assert not isinstance(spec.output, (NmsOutputs, Tensor))
+    assert not isinstance(spec.output, (NmsOutputs, DenseOutput))
     layout = spec.output.plain
     unsuppressed = Thresholds(conf=0.0, iou=1.0, max_det=ROWS, pre_nms_topk=ROWS)
     rows = nms(a, layout, unsuppressed).rows
@@ -288,7 +288,7 @@ def _best_rows(a: Array, b: Array, spec: ModelSpec, limits: Tolerance) -> _Pairs
     return _Pairs(len(rows), len(rows), 0, overlap[same], score, None if distance is None else distance[same])
 
 
-def _scores(rows: Array, layout: RawRows) -> Array:
+def _scores(rows: Array, layout: RawDetections) -> Array:
     best: Array = rows[:, slice(*layout.cls)].max(1)
     return best if layout.obj is None else best * rows[:, layout.obj[0]]
 

@@ -1,4 +1,4 @@
-"""What a parity check feeds to the networks: sample pictures as the runtime would prepare them, and seeded noise."""
+"""What a parity check feeds to the networks: sample images as the runtime would prepare them, and seeded noise."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ SLOTS = 3  # images in a batch whose batch size is free
 
 
 def sample_image() -> Path:
-    """The picture that ships with deploykit: three people, public domain (see NOTICE)."""
+    """The image that ships with deploykit: three people, public domain (see NOTICE)."""
     return Path(str(resources.files("deploykit") / "assets" / SAMPLE))
 
 
 def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
-    """Sample pictures and noise for a network.
+    """Sample images and noise for a network.
 
     A batch of one for each when the network takes one image; batches of three different images in shuffled slots and
     of one image in all slots when its batch is free or larger; a second, rectangular size when its shape is free.
 
     Args:
         spec: of the network.
-        images: sample pictures; none takes :func:`sample_image`.
+        images: sample images; none takes :func:`sample_image`.
 
     Raises:
         ImageError, NotFoundError: a sample cannot be read.
@@ -45,11 +45,11 @@ def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
     canvas = spec.input
     fed: dict[str, Array] = {}
     for path in images or [sample_image()]:
-        picture = read_image(path)
+        image = read_image(path)
         label = str(path) if Path(path).name in fed else Path(path).name
-        fed[label] = on_canvas(picture, canvas, auto=False)
+        fed[label] = on_canvas(image, canvas, auto=False)
         if canvas.dynamic == "shape":
-            rectangle = on_canvas(picture, canvas, auto=True)
+            rectangle = on_canvas(image, canvas, auto=True)
             if rectangle.shape != fed[label].shape:
                 fed[f"{label} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
     fed[f"noise (seed {SEED})"] = _noise(canvas)
@@ -87,26 +87,26 @@ def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:
     return Feeds(fed, tuple(batches))
 
 
-def on_canvas(picture: Array, canvas: InputSpec, *, auto: bool) -> Array:
-    """The picture as the Predictor would feed it; a canvas that is for tiles or padding it is scaled to.
+def on_canvas(image: Array, canvas: InputSpec, *, auto: bool) -> Array:
+    """The image as the Predictor would feed it; a canvas that is for tiles or padding it is scaled to.
 
     A network of another number of channels gets red, green, blue and grey in turn: what a parity check needs is a
-    real picture's values, not what they mean.
+    real image's values, not what they mean.
     """
     if canvas.fit.kind == "crop":
-        placed = place(picture, canvas).canvas
+        placed = place(image, canvas).canvas
     elif canvas.fit.kind == "letterbox":
-        placed = Letterbox.fit(picture.shape[:2], canvas.size, canvas.fit, auto=auto).apply(picture)
+        placed = Letterbox.fit(image.shape[:2], canvas.size, canvas.fit, auto=auto).apply(image)
     else:
         size = canvas.size
-        if auto:  # the picture's own rectangle
-            size = Letterbox.fit(picture.shape[:2], size, replace(canvas.fit, kind="letterbox"), auto=True).canvas
+        if auto:  # the image's own rectangle
+            size = Letterbox.fit(image.shape[:2], size, replace(canvas.fit, kind="letterbox"), auto=True).canvas
         resized = replace(canvas.fit, kind="resize")
-        placed = Letterbox.fit(picture.shape[:2], size, resized, auto=False).apply(picture)
+        placed = Letterbox.fit(image.shape[:2], size, resized, auto=False).apply(image)
     if canvas.channels in (1, 3):
         return dense_blob([placed], canvas)
     grey = np.rint(placed @ np.array(GREY)).astype(np.uint8)
     colours = [placed[..., 2], placed[..., 1], placed[..., 0], grey]
     planes = [colours[i % 4] for i in range(canvas.channels)]
-    planes[:3] = planes[2::-1] if canvas.channels > 2 else planes  # as OpenCV has a picture of many channels
+    planes[:3] = planes[2::-1] if canvas.channels > 2 else planes  # as OpenCV has an image of many channels
     return dense_blob([np.stack(planes, -1)], canvas)

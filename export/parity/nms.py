@@ -1,6 +1,6 @@
 """Parity of networks with NMS inside: their detections against those that the definition finds in a reference's rows.
 
-A network with random weights, or a picture of nothing, detects nothing, and then everything would agree. So where the
+A network with random weights, or an image of nothing, detects nothing, and then everything would agree. So where the
 thresholds are stored in the file it is run a second time with a confidence of 0 and an IoU of 1: what comes out then
 are the best rows, whatever they are worth, and those are held against the reference's by the limits of raw values.
 """
@@ -24,7 +24,7 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import Found, found_in
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.session import Session, input_of
-from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 
 __all__ = ["check_detections", "detections_as_rows"]
 
@@ -56,7 +56,7 @@ def check_detections(
         BackendError: a network failed, or an output has another shape than the spec says.
     """
     limits, layout = tolerance or expected.limits, expected.layout
-    assert isinstance(layout, RawRows)  # what has NMS had rows
+    assert isinstance(layout, RawDetections)  # what has NMS had rows
     rows_spec = replace(spec, output=layout, task="keypoints" if spec.keypoints else "detect")
     found_differences: list[Difference] = []
     matchings: list[Matching] = []
@@ -127,7 +127,7 @@ class _Best:
     tail: int
 
 
-def _best(rows: Array, found: Found, layout: RawRows, most: int, limits: Tolerance) -> _Best:
+def _best(rows: Array, found: Found, layout: RawDetections, most: int, limits: Tolerance) -> _Best:
     """Pair the best rows with the candidate's: same place, same score. ``most``: so many the candidate can give."""
     count = min(ROWS, most)
     top = Thresholds(conf=0.0, iou=1.0, max_det=count, pre_nms_topk=count)
@@ -155,7 +155,7 @@ def _best(rows: Array, found: Found, layout: RawRows, most: int, limits: Toleran
     return _Best(_flat(expected, layout), given[right], count, tail)
 
 
-def _flat(rows: Array, layout: RawRows) -> Array:
+def _flat(rows: Array, layout: RawDetections) -> Array:
     """Rows as :func:`_as_rows` gives detections: corners, the score of the best class, keypoints."""
     box = rows[:, slice(*layout.box)]
     scores = rows[:, slice(*layout.cls)].max(1, initial=0)
@@ -165,7 +165,7 @@ def _flat(rows: Array, layout: RawRows) -> Array:
     return np.concatenate((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2, scores[:, None], points), 1)
 
 
-def _as_rows(found: Found, layout: RawRows) -> Array:
+def _as_rows(found: Found, layout: RawDetections) -> Array:
     points = np.zeros((len(found.scores), 0))
     if found.keypoints is not None:
         width = found.keypoints.shape[1] * layout.kpt_dims
@@ -174,7 +174,7 @@ def _as_rows(found: Found, layout: RawRows) -> Array:
 
 
 def _masks(
-    names: tuple[str, str, str], rows: Sequence[Array], found: Sequence[Found], layout: RawRows, limits: Tolerance
+    names: tuple[str, str, str], rows: Sequence[Array], found: Sequence[Found], layout: RawDetections, limits: Tolerance
 ) -> Difference:
     """The masks of the pairs of one place and class; their values are probabilities of what lies in a box, and move
     with it, so that the limit is that of a matched score."""
@@ -222,13 +222,13 @@ def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Toler
 
 
 def _differences(
-    names: tuple[str, str, str], parts: Sequence[_Best], layout: RawRows, limits: Tolerance
+    names: tuple[str, str, str], parts: Sequence[_Best], layout: RawDetections, limits: Tolerance
 ) -> Iterator[Difference]:
     """The paired rows by the limits of raw values; a score stands for the class."""
     if not any(len(p.expected) for p in parts):
         return
     width = parts[0].expected.shape[1]
-    plain = RawRows(obj=None, cls=(4, 5), keypoints=(5, width) if width > 5 else None, kpt_dims=layout.kpt_dims)
+    plain = RawDetections(obj=None, cls=(4, 5), keypoints=(5, width) if width > 5 else None, kpt_dims=layout.kpt_dims)
     expected, found = ([getattr(p, side) for p in parts] for side in ("expected", "found"))
     reference, name, label = names
     yield from differences(reference, name, label, expected, found, plain, limits, corners=True)

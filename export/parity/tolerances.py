@@ -26,7 +26,7 @@ FP16 = Tolerance(
 )
 """Limits of fp16: rounding is relative, so a large box moves further. Of detectors twice what trained models were seen
 to need in rows that score over 0.05, of dense outputs six times (docs/precision.md); they catch what is wrong, and
-accuracy on annotated pictures judges."""
+accuracy on annotated images judges."""
 
 BF16 = Tolerance(
     pixels=4.0,
@@ -57,7 +57,7 @@ UNJUDGED = Tolerance(
     dense=math.inf,
     judged=False,
 )
-"""Of int8 and fp8: what a detection becomes is told, accuracy on annotated pictures judges."""
+"""Of int8 and fp8: what a detection becomes is told, accuracy on annotated images judges."""
 
 LIMITS = {"fp32": Tolerance(), "fp16": FP16, "bf16": BF16, "int8": UNJUDGED, "fp8": UNJUDGED}
 """Precision -> limits, the narrowest first."""

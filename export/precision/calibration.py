@@ -1,6 +1,6 @@
-"""The ranges of activations, measured on pictures, from which int8 and fp8 scales follow.
+"""The ranges of activations, measured on images, from which int8 and fp8 scales follow.
 
-Pictures go exactly the way that they go in use: the spec's letterbox, colour order and numbers. There is no fallback:
+Images go exactly the way that they go in use: the spec's letterbox, colour order and numbers. There is no fallback:
 ranges that were measured on noise look like ranges and destroy a model.
 
 Four ways lead from a tensor's absolute values to its range, all symmetric, so that zero is exact:
@@ -12,7 +12,7 @@ Four ways lead from a tensor's absolute values to its range, all symmetric, so t
 * ``mse``: the range with the smallest mean squared error of rounding and clipping together.
 
 ``auto`` takes the one of ``minmax``, ``percentile`` and ``mse`` with which the quantised network's outputs are nearest
-to the exact ones on the pictures: which that is differs from network to network.
+to the exact ones on the images: which that is differs from network to network.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder, write_whole
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.images.sources import pictures_in
+from deploykit.runtime.images.sources import images_in
 from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = [
@@ -65,10 +65,10 @@ FORMAT = 1  # of the cache; another number, and older files are not read
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which pictures, and how a range follows from them.
+    """Which images, and how a range follows from them.
 
     Args:
-        source: a folder of pictures (subfolders are not searched), or the pictures themselves.
+        source: a folder of images (subfolders are not searched), or the images themselves.
         size: so many of them are used, spread evenly over their sorted names; of fewer, all.
         method: one of :data:`METHODS`.
         percentile: of ``percentile``, in percent.
@@ -81,30 +81,30 @@ class Calibration:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise UsageError(f"calibration needs at least 1 picture, got {self.size}")
+            raise UsageError(f"calibration needs at least 1 image, got {self.size}")
         if self.method not in METHODS:
             raise UsageError(f"a calibration method is one of {', '.join(METHODS)}, got {self.method!r}")
         if not 50.0 < self.percentile <= 100.0:
             raise UsageError(f"a percentile of absolute values lies over 50 and up to 100, got {self.percentile}")
 
-    def pictures(self) -> list[Path]:
-        """The pictures that are used.
+    def images(self) -> list[Path]:
+        """The images that are used.
 
         Raises:
-            NotFoundError: no such folder or picture. ImageError, DataError: there is no picture.
+            NotFoundError: no such folder or image. ImageError, DataError: there is no image.
         """
         if isinstance(self.source, tuple):
             found = [Path(p).expanduser() for p in self.source]
             missing = next((p for p in found if not p.is_file()), None)
             if missing is not None:
-                raise NotFoundError(f"a picture to calibrate with was expected at {missing}, which does not exist")
+                raise NotFoundError(f"an image to calibrate with was expected at {missing}, which does not exist")
         else:
             folder = Path(self.source).expanduser()
             if not folder.is_dir():
-                raise NotFoundError(f"a folder of pictures to calibrate with was expected at {folder}, which is none")
-            found = pictures_in(folder)
+                raise NotFoundError(f"a folder of images to calibrate with was expected at {folder}, which is none")
+            found = images_in(folder)
         if not found:
-            raise DataError(f"no picture to calibrate with in {self.source}: ranges are measured on pictures, or not")
+            raise DataError(f"no image to calibrate with in {self.source}: ranges are measured on images, or not")
         count = min(self.size, len(found))
         return [found[i * len(found) // count] for i in range(count)]
 
@@ -112,11 +112,11 @@ class Calibration:
 @dataclass(frozen=True, eq=False)
 class Activations:
     """What was measured: ``largest`` absolute value of each tensor, and ``counts``, a histogram of its absolute values
-    in equal bins from 0 to that. ``pictures`` is how many were used, ``cached`` whether it is of an earlier run."""
+    in equal bins from 0 to that. ``images`` is how many were used, ``cached`` whether it is of an earlier run."""
 
     largest: dict[str, float]
     counts: dict[str, Array]
-    pictures: int
+    images: int
     cached: bool = False
 
     def ranges(self, method: Method, percentile: float) -> dict[str, float]:
@@ -136,21 +136,21 @@ def measure_activations(
     cache: bool = True,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Activations:
-    """Measure float tensors of an fp32 graph on pictures.
+    """Measure float tensors of an fp32 graph on images.
 
     Args:
         graph: without subgraphs.
         data: the graph's file, by which the cache knows it.
         spec: what the graph takes; its own preprocessing is used.
         tensors: their names; the graph's input may be among them.
-        calibration: the pictures.
-        cache: use and keep results (in the cache folder, by the hash of the model, the pictures and the tensors).
-        on_progress: told how many pictures are done, of how many; each is seen twice.
+        calibration: the images.
+        cache: use and keep results (in the cache folder, by the hash of the model, the images and the tensors).
+        on_progress: told how many images are done, of how many; each is seen twice.
 
     Raises:
-        DataError, NotFoundError, ImageError: pictures are missing or cannot be read.
+        DataError, NotFoundError, ImageError: images are missing or cannot be read.
     """
-    files = calibration.pictures()
+    files = calibration.images()
     place = cache_folder() / "calibration" / f"{_key(data, files, tensors)}.npz"
     if cache and (known := _read(place, tensors, len(files))) is not None:
         return known
@@ -239,32 +239,32 @@ def _mse_bins(histogram: Array) -> int:
 
 
 def calibration_images(calibration: Calibration, spec: ModelSpec, count: int) -> list[Array]:
-    """The first and further pictures of a calibration, ``count`` of them spread over all, as the network is fed."""
-    files = calibration.pictures()
+    """The first and further images of a calibration, ``count`` of them spread over all, as the network is fed."""
+    files = calibration.images()
     count = min(count, len(files))
     return list(_images([files[i * len(files) // count] for i in range(count)], spec.input))
 
 
 def _images(files: Sequence[Path], canvas: InputSpec) -> Iterator[Array]:
-    """Each picture as the network is fed it; one of a fixed batch gets it in every slot."""
+    """Each image as the network is fed it; one of a fixed batch gets it in every slot."""
     slots = canvas.batch if canvas.dynamic == "none" else 1
     for file in files:
         yield on_canvas(read_image(file), canvas, auto=False).repeat(slots, 0)
 
 
 def _key(data: bytes, files: Sequence[Path], tensors: Sequence[str]) -> str:
-    """A hash of everything that the numbers depend on, the pictures' own bytes among it."""
+    """A hash of everything that the numbers depend on, the images' own bytes among it."""
     digest = hashlib.sha256(data)
     for file in files:
         try:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
         except OSError as e:
-            raise DataError(f"cannot read the picture {file}: {e.strerror or e}") from e
+            raise DataError(f"cannot read the image {file}: {e.strerror or e}") from e
     digest.update(json.dumps({"format": FORMAT, "bins": BINS, "tensors": list(tensors)}).encode())
     return digest.hexdigest()
 
 
-def _read(place: Path, tensors: Sequence[str], pictures: int) -> Activations | None:
+def _read(place: Path, tensors: Sequence[str], images: int) -> Activations | None:
     """What was kept; None where there is nothing, or nothing whole."""
     try:
         with np.load(BytesIO(place.read_bytes()), allow_pickle=False) as kept:
@@ -276,7 +276,7 @@ def _read(place: Path, tensors: Sequence[str], pictures: int) -> Activations | N
     if not (np.isfinite(largest).all() and (largest >= 0).all() and np.isfinite(counts).all()):
         return None
     values = dict(zip(tensors, map(float, largest), strict=True))
-    return Activations(values, dict(zip(tensors, counts, strict=True)), pictures, cached=True)
+    return Activations(values, dict(zip(tensors, counts, strict=True)), images, cached=True)
 
 
 def _keep(place: Path, found: Activations) -> None:

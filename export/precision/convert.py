@@ -1,6 +1,6 @@
 """The precision of an export: which one is asked for, how the graph gets it, and what came of it.
 
-The fp32 graph is proved first, and then converted: so what is lost by precision and what by export never mix.
+The fp32 graph is verified first, and then converted: so what is lost by precision and what by export never mix.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from deploykit.errors import UsageError
 from deploykit.export.graph.finalize import finish, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.plan import NmsPlan
-from deploykit.export.parity.proof import Proof, largest_values
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
+from deploykit.export.parity.verification import Verification, largest_values
 from deploykit.export.precision.calibration import Calibration
 from deploykit.export.precision.half import HalfIO, HalfReport, to_half
 from deploykit.export.precision.quantize import QuantReport, quantize_file, quantize_like
@@ -45,10 +45,10 @@ class Lowering:
     Args:
         precision: of weights and activations; see docs/precision.md.
         half_io: which of the file's own inputs and outputs are fp16 too; only with ``fp16``.
-        calibration: the pictures from which the ranges of int8 and fp8 are measured.
+        calibration: the images from which the ranges of int8 and fp8 are measured.
         keep: layers that are not quantised: ``auto`` by measurement, ``none``, or names.
         reduce_range: int8 weights of 7 bits, for CPUs whose int8 kernels saturate.
-        cache: keep measured ranges for the next export of the same model with the same pictures.
+        cache: keep measured ranges for the next export of the same model with the same images.
     """
 
     precision: Precision = "fp32"
@@ -65,8 +65,8 @@ class Lowering:
             raise UsageError(f"--half-io {self.half_io} goes with --precision fp16, not with {self.precision}")
         if (self.calibration is not None) != self.quantised:
             raise UsageError(
-                f"--precision {self.precision} needs pictures to measure ranges with: --calib DIR, a folder of "
-                "pictures like those that it will see"
+                f"--precision {self.precision} needs images to measure ranges with: --calib DIR, a folder of "
+                "images like those that it will see"
                 if self.quantised
                 else f"calibration is for int8 and fp8, not for {self.precision}"
             )
@@ -86,7 +86,7 @@ class Lowering:
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """What a conversion did. ``base``: the proof of the fp32 graph that was converted; None: not checked.
+    """What a conversion did. ``base``: the verification of the fp32 graph that was converted; None: not checked.
 
     ``computes``: how many convolutions and matrix products compute in which precision, read back from the file.
     """
@@ -124,16 +124,16 @@ class Job:
     rows: ModelSpec
     fused: nn.Module
     feeds: Feeds
-    proof: Proof | None
+    verification: Verification | None
     clock: Clock
     on_progress: Callable[[str, float], None] = lambda *_: None
 
 
 def lower(job: Job, lowering: Lowering, folder: Path) -> tuple[ir.Model, PrecisionReport, Path]:
-    """Trace, prove and convert.
+    """Trace, verify and convert.
 
     Returns:
-        The converted graph, still without NMS; the report; and the proved fp32 file with raw rows, in ``folder``.
+        The converted graph, still without NMS; the report; and the verified fp32 file with raw rows, in ``folder``.
 
     Raises:
         ParityError: the fp32 graph does not agree with the model. ExportError: the conversion is not possible.
@@ -145,12 +145,12 @@ def lower(job: Job, lowering: Lowering, folder: Path) -> tuple[ir.Model, Precisi
     base = folder / "base" / "base.onnx"  # in a folder of its own, which is dropped before the others are moved
     base.parent.mkdir()
     write(graph, base, sum(c.size for c in initializers_of(graph)))
-    proved = job.proof.full(base, job.rows_plan, job.rows) if job.proof else None
+    verified = job.verification.full(base, job.rows_plan, job.rows) if job.verification else None
     if lowering.quantised:
         graph, report = _quantised(job, lowering, graph, base)
     else:
         graph, report = _half(job, lowering, graph, base)
-    return graph, replace(report, base=proved), base
+    return graph, replace(report, base=verified), base
 
 
 def _half(job: Job, lowering: Lowering, graph: ir.Model, base: Path) -> tuple[ir.Model, PrecisionReport]:
@@ -163,9 +163,9 @@ def _half(job: Job, lowering: Lowering, graph: ir.Model, base: Path) -> tuple[ir
     while True:
         rows_io = lowering.half_io if job.plan.mode == "none" else "none"
         done = to_half(graph, kind, largest=largest, half_io=rows_io, store=store)
-        if job.proof is None:
+        if job.verification is None:
             break
-        parity = job.proof.by_types(graph, lowering.precision, LIMITS[lowering.precision])
+        parity = job.verification.by_types(graph, lowering.precision, LIMITS[lowering.precision])
         if parity.ok or not done.stored:
             parity.raise_if_bad(f"{kind} in torch")
             break

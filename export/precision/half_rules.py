@@ -16,7 +16,7 @@ COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 """The operators whose precision is what a file's precision means."""
 
 LARGEST = 65504.0 / 4
-"""The largest absolute value that a tensor may have, measured, to be fp16: other pictures give other values."""
+"""The largest absolute value that a tensor may have, measured, to be fp16: other images give other values."""
 
 KEPT = {
     "CumSum", "Exp", "GlobalAveragePool", "GlobalLpPool", "GridSample", "Log", "LogSoftmax", "Pow", "ReduceL1",

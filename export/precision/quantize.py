@@ -1,4 +1,4 @@
-"""From a proved fp32 graph to int8 or fp8: pictures, ranges, the layers that are kept, the quantised graph."""
+"""From a verified fp32 graph to int8 or fp8: images, ranges, the layers that are kept, the quantised graph."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from deploykit.spec import ModelSpec
 
 __all__ = ["QuantReport", "quantize_file", "quantize_like"]
 
-COMPARED = 8  # pictures on which methods are compared
+COMPARED = 8  # images on which methods are compared
 WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
 MEASURED = 4 * 640 * 640  # pixels of those on which layers are: up to a hundred networks are run on them
 Keep = Literal["auto", "none"] | Collection[str]
@@ -49,13 +49,13 @@ class QuantReport:
 
     ``errors``: the error of the outputs by calibration method, of those that were compared. ``error``: what is left
     with the layers kept (see :func:`deploykit.export.precision.sensitivity.output_error`); None: not measured.
-    ``pictures``: how many, and a hash of their names. ``labels``: layer -> what the network calls it.
+    ``images``: how many, and a hash of their names. ``labels``: layer -> what the network calls it.
     """
 
     kind: QuantKind
     method: Method
     errors: dict[str, float]
-    pictures: int
+    images: int
     names_sha256: str
     cached: bool
     done: Quantised
@@ -80,7 +80,7 @@ class QuantReport:
         if self.error is not None and self.done.kept:
             error += f" instead of {self.errors[self.method]:.3g}"
         return [
-            ("ranges", f"{self.method}, {self.pictures} pictures{cached}{compared}"),
+            ("ranges", f"{self.method}, {self.images} images{cached}{compared}"),
             (
                 "not quantised",
                 f"{len(self.done.kept)} of {len(self.done.kept) + len(self.done.layers)} layers, chosen "
@@ -106,9 +106,9 @@ def quantize_file(
 
     Args:
         base: the file of the same fp32 graph.
-        spec: of it; its preprocessing is what the pictures go through.
+        spec: of it; its preprocessing is what the images go through.
         model: the graph.
-        calibration: pictures and method.
+        calibration: images and method.
         kind: ``int8`` or ``fp8``.
         keep: layers that are not quantised: ``auto``, ``none``, or names and patterns.
         reduce_range: see :func:`deploykit.export.precision.qdq.quantize`.
@@ -117,7 +117,7 @@ def quantize_file(
         on_progress: told the share of it that is done.
 
     Raises:
-        DataError, NotFoundError, ImageError: there are no pictures to measure with. UsageError: an unknown layer.
+        DataError, NotFoundError, ImageError: there are no images to measure with. UsageError: an unknown layer.
         ExportError: the graph has no layer to quantise.
     """
     layers = quantisable(model.graph)
@@ -166,8 +166,8 @@ def quantize_file(
         kind=kind,
         method=method,
         errors=errors,
-        pictures=found.pictures,
-        names_sha256=hashlib.sha256("\n".join(p.name for p in calibration.pictures()).encode()).hexdigest(),
+        images=found.images,
+        names_sha256=hashlib.sha256("\n".join(p.name for p in calibration.images()).encode()).hexdigest(),
         cached=found.cached,
         done=done,
         labels=labels,

@@ -19,7 +19,7 @@ from deploykit.errors import UsageError
 from deploykit.export.precision.qdq import QuantKind, quantisable, quantize
 from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
-from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
+from deploykit.spec import ModelSpec, PoseObjectRows, RawDetections
 
 __all__ = [
     "ENOUGH",
@@ -46,12 +46,12 @@ MATTERS = 0.05  # a group whose error is under this share of the whole error is 
 class Sensitivity:
     """``whole``: the error with every layer quantised; ``layers``: layer -> the error with it alone quantised, the
     largest first; ``groups``: groups that were not looked into, with their error. Errors are those of
-    :func:`output_error`. ``pictures`` were used."""
+    :func:`output_error`. ``images`` were used."""
 
     whole: float
     layers: dict[str, float]
     groups: tuple[tuple[tuple[str, ...], float], ...]
-    pictures: int
+    images: int
 
 
 def output_error(expected: Mapping[str, Array], found: Mapping[str, Array], spec: ModelSpec) -> float:
@@ -61,7 +61,7 @@ def output_error(expected: Mapping[str, Array], found: Mapping[str, Array], spec
     the box's four values, and of its keypoints, as a share of the box's longer side; without such rows over the 100
     best. Of other outputs: the root of the mean square error as a share of that of the values.
     """
-    if not isinstance(spec.output, (RawRows, PoseObjectRows)):
+    if not isinstance(spec.output, (RawDetections, PoseObjectRows)):
         return sum(
             float(np.sqrt(np.mean((found[name] - x) ** 2) / max(float(np.mean(x**2)), 1e-30)))
             for name, x in ((name, x.astype(np.float64)) for name, x in expected.items())
@@ -109,7 +109,7 @@ def error_with(
 def measure_sensitivity(
     layers: Sequence[str],
     error_without: Callable[[Collection[str]], float],
-    pictures: int,
+    images: int,
     *,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Sensitivity:
@@ -118,7 +118,7 @@ def measure_sensitivity(
     Args:
         layers: the names of all that can be quantised, in the graph's order.
         error_without: gives the error with all but these layers quantised.
-        pictures: on how many it measures.
+        images: on how many it measures.
         on_progress: told how many quantised networks have been run.
     """
     runs = 0
@@ -144,7 +144,7 @@ def measure_sensitivity(
     single = {group[0]: error for error, group in measured if len(group) == 1}
     calm = [(group, error) for error, group in measured if len(group) > 1]
     ordered = dict(sorted(single.items(), key=lambda item: -item[1]))
-    return Sensitivity(whole, ordered, tuple(calm), pictures)
+    return Sensitivity(whole, ordered, tuple(calm), images)
 
 
 def choose_keep(sensitivity: Sensitivity, error_without: Callable[[Collection[str]], float]) -> tuple[str, ...]:
@@ -190,6 +190,6 @@ def label_of(node: ir.Node) -> str:
     return str(node.name) if weight is None else str(weight.name).removesuffix(".weight")
 
 
-def _scores(rows: Array, layout: RawRows) -> Array:
+def _scores(rows: Array, layout: RawDetections) -> Array:
     best: Array = rows[:, slice(*layout.cls)].max(1)
     return best if layout.obj is None else best * rows[:, layout.obj[0]]

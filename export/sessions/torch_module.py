@@ -18,7 +18,7 @@ from deploykit.models.registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.postprocess.detections import names_of
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
-from deploykit.spec import METADATA_KEY, ModelSpec, NmsOutputs, Tensor
+from deploykit.spec import METADATA_KEY, DenseOutput, ModelSpec, NmsOutputs
 
 __all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
 
@@ -73,7 +73,7 @@ class TorchSession(Session):
 def _outputs(spec: ModelSpec, dtype: str) -> tuple[TensorInfo, ...]:
     output = spec.output
     if not isinstance(output, NmsOutputs):
-        axes = spec.dense_axes if isinstance(output, Tensor) else 3
+        axes = spec.dense_axes if isinstance(output, DenseOutput) else 3
         return (TensorInfo(output.name, (None,) * axes, dtype),)
     counts = (output.num_dets, output.num_candidates)
     axes_of = {**dict.fromkeys((*counts, output.scores, output.labels), 2), output.boxes: 3}  # of the others 4
@@ -105,7 +105,7 @@ def _torch_threads(threads: int | None) -> Iterator[None]:
 def spec_of_module(model: ReferenceModel) -> ModelSpec:
     """The spec of the model as PyTorch runs it: any batch, and any size that is a multiple of the stride.
 
-    So it takes each picture's own rectangle, as an export with a dynamic shape does.
+    So it takes each image's own rectangle, as an export with a dynamic shape does.
     """
     fit = replace(model.spec.input.fit, auto=True)
     return replace(model.spec, input=replace(model.spec.input, dynamic="shape", fit=fit))

@@ -27,10 +27,10 @@ _AGAIN = "get the file again"
 _BIG_ENDIAN = "it was saved on a big-endian machine, which is not read; save it again on a little-endian one"
 
 _KNOWN: tuple[tuple[bytes, str, str], ...] = (
-    (rb"\xff\xd8\xff", "is a JPEG picture", ""),
-    (rb"\x89PNG", "is a PNG picture", ""),
-    (rb"GIF8", "is a GIF picture", ""),
-    (rb"RIFF....WEBP", "is a WebP picture", ""),
+    (rb"\xff\xd8\xff", "is a JPEG image", ""),
+    (rb"\x89PNG", "is a PNG image", ""),
+    (rb"GIF8", "is a GIF image", ""),
+    (rb"RIFF....WEBP", "is a WebP image", ""),
     (rb"....ftyp", "is a video", ""),
     (rb"%PDF", "is a PDF document", ""),
     (rb"\s*(<!doctype|<html|<\?xml|<head)", "is a web page saved in place of the file", _AGAIN),

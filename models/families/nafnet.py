@@ -25,8 +25,7 @@ from deploykit.models.fuse import shared_copy
 from deploykit.models.layers.naf import BoxMean, FixedAttention, NafBlock, naf_blocks
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "NAFNet"
 WEIGHTS_LICENCE = "MIT code of Megvii; the data sets have terms of their own"
@@ -267,7 +266,7 @@ def _reference(name: str, config: NafnetConfig, network: Nafnet) -> ReferenceMod
         std=(1.0,) * config.channels,
         fit=Fit(kind="tile" if config.channels == 4 else "pad", stride=1, step=network.multiple),
     )
-    spec = ModelSpec("restore", canvas, Dense(name="image"))
+    spec = ModelSpec("restore", canvas, DenseOutput(name="image"))
     return ReferenceModel(name, FAMILY, network, spec, rewrites={"tlc": _tlc})
 
 

@@ -25,8 +25,7 @@ from deploykit.models.layers.conv import FoldingSequential
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "ResNet"
 WEIGHTS_LICENCE = "BSD-3-Clause (torchvision), BSD-2-Clause (CIFAR-10's); the data sets have terms of their own"
@@ -248,7 +247,7 @@ def _reference(
         std=IMAGENET_STD if channels == 3 else (0.5,) * channels,
         fit=Fit(kind="crop", stride=1, crop_share=1.0 if config.small else 0.875, resample="bilinear"),
     )
-    spec = ModelSpec("classify", canvas, Dense(name="logits"), class_names(config.num_classes, names))
+    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
     return ReferenceModel(name, FAMILY, network, spec)
 
 

@@ -26,8 +26,7 @@ from deploykit.models.layers.attention import EPS, TransformerBlock
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "ViT"
 WEIGHTS_LICENCE = "CC-BY-NC-4.0 (MAE, the code too); of other ViTs their own"
@@ -245,8 +244,8 @@ def _reference(
         fit=Fit(kind="crop", stride=config.patch, resample="bicubic"),
     )
     if config.head == "features":
-        return ReferenceModel(name, FAMILY, network, ModelSpec("features", canvas, Dense(name="features"), ()))
-    spec = ModelSpec("classify", canvas, Dense(name="logits"), class_names(config.num_classes, names))
+        return ReferenceModel(name, FAMILY, network, ModelSpec("features", canvas, DenseOutput(name="features"), ()))
+    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
     return ReferenceModel(name, FAMILY, network, spec)
 
 

@@ -23,7 +23,7 @@ from deploykit.spec import (
     KeypointSpec,
     ModelSpec,
     PoseObjectRows,
-    RawRows,
+    RawDetections,
     Thresholds,
 )
 
@@ -71,15 +71,15 @@ def reference_of(
     return ReferenceModel(name.replace("_", "-"), family, graph, spec, notes)
 
 
-def output_of(head: Detect) -> RawRows | PoseObjectRows:
+def output_of(head: Detect) -> RawDetections | PoseObjectRows:
     """What the columns of a head's rows are."""
     stop = 5 + head.num_classes
     if isinstance(head, PoseObject):
         return PoseObjectRows(cls=(5, stop), coords=(stop, head.columns))
-    return RawRows(cls=(5, stop), keypoints=(stop, head.columns) if isinstance(head, Keypoint) else None)
+    return RawDetections(cls=(5, stop), keypoints=(stop, head.columns) if isinstance(head, Keypoint) else None)
 
 
-def _keypoints_of(output: RawRows | PoseObjectRows) -> KeypointSpec | None:
+def _keypoints_of(output: RawDetections | PoseObjectRows) -> KeypointSpec | None:
     span = output.plain.keypoints
     if span is None:
         return None

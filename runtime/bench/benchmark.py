@@ -1,6 +1,6 @@
-"""How long a model takes: its network alone, and everything from an encoded picture to objects.
+"""How long a model takes: its network alone, and everything from an encoded image to objects.
 
-A *run* is one batch of pictures. Each run is timed twice, the one right after the other, so that whatever else the
+A *run* is one batch of images. Each run is timed twice, the one right after the other, so that whatever else the
 machine does meets both: first end to end as its predictor works, in one thread, stage after stage; then the
 network alone, on the very arrays that the first pass gave to it. The two are never mixed. Python's garbage collector
 waits while a run is timed. Runs that do not count: the warm-up, and the first run of every new input shape, because
@@ -27,14 +27,14 @@ from deploykit.errors import ImageError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.bench.report import Benchmark, Encoded, Memory, Network, Part, Statistics
 from deploykit.runtime.images.reading import decode_image, encoded_image
-from deploykit.runtime.images.sources import Pictures, kind_of, open_source
+from deploykit.runtime.images.sources import Images, kind_of, open_source
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
 from deploykit.runtime.predict.base import SourcePredictor
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import Session
-from deploykit.spec import Tensor
+from deploykit.spec import DenseOutput
 
-__all__ = ["benchmark", "encoded_pictures"]
+__all__ = ["benchmark", "encoded_images"]
 
 Source = str | os.PathLike[str] | bytes
 OnProgress = Callable[[str, float], None]
@@ -46,7 +46,7 @@ AnyPredictor = SourcePredictor[Any, Any]
 REST = "rest"
 
 FULL_HD = (1080, 1920)
-MOST_PICTURES, MOST_BYTES = 100, 256_000_000  # that are kept in memory
+MOST_IMAGES, MOST_BYTES = 100, 256_000_000  # that are kept in memory
 FEWEST_WARM_RUNS = 3
 
 
@@ -59,11 +59,11 @@ def benchmark(
     warmup: float = 2.0,
     on_progress: OnProgress | None = None,
 ) -> Benchmark:
-    """Load a model, warm it up and measure it: ``benchmark(lambda: deploykit.load("model.onnx"), "pictures")``.
+    """Load a model, warm it up and measure it: ``benchmark(lambda: deploykit.load("model.onnx"), "images")``.
 
     Args:
-        load: opens the predictor, which is closed at the end; its batch is the number of pictures in a run.
-        source: pictures that are run in turn: files, folders or encoded bytes; None: one synthetic 1080p frame.
+        load: opens the predictor, which is closed at the end; its batch is the number of images in a run.
+        source: images that are run in turn: files, folders or encoded bytes; None: one synthetic 1080p frame.
         duration: seconds to measure, both passes together; at least one run is made.
         runs: count exactly so many runs instead.
         warmup: seconds to run before anything counts, and at least three runs; 0: none.
@@ -71,7 +71,7 @@ def benchmark(
 
     Raises:
         UsageError: a number is out of range, or a source is a video or a camera.
-        NotFoundError, ImageError: there is no such picture, or it cannot be read.
+        NotFoundError, ImageError: there is no such image, or it cannot be read.
         DeployError: whatever ``load`` or the network raises.
     """
     if not 0 < duration < math.inf or not 0 <= warmup < math.inf:
@@ -79,7 +79,7 @@ def benchmark(
     if runs is not None and runs < 1:
         raise UsageError(f"runs must be at least 1, got {runs}")
     tell = on_progress or (lambda phase, share: None)
-    pictures = encoded_pictures(source)
+    images = encoded_images(source)
     before, was_reset = resident_memory(), reset_peak_memory()
     tell("loading", 0.0)
     start = time.perf_counter()
@@ -88,12 +88,12 @@ def benchmark(
         machine = Machine.here()  # now, because its load average is to be that before the measurement
         watched = predictor.session = _Watched(predictor.session)
         warm_start = time.perf_counter()
-        warm_runs = _warm_up(predictor, watched, pictures, warmup, tell)
+        warm_runs = _warm_up(predictor, watched, images, warmup, tell)
         warm_seconds = time.perf_counter() - warm_start
-        counted, fresh, seconds = _measure(predictor, watched, pictures, duration, runs, tell)
+        counted, fresh, seconds = _measure(predictor, watched, images, duration, runs, tell)
         device = watched.session.device_memory  # now: buffers may come with the first run
         network = _network(predictor, watched, load_seconds)
-        notes = (*watched.session.notes, *_notes(pictures, predictor, counted, fresh))
+        notes = (*watched.session.notes, *_notes(images, predictor, counted, fresh))
     total = len(counted) * predictor.batch
     return Benchmark(
         machine=machine,
@@ -101,7 +101,7 @@ def benchmark(
         network=network,
         opencv_threads=cv2.getNumThreads(),
         spec=predictor.spec,
-        pictures=pictures,
+        images=images,
         batch=predictor.batch,
         warmup_runs=warm_runs,
         warmup_seconds=warm_seconds,
@@ -129,7 +129,7 @@ RESULTS = {
     **dict.fromkeys(("detect", "keypoints", "instances"), "objects in source pixels"),
     "classify": "their classes",
     "segment": "label maps of their size",
-    "restore": "restored pictures",
+    "restore": "restored images",
     "features": "their features",
 }
 _MODEL_ONLY = (
@@ -137,49 +137,49 @@ _MODEL_ONLY = (
     "not in it: decoding, letterbox, postprocess"
 )
 _END_TO_END = (
-    "encoded pictures in memory to {}, one thread doing one stage after the other; "
+    "encoded images in memory to {}, one thread doing one stage after the other; "
     "not in it: reading files, drawing, writing"
 )
 
 
-def encoded_pictures(source: Source | Sequence[Source] | None) -> Encoded:
-    """The pictures of a source, read into memory and decoded once, so that one that is broken is found out before.
+def encoded_images(source: Source | Sequence[Source] | None) -> Encoded:
+    """The images of a source, read into memory and decoded once, so that one that is broken is found out before.
 
     Raises:
-        UsageError: a video, a camera, or pictures that are decoded already.
-        NotFoundError, ImageError: no such picture, none at all, or one that cannot be read.
+        UsageError: a video, a camera, or images that are decoded already.
+        NotFoundError, ImageError: no such image, none at all, or one that cannot be read.
     """
     if source is None:
         return Encoded(("synthetic frame (seed 0)",), (_synthetic_frame(),), (FULL_HD,), synthetic=True)
     sources = [source] if isinstance(source, (str, os.PathLike, bytes)) else list(source)
-    items = [item for one in sources for item in _pictures_of(one)]
+    items = [item for one in sources for item in _images_of(one)]
     if not items:
-        raise ImageError("a benchmark needs at least one picture, got an empty list")
+        raise ImageError("a benchmark needs at least one image, got an empty list")
     data: list[bytes] = []
     sizes: list[tuple[int, int]] = []
-    for item in items[:MOST_PICTURES]:
-        picture = item if isinstance(item, bytes) else encoded_image(item)
-        if data and sum(map(len, data)) + len(picture) > MOST_BYTES:
+    for item in items[:MOST_IMAGES]:
+        encoded = item if isinstance(item, bytes) else encoded_image(item)
+        if data and sum(map(len, data)) + len(encoded) > MOST_BYTES:
             break
-        image = decode_image(picture, "an encoded picture" if isinstance(item, bytes) else str(item))
-        data.append(picture)
+        image = decode_image(encoded, "an encoded image" if isinstance(item, bytes) else str(item))
+        data.append(encoded)
         sizes.append((image.shape[0], image.shape[1]))
     names = tuple("bytes in memory" if isinstance(one, bytes) else os.fspath(one) for one in sources)
     return Encoded(names, tuple(data), tuple(sizes), left_out=len(items) - len(data))
 
 
-def _pictures_of(source: Source) -> list[Path | bytes]:
+def _images_of(source: Source) -> list[Path | bytes]:
     if isinstance(source, bytes):
         return [source]
     if not isinstance(source, (str, os.PathLike)):
         raise UsageError(
-            f"a benchmark decodes its pictures: expected files, folders or encoded bytes, got {type(source).__name__}"
+            f"a benchmark decodes its images: expected files, folders or encoded bytes, got {type(source).__name__}"
         )
     kind = kind_of(source)
     if kind in ("video", "camera"):
-        raise UsageError(f"a benchmark runs on pictures, again and again, but {os.fspath(source)} is a {kind}")
+        raise UsageError(f"a benchmark runs on images, again and again, but {os.fspath(source)} is a {kind}")
     opened = open_source(source)
-    assert isinstance(opened, Pictures)
+    assert isinstance(opened, Images)
     return [Path(item) for item in opened.items if isinstance(item, (str, os.PathLike))]
 
 
@@ -239,7 +239,7 @@ def _run(predictor: AnyPredictor, watched: _Watched, batch: tuple[bytes, ...]) -
     watched.calls = []
     with _without_collector():
         start = time.perf_counter_ns()
-        results = list(predictor.stream(Pictures(batch)))
+        results = list(predictor.stream(Images(batch)))
         done = time.perf_counter_ns()
         # The arrays stay as they are: the predictor fills its buffers again in the next run.
         device: Counter[str] = Counter()
@@ -279,17 +279,17 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-def _batches(pictures: Encoded, size: int) -> Iterator[tuple[bytes, ...]]:
-    """The pictures in turn and without end."""
+def _batches(images: Encoded, size: int) -> Iterator[tuple[bytes, ...]]:
+    """The images in turn and without end."""
     place = 0
     while True:
-        yield tuple(pictures.data[(place + i) % len(pictures.data)] for i in range(size))
+        yield tuple(images.data[(place + i) % len(images.data)] for i in range(size))
         place += size
 
 
-def _warm_up(predictor: AnyPredictor, watched: _Watched, pictures: Encoded, seconds: float, tell: OnProgress) -> int:
+def _warm_up(predictor: AnyPredictor, watched: _Watched, images: Encoded, seconds: float, tell: OnProgress) -> int:
     start, count = time.perf_counter(), 0
-    batches = _batches(pictures, predictor.batch)
+    batches = _batches(images, predictor.batch)
     while seconds and (count < FEWEST_WARM_RUNS or time.perf_counter() - start < seconds):
         tell("warming up", min((time.perf_counter() - start) / seconds, 1.0))
         _run(predictor, watched, next(batches))
@@ -298,13 +298,13 @@ def _warm_up(predictor: AnyPredictor, watched: _Watched, pictures: Encoded, seco
 
 
 def _measure(
-    predictor: AnyPredictor, watched: _Watched, pictures: Encoded, duration: float, runs: int | None, tell: OnProgress
+    predictor: AnyPredictor, watched: _Watched, images: Encoded, duration: float, runs: int | None, tell: OnProgress
 ) -> tuple[list[_Run], int, float]:
     """The runs that count, how many did not because their input had a new shape, and the seconds of all of them."""
     counted: list[_Run] = []
     fresh = 0
     start = time.perf_counter()
-    for batch in _batches(pictures, predictor.batch):
+    for batch in _batches(images, predictor.batch):
         passed = time.perf_counter() - start
         if len(counted) == runs or (runs is None and counted and passed >= duration):
             break
@@ -317,12 +317,12 @@ def _measure(
     return counted, fresh, time.perf_counter() - start
 
 
-def _part(includes: str, totals: list[float], pictures: int, stages: Sequence[dict[str, float]] = ()) -> Part:
+def _part(includes: str, totals: list[float], images: int, stages: Sequence[dict[str, float]] = ()) -> Part:
     names = stages[0] if stages else ()
     return Part(
         includes=includes,
         total=Statistics.of(totals),
-        images_per_second=pictures / (math.fsum(totals) / 1e3),
+        images_per_second=images / (math.fsum(totals) / 1e3),
         stages={name: Statistics.of([one[name] for one in stages]) for name in names},
     )
 
@@ -340,24 +340,24 @@ def _network(predictor: AnyPredictor, watched: _Watched, load_seconds: float) ->
     )
 
 
-def _notes(pictures: Encoded, predictor: AnyPredictor, counted: list[_Run], fresh: int) -> Iterator[str]:
+def _notes(images: Encoded, predictor: AnyPredictor, counted: list[_Run], fresh: int) -> Iterator[str]:
     """What a reader of the numbers ought to know besides."""
-    if pictures.synthetic and isinstance(predictor.spec.output, Tensor):
-        yield "the picture is synthetic: what is made of it means nothing; its size is what counts (--source)"
-    elif pictures.synthetic:
+    if images.synthetic and isinstance(predictor.spec.output, DenseOutput):
+        yield "the image is synthetic: what is made of it means nothing; its size is what counts (--source)"
+    elif images.synthetic:
         none = not any(run.objects for run in counted)
         found = "nothing is found in it, so NMS has little to do" if none else "what is found in it means nothing"
-        yield f"the picture is synthetic: {found}; measure on pictures of the model's own kind (--source)"
-    if pictures.left_out:
-        count = len(pictures.data)
-        yield f"only the first {count} of {count + pictures.left_out} pictures are used: they are kept in memory"
+        yield f"the image is synthetic: {found}; measure on images of the model's own kind (--source)"
+    if images.left_out:
+        count = len(images.data)
+        yield f"only the first {count} of {count + images.left_out} images are used: they are kept in memory"
     reached = len(counted) * predictor.batch
-    if reached < len(pictures.data):
-        yield f"only {reached} of {len(pictures.data)} pictures had their turn: measure for longer (--duration)"
+    if reached < len(images.data):
+        yield f"only {reached} of {len(images.data)} images had their turn: measure for longer (--duration)"
     if any(run.calls > 1 for run in counted):
-        yield "pictures of one run that need rectangles of different sizes went through the network in separate calls"
+        yield "images of one run that need rectangles of different sizes went through the network in separate calls"
     if fresh:
         yield f"the first run of an input shape does not count: {fresh} such after the warm-up"
     if any(run.truncated for run in counted):
         most = predictor.spec.thresholds.pre_nms_topk
-        yield f"some pictures have more candidates than the {most} that NMS looks at: their weakest are left out"
+        yield f"some images have more candidates than the {most} that NMS looks at: their weakest are left out"

@@ -60,7 +60,7 @@ class Part:
     """One of the two measurements, in milliseconds a run.
 
     ``includes`` says in a sentence what is in ``total``, ``stages`` what it consists of (of the network alone: its
-    stages on a GPU, by the GPU's own clock, where it computes on one). ``images_per_second`` is the pictures of all
+    stages on a GPU, by the GPU's own clock, where it computes on one). ``images_per_second`` is the images of all
     runs over the time of all runs.
     """
 
@@ -81,7 +81,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Pictures in memory as they lie in files, and their (height, width); ``left_out``: there were so many more.
+    """Images in memory as they lie in files, and their (height, width); ``left_out``: there were so many more.
 
     ``sources`` are the files and folders that they are from, as they were given.
     """
@@ -123,14 +123,14 @@ class Memory:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """The result of :func:`benchmark`. ``objects``: found in a picture on average; ``seconds``: of measuring."""
+    """The result of :func:`benchmark`. ``objects``: found in an image on average; ``seconds``: of measuring."""
 
     machine: Machine
     versions: dict[str, str]
     network: Network
     opencv_threads: int
     spec: ModelSpec
-    pictures: Encoded
+    images: Encoded
     batch: int
     warmup_runs: int
     warmup_seconds: float
@@ -143,11 +143,11 @@ class Benchmark:
     notes: tuple[str, ...] = ()
 
     def to_dict(self, *, samples: bool = False) -> dict[str, Any]:
-        """JSON-able, without the pictures; with the time of every run where ``samples``."""
-        plain = dataclasses.replace(self.pictures, data=())
-        facts = dataclasses.asdict(dataclasses.replace(self, pictures=plain))
-        facts["pictures"] |= {"data": sum(map(len, self.pictures.data)), "count": len(self.pictures.data)}
-        facts["pictures"]["bytes"] = facts["pictures"].pop("data")
+        """JSON-able, without the images; with the time of every run where ``samples``."""
+        plain = dataclasses.replace(self.images, data=())
+        facts = dataclasses.asdict(dataclasses.replace(self, images=plain))
+        facts["images"] |= {"data": sum(map(len, self.images.data)), "count": len(self.images.data)}
+        facts["images"]["bytes"] = facts["images"].pop("data")
         facts["model_only"] = self.model_only.to_dict(samples=samples)
         facts["end_to_end"] = self.end_to_end.to_dict(samples=samples)
         return facts

@@ -17,14 +17,14 @@ from typing import Any
 from deploykit.errors import ArtefactError, DataError
 from deploykit.runtime.files import existing_file
 
-__all__ = ["Category", "CocoData", "LabelMap", "Picture", "match_keypoints", "match_labels", "read_coco"]
+__all__ = ["Category", "CocoData", "Image", "LabelMap", "match_keypoints", "match_labels", "read_coco"]
 
 
 MOST = 2**53  # numbers go to the metric libraries as float64, too
 
 
 @dataclass(frozen=True)
-class Picture:
+class Image:
     """One listed image: its number, its file's name and its (height, width), where the file says it."""
 
     id: int
@@ -52,18 +52,18 @@ class CocoData:
     """
 
     path: Path
-    pictures: tuple[Picture, ...]
+    images: tuple[Image, ...]
     categories: tuple[Category, ...]
     annotations: tuple[dict[str, Any], ...]
     notes: tuple[str, ...] = ()
 
     def objects(self, image_ids: Iterable[int], category_ids: Iterable[int], *, keypoints: bool) -> list[int]:
         """The category of every object that counts in these images: no crowd, and for ``keypoints`` one is labelled."""
-        images, categories = set(image_ids), set(category_ids)
+        chosen, categories = set(image_ids), set(category_ids)
         return [
             a["category_id"]
             for a in self.annotations
-            if a["image_id"] in images
+            if a["image_id"] in chosen
             and a["category_id"] in categories
             and not a["iscrowd"]
             and (a.get("num_keypoints") or not keypoints)
@@ -134,30 +134,30 @@ class _Reader:
         self._without_area = 0
 
     def read(self, data: Mapping[str, Any]) -> CocoData:
-        pictures = tuple(self._picture(e, f"images[{i}]") for i, e in enumerate(data["images"]))
+        images = tuple(self._image(e, f"images[{i}]") for i, e in enumerate(data["images"]))
         categories = tuple(self._category(e, f"categories[{i}]") for i, e in enumerate(data["categories"]))
-        for what, entries in (("images", pictures), ("categories", categories)):
+        for what, entries in (("images", images), ("categories", categories)):
             if not entries:
                 raise DataError(f"{self._file}: the list {what} is empty")
             if len({entry.id for entry in entries}) < len(entries):
                 raise DataError(f"{self._file}: two {what} share an id")
         if len({category.name for category in categories}) < len(categories):
             raise DataError(f"{self._file}: two categories share a name")
-        known = {p.id for p in pictures}, {c.id for c in categories}
+        known = {p.id for p in images}, {c.id for c in categories}
         annotations = tuple(
             self._annotation(e, f"annotations[{i}]", i + 1, *known) for i, e in enumerate(data["annotations"])
         )
         notes = []
         if self._without_area:
             notes.append(f"{self._without_area} annotations have no area: width times height of their box was taken")
-        return CocoData(self._file, pictures, categories, annotations, tuple(notes))
+        return CocoData(self._file, images, categories, annotations, tuple(notes))
 
-    def _picture(self, entry: Any, where: str) -> Picture:
+    def _image(self, entry: Any, where: str) -> Image:
         size = None
         name = self._value(entry, "file_name", where, str)
         if "height" in entry and "width" in entry:
             size = (self._value(entry, "height", where, int), self._value(entry, "width", where, int))
-        return Picture(self._value(entry, "id", where, int), name, size)
+        return Image(self._value(entry, "id", where, int), name, size)
 
     def _category(self, entry: Any, where: str) -> Category:
         names = self._value(entry, "keypoints", where, list) if isinstance(entry, dict) and "keypoints" in entry else []
@@ -165,11 +165,11 @@ class _Reader:
         return Category(self._value(entry, "id", where, int), name, tuple(str(n) for n in names))
 
     def _annotation(
-        self, entry: Any, where: str, number: int, pictures: set[int], categories: set[int]
+        self, entry: Any, where: str, number: int, images: set[int], categories: set[int]
     ) -> dict[str, Any]:
         image, category = (self._value(entry, key, where, int) for key in ("image_id", "category_id"))
-        if image not in pictures or category not in categories:
-            what = f"image {image}" if image not in pictures else f"category {category}"
+        if image not in images or category not in categories:
+            what = f"image {image}" if image not in images else f"category {category}"
             raise DataError(f"{self._file}: {where} is of {what}, which the file does not list")
         box = self._numbers(entry, "bbox", where)
         if len(box) != 4 or min(box[2:]) < 0:

@@ -19,7 +19,7 @@ import numpy as np
 
 from deploykit.errors import UsageError, require
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.evaluate.coco_data import CocoData, Picture
+from deploykit.runtime.evaluate.coco_data import CocoData, Image
 
 __all__ = [
     "BOX_KEYS",
@@ -165,7 +165,7 @@ def evaluator(
     sigmas: tuple[float, ...] = (),
     engine: str = "hotcoco",
 ) -> Any:
-    """The library's evaluation of the detections, each picture's matched and nothing added up yet.
+    """The library's evaluation of the detections, each image's matched and nothing added up yet.
 
     Its arguments are those of :func:`coco_scores`.
     """
@@ -207,7 +207,7 @@ def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...],
     built = coco()
     built.dataset = {
         "info": {},
-        "images": [{"id": p.id, "file_name": p.file_name, **_sides(p)} for p in data.pictures],
+        "images": [{"id": p.id, "file_name": p.file_name, **_sides(p)} for p in data.images],
         "categories": [{"id": c.id, "name": c.name} for c in data.categories],
         "annotations": [{**unlabelled, **a} for a in annotations],  # copies: one library writes into them
     }
@@ -215,9 +215,9 @@ def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...],
     return built
 
 
-def _sides(picture: Picture) -> dict[str, int]:
-    """A picture's size, which polygons need to become masks."""
-    return {} if picture.size is None else {"height": picture.size[0], "width": picture.size[1]}
+def _sides(image: Image) -> dict[str, int]:
+    """An image's size, which polygons need to become masks."""
+    return {} if image.size is None else {"height": image.size[0], "width": image.size[1]}
 
 
 def encoded_masks(masks: Array, engine: str = "hotcoco") -> tuple[dict[str, Any], ...]:

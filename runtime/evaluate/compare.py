@@ -1,8 +1,8 @@
 """Two evaluations side by side: what one model loses against another, and whether that is more than chance.
 
-The interval is a paired bootstrap over pictures: pictures are drawn with replacement, as many as there are, and both
-models are scored on the same draw. It tells how much the difference depends on which pictures happened to be there; it
-says nothing about pictures of another kind. The resampling is hotcoco's.
+The interval is a paired bootstrap over images: images are drawn with replacement, as many as there are, and both
+models are scored on the same draw. It tells how much the difference depends on which images happened to be there; it
+says nothing about images of another kind. The resampling is hotcoco's.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, eq=False)
 class AccuracyComparison:
-    """``model`` against ``reference``, on the same pictures.
+    """``model`` against ``reference``, on the same images.
 
     ``difference``: the model's metrics minus the reference's, as fractions, of those that both have; ``per_class`` the
     same of AP by category. ``intervals``: of the differences, from ``samples`` draws (empty: none were made).
@@ -57,16 +57,16 @@ def compare_evaluations(model: Evaluation, reference: Evaluation, *, samples: in
     """Hold one evaluation against another of the same annotations.
 
     Args:
-        model, reference: of the same task, pictures and categories.
+        model, reference: of the same task, images and categories.
         samples: draws of the bootstrap; 0: no intervals.
 
     Raises:
-        UsageError: they are not of the same task and pictures, or the number of draws is negative.
+        UsageError: they are not of the same task and images, or the number of draws is negative.
         MissingDependencyError: intervals without hotcoco.
     """
     a, b = model.scored, reference.scored
     if model.task != reference.task or a.image_ids != b.image_ids or set(a.category_ids) != set(b.category_ids):
-        raise UsageError("two evaluations can be compared if they are of one task, the same pictures and categories")
+        raise UsageError("two evaluations can be compared if they are of one task, the same images and categories")
     if samples < 0:
         raise UsageError(f"the bootstrap makes at least 0 draws, got {samples}")
     difference = {
@@ -106,14 +106,14 @@ def check_drop(comparison: AccuracyComparison, max_drop: float, *, metric: str =
     if not math.isfinite(max_drop) or max_drop < 0:
         raise UsageError(f"the largest drop is a number of points of at least 0, got {max_drop}")
     if metric not in comparison.difference:
-        raise UsageError(f"{metric} has no value here: there is no such object in the pictures")
+        raise UsageError(f"{metric} has no value here: there is no such object in the images")
     drop = -100.0 * comparison.difference[metric]
     if drop > max_drop:
         before, after = (100.0 * found.metrics[metric] for found in (comparison.reference, comparison.model))
         raise AccuracyError(
             f"{metric} falls from {before:.2f} to {after:.2f}, by {drop:.2f} points{_within(comparison, metric)}; "
             f"allowed are {max_drop:g} (--max-drop): nothing was kept. Keep more layers in higher precision, calibrate "
-            "with more pictures, or allow more"
+            "with more images, or allow more"
         )
     return drop
 

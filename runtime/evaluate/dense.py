@@ -19,11 +19,11 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.metrics import WINDOW, psnr, ssim
 from deploykit.runtime.images.placing import Placed, dense_blob, place
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.images.sources import PICTURE_SUFFIXES, pictures_in
+from deploykit.runtime.images.sources import IMAGE_SUFFIXES, images_in
 from deploykit.runtime.machine import versions
 from deploykit.runtime.postprocess.dense import DenseTask, dense_output, label_map, restored, top_classes
 from deploykit.runtime.session import Session, input_of
-from deploykit.spec import ModelSpec, Tensor, worded
+from deploykit.spec import DenseOutput, ModelSpec, worded
 
 __all__ = ["DenseEvaluation", "DenseTask", "evaluate_dense_session"]
 
@@ -36,14 +36,14 @@ class DenseEvaluation:
     """What an evaluation found; all but PSNR are fractions of 1.
 
     ``metrics``: ``top1 top5`` (classify), ``mIoU mAcc aAcc fwIoU`` and of two classes ``Dice`` (segment), ``PSNR SSIM``
-    (restore; means over the pictures). ``per_class``: metrics of each class, by name; empty for restore.
-    ``per_picture``: of restore, by the file's name.
+    (restore; means over the images). ``per_class``: metrics of each class, by name; empty for restore.
+    ``per_image``: of restore, by the file's name.
     """
 
     task: DenseTask
     metrics: dict[str, float]
     per_class: dict[str, dict[str, float]]
-    per_picture: dict[str, dict[str, float]]
+    per_image: dict[str, dict[str, float]]
     counts: dict[str, int]
     settings: dict[str, Any]
     timings: dict[str, float]
@@ -51,7 +51,7 @@ class DenseEvaluation:
     notes: tuple[str, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for ``json.dumps``; JSON has no infinity: the PSNR of equal pictures becomes the word."""
+        """Everything, ready for ``json.dumps``; JSON has no infinity: the PSNR of equal images becomes the word."""
         data = dataclasses.asdict(self)
         data["timings_ms"] = {stage: round(ms, 3) for stage, ms in data.pop("timings").items()}
         told: dict[str, Any] = worded(data)
@@ -75,14 +75,14 @@ def evaluate_dense_session(
     times: list[dict[str, float]] = []
     for number, case in enumerate(cases, start=1):
         start = time.perf_counter()
-        picture = read_image(case.picture)
+        image = read_image(case.image)
         read = time.perf_counter()
-        placed = place(picture, spec.input)
+        placed = place(image, spec.input)
         fed = dense_blob([placed.canvas], spec.input)
         info = session.inputs[0]
         fed = np.repeat(fed, info.shape[0] or 1, 0)
         ready = time.perf_counter()
-        output = dense_output(session.run(input_of(info, fed)), spec, str(case.picture))
+        output = dense_output(session.run(input_of(info, fed)), spec, str(case.image))
         done = time.perf_counter()
         meter.take(case, output[0].astype(np.float32, copy=False), placed)
         end = time.perf_counter()
@@ -96,13 +96,11 @@ def evaluate_dense_session(
         task=chosen,
         metrics=meter.metrics(),
         per_class=meter.per_class(),
-        per_picture=meter.per_picture(),
-        counts={"pictures": len(cases), **meter.counts()},
+        per_image=meter.per_image(),
+        counts={"images": len(cases), **meter.counts()},
         settings={
             "fit": canvas.fit.kind,
-            "size": "each picture's own"
-            if canvas.fit.kind == "pad" and canvas.dynamic == "shape"
-            else list(canvas.size),
+            "size": "each image's own" if canvas.fit.kind == "pad" and canvas.dynamic == "shape" else list(canvas.size),
             "providers": list(session.providers),
         },
         timings={stage: sum(t[stage] for t in counted) / len(counted) for stage in counted[0]},
@@ -116,9 +114,9 @@ def evaluate_dense_session(
 
 @dataclass(frozen=True)
 class _Case:
-    """A picture and its truth: a class's number, or the file of a label map or of the target."""
+    """An image and its truth: a class's number, or the file of a label map or of the target."""
 
-    picture: Path
+    image: Path
     label: int = -1
     truth: Path = Path()
 
@@ -126,8 +124,8 @@ class _Case:
 def _task(spec: ModelSpec, asked: str | None) -> DenseTask:
     task = spec.task if asked is None else asked
     if task == spec.task == "features":
-        raise UsageError("this model gives features of a picture, and there is no truth that those are scored by")
-    if task not in _METERS or spec.task != task or not isinstance(spec.output, Tensor):
+        raise UsageError("this model gives features of an image, and there is no truth that those are scored by")
+    if task not in _METERS or spec.task != task or not isinstance(spec.output, DenseOutput):
         raise UsageError(
             f"the task {task!r} was asked for, but this model's is {spec.task!r}, with an output of kind "
             f"{spec.output.kind!r}"
@@ -143,23 +141,23 @@ def _cases(
     limit: int | None,
 ) -> tuple[list[_Case], tuple[str, ...]]:
     if limit is not None and limit < 1:
-        raise UsageError(f"the limit must be at least 1 picture, got {limit}")
+        raise UsageError(f"the limit must be at least 1 image, got {limit}")
     if task == "classify":
         if images is not None:
             raise UsageError(
-                "classification takes one folder, with a folder of pictures for each class: leave --images out"
+                "classification takes one folder, with a folder of images for each class: leave --images out"
             )
         cases = _class_folders(_folder(data, "folders of classes"), spec.classes)
     else:
         if images is None:
             what = "label maps" if task == "segment" else "targets"
             raise UsageError(
-                f"the task {task} takes --images, a folder of pictures, beside --data, the folder of their {what}"
+                f"the task {task} takes --images, a folder of images, beside --data, the folder of their {what}"
             )
-        cases = _pairs(_folder(images, "pictures"), _folder(data, "label maps or targets"))
+        cases = _pairs(_folder(images, "images"), _folder(data, "label maps or targets"))
     chosen = cases[:limit]
     notes = (
-        () if len(chosen) == len(cases) else (f"only the first {len(chosen)} of {len(cases)} pictures were evaluated",)
+        () if len(chosen) == len(cases) else (f"only the first {len(chosen)} of {len(cases)} images were evaluated",)
     )
     return chosen, notes
 
@@ -172,10 +170,10 @@ def _folder(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def _class_folders(root: Path, classes: tuple[str, ...]) -> list[_Case]:
-    """Every picture of every class's folder; folders are named as the classes, or by their numbers."""
+    """Every image of every class's folder; folders are named as the classes, or by their numbers."""
     folders = sorted(p for p in root.iterdir() if p.is_dir())
     if not folders:
-        raise DataError(f"{root} has no folder: classification takes a folder of pictures for each class")
+        raise DataError(f"{root} has no folder: classification takes a folder of images for each class")
     names = {_plain(name): number for number, name in enumerate(classes)}
     numbered = all(p.name.isdecimal() and int(p.name) < max(len(classes), 1) for p in folders)
     labels = {p: int(p.name) if numbered else names.get(_plain(p.name)) for p in folders}
@@ -185,28 +183,26 @@ def _class_folders(root: Path, classes: tuple[str, ...]) -> list[_Case]:
             f"the folder {unknown[0]!r} ({len(unknown)} of {len(folders)} in {root}) is none of the model's "
             f"{len(classes)} classes ({', '.join(classes[:3])}, ...)"
         )
-    return [_Case(picture, cast(int, labels[p])) for p in folders for picture in pictures_in(p)]
+    return [_Case(image, cast(int, labels[p])) for p in folders for image in images_in(p)]
 
 
 def _plain(name: str) -> str:
     return name.casefold().replace("_", " ").replace("-", " ")
 
 
-def _pairs(pictures: Path, truths: Path) -> list[_Case]:
-    """Each picture with the file of the same stem."""
-    known: dict[str, Path] = {p.stem: p for p in truths.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES}
+def _pairs(images: Path, truths: Path) -> list[_Case]:
+    """Each image with the file of the same stem."""
+    known: dict[str, Path] = {p.stem: p for p in truths.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES}
     cases, missing = [], []
-    for picture in pictures_in(pictures):
-        truth = known.get(picture.stem)
+    for image in images_in(images):
+        truth = known.get(image.stem)
         if truth is None:
-            missing.append(picture.name)
+            missing.append(image.name)
         else:
-            cases.append(_Case(picture, truth=truth))
+            cases.append(_Case(image, truth=truth))
     if missing:
         told = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-        raise DataError(
-            f"{truths} has no file of the same name for {len(missing)} of the pictures in {pictures}: {told}"
-        )
+        raise DataError(f"{truths} has no file of the same name for {len(missing)} of the images in {images}: {told}")
     return cases
 
 
@@ -218,13 +214,13 @@ class _Meter(Protocol):
     def take(self, case: _Case, output: Array, placed: Placed) -> None: ...
     def metrics(self) -> dict[str, float]: ...
     def per_class(self) -> dict[str, dict[str, float]]: ...
-    def per_picture(self) -> dict[str, dict[str, float]]: ...
+    def per_image(self) -> dict[str, dict[str, float]]: ...
     def counts(self) -> dict[str, int]: ...
     def versions(self) -> dict[str, str]: ...
 
 
 class _Classes:
-    """Top-1 and top-5: the share of the pictures whose class is the best one, or among the best five."""
+    """Top-1 and top-5: the share of the images whose class is the best one, or among the best five."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._names = spec.classes
@@ -232,7 +228,7 @@ class _Classes:
 
     def take(self, case: _Case, output: Array, placed: Placed) -> None:
         if case.label >= len(output):
-            raise DataError(f"{case.picture} is of class {case.label}, the network knows {len(output)} (0 and up)")
+            raise DataError(f"{case.image} is of class {case.label}, the network knows {len(output)} (0 and up)")
         order, _ = top_classes(output, TOP)
         self._seen.append((case.label, bool(order[0] == case.label), bool((order == case.label).any())))
 
@@ -244,12 +240,12 @@ class _Classes:
         return {
             self._names[label] if label < len(self._names) else str(label): {
                 **_shares([s for s in self._seen if s[0] == label]),
-                "pictures": sum(s[0] == label for s in self._seen),
+                "images": sum(s[0] == label for s in self._seen),
             }
             for label in labels
         }
 
-    def per_picture(self) -> dict[str, dict[str, float]]:
+    def per_image(self) -> dict[str, dict[str, float]]:
         return {}
 
     def counts(self) -> dict[str, int]:
@@ -278,7 +274,7 @@ class _Pixels:
             self._evaluation = self._semantic.SemanticEval(names, ignore_index=IGNORED)
         truth = _labels_in(case.truth)
         if truth.shape != placed.source:
-            raise DataError(f"{case.truth} has {truth.shape} (height, width), its picture {placed.source}")
+            raise DataError(f"{case.truth} has {truth.shape} (height, width), its image {placed.source}")
         beyond = truth[(truth >= classes) & (truth != IGNORED)]
         if beyond.size:
             raise DataError(
@@ -300,7 +296,7 @@ class _Pixels:
     def per_class(self) -> dict[str, dict[str, float]]:
         return {name: {k: float(v) for k, v in values.items()} for name, values in self._report()["per_class"].items()}
 
-    def per_picture(self) -> dict[str, dict[str, float]]:
+    def per_image(self) -> dict[str, dict[str, float]]:
         return {}
 
     def counts(self) -> dict[str, int]:
@@ -313,7 +309,7 @@ class _Pixels:
 
 
 class _Restored:
-    """PSNR and SSIM of restored pictures, on the 8-bit pixels that are written."""
+    """PSNR and SSIM of restored images, on the 8-bit pixels that are written."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._canvas = spec.input
@@ -326,7 +322,7 @@ class _Restored:
             raise DataError(f"{case.truth} has {target.shape[:2]} (height, width), what is restored {found.shape[:2]}")
         values = {"PSNR": psnr(found, target)}
         values["SSIM"] = ssim(found, target) if min(target.shape[:2]) >= WINDOW else math.nan
-        self._seen[case.picture.name] = values
+        self._seen[case.image.name] = values
 
     def metrics(self) -> dict[str, float]:
         return {name: float(np.mean([v[name] for v in self._seen.values()])) for name in ("PSNR", "SSIM")}
@@ -334,7 +330,7 @@ class _Restored:
     def per_class(self) -> dict[str, dict[str, float]]:
         return {}
 
-    def per_picture(self) -> dict[str, dict[str, float]]:
+    def per_image(self) -> dict[str, dict[str, float]]:
         return self._seen
 
     def counts(self) -> dict[str, int]:

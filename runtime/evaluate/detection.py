@@ -1,6 +1,6 @@
-"""How good a model is on annotated pictures: its detections by COCO's protocol (docs/evaluation.md).
+"""How good a model is on annotated images: its detections by COCO's protocol (docs/evaluation.md).
 
-The pictures go the way that they go in use, through :class:`deploykit.runtime.predict.detector.Predictor`, whatever
+The images go the way that they go in use, through :class:`deploykit.runtime.predict.detector.Predictor`, whatever
 kind of model it is; only the thresholds are those of an evaluation.
 """
 
@@ -17,23 +17,23 @@ import numpy as np
 
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.evaluate.coco_data import CocoData, LabelMap, Picture, match_keypoints, match_labels, read_coco
+from deploykit.runtime.evaluate.coco_data import CocoData, Image, LabelMap, match_keypoints, match_labels, read_coco
 from deploykit.runtime.evaluate.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
 from deploykit.runtime.evaluate.report import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
 from deploykit.runtime.files import exists, is_folder
-from deploykit.runtime.images.sources import Pictures
+from deploykit.runtime.images.sources import Images
 from deploykit.runtime.machine import versions
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import Session
-from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawRows
+from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawDetections
 
 __all__ = ["TASKS", "as_upstream", "evaluate_session"]
 
 TASKS = ("detect", "instances", "keypoints")
 KINDS: dict[str, Kind] = {"detect": "bbox", "instances": "segm", "keypoints": "keypoints"}
-TOPK = 30_000  # candidates of a picture that NMS sees: hundreds of thousands have a score over 0.001 at worst
-SCORED = {"detect": 100, "instances": 100, "keypoints": 20}  # COCO's own limit: so many a picture and category count
+TOPK = 30_000  # candidates of an image that NMS sees: hundreds of thousands have a score over 0.001 at worst
+SCORED = {"detect": 100, "instances": 100, "keypoints": 20}  # COCO's own limit: so many an image and category count
 
 
 def evaluate_session(
@@ -57,7 +57,7 @@ def evaluate_session(
 ) -> Evaluation:
     """Evaluate a network that is open already; see :func:`deploykit.evaluate` for the arguments.
 
-    ``on_progress`` is told after each picture how many are done, and of how many. The session stays open.
+    ``on_progress`` is told after each image how many are done, and of how many. The session stays open.
     """
     chosen = _task(spec, task)
     library(engine)  # before anything takes time
@@ -77,16 +77,16 @@ def evaluate_session(
         batch=batch,
         multi_label=not inside and _classes(spec) > 1,
     )
-    collected = _Collected(files.pictures, labels, points, engine if chosen == "instances" else None)
-    for number, result in enumerate(predictor.stream(Pictures(tuple(files.paths), keep_files=False)), start=1):
+    collected = _Collected(files.images, labels, points, engine if chosen == "instances" else None)
+    for number, result in enumerate(predictor.stream(Images(tuple(files.paths), keep_files=False)), start=1):
         collected.take(result, predictor.thresholds.max_det)
         if on_progress is not None:
-            on_progress(number, len(files.pictures))
+            on_progress(number, len(files.images))
     found = collected.detections(with_keypoints=chosen == "keypoints")
     scored = Scored(
         truth,
         KINDS[chosen],
-        tuple(p.id for p in files.pictures),
+        tuple(p.id for p in files.images),
         tuple(labels.category_ids),
         sigmas,
     )
@@ -142,9 +142,9 @@ def _task(spec: ModelSpec, asked: str | None) -> Task:
 def as_upstream(spec: ModelSpec) -> ModelSpec:
     """The spec with the preprocessing of the original projects' own evaluation (YOLOv5 v7.0, YOLOv7, YOLOv6).
 
-    They shrink pictures by area averaging, round the size up (YOLOv5) or down, and pad each to a rectangle of half a
+    They shrink images by area averaging, round the size up (YOLOv5) or down, and pad each to a rectangle of half a
     stride more than it needs. From their data loaders (utils/dataloaders.py, AGPL-3.0; utils/datasets.py,
-    yolov6/data/datasets.py, GPL-3.0); facts only. Their batches share one rectangle, ours are a picture's own.
+    yolov6/data/datasets.py, GPL-3.0); facts only. Their batches share one rectangle, ours are an image's own.
 
     Raises:
         UsageError: a model whose project evaluates with what its spec has already, or with nothing that is known.
@@ -162,7 +162,7 @@ def as_upstream(spec: ModelSpec) -> ModelSpec:
 
 def _classes(spec: ModelSpec) -> int:
     """How many classes a model has; 0: it does not say."""
-    return spec.output.cls[1] - spec.output.cls[0] if isinstance(spec.output, RawRows) else len(spec.classes)
+    return spec.output.cls[1] - spec.output.cls[0] if isinstance(spec.output, RawDetections) else len(spec.classes)
 
 
 def _keypoints(
@@ -184,7 +184,7 @@ def _keypoints(
 
 
 def _evaluated(spec: ModelSpec, img: int | Sequence[int] | None, rectangles: bool) -> ModelSpec:
-    """The spec as it is evaluated: one canvas for all pictures, unless rectangles are wanted, and every candidate.
+    """The spec as it is evaluated: one canvas for all images, unless rectangles are wanted, and every candidate.
 
     So a network of a dynamic shape, and a checkpoint, sees the very pixels that its export of a fixed size sees.
     """
@@ -193,7 +193,7 @@ def _evaluated(spec: ModelSpec, img: int | Sequence[int] | None, rectangles: boo
     if own.dynamic != "shape" and (rectangles or size != own.size):
         what = "rectangles" if rectangles else f"{size[0]}x{size[1]}"
         raise UsageError(
-            f"this network takes pictures of {own.size[0]}x{own.size[1]} (height x width) only, not {what}: "
+            f"this network takes images of {own.size[0]}x{own.size[1]} (height x width) only, not {what}: "
             "export it with --dynamic shape, or evaluate the checkpoint"
         )
     if any(side < 1 or side % own.fit.stride for side in size):
@@ -207,42 +207,42 @@ def _evaluated(spec: ModelSpec, img: int | Sequence[int] | None, rectangles: boo
 
 @dataclass(frozen=True)
 class _Files:
-    """The pictures that are evaluated and where they are, in the annotations' order."""
+    """The images that are evaluated and where they are, in the annotations' order."""
 
-    pictures: list[Picture]
+    images: list[Image]
     paths: list[Path]
     missing: int
     left_out: int
     notes: tuple[str, ...]
 
     @staticmethod
-    def of(truth: CocoData, images: str | os.PathLike[str], *, limit: int | None, allow_missing: bool) -> _Files:
-        """Look for every listed picture in the folder.
+    def of(truth: CocoData, folder: str | os.PathLike[str], *, limit: int | None, allow_missing: bool) -> _Files:
+        """Look for every listed image in the folder.
 
         Raises:
-            NotFoundError: the folder, or a picture and nothing allows that; or none is there.
+            NotFoundError: the folder, or an image and nothing allows that; or none is there.
             UsageError: a limit below 1, or no folder.
         """
-        folder = Path(images).expanduser()
+        root = Path(folder).expanduser()
         if limit is not None and limit < 1:
-            raise UsageError(f"the limit must be at least 1 picture, got {limit}")
-        if not is_folder(folder):
-            if exists(folder):
-                raise UsageError(f"the pictures must be in a folder, but {folder} is a file")
-            raise NotFoundError(f"a folder of pictures was expected at {folder}, which does not exist")
-        there = {p.id: exists(folder / p.file_name) for p in truth.pictures}
-        missing = [p.file_name for p in truth.pictures if not there[p.id]]
-        told = f"{len(missing)} of {len(truth.pictures)} listed pictures are not in {folder} ({_first(missing)})"
-        if missing and (len(missing) == len(truth.pictures) or (limit is None and not allow_missing)):
+            raise UsageError(f"the limit must be at least 1 image, got {limit}")
+        if not is_folder(root):
+            if exists(root):
+                raise UsageError(f"the images must be in a folder, but {root} is a file")
+            raise NotFoundError(f"a folder of images was expected at {root}, which does not exist")
+        there = {p.id: exists(root / p.file_name) for p in truth.images}
+        missing = [p.file_name for p in truth.images if not there[p.id]]
+        told = f"{len(missing)} of {len(truth.images)} listed images are not in {root} ({_first(missing)})"
+        if missing and (len(missing) == len(truth.images) or (limit is None and not allow_missing)):
             raise NotFoundError(f"{told}: name the right folder, or evaluate the others only with --allow-missing")
-        present = [p for p in truth.pictures if there[p.id]]
-        pictures = present[:limit]
-        left_out = len(present) - len(pictures)
+        present = [p for p in truth.images if there[p.id]]
+        images = present[:limit]
+        left_out = len(present) - len(images)
         notes = [f"{told}; they were left out"] if missing else []
         if left_out:
-            notes.append(f"only the first {len(pictures)} of {len(present)} pictures were evaluated (--limit)")
-        paths = [folder / p.file_name for p in pictures]
-        return _Files(pictures, paths, len(missing), left_out, tuple(notes))
+            notes.append(f"only the first {len(images)} of {len(present)} images were evaluated (--limit)")
+        paths = [root / p.file_name for p in images]
+        return _Files(images, paths, len(missing), left_out, tuple(notes))
 
 
 def _first(names: list[str]) -> str:
@@ -250,12 +250,12 @@ def _first(names: list[str]) -> str:
 
 
 class _Collected:
-    """The results of all pictures, as the metrics need them."""
+    """The results of all images, as the metrics need them."""
 
-    def __init__(self, pictures: list[Picture], labels: LabelMap, order: list[int], masks_by: str | None) -> None:
+    def __init__(self, images: list[Image], labels: LabelMap, order: list[int], masks_by: str | None) -> None:
         """``masks_by``: the library whose run lengths masks become; None: they are not kept."""
         self.full = self.truncated = 0
-        self._pictures = iter(pictures)
+        self._images = iter(images)
         self._known = np.array([i is not None for i in labels.ids], bool)
         self._ids = np.array([0 if i is None else i for i in labels.ids], np.int64)
         self._order, self._masks_by = order, masks_by
@@ -263,12 +263,12 @@ class _Collected:
         self._times: list[dict[str, float]] = []
 
     def take(self, result: Result, max_det: int) -> None:
-        """Add the next picture's."""
-        picture = next(self._pictures)
-        if picture.size is not None and picture.size != result.size:
+        """Add the next image's."""
+        image = next(self._images)
+        if image.size is not None and image.size != result.size:
             raise DataError(
                 f"{result.name} is {result.size[1]}x{result.size[0]} (width x height, upright by its EXIF "
-                f"orientation), the annotations say {picture.size[1]}x{picture.size[0]}: their boxes do not fit it"
+                f"orientation), the annotations say {image.size[1]}x{image.size[0]}: their boxes do not fit it"
             )
         self.full += len(result) >= max_det
         self.truncated += result.truncated
@@ -277,15 +277,15 @@ class _Collected:
         boxes = result.boxes[use].astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
         keypoints = None if result.keypoints is None else result.keypoints[use][:, self._order]
-        ids = np.full(len(boxes), picture.id, np.int64)
+        ids = np.full(len(boxes), image.id, np.int64)
         scores = result.scores[use].astype(np.float64)
         masks = None
-        if self._masks_by is not None and result.masks is not None:  # as run lengths: they have the picture's size
+        if self._masks_by is not None and result.masks is not None:  # as run lengths: they have the image's size
             masks = encoded_masks(result.masks[use], self._masks_by)
         self._parts.append(Detections(ids, self._ids[result.labels[use]], boxes, scores, keypoints, masks))
 
     def detections(self, *, with_keypoints: bool) -> Detections:
-        """All of them, in the order of the pictures."""
+        """All of them, in the order of the images."""
 
         def joined(arrays: list[Array]) -> Array:
             return np.concatenate(arrays)
@@ -302,7 +302,7 @@ class _Collected:
         )
 
     def mean_times(self) -> dict[str, float]:
-        """Milliseconds a stage; the first picture pays for memory and caches, so it counts only where it is alone."""
+        """Milliseconds a stage; the first image pays for memory and caches, so it counts only where it is alone."""
         counted = self._times[1:] or self._times
         return {stage: sum(t[stage] for t in counted) / len(counted) for stage in counted[0]}
 
@@ -331,11 +331,11 @@ def _settings(predictor: Predictor, task: Task, labels: LabelMap, engine: str, s
 def _counts(
     truth: CocoData, files: _Files, labels: LabelMap, collected: _Collected, task: Task, detections: int
 ) -> Counts:
-    images, categories = {p.id for p in files.pictures}, set(labels.category_ids)
+    images, categories = {p.id for p in files.images}, set(labels.category_ids)
     crowds = (a["iscrowd"] for a in truth.annotations if a["image_id"] in images and a["category_id"] in categories)
     return Counts(
         images=len(images),
-        listed=len(truth.pictures),
+        listed=len(truth.images),
         missing=files.missing,
         left_out=files.left_out,
         categories=len(categories),

@@ -1,4 +1,4 @@
-"""Curves of an evaluation as pictures, and the numbers behind them as JSON. Drawn by matplotlib, without a display.
+"""Curves of an evaluation as images, and the numbers behind them as JSON. Drawn by matplotlib, without a display.
 
 Colours are those of Okabe and Ito (2008), which people with any kind of colour vision tell apart.
 """
@@ -27,7 +27,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 RECALLS = np.linspace(0.0, 1.0, 101)
 SCORES = np.linspace(0.0, 1.0, 1001)
 FEW = 6  # classes of which each has a curve of its own
-BARS = 40  # classes in the picture of per-class AP
+BARS = 40  # classes in the image of per-class AP
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,8 +23,8 @@ class Settings:
 
     ``nms`` is where overlaps were suppressed: ``runtime``, or ``graph`` with the thresholds of the export.
     ``multi_label``: an object of each class over ``conf``, not of the best alone. ``size`` is the canvas' (height,
-    width); ``rectangles``: each picture had its own smaller one. ``providers``: what computed. ``scored``: the best so
-    many of a picture and category count. ``matched_by``: how classes met categories. ``preprocessing``:
+    width); ``rectangles``: each image had its own smaller one. ``providers``: what computed. ``scored``: the best so
+    many of an image and category count. ``matched_by``: how classes met categories. ``preprocessing``:
     the spec's, or upstream's. ``sigmas``: OKS' constants.
     """
 
@@ -50,7 +50,7 @@ class Counts:
     """``images`` were evaluated of ``listed``; ``missing`` are not in the folder, ``left_out`` by the limit.
 
     ``objects`` are those that count (for keypoints: with a labelled one), ``crowd`` regions are ignored. ``full``:
-    pictures with as many detections as ``max_det`` allows; ``truncated``: with more candidates than NMS looks at.
+    images with as many detections as ``max_det`` allows; ``truncated``: with more candidates than NMS looks at.
     """
 
     images: int
@@ -67,7 +67,7 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """What detections were held against: annotations, the pictures and categories of them that count, OKS' sigmas."""
+    """What detections were held against: annotations, the images and categories of them that count, OKS' sigmas."""
 
     truth: CocoData
     kind: Kind
@@ -87,7 +87,7 @@ class Evaluation:
         per_class: AP, AP50, objects and detections of each category, by name.
         counts: how much was looked at.
         settings: what the numbers depend on.
-        timings: mean milliseconds a picture and stage, without the first picture.
+        timings: mean milliseconds an image and stage, without the first image.
         versions: of what computed.
         notes: what a reader of the numbers must know.
         detections: everything that was found, as it was scored.
@@ -139,10 +139,10 @@ def remarks(settings: Settings, counts: Counts) -> list[str]:
     if settings.sigmas and settings.sigmas != COCO_KEYPOINTS.sigmas:
         notes.append("the OKS sigmas are not those of COCO's 17 keypoints: this is not COCO's keypoint AP")
     if settings.max_det < settings.scored:
-        notes.append(f"max_det {settings.max_det} is below the {settings.scored} a picture that COCO counts")
+        notes.append(f"max_det {settings.max_det} is below the {settings.scored} an image that COCO counts")
     if counts.truncated:
         notes.append(
             f"more candidates than NMS looks at ({settings.pre_nms_topk}) in {counts.truncated} of {counts.images} "
-            "pictures: the weakest were left out"
+            "images: the weakest were left out"
         )
     return notes

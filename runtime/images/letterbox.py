@@ -1,10 +1,10 @@
-"""The letterbox: pictures on a network's canvas, and boxes on their way back.
+"""The letterbox: images on a network's canvas, and boxes on their way back.
 
-Coordinates are continuous, as in YOLOv5 and YOLOv7: x = 0 is the left edge of a picture, x = width the right one, and
+Coordinates are continuous, as in YOLOv5 and YOLOv7: x = 0 is the left edge of an image, x = width the right one, and
 ``network = source * scale + pad``. Upstream inverts its letterbox with one scale and half pads (``scale_coords``),
 although the pixels were moved by whole pads and a size rounded for each axis. Here the inverse is that of what was
 done to the pixels; the two differ by less than one network pixel (at most 0.5 from the pad and, at the far edge, 0.5
-from the rounded size), and only here the picture's edges come back as its edges.
+from the rounded size), and only here the image's edges come back as its edges.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ __all__ = ["Letterbox"]
 
 @dataclass(frozen=True)
 class Letterbox:
-    """How one picture lies on a network's canvas: ``network = source * scale + pad``. Sizes are (height, width).
+    """How one image lies on a network's canvas: ``network = source * scale + pad``. Sizes are (height, width).
 
-    ``resized`` is the picture's size on the canvas, ``pad`` its (left, top); ``scale`` (x, y) follows from them. The
+    ``resized`` is the image's size on the canvas, ``pad`` its (left, top); ``scale`` (x, y) follows from them. The
     border is ``pad_value``, a grey or (blue, green, red).
     ``shrink`` and ``resample``: how it is resized, see :class:`deploykit.spec.Fit`.
     """
@@ -44,7 +44,7 @@ class Letterbox:
 
     @classmethod
     def fit(cls, source: tuple[int, int], size: tuple[int, int], fit: Fit, *, auto: bool | None = None) -> Self:
-        """Lay a picture of ``source`` (height, width) on a canvas of at most ``size``.
+        """Lay an image of ``source`` (height, width) on a canvas of at most ``size``.
 
         ``fit.kind`` is ``letterbox`` or ``resize`` (each axis by itself, no pad). ``auto`` overrides ``fit.auto``: a
         network with a fixed shape takes the full canvas only.
@@ -56,7 +56,7 @@ class Letterbox:
         if fit.kind == "resize":
             return cls(source, size, size, (0, 0), border, resample=fit.resample)
         if fit.kind != "letterbox":
-            raise SpecError(f"a picture is laid on a canvas by letterbox or resize, but the spec's fit is {fit.kind!r}")
+            raise SpecError(f"an image is laid on a canvas by letterbox or resize, but the spec's fit is {fit.kind!r}")
         gain = min(size[0] / source[0], size[1] / source[1])
         if not fit.scale_up:
             gain = min(gain, 1.0)
@@ -84,10 +84,10 @@ class Letterbox:
         Bilinear resize, and a border around it: equal in every byte in OpenCV 4 and 5, which ``warpAffine`` is not.
 
         Raises:
-            ImageError: the picture has another size than this letterbox was made for.
+            ImageError: the image has another size than this letterbox was made for.
         """
         if image.shape[:2] != self.source:
-            raise ImageError(f"this letterbox is for pictures of {self.source} (height, width), got {image.shape[:2]}")
+            raise ImageError(f"this letterbox is for images of {self.source} (height, width), got {image.shape[:2]}")
         (height, width), (left, top) = self.resized, self.pad
         canvas = np.empty((*self.canvas, *image.shape[2:]), np.uint8)
         place = canvas[top : top + height, left : left + width]

@@ -1,8 +1,8 @@
-"""How near one picture is to another: PSNR, and SSIM as its authors define it.
+"""How near one image is to another: PSNR, and SSIM as its authors define it.
 
 SSIM: Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image quality assessment: from error visibility to structural
 similarity", 2004, with the Gaussian window of 11 x 11 pixels and a standard deviation of 1.5, in float64. It is the
-mean over the pixels whose whole window lies in the picture, and over the channels, as scikit-image gives it with
+mean over the pixels whose whole window lies in the image, and over the channels, as scikit-image gives it with
 ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``.
 """
 
@@ -23,7 +23,7 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(image: Array, target: Array, *, largest: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in decibels; infinite for equal pictures.
+    """Peak signal-to-noise ratio in decibels; infinite for equal images.
 
     Args:
         image, target: of one shape, ``(H, W)`` or ``(H, W, C)``.
@@ -38,7 +38,7 @@ def psnr(image: Array, target: Array, *, largest: float = 255.0) -> float:
 
 
 def ssim(image: Array, target: Array, *, largest: float = 255.0) -> float:
-    """Structural similarity, 1 for equal pictures.
+    """Structural similarity, 1 for equal images.
 
     Args:
         image, target: of one shape, ``(H, W)`` or ``(H, W, C)``, at least 11 x 11 pixels.
@@ -49,7 +49,7 @@ def ssim(image: Array, target: Array, *, largest: float = 255.0) -> float:
     """
     _check(image, target)
     if min(image.shape[:2]) < WINDOW:
-        raise DataError(f"SSIM needs pictures of at least {WINDOW}x{WINDOW} pixels, got {image.shape[:2]}")
+        raise DataError(f"SSIM needs images of at least {WINDOW}x{WINDOW} pixels, got {image.shape[:2]}")
     a, b = (side.astype(np.float64) for side in (image, target))
     mean_a, mean_b = _blurred(a), _blurred(b)
     variance_a = _blurred(a * a) - mean_a * mean_a
@@ -69,4 +69,4 @@ def _blurred(values: Array) -> Array:
 
 def _check(image: Array, target: Array) -> None:
     if image.shape != target.shape:
-        raise DataError(f"two pictures of one size are compared, got {image.shape} and {target.shape}")
+        raise DataError(f"two images of one size are compared, got {image.shape} and {target.shape}")

@@ -1,9 +1,9 @@
 """Resizing as Pillow does it, which is what published classifiers were evaluated with: bit for bit the same bytes.
 
-Unlike OpenCV's, these filters grow with the factor by which a picture is made smaller, so that every source pixel
+Unlike OpenCV's, these filters grow with the factor by which an image is made smaller, so that every source pixel
 counts. Pillow (HPND licence) sums in integers: weights of 22 fractional bits, rows first, bytes between the two passes.
 All products and sums here are whole numbers under 2^53, which float64 holds exactly, so a matrix product gives the
-same integers; that is why no picture library is needed.
+same integers; that is why no image library is needed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ FILTERS: dict[str, tuple[Callable[[Array], Array], float]] = {
     "bicubic": (_cubic, 2.0),
     "lanczos": (_lanczos, 3.0),
 }
-"""Name -> the kernel and its half width in pixels of the larger picture."""
+"""Name -> the kernel and its half width in pixels of the larger image."""
 
 
 def resample(image: Array, size: tuple[int, int], kind: str) -> Array:

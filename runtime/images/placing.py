@@ -1,4 +1,4 @@
-"""Pictures for networks with one dense output: on their canvas, and as a tensor."""
+"""Images for networks with one dense output: on their canvas, and as a tensor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["Placed", "dense_blob", "place"]
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """A picture on its canvas: ``canvas`` BGR ``uint8 (H, W, 3)`` (or of other channels), ``source`` (height, width) of
-    the picture, and ``region``, the (left, top, width, height) of the canvas that shows it (a crop shows only a part).
+    """An image on its canvas: ``canvas`` BGR ``uint8 (H, W, 3)`` (or of other channels), ``source`` (height, width) of
+    the image, and ``region``, the (left, top, width, height) of the canvas that shows it (a crop shows only a part).
     """
 
     canvas: Array
@@ -30,14 +30,14 @@ class Placed:
 
 
 def place(image: Array, canvas: InputSpec) -> Placed:
-    """Lay a picture on the canvas as the spec's fit says.
+    """Lay an image on the canvas as the spec's fit says.
 
     ``letterbox`` and ``resize`` as :class:`Letterbox`; ``crop``: scaled so that the shorter side is ``size /
     crop_share``, then the middle, as classifiers are evaluated (with torchvision's roundings); ``pad``: mirrored on the
     right and below up to the next multiple of the stride, or up to the size where that is fixed.
 
     Raises:
-        ImageSizeError: a picture to pad is larger than a fixed canvas, or too small to mirror.
+        ImageSizeError: an image to pad is larger than a fixed canvas, or too small to mirror.
         SpecError: a fit that works in tiles.
     """
     fit, source = canvas.fit, (image.shape[0], image.shape[1])
@@ -48,7 +48,7 @@ def place(image: Array, canvas: InputSpec) -> Placed:
         return _cropped(image, canvas)
     if fit.kind == "pad":
         return _padded(image, canvas)
-    raise SpecError(f"a whole picture is laid on a canvas by letterbox, resize, crop or pad, not by {fit.kind!r}")
+    raise SpecError(f"a whole image is laid on a canvas by letterbox, resize, crop or pad, not by {fit.kind!r}")
 
 
 def _cropped(image: Array, canvas: InputSpec) -> Placed:
@@ -56,7 +56,7 @@ def _cropped(image: Array, canvas: InputSpec) -> Placed:
     source = (image.shape[0], image.shape[1])
     fit = canvas.fit
     least = math.floor(height / fit.crop_share), math.floor(width / fit.crop_share)
-    if least[0] * source[1] >= least[1] * source[0]:  # the height is what the picture is scaled to
+    if least[0] * source[1] >= least[1] * source[0]:  # the height is what the image is scaled to
         scaled = least[0], max(width, int(least[0] * source[1] / source[0]))
     else:
         scaled = max(height, int(least[1] * source[0] / source[1])), least[1]
@@ -74,33 +74,33 @@ def _padded(image: Array, canvas: InputSpec) -> Placed:
         size = canvas.size
         if height > size[0] or width > size[1]:
             raise ImageSizeError(
-                f"this network takes pictures of at most {size[0]}x{size[1]} (height x width), got {height}x{width}: "
-                "export it with --dynamic shape, or for the size of the pictures"
+                f"this network takes images of at most {size[0]}x{size[1]} (height x width), got {height}x{width}: "
+                "export it with --dynamic shape, or for the size of the images"
             )
     below, right = size[0] - height, size[1] - width
     if below >= height or right >= width:
-        raise ImageSizeError(f"a picture of {height}x{width} is too small to be mirrored up to {size[0]}x{size[1]}")
+        raise ImageSizeError(f"an image of {height}x{width} is too small to be mirrored up to {size[0]}x{size[1]}")
     padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT_101)
     return Placed(padded, (height, width), (0, 0, width, height))
 
 
 def dense_blob(canvases: Sequence[Array], canvas: InputSpec) -> Array:
-    """Pictures of one size, ``uint8 (H, W, C)``, as the network's input ``float32 (B, C, H, W)``.
+    """Images of one size, ``uint8 (H, W, C)``, as the network's input ``float32 (B, C, H, W)``.
 
-    For one channel a BGR picture becomes grey. Of more than three, the first three are blue, green and red, as OpenCV
+    For one channel a BGR image becomes grey. Of more than three, the first three are blue, green and red, as OpenCV
     reads them, and are put into the spec's order; the others follow as they are.
     """
     if canvas.channels == 3:
         return blob(canvases, canvas)
     out = np.empty((len(canvases), canvas.channels, *canvases[0].shape[:2]), np.float32)
-    for picture, planes in zip(canvases, out, strict=True):
+    for image, planes in zip(canvases, out, strict=True):
         if canvas.channels == 1:
-            channels = [picture if picture.ndim == 2 else cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY)]
+            channels = [image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)]
         else:
             order = [*range(canvas.channels)]
             if canvas.colour == "rgb":
                 order[:3] = order[2::-1] if canvas.channels > 2 else order
-            channels = [picture[..., i] for i in order]
+            channels = [image[..., i] for i in order]
         for channel, plane, table in zip(channels, planes, blob_tables(canvas), strict=True):
             plane[...] = table[channel]
     return out

@@ -1,4 +1,4 @@
-"""Where pictures come from: files, folders, lists, videos and cameras, all as a stream of frames."""
+"""Where images come from: files, folders, lists, videos and cameras, all as a stream of frames."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from deploykit.runtime.files import close_matches, exists, is_folder
 from deploykit.runtime.images.reading import RAW_SUFFIXES, ImageSource, read_image
 
 __all__ = [
-    "PICTURE_SUFFIXES",
+    "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
     "Frame",
-    "Pictures",
+    "Images",
     "Skip",
     "Video",
+    "images_in",
     "kind_of",
     "open_source",
-    "pictures_in",
 ]
 
-PICTURE_SUFFIXES = {
+IMAGE_SUFFIXES = {
     ".avif", ".bmp", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
 }  # fmt: skip
 VIDEO_SUFFIXES = {
@@ -37,12 +37,12 @@ VIDEO_SUFFIXES = {
 }  # fmt: skip
 
 Skip = Callable[[DeployError], None]
-"""Told of a picture that cannot be read, which is then left out."""
+"""Told of an image that cannot be read, which is then left out."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One picture of a source: BGR ``uint8 (H, W, 3)``, its file's or video's name, a video's frame number from 0."""
+    """One image of a source: BGR ``uint8 (H, W, 3)``, its file's or video's name, a video's frame number from 0."""
 
     image: Array
     name: str
@@ -52,11 +52,11 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Pictures in files, in encoded bytes or in arrays, one after the other.
+class Images:
+    """Images in files, in encoded bytes or in arrays, one after the other.
 
-    ``keep_files``: results hold on to pictures that were read from files. A list of results does without (it would
-    fill the memory, and a file can be read again); a stream keeps them. ``folder``: whose pictures they are, if they
+    ``keep_files``: results hold on to images that were read from files. A list of results does without (it would
+    fill the memory, and a file can be read again); a stream keeps them. ``folder``: whose images they are, if they
     were not named one by one.
     """
 
@@ -67,16 +67,16 @@ class Pictures:
 
     @property
     def total(self) -> int:
-        """How many pictures there are."""
+        """How many images there are."""
         return len(self.items)
 
     def frames(
         self, skip: Skip | None = None, *, read: Callable[[ImageSource], Array] | None = None
     ) -> Iterator[Frame]:
-        """Read one picture after the other; ``read`` does so in place of :func:`read_image`.
+        """Read one image after the other; ``read`` does so in place of :func:`read_image`.
 
         Raises:
-            ImageError, NotFoundError: a picture cannot be read, and there is no ``skip`` to be told.
+            ImageError, NotFoundError: an image cannot be read, and there is no ``skip`` to be told.
         """
         for item in self.items:
             in_file = isinstance(item, (str, os.PathLike))
@@ -145,7 +145,7 @@ class Video:
             skip(error)
 
 
-def kind_of(source: str | os.PathLike[str] | int) -> Literal["picture", "folder", "video", "camera"]:
+def kind_of(source: str | os.PathLike[str] | int) -> Literal["image", "folder", "video", "camera"]:
     """What a source is: a number is a camera (unless a file has that name), the rest goes by folder and suffix."""
     if isinstance(source, int):
         return "camera"
@@ -154,46 +154,46 @@ def kind_of(source: str | os.PathLike[str] | int) -> Literal["picture", "folder"
         return "folder"
     if os.fspath(source).isdecimal() and not exists(path):
         return "camera"
-    return "video" if path.suffix.lower() in VIDEO_SUFFIXES else "picture"
+    return "video" if path.suffix.lower() in VIDEO_SUFFIXES else "image"
 
 
-def open_source(source: ImageSource | int | Sequence[ImageSource], *, raw: bool = False) -> Pictures | Video:
+def open_source(source: ImageSource | int | Sequence[ImageSource], *, raw: bool = False) -> Images | Video:
     """Whatever a :class:`deploykit.Predictor` takes, as something that has ``frames()``.
 
-    A folder gives its own pictures (not those of folders in it) in the order of their names; ``raw``: also those that
+    A folder gives its own images (not those of folders in it) in the order of their names; ``raw``: also those that
     are RAW files.
 
     Raises:
         NotFoundError: there is no such file, folder or camera.
-        ImageError: a folder without pictures, or a video that does not open.
+        ImageError: a folder without images, or a video that does not open.
     """
     if isinstance(source, (bytes, np.ndarray)):
-        return Pictures((source,))
+        return Images((source,))
     if isinstance(source, (str, os.PathLike, int)):
         return _open_named(source, raw)
     if isinstance(source, Sequence) and not isinstance(source, bytes):
-        return Pictures(tuple(source), keep_files=False)
+        return Images(tuple(source), keep_files=False)
     raise UsageError(
         f"a source is a path, encoded bytes, a BGR array, a camera's number or a list, got {type(source).__name__}"
     )
 
 
-def _open_named(source: str | os.PathLike[str] | int, raw: bool) -> Pictures | Video:
+def _open_named(source: str | os.PathLike[str] | int, raw: bool) -> Images | Video:
     kind = kind_of(source)
     if isinstance(source, int) or kind == "camera":
         return Video(int(os.fspath(source)) if not isinstance(source, int) else source)
     path = Path(source)
     if kind == "folder":
-        return Pictures(tuple(pictures_in(path, raw=raw)), folder=path)
+        return Images(tuple(images_in(path, raw=raw)), folder=path)
     if not exists(path):
         raise NotFoundError(
-            f"a picture, video or folder was expected at {path}, which does not exist{close_matches(path)}"
+            f"an image, video or folder was expected at {path}, which does not exist{close_matches(path)}"
         )
-    return Video(path) if kind == "video" else Pictures((path,))
+    return Video(path) if kind == "video" else Images((path,))
 
 
-def pictures_in(folder: Path, *, raw: bool = False) -> list[Path]:
-    """The folder's own pictures, in the order of their names; ``raw``: also RAW files.
+def images_in(folder: Path, *, raw: bool = False) -> list[Path]:
+    """The folder's own images, in the order of their names; ``raw``: also RAW files.
 
     Raises:
         ImageError: it cannot be listed, or holds none.
@@ -202,9 +202,9 @@ def pictures_in(folder: Path, *, raw: bool = False) -> list[Path]:
         files = sorted(p for p in folder.iterdir() if p.is_file())
     except OSError as e:
         raise ImageError(f"cannot list the folder {folder}: {e.strerror or e}") from e
-    suffixes = PICTURE_SUFFIXES | RAW_SUFFIXES if raw else PICTURE_SUFFIXES
-    pictures = [p for p in files if p.suffix.lower() in suffixes]
-    if not pictures:
+    suffixes = IMAGE_SUFFIXES | RAW_SUFFIXES if raw else IMAGE_SUFFIXES
+    images = [p for p in files if p.suffix.lower() in suffixes]
+    if not images:
         found = f"{len(files)} other file{'s' * (len(files) != 1)}" if files else "no file"
-        raise ImageError(f"the folder {folder} holds no picture (.jpg, .png, .webp, ...) but {found}")
-    return pictures
+        raise ImageError(f"the folder {folder} holds no image (.jpg, .png, .webp, ...) but {found}")
+    return images

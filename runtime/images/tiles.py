@@ -1,9 +1,9 @@
-"""Large pictures in tiles: a network sees a part at a time, and only the inner part of what it gives is kept.
+"""Large images in tiles: a network sees a part at a time, and only the inner part of what it gives is kept.
 
-A tile that touches the picture's border ends there, so that the network meets the border itself and not a made-up one.
+A tile that touches the image's border ends there, so that the network meets the border itself and not a made-up one.
 Everywhere else a tile overlaps its neighbours, and of the overlap each keeps the half that is nearer to its middle. So
-no pixel is kept that lies nearer than ``overlap`` to an edge that is none of the picture; where the overlap is at
-least the network's receptive field, the result is that of the whole picture at once.
+no pixel is kept that lies nearer than ``overlap`` to an edge that is none of the image; where the overlap is at
+least the network's receptive field, the result is that of the whole image at once.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ __all__ = ["Span", "Tiling", "plan_tiles", "run_tiled"]
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a picture is cut: sides in pixels of the network's input (of a packed RAW mosaic: of its four channels).
+    """How an image is cut: sides in pixels of the network's input (of a packed RAW mosaic: of its four channels).
 
     Args:
         tile: (height, width) of what the network sees at once.
-        overlap: of a kept pixel's distance to any edge of its tile that is not the picture's.
+        overlap: of a kept pixel's distance to any edge of its tile that is not the image's.
         batch: tiles in one run.
         step: tiles begin at multiples of it, because a network that halves its input has a grid; ``tile`` is one too.
 
@@ -53,15 +53,15 @@ class Tiling:
             )
 
     def places(self, size: tuple[int, int]) -> list[tuple[Span, Span]]:
-        """The tiles of a picture of ``size`` (height, width): rows and columns of each, from the top left on."""
+        """The tiles of an image of ``size`` (height, width): rows and columns of each, from the top left on."""
         rows, columns = (plan_tiles(s, t, self.overlap, self.step) for s, t in zip(size, self.tile, strict=True))
         return list(product(rows, columns))
 
 
 @dataclass(frozen=True)
 class Span:
-    """One axis of a tile: ``start`` in the picture, and what is kept of it, ``first`` to ``last`` (exclusive), in the
-    picture too."""
+    """One axis of a tile: ``start`` in the image, and what is kept of it, ``first`` to ``last`` (exclusive), in the
+    image too."""
 
     start: int
     first: int
@@ -86,31 +86,31 @@ def plan_tiles(side: int, tile: int, overlap: int, step: int = 1) -> tuple[Span,
 
 def run_tiled(
     run: Callable[[Array], Array],
-    picture: Array,
+    image: Array,
     tiling: Tiling,
     *,
     whole_batches: bool = False,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Array:
-    """Run a network over a picture in tiles.
+    """Run a network over an image in tiles.
 
     Args:
         run: the network, ``(n, C, h, w)`` to ``(n, C', s h, s w)`` for a whole number s, all of one batch at a time.
-        picture: ``(C, H, W)``, which is not changed. A side that is shorter than a tile is mirrored up to its length; a
+        image: ``(C, H, W)``, which is not changed. A side that is shorter than a tile is mirrored up to its length; a
             longer one gets zeros up to a multiple of the step, as networks that take any size do it themselves.
         tiling: sizes; ``tile`` is h and w of every call.
         whole_batches: the network takes ``tiling.batch`` tiles and no fewer: the last ones are repeated then.
         on_progress: told how many tiles are done, and of how many.
 
     Returns:
-        ``(C', s H, s W)`` of the type that ``run`` gives. Beside it and the picture no more memory is taken than for
-        the tiles of one batch, but for a picture that is shorter than a tile, which is copied to be mirrored.
+        ``(C', s H, s W)`` of the type that ``run`` gives. Beside it and the image no more memory is taken than for
+        the tiles of one batch, but for an image that is shorter than a tile, which is copied to be mirrored.
 
     Raises:
         BackendError: the network gives another size.
     """
-    height, width = picture.shape[1:]
-    padded = _at_least(picture, tiling.tile)
+    height, width = image.shape[1:]
+    padded = _at_least(image, tiling.tile)
     places = tiling.places((height, width))
     out: Array | None = None
     for start in range(0, len(places), tiling.batch):
@@ -129,9 +129,9 @@ def run_tiled(
     return out
 
 
-def _cut(picture: Array, row: Span, column: Span, tile: tuple[int, int]) -> Array:
-    """A tile, with zeros where it reaches beyond the picture."""
-    part = picture[:, row.start : row.start + tile[0], column.start : column.start + tile[1]]
+def _cut(image: Array, row: Span, column: Span, tile: tuple[int, int]) -> Array:
+    """A tile, with zeros where it reaches beyond the image."""
+    part = image[:, row.start : row.start + tile[0], column.start : column.start + tile[1]]
     beyond = [(0, side - there) for side, there in zip(tile, part.shape[1:], strict=True)]
     return np.pad(part, [(0, 0), *beyond]) if any(more for _, more in beyond) else part
 
@@ -143,22 +143,22 @@ def _keep(out: Array, part: Array, row: Span, column: Span, scale: int) -> None:
 
 
 def _scale(found: Array, fed: Array) -> int:
-    """How many times larger the network makes a picture."""
+    """How many times larger the network makes an image."""
     scale = found.shape[2] // fed.shape[2] if found.ndim == 4 else 0
     if not scale or found.shape[0] != fed.shape[0] or found.shape[2:] != tuple(scale * s for s in fed.shape[2:]):
         raise BackendError(
-            f"a network for tiles gives pictures of its input's size, or a whole number of times as large; of "
+            f"a network for tiles gives images of its input's size, or a whole number of times as large; of "
             f"{fed.shape} this one gives {found.shape}"
         )
     return scale
 
 
-def _at_least(picture: Array, tile: tuple[int, int]) -> Array:
-    """The picture with its right and lower borders mirrored up to a tile's sides, again and again where it is very
+def _at_least(image: Array, tile: tuple[int, int]) -> Array:
+    """The image with its right and lower borders mirrored up to a tile's sides, again and again where it is very
     small."""
     for axis, side in enumerate(tile, start=1):
-        while picture.shape[axis] < side:
-            more = min(side - picture.shape[axis], max(picture.shape[axis] - 1, 1))
+        while image.shape[axis] < side:
+            more = min(side - image.shape[axis], max(image.shape[axis] - 1, 1))
             widths = [(0, more if a == axis else 0) for a in range(3)]
-            picture = np.pad(picture, widths, mode="reflect" if picture.shape[axis] > 1 else "edge")
-    return picture
+            image = np.pad(image, widths, mode="reflect" if image.shape[axis] > 1 else "edge")
+    return image

@@ -45,7 +45,7 @@ _scratch = threading.local()
 
 def _planes(height: int, width: int) -> list[Array]:
     """Three uint8 planes of this thread, the same ones as long as the size stays: the page faults of fresh memory
-    take longer than splitting a picture does."""
+    take longer than splitting an image does."""
     planes: list[Array] | None = getattr(_scratch, "planes", None)
     if planes is None or planes[0].shape != (height, width):
         planes = _scratch.planes = [np.empty((height, width), np.uint8) for _ in range(3)]

@@ -29,7 +29,7 @@ from deploykit.runtime.native.library import (
     plan_of,
     tables_of,
 )
-from deploykit.spec import InputSpec, RawRows, Thresholds
+from deploykit.spec import InputSpec, RawDetections, Thresholds
 
 __all__ = ["CudaLibrary"]
 
@@ -75,7 +75,7 @@ class CudaLibrary:
         self._library.deploykit_nms_cuda_workspace.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
         self._library.deploykit_nms_cuda_workspace.restype = ctypes.c_int64
 
-    def nms(self, rows: Array, layout: RawRows, thresholds: Thresholds, points: int = 0) -> dict[str, Array]:
+    def nms(self, rows: Array, layout: RawDetections, thresholds: Thresholds, points: int = 0) -> dict[str, Array]:
         """The outputs of the ONNX node NmsKpt (cpp_plugins/nms_kpt/README.md) for a batch.
 
         Args:
@@ -106,7 +106,7 @@ class CudaLibrary:
         return int(self._library.deploykit_nms_cuda_workspace(batch, count, thresholds.pre_nms_topk))
 
     def launch_nms(
-        self, rows: int, shape: Sequence[int], half: bool, layout: RawRows, thresholds: Thresholds, points: int,
+        self, rows: int, shape: Sequence[int], half: bool, layout: RawDetections, thresholds: Thresholds, points: int,
         outputs: Sequence[int], workspace: int, stream: int,
     ) -> None:  # fmt: skip
         """Put :meth:`nms` on a stream, for rows that lie on the device already; it does not wait for the end.
@@ -176,11 +176,11 @@ class CudaLibrary:
     def letterbox(
         self, images: Sequence[Array], letterboxes: Sequence[Letterbox], spec: InputSpec, dtype: Any = np.float32
     ) -> Array:
-        """Pictures, each with its letterbox onto canvases of one size, as ``(B, 3, H, W)``.
+        """Images, each with its letterbox onto canvases of one size, as ``(B, 3, H, W)``.
 
         Args:
             images: ``uint8 (h, w, 3)`` BGR; their rows may lie apart, and do so on the GPU then.
-            letterboxes: one a picture.
+            letterboxes: one an image.
             spec: colour order, scale, mean and std.
             dtype: float32 or float16.
 
@@ -202,12 +202,12 @@ class CudaLibrary:
         self, plans: Sequence[Plan], images: Sequence[int], steps: Sequence[int], tables: Array, half: bool, out: int,
         stream: int,
     ) -> None:  # fmt: skip
-        """Put :meth:`letterbox` on a stream, for pictures that lie on the device already; it does not wait for the end.
+        """Put :meth:`letterbox` on a stream, for images that lie on the device already; it does not wait for the end.
 
         Args:
-            plans: one a picture, by :func:`deploykit.runtime.native.library.plan_of`.
+            plans: one an image, by :func:`deploykit.runtime.native.library.plan_of`.
             images: pointers to their first pixels.
-            steps: bytes from one row of a picture to its next.
+            steps: bytes from one row of an image to its next.
             tables: by :func:`deploykit.runtime.native.library.tables_of`, on the host.
             half: whether the output is float16.
             out: pointer to the output ``(B, 3, H, W)``.
@@ -225,7 +225,7 @@ class CudaLibrary:
 
 
 def _with_its_gaps(image: Array) -> Array:
-    """The bytes from a picture's first to its last pixel, with what lies between its rows."""
+    """The bytes from an image's first to its last pixel, with what lies between its rows."""
     size = (image.shape[0] - 1) * image.strides[0] + image.shape[1] * 3
     return np.lib.stride_tricks.as_strided(image, (size,), (1,), writeable=False)
 

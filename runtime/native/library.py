@@ -25,7 +25,7 @@ from deploykit.errors import BackendError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import blob_tables
-from deploykit.spec import InputSpec, RawRows, Thresholds
+from deploykit.spec import InputSpec, RawDetections, Thresholds
 
 __all__ = [
     "ABI",
@@ -168,7 +168,7 @@ class Limits(ctypes.Structure):
 
 
 @lru_cache(maxsize=16)
-def _described(columns: int, layout: RawRows, thresholds: Thresholds) -> tuple[Layout, Limits]:
+def _described(columns: int, layout: RawDetections, thresholds: Thresholds) -> tuple[Layout, Limits]:
     """Both structs for rows of so many columns; those of the keypoints only have to be finite."""
     most = 2**31 - 1  # more than there can be rows
     return (
@@ -211,7 +211,9 @@ class _Workspace(threading.local):
 _workspace = _Workspace()
 
 
-def native_nms(rows: Array, layout: RawRows, thresholds: Thresholds) -> tuple[Array, Array, Array, Array, int] | None:
+def native_nms(
+    rows: Array, layout: RawDetections, thresholds: Thresholds
+) -> tuple[Array, Array, Array, Array, int] | None:
     """Rows, boxes, scores, labels and the number of candidates, as :mod:`deploykit.runtime.postprocess.nms` defines
     them.
 
@@ -272,18 +274,18 @@ def tables_of(spec: InputSpec, dtype: Any) -> Array:
 def letterbox_blob(
     image: Array, letterbox: Letterbox, spec: InputSpec, out: Array, *, rows: tuple[int, int] | None = None
 ) -> bool:
-    """One picture on its canvas as the network's input, in one pass.
+    """One image on its canvas as the network's input, in one pass.
 
     The values are those of :meth:`Letterbox.apply` and :func:`deploykit.runtime.images.to_tensor.blob`, except that a
     pixel may differ by one grey level, where OpenCV rounds twice. The runtime itself uses OpenCV, which is faster
     (benchmarks/README.md).
 
     Args:
-        image: ``uint8 (h, w, 3)``; rows may lie further apart than their width (a part of a larger picture).
+        image: ``uint8 (h, w, 3)``; rows may lie further apart than their width (a part of a larger image).
         letterbox: made for this size.
         spec: colour order, scale, mean and std.
         out: contiguous float32 or float16 ``(3, H, W)``, which is filled.
-        rows: fill only these rows of the canvas (first, one after the last), so that threads can share a picture.
+        rows: fill only these rows of the canvas (first, one after the last), so that threads can share an image.
 
     Returns:
         False: there is no library, and ``out`` is untouched.

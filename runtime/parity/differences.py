@@ -11,7 +11,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.expected import Layout
 from deploykit.runtime.parity.spread import NO_SPREAD, errors_of, spread_of
 from deploykit.runtime.parity.tolerance import Tolerance, dense_limit
-from deploykit.spec import RawRows, Tensor
+from deploykit.spec import DenseOutput, RawDetections
 
 __all__ = ["Difference", "differences"]
 
@@ -51,7 +51,7 @@ class Difference:
         )
 
 
-def _value_columns(layout: RawRows) -> dict[str, tuple[list[int], bool]]:
+def _value_columns(layout: RawDetections) -> dict[str, tuple[list[int], bool]]:
     """Kind of value -> (its columns, whether they are pixels)."""
     scores = [*range(*layout.cls)] if layout.obj is None else [*range(*layout.obj), *range(*layout.cls)]
     columns = {"boxes": ([*range(*layout.box)], True), "scores": (scores, False)}
@@ -82,7 +82,7 @@ def differences(
     Raises:
         ParityError: the two have different numbers of rows.
     """
-    if isinstance(layout, Tensor):
+    if isinstance(layout, DenseOutput):
         return [_dense_difference(reference, name, label, rows, found, layout, limits)]
     a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
     if a.shape != b.shape:
@@ -114,7 +114,7 @@ def _dense_difference(
     label: str,
     expected: list[Array],
     found: list[Array],
-    layout: Tensor,
+    layout: DenseOutput,
     limits: Tolerance,
 ) -> Difference:
     """The difference of one dense output, a slot after the other, so that no more than one is copied."""
@@ -134,7 +134,7 @@ def _dense_difference(
     return Difference(reference, name, label, layout.name, count, most, share, worst, dense=True, spread=spread)
 
 
-def _scoring(a: Array, b: Array, layout: RawRows, least: float) -> Array:
+def _scoring(a: Array, b: Array, layout: RawDetections, least: float) -> Array:
     """The numbers of the rows that score over ``least`` on either side, and of those that have no finite score."""
     if least <= 0.0:
         return np.arange(len(a))

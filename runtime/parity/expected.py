@@ -22,7 +22,7 @@ from deploykit.runtime.files import write_whole
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.session import Session, input_of
-from deploykit.spec import RawRows, Tensor, read_value
+from deploykit.spec import DenseOutput, RawDetections, read_value
 
 __all__ = [
     "Batch",
@@ -33,7 +33,7 @@ __all__ = [
     "runs",
 ]
 
-Layout = RawRows | Tensor
+Layout = RawDetections | DenseOutput
 """What is compared: rows, or one dense output."""
 
 FORMAT = 1  # of a file that holds an Expected
@@ -214,7 +214,7 @@ def _rows(outputs: Mapping[str, Array], layout: Layout, name: str, fed: tuple[in
     if layout.name not in outputs and len(outputs) > 1:
         raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
     rows = outputs.get(layout.name, next(iter(outputs.values())))
-    if isinstance(layout, Tensor):
+    if isinstance(layout, DenseOutput):
         if rows.ndim not in (2, 4) or len(rows) != fed[0]:
             raise SpecError(
                 f"the spec says one dense output (batch, channels) or (batch, channels, height, width) for a batch of "

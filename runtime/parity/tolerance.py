@@ -22,7 +22,7 @@ class Tolerance:
     threshold of NMS may fall on either side of it. A matched pair has at least an IoU of ``min_iou``.
     ``unmatched`` is the share of all detections that may be without a partner, because NMS is a chain of decisions.
 
-    Values of a dense output (logits, a picture) may differ by ``dense`` times the largest of them, or times 1 where
+    Values of a dense output (logits, an image) may differ by ``dense`` times the largest of them, or times 1 where
     that is less. Then ``unmatched`` is the share of pixels that may be of another class, or more than a grey level off.
 
     ``judged``: whether they are limits at all. int8 has none by value (its accuracy decides), so there everything is

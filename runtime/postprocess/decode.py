@@ -1,7 +1,7 @@
 """Rows of networks that leave their decode to whoever runs them, in numpy.
 
 Many published exports end before the decode: what they give for a box is the head's own values. The spec says which
-head that is (``RawRows.decode``), and this makes rows in network pixels of them.
+head that is (``RawDetections.decode``), and this makes rows in network pixels of them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import numpy as np
 
 from deploykit.errors import SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.spec import RawRows
+from deploykit.spec import RawDetections
 
 __all__ = ["decoded"]
 
 
-def decoded(rows: Array, layout: RawRows, size: tuple[int, int]) -> Array:
+def decoded(rows: Array, layout: RawDetections, size: tuple[int, int]) -> Array:
     """Rows ``(..., N, columns)`` in network pixels; the same array where ``layout`` says that they are.
 
     ``yolox``: ``cxcy = (raw + grid) stride``, ``wh = exp(raw) stride``, in float32 and in that order. N runs over the
@@ -26,7 +26,7 @@ def decoded(rows: Array, layout: RawRows, size: tuple[int, int]) -> Array:
     Args:
         rows: as the network gives them.
         layout: of the rows.
-        size: (height, width) of the picture that went in.
+        size: (height, width) of the image that went in.
 
     Raises:
         SpecError: there are not as many rows as the grids have cells.

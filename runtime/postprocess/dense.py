@@ -1,4 +1,4 @@
-"""What one dense output means: classes, a label map, a restored picture."""
+"""What one dense output means: classes, a label map, a restored image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from deploykit.errors import SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.placing import Placed
-from deploykit.spec import InputSpec, ModelSpec, Tensor
+from deploykit.spec import DenseOutput, InputSpec, ModelSpec
 
 __all__ = ["DENSE_TASKS", "DenseTask", "dense_output", "label_map", "restored", "top_classes"]
 
@@ -20,7 +20,7 @@ DenseTask = Literal["classify", "segment", "restore", "features"]
 DENSE_TASKS: tuple[DenseTask, ...] = ("classify", "segment", "restore", "features")
 """The tasks of networks with one dense output."""
 
-CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large picture would take gigabytes
+CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large image would take gigabytes
 
 
 def dense_output(outputs: Mapping[str, Array], spec: ModelSpec, what: str) -> Array:
@@ -29,7 +29,7 @@ def dense_output(outputs: Mapping[str, Array], spec: ModelSpec, what: str) -> Ar
     Raises:
         SpecError: it has other axes; ``what`` is what it was computed of.
     """
-    assert isinstance(spec.output, Tensor)
+    assert isinstance(spec.output, DenseOutput)
     found = outputs.get(spec.output.name, next(iter(outputs.values())))
     dims = spec.dense_axes
     if found.ndim != dims:
@@ -48,7 +48,7 @@ def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
 
 
 def label_map(logits: Array, placed: Placed, *, threshold: float = 0.5) -> Array:
-    """The class of every pixel of the source picture, ``(H, W) int32``, from ``logits (C, h, w)``.
+    """The class of every pixel of the source image, ``(H, W) int32``, from ``logits (C, h, w)``.
 
     Logits are enlarged bilinearly and compared then, so that borders run between classes and not along the network's
     pixels. One channel is the logit of class 1 against class 0.
@@ -68,7 +68,7 @@ def label_map(logits: Array, placed: Placed, *, threshold: float = 0.5) -> Array
 
 
 def _on_source(channel: Array, placed: Placed) -> Array:
-    """One map over the canvas, cut to the picture's region and brought to the picture's size."""
+    """One map over the canvas, cut to the image's region and brought to the image's size."""
     left, top, width, height = placed.region
     y, x = channel.shape[0] / placed.canvas.shape[0], channel.shape[1] / placed.canvas.shape[1]
     rows = slice(round(top * y), max(round((top + height) * y), round(top * y) + 1))
@@ -79,12 +79,12 @@ def _on_source(channel: Array, placed: Placed) -> Array:
 
 
 def restored(image: Array, placed: Placed, canvas: InputSpec) -> Array:
-    """A restored picture, ``uint8 (H, W, C)`` of the source's size, from the network's ``image (C, h, w)``: BGR, but
+    """A restored image, ``uint8 (H, W, C)`` of the source's size, from the network's ``image (C, h, w)``: BGR, but
     grey ``(H, W)`` of one channel, and of more than three as
     :func:`deploykit.runtime.images.placing.dense_blob` takes them.
 
     The numbers of the input are undone: ``p = (x * std + mean) / scale``, clipped to 0..255 and rounded. A network that
-    enlarges gives a picture as many times larger.
+    enlarges gives an image as many times larger.
     """
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
     pixels = np.clip(np.rint((image.astype(np.float32) * std + mean) / canvas.scale), 0, 255).astype(np.uint8)
@@ -92,5 +92,5 @@ def restored(image: Array, placed: Placed, canvas: InputSpec) -> Array:
     planes = np.concatenate((pixels[2::-1], pixels[3:])) if turned else pixels
     factor = image.shape[1] / placed.canvas.shape[0]
     left, top, width, height = (round(side * factor) for side in placed.region)
-    picture = np.ascontiguousarray(planes[:, top : top + height, left : left + width].transpose(1, 2, 0))
-    return picture[..., 0] if len(planes) == 1 else picture
+    pixels = np.ascontiguousarray(planes[:, top : top + height, left : left + width].transpose(1, 2, 0))
+    return pixels[..., 0] if len(planes) == 1 else pixels

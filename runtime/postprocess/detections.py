@@ -13,7 +13,7 @@ from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
-from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
+from deploykit.spec import DenseOutput, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, Thresholds
 
 __all__ = ["Found", "found_in", "names_of", "to_source"]
 
@@ -55,7 +55,7 @@ def found_in(
         SpecError: an output of the spec's task holds no boxes, or other rows than are to be decoded.
     """
     points = len(spec.keypoints.names) if spec.keypoints else 0
-    if isinstance(spec.output, RawRows):
+    if isinstance(spec.output, RawDetections):
         rows = _taken(outputs, spec.output.name, slot, (None, None))
         rows = decoded(rows, spec.output, size or spec.input.size)
         return _found_in_rows(rows, spec.output, points, thresholds, multi_label)
@@ -66,7 +66,7 @@ def found_in(
     raise SpecError(f"boxes come from rows or NMS outputs, but the spec's output is of kind {spec.output.kind!r}")
 
 
-def names_of(output: RawRows | PoseObjectRows | NmsOutputs | Tensor) -> tuple[str, ...]:
+def names_of(output: RawDetections | PoseObjectRows | NmsOutputs | DenseOutput) -> tuple[str, ...]:
     """The names of a network's outputs, in their order."""
     if not isinstance(output, NmsOutputs):
         return (output.name,)
@@ -75,7 +75,7 @@ def names_of(output: RawRows | PoseObjectRows | NmsOutputs | Tensor) -> tuple[st
 
 
 def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:
-    """Boxes clipped to the picture, and keypoints as they are or fused with keypoint objects, in source pixels."""
+    """Boxes clipped to the image, and keypoints as they are or fused with keypoint objects, in source pixels."""
     boxes = _clipped(found.boxes, letterbox)
     if found.keypoints is None:
         return boxes, None
@@ -88,7 +88,7 @@ def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:
 
 
 def _found_in_rows(
-    rows: Array, layout: RawRows, points: int, thresholds: Thresholds, multi_label: bool = False
+    rows: Array, layout: RawDetections, points: int, thresholds: Thresholds, multi_label: bool = False
 ) -> Found:
     if rows.shape[1] < layout.columns:
         raise BackendError(
@@ -125,7 +125,7 @@ def _found_in_nms(
 
 
 def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
-    """Boxes in source pixels, clipped to the picture."""
+    """Boxes in source pixels, clipped to the image."""
     height, width = letterbox.source
     clipped: Array = np.clip(
         letterbox.to_source(boxes), np.float32(0), np.array((width, height, width, height), np.float32)

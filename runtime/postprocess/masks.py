@@ -1,4 +1,4 @@
-"""Masks of objects at the resolution of the picture, from small ones over their boxes."""
+"""Masks of objects at the resolution of the image, from small ones over their boxes."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float =
 
     Args:
         masks: ``(N, S, S)`` in 0..1.
-        boxes: ``(N, 4)`` xyxy in pixels of the picture; they may reach beyond it.
-        size: (height, width) of the picture.
+        boxes: ``(N, 4)`` xyxy in pixels of the image; they may reach beyond it.
+        size: (height, width) of the image.
         threshold: over 0.
     """
     out = np.zeros((len(masks), *size), np.bool_)

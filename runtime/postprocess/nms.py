@@ -29,7 +29,7 @@ import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.native.library import native_nms
-from deploykit.spec import RawRows, Thresholds
+from deploykit.spec import RawDetections, Thresholds
 
 __all__ = ["Kept", "nms", "numpy_nms", "suppress", "suppress_by_label"]
 
@@ -52,7 +52,7 @@ class Kept:
     candidates: int
 
 
-def nms(rows: Array, layout: RawRows, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
+def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
     """Apply the definition above to the rows of one image, by the native library where it is there, else in numpy.
 
     Args:
@@ -67,7 +67,7 @@ def nms(rows: Array, layout: RawRows, thresholds: Thresholds, *, multi_label: bo
     return numpy_nms(rows, layout, thresholds) if found is None else Kept(*found)
 
 
-def numpy_nms(rows: Array, layout: RawRows, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
+def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
     """The same in numpy alone: the reference, and what runs where there is no native library."""
     with np.errstate(all="ignore"):  # values that overflow are part of the definition
         index, scores, labels = _candidates(rows, layout, np.float32(thresholds.conf), multi_label)
@@ -81,7 +81,7 @@ def numpy_nms(rows: Array, layout: RawRows, thresholds: Thresholds, *, multi_lab
     return Kept(index[chosen], boxes[kept], scores[chosen], labels[chosen], len(index))
 
 
-def _candidates(rows: Array, layout: RawRows, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
+def _candidates(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
     """Rows or pairs with a score over ``conf``, in order: row numbers, scores, labels (rows with NaN may be left)."""
     products = rows[:, slice(*layout.cls)]
     index = obj = None

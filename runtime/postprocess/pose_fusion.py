@@ -8,9 +8,9 @@ The one meaning:
    :mod:`deploykit.runtime.postprocess.nms`, follow: of the persons (class 0) with the spec's thresholds, and of the
    keypoint objects (the other classes) with ``conf`` and ``iou`` of the fusion. ``pre_nms_topk`` and ``max_det`` hold
    for each.
-2. In source pixels, a keypoint object stands in the middle of its box, after the box was clipped to the picture. A
+2. In source pixels, a keypoint object stands in the middle of its box, after the box was clipped to the image. A
    pose's keypoints are the person's coordinates with confidence 0; the first two of them (nose and left eye) are
-   clipped to the picture too, as in the original, which clips the first box of a row.
+   clipped to the image too, as in the original, which clips the first box of a row.
 3. The keypoint objects, the best first, look for the nearest pose among the persons with a score over ``person``: the
    nearest by their own keypoint, as it is by then; the first at a tie. Where it is nearer than ``tolerance`` and less
    certain than the object, the object's place and score become that keypoint's.
@@ -26,7 +26,7 @@ import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.postprocess.nms import Kept, nms
-from deploykit.spec import PoseFusion, PoseObjectRows, RawRows, Thresholds
+from deploykit.spec import PoseFusion, PoseObjectRows, RawDetections, Thresholds
 
 __all__ = ["KeypointObjects", "fuse", "kept_objects", "object_thresholds"]
 
@@ -71,7 +71,7 @@ def kept_objects(rows: Array, layout: PoseObjectRows, thresholds: Thresholds) ->
     return persons, objects
 
 
-def _suppressed(rows: Array, index: Array, layout: RawRows, thresholds: Thresholds) -> Kept:
+def _suppressed(rows: Array, index: Array, layout: RawDetections, thresholds: Thresholds) -> Kept:
     kept = nms(rows[index], layout, thresholds)
     return replace(kept, rows=index[kept.rows])
 
@@ -82,9 +82,9 @@ def fuse(keypoints: Array, scores: Array, boxes: Array, objects: KeypointObjects
     Args:
         keypoints: ``(N, K, 3)`` of the persons, in source pixels.
         scores: ``(N,)`` of the persons.
-        boxes: ``(M, 4)`` of the keypoint objects, xyxy in source pixels, clipped to the picture.
+        boxes: ``(M, 4)`` of the keypoint objects, xyxy in source pixels, clipped to the image.
         objects: the same objects with their scores and labels.
-        size: the picture's (height, width).
+        size: the image's (height, width).
 
     Returns:
         ``(N, K, 3)`` float32: x, y, and the confidence.

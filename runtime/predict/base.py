@@ -1,4 +1,4 @@
-"""What predictors of every task have in common: where pictures come from, and how they share a run of the network."""
+"""What predictors of every task have in common: where images come from, and how they share a run of the network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.reading import ImageSource
-from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video, kind_of, open_source
+from deploykit.runtime.images.sources import Frame, Images, Skip, Video, kind_of, open_source
 from deploykit.runtime.session import Session, TensorInfo
 from deploykit.spec import InputSpec, ModelSpec
 
@@ -34,7 +34,7 @@ P = TypeVar("P", bound=OnCanvas)
 
 
 class SourcePredictor(ABC, Generic[R, P]):
-    """Runs a network on whatever pictures come from; ``R`` is a picture's result."""
+    """Runs a network on whatever images come from; ``R`` is an image's result."""
 
     session: Session
     spec: ModelSpec
@@ -44,11 +44,11 @@ class SourcePredictor(ABC, Generic[R, P]):
 
     @abstractmethod
     def _prepare(self, frame: Frame) -> P:
-        """Lay a picture on the network's canvas."""
+        """Lay an image on the network's canvas."""
 
     @abstractmethod
     def _run(self, batch: list[P]) -> list[R]:
-        """Run the network on pictures whose canvases are of one size."""
+        """Run the network on images whose canvases are of one size."""
 
     @overload
     def __call__(self, source: str | os.PathLike[str] | int) -> R | Any: ...  # type: ignore[overload-overlap]  # a str is a sequence too
@@ -60,8 +60,8 @@ class SourcePredictor(ABC, Generic[R, P]):
         """Predict, in the form that follows from what is given.
 
         Args:
-            source: a picture (path, encoded bytes, or a BGR ``uint8 (H, W, 3)`` array) gives a result; a list
-                of pictures gives a list; a folder, a video file or a camera's number gives an iterator, which reads
+            source: an image (path, encoded bytes, or a BGR ``uint8 (H, W, 3)`` array) gives a result; a list
+                of images gives a list; a folder, a video file or a camera's number gives an iterator, which reads
                 as it goes.
 
         Raises:
@@ -72,20 +72,20 @@ class SourcePredictor(ABC, Generic[R, P]):
         if isinstance(source, (bytes, np.ndarray)):
             return next(results)
         if isinstance(source, (str, os.PathLike, int)):
-            return next(results) if kind_of(source) == "picture" else results
+            return next(results) if kind_of(source) == "image" else results
         return list(results)
 
     def stream(
-        self, source: ImageSource | int | Sequence[ImageSource] | Pictures | Video, *, skip: Skip | None = None
+        self, source: ImageSource | int | Sequence[ImageSource] | Images | Video, *, skip: Skip | None = None
     ) -> Iterator[R]:
         """Predict on any source, always as an iterator that reads as it goes.
 
         Args:
             source: as for a call, or what :func:`deploykit.runtime.images.sources.open_source` gave.
-            skip: told of each picture that cannot be read, which is then left out; without it the error is raised.
+            skip: told of each image that cannot be read, which is then left out; without it the error is raised.
         """
         return self._results(
-            source if isinstance(source, (Pictures, Video)) else open_source(source, raw=self.takes_raw), skip
+            source if isinstance(source, (Images, Video)) else open_source(source, raw=self.takes_raw), skip
         )
 
     def close(self) -> None:
@@ -100,7 +100,7 @@ class SourcePredictor(ABC, Generic[R, P]):
     ) -> None:
         self.close()
 
-    def _results(self, source: Pictures | Video, skip: Skip | None) -> Iterator[R]:
+    def _results(self, source: Images | Video, skip: Skip | None) -> Iterator[R]:
         limit = 1 if source.live else self.batch  # a camera's frame does not wait for the next one
         waiting: list[P] = []
         for frame in self._frames(source, skip):
@@ -115,7 +115,7 @@ class SourcePredictor(ABC, Generic[R, P]):
         if waiting:
             yield from self._run(waiting)
 
-    def _frames(self, source: Pictures | Video, skip: Skip | None) -> Iterator[Frame]:
+    def _frames(self, source: Images | Video, skip: Skip | None) -> Iterator[Frame]:
         """The source's frames, as the network wants them."""
         return source.frames(skip)
 

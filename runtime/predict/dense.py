@@ -1,4 +1,4 @@
-"""Networks with one dense output: pictures in, classes, label maps or restored pictures out."""
+"""Networks with one dense output: images in, classes, label maps or restored images out."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from deploykit.errors import DeployError, ImageError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.placing import Placed, dense_blob, place
 from deploykit.runtime.images.reading import ImageSource, decode_image, encoded_image
-from deploykit.runtime.images.sources import Frame, Pictures, Skip, Video
+from deploykit.runtime.images.sources import Frame, Images, Skip, Video
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.postprocess.dense import DENSE_TASKS, dense_output, label_map, restored, top_classes
 from deploykit.runtime.predict.base import SourcePredictor, checked_batch, input_as_said
-from deploykit.runtime.raw.picture import RawPicture, is_raw, pack, read_raw, unpack
+from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
 from deploykit.runtime.results.dense import Classification, DenseResult, Features, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.session import Session, TensorInfo, spec_of
-from deploykit.spec import InputSpec, ModelSpec, Tensor
+from deploykit.spec import DenseOutput, InputSpec, ModelSpec
 
 __all__ = ["DensePredictor"]
 
@@ -45,19 +45,19 @@ class _Prepared:
 
 
 class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
-    """Classifies pictures, their pixels, or restores them, with one network. May be called from several threads.
+    """Classifies images, their pixels, or restores them, with one network. May be called from several threads.
 
-    Pictures to restore that do not fit a network of fixed size are cut into tiles of that size; a network of free size
+    Images to restore that do not fit a network of fixed size are cut into tiles of that size; a network of free size
     takes them whole, unless tiles are asked for. A network of four channels that restores takes the mosaics of RAW
     files, always in tiles; its result is a :class:`deploykit.runtime.results.dense.RestoredRaw`.
 
     Args:
         session: the network; :func:`deploykit.open_session` opens one. Closed together with the predictor.
         spec: what it takes and gives; None reads it from the session's metadata.
-        top: so many classes of a picture (``classify``).
+        top: so many classes of an image (``classify``).
         tile: pixels a side of a tile, or (height, width); of a mosaic in cells of 2 x 2 (``restore``).
         overlap: of tiles, in their pixels: how deep in its tile a pixel lies that is kept (``restore``).
-        batch: pictures, or tiles, in one call of a network with a dynamic batch; None takes the spec's preference.
+        batch: images, or tiles, in one call of a network with a dynamic batch; None takes the spec's preference.
 
     Raises:
         SpecError: the spec is missing, is of another task, or does not fit the network.
@@ -93,11 +93,11 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
         return top
 
     def _tiling(self, tile: int | tuple[int, int] | None, overlap: int | None) -> Tiling | None:
-        """How large pictures are cut; None: not at all."""
+        """How large images are cut; None: not at all."""
         canvas = self.spec.input
         if self.spec.task != "restore":
             if tile is not None or overlap is not None:
-                raise UsageError(f"tiles are for networks that restore pictures; this one's task is {self.spec.task}")
+                raise UsageError(f"tiles are for networks that restore images; this one's task is {self.spec.task}")
             return None
         size = (tile, tile) if isinstance(tile, int) else tile
         stride = canvas.fit.stride
@@ -115,7 +115,7 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
         asked = max(min(OVERLAP, most // 2), 0) if overlap is None else overlap
         return Tiling(size, asked, self.batch, canvas.fit.step)
 
-    def restore_raw(self, raw: RawPicture) -> RestoredRaw:
+    def restore_raw(self, raw: RawImage) -> RestoredRaw:
         """Restore a mosaic: packed to four channels, in tiles, and back.
 
         Raises:
@@ -137,15 +137,15 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
         count = len(self.tiling.places(planes.shape[1:]))
         return RestoredRaw(size=raw.mosaic.shape, name=raw.name, timings={"read": 0.0, **timings}, raw=out, tiles=count)
 
-    def _results(self, source: Pictures | Video, skip: Skip | None) -> Iterator[DenseResult]:
+    def _results(self, source: Images | Video, skip: Skip | None) -> Iterator[DenseResult]:
         if not self.takes_raw or isinstance(source, Video):
             yield from super()._results(source, skip)
             return
         for raw, items in groupby(source.items, key=_is_raw):
-            part = Pictures(tuple(items), source.keep_files)
+            part = Images(tuple(items), source.keep_files)
             yield from self._raw_results(part, skip) if raw else super()._results(part, skip)
 
-    def _raw_results(self, source: Pictures, skip: Skip | None) -> Iterator[DenseResult]:
+    def _raw_results(self, source: Images, skip: Skip | None) -> Iterator[DenseResult]:
         for item in source.items:
             start = time.perf_counter()
             try:
@@ -159,12 +159,12 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
             found = self.restore_raw(raw)
             yield replace(found, timings={**found.timings, "read": read_ms})
 
-    def _frames(self, source: Pictures | Video, skip: Skip | None) -> Iterator[Frame]:
+    def _frames(self, source: Images | Video, skip: Skip | None) -> Iterator[Frame]:
         channels = self.spec.input.channels
         if channels in (1, 3):
             return source.frames(skip)
         if isinstance(source, Video):
-            raise UsageError(f"this network takes pictures of {channels} channels, and videos have 3")
+            raise UsageError(f"this network takes images of {channels} channels, and videos have 3")
         return source.frames(skip, read=lambda item: _many_channels(item, channels))
 
     def _prepare(self, frame: Frame) -> _Prepared:
@@ -185,7 +185,7 @@ class DensePredictor(SourcePredictor[DenseResult, _Prepared]):
         ready = time.perf_counter()
         outputs = self.session.run({self.spec.input.name: images.astype(self._dtype, copy=False)})
         done = time.perf_counter()
-        found = dense_output(outputs, self.spec, batch[0].frame.name or "a picture")
+        found = dense_output(outputs, self.spec, batch[0].frame.name or "an image")
         share = len(batch)
         before = [p.ms + 1e3 * (ready - start) / share for p in batch]
         inference = 1e3 * (done - ready) / share
@@ -244,7 +244,7 @@ def _is_raw(item: ImageSource) -> bool:
 
 
 def _whole(image: Array) -> Placed:
-    """A picture that is its own canvas."""
+    """An image that is its own canvas."""
     height, width = image.shape[:2]
     return Placed(image, (height, width), (0, 0, width, height))
 
@@ -261,7 +261,7 @@ def _columns(canvas: InputSpec) -> tuple[Array, Array]:
 
 
 def _many_channels(source: ImageSource, channels: int) -> Array:
-    """A picture of so many channels, ``uint8 (H, W, C)``, as the file or the array has it."""
+    """An image of so many channels, ``uint8 (H, W, C)``, as the file or the array has it."""
     if isinstance(source, np.ndarray):
         image = source
     else:
@@ -270,7 +270,7 @@ def _many_channels(source: ImageSource, channels: int) -> Array:
         image = decode_image(data) if decoded is None else decoded  # which says what is wrong
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
         raise ImageError(
-            f"this network takes uint8 pictures of {channels} channels (height, width, {channels}), got {image.dtype} "
+            f"this network takes uint8 images of {channels} channels (height, width, {channels}), got {image.dtype} "
             f"{image.shape}: a PNG or TIFF file can have four, an array any number"
         )
     return image
@@ -278,7 +278,7 @@ def _many_channels(source: ImageSource, channels: int) -> Array:
 
 def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
     """The network's one input, if the spec is of a task with one dense output and fits the network's tensors."""
-    if spec.task not in DENSE_TASKS or not isinstance(spec.output, Tensor):
+    if spec.task not in DENSE_TASKS or not isinstance(spec.output, DenseOutput):
         raise SpecError(
             f"a DensePredictor runs the tasks {', '.join(DENSE_TASKS)}, with one dense output; this spec's task is "
             f"{spec.task!r}, its output of kind {spec.output.kind!r}"

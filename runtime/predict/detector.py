@@ -1,4 +1,4 @@
-"""A network with its spec: pictures in, results out."""
+"""A network with its spec: images in, results out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from deploykit.runtime.postprocess.masks import pasted
 from deploykit.runtime.predict.base import SourcePredictor, checked_batch, input_as_said
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import Session, TensorInfo, spec_of
-from deploykit.spec import ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor, Thresholds
+from deploykit.spec import DenseOutput, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, Thresholds
 
 __all__ = ["Predictor"]
 
@@ -45,8 +45,8 @@ class Predictor(SourcePredictor[Result, _Prepared]):
         spec: what it takes and gives; None reads it from the session's metadata.
         conf: keep scores above this instead of the spec's threshold.
         iou: suppress overlaps above this instead of the spec's.
-        max_det: keep at most so many objects a picture instead of the spec's number.
-        batch: pictures in one call of a network with a dynamic batch; None takes the spec's preference.
+        max_det: keep at most so many objects an image instead of the spec's number.
+        batch: images in one call of a network with a dynamic batch; None takes the spec's preference.
         multi_label: an object of each class whose score is over ``conf``, not of the best class alone, as detectors
             are evaluated; a network with NMS inside has chosen already.
 
@@ -169,16 +169,16 @@ def _thresholds(spec: ModelSpec, conf: float | None, iou: float | None, max_det:
 
 def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
     """The network's one input, if the spec is of a task with boxes and fits the network's tensors."""
-    if spec.task not in TASKS or isinstance(spec.output, Tensor):
+    if spec.task not in TASKS or isinstance(spec.output, DenseOutput):
         raise SpecError(f"a Predictor runs the tasks {', '.join(TASKS)}; this spec's task is {spec.task!r}")
     want = spec.input
     if want.channels != 3 or len(want.mean) != 3 or len(want.std) != 3:
         counts = f"channels {want.channels}, {len(want.mean)} means, {len(want.std)} stds"
-        raise SpecError(f"a Predictor feeds pictures of 3 channels with 3 means and stds; the spec says {counts}")
+        raise SpecError(f"a Predictor feeds images of 3 channels with 3 means and stds; the spec says {counts}")
     info = input_as_said(session, want)
     outputs = {output.name: output for output in session.outputs}
     layout = spec.output
-    if isinstance(layout, (RawRows, PoseObjectRows)):
+    if isinstance(layout, (RawDetections, PoseObjectRows)):
         names = [layout.name]
     else:
         names = [layout.num_dets, layout.boxes, layout.scores, layout.labels, layout.num_candidates]
@@ -186,7 +186,7 @@ def _checked(session: Session, spec: ModelSpec) -> TensorInfo:
     missing = [name for name in names if outputs and name not in outputs]
     if missing:
         raise SpecError(f"the spec names the output {missing[0]!r}, the network has {', '.join(map(repr, outputs))}")
-    if isinstance(layout, (RawRows, PoseObjectRows)) and layout.name in outputs:
+    if isinstance(layout, (RawDetections, PoseObjectRows)) and layout.name in outputs:
         shape = outputs[layout.name].shape
         if len(shape) != 3 or (shape[2] is not None and shape[2] < layout.columns):
             raise SpecError(

@@ -1,4 +1,4 @@
-"""A mosaic as a DNG file: uncompressed, with the levels and colours that its camera's picture had.
+"""A mosaic as a DNG file: uncompressed, with the levels and colours that its camera's image had.
 
 Format: Adobe's Digital Negative specification 1.6 on top of TIFF 6.0. One directory holds everything that a reader
 needs; what the camera's own DNG or TIFF says of itself and of its colours is carried over from it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
-from deploykit.runtime.raw.picture import RawPicture
+from deploykit.runtime.raw.mosaic import RawImage
 from deploykit.runtime.raw.tiff import ASCII, BYTE, LONG, RATIONAL, SHORT, SRATIONAL, Tag, tiff_tags
 
 __all__ = ["dng_bytes"]
@@ -24,7 +24,7 @@ ORIENTATIONS = {0: 1, 3: 3, 5: 8, 6: 6}  # LibRaw's flip -> TIFF's
 DENOMINATOR = 1_000_000
 
 
-def dng_bytes(raw: RawPicture) -> bytes:
+def dng_bytes(raw: RawImage) -> bytes:
     """The file."""
     height, width = raw.mosaic.shape
     pixels = raw.mosaic.astype("<u2").tobytes()
@@ -51,7 +51,7 @@ def dng_bytes(raw: RawPicture) -> bytes:
     return _file(tags, pixels)
 
 
-def _own_tags(raw: RawPicture) -> dict[int, Tag]:
+def _own_tags(raw: RawImage) -> dict[int, Tag]:
     """What the mosaic itself says."""
     tags = {
         33421: _shorts(2, 2),

@@ -24,7 +24,7 @@ WIDTH, HEIGHT, STRIPS, TILES, SUBDIRECTORIES = 256, 257, 273, 324, 330
 def tiff_tags(data: bytes) -> dict[int, Tag]:
     """The tags of a TIFF's first directory, and of those below it what the first does not have; empty: it is none.
 
-    Damaged entries are left out: this reads what is good to have, and not the picture.
+    Damaged entries are left out: this reads what is good to have, and not the image.
     """
     tags: dict[int, Tag] = {}
     for directory in _directories(data):
@@ -33,7 +33,7 @@ def tiff_tags(data: bytes) -> dict[int, Tag]:
 
 
 def pixels_and_bytes(data: bytes) -> tuple[int, int]:
-    """How many pixels the largest picture of a TIFF says that it has, and in how many bytes, of those that are there.
+    """How many pixels the largest image of a TIFF says that it has, and in how many bytes, of those that are there.
 
     (0, 0) where that cannot be told.
     """

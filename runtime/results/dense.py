@@ -1,4 +1,4 @@
-"""What a network says of a whole picture: its class, the class of each pixel, or the picture restored."""
+"""What a network says of a whole image: its class, the class of each pixel, or the image restored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.images.reading import as_bgr, read_image
 from deploykit.runtime.raw.dng import dng_bytes
-from deploykit.runtime.raw.picture import RawPicture
+from deploykit.runtime.raw.mosaic import RawImage
 from deploykit.runtime.results.detection import encode_image
 from deploykit.runtime.results.draw import draw_lines
 from deploykit.runtime.results.draw_segmentation import draw_label_map, save_label_map, shares
@@ -33,12 +33,12 @@ class DenseResult(ABC):
     """What all of them have.
 
     Attributes:
-        size: the source picture's (height, width).
-        name: what the picture is called: its file, or the video's.
+        size: the source image's (height, width).
+        name: what the image is called: its file, or the video's.
         frame: the number of a video's frame, from 0.
         timings: milliseconds a stage: ``read``, ``prepare`` (canvas and input), ``inference`` (the session's call,
-            divided by the pictures in it), ``postprocess``.
-        image: the source picture, BGR ``uint8 (height, width, 3)``, as long as it is kept; not copied.
+            divided by the images in it), ``postprocess``.
+        image: the source image, BGR ``uint8 (height, width, 3)``, as long as it is kept; not copied.
     """
 
     size: tuple[int, int]
@@ -52,10 +52,10 @@ class DenseResult(ABC):
         """What there is to see, as a new BGR ``uint8 (H, W, 3)``.
 
         Args:
-            image: the source picture; None takes the kept one, or reads the file ``name`` again.
+            image: the source image; None takes the kept one, or reads the file ``name`` again.
 
         Raises:
-            UsageError: the picture is needed and not at hand, or has another size.
+            UsageError: the image is needed and not at hand, or has another size.
         """
 
     @abstractmethod
@@ -85,16 +85,16 @@ class DenseResult(ABC):
     def _source(self, image: Array | None) -> Array:
         image = self.image if image is None else image
         if image is None and (not self.name or self.frame is not None):
-            raise UsageError("this result no longer has its picture: pass it as draw(image)")
-        picture = read_image(self.name) if image is None else as_bgr(image)
-        if picture.shape[:2] != self.size:
-            raise UsageError(f"the result is of a picture of {self.size} (height, width), got {picture.shape[:2]}")
-        return picture
+            raise UsageError("this result no longer has its image: pass it as draw(image)")
+        source = read_image(self.name) if image is None else as_bgr(image)
+        if source.shape[:2] != self.size:
+            raise UsageError(f"the result is of an image of {self.size} (height, width), got {source.shape[:2]}")
+        return source
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Classification(DenseResult):
-    """The best classes of a picture, the best first.
+    """The best classes of an image, the best first.
 
     Attributes:
         labels: ``(k,)`` int64, positions in ``classes``.
@@ -125,7 +125,7 @@ class Classification(DenseResult):
         return [(self.class_name(int(label)), float(s)) for label, s in zip(self.labels, self.scores, strict=True)]
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`DenseResult.draw`: the picture with the classes written on it."""
+        """See :meth:`DenseResult.draw`: the image with the classes written on it."""
         return draw_lines(self._source(image), [f"{name} {score:.3f}" for name, score in self.named])
 
     def _about(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class Classification(DenseResult):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Features(DenseResult):
-    """What a network without a head says of a picture, to compare pictures by or to train a head on.
+    """What a network without a head says of an image, to compare images by or to train a head on.
 
     Attributes:
         values: ``(D,)`` float32, as the network gives them: in no unit, and of no fixed length.
@@ -151,7 +151,7 @@ class Features(DenseResult):
     def __post_init__(self) -> None:
         values = np.asarray(self.values, np.float32)
         if values.ndim != 1 or not len(values):
-            raise UsageError(f"the features of a picture are one row of values, got the shape {values.shape}")
+            raise UsageError(f"the features of an image are one row of values, got the shape {values.shape}")
         if not np.isfinite(values).all():
             raise UsageError("features must be finite numbers, got NaN or infinity")
         object.__setattr__(self, "values", values)
@@ -162,7 +162,7 @@ class Features(DenseResult):
         return float(np.linalg.norm(self.values.astype(np.float64)))
 
     def similarity(self, other: Features) -> float:
-        """The cosine of the angle to the features of another picture, -1 to 1; 0 where one of them is all zeros.
+        """The cosine of the angle to the features of another image, -1 to 1; 0 where one of them is all zeros.
 
         Raises:
             UsageError: they are of another number, and so of another network.
@@ -174,7 +174,7 @@ class Features(DenseResult):
         return product / lengths if lengths else 0.0
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`DenseResult.draw`: the picture with a line of what was found."""
+        """See :meth:`DenseResult.draw`: the image with a line of what was found."""
         return draw_lines(self._source(image), [f"{len(self.values)} features, length {self.length:.4g}"])
 
     def _about(self) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class Features(DenseResult):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LabelMap(DenseResult):
-    """The class of each pixel of the source picture.
+    """The class of each pixel of the source image.
 
     Attributes:
         labels: ``(height, width)`` int32, positions in ``classes``.
@@ -196,11 +196,11 @@ class LabelMap(DenseResult):
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels, np.int32)
         if labels.shape != self.size:
-            raise UsageError(f"a label map of a picture of {self.size} has that shape, got {labels.shape}")
+            raise UsageError(f"a label map of an image of {self.size} has that shape, got {labels.shape}")
         object.__setattr__(self, "labels", labels)
 
     def shares(self) -> dict[str, float]:
-        """Class name (or number) -> its share of the picture, the largest first; classes of one name are added up."""
+        """Class name (or number) -> its share of the image, the largest first; classes of one name are added up."""
         found: dict[str, float] = {}
         for label, share in shares(self.labels).items():
             name = self.classes[label] if label < len(self.classes) else str(label)
@@ -208,7 +208,7 @@ class LabelMap(DenseResult):
         return found
 
     def draw(self, image: Array | None = None, *, alpha: float = 0.5, legend: bool = True) -> Array:
-        """See :meth:`DenseResult.draw`: the picture under its map; ``alpha`` and ``legend`` as
+        """See :meth:`DenseResult.draw`: the image under its map; ``alpha`` and ``legend`` as
         :func:`deploykit.runtime.results.draw_segmentation.draw_label_map`."""
         return draw_label_map(self._source(image), self.labels, self.classes, alpha=alpha, legend=legend)
 
@@ -228,7 +228,7 @@ class LabelMap(DenseResult):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class RestoredImage(DenseResult):
-    """A restored picture.
+    """A restored image.
 
     Attributes:
         pixels: BGR ``uint8 (H, W, 3)``, or grey ``(H, W)``; of the source's size, or a whole number of times as large.
@@ -239,7 +239,7 @@ class RestoredImage(DenseResult):
     tiles: int = 1
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`DenseResult.draw`: the restored picture itself; the source is not needed."""
+        """See :meth:`DenseResult.draw`: the restored image itself; the source is not needed."""
         return as_bgr(self.pixels)
 
     def _about(self) -> dict[str, Any]:
@@ -250,11 +250,11 @@ class RestoredImage(DenseResult):
 class RestoredRaw(DenseResult):
     """A restored mosaic; ``tiles`` as in :class:`RestoredImage`."""
 
-    raw: RawPicture
+    raw: RawImage
     tiles: int = 1
 
     def developed(self, bits: int = 8) -> Array:
-        """The mosaic as a picture, BGR of 8 or 16 bits: colours put together and white balanced by LibRaw, upright.
+        """The mosaic as an image, BGR of 8 or 16 bits: colours put together and white balanced by LibRaw, upright.
 
         Raises:
             MissingDependencyError: rawpy is not installed.
@@ -265,11 +265,11 @@ class RestoredRaw(DenseResult):
         with rawpy.imread(BytesIO(dng_bytes(self.raw))) as raw:
             balanced = bool(self.raw.white_balance)
             rgb = raw.postprocess(use_camera_wb=balanced, use_auto_wb=not balanced, output_bps=bits)
-        picture: Array = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-        return picture
+        developed: Array = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+        return developed
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`DenseResult.draw`: the developed picture."""
+        """See :meth:`DenseResult.draw`: the developed image."""
         return self.developed()
 
     def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:

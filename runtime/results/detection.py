@@ -1,4 +1,4 @@
-"""What a network found in one picture, as parallel arrays in the picture's own pixels."""
+"""What a network found in one image, as parallel arrays in the image's own pixels."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """N objects in one picture, the most certain first; every array has N entries.
+    """N objects in one image, the most certain first; every array has N entries.
 
     ``result[i]`` is one :class:`Detection`; a slice, a mask or a list of numbers gives a smaller Result.
 
     Attributes:
-        boxes: ``(N, 4)`` float32, x1, y1, x2, y2 in source pixels, clipped to the picture.
+        boxes: ``(N, 4)`` float32, x1, y1, x2, y2 in source pixels, clipped to the image.
         scores: ``(N,)`` float32.
         labels: ``(N,)`` int64, positions in ``classes``.
-        size: the picture's (height, width).
+        size: the image's (height, width).
         keypoints: ``(N, K, 3)`` float32, x, y in source pixels (not clipped: a foot may lie outside) and visibility
             0..1 (1 where the network gives none; of pose objects the score that was fused, or 0); or None.
         masks: ``(N, height, width)`` bool, or None.
         classes: the class names; may be empty.
         keypoint_spec: names and limbs of the keypoints.
         keypoint_threshold: the visibility from which a keypoint is drawn.
-        name: what the picture is called: its file, or the video's.
+        name: what the image is called: its file, or the video's.
         frame: the number of a video's frame, from 0.
         timings: milliseconds a stage: ``read`` (file and decoding), ``letterbox`` (resize, border, blob),
-            ``inference`` (the session's call, divided by the pictures in it), ``postprocess`` (NMS, back to source
+            ``inference`` (the session's call, divided by the images in it), ``postprocess`` (NMS, back to source
             pixels).
         truncated: there were more candidates than NMS looks at (``pre_nms_topk``); the weakest were left out.
-        image: the picture, BGR ``uint8 (height, width, 3)``, as long as it is kept; not copied.
+        image: the image, BGR ``uint8 (height, width, 3)``, as long as it is kept; not copied.
     """
 
     boxes: Array
@@ -132,23 +132,23 @@ class Result:
         return {self.class_name(int(label)): int(n) for label, n in zip(labels, numbers, strict=True)}
 
     def draw(self, image: Array | None = None) -> Array:
-        """A copy of the picture with everything drawn on it, BGR ``uint8 (height, width, 3)``.
+        """A copy of the image with everything drawn on it, BGR ``uint8 (height, width, 3)``.
 
         Args:
-            image: the picture; None takes the kept one, or reads the file ``name`` again.
+            image: the image; None takes the kept one, or reads the file ``name`` again.
 
         Raises:
-            UsageError: the picture is not at hand, or has another size.
+            UsageError: the image is not at hand, or has another size.
             ImageError, NotFoundError: the file cannot be read again.
         """
         if image is None:
             image = self.image
         if image is None and (not self.name or self.frame is not None):
-            raise UsageError("this result no longer has its picture: pass it as draw(image)")
+            raise UsageError("this result no longer has its image: pass it as draw(image)")
         image = read_image(self.name) if image is None else as_bgr(image)
         if image.shape[:2] != self.size:
             raise UsageError(
-                f"the result is of a picture of {self.size} (height, width), but this one is {image.shape[:2]}"
+                f"the result is of an image of {self.size} (height, width), but this one is {image.shape[:2]}"
             )
         return draw(
             image,
@@ -163,7 +163,7 @@ class Result:
         )
 
     def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
-        """Draw, and write a picture whose format follows from the suffix (``.jpg``, ``.png``, ``.webp``, ...).
+        """Draw, and write an image whose format follows from the suffix (``.jpg``, ``.png``, ``.webp``, ...).
 
         Raises:
             OutputError: the format is not one that OpenCV writes, or the place is not writable or full.
@@ -199,7 +199,7 @@ class Result:
         ``segmentation`` as uncompressed run lengths.
 
         Args:
-            image_id: what the annotations call this picture.
+            image_id: what the annotations call this image.
             category_ids: the annotations' number of each class; None: the label itself, counted from 0.
         """
         entries = []
@@ -240,10 +240,10 @@ class Result:
 
 
 def encode_image(image: Array, path: Path) -> bytes:
-    """A picture in the format of ``path``'s suffix.
+    """An image in the format of ``path``'s suffix.
 
     Raises:
-        OutputError: OpenCV writes no such format, or not a picture of this size.
+        OutputError: OpenCV writes no such format, or not an image of this size.
     """
     try:
         done, data = cv2.imencode(path.suffix.lower() or ".", image)

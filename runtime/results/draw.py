@@ -1,4 +1,4 @@
-"""Boxes, labels, masks, limbs and keypoints on a picture."""
+"""Boxes, labels, masks, limbs and keypoints on an image."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _draw_keypoints(canvas: Array, points: Array, spec: KeypointSpec, threshold:
 
 
 def _draw_label(canvas: Array, text: str, corner: list[int], colour: Colour, width: int) -> None:
-    """The text on a filled ground above the box, or inside it where the picture ends."""
+    """The text on a filled ground above the box, or inside it where the image ends."""
     scale, stroke, gap = 0.25 + 0.15 * width, max(1, width // 2), 1 + width
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, stroke)
     wide, high = text_width + 2 * gap, text_height + below + gap
@@ -111,7 +111,7 @@ def _whole(values: Array) -> list[int]:
 
 
 def draw_lines(image: Array, lines: Sequence[str]) -> Array:
-    """A copy of a picture (BGR ``uint8 (H, W, 3)``) with lines of text at its top left."""
+    """A copy of an image (BGR ``uint8 (H, W, 3)``) with lines of text at its top left."""
     canvas = image.copy()
     height, width = canvas.shape[:2]
     widest = max((cv2.getTextSize(line, FONT, 1.0, 2)[0][0] for line in lines), default=1)

@@ -1,4 +1,4 @@
-"""Label maps on a picture: a colour a class, borders, and a legend of what is there; and label maps as files."""
+"""Label maps on an image: a colour a class, borders, and a legend of what is there; and label maps as files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def palette(count: int) -> Array:
 
 
 def shares(labels: Array) -> dict[int, float]:
-    """Class -> its share of the picture, the largest first."""
+    """Class -> its share of the image, the largest first."""
     found, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return {int(found[i]): float(counts[i] / labels.size) for i in order}
@@ -51,7 +51,7 @@ def draw_label_map(
     legend: bool = True,
     colours: Array | None = None,
 ) -> Array:
-    """A copy of a picture with its label map over it.
+    """A copy of an image with its label map over it.
 
     Args:
         image: BGR ``uint8 (H, W, 3)``.
@@ -65,7 +65,7 @@ def draw_label_map(
         UsageError: the two are of different sizes, or a class has no colour.
     """
     if image.shape[:2] != labels.shape:
-        raise UsageError(f"the label map is of a picture of {labels.shape} (height, width), got {image.shape[:2]}")
+        raise UsageError(f"the label map is of an image of {labels.shape} (height, width), got {image.shape[:2]}")
     if not 0.0 <= alpha <= 1.0:
         raise UsageError(f"alpha lies in 0..1, got {alpha}")
     there = shares(labels)
@@ -137,9 +137,9 @@ def save_label_map(path: Path, labels: Array, colours: Array | None = None) -> N
     images: Any = require("PIL.Image", "eval")
     if labels.min() < 0 or labels.max() > 255:
         raise UsageError(f"a label map of 8 bits holds classes 0 to 255, got {labels.min()} to {labels.max()}")
-    picture = images.fromarray(labels.astype(np.uint8))
+    image = images.fromarray(labels.astype(np.uint8))
     table = palette(256) if colours is None else np.asarray(colours, np.uint8)
-    picture.putpalette(table[:, ::-1].tobytes())
+    image.putpalette(table[:, ::-1].tobytes())
     data = BytesIO()
-    picture.save(data, "PNG")
+    image.save(data, "PNG")
     write_whole(path, data.getvalue())

@@ -44,7 +44,7 @@ def model(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "two.png"
     path.write_bytes(cv2.imencode(".png", planted((1, 2, RED), (4, 4, RED), scale=4))[1].tobytes())
     return path
@@ -77,58 +77,58 @@ def _line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0].removeprefix("deploykit: ")
 
 
-def test_two_tables_that_say_what_they_include(model: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _bench("--engine", model, "--source", picture, *SHORT, "--threads", 1) == 0
+def test_two_tables_that_say_what_they_include(model: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _bench("--engine", model, "--source", image, *SHORT, "--threads", 1) == 0
     out, err = capsys.readouterr()
     told = " ".join(out.split())
     assert [line.split("] ")[1] for line in err.splitlines()] == ["loading", "measuring"]
     facts, alone, whole = out.split("\n\n")[:3]
-    for word in ("file ", "model ", "input ", "preprocessing ", "machine ", "versions ", "pictures ", "memory "):
+    for word in ("file ", "model ", "input ", "preprocessing ", "machine ", "versions ", "images ", "memory "):
         assert f"\n{word}" in f"\n{facts}"
     assert "CPUExecutionProvider; threads: 1 for the network, " in told
     assert "images float32 (1, 3, 64, 64); run with (1, 3, 64, 64)" in told
-    assert f"{picture}: 1 picture, 256x256 (width x height), {picture.stat().st_size} bytes encoded" in told
+    assert f"{image}: 1 image, 256x256 (width x height), {image.stat().st_size} bytes encoded" in told
     assert "0 runs in 0.0 s to warm up, not counted; then 3 in" in told
     assert "the first run of an input shape does not count: 1 such after the warm-up" in told
     assert "synthetic" not in told
-    assert alone.startswith("MODEL ONLY (ms a run of 1 picture): the network's call on a ready float32 batch")
+    assert alone.startswith("MODEL ONLY (ms a run of 1 image): the network's call on a ready float32 batch")
     assert [line.split()[0] for line in alone.splitlines()[2:-1]] == ["ms", "network"]
     assert alone.splitlines()[-1].endswith("images a second through the network alone")
-    assert whole.startswith("END TO END (ms a run of 1 picture): encoded pictures in memory to objects")
+    assert whole.startswith("END TO END (ms a run of 1 image): encoded images in memory to objects")
     rows = ["ms", "decode", "letterbox", "inference", "postprocess", "rest", "end"]
     assert [line.split()[0] for line in whole.splitlines()[2:-1]] == rows
-    assert whole.splitlines()[-1].endswith("images a second from picture to objects; objects a picture: 2.0")
+    assert whole.splitlines()[-1].endswith("images a second from image to objects; objects an image: 2.0")
     assert "p99*" in alone
     assert "* 3 runs, too few for p90, p99: what stands there lies between the slowest two" in told
 
 
-def test_many_sources_are_not_listed_one_by_one(model: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _bench("--engine", model, "--source", *[picture] * 4, *SHORT) == 0
+def test_many_sources_are_not_listed_one_by_one(model: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _bench("--engine", model, "--source", *[image] * 4, *SHORT) == 0
     told = " ".join(capsys.readouterr().out.split())
-    assert f"pictures 4 sources from {picture} to {picture}: 4 pictures, 256x256 (width x height)" in told
+    assert f"images 4 sources from {image} to {image}: 4 images, 256x256 (width x height)" in told
 
 
-def test_enough_runs_carry_no_star(model: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert _bench("--engine", model, "--source", picture, "--runs", 100, "--warmup", 0) == 0
+def test_enough_runs_carry_no_star(model: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _bench("--engine", model, "--source", image, "--runs", 100, "--warmup", 0) == 0
     out = capsys.readouterr().out
     assert "*" not in out
     assert "too few" not in out
 
 
-def test_by_default_the_picture_is_synthetic_and_that_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_default_the_image_is_synthetic_and_that_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _bench("--engine", model, "--runs", 1, "--warmup", 0.001) == 0  # three runs
     told = " ".join(capsys.readouterr().out.split())
-    assert "synthetic frame (seed 0): 1 picture, 1920x1080 (width x height), " in told
-    assert "note the picture is synthetic: what is found in it means nothing" in told
+    assert "synthetic frame (seed 0): 1 image, 1920x1080 (width x height), " in told
+    assert "note the image is synthetic: what is found in it means nothing" in told
     assert "3 runs in " in told
     assert "threads: as many as the backend chooses for the network, " in told
     assert "* 1 run, too few for p50, p90, p99" in told
 
 
 def test_json_is_one_document_and_has_every_run_on_request(
-    model: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("--engine", model, "--source", picture, *SHORT, "--json")
+    words = ("--engine", model, "--source", image, *SHORT, "--json")
     assert _bench(*words) == 0
     data = json.loads(capsys.readouterr().out)
     assert (data["file"], data["bytes"]) == (str(model), model.stat().st_size)
@@ -144,22 +144,22 @@ def test_json_is_one_document_and_has_every_run_on_request(
 
 
 def test_external_weights_count_as_part_of_the_file(
-    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_cell_model(tmp_path / "big.onnx", spec=cell_spec(), external=True)
-    assert _bench("--engine", path, "--source", picture, *SHORT, "--json") == 0
+    assert _bench("--engine", path, "--source", image, *SHORT, "--json") == 0
     data = tmp_path / "big.onnx.data"
     assert json.loads(capsys.readouterr().out)["bytes"] == path.stat().st_size + data.stat().st_size
 
 
 def test_batch_thresholds_and_spec_come_from_options(
-    tmp_path: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bare = write_cell_model(tmp_path / "bare.onnx", batch="n")
-    assert _bench("--engine", bare, "--source", picture, *SHORT) == SpecError.exit_code
+    assert _bench("--engine", bare, "--source", image, *SHORT) == SpecError.exit_code
     assert "--spec FILE" in _line(capsys)
     (tmp_path / "spec.json").write_text(cell_spec(dynamic=True).to_json())
-    words = ("--engine", bare, "--spec", tmp_path / "spec.json", "--source", picture, *SHORT, "--json")
+    words = ("--engine", bare, "--spec", tmp_path / "spec.json", "--source", image, *SHORT, "--json")
     for more, batch, objects in (((), 1, 2), (("--batch", 3), 3, 2), (("--max-det", 1), 1, 1), (("--conf", 1), 1, 0)):
         assert _bench(*words, *more) == 0
         data = json.loads(capsys.readouterr().out)
@@ -169,12 +169,12 @@ def test_batch_thresholds_and_spec_come_from_options(
 
 
 def test_a_checkpoint_is_measured_like_an_export(
-    checkpoint: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+    checkpoint: Path, image: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
 
     threads = torch.get_num_threads()
-    assert _bench("--engine", checkpoint, "--source", picture, *SHORT, "--threads", 1, "--json") == 0
+    assert _bench("--engine", checkpoint, "--source", image, *SHORT, "--threads", 1, "--json") == 0
     data = json.loads(capsys.readouterr().out)
     assert data["network"]["providers"] == ["PyTorch CPU float32"]
     assert data["network"]["threads"] == 1
@@ -196,7 +196,7 @@ def test_a_checkpoint_is_measured_like_an_export(
         (("--provider", "gpu"), UsageError, "provider must be auto, cpu, cuda or one of"),
         (("--provider", "TensorrtExecutionProvider"), BackendError, "no TensorrtExecutionProvider, it has"),
         (("--source", "none.png"), NotFoundError, "none.png, which does not exist"),
-        (("--source", "empty"), ImageError, "holds no picture"),
+        (("--source", "empty"), ImageError, "holds no image"),
         (("--source", "film.mp4"), UsageError, "film.mp4 is a video"),
         (("--engine", "none.onnx"), NotFoundError, "a model was expected at none.onnx"),
         (("--engine", "none.pt"), NotFoundError, "a checkpoint was expected at none.pt"),
@@ -208,13 +208,13 @@ def test_what_cannot_be_measured_is_one_line(
     error: type[DeployError],
     said: str,
     model: Path,
-    picture: Path,
+    image: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.chdir(picture.parent)
+    monkeypatch.chdir(image.parent)
     Path("empty").mkdir()
-    assert _bench("--engine", model, "--source", picture, *words) == error.exit_code
+    assert _bench("--engine", model, "--source", image, *words) == error.exit_code
     assert said in _line(capsys)
 
 
@@ -236,7 +236,7 @@ def test_an_engine_without_a_gpu_is_explained_with_the_command_that_works_here(
     recorded: str | None,
     said: str,
     tmp_path: Path,
-    picture: Path,
+    image: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     engine = tmp_path / f"m{suffix}"
@@ -245,7 +245,7 @@ def test_an_engine_without_a_gpu_is_explained_with_the_command_that_works_here(
         write_cell_model(tmp_path / onnx, spec=cell_spec())
     if recorded:
         EngineRecord("tensorrt-rtx", "1.7", cell_spec(), recorded, "00", size=4).write(engine)
-    assert _bench("--engine", engine, "--source", picture) == DeviceError.exit_code
+    assert _bench("--engine", engine, "--source", image) == DeviceError.exit_code
     line = _line(capsys)
     assert line.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is needed, and ")
     assert line.endswith(said.format(folder=tmp_path))
@@ -253,7 +253,7 @@ def test_an_engine_without_a_gpu_is_explained_with_the_command_that_works_here(
 
 def test_an_engine_that_runs_is_measured(
     tmp_path: Path,
-    picture: Path,
+    image: Path,
     backend: Callable[[Callable[..., Session]], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -268,7 +268,7 @@ def test_an_engine_that_runs_is_measured(
 
     backend(open_session)
     (tmp_path / "m.trt").write_bytes(b"plan")
-    assert _bench("--engine", tmp_path / "m.trt", "--source", picture, *SHORT) == 0
+    assert _bench("--engine", tmp_path / "m.trt", "--source", image, *SHORT) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert f"computes TensorRT 10.9 CUDA; threads: {cv2.getNumThreads()} for OpenCV" in told
     assert "; on the GPU 25.0 MB" in told
@@ -278,7 +278,7 @@ def test_an_engine_that_runs_is_measured(
 @pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_measuring_ends_with_130_and_nothing_else(
     tmp_path: Path,
-    picture: Path,
+    image: Path,
     backend: Callable[[Callable[..., Session]], None],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -293,14 +293,14 @@ def test_ctrl_c_while_measuring_ends_with_130_and_nothing_else(
     opened = FakeSession(answer, spec=cell_spec())
     backend(lambda *_, **__: opened)
     (tmp_path / "m.trt").write_bytes(b"plan")
-    assert _bench("--engine", tmp_path / "m.trt", "--source", picture) == 130
+    assert _bench("--engine", tmp_path / "m.trt", "--source", image) == 130
     assert _line(capsys) == "interrupted"
     with pytest.raises(BackendError, match="closed"):
         opened.run({"images": np.zeros((1, 3, 64, 64), np.float32)})
 
 
 def test_on_a_terminal_there_is_a_bar_that_no_thread_draws(
-    model: Path, picture: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model: Path, image: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import threading
 
@@ -309,17 +309,17 @@ def test_on_a_terminal_there_is_a_bar_that_no_thread_draws(
     monkeypatch.setattr(threading.Thread, "start", lambda self: (started.append(self.name), start(self)))
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "xterm")
-    assert _bench("--engine", model, "--source", picture, *SHORT) == 0
+    assert _bench("--engine", model, "--source", image, *SHORT) == 0
     out, err = capsys.readouterr()
     assert "measuring" in err
     assert "measuring" not in out
     assert started == []
 
 
-def test_a_measurement_of_an_export_loads_no_torch(model: Path, picture: Path, root: Path) -> None:
+def test_a_measurement_of_an_export_loads_no_torch(model: Path, image: Path, root: Path) -> None:
     script = (
         "import sys; from deploykit.cli import main\n"
-        f"main(['bench', '--engine', {str(model)!r}, '--source', {str(picture)!r}, '--runs', '2', '--warmup', '0'])\n"
+        f"main(['bench', '--engine', {str(model)!r}, '--source', {str(image)!r}, '--runs', '2', '--warmup', '0'])\n"
         "assert not {'torch', 'onnx'} & set(sys.modules), 'loaded'"
     )
     environment = {**os.environ, "PYTHONPATH": str(root)}
@@ -336,6 +336,6 @@ def test_a_trained_face_model_finds_faces_while_it_is_measured(
     source = shared / "data" / "images" / "faces-wider"
     assert _bench(*words, "--source", source, "--runs", 3, "--warmup", 0) == 0
     data = json.loads(capsys.readouterr().out)
-    assert data["pictures"]["count"] == 24
+    assert data["images"]["count"] == 24
     assert data["objects"] > 1
     assert len(data["network"]["shapes"]) >= 1

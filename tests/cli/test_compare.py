@@ -78,7 +78,7 @@ def test_json_is_one_document_and_nothing_else(
     assert list(found["references"]) == ["cells.onnx"]
 
 
-def test_a_spec_from_a_file_and_a_picture_of_ones_own(
+def test_a_spec_from_a_file_and_a_image_of_ones_own(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import cv2
@@ -87,9 +87,9 @@ def test_a_spec_from_a_file_and_a_picture_of_ones_own(
     assert compare(*bare) == SpecError.exit_code
     assert "--spec FILE" in capsys.readouterr().err
     (tmp_path / "spec.json").write_text(cell_spec().to_json())
-    picture = tmp_path / "[mine].png"
-    picture.write_bytes(cv2.imencode(".png", np.full((8, 8, 3), 255, np.uint8))[1].tobytes())
-    assert compare(*bare, "--spec", tmp_path / "spec.json", "--sample", picture) == 0
+    image = tmp_path / "[mine].png"
+    image.write_bytes(cv2.imencode(".png", np.full((8, 8, 3), 255, np.uint8))[1].tobytes())
+    assert compare(*bare, "--spec", tmp_path / "spec.json", "--sample", image) == 0
     out = capsys.readouterr().out
     assert "on [mine].png, noise (seed 0)" in out
     assert "[mine].png, against a.onnx" in out

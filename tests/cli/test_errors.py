@@ -43,7 +43,7 @@ PROGRESS = ("[", "WARNING: failed to run")  # what is being done, and what onnxs
 
 @pytest.fixture
 def place(checkpoint: Path, tmp_path: Path) -> Path:
-    """The folder to be in: a checkpoint, and an older export with its proof in ``out``."""
+    """The folder to be in: a checkpoint, and an older export with its verification in ``out``."""
     (tmp_path / "few.pt").write_bytes(checkpoint.read_bytes())
     (tmp_path / "out").mkdir()
     for name in ("m.onnx", "m.onnx.parity.json"):
@@ -89,7 +89,7 @@ def damaged_weights(place: Path) -> None:
     ("weights", "error", "said"),
     [
         ("fwe.pt", NotFoundError, "fwe.pt: there is no such file; did you mean few.pt"),
-        ("photo.pt", CheckpointError, "photo.pt: it is a JPEG picture; expected a checkpoint"),
+        ("photo.pt", CheckpointError, "photo.pt: it is a JPEG image; expected a checkpoint"),
         ("half.pt", CheckpointError, "half.pt: it begins as a torch zip file and its end is missing"),
         ("empty.pt", CheckpointError, "empty.pt: the file is empty; expected a checkpoint"),
         ("out", CheckpointError, "out: it is a folder; expected the checkpoint file itself"),
@@ -121,10 +121,10 @@ def test_weights_that_cannot_be_used(
         (("--opset", 24), UsageError, "--opset must be 18 to 23, got 24"),
         (("--out", "m.txt"), UsageError, "--out is a file that ends in .onnx, or a folder; got m.txt"),
         (("--out", "few.pt/m.onnx"), OutputError, "cannot write few.pt/m.onnx: "),
-        (("--sample", "none.jpg"), NotFoundError, "a picture was expected at none.jpg"),
-        (("--sample", "few.pt"), ImageError, "few.pt is not a whole picture"),
+        (("--sample", "none.jpg"), NotFoundError, "an image was expected at none.jpg"),
+        (("--sample", "few.pt"), ImageError, "few.pt is not a whole image"),
         (("--sample", "empty.png"), ImageError, "empty.png is empty (0 bytes)"),
-        (("--sample", "out"), ImageError, "cannot read the picture out: Is a directory"),
+        (("--sample", "out"), ImageError, "cannot read the image out: Is a directory"),
     ],
 )
 def test_options_that_cannot_be_met(

@@ -26,7 +26,7 @@ from deploykit.errors import (
 )
 from deploykit.runtime.evaluate.coco_data import read_coco
 from deploykit.runtime.evaluate.coco_metrics import BOX_KEYS, Detections, coco_scores
-from deploykit.spec import RawRows
+from deploykit.spec import RawDetections
 from tests.cell_model import cell_spec, write_cell_model
 from tests.coco_folder import Folder, pose_spec, write_folder
 
@@ -74,7 +74,7 @@ def test_json_is_one_object_with_the_metrics_and_what_they_mean(
         "evaluating",
         "scoring",
     ]
-    assert data["notes"] == ["only the first 3 of 4 pictures were evaluated (--limit)"]
+    assert data["notes"] == ["only the first 3 of 4 images were evaluated (--limit)"]
     assert f"deploykit: note: {data['notes'][0]}" in err
 
 
@@ -87,7 +87,7 @@ def test_the_report_says_what_the_numbers_depend_on(
     told = " ".join(capsys.readouterr().out.split())
     for part in (
         f"model {model}",
-        "pictures 2 of 4 listed, 1 missing, 1 left out by --limit",
+        "images 2 of 4 listed, 1 missing, 1 left out by --limit",
         "truth 4 objects of 2 categories (matched by name), 1 crowd region ignored",
         "found 5 detections",
         "thresholds conf 0.001, iou 0.65, max_det 300, each class over conf",
@@ -109,9 +109,9 @@ def test_keypoints_are_scored_by_default_where_the_spec_is_of_keypoints(
     out, err = capsys.readouterr()
     told = " ".join(out.split())
     assert "keypoints AP 1.0000 mean of the precision, over similarities of 0.50 to 0.95" in told
-    assert "found 6 detections, 1 picture with as many as max_det allows" in told
+    assert "found 6 detections, 1 image with as many as max_det allows" in told
     assert "AR1 " not in told
-    assert "note: max_det 3 is below the 20 a picture that COCO counts" in err
+    assert "note: max_det 3 is below the 20 an image that COCO counts" in err
 
 
 def test_the_written_detections_give_the_same_metrics(
@@ -128,7 +128,7 @@ def test_the_written_detections_give_the_same_metrics(
         data,
         Detections(*columns),
         kind="bbox",
-        image_ids=[p.id for p in data.pictures],
+        image_ids=[p.id for p in data.images],
         category_ids=[c.id for c in data.categories],
     )
     assert again.metrics == metrics
@@ -137,7 +137,7 @@ def test_the_written_detections_give_the_same_metrics(
 def test_a_checkpoint_and_its_export_are_scored_alike(
     checkpoint: Path, folder: Folder, tmp_path: Path, one_thread: None
 ) -> None:
-    """Random weights find nothing right, so the detections are compared as well; the pictures are not square."""
+    """Random weights find nothing right, so the detections are compared as well; the images are not square."""
     wide = write_folder(tmp_path / "wide", [((1, 1, (0, 0, 255)), (5, 2, (255, 0, 0)))] * 2, scale=2, wide=2)
     export = deploykit.export_onnx(checkpoint, img=64, out=tmp_path / "few.onnx", check=False).path
     options: dict[str, Any] = {"images": wide.images, "task": "detect"}
@@ -170,7 +170,7 @@ Change = Callable[[Folder], object]
         (None, ("--model", "none.onnx"), NotFoundError, "a model was expected at none.onnx"),
         (None, ("--model", "none.pt"), NotFoundError, "a checkpoint was expected at none.pt"),
         (None, ("--data", "none.json"), NotFoundError, "an annotation file was expected at none.json"),
-        (None, ("--images", "none"), NotFoundError, "a folder of pictures was expected at none"),
+        (None, ("--images", "none"), NotFoundError, "a folder of images was expected at none"),
         (None, ("--spec", "none.json"), NotFoundError, "a spec was expected at none.json"),
         (lambda f: f.data.write_text("{"), (), DataError, "does not parse"),
         (lambda f: f.data.write_text("[]"), (), DataError, "is not an annotation file in COCO's format"),
@@ -193,13 +193,13 @@ Change = Callable[[Folder], object]
             DataError,
             "the model has 2 (red, blue), the annotations 3 (y, red, x)",
         ),
-        (lambda f: next(f.images.iterdir()).unlink(), (), NotFoundError, "1 of 4 listed pictures are not in"),
+        (lambda f: next(f.images.iterdir()).unlink(), (), NotFoundError, "1 of 4 listed images are not in"),
         (lambda f: f.coco["images"][0].update(width=5), (), DataError, "the annotations say 5x512"),
         (lambda f: [p.write_bytes(b"") for p in f.images.iterdir()], (), ImageError, "is empty (0 bytes)"),
         (None, ("--limit", 0), UsageError, "limit must be at least 1"),
         (None, ("--batch", 2), UsageError, "takes a batch of 1, got 2"),
         (None, ("--conf", 7), UsageError, "conf must lie in 0..1"),
-        (None, ("--img", 32), UsageError, "takes pictures of 64x64"),
+        (None, ("--img", 32), UsageError, "takes images of 64x64"),
         (None, ("--img", 1, 2, 3), UsageError, "--img takes one side, or height and width, got 3 numbers"),
         (None, ("--rectangles",), UsageError, "only, not rectangles"),
     ],
@@ -235,7 +235,7 @@ def test_what_does_not_fit_is_one_line_with_its_exit_code(
 def test_the_wrong_task_for_a_model_is_refused(
     tmp_path: Path, folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    spec = replace(cell_spec(), task="detect", keypoints=None, output=RawRows(cls=(5, 7)))
+    spec = replace(cell_spec(), task="detect", keypoints=None, output=RawDetections(cls=(5, 7)))
     model = write_cell_model(tmp_path / "boxes.onnx", spec=spec)
     assert _eval(model, folder, "--task", "keypoints") == UsageError.exit_code
     assert "needs a model with keypoints; this one has none" in _line(capsys)
@@ -267,7 +267,7 @@ def test_an_error_can_be_shown_in_full(model: Path, folder: Folder) -> None:
 def test_a_trained_model_keeps_its_average_precision_in_its_export(
     shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """yolov5n on pictures of COCO's val2017; docs/evaluation.md has the numbers of all 79."""
+    """yolov5n on images of COCO's val2017; docs/evaluation.md has the numbers of all 79."""
     weights = shared / "data" / "weights" / "yolov5n_official_coco.pt"
     export = deploykit.export_onnx(weights, img=640, out=tmp_path / "yolov5n.onnx", check=False).path
     coco = "coco-mini"

@@ -18,7 +18,7 @@ from deploykit.describe import columns, preprocessing
 from deploykit.errors import ParityError
 from deploykit.export.graph import trace
 from deploykit.facade import open_session
-from deploykit.spec import InputSpec, ModelSpec, RawRows
+from deploykit.spec import InputSpec, ModelSpec, RawDetections
 from tests.export.parity.test_parity_gate import add, contents, do
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -83,19 +83,19 @@ def test_the_report_says_what_was_made(shown: Run, checkpoint: Path) -> None:
     assert [re.sub(r" \d+\.\d s$", "", step) for step in facts["time"].split(", ")] == STEPS
 
 
-def test_the_report_says_what_was_proved(shown: Run) -> None:
-    proof = " ".join(shown.out.split("\n\n")[1].split())
+def test_the_report_says_what_was_verified(shown: Run) -> None:
+    verification = " ".join(shown.out.split("\n\n")[1].split())
     for kind in ("boxes", "scores", "keypoints", "visibility"):
-        assert re.search(rf"{kind} \S+ (px )?\d+\.\d % ", proof), kind
-    assert "detections none" in proof
-    assert "best rows 300 of 300 match IoU >= 1.0000 3 comparisons" in proof
+        assert re.search(rf"{kind} \S+ (px )?\d+\.\d % ", verification), kind
+    assert "detections none" in verification
+    assert "best rows 300 of 300 match IoU >= 1.0000 3 comparisons" in verification
     assert (
         "compared with the checkpoint (PyTorch CPU float64) and the folded model (PyTorch CPU float64) on "
         "apollo11_crew.jpg, noise (seed 0)"
-    ) in proof
-    assert "limits: 0.001 px + 1e-05 |x|, probabilities 1e-05" in proof
-    assert "apollo11_crew.jpg, noise (seed 0): the 100 best rows are compared there as well" in proof
-    assert "FAILED" not in proof
+    ) in verification
+    assert "limits: 0.001 px + 1e-05 |x|, probabilities 1e-05" in verification
+    assert "apollo11_crew.jpg, noise (seed 0): the 100 best rows are compared there as well" in verification
+    assert "FAILED" not in verification
 
 
 def test_the_next_command_can_be_typed_as_it_stands(shown: Run) -> None:
@@ -107,7 +107,7 @@ def test_the_next_command_can_be_typed_as_it_stands(shown: Run) -> None:
     assert Path(args.model) == shown.file
 
 
-def test_the_file_and_its_proof_lie_where_they_were_asked_for(shown: Run) -> None:
+def test_the_file_and_its_verification_lie_where_they_were_asked_for(shown: Run) -> None:
     assert sorted(p.name for p in shown.file.parent.iterdir()) == ["m.onnx", "m.onnx.parity.json"]
     with open_session(shown.file) as session:
         assert session.inputs[0].shape == (1, 3, 64, 96)
@@ -135,7 +135,7 @@ def test_without_a_check_the_report_says_so(checkpoint: Path, tmp_path: Path) ->
 def test_random_weights_and_a_sample_of_ones_own_are_said(tmp_path: Path) -> None:
     from deploykit.export.parity.inputs import sample_image
 
-    weights, sample = tmp_path / "tiny.pt", tmp_path / "[my] picture.jpg"
+    weights, sample = tmp_path / "tiny.pt", tmp_path / "[my] image.jpg"
     sample.write_bytes(sample_image().read_bytes())
     assert main(["create", "yolov7-tiny", "--classes", "1", "--out", str(weights)]) == 0
     words = ("--img", 64, "--exporter", "legacy", "--sample", sample)
@@ -143,7 +143,7 @@ def test_random_weights_and_a_sample_of_ones_own_are_said(tmp_path: Path) -> Non
     assert run.code == 0
     assert run.facts["note"] == "its weights are random (seed 0): what it says means nothing"
     assert run.facts["columns"].startswith("0-3: cx cy w h; 4: objectness; 5: 1 class; in")
-    assert "[my] picture.jpg, noise (seed 0)" in run.out
+    assert "[my] image.jpg, noise (seed 0)" in run.out
 
 
 @pytest.mark.parametrize("place", ["folder", "new/", "new/other.onnx", None])
@@ -202,7 +202,7 @@ def test_a_refusal_of_the_exporter_gives_its_reason(
 
 def test_unusual_preprocessing_and_columns_are_spelt_out() -> None:
     canvas = InputSpec(size=(90, 160), colour="bgr", scale=1.0, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
-    spec = ModelSpec("detect", canvas, RawRows(obj=None, cls=(4, 5)), ("cat",))
+    spec = ModelSpec("detect", canvas, RawDetections(obj=None, cls=(4, 5)), ("cat",))
     assert preprocessing(spec) == (
         "letterbox to 160x90 (width x height), pad 114, stride 32; BGR, times 1, minus (1.0, 2.0, 3.0), "
         "over (4.0, 5.0, 6.0)"

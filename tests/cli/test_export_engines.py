@@ -49,7 +49,7 @@ def test_an_engine_from_a_checkpoint(
     assert "from few.onnx, without a GPU" in said
     assert "TF32 off; workspace 64 MiB" in said
     assert "parity: built, not run: no GPU (" in said
-    assert "best rows" in said  # the ONNX file's own proof
+    assert "best rows" in said  # the ONNX file's own verification
     assert f"deploykit compare {tmp_path}/few.trt.parity.npz {tmp_path}/few.trt" in out
     assert "tensorrt-rtx, building" in err
     files = {p.name for p in tmp_path.iterdir()}

@@ -47,7 +47,7 @@ def test_a_checkpoint_of_a_model_we_know(checkpoint: Path, capsys: pytest.Captur
     assert "note" not in found
 
 
-def test_an_export_and_its_proof(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_and_its_verification(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     report = export_onnx(checkpoint, img=64, exporter="legacy", out=tmp_path / "m.onnx")
     found = inspected(capsys, report.path)
     assert (found["kind"], found["task"], found["dynamic"]) == ("ONNX model", "keypoints", "none")
@@ -112,7 +112,7 @@ def test_json_is_one_document_and_nothing_else(
 @pytest.mark.parametrize(
     ("name", "content", "error", "said"),
     [
-        ("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF", CheckpointError, "it is a JPEG picture; expected a checkpoint"),
+        ("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF", CheckpointError, "it is a JPEG image; expected a checkpoint"),
         ("notes.md", b"# Notes on what was trained\n" * 3, CheckpointError, "it is text; expected a checkpoint"),
         ("empty.pt", b"", CheckpointError, "empty"),
         ("empty.onnx", b"", ArtefactError, "is not a whole ONNX file (0 bytes)"),

@@ -26,7 +26,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     _write(folder / "000000000139.png", planted((1, 2, RED), (5, 5, BLUE), scale=4))
     _write(folder / "empty.png", planted(scale=4))
@@ -50,8 +50,8 @@ def test_a_folder_is_drawn_and_summed_up(
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].endswith("000000000139.png: red 1, blue 1")
     assert lines[1].endswith("empty.png: nothing found")
-    assert lines[2] == "2 pictures: red 1, blue 1"
-    assert lines[3].startswith("mean time a picture (without the first): read ")
+    assert lines[2] == "2 images: red 1, blue 1"
+    assert lines[3].startswith("mean time an image (without the first): read ")
     assert lines[4] == f"written: {out}"
     assert sorted(p.name for p in out.iterdir()) == ["000000000139.png", "empty.png"]
     plain, drawn = (cv2.imread(str(p / "000000000139.png")) for p in (folder, out))
@@ -71,10 +71,10 @@ def test_json_is_the_only_thing_on_standard_output(
     assert first["detections"][0]["box"] == [32, 64, 64, 96]
     assert second["detections"] == []
     assert "left out: " in err
-    assert "2 pictures: red 1, blue 1\n1 left out because they could not be read" in err
+    assert "2 images: red 1, blue 1\n1 left out because they could not be read" in err
 
 
-def test_a_single_picture_that_cannot_be_read_is_one_line(
+def test_a_single_image_that_cannot_be_read_is_one_line(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"broken")
@@ -85,12 +85,12 @@ def test_a_single_picture_that_cannot_be_read_is_one_line(
     assert err.count("\n") == 1
 
 
-def test_one_broken_picture_does_not_stop_the_other_sources(
+def test_one_broken_image_does_not_stop_the_other_sources(
     model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"broken")
     assert _predict("--model", model, "--source", tmp_path / "broken.jpg", folder) == ImageError.exit_code
-    assert "2 pictures: red 1, blue 1" in capsys.readouterr().out
+    assert "2 images: red 1, blue 1" in capsys.readouterr().out
 
 
 def test_coco_results_take_their_numbers_from_the_names(model: Path, folder: Path, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_video_becomes_a_drawn_video(model: Path, tmp_path: Path, capsys: pyte
             recorder.write(planted((column, 2, RED), scale=4))
     out, coco = tmp_path / "out", tmp_path / "coco.json"
     assert _predict("--model", model, "--source", tmp_path / "film.mp4", "--out", out, "--coco", coco) == 0
-    assert "3 pictures: red 3" in capsys.readouterr().out
+    assert "3 images: red 3" in capsys.readouterr().out
     assert [e["image_id"] for e in json.loads(coco.read_text())] == [f"film_{i:06d}" for i in range(3)]
     assert [p.name for p in out.iterdir()] == ["film.mp4"]
     video = cv2.VideoCapture(str(out / "film.mp4"))
@@ -142,7 +142,7 @@ def test_ctrl_c_is_how_a_camera_ends(
     film = str(tmp_path / "film.mp4")
     monkeypatch.setattr(cv2, "VideoCapture", lambda s: _Camera(opened(film)) if s == 0 else opened(s))
     assert _predict("--model", model, "--source", 0, "--out", tmp_path / "out") == 0
-    assert "3 pictures: red 3" in capsys.readouterr().out
+    assert "3 images: red 3" in capsys.readouterr().out
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["camera-0.mp4"]
 
 
@@ -155,7 +155,7 @@ def test_ctrl_c_leaves_no_half_of_a_video(model: Path, tmp_path: Path, monkeypat
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_two_pictures_of_one_name_get_two_files(model: Path, folder: Path, tmp_path: Path) -> None:
+def test_two_images_of_one_name_get_two_files(model: Path, folder: Path, tmp_path: Path) -> None:
     other = _write(tmp_path / "empty.png", planted((0, 3, RED), scale=4))
     strange = _write(tmp_path / "empty.ppm", planted(scale=4))
     out = tmp_path / "out"
@@ -190,9 +190,9 @@ def test_thresholds_and_spec_come_from_options(
     (tmp_path / "spec.json").write_text(cell_spec().to_json())
     words = ("--model", bare, "--source", folder, "--spec", tmp_path / "spec.json")
     assert _predict(*words, "--max-det", 1) == 0
-    assert "2 pictures: red 1\n" in capsys.readouterr().out
+    assert "2 images: red 1\n" in capsys.readouterr().out
     assert _predict(*words, "--conf", 1) == 0
-    assert "2 pictures: nothing found" in capsys.readouterr().out
+    assert "2 images: nothing found" in capsys.readouterr().out
     assert _predict(*words, "--iou", -1) == UsageError.exit_code
 
 
@@ -237,7 +237,7 @@ def test_q_ends_showing(
     monkeypatch.setattr(cv2, "waitKey", lambda _: ord("q"))
     assert _predict("--model", model, "--source", folder, "--show") == 0
     assert len(shown) == 1
-    assert "1 picture: red 1, blue 1" in capsys.readouterr().out
+    assert "1 image: red 1, blue 1" in capsys.readouterr().out
     monkeypatch.setattr(cv2, "waitKey", lambda _: ord(" "))
     assert _predict("--model", model, "--source", folder, "--show") == 0
     assert len(shown) == 3

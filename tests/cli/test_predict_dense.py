@@ -1,4 +1,4 @@
-"""``deploykit predict`` for classes, label maps and restored pictures."""
+"""``deploykit predict`` for classes, label maps and restored images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from deploykit.cli import main
 from deploykit.runtime.raw.dng import dng_bytes
-from deploykit.runtime.raw.picture import read_raw
+from deploykit.runtime.raw.mosaic import read_raw
 from tests.dense_networks import blurrer, brightener, classifier, segmenter
 from tests.runtime.predict.test_dense import BLUE, GREEN, halves, mosaic, plain
 
@@ -21,45 +21,45 @@ def predict(*arguments: object) -> int:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     cv2.imwrite(str(folder / "a.png"), halves())
     cv2.imwrite(str(folder / "b.jpg"), plain(GREEN, (70, 50)))
     return folder
 
 
-def test_classes_are_said_and_written(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_are_said_and_written(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = classifier(tmp_path / "c.onnx")
-    assert predict("--model", network, "--source", pictures, "--top", 2, "--out", tmp_path / "out") == 0
+    assert predict("--model", network, "--source", images, "--top", 2, "--out", tmp_path / "out") == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].endswith("a.png: red 0.498, blue 0.498") or out[0].endswith("a.png: blue 0.498, red 0.498")
-    assert out[1].startswith(f"{pictures / 'b.jpg'}: green 1.000, ")
-    assert out[2] == "2 pictures: classified"
+    assert out[1].startswith(f"{images / 'b.jpg'}: green 1.000, ")
+    assert out[2] == "2 images: classified"
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "b.jpg"}
 
 
-def test_label_maps_are_drawn_and_written(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    images = pytest.importorskip("PIL.Image", reason="pillow (the extra eval) is not installed")
+def test_label_maps_are_drawn_and_written(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="pillow (the extra eval) is not installed")
     network, out = segmenter(tmp_path / "s.onnx"), tmp_path / "out"
-    assert predict("--model", network, "--source", pictures, "--maps", "--out", out, "--json") == 0
+    assert predict("--model", network, "--source", images, "--maps", "--out", out, "--json") == 0
     first = json.loads(capsys.readouterr().out.splitlines()[0])
     assert first["shares"] == {"red": 0.5, "blue": 0.5}
     assert {p.name for p in out.iterdir()} == {"a.png", "a-labels.png", "b.jpg", "b-labels.png"}
-    with images.open(out / "a-labels.png") as saved:
+    with pillow.open(out / "a-labels.png") as saved:
         assert set(np.unique(np.array(saved))) == {0, 2}
 
 
-def test_restored_pictures_are_written_without_loss(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_restored_images_are_written_without_loss(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     network, out = brightener(tmp_path / "r.onnx"), tmp_path / "out"
-    assert predict("--model", network, "--source", pictures, "--out", out) == 0
+    assert predict("--model", network, "--source", images, "--out", out) == 0
     said = capsys.readouterr().out
     assert "a.png: restored, 60x40, in 4 tiles" in said
     assert {p.name for p in out.iterdir()} == {"a.png", "b.png"}
     assert cv2.imread(str(out / "a.png"))[5, 50].tolist() == list(BLUE)
-    assert predict("--model", network, "--source", pictures / "a.png", "--out", out / "more", "--save-as", "webp") == 0
+    assert predict("--model", network, "--source", images / "a.png", "--out", out / "more", "--save-as", "webp") == 0
     assert [p.name for p in (out / "more").iterdir()] == ["a.webp"]
 
 
@@ -99,14 +99,14 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
 ) -> None:
     network = classifier(tmp_path / "c.onnx")
     assert predict("--model", network, "--source", mosaics) != 0
-    assert "holds RAW files only, and this model takes developed pictures" in capsys.readouterr().err
+    assert "holds RAW files only, and this model takes developed images" in capsys.readouterr().err
     cv2.imwrite(str(mosaics / "z.png"), plain(GREEN))
     assert predict("--model", network, "--source", mosaics) == 0
-    assert "1 picture: classified" in capsys.readouterr().out
+    assert "1 image: classified" in capsys.readouterr().out
     assert predict("--model", network, "--source", mosaics / "z.png", mosaics / "x.dng") != 0  # named: not passed over
     assert f"left out: {mosaics / 'x.dng'} is a camera's raw file" in capsys.readouterr().err
     assert predict("--model", network, "--source", mosaics / "x.dng") != 0
-    assert "only developed pictures are read" in capsys.readouterr().err
+    assert "only developed images are read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -117,17 +117,17 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
         (("--save-as", "png"), "--save-as needs a model that restores, and --out"),
         (("--layout", "contest"), "--layout contest needs a model that restores mosaics, and --out"),
         (("--conf", "0.5"), "conf: not for a model of the task classify"),
-        (("--tile", "64"), "tiles are for networks that restore pictures"),
+        (("--tile", "64"), "tiles are for networks that restore images"),
     ],
 )
 def test_options_of_other_tasks(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
 ) -> None:
-    assert predict("--model", classifier(tmp_path / "c.onnx"), "--source", pictures, *options) == 2
+    assert predict("--model", classifier(tmp_path / "c.onnx"), "--source", images, *options) == 2
     assert words in capsys.readouterr().err
 
 
-def test_a_picture_cannot_become_a_mosaic(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_image_cannot_become_a_mosaic(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = brightener(tmp_path / "r.onnx")
-    assert predict("--model", network, "--source", pictures, "--out", tmp_path / "o", "--save-as", "dng") == 2
+    assert predict("--model", network, "--source", images, "--out", tmp_path / "o", "--save-as", "dng") == 2
     assert "--save-as dng is for mosaics" in capsys.readouterr().err

@@ -76,7 +76,7 @@ def test_any_head_in_onnx_runtime(
 @given(problem=heads())
 @settings(deadline=None, max_examples=30)
 def test_written_out_it_is_the_same(problem: tuple[list[Array], dict[str, Any]]) -> None:
-    """In ONNX's own operators, which is how a file is proved where no library has the node."""
+    """In ONNX's own operators, which is how a file is verified where no library has the node."""
     levels, head = problem
     levels = [level.astype(np.float32) for level in levels]
     model = written_out(onnx.load_from_string(decode_rows_model(np.float32, **head)))

@@ -17,15 +17,15 @@ from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import FOLDER
-from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
+from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 from tests.cpp_plugins.conftest import compile_team
 from tests.cpu_tensorrt import CpuGpu
 from tests.nms_corpus import Case, corpus
 
-POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
+POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
 
 
-def check(library: CudaLibrary, rows: Array, layout: RawRows, thresholds: Thresholds, points: int = 0) -> None:
+def check(library: CudaLibrary, rows: Array, layout: RawDetections, thresholds: Thresholds, points: int = 0) -> None:
     found = library.nms(rows, layout, thresholds, points)
     with np.errstate(over="ignore"):
         expected = expected_outputs(rows, layout, thresholds, points)
@@ -41,7 +41,7 @@ def test_the_corpus(library: CudaLibrary, case: Case) -> None:
     check(library, case.rows[None], case.layout, case.thresholds, width // case.layout.kpt_dims)
 
 
-def crowd(seed: int, batch: int, count: int, layout: RawRows, dtype: type = np.float32) -> Array:
+def crowd(seed: int, batch: int, count: int, layout: RawDetections, dtype: type = np.float32) -> Array:
     """Boxes that overlap, scores that tie, and some rows that are broken."""
     rng = np.random.default_rng(seed)
     rows = rng.random((batch, count, layout.columns), np.float32)
@@ -70,7 +70,7 @@ def test_any_shape(
 ) -> None:  # fmt: skip
     first = 5 if objectness else 4
     end = first + classes
-    layout = RawRows(
+    layout = RawDetections(
         obj=(4, 5) if objectness else None,
         cls=(first, end),
         keypoints=(end, end + points * dims) if points else None,
@@ -95,7 +95,7 @@ def test_scores_that_all_tie(library: CudaLibrary) -> None:
 @pytest.mark.parametrize("batch", [1, pytest.param(32, marks=pytest.mark.gpu)])
 def test_the_rows_of_a_pose_network(library: CudaLibrary, batch: int) -> None:
     rows = crowd(1, batch, 57375, POSE)
-    rows[..., 4] **= 8  # some hundreds of candidates, as in a crowded picture
+    rows[..., 4] **= 8  # some hundreds of candidates, as in a crowded image
     check(library, rows, POSE, Thresholds(), 17)
     check(library, rows[:1].astype(np.float16), POSE, Thresholds(), 17)
 
@@ -106,7 +106,7 @@ def test_more_than_3840_candidates_cannot_be_asked_for(library: CudaLibrary) -> 
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-def test_letterbox_of_pictures_of_many_sizes(library: CudaLibrary, dtype: type) -> None:
+def test_letterbox_of_images_of_many_sizes(library: CudaLibrary, dtype: type) -> None:
     rng = np.random.default_rng(0)
     spec = InputSpec(size=(160, 192), mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.4))
     sizes = [(160, 192), (80, 96), (301, 200), (17, 400), (1, 1), (640, 480), (33, 64), (500, 500), (90, 91), (2, 300)]

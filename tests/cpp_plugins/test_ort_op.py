@@ -12,14 +12,14 @@ from deploykit.errors import BackendError
 from deploykit.export.plugins_check import check_libraries, expected_outputs, nms_kpt_model
 from deploykit.runtime.native.library import FOLDER
 from deploykit.runtime.session import open_session
-from deploykit.spec import RawRows, Thresholds
+from deploykit.spec import RawDetections, Thresholds
 from tests.cpp_plugins.conftest import with_attributes
 from tests.nms_corpus import Case, corpus
 
-POSE = RawRows(cls=(5, 6), keypoints=(6, 57))
+POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
 
 
-def packed(layout: RawRows) -> bool:
+def packed(layout: RawDetections) -> bool:
     """Whether rows lie as the node wants them."""
     first = 4 if layout.obj is None else 5
     return layout.box == (0, 4) and layout.obj in (None, (4, 5)) and layout.cls[0] == first
@@ -43,7 +43,7 @@ def test_the_corpus(operators: Path, case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("dims", [2, 3])
 def test_batches_of_keypoints(operators: Path, dtype: type, dims: int, tmp_path: Path) -> None:
-    layout = RawRows(cls=(5, 8), keypoints=(8, 8 + 4 * dims), kpt_dims=dims)
+    layout = RawDetections(cls=(5, 8), keypoints=(8, 8 + 4 * dims), kpt_dims=dims)
     thresholds = Thresholds(conf=0.3, iou=0.4, max_det=30, pre_nms_topk=100)
     file = tmp_path / "nms.onnx"
     file.write_bytes(nms_kpt_model(dtype, layout, thresholds, 4))

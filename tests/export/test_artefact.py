@@ -99,9 +99,9 @@ def test_inputs_outputs_and_free_axes_have_their_names(
 
 
 def test_a_predictor_finds_in_the_file_all_it_needs(exported: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (48, 80, 3), np.uint8)
     with deploykit.load(exported / "static.onnx") as model:
-        result = model(picture)
+        result = model(image)
     assert len(result) > 0
     assert result.keypoints is not None
     assert result.keypoints.shape[1:] == (3, 3)
@@ -126,7 +126,7 @@ def test_a_large_models_weights_lie_beside_it_under_its_final_name(
     monkeypatch.setattr(Path, "replace", lambda self, target: (moved.append(self.name), replace(self, target))[1])
     out = tmp_path / "m.onnx"
     report = export_large(out)
-    # Who opens the graph finds its weights already there, and a proof only where the graph is.
+    # Who opens the graph finds its weights already there, and a verification only where the graph is.
     assert moved == ["m.onnx.data", "m.onnx", "m.onnx.parity.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(moved)
     assert report.parity is not None

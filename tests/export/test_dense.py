@@ -1,4 +1,4 @@
-"""Networks with one dense output, from module to proved file: classes, label maps, restored pictures."""
+"""Networks with one dense output, from module to verified file: classes, label maps, restored images."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ from deploykit.runtime.parity.differences import differences
 from deploykit.runtime.parity.expected import Batch, Expected
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import open_session
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 CLASSES = ("sky", "tree", "road")
 
@@ -62,7 +61,7 @@ class Classifier(nn.Module):
 
 
 class Restorer(nn.Module):
-    """A residual, for pictures of any size."""
+    """A residual, for images of any size."""
 
     def __init__(self, channels: int = 3) -> None:
         super().__init__()
@@ -83,7 +82,7 @@ def model_of(task: str, channels: int = 3, classes: int = 3) -> ReferenceModel:
     size = (48, 64) if task != "classify" else (32, 32)
     zeros, ones = (0.0,) * channels, (1.0,) * channels
     canvas = InputSpec(size=size, channels=channels, mean=zeros, std=ones, fit=fit[task])
-    output = Dense(name="image" if task == "restore" else "logits")
+    output = DenseOutput(name="image" if task == "restore" else "logits")
     names = () if task == "restore" else CLASSES[:classes]
     return ReferenceModel(task, "test", module.eval(), ModelSpec(task, canvas, output, names))  # type: ignore[arg-type]  # a str
 
@@ -94,7 +93,7 @@ TASKS = ("segment", "classify", "restore")
 @pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
 @pytest.mark.parametrize("dynamic", ["none", "batch", "shape"])
 @pytest.mark.parametrize("task", TASKS)
-def test_a_dense_network_becomes_a_proved_file(task: str, dynamic: str, exporter: str, tmp_path: Path) -> None:
+def test_a_dense_network_becomes_a_verified_file(task: str, dynamic: str, exporter: str, tmp_path: Path) -> None:
     model = model_of(task)
     report = onnx_from_model(model, out=tmp_path / "m.onnx", dynamic=dynamic, exporter=exporter)  # type: ignore[arg-type]  # strings
     assert report.parity is not None
@@ -121,10 +120,10 @@ def test_networks_of_other_numbers_of_channels(channels: int, tmp_path: Path) ->
 
 
 def test_what_is_fed_are_the_colours_in_the_networks_order() -> None:
-    picture = read_image(sample_image())
+    image = read_image(sample_image())
     canvas = model_of("segment").spec.input
-    three = on_canvas(picture, canvas, auto=False)
-    four = on_canvas(picture, replace(canvas, channels=4, mean=(0.0,) * 4, std=(1.0,) * 4), auto=False)
+    three = on_canvas(image, canvas, auto=False)
+    four = on_canvas(image, replace(canvas, channels=4, mean=(0.0,) * 4, std=(1.0,) * 4), auto=False)
     np.testing.assert_allclose(four[:, :3], three, atol=1e-7)
     assert 0 < np.abs(four[:, 3] - four[:, 1]).mean() < 0.2
 
@@ -228,7 +227,7 @@ def test_grey_levels_are_those_of_eight_bits() -> None:
 
 
 def test_the_limit_grows_with_the_largest_value() -> None:
-    layout = Dense(name="logits")
+    layout = DenseOutput(name="logits")
     a = np.array([[[100.0, 0.0]]], np.float64)
     for shift, ok in ((9e-4, True), (2e-3, False)):
         (found,) = differences("a", "b", "x", [a], [a + shift], layout, Tolerance())

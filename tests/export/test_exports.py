@@ -18,7 +18,7 @@ from deploykit.models.families.yolov6 import model as yolov6
 from deploykit.models.layers.focus import Focus
 from deploykit.models.registry import ReferenceModel, create_model, list_models
 from deploykit.runtime.arrays import Array
-from deploykit.spec import ModelSpec, PoseObjectRows, RawRows
+from deploykit.spec import ModelSpec, PoseObjectRows, RawDetections
 from tests.export.test_instances import INSTANCES
 from tests.narrow import model_of
 from tests.narrow_dense import NARROW
@@ -129,7 +129,7 @@ def noise(*shape: int) -> Array:
     return np.random.default_rng(7).random(shape, np.float32)
 
 
-def assert_agree(expected: Array, found: Array, layout: RawRows) -> None:
+def assert_agree(expected: Array, found: Array, layout: RawDetections) -> None:
     """Within the limits of fp32, boxes and keypoints in pixels, all else probabilities."""
     pixels = np.zeros(layout.columns, bool)
     pixels[slice(*layout.box)] = True
@@ -148,8 +148,8 @@ def checked(report: ExportReport) -> ExportReport:
     return report
 
 
-def layout_of(spec: ModelSpec) -> RawRows:
-    assert isinstance(spec.output, (RawRows, PoseObjectRows))
+def layout_of(spec: ModelSpec) -> RawDetections:
+    assert isinstance(spec.output, (RawDetections, PoseObjectRows))
     return spec.output.plain
 
 
@@ -292,10 +292,10 @@ def test_simplifying_keeps_the_numbers_and_removes_nodes(tmp_path: Path) -> None
 
 
 def test_without_a_check_nothing_claims_one(tmp_path: Path) -> None:
-    out, proof = tmp_path / "m.onnx", tmp_path / "m.onnx.parity.json"
+    out, verification = tmp_path / "m.onnx", tmp_path / "m.onnx.parity.json"
     checked(onnx_from_model(model_of("few"), out=out, img=64, exporter="legacy"))
-    assert proof.exists()
+    assert verification.exists()
     report = onnx_from_model(model_of("few"), out=out, img=64, exporter="legacy", check=False)
     assert report.parity is None
     assert out.exists()
-    assert not proof.exists()
+    assert not verification.exists()

@@ -1,4 +1,4 @@
-"""Instances: a detector in two stages as an artefact, proved with its masks, and predicted with."""
+"""Instances: a detector in two stages as an artefact, verified with its masks, and predicted with."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.session import open_session
-from deploykit.spec import ModelSpec, NmsOutputs, RawRows
+from deploykit.spec import ModelSpec, NmsOutputs, RawDetections
 from tests import cpu_tensorrt
 from tests.cpu_tensorrt import CpuGpu
 from tests.models.families import test_vit_mask_rcnn
@@ -80,7 +80,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     return onnx_from_model(model_of(), out=tmp_path_factory.mktemp("instances") / "m.onnx")
 
 
-def test_it_is_proved_with_its_masks(exported: ExportReport) -> None:
+def test_it_is_verified_with_its_masks(exported: ExportReport) -> None:
     parity = exported.parity
     assert parity is not None
     assert parity.ok
@@ -103,13 +103,13 @@ def test_it_is_proved_with_its_masks(exported: ExportReport) -> None:
         pytest.param({"agnostic": True}, id="agnostic", marks=slow),
     ],
 )
-def test_other_heads_are_proved(heads: dict[str, Any], tmp_path: Path) -> None:
+def test_other_heads_are_verified(heads: dict[str, Any], tmp_path: Path) -> None:
     report = onnx_from_model(model_of(**heads), out=tmp_path / "m.onnx")
     assert report.parity is not None
     assert report.parity.ok
 
 
-def test_that_on_four_maps_is_proved(tmp_path: Path) -> None:
+def test_that_on_four_maps_is_verified(tmp_path: Path) -> None:
     report = onnx_from_model(test_vit_mask_rcnn.narrow(), out=tmp_path / "m.onnx")
     assert report.parity is not None
     assert report.parity.ok
@@ -128,7 +128,7 @@ def test_the_map_may_be_interpolated(tmp_path: Path) -> None:
         with_rewrite(model_of(), "interpolate:3")
 
 
-def test_pictures_of_a_batch_do_not_mix(exported: ExportReport, tmp_path: Path) -> None:
+def test_images_of_a_batch_do_not_mix(exported: ExportReport, tmp_path: Path) -> None:
     report = onnx_from_model(model_of(), out=tmp_path / "m.onnx", dynamic="batch")
     images = torch.randn(3, 3, 64, 64).numpy()
     with open_session(report.path) as pair, open_session(exported.path) as one:
@@ -174,11 +174,11 @@ def test_what_does_not_go_is_said(options: dict[str, Any], message: str, tmp_pat
         onnx_from_model(model_of(), out=tmp_path / "m.onnx", **options)
 
 
-def test_masks_are_predicted_in_the_pictures_pixels(exported: ExportReport, tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+def test_masks_are_predicted_in_the_images_pixels(exported: ExportReport, tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     with load(exported.path) as predictor:
         assert isinstance(predictor, Predictor)
-        result = predictor(picture)
+        result = predictor(image)
     assert len(result) > 3
     assert result.masks is not None
     assert result.masks.shape == (len(result), 90, 120)
@@ -189,18 +189,18 @@ def test_masks_are_predicted_in_the_pictures_pixels(exported: ExportReport, tmp_
         assert not outside.any()
     assert result[0].mask is not None
     assert np.array_equal(result[0].mask, result.masks[0])
-    drawn = result.draw(picture)
-    assert (drawn != picture).any()
+    drawn = result.draw(image)
+    assert (drawn != image).any()
 
 
 def test_the_command_line_writes_masks(exported: ExportReport, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    picture = tmp_path / "p.png"
-    cv2.imwrite(str(picture), np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
-    arguments = ["predict", "--model", str(exported.path), "--source", str(picture), "--out", str(tmp_path / "out")]
+    image = tmp_path / "p.png"
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8))
+    arguments = ["predict", "--model", str(exported.path), "--source", str(image), "--out", str(tmp_path / "out")]
     assert main([*arguments, "--json"]) == 0
     line = json.loads(capsys.readouterr().out.splitlines()[0])
     with load(exported.path) as predictor:
-        result = predictor(str(picture))
+        result = predictor(str(image))
     assert result.masks is not None
     entry = line["detections"][0]["mask"]
     assert entry["size"] == [90, 120]
@@ -217,10 +217,10 @@ def test_masks_are_evaluated(exported: ExportReport, tmp_path: Path) -> None:
     truth["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(exported.spec.classes)]
     with load(exported.path) as predictor:
         for number in range(2):
-            picture = chance.integers(0, 256, (90, 120, 3), np.uint8)
-            cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
+            image = chance.integers(0, 256, (90, 120, 3), np.uint8)
+            cv2.imwrite(str(tmp_path / f"{number}.png"), image)
             truth["images"].append({"id": number, "file_name": f"{number}.png", "width": 120, "height": 90})
-            result = predictor(picture)
+            result = predictor(image)
             assert result.masks is not None
             for box, label, mask in zip(result.boxes.tolist(), result.labels.tolist(), result.masks, strict=True):
                 x1, y1, x2, y2 = box
@@ -318,7 +318,7 @@ def test_files_that_are_none_are_named(change: Any, message: str, tmp_path: Path
 def test_instances_have_masks_and_nothing_else_has() -> None:
     spec = model_of().spec
     assert ModelSpec.from_json(spec.to_json()) == spec
-    for change in ({"task": "detect"}, {"output": NmsOutputs()}, {"output": RawRows(cls=(5, 8))}):
+    for change in ({"task": "detect"}, {"output": NmsOutputs()}, {"output": RawDetections(cls=(5, 8))}):
         with pytest.raises(SpecError, match="of the task instances has an output of masks"):
             replace(spec, **change)  # type: ignore[arg-type]  # fields of this list
 
@@ -359,9 +359,9 @@ def test_an_engine_and_the_rest_are_one_network(
     ir.save(rest, rest_of(engine))
     version = cpu_tensorrt.__version__
     EngineRecord("tensorrt", version, exported.spec, "m.onnx", "00", size=engine.stat().st_size).write(engine)
-    picture = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
     with load(engine) as behind, load(exported.path) as whole:
-        found, expected = behind(picture), whole(picture)
+        found, expected = behind(image), whole(image)
         assert len(behind.session.providers) == 2
         assert behind.session.device_memory
     assert len(found) == len(expected) > 3

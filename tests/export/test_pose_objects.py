@@ -1,4 +1,4 @@
-"""KaPao's rows on their way through exports: proved, built, refused where they must be, and the same poses then."""
+"""KaPao's rows on their way through exports: verified, built, refused where they must be, and the same poses then."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from deploykit.runtime.engine_record import expected_of
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import Batch, Expected
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawRows, Thresholds
+from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawDetections, Thresholds
 from tests.narrow import graph_of, model_of
 
 NAMES = ("person", "left_hand", "right_hand")
@@ -57,7 +57,7 @@ def exported(checkpoint: Path) -> ExportReport:
     return export_onnx(checkpoint, img=(64, 128), exporter="legacy")
 
 
-def test_an_export_is_proved_on_persons_and_on_keypoint_objects(exported: ExportReport) -> None:
+def test_an_export_is_verified_on_persons_and_on_keypoint_objects(exported: ExportReport) -> None:
     parity = exported.parity
     assert parity is not None
     assert parity.ok
@@ -71,7 +71,7 @@ def test_the_poses_of_the_export_are_those_of_the_checkpoint(checkpoint: Path, e
     results, image = [], cv2.resize(read_image(sample_image()), (256, 128))
     for file in (checkpoint, exported.path):
         with load(file) as predictor:
-            # The checkpoint takes rectangles of any size; the picture is of the export's.
+            # The checkpoint takes rectangles of any size; the image is of the export's.
             predictor.spec = replace(predictor.spec, input=replace(predictor.spec.input, size=(64, 128)))
             results.append(predictor(image))
     a, b = results
@@ -100,7 +100,7 @@ def test_an_engine_is_built_with_the_rows_that_it_must_give(exported: ExportRepo
     report = build_engine(exported.path, flavour="tensorrt-rtx")
     assert report.record.spec == exported.spec
     expected = Expected.load(expected_of(report.path))
-    assert expected.layout == RawRows(cls=(5, 8), keypoints=(8, 12), kpt_dims=2)
+    assert expected.layout == RawDetections(cls=(5, 8), keypoints=(8, 12), kpt_dims=2)
 
 
 def test_what_the_columns_hold_is_told(checkpoint: Path, exported: ExportReport) -> None:

@@ -1,4 +1,4 @@
-"""Trained models of others, on real pictures: what they find through our export, and what others' exports find."""
+"""Trained models of others, on real images: what they find through our export, and what others' exports find."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def faces(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportRepor
 def test_our_face_model_finds_the_same_faces_as_an_independent_export(faces: ExportReport, shared: Path) -> None:
     spec: ModelSpec = faces.spec
     theirs_path = shared / "data" / "onnx" / "yolov7-lite-e_face5kpt.onnx"
-    pictures = sorted((shared / "data" / "images" / "faces-wider").glob("*.jpg"))
-    assert len(pictures) == 24
+    images = sorted((shared / "data" / "images" / "faces-wider").glob("*.jpg"))
+    assert len(images) == 24
     total = 0
     with deploykit.load(faces.path) as ours, deploykit.load(theirs_path, spec=spec) as theirs:
-        for picture in pictures:
-            mine, other = ours(picture), theirs(picture)
-            assert len(mine) == len(other), picture.name
+        for image in images:
+            mine, other = ours(image), theirs(image)
+            assert len(mine) == len(other), image.name
             # Both are sorted by score; two faces of nearly the same score may change places, so pair by place.
             centres = [(r.boxes[:, :2] + r.boxes[:, 2:]) / 2 for r in (mine, other)]
             nearest = np.linalg.norm(centres[0][:, None] - centres[1][None], axis=-1).argmin(1)
@@ -98,11 +98,11 @@ def plates(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
 
 def test_the_plate_model_finds_the_plates_and_their_kind(plates: Predictor, shared: Path) -> None:
     """Two classes and four keypoints: a head that breaks code with one class or 17 keypoints hard-wired."""
-    pictures = sorted((shared / "data" / "images" / "plates").iterdir())
-    assert len(pictures) == 10
-    for picture in pictures:
-        result = plates(picture)
-        assert len(result) >= 1, picture.name
+    images = sorted((shared / "data" / "images" / "plates").iterdir())
+    assert len(images) == 10
+    for image in images:
+        result = plates(image)
+        assert len(result) >= 1, image.name
         assert result.scores[0] > 0.6
         assert result.keypoints is not None
         assert result.keypoints.shape[1:] == (4, 3)
@@ -112,10 +112,10 @@ def test_the_plate_model_finds_the_plates_and_their_kind(plates: Predictor, shar
         box = result.boxes[0]
         overlap = np.clip(np.minimum(high, box[2:]) - np.maximum(low, box[:2]), 0, None).prod()
         assert overlap / ((high - low).prod() + (box[2:] - box[:2]).prod() - overlap) > 0.5
-        if "double" in picture.name:
-            assert result.labels[0] == 1, f"{picture.name} shows a plate of two lines"
-        elif "single" in picture.name:
-            assert result.labels[0] == 0, f"{picture.name} shows a plate of one line"
+        if "double" in image.name:
+            assert result.labels[0] == 1, f"{image.name} shows a plate of two lines"
+        elif "single" in image.name:
+            assert result.labels[0] == 0, f"{image.name} shows a plate of one line"
 
 
 def test_the_released_tiny_models_structure_exports(shared: Path, tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ SEEN = {
     "zidane.jpg": {"person": 2},
     "horses.jpg": {"horse": 3},
 }
-"""What anybody sees on these pictures, or a little less."""
+"""What anybody sees on these images, or a little less."""
 
 
 def test_yolov5n_finds_the_same_before_and_after_its_export(shared: Path, tmp_path: Path) -> None:
@@ -140,12 +140,12 @@ def test_yolov5n_finds_the_same_before_and_after_its_export(shared: Path, tmp_pa
     assert report.parity is not None
     assert report.parity.ok
     with deploykit.load(weights) as checkpoint, deploykit.load(report.path) as exported:
-        for picture, things in SEEN.items():
+        for image, things in SEEN.items():
             for model in (checkpoint, exported):
-                result = model(shared / "data" / "images" / "yolov7-inference" / picture)
+                result = model(shared / "data" / "images" / "yolov7-inference" / image)
                 found = [report.spec.classes[label] for label in result.labels]
                 for thing, count in things.items():
-                    assert found.count(thing) >= count, f"{picture}: {found}"
+                    assert found.count(thing) >= count, f"{image}: {found}"
 
 
 def test_the_ghost_pose_model_finds_people_who_stand_upright(shared: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.results.detection import Result
-from deploykit.spec import ModelSpec, RawRows
+from deploykit.spec import ModelSpec, RawDetections
 
 pytestmark = pytest.mark.data
 
@@ -58,8 +58,8 @@ def spec(spec_file: Path) -> ModelSpec:
     return ModelSpec.from_json(spec_file.read_text())
 
 
-def fed(picture: Path, spec: ModelSpec) -> Array:
-    image = read_image(picture)
+def fed(file: Path, spec: ModelSpec) -> Array:
+    image = read_image(file)
     return blob([Letterbox.fit(image.shape[:2], spec.input.size, spec.input.fit).apply(image)], spec.input)
 
 
@@ -90,7 +90,7 @@ def test_the_command_line_does_the_same(
 
 def test_without_its_decode_the_same_rows_are_nothing(theirs: Path, spec: ModelSpec, bus: Path) -> None:
     """What the field changes: read as pixels, the head's own values are boxes of no size in a corner."""
-    assert isinstance(spec.output, RawRows)
+    assert isinstance(spec.output, RawDetections)
     plain = ModelSpec(spec.task, spec.input, spec.output.decoded, spec.classes)
     with deploykit.load(theirs, spec=plain) as model:
         assert (model(bus).boxes < 40).all()
@@ -138,11 +138,11 @@ def test_the_released_weights_give_the_same_numbers_in_our_network(
     assert model.name == "yolox-nano"
     assert model.spec.classes == COCO_CLASSES
     image = fed(bus, spec)
-    assert np.array_equal(image, fed(bus, model.spec)), "the spec of the checkpoint prepares pictures alike"
+    assert np.array_equal(image, fed(bus, model.spec)), "the spec of the checkpoint prepares images alike"
     with deploykit.open_session(theirs) as session:
         raw = session.run({"images": image})["output"]
     head, layout = model.module.head, spec.output
-    assert isinstance(layout, RawRows)
+    assert isinstance(layout, RawDetections)
     with torch.no_grad():
         features = model.module.backbone(torch.from_numpy(image))
         values = torch.cat([head.raw(x, i).flatten(2) for i, x in enumerate(features)], 2).transpose(1, 2).numpy()
@@ -166,13 +166,13 @@ def test_our_export_of_them_agrees_with_theirs_and_finds_the_same(
     report = deploykit.export_onnx(weights, out=tmp_path / "ours.onnx", exporter="legacy")
     assert report.parity is not None
     assert report.parity.ok
-    pictures = sorted((shared / "data" / "images" / "yolov7-inference").glob("*.jpg"))
+    images = sorted((shared / "data" / "images" / "yolov7-inference").glob("*.jpg"))
     wider = Tolerance(pixels=0.02, relative=2e-4, probability=1e-4)
-    assert deploykit.compare(theirs, report.path, spec=spec, images=pictures[:2], tolerance=wider).ok
+    assert deploykit.compare(theirs, report.path, spec=spec, images=images[:2], tolerance=wider).ok
     total = 0
     with deploykit.load(report.path) as ours, deploykit.load(theirs, spec=spec) as raw:
-        for picture in pictures:
-            mine, other = ours(picture), raw(picture)
+        for image in images:
+            mine, other = ours(image), raw(image)
             assert labels(mine) == labels(other)
             assert np.abs(mine.boxes - other.boxes).max(initial=0) < 0.02
             assert np.abs(mine.scores - other.scores).max(initial=0) < 2e-5
@@ -186,12 +186,12 @@ def test_our_export_of_them_agrees_with_theirs_and_finds_the_same(
 def test_a_fine_tuned_nano_without_a_wrapper_loads_exports_and_predicts(
     shared: Path, bus: Path, tmp_path: Path
 ) -> None:
-    """One class, whose name and pictures are not known: that it finds something is all that can be said."""
+    """One class, whose name and images are not known: that it finds something is all that can be said."""
     file = shared / "data" / "weights" / "yolox_nano_bubbliiiing.pth"
     model = load_model(file, preprocessing="legacy")
     assert (model.name, model.spec.classes) == ("yolox-nano", ("class 0",))
     assert model.notes[0].startswith("it was trained on pixels of mean -0.09, not of 0 to 255: if it is of release")
-    assert model.notes[1:] == ("pictures are prepared as legacy weights want it (--preprocessing legacy)",)
+    assert model.notes[1:] == ("images are prepared as legacy weights want it (--preprocessing legacy)",)
     report = deploykit.export_onnx(file, out=tmp_path / "m.onnx", exporter="legacy", preprocessing="legacy", conf=0.2)
     assert report.parity is not None
     assert report.parity.ok
@@ -199,5 +199,5 @@ def test_a_fine_tuned_nano_without_a_wrapper_loads_exports_and_predicts(
         found = exported(bus)
         assert len(found) > 0
         assert set(found.labels.tolist()) == {0}
-        # The checkpoint takes the picture's own rectangle, the static file the whole canvas: the same below the edge.
+        # The checkpoint takes the image's own rectangle, the static file the whole canvas: the same below the edge.
         assert len(checkpoint(bus)) > 0

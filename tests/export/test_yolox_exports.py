@@ -1,4 +1,4 @@
-"""What is new in an export of YOLOX: its pictures, its decode with free sizes, NMS and engines behind it."""
+"""What is new in an export of YOLOX: its images, its decode with free sizes, NMS and engines behind it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.families.yolox.model import Yolox
-from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, NmsOutputs, RawRows
+from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, NmsOutputs, RawDetections
 from tests.coco_folder import write_folder
 from tests.export.test_exports import assert_agree, checked, exact, layout_of, rows_of
 from tests.narrow import CLASSES, model_of, write_yolox, yolox_network
@@ -50,9 +50,9 @@ def test_nms_inside_finds_what_the_runtime_finds(nms: Any, tmp_path: Path) -> No
     report = checked(onnx_from_model(model, out=tmp_path / "in.onnx", img=SIDE, nms=nms))
     assert isinstance(report.spec.output, NmsOutputs)
     plain = onnx_from_model(model, out=tmp_path / "out.onnx", img=SIDE, exporter="legacy", check=False)
-    picture = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     with deploykit.load(plain.path) as outside, deploykit.load(report.path) as inside:
-        a, b = outside(picture), inside(picture)
+        a, b = outside(image), inside(image)
     assert len(a) > 10
     assert np.array_equal(a.labels, b.labels)
     assert np.allclose(a.scores, b.scores, rtol=0, atol=1e-5)
@@ -74,7 +74,7 @@ def test_a_checkpoint_is_exported_with_its_own_preprocessing(tmp_path: Path) -> 
         assert model.spec.input == report.spec.input
 
 
-def test_noise_and_pictures_of_the_check_are_pixels_of_the_spec() -> None:
+def test_noise_and_images_of_the_check_are_pixels_of_the_spec() -> None:
     spec = model_of("yolox_s").spec
     for image in make_feeds(spec).images.values():
         assert image.shape == (1, 3, 64, 64)
@@ -91,7 +91,7 @@ def test_legacy_preprocessing_goes_into_the_file(tmp_path: Path, capsys: pytest.
     assert main(words) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "RGB, divided by 255, minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225)" in out
-    assert "pictures are prepared as legacy weights want it (--preprocessing legacy)" in out
+    assert "images are prepared as legacy weights want it (--preprocessing legacy)" in out
     (entry,) = (p for p in onnx.load(str(tmp_path / "it.onnx")).metadata_props if p.key == METADATA_KEY)
     canvas = ModelSpec.from_json(entry.value).input
     assert (canvas.colour, canvas.scale) == ("rgb", 1 / 255)
@@ -101,7 +101,7 @@ def test_legacy_preprocessing_goes_into_the_file(tmp_path: Path, capsys: pytest.
 
 def test_a_checkpoint_is_predicted_with_by_either_preprocessing(tmp_path: Path) -> None:
     weights = write_yolox(tmp_path / "it.pth", "yolox_s", width=0.0625)
-    picture = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     fed = {}
     for name in ("default", "legacy"):
         with deploykit.load(weights, preprocessing=name) as model:
@@ -113,7 +113,7 @@ def test_a_checkpoint_is_predicted_with_by_either_preprocessing(tmp_path: Path) 
                 return run(inputs)
 
             model.session.run = looking  # type: ignore[method-assign]  # to see what goes in
-            model(picture)
+            model(image)
     mean, std = (np.array(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     assert np.allclose(fed["legacy"], (fed["default"][:, ::-1] / 255 - mean) / std, rtol=0, atol=1e-5)
 
@@ -149,7 +149,7 @@ def test_another_name_is_refused(
     weights = str(write_yolox(tmp_path / "it.pth", "yolox_s", width=0.0625))
     option = "--weights" if words[0] == "export" else "--model"
     if words[0] == "predict":
-        words[words.index("0")] = str(_picture(tmp_path))
+        words[words.index("0")] = str(_image(tmp_path))
     assert main([*words, option, weights]) == UsageError.exit_code
     assert said in capsys.readouterr().err
     assert not list(tmp_path.glob("*.onnx"))
@@ -158,11 +158,11 @@ def test_another_name_is_refused(
 def test_an_exported_file_has_its_own(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
     onnx_from_model(model_of("few-yolox"), out=file, exporter="legacy", check=False)
-    with pytest.raises(UsageError, match=r"m\.onnx says in its spec how pictures are prepared"):
+    with pytest.raises(UsageError, match=r"m\.onnx says in its spec how images are prepared"):
         deploykit.load(file, preprocessing="legacy")
 
 
-def _picture(folder: Path) -> Path:
+def _image(folder: Path) -> Path:
     path = folder / "p.png"
     path.write_bytes(cv2.imencode(".png", np.zeros((8, 8, 3), np.uint8))[1].tobytes())
     return path
@@ -200,7 +200,7 @@ def undecoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RAW = ModelSpec(
     task="detect",
     input=InputSpec(size=(SIDE, SIDE), colour="bgr", scale=1.0, fit=Fit(anchor="top-left", rounding="floor")),
-    output=RawRows(cls=(5, 8), decode="yolox", strides=(8, 16, 32)),
+    output=RawDetections(cls=(5, 8), decode="yolox", strides=(8, 16, 32)),
     classes=CLASSES,
 )
 
@@ -221,7 +221,7 @@ def test_our_export_agrees_with_one_that_is_not_decoded(undecoded: Path, tmp_pat
 
 
 def test_undecoded_rows_of_another_size_are_refused_with_the_sum(undecoded: Path) -> None:
-    wrong = ModelSpec(RAW.task, RAW.input, RawRows(cls=(5, 8), decode="yolox", strides=(8, 16)), CLASSES)
+    wrong = ModelSpec(RAW.task, RAW.input, RawDetections(cls=(5, 8), decode="yolox", strides=(8, 16)), CLASSES)
     with (
         deploykit.load(undecoded, spec=wrong) as model,
         pytest.raises(SpecError, match=r"has 84 rows, but the spec's strides \[8, 16\] .* = 80"),

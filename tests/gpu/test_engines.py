@@ -24,7 +24,7 @@ from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.engine_record import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
 from deploykit.runtime.parity.expected import Expected
-from deploykit.spec import RawRows
+from deploykit.spec import RawDetections
 from tests.narrow import model_of
 
 pytestmark = pytest.mark.gpu
@@ -95,7 +95,7 @@ def noise(*shape: int, seed: int = 3) -> Array:
     return np.random.default_rng(seed).random(shape, np.float32)
 
 
-def test_the_build_ran_the_engine_and_proved_it(engine: EngineReport) -> None:
+def test_the_build_ran_the_engine_and_verified_it(engine: EngineReport) -> None:
     assert engine.record.verified, engine.record.unverified
     assert engine.record.gpu == open_gpu().name
     assert engine.parity is not None
@@ -176,7 +176,7 @@ def test_an_engine_from_a_machine_without_a_gpu_is_compared_when_it_first_runs(
 
     feeds = Feeds({"noise": noise(1, 3, 64, 64)}, (Batch("noise", ("noise",)),))
     layout = engine.record.spec.output
-    assert isinstance(layout, RawRows)
+    assert isinstance(layout, RawDetections)
     Expected(feeds, {"itself": {"noise": rows}}, {"itself": "this GPU"}, layout).save(expected_of(path))
     open_session(path).close()
     record = record_of(path)

@@ -15,11 +15,11 @@ from deploykit.runtime.backends.trt.bindings import BuildLog, load_flavour, logg
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.native.build import build_libraries
 from deploykit.runtime.native.library import FOLDER
-from deploykit.spec import RawRows, Thresholds
+from deploykit.spec import RawDetections, Thresholds
 
 pytestmark = [pytest.mark.gpu, pytest.mark.tensorrt]
 
-LAYOUT = RawRows(cls=(5, 7), keypoints=(7, 22))
+LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 22))
 THRESHOLDS = Thresholds(conf=0.2, iou=0.4, max_det=100)
 POINTS = 5
 

@@ -25,7 +25,7 @@ from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.images.to_tensor import blob
-from deploykit.spec import COCO_KEYPOINTS, PoseObjectRows, RawRows
+from deploykit.spec import COCO_KEYPOINTS, PoseObjectRows, RawDetections
 
 pytestmark = pytest.mark.data
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -52,11 +52,11 @@ def model_of(path: Path) -> ReferenceModel:
     return load_model(path)
 
 
-def probability_columns(rows: RawRows | PoseObjectRows) -> NDArray[np.bool_]:
+def probability_columns(rows: RawDetections | PoseObjectRows) -> NDArray[np.bool_]:
     """Which columns are probabilities; the others are pixels."""
     found = np.zeros(rows.columns, bool)
     found[4 : rows.cls[1]] = True
-    if isinstance(rows, RawRows) and rows.keypoints is not None:
+    if isinstance(rows, RawDetections) and rows.keypoints is not None:
         found[rows.keypoints[0] + 2 : rows.keypoints[1] : 3] = True
     return found
 
@@ -67,7 +67,7 @@ def rows_of(module: nn.Module, images: Array) -> Array:
 
 
 def assert_within(found: Array, expected: Array, model: ReferenceModel, pixels: float, probability: float) -> None:
-    assert isinstance(model.spec.output, (RawRows, PoseObjectRows))
+    assert isinstance(model.spec.output, (RawDetections, PoseObjectRows))
     assert found.shape == expected.shape
     assert np.isfinite(found).all()
     columns = probability_columns(model.spec.output)
@@ -152,13 +152,13 @@ def test_the_face_model_says_what_it_is() -> None:
     assert isinstance(model.module.head, IKeypoint)
     assert model.spec.keypoints is not None
     assert len(model.spec.keypoints.names) == 5
-    assert model.spec.output == RawRows(cls=(5, 6), keypoints=(6, 21))
+    assert model.spec.output == RawDetections(cls=(5, 6), keypoints=(6, 21))
 
 
 def test_two_classes_and_four_keypoints_are_not_one_and_seventeen() -> None:
     model = model_of(PLATES)
     assert model.spec.classes == ("single", "double")
-    assert model.spec.output == RawRows(cls=(5, 7), keypoints=(7, 19))
+    assert model.spec.output == RawDetections(cls=(5, 7), keypoints=(7, 19))
     paths = sorted(p for p in (IMAGES / "plates").iterdir() if p.suffix.lower() in (".jpg", ".png"))
     rows = rows_of(fuse_model(model.module), letterboxed(paths[:2], model))
     assert rows.shape == (2, 25_200, 19)

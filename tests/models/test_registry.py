@@ -19,7 +19,15 @@ from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
 from deploykit.runtime.images.to_tensor import blob
-from deploykit.spec import COCO_KEYPOINTS, KeypointSpec, ModelSpec, NmsOutputs, PoseObjectRows, RawRows, Tensor
+from deploykit.spec import (
+    COCO_KEYPOINTS,
+    DenseOutput,
+    KeypointSpec,
+    ModelSpec,
+    NmsOutputs,
+    PoseObjectRows,
+    RawDetections,
+)
 
 FACTS = Path(__file__).resolve().parents[2] / "deploykit" / "assets" / "models.json"
 EVERY = pytest.mark.parametrize("name", list_models())
@@ -165,7 +173,7 @@ def test_a_model_is_called_what_its_builder_is_called(name: str) -> None:
 def test_a_dense_spec_says_what_its_network_gives(name: str) -> None:
     spec = on_meta(name).spec
     canvas = spec.input
-    assert isinstance(spec.output, Tensor)
+    assert isinstance(spec.output, DenseOutput)
     assert spec.output.name == ("image" if spec.task == "restore" else "logits")
     assert canvas.channels == len(canvas.mean) == len(canvas.std)
     assert all(side % canvas.fit.stride == 0 for side in canvas.size)
@@ -178,7 +186,7 @@ def test_a_spec_says_what_its_head_does(name: str) -> None:
     model = on_meta(name)
     head, spec = model.module.head, model.spec
     points = 17 if isinstance(head, PoseObject) else getattr(head, "num_keypoints", 0)
-    assert isinstance(spec.output, (RawRows, PoseObjectRows))
+    assert isinstance(spec.output, (RawDetections, PoseObjectRows))
     assert spec.output.columns == head.columns
     assert spec.output.cls == (5, 5 + head.num_classes)
     assert len(spec.classes) == (1 if isinstance(head, PoseObject) else head.num_classes)

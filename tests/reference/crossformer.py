@@ -1,6 +1,6 @@
 """A block of CrossFormer by its definition, a second time, in float64: every token asks for its own group.
 
-No padding and no mask: the keys of a token are those tokens of the picture that lie in its group.
+No padding and no mask: the keys of a token are those tokens of the image that lie in its group.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def enlarge(x: Array, factor: int) -> Array:
 
 
 def logits(state: Mapping[str, Tensor], images: Tensor, kind: str, scales: Mapping[str, float]) -> Array:
-    """``(classes, H, W)`` in float64 of one picture ``(1, 3, H, W)``."""
+    """``(classes, H, W)`` in float64 of one image ``(1, 3, H, W)``."""
     weights = {key: value.double() for key, value in state.items()}
 
     def conv(x: Tensor, name: str, pad: int = 0) -> Tensor:

@@ -69,7 +69,7 @@ def batch_norm(x: Array, w: Weights, at: str, eps: float = EPS) -> Array:
 
 
 def max_pool(x: Array, k: int, stride: int, padding: int = 0, *, ceil: bool = False) -> Array:
-    """The largest of each window; with ``ceil`` a last window may hang over the edge if it begins on the picture."""
+    """The largest of each window; with ``ceil`` a last window may hang over the edge if it begins on the image."""
     b, c, h, w = x.shape
     sides = []
     for side in (h, w):

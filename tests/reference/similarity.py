@@ -11,7 +11,7 @@ Array = npt.NDArray[Any]
 
 
 def slow_ssim(a: Array, b: Array, largest: float = 255.0) -> float:
-    """Of two pictures ``(H, W)`` or ``(H, W, C)``: the mean over all whole windows of 11 x 11, and over channels."""
+    """Of two images ``(H, W)`` or ``(H, W, C)``: the mean over all whole windows of 11 x 11, and over channels."""
     if a.ndim == 3:
         return float(np.mean([slow_ssim(a[..., c], b[..., c], largest) for c in range(a.shape[2])]))
     offsets = np.arange(11) - 5

@@ -94,7 +94,7 @@ def prepared(config: GraphConfig, seed: int = 0) -> LayerGraph:
 
 
 def assert_agree(graph: LayerGraph, config: GraphConfig, images: torch.Tensor) -> None:
-    """Within 1e-3 px and 1e-5 of a probability, both forms of the graph; and the rows depend on the picture."""
+    """Within 1e-3 px and 1e-5 of a probability, both forms of the graph; and the rows depend on the image."""
     weights = {key: t.double().numpy() for key, t in graph.state_dict().items()}
     act = {"": None, "nn.Hardswish()": hardswish}[config.activation]
     expected = run(config.rows, weights, images.double().numpy(), config.anchors, config.num_classes, act)

@@ -156,7 +156,7 @@ def test_a_sum_weighs_its_second_input(module: nn.Module, alpha: float) -> None:
 
 
 def test_a_reorganised_pixel_is_found_in_the_block_of_its_row_and_column_parity() -> None:
-    """By hand: row 1, column 0 of the picture is the first pixel of the second block of channels."""
+    """By hand: row 1, column 0 of the image is the first pixel of the second block of channels."""
     x = torch.arange(16.0).reshape(1, 1, 4, 4)
     found = ReOrg()(x)
     assert found[0, :, 0, 0].tolist() == [0.0, 4.0, 1.0, 5.0]

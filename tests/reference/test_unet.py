@@ -44,13 +44,13 @@ def test_the_network_is_its_publication_written_down_again(
     images = torch.rand(2, config.channels, *size, generator=torch.Generator().manual_seed(2))
     expected = twin(images.double().numpy(), weights)
     span = np.ptp(expected)
-    assert np.abs(expected[0] - expected[1]).max() > 0.05 * span, "the logits depend on the picture"
+    assert np.abs(expected[0] - expected[1]).max() > 0.05 * span, "the logits depend on the image"
     with torch.no_grad():
         for form in (network, fuse_model(network)):
             assert np.abs(form(images).numpy() - expected).max() <= 1e-5 * span
 
 
-def test_the_unet_of_2015_sees_a_mirrored_picture() -> None:
+def test_the_unet_of_2015_sees_a_mirrored_image() -> None:
     network, weights = random_network(VALID)
     assert isinstance(network, UNet2015)
     assert network.margin == 20
@@ -62,7 +62,7 @@ def test_the_unet_of_2015_sees_a_mirrored_picture() -> None:
         assert np.abs(network(images).numpy() - expected).max() <= 1e-5 * np.ptp(expected)
 
 
-def test_a_whole_picture_gives_what_the_papers_tiles_give() -> None:
+def test_a_whole_image_gives_what_the_papers_tiles_give() -> None:
     """Tiles overlap by the margin on each side, and lie where the halvings fall alike: multiples of 4 apart here."""
     network, weights = random_network(VALID)
     images = torch.rand(1, 1, 60, 53, generator=torch.Generator().manual_seed(3))

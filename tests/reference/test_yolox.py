@@ -26,7 +26,7 @@ def test_the_network_is_its_publication_written_down_again(name: str) -> None:
     columns = np.arange(expected.shape[-1])
     pixels = (columns < 4) | ((columns >= 5 + num_classes) & ((columns - 5 - num_classes) % 3 < 2))
     change = np.abs(expected[0] - expected[1])[:, pixels].max()
-    assert change > 0.02, "the rows depend on the picture, and by far more than the limits"
+    assert change > 0.02, "the rows depend on the image, and by far more than the limits"
     with torch.no_grad():
         for form in (module, fuse_model(module)):
             error = np.abs(form(images).numpy() - expected)

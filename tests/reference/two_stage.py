@@ -71,7 +71,7 @@ def moved(box: Tensor, deltas: Tensor, weights: tuple[float, ...]) -> Tensor:
 
 
 def pasted(mask: Tensor, box: tuple[float, ...], height: int, width: int) -> list[list[bool]]:
-    """A mask ``(S, S)`` over a box, as pixels of a picture."""
+    """A mask ``(S, S)`` over a box, as pixels of an image."""
     cells = mask.shape[0]
     rows = []
     for r in range(height):

@@ -152,7 +152,7 @@ def decode(values: Array, stride: int, num_classes: int) -> Array:
 
 
 def network(images: Array, w: Weights, num_classes: int) -> Array:
-    """Pictures ``(B, 3, H, W)`` to rows."""
+    """Images ``(B, 3, H, W)`` to rows."""
     if "backbone.out1_cbl.conv.weight" in w:
         act: Activation = leaky_relu
         features = feature_pyramid(images, w)

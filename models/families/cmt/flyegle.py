@@ -18,8 +18,7 @@ from deploykit.models.families.cmt.flyegle_layers import ConvGeluBN, FlyegleBloc
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "CMT of FlyEgle"
 WEIGHTS_LICENCE = "none is given (FlyEgle/CMT-pytorch)"
@@ -176,7 +175,7 @@ def _reference(
 ) -> ReferenceModel:
     fit = Fit(kind="crop", stride=STRIDE, crop_share=0.875, resample="bilinear")
     canvas = InputSpec(size=(config.size, config.size), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=fit)
-    spec = ModelSpec("classify", canvas, Dense(name="logits"), class_names(config.num_classes, names))
+    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
     return ReferenceModel(name, FAMILY, network, spec)
 
 

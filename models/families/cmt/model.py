@@ -26,8 +26,7 @@ from deploykit.models.fuse import affine_of, fold_bn_into_next, fold_conv_bn, fu
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "CMT"
 WEIGHTS_LICENCE = "Apache-2.0 code of Huawei; the weights have no statement of their own"
@@ -190,7 +189,7 @@ def _name_of(config: CmtConfig) -> str:
 def _reference(name: str, config: CmtConfig, network: Cmt, names: tuple[str, ...] | None = None) -> ReferenceModel:
     fit = Fit(kind="crop", stride=STRIDE, crop_share=0.9, resample="bicubic")
     canvas = InputSpec(size=(config.size, config.size), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=fit)
-    spec = ModelSpec("classify", canvas, Dense(name="logits"), class_names(config.num_classes, names))
+    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
     return ReferenceModel(name, FAMILY, network, spec)
 
 

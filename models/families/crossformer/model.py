@@ -23,8 +23,7 @@ from deploykit.models.families.crossformer.layers import CrossBlock, CrossEmbed,
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "CrossFormer"
 WEIGHTS_LICENCE = "MIT (cheerss/CrossFormer)"
@@ -201,7 +200,7 @@ def _reference(
 ) -> ReferenceModel:
     fit = Fit(kind="crop", stride=STRIDE, resample="bicubic")
     canvas = InputSpec(size=(SIZE, SIZE), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=fit)
-    spec = ModelSpec("classify", canvas, Dense(name="logits"), class_names(config.num_classes, names))
+    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
     return ReferenceModel(name, FAMILY, network, spec, fixed_shape="the groups of its attentions and their padding")
 
 

@@ -31,8 +31,7 @@ from deploykit.models.families.dynopool.resize import DynOPool, complexity
 from deploykit.models.loading.shapes import Shapes
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "DynOPool"
 WEIGHTS_LICENCE = "none were published"
@@ -228,7 +227,7 @@ def _reference(kind: str, name: str, network: nn.Module, names: tuple[str, ...] 
         canvas = InputSpec(size=(32, 32), mean=CIFAR_MEAN, std=CIFAR_STD, fit=fit)
     else:
         canvas = InputSpec(size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=Fit(kind="crop", stride=1))
-    spec = ModelSpec("segment" if kind == "hrnet-w48" else "classify", canvas, Dense(name="logits"), classes)
+    spec = ModelSpec("segment" if kind == "hrnet-w48" else "classify", canvas, DenseOutput(name="logits"), classes)
     return ReferenceModel(name, FAMILY, network, spec)
 
 

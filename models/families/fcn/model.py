@@ -26,8 +26,7 @@ from deploykit.models.families.fcn.unpool import BilinearDeconvolution
 from deploykit.models.fuse import shared_copy
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "FCN"
 WEIGHTS_LICENCE = "unclear: FCN's authors say nothing of their weights, the PyTorch code is MIT"
@@ -219,7 +218,7 @@ def _reference(config: FcnConfig, network: Trunk, names: tuple[str, ...] | None 
     # Beside the picture lies the mean colour, as far as one grey can be that: about nothing, once the mean is taken.
     fit = Fit(kind="letterbox", stride=1, pad_value=114, scale_up=False, anchor="top-left")
     canvas = InputSpec(size=(SIZE, SIZE), colour="bgr", scale=1.0, mean=MEAN, fit=fit)
-    spec = ModelSpec("segment", canvas, Dense(name="logits"), classes)
+    spec = ModelSpec("segment", canvas, DenseOutput(name="logits"), classes)
     known = config.widths == VGG16 and config.hidden == (4096, 4096)
     name = config.kind if config.kind.startswith("parsenet") else f"fcn{config.kind}"
     rewrites = {"at-once": at_once} if config.kind in ("8s", "16s") else {}

@@ -21,7 +21,7 @@ from deploykit.models.families.unet.key_layouts import Layout, layout_of
 from deploykit.models.families.unet.network import CLASSES, DEPTH, WIDTH, Level, UNetConfig, build_unet
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec, Tensor
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "U-Net"
 WEIGHTS_LICENCE = "GPL-3.0 (milesial/Pytorch-UNet, no separate statement)"
@@ -62,7 +62,7 @@ def reference_of(
         std=(1.0,) * config.channels,
         fit=fit,
     )
-    spec = ModelSpec(task="segment", input=canvas, output=Tensor(name="logits"), classes=classes)
+    spec = ModelSpec(task="segment", input=canvas, output=DenseOutput(name="logits"), classes=classes)
     return ReferenceModel(_name_of(config), FAMILY, network, spec, notes)
 
 

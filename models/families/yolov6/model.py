@@ -19,7 +19,7 @@ from deploykit.models.families.yolov6.checkpoint import described, filled, is_yo
 from deploykit.models.families.yolov6.layout import REG_MAX, Layout, Scale
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.registry import Builder, ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Thresholds
+from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Thresholds
 
 FAMILY = "YOLOv6"
 WEIGHTS_LICENCE = "GPL-3.0"
@@ -67,7 +67,7 @@ def reference_of(
     spec = ModelSpec(
         task="detect",
         input=InputSpec(size=(side, side), fit=Fit(stride=max(head.stride))),
-        output=RawRows(cls=(5, head.columns)),
+        output=RawDetections(cls=(5, head.columns)),
         classes=tuple(classes) if classes else tuple(f"class {i}" for i in range(head.num_classes)),
         # Of the project's own inference: 0.25 in 0.1, 0.4 in its later versions.
         thresholds=Thresholds(conf=0.25 if network.layout.objectness else 0.4, iou=0.45, max_det=1000),

@@ -26,7 +26,7 @@ from deploykit.models.families.yolox.head import YoloxHead, YoloxKeypointHead
 from deploykit.models.layers.conv import Conv
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import Builder, ReferenceModel, register_model
-from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
+from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawDetections, Thresholds
 
 FAMILY = "YOLOX"
 WEIGHTS_LICENCE = "Apache-2.0; ti_lite and pose: BSD-3-Clause code of Texas Instruments"
@@ -161,7 +161,7 @@ def reference_of(
     spec = ModelSpec(
         task="keypoints" if keypoints else "detect",
         input=canvas,
-        output=RawRows(cls=(5, columns), keypoints=(columns, head.columns) if points else None),
+        output=RawDetections(cls=(5, columns), keypoints=(columns, head.columns) if points else None),
         classes=classes or tuple(f"class {i}" for i in range(head.num_classes)),
         keypoints=keypoints,
         thresholds=Thresholds(conf=0.25, iou=0.45),  # of the commands in the original's README

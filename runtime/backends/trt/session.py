@@ -91,7 +91,7 @@ def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
     output = record.spec.output
     if isinstance(output, NmsOutputs):
         how = f"deploykit compare {expected_of(path)} {path}"
-        session.notes = (f"nothing proves this engine's numbers yet: {how} does",)
+        session.notes = (f"nothing verifies this engine's numbers yet: {how} does",)
         return
     expected = Expected.load(expected_of(path)).within(session.takes)
     for batch, reference, rows, found in runs(expected, path.name, session, output.plain):
@@ -151,7 +151,7 @@ class TrtSession(Session):
         self.providers = (f"{version} on {gpu.name} (cuda:{gpu.index}, driver for CUDA {gpu.driver}, {gpu.binding})",)
         self.notes = ()
         if record and not record.verified and not expected_of(path).exists():
-            self.notes = (f"nothing proves this engine's numbers: {record.unverified or 'it was never compared'}",)
+            self.notes = (f"nothing verifies this engine's numbers: {record.unverified or 'it was never compared'}",)
 
     def layer_information(self) -> str:
         """What the engine's inspector says of all layers: JSON text."""

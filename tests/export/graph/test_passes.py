@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from deploykit.export.graph import passes
 from deploykit.export.graph.trace import example_input, traced
 from deploykit.export.sessions.onnx_in_torch import GraphSession
-from deploykit.spec import InputSpec, ModelSpec
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, InputSpec, ModelSpec
 
 
 class Clipped(nn.Module):
@@ -32,7 +31,7 @@ class Clipped(nn.Module):
 
 
 def test_each_clip_of_a_value_keeps_its_bounds() -> None:
-    spec = ModelSpec("restore", InputSpec(size=(8, 8)), Dense(name="image"))
+    spec = ModelSpec("restore", InputSpec(size=(8, 8)), DenseOutput(name="image"))
     module = Clipped().eval()
     graph = traced(module, example_input(spec.input), spec, "dynamo", True, ["image"])
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)

@@ -17,7 +17,7 @@ from deploykit.export.nms.graph import append_nms
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.operators import best_scores
 from deploykit.runtime.arrays import Array
-from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.narrow import model_of
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
 from tests.runtime.postprocess.test_nms import problems
@@ -26,7 +26,7 @@ CORPUS = corpus()
 MODES = ("graph", "basic")
 
 
-def with_row_numbers(rows: Rows, layout: RawRows) -> tuple[Rows, RawRows]:
+def with_row_numbers(rows: Rows, layout: RawDetections) -> tuple[Rows, RawDetections]:
     """The rows with one more keypoint, which is the row's number: so a detection tells which row it was.
 
     An image without rows gets one that does not exist, because a graph has at least one.
@@ -41,14 +41,14 @@ def with_row_numbers(rows: Rows, layout: RawRows) -> tuple[Rows, RawRows]:
     )
 
 
-def spec_for(layout: RawRows, thresholds: Thresholds) -> ModelSpec:
+def spec_for(layout: RawDetections, thresholds: Thresholds) -> ModelSpec:
     classes = tuple(str(i) for i in range(layout.cls[1] - layout.cls[0]))
     output = NmsOutputs(keypoints="keypoints")
     return ModelSpec("keypoints", InputSpec(), output, classes, KeypointSpec(("row",)), thresholds=thresholds)
 
 
 @cache
-def session_for(mode: str, layout: RawRows, thresholds: Thresholds, k: int) -> onnxruntime.InferenceSession:
+def session_for(mode: str, layout: RawDetections, thresholds: Thresholds, k: int) -> onnxruntime.InferenceSession:
     """The decision alone, as a model that takes the candidates."""
     shapes = {"boxes": ("b", k, 4), "scores": ("b", k), "labels": ("b", k), "all_scores": ("b", "n")}
     kinds = {"labels": ir.DataType.INT64}
@@ -62,7 +62,7 @@ def session_for(mode: str, layout: RawRows, thresholds: Thresholds, k: int) -> o
     return onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def decided(mode: str, images: list[Rows], layout: RawRows, thresholds: Thresholds) -> list[list[Kept]]:
+def decided(mode: str, images: list[Rows], layout: RawDetections, thresholds: Thresholds) -> list[list[Kept]]:
     """What stays in each image of a batch; images with fewer rows get rows that do not exist."""
     numbered = [with_row_numbers(rows, layout) for rows in images]
     most = max(len(rows) for rows, _ in numbered)
@@ -108,7 +108,7 @@ def test_the_corpus_agrees_in_rows_labels_and_every_bit(case: Case, mode: str) -
 @pytest.mark.parametrize("mode", MODES)
 @given(problem=problems())
 @settings(deadline=None, max_examples=60)
-def test_any_rows_agree(mode: str, problem: tuple[Rows, RawRows, Thresholds]) -> None:
+def test_any_rows_agree(mode: str, problem: tuple[Rows, RawDetections, Thresholds]) -> None:
     rows, layout, thresholds = problem
     (found,) = decided(mode, [rows], layout, thresholds)
     assert found == reference(rows, layout, thresholds)
@@ -117,7 +117,7 @@ def test_any_rows_agree(mode: str, problem: tuple[Rows, RawRows, Thresholds]) ->
 @pytest.mark.parametrize("mode", MODES)
 def test_images_of_a_batch_do_not_see_each_other(mode: str) -> None:
     rng = np.random.default_rng(0)
-    layout, thresholds = RawRows(cls=(5, 8)), Thresholds(conf=0.2, iou=0.4, max_det=7, pre_nms_topk=50)
+    layout, thresholds = RawDetections(cls=(5, 8)), Thresholds(conf=0.2, iou=0.4, max_det=7, pre_nms_topk=50)
     images = []
     for count in (60, 1, 0, 33):
         rows = rng.random((count, 8)).astype(np.float32)
@@ -135,7 +135,7 @@ def test_a_chain_as_long_as_the_list_is_settled(mode: str) -> None:
     rows[:, 0], rows[:, 1], rows[:, 2:4] = np.arange(count) * 5, 50, 10
     rows[:, 4], rows[:, 5] = 1, np.linspace(0.9, 0.5, count)
     thresholds = Thresholds(conf=0.25, iou=0.3, max_det=300, pre_nms_topk=300)
-    (found,) = decided(mode, [rows], RawRows(), thresholds)
+    (found,) = decided(mode, [rows], RawDetections(), thresholds)
     assert [k.row for k in found] == list(range(0, count, 2))
 
 
@@ -161,7 +161,7 @@ def test_cells_chosen_in_the_head_are_the_rows_that_decoding_everything_gives(
     model = model_of(name, objectness=3.0, **options)
     fused = fuse_model(model.module)
     layout = model.spec.output
-    assert isinstance(layout, RawRows)
+    assert isinstance(layout, RawDetections)
     images = torch.from_numpy(np.random.default_rng(1).random((2, 3, 64, 128), np.float32))
     with torch.inference_mode():
         rows = fused(images)
@@ -177,7 +177,7 @@ def test_a_cell_that_is_no_number_is_never_chosen() -> None:
     fused = fuse_model(model.module)
     head = fused.head
     layout = model.spec.output
-    assert isinstance(layout, RawRows)
+    assert isinstance(layout, RawDetections)
     raw = head.raw
 
     def damaged(x: torch.Tensor, level: int) -> torch.Tensor:

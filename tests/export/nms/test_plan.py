@@ -1,4 +1,4 @@
-"""Exports with NMS inside: proved, refused where they must be, and the same objects whichever way they are found."""
+"""Exports with NMS inside: verified, refused where they must be, and the same objects whichever way they are found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import expected_of
 from deploykit.runtime.parity.expected import Expected
-from deploykit.spec import ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.narrow import model_of
 
 MODEL = {"num_keypoints": 3, "objectness": 3.0}
@@ -41,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
     return reports
 
 
-def test_each_is_proved_on_detections_and_on_the_best_rows(files: dict[str, ExportReport]) -> None:
+def test_each_is_verified_on_detections_and_on_the_best_rows(files: dict[str, ExportReport]) -> None:
     for mode in ("graph", "basic"):
         parity = files[mode].parity
         assert parity is not None
@@ -117,7 +117,7 @@ def test_plugin_is_two_nodes_with_the_frozen_attributes(files: dict[str, ExportR
     assert {entry.domain for entry in model.opset_import} == {"", "deploykit"}
 
 
-def test_of_a_plugin_at_least_the_rows_before_it_are_proved(files: dict[str, ExportReport]) -> None:
+def test_of_a_plugin_at_least_the_rows_before_it_are_verified(files: dict[str, ExportReport]) -> None:
     report = files["plugin"]
     assert report.parity is not None
     assert {d.values for d in report.parity.differences} == {"boxes", "scores", "keypoints", "visibility"}
@@ -179,7 +179,7 @@ def test_a_graph_that_decides_otherwise_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_detects_nothing_is_proved_on_its_best_rows(tmp_path: Path) -> None:
+def test_a_network_that_detects_nothing_is_verified_on_its_best_rows(tmp_path: Path) -> None:
     """Random weights find nothing: then the open thresholds are what makes the check one."""
     model = model_of("few", num_keypoints=3)
     report = onnx_from_model(model, out=tmp_path / "m.onnx", img=64, nms="graph")
@@ -220,10 +220,12 @@ def test_basic_operators_build_where_there_is_no_nms_layer(files: dict[str, Expo
     report = build_engine(files["basic"].path, flavour="tensorrt-rtx", out=tmp_path)
     assert report.record.profiles[0].most == (8, 3, 64, 64)
     expected = Expected.load(expected_of(report.path))
-    assert isinstance(expected.layout, RawRows)
+    assert isinstance(expected.layout, RawDetections)
     assert len(expected.rows["basic.onnx"][next(iter(expected.feeds.images))]) > 10
 
 
 def test_the_specs_of_all_ways_have_the_same_meaning(files: dict[str, ExportReport]) -> None:
-    specs = {replace(r.spec, output=RawRows(cls=(5, 7), keypoints=(7, 16)), input=r.spec.input) for r in files.values()}
+    specs = {
+        replace(r.spec, output=RawDetections(cls=(5, 7), keypoints=(7, 16)), input=r.spec.input) for r in files.values()
+    }
     assert len({ModelSpec.to_json(replace(s, input=replace(s.input, dynamic="none"))) for s in specs}) == 1

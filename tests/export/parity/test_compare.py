@@ -21,7 +21,7 @@ from deploykit.facade import open_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.session import Session
-from deploykit.spec import METADATA_KEY, ModelSpec, Tensor
+from deploykit.spec import METADATA_KEY, DenseOutput, ModelSpec
 from tests.cell_model import cell_spec, write_cell_model
 from tests.narrow import model_of
 
@@ -79,17 +79,17 @@ def test_an_export_agrees_with_its_checkpoint(name: str, checkpoint: Path, tmp_p
     assert {m.what for m in report.matchings} == {"detections"}
 
 
-def test_a_picture_that_is_not_square_is_also_fed_as_a_rectangle_where_shapes_are_free(
+def test_a_image_that_is_not_square_is_also_fed_as_a_rectangle_where_shapes_are_free(
     exported: Path, tmp_path: Path
 ) -> None:
     import cv2
 
     wide = np.random.default_rng(0).integers(0, 255, (30, 60, 3), np.uint8)
-    picture = tmp_path / "wide.png"
-    picture.write_bytes(cv2.imencode(".png", wide)[1].tobytes())
-    report = compare(exported / "shape.onnx", exported / "shape.onnx", images=[picture])
+    image = tmp_path / "wide.png"
+    image.write_bytes(cv2.imencode(".png", wide)[1].tobytes())
+    report = compare(exported / "shape.onnx", exported / "shape.onnx", images=[image])
     assert "wide.png as a 64x32 rectangle" in names_of(report)
-    fixed = compare(exported / "static.onnx", exported / "shape.onnx", images=[picture])
+    fixed = compare(exported / "static.onnx", exported / "shape.onnx", images=[image])
     assert names_of(fixed)[:2] == ["wide.png", "noise (seed 0)"]
 
 
@@ -153,7 +153,7 @@ def test_another_number_of_classes_is_a_difference_and_not_a_crash(exported: Pat
 
 
 def test_outputs_of_another_kind_are_refused(exported: Path) -> None:
-    spec = ModelSpec("segment", cell_spec().input, Tensor(), ("a",))
+    spec = ModelSpec("segment", cell_spec().input, DenseOutput(), ("a",))
     with pytest.raises(SpecError, match=r"one dense output .* is \(1, 240, 16\)"):
         compare(exported / "static.onnx", exported / "static.onnx", spec=spec)
 
@@ -231,7 +231,7 @@ def test_a_model_that_ignores_its_input_is_noted(exported: Path) -> None:
     assert compare(exported / "static.onnx", exported / "static.onnx").notes == ()
 
 
-def test_a_sample_that_is_missing_or_no_picture_is_said(exported: Path, tmp_path: Path) -> None:
+def test_a_sample_that_is_missing_or_no_image_is_said(exported: Path, tmp_path: Path) -> None:
     file = exported / "static.onnx"
     with pytest.raises(NotFoundError, match=r"none\.jpg"):
         compare(file, file, images=[tmp_path / "none.jpg"])

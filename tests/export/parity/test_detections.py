@@ -13,13 +13,13 @@ from deploykit.export.parity.detections import FEW, ROWS, Matching, match
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.expected import Batch
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
+from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawDetections, Thresholds
 
 LIMIT = Tolerance()
 SPEC = ModelSpec(
     task="keypoints",
     input=InputSpec(size=(640, 640)),
-    output=RawRows(cls=(5, 7), keypoints=(7, 10)),
+    output=RawDetections(cls=(5, 7), keypoints=(7, 10)),
     classes=("cat", "dog"),
     keypoints=KeypointSpec(("nose",)),
     thresholds=Thresholds(conf=0.25, iou=0.45),

@@ -1,4 +1,4 @@
-"""What a parity check feeds: every picture is used, slots hold different images, and noise is always there."""
+"""What a parity check feeds: every image is used, slots hold different images, and noise is always there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def feeds(images: list[Path] | None = None, **canvas: Any) -> Feeds:
     return make_feeds(replace(SMALL, input=replace(SMALL.input, **canvas)), images or [])
 
 
-def picture(path: Path, seed: int = 0, size: tuple[int, int] = (40, 40)) -> Path:
+def image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 40)) -> Path:
     path.parent.mkdir(exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), np.uint8)
     path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
@@ -39,7 +39,7 @@ def test_the_shipped_sample_shows_something() -> None:
     assert image.std() > 30
 
 
-def test_the_picture_and_noise_are_fed_as_the_runtime_would() -> None:
+def test_the_image_and_noise_are_fed_as_the_runtime_would() -> None:
     found = feeds()
     assert list(found.images) == ["apollo11_crew.jpg", "noise (seed 0)"]
     for image in found.images.values():
@@ -50,15 +50,15 @@ def test_the_picture_and_noise_are_fed_as_the_runtime_would() -> None:
     assert (feeds().first == found.first).all()
 
 
-def test_two_pictures_of_one_name_are_both_fed(tmp_path: Path) -> None:
-    pictures = [picture(tmp_path / folder / "1.png", seed) for seed, folder in enumerate("ab")]
-    found = feeds(pictures)
-    assert list(found.images) == ["1.png", str(pictures[1]), "noise (seed 0)"]
-    assert (found.images["1.png"] != found.images[str(pictures[1])]).any()
+def test_two_images_of_one_name_are_both_fed(tmp_path: Path) -> None:
+    images = [image(tmp_path / folder / "1.png", seed) for seed, folder in enumerate("ab")]
+    found = feeds(images)
+    assert list(found.images) == ["1.png", str(images[1]), "noise (seed 0)"]
+    assert (found.images["1.png"] != found.images[str(images[1])]).any()
 
 
 def test_a_free_shape_adds_the_rectangle(tmp_path: Path) -> None:
-    found = feeds([picture(tmp_path / "wide.png", size=(20, 40))], dynamic="shape")
+    found = feeds([image(tmp_path / "wide.png", size=(20, 40))], dynamic="shape")
     label = "wide.png as a 64x32 rectangle"
     assert found.images[label].shape == (1, 3, 32, 64)
     assert (label,) in [batch.images for batch in found.batches]
@@ -66,8 +66,8 @@ def test_a_free_shape_adds_the_rectangle(tmp_path: Path) -> None:
 
 
 @given(st.integers(2, 9), st.integers(1, 5))
-def test_fixed_slots_hold_different_images_and_every_image_has_a_slot(batch: int, pictures: int) -> None:
-    images = {f"{i}": np.full((1, 3, 8, 8), i, np.float32) for i in range(pictures)}
+def test_fixed_slots_hold_different_images_and_every_image_has_a_slot(batch: int, count: int) -> None:
+    images = {f"{i}": np.full((1, 3, 8, 8), i, np.float32) for i in range(count)}
     from deploykit.export.parity.inputs import _batched
 
     found = _batched(images, InputSpec(size=(8, 8), batch=batch))
@@ -87,8 +87,8 @@ def test_a_free_batch_gets_each_image_alone_and_three_slots() -> None:
     assert shuffled != tuple(found.images)
 
 
-@pytest.mark.parametrize("content", [b"", b"no picture", b"\xff\xd8\xff\xe0 cut off"])
-def test_a_sample_that_is_no_picture_is_refused(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"no image", b"\xff\xd8\xff\xe0 cut off"])
+def test_a_sample_that_is_no_image_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(content)
     with pytest.raises(ImageError, match=r"broken\.jpg"):
         feeds([tmp_path / "broken.jpg"])

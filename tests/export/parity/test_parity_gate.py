@@ -20,7 +20,7 @@ from deploykit.errors import ParityError
 from deploykit.export import to_onnx
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.layers.conv import Conv
-from deploykit.spec import RawRows
+from deploykit.spec import RawDetections
 from tests.narrow import model_of
 
 Damage = Callable[[ModelProto], None]
@@ -239,6 +239,6 @@ def test_the_untouched_graph_is_what_the_damages_start_from(tmp_path: Path, monk
     do(monkeypatch, lambda _: None)
     report = export(tmp_path / "m.onnx")
     layout = report.spec.output
-    assert isinstance(layout, RawRows)
+    assert isinstance(layout, RawDetections)
     assert (layout.obj, layout.keypoints, layout.columns) == ((4, 5), (7, 16), COLUMNS)
     onnx.checker.check_model(str(report.path))

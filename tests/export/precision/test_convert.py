@@ -1,4 +1,4 @@
-"""Exports in fp16, bf16, int8 and fp8: converted from a proved fp32 graph, checked, read back, gated by accuracy."""
+"""Exports in fp16, bf16, int8 and fp8: converted from a verified fp32 graph, checked, read back, gated by accuracy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.backends.trt.bindings import installed
 from deploykit.runtime.parity.differences import differences
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.spec import METADATA_KEY, ModelSpec, RawRows
+from deploykit.spec import METADATA_KEY, ModelSpec, RawDetections
 from tests.narrow import model_of
 
 KEEP_NONE: dict[str, Any] = {"keep": "none", "cache": False}
@@ -42,11 +42,11 @@ engines = pytest.mark.skipif("tensorrt-rtx" not in installed(), reason="TensorRT
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    picture = cv2.imread(str(sample_image()))
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    image = cv2.imread(str(sample_image()))
     for i in range(3):
-        cv2.imwrite(str(folder / f"{i}.png"), picture[100 * i : 100 * i + 200, 200 * i : 200 * i + 240])
+        cv2.imwrite(str(folder / f"{i}.png"), image[100 * i : 100 * i + 200, 200 * i : 200 * i + 240])
     return folder
 
 
@@ -72,7 +72,7 @@ def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
 
 
 @pytest.mark.parametrize(("kind", "opset"), [("fp16", 18), ("bf16", 22)])
-def test_half_is_half_as_large_proved_and_says_what_it_is(
+def test_half_is_half_as_large_verified_and_says_what_it_is(
     halves: dict[str, ExportReport], kind: str, opset: int
 ) -> None:
     full, half = halves["fp32"], halves[kind]
@@ -138,10 +138,10 @@ def test_inputs_and_outputs_may_be_half(tmp_path: Path) -> None:
     assert {i.dtype for i in (*report.inputs, *report.outputs)} == {"float16"}
     assert report.parity is not None
     assert report.parity.ok
-    picture = np.full((64, 64, 3), 90, np.uint8)
+    image = np.full((64, 64, 3), 90, np.uint8)
     full = export(tmp_path / "y.onnx", Lowering("fp16"))
     with load(report.path) as half, load(full.path) as other:
-        found, expected = half(picture), other(picture)
+        found, expected = half(image), other(image)
     assert abs(len(found) - len(expected)) < 0.05 * len(expected)
     np.testing.assert_allclose(found.scores[:20], expected.scores[:20], atol=2e-3)
 
@@ -206,7 +206,7 @@ def test_what_the_file_computes_in_is_read_back_and_held_against_what_was_asked(
 
 
 def test_rows_that_score_nothing_may_be_anywhere() -> None:
-    layout = RawRows()
+    layout = RawDetections()
     rows, other = (np.zeros((4, 6)) for _ in range(2))
     rows[:, :4] = other[:, :4] = (100, 100, 40, 20)
     rows[0, 4:] = other[0, 4:] = (0.9, 1.0)
@@ -230,9 +230,9 @@ def test_rows_that_score_nothing_may_be_anywhere() -> None:
 
 
 @pytest.fixture(scope="module")
-def quantised(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> ExportReport:
+def quantised(tmp_path_factory: pytest.TempPathFactory, images: Path) -> ExportReport:
     out = tmp_path_factory.mktemp("int8") / "int8.onnx"
-    return export(out, Lowering("int8", calibration=Calibration(pictures), cache=False))
+    return export(out, Lowering("int8", calibration=Calibration(images), cache=False))
 
 
 def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
@@ -244,7 +244,7 @@ def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
     assert report is not None
     assert set(report.errors) == {"minmax", "percentile", "mse"}
     assert report.errors[report.method] == min(report.errors.values())
-    assert (report.pictures, report.kept_by) == (3, "measurement")
+    assert (report.images, report.kept_by) == (3, "measurement")
     assert report.sensitivity is not None
     if report.done.kept:
         assert report.error is not None
@@ -267,8 +267,8 @@ def test_int8_is_told_not_judged(quantised: ExportReport) -> None:
 
 
 @pytest.mark.slow
-def test_nms_inside_has_the_same_layers_and_scales(tmp_path: Path, pictures: Path) -> None:
-    calibration = Calibration(pictures, method="minmax")
+def test_nms_inside_has_the_same_layers_and_scales(tmp_path: Path, images: Path) -> None:
+    calibration = Calibration(images, method="minmax")
     plain = export(tmp_path / "x.onnx", Lowering("int8", calibration=calibration, **KEEP_NONE))
     inside = export(tmp_path / "y.onnx", Lowering("int8", calibration=calibration, **KEEP_NONE), nms="graph")
     assert plain.lowered is not None
@@ -286,8 +286,8 @@ def test_nms_inside_has_the_same_layers_and_scales(tmp_path: Path, pictures: Pat
     assert len(scales[0]) > 5
 
 
-def test_named_layers_are_kept(tmp_path: Path, pictures: Path) -> None:
-    lowering = Lowering("int8", calibration=Calibration(pictures, method="minmax"), keep=("model.11.*",), cache=False)
+def test_named_layers_are_kept(tmp_path: Path, images: Path) -> None:
+    lowering = Lowering("int8", calibration=Calibration(images, method="minmax"), keep=("model.11.*",), cache=False)
     report = export(tmp_path / "x.onnx", lowering)
     assert report.lowered is not None
     assert report.lowered.quantised is not None
@@ -299,10 +299,8 @@ def test_named_layers_are_kept(tmp_path: Path, pictures: Path) -> None:
     assert not (tmp_path / "y.onnx").exists()
 
 
-def test_fp8_runs_in_torch(tmp_path: Path, pictures: Path) -> None:
-    report = export(
-        tmp_path / "x.onnx", Lowering("fp8", calibration=Calibration(pictures, method="minmax"), **KEEP_NONE)
-    )
+def test_fp8_runs_in_torch(tmp_path: Path, images: Path) -> None:
+    report = export(tmp_path / "x.onnx", Lowering("fp8", calibration=Calibration(images, method="minmax"), **KEEP_NONE))
     assert report.opset == 19
     assert report.lowered is not None
     assert set(report.lowered.computes) == {"fp8"}
@@ -314,14 +312,14 @@ def test_fp8_runs_in_torch(tmp_path: Path, pictures: Path) -> None:
 @engines
 @pytest.mark.parametrize("kind", ["fp16", "bf16", "int8", "fp8"])
 def test_an_engine_has_the_precision_that_was_asked_for(
-    tmp_path: Path, pictures: Path, halves: dict[str, ExportReport], quantised: ExportReport, kind: str
+    tmp_path: Path, images: Path, halves: dict[str, ExportReport], quantised: ExportReport, kind: str
 ) -> None:
     if kind in halves:
         report = halves[kind]
     elif kind == "int8":
         report = quantised
     else:
-        calibration = Calibration(pictures, method="minmax")
+        calibration = Calibration(images, method="minmax")
         report = export(tmp_path / "fp8.onnx", Lowering("fp8", calibration=calibration, **KEEP_NONE), check=False)
     from deploykit.runtime.engine_record import EngineOptions
 
@@ -346,11 +344,11 @@ def test_an_engine_of_another_precision_is_refused(tmp_path: Path, halves: dict[
 # What does not go together, and the gate.
 
 
-def test_what_does_not_go_together_is_said(tmp_path: Path, pictures: Path) -> None:
-    with pytest.raises(UsageError, match="--precision int8 needs pictures"):
+def test_what_does_not_go_together_is_said(tmp_path: Path, images: Path) -> None:
+    with pytest.raises(UsageError, match="--precision int8 needs images"):
         Lowering("int8")
     with pytest.raises(UsageError, match="calibration is for int8 and fp8, not for fp16"):
-        Lowering("fp16", calibration=Calibration(pictures))
+        Lowering("fp16", calibration=Calibration(images))
     with pytest.raises(UsageError, match="--half-io input goes with --precision fp16, not with bf16"):
         Lowering("bf16", half_io="input")
     with pytest.raises(UsageError, match="a precision is one of fp32, fp16"):
@@ -361,7 +359,7 @@ def test_what_does_not_go_together_is_said(tmp_path: Path, pictures: Path) -> No
 
 
 @pytest.fixture(scope="module")
-def annotated(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
+def annotated(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     """Annotations of what the fp32 network finds itself, so that its own AP is 1 or nearly."""
     pytest.importorskip("hotcoco", reason="the extra eval is not installed")
     folder = tmp_path_factory.mktemp("annotated")
@@ -370,7 +368,7 @@ def annotated(tmp_path_factory: pytest.TempPathFactory, pictures: Path) -> Path:
     coco: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     coco["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(model.spec.classes)]
     with load(report.path, conf=0.3) as predictor:
-        for number, file in enumerate(sorted(pictures.iterdir()), start=1):
+        for number, file in enumerate(sorted(images.iterdir()), start=1):
             result = predictor(file)
             height, width = result.size
             coco["images"].append({"id": number, "file_name": file.name, "height": height, "width": width})
@@ -388,8 +386,8 @@ def boxes_only() -> ReferenceModel:
 
 
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
-def test_the_gate_lets_a_faithful_export_pass(tmp_path: Path, pictures: Path, annotated: Path, kind: Any) -> None:
-    gate = AccuracyGate(50.0, annotated, pictures, bootstrap=20)
+def test_the_gate_lets_a_faithful_export_pass(tmp_path: Path, images: Path, annotated: Path, kind: Any) -> None:
+    gate = AccuracyGate(50.0, annotated, images, bootstrap=20)
     report = export(tmp_path / "x.onnx", Lowering(kind), boxes_only(), gate=gate)
     assert report.accuracy is not None
     assert report.accuracy.difference["AP"] >= -0.5
@@ -399,7 +397,7 @@ def test_the_gate_lets_a_faithful_export_pass(tmp_path: Path, pictures: Path, an
 
 
 def test_the_gate_stops_an_export_that_loses_too_much(
-    tmp_path: Path, pictures: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, images: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def blind(*args: Any, **options: Any) -> Any:
         done = quantize_file(*args, **options)
@@ -411,8 +409,8 @@ def test_the_gate_stops_an_export_that_loses_too_much(
 
     quantize_file = module.quantize_file
     monkeypatch.setattr(module, "quantize_file", blind)
-    lowering = Lowering("int8", calibration=Calibration(pictures, method="minmax"), **KEEP_NONE)
-    gate = AccuracyGate(1.0, annotated, pictures, bootstrap=20)
+    lowering = Lowering("int8", calibration=Calibration(images, method="minmax"), **KEEP_NONE)
+    gate = AccuracyGate(1.0, annotated, images, bootstrap=20)
     (tmp_path / "x.onnx").write_bytes(b"an older file")
     with pytest.raises(AccuracyError, match=r"AP falls from .* points \(95 % interval.*allowed are 1 \(--max-drop\)"):
         export(tmp_path / "x.onnx", lowering, boxes_only(), gate=gate)
@@ -420,21 +418,21 @@ def test_the_gate_stops_an_export_that_loses_too_much(
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
 
 
-def test_the_gate_is_for_raw_rows(tmp_path: Path, pictures: Path, annotated: Path) -> None:
-    gate = AccuracyGate(1.0, annotated, pictures)
+def test_the_gate_is_for_raw_rows(tmp_path: Path, images: Path, annotated: Path) -> None:
+    gate = AccuracyGate(1.0, annotated, images)
     with pytest.raises(UsageError, match="--max-drop goes with --nms none"):
         export(tmp_path / "x.onnx", Lowering(), gate=gate, nms="graph")
     with pytest.raises(UsageError, match="at least 0"):
-        AccuracyGate(-1.0, "a.json", pictures)
+        AccuracyGate(-1.0, "a.json", images)
 
 
-def test_missing_pictures_and_annotations_are_found_out_first(
-    tmp_path: Path, pictures: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_images_and_annotations_are_found_out_first(
+    tmp_path: Path, images: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("it was found out too late"))
-    with pytest.raises(NotFoundError, match="pictures to calibrate with"):
+    with pytest.raises(NotFoundError, match="images to calibrate with"):
         export(tmp_path / "x.onnx", Lowering("int8", calibration=Calibration(tmp_path / "none")))
-    for gate in (AccuracyGate(1.0, tmp_path / "a.json", pictures), AccuracyGate(1.0, annotated, tmp_path / "none")):
+    for gate in (AccuracyGate(1.0, tmp_path / "a.json", images), AccuracyGate(1.0, annotated, tmp_path / "none")):
         with pytest.raises(NotFoundError):
             export(tmp_path / "x.onnx", Lowering(), gate=gate)
     assert list(tmp_path.iterdir()) == []

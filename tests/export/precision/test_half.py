@@ -81,7 +81,7 @@ def test_layers_are_half_and_the_decode_is_not(dtype: HalfType, opset: int, near
     valid(model)
     assert precisions_of(model) == {dtype: ["first", "second", "third"]}
     assert report.kept == {"decode": ("sigmoid", "times", "plus")}  # what only moves half values stays half
-    assert report.casts == 2  # the picture on its way in, and before the sigmoid
+    assert report.casts == 2  # the image on its way in, and before the sigmoid
     kinds = stored(model)
     assert kinds.pop("grid") == kinds.pop("stride") == "FLOAT"
     assert set(kinds.values()) == {"FLOAT16" if dtype == "fp16" else "BFLOAT16"}

@@ -38,11 +38,11 @@ from deploykit.export.precision.sensitivity import (
 from deploykit.export.sessions.onnx_in_torch import GraphSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
-from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Tensor
+from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, RawDetections
 
 CHANCE = np.random.default_rng(0)
 SPEC = ModelSpec(
-    task="detect", input=InputSpec(name="x", size=(32, 32), fit=Fit(stride=8)), output=RawRows(), classes=("a",)
+    task="detect", input=InputSpec(name="x", size=(32, 32), fit=Fit(stride=8)), output=RawDetections(), classes=("a",)
 )
 
 
@@ -83,8 +83,8 @@ def layer_graph(*, groups: int = 1, opset: int = 21) -> ir.Model:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     folder.mkdir()
     chance = np.random.default_rng(5)
     for i in range(5):
@@ -173,35 +173,35 @@ def test_zeros_have_no_range() -> None:
 # Measuring.
 
 
-def test_activations_are_those_of_the_pictures_as_the_spec_prepares_them(pictures: Path, cache: Path) -> None:
+def test_activations_are_those_of_the_images_as_the_spec_prepares_them(images: Path, cache: Path) -> None:
     model = layer_graph()
-    found = measure_activations(model, b"model", SPEC, ["x", "b"], Calibration(pictures), cache=False)
-    images = calibration_images(Calibration(pictures), SPEC, 99)
-    assert [image.shape for image in images] == [(1, 3, 32, 32)] * 5
-    assert found.pictures == 5
-    assert found.largest["x"] == pytest.approx(max(float(np.abs(i).max()) for i in images)) == pytest.approx(1.0)
+    found = measure_activations(model, b"model", SPEC, ["x", "b"], Calibration(images), cache=False)
+    blobs = calibration_images(Calibration(images), SPEC, 99)
+    assert [image.shape for image in blobs] == [(1, 3, 32, 32)] * 5
+    assert found.images == 5
+    assert found.largest["x"] == pytest.approx(max(float(np.abs(i).max()) for i in blobs)) == pytest.approx(1.0)
     weight = torch.from_numpy(np.array(model.graph.initializers["conv.weight"].const_value.numpy()))  # type: ignore[union-attr]
     bias = torch.from_numpy(np.array(model.graph.initializers["bias"].const_value.numpy()))  # type: ignore[union-attr]
-    outputs = [torch.relu(torch.nn.functional.conv2d(torch.from_numpy(i), weight, bias, padding=1)) for i in images]
+    outputs = [torch.relu(torch.nn.functional.conv2d(torch.from_numpy(i), weight, bias, padding=1)) for i in blobs]
     assert found.largest["b"] == pytest.approx(max(float(o.max()) for o in outputs), rel=1e-5)
     assert found.counts["b"].sum() == sum(o.numel() for o in outputs)
     assert not cache.exists()
 
 
-def test_measurements_are_kept_by_model_pictures_and_tensors(pictures: Path, cache: Path) -> None:
+def test_measurements_are_kept_by_model_images_and_tensors(images: Path, cache: Path) -> None:
     model, tensors = layer_graph(), ["x", "b"]
 
     def measured(data: bytes = b"model", names: list[str] = tensors, size: int = 5) -> bool:
-        return measure_activations(model, data, SPEC, names, Calibration(pictures, size)).cached
+        return measure_activations(model, data, SPEC, names, Calibration(images, size)).cached
 
     assert not measured()
-    first = measure_activations(model, b"model", SPEC, tensors, Calibration(pictures, method="minmax"))
+    first = measure_activations(model, b"model", SPEC, tensors, Calibration(images, method="minmax"))
     assert first.cached  # of any method
     assert first.largest["x"] == pytest.approx(1.0)
     assert not measured(data=b"another model")
     assert not measured(names=["b"])
     assert not measured(size=2)
-    (pictures / "0.png").write_bytes((pictures / "1.png").read_bytes())
+    (images / "0.png").write_bytes((images / "1.png").read_bytes())
     assert not measured()
     assert measured()
     for file in cache.iterdir():
@@ -209,28 +209,28 @@ def test_measurements_are_kept_by_model_pictures_and_tensors(pictures: Path, cac
     assert not measured()  # what is damaged is measured anew
 
 
-def test_without_pictures_there_are_no_ranges(tmp_path: Path, pictures: Path) -> None:
+def test_without_images_there_are_no_ranges(tmp_path: Path, images: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(NotFoundError, match="folder of pictures to calibrate with"):
-        Calibration(tmp_path / "missing").pictures()
-    with pytest.raises(ImageError, match="holds no picture"):
-        Calibration(empty).pictures()
-    with pytest.raises(DataError, match="no picture"):
-        Calibration(()).pictures()
-    with pytest.raises(NotFoundError, match="picture to calibrate with"):
-        Calibration((empty / "x.png",)).pictures()
-    (pictures / "0.png").write_bytes(b"broken")
+    with pytest.raises(NotFoundError, match="folder of images to calibrate with"):
+        Calibration(tmp_path / "missing").images()
+    with pytest.raises(ImageError, match="holds no image"):
+        Calibration(empty).images()
+    with pytest.raises(DataError, match="no image"):
+        Calibration(()).images()
+    with pytest.raises(NotFoundError, match="image to calibrate with"):
+        Calibration((empty / "x.png",)).images()
+    (images / "0.png").write_bytes(b"broken")
     with pytest.raises(ImageError):
-        measure_activations(layer_graph(), b"", SPEC, ["x"], Calibration(pictures), cache=False)
+        measure_activations(layer_graph(), b"", SPEC, ["x"], Calibration(images), cache=False)
     for wrong in ({"size": 0}, {"method": "guess"}, {"percentile": 20.0}):
         with pytest.raises(UsageError):
-            Calibration(pictures, **wrong)  # type: ignore[arg-type]  # that they are refused is what is tested
+            Calibration(images, **wrong)  # type: ignore[arg-type]  # that they are refused is what is tested
 
 
-def test_fewer_pictures_are_spread_over_all(pictures: Path) -> None:
-    assert [p.name for p in Calibration(pictures, 2).pictures()] == ["0.png", "2.png"]
-    assert len(Calibration(pictures, 99).pictures()) == 5
+def test_fewer_images_are_spread_over_all(images: Path) -> None:
+    assert [p.name for p in Calibration(images, 2).images()] == ["0.png", "2.png"]
+    assert len(Calibration(images, 99).images()) == 5
 
 
 # The graph.
@@ -291,7 +291,7 @@ def test_a_tensor_is_rounded_once_for_all_who_take_it() -> None:
     quantize(model, {"x": 1.0})
     operators = [n.op_type for n in model.graph]
     assert operators.count("QuantizeLinear") == 1
-    assert operators.count("DequantizeLinear") == 2  # the picture and the one weight
+    assert operators.count("DequantizeLinear") == 2  # the image and the one weight
     concat = next(n for n in model.graph if n.op_type == "Concat")
     assert concat.inputs[2] is not None
     assert concat.inputs[2].name == "x"  # whoever does not multiply takes the exact values
@@ -393,5 +393,5 @@ def test_the_error_of_rows_is_of_those_that_score() -> None:
     assert output_error({"output": rows}, {"output": other}, SPEC) > 0.5
     other[0, 0, 0] = np.nan
     assert output_error({"output": rows}, {"output": other}, SPEC) == np.inf
-    dense = ModelSpec(task="segment", input=InputSpec(), output=Tensor())
+    dense = ModelSpec(task="segment", input=InputSpec(), output=DenseOutput())
     assert output_error({"y": np.full(4, 2.0)}, {"y": np.full(4, 2.2)}, dense) == pytest.approx(0.1)

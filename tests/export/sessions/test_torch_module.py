@@ -55,8 +55,8 @@ def test_the_folded_checkpoint_gives_the_networks_numbers(checkpoint: Path) -> N
 
 def test_what_it_cannot_take_is_said(checkpoint: Path) -> None:
     session, _ = open_torch_session(checkpoint)
-    with pytest.raises(BackendError, match="inputs are images; got picture"):
-        session.run({"picture": noise(1, 3, 32, 32)})
+    with pytest.raises(BackendError, match="inputs are images; got image"):
+        session.run({"image": noise(1, 3, 32, 32)})
     with pytest.raises(BackendError, match=r"must be float32 \(\?, 3, \?, \?\), got float64"):
         session.run({"images": noise(1, 3, 32, 32).astype(np.float64)})
     with pytest.raises(BackendError, match="PyTorch failed: "):
@@ -124,10 +124,10 @@ def test_another_number_of_outputs_than_the_spec_names_is_told() -> None:
 
 
 def test_a_checkpoint_is_predicted_with_like_an_export(checkpoint: Path, tmp_path: Path) -> None:
-    picture = np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8)
     deploykit.export_onnx(checkpoint, exporter="legacy", dynamic="shape", out=tmp_path / "m.onnx", check=False)
     with deploykit.load(checkpoint, max_det=10) as ours, deploykit.load(tmp_path / "m.onnx", max_det=10) as theirs:
-        a, b = ours(picture), theirs(picture)
+        a, b = ours(image), theirs(image)
     assert len(a) == len(b) == 10
     assert np.abs(a.scores - b.scores).max() < 1e-4
     assert np.abs(a.boxes - b.boxes).max() < 0.01

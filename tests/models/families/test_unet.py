@@ -27,8 +27,7 @@ from deploykit.models.families.unet.network import Level, UNet, UNet2015, UNetCo
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import FAMILIES, create_model, load_model
 from deploykit.runtime.images.reading import read_image
-from deploykit.spec import Fit
-from deploykit.spec import Tensor as Dense
+from deploykit.spec import DenseOutput, Fit
 
 State = dict[str, Tensor]
 
@@ -104,7 +103,7 @@ def test_another_number_of_classes_is_another_last_layer(num_classes: int) -> No
 
 def test_the_spec_is_that_of_the_original_program() -> None:
     spec = create_model("unet").spec
-    assert (spec.task, spec.output, spec.classes) == ("segment", Dense(name="logits"), ("background", "car"))
+    assert (spec.task, spec.output, spec.classes) == ("segment", DenseOutput(name="logits"), ("background", "car"))
     assert (spec.input.size, spec.input.channels, spec.input.colour, spec.input.scale) == (
         (640, 959),
         3,

@@ -22,7 +22,7 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.focus import Focus
 from deploykit.models.registry import create_model, load_model, with_preprocessing
-from deploykit.spec import COCO_KEYPOINTS, Fit, KeypointSpec, RawRows, Thresholds
+from deploykit.spec import COCO_KEYPOINTS, Fit, KeypointSpec, RawDetections, Thresholds
 
 State = dict[str, Tensor]
 
@@ -128,7 +128,7 @@ def test_the_spec_is_that_of_the_original_programs() -> None:
     assert (spec.input.size, spec.input.colour, spec.input.scale) == ((416, 416), "bgr", 1.0)
     assert (spec.input.mean, spec.input.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert spec.input.fit == Fit("letterbox", stride=32, pad_value=114, anchor="top-left", rounding="floor")
-    assert spec.output == RawRows(cls=(5, 85))
+    assert spec.output == RawDetections(cls=(5, 85))
     assert spec.thresholds == Thresholds(conf=0.25, iou=0.45)
     assert spec.classes == COCO_CLASSES
 
@@ -174,7 +174,7 @@ def test_a_created_checkpoint_is_recognised(name: str, tmp_path: Path) -> None:
 def test_any_number_of_classes_is_recognised(save: Any, name: str, num_classes: int) -> None:
     model = load_model(save({"model": narrow(name, num_classes).state_dict()}))
     assert model.spec.classes == tuple(f"class {i}" for i in range(num_classes))
-    assert model.spec.output == RawRows(cls=(5, 5 + num_classes))
+    assert model.spec.output == RawDetections(cls=(5, 5 + num_classes))
     assert model.notes == ()
 
 
@@ -204,7 +204,7 @@ def test_any_number_of_keypoints_is_recognised(save: Any, num_keypoints: int) ->
     model = load_model(save(narrow("yolox_s_pose", 1, num_keypoints=num_keypoints).state_dict()))
     assert model.spec.task == "keypoints"
     assert model.spec.keypoints == (COCO_KEYPOINTS if num_keypoints == 17 else KeypointSpec.unnamed(num_keypoints))
-    assert model.spec.output == RawRows(cls=(5, 6), keypoints=(6, 6 + 3 * num_keypoints))
+    assert model.spec.output == RawDetections(cls=(5, 6), keypoints=(6, 6 + 3 * num_keypoints))
     assert model.notes == ()
 
 

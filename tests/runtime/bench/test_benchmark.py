@@ -26,21 +26,21 @@ from deploykit.runtime import machine
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench import benchmark as bench
-from deploykit.runtime.bench.benchmark import benchmark, encoded_pictures
+from deploykit.runtime.bench.benchmark import benchmark, encoded_images
 from deploykit.runtime.bench.report import Benchmark, Statistics
 from deploykit.runtime.images import sources
 from deploykit.runtime.images.reading import decode_image
 from deploykit.runtime.predict import detector as predictor
 from deploykit.runtime.predict.detector import Predictor
-from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source
+from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Source
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 STAGES = ["decode", "letterbox", "inference", "postprocess", "rest"]
-SPEC = ModelSpec("detect", InputSpec(size=(64, 64)), RawRows(), ("thing",), source=Source(model="fake"))
-PICTURE = planted((1, 2, RED), scale=2)
+SPEC = ModelSpec("detect", InputSpec(size=(64, 64)), RawDetections(), ("thing",), source=Source(model="fake"))
+IMAGE = planted((1, 2, RED), scale=2)
 
 
-def encoded(image: Array = PICTURE) -> bytes:
+def encoded(image: Array = IMAGE) -> bytes:
     return cv2.imencode(".png", image)[1].tobytes()
 
 
@@ -192,7 +192,7 @@ def test_a_slow_network_shows_in_inference_and_nowhere_else(clock: _Clock) -> No
     assert all(ms == pytest.approx(0, abs=1e-6) for m in means for ms in m.values())
 
 
-def test_the_time_of_a_batch_is_that_of_all_its_pictures(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_of_a_batch_is_that_of_all_its_images(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     slowed(monkeypatch, clock, sources, "read_image", 3)
     spec = replace(SPEC, input=replace(SPEC.input, batch=4))
 
@@ -250,7 +250,7 @@ def test_the_first_run_of_an_input_shape_is_not_counted(clock: _Clock) -> None:
     assert benchmark(lambda: fake(answer, spec), wide, duration=0.001, warmup=0).end_to_end.total.max < 11
 
 
-def test_pictures_of_a_run_that_need_different_rectangles_are_said_to_be_separate_calls(clock: _Clock) -> None:
+def test_images_of_a_run_that_need_different_rectangles_are_said_to_be_separate_calls(clock: _Clock) -> None:
     spec = replace(SPEC, input=replace(SPEC.input, dynamic="shape", batch=2, fit=Fit(auto=True)))
 
     def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -267,9 +267,9 @@ def test_pictures_of_a_run_that_need_different_rectangles_are_said_to_be_separat
 
 
 def test_the_network_alone_gets_the_very_arrays_of_the_run_before(clock: _Clock) -> None:
-    pictures = [encoded(planted((i, i, RED))) for i in range(5)]
+    images = [encoded(planted((i, i, RED))) for i in range(5)]
     calls: list[Array] = []
-    benchmark(lambda: ticking(clock, 1, calls), pictures, runs=5, warmup=0.001)
+    benchmark(lambda: ticking(clock, 1, calls), images, runs=5, warmup=0.001)
     assert len(calls) == 2 * (3 + 5)
     for first, second in zip(calls[::2], calls[1::2], strict=True):
         assert np.array_equal(first, second)
@@ -277,10 +277,10 @@ def test_the_network_alone_gets_the_very_arrays_of_the_run_before(clock: _Clock)
     assert len({array.tobytes() for array in measured}) == 5  # each had its turn
 
 
-def test_objects_are_counted_over_the_pictures_of_all_runs(tmp_path: Path) -> None:
+def test_objects_are_counted_over_the_images_of_all_runs(tmp_path: Path) -> None:
     path = write_cell_model(tmp_path / "d.onnx", spec=cell_spec(dynamic=True), batch="n")
-    pictures = [encoded(planted(*[(i, 1, RED) for i in range(0, 2 * count, 2)])) for count in (0, 1, 3)]
-    report = quick(lambda: _loaded(path, batch=2), pictures, runs=3)
+    images = [encoded(planted(*[(i, 1, RED) for i in range(0, 2 * count, 2)])) for count in (0, 1, 3)]
+    report = quick(lambda: _loaded(path, batch=2), images, runs=3)
     assert report.batch == 2
     assert report.objects == pytest.approx(4 / 3)  # 0 + 1, 3 + 0, 1 + 3
     assert report.notes == ()
@@ -350,11 +350,11 @@ def test_progress_is_told_from_nothing_to_all(clock: _Clock) -> None:
     assert [round(share, 6) for phase, share in told if phase == "measuring"] == [0, 0.2, 0.4, 0.6, 0.8]
 
 
-# The pictures.
+# The images.
 
 
 def test_the_synthetic_frame_is_a_whole_jpeg_of_a_photographs_size_and_always_the_same() -> None:
-    first, second = encoded_pictures(None), encoded_pictures(None)
+    first, second = encoded_images(None), encoded_images(None)
     assert first == second
     assert (first.synthetic, first.sizes) == (True, ((1080, 1920),))
     (data,) = first.data
@@ -370,42 +370,42 @@ def test_folders_files_and_bytes_go_together(tmp_path: Path) -> None:
         (folder / name).write_bytes(encoded(planted(scale=scale)))
     single = tmp_path / "c.png"
     single.write_bytes(encoded(planted(scale=3)))
-    found = encoded_pictures([folder, str(single), encoded(planted(scale=4))])
+    found = encoded_images([folder, str(single), encoded(planted(scale=4))])
     assert found.sizes == ((64, 64), (128, 128), (192, 192), (256, 256))
     assert found.data[2] == single.read_bytes()
     assert found.sources == (str(folder), str(single), "bytes in memory")
     assert not found.synthetic
-    assert encoded_pictures(folder).sizes == ((64, 64), (128, 128))
+    assert encoded_images(folder).sizes == ((64, 64), (128, 128))
 
 
-def test_more_pictures_than_are_kept_are_said_to_be_left_out(monkeypatch: pytest.MonkeyPatch, clock: _Clock) -> None:
-    pictures = [encoded(planted((i, 0, BLUE))) for i in range(5)]
-    monkeypatch.setattr(bench, "MOST_PICTURES", 3)
-    assert (len(encoded_pictures(pictures).data), encoded_pictures(pictures).left_out) == (3, 2)
-    notes = quick(lambda: ticking(clock, 1), pictures, runs=2).notes
-    assert notes[0] == "only the first 3 of 5 pictures are used: they are kept in memory"
-    assert notes[1] == "only 2 of 3 pictures had their turn: measure for longer (--duration)"
-    monkeypatch.setattr(bench, "MOST_BYTES", len(pictures[0]) + len(pictures[1]))
-    assert encoded_pictures(pictures).left_out == 3
+def test_more_images_than_are_kept_are_said_to_be_left_out(monkeypatch: pytest.MonkeyPatch, clock: _Clock) -> None:
+    images = [encoded(planted((i, 0, BLUE))) for i in range(5)]
+    monkeypatch.setattr(bench, "MOST_IMAGES", 3)
+    assert (len(encoded_images(images).data), encoded_images(images).left_out) == (3, 2)
+    notes = quick(lambda: ticking(clock, 1), images, runs=2).notes
+    assert notes[0] == "only the first 3 of 5 images are used: they are kept in memory"
+    assert notes[1] == "only 2 of 3 images had their turn: measure for longer (--duration)"
+    monkeypatch.setattr(bench, "MOST_BYTES", len(images[0]) + len(images[1]))
+    assert encoded_images(images).left_out == 3
     monkeypatch.setattr(bench, "MOST_BYTES", 1)
-    assert encoded_pictures(pictures).left_out == 4  # one there must be
+    assert encoded_images(images).left_out == 4  # one there must be
 
 
 @pytest.mark.parametrize(
     ("source", "error", "said"),
     [
-        ([], ImageError, "at least one picture"),
+        ([], ImageError, "at least one image"),
         ("none.png", NotFoundError, r"none\.png, which does not exist"),
-        ("empty", ImageError, "holds no picture"),
-        ("broken.png", ImageError, r"broken\.png is not a whole picture"),
-        (b"broken", ImageError, "an encoded picture is not a whole picture"),
+        ("empty", ImageError, "holds no image"),
+        ("broken.png", ImageError, r"broken\.png is not a whole image"),
+        (b"broken", ImageError, "an encoded image is not a whole image"),
         ("film.mp4", UsageError, r"film\.mp4 is a video"),
         ("0", UsageError, "0 is a camera"),
         (["broken.png", "film.mp4"], UsageError, r"film\.mp4 is a video"),
-        ([PICTURE], UsageError, "files, folders or encoded bytes, got ndarray"),
+        ([IMAGE], UsageError, "files, folders or encoded bytes, got ndarray"),
     ],
 )
-def test_sources_without_pictures_are_refused_before_anything_is_loaded(
+def test_sources_without_images_are_refused_before_anything_is_loaded(
     source: object, error: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -492,14 +492,14 @@ def test_where_the_system_says_little_the_report_says_so(clock: _Clock, monkeypa
         assert memory.peak > 10_000_000
 
 
-def test_the_report_is_json_with_every_number_and_no_picture(clock: _Clock) -> None:
+def test_the_report_is_json_with_every_number_and_no_image(clock: _Clock) -> None:
     report = quick(lambda: ticking(clock, 25), [encoded(), encoded()], runs=4)
     data = json.loads(json.dumps(report.to_dict()))
     assert set(data) == {
-        "machine", "versions", "network", "opencv_threads", "spec", "pictures", "batch", "warmup_runs",
+        "machine", "versions", "network", "opencv_threads", "spec", "images", "batch", "warmup_runs",
         "warmup_seconds", "runs", "seconds", "model_only", "end_to_end", "objects", "memory", "notes",
     }  # fmt: skip
-    assert data["pictures"] == {
+    assert data["images"] == {
         "sources": ["bytes in memory"] * 2, "sizes": [[128, 128]] * 2, "left_out": 0, "synthetic": False,
         "bytes": 2 * len(encoded()), "count": 2,
     }  # fmt: skip

@@ -24,11 +24,11 @@ def _categories(*names: str) -> tuple[Category, ...]:
     return tuple(Category(10 * i + 1, name) for i, name in enumerate(names))
 
 
-def test_annotations_are_numbered_anew_and_pictures_keep_their_order(folder: Folder) -> None:
+def test_annotations_are_numbered_anew_and_images_keep_their_order(folder: Folder) -> None:
     data = read_coco(folder.data)
     assert [a["id"] for a in data.annotations] == [1, 2, 3, 4, 5, 6]
-    assert [p.id for p in data.pictures] == [1000, 999, 998, 997]
-    assert data.pictures[0].size == (64, 64)
+    assert [p.id for p in data.images] == [1000, 999, 998, 997]
+    assert data.images[0].size == (64, 64)
     assert [(c.id, c.name, c.keypoints) for c in data.categories] == [
         (BLUE_ID, "Blue", ("centre",)),
         (RED_ID, "red", ("centre",)),
@@ -45,7 +45,7 @@ def test_what_a_file_may_leave_out(folder: Folder) -> None:
     del second["keypoints"], second["num_keypoints"]
     del folder.coco["images"][0]["width"]
     data = read_coco(folder.save().data)
-    assert data.pictures[0].size is None
+    assert data.images[0].size is None
     assert data.annotations[0] == {
         "id": 1,
         "image_id": 1000,
@@ -211,7 +211,7 @@ def test_another_number_of_keypoints_is_refused(folder: Folder) -> None:
 def test_coco_itself_is_read(shared: Path) -> None:
     annotations = shared / "data" / "annotations" / "coco-mini"
     data = read_coco(annotations / "instances_val2017.json")
-    assert (len(data.pictures), len(data.annotations), len(data.categories)) == (79, 624, 80)
+    assert (len(data.images), len(data.annotations), len(data.categories)) == (79, 624, 80)
     assert sum(a["iscrowd"] for a in data.annotations) == 5
     names = tuple(c.name for c in data.categories)
     found = match_labels(names, 80, data.categories)

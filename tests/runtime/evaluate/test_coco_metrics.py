@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import MissingDependencyError, UsageError
-from deploykit.runtime.evaluate.coco_data import Category, CocoData, Picture, read_coco
+from deploykit.runtime.evaluate.coco_data import Category, CocoData, Image, read_coco
 from deploykit.runtime.evaluate.coco_metrics import (
     BOX_KEYS,
     KEYPOINT_KEYS,
@@ -35,10 +35,10 @@ SIGMAS = COCO_KEYPOINTS.sigmas
 NONE = Detections(np.empty(0, np.int64), np.empty(0, np.int64), np.empty((0, 4)), np.empty(0), np.empty((0, 17, 3)))
 
 
-def _data(annotations: list[dict[str, Any]], images: int = 1, categories: tuple[int, ...] = (1,)) -> CocoData:
-    pictures = tuple(Picture(i + 1, f"{i}.jpg", None) for i in range(images))
+def _data(annotations: list[dict[str, Any]], count: int = 1, categories: tuple[int, ...] = (1,)) -> CocoData:
+    images = tuple(Image(i + 1, f"{i}.jpg", None) for i in range(count))
     entries = tuple({"iscrowd": 0, "id": i + 1, **a} for i, a in enumerate(annotations))
-    return CocoData(Path("none.json"), pictures, tuple(Category(c, f"class {c}") for c in categories), entries)
+    return CocoData(Path("none.json"), images, tuple(Category(c, f"class {c}") for c in categories), entries)
 
 
 def _object(box: list[float], category: int = 1, image: int = 1, **more: Any) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _scores(data: CocoData, found: Detections, kind: Kind = "bbox", engine: str 
         data,
         found,
         kind=kind,
-        image_ids=[p.id for p in data.pictures],
+        image_ids=[p.id for p in data.images],
         category_ids=[c.id for c in data.categories],
         sigmas=SIGMAS if kind == "keypoints" else (),
         engine=engine,
@@ -168,7 +168,7 @@ def test_shuffled_labels_score_nearly_nothing() -> None:
 
 
 def test_only_the_images_that_were_looked_at_count() -> None:
-    data = _data([_object([10, 10, 40, 40], image=1), _object([10, 10, 40, 40], image=2)], images=2)
+    data = _data([_object([10, 10, 40, 40], image=1), _object([10, 10, 40, 40], image=2)], count=2)
     found = _found((1, 1, 0.9, [10, 10, 40, 40]))
     values = [
         coco_scores(data, found, kind="bbox", image_ids=ids, category_ids=[1]).metrics["AR100"] for ids in ([1], [1, 2])
@@ -225,7 +225,7 @@ def test_both_libraries_agree_on_real_annotations(shared: Path, name: str, kind:
 
 def _masks_of_truth(data: CocoData, shift: int) -> Detections:
     """Every object's rectangle as a mask, moved to the right."""
-    sizes = {p.id: p.size for p in data.pictures}
+    sizes = {p.id: p.size for p in data.images}
     masks = []
     for a in data.annotations:
         size = sizes[a["image_id"]]

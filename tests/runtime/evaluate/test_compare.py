@@ -1,4 +1,4 @@
-"""Two evaluations side by side, intervals by resampling pictures, curves, and upstream's preprocessing."""
+"""Two evaluations side by side, intervals by resampling images, curves, and upstream's preprocessing."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from deploykit.runtime.evaluate.detection import as_upstream
 from deploykit.runtime.evaluate.plots import f1_curve, write_plots
 from deploykit.runtime.evaluate.report import Evaluation
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows, Source
+from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Source
 from tests.cell_model import BLUE, RED, write_cell_model
 from tests.coco_folder import Folder, pose_spec, write_folder
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
 
-PICTURES = tuple((((i % 5, i % 7, RED), (6, (i + 3) % 8, BLUE)), ((i % 8, 2, BLUE),), ())[i % 3] for i in range(12))
+IMAGES = tuple((((i % 5, i % 7, RED), (6, (i + 3) % 8, BLUE)), ((i % 8, 2, BLUE),), ())[i % 3] for i in range(12))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    return write_folder(tmp_path_factory.mktemp("cells") / "cells", PICTURES)
+    return write_folder(tmp_path_factory.mktemp("cells") / "cells", IMAGES)
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +42,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def other(folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """The same pictures with every third one black: what is lost there is known."""
+    """The same images with every third one black: what is lost there is known."""
     place = tmp_path_factory.mktemp("other") / "cells"
-    copied = write_folder(place, PICTURES)
+    copied = write_folder(place, IMAGES)
     for number, file in enumerate(sorted(copied.images.iterdir())):
         if number % 4 == 0:
-            picture = cv2.imread(str(file))
-            cv2.imwrite(str(file), np.zeros_like(picture))
+            image = cv2.imread(str(file))
+            cv2.imwrite(str(file), np.zeros_like(image))
     return copied
 
 
@@ -72,14 +72,14 @@ def test_a_difference_is_the_models_minus_the_references(good: Evaluation, worse
 
 
 def test_the_interval_is_that_of_data_sets_drawn_outright(good: Evaluation, worse: Evaluation) -> None:
-    """hotcoco's resampling against evaluations of annotations in which a picture stands as often as it was drawn."""
+    """hotcoco's resampling against evaluations of annotations in which an image stands as often as it was drawn."""
     found = compare_evaluations(worse, good, samples=400)
     low, high = found.intervals["AP"]
     assert low <= found.difference["AP"] <= high
     chance = np.random.default_rng(1)
     drawn = []
     for _ in range(60):
-        order = chance.integers(0, len(PICTURES), len(PICTURES))
+        order = chance.integers(0, len(IMAGES), len(IMAGES))
         drawn.append(_resampled(worse, order) - _resampled(good, order))
     inside = np.mean([(low - 0.03 <= d <= high + 0.03) for d in drawn])
     assert inside >= 0.85
@@ -87,11 +87,11 @@ def test_the_interval_is_that_of_data_sets_drawn_outright(good: Evaluation, wors
 
 
 def _resampled(found: Evaluation, order: np.ndarray[Any, Any]) -> float:
-    """AP of the pictures of ``order``, each drawn one a picture of its own."""
+    """AP of the images of ``order``, each drawn one an image of its own."""
     truth, detections = found.scored.truth, found.detections
     ids = [found.scored.image_ids[i] for i in order]
-    pictures = {p.id: p for p in truth.pictures}
-    new = tuple(replace(pictures[i], id=n + 1) for n, i in enumerate(ids))
+    images = {p.id: p for p in truth.images}
+    new = tuple(replace(images[i], id=n + 1) for n, i in enumerate(ids))
     annotations = [
         {**a, "image_id": n + 1, "id": 1000 * n + k + 1}
         for n, i in enumerate(ids)
@@ -108,7 +108,7 @@ def _resampled(found: Evaluation, order: np.ndarray[Any, Any]) -> float:
         scores=detections.scores[rows],
         keypoints=None,
     )
-    data = replace(truth, pictures=new, annotations=tuple(annotations))
+    data = replace(truth, images=new, annotations=tuple(annotations))
     scores = coco_scores(
         data, again, kind="bbox", image_ids=range(1, len(ids) + 1), category_ids=found.scored.category_ids
     )
@@ -138,11 +138,11 @@ def test_a_drop_beyond_the_limit_is_refused(good: Evaluation, worse: Evaluation)
         check_drop(found, 1.0, metric="ARx")
 
 
-def test_only_evaluations_of_the_same_pictures_are_compared(good: Evaluation, model: Path, folder: Folder) -> None:
+def test_only_evaluations_of_the_same_images_are_compared(good: Evaluation, model: Path, folder: Folder) -> None:
     fewer = deploykit.evaluate(model, folder.data, images=folder.images, task="detect", limit=3)
     points = deploykit.evaluate(model, folder.data, images=folder.images)
     for other in (fewer, points):
-        with pytest.raises(UsageError, match="the same pictures"):
+        with pytest.raises(UsageError, match="the same images"):
             compare_evaluations(good, other)
     with pytest.raises(UsageError, match="at least 0 draws"):
         compare_evaluations(good, good, samples=-1)
@@ -193,7 +193,7 @@ def test_the_best_threshold_is_where_a_direct_count_finds_it(worse: Evaluation) 
 
 
 def _counted(found: Evaluation, threshold: float) -> float:
-    """F1 of all classes' mean by counting: every detection of this network is an object, or is in a black picture."""
+    """F1 of all classes' mean by counting: every detection of this network is an object, or is in a black image."""
     values = []
     for category in found.scored.category_ids:
         objects = sum(a["category_id"] == category for a in found.scored.truth.annotations)
@@ -221,9 +221,9 @@ def test_curves_are_drawn_for_one_model_and_for_two(
         written = write_plots(tmp_path / name, shown)
         assert [p.name for p in written] == ["precision-recall.png", "f1.png", "classes.png", "curves.json"]
         for place in written[:3]:
-            picture = cv2.imread(str(place))
-            assert min(picture.shape[:2]) > 300
-            assert picture.std() > 5  # something is drawn
+            image = cv2.imread(str(place))
+            assert min(image.shape[:2]) > 300
+            assert image.std() > 5  # something is drawn
         again = write_plots(tmp_path / f"{name} again", shown)
         assert [p.read_bytes() for p in again] == [p.read_bytes() for p in written]
     numbers = json.loads((tmp_path / "two" / "curves.json").read_text())
@@ -244,7 +244,7 @@ def upstream_spec(name: str, **fit: Any) -> ModelSpec:
     return ModelSpec(
         task="detect",
         input=InputSpec(size=(640, 640), dynamic="shape", fit=Fit(**fit)),
-        output=RawRows(),
+        output=RawDetections(),
         classes=("a",),
         source=Source(model=name),
     )
@@ -269,13 +269,13 @@ def test_a_rectangle_is_that_of_the_projects_loader(
     )
 
 
-def test_pictures_shrink_by_area_and_grow_linearly() -> None:
+def test_images_shrink_by_area_and_grow_linearly() -> None:
     fit = as_upstream(upstream_spec("yolov5n")).input.fit
-    picture = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
+    image = np.random.default_rng(0).integers(0, 256, (1280, 1280, 3), np.uint8)
     small = Letterbox.fit((1280, 1280), (640, 640), fit, auto=False)
-    np.testing.assert_array_equal(small.apply(picture), cv2.resize(picture, (640, 640), interpolation=cv2.INTER_AREA))
+    np.testing.assert_array_equal(small.apply(image), cv2.resize(image, (640, 640), interpolation=cv2.INTER_AREA))
     large = Letterbox.fit((320, 320), (640, 640), fit, auto=False)
-    piece = picture[:320, :320]
+    piece = image[:320, :320]
     np.testing.assert_array_equal(large.apply(piece), cv2.resize(piece, (640, 640), interpolation=cv2.INTER_LINEAR))
 
 

@@ -1,4 +1,4 @@
-"""Classification, segmentation and restoration: pictures in, metrics out, with networks whose answers are known."""
+"""Classification, segmentation and restoration: images in, metrics out, with networks whose answers are known."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from deploykit.runtime.images.metrics import psnr, ssim
 from deploykit.runtime.images.placing import Placed, place
 from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.postprocess.dense import label_map, restored, top_classes
-from deploykit.spec import METADATA_KEY, Fit, InputSpec, ModelSpec, Tensor
+from deploykit.spec import METADATA_KEY, DenseOutput, Fit, InputSpec, ModelSpec
 from tests.reference.similarity import slow_ssim
 
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
@@ -55,7 +55,7 @@ def classifier(tmp_path: Path) -> Path:
     spec = ModelSpec(
         task="classify",
         input=InputSpec(size=(32, 32), fit=Fit(kind="crop", stride=1)),
-        output=Tensor(),
+        output=DenseOutput(),
         classes=("red", "Green_one", "blue"),
     )
     nodes = [helper.make_node("GlobalAveragePool", ["images"], ["a"]), helper.make_node("Flatten", ["a"], ["logits"])]
@@ -63,11 +63,11 @@ def classifier(tmp_path: Path) -> Path:
 
 
 def segmenter(path: Path, *, classes: tuple[str, ...] = ("red", "green", "blue"), fit: Fit | None = None) -> Path:
-    """Its logits are the picture's own channels, at half the size."""
+    """Its logits are the image's own channels, at half the size."""
     spec = ModelSpec(
         task="segment",
         input=InputSpec(size=(64, 64), fit=fit or Fit(kind="letterbox", stride=2, pad_value=0)),
-        output=Tensor(),
+        output=DenseOutput(),
         classes=classes,
     )
     nodes = [helper.make_node("AveragePool", ["images"], ["logits"], kernel_shape=[2, 2], strides=[2, 2])]
@@ -79,7 +79,7 @@ def restorer(path: Path, *, brighter: bool = False) -> Path:
     spec = ModelSpec(
         task="restore",
         input=InputSpec(size=(32, 32), dynamic="shape", fit=Fit(kind="pad", stride=16)),
-        output=Tensor(name="image"),
+        output=DenseOutput(name="image"),
     )
     node = (
         helper.make_node("Mul", ["images", "two"], ["image"])
@@ -111,8 +111,8 @@ def test_top_one_is_the_share_of_right_classes(classifier: Path, class_folder: P
     found = deploykit.evaluate_dense(classifier, class_folder, on_progress=lambda *now: progress.append(now))
     assert found.task == "classify"
     assert found.metrics == {"top1": 5 / 6, "top5": 1.0}
-    assert found.per_class["red"] == {"top1": 2 / 3, "top5": 1.0, "pictures": 3}
-    assert found.counts == {"pictures": 6, "classes": 3}
+    assert found.per_class["red"] == {"top1": 2 / 3, "top5": 1.0, "images": 3}
+    assert found.counts == {"images": 6, "classes": 3}
     assert progress == [(i, 6) for i in range(1, 7)]
     assert set(found.timings) == {"read", "prepare", "inference", "score"}
 
@@ -122,11 +122,11 @@ def test_class_folders_may_be_numbers(classifier: Path, tmp_path: Path) -> None:
     assert deploykit.evaluate_dense(classifier, tmp_path / "numbers").metrics["top1"] == 1.0
 
 
-def test_a_crop_is_the_middle_of_the_scaled_picture() -> None:
+def test_a_crop_is_the_middle_of_the_scaled_image() -> None:
     canvas = InputSpec(size=(28, 28), fit=Fit(kind="crop", crop_share=0.875))
-    picture = CHANCE.integers(0, 256, (64, 96, 3), np.uint8)
-    found = place(picture, canvas)
-    scaled = cv2.resize(picture, (48, 32), interpolation=cv2.INTER_LINEAR)
+    image = CHANCE.integers(0, 256, (64, 96, 3), np.uint8)
+    found = place(image, canvas)
+    scaled = cv2.resize(image, (48, 32), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(found.canvas, scaled[2:30, 10:38])
 
 
@@ -139,25 +139,25 @@ def test_probabilities_are_the_softmax_and_ties_go_to_the_lower_class() -> None:
 # Segmentation.
 
 
-def split_picture(size: tuple[int, int] = (64, 96)) -> tuple[Any, Any]:
-    """A picture of three stripes and its label map."""
+def split_image(size: tuple[int, int] = (64, 96)) -> tuple[Any, Any]:
+    """An image of three stripes and its label map."""
     labels = np.repeat(np.arange(3), size[1] // 3)[None].repeat(size[0], 0).astype(np.uint8)
     return np.array(COLOURS, np.uint8)[labels], labels
 
 
 @pytest.fixture
 def stripes(tmp_path: Path) -> tuple[Path, Path]:
-    picture, labels = split_picture()
+    image, labels = split_image()
     labels[:, :32] = 255  # the red stripe does not count ...
     labels[:, 90:] = 1  # ... and a part of the blue one is called green
-    save(tmp_path / "pictures" / "a.jpg.png", picture)
+    save(tmp_path / "images" / "a.jpg.png", image)
     save(tmp_path / "labels" / "a.jpg.png", labels)
-    return tmp_path / "pictures", tmp_path / "labels"
+    return tmp_path / "images", tmp_path / "labels"
 
 
 def test_label_maps_are_compared_pixel_by_pixel(tmp_path: Path, stripes: tuple[Path, Path]) -> None:
-    pictures, labels = stripes
-    found = deploykit.evaluate_dense(segmenter(tmp_path / "s.onnx"), labels, images=pictures)
+    images, labels = stripes
+    found = deploykit.evaluate_dense(segmenter(tmp_path / "s.onnx"), labels, images=images)
     green, blue, wrong = 32 * 64, 26 * 64, 6 * 64
     iou = {"green": green / (green + wrong), "blue": blue / (blue + wrong)}
     for name, value in iou.items():
@@ -168,10 +168,10 @@ def test_label_maps_are_compared_pixel_by_pixel(tmp_path: Path, stripes: tuple[P
 
 @pytest.mark.parametrize("kind", ["letterbox", "resize"])
 @pytest.mark.parametrize("size", [(64, 96), (300, 120), (64, 66)])
-def test_a_label_map_has_the_pictures_own_pixels(tmp_path: Path, kind: Any, size: tuple[int, int]) -> None:
-    picture, labels = split_picture(size)
+def test_a_label_map_has_the_images_own_pixels(tmp_path: Path, kind: Any, size: tuple[int, int]) -> None:
+    image, labels = split_image(size)
     spec = InputSpec(size=(64, 64), fit=Fit(kind=kind, stride=2, pad_value=0))
-    placed = place(picture, spec)
+    placed = place(image, spec)
     logits = blob([placed.canvas], spec)[0]
     found = label_map(logits, placed)
     assert found.shape == size
@@ -196,14 +196,14 @@ def test_one_channel_is_class_one_against_class_zero(tmp_path: Path) -> None:
 
 
 def test_a_palette_is_read_as_its_indices(tmp_path: Path) -> None:
-    image = pytest.importorskip("PIL.Image", reason="the extra eval is not installed")
-    picture, labels = split_picture()
-    save(tmp_path / "pictures" / "a.png", picture)
+    pillow = pytest.importorskip("PIL.Image", reason="the extra eval is not installed")
+    image, labels = split_image()
+    save(tmp_path / "images" / "a.png", image)
     (tmp_path / "labels").mkdir()
-    indexed = image.fromarray(labels, "P")
+    indexed = pillow.fromarray(labels, "P")
     indexed.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
     indexed.save(tmp_path / "labels" / "a.png")
-    found = deploykit.evaluate_dense(segmenter(tmp_path / "s.onnx"), tmp_path / "labels", images=tmp_path / "pictures")
+    found = deploykit.evaluate_dense(segmenter(tmp_path / "s.onnx"), tmp_path / "labels", images=tmp_path / "images")
     assert found.metrics["mIoU"] > 0.9
 
 
@@ -212,15 +212,15 @@ def test_a_palette_is_read_as_its_indices(tmp_path: Path) -> None:
 
 def test_a_network_that_gives_its_input_back_is_as_good_as_its_input(tmp_path: Path) -> None:
     clean = {f"{i}.png": CHANCE.integers(0, 256, (30 + i, 45, 3), np.uint8) for i in range(2)}
-    for name, picture in clean.items():
-        noisy = np.clip(picture.astype(int) + CHANCE.integers(-9, 10, picture.shape), 0, 255).astype(np.uint8)
+    for name, image in clean.items():
+        noisy = np.clip(image.astype(int) + CHANCE.integers(-9, 10, image.shape), 0, 255).astype(np.uint8)
         save(tmp_path / "noisy" / name, noisy)
-        save(tmp_path / "clean" / name, picture)
+        save(tmp_path / "clean" / name, image)
     found = deploykit.evaluate_dense(restorer(tmp_path / "r.onnx"), tmp_path / "clean", images=tmp_path / "noisy")
-    for name, picture in clean.items():
+    for name, image in clean.items():
         noisy = cv2.imread(str(tmp_path / "noisy" / name))
-        assert found.per_picture[name] == {"PSNR": psnr(noisy, picture), "SSIM": ssim(noisy, picture)}
-    assert found.metrics["PSNR"] == np.mean([v["PSNR"] for v in found.per_picture.values()])
+        assert found.per_image[name] == {"PSNR": psnr(noisy, image), "SSIM": ssim(noisy, image)}
+    assert found.metrics["PSNR"] == np.mean([v["PSNR"] for v in found.per_image.values()])
     same = deploykit.evaluate_dense(restorer(tmp_path / "r.onnx"), tmp_path / "clean", images=tmp_path / "clean")
     assert same.metrics == {"PSNR": math.inf, "SSIM": pytest.approx(1.0)}
     assert json.loads(json.dumps(same.to_dict()))["metrics"]["PSNR"] == "inf"
@@ -230,13 +230,13 @@ def test_pixels_are_what_the_network_was_fed() -> None:
     canvas = InputSpec(
         size=(32, 48), fit=Fit(kind="pad", stride=16), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), dynamic="shape"
     )
-    picture = CHANCE.integers(0, 256, (25, 40, 3), np.uint8)
-    placed = place(picture, canvas)
+    image = CHANCE.integers(0, 256, (25, 40, 3), np.uint8)
+    placed = place(image, canvas)
     assert placed.canvas.shape == (32, 48, 3)
     np.testing.assert_array_equal(placed.canvas[25], placed.canvas[23])  # mirrored below
-    np.testing.assert_array_equal(restored(blob([placed.canvas], canvas)[0], placed, canvas), picture)
+    np.testing.assert_array_equal(restored(blob([placed.canvas], canvas)[0], placed, canvas), image)
     twice = blob([placed.canvas], canvas)[0].repeat(2, 1).repeat(2, 2)
-    np.testing.assert_array_equal(restored(twice, placed, canvas), picture.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(restored(twice, placed, canvas), image.repeat(2, 0).repeat(2, 1))
 
 
 def test_psnr_and_ssim_are_what_they_are_defined_as() -> None:
@@ -269,12 +269,12 @@ def test_ssim_is_scikit_images() -> None:
 def test_the_command_line_says_what_python_says(
     tmp_path: Path, stripes: tuple[Path, Path], classifier: Path, class_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pictures, labels = stripes
+    images, labels = stripes
     model = segmenter(tmp_path / "s.onnx")
-    words = ["eval", "--model", str(model), "--data", str(labels), "--images", str(pictures)]
+    words = ["eval", "--model", str(model), "--data", str(labels), "--images", str(images)]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["metrics"] == deploykit.evaluate_dense(model, labels, images=pictures).metrics
+    assert told["metrics"] == deploykit.evaluate_dense(model, labels, images=images).metrics
     assert main([*words, "--per-class", "--against", str(model), "--task", "segment"]) == 0
     out = capsys.readouterr().out
     assert "mIoU" in out
@@ -283,7 +283,7 @@ def test_the_command_line_says_what_python_says(
     assert main(["eval", "--model", str(classifier), "--data", str(class_folder), "--limit", "2"]) == 0
     captured = capsys.readouterr()
     assert "top1" in captured.out
-    assert "only the first 2 of 6 pictures" in captured.err
+    assert "only the first 2 of 6 images" in captured.err
     assert main([*words, "--conf", "0.5"]) == 2
     assert "--conf: for detections" in capsys.readouterr().err
 
@@ -293,50 +293,50 @@ def evaluated(*args: Any, **options: Any) -> DenseEvaluation:
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path, classifier: Path, stripes: tuple[Path, Path]) -> None:
-    pictures, labels = stripes
+    images, labels = stripes
     model = segmenter(tmp_path / "s.onnx")
     with pytest.raises(UsageError, match="takes --images"):
         evaluated(model, labels)
     with pytest.raises(UsageError, match="leave --images out"):
-        evaluated(classifier, labels, images=pictures)
+        evaluated(classifier, labels, images=images)
     with pytest.raises(UsageError, match="'restore' was asked for, but this model's is 'segment'"):
-        evaluated(model, labels, images=pictures, task="restore")
+        evaluated(model, labels, images=images, task="restore")
     with pytest.raises(NotFoundError, match="label maps or targets was expected"):
-        evaluated(model, tmp_path / "none", images=pictures)
+        evaluated(model, tmp_path / "none", images=images)
     with pytest.raises(DataError, match="has no folder"):
         evaluated(classifier, labels)
     save(tmp_path / "others" / "purple" / "a.png", np.zeros((32, 32, 3), np.uint8))
     with pytest.raises(DataError, match=r"'purple' .1 of 1 in .* is none of the model's 3 classes"):
         evaluated(classifier, tmp_path / "others")
-    save(pictures / "b.png", np.zeros((64, 96, 3), np.uint8))
+    save(images / "b.png", np.zeros((64, 96, 3), np.uint8))
     with pytest.raises(DataError, match=r"no file of the same name for 1 .*b\.png"):
-        evaluated(model, labels, images=pictures)
+        evaluated(model, labels, images=images)
     save(labels / "b.png", np.full((64, 96), 7, np.uint8))
     with pytest.raises(DataError, match="has the label 7, the network 3 classes"):
-        evaluated(model, labels, images=pictures)
+        evaluated(model, labels, images=images)
     save(labels / "b.png", np.zeros((64, 95), np.uint8))
     with pytest.raises(DataError, match=r"has \(64, 95\)"):
-        evaluated(model, labels, images=pictures)
+        evaluated(model, labels, images=images)
     save(labels / "b.png", np.zeros((64, 96, 3), np.uint8))
     with pytest.raises(DataError, match="one channel or a palette"):
-        evaluated(model, labels, images=pictures)
-    with pytest.raises(UsageError, match="at least 1 picture"):
-        evaluated(model, labels, images=pictures, limit=0)
+        evaluated(model, labels, images=images)
+    with pytest.raises(UsageError, match="at least 1 image"):
+        evaluated(model, labels, images=images, limit=0)
 
 
-def test_a_picture_that_has_no_place_is_refused() -> None:
-    picture = np.zeros((40, 40, 3), np.uint8)
+def test_a_image_that_has_no_place_is_refused() -> None:
+    image = np.zeros((40, 40, 3), np.uint8)
     with pytest.raises(ImageSizeError, match="at most 32x32"):
-        place(picture, InputSpec(size=(32, 32), fit=Fit(kind="pad", stride=16)))
+        place(image, InputSpec(size=(32, 32), fit=Fit(kind="pad", stride=16)))
     with pytest.raises(ImageSizeError, match="too small to be mirrored"):
-        place(picture, InputSpec(size=(128, 128), fit=Fit(kind="pad", stride=16)))
+        place(image, InputSpec(size=(128, 128), fit=Fit(kind="pad", stride=16)))
     with pytest.raises(SpecError, match="not by 'tile'"):
-        place(picture, InputSpec(fit=Fit(kind="tile")))
+        place(image, InputSpec(fit=Fit(kind="tile")))
     with pytest.raises(SpecError, match="crop's share"):
         Fit(crop_share=0.0)
 
 
 def test_features_have_no_truth() -> None:
-    spec = ModelSpec("features", InputSpec(size=(32, 32), fit=Fit(kind="crop", stride=1)), Tensor(name="features"))
+    spec = ModelSpec("features", InputSpec(size=(32, 32), fit=Fit(kind="crop", stride=1)), DenseOutput(name="features"))
     with pytest.raises(UsageError, match="no truth that those are scored by"):
         evaluate_dense._task(spec, None)

@@ -1,4 +1,4 @@
-"""Evaluation from pictures to metrics, with a real network whose every answer is known."""
+"""Evaluation from images to metrics, with a real network whose every answer is known."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from deploykit.runtime.evaluate.coco_metrics import BOX_KEYS, KEYPOINT_KEYS
 from deploykit.runtime.evaluate.detection import evaluate_session
 from deploykit.runtime.evaluate.report import Evaluation
 from deploykit.runtime.native.library import nms_arrays
-from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model
 from tests.coco_folder import BLUE_ID, RED_ID, Folder, pose_spec, write_folder
 
@@ -168,9 +168,9 @@ def test_classes_that_only_one_side_has_are_left_out_and_said(model: Path, folde
         _evaluated(model, folder.save())
 
 
-def test_listed_pictures_that_are_missing_are_an_error_unless_that_is_allowed(model: Path, folder: Folder) -> None:
+def test_listed_images_that_are_missing_are_an_error_unless_that_is_allowed(model: Path, folder: Folder) -> None:
     (folder.images / "000000000000.png").unlink()
-    with pytest.raises(NotFoundError, match=r"1 of 4 listed pictures are not in .*000000000000.png\): name .*--allow-"):
+    with pytest.raises(NotFoundError, match=r"1 of 4 listed images are not in .*000000000000.png\): name .*--allow-"):
         _evaluated(model, folder)
     allowed = _evaluated(model, folder, allow_missing=True, task="detect")
     assert (allowed.counts.images, allowed.counts.missing, allowed.counts.objects) == (3, 1, 3)
@@ -179,26 +179,26 @@ def test_listed_pictures_that_are_missing_are_an_error_unless_that_is_allowed(mo
     limited = _evaluated(model, folder, limit=2, task="detect")
     assert (limited.counts.images, limited.counts.missing, limited.counts.left_out) == (2, 1, 1)
     assert limited.counts.objects == 2
-    assert "only the first 2 of 3 pictures" in limited.notes[1]
+    assert "only the first 2 of 3 images" in limited.notes[1]
     for file in folder.images.iterdir():
         file.unlink()
     for more in ({}, {"allow_missing": True}, {"limit": 1}):
-        with pytest.raises(NotFoundError, match="4 of 4 listed pictures are not in"):
+        with pytest.raises(NotFoundError, match="4 of 4 listed images are not in"):
             _evaluated(model, folder, **more)
 
 
-def test_pictures_beside_the_listed_ones_are_not_looked_at(model: Path, folder: Folder) -> None:
-    (folder.images / "other.png").write_bytes(b"not a picture")
+def test_images_beside_the_listed_ones_are_not_looked_at(model: Path, folder: Folder) -> None:
+    (folder.images / "other.png").write_bytes(b"not an image")
     assert _evaluated(model, folder).counts.images == 4
 
 
-def test_a_listed_picture_that_cannot_be_read_is_an_error(model: Path, folder: Folder) -> None:
-    (folder.images / "000000000001.png").write_bytes(b"not a picture")
-    with pytest.raises(ImageError, match=r"000000000001.png is not a whole picture"):
+def test_a_listed_image_that_cannot_be_read_is_an_error(model: Path, folder: Folder) -> None:
+    (folder.images / "000000000001.png").write_bytes(b"not an image")
+    with pytest.raises(ImageError, match=r"000000000001.png is not a whole image"):
         _evaluated(model, folder, allow_missing=True)
 
 
-def test_a_picture_of_another_size_than_the_annotations_say_is_an_error(model: Path, folder: Folder) -> None:
+def test_a_image_of_another_size_than_the_annotations_say_is_an_error(model: Path, folder: Folder) -> None:
     folder.coco["images"][2]["width"] = 511
     with pytest.raises(DataError, match=r"is 512x512 .*, the annotations say 511x512"):
         _evaluated(model, folder.save())
@@ -207,13 +207,13 @@ def test_a_picture_of_another_size_than_the_annotations_say_is_an_error(model: P
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"limit": 0}, "limit must be at least 1 picture, got 0"),
+        ({"limit": 0}, "limit must be at least 1 image, got 0"),
         ({"task": "segment"}, "knows the tasks detect, instances, keypoints, not 'segment'"),
         ({"conf": 2}, "conf must lie in 0..1"),
         ({"batch": 3}, "takes a batch of 1, got 3"),
         ({"engine": "coco"}, "must be hotcoco or pycocotools, got 'coco'"),
-        ({"img": 128}, "takes pictures of 64x64 .* only, not 128x128"),
-        ({"rectangles": True}, "takes pictures of 64x64 .* only, not rectangles"),
+        ({"img": 128}, "takes images of 64x64 .* only, not 128x128"),
+        ({"rectangles": True}, "takes images of 64x64 .* only, not rectangles"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(model: Path, folder: Folder, options: dict[str, Any], said: str) -> None:
@@ -222,7 +222,7 @@ def test_options_that_do_not_fit_are_refused(model: Path, folder: Folder, option
 
 
 def test_the_folder_must_be_one(model: Path, folder: Folder) -> None:
-    with pytest.raises(NotFoundError, match="a folder of pictures was expected at"):
+    with pytest.raises(NotFoundError, match="a folder of images was expected at"):
         deploykit.evaluate(model, folder.data, images=folder.path / "none")
     with pytest.raises(UsageError, match=r"must be in a folder, but .* is a file"):
         deploykit.evaluate(model, folder.data, images=folder.data)
@@ -231,7 +231,7 @@ def test_the_folder_must_be_one(model: Path, folder: Folder) -> None:
 def test_thresholds_that_lower_the_numbers_are_said(model: Path, folder: Folder) -> None:
     found = _evaluated(model, folder, conf=0.3, max_det=2, task="detect")
     assert "conf 0.3 leaves out weak detections" in found.notes[0]
-    assert "max_det 2 is below the 100 a picture" in found.notes[1]
+    assert "max_det 2 is below the 100 an image" in found.notes[1]
     assert found.counts.full == 2
     assert found.counts.detections == 5
 
@@ -248,7 +248,7 @@ def test_a_batch_gives_the_same_numbers(tmp_path: Path, folder: Folder) -> None:
 
 
 def test_keypoints_need_a_model_and_annotations_with_the_same(tmp_path: Path, folder: Folder) -> None:
-    boxes = replace(cell_spec(), task="detect", keypoints=None, output=RawRows(cls=(5, 7)))
+    boxes = replace(cell_spec(), task="detect", keypoints=None, output=RawDetections(cls=(5, 7)))
     with pytest.raises(UsageError, match="needs a model with keypoints"):
         _evaluated(write_cell_model(tmp_path / "boxes.onnx", spec=boxes), folder, task="keypoints")
     bare = write_cell_model(tmp_path / "bare.onnx", spec=cell_spec())
@@ -267,7 +267,7 @@ def _pose_of_17(names: tuple[str, ...], sigmas: tuple[float, ...]) -> tuple[Fake
     row[0, 0, 6::3] = row[0, 0, 7::3] = np.arange(17)
     base = cell_spec()
     points = KeypointSpec(names, sigmas=sigmas)
-    spec = replace(base, output=RawRows(keypoints=(6, 57)), classes=("person",), keypoints=points)
+    spec = replace(base, output=RawDetections(keypoints=(6, 57)), classes=("person",), keypoints=points)
     return FakeSession(lambda _: {"output": row}, spec=spec), spec
 
 
@@ -320,7 +320,7 @@ def test_nms_inside_a_network_keeps_its_thresholds_and_that_is_said(tmp_path: Pa
 def test_classes_without_names_are_matched_by_position(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "one", [((1, 2, RED),)], scale=1)
     rows = np.array([[[32, 32, 8, 8, 1, 0.5, 0.9]]], np.float32)
-    spec = replace(cell_spec(), task="detect", keypoints=None, classes=(), output=RawRows(cls=(5, 7)))
+    spec = replace(cell_spec(), task="detect", keypoints=None, classes=(), output=RawDetections(cls=(5, 7)))
     found = evaluate_session(FakeSession(lambda _: {"output": rows}, spec=spec), spec, folder.data, folder.images)
     assert sorted(found.detections.category_ids.tolist()) == [BLUE_ID, RED_ID]  # without names: by position
     assert found.settings.matched_by == "position"
@@ -333,10 +333,10 @@ def test_more_candidates_than_nms_looks_at_are_said(
     monkeypatch.setattr("deploykit.runtime.evaluate.detection.TOPK", 10)
     found = _evaluated(model, folder, task="detect")
     assert (found.counts.truncated, found.counts.detections) == (1, 10)
-    assert "more candidates than NMS looks at (10) in 1 of 1 pictures" in found.notes[0]
+    assert "more candidates than NMS looks at (10) in 1 of 1 images" in found.notes[0]
 
 
-def test_every_picture_gets_the_whole_canvas_unless_rectangles_are_wanted(tmp_path: Path) -> None:
+def test_every_image_gets_the_whole_canvas_unless_rectangles_are_wanted(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "wide", [((1, 1, RED),), ((2, 0, BLUE),)], wide=2)
     shapes: list[tuple[int, ...]] = []
 
@@ -344,7 +344,7 @@ def test_every_picture_gets_the_whole_canvas_unless_rectangles_are_wanted(tmp_pa
         shapes.append(inputs["images"].shape)
         return {"output": np.zeros((len(inputs["images"]), 1, 7), np.float32)}
 
-    base = replace(cell_spec(), task="detect", keypoints=None, output=RawRows(cls=(5, 7)))
+    base = replace(cell_spec(), task="detect", keypoints=None, output=RawDetections(cls=(5, 7)))
     moving = replace(base.input, dynamic="shape", fit=replace(base.input.fit, auto=True))
     spec = replace(base, input=moving)
     session = FakeSession(answer, spec=spec)

@@ -1,4 +1,4 @@
-"""Pictures on a canvas and back."""
+"""Images on a canvas and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from deploykit.runtime.native.library import plan_of
 from deploykit.spec import Fit, InputSpec
 
 
-def _picture(height: int, width: int, seed: int = 0) -> Array:
+def _image(height: int, width: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -72,7 +72,7 @@ SIZES = st.tuples(st.integers(5, 20), st.integers(5, 20)).map(lambda t: (t[0] * 
 
 
 @given(source=st.tuples(SIDES, SIDES), size=SIZES, fit=FITS, where=st.tuples(st.floats(0, 1), st.floats(0, 1)))
-def test_points_come_back_within_a_thousandth_of_a_pixel_and_the_picture_stays_on_the_canvas(
+def test_points_come_back_within_a_thousandth_of_a_pixel_and_the_image_stays_on_the_canvas(
     source: tuple[int, int], size: tuple[int, int], fit: Fit, where: tuple[float, float]
 ) -> None:
     letterbox = Letterbox.fit(source, size, fit)
@@ -89,7 +89,7 @@ def test_points_come_back_within_a_thousandth_of_a_pixel_and_the_picture_stays_o
 
 @given(source=st.tuples(st.integers(1, 90), st.integers(1, 90)), fit=FITS)
 def test_the_canvas_is_opencvs_resize_with_opencvs_border(source: tuple[int, int], fit: Fit) -> None:
-    image = _picture(*source)
+    image = _image(*source)
     letterbox = Letterbox.fit(source, (128, 192), fit)
     (height, width), (left, top) = letterbox.resized, letterbox.pad
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -112,7 +112,7 @@ def top_left(image: Array, size: tuple[int, int]) -> tuple[Array, tuple[int, int
 def test_top_left_and_floor_is_the_preprocessing_of_yolox(
     height: int, width: int, size: tuple[int, int], seed: int
 ) -> None:
-    image = _picture(height, width, seed)
+    image = _image(height, width, seed)
     expected, (h, w) = top_left(image, size)
     letterbox = Letterbox.fit((height, width), size, Fit(anchor="top-left", rounding="floor"))
     assert (letterbox.resized, letterbox.pad) == ((h, w), (0, 0))
@@ -120,7 +120,7 @@ def test_top_left_and_floor_is_the_preprocessing_of_yolox(
     assert np.array_equal(canvas, expected)
     # One axis fits the canvas, and no more than a pixel is lost to the cut on the other one.
     assert size[0] - h <= 1 or size[1] - w <= 1
-    # The inverse is that of what was done: the picture's corners come back exactly, not as the one ratio has them.
+    # The inverse is that of what was done: the image's corners come back exactly, not as the one ratio has them.
     corners = np.array([[0.0, 0.0], [w, h]])
     assert np.allclose(letterbox.to_source(corners), [[0, 0], [width, height]], rtol=0, atol=1e-12 * max(height, width))
     points = np.random.default_rng(seed).uniform(0, 60, (5, 4))
@@ -132,7 +132,7 @@ def test_top_left_and_floor_is_the_preprocessing_of_yolox(
 
 
 def test_legacy_weights_of_yolox_get_normalised_rgb() -> None:
-    image = _picture(40, 56)
+    image = _image(40, 56)
     canvas, _ = top_left(image, (32, 64))
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = ((canvas[..., ::-1] / 255 - mean) / std).transpose(2, 0, 1)
@@ -140,7 +140,7 @@ def test_legacy_weights_of_yolox_get_normalised_rgb() -> None:
     assert np.allclose(blob([canvas], spec)[0], expected, rtol=0, atol=1e-6)
 
 
-def test_edges_of_the_picture_are_edges_of_what_lies_on_the_canvas() -> None:
+def test_edges_of_the_image_are_edges_of_what_lies_on_the_canvas() -> None:
     letterbox = Letterbox.fit((427, 641), (320, 320), Fit())
     canvas = letterbox.apply(np.full((427, 641, 3), 255, np.uint8))
     rows, columns = np.nonzero(canvas[:, :, 0] == 255)
@@ -156,7 +156,7 @@ def test_keypoints_map_like_boxes() -> None:
 
 def test_a_letterbox_takes_only_the_size_that_it_was_made_for() -> None:
     with pytest.raises(ImageError, match=r"\(10, 20\).*\(20, 10\)"):
-        Letterbox.fit((10, 20), (64, 64), Fit()).apply(_picture(20, 10))
+        Letterbox.fit((10, 20), (64, 64), Fit()).apply(_image(20, 10))
 
 
 def test_a_border_may_have_a_colour() -> None:

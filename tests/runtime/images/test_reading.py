@@ -1,4 +1,4 @@
-"""Pictures from files, bytes and arrays."""
+"""Images from files, bytes and arrays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.reading import as_bgr, decode_image, read_image
 
 
-def _picture(height: int, width: int, seed: int = 0) -> Array:
+def _image(height: int, width: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
@@ -23,7 +23,7 @@ def _encoded(image: Array, suffix: str = ".png") -> bytes:
 
 
 def test_a_file_whose_name_is_not_ascii_is_read(tmp_path: Path) -> None:
-    image = _picture(20, 30)
+    image = _image(20, 30)
     path = tmp_path / "Zürich 写真.png"
     path.write_bytes(_encoded(image))
     assert np.array_equal(read_image(path), image)
@@ -31,7 +31,7 @@ def test_a_file_whose_name_is_not_ascii_is_read(tmp_path: Path) -> None:
     assert np.array_equal(read_image(path.read_bytes()), image)
 
 
-def test_exif_orientation_turns_the_picture_upright() -> None:
+def test_exif_orientation_turns_the_image_upright() -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, :30] = 255  # the left half is white
     plain = _encoded(image, ".jpg")
@@ -66,7 +66,7 @@ def test_uint8_arrays_of_every_usual_shape_become_bgr(shape: tuple[int, ...]) ->
 
 
 def test_a_slice_of_an_array_becomes_contiguous() -> None:
-    image = _picture(8, 9)
+    image = _image(8, 9)
     turned = as_bgr(image[::-1, ::2])
     assert turned.flags.c_contiguous
     assert np.array_equal(turned, image[::-1, ::2])
@@ -82,15 +82,15 @@ def test_a_slice_of_an_array_becomes_contiguous() -> None:
         (np.zeros((0, 5, 3), np.uint8), "empty"),
     ],
 )
-def test_an_array_that_is_no_bgr_picture_is_refused_with_what_it_is(array: Array, words: str) -> None:
+def test_an_array_that_is_no_bgr_image_is_refused_with_what_it_is(array: Array, words: str) -> None:
     with pytest.raises(ImageError, match=words):
         as_bgr(array)
 
 
-def test_bytes_that_are_no_whole_picture_are_refused() -> None:
+def test_bytes_that_are_no_whole_image_are_refused() -> None:
     for suffix in (".png", ".jpg"):
-        whole = _encoded(_picture(90, 120), suffix)
-        with pytest.raises(ImageError, match="not a whole picture"):
+        whole = _encoded(_image(90, 120), suffix)
+        with pytest.raises(ImageError, match="not a whole image"):
             decode_image(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match=r"11 bytes, starting 68 65 6c 6c"):
         decode_image(b"hello world")
@@ -99,11 +99,11 @@ def test_bytes_that_are_no_whole_picture_are_refused() -> None:
 
 
 def test_a_jpeg_without_its_end_is_refused_even_with_a_whole_thumbnail_inside() -> None:
-    thumbnail = _encoded(_picture(8, 8), ".jpg")
-    plain = _encoded(_picture(90, 120), ".jpg")
+    thumbnail = _encoded(_image(8, 8), ".jpg")
+    plain = _encoded(_image(90, 120), ".jpg")
     whole = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + plain[2:]
     assert decode_image(whole + b"what some cameras append").shape == (90, 120, 3)
-    with pytest.raises(ImageError, match="not a whole picture"):
+    with pytest.raises(ImageError, match="not a whole image"):
         decode_image(whole[:-2])
 
 

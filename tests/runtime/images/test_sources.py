@@ -13,7 +13,7 @@ import pytest
 
 from deploykit.errors import DeployError, ImageError, NotFoundError, OutputError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.sources import Pictures, Video, kind_of, open_source
+from deploykit.runtime.images.sources import Images, Video, kind_of, open_source
 from deploykit.runtime.images.video_writer import Recorder
 
 
@@ -23,11 +23,11 @@ def _frame(shade: int, size: tuple[int, int] = (48, 64)) -> Array:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "pictures" / "below").mkdir(parents=True)
+    (tmp_path / "images" / "below").mkdir(parents=True)
     for name, shade in (("b.png", 20), ("a.JPG", 10), ("c.webp", 30), ("below/d.png", 40)):
-        (tmp_path / "pictures" / name).write_bytes(cv2.imencode(Path(name).suffix, _frame(shade))[1].tobytes())
-    (tmp_path / "pictures" / "notes.txt").write_text("x")
-    return tmp_path / "pictures"
+        (tmp_path / "images" / name).write_bytes(cv2.imencode(Path(name).suffix, _frame(shade))[1].tobytes())
+    (tmp_path / "images" / "notes.txt").write_text("x")
+    return tmp_path / "images"
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def film(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_folder_gives_its_own_pictures_by_name(folder: Path) -> None:
+def test_a_folder_gives_its_own_images_by_name(folder: Path) -> None:
     source = open_source(folder)
     frames = list(source.frames())
     assert source.total == 3
@@ -47,7 +47,7 @@ def test_a_folder_gives_its_own_pictures_by_name(folder: Path) -> None:
     assert all(f.number is None and f.read_ms > 0 for f in frames)
 
 
-def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path) -> None:
+def test_a_folder_without_images_says_what_is_in_it(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="but no file"):
         open_source(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
@@ -55,7 +55,7 @@ def test_a_folder_without_pictures_says_what_is_in_it(tmp_path: Path) -> None:
         open_source(tmp_path)
 
 
-def test_an_unreadable_picture_stops_unless_somebody_is_told(folder: Path) -> None:
+def test_an_unreadable_image_stops_unless_somebody_is_told(folder: Path) -> None:
     (folder / "b.png").write_bytes(b"broken")
     with pytest.raises(ImageError, match=r"b\.png"):
         list(open_source(folder).frames())
@@ -90,11 +90,11 @@ def test_a_broken_video_is_an_image_error(film: Path) -> None:
 
 def test_what_a_word_means(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [kind_of(s) for s in (0, "0", folder, "a.MP4", "a.jpg", "a")] == [
-        "camera", "camera", "folder", "video", "picture", "picture",
+        "camera", "camera", "folder", "video", "image", "image",
     ]  # fmt: skip
     monkeypatch.chdir(tmp_path)
     Path("0").write_bytes(b"")
-    assert kind_of("0") == "picture"
+    assert kind_of("0") == "image"
 
 
 def test_sources_that_are_not_there_are_named(folder: Path) -> None:
@@ -108,9 +108,9 @@ def test_sources_that_are_not_there_are_named(folder: Path) -> None:
         open_source(1.5)  # type: ignore[arg-type]
 
 
-def test_a_single_array_is_one_picture() -> None:
+def test_a_single_array_is_one_image() -> None:
     source = open_source(_frame(7))
-    assert isinstance(source, Pictures)
+    assert isinstance(source, Images)
     assert [f.image.max() for f in source.frames()] == [7]
 
 

@@ -61,30 +61,30 @@ def blur(images: Array, rounds: int) -> Array:
 def test_there_is_no_seam_where_the_overlap_covers_the_receptive_field(
     height: int, width: int, tile: int, rounds: int, batch: int
 ) -> None:
-    picture = np.random.default_rng(0).random((2, height, width))
-    found = run_tiled(lambda x: blur(x, rounds), picture, Tiling((tile, tile + 3), rounds, batch))
-    whole = blur(picture[None], rounds)[0]
+    image = np.random.default_rng(0).random((2, height, width))
+    found = run_tiled(lambda x: blur(x, rounds), image, Tiling((tile, tile + 3), rounds, batch))
+    whole = blur(image[None], rounds)[0]
     inside = found[:, : height if height >= tile else 0, : width if width >= tile + 3 else 0]
     np.testing.assert_allclose(inside, whole[:, : inside.shape[1], : inside.shape[2]], atol=1e-12)
-    assert found.shape == picture.shape
+    assert found.shape == image.shape
 
 
 def test_there_is_a_seam_where_it_does_not() -> None:
     errors = []
     for overlap in range(6):
         side = 32 + 3 * (32 - 2 * overlap)  # no tile overlaps more than it must
-        picture = np.random.default_rng(0).random((1, side, side))
-        whole = blur(picture[None], 4)[0]
-        found = run_tiled(lambda x: blur(x, 4), picture, Tiling((32, 32), overlap))
+        image = np.random.default_rng(0).random((1, side, side))
+        whole = blur(image[None], 4)[0]
+        found = run_tiled(lambda x: blur(x, 4), image, Tiling((32, 32), overlap))
         errors.append(float(np.abs(found - whole).max()))
     assert errors[0] > errors[1] > errors[2] > errors[3] > 1e-4
     assert max(errors[4:]) < 1e-12
 
 
 def test_a_network_may_enlarge() -> None:
-    picture = np.random.default_rng(0).random((3, 20, 31), np.float32)
-    found = run_tiled(lambda x: x.repeat(2, 2).repeat(2, 3), picture, Tiling((16, 16), 3, 2))
-    np.testing.assert_array_equal(found, picture.repeat(2, 1).repeat(2, 2))
+    image = np.random.default_rng(0).random((3, 20, 31), np.float32)
+    found = run_tiled(lambda x: x.repeat(2, 2).repeat(2, 3), image, Tiling((16, 16), 3, 2))
+    np.testing.assert_array_equal(found, image.repeat(2, 1).repeat(2, 2))
     assert found.dtype == np.float32
 
 
@@ -96,25 +96,25 @@ def test_a_fixed_batch_is_always_whole() -> None:
         shapes.append(x.shape)
         return x
 
-    picture = np.random.default_rng(0).random((1, 10, 50))
+    image = np.random.default_rng(0).random((1, 10, 50))
     tiling = Tiling((10, 20), 2, 4)
-    found = run_tiled(run, picture, tiling, whole_batches=True, on_progress=lambda *n: done.append(n))
-    np.testing.assert_array_equal(found, picture)
+    found = run_tiled(run, image, tiling, whole_batches=True, on_progress=lambda *n: done.append(n))
+    np.testing.assert_array_equal(found, image)
     assert shapes == [(4, 1, 10, 20)]
     assert done == [(3, 3)]
-    run_tiled(run, picture, tiling)
+    run_tiled(run, image, tiling)
     assert shapes[-1] == (3, 1, 10, 20)
 
 
-def test_pictures_smaller_than_a_tile_are_mirrored() -> None:
+def test_images_smaller_than_a_tile_are_mirrored() -> None:
     seen: list[Array] = []
 
     def run(x: Array) -> Array:
         seen.append(x)
         return x
 
-    picture = np.arange(6.0).reshape(1, 2, 3)
-    np.testing.assert_array_equal(run_tiled(run, picture, Tiling((5, 7), 0)), picture)
+    image = np.arange(6.0).reshape(1, 2, 3)
+    np.testing.assert_array_equal(run_tiled(run, image, Tiling((5, 7), 0)), image)
     np.testing.assert_array_equal(seen[0][0, 0, 0], [0, 1, 2, 1, 0, 1, 2])
     np.testing.assert_array_equal(seen[0][0, 0, :, 0], [0, 3, 0, 3, 0])
     np.testing.assert_array_equal(run_tiled(run, np.ones((1, 1, 1)), Tiling((3, 3), 0)), [[[1]]])
@@ -122,14 +122,14 @@ def test_pictures_smaller_than_a_tile_are_mirrored() -> None:
 
 @pytest.mark.parametrize("step", [1, 16])
 def test_memory_is_that_of_the_tiles(step: int) -> None:
-    picture = np.zeros((4, 1501, 1499), np.float32)
+    image = np.zeros((4, 1501, 1499), np.float32)
     tiling = Tiling((128, 128), 16, 2, step)
-    run_tiled(lambda x: x * 2, picture[:, :256, :256], tiling)
+    run_tiled(lambda x: x * 2, image[:, :256, :256], tiling)
     tracemalloc.start()
-    found = run_tiled(lambda x: x * 2, picture, tiling)
+    found = run_tiled(lambda x: x * 2, image, tiling)
     peak = tracemalloc.get_traced_memory()[1] - found.nbytes
     tracemalloc.stop()
-    assert peak < 8 * 2 * 4 * 128 * 128 * 4 < picture.nbytes / 5
+    assert peak < 8 * 2 * 4 * 128 * 128 * 4 < image.nbytes / 5
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native import library as native_module
 from deploykit.runtime.native.library import FOLDER, SWITCH, cpu_library, letterbox_blob, native_nms
 from deploykit.runtime.postprocess.nms import nms, numpy_nms
-from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
+from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 
 ROWS = np.array([[5, 5, 10, 10, 0.9, 1], [5, 5, 10, 10, 0.8, 1], [50, 5, 10, 10, 0.7, 1]], np.float32)
-LAYOUT = RawRows()
+LAYOUT = RawDetections()
 
 
 def taken(rows: np.ndarray) -> list[int] | None:
@@ -95,7 +95,7 @@ def test_rows_that_lie_apart_are_taken_as_they_are(native: Path, rows: np.ndarra
 
 
 def test_columns_that_the_layout_lacks_are_numpys_business(native: Path) -> None:
-    assert native_nms(ROWS, RawRows(cls=(5, 7)), Thresholds()) is None
+    assert native_nms(ROWS, RawDetections(cls=(5, 7)), Thresholds()) is None
 
 
 def test_results_are_not_overwritten_by_the_next_call(native: Path) -> None:
@@ -187,7 +187,7 @@ def test_scale_mean_and_std_are_blobs_in_both_precisions(native: Path) -> None:
         np.testing.assert_array_equal(out, expected.astype(dtype))
 
 
-def test_threads_share_a_picture_by_its_rows(native: Path) -> None:
+def test_threads_share_a_image_by_its_rows(native: Path) -> None:
     spec = InputSpec(size=(64, 64))
     image = np.random.default_rng(3).integers(0, 256, (50, 100, 3), dtype=np.uint8)
     letterbox = Letterbox.fit((50, 100), spec.size, Fit())

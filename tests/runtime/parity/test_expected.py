@@ -13,9 +13,9 @@ from deploykit.errors import ArtefactError, ParityError
 from deploykit.runtime.parity.differences import differences
 from deploykit.runtime.parity.expected import Batch, Expected, Feeds
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.spec import RawRows
+from deploykit.spec import RawDetections
 
-LAYOUT = RawRows(cls=(5, 7), keypoints=(7, 10))
+LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 10))
 
 
 def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)) -> Expected:
@@ -94,7 +94,7 @@ def test_only_what_is_taken_is_left(most: int, wide: bool) -> None:
         assert left.batches == feeds.batches
 
 
-def test_a_network_that_takes_nothing_is_not_proved_by_nothing() -> None:
+def test_a_network_that_takes_nothing_is_not_verified_by_nothing() -> None:
     with pytest.raises(ParityError, match=r"takes none of the images to compare on \(a, b, wide\)"):
         expected().within(lambda _: False)
 

@@ -18,13 +18,13 @@ from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.postprocess.detections import found_in
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.session import TensorInfo
-from deploykit.spec import Fit, InputSpec, ModelSpec, RawRows
+from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections
 
-RAW = RawRows(cls=(5, 7), decode="yolox", strides=(8, 16))
+RAW = RawDetections(cls=(5, 7), decode="yolox", strides=(8, 16))
 FIT = Fit(anchor="top-left", rounding="floor")
 
 
-def spec_of(layout: RawRows = RAW, **canvas: object) -> ModelSpec:
+def spec_of(layout: RawDetections = RAW, **canvas: object) -> ModelSpec:
     options = {"size": (32, 48), "colour": "bgr", "scale": 1.0, "fit": FIT, **canvas}
     return ModelSpec(task="detect", input=InputSpec(**options), output=layout, classes=("a", "b"))  # type: ignore[arg-type]
 
@@ -107,7 +107,7 @@ def one_box(images: Array) -> dict[str, Array]:
 
 @pytest.mark.parametrize("dynamic", ["none", "shape"])
 def test_a_predictor_finds_boxes_in_source_pixels(dynamic: str) -> None:
-    """The picture is 64 wide and lies on 32 (by its own rectangle) or on the whole canvas: scaled by 0.75, no pad."""
+    """The image is 64 wide and lies on 32 (by its own rectangle) or on the whole canvas: scaled by 0.75, no pad."""
     spec = spec_of(dynamic=dynamic, fit=replace(FIT, auto=dynamic == "shape", stride=16))
 
     def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -119,7 +119,7 @@ def test_a_predictor_finds_boxes_in_source_pixels(dynamic: str) -> None:
     assert result.labels.tolist() == [1]
     assert result.scores.tolist() == pytest.approx([0.9])
     (box,) = result.boxes.tolist()
-    assert box == pytest.approx([8 / 0.75, 8 / 0.75, 32 / 0.75, 20], abs=1e-4)  # cut where the picture ends
+    assert box == pytest.approx([8 / 0.75, 8 / 0.75, 32 / 0.75, 20], abs=1e-4)  # cut where the image ends
 
 
 def test_parity_compares_rows_in_pixels() -> None:

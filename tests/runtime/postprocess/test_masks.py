@@ -1,4 +1,4 @@
-"""Small masks laid over boxes, as pixels of the picture."""
+"""Small masks laid over boxes, as pixels of the image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_full_mask_fills_its_box() -> None:
     assert found[0, 3:7, 2:9].all()
     assert found[0].sum() == 4 * 7
     assert found[1].sum() == found[1, :3, :3].sum() == 9
-    assert not found[2:].any()  # without width, and outside of the picture
+    assert not found[2:].any()  # without width, and outside of the image
 
 
 def test_no_object_has_no_mask() -> None:

@@ -16,13 +16,13 @@ from deploykit.runtime.native.library import native_nms
 from deploykit.runtime.postprocess import nms as nms_module
 from deploykit.runtime.postprocess.nms import Kept as Result
 from deploykit.runtime.postprocess.nms import nms, numpy_nms
-from deploykit.spec import RawRows, Thresholds
+from deploykit.spec import RawDetections, Thresholds
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
 
 CORPUS = corpus()
 
 
-Nms = Callable[[Rows, RawRows, Thresholds], Result]
+Nms = Callable[[Rows, RawDetections, Thresholds], Result]
 
 
 @pytest.fixture(scope="module", params=["numpy", "native"])
@@ -34,7 +34,7 @@ def run(request: pytest.FixtureRequest) -> Nms:
     return _by_the_library
 
 
-def _by_the_library(rows: Rows, layout: RawRows, thresholds: Thresholds) -> Result:
+def _by_the_library(rows: Rows, layout: RawDetections, thresholds: Thresholds) -> Result:
     found = native_nms(rows, layout, thresholds)
     assert found is not None, "the library took nothing"
     return Result(*found)
@@ -75,7 +75,7 @@ def test_both_implementations_give_the_same_bytes(case: Case, native: Path) -> N
     _assert_same(_by_the_library(case.rows, case.layout, case.thresholds), case.rows, case.layout, case.thresholds)
 
 
-def _assert_same(found: Result, rows: Rows, layout: RawRows, thresholds: Thresholds) -> None:
+def _assert_same(found: Result, rows: Rows, layout: RawDetections, thresholds: Thresholds) -> None:
     expected = numpy_nms(rows, layout, thresholds)
     for name in ("rows", "boxes", "scores", "labels"):
         ours, theirs = getattr(found, name), getattr(expected, name)
@@ -91,10 +91,10 @@ def test_the_corpus_has_cases_that_an_offset_for_each_class_would_decide_otherwi
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[Rows, RawRows, Thresholds]:
+def problems(draw: st.DrawFn) -> tuple[Rows, RawDetections, Thresholds]:
     """Few positions, few sizes and few scores, so that ties, equal boxes and exact thresholds are common."""
     classes = draw(st.integers(1, 3))
-    layout = draw(st.sampled_from([RawRows(cls=(5, 5 + classes)), RawRows(obj=None, cls=(4, 4 + classes))]))
+    layout = draw(st.sampled_from([RawDetections(cls=(5, 5 + classes)), RawDetections(obj=None, cls=(4, 4 + classes))]))
     odd = st.sampled_from([float("nan"), float("inf"), -float("inf"), -1.0, 2.0, 1e-42, 3e38, -3e38, 0.1])
     usual = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
     values = st.one_of(*[usual] * 12, odd)
@@ -115,7 +115,7 @@ def problems(draw: st.DrawFn) -> tuple[Rows, RawRows, Thresholds]:
 
 @given(problem=problems(), block=st.sampled_from([1, 2, 3, 64]))
 def test_any_rows_give_what_the_definition_says_whatever_the_block_size(
-    problem: tuple[Rows, RawRows, Thresholds], block: int
+    problem: tuple[Rows, RawDetections, Thresholds], block: int
 ) -> None:
     usual = nms_module.BLOCK
     nms_module.BLOCK = block
@@ -127,7 +127,7 @@ def test_any_rows_give_what_the_definition_says_whatever_the_block_size(
 
 @given(problem=problems(), half=st.booleans())
 def test_any_rows_give_the_same_bytes_by_the_library(
-    native: Path, problem: tuple[Rows, RawRows, Thresholds], half: bool
+    native: Path, problem: tuple[Rows, RawDetections, Thresholds], half: bool
 ) -> None:
     rows, layout, thresholds = problem
     if half:
@@ -143,7 +143,7 @@ def test_crowds_give_the_same_bytes_by_the_library(
     native: Path, seed: int, count: int, classes: int, topk: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    layout = RawRows(cls=(5, 5 + classes))
+    layout = RawDetections(cls=(5, 5 + classes))
     rows = rng.random((count, layout.columns), np.float32)
     rows[:, :4] *= (60, 60, 30, 30)
     rows[:, 5:] = np.round(rows[:, 5:], 2)
@@ -164,7 +164,9 @@ def test_every_half_is_widened_as_numpy_does(native: Path) -> None:
     halves = np.arange(65536, dtype=np.uint16).view(np.float16)
     rows = np.zeros((65536, 5), np.float16)
     rows[:, 4] = halves
-    found = _by_the_library(rows, RawRows(obj=None, cls=(4, 5)), Thresholds(conf=0, max_det=65536, pre_nms_topk=65536))
+    found = _by_the_library(
+        rows, RawDetections(obj=None, cls=(4, 5)), Thresholds(conf=0, max_det=65536, pre_nms_topk=65536)
+    )
     expected = np.flatnonzero(np.isfinite(halves) & (halves > 0))
     assert found.candidates == len(expected)
     order = np.argsort(found.rows)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from deploykit.runtime.postprocess import nms as nms_module
 from deploykit.runtime.postprocess.nms import Kept as Result
 from deploykit.runtime.postprocess.nms import nms, numpy_nms
-from deploykit.spec import RawRows, Thresholds
+from deploykit.spec import RawDetections, Thresholds
 from tests.nms_corpus import Case, Kept, Rows, corpus, reference
 from tests.runtime.postprocess.test_nms import problems
 
-Problem = tuple[Rows, RawRows, Thresholds]
-THREE = RawRows(cls=(5, 8))
+Problem = tuple[Rows, RawDetections, Thresholds]
+THREE = RawDetections(cls=(5, 8))
 
 
 def _kept(found: Result) -> list[Kept]:
@@ -48,7 +48,7 @@ def test_any_rows_give_what_the_definition_says_however_many_are_looked_at_first
 def test_with_one_class_it_is_the_same_as_with_the_best_label(problem: Problem) -> None:
     rows, layout, thresholds = problem
     start = layout.cls[0]
-    one = RawRows(obj=layout.obj, cls=(start, start + 1))
+    one = RawDetections(obj=layout.obj, cls=(start, start + 1))
     several, single = (numpy_nms(rows, one, thresholds, multi_label=flag) for flag in (True, False))
     for name in ("rows", "boxes", "scores", "labels"):
         assert getattr(several, name).tobytes() == getattr(single, name).tobytes(), name
@@ -58,7 +58,7 @@ def test_with_one_class_it_is_the_same_as_with_the_best_label(problem: Problem) 
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 200), classes=st.integers(2, 12))
 def test_the_order_of_the_rows_decides_nothing_but_ties(seed: int, count: int, classes: int) -> None:
     rng = np.random.default_rng(seed)
-    layout = RawRows(obj=None, cls=(4, 4 + classes))
+    layout = RawDetections(obj=None, cls=(4, 4 + classes))
     scores = rng.permutation(np.linspace(0.001, 1, count * classes)).astype(np.float32)  # no two alike
     boxes = rng.random((count, 4), np.float32) * np.float32((60, 60, 30, 30))
     rows = np.concatenate((boxes, scores.reshape(count, classes)), axis=1)
@@ -96,7 +96,7 @@ def test_a_row_with_nan_has_no_label_at_all() -> None:
     assert [(k.row, k.label) for k in _kept(found)] == [(1, 0), (1, 1)]
 
 
-def test_the_weak_are_looked_at_where_the_strong_do_not_fill_the_picture() -> None:
+def test_the_weak_are_looked_at_where_the_strong_do_not_fill_the_image() -> None:
     crowd = [(50, 50, 20, 20, 1, 0.9, 0, 0)] * 500  # one object, hundreds of times
     alone = [(50 + 30 * i, 200, 20, 20, 1, 0, 0.3, 0) for i in range(8)]
     found = numpy_nms(_rows(*crowd, *alone), THREE, Thresholds(max_det=9), multi_label=True)

@@ -183,14 +183,14 @@ def test_each_limit_of_the_fusion_holds(change: dict[str, float], expected: list
 
 
 def test_the_tolerance_is_in_pixels_of_the_source() -> None:
-    """Four network pixels are four in a picture of the network's size, and sixteen in one of four times that."""
+    """Four network pixels are four in an image of the network's size, and sixteen in one of four times that."""
     spec = replace(SPEC, output=replace(LAYOUT, fusion=PoseFusion(tolerance=10)))
     rows = [person(20, 20, 0.9, 10, 10, 30, 30), keypoint(14, 10, 0.7, 0)]
     assert poses_of(rows, spec)[0, 0].tolist() == [14, 10, pytest.approx(0.7)]
     assert poses_of(rows, spec, (256, 256))[0, 0].tolist() == [40, 40, 0]
 
 
-def test_an_object_at_the_edge_stands_in_the_middle_of_what_is_in_the_picture() -> None:
+def test_an_object_at_the_edge_stands_in_the_middle_of_what_is_in_the_image() -> None:
     rows = [person(20, 20, 0.9, 2, 20, 30, 30), keypoint(0, 20, 0.7, 0, side=8)]
     assert poses_of(rows)[0, 0].tolist() == [2, 20, pytest.approx(0.7)]
 

@@ -1,4 +1,4 @@
-"""Classes, label maps and restored pictures, from pictures of any kind, by networks whose answers are known."""
+"""Classes, label maps and restored images, from images of any kind, by networks whose answers are known."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench.benchmark import benchmark
 from deploykit.runtime.predict.dense import DensePredictor
 from deploykit.runtime.raw.dng import dng_bytes
-from deploykit.runtime.raw.picture import RawPicture, pack, read_raw
+from deploykit.runtime.raw.mosaic import RawImage, pack, read_raw
 from deploykit.runtime.results.dense import Classification, LabelMap, RestoredImage, RestoredRaw
 from deploykit.runtime.results.draw_segmentation import draw_label_map, palette
-from deploykit.spec import ModelSpec, RawRows, Tensor
+from deploykit.spec import DenseOutput, ModelSpec, RawDetections
 from tests.dense_networks import blurrer, brightener, canvas_of, classifier, segmenter
 
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
@@ -38,7 +38,7 @@ def halves(size: tuple[int, int] = (40, 60)) -> Array:
     return image
 
 
-def test_a_picture_is_classified(tmp_path: Path) -> None:
+def test_a_image_is_classified(tmp_path: Path) -> None:
     with deploykit.load(classifier(tmp_path / "c.onnx"), task="classify", top=2) as model:
         found = model(plain((20, 200, 100)))
     assert isinstance(found, Classification)
@@ -73,7 +73,7 @@ def test_every_pixel_gets_a_class(tmp_path: Path, classes: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("dynamic", ["none", "shape"])
 @pytest.mark.parametrize("size", [(32, 48), (20, 30), (77, 101)])
-def test_a_picture_of_any_size_is_restored(tmp_path: Path, dynamic: Any, size: tuple[int, int]) -> None:
+def test_a_image_of_any_size_is_restored(tmp_path: Path, dynamic: Any, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 180, (*size, 3), dtype=np.uint8)
     with deploykit.load(brightener(tmp_path / "r.onnx", dynamic=dynamic), task="restore") as model:
         found = model(image)
@@ -85,7 +85,7 @@ def test_a_picture_of_any_size_is_restored(tmp_path: Path, dynamic: Any, size: t
 
 
 @pytest.mark.parametrize("dynamic", ["none", "batch", "shape"])
-def test_tiles_give_what_the_whole_picture_gives(tmp_path: Path, dynamic: Any) -> None:
+def test_tiles_give_what_the_whole_image_gives(tmp_path: Path, dynamic: Any) -> None:
     image = np.random.default_rng(0).integers(0, 256, (90, 75, 3), dtype=np.uint8)
     network = blurrer(tmp_path / "b.onnx", dynamic=dynamic, batch=1 if dynamic == "none" else 4)
     with deploykit.load(network, task="restore", tile=32, overlap=1) as model:
@@ -102,20 +102,20 @@ def test_tiles_give_what_the_whole_picture_gives(tmp_path: Path, dynamic: Any) -
 def test_a_network_of_fixed_batch_takes_tiles_too(tmp_path: Path) -> None:
     with deploykit.load(blurrer(tmp_path / "b.onnx", batch=4), task="restore", overlap=2) as model:
         found = model([plain(RED, (32, 60)), plain(RED, (32, 32))])
-    assert [f.tiles for f in found] == [2, 1]  # type: ignore[attr-defined]  # restored pictures
+    assert [f.tiles for f in found] == [2, 1]  # type: ignore[attr-defined]  # restored images
     with pytest.raises(UsageError, match="a batch of 4, got 3"):
         deploykit.load(tmp_path / "b.onnx", batch=3)
 
 
-def test_pictures_share_a_run_where_their_canvases_are_of_one_size(tmp_path: Path) -> None:
+def test_images_share_a_run_where_their_canvases_are_of_one_size(tmp_path: Path) -> None:
     with deploykit.load(segmenter(tmp_path / "s.onnx", dynamic="batch", batch=3), task="segment") as model:
         found = model([halves(), halves((50, 20)), plain(GREEN), plain(BLUE)])
     assert [f.labels[5, -1] for f in found] == [2, 2, 1, 2]  # type: ignore[attr-defined]  # label maps
 
 
-def mosaic(pattern: tuple[int, int, int, int] = (1, 2, 0, 1), size: tuple[int, int] = (67, 90)) -> RawPicture:
+def mosaic(pattern: tuple[int, int, int, int] = (1, 2, 0, 1), size: tuple[int, int] = (67, 90)) -> RawImage:
     values = np.random.default_rng(0).integers(80, 700, size).astype(np.uint16)
-    return RawPicture(values, pattern, (64, 65, 66, 67), 1023, white_balance=(2.0, 1.0, 1.6))
+    return RawImage(values, pattern, (64, 65, 66, 67), 1023, white_balance=(2.0, 1.0, 1.6))
 
 
 def test_a_raw_file_is_restored(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_a_raw_file_is_refused_by_other_networks(tmp_path: Path) -> None:
     source.write_bytes(dng_bytes(mosaic()))
     with (
         deploykit.load(blurrer(tmp_path / "b.onnx"), task="restore") as model,
-        pytest.raises(ImageError, match="only developed pictures are read"),
+        pytest.raises(ImageError, match="only developed images are read"),
     ):
         model(source)
     with (
@@ -158,7 +158,7 @@ def test_a_raw_file_is_refused_by_other_networks(tmp_path: Path) -> None:
         model.restore_raw(mosaic())
 
 
-def test_pictures_of_four_channels(tmp_path: Path) -> None:
+def test_images_of_four_channels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     image = rng.integers(0, 200, (30, 40, 4), dtype=np.uint8)
     network = brightener(tmp_path / "n.onnx", kind="letterbox", channels=4)
@@ -170,7 +170,7 @@ def test_pictures_of_four_channels(tmp_path: Path) -> None:
         seen.append(inputs["images"])
         return {"logits": inputs["images"]}
 
-    spec = ModelSpec("segment", canvas_of("resize", (30, 40), channels=4), Tensor(), ("a", "b", "c", "d"))
+    spec = ModelSpec("segment", canvas_of("resize", (30, 40), channels=4), DenseOutput(), ("a", "b", "c", "d"))
     with DensePredictor(FakeSession(answer, spec=spec)) as model:
         for source in (image, file, file.read_bytes()):
             found = model(source)
@@ -178,7 +178,7 @@ def test_pictures_of_four_channels(tmp_path: Path) -> None:
             np.testing.assert_array_equal(found.labels, image[..., [2, 1, 0, 3]].argmax(2))
         np.testing.assert_allclose(seen[0][0, 3], image[..., 3] / 255, atol=1e-7)
         np.testing.assert_allclose(seen[0][0, 0], image[..., 2] / 255, atol=1e-7)
-        with pytest.raises(ImageError, match=r"takes uint8 pictures of 4 channels .* got uint8 \(40, 60, 3\)"):
+        with pytest.raises(ImageError, match=r"takes uint8 images of 4 channels .* got uint8 \(40, 60, 3\)"):
             model(plain(RED))
         with pytest.raises(ImageError, match="is empty"):
             model(b"")
@@ -213,7 +213,7 @@ def test_videos_are_segmented_frame_by_frame(tmp_path: Path) -> None:
         (classifier, {"top": 0}, "top is at least 1"),
         (classifier, {"task": "segment"}, "'segment' was asked for, .* is for 'classify'"),
         (segmenter, {"top": 3}, "top is at least 1, of a network that classifies; this one's task is segment"),
-        (segmenter, {"tile": 64}, "tiles are for networks that restore pictures; this one's task is segment"),
+        (segmenter, {"tile": 64}, "tiles are for networks that restore images; this one's task is segment"),
         (brightener, {"tile": 64}, r"takes tiles of \(32, 48\) \(height, width\) only, got \(64, 64\)"),
         (classifier, {"batch": 2}, "takes a batch of 1, got 2"),
     ],
@@ -224,13 +224,13 @@ def test_options_of_other_tasks_are_refused(made: Any, options: dict[str, Any], 
 
 
 def test_a_detector_has_no_tiles(tmp_path: Path) -> None:
-    spec = ModelSpec("detect", canvas_of("letterbox", (32, 32)), RawRows(), ("a",))
+    spec = ModelSpec("detect", canvas_of("letterbox", (32, 32)), RawDetections(), ("a",))
     with pytest.raises(SpecError, match="a DensePredictor runs the tasks classify, segment, restore"):
         DensePredictor(FakeSession(dict, spec=spec))
 
 
 def test_a_network_that_gives_something_else_is_named(tmp_path: Path) -> None:
-    spec = ModelSpec("segment", canvas_of("resize", (8, 8)), Tensor(), ("a", "b"))
+    spec = ModelSpec("segment", canvas_of("resize", (8, 8)), DenseOutput(), ("a", "b"))
     with (
         DensePredictor(FakeSession(lambda _: {"logits": np.zeros((1, 2), np.float32)}, spec=spec)) as model,
         pytest.raises(SpecError, match="needs an output of 4 axes"),
@@ -255,9 +255,9 @@ def test_what_no_result_can_be() -> None:
         Classification(size=(2, 2), labels=np.arange(1), scores=np.array([np.nan]))
     with pytest.raises(UsageError, match="that shape"):
         LabelMap(size=(2, 2), labels=np.zeros((2, 3)))
-    with pytest.raises(UsageError, match="no longer has its picture"):
+    with pytest.raises(UsageError, match="no longer has its image"):
         LabelMap(size=(2, 2), labels=np.zeros((2, 2))).draw()
-    with pytest.raises(UsageError, match=r"of a picture of \(2, 2\)"):
+    with pytest.raises(UsageError, match=r"of an image of \(2, 2\)"):
         LabelMap(size=(2, 2), labels=np.zeros((2, 2))).draw(plain(RED))
 
 
@@ -306,11 +306,11 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert isinstance(left[0], ImageError)
 
 
-def test_a_picture_too_small_to_be_mirrored(tmp_path: Path) -> None:
+def test_a_image_too_small_to_be_mirrored(tmp_path: Path) -> None:
     with deploykit.load(brightener(tmp_path / "n.onnx", kind="resize"), task="restore", overlap=0) as model:
         assert model(plain(RED, (1, 1))).size == (1, 1)
     with deploykit.load(segmenter(tmp_path / "s.onnx"), task="segment") as segments:
         spec = replace(segments.spec, input=replace(segments.spec.input, fit=canvas_of("pad", (1, 1)).fit))
         padding = DensePredictor(segments.session, spec)
-        with pytest.raises(ImageSizeError, match="takes pictures of at most 32x48"):
+        with pytest.raises(ImageSizeError, match="takes images of at most 32x48"):
             padding(plain(RED, (100, 100)))

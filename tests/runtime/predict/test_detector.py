@@ -1,4 +1,4 @@
-"""Pictures in, results out: a real small network that finds coloured blocks, and a fake one where shapes matter."""
+"""Images in, results out: a real small network that finds coloured blocks, and a fake one where shapes matter."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from deploykit.runtime.postprocess.detections import Found, to_source
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import TensorInfo, open_session
-from deploykit.spec import Fit, InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawRows, Thresholds
+from deploykit.spec import Fit, InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 RED_AT_1_2 = planted((1, 2, RED), scale=10)  # 640 x 640 pixels: the cell is 80 pixels wide
@@ -75,10 +75,10 @@ def test_the_form_of_the_answer_follows_from_the_source(model: Path, tmp_path: P
 
 def test_folders_and_videos_give_iterators(model: Path, tmp_path: Path) -> None:
     predict = deploykit.load(model)
-    (tmp_path / "pictures").mkdir()
+    (tmp_path / "images").mkdir()
     for column in (0, 3, 5):
-        _file(tmp_path / "pictures" / f"{column}.png", planted((column, 0, RED)))
-    results = predict(tmp_path / "pictures")
+        _file(tmp_path / "images" / f"{column}.png", planted((column, 0, RED)))
+    results = predict(tmp_path / "images")
     assert next(results).boxes[:, 0].tolist() == [0]
     assert [(Path(r.name).name, r.boxes[:, 0].tolist()) for r in results] == [("3.png", [24]), ("5.png", [40])]
     with Recorder(tmp_path / "film.mp4", 25) as recorder:
@@ -123,7 +123,7 @@ class _Shapes:
 
 def _detect(**changes: object) -> ModelSpec:
     values: dict = {"size": (960, 960), "fit": Fit(stride=64, auto=True), **changes}
-    return ModelSpec("detect", InputSpec(**values), RawRows())
+    return ModelSpec("detect", InputSpec(**values), RawDetections())
 
 
 def test_rectangles_are_for_dynamic_shapes_only() -> None:
@@ -146,7 +146,7 @@ def test_a_spec_with_a_fixed_shape_gets_its_canvas_even_if_the_network_would_tak
     assert seen == [(1, 3, 960, 960)]
 
 
-def test_pictures_of_one_canvas_share_a_batch_and_keep_their_order() -> None:
+def test_images_of_one_canvas_share_a_batch_and_keep_their_order() -> None:
     network = _Shapes(_detect(dynamic="shape", batch=3))
     wide, high = np.zeros((540, 960, 3), np.uint8), np.zeros((960, 540, 3), np.uint8)
     results = network.predict([wide, wide, high, high, high, high])
@@ -160,9 +160,9 @@ def test_a_static_batch_is_filled_up() -> None:
     assert network.seen == [(4, 3, 960, 960)] * 2
 
 
-def test_an_unreadable_picture_stops_a_call_but_a_stream_can_go_on(model: Path, tmp_path: Path) -> None:
+def test_an_unreadable_image_stops_a_call_but_a_stream_can_go_on(model: Path, tmp_path: Path) -> None:
     predict = deploykit.load(model)
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     _file(folder / "a.png", RED_AT_1_2)
     (folder / "b.png").write_bytes(b"broken")
@@ -184,9 +184,13 @@ def test_several_threads_get_their_own_answers(model: Path) -> None:
     assert [r.boxes[0, :2].tolist() for r in found] == [[40 * (i % 8), 40 * (i // 8)] for i in range(64)]
 
 
-def test_boxes_are_clipped_to_the_picture_and_keypoints_are_not() -> None:
+def test_boxes_are_clipped_to_the_image_and_keypoints_are_not() -> None:
     spec = ModelSpec(
-        "keypoints", InputSpec(size=(64, 64)), RawRows(keypoints=(6, 10), kpt_dims=2), ("a",), KeypointSpec(("p", "q"))
+        "keypoints",
+        InputSpec(size=(64, 64)),
+        RawDetections(keypoints=(6, 10), kpt_dims=2),
+        ("a",),
+        KeypointSpec(("p", "q")),
     )
     row = np.array([[[32, 32, 200, 100, 1, 0.9, -10, 70, 5, 5]]], np.float32)
     result = Predictor(FakeSession(lambda _: {"output": row}, spec=spec))(np.zeros((64, 128, 3), np.uint8))
@@ -253,9 +257,9 @@ def test_nms_outputs_become_the_same_kind_of_result() -> None:
 
 def test_what_nms_inside_the_network_has_decided_cannot_be_undone() -> None:
     session = FakeSession(lambda _: _nms_outputs(), spec=NMS_SPEC)
-    picture = np.zeros((64, 64, 3), np.uint8)
-    assert len(Predictor(session, conf=0.5)(picture)) == 1
-    assert len(Predictor(session, max_det=1)(picture)) == 1
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert len(Predictor(session, conf=0.5)(image)) == 1
+    assert len(Predictor(session, max_det=1)(image)) == 1
     for wish in ({"conf": 0.1}, {"iou": 0.6}, {"iou": 0.3}, {"max_det": 4}):
         with pytest.raises(UsageError, match=f"inside this network with {next(iter(wish))}"):
             Predictor(session, **wish)
@@ -295,12 +299,12 @@ def _with_output(**changes: object) -> ModelSpec:
         (_with_input(channels=4), "channels 4"),
         (_with_input(mean=(0.0,)), "1 means"),
         (_with_output(name="rows"), "output 'rows', the network has 'output'"),
-        (ModelSpec("detect", cell_spec().input, RawRows(cls=(5, 20))), r"\(batch, rows, 20\), the network gives"),
+        (ModelSpec("detect", cell_spec().input, RawDetections(cls=(5, 20))), r"\(batch, rows, 20\), the network gives"),
         (ModelSpec("detect", cell_spec().input, NmsOutputs()), "output 'num_dets', the network has 'output'"),
         (dataclasses.replace(cell_spec(), task="segment"), "task is 'segment'"),
     ],
 )
-def test_a_spec_that_does_not_fit_the_network_is_refused_before_any_picture(
+def test_a_spec_that_does_not_fit_the_network_is_refused_before_any_image(
     model: Path, spec: ModelSpec, words: str
 ) -> None:
     with pytest.raises(SpecError, match=words):

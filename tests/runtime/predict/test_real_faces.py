@@ -15,7 +15,7 @@ from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.predict.detector import Predictor
-from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawRows
+from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawDetections
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 MODEL = DATA / "onnx" / "yolov7-lite-e_face5kpt.onnx"
@@ -23,7 +23,7 @@ PHOTOS = DATA / "images" / "faces-wider"
 SPEC = ModelSpec(
     task="keypoints",
     input=InputSpec(size=(640, 640)),
-    output=RawRows(cls=(5, 6), keypoints=(6, 21)),
+    output=RawDetections(cls=(5, 6), keypoints=(6, 21)),
     classes=("face",),
     keypoints=KeypointSpec(("left eye", "right eye", "nose", "left mouth corner", "right mouth corner")),
 )
@@ -69,7 +69,7 @@ def test_nms_keeps_what_opencvs_keeps(predict: Predictor) -> None:
         image = read_image(path)
         letterbox = Letterbox.fit(image.shape[:2], SPEC.input.size, SPEC.input.fit)
         rows = predict.session.run({"images": blob([letterbox.apply(image)], SPEC.input)})["output"][0]
-        assert isinstance(SPEC.output, RawRows)
+        assert isinstance(SPEC.output, RawDetections)
         kept = nms(rows, SPEC.output, SPEC.thresholds)
         corners = np.concatenate((rows[:, :2] - rows[:, 2:4] / 2, rows[:, 2:4]), axis=1)
         scores = rows[:, 4] * rows[:, 5]

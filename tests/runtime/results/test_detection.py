@@ -125,11 +125,11 @@ def test_to_supervision_carries_boxes_scores_labels_names_and_keypoints() -> Non
     assert found[1:2].data["keypoints"].shape == (1, 2, 3)
 
 
-def test_drawing_marks_boxes_and_leaves_the_picture_alone() -> None:
-    picture = _grey()
-    drawn = _result().draw(picture)
-    changed = (drawn != picture).any(axis=2)
-    assert (picture == 128).all()
+def test_drawing_marks_boxes_and_leaves_the_image_alone() -> None:
+    image = _grey()
+    drawn = _result().draw(image)
+    changed = (drawn != image).any(axis=2)
+    assert (image == 128).all()
     assert changed[20:90, 10].all()  # the left edge of the first box
     assert changed[89:91, 30:40].any()
     assert not changed[160:, :].any()
@@ -163,18 +163,18 @@ def test_far_away_keypoints_and_masks_do_not_stop_the_drawing() -> None:
     assert (drawn[100, 150] != 128).any()
 
 
-def test_a_label_at_the_edge_stays_in_the_picture() -> None:
+def test_a_label_at_the_edge_stays_in_the_image() -> None:
     boxes = [[290, 0, 300, 12], [250, 190, 300, 200], [0, 0, 4, 4]]
     drawn = _result(boxes=boxes, keypoints=None, keypoint_spec=None).draw(_grey())
     assert (drawn[2:10, 230:280] != 128).any()
 
 
-def test_a_picture_of_another_size_is_refused() -> None:
+def test_a_image_of_another_size_is_refused() -> None:
     with pytest.raises(UsageError, match=r"\(200, 300\).*\(300, 200\)"):
         _result().draw(np.zeros((300, 200, 3), np.uint8))
 
 
-def test_draw_takes_the_kept_picture_or_reads_the_file_again(tmp_path: Path) -> None:
+def test_draw_takes_the_kept_image_or_reads_the_file_again(tmp_path: Path) -> None:
     path = tmp_path / "people.png"
     assert np.array_equal(_result(image=_grey()).draw(), _result().draw(_grey()))
     with pytest.raises(NotFoundError):
@@ -187,7 +187,7 @@ def test_draw_takes_the_kept_picture_or_reads_the_file_again(tmp_path: Path) -> 
         _result(name="film.mp4", frame=3).draw()
 
 
-def test_save_writes_the_drawn_picture_and_its_folder(tmp_path: Path) -> None:
+def test_save_writes_the_drawn_image_and_its_folder(tmp_path: Path) -> None:
     path = _result().save(tmp_path / "new" / "drawn.png", _grey())
     assert np.array_equal(cv2.imread(str(path)), _result().draw(_grey()))
     assert [p.name for p in path.parent.iterdir()] == ["drawn.png"]
@@ -201,7 +201,7 @@ def test_what_cannot_be_written_is_an_output_error(tmp_path: Path) -> None:
         _result().save(tmp_path / "file" / "drawn.png", _grey())
 
 
-def test_a_full_disk_leaves_the_old_picture_and_nothing_half_written(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_old_image_and_nothing_half_written(tmp_path: Path) -> None:
     path = tmp_path / "drawn.png"
     path.write_bytes(b"old")
     code = f"""

@@ -28,7 +28,7 @@ from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.engine_record import EngineRecord, Profile, expected_of, record_of
 from deploykit.runtime.parity.expected import Batch, Expected, Feeds
 from deploykit.runtime.session import open_session, spec_of
-from deploykit.spec import PoseObjectRows, RawRows
+from deploykit.spec import PoseObjectRows, RawDetections
 from tests import cpu_tensorrt
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
 from tests.cpu_tensorrt import CpuGpu, write_engine
@@ -229,7 +229,7 @@ def write_expected(engine: Path, *, wrong: float = 0.0) -> None:
     rows[:, 0] += wrong
     feeds = Feeds({"ones": ONES}, (Batch("ones", ("ones",)),))
     layout = cell_spec().output
-    assert isinstance(layout, RawRows)
+    assert isinstance(layout, RawDetections)
     given = Expected(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}, layout)
     given.save(expected_of(engine))
 
@@ -272,10 +272,10 @@ def test_an_engine_that_was_compared_is_not_compared_again(engine: Path, gpu: Cp
     open_session(engine).close()
 
 
-def test_without_reference_values_the_session_says_that_nothing_proves_it(engine: Path, gpu: CpuGpu) -> None:
+def test_without_reference_values_the_session_says_that_nothing_verifies_it(engine: Path, gpu: CpuGpu) -> None:
     record(engine, verified=False, unverified="not checked, as asked for")
     with open_session(engine) as session:
-        assert session.notes == ("nothing proves this engine's numbers: not checked, as asked for",)
+        assert session.notes == ("nothing verifies this engine's numbers: not checked, as asked for",)
 
 
 def test_compare_takes_the_reference_values(engine: Path, gpu: CpuGpu) -> None:

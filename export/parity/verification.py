@@ -24,11 +24,11 @@ from deploykit.runtime.parity.expected import Expected, Feeds
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
-__all__ = ["Proof", "largest_values"]
+__all__ = ["Verification", "largest_values"]
 
 
 @dataclass
-class Proof:
+class Verification:
     """The model, its folded copy and the images of the check; what they give is computed when it is first needed.
 
     ``rows`` is the spec of the network with raw rows, whatever is exported behind them.

@@ -1,4 +1,4 @@
-"""RAW pictures: the mosaic of a camera's sensor, and its four colours as a network's channels.
+"""RAW images: the mosaic of a camera's sensor, and its four colours as a network's channels.
 
 A file is read by LibRaw (the extra ``raw``); black and white level and the order of the colours are what it says of the
 file, never assumed.
@@ -19,24 +19,24 @@ from deploykit.runtime.files import existing_file
 from deploykit.runtime.images.reading import RAW_SUFFIXES
 from deploykit.runtime.raw.tiff import pixels_and_bytes
 
-__all__ = ["RawPicture", "is_raw", "pack", "read_raw", "unpack"]
+__all__ = ["RawImage", "is_raw", "pack", "read_raw", "unpack"]
 
 RED, GREEN, BLUE = 0, 1, 2
 LEAST = 64  # pixels a byte: no lossless format comes near
 
 
 @dataclass(frozen=True, eq=False)
-class RawPicture:
+class RawImage:
     """A mosaic and what its values mean.
 
     Attributes:
-        mosaic: ``uint16 (H, W)``, the part of the sensor that is the picture.
+        mosaic: ``uint16 (H, W)``, the part of the sensor that is the image.
         pattern: colours of its first 2 x 2 pixels, row by row: 0 red, 1 green, 2 blue; a Bayer pattern.
         black: level of no light at those four pixels.
         white: level at which the sensor is full.
         white_balance: what red, green and blue are multiplied with so that grey is grey; empty: the file does not say.
         matrix: 3 x 3, from CIE XYZ to the camera's colours; empty: the file does not say.
-        flip: how LibRaw would turn the picture: 0 not, 3 by 180 degrees, 5 and 6 by 90.
+        flip: how LibRaw would turn the image: 0 not, 3 by 180 degrees, 5 and 6 by 90.
         name: the file it was read from.
     """
 
@@ -68,39 +68,39 @@ class RawPicture:
         red = divmod(self.pattern.index(RED), 2)
         return red, (red[0], 1 - red[1]), (1 - red[0], red[1]), (1 - red[0], 1 - red[1])
 
-    def with_mosaic(self, mosaic: Array) -> RawPicture:
-        """The same camera's picture with other values."""
+    def with_mosaic(self, mosaic: Array) -> RawImage:
+        """The same camera's image with other values."""
         return replace(self, mosaic=mosaic)
 
 
 def is_raw(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's suffix is that of a RAW picture."""
+    """Whether a file's suffix is that of a RAW image."""
     return Path(path).suffix.lower() in RAW_SUFFIXES
 
 
-def read_raw(path: str | os.PathLike[str]) -> RawPicture:
+def read_raw(path: str | os.PathLike[str]) -> RawImage:
     """Read a mosaic.
 
     Raises:
-        NotFoundError: there is no such file. ImageError: it is no RAW picture, has no mosaic, or one of another pattern
+        NotFoundError: there is no such file. ImageError: it is no RAW image, has no mosaic, or one of another pattern
         than Bayer's. MissingDependencyError: rawpy is not installed.
     """
     rawpy: Any = require("rawpy", "raw")
-    file = existing_file(path, "a RAW picture")
+    file = existing_file(path, "a RAW image")
     pixels, there = pixels_and_bytes(file.read_bytes())
     if there < pixels // LEAST:  # LibRaw gives whatever is in memory for what is not there
         raise ImageError(f"{file} says that it has {pixels:,} pixels, and holds {there:,} bytes of them: copy it again")
     try:
         with rawpy.imread(str(file)) as raw:
-            return _picture(raw, file)
+            return _image(raw, file)
     except rawpy.LibRawError as e:
         reason = e.args[0].decode() if e.args and isinstance(e.args[0], bytes) else str(e)
-        raise ImageError(f"{file} is not a RAW picture that LibRaw reads ({reason})") from e
+        raise ImageError(f"{file} is not a RAW image that LibRaw reads ({reason})") from e
 
 
-def _picture(raw: Any, file: Path) -> RawPicture:
+def _image(raw: Any, file: Path) -> RawImage:
     if raw.raw_image_visible is None or raw.raw_image_visible.ndim != 2:
-        raise ImageError(f"{file} has no mosaic: its colours are put together already, or there is no picture in it")
+        raise ImageError(f"{file} has no mosaic: its colours are put together already, or there is no image in it")
     mosaic = np.array(raw.raw_image_visible, np.uint16)
     numbers = raw.raw_colors_visible
     cell = numbers[:2, :2]
@@ -114,7 +114,7 @@ def _picture(raw: Any, file: Path) -> RawPicture:
     balance = tuple(float(value) for value in raw.camera_whitebalance[:3])
     matrix = np.asarray(raw.rgb_xyz_matrix, np.float64)[:3]
     first, second, third, fourth = colours
-    return RawPicture(
+    return RawImage(
         mosaic=mosaic,
         pattern=(first, second, third, fourth),
         black=(levels[0], levels[1], levels[2], levels[3]),
@@ -126,7 +126,7 @@ def _picture(raw: Any, file: Path) -> RawPicture:
     )
 
 
-def pack(raw: RawPicture) -> Array:
+def pack(raw: RawImage) -> Array:
     """The mosaic as ``float32 (4, ceil(H / 2), ceil(W / 2))``: red, the green beside red, the green beside blue, blue.
 
     Values are ``(v - black) / (white - black)``: 0 to 1, and below where noise is. An odd side is made even by
@@ -141,7 +141,7 @@ def pack(raw: RawPicture) -> Array:
     return out
 
 
-def unpack(planes: Array, like: RawPicture) -> RawPicture:
+def unpack(planes: Array, like: RawImage) -> RawImage:
     """The mosaic of four channels, as :func:`pack` made them of ``like``: rounded, and within black and white level.
 
     Raises:
@@ -158,6 +158,6 @@ def unpack(planes: Array, like: RawPicture) -> RawPicture:
     return like.with_mosaic(np.ascontiguousarray(even[:height, :width]))
 
 
-def _levels(raw: RawPicture) -> list[int]:
-    """The black level of each channel, in the order of :meth:`RawPicture.planes`."""
+def _levels(raw: RawImage) -> list[int]:
+    """The black level of each channel, in the order of :meth:`RawImage.planes`."""
     return [raw.black[2 * row + column] for row, column in raw.planes()]

@@ -1,4 +1,4 @@
-"""RAW pictures: what is read from a file, packed channels and back, and files that another program reopens."""
+"""RAW images: what is read from a file, packed channels and back, and files that another program reopens."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from deploykit.errors import DataError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.evaluate.raw_mosaics import raw_scores
 from deploykit.runtime.raw.dng import dng_bytes
-from deploykit.runtime.raw.picture import RawPicture, is_raw, pack, read_raw, unpack
+from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
 from deploykit.runtime.raw.tiff import tiff_tags
 
 PATTERNS = {"RGGB": (0, 1, 1, 2), "BGGR": (2, 1, 1, 0), "GRBG": (1, 0, 2, 1), "GBRG": (1, 2, 0, 1)}
 
 
-def picture(height: int = 6, width: int = 8, pattern: str = "RGGB", **changes: Any) -> RawPicture:
+def image(height: int = 6, width: int = 8, pattern: str = "RGGB", **changes: Any) -> RawImage:
     black = changes.pop("black", (60, 64, 66, 70))
     white = changes.pop("white", 1023)
     values = np.random.default_rng(height).integers(max(black), white + 1, (height, width)).astype(np.uint16)
-    return RawPicture(values, PATTERNS[pattern], black, white, **changes)
+    return RawImage(values, PATTERNS[pattern], black, white, **changes)
 
 
 @given(
@@ -36,7 +36,7 @@ def picture(height: int = 6, width: int = 8, pattern: str = "RGGB", **changes: A
 def test_unpacking_undoes_packing(
     height: int, width: int, pattern: str, black: tuple[int, int, int, int], room: int
 ) -> None:
-    raw = picture(height, width, pattern, black=black, white=max(black) + room)
+    raw = image(height, width, pattern, black=black, white=max(black) + room)
     planes = pack(raw)
     assert planes.shape == (4, -(-height // 2), -(-width // 2))
     assert planes.dtype == np.float32
@@ -48,7 +48,7 @@ def test_unpacking_undoes_packing(
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_channels_are_red_two_greens_and_blue(pattern: str) -> None:
-    raw = picture(4, 4, pattern, black=(0, 0, 0, 0), white=100)
+    raw = image(4, 4, pattern, black=(0, 0, 0, 0), white=100)
     colours = np.resize(np.array(PATTERNS[pattern]).reshape(2, 2), (2, 2))
     mosaic = np.tile(colours, (2, 2)).astype(np.uint16) * 10
     red_row = int(np.argwhere(colours == 0)[0, 0])
@@ -58,14 +58,14 @@ def test_channels_are_red_two_greens_and_blue(pattern: str) -> None:
 
 
 def test_each_colour_has_its_own_black_level() -> None:
-    raw = picture(2, 2, "GRBG", black=(10, 20, 30, 40), white=110)
+    raw = image(2, 2, "GRBG", black=(10, 20, 30, 40), white=110)
     planes = pack(raw.with_mosaic(np.array([[10, 20], [30, 40]], np.uint16)))
     np.testing.assert_array_equal(planes, np.zeros((4, 1, 1)))
     assert unpack(np.ones((4, 1, 1), np.float32), raw).mosaic.tolist() == [[110, 110], [110, 110]]
 
 
 def test_values_stay_within_the_levels() -> None:
-    raw = picture(2, 2, black=(10, 10, 10, 10), white=110)
+    raw = image(2, 2, black=(10, 10, 10, 10), white=110)
     planes = np.array([-0.5, 0.5, 1.5, np.nan], np.float32)[:, None, None]
     assert unpack(planes, raw).mosaic.tolist() == [[10, 60], [110, 10]]
     with pytest.raises(UsageError, match=r"channels of \(4, 1, 1\), got \(4, 2, 1\)"):
@@ -82,13 +82,13 @@ def test_values_stay_within_the_levels() -> None:
         ({"black": (0, 0, 0, 2000)}, "lie under the white level"),
     ],
 )
-def test_what_is_no_raw_picture(changes: dict[str, Any], words: str) -> None:
+def test_what_is_no_raw_image(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
-        replace(picture(), **changes)
+        replace(image(), **changes)
 
 
 def test_scores_are_those_of_packed_channels() -> None:
-    raw = picture(40, 40)
+    raw = image(40, 40)
     assert raw_scores(raw, raw) == {"PSNR": float("inf"), "SSIM": 1.0}
     other = unpack(pack(raw) + np.float32(0.1), raw)
     assert 19 < raw_scores(other, raw)["PSNR"] < 25
@@ -105,7 +105,7 @@ def opened(path: Path) -> Any:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_file_is_reopened_as_it_was(tmp_path: Path, pattern: str, size: tuple[int, int]) -> None:
     matrix = ((0.9, -0.2, -0.1), (-0.4, 1.2, 0.2), (-0.1, 0.2, 0.6))
-    raw = picture(*size, pattern, white_balance=(2.0, 1.0, 1.5), matrix=matrix, flip=6)
+    raw = image(*size, pattern, white_balance=(2.0, 1.0, 1.5), matrix=matrix, flip=6)
     path = tmp_path / "x.dng"
     path.write_bytes(dng_bytes(raw))
     opened(path).close()
@@ -126,7 +126,7 @@ def test_a_file_is_reopened_as_it_was(tmp_path: Path, pattern: str, size: tuple[
 
 def test_a_camera_of_which_nothing_is_known_gets_a_file_that_opens(tmp_path: Path) -> None:
     path = tmp_path / "x.dng"
-    path.write_bytes(dng_bytes(picture(64, 64)))
+    path.write_bytes(dng_bytes(image(64, 64)))
     with opened(path) as raw:
         assert raw.postprocess(use_camera_wb=False).shape == (64, 64, 3)
 
@@ -161,7 +161,7 @@ def test_a_file_without_its_pixels_is_refused(shared: Path, tmp_path: Path) -> N
     pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
     with pytest.raises(ImageError, match=r"says that it has 8,185,248 pixels, and holds 22 bytes of them"):
         read_raw(shared / "data" / "images" / "raw" / "DNG.dng")
-    whole = dng_bytes(picture(64, 64))
+    whole = dng_bytes(image(64, 64))
     (tmp_path / "x.dng").write_bytes(whole[:-8150])
     with pytest.raises(ImageError, match="says that it has 4,096 pixels, and holds 42 bytes"):
         read_raw(tmp_path / "x.dng")
@@ -171,9 +171,9 @@ def test_what_libraw_does_not_read(tmp_path: Path) -> None:
     pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
     path = tmp_path / "x.dng"
     path.write_bytes(b"II*\0" + bytes(200))
-    with pytest.raises(ImageError, match="is not a RAW picture that LibRaw reads"):
+    with pytest.raises(ImageError, match="is not a RAW image that LibRaw reads"):
         read_raw(path)
-    with pytest.raises(NotFoundError, match="a RAW picture was expected"):
+    with pytest.raises(NotFoundError, match="a RAW image was expected"):
         read_raw(tmp_path / "y.dng")
     assert is_raw("A.DNG")
     assert not is_raw("a.jpg")
