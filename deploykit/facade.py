@@ -333,9 +333,9 @@ def open_session(
         from deploykit.runtime.files import existing_file
 
         require("torch", "export")
-        from deploykit.export.sessions.onnx_in_torch import open_graph_session
+        from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 
-        return open_graph_session(existing_file(path, "a model"), threads=threads)
+        return open_onnx_in_torch(existing_file(path, "a model"), threads=threads)
     from deploykit.runtime import session
 
     return session.open_session(path, backend=backend, provider=provider, threads=threads)

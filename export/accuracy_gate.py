@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from deploykit.errors import NotFoundError, UsageError
-from deploykit.export.sessions.onnx_in_torch import open_graph_session
+from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.runtime.evaluate.coco_data import read_coco
 from deploykit.runtime.evaluate.coco_metrics import library
@@ -75,7 +75,7 @@ def judge(
     """
     before: Session = TorchSession(fused, spec) if base is None else open_session(base, provider="cpu")
     computed = spec.precision in ("bf16", "fp8")  # ONNX Runtime runs not all such files
-    after: Session = open_graph_session(file) if computed else open_session(file, provider="cpu")
+    after: Session = open_onnx_in_torch(file) if computed else open_session(file, provider="cpu")
     found = []
     with before, after:
         for name, session in (("the source", before), (file.name, after)):

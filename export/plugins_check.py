@@ -1,4 +1,4 @@
-"""Quick checks of the native libraries against the numpy reference: what ``deploykit plugins test`` runs."""
+"""Quick checks of the native libraries against the numpy reference, which ``deploykit plugins test`` runs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ THRESHOLDS = Thresholds(conf=0.2, iou=0.4, max_det=50, pre_nms_topk=200)
 
 @dataclass(frozen=True)
 class Check:
-    """One library: ``ok`` is None where it was not run, and ``says`` tells why, or what was compared or differs."""
+    """The result for one library: ``ok`` is None where it was not run; ``says`` gives the reason or the comparison."""
 
     library: str
     ok: bool | None
@@ -40,7 +40,7 @@ class Check:
 
 
 def check_libraries() -> Iterator[Check]:
-    """Check each library that is there, in the order of :data:`deploykit.runtime.native.library.LIBRARIES`."""
+    """Check each library that is built, in the order of :data:`deploykit.runtime.native.library.LIBRARIES`."""
     for name, check in zip(LIBRARIES, (_cpu, _onnxruntime, _cuda, _tensorrt), strict=True):
         info = library_info(name)
         if info.problem:
@@ -53,7 +53,7 @@ def check_libraries() -> Iterator[Check]:
 
 
 def _problems() -> Iterator[Array]:
-    """Rows ``(2, N, 16)`` of crowds with ties, broken rows and more candidates than are looked at; and none at all."""
+    """Rows ``(2, N, 16)``: crowds with ties, broken rows, more candidates than NMS looks at, and no rows at all."""
     for count in (0, 1, 40, 3000):
         rng = np.random.default_rng(count)
         rows = rng.random((2, count, LAYOUT.columns), np.float32)
@@ -65,7 +65,7 @@ def _problems() -> Iterator[Array]:
 
 
 def expected_outputs(rows: Array, layout: RawDetections, thresholds: Thresholds, points: int) -> dict[str, Array]:
-    """What the node NmsKpt must give for ``(B, N, columns)`` rows, by the numpy reference."""
+    """Reference outputs of the node NmsKpt for rows ``(B, N, columns)``, by the numpy definition."""
     batch, most = len(rows), thresholds.max_det
     out = nms_arrays(batch, most, points)
     for i, image in enumerate(rows):
@@ -83,7 +83,7 @@ def expected_outputs(rows: Array, layout: RawDetections, thresholds: Thresholds,
 
 
 def decoded_rows(levels: Sequence[Array], strides: Sequence[int], anchors: Array, classes: int, points: int) -> Array:
-    """What the node DecodeRows must give, in float64: ``(B, N, 5 + classes + 3 * points)``.
+    """Reference output of the node DecodeRows in float64, ``(B, N, 5 + classes + 3 * points)``.
 
     ``levels`` are ``(B, A * columns, H, W)``, ``anchors`` ``(levels, A, 2)`` in pixels.
     """
@@ -112,7 +112,7 @@ HEAD: dict[str, Any] = {
 
 
 def _levels() -> Iterator[list[Array]]:
-    """Raw values of a head of two levels, far from and close to 0, for :data:`HEAD`."""
+    """Raw values for the two levels of :data:`HEAD`, near 0 and far from it."""
     for scale in (1, 20):
         rng = np.random.default_rng(scale)
         levels = [(scale * rng.standard_normal((2, 32, *size))).astype(np.float32) for size in ((5, 7), (3, 4))]

@@ -16,11 +16,11 @@ from deploykit.version import __version__
 
 __all__ = ["finish", "weights_of", "write"]
 
-LARGE = 2**31 - 2**20  # bytes: protobuf's limit, less what the graph itself may need
+LARGE = 2**31 - 2**20  # bytes: protobuf's limit, minus room for the graph itself
 
 
 def finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) -> None:
-    """Add NMS, strip, name the dynamic axes, and stamp the spec."""
+    """Append NMS, strip metadata, name the dynamic axes and stamp the spec."""
     plan.append(graph, spec, fused)
     passes.strip(graph)
     canvas = spec.input
@@ -40,7 +40,7 @@ def finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) ->
 
 
 def write(graph: ir.Model, file: Path, weights: int) -> Path:
-    """Check the graph and write it; with over 2 GiB of ``weights`` (bytes) these go beside it.
+    """Check the graph and write it; weights of over 2 GiB (``weights``, in bytes) go to a file beside it.
 
     Raises:
         ExportError: it is not valid ONNX.
@@ -49,7 +49,7 @@ def write(graph: ir.Model, file: Path, weights: int) -> Path:
         if weights > LARGE:
             ir.save(graph, file, external_data=weights_of(file).name)
             onnx.checker.check_model(str(file))
-        else:  # serialised once, for the checker and for the file
+        else:  # serialized once, for the checker and for the file
             data = ir.to_proto(graph).SerializeToString()
             onnx.checker.check_model(data)
             file.write_bytes(data)
@@ -59,5 +59,5 @@ def write(graph: ir.Model, file: Path, weights: int) -> Path:
 
 
 def weights_of(file: Path) -> Path:
-    """Where the weights of a file of over 2 GiB are."""
+    """The file with the weights of an ONNX file whose weights exceed 2 GiB."""
     return file.with_name(f"{file.name}.data")

@@ -1,4 +1,4 @@
-"""Graph passes on the exported ONNX model; each says in its docstring what it changes."""
+"""Passes over the exported ONNX graph; each docstring says what its pass changes."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = [
 ]  # fmt: skip
 
 FOLD_TAKEN, FOLD_GIVEN = 64 * 2**20, 16 * 2**20
-"""How many elements a constant may have with which is computed, and one that is computed and larger than those.
+"""The most elements that an input of constant folding may have, and its result where that is larger than the inputs.
 
-The first is that of the largest weights, which are transposed. The second is 64 MB in float32: a grid of a model of
-1280 px has 0.2 MB, the biases of all pairs of 64 x 64 cells 800 MB, which are computed when they are needed.
+The first limit admits the largest weights, which are transposed. The second is 64 MB in float32: the grid of a model at
+1280 px takes 0.2 MB; the biases of all pairs of 64 x 64 cells take 800 MB and are computed at run time instead.
 """
 
 
 def simplify(model: ir.Model) -> None:
-    """Fold everything that does not depend on the input, and remove what is then equal, idle or unused."""
+    """Fold everything that does not depend on the input; remove what is then duplicate, idle or unused."""
     optimizer.fold_constants(model, input_size_limit=FOLD_TAKEN, output_size_limit=FOLD_GIVEN)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
@@ -36,10 +36,10 @@ def simplify(model: ir.Model) -> None:
 
 
 def register_constants(model: ir.Model) -> None:
-    """Enter every constant that a node uses among the graph's initialisers.
+    """Register every constant that a node uses as an initializer of the graph.
 
-    The exporter's own optimiser (onnxscript 0.7.2) gives the bounds of several Clips of one value one name; it then
-    renames all but the last pair, whose entry is the only one left.
+    The exporter's own optimizer (onnxscript 0.7.2) gives the bounds of several Clips of one value the same name, then
+    renames all but the last pair, which alone stays registered.
     """
     known = model.graph.initializers
     for node in model.graph:
@@ -58,9 +58,9 @@ def register_constants(model: ir.Model) -> None:
 
 
 def name_transposed(model: ir.Model, weights: Mapping[str, Array]) -> None:
-    """Call the weights of linear layers, which the exporter stores transposed and numbered, by their own names.
+    """Name the weights of linear layers, which the exporter stores transposed and numbered, after the network's own.
 
-    ``NAME_t`` is the transpose of the weight NAME; ``weights`` are the network's own, ``(rows, columns)``.
+    ``NAME_t`` is the transpose of the weight NAME. ``weights``: the network's, ``(rows, columns)``.
     """
     shapes: dict[tuple[int, ...], list[str]] = {}
     for name, weight in weights.items():
@@ -81,8 +81,8 @@ def name_transposed(model: ir.Model, weights: Mapping[str, Array]) -> None:
 def strip(model: ir.Model) -> None:
     """Remove doc strings, metadata and inner shapes.
 
-    The exporter writes stack traces with file paths into them, which makes equal exports differ; inner shapes repeat
-    what shape inference finds again, and name dynamic axes after the tracer's variables.
+    The exporter writes stack traces with file paths into metadata, which makes equal exports differ. Inner shapes
+    repeat what shape inference finds again, and name dynamic axes after the tracer's variables.
     """
     model.doc_string = model.graph.doc_string = None
     model.metadata_props.clear()
@@ -108,7 +108,7 @@ def name_axes(value: ir.Value, names: Sequence[str | int]) -> None:
 
 
 def stamp(model: ir.Model, key: str, text: str, *, name: str, version: str) -> None:
-    """Write the spec where the runtime reads it, and who made the file; nothing that changes from run to run."""
+    """Write the spec where the runtime reads it, and the producer; nothing that changes from run to run."""
     model.metadata_props[key] = text
     model.producer_name, model.producer_version = "deploykit", version
     model.graph.name = name

@@ -1,4 +1,4 @@
-"""A module to an ONNX graph by torch's exporters, before any of our passes."""
+"""Export a module to an ONNX graph by torch's exporters, before any of our passes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AXIS_MAX = 128  # of a dynamic axis, in strides
 SIDE_MAX = 8192  # or in pixels, where the stride is small
 
 CHATTY = ("torch._guards", "torch.onnx", *(f"torch.onnx._internal.exporter.{m}" for m in ("_registration", "_schemas")))
-"""Loggers that tell about the exporter's insides; what is for the user comes as an exception."""
+"""Loggers that report the exporter's internals; what concerns the user is raised."""
 
 
 def traced(
@@ -37,9 +37,19 @@ def traced(
     outputs: Sequence[str],
     translations: Mapping[Any, Any] | None = None,
 ) -> ir.Model:
-    """The exporter's own result, before any of our passes.
+    """Export a module and return the exporter's own graph.
 
-    ``outputs`` are the names of what the module gives, ``translations`` torch operators of our own -> ONNX.
+    Args:
+        module: in eval mode.
+        example: the input to trace with; see :func:`example_input`.
+        spec: of the export; its input says which axes are dynamic, its output what they are called.
+        exporter: ``dynamo`` or ``legacy``.
+        simplify: let the exporter's own optimizer (``legacy``: onnxsim) run.
+        outputs: names of the module's outputs, in their order.
+        translations: our own torch operators -> functions that write them in ONNX.
+
+    Raises:
+        ExportError: the exporter refused the module.
     """
     names = {"input_names": [spec.input.name], "output_names": list(outputs), "opset_version": spec.opset}
     if translations:
@@ -51,7 +61,7 @@ def traced(
     except (OSError, DeployError):
         raise
     except Exception as e:  # the exporter raises what its many parts raise
-        cause = e.__cause__ or e  # around it the exporter only says how far it got
+        cause = e.__cause__ or e  # the exporter's own error only says how far it got
         reason = str(cause).strip().splitlines()
         raise ExportError(
             f"torch's {exporter} exporter refused the model: {reason[0] if reason else type(cause).__name__}"
@@ -59,7 +69,7 @@ def traced(
 
 
 def example_input(canvas: InputSpec) -> torch.Tensor:
-    """The input that the exporter traces with. A free axis of one image or one cell would be taken for a constant."""
+    """The input to trace with; the exporter would take a dynamic axis of length one for a constant."""
     batch = canvas.batch if canvas.dynamic == "none" else max(2, canvas.batch)
     least = 2 * canvas.fit.stride if canvas.dynamic == "shape" else 0
     shape = (batch, canvas.channels, *(max(side, least) for side in canvas.size))
@@ -117,7 +127,7 @@ def _legacy(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter logs and warns about its own insides; nothing in it is for the user."""
+    """Silence what the exporter logs and warns about its internals: nothing in it concerns the user."""
     loggers = [logging.getLogger(name) for name in CHATTY]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,6 +1,6 @@
-"""ONNX for the operators of detectors in two stages (:mod:`deploykit.models.layers.operators`).
+"""ONNX definitions of the operators of two-stage detectors (:mod:`deploykit.models.layers.operators`).
 
-They are written with onnxscript, which torch's exporter calls with what each operator is given.
+They are written with onnxscript; torch's exporter calls them with the inputs of each operator.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from deploykit.models.layers import operators
 __all__ = ["OPSET", "TRANSLATIONS"]
 
 OPSET = 18
-"""Of the operators here; they are the same up to 23."""
+"""The opset that the definitions use; their operators are unchanged up to 23."""
 
 
 def _op() -> Any:
     return getattr(onnxscript, f"opset{OPSET}")
 
 
-def top(scores: Any, count: int) -> Any:
-    """ONNX's TopK, which puts the lower index first where two are equal."""
+def best_scores_onnx(scores: Any, count: int) -> Any:
+    """The best scores by TopK, which puts the lower index first among equal values."""
     op = _op()
     return op.TopK(scores, op.Constant(value_ints=[count]), axis=1, largest=1, sorted=1)
 
 
-def keep(boxes: Any, groups: Any, exists: Any, iou: Any) -> Any:
-    """ONNX's NonMaxSuppression: scores that fall with the place, one class a group.
+def keep_best_onnx(boxes: Any, groups: Any, exists: Any, iou: Any) -> Any:
+    """NMS of sorted boxes by NonMaxSuppression, on scores that fall with the rank, with one class per group.
 
-    Boxes without area get a point in their place, because it would swap the corners of negative sides.
+    A box without area becomes a point, because NonMaxSuppression would swap the corners of negative sides.
     """
     op = _op()
     one, none = op.Constant(value_int=1), op.Constant(value_float=-1.0)
@@ -54,7 +54,7 @@ def keep(boxes: Any, groups: Any, exists: Any, iou: Any) -> Any:
 
 
 def roi_align(levels: Sequence[Any], boxes: Any, images: Any, level: Any, strides: Sequence[int], size: int) -> Any:
-    """ONNX's RoiAlign on each map, of those boxes alone that are looked up there."""
+    """RoiAlign on each feature map, for only those boxes that belong to its level."""
     op = _op()
     cells = op.Constant(value_ints=[size, size])
     shape = op.Concat(op.Shape(boxes, start=0, end=1), op.Shape(levels[0], start=1, end=2), cells, axis=0)
@@ -77,9 +77,9 @@ def roi_align(levels: Sequence[Any], boxes: Any, images: Any, level: Any, stride
 
 
 TRANSLATIONS = {
-    torch.ops.deploykit.best_scores.default: top,
-    torch.ops.deploykit.keep_best.default: keep,
+    torch.ops.deploykit.best_scores.default: best_scores_onnx,
+    torch.ops.deploykit.keep_best.default: keep_best_onnx,
     torch.ops.deploykit.roi_align.default: roi_align,
 }
-"""Our operators -> ONNX, for torch's exporter."""
-assert operators.best_scores is not None  # importing it is what registers them
+"""Our torch operators -> ONNX, for torch's exporter."""
+assert operators.best_scores is not None  # the import registers the operators

@@ -1,7 +1,7 @@
-"""Which rows NMS looks at, in PyTorch: the part that is traced, and the twin of the numpy reference for it.
+"""Selection of the rows that NMS sees, as the PyTorch modules that are traced.
 
-Scores first, then the best ``pre_nms_topk`` rows, and only those are gathered, decoded and handed on: of 57,375 rows of
-a pose network at 960 px a thousand at most. The definition is that of :mod:`deploykit.runtime.postprocess.nms`.
+Scores come first; then only the best ``pre_nms_topk`` rows are gathered, decoded and passed on: at most a thousand of
+the 57,375 rows of a pose network at 960 px. :mod:`deploykit.runtime.postprocess.nms` is the definition.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from deploykit.models.layers.operators import best_scores
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import RawDetections
 
-__all__ = ["Candidates", "HeadSelection", "RowSelection", "selecting"]
+__all__ = ["Candidates", "HeadSelection", "RowSelection", "with_candidate_head"]
 
-NONE = -1.0  # the score of what is no candidate; thresholds are at least 0
+NO_CANDIDATE = -1.0  # as a score; thresholds are at least 0
 
 
 class Candidates(NamedTuple):
@@ -50,39 +50,39 @@ class RowSelection(nn.Module):
         if layout.obj is not None:
             best = torch.minimum(best, rows[..., layout.obj[0]])
         finite = (rows * 0).sum(-1) == 0  # NaN and infinity times 0 are NaN
-        all_scores = torch.where(finite, best, NONE)
+        all_scores = torch.where(finite, best, NO_CANDIDATE)
         scores, index = best_scores(all_scores, self.count)
         chosen = torch.gather(rows, 1, index[..., None].expand(-1, -1, rows.shape[2]))
         return _candidates(chosen, layout, scores, all_scores)
 
 
 def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores: Tensor) -> Candidates:
-    """The chosen rows ``(B, k, columns)`` taken apart."""
-    # 0 times infinity would be NaN further on; a row that is none is never read.
-    rows = torch.where(scores[..., None] == NONE, 0.0, rows)
+    """Split the chosen rows ``(B, k, columns)`` into candidates."""
+    # 0 times infinity would become NaN below; a row that is no candidate is never read.
+    rows = torch.where(scores[..., None] == NO_CANDIDATE, 0.0, rows)
     half = rows[..., layout.box[0] + 2 : layout.box[1]] / 2
     centre = rows[..., layout.box[0] : layout.box[0] + 2]
     points = rows[..., slice(*(layout.keypoints or (0, 0)))]
     points = points.view(*points.shape[:2], -1, layout.kpt_dims)
-    if layout.kpt_dims == 2:  # visible, where the network does not say
+    if layout.kpt_dims == 2:  # visible, where the network has no visibility
         points = torch.cat((points, torch.ones_like(points[..., :1])), -1)
     labels = _products(rows, layout).argmax(-1)
     return Candidates(torch.cat((centre - half, centre + half), -1), scores, labels, all_scores, points)
 
 
 def _products(rows: Tensor, layout: RawDetections) -> Tensor:
-    """``(..., columns)`` to ``(..., classes)``: what the classes score."""
+    """``(..., columns)`` to ``(..., classes)``: the score of each class."""
     classes = rows[..., slice(*layout.cls)]
     return classes if layout.obj is None else classes * rows[..., slice(*layout.obj)]
 
 
 class HeadSelection(nn.Module):
-    """Candidates of an anchor head's features: only the chosen cells are decoded, and all columns of them at once.
+    """Candidates from an anchor head's features; only the chosen cells are decoded, all their columns at once.
 
     Args:
         head: the folded head.
         layout: of its rows.
-        count: how many to choose, at most the number of rows.
+        count: how many rows to choose, at most the number of rows.
     """
 
     def __init__(self, head: Detect, layout: RawDetections, count: int) -> None:
@@ -108,14 +108,14 @@ class HeadSelection(nn.Module):
         return _candidates(rows, self.layout, scores, all_scores)
 
     def _scores(self, cells: Tensor) -> Tensor:
-        """``(B, A, columns, P)`` to ``(B, A * P)``: each cell's best class score, -1 for what is no number."""
+        """``(B, A, columns, P)`` to ``(B, A * P)``: each cell's best class score, -1 where a value is not finite."""
         probabilities = cells[:, :, 4 : 5 + self.head.num_classes].sigmoid()
         scores = (probabilities[:, :, 1:] * probabilities[:, :, :1]).amax(2)
         finite = (cells * 0).sum(2) == 0
-        return torch.where(finite, scores, NONE).flatten(1)
+        return torch.where(finite, scores, NO_CANDIDATE).flatten(1)
 
     def _places(self, index: Tensor, raw: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """A row's level, anchor, column, line, and its place among the cells of all levels, each ``(B, k)``."""
+        """Each row's level, anchor, column, line, and index among the cells of all levels, each ``(B, k)``."""
         sizes = [(r.shape[2], r.shape[3]) for r in raw]
         areas = [h * w for h, w in sizes]
         firsts = [0, *itertools.accumulate(self.head.num_anchors * area for area in areas)]
@@ -133,8 +133,8 @@ class HeadSelection(nn.Module):
         return level, anchor, cell - y * width, y, before + cell
 
 
-def selecting(graph: LayerGraph, layout: RawDetections, count: int) -> LayerGraph:
-    """The network with candidates in the place of rows."""
+def with_candidate_head(graph: LayerGraph, layout: RawDetections, count: int) -> LayerGraph:
+    """The network with a head that gives candidates instead of rows."""
     new = copy.copy(graph)
     head = HeadSelection(cast(Detect, graph.model[-1]), layout, count)
     new._modules = {**graph._modules, "model": nn.Sequential(*list(graph.model)[:-1], head)}

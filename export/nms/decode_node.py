@@ -1,8 +1,8 @@
-"""The node ``deploykit::DecodeRows``: decoding the rows of an anchor head natively, before ``deploykit::NmsKpt``.
+"""The node ``deploykit::DecodeRows``, which decodes the rows of an anchor head natively before ``deploykit::NmsKpt``.
 
-An export with ``--nms plugin`` ends in it where the network's head is one of anchors. Its contract is in
-``cpp_plugins/decode/README.md``, its definition that of :mod:`deploykit.models.layers.anchor_head`.
-:func:`written_out` is the same in ONNX's own operators, so that a file can be verified where no library has the node.
+An export with ``--nms plugin`` uses it where the network has an anchor head. Its contract is in
+``cpp_plugins/decode/README.md``; its definition is :mod:`deploykit.models.layers.anchor_head`.
+:func:`expand_decode_nodes` gives the same in ONNX's own operators, so that a file is verified where no library has it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import RawDetections
 
-__all__ = ["append_decode", "raw_levels", "written_out"]
+__all__ = ["append_decode", "expand_decode_nodes", "up_to_raw_head"]
 
 DOMAIN, OPERATOR = "deploykit", "DecodeRows"
 
 
 class _Levels(nn.Module):
-    """An anchor head up to its raw values: one tensor ``(B, anchors * columns, H, W)`` a level."""
+    """An anchor head without its decoding: one tensor ``(B, anchors * columns, H, W)`` per level."""
 
     def __init__(self, head: Detect) -> None:
         super().__init__()
@@ -35,10 +35,10 @@ class _Levels(nn.Module):
         return tuple(self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels]))
 
 
-def raw_levels(fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]] | None:
-    """The network up to its head's raw values, and what they are called; None: its head is not one of anchors."""
+def up_to_raw_head(fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]] | None:
+    """The network without its head's decoding and the names of its outputs; None where it has no anchor head."""
     head = fused.model[-1] if isinstance(fused, LayerGraph) else None
-    if type(head) not in (Detect, Keypoint):  # a head derived from them may decode in another way
+    if type(head) not in (Detect, Keypoint):  # a subclass may decode in another way
         return None
     graph, head = cast(LayerGraph, fused), cast(Detect, head)
     new = copy.copy(graph)
@@ -47,7 +47,7 @@ def raw_levels(fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]] | None:
 
 
 def append_decode(model: ir.Model, fused: nn.Module, layout: RawDetections) -> None:
-    """Let the node follow a graph whose outputs are the raw values of ``fused``'s head; it gives the rows."""
+    """Append the node to a graph whose outputs are the raw levels of ``fused``'s head; its output is the rows."""
     head = cast(Detect, cast(LayerGraph, fused).model[-1])
     points = head.num_keypoints if isinstance(head, Keypoint) else 0
     attributes = [
@@ -113,8 +113,8 @@ _NO_POINTS = """
 """
 
 
-def written_out(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with every node DecodeRows in ONNX's own operators; float32 only."""
+def expand_decode_nodes(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return the model with every DecodeRows node replaced by ONNX's own operators; float32 only."""
     new = onnx.ModelProto()
     new.CopyFrom(model)
     nodes = list(new.graph.node)

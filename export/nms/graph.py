@@ -1,15 +1,15 @@
-"""NMS as ONNX operators: what follows the candidates in the graph. :mod:`deploykit.runtime.postprocess.nms` defines it.
+"""NMS as ONNX operators that follow the candidates; :mod:`deploykit.runtime.postprocess.nms` is the definition.
 
-The candidates of an image are sorted already, the best first (see :mod:`deploykit.export.nms.candidates`):
-``boxes (B,k,4)`` xyxy, ``scores (B,k)`` with -1 where there is none, ``labels (B,k)`` int64, ``keypoints (B,k,K,3)``,
-and ``all_scores (B,N)`` of every row. What is added gives the outputs of :class:`deploykit.spec.NmsOutputs`.
+The candidates of an image arrive sorted, the best first (see :mod:`deploykit.export.nms.candidates`):
+``boxes (B,k,4)`` xyxy, ``scores (B,k)`` with -1 for no candidate, ``labels (B,k)`` int64, ``keypoints (B,k,K,3)``, and
+``all_scores (B,N)`` of every row. The appended nodes give the outputs of :class:`deploykit.spec.NmsOutputs`.
 
-* ``graph`` decides with ONNX's NonMaxSuppression, on scores that are one-hot in the class: ONNX Runtime's computes the
-  overlap as the definition does, ties included. It would swap the corners of a box whose sides are negative, which
-  overlaps nothing by the definition; so it gets a point in its place.
-* ``basic`` needs nothing but arithmetic, TopK, MatMul and a Loop. Every candidate that no kept, better one overlaps is
-  kept; started from "all are", this settles what greedy NMS decides: after n rounds everything is right that hangs on
-  chains of up to n. The loop ends when a round changes nothing, so there is no number of rounds that might not suffice.
+* ``graph`` uses ONNX's NonMaxSuppression on scores that are one-hot in the class. ONNX Runtime computes the overlap as
+  the definition does, ties included. It would swap the corners of a box with negative sides, which overlaps nothing by
+  the definition, so such a box becomes a point.
+* ``basic`` needs only arithmetic, TopK, MatMul and a Loop. It starts with every candidate kept; each round keeps those
+  that no better kept candidate overlaps. After n rounds every decision is that of greedy NMS whose chain of suppression
+  has up to n links. The loop ends when a round changes nothing, so no fixed number of rounds can be too small.
 * ``plugin`` is the node ``deploykit::NmsKpt`` on the raw rows; its contract is in ``cpp_plugins/nms_kpt/README.md``.
 """
 
@@ -29,10 +29,10 @@ __all__ = ["CANDIDATES", "CONF", "DOMAIN", "IOU", "MODES", "append_nms", "append
 MODES = ("none", "graph", "basic", "plugin")
 DOMAIN = "deploykit"
 CONF, IOU = "nms_conf", "nms_iou"
-"""Names of the stored thresholds, which the check of an export replaces."""
+"""Names of the stored thresholds, which the parity check overrides."""
 
 CANDIDATES = ("boxes", "scores", "labels", "all_scores", "keypoints")
-MOST = 3840  # TensorRT's TopK takes no more
+MAX_CANDIDATES = 3840  # the limit of TensorRT's TopK
 
 _START = """
     is_one = Greater(scores, {conf})
@@ -135,32 +135,32 @@ _KEYPOINTS = """
 
 
 def check_thresholds(thresholds: Thresholds) -> None:
-    """Refuse what no graph can hold.
+    """Refuse thresholds that no graph can hold.
 
     Raises:
-        UsageError: more candidates or detections than TensorRT's TopK takes.
+        UsageError: more candidates or detections than TensorRT's TopK supports.
     """
     for name in ("pre_nms_topk", "max_det"):
-        if getattr(thresholds, name) > MOST:
+        if getattr(thresholds, name) > MAX_CANDIDATES:
             option = name.replace("_", "-")
-            raise UsageError(f"--{option} is at most {MOST} inside a graph, got {getattr(thresholds, name)}")
+            raise UsageError(f"--{option} is at most {MAX_CANDIDATES} inside a graph, got {getattr(thresholds, name)}")
 
 
 def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> None:
-    """Let NMS follow a graph whose outputs are the candidates, named as in :data:`CANDIDATES`; it gives new outputs.
+    """Append NMS to a graph whose outputs are the candidates, named as in :data:`CANDIDATES`, and replace its outputs.
 
     Args:
         model: the graph; keypoints are its last output, if there are any.
         mode: ``graph`` or ``basic``.
         spec: of the export, whose output is :class:`NmsOutputs`.
-        candidates: k, how many there are of an image.
+        candidates: k, the number of candidates per image.
     """
     names = spec.output
     assert isinstance(names, NmsOutputs)
     thresholds, keypoints = spec.thresholds, names.keypoints is not None
     given = {str(value.name): value for value in model.graph.outputs}
     inputs = [name for name in CANDIDATES if name in given]
-    for name, value in given.items():  # its name is that of an output to come
+    for name, value in given.items():  # NMS gives an output of that name
         value.name = f"candidate_{name}"
     body = _START + (_GRAPH if mode == "graph" else _BASIC) + _END + (_KEYPOINTS if keypoints else "")
     body = body.format(conf=CONF, iou=IOU)
@@ -215,7 +215,7 @@ def _constants(thresholds: Thresholds, classes: int, candidates: int) -> dict[st
 
 
 def _stored(model: ir.Model, name: str, array: Array) -> ir.Value:
-    """A constant of the graph, beside its weights."""
+    """Register a constant as an initializer."""
     full = name if name in (CONF, IOU) else f"nms_{name}"
     tensor = ir.tensor(array, name=full)
     value = ir.Value(name=full, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
@@ -224,7 +224,7 @@ def _stored(model: ir.Model, name: str, array: Array) -> ir.Value:
 
 
 def _move(source: ir.Graph, target: ir.Graph) -> None:
-    """Append the nodes of one graph to another, under names that no exporter gives."""
+    """Move the nodes of one graph to the end of another, under names that no exporter uses."""
     for node in ir.traversal.RecursiveGraphIterator(source):
         node.name = f"nms_{node.outputs[0].name}"
         for value in node.outputs:
@@ -235,10 +235,10 @@ def _move(source: ir.Graph, target: ir.Graph) -> None:
 
 
 def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> None:
-    """Let the node ``deploykit::NmsKpt`` follow a graph whose output is raw rows of ``layout``.
+    """Append the node ``deploykit::NmsKpt`` to a graph whose output is raw rows of ``layout``.
 
     Raises:
-        UsageError: the rows have another order of columns than the node knows.
+        UsageError: the columns are in another order than the node expects.
     """
     names, thresholds = spec.output, spec.thresholds
     assert isinstance(names, NmsOutputs)
@@ -275,7 +275,7 @@ def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> No
 
 
 def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spec: ModelSpec) -> None:
-    """Make ``values`` the graph's outputs, with the names of the spec and the shapes that follow from it."""
+    """Make ``values`` the graph's outputs, with names and shapes from the spec."""
     m = spec.thresholds.max_det
     points = len(spec.keypoints.names) if spec.keypoints else 0
     names = spec.output

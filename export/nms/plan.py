@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError
-from deploykit.export.nms.candidates import RowSelection, selecting
-from deploykit.export.nms.decode_node import append_decode, raw_levels
+from deploykit.export.nms.candidates import RowSelection, with_candidate_head
+from deploykit.export.nms.decode_node import append_decode, up_to_raw_head
 from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin, check_thresholds
 from deploykit.export.nms.layouts import detections_layout
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
@@ -53,13 +53,13 @@ class NmsPlan:
         if self.inside is not None:
             return with_thresholds(fused, self.inside)
         if self.decodes:
-            levels = raw_levels(fused)
+            levels = up_to_raw_head(fused)
             assert levels is not None
             return levels[0]
         if not self.candidates:
             return fused
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
-            return _First(selecting(fused, self.rows, self.candidates), len(self.outputs))
+            return _First(with_candidate_head(fused, self.rows, self.candidates), len(self.outputs))
         return _First(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), len(self.outputs))
 
     def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
@@ -98,7 +98,7 @@ def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Mo
     check_thresholds(thresholds)
     given = replace(spec, output=NmsOutputs(keypoints="keypoints" if spec.keypoints else None))
     if mode == "plugin":
-        levels = raw_levels(fused)
+        levels = up_to_raw_head(fused)
         return NmsPlan(mode, layout, levels[1] if levels else (layout.name,), 0, decodes=levels is not None), given
     if spec.input.dynamic == "shape":
         raise UsageError(f"--nms {mode} needs a fixed image size: --dynamic shape goes with --nms none or plugin")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from deploykit.errors import BackendError
-from deploykit.export.nms.decode_node import written_out
+from deploykit.export.nms.decode_node import expand_decode_nodes
 from deploykit.export.nms.graph import CONF, IOU
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected, expect
@@ -124,7 +124,7 @@ def _rows_before(file: Path, *, native: bool) -> Iterator[Path]:
     model = onnx.load(str(file), load_external_data=False)
     node = model.graph.node.pop()
     if not native:
-        model = written_out(model)
+        model = expand_decode_nodes(model)
     del model.graph.output[:]
     rows = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.input]
     model.graph.output.extend(rows)

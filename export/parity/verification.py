@@ -15,7 +15,7 @@ from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.float32_noise import Float32Cost, levels_apart, relaxed_tolerance, torch_float32
 from deploykit.export.parity.onnx_file import check_file
 from deploykit.export.parity.report import ParityReport
-from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.step_timer import Clock
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
@@ -117,7 +117,7 @@ class Verification:
             if not value.float().isfinite().all():
                 broken.append(tensor)
 
-        with GraphSession(graph, observe=observe) as session:
+        with OnnxInTorchSession(graph, observe=observe) as session:
             parity = check_expected(expected, f"{name} in torch", session, self.rows, limits, self._tell)
         if broken:
             raise ParityError(f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite")
@@ -135,7 +135,7 @@ def largest_values(graph: ir.Model, feeds: Feeds, on_step: Callable[[str], None]
         if value.numel():
             found[name] = max(found.get(name, 0.0), float(value.abs().max()))
 
-    with GraphSession(graph, observe=observe) as session:
+    with OnnxInTorchSession(graph, observe=observe) as session:
         (info,) = session.inputs
         for label, image in feeds.images.items():
             on_step(f"measuring: {label}")

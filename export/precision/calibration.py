@@ -34,7 +34,7 @@ import torch
 
 from deploykit.errors import DataError, DeployError, NotFoundError, UsageError
 from deploykit.export.parity.inputs import on_canvas
-from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder, write_whole
 from deploykit.runtime.images.reading import read_image
@@ -167,7 +167,7 @@ def measure_activations(
             counts[name] += torch.histc(value.abs(), BINS, 0.0, largest[name])
 
     for observe in (see_largest, count):
-        with GraphSession(graph, observe=observe) as session:
+        with OnnxInTorchSession(graph, observe=observe) as session:
             (info,) = session.inputs
             for image in _images(files, spec.input):
                 observe(info.name, torch.from_numpy(image))

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from deploykit.errors import UsageError
 from deploykit.export.precision.qdq import QuantKind, quantisable, quantize
-from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawDetections
 
@@ -86,7 +86,7 @@ def output_error(expected: Mapping[str, Array], found: Mapping[str, Array], spec
 
 def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Array]]:
     """What a graph gives for each image, computed in torch by the graph's own types."""
-    with GraphSession(graph) as session:
+    with OnnxInTorchSession(graph) as session:
         return [session.run({session.inputs[0].name: image}) for image in images]
 
 

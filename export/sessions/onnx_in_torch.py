@@ -1,9 +1,9 @@
-"""An ONNX graph computed by torch, every tensor rounded to the type that the graph gives it.
+"""A session that computes an ONNX graph in torch and rounds every tensor to the type that the graph declares.
 
-ONNX Runtime's CPU provider computes half-precision convolutions in float32 between casts, and takes out pairs of casts,
-so it neither rounds nor overflows where a GPU would; and it has no bfloat16 convolution at all. This session does what
-the graph says. It is the check of fp16 and bf16 files, it tells the largest value of every tensor, and it runs int8
-files as exact quantisation without a kernel's saturation. It is slower than ONNX Runtime, and no backend to deploy.
+ONNX Runtime's CPU provider computes half-precision convolutions in float32 between casts and removes pairs of casts, so
+it neither rounds nor overflows where a GPU would. It has no bfloat16 convolution at all. This session does what the
+graph says. It verifies fp16 and bf16 files, measures the largest value of every tensor, and runs int8 files with exact
+quantization, without the saturation of a kernel. It is slower than ONNX Runtime and not meant for deployment.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor
 
 from deploykit.errors import ArtefactError, BackendError
-from deploykit.export.sessions.onnx_ops import OPERATORS, TORCH_TYPES, ElsewhereError
+from deploykit.export.sessions.onnx_ops import OPERATORS, TORCH_TYPES, UnsupportedFormError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 
-__all__ = ["GraphSession", "open_graph_session"]
+__all__ = ["OnnxInTorchSession", "open_onnx_in_torch"]
 
 VIEWS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
-"""Types that numpy has not, and one of the same size through which they pass."""
+"""Types that numpy lacks -> a type of the same size through which their bits pass."""
 
 Observer = Callable[[str, Tensor], None]
 
 
-class GraphSession(Session):
-    """An ONNX model without control flow, on the CPU. ``run`` takes what the graph takes.
+class OnnxInTorchSession(Session):
+    """An ONNX model without control flow on the CPU.
 
     Args:
         model: the graph; its weights are copied.
-        observe: told every floating-point tensor that a node gives, by name, as soon as it is there.
+        observe: called with the name and value of every floating-point tensor as soon as a node has computed it.
 
     Raises:
-        BackendError: an operator that neither torch nor onnx's reference knows, or one with subgraphs.
+        BackendError: a node of another domain than ONNX's own, or one with subgraphs.
     """
 
     def __init__(self, model: ir.Model, *, observe: Observer | None = None) -> None:
@@ -49,16 +49,18 @@ class GraphSession(Session):
         self._opset = model.opset_imports.get("", 18)
         self._nodes = list(model.graph)
         for node in self._nodes:
-            if node.domain or any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _given(node)):
+            if node.domain or any(
+                a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes_of(node)
+            ):
                 raise BackendError(f"torch does not run the node {node.name!r} ({node.domain}::{node.op_type})")
-        self._attributes = [{a.name: a.value for a in _given(node)} for node in self._nodes]
+        self._attributes = [{a.name: a.value for a in _attributes_of(node)} for node in self._nodes]
         self._weights = {
             str(name): _tensor(value.const_value)
             for name, value in model.graph.initializers.items()
             if value.const_value is not None
         }
         self._uses = Counter(str(v.name) for node in self._nodes for v in node.inputs if v is not None)
-        self._wanted = [str(value.name) for value in model.graph.outputs]
+        self._output_names = [str(value.name) for value in model.graph.outputs]
         self.inputs, self.outputs = _infos(model.graph.inputs), _infos(model.graph.outputs)
         self.metadata = dict(model.metadata_props)
         self.providers = ("PyTorch CPU, by the graph's types",)
@@ -66,15 +68,15 @@ class GraphSession(Session):
         self.threads = torch.get_num_threads()
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See :meth:`deploykit.runtime.session.Session.run`; a bfloat16 output is given as float32."""
+        """See :meth:`deploykit.runtime.session.Session.run`; a bfloat16 output is returned as float32."""
         check_inputs(self.inputs, inputs)
         values: dict[str, Tensor] = {**self._weights, **{name: torch.from_numpy(x) for name, x in inputs.items()}}
         left = Counter(self._uses)
-        left.update(self._wanted)
+        left.update(self._output_names)
         with torch.inference_mode():
             for node, attributes in zip(self._nodes, self._attributes, strict=True):
                 given = [None if v is None else values[str(v.name)] for v in node.inputs]
-                for value, found in zip(node.outputs, self._computed(node, given, attributes), strict=False):
+                for value, found in zip(node.outputs, self._run_node(node, given, attributes), strict=False):
                     name = str(value.name)
                     values[name] = found
                     if self._observe is not None and found.is_floating_point():
@@ -84,47 +86,50 @@ class GraphSession(Session):
                     left[name] -= 1
                     if not left[name] and name not in self._weights:
                         values.pop(name, None)
-        return {name: _array(values[name].float() if _foreign(values[name]) else values[name]) for name in self._wanted}
+        return {
+            name: _array(values[name].float() if _not_in_numpy(values[name]) else values[name])
+            for name in self._output_names
+        }
 
     def close(self) -> None:
         """Drop the weights."""
         self._weights.clear()
 
-    def _computed(self, node: ir.Node, given: list[Tensor | None], attributes: dict[str, Any]) -> tuple[Tensor, ...]:
+    def _run_node(self, node: ir.Node, given: list[Tensor | None], attributes: dict[str, Any]) -> tuple[Tensor, ...]:
         function = OPERATORS.get(node.op_type)
         try:
             if function is not None:
                 try:
                     found = function(given, attributes)
                     return found if isinstance(found, tuple) else (found,)
-                except ElsewhereError:
+                except UnsupportedFormError:
                     pass
-            return _by_reference(node, given, self._opset)
+            return _run_by_reference(node, given, self._opset)
         except Exception as e:  # torch and onnx raise what their many operators raise
             raise BackendError(f"the node {node.name!r} ({node.op_type}) failed in torch: {e}") from e
 
 
-def open_graph_session(path: Path, *, threads: int | None = None) -> GraphSession:
-    """Open an ONNX file as a :class:`GraphSession`; ``threads`` must be None, torch has one number for the process.
+def open_onnx_in_torch(path: Path, *, threads: int | None = None) -> OnnxInTorchSession:
+    """Open an ONNX file as a :class:`OnnxInTorchSession`; ``threads`` must be None: torch has one count per process.
 
     Raises:
         ArtefactError: it is no ONNX file. BackendError: torch cannot run it.
     """
     if threads is not None:
-        raise BackendError("torch has one number of threads for the whole process: leave threads out")
+        raise BackendError("torch has one thread count for the whole process: leave threads out")
     try:
         model = ir.load(path)
     except Exception as e:  # protobuf's errors have no base class of their own
         raise ArtefactError(f"{path} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
-    return GraphSession(model)
+    return OnnxInTorchSession(model)
 
 
-def _given(node: ir.Node) -> list[ir.Attr]:
+def _attributes_of(node: ir.Node) -> list[ir.Attr]:
     return [a for a in node.attributes.values() if isinstance(a, ir.Attr)]
 
 
 def _tensor(value: Any) -> Tensor:
-    """An initialiser as torch has it."""
+    """An initializer as a torch tensor."""
     kind = TORCH_TYPES.get(int(value.dtype))
     if kind is None:
         raise BackendError(f"torch does not run tensors of the type {value.dtype}")
@@ -136,7 +141,7 @@ def _tensor(value: Any) -> Tensor:
     return torch.from_numpy(copied)
 
 
-def _foreign(value: Tensor) -> bool:
+def _not_in_numpy(value: Tensor) -> bool:
     return value.dtype in VIEWS
 
 
@@ -154,8 +159,8 @@ def _infos(values: Any) -> tuple[TensorInfo, ...]:
     return tuple(infos)
 
 
-def _by_reference(node: ir.Node, given: list[Tensor | None], opset: int) -> tuple[Tensor, ...]:
-    """The node in onnx's reference implementation, in float32 where numpy has not the type."""
+def _run_by_reference(node: ir.Node, given: list[Tensor | None], opset: int) -> tuple[Tensor, ...]:
+    """Compute a node by onnx's reference implementation, in float32 where numpy lacks the type."""
     narrow = next((v.dtype for v in given if v is not None and v.dtype in (torch.float16, torch.bfloat16)), None)
     feeds = {
         str(value.name): _array(x.float() if x.dtype == narrow else x)

@@ -1,4 +1,4 @@
-"""A PyTorch model behind the runtime's Session: a checkpoint is predicted with and compared like an artefact."""
+"""A PyTorch model as a session of the runtime, so that a checkpoint predicts and is compared like an artefact."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ __all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
 
 
 class TorchSession(Session):
-    """A module on the CPU, in eval mode; one input, the spec's outputs in their order, any batch and any good size.
+    """A module on the CPU in eval mode: one input, the spec's outputs in their order, any batch, any size it supports.
 
-    ``exact`` computes in float64: what the weights mean, without the rounding of any implementation. It is about six
-    times slower, and the output is float64. ``threads`` within one operator: None is what torch is set to.
+    ``exact`` computes in float64, which shows what the weights mean without the rounding of any implementation. It is
+    about six times slower, and the output is float64. ``threads``: per operator; None keeps torch's own setting.
     """
 
     def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False, threads: int | None = None) -> None:
@@ -52,7 +52,7 @@ class TorchSession(Session):
         image = torch.from_numpy(fed.copy() if min(fed.strides, default=0) < 0 else fed)  # torch has no such strides
         if self._exact:
             image = image.double()
-            if not self._wide:  # not before it is needed: it takes twice the memory
+            if not self._wide:  # only when needed: it takes twice the memory
                 self._module, self._wide = copy.deepcopy(self._module).double(), True
         try:
             with torch.inference_mode(), _torch_threads(self._wanted):
@@ -89,11 +89,11 @@ _one_at_a_time = threading.Lock()
 
 @contextlib.contextmanager
 def _torch_threads(threads: int | None) -> Iterator[None]:
-    """Let torch compute with so many threads as long as the context lasts; None: with those that it is set to."""
+    """Set torch's thread count while the context lasts; None keeps the present one."""
     if threads is None:
         yield
         return
-    with _one_at_a_time:  # it is one number for the whole process, and each must put back what it found
+    with _one_at_a_time:  # one count per process: each user must restore what it found
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import BackendError
-from deploykit.export.nms.decode_node import written_out
+from deploykit.export.nms.decode_node import expand_decode_nodes
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.plugins_check import HEAD, decode_rows_model, decoded_rows
 from deploykit.export.to_onnx import onnx_from_model
@@ -79,7 +79,7 @@ def test_written_out_it_is_the_same(problem: tuple[list[Array], dict[str, Any]])
     """In ONNX's own operators, which is how a file is verified where no library has the node."""
     levels, head = problem
     levels = [level.astype(np.float32) for level in levels]
-    model = written_out(onnx.load_from_string(decode_rows_model(np.float32, **head)))
+    model = expand_decode_nodes(onnx.load_from_string(decode_rows_model(np.float32, **head)))
     assert not [node for node in model.graph.node if node.domain]
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from deploykit.export.graph import passes
 from deploykit.export.graph.trace import example_input, traced
-from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.spec import DenseOutput, InputSpec, ModelSpec
 
 
@@ -36,7 +36,7 @@ def test_each_clip_of_a_value_keeps_its_bounds() -> None:
     graph = traced(module, example_input(spec.input), spec, "dynamo", True, ["image"])
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
     x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
-    found = GraphSession(graph).run({spec.input.name: x})["image"]
+    found = OnnxInTorchSession(graph).run({spec.input.name: x})["image"]
     np.testing.assert_array_equal(found, module(torch.from_numpy(x)).numpy())
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from deploykit.export.nms.candidates import Candidates, RowSelection, selecting
+from deploykit.export.nms.candidates import Candidates, RowSelection, with_candidate_head
 from deploykit.export.nms.graph import append_nms
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.operators import best_scores
@@ -166,7 +166,7 @@ def test_cells_chosen_in_the_head_are_the_rows_that_decoding_everything_gives(
     with torch.inference_mode():
         rows = fused(images)
         for count in (1, 40, rows.shape[1]):
-            expected, found = RowSelection(layout, count)(rows), selecting(fused, layout, count)(images)
+            expected, found = RowSelection(layout, count)(rows), with_candidate_head(fused, layout, count)(images)
             for part in Candidates._fields:
                 torch.testing.assert_close(getattr(found, part), getattr(expected, part), rtol=1e-6, atol=1e-4)
             assert (found.labels == expected.labels).all()
@@ -189,7 +189,7 @@ def test_a_cell_that_is_no_number_is_never_chosen() -> None:
 
     head.raw = damaged  # type: ignore[method-assign]
     with torch.inference_mode():
-        chosen = selecting(fused, layout, 20)(torch.rand(1, 3, 64, 64))
+        chosen = with_candidate_head(fused, layout, 20)(torch.rand(1, 3, 64, 64))
     area = 64 // head.stride[0]
     dead = [1 * area + 1, 2 * area * area]
     assert (chosen.all_scores[0, dead] == -1).all()

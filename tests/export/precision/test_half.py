@@ -15,7 +15,7 @@ from deploykit.errors import ExportError
 from deploykit.export.precision.half import HalfType, to_half
 from deploykit.export.precision.half_rules import LARGEST, LARGEST_LOGIT, LARGEST_SQUARED
 from deploykit.export.precision.read_back import check_precision, precisions_of
-from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
 
@@ -55,12 +55,12 @@ def network(*, scale: float = 1.0, opset: int = 18, middle: str = "Relu") -> ir.
 
 def measured(model: ir.Model) -> dict[str, float]:
     found: dict[str, float] = {}
-    GraphSession(model, observe=lambda n, v: found.update({n: float(v.abs().max())})).run({"x": X})
+    OnnxInTorchSession(model, observe=lambda n, v: found.update({n: float(v.abs().max())})).run({"x": X})
     return found
 
 
 def output(model: ir.Model) -> Array:
-    return GraphSession(model).run({"x": X})["y"]
+    return OnnxInTorchSession(model).run({"x": X})["y"]
 
 
 def stored(model: ir.Model) -> dict[str, str]:
@@ -120,7 +120,7 @@ def test_what_has_not_the_range_stays_fp32_and_is_stored_as_half() -> None:
     unseen = network(scale=2e4)  # without the measurement it overflows, and torch shows it
     to_half(unseen, "fp16", largest={})
     seen: list[bool] = []
-    GraphSession(unseen, observe=lambda _, v: seen.append(bool(v.isinf().any()))).run({"x": X})
+    OnnxInTorchSession(unseen, observe=lambda _, v: seen.append(bool(v.isinf().any()))).run({"x": X})
     assert any(seen)
 
 

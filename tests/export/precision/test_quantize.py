@@ -35,7 +35,7 @@ from deploykit.export.precision.sensitivity import (
     named_layers,
     output_error,
 )
-from deploykit.export.sessions.onnx_in_torch import GraphSession
+from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, RawDetections
@@ -238,7 +238,7 @@ def test_fewer_images_are_spread_over_all(images: Path) -> None:
 
 def ranges_of(model: ir.Model) -> dict[str, float]:
     found: dict[str, float] = {"x": 1.0}
-    GraphSession(model, observe=lambda n, v: found.update({n: float(v.abs().max())})).run(
+    OnnxInTorchSession(model, observe=lambda n, v: found.update({n: float(v.abs().max())})).run(
         {"x": np.random.default_rng(7).random((1, 3, 32, 32), np.float32)}
     )
     return found
@@ -251,13 +251,13 @@ def tensors(model: ir.Model) -> list[str]:
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
 def test_layers_with_weights_are_quantised_and_nothing_else(kind: str, tmp_path: Path) -> None:
     model = layer_graph()
-    exact = GraphSession(model).run({"x": np.full((1, 3, 32, 32), 0.4, np.float32)})["y"]
+    exact = OnnxInTorchSession(model).run({"x": np.full((1, 3, 32, 32), 0.4, np.float32)})["y"]
     done = quantize(model, ranges_of(model), kind="int8" if kind == "int8" else "fp8")
     onnx.checker.check_model(ir.to_proto(model), full_check=True)
     assert done.layers == ("conv", "depthwise", "up", "gemm", "matmul")
     assert precisions_of(model) == {kind: list(done.layers), "fp32": ["activations"]}
     assert "conv.weight" not in model.graph.initializers
-    found = GraphSession(model).run({"x": np.full((1, 3, 32, 32), 0.4, np.float32)})["y"]
+    found = OnnxInTorchSession(model).run({"x": np.full((1, 3, 32, 32), 0.4, np.float32)})["y"]
     np.testing.assert_allclose(found, exact, rtol=0.2)
     assert found != exact
     if kind == "int8":  # of fp8 ONNX Runtime 1.31 makes an invalid graph here

@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto, helper
 
 from deploykit.errors import ArtefactError, BackendError
-from deploykit.export.sessions.onnx_in_torch import GraphSession, open_graph_session
+from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession, open_onnx_in_torch
 from deploykit.facade import open_session
 from deploykit.runtime.arrays import Array
 
@@ -39,7 +39,7 @@ def graph(
 
 
 def run(model: ir.Model, **inputs: Array) -> Array:
-    (found,) = GraphSession(model).run(inputs).values()
+    (found,) = OnnxInTorchSession(model).run(inputs).values()
     return found
 
 
@@ -96,7 +96,7 @@ def test_a_half_tensor_overflows_where_onnx_runtime_on_a_cpu_does_not_show_it() 
         seen[name] = float(value.abs().max())
 
     x = np.full((1, 2), 300.0, np.float32)
-    found = GraphSession(graph(nodes, {"x": x.shape}, "y"), observe=observe).run({"x": x})["y"]
+    found = OnnxInTorchSession(graph(nodes, {"x": x.shape}, "y"), observe=observe).run({"x": x})["y"]
     assert np.isinf(found).all()
     assert seen == {"a": 300.0, "b": np.inf, "y": np.inf}
 
@@ -150,13 +150,13 @@ def test_operators_are_numpys(node: onnx.NodeProto, expected: object) -> None:
 def test_what_it_cannot_run_is_said(tmp_path: Path) -> None:
     loop = helper.make_node("NmsKpt", ["x"], ["y"], domain="deploykit", name="the node")
     with pytest.raises(BackendError, match=r"the node.*deploykit::NmsKpt"):
-        GraphSession(graph([loop], {"x": (1,)}, "y"))
+        OnnxInTorchSession(graph([loop], {"x": (1,)}, "y"))
     broken = helper.make_node("MatMul", ["x", "x"], ["y"], name="product")
     with pytest.raises(BackendError, match="'product'"):
         run(graph([broken], {"x": (2, 3)}, "y"), x=np.ones((2, 3), np.float32))
     file = tmp_path / "x.onnx"
     file.write_bytes(b"no graph")
     with pytest.raises(ArtefactError, match="not a whole ONNX file"):
-        open_graph_session(file)
+        open_onnx_in_torch(file)
     with pytest.raises(BackendError, match="threads"):
-        open_graph_session(file, threads=1)
+        open_onnx_in_torch(file, threads=1)
