@@ -25,9 +25,9 @@ from pre_post import COCO, FULL_HD, POSE, _picture, _rows
 from deploykit.export.native_check import expected_outputs
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.image import Letterbox, blob
-from deploykit.runtime.native import nms_arrays, plan_of, tables_of
+from deploykit.runtime.native import nms_arrays
 from deploykit.runtime.native_build import build_libraries
-from deploykit.runtime.native_cuda import CudaLibrary
+from deploykit.runtime.native_cuda import CudaLibrary, plan_of, tables_of
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
 
 PROBLEMS = {

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import cv2
@@ -23,7 +22,6 @@ from PIL import Image
 from deploykit.runtime.fake import FakeSession
 from deploykit.runtime.image import Letterbox, blob
 from deploykit.runtime.machine import processor_name
-from deploykit.runtime.native import cpu_library, letterbox_blob
 from deploykit.runtime.nms import nms
 from deploykit.runtime.predictor import Predictor
 from deploykit.runtime.resample import resample
@@ -84,18 +82,7 @@ def _preprocessing(frame: Array, spec: InputSpec) -> dict[str, Callable[[], obje
         return blob([letterbox.apply(frame)], spec, out)
 
     assert np.array_equal(ours(), numpy()), "the fast way must give the same values"
-    variants = {"deploykit": ours, "cv2 + numpy": numpy, "cv2 + cv2.dnn.blobFromImage": opencv_dnn}
-    if cpu_library() is not None:
-        variants["native letterbox, 1 thread"] = lambda: letterbox_blob(frame, letterbox, spec, out[0])
-        pool, half = ThreadPoolExecutor(1), spec.size[0] // 2
-
-        def two_threads() -> None:
-            other = pool.submit(letterbox_blob, frame, letterbox, spec, out[0], rows=(half, spec.size[0]))
-            letterbox_blob(frame, letterbox, spec, out[0], rows=(0, half))
-            other.result()
-
-        variants["native letterbox, 2 threads"] = two_threads
-    return variants
+    return {"deploykit": ours, "cv2 + numpy": numpy, "cv2 + cv2.dnn.blobFromImage": opencv_dnn}
 
 
 def _rows(count: int, layout: RawRows, candidates: int) -> Array:

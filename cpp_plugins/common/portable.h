@@ -25,7 +25,7 @@
 namespace deploykit {
 
 // Counts up whenever an exported function or struct changes; runtime/native.py asks for the same number.
-constexpr int32_t abi_number = 2;
+constexpr int32_t abi_number = 3;
 
 // An IEEE 754 half as it lies in memory. Widening is exact, and the same code on both sides, so that no result depends
 // on a compiler's half type.

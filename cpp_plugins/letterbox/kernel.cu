@@ -67,7 +67,8 @@ cudaError_t launch(const Plan* plans, const uint8_t* const* sources, const int64
 DEPLOYKIT_API const char* deploykit_built_with() { return DEPLOYKIT_BUILT_WITH; }
 
 // Pictures in device memory (BGR, `pitches` bytes a row) to (count, 3, H, W) in device memory; all canvases have the
-// size of the first. `table` is host memory, as for deploykit_letterbox. Returns 0, or CUDA's error code.
+// size of the first. `table` is host memory: three times 256 values in the output's channel order, float16 where `half`,
+// else float32. Returns 0, or CUDA's error code.
 DEPLOYKIT_API int32_t deploykit_letterbox_cuda(const deploykit::letterbox::Plan* plans, const uint8_t* const* sources,
     const int64_t* pitches, int32_t count, const void* table, int32_t half, void* out, void* stream) {
   using deploykit::letterbox::launch;

@@ -27,8 +27,7 @@ def symbols(library: Path, *options: str) -> set[str]:
 
 def test_only_what_is_meant_to_be_seen_is_exported(cpu_library: Path) -> None:
     assert symbols(cpu_library / "libdeploykit_cpu.so", "--defined-only") == {
-        "deploykit_abi", "deploykit_built_with", "deploykit_nms", "deploykit_nms_workspace", "deploykit_letterbox",
-        "deploykit_letterbox_workspace",
+        "deploykit_abi", "deploykit_built_with", "deploykit_nms", "deploykit_nms_workspace",
     }  # fmt: skip
 
 
@@ -75,7 +74,7 @@ print("all clean")
 
 @pytest.mark.slow
 def test_sanitizers_find_nothing(tmp_path: Path) -> None:
-    """Address and undefined behaviour: the corpus, and the checks of ``plugins test`` with the letterbox."""
+    """Address and undefined behaviour: the corpus, and the checks of ``plugins test``."""
     gcc = shutil.which("g++") or pytest.skip("no g++")
     runtime = subprocess.run([gcc, "-print-file-name=libasan.so"], capture_output=True, text=True, check=True).stdout
     if not Path(runtime.strip()).is_absolute():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, ImageError, NotFoundError, SpecError
 from deploykit.runtime.image import Letterbox, as_bgr, blob, decode_image, read_image
-from deploykit.runtime.native import plan_of
+from deploykit.runtime.native_cuda import plan_of
 from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec
 
