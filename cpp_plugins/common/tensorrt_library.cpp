@@ -2,6 +2,8 @@
 // what the plugins need of one comes through virtual functions.
 #include "tensorrt.h"
 
+DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
+
 DEPLOYKIT_API const char* deploykit_built_with() {
   static const std::string versions = "TensorRT " + std::to_string(NV_TENSORRT_MAJOR) + "." +
                                       std::to_string(NV_TENSORRT_MINOR) + " headers, " DEPLOYKIT_BUILT_WITH;

@@ -61,9 +61,3 @@ cudaError_t launch(const void* const* levels, bool half, int32_t batch, const He
 
 }  // namespace decode
 }  // namespace deploykit
-
-// The C interface of the CUDA library: `levels` is an array on the host of device pointers. Returns 0, or CUDA's code.
-DEPLOYKIT_API int32_t deploykit_decode_cuda(const void* const* levels, int32_t half, int32_t batch,
-    const deploykit::decode::Head* head, const deploykit::decode::Grid* grid, float* rows, void* stream) {
-  return deploykit::decode::launch(levels, half != 0, batch, *head, *grid, rows, static_cast<cudaStream_t>(stream));
-}

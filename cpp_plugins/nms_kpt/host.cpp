@@ -27,10 +27,6 @@ Found run_on(const void* rows, int64_t count, int64_t stride, const Layout& layo
 
 }  // namespace
 
-DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
-
-DEPLOYKIT_API const char* deploykit_built_with() { return DEPLOYKIT_BUILT_WITH; }
-
 // Bytes of memory (aligned to 8) that deploykit_nms needs for so many rows.
 DEPLOYKIT_API int64_t deploykit_nms_workspace(int64_t rows, const Limits* limits) {
   return Workspace::bytes(rows, *limits);

@@ -15,14 +15,9 @@ from deploykit.errors import BackendError, MissingDependencyError, NotFoundError
 from deploykit.runtime import native_build
 from deploykit.runtime.native import ABI, FOLDER, LIBRARIES
 from deploykit.runtime.native_build import build_libraries, library_info, source_folder
+from tests.cpp_plugins.conftest import symbols
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def symbols(library: Path, *options: str) -> set[str]:
-    nm = shutil.which("nm") or pytest.skip("no nm")
-    done = subprocess.run([nm, "-D", *options, str(library)], capture_output=True, text=True, check=True)
-    return {line.split()[-1].split("@")[0] for line in done.stdout.splitlines() if " w " not in line}
 
 
 def test_only_what_is_meant_to_be_seen_is_exported(cpu_library: Path) -> None:
