@@ -1,8 +1,10 @@
 // What every source of this folder shares: one spelling for host and device, exported names, half precision, the ABI.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__CUDACC__)
 #define DEPLOYKIT_BOTH __host__ __device__ inline
@@ -26,6 +28,10 @@ namespace deploykit {
 
 // Counts up whenever an exported function or struct changes; runtime/native.py asks for the same number.
 constexpr int32_t abi_number = 3;
+
+// Whether a struct may cross the C interface: its members lie as C says, and its bytes are all there is to it.
+template <typename T>
+constexpr bool is_plain = std::is_standard_layout_v<T> && std::is_trivially_copyable_v<T>;
 
 // An IEEE 754 half as it lies in memory. Widening is exact, and the same code on both sides, so that no result depends
 // on a compiler's half type.

@@ -23,11 +23,17 @@ struct Head {
   float anchor[most_levels][most_anchors][2];  // width and height in pixels
 };
 
+static_assert(is_plain<Head> && sizeof(Head) == 560 && offsetof(Head, stride) == 16 && offsetof(Head, anchor) == 48,
+    "runtime/native_cuda.py has the same struct");
+
 // How large the levels are; level i has anchors * height * width rows.
 struct Grid {
   int32_t height[most_levels];
   int32_t width[most_levels];
 };
+
+static_assert(is_plain<Grid> && sizeof(Grid) == 64 && offsetof(Grid, width) == 32,
+    "runtime/native_cuda.py has the same struct");
 
 // One level, anchor and image: `cells` raw values a column, column after column, and where its rows begin.
 template <typename T>

@@ -25,6 +25,8 @@ struct Plan {
   int32_t swap;  // 1: channel 0 of the output is channel 2 of the picture (BGR to RGB)
 };
 
+static_assert(is_plain<Plan> && sizeof(Plan) == 10 * sizeof(int32_t), "runtime/native_cuda.py has the same struct");
+
 // The two source pixels of one output pixel along an axis, and the second one's weight.
 struct Tap {
   int32_t first, second, weight;

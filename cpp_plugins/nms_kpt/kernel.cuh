@@ -24,12 +24,17 @@ struct Layout {
   int32_t kpt_dims;
 };
 
+static_assert(is_plain<Layout> && sizeof(Layout) == 8 * sizeof(int32_t), "runtime/native.py has the same struct");
+
 struct Limits {
   float conf;
   float iou;
   int32_t max_det;
   int32_t topk;
 };
+
+static_assert(is_plain<Limits> && sizeof(Limits) == 16 && offsetof(Limits, max_det) == 8,
+    "runtime/native.py has the same struct");
 
 // Where the objects of one image go: M = max_det slots, of which the unused ones become zero.
 struct Outputs {
@@ -40,6 +45,8 @@ struct Outputs {
   float* keypoints;  // null without keypoints
   int32_t* num_candidates;
 };
+
+static_assert(is_plain<Outputs> && sizeof(Outputs) == 6 * sizeof(void*), "runtime/native_cuda.py passes six pointers");
 
 struct Box {
   float x1, y1, x2, y2, area;
