@@ -21,8 +21,8 @@ inline OrtStatusPtr create_kernel(
     const char* name, const OrtKernelInfo* info, Attributes (*read)(const OrtKernelInfo*), void** kernel) {
   try {
     const Attributes attributes = read(info);
-    const std::string complaint = attributes.complaint();
-    if (!complaint.empty()) return refusal(name, complaint).release();
+    const std::string error = attributes.validation_error();
+    if (!error.empty()) return refusal(name, error).release();
     *kernel = new Kernel(attributes);
   } catch (const std::exception& error) {
     return refusal(name, error.what()).release();

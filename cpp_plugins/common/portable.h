@@ -7,9 +7,9 @@
 #include <type_traits>
 
 #if defined(__CUDACC__)
-#define DEPLOYKIT_BOTH __host__ __device__ inline
+#define DEPLOYKIT_HOST_DEVICE __host__ __device__ inline
 #else
-#define DEPLOYKIT_BOTH inline
+#define DEPLOYKIT_HOST_DEVICE inline
 #endif
 
 // Everything is hidden but what is marked; the build adds -fvisibility=hidden.
@@ -39,21 +39,21 @@ struct Half {
   uint16_t bits;
 };
 
-DEPLOYKIT_BOTH float float_of_bits(uint32_t bits) {
+DEPLOYKIT_HOST_DEVICE float float_of_bits(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
   return value;
 }
 
-DEPLOYKIT_BOTH uint32_t bits_of_float(float value) {
+DEPLOYKIT_HOST_DEVICE uint32_t bits_of_float(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   return bits;
 }
 
-DEPLOYKIT_BOTH float widened(float value) { return value; }
+DEPLOYKIT_HOST_DEVICE float to_float(float value) { return value; }
 
-DEPLOYKIT_BOTH float widened(Half value) {
+DEPLOYKIT_HOST_DEVICE float to_float(Half value) {
   const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000u) << 16;
   const uint32_t rest = value.bits & 0x7fffu;
   if (rest < 0x400u) {  // zero or denormal: a whole number of 2^-24
@@ -63,8 +63,8 @@ DEPLOYKIT_BOTH float widened(Half value) {
   return float_of_bits(((rest << 13) + (exponent << 23)) | sign);
 }
 
-DEPLOYKIT_BOTH bool is_finite(float value) { return (bits_of_float(value) & 0x7f800000u) != 0x7f800000u; }
+DEPLOYKIT_HOST_DEVICE bool is_finite(float value) { return (bits_of_float(value) & 0x7f800000u) != 0x7f800000u; }
 
-DEPLOYKIT_BOTH bool is_finite(Half value) { return (value.bits & 0x7c00u) != 0x7c00u; }
+DEPLOYKIT_HOST_DEVICE bool is_finite(Half value) { return (value.bits & 0x7c00u) != 0x7c00u; }
 
 }  // namespace deploykit

@@ -124,12 +124,12 @@ class Plugin : public nvinfer1::IPluginV3,
   const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &fields_.collection; }
 
  protected:
-  static void say(const std::string& what) noexcept { report(Self::name, what); }
+  static void log_error(const std::string& what) noexcept { report(Self::name, what); }
 
-  // Whether there is nothing to complain about; what there is, is said.
-  static bool is_fine(const std::string& complaint) noexcept {
-    if (!complaint.empty()) say(complaint);
-    return complaint.empty();
+  // Whether there is no error; one that there is, is logged.
+  static bool is_accepted(const std::string& error) noexcept {
+    if (!error.empty()) log_error(error);
+    return error.empty();
   }
 
   Attributes attributes_;
@@ -151,7 +151,7 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
       const char*, const PluginFieldCollection* given, nvinfer1::TensorRTPhase) noexcept override {
     Attributes attributes;
     std::string problem = given ? Self::read(*given, &attributes) : "no attributes were given";
-    if (problem.empty()) problem = attributes.complaint();
+    if (problem.empty()) problem = attributes.validation_error();
     if (!problem.empty()) {
       report(Self::name, problem);
       return nullptr;

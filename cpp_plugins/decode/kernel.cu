@@ -17,7 +17,7 @@ struct Levels {
   const void* raw[most_levels];
 };
 
-DEPLOYKIT_BOTH int32_t tiles_of(const Grid& grid, int32_t level) {
+DEPLOYKIT_HOST_DEVICE int32_t tiles_of(const Grid& grid, int32_t level) {
   return (grid.height[level] * grid.width[level] + tile_cells - 1) / tile_cells;
 }
 

@@ -47,8 +47,8 @@ class Kernel {
                          std::to_string(shape.size()))
               .release();
         }
-        const std::string complaint = attributes_.complaint_about(i, shape[1]);
-        if (!complaint.empty()) return refusal(complaint).release();
+        const std::string error = attributes_.channels_error(i, shape[1]);
+        if (!error.empty()) return refusal(error).release();
         if (first.empty()) first = shape;
         if (shape[0] != first[0]) return refusal("inputs must have the same batch").release();
         grid.height[i] = static_cast<int32_t>(shape[2]);
@@ -84,9 +84,10 @@ class Kernel {
       job.levels.push_back(static_cast<const T*>(context.GetInput(i).GetTensorRawData()));
     }
     const auto one = [](void* data, size_t number) {
-      const auto& it = *static_cast<const Job<T>*>(data);
-      const auto level = static_cast<int32_t>(number % it.head.levels);
-      decode_level(it.head, it.grid, level, static_cast<int32_t>(number / it.head.levels), it.levels[level], it.rows);
+      const auto& shared = *static_cast<const Job<T>*>(data);
+      const auto level = static_cast<int32_t>(number % shared.head.levels);
+      const auto image = static_cast<int32_t>(number / shared.head.levels);
+      decode_level(shared.head, shared.grid, level, image, shared.levels[level], shared.rows);
     };
     context.ParallelFor(one, static_cast<size_t>(batch) * job.head.levels, 0, &job);
   }

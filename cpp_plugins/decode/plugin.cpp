@@ -60,7 +60,7 @@ class DecodeRows final : public deploykit::trt::Plugin<DecodeRows, Attributes, F
     if (!has_ports(num_inputs, num_outputs)) return -1;
     for (int32_t i = 0; i < num_inputs; ++i) {
       if ((inputs[i] != DataType::kFLOAT && inputs[i] != DataType::kHALF) || inputs[i] != inputs[0]) {
-        say("inputs must all be float32, or all float16");
+        log_error("inputs must all be float32, or all float16");
         return -1;
       }
     }
@@ -74,7 +74,7 @@ class DecodeRows final : public deploykit::trt::Plugin<DecodeRows, Attributes, F
     const IDimensionExpr* cells = nullptr;
     for (int32_t i = 0; i < num_inputs; ++i) {
       if (inputs[i].nbDims != 4) {
-        say("input " + std::to_string(i) + " must have four axes (batch, channels, height, width), got " +
+        log_error("input " + std::to_string(i) + " must have four axes (batch, channels, height, width), got " +
                std::to_string(inputs[i].nbDims));
         return -1;
       }
@@ -133,20 +133,20 @@ class DecodeRows final : public deploykit::trt::Plugin<DecodeRows, Attributes, F
     }
     const cudaError_t code = deploykit::decode::launch(in, inputs[0].type == DataType::kHALF,
         static_cast<int32_t>(inputs[0].dims.d[0]), attributes_.head(), grid, static_cast<float*>(out[0]), stream);
-    if (code != cudaSuccess) say(std::string("the kernel does not start: ") + cudaGetErrorString(code));
+    if (code != cudaSuccess) log_error(std::string("the kernel does not start: ") + cudaGetErrorString(code));
     return code == cudaSuccess ? 0 : -1;
   }
 
  private:
   bool has_ports(int32_t num_inputs, int32_t num_outputs) const noexcept {
     if (num_inputs == attributes_.levels() && num_outputs == 1) return true;
-    say(std::to_string(attributes_.levels()) + " inputs and one output are expected, got " +
+    log_error(std::to_string(attributes_.levels()) + " inputs and one output are expected, got " +
            std::to_string(num_inputs) + " and " + std::to_string(num_outputs));
     return false;
   }
 
   bool has_channels(int32_t level, int64_t channels) const noexcept {
-    return is_fine(attributes_.complaint_about(level, channels));
+    return is_accepted(attributes_.channels_error(level, channels));
   }
 
 };

@@ -53,19 +53,19 @@ template <typename T>
 inline float highest_class(const T* cls, int32_t count) {
   constexpr int32_t width = 8;
   float best[width];
-  for (int32_t k = 0; k < width; ++k) best[k] = widened(cls[std::min(k, count - 1)]);
+  for (int32_t k = 0; k < width; ++k) best[k] = to_float(cls[std::min(k, count - 1)]);
   int32_t c = 0;
   for (; c + width <= count; c += width) {
-    for (int32_t k = 0; k < width; ++k) best[k] = greater(widened(cls[c + k]), best[k]);
+    for (int32_t k = 0; k < width; ++k) best[k] = greater(to_float(cls[c + k]), best[k]);
   }
-  for (; c < count; ++c) best[0] = greater(widened(cls[c]), best[0]);
+  for (; c < count; ++c) best[0] = greater(to_float(cls[c]), best[0]);
   for (int32_t k = 1; k < width; ++k) best[0] = greater(best[k], best[0]);
   return best[0];
 }
 
-// As is_whole of kernel.cuh, without a way out in the middle, so that a compiler can use vectors.
+// As all_finite of kernel.cuh, without a way out in the middle, so that a compiler can use vectors.
 template <typename T>
-inline bool is_whole_at_once(const T* row, int32_t columns) {
+inline bool all_finite_branchless(const T* row, int32_t columns) {
   int32_t broken = 0;
   for (int32_t c = 0; c < columns; ++c) broken |= !is_finite(row[c]);
   return !broken;
@@ -91,14 +91,14 @@ inline int64_t select_by_objectness(
   const auto select = [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       numbers[selected] = static_cast<uint64_t>(i);
-      selected += layout.obj < 0 || widened(rows[i * stride + layout.obj]) > conf;  // nobody can guess it: no branch
+      selected += layout.obj < 0 || to_float(rows[i * stride + layout.obj]) > conf;  // nobody can guess it: no branch
     }
   };
   const int64_t blocks = layout.obj < 0 ? 0 : count / block * block;
   for (int64_t i = 0; i < blocks; i += block) {
     const T* value = rows + i * stride + layout.obj;
     int32_t hits = 0;
-    for (int64_t k = 0; k < block; ++k) hits |= widened(value[k * stride]) > conf;
+    for (int64_t k = 0; k < block; ++k) hits |= to_float(value[k * stride]) > conf;
     if (hits) select(i, i + block);
   }
   select(blocks, count);
@@ -118,11 +118,11 @@ inline int64_t find_candidates(
     const T* row = rows + keys[i] * stride;
     float score = highest_class(row + layout.cls, layout.num_classes);
     if (layout.obj >= 0) {  // rounding keeps the order of products with one positive factor
-      const float obj = widened(row[layout.obj]);
+      const float obj = to_float(row[layout.obj]);
       score = lesser(obj * score, obj);
     }
     const uint32_t number = static_cast<uint32_t>(keys[i]);
-    if (score > conf && is_whole_at_once(row, layout.columns)) keys[candidates++] = key_of(score, number);
+    if (score > conf && all_finite_branchless(row, layout.columns)) keys[candidates++] = key_of(score, number);
   }
   return candidates;
 }
@@ -130,13 +130,13 @@ inline int64_t find_candidates(
 // Whether a kept box of the same label overlaps `one` too much; `kept` of them are looked at, whole lanes at a time.
 inline bool is_suppressed(const Box& one, int32_t label, float iou, const Workspace& work, int64_t kept) {
   for (int64_t start = 0; start < kept; start += lanes) {
-    int32_t near = 0;  // most boxes lie apart, and then there is nothing to divide: 0 is over no threshold
+    int32_t overlapping = 0;  // most boxes lie apart, and then there is nothing to divide: 0 is over no threshold
     for (int64_t i = start; i < start + lanes; ++i) {
       const int32_t same = work.label[i] == label;
       const int32_t apart = intersection(work.box(i), one) == 0.0f;
-      near |= same & !apart;
+      overlapping |= same & !apart;
     }
-    if (!near) continue;
+    if (!overlapping) continue;
     int32_t hits = 0;
     for (int64_t i = start; i < start + lanes; ++i) {
       const int32_t same = work.label[i] == label;

@@ -18,16 +18,16 @@ using deploykit::nms::Workspace;
 
 Attributes attributes_of(const OrtKernelInfo* kernel) {
   const Ort::ConstKernelInfo info(kernel);
-  const auto whole = [&](const char* name) { return static_cast<int32_t>(info.GetAttribute<int64_t>(name)); };
+  const auto integer = [&](const char* name) { return static_cast<int32_t>(info.GetAttribute<int64_t>(name)); };
   Attributes attributes;
   attributes.conf = info.GetAttribute<float>("conf");
   attributes.iou = info.GetAttribute<float>("iou");
-  attributes.max_det = whole("max_det");
-  attributes.pre_nms_topk = whole("pre_nms_topk");
-  attributes.num_classes = whole("num_classes");
-  attributes.num_keypoints = whole("num_keypoints");
-  attributes.kpt_dims = whole("kpt_dims");
-  attributes.has_obj = whole("has_obj");
+  attributes.max_det = integer("max_det");
+  attributes.pre_nms_topk = integer("pre_nms_topk");
+  attributes.num_classes = integer("num_classes");
+  attributes.num_keypoints = integer("num_keypoints");
+  attributes.kpt_dims = integer("kpt_dims");
+  attributes.has_obj = integer("has_obj");
   return attributes;
 }
 
@@ -47,8 +47,8 @@ class Kernel {
         return refusal("input rows must have three axes (batch, rows, columns), got " + std::to_string(shape.size()))
             .release();
       }
-      const std::string complaint = attributes_.complaint_about(shape[2]);
-      if (!complaint.empty()) return refusal(complaint).release();
+      const std::string error = attributes_.columns_error(shape[2]);
+      if (!error.empty()) return refusal(error).release();
       switch (info.GetElementType()) {
         case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
           fill(context, shape, static_cast<const float*>(rows.GetTensorRawData()));
@@ -92,8 +92,8 @@ class Kernel {
     memory.resize(static_cast<size_t>(Workspace::bytes(count, limits) + 7) / 8);
     Workspace work(memory.data(), count, limits);
     for (int64_t image = 0; image < batch; ++image) {
-      const T* its_rows = rows + image * count * columns;
-      const Found found = deploykit::nms::run(its_rows, count, columns, layout, limits, work);
+      const T* image_rows = rows + image * count * columns;
+      const Found found = deploykit::nms::run(image_rows, count, columns, layout, limits, work);
       num_dets[image] = static_cast<int32_t>(found.kept);
       num_candidates[image] = static_cast<int32_t>(found.candidates);
       std::copy_n(work.score, found.kept, scores + image * room);
@@ -106,7 +106,7 @@ class Kernel {
         corners[1] = box.y1;
         corners[2] = box.x2;
         corners[3] = box.y2;
-        const T* row = its_rows + work.row[i] * columns;
+        const T* row = image_rows + work.row[i] * columns;
         for (int32_t v = 0; v < values; ++v) keypoints[values * slot + v] = keypoint_value(row, layout, v);
       }
     }
@@ -136,8 +136,8 @@ struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
   bool GetVariadicOutputHomogeneity() const { return false; }
 
   static OrtStatusPtr InferOutputShape(Ort::ShapeInferContext& context) {
-    const auto whole = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-    const auto real = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    const auto int32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+    const auto float32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     try {
       const auto& rows = context.GetInputShape(0);
       if (rows.size() != 3) {
@@ -147,12 +147,12 @@ struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
       const auto batch = rows[0];
       const int64_t room = context.GetAttrInt("max_det");
       const int64_t keypoints = context.GetAttrInt("num_keypoints");
-      context.SetOutputShape(0, {batch, 1}, whole);
-      context.SetOutputShape(1, {batch, room, 4}, real);
-      context.SetOutputShape(2, {batch, room}, real);
-      context.SetOutputShape(3, {batch, room}, whole);
-      if (keypoints > 0) context.SetOutputShape(4, {batch, room, keypoints, 3}, real);
-      context.SetOutputShape(keypoints > 0 ? 5 : 4, {batch, 1}, whole);
+      context.SetOutputShape(0, {batch, 1}, int32);
+      context.SetOutputShape(1, {batch, room, 4}, float32);
+      context.SetOutputShape(2, {batch, room}, float32);
+      context.SetOutputShape(3, {batch, room}, int32);
+      if (keypoints > 0) context.SetOutputShape(4, {batch, room, keypoints, 3}, float32);
+      context.SetOutputShape(keypoints > 0 ? 5 : 4, {batch, 1}, int32);
     } catch (const std::exception& error) {
       return refusal(error.what()).release();
     }

@@ -24,15 +24,15 @@ struct Fields {
     const auto field = [](const char* name, const void* data, PluginFieldType type) {
       return PluginField{name, data, type, 1};
     };
-    constexpr auto real = PluginFieldType::kFLOAT32;
-    constexpr auto whole = PluginFieldType::kINT32;
+    constexpr auto float32 = PluginFieldType::kFLOAT32;
+    constexpr auto int32 = PluginFieldType::kINT32;
     const Attributes* a = values;
-    entries = {field("conf", a ? &a->conf : nullptr, real), field("iou", a ? &a->iou : nullptr, real),
-        field("max_det", a ? &a->max_det : nullptr, whole),
-        field("pre_nms_topk", a ? &a->pre_nms_topk : nullptr, whole),
-        field("num_classes", a ? &a->num_classes : nullptr, whole),
-        field("num_keypoints", a ? &a->num_keypoints : nullptr, whole),
-        field("kpt_dims", a ? &a->kpt_dims : nullptr, whole), field("has_obj", a ? &a->has_obj : nullptr, whole)};
+    entries = {field("conf", a ? &a->conf : nullptr, float32), field("iou", a ? &a->iou : nullptr, float32),
+        field("max_det", a ? &a->max_det : nullptr, int32),
+        field("pre_nms_topk", a ? &a->pre_nms_topk : nullptr, int32),
+        field("num_classes", a ? &a->num_classes : nullptr, int32),
+        field("num_keypoints", a ? &a->num_keypoints : nullptr, int32),
+        field("kpt_dims", a ? &a->kpt_dims : nullptr, int32), field("has_obj", a ? &a->has_obj : nullptr, int32)};
     collection.nbFields = static_cast<int32_t>(entries.size());
     collection.fields = entries.data();
   }
@@ -67,7 +67,7 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
       DataType* types, int32_t num_outputs, const DataType* inputs, int32_t num_inputs) const noexcept override {
     if (!has_ports(num_inputs, num_outputs)) return -1;
     if (inputs[0] != DataType::kFLOAT && inputs[0] != DataType::kHALF) {
-      say("input rows must be float32 or float16");
+      log_error("input rows must be float32 or float16");
       return -1;
     }
     for (int32_t i = 0; i < num_outputs; ++i) types[i] = type_of_output(i);
@@ -78,7 +78,7 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
       nvinfer1::DimsExprs* outputs, int32_t num_outputs, nvinfer1::IExprBuilder& builder) noexcept override {
     if (!has_ports(num_inputs, num_outputs)) return -1;
     if (inputs[0].nbDims != 3) {
-      say("input rows must have three axes (batch, rows, columns), got " + std::to_string(inputs[0].nbDims));
+      log_error("input rows must have three axes (batch, rows, columns), got " + std::to_string(inputs[0].nbDims));
       return -1;
     }
     const nvinfer1::IDimensionExpr* columns = inputs[0].d[2];
@@ -136,25 +136,25 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
     const cudaError_t code = deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF,
         static_cast<int32_t>(dims.d[0]), static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(),
         outputs, workspace, stream);
-    if (code != cudaSuccess) say(std::string("the kernels do not start: ") + cudaGetErrorString(code));
+    if (code != cudaSuccess) log_error(std::string("the kernels do not start: ") + cudaGetErrorString(code));
     return code == cudaSuccess ? 0 : -1;
   }
 
  private:
   bool has_ports(int32_t num_inputs, int32_t num_outputs) const noexcept {
     if (num_inputs == 1 && num_outputs == attributes_.outputs()) return true;
-    say("one input and " + std::to_string(attributes_.outputs()) + " outputs are expected, got " +
+    log_error("one input and " + std::to_string(attributes_.outputs()) + " outputs are expected, got " +
            std::to_string(num_inputs) + " and " + std::to_string(num_outputs));
     return false;
   }
 
   bool has_columns(int64_t columns) const noexcept {
-    return is_fine(attributes_.complaint_about(columns));
+    return is_accepted(attributes_.columns_error(columns));
   }
 
   DataType type_of_output(int32_t index) const noexcept {
-    const bool is_whole = index == 0 || index == 3 || index == attributes_.outputs() - 1;
-    return is_whole ? DataType::kINT32 : DataType::kFLOAT;
+    const bool is_int32 = index == 0 || index == 3 || index == attributes_.outputs() - 1;
+    return is_int32 ? DataType::kINT32 : DataType::kFLOAT;
   }
 
 };

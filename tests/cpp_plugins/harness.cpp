@@ -169,8 +169,8 @@ void check_formats(nv::IPluginCreatorV3One* creator) {
   const auto supports = [&](nv::DataType input, nv::DataType boxes, nv::TensorFormat format, int32_t position) {
     std::vector<nv::DynamicPluginTensorDesc> tensors{described(input, {1, 10, 22}, format)};
     for (int32_t i = 0; i < 6; ++i) {
-      const bool is_whole = i == 0 || i == 3 || i == 5;
-      tensors.push_back(described(is_whole ? nv::DataType::kINT32 : boxes, {1, 1}));
+      const bool is_int32 = i == 0 || i == 3 || i == 5;
+      tensors.push_back(described(is_int32 ? nv::DataType::kINT32 : boxes, {1, 1}));
     }
     return made.build->supportsFormatCombination(position, tensors.data(), 1, 6);
   };
