@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "../common/arena.h"
 #include "kernel.cuh"
 
 namespace deploykit {
@@ -13,7 +14,7 @@ namespace nms {
 
 constexpr int32_t lanes = 16;  // kept boxes that are compared with a candidate at once; a compiler's vectors divide it
 
-// Room for one image of `rows` rows; `bytes` says how much, `Workspace(memory, ...)` lays it out.
+// Room for one image of `rows` rows, aligned to 8; `bytes` says how much, `Workspace(memory, ...)` lays it out.
 struct Workspace {
   uint64_t* keys;
   // The kept boxes by column, padded to whole lanes by boxes that overlap nothing.
@@ -28,20 +29,18 @@ struct Workspace {
     return padded(std::min<int64_t>(std::min<int64_t>(limits.max_det, limits.topk), rows));
   }
 
-  static int64_t bytes(int64_t rows, const Limits& limits) { return 8 * rows + 8 * 4 * kept_room(rows, limits); }
+  static int64_t bytes(int64_t rows, const Limits& limits) {
+    constexpr int64_t kept = 6 * sizeof(float) + 2 * sizeof(int32_t);
+    return static_cast<int64_t>(sizeof(uint64_t)) * rows + kept * kept_room(rows, limits);
+  }
 
   Workspace(void* memory, int64_t rows, const Limits& limits) {
     const int64_t room = kept_room(rows, limits);
-    keys = static_cast<uint64_t*>(memory);
-    float* column = reinterpret_cast<float*>(keys + rows);
-    x1 = column;
-    y1 = x1 + room;
-    x2 = y1 + room;
-    y2 = x2 + room;
-    area = y2 + room;
-    score = area + room;
-    label = reinterpret_cast<int32_t*>(score + room);
-    row = label + room;
+    Arena arena(memory);
+    keys = arena.take<uint64_t>(rows);
+    for (float** column : {&x1, &y1, &x2, &y2, &area, &score}) *column = arena.take<float>(room);
+    label = arena.take<int32_t>(room);
+    row = arena.take<int32_t>(room);
   }
 
   Box box(int64_t i) const { return Box{x1[i], y1[i], x2[i], y2[i], area[i]}; }

@@ -88,8 +88,8 @@ class Kernel {
     float* keypoints = values ? zeros<float>(context, 4, {batch, room, layout.num_keypoints, 3}) : nullptr;
     auto* num_candidates = zeros<int32_t>(context, values ? 5 : 4, {batch, 1});
 
-    thread_local std::vector<uint64_t> memory;  // from run to run; several threads may run one session
-    memory.resize(static_cast<size_t>(Workspace::bytes(count, limits) + 7) / 8);
+    thread_local std::vector<std::byte> memory;  // from run to run; several threads may run one session
+    memory.resize(static_cast<size_t>(Workspace::bytes(count, limits)));
     Workspace work(memory.data(), count, limits);
     for (int64_t image = 0; image < batch; ++image) {
       const T* image_rows = rows + image * count * columns;
