@@ -19,6 +19,10 @@
 #define DEPLOYKIT_API extern "C" __attribute__((visibility("default")))
 #endif
 
+// A number of the preprocessor as text.
+#define DEPLOYKIT_TEXT_OF(value) #value
+#define DEPLOYKIT_TEXT(value) DEPLOYKIT_TEXT_OF(value)
+
 // The build names its compilers here.
 #if !defined(DEPLOYKIT_BUILT_WITH)
 #define DEPLOYKIT_BUILT_WITH "an unknown compiler"

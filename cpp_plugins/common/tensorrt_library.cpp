@@ -5,9 +5,7 @@
 DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
 
 DEPLOYKIT_API const char* deploykit_built_with() {
-  static const std::string versions = "TensorRT " + std::to_string(NV_TENSORRT_MAJOR) + "." +
-                                      std::to_string(NV_TENSORRT_MINOR) + " headers, " DEPLOYKIT_BUILT_WITH;
-  return versions.c_str();
+  return "TensorRT " DEPLOYKIT_TEXT(NV_TENSORRT_MAJOR) "." DEPLOYKIT_TEXT(NV_TENSORRT_MINOR) " headers, " DEPLOYKIT_BUILT_WITH;
 }
 
 DEPLOYKIT_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { deploykit::trt::logger_finder = finder; }

@@ -31,36 +31,35 @@ Attributes attributes_of(const OrtKernelInfo* kernel) {
   return attributes;
 }
 
-Ort::Status refusal(const std::string& what) { return deploykit::ort::refusal("NmsKpt", what); }
+constexpr char name[] = "NmsKpt";
+
+void require_axes(size_t axes) {
+  if (axes == 3) return;
+  throw std::invalid_argument("input rows must have three axes (batch, rows, columns), got " + std::to_string(axes));
+}
 
 class Kernel {
  public:
   explicit Kernel(const Attributes& attributes) : attributes_(attributes) {}
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    try {
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) noexcept {
+    return deploykit::ort::guarded(name, [&] {
       Ort::KernelContext context(raw);
       const Ort::ConstValue rows = context.GetInput(0);
       const auto info = rows.GetTensorTypeAndShapeInfo();
       const std::vector<int64_t> shape = info.GetShape();
-      if (shape.size() != 3) {
-        return refusal("input rows must have three axes (batch, rows, columns), got " + std::to_string(shape.size()))
-            .release();
-      }
-      const std::string error = attributes_.columns_error(shape[2]);
-      if (!error.empty()) return refusal(error).release();
+      require_axes(shape.size());
+      deploykit::require_valid(attributes_.columns_error(shape[2]));
       switch (info.GetElementType()) {
         case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
           fill(context, shape, static_cast<const float*>(rows.GetTensorRawData()));
-          return nullptr;
+          break;
         case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
           fill(context, shape, static_cast<const Half*>(rows.GetTensorRawData()));
-          return nullptr;
-        default: return refusal("input rows must be float32 or float16").release();
+          break;
+        default: throw std::invalid_argument("input rows must be float32 or float16");
       }
-    } catch (const std::exception& error) {
-      return refusal(error.what()).release();
-    }
+    });
   }
 
  private:
@@ -117,7 +116,7 @@ class Kernel {
 
 // Outputs 4 and 5, or 4 alone: keypoints are there or not, so the types after the labels follow from the attributes.
 struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
-  const char* GetName() const { return "NmsKpt"; }
+  const char* GetName() const { return name; }
 
   size_t GetInputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetInputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
@@ -135,15 +134,12 @@ struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
 
   bool GetVariadicOutputHomogeneity() const { return false; }
 
-  static OrtStatusPtr InferOutputShape(Ort::ShapeInferContext& context) {
-    const auto int32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-    const auto float32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    try {
+  static OrtStatusPtr InferOutputShape(Ort::ShapeInferContext& context) noexcept {
+    return deploykit::ort::guarded(name, [&] {
+      const auto int32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+      const auto float32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
       const auto& rows = context.GetInputShape(0);
-      if (rows.size() != 3) {
-        return refusal("input rows must have three axes (batch, rows, columns), got " + std::to_string(rows.size()))
-            .release();
-      }
+      require_axes(rows.size());
       const auto batch = rows[0];
       const int64_t room = context.GetAttrInt("max_det");
       const int64_t keypoints = context.GetAttrInt("num_keypoints");
@@ -153,14 +149,11 @@ struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
       context.SetOutputShape(3, {batch, room}, int32);
       if (keypoints > 0) context.SetOutputShape(4, {batch, room, keypoints, 3}, float32);
       context.SetOutputShape(keypoints > 0 ? 5 : 4, {batch, 1}, int32);
-    } catch (const std::exception& error) {
-      return refusal(error.what()).release();
-    }
-    return nullptr;
+    });
   }
 
-  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    return deploykit::ort::create_kernel<Kernel>(GetName(), info, attributes_of, kernel);
+  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const noexcept {
+    return deploykit::ort::create_kernel<Kernel>(name, info, attributes_of, kernel);
   }
 };
 

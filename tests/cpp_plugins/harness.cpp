@@ -8,11 +8,26 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <memory>
+#include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace nv = nvinfer1;
+
+// How many allocations still succeed, in this program and in the library, whose operator new is this one.
+static int64_t allocations_left = std::numeric_limits<int64_t>::max();
+
+void* operator new(size_t size) {
+  if (allocations_left-- <= 0) throw std::bad_alloc();
+  if (void* memory = std::malloc(size ? size : 1)) return memory;
+  throw std::bad_alloc();
+}
+
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -30,7 +45,9 @@ struct Logger final : nv::ILogger {
   std::string last;
   void log(Severity severity, const char* text) noexcept override {
     EXPECT(severity == Severity::kERROR);
+    const int64_t left = std::exchange(allocations_left, std::numeric_limits<int64_t>::max());
     last = text;
+    allocations_left = left;
   }
 };
 
@@ -364,6 +381,60 @@ void check_decode_errors(nv::IPluginCreatorV3One* creator, Logger& logger) {
   EXPECT(logger.last == "DecodeRows: 2 inputs and one output are expected, got 1 and 1");
 }
 
+// ---- No memory
+
+// Lets every allocation of `call` fail in turn. Each time it must give `failed` and tell the logger why; what it gives
+// when all succeed is returned. Without the guards the first failure ends the program.
+template <typename Result, typename Call>
+Result starve(const char* what, const std::string& reason, Result failed, Logger& logger, Call call) {
+  for (int64_t allowed = 0; allowed < 100; ++allowed) {
+    logger.last.clear();
+    allocations_left = allowed;
+    const Result result = call();
+    const bool has_starved = allocations_left < 0;
+    allocations_left = std::numeric_limits<int64_t>::max();
+    if (!has_starved) {
+      EXPECT(allowed > 0);
+      std::printf("no memory: %s is refused at every allocation\n", what);
+      return result;
+    }
+    EXPECT(result == failed);
+    EXPECT(logger.last == reason);
+  }
+  EXPECT(!"it ends");
+  return failed;
+}
+
+void check_no_memory(nv::IPluginCreatorV3One* nms, nv::IPluginCreatorV3One* decode, Logger& logger) {
+  nv::IPluginV3* const none = nullptr;
+  const auto nms_fields = Values().fields();
+  const std::string nms_reason = "NmsKpt: std::bad_alloc", decode_reason = "DecodeRows: std::bad_alloc";
+  const Plugin first(starve("createPlugin of NmsKpt", nms_reason, none, logger, [&] { return make(nms, nms_fields); }));
+  const Plugin second(starve("clone of NmsKpt", nms_reason, none, logger, [&] { return first.plugin->clone(); }));
+  EXPECT(second.build);
+  const auto rows = described(nv::DataType::kFLOAT, {1, 100, 57});
+  const std::vector<nv::DynamicPluginTensorDesc> outputs(6);
+  EXPECT(starve("a wrong configurePlugin of NmsKpt", nms_reason, -1, logger, [&] {
+    return second.build->configurePlugin(&rows, 1, outputs.data(), 6);
+  }) == -1);
+  EXPECT(starve("a wrong supportsFormatCombination of NmsKpt", nms_reason, false, logger, [&] {
+    return second.build->supportsFormatCombination(0, &rows, 1, 3);
+  }) == false);
+
+  const DecodeValues values;
+  const auto fields = values.fields();
+  const Plugin third(starve("createPlugin of DecodeRows", decode_reason, none, logger, [&] { return make(decode, fields); }));
+  const Plugin fourth(starve(
+      "attachToContext of DecodeRows", decode_reason, none, logger, [&] { return third.runtime->attachToContext(nullptr); }));
+  EXPECT(fourth.runtime);
+  const nv::PluginTensorDesc levels[] = {
+      described(nv::DataType::kFLOAT, {4, 33, 8, 8}).desc, described(nv::DataType::kFLOAT, {4, 32, 4, 4}).desc};
+  const nv::PluginTensorDesc out = described(nv::DataType::kFLOAT, {4, 160, 16}).desc;
+  EXPECT(starve("a wrong onShapeChange of DecodeRows", decode_reason, -1, logger, [&] {
+    return fourth.runtime->onShapeChange(levels, 2, &out, 1);
+  }) == -1);
+}
+
 }  // namespace
 
 int main(int, char** arguments) {
@@ -397,6 +468,7 @@ int main(int, char** arguments) {
   check_decode_formats(decode);
   check_decode_round_trip(decode);
   check_decode_errors(decode, finder.logger);
+  check_no_memory(creator, decode, finder.logger);
   std::printf(failures ? "%d failures\n" : "the contract holds\n", failures);
   return failures != 0;
 }
