@@ -1,5 +1,5 @@
 // What every library says about itself, for the CPU library.
-#include "portable.h"
+#include "common/portable.h"
 
 DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
 

@@ -7,8 +7,8 @@
 #include <cstdio>
 #include <string>
 
-#include "guard.h"
-#include "portable.h"
+#include "common/guard.h"
+#include "common/portable.h"
 
 namespace deploykit {
 namespace ort {

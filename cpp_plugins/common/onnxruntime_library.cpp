@@ -1,5 +1,5 @@
 // What ONNX Runtime calls when it is given the library: the operators go into the domain deploykit.
-#include "onnxruntime.h"
+#include "common/onnxruntime.h"
 
 DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
 

@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-#include "guard.h"
-#include "portable.h"
+#include "common/guard.h"
+#include "common/portable.h"
 
 namespace deploykit {
 namespace trt {

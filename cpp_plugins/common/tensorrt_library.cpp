@@ -1,6 +1,6 @@
 // What TensorRT asks the library for: its creators, once it has been told where errors go. Links to no TensorRT library:
 // what the plugins need of one comes through virtual functions.
-#include "tensorrt.h"
+#include "common/tensorrt.h"
 
 DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
 

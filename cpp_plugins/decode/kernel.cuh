@@ -5,7 +5,7 @@
 // fused multiply-add, and the exponential is written out: so a CPU and a GPU give the same bits.
 #pragma once
 
-#include "../common/portable.h"
+#include "common/portable.h"
 
 namespace deploykit {
 namespace decode {

@@ -1,7 +1,7 @@
 // DecodeRows as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11.
 #include <array>
 
-#include "../common/tensorrt.h"
+#include "common/tensorrt.h"
 #include "attributes.h"
 #include "launch.h"
 

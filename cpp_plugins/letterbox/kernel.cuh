@@ -8,7 +8,7 @@
 // mean, std and half precision cost nothing here and are rounded where numpy rounds them.
 #pragma once
 
-#include "../common/portable.h"
+#include "common/portable.h"
 
 namespace deploykit {
 namespace letterbox {

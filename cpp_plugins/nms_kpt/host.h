@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "../common/arena.h"
+#include "common/arena.h"
 #include "kernel.cuh"
 
 namespace deploykit {

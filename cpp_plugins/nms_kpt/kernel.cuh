@@ -7,7 +7,7 @@
 // work of one image as done by a team of lanes: a thread block on a GPU, threads or a single lane on a CPU.
 #pragma once
 
-#include "../common/portable.h"
+#include "common/portable.h"
 
 namespace deploykit {
 namespace nms {

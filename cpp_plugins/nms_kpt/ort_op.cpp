@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "../common/onnxruntime.h"
+#include "common/onnxruntime.h"
 #include "attributes.h"
 #include "host.h"
 

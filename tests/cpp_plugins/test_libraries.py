@@ -48,7 +48,9 @@ def test_info_tells_what_it_was_built_with(cpu_library: Path, monkeypatch: pytes
 
 def test_nothing_else_is_left_in_the_folder(cpu_library: Path) -> None:
     assert {file.name for file in cpu_library.iterdir()} == {"libdeploykit_cpu.so", "build.log"}
-    assert "deploykit_cpu: built with" in (cpu_library / "build.log").read_text()
+    log = (cpu_library / "build.log").read_text()
+    assert "deploykit_cpu: built with" in log
+    assert "warning" not in log
 
 
 SANITIZED = """
@@ -103,6 +105,7 @@ def test_the_cuda_library_is_built_for_every_architecture(tmp_path: Path, monkey
     assert info.built_with.startswith("nvcc ")
     assert {"sm_75", "sm_80", "sm_86", "sm_89", "sm_90"} <= set(info.architectures)
     assert re.search(r"for sm 75 80 86 89 90", report.said["cuda"])
+    assert "warning" not in report.log.read_text()
     assert symbols(report.built["cuda"], "--defined-only") == {
         "deploykit_abi", "deploykit_built_with", "deploykit_decode_cuda", "deploykit_letterbox_cuda",
         "deploykit_nms_cuda", "deploykit_nms_cuda_workspace",

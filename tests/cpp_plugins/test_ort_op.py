@@ -113,6 +113,7 @@ def test_only_what_is_meant_to_be_seen_is_exported(operators: Path) -> None:
     assert symbols(operators / "libdeploykit_onnxruntime.so", "--defined-only") == {
         "deploykit_abi", "deploykit_built_with", "RegisterCustomOps",
     }  # fmt: skip
+    assert "warning" not in (operators / "build.log").read_text()
 
 
 def test_the_check_of_the_command_line_compares_it(operators: Path) -> None:

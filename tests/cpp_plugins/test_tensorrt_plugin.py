@@ -37,6 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
 
 def test_it_is_built_and_links_to_no_tensorrt(report: BuildReport) -> None:
     assert "built with the headers in" in report.said["tensorrt"]
+    assert "warning" not in report.log.read_text()
     readelf = shutil.which("readelf") or pytest.skip("no readelf")
     done = subprocess.run([readelf, "-d", str(report.built["tensorrt"])], capture_output=True, text=True, check=True)
     needed = [line for line in done.stdout.splitlines() if "NEEDED" in line]
