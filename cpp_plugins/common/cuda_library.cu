@@ -1,9 +1,9 @@
-// The C interface of the CUDA library: device pointers, and a stream as cuda.h and the runtime API share it. Functions that
-// launch return 0, or CUDA's error code.
+// The C interface of the CUDA library: device pointers, and a stream as cuda.h and the runtime API share it. Functions
+// that launch return 0, or CUDA's error code.
+#include "common/portable.h"
 #include "decode/launch.h"
 #include "letterbox/launch.h"
 #include "nms_kpt/launch.h"
-#include "common/portable.h"
 
 DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
 

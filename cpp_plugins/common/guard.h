@@ -1,5 +1,5 @@
-// The one place where exceptions end. Neither TensorRT's nor ONNX Runtime's interface lets one through, and where memory
-// runs out any string or vector throws.
+// The one place where exceptions end. Neither TensorRT's nor ONNX Runtime's interface lets one through, and where
+// memory runs out any string or vector throws.
 #pragma once
 
 #include <exception>
@@ -9,8 +9,8 @@
 
 namespace deploykit {
 
-// What `body()` returns; where it throws, what `failed(error, reason)` returns, with a null `error` where what was thrown
-// is no std::exception. `failed` itself must not throw: it is called when there may be no memory left.
+// What `body()` returns; where it throws, what `failed(error, reason)` returns, with a null `error` where what was
+// thrown is no std::exception. `failed` itself must not throw: it is called when there may be no memory left.
 template <typename Body, typename Failed>
 auto guarded(Body&& body, Failed&& failed) noexcept -> decltype(body()) {
   try {

@@ -35,7 +35,7 @@ constexpr int32_t abi_number = 3;
 
 // Whether a struct may cross the C interface: its members lie as C says, and its bytes are all there is to it.
 template <typename T>
-constexpr bool is_plain = std::is_standard_layout_v<T> && std::is_trivially_copyable_v<T>;
+constexpr bool is_plain = std::conjunction_v<std::is_standard_layout<T>, std::is_trivially_copyable<T>>;
 
 // An IEEE 754 half as it lies in memory. Widening is exact, and the same code on both sides, so that no result depends
 // on a compiler's half type.

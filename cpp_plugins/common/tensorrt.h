@@ -28,9 +28,9 @@ inline nvinfer1::ILoggerFinder* logger_finder = nullptr;  // TensorRT's, once it
 inline void log_error(const char* plugin, const char* what) noexcept {
   char line[1024];
   std::snprintf(line, sizeof line, "%s: %s", plugin, what);
-  nvinfer1::ILogger* const logger = deploykit::guarded(
-      [] { return logger_finder ? logger_finder->findLogger() : nullptr; },
-      [](const std::exception*, const char*) -> nvinfer1::ILogger* { return nullptr; });
+  nvinfer1::ILogger* const logger =
+      deploykit::guarded([] { return logger_finder ? logger_finder->findLogger() : nullptr; },
+          [](const std::exception*, const char*) -> nvinfer1::ILogger* { return nullptr; });
   if (logger) {
     logger->log(nvinfer1::ILogger::Severity::kERROR, line);
   } else {
@@ -41,10 +41,11 @@ inline void log_error(const char* plugin, const char* what) noexcept {
 // What `body()` returns; where it throws, the reason is logged and `failed` goes to TensorRT.
 template <typename Result, typename Body>
 Result guarded(const char* plugin, Result failed, Body&& body) noexcept {
-  return deploykit::guarded([&]() -> Result { return body(); }, [&](const std::exception*, const char* reason) {
-    log_error(plugin, reason);
-    return failed;
-  });
+  return deploykit::guarded([&]() -> Result { return body(); },
+      [&](const std::exception*, const char* reason) {
+        log_error(plugin, reason);
+        return failed;
+      });
 }
 
 // The same for what gives TensorRT 0 or -1.
@@ -120,8 +121,9 @@ inline void read_field(const PluginFieldCollection& given, const char* name, Val
   *problem = std::string("attribute ") + name + " is missing";
 }
 
-// What every plugin here is as an object of TensorRT. `Self` derives from it and has a `name`, a type `Fields` that lists
-// its `Attributes` (with a null pointer: names and types only), and `read(given, &attributes)`, which says what is wrong.
+// What every plugin here is as an object of TensorRT. `Self` derives from it and has a `name`, a type `Fields` that
+// lists its `Attributes` (with a null pointer: names and types only), and `read(given, &attributes)`, which says what
+// is wrong.
 template <typename Self, typename Attributes, typename Fields>
 class Plugin : public nvinfer1::IPluginV3,
                public nvinfer1::IPluginV3OneCore,

@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(threads) decode_tiles(Levels levels, Head head
   while (tile >= tiles_of(grid, level) * head.anchors) tile -= tiles_of(grid, level++) * head.anchors;
   const int32_t anchor = tile / tiles_of(grid, level);
   tile -= anchor * tiles_of(grid, level);
-  const auto plane = plane_of(head, grid, level, anchor, static_cast<int32_t>(blockIdx.y),
-      static_cast<const T*>(levels.raw[level]), rows);
+  const auto plane = plane_of(
+      head, grid, level, anchor, static_cast<int32_t>(blockIdx.y), static_cast<const T*>(levels.raw[level]), rows);
   BlockTeam team;
   decode_tile(team, head, plane, tile * tile_cells, scratch);
 }

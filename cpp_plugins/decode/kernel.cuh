@@ -32,8 +32,8 @@ struct Grid {
   int32_t width[most_levels];
 };
 
-static_assert(is_plain<Grid> && sizeof(Grid) == 64 && offsetof(Grid, width) == 32,
-    "runtime/native_cuda.py has the same struct");
+static_assert(
+    is_plain<Grid> && sizeof(Grid) == 64 && offsetof(Grid, width) == 32, "runtime/native_cuda.py has the same struct");
 
 // One level, anchor and image: `cells` raw values a column, column after column, and where its rows begin.
 template <typename T>
@@ -77,9 +77,13 @@ DEPLOYKIT_HOST_DEVICE float exponential(float x) {
 DEPLOYKIT_HOST_DEVICE float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // Where a cell begins, half a cell earlier, in pixels.
-DEPLOYKIT_HOST_DEVICE float offset_of(int32_t cell, float stride) { return static_cast<float>(cell) * stride - 0.5f * stride; }
+DEPLOYKIT_HOST_DEVICE float offset_of(int32_t cell, float stride) {
+  return static_cast<float>(cell) * stride - 0.5f * stride;
+}
 
-DEPLOYKIT_HOST_DEVICE float centre(float raw, float stride, float offset) { return sigmoid(raw) * (2.0f * stride) + offset; }
+DEPLOYKIT_HOST_DEVICE float centre(float raw, float stride, float offset) {
+  return sigmoid(raw) * (2.0f * stride) + offset;
+}
 
 DEPLOYKIT_HOST_DEVICE float side(float raw, float anchor) {
   const float s = sigmoid(raw);
@@ -99,7 +103,8 @@ DEPLOYKIT_HOST_DEVICE Kind kind_of(const Head& head, int32_t column) {
 }
 
 // One value of the row of a cell.
-DEPLOYKIT_HOST_DEVICE float decoded(const Head& head, int32_t level, int32_t anchor, Kind kind, int32_t x, int32_t y, float raw) {
+DEPLOYKIT_HOST_DEVICE float decoded(
+    const Head& head, int32_t level, int32_t anchor, Kind kind, int32_t x, int32_t y, float raw) {
   const float stride = head.stride[level];
   switch (kind) {
     case Kind::centre_x: return centre(raw, stride, offset_of(x, stride));
@@ -113,7 +118,8 @@ DEPLOYKIT_HOST_DEVICE float decoded(const Head& head, int32_t level, int32_t anc
   return sigmoid(raw);
 }
 
-// ---- A tile of cells by a team of lanes, as in nms_kpt/kernel.cuh ----------------------------------------------------
+// ---- A tile of cells by a team of lanes, as in nms_kpt/kernel.cuh
+// ----------------------------------------------------
 //
 // Values lie column after column in the input and row after row in the output. Both are touched in order: a tile is
 // transposed in memory that the team shares.
@@ -138,8 +144,8 @@ DEPLOYKIT_HOST_DEVICE void decode_tile(
       if (cell >= cells) continue;
       const int32_t place = first + cell;
       const float raw = to_float(plane.raw[static_cast<int64_t>(start + c) * plane.cells + place]);
-      scratch.values[c][cell] = decoded(head, plane.level, plane.anchor, kind_of(head, start + c),
-          place % plane.width, place / plane.width, raw);
+      scratch.values[c][cell] = decoded(
+          head, plane.level, plane.anchor, kind_of(head, start + c), place % plane.width, place / plane.width, raw);
     }
     team.sync();
     for (int32_t i = team.lane(); i < some * cells; i += team.lanes()) {
@@ -151,8 +157,8 @@ DEPLOYKIT_HOST_DEVICE void decode_tile(
   }
 }
 
-// The plane of one level, anchor and image. `raw` is the level's whole tensor (batch, anchors * columns, height, width),
-// `rows` the whole output (batch, rows, columns).
+// The plane of one level, anchor and image. `raw` is the level's whole tensor (batch, anchors * columns, height,
+// width), `rows` the whole output (batch, rows, columns).
 template <typename T>
 DEPLOYKIT_HOST_DEVICE Plane<T> plane_of(
     const Head& head, const Grid& grid, int32_t level, int32_t anchor, int32_t image, const T* raw, float* rows) {
@@ -165,7 +171,8 @@ DEPLOYKIT_HOST_DEVICE Plane<T> plane_of(
   plane.width = grid.width[level];
   plane.cells = grid.height[level] * grid.width[level];
   plane.raw = raw + (static_cast<int64_t>(image) * head.anchors + anchor) * columns * plane.cells;
-  const int64_t first = image * rows_of(head, grid) + before * head.anchors + static_cast<int64_t>(anchor) * plane.cells;
+  const int64_t first =
+      image * rows_of(head, grid) + before * head.anchors + static_cast<int64_t>(anchor) * plane.cells;
   plane.rows = rows + first * columns;
   return plane;
 }

@@ -2,8 +2,8 @@
 #include <string>
 #include <vector>
 
-#include "common/onnxruntime.h"
 #include "attributes.h"
+#include "common/onnxruntime.h"
 #include "host.h"
 
 namespace {
@@ -51,8 +51,8 @@ class Kernel {
   Grid grid_of(const Ort::KernelContext& context, int64_t* batch) const {
     const int32_t levels = attributes_.levels();
     if (context.GetInputCount() != static_cast<size_t>(levels)) {
-      throw std::invalid_argument(std::to_string(levels) + " inputs are expected, got " +
-                                  std::to_string(context.GetInputCount()));
+      throw std::invalid_argument(
+          std::to_string(levels) + " inputs are expected, got " + std::to_string(context.GetInputCount()));
     }
     Grid grid{};
     for (int32_t i = 0; i < levels; ++i) {

@@ -1,8 +1,8 @@
 // DecodeRows as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11.
 #include <array>
 
-#include "common/tensorrt.h"
 #include "attributes.h"
+#include "common/tensorrt.h"
 #include "launch.h"
 
 namespace {
@@ -29,8 +29,10 @@ struct Fields {
     const auto length = [](size_t count) { return static_cast<int32_t>(count); };
     entries = {PluginField{"num_classes", a ? &a->num_classes : nullptr, PluginFieldType::kINT32, 1},
         PluginField{"num_keypoints", a ? &a->num_keypoints : nullptr, PluginFieldType::kINT32, 1},
-        PluginField{"strides", a ? a->strides.data() : nullptr, PluginFieldType::kINT32, a ? length(a->strides.size()) : 1},
-        PluginField{"anchors", a ? a->anchors.data() : nullptr, PluginFieldType::kFLOAT32, a ? length(a->anchors.size()) : 1}};
+        PluginField{
+            "strides", a ? a->strides.data() : nullptr, PluginFieldType::kINT32, a ? length(a->strides.size()) : 1},
+        PluginField{
+            "anchors", a ? a->anchors.data() : nullptr, PluginFieldType::kFLOAT32, a ? length(a->anchors.size()) : 1}};
     collection.nbFields = static_cast<int32_t>(entries.size());
     collection.fields = entries.data();
   }
@@ -128,8 +130,8 @@ class DecodeRows final : public deploykit::trt::Plugin<DecodeRows, Attributes, F
     });
   }
 
-  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*,
-      const void* const* in, void* const* out, void*, cudaStream_t stream) noexcept override {
+  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*, const void* const* in,
+      void* const* out, void*, cudaStream_t stream) noexcept override {
     return guarded_code(name, [&] {
       Grid grid{};
       for (int32_t i = 0; i < attributes_.levels(); ++i) {

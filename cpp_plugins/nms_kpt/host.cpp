@@ -20,8 +20,8 @@ bool are_consistent(const Layout& layout, const Limits& limits, int64_t rows, in
 }
 
 template <typename T>
-Found run_on(const void* rows, int64_t count, int64_t stride, const Layout& layout, const Limits& limits,
-    Workspace& work) {
+Found run_on(
+    const void* rows, int64_t count, int64_t stride, const Layout& layout, const Limits& limits, Workspace& work) {
   return deploykit::nms::run(static_cast<const T*>(rows), count, stride, layout, limits, work);
 }
 

@@ -114,7 +114,8 @@ DEPLOYKIT_HOST_DEVICE uint64_t key_of(float score, uint32_t row) {
 
 // Whether a row is a candidate, and its key. The objectness is looked at first: most rows end there.
 template <typename T>
-DEPLOYKIT_HOST_DEVICE bool is_candidate(const T* row, const Layout& layout, float conf, uint32_t number, uint64_t* key) {
+DEPLOYKIT_HOST_DEVICE bool is_candidate(
+    const T* row, const Layout& layout, float conf, uint32_t number, uint64_t* key) {
   int32_t label;
   float score;
   if (layout.obj < 0) {
@@ -163,7 +164,8 @@ DEPLOYKIT_HOST_DEVICE float keypoint_value(const T* row, const Layout& layout, i
 }
 
 // The outputs of one image of a batch.
-DEPLOYKIT_HOST_DEVICE Outputs outputs_of_image(const Outputs& all, size_t image, const Layout& layout, const Limits& limits) {
+DEPLOYKIT_HOST_DEVICE Outputs outputs_of_image(
+    const Outputs& all, size_t image, const Layout& layout, const Limits& limits) {
   const size_t first = image * limits.max_det;
   Outputs one = all;
   one.num_dets += image;
@@ -180,8 +182,8 @@ DEPLOYKIT_HOST_DEVICE Outputs outputs_of_image(const Outputs& all, size_t image,
 // A Team has lane() and lanes(), sync() (all lanes meet, and see what the others wrote), add(counter, n) and
 // next(counter) (atomic; next returns the count before).
 
-constexpr int32_t most_topk = 3840;     // as TensorRT's TopK allows
-constexpr int32_t most_sorted = 4096;   // the power of two above
+constexpr int32_t most_topk = 3840;    // as TensorRT's TopK allows
+constexpr int32_t most_sorted = 4096;  // the power of two above
 
 // What a team shares while it works: a thread block's shared memory, under 48 KiB.
 struct Scratch {
@@ -193,7 +195,8 @@ struct Scratch {
 
 // The k-th highest of n different keys (k <= n), a byte at a time from the top.
 template <typename Team>
-DEPLOYKIT_HOST_DEVICE uint64_t kth_highest(Team& team, const uint64_t* keys, uint32_t n, uint32_t k, uint32_t* histogram) {
+DEPLOYKIT_HOST_DEVICE uint64_t kth_highest(
+    Team& team, const uint64_t* keys, uint32_t n, uint32_t k, uint32_t* histogram) {
   uint64_t prefix = 0;
   uint64_t mask = 0;
   for (int shift = 56; shift >= 0; shift -= 8) {
@@ -232,7 +235,8 @@ DEPLOYKIT_HOST_DEVICE void sort_down(Team& team, uint64_t* keys, uint32_t size) 
 
 // The best `topk` of n keys into scratch.sorted, the highest first; returns how many they are.
 template <typename Team>
-DEPLOYKIT_HOST_DEVICE uint32_t select_best(Team& team, const uint64_t* keys, uint32_t n, uint32_t topk, Scratch& scratch) {
+DEPLOYKIT_HOST_DEVICE uint32_t select_best(
+    Team& team, const uint64_t* keys, uint32_t n, uint32_t topk, Scratch& scratch) {
   const uint32_t count = n < topk ? n : topk;
   const uint64_t least = n > topk ? kth_highest(team, keys, n, topk, scratch.histogram) : 0;
   uint32_t size = 1;
@@ -267,7 +271,8 @@ DEPLOYKIT_HOST_DEVICE void write_slot(
 }
 
 template <typename Team>
-DEPLOYKIT_HOST_DEVICE void clear_slots(Team& team, uint32_t first, const Layout& layout, int32_t max_det, const Outputs& out) {
+DEPLOYKIT_HOST_DEVICE void clear_slots(
+    Team& team, uint32_t first, const Layout& layout, int32_t max_det, const Outputs& out) {
   const uint32_t values = 3 * layout.num_keypoints;
   for (uint32_t slot = first + team.lane(); slot < static_cast<uint32_t>(max_det); slot += team.lanes()) {
     for (int i = 0; i < 4; ++i) out.boxes[4 * slot + i] = 0.0f;
@@ -279,8 +284,8 @@ DEPLOYKIT_HOST_DEVICE void clear_slots(Team& team, uint32_t first, const Layout&
 
 // Everything after the scores: `keys` are the n candidates in any order, `chosen` is room for topk.
 template <typename T, typename Team>
-DEPLOYKIT_HOST_DEVICE void finish_image(Team& team, const T* rows, int64_t stride, const Layout& layout, const Limits& limits,
-    const uint64_t* keys, uint32_t n, Chosen* chosen, Scratch& scratch, const Outputs& out) {
+DEPLOYKIT_HOST_DEVICE void finish_image(Team& team, const T* rows, int64_t stride, const Layout& layout,
+    const Limits& limits, const uint64_t* keys, uint32_t n, Chosen* chosen, Scratch& scratch, const Outputs& out) {
   const uint32_t count = select_best(team, keys, n, static_cast<uint32_t>(limits.topk), scratch);
   for (uint32_t i = team.lane(); i < count; i += team.lanes()) {
     const T* row = rows + row_of_key(scratch.sorted[i]) * stride;
@@ -291,7 +296,8 @@ DEPLOYKIT_HOST_DEVICE void finish_image(Team& team, const T* rows, int64_t strid
   team.sync();
   uint32_t kept = 0;
   for (uint32_t i = 0; i < count && kept < static_cast<uint32_t>(limits.max_det); ++i) {
-    if (scratch.suppressed[i]) continue;  // all lanes read the same: whoever is ahead writes behind the next row that stays
+    // All lanes read the same: whoever is ahead writes behind the next row that stays.
+    if (scratch.suppressed[i]) continue;
     const Chosen one = chosen[i];
     const uint64_t key = scratch.sorted[i];
     write_slot(team, rows + row_of_key(key) * stride, layout, one, score_of_key(key), kept, out);

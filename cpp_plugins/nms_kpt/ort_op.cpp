@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "common/onnxruntime.h"
 #include "attributes.h"
+#include "common/onnxruntime.h"
 #include "host.h"
 
 namespace {

@@ -1,8 +1,8 @@
 // NmsKpt as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11.
 #include <array>
 
-#include "common/tensorrt.h"
 #include "attributes.h"
+#include "common/tensorrt.h"
 #include "launch.h"
 
 namespace {
@@ -134,8 +134,8 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
     });
   }
 
-  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*,
-      const void* const* in, void* const* out, void* workspace, cudaStream_t stream) noexcept override {
+  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*, const void* const* in,
+      void* const* out, void* workspace, cudaStream_t stream) noexcept override {
     const bool has_keypoints = attributes_.num_keypoints > 0;
     deploykit::nms::Outputs outputs{};
     outputs.num_dets = static_cast<int32_t*>(out[0]);
@@ -146,9 +146,9 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
     outputs.num_candidates = static_cast<int32_t*>(out[has_keypoints ? 5 : 4]);
     const auto& dims = inputs[0].dims;
     return guarded_code(name, [&] {
-      const cudaError_t code = deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF,
-          static_cast<int32_t>(dims.d[0]), static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(),
-          outputs, workspace, stream);
+      const cudaError_t code =
+          deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF, static_cast<int32_t>(dims.d[0]),
+              static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(), outputs, workspace, stream);
       deploykit::trt::require_cuda(code, "the kernels do not start");
     });
   }

@@ -33,12 +33,12 @@ namespace {
 
 int failures = 0;
 
-#define EXPECT(condition)                                               \
-  do {                                                                  \
-    if (!(condition)) {                                                 \
-      std::printf("FAILED line %d: %s\n", __LINE__, #condition);        \
-      ++failures;                                                       \
-    }                                                                   \
+#define EXPECT(condition)                                        \
+  do {                                                           \
+    if (!(condition)) {                                          \
+      std::printf("FAILED line %d: %s\n", __LINE__, #condition); \
+      ++failures;                                                \
+    }                                                            \
   } while (false)
 
 struct Logger final : nv::ILogger {
@@ -79,8 +79,7 @@ struct Builder final : nv::IExprBuilder, nv::apiv::VExprBuilder {
     sides.emplace_back(op == nv::DimensionOperation::kSUM ? x + y : x * y, a.isConstant() && b.isConstant());
     return &sides.back();
   }
-  const nv::IDimensionExpr* declareSizeTensor(
-      int32_t, const nv::IDimensionExpr&, const nv::IDimensionExpr&) override {
+  const nv::IDimensionExpr* declareSizeTensor(int32_t, const nv::IDimensionExpr&, const nv::IDimensionExpr&) override {
     std::abort();
   }
   std::deque<Side> sides;
@@ -96,8 +95,8 @@ struct Values {
     return {{"plugin_version", "1", Type::kCHAR, 1}, {"has_obj", &has_obj, Type::kINT32, 1},
         {"kpt_dims", &kpt_dims, Type::kINT32, 1}, {"num_keypoints", &num_keypoints, Type::kINT32, 1},
         {"num_classes", &num_classes, Type::kINT32, 1}, {"pre_nms_topk", &pre_nms_topk, Type::kINT32, 1},
-        {"max_det", &max_det, Type::kINT32, 1}, {"iou", &iou, Type::kFLOAT32, 1},
-        {"conf", &conf, Type::kFLOAT32, 1}, {"plugin_namespace", "deploykit", Type::kCHAR, 9}};
+        {"max_det", &max_det, Type::kINT32, 1}, {"iou", &iou, Type::kFLOAT32, 1}, {"conf", &conf, Type::kFLOAT32, 1},
+        {"plugin_namespace", "deploykit", Type::kCHAR, 9}};
   }
 };
 
@@ -129,8 +128,8 @@ std::string shape_of(const nv::DimsExprs& dims) {
   return text;
 }
 
-nv::DynamicPluginTensorDesc described(nv::DataType type, std::vector<int64_t> sides,
-    nv::TensorFormat format = nv::TensorFormat::kLINEAR) {
+nv::DynamicPluginTensorDesc described(
+    nv::DataType type, std::vector<int64_t> sides, nv::TensorFormat format = nv::TensorFormat::kLINEAR) {
   nv::DynamicPluginTensorDesc tensor{};
   tensor.desc.type = type;
   tensor.desc.format = format;
@@ -359,8 +358,8 @@ void check_decode_errors(nv::IPluginCreatorV3One* creator, Logger& logger) {
   values.anchors.pop_back();
   EXPECT(!make(creator, values.fields()));
   std::printf("error: %s\n", logger.last.c_str());
-  EXPECT(logger.last ==
-         "DecodeRows: attribute anchors must have two numbers for each of 1..8 anchors of 2 levels, got 7");
+  EXPECT(
+      logger.last == "DecodeRows: attribute anchors must have two numbers for each of 1..8 anchors of 2 levels, got 7");
   values = DecodeValues();
   values.strides.clear();
   EXPECT(!make(creator, values.fields()));
@@ -414,25 +413,23 @@ void check_no_memory(nv::IPluginCreatorV3One* nms, nv::IPluginCreatorV3One* deco
   EXPECT(second.build);
   const auto rows = described(nv::DataType::kFLOAT, {1, 100, 57});
   const std::vector<nv::DynamicPluginTensorDesc> outputs(6);
-  EXPECT(starve("a wrong configurePlugin of NmsKpt", nms_reason, -1, logger, [&] {
-    return second.build->configurePlugin(&rows, 1, outputs.data(), 6);
-  }) == -1);
-  EXPECT(starve("a wrong supportsFormatCombination of NmsKpt", nms_reason, false, logger, [&] {
-    return second.build->supportsFormatCombination(0, &rows, 1, 3);
-  }) == false);
+  EXPECT(starve("a wrong configurePlugin of NmsKpt", nms_reason, -1, logger,
+             [&] { return second.build->configurePlugin(&rows, 1, outputs.data(), 6); }) == -1);
+  EXPECT(starve("a wrong supportsFormatCombination of NmsKpt", nms_reason, false, logger,
+             [&] { return second.build->supportsFormatCombination(0, &rows, 1, 3); }) == false);
 
   const DecodeValues values;
   const auto fields = values.fields();
-  const Plugin third(starve("createPlugin of DecodeRows", decode_reason, none, logger, [&] { return make(decode, fields); }));
-  const Plugin fourth(starve(
-      "attachToContext of DecodeRows", decode_reason, none, logger, [&] { return third.runtime->attachToContext(nullptr); }));
+  const Plugin third(
+      starve("createPlugin of DecodeRows", decode_reason, none, logger, [&] { return make(decode, fields); }));
+  const Plugin fourth(starve("attachToContext of DecodeRows", decode_reason, none, logger,
+      [&] { return third.runtime->attachToContext(nullptr); }));
   EXPECT(fourth.runtime);
   const nv::PluginTensorDesc levels[] = {
       described(nv::DataType::kFLOAT, {4, 33, 8, 8}).desc, described(nv::DataType::kFLOAT, {4, 32, 4, 4}).desc};
   const nv::PluginTensorDesc out = described(nv::DataType::kFLOAT, {4, 160, 16}).desc;
-  EXPECT(starve("a wrong onShapeChange of DecodeRows", decode_reason, -1, logger, [&] {
-    return fourth.runtime->onShapeChange(levels, 2, &out, 1);
-  }) == -1);
+  EXPECT(starve("a wrong onShapeChange of DecodeRows", decode_reason, -1, logger,
+             [&] { return fourth.runtime->onShapeChange(levels, 2, &out, 1); }) == -1);
 }
 
 }  // namespace
