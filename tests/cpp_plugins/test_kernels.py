@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ from deploykit.runtime.native import FOLDER
 from deploykit.runtime.native_cuda import CudaLibrary
 from deploykit.runtime.session import Array
 from deploykit.spec import Fit, InputSpec, RawRows, Thresholds
-from tests.cpp_plugins.conftest import compile_team
 from tests.nms_corpus import Case, corpus
 from tests.runtime.cpu_tensorrt import CpuGpu
 
@@ -174,20 +172,6 @@ def test_canvases_of_a_batch_have_one_size(library: CudaLibrary, request: pytest
     boxes = [Letterbox.fit((10, 10), (size, size), Fit()) for size in (32, 64)]
     with pytest.raises(BackendError, match="letterbox on the GPU failed"):
         library.letterbox([image, image], boxes, InputSpec())
-
-
-def test_lanes_meet_where_they_must(tmp_path: Path) -> None:
-    """Under the thread sanitizer; a sync() taken out of kernel.cuh is a race that it finds."""
-    program = tmp_path / "team"
-    try:
-        compile_team(program, "-O1", "-g", "-fsanitize=thread", "-DTEAM_MAIN")
-    except subprocess.CalledProcessError:
-        pytest.skip("this compiler has no thread sanitizer")
-    done = subprocess.run([program], capture_output=True, text=True, timeout=120, check=False)
-    if "unexpected memory mapping" in done.stderr:
-        pytest.skip("the thread sanitizer does not run on this kernel")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert " candidates, 20 kept" in done.stdout
 
 
 def test_a_library_that_is_not_built_is_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
