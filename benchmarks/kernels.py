@@ -27,8 +27,8 @@ from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.native.build import build_libraries
-from deploykit.runtime.native.cuda_library import CudaLibrary
-from deploykit.runtime.native.library import nms_arrays, plan_of, tables_of
+from deploykit.runtime.native.cuda_library import CudaLibrary, plan_of, tables_of
+from deploykit.runtime.native.library import nms_arrays
 from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 
 PROBLEMS = {

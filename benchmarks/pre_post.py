@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import platform
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import cv2
@@ -26,7 +25,6 @@ from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.pillow_resize import resample
 from deploykit.runtime.images.to_tensor import blob
 from deploykit.runtime.machine import processor_name
-from deploykit.runtime.native.library import cpu_library, letterbox_blob
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.predict.detector import Predictor
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawDetections, Thresholds
@@ -85,18 +83,7 @@ def _preprocessing(frame: Array, spec: InputSpec) -> dict[str, Callable[[], obje
         return blob([letterbox.apply(frame)], spec, out)
 
     assert np.array_equal(ours(), numpy()), "the fast way must give the same values"
-    variants = {"deploykit": ours, "cv2 + numpy": numpy, "cv2 + cv2.dnn.blobFromImage": opencv_dnn}
-    if cpu_library() is not None:
-        variants["native letterbox, 1 thread"] = lambda: letterbox_blob(frame, letterbox, spec, out[0])
-        pool, half = ThreadPoolExecutor(1), spec.size[0] // 2
-
-        def two_threads() -> None:
-            other = pool.submit(letterbox_blob, frame, letterbox, spec, out[0], rows=(half, spec.size[0]))
-            letterbox_blob(frame, letterbox, spec, out[0], rows=(0, half))
-            other.result()
-
-        variants["native letterbox, 2 threads"] = two_threads
-    return variants
+    return {"deploykit": ours, "cv2 + numpy": numpy, "cv2 + cv2.dnn.blobFromImage": opencv_dnn}
 
 
 def _rows(count: int, layout: RawDetections, candidates: int) -> Array:

@@ -94,6 +94,10 @@ class Gpu(ABC):
         """An event that measures time."""
 
     @abstractmethod
+    def close_event(self, event: Any) -> None:
+        """Destroy an event."""
+
+    @abstractmethod
     def record(self, event: Any, stream: Any) -> None:
         """Mark the stream's present end."""
 
@@ -293,6 +297,9 @@ class _CudaBindings(Gpu):
     def new_event(self) -> Any:
         return self._call("cudaEventCreate")
 
+    def close_event(self, event: Any) -> None:
+        self._call("cudaEventDestroy", event)
+
     def record(self, event: Any, stream: Any) -> None:
         self._call("cudaEventRecord", event, stream)
 
@@ -367,6 +374,9 @@ class _PyCuda(Gpu):
 
     def new_event(self) -> Any:
         return self._drv.Event()
+
+    def close_event(self, event: Any) -> None:
+        del event  # as streams
 
     def record(self, event: Any, stream: Any) -> None:
         event.record(stream)

@@ -196,13 +196,14 @@ class CpuGpu(Gpu):
         self._memory: dict[int, Array] = {}
         self.pinned: list[int] = []
         self.streams = 0
+        self.events: list[int] = []
         self.allocations = 0
         self._depth = 0
 
     @property
     def live(self) -> int:
-        """Pieces of device and page-locked memory, and streams, that were not given back."""
-        return len(self._memory) + len(self.pinned) + self.streams
+        """Pieces of device and page-locked memory, streams and events that were not given back."""
+        return len(self._memory) + len(self.pinned) + self.streams + len(self.events)
 
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:
@@ -274,7 +275,14 @@ class CpuGpu(Gpu):
 
     def new_event(self) -> Any:
         """A place for a time."""
-        return [0.0]
+        event = [0.0]
+        self.events.append(id(event))
+        return event
+
+    def close_event(self, event: Any) -> None:
+        """Only what was made, and only once."""
+        assert self._depth
+        self.events.remove(id(event))
 
     def record(self, event: Any, stream: Any) -> None:
         """Now."""

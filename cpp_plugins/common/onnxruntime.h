@@ -4,30 +4,44 @@
 #define ORT_API_MANUAL_INIT
 #include <onnxruntime_cxx_api.h>
 
+#include <cstdio>
 #include <string>
 
-#include "portable.h"
+#include "common/guard.h"
+#include "common/portable.h"
 
 namespace deploykit {
 namespace ort {
 
-inline Ort::Status refusal(const char* name, const std::string& what) {
-  return Ort::Status((std::string(name) + ": " + what).c_str(), ORT_INVALID_ARGUMENT);
+inline OrtErrorCode code_of(const std::exception* error) {
+  if (const auto* own = dynamic_cast<const Ort::Exception*>(error)) return own->GetOrtErrorCode();
+  return dynamic_cast<const std::invalid_argument*>(error) ? ORT_INVALID_ARGUMENT : ORT_FAIL;
+}
+
+// Runs `body()`; what it throws becomes the status that ONNX Runtime takes for an error. `name` is the operator's.
+template <typename Body>
+OrtStatusPtr guarded(const char* name, Body&& body) noexcept {
+  return deploykit::guarded(
+      [&]() -> OrtStatusPtr {
+        body();
+        return nullptr;
+      },
+      [&](const std::exception* error, const char* reason) -> OrtStatusPtr {
+        char message[1024];
+        std::snprintf(message, sizeof message, "%s: %s", name, reason);
+        return Ort::GetApi().CreateStatus(code_of(error), message);
+      });
 }
 
 // The kernel of a node, unless its attributes make no sense.
 template <typename Kernel, typename Attributes>
-inline OrtStatusPtr create_kernel(
-    const char* name, const OrtKernelInfo* info, Attributes (*read)(const OrtKernelInfo*), void** kernel) {
-  try {
+OrtStatusPtr create_kernel(
+    const char* name, const OrtKernelInfo* info, Attributes (*read)(const OrtKernelInfo*), void** kernel) noexcept {
+  return guarded(name, [&] {
     const Attributes attributes = read(info);
-    const std::string complaint = attributes.complaint();
-    if (!complaint.empty()) return refusal(name, complaint).release();
+    require_valid(attributes.validation_error());
     *kernel = new Kernel(attributes);
-  } catch (const std::exception& error) {
-    return refusal(name, error.what()).release();
-  }
-  return nullptr;
+  });
 }
 
 }  // namespace ort

@@ -6,11 +6,11 @@
 
 #include <cstdio>
 #include <cstring>
-#include <new>
 #include <string>
 #include <vector>
 
-#include "portable.h"
+#include "common/guard.h"
+#include "common/portable.h"
 
 namespace deploykit {
 namespace trt {
@@ -24,14 +24,41 @@ constexpr char plugin_namespace[] = "deploykit";
 
 inline nvinfer1::ILoggerFinder* logger_finder = nullptr;  // TensorRT's, once it has loaded the library
 
-inline void report(const char* plugin, const std::string& what) noexcept {
-  const std::string line = std::string(plugin) + ": " + what;
-  nvinfer1::ILogger* logger = logger_finder ? logger_finder->findLogger() : nullptr;
+// Says an error by TensorRT's logger, or where there is none on stderr. Allocates nothing.
+inline void log_error(const char* plugin, const char* what) noexcept {
+  char line[1024];
+  std::snprintf(line, sizeof line, "%s: %s", plugin, what);
+  nvinfer1::ILogger* const logger =
+      deploykit::guarded([] { return logger_finder ? logger_finder->findLogger() : nullptr; },
+          [](const std::exception*, const char*) -> nvinfer1::ILogger* { return nullptr; });
   if (logger) {
-    logger->log(nvinfer1::ILogger::Severity::kERROR, line.c_str());
+    logger->log(nvinfer1::ILogger::Severity::kERROR, line);
   } else {
-    std::fprintf(stderr, "%s\n", line.c_str());
+    std::fprintf(stderr, "%s\n", line);
   }
+}
+
+// What `body()` returns; where it throws, the reason is logged and `failed` goes to TensorRT.
+template <typename Result, typename Body>
+Result guarded(const char* plugin, Result failed, Body&& body) noexcept {
+  return deploykit::guarded([&]() -> Result { return body(); },
+      [&](const std::exception*, const char* reason) {
+        log_error(plugin, reason);
+        return failed;
+      });
+}
+
+// The same for what gives TensorRT 0 or -1.
+template <typename Body>
+int32_t guarded_code(const char* plugin, Body&& body) noexcept {
+  return guarded<int32_t>(plugin, -1, [&] {
+    body();
+    return 0;
+  });
+}
+
+inline void require_cuda(cudaError_t code, const char* what) {
+  if (code != cudaSuccess) throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(code));
 }
 
 template <typename Stored>
@@ -94,8 +121,9 @@ inline void read_field(const PluginFieldCollection& given, const char* name, Val
   *problem = std::string("attribute ") + name + " is missing";
 }
 
-// What every plugin here is as an object of TensorRT. `Self` derives from it and has a `name`, a type `Fields` that lists
-// its `Attributes` (with a null pointer: names and types only), and `read(given, &attributes)`, which says what is wrong.
+// What every plugin here is as an object of TensorRT. `Self` derives from it and has a `name`, a type `Fields` that
+// lists its `Attributes` (with a null pointer: names and types only), and `read(given, &attributes)`, which says what
+// is wrong.
 template <typename Self, typename Attributes, typename Fields>
 class Plugin : public nvinfer1::IPluginV3,
                public nvinfer1::IPluginV3OneCore,
@@ -113,7 +141,9 @@ class Plugin : public nvinfer1::IPluginV3,
     return nullptr;
   }
 
-  nvinfer1::IPluginV3* clone() noexcept override { return new (std::nothrow) Self(attributes_); }
+  nvinfer1::IPluginV3* clone() noexcept override {
+    return guarded<nvinfer1::IPluginV3*>(Self::name, nullptr, [&] { return new Self(attributes_); });
+  }
 
   const char* getPluginName() const noexcept override { return Self::name; }
   const char* getPluginVersion() const noexcept override { return plugin_version; }
@@ -124,14 +154,6 @@ class Plugin : public nvinfer1::IPluginV3,
   const PluginFieldCollection* getFieldsToSerialize() noexcept override { return &fields_.collection; }
 
  protected:
-  static void say(const std::string& what) noexcept { report(Self::name, what); }
-
-  // Whether there is nothing to complain about; what there is, is said.
-  static bool is_fine(const std::string& complaint) noexcept {
-    if (!complaint.empty()) say(complaint);
-    return complaint.empty();
-  }
-
   Attributes attributes_;
 
  private:
@@ -149,14 +171,12 @@ class Creator final : public nvinfer1::IPluginCreatorV3One {
 
   nvinfer1::IPluginV3* createPlugin(
       const char*, const PluginFieldCollection* given, nvinfer1::TensorRTPhase) noexcept override {
-    Attributes attributes;
-    std::string problem = given ? Self::read(*given, &attributes) : "no attributes were given";
-    if (problem.empty()) problem = attributes.complaint();
-    if (!problem.empty()) {
-      report(Self::name, problem);
-      return nullptr;
-    }
-    return new (std::nothrow) Self(attributes);
+    return guarded<nvinfer1::IPluginV3*>(Self::name, nullptr, [&] {
+      Attributes attributes;
+      require_valid(given ? Self::read(*given, &attributes) : "no attributes were given");
+      require_valid(attributes.validation_error());
+      return new Self(attributes);
+    });
   }
 
  private:

@@ -1,11 +1,13 @@
-// What TensorRT asks the library for: its creators, once it has been told where errors go. Links to no TensorRT library:
-// what the plugins need of one comes through virtual functions.
-#include "tensorrt.h"
+// What TensorRT asks the library for: its creators, once it has been told where errors go. Links to no TensorRT
+// library: what the plugins need of one comes through virtual functions.
+#include "common/tensorrt.h"
+
+#define TENSORRT_VERSION DEPLOYKIT_TEXT(NV_TENSORRT_MAJOR) "." DEPLOYKIT_TEXT(NV_TENSORRT_MINOR)
+
+DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
 
 DEPLOYKIT_API const char* deploykit_built_with() {
-  static const std::string versions = "TensorRT " + std::to_string(NV_TENSORRT_MAJOR) + "." +
-                                      std::to_string(NV_TENSORRT_MINOR) + " headers, " DEPLOYKIT_BUILT_WITH;
-  return versions.c_str();
+  return "TensorRT " TENSORRT_VERSION " headers, " DEPLOYKIT_BUILT_WITH;
 }
 
 DEPLOYKIT_API void setLoggerFinder(nvinfer1::ILoggerFinder* finder) { deploykit::trt::logger_finder = finder; }

@@ -35,7 +35,7 @@ struct Attributes {
   }
 
   // What is wrong with them, or nothing.
-  std::string complaint() const {
+  std::string validation_error() const {
     const auto got = [](size_t number) { return ", got " + std::to_string(number); };
     if (num_classes < 1) return "attribute num_classes must be at least 1, got " + std::to_string(num_classes);
     if (num_keypoints < 0) return "attribute num_keypoints must be at least 0, got " + std::to_string(num_keypoints);
@@ -54,12 +54,12 @@ struct Attributes {
   }
 
   // An input of level `level` with so many channels, or what is wrong with it.
-  std::string complaint_about(int32_t level, int64_t channels) const {
-    const Head it = head();
-    const int64_t expected = static_cast<int64_t>(it.anchors) * columns_of(it);
+  std::string channels_error(int32_t level, int64_t channels) const {
+    const Head head = this->head();
+    const int64_t expected = static_cast<int64_t>(head.anchors) * columns_of(head);
     if (channels == expected) return {};
     return "input " + std::to_string(level) + " must have " + std::to_string(expected) + " channels (" +
-           std::to_string(it.anchors) + " anchors of " + std::to_string(columns_of(it)) + " columns), got " +
+           std::to_string(head.anchors) + " anchors of " + std::to_string(columns_of(head)) + " columns), got " +
            std::to_string(channels);
   }
 };

@@ -13,7 +13,7 @@ constexpr int32_t host_cells = 64;  // a tile: its rows stay in a core's cache w
 template <typename T, typename Value>
 inline void decode_column(const T* raw, float* out, int32_t cells, int32_t columns, Value value) {
   float values[host_cells];
-  for (int32_t i = 0; i < cells; ++i) values[i] = value(widened(raw[i]), i);
+  for (int32_t i = 0; i < cells; ++i) values[i] = value(to_float(raw[i]), i);
   for (int32_t i = 0; i < cells; ++i) out[static_cast<int64_t>(i) * columns] = values[i];
 }
 

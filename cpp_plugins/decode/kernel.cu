@@ -17,7 +17,7 @@ struct Levels {
   const void* raw[most_levels];
 };
 
-DEPLOYKIT_BOTH int32_t tiles_of(const Grid& grid, int32_t level) {
+DEPLOYKIT_HOST_DEVICE int32_t tiles_of(const Grid& grid, int32_t level) {
   return (grid.height[level] * grid.width[level] + tile_cells - 1) / tile_cells;
 }
 
@@ -29,8 +29,8 @@ __global__ void __launch_bounds__(threads) decode_tiles(Levels levels, Head head
   while (tile >= tiles_of(grid, level) * head.anchors) tile -= tiles_of(grid, level++) * head.anchors;
   const int32_t anchor = tile / tiles_of(grid, level);
   tile -= anchor * tiles_of(grid, level);
-  const auto plane = plane_of(head, grid, level, anchor, static_cast<int32_t>(blockIdx.y),
-      static_cast<const T*>(levels.raw[level]), rows);
+  const auto plane = plane_of(
+      head, grid, level, anchor, static_cast<int32_t>(blockIdx.y), static_cast<const T*>(levels.raw[level]), rows);
   BlockTeam team;
   decode_tile(team, head, plane, tile * tile_cells, scratch);
 }
@@ -61,9 +61,3 @@ cudaError_t launch(const void* const* levels, bool half, int32_t batch, const He
 
 }  // namespace decode
 }  // namespace deploykit
-
-// The C interface of the CUDA library: `levels` is an array on the host of device pointers. Returns 0, or CUDA's code.
-DEPLOYKIT_API int32_t deploykit_decode_cuda(const void* const* levels, int32_t half, int32_t batch,
-    const deploykit::decode::Head* head, const deploykit::decode::Grid* grid, float* rows, void* stream) {
-  return deploykit::decode::launch(levels, half != 0, batch, *head, *grid, rows, static_cast<cudaStream_t>(stream));
-}

@@ -2,8 +2,8 @@
 #include <string>
 #include <vector>
 
-#include "../common/onnxruntime.h"
 #include "attributes.h"
+#include "common/onnxruntime.h"
 #include "host.h"
 
 namespace {
@@ -24,50 +24,53 @@ Attributes attributes_of(const OrtKernelInfo* kernel) {
   return attributes;
 }
 
-Ort::Status refusal(const std::string& what) { return deploykit::ort::refusal("DecodeRows", what); }
+constexpr char name[] = "DecodeRows";
 
 class Kernel {
  public:
   explicit Kernel(const Attributes& attributes) : attributes_(attributes) {}
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    try {
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) noexcept {
+    return deploykit::ort::guarded(name, [&] {
       Ort::KernelContext context(raw);
-      const int32_t levels = attributes_.levels();
-      if (context.GetInputCount() != static_cast<size_t>(levels)) {
-        return refusal(std::to_string(levels) + " inputs are expected, got " + std::to_string(context.GetInputCount()))
-            .release();
-      }
-      Grid grid{};
-      std::vector<int64_t> first;
-      for (int32_t i = 0; i < levels; ++i) {
-        const auto shape = context.GetInput(i).GetTensorTypeAndShapeInfo().GetShape();
-        if (shape.size() != 4) {
-          return refusal("input " + std::to_string(i) + " must have four axes (batch, channels, height, width), got " +
-                         std::to_string(shape.size()))
-              .release();
-        }
-        const std::string complaint = attributes_.complaint_about(i, shape[1]);
-        if (!complaint.empty()) return refusal(complaint).release();
-        if (first.empty()) first = shape;
-        if (shape[0] != first[0]) return refusal("inputs must have the same batch").release();
-        grid.height[i] = static_cast<int32_t>(shape[2]);
-        grid.width[i] = static_cast<int32_t>(shape[3]);
-      }
+      int64_t batch = 0;
+      const Grid grid = grid_of(context, &batch);
       const auto head = attributes_.head();
-      const std::vector<int64_t> shape{first[0], rows_of(head, grid), columns_of(head)};
+      const std::vector<int64_t> shape{batch, rows_of(head, grid), columns_of(head)};
       float* rows = context.GetOutput(0, shape).GetTensorMutableData<float>();
       switch (context.GetInput(0).GetTensorTypeAndShapeInfo().GetElementType()) {
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: fill<float>(context, grid, first[0], rows); return nullptr;
-        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: fill<Half>(context, grid, first[0], rows); return nullptr;
-        default: return refusal("inputs must all be float32, or all float16").release();
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT: fill<float>(context, grid, batch, rows); break;
+        case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16: fill<Half>(context, grid, batch, rows); break;
+        default: throw std::invalid_argument("inputs must all be float32, or all float16");
       }
-    } catch (const std::exception& error) {
-      return refusal(error.what()).release();
-    }
+    });
   }
 
  private:
+  // The sizes of the inputs, which must be those of the levels; and their batch.
+  Grid grid_of(const Ort::KernelContext& context, int64_t* batch) const {
+    const int32_t levels = attributes_.levels();
+    if (context.GetInputCount() != static_cast<size_t>(levels)) {
+      throw std::invalid_argument(
+          std::to_string(levels) + " inputs are expected, got " + std::to_string(context.GetInputCount()));
+    }
+    Grid grid{};
+    for (int32_t i = 0; i < levels; ++i) {
+      const auto shape = context.GetInput(i).GetTensorTypeAndShapeInfo().GetShape();
+      if (shape.size() != 4) {
+        throw std::invalid_argument("input " + std::to_string(i) +
+                                    " must have four axes (batch, channels, height, width), got " +
+                                    std::to_string(shape.size()));
+      }
+      deploykit::require_valid(attributes_.channels_error(i, shape[1]));
+      if (i == 0) *batch = shape[0];
+      if (shape[0] != *batch) throw std::invalid_argument("inputs must have the same batch");
+      grid.height[i] = static_cast<int32_t>(shape[2]);
+      grid.width[i] = static_cast<int32_t>(shape[3]);
+    }
+    return grid;
+  }
+
   template <typename T>
   struct Job {
     deploykit::decode::Head head;
@@ -84,9 +87,10 @@ class Kernel {
       job.levels.push_back(static_cast<const T*>(context.GetInput(i).GetTensorRawData()));
     }
     const auto one = [](void* data, size_t number) {
-      const auto& it = *static_cast<const Job<T>*>(data);
-      const auto level = static_cast<int32_t>(number % it.head.levels);
-      decode_level(it.head, it.grid, level, static_cast<int32_t>(number / it.head.levels), it.levels[level], it.rows);
+      const auto& shared = *static_cast<const Job<T>*>(data);
+      const auto level = static_cast<int32_t>(number % shared.head.levels);
+      const auto image = static_cast<int32_t>(number / shared.head.levels);
+      decode_level(shared.head, shared.grid, level, image, shared.levels[level], shared.rows);
     };
     context.ParallelFor(one, static_cast<size_t>(batch) * job.head.levels, 0, &job);
   }
@@ -95,7 +99,7 @@ class Kernel {
 };
 
 struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
-  const char* GetName() const { return "DecodeRows"; }
+  const char* GetName() const { return name; }
 
   size_t GetInputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetInputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
@@ -105,8 +109,8 @@ struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
   size_t GetOutputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetOutputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; }
 
-  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    return deploykit::ort::create_kernel<Kernel>(GetName(), info, attributes_of, kernel);
+  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const noexcept {
+    return deploykit::ort::create_kernel<Kernel>(name, info, attributes_of, kernel);
   }
 };
 

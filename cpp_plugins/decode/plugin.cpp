@@ -1,14 +1,16 @@
 // DecodeRows as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11.
 #include <array>
 
-#include "../common/tensorrt.h"
 #include "attributes.h"
+#include "common/tensorrt.h"
 #include "launch.h"
 
 namespace {
 
 using deploykit::decode::Attributes;
 using deploykit::decode::Grid;
+using deploykit::trt::guarded;
+using deploykit::trt::guarded_code;
 using deploykit::trt::read_field;
 using nvinfer1::DataType;
 using nvinfer1::DimensionOperation;
@@ -27,8 +29,10 @@ struct Fields {
     const auto length = [](size_t count) { return static_cast<int32_t>(count); };
     entries = {PluginField{"num_classes", a ? &a->num_classes : nullptr, PluginFieldType::kINT32, 1},
         PluginField{"num_keypoints", a ? &a->num_keypoints : nullptr, PluginFieldType::kINT32, 1},
-        PluginField{"strides", a ? a->strides.data() : nullptr, PluginFieldType::kINT32, a ? length(a->strides.size()) : 1},
-        PluginField{"anchors", a ? a->anchors.data() : nullptr, PluginFieldType::kFLOAT32, a ? length(a->anchors.size()) : 1}};
+        PluginField{
+            "strides", a ? a->strides.data() : nullptr, PluginFieldType::kINT32, a ? length(a->strides.size()) : 1},
+        PluginField{
+            "anchors", a ? a->anchors.data() : nullptr, PluginFieldType::kFLOAT32, a ? length(a->anchors.size()) : 1}};
     collection.nbFields = static_cast<int32_t>(entries.size());
     collection.fields = entries.data();
   }
@@ -57,57 +61,60 @@ class DecodeRows final : public deploykit::trt::Plugin<DecodeRows, Attributes, F
 
   int32_t getOutputDataTypes(
       DataType* types, int32_t num_outputs, const DataType* inputs, int32_t num_inputs) const noexcept override {
-    if (!has_ports(num_inputs, num_outputs)) return -1;
-    for (int32_t i = 0; i < num_inputs; ++i) {
-      if ((inputs[i] != DataType::kFLOAT && inputs[i] != DataType::kHALF) || inputs[i] != inputs[0]) {
-        say("inputs must all be float32, or all float16");
-        return -1;
+    return guarded_code(name, [&] {
+      require_ports(num_inputs, num_outputs);
+      for (int32_t i = 0; i < num_inputs; ++i) {
+        if ((inputs[i] != DataType::kFLOAT && inputs[i] != DataType::kHALF) || inputs[i] != inputs[0]) {
+          throw std::invalid_argument("inputs must all be float32, or all float16");
+        }
       }
-    }
-    types[0] = DataType::kFLOAT;
-    return 0;
+      types[0] = DataType::kFLOAT;
+    });
   }
 
   int32_t getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t num_inputs, const nvinfer1::DimsExprs*, int32_t,
       nvinfer1::DimsExprs* outputs, int32_t num_outputs, nvinfer1::IExprBuilder& builder) noexcept override {
-    if (!has_ports(num_inputs, num_outputs)) return -1;
-    const IDimensionExpr* cells = nullptr;
-    for (int32_t i = 0; i < num_inputs; ++i) {
-      if (inputs[i].nbDims != 4) {
-        say("input " + std::to_string(i) + " must have four axes (batch, channels, height, width), got " +
-               std::to_string(inputs[i].nbDims));
-        return -1;
+    return guarded_code(name, [&] {
+      require_ports(num_inputs, num_outputs);
+      const IDimensionExpr* cells = nullptr;
+      for (int32_t i = 0; i < num_inputs; ++i) {
+        if (inputs[i].nbDims != 4) {
+          throw std::invalid_argument("input " + std::to_string(i) +
+                                      " must have four axes (batch, channels, height, width), got " +
+                                      std::to_string(inputs[i].nbDims));
+        }
+        const IDimensionExpr* channels = inputs[i].d[1];
+        if (channels->isConstant()) require_channels(i, channels->getConstantValue());
+        const IDimensionExpr* area = builder.operation(DimensionOperation::kPROD, *inputs[i].d[2], *inputs[i].d[3]);
+        cells = cells ? builder.operation(DimensionOperation::kSUM, *cells, *area) : area;
       }
-      const IDimensionExpr* channels = inputs[i].d[1];
-      if (channels->isConstant() && !has_channels(i, channels->getConstantValue())) return -1;
-      const IDimensionExpr* area = builder.operation(DimensionOperation::kPROD, *inputs[i].d[2], *inputs[i].d[3]);
-      cells = cells ? builder.operation(DimensionOperation::kSUM, *cells, *area) : area;
-    }
-    const auto head = attributes_.head();
-    outputs[0].nbDims = 3;
-    outputs[0].d[0] = inputs[0].d[0];
-    outputs[0].d[1] = builder.operation(DimensionOperation::kPROD, *cells, *builder.constant(head.anchors));
-    outputs[0].d[2] = builder.constant(columns_of(head));
-    return 0;
+      const auto head = attributes_.head();
+      outputs[0].nbDims = 3;
+      outputs[0].d[0] = inputs[0].d[0];
+      outputs[0].d[1] = builder.operation(DimensionOperation::kPROD, *cells, *builder.constant(head.anchors));
+      outputs[0].d[2] = builder.constant(columns_of(head));
+    });
   }
 
   bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors, int32_t num_inputs,
       int32_t num_outputs) noexcept override {
-    if (!has_ports(num_inputs, num_outputs) || position < 0 || position > num_inputs) return false;
-    const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
-    if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
-    if (position == num_inputs) return tensor.type == DataType::kFLOAT;
-    if (position > 0) return tensor.type == tensors[0].desc.type;
-    return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
+    return guarded(name, false, [&] {
+      require_ports(num_inputs, num_outputs);
+      if (position < 0 || position > num_inputs) return false;
+      const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
+      if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
+      if (position == num_inputs) return tensor.type == DataType::kFLOAT;
+      if (position > 0) return tensor.type == tensors[0].desc.type;
+      return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
+    });
   }
 
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t num_inputs,
       const nvinfer1::DynamicPluginTensorDesc*, int32_t num_outputs) noexcept override {
-    if (!has_ports(num_inputs, num_outputs)) return -1;
-    for (int32_t i = 0; i < num_inputs; ++i) {
-      if (!has_channels(i, inputs[i].max.d[1])) return -1;
-    }
-    return 0;
+    return guarded_code(name, [&] {
+      require_ports(num_inputs, num_outputs);
+      for (int32_t i = 0; i < num_inputs; ++i) require_channels(i, inputs[i].max.d[1]);
+    });
   }
 
   size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc*, int32_t, const nvinfer1::DynamicPluginTensorDesc*,
@@ -117,38 +124,36 @@ class DecodeRows final : public deploykit::trt::Plugin<DecodeRows, Attributes, F
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t num_inputs, const nvinfer1::PluginTensorDesc*,
       int32_t num_outputs) noexcept override {
-    if (!has_ports(num_inputs, num_outputs)) return -1;
-    for (int32_t i = 0; i < num_inputs; ++i) {
-      if (!has_channels(i, inputs[i].dims.d[1])) return -1;
-    }
-    return 0;
+    return guarded_code(name, [&] {
+      require_ports(num_inputs, num_outputs);
+      for (int32_t i = 0; i < num_inputs; ++i) require_channels(i, inputs[i].dims.d[1]);
+    });
   }
 
-  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*,
-      const void* const* in, void* const* out, void*, cudaStream_t stream) noexcept override {
-    Grid grid{};
-    for (int32_t i = 0; i < attributes_.levels(); ++i) {
-      grid.height[i] = static_cast<int32_t>(inputs[i].dims.d[2]);
-      grid.width[i] = static_cast<int32_t>(inputs[i].dims.d[3]);
-    }
-    const cudaError_t code = deploykit::decode::launch(in, inputs[0].type == DataType::kHALF,
-        static_cast<int32_t>(inputs[0].dims.d[0]), attributes_.head(), grid, static_cast<float*>(out[0]), stream);
-    if (code != cudaSuccess) say(std::string("the kernel does not start: ") + cudaGetErrorString(code));
-    return code == cudaSuccess ? 0 : -1;
+  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*, const void* const* in,
+      void* const* out, void*, cudaStream_t stream) noexcept override {
+    return guarded_code(name, [&] {
+      Grid grid{};
+      for (int32_t i = 0; i < attributes_.levels(); ++i) {
+        grid.height[i] = static_cast<int32_t>(inputs[i].dims.d[2]);
+        grid.width[i] = static_cast<int32_t>(inputs[i].dims.d[3]);
+      }
+      const cudaError_t code = deploykit::decode::launch(in, inputs[0].type == DataType::kHALF,
+          static_cast<int32_t>(inputs[0].dims.d[0]), attributes_.head(), grid, static_cast<float*>(out[0]), stream);
+      deploykit::trt::require_cuda(code, "the kernel does not start");
+    });
   }
 
  private:
-  bool has_ports(int32_t num_inputs, int32_t num_outputs) const noexcept {
-    if (num_inputs == attributes_.levels() && num_outputs == 1) return true;
-    say(std::to_string(attributes_.levels()) + " inputs and one output are expected, got " +
-           std::to_string(num_inputs) + " and " + std::to_string(num_outputs));
-    return false;
+  void require_ports(int32_t num_inputs, int32_t num_outputs) const {
+    if (num_inputs == attributes_.levels() && num_outputs == 1) return;
+    throw std::invalid_argument(std::to_string(attributes_.levels()) + " inputs and one output are expected, got " +
+                                std::to_string(num_inputs) + " and " + std::to_string(num_outputs));
   }
 
-  bool has_channels(int32_t level, int64_t channels) const noexcept {
-    return is_fine(attributes_.complaint_about(level, channels));
+  void require_channels(int32_t level, int64_t channels) const {
+    deploykit::require_valid(attributes_.channels_error(level, channels));
   }
-
 };
 
 }  // namespace

@@ -1,9 +1,7 @@
 // The kernel: a thread an output pixel, three channels; images of a batch may have different sizes.
-#include <cuda_runtime_api.h>
+#include "launch.h"
 
 #include <algorithm>
-
-#include "kernel.cuh"
 
 namespace deploykit {
 namespace letterbox {
@@ -41,7 +39,7 @@ __global__ void fill_canvases(Batch<T> batch, T* out) {
 }
 
 template <typename T>
-cudaError_t launch(const Plan* plans, const uint8_t* const* sources, const int64_t* pitches, int32_t count,
+cudaError_t launch_on(const Plan* plans, const uint8_t* const* sources, const int64_t* pitches, int32_t count,
     const T* table, T* out, cudaStream_t stream) {
   const size_t size = 3 * static_cast<size_t>(plans[0].canvas_height) * plans[0].canvas_width;
   const dim3 threads(32, 8);
@@ -61,27 +59,23 @@ cudaError_t launch(const Plan* plans, const uint8_t* const* sources, const int64
 }
 
 }  // namespace
-}  // namespace letterbox
-}  // namespace deploykit
 
-DEPLOYKIT_API const char* deploykit_built_with() { return DEPLOYKIT_BUILT_WITH; }
-
-// Images in device memory (BGR, `pitches` bytes a row) to (count, 3, H, W) in device memory; all canvases have the
-// size of the first. `table` is host memory, as for deploykit_letterbox. Returns 0, or CUDA's error code.
-DEPLOYKIT_API int32_t deploykit_letterbox_cuda(const deploykit::letterbox::Plan* plans, const uint8_t* const* sources,
-    const int64_t* pitches, int32_t count, const void* table, int32_t half, void* out, void* stream) {
-  using deploykit::letterbox::launch;
+cudaError_t launch(const Plan* plans, const uint8_t* const* sources, const int64_t* pitches, int32_t count,
+    const void* table, bool half, void* out, cudaStream_t stream) {
+  if (count < 0) return cudaErrorInvalidValue;
   for (int32_t i = 0; i < count; ++i) {
     if (plans[i].canvas_height != plans[0].canvas_height || plans[i].canvas_width != plans[0].canvas_width) {
       return cudaErrorInvalidValue;
     }
   }
-  if (count <= 0) return count ? cudaErrorInvalidValue : cudaSuccess;
-  const auto where = static_cast<cudaStream_t>(stream);
+  if (count == 0) return cudaSuccess;
   if (half) {
     const auto* values = static_cast<const uint16_t*>(table);
-    return launch(plans, sources, pitches, count, values, static_cast<uint16_t*>(out), where);
+    return launch_on(plans, sources, pitches, count, values, static_cast<uint16_t*>(out), stream);
   }
   const auto* values = static_cast<const float*>(table);
-  return launch(plans, sources, pitches, count, values, static_cast<float*>(out), where);
+  return launch_on(plans, sources, pitches, count, values, static_cast<float*>(out), stream);
 }
+
+}  // namespace letterbox
+}  // namespace deploykit

@@ -8,7 +8,7 @@
 // scale, mean, std and half precision cost nothing here and are rounded where numpy rounds them.
 #pragma once
 
-#include "../common/portable.h"
+#include "common/portable.h"
 
 namespace deploykit {
 namespace letterbox {
@@ -25,22 +25,25 @@ struct Plan {
   int32_t swap;  // 1: channel 0 of the output is channel 2 of the image (BGR to RGB)
 };
 
+static_assert(
+    is_plain<Plan> && sizeof(Plan) == 10 * sizeof(int32_t), "runtime/native/cuda_library.py has the same struct");
+
 // The two source pixels of one output pixel along an axis, and the second one's weight.
 struct Tap {
   int32_t first, second, weight;
 };
 
-DEPLOYKIT_BOTH double ratio_of(int32_t source, int32_t resized) {
+DEPLOYKIT_HOST_DEVICE double ratio_of(int32_t source, int32_t resized) {
   return 1.0 / (static_cast<double>(resized) / static_cast<double>(source));
 }
 
-DEPLOYKIT_BOTH int32_t rounded_to_even(float value) {
+DEPLOYKIT_HOST_DEVICE int32_t rounded_to_even(float value) {
   const int32_t below = static_cast<int32_t>(value);  // 0 <= value <= unit
   const float rest = value - static_cast<float>(below);
   return below + (rest > 0.5f || (rest == 0.5f && (below & 1)));
 }
 
-DEPLOYKIT_BOTH Tap tap(int32_t index, double ratio, int32_t size) {
+DEPLOYKIT_HOST_DEVICE Tap tap(int32_t index, double ratio, int32_t size) {
   const float place = static_cast<float>((index + 0.5) * ratio - 0.5);
   int32_t first = static_cast<int32_t>(place);
   if (static_cast<float>(first) > place) --first;
@@ -51,15 +54,15 @@ DEPLOYKIT_BOTH Tap tap(int32_t index, double ratio, int32_t size) {
 }
 
 // Along one axis; times unit.
-DEPLOYKIT_BOTH int32_t blended(int32_t a, int32_t b, int32_t weight) { return a * (unit - weight) + b * weight; }
+DEPLOYKIT_HOST_DEVICE int32_t blended(int32_t a, int32_t b, int32_t weight) { return a * (unit - weight) + b * weight; }
 
 // Along the second axis: two blended values to a grey level.
-DEPLOYKIT_BOTH int32_t grey_level(int32_t a, int32_t b, int32_t weight) {
+DEPLOYKIT_HOST_DEVICE int32_t grey_level(int32_t a, int32_t b, int32_t weight) {
   return (blended(a, b, weight) + unit * unit / 2) / (unit * unit);
 }
 
 // One channel of one pixel of the resized image; `pitch` is in bytes.
-DEPLOYKIT_BOTH int32_t resized_value(
+DEPLOYKIT_HOST_DEVICE int32_t resized_value(
     const uint8_t* source, int64_t pitch, const Tap& x, const Tap& y, int32_t channel) {
   const uint8_t* above = source + y.first * pitch + channel;
   const uint8_t* below = source + y.second * pitch + channel;
@@ -73,7 +76,7 @@ struct Pixel {
   int32_t values[3];
 };
 
-DEPLOYKIT_BOTH Pixel canvas_pixel(const Plan& plan, const uint8_t* source, int64_t pitch, int32_t x, int32_t y) {
+DEPLOYKIT_HOST_DEVICE Pixel canvas_pixel(const Plan& plan, const uint8_t* source, int64_t pitch, int32_t x, int32_t y) {
   Pixel pixel{{plan.pad_value, plan.pad_value, plan.pad_value}};
   const int32_t dx = x - plan.left;
   const int32_t dy = y - plan.top;

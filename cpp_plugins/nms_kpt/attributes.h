@@ -25,7 +25,7 @@ struct Attributes {
   int32_t outputs() const { return num_keypoints > 0 ? 6 : 5; }
 
   // What is wrong with them, or nothing.
-  std::string complaint() const {
+  std::string validation_error() const {
     const auto outside = [](const char* name, double value, const char* range) {
       std::string text = std::to_string(value);
       text.erase(text.find_last_not_of('0') + 1);
@@ -44,7 +44,7 @@ struct Attributes {
   }
 
   // Rows with so many columns, or what is wrong with them.
-  std::string complaint_about(int64_t columns) const {
+  std::string columns_error(int64_t columns) const {
     if (columns == layout().columns) return {};
     return "input rows must have " + std::to_string(layout().columns) + " columns (num_classes " +
            std::to_string(num_classes) + ", num_keypoints " + std::to_string(num_keypoints) + ", kpt_dims " +

@@ -11,7 +11,7 @@ using deploykit::nms::Layout;
 using deploykit::nms::Limits;
 using deploykit::nms::Workspace;
 
-bool are_sensible(const Layout& layout, const Limits& limits, int64_t rows, int64_t stride) {
+bool are_consistent(const Layout& layout, const Limits& limits, int64_t rows, int64_t stride) {
   const auto within = [&](int32_t first, int32_t width) { return first >= 0 && first + width <= layout.columns; };
   const bool is_range = rows >= 0 && rows < std::numeric_limits<int32_t>::max() && stride >= layout.columns;
   const bool has_columns = layout.num_classes > 0 && within(layout.box, 4) && within(layout.cls, layout.num_classes) &&
@@ -20,16 +20,12 @@ bool are_sensible(const Layout& layout, const Limits& limits, int64_t rows, int6
 }
 
 template <typename T>
-Found run_on(const void* rows, int64_t count, int64_t stride, const Layout& layout, const Limits& limits,
-    Workspace& work) {
+Found run_on(
+    const void* rows, int64_t count, int64_t stride, const Layout& layout, const Limits& limits, Workspace& work) {
   return deploykit::nms::run(static_cast<const T*>(rows), count, stride, layout, limits, work);
 }
 
 }  // namespace
-
-DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
-
-DEPLOYKIT_API const char* deploykit_built_with() { return DEPLOYKIT_BUILT_WITH; }
 
 // Bytes of memory (aligned to 8) that deploykit_nms needs for so many rows.
 DEPLOYKIT_API int64_t deploykit_nms_workspace(int64_t rows, const Limits* limits) {
@@ -42,7 +38,7 @@ DEPLOYKIT_API int64_t deploykit_nms_workspace(int64_t rows, const Limits* limits
 DEPLOYKIT_API int64_t deploykit_nms(const void* rows, int32_t half, int64_t count, int64_t stride, const Layout* layout,
     const Limits* limits, void* workspace, int64_t* kept, float* boxes, float* scores, int64_t* labels,
     int64_t* candidates) {
-  if (!are_sensible(*layout, *limits, count, stride)) return -1;
+  if (!are_consistent(*layout, *limits, count, stride)) return -1;
   Workspace work(workspace, count, *limits);
   const Found found = half ? run_on<Half>(rows, count, stride, *layout, *limits, work)
                            : run_on<float>(rows, count, stride, *layout, *limits, work);

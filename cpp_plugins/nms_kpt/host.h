@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <functional>
 
+#include "common/arena.h"
 #include "kernel.cuh"
 
 namespace deploykit {
@@ -13,7 +14,7 @@ namespace nms {
 
 constexpr int32_t lanes = 16;  // kept boxes that are compared with a candidate at once; a compiler's vectors divide it
 
-// Room for one image of `rows` rows; `bytes` says how much, `Workspace(memory, ...)` lays it out.
+// Room for one image of `rows` rows, aligned to 8; `bytes` says how much, `Workspace(memory, ...)` lays it out.
 struct Workspace {
   uint64_t* keys;
   // The kept boxes by column, padded to whole lanes by boxes that overlap nothing.
@@ -28,20 +29,18 @@ struct Workspace {
     return padded(std::min<int64_t>(std::min<int64_t>(limits.max_det, limits.topk), rows));
   }
 
-  static int64_t bytes(int64_t rows, const Limits& limits) { return 8 * rows + 8 * 4 * kept_room(rows, limits); }
+  static int64_t bytes(int64_t rows, const Limits& limits) {
+    constexpr int64_t kept = 6 * sizeof(float) + 2 * sizeof(int32_t);
+    return static_cast<int64_t>(sizeof(uint64_t)) * rows + kept * kept_room(rows, limits);
+  }
 
   Workspace(void* memory, int64_t rows, const Limits& limits) {
     const int64_t room = kept_room(rows, limits);
-    keys = static_cast<uint64_t*>(memory);
-    float* column = reinterpret_cast<float*>(keys + rows);
-    x1 = column;
-    y1 = x1 + room;
-    x2 = y1 + room;
-    y2 = x2 + room;
-    area = y2 + room;
-    score = area + room;
-    label = reinterpret_cast<int32_t*>(score + room);
-    row = label + room;
+    Arena arena(memory);
+    keys = arena.take<uint64_t>(rows);
+    for (float** column : {&x1, &y1, &x2, &y2, &area, &score}) *column = arena.take<float>(room);
+    label = arena.take<int32_t>(room);
+    row = arena.take<int32_t>(room);
   }
 
   Box box(int64_t i) const { return Box{x1[i], y1[i], x2[i], y2[i], area[i]}; }
@@ -53,19 +52,19 @@ template <typename T>
 inline float highest_class(const T* cls, int32_t count) {
   constexpr int32_t width = 8;
   float best[width];
-  for (int32_t k = 0; k < width; ++k) best[k] = widened(cls[std::min(k, count - 1)]);
+  for (int32_t k = 0; k < width; ++k) best[k] = to_float(cls[std::min(k, count - 1)]);
   int32_t c = 0;
   for (; c + width <= count; c += width) {
-    for (int32_t k = 0; k < width; ++k) best[k] = greater(widened(cls[c + k]), best[k]);
+    for (int32_t k = 0; k < width; ++k) best[k] = greater(to_float(cls[c + k]), best[k]);
   }
-  for (; c < count; ++c) best[0] = greater(widened(cls[c]), best[0]);
+  for (; c < count; ++c) best[0] = greater(to_float(cls[c]), best[0]);
   for (int32_t k = 1; k < width; ++k) best[0] = greater(best[k], best[0]);
   return best[0];
 }
 
-// As is_whole of kernel.cuh, without a way out in the middle, so that a compiler can use vectors.
+// As all_finite of kernel.cuh, without a way out in the middle, so that a compiler can use vectors.
 template <typename T>
-inline bool is_whole_at_once(const T* row, int32_t columns) {
+inline bool all_finite_branchless(const T* row, int32_t columns) {
   int32_t broken = 0;
   for (int32_t c = 0; c < columns; ++c) broken |= !is_finite(row[c]);
   return !broken;
@@ -91,14 +90,14 @@ inline int64_t select_by_objectness(
   const auto select = [&](int64_t first, int64_t last) {
     for (int64_t i = first; i < last; ++i) {
       numbers[selected] = static_cast<uint64_t>(i);
-      selected += layout.obj < 0 || widened(rows[i * stride + layout.obj]) > conf;  // nobody can guess it: no branch
+      selected += layout.obj < 0 || to_float(rows[i * stride + layout.obj]) > conf;  // nobody can guess it: no branch
     }
   };
   const int64_t blocks = layout.obj < 0 ? 0 : count / block * block;
   for (int64_t i = 0; i < blocks; i += block) {
     const T* value = rows + i * stride + layout.obj;
     int32_t hits = 0;
-    for (int64_t k = 0; k < block; ++k) hits |= widened(value[k * stride]) > conf;
+    for (int64_t k = 0; k < block; ++k) hits |= to_float(value[k * stride]) > conf;
     if (hits) select(i, i + block);
   }
   select(blocks, count);
@@ -118,11 +117,11 @@ inline int64_t find_candidates(
     const T* row = rows + keys[i] * stride;
     float score = highest_class(row + layout.cls, layout.num_classes);
     if (layout.obj >= 0) {  // rounding keeps the order of products with one positive factor
-      const float obj = widened(row[layout.obj]);
+      const float obj = to_float(row[layout.obj]);
       score = lesser(obj * score, obj);
     }
     const uint32_t number = static_cast<uint32_t>(keys[i]);
-    if (score > conf && is_whole_at_once(row, layout.columns)) keys[candidates++] = key_of(score, number);
+    if (score > conf && all_finite_branchless(row, layout.columns)) keys[candidates++] = key_of(score, number);
   }
   return candidates;
 }
@@ -130,13 +129,13 @@ inline int64_t find_candidates(
 // Whether a kept box of the same label overlaps `one` too much; `kept` of them are looked at, whole lanes at a time.
 inline bool is_suppressed(const Box& one, int32_t label, float iou, const Workspace& work, int64_t kept) {
   for (int64_t start = 0; start < kept; start += lanes) {
-    int32_t near = 0;  // most boxes lie apart, and then there is nothing to divide: 0 is over no threshold
+    int32_t overlapping = 0;  // most boxes lie apart, and then there is nothing to divide: 0 is over no threshold
     for (int64_t i = start; i < start + lanes; ++i) {
       const int32_t same = work.label[i] == label;
       const int32_t apart = intersection(work.box(i), one) == 0.0f;
-      near |= same & !apart;
+      overlapping |= same & !apart;
     }
-    if (!near) continue;
+    if (!overlapping) continue;
     int32_t hits = 0;
     for (int64_t i = start; i < start + lanes; ++i) {
       const int32_t same = work.label[i] == label;

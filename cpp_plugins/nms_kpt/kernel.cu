@@ -86,18 +86,3 @@ cudaError_t launch(const void* rows, bool half, int32_t batch, int32_t count, co
 
 }  // namespace nms
 }  // namespace deploykit
-
-DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
-
-// The C interface of the CUDA library: device pointers, and a stream as cuda.h and the runtime API share it.
-DEPLOYKIT_API int64_t deploykit_nms_cuda_workspace(int64_t batch, int64_t count, int32_t topk) {
-  return static_cast<int64_t>(deploykit::nms::workspace_bytes(batch, count, topk));
-}
-
-// Returns 0, or CUDA's error code.
-DEPLOYKIT_API int32_t deploykit_nms_cuda(const void* rows, int32_t half, int32_t batch, int32_t count,
-    const deploykit::nms::Layout* layout, const deploykit::nms::Limits* limits, const deploykit::nms::Outputs* out,
-    void* workspace, void* stream) {
-  return deploykit::nms::launch(
-      rows, half != 0, batch, count, *layout, *limits, *out, workspace, static_cast<cudaStream_t>(stream));
-}

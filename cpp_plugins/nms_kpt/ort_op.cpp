@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "../common/onnxruntime.h"
 #include "attributes.h"
+#include "common/onnxruntime.h"
 #include "host.h"
 
 namespace {
@@ -18,49 +18,48 @@ using deploykit::nms::Workspace;
 
 Attributes attributes_of(const OrtKernelInfo* kernel) {
   const Ort::ConstKernelInfo info(kernel);
-  const auto whole = [&](const char* name) { return static_cast<int32_t>(info.GetAttribute<int64_t>(name)); };
+  const auto integer = [&](const char* name) { return static_cast<int32_t>(info.GetAttribute<int64_t>(name)); };
   Attributes attributes;
   attributes.conf = info.GetAttribute<float>("conf");
   attributes.iou = info.GetAttribute<float>("iou");
-  attributes.max_det = whole("max_det");
-  attributes.pre_nms_topk = whole("pre_nms_topk");
-  attributes.num_classes = whole("num_classes");
-  attributes.num_keypoints = whole("num_keypoints");
-  attributes.kpt_dims = whole("kpt_dims");
-  attributes.has_obj = whole("has_obj");
+  attributes.max_det = integer("max_det");
+  attributes.pre_nms_topk = integer("pre_nms_topk");
+  attributes.num_classes = integer("num_classes");
+  attributes.num_keypoints = integer("num_keypoints");
+  attributes.kpt_dims = integer("kpt_dims");
+  attributes.has_obj = integer("has_obj");
   return attributes;
 }
 
-Ort::Status refusal(const std::string& what) { return deploykit::ort::refusal("NmsKpt", what); }
+constexpr char name[] = "NmsKpt";
+
+void require_axes(size_t axes) {
+  if (axes == 3) return;
+  throw std::invalid_argument("input rows must have three axes (batch, rows, columns), got " + std::to_string(axes));
+}
 
 class Kernel {
  public:
   explicit Kernel(const Attributes& attributes) : attributes_(attributes) {}
 
-  OrtStatusPtr ComputeV2(OrtKernelContext* raw) {
-    try {
+  OrtStatusPtr ComputeV2(OrtKernelContext* raw) noexcept {
+    return deploykit::ort::guarded(name, [&] {
       Ort::KernelContext context(raw);
       const Ort::ConstValue rows = context.GetInput(0);
       const auto info = rows.GetTensorTypeAndShapeInfo();
       const std::vector<int64_t> shape = info.GetShape();
-      if (shape.size() != 3) {
-        return refusal("input rows must have three axes (batch, rows, columns), got " + std::to_string(shape.size()))
-            .release();
-      }
-      const std::string complaint = attributes_.complaint_about(shape[2]);
-      if (!complaint.empty()) return refusal(complaint).release();
+      require_axes(shape.size());
+      deploykit::require_valid(attributes_.columns_error(shape[2]));
       switch (info.GetElementType()) {
         case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT:
           fill(context, shape, static_cast<const float*>(rows.GetTensorRawData()));
-          return nullptr;
+          break;
         case ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16:
           fill(context, shape, static_cast<const Half*>(rows.GetTensorRawData()));
-          return nullptr;
-        default: return refusal("input rows must be float32 or float16").release();
+          break;
+        default: throw std::invalid_argument("input rows must be float32 or float16");
       }
-    } catch (const std::exception& error) {
-      return refusal(error.what()).release();
-    }
+    });
   }
 
  private:
@@ -88,12 +87,12 @@ class Kernel {
     float* keypoints = values ? zeros<float>(context, 4, {batch, room, layout.num_keypoints, 3}) : nullptr;
     auto* num_candidates = zeros<int32_t>(context, values ? 5 : 4, {batch, 1});
 
-    thread_local std::vector<uint64_t> memory;  // from run to run; several threads may run one session
-    memory.resize(static_cast<size_t>(Workspace::bytes(count, limits) + 7) / 8);
+    thread_local std::vector<std::byte> memory;  // from run to run; several threads may run one session
+    memory.resize(static_cast<size_t>(Workspace::bytes(count, limits)));
     Workspace work(memory.data(), count, limits);
     for (int64_t image = 0; image < batch; ++image) {
-      const T* its_rows = rows + image * count * columns;
-      const Found found = deploykit::nms::run(its_rows, count, columns, layout, limits, work);
+      const T* image_rows = rows + image * count * columns;
+      const Found found = deploykit::nms::run(image_rows, count, columns, layout, limits, work);
       num_dets[image] = static_cast<int32_t>(found.kept);
       num_candidates[image] = static_cast<int32_t>(found.candidates);
       std::copy_n(work.score, found.kept, scores + image * room);
@@ -106,7 +105,7 @@ class Kernel {
         corners[1] = box.y1;
         corners[2] = box.x2;
         corners[3] = box.y2;
-        const T* row = its_rows + work.row[i] * columns;
+        const T* row = image_rows + work.row[i] * columns;
         for (int32_t v = 0; v < values; ++v) keypoints[values * slot + v] = keypoint_value(row, layout, v);
       }
     }
@@ -117,7 +116,7 @@ class Kernel {
 
 // Outputs 4 and 5, or 4 alone: keypoints are there or not, so the types after the labels follow from the attributes.
 struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
-  const char* GetName() const { return "NmsKpt"; }
+  const char* GetName() const { return name; }
 
   size_t GetInputTypeCount() const { return 1; }
   ONNXTensorElementDataType GetInputType(size_t) const { return ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED; }
@@ -135,32 +134,26 @@ struct Operator : Ort::CustomOpBase<Operator, Kernel, true> {
 
   bool GetVariadicOutputHomogeneity() const { return false; }
 
-  static OrtStatusPtr InferOutputShape(Ort::ShapeInferContext& context) {
-    const auto whole = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
-    const auto real = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
-    try {
+  static OrtStatusPtr InferOutputShape(Ort::ShapeInferContext& context) noexcept {
+    return deploykit::ort::guarded(name, [&] {
+      const auto int32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
+      const auto float32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
       const auto& rows = context.GetInputShape(0);
-      if (rows.size() != 3) {
-        return refusal("input rows must have three axes (batch, rows, columns), got " + std::to_string(rows.size()))
-            .release();
-      }
+      require_axes(rows.size());
       const auto batch = rows[0];
       const int64_t room = context.GetAttrInt("max_det");
       const int64_t keypoints = context.GetAttrInt("num_keypoints");
-      context.SetOutputShape(0, {batch, 1}, whole);
-      context.SetOutputShape(1, {batch, room, 4}, real);
-      context.SetOutputShape(2, {batch, room}, real);
-      context.SetOutputShape(3, {batch, room}, whole);
-      if (keypoints > 0) context.SetOutputShape(4, {batch, room, keypoints, 3}, real);
-      context.SetOutputShape(keypoints > 0 ? 5 : 4, {batch, 1}, whole);
-    } catch (const std::exception& error) {
-      return refusal(error.what()).release();
-    }
-    return nullptr;
+      context.SetOutputShape(0, {batch, 1}, int32);
+      context.SetOutputShape(1, {batch, room, 4}, float32);
+      context.SetOutputShape(2, {batch, room}, float32);
+      context.SetOutputShape(3, {batch, room}, int32);
+      if (keypoints > 0) context.SetOutputShape(4, {batch, room, keypoints, 3}, float32);
+      context.SetOutputShape(keypoints > 0 ? 5 : 4, {batch, 1}, int32);
+    });
   }
 
-  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const {
-    return deploykit::ort::create_kernel<Kernel>(GetName(), info, attributes_of, kernel);
+  OrtStatusPtr CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const noexcept {
+    return deploykit::ort::create_kernel<Kernel>(name, info, attributes_of, kernel);
   }
 };
 

@@ -1,13 +1,15 @@
 // NmsKpt as a TensorRT plugin (IPluginV3), for the headers of TensorRT 10 and 11.
 #include <array>
 
-#include "../common/tensorrt.h"
 #include "attributes.h"
+#include "common/tensorrt.h"
 #include "launch.h"
 
 namespace {
 
 using deploykit::nms::Attributes;
+using deploykit::trt::guarded;
+using deploykit::trt::guarded_code;
 using deploykit::trt::read_field;
 using nvinfer1::DataType;
 using nvinfer1::PluginField;
@@ -24,15 +26,15 @@ struct Fields {
     const auto field = [](const char* name, const void* data, PluginFieldType type) {
       return PluginField{name, data, type, 1};
     };
-    constexpr auto real = PluginFieldType::kFLOAT32;
-    constexpr auto whole = PluginFieldType::kINT32;
+    constexpr auto float32 = PluginFieldType::kFLOAT32;
+    constexpr auto int32 = PluginFieldType::kINT32;
     const Attributes* a = values;
-    entries = {field("conf", a ? &a->conf : nullptr, real), field("iou", a ? &a->iou : nullptr, real),
-        field("max_det", a ? &a->max_det : nullptr, whole),
-        field("pre_nms_topk", a ? &a->pre_nms_topk : nullptr, whole),
-        field("num_classes", a ? &a->num_classes : nullptr, whole),
-        field("num_keypoints", a ? &a->num_keypoints : nullptr, whole),
-        field("kpt_dims", a ? &a->kpt_dims : nullptr, whole), field("has_obj", a ? &a->has_obj : nullptr, whole)};
+    entries = {field("conf", a ? &a->conf : nullptr, float32), field("iou", a ? &a->iou : nullptr, float32),
+        field("max_det", a ? &a->max_det : nullptr, int32),
+        field("pre_nms_topk", a ? &a->pre_nms_topk : nullptr, int32),
+        field("num_classes", a ? &a->num_classes : nullptr, int32),
+        field("num_keypoints", a ? &a->num_keypoints : nullptr, int32),
+        field("kpt_dims", a ? &a->kpt_dims : nullptr, int32), field("has_obj", a ? &a->has_obj : nullptr, int32)};
     collection.nbFields = static_cast<int32_t>(entries.size());
     collection.fields = entries.data();
   }
@@ -65,51 +67,58 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
 
   int32_t getOutputDataTypes(
       DataType* types, int32_t num_outputs, const DataType* inputs, int32_t num_inputs) const noexcept override {
-    if (!has_ports(num_inputs, num_outputs)) return -1;
-    if (inputs[0] != DataType::kFLOAT && inputs[0] != DataType::kHALF) {
-      say("input rows must be float32 or float16");
-      return -1;
-    }
-    for (int32_t i = 0; i < num_outputs; ++i) types[i] = type_of_output(i);
-    return 0;
+    return guarded_code(name, [&] {
+      require_ports(num_inputs, num_outputs);
+      if (inputs[0] != DataType::kFLOAT && inputs[0] != DataType::kHALF) {
+        throw std::invalid_argument("input rows must be float32 or float16");
+      }
+      for (int32_t i = 0; i < num_outputs; ++i) types[i] = type_of_output(i);
+    });
   }
 
   int32_t getOutputShapes(const nvinfer1::DimsExprs* inputs, int32_t num_inputs, const nvinfer1::DimsExprs*, int32_t,
       nvinfer1::DimsExprs* outputs, int32_t num_outputs, nvinfer1::IExprBuilder& builder) noexcept override {
-    if (!has_ports(num_inputs, num_outputs)) return -1;
-    if (inputs[0].nbDims != 3) {
-      say("input rows must have three axes (batch, rows, columns), got " + std::to_string(inputs[0].nbDims));
-      return -1;
-    }
-    const nvinfer1::IDimensionExpr* columns = inputs[0].d[2];
-    if (columns->isConstant() && !has_columns(columns->getConstantValue())) return -1;
-    const auto shape = [&](int32_t index, std::initializer_list<int64_t> sides) {
-      outputs[index].nbDims = static_cast<int32_t>(sides.size()) + 1;
-      outputs[index].d[0] = inputs[0].d[0];
-      int32_t axis = 1;
-      for (const int64_t side : sides) outputs[index].d[axis++] = builder.constant(side);
-    };
-    shape(0, {1});
-    shape(1, {attributes_.max_det, 4});
-    shape(2, {attributes_.max_det});
-    shape(3, {attributes_.max_det});
-    if (attributes_.num_keypoints > 0) shape(4, {attributes_.max_det, attributes_.num_keypoints, 3});
-    shape(num_outputs - 1, {1});
-    return 0;
+    return guarded_code(name, [&] {
+      require_ports(num_inputs, num_outputs);
+      if (inputs[0].nbDims != 3) {
+        throw std::invalid_argument(
+            "input rows must have three axes (batch, rows, columns), got " + std::to_string(inputs[0].nbDims));
+      }
+      const nvinfer1::IDimensionExpr* columns = inputs[0].d[2];
+      if (columns->isConstant()) require_columns(columns->getConstantValue());
+      const auto shape = [&](int32_t index, std::initializer_list<int64_t> sides) {
+        outputs[index].nbDims = static_cast<int32_t>(sides.size()) + 1;
+        outputs[index].d[0] = inputs[0].d[0];
+        int32_t axis = 1;
+        for (const int64_t side : sides) outputs[index].d[axis++] = builder.constant(side);
+      };
+      shape(0, {1});
+      shape(1, {attributes_.max_det, 4});
+      shape(2, {attributes_.max_det});
+      shape(3, {attributes_.max_det});
+      if (attributes_.num_keypoints > 0) shape(4, {attributes_.max_det, attributes_.num_keypoints, 3});
+      shape(num_outputs - 1, {1});
+    });
   }
 
   bool supportsFormatCombination(int32_t position, const nvinfer1::DynamicPluginTensorDesc* tensors, int32_t num_inputs,
       int32_t num_outputs) noexcept override {
-    if (!has_ports(num_inputs, num_outputs) || position < 0 || position >= 1 + num_outputs) return false;
-    const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
-    if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
-    if (position == 0) return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
-    return tensor.type == type_of_output(position - 1);
+    return guarded(name, false, [&] {
+      require_ports(num_inputs, num_outputs);
+      if (position < 0 || position >= 1 + num_outputs) return false;
+      const nvinfer1::PluginTensorDesc& tensor = tensors[position].desc;
+      if (tensor.format != nvinfer1::TensorFormat::kLINEAR) return false;
+      if (position == 0) return tensor.type == DataType::kFLOAT || tensor.type == DataType::kHALF;
+      return tensor.type == type_of_output(position - 1);
+    });
   }
 
   int32_t configurePlugin(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t num_inputs,
       const nvinfer1::DynamicPluginTensorDesc*, int32_t num_outputs) noexcept override {
-    return has_ports(num_inputs, num_outputs) && has_columns(inputs[0].max.d[2]) ? 0 : -1;
+    return guarded_code(name, [&] {
+      require_ports(num_inputs, num_outputs);
+      require_columns(inputs[0].max.d[2]);
+    });
   }
 
   size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t,
@@ -119,11 +128,14 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t num_inputs, const nvinfer1::PluginTensorDesc*,
       int32_t num_outputs) noexcept override {
-    return has_ports(num_inputs, num_outputs) && has_columns(inputs[0].dims.d[2]) ? 0 : -1;
+    return guarded_code(name, [&] {
+      require_ports(num_inputs, num_outputs);
+      require_columns(inputs[0].dims.d[2]);
+    });
   }
 
-  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*,
-      const void* const* in, void* const* out, void* workspace, cudaStream_t stream) noexcept override {
+  int32_t enqueue(const nvinfer1::PluginTensorDesc* inputs, const nvinfer1::PluginTensorDesc*, const void* const* in,
+      void* const* out, void* workspace, cudaStream_t stream) noexcept override {
     const bool has_keypoints = attributes_.num_keypoints > 0;
     deploykit::nms::Outputs outputs{};
     outputs.num_dets = static_cast<int32_t*>(out[0]);
@@ -133,30 +145,28 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
     outputs.keypoints = has_keypoints ? static_cast<float*>(out[4]) : nullptr;
     outputs.num_candidates = static_cast<int32_t*>(out[has_keypoints ? 5 : 4]);
     const auto& dims = inputs[0].dims;
-    const cudaError_t code = deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF,
-        static_cast<int32_t>(dims.d[0]), static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(),
-        outputs, workspace, stream);
-    if (code != cudaSuccess) say(std::string("the kernels do not start: ") + cudaGetErrorString(code));
-    return code == cudaSuccess ? 0 : -1;
+    return guarded_code(name, [&] {
+      const cudaError_t code =
+          deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF, static_cast<int32_t>(dims.d[0]),
+              static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(), outputs, workspace, stream);
+      deploykit::trt::require_cuda(code, "the kernels do not start");
+    });
   }
 
  private:
-  bool has_ports(int32_t num_inputs, int32_t num_outputs) const noexcept {
-    if (num_inputs == 1 && num_outputs == attributes_.outputs()) return true;
-    say("one input and " + std::to_string(attributes_.outputs()) + " outputs are expected, got " +
-           std::to_string(num_inputs) + " and " + std::to_string(num_outputs));
-    return false;
+  void require_ports(int32_t num_inputs, int32_t num_outputs) const {
+    if (num_inputs == 1 && num_outputs == attributes_.outputs()) return;
+    throw std::invalid_argument("one input and " + std::to_string(attributes_.outputs()) +
+                                " outputs are expected, got " + std::to_string(num_inputs) + " and " +
+                                std::to_string(num_outputs));
   }
 
-  bool has_columns(int64_t columns) const noexcept {
-    return is_fine(attributes_.complaint_about(columns));
-  }
+  void require_columns(int64_t columns) const { deploykit::require_valid(attributes_.columns_error(columns)); }
 
   DataType type_of_output(int32_t index) const noexcept {
-    const bool is_whole = index == 0 || index == 3 || index == attributes_.outputs() - 1;
-    return is_whole ? DataType::kINT32 : DataType::kFLOAT;
+    const bool is_int32 = index == 0 || index == 3 || index == attributes_.outputs() - 1;
+    return is_int32 ? DataType::kINT32 : DataType::kFLOAT;
   }
-
 };
 
 }  // namespace

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import ExportError, UsageError
+from deploykit.errors import DeployError, ExportError, UsageError
 from deploykit.export.engine.progress import BuildProgress, monitor
 from deploykit.runtime.backends.trt.bindings import BuildLog, dtype_name, logger
 from deploykit.runtime.engine_record import EngineOptions, Flavour, Profile
@@ -163,7 +163,8 @@ def build(
         The engine in TensorRT's own memory (a buffer, with ``nbytes``), and the timing cache if there is one.
 
     Raises:
-        ExportError: TensorRT gave no engine; the message has its reason.
+        ExportError: TensorRT gave no engine, or failed while it built; the message has its reason.
+        DeployError: the GPU could not be made the building thread's own, as ``bound`` says it.
         UsageError: an option or a profile that this TensorRT or this network does not have.
     """
     trt, watch = network.trt, monitor(network.trt, progress)
@@ -173,10 +174,14 @@ def build(
     cache = _attach_cache(config, timing_cache)
     config.progress_monitor = watch
     built: list[Any] = []
+    failed: list[BaseException] = []
 
     def work() -> None:
-        with bound or contextlib.nullcontext():
-            built.append(network.builder.build_serialized_network(network.definition, config))
+        try:
+            with bound or contextlib.nullcontext():
+                built.append(network.builder.build_serialized_network(network.definition, config))
+        except BaseException as e:  # raised again in the caller; threading would only print it
+            failed.append(e)
 
     thread = threading.Thread(target=work, name="engine build", daemon=True)
     thread.start()
@@ -187,6 +192,10 @@ def build(
         progress.cancelled = True
         thread.join()  # the builder cannot be left alone: what it uses would go away under it
         raise
+    if failed:
+        if isinstance(failed[0], DeployError):
+            raise failed[0]
+        raise ExportError(f"TensorRT built no engine: {failed[0]!r}") from failed[0]
     plan = built[0] if built else None
     if plan is None:
         raise ExportError(f"TensorRT built no engine: {_reason(network.log, 'no reason given')}")

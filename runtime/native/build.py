@@ -69,7 +69,7 @@ def build_libraries(
         tensorrt: a folder with ``NvInfer.h``, or the one above it.
         onnxruntime: a folder with ``onnxruntime_cxx_api.h``.
         architectures: compute capabilities such as 90; empty: all from 75 on that the compiler knows.
-        sanitize: sanitizers for the CPU library, for tests.
+        sanitize: sanitizers for what the host runs, for tests.
         on_step: told what is being done.
 
     Raises:
@@ -93,7 +93,9 @@ def build_libraries(
         "DEPLOYKIT_ONNXRUNTIME": "ON" if "onnxruntime" in wanted else "OFF",
         "DEPLOYKIT_CUDA": "ON" if wanted & {"cuda", "tensorrt"} else "OFF",
         "DEPLOYKIT_TENSORRT": "ON" if "tensorrt" in wanted else "OFF",
-        "DEPLOYKIT_ARCHITECTURES": ";".join(map(str, architectures)),
+        "CMAKE_CUDA_ARCHITECTURES": ";".join(
+            [*(f"{a}-real" for a in architectures[:-1]), *map(str, architectures[-1:])]
+        ),
         "DEPLOYKIT_SANITIZE": sanitize,
         "TENSORRT_ROOT": str(tensorrt.absolute()) if tensorrt else "",
         "ONNXRUNTIME_INCLUDE_DIR": str(onnxruntime.absolute()) if onnxruntime else "",

@@ -18,20 +18,11 @@ from deploykit.errors import BackendError, NotFoundError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.native.library import (
-    ABI,
-    Layout,
-    Limits,
-    Plan,
-    abi_of,
-    find_library,
-    nms_arrays,
-    plan_of,
-    tables_of,
-)
+from deploykit.runtime.images.to_tensor import blob_tables
+from deploykit.runtime.native.library import ABI, Layout, Limits, abi_of, find_library, nms_arrays
 from deploykit.spec import InputSpec, RawDetections, Thresholds
 
-__all__ = ["CudaLibrary"]
+__all__ = ["CudaLibrary", "Plan", "plan_of", "tables_of"]
 
 
 MOST_LEVELS, MOST_ANCHORS = 8, 8  # most_levels and most_anchors of decode/kernel.cuh
@@ -51,6 +42,36 @@ class Grid(ctypes.Structure):
     """``deploykit::decode::Grid``."""
 
     _fields_ = [("height", ctypes.c_int32 * MOST_LEVELS), ("width", ctypes.c_int32 * MOST_LEVELS)]
+
+
+class Plan(ctypes.Structure):
+    """``deploykit::letterbox::Plan``."""
+
+    _fields_ = [
+        (name, ctypes.c_int32)
+        for name in (
+            "source_height", "source_width", "resized_height", "resized_width", "canvas_height", "canvas_width",
+            "top", "left", "pad_value", "swap",
+        )
+    ]  # fmt: skip
+
+
+def plan_of(letterbox: Letterbox, spec: InputSpec) -> Plan:
+    """A letterbox as the native code wants it.
+
+    Raises:
+        BackendError: its border has a colour, or it resizes as Pillow does: the native code does neither.
+    """
+    if not isinstance(letterbox.pad_value, int) or letterbox.resample != "opencv":
+        raise BackendError("the native letterbox has a grey border and resizes as OpenCV does; this one is another")
+    left, top = letterbox.pad
+    sizes = (*letterbox.source, *letterbox.resized, *letterbox.canvas)
+    return Plan(*sizes, top, left, letterbox.pad_value, spec.colour == "rgb")
+
+
+def tables_of(spec: InputSpec, dtype: Any) -> Array:
+    """``(3, 256)`` finished values of ``dtype``, one row a channel of the network."""
+    return np.ascontiguousarray(np.stack(blob_tables(spec)).astype(dtype))
 
 
 class CudaLibrary:
@@ -205,10 +226,10 @@ class CudaLibrary:
         """Put :meth:`letterbox` on a stream, for images that lie on the device already; it does not wait for the end.
 
         Args:
-            plans: one an image, by :func:`deploykit.runtime.native.library.plan_of`.
+            plans: one an image, by :func:`plan_of`.
             images: pointers to their first pixels.
             steps: bytes from one row of an image to its next.
-            tables: by :func:`deploykit.runtime.native.library.tables_of`, on the host.
+            tables: by :func:`tables_of`, on the host.
             half: whether the output is float16.
             out: pointer to the output ``(B, 3, H, W)``.
             stream: the stream as CUDA's own handle.

@@ -1,4 +1,4 @@
-"""The native library of ``cpp_plugins``: where it is, and NMS and letterbox on the CPU by it.
+"""The native library of ``cpp_plugins``: where it is, and NMS on the CPU by it.
 
 Everything works without it: :func:`deploykit.runtime.postprocess.nms.nms` takes it where it is there and gives the same
 bits either way. ``DEPLOYKIT_PLUGINS`` names the folder to look in, ``DEPLOYKIT_NATIVE=0`` switches the library off.
@@ -17,15 +17,12 @@ import threading
 import warnings
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from deploykit.errors import BackendError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob_tables
-from deploykit.spec import InputSpec, RawDetections, Thresholds
+from deploykit.spec import RawDetections, Thresholds
 
 __all__ = [
     "ABI",
@@ -36,19 +33,18 @@ __all__ = [
     "built_with",
     "cpu_library",
     "find_library",
-    "letterbox_blob",
     "library_folder",
     "native_nms",
 ]
 
-ABI = 2
+ABI = 3
 """What ``deploykit_abi()`` of a library that fits this code answers; ``abi_number`` in common/portable.h."""
 
 FOLDER = "DEPLOYKIT_PLUGINS"
 SWITCH = "DEPLOYKIT_NATIVE"
 
 LIBRARIES = {
-    "cpu": "NMS and letterbox on the CPU",
+    "cpu": "NMS on the CPU",
     "onnxruntime": "the operators NmsKpt and DecodeRows for ONNX Runtime",
     "cuda": "NMS, decoding and letterbox on a GPU",
     "tensorrt": "the plugins NmsKpt and DecodeRows for TensorRT",
@@ -131,10 +127,6 @@ def _cpu_library(switch: str | None, folder: str | None) -> ctypes.CDLL | None:
     library.deploykit_nms_workspace.restype = int64
     library.deploykit_nms.argtypes = [pointer, int32, int64, int64, pointer, pointer, pointer, *[pointer] * 5]
     library.deploykit_nms.restype = int64
-    library.deploykit_letterbox_workspace.argtypes = [pointer]
-    library.deploykit_letterbox_workspace.restype = int64
-    library.deploykit_letterbox.argtypes = [pointer, pointer, int64, pointer, int32, int32, int32, pointer, pointer]
-    library.deploykit_letterbox.restype = int32
     return library
 
 
@@ -239,76 +231,3 @@ def native_nms(
         return None
     found = work.kept[:kept].copy(), work.boxes[:kept].copy(), work.scores[:kept].copy(), work.labels[:kept].copy()
     return *found, int(work.candidates[0])
-
-
-class Plan(ctypes.Structure):
-    """``deploykit::letterbox::Plan``."""
-
-    _fields_ = [
-        (name, ctypes.c_int32)
-        for name in (
-            "source_height", "source_width", "resized_height", "resized_width", "canvas_height", "canvas_width",
-            "top", "left", "pad_value", "swap",
-        )
-    ]  # fmt: skip
-
-
-def plan_of(letterbox: Letterbox, spec: InputSpec) -> Plan:
-    """A letterbox as the native code wants it.
-
-    Raises:
-        BackendError: its border has a colour, or it resizes as Pillow does: the native code does neither.
-    """
-    if not isinstance(letterbox.pad_value, int) or letterbox.resample != "opencv":
-        raise BackendError("the native letterbox has a grey border and resizes as OpenCV does; this one is another")
-    left, top = letterbox.pad
-    sizes = (*letterbox.source, *letterbox.resized, *letterbox.canvas)
-    return Plan(*sizes, top, left, letterbox.pad_value, spec.colour == "rgb")
-
-
-def tables_of(spec: InputSpec, dtype: Any) -> Array:
-    """``(3, 256)`` finished values of ``dtype``, one row a channel of the network."""
-    return np.ascontiguousarray(np.stack(blob_tables(spec)).astype(dtype))
-
-
-def letterbox_blob(
-    image: Array, letterbox: Letterbox, spec: InputSpec, out: Array, *, rows: tuple[int, int] | None = None
-) -> bool:
-    """One image on its canvas as the network's input, in one pass.
-
-    The values are those of :meth:`Letterbox.apply` and :func:`deploykit.runtime.images.to_tensor.blob`, except that a
-    pixel may differ by one grey level, where OpenCV rounds twice. The runtime itself uses OpenCV, which is faster
-    (benchmarks/README.md).
-
-    Args:
-        image: ``uint8 (h, w, 3)``; rows may lie further apart than their width (a part of a larger image).
-        letterbox: made for this size.
-        spec: colour order, scale, mean and std.
-        out: contiguous float32 or float16 ``(3, H, W)``, which is filled.
-        rows: fill only these rows of the canvas (first, one after the last), so that threads can share an image.
-
-    Returns:
-        False: there is no library, and ``out`` is untouched.
-
-    Raises:
-        BackendError: the arrays are not what is described here.
-    """
-    library = cpu_library()
-    if library is None:
-        return False
-    fits = image.shape == (*letterbox.source, 3) and image.dtype == np.uint8 and image.strides[1:] == (3, 1)
-    if not (fits and out.shape == (3, *letterbox.canvas) and out.flags.c_contiguous):
-        raise BackendError(
-            f"letterbox_blob takes uint8 {(*letterbox.source, 3)} and contiguous (3, H, W) of {letterbox.canvas}, got "
-            f"{image.dtype} {image.shape} and {out.shape}"
-        )
-    first, last = rows or (0, letterbox.canvas[0])
-    plan, tables = plan_of(letterbox, spec), tables_of(spec, out.dtype)
-    memory = np.empty(library.deploykit_letterbox_workspace(ctypes.addressof(plan)), np.uint8)
-    code = library.deploykit_letterbox(
-        ctypes.addressof(plan), image.ctypes.data, image.strides[0], tables.ctypes.data, out.dtype == np.float16,
-        first, last, memory.ctypes.data, out.ctypes.data,
-    )  # fmt: skip
-    if code:
-        raise BackendError(f"the native letterbox refuses rows {first} to {last} of {letterbox}")
-    return True

@@ -62,6 +62,13 @@ def operators(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def symbols(library: Path, *options: str) -> set[str]:
+    """The names that a library exports or asks for, without weak ones."""
+    nm = shutil.which("nm") or pytest.skip("no nm")
+    done = subprocess.run([nm, "-D", *options, str(library)], capture_output=True, text=True, check=True)
+    return {line.split()[-1].split("@")[0] for line in done.stdout.splitlines() if " w " not in line}
+
+
 def with_attributes(model: bytes, change: dict[str, Any]) -> bytes:
     """An ONNX file of one node, some of whose attributes are others."""
     changed = onnx.load_from_string(model)

@@ -8,29 +8,46 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <limits>
 #include <memory>
+#include <new>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace nv = nvinfer1;
+
+// How many allocations still succeed, in this program and in the library, whose operator new is this one.
+static int64_t allocations_left = std::numeric_limits<int64_t>::max();
+
+void* operator new(size_t size) {
+  if (allocations_left-- <= 0) throw std::bad_alloc();
+  if (void* memory = std::malloc(size ? size : 1)) return memory;
+  throw std::bad_alloc();
+}
+
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
 
 namespace {
 
 int failures = 0;
 
-#define EXPECT(condition)                                               \
-  do {                                                                  \
-    if (!(condition)) {                                                 \
-      std::printf("FAILED line %d: %s\n", __LINE__, #condition);        \
-      ++failures;                                                       \
-    }                                                                   \
+#define EXPECT(condition)                                        \
+  do {                                                           \
+    if (!(condition)) {                                          \
+      std::printf("FAILED line %d: %s\n", __LINE__, #condition); \
+      ++failures;                                                \
+    }                                                            \
   } while (false)
 
 struct Logger final : nv::ILogger {
   std::string last;
   void log(Severity severity, const char* text) noexcept override {
     EXPECT(severity == Severity::kERROR);
+    const int64_t left = std::exchange(allocations_left, std::numeric_limits<int64_t>::max());
     last = text;
+    allocations_left = left;
   }
 };
 
@@ -62,8 +79,7 @@ struct Builder final : nv::IExprBuilder, nv::apiv::VExprBuilder {
     sides.emplace_back(op == nv::DimensionOperation::kSUM ? x + y : x * y, a.isConstant() && b.isConstant());
     return &sides.back();
   }
-  const nv::IDimensionExpr* declareSizeTensor(
-      int32_t, const nv::IDimensionExpr&, const nv::IDimensionExpr&) override {
+  const nv::IDimensionExpr* declareSizeTensor(int32_t, const nv::IDimensionExpr&, const nv::IDimensionExpr&) override {
     std::abort();
   }
   std::deque<Side> sides;
@@ -79,8 +95,8 @@ struct Values {
     return {{"plugin_version", "1", Type::kCHAR, 1}, {"has_obj", &has_obj, Type::kINT32, 1},
         {"kpt_dims", &kpt_dims, Type::kINT32, 1}, {"num_keypoints", &num_keypoints, Type::kINT32, 1},
         {"num_classes", &num_classes, Type::kINT32, 1}, {"pre_nms_topk", &pre_nms_topk, Type::kINT32, 1},
-        {"max_det", &max_det, Type::kINT32, 1}, {"iou", &iou, Type::kFLOAT32, 1},
-        {"conf", &conf, Type::kFLOAT32, 1}, {"plugin_namespace", "deploykit", Type::kCHAR, 9}};
+        {"max_det", &max_det, Type::kINT32, 1}, {"iou", &iou, Type::kFLOAT32, 1}, {"conf", &conf, Type::kFLOAT32, 1},
+        {"plugin_namespace", "deploykit", Type::kCHAR, 9}};
   }
 };
 
@@ -112,8 +128,8 @@ std::string shape_of(const nv::DimsExprs& dims) {
   return text;
 }
 
-nv::DynamicPluginTensorDesc described(nv::DataType type, std::vector<int64_t> sides,
-    nv::TensorFormat format = nv::TensorFormat::kLINEAR) {
+nv::DynamicPluginTensorDesc described(
+    nv::DataType type, std::vector<int64_t> sides, nv::TensorFormat format = nv::TensorFormat::kLINEAR) {
   nv::DynamicPluginTensorDesc tensor{};
   tensor.desc.type = type;
   tensor.desc.format = format;
@@ -169,8 +185,8 @@ void check_formats(nv::IPluginCreatorV3One* creator) {
   const auto supports = [&](nv::DataType input, nv::DataType boxes, nv::TensorFormat format, int32_t position) {
     std::vector<nv::DynamicPluginTensorDesc> tensors{described(input, {1, 10, 22}, format)};
     for (int32_t i = 0; i < 6; ++i) {
-      const bool is_whole = i == 0 || i == 3 || i == 5;
-      tensors.push_back(described(is_whole ? nv::DataType::kINT32 : boxes, {1, 1}));
+      const bool is_int32 = i == 0 || i == 3 || i == 5;
+      tensors.push_back(described(is_int32 ? nv::DataType::kINT32 : boxes, {1, 1}));
     }
     return made.build->supportsFormatCombination(position, tensors.data(), 1, 6);
   };
@@ -342,8 +358,8 @@ void check_decode_errors(nv::IPluginCreatorV3One* creator, Logger& logger) {
   values.anchors.pop_back();
   EXPECT(!make(creator, values.fields()));
   std::printf("error: %s\n", logger.last.c_str());
-  EXPECT(logger.last ==
-         "DecodeRows: attribute anchors must have two numbers for each of 1..8 anchors of 2 levels, got 7");
+  EXPECT(
+      logger.last == "DecodeRows: attribute anchors must have two numbers for each of 1..8 anchors of 2 levels, got 7");
   values = DecodeValues();
   values.strides.clear();
   EXPECT(!make(creator, values.fields()));
@@ -362,6 +378,58 @@ void check_decode_errors(nv::IPluginCreatorV3One* creator, Logger& logger) {
   EXPECT(logger.last == "DecodeRows: input 1 must have 32 channels (2 anchors of 16 columns), got 33");
   EXPECT(made.build->configurePlugin(levels, 1, &rows, 1) != 0);
   EXPECT(logger.last == "DecodeRows: 2 inputs and one output are expected, got 1 and 1");
+}
+
+// ---- No memory
+
+// Lets every allocation of `call` fail in turn. Each time it must give `failed` and tell the logger why; what it gives
+// when all succeed is returned. Without the guards the first failure ends the program.
+template <typename Result, typename Call>
+Result starve(const char* what, const std::string& reason, Result failed, Logger& logger, Call call) {
+  for (int64_t allowed = 0; allowed < 100; ++allowed) {
+    logger.last.clear();
+    allocations_left = allowed;
+    const Result result = call();
+    const bool has_starved = allocations_left < 0;
+    allocations_left = std::numeric_limits<int64_t>::max();
+    if (!has_starved) {
+      EXPECT(allowed > 0);
+      std::printf("no memory: %s is refused at every allocation\n", what);
+      return result;
+    }
+    EXPECT(result == failed);
+    EXPECT(logger.last == reason);
+  }
+  EXPECT(!"it ends");
+  return failed;
+}
+
+void check_no_memory(nv::IPluginCreatorV3One* nms, nv::IPluginCreatorV3One* decode, Logger& logger) {
+  nv::IPluginV3* const none = nullptr;
+  const auto nms_fields = Values().fields();
+  const std::string nms_reason = "NmsKpt: std::bad_alloc", decode_reason = "DecodeRows: std::bad_alloc";
+  const Plugin first(starve("createPlugin of NmsKpt", nms_reason, none, logger, [&] { return make(nms, nms_fields); }));
+  const Plugin second(starve("clone of NmsKpt", nms_reason, none, logger, [&] { return first.plugin->clone(); }));
+  EXPECT(second.build);
+  const auto rows = described(nv::DataType::kFLOAT, {1, 100, 57});
+  const std::vector<nv::DynamicPluginTensorDesc> outputs(6);
+  EXPECT(starve("a wrong configurePlugin of NmsKpt", nms_reason, -1, logger,
+             [&] { return second.build->configurePlugin(&rows, 1, outputs.data(), 6); }) == -1);
+  EXPECT(starve("a wrong supportsFormatCombination of NmsKpt", nms_reason, false, logger,
+             [&] { return second.build->supportsFormatCombination(0, &rows, 1, 3); }) == false);
+
+  const DecodeValues values;
+  const auto fields = values.fields();
+  const Plugin third(
+      starve("createPlugin of DecodeRows", decode_reason, none, logger, [&] { return make(decode, fields); }));
+  const Plugin fourth(starve("attachToContext of DecodeRows", decode_reason, none, logger,
+      [&] { return third.runtime->attachToContext(nullptr); }));
+  EXPECT(fourth.runtime);
+  const nv::PluginTensorDesc levels[] = {
+      described(nv::DataType::kFLOAT, {4, 33, 8, 8}).desc, described(nv::DataType::kFLOAT, {4, 32, 4, 4}).desc};
+  const nv::PluginTensorDesc out = described(nv::DataType::kFLOAT, {4, 160, 16}).desc;
+  EXPECT(starve("a wrong onShapeChange of DecodeRows", decode_reason, -1, logger,
+             [&] { return fourth.runtime->onShapeChange(levels, 2, &out, 1); }) == -1);
 }
 
 }  // namespace
@@ -397,6 +465,7 @@ int main(int, char** arguments) {
   check_decode_formats(decode);
   check_decode_round_trip(decode);
   check_decode_errors(decode, finder.logger);
+  check_no_memory(creator, decode, finder.logger);
   std::printf(failures ? "%d failures\n" : "the contract holds\n", failures);
   return failures != 0;
 }

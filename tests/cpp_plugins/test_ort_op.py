@@ -13,7 +13,7 @@ from deploykit.export.plugins_check import check_libraries, expected_outputs, nm
 from deploykit.runtime.native.library import FOLDER
 from deploykit.runtime.session import open_session
 from deploykit.spec import RawDetections, Thresholds
-from tests.cpp_plugins.conftest import with_attributes
+from tests.cpp_plugins.conftest import symbols, with_attributes
 from tests.nms_corpus import Case, corpus
 
 POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
@@ -107,6 +107,13 @@ def test_rows_of_another_width(operators: Path, tmp_path: Path) -> None:
         pytest.raises(BackendError, match=r"input rows must have 57 columns .*, got 56"),
     ):
         session.run({"rows": np.zeros((1, 2, 56), np.float32)})
+
+
+def test_only_what_is_meant_to_be_seen_is_exported(operators: Path) -> None:
+    assert symbols(operators / "libdeploykit_onnxruntime.so", "--defined-only") == {
+        "deploykit_abi", "deploykit_built_with", "RegisterCustomOps",
+    }  # fmt: skip
+    assert "warning" not in (operators / "build.log").read_text()
 
 
 def test_the_check_of_the_command_line_compares_it(operators: Path) -> None:

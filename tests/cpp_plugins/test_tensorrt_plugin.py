@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from deploykit.runtime.native.build import BuildReport, build_libraries
+from deploykit.runtime.native.library import ABI, abi_of
+from tests.cpp_plugins.conftest import symbols
 
 HARNESS = Path(__file__).with_name("harness.cpp")
 
@@ -35,11 +37,19 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> BuildReport:
 
 def test_it_is_built_and_links_to_no_tensorrt(report: BuildReport) -> None:
     assert "built with the headers in" in report.said["tensorrt"]
+    assert "warning" not in report.log.read_text()
     readelf = shutil.which("readelf") or pytest.skip("no readelf")
     done = subprocess.run([readelf, "-d", str(report.built["tensorrt"])], capture_output=True, text=True, check=True)
     needed = [line for line in done.stdout.splitlines() if "NEEDED" in line]
     assert needed
     assert not [line for line in needed if "nvinfer" in line or "cudart" in line]
+
+
+def test_only_what_is_meant_to_be_seen_is_exported(report: BuildReport) -> None:
+    assert symbols(report.built["tensorrt"], "--defined-only") == {
+        "deploykit_abi", "deploykit_built_with", "getCreators", "setLoggerFinder",
+    }  # fmt: skip
+    assert abi_of(report.built["tensorrt"]) == ABI
 
 
 def test_the_contract_holds(report: BuildReport, tmp_path: Path) -> None:

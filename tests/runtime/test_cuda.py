@@ -160,6 +160,8 @@ def test_bytes_go_there_and_back(gpu: cuda.Gpu) -> None:
         gpu.free(pointer)
         gpu.free_pinned(sent)
         gpu.free_pinned(received)
+        gpu.close_event(start)
+        gpu.close_event(end)
         gpu.close_stream(stream)
 
 

@@ -141,11 +141,14 @@ class TrtContext:
         return {name: value.copy() for name, value in found.items()}, times
 
     def close(self) -> None:
-        """Give stream and buffers back."""
+        """Give buffers, events and stream back."""
         self._context = None
         self._allocators.clear()
         for buffer in self._buffers.values():
             buffer.close()
+        for event in self._events:
+            self._gpu.close_event(event)
+        self._events.clear()
         self._gpu.close_stream(self._stream)
 
     def _put(self, name: str, value: Array) -> None:

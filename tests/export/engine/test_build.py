@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +20,7 @@ from onnx import TensorProto, helper
 
 from deploykit.errors import (
     ArtefactError,
+    DeployError,
     DeviceError,
     ExportError,
     MissingDependencyError,
@@ -28,10 +31,13 @@ from deploykit.errors import (
     UsageError,
 )
 from deploykit.export.engine import build as engine_build
+from deploykit.export.engine import builder
 from deploykit.export.engine.build import build_engine
+from deploykit.export.engine.progress import BuildProgress
 from deploykit.export.engine.report import EngineReport
 from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.export.formats import export_formats
+from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import EngineOptions, Profile, expected_of, log_of, parity_of, record_of
 from deploykit.runtime.parity.expected import Expected
@@ -262,6 +268,32 @@ def test_what_has_no_kernel_is_an_error_with_tensorrts_reason(tmp_path: Path) ->
     with pytest.raises(ExportError, match=r"built no engine: .*no runners that implement it"):
         build_engine(path, flavour="tensorrt-rtx", spec=cell_spec())
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.trt.log"}
+
+
+@rtx
+@pytest.mark.parametrize(
+    ("error", "raised", "words"),
+    [
+        (DeviceError("cudaSetDevice failed with code 101"), DeviceError, "^cudaSetDevice failed with code 101$"),
+        (MemoryError("64 GB"), ExportError, r"TensorRT built no engine: MemoryError\('64 GB'\)"),
+        (SystemExit(3), ExportError, r"TensorRT built no engine: SystemExit\(3\)"),
+    ],
+    ids=["DeviceError", "MemoryError", "SystemExit"],
+)
+def test_an_error_in_the_building_thread_reaches_the_caller(
+    cells: Path, error: BaseException, raised: type[DeployError], words: str
+) -> None:
+    import tensorrt_rtx as trt
+
+    @contextlib.contextmanager
+    def bound() -> Iterator[None]:
+        raise error
+        yield
+
+    network = builder.parse(trt, cells, BuildLog())
+    with pytest.raises(raised, match=words) as caught:
+        builder.build(network, EngineOptions(), (), BuildProgress(lambda phase, share: None), bound=bound())
+    assert error in (caught.value, caught.value.__cause__)
 
 
 @rtx

@@ -12,7 +12,7 @@ from deploykit.errors import BackendError, ImageError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import blob
-from deploykit.runtime.native.library import plan_of
+from deploykit.runtime.native.cuda_library import plan_of
 from deploykit.spec import Fit, InputSpec
 
 
