@@ -168,8 +168,8 @@ def _merged(
         matched=sum(len(p.iou) for p in parts),
         borderline=sum(p.borderline for p in parts),
         min_iou=min((float(p.iou.min(initial=1.0)) for p in parts), default=1.0),
-        max_score=max((float(p.score.max(initial=0.0)) for p in parts), default=0.0),
-        max_keypoint=max(float(p.max(initial=0.0)) for p in points) if points else None,
+        max_score=float(np.max([p.score.max(initial=0.0) for p in parts], initial=0.0)),  # NaN of one image stays
+        max_keypoint=float(np.max([p.max(initial=0.0) for p in points])) if points else None,
         limits=limits,
     )
 
