@@ -207,7 +207,7 @@ def against_the_original(name: str) -> str:
 def exports(name: str) -> tuple[str, str]:
     """What became of an ONNX file of a narrow model of that name, and of an engine of it."""
     key = name.replace("-", "_")
-    made, options = FAMILIES.get(key, ({}, {"exporter": "legacy"}))
+    made, options = FAMILIES.get(key, ({}, {}))
     dense = name in NARROW
     options = {**options, "simplify": True}  # one test exports without, which only ONNX Runtime reads
     with TemporaryDirectory() as folder:
@@ -227,8 +227,6 @@ def exports(name: str) -> tuple[str, str]:
             record = build_engine(file, flavour="tensorrt-rtx", out=Path(folder)).record
             return f"{'its first part ' if name in INSTANCES else ''}built, {record.layers} layers"
 
-        if name in INSTANCES:
-            options.pop("exporter")
         onnx = tried(export)
         if importlib.util.find_spec("tensorrt_rtx") is None:
             return onnx, "not run: TensorRT for RTX is not installed"

@@ -294,7 +294,7 @@ def loaded_by(code: str) -> set[str]:
         ("import deploykit.releases.fetch", {"torch", "numpy", "cv2", "rich"}),
         ("from deploykit.cli import main; main(['models', '--json'])", {"torch", "onnx", "numpy", "cv2"}),
         ("import deploykit.models.registry, deploykit.models.families.yolov7", {"cv2", "onnx", "onnxruntime"}),
-        ("from deploykit.cli import _parser; _parser([])", {"torch", "onnx", "numpy", "cv2", "rich"}),
+        ("from deploykit.cli import command_parser; command_parser([])", {"torch", "onnx", "numpy", "cv2", "rich"}),
     ],
 )
 def test_a_fresh_interpreter_loads_nothing_heavy(code: str, never: set[str]) -> None:

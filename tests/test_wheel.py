@@ -71,6 +71,21 @@ def test_the_source_distribution_builds_the_same_wheel(built: Path) -> None:
     assert not [n for n in names if "cpp_plugins/lib" in n]
 
 
+def contents(wheel: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def test_the_wheel_of_the_source_distribution_is_that_of_the_tree(built: Path, tmp_path: Path) -> None:
+    """``build`` makes the wheel from the source distribution; made from the tree it holds the same bytes."""
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path / "dist")]
+    done = subprocess.run([*command, str(copied(tmp_path))], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    of_sdist, of_tree = (contents(next(folder.glob("*.whl"))) for folder in (built, tmp_path / "dist"))
+    assert sorted(of_sdist) == sorted(of_tree)
+    assert not [name for name in of_sdist if of_sdist[name] != of_tree[name]]
+
+
 def test_the_installed_wheel_works_and_leaves_the_top_level_alone(built: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:
         wheel.extractall(tmp_path / "site")

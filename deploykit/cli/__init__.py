@@ -35,7 +35,7 @@ BROKEN_PIPE = 141  # ... and for one whose reader went away
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the value is the process' exit code (see :mod:`deploykit.errors`)."""
     words = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser(words)
+    parser = command_parser(words)
     args = parser.parse_args(words)
     try:
         with explained_imports():
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BROKEN_PIPE
 
 
-def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+def command_parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a command line; the arguments of the command that ``words`` name are in it, of the others not."""
     parser = argparse.ArgumentParser(
         prog="deploykit",
         description="From a trained vision checkpoint to a verified ONNX file, and the runtime that serves it.",

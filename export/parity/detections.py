@@ -168,8 +168,8 @@ def _merged(
         matched=sum(len(p.iou) for p in parts),
         borderline=sum(p.borderline for p in parts),
         min_iou=min((float(p.iou.min(initial=1.0)) for p in parts), default=1.0),
-        max_score=max((float(p.score.max(initial=0.0)) for p in parts), default=0.0),
-        max_keypoint=max(float(p.max(initial=0.0)) for p in points) if points else None,
+        max_score=float(np.max([p.score.max(initial=0.0) for p in parts], initial=0.0)),  # NaN of one image stays
+        max_keypoint=float(np.max([p.max(initial=0.0) for p in points])) if points else None,
         limits=limits,
     )
 
@@ -257,10 +257,11 @@ def _borderline(mine: Found, i: int, other: Found, suppression: Suppression, lim
     thresholds = _of(mine.labels[i], suppression)
     together = np.array([_of(label, suppression) is thresholds for label in other.labels], bool)
     run = other.scores[together]  # what one run of NMS kept
-    if abs(score - thresholds.conf) <= near or len(run) >= thresholds.max_det:
+    if abs(score - thresholds.conf) <= near:
         return True
-    if other.candidates > thresholds.pre_nms_topk and score <= float(run.min(initial=1.0)) + near:
-        return True  # it may have fallen off the end of the list that NMS looks at
+    full = len(run) >= thresholds.max_det or other.candidates > thresholds.pre_nms_topk
+    if full and score <= float(run.min(initial=1.0)) + near:
+        return True  # it may have fallen off the end of the list that NMS keeps, or looks at
     same = other.labels == mine.labels[i]
     overlap = _iou(mine.boxes[i : i + 1], other.boxes[same], limits.same_box)
     return bool((np.abs(overlap - thresholds.iou) <= limits.borderline_iou).any())

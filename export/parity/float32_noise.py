@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from torch import nn
 
 from deploykit.export.nms.plan import NmsPlan
@@ -72,15 +73,15 @@ class Float32Cost:
             largest = used.setdefault(name, {})
             for report in several:
                 for d in report.differences:
-                    largest[_group(d)] = max(largest.get(_group(d), 0.0), d.used)
+                    largest[_group(d)] = float(np.maximum(largest.get(_group(d), 0.0), d.used))
                     spread[d.values] = tuple(map(max, zip(spread.get(d.values, d.spread), d.spread, strict=True)))
-                score = max([score, *(m.max_score for m in report.matchings)])
-                keypoint = max([keypoint, *(m.max_keypoint or 0.0 for m in report.matchings)])
+                score = float(np.max([score, *(m.max_score for m in report.matchings)]))  # NaN stays
+                keypoint = float(np.max([keypoint, *(m.max_keypoint or 0.0 for m in report.matchings)]))
         return Float32Cost(used, spread, score, keypoint)
 
     def share(self, group: Group) -> float:
         """The largest share of its tolerance that any value of a group needed."""
-        return max((largest.get(group, 0.0) for largest in self.used.values()), default=0.0)
+        return float(np.max([largest.get(group, 0.0) for largest in self.used.values()], initial=0.0))
 
     def explains(self, report: ParityReport) -> bool:
         """Whether as many values are as far off as float32 makes them, and not all of them.

@@ -205,7 +205,7 @@ def _masks(
 
 def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Tolerance) -> Matching:
     count, tail = sum(p.count for p in parts), sum(p.tail for p in parts)
-    score = max((float(np.abs(p.expected[:, 4] - p.found[:, 4]).max(initial=0.0)) for p in parts), default=0.0)
+    score = [np.abs(p.expected[:, 4] - p.found[:, 4]).max(initial=0.0) for p in parts]
     points = [np.abs(p.expected[:, 5:] - p.found[:, 5:]).max(initial=0.0) for p in parts]
     return Matching(
         *names,
@@ -215,8 +215,8 @@ def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Toler
         matched=sum(len(p.expected) for p in parts),
         borderline=2 * tail,
         min_iou=1.0,
-        max_score=score,
-        max_keypoint=float(max(points, default=0.0)) if parts and parts[0].expected.shape[1] > 5 else None,
+        max_score=float(np.max(score, initial=0.0)),
+        max_keypoint=float(np.max(points)) if parts and parts[0].expected.shape[1] > 5 else None,
         limits=limits,
     )
 

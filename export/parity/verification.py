@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from deploykit.errors import ParityError
+from deploykit.errors import ExportError, ParityError
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.float32_noise import Float32Cost, levels_apart, relaxed_tolerance, torch_float32
@@ -127,13 +128,25 @@ class Verification:
         self.clock(f"checking: {step}")
 
 
-def largest_values(graph: ir.Model, feeds: Feeds, on_step: Callable[[str], None]) -> dict[str, float]:
-    """The largest absolute value of every float tensor of an fp32 graph, over all images of a check."""
+def largest_values(
+    graph: ir.Model, feeds: Feeds, on_step: Callable[[str], None], *, finite: bool = True
+) -> dict[str, float]:
+    """The largest absolute value of every float tensor of an fp32 graph, over all images of a check.
+
+    Without ``finite`` NaN counts as infinite: NMS divides 0 by 0 where boxes have no area.
+
+    Raises:
+        ExportError: a tensor has values that are not finite.
+    """
     found: dict[str, float] = {}
 
     def observe(name: str, value: Tensor) -> None:
-        if value.numel():
-            found[name] = max(found.get(name, 0.0), float(value.abs().max()))
+        if not value.numel():
+            return
+        most = float(value.abs().max())
+        if finite and not math.isfinite(most):
+            raise ExportError(f"the tensor {name!r} has values that are not finite: no range follows from them")
+        found[name] = max(found.get(name, 0.0), math.inf if math.isnan(most) else most)
 
     with OnnxInTorchSession(graph, observe=observe) as session:
         (info,) = session.inputs

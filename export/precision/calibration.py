@@ -160,7 +160,7 @@ def measure_activations(
 
     def see_largest(name: str, value: torch.Tensor) -> None:
         if name in largest:
-            largest[name] = max(largest[name], float(value.abs().max()))
+            largest[name] = float(np.maximum(largest[name], float(value.abs().max())))  # NaN stays NaN
 
     def count(name: str, value: torch.Tensor) -> None:
         if name in counts and largest[name] > 0.0:

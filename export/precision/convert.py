@@ -175,7 +175,7 @@ def _half(job: Job, lowering: Lowering, graph: ir.Model, base: Path) -> tuple[ir
     if job.plan.mode != "none":
         graph = job.trace(job.plan)
         job.clock("converting")
-        largest = largest_values(graph, job.feeds, lambda step: job.clock(f"converting: {step}"))
+        largest = largest_values(graph, job.feeds, lambda step: job.clock(f"converting: {step}"), finite=False)
         done = to_half(graph, kind, largest=largest, half_io=lowering.half_io, store=store)
     if done.flushed:
         worst = max(done.flushed, key=done.flushed.__getitem__)

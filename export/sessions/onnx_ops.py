@@ -326,6 +326,7 @@ OPERATORS: dict[str, Operator] = {
     "Expand": _expand,
     "Gather": _gather,
     "GatherElements": _gather_elements,
+    "Gemm": _gemm,
     "HardSigmoid": lambda values, a: torch.clamp(
         _required(values[0]) * a.get("alpha", 0.2) + a.get("beta", 0.5), 0.0, 1.0
     ),

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from deploykit.cli import _parser, main
+from deploykit.cli import command_parser, main
 from deploykit.describe import columns, preprocessing
 from deploykit.errors import ParityError
 from deploykit.export.graph import trace
@@ -102,7 +102,7 @@ def test_the_next_command_can_be_typed_as_it_stands(shown: Run) -> None:
     line = shown.out.splitlines()[-1]
     assert line.startswith("next: deploykit ")
     words = shlex.split(line.removeprefix("next: deploykit "))
-    args = _parser(words).parse_args(words)
+    args = command_parser(words).parse_args(words)
     assert words[0] == "predict"
     assert Path(args.model) == shown.file
 

@@ -29,9 +29,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     model = model_of("few", num_keypoints=3, objectness=3.0)
     for name, dynamic in (("static", "none"), ("batch", "batch"), ("shape", "shape")):
-        onnx_from_model(model, out=folder / f"{name}.onnx", img=64, dynamic=dynamic, exporter="legacy")
+        onnx_from_model(model, out=folder / f"{name}.onnx", img=64, dynamic=dynamic)
     other = model_of("few", num_keypoints=3, objectness=3.0, seed=1)
-    onnx_from_model(other, out=folder / "other.onnx", img=64, exporter="legacy")
+    onnx_from_model(other, out=folder / "other.onnx", img=64)
     return folder
 
 

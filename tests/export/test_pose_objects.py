@@ -54,7 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path) -> ExportReport:
-    return export_onnx(checkpoint, img=(64, 128), exporter="legacy")
+    return export_onnx(checkpoint, img=(64, 128))
 
 
 def test_an_export_is_verified_on_persons_and_on_keypoint_objects(exported: ExportReport) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from deploykit.errors import ParityError, UsageError
 from deploykit.export.engine.build import build_engine
-from deploykit.export.nms import graph as nms_graph
+from deploykit.export.nms import plan as nms_plan
+from deploykit.export.nms.graph import CONF, IOU
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
@@ -158,21 +161,26 @@ def test_the_command_lines_thresholds_are_the_files(checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("first", "second", "right", "wrong"),
     [
-        ("Greater(overlap, {iou})", "Less(overlap, {iou})"),
-        ("Greater(scores, {conf})", "Less(scores, {conf})"),
-        ("Less(rank_column, rank_row)", "Greater(rank_column, rank_row)"),
+        ("nms_overlap", IOU, "Greater", "Less"),
+        ("candidate_scores", CONF, "Greater", "Less"),
+        ("nms_rank_column", "nms_rank_row", "Less", "Greater"),
     ],
     ids=["iou", "conf", "order"],
 )
 def test_a_graph_that_decides_otherwise_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str, right: str, wrong: str
 ) -> None:
-    texts = {name: getattr(nms_graph, name) for name in ("_START", "_BASIC")}
-    assert sum(text.count(right) for text in texts.values()) == 1
-    for name, text in texts.items():
-        monkeypatch.setattr(nms_graph, name, text.replace(right, wrong))
+    append = nms_plan.append_nms
+
+    def damaged(model: ir.Model, *rest: Any) -> None:
+        append(model, *rest)
+        (node,) = (n for n in model.graph if [v.name for v in n.inputs if v is not None] == [first, second])
+        assert node.op_type == right
+        node.op_type = wrong
+
+    monkeypatch.setattr(nms_plan, "append_nms", damaged)
     limits = replace(LIMITS, max_det=150)  # where a list is full, what is at its end is excused
     with pytest.raises(ParityError, match=r"m\.onnx"):
         onnx_from_model(model_of("few", **MODEL), out=tmp_path / "m.onnx", img=64, nms="basic", thresholds=limits)

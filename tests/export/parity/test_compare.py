@@ -65,9 +65,7 @@ class Changed(Session):
 @pytest.mark.parametrize("name", ["static", "batch", "shape"])
 def test_an_export_agrees_with_its_checkpoint(name: str, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / f"{name}.onnx"
-    deploykit.export_onnx(
-        checkpoint, img=64, dynamic={"static": "none"}.get(name, name), exporter="legacy", out=out, check=False
-    )
+    deploykit.export_onnx(checkpoint, img=64, dynamic={"static": "none"}.get(name, name), out=out, check=False)
     report = compare(checkpoint, out)
     assert report.ok
     assert report.references == {"few.pt": "PyTorch CPU float64"}
@@ -138,14 +136,14 @@ def test_two_foreign_files_need_a_spec_from_outside(exported: Path, tmp_path: Pa
 
 def test_models_of_two_fixed_sizes_cannot_be_compared(exported: Path, tmp_path: Path) -> None:
     model = model_of("few", num_keypoints=3, objectness=3.0)
-    onnx_from_model(model, out=tmp_path / "small.onnx", img=(32, 64), exporter="legacy", check=False)
+    onnx_from_model(model, out=tmp_path / "small.onnx", img=(32, 64), check=False)
     with pytest.raises(UsageError, match=r"fixed input sizes that differ: \(32, 64\) and \(64, 64\)"):
         compare(exported / "static.onnx", tmp_path / "small.onnx")
 
 
 def test_another_number_of_classes_is_a_difference_and_not_a_crash(exported: Path, tmp_path: Path) -> None:
     model = model_of("few", num_keypoints=4)
-    onnx_from_model(model, out=tmp_path / "more.onnx", img=64, exporter="legacy", check=False)
+    onnx_from_model(model, out=tmp_path / "more.onnx", img=64, check=False)
     with pytest.raises(SpecError, match=r"19 columns\), the output of static\.onnx is \(1, 240, 16\)"):
         compare(exported / "static.onnx", tmp_path / "more.onnx")
     with pytest.raises(ParityError, match=r"static.onnx gives \(240, 16\) .* more.onnx gives \(240, 19\)"):

@@ -167,6 +167,16 @@ def test_a_nan_in_a_best_row_is_no_match() -> None:
         assert not matched(quiet, broken.tolist())[1].ok, column
 
 
+def test_a_nan_in_one_image_of_several_is_no_match() -> None:
+    quiet = np.array([row(20 + 40 * i, 300, 0.2) for i in range(10)], np.float32)
+    for column in (4, 7):
+        broken = quiet.copy()
+        broken[3, column] = np.nan
+        for found in ([quiet, broken], [broken, quiet]):
+            best = match("a", "b", Batch("two", ("one", "two")), [quiet, quiet], found, SPEC, LIMIT)[1]
+            assert not best.ok, column
+
+
 places = st.integers(0, 20).map(lambda i: 30.0 * i)
 candidates = st.lists(
     st.builds(row, places, places, st.floats(0.1875, 1.0, width=32), label=st.integers(0, 1)), max_size=12

@@ -54,7 +54,7 @@ def magnifying() -> ReferenceModel:
 
 
 def export(model: ReferenceModel, out: Path, **options: Any) -> Any:
-    return onnx_from_model(model, out=out, exporter="legacy", **options)
+    return onnx_from_model(model, out=out, **options)
 
 
 def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_path: Path) -> None:

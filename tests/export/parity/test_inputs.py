@@ -9,14 +9,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import ImageError
 from deploykit.export.parity.inputs import make_feeds, sample_image
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import Feeds
-from deploykit.spec import InputSpec
 from tests.cell_model import cell_spec
 
 SMALL = cell_spec()
@@ -65,12 +64,17 @@ def test_a_free_shape_adds_the_rectangle(tmp_path: Path) -> None:
     assert label not in {name for batch in found.batches if len(batch.images) > 1 for name in batch.images}
 
 
-@given(st.integers(2, 9), st.integers(1, 5))
-def test_fixed_slots_hold_different_images_and_every_image_has_a_slot(batch: int, count: int) -> None:
-    images = {f"{i}": np.full((1, 3, 8, 8), i, np.float32) for i in range(count)}
-    from deploykit.export.parity.inputs import _batched
+@pytest.fixture(scope="module")
+def five(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("five")
+    return [image(folder / str(i), seed=i, size=(8, 8)) for i in range(5)]
 
-    found = _batched(images, InputSpec(size=(8, 8), batch=batch))
+
+@settings(deadline=None)
+@given(batch=st.integers(2, 9), count=st.integers(1, 5))
+def test_fixed_slots_hold_different_images_and_every_image_has_a_slot(five: list[Path], batch: int, count: int) -> None:
+    found = feeds(five[:count], size=(8, 8), batch=batch)
+    assert len(found.images) == count + 2  # noise, and the first one mirrored
     shuffled, repeated = found.batches[:-1], found.batches[-1]
     assert all(len(b.images) == batch for b in found.batches)
     assert {name for b in shuffled for name in b.images} == set(found.images)

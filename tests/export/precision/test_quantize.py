@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from deploykit.errors import DataError, ExportError, ImageError, NotFoundError, UsageError
+from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.verification import largest_values
 from deploykit.export.precision import calibration as module
 from deploykit.export.precision.calibration import (
     BINS,
@@ -37,6 +39,7 @@ from deploykit.export.precision.sensitivity import (
 )
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.parity.expected import Feeds
 from deploykit.runtime.session import open_session
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, RawDetections
 
@@ -226,6 +229,45 @@ def test_without_images_there_are_no_ranges(tmp_path: Path, images: Path) -> Non
     for wrong in ({"size": 0}, {"method": "guess"}, {"percentile": 20.0}):
         with pytest.raises(UsageError):
             Calibration(images, **wrong)  # type: ignore[arg-type]  # that they are refused is what is tested
+
+
+@pytest.mark.parametrize(
+    ("node", "least"),
+    [("Sqrt", None), ("Sqrt", 1), ("Reciprocal", None)],
+    ids=["NaN", "NaN in the first image alone", "infinity"],
+)
+def test_a_tensor_that_is_not_finite_has_no_range_and_is_named(
+    node: str, least: int | None, images: Path, cache: Path
+) -> None:
+    """``max`` keeps the larger of 0 and NaN, which is 0: such a tensor looked as if it were zero."""
+    if node == "Reciprocal":  # a black image
+        for file in images.iterdir():
+            cv2.imwrite(str(file), np.zeros((32, 32, 3), np.uint8))
+    elif least is not None:  # one that is darker than what is subtracted, and white ones
+        for file in sorted(images.iterdir())[1:]:
+            cv2.imwrite(str(file), np.full((32, 32, 3), 255, np.uint8))
+    graph = helper.make_graph(
+        [helper.make_node("Sub", ["x", "one"], ["less"]), helper.make_node(node, ["less"], ["broken.part"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, 3, 32, 32))],
+        [helper.make_tensor_value_info("broken.part", TensorProto.FLOAT, None)],
+        [helper.make_tensor("one", TensorProto.FLOAT, (1,), [0.0 if node == "Reciprocal" else 0.99])],
+    )
+    model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+    reason = r"the tensor 'broken\.part' has values that are not finite: no range follows from them"
+    with pytest.raises(DataError, match=reason):
+        measure_activations(model, b"", SPEC, ["x", "less", "broken.part"], Calibration(images))
+    assert not cache.exists()
+    assert measure_activations(model, b"", SPEC, ["x", "less"], Calibration(images)).largest["x"] >= 0
+    with pytest.raises(ExportError, match=reason):
+        largest_values(model, feeds_of(images), lambda _: None)
+    told = largest_values(model, feeds_of(images), lambda _: None, finite=False)
+    assert told["broken.part"] == np.inf
+
+
+def feeds_of(images: Path) -> Feeds:
+    found = make_feeds(SPEC, sorted(images.iterdir()))
+    return Feeds({label: image for label, image in found.images.items() if "noise" not in label}, ())
 
 
 def test_fewer_images_are_spread_over_all(images: Path) -> None:

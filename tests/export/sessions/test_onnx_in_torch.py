@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import ml_dtypes
@@ -13,7 +14,9 @@ import torch
 from onnx import TensorProto, helper
 
 from deploykit.errors import ArtefactError, BackendError
+from deploykit.export.sessions import onnx_ops
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession, open_onnx_in_torch
+from deploykit.export.sessions.onnx_ops import OPERATORS
 from deploykit.facade import open_session
 from deploykit.runtime.arrays import Array
 
@@ -82,6 +85,47 @@ def test_a_convolution_adds_in_float32_and_rounds_once(kind: int) -> None:
     expected = torch.nn.functional.conv2d(*wide, stride=2, padding=1).numpy().astype(NAMES[kind]).astype(np.float32)
     found = run(graph(nodes, {"x": x.shape}, "y", *raw), x=x.astype(np.float32))
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_a_gemm_multiplies_and_adds_in_float32_and_rounds_once(kind: int) -> None:
+    chance = np.random.default_rng(3)
+    a, b, c = (chance.normal(size=s).astype(NAMES[kind]) for s in ((64, 5), (7, 64), (7,)))
+    raw = [helper.make_tensor(n, kind, v.shape, v.tobytes(), raw=True) for n, v in (("b", b), ("c", c))]
+    nodes = [
+        helper.make_node("Cast", ["a"], ["h"], to=kind),
+        helper.make_node("Gemm", ["h", "b", "c"], ["g"], transA=1, transB=1, alpha=0.3, beta=0.7),
+        helper.make_node("Cast", ["g"], ["y"], to=TensorProto.FLOAT),
+    ]
+    wide = [v.astype(np.float64) for v in (a, b, c)]
+    exact = (np.float64(np.float32(0.3)) * (wide[0].T @ wide[1].T) + np.float64(np.float32(0.7)) * wide[2]).astype(
+        np.float32
+    )
+    found = run(graph(nodes, {"a": a.shape}, "y", *raw), a=a.astype(np.float32))
+    # Of 35 values one may lie so near to the middle of two of its type that the order of a float32 sum decides.
+    assert (found != exact.astype(NAMES[kind]).astype(np.float32)).sum() <= 1
+    product = (a.T.astype(np.float32) @ b.T.astype(np.float32)).astype(NAMES[kind])
+    twice = (product * NAMES[kind](0.3) + NAMES[kind](0.7) * c).astype(np.float32)
+    assert (twice != exact.astype(NAMES[kind]).astype(np.float32)).sum() > 5  # rounding each step is something else
+
+
+def test_a_gemm_without_a_sum_is_a_product() -> None:
+    x = np.random.default_rng(4).normal(size=(3, 4)).astype(np.float32)
+    turned = helper.make_node("Gemm", ["x", "x"], ["y"], transB=1)
+    np.testing.assert_allclose(run(graph([turned], {"x": x.shape}, "y"), x=x), x @ x.T, rtol=1e-6)
+
+
+def test_every_function_of_an_operator_is_in_the_table() -> None:
+    """A function that the table has not would never run, and the reference, which rounds otherwise, would."""
+    operators = {
+        name: function
+        for name, function in vars(onnx_ops).items()
+        if inspect.isfunction(function)
+        and function.__module__ == onnx_ops.__name__
+        and [p.annotation for p in inspect.signature(function).parameters.values()] == ["Values", "Attributes"]
+    }
+    assert len(operators) > 15
+    assert not [name for name, function in operators.items() if function not in OPERATORS.values()]
 
 
 def test_a_half_tensor_overflows_where_onnx_runtime_on_a_cpu_does_not_show_it() -> None:

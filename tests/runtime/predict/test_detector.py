@@ -176,6 +176,46 @@ def test_an_unreadable_image_stops_a_call_but_a_stream_can_go_on(model: Path, tm
         predict.stream(folder / "d.png")  # before the first result is asked for
 
 
+def test_one_input_buffer_serves_images_of_one_size_and_is_let_go_with_the_predictor() -> None:
+    """Fresh memory costs more than filling it."""
+    fed: list[Array] = []
+
+    def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        fed.append(inputs["images"])  # kept, so that an array in the same place is the same array
+        return {"output": np.zeros((1, 4, 10), np.float32)}
+
+    spec = cell_spec()
+    predict = Predictor(FakeSession(answer, spec=spec))
+    for _ in range(3):
+        predict(RED_AT_1_2)
+    assert fed[0] is fed[1] is fed[2]
+    predict.close()
+    wide = dataclasses.replace(spec, input=dataclasses.replace(spec.input, dynamic="shape", fit=Fit(auto=True)))
+    with Predictor(FakeSession(answer, spec=wide)) as predict:
+        for image in (RED_AT_1_2, RED_AT_1_2[:200], RED_AT_1_2[:200]):
+            predict(image)
+    assert fed[3].shape != fed[4].shape
+    assert fed[4] is fed[5]
+
+
+def test_a_call_inside_of_a_call_has_a_buffer_of_its_own() -> None:
+    """What another thread does, without one: the buffer in use is not handed out again."""
+    fed: list[Array] = []
+
+    def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        fed.append(inputs["images"])
+        if len(fed) == 1:
+            before = inputs["images"].copy()
+            predict(planted((6, 5, BLUE), scale=10))
+            np.testing.assert_array_equal(inputs["images"], before)
+        return {"output": np.zeros((1, 4, 10), np.float32)}
+
+    predict = Predictor(FakeSession(answer, spec=cell_spec()))
+    predict(RED_AT_1_2)
+    assert len(fed) == 2
+    assert not np.shares_memory(*fed)
+
+
 def test_several_threads_get_their_own_answers(model: Path) -> None:
     predict = deploykit.load(model)
     images = [planted((i % 8, i // 8, RED), scale=5) for i in range(64)]

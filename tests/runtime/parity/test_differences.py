@@ -1,0 +1,99 @@
+"""Raw outputs against what is expected: how far off, which share of the limit, and where."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from deploykit.errors import ParityError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.parity.differences import Difference, differences
+from deploykit.runtime.parity.spread import NO_SPREAD, QUANTILES, errors_of, spread_of
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.spec import DenseOutput, RawDetections
+
+LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 10))
+LIMITS = Tolerance()
+ROWS = np.random.default_rng(0).random((20, 10)) * 100
+
+
+def compared(expected: Array, found: Array, limits: Tolerance = LIMITS) -> dict[str, Difference]:
+    return {d.values: d for d in differences("a", "b", "noise", [expected], [found], LAYOUT, limits)}
+
+
+def changed(row: int, column: int, value: float) -> Array:
+    rows = ROWS.copy()
+    rows[row, column] = value
+    return rows
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("sides", ["expected", "found", "both"])
+def test_what_is_no_number_is_infinitely_far_from_everything(value: float, sides: str) -> None:
+    broken = changed(3, 1, value)
+    expected = ROWS if sides == "found" else broken
+    found = ROWS if sides == "expected" else broken
+    error, used = errors_of(expected, found, 1e-3)
+    assert error[3, 1] == used[3, 1] == math.inf
+    assert np.isfinite(np.delete(error, 31)).all()
+    told = compared(expected, found)
+    boxes = told.pop("boxes")
+    assert (boxes.max_abs, boxes.used, boxes.ok) == (math.inf, math.inf, False)
+    assert boxes.worst[:2] == (3, 1)
+    assert all(d.ok and d.max_abs == 0.0 for d in told.values())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_no_number_in_a_dense_output_is_infinitely_far_too(value: float) -> None:
+    expected = np.zeros((2, 4, 4))
+    found = expected.copy()
+    found[1, 2, 3] = value
+    for pair in ((expected, found), (found, expected), (found, found)):
+        (told,) = differences("a", "b", "noise", [pair[0]], [pair[1]], DenseOutput(), LIMITS)
+        assert (told.max_abs, told.used, told.ok) == (math.inf, math.inf, False)
+        assert told.worst[:2] == (1, 11)
+
+
+def test_a_row_without_a_finite_score_is_compared_whatever_scores_count() -> None:
+    few = Tolerance(min_score=0.5)
+    quiet = ROWS * np.where(np.arange(10) == 4, 0.0, 1.0)
+    assert all(d.count == 0 and d.ok for d in compared(quiet, quiet + 1.0 * (np.arange(10) < 4), few).values())
+    broken = quiet.copy()
+    broken[5, 4] = math.nan
+    assert not compared(quiet, broken, few)["scores"].ok
+    assert not compared(broken, quiet, few)["scores"].ok
+
+
+@pytest.mark.parametrize(
+    ("values", "column", "limit"),
+    [
+        ("boxes", 2, 1e-3 + 1e-5 * ROWS[7, 2]),
+        ("keypoints", 8, 1e-3 + 1e-5 * ROWS[7, 8]),
+        ("scores", 4, 1e-5),
+        ("scores", 6, 1e-5),
+        ("visibility", 9, 1e-5),
+    ],
+)
+def test_each_kind_of_value_has_its_limit_and_names_its_worst(values: str, column: int, limit: float) -> None:
+    for share in (0.9, 1.1, -1.1):
+        found = changed(7, column, ROWS[7, column] + share * limit)
+        told = compared(ROWS, found)
+        assert told[values].used == pytest.approx(abs(share), rel=1e-6)
+        assert told[values].max_abs == pytest.approx(abs(share) * limit, rel=1e-6)
+        assert told[values].worst == (7, column, ROWS[7, column], found[7, column])
+        assert told[values].ok is (abs(share) < 1)
+        assert all(d.max_abs == 0.0 for name, d in told.items() if name != values)
+
+
+def test_other_numbers_of_rows_are_refused() -> None:
+    with pytest.raises(ParityError, match=r"b gives \(19, 10\) values on noise, a gives \(20, 10\)"):
+        compared(ROWS, ROWS[:-1])
+
+
+def test_the_spread_is_that_of_all_parts_together() -> None:
+    shares = np.arange(101.0)
+    expected = tuple(float(int(q * 100)) for q in QUANTILES)
+    assert spread_of([shares[::2], shares[1::2]]) == expected
+    assert spread_of([]) == spread_of([np.zeros(0)]) == NO_SPREAD
