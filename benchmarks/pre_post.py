@@ -85,7 +85,11 @@ def _preprocessing(frame: Array, spec: InputSpec) -> dict[str, Callable[[], obje
         return blob([letterbox.apply(frame)], spec, out)
 
     assert np.array_equal(ours(), numpy()), "the fast way must give the same values"
-    variants = {"deploykit": ours, "cv2 + numpy": numpy, "cv2 + cv2.dnn.blobFromImage": opencv_dnn}
+    variants: dict[str, Callable[[], object]] = {
+        "deploykit": ours,
+        "cv2 + numpy": numpy,
+        "cv2 + cv2.dnn.blobFromImage": opencv_dnn,
+    }
     if cpu_library() is not None:
         variants["native letterbox, 1 thread"] = lambda: letterbox_blob(frame, letterbox, spec, out[0])
         pool, half = ThreadPoolExecutor(1), spec.size[0] // 2
