@@ -1,4 +1,4 @@
-"""What the documents say is true: files named exist, modules are named, commands parse."""
+"""The documents are true: files that they name exist, every module is in the tree, commands parse."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import ast
 import hashlib
 import re
 import shlex
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,21 +19,47 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "cpp_
 SOURCES = [f for part in ("deploykit", "models", "export", "runtime") for f in (ROOT / part).rglob("*.py")]
 
 
+MADE = {"cpp_plugins/lib"}
+"""Folders that a command makes."""
+
+
 def modules() -> list[Path]:
     """Every module once: rglob does not follow the links, except where it does."""
     return sorted({f.resolve() for f in SOURCES})
 
 
-def test_the_tree_in_the_readme_names_every_module() -> None:
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1]
-    missing = [f.name for f in modules() if f.name != "__init__.py" and f.name not in tree]
-    assert not missing
+def tree() -> Iterator[str]:
+    """The paths of the Python files that ARCHITECTURE.md's tree names: a file belongs to the folder of its line, or to
+    the one that its line is indented under."""
+    folders: list[tuple[int, str]] = []
+    for line in (ROOT / "ARCHITECTURE.md").read_text().split("## The tree")[1].splitlines():
+        if not line.startswith("    "):
+            continue
+        indent, text = len(line) - len(line.lstrip()), line.lstrip()
+        folders = [(depth, name) for depth, name in folders if depth < indent]
+        if folder := re.match(r"(\w+)/ ", text):
+            folders.append((indent, folder[1]))
+        for name in re.findall(r"(?<![\w/])\w+\.py\b", text):
+            yield "/".join((*(name for _, name in folders), name))
 
 
-def test_the_tree_in_the_readme_names_nothing_else() -> None:
-    tree = (ROOT / "README.md").read_text().split("## The tree")[1]
-    names = {f.name for f in [*modules(), *(ROOT / "benchmarks").glob("*.py")]}
-    assert not [name for name in re.findall(r"[\w]+\.py\b", tree) if name not in names]
+def test_the_tree_names_every_module_under_its_folder_once_and_nothing_else() -> None:
+    named = Counter(tree())
+    assert not [path for path, times in named.items() if times > 1]
+    found = {str(f.relative_to(ROOT)) for f in [*modules(), *(ROOT / "benchmarks").glob("*.py")]}
+    found = {path for path in found if not path.endswith("__init__.py")}
+    assert set(named) == found, (sorted(found - set(named)), sorted(set(named) - found))
+
+
+def test_two_files_of_one_name_are_told_apart() -> None:
+    assert {"export/nms/graph.py", "runtime/evaluate/dense.py", "export/parity/dense.py"} <= set(tree())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    parts = "deploykit|models|export|runtime|cpp_plugins|tests|benchmarks|scripts|docs"
+    named = re.findall(rf"`((?:{parts})/[\w./-]+)`", page.read_text())
+    assert not [path for path in named if not (ROOT / path).exists() and path not in MADE]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
