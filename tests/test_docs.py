@@ -1,4 +1,4 @@
-"""The documents are true: files that they name exist, every module is in the tree, commands parse."""
+"""What the documents say is true: files named exist, modules are named, commands parse."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import ast
 import hashlib
 import re
 import shlex
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from deploykit.cli import COMMANDS, _parser
+from deploykit.version import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "cpp_plugins" / "README.md"])
@@ -28,31 +27,48 @@ def modules() -> list[Path]:
     return sorted({f.resolve() for f in SOURCES})
 
 
-def tree() -> Iterator[str]:
-    """The paths of the Python files that ARCHITECTURE.md's tree names: a file belongs to the folder of its line, or to
-    the one that its line is indented under."""
-    folders: list[tuple[int, str]] = []
-    for line in (ROOT / "ARCHITECTURE.md").read_text().split("## The tree")[1].splitlines():
-        if not line.startswith("    "):
-            continue
-        indent, text = len(line) - len(line.lstrip()), line.lstrip()
-        folders = [(depth, name) for depth, name in folders if depth < indent]
-        if folder := re.match(r"(\w+)/ ", text):
-            folders.append((indent, folder[1]))
-        for name in re.findall(r"(?<![\w/])\w+\.py\b", text):
-            yield "/".join((*(name for _, name in folders), name))
+def files_of_tree(text: str, folder: Path) -> set[Path]:
+    """The Python files that a tree names, each in its folder.
+
+    A line that begins with ``name/`` is a folder in the one above it that is indented less; files are named on its
+    line, or below it, further in.
+    """
+    found = set()
+    above: list[tuple[int, Path]] = [(-1, folder)]
+    for line in filter(str.strip, text.splitlines()):
+        words = line.strip()
+        indent = len(line) - len(line.lstrip())
+        while above[-1][0] >= indent:
+            above.pop()
+        if part := re.match(r"(\w+)/(?=\s|$)", words):
+            above.append((indent, above[-1][1] / part[1]))
+        found |= {above[-1][1] / name for name in re.findall(r"(?<![\w./])\w+\.py\b", words)}
+    return found
 
 
-def test_the_tree_names_every_module_under_its_folder_once_and_nothing_else() -> None:
-    named = Counter(tree())
-    assert not [path for path, times in named.items() if times > 1]
-    found = {str(f.relative_to(ROOT)) for f in [*modules(), *(ROOT / "benchmarks").glob("*.py")]}
-    found = {path for path in found if not path.endswith("__init__.py")}
-    assert set(named) == found, (sorted(found - set(named)), sorted(set(named) - found))
+def test_a_tree_has_each_file_in_its_folder() -> None:
+    text = """
+        a/               what it is, not b/c.py
+          one.py two.py  two files
+          b/             three.py, and one.py
+                         more.py
+          four.py
+        d/
+          one.py
+    """
+    told = {str(file) for file in files_of_tree(text, Path("x"))}
+    assert told == {f"x/{n}.py" for n in ("a/one", "a/two", "a/b/three", "a/b/one", "a/b/more", "a/four", "d/one")}
 
 
-def test_two_files_of_one_name_are_told_apart() -> None:
-    assert {"export/nms/graph.py", "runtime/evaluate/dense.py", "export/parity/dense.py"} <= set(tree())
+TREE = ROOT / "ARCHITECTURE.md"
+
+
+def test_the_tree_names_every_module_in_its_folder_and_nothing_else() -> None:
+    told = files_of_tree(TREE.read_text().split("## The tree")[1], ROOT)
+    there = {file for file in modules() if file.name != "__init__.py"}
+    benchmarks = set((ROOT / "benchmarks").glob("*.py"))
+    assert not there - told
+    assert not told - there - benchmarks
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -105,5 +121,35 @@ def test_the_image_is_the_one_in_the_notice() -> None:
     assert f"{len(image):,} bytes" in notice
 
 
-def test_the_version_is_in_the_changelog_or_unreleased() -> None:
-    assert re.search(r"^## \[(Unreleased|\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+def version_fits(changelog: str, version: str) -> bool:
+    """Whether a version is the newest one of a changelog, or newer than that and told under Unreleased."""
+    titles = re.findall(r"^## \[(.+?)\]", changelog, re.MULTILINE)
+    released = [tuple(map(int, title.split("."))) for title in titles if title != "Unreleased"]
+    if released != sorted(set(released), reverse=True) or "Unreleased" in titles[1:]:
+        return False
+    ours = tuple(map(int, version.split(".")))
+    return ours == released[0] if released and ours <= released[0] else titles[:1] == ["Unreleased"]
+
+
+@pytest.mark.parametrize(
+    ("titles", "version", "fits"),
+    [
+        (("Unreleased",), "0.1.0", True),
+        (("Unreleased", "0.1.0"), "0.1.0", True),
+        (("Unreleased", "0.1.0"), "0.2.0", True),
+        (("0.2.0", "0.1.0"), "0.2.0", True),
+        (("Unreleased", "0.10.0", "0.9.0"), "0.10.0", True),
+        (("Unreleased", "0.2.0", "0.1.0"), "0.1.0", False),
+        (("Unreleased", "0.2.0"), "0.1.9", False),
+        (("0.1.0",), "0.2.0", False),
+        (("0.1.0", "Unreleased"), "0.1.0", False),
+        (("Unreleased", "0.1.0", "0.2.0"), "0.2.0", False),
+        ((), "0.1.0", False),
+    ],
+)
+def test_a_version_and_a_changelog_fit(titles: tuple[str, ...], version: str, fits: bool) -> None:
+    assert version_fits("\n".join(f"## [{title}]\n\n- words\n" for title in titles), version) is fits
+
+
+def test_the_version_fits_the_changelog() -> None:
+    assert version_fits((ROOT / "CHANGELOG.md").read_text(), __version__)
