@@ -1,11 +1,14 @@
 # The two commands of the README. Both make .venv first, and again when what it is made from changes.
-.PHONY: demo test lint check clean
+.PHONY: demo test lint clean
 
 demo: .venv/.ready   ## checkpoint -> verified ONNX file -> prediction on an image
 	scripts/demo
 
 test: .venv/.ready   ## the whole test suite: format, lint, types, tests
 	scripts/test
+
+lint: .venv/.ready   ## its first part alone: format, lint, types
+	scripts/lint
 
 .venv/.ready: pyproject.toml constraints.txt setup.py scripts/setup
 	scripts/setup

@@ -24,9 +24,9 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
+from interleaved import interleaved
 
 import deploykit
-from benchmarks.interleaved import interleaved
 from deploykit import Calibration, Lowering, export_onnx
 from deploykit.export.precision.calibration import measure_activations
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize
@@ -156,7 +156,10 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
         with open_session(file) as session:
             found = evaluate_session(session, spec, evaluated, images)
         rounded.append(f"{name} {points(found.metrics['AP'])}")
-    chosen = reports["int8"].lowered.quantised
+    lowered = reports["int8"].lowered
+    assert lowered is not None
+    assert lowered.quantised is not None
+    chosen = lowered.quantised
     kept = ", ".join(chosen.labels[name] for name in chosen.done.kept)
     count = len(read_coco(evaluated).images)
     return [

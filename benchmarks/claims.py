@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -118,6 +119,11 @@ def norms(args: argparse.Namespace) -> Iterator[str]:
         yield f"ViTDet-B at 256, P{i}: {_relative(one, other)}"
 
 
+def _sum(network: nn.Module, images: Tensor) -> float:
+    """A run whose end is waited for."""
+    return float(network(images).float().sum())
+
+
 def speed(args: argparse.Namespace) -> Iterator[str]:
     """9: images a second, folded networks in PyTorch, all in turn."""
     device = torch.device(args.device)
@@ -132,7 +138,7 @@ def speed(args: argparse.Namespace) -> Iterator[str]:
         for name, network in networks.items():
             moved = network.to(device, dtype)
             images = torch.randn(batch, 3, sides[name], sides[name], device=device, dtype=dtype)
-            runs[name] = lambda moved=moved, images=images: moved(images).float().sum().item()
+            runs[name] = partial(_sum, moved, images)
         times = interleaved(runs, args.rounds, warmup=2)
         for name, values in times.items():
             ratio = statistics.median(a / b for a, b in zip(values, times["resnet50"], strict=True))
@@ -182,7 +188,7 @@ def ways_up(args: argparse.Namespace) -> Iterator[str]:
     one[..., 0, 0] = other[..., 1, 1] = 1.0
     pools = [functional.max_pool2d(z, 2, return_indices=True) for z in (one, other)]
     same = torch.equal(pools[0][0], pools[1][0])
-    apart = not torch.equal(*(functional.max_unpool2d(*pool, 2) for pool in pools))
+    apart = not torch.equal(*(functional.max_unpool2d(*pool, [2, 2]) for pool in pools))
     yield f"unpooling: two maps whose pooled values are equal ({same}) become two that differ ({apart})"
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from tests.unpooling_table import OPERATIONS, row_of

@@ -81,7 +81,9 @@ def _nms_variants(library: CudaLibrary, rows: np.ndarray, layout: RawDetections)
     points = (layout.keypoints[1] - layout.keypoints[0]) // layout.kpt_dims if layout.keypoints else 0
     there = torch.from_numpy(rows).cuda()
     outputs = [torch.from_numpy(a).cuda() for a in nms_arrays(len(rows), THRESHOLDS.max_det, points).values()]
-    room = torch.empty(library.nms_workspace(*rows.shape[:2], THRESHOLDS), dtype=torch.uint8, device="cuda")
+    room = torch.empty(
+        library.nms_workspace(rows.shape[0], rows.shape[1], THRESHOLDS), dtype=torch.uint8, device="cuda"
+    )
     stream = torch.cuda.current_stream().cuda_stream
 
     def ours() -> None:

@@ -24,6 +24,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -102,7 +103,7 @@ def _in_graph(rows: Array, layout: RawDetections) -> dict[str, Callable[[], obje
         decide = onnxruntime.InferenceSession(
             _decision(mode, len(rows), layout, points), options, providers=["CPUExecutionProvider"]
         )
-        variants[f"--nms {mode}"] = lambda decide=decide: decide.run(None, {"f0": rows[None]})
+        variants[f"--nms {mode}"] = partial(decide.run, None, {"f0": rows[None]})
     if find_library("onnxruntime") is not None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "nms.onnx")
@@ -116,8 +117,8 @@ def _decision(mode: NmsMode, count: int, layout: RawDetections, points: int) -> 
     """An ONNX file that takes rows and gives detections, as an export ends."""
     classes = tuple(map(str, range(layout.cls[1] - layout.cls[0])))
     output = NmsOutputs(keypoints="keypoints" if points else None)
-    task, keypoints = ("keypoints", KeypointSpec.unnamed(points)) if points else ("detect", None)
-    spec = ModelSpec(task, InputSpec(), output, classes, keypoints, THRESHOLDS)
+    keypoints = KeypointSpec.unnamed(points) if points else None
+    spec = ModelSpec("keypoints" if points else "detect", InputSpec(), output, classes, keypoints, THRESHOLDS)
     plan = NmsPlan(mode, layout, NAMES if points else NAMES[:-1], THRESHOLDS.pre_nms_topk)
     model = exported(plan.module(torch.nn.Identity()), [torch.zeros(1, count, layout.columns)], plan.outputs)
     plan.append(model, spec, torch.nn.Identity())
@@ -167,7 +168,13 @@ def _opencv_nms(rows: Array, layout: RawDetections) -> tuple[Array, ...]:
     corners = rows[:, :4].copy()
     corners[:, :2] -= corners[:, 2:] / 2
     found = cv2.dnn.NMSBoxesBatched(
-        corners, scores, labels.astype(np.int32), THRESHOLDS.conf, THRESHOLDS.iou, 1.0, THRESHOLDS.pre_nms_topk
+        corners.tolist(),
+        scores.tolist(),
+        labels.tolist(),
+        THRESHOLDS.conf,
+        THRESHOLDS.iou,
+        1.0,
+        THRESHOLDS.pre_nms_topk,
     )
     kept = np.asarray(found, np.int64).reshape(-1)[: THRESHOLDS.max_det]
     return kept, corners[kept], scores[kept], labels[kept]
@@ -193,7 +200,10 @@ def _print_against_floor(rounds: int) -> None:
     print("\n| candidates | floor, flushed | native, flushed | floor | native |\n|---|---|---|---|---|")
     for candidates in (0, 50, 300, 500, 3000):
         rows = _rows(count, layout, candidates)
-        variants = {FLOOR: rows[:, 4].max, "native": lambda rows=rows: nms(rows, layout, THRESHOLDS)}
+        variants: dict[str, Callable[[], object]] = {
+            FLOOR: rows[:, 4].max,
+            "native": partial(nms, rows, layout, THRESHOLDS),
+        }
         cells = [str(candidates)]
         for flushed in (True, False):
             times: dict[str, list[float]] = {name: [] for name in variants}

@@ -11,6 +11,8 @@ import os
 import re
 import sys
 import time
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +59,17 @@ def original_export(upstream: str, weights: str, folder: str, img: str) -> dict[
     import torch
 
     model = original_model(upstream, weights, fused=True)
-    from utils.activations import SiLU  # the original's
+    original_silu = import_module("utils.activations").SiLU
 
     for m in model.modules():
         if type(getattr(m, "act", None)) is torch.nn.SiLU:
-            m.act = SiLU()
+            m.act = original_silu()
     model.model[-1].export = False
     image = torch.zeros(1, 3, int(img), int(img))
     traced, simplified = (Path(folder) / f"{name}.onnx" for name in ("traced", "simplified"))
     for _ in range(2):
         model(image)
-    torch.onnx.export(model, image, str(traced), opset_version=11, input_names=["images"], dynamo=False)
+    torch.onnx.export(model, (image,), str(traced), opset_version=11, input_names=["images"], dynamo=False)
     try:
         import onnx
         import onnxsim
@@ -257,7 +259,7 @@ def colour(checkpoint: str, images: str) -> dict[str, Any]:
                 again += 1
                 other = wrong[int(overlap.argmax())]
                 scores.append((detection.score, other.score))
-                if detection.keypoints is not None:
+                if detection.keypoints is not None and other.keypoints is not None:
                     distance = np.linalg.norm(detection.keypoints[:, :2] - other.keypoints[:, :2], axis=1)
                     moved.append(distance.mean() / np.linalg.norm(detection.box[2:] - detection.box[:2]))
     before, after = np.mean(scores, axis=0)
@@ -270,7 +272,7 @@ def colour(checkpoint: str, images: str) -> dict[str, Any]:
     return {"lines": [line], "rgb": found, "bgr": swapped, "again": again}
 
 
-PARTS = {
+PARTS: dict[str, Callable[..., object]] = {
     "prepare": prepare,
     "original-export": original_export,
     "sizes": sizes_of,

@@ -13,9 +13,12 @@ import argparse
 import json
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import numpy as np
 import onnx_ir as ir
@@ -30,11 +33,13 @@ from deploykit.export.nms.candidates import HeadSelection
 from deploykit.export.nms.decode_node import append_decode
 from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin
 from deploykit.models.fuse import fuse_model
+from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.registry import create_model
+from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.runtime.native.library import find_library
-from deploykit.runtime.postprocess.nms import numpy_nms
-from deploykit.spec import NmsOutputs
+from deploykit.runtime.postprocess.nms import Kept, numpy_nms
+from deploykit.spec import NmsOutputs, RawDetections, Thresholds
 
 SIDE = 960
 NUMBERS = (0, 50, 500, 3000)
@@ -43,10 +48,12 @@ NUMBERS = (0, 50, 500, 3000)
 def exported(module: nn.Module, features: list[torch.Tensor], outputs: tuple[str, ...]) -> ir.Model:
     """The graph of ``module`` with one input a level."""
     names = [f"f{i}" for i in range(len(features))]
+    translations: dict[Callable[..., Any], Callable[..., Any]] = {**cast(dict[Any, Any], TRANSLATIONS)}
     program = torch.onnx.export(
         module.eval(), tuple(features), dynamo=True, optimize=False, verbose=False, opset_version=18, input_names=names,
-        output_names=list(outputs), custom_translation_table=TRANSLATIONS,
+        output_names=list(outputs), custom_translation_table=translations,
     )  # fmt: skip
+    assert program is not None
     program.optimize()
     passes.simplify(program.model)
     return program.model
@@ -69,6 +76,13 @@ class Same(nn.Module):
         return tuple(f.clone() for f in features)
 
 
+def _all_rows(
+    session: onnxruntime.InferenceSession, feed: dict[str, np.ndarray], layout: RawDetections, thresholds: Thresholds
+) -> Kept:
+    """Every row decoded in the graph, then NMS of them in numpy."""
+    return numpy_nms(session.run(None, feed)[0][0], layout, thresholds)
+
+
 def main() -> None:
     """Run the rounds for each number of candidates, and print one line each."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,11 +94,14 @@ def main() -> None:
     torch.manual_seed(0)
     model = create_model("yolov7-w6-pose")
     fused = fuse_model(model.module)
+    assert isinstance(fused, LayerGraph)
     head = fused.model[-1].requires_grad_(False)
-    head.raw = lambda x, level: x  # the convolutions are not what is measured
+    assert isinstance(head, Detect)
+    head.raw = lambda x, level: x  # type: ignore[method-assign]  # the convolutions are not what is measured
     width = head.num_anchors * head.columns
     features = [torch.randn(1, width, SIDE // s, SIDE // s) for s in head.stride]
     layout, limits = model.spec.output, model.spec.thresholds
+    assert isinstance(layout, RawDetections)
     with torch.inference_mode():
         rows = head(*features)[0].numpy()
     scores = np.sort(rows[:, 4] * rows[:, 5])[::-1]
@@ -107,13 +124,13 @@ def main() -> None:
                 append_decode(graph, fused, layout)
                 append_plugin(graph, layout, chosen)
                 inside["plugin"] = opened(graph, folder, "plugin", args.threads)
-            ways = {
-                "all rows, numpy NMS": lambda t=chosen.thresholds: numpy_nms(every.run(None, feed)[0][0], layout, t),
-                "NMS in the graph": lambda s=inside["graph"]: s.run(None, feed),
-                "basic operators": lambda s=inside["basic"]: s.run(None, feed),
+            ways: dict[str, Callable[[], Any]] = {
+                "all rows, numpy NMS": partial(_all_rows, every, feed, layout, chosen.thresholds),
+                "NMS in the graph": partial(inside["graph"].run, None, feed),
+                "basic operators": partial(inside["basic"].run, None, feed),
             }
             if "plugin" in inside:
-                ways["DecodeRows and NmsKpt"] = lambda s=inside["plugin"]: s.run(None, feed)
+                ways["DecodeRows and NmsKpt"] = partial(inside["plugin"].run, None, feed)
             kept = len(ways["all rows, numpy NMS"]().rows)
             found = [int(s.run(["num_dets"], feed)[0][0, 0]) for s in inside.values()]
             times = interleaved(ways, args.rounds, warmup=2)

@@ -101,8 +101,8 @@ def measured(network: Nafnet, image: Array, tile: int, overlaps: Sequence[int] =
         own = run_tiled(lambda x: network(torch.from_numpy(x)).numpy(), image, tiling)
         ratio = (time.perf_counter() - start) / seconds
         fixed = run_tiled(lambda x: frozen(torch.from_numpy(x)).numpy(), image, tiling)
-        shares = tuple(float(np.abs(found - whole).max()) / correction for found in (own, fixed))
-        rows.append(Row(len(tiling.places(image.shape[1:])), shares, ratio))
+        own_share, fixed_share = (float(np.abs(found - whole).max()) / correction for found in (own, fixed))
+        rows.append(Row(len(tiling.places(image.shape[1:])), (own_share, fixed_share), ratio))
     return rows
 
 

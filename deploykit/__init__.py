@@ -1,11 +1,12 @@
 """deploykit: from a trained vision checkpoint to a verified ONNX file or engine, and the runtime that serves it.
 
 Importing this package loads nothing heavy; each public name is imported on first use, so that an
-application which only predicts never loads torch.
+application which only predicts never loads torch. What it warns of goes to the logger ``deploykit``.
 """
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +49,8 @@ _HOME = {
     "load": "deploykit.facade",
     "open_session": "deploykit.facade",
 }
+logging.getLogger("deploykit").addHandler(logging.NullHandler())  # who runs it decides what becomes of its messages
+
 __all__ = sorted(_HOME)  # noqa: PLE0605  (the table above is the one list of public names)
 
 

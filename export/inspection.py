@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.describe import dense_meaning, pose_columns
-from deploykit.errors import CheckpointError, SpecError, require
+from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, require
 from deploykit.runtime.engine_record import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
@@ -76,12 +76,9 @@ def _checkpoint(file: Path) -> Inspection:
 
 
 def _artefact(file: Path) -> Inspection:
-    onnx = require("onnx", "export")
     with open_session(file, provider="cpu") as session:  # says what is wrong with a file that is not ONNX
         inputs, outputs = session.inputs, session.outputs
         text = session.metadata.get(METADATA_KEY)
-    model = onnx.load(str(file), load_external_data=False)
-    stored = model.graph.initializer
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = {"kind": "ONNX model"}
     if text is None:
@@ -98,15 +95,26 @@ def _artefact(file: Path) -> Inspection:
     facts |= {
         "file": str(file),
         "bytes": file.stat().st_size,
-        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "inputs": [f"{t.name} {t}" for t in inputs],
         "outputs": [f"{t.name} {t}" for t in outputs],
+    }
+    try:
+        facts |= _graph(file)
+    except MissingDependencyError as e:  # the runtime is installed without onnx, and knows everything but the graph
+        notes = (*notes, f"opset, nodes and operators are not shown: {e}")
+    return Inspection(facts, notes)
+
+
+def _graph(file: Path) -> dict[str, Any]:
+    """What only the package onnx tells of a file."""
+    model = require("onnx", "export").load(str(file), load_external_data=False)
+    return {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "nodes": len(model.graph.node),
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
-        "stored tensors": len(stored),
+        "stored tensors": len(model.graph.initializer),
         "made by": f"{model.producer_name} {model.producer_version}".strip(),
     }
-    return Inspection(facts, notes)
 
 
 def _engine(file: Path) -> Inspection:

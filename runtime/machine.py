@@ -18,7 +18,7 @@ from deploykit.version import __version__
 
 __all__ = ["Gpu", "Machine", "peak_memory", "processor_name", "reset_peak_memory", "resident_memory", "versions"]
 
-BACKENDS = ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx", "openvino")
+BACKENDS = ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx")
 GROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 PROCESS = Path("/proc/self")
 PATIENCE = 10  # seconds for nvidia-smi, which can hang where a driver is broken

@@ -6,6 +6,7 @@ write the module and name it in :data:`BACKENDS`.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ __all__ = [
     "open_session",
     "spec_of",
 ]
+
+LOG = logging.getLogger(__name__)
 
 BACKENDS: dict[str, dict[str, str]] = {
     ".onnx": {"onnxruntime": "deploykit.runtime.backends.ort"},
@@ -108,6 +111,8 @@ def open_session(
             or the backend's own name of a provider.
         threads: CPU threads within one operator; None leaves the choice to the backend.
 
+    What the session notes (a GPU that could not be used, an engine whose numbers nothing verifies) is logged too.
+
     Raises:
         NotFoundError: there is no such file.
         ArtefactError: it cannot be read, or its suffix has no backend.
@@ -124,7 +129,10 @@ def open_session(
     name = next(iter(choices)) if backend == "auto" else backend
     if name not in choices:
         raise UsageError(f"{file.suffix} files run with {', '.join(choices)} (or auto), not with {backend!r}")
-    return cast(Session, import_module(choices[name]).open_session(file, provider=provider, threads=threads))
+    session = cast(Session, import_module(choices[name]).open_session(file, provider=provider, threads=threads))
+    for note in session.notes:
+        LOG.warning("%s", note)
+    return session
 
 
 def spec_of(session: Session, name: str) -> ModelSpec:

@@ -88,7 +88,7 @@ class Engine:
 
     def get_tensor_name(self, index: int) -> str:
         """Inputs and outputs, mixed as TensorRT does not promise an order."""
-        return list(reversed(self._all))[index]
+        return str(list(reversed(self._all))[index])
 
     def get_tensor_mode(self, name: str) -> Any:
         """Input or output."""

@@ -14,7 +14,7 @@ from deploykit.spec import METADATA_KEY, DenseOutput, Dynamic, Fit, InputSpec, M
 CLASSES = ("red", "green", "blue")
 
 
-def write(path: Path, spec: ModelSpec, nodes: list[Any], stored: dict[str, np.ndarray] | None = None) -> Path:  # type: ignore[type-arg]  # any
+def write(path: Path, spec: ModelSpec, nodes: list[Any], stored: dict[str, np.ndarray] | None = None) -> Path:
     """The file; the output's shape is left open."""
     canvas = spec.input
     free = canvas.dynamic

@@ -35,7 +35,7 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import builder_of, list_models, load_model, outline_of_model
 from deploykit.releases.table import RELEASED
 from deploykit.runtime.machine import processor_name, versions
-from deploykit.spec import DenseOutput
+from deploykit.spec import DenseOutput, NmsOutputs
 from tests.export.test_exports import FAMILIES
 from tests.export.test_instances import INSTANCES
 from tests.models.families import (
@@ -190,7 +190,9 @@ def against_the_original(name: str) -> str:
         found = fuse_model(model.module)(torch.from_numpy(golden["images"])).numpy()
         difference = np.abs(found - golden["output"])
         span = float(np.ptp(golden["output"]))
-    layout = model.spec.output.plain
+    output = model.spec.output
+    assert not isinstance(output, NmsOutputs)
+    layout = output.plain
     if isinstance(layout, DenseOutput):
         share = float(difference.max()) / span
         return f"{share:.1g} of the range" if share <= 1e-5 else f"FAILED: {share:.2g} of the range"

@@ -112,10 +112,10 @@ def _set_objectness(head: Detect, value: float) -> None:
     for level, conv in enumerate(head.m):
         branch = head.m_kpt[level] if isinstance(head, Keypoint) else None
         branches = [conv] if branch is None else [conv, branch[-1] if isinstance(branch, nn.Sequential) else branch]
-        biases = [b.bias.data for b in branches]
+        biases = [cast(Tensor, b.bias).data for b in branches]
         cells = torch.cat(biases).view(head.num_anchors, -1)
         cells[:, 4] = value
-        for bias, part in zip(biases, cells.flatten().split([len(b) for b in biases]), strict=True):
+        for bias, part in zip(biases, torch.split(cells.flatten(), [len(b) for b in biases]), strict=True):
             bias.copy_(part)
 
 

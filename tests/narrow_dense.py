@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +33,7 @@ def _fcn(kind: str) -> Callable[[], ReferenceModel]:
 def _nafnet(name: str) -> Callable[[], ReferenceModel]:
     """With two blocks where there are more: they are all alike."""
     full = nafnet.VARIANTS[name]
-    blocks = {
+    blocks: dict[str, Any] = {
         "encoders": tuple(min(n, 2) for n in full.encoders[:3]), "decoders": tuple(min(n, 2) for n in full.decoders[:3])
     }  # fmt: skip
     config = replace(full, width=full.width // 4, middle=min(full.middle, 2), **blocks)
@@ -64,7 +65,11 @@ def _cmt(name: str) -> Callable[[], ReferenceModel]:
 
 def _flyegle(name: str) -> Callable[[], ReferenceModel]:
     full = cmt_flyegle.VARIANTS[name]
-    sizes = {"dims": (8, 16, 16, 32), "hidden": (20, 24, 28, 32), "depths": tuple(min(n // 2, 2) for n in full.depths)}
+    sizes: dict[str, Any] = {
+        "dims": (8, 16, 16, 32),
+        "hidden": (20, 24, 28, 32),
+        "depths": tuple(min(n // 2, 2) for n in full.depths),
+    }
     config = replace(full, **sizes, size=SIDE, stem=8, features=16, num_classes=5)
     return lambda: cmt_flyegle._reference(name.replace("_", "-"), config, cmt_flyegle.FlyegleCmt(config))
 

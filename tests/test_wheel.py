@@ -59,7 +59,7 @@ def test_the_wheel_holds_every_module_and_the_image(built: Path) -> None:
     assert not [n for n in names if n.startswith(("tests/", "models/", "export/", "runtime/"))]
 
 
-def test_the_source_distribution_builds_the_same_wheel(built: Path) -> None:
+def test_the_source_distribution_holds_the_sources_and_no_tests(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {n.split("/", 1)[-1] for n in sdist.getnames()}
     assert {
@@ -69,6 +69,7 @@ def test_the_source_distribution_builds_the_same_wheel(built: Path) -> None:
     } <= names
     assert "deploykit/cpp_plugins/common/exports.map" in names
     assert not [n for n in names if "cpp_plugins/lib" in n]
+    assert not [n for n in names if n.startswith("tests")], "a suite without its data and configuration cannot run"
 
 
 def contents(wheel: Path) -> dict[str, bytes]:

@@ -6,6 +6,8 @@ load. Declaring the operators first is enough to build models; they compute noth
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 _KEPT: list[torch.library.Library] = []  # the declarations end with the object
@@ -15,7 +17,7 @@ def install() -> None:
     """Declare ``torchvision::nms`` and ``torchvision::qnms``, unless something has."""
     if _KEPT or hasattr(torch.ops.torchvision, "nms"):
         return
-    library = torch.library.Library("torchvision", "DEF")  # kept for as long as the process
+    library: Any = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]  # kept for as long as the process
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     _KEPT.append(library)

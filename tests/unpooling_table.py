@@ -12,7 +12,7 @@ import argparse
 import importlib.util
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -67,7 +67,7 @@ class Unpooled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         values, places = functional.max_pool2d(x, self.side, return_indices=True)
-        return functional.max_unpool2d(2 * values, places, self.side)
+        return functional.max_unpool2d(2 * values, places, [self.side, self.side])
 
 
 class Masked(nn.Module):
@@ -167,7 +167,7 @@ def built(file: Path) -> str:
         return f"refused: {said.partition('!')[0][:160]}"
 
 
-def page_of(rows: list[tuple[str, ...]]) -> str:
+def page_of(rows: Sequence[tuple[str, ...]]) -> str:
     """The whole page."""
     known = versions()
     about = ", ".join(f"{key} {known[key]}" for key in ("torch", "onnxruntime", "tensorrt_rtx") if key in known)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import TYPE_CHECKING
 
-from deploykit.cli._display import console, print_json, steps
+from deploykit.cli._display import console, note, print_json, steps
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -81,8 +80,8 @@ def run_dense(args: argparse.Namespace) -> int:
                     on_progress=tell,
                 )
             )
-    for note in found[0].notes:
-        print(f"deploykit: note: {note}", file=sys.stderr)
+    for each in found[0].notes:
+        note(each)
     difference = {}
     if len(found) > 1:
         difference = {name: value - found[1].metrics[name] for name, value in found[0].metrics.items()}

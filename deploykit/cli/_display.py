@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -32,6 +33,36 @@ def console() -> Console:
 def print_json(value: Any) -> None:
     """One JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+class _Notes(logging.Handler):
+    """What is logged as a warning: a line each on stderr, and each text once."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = " ".join(record.getMessage().split())
+        if text not in self._seen:
+            self._seen.add(text)
+            print(f"deploykit: note: {text}", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def notes_on_stderr() -> Iterator[None]:
+    """While the context lasts, warnings of the logger ``deploykit`` are shown to the user."""
+    handler, logger = _Notes(), logging.getLogger("deploykit")
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+
+
+def note(text: str) -> None:
+    """Show a note to the user, unless the library has logged the same one."""
+    logging.getLogger(__name__).warning("%s", text)
 
 
 class Steps:

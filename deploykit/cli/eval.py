@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._dense import DENSE, run_dense, task_of
-from deploykit.cli._display import console, print_json, steps
+from deploykit.cli._display import console, note, print_json, steps
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -144,8 +144,8 @@ def run(args: argparse.Namespace) -> int:
         _write_detections(found, args.detections)
     if args.plots is not None:
         _plot(args, found, comparison)
-    for note in (*found.notes, *(comparison.notes if comparison else ())):
-        print(f"deploykit: note: {note}", file=sys.stderr)
+    for each in (*found.notes, *(comparison.notes if comparison else ())):
+        note(each)
     if args.json:
         given = {"model": args.model, "data": args.data, "images": args.images}
         own = {"intervals": {name: list(ends) for name, ends in intervals.items()}} if intervals else {}

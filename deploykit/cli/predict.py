@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._dense_predict import Files, add_dense_arguments, check_dense_arguments, said, without_raw
+from deploykit.cli._display import note
 from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ def run(args: argparse.Namespace) -> int:
         total = sum(t for t in totals if t is not None) if None not in totals else None
         report = _Report(args, total)
         folder = _Folder(args.out, Files.of(args)) if args.out is not None else None
-        for note in predictor.session.notes:
-            print(f"deploykit: note: {note}", file=sys.stderr)
+        for each in predictor.session.notes:
+            note(each)
         with report.progress():
             for source in sources:
                 if not _predict(predictor, source, args, folder, report):

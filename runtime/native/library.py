@@ -11,10 +11,10 @@ work 100 and more (docs/plugins.md).
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import sys
 import threading
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -36,6 +36,8 @@ __all__ = [
     "library_folder",
     "native_nms",
 ]
+
+LOG = logging.getLogger(__name__)
 
 ABI = 3
 """What ``deploykit_abi()`` of a library that fits this code answers; ``abi_number`` in common/portable.h."""
@@ -111,15 +113,13 @@ def _cpu_library(switch: str | None, folder: str | None) -> ctypes.CDLL | None:
     try:
         found = abi_of(file)
     except BackendError as e:
-        warnings.warn(f"{e}; until then numpy does its work", RuntimeWarning, stacklevel=4)
+        LOG.warning("%s; until then numpy does its work", e)
         return None
     if found != ABI:
-        warnings.warn(
-            f"{file} has ABI {found}, and this deploykit needs {ABI}: deploykit plugins build; until then numpy does "
-            "its work",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        LOG.warning(
+            "%s has ABI %s, and this deploykit needs %s: deploykit plugins build; until then numpy does its work",
+            file, found, ABI,
+        )  # fmt: skip
         return None
     library = ctypes.CDLL(str(file))
     pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64

@@ -229,7 +229,6 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
         ("torch", ABSENT, ["inspect", "few.pt"], "not installed: pip install 'deploykit[export]'"),
         ("torch", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit[export]'"),
         ("onnx", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit[export]'"),
-        ("onnx", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[export]'"),
         ("onnxruntime", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[cpu]'"),
         ("onnxruntime", "raise ImportError('a library is gone')", ["inspect", "out/m.onnx"], "(a library is gone)"),
         ("cv2", BROKEN, ["compare", "out/m.onnx", "few.pt"], "replace it by opencv-python-headless"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,19 @@ def test_a_foreign_export_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFi
     assert found["inputs"] == "images float32 (?, 3, 64, 64)"
     assert "task" not in found
     assert found["note"].startswith("it carries no deploykit spec: predict with it needs --spec FILE; no parity report")
+
+
+def test_without_onnx_and_torch_it_shows_the_spec_and_the_interface(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_cell_model(tmp_path / "cells.onnx", spec=cell_spec())
+    for module in ("onnx", "torch"):
+        monkeypatch.setitem(sys.modules, module, None)  # how Python marks a module that cannot be imported
+    found = inspected(capsys, file)
+    assert found["classes"] == "red, blue"
+    assert found["inputs"].startswith("images float32")
+    assert "opset, nodes and operators are not shown: onnx is needed here and is not installed" in found["note"]
+    assert "operators" not in found
 
 
 def test_a_spec_that_does_not_read_is_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

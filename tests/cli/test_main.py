@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -125,6 +126,29 @@ def test_an_error_is_one_line_and_its_exit_code(
     assert (out, err) == ("", "deploykit: first line second line\n")
     with pytest.raises(ParityError):
         main(["models", "--traceback"])
+
+
+def test_a_warning_of_the_library_is_one_line_on_stderr_and_said_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploykit.cli import models
+
+    def warn(_: object) -> int:
+        for _ in range(2):
+            logging.getLogger("deploykit.runtime.session").warning("%s did not load,\n  the CPU is in effect", "CUDA")
+            logging.getLogger("deploykit.runtime.session").info("it is fine")
+        return 0
+
+    monkeypatch.setattr(models, "run", warn)
+    for _ in range(2):  # each call of main is a program of its own
+        assert main(["models"]) == 0
+        assert capsys.readouterr() == ("", "deploykit: note: CUDA did not load, the CPU is in effect\n")
+
+
+def test_the_library_by_itself_says_nothing() -> None:
+    code = "import deploykit, logging; logging.getLogger('deploykit.runtime.session').warning('said')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
 
 
 def test_a_mistake_of_ours_is_not_dressed_up_as_the_users(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,13 +58,14 @@ def crowd(seed: int, batch: int, count: int, layout: RawDetections, dtype: type 
     dims=st.sampled_from([2, 3]),
     objectness=st.booleans(),
     half=st.booleans(),
-    topk=st.integers(1, 150),
-    most=st.integers(1, 40),
+    thresholds=st.builds(
+        Thresholds, st.just(0.2), st.just(0.3), max_det=st.integers(1, 40), pre_nms_topk=st.integers(1, 150)
+    ),
 )
 @settings(deadline=None, max_examples=60)
 def test_any_shape(
     library: CudaLibrary, seed: int, batch: int, count: int, classes: int, points: int, dims: int, objectness: bool,
-    half: bool, topk: int, most: int,
+    half: bool, thresholds: Thresholds,
 ) -> None:  # fmt: skip
     first = 5 if objectness else 4
     end = first + classes
@@ -75,7 +76,7 @@ def test_any_shape(
         kpt_dims=dims,
     )
     rows = crowd(seed, batch, count, layout, np.float16 if half else np.float32)
-    check(library, rows, layout, Thresholds(conf=0.2, iou=0.3, max_det=most, pre_nms_topk=topk), points)
+    check(library, rows, layout, thresholds, points)
 
 
 @pytest.mark.parametrize("topk", [1, 1000, 3840])

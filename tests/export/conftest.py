@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from deploykit.export.to_onnx import onnx_from_model
+from deploykit.spec import Dynamic
 from tests.narrow import few_layers, model_of, write_checkpoint
 
 
@@ -28,7 +29,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("exported")
     model = model_of("few", num_keypoints=3, objectness=3.0)
-    for name, dynamic in (("static", "none"), ("batch", "batch"), ("shape", "shape")):
+    kinds: dict[str, Dynamic] = {"static": "none", "batch": "batch", "shape": "shape"}
+    for name, dynamic in kinds.items():
         onnx_from_model(model, out=folder / f"{name}.onnx", img=64, dynamic=dynamic)
     other = model_of("few", num_keypoints=3, objectness=3.0, seed=1)
     onnx_from_model(other, out=folder / "other.onnx", img=64)

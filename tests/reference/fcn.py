@@ -48,7 +48,7 @@ def logits(state: Mapping[str, Tensor], images: Tensor, kind: str, scales: Mappi
     def joined(score: Array, name: str, block: int, offset: int) -> Array:
         skip = conv(pools[block] * scales.get(name, 1.0), f"score_{name}")[0].numpy()
         rows, columns = score.shape[1:]
-        return score + skip[:, offset : offset + rows, offset : offset + columns]
+        return np.asarray(score + skip[:, offset : offset + rows, offset : offset + columns])
 
     score = joined(enlarge(score, 2), "pool4", 4, 5)
     if kind == "16s":

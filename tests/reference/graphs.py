@@ -6,7 +6,7 @@ It shares the rows with ``deploykit.models`` as data, and nothing else: no build
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from tests.reference import layers
 from tests.reference.heads import Anchors, head
 from tests.reference.layers import Activation, Array, Weights
 
-BLOCKS = {
+BLOCKS: dict[str, Callable[..., Array]] = {
     "Conv": layers.conv,
     "RepConv": layers.rep_conv,
     "DownC": layers.down_c,
@@ -76,7 +76,7 @@ def _layer(
     if kind == "Shortcut":
         return x + inputs[1]
     if kind == "ADD":
-        return x + arguments[0] * inputs[1]
+        return np.asarray(x + arguments[0] * inputs[1])
     if kind == "ReOrg":
         return layers.reorg(x)
     if kind == "MP":

@@ -33,7 +33,8 @@ def relu(x: Array) -> Array:
 
 
 def hardswish(x: Array) -> Array:
-    return x * np.clip(x + 3, 0, 6) / 6
+    gate: Array = np.clip(x + 3, 0, 6) / 6
+    return x * gate
 
 
 def linear(x: Array) -> Array:

@@ -14,6 +14,7 @@ Every word appends layers; ``@j`` is the layer that feeds it (default: the one b
 from __future__ import annotations
 
 import re
+from typing import Any
 
 TAPS = {
     "T2": (-1, -2, -3, -4),
@@ -130,7 +131,7 @@ class _Graph:
     def absolute(self, offsets: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(o if o >= 0 else len(self.layers) + o for o in offsets)
 
-    def word(self, kind: str, source: int, v: list[int | tuple[int, ...]]) -> None:
+    def word(self, kind: str, source: int, v: list[Any]) -> None:
         if kind == "E":
             self.elan(source, *v)
         elif kind == "EE":

@@ -27,7 +27,7 @@ def mean_3x3(x: Array) -> Array:
     """The mean of each place's nine neighbours, zeros beyond the edge counted."""
     padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)))
     h, w = x.shape[2:]
-    return sum(padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9  # type: ignore[no-any-return]
+    return np.asarray(sum(padded[:, :, i : i + h, j : j + w] for i in range(3) for j in range(3)) / 9)
 
 
 def rep_vgg(x: Array, w: Weights, at: str, s: int = 1) -> Array:
@@ -96,8 +96,8 @@ def transpose(x: Array, w: Weights, at: str) -> Array:
     """Each pixel becomes 2x2: ``out[2i + a, 2j + b] = sum over c of x[c, i, j] weight[c, :, a, b] + bias``."""
     weight, bias = w[f"{at}.upsample_transpose.weight"], w[f"{at}.upsample_transpose.bias"]
     b, _, h, width = x.shape
-    out = np.einsum("bchw,coij->bohiwj", x, weight).reshape(b, weight.shape[1], 2 * h, 2 * width)
-    return out + bias[:, None, None]
+    out: Array = np.einsum("bchw,coij->bohiwj", x, weight).reshape(b, weight.shape[1], 2 * h, 2 * width)
+    return np.asarray(out + bias[:, None, None])
 
 
 def bifusion(small: Array, same: Array, large: Array, w: Weights, at: str) -> Array:

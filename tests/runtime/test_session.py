@@ -143,7 +143,7 @@ def test_a_provider_that_this_build_lacks_is_refused_when_asked_for(model: Path)
 
 @pytest.mark.skipif("CUDAExecutionProvider" in onnxruntime.get_available_providers(), reason="a GPU would load here")
 def test_a_silent_fall_back_to_the_cpu_is_an_error_when_asked_for_and_a_note_otherwise(
-    model: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     # A build with the CUDA provider on a machine where that does not load: it is listed, but not in effect.
     monkeypatch.setattr(
@@ -154,6 +154,7 @@ def test_a_silent_fall_back_to_the_cpu_is_an_error_when_asked_for_and_a_note_oth
     session = open_session(model)
     assert session.providers == ("CPUExecutionProvider",)
     assert "did not load" in session.notes[0]
+    assert caplog.messages == [*session.notes]
 
 
 def test_onnx_runtime_that_is_not_installed_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

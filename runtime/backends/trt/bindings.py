@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import time
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from deploykit.runtime.engine_record import FLAVOURS, Flavour
 from deploykit.runtime.native.library import built_with, find_library
 
 __all__ = ["NUMPY_NAMES", "BuildLog", "dtype_name", "installed", "load_flavour", "logger"]
+
+LOG = logging.getLogger(__name__)
 
 NUMPY_NAMES = {
     "FLOAT": "float32",
@@ -70,9 +72,7 @@ def _load_plugin(trt: Any, library: Path) -> None:
         if trt.get_plugin_registry().load_library(str(library)) is not None:
             return
         problem = f"TensorRT {trt.__version__} does not take {library} ({words})"
-    warnings.warn(
-        f"{problem}: deploykit plugins build; models with the nodes NmsKpt and DecodeRows do not load", stacklevel=4
-    )
+    LOG.warning("%s: deploykit plugins build; models with the nodes NmsKpt and DecodeRows do not load", problem)
 
 
 def dtype_name(dtype: Any) -> str:
