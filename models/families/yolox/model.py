@@ -25,7 +25,7 @@ from deploykit.models.families.yolox.backbone import CspDarknet, Darknet53, Feat
 from deploykit.models.families.yolox.head import YoloxHead, YoloxKeypointHead
 from deploykit.models.layers.conv import Conv
 from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import Builder, ReferenceModel, register_model
+from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawRows, Thresholds
 
 FAMILY = "YOLOX"
@@ -170,22 +170,20 @@ def reference_of(
     return ReferenceModel(name.replace("_", "-"), FAMILY, network, spec, notes, {"legacy": legacy})
 
 
-def _builder(name: str) -> Builder:
+def _build(name: str, num_classes: int | None) -> ReferenceModel:
     variant = VARIANTS[name]
+    count = num_classes or (1 if variant.pose else len(COCO_CLASSES))
+    names = {len(COCO_CLASSES): COCO_CLASSES, 1: ("person",) if variant.pose else None}.get(count)
+    return reference_of(build_yolox(variant.config(count)), name, names, variant.size)
 
-    def build(*, num_classes: int | None = None) -> ReferenceModel:
-        count = num_classes or (1 if variant.pose else len(COCO_CLASSES))
-        names = {len(COCO_CLASSES): COCO_CLASSES, 1: ("person",) if variant.pose else None}.get(count)
-        return reference_of(build_yolox(variant.config(count)), name, names, variant.size)
 
+def _about(name: str) -> str:
+    variant = VARIANTS[name]
     people = ": persons with 17 keypoints" if variant.pose else ""
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{name.replace('yolox', 'YOLOX').replace('_', '-')}, {variant.size} px{people}."
-    return build
+    return f"{name.replace('yolox', 'YOLOX').replace('_', '-')}, {variant.size} px{people}."
 
 
-for _name in VARIANTS:
-    register_model(_builder(_name))
+register_variants(__name__, VARIANTS, _build, _about)
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:

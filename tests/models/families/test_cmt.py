@@ -56,9 +56,9 @@ def narrow(kind: str, seed: int = 0) -> ReferenceModel:
             network = cmt_flyegle.FlyegleCmt(other)
         randomise(network.eval())
     if isinstance(network, cmt.Cmt):
-        return cmt._reference(cmt._name_of(config), config, network)
+        return cmt.FAMILY.reference(config, network)
     assert isinstance(network, cmt_flyegle.FlyegleCmt)
-    return cmt_flyegle._reference(cmt_flyegle._name_of(other), other, network)
+    return cmt_flyegle.FAMILY.reference(other, network)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -100,8 +100,8 @@ def test_a_checkpoint_is_read_with_its_size(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_published_model_of_another_size_says_so() -> None:
-    assert cmt._name_of(replace(cmt.VARIANTS["cmt_s"], size=256, num_classes=7)) == "cmt-s-256"
-    assert cmt_flyegle._name_of(replace(cmt_flyegle.VARIANTS["cmt_flyegle_ti"], size=224)) == "cmt-flyegle-ti-224"
+    assert cmt.FAMILY.name_of(replace(cmt.VARIANTS["cmt_s"], size=256, num_classes=7)) == "cmt-s-256"
+    assert cmt_flyegle.FAMILY.name_of(replace(cmt_flyegle.VARIANTS["cmt_flyegle_ti"], size=224)) == "cmt-flyegle-ti-224"
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4])

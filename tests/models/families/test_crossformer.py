@@ -45,7 +45,7 @@ def narrow(seed: int = 0) -> ReferenceModel:
         randomise(network)
         for parameter in (p for name, p in network.named_parameters() if ".pos." in name):
             nn.init.normal_(parameter, std=0.5)  # so that the places matter
-    return crossformer._reference(crossformer._name_of(config), config, network)
+    return crossformer.FAMILY.reference(config, network)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -186,5 +186,5 @@ def test_heads_that_do_not_divide_the_channels_are_refused(heads: int, tmp_path:
     last = "layers.1.blocks.0.attn.pos.pos3.2"
     state = narrow().module.state_dict()
     state |= {f"{last}.weight": torch.zeros(heads, 4), f"{last}.bias": torch.zeros(heads)}
-    with pytest.raises(CheckpointError, match=f"{heads} rows, one a head, expected a divisor of the stage's 64"):
+    with pytest.raises(CheckpointError, match=f"{heads} rows, one per head, expected a divisor of the stage's 64"):
         load_model(saved(tmp_path, state))

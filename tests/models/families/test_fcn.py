@@ -35,9 +35,9 @@ def narrow(kind: str, classes: int = 3) -> ReferenceModel:
     config = FcnConfig(kind, classes, ((4, 4), (6,), (8, 8), (10,), (12, 12)), (24, 16))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = fcn._network(config).eval()
+        network = fcn.FAMILY.network(config).eval()
         randomise(network)
-    return fcn._reference(config, network)
+    return fcn.FAMILY.reference(config, network)
 
 
 def pixels(height: int, width: int, batch: int = 1) -> Tensor:
@@ -191,7 +191,7 @@ def test_any_layout_is_read_from_its_tensors(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"fc6.weight": torch.zeros(3)}, CheckpointError, r"fc6\.weight is \[3\]: expected the weights"),
+        ({"fc6.weight": torch.zeros(3)}, CheckpointError, r"fc6\.weight is \[3\]: expected one of 4 axes"),
         ({"score_fr.weight": torch.zeros(0, 16, 1, 1)}, CheckpointError, r"score_fr\.weight is \[0, 16, 1, 1\]"),
         ({"score_fr.weight": None}, CheckpointError, r"score_fr\.weight is missing"),
         ({"fc7.bias": None}, WeightsMismatchError, r"lacks the tensor fc7\.bias"),

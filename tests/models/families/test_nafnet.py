@@ -18,6 +18,7 @@ from deploykit.export.engine.build import build_engine
 from deploykit.export.precision.convert import Lowering
 from deploykit.export.precision.half_rules import LARGEST_SQUARED
 from deploykit.export.to_onnx import onnx_from_model
+from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.families import nafnet
 from deploykit.models.families.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool, with_local_pool
@@ -46,7 +47,7 @@ def narrow(config: NafnetConfig = NARROW, seed: int = 0) -> ReferenceModel:
         torch.manual_seed(seed)
         network = Nafnet(config).eval()
         randomise(network)
-    return nafnet._reference("narrow", config, network)
+    return replace(nafnet.FAMILY.reference(config, network), name="narrow")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -309,7 +310,7 @@ def test_any_layout_is_read_from_its_tensors(config: NafnetConfig, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"intro.weight": torch.zeros(3)}, CheckpointError, "intro.weight is \\[3\\]: expected the weights"),
+        ({"intro.weight": torch.zeros(3)}, CheckpointError, "intro.weight is \\[3\\]: expected one of 4 axes"),
         ({"middle_blks.0.conv4.weight": None}, CheckpointError, "middle_blks.0.conv4.weight is missing"),
         ({"encoders.1.0.beta": None}, WeightsMismatchError, "lacks the tensor encoders.1.0.beta"),
         ({"encoders.1.0.beta": torch.zeros(2)}, WeightsMismatchError, "encoders.1.0.beta is \\[2\\], expected"),
@@ -331,13 +332,20 @@ def test_a_created_checkpoint_loads(tmp_path: Path) -> None:
 
 
 def test_layouts_that_are_two_models_are_said_to_be() -> None:
-    name, notes = nafnet._name_of(nafnet.VARIANTS["nafnet_w64_reds"])
-    assert name == "nafnet_w64_gopro"
-    assert notes == ("nafnet-w64-reds has the same layout: no tensor tells which of them it is",)
+    with torch.device("meta"):
+        network = Nafnet(nafnet.VARIANTS["nafnet_w64_reds"])
+    state = network.state_dict()
+    shapes = nafnet.FAMILY.shapes_of(
+        Checkpoint(Path("w.pth"), 0, "", "torch-zip", "", state, None, None, None, (), {}, ())
+    )
+    assert shapes is not None
+    model = nafnet.FAMILY.loaded(nafnet.FAMILY.config_of(shapes), network, shapes)
+    assert model.name == "nafnet-w64-gopro"
+    assert model.notes == ("nafnet-w64-reds has the same layout: no tensor tells which of them it is",)
 
 
 def test_it_has_no_classes() -> None:
-    with pytest.raises(UsageError, match="nafnet-w32-gopro restores pictures and has no classes"):
+    with pytest.raises(UsageError, match="nafnet-w32-gopro restores images and has no classes"):
         create_model("nafnet-w32-gopro", num_classes=2)
 
 

@@ -56,7 +56,7 @@ def made(kind: str, seed: int = 0) -> ReferenceModel:
                 nn.init.normal_(module.bias, std=0.2)
                 assert module.running_mean is not None
                 nn.init.normal_(module.running_mean, std=0.2)
-    return resnet._reference(resnet._name_of(config), config, network)
+    return resnet.FAMILY.reference(config, network)
 
 
 def saved(folder: Path, state: dict[str, Tensor]) -> Path:

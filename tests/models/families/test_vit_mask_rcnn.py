@@ -15,7 +15,7 @@ from deploykit.errors import CheckpointError
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.vitdet import shared_bias, vit_mask_rcnn
 from deploykit.models.families.vitdet.mask_rcnn import HeadsConfig, MaskRcnn
-from deploykit.models.families.vitdet.model import VitDetConfig
+from deploykit.models.families.vitdet.model import DetectorConfig, VitDetConfig
 from deploykit.models.families.vitdet.pyramid import NormedConv, TapPyramid
 from deploykit.models.families.vitdet.shared_bias import SharedBiasBlock, bias_of
 from deploykit.models.families.vitdet.two_stage import Proposals
@@ -38,7 +38,7 @@ def narrow() -> ReferenceModel:
         torch.manual_seed(0)
         network = MaskRcnn(TapBackbone(CONFIG), heads, thresholds).eval().requires_grad_(False)
         randomise(network)
-    return vit_mask_rcnn._reference(CONFIG, network)
+    return vit_mask_rcnn.FAMILY.reference(DetectorConfig(CONFIG, heads), network)
 
 
 @pytest.mark.parametrize("size", ["b", "l"])

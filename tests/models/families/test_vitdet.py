@@ -14,15 +14,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, FoldError, WeightsMismatchError
-from deploykit.models.checkpoint.reader import read_checkpoint
+from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.vitdet import model as vitdet
 from deploykit.models.families.vitdet import relative_attention
 from deploykit.models.families.vitdet.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
-from deploykit.models.families.vitdet.model import VitDetBackbone, VitDetConfig, backbone_from_checkpoint
+from deploykit.models.families.vitdet.model import VitDetBackbone, VitDetConfig
 from deploykit.models.families.vitdet.pyramid import Norm, norm_of
 from deploykit.models.families.vitdet.relative_attention import GridBlock, RelativeAttention, partitioned, restored
 from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.fuse import fuse_model
+from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import outline_of_model
 from deploykit.spec import Thresholds
 from tests.models.files import saved
@@ -65,6 +67,18 @@ def in_easycv(state: dict[str, Tensor]) -> dict[str, Tensor]:
             name = f"neck.sfp_{int(stage[-1]) - 2}.{place}.{conv}"
         found[name] = value
     return found
+
+
+def backbone_from_checkpoint(checkpoint: Checkpoint) -> VitDetBackbone | None:
+    """The backbone of a file, which need not have heads."""
+    shapes = vitdet.FAMILY.shapes_of(checkpoint)
+    if shapes is None:
+        return None
+    network = VitDetBackbone(vitdet.FAMILY.backbone_of(shapes)).eval()
+    tensors = checkpoint.float32()
+    names = {name[9:]: key for name, key in shapes.key_map.items() if name.startswith("backbone.")}
+    load_weights(network, checkpoint, {key: tensors[key] for key in names.values()}, "backbone", key_map=names)
+    return network
 
 
 @pytest.mark.parametrize("size", PUBLISHED)
