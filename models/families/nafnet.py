@@ -111,7 +111,7 @@ class Nafnet(nn.Module):
         stages += [(deepest - 1 - i, stage) for i, stage in enumerate(self.decoders)]
         return [(level, block) for level, stage in stages for block in naf_blocks(stage)]
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """A correction of the picture, and not another picture."""
         self.ending.weight.data.mul_(0.05)
 

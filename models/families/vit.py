@@ -23,6 +23,7 @@ from deploykit.models.class_names import class_names
 from deploykit.models.family import Family, classifier_spec, imagenet_input
 from deploykit.models.fuse import check_fold, shared_copy
 from deploykit.models.layers.attention import EPS, TransformerBlock
+from deploykit.models.layers.norm import randomise_affine
 from deploykit.models.loading.shapes import CheckpointShapes
 from deploykit.models.registry import ReferenceModel
 from deploykit.spec import Fit, ModelSpec
@@ -158,14 +159,13 @@ class VisionTransformer(nn.Module):
         planes = functional.interpolate(planes, size=(rows, columns), mode="bicubic", align_corners=False)
         return planes.flatten(2).transpose(1, 2)
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Positions and norms that matter, so that a lost one shows."""
         nn.init.normal_(self.cls_token, std=0.5)
         nn.init.normal_(self.pos_embed, std=0.5)
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
-                nn.init.uniform_(module.weight, 0.8, 1.2)
-                nn.init.normal_(module.bias, std=0.1)
+                randomise_affine(module)
 
 
 class VitFamily(Family[VitConfig]):

@@ -111,7 +111,7 @@ class FlyegleCmt(nn.Module):
         out: Tensor = self.classifier(self.fc(x.mean((2, 3))))
         return out
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Positions that matter, so that lost ones show."""
         for name, parameter in self.named_parameters():
             if name.endswith("position_embeeding"):

@@ -20,9 +20,10 @@ from torch.nn import functional
 
 from deploykit.errors import CheckpointError
 from deploykit.models.class_names import class_names
-from deploykit.models.families.cmt.layers import CmtBlock, PatchEmbed, random_norms, resized_bias
+from deploykit.models.families.cmt.layers import CmtBlock, PatchEmbed, resized_bias
 from deploykit.models.family import Family, classifier_spec, imagenet_input
 from deploykit.models.fuse import affine_of, fold_bn_into_next, fold_conv_bn, fuse_model, shared_copy
+from deploykit.models.layers.norm import randomise_affine
 from deploykit.models.loading.shapes import CheckpointShapes
 from deploykit.spec import Fit, ModelSpec
 
@@ -125,9 +126,13 @@ class Cmt(nn.Module):
         new._fc, new._bn = fold_conv_bn(self._fc, self._bn, "_fc"), nn.Identity()
         return new
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Norms and biases that matter, so that a lost one shows."""
-        random_norms(self)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                randomise_affine(module)
+        for stage in STAGES:
+            nn.init.normal_(self.get_parameter(f"relative_pos_{stage}"), std=0.5)
 
 
 class CmtFamily(Family[CmtConfig]):

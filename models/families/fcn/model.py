@@ -82,7 +82,7 @@ class Trunk(nn.Module):
             pools.append(x)
         return pools, functional.relu(self.fc7(functional.relu(self.fc6(x))))
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Means of 0 to 255 are seen, and layers without batch norm that neither fade nor grow."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -208,7 +208,7 @@ class FcnFamily(Family[FcnConfig]):
         for key, module in network.named_modules():
             if isinstance(module, BilinearDeconvolution) and f"{key}.weight" not in tensors:
                 fixed = BilinearDeconvolution(module.in_channels, module.kernel_size[0], module.stride[0])
-                fixed.random_weights()
+                fixed.fill()
                 tensors[f"{key}.weight"] = fixed.weight.detach()
         return tensors
 

@@ -141,7 +141,7 @@ class PlainBackbone(nn.Module):
         x = x.permute(0, 2, 3, 1) + positions_of(self.pos_embed, *x.shape[2:])
         return _resized(self.blocks(x).permute(0, 3, 1, 2), (rows, columns))
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Positions that matter."""
         nn.init.normal_(self.pos_embed, std=0.5)
 

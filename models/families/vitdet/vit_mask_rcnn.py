@@ -74,7 +74,7 @@ class TappedTransformer(nn.Module):
                 maps.append(x.permute(0, 3, 1, 2))
         return tuple(maps[:4])
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Positions that matter."""
         for parameter in (self.pos_embed, self.get_parameter("rel_window"), self.get_parameter("rel_whole")):
             nn.init.normal_(parameter, std=0.5)

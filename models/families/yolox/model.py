@@ -120,6 +120,19 @@ class Yolox(nn.Module):
         """The convolution that sees the picture."""
         return next(m for m in self.modules() if isinstance(m, Conv))
 
+    @property
+    def random_gain(self) -> float:
+        """Of random weights: activations that let half of the values through as they are become chaotic earlier."""
+        return {nn.SiLU: 1.35, nn.ReLU: 1.2, nn.LeakyReLU: 1.05}[type(self.first.act)]
+
+    def random_weights(self, gain: float) -> None:
+        """A first layer that was trained on pixels of 0 to 255, as its statistics would then say."""
+        first = self.first
+        first.conv.weight.data /= 255.0
+        assert isinstance(first.bn, nn.BatchNorm2d)
+        assert first.bn.running_mean is not None
+        first.bn.running_mean += 114.0 * first.conv.weight.data.sum((1, 2, 3))
+
 
 def build_yolox(config: YoloxConfig) -> Yolox:
     """The network of a description, in eval mode, with torch's default weights."""

@@ -161,7 +161,7 @@ def test_pixels_without_any_length_stay_finite_in_a_file(kind: str, precision: s
 
 def test_fixed_deconvolutions_become_one_group_a_channel() -> None:
     layer = BilinearDeconvolution(5, 16, 8)
-    layer.random_weights()
+    layer.random_weights(1.0)
     folded = layer.fuse("it")
     assert folded.groups == 5
     x = torch.randn(1, 5, 3, 4)

@@ -167,7 +167,7 @@ def test_a_file_of_free_shape_takes_any_size(tmp_path: Path) -> None:
 
 def test_layer_norm_is_that_of_every_pixels_channels() -> None:
     norm = LayerNorm2d(5)
-    norm.random_weights()
+    norm.random_weights(1.0)
     x = 3 + 2 * torch.randn(2, 5, 4, 3)
     mean, variance = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
     expected = (x - mean) / (variance + 1e-6).sqrt() * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)

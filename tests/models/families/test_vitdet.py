@@ -110,7 +110,7 @@ def test_a_block_is_its_definition(window: int, cells: int, size: tuple[int, int
     torch.manual_seed(0)
     block = GridBlock(8, 2, 12, window, cells, residual=False).eval().requires_grad_(False)
     for module in (block, block.attn):
-        module.random_weights()
+        module.random_weights(1.0)
     x = torch.randn(*size, 8)
     expected = reference.block(x, block.state_dict(), 2, window)
     found = (fuse_model(block) if folded else block)(x[None])[0]
@@ -130,7 +130,7 @@ def test_windows_come_back_as_they_went(height: int, width: int, window: int, ba
 def test_queries_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     attention = RelativeAttention(16, 2, 6).eval().requires_grad_(False)
-    attention.random_weights()
+    attention.random_weights(1.0)
     folded = attention.fuse("")
     x = torch.randn(2, 6, 6, 16)
     whole = folded(x)
@@ -146,7 +146,7 @@ def test_queries_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_folded_attention_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = RelativeAttention(16, 2, 6).eval().requires_grad_(False)
-    attention.random_weights()
+    attention.random_weights(1.0)
     places = relative_attention.FoldedRelativeAttention.places
     flipped = staticmethod(lambda k, height, width, more: places(k, height, width, more).flip(0))
     monkeypatch.setattr(relative_attention.FoldedRelativeAttention, "places", flipped)
