@@ -141,19 +141,14 @@ def builder_of(name: str) -> Builder:
     return builder
 
 
-def outline_of_model(name: str) -> ReferenceModel:
-    """A registered model without the memory of its weights, to look at and not to run.
+def meta_model(name: str) -> ReferenceModel:
+    """A registered model on torch's meta device: it has shapes and a spec, takes no memory and cannot run.
 
     Raises:
         NotFoundError: there is no model of that name.
     """
     with torch.device("meta"):
         return create_model(name)
-
-
-def spec_of_model(name: str) -> ModelSpec:
-    """What is known of a registered model, without making its weights."""
-    return outline_of_model(name).spec
 
 
 def load_model(

@@ -52,12 +52,6 @@ _ALSO = {
 """What is recognised by its tensors too."""
 
 
-def layout_of_variant(name: str, num_classes: int, *, width: float | None = None) -> Layout:
-    """A variant's network for any number of classes; ``width`` replaces its multiple."""
-    scale = VARIANTS[name]
-    return (scale if width is None else replace(scale, width=width)).layout(num_classes)
-
-
 def reference_of(
     network: YOLOv6, name: str, classes: Sequence[str] | None, notes: tuple[str, ...] = ()
 ) -> ReferenceModel:

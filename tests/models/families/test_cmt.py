@@ -21,7 +21,7 @@ from deploykit.models.families.cmt import flyegle as cmt_flyegle
 from deploykit.models.families.cmt import model as cmt
 from deploykit.models.families.cmt.layers import resized_bias
 from deploykit.models.fuse import fold_bn_into_next, fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
 from tests.models.files import saved
@@ -63,7 +63,7 @@ def narrow(kind: str, seed: int = 0) -> ReferenceModel:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    assert outline_of_model(name).parameters == PUBLISHED[name][0]
+    assert meta_model(name).parameters == PUBLISHED[name][0]
 
 
 @pytest.mark.data

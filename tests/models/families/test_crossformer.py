@@ -20,7 +20,7 @@ from deploykit.models.families.crossformer import model as crossformer
 from deploykit.models.families.crossformer.layers import CrossBlock, grouped, ungrouped
 from deploykit.models.families.crossformer.model import CrossFormer, CrossFormerConfig, backbone_of
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.spec import Dynamic
 from tests.models.families.attention_kernels import attention_kernels
 from tests.models.files import saved
@@ -50,7 +50,7 @@ def narrow(seed: int = 0) -> ReferenceModel:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    assert outline_of_model(name).parameters == PUBLISHED[name][0]
+    assert meta_model(name).parameters == PUBLISHED[name][0]
 
 
 @pytest.mark.data

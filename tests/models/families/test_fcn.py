@@ -21,7 +21,7 @@ from deploykit.models.families.fcn.context import L2Norm
 from deploykit.models.families.fcn.model import FcnConfig
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model, with_rewrite
+from deploykit.models.registry import ReferenceModel, load_model, meta_model, with_rewrite
 from deploykit.runtime.session import open_session
 from tests.reference import fcn as reference
 
@@ -47,7 +47,7 @@ def pixels(height: int, width: int, batch: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_published(name: str) -> None:
-    model = outline_of_model(name)
+    model = meta_model(name)
     assert model.parameters == PUBLISHED[name][0]
     assert model.spec.classes == VOC_CLASSES
 

@@ -25,7 +25,7 @@ from deploykit.models.families.nafnet import Nafnet, NafnetConfig, receptive_fie
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.naf import BoxMean, NafBlock
 from deploykit.models.layers.norm import LayerNorm2d
-from deploykit.models.registry import ReferenceModel, create_model, load_model, outline_of_model, with_rewrite
+from deploykit.models.registry import ReferenceModel, create_model, load_model, meta_model, with_rewrite
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.session import open_session
@@ -52,11 +52,11 @@ def narrow(config: NafnetConfig = NARROW, seed: int = 0) -> ReferenceModel:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    assert outline_of_model(name).parameters == PUBLISHED[name][0]
+    assert meta_model(name).parameters == PUBLISHED[name][0]
 
 
 def test_a_mosaic_has_four_channels() -> None:
-    spec = outline_of_model("nafnet-w32-raw").spec
+    spec = meta_model("nafnet-w32-raw").spec
     assert (spec.task, spec.input.channels, len(spec.input.mean)) == ("restore", 4, 4)
 
 
@@ -112,7 +112,7 @@ def test_the_windows_of_tlc_are_halved_from_level_to_level() -> None:
 
 
 def create_on_meta(name: str) -> Nafnet:
-    module = outline_of_model(name).module
+    module = meta_model(name).module
     assert isinstance(module, Nafnet)
     return module
 

@@ -19,7 +19,7 @@ from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import vit
 from deploykit.models.families.vit import Head, VisionTransformer, VitConfig
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.runtime.results.dense import Features
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
@@ -49,7 +49,7 @@ def narrow(head: Head = "mean", seed: int = 0) -> ReferenceModel:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    model = outline_of_model(name)
+    model = meta_model(name)
     assert model.parameters == PUBLISHED[name][0]
     assert model.spec.input.fit.resample == "bicubic"
     assert model.spec.input.size == (224, 224)

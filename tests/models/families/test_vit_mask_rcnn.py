@@ -21,7 +21,7 @@ from deploykit.models.families.vitdet.shared_bias import SharedBiasBlock, bias_o
 from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.families.vitdet.vit_mask_rcnn import TapBackbone
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.spec import Thresholds
 from tests.models.files import saved
 
@@ -43,7 +43,7 @@ def narrow() -> ReferenceModel:
 
 @pytest.mark.parametrize("size", ["b", "l"])
 def test_the_blocks_are_vitdets_and_a_quarter_of_them_looks_at_everything(size: str) -> None:
-    network = outline_of_model(f"vit-mask-rcnn-{size}").module
+    network = meta_model(f"vit-mask-rcnn-{size}").module
     blocks = network.get_submodule("backbone.net.blocks")
     assert isinstance(blocks, nn.ModuleList)
     whole = [i for i, block in enumerate(blocks, start=1) if not block.window]

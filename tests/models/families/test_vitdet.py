@@ -25,7 +25,7 @@ from deploykit.models.families.vitdet.relative_attention import GridBlock, Relat
 from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.fuse import fuse_model
 from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import outline_of_model
+from deploykit.models.registry import meta_model
 from deploykit.spec import Thresholds
 from tests.models.files import saved
 from tests.reference import vitdet as reference
@@ -83,7 +83,7 @@ def backbone_from_checkpoint(checkpoint: Checkpoint) -> VitDetBackbone | None:
 
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(size: str) -> None:
-    network = outline_of_model(f"vitdet_{size}").module
+    network = meta_model(f"vitdet_{size}").module
     parts = (network.get_submodule("backbone.net"), network.get_submodule("backbone"), network)
     assert tuple(sum(p.numel() for p in module.parameters()) for module in parts) == PUBLISHED[size]
 
