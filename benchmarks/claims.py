@@ -77,7 +77,7 @@ def pose_model(args: argparse.Namespace) -> Iterator[str]:
 
 def windows(args: argparse.Namespace) -> Iterator[str]:
     """6: the same weights, the map padded to 70 cells a side and interpolated to 56."""
-    config = vitdet.VARIANTS["b"]
+    config = vitdet.BACKBONES["b"]
     torch.manual_seed(0)
     network = VitDetBackbone(config).eval()
     randomise(network)
@@ -107,7 +107,7 @@ def norms(args: argparse.Namespace) -> Iterator[str]:
         ("a map whose left half is ten times its right", torch.randn(1, 256, 64, 64) * halves),
     ):
         yield f"{name}: {_relative(layer(x), group(x))}"
-    config = vitdet.VARIANTS["b"]
+    config = vitdet.BACKBONES["b"]
     networks = []
     for norm in ("LN", "GN"):
         torch.manual_seed(0)

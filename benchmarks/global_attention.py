@@ -49,7 +49,7 @@ def form(name: str, cells: int) -> nn.Module:
     """A module on maps ``(1, cells, cells, DIM)``."""
     torch.manual_seed(0)
     plain = RelativeAttention(DIM, HEADS, cells).eval().requires_grad_(False)
-    plain.random_weights()
+    plain.random_weights(1.0)
     if name == "as defined":
         return plain
     patches: dict[str, Any] = {"LOGITS": relative_attention.LOGITS if name == "folded, in parts" else 1 << 62}

@@ -329,10 +329,10 @@ def _spec(
     _check_size(size, model.stride, model.name)
     if batch < 1:
         raise UsageError(f"--batch must be at least 1, got {batch}")
-    if dynamic == "shape" and model.fixed_shape:
+    if dynamic == "shape" and model.fixed_size_reason:
         raise UsageError(
-            f"{model.name} is exported for one size of images, which {model.fixed_shape} depend on: choose --dynamic "
-            "batch, and --img for another size"
+            f"{model.name} is exported for one size of images, which {model.fixed_size_reason} depend on: choose "
+            "--dynamic batch, and --img for another size"
         )
     if opset not in OPSETS:
         raise UsageError(f"--opset must be {OPSETS[0]} to {OPSETS[-1]}, got {opset}: lower ones give invalid models")

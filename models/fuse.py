@@ -7,10 +7,12 @@ A fold that is off by more than 1e-5 of max |y| stops the export: users have los
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable
-from typing import Protocol, TypeVar, runtime_checkable
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +24,9 @@ PROBE = 4  # output pixels a side on which a fold is compared
 
 M = TypeVar("M", bound=nn.Module)
 
+_ONE_AT_A_TIME = threading.RLock()  # a fold folds its parts
 
-@runtime_checkable
+
 class Fusable(Protocol):
     """A module that knows its cheaper equal."""
 
@@ -41,18 +44,29 @@ def fuse_model(model: nn.Module, path: str = "") -> nn.Module:
     Raises:
         FoldError: a fold changed the numbers.
     """
-    # The checks run hundreds of tiny convolutions; with several threads they mostly wait for one another.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with torch_threads(1):  # the checks run hundreds of tiny convolutions, whose threads would wait for one another
         return _fused(model, path)
-    finally:
-        torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch compute with ``count`` threads within one operator for as long as the context lasts.
+
+    It is one number for the whole process, and each context puts back what it found: a second thread waits here until
+    the first has done so.
+    """
+    with _ONE_AT_A_TIME:
+        before = torch.get_num_threads()
+        torch.set_num_threads(count)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def _fused(model: nn.Module, path: str) -> nn.Module:
-    if isinstance(model, Fusable):
-        return model.fuse(path).eval()
+    if hasattr(type(model), "fuse"):
+        return cast(Fusable, model).fuse(path).eval()
     new = shared_copy(model)
     new._modules = {
         name: None if child is None else _fused(child, f"{path}.{name}" if path else name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -26,6 +26,9 @@ FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
 DEFAULT = "default"
 """The name of the preprocessing that a model's spec has by itself."""
 
+Rewrite = Callable[[nn.Module, str], nn.Module]
+"""A network and an argument, which may be empty, to another network with the same weights."""
+
 
 @dataclass(frozen=True)
 class ReferenceModel:
@@ -34,7 +37,7 @@ class ReferenceModel:
     ``module`` is in eval mode, float32 and not fused. ``spec.input.size`` is the size the model was published for.
     ``notes`` are sentences for the user about what was decided while it was read. ``preprocessings`` are other ways in
     which pictures were prepared for some of its published weights, by name: :func:`with_preprocessing` takes one.
-    ``fixed_shape``: what an export computes from the size of the pictures, so that it is for one size.
+    ``fixed_size_reason``: what an export computes from the size of the pictures, so that it is for one size.
     """
 
     name: str
@@ -43,8 +46,8 @@ class ReferenceModel:
     spec: ModelSpec
     notes: tuple[str, ...] = ()
     preprocessings: Mapping[str, InputSpec] = field(default_factory=dict)
-    rewrites: Mapping[str, Callable[[nn.Module, str], nn.Module]] = field(default_factory=dict)
-    fixed_shape: str = ""
+    rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
+    fixed_size_reason: str = ""
 
     @property
     def stride(self) -> int:
@@ -73,6 +76,31 @@ def register_model(builder: Builder) -> Builder:
     if builder.__name__ in _BUILDERS:
         raise ValueError(f"model {builder.__name__!r} is registered twice")
     _BUILDERS[builder.__name__] = builder
+    return builder
+
+
+def register_variants(
+    module: str, names: Iterable[str], build: Callable[[str, int | None], ReferenceModel], about: Callable[[str], str]
+) -> None:
+    """Register one builder for each variant of a family.
+
+    Args:
+        module: ``__name__`` of the family's module.
+        names: of the variants, with underscores.
+        build: a variant's name and a number of classes (None: as published) to the model.
+        about: a variant's name to the docstring of its builder.
+    """
+    for name in names:
+        builder = _named_builder(name, build)
+        builder.__module__, builder.__doc__ = module, about(name)
+        register_model(builder)
+
+
+def _named_builder(name: str, build: Callable[[str, int | None], ReferenceModel]) -> Builder:
+    def builder(*, num_classes: int | None = None) -> ReferenceModel:
+        return build(name, num_classes)
+
+    builder.__name__ = builder.__qualname__ = name
     return builder
 
 
@@ -113,19 +141,14 @@ def builder_of(name: str) -> Builder:
     return builder
 
 
-def outline_of_model(name: str) -> ReferenceModel:
-    """A registered model without the memory of its weights, to look at and not to run.
+def meta_model(name: str) -> ReferenceModel:
+    """A registered model on torch's meta device: it has shapes and a spec, takes no memory and cannot run.
 
     Raises:
         NotFoundError: there is no model of that name.
     """
     with torch.device("meta"):
         return create_model(name)
-
-
-def spec_of_model(name: str) -> ModelSpec:
-    """What is known of a registered model, without making its weights."""
-    return outline_of_model(name).spec
 
 
 def load_model(

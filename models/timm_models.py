@@ -57,11 +57,14 @@ class TimmOptions:
 
 
 class TimmModel(nn.Module):
-    """``(B, C, H, W)`` to logits ``(B, classes)``: a network of timm, which knows how to be made cheaper."""
+    """``(B, C, H, W)`` to logits ``(B, classes)``: a network of timm, which knows how to be made cheaper.
 
-    def __init__(self, network: nn.Module) -> None:
+    ``image_shape``: channels, height and width of the images that it is published for.
+    """
+
+    def __init__(self, network: nn.Module, image_shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.image_shape = network, image_shape
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network(images)
@@ -70,7 +73,43 @@ class TimmModel(nn.Module):
     def fuse(self, path: str) -> nn.Module:
         """With the branches that timm can merge merged; the export compares it with what it came from."""
         merged: nn.Module = require("timm.utils.model", "timm").reparameterize_model(self.network, inplace=False)
-        return TimmModel(merged).requires_grad_(False)
+        return TimmModel(merged, self.image_shape).requires_grad_(False)
+
+    @torch.no_grad()
+    def random_weights(self, gain: float) -> None:
+        """Random weights of which every one counts; ``gain`` of the batch norms.
+
+        As timm makes them, heads, the last norms of residual branches and the scales of layers are zero or almost: the
+        logits would hardly depend on the image, and to verify an export would say nothing. Batch norms get the
+        statistics of noise, so that the deepest network neither fades out nor magnifies its rounding errors.
+        """
+        for parameter in self.network.parameters():
+            if parameter.numel() > 1 and bool(parameter.abs().max() <= FADED):
+                nn.init.normal_(parameter, std=0.1)
+        for module in self.network.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            elif isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+        norms = [m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        for norm in norms:
+            if norm.affine:
+                norm.weight.mul_(torch.empty_like(norm.weight).uniform_(0.8 * gain, 1.2 * gain))
+            norm.train().momentum = 1.0  # the statistics become those of this batch
+        if norms:
+            self.network(_noise(self.image_shape))
+        for norm in norms:
+            norm.eval().momentum = 0.1
+            assert norm.running_var is not None
+            norm.running_var.clamp_(min=float(norm.running_var.mean()) / 10)  # a faint channel is not magnified
+
+
+def _noise(image_shape: tuple[int, int, int]) -> Tensor:
+    """Eight images from smooth to rough, so that they differ."""
+    channels, *size = image_shape
+    blobs = nn.functional.interpolate(torch.randn(8, channels, 4, 4), size, mode="bilinear")
+    share = torch.linspace(0, 1, 8).view(8, 1, 1, 1)
+    return (1 - share) * blobs + share * torch.randn(8, *image_shape)
 
 
 def name_in(weights: str | Path) -> str | None:
@@ -118,7 +157,8 @@ def load_timm(
         network = _create(name, options.pretrained, _sizes(options))
         model = _reference(name, network)
         if not options.pretrained:
-            _enliven(network, (model.spec.input.channels, *model.spec.input.size))
+            assert isinstance(model.module, TimmModel)
+            model.module.random_weights(1.0)
     random = () if options.pretrained else ("its weights are random (seed 0): what it says means nothing",)
     return replace(model, notes=(*random, *model.notes))
 
@@ -180,37 +220,6 @@ def _of_file(checkpoint: Checkpoint, options: TimmOptions) -> ReferenceModel:
     return replace(model, spec=replace(model.spec, source=source), notes=(*checkpoint.notes, *model.notes))
 
 
-def _enliven(network: nn.Module, picture: tuple[int, int, int]) -> None:
-    """Random weights of which every one counts.
-
-    As timm makes them, heads, the last norms of residual branches and the scales of layers are zero or almost: the
-    logits would hardly depend on the picture, and a proof of the export would say nothing. Batch norms get the
-    statistics of noise, so that the deepest network neither fades out nor magnifies its rounding errors.
-    """
-    for parameter in network.parameters():
-        if parameter.numel() > 1 and bool(parameter.abs().max() <= FADED):
-            nn.init.normal_(parameter, std=0.1)
-    for module in network.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        elif isinstance(module, nn.Conv2d):
-            nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    if norms:
-        for norm in norms:
-            if norm.affine:
-                norm.weight.mul_(torch.empty_like(norm.weight).uniform_(0.8, 1.2))
-            norm.train().momentum = 1.0  # the statistics become those of this batch
-        channels, *size = picture
-        blobs = nn.functional.interpolate(torch.randn(8, channels, 4, 4), size, mode="bilinear")  # pictures that differ
-        share = torch.linspace(0, 1, 8).view(8, 1, 1, 1)
-        network((1 - share) * blobs + share * torch.randn(8, *picture))
-        for norm in norms:
-            norm.eval().momentum = 0.1
-            assert norm.running_var is not None
-            norm.running_var.clamp_(min=float(norm.running_var.mean()) / 10)  # a faint channel is not magnified
-
-
 def _outline(name: str) -> nn.Module:
     try:
         return _create(name, False, {})
@@ -230,7 +239,7 @@ def _reference(name: str, network: nn.Module) -> ReferenceModel:
     if licence:
         notes.append(f"the weights that timm publishes for it are under {licence}")
     spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(count), source=Source(model=name))
-    return ReferenceModel(name, FAMILY, TimmModel(network).eval(), spec, tuple(notes))
+    return ReferenceModel(name, FAMILY, TimmModel(network, (canvas.channels, *canvas.size)).eval(), spec, tuple(notes))
 
 
 def _channels(network: nn.Module, config: Mapping[str, Any]) -> int:

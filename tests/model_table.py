@@ -32,7 +32,7 @@ from deploykit.errors import DeployError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import builder_of, list_models, load_model, outline_of_model
+from deploykit.models.registry import builder_of, list_models, load_model, meta_model
 from deploykit.releases.table import RELEASED
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.spec import DenseOutput, NmsOutputs
@@ -136,7 +136,7 @@ def facts() -> list[dict[str, Any]]:
     """What ``deploykit models`` tells of every registered model, ordered by family and name; no weights are made."""
     found = []
     for name in list_models():
-        model = outline_of_model(name)
+        model = meta_model(name)
         found.append(
             {
                 "name": name,
@@ -163,7 +163,7 @@ def published() -> dict[str, int]:
 
 def row_of(name: str) -> tuple[str, ...]:
     """The cells of one model."""
-    model = outline_of_model(name)
+    model = meta_model(name)
     height, width = model.spec.input.size
     known = published().get(name)
     beside = "" if known is None else " = published" if known == model.parameters else " FAILED: published is another"

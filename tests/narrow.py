@@ -119,9 +119,15 @@ def _set_objectness(head: Detect, value: float) -> None:
             bias.copy_(part)
 
 
+def yolov6_layout(name: str, num_classes: int, *, width: float | None = None) -> Layout:
+    """A YOLOv6 variant's network for any number of classes; ``width`` replaces its multiple."""
+    scale = yolov6.VARIANTS[name]
+    return (scale if width is None else replace(scale, width=width)).layout(num_classes)
+
+
 def shallow(name: str, num_classes: int = 3, *, width: float = 0.0625, depth: int = 1) -> Layout:
     """A YOLOv6 variant with fewer channels, and with no more than ``depth`` blocks a stage."""
-    layout = yolov6.layout_of_variant(name, num_classes, width=width)
+    layout = yolov6_layout(name, num_classes, width=width)
     parts: dict[str, Any] = {
         part: tuple(Stage(s.width, min(s.depth, depth), s.hidden) for s in getattr(layout, part))
         for part in ("stages", "down", "up")

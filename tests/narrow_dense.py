@@ -16,18 +16,23 @@ from deploykit.models.families.cmt import flyegle as cmt_flyegle
 from deploykit.models.families.cmt import model as cmt
 from deploykit.models.families.crossformer import model as crossformer
 from deploykit.models.families.dynopool import model as dynopool
-from deploykit.models.families.dynopool.hrnet import HrNet
 from deploykit.models.families.fcn import model as fcn
 from deploykit.models.families.unet import model as unet
 from deploykit.models.families.unet.network import UNetConfig, build_unet
+from deploykit.models.family import Family
 from deploykit.models.registry import ReferenceModel
 
 SIDE = 64  # of their canvas
 
 
+def _of(family: Family[Any], name: str, config: Any) -> Callable[[], ReferenceModel]:
+    """A network of that configuration under the name of a registered one."""
+    return lambda: replace(family.reference(config, family.network(config)), name=name.replace("_", "-"))
+
+
 def _fcn(kind: str) -> Callable[[], ReferenceModel]:
     config = fcn.FcnConfig(kind, 3, ((4, 4), (6, 6), (8, 8, 8), (10, 10, 10), (12, 12, 12)), (24, 16))
-    return lambda: fcn._reference(config, fcn._network(config))
+    return lambda: fcn.FAMILY.reference(config, fcn.FAMILY.network(config))
 
 
 def _nafnet(name: str) -> Callable[[], ReferenceModel]:
@@ -37,7 +42,7 @@ def _nafnet(name: str) -> Callable[[], ReferenceModel]:
         "encoders": tuple(min(n, 2) for n in full.encoders[:3]), "decoders": tuple(min(n, 2) for n in full.decoders[:3])
     }  # fmt: skip
     config = replace(full, width=full.width // 4, middle=min(full.middle, 2), **blocks)
-    return lambda: nafnet._reference(name, config, nafnet.Nafnet(config))
+    return _of(nafnet.FAMILY, name, config)
 
 
 def _unet(config: UNetConfig) -> Callable[[], ReferenceModel]:
@@ -47,20 +52,12 @@ def _unet(config: UNetConfig) -> Callable[[], ReferenceModel]:
 STAGES = (dynopool.Stage(8, 1, 3, 1, False), dynopool.Stage(12, 2, 5, 3, True), dynopool.Stage(16, 1, 3, 2, True))
 
 
-def _dynopool(kind: str, network: Callable[[], nn.Module]) -> Callable[[], ReferenceModel]:
-    return lambda: dynopool._reference(kind, f"dynopool-{kind}", network())
-
-
-def _vit(config: vit.VitConfig, name: str) -> Callable[[], ReferenceModel]:
-    return lambda: vit._reference(name, config, vit.VisionTransformer(config))
-
-
 def _cmt(name: str) -> Callable[[], ReferenceModel]:
     """Of one or two blocks a stage, and an eighth of the width."""
     full = cmt.VARIANTS[name]
     sizes = {"dims": (8, 16, 16, 32), "hidden": (20, 24, 28, 32), "depths": tuple(min(n // 2, 2) for n in full.depths)}
     config = replace(full, **sizes, size=SIDE, stem=8, features=16, num_classes=5)
-    return lambda: cmt._reference(name.replace("_", "-"), config, cmt.Cmt(config))
+    return _of(cmt.FAMILY, name, config)
 
 
 def _flyegle(name: str) -> Callable[[], ReferenceModel]:
@@ -71,7 +68,7 @@ def _flyegle(name: str) -> Callable[[], ReferenceModel]:
         "depths": tuple(min(n // 2, 2) for n in full.depths),
     }
     config = replace(full, **sizes, size=SIDE, stem=8, features=16, num_classes=5)
-    return lambda: cmt_flyegle._reference(name.replace("_", "-"), config, cmt_flyegle.FlyegleCmt(config))
+    return _of(cmt_flyegle.FAMILY, name, config)
 
 
 def _crossformer(name: str) -> Callable[[], ReferenceModel]:
@@ -79,27 +76,30 @@ def _crossformer(name: str) -> Callable[[], ReferenceModel]:
     full = crossformer.VARIANTS[name]
     depths = tuple(min(n, 2) for n in full.depths)
     config = replace(full, dim=32, depths=depths, heads=(1, 2, 2, 4), num_classes=5, ratio=2)
-    return lambda: crossformer._reference(name.replace("_", "-"), config, crossformer.CrossFormer(config))
+    return _of(crossformer.FAMILY, name, config)
 
 
 def _resnet(name: str) -> Callable[[], ReferenceModel]:
     """With one or two blocks where there are more; the widths are the layout's."""
     config = replace(resnet.VARIANTS[name], depths=tuple(min(n - 1, 2) for n in resnet.VARIANTS[name].depths))
-    return lambda: resnet._reference(name.replace("_", "-"), config, resnet.Resnet(config))
+    return _of(resnet.FAMILY, name, config)
 
 
+DYNOPOOL = {
+    "dynopool-vgg16": dynopool.VggConfig(5, ((6, 6), (8,), (8,), (12,), (12,))),
+    "dynopool-efficientnet-b0": dynopool.EfficientNetConfig(5, STAGES, stem=8, last=20),
+    "dynopool-hrnet-w48": dynopool.HrNetConfig(3, 4, (1, 1, 1), stem=8),
+}
 VIT = vit.VitConfig(32, 2, 2, 64, patch=16, grid=SIDE // 16, num_classes=5)
 
 NARROW: dict[str, Callable[[], ReferenceModel]] = {
-    "dynopool-vgg16": _dynopool("vgg16", lambda: dynopool.Vgg(((6, 6), (8,), (8,), (12,), (12,)), 5)),
-    "dynopool-efficientnet-b0": _dynopool("efficientnet-b0", lambda: dynopool.EfficientNet(STAGES, 5, stem=8, last=20)),
-    "dynopool-hrnet-w48": _dynopool("hrnet-w48", lambda: HrNet(4, 3, (1, 1, 1), stem=8)),
+    **{name: _of(dynopool.FAMILY, name, config) for name, config in DYNOPOOL.items()},
     **{name.replace("_", "-"): _cmt(name) for name in cmt.VARIANTS},
     **{name.replace("_", "-"): _flyegle(name) for name in cmt_flyegle.VARIANTS},
     **{name.replace("_", "-"): _crossformer(name) for name in crossformer.VARIANTS},
-    "mae-vit-b16": _vit(VIT, "mae-vit-b16"),
-    "mae-vit-l16": _vit(replace(VIT, depth=3), "mae-vit-l16"),
-    "mae-vit-h14": _vit(replace(VIT, patch=8, grid=SIDE // 8), "mae-vit-h14"),
+    "mae-vit-b16": _of(vit.FAMILY, "mae-vit-b16", VIT),
+    "mae-vit-l16": _of(vit.FAMILY, "mae-vit-l16", replace(VIT, depth=3)),
+    "mae-vit-h14": _of(vit.FAMILY, "mae-vit-h14", replace(VIT, patch=8, grid=SIDE // 8)),
     "fcn32s": _fcn("32s"),
     "fcn16s": _fcn("16s"),
     "fcn8s": _fcn("8s"),

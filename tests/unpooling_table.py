@@ -97,7 +97,7 @@ class Resized(nn.Module):
 def deconvolution() -> nn.Module:
     """FCN's, folded."""
     layer = BilinearDeconvolution(SHAPE[1], 4, 2)
-    layer.random_weights()
+    layer.random_weights(1.0)
     return layer.fuse("")
 
 

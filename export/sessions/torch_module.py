@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import BackendError
-from deploykit.models.fuse import fuse_model
+from deploykit.models.fuse import fuse_model, torch_threads
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.postprocess.detections import names_of
@@ -55,7 +54,7 @@ class TorchSession(Session):
             if not self._wide:  # only when needed: it takes twice the memory
                 self._module, self._wide = copy.deepcopy(self._module).double(), True
         try:
-            with torch.inference_mode(), _torch_threads(self._wanted):
+            with torch.inference_mode(), self._threads():
                 output = self._module(image)
         except RuntimeError as e:
             raise BackendError(f"PyTorch failed: {e}") from e
@@ -64,6 +63,9 @@ class TorchSession(Session):
             told = f"{len(found)} output{'s' * (len(found) > 1)}"
             raise BackendError(f"PyTorch gave {told}, the spec names {', '.join(self._outputs)}")
         return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
+
+    def _threads(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if self._wanted is None else torch_threads(self._wanted)
 
     def close(self) -> None:
         """Drop the module."""
@@ -82,24 +84,6 @@ def _outputs(spec: ModelSpec, dtype: str) -> tuple[TensorInfo, ...]:
         TensorInfo(name, (None,) * axes_of.get(name, 4), "int32" if name in whole else dtype)
         for name in names_of(output)
     )
-
-
-_one_at_a_time = threading.Lock()
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int | None) -> Iterator[None]:
-    """Set torch's thread count while the context lasts; None keeps the present one."""
-    if threads is None:
-        yield
-        return
-    with _one_at_a_time:  # one count per process: each user must restore what it found
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(before)
 
 
 def spec_of_module(model: ReferenceModel) -> ModelSpec:

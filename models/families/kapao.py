@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.yolov5 import ANCHORS_P6, MULTIPLES, rows_of
-from deploykit.models.registry import Builder, ReferenceModel, register_model
+from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.models.yolo_graph.family import HeadShape, custom_name, nearest_variant, normal_rows, reference_of
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import GraphConfig, build_graph
@@ -79,18 +79,16 @@ def config_of(name: str, num_classes: int = COCO_CLASSES, *, width: float | None
     )
 
 
-def _builder(name: str) -> Builder:
-    def build(*, num_classes: int | None = None) -> ReferenceModel:
-        graph = build_graph(config_of(name, COCO_CLASSES if num_classes is None else num_classes))
-        return reference_of(graph, name, FAMILY, None, SIZE)
-
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"KaPao-{name[-1].upper()}, {SIZE} px: persons with 17 keypoints, and these as objects."
-    return build
+def _build(name: str, num_classes: int | None) -> ReferenceModel:
+    graph = build_graph(config_of(name, COCO_CLASSES if num_classes is None else num_classes))
+    return reference_of(graph, name, FAMILY, None, SIZE)
 
 
-for _name in VARIANTS:
-    register_model(_builder(_name))
+def _about(name: str) -> str:
+    return f"KaPao-{name[-1].upper()}, {SIZE} px: persons with 17 keypoints, and these as objects."
+
+
+register_variants(__name__, VARIANTS, _build, _about)
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:

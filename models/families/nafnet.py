@@ -11,7 +11,6 @@ size: zeros are added on the right and below up to a multiple of what the stages
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -19,20 +18,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.errors import CheckpointError, UsageError
-from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.errors import UsageError
+from deploykit.models.family import Family
 from deploykit.models.fuse import shared_copy
 from deploykit.models.layers.naf import BoxMean, FixedAttention, NafBlock, naf_blocks
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.models.registry import ReferenceModel, Rewrite
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
-FAMILY = "NAFNet"
 WEIGHTS_LICENCE = "MIT code of Megvii; the data sets have terms of their own"
 
 SIZE = 256  # pixels a side of the crops that the published weights were trained on
 TLC_BASE = 1.5  # the window of TLC in training sizes
-MAX_BLOCKS, MAX_CHANNELS = 256, 65_536  # far beyond any real one, so that a hostile file builds nothing large
+MAX_STAGES = 8  # far beyond any real network, so that a hostile file builds nothing large
 
 
 @dataclass(frozen=True)
@@ -54,12 +52,12 @@ class NafnetConfig:
 GOPRO = NafnetConfig(32, (1, 1, 1, 28), 1, (1, 1, 1, 1))
 SIDD = NafnetConfig(32, (2, 2, 4, 8), 12, (2, 2, 2, 2))
 VARIANTS = {
-    "nafnet_w32_gopro": GOPRO,
+    "nafnet_w32_gopro": GOPRO,  # motion blur
     "nafnet_w64_gopro": replace(GOPRO, width=64),
-    "nafnet_w64_reds": replace(GOPRO, width=64),
-    "nafnet_w32_sidd": SIDD,
+    "nafnet_w64_reds": replace(GOPRO, width=64),  # motion blur in compressed videos
+    "nafnet_w32_sidd": SIDD,  # the noise of phone cameras
     "nafnet_w64_sidd": replace(SIDD, width=64),
-    "nafnet_w32_raw": replace(SIDD, channels=4),
+    "nafnet_w32_raw": replace(SIDD, channels=4),  # RAW mosaics: red, two greens and blue, packed at half the size
 }
 
 
@@ -112,7 +110,7 @@ class Nafnet(nn.Module):
         stages += [(deepest - 1 - i, stage) for i, stage in enumerate(self.decoders)]
         return [(level, block) for level, stage in stages for block in naf_blocks(stage)]
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """A correction of the picture, and not another picture."""
         self.ending.weight.data.mul_(0.05)
 
@@ -197,77 +195,63 @@ def receptive_field(network: Nafnet) -> int:
     return reach + sum(1 << level for level in range(1, deepest + 1))
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build a NAFNet from the tensors of a checkpoint; None: it is of another family.
+class NafnetFamily(Family[NafnetConfig]):
+    """NAFNet by the original's keys."""
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    keys = checkpoint.state_dict.keys()
-    if not {"intro.weight", "ending.weight"} <= keys or not any(key.startswith("middle_blks.") for key in keys):
-        return None
-    config = _config_of(checkpoint)
-    name, notes = _name_of(config)
-    with torch.device("meta"):
-        network = Nafnet(config)
-    load_weights(network, checkpoint, checkpoint.float32(), name)
-    return replace(_reference(name.replace("_", "-"), config, network.eval()), notes=notes)
+    name = "NAFNet"
+    variants = VARIANTS
+    signature = frozenset({"intro.weight", "ending.weight", "middle_blks.0.conv1.weight"})
 
+    def config_of(self, shapes: CheckpointShapes) -> NafnetConfig:
+        stages = min(shapes.count_layers("downs."), MAX_STAGES)
+        width, channels, *_ = shapes.weight_shape("intro")
+        inner, ffn = shapes.weight_shape("middle_blks.0.conv1"), shapes.weight_shape("middle_blks.0.conv4")
+        return NafnetConfig(
+            width=width,
+            encoders=tuple(shapes.count_layers(f"encoders.{i}.") for i in range(stages)),
+            middle=shapes.count_layers("middle_blks."),
+            decoders=tuple(shapes.count_layers(f"decoders.{i}.") for i in range(stages)),
+            channels=channels,
+            wide=max(inner[0] // inner[1], 1),
+            wide_ffn=max(ffn[0] // ffn[1], 1),
+        )
 
-def _config_of(checkpoint: Checkpoint) -> NafnetConfig:
-    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
+    def network(self, config: NafnetConfig) -> Nafnet:
+        return Nafnet(config)
 
-    def shape(key: str) -> tuple[int, ...]:
-        found = shapes.get(key, ())
-        if len(found) != 4 or not 0 < max(found[:2]) <= MAX_CHANNELS:
-            told = f"is {list(found)}" if found else "is missing"
-            raise CheckpointError(
-                f"{checkpoint.path} has the tensors of a NAFNet, but {key} {told}: expected the weights of a "
-                "convolution; the file is damaged or of a changed model (deploykit inspect shows it)"
-            )
-        return found
+    def spec(self, config: NafnetConfig, names: tuple[str, ...] | None) -> ModelSpec:
+        """See :meth:`Family.spec`; there are no classes."""
+        canvas = InputSpec(
+            size=(SIZE, SIZE),
+            channels=config.channels,
+            mean=(0.0,) * config.channels,
+            std=(1.0,) * config.channels,
+            fit=Fit(kind="tile" if config.channels == 4 else "pad", stride=1, step=1 << len(config.encoders)),
+        )
+        return ModelSpec("restore", canvas, DenseOutput(name="image"))
 
-    def count(pattern: str) -> int:
-        """One more than the highest number that stands where the pattern has its group."""
-        numbers = (re.match(pattern, key) for key in shapes)
-        return min(max((int(m[1]) + 1 for m in numbers if m), default=0), MAX_BLOCKS)
+    def name_of(self, config: NafnetConfig) -> str:
+        blocks = "-".join(map(str, (*config.encoders, config.middle, *config.decoders)))
+        channels = f"-{config.channels}ch" if config.channels != 3 else ""
+        return self.variant_of(config) or f"nafnet-w{config.width}-{blocks}{channels}"
 
-    number = r"([0-9]{1,4})\."
-    stages = min(count(rf"downs\.{number}"), 8)
-    width, channels = shape("intro.weight")[:2]
-    first = "middle_blks.0"
-    inner, ffn = shape(f"{first}.conv1.weight"), shape(f"{first}.conv4.weight")
-    return NafnetConfig(
-        width=width,
-        encoders=tuple(count(rf"encoders\.{i}\.{number}") for i in range(stages)),
-        middle=count(rf"middle_blks\.{number}"),
-        decoders=tuple(count(rf"decoders\.{i}\.{number}") for i in range(stages)),
-        channels=channels,
-        wide=max(inner[0] // inner[1], 1),
-        wide_ffn=max(ffn[0] // ffn[1], 1),
-    )
+    def build(self, variant: str, num_classes: int | None) -> ReferenceModel:
+        """See :meth:`Family.build`; a number of classes is refused."""
+        if num_classes is not None:
+            raise UsageError(f"{variant.replace('_', '-')} restores images and has no classes")
+        return super().build(variant, None)
 
+    def rewrites(self, config: NafnetConfig) -> dict[str, Rewrite]:
+        return {"tlc": _tlc}
 
-def _name_of(config: NafnetConfig) -> tuple[str, tuple[str, ...]]:
-    for name, known in VARIANTS.items():
-        if known == config:
-            same = [other.replace("_", "-") for other, k in VARIANTS.items() if k == config and other != name]
-            notes = (f"{' and '.join(same)} has the same layout: no tensor tells which of them it is",) if same else ()
-            return name, notes
-    blocks = "-".join(map(str, (*config.encoders, config.middle, *config.decoders)))
-    return f"nafnet-w{config.width}-{blocks}" + (f"-{config.channels}ch" if config.channels != 3 else ""), ()
-
-
-def _reference(name: str, config: NafnetConfig, network: Nafnet) -> ReferenceModel:
-    canvas = InputSpec(
-        size=(SIZE, SIZE),
-        channels=config.channels,
-        mean=(0.0,) * config.channels,
-        std=(1.0,) * config.channels,
-        fit=Fit(kind="tile" if config.channels == 4 else "pad", stride=1, step=network.multiple),
-    )
-    spec = ModelSpec("restore", canvas, DenseOutput(name="image"))
-    return ReferenceModel(name, FAMILY, network, spec, rewrites={"tlc": _tlc})
+    def loaded(self, config: NafnetConfig, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:
+        """With a note where another variant has the same layout."""
+        model = super().loaded(config, network, shapes)
+        names = (name.replace("_", "-") for name, known in VARIANTS.items() if known == config)
+        same = [name for name in names if name != model.name]
+        if not same:
+            return model
+        return replace(model, notes=(f"{' and '.join(same)} has the same layout: no tensor tells which of them it is",))
 
 
 def _tlc(network: nn.Module, argument: str) -> nn.Module:
@@ -278,45 +262,6 @@ def _tlc(network: nn.Module, argument: str) -> nn.Module:
     return with_local_pool(network, int(argument or SIZE))
 
 
-def _build(name: str, num_classes: int | None) -> ReferenceModel:
-    shown = name.replace("_", "-")
-    if num_classes is not None:
-        raise UsageError(f"{shown} restores pictures and has no classes")
-    config = VARIANTS[name]
-    return _reference(shown, config, Nafnet(config).eval())
-
-
-@register_model
-def nafnet_w32_gopro(*, num_classes: int | None = None) -> ReferenceModel:
-    """Width 32, for motion blur."""
-    return _build("nafnet_w32_gopro", num_classes)
-
-
-@register_model
-def nafnet_w64_gopro(*, num_classes: int | None = None) -> ReferenceModel:
-    """Width 64, for motion blur."""
-    return _build("nafnet_w64_gopro", num_classes)
-
-
-@register_model
-def nafnet_w64_reds(*, num_classes: int | None = None) -> ReferenceModel:
-    """Width 64, for motion blur in compressed videos: the layout of nafnet-w64-gopro."""
-    return _build("nafnet_w64_reds", num_classes)
-
-
-@register_model
-def nafnet_w32_sidd(*, num_classes: int | None = None) -> ReferenceModel:
-    """Width 32, for the noise of phone cameras."""
-    return _build("nafnet_w32_sidd", num_classes)
-
-
-@register_model
-def nafnet_w64_sidd(*, num_classes: int | None = None) -> ReferenceModel:
-    """Width 64, for the noise of phone cameras."""
-    return _build("nafnet_w64_sidd", num_classes)
-
-
-@register_model
-def nafnet_w32_raw(*, num_classes: int | None = None) -> ReferenceModel:
-    """The layout of nafnet-w32-sidd for RAW mosaics: red, two greens and blue, packed as four channels of half size."""
-    return _build("nafnet_w32_raw", num_classes)
+FAMILY = NafnetFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

@@ -13,21 +13,18 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.class_names import CIFAR10_CLASSES, IMAGENET_MEAN, IMAGENET_STD, class_names
+from deploykit.models.class_names import CIFAR10_CLASSES, class_names
+from deploykit.models.family import Family, classifier_spec, imagenet_input
 from deploykit.models.fuse import fold_conv_bn, fuse_model, shared_copy
 from deploykit.models.layers.conv import FoldingSequential
-from deploykit.models.loading.shapes import Shapes
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.spec import Fit, ModelSpec
 
-FAMILY = "ResNet"
 WEIGHTS_LICENCE = "BSD-3-Clause (torchvision), BSD-2-Clause (CIFAR-10's); the data sets have terms of their own"
 
 SIZE = 224
@@ -169,156 +166,67 @@ class Resnet(nn.Module):
         return new
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build a ResNet from the tensors of a checkpoint; None: it is of another family.
+class ResnetFamily(Family[ResnetConfig]):
+    """ResNets by torchvision's keys, and by those of the networks for images of 32 pixels."""
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    keys = checkpoint.state_dict.keys()
-    if not {"conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight"} <= keys:
-        return None
-    config = _config_of(checkpoint)
-    with torch.device("meta"):
-        network = Resnet(config)
-    name = _name_of(config)
-    called = {} if config.small else {f"fc.{part}": f"{_classifier(checkpoint)}.{part}" for part in ("weight", "bias")}
-    load_weights(network, checkpoint, checkpoint.float32(), name, called=called)
-    return _reference(name, config, network.eval(), checkpoint.names)
+    name = "ResNet"
+    variants = VARIANTS
+    signature = frozenset({"conv1.weight", "bn1.weight", "layer1.0.conv1.weight", "layer1.0.bn1.weight"})
 
+    def shapes_of(self, checkpoint: Checkpoint) -> CheckpointShapes | None:
+        """With the checkpoint's name of the last layer: ``fc``, or ``fc.1`` where a dropout was put before it."""
+        shapes = super().shapes_of(checkpoint)
+        last = [key for key in checkpoint.state_dict if re.fullmatch(r"fc(\.[0-9]{1,2})?\.weight", key)]
+        if shapes is None or len(last) != 1:
+            return shapes
+        return replace(shapes, key_map={"fc.weight": last[0], "fc.bias": last[0].removesuffix("weight") + "bias"})
 
-def _classifier(checkpoint: Checkpoint) -> str:
-    """What the file calls its last layer: ``fc``, or ``fc.1`` where somebody put a dropout before it."""
-    found = [key for key in checkpoint.state_dict if re.fullmatch(r"fc(\.[0-9]{1,2})?\.weight", key)]
-    return found[0].removesuffix(".weight") if len(found) == 1 else ""
-
-
-def _config_of(checkpoint: Checkpoint) -> ResnetConfig:
-    reader = Shapes(checkpoint, FAMILY)
-    stem, channels, kernel, _ = reader.weight("conv1")
-    stages = reader.count("layer")
-    small = kernel == 3 and "linear.weight" in reader.shapes and not any("downsample" in key for key in reader.shapes)
-    if not small and (kernel, stem) != (7, BASE):
-        raise CheckpointError(
-            f"{checkpoint.path} has the tensors of a ResNet whose first convolution has {stem} channels and a kernel "
-            f"of {kernel}x{kernel}: torchvision's have {BASE} and 7x7, other stems are not built"
+    def config_of(self, shapes: CheckpointShapes) -> ResnetConfig:
+        path, keys = shapes.checkpoint.path, shapes.shapes.keys()
+        stem, channels, kernel, _ = shapes.weight_shape("conv1")
+        small = kernel == 3 and "linear.weight" in keys and not any("downsample" in key for key in keys)
+        if not small and (kernel, stem) != (7, BASE):
+            raise CheckpointError(
+                f"{path} has the tensors of a ResNet whose first convolution has {stem} channels and a kernel "
+                f"of {kernel}x{kernel}: torchvision's have {BASE} and 7x7, other stems are not built"
+            )
+        if not small and not shapes.key_map:
+            others = sorted(key for key in keys if not key.startswith(("conv1.", "bn1.", "layer")))
+            found = f"it has {', '.join(others[:3])}" if others else "it has no other tensors"
+            raise CheckpointError(
+                f"{path} has the tensors of a ResNet and not one layer fc, its classifier; {found}: a backbone, "
+                "or another head, which is not built"
+            )
+        middle = shapes.weight_shape("layer1.0.conv2")
+        bottleneck = "layer1.0.conv3.weight" in keys
+        return ResnetConfig(
+            block="bottleneck" if bottleneck else "basic",
+            depths=tuple(shapes.count_layers(f"layer{i}.") for i in range(1, shapes.count_layers("layer"))),
+            inner=middle[0] if bottleneck else stem,
+            groups=max(middle[0] // middle[1], 1) if bottleneck else 1,
+            channels=channels,
+            num_classes=shapes.weight_shape("linear" if small else "fc", 2)[0],
+            small=small,
         )
-    last = "linear" if small else _classifier(checkpoint)
-    if not last:
-        others = sorted(key for key in reader.shapes if not key.startswith(("conv1.", "bn1.", "layer")))
-        found = f"it has {', '.join(others[:3])}" if others else "it has no other tensors"
-        raise CheckpointError(
-            f"{checkpoint.path} has the tensors of a ResNet and not one layer fc, its classifier; {found}: a backbone, "
-            "or another head, which is not built"
+
+    def network(self, config: ResnetConfig) -> Resnet:
+        return Resnet(config)
+
+    def spec(self, config: ResnetConfig, names: tuple[str, ...] | None) -> ModelSpec:
+        if names is None and config.small and config.num_classes == len(CIFAR10_CLASSES):
+            names = CIFAR10_CLASSES
+        fit = Fit(kind="crop", stride=1, crop_share=1.0 if config.small else 0.875, resample="bilinear")
+        canvas = imagenet_input(32 if config.small else SIZE, fit, config.channels)
+        return classifier_spec(canvas, class_names(config.num_classes, names))
+
+    def name_of(self, config: ResnetConfig) -> str:
+        width = f"-{config.groups}x{config.inner // config.groups}d" if config.groups > 1 else ""
+        name = self.variant_of(config, "channels") or (
+            f"resnet-{config.block}-{'-'.join(map(str, config.depths))}{width}"
         )
-    middle = reader.weight("layer1.0.conv2")
-    bottleneck = "layer1.0.conv3.weight" in reader.shapes
-    return ResnetConfig(
-        block="bottleneck" if bottleneck else "basic",
-        depths=tuple(reader.count(f"layer{i}.") for i in range(1, stages)),
-        inner=middle[0] if bottleneck else stem,
-        groups=max(middle[0] // middle[1], 1) if bottleneck else 1,
-        channels=channels,
-        num_classes=reader.weight(last, 2)[0],
-        small=small,
-    )
+        return name if config.channels == 3 else f"{name}-channels-{config.channels}"
 
 
-def _name_of(config: ResnetConfig) -> str:
-    plain = replace(config, channels=3, num_classes=0)
-    tail = "" if config.channels == 3 else f"-channels-{config.channels}"
-    for name, known in VARIANTS.items():
-        if plain == replace(known, num_classes=0):
-            return name.replace("_", "-") + tail
-    width = f"-{config.groups}x{config.inner // config.groups}d" if config.groups > 1 else ""
-    return f"resnet-{config.block}-{'-'.join(map(str, config.depths))}{width}{tail}"
-
-
-def _reference(
-    name: str, config: ResnetConfig, network: Resnet, names: tuple[str, ...] | None = None
-) -> ReferenceModel:
-    channels, side = config.channels, 32 if config.small else SIZE
-    if names is None and config.small and config.num_classes == len(CIFAR10_CLASSES):
-        names = CIFAR10_CLASSES
-    canvas = InputSpec(
-        size=(side, side),
-        channels=channels,
-        mean=IMAGENET_MEAN if channels == 3 else (0.5,) * channels,
-        std=IMAGENET_STD if channels == 3 else (0.5,) * channels,
-        fit=Fit(kind="crop", stride=1, crop_share=1.0 if config.small else 0.875, resample="bilinear"),
-    )
-    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
-    return ReferenceModel(name, FAMILY, network, spec)
-
-
-def _build(name: str, num_classes: int | None) -> ReferenceModel:
-    config = VARIANTS[name]
-    if num_classes is not None:
-        config = replace(config, num_classes=num_classes)
-    return _reference(name.replace("_", "-"), config, Resnet(config).eval())
-
-
-@register_model
-def resnet18(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNet-18, ImageNet."""
-    return _build("resnet18", num_classes)
-
-
-@register_model
-def resnet34(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNet-34, ImageNet."""
-    return _build("resnet34", num_classes)
-
-
-@register_model
-def resnet50(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNet-50, ImageNet."""
-    return _build("resnet50", num_classes)
-
-
-@register_model
-def resnet101(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNet-101, ImageNet."""
-    return _build("resnet101", num_classes)
-
-
-@register_model
-def resnet152(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNet-152, ImageNet."""
-    return _build("resnet152", num_classes)
-
-
-@register_model
-def resnext50_32x4d(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNeXt-50, 32 groups of 4, ImageNet."""
-    return _build("resnext50_32x4d", num_classes)
-
-
-@register_model
-def resnext101_32x8d(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNeXt-101, 32 groups of 8, ImageNet."""
-    return _build("resnext101_32x8d", num_classes)
-
-
-@register_model
-def wide_resnet50_2(*, num_classes: int | None = None) -> ReferenceModel:
-    """Wide ResNet-50-2, ImageNet."""
-    return _build("wide_resnet50_2", num_classes)
-
-
-@register_model
-def wide_resnet101_2(*, num_classes: int | None = None) -> ReferenceModel:
-    """Wide ResNet-101-2, ImageNet."""
-    return _build("wide_resnet101_2", num_classes)
-
-
-@register_model
-def resnet20_cifar10(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNet-20 for pictures of 32 pixels, CIFAR-10."""
-    return _build("resnet20_cifar10", num_classes)
-
-
-@register_model
-def resnet56_cifar10(*, num_classes: int | None = None) -> ReferenceModel:
-    """ResNet-56 for pictures of 32 pixels, CIFAR-10."""
-    return _build("resnet56_cifar10", num_classes)
+FAMILY = ResnetFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

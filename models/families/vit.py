@@ -19,16 +19,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError
-from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, class_names
+from deploykit.models.class_names import class_names
+from deploykit.models.family import Family, classifier_spec, imagenet_input
 from deploykit.models.fuse import check_fold, shared_copy
 from deploykit.models.layers.attention import EPS, TransformerBlock
-from deploykit.models.loading.shapes import Shapes
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
+from deploykit.models.layers.norm import randomise_affine
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.models.registry import ReferenceModel
+from deploykit.spec import DenseOutput, Fit, ModelSpec
 
-FAMILY = "ViT"
 WEIGHTS_LICENCE = "CC-BY-NC-4.0 (MAE, the code too); of other ViTs their own"
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16}
@@ -58,11 +57,12 @@ class VitConfig:
 
 
 BASE = VitConfig(768, 12, 12, 3072)
-SIZES = {
-    "b16": BASE,
-    "l16": replace(BASE, dim=1024, depth=24, heads=16, hidden=4096),
-    "h14": replace(BASE, dim=1280, depth=32, heads=16, hidden=5120, patch=14, grid=16),
+VARIANTS = {
+    "mae_vit_b16": BASE,
+    "mae_vit_l16": replace(BASE, dim=1024, depth=24, heads=16, hidden=4096),
+    "mae_vit_h14": replace(BASE, dim=1280, depth=32, heads=16, hidden=5120, patch=14, grid=16),
 }
+"""As MAE fine-tunes them for ImageNet."""
 
 
 class PatchEmbed(nn.Module):
@@ -158,115 +158,81 @@ class VisionTransformer(nn.Module):
         planes = functional.interpolate(planes, size=(rows, columns), mode="bicubic", align_corners=False)
         return planes.flatten(2).transpose(1, 2)
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Positions and norms that matter, so that a lost one shows."""
         nn.init.normal_(self.cls_token, std=0.5)
         nn.init.normal_(self.pos_embed, std=0.5)
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
-                nn.init.uniform_(module.weight, 0.8, 1.2)
-                nn.init.normal_(module.bias, std=0.1)
+                randomise_affine(module)
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build a vision transformer from the tensors of a checkpoint; None: it is of another family.
+class VitFamily(Family[VitConfig]):
+    """Vision transformers by timm's keys, and MAE's; the number of heads is the published one of the width."""
 
-    The decoder of a pretraining checkpoint is dropped.
+    name = "ViT"
+    variants = VARIANTS
+    signature = frozenset({"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"})
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    keys = checkpoint.state_dict.keys()
-    if not {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= keys:
-        return None
-    config, notes = _config_of(checkpoint)
-    with torch.device("meta"):
-        network = VisionTransformer(config)
-    found = checkpoint.float32()
-    dropped = [key for key in found if key == "mask_token" or key.startswith("decoder_")]
-    for key in dropped:
-        del found[key]
-    if dropped:
-        notes = (*notes, f"the decoder of its pretraining is dropped ({len(dropped)} tensors)")
-    name = _name_of(config)
-    load_weights(network, checkpoint, found, name)
-    return replace(_reference(name, config, network.eval(), checkpoint.names), notes=notes)
-
-
-def _config_of(checkpoint: Checkpoint) -> tuple[VitConfig, tuple[str, ...]]:
-    reader = Shapes(checkpoint, FAMILY)
-    others = [key for key in ("dist_token", "reg_token", "norm_pre.weight", *OTHERS) if key in reader.shapes]
-    if others:
-        raise CheckpointError(
-            f"{checkpoint.path} is of a vision transformer with {others[0]}, which is not one of ViT's or MAE's layouts"
-        )
-    dim, channels, patch, _ = reader.weight("patch_embed.proj")
-    positions, hidden = reader.of("pos_embed", 3)[1], reader.weight("blocks.0.mlp.fc1", 2)[0]
-    grid = math.isqrt(positions - 1)
-    if grid**2 + 1 != positions or grid < 1:
-        raise CheckpointError(
-            f"{checkpoint.path}: pos_embed has {positions} positions, which are not one and those of a square"
-        )
-    kind: Head = "features"
-    classes = 0
-    if "head.1.weight" in reader.shapes:
-        kind, classes = "probe", reader.weight("head.1", 2)[0]
-    elif "head.weight" in reader.shapes:
-        kind, classes = "mean" if "fc_norm.weight" in reader.shapes else "token", reader.weight("head", 2)[0]
-    heads = HEADS.get(dim, max(dim // 64, 1))
-    notes: tuple[str, ...] = ()
-    if dim not in HEADS:
+    def config_of(self, shapes: CheckpointShapes) -> VitConfig:
+        path = shapes.checkpoint.path
+        others = [key for key in ("dist_token", "reg_token", "norm_pre.weight", *OTHERS) if key in shapes.shapes]
+        if others:
+            raise CheckpointError(
+                f"{path} is of a vision transformer with {others[0]}, which is not one of ViT's or MAE's layouts"
+            )
+        dim, channels, patch, _ = shapes.weight_shape("patch_embed.proj")
+        positions, hidden = shapes.shape("pos_embed", 3)[1], shapes.weight_shape("blocks.0.mlp.fc1", 2)[0]
+        grid = math.isqrt(positions - 1)
+        if grid**2 + 1 != positions or grid < 1:
+            raise CheckpointError(
+                f"{path}: pos_embed has {positions} positions, which are not one and those of a square"
+            )
+        kind: Head = "features"
+        classes = 1
+        if "head.1.weight" in shapes.shapes:
+            kind, classes = "probe", shapes.weight_shape("head.1", 2)[0]
+        elif "head.weight" in shapes.shapes:
+            kind, classes = "mean" if "fc_norm.weight" in shapes.shapes else "token", shapes.weight_shape("head", 2)[0]
+        heads = HEADS.get(dim, max(dim // 64, 1))
         heads = heads if dim % heads == 0 else 1
-        notes = (f"the number of heads is in no tensor: {heads} are taken for {dim} channels",)
-    depth = reader.count("blocks.")
-    return VitConfig(dim, depth, heads, hidden, patch, grid, channels, classes or 1, kind), notes
+        return VitConfig(dim, shapes.count_layers("blocks."), heads, hidden, patch, grid, channels, classes, kind)
+
+    def network(self, config: VitConfig) -> VisionTransformer:
+        return VisionTransformer(config)
+
+    def spec(self, config: VitConfig, names: tuple[str, ...] | None) -> ModelSpec:
+        fit = Fit(kind="crop", stride=config.patch, resample="bicubic")
+        canvas = imagenet_input(config.patch * config.grid, fit, config.channels)
+        if config.head == "features":
+            return ModelSpec("features", canvas, DenseOutput(name="features"), ())
+        return classifier_spec(canvas, class_names(config.num_classes, names))
+
+    def name_of(self, config: VitConfig) -> str:
+        known = self.variant_of(replace(config, head="mean"), "grid", "channels")
+        size = known.rpartition("-")[2] if known else f"d{config.dim}-{config.depth}-p{config.patch}"
+        tail = {"probe": "-linear-probe", "features": "-features"}.get(config.head, "")
+        return f"{'vit' if config.head == 'token' else 'mae-vit'}-{size}{tail}"
+
+    def tensors_of(self, shapes: CheckpointShapes, network: nn.Module) -> dict[str, Tensor]:
+        """The tensors without the decoder of a pretraining checkpoint."""
+        return {key: value for key, value in super().tensors_of(shapes, network).items() if not _is_decoder(key)}
+
+    def loaded(self, config: VitConfig, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:
+        """With notes on what was assumed and what was dropped."""
+        notes: tuple[str, ...] = ()
+        if config.dim not in HEADS:
+            notes = (f"the number of heads is in no tensor: {config.heads} are taken for {config.dim} channels",)
+        dropped = sum(map(_is_decoder, shapes.shapes))
+        if dropped:
+            notes = (*notes, f"the decoder of its pretraining is dropped ({dropped} tensors)")
+        return replace(super().loaded(config, network, shapes), notes=notes)
 
 
-def _name_of(config: VitConfig) -> str:
-    sizes = {replace(known, num_classes=1): name for name, known in SIZES.items()}
-    trunk = replace(config, head="mean", grid=0, channels=3, num_classes=1)
-    size = next((name for known, name in sizes.items() if replace(known, grid=0) == trunk), None)
-    named = size or f"d{config.dim}-{config.depth}-p{config.patch}"
-    family = "vit" if config.head == "token" else "mae-vit"
-    tail = {"probe": "-linear-probe", "features": "-features"}.get(config.head, "")
-    return f"{family}-{named}{tail}"
+def _is_decoder(key: str) -> bool:
+    return key == "mask_token" or key.startswith("decoder_")
 
 
-def _reference(
-    name: str, config: VitConfig, network: VisionTransformer, names: tuple[str, ...] | None = None
-) -> ReferenceModel:
-    side, channels = config.patch * config.grid, config.channels
-    canvas = InputSpec(
-        size=(side, side),
-        channels=channels,
-        mean=IMAGENET_MEAN if channels == 3 else (0.5,) * channels,
-        std=IMAGENET_STD if channels == 3 else (0.5,) * channels,
-        fit=Fit(kind="crop", stride=config.patch, resample="bicubic"),
-    )
-    if config.head == "features":
-        return ReferenceModel(name, FAMILY, network, ModelSpec("features", canvas, DenseOutput(name="features"), ()))
-    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
-    return ReferenceModel(name, FAMILY, network, spec)
-
-
-def _build(size: str, num_classes: int | None) -> ReferenceModel:
-    config = replace(SIZES[size], num_classes=1000 if num_classes is None else num_classes)
-    return _reference(_name_of(config), config, VisionTransformer(config).eval())
-
-
-@register_model
-def mae_vit_b16(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-B with patches of 16 pixels, as MAE fine-tunes it; ImageNet."""
-    return _build("b16", num_classes)
-
-
-@register_model
-def mae_vit_l16(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-L with patches of 16 pixels, as MAE fine-tunes it; ImageNet."""
-    return _build("l16", num_classes)
-
-
-@register_model
-def mae_vit_h14(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-H with patches of 14 pixels, as MAE fine-tunes it; ImageNet."""
-    return _build("h14", num_classes)
+FAMILY = VitFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

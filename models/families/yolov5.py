@@ -21,7 +21,7 @@ from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
-from deploykit.models.registry import Builder, ReferenceModel, register_model
+from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,
@@ -160,26 +160,23 @@ def config_of(
     )
 
 
-def _builder(name: str) -> Builder:
+def _build(name: str, num_classes: int | None) -> ReferenceModel:
     variant = VARIANTS[name]
-    default = 1 if variant.pose else len(COCO_CLASSES)
+    graph = build_graph(config_of(name, num_classes or (1 if variant.pose else len(COCO_CLASSES))))
+    if variant.pose:
+        _contract(graph)
+    classes = {len(COCO_CLASSES): COCO_CLASSES, 1: ("person",) if variant.pose else None}
+    return reference_of(graph, name, FAMILY, classes.get(graph.head.num_classes), variant.size)
 
-    def build(*, num_classes: int | None = None) -> ReferenceModel:
-        graph = build_graph(config_of(name, num_classes or default))
-        if variant.pose:
-            _contract(graph)
-        classes = {len(COCO_CLASSES): COCO_CLASSES, 1: ("person",) if variant.pose else None}
-        return reference_of(graph, name, FAMILY, classes.get(graph.head.num_classes), variant.size)
 
+def _about(name: str) -> str:
+    variant = VARIANTS[name]
     levels = ", four levels" if variant.levels == 4 else ""
     people = f": persons with 17 keypoints{', for small processors' if variant.lite else ''}" if variant.pose else ""
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{name.replace('yolov5', 'YOLOv5').replace('_', '-')}, {variant.size} px{levels}{people}."
-    return build
+    return f"{name.replace('yolov5', 'YOLOv5').replace('_', '-')}, {variant.size} px{levels}{people}."
 
 
-for _name in VARIANTS:
-    register_model(_builder(_name))
+register_variants(__name__, VARIANTS, _build, _about)
 
 
 def _contract(graph: LayerGraph) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.anchor_head import IAuxDetect, Keypoint
-from deploykit.models.registry import ReferenceModel, register_model
+from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,
@@ -240,59 +240,20 @@ def config_of(
     )
 
 
-def _build(name: str, num_classes: int) -> ReferenceModel:
+def _build(name: str, num_classes: int | None) -> ReferenceModel:
+    num_classes = num_classes or (1 if name.endswith("_pose") else len(COCO_CLASSES))
     graph = build_graph(config_of(name, num_classes))
     pose = isinstance(graph.head, Keypoint)
     classes = COCO_CLASSES if num_classes == 80 else ("person",) if pose and num_classes == 1 else None
     return reference_of(graph, name, FAMILY, classes, SIZES.get(name, 1280))
 
 
-@register_model
-def yolov7_tiny(*, num_classes: int | None = None) -> ReferenceModel:
-    """YOLOv7-tiny, 640 px, LeakyReLU."""
-    return _build("yolov7_tiny", num_classes or 80)
+def _about(name: str) -> str:
+    size, people = SIZES.get(name, 1280), ": persons with 17 keypoints" if name.endswith("_pose") else ""
+    return f"{name.replace('yolov7', 'YOLOv7').replace('_', '-')}, {size} px{people}."
 
 
-@register_model
-def yolov7(*, num_classes: int | None = None) -> ReferenceModel:
-    """YOLOv7, 640 px."""
-    return _build("yolov7", num_classes or 80)
-
-
-@register_model
-def yolov7x(*, num_classes: int | None = None) -> ReferenceModel:
-    """YOLOv7-X, 640 px."""
-    return _build("yolov7x", num_classes or 80)
-
-
-@register_model
-def yolov7_w6(*, num_classes: int | None = None) -> ReferenceModel:
-    """YOLOv7-W6, 1280 px, four levels."""
-    return _build("yolov7_w6", num_classes or 80)
-
-
-@register_model
-def yolov7_e6(*, num_classes: int | None = None) -> ReferenceModel:
-    """YOLOv7-E6, 1280 px, four levels."""
-    return _build("yolov7_e6", num_classes or 80)
-
-
-@register_model
-def yolov7_d6(*, num_classes: int | None = None) -> ReferenceModel:
-    """YOLOv7-D6, 1280 px, four levels."""
-    return _build("yolov7_d6", num_classes or 80)
-
-
-@register_model
-def yolov7_e6e(*, num_classes: int | None = None) -> ReferenceModel:
-    """YOLOv7-E6E, 1280 px, four levels."""
-    return _build("yolov7_e6e", num_classes or 80)
-
-
-@register_model
-def yolov7_w6_pose(*, num_classes: int | None = None) -> ReferenceModel:
-    """YOLOv7-W6-pose, 960 px, four levels: persons with 17 keypoints."""
-    return _build("yolov7_w6_pose", num_classes or 1)
+register_variants(__name__, VARIANTS, _build, _about)
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:

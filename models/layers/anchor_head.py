@@ -77,6 +77,21 @@ class Detect(nn.Module):
         xy, wh, probabilities = torch.split(values.sigmoid(), [2, 2, 1 + self.num_classes], -1)
         return torch.cat((xy * (2 * stride) + offset, wh * wh * (4 * anchor), probabilities), -1)
 
+    def random_weights(self, gain: float) -> None:
+        """Rare detections: an improbable object at every anchor, of any class."""
+        for level in range(self.num_levels):
+            biases = [conv.bias for conv in self._last_convs(level) if conv.bias is not None]
+            # One anchor's values may lie in both convolutions, so they are laid side by side first.
+            cells = torch.cat([b.detach() for b in biases]).view(self.num_anchors, -1)
+            cells[:, 4] = -4.0
+            cells[:, 5 : 5 + self.num_classes] = 2.0
+            for bias, part in zip(biases, torch.split(cells.flatten(), [len(b) for b in biases]), strict=True):
+                bias.data.copy_(part)
+
+    def _last_convs(self, level: int) -> tuple[nn.Conv2d, ...]:
+        """The convolutions whose outputs, one after the other, are :meth:`raw`."""
+        return (cast(nn.Conv2d, self.m[level]),)
+
     def _cells(self, raw: Tensor) -> Tensor:
         """``(B, A * columns, H, W)`` to ``(B, A, H, W, columns)``."""
         b, _, h, w = raw.shape
@@ -168,6 +183,10 @@ class Keypoint(Detect):
         xy = xy * (2 * stride[..., None]) + offset[..., None, :]
         points = torch.cat((xy, v.sigmoid()), -1).flatten(-2)
         return torch.cat((super().rows_of(det, stride, offset, anchor), points), -1)
+
+    def _last_convs(self, level: int) -> tuple[nn.Conv2d, ...]:
+        branch = self.m_kpt[level]
+        return *super()._last_convs(level), cast(nn.Conv2d, branch[-1] if isinstance(branch, nn.Sequential) else branch)
 
     def fuse(self, path: str) -> Keypoint:
         """Fold the keypoint branch's batch norms."""

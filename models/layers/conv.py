@@ -6,6 +6,7 @@ Every block's attribute names are the original's, so that its weights load; ``fu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
 def plain_conv(c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, p: int | None = None) -> nn.Conv2d:
     """A convolution without bias, padded by half its kernel unless ``p`` says otherwise."""
     return nn.Conv2d(c1, c2, k, s, k // 2 if p is None else p, groups=g, bias=False)
+
+
+def fill_biases(convs: Iterable[nn.Module], value: float) -> None:
+    """Set every bias of some convolutions to ``value``."""
+    for conv in convs:
+        assert isinstance(conv, nn.Conv2d)
+        assert conv.bias is not None
+        nn.init.constant_(conv.bias, value)
 
 
 class Conv(nn.Module):

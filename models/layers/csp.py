@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from deploykit.models.fuse import check_fold, fold_conv_bn, fuse_model, shared_copy
 from deploykit.models.layers.conv import Conv, batch_norm
+from deploykit.models.layers.norm import scale_batch_norms
 
 
 class Bottleneck(nn.Module):
@@ -27,6 +28,11 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.cv2(self.cv1(x))
         return x + y if self.add else y
+
+    def random_weights(self, gain: float) -> None:
+        """Half as much added to the input, so that the sum does not grow."""
+        if self.add:
+            scale_batch_norms(self.cv2, 0.5)
 
 
 class C3(nn.Module):

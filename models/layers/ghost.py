@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from deploykit.models.layers.conv import Conv, DWConv
 from deploykit.models.layers.csp import C3
+from deploykit.models.layers.norm import scale_batch_norms
 
 
 class GhostConv(nn.Module):
@@ -47,6 +48,10 @@ class GhostBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(x) + self.shortcut(x)
         return out
+
+    def random_weights(self, gain: float) -> None:
+        """Half as much added to the shortcut, so that the sum does not grow."""
+        scale_batch_norms(self.conv[-1], 0.5)
 
 
 class C3Ghost(C3):

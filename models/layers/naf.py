@@ -107,7 +107,7 @@ class NafBlock(nn.Module):
         new.conv5, new.gamma = _scaled(self.conv5, self.gamma, f"{path}.conv5"), None
         return new
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Branches that add a part of what is there already, and an attention around 1: its input has no mean here."""
         for factor in (self.beta, self.gamma):
             assert factor is not None

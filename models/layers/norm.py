@@ -1,4 +1,4 @@
-"""Norms over the channels of each pixel."""
+"""LayerNorm2d over the channels of each pixel, and random weights of norms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["LayerNorm2d"]
+__all__ = ["LayerNorm2d", "randomise_affine", "scale_batch_norms"]
 
 EPS = 1e-6
 
@@ -28,7 +28,19 @@ class LayerNorm2d(nn.Module):
         last = x.permute(0, 2, 3, 1)
         return functional.layer_norm(last, self.weight.shape, self.weight, self.bias, EPS).permute(0, 3, 1, 2)
 
-    def random_weights(self) -> None:
-        """Such that a wrong order or a lost bias shows."""
-        nn.init.uniform_(self.weight, 0.8, 1.2)
-        nn.init.normal_(self.bias, std=0.1)
+    def random_weights(self, gain: float) -> None:
+        """See :func:`randomise_affine`."""
+        randomise_affine(self)
+
+
+def randomise_affine(norm: nn.LayerNorm | LayerNorm2d) -> None:
+    """Weights around 1 and biases around 0, so that a wrong order and a lost bias show."""
+    nn.init.uniform_(norm.weight, 0.8, 1.2)
+    nn.init.normal_(norm.bias, std=0.1)
+
+
+def scale_batch_norms(block: nn.Module, factor: float) -> None:
+    """Multiply what every batch norm of a block gives by ``factor``."""
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.weight.data *= factor
+        norm.bias.data *= factor

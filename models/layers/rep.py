@@ -69,6 +69,10 @@ class ImplicitA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x + self.implicit
 
+    def random_weights(self, gain: float) -> None:
+        """As far from 0 as in trained models."""
+        nn.init.normal_(self.implicit, std=0.02)
+
 
 class ImplicitM(nn.Module):
     """x * m, with one learned ``m`` a channel, ``(1, C, 1, 1)``."""
@@ -79,6 +83,10 @@ class ImplicitM(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.implicit
+
+    def random_weights(self, gain: float) -> None:
+        """As far from 1 as in trained models."""
+        nn.init.normal_(self.implicit, mean=1.0, std=0.02)
 
 
 def fold_implicit(conv: nn.Conv2d, a: ImplicitA, m: ImplicitM, path: str) -> nn.Conv2d:

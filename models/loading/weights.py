@@ -19,7 +19,7 @@ def load_weights(
     found: dict[str, Tensor],
     name: str,
     *,
-    called: Mapping[str, str] | None = None,
+    key_map: Mapping[str, str] | None = None,
 ) -> None:
     """Give ``module``, which may be on the meta device, the tensors ``found`` of a checkpoint; they are not copied.
 
@@ -28,12 +28,12 @@ def load_weights(
         checkpoint: where they are from, for messages.
         found: :meth:`Checkpoint.float32`, changed where the family keeps something otherwise.
         name: of the model, for messages.
-        called: how the file calls those of the module's tensors that it calls otherwise; each name once.
+        key_map: the module's names of tensors -> the file's, where they differ; each name once.
 
     Raises:
         WeightsMismatchError: a tensor is missing, is left over or has another shape or type.
     """
-    own = {key: (called or {}).get(key, key) for key in module.state_dict()}
+    own = {key: (key_map or {}).get(key, key) for key in module.state_dict()}
     expected = {own[key]: tensor for key, tensor in module.state_dict().items()}
     advice = f"the file is damaged or of a changed {name} (deploykit inspect shows it)"
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}

@@ -30,7 +30,7 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import evaluate, load
 from deploykit.models.families.vitdet import model as vitdet
 from deploykit.models.families.vitdet.mask_rcnn import CASCADE, MaskRcnn
-from deploykit.models.families.vitdet.model import VitDetConfig
+from deploykit.models.families.vitdet.model import DetectorConfig, VitDetConfig
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
 from deploykit.runtime.backends.chain import ChainSession, rest_of
@@ -56,7 +56,7 @@ OUTPUTS = ["num_dets", "boxes", "scores", "labels", "masks", "num_candidates"]
 
 def model_of(config: VitDetConfig = CONFIG, **heads: Any) -> ReferenceModel:
     network = detector(config, **heads)
-    return vitdet._reference(config, network.config, network)
+    return vitdet.FAMILY.reference(DetectorConfig(config, network.config), network)
 
 
 INSTANCES: dict[str, Callable[[], ReferenceModel]] = {

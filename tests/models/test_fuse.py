@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import re
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -443,3 +444,51 @@ def test_check_fold_refuses(before: Tensor, after: Tensor) -> None:
 @pytest.mark.parametrize("before", [torch.ones(4), torch.zeros(4), torch.tensor([1e-30, -1e20])])
 def test_check_fold_accepts_rounding(before: Tensor) -> None:
     check_fold("somewhere", "thing", lambda _: before.double(), lambda _: before.double() * (1 + 5e-6), torch.zeros(1))
+
+
+class Waiting(nn.Module):
+    """Says that its fold has begun, and waits for something."""
+
+    def __init__(self, begun: threading.Event, wait: Callable[[], object]) -> None:
+        super().__init__()
+        self.begun, self.wait = begun, wait
+
+    def fuse(self, path: str) -> nn.Module:
+        self.begun.set()
+        self.wait()
+        return nn.Identity()
+
+
+def test_two_threads_that_fold_leave_torchs_number_of_threads_alone() -> None:
+    """What a thread computes with that begins afterwards: threads that have asked before keep a number of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    first_begun, second_begun = threading.Event(), threading.Event()
+    first = threading.Thread(target=fuse_model, args=[Waiting(first_begun, lambda: second_begun.wait(0.3))])
+    second = threading.Thread(target=fuse_model, args=[Waiting(second_begun, first.join)])
+    found: list[int] = []
+    third = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    try:
+        first.start()
+        assert first_begun.wait(5)
+        second.start()  # without a lock it finds the first one's single thread, and puts that back at its end
+        second.join(5)
+        third.start()
+        third.join(5)
+        assert found == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_are_put_back_after_an_error_and_inside_of_one_another() -> None:
+    before = torch.get_num_threads()
+
+    def fail(path: str) -> None:
+        assert torch.get_num_threads() == 1
+        raise ZeroDivisionError(path)
+
+    with fuse.torch_threads(3):
+        with pytest.raises(ZeroDivisionError):
+            fuse_model(Waiting(threading.Event(), lambda: fail("")))
+        assert torch.get_num_threads() == 3
+    assert torch.get_num_threads() == before

@@ -17,7 +17,7 @@ from deploykit.models import registry
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.pose_object import PoseObject
-from deploykit.models.registry import ReferenceModel, create_model, list_models, register_model, spec_of_model
+from deploykit.models.registry import ReferenceModel, create_model, list_models, meta_model, register_model
 from deploykit.runtime.images.to_tensor import blob
 from deploykit.spec import (
     COCO_KEYPOINTS,
@@ -225,7 +225,7 @@ def test_a_model_is_in_eval_mode_without_notes_and_its_spec_survives_json(name: 
 
 @EVERY
 def test_a_spec_is_known_without_weights(name: str) -> None:
-    assert spec_of_model(name) == on_meta(name).spec
+    assert meta_model(name).spec == on_meta(name).spec
 
 
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task != "restore"])
@@ -274,7 +274,7 @@ def test_a_name_is_registered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_BUILDERS", dict(registry._BUILDERS))
 
     def a_model(*, num_classes: int | None = None) -> ReferenceModel:
-        return ReferenceModel("a-model", "test", nn.Identity(), spec_of_model("yolov7-tiny"))
+        return ReferenceModel("a-model", "test", nn.Identity(), meta_model("yolov7-tiny").spec)
 
     assert register_model(a_model) is a_model
     assert "a-model" in list_models()

@@ -15,7 +15,7 @@ from deploykit.cli import main
 from deploykit.errors import MissingDependencyError, NotFoundError, UsageError, WeightsMismatchError
 from deploykit.export.to_onnx import export_onnx
 from deploykit.models import timm_models
-from deploykit.models.timm_models import TimmOptions, _enliven, list_timm, load_timm, name_in, resample_of
+from deploykit.models.timm_models import TimmModel, TimmOptions, list_timm, load_timm, name_in, resample_of
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_random_weights_are_none_that_do_nothing() -> None:
     network = network.eval().requires_grad_(False)
     images = torch.randn(2, 3, 32, 32) * torch.tensor([0.5, 2.0]).view(2, 1, 1, 1)
     assert torch.equal(*network(images).chunk(2))
-    _enliven(network, (3, 32, 32))
+    TimmModel(network, (3, 32, 32)).random_weights(1.0)
     first, second = network(images).chunk(2)
     assert 0.01 < (first - second).abs().max() < 10
     assert not any(module.training for module in network.modules())

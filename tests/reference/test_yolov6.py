@@ -12,11 +12,11 @@ from torch import nn
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.yolov6.bep import CSPSPPF, BepC3, BiFusion, BottleRep, Chain, SimSPPF, Transpose
 from deploykit.models.families.yolov6.head import DistanceHead
-from deploykit.models.families.yolov6.model import layout_of_variant
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
+from tests.narrow import yolov6_layout
 from tests.reference import yolov6 as reference
 from tests.reference.layers import Array, Weights, silu
 
@@ -92,7 +92,7 @@ def test_bifusion_computes_its_definition(fused: bool) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_computes_its_definition(name: str) -> None:
     torch.manual_seed(3)
-    network = YOLOv6(layout_of_variant(name, 3, width=0.0625))
+    network = YOLOv6(yolov6_layout(name, 3, width=0.0625))
     randomise(network)
     images = torch.rand(1, 3, 64, 128)
     act = silu if network.layout.activation == "silu" else reference.relu

@@ -6,21 +6,17 @@ State dicts load unchanged. ``(B, 3, H, W)`` becomes logits ``(B, classes)``; H 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
-from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, class_names
+from deploykit.models.class_names import class_names
 from deploykit.models.families.cmt.flyegle_layers import ConvGeluBN, FlyegleBlock
-from deploykit.models.loading.shapes import Shapes
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
+from deploykit.models.family import Family, classifier_spec, imagenet_input
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.spec import Fit, ModelSpec
 
-FAMILY = "CMT of FlyEgle"
 WEIGHTS_LICENCE = "none is given (FlyEgle/CMT-pytorch)"
 
 HEADS, REDUCTIONS = (1, 2, 4, 8), (8, 4, 2, 1)
@@ -115,94 +111,58 @@ class FlyegleCmt(nn.Module):
         out: Tensor = self.classifier(self.fc(x.mean((2, 3))))
         return out
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Positions that matter, so that lost ones show."""
         for name, parameter in self.named_parameters():
             if name.endswith("position_embeeding"):
                 nn.init.normal_(parameter, std=0.5)
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build the network from the tensors of a checkpoint; None: it is of another family.
+class FlyegleFamily(Family[FlyegleConfig]):
+    """The CMT of FlyEgle by its keys; its size is that of its tables of positions."""
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    if "stage1.block_list.0.LMHSA.kv.weight" not in checkpoint.state_dict:
-        return None
-    config = _config_of(checkpoint)
-    with torch.device("meta"):
-        network = FlyegleCmt(config)
-    name = _name_of(config)
-    load_weights(network, checkpoint, checkpoint.float32(), name)
-    return _reference(name, config, network.eval(), checkpoint.names)
+    name = "CMT of FlyEgle"
+    variants = VARIANTS
+    signature = frozenset({"stage1.block_list.0.LMHSA.kv.weight"})
 
-
-def _config_of(checkpoint: Checkpoint) -> FlyegleConfig:
-    reader = Shapes(checkpoint, FAMILY)
-    table = reader.of("stage1.block_list.0.LMHSA.position_embeeding", 2)
-    side = (table[0] + 1) // 2
-    if table != (2 * side - 1, 2 * side - 1) or side % 8 or side > MAX_SIDE:
-        raise CheckpointError(
-            f"{checkpoint.path}: the first table of positions is {list(table)}, expected 2 n - 1 of each for maps of n "
-            f"cells a side, n a multiple of 8 and at most {MAX_SIDE}"
+    def config_of(self, shapes: CheckpointShapes) -> FlyegleConfig:
+        path = shapes.checkpoint.path
+        table = shapes.shape("stage1.block_list.0.LMHSA.position_embeeding", 2)
+        side = (table[0] + 1) // 2
+        if table != (2 * side - 1, 2 * side - 1) or side % 8 or side > MAX_SIDE:
+            raise CheckpointError(
+                f"{path}: the first table of positions is {list(table)}, expected 2 n - 1 of each for maps of n "
+                f"cells a side, n a multiple of 8 and at most {MAX_SIDE}"
+            )
+        stages = range(1, 5)
+        dims = tuple(shapes.weight_shape(f"pool{i}.patch_aggregation")[0] for i in stages)
+        if any(dim % heads for dim, heads in zip(dims, HEADS, strict=True)):
+            raise CheckpointError(f"{path}: stages of {dims} channels are not shared by {HEADS} heads")
+        return FlyegleConfig(
+            size=4 * side,
+            dims=dims,
+            depths=tuple(shapes.count_layers(f"stage{i}.block_list.") for i in stages),
+            hidden=tuple(shapes.weight_shape(f"stage{i}.block_list.0.IRFFN.conv3x3_dw.conv")[0] for i in stages),
+            stem=shapes.weight_shape("pool1.patch_aggregation")[1],
+            features=shapes.weight_shape("fc", 2)[0],
+            num_classes=shapes.weight_shape("classifier", 2)[0],
+            biased="stage1.block_list.0.LMHSA.q.bias" in shapes.shapes,
         )
-    stages = range(1, 5)
-    dims = tuple(reader.weight(f"pool{i}.patch_aggregation")[0] for i in stages)
-    if any(dim % heads for dim, heads in zip(dims, HEADS, strict=True)):
-        raise CheckpointError(f"{checkpoint.path}: stages of {dims} channels are not shared by {HEADS} heads")
-    return FlyegleConfig(
-        size=4 * side,
-        dims=dims,
-        depths=tuple(reader.count(f"stage{i}.block_list.") for i in stages),
-        hidden=tuple(reader.weight(f"stage{i}.block_list.0.IRFFN.conv3x3_dw.conv")[0] for i in stages),
-        stem=reader.weight("pool1.patch_aggregation")[1],
-        features=reader.weight("fc", 2)[0],
-        num_classes=reader.weight("classifier", 2)[0],
-        biased="stage1.block_list.0.LMHSA.q.bias" in reader.shapes,
-    )
+
+    def network(self, config: FlyegleConfig) -> FlyegleCmt:
+        return FlyegleCmt(config)
+
+    def spec(self, config: FlyegleConfig, names: tuple[str, ...] | None) -> ModelSpec:
+        fit = Fit(kind="crop", stride=STRIDE, crop_share=0.875, resample="bilinear")
+        return classifier_spec(imagenet_input(config.size, fit), class_names(config.num_classes, names))
+
+    def name_of(self, config: FlyegleConfig) -> str:
+        known = self.variant_of(config, "size")
+        if known is None:
+            return f"cmt-flyegle-d{config.dims[0]}-{'-'.join(map(str, config.depths))}"
+        return known if config.size == VARIANTS[known.replace("-", "_")].size else f"{known}-{config.size}"
 
 
-def _name_of(config: FlyegleConfig) -> str:
-    for name, known in VARIANTS.items():
-        if replace(config, num_classes=0, size=0) == replace(known, num_classes=0, size=0):
-            return name.replace("_", "-") + (f"-{config.size}" if config.size != known.size else "")
-    return f"cmt-flyegle-d{config.dims[0]}-{'-'.join(map(str, config.depths))}"
-
-
-def _reference(
-    name: str, config: FlyegleConfig, network: FlyegleCmt, names: tuple[str, ...] | None = None
-) -> ReferenceModel:
-    fit = Fit(kind="crop", stride=STRIDE, crop_share=0.875, resample="bilinear")
-    canvas = InputSpec(size=(config.size, config.size), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=fit)
-    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
-    return ReferenceModel(name, FAMILY, network, spec)
-
-
-def _build(name: str, num_classes: int | None) -> ReferenceModel:
-    config = replace(VARIANTS[name], num_classes=1000 if num_classes is None else num_classes)
-    return _reference(name.replace("_", "-"), config, FlyegleCmt(config).eval())
-
-
-@register_model
-def cmt_flyegle_ti(*, num_classes: int | None = None) -> ReferenceModel:
-    """The Ti of FlyEgle/CMT-pytorch, 160x160, ImageNet."""
-    return _build("cmt_flyegle_ti", num_classes)
-
-
-@register_model
-def cmt_flyegle_xs(*, num_classes: int | None = None) -> ReferenceModel:
-    """The XS of FlyEgle/CMT-pytorch, 192x192, ImageNet."""
-    return _build("cmt_flyegle_xs", num_classes)
-
-
-@register_model
-def cmt_flyegle_s(*, num_classes: int | None = None) -> ReferenceModel:
-    """The S of FlyEgle/CMT-pytorch, 224x224, ImageNet."""
-    return _build("cmt_flyegle_s", num_classes)
-
-
-@register_model
-def cmt_flyegle_b(*, num_classes: int | None = None) -> ReferenceModel:
-    """The B of FlyEgle/CMT-pytorch, 256x256, ImageNet."""
-    return _build("cmt_flyegle_b", num_classes)
+FAMILY = FlyegleFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

@@ -14,7 +14,7 @@ from deploykit.models.fuse import affine_of, fold_bn_into_next, fuse_model, shar
 from deploykit.models.layers.attention import EPS, attend, scaled_rows
 from deploykit.models.layers.conv import FoldingSequential
 
-__all__ = ["CmtBlock", "PatchEmbed", "as_map", "as_tokens", "random_norms", "resized_bias"]
+__all__ = ["CmtBlock", "PatchEmbed", "as_map", "as_tokens", "resized_bias"]
 
 
 def as_tokens(x: Tensor) -> Tensor:
@@ -148,14 +148,3 @@ class CmtBlock(nn.Module):
         normed = as_map(self.norm2(tokens), rows, columns)
         out: Tensor = as_map(tokens, rows, columns) + self.mlp(normed)
         return out
-
-
-def random_norms(network: nn.Module) -> None:
-    """Layer norms and learned biases that matter, so that a lost one shows."""
-    for module in network.modules():
-        if isinstance(module, nn.LayerNorm):
-            nn.init.uniform_(module.weight, 0.8, 1.2)
-            nn.init.normal_(module.bias, std=0.1)
-    for name, parameter in network.named_parameters(recurse=False):
-        if name.startswith("relative_pos_"):
-            nn.init.normal_(parameter, std=0.5)

@@ -12,23 +12,21 @@ is interpolated, on the grids of the queries and of the keys
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from deploykit.errors import CheckpointError
-from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, class_names
-from deploykit.models.families.cmt.layers import CmtBlock, PatchEmbed, random_norms, resized_bias
+from deploykit.models.class_names import class_names
+from deploykit.models.families.cmt.layers import CmtBlock, PatchEmbed, resized_bias
+from deploykit.models.family import Family, classifier_spec, imagenet_input
 from deploykit.models.fuse import affine_of, fold_bn_into_next, fold_conv_bn, fuse_model, shared_copy
-from deploykit.models.loading.shapes import Shapes
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
+from deploykit.models.layers.norm import randomise_affine
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.spec import Fit, ModelSpec
 
-FAMILY = "CMT"
 WEIGHTS_LICENCE = "Apache-2.0 code of Huawei; the weights have no statement of their own"
 
 STAGES = "abcd"
@@ -128,95 +126,65 @@ class Cmt(nn.Module):
         new._fc, new._bn = fold_conv_bn(self._fc, self._bn, "_fc"), nn.Identity()
         return new
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Norms and biases that matter, so that a lost one shows."""
-        random_norms(self)
+        for module in self.modules():
+            if isinstance(module, nn.LayerNorm):
+                randomise_affine(module)
+        for stage in STAGES:
+            nn.init.normal_(self.get_parameter(f"relative_pos_{stage}"), std=0.5)
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build a CMT from the tensors of a checkpoint; None: it is of another family.
+class CmtFamily(Family[CmtConfig]):
+    """CMT by the authors' keys; its size is that of its learned biases."""
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    if not {"stem_conv1.weight", "relative_pos_a", "blocks_a.0.attn.q.weight"} <= checkpoint.state_dict.keys():
-        return None
-    config = _config_of(checkpoint)
-    with torch.device("meta"):
-        network = Cmt(config)
-    name = _name_of(config)
-    load_weights(network, checkpoint, checkpoint.float32(), name)
-    return _reference(name, config, network.eval(), checkpoint.names)
+    name = "CMT"
+    variants = VARIANTS
+    signature = frozenset({"stem_conv1.weight", "relative_pos_a", "blocks_a.0.attn.q.weight"})
 
-
-def _config_of(checkpoint: Checkpoint) -> CmtConfig:
-    reader = Shapes(checkpoint, FAMILY)
-    biases = [reader.of(f"relative_pos_{stage}", 3) for stage in STAGES]
-    sides = [math.isqrt(bias[1]) for bias in biases]
-    whole = all(side**2 == bias[1] for side, bias in zip(sides, biases, strict=True))
-    halved = all(sides[0] == side << i for i, side in enumerate(sides))
-    if not whole or not halved or sides[0] % 8 or sides[0] > MAX_SIDE:
-        raise CheckpointError(
-            f"{checkpoint.path}: its biases are of {', '.join(str(bias[1]) for bias in biases)} places, which are not "
-            "four square maps, each of half the side of the one before"
-        )
-    dims = tuple(reader.weight(f"patch_embed_{stage}.proj")[0] for stage in STAGES)
-    for dim, bias, stage in zip(dims, biases, STAGES, strict=True):
-        if dim % bias[0]:  # no other tensor's shape depends on it
+    def config_of(self, shapes: CheckpointShapes) -> CmtConfig:
+        path = shapes.checkpoint.path
+        biases = [shapes.shape(f"relative_pos_{stage}", 3) for stage in STAGES]
+        sides = [math.isqrt(bias[1]) for bias in biases]
+        whole = all(side**2 == bias[1] for side, bias in zip(sides, biases, strict=True))
+        halved = all(sides[0] == side << i for i, side in enumerate(sides))
+        if not whole or not halved or sides[0] % 8 or sides[0] > MAX_SIDE:
             raise CheckpointError(
-                f"{checkpoint.path}: relative_pos_{stage} is of {bias[0]} heads, which do not share {dim} channels: "
-                "the file is damaged or of a changed model (deploykit inspect shows it)"
+                f"{path}: its biases are of {', '.join(str(bias[1]) for bias in biases)} places, which are not "
+                "four square maps, each of half the side of the one before"
             )
-    return CmtConfig(
-        size=4 * sides[0],
-        dims=dims,
-        depths=tuple(reader.count(f"blocks_{stage}.") for stage in STAGES),
-        hidden=tuple(reader.weight(f"blocks_{stage}.0.mlp.proj")[0] for stage in STAGES),
-        stem=reader.weight("stem_conv1")[0],
-        heads=tuple(bias[0] for bias in biases),
-        features=reader.weight("_fc")[0],
-        num_classes=reader.weight("head", 2)[0],
-    )
+        dims = tuple(shapes.weight_shape(f"patch_embed_{stage}.proj")[0] for stage in STAGES)
+        for dim, bias, stage in zip(dims, biases, STAGES, strict=True):
+            if dim % bias[0]:  # no other tensor's shape depends on it
+                raise CheckpointError(
+                    f"{path}: relative_pos_{stage} is of {bias[0]} heads, which do not share {dim} channels: "
+                    "the file is damaged or of a changed model (deploykit inspect shows it)"
+                )
+        return CmtConfig(
+            size=4 * sides[0],
+            dims=dims,
+            depths=tuple(shapes.count_layers(f"blocks_{stage}.") for stage in STAGES),
+            hidden=tuple(shapes.weight_shape(f"blocks_{stage}.0.mlp.proj")[0] for stage in STAGES),
+            stem=shapes.weight_shape("stem_conv1")[0],
+            heads=tuple(bias[0] for bias in biases),
+            features=shapes.weight_shape("_fc")[0],
+            num_classes=shapes.weight_shape("head", 2)[0],
+        )
+
+    def network(self, config: CmtConfig) -> Cmt:
+        return Cmt(config)
+
+    def spec(self, config: CmtConfig, names: tuple[str, ...] | None) -> ModelSpec:
+        fit = Fit(kind="crop", stride=STRIDE, crop_share=0.9, resample="bicubic")
+        return classifier_spec(imagenet_input(config.size, fit), class_names(config.num_classes, names))
+
+    def name_of(self, config: CmtConfig) -> str:
+        known = self.variant_of(config, "size")
+        if known is None:
+            return f"cmt-d{config.dims[0]}-{'-'.join(map(str, config.depths))}"
+        return known if config.size == VARIANTS[known.replace("-", "_")].size else f"{known}-{config.size}"
 
 
-def _name_of(config: CmtConfig) -> str:
-    for name, known in VARIANTS.items():
-        if replace(config, num_classes=0, size=0) == replace(known, num_classes=0, size=0):
-            return name.replace("_", "-") + (f"-{config.size}" if config.size != known.size else "")
-    return f"cmt-d{config.dims[0]}-{'-'.join(map(str, config.depths))}"
-
-
-def _reference(name: str, config: CmtConfig, network: Cmt, names: tuple[str, ...] | None = None) -> ReferenceModel:
-    fit = Fit(kind="crop", stride=STRIDE, crop_share=0.9, resample="bicubic")
-    canvas = InputSpec(size=(config.size, config.size), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=fit)
-    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
-    return ReferenceModel(name, FAMILY, network, spec)
-
-
-def _build(name: str, num_classes: int | None) -> ReferenceModel:
-    config = replace(VARIANTS[name], num_classes=1000 if num_classes is None else num_classes)
-    return _reference(name.replace("_", "-"), config, Cmt(config).eval())
-
-
-@register_model
-def cmt_ti(*, num_classes: int | None = None) -> ReferenceModel:
-    """CMT-Ti, 160x160, ImageNet."""
-    return _build("cmt_ti", num_classes)
-
-
-@register_model
-def cmt_xs(*, num_classes: int | None = None) -> ReferenceModel:
-    """CMT-XS, 192x192, ImageNet."""
-    return _build("cmt_xs", num_classes)
-
-
-@register_model
-def cmt_s(*, num_classes: int | None = None) -> ReferenceModel:
-    """CMT-S, 224x224, ImageNet."""
-    return _build("cmt_s", num_classes)
-
-
-@register_model
-def cmt_b(*, num_classes: int | None = None) -> ReferenceModel:
-    """CMT-B, 256x256, ImageNet."""
-    return _build("cmt_b", num_classes)
+FAMILY = CmtFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

@@ -17,15 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UsageError
-from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, class_names
+from deploykit.models.class_names import class_names
 from deploykit.models.families.crossformer.layers import CrossBlock, CrossEmbed, Merging
-from deploykit.models.loading.shapes import Shapes
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
+from deploykit.models.family import Family, classifier_spec, imagenet_input
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.models.registry import ReferenceModel
+from deploykit.spec import Fit, ModelSpec
 
-FAMILY = "CrossFormer"
 WEIGHTS_LICENCE = "MIT (cheerss/CrossFormer)"
 
 SIZE, STRIDE = 224, 32
@@ -141,93 +139,62 @@ def backbone_of(
     return backbone.train(network.training)
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build a CrossFormer from the tensors of a checkpoint; None: it is of another family.
+class CrossFormerFamily(Family[CrossFormerConfig]):
+    """CrossFormer by the original's keys; groups and intervals are the published ones."""
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    if not {"patch_embed.projs.0.weight", "layers.0.blocks.0.attn.qkv.weight"} <= checkpoint.state_dict.keys():
-        return None
-    config = _config_of(checkpoint)
-    with torch.device("meta"):
-        network = CrossFormer(config)
-    name = _name_of(config)
-    found = {key: value for key, value in checkpoint.float32().items() if not BUFFERS.search(key)}
-    load_weights(network, checkpoint, found, name)
-    notes: tuple[str, ...] = ()
-    if name.replace("-", "_") not in VARIANTS:
-        said = f"groups of {config.groups[0]} and intervals {config.intervals}"
-        notes = (f"the groups are in no tensor: the published {said} are taken",)
-    return replace(_reference(name, config, network.eval(), checkpoint.names), notes=notes)
+    name = "CrossFormer"
+    variants = VARIANTS
+    signature = frozenset({"patch_embed.projs.0.weight", "layers.0.blocks.0.attn.qkv.weight"})
+    fixed_size_reason = "the groups of its attentions and their padding"
 
+    def config_of(self, shapes: CheckpointShapes) -> CrossFormerConfig:
+        path, stages = shapes.checkpoint.path, range(len(GROUPS))
+        others = [key for key in shapes.shapes if re.search(r"ex_conv|norm_cpe|absolute_pos_embed", key)]
+        if others:
+            raise CheckpointError(f"{path} is of CrossFormer++ or a variant ({others[0]}), which is not built")
+        if shapes.count_layers("layers.") != len(GROUPS):
+            raise CheckpointError(f"{path}: a CrossFormer has four stages, got {shapes.count_layers('layers.')}")
+        dim = shapes.weight_shape("patch_embed.norm", 1)[0]
+        heads = tuple(shapes.weight_shape(f"layers.{i}.blocks.0.attn.pos.pos3.2", 2)[0] for i in stages)
+        for i, count in enumerate(heads):
+            if (dim << i) % count:  # no other tensor's shape tells, so it would fail as late as in the first image
+                raise CheckpointError(
+                    f"{path}: layers.{i}.blocks.0.attn.pos.pos3.2.weight has {count} rows, one per head, expected a "
+                    f"divisor of the stage's {dim << i} channels: the file is damaged (deploykit inspect shows it)"
+                )
+        hidden, width = shapes.weight_shape("layers.0.blocks.0.mlp.fc1", 2)
+        return CrossFormerConfig(
+            dim=dim,
+            depths=tuple(shapes.count_layers(f"layers.{i}.blocks.") for i in stages),
+            heads=heads,
+            num_classes=shapes.weight_shape("head", 2)[0],
+            ratio=max(hidden // width, 1),
+        )
 
-def _config_of(checkpoint: Checkpoint) -> CrossFormerConfig:
-    reader = Shapes(checkpoint, FAMILY)
-    others = [key for key in reader.shapes if re.search(r"ex_conv|norm_cpe|absolute_pos_embed", key)]
-    if others:
-        raise CheckpointError(f"{checkpoint.path} is of CrossFormer++ or a variant ({others[0]}), which is not built")
-    if reader.count("layers.") != len(GROUPS):
-        raise CheckpointError(f"{checkpoint.path}: a CrossFormer has four stages, got {reader.count('layers.')}")
-    stages = range(len(GROUPS))
-    first = "layers.0.blocks.0"
-    dim = reader.weight("patch_embed.norm", 1)[0]
-    heads = tuple(reader.weight(f"layers.{i}.blocks.0.attn.pos.pos3.2", 2)[0] for i in stages)
-    for i, count in enumerate(heads):
-        if (dim << i) % count:  # no other tensor's shape tells, so it would fail as late as in the first picture
-            raise CheckpointError(
-                f"{checkpoint.path}: layers.{i}.blocks.0.attn.pos.pos3.2.weight has {count} rows, one a head, expected "
-                f"a divisor of the stage's {dim << i} channels: the file is damaged (deploykit inspect shows it)"
-            )
-    return CrossFormerConfig(
-        dim=dim,
-        depths=tuple(reader.count(f"layers.{i}.blocks.") for i in stages),
-        heads=heads,
-        num_classes=reader.weight("head", 2)[0],
-        ratio=max(reader.weight(f"{first}.mlp.fc1", 2)[0] // reader.weight(f"{first}.mlp.fc1", 2)[1], 1),
-    )
+    def network(self, config: CrossFormerConfig) -> CrossFormer:
+        return CrossFormer(config)
 
+    def spec(self, config: CrossFormerConfig, names: tuple[str, ...] | None) -> ModelSpec:
+        fit = Fit(kind="crop", stride=STRIDE, resample="bicubic")
+        return classifier_spec(imagenet_input(SIZE, fit), class_names(config.num_classes, names))
 
-def _name_of(config: CrossFormerConfig) -> str:
-    for name, known in VARIANTS.items():
-        if replace(config, num_classes=1000) == known:
-            return name.replace("_", "-")
-    return f"crossformer-d{config.dim}-{'-'.join(map(str, config.depths))}"
+    def name_of(self, config: CrossFormerConfig) -> str:
+        return self.variant_of(config) or f"crossformer-d{config.dim}-{'-'.join(map(str, config.depths))}"
 
+    def tensors_of(self, shapes: CheckpointShapes, network: nn.Module) -> dict[str, Tensor]:
+        """The tensors without the buffers of older files."""
+        tensors = super().tensors_of(shapes, network)
+        return {key: value for key, value in tensors.items() if not BUFFERS.search(key)}
 
-def _reference(
-    name: str, config: CrossFormerConfig, network: CrossFormer, names: tuple[str, ...] | None = None
-) -> ReferenceModel:
-    fit = Fit(kind="crop", stride=STRIDE, resample="bicubic")
-    canvas = InputSpec(size=(SIZE, SIZE), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=fit)
-    spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(config.num_classes, names))
-    return ReferenceModel(name, FAMILY, network, spec, fixed_shape="the groups of its attentions and their padding")
+    def loaded(self, config: CrossFormerConfig, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:
+        """With a note where groups and intervals are assumed."""
+        model = super().loaded(config, network, shapes)
+        if self.variant_of(config):
+            return model
+        published = f"groups of {config.groups[0]} and intervals {config.intervals}"
+        return replace(model, notes=(f"the groups are in no tensor: the published {published} are taken",))
 
 
-def _build(name: str, num_classes: int | None) -> ReferenceModel:
-    config = replace(VARIANTS[name], num_classes=1000 if num_classes is None else num_classes)
-    return _reference(name.replace("_", "-"), config, CrossFormer(config).eval())
-
-
-@register_model
-def crossformer_t(*, num_classes: int | None = None) -> ReferenceModel:
-    """CrossFormer-T, 224x224, ImageNet."""
-    return _build("crossformer_t", num_classes)
-
-
-@register_model
-def crossformer_s(*, num_classes: int | None = None) -> ReferenceModel:
-    """CrossFormer-S, 224x224, ImageNet."""
-    return _build("crossformer_s", num_classes)
-
-
-@register_model
-def crossformer_b(*, num_classes: int | None = None) -> ReferenceModel:
-    """CrossFormer-B, 224x224, ImageNet."""
-    return _build("crossformer_b", num_classes)
-
-
-@register_model
-def crossformer_l(*, num_classes: int | None = None) -> ReferenceModel:
-    """CrossFormer-L, 224x224, ImageNet."""
-    return _build("crossformer_l", num_classes)
+FAMILY = CrossFormerFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

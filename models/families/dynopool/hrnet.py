@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from deploykit.models.families.dynopool.resize import DynOPool, resize_and_pool
 from deploykit.models.layers.conv import FoldingSequential
+from deploykit.models.layers.norm import scale_batch_norms
 
 __all__ = ["HrModule", "HrNet", "ResidualBlock", "conv_bn"]
 
@@ -42,14 +43,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return functional.relu(self.body(x) + self.shortcut(x))
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """A branch that adds half of what is there already."""
-        last = self.body[-1]
-        assert isinstance(last, nn.Sequential)
-        norm = last[1]
-        assert isinstance(norm, nn.BatchNorm2d)
-        norm.weight.data *= 0.5
-        norm.bias.data *= 0.5
+        scale_batch_norms(self.body[-1], 0.5)
 
 
 class HrModule(nn.Module):

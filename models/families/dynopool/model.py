@@ -16,7 +16,7 @@ folded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,16 +24,15 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.class_names import IMAGENET_MEAN, IMAGENET_STD, VOC_CLASSES
+from deploykit.models.class_names import VOC_CLASSES
 from deploykit.models.families.dynopool.hrnet import HrNet, conv_bn
 from deploykit.models.families.dynopool.mbconv import MBConv
 from deploykit.models.families.dynopool.resize import DynOPool, complexity
-from deploykit.models.loading.shapes import Shapes
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
+from deploykit.models.family import Family, classifier_spec, imagenet_input
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.models.registry import ReferenceModel
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
-FAMILY = "DynOPool"
 WEIGHTS_LICENCE = "none were published"
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -121,6 +120,42 @@ class EfficientNet(nn.Module):
         return tuple(m for stage in self.stages[: last + 1] for m in stage.modules() if isinstance(m, DynOPool))
 
 
+@dataclass(frozen=True)
+class VggConfig:
+    """The layer graph of a :class:`Vgg`."""
+
+    num_classes: int = 100
+    widths: tuple[tuple[int, ...], ...] = VGG16
+
+
+@dataclass(frozen=True)
+class EfficientNetConfig:
+    """The layer graph of an :class:`EfficientNet`."""
+
+    num_classes: int = 1000
+    stages: tuple[Stage, ...] = B0
+    stem: int = 32
+    last: int = 1280
+
+
+@dataclass(frozen=True)
+class HrNetConfig:
+    """The layer graph of an :class:`deploykit.models.families.dynopool.hrnet.HrNet`."""
+
+    num_classes: int = len(VOC_CLASSES)
+    width: int = 48
+    modules: tuple[int, ...] = (1, 4, 3)
+    stem: int = 64
+
+
+Config = VggConfig | EfficientNetConfig | HrNetConfig
+VARIANTS: dict[str, Config] = {
+    "dynopool_vgg16": VggConfig(),  # CIFAR-100
+    "dynopool_efficientnet_b0": EfficientNetConfig(),  # ImageNet
+    "dynopool_hrnet_w48": HrNetConfig(),  # PASCAL VOC
+}
+
+
 def layer_macs(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
     """Multiply-adds of each convolution and linear layer for a picture of ``size`` (height, width), by name."""
     found: dict[str, int] = {}
@@ -154,98 +189,99 @@ def complexity_loss(network: Vgg | EfficientNet | HrNet, size: tuple[int, int]) 
     return complexity((count, network.pools_before(name)) for name, count in macs.items())
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build one of the networks from the tensors of a checkpoint; None: it is of another family.
+def _vgg_of(shapes: CheckpointShapes) -> VggConfig:
+    def widths(block: int) -> tuple[int, ...]:
+        count = shapes.count_layers(f"blocks.{block}.")
+        return tuple(shapes.weight_shape(f"blocks.{block}.{i}.0")[0] for i in range(count))
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
-    kinds = {
-        "vgg16": ("pools.0.alpha", "blocks.0.0.0.weight"),
-        "efficientnet-b0": ("stem.0.weight", "stages.0.0.depthwise.0.weight"),
-        "hrnet-w48": ("pool1.alpha", "transition1.0.0.weight"),
-    }
-    kind = next((kind for kind, keys in kinds.items() if shapes.keys() >= set(keys)), None)
-    if kind is None or not any(key.endswith(".alpha") for key in shapes):
-        return None
-    reader = Shapes(checkpoint, "DynOPool", MAX_COUNT)
-    with torch.device("meta"):
-        network, known = {"vgg16": _vgg_of, "efficientnet-b0": _efficientnet_of, "hrnet-w48": _hrnet_of}[kind](reader)
-    found = checkpoint.float32()
-    load_weights(network, checkpoint, found, f"DynOPool {kind}")
-    for key, alpha in found.items():
-        if key.endswith(".alpha") and not ((alpha >= 1 / LARGEST).all() and (alpha <= 1 / SMALLEST).all()):
-            raise CheckpointError(
-                f"{checkpoint.path}: {key} is {alpha.tolist()}, expected two values of {1 / LARGEST:g} to "
-                f"{1 / SMALLEST:g} (ratios of {LARGEST:g} down to {SMALLEST:g}): the file is damaged"
-            )
-    name = f"dynopool-{kind}" if known else f"dynopool-{kind.partition('-')[0]}-narrow"
-    return _reference(kind, name, network.eval(), checkpoint.names)
+    blocks = range(shapes.count_layers("blocks."))
+    return VggConfig(shapes.weight_shape("classifier", 2)[0], tuple(map(widths, blocks)))
 
 
-def _vgg_of(reader: Shapes) -> tuple[nn.Module, bool]:
-    def blocks() -> Iterator[tuple[int, ...]]:
-        for i in range(reader.count("blocks.")):
-            yield tuple(reader.weight(f"blocks.{i}.{j}.0")[0] for j in range(reader.count(f"blocks.{i}.")))
-
-    widths = tuple(blocks())
-    return Vgg(widths, reader.weight("classifier", 2)[0]), widths == VGG16
-
-
-def _efficientnet_of(reader: Shapes) -> tuple[nn.Module, bool]:
+def _efficientnet_of(shapes: CheckpointShapes) -> EfficientNetConfig:
     stages = []
-    stem = before = reader.weight("stem.0")[0]
-    for i in range(reader.count("stages.")):
+    stem = before = shapes.weight_shape("stem.0")[0]
+    for i in range(shapes.count_layers("stages.")):
         block = f"stages.{i}.0"
-        inner, _, kernel, _ = reader.weight(f"{block}.depthwise.0")
-        channels = reader.weight(f"{block}.project.0")[0]
-        resize = f"{block}.pool.alpha" in reader.shapes
-        stages.append(Stage(channels, reader.count(f"stages.{i}."), kernel, max(inner // before, 1), resize))
+        inner, _, kernel, _ = shapes.weight_shape(f"{block}.depthwise.0")
+        channels = shapes.weight_shape(f"{block}.project.0")[0]
+        resize = f"{block}.pool.alpha" in shapes.shapes
+        stages.append(Stage(channels, shapes.count_layers(f"stages.{i}."), kernel, max(inner // before, 1), resize))
         before = channels
-    classes, last = reader.weight("classifier", 2)
-    return EfficientNet(tuple(stages), classes, stem, last), (tuple(stages), stem, last) == (B0, 32, 1280)
+    classes, last = shapes.weight_shape("classifier", 2)
+    return EfficientNetConfig(classes, tuple(stages), stem, last)
 
 
-def _hrnet_of(reader: Shapes) -> tuple[nn.Module, bool]:
-    width, stem = reader.weight("transition1.0.0")[0], reader.weight("conv1.0")[0]
-    modules = tuple(reader.count(f"stage{i}.") for i in (2, 3, 4))
-    return HrNet(width, reader.weight("head.1")[0], modules, stem), (width, stem, modules) == (48, 64, (1, 4, 3))
+def _hrnet_of(shapes: CheckpointShapes) -> HrNetConfig:
+    width, stem = shapes.weight_shape("transition1.0.0")[0], shapes.weight_shape("conv1.0")[0]
+    modules = tuple(shapes.count_layers(f"stage{i}.") for i in (2, 3, 4))
+    return HrNetConfig(shapes.weight_shape("head.1")[0], width, modules, stem)
 
 
-def _reference(kind: str, name: str, network: nn.Module, names: tuple[str, ...] | None = None) -> ReferenceModel:
-    last = network.head[1] if isinstance(network, HrNet) else network.classifier
-    assert isinstance(last, (nn.Conv2d, nn.Linear))
-    count = last.weight.shape[0]
-    classes = names if names and len(names) == count else tuple(f"class {i}" for i in range(count))
-    if kind == "hrnet-w48":
-        if not names and count == len(VOC_CLASSES):
-            classes = VOC_CLASSES
-        canvas = InputSpec(size=(512, 512), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=Fit(stride=1))
-    elif kind == "vgg16":
+SIGNATURES: dict[Callable[[CheckpointShapes], Config], frozenset[str]] = {
+    _vgg_of: frozenset({"pools.0.alpha", "blocks.0.0.0.weight"}),
+    _efficientnet_of: frozenset({"stem.0.weight", "stages.0.0.depthwise.0.weight"}),
+    _hrnet_of: frozenset({"pool1.alpha", "transition1.0.0.weight"}),
+}
+"""What reads a network's configuration -> keys of its checkpoints."""
+
+
+class DynOPoolFamily(Family[Config]):
+    """The three networks, by our keys."""
+
+    name = "DynOPool"
+    variants = VARIANTS
+
+    def shapes_of(self, checkpoint: Checkpoint) -> CheckpointShapes | None:
+        """None unless it has ratios and the keys of one of the networks."""
+        keys = checkpoint.state_dict.keys()
+        known = any(signature <= keys for signature in SIGNATURES.values())
+        if not known or not any(key.endswith(".alpha") for key in keys):
+            return None
+        return CheckpointShapes(checkpoint, self.name, MAX_COUNT)
+
+    def config_of(self, shapes: CheckpointShapes) -> Config:
+        return next(read(shapes) for read, signature in SIGNATURES.items() if signature <= shapes.shapes.keys())
+
+    def network(self, config: Config) -> nn.Module:
+        if isinstance(config, VggConfig):
+            return Vgg(config.widths, config.num_classes)
+        if isinstance(config, EfficientNetConfig):
+            return EfficientNet(config.stages, config.num_classes, config.stem, config.last)
+        return HrNet(config.width, config.num_classes, config.modules, config.stem)
+
+    def spec(self, config: Config, names: tuple[str, ...] | None) -> ModelSpec:
+        count = config.num_classes
+        classes = names if names and len(names) == count else tuple(f"class {i}" for i in range(count))
+        if isinstance(config, HrNetConfig):
+            if not names and count == len(VOC_CLASSES):
+                classes = VOC_CLASSES
+            return ModelSpec("segment", imagenet_input(512, Fit(stride=1)), DenseOutput(name="logits"), classes)
+        if isinstance(config, EfficientNetConfig):
+            return classifier_spec(imagenet_input(224, Fit(kind="crop", stride=1)), classes)
         fit = Fit(kind="crop", stride=1, crop_share=1.0)
-        canvas = InputSpec(size=(32, 32), mean=CIFAR_MEAN, std=CIFAR_STD, fit=fit)
-    else:
-        canvas = InputSpec(size=(224, 224), mean=IMAGENET_MEAN, std=IMAGENET_STD, fit=Fit(kind="crop", stride=1))
-    spec = ModelSpec("segment" if kind == "hrnet-w48" else "classify", canvas, DenseOutput(name="logits"), classes)
-    return ReferenceModel(name, FAMILY, network, spec)
+        return classifier_spec(InputSpec(size=(32, 32), mean=CIFAR_MEAN, std=CIFAR_STD, fit=fit), classes)
+
+    def name_of(self, config: Config) -> str:
+        kind = {VggConfig: "vgg16", EfficientNetConfig: "efficientnet", HrNetConfig: "hrnet"}[type(config)]
+        return self.variant_of(config) or f"dynopool-{kind}-narrow"
+
+    def loaded(self, config: Config, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:
+        """The model.
+
+        Raises:
+            CheckpointError: it has ratios that no network has.
+        """
+        for key, module in network.named_modules():
+            alpha = module.alpha.detach() if isinstance(module, DynOPool) else torch.ones(2)
+            if not ((alpha >= 1 / LARGEST).all() and (alpha <= 1 / SMALLEST).all()):
+                raise CheckpointError(
+                    f"{shapes.checkpoint.path}: {key}.alpha is {alpha.tolist()}, expected two values of {1 / LARGEST:g}"
+                    f" to {1 / SMALLEST:g} (ratios of {LARGEST:g} down to {SMALLEST:g}): the file is damaged"
+                )
+        return super().loaded(config, network, shapes)
 
 
-@register_model
-def dynopool_vgg16(*, num_classes: int | None = None) -> ReferenceModel:
-    """VGG16 with batch norm for pictures of 32 pixels, CIFAR-100."""
-    return _reference("vgg16", "dynopool-vgg16", Vgg(VGG16, num_classes or 100).eval())
-
-
-@register_model
-def dynopool_efficientnet_b0(*, num_classes: int | None = None) -> ReferenceModel:
-    """EfficientNet-B0, ImageNet."""
-    network = EfficientNet(B0, num_classes or 1000).eval()
-    return _reference("efficientnet-b0", "dynopool-efficientnet-b0", network)
-
-
-@register_model
-def dynopool_hrnet_w48(*, num_classes: int | None = None) -> ReferenceModel:
-    """HRNet-W48 for segmentation, PASCAL VOC."""
-    network = HrNet(48, num_classes or len(VOC_CLASSES)).eval()
-    return _reference("hrnet-w48", "dynopool-hrnet-w48", network)
+FAMILY = DynOPoolFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

@@ -101,7 +101,7 @@ class DynOPool(nn.Module):
         """The form with ratios that are not learned any more."""
         return FixedPool(*self._units())
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Ratios near those before training, and not the same on both axes."""
         with torch.no_grad():
             self.alpha.mul_(torch.empty(2).uniform_(0.85, 1.15))

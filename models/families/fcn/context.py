@@ -34,7 +34,7 @@ class L2Norm(nn.Module):
         unit: Tensor = x / (torch.sqrt(length * length + 1.0) * root)
         return unit * self.scale.view(1, -1, 1, 1)
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Factors that are not all the same."""
         nn.init.uniform_(self.scale, 0.8 * SCALE, 1.2 * SCALE)
 
@@ -68,6 +68,6 @@ class LateContext(nn.Module):
         scores: Tensor = self.weights[0] * self.score(self.norm_local(x)) + self.weights[1] * whole
         return scores
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Weights that are not the same."""
         nn.init.uniform_(self.weights, 0.3, 0.7)

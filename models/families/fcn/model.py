@@ -10,25 +10,21 @@ up by transposed convolutions is cut at fixed offsets. So any size goes in, and 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.errors import CheckpointError, UsageError
-from deploykit.models.checkpoint.reader import Checkpoint
+from deploykit.errors import UsageError
 from deploykit.models.class_names import VOC_CLASSES
 from deploykit.models.families.fcn.context import GlobalContext, LateContext
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution
+from deploykit.models.family import Family
 from deploykit.models.fuse import shared_copy
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.models.registry import Rewrite
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
-FAMILY = "FCN"
 WEIGHTS_LICENCE = "unclear: FCN's authors say nothing of their weights, the PyTorch code is MIT"
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
@@ -36,7 +32,6 @@ PAD = 100
 MEAN = (104.00699, 116.66877, 122.67892)  # blue, green, red
 SIZE = 512  # pictures of PASCAL VOC have up to 500 pixels a side
 SCALES = {"pool4": 0.01, "pool3": 0.0001}  # of FCN-8s trained at once
-MAX_CHANNELS = 65_536  # far beyond any real one, so that a hostile file builds nothing large
 
 
 @dataclass(frozen=True)
@@ -48,9 +43,16 @@ class FcnConfig:
     """
 
     kind: str
-    num_classes: int
+    num_classes: int = len(VOC_CLASSES)
     widths: tuple[tuple[int, ...], ...] = VGG16
     hidden: tuple[int, int] = (4096, 4096)
+
+
+VARIANTS = {
+    **{f"fcn{kind}": FcnConfig(kind) for kind in ("32s", "16s", "8s")},
+    "parsenet": FcnConfig("parsenet"),
+    "parsenet_late": FcnConfig("parsenet-late"),
+}
 
 
 class Trunk(nn.Module):
@@ -79,7 +81,7 @@ class Trunk(nn.Module):
             pools.append(x)
         return pools, functional.relu(self.fc7(functional.relu(self.fc6(x))))
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Means of 0 to 255 are seen, and layers without batch norm that neither fade nor grow."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
@@ -159,102 +161,60 @@ def at_once(network: nn.Module, argument: str) -> nn.Module:
     return new
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build an FCN or a ParseNet from the tensors of a checkpoint; None: it is of another family.
+class FcnFamily(Family[FcnConfig]):
+    """FCN and ParseNet by pytorch-fcn's keys."""
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    if not {"conv1_1.weight", "fc6.weight", "fc7.weight"} <= checkpoint.state_dict.keys():
-        return None
-    config = _config_of(checkpoint)
-    with torch.device("meta"):
-        network = _network(config)
-    found = checkpoint.float32()
-    for key, module in network.named_modules():  # files made from Caffe's may lack what is not learned
-        if isinstance(module, BilinearDeconvolution) and f"{key}.weight" not in found:
-            fixed = BilinearDeconvolution(module.in_channels, module.kernel_size[0], module.stride[0])
-            fixed.random_weights()
-            found[f"{key}.weight"] = fixed.weight.detach()
-    load_weights(network, checkpoint, found, f"FCN-{config.kind}")
-    return _reference(config, network.eval(), checkpoint.names)
+    name = "FCN"
+    variants = VARIANTS
+    signature = frozenset({"conv1_1.weight", "fc6.weight", "fc7.weight"})
 
+    def config_of(self, shapes: CheckpointShapes) -> FcnConfig:
+        keys = shapes.shapes.keys()
+        kind = "8s" if "score_pool3.weight" in keys else "16s" if "score_pool4.weight" in keys else "32s"
+        score = "score_fr"
+        if "context.norm_local.scale" in keys:
+            kind = "parsenet-late" if "context.score_global.weight" in keys else "parsenet"
+            score = "context.score"
+        ends = [max(shapes.count_layers(f"conv{i}_"), 2) for i in range(1, 6)]  # convolutions are counted from 1
+        return FcnConfig(
+            kind,
+            shapes.weight_shape(score)[0],
+            tuple(
+                tuple(shapes.weight_shape(f"conv{i}_{j}")[0] for j in range(1, end)) for i, end in enumerate(ends, 1)
+            ),
+            (shapes.weight_shape("fc6")[0], shapes.weight_shape("fc7")[0]),
+        )
 
-def _config_of(checkpoint: Checkpoint) -> FcnConfig:
-    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
+    def network(self, config: FcnConfig) -> Trunk:
+        return ParseNet(config) if config.kind.startswith("parsenet") else Fcn(config)
 
-    def outputs(key: str) -> int:
-        found = shapes.get(f"{key}.weight", ())
-        if len(found) != 4 or not 0 < min(found[:2]) <= max(found[:2]) <= MAX_CHANNELS:
-            told = f"is {list(found)}" if found else "is missing"
-            raise CheckpointError(
-                f"{checkpoint.path} has the tensors of an FCN, but {key}.weight {told}: expected the weights of a "
-                "convolution; the file is damaged or of a changed model (deploykit inspect shows it)"
-            )
-        return found[0]
+    def spec(self, config: FcnConfig, names: tuple[str, ...] | None) -> ModelSpec:
+        classes = names or (VOC_CLASSES if config.num_classes == len(VOC_CLASSES) else ())
+        if len(classes) != config.num_classes:
+            classes = tuple(f"class {i}" for i in range(config.num_classes))
+        # Grey, the nearest to the mean colour that one value can be, lies beside the image: about 0 to the network.
+        fit = Fit(kind="letterbox", stride=1, pad_value=114, scale_up=False, anchor="top-left")
+        canvas = InputSpec(size=(SIZE, SIZE), colour="bgr", scale=1.0, mean=MEAN, fit=fit)
+        return ModelSpec("segment", canvas, DenseOutput(name="logits"), classes)
 
-    def blocks() -> Iterator[tuple[int, ...]]:
-        for i in range(1, 6):
-            numbers = (re.fullmatch(rf"conv{i}_([0-9]{{1,2}})\.weight", key) for key in shapes)
-            count = max((int(m[1]) for m in numbers if m), default=1)
-            yield tuple(outputs(f"conv{i}_{j}") for j in range(1, count + 1))
+    def name_of(self, config: FcnConfig) -> str:
+        prefix = "" if config.kind.startswith("parsenet") else "fcn"
+        return self.variant_of(config) or f"{prefix}{config.kind}-narrow"
 
-    kind = "8s" if "score_pool3.weight" in shapes else "16s" if "score_pool4.weight" in shapes else "32s"
-    score = "score_fr"
-    if "context.norm_local.scale" in shapes:
-        kind = "parsenet-late" if "context.score_global.weight" in shapes else "parsenet"
-        score = "context.score"
-    return FcnConfig(kind, outputs(score), tuple(blocks()), (outputs("fc6"), outputs("fc7")))
+    def tensors_of(self, shapes: CheckpointShapes, network: nn.Module) -> dict[str, Tensor]:
+        """With the weights that are not learned, which files made from Caffe's may lack."""
+        tensors = super().tensors_of(shapes, network)
+        for key, module in network.named_modules():
+            if isinstance(module, BilinearDeconvolution) and f"{key}.weight" not in tensors:
+                fixed = BilinearDeconvolution(module.in_channels, module.kernel_size[0], module.stride[0])
+                fixed.fill()
+                tensors[f"{key}.weight"] = fixed.weight.detach()
+        return tensors
 
-
-def _network(config: FcnConfig) -> Trunk:
-    return ParseNet(config) if config.kind.startswith("parsenet") else Fcn(config)
-
-
-def _reference(config: FcnConfig, network: Trunk, names: tuple[str, ...] | None = None) -> ReferenceModel:
-    classes = names or (VOC_CLASSES if config.num_classes == len(VOC_CLASSES) else ())
-    if len(classes) != config.num_classes:
-        classes = tuple(f"class {i}" for i in range(config.num_classes))
-    # Beside the picture lies the mean colour, as far as one grey can be that: about nothing, once the mean is taken.
-    fit = Fit(kind="letterbox", stride=1, pad_value=114, scale_up=False, anchor="top-left")
-    canvas = InputSpec(size=(SIZE, SIZE), colour="bgr", scale=1.0, mean=MEAN, fit=fit)
-    spec = ModelSpec("segment", canvas, DenseOutput(name="logits"), classes)
-    known = config.widths == VGG16 and config.hidden == (4096, 4096)
-    name = config.kind if config.kind.startswith("parsenet") else f"fcn{config.kind}"
-    rewrites = {"at-once": at_once} if config.kind in ("8s", "16s") else {}
-    return ReferenceModel(name if known else f"{name}-narrow", FAMILY, network, spec, rewrites=rewrites)
+    def rewrites(self, config: FcnConfig) -> dict[str, Rewrite]:
+        return {"at-once": at_once} if config.kind in ("8s", "16s") else {}
 
 
-def _build(kind: str, num_classes: int | None) -> ReferenceModel:
-    config = FcnConfig(kind, len(VOC_CLASSES) if num_classes is None else num_classes)
-    return _reference(config, _network(config).eval())
-
-
-@register_model
-def fcn32s(*, num_classes: int | None = None) -> ReferenceModel:
-    """One stream: scores of fc7, 32 times enlarged."""
-    return _build("32s", num_classes)
-
-
-@register_model
-def fcn16s(*, num_classes: int | None = None) -> ReferenceModel:
-    """Two streams: with the scores of pool4."""
-    return _build("16s", num_classes)
-
-
-@register_model
-def fcn8s(*, num_classes: int | None = None) -> ReferenceModel:
-    """Three streams: with the scores of pool3 too."""
-    return _build("8s", num_classes)
-
-
-@register_model
-def parsenet(*, num_classes: int | None = None) -> ReferenceModel:
-    """FCN-32s with global context, early fusion."""
-    return _build("parsenet", num_classes)
-
-
-@register_model
-def parsenet_late(*, num_classes: int | None = None) -> ReferenceModel:
-    """FCN-32s with global context, late fusion."""
-    return _build("parsenet-late", num_classes)
+FAMILY = FcnFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

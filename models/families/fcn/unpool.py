@@ -112,8 +112,12 @@ class BilinearDeconvolution(nn.ConvTranspose2d):
     def __init__(self, channels: int, side: int, stride: int) -> None:
         super().__init__(channels, channels, side, stride, bias=False)
 
-    def random_weights(self) -> None:
-        """They are not learned."""
+    def random_weights(self, gain: float) -> None:
+        """See :meth:`fill`: the weights are not learned."""
+        self.fill()
+
+    def fill(self) -> None:
+        """Give the weights the values that interpolate."""
         with torch.no_grad():
             self.weight.zero_()
             self.weight[range(self.in_channels), range(self.in_channels)] = bilinear_kernel(self.kernel_size[0])

@@ -139,7 +139,7 @@ class ValidConvs(nn.Module):
         out: Tensor = self.double_conv(x)
         return out
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """As the paper sets them out: without batch norms the picture would fade on its way."""
         for m in self.double_conv:
             if isinstance(m, nn.Conv2d):

@@ -20,7 +20,7 @@ from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.unet.key_layouts import Layout, layout_of
 from deploykit.models.families.unet.network import CLASSES, DEPTH, WIDTH, Level, UNetConfig, build_unet
 from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
+from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 FAMILY = "U-Net"
@@ -66,29 +66,26 @@ def reference_of(
     return ReferenceModel(_name_of(config), FAMILY, network, spec, notes)
 
 
-def _published(bilinear: bool, num_classes: int | None) -> ReferenceModel:
-    config = UNetConfig.published(num_classes=num_classes or CLASSES, bilinear=bilinear)
-    names = ("background", "car") if num_classes in (None, CLASSES) else None
-    return reference_of(config, build_unet(config), classes=names)
+VARIANTS = {
+    "unet": UNetConfig.published(num_classes=CLASSES),
+    "unet_bilinear": UNetConfig.published(num_classes=CLASSES, bilinear=True),
+    "unet_2015": replace(UNetConfig.published(channels=1, num_classes=CLASSES), kind="valid"),
+}
+"""That enlarges by transposed convolutions, bilinearly, and that of the paper: for grey images, without padding."""
 
 
-@register_model
-def unet(*, num_classes: int | None = None) -> ReferenceModel:
-    """U-Net that enlarges by transposed convolutions, 640x959."""
-    return _published(False, num_classes)
+def _build(name: str, num_classes: int | None) -> ReferenceModel:
+    config = replace(VARIANTS[name], num_classes=num_classes or CLASSES)
+    car = config.kind == "joined" and config.num_classes == CLASSES
+    return reference_of(config, build_unet(config), classes=("background", "car") if car else None)
 
 
-@register_model
-def unet_bilinear(*, num_classes: int | None = None) -> ReferenceModel:
-    """U-Net that enlarges bilinearly, 640x959."""
-    return _published(True, num_classes)
+def _about(name: str) -> str:
+    config = VARIANTS[name]
+    return f"{name.replace('_', '-')}, {'x'.join(map(str, SIZES[config.kind]))}, {config.channels} channels."
 
 
-@register_model
-def unet_2015(*, num_classes: int | None = None) -> ReferenceModel:
-    """The U-Net of the paper, without padding and batch norms, for grey pictures, 388x388."""
-    config = replace(UNetConfig.published(channels=1, num_classes=num_classes or CLASSES), kind="valid")
-    return reference_of(config, build_unet(config))
+register_variants(__name__, VARIANTS, _build, _about)
 
 
 def _name_of(config: UNetConfig) -> str:
@@ -119,8 +116,8 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     config = _Tensors(checkpoint, layout).config()
     with torch.device("meta"):
         network = build_unet(config)
-    called = {key: layout.own_name(key, config.depth) for key in network.state_dict()}
-    load_weights(network, checkpoint, checkpoint.float32(), _name_of(config), called=called)
+    key_map = {key: layout.own_name(key, config.depth) for key in network.state_dict()}
+    load_weights(network, checkpoint, checkpoint.float32(), _name_of(config), key_map=key_map)
     network.requires_grad_(False)
     classes, notes = _classes(checkpoint, config.num_classes)
     scale, said = _scale(network)

@@ -18,28 +18,36 @@ from torch.nn import functional
 
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.class_names import COCO_CLASSES, IMAGENET_MEAN, IMAGENET_STD
+from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.vit import PatchEmbed
-from deploykit.models.families.vitdet.mask_rcnn import CASCADE, WEIGHTS, HeadsConfig, MaskRcnn, with_thresholds
+from deploykit.models.families.vitdet.mask_rcnn import (
+    CASCADE,
+    THRESHOLDS,
+    WEIGHTS,
+    HeadsConfig,
+    MaskRcnn,
+    with_thresholds,
+)
 from deploykit.models.families.vitdet.pyramid import Norm, SimplePyramid
 from deploykit.models.families.vitdet.relative_attention import GridBlock
+from deploykit.models.family import Family, imagenet_input
 from deploykit.models.fuse import shared_copy
-from deploykit.models.loading.shapes import Shapes
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
-from deploykit.spec import Fit, InputSpec, ModelSpec, NmsOutputs
+from deploykit.models.loading.shapes import CheckpointShapes
+from deploykit.models.registry import ReferenceModel, Rewrite
+from deploykit.spec import Fit, ModelSpec, NmsOutputs
 
 __all__ = [
+    "BACKBONES",
     "VARIANTS",
+    "DetectorConfig",
+    "MaskRcnnFamily",
     "PlainBackbone",
     "VitDetBackbone",
     "VitDetConfig",
-    "backbone_from_checkpoint",
-    "heads_of",
+    "VitDetFamily",
     "positions_of",
 ]
 
-FAMILY = "ViTDet"
 MEAN_COLOUR = (104, 116, 124)
 """ImageNet's mean of blue, green and red, as whole numbers: zeros, but for rounding, to the network."""
 
@@ -72,10 +80,22 @@ class VitDetConfig:
     reach: Reach = "pad"
 
 
-VARIANTS = {
+@dataclass(frozen=True)
+class DetectorConfig:
+    """A backbone, and the heads on its pyramid."""
+
+    backbone: VitDetConfig
+    heads: HeadsConfig
+
+
+BACKBONES = {
     "b": VitDetConfig(768, 12, 12, 3072, (2, 5, 8, 11)),
     "l": VitDetConfig(1024, 24, 16, 4096, (5, 11, 17, 23)),
     "h": VitDetConfig(1280, 32, 16, 5120, (7, 15, 23, 31)),
+}
+VARIANTS = {
+    **{f"vitdet_{size}": DetectorConfig(config, HeadsConfig()) for size, config in BACKBONES.items()},
+    "vitdet_cascade_b": DetectorConfig(BACKBONES["b"], HeadsConfig(weights=CASCADE, agnostic=True)),
 }
 
 
@@ -121,7 +141,7 @@ class PlainBackbone(nn.Module):
         x = x.permute(0, 2, 3, 1) + positions_of(self.pos_embed, *x.shape[2:])
         return _resized(self.blocks(x).permute(0, 3, 1, 2), (rows, columns))
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Positions that matter."""
         nn.init.normal_(self.pos_embed, std=0.5)
 
@@ -161,140 +181,155 @@ EASYCV = (
 )
 """EasyCV's keys, which are mmdetection's for the heads, and detectron2's for them."""
 
-HEADS = "roi_heads.box_predictor"
+
+class MaskRcnnFamily(Family[DetectorConfig]):
+    """What the families of detectors with Mask R-CNN's heads share: all but the backbone."""
+
+    fixed_size_reason = "the positions of its attentions"
+
+    def spec(self, config: DetectorConfig, names: tuple[str, ...] | None) -> ModelSpec:
+        backbone, classes = config.backbone, config.heads.num_classes
+        fit = Fit(stride=2 * backbone.patch, anchor="top-left", resample="bilinear", pad_colour=MEAN_COLOUR)
+        canvas = imagenet_input(backbone.patch * backbone.cells, fit, backbone.channels)
+        if names is None or len(names) != classes:
+            names = COCO_CLASSES if classes == len(COCO_CLASSES) else tuple(f"class {i}" for i in range(classes))
+        return ModelSpec("instances", canvas, NmsOutputs(masks="masks"), names, thresholds=THRESHOLDS)
+
+    def with_classes(self, config: DetectorConfig, num_classes: int) -> DetectorConfig:
+        return replace(config, heads=replace(config.heads, num_classes=num_classes))
+
+    def reference(
+        self, config: DetectorConfig, network: nn.Module, names: tuple[str, ...] | None = None
+    ) -> ReferenceModel:
+        """See :meth:`Family.reference`; with the network's own thresholds."""
+        assert isinstance(network, MaskRcnn)
+        model = super().reference(config, network, names)
+        return replace(model, spec=replace(model.spec, thresholds=network.thresholds))
+
+    def loaded(self, config: DetectorConfig, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:
+        """The model, with values of the thresholds: there are none on the meta device."""
+        return super().loaded(config, with_thresholds(network, THRESHOLDS), shapes)
+
+    def heads_of(self, shapes: CheckpointShapes, backbone: VitDetConfig) -> HeadsConfig:
+        """The sizes of a detector's heads; ``shapes`` under detectron2's names.
+
+        Raises:
+            CheckpointError: a tensor is missing, or of no size that heads have.
+        """
+        path, names = shapes.checkpoint.path, shapes.key_map
+
+        def count(pattern: str) -> int:
+            return len({m[1] for m in (re.match(pattern, name) for name in names) if m})
+
+        stages = count(r"roi_heads\.box_predictor\.(\d)\.cls_score\.weight$")
+        stage = ".0" if stages else ""
+        if stages not in (0, len(CASCADE)):
+            raise CheckpointError(f"{path} has a cascade of {stages} heads; what they divide by is known of 3")
+        classes = shapes.weight_shape(f"roi_heads.box_predictor{stage}.cls_score", 2)[0] - 1
+        boxes = shapes.weight_shape(f"roi_heads.box_predictor{stage}.bbox_pred", 2)[0]
+        if classes < 1 or boxes not in (4, 4 * classes):
+            raise CheckpointError(f"{path}: a head gives {boxes} numbers of boxes for {classes} classes")
+        return HeadsConfig(
+            num_classes=classes,
+            channels=backbone.out,
+            rpn_convs=count(r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight$"),
+            box_convs=count(re.escape(f"roi_heads.box_head{stage}.") + r"conv(\d)\.weight$"),
+            features=shapes.weight_shape(f"roi_heads.box_head{stage}.fc1", 2)[0],
+            mask_convs=count(r"roi_heads\.mask_head\.mask_fcn(\d)\.weight$"),
+            norm=backbone.norm,
+            weights=CASCADE if stages else WEIGHTS,
+            agnostic=(boxes == 4 and classes > 1) or bool(stages),
+        )
 
 
-def _names_of(checkpoint: Checkpoint) -> tuple[dict[str, str], Norm] | None:
-    """detectron2's name of each tensor -> its key in the file, and the norm of the project; None: it is no ViTDet."""
-    keys = checkpoint.state_dict.keys()
-    if {"backbone.net.pos_embed", "backbone.simfp_2.0.weight"} <= keys:
-        parts = ("backbone.", "proposal_generator.", "roi_heads.")
-        return {key: key for key in keys if key.startswith(parts)}, "LN"
-    if {"backbone.pos_embed", "neck.sfp_0.0.weight"} <= keys:
+class VitDetFamily(MaskRcnnFamily):
+    """ViTDet by detectron2's keys and by EasyCV's."""
+
+    name = "ViTDet"
+    variants = VARIANTS
+
+    def shapes_of(self, checkpoint: Checkpoint) -> CheckpointShapes | None:
+        """The shapes under detectron2's names."""
+        keys = checkpoint.state_dict.keys()
+        if {"backbone.net.pos_embed", "backbone.simfp_2.0.weight"} <= keys:
+            parts = ("backbone.", "proposal_generator.", "roi_heads.")
+            return CheckpointShapes(checkpoint, self.name, key_map={key: key for key in keys if key.startswith(parts)})
+        if not {"backbone.pos_embed", "neck.sfp_0.0.weight"} <= keys:
+            return None
         if "roi_head.bbox_head.0.fc_cls.weight" in keys:
             raise CheckpointError(
                 f"{checkpoint.path} is EasyCV's ViTDet with a cascade, which is read in detectron2's form only"
             )
-        names = {}
-        for key in keys:
-            name = key
-            for pattern, replacement in EASYCV:
-                name = pattern.sub(replacement, name)
-            names[name] = key
-        return names, "GN"
-    return None
+        return CheckpointShapes(checkpoint, self.name, key_map={_detectron_name(key): key for key in keys})
 
+    def config_of(self, shapes: CheckpointShapes) -> DetectorConfig:
+        heads = "roi_heads.box_predictor"
+        if not {f"{heads}.cls_score.weight", f"{heads}.0.cls_score.weight"} & shapes.key_map.keys():
+            raise CheckpointError(
+                f"{shapes.checkpoint.path} has ViTDet's backbone and no heads of detection: there is nothing to export"
+            )
+        backbone = self.backbone_of(shapes)
+        return DetectorConfig(backbone, self.heads_of(shapes, backbone))
 
-def backbone_from_checkpoint(checkpoint: Checkpoint) -> VitDetBackbone | None:
-    """The backbone of a ViTDet checkpoint with its weights; None: it is none.
+    def backbone_of(self, shapes: CheckpointShapes) -> VitDetConfig:
+        """The configuration of the backbone; ``shapes`` under detectron2's names.
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    layout = _names_of(checkpoint)
-    if layout is None:
-        return None
-    names, norm = layout
-    config = _config_of(checkpoint, names, norm)
-    with torch.device("meta"):
-        network = VitDetBackbone(config)
-    tensors = checkpoint.float32()
-    found = {name[9:]: tensors[key] for name, key in names.items() if name.startswith("backbone.")}
-    load_weights(network, checkpoint, found, f"{FAMILY}'s backbone")
-    return network.eval()
-
-
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build a ViTDet Mask R-CNN from the tensors of a checkpoint; None: it is of another family.
-
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    layout = _names_of(checkpoint)
-    if layout is None:
-        return None
-    names, norm = layout
-    if f"{HEADS}.cls_score.weight" not in names and f"{HEADS}.0.cls_score.weight" not in names:
-        raise CheckpointError(
-            f"{checkpoint.path} has ViTDet's backbone and no heads of detection: there is nothing to export"
+        Raises:
+            CheckpointError: a tensor is missing, or of no size that a backbone has.
+        """
+        path, names = shapes.checkpoint.path, shapes.key_map
+        dim, channels, patch, _ = shapes.weight_shape("backbone.net.patch_embed.proj")
+        positions = shapes.shape("backbone.net.pos_embed", 3)[1]
+        side = math.isqrt(positions - 1)
+        if side < 1 or side**2 + 1 != positions:
+            raise CheckpointError(
+                f"{path}: pos_embed has {positions} positions, which are not one and those of a square"
+            )
+        depth = shapes.count_layers(names["backbone.net.blocks.0.norm1.weight"].removesuffix("0.norm1.weight"))
+        tables = [shapes.shape(f"backbone.net.blocks.{i}.attn.rel_pos_h", 2) for i in range(depth)]
+        cells = [(length + 1) // 2 for length, _ in tables]
+        each = tables[0][1]
+        heads = dim // each
+        if heads * each != dim or dim % 4:
+            raise CheckpointError(f"{path}: {dim} channels are not {heads} heads of {each}; the file is damaged")
+        window = min(cells) if min(cells) < max(cells) else VitDetConfig.window
+        return VitDetConfig(
+            dim,
+            depth,
+            heads,
+            shapes.weight_shape("backbone.net.blocks.0.mlp.fc1", 2)[0],
+            whole=tuple(i for i, n in enumerate(cells) if n != window),
+            residual=tuple(i for i in range(depth) if f"backbone.net.blocks.{i}.residual.conv1.weight" in names),
+            patch=patch,
+            cells=max(cells),
+            pretrained=side,
+            window=window,
+            out=shapes.weight_shape("backbone.simfp_4.0")[0],
+            channels=channels,
+            norm="LN" if "backbone.net.pos_embed" in shapes.shapes else "GN",
         )
-    config = _config_of(checkpoint, names, norm)
-    heads = heads_of(checkpoint, names, config)
-    with torch.device("meta"):
-        network = MaskRcnn(VitDetBackbone(config), heads)
-    tensors = checkpoint.float32()
-    found = {name: tensors[key] for name, key in names.items()}
-    load_weights(network, checkpoint, found, _name_of(config, heads))
-    network = with_thresholds(network, network.thresholds)  # which have no values on the meta device
-    return _reference(config, heads, network.eval(), checkpoint.names)
+
+    def network(self, config: DetectorConfig) -> MaskRcnn:
+        return MaskRcnn(VitDetBackbone(config.backbone), config.heads)
+
+    def name_of(self, config: DetectorConfig) -> str:
+        own = config.backbone
+        size = next((k for k, v in BACKBONES.items() if (v.dim, v.depth) == (own.dim, own.depth)), None)
+        return f"vitdet-{'cascade-' * (len(config.heads.weights) > 1)}{size or f'd{own.dim}-{own.depth}'}"
+
+    def tensors_of(self, shapes: CheckpointShapes, network: nn.Module) -> dict[str, Tensor]:
+        """Those of the detector."""
+        tensors = super().tensors_of(shapes, network)
+        return {key: tensors[key] for key in shapes.key_map.values()}
+
+    def rewrites(self, config: DetectorConfig) -> dict[str, Rewrite]:
+        return {"interpolate": _interpolated}
 
 
-def heads_of(checkpoint: Checkpoint, keys: dict[str, str], config: VitDetConfig) -> HeadsConfig:
-    """The sizes of a detector's heads; ``keys``: detectron2's name of each tensor -> its key in the file.
-
-    Raises:
-        CheckpointError: a tensor is missing, or of no size that heads have.
-    """
-    reader = Shapes(checkpoint, FAMILY)
-
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        return reader.of(keys.get(name, name), axes)
-
-    def count(pattern: str) -> int:
-        found = [int(m[1]) for m in (re.match(pattern, name) for name in keys) if m]
-        return len(set(found))
-
-    stages = count(r"roi_heads\.box_predictor\.(\d)\.cls_score\.weight$")
-    stage = ".0" if stages else ""
-    if stages not in (0, len(CASCADE)):
-        raise CheckpointError(f"{checkpoint.path} has a cascade of {stages} heads; what they divide by is known of 3")
-    classes = shape(f"{HEADS}{stage}.cls_score.weight", 2)[0] - 1
-    boxes = shape(f"{HEADS}{stage}.bbox_pred.weight", 2)[0]
-    if classes < 1 or boxes not in (4, 4 * classes):
-        raise CheckpointError(f"{checkpoint.path}: a head gives {boxes} numbers of boxes for {classes} classes")
-    head = re.escape(f"roi_heads.box_head{stage}.")
-    return HeadsConfig(
-        num_classes=classes,
-        channels=config.out,
-        rpn_convs=count(r"proposal_generator\.rpn_head\.conv\.conv(\d)\.weight$"),
-        box_convs=count(head + r"conv(\d)\.weight$"),
-        features=shape(f"roi_heads.box_head{stage}.fc1.weight", 2)[0],
-        mask_convs=count(r"roi_heads\.mask_head\.mask_fcn(\d)\.weight$"),
-        norm=config.norm,
-        weights=CASCADE if stages else WEIGHTS,
-        agnostic=(boxes == 4 and classes > 1) or bool(stages),
-    )
-
-
-def _name_of(config: VitDetConfig, heads: HeadsConfig) -> str:
-    size = next((k for k, v in VARIANTS.items() if (v.dim, v.depth) == (config.dim, config.depth)), None)
-    kind = "cascade-" if len(heads.weights) > 1 else ""
-    return f"vitdet-{kind}{size or f'd{config.dim}-{config.depth}'}"
-
-
-def _reference(
-    config: VitDetConfig, heads: HeadsConfig, network: MaskRcnn, names: tuple[str, ...] | None = None
-) -> ReferenceModel:
-    side = config.patch * config.cells
-    canvas = InputSpec(
-        size=(side, side),
-        channels=config.channels,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        fit=Fit(stride=2 * config.patch, anchor="top-left", resample="bilinear", pad_colour=MEAN_COLOUR),
-    )
-    if names is None or len(names) != heads.num_classes:
-        coco = heads.num_classes == len(COCO_CLASSES)
-        names = COCO_CLASSES if coco else tuple(f"class {i}" for i in range(heads.num_classes))
-    spec = ModelSpec("instances", canvas, NmsOutputs(masks="masks"), names, thresholds=network.thresholds)
-    return ReferenceModel(
-        _name_of(config, heads),
-        FAMILY,
-        network,
-        spec,
-        rewrites={"interpolate": _interpolated},
-        fixed_shape="the positions of its attentions",
-    )
+def _detectron_name(key: str) -> str:
+    for pattern, replacement in EASYCV:
+        key = pattern.sub(replacement, key)
+    return key
 
 
 def _interpolated(network: nn.Module, argument: str) -> nn.Module:
@@ -308,69 +343,6 @@ def _interpolated(network: nn.Module, argument: str) -> nn.Module:
     return new
 
 
-def _build(size: str, num_classes: int | None, weights: tuple[tuple[float, ...], ...] = WEIGHTS) -> ReferenceModel:
-    config = VARIANTS[size]
-    heads = HeadsConfig(num_classes=num_classes or 80, weights=weights, agnostic=weights is CASCADE)
-    return _reference(config, heads, MaskRcnn(VitDetBackbone(config), heads).eval())
-
-
-@register_model
-def vitdet_b(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-B with Mask R-CNN; COCO's 80 classes, 1024 px."""
-    return _build("b", num_classes)
-
-
-@register_model
-def vitdet_l(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-L with Mask R-CNN; COCO's 80 classes, 1024 px."""
-    return _build("l", num_classes)
-
-
-@register_model
-def vitdet_h(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-H with Mask R-CNN; COCO's 80 classes, 1024 px."""
-    return _build("h", num_classes)
-
-
-@register_model
-def vitdet_cascade_b(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-B with a cascade of three box heads; COCO's 80 classes, 1024 px."""
-    return _build("b", num_classes, CASCADE)
-
-
-def _config_of(checkpoint: Checkpoint, keys: dict[str, str], norm: Norm) -> VitDetConfig:
-    reader = Shapes(checkpoint, FAMILY)
-
-    def shape(name: str, axes: int) -> tuple[int, ...]:
-        return reader.of(keys.get(name, name), axes)
-
-    dim, channels, patch, _ = shape("backbone.net.patch_embed.proj.weight", 4)
-    positions = shape("backbone.net.pos_embed", 3)[1]
-    side = math.isqrt(positions - 1)
-    if side < 1 or side**2 + 1 != positions:
-        raise CheckpointError(
-            f"{checkpoint.path}: pos_embed has {positions} positions, which are not one and those of a square"
-        )
-    depth = reader.count(keys["backbone.net.blocks.0.norm1.weight"].removesuffix("0.norm1.weight"))
-    tables = [shape(f"backbone.net.blocks.{i}.attn.rel_pos_h", 2) for i in range(depth)]
-    cells = [(length + 1) // 2 for length, _ in tables]
-    each = tables[0][1]
-    heads = dim // each
-    if heads * each != dim or dim % 4:
-        raise CheckpointError(f"{checkpoint.path}: {dim} channels are not {heads} heads of {each}; the file is damaged")
-    window = min(cells) if min(cells) < max(cells) else VitDetConfig.window
-    return VitDetConfig(
-        dim,
-        depth,
-        heads,
-        shape("backbone.net.blocks.0.mlp.fc1.weight", 2)[0],
-        whole=tuple(i for i, n in enumerate(cells) if n != window),
-        residual=tuple(i for i in range(depth) if f"backbone.net.blocks.{i}.residual.conv1.weight" in keys),
-        patch=patch,
-        cells=max(cells),
-        pretrained=side,
-        window=window,
-        out=shape("backbone.simfp_4.0.weight", 4)[0],
-        channels=channels,
-        norm=norm,
-    )
+FAMILY = VitDetFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

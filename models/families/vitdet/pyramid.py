@@ -45,7 +45,7 @@ class NormedConv(nn.Conv2d):
         out: Tensor = self.norm(super().forward(x))
         return functional.relu(out) if self.relu else out
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Batch norms without the gain that activations need: most of these convolutions have none behind them."""
         if isinstance(self.norm, nn.BatchNorm2d):
             nn.init.uniform_(self.norm.weight, 0.8, 1.2)

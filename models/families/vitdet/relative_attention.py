@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from deploykit.models.fuse import check_fold, shared_copy
 from deploykit.models.layers.attention import EPS, Mlp, attend, scaled_rows
-from deploykit.models.layers.norm import LayerNorm2d
+from deploykit.models.layers.norm import LayerNorm2d, randomise_affine
 
 __all__ = ["FoldedRelativeAttention", "GridBlock", "RelativeAttention", "partitioned", "relative", "restored"]
 
@@ -90,7 +90,7 @@ class RelativeAttention(nn.Module):
         out: Tensor = self.proj(values.transpose(1, 2).reshape(x.shape))
         return out
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Such that a wrong position shows."""
         nn.init.normal_(self.rel_pos_h, std=self.scale)
         nn.init.normal_(self.rel_pos_w, std=self.scale)
@@ -200,8 +200,7 @@ class GridBlock(nn.Module):
             x = self.residual(x)
         return x
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Norms that matter, so that a lost one shows."""
         for norm in (self.norm1, self.norm2):
-            nn.init.uniform_(norm.weight, 0.8, 1.2)
-            nn.init.normal_(norm.bias, std=0.1)
+            randomise_affine(norm)

@@ -19,24 +19,32 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.vit import PatchEmbed
-from deploykit.models.families.vitdet import model as vitdet
-from deploykit.models.families.vitdet.mask_rcnn import HeadsConfig, MaskRcnn, with_thresholds
-from deploykit.models.families.vitdet.model import VitDetConfig, positions_of
+from deploykit.models.families.vitdet.mask_rcnn import HeadsConfig, MaskRcnn
+from deploykit.models.families.vitdet.model import (
+    BACKBONES,
+    DetectorConfig,
+    MaskRcnnFamily,
+    VitDetConfig,
+    positions_of,
+)
 from deploykit.models.families.vitdet.pyramid import TapPyramid
 from deploykit.models.families.vitdet.shared_bias import SharedBiasBlock
-from deploykit.models.loading.shapes import Shapes
-from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel, register_model
+from deploykit.models.loading.shapes import CheckpointShapes
 
 __all__ = ["TapBackbone", "TappedTransformer"]
 
-FAMILY = "ViT Mask R-CNN"
 WEIGHTS_LICENCE = "none published"
 
-SIZES = {
-    size: replace(config, whole=tuple(config.depth // 4 * (i + 1) - 1 for i in range(4)))
-    for size, config in vitdet.VARIANTS.items()
-    if size in ("b", "l")
+
+def _quarters(depth: int) -> tuple[int, ...]:
+    return tuple(depth // 4 * (i + 1) - 1 for i in range(4))
+
+
+VARIANTS = {
+    f"vit_mask_rcnn_{size}": DetectorConfig(
+        replace(BACKBONES[size], whole=_quarters(BACKBONES[size].depth), norm="BN"), HeadsConfig(norm="BN")
+    )
+    for size in ("b", "l")
 }
 
 
@@ -66,7 +74,7 @@ class TappedTransformer(nn.Module):
                 maps.append(x.permute(0, 3, 1, 2))
         return tuple(maps[:4])
 
-    def random_weights(self) -> None:
+    def random_weights(self, gain: float) -> None:
         """Positions that matter."""
         for parameter in (self.pos_embed, self.get_parameter("rel_window"), self.get_parameter("rel_whole")):
             nn.init.normal_(parameter, std=0.5)
@@ -83,71 +91,55 @@ class TapBackbone(TapPyramid):
         return super().forward(self.net(images))
 
 
-def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
-    """Build a ViT Mask R-CNN from the tensors of a checkpoint; None: it is of another family.
+class VitMaskRcnnFamily(MaskRcnnFamily):
+    """ViT Mask R-CNN, by our keys."""
 
-    Raises:
-        CheckpointError: it is nearly one. WeightsMismatchError: a tensor does not fit.
-    """
-    keys = checkpoint.state_dict.keys()
-    if not {"backbone.net.rel_window", "backbone.fpn_lateral2.weight"} <= keys:
-        return None
-    reader = Shapes(checkpoint, FAMILY)
-    net = "backbone.net"
-    heads, window, _ = reader.of(f"{net}.rel_window", 3)
-    dim, channels, patch, _ = reader.weight(f"{net}.patch_embed.proj")
-    depth = reader.count(f"{net}.blocks.")
-    pretrained = math.isqrt(reader.of(f"{net}.pos_embed", 3)[1] - 1)
-    if dim % heads or depth % 4 or pretrained < 1:
-        raise CheckpointError(
-            f"{checkpoint.path}: {dim} channels, {heads} heads, {depth} blocks and its positions are not of a {FAMILY}"
+    name = "ViT Mask R-CNN"
+    variants = VARIANTS
+
+    def shapes_of(self, checkpoint: Checkpoint) -> CheckpointShapes | None:
+        """The shapes, under the network's own names."""
+        keys = checkpoint.state_dict.keys()
+        if not {"backbone.net.rel_window", "backbone.fpn_lateral2.weight"} <= keys:
+            return None
+        return CheckpointShapes(checkpoint, self.name, key_map={key: key for key in keys})
+
+    def config_of(self, shapes: CheckpointShapes) -> DetectorConfig:
+        net = "backbone.net"
+        heads, window, _ = shapes.shape(f"{net}.rel_window", 3)
+        dim, channels, patch, _ = shapes.weight_shape(f"{net}.patch_embed.proj")
+        depth = shapes.count_layers(f"{net}.blocks.")
+        pretrained = math.isqrt(shapes.shape(f"{net}.pos_embed", 3)[1] - 1)
+        if dim % heads or depth % 4 or pretrained < 1:
+            raise CheckpointError(
+                f"{shapes.checkpoint.path}: {dim} channels, {heads} heads, {depth} blocks and its positions are not of "
+                f"a {self.name}"
+            )
+        backbone = VitDetConfig(
+            dim,
+            depth,
+            heads,
+            shapes.weight_shape(f"{net}.blocks.0.mlp.fc1", 2)[0],
+            whole=_quarters(depth),
+            patch=patch,
+            cells=(shapes.shape(f"{net}.rel_whole", 3)[1] + 1) // 2,
+            pretrained=pretrained,
+            window=(window + 1) // 2,
+            out=shapes.weight_shape("backbone.fpn_lateral2")[0],
+            channels=channels,
+            norm="BN",
         )
-    config = VitDetConfig(
-        dim,
-        depth,
-        heads,
-        reader.weight(f"{net}.blocks.0.mlp.fc1", 2)[0],
-        whole=tuple(depth // 4 * (i + 1) - 1 for i in range(4)),
-        patch=patch,
-        cells=(reader.of(f"{net}.rel_whole", 3)[1] + 1) // 2,
-        pretrained=pretrained,
-        window=(window + 1) // 2,
-        out=reader.weight("backbone.fpn_lateral2")[0],
-        channels=channels,
-        norm="BN",
-    )
-    settings = vitdet.heads_of(checkpoint, {key: key for key in keys}, config)
-    with torch.device("meta"):
-        network = MaskRcnn(TapBackbone(config), settings)
-    name = _name_of(config)
-    load_weights(network, checkpoint, checkpoint.float32(), name)
-    network = with_thresholds(network, network.thresholds)  # which have no values on the meta device
-    return _reference(config, network.eval(), checkpoint.names)
+        return DetectorConfig(backbone, self.heads_of(shapes, backbone))
+
+    def network(self, config: DetectorConfig) -> MaskRcnn:
+        return MaskRcnn(TapBackbone(config.backbone), config.heads)
+
+    def name_of(self, config: DetectorConfig) -> str:
+        own = config.backbone
+        size = next((k for k in ("b", "l") if (BACKBONES[k].dim, BACKBONES[k].depth) == (own.dim, own.depth)), None)
+        return f"vit-mask-rcnn-{size or f'd{own.dim}-{own.depth}'}"
 
 
-def _name_of(config: VitDetConfig) -> str:
-    size = next((k for k, v in SIZES.items() if (v.dim, v.depth) == (config.dim, config.depth)), None)
-    return f"vit-mask-rcnn-{size or f'd{config.dim}-{config.depth}'}"
-
-
-def _reference(config: VitDetConfig, network: MaskRcnn, names: tuple[str, ...] | None = None) -> ReferenceModel:
-    model = vitdet._reference(config, network.config, network, names)
-    return replace(model, name=_name_of(config), family=FAMILY, rewrites={})
-
-
-def _build(size: str, num_classes: int | None) -> ReferenceModel:
-    heads = HeadsConfig(num_classes=num_classes or 80, norm="BN")
-    config = replace(SIZES[size], norm="BN")
-    return _reference(config, MaskRcnn(TapBackbone(config), heads).eval())
-
-
-@register_model
-def vit_mask_rcnn_b(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-B with an FPN of four of its maps and Mask R-CNN; COCO's 80 classes, 1024 px."""
-    return _build("b", num_classes)
-
-
-@register_model
-def vit_mask_rcnn_l(*, num_classes: int | None = None) -> ReferenceModel:
-    """ViT-L with an FPN of four of its maps and Mask R-CNN; COCO's 80 classes, 1024 px."""
-    return _build("l", num_classes)
+FAMILY = VitMaskRcnnFamily()
+FAMILY.register(__name__)
+from_checkpoint = FAMILY.from_checkpoint

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
+from deploykit.models.layers.norm import scale_batch_norms
 from deploykit.models.layers.pool import SPPF
 
 Block = Callable[[int, int], nn.Module]
@@ -32,6 +33,11 @@ class BottleRep(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv2(self.conv1(x))
         return y + self.alpha * x if self.add else y
+
+    def random_weights(self, gain: float) -> None:
+        """Half as much added, and less than the whole input: what a block gives is never negative."""
+        scale_batch_norms(self.conv2, 0.5)
+        nn.init.uniform_(self.alpha, 0.6, 0.9)
 
     def fuse(self, path: str) -> BottleRep:
         """Fold both blocks; the learned number becomes a constant, so that parameters are those of convolutions."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers.conv import Conv
+from deploykit.models.layers.conv import Conv, fill_biases
 
 STRIDES = (8, 16, 32, 64)
 PROJECTED = 17  # bins of ``proj``, which every head has, also where no distribution is predicted
@@ -51,6 +51,11 @@ class FreeHead(nn.Module, ABC):
     def forward(self, *features: Tensor) -> Tensor:
         return torch.cat([self._rows(x, level) for level, x in enumerate(features)], 1)
 
+    def random_weights(self, gain: float) -> None:
+        """Rare detections, in boxes of a few cells."""
+        fill_biases(self.cls_preds, -4.0)
+        fill_biases(self.reg_preds, 4.0)
+
     def _rows(self, x: Tensor, level: int) -> Tensor:
         """One level's features to its rows, ``(B, H * W, columns)``."""
         x = self.stems[level](x)
@@ -77,6 +82,11 @@ class ObjectnessHead(FreeHead):
     def __init__(self, num_classes: int, channels: Sequence[int]) -> None:
         super().__init__(num_classes, channels, 4)
         self.obj_preds = nn.ModuleList(nn.Conv2d(c, 1, 1) for c in channels)
+
+    def random_weights(self, gain: float) -> None:
+        """Rare detections: an improbable object in every cell, of any class."""
+        fill_biases(self.cls_preds, 2.0)
+        fill_biases(self.obj_preds, -4.0)
 
     def _box(self, x: Tensor, level: int) -> Tensor:
         raw, stride = self.reg_preds[level](x), self.stride[level]
@@ -107,6 +117,13 @@ class DistanceHead(FreeHead):
             if tensor.is_meta:  # there is nothing to fill, and trying loads torch's whole compiler
                 return
             tensor.data.copy_(torch.arange(tensor.numel(), dtype=tensor.dtype, device=tensor.device).view(tensor.shape))
+
+    def random_weights(self, gain: float) -> None:
+        """Rare detections; the bins keep the values that they have."""
+        self.reset_bins()
+        fill_biases(self.cls_preds, -4.0)
+        if not self.reg_max:
+            fill_biases(self.reg_preds, 4.0)
 
     def _box(self, x: Tensor, level: int) -> Tensor:
         stride = self.stride[level]

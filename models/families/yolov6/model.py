@@ -18,7 +18,7 @@ from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.yolov6.checkpoint import described, filled, is_yolov6, normalised, refuse_relatives
 from deploykit.models.families.yolov6.layout import REG_MAX, Layout, Scale
 from deploykit.models.families.yolov6.network import YOLOv6
-from deploykit.models.registry import Builder, ReferenceModel, register_model
+from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Thresholds
 
 FAMILY = "YOLOv6"
@@ -52,12 +52,6 @@ _ALSO = {
 """What is recognised by its tensors too."""
 
 
-def layout_of_variant(name: str, num_classes: int, *, width: float | None = None) -> Layout:
-    """A variant's network for any number of classes; ``width`` replaces its multiple."""
-    scale = VARIANTS[name]
-    return (scale if width is None else replace(scale, width=width)).layout(num_classes)
-
-
 def reference_of(
     network: YOLOv6, name: str, classes: Sequence[str] | None, notes: tuple[str, ...] = ()
 ) -> ReferenceModel:
@@ -75,22 +69,19 @@ def reference_of(
     return ReferenceModel(name.replace("_", "-"), FAMILY, network, spec, notes)
 
 
-def _builder(name: str) -> Builder:
+def _build(name: str, num_classes: int | None) -> ReferenceModel:
+    network = YOLOv6(VARIANTS[name].layout(num_classes or len(COCO_CLASSES)))
+    return reference_of(network, name, COCO_CLASSES if network.head.num_classes == len(COCO_CLASSES) else None)
+
+
+def _about(name: str) -> str:
     scale = VARIANTS[name]
-
-    def build(*, num_classes: int | None = None) -> ReferenceModel:
-        network = YOLOv6(scale.layout(num_classes or len(COCO_CLASSES)))
-        return reference_of(network, name, COCO_CLASSES if network.head.num_classes == len(COCO_CLASSES) else None)
-
     releases = {1: "0.1", 2: "0.2", 4: "0.3 and 0.4"}[scale.generation]
     size = "640 px" if scale.levels == 3 else "1280 px, four levels"
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{name.replace('yolov6', 'YOLOv6').replace('_', '-')}, {size}: releases {releases}."
-    return build
+    return f"{name.replace('yolov6', 'YOLOv6').replace('_', '-')}, {size}: releases {releases}."
 
 
-for _name in VARIANTS:
-    register_model(_builder(_name))
+register_variants(__name__, VARIANTS, _build, _about)
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from deploykit.models.fuse import check_fold, fold_conv_bn, fold_into, probe_of, shared_copy
 from deploykit.models.layers.conv import Conv, batch_norm, plain_conv
+from deploykit.models.layers.norm import scale_batch_norms
 from deploykit.models.layers.rep import RepConv, bias64, double_copy, unit_conv
 
 
@@ -26,6 +27,10 @@ class RepVGG(RepConv):
         # The base has Sequentials in their places; only _folded below looks into them.
         self.rbr_dense = Conv(c1, c2, 3, s, act=nn.Identity())  # type: ignore[assignment]
         self.rbr_1x1 = Conv(c1, c2, 1, s, act=nn.Identity())  # type: ignore[assignment]
+
+    def random_weights(self, gain: float) -> None:
+        """Branches that are smaller by as much as their sum is larger than one of them."""
+        scale_batch_norms(self, 0.7 if self.rbr_identity is None else 0.45)
 
     def _folded(self, path: str) -> tuple[nn.Conv2d, nn.Conv2d]:
         dense, point = (cast(Conv, getattr(self, name)).fuse(f"{path}.{name}") for name in ("rbr_dense", "rbr_1x1"))
@@ -60,6 +65,10 @@ class QARepVGG(nn.Module):
         if self.identity:
             y = y + x
         return y + F.avg_pool2d(x, 3, 1, 1) if self.mean else y
+
+    def random_weights(self, gain: float) -> None:
+        """The sum of the branches made as small as one of them, by the batch norm behind it."""
+        scale_batch_norms(self.bn, 0.25 if self.identity else 0.6)
 
     def fuse(self, path: str) -> nn.Sequential:
         """Fold the batch norm of the 3x3, add the branches, and fold the batch norm behind them: each is checked."""

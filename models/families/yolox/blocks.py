@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.layers.conv import Conv
+from deploykit.models.layers.norm import scale_batch_norms
 
 __all__ = ["Activation", "Bottleneck", "CSPLayer", "DepthwiseConv", "Residual", "SPPBottleneck", "conv_of"]
 
@@ -48,6 +49,11 @@ class Bottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv2(self.conv1(x))
         return x + y if self.add else y
+
+    def random_weights(self, gain: float) -> None:
+        """Half as much added to the input, so that the sum does not grow."""
+        if self.add:
+            scale_batch_norms(self.conv2.pconv if isinstance(self.conv2, DepthwiseConv) else self.conv2, 0.5)
 
 
 class CSPLayer(nn.Module):
@@ -99,3 +105,7 @@ class Residual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer2(self.layer1(x))
         return x + y
+
+    def random_weights(self, gain: float) -> None:
+        """Half as much added to the input, so that the sum does not grow."""
+        scale_batch_norms(self.layer2, 0.5)

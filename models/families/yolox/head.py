@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.families.yolox.blocks import Activation, conv_of
-from deploykit.models.layers.conv import Conv
+from deploykit.models.layers.conv import Conv, fill_biases
 
 __all__ = ["STRIDES", "YoloxHead", "YoloxKeypointHead"]
 
@@ -67,6 +67,11 @@ class YoloxHead(nn.Module):
         xy, wh, probabilities = torch.split(values, [2, 2, 1 + self.num_classes], -1)
         return torch.cat(((xy + cells) * stride, wh.exp() * stride, probabilities.sigmoid()), -1)
 
+    def random_weights(self, gain: float) -> None:
+        """Rare detections: an improbable object in every cell, of any class."""
+        fill_biases(self.obj_preds, -4.0)
+        fill_biases(self.cls_preds, 2.0)
+
     def _parts(self, x: Tensor, level: int) -> tuple[Tensor, ...]:
         classes = self.cls_preds[level](self.cls_convs[level](x))
         box = self.reg_convs[level](x)
@@ -102,6 +107,16 @@ class YoloxKeypointHead(YoloxHead):
         places = (points[..., :2] + cells[..., None, :]) * stride
         visible = (points[..., 2:] * stride).sigmoid()
         return torch.cat((super().rows_of(detection, cells, stride), torch.cat((places, visible), -1).flatten(-2)), -1)
+
+    @torch.no_grad()
+    def random_weights(self, gain: float) -> None:
+        """And visibilities that are no surer than those of a trained head: their logit is ``(2 raw - 0.5) stride``."""
+        super().random_weights(gain)
+        for last, stride in zip(self.kpts_preds, self.stride, strict=True):
+            assert isinstance(last, nn.Conv2d)
+            assert last.bias is not None
+            last.weight[2::3] /= 2 * stride
+            last.bias[2::3] = 0.25
 
     def _parts(self, x: Tensor, level: int) -> tuple[Tensor, ...]:
         detection = super()._parts(x, level)

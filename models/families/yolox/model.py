@@ -25,7 +25,7 @@ from deploykit.models.families.yolox.backbone import CspDarknet, Darknet53, Feat
 from deploykit.models.families.yolox.head import YoloxHead, YoloxKeypointHead
 from deploykit.models.layers.conv import Conv
 from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import Builder, ReferenceModel, register_model
+from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawDetections, Thresholds
 
 FAMILY = "YOLOX"
@@ -120,6 +120,19 @@ class Yolox(nn.Module):
         """The convolution that sees the picture."""
         return next(m for m in self.modules() if isinstance(m, Conv))
 
+    @property
+    def random_gain(self) -> float:
+        """Of random weights: activations that let half of the values through as they are become chaotic earlier."""
+        return {nn.SiLU: 1.35, nn.ReLU: 1.2, nn.LeakyReLU: 1.05}[type(self.first.act)]
+
+    def random_weights(self, gain: float) -> None:
+        """A first layer that was trained on pixels of 0 to 255, as its statistics would then say."""
+        first = self.first
+        first.conv.weight.data /= 255.0
+        assert isinstance(first.bn, nn.BatchNorm2d)
+        assert first.bn.running_mean is not None
+        first.bn.running_mean += 114.0 * first.conv.weight.data.sum((1, 2, 3))
+
 
 def build_yolox(config: YoloxConfig) -> Yolox:
     """The network of a description, in eval mode, with torch's default weights."""
@@ -170,22 +183,20 @@ def reference_of(
     return ReferenceModel(name.replace("_", "-"), FAMILY, network, spec, notes, {"legacy": legacy})
 
 
-def _builder(name: str) -> Builder:
+def _build(name: str, num_classes: int | None) -> ReferenceModel:
     variant = VARIANTS[name]
+    count = num_classes or (1 if variant.pose else len(COCO_CLASSES))
+    names = {len(COCO_CLASSES): COCO_CLASSES, 1: ("person",) if variant.pose else None}.get(count)
+    return reference_of(build_yolox(variant.config(count)), name, names, variant.size)
 
-    def build(*, num_classes: int | None = None) -> ReferenceModel:
-        count = num_classes or (1 if variant.pose else len(COCO_CLASSES))
-        names = {len(COCO_CLASSES): COCO_CLASSES, 1: ("person",) if variant.pose else None}.get(count)
-        return reference_of(build_yolox(variant.config(count)), name, names, variant.size)
 
+def _about(name: str) -> str:
+    variant = VARIANTS[name]
     people = ": persons with 17 keypoints" if variant.pose else ""
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"{name.replace('yolox', 'YOLOX').replace('_', '-')}, {variant.size} px{people}."
-    return build
+    return f"{name.replace('yolox', 'YOLOX').replace('_', '-')}, {variant.size} px{people}."
 
 
-for _name in VARIANTS:
-    register_model(_builder(_name))
+register_variants(__name__, VARIANTS, _build, _about)
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:

@@ -18,7 +18,7 @@ from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.families import yolov5
 from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import load_model, spec_of_model
+from deploykit.models.registry import load_model, meta_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.spec import KeypointSpec
 
@@ -85,7 +85,7 @@ def test_a_created_checkpoint_is_recognised_and_says_what_it_is_worth(
     assert model.spec.source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert model.spec.input.size == (size, size)
     assert model.spec.classes[0] == "person"
-    assert model.spec == replace(spec_of_model(name), source=model.spec.source)
+    assert model.spec == replace(meta_model(name).spec, source=model.spec.source)
     assert len(model.notes) == notes
     assert model.notes[-1] == "its weights are random (seed 3): what it says means nothing"
     assert {t.dtype for t in model.module.state_dict().values() if t.is_floating_point()} == {torch.float32}

@@ -12,10 +12,10 @@ import torch
 from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.create.random_weights import create_checkpoint
 from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
-from deploykit.models.families.yolov6.model import VARIANTS, layout_of_variant
+from deploykit.models.families.yolov6.model import VARIANTS
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.registry import load_model
-from tests.narrow import free_network_of, shallow
+from tests.narrow import free_network_of, shallow, yolov6_layout
 
 NAMES = ("cat", "dog", "fox")
 
@@ -59,7 +59,7 @@ def test_it_names_the_originals_classes_and_none_of_ours(tmp_path: Path) -> None
 @pytest.mark.data
 def test_the_module_tree_is_that_of_the_originals_code(shared: Path, tmp_path: Path) -> None:
     theirs = read_checkpoint(shared / "golden" / "yolov6n-narrow.pt")
-    network = YOLOv6(layout_of_variant("yolov6n", 5, width=0.125))
+    network = YOLOv6(yolov6_layout("yolov6n", 5, width=0.125))
     (tmp_path / "m.pt").write_bytes(yolov6_checkpoint(network, [f"c{i}" for i in range(5)]))
     ours = read_checkpoint(tmp_path / "m.pt")
     assert sorted((m.path, m.kind) for m in ours.modules) == sorted((m.path, m.kind) for m in theirs.modules)

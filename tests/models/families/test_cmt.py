@@ -21,7 +21,7 @@ from deploykit.models.families.cmt import flyegle as cmt_flyegle
 from deploykit.models.families.cmt import model as cmt
 from deploykit.models.families.cmt.layers import resized_bias
 from deploykit.models.fuse import fold_bn_into_next, fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
 from tests.models.files import saved
@@ -56,14 +56,14 @@ def narrow(kind: str, seed: int = 0) -> ReferenceModel:
             network = cmt_flyegle.FlyegleCmt(other)
         randomise(network.eval())
     if isinstance(network, cmt.Cmt):
-        return cmt._reference(cmt._name_of(config), config, network)
+        return cmt.FAMILY.reference(config, network)
     assert isinstance(network, cmt_flyegle.FlyegleCmt)
-    return cmt_flyegle._reference(cmt_flyegle._name_of(other), other, network)
+    return cmt_flyegle.FAMILY.reference(other, network)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    assert outline_of_model(name).parameters == PUBLISHED[name][0]
+    assert meta_model(name).parameters == PUBLISHED[name][0]
 
 
 @pytest.mark.data
@@ -100,8 +100,8 @@ def test_a_checkpoint_is_read_with_its_size(tmp_path: Path, kind: str) -> None:
 
 
 def test_a_published_model_of_another_size_says_so() -> None:
-    assert cmt._name_of(replace(cmt.VARIANTS["cmt_s"], size=256, num_classes=7)) == "cmt-s-256"
-    assert cmt_flyegle._name_of(replace(cmt_flyegle.VARIANTS["cmt_flyegle_ti"], size=224)) == "cmt-flyegle-ti-224"
+    assert cmt.FAMILY.name_of(replace(cmt.VARIANTS["cmt_s"], size=256, num_classes=7)) == "cmt-s-256"
+    assert cmt_flyegle.FAMILY.name_of(replace(cmt_flyegle.VARIANTS["cmt_flyegle_ti"], size=224)) == "cmt-flyegle-ti-224"
 
 
 @pytest.mark.parametrize("reduction", [1, 2, 4])

@@ -20,7 +20,7 @@ from deploykit.models.families.crossformer import model as crossformer
 from deploykit.models.families.crossformer.layers import CrossBlock, grouped, ungrouped
 from deploykit.models.families.crossformer.model import CrossFormer, CrossFormerConfig, backbone_of
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.spec import Dynamic
 from tests.models.families.attention_kernels import attention_kernels
 from tests.models.files import saved
@@ -45,12 +45,12 @@ def narrow(seed: int = 0) -> ReferenceModel:
         randomise(network)
         for parameter in (p for name, p in network.named_parameters() if ".pos." in name):
             nn.init.normal_(parameter, std=0.5)  # so that the places matter
-    return crossformer._reference(crossformer._name_of(config), config, network)
+    return crossformer.FAMILY.reference(config, network)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    assert outline_of_model(name).parameters == PUBLISHED[name][0]
+    assert meta_model(name).parameters == PUBLISHED[name][0]
 
 
 @pytest.mark.data
@@ -186,5 +186,5 @@ def test_heads_that_do_not_divide_the_channels_are_refused(heads: int, tmp_path:
     last = "layers.1.blocks.0.attn.pos.pos3.2"
     state = narrow().module.state_dict()
     state |= {f"{last}.weight": torch.zeros(heads, 4), f"{last}.bias": torch.zeros(heads)}
-    with pytest.raises(CheckpointError, match=f"{heads} rows, one a head, expected a divisor of the stage's 64"):
+    with pytest.raises(CheckpointError, match=f"{heads} rows, one per head, expected a divisor of the stage's 64"):
         load_model(saved(tmp_path, state))

@@ -25,7 +25,7 @@ from deploykit.models.families.dynopool.hrnet import HrNet
 from deploykit.models.families.dynopool.model import EfficientNet, Stage, Vgg, complexity_loss, layer_macs
 from deploykit.models.families.dynopool.resize import CLOSE, DynOPool, FixedPool, in_units, output_side, resize_and_pool
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
 from tests.narrow_dense import narrow_dense
@@ -210,7 +210,7 @@ def _sampled(x: Tensor, axis: int, places: Tensor) -> Tensor:
 
 
 def test_efficientnet_has_its_papers_parameters() -> None:
-    model = outline_of_model("dynopool-efficientnet-b0")
+    model = meta_model("dynopool-efficientnet-b0")
     assert model.parameters - 2 * 4 == 5_288_548
 
 

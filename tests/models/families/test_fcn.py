@@ -21,7 +21,7 @@ from deploykit.models.families.fcn.context import L2Norm
 from deploykit.models.families.fcn.model import FcnConfig
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model, with_rewrite
+from deploykit.models.registry import ReferenceModel, load_model, meta_model, with_rewrite
 from deploykit.runtime.session import open_session
 from tests.reference import fcn as reference
 
@@ -35,9 +35,9 @@ def narrow(kind: str, classes: int = 3) -> ReferenceModel:
     config = FcnConfig(kind, classes, ((4, 4), (6,), (8, 8), (10,), (12, 12)), (24, 16))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = fcn._network(config).eval()
+        network = fcn.FAMILY.network(config).eval()
         randomise(network)
-    return fcn._reference(config, network)
+    return fcn.FAMILY.reference(config, network)
 
 
 def pixels(height: int, width: int, batch: int = 1) -> Tensor:
@@ -47,7 +47,7 @@ def pixels(height: int, width: int, batch: int = 1) -> Tensor:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_published(name: str) -> None:
-    model = outline_of_model(name)
+    model = meta_model(name)
     assert model.parameters == PUBLISHED[name][0]
     assert model.spec.classes == VOC_CLASSES
 
@@ -161,7 +161,7 @@ def test_pixels_without_any_length_stay_finite_in_a_file(kind: str, precision: s
 
 def test_fixed_deconvolutions_become_one_group_a_channel() -> None:
     layer = BilinearDeconvolution(5, 16, 8)
-    layer.random_weights()
+    layer.random_weights(1.0)
     folded = layer.fuse("it")
     assert folded.groups == 5
     x = torch.randn(1, 5, 3, 4)
@@ -191,7 +191,7 @@ def test_any_layout_is_read_from_its_tensors(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"fc6.weight": torch.zeros(3)}, CheckpointError, r"fc6\.weight is \[3\]: expected the weights"),
+        ({"fc6.weight": torch.zeros(3)}, CheckpointError, r"fc6\.weight is \[3\]: expected one of 4 axes"),
         ({"score_fr.weight": torch.zeros(0, 16, 1, 1)}, CheckpointError, r"score_fr\.weight is \[0, 16, 1, 1\]"),
         ({"score_fr.weight": None}, CheckpointError, r"score_fr\.weight is missing"),
         ({"fc7.bias": None}, WeightsMismatchError, r"lacks the tensor fc7\.bias"),

@@ -18,13 +18,14 @@ from deploykit.export.engine.build import build_engine
 from deploykit.export.precision.convert import Lowering
 from deploykit.export.precision.half_rules import LARGEST_SQUARED
 from deploykit.export.to_onnx import onnx_from_model
+from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.families import nafnet
 from deploykit.models.families.nafnet import Nafnet, NafnetConfig, receptive_field, with_frozen_pool, with_local_pool
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.naf import BoxMean, NafBlock
 from deploykit.models.layers.norm import LayerNorm2d
-from deploykit.models.registry import ReferenceModel, create_model, load_model, outline_of_model, with_rewrite
+from deploykit.models.registry import ReferenceModel, create_model, load_model, meta_model, with_rewrite
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.session import open_session
@@ -46,16 +47,16 @@ def narrow(config: NafnetConfig = NARROW, seed: int = 0) -> ReferenceModel:
         torch.manual_seed(seed)
         network = Nafnet(config).eval()
         randomise(network)
-    return nafnet._reference("narrow", config, network)
+    return replace(nafnet.FAMILY.reference(config, network), name="narrow")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    assert outline_of_model(name).parameters == PUBLISHED[name][0]
+    assert meta_model(name).parameters == PUBLISHED[name][0]
 
 
 def test_a_mosaic_has_four_channels() -> None:
-    spec = outline_of_model("nafnet-w32-raw").spec
+    spec = meta_model("nafnet-w32-raw").spec
     assert (spec.task, spec.input.channels, len(spec.input.mean)) == ("restore", 4, 4)
 
 
@@ -111,7 +112,7 @@ def test_the_windows_of_tlc_are_halved_from_level_to_level() -> None:
 
 
 def create_on_meta(name: str) -> Nafnet:
-    module = outline_of_model(name).module
+    module = meta_model(name).module
     assert isinstance(module, Nafnet)
     return module
 
@@ -166,7 +167,7 @@ def test_a_file_of_free_shape_takes_any_size(tmp_path: Path) -> None:
 
 def test_layer_norm_is_that_of_every_pixels_channels() -> None:
     norm = LayerNorm2d(5)
-    norm.random_weights()
+    norm.random_weights(1.0)
     x = 3 + 2 * torch.randn(2, 5, 4, 3)
     mean, variance = x.mean(1, keepdim=True), x.var(1, unbiased=False, keepdim=True)
     expected = (x - mean) / (variance + 1e-6).sqrt() * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
@@ -309,7 +310,7 @@ def test_any_layout_is_read_from_its_tensors(config: NafnetConfig, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"intro.weight": torch.zeros(3)}, CheckpointError, "intro.weight is \\[3\\]: expected the weights"),
+        ({"intro.weight": torch.zeros(3)}, CheckpointError, "intro.weight is \\[3\\]: expected one of 4 axes"),
         ({"middle_blks.0.conv4.weight": None}, CheckpointError, "middle_blks.0.conv4.weight is missing"),
         ({"encoders.1.0.beta": None}, WeightsMismatchError, "lacks the tensor encoders.1.0.beta"),
         ({"encoders.1.0.beta": torch.zeros(2)}, WeightsMismatchError, "encoders.1.0.beta is \\[2\\], expected"),
@@ -331,13 +332,20 @@ def test_a_created_checkpoint_loads(tmp_path: Path) -> None:
 
 
 def test_layouts_that_are_two_models_are_said_to_be() -> None:
-    name, notes = nafnet._name_of(nafnet.VARIANTS["nafnet_w64_reds"])
-    assert name == "nafnet_w64_gopro"
-    assert notes == ("nafnet-w64-reds has the same layout: no tensor tells which of them it is",)
+    with torch.device("meta"):
+        network = Nafnet(nafnet.VARIANTS["nafnet_w64_reds"])
+    state = network.state_dict()
+    shapes = nafnet.FAMILY.shapes_of(
+        Checkpoint(Path("w.pth"), 0, "", "torch-zip", "", state, None, None, None, (), {}, ())
+    )
+    assert shapes is not None
+    model = nafnet.FAMILY.loaded(nafnet.FAMILY.config_of(shapes), network, shapes)
+    assert model.name == "nafnet-w64-gopro"
+    assert model.notes == ("nafnet-w64-reds has the same layout: no tensor tells which of them it is",)
 
 
 def test_it_has_no_classes() -> None:
-    with pytest.raises(UsageError, match="nafnet-w32-gopro restores pictures and has no classes"):
+    with pytest.raises(UsageError, match="nafnet-w32-gopro restores images and has no classes"):
         create_model("nafnet-w32-gopro", num_classes=2)
 
 

@@ -19,7 +19,7 @@ from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import resnet
 from deploykit.models.families.resnet import Resnet, ResnetConfig
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from tests.reference.resnet import resnet as reference
 
 PUBLISHED = {
@@ -56,7 +56,7 @@ def made(kind: str, seed: int = 0) -> ReferenceModel:
                 nn.init.normal_(module.bias, std=0.2)
                 assert module.running_mean is not None
                 nn.init.normal_(module.running_mean, std=0.2)
-    return resnet._reference(resnet._name_of(config), config, network)
+    return resnet.FAMILY.reference(config, network)
 
 
 def saved(folder: Path, state: dict[str, Tensor]) -> Path:
@@ -67,7 +67,7 @@ def saved(folder: Path, state: dict[str, Tensor]) -> Path:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    assert outline_of_model(name).parameters == PUBLISHED[name][0]
+    assert meta_model(name).parameters == PUBLISHED[name][0]
 
 
 @pytest.mark.parametrize("folded", [False, True])

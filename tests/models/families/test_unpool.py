@@ -55,7 +55,7 @@ def test_modes_of_unpooling(rows: int, columns: int, side: int, seed: int) -> No
 def test_the_fixed_deconvolution_interpolates(factor: int) -> None:
     """Inside, where no border is near, it is torch's bilinear upsampling."""
     layer = BilinearDeconvolution(3, 2 * factor, factor)
-    layer.random_weights()
+    layer.random_weights(1.0)
     x = torch.randn(1, 3, 5, 6)
     with torch.inference_mode():
         found = layer(x)[:, :, factor // 2 : -(factor // 2), factor // 2 : -(factor // 2)]

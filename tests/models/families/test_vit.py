@@ -19,7 +19,7 @@ from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import vit
 from deploykit.models.families.vit import Head, VisionTransformer, VitConfig
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.runtime.results.dense import Features
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
@@ -44,12 +44,12 @@ def narrow(head: Head = "mean", seed: int = 0) -> ReferenceModel:
             norm = network.head[0]  # type: ignore[index]  # a ProbeHead, which is a Sequential
             norm.running_mean.normal_()
             norm.running_var.uniform_(0.5, 2.0)
-    return vit._reference(vit._name_of(config), config, network)
+    return vit.FAMILY.reference(config, network)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(name: str) -> None:
-    model = outline_of_model(name)
+    model = meta_model(name)
     assert model.parameters == PUBLISHED[name][0]
     assert model.spec.input.fit.resample == "bicubic"
     assert model.spec.input.size == (224, 224)
@@ -161,7 +161,7 @@ def test_an_engine_in_fp16_computes_attention_as_one_kernel(tmp_path: Path) -> N
     config = VitConfig(128, 2, 2, 128, patch=8, grid=8, num_classes=5)
     network = VisionTransformer(config).eval()
     randomise(network)
-    model = vit._reference("vit", config, network)
+    model = vit.FAMILY.reference(config, network)
     report = onnx_from_model(model, out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
     assert report.lowered is not None
     assert report.lowered.half is not None

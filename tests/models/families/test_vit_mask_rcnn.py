@@ -15,13 +15,13 @@ from deploykit.errors import CheckpointError
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.vitdet import shared_bias, vit_mask_rcnn
 from deploykit.models.families.vitdet.mask_rcnn import HeadsConfig, MaskRcnn
-from deploykit.models.families.vitdet.model import VitDetConfig
+from deploykit.models.families.vitdet.model import DetectorConfig, VitDetConfig
 from deploykit.models.families.vitdet.pyramid import NormedConv, TapPyramid
 from deploykit.models.families.vitdet.shared_bias import SharedBiasBlock, bias_of
 from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.families.vitdet.vit_mask_rcnn import TapBackbone
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, outline_of_model
+from deploykit.models.registry import ReferenceModel, load_model, meta_model
 from deploykit.spec import Thresholds
 from tests.models.files import saved
 
@@ -38,12 +38,12 @@ def narrow() -> ReferenceModel:
         torch.manual_seed(0)
         network = MaskRcnn(TapBackbone(CONFIG), heads, thresholds).eval().requires_grad_(False)
         randomise(network)
-    return vit_mask_rcnn._reference(CONFIG, network)
+    return vit_mask_rcnn.FAMILY.reference(DetectorConfig(CONFIG, heads), network)
 
 
 @pytest.mark.parametrize("size", ["b", "l"])
 def test_the_blocks_are_vitdets_and_a_quarter_of_them_looks_at_everything(size: str) -> None:
-    network = outline_of_model(f"vit-mask-rcnn-{size}").module
+    network = meta_model(f"vit-mask-rcnn-{size}").module
     blocks = network.get_submodule("backbone.net.blocks")
     assert isinstance(blocks, nn.ModuleList)
     whole = [i for i, block in enumerate(blocks, start=1) if not block.window]

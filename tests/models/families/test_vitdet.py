@@ -14,16 +14,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, FoldError, WeightsMismatchError
-from deploykit.models.checkpoint.reader import read_checkpoint
+from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.vitdet import model as vitdet
 from deploykit.models.families.vitdet import relative_attention
 from deploykit.models.families.vitdet.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
-from deploykit.models.families.vitdet.model import VitDetBackbone, VitDetConfig, backbone_from_checkpoint
+from deploykit.models.families.vitdet.model import VitDetBackbone, VitDetConfig
 from deploykit.models.families.vitdet.pyramid import Norm, norm_of
 from deploykit.models.families.vitdet.relative_attention import GridBlock, RelativeAttention, partitioned, restored
 from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import outline_of_model
+from deploykit.models.loading.weights import load_weights
+from deploykit.models.registry import meta_model
 from deploykit.spec import Thresholds
 from tests.models.files import saved
 from tests.reference import vitdet as reference
@@ -67,9 +69,21 @@ def in_easycv(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
+def backbone_from_checkpoint(checkpoint: Checkpoint) -> VitDetBackbone | None:
+    """The backbone of a file, which need not have heads."""
+    shapes = vitdet.FAMILY.shapes_of(checkpoint)
+    if shapes is None:
+        return None
+    network = VitDetBackbone(vitdet.FAMILY.backbone_of(shapes)).eval()
+    tensors = checkpoint.float32()
+    names = {name[9:]: key for name, key in shapes.key_map.items() if name.startswith("backbone.")}
+    load_weights(network, checkpoint, {key: tensors[key] for key in names.values()}, "backbone", key_map=names)
+    return network
+
+
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_it_has_as_many_parameters_as_the_originals(size: str) -> None:
-    network = outline_of_model(f"vitdet_{size}").module
+    network = meta_model(f"vitdet_{size}").module
     parts = (network.get_submodule("backbone.net"), network.get_submodule("backbone"), network)
     assert tuple(sum(p.numel() for p in module.parameters()) for module in parts) == PUBLISHED[size]
 
@@ -96,7 +110,7 @@ def test_a_block_is_its_definition(window: int, cells: int, size: tuple[int, int
     torch.manual_seed(0)
     block = GridBlock(8, 2, 12, window, cells, residual=False).eval().requires_grad_(False)
     for module in (block, block.attn):
-        module.random_weights()
+        module.random_weights(1.0)
     x = torch.randn(*size, 8)
     expected = reference.block(x, block.state_dict(), 2, window)
     found = (fuse_model(block) if folded else block)(x[None])[0]
@@ -116,7 +130,7 @@ def test_windows_come_back_as_they_went(height: int, width: int, window: int, ba
 def test_queries_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     attention = RelativeAttention(16, 2, 6).eval().requires_grad_(False)
-    attention.random_weights()
+    attention.random_weights(1.0)
     folded = attention.fuse("")
     x = torch.randn(2, 6, 6, 16)
     whole = folded(x)
@@ -132,7 +146,7 @@ def test_queries_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_folded_attention_that_is_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     attention = RelativeAttention(16, 2, 6).eval().requires_grad_(False)
-    attention.random_weights()
+    attention.random_weights(1.0)
     places = relative_attention.FoldedRelativeAttention.places
     flipped = staticmethod(lambda k, height, width, more: places(k, height, width, more).flip(0))
     monkeypatch.setattr(relative_attention.FoldedRelativeAttention, "places", flipped)

@@ -20,12 +20,13 @@ from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.yolov6.checkpoint import plain_name
 from deploykit.models.families.yolov6.layout import Layout, Stage, layout_of
-from deploykit.models.families.yolov6.model import VARIANTS, from_checkpoint, layout_of_variant
+from deploykit.models.families.yolov6.model import VARIANTS, from_checkpoint
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
 from deploykit.models.registry import create_model, load_model, model_from_checkpoint
+from tests.narrow import yolov6_layout
 
 State = dict[str, Tensor]
 
@@ -66,7 +67,7 @@ def narrow(name: str, **changes: Any) -> YOLOv6:
     """A variant at a fraction of its width, with seeded weights that half precision holds exactly."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = YOLOv6(replace(layout_of_variant(name, CLASSES, width=0.0625), **changes))
+        network = YOLOv6(replace(yolov6_layout(name, CLASSES, width=0.0625), **changes))
         randomise(network)
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
@@ -292,7 +293,7 @@ def record(path: str, kind: str, **attributes: Any) -> Module:
 def test_activations_and_versions_are_those_of_the_pickled_modules(
     name: str, modules: tuple[Module, ...], expected: str, notes: tuple[str, ...]
 ) -> None:
-    state = on_meta(layout_of_variant(name, CLASSES)).state_dict()
+    state = on_meta(yolov6_layout(name, CLASSES)).state_dict()
     model = from_checkpoint(bare(state, modules=modules))
     assert model is not None
     assert (model.name, model.notes) == (expected, notes)
@@ -302,7 +303,7 @@ def test_activations_and_versions_are_those_of_the_pickled_modules(
 
 
 def test_an_activation_that_no_description_knows_is_taken_over() -> None:
-    state = on_meta(layout_of_variant("yolov6n", CLASSES)).state_dict()
+    state = on_meta(yolov6_layout("yolov6n", CLASSES)).state_dict()
     changed = record("neck.reduce_layer0.block.act", "torch.nn.modules.activation.Hardswish")
     model = from_checkpoint(bare(state, modules=(changed,)))
     assert model is not None
@@ -311,7 +312,7 @@ def test_an_activation_that_no_description_knows_is_taken_over() -> None:
 
 
 def test_class_names_of_another_number_are_not_guessed_at() -> None:
-    state = on_meta(layout_of_variant("yolov6n", CLASSES)).state_dict()
+    state = on_meta(yolov6_layout("yolov6n", CLASSES)).state_dict()
     model = from_checkpoint(bare(state, names=("cat", "dog")))
     assert model is not None
     assert model.spec.classes == ("class 0", "class 1", "class 2")
@@ -322,7 +323,7 @@ def test_class_names_of_another_number_are_not_guessed_at() -> None:
 
 
 def changed(change: Callable[[State], Any]) -> State:
-    state = dict(on_meta(layout_of_variant("yolov6n", CLASSES)).state_dict())
+    state = dict(on_meta(yolov6_layout("yolov6n", CLASSES)).state_dict())
     change(state)
     return state
 
@@ -397,7 +398,7 @@ def test_a_head_that_does_not_fit_is_refused_by_its_tensor(key: str, shape: tupl
 
 
 def test_strides_that_no_head_of_this_kind_has_are_refused() -> None:
-    state = on_meta(layout_of_variant("yolov6n", CLASSES)).state_dict()
+    state = on_meta(yolov6_layout("yolov6n", CLASSES)).state_dict()
     head = record("detect", "yolov6.models.effidehead.Detect", stride=[4, 8, 16])
     with pytest.raises(CheckpointError, match=r"strides \[4, 8, 16\], where .* of 3 levels has \[8, 16, 32\]"):
         from_checkpoint(bare(state, modules=(head,)))
