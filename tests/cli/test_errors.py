@@ -147,7 +147,7 @@ def test_a_disk_that_fills_up_while_the_graph_is_written(
     monkeypatch.setattr(finalize, "LARGE", 0 if large else 2**31)  # with the weights in a file of their own, or not
     assert export() == (
         DiskFullError.exit_code,
-        "cannot write out/m.onnx: File too large; free some space or choose another place with --out",
+        "cannot write out/m.onnx: File too large; free some space or choose another path with --out",
     )
 
 
@@ -215,7 +215,7 @@ def test_a_package_that_is_needed_late_is_missed(
     monkeypatch.setitem(sys.modules, module, None)  # how Python marks a module that cannot be imported
     assert export() == (
         MissingDependencyError.exit_code,
-        f"{module} is needed here and is not installed: pip install 'deploykit[{extra}]'",
+        f"{module} is required here but is not installed: pip install 'deploykit[{extra}]'",
     )
 
 
@@ -232,7 +232,7 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
         ("onnx", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[export]'"),
         ("onnxruntime", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[cpu]'"),
         ("onnxruntime", "raise ImportError('a library is gone')", ["inspect", "out/m.onnx"], "(a library is gone)"),
-        ("cv2", BROKEN, ["compare", "out/m.onnx", "few.pt"], "replace it by opencv-python-headless"),
+        ("cv2", BROKEN, ["compare", "out/m.onnx", "few.pt"], "replace it with opencv-python-headless"),
         (
             "cv2",
             ABSENT,

@@ -138,7 +138,7 @@ def test_a_command_that_would_run_an_engine_names_what_runs_here(
         arguments["predict"][-1] = str(Path(__file__).parents[2] / "deploykit" / "assets" / "apollo11_crew.jpg")
     assert main([command, *arguments[command]]) == 61
     err = capsys.readouterr().err.splitlines()[-1]
-    assert err.startswith(f"deploykit: {engine} is a TensorRT engine: an NVIDIA GPU is needed, and ")
+    assert err.startswith(f"deploykit: {engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
     assert err.endswith(f"; {onnx} is the same network and runs here")
 
 

@@ -117,7 +117,7 @@ def test_without_torch_it_says_that_it_did_not_look(served: tuple[str, Path], tm
     done = subprocess.run(
         [sys.executable, "-c", blocked, *words], cwd=root, env=os.environ, capture_output=True, text=True, check=True
     )
-    assert "what is in it was not looked into: torch is needed here and" in done.stdout
+    assert "what is in it was not looked into: torch is required here but" in done.stdout
     assert "read safely" not in done.stdout
 
 

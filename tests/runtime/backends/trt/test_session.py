@@ -367,7 +367,7 @@ def test_an_empty_file_is_refused(engine: Path, gpu: CpuGpu) -> None:
 
 def test_a_damaged_record_is_named(engine: Path, gpu: CpuGpu) -> None:
     engine.with_name("cells.trt.json").write_text("{")
-    with pytest.raises(SpecError, match=r"cells\.trt\.json: an engine's record is JSON"):
+    with pytest.raises(SpecError, match=r"cells\.trt\.json: an engine record must be JSON"):
         open_session(engine)
 
 
@@ -399,10 +399,10 @@ def test_a_flavour_that_is_not_installed_is_named(engine: Path, gpu: CpuGpu, mon
     ("options", "words"),
     [
         ({"threads": 2}, "threads are for the CPU"),
-        ({"provider": "cpu"}, r"a GPU is cuda or cuda:N"),
+        ({"provider": "cpu"}, r"a GPU must be given as cuda or cuda:N"),
         ({"provider": "cuda:x"}, r"got 'cuda:x'"),
         ({"provider": "cuda:"}, r"got 'cuda:'"),
-        ({"backend": "onnxruntime"}, r"\.trt files run with tensorrt"),
+        ({"backend": "onnxruntime"}, r"backend of a \.trt file must be auto or tensorrt"),
     ],
 )
 def test_options_that_engines_do_not_have(engine: Path, gpu: CpuGpu, options: dict[str, object], words: str) -> None:
@@ -415,7 +415,7 @@ def test_without_a_gpu_the_error_names_what_runs_here(engine: Path) -> None:
     with pytest.raises(DeviceError) as refused:
         open_session(engine)
     said = str(refused.value)
-    assert said.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is needed, and ")
+    assert said.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
     assert said.endswith(f"; {engine.with_suffix('.onnx')} is the same network and runs here")
     engine.with_suffix(".onnx").unlink()
     with pytest.raises(DeviceError) as refused:
