@@ -122,7 +122,7 @@ def test_weights_that_cannot_be_used(
         (("--out", "m.txt"), UsageError, "--out is a file that ends in .onnx, or a folder; got m.txt"),
         (("--out", "few.pt/m.onnx"), OutputError, "cannot write few.pt/m.onnx: "),
         (("--sample", "none.jpg"), NotFoundError, "an image was expected at none.jpg"),
-        (("--sample", "few.pt"), ImageError, "few.pt is not a whole image"),
+        (("--sample", "few.pt"), ImageError, "few.pt is not a complete image"),
         (("--sample", "empty.png"), ImageError, "empty.png is empty (0 bytes)"),
         (("--sample", "out"), ImageError, "cannot read the image out: Is a directory"),
     ],

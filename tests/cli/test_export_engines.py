@@ -96,7 +96,7 @@ def test_a_profile_is_what_the_user_typed(tmp_path: Path, capsys: pytest.Capture
         (
             ["--format", "tensorrt-rtx", "--profile", "2x64x64", "1x64x64", "1x64x64"],
             2,
-            "must be at least 1 and not shrink",
+            "must be at least 1 and not decrease",
         ),
         (
             ["--format", "tensorrt-rtx", "--format", "tensorrt", "--out", "m.trt"],

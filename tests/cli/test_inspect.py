@@ -136,7 +136,7 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path, capsys: pytest
     assert main(["inspect", str(tmp_path)]) == ArtefactError.exit_code
     missing, folder = capsys.readouterr().err.splitlines()
     assert "there is no such file" in missing
-    assert "is a folder: name a file in it" in folder
+    assert "is a folder: give the path of a file in it" in folder
 
 
 WEIGHTS = {
