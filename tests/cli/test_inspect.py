@@ -115,8 +115,8 @@ def test_json_is_one_document_and_nothing_else(
         ("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF", CheckpointError, "it is a JPEG image; expected a checkpoint"),
         ("notes.md", b"# Notes on what was trained\n" * 3, CheckpointError, "it is text; expected a checkpoint"),
         ("empty.pt", b"", CheckpointError, "empty"),
-        ("empty.onnx", b"", ArtefactError, "is not a whole ONNX file (0 bytes)"),
-        ("noise.onnx", np.random.default_rng(0).bytes(999), ArtefactError, "is not a whole ONNX file (999 bytes)"),
+        ("empty.onnx", b"", ArtefactError, "is not a complete ONNX file (0 bytes)"),
+        ("noise.onnx", np.random.default_rng(0).bytes(999), ArtefactError, "is not a complete ONNX file (999 bytes)"),
     ],
 )
 def test_what_is_neither_is_one_line(

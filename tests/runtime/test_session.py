@@ -90,25 +90,25 @@ def test_missing_files_and_files_that_are_not_models_are_refused(model: Path, tm
 
 
 @pytest.mark.parametrize("keep", [0, 10, 0.5], ids=["empty", "ten bytes", "half"])
-def test_a_file_that_is_cut_off_is_named_as_not_whole(model: Path, keep: float) -> None:
+def test_a_truncated_file_is_reported_as_incomplete(model: Path, keep: float) -> None:
     data = model.read_bytes()
     model.write_bytes(data[: int(keep if keep > 1 else keep * len(data))])
-    with pytest.raises(ArtefactError, match=r"cells\.onnx is not a whole ONNX file"):
+    with pytest.raises(ArtefactError, match=r"cells\.onnx is not a complete ONNX file"):
         open_session(model)
 
 
-def test_text_in_place_of_a_model_is_named_as_not_whole(model: Path) -> None:
+def test_text_in_place_of_a_model_is_reported_as_incomplete(model: Path) -> None:
     model.write_text("<html>404 Not Found</html>")
-    with pytest.raises(ArtefactError, match="not a whole ONNX file"):
+    with pytest.raises(ArtefactError, match="not a complete ONNX file"):
         open_session(model)
 
 
-def test_external_weights_that_are_missing_or_cut_off_are_named(tmp_path: Path) -> None:
+def test_missing_or_truncated_external_weights_are_named(tmp_path: Path) -> None:
     path = write_cell_model(tmp_path / "big.onnx", external=True)
     open_session(path).close()
     data = tmp_path / "big.onnx.data"
     data.write_bytes(data.read_bytes()[:50])
-    with pytest.raises(ArtefactError, match="cut off"):
+    with pytest.raises(ArtefactError, match="truncated"):
         open_session(path)
     data.unlink()
     with pytest.raises(ArtefactError, match=r"big\.onnx\.data, which is not beside it"):
@@ -131,12 +131,12 @@ def test_a_failure_inside_the_network_is_a_backend_error(tmp_path: Path) -> None
     graph = helper.make_graph(nodes, "g", values, [helper.make_tensor_value_info("y", 1, [None, None])])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
     onnx.save(model, str(tmp_path / "r.onnx"))
-    with open_session(tmp_path / "r.onnx") as session, pytest.raises(BackendError, match="failed while it ran"):
+    with open_session(tmp_path / "r.onnx") as session, pytest.raises(BackendError, match="failed while running"):
         session.run({"x": np.zeros(4, np.float32), "shape": np.array([3, 3])})
 
 
 def test_a_requested_provider_that_this_build_lacks_is_refused(model: Path) -> None:
-    with pytest.raises(BackendError, match="no TensorrtExecutionProvider, it has"):
+    with pytest.raises(BackendError, match="no TensorrtExecutionProvider, only"):
         open_session(model, provider="TensorrtExecutionProvider")
     with pytest.raises(UsageError, match="'gpu'"):
         open_session(model, provider="gpu")
