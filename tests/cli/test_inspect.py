@@ -82,7 +82,7 @@ def test_a_spec_that_does_not_read_is_a_note(tmp_path: Path, capsys: pytest.Capt
 def test_a_state_dict_of_a_model_that_nobody_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {"[conv].weight": torch.zeros(2, 2), "fc": torch.ones(3)}}, tmp_path / "other.pth")
     found = inspected(capsys, tmp_path / "other.pth")
-    assert (found["family"], found["classes"], found["stride"]) == ("unknown", "not said", "not said")
+    assert (found["family"], found["classes"], found["stride"]) == ("unknown", "unknown", "unknown")
     assert (found["tensors"], found["values"], found["weights from"]) == ("2", "7", "state_dict")
     assert "deploykit cannot build it: " in found["note"]
     assert "[conv].weight" in found["note"]
