@@ -1,4 +1,4 @@
-"""Every error that deploykit raises on purpose, and the exit code the command line gives it.
+"""Every error that deploykit raises on purpose, with the exit code of the command line.
 
 ::
 
@@ -11,23 +11,23 @@
       |   + UnknownLayerError      12   a layer name that deploykit does not have
       |   + WeightsMismatchError   13   weights that do not fit the model
       + ImageError                 20   an image or a video that cannot be read
-      + ImageSizeError             21   a network size that the model cannot take
+      + ImageSizeError             21   a network input size that the model cannot take
       + OutputError                30   a result that cannot be written
-      |   + NoPermissionError      31   ... because the place is not writable
+      |   + NoPermissionError      31   ... because the path is not writable
       |   + DiskFullError          32   ... because the disk is full
       + ExportError                40   a graph that could not be made
       |   + FoldError              41   a fold that changed the numbers
       |   + ParityError            42   an artefact that does not agree with its source
-      |   + AccuracyError          43   ... or that is less accurate by more than was allowed
+      |   + AccuracyError          43   ... or that loses more accuracy than is allowed
       + ArtefactError              50   an artefact that cannot be read
       |   + SpecError              51   ... or whose spec is missing or wrong
-      + BackendError               60   an inference backend refused
-      |   + DeviceError            61   ... because this machine has no GPU, or another one than is needed
-      + FetchError                 70   a download that did not arrive whole
-      + DataError                  80   annotations that cannot be read, or do not fit the model or the images
+      + BackendError               60   an inference backend that cannot load or run a model
+      |   + DeviceError            61   ... because this machine lacks the GPU or the driver that is needed
+      + FetchError                 70   a download that failed or is not what was expected
+      + DataError                  80   annotations that cannot be read, or do not match the model or the images
 
-Each message says what was expected, what was found and what to do. Python's own ``SystemExit``
-code 2 (a wrong option) and :class:`UsageError` mean the same thing on purpose.
+Each message says what was expected, what was found and what to do. :class:`UsageError` shares its
+exit code 2 with the ``SystemExit`` that Python's option parser raises for a wrong option.
 """
 
 from __future__ import annotations
@@ -70,19 +70,19 @@ __all__ = [
 
 
 class DeployError(Exception):
-    """Base of every error in this file; ``exit_code`` is what the command line returns."""
+    """Base of every error in this file; ``exit_code`` is the exit code of the command line."""
 
     exit_code = 1
 
 
 class UsageError(DeployError):
-    """Options or arguments that contradict each other."""
+    """Options or arguments that contradict each other or have invalid values."""
 
     exit_code = 2
 
 
 class MissingDependencyError(DeployError):
-    """A package that an extra brings is not installed, or does not load on this machine."""
+    """A package that an extra installs is missing, or cannot be loaded on this machine."""
 
     exit_code = 3
 
@@ -100,7 +100,7 @@ class CheckpointError(DeployError):
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """A checkpoint that breaks the limits of the safe reader, or names what it refuses."""
+    """A checkpoint that breaks the limits of the safe reader, or refers to something that it refuses."""
 
     exit_code = 11
 
@@ -112,7 +112,7 @@ class UnknownLayerError(CheckpointError):
 
 
 class WeightsMismatchError(CheckpointError):
-    """The weights do not fit the model that they are said to be of."""
+    """The weights do not fit the model that they are meant for."""
 
     exit_code = 13
 
@@ -136,7 +136,7 @@ class OutputError(DeployError):
 
 
 class NoPermissionError(OutputError):
-    """A result could not be written because the place is not writable."""
+    """A result could not be written because the path is not writable."""
 
     exit_code = 31
 
@@ -160,13 +160,13 @@ class FoldError(ExportError):
 
 
 class ParityError(ExportError):
-    """An artefact does not give the numbers of the model it was made from."""
+    """The outputs of an artefact differ from those of the model it was made from."""
 
     exit_code = 42
 
 
 class AccuracyError(ExportError):
-    """An export is less accurate than its source, by more than was allowed."""
+    """An export loses more accuracy against its source than is allowed."""
 
     exit_code = 43
 
@@ -178,7 +178,7 @@ class ArtefactError(DeployError):
 
 
 class SpecError(ArtefactError):
-    """The spec of an exported model is missing, damaged or of a newer format."""
+    """The spec of an exported model is missing, damaged or of a newer format version."""
 
     exit_code = 51
 
@@ -190,19 +190,19 @@ class BackendError(DeployError):
 
 
 class DeviceError(BackendError):
-    """A GPU is needed that this machine does not have, or a driver that is missing or too old for it."""
+    """The GPU or the driver that is needed is missing, too old or of another kind."""
 
     exit_code = 61
 
 
 class FetchError(DeployError):
-    """A download did not arrive, or arrived with other bytes than expected."""
+    """A download failed, or its content is not what was expected."""
 
     exit_code = 70
 
 
 class DataError(DeployError):
-    """A data set whose annotations cannot be read, or do not fit the model or the images."""
+    """A data set whose annotations cannot be read, or do not match the model or the images."""
 
     exit_code = 80
 
@@ -218,17 +218,17 @@ _EXTRAS = {
     "safetensors": "export",
     "torch": "export",
 }
-"""Module -> the extra that brings it."""
+"""Module -> the extra that installs it."""
 
 _BASE = {"cv2": "opencv-python (or opencv-python-headless)", "numpy": "numpy", "rich": "rich"}
-"""Module -> the package that deploykit itself asks for; it can be gone all the same."""
+"""Module -> the package that deploykit itself requires; it may still be missing."""
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import a heavy dependency at the point of use, or say which extra brings it.
+    """Import a heavy dependency where it is used.
 
     Raises:
-        MissingDependencyError: the module is absent, or one of its own libraries is.
+        MissingDependencyError: the module, or a library that it needs, is missing; the message names the extra.
     """
     try:
         return importlib.import_module(module)
@@ -238,16 +238,16 @@ def require(module: str, extra: str) -> ModuleType:
 
 def _missing(module: str, package: str, error: ImportError) -> MissingDependencyError:
     absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".", maxsplit=1)[0]
-    reason = "is not installed" if absent else f"does not load ({error})"
-    return MissingDependencyError(f"{module} is needed here and {reason}: pip install {package}")
+    reason = "is not installed" if absent else f"cannot be loaded ({error})"
+    return MissingDependencyError(f"{module} is required here but {reason}: pip install {package}")
 
 
 @contextlib.contextmanager
 def explained_imports() -> Iterator[None]:
-    """Turn an ImportError about a dependency into a MissingDependencyError that says what to install.
+    """Turn the ImportError of a dependency into a MissingDependencyError that says what to install.
 
     Raises:
-        MissingDependencyError: an import inside the block failed for a reason that an installation mends.
+        MissingDependencyError: an import inside the block failed for a reason that an installation fixes.
     """
     try:
         yield
@@ -255,7 +255,7 @@ def explained_imports() -> Iterator[None]:
         name = (e.name or "").split(".")[0]
         if any(library in str(e) for library in ("libGL", "libgthread", "libglib")):
             raise MissingDependencyError(
-                f"OpenCV does not load ({e}): opencv-python needs libGL and glib; install them, or replace it by "
+                f"OpenCV cannot be loaded ({e}): opencv-python needs libGL and glib; install them, or replace it with "
                 "opencv-python-headless, the same module without windows (pip uninstall opencv-python, then "
                 "pip install opencv-python-headless)"
             ) from e
@@ -268,20 +268,20 @@ def explained_imports() -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an operating-system error that is met while ``path`` is written into an OutputError.
+    """Turn an operating-system error while ``path`` is written into an OutputError.
 
     Raises:
-        NoPermissionError, DiskFullError, OutputError: by what the operating system said.
+        NoPermissionError, DiskFullError, OutputError: depending on the system's error code.
     """
     try:
         yield
     except OSError as e:
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise NoPermissionError(
-                f"cannot write {path}: no permission ({e.strerror}); choose another place with --out"
+                f"cannot write {path}: no permission ({e.strerror}); choose another path with --out"
             ) from e
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFullError(
-                f"cannot write {path}: {e.strerror}; free some space or choose another place with --out"
+                f"cannot write {path}: {e.strerror}; free some space or choose another path with --out"
             ) from e
         raise OutputError(f"cannot write {path}: {e.strerror or e}") from e

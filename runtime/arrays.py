@@ -1,4 +1,4 @@
-"""The type of the arrays that go in and out: any numpy array."""
+"""The type of input and output arrays: any numpy array."""
 
 from __future__ import annotations
 

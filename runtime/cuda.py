@@ -1,4 +1,4 @@
-"""A GPU's memory, streams and events: one narrow interface, and two libraries behind it, of which either will do.
+"""GPU memory, streams and events: one narrow interface over two libraries, either of which is enough.
 
 ``cuda-bindings`` comes as wheels; ``pycuda`` is published as source only and is compiled when it is installed. Both use
 the device's primary context, so that memory and streams can be shared with other libraries in the process.
@@ -27,8 +27,8 @@ BINDINGS = ("cuda-bindings", "pycuda")
 class Gpu(ABC):
     """One GPU. Pointers, streams and events are integers or objects of the library; sizes are in bytes.
 
-    ``driver`` is the CUDA version that the driver supports, such as ``13.0``; ``binding`` the library's name.
-    Every method may be called from any thread, inside of :meth:`bound`.
+    ``driver`` is the CUDA version that the driver supports, such as ``13.0``; ``binding`` is the library's name.
+    Every method may be called from any thread, inside :meth:`bound`.
     """
 
     index: int
@@ -39,35 +39,35 @@ class Gpu(ABC):
 
     @abstractmethod
     def bound(self) -> contextlib.AbstractContextManager[None]:
-        """While the context lasts, this GPU is the calling thread's current one."""
+        """Make this GPU the calling thread's current device while the context lasts."""
 
     @abstractmethod
     def memory(self) -> tuple[int, int]:
-        """(free, total) bytes of the device's memory, of all processes."""
+        """Return the (free, total) bytes of the device's memory, shared by all processes."""
 
     @abstractmethod
     def allocate(self, size: int) -> int:
-        """A pointer to ``size`` bytes on the device."""
+        """Allocate ``size`` bytes on the device and return the pointer."""
 
     @abstractmethod
     def free(self, pointer: int) -> None:
-        """Give back what :meth:`allocate` gave."""
+        """Free memory of :meth:`allocate`."""
 
     @abstractmethod
     def allocate_pinned(self, size: int) -> Array:
-        """``uint8 (size,)`` in page-locked memory of the host, which copies need to be asynchronous."""
+        """Allocate ``uint8 (size,)`` in page-locked host memory, which asynchronous copies need."""
 
     @abstractmethod
     def free_pinned(self, memory: Array) -> None:
-        """Give back what :meth:`allocate_pinned` gave; nobody may look at it any more."""
+        """Free memory of :meth:`allocate_pinned`; the array must not be used any more."""
 
     @abstractmethod
     def new_stream(self) -> Any:
-        """A stream that does not wait for the default one."""
+        """Create a stream that does not wait for the default one."""
 
     @abstractmethod
     def handle(self, stream: Any) -> int:
-        """The stream as the number that other libraries take."""
+        """Return the stream's handle as an integer, which other libraries accept."""
 
     @abstractmethod
     def close_stream(self, stream: Any) -> None:
@@ -75,23 +75,23 @@ class Gpu(ABC):
 
     @abstractmethod
     def synchronize(self, stream: Any) -> None:
-        """Wait until everything on the stream is done.
+        """Wait until all work on the stream is done.
 
         Raises:
-            BackendError: something on it failed.
+            BackendError: some of the work failed.
         """
 
     @abstractmethod
     def to_device(self, pointer: int, memory: Array, stream: Any) -> None:
-        """Copy ``memory`` (contiguous) to the device, when the stream gets there."""
+        """Queue a copy of ``memory`` (contiguous) to the device."""
 
     @abstractmethod
     def to_host(self, memory: Array, pointer: int, stream: Any) -> None:
-        """Copy from the device into ``memory`` (contiguous), when the stream gets there."""
+        """Queue a copy from the device into ``memory`` (contiguous)."""
 
     @abstractmethod
     def new_event(self) -> Any:
-        """An event that measures time."""
+        """Create an event that measures time."""
 
     @abstractmethod
     def close_event(self, event: Any) -> None:
@@ -99,15 +99,15 @@ class Gpu(ABC):
 
     @abstractmethod
     def record(self, event: Any, stream: Any) -> None:
-        """Mark the stream's present end."""
+        """Record the event at the current end of the stream."""
 
     @abstractmethod
     def milliseconds(self, start: Any, end: Any) -> float:
-        """The time between two recorded events whose stream has been synchronised."""
+        """Return the time between two recorded events; their stream must have been synchronised."""
 
 
 class Buffer:
-    """A piece of device memory and its page-locked twin on the host; it grows when more is needed, never shrinks."""
+    """Device memory with a page-locked counterpart on the host; it grows when needed and never shrinks."""
 
     def __init__(self, gpu: Gpu) -> None:
         self._gpu = gpu
@@ -116,7 +116,7 @@ class Buffer:
         self._pinned: Array | None = None
 
     def reserve(self, size: int) -> int:
-        """Have at least ``size`` bytes on the device; what was there may be lost. Returns the pointer."""
+        """Ensure at least ``size`` bytes on the device and return the pointer; the old content may be lost."""
         if size > self.size or not self.pointer:
             self._free()
             self.pointer = self._gpu.allocate(max(size, 1))
@@ -124,7 +124,7 @@ class Buffer:
         return self.pointer
 
     def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """The first bytes of the twin as an array; the next call with a larger size makes it worthless."""
+        """Return the start of the host memory as an array; a later call with a larger size invalidates it."""
         size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         if self._pinned is None or len(self._pinned) < size:
             self._free_pinned()
@@ -132,7 +132,7 @@ class Buffer:
         return self._pinned[:size].view(dtype).reshape(shape)
 
     def close(self) -> None:
-        """Give both back."""
+        """Free both memories."""
         self._free()
         self._free_pinned()
 
@@ -148,17 +148,17 @@ class Buffer:
 
 
 def why_no_gpu() -> str | None:
-    """Why nothing can run on an NVIDIA GPU here, as half a sentence; None where there is one.
+    """Return why no NVIDIA GPU is usable here, as half a sentence; None where one is.
 
-    The driver itself is asked, so that the answer needs no package.
+    The driver itself is queried, so the answer needs no package.
     """
     name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
     try:
         driver = ctypes.CDLL(name)
     except OSError:
-        return f"this machine has no NVIDIA driver ({name} is not found)"
+        return f"this machine has no NVIDIA driver ({name} was not found)"
     if code := driver.cuInit(0):
-        return f"the NVIDIA driver does not start (cuInit gives {code}: {_CODES.get(code, 'see the CUDA manual')})"
+        return f"the NVIDIA driver does not start (cuInit returned {code}: {_CODES.get(code, 'see the CUDA manual')})"
     count = ctypes.c_int()
     if driver.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
         return "the NVIDIA driver finds no GPU (is CUDA_VISIBLE_DEVICES empty?)"
@@ -167,37 +167,39 @@ def why_no_gpu() -> str | None:
 
 _CODES = {
     3: "not initialised",
-    34: "a stub of the driver is installed instead of the driver",
+    34: "a stub library is installed in place of the driver",
     100: "no GPU",
     101: "no such GPU",
     802: "the system is not ready yet",
-    803: "driver and kernel module are of different versions: restart the machine",
-    804: "this GPU has no forward compatibility",
+    803: "the driver and its kernel module have different versions: restart the machine",
+    804: "this GPU does not support forward compatibility",
     999: "unknown error",
 }
-"""What cuInit answers most often."""
+"""The most frequent error codes of cuInit."""
 
 
 def device_index(provider: str) -> int:
-    """The number in ``cuda:1``; plain ``cuda`` is 0.
+    """Return the number in ``cuda:1``; plain ``cuda`` is 0.
 
     Raises:
-        UsageError: neither.
+        UsageError: ``provider`` has neither form.
     """
     kind, _, number = provider.partition(":")
     if kind != "cuda" or (number and not (number.isascii() and number.isdecimal())) or provider.endswith(":"):
-        raise UsageError(f"a GPU is cuda or cuda:N with its number, got {provider!r}")
+        raise UsageError(f"a GPU must be given as cuda or cuda:N, where N is its number; got {provider!r}")
     return int(number or 0)
 
 
 def open_gpu(index: int = 0, binding: str = "auto") -> Gpu:
-    """One GPU by its number, with the first library of :data:`BINDINGS` that imports, or the one asked for.
+    """Open a GPU by its number, with the named library or the first one of :data:`BINDINGS` that imports.
 
     Raises:
-        DeviceError: there is no GPU, or none of that number. MissingDependencyError: neither library is installed.
+        DeviceError: there is no GPU, or none with this number.
+        MissingDependencyError: the library is not installed, or neither of the two.
+        UsageError: ``binding`` names no known library.
     """
     if reason := why_no_gpu():
-        raise DeviceError(f"an NVIDIA GPU is needed, and {reason}")
+        raise DeviceError(f"an NVIDIA GPU is required, but {reason}")
     makers = {"cuda-bindings": _CudaBindings, "pycuda": _PyCuda}
     if binding != "auto":
         if binding not in makers:
@@ -214,8 +216,8 @@ def open_gpu(index: int = 0, binding: str = "auto") -> Gpu:
 
 def _check_index(index: int, count: int) -> None:
     if not 0 <= index < count:
-        there = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-        raise DeviceError(f"cuda:{index} was asked for, and this machine has {there}")
+        available = "only cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise DeviceError(f"cuda:{index} was requested, but this machine has {available}")
 
 
 def _version(number: int) -> str:
@@ -223,7 +225,7 @@ def _version(number: int) -> str:
 
 
 class _CudaBindings(Gpu):
-    """By NVIDIA's own Python bindings of the CUDA runtime."""
+    """A GPU through NVIDIA's own Python bindings of the CUDA runtime."""
 
     binding = "cuda-bindings"
 
@@ -231,18 +233,18 @@ class _CudaBindings(Gpu):
         self._rt: Any = require("cuda.bindings.runtime", "tensorrt")
         _check_index(index, self._call("cudaGetDeviceCount"))
         self.index = index
-        about = self._call("cudaGetDeviceProperties", index)
-        self.name = bytes(about.name).split(b"\0")[0].decode()
-        self.compute_capability = (int(about.major), int(about.minor))
+        properties = self._call("cudaGetDeviceProperties", index)
+        self.name = bytes(properties.name).split(b"\0")[0].decode()
+        self.compute_capability = (int(properties.major), int(properties.minor))
         self.driver = _version(self._call("cudaDriverGetVersion"))
         self._kind = self._rt.cudaMemcpyKind
 
     def _call(self, function: str, *args: Any) -> Any:
-        """Call, check the code that comes first, and give the rest."""
+        """Call a function, check the error code that it returns first, and return the other values."""
         code, *values = getattr(self._rt, function)(*args)
         if int(code):
-            words = self._rt.cudaGetErrorString(code)[1]
-            reason = words.decode() if isinstance(words, bytes) else str(words)
+            text = self._rt.cudaGetErrorString(code)[1]
+            reason = text.decode() if isinstance(text, bytes) else str(text)
             kind = DeviceError if int(code) in (35, 100, 101) else BackendError
             raise kind(f"{function} failed with code {int(code)}: {reason}")
         return values[0] if len(values) == 1 else tuple(values)
@@ -308,7 +310,7 @@ class _CudaBindings(Gpu):
 
 
 class _PyCuda(Gpu):
-    """By pycuda, with the primary context pushed for each use and popped again."""
+    """A GPU through pycuda; the primary context is pushed for each use and popped again."""
 
     binding = "pycuda"
 
@@ -322,7 +324,7 @@ class _PyCuda(Gpu):
         self.compute_capability = tuple(device.compute_capability())
         self.driver = _version(self._drv.get_driver_version())
         self._context = device.retain_primary_context()
-        self._memory: dict[int, Any] = {}  # pycuda frees what nobody refers to
+        self._memory: dict[int, Any] = {}  # pycuda frees memory without references
 
     @contextlib.contextmanager
     def bound(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""What is known about an engine file: the record beside it, and what its builder was asked for.
+"""The record beside an engine file: what the engine is, and the options that it was built with.
 
-An engine is a plain TensorRT plan that any tool can load. What the runtime must know besides (the model's spec, which
-flavour built it, whether its numbers were ever compared) lies beside it, in ``X.trt.json``.
+An engine is a plain TensorRT plan that any tool can load. Everything else that the runtime must know (the model's spec,
+the flavour that built it, whether its outputs were ever verified) lies beside it, in ``X.trt.json``.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ FORMAT = 1
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
 
 FLAVOURS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Flavour, which is also the name of the extra that brings it -> the Python module."""
+"""Flavour, which is also the name of the extra that installs it -> the Python module."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes that one optimisation profile covers: every side from ``least`` to ``most``, best at ``best``.
+    """The shapes of one optimisation profile: each dimension ranges from ``least`` to ``most``.
 
-    Each is the shape of the network's input, ``(batch, channels, height, width)``.
+    The engine is optimised for ``best``. Each is a shape of the network's input, ``(batch, channels, height, width)``.
     """
 
     least: tuple[int, ...]
@@ -51,13 +51,15 @@ class Profile:
 
     def __post_init__(self) -> None:
         if not len(self.least) == len(self.best) == len(self.most):
-            raise SpecError(f"the three shapes of a profile have as many sides each, got {self}")
+            raise SpecError(f"the three shapes of a profile must have equally many dimensions, got {self}")
         for a, b, c in zip(self.least, self.best, self.most, strict=True):
             if not 1 <= a <= b <= c:
-                raise SpecError(f"each side of a profile must be at least 1 and not shrink from shape to shape: {self}")
+                raise SpecError(
+                    f"the dimensions of a profile must be at least 1 and not decrease from shape to shape, got {self}"
+                )
 
     def covers(self, shape: tuple[int, ...]) -> bool:
-        """Whether an input of this shape can run in it."""
+        """Return whether an input of this shape can run in the profile."""
         return len(shape) == len(self.least) and all(
             a <= side <= b for a, side, b in zip(self.least, shape, self.most, strict=True)
         )
@@ -68,17 +70,17 @@ class Profile:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What a builder is asked for.
+    """Options of the builder.
 
     Attributes:
         workspace: bytes of device memory that layers may use while they run; None: the builder's default.
-        tf32: let fp32 layers round their inputs to TF32. Off: then fp32 means fp32.
-        version_compatible: the engine also runs with later TensorRT versions of the same major number.
-        hardware_compatible: ``none``: for the GPU model it is built on; ``ampere+``; ``same-cc``: for all GPUs of the
-            same compute capability.
-        compute_capabilities: for TensorRT for RTX: the GPUs to build for, ``sm89`` and so on; empty: its default,
-            every one from Ampere on.
-        optimization_level: 0 (quick build) to 5 (quick engine); None: the builder's default.
+        tf32: let fp32 layers round their inputs to TF32. False: fp32 layers compute in fp32.
+        version_compatible: the engine also runs with later TensorRT versions of the same major version.
+        hardware_compatible: ``none``: the engine runs on the GPU model that it is built on; ``ampere+``: on all GPUs
+            from Ampere on; ``same-cc``: on all GPUs of the same compute capability.
+        compute_capabilities: TensorRT for RTX only: the GPUs to build for, such as ``sm89``; empty: its default, every
+            one from Ampere on.
+        optimization_level: 0 (fast build) to 5 (fast engine); None: the builder's default.
     """
 
     workspace: int | None = None
@@ -91,21 +93,21 @@ class EngineOptions:
 
 @dataclass(frozen=True)
 class EngineRecord:
-    """The file beside an engine.
+    """The content of the file beside an engine.
 
     Attributes:
-        flavour: which TensorRT built it, and runs it.
-        version: of that TensorRT.
-        spec: of the model.
-        onnx: the name of the ONNX file that it was built from, and ``onnx_sha256`` its hash.
-        size: bytes of the engine.
-        gpu: the GPU on which it was built; empty: none was there.
-        profiles: the input shapes that it takes; none: the spec's only one.
-        options: what was asked for.
-        layers: how many layers the network had, and ``precision`` how many compute layers of each type.
-        precision_from: where ``precision`` was read: in the parsed ``network``, or in the built ``engine``.
-        verified: whether the engine ran and gave the numbers of its source.
-        unverified: why not.
+        flavour: the TensorRT flavour that built the engine and runs it.
+        version: the version of that TensorRT.
+        spec: the spec of the model.
+        onnx: the name of the ONNX file that the engine was built from; ``onnx_sha256`` is its hash.
+        size: size of the engine in bytes.
+        gpu: the GPU on which the engine was built; empty: it was built without a GPU.
+        profiles: the input shapes that the engine accepts; empty: only the shape of the spec.
+        options: the options of the build.
+        layers: number of layers in the network; ``precision`` counts the compute layers per type.
+        precision_from: the source of ``precision``: the parsed ``network`` or the built ``engine``.
+        verified: whether the engine ran and its outputs agreed with its source.
+        unverified: the reason if it is not verified.
     """
 
     flavour: Flavour
@@ -125,11 +127,11 @@ class EngineRecord:
     format: int = FORMAT
 
     def to_json(self) -> str:
-        """The text of the file."""
+        """Return the text of the file."""
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
     def write(self, engine: Path) -> None:
-        """Write it beside the engine.
+        """Write the record beside the engine.
 
         Raises:
             OutputError: it cannot be written.
@@ -138,28 +140,31 @@ class EngineRecord:
 
     @staticmethod
     def from_json(text: str) -> EngineRecord:
-        """Read what :meth:`to_json` wrote.
+        """Read a record that :meth:`to_json` wrote.
 
         Raises:
-            SpecError: not JSON, of a newer format, or with a field that is missing, unknown or of another type.
+            SpecError: the text is not JSON, is of a newer format, or a field is missing, unknown or of another type.
         """
         try:
             data = json.loads(text)
         except ValueError as e:
-            raise SpecError(f"an engine's record is JSON, but this does not parse: {e}") from e
-        known = data.get("format", FORMAT) if isinstance(data, dict) else FORMAT
-        if not isinstance(known, int) or known > FORMAT:
-            raise SpecError(f"the engine's record has format {known!r}, known is up to {FORMAT}: update deploykit")
+            raise SpecError(f"an engine record must be JSON, but this one cannot be parsed: {e}") from e
+        found = data.get("format", FORMAT) if isinstance(data, dict) else FORMAT
+        if not isinstance(found, int) or found > FORMAT:
+            raise SpecError(
+                f"expected an engine record of format {FORMAT} or older, got format {found!r}: update deploykit"
+            )
         record = read_value(EngineRecord, data, "record")
         assert isinstance(record, EngineRecord)
         return record
 
 
 def record_of(engine: Path) -> EngineRecord | None:
-    """The record beside an engine, or None where there is none.
+    """Read the record beside an engine; None where there is none.
 
     Raises:
-        SpecError: it cannot be used.
+        ArtefactError: the file cannot be read.
+        SpecError: the record is invalid.
     """
     file = _beside(engine, ".json")
     if not exists(file):
@@ -167,32 +172,35 @@ def record_of(engine: Path) -> EngineRecord | None:
     try:
         return EngineRecord.from_json(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as e:
-        raise ArtefactError(f"cannot read {file}, which says what the engine is: {e}") from e
+        raise ArtefactError(f"cannot read the engine record {file}: {e}") from e
     except SpecError as e:
         raise SpecError(f"{file}: {e}") from e
 
 
 def source_of(engine: Path) -> Path | None:
-    """The ONNX file that an engine was built from, if it lies beside it: by its record, or by its own name."""
+    """Return the ONNX file that an engine was built from, or None if it does not lie beside the engine.
+
+    The name in the record comes first, then the engine's own name with the suffix ``.onnx``.
+    """
     names = [engine.with_suffix(".onnx").name]
-    with contextlib.suppress(ArtefactError):  # a damaged record is told by whoever needs it
+    with contextlib.suppress(ArtefactError):  # a damaged record is reported where it is needed
         record = record_of(engine)
         names = [*([record.onnx] if record else []), *names]
     return next((file for name in names if exists(file := engine.with_name(name))), None)
 
 
 def expected_of(engine: Path) -> Path:
-    """The file with what an engine must give, which is there until it is compared."""
+    """Return the path of an engine's reference values, written if the build could not verify the engine."""
     return _beside(engine, ".parity.npz")
 
 
 def parity_of(engine: Path) -> Path:
-    """The report of the comparison."""
+    """Return the path of an engine's parity report."""
     return _beside(engine, ".parity.json")
 
 
 def log_of(engine: Path) -> Path:
-    """What the builder said."""
+    """Return the path of the builder's log."""
     return _beside(engine, ".log")
 
 

@@ -1,4 +1,4 @@
-"""What a measurement was made on: the machine, the versions of what computes, and the memory of this process."""
+"""The conditions of a measurement: the machine, the library versions and the memory of this process."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from deploykit.version import __version__
 __all__ = ["Gpu", "Machine", "peak_memory", "processor_name", "reset_peak_memory", "resident_memory", "versions"]
 
 BACKENDS = ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx")
-GROUP = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
+CGROUP = Path("/sys/fs/cgroup")  # holds a container's limits on Linux
 PROCESS = Path("/proc/self")
-PATIENCE = 10  # seconds for nvidia-smi, which can hang where a driver is broken
+NVIDIA_SMI_TIMEOUT = 10  # seconds; nvidia-smi can hang where the driver is broken
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One NVIDIA GPU and the version of its driver."""
+    """An NVIDIA GPU and the version of its driver."""
 
     name: str
     driver: str
@@ -34,15 +34,16 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a measurement was made.
+    """The machine of a measurement.
 
     Attributes:
-        processor: the CPU's model.
-        cores: how many cores this process may run on.
-        machine_cores: how many the machine has.
-        core_limit: the share of them that a container's quota leaves, in cores; None: there is no quota.
-        memory: bytes of memory, or a container's limit where that is less; None: the system does not say.
-        load: programs that wanted a core in the last minute (the load average), this one included; None: not said.
+        processor: the CPU model.
+        cores: number of cores that this process may run on.
+        machine_cores: number of cores of the machine.
+        core_limit: the CPU quota of a container, in cores; None: there is no quota.
+        memory: bytes of memory, or the limit of a container if that is lower; None: the system does not report it.
+        load: the load average of the last minute, that is the number of programs that wanted a core, this one included;
+            None: the system does not report it.
         system: the operating system.
         gpus: the NVIDIA GPUs that ``nvidia-smi`` lists.
     """
@@ -58,7 +59,7 @@ class Machine:
 
     @staticmethod
     def here() -> Machine:
-        """The machine that this process runs on, as it is now."""
+        """Describe the machine that this process runs on, as it is now."""
         machine_cores = os.cpu_count() or 1
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine_cores
         load = None
@@ -77,7 +78,7 @@ class Machine:
 
 
 def versions() -> dict[str, str]:
-    """Python, deploykit, numpy and OpenCV, and whichever backends this process has loaded."""
+    """Return the versions of Python, deploykit, numpy, OpenCV and every backend that this process has loaded."""
     found = {"Python": platform.python_version(), "deploykit": __version__}
     found |= {"numpy": np.__version__, "OpenCV": cv2.__version__}
     loaded = {name: sys.modules.get(name) for name in BACKENDS}
@@ -85,7 +86,7 @@ def versions() -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """The CPU's model; Linux names it only in /proc/cpuinfo."""
+    """Return the CPU model; Linux reports it only in /proc/cpuinfo."""
     for line in _text(Path("/proc/cpuinfo")).splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -93,12 +94,15 @@ def processor_name() -> str:
 
 
 def resident_memory() -> int | None:
-    """Bytes of memory that this process holds now; None where the system does not say (it does on Linux)."""
+    """Return the bytes of memory that this process holds now; None where the system does not report it."""
     return _status("VmRSS")
 
 
 def reset_peak_memory() -> bool:
-    """Let :func:`peak_memory` count from now on; False where the system keeps the peak of the whole process."""
+    """Start :func:`peak_memory` anew.
+
+    Returns False where the system keeps only the peak of the whole process.
+    """
     try:
         (PROCESS / "clear_refs").write_text("5")  # proc(5): resets the peak resident set size
     except OSError:
@@ -107,7 +111,10 @@ def reset_peak_memory() -> bool:
 
 
 def peak_memory() -> int | None:
-    """The most bytes that this process has held since :func:`reset_peak_memory`, or ever where that gave False."""
+    """Return the most bytes that this process has held since :func:`reset_peak_memory`.
+
+    Where the reset returned False, the peak is that of the whole process.
+    """
     peak = _status("VmHWM")
     if peak is None:
         with contextlib.suppress(ImportError):  # Windows has no such module
@@ -129,14 +136,14 @@ def _memory() -> int | None:
     total = None
     with contextlib.suppress(OSError, ValueError, AttributeError):
         total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = _text(GROUP / "memory.max").strip()
-    if not limit.isdecimal():  # "max": none
+    limit = _text(CGROUP / "memory.max").strip()
+    if not limit.isdecimal():  # "max" stands for no limit
         return total
     return int(limit) if total is None else min(total, int(limit))
 
 
 def _core_limit() -> float | None:
-    quota, _, period = _text(GROUP / "cpu.max").strip().partition(" ")
+    quota, _, period = _text(CGROUP / "cpu.max").strip().partition(" ")
     return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
@@ -146,10 +153,10 @@ def _gpus() -> tuple[Gpu, ...]:
         return ()
     query = [command, "--query-gpu=name,driver_version", "--format=csv,noheader"]
     try:
-        done = subprocess.run(query, capture_output=True, text=True, timeout=PATIENCE, check=True)
-    except (OSError, ValueError, subprocess.SubprocessError):  # for example no driver behind it
+        completed = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT, check=True)
+    except (OSError, ValueError, subprocess.SubprocessError):  # for example without a driver
         return ()
-    rows = (line.rpartition(",") for line in done.stdout.splitlines())
+    rows = (line.rpartition(",") for line in completed.stdout.splitlines())
     return tuple(Gpu(name.strip(), driver.strip()) for name, _, driver in rows)
 
 

@@ -1,6 +1,6 @@
-"""One loaded network behind two methods, and the table that finds the backend for a file.
+"""The session (one loaded network behind two methods) and the table of backends by file suffix.
 
-A backend is a module with ``open_session(path, *, provider, threads)`` that returns a :class:`Session`; to add one,
+A backend is a module with ``open_session(path, *, provider, threads)`` that returns a :class:`Session`. To add one,
 write the module and name it in :data:`BACKENDS`.
 """
 
@@ -45,24 +45,24 @@ BACKENDS: dict[str, dict[str, str]] = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One input or output: its name, its shape (None: a dynamic axis) and numpy's name of its type."""
+    """An input or output tensor: its name, its shape (None: a dynamic axis) and the numpy name of its type."""
 
     name: str
     shape: tuple[int | None, ...]
     dtype: str
 
     def __str__(self) -> str:
-        return f"{self.dtype} ({', '.join('?' if side is None else str(side) for side in self.shape)})"
+        return f"{self.dtype} ({', '.join('?' if size is None else str(size) for size in self.shape)})"
 
 
 class Session(Protocol):
-    """One loaded network. ``run`` takes and returns arrays by tensor name; nothing else.
+    """One loaded network. ``run`` takes and returns arrays by tensor name, and nothing else.
 
-    ``metadata`` is what the file carries besides the network, ``providers`` what really computes (never what was
-    merely asked for), ``notes`` whatever the user ought to know about that. ``device_memory`` is how many bytes of a
-    GPU's memory the network holds (None: it computes on the CPU, or its backend does not say), ``threads`` how many
-    CPU threads share one operator (None: the backend's own choice). ``stage_ms`` has the milliseconds of the last run's
-    stages on a GPU, where the backend measures them. A session is also a context manager.
+    ``metadata`` is what the file stores besides the network. ``providers`` are what actually computes, never just what
+    was requested; ``notes`` are what a user should know about that. ``device_memory`` is the number of bytes that the
+    network holds in GPU memory (None: it runs on the CPU, or its backend does not report it). ``threads`` is the
+    number of CPU threads within one operator (None: the backend's own choice). ``stage_ms`` holds the milliseconds of
+    each stage of the last run on a GPU, where the backend measures them. A session is also a context manager.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -75,19 +75,19 @@ class Session(Protocol):
     stage_ms: Mapping[str, float] = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Every output by name, for one array an input.
+        """Run the network on one array per input and return every output by name.
 
         Raises:
-            BackendError: an input is missing, unknown, of another shape or type, or the backend failed.
+            BackendError: an input is missing, unknown or of another shape or type, or the backend failed.
         """
         ...
 
     def close(self) -> None:
-        """Give the memory back; a second call does nothing."""
+        """Free the memory; a second call does nothing."""
         ...
 
     def takes(self, shape: tuple[int, ...]) -> bool:
-        """Whether the first input may have this shape; a dynamic axis may have limits of its own."""
+        """Return whether the first input accepts this shape; a dynamic axis may have limits of its own."""
         return fits(self.inputs[0].shape, shape)
 
     def __enter__(self) -> Self:
@@ -102,11 +102,11 @@ class Session(Protocol):
 def open_session(
     path: str | os.PathLike[str], *, backend: str = "auto", provider: str = "auto", threads: int | None = None
 ) -> Session:
-    """Load an exported model; the file's suffix says what it is.
+    """Load an exported model; the file's suffix selects the backend.
 
     Args:
         path: the model, for example ``yolov7-w6-pose.onnx``.
-        backend: ``auto`` (the default one of the suffix) or a name from :data:`BACKENDS`.
+        backend: ``auto`` (the default backend of the suffix) or a name from :data:`BACKENDS`.
         provider: what computes: ``auto`` (a GPU where this installation has one, else the CPU), ``cpu``, ``cuda``,
             or the backend's own name of a provider.
         threads: CPU threads within one operator; None leaves the choice to the backend.
@@ -114,21 +114,23 @@ def open_session(
     What the session notes (a GPU that could not be used, an engine whose numbers nothing verifies) is logged too.
 
     Raises:
-        NotFoundError: there is no such file.
-        ArtefactError: it cannot be read, or its suffix has no backend.
-        BackendError: the backend refused it, or the provider asked for is not in effect.
+        NotFoundError: the file does not exist.
+        ArtefactError: the file cannot be read, or no backend has its suffix.
+        BackendError: the backend cannot load it, or the requested provider is not in effect.
         MissingDependencyError: the backend's package is not installed.
     """
     file = existing_file(path, "a model")
     choices = BACKENDS.get(file.suffix.lower())
     if choices is None:
-        known = ", ".join(BACKENDS)
+        *others, last = BACKENDS
+        known = f"{', '.join(others)} or {last}"
         found = f"ends in {file.suffix}" if file.suffix else "has no suffix"
-        raise ArtefactError(f"{file} {found}, but models that can be run end in {known}: export it to one of them")
+        raise ArtefactError(f"expected a model that ends in {known}, but {file} {found}: export it to one of these")
     check_threads(threads)
     name = next(iter(choices)) if backend == "auto" else backend
     if name not in choices:
-        raise UsageError(f"{file.suffix} files run with {', '.join(choices)} (or auto), not with {backend!r}")
+        expected = " or ".join(("auto", *choices))
+        raise UsageError(f"the backend of a {file.suffix} file must be {expected}, got {backend!r}")
     session = cast(Session, import_module(choices[name]).open_session(file, provider=provider, threads=threads))
     for note in session.notes:
         LOG.warning("%s", note)
@@ -136,10 +138,10 @@ def open_session(
 
 
 def spec_of(session: Session, name: str) -> ModelSpec:
-    """The spec that an artefact carries in its metadata; ``name`` is what the message calls the artefact.
+    """Read the spec from an artefact's metadata; ``name`` is the artefact's name in the message.
 
     Raises:
-        SpecError: it carries none, or one that does not read.
+        SpecError: the metadata holds no spec, or an invalid one.
     """
     text = session.metadata.get(METADATA_KEY)
     if text is None:
@@ -151,32 +153,32 @@ def spec_of(session: Session, name: str) -> ModelSpec:
 
 
 def fits(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
-    """Whether a shape is one of those that ``expected`` (None: any side) stands for."""
+    """Return whether ``shape`` matches ``expected``, where None stands for any size."""
     return len(shape) == len(expected) and all(
-        side is None or side == got for side, got in zip(expected, shape, strict=True)
+        size is None or size == got for size, got in zip(expected, shape, strict=True)
     )
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads that nothing can have.
+    """Check a number of CPU threads; None is allowed.
 
     Raises:
-        UsageError: fewer than one.
+        UsageError: the number is less than 1.
     """
     if threads is not None and threads < 1:
         raise UsageError(f"threads must be at least 1, got {threads}")
 
 
 def input_of(info: TensorInfo, images: Array) -> dict[str, Array]:
-    """The one input of a network as it takes it: images in float32, or in the type that its input has."""
+    """Return the inputs of a network that has one: ``images``, converted to the type of that input."""
     return {info.name: images.astype(np.dtype(info.dtype), copy=False)}
 
 
 def check_inputs(expected: tuple[TensorInfo, ...], inputs: Mapping[str, Array]) -> None:
-    """Compare what ``run`` was given with what the network takes.
+    """Compare the arrays that ``run`` received with the inputs of the network.
 
     Raises:
-        BackendError: a name, a type or a shape differs; the message has both sides.
+        BackendError: a name, a type or a shape differs; the message states both sides.
     """
     names = {info.name for info in expected}
     if set(inputs) != names:

@@ -1,4 +1,4 @@
-"""A spec from a JSON file, for models that do not carry their own."""
+"""Read a spec from a JSON file, for models that do not carry their own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["read_spec"]
 
 
 def read_spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | None:
-    """A spec as it is, or read from the JSON file that ``spec`` names; None stays None.
+    """Return a spec as it is, or read it from the JSON file that ``spec`` names; None stays None.
 
     Raises:
-        NotFoundError: there is no such file.
-        SpecError: it holds no spec.
+        NotFoundError: the file does not exist.
+        SpecError: the file cannot be read or does not hold a valid spec.
     """
     if spec is None or isinstance(spec, ModelSpec):
         return spec
@@ -26,6 +26,6 @@ def read_spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | No
     except OSError as e:
         raise SpecError(f"cannot read the spec {file}: {e.strerror or e}") from e
     except UnicodeDecodeError as e:
-        raise SpecError(f"a spec is a text file that holds JSON, but {file} is not text") from e
+        raise SpecError(f"expected a spec as a JSON text file, but {file} is not text") from e
     except SpecError as e:
         raise SpecError(f"{file}: {e}") from e

@@ -1,7 +1,7 @@
-"""The command line: it parses and prints; every sub-command is one file with one API call behind it.
+"""The command line parses and prints; every sub-command is one file with one API call behind it.
 
-A file ``cli/<name>.py`` defines ``add_arguments(parser)`` and ``run(args) -> int`` and is imported only when its
-command is asked for, so that ``deploykit --help`` stays quick.
+A file ``cli/<name>.py`` defines ``add_arguments(parser)`` and ``run(args) -> int``. It is imported only when its
+command is used, so that ``deploykit --help`` stays fast.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from deploykit.version import __version__
 COMMANDS = {
     "export": "turn a checkpoint into an ONNX file and TensorRT engines that are verified equal to it",
     "predict": "run a model on images, folders, videos or a camera",
-    "bench": "measure how long a model takes, by itself and from image to objects",
+    "bench": "measure how long a model takes, alone and end to end",
     "eval": "score a model on annotated images: average precision and recall",
-    "compare": "check that two models give the same numbers",
-    "inspect": "say what a checkpoint or an exported model is, without running it",
+    "compare": "check that two models give the same outputs",
+    "inspect": "describe a checkpoint or an exported model without running it",
     "models": "list the models that can be built by name",
-    "fetch": "download a released checkpoint, and check its SHA-256 where one is given",
+    "fetch": "download a released checkpoint, and verify its SHA-256 where one is known",
     "create": "write a checkpoint with seeded random weights",
     "plugins": "build, describe or check the native libraries (C++, CUDA)",
 }
 
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-BROKEN_PIPE = 141  # ... and for one whose reader went away
+INTERRUPTED = 130  # a shell's exit code for a program that Ctrl-C ended
+BROKEN_PIPE = 141  # ... and for one whose reader closed the pipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the value is the process' exit code (see :mod:`deploykit.errors`)."""
+    """Run one command and return the exit code of the process (see :mod:`deploykit.errors`)."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = command_parser(words)
     args = parser.parse_args(words)
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"deploykit: interrupted{'; ' if str(e) else ''}{e}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader (head, less) went away; Python would complain again while it flushes stdout.
+        # The reader (head, less) closed the pipe; Python would report that again when it flushes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return BROKEN_PIPE
 
@@ -65,11 +65,11 @@ def command_parser(words: Sequence[str]) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"deploykit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    wanted = next((w for w in words if not w.startswith("-")), None)
+    command = next((word for word in words if not word.startswith("-")), None)
     for name, summary in COMMANDS.items():
         sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        sub.add_argument("--traceback", action="store_true", help="show where an error came from")
-        if name == wanted:
+        sub.add_argument("--traceback", action="store_true", help="show the traceback of an error")
+        if name == command:
             module = import_module(f"deploykit.cli.{name}")
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)

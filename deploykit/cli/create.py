@@ -1,4 +1,4 @@
-"""``deploykit create``: a checkpoint with seeded random weights."""
+"""``deploykit create``: write a checkpoint with seeded random weights."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("name", metavar="MODEL", help="a name from deploykit models")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random weights (default 0)")
+    parser.add_argument("name", metavar="MODEL", help="a model name, see deploykit models")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the random weights (default 0)")
     parser.add_argument("--classes", type=int, metavar="N", help="number of classes (default: as published)")
-    parser.add_argument("--force", action="store_true", help="replace a file that is there already")
+    parser.add_argument("--force", action="store_true", help="replace an existing file")
     parser.add_argument("--out", type=Path, metavar="FILE", help="the checkpoint to write (default: MODEL.pt)")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write it, and say what it is worth."""
+    """Write the checkpoint and report that its weights are random."""
     from deploykit.errors import OutputError
     from deploykit.models.create.random_weights import create_checkpoint
 

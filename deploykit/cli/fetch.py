@@ -1,4 +1,4 @@
-"""``deploykit fetch``: a released checkpoint from its authors."""
+"""``deploykit fetch``: download a released checkpoint from its authors."""
 
 from __future__ import annotations
 
@@ -16,59 +16,59 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("name", metavar="MODEL", nargs="?", help="a released checkpoint, see --list")
-    parser.add_argument("--list", action="store_true", help="list the released checkpoints, and what they are")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where to keep it (default: the released name)")
-    parser.add_argument("--url", metavar="URL", help="a mirror, instead of the place where the authors released it")
-    parser.add_argument("--sha256", metavar="HEX", help="refuse a file with another SHA-256")
-    parser.add_argument("--force", action="store_true", help="download it even if it is there, and replace what is")
+    parser.add_argument("--list", action="store_true", help="list the released checkpoints with a description")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: the released name)")
+    parser.add_argument("--url", metavar="URL", help="a mirror to use instead of the authors' address")
+    parser.add_argument("--sha256", metavar="HEX", help="the expected SHA-256; a file with another one is refused")
+    parser.add_argument("--force", action="store_true", help="download even if the file exists, and replace it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download with a progress bar, or go on where that broke off; check, look into it, and say whose it is."""
+    """Download a checkpoint, or continue a download, with a progress bar; inspect the file and report its source."""
     from deploykit.errors import MissingDependencyError, UsageError, require
 
     if args.list:
         return _list()
     if args.name is None:
         raise UsageError("name a released checkpoint to fetch; deploykit fetch --list shows them")
-    looked: list[Checkpoint] = []
+    inspected: list[Checkpoint] = []
 
     def look(path: Path) -> None:
         from deploykit.models.checkpoint.reader import read_checkpoint
 
-        looked.append(read_checkpoint(path))
+        inspected.append(read_checkpoint(path))
 
     try:
         require("torch", "export")
     except MissingDependencyError as e:
-        got = _fetched(args, lambda path: None)
-        found = f"what is in it was not looked into: {e}"
+        got = _fetch(args, lambda path: None)
+        description = f"the content was not inspected: {e}"
     else:
-        got = _fetched(args, look)
+        got = _fetch(args, look)
         if got.was_there:
             look(got.path)
-        found = _what_it_is(looked[0], got.path)
+        description = _describe(inspected[0], got.path)
     print(f"{got.path}: {got.size:,} bytes, SHA-256 {got.sha256}")
     if got.was_there:
-        print("it was there already, and is what its record says: nothing was downloaded (--force downloads it again)")
+        print("the file exists already and matches its record: nothing was downloaded (--force downloads it again)")
     print(f"source: {got.url} ({got.licence})")
-    print(found)
+    print(description)
     if got.checked == "nothing":
-        print("its publisher gives no SHA-256: compare this one with a copy that you trust, or pass --sha256")
+        print("the publisher gives no SHA-256: compare this one with that of a copy you trust, or pass --sha256")
     if got.note:
         print(f"note: {got.note}")
     return 0
 
 
-def _fetched(args: argparse.Namespace, look: Callable[[Path], None]) -> Fetched:
+def _fetch(args: argparse.Namespace, look: Callable[[Path], None]) -> Fetched:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from deploykit.releases.fetch import fetch
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    shown = Console(stderr=True)
-    with Progress(*columns, console=shown, disable=not sys.stderr.isatty()) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"fetching {args.name}", total=None)
         return fetch(
             args.name,
@@ -81,7 +81,7 @@ def _fetched(args: argparse.Namespace, look: Callable[[Path], None]) -> Fetched:
         )
 
 
-def _what_it_is(checkpoint: Checkpoint, path: Path) -> str:
+def _describe(checkpoint: Checkpoint, path: Path) -> str:
     from dataclasses import replace
 
     from deploykit.errors import CheckpointError
@@ -113,8 +113,8 @@ def _list() -> int:
         note = "" if RELEASED[name].built else "; deploykit does not build it"
         print(f"{name:<{width}}  {RELEASED[name].what}{note}")
     print(
-        f"Older releases: of YOLOv5 (the list has v7.0) {' and '.join(yolov5)}, such as yolov5s@{yolov5[0]}; of YOLOv6 "
-        f"(the list has the newest) {', '.join(yolov6)}, such as yolov6n@{yolov6[0]}; of YOLOX (the list has 0.1.1rc0) "
-        "0.0.1, such as yolox-s@0.0.1."
+        f"Older releases: YOLOv5 {' and '.join(yolov5)}, such as yolov5s@{yolov5[0]} (listed: v7.0); YOLOv6 "
+        f"{', '.join(yolov6)}, such as yolov6n@{yolov6[0]} (listed: the newest); YOLOX 0.0.1, such as yolox-s@0.0.1 "
+        "(listed: 0.1.1rc0)."
     )
     return 0

@@ -1,4 +1,4 @@
-"""``deploykit inspect``: what a file is, without running it."""
+"""``deploykit inspect``: describe a file without running it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from deploykit.cli._display import console, print_json
 
-MANY = 12  # entries of a list that are shown
+MAX_ENTRIES = 12  # of a list; the rest is not shown
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the facts, then what is unusual."""
+    """Print the facts about the file, then the notes."""
     from deploykit.export.inspection import inspect_file
 
     found = inspect_file(args.file)
@@ -40,12 +40,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _text(value: Any) -> str:
     if value in (None, ""):
-        return "not said"
+        return "unknown"
     if isinstance(value, dict):
         parts = [f"{k}: {_text(v)}" for k, v in value.items()]
     elif isinstance(value, (list, tuple)):
         parts = [str(v) for v in value]
     else:
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    shown = ", ".join(parts[:MANY])
-    return f"{len(parts)}: {shown}, ..." if len(parts) > MANY else shown or "none"
+    shown = ", ".join(parts[:MAX_ENTRIES])
+    return f"{len(parts)}: {shown}, ..." if len(parts) > MAX_ENTRIES else shown or "none"

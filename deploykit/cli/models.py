@@ -1,4 +1,4 @@
-"""``deploykit models``: what can be built by name."""
+"""``deploykit models``: the models that can be built by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from deploykit.cli._display import print_json
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--timm", metavar="PATTERN", help="list the models of timm whose name matches, 'densenet*'")
+    parser.add_argument(
+        "--timm", metavar="PATTERN", help="list timm's models whose name matches, for example 'densenet*'"
+    )
     parser.add_argument("--json", action="store_true", help="print the list as one JSON document")
 
 
@@ -32,9 +34,7 @@ def run(args: argparse.Namespace) -> int:
             released = "  deploykit fetch" if row["released"] else ""
             million = f"{row['parameters'] / 1e6:.1f} M"
             print(f"  {row['name']:<{width}}  {row['task']:<9}  {row['size']:>4} px  {million:>7}{released}")
-    print(
-        "parameters: as the authors' files hold them, batch norms not folded; deploykit fetch: a released file is known"
-    )
+    print("parameters: as in the authors' files, batch norms not folded; deploykit fetch: there is a released file")
     return 0
 
 
@@ -44,7 +44,7 @@ def _list_timm(pattern: str, *, as_json: bool) -> int:
 
     names = list_timm(pattern)
     if not names:
-        raise NotFoundError(f"timm has no model whose name matches {pattern!r}; * stands for any letters")
+        raise NotFoundError(f"timm has no model whose name matches {pattern!r}; * stands for any characters")
     if as_json:
         print_json(names)
     else:
@@ -53,7 +53,9 @@ def _list_timm(pattern: str, *, as_json: bool) -> int:
 
 
 def _rows() -> list[dict[str, Any]]:
-    """One entry a model, ordered by family and name: the facts that ship with the package, and what was released."""
+    """Return one entry per model, by family and name: the facts that ship with the package, and whether it is
+    released.
+    """
     from deploykit.releases.table import RELEASED
 
     facts = json.loads(resources.files("deploykit").joinpath("assets", "models.json").read_text(encoding="utf-8"))

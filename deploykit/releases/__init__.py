@@ -1,1 +1,1 @@
-"""Released checkpoints: what there is, and how it is downloaded."""
+"""Released checkpoints: the table of them, and their download."""

@@ -1,9 +1,9 @@
-"""One file over HTTP, continued where an earlier download of it broke off.
+"""Download one file over HTTP, continuing an earlier download that broke off.
 
-What has arrived lies beside the file under a hidden name, ``.NAME.partial``, and next to it ``.NAME.partial.json`` says
-which version of which address it is the beginning of. A version is named by the server: a strong ETag, or else
-Last-Modified. The next call asks for the rest of that version (``Range`` with ``If-Range``, RFC 9110) and takes the
-whole file where the server has another version by now, does not do ranges, or does not understand what it was asked.
+The received bytes lie beside the file under a hidden name, ``.NAME.partial``. ``.NAME.partial.json`` beside it records
+the address and the version that they are the beginning of. The server names a version by a strong ETag, or else by
+Last-Modified. The next call requests the rest of that version (``Range`` with ``If-Range``, RFC 9110). It downloads
+the whole file if the server has another version by now, does not support ranges, or does not understand the request.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ if sys.platform != "win32":
 __all__ = ["Arrived", "Partial", "download"]
 
 CHUNK = 1 << 20
-TIMEOUT = 20.0  # seconds without a byte
-PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each further attempt; they start again when a chunk has arrived
+TIMEOUT = 20.0  # seconds without a received byte
+PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each retry; they start again once a chunk has arrived
 PAGE = re.compile(rb"\s*<(!doctype|!--|html|head|body|\?xml)", re.IGNORECASE)
-PASSING = {408, 425, 429, 500, 502, 503, 504}  # answers that a later attempt may not get
+TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # status codes that a retry may not get
 
 OnBytes = Callable[[int, int | None], None]
 
 
 @dataclass(frozen=True)
 class Arrived:
-    """A download that is whole: its size in bytes, and the address that it came from after all redirects."""
+    """A complete download: its size in bytes, and its final address after all redirects."""
 
     size: int
     final: str
@@ -52,7 +52,7 @@ class Arrived:
 
 @dataclass(frozen=True)
 class _State:
-    """What a partial file is the beginning of; ``total`` is None where the server does not say."""
+    """The version that a partial file belongs to; ``total`` is None if the server does not report it."""
 
     address: str
     final: str = ""
@@ -61,7 +61,7 @@ class _State:
 
 
 class _BrokenOffError(Exception):
-    """An attempt failed through no fault of what has arrived; ``again``: the next one may do better."""
+    """An attempt failed, but the received bytes are still valid; ``again``: a retry may succeed."""
 
     def __init__(self, message: str, *, again: bool = True, advice: str = "") -> None:
         super().__init__(message)
@@ -70,17 +70,17 @@ class _BrokenOffError(Exception):
 
 
 class _UnreachedError(_BrokenOffError):
-    """Nobody answered."""
+    """The server did not answer."""
 
 
 class _NoRedirectDown(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not from https to http; urllib itself refuses other schemes and circles."""
+    """Follows redirects, but not from https to http; urllib itself refuses other schemes and loops."""
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
     ) -> urllib.request.Request | None:
         if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            message = f"{req.full_url} leads from https to {_plain(newurl)}"
+            message = f"{req.full_url} redirects from https to {_plain(newurl)}"
             raise _BrokenOffError(message, again=False, advice="pass another --url")
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]  # narrower stubs
 
@@ -89,7 +89,7 @@ _OPENER = urllib.request.build_opener(_NoRedirectDown)
 
 
 class Partial:
-    """The hidden file that a download grows in, held by one process at a time."""
+    """The hidden file that a download grows in; one process at a time holds it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f".{path.name}.partial")
@@ -97,7 +97,7 @@ class Partial:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[IO[bytes]]:
-        """Open it, without another process writing to it (which Windows has no such lock for).
+        """Open the file while no other process writes to it; Windows has no such lock.
 
         Raises:
             FetchError: another process holds it.
@@ -109,21 +109,21 @@ class Partial:
                         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except OSError as e:
                         raise FetchError(
-                            f"another process is fetching into {self.path}: wait for it, or choose another --out"
+                            f"another process is downloading to {self.path}: wait for it, or choose another --out"
                         ) from e
                 if self._is(file):
                     yield file
                     return
 
     def _is(self, file: IO[bytes]) -> bool:
-        """Whether it still has its name: who held it before may have renamed or removed it meanwhile."""
+        """Return whether it still has its name: an earlier holder may have renamed or removed it."""
         try:
             return os.path.samestat(os.fstat(file.fileno()), self.path.stat())
         except FileNotFoundError:
             return False
 
     def state(self, address: str) -> _State:
-        """What it is the beginning of; nothing of ``address`` where that is not recorded."""
+        """Return the version that the file belongs to; an empty one if none is recorded for ``address``."""
         try:
             state = _State(**json.loads(self._state_path.read_bytes()))
             strings = all(type(text) is str for text in (state.final, state.validator))
@@ -133,17 +133,17 @@ class Partial:
             return _State(address)
 
     def begin(self, file: IO[bytes], state: _State) -> None:
-        """Empty it, then record what it will hold: in this order, nothing wrong can be read after a crash."""
+        """Empty the file, then record its version; in this order a crash leaves no wrong record."""
         file.truncate(0)
         write_whole(self._state_path, json.dumps(asdict(state)).encode())
 
     def drop(self) -> None:
-        """Remove it and its record."""
+        """Remove the file and its record."""
         self.path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
 
     def what_stays(self, address: str, file: IO[bytes]) -> str:
-        """A sentence about what the next call will continue; where that is nothing, it is removed."""
+        """Return a sentence about what the next call will continue; if that is nothing, remove the file."""
         done = _size(file)
         if not done or not self.state(address).validator:
             self.drop()
@@ -151,25 +151,25 @@ class Partial:
         return f"{done:,} bytes are kept in {self.path}: run it again to continue at {done:,}"
 
     def become(self, path: Path, file: IO[bytes]) -> None:
-        """Give it its final name, while ``file``, which is it, is still held."""
-        if sys.platform == "win32":  # which renames no open file
+        """Rename the file to its final name while it is still held as ``file``."""
+        if sys.platform == "win32":  # Windows cannot rename an open file
             file.close()
         self.path.replace(path)
         self._state_path.unlink(missing_ok=True)
 
 
 def download(address: str, partial: Partial, file: IO[bytes], on_bytes: OnBytes) -> Arrived:
-    """Fetch ``address`` into ``file``, which is ``partial`` held open, from where it broke off.
+    """Download ``address`` into ``file``, the opened ``partial``, from where an earlier download broke off.
 
     Args:
         address: ``http`` or ``https``.
-        partial: where the file grows; on success it is whole and still has its hidden name.
-        file: what ``partial.held()`` gave.
-        on_bytes: told how many bytes are there, and of how many (None: the server does not say).
+        partial: the growing file; on success it is complete and still has its hidden name.
+        file: the file from ``partial.held()``.
+        on_bytes: called with the number of received bytes and their total (None: the server does not report it).
 
     Raises:
-        FetchError: the server refuses, sends something else, or breaks off more often than we try again. What can be
-            continued stays, and the message says so.
+        FetchError: the server refuses, sends something else, or breaks off too often. Bytes that a later call can
+            continue are kept, and the message says so.
     """
     failures, reached = 0, False
     while True:
@@ -179,7 +179,7 @@ def download(address: str, partial: Partial, file: IO[bytes], on_bytes: OnBytes)
         except _BrokenOffError as e:
             if _size(file) - before >= CHUNK:
                 failures = 0
-            # Where nobody ever answered, waiting a few seconds helps nobody.
+            # Without any answer so far, a retry after a few seconds is pointless.
             reached = reached or not isinstance(e, _UnreachedError)
             if not e.again or not reached or failures == len(PAUSES):
                 raise FetchError(f"{e}; {partial.what_stays(address, file) or e.advice}") from e
@@ -198,19 +198,19 @@ def _attempt(state: _State, partial: Partial, file: IO[bytes], on_bytes: OnBytes
     done = _size(file)
     if not state.validator or (state.total is not None and done > state.total):
         state, done = _State(state.address), 0
-    if done and done == state.total:  # a process ended between the last byte and the renaming
+    if done and done == state.total:  # an earlier process ended between the last byte and the rename
         on_bytes(done, state.total)
         return Arrived(done, state.final)
     try:
         response = _opened(state, done)
     except urllib.error.HTTPError as e:
         e.close()
-        if e.code == 416 and done:  # it has nothing after what we have: start again
+        if e.code == 416 and done:  # the server has nothing after our bytes: start again
             partial.begin(file, _State(state.address))
             return _attempt(_State(state.address), partial, file, on_bytes)
         answer = f"{state.address} answered {_plain(f'{e.code} {e.reason}')}"
-        advice = "" if e.code in PASSING else "check the address, or pass another --url"
-        raise _BrokenOffError(answer, again=e.code in PASSING, advice=advice) from e
+        advice = "" if e.code in TEMPORARY else "check the address, or pass another --url"
+        raise _BrokenOffError(answer, again=e.code in TEMPORARY, advice=advice) from e
     with response:
         if done and response.status == 206:
             state = _continued(response, state, done)
@@ -218,7 +218,7 @@ def _attempt(state: _State, partial: Partial, file: IO[bytes], on_bytes: OnBytes
             state = _version(response, state.address)
             partial.begin(file, state)
         else:
-            message = f"{state.address} answered {response.status}, which is not what it was asked"
+            message = f"{state.address} answered {response.status}, which does not fit the request"
             raise _BrokenOffError(message, again=False, advice="check the address, or pass another --url")
         _receive(response, state, file, on_bytes)
     _check_content(file, state.address)
@@ -233,10 +233,15 @@ def _opened(state: _State, done: int) -> http.client.HTTPResponse:
         response = _OPENER.open(urllib.request.Request(state.address, headers=headers), timeout=TIMEOUT)
     except urllib.error.HTTPError:
         raise
-    except (OSError, http.client.HTTPException, OverflowError, ValueError) as e:  # the last two: no such host or port
+    except (
+        OSError,
+        http.client.HTTPException,
+        OverflowError,
+        ValueError,
+    ) as e:  # the last two: an impossible host or port
         advice = "check the network, or pass a mirror with --url"
         raise _UnreachedError(f"cannot fetch {state.address}: {_reason(e)}", advice=advice) from e
-    assert isinstance(response, http.client.HTTPResponse)  # no other scheme is asked for, nor redirected to
+    assert isinstance(response, http.client.HTTPResponse)  # other schemes are neither requested nor redirected to
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         response.close()
@@ -246,17 +251,17 @@ def _opened(state: _State, done: int) -> http.client.HTTPResponse:
 
 
 def _version(response: http.client.HTTPResponse, address: str) -> _State:
-    """What a whole answer says of itself."""
+    """Return the version that a complete answer describes."""
     return _State(address, _without_query(response.url), _validator(response.headers), response.length)
 
 
 def _without_query(address: str) -> str:
-    """The address without what signs it: such signatures expire, and are nobody else's business."""
+    """Return the address without its query, whose signatures are private and expire."""
     return address.partition("?")[0]
 
 
 def _validator(headers: Message) -> str:
-    """What names this version for If-Range: a strong ETag, or a Last-Modified that a later change cannot share."""
+    """Return the version for If-Range: a strong ETag, or a Last-Modified that no later change can share."""
     etag = str(headers.get("ETag", ""))
     if re.fullmatch(r'"[\x21\x23-\x7e]{1,500}"', etag):
         return etag
@@ -264,30 +269,30 @@ def _validator(headers: Message) -> str:
     try:
         age = email.utils.parsedate_to_datetime(str(headers["Date"])) - email.utils.parsedate_to_datetime(modified)
         return modified if age.total_seconds() >= 1 else ""
-    except (TypeError, ValueError):  # one is missing, or no date
+    except (TypeError, ValueError):  # one is missing or not a date
         return ""
 
 
 def _continued(response: http.client.HTTPResponse, state: _State, done: int) -> _State:
-    """Check that a 206 is the rest of the version whose beginning we have."""
-    said = str(response.headers.get("Content-Range", ""))
-    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", said)
-    refusal = f"{state.address} was asked for the bytes from {done:,} on and sends"
+    """Check that a 206 answer is the rest of the version whose beginning we have."""
+    part = str(response.headers.get("Content-Range", ""))
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", part)
+    refusal = f"{state.address} was asked for the bytes from {done:,} on but sent"
     if match is None or int(match[1]) != done or int(match[2]) < done:
-        raise FetchError(f"{refusal} {_plain(said) or 'a part that it does not name'}: {_AGAIN}")
+        raise FetchError(f"{refusal} {_plain(part) or 'an unnamed part'}: {_AGAIN}")
     total = int(match[2]) + 1 if match[3] == "*" else int(match[3])
     if int(match[2]) + 1 > total or (response.length is not None and response.length != int(match[2]) + 1 - done):
-        length = "an unsaid number of" if response.length is None else f"{response.length:,}"
-        raise FetchError(f"{refusal} {_plain(said)} with {length} bytes: {_AGAIN}")
+        length = "an unknown number of" if response.length is None else f"{response.length:,}"
+        raise FetchError(f"{refusal} {_plain(part)} with {length} bytes: {_AGAIN}")
     if state.total not in (None, total):
-        raise FetchError(f"{refusal} the rest of {total:,} bytes, it began with {state.total:,}: {_AGAIN}")
+        raise FetchError(f"{refusal} the rest of {total:,} bytes instead of {state.total:,}: {_AGAIN}")
     etag = str(response.headers.get("ETag", ""))
     if etag and state.validator.startswith('"') and etag != state.validator:
         raise FetchError(f"{refusal} the rest of another version ({_plain(etag)}, not {state.validator}): {_AGAIN}")
     return replace(state, total=total, final=_without_query(response.url))
 
 
-_AGAIN = "what had arrived was not kept; run it again, or pass another --url"
+_AGAIN = "the received bytes were not kept; run it again, or pass another --url"
 
 
 def _receive(response: http.client.HTTPResponse, state: _State, file: IO[bytes], on_bytes: OnBytes) -> None:
@@ -306,7 +311,7 @@ def _check_content(file: IO[bytes], address: str) -> None:
     head = file.read(512)
     if not head or PAGE.match(head):
         found = "a web page" if head else "nothing"
-        raise FetchError(f"{address} sends {found} instead of a checkpoint, which was not kept: check the address")
+        raise FetchError(f"{address} sent {found} instead of a checkpoint; it was not kept: check the address")
 
 
 def _read(response: http.client.HTTPResponse, address: str, file: IO[bytes]) -> bytes:
@@ -322,5 +327,5 @@ def _reason(error: BaseException) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line, without the control characters that a server may put into what it says."""
+    """Return the text as one line, without control characters that a server may have sent."""
     return "".join(c for c in " ".join(text.split()) if c.isprintable())

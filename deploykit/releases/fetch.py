@@ -1,4 +1,4 @@
-"""Released checkpoints from their authors: downloaded, continued, checked and written down. Nothing is executed."""
+"""Download released checkpoints from their authors, verify them and record their source. Nothing is executed."""
 
 from __future__ import annotations
 
@@ -22,18 +22,19 @@ Checked = Literal["publisher", "given", "nothing"]
 
 @dataclass(frozen=True)
 class Fetched:
-    """A file that is there whole.
+    """A complete file.
 
     Attributes:
-        path: where it is.
-        size: in bytes.
-        sha256: of the whole file, in hexadecimal.
-        url: the address that was asked.
-        final: the address that it came from, after redirects and without the query, which signs and expires.
-        checked: whose SHA-256 it was compared with: the publisher's, one that was given, or nobody's.
-        licence: by whom it was published, and under which licence.
-        was_there: nothing was downloaded, because it was there already.
-        note: what is known of files of this name, a sentence, or nothing.
+        path: the file.
+        size: its size in bytes.
+        sha256: the SHA-256 of the whole file, in hexadecimal.
+        url: the requested address.
+        final: the address after redirects, without the query, whose signatures expire.
+        checked: the source of the SHA-256 that it was compared with: ``publisher``, ``given`` by the caller, or
+            ``nothing``.
+        licence: who published it, and under which licence.
+        was_there: nothing was downloaded, because the file existed already.
+        note: a sentence about files of this name, or empty.
     """
 
     path: Path
@@ -48,7 +49,7 @@ class Fetched:
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of a fetched file lies: ``yolov7.pt.source.json`` beside ``yolov7.pt``."""
+    """Return the path of a fetched file's record: ``yolov7.pt.source.json`` beside ``yolov7.pt``."""
     return path.with_name(f"{path.name}.source.json")
 
 
@@ -62,25 +63,25 @@ def fetch(
     on_bytes: OnBytes = lambda done, total: None,
     look: Callable[[Path], None] = lambda path: None,
 ) -> Fetched:
-    """Download a released checkpoint, or say that it is there already.
+    """Download a released checkpoint, or report that it exists already.
 
-    A download that broke off is continued by the next call. A record of where the file came from is written beside it.
+    The next call continues a download that broke off. A record of the file's source is written beside it.
 
     Args:
-        name: as in :data:`RELEASED`; an underscore is accepted for a hyphen.
+        name: a key of :data:`RELEASED`; an underscore is accepted for a hyphen.
         out: the file; None: its released name, in the current folder.
         url: a mirror (``https``, ``http``).
-        sha256: what the file must hash to, 64 hexadecimal digits.
-        force: download it even if it is there, and replace a file that is not known to be it.
-        on_bytes: told how many bytes have arrived, and of how many (None: the server does not say).
-        look: looks at the file before it gets its name; a CheckpointError that it raises refuses the file.
+        sha256: the expected hash of the file, 64 hexadecimal digits.
+        force: download even if the file exists, and replace a file that is not known to be this release.
+        on_bytes: called with the number of received bytes and their total (None: the server does not report it).
+        look: called with the file before it gets its name; if it raises a CheckpointError, the file is refused.
 
     Raises:
-        NotFoundError: no weights of that name were released.
-        UsageError: ``url`` or ``sha256`` is none.
-        FetchError: the server cannot be reached, or the file is not whole, or has another hash.
-        CheckpointError: ``look`` refused it.
-        OutputError: the file cannot be written, or another one has its place.
+        NotFoundError: no released weights have this name.
+        UsageError: ``url`` is not an http or https address, or ``sha256`` is not a SHA-256.
+        FetchError: the server cannot be reached, or the file is incomplete or has another hash.
+        CheckpointError: ``look`` refused the file.
+        OutputError: the file cannot be written, or another file exists at its path.
     """
     release = released_file(name)
     address = url or release.url
@@ -124,13 +125,13 @@ def _downloaded(
         except CheckpointError as e:
             partial.drop()
             reason = str(e).removeprefix(f"{partial.path}: ")
-            raise type(e)(f"{address} arrived whole and was not kept: {reason}") from e
+            raise type(e)(f"{address} was downloaded but not kept: {reason}") from e
         except KeyboardInterrupt:
             raise KeyboardInterrupt(partial.what_stays(address, file)) from None
-        except (OSError, OutputError):  # a full disk is no place to leave the half of a file
+        except (OSError, OutputError):  # a partial file must not stay on a full disk
             partial.drop()
             raise
-        record_path(path).unlink(missing_ok=True)  # that of the file which is replaced now
+        record_path(path).unlink(missing_ok=True)  # the record of the file that is replaced
         partial.become(path, file)
     return got
 
@@ -138,20 +139,21 @@ def _downloaded(
 def _already_there(
     name: str, release: Release, path: Path, address: str, expected: tuple[str | None, Checked]
 ) -> Fetched:
-    """The file at ``path``, if its record says that it came whole from ``address``.
+    """Return the existing file at ``path`` if its record says that it came complete from ``address``.
 
     Raises:
         OutputError: there is no such record, or the file has changed since.
+        FetchError: the file has another hash than expected.
     """
     advice = "choose another --out, or pass --force to download it again in its place"
     record = _read_record(record_path(path))
     if record is None:
-        raise OutputError(f"{path} exists, and no {record_path(path).name} says where it came from: {advice}")
+        raise OutputError(f"{path} exists, but no {record_path(path).name} says where it came from: {advice}")
     if record.get("asked") != address:
-        raise OutputError(f"{path} exists and came from {record.get('asked')}, not from {address}: {advice}")
+        raise OutputError(f"{path} exists, but it came from {record.get('asked')}, not from {address}: {advice}")
     size, digest = path.stat().st_size, _sha256(path)
     if (size, digest) != (record.get("size"), record.get("sha256")):
-        raise OutputError(f"{path} exists and is not what {record_path(path).name} says it was: {advice}")
+        raise OutputError(f"{path} exists, but it does not match {record_path(path).name}: {advice}")
     final = str(record.get("final", ""))
     got = Fetched(path, size, digest, address, final, _checked(expected), release.licence, was_there=True)
     wrong = _wrong_digest(got, expected[0])
@@ -191,14 +193,14 @@ def _wrong_digest(got: Fetched, expected: str | None) -> str:
 
 
 def _noted(name: str, got: Fetched) -> Fetched:
-    """Add what is known of a name that several files go by."""
+    """Add a note if several files circulate under the name."""
     known = CIRCULATING.get(name.replace("_", "-"))
     if known is None:
         return got
     both = " and ".join(f"{size:,} bytes with SHA-256 {digest}..." for size, digest in known)
     one = any(got.size == size and got.sha256.startswith(digest) for size, digest in known)
     which = "one" if one else "neither"
-    note = f"it is {which} of the two files that circulate under this name ({both}); which is right is not known here"
+    note = f"it is {which} of the two files that circulate under this name ({both}); the right one is unknown"
     return replace(got, note=note)
 
 
@@ -211,7 +213,7 @@ def _split(address: str) -> urllib.parse.SplitResult:
     try:
         parts = urllib.parse.urlsplit(address)
         fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and address.isascii()
-    except ValueError:  # an unclosed bracket, or a port that no machine has
+    except ValueError:  # an unclosed bracket or an impossible port
         fits = False
     if not fits:
         raise UsageError(f"--url must be an http or https address, in ASCII, got {address}")

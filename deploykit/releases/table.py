@@ -1,12 +1,12 @@
 """The checkpoints that the original projects released, in one table.
 
-Sources, read at the projects' own addresses in their repositories: WongKinYiu/yolov7, READMEs of the branches ``main``,
+The sources were read in the projects' own repositories: WongKinYiu/yolov7, READMEs of the branches ``main``,
 ``pose``, ``mask``, ``u6`` and ``u7`` (all of release v0.1); ultralytics/yolov5, README and ``utils/downloads.py`` at
-v6.2, v7.0 and later; meituan/YOLOv6, the READMEs at every tag and of its configurations. Only what one of them names is
-listed. The Darknet files (``*.weights``) of YOLOv7's release are
-left out: they are no checkpoints that anything here reads. So are YOLOv5's EfficientNet and ResNet files.
-Megvii-BaseDetection/YOLOX, README: the files of release 0.1.1rc0, and the older ones of the storage's release 0.0.1.
-Those of TexasInstruments/edgeai-yolox are left out: its README names none of their addresses.
+v6.2, v7.0 and later; meituan/YOLOv6, the READMEs at every tag and of its configurations. Megvii-BaseDetection/YOLOX,
+README: the files of release 0.1.1rc0, and the older ones of the storage's release 0.0.1. The table lists only files
+that one of these sources names. It leaves out YOLOv5's EfficientNet and ResNet files, the Darknet files (``*.weights``)
+of YOLOv7's release, which nothing here reads, and the files of TexasInstruments/edgeai-yolox, whose README names none
+of their addresses.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Release:
 
     Attributes:
         url: its official address.
-        what: what it is, a few words.
-        licence: by whom it was published, and under which licence.
-        sha256: the digest that its publisher gives, 64 hexadecimal digits; None: the publisher gives none.
-        built: whether deploykit builds such a model; what it does not build can be fetched and looked at.
+        what: a short description.
+        licence: who published it, and under which licence.
+        sha256: the publisher's digest, 64 hexadecimal digits; None: the publisher gives none.
+        built: whether deploykit can build the model; files of other models can be fetched and inspected.
     """
 
     url: str
@@ -54,7 +54,7 @@ _YOLOV7_FILES: dict[str, tuple[str, bool]] = {
     **{f"yolov7{v}": (_DEPLOY, True) for v in ("-tiny", "", "x", "-w6", "-e6", "-d6", "-e6e")},
     **{f"yolov7{v}_training": (_TRAINING, True) for v in ("", "x", "-w6", "-e6", "-d6", "-e6e")},
     "yolov7-w6-pose": ("COCO persons with 17 keypoints", True),
-    "yolov7-w6-person": ("persons without keypoints, from which yolov7-w6-pose was trained", True),
+    "yolov7-w6-person": ("persons without keypoints; yolov7-w6-pose was trained from it", True),
     "yolov7-mask": (f"{_INSTANCES} (branch mask)", False),
     "yolov7-seg": (f"{_INSTANCES} (branch u7)", False),
     "yolov7-seg-dev": (f"{_INSTANCES}, other losses and labels (branch u7)", False),
@@ -73,7 +73,7 @@ _YOLOX_FILES = {
     "tiny": ("yolox_tiny", "yolox_tiny_32dot8"),
     "darknet53": ("yolox_darknet", "yolox_darknet53"),
 }
-"""Variant -> what its file is called in release 0.1.1rc0, and in 0.0.1."""
+"""Variant -> the name of its file in release 0.1.1rc0, and in 0.0.1."""
 _LEGACY = "COCO detector, as released with 0.0.1: --preprocessing legacy"
 
 _YOLOV6_TAGS: dict[str, dict[str, tuple[str, bool]]] = {
@@ -81,7 +81,7 @@ _YOLOV6_TAGS: dict[str, dict[str, tuple[str, bool]]] = {
         **{f"yolov6{size}{p6}": ("COCO detector", True) for p6 in ("", "6") for size in "nsml"},
         **{f"yolov6lite_{size}": ("COCO detector for phones", False) for size in "sml"},
         **{f"yolov6{size}_mbla": ("COCO detector with MBLA blocks", False) for size in "sm"},
-        # Listed as the L and X of the models with MBLA blocks, whatever their files are called.
+        # The README lists these as the L and X models with MBLA blocks, despite their file names.
         **{f"yolov6{size}_base": ("COCO detector with MBLA blocks", False) for size in "lx"},
     },
     "0.3.0": {
@@ -141,22 +141,20 @@ RELEASED: dict[str, Release] = {
 CIRCULATING: dict[str, tuple[tuple[int, str], tuple[int, str]]] = {
     "yolov7-w6-pose": ((161_137_109, "b8c6cc021ed4"), (161_114_789, "8394a97f5a52")),
 }
-"""Size in bytes and first digits of the SHA-256 of two files that go by one name; its publisher gives no digest.
+"""Size in bytes and first digits of the SHA-256 of two files with one name; the publisher gives no digest.
 
-Which of the two the authors released is not known here, so they are told apart and not judged.
+It is unknown which of the two the authors released, so they are told apart but not judged.
 """
 
 
 def released_file(name: str) -> Release:
-    """The release of that name; an underscore is accepted for a hyphen.
+    """Return the release with this name; an underscore is accepted for a hyphen.
 
     Raises:
-        NotFoundError: no weights of that name were released.
+        NotFoundError: no released weights have this name.
     """
     release = RELEASED.get(name.replace("_", "-"))
     if release is None:
         known = ", ".join(known for known, release in RELEASED.items() if release.built and "@" not in known)
-        raise NotFoundError(
-            f"no released weights of {name!r} are known; there are {known}, and what deploykit fetch --list shows"
-        )
+        raise NotFoundError(f"no released weights are named {name!r}; known: {known}; deploykit fetch --list shows all")
     return release

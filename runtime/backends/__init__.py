@@ -1,1 +1,1 @@
-"""Backends: a module for each way to run a network."""
+"""Backends: one module for each way to run a network."""

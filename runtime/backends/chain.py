@@ -1,4 +1,4 @@
-"""Two networks behind one another as one session: what the first gives, the second takes."""
+"""Two networks in sequence as one session: the second takes the outputs of the first."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ __all__ = ["ChainSession", "rest_of"]
 
 
 def rest_of(engine: Path) -> Path:
-    """Where the part of a network lies that follows an engine, if there is one."""
+    """Return the path of the network's second stage, which follows an engine; the file may not exist."""
     return engine.with_name(f"{engine.name}.rest.onnx")
 
 
 class ChainSession(Session):
-    """A network whose first part is one session, and the rest another; closing it closes both.
+    """A network in two stages, each of them a session; closing it closes both.
 
-    ``stage_ms`` and ``device_memory`` are the first one's. Metadata, and so the spec, are the second one's.
+    ``stage_ms`` and ``device_memory`` are those of the first stage. The metadata, and so the spec, are those of the
+    second.
 
     Raises:
-        SpecError: the second takes something that the first does not give.
+        SpecError: the second stage takes an input that the first does not return.
     """
 
     def __init__(self, first: Session, second: Session) -> None:
-        given = {info.name for info in first.outputs}
-        missing = [info.name for info in second.inputs if info.name not in given]
+        available = {info.name for info in first.outputs}
+        missing = [info.name for info in second.inputs if info.name not in available]
         if missing:
             raise SpecError(
-                f"the second part takes {missing[0]!r}, which the first does not give: they are of two networks"
+                f"the second stage takes {missing[0]!r}, which the first does not return: they belong to two networks"
             )
         self._first, self._second = first, second
         self.inputs, self.outputs = first.inputs, second.outputs
@@ -46,7 +47,7 @@ class ChainSession(Session):
         return self._first.stage_ms
 
     @property
-    def device_memory(self) -> int | None:  # type: ignore[override]  # it grows, where other sessions have a constant
+    def device_memory(self) -> int | None:  # type: ignore[override]  # it grows; other sessions have a constant
         """See :class:`deploykit.runtime.session.Session`."""
         return self._first.device_memory
 
@@ -60,6 +61,6 @@ class ChainSession(Session):
         return self._first.takes(shape)
 
     def close(self) -> None:
-        """Close both."""
+        """Close both sessions."""
         self._first.close()
         self._second.close()

@@ -1,4 +1,4 @@
-"""A session without a network, for the tests of code that uses deploykit."""
+"""A session without a network, for testing code that uses deploykit."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["FakeSession"]
 
 
 class FakeSession(Session):
-    """A session whose outputs come from a Python function; it checks its inputs as a real one does.
+    """A session whose outputs come from a Python function; it checks its inputs as a real session does.
 
     Args:
-        answer: called with the input arrays by name, gives the output arrays by name.
-        inputs: what the network takes; by default the one input of ``spec``.
-        outputs: what it says that it gives; the arrays of ``answer`` are not compared with it.
-        spec: goes into the metadata, where a real artefact has it.
+        answer: maps the input arrays by name to the output arrays by name.
+        inputs: the inputs of the network; by default the one input of ``spec``.
+        outputs: the declared outputs; the arrays from ``answer`` are not compared with them.
+        spec: stored in the metadata, as in a real artefact.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class FakeSession(Session):
         return self._answer(inputs)
 
     def close(self) -> None:
-        """From now on ``run`` fails, as with a real session."""
+        """Make every later ``run`` fail, as a real session does."""
         self._closed = True
 
 
 def input_of(spec: ModelSpec) -> TensorInfo:
-    """The input tensor that a spec describes."""
+    """Return the input tensor that a spec describes."""
     size = (None, None) if spec.input.dynamic == "shape" else spec.input.size
     batch = spec.input.batch if spec.input.dynamic == "none" else None
     return TensorInfo(spec.input.name, (batch, spec.input.channels, *size), "float32")

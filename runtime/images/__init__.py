@@ -1,1 +1,1 @@
-"""Images on their way in: sources, letterbox, resize, tiles, video out."""
+"""Image input and video output: sources, letterbox, resize, tiles, video writer."""

@@ -1,10 +1,10 @@
-"""The letterbox: images on a network's canvas, and boxes on their way back.
+"""The letterbox places an image on a network's canvas and maps boxes back to the image.
 
 Coordinates are continuous, as in YOLOv5 and YOLOv7: x = 0 is the left edge of an image, x = width the right one, and
-``network = source * scale + pad``. Upstream inverts its letterbox with one scale and half pads (``scale_coords``),
-although the pixels were moved by whole pads and a size rounded for each axis. Here the inverse is that of what was
-done to the pixels; the two differ by less than one network pixel (at most 0.5 from the pad and, at the far edge, 0.5
-from the rounded size), and only here the image's edges come back as its edges.
+``network = source * scale + pad``. Upstream inverts its letterbox (``scale_coords``) with one scale and half pads,
+although the pixels were moved by whole pads and the size was rounded on each axis. Here the inverse is that of the
+actual operation on the pixels. The two differ by less than one network pixel: at most 0.5 from the pad and, at the far
+edge, 0.5 from the rounded size. Only the inverse used here maps the edges of the image back to its edges.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ __all__ = ["Letterbox"]
 class Letterbox:
     """How one image lies on a network's canvas: ``network = source * scale + pad``. Sizes are (height, width).
 
-    ``resized`` is the image's size on the canvas, ``pad`` its (left, top); ``scale`` (x, y) follows from them. The
-    border is ``pad_value``, a grey or (blue, green, red).
-    ``shrink`` and ``resample``: how it is resized, see :class:`deploykit.spec.Fit`.
+    ``resized`` is the image's size on the canvas and ``pad`` its (left, top) corner; ``scale`` (x, y) follows from
+    them. ``pad_value`` is the colour of the border, a grey or (blue, green, red). ``shrink`` and ``resample`` select
+    the interpolation, see :class:`deploykit.spec.Fit`.
     """
 
     source: tuple[int, int]
@@ -44,26 +44,26 @@ class Letterbox:
 
     @classmethod
     def fit(cls, source: tuple[int, int], size: tuple[int, int], fit: Fit, *, auto: bool | None = None) -> Self:
-        """Lay an image of ``source`` (height, width) on a canvas of at most ``size``.
+        """Place an image of size ``source`` (height, width) on a canvas of at most ``size``.
 
         ``fit.kind`` is ``letterbox`` or ``resize`` (each axis by itself, no pad). ``auto`` overrides ``fit.auto``: a
-        network with a fixed shape takes the full canvas only.
+        network with a fixed shape accepts only the full canvas.
 
         Raises:
-            SpecError: another kind of fit, which no single canvas can express.
+            SpecError: the fit is of another kind, which needs more than one canvas.
         """
         border = fit.pad_value if fit.pad_colour is None else fit.pad_colour
         if fit.kind == "resize":
             return cls(source, size, size, (0, 0), border, resample=fit.resample)
         if fit.kind != "letterbox":
-            raise SpecError(f"an image is laid on a canvas by letterbox or resize, but the spec's fit is {fit.kind!r}")
+            raise SpecError(f"expected a spec whose fit is letterbox or resize, got the fit {fit.kind!r}")
         gain = min(size[0] / source[0], size[1] / source[1])
         if not fit.scale_up:
             gain = min(gain, 1.0)
-        whole: Callable[[float], int] = int
+        to_int: Callable[[float], int] = int
         if fit.rounding != "floor":
-            whole = round if fit.rounding == "round" else math.ceil
-        height, width = (max(1, whole(side * gain)) for side in source)  # a sliver still has one pixel
+            to_int = round if fit.rounding == "round" else math.ceil
+        height, width = (max(1, to_int(side * gain)) for side in source)  # at least one pixel
         canvas = size
         if fit.auto if auto is None else auto:
             sides = (height, width) if not fit.margin else [side * gain + fit.margin * fit.stride for side in source]
@@ -74,41 +74,41 @@ class Letterbox:
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Network pixels for one source pixel, (x, y); the two differ where the size was rounded."""
+        """Network pixels per source pixel, (x, y); the two differ where the size was rounded."""
         return self.resized[1] / self.source[1], self.resized[0] / self.source[0]
 
     def apply(self, image: Array) -> Array:
-        """``uint8 (h, w, 3)`` of the source size -> the canvas, ``uint8 (H, W, 3)``; the colour order is kept. Other
-        numbers of channels stay as they are.
+        """Turn an image ``uint8 (h, w, 3)`` of the source size into the canvas, ``uint8 (H, W, 3)``.
 
-        Bilinear resize, and a border around it: equal in every byte in OpenCV 4 and 5, which ``warpAffine`` is not.
+        The colour order and other numbers of channels are kept. The resize is bilinear and the border constant. The
+        bytes are equal in OpenCV 4 and 5; those of ``warpAffine`` are not.
 
         Raises:
-            ImageError: the image has another size than this letterbox was made for.
+            ImageError: the image does not have the size that this letterbox was made for.
         """
         if image.shape[:2] != self.source:
-            raise ImageError(f"this letterbox is for images of {self.source} (height, width), got {image.shape[:2]}")
+            raise ImageError(f"expected an image of {self.source} (height, width), got one of {image.shape[:2]}")
         (height, width), (left, top) = self.resized, self.pad
         canvas = np.empty((*self.canvas, *image.shape[2:]), np.uint8)
-        place = canvas[top : top + height, left : left + width]
+        inside = canvas[top : top + height, left : left + width]
         if self.resized == self.source:
-            place[...] = image
+            inside[...] = image
         elif self.resample != "opencv":
-            place[...] = resample(image, self.resized, self.resample)
+            inside[...] = resample(image, self.resized, self.resample)
         else:
             smaller = height < self.source[0] or width < self.source[1]
             area = self.shrink == "area" and smaller
-            cv2.resize(image, (width, height), dst=place, interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
+            cv2.resize(image, (width, height), dst=inside, interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
         for border in (canvas[:top], canvas[top + height :], canvas[:, :left], canvas[:, left + width :]):
             border[...] = self.pad_value
         return canvas
 
     def to_network(self, points: Array) -> Array:
-        """Source pixels to network pixels, for an array whose last axis holds x, y pairs (points or xyxy boxes)."""
+        """Map source pixels to network pixels; the last axis holds x, y pairs (points or xyxy boxes)."""
         return points * self._tiled(self.scale, points) + self._tiled(self.pad, points)
 
     def to_source(self, points: Array) -> Array:
-        """Network pixels to source pixels, for an array whose last axis holds x, y pairs (points or xyxy boxes)."""
+        """Map network pixels to source pixels; the last axis holds x, y pairs (points or xyxy boxes)."""
         return (points - self._tiled(self.pad, points)) / self._tiled(self.scale, points)
 
     @staticmethod

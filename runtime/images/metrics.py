@@ -1,9 +1,9 @@
-"""How near one image is to another: PSNR, and SSIM as its authors define it.
+"""Similarity of two images: PSNR, and SSIM as its authors define it.
 
 SSIM: Z. Wang, A. Bovik, H. Sheikh, E. Simoncelli, "Image quality assessment: from error visibility to structural
-similarity", 2004, with the Gaussian window of 11 x 11 pixels and a standard deviation of 1.5, in float64. It is the
-mean over the pixels whose whole window lies in the image, and over the channels, as scikit-image gives it with
-``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``.
+similarity", 2004. The window is a Gaussian of 11 x 11 pixels with a standard deviation of 1.5; the computation is in
+float64. The result is the mean over the channels and over all pixels whose whole window lies in the image. It equals
+scikit-image's with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False``.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ K1, K2 = 0.01, 0.03
 
 
 def psnr(image: Array, target: Array, *, largest: float = 255.0) -> float:
-    """Peak signal-to-noise ratio in decibels; infinite for equal images.
+    """Return the peak signal-to-noise ratio in decibels; it is infinite for equal images.
 
     Args:
-        image, target: of one shape, ``(H, W)`` or ``(H, W, C)``.
-        largest: what a value can be at most.
+        image, target: two images of the same shape, ``(H, W)`` or ``(H, W, C)``.
+        largest: the largest possible value of a pixel.
 
     Raises:
-        DataError: their shapes differ.
+        DataError: the shapes differ.
     """
     _check(image, target)
     error = float(np.mean((image.astype(np.float64) - target.astype(np.float64)) ** 2))
@@ -38,14 +38,14 @@ def psnr(image: Array, target: Array, *, largest: float = 255.0) -> float:
 
 
 def ssim(image: Array, target: Array, *, largest: float = 255.0) -> float:
-    """Structural similarity, 1 for equal images.
+    """Return the structural similarity; it is 1 for equal images.
 
     Args:
-        image, target: of one shape, ``(H, W)`` or ``(H, W, C)``, at least 11 x 11 pixels.
-        largest: what a value can be at most.
+        image, target: two images of the same shape, ``(H, W)`` or ``(H, W, C)``, at least 11 x 11 pixels.
+        largest: the largest possible value of a pixel.
 
     Raises:
-        DataError: their shapes differ, or they are smaller than the window.
+        DataError: the shapes differ, or the images are smaller than the window.
     """
     _check(image, target)
     if min(image.shape[:2]) < WINDOW:
@@ -56,10 +56,10 @@ def ssim(image: Array, target: Array, *, largest: float = 255.0) -> float:
     variance_b = _blurred(b * b) - mean_b * mean_b
     covariance = _blurred(a * b) - mean_a * mean_b
     c1, c2 = (K1 * largest) ** 2, (K2 * largest) ** 2
-    above = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
-    below = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
+    numerator = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
+    denominator = (mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2)
     border = WINDOW // 2
-    return float((above / below)[border:-border, border:-border].mean())
+    return float((numerator / denominator)[border:-border, border:-border].mean())
 
 
 def _blurred(values: Array) -> Array:
@@ -69,4 +69,4 @@ def _blurred(values: Array) -> Array:
 
 def _check(image: Array, target: Array) -> None:
     if image.shape != target.shape:
-        raise DataError(f"two images of one size are compared, got {image.shape} and {target.shape}")
+        raise DataError(f"expected two images of the same shape, got {image.shape} and {target.shape}")

@@ -1,9 +1,9 @@
-"""Resizing as Pillow does it, which is what published classifiers were evaluated with: bit for bit the same bytes.
+"""Resize as Pillow does, byte for byte: published classifiers were evaluated with Pillow's filters.
 
-Unlike OpenCV's, these filters grow with the factor by which an image is made smaller, so that every source pixel
-counts. Pillow (HPND licence) sums in integers: weights of 22 fractional bits, rows first, bytes between the two passes.
-All products and sums here are whole numbers under 2^53, which float64 holds exactly, so a matrix product gives the
-same integers; that is why no image library is needed.
+Unlike OpenCV's, these filters widen with the factor by which an image shrinks, so that every source pixel counts.
+Pillow (HPND licence) sums in integers: weights with 22 fractional bits, rows first, bytes between the two passes.
+All products and sums here are integers below 2^53, which float64 holds exactly. A matrix product therefore gives the
+same integers, and no image library is needed.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from deploykit.runtime.arrays import Array
 
 __all__ = ["FILTERS", "resample"]
 
-BLOCK = 16  # outputs that are computed together
-BITS = 22  # of a weight's fraction: 32 less 8 of the pixel less 2 to spare
+BLOCK = 16  # outputs per matrix product
+BITS = 22  # fractional bits of a weight: 32, less 8 for the pixel and 2 in reserve
 
 
 def _triangle(x: Array) -> Array:
@@ -35,7 +35,7 @@ def _cubic(x: Array) -> Array:
 
 
 def _lanczos(x: Array) -> Array:
-    # math.sin, and not numpy's, whose last bit may differ and with it a weight.
+    # math.sin instead of numpy's: its last bit may differ, and with it a weight.
     values = [_sinc(v) * _sinc(v / 3.0) if -3.0 <= v < 3.0 else 0.0 for v in x.ravel().tolist()]
     return np.array(values).reshape(x.shape)
 
@@ -54,7 +54,7 @@ FILTERS: dict[str, tuple[Callable[[Array], Array], float]] = {
 
 
 def resample(image: Array, size: tuple[int, int], kind: str) -> Array:
-    """``uint8 (h, w, C)`` resized to ``size`` (height, width) by one of :data:`FILTERS`; the bytes are Pillow's."""
+    """Resize ``uint8 (h, w, C)`` to ``size`` (height, width) with one of :data:`FILTERS`; the bytes are Pillow's."""
     planes = np.ascontiguousarray(image.reshape(*image.shape[:2], -1).transpose(2, 0, 1))
     for axis in (2, 1):
         if planes.shape[axis] != size[axis - 1]:
@@ -63,7 +63,7 @@ def resample(image: Array, size: tuple[int, int], kind: str) -> Array:
 
 
 def _along(planes: Array, axis: int, target: int, kind: str) -> Array:
-    """``uint8 (C, h, w)`` with one axis resized."""
+    """Resize one axis of ``uint8 (C, h, w)``."""
     shape = list(planes.shape)
     shape[axis] = target
     out = np.empty(shape, np.uint8)
@@ -81,10 +81,10 @@ def _rounded(sums: Array) -> Array:
 
 @lru_cache(maxsize=64)
 def _weights(source: int, target: int, kind: str) -> list[tuple[int, int, int, int, Array]]:
-    """The whole-number weights of an axis in blocks ``(start, stop, first, last, table)``.
+    """Return the integer weights of an axis in blocks ``(start, stop, first, last, table)``.
 
-    Outputs ``start`` to ``stop`` are ``table (stop - start, last - first)`` times the inputs ``first`` to ``last``: few
-    of the weights are not 0, and blocks leave most of the others out.
+    Outputs ``start`` to ``stop`` are ``table (stop - start, last - first)`` times the inputs ``first`` to ``last``.
+    Most weights are 0, and the blocks leave most of these out.
     """
     kernel, half = FILTERS[kind]
     scale = source / target
@@ -97,7 +97,7 @@ def _weights(source: int, target: int, kind: str) -> list[tuple[int, int, int, i
         last = min(int(centre + support + 0.5), source)
         row = kernel((np.arange(first, last) - centre + 0.5) * (1.0 / stretch))
         total = 0.0
-        for value in row.tolist():  # one after the other, as the original adds them
+        for value in row.tolist():  # one by one, in the order of the original
             total += value
         row = row * (1.0 / total) if total else row
         rows.append((first, np.trunc(row * (1 << BITS) + np.where(row < 0, -0.5, 0.5))))
@@ -106,7 +106,7 @@ def _weights(source: int, target: int, kind: str) -> list[tuple[int, int, int, i
         block = rows[start : start + BLOCK]
         first, last = min(at for at, _ in block), max(at + len(row) for at, row in block)
         table = np.zeros((len(block), last - first))
-        for place, (at, row) in zip(table, block, strict=True):
-            place[at - first : at - first + len(row)] = row
+        for weights, (at, row) in zip(table, block, strict=True):
+            weights[at - first : at - first + len(row)] = row
         blocks.append((start, start + len(block), first, last, table))
     return blocks

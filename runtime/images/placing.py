@@ -1,4 +1,4 @@
-"""Images for networks with one dense output: on their canvas, and as a tensor."""
+"""Preprocessing for networks with one dense output: the image on its canvas, then the input tensor."""
 
 from __future__ import annotations
 
@@ -20,8 +20,10 @@ __all__ = ["Placed", "dense_blob", "place"]
 
 @dataclass(frozen=True, eq=False)
 class Placed:
-    """An image on its canvas: ``canvas`` BGR ``uint8 (H, W, 3)`` (or of other channels), ``source`` (height, width) of
-    the image, and ``region``, the (left, top, width, height) of the canvas that shows it (a crop shows only a part).
+    """An image on its canvas.
+
+    ``canvas`` is BGR ``uint8 (H, W, 3)``, or has other channels. ``source`` is the (height, width) of the image.
+    ``region`` is the (left, top, width, height) of the canvas that shows the image; a crop shows only a part of it.
     """
 
     canvas: Array
@@ -30,15 +32,15 @@ class Placed:
 
 
 def place(image: Array, canvas: InputSpec) -> Placed:
-    """Lay an image on the canvas as the spec's fit says.
+    """Place an image on the canvas by the spec's fit.
 
-    ``letterbox`` and ``resize`` as :class:`Letterbox`; ``crop``: scaled so that the shorter side is ``size /
-    crop_share``, then the middle, as classifiers are evaluated (with torchvision's roundings); ``pad``: mirrored on the
-    right and below up to the next multiple of the stride, or up to the size where that is fixed.
+    ``letterbox`` and ``resize`` work as in :class:`Letterbox`. ``crop`` scales the shorter side to ``size /
+    crop_share`` and keeps the centre, as classifiers are evaluated (with torchvision's rounding). ``pad`` mirrors the
+    image on the right and below, up to the next multiple of the stride, or up to the size where that is fixed.
 
     Raises:
         ImageSizeError: an image to pad is larger than a fixed canvas, or too small to mirror.
-        SpecError: a fit that works in tiles.
+        SpecError: the fit works in tiles.
     """
     fit, source = canvas.fit, (image.shape[0], image.shape[1])
     if fit.kind in ("letterbox", "resize"):
@@ -48,7 +50,7 @@ def place(image: Array, canvas: InputSpec) -> Placed:
         return _cropped(image, canvas)
     if fit.kind == "pad":
         return _padded(image, canvas)
-    raise SpecError(f"a whole image is laid on a canvas by letterbox, resize, crop or pad, not by {fit.kind!r}")
+    raise SpecError(f"expected a spec whose fit is letterbox, resize, crop or pad, got the fit {fit.kind!r}")
 
 
 def _cropped(image: Array, canvas: InputSpec) -> Placed:
@@ -56,7 +58,7 @@ def _cropped(image: Array, canvas: InputSpec) -> Placed:
     source = (image.shape[0], image.shape[1])
     fit = canvas.fit
     least = math.floor(height / fit.crop_share), math.floor(width / fit.crop_share)
-    if least[0] * source[1] >= least[1] * source[0]:  # the height is what the image is scaled to
+    if least[0] * source[1] >= least[1] * source[0]:  # the height decides the scale
         scaled = least[0], max(width, int(least[0] * source[1] / source[0]))
     else:
         scaled = max(height, int(least[1] * source[0] / source[1])), least[1]
@@ -75,20 +77,22 @@ def _padded(image: Array, canvas: InputSpec) -> Placed:
         if height > size[0] or width > size[1]:
             raise ImageSizeError(
                 f"this network takes images of at most {size[0]}x{size[1]} (height x width), got {height}x{width}: "
-                "export it with --dynamic shape, or for the size of the images"
+                "export it with --dynamic shape, or with the size of the images"
             )
     below, right = size[0] - height, size[1] - width
     if below >= height or right >= width:
-        raise ImageSizeError(f"an image of {height}x{width} is too small to be mirrored up to {size[0]}x{size[1]}")
+        raise ImageSizeError(
+            f"an image of {height}x{width} (height x width) is too small to be mirrored up to {size[0]}x{size[1]}"
+        )
     padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT_101)
     return Placed(padded, (height, width), (0, 0, width, height))
 
 
 def dense_blob(canvases: Sequence[Array], canvas: InputSpec) -> Array:
-    """Images of one size, ``uint8 (H, W, C)``, as the network's input ``float32 (B, C, H, W)``.
+    """Convert images of one size, ``uint8 (H, W, C)``, to the network's input ``float32 (B, C, H, W)``.
 
-    For one channel a BGR image becomes grey. Of more than three, the first three are blue, green and red, as OpenCV
-    reads them, and are put into the spec's order; the others follow as they are.
+    A network with one channel gets a BGR image as grey. With three channels or more, the first three are blue, green
+    and red, as OpenCV reads them, and are put into the spec's order; further channels are kept as they are.
     """
     if canvas.channels == 3:
         return blob(canvases, canvas)

@@ -1,4 +1,4 @@
-"""Where images come from: files, folders, lists, videos and cameras, all as a stream of frames."""
+"""Image sources: files, folders, lists, videos and cameras, each as a stream of frames."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ VIDEO_SUFFIXES = {
 }  # fmt: skip
 
 Skip = Callable[[DeployError], None]
-"""Told of an image that cannot be read, which is then left out."""
+"""Called with the error of an unreadable image, which is then skipped."""
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One image of a source: BGR ``uint8 (H, W, 3)``, its file's or video's name, a video's frame number from 0."""
+    """One image of a source: BGR ``uint8 (H, W, 3)``, the name of its file or video, and its frame number from 0."""
 
     image: Array
     name: str
@@ -53,11 +53,11 @@ class Frame:
 
 @dataclass(frozen=True)
 class Images:
-    """Images in files, in encoded bytes or in arrays, one after the other.
+    """Images in files, encoded bytes or arrays, in order.
 
-    ``keep_files``: results hold on to images that were read from files. A list of results does without (it would
-    fill the memory, and a file can be read again); a stream keeps them. ``folder``: whose images they are, if they
-    were not named one by one.
+    ``keep_files``: whether results keep the images that were read from files. A list of results does not: it would
+    fill the memory, and a file can be read again. A stream does. ``folder``: the folder of the images, if they were
+    not named one by one.
     """
 
     items: tuple[ImageSource, ...]
@@ -67,16 +67,16 @@ class Images:
 
     @property
     def total(self) -> int:
-        """How many images there are."""
+        """The number of images."""
         return len(self.items)
 
     def frames(
         self, skip: Skip | None = None, *, read: Callable[[ImageSource], Array] | None = None
     ) -> Iterator[Frame]:
-        """Read one image after the other; ``read`` does so in place of :func:`read_image`.
+        """Read the images one by one; ``read`` replaces :func:`read_image`.
 
         Raises:
-            ImageError, NotFoundError: an image cannot be read, and there is no ``skip`` to be told.
+            ImageError, NotFoundError: an image cannot be read, and ``skip`` is None.
         """
         for item in self.items:
             in_file = isinstance(item, (str, os.PathLike))
@@ -94,17 +94,17 @@ class Images:
 
 
 class Video:
-    """A video file, or a camera by its number; can be read once.
+    """A video file, or a camera by its number; it can be read once.
 
     Attributes:
         name: the file, or ``camera 0``.
-        live: a camera: frames must not wait for each other, and there is no end.
-        total: the frames that the file announces; None where it does not, and for a camera.
-        fps: frames a second; 30 where nothing is announced.
+        live: True for a camera, whose frames must not wait for each other and never end.
+        total: the number of frames that the file declares; None if it declares none, and for a camera.
+        fps: frames per second; 30 if none is declared.
 
     Raises:
-        ImageError: the file is not a video that OpenCV reads.
-        NotFoundError: there is no such file or camera.
+        ImageError: OpenCV cannot read the file as a video.
+        NotFoundError: the file or the camera does not exist.
     """
 
     def __init__(self, source: Path | int) -> None:
@@ -113,18 +113,20 @@ class Video:
         self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
         if not self._capture.isOpened():
             if isinstance(source, int):
-                raise NotFoundError(f"{self.name} does not open: expected the number of a connected camera, from 0")
-            raise ImageError(f"{source} is not a video that OpenCV reads: convert it to MP4 (H.264), or copy it again")
+                raise NotFoundError(f"cannot open {self.name}: expected the number of a connected camera, from 0")
+            raise ImageError(
+                f"{source} is not a video that OpenCV can read: convert it to MP4 (H.264), or copy it again"
+            )
         count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.total = count if count > 0 and not self.live else None
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps = fps if 0 < fps < 1000 else 30.0
 
     def frames(self, skip: Skip | None = None) -> Iterator[Frame]:
-        """Decode one frame after the other; the file is closed after the last one.
+        """Decode the frames one by one; the file is closed after the last one.
 
         Raises:
-            ImageError: not a single frame could be decoded.
+            ImageError: no frame could be decoded.
         """
         number = 0
         try:
@@ -139,14 +141,17 @@ class Video:
         finally:
             self._capture.release()
         if number == 0:
-            error = ImageError(f"{self.name} opened, but not one frame of it could be decoded")
+            error = ImageError(f"{self.name} was opened, but none of its frames could be decoded")
             if skip is None:
                 raise error
             skip(error)
 
 
 def kind_of(source: str | os.PathLike[str] | int) -> Literal["image", "folder", "video", "camera"]:
-    """What a source is: a number is a camera (unless a file has that name), the rest goes by folder and suffix."""
+    """Return the kind of a source.
+
+    A number is a camera, unless a file has that name. For everything else the file system and the suffix decide.
+    """
     if isinstance(source, int):
         return "camera"
     path = Path(source)
@@ -158,14 +163,13 @@ def kind_of(source: str | os.PathLike[str] | int) -> Literal["image", "folder", 
 
 
 def open_source(source: ImageSource | int | Sequence[ImageSource], *, raw: bool = False) -> Images | Video:
-    """Whatever a :class:`deploykit.Predictor` takes, as something that has ``frames()``.
+    """Open anything that a :class:`deploykit.Predictor` accepts, as an object with ``frames()``.
 
-    A folder gives its own images (not those of folders in it) in the order of their names; ``raw``: also those that
-    are RAW files.
+    A folder provides its own images (not those of its subfolders) in the order of their names; ``raw`` adds RAW files.
 
     Raises:
-        NotFoundError: there is no such file, folder or camera.
-        ImageError: a folder without images, or a video that does not open.
+        NotFoundError: the file, folder or camera does not exist.
+        ImageError: a folder holds no image, or a video cannot be opened.
     """
     if isinstance(source, (bytes, np.ndarray)):
         return Images((source,))
@@ -174,7 +178,7 @@ def open_source(source: ImageSource | int | Sequence[ImageSource], *, raw: bool 
     if isinstance(source, Sequence) and not isinstance(source, bytes):
         return Images(tuple(source), keep_files=False)
     raise UsageError(
-        f"a source is a path, encoded bytes, a BGR array, a camera's number or a list, got {type(source).__name__}"
+        f"a source must be a path, encoded bytes, a BGR array, a camera number or a list, got {type(source).__name__}"
     )
 
 
@@ -193,10 +197,10 @@ def _open_named(source: str | os.PathLike[str] | int, raw: bool) -> Images | Vid
 
 
 def images_in(folder: Path, *, raw: bool = False) -> list[Path]:
-    """The folder's own images, in the order of their names; ``raw``: also RAW files.
+    """Return the images of a folder, without its subfolders, in the order of their names; ``raw`` adds RAW files.
 
     Raises:
-        ImageError: it cannot be listed, or holds none.
+        ImageError: the folder cannot be listed, or holds no image.
     """
     try:
         files = sorted(p for p in folder.iterdir() if p.is_file())
@@ -205,6 +209,6 @@ def images_in(folder: Path, *, raw: bool = False) -> list[Path]:
     suffixes = IMAGE_SUFFIXES | RAW_SUFFIXES if raw else IMAGE_SUFFIXES
     images = [p for p in files if p.suffix.lower() in suffixes]
     if not images:
-        found = f"{len(files)} other file{'s' * (len(files) != 1)}" if files else "no file"
-        raise ImageError(f"the folder {folder} holds no image (.jpg, .png, .webp, ...) but {found}")
+        found = f"only {len(files)} other file{'s' * (len(files) != 1)}" if files else "no file at all"
+        raise ImageError(f"the folder {folder} holds no image (.jpg, .png, .webp, ...), {found}")
     return images

@@ -1,4 +1,4 @@
-"""Canvases as a network's input tensor."""
+"""Convert canvases to a network's input tensor."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ __all__ = ["blob", "blob_tables"]
 
 
 def blob(canvases: Sequence[Array], spec: InputSpec, out: Array | None = None) -> Array:
-    """Canvases (BGR ``uint8 (H, W, 3)``, one size) as the network's input ``float32 (B, 3, H, W)``.
+    """Convert canvases (BGR ``uint8 (H, W, 3)``, all of one size) to the network's input ``float32 (B, 3, H, W)``.
 
-    Each value is ``(p * scale - mean) / std``, computed in float64 for the 256 values that a pixel can have and
-    rounded once: ``scale = 1/255`` gives exactly the float32 quotient ``p / 255``.
+    Each value is ``(p * scale - mean) / std``. It is computed in float64 for the 256 values of a pixel and rounded
+    once:
+    ``scale = 1/255`` gives exactly the float32 quotient ``p / 255``.
 
     Args:
-        canvases: B of them, or fewer than ``out`` has room for; the rest of ``out`` becomes zeros.
+        canvases: B canvases, or fewer than ``out`` has slots; the unused slots become zeros.
         spec: colour order, scale, mean and std.
-        out: a float32 array ``(B, 3, H, W)`` to write into; a new one costs more time than the conversion.
+        out: a float32 array ``(B, 3, H, W)`` to write into; allocating a new one takes longer than the conversion.
     """
     height, width = canvases[0].shape[:2]
     if out is None:
@@ -44,8 +45,10 @@ _scratch = threading.local()
 
 
 def _planes(height: int, width: int) -> list[Array]:
-    """Three uint8 planes of this thread, the same ones as long as the size stays: the page faults of fresh memory
-    take longer than splitting an image does."""
+    """Return three uint8 planes of this thread, reused as long as the size stays the same.
+
+    The page faults of fresh memory take longer than splitting an image.
+    """
     planes: list[Array] | None = getattr(_scratch, "planes", None)
     if planes is None or planes[0].shape != (height, width):
         planes = _scratch.planes = [np.empty((height, width), np.uint8) for _ in range(3)]
@@ -53,7 +56,7 @@ def _planes(height: int, width: int) -> list[Array]:
 
 
 def blob_tables(spec: InputSpec) -> tuple[Array, ...]:
-    """What each of the 256 pixel values becomes: ``float32 (256,)`` a channel, in the network's channel order."""
+    """Return the network value of each of the 256 pixel values: ``float32 (256,)`` per channel, in network order."""
     return _tables(spec.scale, spec.mean, spec.std)
 
 

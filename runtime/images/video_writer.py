@@ -1,4 +1,4 @@
-"""Writing drawn frames as an MP4 video."""
+"""Write drawn frames to an MP4 video."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from deploykit.runtime.files import partial_name
 
 __all__ = ["Recorder"]
 
-CODEC = "mp4v"  # MPEG-4 part 2: the one that every OpenCV wheel can encode; H.264 is in none
+CODEC = "mp4v"  # MPEG-4 part 2: every OpenCV wheel can encode it, none can encode H.264
 
 
 class Recorder:
-    """An MP4 file that appears under its name once it is whole; leaving the context with an error leaves nothing.
+    """An MP4 file that appears under its name once it is complete; an error in the context leaves no file.
 
     Args:
         path: the file, ``.mp4``.
-        fps: frames a second.
+        fps: frames per second.
     """
 
     def __init__(self, path: Path, fps: float) -> None:
@@ -35,16 +35,16 @@ class Recorder:
         self._frames = 0
 
     def write(self, image: Array) -> None:
-        """Append one frame, BGR ``uint8 (H, W, 3)``; the first one sets the size.
+        """Append one frame, BGR ``uint8 (H, W, 3)``; the first frame sets the size.
 
         Raises:
-            OutputError: the place is not writable, or a frame has another size than the first.
+            OutputError: the path is not writable, or a frame differs in size from the first one.
         """
         size = (image.shape[1], image.shape[0])
         if self._writer is None:
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._partial.touch()  # OpenCV would not say why it cannot
+                self._partial.touch()  # OpenCV would not report why it cannot write
             self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*CODEC), self._fps, size)
             self._size = size
             if not self._writer.isOpened():
@@ -52,7 +52,7 @@ class Recorder:
                     f"OpenCV cannot encode {size[0]} x {size[1]} pixels as {CODEC} video for {self._path}"
                 )
         if size != self._size:
-            raise OutputError(f"{self._path} has frames of {self._size} (width, height), the next one has {size}")
+            raise OutputError(f"{self._path} expects frames of {self._size} (width, height), got one of {size}")
         self._writer.write(image)
         self._frames += 1
 
@@ -72,11 +72,11 @@ class Recorder:
                 self._partial.unlink(missing_ok=True)
 
     def _finish(self) -> None:
-        """Count the frames that are really there (OpenCV does not report a full disk), then rename."""
+        """Count the frames in the file (OpenCV does not report a full disk), then rename it."""
         check = cv2.VideoCapture(str(self._partial))
         found = int(check.get(cv2.CAP_PROP_FRAME_COUNT)) if check.isOpened() else 0
         check.release()
         if found != self._frames:
-            raise OutputError(f"{self._path} took {found} of {self._frames} frames: is the disk full?")
+            raise OutputError(f"{self._path} holds only {found} of {self._frames} frames: is the disk full?")
         with writing(self._path):
             self._partial.replace(self._path)

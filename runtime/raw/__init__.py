@@ -1,1 +1,1 @@
-"""RAW images: mosaics, the tags of TIFF, and DNG files."""
+"""RAW images: mosaics, TIFF tags and DNG files."""

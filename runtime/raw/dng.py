@@ -1,7 +1,7 @@
-"""A mosaic as a DNG file: uncompressed, with the levels and colours that its camera's image had.
+"""Write a mosaic as an uncompressed DNG file, with the levels and colours of its camera's image.
 
 Format: Adobe's Digital Negative specification 1.6 on top of TIFF 6.0. One directory holds everything that a reader
-needs; what the camera's own DNG or TIFF says of itself and of its colours is carried over from it.
+needs. Tags about the camera and its colours are copied from the camera's own DNG or TIFF.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from deploykit.runtime.raw.tiff import ASCII, BYTE, LONG, RATIONAL, SHORT, SRATI
 
 __all__ = ["dng_bytes"]
 
-CARRIED = {
+COPIED_TAGS = {
     271, 272, 306, 33432, 36867, 50708, 50721, 50722, 50723, 50724, 50727, 50728, 50729, 50730, 50731, 50732, 50734,
     50778, 50779, 50964, 50965,
 }  # fmt: skip
@@ -25,15 +25,15 @@ DENOMINATOR = 1_000_000
 
 
 def dng_bytes(raw: RawImage) -> bytes:
-    """The file."""
+    """Return the content of the DNG file."""
     height, width = raw.mosaic.shape
     pixels = raw.mosaic.astype("<u2").tobytes()
     tags = _own_tags(raw)
     source = Path(raw.name)
     if raw.name and source.is_file():
-        carried = tiff_tags(source.read_bytes())
-        tags = {**{number: tag for number, tag in carried.items() if number in CARRIED}, **tags}
-        tags |= {number: carried[number] for number in (50708, 50721, 50728, 50778) if number in carried}
+        copied = tiff_tags(source.read_bytes())
+        tags = {**{number: tag for number, tag in copied.items() if number in COPIED_TAGS}, **tags}
+        tags |= {number: copied[number] for number in (50708, 50721, 50728, 50778) if number in copied}
     tags |= {
         254: _longs(0),
         256: _longs(width),
@@ -41,7 +41,7 @@ def dng_bytes(raw: RawImage) -> bytes:
         258: _shorts(16),
         259: _shorts(1),  # no compression
         262: _shorts(32803),  # a mosaic
-        273: _longs(0),  # where the pixels begin, set below
+        273: _longs(0),  # position of the pixels, set below
         274: _shorts(ORIENTATIONS.get(raw.flip, 1)),
         277: _shorts(1),
         278: _longs(height),
@@ -52,7 +52,7 @@ def dng_bytes(raw: RawImage) -> bytes:
 
 
 def _own_tags(raw: RawImage) -> dict[int, Tag]:
-    """What the mosaic itself says."""
+    """Return the tags that follow from the mosaic itself."""
     tags = {
         33421: _shorts(2, 2),
         33422: (BYTE, 4, bytes(raw.pattern)),
@@ -68,7 +68,7 @@ def _own_tags(raw: RawImage) -> dict[int, Tag]:
     }
     if raw.matrix:
         tags[50721] = _rationals(SRATIONAL, *(value for row in raw.matrix for value in row))
-    else:  # a reader needs one; without any knowledge of the camera it is that of sRGB
+    else:  # readers need a matrix: that of sRGB stands in for an unknown camera
         tags[50721] = _rationals(SRATIONAL, 3.2406, -1.5372, -0.4986, -0.9689, 1.8758, 0.0415, 0.0557, -0.204, 1.057)
     if raw.white_balance:
         green = raw.white_balance[1]
@@ -77,25 +77,25 @@ def _own_tags(raw: RawImage) -> dict[int, Tag]:
 
 
 def _file(tags: dict[int, Tag], pixels: bytes) -> bytes:
-    """Header, one directory with its values behind it, and the pixels."""
+    """Join the header, one directory followed by its values, and the pixels."""
     first = 8
-    place = first + 2 + 12 * len(tags) + 4
-    behind: list[bytes] = []
-    places: dict[int, int] = {}
+    offset = first + 2 + 12 * len(tags) + 4
+    values: list[bytes] = []
+    offsets: dict[int, int] = {}
     for number, (_, _, data) in sorted(tags.items()):
         if len(data) > 4:
-            places[number] = place
-            behind.append(data + b"\0" * (len(data) % 2))
-            place += len(behind[-1])
-    start = place + -place % 16
+            offsets[number] = offset
+            values.append(data + b"\0" * (len(data) % 2))
+            offset += len(values[-1])
+    start = offset + -offset % 16
     entries = []
     for number, (kind, count, data) in sorted(tags.items()):
         value = struct.pack("<I", start) if number == 273 else data.ljust(4, b"\0")
         entries.append(struct.pack("<HHI", number, kind, count) + value[:4])
-        if number in places:
-            entries[-1] = struct.pack("<HHII", number, kind, count, places[number])
+        if number in offsets:
+            entries[-1] = struct.pack("<HHII", number, kind, count, offsets[number])
     directory = struct.pack("<H", len(tags)) + b"".join(entries) + struct.pack("<I", 0)
-    head = struct.pack("<2sHI", b"II", 42, first) + directory + b"".join(behind)
+    head = struct.pack("<2sHI", b"II", 42, first) + directory + b"".join(values)
     return head.ljust(start, b"\0") + pixels
 
 

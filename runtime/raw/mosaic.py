@@ -1,7 +1,7 @@
-"""RAW images: the mosaic of a camera's sensor, and its four colours as a network's channels.
+"""RAW images: the mosaic of a camera's sensor, and its four colours as channels for a network.
 
-A file is read by LibRaw (the extra ``raw``); black and white level and the order of the colours are what it says of the
-file, never assumed.
+LibRaw reads the file (the extra ``raw``). Black level, white level and the order of the colours are those that LibRaw
+reports for the file; none is assumed.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from deploykit.runtime.raw.tiff import pixels_and_bytes
 __all__ = ["RawImage", "is_raw", "pack", "read_raw", "unpack"]
 
 RED, GREEN, BLUE = 0, 1, 2
-LEAST = 64  # pixels a byte: no lossless format comes near
+MAX_PIXELS_PER_BYTE = 64  # no lossless format compresses nearly as much
 
 
 @dataclass(frozen=True, eq=False)
 class RawImage:
-    """A mosaic and what its values mean.
+    """A mosaic and the meaning of its values.
 
     Attributes:
-        mosaic: ``uint16 (H, W)``, the part of the sensor that is the image.
-        pattern: colours of its first 2 x 2 pixels, row by row: 0 red, 1 green, 2 blue; a Bayer pattern.
-        black: level of no light at those four pixels.
-        white: level at which the sensor is full.
-        white_balance: what red, green and blue are multiplied with so that grey is grey; empty: the file does not say.
-        matrix: 3 x 3, from CIE XYZ to the camera's colours; empty: the file does not say.
-        flip: how LibRaw would turn the image: 0 not, 3 by 180 degrees, 5 and 6 by 90.
-        name: the file it was read from.
+        mosaic: ``uint16 (H, W)``, the visible part of the sensor.
+        pattern: the colours of the first 2 x 2 pixels, row by row: 0 red, 1 green, 2 blue; a Bayer pattern.
+        black: the black level at these four pixels.
+        white: the level at which the sensor saturates.
+        white_balance: the factors for red, green and blue that make grey neutral; empty: the file has none.
+        matrix: 3 x 3, from CIE XYZ to the camera's colours; empty: the file has none.
+        flip: how LibRaw would rotate the image: 0 not, 3 by 180 degrees, 5 and 6 by 90.
+        name: the file that the image was read from.
     """
 
     mosaic: Array
@@ -51,56 +51,63 @@ class RawImage:
 
     def __post_init__(self) -> None:
         if self.mosaic.ndim != 2 or self.mosaic.dtype != np.uint16 or not self.mosaic.size:
-            raise DataError(f"a mosaic is uint16 (H, W), got {self.mosaic.dtype} {self.mosaic.shape}")
+            raise DataError(
+                f"a mosaic must be uint16 (H, W) and not empty, got {self.mosaic.dtype} {self.mosaic.shape}"
+            )
         diagonals = {frozenset(self.pattern[::3]), frozenset(self.pattern[1:3])}
         if diagonals != {frozenset((RED, BLUE)), frozenset((GREEN,))}:
-            raise DataError(f"a Bayer pattern has two greens on a diagonal, red and blue on the other: {self.pattern}")
+            raise DataError(
+                f"a Bayer pattern must have two greens on one diagonal, red and blue on the other, got {self.pattern}"
+            )
         if not 0 <= min(self.black) <= max(self.black) < self.white < 2**16:
-            raise DataError(f"black levels lie under the white level, got {self.black} and {self.white}")
+            raise DataError(
+                f"black levels must be below the white level, both in 16 bits; got {self.black} and {self.white}"
+            )
 
     @property
     def letters(self) -> str:
-        """The pattern as it is usually written: ``RGGB``."""
+        """The pattern in its usual notation: ``RGGB``."""
         return "".join("RGB"[colour] for colour in self.pattern)
 
     def planes(self) -> tuple[tuple[int, int], ...]:
-        """Where (row, column) red, the green beside red, the green beside blue, and blue lie in a cell of 2 x 2."""
+        """Return the (row, column) of red, the green beside red, the green beside blue, and blue in a 2 x 2 cell."""
         red = divmod(self.pattern.index(RED), 2)
         return red, (red[0], 1 - red[1]), (1 - red[0], red[1]), (1 - red[0], 1 - red[1])
 
     def with_mosaic(self, mosaic: Array) -> RawImage:
-        """The same camera's image with other values."""
+        """Return the same camera's image with other values."""
         return replace(self, mosaic=mosaic)
 
 
 def is_raw(path: str | os.PathLike[str]) -> bool:
-    """Whether a file's suffix is that of a RAW image."""
+    """Return whether a file has the suffix of a RAW image."""
     return Path(path).suffix.lower() in RAW_SUFFIXES
 
 
 def read_raw(path: str | os.PathLike[str]) -> RawImage:
-    """Read a mosaic.
+    """Read the mosaic of a RAW file.
 
     Raises:
-        NotFoundError: there is no such file. ImageError: it is no RAW image, has no mosaic, or one of another pattern
-        than Bayer's. MissingDependencyError: rawpy is not installed.
+        NotFoundError: the file does not exist.
+        ImageError: the file is not a RAW image, or it has no mosaic, or the mosaic has no Bayer pattern.
+        MissingDependencyError: rawpy is not installed.
     """
     rawpy: Any = require("rawpy", "raw")
     file = existing_file(path, "a RAW image")
-    pixels, there = pixels_and_bytes(file.read_bytes())
-    if there < pixels // LEAST:  # LibRaw gives whatever is in memory for what is not there
-        raise ImageError(f"{file} says that it has {pixels:,} pixels, and holds {there:,} bytes of them: copy it again")
+    pixels, present = pixels_and_bytes(file.read_bytes())
+    if present < pixels // MAX_PIXELS_PER_BYTE:  # LibRaw fills missing pixels with arbitrary memory
+        raise ImageError(f"{file} declares {pixels:,} pixels but holds only {present:,} bytes of them: copy it again")
     try:
         with rawpy.imread(str(file)) as raw:
             return _image(raw, file)
     except rawpy.LibRawError as e:
         reason = e.args[0].decode() if e.args and isinstance(e.args[0], bytes) else str(e)
-        raise ImageError(f"{file} is not a RAW image that LibRaw reads ({reason})") from e
+        raise ImageError(f"{file} is not a RAW image that LibRaw can read ({reason})") from e
 
 
 def _image(raw: Any, file: Path) -> RawImage:
     if raw.raw_image_visible is None or raw.raw_image_visible.ndim != 2:
-        raise ImageError(f"{file} has no mosaic: its colours are put together already, or there is no image in it")
+        raise ImageError(f"{file} has no mosaic: it is demosaiced already, or holds no image")
     mosaic = np.array(raw.raw_image_visible, np.uint16)
     numbers = raw.raw_colors_visible
     cell = numbers[:2, :2]
@@ -109,7 +116,9 @@ def _image(raw: Any, file: Path) -> RawImage:
     rows, columns = (-(-side // 2) for side in numbers.shape)
     repeated = np.tile(cell, (rows, columns))[: numbers.shape[0], : numbers.shape[1]]
     if sorted(colours) != [RED, GREEN, GREEN, BLUE] or not np.array_equal(repeated, numbers):
-        raise ImageError(f"{file} has a mosaic of another pattern than Bayer's ({names}): it cannot be packed")
+        raise ImageError(
+            f"expected a Bayer pattern, but the mosaic of {file} has another one ({names}): it cannot be packed"
+        )
     levels = [int(raw.black_level_per_channel[number]) for number in cell.ravel()]
     balance = tuple(float(value) for value in raw.camera_whitebalance[:3])
     matrix = np.asarray(raw.rgb_xyz_matrix, np.float64)[:3]
@@ -127,10 +136,11 @@ def _image(raw: Any, file: Path) -> RawImage:
 
 
 def pack(raw: RawImage) -> Array:
-    """The mosaic as ``float32 (4, ceil(H / 2), ceil(W / 2))``: red, the green beside red, the green beside blue, blue.
+    """Pack the mosaic into ``float32 (4, ceil(H / 2), ceil(W / 2))``.
 
-    Values are ``(v - black) / (white - black)``: 0 to 1, and below where noise is. An odd side is made even by
-    repeating the row or column before the last one, which has the same colours.
+    The channels are red, the green beside red, the green beside blue, and blue. Values are ``(v - black) / (white -
+    black)``: 0 to 1, or less than 0 from noise. An odd side is made even by repeating the row or column before the
+    last one, which has the same colours.
     """
     height, width = raw.mosaic.shape
     even = np.pad(raw.mosaic, ((0, height % 2), (0, width % 2)), mode="reflect" if min(height, width) > 1 else "edge")
@@ -142,15 +152,17 @@ def pack(raw: RawImage) -> Array:
 
 
 def unpack(planes: Array, like: RawImage) -> RawImage:
-    """The mosaic of four channels, as :func:`pack` made them of ``like``: rounded, and within black and white level.
+    """Turn four channels, as :func:`pack` made them of ``like``, back into a mosaic.
+
+    The values are rounded, and clipped to the black and white levels.
 
     Raises:
-        UsageError: the channels are of another size.
+        UsageError: the channels have another size.
     """
     height, width = like.mosaic.shape
     size = (-(-height // 2), -(-width // 2))
     if planes.shape != (4, *size):
-        raise UsageError(f"the mosaic has channels of {(4, *size)}, got {planes.shape}")
+        raise UsageError(f"this mosaic needs channels of {(4, *size)}, got {planes.shape}")
     even = np.empty((2 * size[0], 2 * size[1]), np.uint16)
     for plane, (row, column), black in zip(planes, like.planes(), _levels(like), strict=True):
         values = np.rint(plane.astype(np.float64) * (like.white - black) + black)
@@ -159,5 +171,5 @@ def unpack(planes: Array, like: RawImage) -> RawImage:
 
 
 def _levels(raw: RawImage) -> list[int]:
-    """The black level of each channel, in the order of :meth:`RawImage.planes`."""
+    """Return the black level of each channel, in the order of :meth:`RawImage.planes`."""
     return [raw.black[2 * row + column] for row, column in raw.planes()]

@@ -247,7 +247,7 @@ def test_an_engine_without_a_gpu_is_explained_with_the_command_that_works_here(
         EngineRecord("tensorrt-rtx", "1.7", cell_spec(), recorded, "00", size=4).write(engine)
     assert _bench("--engine", engine, "--source", image) == DeviceError.exit_code
     line = _line(capsys)
-    assert line.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is needed, and ")
+    assert line.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
     assert line.endswith(said.format(folder=tmp_path))
 
 

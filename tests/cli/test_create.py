@@ -1,4 +1,4 @@
-"""``deploykit create``: a checkpoint to try things out with, which says that it is one."""
+"""``deploykit create``: a checkpoint for trying things out, marked as random."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from deploykit.models.checkpoint.reader import read_checkpoint
 
 
 def tensors(file: Path) -> str:
-    """A hash of every name and value; the file itself is a zip, whose bytes are torch's business."""
+    """A hash of every name and value; the bytes of the zip file itself depend on torch."""
     digest = hashlib.sha256()
     for name, tensor in read_checkpoint(file).state_dict.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -37,11 +37,11 @@ def create(*words: object) -> int:
     return main(["create", *map(str, words)])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
+def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     same, other = tmp_path / "same.pt", tmp_path / "other.pt"
-    torch.manual_seed(7)  # whatever the state of torch's generator is
+    torch.manual_seed(7)  # the state of torch's generator must not matter
     before = torch.random.get_rng_state()
     assert create("yolov7_tiny", "--classes", 3, "--out", same) == 0
     assert (torch.random.get_rng_state() == before).all()
@@ -52,7 +52,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(
     assert tensors(same) == tensors(tiny) != tensors(other)
 
 
-def test_the_checkpoint_is_what_it_says(tiny: Path) -> None:
+def test_the_checkpoint_holds_names_seed_and_half_precision_weights(tiny: Path) -> None:
     found = read_checkpoint(tiny)
     assert found.names == ("class 0", "class 1", "class 2")
     assert found.metadata["random_seed"] == 0
@@ -60,7 +60,7 @@ def test_the_checkpoint_is_what_it_says(tiny: Path) -> None:
     assert floating == {torch.float16}
 
 
-def test_inspect_says_that_the_weights_are_random(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_reports_that_the_weights_are_random(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(tiny)]) == 0
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     facts = dict(line.split(maxsplit=1) for line in lines)
@@ -68,18 +68,18 @@ def test_inspect_says_that_the_weights_are_random(tiny: Path, capsys: pytest.Cap
     assert facts["note"] == "its weights are random (seed 0): what it says means nothing"
 
 
-def test_what_it_computes_depends_on_the_image_and_is_finite(tiny: Path) -> None:
+def test_the_output_depends_on_the_image_and_is_finite(tiny: Path) -> None:
     session, spec = open_torch_session(tiny)
     fed = make_feeds(spec).images
     a, b = (session.run({"images": fed[label]})["output"] for label in ("apollo11_crew.jpg", "noise (seed 0)"))
     assert np.isfinite(a).all()
     assert np.isfinite(b).all()
-    assert np.median(np.abs(a - b)[..., :4].max(-1)) > 0.1  # pixels; the parity limit is a hundredth of it
+    assert np.median(np.abs(a - b)[..., :4].max(-1)) > 0.1  # pixels; the parity tolerance is a hundredth of it
     scores = a[..., 4]
-    assert 0 < scores.mean() < 0.1  # anchors are rarely sure
+    assert 0 < scores.mean() < 0.1  # few anchors are confident
 
 
-def test_the_default_place_is_the_models_name(
+def test_the_default_path_is_the_models_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -100,7 +100,7 @@ def test_the_default_place_is_the_models_name(
         (["yolov7-tiny", "--out", "x.pt", "--seed", str(2**70)], UsageError, "seed"),
     ],
 )
-def test_what_cannot_be_made_is_one_line_and_leaves_nothing(
+def test_a_failure_is_one_line_and_leaves_nothing(
     words: list[str], error: type[DeployError], said: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -115,7 +115,7 @@ def test_what_cannot_be_made_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_there_is_replaced_only_by_force(
+def test_an_existing_file_is_replaced_only_by_force(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "trained.pt"
@@ -127,7 +127,7 @@ def test_a_file_that_is_there_is_replaced_only_by_force(
     assert tensors(out) == tensors(tiny)
 
 
-def test_a_disk_that_is_full_leaves_the_old_file(
+def test_a_full_disk_leaves_the_old_file(
     tiny: Path, tmp_path: Path, size_limit: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "old.pt"

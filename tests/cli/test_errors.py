@@ -38,12 +38,12 @@ from tests.narrow import few_layers, with_layer, write_checkpoint
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 OLD = b"an older export"
-PROGRESS = ("[", "WARNING: failed to run")  # what is being done, and what onnxsim says while it does it
+PROGRESS = ("[", "WARNING: failed to run")  # progress lines, and warnings of onnxsim
 
 
 @pytest.fixture
 def place(checkpoint: Path, tmp_path: Path) -> Path:
-    """The folder to be in: a checkpoint, and an older export with its verification in ``out``."""
+    """The working folder: a checkpoint, and in ``out`` an older export with its verification."""
     (tmp_path / "few.pt").write_bytes(checkpoint.read_bytes())
     (tmp_path / "out").mkdir()
     for name in ("m.onnx", "m.onnx.parity.json"):
@@ -56,7 +56,7 @@ Export = Callable[..., tuple[int, str]]
 
 @pytest.fixture
 def export(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
-    """Run the command in ``place``; its exit code, and its one line of complaint. Nothing else may have changed."""
+    """Run the command in ``place``; return its exit code and its one error line. Nothing else may have changed."""
     monkeypatch.chdir(place)
 
     def run(*words: object, weights: str = "few.pt", out: str = "out/m.onnx", img: int = 64) -> tuple[int, str]:
@@ -75,7 +75,7 @@ def export(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def damaged_weights(place: Path) -> None:
-    """Every kind of file that is no checkpoint we can use."""
+    """Write every kind of file that is not a usable checkpoint."""
     whole = (place / "few.pt").read_bytes()
     (place / "photo.pt").write_bytes(sample_image().read_bytes())
     (place / "half.pt").write_bytes(whole[: len(whole) // 2])
@@ -122,18 +122,18 @@ def test_weights_that_cannot_be_used(
         (("--out", "m.txt"), UsageError, "--out is a file that ends in .onnx, or a folder; got m.txt"),
         (("--out", "few.pt/m.onnx"), OutputError, "cannot write few.pt/m.onnx: "),
         (("--sample", "none.jpg"), NotFoundError, "an image was expected at none.jpg"),
-        (("--sample", "few.pt"), ImageError, "few.pt is not a whole image"),
+        (("--sample", "few.pt"), ImageError, "few.pt is not a complete image"),
         (("--sample", "empty.png"), ImageError, "empty.png is empty (0 bytes)"),
         (("--sample", "out"), ImageError, "cannot read the image out: Is a directory"),
     ],
 )
-def test_options_that_cannot_be_met(
+def test_impossible_options(
     words: tuple[object, ...], error: type[DeployError], said: str, place: Path, export: Export,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     (place / "empty.png").write_bytes(b"")
-    # All of it can be known before the long work starts.
-    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("it was found out too late"))
+    # All of these must be found before the long work starts.
+    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("the error was found too late"))
     code, line = export(*words)
     assert code == error.exit_code
     assert said in line
@@ -143,16 +143,16 @@ def test_options_that_cannot_be_met(
 def test_a_disk_that_fills_up_while_the_graph_is_written(
     large: bool, export: Export, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    request.getfixturevalue("size_limit")  # now: the files that were there before are larger
+    request.getfixturevalue("size_limit")  # only now: the existing files are larger than the limit
     monkeypatch.setattr(finalize, "LARGE", 0 if large else 2**31)  # with the weights in a file of their own, or not
     assert export() == (
         DiskFullError.exit_code,
-        "cannot write out/m.onnx: File too large; free some space or choose another place with --out",
+        "cannot write out/m.onnx: File too large; free some space or choose another path with --out",
     )
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, method: str, ending: str, code: int) -> None:
-    """Let the system refuse to write files of that name."""
+    """Make the system refuse to write files whose name ends in ``ending``."""
     write: Callable[..., Any] = getattr(Path, method)
 
     def refused(self: Path, *arguments: Any, **options: Any) -> Any:
@@ -172,12 +172,12 @@ def test_a_disk_that_fills_up_with_the_last_file(export: Export, monkeypatch: py
 
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
-def test_a_place_that_may_not_be_written(code: int, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_may_not_be_written(code: int, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(self: Path, data: bytes) -> int:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "write_bytes", refused)
-    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("it was found out too late"))
+    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("the error was found too late"))
     status, line = export()
     assert status == NoPermissionError.exit_code
     assert line.startswith("cannot write out/m.onnx: no permission (")
@@ -209,13 +209,13 @@ def test_ctrl_c_at_any_step_ends_with_130(step: str, export: Export, monkeypatch
 
 
 @pytest.mark.parametrize(("module", "extra"), [("onnxruntime", "cpu"), ("onnxsim", "export")])
-def test_a_package_that_is_needed_late_is_missed(
+def test_a_missing_package_that_is_needed_late_is_reported(
     module: str, extra: str, export: Export, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # how Python marks a module that cannot be imported
     assert export() == (
         MissingDependencyError.exit_code,
-        f"{module} is needed here and is not installed: pip install 'deploykit[{extra}]'",
+        f"{module} is required here but is not installed: pip install 'deploykit[{extra}]'",
     )
 
 
@@ -231,7 +231,7 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
         ("onnx", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit[export]'"),
         ("onnxruntime", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[cpu]'"),
         ("onnxruntime", "raise ImportError('a library is gone')", ["inspect", "out/m.onnx"], "(a library is gone)"),
-        ("cv2", BROKEN, ["compare", "out/m.onnx", "few.pt"], "replace it by opencv-python-headless"),
+        ("cv2", BROKEN, ["compare", "out/m.onnx", "few.pt"], "replace it with opencv-python-headless"),
         (
             "cv2",
             ABSENT,
@@ -242,7 +242,7 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
         ("rich", ABSENT, ["compare", "out/m.onnx", "few.pt"], "not installed: pip install rich"),
     ],
 )
-def test_a_package_that_is_missing_or_does_not_load(
+def test_a_package_that_is_missing_or_cannot_be_loaded(
     module: str, source: str, words: list[str], said: str, place: Path, root: Path
 ) -> None:
     (place / "stubs").mkdir()

@@ -96,7 +96,7 @@ def test_a_profile_is_what_the_user_typed(tmp_path: Path, capsys: pytest.Capture
         (
             ["--format", "tensorrt-rtx", "--profile", "2x64x64", "1x64x64", "1x64x64"],
             2,
-            "must be at least 1 and not shrink",
+            "must be at least 1 and not decrease",
         ),
         (
             ["--format", "tensorrt-rtx", "--format", "tensorrt", "--out", "m.trt"],
@@ -138,7 +138,7 @@ def test_a_command_that_would_run_an_engine_names_what_runs_here(
         arguments["predict"][-1] = str(Path(__file__).parents[2] / "deploykit" / "assets" / "apollo11_crew.jpg")
     assert main([command, *arguments[command]]) == 61
     err = capsys.readouterr().err.splitlines()[-1]
-    assert err.startswith(f"deploykit: {engine} is a TensorRT engine: an NVIDIA GPU is needed, and ")
+    assert err.startswith(f"deploykit: {engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
     assert err.endswith(f"; {onnx} is the same network and runs here")
 
 

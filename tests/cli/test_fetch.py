@@ -1,4 +1,4 @@
-"""``deploykit fetch``: what it says; what it does is in ``tests/releases/test_fetch.py``."""
+"""The output of ``deploykit fetch``; ``tests/releases/test_fetch.py`` tests the download itself."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def serving(folder: Path) -> Iterator[str]:
 
 @pytest.fixture
 def served(tmp_path: Path, checkpoint: Path) -> Iterator[tuple[str, Path]]:
-    """The address of a folder, and the folder, in which ``few.pt`` is a checkpoint."""
+    """The address of a folder, and the folder itself; its ``few.pt`` is a checkpoint."""
     folder = tmp_path / "served"
     folder.mkdir()
     shutil.copy(checkpoint, folder / "few.pt")
@@ -53,7 +53,7 @@ def fetch(*words: object) -> int:
     return main(["fetch", *map(str, words)])
 
 
-def test_it_says_what_came_from_where_what_it_is_and_whose(
+def test_the_output_names_the_file_its_source_its_licence_and_its_content(
     served: tuple[str, Path], checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     address, out = f"{served[0]}/few.pt", tmp_path / "mine.pt"
@@ -67,24 +67,24 @@ def test_it_says_what_came_from_where_what_it_is_and_whose(
     assert lines[2].startswith("read safely: ")
     assert lines[2].endswith("keypoints, 2 classes, 3 keypoints, 640 px")
     assert lines[3:] == [
-        "its publisher gives no SHA-256: compare this one with a copy that you trust, or pass --sha256"
+        "the publisher gives no SHA-256: compare this one with that of a copy you trust, or pass --sha256"
     ]
     assert out.read_bytes() == checkpoint.read_bytes()
 
     assert fetch("yolov7-tiny", "--url", address, "--out", out, "--sha256", digest) == 0
     again = capsys.readouterr().out.splitlines()
-    said = "it was there already, and is what its record says: nothing was downloaded (--force downloads it again)"
-    assert again == [lines[0], said, *lines[1:3]]
+    message = "the file exists already and matches its record: nothing was downloaded (--force downloads it again)"
+    assert again == [lines[0], message, *lines[1:3]]
 
 
-def test_a_pose_file_is_told_from_the_two_that_circulate(
+def test_a_pose_file_is_compared_with_the_two_that_circulate(
     served: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert fetch("yolov7-w6-pose", "--url", f"{served[0]}/few.pt", "--out", tmp_path / "mine.pt") == 0
     assert capsys.readouterr().out.splitlines()[-1].startswith("note: it is neither of the two files that circulate")
 
 
-def test_what_no_family_knows_is_kept_and_said(
+def test_a_checkpoint_that_no_family_can_build_is_kept_and_reported(
     served: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import torch
@@ -97,7 +97,7 @@ def test_what_no_family_knows_is_kept_and_said(
 
 
 @pytest.mark.parametrize("content", [b"It was a dark and stormy night.", b"PK\x03\x04 cut", b"\x80\x02cos\nsystem\n."])
-def test_what_is_no_checkpoint_is_not_kept(
+def test_a_file_that_is_not_a_checkpoint_is_not_kept(
     content: bytes, served: tuple[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (served[1] / "bad.pt").write_bytes(content)
@@ -105,23 +105,23 @@ def test_what_is_no_checkpoint_is_not_kept(
     status = fetch("yolov7-tiny", "--url", f"{served[0]}/bad.pt", "--out", out)
     assert status in {CheckpointError.exit_code, *(e.exit_code for e in CheckpointError.__subclasses__())}
     said = capsys.readouterr().err
-    assert said.startswith(f"deploykit: {served[0]}/bad.pt arrived whole and was not kept: ")
+    assert said.startswith(f"deploykit: {served[0]}/bad.pt was downloaded but not kept: ")
     assert said.count("\n") == 1
     assert ".partial" not in said
     assert [p.name for p in tmp_path.iterdir()] == ["served"]
 
 
-def test_without_torch_it_says_that_it_did_not_look(served: tuple[str, Path], tmp_path: Path, root: Path) -> None:
+def test_without_torch_the_file_is_not_inspected(served: tuple[str, Path], tmp_path: Path, root: Path) -> None:
     blocked = "import sys; sys.modules['torch'] = None; from deploykit.cli import main; sys.exit(main(sys.argv[1:]))"
     words = ["fetch", "yolov7-tiny", "--url", f"{served[0]}/few.pt", "--out", str(tmp_path / "mine.pt")]
     done = subprocess.run(
         [sys.executable, "-c", blocked, *words], cwd=root, env=os.environ, capture_output=True, text=True, check=True
     )
-    assert "what is in it was not looked into: torch is needed here and" in done.stdout
+    assert "the content was not inspected: torch is required here but" in done.stdout
     assert "read safely" not in done.stdout
 
 
-def test_the_list_says_what_each_file_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_describes_every_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert fetch("--list") == 0
     lines = capsys.readouterr().out.splitlines()
     listed = [line.split()[0] for line in lines]

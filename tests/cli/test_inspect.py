@@ -96,7 +96,7 @@ def test_a_spec_that_does_not_read_is_a_note(tmp_path: Path, capsys: pytest.Capt
 def test_a_state_dict_of_a_model_that_nobody_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": {"[conv].weight": torch.zeros(2, 2), "fc": torch.ones(3)}}, tmp_path / "other.pth")
     found = inspected(capsys, tmp_path / "other.pth")
-    assert (found["family"], found["classes"], found["stride"]) == ("unknown", "not said", "not said")
+    assert (found["family"], found["classes"], found["stride"]) == ("unknown", "unknown", "unknown")
     assert (found["tensors"], found["values"], found["weights from"]) == ("2", "7", "state_dict")
     assert "deploykit cannot build it: " in found["note"]
     assert "[conv].weight" in found["note"]
@@ -129,8 +129,8 @@ def test_json_is_one_document_and_nothing_else(
         ("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF", CheckpointError, "it is a JPEG image; expected a checkpoint"),
         ("notes.md", b"# Notes on what was trained\n" * 3, CheckpointError, "it is text; expected a checkpoint"),
         ("empty.pt", b"", CheckpointError, "empty"),
-        ("empty.onnx", b"", ArtefactError, "is not a whole ONNX file (0 bytes)"),
-        ("noise.onnx", np.random.default_rng(0).bytes(999), ArtefactError, "is not a whole ONNX file (999 bytes)"),
+        ("empty.onnx", b"", ArtefactError, "is not a complete ONNX file (0 bytes)"),
+        ("noise.onnx", np.random.default_rng(0).bytes(999), ArtefactError, "is not a complete ONNX file (999 bytes)"),
     ],
 )
 def test_what_is_neither_is_one_line(
@@ -150,7 +150,7 @@ def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path, capsys: pytest
     assert main(["inspect", str(tmp_path)]) == ArtefactError.exit_code
     missing, folder = capsys.readouterr().err.splitlines()
     assert "there is no such file" in missing
-    assert "is a folder: name a file in it" in folder
+    assert "is a folder: give the path of a file in it" in folder
 
 
 WEIGHTS = {

@@ -1,4 +1,4 @@
-"""The frame of the command line: help, version, unknown words, and what it costs to ask."""
+"""The frame of the command line: help, version, unknown arguments, and the cost of help."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OPTIONS = {
 
 
 def run_in_process(*words: str, code: str = "") -> subprocess.CompletedProcess[str]:
-    """``deploykit WORDS`` in a fresh interpreter, which prints at the end which modules it has loaded."""
+    """``deploykit WORDS`` in a fresh interpreter, which finally prints the modules that it has loaded."""
     script = (
         "import sys\nfrom deploykit.cli import main\n"
         f"try:\n    status = main({list(words)!r})\nexcept SystemExit as e:\n    status = e.code\n{code}\n"
@@ -73,7 +73,7 @@ def test_help_explains_every_option_and_loads_nothing_heavy(command: str) -> Non
     assert not HEAVY & set(json.loads(done.stderr))
 
 
-def test_the_overview_names_every_command_and_loads_nothing_heavy() -> None:
+def test_the_help_names_every_command_and_loads_nothing_heavy() -> None:
     done = run_in_process("--help")
     assert done.returncode == 0
     for command, summary in COMMANDS.items():
@@ -83,7 +83,7 @@ def test_the_overview_names_every_command_and_loads_nothing_heavy() -> None:
     assert "deploykit.cli.export" not in done.stderr
 
 
-def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(["--version"])
     assert ended.value.code == 0
@@ -101,7 +101,7 @@ def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None
         (["export", "--weights", "x.pt", "--dynamic", "all"], "argument --dynamic: invalid choice: 'all'"),
     ],
 )
-def test_words_that_are_not_understood_end_with_2(
+def test_arguments_that_cannot_be_parsed_end_with_exit_code_2(
     words: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -112,7 +112,7 @@ def test_words_that_are_not_understood_end_with_2(
     assert said in err
 
 
-def test_an_error_is_one_line_and_its_exit_code(
+def test_an_error_is_one_line_with_its_exit_code(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deploykit.cli import models
@@ -151,7 +151,7 @@ def test_the_library_by_itself_says_nothing() -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_a_mistake_of_ours_is_not_dressed_up_as_the_users(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_import_error_inside_deploykit_is_not_reported_as_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
     from deploykit.cli import models
 
     def fail(_: object) -> int:
@@ -162,7 +162,7 @@ def test_a_mistake_of_ours_is_not_dressed_up_as_the_users(monkeypatch: pytest.Mo
         main(["models"])
 
 
-def test_traceback_shows_where_an_error_came_from(tmp_path: Path) -> None:
+def test_the_option_traceback_shows_the_traceback(tmp_path: Path) -> None:
     done = run_in_process("inspect", str(tmp_path / "none.pt"), "--traceback")
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
@@ -180,7 +180,7 @@ def test_python_m_deploykit_is_the_same_program(root: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
-def test_a_reader_that_goes_away_is_not_an_error_message(root: Path) -> None:
+def test_a_reader_that_closes_the_pipe_causes_no_error_message(root: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     try:

@@ -1,4 +1,4 @@
-"""``deploykit models``: what can be built, and where its weights come from."""
+"""``deploykit models``: the models that can be built, and where their weights come from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from deploykit.models.registry import list_models
 from deploykit.releases.fetch import RELEASED
 
 
-def test_every_registered_model_has_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_registered_model_has_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == list_models()
@@ -22,7 +22,7 @@ def test_every_registered_model_has_its_line(capsys: pytest.CaptureFixture[str])
     assert not any(line != line.rstrip() for line in lines)
 
 
-def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_exactly_one_document(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--json"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
@@ -35,7 +35,7 @@ def test_json_is_one_document_and_nothing_else(capsys: pytest.CaptureFixture[str
     assert all(entry["weights_licence"] for entry in found.values())
 
 
-def test_a_released_file_of_a_models_name_is_one_that_is_built() -> None:
+def test_released_files_named_like_a_model_can_be_built() -> None:
     released = [name for name in list_models() if name in RELEASED]
     assert "yolov7-w6-pose" in released
     assert all(RELEASED[name].built for name in released)

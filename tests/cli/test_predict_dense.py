@@ -104,9 +104,9 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
     assert predict("--model", network, "--source", mosaics) == 0
     assert "1 image: classified" in capsys.readouterr().out
     assert predict("--model", network, "--source", mosaics / "z.png", mosaics / "x.dng") != 0  # named: not passed over
-    assert f"left out: {mosaics / 'x.dng'} is a camera's raw file" in capsys.readouterr().err
+    assert f"left out: {mosaics / 'x.dng'} is a camera's RAW file" in capsys.readouterr().err
     assert predict("--model", network, "--source", mosaics / "x.dng") != 0
-    assert "only developed images are read" in capsys.readouterr().err
+    assert "expected a developed image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

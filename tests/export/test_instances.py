@@ -339,7 +339,7 @@ def test_the_two_parts_of_a_graph_are_the_whole(exported: ExportReport, tmp_path
         expected, found = (session.run({"images": images}) for session in (whole, chain))
         for name in OUTPUTS:
             np.testing.assert_array_equal(found[name], expected[name])
-        with pytest.raises(SpecError, match="which the first does not give"):
+        with pytest.raises(SpecError, match="which the first does not return"):
             ChainSession(whole, parts[1])
     with pytest.raises(ExportError, match="no part before NonMaxSuppression"):
         split(tmp_path / "first.onnx")

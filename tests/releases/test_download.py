@@ -1,4 +1,4 @@
-"""Downloads that break off, are continued, and never stand half under the final name."""
+"""Downloads break off, are continued, and never leave a partial file under the final name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Download:
-    """``fetch`` of the scripted file into a folder, and what is in the folder afterwards."""
+    """``fetch`` of the scripted file into a folder, and the content of the folder afterwards."""
 
     server: QuietServer
     folder: Path
@@ -69,7 +69,7 @@ def give_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PAUSES", ())
 
 
-def test_a_cut_is_continued_within_one_call(download: Download) -> None:
+def test_a_broken_connection_is_continued_within_one_call(download: Download) -> None:
     script = download.script(cuts=[1000, 0, 70_000])
     got = download()
     assert (got.size, download.body, download.names) == (len(BODY), BODY, WHOLE)
@@ -78,7 +78,7 @@ def test_a_cut_is_continued_within_one_call(download: Download) -> None:
     assert [asked.get("If-Range") for asked in script.asked] == [None, *['"one"'] * 3]
 
 
-def test_what_broke_off_is_kept_said_and_continued_by_the_next_call(
+def test_received_bytes_are_kept_reported_and_continued_by_the_next_call(
     download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give_up(monkeypatch)
@@ -92,15 +92,15 @@ def test_what_broke_off_is_kept_said_and_continued_by_the_next_call(
     )
     assert download.names == KEPT
     assert kept.read_bytes() == BODY[:123_456]
-    told: list[tuple[int, int | None]] = []
-    download(on_bytes=lambda done, of: told.append((done, of)))
+    progress: list[tuple[int, int | None]] = []
+    download(on_bytes=lambda done, of: progress.append((done, of)))
     assert script.asked[-1]["Range"] == "bytes=123456-"
-    assert told[0][0] > 123_456
-    assert told[-1] == (len(BODY), len(BODY))
+    assert progress[0][0] > 123_456
+    assert progress[-1] == (len(BODY), len(BODY))
     assert (download.body, download.names) == (BODY, WHOLE)
 
 
-def test_last_modified_names_a_version_too_and_a_weak_etag_does_not(
+def test_last_modified_names_a_version_but_a_weak_etag_does_not(
     download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give_up(monkeypatch)
@@ -116,11 +116,11 @@ def test_last_modified_names_a_version_too_and_a_weak_etag_does_not(
 @pytest.mark.parametrize(
     "headers", [{}, {"ETag": 'W/"weak"'}, {"ETag": "bare"}, {"Last-Modified": "yesterday"}, {"Last-Modified": "now"}]
 )
-def test_what_has_no_version_is_not_kept(
+def test_bytes_without_a_version_are_not_kept(
     headers: dict[str, str], download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     give_up(monkeypatch)
-    if headers.get("Last-Modified") == "now":  # it may change again within this second
+    if headers.get("Last-Modified") == "now":  # the file may change again within this second
         headers = {"Last-Modified": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime(time.time() + 5))}
     download.script(cuts=[5000], headers=headers)
     with pytest.raises(FetchError, match="broke off after 5,000 of 3,072,000 bytes; check the network and run it agai"):
@@ -128,16 +128,14 @@ def test_what_has_no_version_is_not_kept(
     assert download.names == set()
 
 
-def test_a_server_that_ignores_the_range_sends_it_all_again(download: Download) -> None:
+def test_a_server_that_ignores_ranges_sends_the_whole_file_again(download: Download) -> None:
     script = download.script(cuts=[2000, 10], ranges=False)
     download()
     assert [asked.get("Range") for asked in script.asked] == [None, "bytes=2000-", "bytes=10-"]
     assert (download.body, download.names) == (BODY, WHOLE)
 
 
-def test_a_new_version_replaces_the_beginning_of_the_old_one(
-    download: Download, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_version_replaces_the_bytes_of_the_old_one(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     give_up(monkeypatch)
     download.script(cuts=[2_000_000])
     with pytest.raises(FetchError):
@@ -147,9 +145,7 @@ def test_a_new_version_replaces_the_beginning_of_the_old_one(
     assert download.body == BODY[::-1]
 
 
-def test_a_shorter_new_version_is_met_with_416_or_200_and_fetched_whole(
-    download: Download, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_shorter_new_version_is_fetched_whole(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     give_up(monkeypatch)
     download.script(cuts=[2_000_000])
     with pytest.raises(FetchError):
@@ -172,13 +168,13 @@ def begun(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
 
 REST = BODY[1000:]
 LIES: dict[str, tuple[dict[str, str], bytes, str]] = {
-    "another start": ({"Content-Range": "bytes 500-3071999/3072000"}, BODY[500:], "sends bytes 500-3071999/3072000"),
-    "no range": ({}, REST, "sends a part that it does not name"),
-    "another total": ({"Content-Range": "bytes 1000-3071999/3072001"}, REST, "it began with 3,072,000"),
+    "another start": ({"Content-Range": "bytes 500-3071999/3072000"}, BODY[500:], "sent bytes 500-3071999/3072000"),
+    "no range": ({}, REST, "sent an unnamed part"),
+    "another total": ({"Content-Range": "bytes 1000-3071999/3072001"}, REST, "3,072,001 bytes instead of 3,072,000"),
     "another length": ({"Content-Range": "bytes 1000-3071999/3072000"}, REST[:-1], "with 3,070,999 bytes"),
-    "beyond the end": ({"Content-Range": "bytes 1000-3072000/3072000"}, REST + b"x", "sends bytes 1000-3072000"),
-    "backwards": ({"Content-Range": "bytes 1000-999/3072000"}, b"", "sends bytes 1000-999"),
-    "not a number": ({"Content-Range": "bytes 1000-\x1b[31m²/*"}, REST, "sends bytes 1000-"),
+    "beyond the end": ({"Content-Range": "bytes 1000-3072000/3072000"}, REST + b"x", "sent bytes 1000-3072000"),
+    "backwards": ({"Content-Range": "bytes 1000-999/3072000"}, b"", "sent bytes 1000-999"),
+    "not a number": ({"Content-Range": "bytes 1000-\x1b[31m²/*"}, REST, "sent bytes 1000-"),
     "another version": (
         {"Content-Range": "bytes 1000-3071999/3072000", "ETag": '"two"'}, REST, 'another version ("two", not "one")'
     ),
@@ -190,18 +186,18 @@ def test_a_part_that_does_not_fit_is_refused_and_nothing_is_kept(
     lie: str, download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun(download, monkeypatch)
-    headers, body, said = LIES[lie]
+    headers, body, message = LIES[lie]
     download.script(replies=[(206, headers, body)])
     with pytest.raises(FetchError) as failed:
         download()
-    assert said in str(failed.value)
+    assert message in str(failed.value)
     assert str(failed.value).isprintable()
-    assert "what had arrived was not kept" in str(failed.value)
+    assert "the received bytes were not kept" in str(failed.value)
     assert download.names == set()
 
 
 @pytest.mark.parametrize(("status", "attempts"), [(404, 1), (403, 1), (503, 5)])
-def test_a_refusal_does_not_lose_what_has_arrived(
+def test_a_refusal_does_not_lose_the_received_bytes(
     status: int, attempts: int, download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun(download, monkeypatch)
@@ -216,9 +212,9 @@ def test_a_refusal_does_not_lose_what_has_arrived(
 
 
 @pytest.mark.parametrize("status", [204, 206])
-def test_an_answer_to_another_question_is_refused(status: int, download: Download) -> None:
+def test_an_answer_that_does_not_fit_the_request_is_refused(status: int, download: Download) -> None:
     download.script(replies=[(status, {"Content-Range": f"bytes 0-{len(BODY) - 1}/{len(BODY)}"}, b"")])
-    with pytest.raises(FetchError, match=f"answered {status}, which is not what it was asked; check the address"):
+    with pytest.raises(FetchError, match=f"answered {status}, which does not fit the request; check the address"):
         download()
     assert download.names == set()
 
@@ -235,7 +231,7 @@ def test_an_answer_to_another_question_is_refused(status: int, download: Downloa
         b"\xff",
     ],
 )
-def test_a_damaged_record_starts_the_download_again(
+def test_a_damaged_record_restarts_the_download(
     record: bytes, download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun(download, monkeypatch)
@@ -246,7 +242,7 @@ def test_a_damaged_record_starts_the_download_again(
     assert (download.body, download.names) == (BODY, WHOLE)
 
 
-def test_the_beginning_of_another_address_is_not_continued(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_from_another_address_is_not_continued(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(download, monkeypatch)
     script = download.script(body=BODY[::-1])
     download("movedfile")
@@ -254,7 +250,7 @@ def test_the_beginning_of_another_address_is_not_continued(download: Download, m
     assert download.body == BODY[::-1]
 
 
-def test_redirects_are_followed_by_a_continued_download_as_well(download: Download) -> None:
+def test_a_continued_download_follows_redirects_too(download: Download) -> None:
     script = download.script(cuts=[50])
     got = download("movedfile")
     assert [asked.get("Range") for asked in script.asked] == [None, "bytes=50-"]
@@ -263,7 +259,7 @@ def test_redirects_are_followed_by_a_continued_download_as_well(download: Downlo
     assert "secret" not in "".join(p.read_text(errors="replace") for p in download.folder.glob("*.json"))
 
 
-def test_a_whole_file_that_only_lacks_its_name_is_not_asked_for(download: Download) -> None:
+def test_a_complete_file_that_only_lacks_its_name_is_not_requested(download: Download) -> None:
     record = {"address": f"{download.server.address}/file/weights.pt", "final": "f", "validator": '"one"'}
     (download.folder / ".weights.pt.partial").write_bytes(BODY)
     (download.folder / ".weights.pt.partial.json").write_text(json.dumps({**record, "total": len(BODY)}))
@@ -273,7 +269,7 @@ def test_a_whole_file_that_only_lacks_its_name_is_not_asked_for(download: Downlo
     assert (download.body, download.names) == (BODY, WHOLE)
 
 
-def test_ctrl_c_keeps_what_has_arrived_and_says_so(download: Download) -> None:
+def test_ctrl_c_keeps_the_received_bytes_and_reports_it(download: Download) -> None:
     def interrupt(done: int, _: object) -> None:
         if done > 10_000:
             raise KeyboardInterrupt
@@ -291,7 +287,7 @@ def test_ctrl_c_keeps_what_has_arrived_and_says_so(download: Download) -> None:
 CHILD = "import sys; from deploykit.releases.fetch import fetch; fetch('yolov7-tiny', url=sys.argv[1], out=sys.argv[2])"
 
 
-def test_two_processes_keep_apart_and_a_killed_one_is_continued(download: Download, root: Path) -> None:
+def test_two_processes_do_not_interfere_and_a_killed_one_is_continued(download: Download, root: Path) -> None:
     script = download.script()
     address, out = f"{download.server.address}/slow/weights.pt", download.folder / "weights.pt"
     child = subprocess.Popen([sys.executable, "-c", CHILD, address, str(out)], cwd=root)
@@ -300,7 +296,7 @@ def test_two_processes_keep_apart_and_a_killed_one_is_continued(download: Downlo
         deadline = time.monotonic() + 20
         while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.02)
-        with pytest.raises(FetchError, match=r"another process is fetching into .*: wait for it, or choose another"):
+        with pytest.raises(FetchError, match=r"another process is downloading to .*: wait for it, or choose another"):
             download("slow")
         assert len(script.asked) == 1
     finally:
@@ -316,12 +312,12 @@ def test_two_processes_keep_apart_and_a_killed_one_is_continued(download: Downlo
     assert (download.body, download.names) == (BODY, WHOLE)
 
 
-def test_who_waits_at_the_door_does_not_write_into_what_was_renamed(download: Download) -> None:
+def test_a_process_that_waited_does_not_write_into_the_renamed_file(download: Download) -> None:
     partial = module.Partial(download.folder / "weights.pt")
     with partial.held() as file:
         file.write(b"whole")
         file.flush()
-        late = partial.path.open("ab+")  # another process opens it now, and gets it when we are done
+        late = partial.path.open("ab+")  # another process opens it now and gets the lock when we are done
         partial.become(download.folder / "weights.pt", file)
     assert not partial._is(late)
     late.close()
@@ -330,7 +326,7 @@ def test_who_waits_at_the_door_does_not_write_into_what_was_renamed(download: Do
     assert download.body == b"whole"
 
 
-def test_no_redirect_leads_from_https_to_http() -> None:
+def test_redirects_from_https_to_http_are_refused() -> None:
     def redirect(start: str, to: str) -> urllib.request.Request | None:
         request = urllib.request.Request(start, headers={"Range": "bytes=5-"})
         return module._NoRedirectDown().redirect_request(request, None, 302, "Found", {}, to)  # type: ignore[arg-type]  # no body
@@ -340,7 +336,7 @@ def test_no_redirect_leads_from_https_to_http() -> None:
         followed = redirect(start, "https://b/y")
         assert followed is not None
         assert (followed.full_url, followed.headers) == ("https://b/y", {"Range": "bytes=5-"})
-    with pytest.raises(module._BrokenOffError, match="https://a/x leads from https to http://b/y"):
+    with pytest.raises(module._BrokenOffError, match="https://a/x redirects from https to http://b/y"):
         redirect("https://a/x", "http://b/y")
 
 
@@ -358,7 +354,7 @@ CUTS = st.lists(st.one_of(st.none(), st.integers(0, len(CONTENT))), max_size=12)
     sized=st.booleans(),
     lies=st.lists(st.sampled_from([None, 416, 503]), max_size=6),
 )
-def test_whatever_is_cut_the_file_is_whole_or_absent(
+def test_the_file_is_always_complete_or_absent(
     server: QuietServer, cuts: list[int | None], changes_after: int, header: str, ranges: bool, sized: bool,
     lies: list[int | None],
 ) -> None:  # fmt: skip

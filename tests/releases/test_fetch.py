@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that behaves well, badly, or not at all."""
+"""Downloads from a local server that behaves well, badly, or does not answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass
 class Download:
-    """``fetch`` of one kind of answer into a folder, and what is in the folder afterwards."""
+    """``fetch`` of one kind of answer into a folder, and the content of the folder afterwards."""
 
     server: str
     folder: Path
@@ -46,7 +46,7 @@ class Download:
 
     @property
     def files(self) -> dict[str, bytes]:
-        """Without the record, which is looked at by itself."""
+        """All files except the record, which is tested by itself."""
         return {p.name: p.read_bytes() for p in self.folder.iterdir() if p != self.record_path}
 
     @property
@@ -65,7 +65,7 @@ def download(server: str, tmp_path: Path) -> Download:
 
 
 @pytest.mark.parametrize("kind", ["whole", "unsized", "chunked", "moved", "misnumbered"])
-def test_a_file_arrives_whole(kind: str, download: Download) -> None:
+def test_a_file_arrives_complete(kind: str, download: Download) -> None:
     got = download(kind, sha256=SHA256.upper())
     assert (got.path, got.size, got.sha256) == (download.folder / "weights.pt", len(BODY), SHA256)
     assert got.url == f"{download.server}/{kind}/weights.pt"
@@ -73,7 +73,7 @@ def test_a_file_arrives_whole(kind: str, download: Download) -> None:
     assert download.files == {"weights.pt": BODY}
 
 
-def test_a_record_says_where_it_came_from(download: Download) -> None:
+def test_a_record_says_where_the_file_came_from(download: Download) -> None:
     download("moved")
     assert download.record == {
         "name": NAME,
@@ -88,22 +88,22 @@ def test_a_record_says_where_it_came_from(download: Download) -> None:
     assert download.record["sha256_compared_with"] == "given"
 
 
-def test_a_file_that_is_there_is_not_downloaded_again(download: Download) -> None:
+def test_an_existing_file_is_not_downloaded_again(download: Download) -> None:
     first = download("whole")
-    told: list[int] = []
-    again = download("whole", on_bytes=lambda done, _: told.append(done), sha256=SHA256)
-    assert (again.was_there, first.was_there, told) == (True, False, [])
+    progress: list[int] = []
+    again = download("whole", on_bytes=lambda done, _: progress.append(done), sha256=SHA256)
+    assert (again.was_there, first.was_there, progress) == (True, False, [])
     assert dataclasses.replace(again, was_there=False, checked="nothing") == first
     with pytest.raises(FetchError, match=rf"weights.pt has SHA-256 {SHA256}, expected 0+: pass --force"):
         download("whole", sha256="0" * 64)
-    assert download("whole", force=True, on_bytes=lambda done, _: told.append(done)).was_there is False
-    assert told[-1] == len(BODY)
+    assert download("whole", force=True, on_bytes=lambda done, _: progress.append(done)).was_there is False
+    assert progress[-1] == len(BODY)
 
 
-def test_a_file_that_is_not_known_to_be_it_is_replaced_only_by_force(download: Download) -> None:
+def test_an_unknown_file_is_replaced_only_by_force(download: Download) -> None:
     mine = download.folder / "weights.pt"
     mine.write_bytes(b"trained for weeks")
-    with pytest.raises(OutputError, match=r"exists, and no weights\.pt\.source\.json says .*: choose another --out"):
+    with pytest.raises(OutputError, match=r"exists, but no weights\.pt\.source\.json says .*: choose another --out"):
         download("whole")
     for damaged in (b"", b"[]", b"\xff"):
         download.record_path.write_bytes(damaged)
@@ -112,11 +112,11 @@ def test_a_file_that_is_not_known_to_be_it_is_replaced_only_by_force(download: D
     assert mine.read_bytes() == b"trained for weeks"
     download("whole", force=True)
     with pytest.raises(
-        OutputError, match=r"exists and came from .*/whole/weights\.pt, not from .*/chunked/weights\.pt: "
+        OutputError, match=r"exists, but it came from .*/whole/weights\.pt, not from .*/chunked/weights\.pt: "
     ):
         download("chunked")
     mine.write_bytes(b"trained on")
-    with pytest.raises(OutputError, match=r"is not what weights\.pt\.source\.json says it was: .* pass --force"):
+    with pytest.raises(OutputError, match=r"does not match weights\.pt\.source\.json: .* pass --force"):
         download("whole")
     download("whole", force=True)
     assert download.files == {"weights.pt": BODY}
@@ -136,7 +136,7 @@ def test_the_publishers_digest_is_compared_where_there_is_one(
 
 
 @pytest.mark.parametrize(("size", "digest", "which"), [(0, "", "neither"), (len(BODY), SHA256[:12], "one")])
-def test_files_that_go_by_one_name_are_told_apart_and_not_judged(
+def test_two_files_with_one_name_are_told_apart_but_not_judged(
     size: int, digest: str, which: str, download: Download, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = releases.CIRCULATING["yolov7-w6-pose"]
@@ -146,7 +146,7 @@ def test_files_that_go_by_one_name_are_told_apart_and_not_judged(
         note = fetch("yolov7_w6_pose", url=address, out=out).note
         assert note.startswith(f"it is {which} of the two files that circulate under this name")
         assert "161,114,789 bytes with SHA-256 8394a97f5a52..." in note
-        assert note.endswith("which is right is not known here")
+        assert note.endswith("the right one is unknown")
     assert download("whole").note == ""
 
 
@@ -159,7 +159,7 @@ def test_a_file_that_the_reader_refuses_is_not_kept(download: Download) -> None:
 
     with pytest.raises(CheckpointError) as refused:
         download("whole", look=look)
-    assert str(refused.value) == f"{download.server}/whole/weights.pt arrived whole and was not kept: it is a poem"
+    assert str(refused.value) == f"{download.server}/whole/weights.pt was downloaded but not kept: it is a poem"
     assert seen == [BODY]
     assert list(download.folder.iterdir()) == []
 
@@ -174,17 +174,15 @@ FAILURES: dict[str, str] = {
     "garbage": "I am not a web server",
     "circle": "infinite loop",
     "tofile": "answered 302 .* is not allowed",
-    "page": "sends a web page instead of a checkpoint, which was not kept",
-    "empty": "sends nothing instead of a checkpoint, which was not kept",
+    "page": "sent a web page instead of a checkpoint; it was not kept",
+    "empty": "sent nothing instead of a checkpoint; it was not kept",
     "compressed": r"sends the file compressed \(gzip\); pass another --url",
     "coloured": r"answered 404 \[31mNo; check",
 }
 
 
 @pytest.mark.parametrize("kind", FAILURES)
-def test_a_file_that_does_not_arrive_leaves_the_old_one(
-    kind: str, download: Download, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_download_leaves_the_old_file(kind: str, download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download_module, "TIMEOUT", 0.1)
     (download.folder / "weights.pt").write_bytes(b"old")
     with pytest.raises(FetchError, match=FAILURES[kind]) as failed:
@@ -194,7 +192,7 @@ def test_a_file_that_does_not_arrive_leaves_the_old_one(
     assert download.files == {"weights.pt": b"old"}
 
 
-def test_what_broke_off_is_counted(download: Download) -> None:
+def test_the_error_for_a_broken_download_counts_the_bytes(download: Download) -> None:
     with pytest.raises(FetchError, match=f"broke off after {len(BODY):,} of {len(BODY) + 1000:,} bytes"):
         download("short")
     assert download.files == {}
@@ -207,9 +205,9 @@ def test_another_hash_is_refused(download: Download) -> None:
     assert download.files == {"weights.pt": b"old"}
 
 
-def test_nobody_at_the_door(download: Download) -> None:
+def test_an_unreachable_server_is_reported(download: Download) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, but nobody listens
+        taken.bind(("127.0.0.1", 0))  # bound, but not listening
         download.server = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(FetchError, match=r"cannot fetch .*refused.*; check the network, or pass a mirror"):
             download("whole")
@@ -218,16 +216,18 @@ def test_nobody_at_the_door(download: Download) -> None:
 
 @pytest.mark.parametrize(("kind", "total"), [("whole", len(BODY)), ("unsized", None), ("chunked", None)])
 def test_progress_only_grows_and_ends_with_the_size(kind: str, total: int | None, download: Download) -> None:
-    told: list[tuple[int, int | None]] = []
-    download(kind, on_bytes=lambda done, of: told.append((done, of)))
-    done = [d for d, _ in told]
+    progress: list[tuple[int, int | None]] = []
+    download(kind, on_bytes=lambda done, of: progress.append((done, of)))
+    done = [d for d, _ in progress]
     assert len(done) > 1
     assert done == sorted(set(done))
     assert done[-1] == len(BODY)
-    assert {of for _, of in told} == {total}
+    assert {of for _, of in progress} == {total}
 
 
-def test_the_name_comes_from_the_address(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_file_name_comes_from_the_address(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert fetch(NAME, url=f"{server}/whole/a%20b.pt?token=x/y").path == Path("a%20b.pt")
     assert fetch("yolov7_tiny", url=f"{server}/whole/").path == Path("whole")
@@ -237,7 +237,7 @@ def test_the_name_comes_from_the_address(server: str, tmp_path: Path, monkeypatc
 
 def test_an_unknown_name_lists_the_known_ones(download: Download) -> None:
     with pytest.raises(
-        NotFoundError, match=r"'yolov9' are known; there are yolov7-tiny, yolov7, .*yolov7-w6-pose.*fetch --list"
+        NotFoundError, match=r"named 'yolov9'; known: yolov7-tiny, yolov7, .*yolov7-w6-pose.*fetch --list"
     ):
         fetch("yolov9", out=download.folder / "x.pt")
     assert download.files == {}
@@ -257,7 +257,7 @@ def test_an_unknown_name_lists_the_known_ones(download: Download) -> None:
         "http://127.0.0.1/gewichte-für-alle.pt",
     ],
 )
-def test_an_address_that_is_none_is_refused(address: str, download: Download) -> None:
+def test_an_invalid_address_is_refused(address: str, download: Download) -> None:
     with pytest.raises(UsageError, match="must be an http or https address") as refused:
         fetch(NAME, url=address, out=download.folder / "x.pt")
     assert address in str(refused.value)
@@ -265,7 +265,7 @@ def test_an_address_that_is_none_is_refused(address: str, download: Download) ->
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 70, "name with spaces"])
-def test_a_host_that_cannot_be_is_one_that_cannot_be_reached(host: str, download: Download) -> None:
+def test_an_impossible_host_is_an_unreachable_one(host: str, download: Download) -> None:
     with pytest.raises(FetchError, match="cannot fetch"):
         fetch(NAME, url=f"http://{host}/x.pt", out=download.folder / "x.pt")
     assert download.files == {}
@@ -278,13 +278,13 @@ def test_a_hash_of_another_length_is_refused_before_anything_is_fetched(digest: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_is_not_overwritten_and_said_before_anything_is_fetched(tmp_path: Path) -> None:
+def test_a_folder_is_refused_before_anything_is_fetched(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="it is a folder; name the file in it with --out"):
         fetch(NAME, url="http://127.0.0.1:1/x.pt", out=tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_not_called_a_network_problem(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_reported_as_a_network_problem(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
     import resource
 
     (download.folder / "weights.pt").write_bytes(b"old")
@@ -298,7 +298,7 @@ def test_a_full_disk_is_not_called_a_network_problem(download: Download, monkeyp
     assert download.files == {"weights.pt": b"old"}
 
 
-def test_ctrl_c_leaves_nothing_that_cannot_be_continued(download: Download) -> None:
+def test_ctrl_c_leaves_only_what_can_be_continued(download: Download) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -308,7 +308,7 @@ def test_ctrl_c_leaves_nothing_that_cannot_be_continued(download: Download) -> N
     assert download.files == {}
 
 
-def test_every_released_address_is_secure_and_says_its_licence() -> None:
+def test_every_release_has_an_https_address_and_a_licence() -> None:
     assert len({release.url for release in RELEASED.values()}) == len(RELEASED)
     for name, release in RELEASED.items():
         base, _, tag = name.partition("@")
@@ -324,7 +324,7 @@ def test_every_released_address_is_secure_and_says_its_licence() -> None:
             assert f"/{tag or 'v7.0'}/" in release.url
 
 
-def test_what_can_be_built_by_name_can_be_fetched() -> None:
+def test_models_that_can_be_built_by_name_can_be_fetched() -> None:
     from deploykit.models.registry import list_models
 
     assert {name for name in list_models() if name.startswith("yolov7")} <= {n for n, r in RELEASED.items() if r.built}

@@ -1,4 +1,4 @@
-"""A web server on this machine that behaves well, badly, or as a test tells it."""
+"""A local web server that behaves well, badly, or as a test's script says."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ BODY = bytes(range(256)) * 12_000  # three chunks, the last one not full
 
 @dataclass
 class Script:
-    """What ``/file/...`` answers, and what it was asked.
+    """The answers of ``/file/...``, and the requests that it received.
 
-    ``cuts``: after how many bytes of the body each further request is cut off, None is not at all. ``replies``: a
-    status, headers and a body to send instead, request by request, None is the usual answer.
+    ``cuts``: the number of body bytes after which each further answer breaks off; None: it does not. ``replies``: a
+    status, headers and a body to send instead, request by request; None: the usual answer.
     """
 
     body: bytes = BODY
@@ -52,7 +52,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def send_file(self) -> None:
-        """As the script says: ranges, If-Range, and cuts."""
+        """Follow the script: ranges, If-Range, and cuts."""
         script = self.server.script
         script.asked.append(dict(self.headers))
         reply = script.replies.pop(0) if script.replies else None
@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(b"%x\r\n%b" % (len(body), sent) + (b"\r\n0\r\n\r\n" if cut is None else b""))
 
     def send_slow(self) -> None:
-        """The beginning, and the rest when the test releases it."""
+        """Send the beginning, and stall until the test releases it."""
         self.server.script.asked.append(dict(self.headers))
         self._start(200, Content_Length=len(BODY), ETag='"one"')
         self.wfile.write(BODY[:200_000])
@@ -164,7 +164,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class QuietServer(ThreadingHTTPServer):
-    """With the script that ``/file/...`` follows."""
+    """A server with the script that ``/file/...`` follows."""
 
     daemon_threads = True
 
@@ -174,12 +174,12 @@ class QuietServer(ThreadingHTTPServer):
         self.address = f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, *_: Any) -> None:
-        """A client that hangs up on us is what some tests are about."""
+        """Ignore clients that hang up: some tests do so on purpose."""
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[QuietServer]:
-    """A server in a thread, until the end of the block."""
+    """Run a server in a thread until the end of the block."""
     with QuietServer() as web:
         thread = threading.Thread(target=web.serve_forever, args=(0.01,), daemon=True)
         thread.start()

@@ -1,4 +1,4 @@
-"""The interface to a GPU: what can be told without one, and the same tests for both libraries on one."""
+"""The interface to a GPU: what works without one, and the same tests for both libraries on one."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_a_machine_without_a_gpu_says_why() -> None:
     reason = why_no_gpu()
     assert reason is not None
     assert reason.startswith(("this machine has no NVIDIA driver", "the NVIDIA driver"))
-    with pytest.raises(DeviceError, match="an NVIDIA GPU is needed, and ") as refused:
+    with pytest.raises(DeviceError, match="an NVIDIA GPU is required, but ") as refused:
         open_gpu()
     assert reason in str(refused.value)
     assert refused.value.exit_code == 61
 
 
 class Driver:
-    """A driver of which only the answers are known."""
+    """A driver of which only the return values are known."""
 
     def __init__(self, started: int, count: int) -> None:
         self._started, self._count = started, count
@@ -47,11 +47,14 @@ class Driver:
     [
         (Driver(0, 1), None),
         (Driver(0, 0), "the NVIDIA driver finds no GPU (is CUDA_VISIBLE_DEVICES empty?)"),
-        (Driver(803, 0), "cuInit gives 803: driver and kernel module are of different versions: restart the machine"),
-        (Driver(12345, 0), "cuInit gives 12345: see the CUDA manual"),
+        (
+            Driver(803, 0),
+            "cuInit returned 803: the driver and its kernel module have different versions: restart the machine",
+        ),
+        (Driver(12345, 0), "cuInit returned 12345: see the CUDA manual"),
     ],
 )
-def test_what_the_driver_answers_is_translated(
+def test_error_codes_of_the_driver_are_explained(
     monkeypatch: pytest.MonkeyPatch, driver: Driver, reason: str | None
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
@@ -65,18 +68,18 @@ def test_a_gpu_is_named_by_its_number(provider: str, index: int) -> None:
 
 
 @pytest.mark.parametrize("provider", ["", "cuda:", "cuda:-1", "cuda:1.5", "cuda:\u0661", "gpu", "cpu", "CUDA"])
-def test_what_is_no_gpu_is_refused(provider: str) -> None:
-    with pytest.raises(UsageError, match="a GPU is cuda or cuda:N"):
+def test_a_provider_that_names_no_gpu_is_refused(provider: str) -> None:
+    with pytest.raises(UsageError, match="a GPU must be given as cuda or cuda:N"):
         device_index(provider)
 
 
 @pytest.mark.parametrize(("index", "count", "words"), [(1, 1, "only cuda:0"), (4, 4, "cuda:0 to cuda:3"), (-1, 2, "")])
-def test_a_gpu_that_is_not_there_is_named(index: int, count: int, words: str) -> None:
-    with pytest.raises(DeviceError, match=f"cuda:{index} was asked for, and this machine has .*{words}"):
+def test_a_missing_gpu_is_named(index: int, count: int, words: str) -> None:
+    with pytest.raises(DeviceError, match=f"cuda:{index} was requested, but this machine has .*{words}"):
         cuda._check_index(index, count)
 
 
-def test_without_a_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "why_no_gpu", lambda: None)
     for module in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver"):
         monkeypatch.setitem(sys.modules, module, None)
@@ -89,13 +92,13 @@ def test_without_a_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -
 @no_gpu
 @pytest.mark.skipif(find_spec("cuda") is None, reason="cuda-bindings is not installed")
 def test_cuda_bindings_without_a_driver_raise_a_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The codes that the library returns where there is no driver become errors; nothing of it is imitated here."""
+    """The library's own codes for a missing driver become errors; nothing is simulated here."""
     monkeypatch.setattr(cuda, "why_no_gpu", lambda: None)
     with pytest.raises(DeviceError, match="cudaGetDeviceCount failed with code"):
         open_gpu(binding="cuda-bindings")
 
 
-def test_a_buffer_grows_and_keeps_what_is_on_the_host() -> None:
+def test_a_buffer_grows_and_keeps_its_host_memory() -> None:
     gpu = CpuGpu()
     with gpu.bound():
         buffer = Buffer(gpu)
@@ -142,7 +145,7 @@ def test_a_gpu_describes_itself(gpu: cuda.Gpu) -> None:
 
 
 @pytest.mark.gpu
-def test_bytes_go_there_and_back(gpu: cuda.Gpu) -> None:
+def test_bytes_are_copied_to_the_device_and_back(gpu: cuda.Gpu) -> None:
     with gpu.bound():
         stream, start, end = gpu.new_stream(), gpu.new_event(), gpu.new_event()
         sent, received = gpu.allocate_pinned(1 << 20), gpu.allocate_pinned(1 << 20)
@@ -166,7 +169,7 @@ def test_bytes_go_there_and_back(gpu: cuda.Gpu) -> None:
 
 
 @pytest.mark.gpu
-def test_memory_is_given_back(gpu: cuda.Gpu) -> None:
+def test_memory_is_freed(gpu: cuda.Gpu) -> None:
     with gpu.bound():
         before = gpu.memory()[0]
         pointer = gpu.allocate(256 << 20)
@@ -176,6 +179,6 @@ def test_memory_is_given_back(gpu: cuda.Gpu) -> None:
 
 
 @pytest.mark.gpu
-def test_more_than_there_is_is_an_error(gpu: cuda.Gpu) -> None:
+def test_an_allocation_beyond_the_memory_is_an_error(gpu: cuda.Gpu) -> None:
     with pytest.raises(BackendError, match="memory"), gpu.bound():
         gpu.allocate(1 << 50)

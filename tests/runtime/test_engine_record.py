@@ -50,12 +50,12 @@ def records(draw: st.DrawFn) -> EngineRecord:
 
 
 @given(records())
-def test_a_record_survives_json(record: EngineRecord) -> None:
+def test_a_record_survives_a_round_trip_through_json(record: EngineRecord) -> None:
     assert EngineRecord.from_json(record.to_json()) == record
 
 
 @given(profiles(), st.data())
-def test_a_profile_covers_what_lies_between(profile: Profile, data: st.DataObject) -> None:
+def test_a_profile_covers_the_shapes_in_its_range(profile: Profile, data: st.DataObject) -> None:
     inside = tuple(data.draw(st.integers(a, b)) for a, b in zip(profile.least, profile.most, strict=True))
     assert profile.covers(inside)
     axis = data.draw(st.integers(0, 3))
@@ -68,12 +68,12 @@ def test_a_profile_covers_what_lies_between(profile: Profile, data: st.DataObjec
 @pytest.mark.parametrize(
     "shapes", [((1, 3), (1,), (1, 3)), ((2, 3), (1, 3), (4, 3)), ((1, 3), (4, 3), (2, 3)), ((0, 3), (1, 3), (1, 3))]
 )
-def test_a_profile_that_shrinks_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
+def test_a_profile_whose_shapes_decrease_is_refused(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(SpecError, match="profile"):
         Profile(*shapes)
 
 
-def test_the_files_beside_an_engine_have_its_whole_name(tmp_path: Path) -> None:
+def test_files_beside_an_engine_carry_its_full_name(tmp_path: Path) -> None:
     engine = tmp_path / "model.trt"
     record = EngineRecord("tensorrt-rtx", "1.7", cell_spec(), "model.onnx", "00")
     record.write(engine)
@@ -87,9 +87,9 @@ def test_the_files_beside_an_engine_have_its_whole_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "does not parse"),
+        ("", "cannot be parsed"),
         ("[]", "record must be an object"),
-        ('{"format": 2}', "has format 2, known is up to 1: update deploykit"),
+        ('{"format": 2}', "expected an engine record of format 1 or older, got format 2: update deploykit"),
         ('{"format": 1, "flavour": "tensorflow"}', "record.flavour must be one of tensorrt, tensorrt-rtx"),
         ('{"flavour": "tensorrt"}', "missing 4 required"),
         ('{"flavour": "tensorrt", "precision": {"fp32": "x"}}', r"record.precision.fp32 must be of type int, got 'x'"),
@@ -97,6 +97,6 @@ def test_the_files_beside_an_engine_have_its_whole_name(tmp_path: Path) -> None:
         ('{"flavor": "tensorrt"}', "record has no field 'flavor'"),
     ],
 )
-def test_what_is_no_record_is_refused(text: str, words: str) -> None:
+def test_an_invalid_record_is_refused(text: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         EngineRecord.from_json(text)

@@ -1,4 +1,4 @@
-"""What is said of the machine: from the system where it says it, and nothing made up where it does not."""
+"""The description of the machine: values that the system reports, and None where it reports none."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_this_machine_is_described() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
-def test_cores_are_those_that_the_process_may_use() -> None:
+def test_only_cores_that_the_process_may_use_are_counted() -> None:
     allowed = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {min(allowed)})
     try:
@@ -53,7 +53,7 @@ def test_cores_are_those_that_the_process_may_use() -> None:
         ("nonsense", "nonsense", (None, None)),
     ],
 )
-def test_a_containers_limits_are_told(
+def test_the_limits_of_a_container_are_reported(
     cores: str | None,
     memory: str | None,
     limits: tuple[float | None, int | None],
@@ -63,10 +63,10 @@ def test_a_containers_limits_are_told(
     for name, text in (("cpu.max", cores), ("memory.max", memory)):
         if text is not None:
             (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "GROUP", tmp_path / "none")
+    monkeypatch.setattr(machine, "CGROUP", tmp_path / "none")
     free = Machine.here()
     assert free.core_limit is None
-    monkeypatch.setattr(machine, "GROUP", tmp_path)
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
     here = Machine.here()
     assert (here.core_limit, here.memory) == (limits[0], limits[1] or free.memory)
 
@@ -90,10 +90,10 @@ def _nvidia_smi(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> t
         ("true", ()),
     ],
 )
-def test_gpus_are_those_that_the_driver_lists(
+def test_gpus_come_from_the_drivers_list(
     script: str, gpus: tuple[Gpu, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine, "PATIENCE", 0.5)
+    monkeypatch.setattr(machine, "NVIDIA_SMI_TIMEOUT", 0.5)
     assert _nvidia_smi(tmp_path, script, monkeypatch) == gpus
 
 
@@ -102,7 +102,7 @@ def test_without_a_driver_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert Machine.here().gpus == ()
 
 
-def test_versions_are_those_of_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_cover_the_loaded_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     import onnxruntime
 
     monkeypatch.delitem(machine.sys.modules, "torch", raising=False)
@@ -116,11 +116,11 @@ def test_versions_are_those_of_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -
 
 
 @linux
-def test_the_peak_counts_from_its_reset() -> None:
+def test_the_peak_memory_counts_from_its_reset() -> None:
     if not reset_peak_memory():
         pytest.skip("this system does not let a process reset its peak")
     before = resident_memory()
-    block = mmap.mmap(-1, 60_000_000)  # fresh pages: an array may get memory that the process holds already
+    block = mmap.mmap(-1, 60_000_000)  # fresh pages: an array may reuse memory of the process
     for page in range(0, len(block), mmap.PAGESIZE):
         block[page] = 1
     held = resident_memory()
@@ -136,7 +136,7 @@ def test_the_peak_counts_from_its_reset() -> None:
     assert peak - after > 50_000_000
 
 
-def test_where_there_is_no_proc_nothing_is_made_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_proc_the_memory_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "PROCESS", Path("/proc/none"))
     assert resident_memory() is None
     assert not reset_peak_memory()

@@ -1,1 +1,1 @@
-"""TensorRT engines on a GPU, both flavours."""
+"""TensorRT engines on a GPU, for both flavours of TensorRT."""

@@ -25,25 +25,26 @@ NUMPY_NAMES = {
     "BOOL": "bool",
     "UINT8": "uint8",
 }
-"""TensorRT's names of element types that numpy has -> numpy's."""
+"""TensorRT's names of the element types that numpy has -> numpy's names."""
 
 
 def installed() -> tuple[str, ...]:
-    """The flavours whose package is there."""
+    """Return the flavours whose package is installed."""
     return tuple(flavour for flavour, module in FLAVOURS.items() if find_spec(module) is not None)
 
 
 def load_flavour(flavour: Flavour | str) -> Any:
-    """The Python module of a flavour; TensorRT also gets the plugins NmsKpt and DecodeRows, where
-    their library is built.
+    """Import the Python module of a flavour.
 
-    TensorRT for RTX has no plugins; with one in its registry, reading a graph that needs it ends the process.
+    For TensorRT, the plugins NmsKpt and DecodeRows are loaded too if their library is built. TensorRT for RTX has no
+    plugins: with one in its registry, reading a graph that needs it ends the process.
 
     Raises:
-        UsageError: there is no such flavour. MissingDependencyError: its package is not installed, or does not load.
+        UsageError: no flavour has this name.
+        MissingDependencyError: the package of the flavour is not installed, or cannot be loaded.
     """
     if flavour not in FLAVOURS:
-        raise UsageError(f"a flavour of TensorRT is {' or '.join(FLAVOURS)}, got {flavour!r}")
+        raise UsageError(f"the flavour of TensorRT must be {' or '.join(FLAVOURS)}, got {flavour!r}")
     trt: Any = require(FLAVOURS[flavour], flavour)
     if flavour == "tensorrt" and (library := find_library("tensorrt")):
         _load_plugin(trt, library)
@@ -54,35 +55,37 @@ _loaded: set[Path] = set()
 
 
 def _load_plugin(trt: Any, library: Path) -> None:
-    """Once a process; a library that does not fit is said to, and left alone.
+    """Load the plugin library once per process; one that does not fit is not loaded but reported as a warning.
 
-    The major versions must be equal: how TensorRT hands over its logger is another virtual function in 11 than in 10.
+    The major versions must be equal: TensorRT 11 receives its logger through another virtual function than 10.
     """
     if library in _loaded:
         return
     _loaded.add(library)
     major = str(trt.__version__).split(".", maxsplit=1)[0]
     try:
-        words = built_with(library)
+        headers = built_with(library)
     except BackendError as e:
-        words, problem = "", str(e)
+        headers, problem = "", str(e)
     else:
-        problem = f"{library} was built for another TensorRT than {trt.__version__} ({words})"
-    if words.startswith(f"TensorRT {major}."):
+        problem = f"{library} was built for another TensorRT than {trt.__version__} ({headers})"
+    if headers.startswith(f"TensorRT {major}."):
         if trt.get_plugin_registry().load_library(str(library)) is not None:
             return
-        problem = f"TensorRT {trt.__version__} does not take {library} ({words})"
-    LOG.warning("%s: deploykit plugins build; models with the nodes NmsKpt and DecodeRows do not load", problem)
+        problem = f"TensorRT {trt.__version__} cannot load {library} ({headers})"
+    LOG.warning(
+        "%s; models with the nodes NmsKpt and DecodeRows cannot be loaded: run deploykit plugins build", problem
+    )
 
 
 def dtype_name(dtype: Any) -> str:
-    """numpy's name of a TensorRT element type, or TensorRT's own in small letters where numpy has none."""
+    """Return numpy's name of a TensorRT element type, or TensorRT's in lower case if numpy lacks the type."""
     name = str(dtype).rsplit(".", 1)[-1]
     return NUMPY_NAMES.get(name, name.lower())
 
 
 class BuildLog:
-    """What TensorRT says: (seconds since the start, severity, text) a line.
+    """The log of TensorRT: one (seconds since the start, severity, text) per line.
 
     Args:
         verbose: keep the lines of severity VERBOSE too; a small network has ten thousand of them.
@@ -94,21 +97,21 @@ class BuildLog:
         self._verbose = verbose
 
     def add(self, severity: str, text: str) -> None:
-        """Keep a line."""
+        """Append a line."""
         if severity != "VERBOSE" or self._verbose:
             self.lines.append((time.perf_counter() - self._start, severity, text))
 
     def errors(self) -> list[str]:
-        """The lines of severity ERROR and worse."""
+        """Return the lines of severity ERROR and above."""
         return [text for _, severity, text in self.lines if severity in ("ERROR", "INTERNAL_ERROR")]
 
     def text(self) -> str:
-        """Everything, a line each."""
+        """Return the whole log as text."""
         return "".join(f"[{seconds:8.2f} s] {severity:<8} {text}\n" for seconds, severity, text in self.lines)
 
 
 def logger(trt: Any, log: BuildLog) -> Any:
-    """An ``ILogger`` of this TensorRT that fills ``log``; it must live as long as everything made with it."""
+    """Create an ``ILogger`` of this TensorRT that fills ``log``; it must outlive everything made with it."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known at run time only
         def __init__(self) -> None:

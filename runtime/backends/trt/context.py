@@ -1,4 +1,4 @@
-"""One execution context of an engine, with its stream and its memory, and the cache of kernels that contexts share."""
+"""An execution context of an engine with its stream and memory, and the kernel cache that contexts share."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ __all__ = ["KernelCache", "TrtContext"]
 
 
 class KernelCache:
-    """The kernels that TensorRT for RTX compiles when an engine first runs, kept from process to process.
+    """The kernels that TensorRT for RTX compiles when an engine first runs, kept between processes.
 
-    TensorRT compiles when it builds: it has no such cache, and this does nothing then.
+    TensorRT itself compiles them at build time and has no such cache; for its engines this class does nothing.
 
     Args:
-        trt: the flavour's module.
+        trt: the module of the flavour.
         engine: the deserialised engine.
-        digest: the engine file's hash; kernels are of one engine.
-        gpu: ... and of one kind of GPU.
+        digest: the hash of the engine file; kernels belong to one engine.
+        gpu: the GPU; kernels belong to one GPU model.
     """
 
     def __init__(self, trt: Any, engine: Any, digest: str, gpu: Gpu) -> None:
@@ -39,40 +39,40 @@ class KernelCache:
         if not hasattr(trt, "IRuntimeCache"):
             return
         name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
-        self._place = cache_folder() / "kernels" / f"tensorrt-rtx-{trt.__version__}-{name}-{digest[:32]}.cache"
+        self._path = cache_folder() / "kernels" / f"tensorrt-rtx-{trt.__version__}-{name}-{digest[:32]}.cache"
         self._config = engine.create_runtime_config()
         self._cache = self._config.create_runtime_cache()
         with suppress(OSError):
-            self._before = self._place.read_bytes()
-            self._cache.deserialize(self._before)  # False for those of another driver: then it stays empty
+            self._before = self._path.read_bytes()
+            self._cache.deserialize(self._before)  # False for kernels of another driver: the cache stays empty
         self._config.set_runtime_cache(self._cache)
 
     def new_context(self, engine: Any) -> Any:
-        """An execution context that uses and fills the cache."""
+        """Create an execution context that uses and fills the cache."""
         return (
             engine.create_execution_context() if self._config is None else engine.create_execution_context(self._config)
         )
 
     def save(self) -> None:
-        """Keep what was compiled. It is a convenience: where it cannot be written there is none."""
+        """Store the compiled kernels; a path that cannot be written is ignored, the cache only saves time."""
         if self._cache is not None:
             data = bytes(self._cache.serialize())
             if data != self._before:
                 with suppress(DeployError):
-                    write_whole(self._place, data)
+                    write_whole(self._path, data)
 
 
 class TrtContext:
-    """Runs an engine; one call at a time.
+    """Runs an engine, one call at a time.
 
     Args:
-        name: how messages call the engine.
-        gpu: where it runs; current in the calling thread whenever something is called here.
-        trt: the flavour's module.
+        name: the engine's name in messages.
+        gpu: the GPU to run on; it must be the calling thread's current device in every call.
+        trt: the module of the flavour.
         engine: the deserialised engine.
         context: its execution context.
-        inputs, outputs: of the engine.
-        log: what TensorRT logs.
+        inputs, outputs: the tensors of the engine.
+        log: the log of TensorRT.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class TrtContext:
         if context is None:
             free, total = gpu.memory()
             raise BackendError(
-                f"TensorRT makes no execution context for {name}: {_last(log)}; {free / 1e9:.1f} of "
+                f"TensorRT cannot create an execution context for {name}: {_last(log)}; {free / 1e9:.1f} of "
                 f"{total / 1e9:.1f} GB of {gpu.name} are free"
             )
         self._name, self._gpu, self._context, self._log = name, gpu, context, log
@@ -98,32 +98,34 @@ class TrtContext:
         self._stream = gpu.new_stream()
         self._events = [gpu.new_event() for _ in range(4)]
         self._buffers = {info.name: Buffer(gpu) for info in (*inputs, *outputs)}
-        on_host = trt.TensorLocation.HOST  # where shapes are given and taken as tensors
+        on_host = trt.TensorLocation.HOST  # tensors that hold shapes lie on the host
         self._on_host = {n for n in self._buffers if engine.get_tensor_location(n) == on_host}
         self._allocators = {info.name: _allocator(trt, self._buffers[info.name]) for info in outputs}
 
     @property
     def size(self) -> int:
-        """Bytes of device memory in the buffers."""
+        """The bytes of device memory in the buffers."""
         return sum(buffer.size for buffer in self._buffers.values())
 
     def run(self, inputs: Mapping[str, Array], profile: int) -> tuple[dict[str, Array], dict[str, float]]:
-        """Outputs by name, and the GPU's milliseconds a stage; buffers are reused, the outputs are copies.
+        """Return the outputs by name, and the GPU's milliseconds per stage.
+
+        The buffers are reused; the outputs are copies.
 
         Raises:
-            BackendError: TensorRT or CUDA refused.
+            BackendError: TensorRT or CUDA failed.
         """
         gpu, stream, events = self._gpu, self._stream, self._events
         if profile != self._profile:
             if not self._context.set_optimization_profile_async(profile, gpu.handle(stream)):
-                raise self._failed(f"does not take its profile {profile}")
+                raise self._failed(f"cannot use its profile {profile}")
             self._profile = profile
         gpu.record(events[0], stream)
         for info in self._inputs:
             self._put(info.name, inputs[info.name])
         gpu.record(events[1], stream)
         if missing := self._context.infer_shapes():
-            raise self._failed(f"lacks the shape or the values of {', '.join(missing)}")
+            raise self._failed(f"needs the shape or the values of {', '.join(missing)}")
         for info in self._outputs:
             self._bind(info)
         ran = self._context.execute_async_v3(gpu.handle(stream))
@@ -131,17 +133,17 @@ class TrtContext:
             if allocator.error is not None:
                 raise allocator.error
         if not ran:
-            raise self._failed("did not run")
+            raise self._failed("failed to run")
         gpu.record(events[2], stream)
-        found = {info.name: self._fetch(info) for info in self._outputs}
+        pinned = {info.name: self._fetch(info) for info in self._outputs}
         gpu.record(events[3], stream)
         gpu.synchronize(stream)
         spans = zip(("copy in", "compute", "copy out"), events, events[1:], strict=False)
         times = {stage: gpu.milliseconds(start, end) for stage, start, end in spans}
-        return {name: value.copy() for name, value in found.items()}, times
+        return {name: value.copy() for name, value in pinned.items()}, times
 
     def close(self) -> None:
-        """Give buffers, events and stream back."""
+        """Free the buffers, events and stream."""
         self._context = None
         self._allocators.clear()
         for buffer in self._buffers.values():
@@ -152,12 +154,12 @@ class TrtContext:
         self._gpu.close_stream(self._stream)
 
     def _put(self, name: str, value: Array) -> None:
-        """Through page-locked memory to the device, and tell TensorRT where."""
+        """Copy an input through page-locked memory to the device and set its address."""
         buffer = self._buffers[name]
         host = buffer.host(value.shape, value.dtype)
         np.copyto(host, value)
         if not self._context.set_input_shape(name, value.shape):
-            raise self._failed(f"does not take {name!r} of shape {value.shape}")
+            raise self._failed(f"does not accept {name!r} of shape {value.shape}")
         if name in self._on_host:
             address = host.ctypes.data
         else:
@@ -166,7 +168,7 @@ class TrtContext:
         self._context.set_tensor_address(name, address)
 
     def _bind(self, info: TensorInfo) -> None:
-        """Memory for an output: as much as its shape says, or as TensorRT asks for where the data decides."""
+        """Provide memory for an output, by its shape or, where the data decides that, by TensorRT's request."""
         shape = tuple(self._context.get_tensor_shape(info.name))
         buffer, allocator = self._buffers[info.name], self._allocators[info.name]
         if any(side < 0 for side in shape):
@@ -182,10 +184,10 @@ class TrtContext:
         self._context.set_tensor_address(info.name, address)
 
     def _fetch(self, info: TensorInfo) -> Array:
-        """Have the output copied into page-locked memory; it is there once the stream is done."""
+        """Queue the copy of the output into page-locked memory; it is complete once the stream is done."""
         buffer, allocator = self._buffers[info.name], self._allocators[info.name]
         if allocator.shape is None:
-            raise self._failed(f"does not say the shape of {info.name!r}")
+            raise self._failed(f"does not report the shape of {info.name!r}")
         host = buffer.host(allocator.shape, np.dtype(info.dtype))
         if host.size and info.name not in self._on_host:
             self._gpu.to_host(host, buffer.pointer, self._stream)
@@ -201,7 +203,7 @@ def _last(log: BuildLog) -> str:
 
 
 def _allocator(trt: Any, buffer: Buffer) -> Any:
-    """An ``IOutputAllocator`` that grows a buffer, for outputs whose shape only the data decides."""
+    """Create an ``IOutputAllocator`` that grows a buffer, for outputs whose shape depends on the data."""
 
     class Allocator(trt.IOutputAllocator):  # type: ignore[misc]  # the module is known at run time only
         def __init__(self) -> None:
@@ -210,7 +212,7 @@ def _allocator(trt: Any, buffer: Buffer) -> Any:
             self.error: DeployError | None = None
 
         def reallocate_output(self, tensor_name: str, memory: int, size: int, alignment: int) -> int:
-            try:  # TensorRT takes 0 for a refusal; an exception it would only print
+            try:  # 0 tells TensorRT of the failure; it would only print an exception
                 return buffer.reserve(size)
             except DeployError as e:
                 self.error = e

@@ -1,4 +1,4 @@
-"""Why TensorRT does not load an engine, and what to do about it, from what it logs."""
+"""Why TensorRT does not load an engine and what to do about it, from its log."""
 
 from __future__ import annotations
 
@@ -14,65 +14,73 @@ from deploykit.runtime.engine_record import EngineRecord
 __all__ = ["refusal"]
 
 LISTED = r"Supported compute capabilities: ([^.]*(?:\.\d[^.]*)*)\. TensorRT-RTX does not support"
-"""What TensorRT for RTX says on a GPU on which none of its engines runs."""
+"""The message of TensorRT for RTX on a GPU that runs none of its engines."""
 
 
 def refusal(
     path: Path, data: bytes, log: BuildLog, record: EngineRecord | None, runtime: Any, trt: Any, gpu: Gpu
 ) -> ArtefactError | BackendError:
-    """The error for an engine that TensorRT did not deserialise.
+    """Return the error for an engine that TensorRT did not deserialise.
 
-    Its words, which are those of TensorRT 7 to 11, are looked for in all that it logged; a record that names another
-    version, and what TensorRT for RTX says of the file's header, are asked as well.
+    The log is searched for the messages of TensorRT 7 to 11. The version in the record and TensorRT for RTX's
+    diagnostics of the file's header are used as well.
     """
-    said = " ".join(" ".join(log.errors()).split())
-    again = f"build it again with {trt.__version__}" + (f", from {record.onnx}" if record else "")
-    if found := re.search(r"expecting library version (\S+) got (\S*[^\s.,)])", said):
-        return ArtefactError(f"{path} was built by TensorRT {found[2]}, this is {found[1]}: {again}")
-    if "ersion tag does not match" in said:
+    messages = " ".join(" ".join(log.errors()).split())
+    again = f"build it again with {trt.__version__}" + (f" from {record.onnx}" if record else "")
+    if found := re.search(r"expecting library version (\S+) got (\S*[^\s.,)])", messages):
+        return ArtefactError(f"{path} was built by TensorRT {found[2]}, but this is {found[1]}: {again}")
+    if "ersion tag does not match" in messages:
         return _other_version(path, record, trt, again)
-    if found := re.search(r"expecting compute ([\d.]+) got compute ([\d.]+)", said):
+    if found := re.search(r"expecting compute ([\d.]+) got compute ([\d.]+)", messages):
         return DeviceError(
-            f"{path} was built for GPUs of compute capability {found[2]}, {gpu.name} has {found[1]}: build it on this "
+            f"{path} was built for compute capability {found[2]}, but {gpu.name} has {found[1]}: build it on this "
             "GPU, or with --hardware-compatible"
         )
-    if found := re.search(r"(?:[Cc]annot|could not) find plugin:?\s*'?(\w+)[ ',:]*(?:version:?\s*'?([\w.]+))?", said):
+    if found := re.search(
+        r"(?:[Cc]annot|could not) find plugin:?\s*'?(\w+)[ ',:]*(?:version:?\s*'?([\w.]+))?", messages
+    ):
         version = f" version {found[2]}" if found[2] else ""
-        return BackendError(f"{path} needs the plugin {found[1]}{version}, and no library that has it is loaded")
-    if found := re.search(LISTED, said):
+        return BackendError(f"{path} needs the plugin {found[1]}{version}, but no loaded library has it")
+    if found := re.search(LISTED, messages):
         return _unsupported(path, record, gpu, found[1])
-    if "agic" in said or _malformed(data, runtime, trt):
-        return ArtefactError(f"{path} is no engine of this flavour of TensorRT, or is damaged ({len(data):,} bytes)")
-    if "incompatible device" in said or "not supported by this TensorRT" in said or _other_gpu(data, runtime, trt):
+    if "agic" in messages or _malformed(data, runtime, trt):
+        return ArtefactError(
+            f"{path} is not an engine of this flavour of TensorRT, or it is damaged ({len(data):,} bytes)"
+        )
+    if (
+        "incompatible device" in messages
+        or "not supported by this TensorRT" in messages
+        or _other_gpu(data, runtime, trt)
+    ):
         major, minor = gpu.compute_capability
         built = f" (it was built on {record.gpu})" if record and record.gpu else ""
         return DeviceError(f"{path} does not run on {gpu.name} (compute capability {major}.{minor}){built}: {again}")
-    if "out of memory" in said.lower() or "OutOfMemory" in said:
+    if "out of memory" in messages.lower() or "OutOfMemory" in messages:
         free, total = gpu.memory()
-        return DeviceError(f"{gpu.name} has {free / 1e9:.1f} of {total / 1e9:.1f} GB free, too little for {path}")
+        return DeviceError(f"{gpu.name} has only {free / 1e9:.1f} of {total / 1e9:.1f} GB free, too little for {path}")
     if record and record.version != trt.__version__:
         return _other_version(path, record, trt, again)
-    return BackendError(f"TensorRT does not load {path}: {said or 'it gives no reason'}")
+    return BackendError(f"TensorRT cannot load {path}: {messages or 'it gives no reason'}")
 
 
 def _unsupported(path: Path, record: EngineRecord | None, gpu: Gpu, listed: str) -> DeviceError:
-    """TensorRT for RTX builds engines on GPUs that it does not run them on; another build does not help."""
+    """TensorRT for RTX can build engines on GPUs that it cannot run them on; another build does not help."""
     major, minor = gpu.compute_capability
-    which = "" if listed == "None" else f", it runs on {listed}"
+    which = "" if listed == "None" else f"; it runs on {listed}"
     file = record.onnx if record else "the ONNX file"
     return DeviceError(
         f"TensorRT for RTX does not support {gpu.name} (compute capability {major}.{minor}{which}), so {path.name} "
-        f"cannot run here: build one with --format tensorrt, or run {file} in ONNX Runtime"
+        f"cannot run here: build an engine with --format tensorrt, or run {file} in ONNX Runtime"
     )
 
 
 def _other_version(path: Path, record: EngineRecord | None, trt: Any, again: str) -> ArtefactError:
     built = f"TensorRT {record.version}" if record else "another version of TensorRT"
-    return ArtefactError(f"{path} was built by {built}, this is {trt.__version__}: {again}")
+    return ArtefactError(f"{path} was built by {built}, but this is {trt.__version__}: {again}")
 
 
 def _diagnostics(data: bytes, runtime: Any) -> int:
-    """What TensorRT for RTX finds wrong with the beginning of the file; 0 where it cannot be asked."""
+    """Return what TensorRT for RTX finds wrong with the file's header; 0 where TensorRT has no such check."""
     if not hasattr(runtime, "get_engine_validity"):
         return 0
     return int(runtime.get_engine_validity(data[: runtime.engine_header_size])[1])

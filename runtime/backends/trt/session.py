@@ -1,4 +1,4 @@
-"""TensorRT engines (``.trt``, ``.engine``) on an NVIDIA GPU, of TensorRT and of TensorRT for RTX."""
+"""TensorRT engines (``.trt``, ``.engine``) on an NVIDIA GPU, for TensorRT and for TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ __all__ = ["TrtSession", "open_engine", "open_session"]
 
 
 def open_session(path: Path, *, provider: str = "auto", threads: int | None = None, contexts: int = 1) -> Session:
-    """Load an engine and, where it was built on a machine without a GPU, compare it with its reference values first.
+    """Load an engine. One that was built without a GPU is compared with its reference values first.
 
-    Where the rest of its network lies beside it, the two are one session.
+    If the second stage of the network lies beside the engine, the two form one session.
 
     Args:
         path: an existing ``.trt`` or ``.engine`` file.
-        provider: ``auto`` or ``cuda`` for the first GPU, ``cuda:1`` for another; ``tensorrt`` or ``tensorrt-rtx`` to
-            say which flavour an engine is of that has no record beside it.
-        threads: must be None: an engine has none.
+        provider: ``auto`` or ``cuda`` for the first GPU, ``cuda:1`` for another one. For an engine without a record,
+            ``tensorrt`` or ``tensorrt-rtx`` states its flavour.
+        threads: must be None: an engine does not run on CPU threads.
         contexts: how many runs may be on the GPU at the same time; each has its own stream and memory.
 
     Raises:
-        DeviceError: no GPU, none of that number, or one that the engine was not built for.
-        ArtefactError: the file is no engine, is damaged, or is of another TensorRT version.
+        DeviceError: there is no GPU, none with this number, or one that the engine was not built for.
+        ArtefactError: the file is not an engine, is damaged, or belongs to another TensorRT version.
         MissingDependencyError: the flavour, or the library for the GPU's memory, is not installed.
-        ParityError: it does not give its reference values.
+        ParityError: the outputs of the engine differ from its reference values.
         UsageError: an option that engines do not have.
     """
     if threads is not None:
-        raise UsageError(f"{path} is an engine and runs on a GPU: threads are for the CPU")
+        raise UsageError(f"{path} is an engine and runs on a GPU; threads are for the CPU: leave them out")
     if contexts < 1:
         raise UsageError(f"contexts must be at least 1, got {contexts}")
     record = record_of(path)
@@ -56,8 +56,8 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
     if flavour not in FLAVOURS:
         if len(installed()) != 1:
             raise UsageError(
-                f"{path} has no record ({path.name}.json) beside it that says which TensorRT it is of: put the two "
-                f"together, or pass the provider {' or '.join(FLAVOURS)}"
+                f"the flavour of TensorRT is unknown: {path} has no record ({path.name}.json) beside it; put the two "
+                f"into one folder, or pass the provider {' or '.join(FLAVOURS)}"
             )
         (flavour,) = installed()
     session = TrtSession(path, gpu, load_flavour(flavour), flavour, record, contexts=contexts)
@@ -73,7 +73,7 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
 
 
 def open_engine(path: Path, record: EngineRecord, gpu: Gpu) -> TrtSession:
-    """Load an engine whose record is known, without comparing it with anything."""
+    """Load an engine with a known record, without comparing it with reference values."""
     return TrtSession(path, gpu, load_flavour(record.flavour), record.flavour, record)
 
 
@@ -87,38 +87,38 @@ def _gpu(path: Path, index: int) -> Gpu:
 
 
 def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
-    """Hold the engine against what it must give; then its record says so."""
+    """Compare the engine with its reference values, then record that it is verified."""
     output = record.spec.output
     if isinstance(output, NmsOutputs):
         how = f"deploykit compare {expected_of(path)} {path}"
-        session.notes = (f"nothing verifies this engine's numbers yet: {how} does",)
+        session.notes = (f"the outputs of this engine are not verified yet: run {how}",)
         return
     expected = Expected.load(expected_of(path)).within(session.takes)
     for batch, reference, rows, found in runs(expected, path.name, session, output.plain):
         for each in differences(reference, path.name, batch.name, rows, found, output.plain.decoded, expected.limits):
             if not each.ok:
                 raise ParityError(
-                    f"{path.name} ran for the first time and does not give what its source gives: {each}; "
-                    f"deploykit compare {expected_of(path)} {path} shows everything"
+                    f"{path.name} ran for the first time and its outputs differ from the reference values: {each}; "
+                    f"deploykit compare {expected_of(path)} {path} shows all differences"
                 )
-    with suppress(DeployError):  # where the folder cannot be written it is compared each time
+    with suppress(DeployError):  # in a read-only folder the engine is compared each time
         replace(record, verified=True, unverified="").write(path)
 
 
 class TrtSession(Session):
-    """A network in TensorRT. ``run`` may be called from several threads; at most ``contexts`` of them are on the GPU.
+    """A network in TensorRT. Several threads may call ``run``; at most ``contexts`` of them are on the GPU.
 
     Args:
         path: the engine.
-        gpu: where it runs.
+        gpu: the GPU to run on.
         trt: the Python module of the flavour.
         flavour: ``tensorrt`` or ``tensorrt-rtx``.
-        record: of the engine, if there is one.
-        contexts: execution contexts, each with a stream and buffers of its own, made when they are needed.
+        record: the record of the engine, if there is one.
+        contexts: number of execution contexts; each has its own stream and buffers and is created when it is needed.
 
     Attributes:
-        stage_ms: of the last run of any thread: milliseconds on the GPU to copy the inputs in, to compute, and to
-            copy the outputs out, by events on the stream.
+        stage_ms: milliseconds on the GPU to copy the inputs in, to compute, and to copy the outputs out, measured by
+            events on the stream; those of the last run of any thread.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class TrtSession(Session):
     ) -> None:
         self._path, self._gpu, self._trt = path, gpu, trt
         self._log = BuildLog()
-        self._closed, self._places = False, contexts
+        self._closed, self._slots = False, contexts
         self.stage_ms = {}
         with gpu.bound():
             before = gpu.memory()[0]
@@ -143,7 +143,7 @@ class TrtSession(Session):
             self._contexts: list[TrtContext] = []
             self._idle: queue.LifoQueue[TrtContext | None] = queue.LifoQueue()
             for _ in range(contexts - 1):
-                self._idle.put(None)  # the place of one that is made when it is needed
+                self._idle.put(None)  # the slot of a context that is created when it is needed
             self._idle.put(self._new_context())
             self._weights = max(0, before - gpu.memory()[0])
         self.metadata = {METADATA_KEY: record.spec.to_json()} if record else {}
@@ -151,17 +151,19 @@ class TrtSession(Session):
         self.providers = (f"{version} on {gpu.name} (cuda:{gpu.index}, driver for CUDA {gpu.driver}, {gpu.binding})",)
         self.notes = ()
         if record and not record.verified and not expected_of(path).exists():
-            self.notes = (f"nothing verifies this engine's numbers: {record.unverified or 'it was never compared'}",)
+            self.notes = (
+                f"the outputs of this engine are not verified: {record.unverified or 'it was never compared'}",
+            )
 
     def layer_information(self) -> str:
-        """What the engine's inspector says of all layers: JSON text."""
+        """Return the engine inspector's description of all layers as JSON text."""
         with self._gpu.bound():
             inspector = self._engine.create_engine_inspector()
             return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
     @property
-    def device_memory(self) -> int:  # type: ignore[override]  # a constant of other sessions, here it grows
-        """Bytes of the GPU's memory: what loading took (weights, activations of one context) and all buffers since."""
+    def device_memory(self) -> int:  # type: ignore[override]  # it grows; other sessions have a constant
+        """Bytes of GPU memory taken by loading (weights, activations of one context) and by all buffers since."""
         return self._weights + sum(context.size for context in self._contexts)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -182,15 +184,15 @@ class TrtSession(Session):
             self._idle.put(context)
 
     def takes(self, shape: tuple[int, ...]) -> bool:
-        """See :meth:`deploykit.runtime.session.Session.takes`; here the optimisation profiles decide."""
+        """See :meth:`deploykit.runtime.session.Session.takes`; the optimisation profiles decide."""
         return super().takes(shape) and any(p[self._input_names[0]].covers(shape) for p in self.profiles)
 
     def close(self) -> None:
-        """Wait for the runs that are on the GPU, and give everything back."""
+        """Wait for the runs that are on the GPU, then free everything."""
         if self._closed:
             return
         self._closed = True
-        places = [self._idle.get() for _ in range(self._places)]
+        slots = [self._idle.get() for _ in range(self._slots)]
         with self._gpu.bound():
             for context in self._contexts:
                 context.close()
@@ -198,7 +200,7 @@ class TrtSession(Session):
             self._contexts.clear()
             del self._kernels
             self._engine = self._runtime = None
-        for _ in places:  # whoever waits for one wakes up, and finds the session closed
+        for _ in slots:  # waiting threads wake up and find the session closed
             self._idle.put(None)
 
     def _deserialized(self, record: EngineRecord | None) -> Any:
@@ -207,7 +209,7 @@ class TrtSession(Session):
             raise ArtefactError(f"{self._path} is empty (0 bytes): build it again, or copy it again")
         if record and record.size != len(data):
             raise ArtefactError(
-                f"{self._path} has {len(data):,} bytes, its record says {record.size:,}: copy the two together again"
+                f"{self._path} has {len(data):,} bytes, but its record says {record.size:,}: copy both again"
             )
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
@@ -219,12 +221,14 @@ class TrtSession(Session):
         engine = self._engine
         if engine.get_tensor_format(name) != self._trt.TensorFormat.LINEAR:
             raise ArtefactError(
-                f"{self._path} has {name!r} in the layout {engine.get_tensor_format_desc(name)}: build it with plain "
+                f"{self._path} has {name!r} in the layout {engine.get_tensor_format_desc(name)}: build it with linear "
                 "inputs and outputs"
             )
         dtype = dtype_name(engine.get_tensor_dtype(name))
         if dtype not in NUMPY_NAMES.values():
-            raise ArtefactError(f"{self._path} has {name!r} of type {dtype}, which numpy lacks: build it with fp32")
+            raise ArtefactError(
+                f"{self._path} has {name!r} of type {dtype}, which numpy lacks: build it with fp32 inputs and outputs"
+            )
         shape = tuple(None if side < 0 else int(side) for side in engine.get_tensor_shape(name))
         return TensorInfo(name, shape, dtype)
 
@@ -236,7 +240,7 @@ class TrtSession(Session):
         return shapes
 
     def _profile_for(self, inputs: Mapping[str, Array]) -> int:
-        """The first profile that covers every input, those whose best shape it is first."""
+        """Return the first profile that covers every input; one whose ``best`` shape matches takes precedence."""
         shapes = {name: value.shape for name, value in inputs.items()}
         fitting = [i for i, p in enumerate(self.profiles) if all(p[n].covers(s) for n, s in shapes.items())]
         if not fitting:

@@ -98,7 +98,7 @@ def test_what_runs_where_is_told(halves: dict[str, ExportReport]) -> None:
     assert parity is not None
     assert any("ONNX Runtime's CPU provider does not run bf16 convolutions" in note for note in parity.notes)
     assert halves["bf16"].notes[-1] == "opset 22 instead of 18: below it ONNX has no bf16"
-    with pytest.raises(BackendError, match=r"Conv.*; bf16 and fp8 are for a GPU"):
+    with pytest.raises(BackendError, match=r"Conv.*; bf16 and fp8 need a GPU"):
         open_session(halves["bf16"].path)
     with open_session(halves["bf16"].path, backend="torch") as session:
         assert session.run({"images": np.zeros((1, 3, 64, 64), np.float32)})["output"].dtype == np.float32

@@ -194,7 +194,7 @@ def test_images_beside_the_listed_ones_are_not_looked_at(model: Path, folder: Fo
 
 def test_a_listed_image_that_cannot_be_read_is_an_error(model: Path, folder: Folder) -> None:
     (folder.images / "000000000001.png").write_bytes(b"not an image")
-    with pytest.raises(ImageError, match=r"000000000001.png is not a whole image"):
+    with pytest.raises(ImageError, match=r"000000000001.png is not a complete image"):
         _evaluated(model, folder, allow_missing=True)
 
 

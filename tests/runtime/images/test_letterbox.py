@@ -1,4 +1,4 @@
-"""Images on a canvas and back."""
+"""Images on a canvas, and points mapped to it and back."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def _image(height: int, width: int, seed: int = 0) -> Array:
     [
         ((1080, 1920), (960, 960), Fit(stride=64), (540, 960), (960, 960), (0, 210)),
         ((1080, 1920), (960, 960), Fit(stride=64, auto=True), (540, 960), (576, 960), (0, 18)),
-        ((427, 640), (640, 640), Fit(), (427, 640), (640, 640), (0, 106)),  # the odd row goes below
+        ((427, 640), (640, 640), Fit(), (427, 640), (640, 640), (0, 106)),  # the odd row is added below
         ((640, 427), (640, 640), Fit(anchor="top-left"), (640, 427), (640, 640), (0, 0)),
         ((640, 5), (320, 320), Fit(), (320, 2), (320, 320), (159, 0)),  # 2.5 rounds to even
         ((640, 7), (320, 320), Fit(), (320, 4), (320, 320), (158, 0)),
         ((640, 7), (320, 320), Fit(rounding="floor"), (320, 3), (320, 320), (158, 0)),
-        ((4000, 1), (320, 320), Fit(), (320, 1), (320, 320), (159, 0)),  # never without a pixel
+        ((4000, 1), (320, 320), Fit(), (320, 1), (320, 320), (159, 0)),  # at least one pixel
         ((100, 50), (640, 640), Fit(), (640, 320), (640, 640), (160, 0)),
         ((100, 50), (640, 640), Fit(scale_up=False), (100, 50), (640, 640), (295, 270)),
         ((100, 50), (640, 640), Fit(scale_up=False, auto=True), (100, 50), (128, 64), (7, 14)),
@@ -53,7 +53,7 @@ def test_a_fixed_shape_overrides_auto() -> None:
     assert Letterbox.fit((1080, 1920), (960, 960), Fit(auto=True), auto=False).canvas == (960, 960)
 
 
-def test_fits_that_need_more_than_one_canvas_are_refused() -> None:
+def test_a_fit_in_tiles_is_refused() -> None:
     with pytest.raises(SpecError, match="'tile'"):
         Letterbox.fit((10, 10), (32, 32), Fit(kind="tile"))
 
@@ -72,7 +72,7 @@ SIZES = st.tuples(st.integers(5, 20), st.integers(5, 20)).map(lambda t: (t[0] * 
 
 
 @given(source=st.tuples(SIDES, SIDES), size=SIZES, fit=FITS, where=st.tuples(st.floats(0, 1), st.floats(0, 1)))
-def test_points_come_back_within_a_thousandth_of_a_pixel_and_the_image_stays_on_the_canvas(
+def test_points_map_back_within_a_thousandth_of_a_pixel_and_the_image_stays_on_the_canvas(
     source: tuple[int, int], size: tuple[int, int], fit: Fit, where: tuple[float, float]
 ) -> None:
     letterbox = Letterbox.fit(source, size, fit)
@@ -100,7 +100,7 @@ def test_the_canvas_is_opencvs_resize_with_opencvs_border(source: tuple[int, int
 
 
 def top_left(image: Array, size: tuple[int, int]) -> tuple[Array, tuple[int, int]]:
-    """YOLOX's preprocessing, written down again: one ratio, sizes cut to integers, the rest filled with 114."""
+    """YOLOX's preprocessing, written again: one ratio, sizes truncated to integers, a border of 114."""
     ratio = min(size[0] / image.shape[0], size[1] / image.shape[1])
     height, width = int(image.shape[0] * ratio), int(image.shape[1] * ratio)
     canvas = np.full((*size, 3), 114, np.uint8)
@@ -109,7 +109,7 @@ def top_left(image: Array, size: tuple[int, int]) -> tuple[Array, tuple[int, int
 
 
 @given(st.integers(8, 90), st.integers(8, 90), st.sampled_from(((64, 64), (32, 96), (96, 64))), st.integers(0, 9))
-def test_top_left_and_floor_is_the_preprocessing_of_yolox(
+def test_top_left_with_floor_is_the_preprocessing_of_yolox(
     height: int, width: int, size: tuple[int, int], seed: int
 ) -> None:
     image = _image(height, width, seed)
@@ -118,15 +118,15 @@ def test_top_left_and_floor_is_the_preprocessing_of_yolox(
     assert (letterbox.resized, letterbox.pad) == ((h, w), (0, 0))
     canvas = letterbox.apply(image)
     assert np.array_equal(canvas, expected)
-    # One axis fits the canvas, and no more than a pixel is lost to the cut on the other one.
+    # One axis fills the canvas, and truncation costs the other at most one pixel.
     assert size[0] - h <= 1 or size[1] - w <= 1
-    # The inverse is that of what was done: the image's corners come back exactly, not as the one ratio has them.
+    # The inverse is exact: the image's corners map back to themselves, which one ratio would not achieve.
     corners = np.array([[0.0, 0.0], [w, h]])
     assert np.allclose(letterbox.to_source(corners), [[0, 0], [width, height]], rtol=0, atol=1e-12 * max(height, width))
     points = np.random.default_rng(seed).uniform(0, 60, (5, 4))
     assert np.allclose(letterbox.to_source(letterbox.to_network(points)), points, rtol=0, atol=1e-9)
     assert np.allclose(letterbox.to_source(points), points / np.array([w / width, h / height] * 2), rtol=1e-12)
-    # The network's input: these very bytes, blue first.
+    # The network's input holds these bytes, blue first.
     fed = blob([canvas], InputSpec(size=size, colour="bgr", scale=1.0))
     assert np.array_equal(fed[0], expected.transpose(2, 0, 1).astype(np.float32))
 
@@ -140,7 +140,7 @@ def test_legacy_weights_of_yolox_get_normalised_rgb() -> None:
     assert np.allclose(blob([canvas], spec)[0], expected, rtol=0, atol=1e-6)
 
 
-def test_edges_of_the_image_are_edges_of_what_lies_on_the_canvas() -> None:
+def test_edges_of_the_image_map_to_its_edges_on_the_canvas() -> None:
     letterbox = Letterbox.fit((427, 641), (320, 320), Fit())
     canvas = letterbox.apply(np.full((427, 641, 3), 255, np.uint8))
     rows, columns = np.nonzero(canvas[:, :, 0] == 255)
@@ -154,7 +154,7 @@ def test_keypoints_map_like_boxes() -> None:
     assert np.allclose(letterbox.to_network(points).reshape(1, 4), letterbox.to_network(points.reshape(1, 4)))
 
 
-def test_a_letterbox_takes_only_the_size_that_it_was_made_for() -> None:
+def test_a_letterbox_refuses_images_of_another_size() -> None:
     with pytest.raises(ImageError, match=r"\(10, 20\).*\(20, 10\)"):
         Letterbox.fit((10, 20), (64, 64), Fit()).apply(_image(20, 10))
 

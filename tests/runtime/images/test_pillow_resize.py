@@ -1,4 +1,4 @@
-"""Resizing as Pillow does it, byte for byte; and the crop of torchvision's evaluation on top of it."""
+"""Resizing as Pillow does, byte for byte, and torchvision's evaluation crop on top of it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from deploykit.runtime.images.pillow_resize import FILTERS, resample
 from deploykit.runtime.images.placing import place
 from deploykit.spec import Fit, InputSpec
 
-pillow = pytest.importorskip("PIL.Image", reason="Pillow is what the bytes are compared with")
+pillow = pytest.importorskip("PIL.Image", reason="the bytes are compared with those of Pillow")
 CODES = {"bilinear": 2, "bicubic": 3, "lanczos": 1}
 sides = st.integers(1, 150)
 
@@ -20,27 +20,27 @@ sides = st.integers(1, 150)
 @pytest.mark.parametrize("kind", FILTERS)
 @settings(max_examples=60, deadline=None)
 @given(source=st.tuples(sides, sides), size=st.tuples(sides, sides), seed=st.integers(0, 99), hard=st.booleans())
-def test_the_bytes_are_pillows(
+def test_bytes_equal_those_of_pillow(
     kind: str, source: tuple[int, int], size: tuple[int, int], seed: int, hard: bool
 ) -> None:
-    """Pillow 13 takes columns first where that is cheaper, older ones never; two calls fix the order."""
+    """Pillow 13 resizes columns first where that is cheaper, older versions never do; two calls fix the order."""
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (*source, 3), np.uint8)
-    if hard:  # black and white, where the filters go beyond the range and are cut off
+    if hard:  # black and white, where the filters leave the range and are clipped
         image = (image > 127).astype(np.uint8) * np.uint8(255)
     rows = pillow.fromarray(image).resize((size[1], source[0]), CODES[kind])
     expected = np.asarray(rows.resize((size[1], size[0]), CODES[kind]))
     np.testing.assert_array_equal(resample(image, size, kind), expected)
 
 
-def test_channels_are_treated_alike() -> None:
+def test_channels_are_independent() -> None:
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 5), np.uint8)
     found = resample(image, (17, 50), "bicubic")
     for i in range(5):
         np.testing.assert_array_equal(found[..., i], resample(image[..., i], (17, 50), "bicubic"))
 
 
-def test_a_letterbox_resizes_so_too() -> None:
+def test_a_letterbox_can_resize_as_pillow_does() -> None:
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     box = Letterbox.fit((60, 90), (64, 64), Fit(resample="bicubic"))
     np.testing.assert_array_equal(box.apply(image)[box.pad[1] : box.pad[1] + 43], resample(image, (43, 64), "bicubic"))
@@ -48,8 +48,8 @@ def test_a_letterbox_resizes_so_too() -> None:
 
 @pytest.mark.parametrize("share", [0.875, 0.9, 0.95, 1.0])
 @pytest.mark.parametrize("source", [(300, 401), (401, 300), (224, 224), (50, 77), (333, 250), (249, 250)])
-def test_a_crop_is_that_of_torchvision(source: tuple[int, int], share: float) -> None:
-    """Resize(floor(size / share)) of the shorter side, the longer one cut to whole pixels, and CenterCrop."""
+def test_a_crop_equals_that_of_torchvision(source: tuple[int, int], share: float) -> None:
+    """Resize(floor(size / share)) on the shorter side, the longer one truncated to whole pixels, then CenterCrop."""
     image = np.random.default_rng(1).integers(0, 256, (*source, 3), np.uint8)
     short = int(224 / share)
     width, height = (short, int(short * source[0] / source[1])), (int(short * source[1] / source[0]), short)

@@ -1,4 +1,4 @@
-"""Images from files, bytes and arrays."""
+"""Images from files, encoded bytes and arrays."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ def test_exif_orientation_turns_the_image_upright() -> None:
     ],
     ids=["grey", "colour", "alpha", "16 bits"],
 )
-def test_every_kind_of_png_becomes_bgr_of_8_bits(image: Array, expected: int) -> None:
+def test_every_kind_of_png_becomes_8_bit_bgr(image: Array, expected: int) -> None:
     decoded = decode_image(_encoded(image))
     assert (decoded.shape, decoded.dtype) == ((4, 5, 3), np.uint8)
     assert (decoded == expected).all()
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (4, 5, 4)])
-def test_uint8_arrays_of_every_usual_shape_become_bgr(shape: tuple[int, ...]) -> None:
+def test_uint8_arrays_of_every_supported_shape_become_bgr(shape: tuple[int, ...]) -> None:
     assert np.array_equal(as_bgr(np.full(shape, 9, np.uint8)), np.full((4, 5, 3), 9, np.uint8))
 
 
@@ -82,15 +82,15 @@ def test_a_slice_of_an_array_becomes_contiguous() -> None:
         (np.zeros((0, 5, 3), np.uint8), "empty"),
     ],
 )
-def test_an_array_that_is_no_bgr_image_is_refused_with_what_it_is(array: Array, words: str) -> None:
+def test_an_array_that_is_not_a_bgr_image_is_refused_and_described(array: Array, words: str) -> None:
     with pytest.raises(ImageError, match=words):
         as_bgr(array)
 
 
-def test_bytes_that_are_no_whole_image_are_refused() -> None:
+def test_bytes_that_are_not_a_complete_image_are_refused() -> None:
     for suffix in (".png", ".jpg"):
         whole = _encoded(_image(90, 120), suffix)
-        with pytest.raises(ImageError, match="not a whole image"):
+        with pytest.raises(ImageError, match="not a complete image"):
             decode_image(whole[: len(whole) // 2])
     with pytest.raises(ImageError, match=r"11 bytes, starting 68 65 6c 6c"):
         decode_image(b"hello world")
@@ -98,16 +98,16 @@ def test_bytes_that_are_no_whole_image_are_refused() -> None:
         decode_image(b"")
 
 
-def test_a_jpeg_without_its_end_is_refused_even_with_a_whole_thumbnail_inside() -> None:
+def test_a_truncated_jpeg_is_refused_even_with_a_complete_thumbnail_inside() -> None:
     thumbnail = _encoded(_image(8, 8), ".jpg")
     plain = _encoded(_image(90, 120), ".jpg")
     whole = plain[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + plain[2:]
     assert decode_image(whole + b"what some cameras append").shape == (90, 120, 3)
-    with pytest.raises(ImageError, match="not a whole image"):
+    with pytest.raises(ImageError, match="not a complete image"):
         decode_image(whole[:-2])
 
 
-def test_unreadable_files_say_why(tmp_path: Path) -> None:
+def test_the_error_for_an_unreadable_file_gives_the_reason(tmp_path: Path) -> None:
     (tmp_path / "people.jpg").write_bytes(b"")
     with pytest.raises(ImageError, match=r"people\.jpg is empty"):
         read_image(tmp_path / "people.jpg")
@@ -120,5 +120,5 @@ def test_unreadable_files_say_why(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="null byte"):
         read_image("a\0.jpg")
     (tmp_path / "shot.NEF").write_bytes(b"II*\0")
-    with pytest.raises(ImageError, match="raw file"):
+    with pytest.raises(ImageError, match="RAW file"):
         read_image(tmp_path / "shot.NEF")

@@ -1,4 +1,4 @@
-"""Files, folders, lists, videos and cameras as frames; and recording."""
+"""Files, folders, lists, videos and cameras as frames, and the video writer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def film(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_folder_gives_its_own_images_by_name(folder: Path) -> None:
+def test_a_folder_provides_its_own_images_by_name(folder: Path) -> None:
     source = open_source(folder)
     frames = list(source.frames())
     assert source.total == 3
@@ -47,25 +47,25 @@ def test_a_folder_gives_its_own_images_by_name(folder: Path) -> None:
     assert all(f.number is None and f.read_ms > 0 for f in frames)
 
 
-def test_a_folder_without_images_says_what_is_in_it(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match="but no file"):
+def test_the_error_for_a_folder_without_images_says_what_is_in_it(tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match="no file at all"):
         open_source(tmp_path)
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ImageError, match="but 1 other file"):
+    with pytest.raises(ImageError, match="only 1 other file"):
         open_source(tmp_path)
 
 
-def test_an_unreadable_image_stops_unless_somebody_is_told(folder: Path) -> None:
+def test_an_unreadable_image_is_an_error_or_skipped(folder: Path) -> None:
     (folder / "b.png").write_bytes(b"broken")
     with pytest.raises(ImageError, match=r"b\.png"):
         list(open_source(folder).frames())
-    told: list[DeployError] = []
-    assert [Path(f.name).name for f in open_source(folder).frames(told.append)] == ["a.JPG", "c.webp"]
-    assert len(told) == 1
-    assert "b.png" in str(told[0])
+    skipped: list[DeployError] = []
+    assert [Path(f.name).name for f in open_source(folder).frames(skipped.append)] == ["a.JPG", "c.webp"]
+    assert len(skipped) == 1
+    assert "b.png" in str(skipped[0])
 
 
-def test_lists_mix_files_bytes_and_arrays(folder: Path) -> None:
+def test_a_list_may_mix_files_bytes_and_arrays(folder: Path) -> None:
     source = open_source([folder / "b.png", (folder / "b.png").read_bytes(), _frame(20)])
     frames = list(source.frames())
     assert all(np.array_equal(f.image, _frame(20)) for f in frames)
@@ -73,7 +73,7 @@ def test_lists_mix_files_bytes_and_arrays(folder: Path) -> None:
     assert [Path(f.name).name for f in frames] == ["b.png", "", ""]
 
 
-def test_a_video_gives_its_frames_in_order(film: Path) -> None:
+def test_a_video_provides_its_frames_in_order(film: Path) -> None:
     source = open_source(str(film))
     assert isinstance(source, Video)
     assert (source.total, source.fps, source.live) == (4, 12.5, False)
@@ -84,11 +84,13 @@ def test_a_video_gives_its_frames_in_order(film: Path) -> None:
 
 def test_a_broken_video_is_an_image_error(film: Path) -> None:
     film.write_bytes(film.read_bytes()[:200])
-    with pytest.raises(ImageError, match="not a video that OpenCV reads"):
+    with pytest.raises(ImageError, match="not a video that OpenCV can read"):
         open_source(film)
 
 
-def test_what_a_word_means(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_kind_of_a_source_follows_from_its_name(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert [kind_of(s) for s in (0, "0", folder, "a.MP4", "a.jpg", "a")] == [
         "camera", "camera", "folder", "video", "image", "image",
     ]  # fmt: skip
@@ -97,13 +99,13 @@ def test_what_a_word_means(tmp_path: Path, folder: Path, monkeypatch: pytest.Mon
     assert kind_of("0") == "image"
 
 
-def test_sources_that_are_not_there_are_named(folder: Path) -> None:
+def test_missing_sources_are_named(folder: Path) -> None:
     with pytest.raises(NotFoundError, match=r"did you mean b\.png"):
         open_source(folder / "bb.png")
-    with pytest.raises(NotFoundError, match="camera 63 does not open"):
+    with pytest.raises(NotFoundError, match="cannot open camera 63"):
         open_source("63")
     with pytest.raises(NotFoundError, match="does not exist"):
-        open_source("a" * 5000)  # longer than the system's names may be
+        open_source("a" * 5000)  # longer than the system allows
     with pytest.raises(UsageError, match="got float"):
         open_source(1.5)  # type: ignore[arg-type]
 

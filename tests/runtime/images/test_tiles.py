@@ -1,4 +1,4 @@
-"""Tiles: every pixel once, from a tile in which it lies deep enough; and the seam, where there is one."""
+"""Tiles keep every pixel once, far enough from artificial edges; seams appear only where the overlap is too small."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ from deploykit.runtime.images.tiles import Tiling, plan_tiles, run_tiled
     step=st.sampled_from([1, 2, 3, 16]),
 )
 @settings(deadline=None, max_examples=400)
-def test_each_pixel_is_kept_once_and_lies_deep_enough(side: int, steps: int, overlap: int, step: int) -> None:
+def test_each_pixel_is_kept_once_and_far_enough_from_artificial_edges(
+    side: int, steps: int, overlap: int, step: int
+) -> None:
     tile = max(steps // step, 1) * step
     overlap = min(overlap, (tile - step) // 2)
     tiling = Tiling((tile, tile), overlap, step=step)
@@ -45,7 +47,7 @@ def test_each_pixel_is_kept_once_and_lies_deep_enough(side: int, steps: int, ove
 
 
 def blur(images: Array, rounds: int) -> Array:
-    """Means of 3 x 3 pixels with zeros around, so many times: a convolution whose receptive field is ``rounds``."""
+    """Repeated 3 x 3 mean filters with zero padding: a convolution whose receptive field is ``rounds``."""
     for _ in range(rounds):
         padded = np.pad(images, ((0, 0), (0, 0), (1, 1), (1, 1)))
         height, width = images.shape[2:]
@@ -58,7 +60,7 @@ def blur(images: Array, rounds: int) -> Array:
     batch=st.integers(1, 5),
 )  # fmt: skip
 @settings(deadline=None, max_examples=60)
-def test_there_is_no_seam_where_the_overlap_covers_the_receptive_field(
+def test_no_seam_where_the_overlap_covers_the_receptive_field(
     height: int, width: int, tile: int, rounds: int, batch: int
 ) -> None:
     image = np.random.default_rng(0).random((2, height, width))
@@ -69,7 +71,7 @@ def test_there_is_no_seam_where_the_overlap_covers_the_receptive_field(
     assert found.shape == image.shape
 
 
-def test_there_is_a_seam_where_it_does_not() -> None:
+def test_a_seam_where_the_overlap_does_not_cover_the_receptive_field() -> None:
     errors = []
     for overlap in range(6):
         side = 32 + 3 * (32 - 2 * overlap)  # no tile overlaps more than it must
@@ -81,14 +83,14 @@ def test_there_is_a_seam_where_it_does_not() -> None:
     assert max(errors[4:]) < 1e-12
 
 
-def test_a_network_may_enlarge() -> None:
+def test_a_network_may_enlarge_its_input() -> None:
     image = np.random.default_rng(0).random((3, 20, 31), np.float32)
     found = run_tiled(lambda x: x.repeat(2, 2).repeat(2, 3), image, Tiling((16, 16), 3, 2))
     np.testing.assert_array_equal(found, image.repeat(2, 1).repeat(2, 2))
     assert found.dtype == np.float32
 
 
-def test_a_fixed_batch_is_always_whole() -> None:
+def test_a_fixed_batch_is_always_full() -> None:
     shapes: list[tuple[int, ...]] = []
     done: list[tuple[int, int]] = []
 
@@ -121,7 +123,7 @@ def test_images_smaller_than_a_tile_are_mirrored() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 16])
-def test_memory_is_that_of_the_tiles(step: int) -> None:
+def test_memory_is_limited_to_the_tiles_of_a_batch(step: int) -> None:
     image = np.zeros((4, 1501, 1499), np.float32)
     tiling = Tiling((128, 128), 16, 2, step)
     run_tiled(lambda x: x * 2, image[:, :256, :256], tiling)
@@ -136,19 +138,19 @@ def test_memory_is_that_of_the_tiles(step: int) -> None:
     ("arguments", "words"),
     [
         (((64, 64), 32), "keep nothing: choose larger tiles"),
-        (((64, 64), -1), "an overlap of at least 0"),
-        (((0, 64), 0), "at least 1 pixel a side"),
-        (((64, 64), 0, 0), "at least 1 at a time"),
+        (((64, 64), -1), "the overlap at least 0"),
+        (((0, 64), 0), "tile sides, batch and step must be at least 1"),
+        (((64, 64), 0, 0), "tile sides, batch and step must be at least 1"),
         (((64, 60), 0, 1, 16), "multiples of 16 pixels"),
         (((64, 64), 25, 1, 16), "keep nothing"),
     ],
 )
-def test_tilings_that_cannot_be(arguments: tuple[object, ...], words: str) -> None:
+def test_impossible_tilings_are_refused(arguments: tuple[object, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         Tiling(*arguments)  # type: ignore[arg-type]  # what is tested
 
 
 @pytest.mark.parametrize("crop", [(slice(None), slice(None), slice(1)), (slice(1),)])
-def test_a_network_of_another_size_is_refused(crop: tuple[slice, ...]) -> None:
-    with pytest.raises(BackendError, match="a whole number of times as large"):
+def test_a_network_whose_output_has_another_size_is_refused(crop: tuple[slice, ...]) -> None:
+    with pytest.raises(BackendError, match="an integer multiple"):
         run_tiled(lambda x: x[crop], np.zeros((1, 30, 30)), Tiling((8, 8), 1, 2))

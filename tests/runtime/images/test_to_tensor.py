@@ -1,4 +1,4 @@
-"""The blob: canvases as a network's input."""
+"""Canvases as a network's input tensor."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ def _image(height: int, width: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def test_a_blob_is_rgb_planes_of_exact_quotients() -> None:
+def test_the_tensor_holds_rgb_planes_of_exact_quotients() -> None:
     canvases = [_image(32, 64, seed) for seed in range(3)]
     expected = np.stack(canvases)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
     assert np.array_equal(blob(canvases, InputSpec()), expected)
 
 
-def test_a_blob_can_keep_bgr_and_normalise() -> None:
+def test_the_tensor_can_keep_bgr_and_normalise() -> None:
     canvas = _image(32, 64)
     spec = InputSpec(colour="bgr", scale=1.0, mean=(103.5, 116.25, 123.0), std=(57.0, 58.0, 59.0))
     expected = ((canvas.astype(np.float64) - spec.mean) / spec.std).transpose(2, 0, 1)[None]
     assert np.array_equal(blob([canvas], spec), expected.astype(np.float32))
 
 
-def test_a_blob_fills_the_slots_that_no_image_takes_with_zeros() -> None:
+def test_unused_slots_of_the_batch_are_zeros() -> None:
     canvas = _image(32, 64)
     out = np.full((3, 3, 32, 64), 9, np.float32)
     assert blob([canvas], InputSpec(), out) is out
@@ -36,7 +36,7 @@ def test_a_blob_fills_the_slots_that_no_image_takes_with_zeros() -> None:
     assert not out[1:].any()
 
 
-def test_blobs_of_several_threads_do_not_mix() -> None:
+def test_threads_do_not_share_scratch_memory() -> None:
     canvases = [_image(64, 64, seed) for seed in range(40)]
     expected = [blob([c], InputSpec()) for c in canvases]
     with ThreadPoolExecutor(4) as pool:

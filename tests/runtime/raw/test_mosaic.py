@@ -1,4 +1,4 @@
-"""RAW images: what is read from a file, packed channels and back, and files that another program reopens."""
+"""RAW images: reading files, packing channels and back, and written files that another program can open."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def image(height: int = 6, width: int = 8, pattern: str = "RGGB", **changes: Any
     black=st.tuples(*[st.integers(0, 4000)] * 4), room=st.integers(1, 60_000),
 )  # fmt: skip
 @settings(max_examples=200)
-def test_unpacking_undoes_packing(
+def test_unpacking_inverts_packing(
     height: int, width: int, pattern: str, black: tuple[int, int, int, int], room: int
 ) -> None:
     raw = image(height, width, pattern, black=black, white=max(black) + room)
@@ -46,7 +46,7 @@ def test_unpacking_undoes_packing(
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_channels_are_red_two_greens_and_blue(pattern: str) -> None:
+def test_channels_are_red_green_green_and_blue(pattern: str) -> None:
     raw = image(4, 4, pattern, black=(0, 0, 0, 0), white=100)
     colours = np.resize(np.array(PATTERNS[pattern]).reshape(2, 2), (2, 2))
     mosaic = np.tile(colours, (2, 2)).astype(np.uint16) * 10
@@ -63,7 +63,7 @@ def test_each_colour_has_its_own_black_level() -> None:
     assert unpack(np.ones((4, 1, 1), np.float32), raw).mosaic.tolist() == [[110, 110], [110, 110]]
 
 
-def test_values_stay_within_the_levels() -> None:
+def test_values_are_clipped_to_the_levels() -> None:
     raw = image(2, 2, black=(10, 10, 10, 10), white=110)
     planes = np.array([-0.5, 0.5, 1.5, np.nan], np.float32)[:, None, None]
     assert unpack(planes, raw).mosaic.tolist() == [[10, 60], [110, 10]]
@@ -74,14 +74,14 @@ def test_values_stay_within_the_levels() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"mosaic": np.zeros((2, 2))}, "a mosaic is uint16"),
-        ({"mosaic": np.zeros((2, 2, 3), np.uint16)}, "a mosaic is uint16"),
-        ({"pattern": (0, 1, 2, 1)}, "two greens on a diagonal"),
-        ({"pattern": (0, 0, 2, 2)}, "two greens on a diagonal"),
-        ({"black": (0, 0, 0, 2000)}, "lie under the white level"),
+        ({"mosaic": np.zeros((2, 2))}, "a mosaic must be uint16"),
+        ({"mosaic": np.zeros((2, 2, 3), np.uint16)}, "a mosaic must be uint16"),
+        ({"pattern": (0, 1, 2, 1)}, "two greens on one diagonal"),
+        ({"pattern": (0, 0, 2, 2)}, "two greens on one diagonal"),
+        ({"black": (0, 0, 0, 2000)}, "must be below the white level"),
     ],
 )
-def test_what_is_no_raw_image(changes: dict[str, Any], words: str) -> None:
+def test_an_invalid_raw_image_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         replace(image(), **changes)
 
@@ -93,7 +93,7 @@ def opened(path: Path) -> Any:
 
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_a_file_is_reopened_as_it_was(tmp_path: Path, pattern: str, size: tuple[int, int]) -> None:
+def test_a_written_file_reads_back_unchanged(tmp_path: Path, pattern: str, size: tuple[int, int]) -> None:
     matrix = ((0.9, -0.2, -0.1), (-0.4, 1.2, 0.2), (-0.1, 0.2, 0.6))
     raw = image(*size, pattern, white_balance=(2.0, 1.0, 1.5), matrix=matrix, flip=6)
     path = tmp_path / "x.dng"
@@ -106,7 +106,7 @@ def test_a_file_is_reopened_as_it_was(tmp_path: Path, pattern: str, size: tuple[
     found = np.array(again.white_balance)
     np.testing.assert_allclose(found / found[1], (2.0, 1.0, 1.5), rtol=1e-5)
     second = tmp_path / "y.dng"
-    second.write_bytes(dng_bytes(again))  # LibRaw does not tell the matrix of a camera that it does not know
+    second.write_bytes(dng_bytes(again))  # LibRaw reports no matrix for a camera that it does not know
     kind, count, values = tiff_tags(second.read_bytes())[50721]
     assert (kind, count) == (10, 9)
     pairs = np.frombuffer(values, "<i4").reshape(9, 2)
@@ -114,7 +114,7 @@ def test_a_file_is_reopened_as_it_was(tmp_path: Path, pattern: str, size: tuple[
     np.testing.assert_array_equal(read_raw(second).mosaic, raw.mosaic)
 
 
-def test_a_camera_of_which_nothing_is_known_gets_a_file_that_opens(tmp_path: Path) -> None:
+def test_a_file_of_an_unknown_camera_can_be_opened(tmp_path: Path) -> None:
     path = tmp_path / "x.dng"
     path.write_bytes(dng_bytes(image(64, 64)))
     with opened(path) as raw:
@@ -129,7 +129,7 @@ def test_a_camera_of_which_nothing_is_known_gets_a_file_that_opens(tmp_path: Pat
         ("RAW_KODAK_DC50.KDC", "GRBG", (512, 768), 0, 16383),
     ],
 )
-def test_files_of_cameras(
+def test_camera_files_survive_a_round_trip(
     shared: Path, tmp_path: Path, name: str, pattern: str, size: tuple[int, int], black: int, white: int
 ) -> None:
     pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
@@ -149,19 +149,19 @@ def test_files_of_cameras(
 @pytest.mark.data
 def test_a_file_without_its_pixels_is_refused(shared: Path, tmp_path: Path) -> None:
     pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
-    with pytest.raises(ImageError, match=r"says that it has 8,185,248 pixels, and holds 22 bytes of them"):
+    with pytest.raises(ImageError, match=r"declares 8,185,248 pixels but holds only 22 bytes of them"):
         read_raw(shared / "data" / "images" / "raw" / "DNG.dng")
     whole = dng_bytes(image(64, 64))
     (tmp_path / "x.dng").write_bytes(whole[:-8150])
-    with pytest.raises(ImageError, match="says that it has 4,096 pixels, and holds 42 bytes"):
+    with pytest.raises(ImageError, match="declares 4,096 pixels but holds only 42 bytes"):
         read_raw(tmp_path / "x.dng")
 
 
-def test_what_libraw_does_not_read(tmp_path: Path) -> None:
+def test_files_that_libraw_cannot_read_are_refused(tmp_path: Path) -> None:
     pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
     path = tmp_path / "x.dng"
     path.write_bytes(b"II*\0" + bytes(200))
-    with pytest.raises(ImageError, match="is not a RAW image that LibRaw reads"):
+    with pytest.raises(ImageError, match="is not a RAW image that LibRaw can read"):
         read_raw(path)
     with pytest.raises(NotFoundError, match="a RAW image was expected"):
         read_raw(tmp_path / "y.dng")
@@ -170,7 +170,7 @@ def test_what_libraw_does_not_read(tmp_path: Path) -> None:
 
 
 def tiff(order: str, entries: list[tuple[int, int, int, bytes]]) -> bytes:
-    """A file of one directory; values of more than four bytes follow it."""
+    """A TIFF with one directory; values of more than four bytes follow it."""
     mark = b"II" if order == "<" else b"MM"
     place = 10 + 12 * len(entries) + 4
     directory, behind = b"", b""
@@ -194,7 +194,7 @@ def test_tags_are_read_in_either_byte_order(order: str) -> None:
 
 @given(st.binary(max_size=400), st.integers(0, 400))
 @settings(max_examples=300)
-def test_damaged_tags_are_left_out(noise: bytes, cut: int) -> None:
+def test_damaged_tags_are_skipped(noise: bytes, cut: int) -> None:
     whole = tiff("<", [(272, 2, 6, b"model\0"), (330, 4, 1, struct.pack("<I", 8)), (50728, 5, 1, bytes(8))])
     for data in (b"II*\0\x08\0\0\0" + noise, whole[:cut] + noise, noise):
         tags = tiff_tags(data)

@@ -1,4 +1,4 @@
-"""The TensorRT plugin's library is loaded where it fits, once, and never for TensorRT for RTX."""
+"""The TensorRT plugin library is loaded if it fits, once, and never for TensorRT for RTX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deploykit.runtime.native.library import FOLDER
 
 
 class Registry:
-    """TensorRT's registry of plugins; ``taken`` is what it answers."""
+    """TensorRT's plugin registry; ``taken`` is what it returns."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
@@ -30,7 +30,7 @@ class Registry:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    """Stand-ins for both flavours, version 10.16, and a library that says that it was built for TensorRT 10."""
+    """Stand-ins for both flavours, version 10.16, and a library that reports TensorRT 10 headers."""
     found = Registry()
     for name in ("tensorrt", "tensorrt_rtx"):
         module = types.ModuleType(name)
@@ -47,18 +47,20 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
     return found
 
 
-def test_it_is_loaded_once(registry: Registry, tmp_path: Path) -> None:
+def test_the_library_is_loaded_once(registry: Registry, tmp_path: Path) -> None:
     for _ in range(3):
         load_flavour("tensorrt")
     assert registry.loaded == [str(tmp_path / "libdeploykit_tensorrt.so")]
 
 
-def test_tensorrt_for_rtx_never_sees_it(registry: Registry) -> None:
+def test_tensorrt_for_rtx_never_loads_the_library(registry: Registry) -> None:
     load_flavour("tensorrt-rtx")
     assert not registry.loaded
 
 
-def test_another_major_version_is_not_loaded(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_library_for_another_major_version_is_not_loaded(
+    registry: Registry, caplog: pytest.LogCaptureFixture
+) -> None:
     sys.modules["tensorrt"].__version__ = "11.1.0.106"  # type: ignore[attr-defined]
     load_flavour("tensorrt")
     assert not registry.loaded
@@ -68,13 +70,13 @@ def test_another_major_version_is_not_loaded(registry: Registry, caplog: pytest.
     assert "built for another TensorRT than 11.1.0.106 (TensorRT 10.3 headers" in logged.getMessage()
 
 
-def test_a_library_that_tensorrt_does_not_take(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_library_that_tensorrt_cannot_load_is_a_warning(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
     registry.taken = None
     load_flavour("tensorrt")
-    assert re.search(r"TensorRT 10\.16\.1\.11 does not take .*: deploykit plugins build", caplog.text)
+    assert re.search(r"TensorRT 10\.16\.1\.11 cannot load .*: run deploykit plugins build", caplog.text)
 
 
-def test_without_a_library_nothing_is_asked(
+def test_without_a_library_nothing_is_loaded(
     registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path / "none"))

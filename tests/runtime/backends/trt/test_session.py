@@ -1,4 +1,4 @@
-"""The session of engines, with a stand-in for TensorRT and CUDA; on a GPU tests/gpu runs the real ones."""
+"""Sessions of engines, with stand-ins for TensorRT and CUDA; on a GPU, tests/gpu runs the real ones."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DYNAMIC = [[[1, 3, 64, 64], [2, 3, 64, 64], [4, 3, 64, 64]]]
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[CpuGpu]:
-    """A machine with a GPU and TensorRT, both of them stand-ins; whatever a test allocates it must give back."""
+    """A machine with a GPU and TensorRT, both stand-ins; a test must free whatever it allocates."""
     device = CpuGpu()
     monkeypatch.setattr(trt, "open_gpu", lambda index=0: device)
     monkeypatch.setitem(sys.modules, "tensorrt", cpu_tensorrt)
@@ -92,7 +92,7 @@ def test_a_predictor_runs_on_an_engine(engine: Path, gpu: CpuGpu) -> None:
     assert result.boxes.tolist() == [[16, 24, 24, 32]]
 
 
-def test_the_engine_suffix_means_the_same(engine: Path, gpu: CpuGpu) -> None:
+def test_the_suffix_engine_means_the_same(engine: Path, gpu: CpuGpu) -> None:
     other = engine.rename(engine.with_suffix(".engine"))
     engine.with_name("cells.trt.json").rename(engine.with_name("cells.engine.json"))
     with open_session(other) as session:
@@ -110,7 +110,7 @@ def test_buffers_are_reused_and_grow(dynamic: Path, gpu: CpuGpu) -> None:
         assert gpu.allocations == after_first + 4  # input and output, on the device and on the host
 
 
-def test_outputs_stay_when_the_next_run_overwrites_the_buffers(engine: Path, gpu: CpuGpu) -> None:
+def test_outputs_survive_the_next_run(engine: Path, gpu: CpuGpu) -> None:
     with open_session(engine) as session:
         first = session.run({"images": ONES})["output"]
         kept = first.copy()
@@ -118,7 +118,7 @@ def test_outputs_stay_when_the_next_run_overwrites_the_buffers(engine: Path, gpu
     np.testing.assert_array_equal(first, kept)
 
 
-def test_an_output_whose_shape_the_data_decides_gets_its_memory_on_the_way(tmp_path: Path, gpu: CpuGpu) -> None:
+def test_an_output_of_data_dependent_shape_gets_its_memory_during_the_run(tmp_path: Path, gpu: CpuGpu) -> None:
     onnx = write_cell_model(tmp_path / "cells.onnx", batch="batch")
     path = write_engine(tmp_path / "cells.trt", onnx, DYNAMIC, data_dependent=True)
     record(path)
@@ -129,7 +129,7 @@ def test_an_output_whose_shape_the_data_decides_gets_its_memory_on_the_way(tmp_p
             np.testing.assert_array_equal(found, expected)
 
 
-def test_a_full_device_is_said_for_such_an_output_too(
+def test_a_full_device_is_reported_for_an_output_of_data_dependent_shape(
     tmp_path: Path, gpu: CpuGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     onnx = write_cell_model(tmp_path / "cells.onnx", batch="batch")
@@ -147,7 +147,7 @@ def test_a_full_device_is_said_for_such_an_output_too(
         session.run({"images": ONES})
 
 
-def test_half_precision_goes_in_and_out(tmp_path: Path, gpu: CpuGpu) -> None:
+def test_half_precision_inputs_and_outputs(tmp_path: Path, gpu: CpuGpu) -> None:
     path = write_engine(tmp_path / "cells.trt", write_cell_model(tmp_path / "cells.onnx", half=True))
     record(path)
     with open_session(path) as session:
@@ -175,14 +175,14 @@ def test_several_threads_share_a_session(dynamic: Path, gpu: CpuGpu) -> None:
         np.testing.assert_allclose(output[..., 4], number / 10, rtol=1e-5)
 
 
-def test_contexts_are_made_when_they_are_needed(engine: Path, gpu: CpuGpu) -> None:
+def test_contexts_are_created_when_they_are_needed(engine: Path, gpu: CpuGpu) -> None:
     with trt.open_session(engine, contexts=5) as session:
         for _ in range(6):
             session.run({"images": ONES})
         assert gpu.streams == 1
 
 
-def test_the_profile_that_fits_is_taken(tmp_path: Path, gpu: CpuGpu) -> None:
+def test_the_matching_profile_is_used(tmp_path: Path, gpu: CpuGpu) -> None:
     shape = [3, 64, 64]
     profiles = [[[1, *shape], [1, *shape], [1, *shape]], [[1, *shape], [3, *shape], [4, *shape]]]
     onnx = write_cell_model(tmp_path / "cells.onnx", batch="batch")
@@ -205,7 +205,7 @@ def test_the_stages_on_the_gpu_are_timed(engine: Path, gpu: CpuGpu) -> None:
         assert all(ms >= 0 for ms in session.stage_ms.values())
 
 
-def test_a_closed_session_refuses_and_closes_once(engine: Path, gpu: CpuGpu) -> None:
+def test_a_closed_session_refuses_to_run_and_closes_once(engine: Path, gpu: CpuGpu) -> None:
     session = trt.open_session(engine)
     session.close()
     session.close()
@@ -213,14 +213,14 @@ def test_a_closed_session_refuses_and_closes_once(engine: Path, gpu: CpuGpu) -> 
         session.run({"images": ONES})
 
 
-def test_inputs_are_checked_before_the_gpu_sees_them(engine: Path, gpu: CpuGpu) -> None:
+def test_inputs_are_checked_before_they_reach_the_gpu(engine: Path, gpu: CpuGpu) -> None:
     with open_session(engine) as session:
         for wrong in (ONES[:, :, :32], ONES.astype(np.float64)):
             with pytest.raises(BackendError, match=r"input 'images' must be float32 \(1, 3, 64, 64\)"):
                 session.run({"images": wrong})
 
 
-# Built where there was no GPU: held against the reference values when it first runs.
+# Built without a GPU: compared with the reference values when it first runs.
 
 
 def write_expected(engine: Path, *, wrong: float = 0.0) -> None:
@@ -234,7 +234,7 @@ def write_expected(engine: Path, *, wrong: float = 0.0) -> None:
     given.save(expected_of(engine))
 
 
-def test_the_first_run_compares_and_says_so(engine: Path, gpu: CpuGpu) -> None:
+def test_the_first_run_compares_and_records_it(engine: Path, gpu: CpuGpu) -> None:
     record(engine, verified=False, unverified="built, not run: no GPU")
     write_expected(engine)
     with open_session(engine) as session:
@@ -252,7 +252,7 @@ def test_an_engine_that_differs_is_not_loaded(engine: Path, gpu: CpuGpu) -> None
     assert record_of(engine) == before
 
 
-def test_pose_objects_are_compared_as_the_rows_that_they_are(engine: Path, gpu: CpuGpu) -> None:
+def test_pose_objects_are_compared_as_rows(engine: Path, gpu: CpuGpu) -> None:
     poses = PoseObjectRows(cls=(5, 7), coords=(7, 9))
     spec = replace(cell_spec(), output=poses, classes=("person",))
     before = record(engine, verified=False, unverified="built, not run: no GPU", spec=spec)
@@ -267,18 +267,18 @@ def test_pose_objects_are_compared_as_the_rows_that_they_are(engine: Path, gpu: 
     assert after.verified
 
 
-def test_an_engine_that_was_compared_is_not_compared_again(engine: Path, gpu: CpuGpu) -> None:
+def test_a_verified_engine_is_not_compared_again(engine: Path, gpu: CpuGpu) -> None:
     write_expected(engine, wrong=1.0)
     open_session(engine).close()
 
 
-def test_without_reference_values_the_session_says_that_nothing_verifies_it(engine: Path, gpu: CpuGpu) -> None:
+def test_without_reference_values_a_note_says_that_the_engine_is_not_verified(engine: Path, gpu: CpuGpu) -> None:
     record(engine, verified=False, unverified="not checked, as asked for")
     with open_session(engine) as session:
-        assert session.notes == ("nothing verifies this engine's numbers: not checked, as asked for",)
+        assert session.notes == ("the outputs of this engine are not verified: not checked, as asked for",)
 
 
-def test_compare_takes_the_reference_values(engine: Path, gpu: CpuGpu) -> None:
+def test_compare_accepts_the_reference_values(engine: Path, gpu: CpuGpu) -> None:
     from deploykit.export.parity.compare import compare
 
     write_expected(engine)
@@ -289,7 +289,7 @@ def test_compare_takes_the_reference_values(engine: Path, gpu: CpuGpu) -> None:
     assert report.references == {"the checkpoint": "by hand"}
 
 
-# What is refused.
+# Files and options that are refused.
 
 
 @pytest.mark.parametrize(
@@ -299,39 +299,39 @@ def test_compare_takes_the_reference_values(engine: Path, gpu: CpuGpu) -> None:
             "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file is not compatible "
             "with this version of TensorRT, expecting library version 10.16.0.1 got 8.6.1.6, please rebuild.)",
             ArtefactError,
-            "was built by TensorRT 8.6.1.6, this is 10.16.0.1: build it again",
+            "was built by TensorRT 8.6.1.6, but this is 10.16.0.1: build it again",
         ),
         (
             "Serialization assertion stdVersionRead == kSERIALIZATION_VERSION failed.Version tag does not match. Note: "
             "Current Version: 237, Serialized Engine Version: 239",
             ArtefactError,
-            "this is 10.16.0.1: build it again with 10.16.0.1, from cells.onnx",
+            "this is 10.16.0.1: build it again with 10.16.0.1 from cells.onnx",
         ),
         (
             "The engine plan file is generated on an incompatible device, expecting compute 8.9 got compute 8.6, "
             "please rebuild.",
             DeviceError,
-            "was built for GPUs of compute capability 8.6, CPU stand-in has 8.9",
+            "was built for compute capability 8.6, but CPU stand-in has 8.9",
         ),
         (
             "IPluginRegistry::getCreator: Error Code 4: API Usage Error (Cannot find plugin: NmsKpt, version: 1, "
             "namespace:deploykit.)",
             BackendError,
-            "needs the plugin NmsKpt version 1, and no library that has it is loaded",
+            "needs the plugin NmsKpt version 1, but no loaded library has it",
         ),
         (
             "getPluginCreator could not find plugin: EfficientNMS_TRT version: 1",
             BackendError,
             "needs the plugin EfficientNMS_TRT version 1",
         ),
-        ("Serialization assertion magicTagRead == kMAGIC_TAG failed.", ArtefactError, "no engine of this flavour"),
+        ("Serialization assertion magicTagRead == kMAGIC_TAG failed.", ArtefactError, "not an engine of this flavour"),
         ("Target GPU SM 70 is not supported by this TensorRT release.", DeviceError, "does not run on CPU stand-in"),
         (
             "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine cannot run on this GPU, which "
             "has compute capability 9.0. Supported compute capabilities: 8.0 8.6 8.9 12.0 12.1 >12.0. TensorRT-RTX "
             "does not support this compute capability, so the engine cannot be rebuilt for it.",
             DeviceError,
-            r"does not support CPU stand-in .*, it runs on 8\.0 8\.6 8\.9 12\.0 12\.1 >12\.0\), so ",
+            r"does not support CPU stand-in .*; it runs on 8\.0 8\.6 8\.9 12\.0 12\.1 >12\.0\), so ",
         ),
         (
             "API Usage Error (The engine cannot run on this GPU, which has compute capability 9.0. Supported compute "
@@ -340,10 +340,10 @@ def test_compare_takes_the_reference_values(engine: Path, gpu: CpuGpu) -> None:
             r"does not support CPU stand-in \(compute capability [0-9.]+\), so ",
         ),
         ("Requested amount of GPU memory could not be allocated: out of memory", DeviceError, "GB free, too little"),
-        ("something new", BackendError, "TensorRT does not load .*: something new"),
+        ("something new", BackendError, "TensorRT cannot load .*: something new"),
     ],
 )
-def test_a_refusal_says_what_to_do(
+def test_a_load_error_says_what_to_do(
     engine: Path, gpu: CpuGpu, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[DeployError], words: str
 ) -> None:
     monkeypatch.setattr(cpu_tensorrt.Runtime, "says", said)
@@ -353,9 +353,9 @@ def test_a_refusal_says_what_to_do(
     assert "\n" not in str(refused.value)
 
 
-def test_another_file_than_the_record_is_of_is_refused(engine: Path, gpu: CpuGpu) -> None:
+def test_a_file_that_does_not_match_its_record_is_refused(engine: Path, gpu: CpuGpu) -> None:
     engine.write_bytes(engine.read_bytes()[:-10])
-    with pytest.raises(ArtefactError, match=r"its record says .* copy the two together again"):
+    with pytest.raises(ArtefactError, match=r"but its record says .*: copy both again"):
         open_session(engine)
 
 
@@ -367,11 +367,11 @@ def test_an_empty_file_is_refused(engine: Path, gpu: CpuGpu) -> None:
 
 def test_a_damaged_record_is_named(engine: Path, gpu: CpuGpu) -> None:
     engine.with_name("cells.trt.json").write_text("{")
-    with pytest.raises(SpecError, match=r"cells\.trt\.json: an engine's record is JSON"):
+    with pytest.raises(SpecError, match=r"cells\.trt\.json: an engine record must be JSON"):
         open_session(engine)
 
 
-def test_an_engine_without_record_needs_a_spec_and_nothing_else(engine: Path, gpu: CpuGpu) -> None:
+def test_an_engine_without_a_record_needs_only_a_spec(engine: Path, gpu: CpuGpu) -> None:
     engine.with_name("cells.trt.json").unlink()
     with pytest.raises(SpecError, match="no metadata key 'deploykit'"):
         load(engine)
@@ -379,7 +379,7 @@ def test_an_engine_without_record_needs_a_spec_and_nothing_else(engine: Path, gp
         assert predictor(planted((0, 0, RED))).counts() == {"red": 1}
 
 
-def test_an_engine_without_record_is_ambiguous_where_both_flavours_are(
+def test_an_engine_without_a_record_is_ambiguous_where_both_flavours_are_installed(
     engine: Path, gpu: CpuGpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine.with_name("cells.trt.json").unlink()
@@ -399,13 +399,15 @@ def test_a_flavour_that_is_not_installed_is_named(engine: Path, gpu: CpuGpu, mon
     ("options", "words"),
     [
         ({"threads": 2}, "threads are for the CPU"),
-        ({"provider": "cpu"}, r"a GPU is cuda or cuda:N"),
+        ({"provider": "cpu"}, r"a GPU must be given as cuda or cuda:N"),
         ({"provider": "cuda:x"}, r"got 'cuda:x'"),
         ({"provider": "cuda:"}, r"got 'cuda:'"),
-        ({"backend": "onnxruntime"}, r"\.trt files run with tensorrt"),
+        ({"backend": "onnxruntime"}, r"backend of a \.trt file must be auto or tensorrt"),
     ],
 )
-def test_options_that_engines_do_not_have(engine: Path, gpu: CpuGpu, options: dict[str, object], words: str) -> None:
+def test_options_that_engines_do_not_have_are_refused(
+    engine: Path, gpu: CpuGpu, options: dict[str, object], words: str
+) -> None:
     with pytest.raises(UsageError, match=words):
         open_session(engine, **options)  # type: ignore[arg-type]
 
@@ -415,7 +417,7 @@ def test_without_a_gpu_the_error_names_what_runs_here(engine: Path) -> None:
     with pytest.raises(DeviceError) as refused:
         open_session(engine)
     said = str(refused.value)
-    assert said.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is needed, and ")
+    assert said.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
     assert said.endswith(f"; {engine.with_suffix('.onnx')} is the same network and runs here")
     engine.with_suffix(".onnx").unlink()
     with pytest.raises(DeviceError) as refused:
