@@ -66,6 +66,7 @@ FITS = st.builds(
     scale_up=st.booleans(),
     rounding=st.sampled_from(["round", "floor"]),
     pad_value=st.integers(0, 255),
+    shrink=st.sampled_from(["linear", "area"]),
 )
 SIDES = st.integers(1, 4000)
 SIZES = st.tuples(st.integers(5, 20), st.integers(5, 20)).map(lambda t: (t[0] * 64, t[1] * 64))
@@ -92,7 +93,9 @@ def test_the_canvas_is_opencvs_resize_with_opencvs_border(source: tuple[int, int
     image = _image(*source)
     letterbox = Letterbox.fit(source, (128, 192), fit)
     (height, width), (left, top) = letterbox.resized, letterbox.pad
-    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    smaller = height < source[0] or width < source[1]
+    area = fit.shrink == "area" and smaller
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if area else cv2.INTER_LINEAR)
     below, right = letterbox.canvas[0] - height - top, letterbox.canvas[1] - width - left
     value = (fit.pad_value,) * 3
     expected = cv2.copyMakeBorder(small, top, below, left, right, cv2.BORDER_CONSTANT, value=value)
