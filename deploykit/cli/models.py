@@ -53,9 +53,7 @@ def _list_timm(pattern: str, *, as_json: bool) -> int:
 
 
 def _rows() -> list[dict[str, Any]]:
-    """Return one entry per model, by family and name: the facts that ship with the package, and whether it is
-    released.
-    """
+    """Return one entry per model, by family and name: the packaged facts, and whether it is released."""
     from deploykit.releases.table import RELEASED
 
     facts = json.loads(resources.files("deploykit").joinpath("assets", "models.json").read_text(encoding="utf-8"))

@@ -277,18 +277,18 @@ def _continued(response: http.client.HTTPResponse, state: _State, done: int) -> 
     """Check that a 206 answer is the rest of the version whose beginning we have."""
     part = str(response.headers.get("Content-Range", ""))
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", part)
-    refusal = f"{state.address} was asked for the bytes from {done:,} on but sent"
+    problem = f"{state.address} was asked for the bytes from {done:,} on but sent"
     if match is None or int(match[1]) != done or int(match[2]) < done:
-        raise FetchError(f"{refusal} {_plain(part) or 'an unnamed part'}: {_AGAIN}")
+        raise FetchError(f"{problem} {_plain(part) or 'an unnamed part'}: {_AGAIN}")
     total = int(match[2]) + 1 if match[3] == "*" else int(match[3])
     if int(match[2]) + 1 > total or (response.length is not None and response.length != int(match[2]) + 1 - done):
         length = "an unknown number of" if response.length is None else f"{response.length:,}"
-        raise FetchError(f"{refusal} {_plain(part)} with {length} bytes: {_AGAIN}")
+        raise FetchError(f"{problem} {_plain(part)} with {length} bytes: {_AGAIN}")
     if state.total not in (None, total):
-        raise FetchError(f"{refusal} the rest of {total:,} bytes instead of {state.total:,}: {_AGAIN}")
+        raise FetchError(f"{problem} the rest of {total:,} bytes instead of {state.total:,}: {_AGAIN}")
     etag = str(response.headers.get("ETag", ""))
     if etag and state.validator.startswith('"') and etag != state.validator:
-        raise FetchError(f"{refusal} the rest of another version ({_plain(etag)}, not {state.validator}): {_AGAIN}")
+        raise FetchError(f"{problem} the rest of another version ({_plain(etag)}, not {state.validator}): {_AGAIN}")
     return replace(state, total=total, final=_without_query(response.url))
 
 

@@ -50,7 +50,7 @@ def encoded_image(path: Path) -> bytes:
         ImageError: the file cannot be read, or is a camera's RAW file.
     """
     if path.suffix.lower() in RAW_SUFFIXES:
-        raise ImageError(f"expected a developed image, but {path} is a camera's RAW file: convert it to PNG or JPEG")
+        raise ImageError(f"{path} is a camera's RAW file, but a developed image is expected: convert it to PNG or JPEG")
     try:
         return path.read_bytes()  # cv2.imread cannot open every name that the system allows
     except FileNotFoundError as e:

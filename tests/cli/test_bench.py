@@ -194,7 +194,7 @@ def test_a_checkpoint_is_measured_like_an_export(
         (("--threads", 0), UsageError, "threads must be at least 1, got 0"),
         (("--batch", 2), UsageError, "takes a batch of 1, got 2"),
         (("--provider", "gpu"), UsageError, "provider must be auto, cpu, cuda or one of"),
-        (("--provider", "TensorrtExecutionProvider"), BackendError, "no TensorrtExecutionProvider, it has"),
+        (("--provider", "TensorrtExecutionProvider"), BackendError, "no TensorrtExecutionProvider, only"),
         (("--source", "none.png"), NotFoundError, "none.png, which does not exist"),
         (("--source", "empty"), ImageError, "holds no image"),
         (("--source", "film.mp4"), UsageError, "film.mp4 is a video"),

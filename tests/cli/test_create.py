@@ -89,7 +89,7 @@ def test_the_default_path_is_the_models_name(
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "said"),
+    ("words", "error", "message"),
     [
         (["yolov7-tny", "--out", "x.pt"], NotFoundError, "there is no model 'yolov7-tny': did you mean yolov7-tiny?"),
         (["yolov7-tiny", "--out", "x.onnx"], UsageError, "ends in .pt or .pth, got x.onnx"),
@@ -101,7 +101,7 @@ def test_the_default_path_is_the_models_name(
     ],
 )
 def test_a_failure_is_one_line_and_leaves_nothing(
-    words: list[str], error: type[DeployError], said: str, tmp_path: Path,
+    words: list[str], error: type[DeployError], message: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
@@ -111,7 +111,7 @@ def test_a_failure_is_one_line_and_leaves_nothing(
     assert out == ""
     assert err.startswith("deploykit: ")
     assert err.count("\n") == 1
-    assert said in err
+    assert message in err
     assert list(tmp_path.iterdir()) == []
 
 

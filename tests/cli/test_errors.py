@@ -42,7 +42,7 @@ PROGRESS = ("[", "WARNING: failed to run")  # progress lines, and warnings of on
 
 
 @pytest.fixture
-def place(checkpoint: Path, tmp_path: Path) -> Path:
+def folder(checkpoint: Path, tmp_path: Path) -> Path:
     """The working folder: a checkpoint, and in ``out`` an older export with its verification."""
     (tmp_path / "few.pt").write_bytes(checkpoint.read_bytes())
     (tmp_path / "out").mkdir()
@@ -55,38 +55,38 @@ Export = Callable[..., tuple[int, str]]
 
 
 @pytest.fixture
-def export(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
-    """Run the command in ``place``; return its exit code and its one error line. Nothing else may have changed."""
-    monkeypatch.chdir(place)
+def export(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Export:
+    """Run the command in ``folder``; return its exit code and its one error line. Nothing else may have changed."""
+    monkeypatch.chdir(folder)
 
     def run(*words: object, weights: str = "few.pt", out: str = "out/m.onnx", img: int = 64) -> tuple[int, str]:
-        before = contents(place)
+        before = contents(folder)
         options = ["--weights", weights, "--out", out, "--exporter", "legacy", "--img", str(img), *map(str, words)]
         code = main(["export", *options])
-        printed, told = capsys.readouterr()
+        printed, errors = capsys.readouterr()
         assert printed == ""
-        assert contents(place) == before
-        lines = [line for line in told.splitlines() if not line.startswith(PROGRESS)]
-        assert len(lines) == 1, told
+        assert contents(folder) == before
+        lines = [line for line in errors.splitlines() if not line.startswith(PROGRESS)]
+        assert len(lines) == 1, errors
         assert lines[0].startswith("deploykit: ")
         return code, lines[0].removeprefix("deploykit: ")
 
     return run
 
 
-def damaged_weights(place: Path) -> None:
+def damaged_weights(folder: Path) -> None:
     """Write every kind of file that is not a usable checkpoint."""
-    whole = (place / "few.pt").read_bytes()
-    (place / "photo.pt").write_bytes(sample_image().read_bytes())
-    (place / "half.pt").write_bytes(whole[: len(whole) // 2])
-    (place / "empty.pt").write_bytes(b"")
+    whole = (folder / "few.pt").read_bytes()
+    (folder / "photo.pt").write_bytes(sample_image().read_bytes())
+    (folder / "half.pt").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.pt").write_bytes(b"")
     few = few_layers()
-    write_checkpoint(place / "layer.pt", few, described=with_layer(few, "HyperConv"))
-    write_checkpoint(place / "width.pt", few, described=replace(few, width_multiple=2.0))
+    write_checkpoint(folder / "layer.pt", few, described=with_layer(few, "HyperConv"))
+    write_checkpoint(folder / "width.pt", few, described=replace(few, width_multiple=2.0))
 
 
 @pytest.mark.parametrize(
-    ("weights", "error", "said"),
+    ("weights", "error", "message"),
     [
         ("fwe.pt", NotFoundError, "fwe.pt: there is no such file; did you mean few.pt"),
         ("photo.pt", CheckpointError, "photo.pt: it is a JPEG image; expected a checkpoint"),
@@ -98,16 +98,16 @@ def damaged_weights(place: Path) -> None:
     ],
 )
 def test_weights_that_cannot_be_used(
-    weights: str, error: type[DeployError], said: str, place: Path, export: Export
+    weights: str, error: type[DeployError], message: str, folder: Path, export: Export
 ) -> None:
-    damaged_weights(place)
+    damaged_weights(folder)
     code, line = export(weights=weights)
     assert code == error.exit_code
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize(
-    ("words", "error", "said"),
+    ("words", "error", "message"),
     [
         (("--img", 950), ImageSizeError, "multiples of its stride 16; the next good size is --img 960 960"),
         (("--img", 64, 950), ImageSizeError, "64x950 (height x width) does not fit yolov7-custom"),
@@ -128,15 +128,15 @@ def test_weights_that_cannot_be_used(
     ],
 )
 def test_impossible_options(
-    words: tuple[object, ...], error: type[DeployError], said: str, place: Path, export: Export,
+    words: tuple[object, ...], error: type[DeployError], message: str, folder: Path, export: Export,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    (place / "empty.png").write_bytes(b"")
+    (folder / "empty.png").write_bytes(b"")
     # All of these must be found before the long work starts.
     monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("the error was found too late"))
     code, line = export(*words)
     assert code == error.exit_code
-    assert said in line
+    assert message in line
 
 
 @pytest.mark.parametrize("large", [True, False])
@@ -184,12 +184,12 @@ def test_a_path_that_may_not_be_written(code: int, export: Export, monkeypatch: 
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
-def test_a_folder_without_permission(place: Path, export: Export) -> None:
-    (place / "out").chmod(0o500)
+def test_a_folder_without_permission(folder: Path, export: Export) -> None:
+    (folder / "out").chmod(0o500)
     try:
         code, line = export()
     finally:
-        (place / "out").chmod(0o700)
+        (folder / "out").chmod(0o700)
     assert code == NoPermissionError.exit_code
     assert "cannot write out/m.onnx: no permission" in line
 
@@ -224,7 +224,7 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
 
 
 @pytest.mark.parametrize(
-    ("module", "source", "words", "said"),
+    ("module", "source", "words", "message"),
     [
         ("torch", ABSENT, ["inspect", "few.pt"], "not installed: pip install 'deploykit[export]'"),
         ("torch", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit[export]'"),
@@ -243,27 +243,27 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
     ],
 )
 def test_a_package_that_is_missing_or_cannot_be_loaded(
-    module: str, source: str, words: list[str], said: str, place: Path, root: Path
+    module: str, source: str, words: list[str], message: str, folder: Path, root: Path
 ) -> None:
-    (place / "stubs").mkdir()
-    (place / "stubs" / f"{module}.py").write_text(source.format(module))
+    (folder / "stubs").mkdir()
+    (folder / "stubs" / f"{module}.py").write_text(source.format(module))
     done = subprocess.run(
         [sys.executable, "-B", "-m", "deploykit", *words],
-        cwd=place,
-        env={**os.environ, "PYTHONPATH": f"{place / 'stubs'}{os.pathsep}{root}"},
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": f"{folder / 'stubs'}{os.pathsep}{root}"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == MissingDependencyError.exit_code, done.stderr
     assert done.stdout == ""
     assert done.stderr.count("\n") == 1
     assert done.stderr.startswith(f"deploykit: {'OpenCV' if source is BROKEN else module} ")
-    assert said in done.stderr
-    assert sorted(contents(place / "out")) == ["m.onnx", "m.onnx.parity.json"]
+    assert message in done.stderr
+    assert sorted(contents(folder / "out")) == ["m.onnx", "m.onnx.parity.json"]
 
 
 @pytest.mark.data
 @pytest.mark.parametrize(
-    ("name", "code", "said"),
+    ("name", "code", "message"),
     [
         ("official_yolov7-tiny.truncated.pt", 10, "truncated or damaged"),
         ("yolov8n_dill_globals.pt", 10, "is a model of the ultralytics package, which is YOLOv8 and later"),
@@ -271,8 +271,8 @@ def test_a_package_that_is_missing_or_cannot_be_loaded(
     ],
 )
 def test_real_checkpoints_that_cannot_be_exported(
-    name: str, code: int, said: str, shared: Path, export: Export
+    name: str, code: int, message: str, shared: Path, export: Export
 ) -> None:
     status, line = export(weights=str(shared / "data" / "weights" / name))
-    assert said in line
+    assert message in line
     assert status == code

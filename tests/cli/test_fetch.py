@@ -104,10 +104,10 @@ def test_a_file_that_is_not_a_checkpoint_is_not_kept(
     out = tmp_path / "mine.pt"
     status = fetch("yolov7-tiny", "--url", f"{served[0]}/bad.pt", "--out", out)
     assert status in {CheckpointError.exit_code, *(e.exit_code for e in CheckpointError.__subclasses__())}
-    said = capsys.readouterr().err
-    assert said.startswith(f"deploykit: {served[0]}/bad.pt was downloaded but not kept: ")
-    assert said.count("\n") == 1
-    assert ".partial" not in said
+    message = capsys.readouterr().err
+    assert message.startswith(f"deploykit: {served[0]}/bad.pt was downloaded but not kept: ")
+    assert message.count("\n") == 1
+    assert ".partial" not in message
     assert [p.name for p in tmp_path.iterdir()] == ["served"]
 
 

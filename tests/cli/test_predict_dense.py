@@ -106,7 +106,7 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
     assert predict("--model", network, "--source", mosaics / "z.png", mosaics / "x.dng") != 0  # named: not passed over
     assert f"left out: {mosaics / 'x.dng'} is a camera's RAW file" in capsys.readouterr().err
     assert predict("--model", network, "--source", mosaics / "x.dng") != 0
-    assert "expected a developed image" in capsys.readouterr().err
+    assert "a developed image is expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,9 @@ def test_a_gpu_that_rtx_does_not_support_is_named(tmp_path: Path) -> None:
     assert report.record.unverified.startswith("built, not run: TensorRT for RTX does not support")
     assert ".partial" not in report.record.unverified
     assert expected_of(report.path).exists()
-    with pytest.raises(DeviceError, match=r"so few\.trt cannot run here: build one with --format tensorrt") as refused:
+    with pytest.raises(
+        DeviceError, match=r"so few\.trt cannot run here: build an engine with --format tensorrt"
+    ) as refused:
         open_session(report.path)
     assert "\n" not in str(refused.value)
 
@@ -196,7 +198,7 @@ def test_a_damaged_engine_is_refused_in_one_line(engine: EngineReport, tmp_path:
 
 
 def test_a_gpu_that_is_not_there_is_named(engine: EngineReport) -> None:
-    with pytest.raises(DeviceError, match="cuda:99 was asked for"):
+    with pytest.raises(DeviceError, match="cuda:99 was requested"):
         open_session(engine.path, provider="cuda:99")
 
 

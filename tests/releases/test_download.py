@@ -73,9 +73,9 @@ def test_a_broken_connection_is_continued_within_one_call(download: Download) ->
     script = download.script(cuts=[1000, 0, 70_000])
     got = download()
     assert (got.size, download.body, download.names) == (len(BODY), BODY, WHOLE)
-    ranges = [asked.get("Range") for asked in script.asked]
+    ranges = [request.get("Range") for request in script.requests]
     assert ranges == [None, "bytes=1000-", "bytes=1000-", "bytes=71000-"]
-    assert [asked.get("If-Range") for asked in script.asked] == [None, *['"one"'] * 3]
+    assert [request.get("If-Range") for request in script.requests] == [None, *['"one"'] * 3]
 
 
 def test_received_bytes_are_kept_reported_and_continued_by_the_next_call(
@@ -94,7 +94,7 @@ def test_received_bytes_are_kept_reported_and_continued_by_the_next_call(
     assert kept.read_bytes() == BODY[:123_456]
     progress: list[tuple[int, int | None]] = []
     download(on_bytes=lambda done, of: progress.append((done, of)))
-    assert script.asked[-1]["Range"] == "bytes=123456-"
+    assert script.requests[-1]["Range"] == "bytes=123456-"
     assert progress[0][0] > 123_456
     assert progress[-1] == (len(BODY), len(BODY))
     assert (download.body, download.names) == (BODY, WHOLE)
@@ -109,7 +109,7 @@ def test_last_modified_names_a_version_but_a_weak_etag_does_not(
     with pytest.raises(FetchError, match="run it again to continue at 5,000"):
         download()
     download()
-    assert script.asked[-1]["If-Range"] == then
+    assert script.requests[-1]["If-Range"] == then
     assert download.body == BODY
 
 
@@ -131,7 +131,7 @@ def test_bytes_without_a_version_are_not_kept(
 def test_a_server_that_ignores_ranges_sends_the_whole_file_again(download: Download) -> None:
     script = download.script(cuts=[2000, 10], ranges=False)
     download()
-    assert [asked.get("Range") for asked in script.asked] == [None, "bytes=2000-", "bytes=10-"]
+    assert [request.get("Range") for request in script.requests] == [None, "bytes=2000-", "bytes=10-"]
     assert (download.body, download.names) == (BODY, WHOLE)
 
 
@@ -152,7 +152,7 @@ def test_a_shorter_new_version_is_fetched_whole(download: Download, monkeypatch:
         download()
     script = download.script(body=BODY[:1000])  # under the same ETag: nothing from 2,000,000 on
     download()
-    assert [asked.get("Range") for asked in script.asked] == ["bytes=2000000-", None]
+    assert [request.get("Range") for request in script.requests] == ["bytes=2000000-", None]
     assert download.body == BODY[:1000]
 
 
@@ -206,7 +206,7 @@ def test_a_refusal_does_not_lose_the_received_bytes(
         FetchError, match=rf"answered {status} .*; 1,000 bytes are kept in .*: run it again to continue"
     ):
         download()
-    assert len(script.asked) == attempts
+    assert len(script.requests) == attempts
     download()
     assert download.body == BODY
 
@@ -238,7 +238,7 @@ def test_a_damaged_record_restarts_the_download(
     (download.folder / ".weights.pt.partial.json").write_bytes(record)
     script = download.script()
     download()
-    assert "Range" not in script.asked[0]
+    assert "Range" not in script.requests[0]
     assert (download.body, download.names) == (BODY, WHOLE)
 
 
@@ -246,14 +246,14 @@ def test_a_download_from_another_address_is_not_continued(download: Download, mo
     begun(download, monkeypatch)
     script = download.script(body=BODY[::-1])
     download("movedfile")
-    assert "Range" not in script.asked[0]
+    assert "Range" not in script.requests[0]
     assert download.body == BODY[::-1]
 
 
 def test_a_continued_download_follows_redirects_too(download: Download) -> None:
     script = download.script(cuts=[50])
     got = download("movedfile")
-    assert [asked.get("Range") for asked in script.asked] == [None, "bytes=50-"]
+    assert [request.get("Range") for request in script.requests] == [None, "bytes=50-"]
     assert got.url == f"{download.server.address}/movedfile/weights.pt"
     assert got.final == f"{download.server.address}/file/other-name.pt"  # without the signature
     assert "secret" not in "".join(p.read_text(errors="replace") for p in download.folder.glob("*.json"))
@@ -265,7 +265,7 @@ def test_a_complete_file_that_only_lacks_its_name_is_not_requested(download: Dow
     (download.folder / ".weights.pt.partial.json").write_text(json.dumps({**record, "total": len(BODY)}))
     script = download.script()
     assert download().final == "f"
-    assert script.asked == []
+    assert script.requests == []
     assert (download.body, download.names) == (BODY, WHOLE)
 
 
@@ -280,7 +280,7 @@ def test_ctrl_c_keeps_the_received_bytes_and_reports_it(download: Download) -> N
     assert "run it again to continue at " in str(stopped.value)
     assert download.names == KEPT
     download()
-    assert int(script.asked[-1]["Range"][6:-1]) > 10_000
+    assert int(script.requests[-1]["Range"][6:-1]) > 10_000
     assert download.body == BODY
 
 
@@ -298,7 +298,7 @@ def test_two_processes_do_not_interfere_and_a_killed_one_is_continued(download: 
             time.sleep(0.02)
         with pytest.raises(FetchError, match=r"another process is downloading to .*: wait for it, or choose another"):
             download("slow")
-        assert len(script.asked) == 1
+        assert len(script.requests) == 1
     finally:
         child.kill()
         child.wait(10)
@@ -308,7 +308,7 @@ def test_two_processes_do_not_interfere_and_a_killed_one_is_continued(download: 
     record = download.folder / ".weights.pt.partial.json"
     record.write_text(record.read_text().replace("/slow/", "/file/"))
     download()
-    assert script.asked[-1]["Range"] == f"bytes={size}-"
+    assert script.requests[-1]["Range"] == f"bytes={size}-"
     assert (download.body, download.names) == (BODY, WHOLE)
 
 

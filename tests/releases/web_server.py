@@ -27,7 +27,7 @@ class Script:
     sized: bool = True
     cuts: list[int | None] = field(default_factory=list)
     replies: list[tuple[int, dict[str, str], bytes] | None] = field(default_factory=list)
-    asked: list[dict[str, str]] = field(default_factory=list)
+    requests: list[dict[str, str]] = field(default_factory=list)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -54,17 +54,17 @@ class Handler(BaseHTTPRequestHandler):
     def send_file(self) -> None:
         """Follow the script: ranges, If-Range, and cuts."""
         script = self.server.script
-        script.asked.append(dict(self.headers))
+        script.requests.append(dict(self.headers))
         reply = script.replies.pop(0) if script.replies else None
         if reply is not None:
             self._start(reply[0], **{"Content-Length": len(reply[2]), **reply[1]})
             self.wfile.write(reply[2])
             return
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        requested = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         same = self.headers.get("If-Range") in (None, *script.headers.values())
         body, status, headers = script.body, 200, dict(script.headers)
-        if wanted and script.ranges and same:
-            start, total = int(wanted[1]), len(script.body)
+        if requested and script.ranges and same:
+            start, total = int(requested[1]), len(script.body)
             if start >= total:
                 self._start(416, Content_Range=f"bytes */{total}", Content_Length=0)
                 return
@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_slow(self) -> None:
         """Send the beginning, and stall until the test releases it."""
-        self.server.script.asked.append(dict(self.headers))
+        self.server.script.requests.append(dict(self.headers))
         self._start(200, Content_Length=len(BODY), ETag='"one"')
         self.wfile.write(BODY[:200_000])
         self.wfile.flush()

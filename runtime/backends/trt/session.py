@@ -56,8 +56,8 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
     if flavour not in FLAVOURS:
         if len(installed()) != 1:
             raise UsageError(
-                f"the flavour of TensorRT is unknown: {path} has no record ({path.name}.json) beside it; put the two "
-                f"into one folder, or pass the provider {' or '.join(FLAVOURS)}"
+                f"the flavour of TensorRT is unknown: {path} has no record ({path.name}.json) beside it; keep "
+                f"the two in one folder, or pass the provider {' or '.join(FLAVOURS)}"
             )
         (flavour,) = installed()
     session = TrtSession(path, gpu, load_flavour(flavour), flavour, record, contexts=contexts)

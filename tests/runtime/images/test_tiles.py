@@ -147,7 +147,7 @@ def test_memory_is_limited_to_the_tiles_of_a_batch(step: int) -> None:
 )
 def test_impossible_tilings_are_refused(arguments: tuple[object, ...], words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        Tiling(*arguments)  # type: ignore[arg-type]  # what is tested
+        Tiling(*arguments)  # type: ignore[arg-type]  # invalid on purpose
 
 
 @pytest.mark.parametrize("crop", [(slice(None), slice(None), slice(1)), (slice(1),)])

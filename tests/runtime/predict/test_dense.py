@@ -148,7 +148,7 @@ def test_a_raw_file_is_refused_by_other_networks(tmp_path: Path) -> None:
     source.write_bytes(dng_bytes(mosaic()))
     with (
         deploykit.load(blurrer(tmp_path / "b.onnx"), task="restore") as model,
-        pytest.raises(ImageError, match="expected a developed image"),
+        pytest.raises(ImageError, match="a developed image is expected"),
     ):
         model(source)
     with (

@@ -17,15 +17,15 @@ from deploykit.runtime.native.library import FOLDER
 
 
 class Registry:
-    """TensorRT's plugin registry; ``taken`` is what it returns."""
+    """TensorRT's plugin registry; ``returned`` is what it returns."""
 
     def __init__(self) -> None:
         self.loaded: list[str] = []
-        self.taken: object | None = "handle"
+        self.returned: object | None = "handle"
 
     def load_library(self, path: str) -> object | None:
         self.loaded.append(path)
-        return self.taken
+        return self.returned
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_library_for_another_major_version_is_not_loaded(
 
 
 def test_a_library_that_tensorrt_cannot_load_is_a_warning(registry: Registry, caplog: pytest.LogCaptureFixture) -> None:
-    registry.taken = None
+    registry.returned = None
     load_flavour("tensorrt")
     assert re.search(r"TensorRT 10\.16\.1\.11 cannot load .*: run deploykit plugins build", caplog.text)
 

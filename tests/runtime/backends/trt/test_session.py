@@ -230,8 +230,8 @@ def write_expected(engine: Path, *, wrong: float = 0.0) -> None:
     feeds = Feeds({"ones": ONES}, (Batch("ones", ("ones",)),))
     layout = cell_spec().output
     assert isinstance(layout, RawDetections)
-    given = Expected(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}, layout)
-    given.save(expected_of(engine))
+    reference = Expected(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}, layout)
+    reference.save(expected_of(engine))
 
 
 def test_the_first_run_compares_and_records_it(engine: Path, gpu: CpuGpu) -> None:
@@ -293,7 +293,7 @@ def test_compare_accepts_the_reference_values(engine: Path, gpu: CpuGpu) -> None
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "words"),
+    ("logged", "kind", "words"),
     [
         (
             "IRuntime::deserializeCudaEngine: Error Code 6: API Usage Error (The engine plan file is not compatible "
@@ -344,9 +344,9 @@ def test_compare_accepts_the_reference_values(engine: Path, gpu: CpuGpu) -> None
     ],
 )
 def test_a_load_error_says_what_to_do(
-    engine: Path, gpu: CpuGpu, monkeypatch: pytest.MonkeyPatch, said: str, kind: type[DeployError], words: str
+    engine: Path, gpu: CpuGpu, monkeypatch: pytest.MonkeyPatch, logged: str, kind: type[DeployError], words: str
 ) -> None:
-    monkeypatch.setattr(cpu_tensorrt.Runtime, "says", said)
+    monkeypatch.setattr(cpu_tensorrt.Runtime, "says", logged)
     with pytest.raises(kind, match=words) as refused:
         open_session(engine)
     assert type(refused.value) is kind
@@ -416,9 +416,9 @@ def test_options_that_engines_do_not_have_are_refused(
 def test_without_a_gpu_the_error_names_what_runs_here(engine: Path) -> None:
     with pytest.raises(DeviceError) as refused:
         open_session(engine)
-    said = str(refused.value)
-    assert said.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
-    assert said.endswith(f"; {engine.with_suffix('.onnx')} is the same network and runs here")
+    message = str(refused.value)
+    assert message.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
+    assert message.endswith(f"; {engine.with_suffix('.onnx')} is the same network and runs here")
     engine.with_suffix(".onnx").unlink()
     with pytest.raises(DeviceError) as refused:
         open_session(engine)
