@@ -91,7 +91,7 @@ Last run with {about}. Engines were built and not run.
   code or paper gives, where there is one.
 * *original's output*: the largest difference between our folded model and what the original project's own code gave
   for the same checkpoint of reduced width (pixels; probabilities; of one dense output a share of its range). Empty: no
-  such file is at hand; the family's page says what else was compared.
+  such file is available; the family's page says what else was compared.
 * *ONNX, narrow*: a narrow model of that kind with random weights was exported and compared with itself in float64 on
   a real image and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability or of the largest
   value) the largest difference took.

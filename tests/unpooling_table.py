@@ -35,11 +35,11 @@ from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, Source, Thres
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = (1, 4, 12, 18)
-PAGE = """# Ways up: unpooling, upsampling, deconvolution
+PAGE = """# Upsampling operators: unpooling, upsampling, deconvolution
 
-A pooling makes a map smaller, and a network that says something of each pixel has to come back. These are the ways, the
-forms of them that export, and who runs them. The table is made by `python -m tests.unpooling_table`, which does what
-stands in it; last with {about}. Engines were built, not run.
+Pooling makes a map smaller, and a network that predicts something per pixel has to enlarge it again. This page lists
+the operators, the forms of them that export, and what runs them. `python -m tests.unpooling_table` writes the table by
+doing what it says; last with {about}. Engines were built, not run.
 
 | operation | from | ONNX operators | ONNX Runtime, largest difference to torch | TensorRT for RTX |
 |---|---|---|---|---|
@@ -54,7 +54,7 @@ stands in it; last with {about}. Engines were built, not run.
 * `Unpool` has the three modes of Caffe's layers: a value in the middle of its window (`fixed`), spread over it (`div`),
   repeated (`rep`). ParseNet repeats the image's mean, which is one `Expand`.
 * FCN's deconvolutions are bilinear and not learned. Their weights go from each channel to itself only; folded, they are
-  a convolution of one group a channel, a {classes}th of the weights for {classes} classes.
+  a convolution of one group per channel, a {classes}th of the weights for {classes} classes.
 """
 
 

@@ -55,7 +55,7 @@ class DenseResult(ABC):
             image: the source image; None takes the kept one, or reads the file ``name`` again.
 
         Raises:
-            UsageError: the image is needed and not at hand, or has another size.
+            UsageError: the image is needed and not available, or has another size.
         """
 
     @abstractmethod

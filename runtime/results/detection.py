@@ -138,7 +138,7 @@ class Result:
             image: the image; None takes the kept one, or reads the file ``name`` again.
 
         Raises:
-            UsageError: the image is not at hand, or has another size.
+            UsageError: the image is not available, or has another size.
             ImageError, NotFoundError: the file cannot be read again.
         """
         if image is None:
