@@ -1,4 +1,4 @@
-"""The table of docs/models/table.md: what was proved of every registered model, by doing it.
+"""The table of docs/models/table.md: what was verified of every registered model, by doing it.
 
     python -m tests.model_table [--out docs/models/table.md] [--missing | --only yolov7 | --facts]
 
@@ -82,7 +82,7 @@ PAGES = {
 TITLES = (
     "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",
 )  # fmt: skip
-PAGE = """# What was proved of every model
+PAGE = """# What was verified of every model
 
 Made by `python -m tests.model_table`, which does what stands here; the page is not edited by hand.
 Last run with {about}. Engines were built and not run.
@@ -93,7 +93,7 @@ Last run with {about}. Engines were built and not run.
   for the same checkpoint of reduced width (pixels; probabilities; of one dense output a share of its range). Empty: no
   such file is at hand; the family's page says what else was compared.
 * *ONNX, narrow*: a narrow model of that kind with random weights was exported and compared with itself in float64 on
-  a real picture and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability or of the largest
+  a real image and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability or of the largest
   value) the largest difference took.
 * *TensorRT for RTX, narrow*: an engine of that file was built, without a GPU.
 * Rows may be of earlier runs (`--missing` makes only those that the page lacks).

@@ -89,7 +89,7 @@ def damaged_weights(place: Path) -> None:
     ("weights", "error", "said"),
     [
         ("fwe.pt", NotFoundError, "fwe.pt: there is no such file; did you mean few.pt"),
-        ("photo.pt", CheckpointError, "photo.pt: it is a JPEG picture; expected a checkpoint"),
+        ("photo.pt", CheckpointError, "photo.pt: it is a JPEG image; expected a checkpoint"),
         ("half.pt", CheckpointError, "half.pt: it begins as a torch zip file and its end is missing"),
         ("empty.pt", CheckpointError, "empty.pt: the file is empty; expected a checkpoint"),
         ("out", CheckpointError, "out: it is a folder; expected the checkpoint file itself"),

@@ -112,7 +112,7 @@ def test_json_is_one_document_and_nothing_else(
 @pytest.mark.parametrize(
     ("name", "content", "error", "said"),
     [
-        ("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF", CheckpointError, "it is a JPEG picture; expected a checkpoint"),
+        ("photo.pt", b"\xff\xd8\xff\xe0\x00\x10JFIF", CheckpointError, "it is a JPEG image; expected a checkpoint"),
         ("notes.md", b"# Notes on what was trained\n" * 3, CheckpointError, "it is text; expected a checkpoint"),
         ("empty.pt", b"", CheckpointError, "empty"),
         ("empty.onnx", b"", ArtefactError, "is not a whole ONNX file (0 bytes)"),

@@ -191,7 +191,7 @@ def test_a_fine_tuned_nano_without_a_wrapper_loads_exports_and_predicts(
     model = load_model(file, preprocessing="legacy")
     assert (model.name, model.spec.classes) == ("yolox-nano", ("class 0",))
     assert model.notes[0].startswith("it was trained on pixels of mean -0.09, not of 0 to 255: if it is of release")
-    assert model.notes[1:] == ("pictures are prepared as legacy weights want it (--preprocessing legacy)",)
+    assert model.notes[1:] == ("images are prepared as legacy weights want it (--preprocessing legacy)",)
     report = deploykit.export_onnx(file, out=tmp_path / "m.onnx", exporter="legacy", preprocessing="legacy", conf=0.2)
     assert report.parity is not None
     assert report.parity.ok

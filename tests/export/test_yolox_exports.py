@@ -91,7 +91,7 @@ def test_legacy_preprocessing_goes_into_the_file(tmp_path: Path, capsys: pytest.
     assert main(words) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "RGB, divided by 255, minus (0.485, 0.456, 0.406), over (0.229, 0.224, 0.225)" in out
-    assert "pictures are prepared as legacy weights want it (--preprocessing legacy)" in out
+    assert "images are prepared as legacy weights want it (--preprocessing legacy)" in out
     (entry,) = (p for p in onnx.load(str(tmp_path / "it.onnx")).metadata_props if p.key == METADATA_KEY)
     canvas = ModelSpec.from_json(entry.value).input
     assert (canvas.colour, canvas.scale) == ("rgb", 1 / 255)
