@@ -81,10 +81,10 @@ def windows(args: argparse.Namespace) -> Iterator[str]:
     torch.manual_seed(0)
     network = VitDetBackbone(config).eval()
     randomise(network)
-    image = _image(config.patch * config.cells)
+    image = _image(config.patch * config.map_size)
     found = {}
     for reach in ("pad", "interpolate"):
-        network.net.config = replace(config, reach=reach)
+        network.net.config = replace(config, window_mode=reach)
         found[reach] = network(image)
     for i, (padded, resized) in enumerate(zip(found["pad"], found["interpolate"], strict=True), start=2):
         yield f"P{i}: {_relative(padded, resized)}"
@@ -111,7 +111,7 @@ def norms(args: argparse.Namespace) -> Iterator[str]:
     networks = []
     for norm in ("LN", "GN"):
         torch.manual_seed(0)
-        networks.append(VitDetBackbone(replace(config, norm=norm, cells=16)).eval())
+        networks.append(VitDetBackbone(replace(config, norm=norm, map_size=16)).eval())
         randomise(networks[-1])
     networks[1].load_state_dict(networks[0].state_dict())
     image = _image(256)

@@ -1,4 +1,4 @@
-"""Class names of public data sets, and the statistics of their pictures (facts published with the data)."""
+"""Class names of public data sets, and the statistics of their images (facts published with the data)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CIFAR10_CLASSES = (
 """The 10 classes of CIFAR-10, in the order in which models count them."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Red, green and blue of ImageNet's pictures, of 0 to 1."""
+"""Red, green and blue of ImageNet's images, of 0 to 1."""
 
 
 def class_names(count: int, names: tuple[str, ...] | None = None) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from deploykit.errors import FoldError
 
 TOLERANCE = 1e-5
-PROBE = 4  # output pixels a side on which a fold is compared
+PROBE = 4  # side in output pixels of what a fold is compared on
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -50,10 +50,10 @@ def fuse_model(model: nn.Module, path: str = "") -> nn.Module:
 
 @contextlib.contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute with ``count`` threads within one operator for as long as the context lasts.
+    """Let torch compute with ``count`` threads within one operator while the context lasts.
 
-    It is one number for the whole process, and each context puts back what it found: a second thread waits here until
-    the first has done so.
+    The number belongs to the whole process and each context restores what it found, so a second thread waits here
+    until the first has restored it.
     """
     with _ONE_AT_A_TIME:
         before = torch.get_num_threads()
@@ -221,7 +221,7 @@ def fold_bn_into_next(bn: nn.BatchNorm2d, conv: nn.Conv2d, path: str) -> nn.Conv
 
 
 class ChannelAffine(nn.Module):
-    """What a batch norm computes in eval mode, where no convolution can take it: ``y = weight x + bias`` a channel."""
+    """A batch norm in eval mode that no convolution can take: ``y = weight x + bias`` per channel."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Models by name, and from checkpoints: one dict, one decorator; the builder's name is the model's name."""
+"""The registry: models by name and from checkpoints; the name of a builder is the name of its model."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ class ReferenceModel:
 
     ``module`` is in eval mode, float32 and not fused. ``spec.input.size`` is the size the model was published for.
     ``notes`` are sentences for the user about what was decided while it was read. ``preprocessings`` are other ways in
-    which pictures were prepared for some of its published weights, by name: :func:`with_preprocessing` takes one.
-    ``fixed_size_reason``: what an export computes from the size of the pictures, so that it is for one size.
+    which images were prepared for some of its published weights, by name: see :func:`with_preprocessing`.
+    ``rewrites`` are other networks for the same weights, by name: see :func:`with_rewrite`. ``fixed_size_reason``: what
+    an export computes from the size of the images, so that it is for one size; empty: an export may be for any size.
     """
 
     name: str
@@ -160,7 +161,7 @@ def load_model(
 ) -> ReferenceModel:
     """Read a checkpoint without executing it, and build the model that it is of.
 
-    ``on_step`` is told what is going on: ``reading``, ``building``. ``preprocessing``: see :func:`with_preprocessing`;
+    ``on_step`` is called with ``reading``, then ``building``. ``preprocessing``: see :func:`with_preprocessing`;
     ``rewrite``: see :func:`with_rewrite`.
 
     Raises:
@@ -197,7 +198,7 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
 
 
 def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:
-    """The same model for weights that want their pictures prepared otherwise; no tensor says so, so the user must.
+    """The same model for weights whose images are prepared otherwise; no tensor tells, so the user must.
 
     Raises:
         UsageError: the model has no preprocessing of that name.
@@ -208,12 +209,12 @@ def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:
     if canvas is None:
         known = ", ".join((DEFAULT, *model.preprocessings))
         raise UsageError(f"{model.name} has no preprocessing {name!r}; it has {known}")
-    note = f"pictures are prepared as {name} weights want it (--preprocessing {name})"
+    note = f"images are prepared as {name} weights want it (--preprocessing {name})"
     return replace(model, spec=replace(model.spec, input=canvas), notes=(*model.notes, note))
 
 
 def with_rewrite(model: ReferenceModel, name: str) -> ReferenceModel:
-    """The same weights in another form of the network: ``tlc``, or with its argument ``tlc:192``; empty: as it is.
+    """The same weights in another form of the network, ``tlc``, or with its argument ``tlc:192``; empty: as it is.
 
     Raises:
         UsageError: the model has no rewrite of that name, or the rewrite refuses its argument.

@@ -1,7 +1,7 @@
-"""Any classifier of timm (huggingface/pytorch-image-models, Apache-2.0), by its name there; timm is an extra.
+"""Classifiers of timm (huggingface/pytorch-image-models, Apache-2.0) by their names there; timm is an extra.
 
-What a picture goes through, and the number of classes, are timm's own facts of a model. A file of weights is read by
-deploykit's reader, never by timm: nothing in it is executed.
+timm itself tells the preprocessing and the number of classes. A file of weights is read by deploykit's reader, never
+by timm: nothing in it is executed.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = ["PREFIX", "TimmModel", "TimmOptions", "list_timm", "load_timm", "name
 
 FAMILY = "timm"
 PREFIX = "timm:"
-"""What ``--weights`` begins with where a model of timm is meant and no file."""
+"""Prefix of ``--weights`` that means a model of timm instead of a file."""
 FADED = 1e-2
-"""Parameters of which none is larger count as off: zeros, and the scales of layers of a new network."""
+"""A parameter whose values are all at most this large counts as off: zeros, and layer scales of a new network."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TimmOptions:
         model: the name in timm of the model that a file of weights is of; None: ``weights`` is ``timm:NAME``.
         pretrained: timm downloads the weights; else, without a file, they are random.
         num_classes: None: as published, or as many as the file has.
-        in_chans: channels of the picture; None: as published, or as the file has.
+        in_chans: channels of the image; None: as published, or as the file has.
     """
 
     model: str | None = None
@@ -71,7 +71,7 @@ class TimmModel(nn.Module):
         return logits
 
     def fuse(self, path: str) -> nn.Module:
-        """With the branches that timm can merge merged; the export compares it with what it came from."""
+        """With merged branches, where timm can merge them; the export compares the result with the original."""
         merged: nn.Module = require("timm.utils.model", "timm").reparameterize_model(self.network, inplace=False)
         return TimmModel(merged, self.image_shape).requires_grad_(False)
 
@@ -212,7 +212,7 @@ def _of_file(checkpoint: Checkpoint, options: TimmOptions) -> ReferenceModel:
         if key not in sizes and tensor is not None and tensor.dim() > axis:
             sizes[key] = int(tensor.shape[axis])
     if any(not 0 < size <= 65_536 for size in sizes.values()):
-        raise CheckpointError(f"{checkpoint.path}: {sizes} are no sizes of a {options.model}; the file is damaged")
+        raise CheckpointError(f"{checkpoint.path}: {sizes} do not fit a {options.model}: the file is damaged")
     network = _create(options.model, False, sizes)
     load_weights(network, checkpoint, checkpoint.float32(), options.model)
     model = _reference(options.model, network.requires_grad_(False))
@@ -243,7 +243,7 @@ def _reference(name: str, network: nn.Module) -> ReferenceModel:
 
 
 def _channels(network: nn.Module, config: Mapping[str, Any]) -> int:
-    """Channels of the picture: those of the first convolution, which need not be of the published number."""
+    """Channels of the image: those of the first convolution, which need not be of the published number."""
     first = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
     published = int(config["input_size"][0])
     return first.in_channels if first is not None and first.in_channels < 16 and published < 16 else published
@@ -264,12 +264,12 @@ def _canvas(config: Mapping[str, Any], channels: int) -> tuple[InputSpec, list[s
     else:
         fit = Fit(kind="crop", stride=1, crop_share=min(float(config["crop_pct"]), 1.0), resample=resample)
     if mode == "border":
-        notes.append("timm adds a border where a picture is not square; deploykit takes its middle instead")
+        notes.append("timm adds a border where an image is not square; deploykit takes its middle instead")
     canvas = InputSpec(size=(int(height), int(width)), channels=channels, mean=mean, std=std, fit=fit)
     return canvas, notes
 
 
 def resample_of(interpolation: str) -> Literal["bilinear", "bicubic", "lanczos"]:
-    """How pictures are scaled, by Pillow's filters, from timm's name of it; bilinear where it is another (random)."""
+    """How images are scaled, by Pillow's filters, from timm's name of it; bilinear where it is another (random)."""
     known: dict[str, Literal["bilinear", "bicubic", "lanczos"]] = {"bicubic": "bicubic", "lanczos": "lanczos"}
     return known.get(interpolation, "bilinear")

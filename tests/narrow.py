@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import kapao, yolov5, yolov7
 from deploykit.models.families.yolov6 import model as yolov6
-from deploykit.models.families.yolov6.layout import Layout, Stage
+from deploykit.models.families.yolov6.config import Stage, YOLOv6Config
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.families.yolox import model as yolox
 from deploykit.models.layers.anchor_head import Detect, Keypoint
@@ -119,15 +119,15 @@ def _set_objectness(head: Detect, value: float) -> None:
             bias.copy_(part)
 
 
-def yolov6_layout(name: str, num_classes: int, *, width: float | None = None) -> Layout:
+def yolov6_config(name: str, num_classes: int, *, width: float | None = None) -> YOLOv6Config:
     """A YOLOv6 variant's network for any number of classes; ``width`` replaces its multiple."""
     scale = yolov6.VARIANTS[name]
-    return (scale if width is None else replace(scale, width=width)).layout(num_classes)
+    return (scale if width is None else replace(scale, width=width)).config(num_classes)
 
 
-def shallow(name: str, num_classes: int = 3, *, width: float = 0.0625, depth: int = 1) -> Layout:
+def shallow(name: str, num_classes: int = 3, *, width: float = 0.0625, depth: int = 1) -> YOLOv6Config:
     """A YOLOv6 variant with fewer channels, and with no more than ``depth`` blocks a stage."""
-    layout = yolov6_layout(name, num_classes, width=width)
+    layout = yolov6_config(name, num_classes, width=width)
     parts: dict[str, Any] = {
         part: tuple(Stage(s.width, min(s.depth, depth), s.hidden) for s in getattr(layout, part))
         for part in ("stages", "down", "up")
@@ -135,7 +135,7 @@ def shallow(name: str, num_classes: int = 3, *, width: float = 0.0625, depth: in
     return replace(layout, **parts)
 
 
-def free_network_of(layout: Layout, *, seed: int = SEED, score: float | None = None) -> YOLOv6:
+def free_network_of(layout: YOLOv6Config, *, seed: int = SEED, score: float | None = None) -> YOLOv6:
     """A YOLOv6 network with seeded weights; ``score`` is the bias of every class, to make it detect a lot (0)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -15,7 +15,7 @@ WORDS = {
     r"pictures?": "image",
     r"(un)?prov(e|es|ed|en|ing)|proofs?": "verify, verified, verification",
     r"(could|to) be had|at hand": "available",
-    r"RawRows": "RawDetections",
+    r"RawDetections": "RawDetections",
     r"aloud": "with a note",
     r"hoped for": "expected",
 }

@@ -1,4 +1,4 @@
-"""Which kind of checkpoint a file is, and what is in it: inert objects, and tensors that are read when asked for."""
+"""The kind and the contents of a checkpoint file: inert objects, and tensors that are read on request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.pickle_opcodes import Interpreter
 from deploykit.models.checkpoint.safetensors_file import read_header
 from deploykit.models.checkpoint.stack_machine import Global, damaged, unsafe
-from deploykit.models.checkpoint.tensors import BUILDERS, Span, StorageRef, TensorReader, storage_reference
+from deploykit.models.checkpoint.tensors import BUILDERS, StorageRef, StorageSpan, TensorReader, storage_reference
 from deploykit.models.checkpoint.zip_file import read_directory
 
 __all__ = ["Contents", "Format", "read_contents"]
@@ -98,7 +98,7 @@ def _read_zip(file: BufferedReader, size: int) -> Contents:
         )
     root = pickles[0].removesuffix("data.pkl")
     order = entries.get(f"{root}byteorder")
-    if order and _read_entry(file, Span(order.start, min(order.size, 16), 0)) != b"little":
+    if order and _read_entry(file, StorageSpan(order.start, min(order.size, 16), 0)) != b"little":
         raise CheckpointError(_BIG_ENDIAN)
     data = f"{root}data/"
     spans = {name.removeprefix(data): span for name, span in entries.items() if name.startswith(data)}
@@ -118,7 +118,7 @@ def _read_zip(file: BufferedReader, size: int) -> Contents:
     return Contents("torch-zip", value, TensorReader(file, size, spans), notes=_notes(interpreter))
 
 
-def _read_entry(file: BufferedReader, span: Span) -> bytes:
+def _read_entry(file: BufferedReader, span: StorageSpan) -> bytes:
     file.seek(span.start)
     data = file.read(span.size)
     if len(data) != span.size or (span.crc and zlib.crc32(data) != span.crc):
@@ -189,7 +189,7 @@ class _Legacy:
             raise unsafe(f"a view of the storage {found.key[:40]!r} reaches outside it")
         return StorageRef(found.key, found.dtype, numel, start)
 
-    def spans(self, keys: Any, data: bytes, position: int) -> dict[str, Span]:
+    def spans(self, keys: Any, data: bytes, position: int) -> dict[str, StorageSpan]:
         """Where the storages are: each is its number of elements (8 bytes) and the elements."""
         names = keys if isinstance(keys, list) and all(type(key) is str for key in keys) else []
         if sorted(names) != sorted(self._declared):
@@ -203,7 +203,7 @@ class _Legacy:
                 raise damaged(f"the storage {key[:40]!r} has {start + count - len(data):,} bytes less than it needs")
             if int.from_bytes(data[position:start], "little") != declared.numel:
                 raise unsafe(f"the storage {key[:40]!r} has another size than its tensors say")
-            spans[key] = Span(start, count)
+            spans[key] = StorageSpan(start, count)
             position = start + count
         if position != len(data):
             raise damaged(f"{len(data) - position:,} bytes follow the last storage")

@@ -3,7 +3,7 @@
 A pickle is a program for a stack machine, and Python's own machine runs whatever the file asks for. An allow-list of
 names on top of it is not enough: nine bytes (LONG_BINPUT) make it reserve 1.5 GB, and a nested tuple as a dictionary
 key crashes it. This one knows only the opcodes that torch, numpy and pickle protocols 2 to 5 write, and each of them is
-bounded by what the stream has paid for in bytes (see :class:`~deploykit.models.checkpoint.stack_machine.Machine`).
+bounded by what the stream has paid for in bytes (see :class:`~deploykit.models.checkpoint.stack_machine.StackMachine`).
 
 What a stream names stays a :class:`~deploykit.models.checkpoint.stack_machine.Global` (the name) and what it would call
 becomes a :class:`~deploykit.models.checkpoint.stack_machine.Record` (the name, the arguments, the state). The
@@ -29,8 +29,8 @@ from deploykit.models.checkpoint.stack_machine import (
     SET_ITEM,
     SLOT,
     TUPLE,
-    Machine,
     Record,
+    StackMachine,
     check_nesting,
     damaged,
     too_deep,
@@ -40,7 +40,7 @@ from deploykit.models.checkpoint.stack_machine import (
 
 __all__ = ["Interpreter"]
 
-_Opcode = Callable[[Machine], None]
+_Opcode = Callable[[StackMachine], None]
 
 _REFUSED = {
     **dict.fromkeys(b"FILPSVdgilop", "belongs to protocols 0 and 1, expected 2 or newer"),
@@ -49,7 +49,7 @@ _REFUSED = {
 }
 
 
-class Interpreter(Machine):
+class Interpreter(StackMachine):
     """Runs the pickle streams of one file, under one set of limits for all of them."""
 
     def run(self, start: int = 0) -> tuple[Any, int]:
@@ -93,41 +93,41 @@ class Interpreter(Machine):
 # The stream
 
 
-def _proto(m: Machine) -> None:
+def _proto(m: StackMachine) -> None:
     version = m.unsigned(1)
     if version > 5:
         raise m.malformed(f"says that it is of protocol {version}, which does not exist")
 
 
-def _frame(m: Machine) -> None:
+def _frame(m: StackMachine) -> None:
     m.pos = m.take(m.unsigned(8))  # a frame only helps buffering: what it holds is read opcode by opcode
 
 
 # The stack
 
 
-def _mark(m: Machine) -> None:
+def _mark(m: StackMachine) -> None:
     if len(m.marks) >= MAX_NESTING:
         raise too_deep()
     m.marks.append(len(m.stack))
 
 
-def _pop(m: Machine) -> None:
+def _pop(m: StackMachine) -> None:
     if m.marks and m.marks[-1] == len(m.stack):
         m.marks.pop()
     else:
         m.stack.pop()
 
 
-def _pop_mark(m: Machine) -> None:
+def _pop_mark(m: StackMachine) -> None:
     m.from_mark()
 
 
-def _dup(m: Machine) -> None:
+def _dup(m: StackMachine) -> None:
     m.stack.append(m.stack[-1])
 
 
-def _memoize(m: Machine) -> None:
+def _memoize(m: StackMachine) -> None:
     m.put(len(m.memo))
 
 
@@ -150,16 +150,16 @@ def _bytes(size: int) -> _Opcode:
     return lambda m: m.stack.append(m.bytes(m.unsigned(size)))
 
 
-def _binint(m: Machine) -> None:
+def _binint(m: StackMachine) -> None:
     m.stack.append(struct.unpack_from("<i", m.data, m.take(4))[0])
 
 
-def _binfloat(m: Machine) -> None:
+def _binfloat(m: StackMachine) -> None:
     m.stack.append(struct.unpack_from(">d", m.data, m.take(8))[0])
 
 
 def _long(size: int) -> _Opcode:
-    def run(m: Machine) -> None:
+    def run(m: StackMachine) -> None:
         count = m.unsigned(size)
         if count > MAX_INTEGER_BYTES:
             raise unsafe(f"an integer has {count:,} bytes, the limit is {MAX_INTEGER_BYTES}")
@@ -172,7 +172,7 @@ def _long(size: int) -> _Opcode:
 
 
 def _tuple(count: int) -> _Opcode:
-    def run(m: Machine) -> None:
+    def run(m: StackMachine) -> None:
         if len(m.stack) < count:
             raise m.malformed("takes an object from an empty stack")
         values = m.stack[-count:]
@@ -182,16 +182,16 @@ def _tuple(count: int) -> _Opcode:
     return run
 
 
-def _tuple_from_mark(m: Machine) -> None:
+def _tuple_from_mark(m: StackMachine) -> None:
     m.stack.append(m.make_tuple(m.from_mark()))
 
 
-def _empty_list(m: Machine) -> None:
+def _empty_list(m: StackMachine) -> None:
     m.charge(LIST)
     m.stack.append([])
 
 
-def _append(m: Machine, values: list[Any]) -> None:
+def _append(m: StackMachine, values: list[Any]) -> None:
     target = m.stack[-1]
     if type(target) is list:
         m.charge(SLOT * len(values))
@@ -203,20 +203,20 @@ def _append(m: Machine, values: list[Any]) -> None:
         raise m.malformed(f"appends to a {what_is(target)}")
 
 
-def _append_one(m: Machine) -> None:
+def _append_one(m: StackMachine) -> None:
     _append(m, [m.stack.pop()])
 
 
-def _appends(m: Machine) -> None:
+def _appends(m: StackMachine) -> None:
     _append(m, m.from_mark())
 
 
-def _empty_dict(m: Machine) -> None:
+def _empty_dict(m: StackMachine) -> None:
     m.charge(DICT)
     m.stack.append({})
 
 
-def _set(m: Machine, flat: list[Any]) -> None:
+def _set(m: StackMachine, flat: list[Any]) -> None:
     target = m.stack[-1]
     if len(flat) % 2:
         raise m.malformed("has a key without a value")
@@ -231,20 +231,20 @@ def _set(m: Machine, flat: list[Any]) -> None:
         raise m.malformed(f"sets items of a {what_is(target)}")
 
 
-def _setitem(m: Machine) -> None:
+def _setitem(m: StackMachine) -> None:
     value = m.stack.pop()
     _set(m, [m.stack.pop(), value])
 
 
-def _setitems(m: Machine) -> None:
+def _setitems(m: StackMachine) -> None:
     _set(m, m.from_mark())
 
 
-def _empty_set(m: Machine) -> None:
+def _empty_set(m: StackMachine) -> None:
     m.stack.append(m.make_set(()))
 
 
-def _additems(m: Machine) -> None:
+def _additems(m: StackMachine) -> None:
     elements = m.from_mark()
     target = m.stack[-1]
     if type(target) is set:
@@ -254,39 +254,39 @@ def _additems(m: Machine) -> None:
         _append(m, elements)
 
 
-def _frozenset(m: Machine) -> None:
+def _frozenset(m: StackMachine) -> None:
     m.stack.append(frozenset(m.make_set(m.from_mark())))
 
 
 # Names, calls and state
 
 
-def _global(m: Machine) -> None:
+def _global(m: StackMachine) -> None:
     module = m.line()
     m.stack.append(m.name(module, m.line()))
 
 
-def _stack_global(m: Machine) -> None:
+def _stack_global(m: StackMachine) -> None:
     name = m.stack.pop()
     m.stack.append(m.name(m.stack.pop(), name))
 
 
-def _reduce(m: Machine) -> None:
+def _reduce(m: StackMachine) -> None:
     args = m.stack.pop()
     m.stack.append(m.call(m.stack.pop(), args, noted=True))
 
 
-def _newobj(m: Machine) -> None:
+def _newobj(m: StackMachine) -> None:
     args = m.stack.pop()
     m.stack.append(m.call(m.stack.pop(), args, noted=False))
 
 
-def _newobj_ex(m: Machine) -> None:
+def _newobj_ex(m: StackMachine) -> None:
     keywords, args = m.stack.pop(), m.stack.pop()
     m.stack.append(m.call(m.stack.pop(), m.make_tuple([args, keywords]), noted=False))
 
 
-def _build(m: Machine) -> None:
+def _build(m: StackMachine) -> None:
     state = m.stack.pop()
     target = m.stack[-1]
     if isinstance(target, Record):
@@ -295,7 +295,7 @@ def _build(m: Machine) -> None:
         raise m.malformed(f"sets the state of a {what_is(target)}")
 
 
-def _binpersid(m: Machine) -> None:
+def _binpersid(m: StackMachine) -> None:
     reference = m.stack.pop()
     if m.persistent is None:
         raise m.malformed("refers to a storage, which a plain pickle does not have")

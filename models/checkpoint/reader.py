@@ -1,4 +1,4 @@
-"""Read a trained checkpoint without running anything of it.
+"""read_checkpoint: a trained checkpoint, read without executing anything in it.
 
 ``read_checkpoint`` takes the weights and the facts around them out of a torch file (zip or legacy; a state dict or a
 pickled model), a safetensors file or a pickle of numpy arrays. Nothing that the file names is imported or called, and

@@ -14,7 +14,7 @@ import torch
 
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.stack_machine import damaged, unsafe, what_is
-from deploykit.models.checkpoint.tensors import MAX_DIMENSIONS, MAX_SIZE, Span, StoredTensor, contiguous
+from deploykit.models.checkpoint.tensors import MAX_DIMENSIONS, MAX_SIZE, StorageSpan, StoredTensor, contiguous
 
 __all__ = ["read_header"]
 
@@ -41,7 +41,9 @@ _DTYPES = {
 }
 
 
-def read_header(file: BufferedReader, size: int) -> tuple[dict[str, StoredTensor], dict[str, Span], dict[str, str]]:
+def read_header(
+    file: BufferedReader, size: int
+) -> tuple[dict[str, StoredTensor], dict[str, StorageSpan], dict[str, str]]:
     """What a safetensors file of ``size`` bytes holds: its tensors, where their bytes are, and its metadata.
 
     Raises:
@@ -77,7 +79,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _tensor(name: str, described: Any, start: int) -> tuple[StoredTensor, Span]:
+def _tensor(name: str, described: Any, start: int) -> tuple[StoredTensor, StorageSpan]:
     if len(name) > MAX_NAME or not name.isprintable():
         raise damaged(f"the safetensors header has a tensor named {name[:80]!r}, which is no name")
     if not isinstance(described, dict):
@@ -94,14 +96,14 @@ def _tensor(name: str, described: Any, start: int) -> tuple[StoredTensor, Span]:
     if math.prod(n for n in shape if n) >= MAX_SIZE or end - begin != math.prod(shape) * dtype.itemsize:
         raise unsafe(f"{name!r} of type {kind} and shape {shape} does not fit {end - begin:,} bytes")
     size = tuple(shape)
-    return StoredTensor(name, dtype, 0, size, contiguous(size)), Span(start + begin, end - begin)
+    return StoredTensor(name, dtype, 0, size, contiguous(size)), StorageSpan(start + begin, end - begin)
 
 
 def _is_numbers(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(n) is int and 0 <= n < MAX_SIZE for n in value)
 
 
-def _check_spans(spans: dict[str, Span], start: int, size: int) -> None:
+def _check_spans(spans: dict[str, StorageSpan], start: int, size: int) -> None:
     """The format allows no hole, no overlap and nothing behind the last tensor."""
     position = start
     for name, span in sorted(spans.items(), key=lambda item: (item[1].start, item[1].size)):

@@ -13,7 +13,7 @@ from typing import Any
 
 from deploykit.errors import CheckpointError, UnsafeCheckpointError
 
-__all__ = ["MAX_NESTING", "Builder", "Global", "Machine", "Record", "damaged", "unsafe", "what_is"]
+__all__ = ["MAX_NESTING", "Builder", "Global", "Record", "StackMachine", "damaged", "unsafe", "what_is"]
 
 MAX_OPCODES = 2_000_000  # the largest detectors have about 200,000
 MAX_NESTING = 500  # Python's own pickler cannot write deeper
@@ -78,7 +78,7 @@ class Record:
         self.state: Any = None
         self.entries: list[Any] | None = None
 
-    def build(self, machine: Machine, state: Any) -> None:
+    def build(self, machine: StackMachine, state: Any) -> None:
         """Keep the object's state."""
         self.state = state
 
@@ -99,10 +99,10 @@ def what_is(value: Any) -> str:
     return value.kind if isinstance(value, Record) else type(value).__name__
 
 
-Builder = Callable[["Machine", tuple[Any, ...]], Any]
+Builder = Callable[["StackMachine", tuple[Any, ...]], Any]
 
 
-class Machine:
+class StackMachine:
     """The stack, the marks, the memo and the budgets.
 
     Args:

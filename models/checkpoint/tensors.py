@@ -1,4 +1,4 @@
-"""Tensors as a checkpoint describes them: checked against their storage first, read from the file only when asked for.
+"""Tensors as a checkpoint describes them: checked against their storage first, read from the file on request.
 
 The builders below stand in for the functions that torch and numpy name in a pickle. Sources: ``torch/_utils.py``,
 ``torch/serialization.py`` (the persistent ids) and ``numpy/core/multiarray`` (``__reduce__`` of arrays and dtypes).
@@ -17,9 +17,18 @@ from typing import Any
 import torch
 
 from deploykit.errors import CheckpointError
-from deploykit.models.checkpoint.stack_machine import TEXT, Builder, Global, Machine, Record, damaged, unsafe, what_is
+from deploykit.models.checkpoint.stack_machine import (
+    TEXT,
+    Builder,
+    Global,
+    Record,
+    StackMachine,
+    damaged,
+    unsafe,
+    what_is,
+)
 
-__all__ = ["BUILDERS", "Span", "StorageRef", "StoredTensor", "TensorReader", "contiguous", "storage_reference"]
+__all__ = ["BUILDERS", "StorageRef", "StorageSpan", "StoredTensor", "TensorReader", "contiguous", "storage_reference"]
 
 MAX_DIMENSIONS = 64  # torch's own limit
 MAX_KEY = 256  # characters of a storage's name
@@ -60,7 +69,7 @@ _NUMPY = {
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class StorageSpan:
     """Bytes of the file; ``crc`` is their CRC-32, 0 where the file has none."""
 
     start: int
@@ -110,7 +119,7 @@ class _Array(StoredTensor):
         self.kind = "numpy.ndarray"
         self.data = b""
 
-    def build(self, machine: Machine, state: Any) -> None:
+    def build(self, machine: StackMachine, state: Any) -> None:
         if not isinstance(state, tuple) or len(state) != 5:
             raise damaged("a numpy array has a state of an unknown form")
         _, size, dtype, fortran, data = state
@@ -157,7 +166,7 @@ class TensorReader:
         spans: storage key to its place in the file.
     """
 
-    def __init__(self, file: BufferedReader, size: int, spans: Mapping[str, Span]) -> None:
+    def __init__(self, file: BufferedReader, size: int, spans: Mapping[str, StorageSpan]) -> None:
         self._file = file
         self._spans = spans
         self._budget = size + ALLOWANCE
@@ -198,7 +207,7 @@ class TensorReader:
             self._storages[key] = bytearray(data) if data is not None else self._load(self._spans[str(key)])
         return self._storages[key]
 
-    def _load(self, span: Span) -> bytearray:
+    def _load(self, span: StorageSpan) -> bytearray:
         storage = bytearray(span.size)
         self._file.seek(span.start)
         if self._file.readinto(storage) != span.size:
@@ -296,14 +305,14 @@ def _arguments(args: tuple[Any, ...], least: int, name: str) -> tuple[Any, ...]:
     return args
 
 
-def _rebuild_tensor(_: Machine, args: tuple[Any, ...]) -> StoredTensor:
+def _rebuild_tensor(_: StackMachine, args: tuple[Any, ...]) -> StoredTensor:
     storage, offset, size, stride = _arguments(args, 4, "a tensor")[:4]
     if len(args) > 6 and args[6]:
         raise CheckpointError("a tensor is a conjugate or negated view, which is not read; save a copy of it (clone())")
     return _make_tensor(storage, getattr(storage, "dtype", None), offset, size, stride)
 
 
-def _rebuild_tensor_v3(_: Machine, args: tuple[Any, ...]) -> StoredTensor:
+def _rebuild_tensor_v3(_: StackMachine, args: tuple[Any, ...]) -> StoredTensor:
     storage, offset, size, stride, _, _, dtype = _arguments(args, 7, "a tensor")[:7]
     name = dtype.path.removeprefix("torch.") if isinstance(dtype, Global) else ""
     known = getattr(torch, name, None) if _DTYPE.fullmatch(name) else None
@@ -312,33 +321,33 @@ def _rebuild_tensor_v3(_: Machine, args: tuple[Any, ...]) -> StoredTensor:
     return _make_tensor(storage, known, offset, size, stride)
 
 
-def _rebuild_from_type(m: Machine, args: tuple[Any, ...]) -> Any:
+def _rebuild_from_type(m: StackMachine, args: tuple[Any, ...]) -> Any:
     function, _, inner = _arguments(args, 3, "a tensor with attributes")[:3]
     return m.call(function, inner, noted=True)
 
 
-def _first(m: Machine, args: tuple[Any, ...]) -> Any:
+def _first(m: StackMachine, args: tuple[Any, ...]) -> Any:
     return _arguments(args, 1, "a parameter")[0]
 
 
-def _sequence(m: Machine, args: tuple[Any, ...]) -> Any:
+def _sequence(m: StackMachine, args: tuple[Any, ...]) -> Any:
     if len(args) > 1 or (args and not isinstance(args[0], (list, tuple, set))):
         raise m.malformed("makes a container of something else than a list")
     return args[0] if args else ()
 
 
-def _size(m: Machine, args: tuple[Any, ...]) -> tuple[int, ...]:
+def _size(m: StackMachine, args: tuple[Any, ...]) -> tuple[int, ...]:
     return _dimensions(_sequence(m, args), "size")
 
 
-def _device(m: Machine, args: tuple[Any, ...]) -> str:
+def _device(m: StackMachine, args: tuple[Any, ...]) -> str:
     name, index = (*args, "", "")[:2]
     if type(name) is not str or len(name) > 16 or not name.isalpha() or type(index) not in (int, str):
         raise m.malformed("has a torch.device of an unknown form")
     return f"{name}:{index}" if type(index) is int else name
 
 
-def _encode(m: Machine, args: tuple[Any, ...]) -> Any:
+def _encode(m: StackMachine, args: tuple[Any, ...]) -> Any:
     if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
         return Record("_codecs.encode", args)
     m.charge(TEXT + len(args[0]))
@@ -348,14 +357,14 @@ def _encode(m: Machine, args: tuple[Any, ...]) -> Any:
         raise m.malformed("has bytes that are no bytes") from e
 
 
-def _numpy_scalar(_: Machine, args: tuple[Any, ...]) -> Any:
+def _numpy_scalar(_: StackMachine, args: tuple[Any, ...]) -> Any:
     dtype = args[0].torch_dtype() if args and isinstance(args[0], _Dtype) else None
     if dtype is None or len(args) != 2 or not isinstance(args[1], bytes) or len(args[1]) != dtype.itemsize:
         return Record("numpy.scalar", args)
     return torch.frombuffer(bytearray(args[1]), dtype=dtype).item()
 
 
-def _numpy_frombuffer(_: Machine, args: tuple[Any, ...]) -> _Array:
+def _numpy_frombuffer(_: StackMachine, args: tuple[Any, ...]) -> _Array:
     data, dtype, size, order = _arguments(args, 4, "a numpy array")[:4]
     array = _Array()
     array.fill(data, dtype, size, order == "F")

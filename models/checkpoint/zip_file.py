@@ -13,7 +13,7 @@ from typing import Any
 
 from deploykit.errors import CheckpointError, UnsafeCheckpointError
 from deploykit.models.checkpoint.stack_machine import damaged, unsafe
-from deploykit.models.checkpoint.tensors import Span
+from deploykit.models.checkpoint.tensors import StorageSpan
 
 __all__ = ["read_directory"]
 
@@ -26,7 +26,7 @@ _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x2041
 
 
-def read_directory(file: BufferedReader, size: int) -> dict[str, Span]:
+def read_directory(file: BufferedReader, size: int) -> dict[str, StorageSpan]:
     """Every entry of a zip file of ``size`` bytes, by name.
 
     Raises:
@@ -34,7 +34,7 @@ def read_directory(file: BufferedReader, size: int) -> dict[str, Span]:
         UnsafeCheckpointError: an entry is compressed, encrypted, outside the file, over another one or named twice.
     """
     directory, count, start = _find_directory(file, size)
-    entries: dict[str, Span] = {}
+    entries: dict[str, StorageSpan] = {}
     spans: list[tuple[int, int, str]] = []
     position = 0
     for _ in range(count):
@@ -53,7 +53,7 @@ def read_directory(file: BufferedReader, size: int) -> dict[str, Span]:
         data = _data_start(file, offset, name, start)
         if data + length > start:
             raise unsafe(f"entry {name!r} of {length:,} bytes reaches outside the file's data")
-        entries[name] = Span(data, length, fields[7])
+        entries[name] = StorageSpan(data, length, fields[7])
         spans.append((offset, data + length, name))
     spans.sort()
     for (_, end, name), (begin, _, other) in itertools.pairwise(spans):

@@ -1,4 +1,4 @@
-"""Seeded random weights that behave like trained ones, for trying things out where no checkpoint is at hand."""
+"""Checkpoints with seeded random weights that behave like trained ones, to try things out without a checkpoint."""
 
 from __future__ import annotations
 

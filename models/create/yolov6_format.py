@@ -37,7 +37,7 @@ _HEAD = ("proj_conv", "stems", "cls_convs", "reg_convs", "cls_preds", "reg_preds
 
 def is_current(network: YOLOv6) -> bool:
     """Whether a network is one that the original's newest code has."""
-    layout = network.layout
+    layout = network.config
     return layout.bifusion and not layout.objectness and not layout.biased
 
 
@@ -60,7 +60,7 @@ def yolov6_checkpoint(network: YOLOv6, names: Sequence[str], **beside: Any) -> b
 
 
 def _backbone(network: YOLOv6) -> StandIn:
-    layout = network.layout
+    layout = network.config
     four = layout.levels == 4
     name = "EfficientRep6" if four else "EfficientRep"
     if layout.stages[0].hidden:
@@ -69,7 +69,7 @@ def _backbone(network: YOLOv6) -> StandIn:
 
 
 def _neck(network: YOLOv6) -> StandIn:
-    layout = network.layout
+    layout = network.config
     four = layout.levels == 4
     name = "RepBiFPANNeck6" if four else "RepBiFPANNeck"
     if layout.stages[0].hidden:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.families.yolov5 import ANCHORS_P6, MULTIPLES, rows_of
+from deploykit.models.families.yolov5 import ANCHORS_P6, MULTIPLES, layer_rows
 from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.models.yolo_graph.family import HeadShape, custom_name, nearest_variant, normal_rows, reference_of
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
@@ -24,7 +24,7 @@ from deploykit.spec import COCO_KEYPOINTS, KeypointSpec
 
 FAMILY = "KaPao"
 WEIGHTS_LICENCE = "GPL-3.0, that of the repository"
-SIZE = 1280  # pixels a side that all were published for
+SIZE = 1280  # pixels per side that all were published for
 GENERATION = 5  # of the YOLOv5 layers
 COCO_CLASSES = 1 + len(COCO_KEYPOINTS.names)
 
@@ -69,7 +69,7 @@ def config_of(name: str, num_classes: int = COCO_CLASSES, *, width: float | None
         raise UsageError(f"{name.replace('_', '-')} has a person and at least 1 keypoint as classes, got {num_classes}")
     v = VARIANTS[name]
     return GraphConfig(
-        rows=tuple(rows_of(4, generation=GENERATION)),
+        rows=tuple(layer_rows(4, generation=GENERATION)),
         num_classes=num_classes,
         num_coords=2 * (num_classes - 1),
         anchors=ANCHORS_P6,
@@ -134,7 +134,7 @@ def _described(checkpoint: Checkpoint, coords: object) -> tuple[str, GraphConfig
                 f"expected {coords} and {total - coords}"
             )
     config = replace(config, num_classes=total - coords, num_coords=coords)
-    if normal_rows(config.rows) == normal_rows(rows_of(4, generation=GENERATION)):
+    if normal_rows(config.rows) == normal_rows(layer_rows(4, generation=GENERATION)):
         return Variant(config.depth_multiple, config.width_multiple).name, config
     return custom_name(checkpoint, VARIANTS, "kapao-custom"), config
 

@@ -1,11 +1,11 @@
-"""NAFNet: restoration of pictures (deblurring, denoising), of RAW mosaics too; and its local form (TLC).
+"""NAFNet: restoration of images and of RAW mosaics (deblurring, denoising), and its local form (TLC).
 
 Originals: arXiv 2204.04676, megvii-research/NAFNet (MIT); TLC: arXiv 2112.04491, megvii-research/TLC (Apache-2.0).
 Layout, keys and numbers are facts taken over; the code is ours. State dicts of the original (BasicSR's ``params`` and
 ``params_ema``) load unchanged, of any width and any numbers of blocks: they are read from the tensors.
 
 A network is a U-Net: a 3 x 3 convolution, stages of blocks with a strided convolution between them, and back with
-1 x 1 convolutions and pixel shuffles, where the skips are added; what comes out is added to the picture. It takes any
+1 x 1 convolutions and pixel shuffles, where the skips are added; what comes out is added to the image. It takes any
 size: zeros are added on the right and below up to a multiple of what the stages halve, and cut off again.
 """
 
@@ -28,7 +28,7 @@ from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
 
 WEIGHTS_LICENCE = "MIT code of Megvii; the data sets have terms of their own"
 
-SIZE = 256  # pixels a side of the crops that the published weights were trained on
+SIZE = 256  # pixels per side of the crops that the published weights were trained on
 TLC_BASE = 1.5  # the window of TLC in training sizes
 MAX_STAGES = 8  # far beyond any real network, so that a hostile file builds nothing large
 
@@ -111,7 +111,7 @@ class Nafnet(nn.Module):
         return [(level, block) for level, stage in stages for block in naf_blocks(stage)]
 
     def random_weights(self, gain: float) -> None:
-        """A correction of the picture, and not another picture."""
+        """A correction of the image, and not another image."""
         self.ending.weight.data.mul_(0.05)
 
 
@@ -121,23 +121,23 @@ def _stage(channels: int, count: int, config: NafnetConfig) -> nn.Sequential:
 
 
 def with_local_pool(network: Nafnet, train_size: int = SIZE, base: float = TLC_BASE) -> Nafnet:
-    """The network whose channel attentions see a window around each pixel instead of the whole picture (TLC).
+    """The network whose channel attentions see a window around each pixel instead of the whole image (TLC).
 
-    It was trained on crops, so a global mean over a large picture is of a kind that it has never seen. The window is
+    The network was trained on crops and has never seen the global mean of a large image. The window is
     ``base`` times as large as the crops: 384 >> level pixels for crops of 256. The weights are the same.
 
     Args:
         network: trained with global means; it is not changed.
-        train_size: pixels a side of the crops that it was trained on.
+        train_size: pixels per side of the crops that it was trained on.
         base: the window in crops.
 
     Raises:
         UsageError: no window is left at the deepest level.
     """
     if train_size < network.multiple:
-        raise UsageError(f"crops to train on have at least {network.multiple} pixels a side, got {train_size}")
+        raise UsageError(f"training crops have at least {network.multiple} pixels per side, got {train_size}")
     if not base > 0:
-        raise UsageError(f"the window of TLC is a positive multiple of the crops, got {base}")
+        raise UsageError(f"the window of TLC is a positive multiple of the crop size, got {base}")
     padded = train_size + -train_size % network.multiple
     new = shared_copy(network)
     for level, block in new.levels():
@@ -148,21 +148,20 @@ def with_local_pool(network: Nafnet, train_size: int = SIZE, base: float = TLC_B
 
 
 def with_frozen_pool(network: Nafnet, image: Tensor) -> Nafnet:
-    """The network with the channel attentions that ``image`` gives, whatever it sees then.
+    """The network with its channel attentions frozen to those of ``image``.
 
-    Its output at a pixel then depends on its receptive field alone, as that of a convolution does: so pictures can be
-    restored in tiles without a seam, with the attentions of one run over the whole picture. It is what tells the seam
-    of a tile's own mean apart from that of a border.
+    Its output at a pixel then depends on the receptive field alone, as that of a convolution does, so images can be
+    restored in tiles without a seam. This separates the seam that a tile's own mean causes from that of its border.
 
     Args:
         network: is not changed.
-        image: ``(1, C, H, W)``; one picture, because an attention is of one picture.
+        image: ``(1, C, H, W)``; a single image, because an attention belongs to one.
 
     Raises:
-        UsageError: there is more than one picture.
+        UsageError: there is more than one image.
     """
     if len(image) != 1:
-        raise UsageError(f"channel attentions are those of one picture, got {len(image)}")
+        raise UsageError(f"channel attentions are frozen for one image, got {len(image)}")
     found: dict[NafBlock, Tensor] = {}
 
     def keep(block: NafBlock) -> Callable[..., None]:
@@ -183,7 +182,7 @@ def with_frozen_pool(network: Nafnet, image: Tensor) -> Nafnet:
 
 
 def receptive_field(network: Nafnet) -> int:
-    """How many pixels to each side an output pixel depends on, where the channel attentions are fixed.
+    """How many pixels to each side an output pixel depends on while the channel attentions are frozen.
 
     Counted from the layout, and never too small: every 3 x 3 convolution reaches one pixel of its level further; what
     comes back from a coarser level lies anywhere in a cell of it.

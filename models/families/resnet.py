@@ -1,6 +1,6 @@
 """ResNet, ResNeXt and Wide ResNet in the layout of torchvision's state dicts, for classification, without torchvision.
 
-Originals: arXiv 1512.03385, 1611.05431, 1605.07146; torchvision (BSD-3-Clause); those for pictures of 32 pixels in the
+Originals: arXiv 1512.03385, 1611.05431, 1605.07146; torchvision (BSD-3-Clause); those for images of 32 pixels in the
 layout of akamaster/pytorch_resnet_cifar10 (BSD-2-Clause). Layouts, keys and numbers are facts taken over, the code is
 ours. Everything is read from the tensors: the kind of block, how many, how wide, in how many groups, and the classes,
 so that a fine-tuned file with another ``fc`` loads as it is. ``(B, C, H, W)`` becomes logits ``(B, classes)``, for any
@@ -33,9 +33,9 @@ BASE = 64  # channels of the stem and of the first stage
 
 @dataclass(frozen=True)
 class ResnetConfig:
-    """A layer graph: ``depths`` blocks a stage; ``inner`` channels of the first stage's middle convolutions.
+    """A layer graph: ``depths`` blocks per stage; ``inner`` channels of the first stage's middle convolutions.
 
-    ``small``: for pictures of 32 pixels: a stem of 3 x 3 that keeps the size, ``inner`` channels wide, and shortcuts
+    ``small``: for images of 32 pixels: a stem of 3 x 3 that keeps the size, ``inner`` channels wide, and shortcuts
     that add zeros for the channels that are new.
     """
 
@@ -71,8 +71,7 @@ VARIANTS = {
 class Block(nn.Module):
     """Two 3 x 3 convolutions, or three with the middle one of 3 x 3, and what goes in added: ``(B, C, H, W)``.
 
-    The stride is that of the first 3 x 3 convolution: so torchvision's bottlenecks have it, the paper's in the 1 x 1
-    convolution before.
+    The stride is in the first 3 x 3 convolution, as in torchvision; the paper has it in the 1 x 1 convolution before.
     """
 
     def __init__(
@@ -110,7 +109,7 @@ class Block(nn.Module):
         return x
 
     def fuse(self, path: str) -> nn.Module:
-        """The same with every batch norm in its convolution."""
+        """The same with every batch norm folded into its convolution."""
         new = shared_copy(self)
         for i in range(1, self.count + 1):
             _fold_pair(self, new, f"conv{i}", f"bn{i}", path)
@@ -159,7 +158,7 @@ class Resnet(nn.Module):
         return out
 
     def fuse(self, path: str) -> nn.Module:
-        """The same with every batch norm in its convolution."""
+        """The same with every batch norm folded into its convolution."""
         new = shared_copy(self)
         new._modules = {name: None if m is None else fuse_model(m, name) for name, m in self._modules.items()}
         _fold_pair(self, new, "conv1", "bn1", path)

@@ -4,8 +4,7 @@ Originals: ViT arXiv 2010.11929, in the keys of timm (Apache-2.0); MAE arXiv 211
 (CC-BY-NC-4.0, the code and the weights). Layouts, keys and numbers are facts taken over, the code is ours.
 
 ``(B, C, H, W)`` becomes logits ``(B, classes)``, or features ``(B, dim)`` where a checkpoint has no head. Position
-embeddings of another size are interpolated bicubically, as MAE does it; where the input's size is fixed, that is done
-once, by the export.
+embeddings are interpolated bicubically to other sizes, as in MAE; an export for a fixed size does it once.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from deploykit.spec import DenseOutput, Fit, ModelSpec
 WEIGHTS_LICENCE = "CC-BY-NC-4.0 (MAE, the code too); of other ViTs their own"
 
 HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16}
-"""Heads by width, as published; no tensor tells them."""
+"""Number of heads by width, as published; no tensor tells it."""
 
 OTHERS = ("blocks.0.ls1.gamma", "blocks.0.gamma_1", "blocks.0.attn.q_norm.weight", "blocks.0.attn.q_bias")
 """Tensors of transformers that compute something else: scaled branches, normalised queries, biases apart."""
@@ -66,7 +65,7 @@ VARIANTS = {
 
 
 class PatchEmbed(nn.Module):
-    """Pictures as tokens: ``(B, C, H, W)`` to ``(B, dim, H / patch, W / patch)``."""
+    """Images as tokens: ``(B, C, H, W)`` to ``(B, dim, H / patch, W / patch)``."""
 
     def __init__(self, channels: int, dim: int, patch: int) -> None:
         super().__init__()
@@ -186,7 +185,7 @@ class VitFamily(Family[VitConfig]):
         grid = math.isqrt(positions - 1)
         if grid**2 + 1 != positions or grid < 1:
             raise CheckpointError(
-                f"{path}: pos_embed has {positions} positions, which are not one and those of a square"
+                f"{path}: pos_embed has {positions} positions, expected those of a square and one for the class token"
             )
         kind: Head = "features"
         classes = 1

@@ -98,7 +98,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def rows_of(levels: int = 3, *, generation: int = 7, pose: bool = False, lite: bool = False) -> list[Row]:
+def layer_rows(levels: int = 3, *, generation: int = 7, pose: bool = False, lite: bool = False) -> list[Row]:
     """The layer graph of three or four levels; a pose model's is that of generation 5 with a keypoint head."""
     early = generation < 7
     block = "BottleneckCSP" if generation == 3 else "C3"
@@ -147,7 +147,7 @@ def config_of(
     if v.pose:
         generation = 5
     return GraphConfig(
-        rows=tuple(rows_of(v.levels, generation=generation, pose=v.pose, lite=v.lite)),
+        rows=tuple(layer_rows(v.levels, generation=generation, pose=v.pose, lite=v.lite)),
         num_classes=num_classes,
         anchors=ANCHORS_P5 if v.levels == 3 else ANCHORS_P6,
         num_keypoints=num_keypoints if v.pose else 0,
@@ -229,7 +229,7 @@ def _described(checkpoint: Checkpoint) -> tuple[str, Variant | None, int, GraphC
     rows = normal_rows(config.rows)
     for levels, pose, lite in ((3, False, False), (4, False, False), (4, True, False), (4, True, True)):
         for generation in (5,) if pose else GENERATIONS:
-            if rows == normal_rows(rows_of(levels, generation=generation, pose=pose, lite=lite)):
+            if rows == normal_rows(layer_rows(levels, generation=generation, pose=pose, lite=lite)):
                 variant = Variant(config.depth_multiple, config.width_multiple, levels, pose, lite)
                 if generation == 3 and not config.activation:
                     config = replace(config, activation=HARDSWISH)

@@ -208,7 +208,7 @@ _P6: dict[str, Callable[[str], _Rows]] = {
 }
 
 
-def rows_of(name: str, *, training: bool = False) -> _Rows:
+def layer_rows(name: str, *, training: bool = False) -> _Rows:
     """The layer graph of a variant, ``yolov7_tiny`` and so on; ``training``: with the heads that only training uses."""
     if name == "yolov7_tiny":
         return _tiny_rows(training)
@@ -230,7 +230,7 @@ def config_of(
     pose = name == "yolov7_w6_pose"
     anchors = ANCHORS_TINY if name == "yolov7_tiny" else ANCHORS_P5 if name in ("yolov7", "yolov7x") else ANCHORS_P6
     return GraphConfig(
-        rows=tuple(rows_of(name, training=training)),
+        rows=tuple(layer_rows(name, training=training)),
         num_classes=num_classes,
         anchors=anchors,
         num_keypoints=num_keypoints if pose else 0,
@@ -279,7 +279,7 @@ def _described(checkpoint: Checkpoint) -> tuple[str, GraphConfig]:
     rows = normal_rows(config.rows)
     for name in VARIANTS:
         for training in (False, True):
-            if rows == normal_rows(rows_of(name, training=training)):
+            if rows == normal_rows(layer_rows(name, training=training)):
                 return (name if config.width_multiple == 1.0 else f"{name}-width-{config.width_multiple:g}"), config
     return custom_name(checkpoint, VARIANTS, "yolov7-custom"), config
 

@@ -17,7 +17,7 @@ from deploykit.models.layers.conv import Conv
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, fold_implicit
 
 Anchors = Sequence[Sequence[float]]
-"""One flat list ``w, h, w, h, ...`` in network pixels a level."""
+"""One flat list ``w, h, w, h, ...`` in network pixels per level."""
 
 H = TypeVar("H", bound="Detect")
 
@@ -46,11 +46,11 @@ class Detect(nn.Module):
 
     @property
     def columns(self) -> int:
-        """Values a row."""
+        """Values per row."""
         return 5 + self.num_classes
 
     def set_stride(self, stride: Sequence[int]) -> None:
-        """Tell the head how many network pixels a cell of each level is wide."""
+        """Tell the head the width of a cell of each level in network pixels."""
         self.stride = tuple(stride)
         # Upstream keeps a second copy of the anchors in cells; it is only there so that state dicts agree.
         if not self.anchors.is_meta:  # there is nothing to compute with, and trying loads torch's whole compiler
@@ -130,7 +130,7 @@ class IDetect(Detect):
 
 
 class IAuxDetect(IDetect):
-    """IDetect with an auxiliary head a level, which only training uses; ``fuse`` drops it."""
+    """IDetect with an auxiliary head per level, which only training uses; ``fuse`` drops it."""
 
     def __init__(self, num_classes: int, anchors: Anchors, channels: Sequence[int]) -> None:
         super().__init__(num_classes, anchors, channels)

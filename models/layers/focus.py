@@ -1,4 +1,4 @@
-"""First layers of YOLOv5 before 6.0, which halve the picture's size (upstream ``models/common.py``, AGPL-3.0, formerly
+"""First layers of YOLOv5 before 6.0, which halve the image's size (upstream ``models/common.py``, AGPL-3.0, formerly
 GPL-3.0, and TexasInstruments/edgeai-yolov5, branch ``yolo-pose``, GPL-3.0: facts only, the code is ours)."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Focus(nn.Module):
         return out
 
     def fuse(self, path: str) -> nn.Module:
-        """One convolution of twice the kernel, stride and padding on the picture itself, as YOLOv5 6.0 begins with."""
+        """One convolution of twice the kernel, stride and padding on the image itself, as YOLOv5 6.0 begins with."""
         conv = self.conv.fuse(f"{path}.conv")
         if conv.conv.groups > 1:  # then a group holds some pixels of every channel, which no convolution does
             new = shared_copy(self)

@@ -55,7 +55,7 @@ def _running_mean(x: Tensor, axis: int, window: int) -> Tensor:
 
 
 class FixedAttention(nn.Module):
-    """A channel attention that was measured once, on one picture: it looks at nothing any more."""
+    """A channel attention that was measured once, on one image: it looks at nothing any more."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Operators that torch has not: each has one meaning here, and a translation of its own in an export.
+"""Operators that torch lacks: each has one meaning here, and a translation of its own in an export.
 
 Importing this module registers them. They are of detectors in two stages; :func:`best_scores` is of all NMS in graphs.
 """
@@ -75,12 +75,12 @@ def roi_align(
 
     Args:
         levels: maps ``(B, C, H / s, W / s)``, one of each stride.
-        boxes: ``(N, 4)`` xyxy in the pixels of the picture.
-        images: ``(N,)`` int64, which picture each box is of.
+        boxes: ``(N, 4)`` xyxy in the pixels of the image.
+        images: ``(N,)`` int64, which image each box is of.
         level: ``(N,)`` int64, on which map it is looked up.
         strides: of the maps.
-        size: cells a side. Each is the mean of ``ceil(side of the box / size)`` samples a side, bilinear, pixel centres
-            at half coordinates (``aligned``, ``sampling_ratio`` 0).
+        size: cells per side. Each is the mean of ``ceil(side of the box / size)`` samples per side, bilinear, pixel
+            centres at half coordinates (``aligned``, ``sampling_ratio`` 0).
     """
     out = boxes.new_zeros(len(boxes), levels[0].shape[1], size, size)
     for i, (planes, stride) in enumerate(zip(levels, strides, strict=True)):

@@ -14,7 +14,7 @@ from deploykit.models.layers.anchor_head import Anchors, Detect
 
 
 class PoseObject(Detect):
-    """Rows ``(B, N, 5 + classes + coordinates)`` of one convolution a level: ``cx, cy, w, h, obj, cls..., (x, y) * K``.
+    """Rows ``(B, N, 5 + classes + coordinates)`` of one convolution per level: ``cx, cy, w, h, obj, cls..., xy * K``.
 
     Class 0 is a person, the others are the keypoints. Boxes as in :class:`Detect`;
     ``xy = (4 sigmoid - 2) anchor + grid * stride``, from the cell's corner and not from its middle.

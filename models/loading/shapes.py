@@ -47,8 +47,8 @@ class CheckpointShapes:
         if len(found) != axes or not 0 < min(found) <= max(found) <= MAX_CHANNELS:
             state = f"is {list(found)}" if found else "is missing"
             raise CheckpointError(
-                f"{self.checkpoint.path} has the tensors of a {self.family} network, but {key} {state}: expected one "
-                f"of {axes} axes; the file is damaged or of a changed model (deploykit inspect shows it)"
+                f"{self.checkpoint.path} has the tensors of a {self.family} network, but {key} {state}: expected "
+                f"{axes} axes; the file is damaged or of a changed model (deploykit inspect shows it)"
             )
         return found
 

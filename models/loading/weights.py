@@ -1,4 +1,4 @@
-"""Put a checkpoint's weights into a network, or say which tensor does not fit."""
+"""load_weights: a checkpoint's weights into a network, or an error that names the tensor that does not fit."""
 
 from __future__ import annotations
 

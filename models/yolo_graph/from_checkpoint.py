@@ -1,4 +1,4 @@
-"""Put a checkpoint's weights, and what no state dict holds, into a layer graph.
+"""A checkpoint's weights, and what no state dict holds, into a layer graph.
 
 Activations, batch-norm eps, anchors in pixels, the order of a Focus and the number of ghost bottlenecks are facts of a
 trained model that its layer description leaves out or contradicts; a pickled module tree has them, so they are taken

@@ -37,7 +37,7 @@ Row = Sequence[Any]
 # A hostile description must not keep us busy; the largest real one has 266 rows, 8 sources and 2048 channels.
 MAX_ROWS, MAX_LAYERS, MAX_ENTRIES, MAX_CHANNELS = 1000, 1000, 32, 65_536
 MAX_MODULES = 4000  # with all that is inside of them; the largest real one has 1063
-MAX_FEATURE = 2**27  # values that a layer gives for a picture of 256 px; the largest real one gives 2**22
+MAX_FEATURE = 2**27  # values that a layer gives for an image of 256 px; the largest real one gives 2**22
 
 _REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
 """What Python and torch raise for numbers and shapes that make no layer."""
@@ -49,7 +49,7 @@ NOT_GIVEN_ACT = ("SPP", "Detect")
 
 @dataclass(frozen=True)
 class GraphConfig:
-    """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels a level.
+    """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels per level.
 
     ``activation`` is that of every convolution whose row does not name one, but for those in ``silu_layers``; empty:
     SiLU. ``num_coords``, beside the classes, make the head KaPao's.
@@ -89,7 +89,7 @@ class GraphConfig:
         sizes = {len(level) for level in self.anchors}
         if len(sizes) != 1 or not 1 <= len(self.anchors) <= MAX_ENTRIES or max(sizes) not in range(2, MAX_ENTRIES, 2):
             raise CheckpointError(
-                "a model's anchors are a list w, h, w, h, ... a level, all of one length; "
+                "a model's anchors are a list w, h, w, h, ... per level, all of one length; "
                 f"its description says {reprlib.repr(self.anchors)}"
             )
 
@@ -125,10 +125,10 @@ class GraphConfig:
 
 
 def _anchors(value: Any, rows: Sequence[Row]) -> tuple[tuple[float, ...], ...]:
-    """In pixels a level. A mere number of them says that they were found while training and are in the weights."""
+    """In pixels, per level. A mere number of them says that training found them and that they are in the weights."""
     if isinstance(value, int) and not isinstance(value, bool):
         if not 1 <= value < MAX_ENTRIES // 2:
-            raise ValueError(f"{reprlib.repr(value)} anchors a level, expected 1 to {MAX_ENTRIES // 2 - 1}")
+            raise ValueError(f"{reprlib.repr(value)} anchors per level, expected 1 to {MAX_ENTRIES // 2 - 1}")
         sources, *_ = read_row(len(rows) - 1, rows[-1])
         return (tuple(float(i) for i in range(2 * value)),) * len(sources)
     return tuple(tuple(float(a) for a in level) for level in value)
@@ -366,7 +366,7 @@ def _without_norms(module: nn.Module) -> nn.Module:
 
 
 def _strides(graph: LayerGraph, config: GraphConfig) -> list[int]:
-    """How many image pixels a cell of each level is wide, found by running shapes only."""
+    """The width of a cell of each level in pixels of the image, found by running shapes only."""
     side = 256
     outputs = {-1: torch.empty(1, config.channels, side, side, device="meta")}
     last = len(graph.sources) - 1
@@ -376,7 +376,7 @@ def _strides(graph: LayerGraph, config: GraphConfig) -> list[int]:
                 twin = _without_norms(copy.deepcopy(graph.model[i]).to("meta"))
                 outputs[i] = twin(*(outputs[s] for s in graph.sources[i]))
                 if outputs[i].numel() > MAX_FEATURE:
-                    raise ValueError(f"it gives {outputs[i].numel():,} values for a picture of {side} px")
+                    raise ValueError(f"it gives {outputs[i].numel():,} values for an image of {side} px")
             except _REFUSALS as e:
                 raise _misfit(i, config.rows[i], e) from e
     strides = [side // max(outputs[s].shape[-1], 1) for s in graph.sources[last][: graph.head.num_levels]]

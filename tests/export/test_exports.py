@@ -20,7 +20,7 @@ from deploykit.models.registry import ReferenceModel, create_model, list_models
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawDetections
 from tests.export.test_instances import INSTANCES
-from tests.narrow import model_of, yolov6_layout
+from tests.narrow import model_of, yolov6_config
 from tests.narrow_dense import NARROW
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -103,7 +103,7 @@ AS: dict[str, tuple[str, ...]] = {
 
 def parts_of(name: str) -> set[tuple[str, Any]]:
     """What a YOLOv6 variant is made of when its blocks are folded: the choices of its description, without numbers."""
-    layout = yolov6_layout(name, 1)
+    layout = yolov6_config(name, 1)
     crossing = [bool(stage.hidden) for stage in (*layout.stages, *layout.down, *layout.up)]
     assert len(set(crossing)) == 1
     return {

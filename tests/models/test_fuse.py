@@ -172,7 +172,7 @@ def test_any_rep_conv_becomes_one_convolution(
     rows_first=st.booleans(),
     seed=st.integers(0, 99),
 )
-def test_any_focus_becomes_one_convolution_on_the_picture(
+def test_any_focus_becomes_one_convolution_on_the_image(
     inputs: int, outputs: int, kernel: int, stride: int, rows_first: bool, seed: int
 ) -> None:
     module = prepared(lambda: Focus(inputs, outputs, kernel, stride), seed)

@@ -84,8 +84,8 @@ def test_the_originals_own_output_is_reproduced(name: str, fused: bool) -> None:
         images, expected = golden["images"], golden["output"]
     found = rows_of(fuse_model(model.module) if fused else model.module, images)
     assert_within(found, expected, model, pixels=1e-3, probability=1e-5)
-    # These random weights dampen the picture to a few thousandths of a pixel, which the limits above would not miss:
-    # so what changes from one picture to the other is compared by itself, too.
+    # These random weights dampen the image to a few thousandths of a pixel, which the limits above would not miss:
+    # so what changes from one image to the other is compared by itself, too.
     change, expected_change = (np.subtract(*rows.astype(np.float64)) for rows in (found, expected))
     assert np.linalg.norm(change - expected_change) <= 0.1 * np.linalg.norm(expected_change)
 
@@ -126,7 +126,7 @@ def photographs() -> Array:
 
 @pytest.fixture(scope="module")
 def exported_rows(photographs: Array) -> Array:
-    """What the author's own ONNX export of the face model gives, picture by picture."""
+    """What the author's own ONNX export of the face model gives, image by image."""
     ort = pytest.importorskip("onnxruntime")
     options = ort.SessionOptions()
     options.intra_op_num_threads = 2
@@ -142,7 +142,7 @@ def test_the_face_model_agrees_with_its_authors_export(photographs: Array, expor
     model = model_of(FACES)
     found = rows_of(fuse_model(model.module) if fused else model.module, photographs)
     assert exported_rows.shape == (PHOTOS, 25_200, 21)
-    assert (exported_rows[..., 4] * exported_rows[..., 5] > 0.5).any(axis=1).all(), "there are faces in every picture"
+    assert (exported_rows[..., 4] * exported_rows[..., 5] > 0.5).any(axis=1).all(), "there are faces in every image"
     assert_within(found, exported_rows, model, pixels=0.5, probability=1e-4)
 
 
@@ -169,7 +169,7 @@ def test_two_classes_and_four_keypoints_are_not_one_and_seventeen() -> None:
 
 
 def test_plates_are_found_with_their_four_corners_around_them() -> None:
-    """On every picture the best row is a plate, and its corners lie near its box."""
+    """On every image the best row is a plate, and its corners lie near its box."""
     model = model_of(PLATES)
     paths = sorted(p for p in (IMAGES / "plates").iterdir() if p.suffix.lower() in (".jpg", ".png"))[:4]
     rows = rows_of(fuse_model(model.module), letterboxed(paths, model))

@@ -16,7 +16,7 @@ from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
-from tests.narrow import yolov6_layout
+from tests.narrow import yolov6_config
 from tests.reference import yolov6 as reference
 from tests.reference.layers import Array, Weights, silu
 
@@ -92,10 +92,10 @@ def test_bifusion_computes_its_definition(fused: bool) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_computes_its_definition(name: str) -> None:
     torch.manual_seed(3)
-    network = YOLOv6(yolov6_layout(name, 3, width=0.0625))
+    network = YOLOv6(yolov6_config(name, 3, width=0.0625))
     randomise(network)
     images = torch.rand(1, 3, 64, 128)
-    act = silu if network.layout.activation == "silu" else reference.relu
+    act = silu if network.config.activation == "silu" else reference.relu
     expected = reference.run(images.double().numpy(), weights_of(network), act)
     with torch.no_grad():
         for module in (network, fuse_model(network)):

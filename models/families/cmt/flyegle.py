@@ -21,12 +21,12 @@ WEIGHTS_LICENCE = "none is given (FlyEgle/CMT-pytorch)"
 
 HEADS, REDUCTIONS = (1, 2, 4, 8), (8, 4, 2, 1)
 STRIDE = 32
-MAX_SIDE = 128  # cells of the first stage's map that a table is read for
+MAX_SIDE = 128  # of the first stage's map, in cells
 
 
 @dataclass(frozen=True)
 class FlyegleConfig:
-    """A layer graph: ``size`` is the picture's side that the tables are of, ``hidden`` channels inside of a block."""
+    """A layer graph. ``size``: the side of the images that the tables are for; ``hidden``: channels inside a block."""
 
     size: int
     dims: tuple[int, ...]
@@ -131,13 +131,15 @@ class FlyegleFamily(Family[FlyegleConfig]):
         side = (table[0] + 1) // 2
         if table != (2 * side - 1, 2 * side - 1) or side % 8 or side > MAX_SIDE:
             raise CheckpointError(
-                f"{path}: the first table of positions is {list(table)}, expected 2 n - 1 of each for maps of n "
-                f"cells a side, n a multiple of 8 and at most {MAX_SIDE}"
+                f"{path}: the first table of positions is {list(table)}, expected 2 n - 1 rows and columns for maps of "
+                f"n cells per side, n a multiple of 8 and at most {MAX_SIDE}"
             )
         stages = range(1, 5)
         dims = tuple(shapes.weight_shape(f"pool{i}.patch_aggregation")[0] for i in stages)
         if any(dim % heads for dim, heads in zip(dims, HEADS, strict=True)):
-            raise CheckpointError(f"{path}: stages of {dims} channels are not shared by {HEADS} heads")
+            raise CheckpointError(
+                f"{path}: its stages have {dims} channels, expected multiples of {HEADS}, their heads"
+            )
         return FlyegleConfig(
             size=4 * side,
             dims=dims,

@@ -32,14 +32,14 @@ def resized_bias(bias: Tensor, side: int, rows: int, columns: int, reduction: in
 
     Args:
         bias: ``(heads, side^2, (side / reduction)^2)``, of each query's place to each key's.
-        side: cells a side of the map that it was trained for.
+        side: cells per side of the map that it was trained for.
         rows: of the map now.
         columns: of the map now.
-        reduction: how many cells of the map one key's place covers, a side.
+        reduction: cells of the map per side that one key covers.
 
     Returns:
         ``(heads, rows * columns, (rows // reduction) * (columns // reduction))``; both grids interpolated bicubically,
-        the queries' and then the keys'. The paper interpolates the matrix as a picture, which takes the end of one row
+        the queries' and then the keys'. The paper interpolates the matrix as an image, which takes the end of one row
         for the neighbour of the next one's beginning. Where nothing changes, the values stay as they are.
     """
     heads, below = len(bias), side // reduction

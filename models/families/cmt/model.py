@@ -33,12 +33,12 @@ STAGES = "abcd"
 HEADS = (1, 2, 4, 8)
 REDUCTIONS = (8, 4, 2, 1)
 STRIDE = 32
-MAX_SIDE = 128  # cells of the first stage's map that a bias is made for; its size grows with the fourth power
+MAX_SIDE = 128  # of the first stage's map, in cells; the size of its bias grows with the fourth power
 
 
 @dataclass(frozen=True)
 class CmtConfig:
-    """A layer graph: ``size`` is the picture's side that the biases are of, ``hidden`` channels inside of a block."""
+    """A layer graph. ``size``: the side of the images that the biases are for; ``hidden``: channels inside a block."""
 
     size: int
     dims: tuple[int, ...]
@@ -150,15 +150,15 @@ class CmtFamily(Family[CmtConfig]):
         halved = all(sides[0] == side << i for i, side in enumerate(sides))
         if not whole or not halved or sides[0] % 8 or sides[0] > MAX_SIDE:
             raise CheckpointError(
-                f"{path}: its biases are of {', '.join(str(bias[1]) for bias in biases)} places, which are not "
-                "four square maps, each of half the side of the one before"
+                f"{path}: its biases have {', '.join(str(bias[1]) for bias in biases)} positions, expected those of "
+                "four square maps, each with half the side of the one before"
             )
         dims = tuple(shapes.weight_shape(f"patch_embed_{stage}.proj")[0] for stage in STAGES)
         for dim, bias, stage in zip(dims, biases, STAGES, strict=True):
             if dim % bias[0]:  # no other tensor's shape depends on it
                 raise CheckpointError(
-                    f"{path}: relative_pos_{stage} is of {bias[0]} heads, which do not share {dim} channels: "
-                    "the file is damaged or of a changed model (deploykit inspect shows it)"
+                    f"{path}: relative_pos_{stage} has {bias[0]} heads, expected a divisor of the stage's {dim} "
+                    "channels: the file is damaged or of a changed model (deploykit inspect shows it)"
                 )
         return CmtConfig(
             size=4 * sides[0],

@@ -84,7 +84,7 @@ class CrossAttention(Attention):
         self.pos = DynamicBias(dim // 16, heads)  # the original divides by four twice; its paper says D/4
 
     def within(self, x: Tensor, group: int, mask: Tensor | None) -> Tensor:
-        """``mask``: of the keys of each of a picture's groups, ``(groups, 1, 1, group^2)``."""
+        """``mask``: of the keys of each of an image's groups, ``(groups, 1, 1, group^2)``."""
         bias = self.pos(group)
         if mask is not None:
             bias = (bias[None] + mask).repeat(x.shape[0] // len(mask), 1, 1, 1)

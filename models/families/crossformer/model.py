@@ -29,7 +29,7 @@ WEIGHTS_LICENCE = "MIT (cheerss/CrossFormer)"
 SIZE, STRIDE = 224, 32
 GROUPS, INTERVALS = (7, 7, 7, 7), (8, 4, 2, 1)
 DETECTION = (14, 14, 7, 7), (16, 8, 2, 1)
-"""Groups and intervals that the paper tries for detection and segmentation, whose pictures are larger."""
+"""Groups and intervals that the paper tries for detection and segmentation, whose images are larger."""
 
 BUFFERS = re.compile(r"attn\.(biases|relative_position_index)$|attn_mask$")
 """What older files hold beside the weights."""
@@ -131,7 +131,7 @@ def backbone_of(
     config = replace(config, groups=groups or config.groups, intervals=intervals or config.intervals)
     for name, values in (("groups", config.groups), ("intervals", config.intervals)):
         if len(values) != len(config.depths) or min(values) < 1:
-            raise UsageError(f"{name} are {len(config.depths)} positive numbers, one a stage, got {values}")
+            raise UsageError(f"{name} are {len(config.depths)} positive numbers, one per stage, got {values}")
     with torch.device("meta"):
         backbone = CrossFormerBackbone(config)
     own = backbone.state_dict().keys()
@@ -153,7 +153,9 @@ class CrossFormerFamily(Family[CrossFormerConfig]):
         if others:
             raise CheckpointError(f"{path} is of CrossFormer++ or a variant ({others[0]}), which is not built")
         if shapes.count_layers("layers.") != len(GROUPS):
-            raise CheckpointError(f"{path}: a CrossFormer has four stages, got {shapes.count_layers('layers.')}")
+            raise CheckpointError(
+                f"{path} has {shapes.count_layers('layers.')} stages, expected the four of a CrossFormer"
+            )
         dim = shapes.weight_shape("patch_embed.norm", 1)[0]
         heads = tuple(shapes.weight_shape(f"layers.{i}.blocks.0.attn.pos.pos3.2", 2)[0] for i in stages)
         for i, count in enumerate(heads):

@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
 
 
 class HrModule(nn.Module):
-    """Four residual blocks a branch, then every branch from all: maps of ``widths`` channels to the same."""
+    """Four residual blocks per branch, then every branch from all: maps of ``widths`` channels to the same."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ def _path(widths: Sequence[int], source: int, target: int) -> nn.Module:
 class HrNet(nn.Module):
     """``(B, 3, H, W)`` to logits ``(B, classes, H / 4, W / 4)`` or what the resizings make of a quarter.
 
-    The first convolution halves the picture by its stride; the second resizing, and those that begin a branch, are
+    The first convolution halves the image by its stride; the second resizing, and those that begin a branch, are
     learned. A module list of ``modules`` (published: 1, 4, 3) follows each.
     """
 
@@ -141,7 +141,7 @@ class HrNet(nn.Module):
         return logits
 
     def pools_before(self, name: str) -> tuple[DynOPool, ...]:
-        """The resizings between the picture and a layer; what is fused into a branch counts as that branch's."""
+        """The resizings between the image and a layer; what is fused into a branch counts as that branch's."""
         parts = name.split(".")
         if parts[0] == "conv1":
             return ()

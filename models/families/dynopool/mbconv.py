@@ -11,7 +11,7 @@ __all__ = ["MBConv", "SqueezeExcite"]
 
 
 class SqueezeExcite(nn.Module):
-    """A factor a channel, of the map's mean: ``(B, C, H, W)`` to the same."""
+    """One factor per channel from the mean of the map: ``(B, C, H, W)`` to the same."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()

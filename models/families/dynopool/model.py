@@ -37,7 +37,7 @@ WEIGHTS_LICENCE = "none were published"
 
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 CIFAR_MEAN, CIFAR_STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
-SMALLEST, LARGEST = 1 / 64, 4.0  # ratios; a checkpoint with others would ask for maps that nothing holds
+SMALLEST, LARGEST = 1 / 64, 4.0  # ratios; with others, a checkpoint would ask for maps that no memory holds
 MAX_COUNT = 64  # far beyond any real one, so that a hostile file builds nothing large
 
 
@@ -82,7 +82,7 @@ class Vgg(nn.Module):
         return logits
 
     def pools_before(self, name: str) -> tuple[DynOPool, ...]:
-        """The resizings between the picture and a layer, by its name."""
+        """The resizings between the image and a layer, by its name."""
         parts = name.split(".")
         count = int(parts[1]) if parts[0] == "blocks" else len(self.pools)
         return tuple(pool for pool in self.pools[:count] if isinstance(pool, DynOPool))
@@ -114,7 +114,7 @@ class EfficientNet(nn.Module):
         return logits
 
     def pools_before(self, name: str) -> tuple[DynOPool, ...]:
-        """The resizings between the picture and a layer, by its name."""
+        """The resizings between the image and a layer, by its name."""
         parts = name.split(".")
         last = {"stem": -1, "stages": int(parts[1]) if parts[0] == "stages" else 0}.get(parts[0], len(self.stages) - 1)
         return tuple(m for stage in self.stages[: last + 1] for m in stage.modules() if isinstance(m, DynOPool))
@@ -157,7 +157,7 @@ VARIANTS: dict[str, Config] = {
 
 
 def layer_macs(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
-    """Multiply-adds of each convolution and linear layer for a picture of ``size`` (height, width), by name."""
+    """Multiply-adds of each convolution and linear layer for an image of ``size`` (height, width), by name."""
     found: dict[str, int] = {}
 
     def counted(name: str) -> Callable[..., None]:
@@ -183,8 +183,8 @@ def layer_macs(network: nn.Module, size: tuple[int, int]) -> dict[str, int]:
 
 
 def complexity_loss(network: Vgg | EfficientNet | HrNet, size: tuple[int, int]) -> Tensor:
-    """The term that is added to a loss so that maps stay small: the network's 10^9 multiply-adds for a picture of
-    ``size``, with a gradient for every ratio."""
+    """A loss term that keeps maps small: the network's 10^9 multiply-adds for an image of ``size``, with a gradient for
+    every ratio."""
     macs = layer_macs(network, size)
     return complexity((count, network.pools_before(name)) for name, count in macs.items())
 

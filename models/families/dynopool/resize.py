@@ -141,7 +141,7 @@ def complexity(areas: Iterable[tuple[int, tuple[DynOPool, ...]]]) -> Tensor:
     """The loss term that keeps maps small: multiply-adds in units of 10^9, with a gradient for every ratio.
 
     Args:
-        areas: of each layer its multiply-adds, and the resizings between the picture and it, of which both axes'
+        areas: of each layer its multiply-adds, and the resizings between the image and it, of which both axes'
             ratios scale them.
     """
     total = torch.zeros(())

@@ -1,4 +1,4 @@
-"""ParseNet's context module (arXiv 1506.04579; weiliu89/caffe, BSD-2-Clause): the picture's mean beside each pixel.
+"""ParseNet's context module (arXiv 1506.04579; weiliu89/caffe, BSD-2-Clause): the image's mean beside each pixel.
 
 Features of different layers have lengths of different orders; so both are brought to length 1 and scaled by learned
 factors before they meet.
@@ -16,7 +16,7 @@ SCALE = 10.0  # at the beginning of training
 
 
 class L2Norm(nn.Module):
-    """Each pixel's channels as a vector of length 1, times a learned factor a channel: ``(B, C, H, W)`` to the same.
+    """Each pixel's channels as a vector of length 1, times a learned factor per channel: ``(B, C, H, W)`` to the same.
 
     The eps stands inside the root, as in Caffe's layer; lengths are computed in units of its root, because torch's
     exporter drops a sum with 1e-10, and a pixel without any length would become NaN. The length is one ONNX operator

@@ -4,7 +4,7 @@ Originals: FCN arXiv 1411.4038, shelhamer/fcn.berkeleyvision.org (Caffe), in PyT
 keys a file has; ParseNet arXiv 1506.04579, weiliu89/caffe (BSD-2-Clause), of which there is no PyTorch form: the keys
 of its context module are ours. Layouts and numbers are facts taken over, the code is ours.
 
-The picture is padded by 100 pixels, so that the 7 x 7 layer fits even small ones; poolings round up; what comes back
+The image is padded by 100 pixels, so that the 7 x 7 layer fits even small ones; poolings round up; what comes back
 up by transposed convolutions is cut at fixed offsets. So any size goes in, and logits of that size come out.
 """
 
@@ -30,7 +30,7 @@ WEIGHTS_LICENCE = "unclear: FCN's authors say nothing of their weights, the PyTo
 VGG16 = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 PAD = 100
 MEAN = (104.00699, 116.66877, 122.67892)  # blue, green, red
-SIZE = 512  # pictures of PASCAL VOC have up to 500 pixels a side
+SIZE = 512  # images of PASCAL VOC have up to 500 pixels per side
 SCALES = {"pool4": 0.01, "pool3": 0.0001}  # of FCN-8s trained at once
 
 
@@ -82,7 +82,7 @@ class Trunk(nn.Module):
         return pools, functional.relu(self.fc7(functional.relu(self.fc6(x))))
 
     def random_weights(self, gain: float) -> None:
-        """Means of 0 to 255 are seen, and layers without batch norm that neither fade nor grow."""
+        """A first layer for pixels of 0 to 255, and layers without batch norms through which nothing fades or grows."""
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.normal_(layer.weight, std=(2.0 / layer.weight[0].numel()) ** 0.5)
@@ -94,7 +94,7 @@ class Trunk(nn.Module):
 class Fcn(Trunk):
     """``(B, 3, H, W)`` to logits ``(B, classes, H, W)``.
 
-    ``scales``: what pool3 and pool4 are multiplied with before they are scored; of networks trained at once.
+    ``scales``: the factors of pool3 and pool4 before they are scored, in networks trained at once.
     """
 
     def __init__(self, config: FcnConfig) -> None:
@@ -133,7 +133,7 @@ class Fcn(Trunk):
 
 
 class ParseNet(Trunk):
-    """FCN-32s that sees the whole picture: fc7 beside its global mean, both of one length, ``(B, 3, H, W)`` to logits
+    """FCN-32s that sees the whole image: fc7 beside its global mean, both of one length, ``(B, 3, H, W)`` to logits
     ``(B, classes, H, W)``. ``parsenet`` joins the two before they are scored, ``parsenet-late`` after."""
 
     def __init__(self, config: FcnConfig) -> None:

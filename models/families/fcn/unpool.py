@@ -106,7 +106,7 @@ class BilinearDeconvolution(nn.ConvTranspose2d):
     ``(B, C, (H - 1) stride + side, (W - 1) stride + side)``.
 
     Its weights are ``(C, C, side, side)`` and zero between channels, as FCN's files hold them. :meth:`fuse` makes a
-    convolution of one group a channel of it, where they are.
+    convolution of one group per channel of it, where they are.
     """
 
     def __init__(self, channels: int, side: int, stride: int) -> None:
@@ -123,7 +123,7 @@ class BilinearDeconvolution(nn.ConvTranspose2d):
             self.weight[range(self.in_channels), range(self.in_channels)] = bilinear_kernel(self.kernel_size[0])
 
     def fuse(self, path: str) -> nn.ConvTranspose2d:
-        """One group a channel, if nothing goes from one channel to another; else itself."""
+        """One group per channel where nothing goes from one channel to another; else the layer itself."""
         weight = self.weight.detach()
         channels = range(self.in_channels)
         between = weight.clone()

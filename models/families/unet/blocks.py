@@ -1,4 +1,4 @@
-"""Parts of U-Nets: pairs of convolutions, what halves a picture, and what enlarges it and joins what was left aside.
+"""Blocks of U-Nets: pairs of convolutions, halving, and enlarging with skip connections.
 
 Originals: arXiv 1505.04597, of which the valid ones are; milesial/Pytorch-UNet (GPL-3.0: facts only, the code is ours).
 Attributes are called as in the latter, so that its weights load. ``B, C, H, W`` are batch, channels, height and width.
@@ -140,7 +140,7 @@ class ValidConvs(nn.Module):
         return out
 
     def random_weights(self, gain: float) -> None:
-        """As the paper sets them out: without batch norms the picture would fade on its way."""
+        """As the paper sets them out: without batch norms the image would fade on its way."""
         for m in self.double_conv:
             if isinstance(m, nn.Conv2d):
                 nn.init.normal_(m.weight, std=(2.0 / m.weight[0].numel()) ** 0.5)

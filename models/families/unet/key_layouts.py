@@ -1,4 +1,4 @@
-"""Whose U-Net a state dict is: the projects that are known, how they call the tensors, and what no tensor says.
+"""Key layouts of U-Nets: how each known project names its tensors, and what no tensor says.
 
 A U-Net is built under the keys of milesial/Pytorch-UNet (GPL-3.0: facts only), or under our own where a project's is
 built otherwise. A layout says for each of these keys how a project calls it. One more project is one more layout.
@@ -11,13 +11,13 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["LAYOUTS", "Kind", "Layout", "layout_of"]
+__all__ = ["LAYOUTS", "KeyLayout", "Kind", "layout_of"]
 
 Kind = Literal["joined", "pooled", "valid"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class KeyLayout:
     """One project's keys.
 
     Attributes:
@@ -43,7 +43,7 @@ class Layout:
     notes: tuple[str, ...] = ()
 
     def depth(self, keys: Iterable[str]) -> int:
-        """How often the picture is halved."""
+        """How often the image is halved."""
         numbers = (re.match(self.level, key) for key in keys)
         return max((int(m[1]) + 1 - self.first for m in numbers if m), default=0)
 
@@ -57,7 +57,7 @@ class Layout:
         return key
 
 
-VALID = Layout(  # of the 2015 paper no PyTorch weights are published: the keys are ours
+VALID = KeyLayout(  # of the 2015 paper no PyTorch weights are published: the keys are ours
     name="unet-2015",
     signature=("inc.double_conv.0.weight", "inc.double_conv.2.weight", "outc.conv.weight"),
     level=r"down([0-9]{1,3})\.maxpool_conv\.",
@@ -65,14 +65,14 @@ VALID = Layout(  # of the 2015 paper no PyTorch weights are published: the keys 
     kind="valid",
 )
 
-MILESIAL = Layout(
+MILESIAL = KeyLayout(
     name="unet",
     signature=("inc.double_conv.0.weight", "outc.conv.weight"),
     level=r"down([0-9]{1,3})\.maxpool_conv\.",
     first=1,
 )
 
-MODULE_LISTS = Layout(
+MODULE_LISTS = KeyLayout(
     name="unet",
     signature=("down_sample.0.conv.conv.0.weight", "bottle_neck.conv.0.weight", "finalconv.weight"),
     level=r"down_sample\.([0-9]{1,3})\.",
@@ -93,7 +93,7 @@ MODULE_LISTS = Layout(
     ),
 )
 
-POOLED = Layout(
+POOLED = KeyLayout(
     name="unet-pooled",
     signature=("conv1.0.weight", "upconv1.0.weight", "upconv1.6.weight"),
     level=r"conv([0-9]{1,3})\.",
@@ -114,6 +114,6 @@ POOLED = Layout(
 LAYOUTS = (VALID, MILESIAL, MODULE_LISTS, POOLED)
 
 
-def layout_of(keys: Container[str]) -> Layout | None:
+def layout_of(keys: Container[str]) -> KeyLayout | None:
     """The layout whose signature the keys have; None: it is no U-Net that is known."""
     return next((layout for layout in LAYOUTS if all(key in keys for key in layout.signature)), None)

@@ -17,7 +17,7 @@ from torch import nn
 
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.families.unet.key_layouts import Layout, layout_of
+from deploykit.models.families.unet.key_layouts import KeyLayout, layout_of
 from deploykit.models.families.unet.network import CLASSES, DEPTH, WIDTH, Level, UNetConfig, build_unet
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_variants
@@ -27,13 +27,13 @@ FAMILY = "U-Net"
 WEIGHTS_LICENCE = "GPL-3.0 (milesial/Pytorch-UNet, no separate statement)"
 
 SIZES = {
-    "joined": (640, 959),  # the pictures of the published weights, 1280x1918, halved
+    "joined": (640, 959),  # the images of the published weights, 1280x1918, halved
     "pooled": (224, 224),
     "valid": (388, 388),  # a tile of the paper, which is mirrored to 572
 }
 MAX_DEPTH, MAX_CHANNELS, MAX_KERNEL = 12, 65_536, 31  # far beyond any real one, so that a hostile file builds nothing
-MAX_SOLVED = 64  # channels of pictures whose means are looked for
-EXPLAINED = 0.99  # of a first batch norm's means: from here on they are those of the pictures' channels
+MAX_SOLVED = 64  # channels of images whose means are looked for
+EXPLAINED = 0.99  # of a first batch norm's means: from here on they are those of the images' channels
 
 
 def reference_of(
@@ -48,11 +48,11 @@ def reference_of(
     if classes is None:
         numbered = tuple(f"class {i}" for i in range(config.num_classes))
         classes = numbered if config.num_classes > 1 else ("background", "foreground")
-    # The original halves a picture of any shape, so shapes are kept: its own pictures fill this canvas to the edge.
+    # The original halves an image of any shape, so shapes are kept: its own images fill this canvas to the edge.
     stride = 2**config.depth if config.kind == "pooled" else 1
     fit = Fit(stride=stride, shrink="area")
     if config.kind == "valid":
-        fit = Fit(kind="pad", stride=stride)  # the paper takes pictures as they are
+        fit = Fit(kind="pad", stride=stride)  # the paper takes images as they are
     height, width = (-(-side // stride) * stride for side in SIZES[config.kind])
     canvas = InputSpec(
         size=(height, width),
@@ -127,7 +127,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
 class _Tensors:
     """Reads a layer graph off the tensors of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, layout: Layout) -> None:
+    def __init__(self, checkpoint: Checkpoint, layout: KeyLayout) -> None:
         self.checkpoint, self.layout = checkpoint, layout
         self.depth = min(layout.depth(checkpoint.state_dict), MAX_DEPTH)
 
@@ -203,9 +203,9 @@ def _written(value: object) -> str:
 
 
 def _scale(network: nn.Module) -> tuple[float, tuple[str, ...]]:
-    """By what pixels are multiplied, and what the tensors say of pictures that no such scale makes.
+    """The factor of pixels, and a note where the tensors tell of images that no factor makes.
 
-    Pixels of 0 to 1 are the original's. Others must be given as the network was trained on them.
+    The original takes pixels of 0 to 1; other networks are given what they were trained on.
     """
     means = channel_means(network)
     if means is None or all(0.0 <= mean <= 1.0 for mean in means):
@@ -214,16 +214,16 @@ def _scale(network: nn.Module) -> tuple[float, tuple[str, ...]]:
     if all(0.0 <= mean <= 255.0 for mean in means):
         return 1.0, (f"it was trained on pixels of 0 to 255 (the means of its channels were {values})",)
     return 1.0, (
-        f"it was trained on standardised pictures, whose channels had the means {values}; by what they were "
-        "standardised is not in the file: values are taken as they are given",
+        f"it was trained on standardised images, whose channels had the means {values}; the file does not tell "
+        "how they were standardised: values are taken as they are given",
     )
 
 
 def channel_means(network: nn.Module) -> tuple[float, ...] | None:
-    """The mean of each channel of the pictures that a network was trained on, from its first batch norm.
+    """The mean of each channel of the images that a network was trained on, from its first batch norm.
 
     The mean of a convolution's output is its bias and the channels' means times the sums of its weights, but for the
-    pictures' borders: with many outputs and few channels that can be solved. None: the statistics do not say so.
+    images' borders: with many outputs and few channels that can be solved. None: the statistics do not say so.
     """
     first = next(m for m in network.modules() if isinstance(m, nn.Sequential) and isinstance(m[0], nn.Conv2d))
     conv, norm = first[0], first[1]

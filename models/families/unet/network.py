@@ -32,7 +32,7 @@ WIDTH, DEPTH, CLASSES = 64, 4, 2  # as published
 
 
 class Level(NamedTuple):
-    """One size of the picture on one side: the channels between the two convolutions and behind them.
+    """One size of the image on one side: the channels between the two convolutions and behind them.
 
     ``rise``: channels of what a transposed convolution makes of it, or before it; 0: there is none.
     """
@@ -47,7 +47,7 @@ class Level(NamedTuple):
 class UNetConfig:
     """A layer graph of the family. ``contracting``: levels from the largest size on; ``expanding``: back to it.
 
-    ``kind`` and ``skip_first``: see :class:`deploykit.models.families.unet.key_layouts.Layout`.
+    ``kind`` and ``skip_first``: see :class:`deploykit.models.families.unet.key_layouts.KeyLayout`.
     """
 
     channels: int
@@ -59,12 +59,12 @@ class UNetConfig:
 
     @property
     def depth(self) -> int:
-        """How often the picture is halved."""
+        """How often the image is halved."""
         return len(self.expanding)
 
     @property
     def bilinear(self) -> bool:
-        """Whether pictures are enlarged without weights."""
+        """Whether images are enlarged without weights."""
         return not self.expanding[0].rise
 
     @staticmethod
@@ -83,7 +83,7 @@ class UNetConfig:
 
 
 class UNet(nn.Module):
-    """The usual U-Net: pictures ``(B, C, H, W)`` of any size from ``2 ** depth`` on to logits ``(B, classes, H, W)``.
+    """The usual U-Net: images ``(B, C, H, W)`` of any size from ``2 ** depth`` on to logits ``(B, classes, H, W)``.
 
     What is enlarged is padded with zeros where a side was odd before it was halved.
     """
@@ -119,10 +119,10 @@ class UNet(nn.Module):
 
 
 class UNet2015(UNet):
-    """The U-Net of the paper: convolutions see only what is there, so the picture is mirrored around it first.
+    """The U-Net of the paper: convolutions see only what is there, so the image is mirrored around it first.
 
-    Pictures ``(B, C, H, W)`` of any size over :attr:`margin` and ``2 ** depth`` to logits ``(B, classes, H, W)``. The
-    paper cuts large pictures into tiles that overlap by twice the margin; the whole at once gives the same logits.
+    Images ``(B, C, H, W)`` of any size over :attr:`margin` and ``2 ** depth`` to logits ``(B, classes, H, W)``. The
+    paper cuts large images into tiles that overlap by twice the margin; the whole at once gives the same logits.
     """
 
     @property
@@ -139,7 +139,7 @@ class UNet2015(UNet):
 
 
 class PooledUNet(nn.Module):
-    """A U-Net whose sides are joined behind the halving: pictures ``(B, C, H, W)`` to logits ``(B, classes, H, W)``.
+    """A U-Net whose sides are joined behind the halving: images ``(B, C, H, W)`` to logits ``(B, classes, H, W)``.
 
     H and W are multiples of ``2 ** depth``.
     """

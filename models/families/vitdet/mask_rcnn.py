@@ -1,4 +1,4 @@
-"""Mask R-CNN on the levels of any backbone, whole: pictures to a fixed number of detections with masks.
+"""MaskRcnn: from images to a fixed number of detections with masks, on the levels of any backbone.
 
 Definition and keys as in :mod:`deploykit.models.families.vitdet.two_stage`.
 """
@@ -31,14 +31,14 @@ __all__ = ["CASCADE", "THRESHOLDS", "WEIGHTS", "HeadsConfig", "MaskRcnn", "RoiHe
 
 WEIGHTS = ((10.0, 10.0, 5.0, 5.0),)
 CASCADE = ((10.0, 10.0, 5.0, 5.0), (20.0, 20.0, 10.0, 10.0), (30.0, 30.0, 15.0, 15.0))
-"""By what the numbers of a box head are divided; of a cascade, of each stage."""
+"""What the deltas of a box head are divided by, for each stage of a cascade."""
 
 THRESHOLDS = Thresholds(conf=0.05, iou=0.5, max_det=100, pre_nms_topk=3000)
 
 
 @dataclass(frozen=True)
 class HeadsConfig:
-    """Sizes of the heads. ``weights``: what the numbers of boxes are divided by, one entry a stage; a plain Mask R-CNN
+    """Sizes of the heads. ``weights``: what the deltas of boxes are divided by, one entry per stage; a plain Mask R-CNN
     has one. ``norm``: of the convolutions of boxes and masks; ``agnostic``: boxes are moved once for all classes.
     """
 
@@ -58,7 +58,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def with_thresholds(module: M, thresholds: Thresholds) -> M:
-    """A copy of a network that has NMS inside, with other thresholds; another network is given back as it is."""
+    """A copy of a network that contains NMS, with other thresholds; any other network is returned unchanged."""
     if not isinstance(module, MaskRcnn):
         return module
     new = shared_copy(module)
@@ -112,7 +112,7 @@ class RoiHeads(nn.Module):
         return (total / len(stages))[..., :-1], boxes, deltas
 
     def masks(self, levels: tuple[Tensor, ...], boxes: Tensor, labels: Tensor) -> Tensor:
-        """Of each box's class, ``(B, M, 28, 28)`` in 0..1."""
+        """The masks of each box's class, ``(B, M, 28, 28)`` in 0..1."""
         batch, count = labels.shape
         logits = self.mask_head(self.mask_pooler(levels, boxes))
         index = labels.reshape(-1, 1, 1, 1).expand(-1, 1, *logits.shape[2:])

@@ -53,31 +53,45 @@ MEAN_COLOUR = (104, 116, 124)
 
 WEIGHTS_LICENCE = "Apache-2.0 (detectron2, EasyCV); what MAE's weights began is CC-BY-NC-4.0"
 
-Reach = Literal["pad", "interpolate"]
+WindowMode = Literal["pad", "interpolate"]
 """How a map becomes windows: ``pad`` its windows with zeros (as published), or ``interpolate`` the map."""
 
 
 @dataclass(frozen=True)
 class VitDetConfig:
-    """A layer graph. ``cells``: the side of the map, ``pretrained`` that of the absolute positions, in patches.
+    """A layer graph.
 
-    ``whole`` are the blocks that attend over the whole map, ``residual`` those behind which convolutions follow.
+    Attributes:
+        dim: channels of a token.
+        depth: number of blocks.
+        heads: of each attention.
+        hidden: channels inside each MLP.
+        global_blocks: the blocks that attend over the whole map.
+        conv_blocks: the blocks that convolutions follow.
+        patch: the side of a patch in pixels.
+        map_size: the side of the map in patches.
+        pretrained: the side in patches that the absolute positions are of.
+        window: the side in patches of what the other blocks attend over.
+        out: channels of the pyramid.
+        channels: of the images.
+        norm: of the pyramid and the heads.
+        window_mode: how a map becomes windows.
     """
 
     dim: int
     depth: int
     heads: int
     hidden: int
-    whole: tuple[int, ...]
-    residual: tuple[int, ...] = ()
+    global_blocks: tuple[int, ...]
+    conv_blocks: tuple[int, ...] = ()
     patch: int = 16
-    cells: int = 64
+    map_size: int = 64
     pretrained: int = 14
     window: int = 14
     out: int = 256
     channels: int = 3
     norm: Norm = "LN"
-    reach: Reach = "pad"
+    window_mode: WindowMode = "pad"
 
 
 @dataclass(frozen=True)
@@ -124,9 +138,9 @@ class PlainBackbone(nn.Module):
                     dim,
                     config.heads,
                     config.hidden,
-                    window=0 if i in config.whole else config.window,
-                    cells=config.cells,
-                    residual=i in config.residual,
+                    window=0 if i in config.global_blocks else config.window,
+                    map_size=config.map_size,
+                    residual=i in config.conv_blocks,
                 )
                 for i in range(config.depth)
             )
@@ -135,14 +149,14 @@ class PlainBackbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.patch_embed(images)
         rows, columns = x.shape[2:]
-        if self.config.reach == "interpolate":
+        if self.config.window_mode == "interpolate":
             window = self.config.window
             x = _resized(x, (max(rows // window, 1) * window, max(columns // window, 1) * window))
         x = x.permute(0, 2, 3, 1) + positions_of(self.pos_embed, *x.shape[2:])
         return _resized(self.blocks(x).permute(0, 3, 1, 2), (rows, columns))
 
     def random_weights(self, gain: float) -> None:
-        """Positions that matter."""
+        """Positions that matter, so that lost ones show."""
         nn.init.normal_(self.pos_embed, std=0.5)
 
 
@@ -179,7 +193,7 @@ EASYCV = (
     (re.compile(r"^((?:backbone\.simfp_\d|roi_heads)\..*)\.conv\."), r"\1."),
     (re.compile(r"^((?:backbone\.simfp_\d|roi_heads)\..*)\.gn\."), r"\1.norm."),
 )
-"""EasyCV's keys, which are mmdetection's for the heads, and detectron2's for them."""
+"""Patterns of EasyCV's keys (mmdetection's for the heads) -> detectron2's keys."""
 
 
 class MaskRcnnFamily(Family[DetectorConfig]):
@@ -190,7 +204,7 @@ class MaskRcnnFamily(Family[DetectorConfig]):
     def spec(self, config: DetectorConfig, names: tuple[str, ...] | None) -> ModelSpec:
         backbone, classes = config.backbone, config.heads.num_classes
         fit = Fit(stride=2 * backbone.patch, anchor="top-left", resample="bilinear", pad_colour=MEAN_COLOUR)
-        canvas = imagenet_input(backbone.patch * backbone.cells, fit, backbone.channels)
+        canvas = imagenet_input(backbone.patch * backbone.map_size, fit, backbone.channels)
         if names is None or len(names) != classes:
             names = COCO_CLASSES if classes == len(COCO_CLASSES) else tuple(f"class {i}" for i in range(classes))
         return ModelSpec("instances", canvas, NmsOutputs(masks="masks"), names, thresholds=THRESHOLDS)
@@ -224,11 +238,15 @@ class MaskRcnnFamily(Family[DetectorConfig]):
         stages = count(r"roi_heads\.box_predictor\.(\d)\.cls_score\.weight$")
         stage = ".0" if stages else ""
         if stages not in (0, len(CASCADE)):
-            raise CheckpointError(f"{path} has a cascade of {stages} heads; what they divide by is known of 3")
+            raise CheckpointError(
+                f"{path} has a cascade of {stages} box heads, expected 3, whose weights of deltas are known"
+            )
         classes = shapes.weight_shape(f"roi_heads.box_predictor{stage}.cls_score", 2)[0] - 1
         boxes = shapes.weight_shape(f"roi_heads.box_predictor{stage}.bbox_pred", 2)[0]
         if classes < 1 or boxes not in (4, 4 * classes):
-            raise CheckpointError(f"{path}: a head gives {boxes} numbers of boxes for {classes} classes")
+            raise CheckpointError(
+                f"{path}: the box head gives {boxes} values for {classes} classes, expected 4 or {4 * classes}"
+            )
         return HeadsConfig(
             num_classes=classes,
             channels=backbone.out,
@@ -283,7 +301,7 @@ class VitDetFamily(MaskRcnnFamily):
         side = math.isqrt(positions - 1)
         if side < 1 or side**2 + 1 != positions:
             raise CheckpointError(
-                f"{path}: pos_embed has {positions} positions, which are not one and those of a square"
+                f"{path}: pos_embed has {positions} positions, expected those of a square and one for the class token"
             )
         depth = shapes.count_layers(names["backbone.net.blocks.0.norm1.weight"].removesuffix("0.norm1.weight"))
         tables = [shapes.shape(f"backbone.net.blocks.{i}.attn.rel_pos_h", 2) for i in range(depth)]
@@ -291,17 +309,19 @@ class VitDetFamily(MaskRcnnFamily):
         each = tables[0][1]
         heads = dim // each
         if heads * each != dim or dim % 4:
-            raise CheckpointError(f"{path}: {dim} channels are not {heads} heads of {each}; the file is damaged")
+            raise CheckpointError(
+                f"{path}: {dim} channels are not {heads} heads of {each} channels: the file is damaged"
+            )
         window = min(cells) if min(cells) < max(cells) else VitDetConfig.window
         return VitDetConfig(
             dim,
             depth,
             heads,
             shapes.weight_shape("backbone.net.blocks.0.mlp.fc1", 2)[0],
-            whole=tuple(i for i, n in enumerate(cells) if n != window),
-            residual=tuple(i for i in range(depth) if f"backbone.net.blocks.{i}.residual.conv1.weight" in names),
+            global_blocks=tuple(i for i, n in enumerate(cells) if n != window),
+            conv_blocks=tuple(i for i in range(depth) if f"backbone.net.blocks.{i}.residual.conv1.weight" in names),
             patch=patch,
-            cells=max(cells),
+            map_size=max(cells),
             pretrained=side,
             window=window,
             out=shapes.weight_shape("backbone.simfp_4.0")[0],
@@ -333,13 +353,13 @@ def _detectron_name(key: str) -> str:
 
 
 def _interpolated(network: nn.Module, argument: str) -> nn.Module:
-    """The map interpolated to whole windows instead of padded."""
+    """The network that interpolates the map to whole windows instead of padding it."""
     if argument:
         raise UsageError(f"interpolate takes no argument, got {argument!r}")
     new = shared_copy(network)
     net = new.get_submodule("backbone.net")
     assert isinstance(net, PlainBackbone)
-    net.config = replace(net.config, reach="interpolate")
+    net.config = replace(net.config, window_mode="interpolate")
     return new
 
 

@@ -16,10 +16,17 @@ from deploykit.models.fuse import check_fold, shared_copy
 from deploykit.models.layers.attention import EPS, Mlp, attend, scaled_rows
 from deploykit.models.layers.norm import LayerNorm2d, randomise_affine
 
-__all__ = ["FoldedRelativeAttention", "GridBlock", "RelativeAttention", "partitioned", "relative", "restored"]
+__all__ = [
+    "FoldedRelativeAttention",
+    "GridBlock",
+    "RelativeAttention",
+    "merge_windows",
+    "partition_windows",
+    "relative",
+]
 
 LOGITS = 64 * 2**20
-"""At most so many logits are computed at once: of one picture on 64 x 64 cells, 12 heads need 201 million in all."""
+"""Logits that are computed at once at most: 12 heads need 201 million for one image on 64 x 64 cells."""
 
 
 def relative(table: Tensor, size: int) -> Tensor:
@@ -34,7 +41,7 @@ def relative(table: Tensor, size: int) -> Tensor:
     return table[distance.to(table.device)]
 
 
-def partitioned(x: Tensor, window: int) -> Tensor:
+def partition_windows(x: Tensor, window: int) -> Tensor:
     """A map ``(B, H, W, C)`` as windows ``(B * n, window, window, C)``, padded with zeros at its right and bottom."""
     batch, height, width, channels = x.shape
     rows, columns = math.ceil(height / window), math.ceil(width / window)
@@ -43,8 +50,8 @@ def partitioned(x: Tensor, window: int) -> Tensor:
     return x.reshape(batch * rows * columns, window, window, channels)
 
 
-def restored(x: Tensor, batch: int, height: int, width: int) -> Tensor:
-    """The map ``(batch, height, width, C)`` whose windows :func:`partitioned` made."""
+def merge_windows(x: Tensor, batch: int, height: int, width: int) -> Tensor:
+    """The map ``(batch, height, width, C)`` whose windows :func:`partition_windows` made."""
     window, channels = x.shape[1], x.shape[3]
     rows, columns = math.ceil(height / window), math.ceil(width / window)
     x = x.reshape(batch, rows, columns, window, window, channels).transpose(2, 3)
@@ -178,11 +185,11 @@ class GridBlock(nn.Module):
     Windows are padded behind the norm and not masked: padded cells are keys whose values are the biases alone.
     """
 
-    def __init__(self, dim: int, heads: int, hidden: int, window: int, cells: int, residual: bool) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, window: int, map_size: int, residual: bool) -> None:
         super().__init__()
         self.window = window
         self.norm1 = nn.LayerNorm(dim, eps=EPS)
-        self.attn = RelativeAttention(dim, heads, window or cells)
+        self.attn = RelativeAttention(dim, heads, window or map_size)
         self.norm2 = nn.LayerNorm(dim, eps=EPS)
         self.mlp = Mlp(dim, hidden)
         self.residual = Residual(dim) if residual else None
@@ -191,7 +198,7 @@ class GridBlock(nn.Module):
         normed = self.norm1(x)
         if self.window:
             batch, height, width, _ = x.shape
-            normed = restored(self.attn(partitioned(normed, self.window)), batch, height, width)
+            normed = merge_windows(self.attn(partition_windows(normed, self.window)), batch, height, width)
         else:
             normed = self.attn(normed)
         x = x + normed

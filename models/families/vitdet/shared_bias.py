@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.models.families.vitdet.relative_attention import LOGITS, partitioned, restored
+from deploykit.models.families.vitdet.relative_attention import LOGITS, merge_windows, partition_windows
 from deploykit.models.layers.attention import EPS, Attention, Mlp, attend
 
 __all__ = ["SharedBiasAttention", "SharedBiasBlock", "bias_of"]
@@ -69,7 +69,7 @@ class SharedBiasBlock(nn.Module):
         normed = self.norm1(x)
         if self.window:
             batch, height, width, _ = x.shape
-            normed = restored(self.attn(partitioned(normed, self.window), table), batch, height, width)
+            normed = merge_windows(self.attn(partition_windows(normed, self.window), table), batch, height, width)
         else:
             normed = self.attn(normed, table)
         x = x + normed

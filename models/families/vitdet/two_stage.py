@@ -1,4 +1,4 @@
-"""The parts of a detector in two stages: proposals from anchors, then each one's class, box and mask.
+"""Parts of two-stage detectors: proposals from anchors, then the class, the box and the mask of each.
 
 Mask R-CNN (arXiv 1703.06870) and its cascade (arXiv 1712.00726) as detectron2 (Apache-2.0) computes them: definitions,
 keys and numbers are facts taken over, the code is ours. Everything has a fixed number of rows, so that it exports:
@@ -48,7 +48,7 @@ def moved(boxes: Tensor, deltas: Tensor, weights: Sequence[float]) -> Tensor:
 
 
 def clipped(boxes: Tensor, height: int, width: int) -> Tensor:
-    """Boxes ``(..., 4)`` xyxy inside of a picture."""
+    """Boxes ``(..., 4)`` xyxy inside of an image."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     inside = (x1.clamp(0, width), y1.clamp(0, height), x2.clamp(0, width), y2.clamp(0, height))
     return torch.stack(inside, -1)
@@ -85,7 +85,7 @@ class Proposals:
     iou: float = 0.7
 
     def choose(self, head: RpnHead, levels: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Boxes ``(B, after, 4)`` inside of the picture and their logits ``(B, after)``, the best first.
+        """Boxes ``(B, after, 4)`` inside of the image and their logits ``(B, after)``, the best first.
 
         What is missing has a logit of minus infinity and an empty box.
         """

@@ -1,10 +1,10 @@
-"""Mask R-CNN on a plain vision transformer, of before ViTDet: four maps of one size, brought to an FPN's levels.
+"""ViT Mask R-CNN, the predecessor of ViTDet: four maps of a plain vision transformer become an FPN's levels.
 
 Original: "Benchmarking Detection Transfer Learning with Vision Transformers", arXiv 2111.11429. No code or weights of
 it are published: the layer graph is the paper's, the names of tensors are ours (those of ViTDet where the parts are
 the same), so that only files of one's own training, or of ``deploykit create``, can be read.
 
-What the paper leaves open, and is taken here: group norms of 32 groups between the transposed convolutions, batch norms
+The paper leaves open, and we chose: group norms of 32 groups between the transposed convolutions, batch norms
 behind each convolution of the FPN and of the heads (eps 1e-5), windows padded and not masked, as in ViTDet.
 """
 
@@ -42,7 +42,7 @@ def _quarters(depth: int) -> tuple[int, ...]:
 
 VARIANTS = {
     f"vit_mask_rcnn_{size}": DetectorConfig(
-        replace(BACKBONES[size], whole=_quarters(BACKBONES[size].depth), norm="BN"), HeadsConfig(norm="BN")
+        replace(BACKBONES[size], global_blocks=_quarters(BACKBONES[size].depth), norm="BN"), HeadsConfig(norm="BN")
     )
     for size in ("b", "l")
 }
@@ -58,10 +58,10 @@ class TappedTransformer(nn.Module):
         self.patch_embed = PatchEmbed(config.channels, dim, config.patch)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.pretrained**2 + 1, dim))
         self.blocks = nn.ModuleList(
-            SharedBiasBlock(dim, config.heads, config.hidden, 0 if i in config.whole else config.window)
+            SharedBiasBlock(dim, config.heads, config.hidden, 0 if i in config.global_blocks else config.window)
             for i in range(config.depth)
         )
-        for name, cells in (("rel_window", config.window), ("rel_whole", config.cells)):
+        for name, cells in (("rel_window", config.window), ("rel_whole", config.map_size)):
             setattr(self, name, nn.Parameter(torch.zeros(config.heads, 2 * cells - 1, 2 * cells - 1)))
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
@@ -75,7 +75,7 @@ class TappedTransformer(nn.Module):
         return tuple(maps[:4])
 
     def random_weights(self, gain: float) -> None:
-        """Positions that matter."""
+        """Positions that matter, so that lost ones show."""
         for parameter in (self.pos_embed, self.get_parameter("rel_window"), self.get_parameter("rel_whole")):
             nn.init.normal_(parameter, std=0.5)
 
@@ -87,7 +87,7 @@ class TapBackbone(TapPyramid):
         super().__init__(config.dim, config.out, math.gcd(32, config.dim))
         self.net = TappedTransformer(config)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # pictures, not maps
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # images, not maps
         return super().forward(self.net(images))
 
 
@@ -112,17 +112,17 @@ class VitMaskRcnnFamily(MaskRcnnFamily):
         pretrained = math.isqrt(shapes.shape(f"{net}.pos_embed", 3)[1] - 1)
         if dim % heads or depth % 4 or pretrained < 1:
             raise CheckpointError(
-                f"{shapes.checkpoint.path}: {dim} channels, {heads} heads, {depth} blocks and its positions are not of "
-                f"a {self.name}"
+                f"{shapes.checkpoint.path}: {dim} channels, {heads} heads, {depth} blocks and its positions are not "
+                f"those of a {self.name}"
             )
         backbone = VitDetConfig(
             dim,
             depth,
             heads,
             shapes.weight_shape(f"{net}.blocks.0.mlp.fc1", 2)[0],
-            whole=_quarters(depth),
+            global_blocks=_quarters(depth),
             patch=patch,
-            cells=(shapes.shape(f"{net}.rel_whole", 3)[1] + 1) // 2,
+            map_size=(shapes.shape(f"{net}.rel_whole", 3)[1] + 1) // 2,
             pretrained=pretrained,
             window=(window + 1) // 2,
             out=shapes.weight_shape("backbone.fpn_lateral2")[0],

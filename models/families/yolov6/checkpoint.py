@@ -14,7 +14,7 @@ import torch
 
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.families.yolov6.layout import REG_MAX, Layout, layout_of
+from deploykit.models.families.yolov6.config import REG_MAX, YOLOv6Config, config_from_shapes
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.yolo_graph.from_checkpoint import apply_recorded
@@ -101,35 +101,35 @@ def normalised(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...]]:
     return replace(checkpoint, state_dict=state, modules=modules), notes
 
 
-def described(checkpoint: Checkpoint) -> Layout:
+def described(checkpoint: Checkpoint) -> YOLOv6Config:
     """What the tensors of a normalised checkpoint say, and its pickled modules beside them.
 
     Raises:
         CheckpointError: they are not those of a YOLOv6 detector.
     """
     try:
-        layout = layout_of({key: tuple(t.shape) for key, t in checkpoint.state_dict.items()})
+        config = config_from_shapes({key: tuple(t.shape) for key, t in checkpoint.state_dict.items()})
     except CheckpointError as e:
         raise CheckpointError(
             f"{checkpoint.path} is a YOLOv6 model, but {e}: it is damaged or changed (deploykit inspect shows it)"
         ) from e
     kinds = {module.path: module.kind for module in checkpoint.modules}
     if kinds.get("backbone.stem", "").endswith("QARepVGGBlockV2"):
-        layout = replace(layout, mean=True)
+        config = replace(config, mean=True)
     if kinds.get("backbone.stem.act", "").endswith(".SiLU"):
-        layout = replace(layout, activation="silu")
-    return layout
+        config = replace(config, activation="silu")
+    return config
 
 
-def filled(checkpoint: Checkpoint, layout: Layout, name: str) -> tuple[YOLOv6, tuple[str, ...]]:
-    """Build ``layout`` and fill it with a normalised checkpoint's weights, in float32 and eval mode.
+def filled(checkpoint: Checkpoint, config: YOLOv6Config, name: str) -> tuple[YOLOv6, tuple[str, ...]]:
+    """Build the network of ``config`` and fill it with a normalised checkpoint's weights, in float32 and eval mode.
 
     Raises:
         WeightsMismatchError: a tensor is missing, is left over or has another shape or type.
         CheckpointError: a pickled module is not what the tensors say.
     """
     with torch.device("meta"):
-        network = YOLOv6(layout)
+        network = YOLOv6(config)
     _check_strides(checkpoint, network)
     notes = apply_recorded(network, checkpoint.modules)
     load_weights(network, checkpoint, checkpoint.float32(), name)

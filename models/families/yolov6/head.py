@@ -1,4 +1,4 @@
-"""Heads without anchors of YOLOv6: one row a cell, decoded as a pure function of the features.
+"""Heads without anchors of YOLOv6: one row per cell, decoded as a pure function of the features.
 
 Source of the facts: meituan/YOLOv6 ``yolov6/models/effidehead.py`` at 0.1.0, 0.2.1, 0.3.1 and 0.4.0 (GPL-3.0); the code
 is ours. Papers: arXiv 2209.02976 and 2301.05586; the distribution over distances is that of arXiv 2006.04388.
@@ -45,7 +45,7 @@ class FreeHead(nn.Module, ABC):
 
     @property
     def columns(self) -> int:
-        """Values a row."""
+        """Values per row."""
         return 5 + self.num_classes
 
     def forward(self, *features: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.yolov6.checkpoint import described, filled, is_yolov6, normalised, refuse_relatives
-from deploykit.models.families.yolov6.layout import REG_MAX, Layout, Scale
+from deploykit.models.families.yolov6.config import REG_MAX, Scale, YOLOv6Config
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Thresholds
@@ -64,13 +64,13 @@ def reference_of(
         output=RawDetections(cls=(5, head.columns)),
         classes=tuple(classes) if classes else tuple(f"class {i}" for i in range(head.num_classes)),
         # Of the project's own inference: 0.25 in 0.1, 0.4 in its later versions.
-        thresholds=Thresholds(conf=0.25 if network.layout.objectness else 0.4, iou=0.45, max_det=1000),
+        thresholds=Thresholds(conf=0.25 if network.config.objectness else 0.4, iou=0.45, max_det=1000),
     )
     return ReferenceModel(name.replace("_", "-"), FAMILY, network, spec, notes)
 
 
 def _build(name: str, num_classes: int | None) -> ReferenceModel:
-    network = YOLOv6(VARIANTS[name].layout(num_classes or len(COCO_CLASSES)))
+    network = YOLOv6(VARIANTS[name].config(num_classes or len(COCO_CLASSES)))
     return reference_of(network, name, COCO_CLASSES if network.head.num_classes == len(COCO_CLASSES) else None)
 
 
@@ -94,50 +94,50 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
         return None
     plain, dropped = normalised(checkpoint)
     refuse_relatives(plain)
-    layout = described(plain)
-    name, layout, assumed = _recognised(layout, pickled=bool(checkpoint.modules))
-    network, changes = filled(plain, layout, name.replace("_", "-"))
+    config = described(plain)
+    name, config, assumed = _recognised(config, pickled=bool(checkpoint.modules))
+    network, changes = filled(plain, config, name.replace("_", "-"))
     classes, unnamed = _classes(checkpoint, network)
     return reference_of(network, name, classes, (*dropped, *assumed, *changes, *unnamed))
 
 
-def _recognised(layout: Layout, *, pickled: bool) -> tuple[str, Layout, tuple[str, ...]]:
-    """The name of the variant that has this layout; without pickled modules, with what its tensors leave open."""
-    for name, published in _candidates(layout):
-        if _without_choices(published) != _without_choices(layout):
+def _recognised(config: YOLOv6Config, *, pickled: bool) -> tuple[str, YOLOv6Config, tuple[str, ...]]:
+    """The variant that has this configuration; without pickled modules, with what its tensors leave open."""
+    for name, published in _candidates(config):
+        if _without_choices(published) != _without_choices(config):
             continue
         if not pickled:
-            open_choices = replace(layout, activation=published.activation, mean=published.mean)
+            open_choices = replace(config, activation=published.activation, mean=published.mean)
             return name, open_choices, _assumptions(open_choices)
-        if (published.activation, published.mean) == (layout.activation, layout.mean):
-            return name, layout, ()
+        if (published.activation, published.mean) == (config.activation, config.mean):
+            return name, config, ()
     if pickled:
-        return "yolov6_custom", layout, ()
-    guessed = replace(layout, activation="relu", mean=layout.block == "qarepvgg")
+        return "yolov6_custom", config, ()
+    guessed = replace(config, activation="relu", mean=config.block == "qarepvgg")
     return "yolov6_custom", guessed, _assumptions(guessed)
 
 
-def _candidates(layout: Layout) -> Iterator[tuple[str, Layout]]:
+def _candidates(config: YOLOv6Config) -> Iterator[tuple[str, YOLOv6Config]]:
     """Every variant as published, then at the width that the deepest stage has."""
     every = [*VARIANTS.items(), *_ALSO.items()]
     for name, scale in every:
-        yield name, scale.layout(layout.num_classes)
-    width = layout.stages[-1].width / 1024
+        yield name, scale.config(config.num_classes)
+    width = config.stages[-1].width / 1024
     for name, scale in every:
-        yield f"{name}_width_{width:g}", replace(scale, width=width).layout(layout.num_classes)
+        yield f"{name}_width_{width:g}", replace(scale, width=width).config(config.num_classes)
 
 
-def _without_choices(layout: Layout) -> Layout:
+def _without_choices(config: YOLOv6Config) -> YOLOv6Config:
     """Only what shows in tensors, and is no matter of the version that wrote them."""
-    return replace(layout, activation="relu", mean=False, biased=False)
+    return replace(config, activation="relu", mean=False, biased=False)
 
 
-def _assumptions(layout: Layout) -> tuple[str, ...]:
+def _assumptions(config: YOLOv6Config) -> tuple[str, ...]:
     """What is said of a file without pickled modules."""
-    if layout.block == "qarepvgg":
+    if config.block == "qarepvgg":
         return ("which version of QARepVGG it has is in no tensor: the second is assumed, as published",)
-    if layout.block == "conv":
-        activation = "SiLU" if layout.activation == "silu" else "ReLU"
+    if config.block == "conv":
+        activation = "SiLU" if config.activation == "silu" else "ReLU"
         return (f"its blocks' activation is in no tensor: {activation} is assumed",)
     return ()
 

@@ -1,4 +1,4 @@
-"""The YOLOv6 network: backbone, neck and head, from a :class:`Layout`.
+"""The YOLOv6 network: backbone, neck and head, from a :class:`YOLOv6Config`.
 
 Source of the facts: meituan/YOLOv6 ``yolov6/models/{efficientrep,reppan,yolo}.py``, tags 0.1.0 to 0.4.0 (GPL-3.0); the
 code is ours. State-dict keys are the original's without its wrappers (see ``_yolov6_checkpoint``).
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.families.yolov6.bep import CSPSPPF, BepC3, BiFusion, Chain, SimSPPF, Transpose
+from deploykit.models.families.yolov6.config import Names, Stage, YOLOv6Config
 from deploykit.models.families.yolov6.head import DistanceHead, FreeHead, ObjectnessHead
-from deploykit.models.families.yolov6.layout import Layout, Names, Stage
 from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.layers.conv import Conv
 
@@ -22,19 +22,19 @@ from deploykit.models.layers.conv import Conv
 class YOLOv6(nn.Module):
     """``(B, 3, H, W)`` to rows ``(B, N, 5 + classes)``; weights are torch's defaults.
 
-    ``layout`` is what it was built from.
+    ``config`` is what it was built from.
     """
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, config: YOLOv6Config) -> None:
         super().__init__()
-        self.layout = layout
-        self.backbone = Backbone(layout)
-        self.neck = Neck(layout)
-        channels = (layout.down[-1].width, *(stage.width for stage in layout.up))
+        self.config = config
+        self.backbone = Backbone(config)
+        self.neck = Neck(config)
+        channels = (config.down[-1].width, *(stage.width for stage in config.up))
         self.detect: FreeHead = (
-            ObjectnessHead(layout.num_classes, channels)
-            if layout.objectness
-            else DistanceHead(layout.num_classes, channels, layout.reg_max)
+            ObjectnessHead(config.num_classes, channels)
+            if config.objectness
+            else DistanceHead(config.num_classes, channels, config.reg_max)
         )
         self.eval()
 
@@ -50,16 +50,16 @@ class YOLOv6(nn.Module):
 class Backbone(nn.Module):
     """``(B, 3, H, W)`` to the feature maps C2 (where the neck takes it), C3, C4, C5 [and C6], the finest first."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, config: YOLOv6Config) -> None:
         super().__init__()
-        self.first = 2 if layout.bifusion else 3
-        self.stem = _block(layout, 3, layout.stem, 2)
-        channels = layout.stem
-        for i, stage in enumerate(layout.stages, start=2):
-            layers = [_block(layout, channels, stage.width, 2), _stage(layout, stage.width, stage)]
-            if i == len(layout.stages) + 1:
-                pool = CSPSPPF if layout.cspsppf else SimSPPF
-                layers.append(pool(stage.width, stage.width, _activation(layout)))
+        self.first = 2 if config.bifusion else 3
+        self.stem = _block(config, 3, config.stem, 2)
+        channels = config.stem
+        for i, stage in enumerate(config.stages, start=2):
+            layers = [_block(config, channels, stage.width, 2), _stage(config, stage.width, stage)]
+            if i == len(config.stages) + 1:
+                pool = CSPSPPF if config.cspsppf else SimSPPF
+                layers.append(pool(stage.width, stage.width, _activation(config)))
             self.add_module(f"ERBlock_{i}", nn.Sequential(*layers))
             channels = stage.width
 
@@ -79,26 +79,26 @@ class Backbone(nn.Module):
 class Neck(nn.Module):
     """Feature maps of the backbone to as many of the head, by a way to the finest level and one back."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, config: YOLOv6Config) -> None:
         super().__init__()
-        self.bifusion = layout.bifusion
-        self.names = Names.of(layout.levels)
-        widths = [stage.width for stage in layout.stages]
+        self.bifusion = config.bifusion
+        self.names = Names.of(config.levels)
+        widths = [stage.width for stage in config.stages]
         channels, laterals = widths[-1], []
-        for i, (name, stage) in enumerate(zip(self.names.down, layout.down, strict=True)):
+        for i, (name, stage) in enumerate(zip(self.names.down, config.down, strict=True)):
             c, same, large = stage.width, widths[-2 - i], widths[-3 - i]
             laterals.append(c)
             self.add_module(f"reduce_layer{i}", Conv(channels, c, act=nn.ReLU()))
-            if layout.bifusion:
+            if config.bifusion:
                 self.add_module(f"Bifusion{i}", BiFusion(same, large, c))
             else:
                 self.add_module(f"upsample{i}", Transpose(c))
-            self.add_module(name, _stage(layout, c if layout.bifusion else c + same, stage))
+            self.add_module(name, _stage(config, c if config.bifusion else c + same, stage))
             channels = c
-        rest = zip(self.names.ways, layout.ways, self.names.up, layout.up, reversed(laterals), strict=True)
+        rest = zip(self.names.ways, config.ways, self.names.up, config.up, reversed(laterals), strict=True)
         for way, width, name, stage, lateral in rest:
             self.add_module(way, Conv(channels, width, 3, 2, act=nn.ReLU()))
-            self.add_module(name, _stage(layout, width + lateral, stage))
+            self.add_module(name, _stage(config, width + lateral, stage))
             channels = stage.width
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
@@ -121,27 +121,27 @@ class Neck(nn.Module):
         return cast(Tensor, getattr(self, name)(*inputs))
 
 
-def _block(layout: Layout, c1: int, c2: int, stride: int = 1) -> nn.Module:
-    if layout.block == "repvgg":
+def _block(config: YOLOv6Config, c1: int, c2: int, stride: int = 1) -> nn.Module:
+    if config.block == "repvgg":
         return RepVGG(c1, c2, stride)
-    if layout.block == "qarepvgg":
-        return QARepVGG(c1, c2, stride, mean=layout.mean)
-    block = Conv(c1, c2, 3, stride, act=_activation(layout)())
-    if layout.biased:
+    if config.block == "qarepvgg":
+        return QARepVGG(c1, c2, stride, mean=config.mean)
+    block = Conv(c1, c2, 3, stride, act=_activation(config)())
+    if config.biased:
         block.conv.bias = nn.Parameter(torch.zeros(c2))
     return block
 
 
-def _stage(layout: Layout, c1: int, stage: Stage) -> nn.Module:
+def _stage(config: YOLOv6Config, c1: int, stage: Stage) -> nn.Module:
     """A stage whose blocks keep the size."""
 
     def block(a: int, b: int) -> nn.Module:
-        return _block(layout, a, b)
+        return _block(config, a, b)
 
     if not stage.hidden:
         return Chain(c1, stage.width, stage.depth, block)
-    return BepC3(c1, stage.width, stage.depth, block, stage.hidden, _activation(layout))
+    return BepC3(c1, stage.width, stage.depth, block, stage.hidden, _activation(config))
 
 
-def _activation(layout: Layout) -> Callable[[], nn.Module]:
-    return nn.SiLU if layout.activation == "silu" else nn.ReLU
+def _activation(config: YOLOv6Config) -> Callable[[], nn.Module]:
+    return nn.SiLU if config.activation == "silu" else nn.ReLU

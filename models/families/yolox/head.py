@@ -24,7 +24,7 @@ STRIDES = (8, 16, 32)
 class YoloxHead(nn.Module):
     """Feature maps of three levels, ``(B, C_i, H_i, W_i)``, to rows ``(B, N, 5 + classes)`` in network pixels.
 
-    Row: ``cx, cy, w, h, obj, cls...``, one a cell; N runs over levels, grid rows, grid columns.
+    Row: ``cx, cy, w, h, obj, cls...``, one per cell; N runs over levels, grid rows, grid columns.
     ``cxcy = (raw + grid) stride``, ``wh = exp(raw) stride``; the others are sigmoids.
     """
 
@@ -45,7 +45,7 @@ class YoloxHead(nn.Module):
 
     @property
     def columns(self) -> int:
-        """Values a row."""
+        """Values per row."""
         return 5 + self.num_classes + 3 * self.num_keypoints
 
     def forward(self, *features: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class YoloxKeypointHead(YoloxHead):
 
 
 def _branches(levels: int, hidden: int, depthwise: bool, act: Activation) -> nn.ModuleList:
-    """Two 3x3 a level."""
+    """Two 3x3 per level."""
     return nn.ModuleList(
         nn.Sequential(*(conv_of(hidden, hidden, 3, depthwise=depthwise, act=act) for _ in range(2)))
         for _ in range(levels)

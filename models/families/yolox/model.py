@@ -34,7 +34,7 @@ WEIGHTS_LICENCE = "Apache-2.0; ti_lite and pose: BSD-3-Clause code of Texas Inst
 BASE = 64  # channels of the first layer at width 1; 32 in Darknet-53
 LEGACY_MEAN, LEGACY_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 MAX_BLOCKS, MAX_CHANNELS = 64, 65_536  # far beyond any real one, so that a hostile file builds nothing large
-RAW_PIXELS = 5.0  # the mean pixel of any pictures of 0 to 255 is above this, that of scaled ones below
+RAW_PIXELS = 5.0  # the mean pixel of any images of 0 to 255 is above this, that of scaled ones below
 
 _DEPTHS = {1: 0.33, 2: 0.67, 3: 1.0, 4: 1.33}
 """Bottlenecks in the first stage -> the depth multiple by which the original calls that."""
@@ -104,7 +104,7 @@ VARIANTS: dict[str, Variant] = {
 
 
 class Yolox(nn.Module):
-    """A backbone with its neck, and a head: pictures ``(B, 3, H, W)`` to rows ``(B, N, columns)``."""
+    """A backbone with its neck, and a head: images ``(B, 3, H, W)`` to rows ``(B, N, columns)``."""
 
     def __init__(self, backbone: PathAggregation | FeaturePyramid, head: YoloxHead) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ class Yolox(nn.Module):
 
     @property
     def first(self) -> Conv:
-        """The convolution that sees the picture."""
+        """The convolution that sees the image."""
         return next(m for m in self.modules() if isinstance(m, Conv))
 
     @property
@@ -291,7 +291,7 @@ def _name_of(config: YoloxConfig) -> tuple[str, int]:
 
 
 def _notes(network: Yolox, config: YoloxConfig) -> tuple[str, ...]:
-    """What no tensor says and was assumed, and what the tensors say of the pictures that they were trained on."""
+    """What no tensor says and was assumed, and what the tensors say of the images that they were trained on."""
     notes: tuple[str, ...] = ()
     if config.stem == "conv" and not config.darknet53:
         notes = ("its activations are in no tensor: ReLU is assumed, as in ti_lite",)
@@ -302,7 +302,7 @@ def _notes(network: Yolox, config: YoloxConfig) -> tuple[str, ...]:
         notes = (
             *notes,
             f"it was trained on pixels of mean {pixel:.2g}, not of 0 to 255: if it is of release 0.0.1, or was trained "
-            "on pictures prepared like those, --preprocessing legacy is right for it",
+            "on images prepared like those, --preprocessing legacy is right for it",
         )
     return notes
 
@@ -310,8 +310,8 @@ def _notes(network: Yolox, config: YoloxConfig) -> tuple[str, ...]:
 def mean_pixel(network: Yolox) -> float:
     """The mean value of the pixels that a network was trained on, from the statistics of its first batch norm.
 
-    The mean of a convolution's output is the mean pixel times the sum of its weights, but for what the pictures'
-    borders and the differences of their colours add. The slope over all channels is that pixel: about 100 for pictures
+    The mean of a convolution's output is the mean pixel times the sum of its weights, but for what the images'
+    borders and the differences of their colours add. The slope over all channels is that pixel: about 100 for images
     of 0 to 255, about 0 where a mean was taken off.
     """
     first = network.first

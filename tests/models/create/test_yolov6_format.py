@@ -15,7 +15,7 @@ from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
 from deploykit.models.families.yolov6.model import VARIANTS
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.registry import load_model
-from tests.narrow import free_network_of, shallow, yolov6_layout
+from tests.narrow import free_network_of, shallow, yolov6_config
 
 NAMES = ("cat", "dog", "fox")
 
@@ -41,7 +41,7 @@ def test_it_is_read_like_a_released_file(name: str, tmp_path: Path) -> None:
     assert {t.dtype for t in found.state_dict.values() if t.is_floating_point()} == {torch.float16}
     model = load_model(file)
     assert model.notes == ("its weights are random (seed 3): what it says means nothing",)
-    assert model.module.layout == network.layout
+    assert model.module.config == network.config
     expected = network.state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in model.module.state_dict().items())
 
@@ -59,7 +59,7 @@ def test_it_names_the_originals_classes_and_none_of_ours(tmp_path: Path) -> None
 @pytest.mark.data
 def test_the_module_tree_is_that_of_the_originals_code(shared: Path, tmp_path: Path) -> None:
     theirs = read_checkpoint(shared / "golden" / "yolov6n-narrow.pt")
-    network = YOLOv6(yolov6_layout("yolov6n", 5, width=0.125))
+    network = YOLOv6(yolov6_config("yolov6n", 5, width=0.125))
     (tmp_path / "m.pt").write_bytes(yolov6_checkpoint(network, [f"c{i}" for i in range(5)]))
     ours = read_checkpoint(tmp_path / "m.pt")
     assert sorted((m.path, m.kind) for m in ours.modules) == sorted((m.path, m.kind) for m in theirs.modules)
@@ -74,7 +74,7 @@ def test_the_module_tree_is_that_of_the_originals_code(shared: Path, tmp_path: P
 
 def test_graphs_before_03_are_written_as_state_dicts(tmp_path: Path) -> None:
     with torch.device("meta"):
-        current = {name for name, scale in VARIANTS.items() if is_current(YOLOv6(scale.layout(1)))}
+        current = {name for name, scale in VARIANTS.items() if is_current(YOLOv6(scale.config(1)))}
     assert {name for name in VARIANTS if name not in current} == {n for n in VARIANTS if n.endswith(("_v1", "_v2"))}
     file = create_checkpoint("yolov6n-v1", tmp_path / "m.pt", num_classes=2)
     assert read_checkpoint(file).modules == ()

@@ -135,7 +135,7 @@ def test_a_batch_norm_before_a_padded_convolution_is_not_folded() -> None:
     [pytest.param(64, "none", marks=slow), ((96, 64), "none"), pytest.param(64, "batch", marks=slow)],
     ids=str,
 )
-def test_its_export_is_proved(tmp_path: Path, kind: str, img: int | tuple[int, int], dynamic: Dynamic) -> None:
+def test_its_export_is_verified(tmp_path: Path, kind: str, img: int | tuple[int, int], dynamic: Dynamic) -> None:
     report = onnx_from_model(narrow(kind), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)
     assert report.parity is not None
     assert report.parity.ok
@@ -157,7 +157,7 @@ def test_the_exported_file_of_any_size_gives_what_the_network_gives(tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fp16_is_proved_and_an_engine_built(tmp_path: Path, kind: str) -> None:
+def test_fp16_is_verified_and_an_engine_built(tmp_path: Path, kind: str) -> None:
     report = onnx_from_model(narrow(kind), out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
     assert report.parity is not None
     assert report.parity.ok
@@ -168,11 +168,11 @@ def test_fp16_is_proved_and_an_engine_built(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "key", "value", "message"),
     [
-        ("cmt", "relative_pos_b", torch.zeros(2, 65, 4), "not four square maps"),
-        ("cmt", "relative_pos_b", torch.zeros(2, 16, 4), "not four square maps"),
+        ("cmt", "relative_pos_b", torch.zeros(2, 65, 4), "expected those of four square maps"),
+        ("cmt", "relative_pos_b", torch.zeros(2, 16, 4), "expected those of four square maps"),
         ("cmt", "relative_pos_a", torch.zeros(2, 64), "relative_pos_a is"),
-        ("cmt", "relative_pos_c", torch.zeros(3, 16, 4), "of 3 heads, which do not share 16 channels"),
-        ("flyegle", "pool4.patch_aggregation.weight", torch.zeros(30, 16, 2, 2), "not shared by"),
+        ("cmt", "relative_pos_c", torch.zeros(3, 16, 4), "has 3 heads, expected a divisor of the stage's 16 channels"),
+        ("flyegle", "pool4.patch_aggregation.weight", torch.zeros(30, 16, 2, 2), "expected multiples of"),
         ("cmt", "stem_conv1.weight", torch.zeros(8, 3), "stem_conv1.weight is"),
         ("flyegle", "stage1.block_list.0.LMHSA.position_embeeding", torch.zeros(31, 30), "expected 2 n - 1"),
         ("flyegle", "fc.weight", torch.zeros(3), "fc.weight is"),

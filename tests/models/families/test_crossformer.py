@@ -72,8 +72,8 @@ def test_groups_hold_the_tokens_that_lie_an_interval_apart(group: int, interval:
     found = grouped(places, group, interval)
     assert torch.equal(ungrouped(found, group, interval, rows, columns), places)
     for tokens in found[..., 0].tolist():
-        picture, cells = tokens[0] // (rows * columns), [divmod(t % (rows * columns), columns) for t in tokens]
-        assert {t // (rows * columns) for t in tokens} == {picture}
+        image, cells = tokens[0] // (rows * columns), [divmod(t % (rows * columns), columns) for t in tokens]
+        assert {t // (rows * columns) for t in tokens} == {image}
         top, left = cells[0]
         assert cells == [(top + i * interval, left + j * interval) for i in range(group) for j in range(group)]
         assert {(r // side, c // side) for r, c in cells} == {(top // side, left // side)}
@@ -114,7 +114,7 @@ def test_a_checkpoint_is_read_without_the_buffers_of_older_files(tmp_path: Path)
     [pytest.param(224, "none", marks=slow), ((96, 128), "none"), pytest.param(64, "batch", marks=slow)],
     ids=str,
 )
-def test_its_export_is_proved(tmp_path: Path, img: int | tuple[int, int], dynamic: Dynamic) -> None:
+def test_its_export_is_verified(tmp_path: Path, img: int | tuple[int, int], dynamic: Dynamic) -> None:
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)
     assert report.parity is not None
     assert report.parity.ok
@@ -132,13 +132,13 @@ def test_its_export_is_proved(tmp_path: Path, img: int | tuple[int, int], dynami
 
 
 def test_a_free_shape_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="one size of pictures, which the groups of its attentions"):
+    with pytest.raises(UsageError, match=r"one size of (picture|image)s, which the groups of its attentions"):
         onnx_from_model(narrow(), out=tmp_path / "m.onnx", dynamic="shape")
     with pytest.raises(UsageError, match="multiples of 32"), torch.inference_mode():
         narrow().module(torch.zeros(1, 3, 64, 48))
 
 
-def test_fp16_is_proved_and_an_engine_built(tmp_path: Path) -> None:
+def test_fp16_is_verified_and_an_engine_built(tmp_path: Path) -> None:
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
     assert report.parity is not None
     assert report.parity.ok
@@ -171,7 +171,7 @@ def test_a_file_that_is_nearly_one_is_refused(tmp_path: Path) -> None:
     state = narrow().module.state_dict()
     for key, value, message in (
         ("layers.0.blocks.0.ex_conv.weight", torch.zeros(1), "CrossFormer\\+\\+ or a variant"),
-        ("layers.4.blocks.0.norm1.weight", torch.zeros(1), "four stages, got 5"),
+        ("layers.4.blocks.0.norm1.weight", torch.zeros(1), "has 5 stages, expected the four"),
         ("head.weight", torch.zeros(3), "head.weight is"),
     ):
         with pytest.raises(CheckpointError, match=message):

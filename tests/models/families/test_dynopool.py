@@ -382,7 +382,7 @@ def test_what_does_not_fit_is_named(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_random_weights_see_the_picture(name: str) -> None:
+def test_random_weights_see_the_image(name: str) -> None:
     model = narrow_dense(name)
     x = torch.randn(1, 3, 64, 64)
     other = x.clone()

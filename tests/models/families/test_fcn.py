@@ -76,7 +76,7 @@ def test_streams_differ() -> None:
 
 
 @pytest.mark.parametrize("kind", ["parsenet", "parsenet-late"])
-def test_context_is_the_mean_of_the_whole_picture(kind: str) -> None:
+def test_context_is_the_mean_of_the_whole_image(kind: str) -> None:
     model = narrow(kind)
     context = model.module.context
     x = torch.randn(2, 16, 5, 7).relu()
@@ -191,7 +191,7 @@ def test_any_layout_is_read_from_its_tensors(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"fc6.weight": torch.zeros(3)}, CheckpointError, r"fc6\.weight is \[3\]: expected one of 4 axes"),
+        ({"fc6.weight": torch.zeros(3)}, CheckpointError, r"fc6\.weight is \[3\]: expected 4 axes"),
         ({"score_fr.weight": torch.zeros(0, 16, 1, 1)}, CheckpointError, r"score_fr\.weight is \[0, 16, 1, 1\]"),
         ({"score_fr.weight": None}, CheckpointError, r"score_fr\.weight is missing"),
         ({"fc7.bias": None}, WeightsMismatchError, r"lacks the tensor fc7\.bias"),
@@ -213,7 +213,7 @@ def test_at_once_is_of_several_streams() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_random_weights_see_the_picture(kind: str) -> None:
+def test_random_weights_see_the_image(kind: str) -> None:
     model = narrow(kind)
     images = pixels(96, 96)
     other = images.clone()

@@ -117,7 +117,7 @@ def create_on_meta(name: str) -> Nafnet:
     return module
 
 
-def test_tlc_is_the_network_itself_where_the_windows_cover_the_picture() -> None:
+def test_tlc_is_the_network_itself_where_the_windows_cover_the_image() -> None:
     model = narrow()
     local = with_rewrite(model, "tlc:32")
     assert local.notes[-1] == "rewritten as tlc:32 (--rewrite)"
@@ -261,8 +261,8 @@ def test_with_fixed_attention_it_sees_its_receptive_field_only() -> None:
     found = Probe(frozen, 96).reach()
     assert found <= field
     assert found > field // 2
-    assert Probe(network, 96).reach() > 48  # the whole picture, without
-    with pytest.raises(UsageError, match="one picture, got 2"):
+    assert Probe(network, 96).reach() > 48  # the whole image, without
+    with pytest.raises(UsageError, match="one image, got 2"):
         with_frozen_pool(network, torch.cat((image, image)))
 
 
@@ -272,8 +272,8 @@ def test_tiles_have_no_seam_with_fixed_attention(size: tuple[int, int]) -> None:
     network = narrow(NafnetConfig(4, (1, 1), 1, (1, 1))).module
     assert isinstance(network, Nafnet)
     field = receptive_field(network)
-    picture = np.random.default_rng(0).random((3, *size), np.float32)
-    image = torch.from_numpy(picture)[None]
+    array = np.random.default_rng(0).random((3, *size), np.float32)
+    image = torch.from_numpy(array)[None]
     with torch.inference_mode():
         whole = network(image)[0].numpy()
 
@@ -283,7 +283,7 @@ def test_tiles_have_no_seam_with_fixed_attention(size: tuple[int, int]) -> None:
                 return module(torch.from_numpy(tiles)).numpy()
 
         tiling = Tiling((64, 64), overlap, 3, network.multiple)
-        return float(np.abs(run_tiled(run, picture, tiling) - whole).max())
+        return float(np.abs(run_tiled(run, array, tiling) - whole).max())
 
     frozen = with_frozen_pool(network, image)
     assert seam(frozen, field) <= 1e-5
@@ -310,7 +310,7 @@ def test_any_layout_is_read_from_its_tensors(config: NafnetConfig, tmp_path: Pat
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"intro.weight": torch.zeros(3)}, CheckpointError, "intro.weight is \\[3\\]: expected one of 4 axes"),
+        ({"intro.weight": torch.zeros(3)}, CheckpointError, "intro.weight is \\[3\\]: expected 4 axes"),
         ({"middle_blks.0.conv4.weight": None}, CheckpointError, "middle_blks.0.conv4.weight is missing"),
         ({"encoders.1.0.beta": None}, WeightsMismatchError, "lacks the tensor encoders.1.0.beta"),
         ({"encoders.1.0.beta": torch.zeros(2)}, WeightsMismatchError, "encoders.1.0.beta is \\[2\\], expected"),

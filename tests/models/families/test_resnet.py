@@ -121,7 +121,7 @@ def test_a_trained_one_is_read(shared: Path, folded: bool) -> None:
 
 
 @pytest.mark.data
-def test_its_export_is_proved_on_pictures(shared: Path, tmp_path: Path) -> None:
+def test_its_export_is_verified_on_images(shared: Path, tmp_path: Path) -> None:
     model = load_model(shared / "data" / "weights" / "resnet20_cifar10.th")
     report = onnx_from_model(model, out=tmp_path / "m.onnx")
     assert report.parity is not None
@@ -138,7 +138,7 @@ def test_its_export_has_no_batch_norm_left(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["groups", "small"])
-def test_fp16_is_proved_and_an_engine_built(tmp_path: Path, kind: str) -> None:
+def test_fp16_is_verified_and_an_engine_built(tmp_path: Path, kind: str) -> None:
     report = onnx_from_model(made(kind), out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
     assert report.parity is not None
     assert report.parity.ok

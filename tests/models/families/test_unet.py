@@ -136,7 +136,7 @@ def test_folding_keeps_the_keys_and_leaves_a_bias_of_each_batch_norm(config: dic
 
 
 @pytest.mark.parametrize("config", [UNetConfig.published(width=16), UNetConfig.published(width=16, bilinear=True)])
-def test_random_weights_see_the_picture_and_are_not_chaotic(config: UNetConfig) -> None:
+def test_random_weights_see_the_image_and_are_not_chaotic(config: UNetConfig) -> None:
     torch.manual_seed(0)
     network = build_unet(config)
     randomise(network)
@@ -155,7 +155,7 @@ WIDE, BILINEAR = narrow(), narrow(bilinear=True, num_classes=1)
 
 @settings(max_examples=20, deadline=None)
 @given(height=st.integers(8, 70), width=st.integers(8, 70), bilinear=st.booleans())
-def test_logits_are_as_large_as_the_picture(height: int, width: int, bilinear: bool) -> None:
+def test_logits_are_as_large_as_the_image(height: int, width: int, bilinear: bool) -> None:
     with torch.no_grad():
         logits = (BILINEAR if bilinear else WIDE)(torch.rand(1, 3, height, width))
     assert logits.shape == (1, 1 if bilinear else 3, height, width)
@@ -305,10 +305,10 @@ def test_no_two_tensors_have_one_name(layout: Any) -> None:
     [
         ([0.3, 0.5, 0.9], 1 / 255, None),
         ([90.0, 100.0, 120.0], 1.0, "pixels of 0 to 255 (the means of its channels were 90, 100, 120)"),
-        ([0.1, -0.5, 0.2], 1.0, "standardised pictures, whose channels had the means 0.1, -0.5, 0.2; by what"),
+        ([0.1, -0.5, 0.2], 1.0, "standardised images, whose channels had the means 0.1, -0.5, 0.2; by what"),
     ],
 )
-def test_the_first_batch_norm_tells_what_pictures_were_like(
+def test_the_first_batch_norm_tells_what_images_were_like(
     save: Any, mean: list[float], scale: float, said: str | None
 ) -> None:
     network = narrow(width=12)
@@ -321,7 +321,7 @@ def test_the_first_batch_norm_tells_what_pictures_were_like(
     assert said is None or f"it was trained on {said}" in model.notes[0]
 
 
-def test_weights_that_are_no_numbers_say_nothing_of_pictures() -> None:
+def test_weights_that_are_no_numbers_say_nothing_of_images() -> None:
     network = narrow(width=12)
     norm = network.get_submodule("inc.double_conv.1")
     norm.running_mean.fill_(torch.nan)  # type: ignore[operator]  # a tensor
@@ -433,7 +433,7 @@ def test_the_originals_own_output_is_reproduced(shared: Path, fused: bool) -> No
 
 
 def photographs(shared: Path, side: int, count: int) -> np.ndarray:
-    """Pictures as RGB ``(count, 3, side, side)`` of 0 to 1."""
+    """Images as RGB ``(count, 3, side, side)`` of 0 to 1."""
     paths = sorted((shared / "data" / "images" / "coco-mini" / "val2017").glob("*.jpg"))[:count]
     resized = [cv2.resize(read_image(path), (side, side), interpolation=cv2.INTER_AREA) for path in paths]
     return np.stack(resized)[..., ::-1].transpose(0, 3, 1, 2).astype(np.float32) / 255
@@ -469,13 +469,13 @@ def test_the_cloud_model_says_what_it_is(shared: Path) -> None:
     model = load_model(shared / "data" / "weights" / "unet_clouds_4ch.pth")
     assert (model.name, model.stride, model.parameters) == ("unet-pooled-width-32", 8, 538_297)
     assert (model.spec.input.channels, model.spec.input.size, model.spec.input.scale) == (4, (224, 224), 1.0)
-    assert "standardised pictures, whose channels had the means 0.338, 0.212, 0.603, -1.15" in model.notes[1]
+    assert "standardised images, whose channels had the means 0.338, 0.212, 0.603, -1.15" in model.notes[1]
 
 
 @pytest.mark.data
 def test_the_levels_of_the_car_model_are_joined_as_its_statistics_say(shared: Path) -> None:
     """Its joined convolution has, over its channels, the variances of the training only with what was enlarged first;
-    pictures are divided by 255: with none of the other ways does the first layer have its own."""
+    images are divided by 255: with none of the other ways does the first layer have its own."""
     model = load_model(shared / "data" / "weights" / "unet_carvana_small.pth")
     assert (model.name, model.parameters, model.spec.classes) == (
         "unet-depth-1-width-32", 101_793, ("background", "foreground"),

@@ -129,7 +129,7 @@ def test_positions_of_another_grid_are_those_of_torchs_bicubic(tmp_path: Path) -
     ],
     ids=str,
 )
-def test_its_export_is_proved(tmp_path: Path, img: int | tuple[int, int], dynamic: Dynamic) -> None:
+def test_its_export_is_verified(tmp_path: Path, img: int | tuple[int, int], dynamic: Dynamic) -> None:
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=img, dynamic=dynamic)
     assert report.parity is not None
     assert report.parity.ok
@@ -149,7 +149,7 @@ def test_a_linear_probe_becomes_one_layer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=slow)])
-def test_half_precision_is_proved(tmp_path: Path, precision: str) -> None:
+def test_half_precision_is_verified(tmp_path: Path, precision: str) -> None:
     lowering = Lowering(precision=precision)  # type: ignore[arg-type]  # a name of the list above
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=32, lowering=lowering)
     assert report.parity is not None
@@ -166,7 +166,7 @@ def test_an_engine_in_fp16_computes_attention_as_one_kernel(tmp_path: Path) -> N
     assert report.lowered is not None
     assert report.lowered.half is not None
     assert {reason: len(nodes) for reason, nodes in report.lowered.half.kept.items()} == {"operator": 1}  # the mean
-    assert report.lowered.half.casts == 4  # of the picture, of the logits, and around the mean
+    assert report.lowered.half.casts == 4  # of the image, of the logits, and around the mean
     assert attention_kernels(report.path, tmp_path) == 2
 
 
@@ -199,7 +199,7 @@ def test_an_engine_is_built(tmp_path: Path, kind: Head) -> None:
 def test_a_file_that_is_nearly_one_is_refused(tmp_path: Path) -> None:
     state = narrow().module.state_dict()
     for key, value, message in (
-        ("pos_embed", torch.zeros(1, 12, 32), "12 positions, which are not one and those of a square"),
+        ("pos_embed", torch.zeros(1, 12, 32), "12 positions, expected those of a square"),
         ("pos_embed", torch.zeros(12, 32), "pos_embed is"),
         ("dist_token", torch.zeros(1, 1, 32), "with dist_token"),
         ("blocks.0.ls1.gamma", torch.zeros(32), "with blocks.0.ls1.gamma"),

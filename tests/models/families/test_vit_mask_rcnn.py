@@ -26,7 +26,7 @@ from deploykit.spec import Thresholds
 from tests.models.files import saved
 
 CONFIG = VitDetConfig(
-    16, 8, 2, 32, whole=(1, 3, 5, 7), patch=8, cells=8, pretrained=4, window=3, out=8, norm="BN"
+    16, 8, 2, 32, global_blocks=(1, 3, 5, 7), patch=8, map_size=8, pretrained=4, window=3, out=8, norm="BN"
 )  # fmt: skip
 
 

@@ -21,7 +21,12 @@ from deploykit.models.families.vitdet import relative_attention
 from deploykit.models.families.vitdet.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn
 from deploykit.models.families.vitdet.model import VitDetBackbone, VitDetConfig
 from deploykit.models.families.vitdet.pyramid import Norm, norm_of
-from deploykit.models.families.vitdet.relative_attention import GridBlock, RelativeAttention, partitioned, restored
+from deploykit.models.families.vitdet.relative_attention import (
+    GridBlock,
+    RelativeAttention,
+    merge_windows,
+    partition_windows,
+)
 from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.fuse import fuse_model
 from deploykit.models.loading.weights import load_weights
@@ -37,7 +42,9 @@ PUBLISHED = {
 }
 """Parameters of the transformer, of the whole backbone and of the detector, by the original's own code."""
 
-NARROW = VitDetConfig(16, 4, 2, 32, whole=(1, 3), residual=(3,), patch=4, cells=8, pretrained=4, window=3, out=8)
+NARROW = VitDetConfig(
+    16, 4, 2, 32, global_blocks=(1, 3), conv_blocks=(3,), patch=4, map_size=8, pretrained=4, window=3, out=8
+)
 
 
 def narrow(config: VitDetConfig = NARROW) -> VitDetBackbone:
@@ -93,7 +100,7 @@ def test_it_has_as_many_parameters_as_the_originals(size: str) -> None:
 def test_it_gives_what_the_originals_code_gave(shared: Path, folded: bool) -> None:
     backbone = backbone_from_checkpoint(read_checkpoint(shared / "golden" / "vitdet-backbone-narrow.pkl"))
     assert backbone is not None
-    assert backbone.net.config == VitDetConfig(32, 4, 2, 128, whole=(1, 3), cells=16, out=16)
+    assert backbone.net.config == VitDetConfig(32, 4, 2, 128, global_blocks=(1, 3), map_size=16, out=16)
     network = fuse_model(backbone) if folded else backbone
     with np.load(shared / "golden" / "vitdet-backbone-narrow.npz") as golden, torch.inference_mode():
         for i, level in enumerate(network(torch.from_numpy(golden["images"])), start=2):
@@ -121,9 +128,9 @@ def test_a_block_is_its_definition(window: int, cells: int, size: tuple[int, int
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 5), st.integers(1, 3))
 def test_windows_come_back_as_they_went(height: int, width: int, window: int, batch: int) -> None:
     x = torch.arange(batch * height * width * 2.0).reshape(batch, height, width, 2) + 1
-    windows = partitioned(x, window)
+    windows = partition_windows(x, window)
     assert windows.shape[1:3] == (window, window)
-    assert torch.equal(restored(windows, batch, height, width), x)
+    assert torch.equal(merge_windows(windows, batch, height, width), x)
     assert int((windows == 0).sum()) == windows.numel() - x.numel()  # what was added is zero
 
 
@@ -159,7 +166,7 @@ def test_both_ways_to_windows() -> None:
     images = torch.randn(1, 3, 32, 24)
     padded = narrow()(images)
     network = narrow()
-    network.net.config = replace(NARROW, reach="interpolate")
+    network.net.config = replace(NARROW, window_mode="interpolate")
     resized = network(images)
     assert [x.shape for x in resized] == [x.shape for x in padded]
     assert all((a - b).abs().max() > 1e-3 for a, b in zip(padded, resized, strict=True))
@@ -197,9 +204,9 @@ def test_each_projects_files_get_its_own_norm(tmp_path: Path) -> None:
     [
         ("net.pos_embed", torch.zeros(1, 12, 16), CheckpointError, "12 positions"),
         ("net.blocks.0.attn.rel_pos_h", torch.zeros(5, 3), CheckpointError, "not 5 heads of 3"),
-        ("net.blocks.2.attn.rel_pos_h", torch.zeros(5), CheckpointError, "expected one of 2 axes"),
+        ("net.blocks.2.attn.rel_pos_h", torch.zeros(5), CheckpointError, "expected 2 axes"),
         ("net.blocks.1.attn.rel_pos_w", torch.zeros(5, 8), WeightsMismatchError, "rel_pos_w"),
-        ("simfp_4.0.weight", torch.zeros(8), CheckpointError, "expected one of 4 axes"),
+        ("simfp_4.0.weight", torch.zeros(8), CheckpointError, "expected 4 axes"),
     ],
 )
 def test_what_does_not_fit_is_named(

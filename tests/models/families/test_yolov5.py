@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.create.random_weights import randomise
-from deploykit.models.families.yolov5 import GENERATIONS, VARIANTS, config_of, from_checkpoint, rows_of
+from deploykit.models.families.yolov5 import GENERATIONS, VARIANTS, config_of, from_checkpoint, layer_rows
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
@@ -140,13 +140,13 @@ def test_operations_are_the_published_ones(name: str, generation: int) -> None:
 def test_every_layer_is_the_published_one(levels: int, generation: int) -> None:
     """Kind, wiring and numbers: the order of a concatenation, for one, is in no shape and no count."""
     found = []
-    for i, row in enumerate(rows_of(levels, generation=generation)):
+    for i, row in enumerate(layer_rows(levels, generation=generation)):
         sources, repeats, kind, arguments = read_row(i, row)
         found.append((kind, sources, repeats, tuple(arguments)))
     assert found == layers_of(levels, generation)
     if (levels, generation) == (4, 5):
-        pose = rows_of(4, generation=5, pose=True)
-        assert pose[:-1] == rows_of(4, generation=5)[:-1]
+        pose = layer_rows(4, generation=5, pose=True)
+        assert pose[:-1] == layer_rows(4, generation=5)[:-1]
         assert pose[-1] == [[23, 26, 29, 32], 1, "Detect", ["nc", "anchors", "nkpt"]]
 
 

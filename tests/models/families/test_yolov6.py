@@ -19,14 +19,14 @@ from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.yolov6.checkpoint import plain_name
-from deploykit.models.families.yolov6.layout import Layout, Stage, layout_of
+from deploykit.models.families.yolov6.config import Stage, YOLOv6Config, config_from_shapes
 from deploykit.models.families.yolov6.model import VARIANTS, from_checkpoint
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.families.yolov6.rep_vgg import QARepVGG, RepVGG
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.conv import Conv
 from deploykit.models.registry import create_model, load_model, model_from_checkpoint
-from tests.narrow import yolov6_layout
+from tests.narrow import yolov6_config
 
 State = dict[str, Tensor]
 
@@ -58,7 +58,7 @@ PUBLISHED: dict[str, tuple[int, int, float | None]] = {
 CLASSES = 3
 
 
-def on_meta(layout: Layout) -> YOLOv6:
+def on_meta(layout: YOLOv6Config) -> YOLOv6:
     with torch.device("meta"):
         return YOLOv6(layout)
 
@@ -67,7 +67,7 @@ def narrow(name: str, **changes: Any) -> YOLOv6:
     """A variant at a fraction of its width, with seeded weights that half precision holds exactly."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = YOLOv6(replace(yolov6_layout(name, CLASSES, width=0.0625), **changes))
+        network = YOLOv6(replace(yolov6_config(name, CLASSES, width=0.0625), **changes))
         randomise(network)
     for tensor in network.state_dict().values():
         if tensor.is_floating_point():
@@ -93,7 +93,7 @@ def wrapped(state: State) -> State:
     return named
 
 
-def rows_of(module: nn.Module) -> Tensor:
+def layer_rows(module: nn.Module) -> Tensor:
     with torch.no_grad():
         return module(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))  # type: ignore[no-any-return]
 
@@ -107,7 +107,7 @@ def test_every_variant_has_published_numbers() -> None:
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_ones(name: str) -> None:
-    network = on_meta(VARIANTS[name].layout(80))
+    network = on_meta(VARIANTS[name].config(80))
     parameters, folded, millions = PUBLISHED[name]
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert folded_weights(network) == folded
@@ -156,16 +156,16 @@ def test_the_spec_says_size_rows_and_thresholds(name: str, conf: float, size: in
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_state_dict_of_full_size_is_recognised(name: str) -> None:
-    model = from_checkpoint(bare(on_meta(VARIANTS[name].layout(80)).state_dict()))
+    model = from_checkpoint(bare(on_meta(VARIANTS[name].config(80)).state_dict()))
     assert model is not None
     assert model.name == name.replace("_", "-")
     assert model.spec.classes[0] == "person"
-    assert model.module.layout == replace(VARIANTS[name].layout(80))
+    assert model.module.config == replace(VARIANTS[name].config(80))
 
 
 def test_the_02_t_is_what_its_tensors_say() -> None:
     """Its description gives one width; what was published has the depth and the width of 0.1's."""
-    published = replace(VARIANTS["yolov6t_v1"].layout(80), objectness=False)
+    published = replace(VARIANTS["yolov6t_v1"].config(80), objectness=False)
     model = from_checkpoint(bare(on_meta(published).state_dict()))
     assert model is not None
     assert model.name == "yolov6t-v2"
@@ -176,7 +176,7 @@ stages = st.tuples(st.integers(1, 48), st.integers(1, 3)).map(lambda drawn: Stag
 
 
 @st.composite
-def layouts(draw: st.DrawFn) -> Layout:
+def layouts(draw: st.DrawFn) -> YOLOv6Config:
     levels = draw(st.sampled_from([3, 4]))
     csp = draw(st.booleans())
 
@@ -187,7 +187,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     block = draw(st.sampled_from(["repvgg", "qarepvgg", "conv"]))
     up = some(levels - 1)
     objectness = draw(st.booleans())
-    return Layout(
+    return YOLOv6Config(
         block=block,
         stem=draw(st.integers(1, 32)),
         stages=some(levels + 1),
@@ -205,23 +205,23 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 @settings(max_examples=8, deadline=None, phases=[Phase.explicit, Phase.reuse, Phase.generate])  # to shrink takes long
 @given(layouts())
-def test_any_width_depth_and_number_of_classes_is_read_from_shapes(layout: Layout) -> None:
+def test_any_width_depth_and_number_of_classes_is_read_from_shapes(layout: YOLOv6Config) -> None:
     state = on_meta(layout).state_dict()
-    assert layout_of({key: tuple(t.shape) for key, t in state.items()}) == layout
+    assert config_from_shapes({key: tuple(t.shape) for key, t in state.items()}) == layout
 
 
 @pytest.mark.parametrize("name", ["yolov6n", "yolov6n_qa", "yolov6l_v2", "yolov6n_v1"])
 def test_the_names_of_every_version_are_read(name: str, tmp_path: Path) -> None:
     network = narrow(name)
     state = network.state_dict()
-    expected = rows_of(network)
+    expected = layer_rows(network)
     save_file(state, tmp_path / "plain.safetensors")
     torch.save({"ema": None, "model": wrapped(state), "epoch": 3}, tmp_path / "wrapped.pt")
     torch.save({k: t.half() if t.is_floating_point() else t for k, t in state.items()}, tmp_path / "half.pt")
     for path in tmp_path.iterdir():
         model = load_model(path)
         assert model.name == f"{name.replace('_', '-')}-width-0.0625", path
-        assert torch.equal(rows_of(model.module), expected), path
+        assert torch.equal(layer_rows(model.module), expected), path
 
 
 def test_wrappers_come_off_names_and_nothing_else() -> None:
@@ -263,7 +263,7 @@ def test_auxiliary_heads_are_dropped(version: str) -> None:
     model = from_checkpoint(bare(with_auxiliary(network.state_dict(), version)))
     assert model is not None
     assert model.notes == ("a training checkpoint: its auxiliary heads are dropped",)
-    assert torch.equal(rows_of(model.module), rows_of(network))
+    assert torch.equal(layer_rows(model.module), layer_rows(network))
 
 
 # What no tensor says
@@ -293,17 +293,17 @@ def record(path: str, kind: str, **attributes: Any) -> Module:
 def test_activations_and_versions_are_those_of_the_pickled_modules(
     name: str, modules: tuple[Module, ...], expected: str, notes: tuple[str, ...]
 ) -> None:
-    state = on_meta(yolov6_layout(name, CLASSES)).state_dict()
+    state = on_meta(yolov6_config(name, CLASSES)).state_dict()
     model = from_checkpoint(bare(state, modules=modules))
     assert model is not None
     assert (model.name, model.notes) == (expected, notes)
-    layout = model.module.layout
+    layout = model.module.config
     assert layout.mean is (expected == "yolov6n-qa")
     assert layout.activation == ("silu" if expected == "yolov6l" else "relu")
 
 
 def test_an_activation_that_no_description_knows_is_taken_over() -> None:
-    state = on_meta(yolov6_layout("yolov6n", CLASSES)).state_dict()
+    state = on_meta(yolov6_config("yolov6n", CLASSES)).state_dict()
     changed = record("neck.reduce_layer0.block.act", "torch.nn.modules.activation.Hardswish")
     model = from_checkpoint(bare(state, modules=(changed,)))
     assert model is not None
@@ -312,7 +312,7 @@ def test_an_activation_that_no_description_knows_is_taken_over() -> None:
 
 
 def test_class_names_of_another_number_are_not_guessed_at() -> None:
-    state = on_meta(yolov6_layout("yolov6n", CLASSES)).state_dict()
+    state = on_meta(yolov6_config("yolov6n", CLASSES)).state_dict()
     model = from_checkpoint(bare(state, names=("cat", "dog")))
     assert model is not None
     assert model.spec.classes == ("class 0", "class 1", "class 2")
@@ -323,7 +323,7 @@ def test_class_names_of_another_number_are_not_guessed_at() -> None:
 
 
 def changed(change: Callable[[State], Any]) -> State:
-    state = dict(on_meta(yolov6_layout("yolov6n", CLASSES)).state_dict())
+    state = dict(on_meta(yolov6_config("yolov6n", CLASSES)).state_dict())
     change(state)
     return state
 
@@ -358,7 +358,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "folded": (without_norms, "batch norms were folded before it was saved: give the file as it was trained"),
     "another box": (
         lambda state: state.update({"detect.reg_preds.0.weight": empty(5, 16, 1, 1)}),
-        "but its head predicts 5 values for a box, where a YOLOv6 detector has 4 or 68",
+        "but its head predicts 5 values per box, where a YOLOv6 detector has 4 or 68",
     ),
     "no classes": (
         lambda state: state.pop("detect.cls_preds.0.weight"),
@@ -398,7 +398,7 @@ def test_a_head_that_does_not_fit_is_refused_by_its_tensor(key: str, shape: tupl
 
 
 def test_strides_that_no_head_of_this_kind_has_are_refused() -> None:
-    state = on_meta(yolov6_layout("yolov6n", CLASSES)).state_dict()
+    state = on_meta(yolov6_config("yolov6n", CLASSES)).state_dict()
     head = record("detect", "yolov6.models.effidehead.Detect", stride=[4, 8, 16])
     with pytest.raises(CheckpointError, match=r"strides \[4, 8, 16\], where .* of 3 levels has \[8, 16, 32\]"):
         from_checkpoint(bare(state, modules=(head,)))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.create.random_weights import randomise
-from deploykit.models.families.yolov7 import VARIANTS, config_of, rows_of
+from deploykit.models.families.yolov7 import VARIANTS, config_of, layer_rows
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, Keypoint
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
@@ -128,7 +128,7 @@ def test_every_batch_norm_has_the_eps_that_no_state_dict_holds(name: str, traini
 @BOTH
 def test_the_head_sits_at_the_published_index(name: str, training: bool) -> None:
     known = PUBLISHED[name]
-    rows = rows_of(name, training=training)
+    rows = layer_rows(name, training=training)
     assert len(rows) - 1 == (known.training_layers if training else known.deploy_layers)
     assert isinstance(on_meta(name, training).model[-1], Detect)
 
@@ -138,7 +138,7 @@ def test_the_head_sits_at_the_published_index(name: str, training: bool) -> None
 def test_every_layer_is_the_published_one(name: str, training: bool) -> None:
     """Kind, wiring and numbers: the order of a concatenation, for one, is in no shape and no count."""
     found = []
-    for i, (origin, repeats, kind, arguments) in enumerate(rows_of(name, training=training)):
+    for i, (origin, repeats, kind, arguments) in enumerate(layer_rows(name, training=training)):
         assert repeats == 1
         sources = tuple(s if s >= 0 else i + s for s in ([origin] if isinstance(origin, int) else origin))
         numbers = tuple(a for a in arguments if isinstance(a, int))

@@ -318,7 +318,7 @@ def test_legacy_preprocessing_is_chosen_by_name() -> None:
     assert legacy.spec.input == replace(
         model.spec.input, colour="rgb", scale=1 / 255, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
     )
-    assert legacy.notes == ("pictures are prepared as legacy weights want it (--preprocessing legacy)",)
+    assert legacy.notes == ("images are prepared as legacy weights want it (--preprocessing legacy)",)
     assert with_preprocessing(model, "default") is model
 
 
@@ -331,8 +331,8 @@ def test_a_preprocessing_that_is_not_there_is_refused() -> None:
 
 @pytest.mark.parametrize("name", ["yolox_s", "yolox_s_ti_lite", "yolox_darknet53"])
 @pytest.mark.parametrize(("mean", "said"), [(114.0, False), (0.45, True), (-0.1, True)])
-def test_weights_of_scaled_pictures_are_noticed(save: Any, name: str, mean: float, said: bool) -> None:
-    """The first batch norm's means are those of pictures of one grey, and of some noise."""
+def test_weights_of_scaled_images_are_noticed(save: Any, name: str, mean: float, said: bool) -> None:
+    """The first batch norm's means are those of images of one grey, and of some noise."""
     network = narrow(name)
     first = network.first
     sums = first.conv.weight.sum((1, 2, 3))
@@ -349,7 +349,7 @@ def test_weights_of_scaled_pictures_are_noticed(save: Any, name: str, mean: floa
 @pytest.mark.parametrize(
     "name", ["yolox_x", "yolox_nano", "yolox_darknet53", "yolox_m_ti_lite", "yolox_s_pose_ti_lite"]
 )
-def test_random_weights_see_the_picture_and_are_not_chaotic(name: str) -> None:
+def test_random_weights_see_the_image_and_are_not_chaotic(name: str) -> None:
     network = narrow(name, 1)
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 64, 64, generator=generator) * torch.tensor([255.0, 60.0])[:, None, None, None]

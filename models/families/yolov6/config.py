@@ -1,4 +1,4 @@
-"""What a YOLOv6 network is made of: a few numbers, from a variant's multiples or from the tensors of a checkpoint.
+"""YOLOv6Config: the layer graph of a YOLOv6 network, from a variant's multiples or a checkpoint's tensors.
 
 The original describes its models by Python files, which no checkpoint carries. But every number of such a description
 shows in the shapes of the tensors, so that models of any width and depth are rebuilt from their weights alone.
@@ -33,7 +33,7 @@ class Stage(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Layout:
+class YOLOv6Config:
     """A network.
 
     Attributes:
@@ -109,7 +109,7 @@ class Scale:
     mean: bool = False
     cspsppf: bool | None = None  # None: where there are plain chains, from 0.3 on
 
-    def layout(self, num_classes: int) -> Layout:
+    def config(self, num_classes: int) -> YOLOv6Config:
         """The network that it describes."""
 
         def stage(channels: int, repeats: int) -> Stage:
@@ -123,7 +123,7 @@ class Scale:
         down = (256, 128) if self.levels == 3 else (512, 256, 128)
         up = (256, 512) if self.levels == 3 else (256, 512, 1024)
         late = self.generation >= 3
-        return Layout(
+        return YOLOv6Config(
             block=self.block,
             stem=_divisible(64 * self.width),
             stages=tuple(stage(c, n) for c, n in zip(backbone, (6, 12, 18, 6, 6), strict=False)),
@@ -145,7 +145,7 @@ def _divisible(x: float, by: int = 8) -> int:
     return math.ceil(x / by) * by
 
 
-def layout_of(found: Shapes) -> Layout:
+def config_from_shapes(found: Shapes) -> YOLOv6Config:
     """The network whose tensors these are, under the names without wrappers.
 
     What no shape says is left at its default: the activation, and which version of ``qarepvgg`` it is.
@@ -164,10 +164,10 @@ def layout_of(found: Shapes) -> Layout:
     boxes = _size(found, "detect.reg_preds.0.weight", 0)
     if boxes not in (4, 4 * (REG_MAX + 1)):
         raise CheckpointError(
-            f"its head predicts {boxes} values for a box, where a YOLOv6 detector has 4 or {4 * (REG_MAX + 1)}"
+            f"its head predicts {boxes} values per box, where a YOLOv6 detector has 4 or {4 * (REG_MAX + 1)}"
         )
     pooled = f"backbone.ERBlock_{deepest}.2"
-    return Layout(
+    return YOLOv6Config(
         block=block,
         stem=_block_width(found, "backbone.stem"),
         stages=tuple(_stage(found, f"backbone.ERBlock_{i}.1") for i in range(2, deepest + 1)),
