@@ -15,7 +15,7 @@ WORDS = {
     r"pictures?": "image",
     r"(un)?prov(e|es|ed|en|ing)|proofs?": "verify, verified, verification",
     r"(could|to) be had|at hand": "available",
-    r"RawDetections": "RawDetections",
+    r"RawRows": "RawDetections",
     r"aloud": "with a note",
     r"hoped for": "expected",
 }
@@ -23,8 +23,6 @@ WORDS = {
 
 NAMES = {"test_words.py"}
 """Files that may hold them."""
-
-ELSEWHERE = ("models", "tests/models", "docs/models")
 
 SUFFIXES = {".py", ".md", ".toml", ".txt", ".cpp", ".h", ".cu", ".cuh", ".in", ".yaml", ""}
 FOLDERS = ("deploykit", "models", "export", "runtime", "cpp_plugins", "tests", "benchmarks", "docs", "scripts")
@@ -51,7 +49,7 @@ def test_the_words_do_not_come_back() -> None:
     wrong = []
     for file in sources():
         parts = file.as_posix()
-        if file.suffix not in SUFFIXES or file.name in NAMES or parts.startswith(tuple(f"{e}/" for e in ELSEWHERE)):
+        if file.suffix not in SUFFIXES or file.name in NAMES:
             continue
         wrong += [f"{parts}:{line}" for line in found((ROOT / file).read_text())]
         wrong += [f"{parts}: its name, {line}" for line in found(file.stem)]
