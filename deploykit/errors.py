@@ -215,7 +215,6 @@ _EXTRAS = {
     "onnxscript": "export",
     "onnxsim": "export",
     "pycocotools": "dev",
-    "safetensors": "export",
     "torch": "export",
 }
 """Module -> the extra that installs it."""

@@ -69,7 +69,7 @@ PARTS = {
     "version": Part(),
     "spec": Part(words("errors")),
     "describe": Part(words("spec")),
-    "models": Part(words("errors spec"), words("torch safetensors"), words("timm numpy")),
+    "models": Part(words("errors spec"), words("torch"), words("timm numpy")),
     "runtime": Part(
         words("errors version spec"), words("numpy cv2"), words("onnxruntime tensorrt pycuda supervision matplotlib")
     ),

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from deploykit.runtime.engine_record import FLAVOURS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,6 +47,21 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return place / "dist"
+
+
+MODULES = {"onnxruntime-gpu": "onnxruntime", "cuda-bindings": "cuda", "pillow": "PIL"}
+"""The modules of packages that have another name; all others are called as their module, but for hyphens."""
+
+
+def test_every_extra_has_code_behind_it() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    packages = {re.split(r"[^\w-]", need)[0] for name, needs in extras.items() if name != "dev" for need in needs}
+    code = "".join(
+        f.read_text() for part in ("deploykit", "models", "export", "runtime") for f in (ROOT / part).rglob("*.py")
+    )
+    used = set(re.findall(r"""(?m)(?:^\s*(?:import|from) |import_module\(["']|require\(["'])(\w+)""", code))
+    used |= set(FLAVOURS.values())  # loaded by the name in that table
+    assert not {p for p in packages if MODULES.get(p, p.replace("-", "_")) not in used}
 
 
 def test_the_wheel_holds_every_module_and_the_image(built: Path) -> None:

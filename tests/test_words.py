@@ -16,6 +16,8 @@ WORDS = {
     r"(un)?prov(e|es|ed|en|ing)|proofs?": "verify, verified, verification",
     r"(could|to) be had|at hand": "available",
     r"RawRows": "RawDetections",
+    r"Tensor as Dense": "DenseOutput",
+    r"to_engine|trt_refusal|source_predictor|nms_export": "the module's name of today",
     r"aloud": "with a note",
     r"hoped for": "expected",
 }
