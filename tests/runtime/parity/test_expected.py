@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import ArtefactError, ParityError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.parity.differences import differences
-from deploykit.runtime.parity.expected import Batch, Expected, Feeds
+from deploykit.runtime.parity.expected import Batch, Expected, Feeds, runs
 from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.session import TensorInfo
 from deploykit.spec import RawDetections
 
 LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 10))
@@ -112,3 +116,25 @@ def test_a_value_that_is_not_finite_is_never_within_its_limit() -> None:
 def test_another_number_of_rows_is_an_error() -> None:
     with pytest.raises(ParityError, match=r"b gives \(3, 10\) values on x, a gives \(4, 10\)"):
         differences("a", "b", "x", [np.ones((4, 10))], [np.ones((3, 10))], LAYOUT, Tolerance())
+
+
+@pytest.mark.parametrize("slots", [None, 1, 2, 3, 5])
+def test_a_network_of_any_batch_sees_every_image_of_a_batch(slots: int | None) -> None:
+    """One of another fixed batch gets the images one after the other, each in all of its slots."""
+    known = expected()
+    by_sum = {
+        float(image.sum()): rows
+        for image, rows in zip(known.feeds.images.values(), known.rows["the checkpoint"].values(), strict=True)
+    }
+    fed: list[int] = []
+
+    def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        fed.append(len(inputs["images"]))
+        return {"output": np.stack([by_sum[float(image[None].sum())] for image in inputs["images"]])}
+
+    session = FakeSession(answer, inputs=[TensorInfo("images", (slots, 3, None, None), "float32")])
+    seen = list(runs(known, "fake", session, LAYOUT))
+    assert [batch.name for batch, *_ in seen] == ["a", "wide", "three"]
+    for _, _, rows, found in seen:
+        np.testing.assert_array_equal(np.stack(found), np.stack(rows))
+    assert fed == {None: [1, 1, 3], 1: [1] * 5, 3: [3, 3, 3]}.get(slots, [slots] * 5)
