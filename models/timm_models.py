@@ -192,11 +192,13 @@ def _create(name: str, pretrained: bool, sizes: Mapping[str, int]) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, exportable=True, **sizes)
     except Exception as e:  # whatever timm raises: it runs the model's own code
-        told = f"{type(e).__name__}: {str(e)[:300]}"
+        cause = f"{type(e).__name__}: {str(e)[:300]}"
         if pretrained:
-            raise FetchError(f"the weights of {name} did not arrive from timm's hub ({told}); give a file of them with "
+            raise FetchError(f"the weights of {name} did not arrive from timm's hub ({cause}); give a file with "
                              f"--weights FILE --timm-model {name}") from e  # fmt: skip
-        raise UsageError(f"timm does not build {name} like this ({told}); leave --num-classes or --in-chans out") from e
+        raise UsageError(
+            f"timm does not build {name} like this ({cause}); leave --num-classes or --in-chans out"
+        ) from e
     return network.eval().requires_grad_(False)
 
 

@@ -151,7 +151,7 @@ class VisionTransformer(nn.Module):
     def positions(self, rows: int, columns: int) -> Tensor:
         """The embeddings of a grid, ``(1, rows * columns, dim)``: those of training, interpolated bicubically."""
         # For the grid of training too, where it changes nothing: while a shape is traced as free, a comparison would
-        # decide for all of them. Of a fixed shape the exporter computes it once.
+        # decide for all of them. The exporter computes it once for a fixed shape.
         grid = self.config.grid
         planes = self.pos_embed[:, 1:].reshape(1, grid, grid, -1).permute(0, 3, 1, 2)
         planes = functional.interpolate(planes, size=(rows, columns), mode="bicubic", align_corners=False)

@@ -57,7 +57,7 @@ _RELATIVES = {
 }
 
 LAYERS = frozenset({"C3", "BottleneckCSP", "C3Ghost", "Bottleneck", "GhostConv", "Focus", "ConvFocus"})
-"""Of these a description has at least one, if it is of this family and not of YOLOv7."""
+"""A description of this family has at least one of these layers, and one of YOLOv7 none."""
 
 
 @dataclass(frozen=True)

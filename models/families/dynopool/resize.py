@@ -51,7 +51,7 @@ def resize_and_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
     """``(B, C, H, W)`` to ``(B, C, *size)``, without a gradient for the size."""
     height, width = x.shape[2:]
     twice = (2 * size[0], 2 * size[1])
-    # At a ratio of 1/2 the points are the pixels. Only of a known size can that be said: asked of a free one while it
+    # At a ratio of 1/2 the points are the pixels. That holds only for a known size: asked of a free one while it
     # is exported, the example's answer would be that of every size, and odd sides would lose their last row.
     known = all(isinstance(n, int) for n in (height, width, *twice))
     if not (known and twice == (height, width)):

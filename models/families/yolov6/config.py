@@ -84,7 +84,7 @@ class Names:
 
     @staticmethod
     def of(levels: int) -> Names:
-        """Of three levels, or of four."""
+        """The names in a neck of three or of four levels."""
         if levels == 3:
             return Names(("Rep_p4", "Rep_p3"), ("downsample2", "downsample1"), ("Rep_n3", "Rep_n4"))
         return Names(
@@ -209,6 +209,6 @@ def _block_width(found: Shapes, path: str) -> int:
 def _size(found: Shapes, key: str, axis: int) -> int:
     shape = found.get(key)
     if shape is None or len(shape) <= axis or not 1 <= shape[axis] <= MAX_WIDTH:
-        said = "is missing" if shape is None else f"is {list(shape)}"
-        raise CheckpointError(f"the tensor {key}, which says how wide it is, {said}")
+        state = "is missing" if shape is None else f"is {list(shape)}"
+        raise CheckpointError(f"the tensor {key}, which says how wide it is, {state}")
     return shape[axis]

@@ -133,7 +133,7 @@ def _without_choices(config: YOLOv6Config) -> YOLOv6Config:
 
 
 def _assumptions(config: YOLOv6Config) -> tuple[str, ...]:
-    """What is said of a file without pickled modules."""
+    """Notes on a file without pickled modules."""
     if config.block == "qarepvgg":
         return ("which version of QARepVGG it has is in no tensor: the second is assumed, as published",)
     if config.block == "conv":

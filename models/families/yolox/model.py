@@ -122,7 +122,7 @@ class Yolox(nn.Module):
 
     @property
     def random_gain(self) -> float:
-        """Of random weights: activations that let half of the values through as they are become chaotic earlier."""
+        """The gain of random weights: activations that pass half of the values unchanged become chaotic earlier."""
         return {nn.SiLU: 1.35, nn.ReLU: 1.2, nn.LeakyReLU: 1.05}[type(self.first.act)]
 
     def random_weights(self, gain: float) -> None:
