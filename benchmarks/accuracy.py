@@ -32,7 +32,7 @@ from deploykit.export.precision.calibration import measure_activations
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize
 from deploykit.runtime.evaluate.coco_data import read_coco
 from deploykit.runtime.evaluate.compare import compare_evaluations, interval_of
-from deploykit.runtime.evaluate.detection import evaluate_session
+from deploykit.runtime.evaluate.evaluate import evaluate_session
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import open_session, spec_of
 

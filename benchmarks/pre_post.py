@@ -24,11 +24,11 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.pillow_resize import resample
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native.library import cpu_library, letterbox_blob
 from deploykit.runtime.postprocess.nms import nms
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawDetections, Thresholds
 
 FULL_HD = (1080, 1920)
@@ -82,7 +82,7 @@ def _preprocessing(frame: Array, spec: InputSpec) -> dict[str, Callable[[], obje
         return np.asarray(cv2.dnn.blobFromImage(canvas(), 1 / 255, swapRB=True))
 
     def ours() -> Array:
-        return blob([letterbox.apply(frame)], spec, out)
+        return to_nchw([letterbox.apply(frame)], spec, out)
 
     assert np.array_equal(ours(), numpy()), "the fast way must give the same values"
     variants = {"deploykit": ours, "cv2 + numpy": numpy, "cv2 + cv2.dnn.blobFromImage": opencv_dnn}

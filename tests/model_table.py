@@ -190,7 +190,7 @@ def against_the_original(name: str) -> str:
         found = fuse_model(model.module)(torch.from_numpy(golden["images"])).numpy()
         difference = np.abs(found - golden["output"])
         span = float(np.ptp(golden["output"]))
-    layout = model.spec.output.plain
+    layout = model.spec.output.as_rows()
     if isinstance(layout, DenseOutput):
         share = float(difference.max()) / span
         return f"{share:.1g} of the range" if share <= 1e-5 else f"FAILED: {share:.2g} of the range"

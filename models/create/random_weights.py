@@ -26,7 +26,6 @@ from deploykit.models.layers.ghost import GhostBottleneck
 from deploykit.models.layers.rep import ImplicitA, ImplicitM
 from deploykit.models.registry import ReferenceModel, create_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
-from deploykit.spec import PoseObjectRows
 
 GAIN = 1.35  # of a convolution and its batch norm together
 YOLOX_GAINS = {nn.SiLU: 1.35, nn.ReLU: 1.2, nn.LeakyReLU: 1.05}
@@ -75,9 +74,7 @@ def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes:
 
 
 def _file_of(model: ReferenceModel, seed: int) -> bytes:
-    names = list(model.spec.classes)
-    if isinstance(model.spec.output, PoseObjectRows) and model.spec.keypoints:  # the keypoints are classes too
-        names += [name.replace(" ", "_") for name in model.spec.keypoints.names]
+    names = list(model.spec.output.trained_classes(model.spec))
     if has_original_format(model.module):
         return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
     if isinstance(model.module, YOLOv6) and is_current(model.module):

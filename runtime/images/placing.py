@@ -1,9 +1,8 @@
-"""Images for networks with one dense output: on their canvas, and as a tensor."""
+"""Images on a network's canvas, whichever way the spec says."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,24 +11,28 @@ import numpy as np
 from deploykit.errors import ImageSizeError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob, blob_tables
 from deploykit.spec import InputSpec
 
-__all__ = ["Placed", "dense_blob", "place"]
+__all__ = ["CanvasImage", "on_own_canvas", "place_on_canvas"]
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class CanvasImage:
     """An image on its canvas: ``canvas`` BGR ``uint8 (H, W, 3)`` (or of other channels), ``source`` (height, width) of
     the image, and ``region``, the (left, top, width, height) of the canvas that shows it (a crop shows only a part).
+
+    ``letterbox`` maps places between the two, where the whole image is on the canvas and only scaled. ``tiles``: in so
+    many parts the network saw it.
     """
 
     canvas: Array
     source: tuple[int, int]
     region: tuple[int, int, int, int]
+    letterbox: Letterbox | None = None
+    tiles: int = 1
 
 
-def place(image: Array, canvas: InputSpec) -> Placed:
+def place_on_canvas(image: Array, canvas: InputSpec) -> CanvasImage:
     """Lay an image on the canvas as the spec's fit says.
 
     ``letterbox`` and ``resize`` as :class:`Letterbox`; ``crop``: scaled so that the shorter side is ``size /
@@ -43,7 +46,7 @@ def place(image: Array, canvas: InputSpec) -> Placed:
     fit, source = canvas.fit, (image.shape[0], image.shape[1])
     if fit.kind in ("letterbox", "resize"):
         box = Letterbox.fit(source, canvas.size, fit, auto=fit.auto and canvas.dynamic == "shape")
-        return Placed(box.apply(image), source, (*box.pad, box.resized[1], box.resized[0]))
+        return CanvasImage(box.apply(image), source, (*box.pad, box.resized[1], box.resized[0]), box)
     if fit.kind == "crop":
         return _cropped(image, canvas)
     if fit.kind == "pad":
@@ -51,7 +54,13 @@ def place(image: Array, canvas: InputSpec) -> Placed:
     raise SpecError(f"a whole image is laid on a canvas by letterbox, resize, crop or pad, not by {fit.kind!r}")
 
 
-def _cropped(image: Array, canvas: InputSpec) -> Placed:
+def on_own_canvas(image: Array, *, tiles: int = 1) -> CanvasImage:
+    """An image that is its own canvas."""
+    height, width = image.shape[:2]
+    return CanvasImage(image, (height, width), (0, 0, width, height), tiles=tiles)
+
+
+def _cropped(image: Array, canvas: InputSpec) -> CanvasImage:
     height, width = canvas.size
     source = (image.shape[0], image.shape[1])
     fit = canvas.fit
@@ -63,10 +72,10 @@ def _cropped(image: Array, canvas: InputSpec) -> Placed:
     box = Letterbox(source, scaled, scaled, (0, 0), shrink=fit.shrink, resample=fit.resample)
     top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
     middle = box.apply(image)[top : top + height, left : left + width]
-    return Placed(np.ascontiguousarray(middle), source, (0, 0, width, height))
+    return CanvasImage(np.ascontiguousarray(middle), source, (0, 0, width, height))
 
 
-def _padded(image: Array, canvas: InputSpec) -> Placed:
+def _padded(image: Array, canvas: InputSpec) -> CanvasImage:
     height, width = image.shape[:2]
     stride = canvas.fit.stride
     size = (-(-height // stride) * stride, -(-width // stride) * stride)
@@ -81,26 +90,4 @@ def _padded(image: Array, canvas: InputSpec) -> Placed:
     if below >= height or right >= width:
         raise ImageSizeError(f"an image of {height}x{width} is too small to be mirrored up to {size[0]}x{size[1]}")
     padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT_101)
-    return Placed(padded, (height, width), (0, 0, width, height))
-
-
-def dense_blob(canvases: Sequence[Array], canvas: InputSpec) -> Array:
-    """Images of one size, ``uint8 (H, W, C)``, as the network's input ``float32 (B, C, H, W)``.
-
-    For one channel a BGR image becomes grey. Of more than three, the first three are blue, green and red, as OpenCV
-    reads them, and are put into the spec's order; the others follow as they are.
-    """
-    if canvas.channels == 3:
-        return blob(canvases, canvas)
-    out = np.empty((len(canvases), canvas.channels, *canvases[0].shape[:2]), np.float32)
-    for image, planes in zip(canvases, out, strict=True):
-        if canvas.channels == 1:
-            channels = [image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)]
-        else:
-            order = [*range(canvas.channels)]
-            if canvas.colour == "rgb":
-                order[:3] = order[2::-1] if canvas.channels > 2 else order
-            channels = [image[..., i] for i in order]
-        for channel, plane, table in zip(channels, planes, blob_tables(canvas), strict=True):
-            plane[...] = table[channel]
-    return out
+    return CanvasImage(padded, (height, width), (0, 0, width, height))

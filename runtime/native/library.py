@@ -24,7 +24,7 @@ import numpy as np
 from deploykit.errors import BackendError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob_tables
+from deploykit.runtime.images.to_tensor import pixel_lookup_tables
 from deploykit.spec import InputSpec, RawDetections, Thresholds
 
 __all__ = [
@@ -268,7 +268,7 @@ def plan_of(letterbox: Letterbox, spec: InputSpec) -> Plan:
 
 def tables_of(spec: InputSpec, dtype: Any) -> Array:
     """``(3, 256)`` finished values of ``dtype``, one row a channel of the network."""
-    return np.ascontiguousarray(np.stack(blob_tables(spec)).astype(dtype))
+    return np.ascontiguousarray(np.stack(pixel_lookup_tables(spec)).astype(dtype))
 
 
 def letterbox_blob(
@@ -276,8 +276,8 @@ def letterbox_blob(
 ) -> bool:
     """One image on its canvas as the network's input, in one pass.
 
-    The values are those of :meth:`Letterbox.apply` and :func:`deploykit.runtime.images.to_tensor.blob`, except that a
-    pixel may differ by one grey level, where OpenCV rounds twice. The runtime itself uses OpenCV, which is faster
+    The values are those of :meth:`Letterbox.apply` and :func:`deploykit.runtime.images.to_tensor.to_nchw`, except that
+    a pixel may differ by one grey level, where OpenCV rounds twice. The runtime itself uses OpenCV, which is faster
     (benchmarks/README.md).
 
     Args:

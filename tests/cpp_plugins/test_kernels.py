@@ -14,7 +14,7 @@ from deploykit.errors import BackendError, NotFoundError
 from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import FOLDER
 from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
@@ -113,7 +113,7 @@ def test_letterbox_of_images_of_many_sizes(library: CudaLibrary, dtype: type) ->
     images = [rng.integers(0, 256, (h + 2, w + 3, 3), dtype=np.uint8)[1:-1, 1:-2] for h, w in sizes]
     letterboxes = [Letterbox.fit(size, spec.size, Fit()) for size in sizes]
     found = library.letterbox(images, letterboxes, spec, dtype)
-    expected = blob([box.apply(image) for box, image in zip(letterboxes, images, strict=True)], spec)
+    expected = to_nchw([box.apply(image) for box, image in zip(letterboxes, images, strict=True)], spec)
     level = 1.01 * np.float32(1 / 255 / 0.2)  # the largest step that a grey level makes
     np.testing.assert_allclose(found, expected, rtol=0 if dtype == np.float32 else 1e-3, atol=level)
     np.testing.assert_array_equal(found[0], expected[0].astype(dtype))

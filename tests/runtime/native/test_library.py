@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native import library as native_module
 from deploykit.runtime.native.library import FOLDER, SWITCH, cpu_library, letterbox_blob, native_nms
 from deploykit.runtime.postprocess.nms import nms, numpy_nms
@@ -153,7 +153,7 @@ def test_letterbox_is_opencvs_within_one_grey_level(native: Path, data: st.DataO
     letterbox = Letterbox.fit((height, width), size, fit)
     out = np.full((3, *size), np.nan, np.float32)
     assert letterbox_blob(image, letterbox, spec, out)
-    expected = blob([letterbox.apply(image)], spec)[0]
+    expected = to_nchw([letterbox.apply(image)], spec)[0]
     assert np.abs(out - expected).max() <= 1
     inside = np.zeros(size, bool)
     (left, top), (rows, columns) = letterbox.pad, letterbox.resized
@@ -171,7 +171,7 @@ def test_most_pixels_are_opencvs_exactly(native: Path, source: tuple[int, int]) 
     letterbox = Letterbox.fit(source, spec.size, Fit())
     out = np.empty((3, 320, 320), np.float32)
     letterbox_blob(image, letterbox, spec, out)
-    difference = np.abs(out - blob([letterbox.apply(image)], spec)[0])
+    difference = np.abs(out - to_nchw([letterbox.apply(image)], spec)[0])
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.1
 
@@ -180,7 +180,7 @@ def test_scale_mean_and_std_are_blobs_in_both_precisions(native: Path) -> None:
     spec = InputSpec(size=(64, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     image = np.random.default_rng(2).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     letterbox = Letterbox.fit((64, 48), spec.size, Fit())
-    expected = blob([letterbox.apply(image)], spec)[0]
+    expected = to_nchw([letterbox.apply(image)], spec)[0]
     for dtype in (np.float32, np.float16):
         out = np.empty((3, 64, 64), dtype)
         letterbox_blob(image, letterbox, spec, out)

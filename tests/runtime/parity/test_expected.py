@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.errors import ArtefactError, ParityError
-from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.differences import row_differences
 from deploykit.runtime.parity.expected import Batch, Expected, Feeds
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import RawDetections
@@ -105,10 +105,10 @@ def test_a_value_that_is_not_finite_is_never_within_its_limit() -> None:
         wrong = [rows[0].copy()]
         wrong[0][2, 7] = value
         for expected_rows, found in ((rows, wrong), (wrong, rows), (wrong, wrong)):
-            report = differences("a", "b", "x", expected_rows, found, LAYOUT, Tolerance())
+            report = row_differences(("a", "b", "x"), expected_rows, found, LAYOUT, Tolerance())
             assert [d.values for d in report if not d.ok] == ["keypoints"]
 
 
 def test_another_number_of_rows_is_an_error() -> None:
     with pytest.raises(ParityError, match=r"b gives \(3, 10\) values on x, a gives \(4, 10\)"):
-        differences("a", "b", "x", [np.ones((4, 10))], [np.ones((3, 10))], LAYOUT, Tolerance())
+        row_differences(("a", "b", "x"), [np.ones((4, 10))], [np.ones((3, 10))], LAYOUT, Tolerance())

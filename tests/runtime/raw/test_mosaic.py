@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError, ImageError, NotFoundError, UsageError
-from deploykit.runtime.evaluate.raw_mosaics import raw_scores
+from deploykit.runtime.evaluate.restored import mosaic_scores
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
 from deploykit.runtime.raw.tiff import tiff_tags
@@ -89,11 +89,11 @@ def test_what_is_no_raw_image(changes: dict[str, Any], words: str) -> None:
 
 def test_scores_are_those_of_packed_channels() -> None:
     raw = image(40, 40)
-    assert raw_scores(raw, raw) == {"PSNR": float("inf"), "SSIM": 1.0}
+    assert mosaic_scores(raw, raw) == {"PSNR": float("inf"), "SSIM": 1.0}
     other = unpack(pack(raw) + np.float32(0.1), raw)
-    assert 19 < raw_scores(other, raw)["PSNR"] < 25
+    assert 19 < mosaic_scores(other, raw)["PSNR"] < 25
     with pytest.raises(DataError, match="differ in their pattern"):
-        raw_scores(raw, replace(raw, white=raw.white + 1))
+        mosaic_scores(raw, replace(raw, white=raw.white + 1))
 
 
 def opened(path: Path) -> Any:
