@@ -32,7 +32,8 @@ from deploykit.export.precision.calibration import measure_activations
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize
 from deploykit.runtime.evaluate.coco_data import read_coco
 from deploykit.runtime.evaluate.compare import compare_evaluations, interval_of
-from deploykit.runtime.evaluate.detection import evaluate_session
+from deploykit.runtime.evaluate.evaluate import evaluate_session
+from deploykit.runtime.evaluate.report import DetectionEvaluation
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import open_session, spec_of
 
@@ -127,6 +128,7 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
     table = ["| | AP | difference | 95 % interval | AP50 | AR100 |", "|---|---|---|---|---|---|"]
     for label, file, backend in cases:
         found = deploykit.evaluate(file, evaluated, images=images, backend=backend)
+        assert isinstance(found, DetectionEvaluation)
         if source is None:
             source = found
             low, high = interval_of(found, samples=DRAWS)["AP"]
@@ -197,7 +199,7 @@ def faces(weights: Path, images: Path, img: int, folder: Path) -> list[str]:
         file = folder / f"face-{kind.replace(' ', '-').replace(',', '')}.onnx"
         report = export_onnx(weights, img=img, out=file, lowering=lowering)
         backend = "torch" if kind in ("bf16", "fp8") else "auto"
-        with deploykit.load(file, backend=backend) as predictor:
+        with deploykit.load(file, task="keypoints", backend=backend) as predictor:
             results[kind] = [predictor(image) for image in rest]
         print(f"faces in {kind}: {sum(len(r) for r in results[kind])}", flush=True)
     table = [

@@ -25,7 +25,7 @@ from pre_post import COCO, FULL_HD, POSE, _image, _rows
 from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.build import build_libraries
 from deploykit.runtime.native.cuda_library import CudaLibrary, plan_of, tables_of
 from deploykit.runtime.native.library import nms_arrays
@@ -136,7 +136,7 @@ def _letterbox_variants(library: CudaLibrary) -> dict[str, Callable[[], object]]
         library.launch_letterbox(plan, [source.data_ptr()], [frame.strides[0]], tables, False, out.data_ptr(), stream)
 
     def opencv() -> None:
-        blob([letterbox.apply(frame)], spec, out=ready.numpy())
+        to_nchw([letterbox.apply(frame)], spec, out=ready.numpy())
         out.copy_(ready, non_blocking=True)
 
     def in_torch() -> None:
@@ -146,7 +146,7 @@ def _letterbox_variants(library: CudaLibrary) -> dict[str, Callable[[], object]]
         borders = (left, spec.size[1] - width - left, top, spec.size[0] - height - top)
         torch.mul(torch.nn.functional.pad(image.round_(), borders, value=114), 1 / 255, out=out)
 
-    expected = blob([letterbox.apply(frame)], spec)
+    expected = to_nchw([letterbox.apply(frame)], spec)
     for run in (ours, in_torch):
         run()
         np.testing.assert_allclose(out.cpu().numpy(), expected, atol=1.01 / 255)

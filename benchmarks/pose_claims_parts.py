@@ -28,7 +28,7 @@ def prepare(weights: str, folder: str, img: str, threads: str) -> dict[str, Any]
     from deploykit.models.create.random_weights import create_checkpoint
     from deploykit.runtime.images.letterbox import Letterbox
     from deploykit.runtime.images.reading import read_image
-    from deploykit.runtime.images.to_tensor import blob
+    from deploykit.runtime.images.to_tensor import to_nchw
     from deploykit.spec import Fit, InputSpec
 
     torch.set_num_threads(int(threads))
@@ -39,7 +39,7 @@ def prepare(weights: str, folder: str, img: str, threads: str) -> dict[str, Any]
     image = read_image(Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg")
     spec = InputSpec(size=side, fit=Fit(stride=64))
     letterbox = Letterbox.fit(image.shape[:2], side, spec.fit, auto=False)
-    np.save(Path(folder) / "image.npy", blob([letterbox.apply(image)], spec))
+    np.save(Path(folder) / "image.npy", to_nchw([letterbox.apply(image)], spec))
     versions = f"torch {torch.__version__}, onnx {onnx.__version__}, ONNX Runtime {onnxruntime.__version__}"
     return {"versions": versions}
 
@@ -240,7 +240,7 @@ def colour(checkpoint: str, images: str) -> dict[str, Any]:
     import deploykit
     from deploykit.runtime.images.reading import read_image
 
-    predict = deploykit.load(checkpoint)
+    predict = deploykit.load(checkpoint, task="keypoints")
     files = sorted(p for p in Path(images).iterdir() if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     found, swapped, again, moved, scores = 0, 0, 0, [], []
     for file in files:

@@ -23,10 +23,11 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.pillow_resize import resample
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.machine import processor_name
 from deploykit.runtime.postprocess.nms import nms
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.predict.predictor import Predictor
+from deploykit.runtime.results.detection import Result
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawDetections, Thresholds
 
 FULL_HD = (1080, 1920)
@@ -80,7 +81,7 @@ def _preprocessing(frame: Array, spec: InputSpec) -> dict[str, Callable[[], obje
         return np.asarray(cv2.dnn.blobFromImage(canvas(), 1 / 255, swapRB=True))
 
     def ours() -> Array:
-        return blob([letterbox.apply(frame)], spec, out)
+        return to_nchw([letterbox.apply(frame)], spec, out)
 
     assert np.array_equal(ours(), numpy()), "the fast way must give the same values"
     return {"deploykit": ours, "cv2 + numpy": numpy, "cv2 + cv2.dnn.blobFromImage": opencv_dnn}
@@ -115,7 +116,7 @@ def _everything(frame: Array) -> dict[str, Callable[[], object]]:
     for name, spec, layout, count in (("pose at 960", pose, POSE, 57375), ("COCO at 640", coco, COCO, 25200)):
         for candidates in (50, 500, 3000):
             rows = _rows(count, layout, candidates)[None]
-            predictor = Predictor(FakeSession(partial(_answer, rows), spec=spec))
+            predictor: Predictor[Result] = Predictor(FakeSession(partial(_answer, rows), spec=spec))
             variants[f"{name}, {candidates} candidates"] = partial(predictor, frame)
     return variants
 

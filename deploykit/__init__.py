@@ -23,28 +23,32 @@ if TYPE_CHECKING:
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import evaluate as evaluate
     from deploykit.facade import evaluate_against as evaluate_against
-    from deploykit.facade import evaluate_dense as evaluate_dense
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
-    from deploykit.runtime.predict.dense import DensePredictor as DensePredictor
-    from deploykit.runtime.predict.detector import Predictor as Predictor
+    from deploykit.progress import Progress as Progress
+    from deploykit.runtime.options import EvalOptions as EvalOptions
+    from deploykit.runtime.options import PredictOptions as PredictOptions
+    from deploykit.runtime.predict.predictor import Predictor as Predictor
+    from deploykit.runtime.results.base import ImageResult as ImageResult
     from deploykit.runtime.results.detection import Result as Result
     from deploykit.spec import ModelSpec as ModelSpec
 
 _HOME = {
     "AccuracyGate": "deploykit.export.accuracy_gate",
     "Calibration": "deploykit.export.precision.calibration",
-    "DensePredictor": "deploykit.runtime.predict.dense",
     "DeployError": "deploykit.errors",
+    "EvalOptions": "deploykit.runtime.options",
+    "ImageResult": "deploykit.runtime.results.base",
     "Lowering": "deploykit.export.precision.convert",
     "ModelSpec": "deploykit.spec",
-    "Predictor": "deploykit.runtime.predict.detector",
+    "PredictOptions": "deploykit.runtime.options",
+    "Predictor": "deploykit.runtime.predict.predictor",
+    "Progress": "deploykit.progress",
     "Result": "deploykit.runtime.results.detection",
     "build_engine": "deploykit.export.engine.build",
     "compare": "deploykit.export.parity.compare",
     "evaluate": "deploykit.facade",
     "evaluate_against": "deploykit.facade",
-    "evaluate_dense": "deploykit.facade",
     "export_onnx": "deploykit.export.to_onnx",
     "load": "deploykit.facade",
     "open_session": "deploykit.facade",

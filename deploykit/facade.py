@@ -1,294 +1,257 @@
-"""The ways in: :func:`load` for images and results, :func:`open_session` for tensors."""
+"""The ways in: :func:`load` for images and results, :func:`evaluate` for numbers, :func:`open_session` for tensors."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from deploykit.errors import UsageError, require
-from deploykit.spec import CHECKPOINT_SUFFIXES, DenseOutput, ModelSpec
+from deploykit.progress import SILENT, Progress
+from deploykit.spec import CHECKPOINT_SUFFIXES, ModelSpec
 
 if TYPE_CHECKING:
-    from deploykit.runtime.evaluate.compare import AccuracyComparison
-    from deploykit.runtime.evaluate.dense import DenseEvaluation
-    from deploykit.runtime.evaluate.report import Evaluation
-    from deploykit.runtime.predict.dense import DensePredictor
-    from deploykit.runtime.predict.detector import Predictor
+    from deploykit.runtime.evaluate.compare import Comparison
+    from deploykit.runtime.evaluate.report import DetectionEvaluation, Evaluation, ImageEvaluation
+    from deploykit.runtime.options import EvalKeywords, PredictKeywords
+    from deploykit.runtime.predict.predictor import Predictor
+    from deploykit.runtime.results.base import ImageResult
+    from deploykit.runtime.results.dense import Classification, Features, LabelMap, RestoredImage, RestoredRaw
+    from deploykit.runtime.results.detection import Result
     from deploykit.runtime.session import Session
 
-__all__ = ["evaluate", "evaluate_against", "evaluate_dense", "load", "open_session", "predictor_of"]
+__all__ = ["evaluate", "evaluate_against", "load", "open_session"]
+
+SpecGiven = ModelSpec | str | os.PathLike[str] | None
+Place = str | os.PathLike[str]
 
 
 @overload
 def load(
-    path: str | os.PathLike[str],
+    path: Place,
     *,
-    task: Literal["classify", "segment", "restore", "features"],
-    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    task: Literal["detect", "instances", "keypoints"],
+    spec: SpecGiven = None,
     backend: str = "auto",
-    top: int | None = None,
-    tile: int | tuple[int, int] | None = None,
-    overlap: int | None = None,
-    batch: int | None = None,
     preprocessing: str = "default",
-) -> DensePredictor: ...
+    **options: Unpack[PredictKeywords],
+) -> Predictor[Result]: ...
 @overload
 def load(
-    path: str | os.PathLike[str],
+    path: Place,
     *,
-    task: Literal["detect", "instances", "keypoints"] | None = None,
-    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    task: Literal["classify"],
+    spec: SpecGiven = None,
     backend: str = "auto",
-    conf: float | None = None,
-    iou: float | None = None,
-    max_det: int | None = None,
-    top: int | None = None,
-    tile: int | tuple[int, int] | None = None,
-    overlap: int | None = None,
-    batch: int | None = None,
     preprocessing: str = "default",
-) -> Predictor: ...
+    **options: Unpack[PredictKeywords],
+) -> Predictor[Classification]: ...
+@overload
 def load(
-    path: str | os.PathLike[str],
+    path: Place,
     *,
-    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    task: Literal["segment"],
+    spec: SpecGiven = None,
     backend: str = "auto",
-    conf: float | None = None,
-    iou: float | None = None,
-    max_det: int | None = None,
+    preprocessing: str = "default",
+    **options: Unpack[PredictKeywords],
+) -> Predictor[LabelMap]: ...
+@overload
+def load(
+    path: Place,
+    *,
+    task: Literal["restore"],
+    spec: SpecGiven = None,
+    backend: str = "auto",
+    preprocessing: str = "default",
+    **options: Unpack[PredictKeywords],
+) -> Predictor[RestoredImage | RestoredRaw]: ...
+@overload
+def load(
+    path: Place,
+    *,
+    task: Literal["features"],
+    spec: SpecGiven = None,
+    backend: str = "auto",
+    preprocessing: str = "default",
+    **options: Unpack[PredictKeywords],
+) -> Predictor[Features]: ...
+@overload
+def load(
+    path: Place,
+    *,
     task: str | None = None,
-    top: int | None = None,
-    tile: int | tuple[int, int] | None = None,
-    overlap: int | None = None,
-    batch: int | None = None,
+    spec: SpecGiven = None,
+    backend: str = "auto",
     preprocessing: str = "default",
-) -> Predictor | DensePredictor:
+    **options: Unpack[PredictKeywords],
+) -> Predictor[ImageResult]: ...
+def load(
+    path: Place,
+    *,
+    task: str | None = None,
+    spec: SpecGiven = None,
+    backend: str = "auto",
+    preprocessing: str = "default",
+    **options: Unpack[PredictKeywords],
+) -> Predictor[Any]:
     """Open a model and everything around it.
 
-    What comes back follows from the model's task: a :class:`deploykit.Predictor` of detectors, a
-    :class:`deploykit.DensePredictor` of the tasks classify, segment and restore. A type checker takes it for the
-    former unless ``task`` is given.
+    What an image's result is follows from the model's task: a :class:`deploykit.Result` of detectors, else one of
+    :mod:`deploykit.runtime.results.dense`. A type checker knows it where ``task`` is given; without it, a result is
+    what all have in common, a :class:`deploykit.ImageResult`.
 
     Args:
         path: an exported model (``.onnx``), or a checkpoint (``.pt .pth .pkl .safetensors``), which needs torch.
         task: what the model must do; None: whatever it does.
         spec: for a model that does not carry its own: a :class:`ModelSpec`, or a JSON file that holds one.
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
-        conf: keep scores above this; None: the model's own threshold.
-        iou: suppress overlaps above this; None: the model's own threshold.
-        max_det: at most so many objects an image; None: the model's own number.
-        top: so many classes of an image; None: 5.
-        tile, overlap: images to restore are cut into tiles; see :class:`deploykit.DensePredictor`.
-        batch: images in one call of a network with a dynamic batch; None: the model's preference.
         preprocessing: of a checkpoint whose model was published with two ways to prepare images: ``legacy`` for the
             weights of YOLOX's release 0.0.1. An exported model has its own in its spec.
+        options: ``conf``, ``iou``, ``max_det``, ``top``, ``tile``, ``overlap``, ``batch``, ...: the fields of
+            :class:`deploykit.runtime.options.PredictOptions`, with their defaults.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
         SpecError: it carries no spec and none is given, or the spec does not fit it.
         UsageError: it is of another task, or an option is of another task.
     """
+    from deploykit.runtime.options import PredictOptions
+    from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.session import spec_of
     from deploykit.runtime.spec_file import read_spec
 
-    given = read_spec(spec)
+    asked, given = PredictOptions(**options), read_spec(spec)
     session = open_session(path, backend=backend, preprocessing=preprocessing)
     try:
         chosen = given or spec_of(session, os.fspath(path))
         if task not in (None, chosen.task):
             raise UsageError(f"a model for the task {task!r} was asked for, {os.fspath(path)} is for {chosen.task!r}")
-        return predictor_of(
-            session, chosen, conf=conf, iou=iou, max_det=max_det, top=top, tile=tile, overlap=overlap, batch=batch
-        )
+        return Predictor(session, chosen, asked)
     except BaseException:
         session.close()
         raise
 
 
-def predictor_of(
-    session: Session,
-    spec: ModelSpec,
-    *,
-    conf: float | None = None,
-    iou: float | None = None,
-    max_det: int | None = None,
-    top: int | None = None,
-    tile: int | tuple[int, int] | None = None,
-    overlap: int | None = None,
-    batch: int | None = None,
-) -> Predictor | DensePredictor:
-    """The predictor for a network that is open already; see :func:`load` for the arguments.
-
-    Raises:
-        SpecError: the spec does not fit the network. UsageError: an option is of another task.
-    """
-    from deploykit.runtime.predict.dense import DensePredictor
-    from deploykit.runtime.predict.detector import Predictor
-
-    limits = {"conf": conf, "iou": iou, "max_det": max_det}
-    of_images = {"top": top, "tile": tile, "overlap": overlap}
-    dense = isinstance(spec.output, DenseOutput)
-    wrong = [name for name, value in (limits if dense else of_images).items() if value is not None]
-    if wrong:
-        raise UsageError(f"{', '.join(wrong)}: not for a model of the task {spec.task}")
-    if dense:
-        return DensePredictor(session, spec, top=top, tile=tile, overlap=overlap, batch=batch)
-    return Predictor(session, spec, conf=conf, iou=iou, max_det=max_det, batch=batch)
-
-
+@overload
 def evaluate(
-    model: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    model: Place,
+    data: Place,
     *,
-    images: str | os.PathLike[str],
-    task: str | None = None,
-    conf: float | None = None,
-    iou: float | None = None,
-    max_det: int | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    img: int | Sequence[int] | None = None,
-    rectangles: bool = False,
-    allow_missing: bool = False,
-    engine: str = "hotcoco",
-    spec: ModelSpec | str | os.PathLike[str] | None = None,
+    task: Literal["detect", "instances", "keypoints"],
+    images: Place | None = None,
+    spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
-    on_progress: Callable[[int, int], None] | None = None,
+    progress: Progress = SILENT,
+    **options: Unpack[EvalKeywords],
+) -> DetectionEvaluation: ...
+@overload
+def evaluate(
+    model: Place,
+    data: Place,
+    *,
+    task: Literal["classify", "segment", "restore"],
+    images: Place | None = None,
+    spec: SpecGiven = None,
+    backend: str = "auto",
+    preprocessing: str = "default",
+    progress: Progress = SILENT,
+    **options: Unpack[EvalKeywords],
+) -> ImageEvaluation: ...
+@overload
+def evaluate(
+    model: Place,
+    data: Place,
+    *,
+    task: str | None = None,
+    images: Place | None = None,
+    spec: SpecGiven = None,
+    backend: str = "auto",
+    preprocessing: str = "default",
+    progress: Progress = SILENT,
+    **options: Unpack[EvalKeywords],
+) -> Evaluation: ...
+def evaluate(
+    model: Place,
+    data: Place,
+    *,
+    task: str | None = None,
+    images: Place | None = None,
+    spec: SpecGiven = None,
+    backend: str = "auto",
+    preprocessing: str = "default",
+    progress: Progress = SILENT,
+    **options: Unpack[EvalKeywords],
 ) -> Evaluation:
-    """Run a model on annotated images and score what it finds by COCO's protocol.
+    """Run a model on images whose truth is known, as ``predict`` runs it, and score what it says.
 
-    Every image is put on the whole canvas of the spec's size, whatever kind of model it is, so that the numbers of
-    a checkpoint and of its exports can be compared. docs/evaluation.md says what each number means.
+    Detections are scored by COCO's protocol. There every image is put on the whole canvas of the spec's size, whatever
+    kind of model it is, so that the numbers of a checkpoint and of its exports can be compared. docs/evaluation.md says
+    what each number means.
 
     Args:
         model: an exported model (``.onnx``, ``.trt``), or a checkpoint, which needs torch.
-        data: annotations in COCO's JSON format.
-        images: the folder that holds the images which they list.
-        task: ``detect``, ``instances`` (AP of masks) or ``keypoints``; None: the spec's.
-        conf: keep scores above this; None: 0.001, and for a model with NMS inside its own.
-        iou: suppress overlaps above this; None: 0.65, or the model's own.
-        max_det: at most so many objects an image; None: 300, or the model's own.
-        limit: evaluate only the first so many images that are there.
-        batch: images in one call of a network with a dynamic batch; None: the spec's preference.
-        img: the canvas in pixels, one side or (height, width), of a network with a dynamic shape; None: the spec's.
-        rectangles: give such a network each image's own rectangle, as ``load`` does, instead of the whole canvas.
-        allow_missing: leave out listed images that are not in the folder, instead of refusing.
-        engine: the library of the metrics, ``hotcoco`` or ``pycocotools``.
+        data: of detectors annotations in COCO's JSON format; ``classify``: a folder with a folder of images for each
+            class, named as the class or by its number; ``segment``: a folder of label maps (one channel, or a palette;
+            255 is ignored); ``restore``: of targets.
+        task: what is scored, where a model does more than one thing: ``detect``, ``instances`` (AP of masks) or
+            ``keypoints``; None: the spec's task.
+        images: the folder with the images that the annotations list; of ``segment`` and ``restore`` the folder of
+            images, whose truth has the same name but for the suffix; ``classify`` has none.
         spec: for a model that does not carry its own.
         backend: as for :func:`open_session`.
         preprocessing: as for :func:`load`; or ``upstream``: as the original project's own evaluation prepares images,
             which is not how they are prepared in use (docs/evaluation.md).
-        on_progress: told after each image how many are done, and of how many.
+        progress: hears the steps ``loading``, ``evaluating`` and ``scoring``, and the share of the images that is done.
+        options: ``conf``, ``iou``, ``max_det``, ``limit``, ``batch``, ...: the fields of
+            :class:`deploykit.runtime.options.EvalOptions`, with their defaults.
 
     Raises:
-        NotFoundError: the model, the annotations, the folder or listed images are missing.
-        DataError: the annotations cannot be read, or fit neither the model's classes and keypoints nor the images.
-        UsageError: a task that the model cannot do, or a threshold that it cannot take.
+        NotFoundError: the model, the truth, the folder or listed images are missing.
+        DataError: the truth cannot be read, or fits neither the model nor the images.
+        UsageError: a task that the model cannot do, or an option that it cannot take.
         MissingDependencyError: the library of the metrics is not installed.
     """
-    from deploykit.runtime.evaluate.detection import evaluate_session
+    from deploykit.runtime.evaluate.evaluate import evaluate_session
+    from deploykit.runtime.options import EvalOptions
     from deploykit.runtime.session import spec_of
     from deploykit.runtime.spec_file import read_spec
 
     given, upstream = read_spec(spec), preprocessing == "upstream"
+    chosen = EvalOptions(task=task, upstream=upstream, **options)
+    progress.step("loading")
     with open_session(model, backend=backend, preprocessing="default" if upstream else preprocessing) as session:
-        return evaluate_session(
-            session,
-            given or spec_of(session, os.fspath(model)),
-            data,
-            images,
-            task=task,
-            conf=conf,
-            iou=iou,
-            max_det=max_det,
-            limit=limit,
-            batch=batch,
-            img=img,
-            rectangles=rectangles,
-            allow_missing=allow_missing,
-            upstream=upstream,
-            engine=engine,
-            on_progress=on_progress,
-        )
-
-
-def evaluate_dense(
-    model: str | os.PathLike[str],
-    data: str | os.PathLike[str],
-    *,
-    images: str | os.PathLike[str] | None = None,
-    task: str | None = None,
-    limit: int | None = None,
-    spec: ModelSpec | str | os.PathLike[str] | None = None,
-    backend: str = "auto",
-    on_progress: Callable[[int, int], None] = lambda *_: None,
-) -> DenseEvaluation:
-    """Evaluate a network of classification, segmentation or restoration (docs/evaluation.md).
-
-    Args:
-        model: an exported model, or a checkpoint.
-        data: ``classify``: a folder with a folder of images for each class, named as the class or by its number;
-            ``segment``: a folder of label maps (one channel, or a palette; 255 is ignored); ``restore``: of targets.
-        images: of ``segment`` and ``restore`` the folder of images; truth and image have the same name but for the
-            suffix.
-        task: None: the spec's.
-        limit: evaluate only the first so many images.
-        spec: for a model that does not carry its own.
-        backend: as for :func:`open_session`.
-        on_progress: told after each image how many are done, and of how many.
-
-    Raises:
-        NotFoundError, DataError: the folders, or what belongs together, are missing or do not fit.
-        UsageError: a task that the model does not have.
-        MissingDependencyError: segmentation without hotcoco.
-    """
-    from deploykit.runtime.evaluate.dense import evaluate_dense_session
-    from deploykit.runtime.session import spec_of
-    from deploykit.runtime.spec_file import read_spec
-
-    given = read_spec(spec)
-    with open_session(model, backend=backend) as session:
-        chosen = given or spec_of(session, os.fspath(model))
-        return evaluate_dense_session(session, chosen, data, images, task=task, limit=limit, on_progress=on_progress)
+        own = given or spec_of(session, os.fspath(model))
+        return evaluate_session(session, own, data, images, chosen, progress)
 
 
 def evaluate_against(
-    model: str | os.PathLike[str],
-    reference: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    model: Place,
+    reference: Place,
+    data: Place,
     *,
-    images: str | os.PathLike[str],
-    bootstrap: int = 1000,
-    on_progress: Callable[[int, int], None] | None = None,
+    bootstrap: int | None = None,
+    progress: Progress = SILENT,
     **options: Any,
-) -> AccuracyComparison:
+) -> Comparison:
     """Evaluate two models on the same images in the same way, and tell what the first loses against the second.
 
     Args:
         model: an exported model or a checkpoint.
         reference: another one of the same classes: the checkpoint, or its export in a higher precision.
-        data, images: see :func:`evaluate`.
-        bootstrap: draws for the intervals of the differences (docs/evaluation.md); 0: none.
-        on_progress: told how many images are done, of how many; those of both models.
+        data: see :func:`evaluate`.
+        bootstrap: draws for the intervals of the differences of detectors (docs/evaluation.md); None: 1000; 0: none.
+        progress: hears both evaluations, the one after the other.
         options: further arguments of :func:`evaluate`, for both.
 
     Raises:
         UsageError: the two cannot be compared. Else what :func:`evaluate` raises.
     """
-    from deploykit.runtime.evaluate.compare import compare_evaluations
+    from deploykit.runtime.evaluate.compare import compared
 
-    found = []
-    for i, path in enumerate((model, reference)):
-
-        def tell(done: int, total: int, before: int = i) -> None:
-            if on_progress is not None:
-                on_progress(before * total + done, 2 * total)
-
-        found.append(evaluate(path, data, images=images, on_progress=tell, **options))
-    return compare_evaluations(found[0], found[1], samples=bootstrap)
+    found = [evaluate(path, data, progress=progress, **options) for path in (model, reference)]
+    return compared(found[0], found[1], samples=bootstrap)
 
 
 def open_session(

@@ -6,16 +6,20 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from torch import nn
 
 from deploykit.errors import NotFoundError, UsageError
 from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 from deploykit.export.sessions.torch_module import TorchSession
+from deploykit.progress import Progress
 from deploykit.runtime.evaluate.coco_data import read_coco
 from deploykit.runtime.evaluate.coco_metrics import library
 from deploykit.runtime.evaluate.compare import AccuracyComparison, check_drop, compare_evaluations
-from deploykit.runtime.evaluate.detection import evaluate_session
+from deploykit.runtime.evaluate.evaluate import evaluate_session
+from deploykit.runtime.evaluate.report import DetectionEvaluation
+from deploykit.runtime.options import EvalOptions
 from deploykit.runtime.session import Session, open_session
 from deploykit.spec import ModelSpec
 
@@ -79,12 +83,20 @@ def judge(
     found = []
     with before, after:
         for name, session in (("the source", before), (file.name, after)):
-
-            def tell(done: int, total: int, name: str = name) -> None:
-                on_progress(f"evaluating: {name}, {done} of {total} images", done / total)
-
-            found.append(evaluate_session(session, spec, gate.data, gate.images, limit=gate.limit, on_progress=tell))
-    source, export = found
+            heard = _Heard(name, on_progress)
+            found.append(evaluate_session(session, spec, gate.data, gate.images, EvalOptions(limit=gate.limit), heard))
+    source, export = (cast(DetectionEvaluation, each) for each in found)
     comparison = compare_evaluations(export, source, samples=gate.bootstrap)
     check_drop(comparison, gate.max_drop)
     return comparison
+
+
+class _Heard(Progress):
+    """Hands the shares of an evaluation on, with the name of what is evaluated."""
+
+    def __init__(self, name: str, on_progress: Callable[[str, float], None]) -> None:
+        self._name, self._on_progress = name, on_progress
+
+    def share(self, what: str, done: float) -> None:
+        """See :meth:`Progress.share`."""
+        self._on_progress(f"evaluating: {self._name}, {what.removeprefix('evaluating, ')}", done)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploykit.describe import dense_meaning, pose_columns
 from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, require
 from deploykit.runtime.engine_record import record_of
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
-from deploykit.spec import METADATA_KEY, DenseOutput, ModelSpec, PoseObjectRows, RawDetections
+from deploykit.spec import METADATA_KEY, ModelSpec
 
 __all__ = ["Inspection", "inspect_file"]
 
@@ -149,10 +148,4 @@ def _meaning(spec: ModelSpec) -> dict[str, Any]:
     facts: dict[str, Any] = {"task": spec.task, "size": spec.input.size, "classes": list(spec.classes)}
     if spec.keypoints:
         facts["keypoints"] = list(spec.keypoints.names)
-    if isinstance(spec.output, (RawDetections, PoseObjectRows)):
-        facts["columns"] = spec.output.columns
-    if isinstance(spec.output, PoseObjectRows):
-        facts["output"] = pose_columns(spec.output)
-    if isinstance(spec.output, DenseOutput):
-        facts["output"] = dense_meaning(spec)
-    return facts
+    return facts | spec.output.facts(spec)

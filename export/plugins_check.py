@@ -15,7 +15,7 @@ from deploykit.errors import DeployError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import open_gpu, why_no_gpu
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.build import library_info
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import LIBRARIES, native_nms, nms_arrays
@@ -189,7 +189,7 @@ def _cuda(name: str) -> Check:
         runs += 1
     for image, letterbox, spec in _images():
         found_blob = library.letterbox([image], [letterbox], spec)
-        wrong += ["letterbox"] * (not _near(found_blob, blob([letterbox.apply(image)], spec)))
+        wrong += ["letterbox"] * (not _near(found_blob, to_nchw([letterbox.apply(image)], spec)))
         runs += 1
     return _compared(name, runs, wrong)
 

@@ -33,7 +33,7 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
 from deploykit.models.timm_models import TimmOptions, load_timm, name_in
 from deploykit.runtime.parity.expected import Expected
-from deploykit.spec import DenseOutput, Dynamic, ModelSpec, Thresholds
+from deploykit.spec import Dynamic, ModelSpec, Thresholds
 from deploykit.version import __version__
 
 __all__ = ["OPSETS", "export_onnx", "onnx_from_model"]
@@ -169,7 +169,7 @@ def onnx_from_model(
             f"--precision {lowering.precision} is not for {model.name} yet: the arithmetic of its boxes lies between "
             "layers, and would be rounded with them; export it in fp32"
         )
-    if gate is not None and isinstance(spec.output, DenseOutput):
+    if gate is not None and not spec.output.finds_objects:
         raise UsageError(
             f"--max-drop is for detectors, and this model's task is {spec.task}: deploykit eval tells the accuracy of "
             "the checkpoint and of the export"
@@ -348,7 +348,7 @@ def _thresholds(
 ) -> Thresholds:
     asked = {"conf": conf, "iou": iou, "max_det": max_det, "pre_nms_topk": pre_nms_topk}
     changed: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    if changed and isinstance(spec.output, DenseOutput):
+    if changed and not spec.output.finds_objects:
         raise UsageError(f"{', '.join(changed)}: thresholds are for detectors, and this model's task is {spec.task}")
     try:
         return replace(spec.thresholds, **changed)

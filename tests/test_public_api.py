@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 import deploykit
+from deploykit.runtime.options import EvalKeywords, EvalOptions, PredictKeywords, PredictOptions
 
 PUBLIC = [
     "AccuracyGate",
     "Calibration",
-    "DensePredictor",
     "DeployError",
+    "EvalOptions",
+    "ImageResult",
     "Lowering",
     "ModelSpec",
+    "PredictOptions",
     "Predictor",
+    "Progress",
     "Result",
     "build_engine",
     "compare",
     "evaluate",
     "evaluate_against",
-    "evaluate_dense",
     "export_onnx",
     "load",
     "open_session",
@@ -46,14 +51,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("load", ["path", "spec", "backend", "conf", "iou", "max_det"]),
+        ("load", ["path", "task", "spec", "backend", "preprocessing", "options"]),
         ("export_onnx", ["weights", "img", "batch", "dynamic", "opset", "simplify", "out", "samples", "check"]),
-        (
-            "evaluate",
-            ["model", "data", "images", "task", "conf", "iou", "max_det", "limit", "batch", "img", "rectangles"],
-        ),
-        ("evaluate_dense", ["model", "data", "images", "task", "limit", "spec", "backend", "on_progress"]),
-        ("evaluate_against", ["model", "reference", "data", "images", "bootstrap"]),
+        ("evaluate", ["model", "data", "task", "images", "spec", "backend", "preprocessing", "progress", "options"]),
+        ("evaluate_against", ["model", "reference", "data", "bootstrap", "progress", "options"]),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
         ("build_engine", ["onnx", "flavour", "out", "profiles", "options", "timing_cache", "spec", "samples"]),
     ],
@@ -61,6 +62,36 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_signatures_keep_their_parameters(name: str, parameters: list[str]) -> None:
     found = list(inspect.signature(getattr(deploykit, name)).parameters)
     assert found[: len(parameters)] == parameters
+
+
+@pytest.mark.parametrize(
+    ("options", "keywords", "other_ways"),
+    [(PredictOptions, PredictKeywords, set()), (EvalOptions, EvalKeywords, {"task", "upstream"})],
+)
+def test_keyword_arguments_are_the_fields_of_the_options(options: type, keywords: type, other_ways: set[str]) -> None:
+    """``upstream`` is what ``preprocessing="upstream"`` sets."""
+    fields = get_type_hints(options)
+    assert get_type_hints(keywords) == {name: hint for name, hint in fields.items() if name not in other_ways}
+
+
+def test_a_type_checker_knows_results_by_their_task(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api", reason="mypy (extra dev) is not installed")
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import deploykit\n"
+        'reveal_type(deploykit.load("m.onnx")(b""))\n'
+        'reveal_type(deploykit.load("m.onnx", task="detect", conf=0.5)(b""))\n'
+        'reveal_type(deploykit.load("m.onnx", task="segment")(b""))\n'
+        'reveal_type(deploykit.evaluate("m.onnx", "d"))\n'
+        'reveal_type(deploykit.evaluate("m.onnx", "d", images="i", task="keypoints"))\n'
+        'deploykit.load("m.onnx", confidence=0.5)\n'
+    )
+    said, _, _ = api.run([str(program), "--follow-imports=silent", "--no-error-summary"])
+    found = [
+        line.split(": ", 2)[2].split('"')[1].rsplit(".", 1)[-1] for line in said.splitlines() if "Revealed type" in line
+    ]
+    assert found == ["ImageResult", "Result", "LabelMap", "Evaluation", "DetectionEvaluation"], said
+    assert 'Unexpected keyword argument "confidence"' in said
 
 
 def test_no_error_is_raised_that_is_not_in_the_tree() -> None:

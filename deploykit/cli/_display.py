@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from deploykit.progress import Progress
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from deploykit.export.parity.detections import Matching
+    from deploykit.export.matching import Matching
     from deploykit.export.parity.report import ParityReport
 
 WIDTH = 110  # of tables where stdout is not a terminal
@@ -65,15 +67,19 @@ def note(text: str) -> None:
     logging.getLogger(__name__).warning("%s", text)
 
 
-class Steps:
+class Steps(Progress):
     """What a command is doing: call it with each step; :meth:`share` tells how far a long step is.
 
-    A line a step on stderr; :func:`steps` makes the one with a bar for a terminal.
+    A line per step on stderr; :func:`steps` makes the one with a bar for a terminal.
     """
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._seen: set[str] = set()
+
+    def step(self, name: str) -> None:
+        """See :meth:`Progress.step`."""
+        self(name)
 
     def __call__(self, step: str) -> None:
         """A step begins; its details follow a colon."""
@@ -82,8 +88,9 @@ class Steps:
             self._seen.add(name)
             print(f"[{time.perf_counter() - self._start:6.1f} s] {name}", file=sys.stderr)
 
-    def share(self, phase: str, share: float) -> None:
-        """So much (0 to 1) of the running step is done; lines do not tell it."""
+    def message(self, text: str) -> None:
+        """See :meth:`Progress.message`."""
+        print(f"deploykit: note: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -95,13 +102,14 @@ def steps() -> Iterator[Steps]:
         yield Steps()
         return
     from rich.markup import escape
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
 
     columns = (
         SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)
 
         class Shown(Steps):
@@ -109,8 +117,8 @@ def steps() -> Iterator[Steps]:
                 bar.tasks[0].total = None  # how long a step takes is not known; update() takes None for no change
                 bar.update(task, description=escape(step), completed=0)
 
-            def share(self, phase: str, share: float) -> None:
-                bar.update(task, description=escape(phase), total=1.0, completed=share)
+            def share(self, what: str, done: float) -> None:
+                bar.update(task, description=escape(what), total=1.0, completed=done)
 
         yield Shown()
 

@@ -9,19 +9,20 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.cli._display import console, print_json, steps
 from deploykit.errors import DeviceError, UsageError
+from deploykit.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.runtime.bench.report import Benchmark, Part, Statistics
-    from deploykit.runtime.predict.dense import DensePredictor
-    from deploykit.runtime.predict.detector import Predictor
+    from deploykit.runtime.predict.predictor import Predictor
+    from deploykit.runtime.results.base import ImageResult
 
 ENGINE_SUFFIXES = {".engine", ".trt"}
 BETWEEN_REFRESHES = 0.25  # seconds; drawing the bar must not take what is being measured
@@ -79,14 +80,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples and not args.json:
         raise UsageError("--samples adds the time of every run to the JSON document: give --json as well")
-    with _progress() as tell:
+    with _progress() as progress:
         report = benchmark(
             lambda: _opened(args),
             args.source,
             duration=args.duration,
             runs=args.runs,
             warmup=args.warmup,
-            on_progress=tell,
+            progress=progress,
         )
     file = Path(args.engine).expanduser()
     size = sum(part.stat().st_size for part in (file, file.with_name(f"{file.name}.data")) if part.exists())
@@ -97,8 +98,10 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _opened(args: argparse.Namespace) -> Predictor | DensePredictor:
-    from deploykit.facade import open_session, predictor_of
+def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
+    from deploykit.facade import open_session
+    from deploykit.runtime.options import PredictOptions
+    from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.session import spec_of
     from deploykit.runtime.spec_file import read_spec
 
@@ -111,7 +114,9 @@ def _opened(args: argparse.Namespace) -> Predictor | DensePredictor:
         raise DeviceError(f"{e}; {_what_runs_here(Path(args.engine).expanduser())}") from e
     try:
         spec = given or spec_of(session, args.engine)
-        return predictor_of(session, spec, conf=args.conf, iou=args.iou, max_det=args.max_det, batch=args.batch)
+        return Predictor(
+            session, spec, PredictOptions(conf=args.conf, iou=args.iou, max_det=args.max_det, batch=args.batch)
+        )
     except BaseException:
         session.close()
         raise
@@ -128,35 +133,35 @@ def _what_runs_here(engine: Path) -> str:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal, else a line a phase. It is drawn between two runs only, never by a thread of its own."""
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, else a line per phase. It is drawn between two runs only, never by a thread of its own."""
     if not sys.stderr.isatty():
-        with steps() as on_step:
-            yield lambda phase, share: on_step(phase)
+        with steps() as told:
+            yield told
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
+    from rich.progress import Progress as Bar
 
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
+    with Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
         task = bar.add_task("", total=1.0)
-        drawn = 0.0
 
-        def tell(phase: str, share: float) -> None:
-            nonlocal drawn
-            if phase != bar.tasks[0].description or time.perf_counter() - drawn > BETWEEN_REFRESHES:
-                bar.update(task, description=phase, completed=share)
-                bar.refresh()
-                drawn = time.perf_counter()
+        class Shown(Progress):
+            drawn = 0.0
 
-        yield tell
+            def share(self, what: str, done: float) -> None:
+                if what != bar.tasks[0].description or time.perf_counter() - self.drawn > BETWEEN_REFRESHES:
+                    bar.update(task, description=what, completed=done)
+                    bar.refresh()
+                    self.drawn = time.perf_counter()
+
+        yield Shown()
 
 
 def _print(report: Benchmark, file: Path, size: int) -> None:
     from rich.markup import escape
     from rich.table import Table
-
-    from deploykit.spec import DenseOutput
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -169,9 +174,9 @@ def _print(report: Benchmark, file: Path, size: int) -> None:
     _print_part(out, "model only", alone, {**alone.stages, "network": alone.total}, report.batch)
     out.print(f"{alone.images_per_second:.1f} images a second through the network alone", markup=False)
     _print_part(out, "end to end", whole, {**whole.stages, "end to end": whole.total}, report.batch)
-    dense = isinstance(report.spec.output, DenseOutput)
-    speed = f"{whole.images_per_second:.1f} images a second from image to {'result' if dense else 'objects'}"
-    out.print(speed if dense else f"{speed}; objects an image: {report.objects:.1f}", markup=False)
+    found = report.spec.output.finds_objects
+    speed = f"{whole.images_per_second:.1f} images a second from image to {'objects' if found else 'result'}"
+    out.print(f"{speed}; objects an image: {report.objects:.1f}" if found else speed, markup=False)
     if whole.total.unsure:
         names = ", ".join(whole.total.unsure)
         few = f"{_counted(report.runs, 'run')}, too few for {names}: what stands there lies between the slowest two"

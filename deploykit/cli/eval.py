@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._comparison import print_comparison
-from deploykit.cli._dense import DENSE, run_dense, task_of
 from deploykit.cli._display import console, note, print_json, steps
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from deploykit.runtime.evaluate.compare import AccuracyComparison, Interval
-    from deploykit.runtime.evaluate.report import Evaluation
+    from deploykit.progress import Progress
+    from deploykit.runtime.evaluate.compare import Comparison, Interval
+    from deploykit.runtime.evaluate.report import DetectionEvaluation, Evaluation
 
 MEANINGS = {
     "AP": "mean of the precision, over overlaps of 0.50 to 0.95",
@@ -35,7 +34,22 @@ MEANINGS = {
     "ARs": "... of objects below 32 x 32 pixels",
     "ARm": "... of 32 x 32 to 96 x 96",
     "ARl": "... of larger ones",
+    "top1": "share of the images whose class is the best one",
+    "top5": "... is among the best five",
+    "mIoU": "intersection over union of a class, mean over the classes",
+    "mAcc": "share of a class' pixels that are right, mean over the classes",
+    "aAcc": "share of all pixels that are right",
+    "fwIoU": "intersection over union, weighted by the classes' pixels",
+    "Dice": "of class 1: twice the intersection over the sum of both",
+    "PSNR": "peak signal-to-noise ratio in decibels, mean over the images",
+    "SSIM": "structural similarity, mean over the images",
 }
+
+
+HANDED_ON = (
+    "limit", "batch", "conf", "iou", "max_det", "img", "rectangles", "allow_missing", "engine",
+)  # fmt: skip
+"""Options that are those of an evaluation (:class:`deploykit.runtime.options.EvalOptions`)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,8 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="DIR", help="the folder with the images (not for classify)")
     parser.add_argument(
         "--task",
-        choices=("detect", "instances", "keypoints", "segment", "classify", "restore"),
-        help="what is scored (default: the spec's task)",
+        metavar="TASK",
+        help="what is scored: detect, instances, keypoints, segment, classify, restore (default: the spec's task)",
     )
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images that are there")
     parser.add_argument("--allow-missing", action="store_true", help="leave out listed images that are not there")
@@ -106,79 +120,59 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     # OpenCV's own chatter about a broken image; what matters of it is said by the error that follows.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
-    if args.task in DENSE or (args.task is None and task_of(args) in DENSE):
-        return run_dense(args)
-    if args.images is None:
-        raise UsageError("--images is missing: the folder with the images that the annotations list")
+    from deploykit.runtime.evaluate.report import DetectionEvaluation
+    from deploykit.spec import worded
+
     if args.img is not None and len(args.img) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
-    with steps() as on_step:
-        on_step("loading")
-
-        def tell(done: int, total: int) -> None:
-            if done == 1:
-                on_step("evaluating")
-            on_step.share(f"evaluating, {done} of {total} images", done / total)
-            if done == total:
-                on_step("scoring")
-
-        options: dict[str, Any] = {
-            "images": args.images,
-            "task": args.task,
-            "conf": args.conf,
-            "iou": args.iou,
-            "max_det": args.max_det,
-            "limit": args.limit,
-            "batch": args.batch,
-            "img": args.img,
-            "rectangles": args.rectangles,
-            "allow_missing": args.allow_missing,
-            "engine": args.engine,
-            "spec": args.spec,
-            "backend": args.backend,
-            "preprocessing": args.preprocessing,
-            "on_progress": tell,
-        }
-        found, comparison, intervals = _evaluated(args, options)
-    if args.detections is not None:
-        _write_detections(found, args.detections)
-    if args.plots is not None:
-        _plot(args, found, comparison)
+    with steps() as progress:
+        found, comparison, intervals = _evaluated(args, progress)
+    if isinstance(found, DetectionEvaluation):
+        if args.detections is not None:
+            _write_detections(found, args.detections)
+        if args.plots is not None:
+            _plot(args, found, comparison)
     for each in (*found.notes, *(comparison.notes if comparison else ())):
         note(each)
     if args.json:
         given = {"model": args.model, "data": args.data, "images": args.images}
         own = {"intervals": {name: list(ends) for name, ends in intervals.items()}} if intervals else {}
-        print_json({**given, **found.to_dict(), **own, **(comparison.to_dict() if comparison else {})})
+        print_json({**given, **found.to_dict(), **own, **(worded(comparison.to_dict()) if comparison else {})})
     else:
-        _print(found, args, intervals)
-        if comparison is not None:
-            print_comparison(comparison, args.against, per_class=args.per_class)
+        _print(found, args, intervals, comparison)
     return 0
 
 
 def _evaluated(
-    args: argparse.Namespace, options: dict[str, Any]
-) -> tuple[Evaluation, AccuracyComparison | None, dict[str, Interval]]:
+    args: argparse.Namespace, progress: Progress
+) -> tuple[Evaluation, Comparison | None, dict[str, Interval]]:
     """The model's evaluation, with its comparison or its own intervals where they are asked for."""
     from deploykit.facade import evaluate, evaluate_against
     from deploykit.runtime.evaluate.compare import interval_of
+    from deploykit.runtime.evaluate.report import DetectionEvaluation
 
+    names = ("images", "task", "spec", "backend", "preprocessing", *HANDED_ON)
+    options: dict[str, Any] = {name: getattr(args, name) for name in names}
+    options["keep_detections"] = any(word is not None for word in (args.detections, args.plots, args.bootstrap))
     if args.against is not None:
-        draws = 1000 if args.bootstrap is None else args.bootstrap
-        comparison = evaluate_against(args.model, args.against, args.data, bootstrap=draws, **options)
+        comparison = evaluate_against(
+            args.model, args.against, args.data, bootstrap=args.bootstrap, progress=progress, **options
+        )
         return comparison.model, comparison, {}
-    found = evaluate(args.model, args.data, **options)
-    return found, None, interval_of(found, samples=args.bootstrap) if args.bootstrap else {}
+    found = evaluate(args.model, args.data, progress=progress, **options)
+    if args.bootstrap and isinstance(found, DetectionEvaluation):
+        return found, None, interval_of(found, samples=args.bootstrap)
+    return found, None, {}
 
 
-def _plot(args: argparse.Namespace, found: Evaluation, comparison: AccuracyComparison | None) -> None:
+def _plot(args: argparse.Namespace, found: DetectionEvaluation, comparison: Comparison | None) -> None:
     from pathlib import Path
 
+    from deploykit.runtime.evaluate.compare import AccuracyComparison
     from deploykit.runtime.evaluate.plots import f1_curve, write_plots
 
     shown = {Path(args.model).name: found}
-    if comparison is not None:
+    if isinstance(comparison, AccuracyComparison):
         name = Path(args.against).name
         shown[name if name not in shown else args.against] = comparison.reference
     written = write_plots(Path(args.plots).expanduser(), shown)
@@ -189,7 +183,7 @@ def _plot(args: argparse.Namespace, found: Evaluation, comparison: AccuracyCompa
     )
 
 
-def _write_detections(found: Evaluation, place: str) -> None:
+def _write_detections(found: DetectionEvaluation, place: str) -> None:
     import json
     from pathlib import Path
 
@@ -198,33 +192,51 @@ def _write_detections(found: Evaluation, place: str) -> None:
     write_whole(Path(place).expanduser(), json.dumps(found.detections.entries()).encode())
 
 
-def _print(found: Evaluation, args: argparse.Namespace, intervals: dict[str, Interval]) -> None:
+def _print(
+    found: Evaluation, args: argparse.Namespace, intervals: dict[str, Interval], comparison: Comparison | None
+) -> None:
     from rich.markup import escape
     from rich.table import Table
+
+    from deploykit.runtime.evaluate.compare import AccuracyComparison
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    for name, text in _facts(found, args):
+    images = "" if args.images is None else f", images in {args.images}"
+    for name, text in (("model", args.model), ("data", f"{args.data}{images}"), *found.facts()):
         facts.add_row(name, escape(text))
     out = console()
     out.print(facts)
-    metrics = _table(found.task, "", *(["95 % interval"] if intervals else []), "")
+    beside = None if isinstance(comparison, AccuracyComparison) else comparison  # whose table is of its own
+    out.print()
+    out.print(_metrics(found, intervals, beside))
+    details = found.details() if args.per_class else []
+    if details:
+        table = _table(*details[0])
+        for row in details[1:]:
+            table.add_row(*map(escape, row))
+        out.print()
+        out.print(table)
+    if isinstance(comparison, AccuracyComparison):
+        print_comparison(comparison, args.against, per_class=args.per_class)
+
+
+def _metrics(found: Evaluation, intervals: dict[str, Interval], beside: Comparison | None) -> Table:
+    """The numbers and what they mean, with those of another model beside them."""
+    from deploykit.runtime.evaluate.report import shown
+
+    heads = ["95 % interval"] if intervals else ["against", "difference"] if beside else []
+    table = _table(found.task, "", *heads, "")
     for name, value in found.metrics.items():
-        meaning = MEANINGS[name]
+        meaning = MEANINGS.get(name, "")
         if found.task == "keypoints":
             meaning = meaning.replace("overlaps", "similarities").replace("overlap", "similarity")
-        interval = [_between(intervals.get(name))] if intervals else []
-        metrics.add_row(name, _number(value), *interval, meaning)
-    out.print()
-    out.print(metrics)
-    if args.per_class:
-        classes = _table("class", "AP", "AP50", "objects", "detections")
-        for name, score in found.per_class.items():
-            counts = (f"{score.objects:,}", f"{score.detections:,}")
-            classes.add_row(escape(name), _number(score.ap), _number(score.ap50), *counts)
-        out.print()
-        out.print(classes)
+        more = [_between(intervals.get(name))] if intervals else []
+        if beside is not None and name in beside.difference:
+            more = [shown(beside.reference.metrics[name]), f"{beside.difference[name]:+.4f}"]
+        table.add_row(name, shown(value), *more, meaning)
+    return table
 
 
 def _table(*heads: Any) -> Table:
@@ -238,31 +250,3 @@ def _table(*heads: Any) -> Table:
 
 def _between(interval: Interval | None) -> str:
     return "" if interval is None else f"{interval[0]:.4f} to {interval[1]:.4f}"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if value >= 0 else "none"
-
-
-def _facts(found: Evaluation, args: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """What a reader must know to judge the numbers, a line each."""
-    counts, used = found.counts, found.settings
-    yield "model", args.model
-    yield "data", f"{args.data}, images in {args.images}"
-    parts = [f"{counts.images} of {counts.listed} listed"]
-    parts += [f"{counts.missing} missing"] if counts.missing else []
-    parts += [f"{counts.left_out} left out by --limit"] if counts.left_out else []
-    yield "images", ", ".join(parts)
-    crowd = f", {counts.crowd} crowd region{'s' * (counts.crowd != 1)} ignored" if counts.crowd else ""
-    yield "truth", f"{counts.objects:,} objects of {counts.categories} categories (matched by {used.matched_by}){crowd}"
-    full = f", {counts.full} image{'s' * (counts.full != 1)} with as many as max_det allows" if counts.full else ""
-    yield "found", f"{counts.detections:,} detections{full}"
-    labels = "each class over conf" if used.multi_label else "the best class a box"
-    where = " (inside the network)" if used.nms == "graph" else ""
-    yield "thresholds", f"conf {used.conf:g}, iou {used.iou:g}, max_det {used.max_det}, {labels}{where}"
-    upstream = "; prepared as the original project evaluates" if used.preprocessing == "upstream" else ""
-    canvas = "each image's own rectangle within" if used.rectangles else "the whole canvas of"
-    yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}{upstream}"
-    yield "computes", f"{', '.join(used.providers)}; metrics by {used.engine} {found.versions[used.engine]}"
-    stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in found.timings.items())
-    yield "time", f"{stages} = {sum(found.timings.values()):.1f} ms an image"

@@ -189,9 +189,9 @@ def _print(report: ExportReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from deploykit.describe import columns, preprocessing
+    from deploykit.describe import preprocessing
+    from deploykit.export.outputs import export_adapter_of
     from deploykit.runtime.files import megabytes
-    from deploykit.spec import DenseOutput
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -206,8 +206,7 @@ def _print(report: ExportReport) -> None:
         for name, text in precision_facts(report.lowered):
             facts.add_row(name, escape(text))
     facts.add_row("preprocessing", preprocessing(report.spec))
-    dense = isinstance(report.spec.output, DenseOutput)
-    facts.add_row("meaning" if dense else "columns", columns(report.spec))
+    facts.add_row(export_adapter_of(report.spec).meaning, report.spec.output.describe(report.spec))
     for note in report.notes:
         facts.add_row("note", escape(note))
     facts.add_row("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items()))

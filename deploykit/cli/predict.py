@@ -13,18 +13,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.cli._dense_predict import Files, add_dense_arguments, check_dense_arguments, said, without_raw
 from deploykit.cli._display import note
+from deploykit.cli._predict_files import Files, add_task_arguments, check_task_arguments, without_raw
 from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
     from deploykit.runtime.images.sources import Images, Video
     from deploykit.runtime.images.video_writer import Recorder
-    from deploykit.runtime.predict.base import SourcePredictor
-    from deploykit.runtime.results.detection import Result
+    from deploykit.runtime.options import PredictKeywords
+    from deploykit.runtime.predict.predictor import Predictor
+    from deploykit.runtime.results.base import ImageResult
 
 WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+HANDED_ON = ("conf", "iou", "max_det", "top", "tile", "overlap", "batch")
+"""Options that are those of a prediction (:class:`deploykit.runtime.options.PredictOptions`)."""
 QUIT_KEYS = {ord("q"), 27}  # 27: Escape
 
 
@@ -44,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (0 to 1)")
     parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
     parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects an image")
-    add_dense_arguments(parser)
+    add_task_arguments(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument(
         "--preprocessing",
@@ -67,15 +70,14 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         _check_display()
     sources = _opened(args.source)
-    limits = {"conf": args.conf, "iou": args.iou, "max_det": args.max_det}
-    dense = {"top": args.top, "tile": args.tile, "overlap": args.overlap, "batch": args.batch}
-    with load(args.model, spec=args.spec, preprocessing=args.preprocessing, **limits, **dense) as predictor:
-        check_dense_arguments(args, predictor.spec, takes_raw=predictor.takes_raw)
+    options: PredictKeywords = {name: getattr(args, name) for name in HANDED_ON}  # type: ignore[assignment]  # its keys
+    with load(args.model, spec=args.spec, preprocessing=args.preprocessing, **options) as predictor:
+        check_task_arguments(args, predictor)
         if not predictor.takes_raw:
             sources = [without_raw(source) for source in sources]
         totals = [source.total for source in sources]
         total = sum(t for t in totals if t is not None) if None not in totals else None
-        report = _Report(args, total)
+        report = _Report(args, total, predictor.adapter.done)
         folder = _Folder(args.out, Files.of(args)) if args.out is not None else None
         for each in predictor.session.notes:
             note(each)
@@ -100,7 +102,7 @@ def _opened(words: list[str]) -> list[Images | Video]:
 
 
 def _predict(
-    predictor: SourcePredictor[Any, Any],
+    predictor: Predictor[ImageResult],
     source: Images | Video,
     args: argparse.Namespace,
     folder: _Folder | None,
@@ -154,7 +156,7 @@ class _Folder:
     def write(self, result: Any, drawn: Array | None) -> None:
         """Write one image, or append one frame."""
         from deploykit.runtime.files import write_whole
-        from deploykit.runtime.results.detection import encode_image
+        from deploykit.runtime.results.base import encode_image
 
         if self._recorder is not None:
             assert drawn is not None
@@ -191,8 +193,9 @@ class _Report:
     With ``--json`` standard output carries nothing but JSON lines, and everything else goes to standard error.
     """
 
-    def __init__(self, args: argparse.Namespace, total: int | None) -> None:
+    def __init__(self, args: argparse.Namespace, total: int | None, done: str) -> None:
         self.skipped = 0
+        self._done = done
         self._args = args
         self.total = total
         self._text = sys.stderr if args.json else sys.stdout
@@ -230,8 +233,7 @@ class _Report:
     def take(self, result: Any, drawing_ms: float) -> None:
         """Count one result, print it and collect it."""
         self._images += 1
-        if self._args.dense is None:
-            self._objects.update(result.counts())
+        self._objects.update(result.counts())
         self._times.append({**result.timings, "draw and write": drawing_ms})
         if self._args.json:
             print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
@@ -241,7 +243,7 @@ class _Report:
             self._advance()
         else:
             frame = "" if result.frame is None else f" frame {result.frame}"
-            self.say(f"{result.name}{frame}: {said(result) or _listed(Counter(result.counts()))}")
+            self.say(f"{result.name}{frame}: {result.summary()}")
 
     def finish(self) -> None:
         """Write the COCO file and the summary."""
@@ -249,7 +251,9 @@ class _Report:
             from deploykit.runtime.files import write_whole
 
             write_whole(self._args.coco, json.dumps(self._coco).encode())
-        done = self._args.dense or _listed(self._objects)
+        from deploykit.runtime.results.detection import listed
+
+        done = self._done or listed(self._objects)
         self.say(f"{self._images} image{'s' * (self._images != 1)}: {done}")
         if self.skipped:
             self.say(f"{self.skipped} left out because they could not be read")
@@ -270,11 +274,7 @@ def _timing_line(times: list[dict[str, float]]) -> str:
     return f"{line}; draw and write, {drawing:.1f} ms, is not in the sum" if drawing > 0 else line
 
 
-def _listed(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {n}" for name, n in counts.most_common()) or "nothing found"
-
-
-def _image_id(result: Result) -> int | str:
+def _image_id(result: ImageResult) -> int | str:
     """COCO names its images by their number: 000000000139.jpg is 139. Others keep their name, frames get both."""
     stem = Path(result.name).stem
     if result.frame is not None:

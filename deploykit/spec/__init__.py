@@ -1,16 +1,20 @@
 """ModelSpec: everything that the runtime must know about a network, in one value; import its names from here."""
 
+from deploykit.spec.dense_output import DenseOutput
 from deploykit.spec.input import Dynamic, Fit, InputSpec
 from deploykit.spec.json_values import read_value, worded
 from deploykit.spec.keypoints import COCO_KEYPOINTS, KeypointSpec
-from deploykit.spec.model import CHECKPOINT_SUFFIXES, METADATA_KEY, SPEC_VERSION, ModelSpec, Source, Task
-from deploykit.spec.output import DenseOutput, NmsOutputs, PoseFusion, PoseObjectRows, RawDetections, Span
+from deploykit.spec.model import CHECKPOINT_SUFFIXES, METADATA_KEY, SPEC_VERSION, ModelSpec, Source
+from deploykit.spec.nms_outputs import NmsOutputs
+from deploykit.spec.output import OUTPUTS, Output, OutputTensor, Span, SpecLike, register_output
+from deploykit.spec.rows import PoseFusion, PoseObjectRows, RawDetections, RowOutput
 from deploykit.spec.thresholds import Thresholds
 
 __all__ = [
     "CHECKPOINT_SUFFIXES",
     "COCO_KEYPOINTS",
     "METADATA_KEY",
+    "OUTPUTS",
     "SPEC_VERSION",
     "DenseOutput",
     "Dynamic",
@@ -19,13 +23,17 @@ __all__ = [
     "KeypointSpec",
     "ModelSpec",
     "NmsOutputs",
+    "Output",
+    "OutputTensor",
     "PoseFusion",
     "PoseObjectRows",
     "RawDetections",
+    "RowOutput",
     "Source",
     "Span",
-    "Task",
+    "SpecLike",
     "Thresholds",
     "read_value",
+    "register_output",
     "worded",
 ]

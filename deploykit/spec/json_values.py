@@ -10,11 +10,15 @@ import dataclasses
 import math
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from deploykit.errors import SpecError
 
-__all__ = ["LATER", "read_value", "worded"]
+__all__ = ["KINDS", "LATER", "read_value", "worded"]
+
+KINDS: dict[Any, Mapping[str, Any]] = {}
+"""A base class -> its subclasses by the value of their field ``kind``."""
 
 LATER = {"later": True}
 """Marks a field that came after the first release: written only where it is not its default, for older readers."""
@@ -37,6 +41,8 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
         return _read_tuple(typing.get_args(kind), value, where)
     if origin is dict:
         return _read_dict(typing.get_args(kind)[1], value, where)
+    if (kinds := KINDS.get(kind)) is not None:
+        return _read_kind(kinds, value, where)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -49,7 +55,8 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise SpecError(f"{where} must be an object, got {value!r}")
-    hints = typing.get_type_hints(kind)
+    known = typing.get_type_hints(kind)
+    hints = {field.name: known[field.name] for field in dataclasses.fields(kind)}
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise SpecError(f"{where} has no field {unknown[0]!r}; it has {', '.join(hints)}")
@@ -65,9 +72,13 @@ def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
     options = tuple(o for o in options if o is not type(None))
     if len(options) == 1:
         return read_value(options[0], value, where)
-    kinds = {o.__dataclass_fields__["kind"].default: o for o in options}
+    return _read_kind({o.__dataclass_fields__["kind"].default: o for o in options}, value, where)
+
+
+def _read_kind(kinds: Mapping[str, Any], value: Any, where: str) -> Any:
+    """A dataclass that is told apart by its field ``kind``."""
     found = value.get("kind") if isinstance(value, dict) else None
-    if found not in kinds:
+    if not isinstance(found, str) or found not in kinds:
         raise SpecError(f"{where}.kind must be one of {', '.join(kinds)}, got {found!r}")
     return read_value(kinds[found], value, where)
 

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deploykit.errors import SpecError
+from deploykit.spec.dense_output import DenseOutput
 from deploykit.spec.input import InputSpec
 from deploykit.spec.json_values import read_value
 from deploykit.spec.keypoints import KeypointSpec
-from deploykit.spec.output import DenseOutput, NmsOutputs, PoseObjectRows, RawDetections
+from deploykit.spec.nms_outputs import NmsOutputs
+from deploykit.spec.output import Output, OutputTensor, register_output
+from deploykit.spec.rows import PoseObjectRows, RawDetections
 from deploykit.spec.thresholds import Thresholds
 
-__all__ = ["CHECKPOINT_SUFFIXES", "METADATA_KEY", "SPEC_VERSION", "ModelSpec", "Source", "Task"]
+__all__ = ["CHECKPOINT_SUFFIXES", "METADATA_KEY", "SPEC_VERSION", "ModelSpec", "Source"]
 
 CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
 """What the names of checkpoints end in."""
@@ -26,7 +29,8 @@ CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
 METADATA_KEY = "deploykit"
 SPEC_VERSION = 1
 
-Task = Literal["detect", "keypoints", "instances", "classify", "segment", "restore", "features"]
+for known in (RawDetections, PoseObjectRows, NmsOutputs, DenseOutput):
+    register_output(known)
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,14 @@ class Source:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What the runtime must know about a network; travels inside the ONNX file and beside the engine."""
+    """What the runtime must know about a network; travels inside the ONNX file and beside the engine.
 
-    task: Task
+    ``task`` is one of those of the output's kind.
+    """
+
+    task: str
     input: InputSpec
-    output: RawDetections | PoseObjectRows | NmsOutputs | DenseOutput
+    output: Output
     classes: tuple[str, ...] = ()
     keypoints: KeypointSpec | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -54,29 +61,22 @@ class ModelSpec:
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
-        if isinstance(self.output, NmsOutputs) and (self.keypoints is None) != (self.output.keypoints is None):
-            raise SpecError("a spec has keypoint names and a keypoint output, or neither")
-        if (self.task == "instances") != (isinstance(self.output, NmsOutputs) and self.output.masks is not None):
-            raise SpecError("a spec of the task instances has an output of masks, and no other has")
-        if isinstance(self.output, PoseObjectRows):
-            _check_poses(self.output, self.classes, self.keypoints)
-        if not isinstance(self.output, RawDetections):
-            return
-        rows = self.output
-        if self.classes and len(self.classes) != rows.cls[1] - rows.cls[0]:
-            raise SpecError(f"{len(self.classes)} class names for {rows.cls[1] - rows.cls[0]} class columns")
-        if (self.keypoints is None) != (rows.keypoints is None):
-            raise SpecError("a spec has keypoint names and keypoint columns, or neither")
-        if self.keypoints and rows.keypoints:
-            width = rows.keypoints[1] - rows.keypoints[0]
-            if width != len(self.keypoints.names) * rows.kpt_dims:
-                expected = f"{len(self.keypoints.names)} x {rows.kpt_dims}"
-                raise SpecError(f"{width} keypoint columns do not hold {expected} values")
+        if self.task not in self.output.tasks:
+            known = ", ".join(self.output.tasks)
+            raise SpecError(
+                f"spec.task must be one of {known}, for an output of kind {self.output.kind!r}, got {self.task!r}"
+            )
+        self.output.check(self)
 
     @property
-    def dense_axes(self) -> int:
-        """How many axes one dense output has: 2 where it is of the image, 4 where it is of its pixels."""
-        return 2 if self.task in ("classify", "features") else 4
+    def output_tensors(self) -> tuple[OutputTensor, ...]:
+        """The network's output tensors, in their order."""
+        return self.output.tensors(self)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Their names."""
+        return tuple(tensor.name for tensor in self.output_tensors)
 
     def to_json(self) -> str:
         """The spec as one line of JSON with sorted keys: equal specs give equal bytes."""
@@ -103,13 +103,6 @@ class ModelSpec:
         spec = read_value(ModelSpec, data, "spec")
         assert isinstance(spec, ModelSpec)
         return spec
-
-
-def _check_poses(rows: PoseObjectRows, classes: tuple[str, ...], keypoints: KeypointSpec | None) -> None:
-    if len(classes) > 1:
-        raise SpecError(f"pose objects are of one class, the person; its keypoints are no classes: got {len(classes)}")
-    if keypoints is None or len(keypoints.names) != rows.num_keypoints:
-        raise SpecError(f"pose objects of {rows.num_keypoints} keypoints need as many keypoint names")
 
 
 def _written(value: Any) -> Any:

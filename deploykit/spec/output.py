@@ -1,161 +1,133 @@
-"""What a network gives: rows before NMS, detections after it, or one dense output."""
+"""What a network gives: the base of every kind of output, and the table of the kinds.
+
+A kind is a frozen dataclass with a field ``kind``, its name in JSON. To add one, subclass :class:`Output`, register it
+with :func:`register_output`, and its adapters with :func:`deploykit.runtime.outputs.register_runtime_adapter` and
+:func:`deploykit.export.outputs.register_export_adapter`.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass, field
-from typing import Literal
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 from deploykit.errors import SpecError
-from deploykit.spec.json_values import LATER
+from deploykit.spec.input import InputSpec
+from deploykit.spec.json_values import KINDS
+from deploykit.spec.keypoints import KeypointSpec
+from deploykit.spec.thresholds import Thresholds
 
-__all__ = ["DenseOutput", "NmsOutputs", "PoseFusion", "PoseObjectRows", "RawDetections", "Span"]
+__all__ = ["OUTPUTS", "Output", "OutputTensor", "Span", "SpecLike", "register_output"]
 
 Span = tuple[int, int]
+"""Columns, from the first to the one after the last."""
+
+
+class SpecLike(Protocol):
+    """What a kind of output may ask of the :class:`deploykit.spec.ModelSpec` that it belongs to."""
+
+    @property
+    def task(self) -> str:
+        """What the network does."""
+
+    @property
+    def input(self) -> InputSpec:
+        """What it takes."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of its classes."""
+
+    @property
+    def keypoints(self) -> KeypointSpec | None:
+        """The keypoints of an object."""
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """The thresholds of the postprocess."""
 
 
 @dataclass(frozen=True)
-class RawDetections:
-    """One output ``(B, rows, columns)`` of candidate rows before NMS, in network pixels.
+class OutputTensor:
+    """One tensor of an output.
 
-    Each span is ``(start, stop)`` in the columns: ``box`` holds ``cx, cy, w, h``; ``obj`` one objectness (None: the
-    score is the class score alone); ``cls`` one probability a class; ``keypoints`` K times ``kpt_dims`` values
-    (``x, y`` or ``x, y, v``; None: there are no keypoints).
-
-    ``decode``: what the runtime does to the rows first. ``none``: they are pixels already. ``yolox``: the box columns
-    are a YOLOX head's own values (as its export writes them by default), one row a cell of the grids of ``strides``.
+    ``axes`` are the names of its axes, the batch first. ``columns``: the length of the last one (None: any number).
+    ``free``: the axes whose lengths follow from the size of the input.
     """
 
-    kind: Literal["rows"] = "rows"
-    name: str = "output"
-    box: Span = (0, 4)
-    obj: Span | None = (4, 5)
-    cls: Span = (5, 6)
-    keypoints: Span | None = None
-    kpt_dims: int = 3
-    decode: Literal["none", "yolox"] = field(default="none", metadata=LATER)
-    strides: tuple[int, ...] = field(default=(), metadata=LATER)
-
-    def __post_init__(self) -> None:
-        if (self.decode == "none") != (not self.strides):
-            raise SpecError(f"rows are decoded by strides, or not at all; got decode {self.decode!r}, {self.strides}")
-        if any(stride < 1 for stride in self.strides):
-            raise SpecError(f"the strides of a grid are at least 1 pixel, got {self.strides}")
-        if self.decode != "none" and self.keypoints is not None:
-            raise SpecError(f"decode {self.decode!r} is of boxes; rows with keypoints must be decoded by the network")
-
-    @property
-    def decoded(self) -> RawDetections:
-        """The layout of the same rows in pixels."""
-        return dataclasses.replace(self, decode="none", strides=())
-
-    @property
-    def columns(self) -> int:
-        """How many columns a row has."""
-        return max(stop for _, stop in (self.box, self.obj or self.box, self.cls, self.keypoints or self.box))
-
-    @property
-    def plain(self) -> RawDetections:
-        """Itself; see :attr:`PoseObjectRows.plain`."""
-        return self
+    name: str
+    axes: tuple[str, ...]
+    dtype: Literal["float", "int32"] = "float"
+    columns: int | None = None
+    free: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class PoseFusion:
-    """How keypoint objects replace keypoints of poses, after NMS and in source pixels.
+class Output(ABC):
+    """One kind of output. Subclasses are frozen dataclasses whose field ``kind`` has its name as default.
 
-    ``conf`` and ``iou`` are the thresholds of the keypoint objects' NMS (the persons' are the spec's). A pose takes
-    part if its person's score is over ``person``; a keypoint object replaces the same keypoint of the pose where that
-    is nearest, if it is nearer than ``tolerance`` source pixels. The defaults are those of KaPao's published accuracy.
+    Attributes:
+        kind: the name of the kind, in JSON and in the tables of adapters.
+        tasks: what networks with such an output may do.
+        finds_objects: whether thresholds apply to it.
+        nms_inside: whether NMS has been done by the network.
     """
 
-    conf: float = 0.2
-    iou: float = 0.25
-    person: float = 0.3
-    tolerance: float = 50.0
+    kind: str
 
-    def __post_init__(self) -> None:
-        for name in ("conf", "iou", "person"):
-            value = getattr(self, name)
-            if not 0.0 <= value <= 1.0:
-                raise SpecError(f"the fusion's {name} must lie in 0..1, got {value}")
-        if not self.tolerance >= 0.0:
-            raise SpecError(f"the fusion's tolerance must be at least 0 pixels, got {self.tolerance}")
+    tasks: ClassVar[tuple[str, ...]] = ()
+    finds_objects: ClassVar[bool] = False
+    nms_inside: ClassVar[bool] = False
+
+    @abstractmethod
+    def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
+        """The network's output tensors, in their order."""
+
+    @abstractmethod
+    def describe(self, spec: SpecLike) -> str:
+        """One sentence on what the values are."""
+
+    @property
+    def two_stages(self) -> bool:
+        """Whether the network chooses boxes first and looks at each of them then: an engine is its first part."""
+        return False
+
+    def num_classes(self, spec: SpecLike) -> int:
+        """How many classes there are; 0: it is not said."""
+        return len(spec.classes)
+
+    def check(self, spec: SpecLike) -> None:  # noqa: B027  (not every kind has something to check)
+        """Refuse a spec that this output does not fit.
+
+        Raises:
+            SpecError: it does not.
+        """
+
+    def trained_classes(self, spec: SpecLike) -> tuple[str, ...]:
+        """The names of the classes as a checkpoint lists them."""
+        return spec.classes
+
+    def facts(self, spec: SpecLike) -> dict[str, Any]:
+        """What ``deploykit inspect`` says of the output."""
+        return {"output": self.describe(spec)}
 
 
-@dataclass(frozen=True)
-class PoseObjectRows:
-    """One output ``(B, rows, columns)`` of persons and of single keypoints as objects, in network pixels, before NMS.
+OUTPUTS: dict[str, type[Output]] = {}
+"""The name of a kind -> its class."""
+KINDS[Output] = OUTPUTS
 
-    Spans as in :class:`RawDetections`. The first of the ``1 + K`` class columns is a person, the others are the K
-    keypoints. ``coords`` holds ``x, y`` of the K keypoints of a person; in the row of a keypoint object they mean
-    nothing. ``fusion`` tells how the two become poses.
+O = TypeVar("O", bound=Output)  # noqa: E741  (the field's letter for an output)
+
+
+def register_output(kind: type[O]) -> type[O]:
+    """Enter a kind of output into the table, so that specs with it can be read.
+
+    Raises:
+        SpecError: the class names no kind, or another class has the name.
     """
-
-    kind: Literal["pose-objects"] = "pose-objects"
-    name: str = "output"
-    box: Span = (0, 4)
-    obj: Span = (4, 5)
-    cls: Span = (5, 23)
-    coords: Span = (23, 57)
-    fusion: PoseFusion = field(default_factory=PoseFusion)
-
-    def __post_init__(self) -> None:
-        objects, values = self.cls[1] - self.cls[0] - 1, self.coords[1] - self.coords[0]
-        if objects < 1 or values != 2 * objects:
-            raise SpecError(
-                f"{values} coordinate columns are not x, y of {objects} keypoint classes beside the person's"
-            )
-
-    @property
-    def columns(self) -> int:
-        """How many columns a row has."""
-        return max(stop for _, stop in (self.box, self.obj, self.cls, self.coords))
-
-    @property
-    def num_keypoints(self) -> int:
-        """K, the keypoints of a person."""
-        return (self.coords[1] - self.coords[0]) // 2
-
-    @property
-    def plain(self) -> RawDetections:
-        """The same columns as rows of 1 + K classes with keypoints, for whoever compares values."""
-        return RawDetections(
-            name=self.name, box=self.box, obj=self.obj, cls=self.cls, keypoints=self.coords, kpt_dims=2
-        )
-
-
-@dataclass(frozen=True)
-class NmsOutputs:
-    """Fixed-shape outputs after NMS, in network pixels (M = the thresholds' ``max_det``).
-
-    ``num_dets (B,1) int32, boxes (B,M,4) xyxy, scores (B,M), labels (B,M) int32, keypoints (B,M,K,3),
-    masks (B,M,S,S)`` (0..1, each over its box), ``num_candidates (B,1) int32``; empty slots are zero.
-    """
-
-    kind: Literal["nms"] = "nms"
-    num_dets: str = "num_dets"
-    boxes: str = "boxes"
-    scores: str = "scores"
-    labels: str = "labels"
-    keypoints: str | None = None
-    num_candidates: str = "num_candidates"
-    masks: str | None = field(default=None, metadata=LATER)
-
-
-@dataclass(frozen=True)
-class DenseOutput:
-    """One dense output: ``logits (B,C)`` classify or ``(B,C,H,W)`` segment, ``image (B,C,H,W)``, ``features (B,D)``."""
-
-    kind: Literal["tensor"] = "tensor"
-    name: str = "logits"
-
-    @property
-    def plain(self) -> DenseOutput:
-        """Itself; see :attr:`PoseObjectRows.plain`."""
-        return self
-
-    @property
-    def decoded(self) -> DenseOutput:
-        """Itself; see :attr:`RawDetections.decoded`."""
-        return self
+    name = next((f.default for f in fields(kind) if f.name == "kind"), None)
+    if not isinstance(name, str):
+        raise SpecError(f"{kind.__name__} needs a field kind whose default is the name of the kind")
+    if OUTPUTS.setdefault(name, kind) is not kind:
+        raise SpecError(f"the kind of output {name!r} is {OUTPUTS[name].__name__} already: choose another name")
+    return kind

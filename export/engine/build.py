@@ -221,7 +221,7 @@ class _Part:
 @contextlib.contextmanager
 def _part_of(file: Path, spec: ModelSpec) -> Iterator[_Part]:
     """Instances are found in two stages, of which TensorRT for RTX reads the first; the others are whole."""
-    if spec.task != "instances":
+    if not spec.output.two_stages:
         yield _Part(file)
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -322,7 +322,7 @@ def _expected(file: Path, spec: ModelSpec, samples: Sequence[str | Path], clock:
     """What the ONNX file gives, in ONNX Runtime on the CPU."""
     clock("checking")
     overrides: dict[str, Any] = {}
-    if spec.task == "instances":  # all that it ranks: a network that finds nothing would be expected to give nothing
+    if spec.output.two_stages:  # all that it ranks: a network that finds nothing would be expected to give nothing
         overrides = {CONF: np.zeros(1, np.float32)}
         spec = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
     with ort.open_session(file, provider="cpu", overrides=overrides) as session:

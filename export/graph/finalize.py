@@ -11,7 +11,7 @@ from torch import nn
 from deploykit.errors import ExportError
 from deploykit.export.graph import passes
 from deploykit.export.nms.plan import NmsPlan
-from deploykit.spec import METADATA_KEY, DenseOutput, ModelSpec, PoseObjectRows, RawDetections
+from deploykit.spec import METADATA_KEY, ModelSpec
 from deploykit.version import __version__
 
 __all__ = ["finish", "weights_of", "write"]
@@ -27,15 +27,14 @@ def finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) ->
     batch: int | str = canvas.batch if canvas.dynamic == "none" else "batch"
     height, width = ("height", "width") if canvas.dynamic == "shape" else canvas.size
     passes.name_axes(graph.graph.inputs[0], (batch, canvas.channels, height, width))
-    output = graph.graph.outputs[0]
-    if isinstance(spec.output, (RawDetections, PoseObjectRows)) and output.shape is not None:  # NMS has named its own
-        rows = output.shape[1]  # the legacy exporter does not know it where the batch is free
-        passes.name_axes(output, (batch, rows if isinstance(rows, int) else "rows", spec.output.columns))
-    elif isinstance(spec.output, DenseOutput) and output.shape is not None:
-        free = ("out_height", "out_width")  # the network may enlarge or shrink
-        sides = [side if isinstance(side, int) else name for side, name in zip(output.shape[2:], free, strict=False)]
-        channels = output.shape[1]
-        passes.name_axes(output, (batch, channels if isinstance(channels, int) else "channels", *sides))
+    if not spec.output.nms_inside:  # which has named its own
+        for tensor, output in zip(spec.output_tensors, graph.graph.outputs, strict=True):
+            if output.shape is not None:
+                known = zip(output.shape, tensor.axes, strict=True)
+                sides = [side if isinstance(side, int) else name for side, name in known]
+                if tensor.columns is not None:  # the legacy exporter does not know it where the batch is free
+                    sides[-1] = tensor.columns
+                passes.name_axes(output, (batch, *sides[1:]))
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from deploykit.errors import DeployError, ExportError, ImageSizeError, require
 from deploykit.export.graph.passes import register_constants
-from deploykit.spec import DenseOutput, InputSpec, ModelSpec
+from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = ["example_input", "traced"]
 
@@ -112,10 +112,10 @@ def _legacy(
 ) -> ir.Model:
     canvas = spec.input
     free = {"none": {}, "batch": {0: "batch"}, "shape": {0: "batch", 2: "height", 3: "width"}}[canvas.dynamic]
-    rows = {1: "rows"} if canvas.dynamic == "shape" else {}
-    if isinstance(spec.output, DenseOutput):
-        rows = {2: "out_height", 3: "out_width"} if canvas.dynamic == "shape" and spec.dense_axes == 4 else {}
-    axes = {canvas.name: free, names["output_names"][0]: {0: "batch", **rows} if free else {}}
+    axes = {canvas.name: free}
+    for tensor in spec.output_tensors:
+        moving = {"batch", *(tensor.free if canvas.dynamic == "shape" else ())}
+        axes[tensor.name] = {i: name for i, name in enumerate(tensor.axes) if free and name in moving}
     buffer = BytesIO()
     torch.onnx.export(module, (example,), cast(str, buffer), dynamo=False, dynamic_axes=axes, **names)
     proto = onnx.load_model_from_string(buffer.getvalue())

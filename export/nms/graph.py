@@ -16,6 +16,7 @@ The candidates of an image arrive sorted, the best first (see :mod:`deploykit.ex
 from __future__ import annotations
 
 import re
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -155,8 +156,7 @@ def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> 
         spec: of the export, whose output is :class:`NmsOutputs`.
         candidates: k, the number of candidates per image.
     """
-    names = spec.output
-    assert isinstance(names, NmsOutputs)
+    names = cast(NmsOutputs, spec.output)
     thresholds, keypoints = spec.thresholds, names.keypoints is not None
     given = {str(value.name): value for value in model.graph.outputs}
     inputs = [name for name in CANDIDATES if name in given]
@@ -240,8 +240,7 @@ def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> No
     Raises:
         UsageError: the columns are in another order than the node expects.
     """
-    names, thresholds = spec.output, spec.thresholds
-    assert isinstance(names, NmsOutputs)
+    names, thresholds = cast(NmsOutputs, spec.output), spec.thresholds
     start = 4 if layout.obj is None else 5
     stop = start + len(spec.classes)
     expected = ((0, 4), None if layout.obj is None else (4, 5), (start, stop))
@@ -278,8 +277,7 @@ def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spe
     """Make ``values`` the graph's outputs, with names and shapes from the spec."""
     m = spec.thresholds.max_det
     points = len(spec.keypoints.names) if spec.keypoints else 0
-    names = spec.output
-    assert isinstance(names, NmsOutputs)
+    names = cast(NmsOutputs, spec.output)
     shapes: dict[str, tuple[int, ...]] = {
         names.num_dets: (1,),
         names.boxes: (m, 4),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from deploykit.spec import ModelSpec, RawDetections
+from deploykit.errors import SpecError
+from deploykit.spec import ModelSpec, Output, RawDetections
 
-__all__ = ["detections_layout"]
+__all__ = ["detections_layout", "rows_in"]
 
 
 def detections_layout(spec: ModelSpec) -> RawDetections:
@@ -12,3 +13,14 @@ def detections_layout(spec: ModelSpec) -> RawDetections:
     stop = 4 + len(spec.classes)
     points = 3 * len(spec.keypoints.names) if spec.keypoints else 0
     return RawDetections(obj=None, cls=(4, stop), keypoints=(stop, stop + points) if points else None)
+
+
+def rows_in(layout: Output) -> RawDetections:
+    """The layout of reference values, which of a network with NMS inside are rows.
+
+    Raises:
+        SpecError: they are of another kind.
+    """
+    if not isinstance(layout, RawDetections):
+        raise SpecError(f"detections are compared with rows, the reference values are of kind {layout.kind!r}")
+    return layout

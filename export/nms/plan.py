@@ -14,11 +14,11 @@ from deploykit.export.nms.candidates import RowSelection, with_candidate_head
 from deploykit.export.nms.decode_node import append_decode, up_to_raw_head
 from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin, check_thresholds
 from deploykit.export.nms.layouts import detections_layout
+from deploykit.export.outputs import export_adapter_of
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
-from deploykit.runtime.postprocess.detections import names_of
-from deploykit.spec import DenseOutput, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 
 __all__ = ["NmsMode", "NmsPlan", "plan_of"]
 
@@ -29,14 +29,14 @@ NmsMode = Literal["none", "graph", "basic", "plugin"]
 class NmsPlan:
     """What an export does about NMS.
 
-    ``layout``: of the rows before it, or of a dense output, which no NMS follows. ``outputs``: the names that are
-    traced. ``candidates``: how many rows NMS looks at (0: all of them). ``decodes``: rows are decoded by a node too,
-    and what is traced ends before it. ``inside``: the network has NMS of its own, by these thresholds, and ``layout``
+    ``layout``: of the rows before it; None where no NMS follows. ``outputs``: the names that are traced.
+    ``candidates``: how many rows NMS looks at (0: all of them). ``decodes``: rows are decoded by a node too, and what
+    is traced ends before it. ``inside``: the network has NMS of its own, by these thresholds, and ``layout``
     is that of its detections.
     """
 
     mode: NmsMode
-    layout: RawDetections | DenseOutput
+    layout: RawDetections | None
     outputs: tuple[str, ...]
     candidates: int
     decodes: bool = False
@@ -44,8 +44,8 @@ class NmsPlan:
 
     @property
     def rows(self) -> RawDetections:
-        """The layout, where there are rows."""
-        assert isinstance(self.layout, RawDetections)
+        """The layout, where NMS follows rows."""
+        assert self.layout is not None
         return self.layout
 
     def module(self, fused: nn.Module) -> nn.Module:
@@ -80,21 +80,14 @@ def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Mo
             need more than NMS, or a network that has NMS inside already.
     """
     spec = replace(spec, thresholds=thresholds)
-    layout = spec.output
-    if isinstance(layout, NmsOutputs):
+    if spec.output.nms_inside:
         if mode != "none":
             raise UsageError(f"--nms {mode} follows raw rows: this network has NMS inside already, leave it out")
         check_thresholds(thresholds)
-        return NmsPlan(mode, detections_layout(spec), names_of(layout), 0, inside=thresholds), spec
-    if isinstance(layout, DenseOutput) and mode != "none":
-        raise UsageError(f"--nms {mode} is for detectors: this model's task is {spec.task}, and it finds no boxes")
-    if mode == "none" or isinstance(layout, DenseOutput):
-        return NmsPlan(mode, layout.plain, (layout.name,), 0), spec
-    if isinstance(layout, PoseObjectRows):
-        raise UsageError(
-            f"--nms {mode} does not go with pose objects: after NMS of the persons and of the keypoint objects, "
-            "the two are fused in the pixels of the source image, which a graph does not know; use --nms none"
-        )
+        return NmsPlan(mode, detections_layout(spec), spec.output_names, 0, inside=thresholds), spec
+    if mode == "none":
+        return NmsPlan(mode, None, spec.output_names, 0), spec
+    layout = export_adapter_of(spec).rows_for_nms(mode)
     check_thresholds(thresholds)
     given = replace(spec, output=NmsOutputs(keypoints="keypoints" if spec.keypoints else None))
     if mode == "plugin":

@@ -15,30 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.errors import SpecError, UsageError
-from deploykit.export.nms.layouts import detections_layout
-from deploykit.export.parity.dense import match_dense
-from deploykit.export.parity.detections import match
+from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.inputs import make_feeds
-from deploykit.export.parity.nms import check_detections, detections_as_rows
+from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import limits_between
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.parity.differences import differences
-from deploykit.runtime.parity.expected import Expected, Feeds, Layout, rows_of, runs
+from deploykit.runtime.parity.expected import Expected, Feeds, runs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
-from deploykit.spec import (
-    CHECKPOINT_SUFFIXES,
-    METADATA_KEY,
-    DenseOutput,
-    Dynamic,
-    InputSpec,
-    ModelSpec,
-    NmsOutputs,
-    RawDetections,
-)
+from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, Dynamic, InputSpec, ModelSpec
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
 
@@ -100,10 +88,8 @@ def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
 
 def _decodes_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:
     """Whether a model says itself that its rows are in pixels, or are not, where the chosen spec says the opposite."""
-    rows = own.output, chosen.output
-    return (
-        isinstance(rows[0], RawDetections) and isinstance(rows[1], RawDetections) and rows[0].decode != rows[1].decode
-    )
+    same = own.output.kind == chosen.output.kind
+    return same and export_adapter_of(own).decode != export_adapter_of(chosen).decode
 
 
 def _taker(session: Session) -> Callable[[tuple[int, ...]], bool]:
@@ -158,28 +144,24 @@ def expect(
 ) -> Expected:
     """Run the references, one image at a time. Those named in ``once`` run on the first image only.
 
-    Of networks with NMS inside (``spec.output`` is :class:`NmsOutputs`) the detections stand for the rows.
+    Of networks with NMS inside the detections stand for the rows.
     ``closing``: close each reference after its last run, because it may be large.
 
     Raises:
         SpecError: an output is not what the spec says.
     """
-    output = spec.output
-    layout: Layout = detections_layout(spec) if isinstance(output, NmsOutputs) else output.plain.decoded
+    adapter = export_adapter_of(spec)
     rows: dict[str, dict[str, Array]] = {}
     for reference, session in references.items():
         rows[reference] = {}
         for label in list(feeds.images)[: 1 if reference in once else None]:
             on_step(f"{reference} on {label}")
             image = feeds.images[label]
-            if isinstance(output, NmsOutputs):
-                rows[reference][label] = detections_as_rows(session, image, spec)
-            else:
-                rows[reference][label] = rows_of(session, image, output.plain, reference)
+            rows[reference][label] = adapter.reference_values(session, image, reference)
         if closing:
             session.close()
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}
-    return Expected(feeds, rows, computed, layout)
+    return Expected(feeds, rows, computed, adapter.compared())
 
 
 def check_expected(
@@ -195,18 +177,14 @@ def check_expected(
     Raises:
         SpecError: an output is not what the spec says. ParityError: another number of rows is expected.
     """
-    if isinstance(spec.output, NmsOutputs):
+    if spec.output.nms_inside:
         return check_detections(expected, name, candidate, spec, tolerance, on_step=on_step)
-    limits = tolerance or expected.limits
-    layout: Layout = spec.output.plain.decoded
+    limits, adapter = tolerance or expected.limits, export_adapter_of(spec)
     found_differences, matchings = [], []
-    found_runs = runs(expected, name, candidate, spec.output.plain, on_step)
-    if isinstance(spec.output, RawDetections):
-        spec = dataclasses.replace(spec, output=layout)  # what a run gives is decoded
-    for batch, reference, rows, found in found_runs:
-        found_differences += differences(reference, name, batch.name, rows, found, layout, limits)
-        compared = match_dense if isinstance(layout, DenseOutput) else match
-        matchings += compared(reference, name, batch, rows, found, spec, limits)
+    for batch, reference, rows, found in runs(expected, name, candidate, adapter.runtime.values, on_step):
+        names = (reference, name, batch.name)
+        found_differences += adapter.runtime.differences(names, rows, found, limits)
+        matchings += adapter.match(names, rows, found, limits)
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)
 
 

@@ -2,71 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from deploykit.export.parity.detections import Matching, What
+from deploykit.export.matching import Matching, MatchKind
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Batch
 from deploykit.runtime.parity.tolerance import Tolerance, dense_limit
-from deploykit.spec import ModelSpec
+from deploykit.spec import InputSpec
 
-__all__ = ["match_dense"]
+__all__ = ["Part", "match_values", "near_levels", "near_values", "same_classes"]
 
 
-def match_dense(
-    reference: str,
-    candidate: str,
-    batch: Batch,
+Part = tuple[int, int, int, float]
+"""Of one image: how many values, how many match, how many rounding may have decided, the largest difference of a
+probability."""
+
+
+def match_values(
+    names: tuple[str, str, str],
+    what: MatchKind,
     expected: list[Array],
     found: list[Array],
-    spec: ModelSpec,
+    part_of: Callable[[Array, Array, Tolerance], Part],
     limits: Tolerance,
-) -> list[Matching]:
+) -> Matching:
     """Match a whole batch of dense outputs, each ``(C, H, W)`` or ``(C,)``.
 
-    Of ``classify`` and ``segment``: every pixel's best class, where one channel is class 1 against class 0; a pixel is
-    borderline if in the reference the best two are nearer than twice what a value may be off. Of ``restore``: values
-    as grey levels, which match if they are at most one apart. Of ``features``: values, which match within their limit.
+    ``names``: of the reference, the candidate and the input. ``part_of`` compares two of them, as ``(C, pixels)``.
     """
-    what: dict[str, What] = {"restore": "grey levels", "features": "values"}
-    parts = [_part(a, b, spec, limits) for a, b in _pairs(expected, found)]
+    pairs = [(a.reshape(len(a), -1), b.reshape(len(b), -1)) for a, b in zip(expected, found, strict=True)]
+    parts = [part_of(a, b, limits) for a, b in pairs]
     total, matched, borderline = (sum(int(part[i]) for part in parts) for i in range(3))
-    return [
-        Matching(
-            reference,
-            candidate,
-            batch.name,
-            what.get(spec.task, "classes"),
-            expected=total,
-            found=total,
-            matched=matched,
-            borderline=2 * borderline,  # on both sides
-            min_iou=1.0,
-            max_score=max(float(part[3]) for part in parts),
-            max_keypoint=None,
-            limits=limits,
-        )
-    ]
+    return Matching(
+        *names,
+        what,
+        expected=total,
+        found=total,
+        matched=matched,
+        borderline=2 * borderline,  # on both sides
+        min_iou=1.0,
+        max_score=max(part[3] for part in parts),
+        max_keypoint=None,
+        limits=limits,
+    )
 
 
-def _pairs(expected: list[Array], found: list[Array]) -> list[tuple[Array, Array]]:
-    return [(a.reshape(len(a), -1), b.reshape(len(b), -1)) for a, b in zip(expected, found, strict=True)]
+def near_values(a: Array, b: Array, limits: Tolerance) -> Part:
+    """Values, and those within their limit."""
+    with np.errstate(invalid="ignore"):
+        near = np.abs(a.astype(np.float64) - b) <= dense_limit(a, limits)  # not so of NaN
+    return near.size, int(near.sum()), 0, 0.0
 
 
-def _part(a: Array, b: Array, spec: ModelSpec, limits: Tolerance) -> tuple[int, int, int, float]:
-    if spec.task == "restore":
-        return _levels(a, b, spec)
-    if spec.task == "features":
-        with np.errstate(invalid="ignore"):
-            near = np.abs(a.astype(np.float64) - b) <= dense_limit(a, limits)  # not so of NaN
-        return near.size, int(near.sum()), 0, 0.0
-    return _classes(a, b, limits)
+def same_classes(a: Array, b: Array, limits: Tolerance) -> Part:
+    """Pixels, those whose best class is the same, and those that rounding may have decided.
 
-
-def _classes(a: Array, b: Array, limits: Tolerance) -> tuple[int, int, int, float]:
-    """Pixels, those of the same class, those that rounding may have decided; the largest difference of a probability.
-
-    Both are ``(C, pixels)``.
+    One channel is class 1 against class 0. A pixel is borderline if in the reference the best two are nearer than
+    twice what a value may be off.
     """
     if len(a) == 1:  # as two classes, whose logits are 0 and that
         a, b = (np.concatenate((np.zeros_like(side), side)) for side in (a, b))
@@ -88,10 +81,10 @@ def _softmax(logits: Array) -> Array:
     return powers
 
 
-def _levels(a: Array, b: Array, spec: ModelSpec) -> tuple[int, int, int, float]:
-    """Values, and those that are at most one grey level apart."""
-    std = np.array(spec.input.std, np.float64)
-    step = 1.0 / spec.input.scale  # grey levels that a difference of 1 in the network's numbers is, before std
+def near_levels(a: Array, b: Array, canvas: InputSpec) -> Part:
+    """Values, and those that are at most one grey level apart; ``canvas`` tells what a grey level is."""
+    std = np.array(canvas.std, np.float64)
+    step = 1.0 / canvas.scale  # grey levels that a difference of 1 in the network's numbers is, before std
     factors = (std if len(std) == len(a) else np.ones(len(a)))[:, None] * step
     with np.errstate(invalid="ignore"):
         near = np.abs(a.astype(np.float64) - b) * factors <= 1.0  # not so of NaN

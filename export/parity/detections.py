@@ -2,149 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from deploykit.export.matching import Matching, MatchKind
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Batch
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.runtime.postprocess.detections import Found, found_in
+from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.nms import nms
-from deploykit.runtime.postprocess.pose_fusion import object_thresholds
-from deploykit.spec import DenseOutput, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, Thresholds
+from deploykit.spec import RawDetections, Thresholds
 
-__all__ = ["FEW", "ROWS", "Matching", "match", "match_found"]
+__all__ = ["FEW", "ROWS", "RowMatcher"]
 
 FEW = 20  # fewer detections than this say little, so the best rows are compared as well
 ROWS = 100
 
 
-What = Literal["detections", "best rows", "classes", "grey levels", "values"]
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Detections (or best rows) of the candidate against the reference's on one input; of a dense output the classes
-    of its pixels (of the image, where it is one class), or its values, as grey levels of 0 to 255 or as they are.
-
-    ``borderline``: unmatched, but so near to a threshold that rounding decides; they do not count as failures.
-    ``max_keypoint`` is in network pixels, None without keypoints. ``max_score`` of classes: of a probability.
-    """
-
-    reference: str
-    candidate: str
-    input: str
-    what: What
-    expected: int
-    found: int
-    matched: int
-    borderline: int
-    min_iou: float
-    max_score: float
-    max_keypoint: float | None
-    limits: Tolerance = field(default_factory=Tolerance)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every detection has its partner, in the same place and with the same score."""
-        alone = self.expected + self.found - 2 * self.matched - self.borderline
-        paired = alone <= self.limits.unmatched * (self.expected + self.found)
-        near = self.max_keypoint is None or self.max_keypoint <= self.limits.max_keypoint
-        return paired and near and self.min_iou >= self.limits.min_iou and self.max_score <= self.limits.max_score
-
-    def __str__(self) -> str:
-        if self.what in ("classes", "grey levels", "values"):
-            scores = f", probabilities within {self.max_score:.3g}" if self.what == "classes" else ""
-            return (
-                f"{self.what} of {self.candidate} against {self.reference} on {self.input}: {self.matched} of "
-                f"{self.expected} match ({self.borderline} borderline){scores}"
-            )
-        points = "" if self.max_keypoint is None else f", keypoints within {self.max_keypoint:.3g} px"
-        return (
-            f"{self.what} of {self.candidate} against {self.reference} on {self.input}: {self.matched} of "
-            f"{self.expected} expected and {self.found} found match ({self.borderline} borderline), "
-            f"IoU at least {self.min_iou:.4f}, scores within {self.max_score:.3g}{points}"
-        )
-
-
-def match(
-    reference: str,
-    candidate: str,
-    batch: Batch,
-    expected: list[Array],
-    found: list[Array],
-    spec: ModelSpec,
-    limits: Tolerance,
-) -> list[Matching]:
-    """Match the detections of a whole batch.
-
-    With fewer than 20 of them, or where more are borderline than matched, the best 100 rows of each image too. Of pose
-    objects both runs of NMS are matched: the fusion is arithmetic on what they keep, and happens in source pixels.
-    """
-    assert not isinstance(spec.output, (NmsOutputs, DenseOutput))
-    layout, suppression = spec.output.plain, _thresholds_of(spec)
-    sides = [[_found_in(rows, spec) for rows in images] for images in (expected, found)]
-    detections = [
-        _pair(a, b, _Rows.of(mine, layout), _Rows.of(other, layout), suppression, limits)
-        for a, b, mine, other in zip(*sides, expected, found, strict=True)
-    ]
-    reports = [_merged(detections, (reference, candidate, batch.name, "detections"), limits)]
-    if reports[0].expected < FEW or reports[0].borderline > reports[0].matched:
-        best = [_best_rows(a, b, spec, limits) for a, b in zip(expected, found, strict=True)]
-        reports.append(_merged(best, (reference, candidate, batch.name, "best rows"), limits))
-    return reports
-
-
-def match_found(
-    names: tuple[str, str, str], expected: list[Array], found: list[Found], spec: ModelSpec, limits: Tolerance
-) -> Matching:
-    """Match what a network with NMS inside found with what the definition finds in a reference's rows.
-
-    ``names``: reference, candidate, input. The candidate's rows are not known: what it found must be among the
-    reference's, and what it did not find is excused only by a decision of NMS that was as good as a tie.
-    """
-    layout = spec.output
-    assert isinstance(layout, RawDetections)
-    parts = []
-    for rows, b in zip(expected, found, strict=True):
-        a, known = found_in({layout.name: rows[None]}, 0, spec, spec.thresholds), _Rows.of(rows, layout)
-        parts.append(_pair(a, b, known, known, (spec.thresholds,), limits))
-    return _merged(parts, (*names, "detections"), limits)
-
-
 Suppression = tuple[Thresholds, ...]
 """The thresholds of NMS: one for all, or the persons' and the keypoint objects'."""
 
+Names = tuple[str, str, str]
+"""Of the reference, the candidate and the input."""
 
-def _thresholds_of(spec: ModelSpec) -> Suppression:
-    if isinstance(spec.output, PoseObjectRows):
-        return spec.thresholds, object_thresholds(spec.output, spec.thresholds)
-    return (spec.thresholds,)
+
+@dataclass(frozen=True)
+class RowMatcher:
+    """Matches what NMS keeps of the rows of two networks.
+
+    ``layout``: of the rows, in pixels. ``objects``: what is found in one image's rows. ``suppression``: the thresholds
+    by which it is.
+    """
+
+    layout: RawDetections
+    objects: Callable[[Array], NetworkDetections]
+    suppression: Suppression
+
+    def match(self, names: Names, expected: list[Array], found: list[Array], limits: Tolerance) -> list[Matching]:
+        """Match the detections of a whole batch.
+
+        With fewer than 20 of them, or where more are borderline than matched, the best 100 rows of each image too.
+        """
+        sides = [[self.objects(rows) for rows in images] for images in (expected, found)]
+        detections = [
+            _pair(a, b, _Rows.of(mine, self.layout), _Rows.of(other, self.layout), self.suppression, limits)
+            for a, b, mine, other in zip(*sides, expected, found, strict=True)
+        ]
+        reports = [_merged(detections, names, "detections", limits)]
+        if reports[0].expected < FEW or reports[0].borderline > reports[0].matched:
+            best = [_best_rows(a, b, self.layout, limits) for a, b in zip(expected, found, strict=True)]
+            reports.append(_merged(best, names, "best rows", limits))
+        return reports
+
+    def match_found(
+        self, names: Names, expected: list[Array], found: list[NetworkDetections], limits: Tolerance
+    ) -> Matching:
+        """Match what a network with NMS inside found with what the definition finds in a reference's rows.
+
+        The candidate's rows are not known: what it found must be among the reference's, and what it did not find is
+        excused only by a decision of NMS that was as good as a tie.
+        """
+        parts = []
+        for rows, b in zip(expected, found, strict=True):
+            a, known = self.objects(rows), _Rows.of(rows, self.layout)
+            parts.append(_pair(a, b, known, known, self.suppression, limits))
+        return _merged(parts, names, "detections", limits)
 
 
 def _of(label: int, suppression: Suppression) -> Thresholds:
     """The thresholds that hold for a class."""
     return suppression[min(int(label), len(suppression) - 1)]
-
-
-def _found_in(rows: Array, spec: ModelSpec) -> Found:
-    """What NMS keeps of one image's rows; keypoint objects follow the persons, as the further classes that they are."""
-    assert not isinstance(spec.output, NmsOutputs)
-    found = found_in({spec.output.name: rows[None]}, 0, spec, spec.thresholds)
-    objects = found.objects
-    if objects is None:
-        return found
-    assert found.keypoints is not None
-    nowhere = np.zeros((len(objects.labels), *found.keypoints.shape[1:]), np.float32)
-    return replace(
-        found,
-        boxes=np.concatenate((found.boxes, objects.boxes)),
-        scores=np.concatenate((found.scores, objects.scores)),
-        labels=np.concatenate((found.labels, objects.labels + 1)),
-        keypoints=np.concatenate((found.keypoints, nowhere)),
-    )
 
 
 @dataclass(frozen=True)
@@ -157,12 +85,11 @@ class _Pairs:
     keypoint: Array | None
 
 
-def _merged(
-    parts: list[_Pairs], names: tuple[str, str, str, Literal["detections", "best rows"]], limits: Tolerance
-) -> Matching:
+def _merged(parts: list[_Pairs], names: Names, what: MatchKind, limits: Tolerance) -> Matching:
     points = [p.keypoint for p in parts if p.keypoint is not None]
     return Matching(
         *names,
+        what,
         expected=sum(p.expected for p in parts),
         found=sum(p.found for p in parts),
         matched=sum(len(p.iou) for p in parts),
@@ -189,13 +116,20 @@ class _Rows:
             scores if layout.obj is None else scores * rows[:, layout.obj[0], None],
         )
 
-    def hold(self, found: Found, i: int, limits: Tolerance) -> bool:
+    def contains(self, found: NetworkDetections, i: int, limits: Tolerance) -> bool:
         """Whether a row has the place of detection ``i`` and its score, so that only NMS can have decided otherwise."""
         same = np.abs(self.scores[:, found.labels[i]] - found.scores[i]) <= limits.max_score
         return bool((_iou(found.boxes[i : i + 1], self.boxes[same], limits.same_box) >= limits.min_iou).any())
 
 
-def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, suppression: Suppression, limits: Tolerance) -> _Pairs:
+def _pair(
+    a: NetworkDetections,
+    b: NetworkDetections,
+    rows_a: _Rows,
+    rows_b: _Rows,
+    suppression: Suppression,
+    limits: Tolerance,
+) -> _Pairs:
     """Each detection with the one of the same label that overlaps it most, the best score first."""
     overlap = np.where(a.labels[:, None] == b.labels, _iou(a.boxes, b.boxes, limits.same_box), -1.0)
     free = np.ones(len(b.scores), bool)
@@ -208,11 +142,11 @@ def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, suppression: Suppres
     left, right = (np.array(side, np.int64) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     alone = [
         np.array(
-            [i for i in np.setdiff1d(np.arange(len(mine.scores)), paired) if other.hold(mine, i, limits)], np.int64
+            [i for i in np.setdiff1d(np.arange(len(mine.scores)), paired) if other.contains(mine, i, limits)], np.int64
         )
         for mine, paired, other in ((a, left, rows_b), (b, right, rows_a))
     ]
-    borderline = _explained(a, b, alone[0], alone[1], suppression, limits)
+    borderline = _count_rounding_explained(a, b, alone[0], alone[1], suppression, limits)
     distance = None if a.keypoints is None or b.keypoints is None else _distance(a.keypoints[left], b.keypoints[right])
     return _Pairs(
         len(a.scores),
@@ -224,7 +158,14 @@ def _pair(a: Found, b: Found, rows_a: _Rows, rows_b: _Rows, suppression: Suppres
     )
 
 
-def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, suppression: Suppression, limits: Tolerance) -> int:
+def _count_rounding_explained(
+    a: NetworkDetections,
+    b: NetworkDetections,
+    alone_a: Array,
+    alone_b: Array,
+    suppression: Suppression,
+    limits: Tolerance,
+) -> int:
     """How many of the unmatched detections, whose rows both networks have, rounding explains.
 
     NMS is a chain of decisions: where two scores are equal but for rounding, either row may go first and suppress the
@@ -251,7 +192,9 @@ def _explained(a: Found, b: Found, alone_a: Array, alone_b: Array, suppression: 
         explained = reached
 
 
-def _borderline(mine: Found, i: int, other: Found, suppression: Suppression, limits: Tolerance) -> bool:
+def _borderline(
+    mine: NetworkDetections, i: int, other: NetworkDetections, suppression: Suppression, limits: Tolerance
+) -> bool:
     """Whether rounding may have decided that detection i of ``mine`` is not among ``other``'s."""
     score, near = float(mine.scores[i]), 2 * limits.probability
     thresholds = _of(mine.labels[i], suppression)
@@ -267,10 +210,8 @@ def _borderline(mine: Found, i: int, other: Found, suppression: Suppression, lim
     return bool((np.abs(overlap - thresholds.iou) <= limits.borderline_iou).any())
 
 
-def _best_rows(a: Array, b: Array, spec: ModelSpec, limits: Tolerance) -> _Pairs:
+def _best_rows(a: Array, b: Array, layout: RawDetections, limits: Tolerance) -> _Pairs:
     """The reference's rows with the highest scores against the candidate's rows of the same numbers."""
-    assert not isinstance(spec.output, (NmsOutputs, DenseOutput))
-    layout = spec.output.plain
     unsuppressed = Thresholds(conf=0.0, iou=1.0, max_det=ROWS, pre_nms_topk=ROWS)
     rows = nms(a, layout, unsuppressed).rows
     boxes = [_corners(side[rows, slice(*layout.box)]) for side in (a, b)]

@@ -31,7 +31,7 @@ from deploykit.runtime.parity.differences import Difference
 from deploykit.runtime.parity.expected import Batch, Expected, Feeds
 from deploykit.runtime.parity.spread import NO_SPREAD
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.spec import ModelSpec, NmsOutputs
+from deploykit.spec import ModelSpec
 
 __all__ = ["SAFETY_FACTOR", "Float32Cost", "levels_apart", "relaxed_tolerance", "torch_float32"]
 
@@ -124,10 +124,10 @@ def torch_float32(expected: Expected, module: nn.Module, spec: ModelSpec) -> Par
         spec: of what PyTorch gives: raw rows, any batch.
     """
     session, name = TorchSession(module, spec), "PyTorch float32"
-    if isinstance(spec.output, NmsOutputs):
+    if spec.output.nms_inside:
         opened = TorchSession(with_thresholds(module, replace(spec.thresholds, conf=0.0)), spec)
         return check_detections(expected, name, session, spec, Tolerance(), opened=opened)
-    return check_expected(expected, name, session, replace(spec, output=expected.layout), Tolerance())
+    return check_expected(expected, name, session, spec, Tolerance())
 
 
 def levels_apart(

@@ -11,8 +11,9 @@ import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.placing import dense_blob, place
+from deploykit.runtime.images.placing import place_on_canvas
 from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.parity.expected import Batch, Feeds
 from deploykit.spec import InputSpec, ModelSpec
 
@@ -94,7 +95,7 @@ def on_canvas(image: Array, canvas: InputSpec, *, auto: bool) -> Array:
     real image's values, not what they mean.
     """
     if canvas.fit.kind == "crop":
-        placed = place(image, canvas).canvas
+        placed = place_on_canvas(image, canvas).canvas
     elif canvas.fit.kind == "letterbox":
         placed = Letterbox.fit(image.shape[:2], canvas.size, canvas.fit, auto=auto).apply(image)
     else:
@@ -104,9 +105,9 @@ def on_canvas(image: Array, canvas: InputSpec, *, auto: bool) -> Array:
         resized = replace(canvas.fit, kind="resize")
         placed = Letterbox.fit(image.shape[:2], size, resized, auto=False).apply(image)
     if canvas.channels in (1, 3):
-        return dense_blob([placed], canvas)
+        return to_nchw([placed], canvas)
     grey = np.rint(placed @ np.array(GREY)).astype(np.uint8)
     colours = [placed[..., 2], placed[..., 1], placed[..., 0], grey]
     planes = [colours[i % 4] for i in range(canvas.channels)]
     planes[:3] = planes[2::-1] if canvas.channels > 2 else planes  # as OpenCV has an image of many channels
-    return dense_blob([np.stack(planes, -1)], canvas)
+    return to_nchw([np.stack(planes, -1)], canvas)

@@ -13,18 +13,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from deploykit.export.nms.layouts import detections_layout
-from deploykit.export.parity.detections import Matching, match_found
+from deploykit.export.matching import Matching
+from deploykit.export.nms.layouts import detections_layout, rows_in
+from deploykit.export.parity.detections import RowMatcher
 from deploykit.export.parity.report import ParityReport
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.differences import Difference, differences
+from deploykit.runtime.kinds.detection import NmsAdapter, RowAdapter
+from deploykit.runtime.parity.differences import Difference, row_differences
 from deploykit.runtime.parity.expected import Batch, Expected
 from deploykit.runtime.parity.spread import spread_of
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.runtime.postprocess.detections import Found, found_in
+from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.session import Session, input_of
-from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
+from deploykit.spec import ModelSpec, RawDetections, Thresholds
 
 __all__ = ["check_detections", "detections_as_rows"]
 
@@ -46,7 +48,7 @@ def check_detections(
     Args:
         expected: raw rows by reference and image.
         name: of the candidate.
-        candidate: a network whose outputs are those of ``spec.output``, an :class:`NmsOutputs`.
+        candidate: a network whose outputs are those of ``spec.output``, which has had NMS.
         spec: of the candidate.
         tolerance: limits; None takes those of fp32.
         opened: the same network with a confidence of 0 and an IoU of 1.
@@ -55,9 +57,10 @@ def check_detections(
     Raises:
         BackendError: a network failed, or an output has another shape than the spec says.
     """
-    limits, layout = tolerance or expected.limits, expected.layout
-    assert isinstance(layout, RawDetections)  # what has NMS had rows
+    limits, layout = tolerance or expected.limits, rows_in(expected.layout)
     rows_spec = replace(spec, output=layout, task="keypoints" if spec.keypoints else "detect")
+    in_rows = RowAdapter(rows_spec)
+    matcher = RowMatcher(layout, lambda rows: in_rows.objects({layout.name: rows[None]}, 0), (spec.thresholds,))
     found_differences: list[Difference] = []
     matchings: list[Matching] = []
     for batch in expected.feeds.batches:
@@ -71,8 +74,8 @@ def check_detections(
                 continue
             rows = [by_label[label] for label in batch.images]
             names = (reference, name, batch.name)
-            matchings.append(match_found(names, rows, detections, rows_spec, limits))
-            if isinstance(spec.output, NmsOutputs) and spec.output.masks is not None:
+            matchings.append(matcher.match_found(names, rows, detections, limits))
+            if spec.output.two_stages:
                 found_differences.append(_masks(names, rows, best or detections, layout, limits))
             if best is not None:
                 parts = [_best(r, b, layout, spec.thresholds.max_det, limits) for r, b in zip(rows, best, strict=True)]
@@ -88,7 +91,7 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     """What a network with NMS inside finds in one image, as rows in which NMS finds the same again."""
     info = session.inputs[0]
     outputs = session.run(input_of(info, np.repeat(image, info.shape[0] or 1, 0)))
-    found = found_in(outputs, 0, spec, spec.thresholds)
+    found = NmsAdapter(spec).objects(outputs, 0)
     layout = detections_layout(spec)
     rows = np.zeros((len(found.scores), layout.columns), np.float32)
     rows[:, :2] = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
@@ -101,16 +104,19 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     return rows
 
 
-def _run(session: Session, batch: Batch, expected: Expected, spec: ModelSpec, thresholds: Thresholds) -> list[Found]:
+def _run(
+    session: Session, batch: Batch, expected: Expected, spec: ModelSpec, thresholds: Thresholds
+) -> list[NetworkDetections]:
     """What is found in each slot; a session of another fixed batch gets each image in every slot."""
+    adapter = NmsAdapter(replace(spec, thresholds=thresholds))
     info = session.inputs[0]
     images = [expected.feeds.images[label] for label in batch.images]
     fixed = info.shape[0]
     if fixed is None or fixed == len(images):
         outputs = session.run(input_of(info, np.concatenate(images)))
-        return [found_in(outputs, slot, spec, thresholds) for slot in range(len(images))]
+        return [adapter.objects(outputs, slot) for slot in range(len(images))]
     runs = (session.run(input_of(info, np.repeat(image, fixed, 0))) for image in images)
-    return [found_in(outputs, 0, spec, thresholds) for outputs in runs]
+    return [adapter.objects(outputs, 0) for outputs in runs]
 
 
 @dataclass(frozen=True)
@@ -127,7 +133,7 @@ class _Best:
     tail: int
 
 
-def _best(rows: Array, found: Found, layout: RawDetections, most: int, limits: Tolerance) -> _Best:
+def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: int, limits: Tolerance) -> _Best:
     """Pair the best rows with the candidate's: same place, same score. ``most``: so many the candidate can give."""
     count = min(ROWS, most)
     top = Thresholds(conf=0.0, iou=1.0, max_det=count, pre_nms_topk=count)
@@ -165,7 +171,7 @@ def _flat(rows: Array, layout: RawDetections) -> Array:
     return np.concatenate((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2, scores[:, None], points), 1)
 
 
-def _as_rows(found: Found, layout: RawDetections) -> Array:
+def _as_rows(found: NetworkDetections, layout: RawDetections) -> Array:
     points = np.zeros((len(found.scores), 0))
     if found.keypoints is not None:
         width = found.keypoints.shape[1] * layout.kpt_dims
@@ -174,7 +180,11 @@ def _as_rows(found: Found, layout: RawDetections) -> Array:
 
 
 def _masks(
-    names: tuple[str, str, str], rows: Sequence[Array], found: Sequence[Found], layout: RawDetections, limits: Tolerance
+    names: tuple[str, str, str],
+    rows: Sequence[Array],
+    found: Sequence[NetworkDetections],
+    layout: RawDetections,
+    limits: Tolerance,
 ) -> Difference:
     """The masks of the pairs of one place and class; their values are probabilities of what lies in a box, and move
     with it, so that the limit is that of a matched score."""
@@ -230,5 +240,4 @@ def _differences(
     width = parts[0].expected.shape[1]
     plain = RawDetections(obj=None, cls=(4, 5), keypoints=(5, width) if width > 5 else None, kpt_dims=layout.kpt_dims)
     expected, found = ([getattr(p, side) for p in parts] for side in ("expected", "found"))
-    reference, name, label = names
-    yield from differences(reference, name, label, expected, found, plain, limits, corners=True)
+    yield from row_differences(names, expected, found, plain, limits, corners=True)

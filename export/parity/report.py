@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deploykit.errors import ParityError
-from deploykit.export.parity.detections import Matching
+from deploykit.export.matching import Matching
 from deploykit.runtime.parity.differences import Difference
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import worded

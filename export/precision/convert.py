@@ -27,7 +27,7 @@ from deploykit.export.precision.quantize import QuantReport, quantize_file, quan
 from deploykit.export.precision.read_back import check_precision, precisions_of
 from deploykit.export.step_timer import Clock
 from deploykit.runtime.parity.expected import Feeds
-from deploykit.spec import ModelSpec, NmsOutputs
+from deploykit.spec import ModelSpec
 
 __all__ = ["PRECISIONS", "Job", "Lowering", "Precision", "PrecisionReport", "lower", "read_back"]
 
@@ -138,7 +138,7 @@ def lower(job: Job, lowering: Lowering, folder: Path) -> tuple[ir.Model, Precisi
     Raises:
         ParityError: the fp32 graph does not agree with the model. ExportError: the conversion is not possible.
     """
-    if lowering.half_io in ("output", "both") and isinstance(job.spec.output, NmsOutputs):
+    if lowering.half_io in ("output", "both") and job.spec.output.nms_inside:
         raise UsageError(f"--half-io {lowering.half_io} is for raw rows: with NMS inside outputs are float32")
     graph = job.trace(job.rows_plan)
     finish(graph, job.rows, job.rows_plan, job.fused)

@@ -48,7 +48,7 @@ class QuantReport:
     """What was quantised and how.
 
     ``errors``: the error of the outputs by calibration method, of those that were compared. ``error``: what is left
-    with the layers kept (see :func:`deploykit.export.precision.sensitivity.output_error`); None: not measured.
+    with the layers kept (see :meth:`deploykit.export.outputs.ExportAdapter.error`); None: not measured.
     ``images``: how many, and a hash of their names. ``labels``: layer -> what the network calls it.
     """
 

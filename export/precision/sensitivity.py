@@ -12,14 +12,14 @@ import fnmatch
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
+from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.qdq import QuantKind, quantisable, quantize
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
-from deploykit.spec import ModelSpec, PoseObjectRows, RawDetections
+from deploykit.spec import ModelSpec
 
 __all__ = [
     "ENOUGH",
@@ -30,11 +30,9 @@ __all__ = [
     "label_of",
     "measure_sensitivity",
     "named_layers",
-    "output_error",
     "outputs_of",
 ]
 
-MIN_SCORE = 0.05  # rows that score less are of no detection
 GROUPS = 8  # to begin with
 ENOUGH = 0.5  # keep layers until the error that is left is this share of the error of quantising everything
 MOST = 0.15  # of the layers may be kept by measurement: quantisation is what was asked for
@@ -46,42 +44,12 @@ MATTERS = 0.05  # a group whose error is under this share of the whole error is 
 class Sensitivity:
     """``whole``: the error with every layer quantised; ``layers``: layer -> the error with it alone quantised, the
     largest first; ``groups``: groups that were not looked into, with their error. Errors are those of
-    :func:`output_error`. ``images`` were used."""
+    :meth:`deploykit.export.outputs.ExportAdapter.error`. ``images`` were used."""
 
     whole: float
     layers: dict[str, float]
     groups: tuple[tuple[tuple[str, ...], float], ...]
     images: int
-
-
-def output_error(expected: Mapping[str, Array], found: Mapping[str, Array], spec: ModelSpec) -> float:
-    """How far outputs are off, as one number without a unit.
-
-    Of rows: over those of which either scores over 0.05, the mean difference of the score and the mean difference of
-    the box's four values, and of its keypoints, as a share of the box's longer side; without such rows over the 100
-    best. Of other outputs: the root of the mean square error as a share of that of the values.
-    """
-    if not isinstance(spec.output, (RawDetections, PoseObjectRows)):
-        return sum(
-            float(np.sqrt(np.mean((found[name] - x) ** 2) / max(float(np.mean(x**2)), 1e-30)))
-            for name, x in ((name, x.astype(np.float64)) for name, x in expected.items())
-        )
-    layout = spec.output.plain
-    a, b = (side[layout.name].reshape(-1, layout.columns).astype(np.float64) for side in (expected, found))
-    scores = [_scores(side, layout) for side in (a, b)]
-    best = np.maximum(*scores)
-    rows = np.flatnonzero(best > MIN_SCORE)
-    if not len(rows):
-        rows = np.argsort(-best, kind="stable")[:100]
-    a, b = a[rows], b[rows]
-    box = slice(*layout.box)
-    side = np.maximum(np.abs(a[:, box][:, 2:]).max(1, keepdims=True), 1.0)
-    error = float(np.abs(scores[0][rows] - scores[1][rows]).mean() + (np.abs(a[:, box] - b[:, box]) / side).mean())
-    if layout.keypoints:
-        points = np.arange(*layout.keypoints)
-        places = points[(points - layout.keypoints[0]) % layout.kpt_dims < 2]
-        error += float((np.abs(a[:, places] - b[:, places]) / side).mean())
-    return error if np.isfinite(error) else float("inf")
 
 
 def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Array]]:
@@ -102,7 +70,8 @@ def error_with(
 ) -> float:
     """The mean error of a graph's outputs when it is quantised but for the layers ``keep``; the graph is changed."""
     quantize(graph, ranges, kind=kind, keep=keep, reduce_range=reduce_range)
-    errors = [output_error(a, b, spec) for a, b in zip(exact, outputs_of(graph, images), strict=True)]
+    adapter = export_adapter_of(spec)
+    errors = [adapter.error(a, b) for a, b in zip(exact, outputs_of(graph, images), strict=True)]
     return sum(errors) / len(errors)
 
 
@@ -188,8 +157,3 @@ def label_of(node: ir.Node) -> str:
     """What the network calls a layer: its weight's name, without what all weights have behind it."""
     weight = node.inputs[1]
     return str(node.name) if weight is None else str(weight.name).removesuffix(".weight")
-
-
-def _scores(rows: Array, layout: RawDetections) -> Array:
-    best: Array = rows[:, slice(*layout.cls)].max(1)
-    return best if layout.obj is None else best * rows[:, layout.obj[0]]

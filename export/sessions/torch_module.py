@@ -15,9 +15,8 @@ from deploykit.errors import BackendError
 from deploykit.models.fuse import fuse_model, torch_threads
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.postprocess.detections import names_of
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
-from deploykit.spec import METADATA_KEY, DenseOutput, ModelSpec, NmsOutputs
+from deploykit.spec import METADATA_KEY, ModelSpec
 
 __all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
 
@@ -32,7 +31,7 @@ class TorchSession(Session):
     def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False, threads: int | None = None) -> None:
         self._module: nn.Module | None = module
         self._exact, self._wide = exact, False
-        self._outputs = names_of(spec.output)
+        self._outputs = spec.output_names
         self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
         dtype = "float64" if exact else "float32"
         self.outputs = _outputs(spec, dtype)
@@ -73,16 +72,9 @@ class TorchSession(Session):
 
 
 def _outputs(spec: ModelSpec, dtype: str) -> tuple[TensorInfo, ...]:
-    output = spec.output
-    if not isinstance(output, NmsOutputs):
-        axes = spec.dense_axes if isinstance(output, DenseOutput) else 3
-        return (TensorInfo(output.name, (None,) * axes, dtype),)
-    counts = (output.num_dets, output.num_candidates)
-    axes_of = {**dict.fromkeys((*counts, output.scores, output.labels), 2), output.boxes: 3}  # of the others 4
-    whole = (*counts, output.labels)
     return tuple(
-        TensorInfo(name, (None,) * axes_of.get(name, 4), "int32" if name in whole else dtype)
-        for name in names_of(output)
+        TensorInfo(tensor.name, (None,) * len(tensor.axes), dtype if tensor.dtype == "float" else tensor.dtype)
+        for tensor in spec.output_tensors
     )
 
 

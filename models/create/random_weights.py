@@ -16,7 +16,6 @@ from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.registry import ReferenceModel, create_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
-from deploykit.spec import PoseObjectRows
 
 GAIN = 1.35  # of a convolution and its batch norm together, unless a network says otherwise
 
@@ -62,9 +61,7 @@ def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes:
 
 
 def _file_of(model: ReferenceModel, seed: int) -> bytes:
-    names = list(model.spec.classes)
-    if isinstance(model.spec.output, PoseObjectRows) and model.spec.keypoints:  # the keypoints are classes too
-        names += [name.replace(" ", "_") for name in model.spec.keypoints.names]
+    names = list(model.spec.output.trained_classes(model.spec))
     if has_original_format(model.module):
         return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
     if isinstance(model.module, YOLOv6) and is_current(model.module):

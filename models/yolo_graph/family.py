@@ -53,7 +53,7 @@ def reference_of(
     output = output_of(head)
     keypoints = keypoints or _keypoints_of(output)
     stride = max(head.stride)
-    if isinstance(output, PoseObjectRows):
+    if isinstance(head, PoseObject):
         classes, limits = (classes or ("person",))[:1], POSE_OBJECTS
     else:
         # The published thresholds: 0.65 for poses, 0.45 in detection.
@@ -80,10 +80,10 @@ def output_of(head: Detect) -> RawDetections | PoseObjectRows:
 
 
 def _keypoints_of(output: RawDetections | PoseObjectRows) -> KeypointSpec | None:
-    span = output.plain.keypoints
+    span = output.as_rows().keypoints
     if span is None:
         return None
-    k = (span[1] - span[0]) // output.plain.kpt_dims
+    k = (span[1] - span[0]) // output.as_rows().kpt_dims
     return COCO_KEYPOINTS if k == len(COCO_KEYPOINTS.names) else KeypointSpec.unnamed(k)
 
 

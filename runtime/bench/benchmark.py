@@ -18,32 +18,30 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 
 from deploykit.errors import ImageError, UsageError
+from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.bench.report import Benchmark, Encoded, Memory, Network, Part, Statistics
 from deploykit.runtime.images.reading import decode_image, encoded_image
 from deploykit.runtime.images.sources import Images, kind_of, open_source
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
-from deploykit.runtime.predict.base import SourcePredictor
-from deploykit.runtime.results.detection import Result
+from deploykit.runtime.predict.predictor import Predictor
+from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.session import Session
-from deploykit.spec import DenseOutput
 
 __all__ = ["benchmark", "encoded_images"]
 
 Source = str | os.PathLike[str] | bytes
 OnProgress = Callable[[str, float], None]
-"""Told the phase (``loading``, ``warming up``, ``measuring``) and which share of it is done, 0 to 1."""
 
 STAGES = {"decode": "read", **{name: name for name in ("letterbox", "prepare", "inference", "postprocess")}}
 """What a stage is called here -> its name in a result's timings; results have those of their own kind."""
-AnyPredictor = SourcePredictor[Any, Any]
-REST = "rest"
+AnyPredictor = Predictor[ImageResult]
+UNACCOUNTED = "rest"
 
 FULL_HD = (1080, 1920)
 MOST_IMAGES, MOST_BYTES = 100, 256_000_000  # that are kept in memory
@@ -57,7 +55,7 @@ def benchmark(
     duration: float = 10.0,
     runs: int | None = None,
     warmup: float = 2.0,
-    on_progress: OnProgress | None = None,
+    progress: Progress = SILENT,
 ) -> Benchmark:
     """Load a model, warm it up and measure it: ``benchmark(lambda: deploykit.load("model.onnx"), "images")``.
 
@@ -67,7 +65,8 @@ def benchmark(
         duration: seconds to measure, both passes together; at least one run is made.
         runs: count exactly so many runs instead.
         warmup: seconds to run before anything counts, and at least three runs; 0: none.
-        on_progress: told how far it is, between two runs.
+        progress: hears the steps ``loading``, ``warming up`` and ``measuring`` and, between two runs, the share that is
+            done.
 
     Raises:
         UsageError: a number is out of range, or a source is a video or a camera.
@@ -78,7 +77,7 @@ def benchmark(
         raise UsageError(f"duration must be over 0 seconds, warmup at least 0; got {duration:g} and {warmup:g}")
     if runs is not None and runs < 1:
         raise UsageError(f"runs must be at least 1, got {runs}")
-    tell = on_progress or (lambda phase, share: None)
+    tell = _teller(progress)
     images = encoded_images(source)
     before, was_reset = resident_memory(), reset_peak_memory()
     tell("loading", 0.0)
@@ -86,7 +85,7 @@ def benchmark(
     with load() as predictor:
         load_seconds, loaded = time.perf_counter() - start, resident_memory()
         machine = Machine.here()  # now, because its load average is to be that before the measurement
-        watched = predictor.session = _Watched(predictor.session)
+        watched = predictor.session = _RecordingSession(predictor.session)
         warm_start = time.perf_counter()
         warm_runs = _warm_up(predictor, watched, images, warmup, tell)
         warm_seconds = time.perf_counter() - warm_start
@@ -114,7 +113,7 @@ def benchmark(
             [run.device for run in counted],
         ),
         end_to_end=_part(
-            _END_TO_END.format(RESULTS[predictor.spec.task]),
+            _END_TO_END.format(predictor.adapter.gives),
             [run.total for run in counted],
             total,
             [run.stages for run in counted],
@@ -125,13 +124,19 @@ def benchmark(
     )
 
 
-RESULTS = {
-    **dict.fromkeys(("detect", "keypoints", "instances"), "objects in source pixels"),
-    "classify": "their classes",
-    "segment": "label maps of their size",
-    "restore": "restored images",
-    "features": "their features",
-}
+def _teller(progress: Progress) -> OnProgress:
+    """What is told a phase and the share of it that is done: a new phase is a step."""
+    phases: list[str] = []
+
+    def tell(phase: str, share: float) -> None:
+        if phases[-1:] != [phase]:
+            phases.append(phase)
+            progress.step(phase)
+        progress.share(phase, share)
+
+    return tell
+
+
 _MODEL_ONLY = (
     "the network's call on a ready {} batch in memory, with the copying of its inputs and outputs; "
     "not in it: decoding, letterbox, postprocess"
@@ -200,7 +205,7 @@ def _synthetic_frame() -> bytes:
     return data.tobytes()
 
 
-class _Watched(Session):
+class _RecordingSession(Session):
     """A session that keeps what a run gave to it, so that the same calls can be made again, and nothing else."""
 
     def __init__(self, session: Session) -> None:
@@ -234,7 +239,7 @@ class _Run:
     new_shape: bool
 
 
-def _run(predictor: AnyPredictor, watched: _Watched, batch: tuple[bytes, ...]) -> _Run:
+def _run(predictor: AnyPredictor, watched: _RecordingSession, batch: tuple[bytes, ...]) -> _Run:
     """Both passes over one batch."""
     watched.calls = []
     with _without_collector():
@@ -251,8 +256,7 @@ def _run(predictor: AnyPredictor, watched: _Watched, batch: tuple[bytes, ...]) -
     total = (done - start) / 1e6
     known = {stage: name for stage, name in STAGES.items() if name in results[0].timings}
     stages = {stage: sum(result.timings[name] for result in results) for stage, name in known.items()}
-    found = [result for result in results if isinstance(result, Result)]
-    stages[REST] = total - sum(stages.values())
+    stages[UNACCOUNTED] = total - sum(stages.values())
     shapes = dict.fromkeys(array.shape for inputs in watched.calls for array in inputs.values())
     new_shape = not shapes.keys() <= watched.shapes.keys()
     watched.shapes |= shapes
@@ -261,8 +265,8 @@ def _run(predictor: AnyPredictor, watched: _Watched, batch: tuple[bytes, ...]) -
         total=total,
         stages=stages,
         device=dict(device),
-        objects=sum(map(len, found)),
-        truncated=any(result.truncated for result in found),
+        objects=sum(sum(result.counts().values()) for result in results),
+        truncated=any(result.left_out for result in results),
         calls=len(watched.calls),
         new_shape=new_shape,
     )
@@ -287,7 +291,9 @@ def _batches(images: Encoded, size: int) -> Iterator[tuple[bytes, ...]]:
         place += size
 
 
-def _warm_up(predictor: AnyPredictor, watched: _Watched, images: Encoded, seconds: float, tell: OnProgress) -> int:
+def _warm_up(
+    predictor: AnyPredictor, watched: _RecordingSession, images: Encoded, seconds: float, tell: OnProgress
+) -> int:
     start, count = time.perf_counter(), 0
     batches = _batches(images, predictor.batch)
     while seconds and (count < FEWEST_WARM_RUNS or time.perf_counter() - start < seconds):
@@ -298,7 +304,12 @@ def _warm_up(predictor: AnyPredictor, watched: _Watched, images: Encoded, second
 
 
 def _measure(
-    predictor: AnyPredictor, watched: _Watched, images: Encoded, duration: float, runs: int | None, tell: OnProgress
+    predictor: AnyPredictor,
+    watched: _RecordingSession,
+    images: Encoded,
+    duration: float,
+    runs: int | None,
+    tell: OnProgress,
 ) -> tuple[list[_Run], int, float]:
     """The runs that count, how many did not because their input had a new shape, and the seconds of all of them."""
     counted: list[_Run] = []
@@ -327,7 +338,7 @@ def _part(includes: str, totals: list[float], images: int, stages: Sequence[dict
     )
 
 
-def _network(predictor: AnyPredictor, watched: _Watched, load_seconds: float) -> Network:
+def _network(predictor: AnyPredictor, watched: _RecordingSession, load_seconds: float) -> Network:
     session = watched.session
     return Network(
         model=predictor.spec.source.model,
@@ -342,7 +353,7 @@ def _network(predictor: AnyPredictor, watched: _Watched, load_seconds: float) ->
 
 def _notes(images: Encoded, predictor: AnyPredictor, counted: list[_Run], fresh: int) -> Iterator[str]:
     """What a reader of the numbers ought to know besides."""
-    if images.synthetic and isinstance(predictor.spec.output, DenseOutput):
+    if images.synthetic and not predictor.spec.output.finds_objects:
         yield "the image is synthetic: what is made of it means nothing; its size is what counts (--source)"
     elif images.synthetic:
         none = not any(run.objects for run in counted)

@@ -8,44 +8,69 @@ says nothing about images of another kind. The resampling is hotcoco's.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from deploykit.errors import AccuracyError, UsageError, require
 from deploykit.runtime.evaluate.coco_metrics import Detections, evaluator
-from deploykit.runtime.evaluate.report import Evaluation, Scored
+from deploykit.runtime.evaluate.report import DetectionEvaluation, Evaluation, ScoringInputs
 
-__all__ = ["CONFIDENCE", "AccuracyComparison", "Interval", "check_drop", "compare_evaluations", "interval_of"]
+__all__ = [
+    "CONFIDENCE",
+    "AccuracyComparison",
+    "Comparison",
+    "Interval",
+    "check_drop",
+    "compare_evaluations",
+    "compared",
+    "interval_of",
+]
 
 CONFIDENCE = 0.95
+DRAWS = 1000
 SEED = 0
 
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)
-class AccuracyComparison:
+class Comparison:
     """``model`` against ``reference``, on the same images.
 
-    ``difference``: the model's metrics minus the reference's, as fractions, of those that both have; ``per_class`` the
-    same of AP by category. ``intervals``: of the differences, from ``samples`` draws (empty: none were made).
+    ``difference``: the model's metrics minus the reference's, of those that both have; ``notes``: what a reader of the
+    differences must know.
     """
 
     model: Evaluation
     reference: Evaluation
     difference: dict[str, float]
-    per_class: dict[str, float]
-    intervals: dict[str, Interval]
-    samples: int
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
         """What the comparison adds to the model's own evaluation, ready for ``json.dumps``."""
+        return {"against": self.reference.to_dict(), "difference": self.difference}
+
+
+@dataclass(frozen=True, eq=False)
+class AccuracyComparison(Comparison):
+    """A comparison of detectors.
+
+    ``difference`` is in fractions; ``per_class`` the same of AP by category. ``intervals``: of the differences, from
+    ``samples`` draws (empty: none were made).
+    """
+
+    model: DetectionEvaluation
+    reference: DetectionEvaluation
+    per_class: dict[str, float]
+    intervals: dict[str, Interval]
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """See :meth:`Comparison.to_dict`."""
         return {
-            "against": self.reference.to_dict(),
-            "difference": self.difference,
+            **super().to_dict(),
             "difference_per_class": self.per_class,
             "intervals": {name: list(interval) for name, interval in self.intervals.items()},
             "bootstrap": {"samples": self.samples, "confidence": CONFIDENCE, "seed": SEED},
@@ -53,7 +78,29 @@ class AccuracyComparison:
         }
 
 
-def compare_evaluations(model: Evaluation, reference: Evaluation, *, samples: int = 0) -> AccuracyComparison:
+def compared(model: Evaluation, reference: Evaluation, *, samples: int | None = None) -> Comparison:
+    """Hold one evaluation against another of the same task and images, whatever the task.
+
+    Args:
+        model, reference: what is compared.
+        samples: draws of the bootstrap; None: 1000 of detectors, and none of others, which have no intervals.
+
+    Raises:
+        UsageError: they cannot be compared, or draws were asked for that are not made.
+    """
+    if isinstance(model, DetectionEvaluation) and isinstance(reference, DetectionEvaluation):
+        return compare_evaluations(model, reference, samples=DRAWS if samples is None else samples)
+    if model.task != reference.task:
+        raise UsageError(f"two evaluations of one task are compared, got {model.task} and {reference.task}")
+    if samples:
+        raise UsageError(f"intervals are of detections, and this task is {model.task}")
+    names = [name for name in model.metrics if name in reference.metrics]
+    return Comparison(model, reference, {name: model.metrics[name] - reference.metrics[name] for name in names})
+
+
+def compare_evaluations(
+    model: DetectionEvaluation, reference: DetectionEvaluation, *, samples: int = 0
+) -> AccuracyComparison:
     """Hold one evaluation against another of the same annotations.
 
     Args:
@@ -81,10 +128,11 @@ def compare_evaluations(model: Evaluation, reference: Evaluation, *, samples: in
     }
     intervals = _intervals(a, reference.detections, model.detections, samples) if samples else {}
     intervals = {name: interval for name, interval in intervals.items() if name in difference}
-    return AccuracyComparison(model, reference, difference, per_class, intervals, samples, _unlike(model, reference))
+    notes = _unlike(model, reference)
+    return AccuracyComparison(model, reference, difference, per_class, intervals, samples, notes=notes)
 
 
-def interval_of(found: Evaluation, *, samples: int) -> dict[str, Interval]:
+def interval_of(found: DetectionEvaluation, *, samples: int) -> dict[str, Interval]:
     """The bootstrap's interval of each of a single model's metrics: its difference to finding nothing.
 
     Raises:
@@ -125,7 +173,7 @@ def _within(comparison: AccuracyComparison, metric: str) -> str:
     return f" (95 % interval of the difference {low:+.2f} to {high:+.2f})"
 
 
-def _intervals(scored: Scored, before: Detections, after: Detections, samples: int) -> dict[str, Interval]:
+def _intervals(scored: ScoringInputs, before: Detections, after: Detections, samples: int) -> dict[str, Interval]:
     hotcoco = require("hotcoco", "eval")
     runs = [
         evaluator(
@@ -143,7 +191,7 @@ def _intervals(scored: Scored, before: Detections, after: Detections, samples: i
     return {name: bound for name, bound in bounds.items() if np.isfinite(bound).all()}
 
 
-def _unlike(model: Evaluation, reference: Evaluation) -> tuple[str, ...]:
+def _unlike(model: DetectionEvaluation, reference: DetectionEvaluation) -> tuple[str, ...]:
     """Settings in which the two differ, so that the difference is not the model's alone."""
     notes = []
     for name in ("conf", "iou", "max_det", "multi_label", "nms", "size", "rectangles"):

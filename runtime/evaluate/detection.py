@@ -1,17 +1,12 @@
-"""How good a model is on annotated images: its detections by COCO's protocol (docs/evaluation.md).
-
-The images go the way that they go in use, through :class:`deploykit.runtime.predict.detector.Predictor`, whatever
-kind of model it is; only the thresholds are those of an evaluation.
-"""
+"""How good a detector is on annotated images: its detections by COCO's protocol (docs/evaluation.md)."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 
@@ -19,102 +14,107 @@ from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageErro
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.evaluate.coco_data import CocoData, Image, LabelMap, match_keypoints, match_labels, read_coco
 from deploykit.runtime.evaluate.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
-from deploykit.runtime.evaluate.report import CONF, IOU, MAX_DET, Counts, Evaluation, Scored, Settings, Task, remarks
+from deploykit.runtime.evaluate.meter import Data, Finished, Meter
+from deploykit.runtime.evaluate.report import (
+    CONF,
+    IOU,
+    MAX_DET,
+    Counts,
+    DetectionEvaluation,
+    ScoringInputs,
+    Settings,
+    comparability_notes,
+)
 from deploykit.runtime.files import exists, is_folder
-from deploykit.runtime.images.sources import Images
-from deploykit.runtime.machine import versions
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.kinds.detection import DetectionAdapter
+from deploykit.runtime.options import EvalOptions, PredictOptions
+from deploykit.runtime.predict.predictor import Predictor
+from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.detection import Result
-from deploykit.runtime.session import Session
-from deploykit.spec import COCO_KEYPOINTS, ModelSpec, NmsOutputs, RawDetections
+from deploykit.spec import COCO_KEYPOINTS, ModelSpec
 
-__all__ = ["TASKS", "as_upstream", "evaluate_session"]
+__all__ = ["DetectionMeter", "as_upstream"]
 
-TASKS = ("detect", "instances", "keypoints")
 KINDS: dict[str, Kind] = {"detect": "bbox", "instances": "segm", "keypoints": "keypoints"}
 TOPK = 30_000  # candidates of an image that NMS sees: hundreds of thousands have a score over 0.001 at worst
 SCORED = {"detect": 100, "instances": 100, "keypoints": 20}  # COCO's own limit: so many an image and category count
 
 
-def evaluate_session(
-    session: Session,
-    spec: ModelSpec,
-    data: str | os.PathLike[str],
-    images: str | os.PathLike[str],
-    *,
-    task: str | None = None,
-    conf: float | None = None,
-    iou: float | None = None,
-    max_det: int | None = None,
-    limit: int | None = None,
-    batch: int | None = None,
-    img: int | Sequence[int] | None = None,
-    rectangles: bool = False,
-    allow_missing: bool = False,
-    upstream: bool = False,
-    engine: str = "hotcoco",
-    on_progress: Callable[[int, int], None] | None = None,
-) -> Evaluation:
-    """Evaluate a network that is open already; see :func:`deploykit.evaluate` for the arguments.
+class DetectionMeter(Meter):
+    """COCO's AP and AR of boxes, masks or keypoints."""
 
-    ``on_progress`` is told after each image how many are done, and of how many. The session stays open.
-    """
-    chosen = _task(spec, task)
-    library(engine)  # before anything takes time
-    truth = read_coco(data)
-    labels = match_labels(spec.classes, _classes(spec), truth.categories)
-    points, sigmas, notes = _keypoints(spec, truth, labels, chosen)
-    files = _Files.of(truth, images, limit=limit, allow_missing=allow_missing)
-    inside = isinstance(spec.output, NmsOutputs)
-    prepared = as_upstream(spec) if upstream else spec
-    rectangles = rectangles or (upstream and spec.input.dynamic == "shape")
-    predictor = Predictor(
-        session,
-        _evaluated(prepared, img, rectangles),
-        conf=CONF if conf is None and not inside else conf,
-        iou=IOU if iou is None and not inside else iou,
-        max_det=MAX_DET if max_det is None and not inside else max_det,
-        batch=batch,
-        multi_label=not inside and _classes(spec) > 1,
+    takes: ClassVar[frozenset[str]] = frozenset(
+        {"conf", "iou", "max_det", "img", "rectangles", "allow_missing", "upstream", "engine", "keep_detections"}
     )
-    collected = _Collected(files.images, labels, points, engine if chosen == "instances" else None)
-    for number, result in enumerate(predictor.stream(Images(tuple(files.paths), keep_files=False)), start=1):
-        collected.take(result, predictor.thresholds.max_det)
-        if on_progress is not None:
-            on_progress(number, len(files.images))
-    found = collected.detections(with_keypoints=chosen == "keypoints")
-    scored = Scored(
-        truth,
-        KINDS[chosen],
-        tuple(p.id for p in files.images),
-        tuple(labels.category_ids),
-        sigmas,
-    )
-    scores = _scores(scored, found, engine)
-    names = {c.id: c.name for c in truth.categories}
-    if upstream and not rectangles:
-        notes = (
-            *notes,
-            "its shape is fixed, so of upstream's preprocessing only the shrinking by area is in these numbers",
+    stage: ClassVar[str] = ""
+
+    def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
+        """See :class:`deploykit.runtime.evaluate.meter.Meter`."""
+        super().__init__(spec, task, data, options)
+        _check_task(spec, task)
+        if data.images is None:
+            raise UsageError("--images is missing: the folder with the images that the annotations list")
+        self._engine = options.engine
+        library(self._engine)  # before anything takes time
+        self._truth = read_coco(data.truth)
+        self._labels = match_labels(spec.classes, _classes(spec), self._truth.categories)
+        points, self._sigmas, self._notes = _keypoints(spec, self._truth, self._labels, task)
+        self._files = _resolve_images(
+            self._truth, data.images, limit=options.limit, allow_missing=options.allow_missing
         )
-    settings = _settings(predictor, chosen, labels, engine, sigmas)
-    counts = _counts(truth, files, labels, collected, chosen, len(found.scores))
-    return Evaluation(
-        task=chosen,
-        metrics=scores.metrics,
-        per_class={names[i]: score for i, score in scores.per_class.items()},
-        counts=counts,
-        settings=settings,
-        timings=collected.mean_times(),
-        versions=versions() | {engine: library(engine)[2]},
-        notes=(*session.notes, *truth.notes, *labels.notes, *notes, *files.notes, *remarks(settings, counts)),
-        detections=found,
-        scored=scored,
-        curves={names[i]: curve for i, curve in scores.curves.items()},
-    )
+        self.paths = self._files.paths
+        inside = spec.output.nms_inside
+        prepared = as_upstream(spec) if options.upstream else spec
+        rectangles = options.rectangles or (options.upstream and spec.input.dynamic == "shape")
+        self.spec = _evaluated(prepared, options.img, rectangles)
+        if options.upstream and not rectangles:
+            self._notes = (
+                *self._notes,
+                "its shape is fixed, so of upstream's preprocessing only the shrinking by area is in these numbers",
+            )
+        self.options = PredictOptions(
+            conf=CONF if options.conf is None and not inside else options.conf,
+            iou=IOU if options.iou is None and not inside else options.iou,
+            max_det=MAX_DET if options.max_det is None and not inside else options.max_det,
+            batch=options.batch,
+            multi_label=not inside and _classes(spec) > 1,
+        )
+        self._most = self.options.max_det or self.spec.thresholds.max_det
+        masks_by = self._engine if task == "instances" else None
+        self._collected = _DetectionCollector(self._files.images, self._labels, points, masks_by)
+
+    def add(self, path: Path, result: ImageResult) -> None:
+        """See :meth:`deploykit.runtime.evaluate.meter.Meter.add`."""
+        assert isinstance(result, Result)
+        self._collected.add(result, self._most)
+
+    def evaluation(self, finished: Finished) -> DetectionEvaluation:
+        """See :meth:`deploykit.runtime.evaluate.meter.Meter.evaluation`."""
+        truth, labels = self._truth, self._labels
+        found = self._collected.detections(with_keypoints=self.task == "keypoints")
+        scored = ScoringInputs(
+            truth, KINDS[self.task], tuple(p.id for p in self._files.images), tuple(labels.category_ids), self._sigmas
+        )
+        scores = _scores(scored, found, self._engine)
+        names = {c.id: c.name for c in truth.categories}
+        settings = _settings(finished.predictor, self.task, labels, self._engine, self._sigmas)
+        counts = _counts(truth, self._files, labels, self._collected, self.task, len(found.scores))
+        remarks = comparability_notes(settings, counts)
+        about = finished.common(self.task, (*truth.notes, *labels.notes, *self._notes, *self._files.notes, *remarks))
+        about["versions"] |= {self._engine: library(self._engine)[2]}
+        return DetectionEvaluation(
+            metrics=scores.metrics,
+            per_class={names[i]: score for i, score in scores.per_class.items()},
+            counts=counts,
+            settings=settings,
+            detections=found,
+            scored=scored,
+            curves={names[i]: curve for i, curve in scores.curves.items()},
+            **about,
+        )
 
 
-def _scores(scored: Scored, found: Detections, engine: str) -> CocoScores:
+def _scores(scored: ScoringInputs, found: Detections, engine: str) -> CocoScores:
     return coco_scores(
         scored.truth,
         found,
@@ -126,17 +126,12 @@ def _scores(scored: Scored, found: Detections, engine: str) -> CocoScores:
     )
 
 
-def _task(spec: ModelSpec, asked: str | None) -> Task:
-    """What is evaluated: the spec's task, or what was asked for where the model can do it."""
-    task = spec.task if asked is None else asked
-    if task not in TASKS or spec.task not in TASKS:
-        wrong = task if task not in TASKS else spec.task
-        raise UsageError(f"evaluation knows the tasks {', '.join(TASKS)}, not {wrong!r}")
+def _check_task(spec: ModelSpec, task: str) -> None:
+    """Whether a model whose own task is another one has what this task scores."""
     if task == "keypoints" and spec.keypoints is None:
         raise UsageError("the task keypoints needs a model with keypoints; this one has none: --task detect")
-    if task == "instances" and spec.task != "instances":
+    if task == "instances" and not spec.output.two_stages:
         raise UsageError("the task instances needs a model with masks; this one has none: --task detect")
-    return cast(Task, task)
 
 
 def as_upstream(spec: ModelSpec) -> ModelSpec:
@@ -162,11 +157,11 @@ def as_upstream(spec: ModelSpec) -> ModelSpec:
 
 def _classes(spec: ModelSpec) -> int:
     """How many classes a model has; 0: it does not say."""
-    return spec.output.cls[1] - spec.output.cls[0] if isinstance(spec.output, RawDetections) else len(spec.classes)
+    return spec.output.num_classes(spec)
 
 
 def _keypoints(
-    spec: ModelSpec, truth: CocoData, labels: LabelMap, task: Task
+    spec: ModelSpec, truth: CocoData, labels: LabelMap, task: str
 ) -> tuple[list[int], tuple[float, ...], tuple[str, ...]]:
     """The model's keypoints in the annotations' order, their OKS constants, and what to say about them."""
     if task != "keypoints" or spec.keypoints is None:
@@ -200,7 +195,7 @@ def _evaluated(spec: ModelSpec, img: int | Sequence[int] | None, rectangles: boo
         raise ImageSizeError(f"both sides must be multiples of the stride {own.fit.stride}, got {size[0]}x{size[1]}")
     fit = dataclasses.replace(own.fit, auto=rectangles)
     thresholds = spec.thresholds
-    if not isinstance(spec.output, NmsOutputs):
+    if not spec.output.nms_inside:
         thresholds = dataclasses.replace(thresholds, pre_nms_topk=TOPK)
     return dataclasses.replace(spec, input=dataclasses.replace(own, size=size, fit=fit), thresholds=thresholds)
 
@@ -215,41 +210,38 @@ class _Files:
     left_out: int
     notes: tuple[str, ...]
 
-    @staticmethod
-    def of(truth: CocoData, folder: str | os.PathLike[str], *, limit: int | None, allow_missing: bool) -> _Files:
-        """Look for every listed image in the folder.
 
-        Raises:
-            NotFoundError: the folder, or an image and nothing allows that; or none is there.
-            UsageError: a limit below 1, or no folder.
-        """
-        root = Path(folder).expanduser()
-        if limit is not None and limit < 1:
-            raise UsageError(f"the limit must be at least 1 image, got {limit}")
-        if not is_folder(root):
-            if exists(root):
-                raise UsageError(f"the images must be in a folder, but {root} is a file")
-            raise NotFoundError(f"a folder of images was expected at {root}, which does not exist")
-        there = {p.id: exists(root / p.file_name) for p in truth.images}
-        missing = [p.file_name for p in truth.images if not there[p.id]]
-        told = f"{len(missing)} of {len(truth.images)} listed images are not in {root} ({_first(missing)})"
-        if missing and (len(missing) == len(truth.images) or (limit is None and not allow_missing)):
-            raise NotFoundError(f"{told}: name the right folder, or evaluate the others only with --allow-missing")
-        present = [p for p in truth.images if there[p.id]]
-        images = present[:limit]
-        left_out = len(present) - len(images)
-        notes = [f"{told}; they were left out"] if missing else []
-        if left_out:
-            notes.append(f"only the first {len(images)} of {len(present)} images were evaluated (--limit)")
-        paths = [root / p.file_name for p in images]
-        return _Files(images, paths, len(missing), left_out, tuple(notes))
+def _resolve_images(truth: CocoData, root: Path, *, limit: int | None, allow_missing: bool) -> _Files:
+    """Look for every listed image in the folder.
+
+    Raises:
+        NotFoundError: the folder, or an image and nothing allows that; or none is there.
+        UsageError: it is no folder.
+    """
+    if not is_folder(root):
+        if exists(root):
+            raise UsageError(f"the images must be in a folder, but {root} is a file")
+        raise NotFoundError(f"a folder of images was expected at {root}, which does not exist")
+    there = {p.id: exists(root / p.file_name) for p in truth.images}
+    missing = [p.file_name for p in truth.images if not there[p.id]]
+    told = f"{len(missing)} of {len(truth.images)} listed images are not in {root} ({_first(missing)})"
+    if missing and (len(missing) == len(truth.images) or (limit is None and not allow_missing)):
+        raise NotFoundError(f"{told}: name the right folder, or evaluate the others only with --allow-missing")
+    present = [p for p in truth.images if there[p.id]]
+    images = present[:limit]
+    left_out = len(present) - len(images)
+    notes = [f"{told}; they were left out"] if missing else []
+    if left_out:
+        notes.append(f"only the first {len(images)} of {len(present)} images were evaluated (--limit)")
+    paths = [root / p.file_name for p in images]
+    return _Files(images, paths, len(missing), left_out, tuple(notes))
 
 
 def _first(names: list[str]) -> str:
     return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
-class _Collected:
+class _DetectionCollector:
     """The results of all images, as the metrics need them."""
 
     def __init__(self, images: list[Image], labels: LabelMap, order: list[int], masks_by: str | None) -> None:
@@ -260,9 +252,8 @@ class _Collected:
         self._ids = np.array([0 if i is None else i for i in labels.ids], np.int64)
         self._order, self._masks_by = order, masks_by
         self._parts: list[Detections] = []
-        self._times: list[dict[str, float]] = []
 
-    def take(self, result: Result, max_det: int) -> None:
+    def add(self, result: Result, max_det: int) -> None:
         """Add the next image's."""
         image = next(self._images)
         if image.size is not None and image.size != result.size:
@@ -272,7 +263,6 @@ class _Collected:
             )
         self.full += len(result) >= max_det
         self.truncated += result.truncated
-        self._times.append(dict(result.timings))
         use = self._known[result.labels]
         boxes = result.boxes[use].astype(np.float64)
         boxes[:, 2:] -= boxes[:, :2]
@@ -301,21 +291,18 @@ class _Collected:
             None if self._masks_by is None else tuple(mask for p in parts for mask in p.masks or ()),
         )
 
-    def mean_times(self) -> dict[str, float]:
-        """Milliseconds a stage; the first image pays for memory and caches, so it counts only where it is alone."""
-        counted = self._times[1:] or self._times
-        return {stage: sum(t[stage] for t in counted) / len(counted) for stage in counted[0]}
 
-
-def _settings(predictor: Predictor, task: Task, labels: LabelMap, engine: str, sigmas: tuple[float, ...]) -> Settings:
-    spec, used = predictor.spec, predictor.thresholds
+def _settings(
+    predictor: Predictor[ImageResult], task: str, labels: LabelMap, engine: str, sigmas: tuple[float, ...]
+) -> Settings:
+    spec, used = predictor.spec, cast(DetectionAdapter[Any], predictor.adapter).thresholds
     return Settings(
         conf=used.conf,
         iou=used.iou,
         max_det=used.max_det,
         pre_nms_topk=used.pre_nms_topk,
-        multi_label=predictor.multi_label or spec.task == "instances",
-        nms="graph" if isinstance(spec.output, NmsOutputs) else "runtime",
+        multi_label=predictor.options.multi_label or spec.output.two_stages,
+        nms="graph" if spec.output.nms_inside else "runtime",
         size=spec.input.size,
         rectangles=spec.input.fit.auto,
         batch=predictor.batch,
@@ -329,7 +316,7 @@ def _settings(predictor: Predictor, task: Task, labels: LabelMap, engine: str, s
 
 
 def _counts(
-    truth: CocoData, files: _Files, labels: LabelMap, collected: _Collected, task: Task, detections: int
+    truth: CocoData, files: _Files, labels: LabelMap, collected: _DetectionCollector, task: str, detections: int
 ) -> Counts:
     images, categories = {p.id for p in files.images}, set(labels.category_ids)
     crowds = (a["iscrowd"] for a in truth.annotations if a["image_id"] in images and a["category_id"] in categories)

@@ -18,7 +18,7 @@ import numpy as np
 from deploykit.errors import require, writing
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.evaluate.coco_metrics import Curve
-from deploykit.runtime.evaluate.report import Evaluation
+from deploykit.runtime.evaluate.report import DetectionEvaluation
 from deploykit.runtime.files import write_whole
 
 __all__ = ["F1Curve", "f1_curve", "write_plots"]
@@ -48,7 +48,7 @@ class F1Curve:
 
 
 def write_plots(
-    folder: Path, evaluations: Mapping[str, Evaluation], *, overlaps: Sequence[float] = (0.5, 0.75)
+    folder: Path, evaluations: Mapping[str, DetectionEvaluation], *, overlaps: Sequence[float] = (0.5, 0.75)
 ) -> list[Path]:
     """Draw one or two evaluations of the same annotations.
 
@@ -102,7 +102,7 @@ def _figure(matplotlib: Any, classes: int, name: str) -> Iterator[tuple[Any, Any
         yield figure, figure.add_subplot()
 
 
-def f1_curve(found: Evaluation) -> F1Curve:
+def f1_curve(found: DetectionEvaluation) -> F1Curve:
     """Precision, recall and F1 over the score, the mean over the classes that have objects."""
     precision, recall = [], []
     for curve in _known(found).values():
@@ -133,12 +133,12 @@ def _over_scores(curve: Curve) -> tuple[Array, Array]:
     return np.where(none, 0.0, precision[index]), recall
 
 
-def _known(found: Evaluation) -> dict[str, Curve]:
+def _known(found: DetectionEvaluation) -> dict[str, Curve]:
     """The classes that have objects."""
     return {name: curve for name, curve in found.curves.items() if (curve.precision > -1).any()}
 
 
-def _precision_recall(axes: Any, evaluations: Mapping[str, Evaluation], overlaps: Sequence[float]) -> None:
+def _precision_recall(axes: Any, evaluations: Mapping[str, DetectionEvaluation], overlaps: Sequence[float]) -> None:
     what = "similarity" if next(iter(evaluations.values())).task == "keypoints" else "overlap"
     for number, (name, found) in enumerate(evaluations.items()):
         curves = _known(found)
@@ -164,7 +164,7 @@ def _precision_recall(axes: Any, evaluations: Mapping[str, Evaluation], overlaps
     axes.legend(frameon=False)
 
 
-def _f1(axes: Any, evaluations: Mapping[str, Evaluation]) -> None:
+def _f1(axes: Any, evaluations: Mapping[str, DetectionEvaluation]) -> None:
     for number, (name, found) in enumerate(evaluations.items()):
         curve, colour = f1_curve(found), COLOURS[number]
         prefix = f"{name}, " if len(evaluations) > 1 else ""
@@ -180,7 +180,7 @@ def _f1(axes: Any, evaluations: Mapping[str, Evaluation]) -> None:
     axes.legend(frameon=False)
 
 
-def _classes(axes: Any, evaluations: Mapping[str, Evaluation]) -> None:
+def _classes(axes: Any, evaluations: Mapping[str, DetectionEvaluation]) -> None:
     first = next(iter(evaluations.values()))
     known = sorted((score.ap, name) for name, score in first.per_class.items() if score.ap >= 0)[:BARS]
     names = [name for _, name in known]
@@ -201,7 +201,7 @@ def _classes(axes: Any, evaluations: Mapping[str, Evaluation]) -> None:
         axes.legend(frameon=False, loc="lower right")
 
 
-def _numbers(found: Evaluation) -> dict[str, Any]:
+def _numbers(found: DetectionEvaluation) -> dict[str, Any]:
     curve = f1_curve(found)
     score, best = curve.best
     return {

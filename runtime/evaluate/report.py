@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from deploykit.runtime.evaluate.coco_data import CocoData
 from deploykit.runtime.evaluate.coco_metrics import ClassScore, Curve, Detections, Kind
-from deploykit.spec import COCO_KEYPOINTS
+from deploykit.spec import COCO_KEYPOINTS, worded
 
-__all__ = ["CONF", "IOU", "MAX_DET", "Counts", "Evaluation", "Scored", "Settings", "Task", "remarks"]
+__all__ = [
+    "CONF",
+    "IOU",
+    "MAX_DET",
+    "Counts",
+    "DetectionEvaluation",
+    "Evaluation",
+    "ImageEvaluation",
+    "ScoringInputs",
+    "Settings",
+    "comparability_notes",
+    "shown",
+]
 
 CONF, IOU, MAX_DET = 0.001, 0.65, 300  # what detectors of the YOLO family are evaluated with
-
-Task = Literal["detect", "instances", "keypoints"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,7 @@ class Counts:
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoringInputs:
     """What detections were held against: annotations, the images and categories of them that count, OKS' sigmas."""
 
     truth: CocoData
@@ -76,55 +88,172 @@ class Scored:
     sigmas: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation(ABC):
     """What an evaluation found.
 
     Attributes:
-        task: ``detect``, ``instances`` (of masks) or ``keypoints``.
-        metrics: by COCO's names, 0 to 1; -1 where there is no ground truth. AP AP50 AP75 APs APm APl AR1 AR10 AR100
-            ARs ARm ARl for boxes and masks; AP AP50 AP75 APm APl AR AR50 AR75 ARm ARl for keypoints.
+        task: what was scored.
+        metrics: the numbers of all images together, by name.
+        timings: mean milliseconds per image and stage, without the first image.
+        versions: of what computed.
+        notes: what a reader of the numbers must know.
+    """
+
+    task: str
+    metrics: dict[str, float]
+    timings: dict[str, float]
+    versions: dict[str, str]
+    notes: tuple[str, ...]
+
+    @abstractmethod
+    def _about(self) -> dict[str, Any]:
+        """What :meth:`to_dict` says beyond what all of them say."""
+
+    @abstractmethod
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """What a reader must know to judge the numbers: a name and a few words each."""
+
+    @abstractmethod
+    def details(self) -> list[list[str]]:
+        """A table of the numbers per class or image, its heads first; empty: there is none."""
+
+    @property
+    def time(self) -> str:
+        """The stages and their sum, in words."""
+        stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in self.timings.items())
+        return f"{stages} = {sum(self.timings.values()):.1f} ms an image"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but what was found, ready for ``json.dumps``; JSON has no infinity: it becomes the word."""
+        about = {
+            "task": self.task,
+            "metrics": self.metrics,
+            **self._about(),
+            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
+            "versions": self.versions,
+            "notes": list(self.notes),
+        }
+        told: dict[str, Any] = worded(about)
+        return told
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageEvaluation(Evaluation):
+    """The evaluation of what a network says of whole images; all but PSNR are fractions of 1.
+
+    ``metrics``: ``top1 top5`` (classify), ``mIoU mAcc aAcc fwIoU`` and of two classes ``Dice`` (segment), ``PSNR SSIM``
+    (restore; means over the images).
+
+    Attributes:
+        per_class: metrics of each class, by name; empty for restore.
+        per_image: of restore, by the file's name.
+        counts: how much was looked at.
+        settings: what the numbers depend on.
+    """
+
+    per_class: dict[str, dict[str, float]]
+    per_image: dict[str, dict[str, float]]
+    counts: dict[str, int]
+    settings: dict[str, Any]
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "per_class": self.per_class,
+            "per_image": self.per_image,
+            "counts": self.counts,
+            "settings": self.settings,
+        }
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """See :meth:`Evaluation.facts`."""
+        yield "counts", ", ".join(f"{count:,} {what}" for what, count in self.counts.items())
+        yield "canvas", f"{self.settings['fit']}, {self.settings['size']}"
+        yield "computes", ", ".join(self.settings["providers"])
+        yield "time", self.time
+
+    def details(self) -> list[list[str]]:
+        """See :meth:`Evaluation.details`."""
+        rows = self.per_image or self.per_class
+        if not rows:
+            return []
+        columns = list(next(iter(rows.values())))
+        table = [["image" if self.per_image else "class", *columns]]
+        for name, values in rows.items():
+            table.append([name, *(f"{values[c]:.4f}" if c != "images" else f"{values[c]}" for c in columns)])
+        return table
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class DetectionEvaluation(Evaluation):
+    """The evaluation of detections by COCO's protocol.
+
+    ``task`` is ``detect``, ``instances`` (of masks) or ``keypoints``. ``metrics`` have COCO's names, and are 0 to 1; -1
+    where there is no ground truth: AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl for boxes and masks; AP AP50
+    AP75 APm APl AR AR50 AR75 ARm ARl for keypoints.
+
+    Attributes:
         per_class: AP, AP50, objects and detections of each category, by name.
         counts: how much was looked at.
         settings: what the numbers depend on.
-        timings: mean milliseconds an image and stage, without the first image.
-        versions: of what computed.
-        notes: what a reader of the numbers must know.
         detections: everything that was found, as it was scored.
         scored: the annotations, and what of them it was held against.
         curves: precision and score over recall of each category, by name.
     """
 
-    task: Task
-    metrics: dict[str, float]
     per_class: dict[str, ClassScore]
     counts: Counts
     settings: Settings
-    timings: dict[str, float]
-    versions: dict[str, str]
-    notes: tuple[str, ...]
     detections: Detections = dataclasses.field(repr=False)
-    scored: Scored = dataclasses.field(repr=False)
+    scored: ScoringInputs = dataclasses.field(repr=False)
     curves: dict[str, Curve] = dataclasses.field(repr=False)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the detections, ready for ``json.dumps``."""
+    def _about(self) -> dict[str, Any]:
         return {
-            "task": self.task,
-            "metrics": self.metrics,
             "per_class": {
                 name: {"AP": s.ap, "AP50": s.ap50, "objects": s.objects, "detections": s.detections}
                 for name, s in self.per_class.items()
             },
             "counts": dataclasses.asdict(self.counts),
             "settings": dataclasses.asdict(self.settings),
-            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
-            "versions": self.versions,
-            "notes": list(self.notes),
         }
 
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """See :meth:`Evaluation.facts`."""
+        counts, used = self.counts, self.settings
+        parts = [f"{counts.images} of {counts.listed} listed"]
+        parts += [f"{counts.missing} missing"] if counts.missing else []
+        parts += [f"{counts.left_out} left out by --limit"] if counts.left_out else []
+        yield "images", ", ".join(parts)
+        crowd = f", {counts.crowd} crowd region{'s' * (counts.crowd != 1)} ignored" if counts.crowd else ""
+        matched = f"(matched by {used.matched_by})"
+        yield "truth", f"{counts.objects:,} objects of {counts.categories} categories {matched}{crowd}"
+        full = f", {counts.full} image{'s' * (counts.full != 1)} with as many as max_det allows" if counts.full else ""
+        yield "found", f"{counts.detections:,} detections{full}"
+        labels = "each class over conf" if used.multi_label else "the best class a box"
+        where = " (inside the network)" if used.nms == "graph" else ""
+        yield "thresholds", f"conf {used.conf:g}, iou {used.iou:g}, max_det {used.max_det}, {labels}{where}"
+        upstream = "; prepared as the original project evaluates" if used.preprocessing == "upstream" else ""
+        canvas = "each image's own rectangle within" if used.rectangles else "the whole canvas of"
+        yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}{upstream}"
+        yield "computes", f"{', '.join(used.providers)}; metrics by {used.engine} {self.versions[used.engine]}"
+        yield "time", self.time
 
-def remarks(settings: Settings, counts: Counts) -> list[str]:
+    def details(self) -> list[list[str]]:
+        """See :meth:`Evaluation.details`."""
+        table = [["class", "AP", "AP50", "objects", "detections"]]
+        for name, score in self.per_class.items():
+            numbers = [shown(score.ap), shown(score.ap50), f"{score.objects:,}", f"{score.detections:,}"]
+            table.append([name, *numbers])
+        return table
+
+
+def shown(value: float) -> str:
+    """A metric in words; -1 says that there is nothing to score."""
+    return "none" if value == -1 else f"{value:.4f}"
+
+
+def comparability_notes(settings: Settings, counts: Counts) -> list[str]:
     """What makes these numbers others than those of an evaluation with its usual thresholds."""
     notes = []
     thresholds = f"conf {settings.conf:g}, iou {settings.iou:g}, max_det {settings.max_det}"

@@ -1,9 +1,8 @@
-"""Preprocessing for networks with one dense output: the image on its canvas, then the input tensor."""
+"""Preprocessing, first half: an image on the network's canvas, by the fit of the spec."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -12,26 +11,29 @@ import numpy as np
 from deploykit.errors import ImageSizeError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob, blob_tables
 from deploykit.spec import InputSpec
 
-__all__ = ["Placed", "dense_blob", "place"]
+__all__ = ["CanvasImage", "on_own_canvas", "place_on_canvas"]
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class CanvasImage:
     """An image on its canvas.
 
     ``canvas`` is BGR ``uint8 (H, W, 3)``, or has other channels. ``source`` is the (height, width) of the image.
     ``region`` is the (left, top, width, height) of the canvas that shows the image; a crop shows only a part of it.
+    ``letterbox`` maps points between the two where the whole image is on the canvas and only scaled. ``tiles`` is the
+    number of parts in which the network saw the image.
     """
 
     canvas: Array
     source: tuple[int, int]
     region: tuple[int, int, int, int]
+    letterbox: Letterbox | None = None
+    tiles: int = 1
 
 
-def place(image: Array, canvas: InputSpec) -> Placed:
+def place_on_canvas(image: Array, canvas: InputSpec) -> CanvasImage:
     """Place an image on the canvas by the spec's fit.
 
     ``letterbox`` and ``resize`` work as in :class:`Letterbox`. ``crop`` scales the shorter side to ``size /
@@ -45,7 +47,7 @@ def place(image: Array, canvas: InputSpec) -> Placed:
     fit, source = canvas.fit, (image.shape[0], image.shape[1])
     if fit.kind in ("letterbox", "resize"):
         box = Letterbox.fit(source, canvas.size, fit, auto=fit.auto and canvas.dynamic == "shape")
-        return Placed(box.apply(image), source, (*box.pad, box.resized[1], box.resized[0]))
+        return CanvasImage(box.apply(image), source, (*box.pad, box.resized[1], box.resized[0]), box)
     if fit.kind == "crop":
         return _cropped(image, canvas)
     if fit.kind == "pad":
@@ -53,7 +55,13 @@ def place(image: Array, canvas: InputSpec) -> Placed:
     raise SpecError(f"expected a spec whose fit is letterbox, resize, crop or pad, got the fit {fit.kind!r}")
 
 
-def _cropped(image: Array, canvas: InputSpec) -> Placed:
+def on_own_canvas(image: Array, *, tiles: int = 1) -> CanvasImage:
+    """An image that is its own canvas."""
+    height, width = image.shape[:2]
+    return CanvasImage(image, (height, width), (0, 0, width, height), tiles=tiles)
+
+
+def _cropped(image: Array, canvas: InputSpec) -> CanvasImage:
     height, width = canvas.size
     source = (image.shape[0], image.shape[1])
     fit = canvas.fit
@@ -65,10 +73,10 @@ def _cropped(image: Array, canvas: InputSpec) -> Placed:
     box = Letterbox(source, scaled, scaled, (0, 0), shrink=fit.shrink, resample=fit.resample)
     top, left = round((scaled[0] - height) / 2), round((scaled[1] - width) / 2)
     middle = box.apply(image)[top : top + height, left : left + width]
-    return Placed(np.ascontiguousarray(middle), source, (0, 0, width, height))
+    return CanvasImage(np.ascontiguousarray(middle), source, (0, 0, width, height))
 
 
-def _padded(image: Array, canvas: InputSpec) -> Placed:
+def _padded(image: Array, canvas: InputSpec) -> CanvasImage:
     height, width = image.shape[:2]
     stride = canvas.fit.stride
     size = (-(-height // stride) * stride, -(-width // stride) * stride)
@@ -85,26 +93,4 @@ def _padded(image: Array, canvas: InputSpec) -> Placed:
             f"an image of {height}x{width} (height x width) is too small to be mirrored up to {size[0]}x{size[1]}"
         )
     padded = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_REFLECT_101)
-    return Placed(padded, (height, width), (0, 0, width, height))
-
-
-def dense_blob(canvases: Sequence[Array], canvas: InputSpec) -> Array:
-    """Convert images of one size, ``uint8 (H, W, C)``, to the network's input ``float32 (B, C, H, W)``.
-
-    A network with one channel gets a BGR image as grey. With three channels or more, the first three are blue, green
-    and red, as OpenCV reads them, and are put into the spec's order; further channels are kept as they are.
-    """
-    if canvas.channels == 3:
-        return blob(canvases, canvas)
-    out = np.empty((len(canvases), canvas.channels, *canvases[0].shape[:2]), np.float32)
-    for image, planes in zip(canvases, out, strict=True):
-        if canvas.channels == 1:
-            channels = [image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)]
-        else:
-            order = [*range(canvas.channels)]
-            if canvas.colour == "rgb":
-                order[:3] = order[2::-1] if canvas.channels > 2 else order
-            channels = [image[..., i] for i in order]
-        for channel, plane, table in zip(channels, planes, blob_tables(canvas), strict=True):
-            plane[...] = table[channel]
-    return out
+    return CanvasImage(padded, (height, width), (0, 0, width, height))

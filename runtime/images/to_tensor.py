@@ -12,33 +12,45 @@ import numpy as np
 from deploykit.runtime.arrays import Array
 from deploykit.spec import InputSpec
 
-__all__ = ["blob", "blob_tables"]
+__all__ = ["pixel_lookup_tables", "to_nchw"]
 
 
-def blob(canvases: Sequence[Array], spec: InputSpec, out: Array | None = None) -> Array:
-    """Convert canvases (BGR ``uint8 (H, W, 3)``, all of one size) to the network's input ``float32 (B, 3, H, W)``.
+def to_nchw(canvases: Sequence[Array], spec: InputSpec, out: Array | None = None) -> Array:
+    """Convert canvases of one size, ``uint8 (H, W, C)``, to the network's input ``float32 (B, C, H, W)``.
 
     Each value is ``(p * scale - mean) / std``. It is computed in float64 for the 256 values of a pixel and rounded
-    once:
-    ``scale = 1/255`` gives exactly the float32 quotient ``p / 255``.
+    once: ``scale = 1/255`` gives exactly the float32 quotient ``p / 255``. A network with one channel gets a BGR image
+    as grey. With three channels or more, the first three are blue, green and red, as OpenCV reads them, and are put
+    into the spec's order; further channels are kept as they are.
 
     Args:
         canvases: B canvases, or fewer than ``out`` has slots; the unused slots become zeros.
-        spec: colour order, scale, mean and std.
-        out: a float32 array ``(B, 3, H, W)`` to write into; allocating a new one takes longer than the conversion.
+        spec: channels, colour order, scale, mean and std.
+        out: a float32 array ``(B, C, H, W)`` to write into; allocating a new one takes longer than the conversion.
     """
     height, width = canvases[0].shape[:2]
     if out is None:
-        out = np.empty((len(canvases), 3, height, width), np.float32)
-    order = (2, 1, 0) if spec.colour == "rgb" else (0, 1, 2)
-    tables = blob_tables(spec)
-    split = _planes(height, width)
+        out = np.empty((len(canvases), spec.channels, height, width), np.float32)
+    tables = pixel_lookup_tables(spec)
     for canvas, planes in zip(canvases, out, strict=False):
-        cv2.split(canvas, split)
-        for channel, plane, table in zip(order, planes, tables, strict=True):
-            cv2.LUT(split[channel], table, dst=plane)
+        for channel, plane, table in zip(_channels(canvas, spec), planes, tables, strict=True):
+            cv2.LUT(channel, table, dst=plane)
     out[len(canvases) :] = 0.0
     return out
+
+
+def _channels(canvas: Array, spec: InputSpec) -> list[Array]:
+    """The planes of a canvas in the network's order."""
+    if spec.channels == 1:
+        return [canvas if canvas.ndim == 2 else cv2.cvtColor(canvas, cv2.COLOR_BGR2GRAY)]
+    order = [*range(spec.channels)]
+    if spec.colour == "rgb" and spec.channels > 2:
+        order[:3] = order[2::-1]
+    if spec.channels != 3:
+        return [np.ascontiguousarray(canvas[..., i]) for i in order]
+    split = _planes(*canvas.shape[:2])
+    cv2.split(canvas, split)
+    return [split[i] for i in order]
 
 
 _scratch = threading.local()
@@ -55,7 +67,7 @@ def _planes(height: int, width: int) -> list[Array]:
     return planes
 
 
-def blob_tables(spec: InputSpec) -> tuple[Array, ...]:
+def pixel_lookup_tables(spec: InputSpec) -> tuple[Array, ...]:
     """Return the network value of each of the 256 pixel values: ``float32 (256,)`` per channel, in network order."""
     return _tables(spec.scale, spec.mean, spec.std)
 

@@ -18,7 +18,7 @@ from deploykit.errors import BackendError, NotFoundError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob_tables
+from deploykit.runtime.images.to_tensor import pixel_lookup_tables
 from deploykit.runtime.native.library import ABI, Layout, Limits, abi_of, find_library, nms_arrays
 from deploykit.spec import InputSpec, RawDetections, Thresholds
 
@@ -71,7 +71,7 @@ def plan_of(letterbox: Letterbox, spec: InputSpec) -> Plan:
 
 def tables_of(spec: InputSpec, dtype: Any) -> Array:
     """``(3, 256)`` finished values of ``dtype``, one row a channel of the network."""
-    return np.ascontiguousarray(np.stack(blob_tables(spec)).astype(dtype))
+    return np.ascontiguousarray(np.stack(pixel_lookup_tables(spec)).astype(dtype))
 
 
 class CudaLibrary:

@@ -8,12 +8,11 @@ import numpy as np
 
 from deploykit.errors import ParityError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Layout
 from deploykit.runtime.parity.spread import NO_SPREAD, errors_of, spread_of
 from deploykit.runtime.parity.tolerance import Tolerance, dense_limit
-from deploykit.spec import DenseOutput, RawDetections
+from deploykit.spec import RawDetections
 
-__all__ = ["Difference", "differences"]
+__all__ = ["Difference", "row_differences", "tensor_difference"]
 
 
 @dataclass(frozen=True)
@@ -64,26 +63,24 @@ def _value_columns(layout: RawDetections) -> dict[str, tuple[list[int], bool]]:
     return columns
 
 
-def differences(
-    reference: str,
-    name: str,
-    label: str,
+def row_differences(
+    names: tuple[str, str, str],
     rows: list[Array],
     found: list[Array],
-    layout: Layout,
+    layout: RawDetections,
     limits: Tolerance,
     *,
     corners: bool = False,
 ) -> list[Difference]:
-    """One :class:`Difference` a kind of value, between two lists of one image's rows (or dense output) a slot.
+    """One :class:`Difference` per kind of value, between two lists of one image's rows per slot.
 
-    ``corners``: boxes are two corners, and not centre, width and height.
+    ``names``: of the reference, the candidate and the input. ``corners``: boxes are two corners, and not centre, width
+    and height.
 
     Raises:
         ParityError: the two have different numbers of rows.
     """
-    if isinstance(layout, DenseOutput):
-        return [_dense_difference(reference, name, label, rows, found, layout, limits)]
+    reference, name, label = names
     a, b = np.concatenate(rows).astype(np.float64), np.concatenate(found).astype(np.float64)
     if a.shape != b.shape:
         raise ParityError(f"{name} gives {b.shape} values on {label}, {reference} gives {a.shape}")
@@ -108,16 +105,17 @@ def differences(
     return report
 
 
-def _dense_difference(
-    reference: str,
-    name: str,
-    label: str,
-    expected: list[Array],
-    found: list[Array],
-    layout: DenseOutput,
-    limits: Tolerance,
+def tensor_difference(
+    names: tuple[str, str, str], values: str, expected: list[Array], found: list[Array], limits: Tolerance
 ) -> Difference:
-    """The difference of one dense output, a slot after the other, so that no more than one is copied."""
+    """The difference of one output, a slot after the other, so that no more than one is copied.
+
+    ``values`` is what the output is called. The first axis of each is taken for its channels.
+
+    Raises:
+        ParityError: the two have different shapes.
+    """
+    reference, name, label = names
     count, most, share, worst = 0, 0.0, 0.0, (0, 0, 0.0, 0.0)
     spreads = []
     for a, b in zip(expected, found, strict=True):
@@ -131,7 +129,7 @@ def _dense_difference(
         count, most, share = count + error.size, max(most, float(error.max())), max(share, float(used.max()))
         spreads.append(spread_of([used]))
     spread = tuple(map(max, zip(*spreads, strict=True)))
-    return Difference(reference, name, label, layout.name, count, most, share, worst, dense=True, spread=spread)
+    return Difference(reference, name, label, values, count, most, share, worst, dense=True, spread=spread)
 
 
 def _scoring(a: Array, b: Array, layout: RawDetections, least: float) -> Array:

@@ -20,21 +20,20 @@ from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import write_whole
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.session import Session, input_of
-from deploykit.spec import DenseOutput, RawDetections, read_value
+from deploykit.spec import Output, read_value
 
 __all__ = [
     "Batch",
     "Expected",
     "Feeds",
-    "Layout",
-    "rows_of",
+    "Values",
     "runs",
+    "values_of",
 ]
 
-Layout = RawDetections | DenseOutput
-"""What is compared: rows, or one dense output."""
+Values = Callable[[Mapping[str, Array], tuple[int, ...], str], Array]
+"""What is compared of a run, an entry per image: :meth:`deploykit.runtime.outputs.OutputAdapter.values`."""
 
 FORMAT = 1  # of a file that holds an Expected
 
@@ -85,17 +84,17 @@ class Feeds:
 
 @dataclass(frozen=True)
 class Expected:
-    """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)``; of a dense
-    output, ``(C, H, W)`` or ``(C,)``.
+    """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)`` of rows, else an
+    image's part of the output.
 
-    ``computed`` tells for each reference what computed it, ``layout`` what the columns are. A reference need not have
+    ``computed`` tells for each reference what computed it, ``layout`` what the values are. A reference need not have
     rows of every image. ``limits`` are what the network was held to when it was exported.
     """
 
     feeds: Feeds
     rows: Mapping[str, Mapping[str, Array]]
     computed: Mapping[str, str]
-    layout: Layout
+    layout: Output
     limits: Tolerance = field(default_factory=Tolerance)
 
     def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Expected:
@@ -160,7 +159,7 @@ class Expected:
             if not batches or not {label for b in batches for label in b.images} <= set(images):
                 raise ValueError("it names images that it does not hold")
             feeds = Feeds(images, batches, tuple(about["notes"]))
-            layout = read_value(Layout, about["layout"], "layout")
+            layout = read_value(Output, about["layout"], "layout")
             limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
             return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits)
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
@@ -168,59 +167,41 @@ class Expected:
 
 
 def runs(
-    expected: Expected, name: str, session: Session, layout: Layout, on_step: Callable[[str], None] = lambda _: None
+    expected: Expected, name: str, session: Session, values: Values, on_step: Callable[[str], None] = lambda _: None
 ) -> Iterator[tuple[Batch, str, list[Array], list[Array]]]:
     """Run every batch; yield it with each reference that has all of its images: (batch, reference, expected, found).
 
-    Both lists hold one image's rows ``(N, columns)`` a slot, or its dense output. References saw one image at a time:
-    so a slot that is mixed up, or an image that leaks into another slot, shows as a difference.
+    Both lists hold the values of one image per slot. References saw one image at a time: so a slot that is mixed up,
+    or an image that leaks into another slot, shows as a difference.
 
     Raises:
-        SpecError: the output is not what ``layout`` says. BackendError: the network failed.
+        SpecError: the output is not what the spec says. BackendError: the network failed.
     """
     for batch in expected.feeds.batches:
         on_step(f"{name} on {batch.name}")
-        found = _run_batch(session, batch, expected.feeds, layout, name)
+        found = _run_batch(session, batch, expected.feeds, values, name)
         for reference, rows in expected.rows.items():
             if all(label in rows for label in batch.images):
                 yield batch, reference, [rows[label] for label in batch.images], found
 
 
-def rows_of(session: Session, image: Array, layout: Layout, name: str) -> Array:
-    """One image's rows ``(N, columns)`` in pixels, or its dense output; a session with a fixed batch gets the image in
-    every slot.
+def values_of(session: Session, image: Array, values: Values, name: str) -> Array:
+    """What is compared of one image; a session with a fixed batch gets the image in every slot.
 
     Raises:
-        SpecError: the output is not what ``layout`` says.
+        SpecError: the output is not what the spec says.
     """
     info = session.inputs[0]
     batch = info.shape[0] or 1
     fed = np.repeat(image, batch, 0)
-    rows: Array = _rows(session.run(input_of(info, fed)), layout, name, fed.shape)[0]
-    return rows
+    found: Array = values(session.run(input_of(info, fed)), fed.shape, name)[0]
+    return found
 
 
-def _run_batch(session: Session, batch: Batch, feeds: Feeds, layout: Layout, name: str) -> list[Array]:
+def _run_batch(session: Session, batch: Batch, feeds: Feeds, values: Values, name: str) -> list[Array]:
     info = session.inputs[0]
-    blob = np.concatenate([feeds.images[label] for label in batch.images])
+    images = np.concatenate([feeds.images[label] for label in batch.images])
     fixed = info.shape[0]
-    if fixed is None or fixed == len(blob):
-        return list(_rows(session.run(input_of(info, blob)), layout, name, blob.shape))
-    return [rows_of(session, image[None], layout, name) for image in blob]
-
-
-def _rows(outputs: Mapping[str, Array], layout: Layout, name: str, fed: tuple[int, ...]) -> Array:
-    """The output of the spec's name, or the only one: somebody else's export may call it otherwise. Rows in pixels."""
-    if layout.name not in outputs and len(outputs) > 1:
-        raise SpecError(f"{name} has no output {layout.name!r}, which the spec names; it has {', '.join(outputs)}")
-    rows = outputs.get(layout.name, next(iter(outputs.values())))
-    if isinstance(layout, DenseOutput):
-        if rows.ndim not in (2, 4) or len(rows) != fed[0]:
-            raise SpecError(
-                f"the spec says one dense output (batch, channels) or (batch, channels, height, width) for a batch of "
-                f"{fed[0]}, the output of {name} is {rows.shape}"
-            )
-        return rows
-    if rows.ndim != 3 or rows.shape[2] < layout.columns:
-        raise SpecError(f"the spec says (batch, rows, {layout.columns} columns), the output of {name} is {rows.shape}")
-    return decoded(rows, layout, (fed[2], fed[3]))
+    if fixed is None or fixed == len(images):
+        return list(values(session.run(input_of(info, images)), images.shape, name))
+    return [values_of(session, image[None], values, name) for image in images]

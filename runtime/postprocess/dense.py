@@ -3,40 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal
 
 import cv2
 import numpy as np
 
-from deploykit.errors import SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.placing import Placed
-from deploykit.spec import DenseOutput, InputSpec, ModelSpec
+from deploykit.runtime.images.placing import CanvasImage
+from deploykit.spec import InputSpec
 
-__all__ = ["DENSE_TASKS", "DenseTask", "dense_output", "label_map", "restored", "top_classes"]
-
-DenseTask = Literal["classify", "segment", "restore", "features"]
-DENSE_TASKS: tuple[DenseTask, ...] = ("classify", "segment", "restore", "features")
-"""The tasks of networks with one dense output."""
+__all__ = ["label_map", "to_image", "top_classes"]
 
 CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large image would take gigabytes
-
-
-def dense_output(outputs: Mapping[str, Array], spec: ModelSpec, what: str) -> Array:
-    """The one output of the spec's name, or the only one: ``(B, C)`` of classes or features, else ``(B, C, H, W)``.
-
-    Raises:
-        SpecError: it has other axes; ``what`` is what it was computed of.
-    """
-    assert isinstance(spec.output, DenseOutput)
-    found = outputs.get(spec.output.name, next(iter(outputs.values())))
-    dims = spec.dense_axes
-    if found.ndim != dims:
-        raise SpecError(
-            f"the task {spec.task} needs an output of {dims} axes, the network gives {found.shape} ({what})"
-        )
-    return found
 
 
 def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
@@ -47,7 +24,7 @@ def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
     return order, powers[order] / powers.sum()
 
 
-def label_map(logits: Array, placed: Placed, *, threshold: float = 0.5) -> Array:
+def label_map(logits: Array, placed: CanvasImage, *, threshold: float = 0.5) -> Array:
     """The class of every pixel of the source image, ``(H, W) int32``, from ``logits (C, h, w)``.
 
     Logits are enlarged bilinearly and compared then, so that borders run between classes and not along the network's
@@ -67,7 +44,7 @@ def label_map(logits: Array, placed: Placed, *, threshold: float = 0.5) -> Array
     return labels
 
 
-def _on_source(channel: Array, placed: Placed) -> Array:
+def _on_source(channel: Array, placed: CanvasImage) -> Array:
     """One map over the canvas, cut to the image's region and brought to the image's size."""
     left, top, width, height = placed.region
     y, x = channel.shape[0] / placed.canvas.shape[0], channel.shape[1] / placed.canvas.shape[1]
@@ -78,10 +55,10 @@ def _on_source(channel: Array, placed: Placed) -> Array:
     return resized
 
 
-def restored(image: Array, placed: Placed, canvas: InputSpec) -> Array:
+def to_image(image: Array, placed: CanvasImage, canvas: InputSpec) -> Array:
     """A restored image, ``uint8 (H, W, C)`` of the source's size, from the network's ``image (C, h, w)``: BGR, but
     grey ``(H, W)`` of one channel, and of more than three as
-    :func:`deploykit.runtime.images.placing.dense_blob` takes them.
+    :func:`deploykit.runtime.images.to_tensor.to_nchw` takes them.
 
     The numbers of the input are undone: ``p = (x * std + mean) / scale``, clipped to 0..255 and rounded. A network that
     enlarges gives an image as many times larger.

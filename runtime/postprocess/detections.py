@@ -1,4 +1,4 @@
-"""From a network's output tensors to a Result in source pixels."""
+"""From a network's output tensors to detections, and from network pixels to source pixels."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploykit.errors import BackendError, SpecError
+from deploykit.errors import BackendError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
-from deploykit.spec import DenseOutput, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, Thresholds
+from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, Thresholds
 
-__all__ = ["Found", "found_in", "names_of", "to_source"]
+__all__ = ["NetworkDetections", "decode_nms", "decode_poses", "decode_rows", "to_source"]
 
 
 @dataclass(frozen=True)
-class Found:
+class NetworkDetections:
     """The objects of one image, the best first, in network pixels.
 
     ``boxes (N,4)`` xyxy, ``scores (N,)``, ``labels (N,)``, ``keypoints (N,K,3)`` or None; ``candidates`` counts the
@@ -36,45 +36,7 @@ class Found:
     masks: Array | None = None
 
 
-def found_in(
-    outputs: Mapping[str, Array],
-    slot: int,
-    spec: ModelSpec,
-    thresholds: Thresholds,
-    size: tuple[int, int] | None = None,
-    *,
-    multi_label: bool = False,
-) -> Found:
-    """Decode image ``slot`` of a batch, whichever kind of output the spec describes.
-
-    ``size`` is the (height, width) that went into the network; None: the spec's. ``multi_label``: a raw row may become
-    an object of each of its classes (:mod:`deploykit.runtime.postprocess.nms`).
-
-    Raises:
-        BackendError: an output has another shape than the spec says.
-        SpecError: an output of the spec's task holds no boxes, or other rows than are to be decoded.
-    """
-    points = len(spec.keypoints.names) if spec.keypoints else 0
-    if isinstance(spec.output, RawDetections):
-        rows = _taken(outputs, spec.output.name, slot, (None, None))
-        rows = decoded(rows, spec.output, size or spec.input.size)
-        return _found_in_rows(rows, spec.output, points, thresholds, multi_label)
-    if isinstance(spec.output, NmsOutputs):
-        return _found_in_nms(outputs, slot, spec.output, points, thresholds)
-    if isinstance(spec.output, PoseObjectRows):
-        return _found_poses(outputs, slot, spec.output, thresholds)
-    raise SpecError(f"boxes come from rows or NMS outputs, but the spec's output is of kind {spec.output.kind!r}")
-
-
-def names_of(output: RawDetections | PoseObjectRows | NmsOutputs | DenseOutput) -> tuple[str, ...]:
-    """The names of a network's outputs, in their order."""
-    if not isinstance(output, NmsOutputs):
-        return (output.name,)
-    extra = [name for name in (output.keypoints, output.masks) if name is not None]
-    return (output.num_dets, output.boxes, output.scores, output.labels, *extra, output.num_candidates)
-
-
-def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:
+def to_source(found: NetworkDetections, letterbox: Letterbox) -> tuple[Array, Array | None]:
     """Boxes clipped to the image, and keypoints as they are or fused with keypoint objects, in source pixels."""
     boxes = _clipped(found.boxes, letterbox)
     if found.keypoints is None:
@@ -87,9 +49,31 @@ def to_source(found: Found, letterbox: Letterbox) -> tuple[Array, Array | None]:
     return boxes, points
 
 
-def _found_in_rows(
-    rows: Array, layout: RawDetections, points: int, thresholds: Thresholds, multi_label: bool = False
-) -> Found:
+def decode_rows(
+    outputs: Mapping[str, Array],
+    slot: int,
+    layout: RawDetections,
+    points: int,
+    thresholds: Thresholds,
+    size: tuple[int, int],
+    *,
+    multi_label: bool = False,
+) -> NetworkDetections:
+    """What NMS keeps of the candidate rows of image ``slot``.
+
+    Args:
+        outputs: of one run.
+        slot: the image's place in the batch.
+        layout: of the rows.
+        points: how many keypoints an object has.
+        thresholds: of NMS.
+        size: the (height, width) that went into the network.
+        multi_label: a row may become an object of each of its classes (:mod:`deploykit.runtime.postprocess.nms`).
+
+    Raises:
+        BackendError: the output has another shape than the layout says. SpecError: other rows are to be decoded.
+    """
+    rows = decoded(_image_slice(outputs, layout.name, slot, (None, None)), layout, size)
     if rows.shape[1] < layout.columns:
         raise BackendError(
             f"output {layout.name!r} must have {layout.columns} columns a row as the spec says, got {rows.shape[1]}"
@@ -100,28 +84,34 @@ def _found_in_rows(
         values = rows[kept.rows, slice(*layout.keypoints)].astype(np.float32, copy=False)
         keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, where the network does not say
         keypoints[..., : layout.kpt_dims] = values.reshape(len(kept.rows), points, layout.kpt_dims)
-    return Found(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates)
+    return NetworkDetections(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates)
 
 
-def _found_in_nms(
+def decode_nms(
     outputs: Mapping[str, Array], slot: int, names: NmsOutputs, points: int, thresholds: Thresholds
-) -> Found:
-    """Read the used slots; a higher ``conf`` or a lower ``max_det`` than the graph's still holds here."""
-    boxes = _taken(outputs, names.boxes, slot, (None, 4)).astype(np.float32, copy=False)
-    scores = _taken(outputs, names.scores, slot, (len(boxes),)).astype(np.float32, copy=False)
-    labels = _taken(outputs, names.labels, slot, (len(boxes),))
-    count = int(_taken(outputs, names.num_dets, slot, (1,))[0])
+) -> NetworkDetections:
+    """The used slots of NMS outputs; a higher ``conf`` or a lower ``max_det`` than the graph's still holds here.
+
+    Raises:
+        BackendError: an output has another shape, or names more slots than there are.
+    """
+    boxes = _image_slice(outputs, names.boxes, slot, (None, 4)).astype(np.float32, copy=False)
+    scores = _image_slice(outputs, names.scores, slot, (len(boxes),)).astype(np.float32, copy=False)
+    labels = _image_slice(outputs, names.labels, slot, (len(boxes),))
+    count = int(_image_slice(outputs, names.num_dets, slot, (1,))[0])
     if not 0 <= count <= len(boxes):
         raise BackendError(f"output {names.num_dets!r} must lie in 0..{len(boxes)}, got {count}")
     use = np.flatnonzero(scores[:count] > np.float32(thresholds.conf))[: thresholds.max_det]
     keypoints = None
     if names.keypoints is not None:
-        keypoints = _taken(outputs, names.keypoints, slot, (len(boxes), points, 3))[use].astype(np.float32, copy=False)
+        keypoints = _image_slice(outputs, names.keypoints, slot, (len(boxes), points, 3))[use].astype(
+            np.float32, copy=False
+        )
     masks = None
     if names.masks is not None:
-        masks = _taken(outputs, names.masks, slot, (len(boxes), None, None))[use].astype(np.float32, copy=False)
-    candidates = int(_taken(outputs, names.num_candidates, slot, (1,))[0])
-    return Found(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates, masks=masks)
+        masks = _image_slice(outputs, names.masks, slot, (len(boxes), None, None))[use].astype(np.float32, copy=False)
+    candidates = int(_image_slice(outputs, names.num_candidates, slot, (1,))[0])
+    return NetworkDetections(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates, masks=masks)
 
 
 def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
@@ -133,18 +123,25 @@ def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
     return clipped
 
 
-def _found_poses(outputs: Mapping[str, Array], slot: int, layout: PoseObjectRows, thresholds: Thresholds) -> Found:
-    rows = _taken(outputs, layout.name, slot, (None, layout.columns))
+def decode_poses(
+    outputs: Mapping[str, Array], slot: int, layout: PoseObjectRows, thresholds: Thresholds
+) -> NetworkDetections:
+    """Persons and keypoint objects of image ``slot``, each after its run of NMS; :func:`to_source` fuses the two.
+
+    Raises:
+        BackendError: the output has another shape than the layout says.
+    """
+    rows = _image_slice(outputs, layout.name, slot, (None, layout.columns))
     persons, kept = kept_objects(rows, layout, thresholds)
     keypoints = np.zeros((len(persons.rows), layout.num_keypoints, 3), np.float32)
     coords = rows[persons.rows, slice(*layout.coords)]
     keypoints[..., :2] = coords.reshape(len(persons.rows), layout.num_keypoints, 2)
     objects = KeypointObjects(kept.boxes, kept.scores, kept.labels, layout.fusion)
     candidates = max(persons.candidates, kept.candidates)
-    return Found(persons.boxes, persons.scores, persons.labels, keypoints, candidates, objects)
+    return NetworkDetections(persons.boxes, persons.scores, persons.labels, keypoints, candidates, objects)
 
 
-def _taken(outputs: Mapping[str, Array], name: str, slot: int, shape: tuple[int | None, ...]) -> Array:
+def _image_slice(outputs: Mapping[str, Array], name: str, slot: int, shape: tuple[int | None, ...]) -> Array:
     """One image's part of an output, if it has the shape (None: any side) that the spec promises."""
     value = outputs.get(name)
     if value is None:

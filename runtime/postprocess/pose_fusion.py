@@ -63,7 +63,7 @@ def kept_objects(rows: Array, layout: PoseObjectRows, thresholds: Thresholds) ->
     index = np.flatnonzero(obj > np.float32(min(each.conf for each in limits)))
     with np.errstate(all="ignore"):  # rows with values that overflow do not exist, which nms() sees to
         best = (rows[index, slice(*layout.cls)].astype(np.float32, copy=False) * obj[index, None]).argmax(1)
-    (start, stop), plain = layout.cls, layout.plain
+    (start, stop), plain = layout.cls, layout.as_rows()
     persons, objects = (
         _suppressed(rows, index[mask], replace(plain, cls=span), each)
         for mask, span, each in zip((best == 0, best > 0), ((start, start + 1), (start + 1, stop)), limits, strict=True)

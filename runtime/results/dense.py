@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import os
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
@@ -15,96 +13,35 @@ import numpy as np
 from deploykit.errors import UsageError, require
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import write_whole
-from deploykit.runtime.images.reading import as_bgr, read_image
+from deploykit.runtime.images.reading import as_bgr
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage
-from deploykit.runtime.results.detection import encode_image
+from deploykit.runtime.results.base import ImageResult, encode_image
 from deploykit.runtime.results.draw import draw_lines
 from deploykit.runtime.results.draw_segmentation import draw_label_map, save_label_map, shares
 
-__all__ = ["Classification", "DenseResult", "Features", "LabelMap", "RestoredImage", "RestoredRaw"]
+__all__ = ["Classification", "Features", "LabelMap", "RestoredImage", "RestoredRaw"]
 
 RAW_FILES = {".dng"}
+SHOWN = 6  # shares of a label map in its summary
 DEEP = {".png", ".tif", ".tiff"}  # formats of 16 bits a channel
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class DenseResult(ABC):
-    """What all of them have.
-
-    Attributes:
-        size: the source image's (height, width).
-        name: what the image is called: its file, or the video's.
-        frame: the number of a video's frame, from 0.
-        timings: milliseconds a stage: ``read``, ``prepare`` (canvas and input), ``inference`` (the session's call,
-            divided by the images in it), ``postprocess``.
-        image: the source image, BGR ``uint8 (height, width, 3)``, as long as it is kept; not copied.
-    """
-
-    size: tuple[int, int]
-    name: str = ""
-    frame: int | None = None
-    timings: Mapping[str, float] = field(default_factory=dict)
-    image: Array | None = field(default=None, repr=False)
-
-    @abstractmethod
-    def draw(self, image: Array | None = None) -> Array:
-        """What there is to see, as a new BGR ``uint8 (H, W, 3)``.
-
-        Args:
-            image: the source image; None takes the kept one, or reads the file ``name`` again.
-
-        Raises:
-            UsageError: the image is needed and not available, or has another size.
-        """
-
-    @abstractmethod
-    def _about(self) -> dict[str, Any]:
-        """What :meth:`to_dict` says beyond what all of them say."""
-
-    def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
-        """Write what :meth:`draw` gives; the format follows from the suffix.
-
-        Raises:
-            OutputError: the format is not one that is written, or the place is not writable or full.
-        """
-        file = Path(path)
-        write_whole(file, encode_image(self.draw(image), file))
-        return file
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but pixels, ready for ``json.dumps``."""
-        return {
-            "name": self.name,
-            "frame": self.frame,
-            "size": list(self.size),
-            **self._about(),
-            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
-        }
-
-    def _source(self, image: Array | None) -> Array:
-        image = self.image if image is None else image
-        if image is None and (not self.name or self.frame is not None):
-            raise UsageError("this result no longer has its image: pass it as draw(image)")
-        source = read_image(self.name) if image is None else as_bgr(image)
-        if source.shape[:2] != self.size:
-            raise UsageError(f"the result is of an image of {self.size} (height, width), got {source.shape[:2]}")
-        return source
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Classification(DenseResult):
+class Classification(ImageResult):
     """The best classes of an image, the best first.
 
     Attributes:
         labels: ``(k,)`` int64, positions in ``classes``.
         scores: ``(k,)`` float32, probabilities.
         classes: the class names; may be empty.
+        num_classes: how many classes the network knows; 0: not said.
     """
 
     labels: Array
     scores: Array
     classes: tuple[str, ...] = ()
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         labels, scores = np.asarray(self.labels, np.int64), np.asarray(self.scores, np.float32)
@@ -125,8 +62,12 @@ class Classification(DenseResult):
         return [(self.class_name(int(label)), float(s)) for label, s in zip(self.labels, self.scores, strict=True)]
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`DenseResult.draw`: the image with the classes written on it."""
+        """See :meth:`ImageResult.draw`: the image with the classes written on it."""
         return draw_lines(self._source(image), [f"{name} {score:.3f}" for name, score in self.named])
+
+    def summary(self) -> str:
+        """See :meth:`ImageResult.summary`."""
+        return ", ".join(f"{name} {score:.3f}" for name, score in self.named)
 
     def _about(self) -> dict[str, Any]:
         entries = zip(self.labels, self.scores, strict=True)
@@ -139,7 +80,7 @@ class Classification(DenseResult):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Features(DenseResult):
+class Features(ImageResult):
     """What a network without a head says of an image, to compare images by or to train a head on.
 
     Attributes:
@@ -174,24 +115,32 @@ class Features(DenseResult):
         return product / lengths if lengths else 0.0
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`DenseResult.draw`: the image with a line of what was found."""
+        """See :meth:`ImageResult.draw`: the image with a line of what was found."""
         return draw_lines(self._source(image), [f"{len(self.values)} features, length {self.length:.4g}"])
+
+    def summary(self) -> str:
+        """See :meth:`ImageResult.summary`."""
+        return f"{len(self.values)} features, of length {self.length:.4g}"
 
     def _about(self) -> dict[str, Any]:
         return {"features": [float(f"{value:.7g}") for value in self.values]}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class LabelMap(DenseResult):
+class LabelMap(ImageResult):
     """The class of each pixel of the source image.
 
     Attributes:
         labels: ``(height, width)`` int32, positions in ``classes``.
         classes: the class names; may be empty.
+        num_classes: how many classes the network knows; 0: not said.
     """
+
+    has_map: ClassVar[bool] = True
 
     labels: Array
     classes: tuple[str, ...] = ()
+    num_classes: int = 0
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels, np.int32)
@@ -208,7 +157,7 @@ class LabelMap(DenseResult):
         return found
 
     def draw(self, image: Array | None = None, *, alpha: float = 0.5, legend: bool = True) -> Array:
-        """See :meth:`DenseResult.draw`: the image under its map; ``alpha`` and ``legend`` as
+        """See :meth:`ImageResult.draw`: the image under its map; ``alpha`` and ``legend`` as
         :func:`deploykit.runtime.results.draw_segmentation.draw_label_map`."""
         return draw_label_map(self._source(image), self.labels, self.classes, alpha=alpha, legend=legend)
 
@@ -222,12 +171,18 @@ class LabelMap(DenseResult):
         save_label_map(file, self.labels)
         return file
 
+    def summary(self) -> str:
+        """See :meth:`ImageResult.summary`: the largest shares."""
+        found = list(self.shares().items())
+        rest = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        return ", ".join(f"{name} {100 * share:.1f} %" for name, share in found[:SHOWN]) + rest
+
     def _about(self) -> dict[str, Any]:
         return {"shares": {name: float(f"{share:.6g}") for name, share in self.shares().items()}}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RestoredImage(DenseResult):
+class RestoredImage(ImageResult):
     """A restored image.
 
     Attributes:
@@ -235,20 +190,29 @@ class RestoredImage(DenseResult):
         tiles: in how many tiles it was made; 1: at once.
     """
 
+    own_suffix: ClassVar[str | None] = ".png"  # without loss
+
     pixels: Array
     tiles: int = 1
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`DenseResult.draw`: the restored image itself; the source is not needed."""
+        """See :meth:`ImageResult.draw`: the restored image itself; the source is not needed."""
         return as_bgr(self.pixels)
+
+    def summary(self) -> str:
+        """See :meth:`ImageResult.summary`."""
+        height, width = self.pixels.shape[:2]
+        return f"restored, {width}x{height}{_in_tiles(self.tiles)}"
 
     def _about(self) -> dict[str, Any]:
         return {"restored": list(self.pixels.shape[:2]), "tiles": self.tiles}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class RestoredRaw(DenseResult):
+class RestoredRaw(ImageResult):
     """A restored mosaic; ``tiles`` as in :class:`RestoredImage`."""
+
+    own_suffix: ClassVar[str | None] = ".dng"
 
     raw: RawImage
     tiles: int = 1
@@ -269,7 +233,7 @@ class RestoredRaw(DenseResult):
         return developed
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`DenseResult.draw`: the developed image."""
+        """See :meth:`ImageResult.draw`: the developed image."""
         return self.developed()
 
     def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
@@ -287,6 +251,16 @@ class RestoredRaw(DenseResult):
             write_whole(file, encode_image(self.developed(16 if suffix in DEEP else 8), file))
         return file
 
+    def summary(self) -> str:
+        """See :meth:`ImageResult.summary`."""
+        raw = self.raw
+        levels = f"{raw.letters}, black {raw.black[0]}, white {raw.white}"
+        return f"mosaic of {self.size[1]}x{self.size[0]} ({levels}) restored{_in_tiles(self.tiles)}"
+
     def _about(self) -> dict[str, Any]:
         raw = self.raw
         return {"pattern": raw.letters, "black": list(raw.black), "white": raw.white, "tiles": self.tiles}
+
+
+def _in_tiles(tiles: int) -> str:
+    return f", in {tiles} tiles" if tiles > 1 else ""

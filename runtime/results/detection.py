@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
-from pathlib import Path
 from typing import Any, overload
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from deploykit.errors import MissingDependencyError, OutputError, UsageError
+from deploykit.errors import MissingDependencyError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_whole
-from deploykit.runtime.images.reading import as_bgr, read_image
 from deploykit.runtime.postprocess.masks import run_lengths
+from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.draw import draw
 from deploykit.spec import KeypointSpec
 
-__all__ = ["Detection", "Result", "encode_image"]
+__all__ = ["Detection", "Result", "listed"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,45 +33,34 @@ class Detection:
 
 
 @dataclass(frozen=True, eq=False)
-class Result:
+class Result(ImageResult):
     """N objects in one image, the most certain first; every array has N entries.
 
+    Size, name, frame, timings and image are those of every :class:`ImageResult`, and passed by name.
     ``result[i]`` is one :class:`Detection`; a slice, a mask or a list of numbers gives a smaller Result.
 
     Attributes:
         boxes: ``(N, 4)`` float32, x1, y1, x2, y2 in source pixels, clipped to the image.
         scores: ``(N,)`` float32.
         labels: ``(N,)`` int64, positions in ``classes``.
-        size: the image's (height, width).
         keypoints: ``(N, K, 3)`` float32, x, y in source pixels (not clipped: a foot may lie outside) and visibility
             0..1 (1 where the network gives none; of pose objects the score that was fused, or 0); or None.
         masks: ``(N, height, width)`` bool, or None.
         classes: the class names; may be empty.
         keypoint_spec: names and limbs of the keypoints.
         keypoint_threshold: the visibility from which a keypoint is drawn.
-        name: what the image is called: its file, or the video's.
-        frame: the number of a video's frame, from 0.
-        timings: milliseconds a stage: ``read`` (file and decoding), ``letterbox`` (resize, border, blob),
-            ``inference`` (the session's call, divided by the images in it), ``postprocess`` (NMS, back to source
-            pixels).
         truncated: there were more candidates than NMS looks at (``pre_nms_topk``); the weakest were left out.
-        image: the image, BGR ``uint8 (height, width, 3)``, as long as it is kept; not copied.
     """
 
     boxes: Array
     scores: Array
     labels: Array
-    size: tuple[int, int]
     keypoints: Array | None = None
     masks: Array | None = None
     classes: tuple[str, ...] = ()
     keypoint_spec: KeypointSpec | None = None
     keypoint_threshold: float = 0.5
-    name: str = ""
-    frame: int | None = None
-    timings: Mapping[str, float] = field(default_factory=dict)
     truncated: bool = False
-    image: Array | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -132,26 +117,9 @@ class Result:
         return {self.class_name(int(label)): int(n) for label, n in zip(labels, numbers, strict=True)}
 
     def draw(self, image: Array | None = None) -> Array:
-        """A copy of the image with everything drawn on it, BGR ``uint8 (height, width, 3)``.
-
-        Args:
-            image: the image; None takes the kept one, or reads the file ``name`` again.
-
-        Raises:
-            UsageError: the image is not available, or has another size.
-            ImageError, NotFoundError: the file cannot be read again.
-        """
-        if image is None:
-            image = self.image
-        if image is None and (not self.name or self.frame is not None):
-            raise UsageError("this result no longer has its image: pass it as draw(image)")
-        image = read_image(self.name) if image is None else as_bgr(image)
-        if image.shape[:2] != self.size:
-            raise UsageError(
-                f"the result is of an image of {self.size} (height, width), but this one is {image.shape[:2]}"
-            )
+        """Return a copy of the image with everything drawn on it; see :meth:`ImageResult.draw`."""
         return draw(
-            image,
+            self._source(image),
             self.boxes,
             self.scores,
             self.labels,
@@ -162,19 +130,17 @@ class Result:
             masks=self.masks,
         )
 
-    def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
-        """Draw, and write an image whose format follows from the suffix (``.jpg``, ``.png``, ``.webp``, ...).
+    def summary(self) -> str:
+        """See :meth:`ImageResult.summary`: how many of each class, the most frequent first."""
+        return listed(self.counts())
 
-        Raises:
-            OutputError: the format is not one that OpenCV writes, or the place is not writable or full.
-        """
-        file = Path(path)
-        write_whole(file, encode_image(self.draw(image), file))
-        return file
+    @property
+    def left_out(self) -> bool:
+        """See :attr:`ImageResult.left_out`."""
+        return self.truncated
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the pixels, ready for ``json.dumps``; boxes as [x1, y1, x2, y2], keypoints as [x, y, v], masks
-        as run lengths."""
+    def _about(self) -> dict[str, Any]:
+        """Boxes as [x1, y1, x2, y2], keypoints as [x, y, v], masks as run lengths."""
         objects = []
         for found in self:
             entry: dict[str, Any] = {
@@ -185,14 +151,7 @@ class Result:
             if found.mask is not None:
                 entry["mask"] = run_lengths(found.mask)
             objects.append(entry)
-        return {
-            "name": self.name,
-            "frame": self.frame,
-            "size": list(self.size),
-            "detections": objects,
-            "truncated": self.truncated,
-            "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
-        }
+        return {"detections": objects, "truncated": self.truncated}
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
         """COCO result entries: ``bbox`` [x, y, w, h], for keypoints x1, y1, v1, x2, ... in one list, for masks
@@ -239,20 +198,10 @@ class Result:
         )
 
 
-def encode_image(image: Array, path: Path) -> bytes:
-    """An image in the format of ``path``'s suffix.
-
-    Raises:
-        OutputError: OpenCV writes no such format, or not an image of this size.
-    """
-    try:
-        done, data = cv2.imencode(path.suffix.lower() or ".", image)
-    except cv2.error as e:
-        size = f"{image.shape[1]} x {image.shape[0]} pixels"
-        raise OutputError(f"OpenCV does not write {size} as {path.name}: choose .jpg, .png or .webp") from e
-    if not done:
-        raise OutputError(f"OpenCV could not encode {path.name}")
-    return data.tobytes()
+def listed(counts: Mapping[str, int]) -> str:
+    """Names with their numbers, the most frequent first."""
+    ordered = sorted(counts.items(), key=lambda entry: -entry[1])
+    return ", ".join(f"{name} {number}" for name, number in ordered) or "nothing found"
 
 
 def _short(value: float) -> float:

@@ -240,8 +240,8 @@ def test_the_wrong_task_for_a_model_is_refused(
     assert _eval(model, folder, "--task", "keypoints") == UsageError.exit_code
     assert "needs a model with keypoints; this one has none" in _line(capsys)
     assert _eval(model, folder) == 0
-    with pytest.raises(SystemExit):
-        _eval(model, folder, "--task", "dance")
+    assert _eval(model, folder, "--task", "dance") == UsageError.exit_code
+    assert "the task 'dance' was asked for" in capsys.readouterr().err
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(

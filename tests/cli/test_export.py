@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from deploykit.cli import command_parser, main
-from deploykit.describe import columns, preprocessing
+from deploykit.describe import preprocessing
 from deploykit.errors import ParityError
 from deploykit.export.graph import trace
 from deploykit.facade import open_session
@@ -207,4 +207,4 @@ def test_unusual_preprocessing_and_columns_are_spelt_out() -> None:
         "letterbox to 160x90 (width x height), pad 114, stride 32; BGR, times 1, minus (1.0, 2.0, 3.0), "
         "over (4.0, 5.0, 6.0)"
     )
-    assert columns(spec) == "0-3: cx cy w h; 4: 1 class; in network pixels, before NMS"
+    assert spec.output.describe(spec) == "0-3: cx cy w h; 4: 1 class; in network pixels, before NMS"

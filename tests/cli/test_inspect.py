@@ -79,7 +79,7 @@ def test_without_onnx_and_torch_it_shows_the_spec_and_the_interface(
     found = inspected(capsys, file)
     assert found["classes"] == "red, blue"
     assert found["inputs"].startswith("images float32")
-    assert "opset, nodes and operators are not shown: onnx is needed here and is not installed" in found["note"]
+    assert "opset, nodes and operators are not shown: onnx is required here but is not installed" in found["note"]
     assert "operators" not in found
 
 

@@ -117,7 +117,7 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
         (("--save-as", "png"), "--save-as needs a model that restores, and --out"),
         (("--layout", "contest"), "--layout contest needs a model that restores mosaics, and --out"),
         (("--conf", "0.5"), "conf: not for a model of the task classify"),
-        (("--tile", "64"), "tiles are for networks that restore images"),
+        (("--tile", "64"), "tile: not for a model of the task classify"),
     ],
 )
 def test_options_of_other_tasks(

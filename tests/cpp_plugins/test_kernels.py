@@ -13,7 +13,7 @@ from deploykit.errors import BackendError, NotFoundError
 from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.cuda_library import CudaLibrary
 from deploykit.runtime.native.library import FOLDER
 from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
@@ -112,7 +112,7 @@ def test_letterbox_of_images_of_many_sizes(library: CudaLibrary, dtype: type) ->
     images = [rng.integers(0, 256, (h + 2, w + 3, 3), dtype=np.uint8)[1:-1, 1:-2] for h, w in sizes]
     letterboxes = [Letterbox.fit(size, spec.size, Fit()) for size in sizes]
     found = library.letterbox(images, letterboxes, spec, dtype)
-    expected = blob([box.apply(image) for box, image in zip(letterboxes, images, strict=True)], spec)
+    expected = to_nchw([box.apply(image) for box, image in zip(letterboxes, images, strict=True)], spec)
     level = 1.01 * np.float32(1 / 255 / 0.2)  # the largest step that a grey level makes
     np.testing.assert_allclose(found, expected, rtol=0 if dtype == np.float32 else 1e-3, atol=level)
     np.testing.assert_array_equal(found[0], expected[0].astype(dtype))
@@ -135,7 +135,7 @@ def test_letterbox_is_opencvs_within_one_grey_level(library: CudaLibrary, data: 
     image = larger[1 : 1 + height, 2 : 2 + width]
     letterbox = Letterbox.fit((height, width), size, fit)
     found = library.letterbox([image], [letterbox], spec)[0]
-    expected = blob([letterbox.apply(image)], spec)[0]
+    expected = to_nchw([letterbox.apply(image)], spec)[0]
     assert np.abs(found - expected).max() <= 1
     inside = np.zeros(size, bool)
     (left, top), (rows, columns) = letterbox.pad, letterbox.resized
@@ -152,7 +152,7 @@ def test_most_pixels_are_opencvs_exactly(library: CudaLibrary, source: tuple[int
     spec = InputSpec(size=(320, 320), scale=1.0)
     letterbox = Letterbox.fit(source, spec.size, Fit())
     found = library.letterbox([image], [letterbox], spec)
-    difference = np.abs(found - blob([letterbox.apply(image)], spec))
+    difference = np.abs(found - to_nchw([letterbox.apply(image)], spec))
     assert difference.max() <= 1
     assert (difference > 0).mean() < 0.1
 
@@ -161,7 +161,7 @@ def test_scale_mean_and_std_are_blobs_in_both_precisions(library: CudaLibrary) -
     spec = InputSpec(size=(64, 64), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     image = np.random.default_rng(2).integers(0, 256, (64, 48, 3), dtype=np.uint8)
     letterbox = Letterbox.fit((64, 48), spec.size, Fit())
-    expected = blob([letterbox.apply(image)], spec)
+    expected = to_nchw([letterbox.apply(image)], spec)
     for dtype in (np.float32, np.float16):
         found = library.letterbox([image], [letterbox], spec, dtype)
         np.testing.assert_array_equal(found, expected.astype(dtype))

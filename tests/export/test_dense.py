@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from deploykit.errors import ParityError, UsageError
 from deploykit.export.engine.build import build_engine
+from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, compare, expect
-from deploykit.export.parity.dense import match_dense
 from deploykit.export.parity.inputs import make_feeds, on_canvas, sample_image
 from deploykit.export.parity.tolerances import FP16
 from deploykit.export.precision.convert import Lowering
@@ -27,8 +27,8 @@ from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.parity.differences import differences
-from deploykit.runtime.parity.expected import Batch, Expected
+from deploykit.runtime.parity.differences import tensor_difference
+from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import open_session
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
@@ -189,7 +189,7 @@ SPEC = model_of("segment").spec
 
 
 def matching(a: Array, b: Array, limits: Tolerance | None = None, spec: ModelSpec = SPEC) -> tuple[int, int, int]:
-    (found,) = match_dense("a", "b", Batch("x", ("x",)), [a], [b], spec, limits or Tolerance())
+    (found,) = export_adapter_of(spec).match(("a", "b", "x"), [a], [b], limits or Tolerance())
     return found.expected, found.matched, found.borderline
 
 
@@ -201,7 +201,7 @@ def test_pixels_are_matched_by_their_class() -> None:
     assert matching(a, b) == (4, 3, 2)
     b[2, 0, 0] = 5
     assert matching(a, b) == (4, 2, 2)
-    (found,) = match_dense("a", "b", Batch("x", ("x",)), [a], [b], SPEC, Tolerance())
+    (found,) = export_adapter_of(SPEC).match(("a", "b", "x"), [a], [b], Tolerance())
     assert not found.ok
     assert found.max_score > 0.7
     assert "2 of 4 match (2 borderline), probabilities within" in str(found)
@@ -227,14 +227,13 @@ def test_grey_levels_are_those_of_eight_bits() -> None:
 
 
 def test_the_limit_grows_with_the_largest_value() -> None:
-    layout = DenseOutput(name="logits")
     a = np.array([[[100.0, 0.0]]], np.float64)
     for shift, ok in ((9e-4, True), (2e-3, False)):
-        (found,) = differences("a", "b", "x", [a], [a + shift], layout, Tolerance())
+        found = tensor_difference(("a", "b", "x"), "logits", [a], [a + shift], Tolerance())
         assert found.ok == ok
-    (found,) = differences("a", "b", "x", [a / 100], [a / 100 + 2e-5], layout, Tolerance())
+    found = tensor_difference(("a", "b", "x"), "logits", [a / 100], [a / 100 + 2e-5], Tolerance())
     assert not found.ok
-    (found,) = differences("a", "b", "x", [a], [np.full_like(a, np.nan)], layout, FP16)
+    found = tensor_difference(("a", "b", "x"), "logits", [a], [np.full_like(a, np.nan)], FP16)
     assert found.used == np.inf
     with pytest.raises(ParityError, match=r"b gives \(1, 1, 3\) values"):
-        differences("a", "b", "x", [a], [np.zeros((1, 1, 3))], layout, Tolerance())
+        tensor_difference(("a", "b", "x"), "logits", [a], [np.zeros((1, 1, 3))], Tolerance())

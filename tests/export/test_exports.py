@@ -161,7 +161,7 @@ def checked(report: ExportReport) -> ExportReport:
 
 def layout_of(spec: ModelSpec) -> RawDetections:
     assert isinstance(spec.output, (RawDetections, PoseObjectRows))
-    return spec.output.plain
+    return spec.output.as_rows()
 
 
 def test_every_registered_model_is_exported_here() -> None:

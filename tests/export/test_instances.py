@@ -39,7 +39,7 @@ from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import EngineRecord, expected_of
 from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.postprocess.masks import run_lengths
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections
 from tests import cpu_tensorrt

@@ -11,23 +11,25 @@ import cv2
 import numpy as np
 import pytest
 
-from deploykit.describe import columns
 from deploykit.errors import UsageError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.inspection import inspect_file
+from deploykit.export.matching import Matching
+from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import compare
-from deploykit.export.parity.detections import Matching, match
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
-from deploykit.facade import load
+from deploykit.facade import open_session
 from deploykit.models.create.original_format import original_checkpoint
 from deploykit.models.families.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import expected_of
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.parity.expected import Batch, Expected
+from deploykit.runtime.parity.expected import Expected
 from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.predict.predictor import Predictor
+from deploykit.runtime.session import spec_of
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawDetections, Thresholds
 from tests.narrow import graph_of, model_of
 
@@ -70,9 +72,10 @@ def test_an_export_is_verified_on_persons_and_on_keypoint_objects(exported: Expo
 def test_the_poses_of_the_export_are_those_of_the_checkpoint(checkpoint: Path, exported: ExportReport) -> None:
     results, image = [], cv2.resize(read_image(sample_image()), (256, 128))
     for file in (checkpoint, exported.path):
-        with load(file) as predictor:
-            # The checkpoint takes rectangles of any size; the image is of the export's.
-            predictor.spec = replace(predictor.spec, input=replace(predictor.spec.input, size=(64, 128)))
+        session = open_session(file)
+        own = spec_of(session, file.name)
+        # The checkpoint takes rectangles of any size; the image is of the export's.
+        with Predictor(session, replace(own, input=replace(own.input, size=(64, 128)))) as predictor:
             results.append(predictor(image))
     a, b = results
     assert len(a) == len(b) > 10
@@ -104,7 +107,7 @@ def test_an_engine_is_built_with_the_rows_that_it_must_give(exported: ExportRepo
 
 
 def test_what_the_columns_hold_is_told(checkpoint: Path, exported: ExportReport) -> None:
-    said = columns(exported.spec)
+    said = exported.spec.output.describe(exported.spec)
     for part in (
         "5-7: a person and 2 keypoints as classes",
         "8-11: x y of a person's keypoints",
@@ -127,7 +130,7 @@ def row(x: float, y: float, score: float, label: int, side: float = 40, hand: fl
 
 def matched(expected: list[list[float]], found: list[list[float]], spec: ModelSpec = SPEC) -> Matching:
     sides = [[np.array(rows, np.float32)] for rows in (expected, found)]
-    return match("a", "b", Batch("one image", ("one image",)), sides[0], sides[1], spec, Tolerance())[0]
+    return export_adapter_of(spec).match(("a", "b", "one image"), sides[0], sides[1], Tolerance())[0]
 
 
 ROWS = [row(60 + 90 * i, 60 + 90 * j, 0.9 - 0.02 * i, label=(i + j) % 3) for i in range(4) for j in range(3)]

@@ -9,7 +9,7 @@ import pytest
 
 import deploykit
 from deploykit.export.report import ExportReport
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.spec import ModelSpec
 
 pytestmark = pytest.mark.data

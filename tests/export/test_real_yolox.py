@@ -21,7 +21,7 @@ from deploykit.models.registry import create_model, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.results.detection import Result
@@ -60,7 +60,7 @@ def spec(spec_file: Path) -> ModelSpec:
 
 def fed(file: Path, spec: ModelSpec) -> Array:
     image = read_image(file)
-    return blob([Letterbox.fit(image.shape[:2], spec.input.size, spec.input.fit).apply(image)], spec.input)
+    return to_nchw([Letterbox.fit(image.shape[:2], spec.input.size, spec.input.fit).apply(image)], spec.input)
 
 
 def labels(result: Result) -> tuple[str, ...]:
@@ -91,7 +91,7 @@ def test_the_command_line_does_the_same(
 def test_without_its_decode_the_same_rows_are_nothing(theirs: Path, spec: ModelSpec, bus: Path) -> None:
     """What the field changes: read as pixels, the head's own values are boxes of no size in a corner."""
     assert isinstance(spec.output, RawDetections)
-    plain = ModelSpec(spec.task, spec.input, spec.output.decoded, spec.classes)
+    plain = ModelSpec(spec.task, spec.input, spec.output.pixel_layout(), spec.classes)
     with deploykit.load(theirs, spec=plain) as model:
         assert (model(bus).boxes < 40).all()
 

@@ -24,7 +24,7 @@ from deploykit.models.layers.lite import DWConvblock, ShuffleBlock
 from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.spec import COCO_KEYPOINTS, PoseObjectRows, RawDetections
 
 pytestmark = pytest.mark.data
@@ -115,7 +115,7 @@ def letterboxed(paths: list[Path], model: ReferenceModel) -> Array:
         canvases.append(
             Letterbox.fit(image.shape[:2], model.spec.input.size, model.spec.input.fit, auto=False).apply(image)
         )
-    return blob(canvases, model.spec.input)
+    return to_nchw(canvases, model.spec.input)
 
 
 @pytest.fixture(scope="module")

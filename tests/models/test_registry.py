@@ -18,7 +18,7 @@ from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import ReferenceModel, create_model, list_models, meta_model, register_model
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.spec import (
     COCO_KEYPOINTS,
     DenseOutput,
@@ -198,7 +198,7 @@ def test_a_spec_says_what_its_head_does(name: str) -> None:
     assert (spec.input.colour, spec.input.scale) == (("bgr", 1.0) if raw_pixels else ("rgb", 1 / 255))
     if points:
         assert spec.keypoints == COCO_KEYPOINTS
-        assert spec.output.plain.keypoints == ((23, 57) if isinstance(head, PoseObject) else (6, 57))
+        assert spec.output.as_rows().keypoints == ((23, 57) if isinstance(head, PoseObject) else (6, 57))
     else:
         assert spec.keypoints is None
         assert spec.classes == COCO_CLASSES
@@ -212,7 +212,7 @@ def test_a_spec_of_instances_has_masks(name: str) -> None:
     assert spec.classes == COCO_CLASSES
     assert (spec.input.size, spec.input.colour, spec.input.fit.anchor) == ((1024, 1024), "rgb", "top-left")
     border = np.full((1, 1, 3), spec.input.fit.pad_colour, np.uint8)
-    assert np.abs(blob([border], spec.input)).max() < 0.01  # what the originals have is 0
+    assert np.abs(to_nchw([border], spec.input)).max() < 0.01  # what the originals have is 0
 
 
 @EVERY

@@ -27,7 +27,7 @@ def split_and_suppress(rows: Rows, layout: PoseObjectRows, thresholds: Threshold
                 numbers.append(number)
         span = (start, start + 1) if persons else (start + 1, stop)
         limits = thresholds if persons else replace(thresholds, conf=layout.fusion.conf, iou=layout.fusion.iou)
-        kept = reference(rows[numbers], replace(layout.plain, cls=span), limits)
+        kept = reference(rows[numbers], replace(layout.as_rows(), cls=span), limits)
         found.append([Kept(numbers[k.row], k.label, k.score) for k in kept])
     return found[0], found[1]
 

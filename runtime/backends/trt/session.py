@@ -19,10 +19,10 @@ from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
 from deploykit.runtime.backends.trt.load_errors import refusal
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine_record import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
-from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.expected import Expected, runs
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
-from deploykit.spec import METADATA_KEY, NmsOutputs
+from deploykit.spec import METADATA_KEY
 
 __all__ = ["TrtSession", "open_engine", "open_session"]
 
@@ -88,14 +88,13 @@ def _gpu(path: Path, index: int) -> Gpu:
 
 def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
     """Compare the engine with its reference values, then record that it is verified."""
-    output = record.spec.output
-    if isinstance(output, NmsOutputs):
+    if record.spec.output.nms_inside:
         how = f"deploykit compare {expected_of(path)} {path}"
         session.notes = (f"the outputs of this engine are not verified yet: run {how}",)
         return
-    expected = Expected.load(expected_of(path)).within(session.takes)
-    for batch, reference, rows, found in runs(expected, path.name, session, output.plain):
-        for each in differences(reference, path.name, batch.name, rows, found, output.plain.decoded, expected.limits):
+    expected, adapter = Expected.load(expected_of(path)).within(session.takes), adapter_of(record.spec)
+    for batch, reference, rows, found in runs(expected, path.name, session, adapter.values):
+        for each in adapter.differences((reference, path.name, batch.name), rows, found, expected.limits):
             if not each.ok:
                 raise ParityError(
                     f"{path.name} ran for the first time and its outputs differ from the reference values: {each}; "

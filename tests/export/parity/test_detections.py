@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.export.parity.detections import FEW, ROWS, Matching, match
+from deploykit.export.matching import Matching
+from deploykit.export.outputs import export_adapter_of
+from deploykit.export.parity.detections import FEW, ROWS
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Batch
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawDetections, Thresholds
 
@@ -33,7 +34,7 @@ def row(x: float, y: float, score: float, *, side: float = 100, label: int = 0, 
 
 def matched(expected: list[list[float]], found: list[list[float]], spec: ModelSpec = SPEC) -> list[Matching]:
     sides = [np.array(rows, np.float32).reshape(-1, 10) for rows in (expected, found)]
-    return match("a", "b", Batch("one image", ("one image",)), sides[:1], sides[1:], spec, LIMIT)
+    return export_adapter_of(spec).match(("a", "b", "one image"), sides[:1], sides[1:], LIMIT)
 
 
 def detections(expected: list[list[float]], found: list[list[float]], spec: ModelSpec = SPEC) -> Matching:
@@ -173,7 +174,7 @@ def test_a_nan_in_one_image_of_several_is_no_match() -> None:
         broken = quiet.copy()
         broken[3, column] = np.nan
         for found in ([quiet, broken], [broken, quiet]):
-            best = match("a", "b", Batch("two", ("one", "two")), [quiet, quiet], found, SPEC, LIMIT)[1]
+            best = export_adapter_of(SPEC).match(("a", "b", "two images"), [quiet, quiet], found, LIMIT)[1]
             assert not best.ok, column
 
 

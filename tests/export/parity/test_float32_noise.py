@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from deploykit.errors import ParityError
 from deploykit.export import to_onnx
-from deploykit.export.parity.detections import Matching
+from deploykit.export.matching import Matching
 from deploykit.export.parity.float32_noise import SAFETY_FACTOR, Float32Cost, relaxed_tolerance
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.to_onnx import onnx_from_model

@@ -7,10 +7,9 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from deploykit.export.parity.dense import match_dense
-from deploykit.export.parity.detections import Matching
+from deploykit.export.matching import Matching
+from deploykit.export.outputs import export_adapter_of
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Batch
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import DenseOutput, InputSpec, ModelSpec
 
@@ -21,7 +20,7 @@ Task = Literal["segment", "classify", "restore", "features"]
 def matched(task: Task, expected: Array, found: Array, **canvas: object) -> Matching:
     classes = ("a", "b", "c")[: len(expected)] if task in ("segment", "classify") else ()
     spec = ModelSpec(task, InputSpec(size=(4, 4), **canvas), DenseOutput(), classes)  # type: ignore[arg-type]
-    (matching,) = match_dense("a", "b", Batch("one", ("one",)), [expected], [found], spec, LIMITS)
+    (matching,) = export_adapter_of(spec).match(("a", "b", "one"), [expected], [found], LIMITS)
     return matching
 
 

@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deploykit.export.parity.detections import Matching, match_found
+from deploykit.export.matching import Matching
+from deploykit.export.parity.detections import RowMatcher
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.runtime.postprocess.detections import Found, found_in
+from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.spec import InputSpec, ModelSpec, RawDetections, Thresholds
 
 SPEC = ModelSpec(
@@ -40,16 +43,26 @@ def spec_of(**thresholds: Any) -> ModelSpec:
     return replace(SPEC, thresholds=replace(SPEC.thresholds, **thresholds))
 
 
-def found_of(rows: list[list[float]], spec: ModelSpec = SPEC, *, lost: tuple[int, ...] = ()) -> Found:
+def objects_in(rows: Array, spec: ModelSpec) -> NetworkDetections:
+    found: NetworkDetections = adapter_of(spec).objects({"output": rows[None]}, 0)
+    return found
+
+
+def matcher(spec: ModelSpec) -> RowMatcher:
+    assert isinstance(spec.output, RawDetections)
+    return RowMatcher(spec.output, lambda rows: objects_in(rows, spec), (spec.thresholds,))
+
+
+def found_of(rows: list[list[float]], spec: ModelSpec = SPEC, *, lost: tuple[int, ...] = ()) -> NetworkDetections:
     """What NMS finds in rows, but for the detections ``lost``, counted from the best."""
-    found = found_in({"output": np.array(rows, np.float32)[None]}, 0, spec, spec.thresholds)
+    found = objects_in(np.array(rows, np.float32), spec)
     kept = np.setdiff1d(np.arange(len(found.scores)), lost)
     return replace(found, boxes=found.boxes[kept], scores=found.scores[kept], labels=found.labels[kept])
 
 
-def matched(rows: list[list[float]], found: Found, spec: ModelSpec = SPEC) -> Matching:
+def matched(rows: list[list[float]], found: NetworkDetections, spec: ModelSpec = SPEC) -> Matching:
     """What a network found, against what is found in the rows of a reference."""
-    return match_found(("a", "b", "one image"), [np.array(rows, np.float32)], [found], spec, LIMITS)
+    return matcher(spec).match_found(("a", "b", "one image"), [np.array(rows, np.float32)], [found], LIMITS)
 
 
 def counts(matching: Matching) -> tuple[int, int, int, int]:
@@ -86,7 +99,8 @@ def test_a_detection_that_nms_should_have_suppressed_fails() -> None:
 
 def test_every_image_of_a_batch_counts() -> None:
     rows = np.array(APART, np.float32)
-    result = match_found(("a", "b", "two"), [rows, rows], [found_of(APART), found_of(APART, lost=(2,))], SPEC, LIMITS)
+    found = [found_of(APART), found_of(APART, lost=(2,))]
+    result = matcher(SPEC).match_found(("a", "b", "two"), [rows, rows], found, LIMITS)
     assert not result.ok
     assert counts(result) == (12, 11, 11, 0)
 
@@ -193,7 +207,7 @@ def chain(over: float) -> list[list[float]]:
     return [row(300, 500, 0.8 + over), row(320, 500, 0.8), row(345, 500, 0.6)]
 
 
-def other_way(rows: list[list[float]]) -> Found:
+def other_way(rows: list[list[float]]) -> NetworkDetections:
     """What is found where B comes before A; its score stays the reference's."""
     a, b, c = rows[-3:]
     swapped = found_of([*rows[:-3], [*a[:4], b[4] - 0.1, *a[5:]], b, c])

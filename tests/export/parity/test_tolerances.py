@@ -9,19 +9,19 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from deploykit.export.parity.dense import match_dense
-from deploykit.export.parity.detections import match, match_found
+from deploykit.export.outputs import export_adapter_of
+from deploykit.export.parity.detections import RowMatcher
 from deploykit.export.parity.tolerances import BF16, FP16, LIMITS
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.differences import differences
-from deploykit.runtime.parity.expected import Batch
+from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.runtime.postprocess.detections import Found, found_in
+from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.spec import DenseOutput, InputSpec, KeypointSpec, ModelSpec, RawDetections, Thresholds
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "precision.md"
@@ -36,7 +36,7 @@ SPEC = ModelSpec(
 )
 DENSE = DenseOutput()
 RESTORE = ModelSpec("restore", InputSpec(size=(10, 10)), DENSE, ())
-ONE = Batch("one image", ("one image",))
+NAMES = ("a", "b", "one image")
 
 
 def table_of(page: str) -> dict[str, dict[str, float]]:
@@ -77,22 +77,36 @@ def row(x: float, y: float, score: float, *, side: float = 100.0, label: int = 0
 
 def raw_values_agree(expected: list[float], found: list[float], limits: Tolerance) -> bool:
     sides = [[np.array([row(30, 30, 0.9), values])] for values in (expected, found)]
-    return all(d.ok for d in differences("a", "b", "noise", *sides, LAYOUT, limits))
+    return all(d.ok for d in adapter_of(SPEC).differences(NAMES, *sides, limits))
 
 
 def detections_match(expected: list[list[float]], found: list[list[float]], limits: Tolerance) -> bool:
     sides = [[np.array(rows, np.float32)] for rows in (expected, found)]
-    (matching, *_) = match("a", "b", ONE, *sides, SPEC, limits)
+    (matching, *_) = export_adapter_of(SPEC).match(NAMES, *sides, limits)
     assert matching.what == "detections"
     return matching.ok
 
 
-def without(rows: list[list[float]], lost: int) -> Found:
+def objects_in(rows: Array) -> NetworkDetections:
+    found: NetworkDetections = adapter_of(SPEC).objects({LAYOUT.name: rows[None]}, 0)
+    return found
+
+
+MATCHER = RowMatcher(LAYOUT, objects_in, (SPEC.thresholds,))
+
+
+def without(rows: list[list[float]], lost: int) -> NetworkDetections:
     """What is found in rows, but for the last detections."""
-    found = found_in({LAYOUT.name: np.array(rows, np.float32)[None]}, 0, SPEC, SPEC.thresholds)
+    found = objects_in(np.array(rows, np.float32))
     kept = slice(len(found.scores) - lost)
     assert found.keypoints is not None
-    return Found(found.boxes[kept], found.scores[kept], found.labels[kept], found.keypoints[kept], found.candidates)
+    return replace(
+        found,
+        boxes=found.boxes[kept],
+        scores=found.scores[kept],
+        labels=found.labels[kept],
+        keypoints=found.keypoints[kept],
+    )
 
 
 def pixels(limit: float, limits: Tolerance) -> bool:
@@ -135,8 +149,7 @@ def borderline_iou(limit: float, limits: Tolerance) -> bool:
     iou = 0.45 - limit
     rows = [row(300, 300, 0.9), row(300 + 100 * (1 - iou) / (1 + iou), 300, 0.6)]
     assert len(without(rows, 0).scores) == 2
-    names = ("a", "b", "one image")
-    return match_found(names, [np.array(rows, np.float32)], [without(rows, 1)], SPEC, limits).ok
+    return MATCHER.match_found(NAMES, [np.array(rows, np.float32)], [without(rows, 1)], limits).ok
 
 
 def min_iou(limit: float, limits: Tolerance) -> bool:
@@ -149,8 +162,7 @@ def unmatched(limit: float, limits: Tolerance) -> bool:
     """So many of 250 detections are lost, far from every tie."""
     rows = [row(20 + 40 * (i % 16), 20 + 40 * (i // 16), 0.9, side=30) for i in range(250)]
     lost = round(2 * 250 * limit / (1 + limit))  # of both sides together: lost / (500 - lost)
-    names = ("a", "b", "one image")
-    return match_found(names, [np.array(rows, np.float32)], [without(rows, lost)], SPEC, limits).ok
+    return MATCHER.match_found(NAMES, [np.array(rows, np.float32)], [without(rows, lost)], limits).ok
 
 
 def unmatched_values(limit: float, limits: Tolerance) -> bool:
@@ -158,12 +170,12 @@ def unmatched_values(limit: float, limits: Tolerance) -> bool:
     expected = np.full((10, 10, 10), 0.5)
     found = expected.copy()
     found.reshape(-1)[: round(1000 * limit)] += 2 / 255
-    (matching,) = match_dense("a", "b", ONE, [expected], [found], RESTORE, limits)
+    (matching,) = export_adapter_of(RESTORE).match(NAMES, [expected], [found], limits)
     return matching.ok
 
 
 def dense_agrees(expected: Array, found: Array, limits: Tolerance) -> bool:
-    (difference,) = differences("a", "b", "noise", [expected], [found], DENSE, limits)
+    (difference,) = adapter_of(RESTORE).differences(NAMES, [expected], [found], limits)
     return difference.ok
 
 
@@ -186,8 +198,8 @@ def class_probability(limit: float, limits: Tolerance) -> bool:
     logits = np.zeros((2, 10, 10))
     found = logits.copy()
     found[0] = np.log((0.5 + limit) / (0.5 - limit))
-    (matching,) = match_dense(
-        "a", "b", ONE, [logits], [found], ModelSpec("segment", RESTORE.input, DENSE, ("a", "b")), limits
+    (matching,) = export_adapter_of(ModelSpec("segment", RESTORE.input, DENSE, ("a", "b"))).match(
+        NAMES, [logits], [found], limits
     )
     return matching.ok
 

@@ -32,7 +32,7 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.backends.trt.bindings import installed
-from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.parity.differences import row_differences
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import METADATA_KEY, ModelSpec, RawDetections
 from tests.narrow import model_of
@@ -211,18 +211,18 @@ def test_rows_that_score_nothing_may_be_anywhere() -> None:
     rows[:, :4] = other[:, :4] = (100, 100, 40, 20)
     rows[0, 4:] = other[0, 4:] = (0.9, 1.0)
     other[1, 0] += 50
-    report = {d.values: d for d in differences("a", "b", "x", [rows], [other], layout, FP16)}
+    report = {d.values: d for d in row_differences(("a", "b", "x"), [rows], [other], layout, FP16)}
     assert report["boxes"].max_abs == 0
     other[0, 0] += 1.6  # half a pixel and 0.03 of 40 are 1.7
-    (boxes, scores) = differences("a", "b", "x", [rows], [other], layout, FP16)
+    (boxes, scores) = row_differences(("a", "b", "x"), [rows], [other], layout, FP16)
     assert (boxes.ok, scores.ok, boxes.worst[0]) == (True, True, 0)
     other[0, 0] += 0.2
-    assert not differences("a", "b", "x", [rows], [other], layout, FP16)[0].ok
+    assert not row_differences(("a", "b", "x"), [rows], [other], layout, FP16)[0].ok
     other[2, 4:] = (0.5, 1.0)  # a false alarm
-    assert not differences("a", "b", "x", [rows], [other], layout, FP16)[1].ok
+    assert not row_differences(("a", "b", "x"), [rows], [other], layout, FP16)[1].ok
     other[3, 4] = np.nan
-    assert differences("a", "b", "x", [rows], [other], layout, FP16)[1].used == np.inf
-    nothing = differences("a", "b", "x", [rows[1:]], [rows[1:]], layout, FP16)
+    assert row_differences(("a", "b", "x"), [rows], [other], layout, FP16)[1].used == np.inf
+    nothing = row_differences(("a", "b", "x"), [rows[1:]], [rows[1:]], layout, FP16)
     assert [d.count for d in nothing] == [0, 0]
 
 

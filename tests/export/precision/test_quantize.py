@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from deploykit.errors import DataError, ExportError, ImageError, NotFoundError, UsageError
+from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.parity.verification import largest_values
 from deploykit.export.precision import calibration as module
@@ -35,7 +36,6 @@ from deploykit.export.precision.sensitivity import (
     choose_keep,
     measure_sensitivity,
     named_layers,
-    output_error,
 )
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
@@ -428,12 +428,12 @@ def test_the_error_of_rows_is_of_those_that_score() -> None:
     rows[0, :, 4:] = ((0.9, 1.0), (0.5, 1.0), (0.01, 1.0))
     other = rows.copy()
     other[0, 2, :4] = 0  # a row that scores nothing may be anywhere
-    assert output_error({"output": rows}, {"output": other}, SPEC) == 0.0
+    assert export_adapter_of(SPEC).error({"output": rows}, {"output": other}) == 0.0
     other[0, 0, 0] += 4  # one of eight values by a fifth of the longer side
-    assert output_error({"output": rows}, {"output": other}, SPEC) == pytest.approx(0.2 / 8)
+    assert export_adapter_of(SPEC).error({"output": rows}, {"output": other}) == pytest.approx(0.2 / 8)
     other[0, 2, 4] = 0.2  # a false alarm counts
-    assert output_error({"output": rows}, {"output": other}, SPEC) > 0.5
+    assert export_adapter_of(SPEC).error({"output": rows}, {"output": other}) > 0.5
     other[0, 0, 0] = np.nan
-    assert output_error({"output": rows}, {"output": other}, SPEC) == np.inf
+    assert export_adapter_of(SPEC).error({"output": rows}, {"output": other}) == np.inf
     dense = ModelSpec(task="segment", input=InputSpec(), output=DenseOutput())
-    assert output_error({"y": np.full(4, 2.0)}, {"y": np.full(4, 2.2)}, dense) == pytest.approx(0.1)
+    assert export_adapter_of(dense).error({"y": np.full(4, 2.0)}, {"y": np.full(4, 2.2)}) == pytest.approx(0.1)

@@ -30,10 +30,13 @@ from deploykit.runtime.bench.benchmark import benchmark, encoded_images
 from deploykit.runtime.bench.report import Benchmark, Statistics
 from deploykit.runtime.images import sources
 from deploykit.runtime.images.reading import decode_image
-from deploykit.runtime.predict import detector as predictor
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.kinds import detection
+from deploykit.runtime.options import PredictOptions
+from deploykit.runtime.predict import predictor
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Source
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
+from tests.told import Told
 
 STAGES = ["decode", "letterbox", "inference", "postprocess", "rest"]
 SPEC = ModelSpec("detect", InputSpec(size=(64, 64)), RawDetections(), ("thing",), source=Source(model="fake"))
@@ -171,9 +174,9 @@ def slowed(monkeypatch: pytest.MonkeyPatch, clock: _Clock, module: SimpleNamespa
 
 def test_each_stage_gets_its_own_time_and_no_other(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     slowed(monkeypatch, clock, sources, "read_image", 3)
-    slowed(monkeypatch, clock, predictor, "blob", 5)
-    slowed(monkeypatch, clock, predictor, "found_in", 7)
-    slowed(monkeypatch, clock, predictor, "Result", 2)
+    slowed(monkeypatch, clock, predictor, "to_nchw", 5)
+    slowed(monkeypatch, clock, detection, "decode_rows", 7)
+    slowed(monkeypatch, clock, detection, "Result", 2)
     report = quick(lambda: ticking(clock, 40), encoded(), runs=4)
     means = {name: stage.mean for name, stage in report.end_to_end.stages.items()}
     assert means == pytest.approx({"decode": 3, "letterbox": 5, "inference": 40, "postprocess": 7, "rest": 2})
@@ -287,7 +290,7 @@ def test_objects_are_counted_over_the_images_of_all_runs(tmp_path: Path) -> None
 
 
 def _loaded(path: Path, *, batch: int) -> Predictor:
-    return Predictor(deploykit.open_session(path, threads=1), batch=batch)
+    return Predictor(deploykit.open_session(path, threads=1), options=PredictOptions(batch=batch))
 
 
 def test_a_network_that_finds_nothing_and_one_that_finds_too_much(clock: _Clock) -> None:
@@ -314,7 +317,7 @@ def test_the_collector_waits_while_a_run_is_timed_and_only_then(clock: _Clock) -
 
     between: list[bool] = []
     assert gc.isenabled()
-    quick(lambda: fake(answer), encoded(), runs=3, on_progress=lambda *_: between.append(gc.isenabled()))
+    quick(lambda: fake(answer), encoded(), runs=3, progress=Told(lambda *_: between.append(gc.isenabled())))
     assert (set(states), set(between), gc.isenabled()) == ({False}, {True}, True)
     gc.disable()
     try:
@@ -344,7 +347,7 @@ def test_progress_is_told_from_nothing_to_all(clock: _Clock) -> None:
         encoded(),
         duration=0.5,
         warmup=0.3,
-        on_progress=lambda phase, share: told.append((phase, share)),
+        progress=Told(lambda phase, share: told.append((phase, share))),
     )
     assert list(dict.fromkeys(phase for phase, _ in told)) == ["loading", "warming up", "measuring"]
     assert [round(share, 6) for phase, share in told if phase == "measuring"] == [0, 0.2, 0.4, 0.6, 0.8]

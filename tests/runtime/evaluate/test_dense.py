@@ -17,14 +17,18 @@ from onnx import TensorProto, helper
 import deploykit
 from deploykit.cli import main
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, SpecError, UsageError
-from deploykit.runtime.evaluate import dense as evaluate_dense
-from deploykit.runtime.evaluate.dense import DenseEvaluation
+from deploykit.runtime.evaluate.evaluate import meter_class
+from deploykit.runtime.evaluate.report import ImageEvaluation
 from deploykit.runtime.images.metrics import psnr, ssim
-from deploykit.runtime.images.placing import Placed, place
-from deploykit.runtime.images.to_tensor import blob
-from deploykit.runtime.postprocess.dense import label_map, restored, top_classes
+from deploykit.runtime.images.placing import CanvasImage, place_on_canvas
+from deploykit.runtime.images.to_tensor import to_nchw
+from deploykit.runtime.postprocess.dense import label_map, to_image, top_classes
+from deploykit.runtime.results.dense import RestoredImage
 from deploykit.spec import METADATA_KEY, DenseOutput, Fit, InputSpec, ModelSpec
+from tests.dense_networks import blurrer
+from tests.dense_networks import segmenter as four_channels
 from tests.reference.similarity import slow_ssim
+from tests.told import Told
 
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
 COLOURS = (RED, GREEN, BLUE)
@@ -107,25 +111,27 @@ def class_folder(tmp_path: Path) -> Path:
 
 
 def test_top_one_is_the_share_of_right_classes(classifier: Path, class_folder: Path) -> None:
-    progress: list[tuple[int, int]] = []
-    found = deploykit.evaluate_dense(classifier, class_folder, on_progress=lambda *now: progress.append(now))
+    progress: list[float] = []
+    found = deploykit.evaluate(
+        classifier, class_folder, task="classify", progress=Told(lambda _, share: progress.append(share))
+    )
     assert found.task == "classify"
     assert found.metrics == {"top1": 5 / 6, "top5": 1.0}
     assert found.per_class["red"] == {"top1": 2 / 3, "top5": 1.0, "images": 3}
     assert found.counts == {"images": 6, "classes": 3}
-    assert progress == [(i, 6) for i in range(1, 7)]
-    assert set(found.timings) == {"read", "prepare", "inference", "score"}
+    assert progress == [i / 6 for i in range(1, 7)]
+    assert set(found.timings) == {"read", "prepare", "inference", "postprocess", "score"}
 
 
 def test_class_folders_may_be_numbers(classifier: Path, tmp_path: Path) -> None:
     save(tmp_path / "numbers" / "2" / "a.png", np.full((32, 32, 3), BLUE, np.uint8))
-    assert deploykit.evaluate_dense(classifier, tmp_path / "numbers").metrics["top1"] == 1.0
+    assert deploykit.evaluate(classifier, tmp_path / "numbers").metrics["top1"] == 1.0
 
 
 def test_a_crop_is_the_middle_of_the_scaled_image() -> None:
     canvas = InputSpec(size=(28, 28), fit=Fit(kind="crop", crop_share=0.875))
     image = CHANCE.integers(0, 256, (64, 96, 3), np.uint8)
-    found = place(image, canvas)
+    found = place_on_canvas(image, canvas)
     scaled = cv2.resize(image, (48, 32), interpolation=cv2.INTER_LINEAR)
     np.testing.assert_array_equal(found.canvas, scaled[2:30, 10:38])
 
@@ -157,7 +163,7 @@ def stripes(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_label_maps_are_compared_pixel_by_pixel(tmp_path: Path, stripes: tuple[Path, Path]) -> None:
     images, labels = stripes
-    found = deploykit.evaluate_dense(segmenter(tmp_path / "s.onnx"), labels, images=images)
+    found = deploykit.evaluate(segmenter(tmp_path / "s.onnx"), labels, images=images)
     green, blue, wrong = 32 * 64, 26 * 64, 6 * 64
     iou = {"green": green / (green + wrong), "blue": blue / (blue + wrong)}
     for name, value in iou.items():
@@ -171,8 +177,8 @@ def test_label_maps_are_compared_pixel_by_pixel(tmp_path: Path, stripes: tuple[P
 def test_a_label_map_has_the_images_own_pixels(tmp_path: Path, kind: Any, size: tuple[int, int]) -> None:
     image, labels = split_image(size)
     spec = InputSpec(size=(64, 64), fit=Fit(kind=kind, stride=2, pad_value=0))
-    placed = place(image, spec)
-    logits = blob([placed.canvas], spec)[0]
+    placed = place_on_canvas(image, spec)
+    logits = to_nchw([placed.canvas], spec)[0]
     found = label_map(logits, placed)
     assert found.shape == size
     assert (found == labels).mean() > 0.95
@@ -182,13 +188,13 @@ def test_a_label_map_has_the_images_own_pixels(tmp_path: Path, kind: Any, size: 
 
 def test_many_classes_are_compared_in_parts_as_at_once() -> None:
     logits = CHANCE.normal(size=(21, 16, 16)).astype(np.float32)
-    placed = Placed(np.zeros((16, 16, 3), np.uint8), (33, 20), (0, 0, 16, 16))
+    placed = CanvasImage(np.zeros((16, 16, 3), np.uint8), (33, 20), (0, 0, 16, 16))
     enlarged = np.stack([cv2.resize(channel, (20, 33)) for channel in logits])
     np.testing.assert_array_equal(label_map(logits, placed), enlarged.argmax(0))
 
 
 def test_one_channel_is_class_one_against_class_zero(tmp_path: Path) -> None:
-    placed = Placed(np.zeros((4, 4, 3), np.uint8), (4, 4), (0, 0, 4, 4))
+    placed = CanvasImage(np.zeros((4, 4, 3), np.uint8), (4, 4), (0, 0, 4, 4))
     logits = np.array([[[-1.0, 1.0], [1.0, -1.0]]], np.float32).repeat(2, 1).repeat(2, 2)
     found = label_map(logits, placed)
     assert found.tolist() == [[0, 0, 1, 1]] * 2 + [[1, 1, 0, 0]] * 2
@@ -203,7 +209,7 @@ def test_a_palette_is_read_as_its_indices(tmp_path: Path) -> None:
     indexed = pillow.fromarray(labels, "P")
     indexed.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
     indexed.save(tmp_path / "labels" / "a.png")
-    found = deploykit.evaluate_dense(segmenter(tmp_path / "s.onnx"), tmp_path / "labels", images=tmp_path / "images")
+    found = deploykit.evaluate(segmenter(tmp_path / "s.onnx"), tmp_path / "labels", images=tmp_path / "images")
     assert found.metrics["mIoU"] > 0.9
 
 
@@ -216,12 +222,12 @@ def test_a_network_that_gives_its_input_back_is_as_good_as_its_input(tmp_path: P
         noisy = np.clip(image.astype(int) + CHANCE.integers(-9, 10, image.shape), 0, 255).astype(np.uint8)
         save(tmp_path / "noisy" / name, noisy)
         save(tmp_path / "clean" / name, image)
-    found = deploykit.evaluate_dense(restorer(tmp_path / "r.onnx"), tmp_path / "clean", images=tmp_path / "noisy")
+    found = deploykit.evaluate(restorer(tmp_path / "r.onnx"), tmp_path / "clean", images=tmp_path / "noisy")
     for name, image in clean.items():
         noisy = cv2.imread(str(tmp_path / "noisy" / name))
         assert found.per_image[name] == {"PSNR": psnr(noisy, image), "SSIM": ssim(noisy, image)}
     assert found.metrics["PSNR"] == np.mean([v["PSNR"] for v in found.per_image.values()])
-    same = deploykit.evaluate_dense(restorer(tmp_path / "r.onnx"), tmp_path / "clean", images=tmp_path / "clean")
+    same = deploykit.evaluate(restorer(tmp_path / "r.onnx"), tmp_path / "clean", images=tmp_path / "clean")
     assert same.metrics == {"PSNR": math.inf, "SSIM": pytest.approx(1.0)}
     assert json.loads(json.dumps(same.to_dict()))["metrics"]["PSNR"] == "inf"
 
@@ -231,12 +237,12 @@ def test_pixels_are_what_the_network_was_fed() -> None:
         size=(32, 48), fit=Fit(kind="pad", stride=16), mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7), dynamic="shape"
     )
     image = CHANCE.integers(0, 256, (25, 40, 3), np.uint8)
-    placed = place(image, canvas)
+    placed = place_on_canvas(image, canvas)
     assert placed.canvas.shape == (32, 48, 3)
     np.testing.assert_array_equal(placed.canvas[25], placed.canvas[23])  # mirrored below
-    np.testing.assert_array_equal(restored(blob([placed.canvas], canvas)[0], placed, canvas), image)
-    twice = blob([placed.canvas], canvas)[0].repeat(2, 1).repeat(2, 2)
-    np.testing.assert_array_equal(restored(twice, placed, canvas), image.repeat(2, 0).repeat(2, 1))
+    np.testing.assert_array_equal(to_image(to_nchw([placed.canvas], canvas)[0], placed, canvas), image)
+    twice = to_nchw([placed.canvas], canvas)[0].repeat(2, 1).repeat(2, 2)
+    np.testing.assert_array_equal(to_image(twice, placed, canvas), image.repeat(2, 0).repeat(2, 1))
 
 
 def test_psnr_and_ssim_are_what_they_are_defined_as() -> None:
@@ -274,7 +280,7 @@ def test_the_command_line_says_what_python_says(
     words = ["eval", "--model", str(model), "--data", str(labels), "--images", str(images)]
     assert main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["metrics"] == deploykit.evaluate_dense(model, labels, images=images).metrics
+    assert told["metrics"] == deploykit.evaluate(model, labels, images=images).metrics
     assert main([*words, "--per-class", "--against", str(model), "--task", "segment"]) == 0
     out = capsys.readouterr().out
     assert "mIoU" in out
@@ -285,11 +291,11 @@ def test_the_command_line_says_what_python_says(
     assert "top1" in captured.out
     assert "only the first 2 of 6 images" in captured.err
     assert main([*words, "--conf", "0.5"]) == 2
-    assert "--conf: for detections" in capsys.readouterr().err
+    assert "conf: not for an evaluation of the task segment" in capsys.readouterr().err
 
 
-def evaluated(*args: Any, **options: Any) -> DenseEvaluation:
-    return deploykit.evaluate_dense(*args, **options)
+def evaluated(*args: Any, **options: Any) -> ImageEvaluation:
+    return deploykit.evaluate(*args, **options)
 
 
 def test_what_does_not_fit_is_said(tmp_path: Path, classifier: Path, stripes: tuple[Path, Path]) -> None:
@@ -327,11 +333,11 @@ def test_what_does_not_fit_is_said(tmp_path: Path, classifier: Path, stripes: tu
 def test_a_image_that_has_no_place_is_refused() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
     with pytest.raises(ImageSizeError, match="at most 32x32"):
-        place(image, InputSpec(size=(32, 32), fit=Fit(kind="pad", stride=16)))
+        place_on_canvas(image, InputSpec(size=(32, 32), fit=Fit(kind="pad", stride=16)))
     with pytest.raises(ImageSizeError, match="too small to be mirrored"):
-        place(image, InputSpec(size=(128, 128), fit=Fit(kind="pad", stride=16)))
+        place_on_canvas(image, InputSpec(size=(128, 128), fit=Fit(kind="pad", stride=16)))
     with pytest.raises(SpecError, match="got the fit 'tile'"):
-        place(image, InputSpec(fit=Fit(kind="tile")))
+        place_on_canvas(image, InputSpec(fit=Fit(kind="tile")))
     with pytest.raises(SpecError, match="crop's share"):
         Fit(crop_share=0.0)
 
@@ -339,4 +345,32 @@ def test_a_image_that_has_no_place_is_refused() -> None:
 def test_features_have_no_truth() -> None:
     spec = ModelSpec("features", InputSpec(size=(32, 32), fit=Fit(kind="crop", stride=1)), DenseOutput(name="features"))
     with pytest.raises(UsageError, match="no truth that those are scored by"):
-        evaluate_dense._task(spec, None)
+        meter_class(spec, spec.task)
+
+
+def test_an_image_that_is_larger_than_a_fixed_canvas_is_evaluated_in_the_tiles_of_predict(tmp_path: Path) -> None:
+    """The same pixels, in a fixed batch that fills its slots, of any number of channels."""
+    image = np.random.default_rng(3).integers(0, 256, (70, 90, 3), np.uint8)
+    for batch in (1, 3):
+        model = blurrer(tmp_path / f"b{batch}.onnx", batch=batch)
+        with deploykit.load(model, task="restore") as predict:
+            restored = predict(image)
+            assert isinstance(restored, RestoredImage)
+            assert restored.tiles > 1
+            save(tmp_path / "noisy" / "a.png", image)
+            save(tmp_path / "same" / "a.png", restored.pixels)
+        found = deploykit.evaluate(model, tmp_path / "same", images=tmp_path / "noisy")
+        assert found.metrics == {"PSNR": math.inf, "SSIM": 1.0}
+        words = ["eval", "--model", model, "--data", tmp_path / "same", "--images", tmp_path / "noisy"]
+        assert main([*map(str, words), "--task", "restore"]) == 0
+
+
+def test_images_of_four_channels_are_evaluated_as_they_are_predicted(tmp_path: Path) -> None:
+    image = np.random.default_rng(4).integers(0, 200, (32, 48, 4), np.uint8)
+    model = four_channels(tmp_path / "four.onnx", ("a", "b", "c", "d"), channels=4)
+    with deploykit.load(model, task="segment") as predict:
+        labels = predict(image).labels
+    save(tmp_path / "images" / "a.png", image)
+    save(tmp_path / "labels" / "a.png", labels.astype(np.uint8))
+    found = deploykit.evaluate(model, tmp_path / "labels", images=tmp_path / "images")
+    assert found.metrics["mIoU"] == 1.0

@@ -16,12 +16,14 @@ from deploykit.errors import DataError, ImageError, ImageSizeError, NotFoundErro
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.evaluate.coco_metrics import BOX_KEYS, KEYPOINT_KEYS
-from deploykit.runtime.evaluate.detection import evaluate_session
-from deploykit.runtime.evaluate.report import Evaluation
+from deploykit.runtime.evaluate.evaluate import evaluate_session
+from deploykit.runtime.evaluate.report import DetectionEvaluation
 from deploykit.runtime.native.library import nms_arrays
+from deploykit.runtime.options import EvalOptions
 from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model
 from tests.coco_folder import BLUE_ID, RED_ID, Folder, pose_spec, write_folder
+from tests.told import Told
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
 ENGINES = [
@@ -46,7 +48,7 @@ def model(tmp_path: Path) -> Path:
     return write_cell_model(tmp_path / "cells.onnx", spec=pose_spec())
 
 
-def _evaluated(model: Path, folder: Folder, **options: Any) -> Evaluation:
+def _evaluated(model: Path, folder: Folder, **options: Any) -> DetectionEvaluation:
     return deploykit.evaluate(model, folder.data, images=folder.images, **options)
 
 
@@ -208,7 +210,7 @@ def test_a_image_of_another_size_than_the_annotations_say_is_an_error(model: Pat
     ("options", "said"),
     [
         ({"limit": 0}, "limit must be at least 1 image, got 0"),
-        ({"task": "segment"}, "knows the tasks detect, instances, keypoints, not 'segment'"),
+        ({"task": "segment"}, "'segment' was asked for, .* scored for detect, instances, keypoints"),
         ({"conf": 2}, "conf must lie in 0..1"),
         ({"batch": 3}, "takes a batch of 1, got 3"),
         ({"engine": "coco"}, "must be hotcoco or pycocotools, got 'coco'"),
@@ -238,13 +240,13 @@ def test_thresholds_that_lower_the_numbers_are_said(model: Path, folder: Folder)
 
 def test_a_batch_gives_the_same_numbers(tmp_path: Path, folder: Folder) -> None:
     model = write_cell_model(tmp_path / "n.onnx", batch="n", spec=pose_spec(dynamic=True))
-    told: list[tuple[int, int]] = []
+    told: list[float] = []
     one, three = (
-        _evaluated(model, folder, batch=n, on_progress=lambda *share: told.append(share)).to_dict() for n in (1, 3)
+        _evaluated(model, folder, batch=n, progress=Told(lambda _, share: told.append(share))).to_dict() for n in (1, 3)
     )
     assert (one["metrics"], one["counts"]) == (three["metrics"], three["counts"])
     assert (one["settings"]["batch"], three["settings"]["batch"]) == (1, 3)
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
+    assert told == [1 / 4, 2 / 4, 3 / 4, 4 / 4] * 2
 
 
 def test_keypoints_need_a_model_and_annotations_with_the_same(tmp_path: Path, folder: Folder) -> None:
@@ -311,7 +313,7 @@ def test_nms_inside_a_network_keeps_its_thresholds_and_that_is_said(tmp_path: Pa
         " ".join(found.notes)
     )
     with pytest.raises(UsageError, match=r"NMS is inside this network with conf 0.25, which 0.001 cannot undo"):
-        evaluate_session(session, spec, folder.data, folder.images, conf=0.001)
+        evaluate_session(session, spec, folder.data, folder.images, EvalOptions(conf=0.001))
     session, spec = _with_nms_inside(())
     with pytest.raises(DataError, match="does not name its classes"):
         evaluate_session(session, spec, folder.data, folder.images)
@@ -351,7 +353,7 @@ def test_every_image_gets_the_whole_canvas_unless_rectangles_are_wanted(tmp_path
 
     def seen(**options: Any) -> set[tuple[int, ...]]:
         shapes.clear()
-        evaluate_session(session, spec, folder.data, folder.images, **options)
+        evaluate_session(session, spec, folder.data, folder.images, EvalOptions(**options))
         return set(shapes)
 
     assert seen() == {(1, 3, SIDE, SIDE)}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from deploykit.errors import BackendError, ImageError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.cuda_library import plan_of
 from deploykit.spec import Fit, InputSpec
 
@@ -130,7 +130,7 @@ def test_top_left_with_floor_is_the_preprocessing_of_yolox(
     assert np.allclose(letterbox.to_source(letterbox.to_network(points)), points, rtol=0, atol=1e-9)
     assert np.allclose(letterbox.to_source(points), points / np.array([w / width, h / height] * 2), rtol=1e-12)
     # The network's input holds these bytes, blue first.
-    fed = blob([canvas], InputSpec(size=size, colour="bgr", scale=1.0))
+    fed = to_nchw([canvas], InputSpec(size=size, colour="bgr", scale=1.0))
     assert np.array_equal(fed[0], expected.transpose(2, 0, 1).astype(np.float32))
 
 
@@ -140,7 +140,7 @@ def test_legacy_weights_of_yolox_get_normalised_rgb() -> None:
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = ((canvas[..., ::-1] / 255 - mean) / std).transpose(2, 0, 1)
     spec = InputSpec(size=(32, 64), scale=1 / 255, mean=tuple(mean), std=tuple(std))
-    assert np.allclose(blob([canvas], spec)[0], expected, rtol=0, atol=1e-6)
+    assert np.allclose(to_nchw([canvas], spec)[0], expected, rtol=0, atol=1e-6)
 
 
 def test_edges_of_the_image_map_to_its_edges_on_the_canvas() -> None:

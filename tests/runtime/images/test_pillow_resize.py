@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.pillow_resize import FILTERS, resample
-from deploykit.runtime.images.placing import place
+from deploykit.runtime.images.placing import place_on_canvas
 from deploykit.spec import Fit, InputSpec
 
 pillow = pytest.importorskip("PIL.Image", reason="the bytes are compared with those of Pillow")
@@ -58,6 +58,6 @@ def test_a_crop_equals_that_of_torchvision(source: tuple[int, int], share: float
     left, top = round((new[0] - 224) / 2.0), round((new[1] - 224) / 2.0)
     expected = np.asarray(scaled.crop((left, top, left + 224, top + 224)))
     canvas = InputSpec(size=(224, 224), fit=Fit("crop", crop_share=share, resample="bicubic"))
-    placed = place(image, canvas)
+    placed = place_on_canvas(image, canvas)
     np.testing.assert_array_equal(placed.canvas, expected)
     assert placed.source == source

@@ -9,10 +9,10 @@ import pytest
 
 from deploykit.errors import ParityError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.differences import Difference, differences
+from deploykit.runtime.parity.differences import Difference, row_differences, tensor_difference
 from deploykit.runtime.parity.spread import NO_SPREAD, QUANTILES, errors_of, spread_of
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.spec import DenseOutput, RawDetections
+from deploykit.spec import RawDetections
 
 LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 10))
 LIMITS = Tolerance()
@@ -20,7 +20,7 @@ ROWS = np.random.default_rng(0).random((20, 10)) * 100
 
 
 def compared(expected: Array, found: Array, limits: Tolerance = LIMITS) -> dict[str, Difference]:
-    return {d.values: d for d in differences("a", "b", "noise", [expected], [found], LAYOUT, limits)}
+    return {d.values: d for d in row_differences(("a", "b", "noise"), [expected], [found], LAYOUT, limits)}
 
 
 def changed(row: int, column: int, value: float) -> Array:
@@ -51,7 +51,7 @@ def test_what_is_no_number_in_a_dense_output_is_infinitely_far_too(value: float)
     found = expected.copy()
     found[1, 2, 3] = value
     for pair in ((expected, found), (found, expected), (found, found)):
-        (told,) = differences("a", "b", "noise", [pair[0]], [pair[1]], DenseOutput(), LIMITS)
+        told = tensor_difference(("a", "b", "noise"), "logits", [pair[0]], [pair[1]], LIMITS)
         assert (told.max_abs, told.used, told.ok) == (math.inf, math.inf, False)
         assert told.worst[:2] == (1, 11)
 

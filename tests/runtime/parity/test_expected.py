@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from deploykit.errors import ArtefactError, ParityError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.parity.differences import differences
+from deploykit.runtime.outputs import adapter_of
+from deploykit.runtime.parity.differences import row_differences
 from deploykit.runtime.parity.expected import Batch, Expected, Feeds, runs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import TensorInfo
-from deploykit.spec import RawDetections
+from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawDetections
 
 LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 10))
+SPEC = ModelSpec("keypoints", InputSpec(size=(8, 8)), LAYOUT, ("cat", "dog"), KeypointSpec(("nose",)))
 
 
 def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)) -> Expected:
@@ -109,13 +111,13 @@ def test_a_value_that_is_not_finite_is_never_within_its_limit() -> None:
         wrong = [rows[0].copy()]
         wrong[0][2, 7] = value
         for expected_rows, found in ((rows, wrong), (wrong, rows), (wrong, wrong)):
-            report = differences("a", "b", "x", expected_rows, found, LAYOUT, Tolerance())
+            report = row_differences(("a", "b", "x"), expected_rows, found, LAYOUT, Tolerance())
             assert [d.values for d in report if not d.ok] == ["keypoints"]
 
 
 def test_another_number_of_rows_is_an_error() -> None:
     with pytest.raises(ParityError, match=r"b gives \(3, 10\) values on x, a gives \(4, 10\)"):
-        differences("a", "b", "x", [np.ones((4, 10))], [np.ones((3, 10))], LAYOUT, Tolerance())
+        row_differences(("a", "b", "x"), [np.ones((4, 10))], [np.ones((3, 10))], LAYOUT, Tolerance())
 
 
 @pytest.mark.parametrize("slots", [None, 1, 2, 3, 5])
@@ -133,7 +135,7 @@ def test_a_network_of_any_batch_sees_every_image_of_a_batch(slots: int | None) -
         return {"output": np.stack([by_sum[float(image[None].sum())] for image in inputs["images"]])}
 
     session = FakeSession(answer, inputs=[TensorInfo("images", (slots, 3, None, None), "float32")])
-    seen = list(runs(known, "fake", session, LAYOUT))
+    seen = list(runs(known, "fake", session, adapter_of(SPEC).values))
     assert [batch.name for batch, *_ in seen] == ["a", "wide", "three"]
     for _, _, rows, found in seen:
         np.testing.assert_array_equal(np.stack(found), np.stack(rows))

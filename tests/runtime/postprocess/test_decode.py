@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.parity.expected import rows_of
+from deploykit.runtime.kinds.detection import RowAdapter
+from deploykit.runtime.parity.expected import values_of
 from deploykit.runtime.postprocess.decode import decoded
-from deploykit.runtime.postprocess.detections import found_in
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections
 
@@ -76,14 +76,14 @@ def test_half_precision_is_decoded_in_float32() -> None:
 
 def test_rows_in_pixels_are_left_alone() -> None:
     rows = np.zeros((5, 7), np.float32)
-    assert decoded(rows, RAW.decoded, (32, 48)) is rows
+    assert decoded(rows, RAW.pixel_layout(), (32, 48)) is rows
 
 
 def test_what_overflows_is_infinite_and_never_detected() -> None:
     rows = np.zeros((30, 7), np.float32)
     rows[:, 4:] = 1.0
     rows[:, 2] = 1000.0
-    found = found_in({"output": rows[None]}, 0, spec_of(), spec_of().thresholds)
+    found = RowAdapter(spec_of()).objects({"output": rows[None]}, 0)
     assert len(found.scores) == 0
 
 
@@ -94,7 +94,7 @@ def test_another_number_of_rows_is_refused_with_the_sum() -> None:
 
 def test_too_few_columns_are_said_before_anything_is_decoded() -> None:
     with pytest.raises(BackendError, match="must have 7 columns"):
-        found_in({"output": np.zeros((1, 30, 6), np.float32)}, 0, spec_of(), spec_of().thresholds)
+        RowAdapter(spec_of()).objects({"output": np.zeros((1, 30, 6), np.float32)}, 0)
 
 
 def one_box(images: Array) -> dict[str, Array]:
@@ -125,9 +125,9 @@ def test_a_predictor_finds_boxes_in_source_pixels(dynamic: str) -> None:
 def test_parity_compares_rows_in_pixels() -> None:
     spec = spec_of(dynamic="shape")
     session = FakeSession(lambda inputs: one_box(inputs["images"]), spec=spec)
-    rows = rows_of(session, np.zeros((1, 3, 32, 64), np.float32), RAW, "it")
+    rows = values_of(session, np.zeros((1, 3, 32, 64), np.float32), RowAdapter(spec).values, "it")
     assert rows[8 + 2].tolist() == pytest.approx([20, 12, 24, 8, 1, 0, 0.9])
     assert rows[0, :4].tolist() == [0, 0, 8, 8]
     fixed = TensorInfo("images", (2, 3, 32, 64), "float32")
     pair = FakeSession(lambda inputs: one_box(inputs["images"]), spec=spec, inputs=[fixed])
-    assert np.array_equal(rows_of(pair, np.zeros((1, 3, 32, 64), np.float32), RAW, "it"), rows)
+    assert np.array_equal(values_of(pair, np.zeros((1, 3, 32, 64), np.float32), RowAdapter(spec).values, "it"), rows)

@@ -13,9 +13,10 @@ from hypothesis.extra import numpy as hnp
 from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.postprocess.detections import found_in, to_source
+from deploykit.runtime.kinds.detection import PoseAdapter
+from deploykit.runtime.postprocess.detections import to_source
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import (
     Fit,
@@ -97,7 +98,7 @@ def test_any_rows_give_what_the_definition_says(
     spec = replace(SPEC, output=layout, keypoints=KeypointSpec.unnamed(layout.num_keypoints), thresholds=thresholds)
     letterbox = Letterbox.fit(size, (8, 8), Fit())  # pads on one side or the other, and no scale
     left, top = letterbox.pad
-    found = found_in({"output": rows[None]}, 0, spec, thresholds)
+    found = PoseAdapter(spec).objects({"output": rows[None]}, 0)
     _, keypoints = to_source(found, letterbox)
     places = []
     for k in objects:
@@ -228,7 +229,7 @@ def test_more_candidates_of_either_kind_than_nms_looks_at_are_told() -> None:
 
 def test_an_output_with_too_few_columns_is_refused() -> None:
     with pytest.raises(BackendError, match=r"output 'output' must be \(batch, \?, 12\), got \(1, 3, 11\)"):
-        found_in({"output": np.zeros((1, 3, 11), np.float32)}, 0, SPEC, SPEC.thresholds)
+        PoseAdapter(SPEC).objects({"output": np.zeros((1, 3, 11), np.float32)}, 0)
     outputs = [TensorInfo("output", (1, 84, 11), "float32")]
     with pytest.raises(SpecError, match=r"\(batch, rows, 12\), the network gives"):
         Predictor(FakeSession(lambda _: {}, spec=SPEC, outputs=outputs))

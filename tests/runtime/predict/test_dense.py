@@ -17,7 +17,8 @@ from deploykit.errors import DeployError, ImageError, ImageSizeError, SpecError,
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench.benchmark import benchmark
-from deploykit.runtime.predict.dense import DensePredictor
+from deploykit.runtime.options import PredictOptions
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage, pack, read_raw
 from deploykit.runtime.results.dense import Classification, LabelMap, RestoredImage, RestoredRaw
@@ -171,7 +172,7 @@ def test_images_of_four_channels(tmp_path: Path) -> None:
         return {"logits": inputs["images"]}
 
     spec = ModelSpec("segment", canvas_of("resize", (30, 40), channels=4), DenseOutput(), ("a", "b", "c", "d"))
-    with DensePredictor(FakeSession(answer, spec=spec)) as model:
+    with Predictor(FakeSession(answer, spec=spec)) as model:
         for source in (image, file, file.read_bytes()):
             found = model(source)
             assert isinstance(found, LabelMap)
@@ -212,8 +213,8 @@ def test_videos_are_segmented_frame_by_frame(tmp_path: Path) -> None:
         (classifier, {"conf": 0.5}, "conf: not for a model of the task classify"),
         (classifier, {"top": 0}, "top is at least 1"),
         (classifier, {"task": "segment"}, "'segment' was asked for, .* is for 'classify'"),
-        (segmenter, {"top": 3}, "top is at least 1, of a network that classifies; this one's task is segment"),
-        (segmenter, {"tile": 64}, "tiles are for networks that restore images; this one's task is segment"),
+        (segmenter, {"top": 3}, "top: not for a model of the task segment"),
+        (segmenter, {"tile": 64}, "tile: not for a model of the task segment"),
         (brightener, {"tile": 64}, r"takes tiles of \(32, 48\) \(height, width\) only, got \(64, 64\)"),
         (classifier, {"batch": 2}, "takes a batch of 1, got 2"),
     ],
@@ -225,19 +226,19 @@ def test_options_of_other_tasks_are_refused(made: Any, options: dict[str, Any], 
 
 def test_a_detector_has_no_tiles(tmp_path: Path) -> None:
     spec = ModelSpec("detect", canvas_of("letterbox", (32, 32)), RawDetections(), ("a",))
-    with pytest.raises(SpecError, match="a DensePredictor runs the tasks classify, segment, restore"):
-        DensePredictor(FakeSession(dict, spec=spec))
+    with pytest.raises(UsageError, match="tile, overlap: not for a model of the task detect"):
+        Predictor(FakeSession(dict, spec=spec), options=PredictOptions(tile=32, overlap=4))
 
 
 def test_a_network_that_gives_something_else_is_named(tmp_path: Path) -> None:
     spec = ModelSpec("segment", canvas_of("resize", (8, 8)), DenseOutput(), ("a", "b"))
     with (
-        DensePredictor(FakeSession(lambda _: {"logits": np.zeros((1, 2), np.float32)}, spec=spec)) as model,
+        Predictor(FakeSession(lambda _: {"logits": np.zeros((1, 2), np.float32)}, spec=spec)) as model,
         pytest.raises(SpecError, match="needs an output of 4 axes"),
     ):
         model(plain(RED))
     with pytest.raises(SpecError, match="2 means"):
-        DensePredictor(FakeSession(dict, spec=replace(spec, input=replace(spec.input, mean=(0.0, 0.0)))))
+        Predictor(FakeSession(dict, spec=replace(spec, input=replace(spec.input, mean=(0.0, 0.0)))))
 
 
 def test_classes_of_one_name_are_not_lost() -> None:
@@ -311,6 +312,6 @@ def test_a_image_too_small_to_be_mirrored(tmp_path: Path) -> None:
         assert model(plain(RED, (1, 1))).size == (1, 1)
     with deploykit.load(segmenter(tmp_path / "s.onnx"), task="segment") as segments:
         spec = replace(segments.spec, input=replace(segments.spec.input, fit=canvas_of("pad", (1, 1)).fit))
-        padding = DensePredictor(segments.session, spec)
+        padding = Predictor(segments.session, spec)
         with pytest.raises(ImageSizeError, match="takes images of at most 32x48"):
             padding(plain(RED, (100, 100)))

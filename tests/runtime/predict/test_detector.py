@@ -20,8 +20,9 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.video_writer import Recorder
-from deploykit.runtime.postprocess.detections import Found, to_source
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.options import PredictOptions
+from deploykit.runtime.postprocess.detections import NetworkDetections, to_source
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.detection import Result
 from deploykit.runtime.session import TensorInfo, open_session
 from deploykit.spec import Fit, InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
@@ -101,7 +102,10 @@ def test_static_dynamic_and_single_batches_agree(tmp_path: Path, half: bool) -> 
     single = deploykit.load(write_cell_model(tmp_path / "1.onnx", spec=cell_spec(), half=half))
     static = deploykit.load(write_cell_model(tmp_path / "4.onnx", spec=cell_spec(batch=4), batch=4, half=half))
     spec = cell_spec(dynamic=True)
-    dynamic = Predictor(open_session(write_cell_model(tmp_path / "d.onnx", spec=spec, batch="n", half=half)), batch=5)
+    dynamic = Predictor(
+        open_session(write_cell_model(tmp_path / "d.onnx", spec=spec, batch="n", half=half)),
+        options=PredictOptions(batch=5),
+    )
     expected = [_facts(single(image)) for image in images]
     assert all(len(facts) == 1 for facts in expected)
     assert [_facts(r) for r in static(images)] == expected
@@ -241,7 +245,7 @@ def test_boxes_are_clipped_to_the_image_and_keypoints_are_not() -> None:
 
 def test_mapping_to_source_leaves_what_was_found_alone() -> None:
     points = np.ones((1, 2, 3), np.float32)
-    found = Found(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), points, 1)
+    found = NetworkDetections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), points, 1)
     _, mapped = to_source(found, Letterbox.fit((32, 64), (64, 64), Fit()))
     assert mapped is not None
     assert mapped[0, 0].tolist() == [1, -15, 1]
@@ -298,11 +302,11 @@ def test_nms_outputs_become_the_same_kind_of_result() -> None:
 def test_what_nms_inside_the_network_has_decided_cannot_be_undone() -> None:
     session = FakeSession(lambda _: _nms_outputs(), spec=NMS_SPEC)
     image = np.zeros((64, 64, 3), np.uint8)
-    assert len(Predictor(session, conf=0.5)(image)) == 1
-    assert len(Predictor(session, max_det=1)(image)) == 1
+    assert len(Predictor(session, options=PredictOptions(conf=0.5))(image)) == 1
+    assert len(Predictor(session, options=PredictOptions(max_det=1))(image)) == 1
     for wish in ({"conf": 0.1}, {"iou": 0.6}, {"iou": 0.3}, {"max_det": 4}):
         with pytest.raises(UsageError, match=f"inside this network with {next(iter(wish))}"):
-            Predictor(session, **wish)
+            Predictor(session, options=PredictOptions(**wish))
 
 
 @pytest.mark.parametrize(
@@ -330,6 +334,11 @@ def _with_output(**changes: object) -> ModelSpec:
     return dataclasses.replace(spec, output=dataclasses.replace(spec.output, **changes))  # type: ignore[arg-type, type-var]
 
 
+def test_a_task_that_the_output_does_not_serve_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"must be one of detect, keypoints, .* got 'segment'"):
+        dataclasses.replace(cell_spec(), task="segment")
+
+
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
@@ -341,7 +350,6 @@ def _with_output(**changes: object) -> ModelSpec:
         (_with_output(name="rows"), "output 'rows', the network has 'output'"),
         (ModelSpec("detect", cell_spec().input, RawDetections(cls=(5, 20))), r"\(batch, rows, 20\), the network gives"),
         (ModelSpec("detect", cell_spec().input, NmsOutputs()), "output 'num_dets', the network has 'output'"),
-        (dataclasses.replace(cell_spec(), task="segment"), "task is 'segment'"),
     ],
 )
 def test_a_spec_that_does_not_fit_the_network_is_refused_before_any_image(
@@ -359,7 +367,7 @@ def test_inputs_that_are_not_floating_point_are_refused() -> None:
 
 def test_a_batch_that_the_network_does_not_take_is_refused(model: Path) -> None:
     with pytest.raises(UsageError, match="takes a batch of 1, got 2"):
-        Predictor(open_session(model), batch=2)
+        Predictor(open_session(model), options=PredictOptions(batch=2))
 
 
 def test_rows_with_too_few_columns_are_refused() -> None:

@@ -12,9 +12,9 @@ import pytest
 import deploykit
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.images.to_tensor import blob
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.postprocess.nms import nms
-from deploykit.runtime.predict.detector import Predictor
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawDetections
 
 DATA = Path(__file__).resolve().parents[3].parent / "shared" / "data"
@@ -68,7 +68,7 @@ def test_nms_keeps_what_opencvs_keeps(predict: Predictor) -> None:
     for path in sorted(PHOTOS.iterdir()):
         image = read_image(path)
         letterbox = Letterbox.fit(image.shape[:2], SPEC.input.size, SPEC.input.fit)
-        rows = predict.session.run({"images": blob([letterbox.apply(image)], SPEC.input)})["output"][0]
+        rows = predict.session.run({"images": to_nchw([letterbox.apply(image)], SPEC.input)})["output"][0]
         assert isinstance(SPEC.output, RawDetections)
         kept = nms(rows, SPEC.output, SPEC.thresholds)
         corners = np.concatenate((rows[:, :2] - rows[:, 2:4] / 2, rows[:, 2:4]), axis=1)

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import DataError, ImageError, NotFoundError, UsageError
+from deploykit.runtime.evaluate.restored import mosaic_scores
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
 from deploykit.runtime.raw.tiff import tiff_tags
@@ -84,6 +85,15 @@ def test_values_are_clipped_to_the_levels() -> None:
 def test_an_invalid_raw_image_is_refused(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(DataError, match=words):
         replace(image(), **changes)
+
+
+def test_scores_are_those_of_packed_channels() -> None:
+    raw = image(40, 40)
+    assert mosaic_scores(raw, raw) == {"PSNR": float("inf"), "SSIM": 1.0}
+    other = unpack(pack(raw) + np.float32(0.1), raw)
+    assert 19 < mosaic_scores(other, raw)["PSNR"] < 25
+    with pytest.raises(DataError, match="differ in their pattern"):
+        mosaic_scores(raw, replace(raw, white=raw.white + 1))
 
 
 def opened(path: Path) -> Any:

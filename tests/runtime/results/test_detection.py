@@ -86,7 +86,7 @@ def test_slices_masks_and_lists_give_smaller_results() -> None:
 
 
 def test_an_empty_result_works_everywhere() -> None:
-    empty = Result(np.zeros((0, 4)), [], [], SIZE, classes=("dog",), keypoints=np.zeros((0, 2, 3)))
+    empty = Result(np.zeros((0, 4)), [], [], size=SIZE, classes=("dog",), keypoints=np.zeros((0, 2, 3)))
     assert (len(empty), list(empty), empty.counts(), empty.to_coco(1)) == (0, [], {}, [])
     assert empty.to_dict()["detections"] == []
     assert np.array_equal(empty.draw(_grey()), _grey())
@@ -211,7 +211,7 @@ from deploykit.runtime.results.detection import Result
 resource.setrlimit(resource.RLIMIT_FSIZE, (5000, {resource.RLIM_INFINITY}))
 noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
 try:
-    Result(np.zeros((0, 4)), [], [], (100, 100)).save({str(path)!r}, noise)
+    Result(np.zeros((0, 4)), [], [], size=(100, 100)).save({str(path)!r}, noise)
 except DiskFullError as e:
     print(e)
 """

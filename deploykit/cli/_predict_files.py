@@ -1,4 +1,4 @@
-"""What ``predict`` does for classes, label maps and restored images: options, words, and files."""
+"""What ``predict`` asks and writes that depends on what the model does."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ import argparse
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from deploykit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.runtime.images.sources import Images, Video
-    from deploykit.spec import ModelSpec
+    from deploykit.runtime.predict.predictor import Predictor
+    from deploykit.runtime.results.base import ImageResult
 
-RESTORED = ".png"  # a restored image is written without loss
 RAW = ".dng"
-SHOWN = 6  # shares of a label map in a line
-DONE = {"classify": "classified", "segment": "segmented", "restore": "restored", "features": "described"}
 
 
-def add_dense_arguments(parser: argparse.ArgumentParser) -> None:
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of networks that find no boxes."""
     group = parser.add_argument_group("classification, segmentation, restoration")
     group.add_argument("--top", type=int, metavar="N", help="classify: so many classes of an image (default 5)")
@@ -45,27 +43,27 @@ def add_dense_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_dense_arguments(args: argparse.Namespace, spec: ModelSpec, *, takes_raw: bool) -> None:
-    """Refuse what does not go with the model's task, and note what is done.
+def check_task_arguments(args: argparse.Namespace, predictor: Predictor[ImageResult]) -> None:
+    """Refuse what does not go with the model's task.
 
     Raises:
         UsageError: an option of another task.
     """
-    args.dense = DONE.get(spec.task)
-    wrong = {
-        "--coco": args.coco is not None and args.dense is not None,
-        "--maps": args.maps and (spec.task != "segment" or args.out is None),
-        "--save-as": args.save_as is not None and (spec.task != "restore" or args.out is None),
-        "--layout contest": args.layout == "contest" and (not takes_raw or args.out is None),
-    }
-    for option, refused in wrong.items():
-        if refused:
-            needs = {
-                "--coco": "a model that finds objects",
-                "--maps": "a model that segments, and --out",
-                "--save-as": "a model that restores, and --out",
-            }.get(option, "a model that restores mosaics, and --out")
-            raise UsageError(f"{option} needs {needs}; this model's task is {spec.task}")
+    adapter, spec = predictor.adapter, predictor.spec
+    result, has_out = adapter.result_type, args.out is not None
+    needs = {
+        "--coco": (args.coco is not None, spec.output.finds_objects, "a model that finds objects"),
+        "--maps": (args.maps, result.has_map and has_out, "a model that segments, and --out"),
+        "--save-as": (
+            args.save_as is not None, bool(result.own_suffix) and has_out, "a model that restores, and --out"
+        ),
+        "--layout contest": (
+            args.layout == "contest", predictor.takes_raw and has_out, "a model that restores mosaics, and --out"
+        ),
+    }  # fmt: skip
+    for option, (given, possible, needed) in needs.items():
+        if given and not possible:
+            raise UsageError(f"{option} needs {needed}; this model's task is {spec.task}")
 
 
 def without_raw(source: Images | Video) -> Images | Video:
@@ -84,37 +82,6 @@ def without_raw(source: Images | Video) -> Images | Video:
     if not left:
         raise ImageError(f"{source.folder} holds RAW files only, and this model takes developed images")
     return dataclasses.replace(source, items=left)
-
-
-def said(result: Any) -> str:
-    """An image's line; empty: it is one of objects."""
-    from deploykit.runtime.results.dense import (
-        Classification,
-        DenseResult,
-        Features,
-        LabelMap,
-        RestoredImage,
-        RestoredRaw,
-    )
-
-    if not isinstance(result, DenseResult):
-        return ""
-    if isinstance(result, Classification):
-        return ", ".join(f"{name} {score:.3f}" for name, score in result.named)
-    if isinstance(result, LabelMap):
-        shares = list(result.shares().items())
-        rest = f", and {len(shares) - SHOWN} more" if len(shares) > SHOWN else ""
-        return ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares[:SHOWN]) + rest
-    if isinstance(result, Features):
-        return f"{len(result.values)} features, of length {result.length:.4g}"
-    assert isinstance(result, (RestoredImage, RestoredRaw))
-    tiles = f", in {result.tiles} tiles" if result.tiles > 1 else ""
-    if isinstance(result, RestoredRaw):
-        raw = result.raw
-        levels = f"{raw.letters}, black {raw.black[0]}, white {raw.white}"
-        return f"mosaic of {result.size[1]}x{result.size[0]} ({levels}) restored{tiles}"
-    height, width = result.pixels.shape[:2]
-    return f"restored, {width}x{height}{tiles}"
 
 
 @dataclass
@@ -137,21 +104,17 @@ class Files:
         """Below the output folder."""
         return "data" if self.contest else ""
 
-    def suffix_of(self, result: Any) -> str | None:
+    def suffix_of(self, result: ImageResult) -> str | None:
         """Of a file that the result writes itself; None: what is drawn is written.
 
         Raises:
             UsageError: an image cannot become a mosaic.
         """
-        from deploykit.runtime.results.dense import RestoredImage, RestoredRaw
-
-        if isinstance(result, RestoredRaw):
-            return self.suffix or RAW
-        if not isinstance(result, RestoredImage):
+        if result.own_suffix is None:
             return None
-        if self.suffix == RAW:
+        if self.suffix == RAW != result.own_suffix:
             raise UsageError(f"--save-as dng is for mosaics, and {result.name} is a developed image")
-        return self.suffix or RESTORED
+        return self.suffix or result.own_suffix
 
     def name_of(self, name: str) -> str:
         """What a result's file is called."""

@@ -1,0 +1,73 @@
+"""Detections after NMS, which the network does itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from deploykit.errors import SpecError
+from deploykit.spec.json_values import LATER
+from deploykit.spec.output import Output, OutputTensor, SpecLike
+
+__all__ = ["NmsOutputs"]
+
+
+@dataclass(frozen=True)
+class NmsOutputs(Output):
+    """Fixed-shape outputs after NMS, in network pixels (M = the thresholds' ``max_det``).
+
+    ``num_dets (B,1) int32, boxes (B,M,4) xyxy, scores (B,M), labels (B,M) int32, keypoints (B,M,K,3),
+    masks (B,M,S,S)`` (0..1, each over its box), ``num_candidates (B,1) int32``; empty slots are zero.
+    """
+
+    tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances")
+    finds_objects: ClassVar[bool] = True
+    nms_inside: ClassVar[bool] = True
+
+    kind: Literal["nms"] = "nms"
+    num_dets: str = "num_dets"
+    boxes: str = "boxes"
+    scores: str = "scores"
+    labels: str = "labels"
+    keypoints: str | None = None
+    num_candidates: str = "num_candidates"
+    masks: str | None = field(default=None, metadata=LATER)
+
+    @property
+    def two_stages(self) -> bool:
+        """See :attr:`Output.two_stages`: masks are of boxes that were chosen before."""
+        return self.masks is not None
+
+    def check(self, spec: SpecLike) -> None:
+        """See :meth:`Output.check`: names and outputs of keypoints go together, and instances have masks."""
+        if (spec.keypoints is None) != (self.keypoints is None):
+            raise SpecError("a spec has keypoint names and a keypoint output, or neither")
+        if (spec.task == "instances") != (self.masks is not None):
+            raise SpecError("a spec of the task instances has an output of masks, and no other has")
+
+    def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
+        """See :meth:`Output.tensors`."""
+        each, alone = ("batch", "detections"), ("batch", "one")
+        points = [OutputTensor(self.keypoints, (*each, "keypoints", "values"))] if self.keypoints else []
+        masks = [OutputTensor(self.masks, (*each, "mask_height", "mask_width"))] if self.masks else []
+        return (
+            OutputTensor(self.num_dets, alone, "int32", columns=1),
+            OutputTensor(self.boxes, (*each, "corners"), columns=4),
+            OutputTensor(self.scores, each),
+            OutputTensor(self.labels, each, "int32"),
+            *points,
+            *masks,
+            OutputTensor(self.num_candidates, alone, "int32", columns=1),
+        )
+
+    def describe(self, spec: SpecLike) -> str:
+        """See :meth:`Output.describe`."""
+        limits = spec.thresholds
+        return (
+            f"after NMS, in network pixels: at most {limits.max_det} of an image, score over {limits.conf:g}, overlap "
+            f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates"
+        )
+
+    def facts(self, spec: SpecLike) -> dict[str, Any]:
+        """See :meth:`Output.facts`: its outputs say it."""
+        return {}

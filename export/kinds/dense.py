@@ -1,0 +1,55 @@
+"""Adapters of one dense output, by what the network does: how two results are matched."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from deploykit.export.matching import Matching, MatchKind
+from deploykit.export.outputs import ExportAdapter
+from deploykit.export.parity.dense import Part, match_values, near_levels, near_values, same_classes
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.spec import DenseOutput, ModelSpec
+
+__all__ = ["dense_export"]
+
+Compare = Callable[[Array, Array, Tolerance], Part]
+
+
+class _DenseExport(ExportAdapter[DenseOutput]):
+    """What matches, and how two images' outputs are compared."""
+
+    def __init__(self, spec: ModelSpec, what: MatchKind, compare: Compare) -> None:
+        super().__init__(spec)
+        self._what, self._compare = what, compare
+
+    def match(
+        self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
+    ) -> list[Matching]:
+        """See :meth:`ExportAdapter.match`."""
+        return [match_values(names, self._what, expected, found, self._compare, limits)]
+
+
+def _classes(spec: ModelSpec) -> _DenseExport:
+    return _DenseExport(spec, "classes", same_classes)
+
+
+def _levels(spec: ModelSpec) -> _DenseExport:
+    def compare(a: Array, b: Array, limits: Tolerance) -> Part:
+        return near_levels(a, b, spec.input)
+
+    return _DenseExport(spec, "grey levels", compare)
+
+
+TASKS: dict[str, Callable[[ModelSpec], _DenseExport]] = {
+    "classify": _classes,
+    "segment": _classes,
+    "restore": _levels,
+    "features": partial(_DenseExport, what="values", compare=near_values),
+}
+
+
+def dense_export(spec: ModelSpec) -> ExportAdapter[DenseOutput]:
+    """The adapter of what a network with one dense output does."""
+    return TASKS[spec.task](spec)

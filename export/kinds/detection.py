@@ -1,0 +1,143 @@
+"""Adapters of outputs in which objects are found: how two networks' objects are matched, and whether NMS can follow."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import ClassVar, TypeVar
+
+import numpy as np
+
+from deploykit.errors import UsageError
+from deploykit.export.matching import Matching
+from deploykit.export.nms.layouts import detections_layout
+from deploykit.export.outputs import ExportAdapter
+from deploykit.export.parity.detections import RowMatcher
+from deploykit.export.parity.nms import detections_as_rows
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.kinds.detection import PoseAdapter, RowAdapter
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.postprocess.detections import NetworkDetections
+from deploykit.runtime.postprocess.pose_fusion import object_thresholds
+from deploykit.runtime.session import Session
+from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, RowOutput
+
+__all__ = ["NmsExport", "PoseExport", "RowExport"]
+
+MIN_SCORE = 0.05  # rows that score less are of no detection
+R = TypeVar("R", bound=RowOutput)
+
+
+class _RowsExport(ExportAdapter[R]):
+    """What candidate rows have in common."""
+
+    meaning: ClassVar[str] = "columns"
+
+    @abstractmethod
+    def _matcher(self) -> RowMatcher:
+        """What matches rows that are in pixels."""
+
+    def match(
+        self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
+    ) -> list[Matching]:
+        """See :meth:`ExportAdapter.match`: detections, and the best rows where there are few."""
+        return self._matcher().match(names, expected, found, limits)
+
+    def error(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+        """See :meth:`ExportAdapter.error`.
+
+        Over rows of which either scores over 0.05, the mean difference of the score and the mean difference of the
+        box's four values, and of its keypoints, as a share of the box's longer side; without such rows over the 100
+        best.
+        """
+        layout = self.output.as_rows()
+        a, b = (side[layout.name].reshape(-1, layout.columns).astype(np.float64) for side in (expected, found))
+        scores = [_scores(side, layout) for side in (a, b)]
+        best = np.maximum(*scores)
+        rows = np.flatnonzero(best > MIN_SCORE)
+        if not len(rows):
+            rows = np.argsort(-best, kind="stable")[:100]
+        a, b = a[rows], b[rows]
+        box = slice(*layout.box)
+        side = np.maximum(np.abs(a[:, box][:, 2:]).max(1, keepdims=True), 1.0)
+        error = float(np.abs(scores[0][rows] - scores[1][rows]).mean() + (np.abs(a[:, box] - b[:, box]) / side).mean())
+        if layout.keypoints:
+            points = np.arange(*layout.keypoints)
+            places = points[(points - layout.keypoints[0]) % layout.kpt_dims < 2]
+            error += float((np.abs(a[:, places] - b[:, places]) / side).mean())
+        return error if np.isfinite(error) else float("inf")
+
+
+class RowExport(_RowsExport[RawDetections]):
+    """Candidate rows of classes."""
+
+    @property
+    def decode(self) -> str:
+        """See :class:`ExportAdapter`."""
+        return self.output.decode
+
+    def rows_for_nms(self, mode: str) -> RawDetections:
+        """See :meth:`ExportAdapter.rows_for_nms`."""
+        return self.output
+
+    def _matcher(self) -> RowMatcher:
+        layout = self.output.pixel_layout()
+        adapter = RowAdapter(replace(self.spec, output=layout))
+        return RowMatcher(layout, lambda rows: adapter.objects({layout.name: rows[None]}, 0), (self.spec.thresholds,))
+
+
+class PoseExport(_RowsExport[PoseObjectRows]):
+    """Candidate rows of persons and of keypoints as objects.
+
+    Both runs of NMS are matched: the fusion is arithmetic on what they keep, and happens in source pixels.
+    """
+
+    def rows_for_nms(self, mode: str) -> RawDetections:
+        """See :meth:`ExportAdapter.rows_for_nms`."""
+        raise UsageError(
+            f"--nms {mode} does not go with pose objects: after NMS of the persons and of the keypoint objects, "
+            "the two are fused in the pixels of the source image, which a graph does not know; use --nms none"
+        )
+
+    def _matcher(self) -> RowMatcher:
+        adapter, thresholds = PoseAdapter(self.spec), self.spec.thresholds
+
+        def objects(rows: Array) -> NetworkDetections:
+            return _with_objects(adapter.objects({self.output.name: rows[None]}, 0))
+
+        return RowMatcher(self.output.as_rows(), objects, (thresholds, object_thresholds(self.output, thresholds)))
+
+
+class NmsExport(ExportAdapter[NmsOutputs]):
+    """Detections of a network with NMS inside, which stand for its rows."""
+
+    meaning: ClassVar[str] = "columns"
+
+    def compared(self) -> RawDetections:
+        """See :meth:`ExportAdapter.compared`."""
+        return detections_layout(self.spec)
+
+    def reference_values(self, session: Session, image: Array, name: str) -> Array:
+        """See :meth:`ExportAdapter.reference_values`."""
+        return detections_as_rows(session, image, self.spec)
+
+
+def _with_objects(found: NetworkDetections) -> NetworkDetections:
+    """Keypoint objects behind the persons, as the further classes that they are."""
+    objects = found.objects
+    assert objects is not None
+    assert found.keypoints is not None
+    nowhere = np.zeros((len(objects.labels), *found.keypoints.shape[1:]), np.float32)
+    return replace(
+        found,
+        boxes=np.concatenate((found.boxes, objects.boxes)),
+        scores=np.concatenate((found.scores, objects.scores)),
+        labels=np.concatenate((found.labels, objects.labels + 1)),
+        keypoints=np.concatenate((found.keypoints, nowhere)),
+    )
+
+
+def _scores(rows: Array, layout: RawDetections) -> Array:
+    best: Array = rows[:, slice(*layout.cls)].max(1)
+    return best if layout.obj is None else best * rows[:, layout.obj[0]]

@@ -1,0 +1,64 @@
+"""How good a classifier is: the share of the images whose class is the best one, or among the best five."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploykit.errors import DataError, UsageError
+from deploykit.runtime.evaluate.folders import class_folders, existing_folder, first_of
+from deploykit.runtime.evaluate.image_meter import ImageMeter
+from deploykit.runtime.evaluate.meter import Data
+from deploykit.runtime.options import EvalOptions
+from deploykit.runtime.results.base import ImageResult
+from deploykit.runtime.results.dense import Classification
+from deploykit.spec import ModelSpec
+
+__all__ = ["ClassMeter"]
+
+
+class ClassMeter(ImageMeter):
+    """Top-1 and top-5 of images in a folder per class."""
+
+    def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
+        """See :class:`deploykit.runtime.evaluate.meter.Meter`."""
+        super().__init__(spec, task, data, options)
+        if data.images is not None:
+            raise UsageError(
+                "classification takes one folder, with a folder of images for each class: leave --images out"
+            )
+        cases = class_folders(existing_folder(data.truth, "folders of classes"), spec.classes)
+        chosen, self.notes = first_of(cases, options.limit)
+        self._labels = dict(chosen)
+        self.paths = [path for path, _ in chosen]
+        self._seen: list[tuple[int, bool, bool]] = []
+
+    def add(self, path: Path, result: ImageResult) -> None:
+        """See :meth:`deploykit.runtime.evaluate.meter.Meter.add`."""
+        assert isinstance(result, Classification)
+        label = self._labels[path]
+        if label >= result.num_classes:
+            raise DataError(f"{path} is of class {label}, the network knows {result.num_classes} (0 and up)")
+        self._seen.append((label, bool(result.labels[0] == label), bool((result.labels == label).any())))
+
+    def metrics(self) -> dict[str, float]:
+        """``top1`` and ``top5``."""
+        return _shares(self._seen)
+
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """The same of each class, and how many images it has."""
+        names = self.spec.classes
+        return {
+            names[label] if label < len(names) else str(label): {
+                **_shares([s for s in self._seen if s[0] == label]),
+                "images": sum(s[0] == label for s in self._seen),
+            }
+            for label in sorted({label for label, _, _ in self._seen})
+        }
+
+    def counts(self) -> dict[str, int]:
+        """How many classes there were."""
+        return {"classes": len({label for label, _, _ in self._seen})}
+
+
+def _shares(seen: list[tuple[int, bool, bool]]) -> dict[str, float]:
+    return {"top1": sum(s[1] for s in seen) / len(seen), "top5": sum(s[2] for s in seen) / len(seen)}

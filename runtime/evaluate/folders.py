@@ -1,0 +1,84 @@
+"""Images and their truth in folders: a folder per class, or two folders with files of the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar, cast
+
+from deploykit.errors import DataError, NotFoundError, UsageError
+from deploykit.runtime.evaluate.meter import Data
+from deploykit.runtime.images.reading import RAW_SUFFIXES
+from deploykit.runtime.images.sources import IMAGE_SUFFIXES, images_in
+
+__all__ = ["class_folders", "existing_folder", "first_of", "pairs_of"]
+
+T = TypeVar("T")
+
+
+def existing_folder(path: Path, what: str) -> Path:
+    """The folder, if it is one.
+
+    Raises:
+        NotFoundError: it is none; ``what`` is what should be in it.
+    """
+    if not path.is_dir():
+        raise NotFoundError(f"a folder with {what} was expected at {path}, which is none")
+    return path
+
+
+def class_folders(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
+    """Every image of every class's folder with the class's number; folders are named as the classes, or by numbers.
+
+    Raises:
+        DataError: there is no folder, or one is of no class.
+    """
+    folders = sorted(p for p in root.iterdir() if p.is_dir())
+    if not folders:
+        raise DataError(f"{root} has no folder: classification takes a folder of images for each class")
+    names = {_plain(name): number for number, name in enumerate(classes)}
+    numbered = all(p.name.isdecimal() and int(p.name) < max(len(classes), 1) for p in folders)
+    labels = {p: int(p.name) if numbered else names.get(_plain(p.name)) for p in folders}
+    unknown = [p.name for p, label in labels.items() if label is None]
+    if unknown:
+        raise DataError(
+            f"the folder {unknown[0]!r} ({len(unknown)} of {len(folders)} in {root}) is none of the model's "
+            f"{len(classes)} classes ({', '.join(classes[:3])}, ...)"
+        )
+    return [(image, cast(int, labels[p])) for p in folders for image in images_in(p)]
+
+
+def _plain(name: str) -> str:
+    return name.casefold().replace("_", " ").replace("-", " ")
+
+
+def pairs_of(task: str, data: Data, truths: str, *, raw: bool = False) -> list[tuple[Path, Path]]:
+    """Each image of one folder with the file of the same stem in the other.
+
+    Args:
+        task: what is evaluated.
+        data: the two folders.
+        truths: what the files of the truth are called in messages.
+        raw: images may be RAW files.
+
+    Raises:
+        UsageError: there is no folder of images. NotFoundError: a folder does not exist. DataError: a file is missing.
+    """
+    if data.images is None:
+        raise UsageError(f"the task {task} takes --images, a folder of images, beside --data, the folder of {truths}")
+    images, folder = existing_folder(data.images, "images"), existing_folder(data.truth, "label maps or targets")
+    suffixes = IMAGE_SUFFIXES | (RAW_SUFFIXES if raw else set())
+    known = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in suffixes}
+    found = images_in(images, raw=raw)
+    missing = [image.name for image in found if image.stem not in known]
+    if missing:
+        told = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise DataError(f"{folder} has no file of the same name for {len(missing)} of the images in {images}: {told}")
+    return [(image, known[image.stem]) for image in found]
+
+
+def first_of(cases: Sequence[T], limit: int | None) -> tuple[Sequence[T], tuple[str, ...]]:
+    """The first ``limit`` cases, and what to say where that is not all of them."""
+    chosen = cases[:limit]
+    left_out = len(chosen) < len(cases)
+    return chosen, (f"only the first {len(chosen)} of {len(cases)} images were evaluated",) if left_out else ()

@@ -1,0 +1,166 @@
+"""Adapters of outputs in which objects are found: candidate rows, pose objects, and what has had NMS."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, ClassVar, TypeVar
+
+from deploykit.errors import SpecError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.placing import CanvasImage
+from deploykit.runtime.options import PredictOptions
+from deploykit.runtime.outputs import OutputAdapter
+from deploykit.runtime.parity.differences import Difference, row_differences
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.postprocess.decode import decoded
+from deploykit.runtime.postprocess.detections import (
+    NetworkDetections,
+    decode_nms,
+    decode_poses,
+    decode_rows,
+    to_source,
+)
+from deploykit.runtime.postprocess.masks import pasted
+from deploykit.runtime.results.base import ImageResult
+from deploykit.runtime.results.detection import Result
+from deploykit.spec import ModelSpec, NmsOutputs, Output, PoseObjectRows, RawDetections, RowOutput, Thresholds
+
+__all__ = ["DetectionAdapter", "NmsAdapter", "PoseAdapter", "RowAdapter", "RowValues"]
+
+O = TypeVar("O", bound=Output)  # noqa: E741  (the field's letter for an output)
+METER = "deploykit.runtime.evaluate.detection:DetectionMeter"
+
+
+class DetectionAdapter(OutputAdapter[O]):
+    """Objects of one image: boxes, and keypoints or masks where the network finds them."""
+
+    takes: ClassVar[frozenset[str]] = frozenset({"conf", "iou", "max_det", "multi_label"})
+    result_type = Result
+    stage = "letterbox"
+    gives = "objects in source pixels"
+    meters: ClassVar[Mapping[str, Any]] = dict.fromkeys(("detect", "instances", "keypoints"), METER)
+
+    def __init__(self, spec: ModelSpec, options: PredictOptions | None = None) -> None:
+        """See :class:`OutputAdapter`."""
+        super().__init__(spec, options)
+        self.thresholds = self._thresholds()
+
+    @abstractmethod
+    def objects(
+        self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
+    ) -> NetworkDetections:
+        """The objects of image ``slot`` in network pixels.
+
+        ``size`` is the (height, width) that went into the network; None: the spec's.
+
+        Raises:
+            SpecError, BackendError: an output is not what the spec says.
+        """
+
+    def decode(self, outputs: Mapping[str, Array], slot: int, shown: CanvasImage) -> Callable[..., ImageResult]:
+        """See :meth:`OutputAdapter.decode`."""
+        if shown.letterbox is None:
+            raise SpecError(f"boxes need a letterbox or a resize, the spec's fit is {self.spec.input.fit.kind!r}")
+        found = self.objects(outputs, slot, shown.letterbox.canvas)
+        boxes, keypoints = to_source(found, shown.letterbox)
+        masks = None
+        if found.masks is not None:  # laid over the boxes that they were computed of, which may reach into the border
+            masks = pasted(found.masks, shown.letterbox.to_source(found.boxes), shown.source)
+        return partial(
+            Result,
+            boxes,
+            found.scores,
+            found.labels,
+            keypoints=keypoints,
+            masks=masks,
+            classes=self.spec.classes,
+            keypoint_spec=self.spec.keypoints,
+            keypoint_threshold=self.thresholds.keypoint,
+            truncated=found.candidates > self.thresholds.pre_nms_topk,
+        )
+
+    @property
+    def _is_only(self) -> bool:
+        return False  # rows are found by their name
+
+    @property
+    def _points(self) -> int:
+        return len(self.spec.keypoints.names) if self.spec.keypoints else 0
+
+    def _thresholds(self) -> Thresholds:
+        """The spec's thresholds with what was asked for."""
+        asked: dict[str, Any] = {
+            name: value for name in ("conf", "iou", "max_det") if (value := getattr(self.options, name)) is not None
+        }
+        try:
+            return dataclasses.replace(self.spec.thresholds, **asked)
+        except SpecError as e:
+            raise UsageError(str(e)) from e
+
+
+R = TypeVar("R", bound=RowOutput)
+
+
+class RowValues(DetectionAdapter[R]):
+    """What candidate rows are compared by: their columns, in pixels."""
+
+    def compared(self) -> RawDetections:
+        """See :meth:`OutputAdapter.compared`."""
+        return self.output.as_rows().pixel_layout()
+
+    def values(self, outputs: Mapping[str, Array], fed: tuple[int, ...], name: str) -> Array:
+        """See :meth:`OutputAdapter.values`."""
+        return decoded(self.tensor_in(outputs, name), self.output.as_rows(), (fed[2], fed[3]))
+
+    def differences(
+        self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
+    ) -> list[Difference]:
+        """See :meth:`OutputAdapter.differences`."""
+        return row_differences(names, expected, found, self.compared(), limits)
+
+
+class RowAdapter(RowValues[RawDetections]):
+    """Candidate rows of classes."""
+
+    def objects(
+        self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
+    ) -> NetworkDetections:
+        """See :meth:`DetectionAdapter.objects`."""
+        place = size or self.spec.input.size
+        many = self.options.multi_label
+        return decode_rows(outputs, slot, self.output, self._points, self.thresholds, place, multi_label=many)
+
+
+class PoseAdapter(RowValues[PoseObjectRows]):
+    """Candidate rows of persons and of keypoints as objects."""
+
+    def objects(
+        self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
+    ) -> NetworkDetections:
+        """See :meth:`DetectionAdapter.objects`."""
+        return decode_poses(outputs, slot, self.output, self.thresholds)
+
+
+class NmsAdapter(DetectionAdapter[NmsOutputs]):
+    """Detections of a network with NMS inside; thresholds can only be narrower than its own."""
+
+    def objects(
+        self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
+    ) -> NetworkDetections:
+        """See :meth:`DetectionAdapter.objects`."""
+        return decode_nms(outputs, slot, self.output, self._points, self.thresholds)
+
+    def _thresholds(self) -> Thresholds:
+        own, changed = self.spec.thresholds, super()._thresholds()
+        for name, possible in (("conf", changed.conf >= own.conf), ("max_det", changed.max_det <= own.max_det)):
+            if not possible:
+                fixed, wanted = getattr(own, name), getattr(changed, name)
+                raise UsageError(
+                    f"NMS is inside this network with {name} {fixed}, which {wanted} cannot undo: export again"
+                )
+        if changed.iou != own.iou:
+            raise UsageError(f"NMS is inside this network with iou {own.iou}, got {changed.iou}: export it again")
+        return changed

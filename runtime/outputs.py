@@ -1,0 +1,217 @@
+"""What the runtime does with each kind of output: the base of the adapters, and their table.
+
+An adapter is made for one spec and one set of options. It turns what the network gives into results, and takes the
+values out of it that two networks are compared by. To add one, subclass :class:`OutputAdapter` and name it in
+:data:`ADAPTERS`, or pass it to :func:`register_runtime_adapter`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Any, ClassVar, Generic, TypeVar, cast
+
+from deploykit.errors import SpecError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.placing import CanvasImage
+from deploykit.runtime.images.tiles import Tiling
+from deploykit.runtime.options import PredictOptions, given_options
+from deploykit.runtime.parity.differences import Difference, tensor_difference
+from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.results.base import ImageResult
+from deploykit.runtime.session import TensorInfo
+from deploykit.spec import ModelSpec, Output
+
+__all__ = ["ADAPTERS", "OutputAdapter", "adapter_of", "loaded", "register_runtime_adapter"]
+
+O = TypeVar("O", bound=Output)  # noqa: E741  (the field's letter for an output)
+
+
+class OutputAdapter(ABC, Generic[O]):
+    """One kind of output at run time. What is not abstract is for one float tensor with one entry per image.
+
+    Attributes:
+        takes: the options of a prediction (:class:`deploykit.runtime.options.PredictOptions`) that mean something here.
+        result_type: of an image's result.
+        stage: what the time from an image to the network's input is called in a result.
+        gives: what comes of an image, for whoever reads a benchmark.
+        done: what has been done to the images, in one word; empty: objects were found, which are counted.
+        meters: task -> the class that scores its results, as ``module:name`` or itself; tasks without one cannot be
+            evaluated. See :class:`deploykit.runtime.evaluate.meter.Meter`.
+    """
+
+    takes: ClassVar[frozenset[str]] = frozenset()
+    result_type: ClassVar[type[ImageResult]]
+    stage: ClassVar[str] = "prepare"
+    gives: ClassVar[str]
+    done: ClassVar[str] = ""
+    meters: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, spec: ModelSpec, options: PredictOptions | None = None) -> None:
+        """Made for ``spec``; None: the options' defaults.
+
+        Raises:
+            UsageError: an option of another kind of output, or out of range. SpecError: the spec cannot be used.
+        """
+        self.spec, self.options = spec, options or PredictOptions()
+        self.output = cast(O, spec.output)
+        wrong = [name for name in given_options(self.options) if name not in self.takes | {"batch"}]
+        if wrong:
+            raise UsageError(f"{', '.join(wrong)}: not for a model of the task {spec.task}")
+
+    @abstractmethod
+    def decode(self, outputs: Mapping[str, Array], slot: int, shown: CanvasImage) -> Callable[..., ImageResult]:
+        """The result of image ``slot`` of a batch, but for what every result has: those fields by name make it.
+
+        Nothing in it may be a view of an output, whose memory the next run may use.
+
+        Raises:
+            SpecError, BackendError: an output has another shape than the spec says.
+        """
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether the network takes the mosaics of RAW files."""
+        return False
+
+    def tiling(self, *, fixed_size: bool, batch: int) -> Tiling | None:
+        """How images are cut that are not run as a whole; None: not at all."""
+        return None
+
+    def check_input(self) -> None:
+        """Refuse an input that images cannot be made into.
+
+        Raises:
+            SpecError: it is one.
+        """
+        want = self.spec.input
+        if not want.channels == len(want.mean) == len(want.std):
+            counts = f"channels {want.channels}, {len(want.mean)} means, {len(want.std)} stds"
+            raise SpecError(f"a spec has a mean and a std for each channel; this one says {counts}")
+
+    def check_outputs(self, found: Sequence[TensorInfo]) -> None:
+        """Hold the network's outputs, as far as a session tells them, against the spec's.
+
+        Raises:
+            SpecError: one is missing, or of another shape.
+        """
+        by_name = {info.name: info for info in found}
+        for tensor in self.spec.output_tensors:
+            if not found or (self._is_only and len(found) == 1 and tensor.name not in by_name):
+                continue  # it is read whatever it is called
+            if tensor.name not in by_name:
+                raise SpecError(
+                    f"the spec names the output {tensor.name!r}, the network has {', '.join(map(repr, by_name))}"
+                )
+            shape = by_name[tensor.name].shape
+            narrow = tensor.columns is not None and shape and shape[-1] is not None and shape[-1] < tensor.columns
+            if len(shape) != len(tensor.axes) or narrow:
+                last = tensor.axes[-1] if tensor.columns is None else str(tensor.columns)
+                raise SpecError(
+                    f"the spec says that output {tensor.name!r} is ({', '.join((*tensor.axes[:-1], last))}), "
+                    f"the network gives {by_name[tensor.name]}"
+                )
+
+    @property
+    def _is_only(self) -> bool:
+        """Whether there is one output, which is found under any name."""
+        return len(self.spec.output_tensors) == 1
+
+    def tensor_in(self, outputs: Mapping[str, Array], what: str) -> Array:
+        """The one output of the spec's name, or the only one: somebody else's export may call it otherwise.
+
+        Raises:
+            SpecError: it is missing, or has another number of axes or columns; ``what`` is what it was computed of.
+        """
+        (tensor,) = self.spec.output_tensors
+        if tensor.name not in outputs and len(outputs) > 1:
+            raise SpecError(f"{what} has no output {tensor.name!r}, which the spec names; it has {', '.join(outputs)}")
+        found = outputs.get(tensor.name, next(iter(outputs.values())))
+        if found.ndim != len(tensor.axes) or (tensor.columns is not None and found.shape[-1] < tensor.columns):
+            last = tensor.axes[-1] if tensor.columns is None else f"{tensor.columns} columns"
+            raise SpecError(
+                f"the task {self.spec.task} needs an output of {len(tensor.axes)} axes "
+                f"({', '.join((*tensor.axes[:-1], last))}), the output of {what} is {found.shape}"
+            )
+        return found
+
+    # What two networks are compared by.
+
+    def compared(self) -> Output:
+        """The layout of :meth:`values`, as a kind of output."""
+        return self.output
+
+    def values(self, outputs: Mapping[str, Array], fed: tuple[int, ...], name: str) -> Array:
+        """What is compared, an entry per image: the output itself, or what it is in pixels.
+
+        Args:
+            outputs: of one run.
+            fed: the shape of its input.
+            name: what the network is called in messages.
+
+        Raises:
+            SpecError: the output is not what the spec says.
+        """
+        found = self.tensor_in(outputs, name)
+        if len(found) != fed[0]:
+            raise SpecError(f"a batch of {fed[0]} has as many outputs, {name} gives {found.shape}")
+        return found
+
+    def differences(
+        self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
+    ) -> list[Difference]:
+        """How far the values of a batch are off, a :class:`Difference` per kind of value.
+
+        Args:
+            names: of the reference, the candidate and the input.
+            expected, found: the values of each slot.
+            limits: how far they may be off.
+
+        Raises:
+            ParityError: the two have different shapes.
+        """
+        (tensor,) = self.spec.output_tensors
+        return [tensor_difference(names, tensor.name, expected, found, limits)]
+
+
+Factory = Callable[[ModelSpec, PredictOptions | None], OutputAdapter[Any]]
+
+ADAPTERS: dict[str, str | Factory] = {
+    "rows": "deploykit.runtime.kinds.detection:RowAdapter",
+    "pose-objects": "deploykit.runtime.kinds.detection:PoseAdapter",
+    "nms": "deploykit.runtime.kinds.detection:NmsAdapter",
+    "tensor": "deploykit.runtime.kinds.dense:dense_adapter",
+}
+"""Kind of output -> what makes its adapter: a class, or ``module:name``, imported when it is needed."""
+
+
+def adapter_of(spec: ModelSpec, options: PredictOptions | None = None) -> OutputAdapter[Any]:
+    """The adapter for a network's output.
+
+    Raises:
+        SpecError: there is none for its kind. UsageError: an option that does not go with it.
+    """
+    kind = spec.output.kind
+    if kind not in ADAPTERS:
+        raise SpecError(f"nothing here runs an output of kind {kind!r}; known are {', '.join(ADAPTERS)}")
+    factory: Factory = loaded(ADAPTERS[kind])
+    return factory(spec, options)
+
+
+def register_runtime_adapter(kind: str, adapter: str | Factory) -> None:
+    """Enter the adapter of a kind of output into the table.
+
+    Raises:
+        UsageError: the kind has one already.
+    """
+    if ADAPTERS.setdefault(kind, adapter) is not adapter:
+        raise UsageError(f"the kind of output {kind!r} has an adapter already: {ADAPTERS[kind]}")
+
+
+def loaded(entry: Any) -> Any:
+    """What an entry of a table of adapters stands for: itself, or the ``module:name`` that it spells."""
+    if not isinstance(entry, str):
+        return entry
+    module, name = entry.split(":")
+    return getattr(import_module(module), name)

@@ -1,0 +1,260 @@
+"""A network with its spec: images in, results out."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, cast, overload
+
+import numpy as np
+
+from deploykit.errors import UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.placing import CanvasImage, on_own_canvas, place_on_canvas
+from deploykit.runtime.images.reading import ImageSource
+from deploykit.runtime.images.sources import Frame, Images, Skip, Video, kind_of, open_source
+from deploykit.runtime.images.tiles import run_tiled
+from deploykit.runtime.images.to_tensor import to_nchw
+from deploykit.runtime.options import PredictOptions
+from deploykit.runtime.outputs import adapter_of
+from deploykit.runtime.predict.checks import checked_batch, checked_input, image_of_channels
+from deploykit.runtime.predict.mosaic import is_mosaic, restore_mosaic, restored_mosaics
+from deploykit.runtime.raw.mosaic import RawImage
+from deploykit.runtime.results.base import ImageResult
+from deploykit.runtime.results.dense import RestoredRaw
+from deploykit.runtime.session import Session, spec_of
+from deploykit.spec import ModelSpec
+
+__all__ = ["Predictor"]
+
+R_co = TypeVar("R_co", bound=ImageResult, covariant=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _PreparedImage:
+    """A frame on its canvas; ``tiled``: the canvas is the whole image, which is run in tiles."""
+
+    frame: Frame
+    shown: CanvasImage
+    tiled: bool
+    ms: float
+
+
+class Predictor(Generic[R_co]):
+    """Runs a network on whatever images come; ``R_co`` is an image's result. May be called from several threads.
+
+    What a result is follows from the model's task: :class:`deploykit.Result` where objects are found, else one of
+    :mod:`deploykit.runtime.results.dense`; all are :class:`deploykit.ImageResult`.
+
+    Images to restore that do not fit a network of fixed size are cut into tiles of that size; a network of free size
+    takes them whole, unless tiles are asked for. A network of four channels that restores takes the mosaics of RAW
+    files, always in tiles; its result is a :class:`deploykit.runtime.results.dense.RestoredRaw`.
+
+    Args:
+        session: the network; :func:`deploykit.open_session` opens one. Closed together with the predictor.
+        spec: what it takes and gives; None reads it from the session's metadata.
+        options: how to predict; None: the defaults.
+
+    Raises:
+        SpecError: the spec is missing, or does not fit the network.
+        UsageError: an option of another task, out of range, or one that the network cannot take.
+    """
+
+    def __init__(self, session: Session, spec: ModelSpec | None = None, options: PredictOptions | None = None) -> None:
+        self.session = session
+        self.spec = spec_of(session, "the model") if spec is None else spec
+        self.options = options or PredictOptions()
+        self.adapter = adapter_of(self.spec, self.options)
+        self.adapter.check_input()
+        info = checked_input(session, self.spec.input)
+        self.adapter.check_outputs(session.outputs)
+        self._fixed_batch = info.shape[0] is not None
+        self._fixed_size = None not in info.shape[2:]
+        own = self.spec.input  # a fixed size takes no rectangles, whatever the spec says
+        self._canvas = replace(own, fit=replace(own.fit, auto=False)) if self._fixed_size else own
+        self._dtype = np.dtype(info.dtype)
+        asked = self.options.batch
+        self.batch = checked_batch(info, self.spec.input.batch if asked is None else asked)
+        self.tiling = self.adapter.tiling(fixed_size=self._fixed_size, batch=self.batch)
+        self._spare: list[Array] = []
+
+    @property
+    def takes_raw(self) -> bool:
+        """Whether the network takes the mosaics of RAW files."""
+        return self.adapter.takes_raw
+
+    @overload
+    def __call__(self, source: str | os.PathLike[str] | int) -> R_co | Any: ...  # type: ignore[overload-overlap]  # a str is a sequence too
+    @overload
+    def __call__(self, source: bytes | Array) -> R_co: ...
+    @overload
+    def __call__(self, source: Sequence[ImageSource]) -> list[R_co]: ...
+    def __call__(self, source: ImageSource | int | Sequence[ImageSource]) -> R_co | list[R_co] | Iterator[R_co] | Any:
+        """Predict, in the form that follows from what is given.
+
+        Args:
+            source: an image (path, encoded bytes, or a BGR ``uint8 (H, W, 3)`` array) gives a result; a list
+                of images gives a list; a folder, a video file or a camera's number gives an iterator, which reads
+                as it goes.
+
+        Raises:
+            NotFoundError, ImageError: the source is missing or cannot be read.
+            BackendError: the network failed.
+        """
+        results = self._results(open_source(source, raw=self.takes_raw), None)
+        if isinstance(source, (bytes, np.ndarray)):
+            return next(results)
+        if isinstance(source, (str, os.PathLike, int)):
+            return next(results) if kind_of(source) == "image" else results
+        return list(results)
+
+    def stream(
+        self, source: ImageSource | int | Sequence[ImageSource] | Images | Video, *, skip: Skip | None = None
+    ) -> Iterator[R_co]:
+        """Predict on any source, always as an iterator that reads as it goes.
+
+        Args:
+            source: as for a call, or what :func:`deploykit.runtime.images.sources.open_source` gave.
+            skip: told of each image that cannot be read, which is then left out; without it the error is raised.
+        """
+        return self._results(
+            source if isinstance(source, (Images, Video)) else open_source(source, raw=self.takes_raw), skip
+        )
+
+    def restore_raw(self, raw: RawImage) -> RestoredRaw:
+        """Restore a mosaic: packed to four channels, in tiles, and back.
+
+        Raises:
+            UsageError: the network takes no mosaics. BackendError: it failed.
+        """
+        if not self.takes_raw or self.tiling is None:
+            raise UsageError("a mosaic is for a network that restores 4 channels, which this is not")
+        return restore_mosaic(raw, self._run_tiles, self.tiling, self.spec.input)
+
+    def close(self) -> None:
+        """Close the session."""
+        self._spare.clear()
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _results(self, source: Images | Video, skip: Skip | None) -> Iterator[R_co]:
+        if not self.takes_raw or isinstance(source, Video):
+            yield from self._image_results(source, skip)
+            return
+        for mosaics, items in groupby(source.items, key=is_mosaic):
+            part = replace(source, items=tuple(items))
+            if mosaics:
+                yield from cast("Iterator[R_co]", restored_mosaics(part, self.restore_raw, skip))
+            else:
+                yield from self._image_results(part, skip)
+
+    def _image_results(self, source: Images | Video, skip: Skip | None) -> Iterator[R_co]:
+        limit = 1 if source.live else self.batch  # a camera's frame does not wait for the next one
+        waiting: list[_PreparedImage] = []
+        for frame in self._frames(source, skip):
+            prepared = self._prepare(frame)
+            if waiting and prepared.shown.canvas.shape != waiting[0].shown.canvas.shape:
+                yield from self._run(waiting)
+                waiting = []
+            waiting.append(prepared)
+            if len(waiting) == limit:
+                yield from self._run(waiting)
+                waiting = []
+        if waiting:
+            yield from self._run(waiting)
+
+    def _frames(self, source: Images | Video, skip: Skip | None) -> Iterator[Frame]:
+        """The source's frames, with as many channels as the network wants."""
+        channels = self.spec.input.channels
+        if channels in (1, 3):
+            return source.frames(skip)
+        if isinstance(source, Video):
+            raise UsageError(f"this network takes images of {channels} channels, and videos have 3")
+        return source.frames(skip, read=lambda item: image_of_channels(item, channels))
+
+    def _prepare(self, frame: Frame) -> _PreparedImage:
+        """Lay an image on the network's canvas, or leave it whole where it is run in tiles or as it is."""
+        start = time.perf_counter()
+        tiled = False
+        if self.tiling is None:
+            shown = place_on_canvas(frame.image, self._canvas)
+        else:
+            tiled = not (self._fixed_size and frame.image.shape[:2] == self.spec.input.size)
+            tiles = len(self.tiling.places(frame.image.shape[:2])) if tiled else 1
+            shown = on_own_canvas(frame.image, tiles=tiles)
+        return _PreparedImage(frame, shown, tiled, (time.perf_counter() - start) * 1e3)
+
+    def _run(self, batch: list[_PreparedImage]) -> list[R_co]:
+        """Run the network on images whose canvases are of one size."""
+        if batch[0].tiled:
+            return [self._run_in_tiles(prepared) for prepared in batch]
+        start = time.perf_counter()
+        canvas = self.spec.input
+        slots = self.batch if self._fixed_batch else len(batch)
+        buffer = self._buffer((slots, canvas.channels, *batch[0].shown.canvas.shape[:2]))
+        images = to_nchw([p.shown.canvas for p in batch], canvas, buffer).astype(self._dtype, copy=False)
+        ready = time.perf_counter()
+        outputs = self.session.run({canvas.name: images})
+        done = time.perf_counter()
+        before, inference = (1e3 * (b - a) / len(batch) for a, b in ((start, ready), (ready, done)))
+        results = [self._result(p, outputs, i, p.ms + before, inference) for i, p in enumerate(batch)]
+        self._spare.append(buffer)  # only now, because an output may be a view of the input
+        return results
+
+    def _run_in_tiles(self, prepared: _PreparedImage) -> R_co:
+        start = time.perf_counter()
+        image = to_nchw([prepared.shown.canvas], self.spec.input)[0]
+        ready = time.perf_counter()
+        outputs = {self.spec.output_names[0]: self._run_tiles(image)[None]}
+        inference = 1e3 * (time.perf_counter() - ready)
+        return self._result(prepared, outputs, 0, prepared.ms + 1e3 * (ready - start), inference)
+
+    def _run_tiles(self, image: Array) -> Array:
+        """The output of an image ``(C, H, W)``, put together of its tiles'."""
+
+        def run(tiles: Array) -> Array:
+            outputs = self.session.run({self.spec.input.name: tiles.astype(self._dtype, copy=False)})
+            return self.adapter.tensor_in(outputs, "a tile")
+
+        assert self.tiling is not None
+        return run_tiled(run, image, self.tiling, whole_batches=self._fixed_batch)
+
+    def _buffer(self, shape: tuple[int, ...]) -> Array:
+        """A float32 array that nobody else uses, an old one where it fits: fresh memory costs more than filling it."""
+        with contextlib.suppress(IndexError):  # asking first would let another thread take it in between
+            spare = self._spare.pop()
+            if spare.shape == shape:
+                return spare
+        return np.empty(shape, np.float32)
+
+    def _result(
+        self, prepared: _PreparedImage, outputs: dict[str, Array], slot: int, prepare_ms: float, inference_ms: float
+    ) -> R_co:
+        start = time.perf_counter()
+        made = self.adapter.decode(outputs, slot, prepared.shown)
+        frame = prepared.frame
+        result = made(
+            size=prepared.shown.source,
+            name=frame.name,
+            frame=frame.number,
+            timings={
+                "read": frame.read_ms,
+                self.adapter.stage: prepare_ms,
+                "inference": inference_ms,
+                "postprocess": (time.perf_counter() - start) * 1e3,
+            },
+            image=frame.image if frame.keep and frame.image.shape[2:] == (3,) else None,
+        )
+        return cast("R_co", result)
