@@ -52,7 +52,7 @@ def work(name: str, engine: bool, memory: int, told: Connection) -> None:
         with tempfile.TemporaryDirectory() as folder:
             report = onnx_from_model(model, out=Path(folder) / "m.onnx")
             assert report.parity is not None
-            row.update(nodes=report.nodes, share=max(d.used for d in report.parity.differences))
+            row.update(nodes=report.nodes, share=max(d.limit_ratio for d in report.parity.differences))
             told.send(row)
             if engine:
                 build_engine(report.path, flavour="tensorrt-rtx", check=False)

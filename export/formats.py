@@ -14,7 +14,7 @@ from deploykit.export.engine.report import EngineReport
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx
 from deploykit.runtime.engine_record import FLAVOURS
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 
 __all__ = ["FORMATS", "Exports", "Format", "export_formats"]
 
@@ -69,7 +69,7 @@ def export_formats(
     options = engine_options or {}
     for flavour in flavours:  # what cannot be built is found out before the minute that the ONNX file takes
         check_engine(flavour, options.get("options"))
-    known: list[Expected] = []
+    known: list[ReferenceOutputs] = []
     report = None
     if not ready:
         report = export_onnx(
@@ -95,7 +95,7 @@ def export_formats(
                 flavour="tensorrt" if flavour == "tensorrt" else "tensorrt-rtx",
                 out=_engine_place(onnx, out, flavour, alone=len(flavours) == 1),
                 samples=samples,
-                expected=known[0].only("the checkpoint") if known else None,
+                expected=known[0].select_reference("the checkpoint") if known else None,
                 check=check,
                 on_step=tell,
                 on_progress=on_progress,

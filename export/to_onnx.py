@@ -32,7 +32,7 @@ from deploykit.export.step_timer import Clock
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model, with_preprocessing, with_rewrite
 from deploykit.models.timm_models import TimmOptions, load_timm, name_in
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.spec import Dynamic, ModelSpec, Thresholds
 from deploykit.version import __version__
 
@@ -65,7 +65,7 @@ def export_onnx(
     lowering: Lowering | None = None,
     gate: AccuracyGate | None = None,
     on_step: Callable[[str], None] = lambda _: None,
-    on_expected: Callable[[Expected], None] = lambda _: None,
+    on_expected: Callable[[ReferenceOutputs], None] = lambda _: None,
     on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> ExportReport:
     """Read a checkpoint safely, fold it, export it to ONNX and verify that the file gives the same numbers.
@@ -145,7 +145,7 @@ def onnx_from_model(
     gate: AccuracyGate | None = None,
     checkpoint_size: int = 0,
     clock: Clock | None = None,
-    on_expected: Callable[[Expected], None] = lambda _: None,
+    on_expected: Callable[[ReferenceOutputs], None] = lambda _: None,
     on_progress: Callable[[str, float], None] = lambda *_: None,
 ) -> ExportReport:
     """The part of :func:`export_onnx` after the checkpoint: any :class:`ReferenceModel` to a verified file."""

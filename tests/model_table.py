@@ -221,7 +221,7 @@ def exports(name: str) -> tuple[str, str]:
                 made_of = partial(narrow_dense, name) if dense else partial(model_of, key, **made)
             parity = onnx_from_model(made_of(), out=file, **options).parity
             assert parity is not None
-            worst = max((d.used for d in parity.differences), default=0.0)
+            worst = max((d.limit_ratio for d in parity.differences), default=0.0)
             return f"{100 * worst:.0f} % of the limit"
 
         def build() -> str:

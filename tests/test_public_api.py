@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import fields
 from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 
 import deploykit
+from deploykit.cli._predict_files import predict_flags
+from deploykit.cli.eval import eval_flags
 from deploykit.runtime.options import EvalKeywords, EvalOptions, PredictKeywords, PredictOptions
 
 PUBLIC = [
@@ -72,6 +75,13 @@ def test_keyword_arguments_are_the_fields_of_the_options(options: type, keywords
     """``upstream`` is what ``preprocessing="upstream"`` sets."""
     fields = get_type_hints(options)
     assert get_type_hints(keywords) == {name: hint for name, hint in fields.items() if name not in other_ways}
+
+
+def test_the_command_line_fills_the_options() -> None:
+    """Each field has a flag, but for those that a command decides itself."""
+    for flags, of_commands in ((predict_flags(), {"multi_label"}), (eval_flags(), {"upstream", "keep_detections"})):
+        typed = {flag.field for group in flags.groups.values() for flag in group}
+        assert typed == {field.name for field in fields(flags.owner)} - of_commands
 
 
 def test_a_type_checker_knows_results_by_their_task(tmp_path: Path) -> None:

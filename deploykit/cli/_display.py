@@ -135,11 +135,11 @@ def parity_table(report: ParityReport) -> Table:
     table.add_column("of the limit" if judged else "", justify="right")
     table.add_column("where")
     for values in dict.fromkeys(d.values for d in report.differences):
-        d = max((d for d in report.differences if d.values == values), key=lambda d: d.used)
+        d = max((d for d in report.differences if d.values == values), key=lambda d: d.limit_ratio)
         in_pixels = values in ("boxes", "keypoints") and not d.dense
         largest = f"{d.max_abs:.2g} px" if in_pixels else f"{d.max_abs:.2g}"
         where = escape(f"{d.input}, against {d.reference}")
-        table.add_row(_verdict(values, d.ok), largest, f"{100 * d.used:.1f} %" if judged else "", where)
+        table.add_row(_verdict(values, d.ok), largest, f"{100 * d.limit_ratio:.1f} %" if judged else "", where)
     for what in dict.fromkeys(m.what for m in report.matchings):
         parts = [m for m in report.matchings if m.what == what]
         worst = min(parts, key=lambda m: (m.ok, m.min_iou))

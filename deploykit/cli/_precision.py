@@ -131,6 +131,6 @@ def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
     if report.quantised is not None:
         lines += report.quantised.lines()
     if report.base is not None:
-        worst = max((d.used for d in report.base.differences), default=0.0)
+        worst = max((d.limit_ratio for d in report.base.differences), default=0.0)
         lines.append(("fp32 before it", f"verified, {100 * worst:.1f} % of its limits used"))
     return [*lines, *(("note", note) for note in report.notes)]

@@ -8,28 +8,50 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.cli._options import Flag, Flags
 from deploykit.errors import ImageError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.runtime.images.sources import Images, Video
+    from deploykit.runtime.options import PredictOptions
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
 
 RAW = ".dng"
 
 
+def predict_flags() -> Flags[PredictOptions]:
+    """The options that fill :class:`deploykit.runtime.options.PredictOptions`."""
+    from deploykit.runtime.options import PredictOptions
+
+    side = Flag("--tile", "tile", "restore: pixels a side of a tile, of a mosaic in cells of 2 x 2", "N", int)
+    groups = {
+        "objects": threshold_flags(),
+        "other tasks": (
+            Flag("--top", "top", "classify: so many classes of an image (default 5)", "N", int),
+            side,
+            Flag("--overlap", "overlap", "restore: how deep in its tile a kept pixel lies", "N", int),
+            Flag("--batch", "batch", "images, or tiles, in a run of a network that is free", "N", int),
+        ),
+    }
+    return Flags(PredictOptions, groups)
+
+
+def threshold_flags() -> tuple[Flag, ...]:
+    """The thresholds by which objects are found."""
+    return (
+        Flag("--conf", "conf", "keep scores above this (0 to 1)", "X", float),
+        Flag("--iou", "iou", "suppress overlaps above this (0 to 1)", "X", float),
+        Flag("--max-det", "max_det", "keep at most so many objects per image", "N", int),
+    )
+
+
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of networks that find no boxes."""
-    group = parser.add_argument_group("classification, segmentation, restoration")
-    group.add_argument("--top", type=int, metavar="N", help="classify: so many classes of an image (default 5)")
+    """Declare what is written besides drawn images."""
+    group = parser.add_argument_group("what is written")
     group.add_argument(
         "--maps", action="store_true", help="segment: write label maps too (NAME-labels.png, with a palette)"
     )
-    group.add_argument(
-        "--tile", type=int, metavar="N", help="restore: pixels a side of a tile, of a mosaic in cells of 2 x 2"
-    )
-    group.add_argument("--overlap", type=int, metavar="N", help="restore: how deep in its tile a kept pixel lies")
-    group.add_argument("--batch", type=int, metavar="N", help="images, or tiles, in a run of a network that is free")
     group.add_argument(
         "--save-as",
         metavar="SUFFIX",

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.cli._display import console, print_json, steps
+from deploykit.cli._options import Flag, Flags
+from deploykit.cli._predict_files import threshold_flags
 from deploykit.errors import DeviceError, UsageError
 from deploykit.progress import Progress
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from deploykit.runtime.bench.report import Benchmark, Part, Statistics
+    from deploykit.runtime.options import PredictOptions
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
 
@@ -53,7 +56,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="images and folders of images, run in turn (default: one synthetic 1080p frame)",
     )
-    parser.add_argument("--batch", type=int, metavar="N", help="images a run (default: the model's own)")
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads within one operator (default: the backend's choice)"
     )
@@ -64,12 +66,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--warmup", type=float, default=2.0, metavar="S", help="seconds to run before anything counts (default 2)"
     )
-    parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (0 to 1)")
-    parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
-    parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects an image")
+    _flags().add(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     parser.add_argument("--samples", action="store_true", help="with --json: the time of every run as well")
+
+
+def _flags() -> Flags[PredictOptions]:
+    from deploykit.runtime.options import PredictOptions
+
+    batch = Flag("--batch", "batch", "images per run (default: the model's own)", "N", int)
+    return Flags(PredictOptions, {"prediction": (batch, *threshold_flags())})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -100,7 +107,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
     from deploykit.facade import open_session
-    from deploykit.runtime.options import PredictOptions
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.session import spec_of
     from deploykit.runtime.spec_file import read_spec
@@ -114,9 +120,7 @@ def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
         raise DeviceError(f"{e}; {_what_runs_here(Path(args.engine).expanduser())}") from e
     try:
         spec = given or spec_of(session, args.engine)
-        return Predictor(
-            session, spec, PredictOptions(conf=args.conf, iou=args.iou, max_det=args.max_det, batch=args.batch)
-        )
+        return Predictor(session, spec, _flags().fill(args))
     except BaseException:
         session.close()
         raise

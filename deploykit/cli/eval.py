@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, note, print_json, steps
+from deploykit.cli._options import Flag, Flags
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from deploykit.progress import Progress
     from deploykit.runtime.evaluate.compare import Comparison, Interval
     from deploykit.runtime.evaluate.report import DetectionEvaluation, Evaluation
+    from deploykit.runtime.options import EvalOptions
 
 MEANINGS = {
     "AP": "mean of the precision, over overlaps of 0.50 to 0.95",
@@ -46,10 +48,32 @@ MEANINGS = {
 }
 
 
-HANDED_ON = (
-    "limit", "batch", "conf", "iou", "max_det", "img", "rectangles", "allow_missing", "engine",
-)  # fmt: skip
-"""Options that are those of an evaluation (:class:`deploykit.runtime.options.EvalOptions`)."""
+def eval_flags() -> Flags[EvalOptions]:
+    """The options that fill :class:`deploykit.runtime.options.EvalOptions`."""
+    from deploykit.runtime.options import EvalOptions
+
+    groups = {
+        "what is evaluated": (
+            Flag(
+                "--task",
+                "task",
+                "what is scored: detect, instances, keypoints, segment, classify, restore (default: the spec's task)",
+                "TASK",
+            ),
+            Flag("--limit", "limit", "only the first N images that are there", "N", int),
+            Flag("--batch", "batch", "images per run (default: the model's own)", "N", int),
+        ),
+        "objects": (
+            Flag("--allow-missing", "allow_missing", "leave out listed images that are not there"),
+            Flag("--img", "img", "canvas of a dynamic shape: one side, or height and width", "N", int, nargs="+"),
+            Flag("--rectangles", "rectangles", "each image's own rectangle, as predict does, not the whole canvas"),
+            Flag("--conf", "conf", "keep scores above this (default 0.001)", "X", float),
+            Flag("--iou", "iou", "suppress overlaps above this (default 0.65)", "X", float),
+            Flag("--max-det", "max_det", "at most so many objects per image (default 300)", "N", int),
+            Flag("--engine", "engine", "the library of the metrics", choices=("hotcoco", "pycocotools")),
+        ),
+    }
+    return Flags(EvalOptions, groups)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,26 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "label maps; restore: of targets",
     )
     parser.add_argument("--images", metavar="DIR", help="the folder with the images (not for classify)")
-    parser.add_argument(
-        "--task",
-        metavar="TASK",
-        help="what is scored: detect, instances, keypoints, segment, classify, restore (default: the spec's task)",
-    )
-    parser.add_argument("--limit", type=int, metavar="N", help="only the first N images that are there")
-    parser.add_argument("--allow-missing", action="store_true", help="leave out listed images that are not there")
-    parser.add_argument("--batch", type=int, metavar="N", help="images a run (default: the model's own)")
-    parser.add_argument(
-        "--img", type=int, nargs="+", metavar="N", help="canvas of a dynamic shape: one side, or height and width"
-    )
-    parser.add_argument(
-        "--rectangles", action="store_true", help="each image's own rectangle, as predict does, not the whole canvas"
-    )
-    parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (default 0.001)")
-    parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (default 0.65)")
-    parser.add_argument("--max-det", type=int, metavar="N", help="at most so many objects an image (default 300)")
-    parser.add_argument(
-        "--engine", choices=("hotcoco", "pycocotools"), default="hotcoco", help="the library of the metrics"
-    )
+    eval_flags().add(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument(
         "--preprocess",
@@ -123,7 +128,7 @@ def run(args: argparse.Namespace) -> int:
     from deploykit.runtime.evaluate.report import DetectionEvaluation
     from deploykit.spec import worded
 
-    if args.img is not None and len(args.img) > 2:
+    if len(getattr(args, "img", ())) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
     with steps() as progress:
         found, comparison, intervals = _evaluated(args, progress)
@@ -151,9 +156,10 @@ def _evaluated(
     from deploykit.runtime.evaluate.compare import interval_of
     from deploykit.runtime.evaluate.report import DetectionEvaluation
 
-    names = ("images", "task", "spec", "backend", "preprocessing", *HANDED_ON)
-    options: dict[str, Any] = {name: getattr(args, name) for name in names}
-    options["keep_detections"] = any(word is not None for word in (args.detections, args.plots, args.bootstrap))
+    wanted = any(word is not None for word in (args.detections, args.plots, args.bootstrap))
+    options = dict(vars(eval_flags().fill(args, keep_detections=wanted)))
+    del options["upstream"]  # which is a way of preprocessing
+    options |= {name: getattr(args, name) for name in ("images", "spec", "backend", "preprocessing")}
     if args.against is not None:
         comparison = evaluate_against(
             args.model, args.against, args.data, bootstrap=args.bootstrap, progress=progress, **options

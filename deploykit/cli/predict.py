@@ -14,20 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._display import note
-from deploykit.cli._predict_files import Files, add_task_arguments, check_task_arguments, without_raw
+from deploykit.cli._predict_files import Files, add_task_arguments, check_task_arguments, predict_flags, without_raw
 from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
     from deploykit.runtime.images.sources import Images, Video
     from deploykit.runtime.images.video_writer import Recorder
-    from deploykit.runtime.options import PredictKeywords
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
 
 WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
-HANDED_ON = ("conf", "iou", "max_det", "top", "tile", "overlap", "batch")
-"""Options that are those of a prediction (:class:`deploykit.runtime.options.PredictOptions`)."""
 QUIT_KEYS = {ord("q"), 27}  # 27: Escape
 
 
@@ -44,9 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drawn images and videos into this folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object an image, each on its own line")
     parser.add_argument("--coco", type=Path, metavar="FILE", help="write all detections as one COCO results file")
-    parser.add_argument("--conf", type=float, metavar="X", help="keep scores above this (0 to 1)")
-    parser.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (0 to 1)")
-    parser.add_argument("--max-det", type=int, metavar="N", help="keep at most so many objects an image")
+    predict_flags().add(parser)
     add_task_arguments(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument(
@@ -70,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.show:
         _check_display()
     sources = _opened(args.source)
-    options: PredictKeywords = {name: getattr(args, name) for name in HANDED_ON}  # type: ignore[assignment]  # its keys
+    options = vars(predict_flags().fill(args))
     with load(args.model, spec=args.spec, preprocessing=args.preprocessing, **options) as predictor:
         check_task_arguments(args, predictor)
         if not predictor.takes_raw:

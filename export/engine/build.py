@@ -54,7 +54,7 @@ from deploykit.runtime.engine_record import (
     parity_of,
 )
 from deploykit.runtime.files import existing_file, write_whole
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
 from deploykit.spec import METADATA_KEY, ModelSpec
@@ -75,7 +75,7 @@ def build_engine(
     timing_cache: bool = True,
     spec: ModelSpec | str | Path | None = None,
     samples: Sequence[str | Path] = (),
-    expected: Expected | None = None,
+    expected: ReferenceOutputs | None = None,
     check: bool = True,
     gpu: int = 0,
     verbose: bool = False,
@@ -162,7 +162,7 @@ def build_engine(
             parity = None
             if check:
                 given = expected or _expected(file, known, samples, clock)
-                given = given.within(lambda shape: _covered(shapes, known, shape))
+                given = given.restrict_to(lambda shape: _covered(shapes, known, shape))
                 record, parity = _checked(engine, record, given, device, clock)
             record.write(engine)
             move_into_place(folder, place, companions=(parity_of(place), expected_of(place), rest_of(place)))
@@ -318,7 +318,7 @@ def check_header(trt: Any, engine: Path) -> None:
         raise ExportError("what TensorRT built does not begin as an engine does: build it again")
 
 
-def _expected(file: Path, spec: ModelSpec, samples: Sequence[str | Path], clock: Clock) -> Expected:
+def _expected(file: Path, spec: ModelSpec, samples: Sequence[str | Path], clock: Clock) -> ReferenceOutputs:
     """What the ONNX file gives, in ONNX Runtime on the CPU."""
     clock("checking")
     overrides: dict[str, Any] = {}
@@ -331,7 +331,7 @@ def _expected(file: Path, spec: ModelSpec, samples: Sequence[str | Path], clock:
 
 
 def _checked(
-    engine: Path, record: EngineRecord, expected: Expected, device: Gpu | None, clock: Clock
+    engine: Path, record: EngineRecord, expected: ReferenceOutputs, device: Gpu | None, clock: Clock
 ) -> tuple[EngineRecord, ParityReport | None]:
     """Compare where that is possible, else put the reference values beside the engine."""
     if device is None:

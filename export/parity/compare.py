@@ -22,7 +22,7 @@ from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import limits_between
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.parity.expected import Expected, Feeds, runs
+from deploykit.runtime.parity.expected import Feeds, ReferenceOutputs, runs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
@@ -58,7 +58,7 @@ def compare(
     given = read_spec(spec)
     with contextlib.ExitStack() as stack:
         if isinstance(a, (str, Path)) and Path(a).suffix.lower() == ".npz":
-            expected = Expected.load(existing_file(a, "reference values"))
+            expected = ReferenceOutputs.load(existing_file(a, "reference values"))
             second = stack.enter_context(_opened(b))
             chosen = _known(given, second)
         else:
@@ -71,11 +71,11 @@ def compare(
                 theirs = dataclasses.replace(own, input=chosen.input)
             if (own := _carried(second)) and _decodes_otherwise(own, chosen):
                 chosen = dataclasses.replace(own, input=chosen.input)
-            feeds = make_feeds(chosen, images).within(_taker(first)).within(_taker(second))
+            feeds = make_feeds(chosen, images).restrict_to(_taker(first)).restrict_to(_taker(second))
             ours = isinstance(a, (str, Path))
             tolerance = tolerance or limits_between(map(_carried, (first, second)))
             expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, on_step=on_step)
-        return check_expected(expected.within(_taker(second)), _name(b, "b"), second, chosen, tolerance, on_step)
+        return check_expected(expected.restrict_to(_taker(second)), _name(b, "b"), second, chosen, tolerance, on_step)
 
 
 def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
@@ -141,7 +141,7 @@ def expect(
     once: Collection[str] = (),
     closing: bool = False,
     on_step: Callable[[str], None] = lambda _: None,
-) -> Expected:
+) -> ReferenceOutputs:
     """Run the references, one image at a time. Those named in ``once`` run on the first image only.
 
     Of networks with NMS inside the detections stand for the rows.
@@ -161,11 +161,11 @@ def expect(
         if closing:
             session.close()
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}
-    return Expected(feeds, rows, computed, adapter.compared())
+    return ReferenceOutputs(feeds, rows, computed, adapter.compared())
 
 
 def check_expected(
-    expected: Expected,
+    expected: ReferenceOutputs,
     name: str,
     candidate: Session,
     spec: ModelSpec,
@@ -192,7 +192,7 @@ def _name(model: str | Path | Session, letter: str) -> str:
     return Path(model).name if isinstance(model, (str, Path)) else f"session {letter}"
 
 
-def _notes(expected: Expected) -> tuple[str, ...]:
+def _notes(expected: ReferenceOutputs) -> tuple[str, ...]:
     """A model that ignores its input would agree with anything that ignores it too; say so."""
     feeds = expected.feeds
     outputs = [

@@ -28,7 +28,7 @@ from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.runtime.backends.ort import Optimization
 from deploykit.runtime.parity.differences import Difference
-from deploykit.runtime.parity.expected import Batch, Expected, Feeds
+from deploykit.runtime.parity.expected import Batch, Feeds, ReferenceOutputs
 from deploykit.runtime.parity.spread import NO_SPREAD
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
@@ -73,7 +73,7 @@ class Float32Cost:
             largest = used.setdefault(name, {})
             for report in several:
                 for d in report.differences:
-                    largest[_group(d)] = float(np.maximum(largest.get(_group(d), 0.0), d.used))
+                    largest[_group(d)] = float(np.maximum(largest.get(_group(d), 0.0), d.limit_ratio))
                     spread[d.values] = tuple(map(max, zip(spread.get(d.values, d.spread), d.spread, strict=True)))
                 score = float(np.max([score, *(m.max_score for m in report.matchings)]))  # NaN stays
                 keypoint = float(np.max([keypoint, *(m.max_keypoint or 0.0 for m in report.matchings)]))
@@ -115,7 +115,7 @@ def _group(difference: Difference) -> Group:
     return "dense" if difference.dense else GROUPS[difference.values]
 
 
-def torch_float32(expected: Expected, module: nn.Module, spec: ModelSpec) -> ParityReport:
+def torch_float32(expected: ReferenceOutputs, module: nn.Module, spec: ModelSpec) -> ParityReport:
     """Hold a module in PyTorch in float32 against what it gives in float64.
 
     Args:
@@ -131,7 +131,7 @@ def torch_float32(expected: Expected, module: nn.Module, spec: ModelSpec) -> Par
 
 
 def levels_apart(
-    file: Path, plan: NmsPlan, spec: ModelSpec, expected: Expected, on_step: Callable[[str], None]
+    file: Path, plan: NmsPlan, spec: ModelSpec, expected: ReferenceOutputs, on_step: Callable[[str], None]
 ) -> list[ParityReport]:
     """Hold a file in ONNX Runtime with fewer optimizations against itself with all of them.
 

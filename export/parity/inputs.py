@@ -94,10 +94,8 @@ def on_canvas(image: Array, canvas: InputSpec, *, auto: bool) -> Array:
     A network of another number of channels gets red, green, blue and grey in turn: what a parity check needs is a
     real image's values, not what they mean.
     """
-    if canvas.fit.kind == "crop":
-        placed = place_on_canvas(image, canvas).canvas
-    elif canvas.fit.kind == "letterbox":
-        placed = Letterbox.fit(image.shape[:2], canvas.size, canvas.fit, auto=auto).apply(image)
+    if canvas.fit.kind in ("crop", "letterbox"):
+        placed = place_on_canvas(image, replace(canvas, fit=replace(canvas.fit, auto=auto))).canvas
     else:
         size = canvas.size
         if auto:  # the image's own rectangle

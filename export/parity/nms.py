@@ -20,7 +20,7 @@ from deploykit.export.parity.report import ParityReport
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.kinds.detection import NmsAdapter, RowAdapter
 from deploykit.runtime.parity.differences import Difference, row_differences
-from deploykit.runtime.parity.expected import Batch, Expected
+from deploykit.runtime.parity.expected import Batch, ReferenceOutputs
 from deploykit.runtime.parity.spread import spread_of
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
@@ -34,7 +34,7 @@ ROWS = 100  # of each image, where thresholds are open
 
 
 def check_detections(
-    expected: Expected,
+    expected: ReferenceOutputs,
     name: str,
     candidate: Session,
     spec: ModelSpec,
@@ -105,7 +105,7 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
 
 
 def _run(
-    session: Session, batch: Batch, expected: Expected, spec: ModelSpec, thresholds: Thresholds
+    session: Session, batch: Batch, expected: ReferenceOutputs, spec: ModelSpec, thresholds: Thresholds
 ) -> list[NetworkDetections]:
     """What is found in each slot; a session of another fixed batch gets each image in every slot."""
     adapter = NmsAdapter(replace(spec, thresholds=thresholds))

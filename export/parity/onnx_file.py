@@ -20,7 +20,7 @@ from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort
-from deploykit.runtime.parity.expected import Expected, Feeds
+from deploykit.runtime.parity.expected import Feeds, ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
@@ -29,7 +29,7 @@ __all__ = ["check_file", "reference_of_file"]
 
 def check_file(
     plan: NmsPlan,
-    expected: Expected,
+    expected: ReferenceOutputs,
     file: Path,
     spec: ModelSpec,
     on_step: Callable[[str], None],
@@ -52,7 +52,7 @@ def check_file(
         return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
 
 
-def reference_of_file(plan: NmsPlan, feeds: Feeds, file: Path, spec: ModelSpec) -> Expected:
+def reference_of_file(plan: NmsPlan, feeds: Feeds, file: Path, spec: ModelSpec) -> ReferenceOutputs:
     """What a file itself gives on the images of a check, to hold another computation of it against.
 
     Raises:
@@ -77,7 +77,7 @@ def _open_thresholds(plan: NmsPlan) -> dict[str, Array]:
 
 def _check_plugin(
     plan: NmsPlan,
-    expected: Expected,
+    expected: ReferenceOutputs,
     file: Path,
     spec: ModelSpec,
     on_step: Callable[[str], None],
@@ -101,7 +101,7 @@ def _check_plugin(
 
 def _check_rows(
     plan: NmsPlan,
-    expected: Expected,
+    expected: ReferenceOutputs,
     file: Path,
     spec: ModelSpec,
     on_step: Callable[[str], None],

@@ -36,7 +36,7 @@ class ParityReport:
         """The first failure, raw values before detections, the largest first; None if there is none."""
         if self.ok:
             return None
-        bad = sorted((d for d in self.differences if not d.ok), key=lambda d: -d.used)
+        bad = sorted((d for d in self.differences if not d.ok), key=lambda d: -d.limit_ratio)
         return bad[0] if bad else next((m for m in self.matchings if not m.ok), None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -44,6 +44,7 @@ class ParityReport:
         data = dataclasses.asdict(self)
         for entry, difference in zip(data["differences"], self.differences, strict=True):
             entry["ok"] = difference.ok
+            entry["used"] = entry.pop("limit_ratio")  # its name in files
         for entry, matching in zip(data["matchings"], self.matchings, strict=True):
             entry["ok"] = matching.ok
             del entry["limits"]  # they are the report's

@@ -21,7 +21,7 @@ from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.step_timer import Clock
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.registry import ReferenceModel
-from deploykit.runtime.parity.expected import Expected, Feeds
+from deploykit.runtime.parity.expected import Feeds, ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
@@ -40,11 +40,11 @@ class Verification:
     rows: ModelSpec
     feeds: Feeds
     clock: Clock
-    _expected: Expected | None = None
+    _expected: ReferenceOutputs | None = None
     _limits: Tolerance = field(default_factory=Tolerance)
 
     @property
-    def expected(self) -> Expected:
+    def expected(self) -> ReferenceOutputs:
         """What the checkpoint and the folded model give, in float64, with the limits that hold for fp32."""
         if self._expected is None:
             self.clock("checking")

@@ -17,7 +17,7 @@ from typing import Any
 from deploykit.errors import ArtefactError, DataError
 from deploykit.runtime.files import existing_file
 
-__all__ = ["Category", "CocoData", "Image", "LabelMap", "match_keypoints", "match_labels", "read_coco"]
+__all__ = ["Category", "CategoryMap", "CocoData", "Image", "match_keypoints", "match_labels", "read_coco"]
 
 
 MOST = 2**53  # numbers go to the metric libraries as float64, too
@@ -76,7 +76,7 @@ class CocoData:
 
 
 @dataclass(frozen=True)
-class LabelMap:
+class CategoryMap:
     """The category's id of each of the model's labels (None: the annotations have none), and what to say about it."""
 
     ids: tuple[int | None, ...]
@@ -222,7 +222,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-def match_labels(classes: tuple[str, ...], count: int, categories: tuple[Category, ...]) -> LabelMap:
+def match_labels(classes: tuple[str, ...], count: int, categories: tuple[Category, ...]) -> CategoryMap:
     """Find the category of each label of a model: by name, else by position.
 
     By name, if the model has every category, or the annotations have every class; upper case, ``_`` and ``-`` do not
@@ -244,14 +244,14 @@ def match_labels(classes: tuple[str, ...], count: int, categories: tuple[Categor
     ids = {name: c.id for name, c in zip(theirs, ordered, strict=True)}
     unique = len(set(names)) == len(names) and len(ids) == len(ordered)
     if classes and unique and (set(names) <= set(theirs) or set(theirs) <= set(names)):
-        return LabelMap(tuple(ids.get(name) for name in names), "name", _only_one_side(names, ordered, classes))
+        return CategoryMap(tuple(ids.get(name) for name in names), "name", _only_one_side(names, ordered, classes))
     moved = [n for n in set(names) & set(theirs) if names.index(n) != theirs.index(n)]
     if count == len(ordered) and not moved:
         both = zip(classes, names, ordered, strict=False)
         pairs = [f"{a!r} is {c.name!r}" for a, plain, c in both if plain != _plain(c.name)]
         told = f": {_some(pairs)}" if pairs else " (the model names no classes)"
         note = f"classes and categories were matched by position, because their names differ{told}"
-        return LabelMap(tuple(c.id for c in ordered), "position", (note,))
+        return CategoryMap(tuple(c.id for c in ordered), "position", (note,))
     raise DataError(
         f"the model's classes do not fit the annotations' categories: the model has {count} "
         f"({_some(classes) or 'without names'}), the annotations {len(ordered)} ({_some([c.name for c in ordered])}); "
@@ -275,7 +275,7 @@ def _only_one_side(names: list[str], categories: list[Category], classes: tuple[
     return tuple(notes)
 
 
-def match_keypoints(names: tuple[str, ...], data: CocoData, labels: LabelMap) -> tuple[list[int], tuple[str, ...]]:
+def match_keypoints(names: tuple[str, ...], data: CocoData, labels: CategoryMap) -> tuple[list[int], tuple[str, ...]]:
     """Which of the model's keypoints is each of the annotations', in their order; and what to say about it.
 
     By name, where both name the same ones; else by position.

@@ -12,7 +12,7 @@ import numpy as np
 
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.evaluate.coco_data import CocoData, Image, LabelMap, match_keypoints, match_labels, read_coco
+from deploykit.runtime.evaluate.coco_data import CategoryMap, CocoData, Image, match_keypoints, match_labels, read_coco
 from deploykit.runtime.evaluate.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
 from deploykit.runtime.evaluate.meter import Data, Finished, Meter
 from deploykit.runtime.evaluate.report import (
@@ -161,7 +161,7 @@ def _classes(spec: ModelSpec) -> int:
 
 
 def _keypoints(
-    spec: ModelSpec, truth: CocoData, labels: LabelMap, task: str
+    spec: ModelSpec, truth: CocoData, labels: CategoryMap, task: str
 ) -> tuple[list[int], tuple[float, ...], tuple[str, ...]]:
     """The model's keypoints in the annotations' order, their OKS constants, and what to say about them."""
     if task != "keypoints" or spec.keypoints is None:
@@ -244,7 +244,7 @@ def _first(names: list[str]) -> str:
 class _DetectionCollector:
     """The results of all images, as the metrics need them."""
 
-    def __init__(self, images: list[Image], labels: LabelMap, order: list[int], masks_by: str | None) -> None:
+    def __init__(self, images: list[Image], labels: CategoryMap, order: list[int], masks_by: str | None) -> None:
         """``masks_by``: the library whose run lengths masks become; None: they are not kept."""
         self.full = self.truncated = 0
         self._images = iter(images)
@@ -293,7 +293,7 @@ class _DetectionCollector:
 
 
 def _settings(
-    predictor: Predictor[ImageResult], task: str, labels: LabelMap, engine: str, sigmas: tuple[float, ...]
+    predictor: Predictor[ImageResult], task: str, labels: CategoryMap, engine: str, sigmas: tuple[float, ...]
 ) -> Settings:
     spec, used = predictor.spec, cast(DetectionAdapter[Any], predictor.adapter).thresholds
     return Settings(
@@ -316,7 +316,7 @@ def _settings(
 
 
 def _counts(
-    truth: CocoData, files: _Files, labels: LabelMap, collected: _DetectionCollector, task: str, detections: int
+    truth: CocoData, files: _Files, labels: CategoryMap, collected: _DetectionCollector, task: str, detections: int
 ) -> Counts:
     images, categories = {p.id for p in files.images}, set(labels.category_ids)
     crowds = (a["iscrowd"] for a in truth.annotations if a["image_id"] in images and a["category_id"] in categories)

@@ -60,10 +60,16 @@ class DetectionAdapter(OutputAdapter[O]):
             SpecError, BackendError: an output is not what the spec says.
         """
 
+    def check_input(self) -> None:
+        """See :meth:`OutputAdapter.check_input`: boxes come back from a canvas that shows the whole image."""
+        super().check_input()
+        kind = self.spec.input.fit.kind
+        if kind not in ("letterbox", "resize"):
+            raise SpecError(f"boxes are found on a canvas by letterbox or resize, but the spec's fit is {kind!r}")
+
     def decode(self, outputs: Mapping[str, Array], slot: int, shown: CanvasImage) -> Callable[..., ImageResult]:
         """See :meth:`OutputAdapter.decode`."""
-        if shown.letterbox is None:
-            raise SpecError(f"boxes need a letterbox or a resize, the spec's fit is {self.spec.input.fit.kind!r}")
+        assert shown.letterbox is not None  # by letterbox or resize
         found = self.objects(outputs, slot, shown.letterbox.canvas)
         boxes, keypoints = to_source(found, shown.letterbox)
         masks = None

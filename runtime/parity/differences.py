@@ -19,10 +19,10 @@ __all__ = ["Difference", "row_differences", "tensor_difference"]
 class Difference:
     """How far one kind of value of the candidate is from the reference's on one input.
 
-    ``used`` is the largest share of its limit that any element used: over 1 is a failure. ``worst`` is that element:
-    (row, column, expected, found), of a dense output (channel, pixel, ...). ``spread``: the shares that the elements at
-    :data:`deploykit.runtime.parity.spread.QUANTILES` use, which tell an error of every value from the rounding of a
-    few.
+    ``limit_ratio`` is the largest share of its limit that any element uses: over 1 is a failure. ``worst`` is that
+    element: (row, column, expected, found), of a dense output (channel, pixel, ...). ``spread``: the shares that the
+    elements at :data:`deploykit.runtime.parity.spread.QUANTILES` use, which tell an error of every value from the
+    rounding of a few.
     """
 
     reference: str
@@ -31,7 +31,7 @@ class Difference:
     values: str
     count: int
     max_abs: float
-    used: float
+    limit_ratio: float
     worst: tuple[int, int, float, float]
     dense: bool = False
     spread: tuple[float, ...] = NO_SPREAD
@@ -39,14 +39,14 @@ class Difference:
     @property
     def ok(self) -> bool:
         """Whether every element is within its limit."""
-        return self.used <= 1.0
+        return self.limit_ratio <= 1.0
 
     def __str__(self) -> str:
         row, column, expected, found = self.worst
         where = f"channel {row}, pixel {column}" if self.dense else f"row {row}, column {column}"
         return (
             f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
-            f"{self.max_abs:.3g} ({self.used:.3g} of the limit): {where} is {found:.6g}, expected {expected:.6g}"
+            f"{self.max_abs:.3g} ({self.limit_ratio:.3g} of the limit): {where} is {found:.6g}, expected {expected:.6g}"
         )
 
 

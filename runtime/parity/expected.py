@@ -1,7 +1,7 @@
 """Parity of raw outputs: what networks must give on given images.
 
 Whether an artefact is kept is decided by the export side. An engine that was built on a machine without a GPU has what
-it must give in a file beside it (:class:`Expected`), and the runtime checks that when it first runs.
+it must give in a file beside it (:class:`ReferenceOutputs`), and the runtime checks that when it first runs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from deploykit.spec import Output, read_value
 
 __all__ = [
     "Batch",
-    "Expected",
     "Feeds",
+    "ReferenceOutputs",
     "Values",
     "runs",
     "values_of",
@@ -35,7 +35,7 @@ __all__ = [
 Values = Callable[[Mapping[str, Array], tuple[int, ...], str], Array]
 """What is compared of a run, an entry per image: :meth:`deploykit.runtime.outputs.OutputAdapter.values`."""
 
-FORMAT = 1  # of a file that holds an Expected
+FORMAT = 1  # of a file that holds reference outputs
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Feeds:
         """The first image."""
         return next(iter(self.images.values()))
 
-    def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Feeds:
+    def restrict_to(self, takes: Callable[[tuple[int, ...]], bool]) -> Feeds:
         """What a network can take of them: ``takes`` is asked about input shapes ``(B, C, H, W)``.
 
         Batches that are too large lose their last slots; those of a size that is not taken at all are left out, and
@@ -83,7 +83,7 @@ class Feeds:
 
 
 @dataclass(frozen=True)
-class Expected:
+class ReferenceOutputs:
     """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)`` of rows, else an
     image's part of the output.
 
@@ -97,21 +97,21 @@ class Expected:
     layout: Output
     limits: Tolerance = field(default_factory=Tolerance)
 
-    def within(self, takes: Callable[[tuple[int, ...]], bool]) -> Expected:
-        """The same for a network that takes less; see :meth:`Feeds.within`.
+    def restrict_to(self, takes: Callable[[tuple[int, ...]], bool]) -> ReferenceOutputs:
+        """The same for a network that takes less; see :meth:`Feeds.restrict_to`.
 
         Raises:
             ParityError: it takes none of the images.
         """
-        feeds = self.feeds.within(takes)
+        feeds = self.feeds.restrict_to(takes)
         if not feeds.batches:
             raise ParityError(f"the network takes none of the images to compare on ({', '.join(self.feeds.images)})")
         return replace(self, feeds=feeds)
 
-    def only(self, reference: str) -> Expected:
+    def select_reference(self, reference: str) -> ReferenceOutputs:
         """The same with one of its references."""
         only = {reference: self.rows[reference]}, {reference: self.computed[reference]}
-        return Expected(self.feeds, *only, self.layout, self.limits)
+        return ReferenceOutputs(self.feeds, *only, self.layout, self.limits)
 
     def save(self, path: Path) -> None:
         """Write the images and the first reference's rows as float32; numpy's ``.npz``, compressed.
@@ -141,7 +141,7 @@ class Expected:
         write_whole(path, data.getvalue())
 
     @staticmethod
-    def load(path: Path) -> Expected:
+    def load(path: Path) -> ReferenceOutputs:
         """Read what :meth:`save` wrote.
 
         Raises:
@@ -161,13 +161,19 @@ class Expected:
             feeds = Feeds(images, batches, tuple(about["notes"]))
             layout = read_value(Output, about["layout"], "layout")
             limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
-            return Expected(feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits)
+            return ReferenceOutputs(
+                feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits
+            )
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
             raise ArtefactError(f"{path} holds no reference values that can be read ({e}): export again") from e
 
 
 def runs(
-    expected: Expected, name: str, session: Session, values: Values, on_step: Callable[[str], None] = lambda _: None
+    expected: ReferenceOutputs,
+    name: str,
+    session: Session,
+    values: Values,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> Iterator[tuple[Batch, str, list[Array], list[Array]]]:
     """Run every batch; yield it with each reference that has all of its images: (batch, reference, expected, found).
 

@@ -28,7 +28,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.differences import tensor_difference
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import open_session
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec
@@ -144,7 +144,7 @@ def test_an_engine_is_built(task: str, tmp_path: Path) -> None:
     onnx_from_model(model_of(task), out=tmp_path / "m.onnx")
     report = build_engine(tmp_path / "m.onnx", flavour="tensorrt-rtx", out=tmp_path / "m.trt")
     if not report.record.verified:
-        expected = Expected.load(tmp_path / "m.trt.parity.npz")
+        expected = ReferenceOutputs.load(tmp_path / "m.trt.parity.npz")
         assert expected.layout == model_of(task).spec.output
         with open_session(tmp_path / "m.onnx", provider="cpu") as session:
             assert check_expected(expected, "itself", session, report.record.spec).ok
@@ -234,6 +234,6 @@ def test_the_limit_grows_with_the_largest_value() -> None:
     found = tensor_difference(("a", "b", "x"), "logits", [a / 100], [a / 100 + 2e-5], Tolerance())
     assert not found.ok
     found = tensor_difference(("a", "b", "x"), "logits", [a], [np.full_like(a, np.nan)], FP16)
-    assert found.used == np.inf
+    assert found.limit_ratio == np.inf
     with pytest.raises(ParityError, match=r"b gives \(1, 1, 3\) values"):
         tensor_difference(("a", "b", "x"), "logits", [a], [np.zeros((1, 1, 3))], Tolerance())

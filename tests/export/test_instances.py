@@ -37,7 +37,7 @@ from deploykit.runtime.backends.chain import ChainSession, rest_of
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import EngineRecord, expected_of
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.session import open_session
@@ -378,7 +378,7 @@ def test_an_engine_of_the_first_part_is_built(exported: ExportReport, tmp_path: 
     beside = ("", ".json", ".log", ".parity.npz", ".rest.onnx")
     assert {p.name for p in tmp_path.iterdir()} == {f"m.trt{suffix}" for suffix in beside}
     assert report.record.unverified.startswith(NO_GPU)
-    expected = Expected.load(expected_of(report.path))  # of the whole network
+    expected = ReferenceOutputs.load(expected_of(report.path))  # of the whole network
     with open_session(exported.path) as session:
         again = check_expected(expected, "m.onnx", session, exported.spec)
     assert again.ok
@@ -407,7 +407,7 @@ def test_a_network_that_finds_nothing_has_reference_values_all_the_same(tmp_path
     assert {m.expected for m in report.parity.matchings if m.what == "detections"} == {0}
     assert all(d.count > 0 for d in report.parity.differences)
     assert compare(report.path, report.path).ok  # of no detections too
-    expected = Expected.load(expected_of(build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path).path))
+    expected = ReferenceOutputs.load(expected_of(build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path).path))
     assert all(len(rows) > 3 for rows in expected.rows["m.onnx"].values())
 
 

@@ -23,7 +23,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.engine_record import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.spec import RawDetections
 from tests.narrow import model_of
 
@@ -179,7 +179,7 @@ def test_an_engine_from_a_machine_without_a_gpu_is_compared_when_it_first_runs(
     feeds = Feeds({"noise": noise(1, 3, 64, 64)}, (Batch("noise", ("noise",)),))
     layout = engine.record.spec.output
     assert isinstance(layout, RawDetections)
-    Expected(feeds, {"itself": {"noise": rows}}, {"itself": "this GPU"}, layout).save(expected_of(path))
+    ReferenceOutputs(feeds, {"itself": {"noise": rows}}, {"itself": "this GPU"}, layout).save(expected_of(path))
     open_session(path).close()
     record = record_of(path)
     assert record is not None

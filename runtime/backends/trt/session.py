@@ -20,7 +20,7 @@ from deploykit.runtime.backends.trt.load_errors import refusal
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine_record import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
 from deploykit.runtime.outputs import adapter_of
-from deploykit.runtime.parity.expected import Expected, runs
+from deploykit.runtime.parity.expected import ReferenceOutputs, runs
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 from deploykit.spec import METADATA_KEY
 
@@ -92,7 +92,7 @@ def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
         how = f"deploykit compare {expected_of(path)} {path}"
         session.notes = (f"the outputs of this engine are not verified yet: run {how}",)
         return
-    expected, adapter = Expected.load(expected_of(path)).within(session.takes), adapter_of(record.spec)
+    expected, adapter = ReferenceOutputs.load(expected_of(path)).restrict_to(session.takes), adapter_of(record.spec)
     for batch, reference, rows, found in runs(expected, path.name, session, adapter.values):
         for each in adapter.differences((reference, path.name, batch.name), rows, found, expected.limits):
             if not each.ok:

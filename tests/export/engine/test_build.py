@@ -40,7 +40,7 @@ from deploykit.export.formats import export_formats
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import EngineOptions, Profile, expected_of, log_of, parity_of, record_of
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec
 from tests.cell_model import cell_spec, write_cell_model
@@ -102,7 +102,7 @@ def test_the_reference_values_are_what_the_onnx_file_gives(cells: Path) -> None:
     from deploykit.facade import open_session
 
     report = built(cells)
-    expected = Expected.load(expected_of(report.path))
+    expected = ReferenceOutputs.load(expected_of(report.path))
     assert list(expected.computed) == ["cells.onnx"]
     assert len(expected.feeds.images) == 2
     with open_session(cells) as session:
@@ -123,7 +123,7 @@ def test_networks_of_every_kind_of_shape_are_built(exported: Path, tmp_path: Pat
     }
     assert report.record.profiles == expected[name]
     assert report.record.precision["fp32"] > 10
-    batches = [batch.images for batch in Expected.load(expected_of(report.path)).feeds.batches]
+    batches = [batch.images for batch in ReferenceOutputs.load(expected_of(report.path)).feeds.batches]
     assert max(len(images) for images in batches) == (1 if name == "static" else 3)
 
 
@@ -137,7 +137,7 @@ def test_profiles_that_are_asked_for_bound_what_is_compared(exported: Path, tmp_
     report = built(exported / "shape.onnx", out=tmp_path / "two.engine", profiles=profiles)
     assert report.path == tmp_path / "two.engine"
     assert report.record.profiles == profiles
-    expected = Expected.load(expected_of(report.path))
+    expected = ReferenceOutputs.load(expected_of(report.path))
     assert max(len(batch.images) for batch in expected.feeds.batches) == 2
     assert {image.shape for image in expected.feeds.images.values()} == {(1, 3, 64, 64)}
 
@@ -208,7 +208,7 @@ def test_a_checkpoint_becomes_an_onnx_file_and_an_engine_that_is_held_against_it
     assert exports.onnx.path == tmp_path / "few.onnx"
     (engine,) = exports.engines
     assert engine.path == tmp_path / "few.trt"
-    expected = Expected.load(expected_of(engine.path))
+    expected = ReferenceOutputs.load(expected_of(engine.path))
     assert dict(expected.computed) == {"the checkpoint": "PyTorch CPU float64"}
     assert engine.record.spec == exports.onnx.spec
 
@@ -481,7 +481,7 @@ def test_an_engine_that_does_not_run_on_this_gpu_is_kept_and_says_why(
     assert record_of(report.path) == report.record
     assert not report.record.verified
     assert report.parity is None
-    assert list(Expected.load(expected_of(report.path)).computed) == ["cells.onnx"]
+    assert list(ReferenceOutputs.load(expected_of(report.path)).computed) == ["cells.onnx"]
 
 
 # The timing cache of TensorRT proper.

@@ -23,7 +23,7 @@ from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.runtime.engine_record import expected_of
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.narrow import model_of
 
@@ -227,7 +227,7 @@ def test_a_threshold_that_is_none_is_refused(checkpoint: Path, tmp_path: Path) -
 def test_basic_operators_build_where_there_is_no_nms_layer(files: dict[str, ExportReport], tmp_path: Path) -> None:
     report = build_engine(files["basic"].path, flavour="tensorrt-rtx", out=tmp_path)
     assert report.record.profiles[0].most == (8, 3, 64, 64)
-    expected = Expected.load(expected_of(report.path))
+    expected = ReferenceOutputs.load(expected_of(report.path))
     assert isinstance(expected.layout, RawDetections)
     assert len(expected.rows["basic.onnx"][next(iter(expected.feeds.images))]) > 10
 

@@ -23,7 +23,7 @@ from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.families.yolox.model import reference_of
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.parity.differences import Difference
-from deploykit.runtime.parity.expected import Expected
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.parity.spread import QUANTILES
 from deploykit.runtime.parity.tolerance import Tolerance
 from tests.narrow import CLASSES, model_of, yolox_network
@@ -58,7 +58,7 @@ def export(model: ReferenceModel, out: Path, **options: Any) -> Any:
 
 
 def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_path: Path) -> None:
-    known: list[Expected] = []
+    known: list[ReferenceOutputs] = []
     report = export(magnifying(), tmp_path / "m.onnx", on_expected=known.append)
     limits = report.parity.tolerance
     assert report.parity.ok
@@ -69,7 +69,7 @@ def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_pa
     assert "boxes" not in note
     assert known[0].limits == limits
     known[0].save(tmp_path / "known.npz")
-    assert Expected.load(tmp_path / "known.npz").limits == limits
+    assert ReferenceOutputs.load(tmp_path / "known.npz").limits == limits
 
 
 def test_probabilities_of_classes_are_held_to_what_float32_can_do(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_what_is_no_number_widens_nothing(share: float) -> None:
 
 
 def test_reference_values_of_older_files_have_the_limits_of_fp32(tmp_path: Path) -> None:
-    known: list[Expected] = []
+    known: list[ReferenceOutputs] = []
     export(model_of("few-yolox"), tmp_path / "m.onnx", on_expected=known.append)
     file = tmp_path / "known.npz"
     replace(known[0], limits=Tolerance(1.0, 1.0, 1.0)).save(file)
@@ -179,4 +179,4 @@ def test_reference_values_of_older_files_have_the_limits_of_fp32(tmp_path: Path)
     del about["limits"]
     content["about"] = np.frombuffer(json.dumps(about).encode(), np.uint8)
     np.savez(file, **content)
-    assert Expected.load(file).limits == FP32
+    assert ReferenceOutputs.load(file).limits == FP32

@@ -213,7 +213,7 @@ def test_slots_that_are_mixed_up_are_noticed(
 def test_half_of_a_limit_passes(damage: Damage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     do(monkeypatch, damage)
     report = export(tmp_path / "m.onnx")
-    assert max(d.used for d in report.parity.differences) > 0.25
+    assert max(d.limit_ratio for d in report.parity.differences) > 0.25
 
 
 def test_detections_fail_where_every_value_is_within_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -221,7 +221,7 @@ def test_rows_that_score_nothing_may_be_anywhere() -> None:
     other[2, 4:] = (0.5, 1.0)  # a false alarm
     assert not row_differences(("a", "b", "x"), [rows], [other], layout, FP16)[1].ok
     other[3, 4] = np.nan
-    assert row_differences(("a", "b", "x"), [rows], [other], layout, FP16)[1].used == np.inf
+    assert row_differences(("a", "b", "x"), [rows], [other], layout, FP16)[1].limit_ratio == np.inf
     nothing = row_differences(("a", "b", "x"), [rows[1:]], [rows[1:]], layout, FP16)
     assert [d.count for d in nothing] == [0, 0]
 

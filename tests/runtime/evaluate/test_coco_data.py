@@ -10,7 +10,14 @@ from typing import Any
 import pytest
 
 from deploykit.errors import DataError, NotFoundError
-from deploykit.runtime.evaluate.coco_data import Category, CocoData, LabelMap, match_keypoints, match_labels, read_coco
+from deploykit.runtime.evaluate.coco_data import (
+    Category,
+    CategoryMap,
+    CocoData,
+    match_keypoints,
+    match_labels,
+    read_coco,
+)
 from deploykit.spec import COCO_KEYPOINTS
 from tests.coco_folder import BLUE_ID, RED_ID, Folder, write_folder
 
@@ -123,7 +130,7 @@ def test_a_missing_file_and_a_folder_are_told_apart(tmp_path: Path) -> None:
 
 def test_labels_meet_categories_by_name() -> None:
     found = match_labels(("red", "dark_Blue"), 2, _categories("dark blue", "Red"))
-    assert found == LabelMap((11, 1), "name")
+    assert found == CategoryMap((11, 1), "name")
 
 
 def test_what_only_one_side_has_is_left_out_and_said() -> None:
@@ -167,12 +174,12 @@ def test_classes_that_do_not_fit_are_refused(
         match_labels(classes, count, _categories(*names))
 
 
-def _pose(folder: Folder, names: list[str]) -> tuple[CocoData, LabelMap]:
+def _pose(folder: Folder, names: list[str]) -> tuple[CocoData, CategoryMap]:
     for category in folder.coco["categories"]:
         category["keypoints"] = names
     for annotation in folder.coco["annotations"]:
         annotation["keypoints"] = [1, 2, 2] * len(names)
-    return read_coco(folder.save().data), LabelMap((RED_ID, BLUE_ID), "name")
+    return read_coco(folder.save().data), CategoryMap((RED_ID, BLUE_ID), "name")
 
 
 def test_keypoints_are_matched_by_name(folder: Folder) -> None:
@@ -219,4 +226,4 @@ def test_coco_itself_is_read(shared: Path) -> None:
     raw = json.loads((annotations / "person_keypoints_val2017.json").read_text())
     people = read_coco(annotations / "person_keypoints_val2017.json")
     assert [a["num_keypoints"] for a in people.annotations] == [a["num_keypoints"] for a in raw["annotations"]]
-    assert match_keypoints(COCO_KEYPOINTS.names, people, LabelMap((1,), "name")) == (list(range(17)), ())
+    assert match_keypoints(COCO_KEYPOINTS.names, people, CategoryMap((1,), "name")) == (list(range(17)), ())

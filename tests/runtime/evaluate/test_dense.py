@@ -23,11 +23,13 @@ from deploykit.runtime.images.metrics import psnr, ssim
 from deploykit.runtime.images.placing import CanvasImage, place_on_canvas
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.postprocess.dense import label_map, to_image, top_classes
+from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.results.dense import RestoredImage
 from deploykit.spec import METADATA_KEY, DenseOutput, Fit, InputSpec, ModelSpec
 from tests.dense_networks import blurrer
 from tests.dense_networks import segmenter as four_channels
 from tests.reference.similarity import slow_ssim
+from tests.runtime.predict.test_dense import mosaic
 from tests.told import Told
 
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
@@ -374,3 +376,22 @@ def test_images_of_four_channels_are_evaluated_as_they_are_predicted(tmp_path: P
     save(tmp_path / "labels" / "a.png", labels.astype(np.uint8))
     found = deploykit.evaluate(model, tmp_path / "labels", images=tmp_path / "images")
     assert found.metrics["mIoU"] == 1.0
+
+
+def test_raw_files_are_evaluated_as_they_are_restored(tmp_path: Path) -> None:
+    """The truth is the mosaic that predict writes, so nothing is off."""
+    pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    for name in ("noisy", "restored"):
+        (tmp_path / name).mkdir()
+    source = tmp_path / "noisy" / "a.dng"
+    source.write_bytes(dng_bytes(mosaic()))
+    model = blurrer(tmp_path / "b.onnx", channels=4)
+    with deploykit.load(model, task="restore") as predict:
+        found = predict(source)
+        assert found.tiles > 1
+        found.save(tmp_path / "restored" / "a.dng")
+    scores = deploykit.evaluate(model, tmp_path / "restored", images=tmp_path / "noisy")
+    assert scores.metrics == {"PSNR": math.inf, "SSIM": 1.0}
+    other = tmp_path / "restored" / "a.dng"
+    other.write_bytes(source.read_bytes())
+    assert 10 < deploykit.evaluate(model, tmp_path / "restored", images=tmp_path / "noisy").metrics["PSNR"] < 60

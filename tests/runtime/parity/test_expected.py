@@ -15,7 +15,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.differences import row_differences
-from deploykit.runtime.parity.expected import Batch, Expected, Feeds, runs
+from deploykit.runtime.parity.expected import Batch, Feeds, ReferenceOutputs, runs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawDetections
@@ -24,7 +24,7 @@ LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 10))
 SPEC = ModelSpec("keypoints", InputSpec(size=(8, 8)), LAYOUT, ("cat", "dog"), KeypointSpec(("nose",)))
 
 
-def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)) -> Expected:
+def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)) -> ReferenceOutputs:
     """Two images of one size and one of another, in batches of one, two and three."""
     rng = np.random.default_rng(0)
     images = {
@@ -34,13 +34,13 @@ def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)
     batches = (Batch("a", ("a",)), Batch("wide", ("wide",)), Batch("three", ("b", "a", "a")))
     given_rows = {r: {label: rng.random((rows, 10)) * 100 for label in images} for r in references}
     computed = dict.fromkeys(references, "PyTorch CPU float64")
-    return Expected(Feeds(images, batches, ("a note",)), given_rows, computed, LAYOUT)
+    return ReferenceOutputs(Feeds(images, batches, ("a note",)), given_rows, computed, LAYOUT)
 
 
 def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     before = expected(references=("the checkpoint", "the folded model"))
     before.save(tmp_path / "e.npz")
-    after = Expected.load(tmp_path / "e.npz")
+    after = ReferenceOutputs.load(tmp_path / "e.npz")
     assert after.feeds.batches == before.feeds.batches
     assert after.feeds.notes == ("a note",)
     assert after.layout == LAYOUT
@@ -71,14 +71,14 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, damage: str) -> None:
     else:
         path.write_bytes({"empty": b"", "cut": data[: len(data) // 2], "text": b"what"}[damage])
     with pytest.raises(ArtefactError, match=r"e\.npz"):
-        Expected.load(path)
+        ReferenceOutputs.load(path)
 
 
 def test_what_a_pickle_holds_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "e.npz"
     np.savez(path, about=np.array([{"format": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ArtefactError, match="no reference values that can be read"):
-        Expected.load(path)
+        ReferenceOutputs.load(path)
 
 
 @given(st.integers(0, 4), st.booleans())
@@ -88,7 +88,7 @@ def test_only_what_is_taken_is_left(most: int, wide: bool) -> None:
     def takes(shape: tuple[int, ...]) -> bool:
         return shape[0] <= most and (wide or shape[3] == 8)
 
-    left = feeds.within(takes)
+    left = feeds.restrict_to(takes)
     for batch in left.batches:
         assert takes((len(batch.images), *left.images[batch.images[0]].shape[1:]))
     assert {label for batch in left.batches for label in batch.images} == set(left.images)
@@ -102,7 +102,7 @@ def test_only_what_is_taken_is_left(most: int, wide: bool) -> None:
 
 def test_a_network_that_takes_nothing_is_not_verified_by_nothing() -> None:
     with pytest.raises(ParityError, match=r"takes none of the images to compare on \(a, b, wide\)"):
-        expected().within(lambda _: False)
+        expected().restrict_to(lambda _: False)
 
 
 def test_a_value_that_is_not_finite_is_never_within_its_limit() -> None:

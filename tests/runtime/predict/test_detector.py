@@ -346,6 +346,7 @@ def test_a_task_that_the_output_does_not_serve_is_refused() -> None:
         (_with_input(size=(64, 96)), r"\(1, 3, 64, 96\), the network takes float32 \(1, 3, 64, 64\)"),
         (_with_input(batch=2), r"\(2, 3, 64, 64\), the network takes"),
         (_with_input(channels=4), "channels 4"),
+        (_with_input(fit=Fit(kind="crop")), "letterbox or resize, but the spec's fit is 'crop'"),
         (_with_input(mean=(0.0,)), "1 means"),
         (_with_output(name="rows"), "output 'rows', the network has 'output'"),
         (ModelSpec("detect", cell_spec().input, RawDetections(cls=(5, 20))), r"\(batch, rows, 20\), the network gives"),

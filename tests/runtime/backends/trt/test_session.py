@@ -26,7 +26,7 @@ from deploykit.runtime import cuda
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.engine_record import EngineRecord, Profile, expected_of, record_of
-from deploykit.runtime.parity.expected import Batch, Expected, Feeds
+from deploykit.runtime.parity.expected import Batch, Feeds, ReferenceOutputs
 from deploykit.runtime.session import open_session, spec_of
 from deploykit.spec import PoseObjectRows, RawDetections
 from tests import cpu_tensorrt
@@ -230,8 +230,8 @@ def write_expected(engine: Path, *, wrong: float = 0.0) -> None:
     feeds = Feeds({"ones": ONES}, (Batch("ones", ("ones",)),))
     layout = cell_spec().output
     assert isinstance(layout, RawDetections)
-    reference = Expected(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}, layout)
-    reference.save(expected_of(engine))
+    given = ReferenceOutputs(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}, layout)
+    given.save(expected_of(engine))
 
 
 def test_the_first_run_compares_and_records_it(engine: Path, gpu: CpuGpu) -> None:
