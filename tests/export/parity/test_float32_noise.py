@@ -22,6 +22,7 @@ from deploykit.export.parity.report import ParityReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.families.yolox.model import reference_of
 from deploykit.models.registry import ReferenceModel
+from deploykit.runtime.backends import ort
 from deploykit.runtime.parity.differences import Difference
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.parity.spread import QUANTILES
@@ -57,7 +58,21 @@ def export(model: ReferenceModel, out: Path, **options: Any) -> Any:
     return onnx_from_model(model, out=out, **options)
 
 
-def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_path: Path) -> None:
+@pytest.fixture
+def levels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The optimization levels with which files are opened in ONNX Runtime."""
+    seen: list[str] = []
+    opened = ort.open_session
+
+    def looking(path: Path, **options: Any) -> ort.OrtSession:
+        seen.append(options.get("optimization", "all"))
+        return opened(path, **options)
+
+    monkeypatch.setattr(ort, "open_session", looking)
+    return seen
+
+
+def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_path: Path, levels: list[str]) -> None:
     known: list[ReferenceOutputs] = []
     report = export(magnifying(), tmp_path / "m.onnx", on_expected=known.append)
     limits = report.parity.tolerance
@@ -68,6 +83,7 @@ def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_pa
     assert f"may be off by {limits.probability:.3g}" in note
     assert "boxes" not in note
     assert known[0].limits == limits
+    assert levels == ["all", "all", "extended", "none", "all"]  # checked, then itself at every level, then again
     known[0].save(tmp_path / "known.npz")
     assert ReferenceOutputs.load(tmp_path / "known.npz").limits == limits
 
@@ -82,10 +98,11 @@ def test_probabilities_of_classes_are_held_to_what_float32_can_do(tmp_path: Path
     assert max(m.max_score or 0.0 for m in report.parity.matchings) > FP32.max_score
 
 
-def test_other_networks_keep_the_tolerances(tmp_path: Path) -> None:
+def test_other_networks_keep_the_tolerances(tmp_path: Path, levels: list[str]) -> None:
     report = export(model_of("few-yolox"), tmp_path / "m.onnx")
     assert report.parity.tolerance == FP32
     assert not [note for note in report.parity.notes if "float32" in note]
+    assert levels == ["all"]
 
 
 def _moved_boxes(head: nn.Module) -> None:

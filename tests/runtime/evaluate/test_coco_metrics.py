@@ -99,6 +99,18 @@ def test_both_libraries_give_the_same_numbers_to_the_last_bit(seed: int, images:
     assert ours == theirs
 
 
+@pytest.mark.parametrize("engine", ["hotcoco", pytest.param("pycocotools", marks=BOTH)])
+def test_what_was_not_asked_for_does_not_count(engine: str) -> None:
+    """Two categories in two images, of which one category is found in one image."""
+    places = [[10.0, 10.0, 50.0, 50.0], [100.0, 100.0, 60.0, 60.0]]
+    data = _data([_object(places[c - 1], c, i) for c in (1, 2) for i in (1, 2)], 2, (1, 2))
+    found = _found((1, 1, 0.9, places[0]))
+    for images, categories, recall in (([1], [1], 1.0), ([1, 2], [1], 0.5), ([1], [1, 2], 0.5), ([1, 2], [1, 2], 0.25)):
+        scores = coco_scores(data, found, kind="bbox", image_ids=images, category_ids=categories, engine=engine)
+        assert scores.metrics["AR100"] == pytest.approx(recall)
+        assert set(scores.per_class) == set(categories)
+
+
 @settings(deadline=None, max_examples=40)
 @given(**PROBLEMS)
 def test_the_truth_itself_scores_one_and_nothing_scores_zero(seed: int, images: int, objects: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -44,6 +45,13 @@ def test_each_pixel_is_kept_once_and_far_enough_from_artificial_edges(
             assert end - span.last >= overlap
     fewest = 1 if side <= tile else -(-(side - 2 * overlap) // (tile - 2 * overlap))
     assert len(spans) == fewest or step > 1
+
+
+@given(side=st.integers(1, 200), tile=st.integers(9, 60), overlap=st.integers(0, 4))
+def test_neighbours_share_their_overlap_evenly(side: int, tile: int, overlap: int) -> None:
+    """Each keeps what is nearer to its middle: also where tiles overlap more than they must."""
+    for left, right in pairwise(plan_tiles(side, tile, overlap)):
+        assert 0 <= (left.start + tile - left.last) - (right.first - right.start) <= 1
 
 
 def blur(images: Array, rounds: int) -> Array:
