@@ -14,30 +14,36 @@ from deploykit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
-    from deploykit.export.accuracy_gate import AccuracyGate as AccuracyGate
     from deploykit.export.engine.build import build_engine as build_engine
+    from deploykit.export.options import AccuracyGate as AccuracyGate
+    from deploykit.export.options import Calibration as Calibration
+    from deploykit.export.options import EngineOptions as EngineOptions
+    from deploykit.export.options import OnnxOptions as OnnxOptions
+    from deploykit.export.options import PrecisionOptions as PrecisionOptions
     from deploykit.export.parity.compare import compare as compare
-    from deploykit.export.precision.calibration import Calibration as Calibration
-    from deploykit.export.precision.convert import Lowering as Lowering
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import evaluate as evaluate
     from deploykit.facade import evaluate_against as evaluate_against
     from deploykit.facade import evaluate_dense as evaluate_dense
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
+    from deploykit.progress import Progress as Progress
     from deploykit.runtime.predict.dense import DensePredictor as DensePredictor
     from deploykit.runtime.predict.detector import Predictor as Predictor
     from deploykit.runtime.results.detection import Result as Result
     from deploykit.spec import ModelSpec as ModelSpec
 
 _HOME = {
-    "AccuracyGate": "deploykit.export.accuracy_gate",
-    "Calibration": "deploykit.export.precision.calibration",
+    "AccuracyGate": "deploykit.export.options",
+    "Calibration": "deploykit.export.options",
     "DensePredictor": "deploykit.runtime.predict.dense",
     "DeployError": "deploykit.errors",
-    "Lowering": "deploykit.export.precision.convert",
+    "EngineOptions": "deploykit.export.options",
     "ModelSpec": "deploykit.spec",
+    "OnnxOptions": "deploykit.export.options",
+    "PrecisionOptions": "deploykit.export.options",
     "Predictor": "deploykit.runtime.predict.detector",
+    "Progress": "deploykit.progress",
     "Result": "deploykit.runtime.results.detection",
     "build_engine": "deploykit.export.engine.build",
     "compare": "deploykit.export.parity.compare",

@@ -10,7 +10,7 @@ from typing import Any
 
 from deploykit.describe import dense_meaning, pose_columns
 from deploykit.errors import CheckpointError, SpecError, require
-from deploykit.runtime.engine_record import record_of
+from deploykit.runtime.engine_record import read_record
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
 from deploykit.spec import METADATA_KEY, DenseOutput, ModelSpec, PoseObjectRows, RawDetections
@@ -111,7 +111,7 @@ def _artefact(file: Path) -> Inspection:
 
 def _engine(file: Path) -> Inspection:
     """What the record beside an engine says; the plan itself can only be read on a GPU that it runs on."""
-    record = record_of(file)
+    record = read_record(file)
     facts: dict[str, Any] = {"kind": "TensorRT engine", "file": str(file), "bytes": file.stat().st_size}
     if record is None:
         return Inspection(facts, (f"no record ({file.name}.json) lies beside it, which says what it is of",))

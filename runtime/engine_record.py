@@ -11,7 +11,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deploykit.errors import ArtefactError, SpecError
 from deploykit.runtime.files import exists, write_whole
@@ -19,20 +19,24 @@ from deploykit.spec import ModelSpec, read_value
 
 __all__ = [
     "FLAVOURS",
-    "EngineOptions",
+    "BuilderOptions",
     "EngineRecord",
     "Flavour",
+    "HardwareCompatibility",
     "Profile",
-    "expected_of",
+    "find_onnx_source",
     "log_of",
     "parity_of",
-    "record_of",
-    "source_of",
+    "read_record",
+    "reference_values_path",
 ]
 
 FORMAT = 1
+KEYS = {"min": "least", "opt": "best", "max": "most"}
+"""The fields of a :class:`Profile` -> their keys in the file, which stay as the first version wrote them."""
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
+HardwareCompatibility = Literal["none", "ampere+", "same-cc"]
 
 FLAVOURS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Flavour, which is also the name of the extra that brings it -> the Python module."""
@@ -40,34 +44,34 @@ FLAVOURS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rt
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes that one optimisation profile covers: every side from ``least`` to ``most``, best at ``best``.
+    """The shapes that one optimisation profile covers: every side from ``min`` to ``max``, quickest at ``opt``.
 
     Each is the shape of the network's input, ``(batch, channels, height, width)``.
     """
 
-    least: tuple[int, ...]
-    best: tuple[int, ...]
-    most: tuple[int, ...]
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not len(self.least) == len(self.best) == len(self.most):
+        if not len(self.min) == len(self.opt) == len(self.max):
             raise SpecError(f"the three shapes of a profile have as many sides each, got {self}")
-        for a, b, c in zip(self.least, self.best, self.most, strict=True):
+        for a, b, c in zip(self.min, self.opt, self.max, strict=True):
             if not 1 <= a <= b <= c:
                 raise SpecError(f"each side of a profile must be at least 1 and not shrink from shape to shape: {self}")
 
     def covers(self, shape: tuple[int, ...]) -> bool:
         """Whether an input of this shape can run in it."""
-        return len(shape) == len(self.least) and all(
-            a <= side <= b for a, side, b in zip(self.least, shape, self.most, strict=True)
+        return len(shape) == len(self.min) and all(
+            a <= side <= b for a, side, b in zip(self.min, shape, self.max, strict=True)
         )
 
     def __str__(self) -> str:
-        return " .. ".join("x".join(map(str, shape)) for shape in (self.least, self.best, self.most))
+        return " .. ".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class BuilderOptions:
     """What a builder is asked for.
 
     Attributes:
@@ -84,7 +88,7 @@ class EngineOptions:
     workspace: int | None = None
     tf32: bool = False
     version_compatible: bool = False
-    hardware_compatible: Literal["none", "ampere+", "same-cc"] = "none"
+    hardware_compatible: HardwareCompatibility = "none"
     compute_capabilities: tuple[str, ...] = ()
     optimization_level: int | None = None
 
@@ -116,7 +120,7 @@ class EngineRecord:
     size: int = 0
     gpu: str = ""
     profiles: tuple[Profile, ...] = ()
-    options: EngineOptions = field(default_factory=EngineOptions)
+    options: BuilderOptions = field(default_factory=BuilderOptions)
     layers: int = 0
     precision: dict[str, int] = field(default_factory=dict)
     precision_from: Literal["network", "engine"] = "network"
@@ -124,9 +128,14 @@ class EngineRecord:
     unverified: str = ""
     format: int = FORMAT
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, as it stands in the file."""
+        profiles = [{KEYS[name]: shape for name, shape in vars(profile).items()} for profile in self.profiles]
+        return {**dataclasses.asdict(self), "profiles": profiles}
+
     def to_json(self) -> str:
         """The text of the file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
     def write(self, engine: Path) -> None:
         """Write it beside the engine.
@@ -150,12 +159,20 @@ class EngineRecord:
         known = data.get("format", FORMAT) if isinstance(data, dict) else FORMAT
         if not isinstance(known, int) or known > FORMAT:
             raise SpecError(f"the engine's record has format {known!r}, known is up to {FORMAT}: update deploykit")
+        if isinstance(data, dict) and isinstance(profiles := data.get("profiles"), list):
+            data["profiles"] = [_with_names(profile) for profile in profiles]
         record = read_value(EngineRecord, data, "record")
         assert isinstance(record, EngineRecord)
         return record
 
 
-def record_of(engine: Path) -> EngineRecord | None:
+def _with_names(profile: object) -> object:
+    """A profile of the file by the names of :class:`Profile`."""
+    names = {key: name for name, key in KEYS.items()}
+    return {names.get(key, key): shape for key, shape in profile.items()} if isinstance(profile, dict) else profile
+
+
+def read_record(engine: Path) -> EngineRecord | None:
     """The record beside an engine, or None where there is none.
 
     Raises:
@@ -172,16 +189,16 @@ def record_of(engine: Path) -> EngineRecord | None:
         raise SpecError(f"{file}: {e}") from e
 
 
-def source_of(engine: Path) -> Path | None:
+def find_onnx_source(engine: Path) -> Path | None:
     """The ONNX file that an engine was built from, if it lies beside it: by its record, or by its own name."""
     names = [engine.with_suffix(".onnx").name]
     with contextlib.suppress(ArtefactError):  # a damaged record is told by whoever needs it
-        record = record_of(engine)
+        record = read_record(engine)
         names = [*([record.onnx] if record else []), *names]
     return next((file for name in names if exists(file := engine.with_name(name))), None)
 
 
-def expected_of(engine: Path) -> Path:
+def reference_values_path(engine: Path) -> Path:
     """The file with what an engine must give, which is there until it is compared."""
     return _beside(engine, ".parity.npz")
 

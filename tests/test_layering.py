@@ -21,15 +21,15 @@ TOPS = ("deploykit", "models", "export", "runtime")
 """The top-level folders. A room is a folder within them, or a file directly in one of them."""
 
 FLOORS = (
-    ("errors", "version", "runtime", "models", "export", "runtime.arrays", "models.imagenet_classes",
-     "export.step_timer"),
-    ("spec", "runtime.files", "runtime.machine", "runtime.cuda", "models.checkpoint", "models.class_names",
-     "models.fuse", "export.output"),
+    ("errors", "version", "progress", "runtime", "models", "export", "runtime.arrays", "models.imagenet_classes",
+     "models.timm_options"),
+    ("spec", "runtime.files", "runtime.machine", "runtime.cuda", "export.step_timer", "models.checkpoint",
+     "models.class_names", "models.fuse", "export.output"),
     ("describe", "releases", "runtime.session", "runtime.spec_file", "runtime.engine_record", "runtime.images",
      "models.layers", "models.loading", "models.registry"),
     ("runtime.native", "runtime.raw", "models.yolo_graph", "models.timm_models", "models.families.cmt",
      "models.families.crossformer", "models.families.dynopool", "models.families.fcn", "models.families.unet",
-     "models.families.yolox", "export.inspection"),
+     "models.families.yolox", "export.inspection", "export.options"),
     ("runtime.backends", "runtime.postprocess", "models.families", "models.families.yolov6"),
     ("runtime.parity", "runtime.results", "models.families.vitdet", "models.create", "export.sessions",
      "export.plugins_check"),
@@ -67,28 +67,38 @@ def words(text: str) -> frozenset[str]:
 PARTS = {
     "errors": Part(),
     "version": Part(),
+    "progress": Part(),
     "spec": Part(words("errors")),
     "describe": Part(words("spec")),
-    "models": Part(words("errors spec"), words("torch safetensors"), words("timm numpy")),
+    "models": Part(words("errors progress spec"), words("torch safetensors"), words("timm numpy")),
     "runtime": Part(
-        words("errors version spec"), words("numpy cv2"), words("onnxruntime tensorrt pycuda supervision matplotlib")
+        words("errors version progress spec"),
+        words("numpy cv2"),
+        words("onnxruntime tensorrt pycuda supervision matplotlib"),
     ),
     "releases": Part(words("errors version runtime.files")),
     "export": Part(
-        words("errors version spec describe models runtime"),
+        words("errors version progress spec describe models runtime"),
         words("torch onnx onnxscript onnx_ir numpy"),
         words("onnxsim tensorrt"),
     ),
-    "facade": Part(words("errors spec runtime export"), light=words("errors spec")),
+    "facade": Part(words("errors progress spec runtime export"), light=words("errors progress spec")),
     "cli": Part(
-        words("errors version spec describe releases models runtime export facade"),
+        words("errors version progress spec describe releases models runtime export facade"),
         inside=words("rich cv2"),
-        light=words("errors version"),
+        light=words("errors version progress"),
     ),
     "deploykit": Part(words("errors version")),
     "__main__": Part(words("cli")),
 }
-MAX_FILE, MAX_FUNCTION, MAX_FOLDER = 400, 60, 14
+MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_FOLDER = 400, 60, 10, 14
+LARGER = {
+    "cli.eval.add_arguments",
+    "facade.evaluate",
+    "facade.load",
+    "runtime.evaluate.detection.evaluate_session",
+}
+"""Functions beyond a limit that are still to be made smaller; nothing is added here."""
 LARGE_FOLDERS = {"deploykit/cli", "models/families"}  # a file a command, a file or a folder a family
 
 
@@ -291,6 +301,8 @@ def loaded_by(code: str) -> set[str]:
             {"torch", "onnx", "onnxruntime", "hotcoco", "pycocotools"},
         ),
         ("import deploykit.export.parity.compare", {"torch", "onnx", "onnxruntime"}),
+        ("import deploykit.export.options", {"torch", "onnx", "numpy", "cv2"}),
+        ("from deploykit.cli import _parser; _parser(['export'])", {"torch", "onnx", "numpy", "cv2", "rich"}),
         ("import deploykit.releases.fetch", {"torch", "numpy", "cv2", "rich"}),
         ("from deploykit.cli import main; main(['models', '--json'])", {"torch", "onnx", "numpy", "cv2"}),
         ("import deploykit.models.registry, deploykit.models.families.yolov7", {"cv2", "onnx", "onnxruntime"}),
@@ -310,19 +322,35 @@ def test_a_source_folder_is_not_importable_as_a_package(folder: str) -> None:
     assert f"import deploykit.{folder}, not {folder}" in done.stderr
 
 
+def parameters_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many parameters a function has; without ``self`` and ``cls``."""
+    given = function.args
+    names = [each.arg for each in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+    return len([name for name in names if name not in ("self", "cls")])
+
+
+def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function: its signature and its body, without its docstring."""
+    first = function.body[0]
+    docstring = 0 if ast.get_docstring(function) is None else (first.end_lineno or 0) - first.lineno + 1
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring
+
+
 def test_files_and_functions_stay_within_the_budget() -> None:
-    long = []
-    for file in sources():
+    over, larger = [], set()
+    for module, file in files().items():
         text = file.read_text()
         if len(text.splitlines()) > MAX_FILE:
-            long.append(f"{file.relative_to(ROOT)}: {len(text.splitlines())} lines")
+            over.append(f"{module}: {len(text.splitlines())} lines")
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-                start = node.body[0].lineno if ast.get_docstring(node) is None else node.body[0].end_lineno or 0
-                lines = (node.end_lineno or 0) - start
-                if lines > MAX_FUNCTION:
-                    long.append(f"{file.relative_to(ROOT)}: {node.name} has {lines} lines")
-    assert not long, "\n".join(long)
+                lines, parameters = lines_of(node), parameters_of(node)
+                name = f"{module.removeprefix('deploykit.')}.{node.name}"
+                if lines > MAX_FUNCTION or parameters > MAX_PARAMETERS:
+                    larger.add(name)
+                    over += [] if name in LARGER else [f"{name} has {lines} lines and {parameters} parameters"]
+    assert not over, "\n".join(over)
+    assert larger == LARGER, "what fits by now is no longer an exception"
 
 
 def test_public_functions_and_classes_have_docstrings() -> None:

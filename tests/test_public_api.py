@@ -13,9 +13,12 @@ PUBLIC = [
     "Calibration",
     "DensePredictor",
     "DeployError",
-    "Lowering",
+    "EngineOptions",
     "ModelSpec",
+    "OnnxOptions",
+    "PrecisionOptions",
     "Predictor",
+    "Progress",
     "Result",
     "build_engine",
     "compare",
@@ -47,7 +50,10 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     ("name", "parameters"),
     [
         ("load", ["path", "spec", "backend", "conf", "iou", "max_det"]),
-        ("export_onnx", ["weights", "img", "batch", "dynamic", "opset", "simplify", "out", "samples", "check"]),
+        (
+            "export_onnx",
+            ["weights", "img", "dynamic", "nms", "precision", "out", "samples", "check", "options", "progress"],
+        ),
         (
             "evaluate",
             ["model", "data", "images", "task", "conf", "iou", "max_det", "limit", "batch", "img", "rectangles"],
@@ -55,7 +61,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         ("evaluate_dense", ["model", "data", "images", "task", "limit", "spec", "backend", "on_progress"]),
         ("evaluate_against", ["model", "reference", "data", "images", "bootstrap"]),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
-        ("build_engine", ["onnx", "flavour", "out", "profiles", "options", "timing_cache", "spec", "samples"]),
+        ("build_engine", ["onnx", "flavour", "out", "options", "spec", "samples", "check", "reference", "progress"]),
     ],
 )
 def test_signatures_keep_their_parameters(name: str, parameters: list[str]) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from deploykit.cli._display import console, print_json, steps
+from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def run_dense(args: argparse.Namespace) -> int:
         raise UsageError(f"{', '.join(given)}: for detections, not for classification, segmentation or restoration")
     models = [args.model, *([args.against] if args.against is not None else [])]
     found = []
-    with steps() as on_step:
-        on_step("loading")
+    with shown_progress() as progress:
+        progress.step("loading")
         for model in models:
 
             def tell(done: int, total: int) -> None:
                 if done == 1:
-                    on_step("evaluating")
-                on_step.share(f"evaluating, {done} of {total} images", done / total)
+                    progress.step("evaluating")
+                progress.share(f"evaluating, {done} of {total} images", done / total)
 
             from deploykit.facade import evaluate_dense
 

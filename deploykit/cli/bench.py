@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import shlex
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.cli._display import console, print_json, steps
+from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +21,6 @@ if TYPE_CHECKING:
     from deploykit.runtime.predict.detector import Predictor
 
 ENGINE_SUFFIXES = {".engine", ".trt"}
-BETWEEN_REFRESHES = 0.25  # seconds; drawing the bar must not take what is being measured
 COLUMNS = ("mean", "p50", "p90", "p99", "min", "max")
 MEANINGS = {
     "network": "the call, arrays in, arrays out",
@@ -79,14 +75,14 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples and not args.json:
         raise UsageError("--samples adds the time of every run to the JSON document: give --json as well")
-    with _progress() as tell:
+    with shown_progress(threaded=False) as progress:
         report = benchmark(
             lambda: _opened(args),
             args.source,
             duration=args.duration,
             runs=args.runs,
             warmup=args.warmup,
-            on_progress=tell,
+            progress=progress,
         )
     file = Path(args.engine).expanduser()
     size = sum(part.stat().st_size for part in (file, file.with_name(f"{file.name}.data")) if part.exists())
@@ -119,37 +115,12 @@ def _opened(args: argparse.Namespace) -> Predictor | DensePredictor:
 
 def _what_runs_here(engine: Path) -> str:
     """The command for the ONNX file that an engine was built from."""
-    from deploykit.runtime.engine_record import source_of
+    from deploykit.runtime.engine_record import find_onnx_source
 
-    source = source_of(engine)
+    source = find_onnx_source(engine)
     if source is None:
         return "the ONNX file that it was built from runs here: deploykit bench --engine MODEL.onnx"
     return f"try deploykit bench --engine {shlex.quote(str(source))}"
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Callable[[str, float], None]]:
-    """A bar on a terminal, else a line a phase. It is drawn between two runs only, never by a thread of its own."""
-    if not sys.stderr.isatty():
-        with steps() as on_step:
-            yield lambda phase, share: on_step(phase)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-        drawn = 0.0
-
-        def tell(phase: str, share: float) -> None:
-            nonlocal drawn
-            if phase != bar.tasks[0].description or time.perf_counter() - drawn > BETWEEN_REFRESHES:
-                bar.update(task, description=phase, completed=share)
-                bar.refresh()
-                drawn = time.perf_counter()
-
-        yield tell
 
 
 def _print(report: Benchmark, file: Path, size: int) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._dense import DENSE, run_dense, task_of
-from deploykit.cli._display import console, print_json, steps
+from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -112,15 +112,15 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError("--images is missing: the folder with the images that the annotations list")
     if args.img is not None and len(args.img) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
-    with steps() as on_step:
-        on_step("loading")
+    with shown_progress() as progress:
+        progress.step("loading")
 
         def tell(done: int, total: int) -> None:
             if done == 1:
-                on_step("evaluating")
-            on_step.share(f"evaluating, {done} of {total} images", done / total)
+                progress.step("evaluating")
+            progress.share(f"evaluating, {done} of {total} images", done / total)
             if done == total:
-                on_step("scoring")
+                progress.step("scoring")
 
         options: dict[str, Any] = {
             "images": args.images,

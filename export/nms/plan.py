@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import onnx_ir as ir
 import torch
@@ -14,15 +13,14 @@ from deploykit.export.nms.candidates import RowSelection, selecting
 from deploykit.export.nms.decode_node import append_decode, raw_levels
 from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin, check_thresholds
 from deploykit.export.nms.layouts import detections_layout
+from deploykit.export.options import NmsMode
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.runtime.postprocess.detections import names_of
 from deploykit.spec import DenseOutput, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, Thresholds
 
-__all__ = ["NmsMode", "NmsPlan", "plan_of"]
-
-NmsMode = Literal["none", "graph", "basic", "plugin"]
+__all__ = ["NmsPlan", "plan_of"]
 
 
 @dataclass(frozen=True)

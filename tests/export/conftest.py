@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from tests.narrow import few_layers, model_of, write_checkpoint
 
@@ -29,9 +30,11 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     model = model_of("few", num_keypoints=3, objectness=3.0)
     for name, dynamic in (("static", "none"), ("batch", "batch"), ("shape", "shape")):
-        onnx_from_model(model, out=folder / f"{name}.onnx", img=64, dynamic=dynamic, exporter="legacy")
+        onnx_from_model(
+            model, out=folder / f"{name}.onnx", img=64, dynamic=dynamic, options=OnnxOptions(exporter="legacy")
+        )
     other = model_of("few", num_keypoints=3, objectness=3.0, seed=1)
-    onnx_from_model(other, out=folder / "other.onnx", img=64, exporter="legacy")
+    onnx_from_model(other, out=folder / "other.onnx", img=64, options=OnnxOptions(exporter="legacy"))
     return folder
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+from deploykit.export.options import OnnxOptions
 from deploykit.export.report import ExportReport
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
@@ -176,7 +177,7 @@ def test_what_is_not_exported_has_the_layers_of_what_is(name: str, exported: str
 def test_every_family_exports_and_agrees(name: str, tmp_path: Path) -> None:
     made, options = FAMILIES[name]
     model = model_of(name, **made)
-    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", **options))
+    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", options=OnnxOptions(**options)))
     batch = options.get("batch", 1)
     image = noise(batch, 3, *report.spec.input.size) * np.float32(255 * report.spec.input.scale)
     expected, found = rows_of(exact(model), report.path, image)
@@ -206,7 +207,7 @@ def test_the_older_layers_of_yolov5_export_and_agree(tmp_path: Path) -> None:
 def test_pose_objects_export_and_agree_in_every_shape(options: dict[str, Any], tmp_path: Path) -> None:
     """KaPao's head, whose coordinates are in anchors and from the corner of a cell."""
     model = model_of("pose objects", objectness=1.0)
-    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=(32, 64), **options))
+    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=(32, 64), options=OnnxOptions(**options)))
     assert str(report.outputs[0]).endswith(", 12)")
     layout = layout_of(report.spec)
     free = options.get("dynamic", "none")
@@ -221,7 +222,7 @@ def test_pose_objects_export_and_agree_in_every_shape(options: dict[str, Any], t
 def test_a_dynamic_batch_takes_any_batch(exporter: Any, tmp_path: Path) -> None:
     model = model_of("few", num_keypoints=3)
     out = tmp_path / "m.onnx"
-    report = checked(onnx_from_model(model, out=out, img=64, dynamic="batch", exporter=exporter))
+    report = checked(onnx_from_model(model, out=out, img=64, dynamic="batch", options=OnnxOptions(exporter=exporter)))
     assert str(report.inputs[0]) == "images float32 (batch, 3, 64, 64)"
     assert str(report.outputs[0]) == f"output float32 (batch, {'rows' if exporter == 'legacy' else 240}, 16)"
     for batch in (1, 2, 5):
@@ -233,7 +234,9 @@ def test_a_dynamic_shape_takes_any_batch_and_any_good_size(exporter: Any, tmp_pa
     model = model_of("few", num_keypoints=3)
     out = tmp_path / "m.onnx"
     # The size is the smallest: each axis of the deepest level has one cell, and still it must not become a constant.
-    report = checked(onnx_from_model(model, out=out, img=model.stride, dynamic="shape", exporter=exporter))
+    report = checked(
+        onnx_from_model(model, out=out, img=model.stride, dynamic="shape", options=OnnxOptions(exporter=exporter))
+    )
     assert str(report.inputs[0]) == "images float32 (batch, 3, height, width)"
     assert str(report.outputs[0]) == "output float32 (batch, rows, 16)"
     for shape in ((1, 3, 16, 16), (3, 3, 48, 80), (1, 3, 256, 32)):
@@ -241,7 +244,11 @@ def test_a_dynamic_shape_takes_any_batch_and_any_good_size(exporter: Any, tmp_pa
 
 
 def test_a_static_batch_is_checked_in_shuffled_slots(tmp_path: Path) -> None:
-    report = checked(onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, batch=2, exporter="legacy"))
+    report = checked(
+        onnx_from_model(
+            model_of("few"), out=tmp_path / "m.onnx", img=64, options=OnnxOptions(batch=2, exporter="legacy")
+        )
+    )
     assert str(report.outputs[0]).startswith("output float32 (2, ")
     assert report.parity is not None
     names = list(dict.fromkeys(d.input for d in report.parity.differences))
@@ -250,14 +257,16 @@ def test_a_static_batch_is_checked_in_shuffled_slots(tmp_path: Path) -> None:
 
 def test_detections_are_matched_where_there_are_any(tmp_path: Path) -> None:
     model = model_of("few", num_keypoints=3, objectness=3.0)
-    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=64, exporter="legacy"))
+    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=64, options=OnnxOptions(exporter="legacy")))
     assert report.parity is not None
     assert {m.what for m in report.parity.matchings} == {"detections"}
     assert all(m.matched > 20 and m.max_keypoint is not None for m in report.parity.matchings)
 
 
 def test_without_detections_the_best_rows_are_compared(tmp_path: Path) -> None:
-    report = checked(onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, exporter="legacy"))
+    report = checked(
+        onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, options=OnnxOptions(exporter="legacy"))
+    )
     assert report.parity is not None
     assert all(m.expected == 0 for m in report.parity.matchings if m.what == "detections")
     best = [m for m in report.parity.matchings if m.what == "best rows"]
@@ -266,7 +275,9 @@ def test_without_detections_the_best_rows_are_compared(tmp_path: Path) -> None:
 
 
 def test_the_checkpoint_and_the_folded_model_are_references(tmp_path: Path) -> None:
-    report = checked(onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, exporter="legacy"))
+    report = checked(
+        onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, options=OnnxOptions(exporter="legacy"))
+    )
     assert report.parity is not None
     assert report.parity.references == {
         "the checkpoint": "PyTorch CPU float64",
@@ -283,7 +294,11 @@ def test_the_checkpoint_and_the_folded_model_are_references(tmp_path: Path) -> N
 
 def test_simplifying_keeps_the_numbers_and_removes_nodes(tmp_path: Path) -> None:
     plain, simple = (
-        checked(onnx_from_model(model_of("few"), out=tmp_path / f"{simplify}.onnx", img=64, simplify=simplify))
+        checked(
+            onnx_from_model(
+                model_of("few"), out=tmp_path / f"{simplify}.onnx", img=64, options=OnnxOptions(simplify=simplify)
+            )
+        )
         for simplify in (False, True)
     )
     assert simple.nodes < plain.nodes
@@ -293,9 +308,9 @@ def test_simplifying_keeps_the_numbers_and_removes_nodes(tmp_path: Path) -> None
 
 def test_without_a_check_nothing_claims_one(tmp_path: Path) -> None:
     out, verification = tmp_path / "m.onnx", tmp_path / "m.onnx.parity.json"
-    checked(onnx_from_model(model_of("few"), out=out, img=64, exporter="legacy"))
+    checked(onnx_from_model(model_of("few"), out=out, img=64, options=OnnxOptions(exporter="legacy")))
     assert verification.exists()
-    report = onnx_from_model(model_of("few"), out=out, img=64, exporter="legacy", check=False)
+    report = onnx_from_model(model_of("few"), out=out, img=64, options=OnnxOptions(exporter="legacy"), check=False)
     assert report.parity is None
     assert out.exists()
     assert not verification.exists()

@@ -15,6 +15,7 @@ from deploykit.describe import columns
 from deploykit.errors import UsageError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.inspection import inspect_file
+from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.detections import Matching, match
 from deploykit.export.parity.inputs import sample_image
@@ -24,7 +25,7 @@ from deploykit.facade import load
 from deploykit.models.create.original_format import original_checkpoint
 from deploykit.models.families.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine_record import expected_of
+from deploykit.runtime.engine_record import reference_values_path
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import Batch, Expected
 from deploykit.runtime.parity.tolerance import Tolerance
@@ -54,7 +55,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path) -> ExportReport:
-    return export_onnx(checkpoint, img=(64, 128), exporter="legacy")
+    return export_onnx(checkpoint, img=(64, 128), options=OnnxOptions(exporter="legacy"))
 
 
 def test_an_export_is_verified_on_persons_and_on_keypoint_objects(exported: ExportReport) -> None:
@@ -99,7 +100,7 @@ def test_nms_inside_is_refused_with_the_reason(mode: Any, tmp_path: Path) -> Non
 def test_an_engine_is_built_with_the_rows_that_it_must_give(exported: ExportReport) -> None:
     report = build_engine(exported.path, flavour="tensorrt-rtx")
     assert report.record.spec == exported.spec
-    expected = Expected.load(expected_of(report.path))
+    expected = Expected.load(reference_values_path(report.path))
     assert expected.layout == RawDetections(cls=(5, 8), keypoints=(8, 12), kpt_dims=2)
 
 

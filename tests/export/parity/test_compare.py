@@ -14,6 +14,7 @@ import pytest
 
 import deploykit
 from deploykit.errors import ImageError, NotFoundError, ParityError, SpecError, UsageError
+from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.compare import ParityReport, Tolerance, compare
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
@@ -66,7 +67,12 @@ class Changed(Session):
 def test_an_export_agrees_with_its_checkpoint(name: str, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / f"{name}.onnx"
     deploykit.export_onnx(
-        checkpoint, img=64, dynamic={"static": "none"}.get(name, name), exporter="legacy", out=out, check=False
+        checkpoint,
+        img=64,
+        dynamic={"static": "none"}.get(name, name),
+        options=OnnxOptions(exporter="legacy"),
+        out=out,
+        check=False,
     )
     report = compare(checkpoint, out)
     assert report.ok
@@ -138,14 +144,16 @@ def test_two_foreign_files_need_a_spec_from_outside(exported: Path, tmp_path: Pa
 
 def test_models_of_two_fixed_sizes_cannot_be_compared(exported: Path, tmp_path: Path) -> None:
     model = model_of("few", num_keypoints=3, objectness=3.0)
-    onnx_from_model(model, out=tmp_path / "small.onnx", img=(32, 64), exporter="legacy", check=False)
+    onnx_from_model(
+        model, out=tmp_path / "small.onnx", img=(32, 64), options=OnnxOptions(exporter="legacy"), check=False
+    )
     with pytest.raises(UsageError, match=r"fixed input sizes that differ: \(32, 64\) and \(64, 64\)"):
         compare(exported / "static.onnx", tmp_path / "small.onnx")
 
 
 def test_another_number_of_classes_is_a_difference_and_not_a_crash(exported: Path, tmp_path: Path) -> None:
     model = model_of("few", num_keypoints=4)
-    onnx_from_model(model, out=tmp_path / "more.onnx", img=64, exporter="legacy", check=False)
+    onnx_from_model(model, out=tmp_path / "more.onnx", img=64, options=OnnxOptions(exporter="legacy"), check=False)
     with pytest.raises(SpecError, match=r"19 columns\), the output of static\.onnx is \(1, 240, 16\)"):
         compare(exported / "static.onnx", tmp_path / "more.onnx")
     with pytest.raises(ParityError, match=r"static.onnx gives \(240, 16\) .* more.onnx gives \(240, 19\)"):

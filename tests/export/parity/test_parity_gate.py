@@ -18,6 +18,7 @@ from torch import nn
 
 from deploykit.errors import ParityError
 from deploykit.export import to_onnx
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.layers.conv import Conv
 from deploykit.spec import RawDetections
@@ -117,19 +118,19 @@ def forget_the_input(graph: ModelProto) -> None:
 
 def do(monkeypatch: pytest.MonkeyPatch, damage: Damage) -> None:
     """Let ``damage`` change what the exporter gives."""
-    traced = to_onnx.traced
+    traced = to_onnx.export_to_ir
 
     def damaged(*arguments: Any) -> ir.Model:
         graph = ir.to_proto(traced(*arguments))
         damage(graph)
         return ir.from_proto(graph)
 
-    monkeypatch.setattr(to_onnx, "traced", damaged)
+    monkeypatch.setattr(to_onnx, "export_to_ir", damaged)
 
 
 def export(out: Path, **options: Any) -> Any:
     model = model_of("few", num_keypoints=3)
-    return onnx_from_model(model, out=out, img=64, exporter="legacy", **options)
+    return onnx_from_model(model, out=out, img=64, options=OnnxOptions(exporter="legacy", **options))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
