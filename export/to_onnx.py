@@ -141,7 +141,7 @@ def export_model(
     with staging_dir(out) as folder:
         precision, base = None, None
         if asked.precision == "fp32":
-            graph = context.trace(context.plan)
+            graph = context.trace(context.plan.module(context.fused), context.plan.outputs)
         else:
             graph, precision, base = convert_precision(context, asked, folder)
             timer.step("writing")
@@ -197,7 +197,7 @@ def _context(
     rows_plan, rows = plan_of(replace(exported, output=model.spec.output), "none", exported.thresholds, fused)
     _check_combination(model, options, plan, exported)
     return ExportContext(
-        trace=partial(_traced, fused, example, exported, options, timer),
+        trace=partial(_traced, plan, example, exported, options, timer),
         plan=plan,
         rows_plan=rows_plan,
         spec=exported,
@@ -233,18 +233,22 @@ def _check_combination(model: ReferenceModel, options: OnnxOptions, plan: NmsPla
 
 
 def _traced(
-    fused: nn.Module, example: torch.Tensor, spec: ModelSpec, options: OnnxOptions, timer: StepTimer, plan: NmsPlan
+    plan: NmsPlan,
+    example: torch.Tensor,
+    spec: ModelSpec,
+    options: OnnxOptions,
+    timer: StepTimer,
+    module: nn.Module,
+    outputs: Sequence[str],
 ) -> ir.Model:
     """The graph of what a plan traces."""
     timer.step("tracing")
     translations = TRANSLATIONS if plan.candidates or plan.inside else None
-    graph = export_to_ir(
-        plan.module(fused), example, spec, options.exporter, options.simplify, plan.outputs, translations
-    )
+    graph = export_to_ir(module, example, spec, options.exporter, options.simplify, outputs, translations)
     if options.simplify:
         timer.step("simplifying")
         passes.simplify(graph)
-    passes.name_transposed(graph, {name: p.detach().numpy() for name, p in plan.module(fused).named_parameters()})
+    passes.name_transposed(graph, {name: p.detach().numpy() for name, p in module.named_parameters()})
     return graph
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import onnx
 import onnx_ir as ir
+import torch
 from onnx import helper, parser
 from torch import Tensor, nn
 
@@ -25,24 +26,29 @@ DOMAIN, OPERATOR = "deploykit", "DecodeRows"
 
 
 class _Levels(nn.Module):
-    """An anchor head up to its raw values: one tensor ``(B, anchors * columns, H, W)`` a level."""
+    """An anchor head up to its raw values, a tensor ``(B, anchors * columns, H, W)`` per level; ``rows``: and, before
+    them, the rows that they decode to."""
 
-    def __init__(self, head: Detect) -> None:
+    def __init__(self, head: Detect, rows: bool) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.rows = head, rows
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels]))
+        raw = [self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])]
+        if not self.rows:
+            return tuple(raw)
+        return torch.cat([self.head.decode(each, level) for level, each in enumerate(raw)], 1), *raw
 
 
-def raw_levels(fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]] | None:
-    """The network up to its head's raw values, and what they are called; None: its head is not one of anchors."""
+def raw_levels(fused: nn.Module, *, rows: bool = False) -> tuple[nn.Module, tuple[str, ...]] | None:
+    """The network up to its head's raw values, with ``rows`` beside them, and what the values are called; None: its
+    head is not one of anchors."""
     head = fused.model[-1] if isinstance(fused, LayerGraph) else None
     if type(head) not in (Detect, Keypoint):  # a head derived from them may decode in another way
         return None
     graph, head = cast(LayerGraph, fused), cast(Detect, head)
     new = copy.copy(graph)
-    new._modules = {**graph._modules, "model": nn.Sequential(*list(graph.model)[:-1], _Levels(head))}
+    new._modules = {**graph._modules, "model": nn.Sequential(*list(graph.model)[:-1], _Levels(head, rows))}
     return new, tuple(f"level_{i}" for i in range(head.num_levels))
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError
-from deploykit.export.nms.candidates import RowSelection, selecting
+from deploykit.export.nms.candidates import RowsAndSelection, RowSelection, selecting
 from deploykit.export.nms.decode_node import append_decode, raw_levels
 from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin, check_thresholds
 from deploykit.export.nms.layouts import detections_layout
@@ -59,6 +59,20 @@ class NmsPlan:
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
             return _First(selecting(fused, self.rows, self.candidates), len(self.outputs))
         return _First(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), len(self.outputs))
+
+    def module_with_rows(self, fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+        """What is traced, with the raw rows before it from the same layers, and the names of all that it gives."""
+        names = (self.layout.name, *self.outputs)
+        if self.outputs == (self.layout.name,):
+            return fused, self.outputs
+        if self.decodes:
+            levels = raw_levels(fused, rows=True)
+            assert levels is not None
+            return levels[0], names
+        if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
+            return _First(selecting(fused, self.rows, self.candidates, rows=True), len(names)), names
+        beside = RowsAndSelection(RowSelection(self.rows, self.candidates))
+        return _First(nn.Sequential(fused, beside), len(names)), names
 
     def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
         """Add NMS to the graph that was traced of ``fused``."""

@@ -6,12 +6,13 @@ The fp32 graph is verified first, and then converted: so what is lost by precisi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 from torch import nn
 
 from deploykit.errors import UsageError
@@ -23,7 +24,7 @@ from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification, largest_values
 from deploykit.export.precision.half import HalfReport, HalfType, to_half
-from deploykit.export.precision.quantize import QuantReport, quantize_graph, quantize_like
+from deploykit.export.precision.quantize import QuantReport, quantize_graph
 from deploykit.export.precision.read_back import check_precision, precisions_of
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import Feeds
@@ -65,7 +66,7 @@ class ExportContext:
     """An export as far as it is known before its graph is.
 
     Attributes:
-        trace: gives the graph of what a plan traces.
+        trace: gives the graph of a module whose outputs have these names.
         plan: of what is exported, and ``spec`` what is said of it but for its precision.
         rows_plan: of the network with raw rows, whatever is exported behind them, and ``rows`` its spec.
         fused: the folded model.
@@ -74,7 +75,7 @@ class ExportContext:
         progress: hears what is done.
     """
 
-    trace: Callable[[NmsPlan], ir.Model]
+    trace: Callable[[nn.Module, Sequence[str]], ir.Model]
     plan: NmsPlan
     rows_plan: NmsPlan
     spec: ModelSpec
@@ -88,7 +89,10 @@ class ExportContext:
 def convert_precision(
     context: ExportContext, options: PrecisionOptions, folder: Path
 ) -> tuple[ir.Model, PrecisionReport, Path]:
-    """Trace, verify and convert.
+    """Trace, verify and convert: once, whatever follows the rows.
+
+    The graph that is traced gives the raw rows and, with NMS, its candidates from the same layers. The rows are what is
+    verified, before and after the conversion; the part that is not exported is dropped at the end.
 
     Returns:
         The converted graph, still without NMS; the report; and the verified fp32 file with raw rows, in ``folder``.
@@ -98,67 +102,73 @@ def convert_precision(
     """
     if options.half_io in ("output", "both") and isinstance(context.spec.output, NmsOutputs):
         raise UsageError(f"--half-io {options.half_io} is for raw rows: with NMS inside outputs are float32")
-    graph = context.trace(context.rows_plan)
-    finalize_graph(graph, context.rows, context.rows_plan, context.fused)
+    graph = context.trace(*context.plan.module_with_rows(context.fused))
+    rows = _with_outputs(graph, context.rows_plan.outputs)
+    finalize_graph(rows, context.rows, context.rows_plan, context.fused)
     base = folder / "base" / "base.onnx"  # in a folder of its own, which is dropped before the others are moved
     base.parent.mkdir()
-    write(graph, base, sum(c.size for c in initializers_of(graph)))
+    write(rows, base, sum(c.size for c in initializers_of(rows)))
+    del rows
     verification = context.verification
     verified = verification.full(base, context.rows_plan, context.rows) if verification else None
     if options.half is not None:
-        graph, report = _half(context, options, options.half, graph, base)
+        graph, report = _half(context, options, options.half, graph)
     else:
         graph, report = _quantised(context, options, graph, base)
+    graph = _with_outputs(graph, context.plan.outputs)
+    if report.half is not None:  # the graph that was converted gave the rows, too
+        casts = sum(node.op_type == "Cast" for node in graph.graph)
+        report = replace(report, half=replace(report.half, casts=casts))
     return graph, replace(report, base=verified), base
 
 
+def _with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of a graph with some of its outputs, and with the nodes that those need; weights are not copied."""
+    new = graph.clone()
+    kept = [value for value in new.graph.outputs if value.name in names]
+    new.graph.outputs.clear()
+    new.graph.outputs.extend(kept)
+    common.RemoveUnusedNodesPass()(new)
+    common.RemoveUnusedOpsetsPass()(new)
+    return new
+
+
 def _half(
-    context: ExportContext, options: PrecisionOptions, kind: HalfType, graph: ir.Model, base: Path
+    context: ExportContext, options: PrecisionOptions, kind: HalfType, graph: ir.Model
 ) -> tuple[ir.Model, PrecisionReport]:
     """Layers kept for their range are stored as half, unless the check in torch fails with them."""
-    largest = _ranges(context, graph)
+    assert context.inputs is not None
+    context.progress.step("converting")
+    largest = largest_values(graph, context.inputs, Within("converting: ", context.progress).step)
+    exported = {str(node.name) for node in _with_outputs(graph, context.plan.outputs).graph}
     store, notes, parity = True, [], None
     while True:
-        rows_io = options.half_io if context.plan.mode == "none" else "none"
-        done = to_half(graph, kind, largest=largest, half_io=rows_io, store=store)
+        converted = graph.clone()
+        done = to_half(converted, kind, largest=largest, half_io=options.half_io, store=store, about=exported)
         if context.verification is None:
             break
-        parity = context.verification.by_types(graph, kind, LIMITS[kind])
+        rows = _with_outputs(converted, context.rows_plan.outputs)
+        parity = context.verification.by_types(rows, kind, LIMITS[kind])
         if parity.ok or not done.stored:
             parity.raise_if_bad(f"{kind} in torch")
             break
         store = False
         notes.append(f"the weights of {len(done.stored)} layers stay fp32: stored as {kind} they were not good enough")
-        graph = ir.load(base)
-    if context.plan.mode != "none":
-        graph = context.trace(context.plan)
-        done = to_half(graph, kind, largest=_ranges(context, graph), half_io=options.half_io, store=store)
     if done.flushed:
         worst = max(done.flushed, key=done.flushed.__getitem__)
         notes.append(
             f"weights too small for {kind} became 0 in {len(done.flushed)} tensors, at most "
             f"{100 * done.flushed[worst]:.2g} % of {worst}"
         )
-    return graph, PrecisionReport(kind, None, {}, half=done, in_torch=parity, notes=tuple(notes))
-
-
-def _ranges(context: ExportContext, graph: ir.Model) -> dict[str, float]:
-    """The largest value of each tensor of an fp32 graph, on the images of the check."""
-    assert context.inputs is not None
-    context.progress.step("converting")
-    return largest_values(graph, context.inputs, Within("converting: ", context.progress).step)
+    return converted, PrecisionReport(kind, None, {}, half=done, in_torch=parity, notes=tuple(notes))
 
 
 def _quantised(
     context: ExportContext, options: PrecisionOptions, graph: ir.Model, base: Path
 ) -> tuple[ir.Model, PrecisionReport]:
-    """int8 or fp8, by ranges measured with the network of raw rows; with NMS the same layers get the same scales."""
+    """int8 or fp8, by ranges measured with the network of raw rows."""
     context.progress.step("quantising")
     done = quantize_graph(graph, base, context.rows, options, Within("quantising: ", context.progress))
-    if context.plan.mode != "none":
-        graph = context.trace(context.plan)
-        context.progress.step("quantising")
-        quantize_like(base, graph, done)
     return graph, PrecisionReport(options.precision, None, {}, quantised=done)
 
 

@@ -77,6 +77,7 @@ def to_half(
     nodes_to_exclude: Collection[str] = (),
     half_io: HalfIO = "none",
     store: bool = True,
+    about: Collection[str] | None = None,
 ) -> HalfReport:
     """Convert a float32 graph in place.
 
@@ -88,11 +89,12 @@ def to_half(
         nodes_to_exclude: names of further nodes that shall stay in fp32.
         half_io: which of the graph's inputs and outputs become half; without, they stay float32.
         store: store the weights of layers kept for their range as half, behind a Cast.
+        about: names of the nodes that the report counts; None: all.
 
     Raises:
         ExportError: it has subgraphs, or its opset has no convolution of this type.
     """
-    return _Conversion(model, dtype, dict(largest), set(nodes_to_exclude), half_io, store).run()
+    return _Conversion(model, dtype, dict(largest), set(nodes_to_exclude), half_io, store).run(about)
 
 
 class _Conversion:
@@ -118,7 +120,7 @@ class _Conversion:
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
         self.made: Counter[str] = Counter()
 
-    def run(self) -> HalfReport:
+    def run(self, about: Collection[str] | None) -> HalfReport:
         for node in self.nodes:
             if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes(node)):
                 raise ExportError(f"a graph with control flow is not converted to {self.name}: {node.op_type}")
@@ -133,12 +135,13 @@ class _Conversion:
         self._interface()
         self._forget_types()
         kept: dict[str, list[str]] = {}
-        for node in self.nodes:
+        counted = [node for node in self.nodes if about is None or str(node.name) in about]
+        for node in counted:
             if node in self.reasons:
                 kept.setdefault(self.reasons[node], []).append(str(node.name))
         return HalfReport(
             dtype=self.name,
-            half_nodes=sum(self._is_half(node) for node in self.nodes),
+            half_nodes=sum(self._is_half(node) for node in counted),
             kept={reason: tuple(names) for reason, names in kept.items()},
             casts=sum(node.op_type == "Cast" for node in self.graph),
             largest=self._largest_half(),

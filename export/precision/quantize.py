@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import ExportError
@@ -29,7 +28,7 @@ from deploykit.export.precision.sensitivity import (
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import ModelSpec
 
-__all__ = ["QuantReport", "quantize_graph", "quantize_like"]
+__all__ = ["QuantReport", "quantize_graph"]
 
 COMPARED = 8  # images on which methods are compared
 WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
@@ -100,17 +99,18 @@ def quantize_graph(
     """
     kind, calibration, exclude = options.quantised, options.calibration, options.nodes_to_exclude
     assert kind is not None and calibration is not None  # noqa: PT018  (options without are refused)
-    layers = quantisable(model.graph)
+    rows = ir.load(base)
+    layers = quantisable(rows.graph)
     if not layers:
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to make {kind}")
-    named = () if isinstance(exclude, str) else named_layers(model, exclude)
+    named = () if isinstance(exclude, str) else named_layers(rows, exclude)
     tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
     progress.step("ranges")
     found = measure_activations(
-        model, base.read_bytes(), spec, tensors, calibration, cache=options.cache, progress=progress
+        rows, base.read_bytes(), spec, tensors, calibration, cache=options.cache, progress=progress
     )
     images = calibration_images(calibration, spec, COMPARED)
-    exact = outputs_of(model, images)
+    exact = outputs_of(rows, images)
 
     size, waiting = base.stat().st_size, 0
 
@@ -138,7 +138,6 @@ def quantize_graph(
         named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few))
     if named:
         error = error_of(ranges, named, COMPARED)
-    labels = {str(node.name): label_of(node) for node in layers}  # before their weights are replaced
     done = quantize(model, ranges, kind=kind, nodes_to_exclude=named, reduce_range=options.reduce_range)
     return QuantReport(
         kind=kind,
@@ -148,7 +147,7 @@ def quantize_graph(
         names_sha256=hashlib.sha256("\n".join(p.name for p in calibration.images()).encode()).hexdigest(),
         cached=found.cached,
         done=done,
-        labels=labels,
+        labels={str(node.name): label_of(node) for node in layers},
         kept_by={"auto": "measurement", "none": "nobody"}.get(str(exclude), "name"),
         sensitivity=sensitivity,
         error=error,
@@ -172,33 +171,3 @@ def _chosen(
         errors[str(method)] = error_of(ranges[method])
     best: CalibrationMethod = min(methods, key=lambda method: errors[str(method)])
     return best, errors, ranges[best]
-
-
-def quantize_like(base: Path, model: ir.Model, report: QuantReport) -> QuantizationResult:
-    """Quantise another trace of the same network, one that goes on to NMS, just as ``base`` was: the layers are the
-    same and in the same order, whatever they are called.
-
-    Raises:
-        ExportError: they are not.
-    """
-    known, found = (quantisable(graph) for graph in (ir.load(base).graph, model.graph))
-    if len(known) != len(found) or not all(_same(a, b) for a, b in zip(known, found, strict=True)):
-        raise ExportError("the network with NMS inside has other layers than the one that was measured: use --nms none")
-    pairs = list(zip(known, found, strict=True))
-    ranges = {str(_input(b).name): report.ranges[str(_input(a).name)] for a, b in pairs}
-    exclude = {str(b.name) for a, b in pairs if str(a.name) in report.done.kept}
-    return quantize(model, ranges, kind=report.kind, nodes_to_exclude=exclude, reduce_range=report.reduce_range)
-
-
-def _input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
-def _same(a: ir.Node, b: ir.Node) -> bool:
-    weights = [node.inputs[1] for node in (a, b)]
-    if a.op_type != b.op_type or any(w is None or w.const_value is None for w in weights):
-        return False
-    first, second = (w.const_value.numpy() for w in weights if w is not None and w.const_value is not None)
-    return first.shape == second.shape and bool(np.array_equal(first, second))

@@ -122,6 +122,31 @@ def test_w6_pose_has_few_casts(tmp_path: Path) -> None:
     assert report.precision.base is None
 
 
+@pytest.mark.parametrize("nms", ["graph", "plugin"])
+def test_a_network_with_nms_is_traced_once_and_its_rows_are_dropped(
+    nms: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[tuple[str, ...]] = []
+    trace = to_onnx.export_to_ir
+
+    def noted(*arguments: Any) -> Any:
+        traced.append(tuple(arguments[5]))
+        return trace(*arguments)
+
+    monkeypatch.setattr(to_onnx, "export_to_ir", noted)
+    report = export(tmp_path / "x.onnx", PrecisionOptions("fp16"), nms=nms, check=False)
+    candidates = {"graph": ("boxes", "scores", "labels", "all_scores", "keypoints"), "plugin": ("level_0", "level_1")}
+    assert len(traced) == 1
+    assert traced[0][: 1 + len(candidates[nms])] == ("output", *candidates[nms])
+    nodes = onnx.load(str(report.path)).graph.node
+    assert report.precision is not None
+    assert report.precision.half is not None
+    assert report.precision.half.casts == sum(node.op_type == "Cast" for node in nodes if "nms_" not in node.name)
+    names = {node.name for node in nodes}
+    assert names >= {name for kept in report.precision.half.kept.values() for name in kept}
+    assert ("DecodeRows" in {node.op_type for node in nodes}) == (nms == "plugin")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("nms", ["graph", "basic", "plugin"])
 def test_nms_is_behind_half_precision(tmp_path: Path, nms: Any) -> None:
