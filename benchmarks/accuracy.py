@@ -27,7 +27,7 @@ import onnxruntime
 from interleaved import interleaved
 
 import deploykit
-from deploykit import Calibration, Lowering, export_onnx
+from deploykit import Calibration, PrecisionOptions, export_onnx
 from deploykit.export.precision.calibration import measure_activations
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize
 from deploykit.runtime.evaluate.coco_data import read_coco
@@ -53,13 +53,15 @@ def split(data: Path, images: Path, folder: Path) -> tuple[Calibration, Path]:
     return Calibration(tuple(images / name for name in chosen), size=CALIBRATED), file
 
 
-def lowerings(calibration: Calibration) -> dict[str, Lowering]:
+def precisions(calibration: Calibration) -> dict[str, PrecisionOptions]:
     """Every precision, and of int8 every calibration."""
-    found = {kind: Lowering(kind) for kind in ("fp32", "fp16", "bf16")}
+    found = {kind: PrecisionOptions(kind) for kind in ("fp32", "fp16", "bf16")}
     for method in ("minmax", "percentile", "entropy", "mse"):
-        found[f"int8 {method}"] = Lowering("int8", calibration=replace(calibration, method=method), keep="none")
-    found["int8"] = Lowering("int8", calibration=calibration)
-    found["fp8"] = Lowering("fp8", calibration=calibration)
+        found[f"int8 {method}"] = PrecisionOptions(
+            "int8", calibration=replace(calibration, method=method), nodes_to_exclude="none"
+        )
+    found["int8"] = PrecisionOptions("int8", calibration=calibration)
+    found["fp8"] = PrecisionOptions("fp8", calibration=calibration)
     return found
 
 
@@ -113,9 +115,9 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
     """The tables of a detector."""
     calibration, evaluated = split(data, images, folder)
     reports, files = {}, {}
-    for name, lowering in lowerings(calibration).items():
+    for name, precision in precisions(calibration).items():
         out = folder / f"{name.replace(' ', '-')}.onnx"
-        reports[name] = export_onnx(weights, img=img, out=out, lowering=lowering)
+        reports[name] = export_onnx(weights, img=img, out=out, precision=precision)
         files[name] = out
         print(f"exported {name}", flush=True)
     cases: list[tuple[str, Path, str]] = [("the checkpoint, in PyTorch", weights, "auto")]
@@ -158,10 +160,10 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
         with open_session(file) as session:
             found = evaluate_session(session, spec, evaluated, images)
         rounded.append(f"{name} {points(found.metrics['AP'])}")
-    lowered = reports["int8"].lowered
-    assert lowered is not None
-    assert lowered.quantised is not None
-    chosen = lowered.quantised
+    converted = reports["int8"].precision
+    assert converted is not None
+    assert converted.quantised is not None
+    chosen = converted.quantised
     kept = ", ".join(chosen.labels[name] for name in chosen.done.kept)
     count = len(read_coco(evaluated).images)
     return [
@@ -188,16 +190,16 @@ def faces(weights: Path, images: Path, img: int, folder: Path) -> list[str]:
     names = sorted(p for p in images.iterdir() if p.suffix.lower() == ".jpg")
     calibration = Calibration(tuple(names[::2]))
     rest = names[1::2]
-    made = {kind: Lowering(kind) for kind in ("fp32", "fp16", "bf16")}
+    made = {kind: PrecisionOptions(kind) for kind in ("fp32", "fp16", "bf16")}
     made |= {
-        "int8, every layer": Lowering("int8", calibration=calibration, keep="none"),
-        "int8": Lowering("int8", calibration=calibration),
+        "int8, every layer": PrecisionOptions("int8", calibration=calibration, nodes_to_exclude="none"),
+        "int8": PrecisionOptions("int8", calibration=calibration),
     }
-    made["fp8"] = Lowering("fp8", calibration=calibration)
+    made["fp8"] = PrecisionOptions("fp8", calibration=calibration)
     results = {}
-    for kind, lowering in made.items():
+    for kind, precision in made.items():
         file = folder / f"face-{kind.replace(' ', '-').replace(',', '')}.onnx"
-        report = export_onnx(weights, img=img, out=file, lowering=lowering)
+        report = export_onnx(weights, img=img, out=file, precision=precision)
         backend = "torch" if kind in ("bf16", "fp8") else "auto"
         with deploykit.load(file, task="keypoints", backend=backend) as predictor:
             results[kind] = [predictor(image) for image in rest]

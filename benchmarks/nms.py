@@ -37,7 +37,8 @@ from pre_post import COCO, POSE, _rows
 from selection import exported
 
 from deploykit.export.nms.graph import CANDIDATES as NAMES
-from deploykit.export.nms.plan import NmsMode, NmsPlan
+from deploykit.export.nms.plan import NmsPlan
+from deploykit.export.options import NmsMode
 from deploykit.export.plugins_check import nms_kpt_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.machine import processor_name

@@ -41,7 +41,8 @@ def work(name: str, engine: bool, memory: int, told: Connection) -> None:
     torch.set_num_threads(1)
     from deploykit.export.engine.build import build_engine
     from deploykit.export.to_onnx import onnx_from_model
-    from deploykit.models.timm_models import TimmOptions, load_timm
+    from deploykit.models.timm_models import load_timm
+    from deploykit.models.timm_options import TimmOptions
 
     row: dict[str, Any] = {}
     try:

@@ -15,11 +15,13 @@ from deploykit.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from deploykit.errors import DeployError as DeployError
-    from deploykit.export.accuracy_gate import AccuracyGate as AccuracyGate
     from deploykit.export.engine.build import build_engine as build_engine
+    from deploykit.export.options import AccuracyGate as AccuracyGate
+    from deploykit.export.options import Calibration as Calibration
+    from deploykit.export.options import EngineOptions as EngineOptions
+    from deploykit.export.options import OnnxOptions as OnnxOptions
+    from deploykit.export.options import PrecisionOptions as PrecisionOptions
     from deploykit.export.parity.compare import compare as compare
-    from deploykit.export.precision.calibration import Calibration as Calibration
-    from deploykit.export.precision.convert import Lowering as Lowering
     from deploykit.export.to_onnx import export_onnx as export_onnx
     from deploykit.facade import evaluate as evaluate
     from deploykit.facade import evaluate_against as evaluate_against
@@ -34,13 +36,15 @@ if TYPE_CHECKING:
     from deploykit.spec import ModelSpec as ModelSpec
 
 _HOME = {
-    "AccuracyGate": "deploykit.export.accuracy_gate",
-    "Calibration": "deploykit.export.precision.calibration",
+    "AccuracyGate": "deploykit.export.options",
+    "Calibration": "deploykit.export.options",
     "DeployError": "deploykit.errors",
+    "EngineOptions": "deploykit.export.options",
     "EvalOptions": "deploykit.runtime.options",
     "ImageResult": "deploykit.runtime.results.base",
-    "Lowering": "deploykit.export.precision.convert",
     "ModelSpec": "deploykit.spec",
+    "OnnxOptions": "deploykit.export.options",
+    "PrecisionOptions": "deploykit.export.options",
     "PredictOptions": "deploykit.runtime.options",
     "Predictor": "deploykit.runtime.predict.predictor",
     "Progress": "deploykit.progress",

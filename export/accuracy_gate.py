@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
 from torch import nn
 
-from deploykit.errors import NotFoundError, UsageError
+from deploykit.errors import NotFoundError
+from deploykit.export.options import AccuracyGate
 from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 from deploykit.export.sessions.torch_module import TorchSession
-from deploykit.progress import Progress
+from deploykit.progress import SILENT, Progress
 from deploykit.runtime.evaluate.coco_data import read_coco
 from deploykit.runtime.evaluate.coco_metrics import library
 from deploykit.runtime.evaluate.compare import AccuracyComparison, check_drop, compare_evaluations
@@ -23,46 +21,28 @@ from deploykit.runtime.options import EvalOptions
 from deploykit.runtime.session import Session, open_session
 from deploykit.spec import ModelSpec
 
-__all__ = ["AccuracyGate", "judge"]
+__all__ = ["check_accuracy_drop", "check_gate"]
 
 
-@dataclass(frozen=True)
-class AccuracyGate:
-    """``max_drop``: AP may fall by so many points (hundredths) on the annotated images.
+def check_gate(gate: AccuracyGate) -> None:
+    """Find out before anything takes time that nothing could be evaluated.
 
-    ``data``: annotations in COCO's format; ``images``: the folder with their images; ``limit``: only the first so
-    many; ``bootstrap``: draws for the interval that is told with the drop.
+    Raises:
+        NotFoundError, DataError: the annotations or the folder. MissingDependencyError: the library of the metrics.
     """
-
-    max_drop: float
-    data: str | os.PathLike[str]
-    images: str | os.PathLike[str]
-    limit: int | None = None
-    bootstrap: int = 1000
-
-    def __post_init__(self) -> None:
-        if not self.max_drop >= 0:
-            raise UsageError(f"--max-drop is a number of points of at least 0, got {self.max_drop}")
-
-    def check(self) -> None:
-        """Find out before anything takes time that nothing could be evaluated.
-
-        Raises:
-            NotFoundError, DataError: the annotations or the folder. MissingDependencyError: the library of the metrics.
-        """
-        library("hotcoco")
-        read_coco(self.data)
-        if not Path(self.images).expanduser().is_dir():
-            raise NotFoundError(f"a folder of images to evaluate on was expected at {self.images}, which is none")
+    library("hotcoco")
+    read_coco(gate.data)
+    if not Path(gate.images).expanduser().is_dir():
+        raise NotFoundError(f"a folder of images to evaluate on was expected at {gate.images}, which is none")
 
 
-def judge(
+def check_accuracy_drop(
     gate: AccuracyGate,
     file: Path,
     spec: ModelSpec,
     fused: nn.Module,
     base: Path | None,
-    on_progress: Callable[[str, float], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> AccuracyComparison:
     """Evaluate an export and what it was made from, on the same pixels.
 
@@ -72,7 +52,7 @@ def judge(
         spec: of it.
         fused: the folded model, which an fp32 export is held against.
         base: the verified fp32 file that a lower precision is held against.
-        on_progress: told what is evaluated, and the share of it that is done.
+        progress: hears what is evaluated, and the share of it that is done.
 
     Raises:
         AccuracyError: it loses more than is allowed. DataError, NotFoundError: see :func:`deploykit.evaluate`.
@@ -83,7 +63,7 @@ def judge(
     found = []
     with before, after:
         for name, session in (("the source", before), (file.name, after)):
-            heard = _Heard(name, on_progress)
+            heard = _Heard(name, progress)
             found.append(evaluate_session(session, spec, gate.data, gate.images, EvalOptions(limit=gate.limit), heard))
     source, export = (cast(DetectionEvaluation, each) for each in found)
     comparison = compare_evaluations(export, source, samples=gate.bootstrap)
@@ -94,9 +74,9 @@ def judge(
 class _Heard(Progress):
     """Hands the shares of an evaluation on, with the name of what is evaluated."""
 
-    def __init__(self, name: str, on_progress: Callable[[str, float], None]) -> None:
-        self._name, self._on_progress = name, on_progress
+    def __init__(self, name: str, progress: Progress) -> None:
+        self._name, self._progress = name, progress
 
     def share(self, what: str, done: float) -> None:
         """See :meth:`Progress.share`."""
-        self._on_progress(f"evaluating: {self._name}, {what.removeprefix('evaluating, ')}", done)
+        self._progress.share(f"evaluating: {self._name}, {what.removeprefix('evaluating, ')}", done)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from deploykit.errors import UsageError
 from deploykit.export.engine.build import SUFFIXES, build_engine, check_engine
 from deploykit.export.engine.report import EngineReport
+from deploykit.export.options import EngineOptions, OnnxOptions
+from deploykit.export.output import is_folder, output_path
 from deploykit.export.report import ExportReport
-from deploykit.export.to_onnx import export_onnx
-from deploykit.runtime.engine_record import FLAVOURS
-from deploykit.runtime.parity.expected import ReferenceOutputs
+from deploykit.export.to_onnx import export_checkpoint
+from deploykit.progress import SILENT, Progress, Within
+from deploykit.runtime.engine_record import FLAVOURS, Flavour
+from deploykit.spec import ModelSpec
 
 __all__ = ["FORMATS", "Exports", "Format", "export_formats"]
 
@@ -39,12 +41,12 @@ def export_formats(
     formats: Sequence[str],
     *,
     out: str | Path | None = None,
-    onnx_options: dict[str, Any] | None = None,
-    engine_options: dict[str, Any] | None = None,
+    onnx: OnnxOptions | None = None,
+    engines: EngineOptions | None = None,
+    spec: ModelSpec | str | Path | None = None,
     samples: Sequence[str | Path] = (),
     check: bool = True,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[str, float], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> Exports:
     """Export a checkpoint, or an ONNX file, to every format asked for; engines are held against the checkpoint.
 
@@ -55,67 +57,54 @@ def export_formats(
         weights: a checkpoint; or an ``.onnx`` file, to build engines from.
         formats: some of :data:`FORMATS`.
         out: the file for one format, a folder for several; None: beside the weights.
-        onnx_options: further arguments of :func:`deploykit.export_onnx`.
-        engine_options: further arguments of :func:`deploykit.build_engine`.
-        samples, check, on_step, on_progress: see both.
+        onnx: what the ONNX file shall be; None: the defaults.
+        engines: what the engines shall be; None: the defaults.
+        spec: of an ONNX file that does not carry its own, for engines from it.
+        samples, check: see :func:`deploykit.export_onnx`.
+        progress: hears the steps of both; those of an engine begin with its flavour.
 
     Raises:
         UsageError: formats and files do not go together. Else what the two functions raise.
     """
-    source = Path(weights)
+    source, options = Path(weights), engines or EngineOptions()
     ready = source.suffix.lower() == ".onnx"
-    flavours = [name for name in dict.fromkeys(formats) if name in FLAVOURS]
-    _check(source, formats, flavours, out, ready=ready)
-    options = engine_options or {}
+    _check(source, formats, out, ready=ready)
+    flavours: list[Flavour] = [f for name in dict.fromkeys(formats) for f in get_args(Flavour) if f == name]
     for flavour in flavours:  # what cannot be built is found out before the minute that the ONNX file takes
-        check_engine(flavour, options.get("options"))
-    known: list[ReferenceOutputs] = []
-    report = None
+        check_engine(flavour, options)
+    exported = None
     if not ready:
-        report = export_onnx(
-            source,
-            out=_onnx_place(source, out),
+        place = _onnx_place(source, out)
+        exported = export_checkpoint(
+            source, onnx or OnnxOptions(), out=place, samples=samples, check=check, progress=progress
+        )
+    file = exported.report.path if exported else source
+    built = [
+        build_engine(
+            file,
+            flavour=flavour,
+            out=output_path(_engine_default(file, flavour, alone=len(flavours) == 1), out, SUFFIXES),
+            options=options,
+            spec=spec,
             samples=samples,
             check=check,
-            on_step=on_step,
-            on_expected=known.append,
-            on_progress=on_progress,
-            **(onnx_options or {}),
+            reference=exported.reference.select_reference("the checkpoint")
+            if exported and exported.reference
+            else None,
+            progress=Within(f"{flavour}, ", progress),
         )
-    onnx = source if report is None else report.path
-    engines = []
-    for flavour in flavours:
-
-        def tell(step: str, flavour: str = flavour) -> None:
-            on_step(f"{flavour}, {step}")
-
-        engines.append(
-            build_engine(
-                onnx,
-                flavour="tensorrt" if flavour == "tensorrt" else "tensorrt-rtx",
-                out=_engine_place(onnx, out, flavour, alone=len(flavours) == 1),
-                samples=samples,
-                expected=known[0].select_reference("the checkpoint") if known else None,
-                check=check,
-                on_step=tell,
-                on_progress=on_progress,
-                **options,
-            )
-        )
-    return Exports(report, tuple(engines))
+        for flavour in flavours
+    ]
+    return Exports(exported.report if exported else None, tuple(built))
 
 
-def _check(source: Path, formats: Sequence[str], flavours: list[str], out: str | Path | None, *, ready: bool) -> None:
+def _check(source: Path, formats: Sequence[str], out: str | Path | None, *, ready: bool) -> None:
     if unknown := next((name for name in formats if name not in FORMATS), None):
         raise UsageError(f"a format is one of {', '.join(FORMATS)}, got {unknown!r}")
     if ready and "onnx" in formats:
         raise UsageError(f"{source} is an ONNX file already; take --format tensorrt or --format tensorrt-rtx")
-    if out is not None and len(set(formats)) > 1 and not _is_folder(out):
+    if out is not None and len(set(formats)) > 1 and not is_folder(out):
         raise UsageError(f"--out is a folder where there are several formats (end its name with /), got {out}")
-
-
-def _is_folder(out: str | Path) -> bool:
-    return Path(out).is_dir() or str(out).endswith(("/", os.sep))
 
 
 def _onnx_place(source: Path, out: str | Path | None) -> str | Path | None:
@@ -123,8 +112,6 @@ def _onnx_place(source: Path, out: str | Path | None) -> str | Path | None:
     return Path(out).with_suffix(".onnx") if out is not None and Path(out).suffix in SUFFIXES else out
 
 
-def _engine_place(onnx: Path, out: str | Path | None, flavour: str, *, alone: bool) -> Path:
-    if out is not None and not _is_folder(out):
-        return Path(out)
+def _engine_default(onnx: Path, flavour: Flavour, *, alone: bool) -> Path:
     name = onnx.stem if alone or flavour == "tensorrt" else f"{onnx.stem}-rtx"
-    return (onnx.parent if out is None else Path(out)) / f"{name}{SUFFIXES[0]}"
+    return onnx.with_name(f"{name}{SUFFIXES[0]}")

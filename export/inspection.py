@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, require
-from deploykit.runtime.engine_record import record_of
+from deploykit.runtime.engine_record import read_record
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
 from deploykit.spec import METADATA_KEY, ModelSpec
@@ -118,7 +118,7 @@ def _graph(file: Path) -> dict[str, Any]:
 
 def _engine(file: Path) -> Inspection:
     """What the record beside an engine says; the plan itself can only be read on a GPU that it runs on."""
-    record = record_of(file)
+    record = read_record(file)
     facts: dict[str, Any] = {"kind": "TensorRT engine", "file": str(file), "bytes": file.stat().st_size}
     if record is None:
         return Inspection(facts, (f"no record ({file.name}.json) lies beside it, which says what it is of",))

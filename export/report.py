@@ -34,7 +34,7 @@ class ExportReport:
     outputs: tuple[Interface, ...]
     spec: ModelSpec
     parity: ParityReport | None
-    lowered: PrecisionReport | None = None
+    precision: PrecisionReport | None = None
     accuracy: AccuracyComparison | None = None
     notes: tuple[str, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
@@ -62,12 +62,12 @@ class ExportReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: every field, with the parity report in full."""
-        data = dataclasses.asdict(dataclasses.replace(self, parity=None, lowered=None, accuracy=None))
+        data = dataclasses.asdict(dataclasses.replace(self, parity=None, precision=None, accuracy=None))
         data["path"] = str(self.path)
         data["bytes_per_parameter"] = self.bytes_per_parameter
         data["parity"] = self.parity.to_dict() if self.parity else None
         data["accuracy"] = None
         if self.accuracy is not None:
             data["accuracy"] = {**self.accuracy.model.to_dict(), **self.accuracy.to_dict()}
-        data["lowered"] = self.lowered.to_dict() if self.lowered else None
+        data["precision"] = self.precision.to_dict() if self.precision else None
         return data

@@ -1,30 +1,31 @@
-"""What a long job is doing, and how long each of its steps took."""
+"""How long each step of a long job takes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 
-__all__ = ["Clock"]
+from deploykit.progress import SILENT, Progress, Within
+
+__all__ = ["StepTimer"]
 
 
-@dataclass
-class Clock:
-    """Tells the caller each step, and how long each took."""
+class StepTimer(Within):
+    """A progress that measures its steps and passes everything on."""
 
-    on_step: Callable[[str], None]
-    _marks: list[tuple[str, float]] = field(default_factory=list)
+    def __init__(self, progress: Progress = SILENT) -> None:
+        super().__init__("", progress)
+        self._starts: list[tuple[str, float]] = []
 
-    def __call__(self, step: str) -> None:
-        self._marks.append((step, time.perf_counter()))
-        self.on_step(step)
+    def step(self, name: str) -> None:
+        """A step begins; see :meth:`Progress.step`."""
+        self._starts.append((name, time.perf_counter()))
+        super().step(name)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by step, a step's details (``checking: noise``) added up."""
-        ends = [start for _, start in self._marks[1:]] + [time.perf_counter()]
+        """Seconds by step, a step's details (``checking: noise``) added up; the last step ends now."""
+        ends = [start for _, start in self._starts[1:]] + [time.perf_counter()]
         total: dict[str, float] = {}
-        for (step, start), end in zip(self._marks, ends, strict=True):
+        for (step, start), end in zip(self._starts, ends, strict=True):
             name = step.split(":")[0]
             total[name] = round(total.get(name, 0.0) + end - start, 3)
         return total

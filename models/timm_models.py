@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -28,32 +28,16 @@ from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.class_names import class_names
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel
+from deploykit.models.timm_options import TimmOptions
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, Source
 
-__all__ = ["PREFIX", "TimmModel", "TimmOptions", "list_timm", "load_timm", "name_in"]
+__all__ = ["PREFIX", "TimmModel", "list_timm", "load_timm", "name_in"]
 
 FAMILY = "timm"
 PREFIX = "timm:"
 """Prefix of ``--weights`` that means a model of timm instead of a file."""
 FADED = 1e-2
 """A parameter whose values are all at most this large counts as off: zeros, and layer scales of a new network."""
-
-
-@dataclass(frozen=True)
-class TimmOptions:
-    """How a model of timm is made.
-
-    Attributes:
-        model: the name in timm of the model that a file of weights is of; None: ``weights`` is ``timm:NAME``.
-        pretrained: timm downloads the weights; else, without a file, they are random.
-        num_classes: None: as published, or as many as the file has.
-        in_chans: channels of the image; None: as published, or as the file has.
-    """
-
-    model: str | None = None
-    pretrained: bool = False
-    num_classes: int | None = None
-    in_chans: int | None = None
 
 
 class TimmModel(nn.Module):

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from deploykit.errors import ArtefactError, SpecError
 from deploykit.runtime.files import exists, write_whole
@@ -19,20 +19,24 @@ from deploykit.spec import ModelSpec, read_value
 
 __all__ = [
     "FLAVOURS",
-    "EngineOptions",
+    "BuilderOptions",
     "EngineRecord",
     "Flavour",
+    "HardwareCompatibility",
     "Profile",
-    "expected_of",
+    "find_onnx_source",
     "log_of",
     "parity_of",
-    "record_of",
-    "source_of",
+    "read_record",
+    "reference_values_path",
 ]
 
 FORMAT = 1
+KEYS = {"min": "least", "opt": "best", "max": "most"}
+"""The fields of a :class:`Profile` -> their keys in the file, which stay as the first version wrote them."""
 
 Flavour = Literal["tensorrt", "tensorrt-rtx"]
+HardwareCompatibility = Literal["none", "ampere+", "same-cc"]
 
 FLAVOURS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Flavour, which is also the name of the extra that installs it -> the Python module."""
@@ -40,19 +44,19 @@ FLAVOURS: dict[str, str] = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rt
 
 @dataclass(frozen=True)
 class Profile:
-    """The shapes of one optimisation profile: each dimension ranges from ``least`` to ``most``.
+    """The shapes of one optimisation profile: each dimension ranges from ``min`` to ``max``.
 
-    The engine is optimised for ``best``. Each is a shape of the network's input, ``(batch, channels, height, width)``.
+    The engine is optimised for ``opt``. Each is a shape of the network's input, ``(batch, channels, height, width)``.
     """
 
-    least: tuple[int, ...]
-    best: tuple[int, ...]
-    most: tuple[int, ...]
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        if not len(self.least) == len(self.best) == len(self.most):
+        if not len(self.min) == len(self.opt) == len(self.max):
             raise SpecError(f"the three shapes of a profile must have equally many dimensions, got {self}")
-        for a, b, c in zip(self.least, self.best, self.most, strict=True):
+        for a, b, c in zip(self.min, self.opt, self.max, strict=True):
             if not 1 <= a <= b <= c:
                 raise SpecError(
                     f"the dimensions of a profile must be at least 1 and not decrease from shape to shape, got {self}"
@@ -60,16 +64,16 @@ class Profile:
 
     def covers(self, shape: tuple[int, ...]) -> bool:
         """Return whether an input of this shape can run in the profile."""
-        return len(shape) == len(self.least) and all(
-            a <= side <= b for a, side, b in zip(self.least, shape, self.most, strict=True)
+        return len(shape) == len(self.min) and all(
+            a <= side <= b for a, side, b in zip(self.min, shape, self.max, strict=True)
         )
 
     def __str__(self) -> str:
-        return " .. ".join("x".join(map(str, shape)) for shape in (self.least, self.best, self.most))
+        return " .. ".join("x".join(map(str, shape)) for shape in (self.min, self.opt, self.max))
 
 
 @dataclass(frozen=True)
-class EngineOptions:
+class BuilderOptions:
     """Options of the builder.
 
     Attributes:
@@ -86,7 +90,7 @@ class EngineOptions:
     workspace: int | None = None
     tf32: bool = False
     version_compatible: bool = False
-    hardware_compatible: Literal["none", "ampere+", "same-cc"] = "none"
+    hardware_compatible: HardwareCompatibility = "none"
     compute_capabilities: tuple[str, ...] = ()
     optimization_level: int | None = None
 
@@ -118,7 +122,7 @@ class EngineRecord:
     size: int = 0
     gpu: str = ""
     profiles: tuple[Profile, ...] = ()
-    options: EngineOptions = field(default_factory=EngineOptions)
+    options: BuilderOptions = field(default_factory=BuilderOptions)
     layers: int = 0
     precision: dict[str, int] = field(default_factory=dict)
     precision_from: Literal["network", "engine"] = "network"
@@ -126,9 +130,14 @@ class EngineRecord:
     unverified: str = ""
     format: int = FORMAT
 
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able, as it stands in the file."""
+        profiles = [{KEYS[name]: shape for name, shape in vars(profile).items()} for profile in self.profiles]
+        return {**dataclasses.asdict(self), "profiles": profiles}
+
     def to_json(self) -> str:
         """Return the text of the file."""
-        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
 
     def write(self, engine: Path) -> None:
         """Write the record beside the engine.
@@ -154,12 +163,20 @@ class EngineRecord:
             raise SpecError(
                 f"expected an engine record of format {FORMAT} or older, got format {found!r}: update deploykit"
             )
+        if isinstance(data, dict) and isinstance(profiles := data.get("profiles"), list):
+            data["profiles"] = [_with_names(profile) for profile in profiles]
         record = read_value(EngineRecord, data, "record")
         assert isinstance(record, EngineRecord)
         return record
 
 
-def record_of(engine: Path) -> EngineRecord | None:
+def _with_names(profile: object) -> object:
+    """A profile of the file by the names of :class:`Profile`."""
+    names = {key: name for name, key in KEYS.items()}
+    return {names.get(key, key): shape for key, shape in profile.items()} if isinstance(profile, dict) else profile
+
+
+def read_record(engine: Path) -> EngineRecord | None:
     """Read the record beside an engine; None where there is none.
 
     Raises:
@@ -177,19 +194,19 @@ def record_of(engine: Path) -> EngineRecord | None:
         raise SpecError(f"{file}: {e}") from e
 
 
-def source_of(engine: Path) -> Path | None:
+def find_onnx_source(engine: Path) -> Path | None:
     """Return the ONNX file that an engine was built from, or None if it does not lie beside the engine.
 
     The name in the record comes first, then the engine's own name with the suffix ``.onnx``.
     """
     names = [engine.with_suffix(".onnx").name]
     with contextlib.suppress(ArtefactError):  # a damaged record is reported where it is needed
-        record = record_of(engine)
+        record = read_record(engine)
         names = [*([record.onnx] if record else []), *names]
     return next((file for name in names if exists(file := engine.with_name(name))), None)
 
 
-def expected_of(engine: Path) -> Path:
+def reference_values_path(engine: Path) -> Path:
     """Return the path of an engine's reference values, written if the build could not verify the engine."""
     return _beside(engine, ".parity.npz")
 

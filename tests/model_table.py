@@ -30,6 +30,7 @@ import torch
 
 from deploykit.errors import DeployError
 from deploykit.export.engine.build import build_engine
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import builder_of, list_models, load_model, meta_model
@@ -219,7 +220,7 @@ def exports(name: str) -> tuple[str, str]:
                 made_of = INSTANCES[name]
             else:
                 made_of = partial(narrow_dense, name) if dense else partial(model_of, key, **made)
-            parity = onnx_from_model(made_of(), out=file, **options).parity
+            parity = onnx_from_model(made_of(), out=file, options=OnnxOptions(**options)).parity
             assert parity is not None
             worst = max((d.limit_ratio for d in parity.differences), default=0.0)
             return f"{100 * worst:.0f} % of the limit"

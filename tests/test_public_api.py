@@ -18,10 +18,12 @@ PUBLIC = [
     "AccuracyGate",
     "Calibration",
     "DeployError",
+    "EngineOptions",
     "EvalOptions",
     "ImageResult",
-    "Lowering",
     "ModelSpec",
+    "OnnxOptions",
+    "PrecisionOptions",
     "PredictOptions",
     "Predictor",
     "Progress",
@@ -55,11 +57,14 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
     ("name", "parameters"),
     [
         ("load", ["path", "task", "spec", "backend", "preprocessing", "options"]),
-        ("export_onnx", ["weights", "img", "batch", "dynamic", "opset", "simplify", "out", "samples", "check"]),
+        (
+            "export_onnx",
+            ["weights", "img", "dynamic", "nms", "precision", "out", "samples", "check", "options", "progress"],
+        ),
         ("evaluate", ["model", "data", "task", "images", "spec", "backend", "preprocessing", "progress", "options"]),
         ("evaluate_against", ["model", "reference", "data", "bootstrap", "progress", "options"]),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
-        ("build_engine", ["onnx", "flavour", "out", "profiles", "options", "timing_cache", "spec", "samples"]),
+        ("build_engine", ["onnx", "flavour", "out", "options", "spec", "samples", "check", "reference", "progress"]),
     ],
 )
 def test_signatures_keep_their_parameters(name: str, parameters: list[str]) -> None:

@@ -25,8 +25,8 @@ from torch.nn import functional
 from deploykit.errors import BackendError, DeployError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.graph import passes
-from deploykit.export.graph.finalize import finish, write
-from deploykit.export.graph.trace import example_input, traced
+from deploykit.export.graph.finalize import finalize_graph, write
+from deploykit.export.graph.trace import example_input, export_to_ir
 from deploykit.export.nms.plan import plan_of
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution, MaskedMaxPool, MaskedUnpool, Unpool
 from deploykit.runtime.machine import versions
@@ -138,9 +138,9 @@ def export(module: nn.Module, file: Path) -> None:
     canvas = InputSpec(size=SHAPE[2:], channels=SHAPE[1], mean=(0.0,) * 4, std=(1.0,) * 4, fit=Fit(stride=1))
     asked = ModelSpec("restore", canvas, DenseOutput(name="image"), source=Source(model="unpooling"))
     plan, spec = plan_of(asked, "none", Thresholds(), module)
-    graph = traced(module, example_input(spec.input), spec, "dynamo", True, plan.outputs)
+    graph = export_to_ir(module, example_input(spec.input), spec, "dynamo", True, plan.outputs)
     passes.simplify(graph)
-    finish(graph, spec, plan, module)
+    finalize_graph(graph, spec, plan, module)
     write(graph, file, 0)
 
 

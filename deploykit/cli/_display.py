@@ -14,12 +14,14 @@ from deploykit.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as RichProgress
     from rich.table import Table
 
     from deploykit.export.matching import Matching
     from deploykit.export.parity.report import ParityReport
 
 WIDTH = 110  # of tables where stdout is not a terminal
+BETWEEN_REFRESHES = 0.25  # seconds, where the bar is drawn by whoever calls it and not by a thread of its own
 
 
 def console() -> Console:
@@ -67,23 +69,16 @@ def note(text: str) -> None:
     logging.getLogger(__name__).warning("%s", text)
 
 
-class Steps(Progress):
-    """What a command is doing: call it with each step; :meth:`share` tells how far a long step is.
-
-    A line per step on stderr; :func:`steps` makes the one with a bar for a terminal.
-    """
+class StepLines(Progress):
+    """A line on stderr per step; lines do not show how far a step is."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
         self._seen: set[str] = set()
 
     def step(self, name: str) -> None:
-        """See :meth:`Progress.step`."""
-        self(name)
-
-    def __call__(self, step: str) -> None:
-        """A step begins; its details follow a colon."""
-        name = step.split(":", maxsplit=1)[0]
+        """See :meth:`Progress.step`; a step's details get no line."""
+        name = name.split(":", maxsplit=1)[0]
         if name not in self._seen:
             self._seen.add(name)
             print(f"[{time.perf_counter() - self._start:6.1f} s] {name}", file=sys.stderr)
@@ -93,34 +88,64 @@ class Steps(Progress):
         print(f"deploykit: note: {text}", file=sys.stderr)
 
 
+class StepBar(Progress):
+    """One bar on a terminal: the running step, and how far it is where it says so.
+
+    Args:
+        bar: rich's bar.
+        refresh: draw it from the calls themselves, a few times a second, because it has no thread of its own.
+    """
+
+    def __init__(self, bar: RichProgress, *, refresh: bool) -> None:
+        self._bar, self._refresh, self._drawn = bar, refresh, 0.0
+        self._task = bar.add_task("starting", total=None)
+
+    def step(self, name: str) -> None:
+        """See :meth:`Progress.step`."""
+        from rich.markup import escape
+
+        self._bar.tasks[0].total = None  # how long a step takes is not known; update() takes None for no change
+        self._bar.update(self._task, description=escape(name), completed=0)
+        self._draw(at_once=True)
+
+    def share(self, what: str, done: float) -> None:
+        """See :meth:`Progress.share`."""
+        from rich.markup import escape
+
+        self._bar.update(self._task, description=escape(what), total=1.0, completed=done)
+        self._draw(at_once=False)
+
+    def message(self, text: str) -> None:
+        """See :meth:`Progress.message`."""
+        self._bar.console.print(f"deploykit: note: {text}", markup=False, highlight=False)
+
+    def _draw(self, *, at_once: bool) -> None:
+        if self._refresh and (at_once or time.perf_counter() - self._drawn > BETWEEN_REFRESHES):
+            self._bar.refresh()
+            self._drawn = time.perf_counter()
+
+
 @contextlib.contextmanager
-def steps() -> Iterator[Steps]:
-    """Yield what to tell the steps to: a progress bar on a terminal, else a line a step, on stderr."""
+def shown_progress(*, threaded: bool = True) -> Iterator[Progress]:
+    """Yield the progress that a command passes on: a bar on a terminal, else a line per step, on stderr.
+
+    Args:
+        threaded: draw the bar by a thread of its own; without, only while it is called, so that it takes nothing from
+            what is being measured in between.
+    """
     from rich.console import Console  # also where it is not needed yet: the result will be
 
     if not sys.stderr.isatty():
-        yield Steps()
+        yield StepLines()
         return
-    from rich.markup import escape
     from rich.progress import BarColumn, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import Progress as RichProgress
 
-    columns = (
-        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TaskProgressColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )  # fmt: skip
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("starting", total=None)
-
-        class Shown(Steps):
-            def __call__(self, step: str) -> None:
-                bar.tasks[0].total = None  # how long a step takes is not known; update() takes None for no change
-                bar.update(task, description=escape(step), completed=0)
-
-            def share(self, what: str, done: float) -> None:
-                bar.update(task, description=escape(what), total=1.0, completed=done)
-
-        yield Shown()
+    share = TaskProgressColumn("{task.percentage:>3.0f} %")
+    moving = (SpinnerColumn(), TimeElapsedColumn()) if threaded else ()
+    columns = (*moving[:1], TextColumn("{task.description}"), BarColumn(), share, *moving[1:])
+    with RichProgress(*columns, console=Console(stderr=True), auto_refresh=threaded, transient=True) as bar:
+        yield StepBar(bar, refresh=not threaded)
 
 
 def parity_table(report: ParityReport) -> Table:

@@ -2,91 +2,74 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 from deploykit.cli._display import console, parity_lines, parity_table
+from deploykit.cli._options import Flag, Flags
 
 if TYPE_CHECKING:
     from deploykit.export.engine.report import EngineReport
+    from deploykit.export.options import EngineOptions
     from deploykit.runtime.engine_record import EngineRecord, Profile
 
-DEFAULTS: dict[str, Any] = {
-    "profile": [],
-    "workspace": None,
-    "tf32": False,
-    "version_compatible": False,
-    "hardware_compatible": "none",
-    "compute_capability": [],
-    "optimization_level": None,
-    "timing_cache": True,
-    "device": 0,
-    "build_log": "info",
-    "spec": None,
-}
 
+def engine_flags() -> Flags[EngineOptions]:
+    """What may be asked of engines, and of nothing else."""
+    from deploykit.export.options import EngineOptions
+    from deploykit.runtime.engine_record import HardwareCompatibility
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options that are for engines only."""
-    group = parser.add_argument_group("engines (--format tensorrt, tensorrt-rtx)")
-    group.add_argument(
-        "--profile",
-        nargs=3,
-        action="append",
-        metavar=("MIN", "BEST", "MAX"),
-        help="shapes of a network with --dynamic, as 1x640x640 (batch, height, width); may be repeated "
-        "(default: batches of 1 to 8, images within --img)",
+    return Flags(
+        EngineOptions,
+        {
+            "engines (--format tensorrt, tensorrt-rtx)": (
+                Flag(
+                    "--profile",
+                    "profiles",
+                    "shapes of a network with --dynamic, as 1x640x640 (batch, height, width); may be repeated "
+                    "(default: batches of 1 to 8, images within --img)",
+                    metavar=("MIN", "OPT", "MAX"),
+                    nargs=3,
+                    repeats=True,
+                    fills=lambda profiles: tuple(map(_profile, profiles)),
+                ),
+                Flag(
+                    "--workspace",
+                    "workspace",
+                    "device memory for layers (default: the builder's)",
+                    metavar="MIB",
+                    type=int,
+                    fills=lambda mebibytes: mebibytes * 2**20,
+                ),
+                Flag("--tf32", "tf32", "let fp32 layers round to TF32 (default no)"),
+                Flag("--version-compatible", "version_compatible", "run with later TensorRT of this major number"),
+                Flag(
+                    "--hardware-compatible",
+                    "hardware_compatible",
+                    "run on other GPUs: from Ampere on, or of the same compute capability",
+                    choices=get_args(HardwareCompatibility),
+                ),
+                Flag(
+                    "--compute-capability",
+                    "compute_capabilities",
+                    "TensorRT for RTX: the GPUs to build for, as sm89 sm120 (default: every one from Ampere on)",
+                    metavar="SM",
+                    nargs="+",
+                    fills=lambda names: tuple(name.lower() for name in names),
+                ),
+                Flag("--optimization-level", "optimization_level", "0 builds quickly, 5 runs quickly", "N", int),
+                Flag("--timing-cache", "timing_cache", "TensorRT: reuse what earlier builds measured on this GPU"),
+                Flag("--device", "gpu", "the GPU to build and check on", metavar="N", type=int),
+                Flag(
+                    "--build-log",
+                    "verbose",
+                    "what X.trt.log keeps (default info)",
+                    choices=("info", "verbose"),
+                    fills=lambda level: level == "verbose",
+                ),
+                Flag("--spec", "", "the spec (JSON) of an ONNX file that does not carry one", metavar="FILE"),
+            )
+        },
     )
-    group.add_argument("--workspace", type=int, metavar="MIB", help="device memory for layers (default: the builder's)")
-    group.add_argument("--tf32", action="store_true", help="let fp32 layers round to TF32 (default no)")
-    group.add_argument("--version-compatible", action="store_true", help="run with later TensorRT of this major number")
-    group.add_argument(
-        "--hardware-compatible",
-        choices=("none", "ampere+", "same-cc"),
-        help="run on other GPUs: from Ampere on, or of the same compute capability (default none)",
-    )
-    group.add_argument(
-        "--compute-capability",
-        nargs="+",
-        metavar="SM",
-        help="TensorRT for RTX: the GPUs to build for, as sm89 sm120 (default: every one from Ampere on)",
-    )
-    group.add_argument("--optimization-level", type=int, metavar="N", help="0 builds quickly, 5 runs quickly")
-    group.add_argument(
-        "--timing-cache",
-        action=argparse.BooleanOptionalAction,
-        help="TensorRT: reuse what earlier builds measured on this GPU (default yes)",
-    )
-    group.add_argument("--device", type=int, metavar="N", help="the GPU to build and check on (default 0)")
-    group.add_argument("--build-log", choices=("info", "verbose"), help="what X.trt.log keeps (default info)")
-    group.add_argument("--spec", metavar="FILE", help="the spec (JSON) of an ONNX file that does not carry one")
-    parser.set_defaults(**DEFAULTS)
-
-
-def given_engine_options(args: argparse.Namespace) -> list[str]:
-    """The engine options that were given on the command line."""
-    return [f"--{name.replace('_', '-')}" for name, default in DEFAULTS.items() if getattr(args, name) != default]
-
-
-def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of :func:`deploykit.build_engine` that the options stand for."""
-    from deploykit.runtime.engine_record import EngineOptions
-
-    return {
-        "profiles": [_profile(words) for words in args.profile],
-        "options": EngineOptions(
-            workspace=None if args.workspace is None else args.workspace * 2**20,
-            tf32=args.tf32,
-            version_compatible=args.version_compatible,
-            hardware_compatible=args.hardware_compatible,
-            compute_capabilities=tuple(name.lower() for name in args.compute_capability),
-            optimization_level=args.optimization_level,
-        ),
-        "timing_cache": args.timing_cache,
-        "gpu": args.device,
-        "verbose": args.build_log == "verbose",
-        "spec": args.spec,
-    }
 
 
 def _profile(words: list[str]) -> Profile:
@@ -112,7 +95,7 @@ def print_engine(report: EngineReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from deploykit.runtime.engine_record import expected_of, log_of
+    from deploykit.runtime.engine_record import log_of, reference_values_path
     from deploykit.runtime.files import megabytes
 
     record = report.record
@@ -139,7 +122,7 @@ def print_engine(report: EngineReport) -> None:
             out.print(line, markup=False)
         return
     print(f"parity: {record.unverified}")
-    expected = expected_of(report.path)
+    expected = reference_values_path(report.path)
     if expected.exists():
         print(
             f"what it must give is in {expected}: its first load on a GPU, or\n"

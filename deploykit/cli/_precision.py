@@ -1,69 +1,108 @@
-"""What ``deploykit export`` asks and says about precision."""
+"""What ``deploykit export`` asks and says about precision and accuracy."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
+
+from deploykit.cli._options import Flag, Flags
 
 if TYPE_CHECKING:
-    from deploykit.export.accuracy_gate import AccuracyGate
-    from deploykit.export.precision.convert import Lowering, PrecisionReport
+    from deploykit.export.options import AccuracyGate, Calibration, PrecisionOptions
+    from deploykit.export.precision.convert import PrecisionReport
 
-DEFAULTS: dict[str, Any] = {
-    "precision": "fp32",
-    "half_io": "none",
-    "calib": None,
-    "calib_size": None,
-    "calib_method": None,
-    "int8_keep": None,
-    "reduce_range": False,
-    "calib_cache": True,
-}
+
+ANY = "precision (docs/precision.md)"
+QUANTISED = "precision int8 and fp8"
+
+
+def precision_flags() -> Flags[PrecisionOptions]:
+    """The precision, and what only int8 and fp8 have besides their images."""
+    from deploykit.export.options import HalfIO, Precision, PrecisionOptions
+
+    return Flags(
+        PrecisionOptions,
+        {
+            ANY: (
+                Flag(
+                    "--precision",
+                    "precision",
+                    "of weights and activations, in the graph itself: what loses too much stays in fp32",
+                    choices=get_args(Precision),
+                ),
+                Flag(
+                    "--half-io",
+                    "half_io",
+                    "fp16: which of the file's own inputs and outputs are fp16 too (default none: they stay float32)",
+                    choices=get_args(HalfIO),
+                ),
+            ),
+            QUANTISED: (
+                Flag(
+                    "--int8-keep",
+                    "nodes_to_exclude",
+                    "layers that are not quantised: auto (by measurement), none, or names and patterns",
+                    metavar="LAYER",
+                    nargs="+",
+                    fills=lambda words: words[0] if words in (["auto"], ["none"]) else tuple(words),
+                ),
+                Flag("--reduce-range", "reduce_range", "int8 weights of 7 bits, for CPUs whose int8 kernels saturate"),
+                Flag("--calib-cache", "cache", "keep measured ranges for later"),
+            ),
+        },
+    )
+
+
+def calibration_flags() -> Flags[Calibration]:
+    """The images that ranges are measured with."""
+    from deploykit.export.options import Calibration, CalibrationMethod
+
+    return Flags(
+        Calibration,
+        {
+            "images for int8 and fp8": (
+                Flag("--calib", "source", "int8, fp8: images to measure the ranges of activations with", metavar="DIR"),
+                Flag("--calib-size", "size", "use so many of them", metavar="N", type=int),
+                Flag(
+                    "--calib-method",
+                    "method",
+                    "how a range follows from what was measured; auto: what fits this network best",
+                    choices=get_args(CalibrationMethod),
+                ),
+            )
+        },
+    )
+
+
+def gate_flags() -> Flags[AccuracyGate]:
+    """What may be lost, and on which images."""
+    from deploykit.export.options import AccuracyGate
+
+    return Flags(
+        AccuracyGate,
+        {
+            "accuracy": (
+                Flag(
+                    "--max-drop",
+                    "max_drop",
+                    "evaluate the file and what it was made from, and keep it only if AP falls by at most so many "
+                    "hundredths",
+                    metavar="POINTS",
+                    type=float,
+                ),
+                Flag("--data", "data", "for --max-drop: annotations in COCO's JSON format", metavar="FILE"),
+                Flag("--images", "images", "for --max-drop: the folder with the images that they list", metavar="DIR"),
+                Flag("--limit", "limit", "for --max-drop: only the first N images", metavar="N", type=int),
+            )
+        },
+    )
 
 
 def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options of the precision."""
-    group = parser.add_argument_group("precision (docs/precision.md)")
-    group.add_argument(
-        "--precision",
-        choices=("fp32", "fp16", "bf16", "int8", "fp8"),
-        help="of weights and activations, in the graph itself: what loses too much stays in fp32 (default fp32)",
-    )
-    group.add_argument(
-        "--half-io",
-        choices=("none", "input", "output", "both"),
-        help="fp16: which of the file's own inputs and outputs are fp16 too (default none: they stay float32)",
-    )
-    group.add_argument("--calib", metavar="DIR", help="int8, fp8: images to measure the ranges of activations with")
-    group.add_argument("--calib-size", type=int, metavar="N", help="use so many of them (default 32)")
-    group.add_argument(
-        "--calib-method",
-        choices=("auto", "minmax", "percentile", "entropy", "mse"),
-        help="how a range follows from what was measured (default auto: what fits this network best)",
-    )
-    group.add_argument(
-        "--int8-keep",
-        nargs="+",
-        metavar="LAYER",
-        help="layers that are not quantised: auto (by measurement, the default), none, or names and patterns",
-    )
-    group.add_argument(
-        "--reduce-range", action="store_true", help="int8 weights of 7 bits, for CPUs whose int8 kernels saturate"
-    )
-    group.add_argument(
-        "--calib-cache", action=argparse.BooleanOptionalAction, help="keep measured ranges for later (default yes)"
-    )
-    parser.set_defaults(**DEFAULTS)
-    gate = parser.add_argument_group("accuracy")
-    gate.add_argument(
-        "--max-drop",
-        type=float,
-        metavar="POINTS",
-        help="evaluate the file and what it was made from, and keep it only if AP falls by at most so many hundredths",
-    )
-    gate.add_argument("--data", metavar="FILE", help="for --max-drop: annotations in COCO's JSON format")
-    gate.add_argument("--images", metavar="DIR", help="for --max-drop: the folder with the images that they list")
-    gate.add_argument("--limit", type=int, metavar="N", help="for --max-drop: only the first N images")
+    """Declare the options of precision and accuracy."""
+    precision_flags().add(parser)
+    calibration_flags().add(parser)
+    gate_flags().add(parser)
 
 
 def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
@@ -74,45 +113,31 @@ def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
     """
     from deploykit.errors import UsageError
 
-    parts = {"--max-drop": args.max_drop, "--data": args.data, "--images": args.images}
-    missing = [name for name, value in parts.items() if value is None]
-    if len(missing) == len(parts) and args.limit is None:
+    flags = gate_flags()
+    given = flags.given(args)
+    missing = [name for name in ("--max-drop", "--data", "--images") if name not in given]
+    if not given:
         return None
     if missing:
         raise UsageError(f"--max-drop needs --data and --images, and they need it: {' and '.join(missing)} is missing")
-    from deploykit.export.accuracy_gate import AccuracyGate
-
-    return AccuracyGate(args.max_drop, args.data, args.images, args.limit)
+    return flags.fill(args)
 
 
-def lowering_of(args: argparse.Namespace) -> Lowering:
+def precision_of(args: argparse.Namespace) -> PrecisionOptions:
     """What the options stand for.
 
     Raises:
         UsageError: options that do not go with the precision.
     """
     from deploykit.errors import UsageError
-    from deploykit.export.precision.calibration import Calibration
-    from deploykit.export.precision.convert import Lowering
+    from deploykit.export.options import PrecisionOptions
 
-    quantised = args.precision in ("int8", "fp8")
-    about = ("calib_size", "calib_method", "int8_keep", "reduce_range", "calib_cache")
-    given = [f"--{name.replace('_', '-')}" for name in about if getattr(args, name) != DEFAULTS[name]]
-    if given and not quantised:
-        raise UsageError(f"{', '.join(given)}: for --precision int8 and fp8, not for {args.precision}")
-    chosen = {"size": args.calib_size, "method": args.calib_method}
-    calibration = None
-    if args.calib is not None:
-        calibration = Calibration(args.calib, **{name: value for name, value in chosen.items() if value is not None})
-    words = args.int8_keep or ["auto"]
-    return Lowering(
-        precision=args.precision,
-        half_io=args.half_io,
-        calibration=calibration,
-        keep=words[0] if words in (["auto"], ["none"]) else tuple(words),
-        reduce_range=args.reduce_range,
-        cache=args.calib_cache,
-    )
+    flags, images = precision_flags(), calibration_flags()
+    asked = getattr(args, "precision", PrecisionOptions.precision)
+    given = [name for name in (*images.given(args), *flags.given(args, QUANTISED)) if name != "--calib"]
+    if given and asked not in ("int8", "fp8"):
+        raise UsageError(f"{', '.join(given)}: for --precision int8 and fp8, not for {asked}")
+    return flags.fill(args, calibration=images.fill(args) if "calib" in args else None)
 
 
 def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import os
 import shlex
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.cli._display import console, print_json, steps
+from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._predict_files import threshold_flags
 from deploykit.errors import DeviceError, UsageError
-from deploykit.progress import Progress
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +24,6 @@ if TYPE_CHECKING:
     from deploykit.runtime.results.base import ImageResult
 
 ENGINE_SUFFIXES = {".engine", ".trt"}
-BETWEEN_REFRESHES = 0.25  # seconds; drawing the bar must not take what is being measured
 COLUMNS = ("mean", "p50", "p90", "p99", "min", "max")
 MEANINGS = {
     "network": "the call, arrays in, arrays out",
@@ -87,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples and not args.json:
         raise UsageError("--samples adds the time of every run to the JSON document: give --json as well")
-    with _progress() as progress:
+    with shown_progress(threaded=False) as progress:
         report = benchmark(
             lambda: _opened(args),
             args.source,
@@ -128,39 +123,12 @@ def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
 
 def _what_runs_here(engine: Path) -> str:
     """The command for the ONNX file that an engine was built from."""
-    from deploykit.runtime.engine_record import source_of
+    from deploykit.runtime.engine_record import find_onnx_source
 
-    source = source_of(engine)
+    source = find_onnx_source(engine)
     if source is None:
         return "the ONNX file that it was built from runs here: deploykit bench --engine MODEL.onnx"
     return f"try deploykit bench --engine {shlex.quote(str(source))}"
-
-
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, else a line per phase. It is drawn between two runs only, never by a thread of its own."""
-    if not sys.stderr.isatty():
-        with steps() as told:
-            yield told
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskProgressColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Bar(*columns, console=Console(stderr=True), auto_refresh=False, transient=True) as bar:
-        task = bar.add_task("", total=1.0)
-
-        class Shown(Progress):
-            drawn = 0.0
-
-            def share(self, what: str, done: float) -> None:
-                if what != bar.tasks[0].description or time.perf_counter() - self.drawn > BETWEEN_REFRESHES:
-                    bar.update(task, description=what, completed=done)
-                    bar.refresh()
-                    self.drawn = time.perf_counter()
-
-        yield Shown()
 
 
 def _print(report: Benchmark, file: Path, size: int) -> None:

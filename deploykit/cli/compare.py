@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from deploykit.cli._display import console, parity_lines, parity_table, print_json, steps
+from deploykit.cli._display import console, parity_lines, parity_table, print_json, shown_progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.a == args.b:
         raise UsageError(f"{args.a} would be compared with itself")
-    with steps() as on_step:
-        report = compare(args.a, args.b, images=args.sample, spec=args.spec, on_step=on_step)
+    with shown_progress() as progress:
+        report = compare(args.a, args.b, images=args.sample, spec=args.spec, on_step=progress.step)
     if args.json:
         print_json(report.to_dict())
     else:

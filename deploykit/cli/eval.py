@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._comparison import print_comparison
-from deploykit.cli._display import console, note, print_json, steps
+from deploykit.cli._display import console, note, print_json, shown_progress
 from deploykit.cli._options import Flag, Flags
 from deploykit.errors import UsageError
 
@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
     if len(getattr(args, "img", ())) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
-    with steps() as progress:
+    with shown_progress() as progress:
         found, comparison, intervals = _evaluated(args, progress)
     if isinstance(found, DetectionEvaluation):
         if args.detections is not None:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from deploykit.cli._comparison import print_comparison
-from deploykit.cli._display import console, parity_lines, parity_table, print_json, steps
-from deploykit.cli._engine import add_engine_arguments, engine_options, given_engine_options, print_engine
-from deploykit.cli._precision import add_precision_arguments, gate_of, lowering_of, precision_facts
+from deploykit.cli._display import console, parity_lines, parity_table, print_json, shown_progress
+from deploykit.cli._engine import engine_flags, print_engine
+from deploykit.cli._options import Flag, Flags
+from deploykit.cli._precision import (
+    add_precision_arguments,
+    gate_flags,
+    gate_of,
+    precision_facts,
+    precision_flags,
+    precision_of,
+)
 
 if TYPE_CHECKING:
+    from deploykit.export.options import OnnxOptions
     from deploykit.export.report import ExportReport
-    from deploykit.models.timm_models import TimmOptions
+    from deploykit.models.timm_options import TimmOptions
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,23 +40,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what to write; may be repeated. tensorrt-rtx builds without a GPU (default onnx)",
     )
     parser.add_argument(
-        "--img", type=int, nargs="+", metavar="N", help="input size in pixels: one side, or height and width"
-    )
-    _add_form_arguments(parser)
-    _add_timm_arguments(parser)
-    parser.add_argument("--batch", type=int, default=1, metavar="N", help="images a run (default 1)")
-    parser.add_argument(
-        "--dynamic",
-        choices=("none", "batch", "shape"),
-        default="none",
-        help="batch: any number of images; shape: also any size that is a multiple of the stride (default none)",
-    )
-    parser.add_argument("--opset", type=int, default=18, metavar="N", help="ONNX operator set, 18 to 23 (default 18)")
-    parser.add_argument(
-        "--simplify", action=argparse.BooleanOptionalAction, default=True, help="fold constants (default yes)"
-    )
-    parser.add_argument("--exporter", choices=("dynamo", "legacy"), default="dynamo", help="of torch (default dynamo)")
-    parser.add_argument(
         "--out", metavar="PATH", help="the file, or a folder (for several formats) (default: beside the weights)"
     )
     parser.add_argument(
@@ -60,47 +52,124 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="verify that the numbers agree (default yes)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
-    group = parser.add_argument_group("detections")
-    group.add_argument(
-        "--nms",
-        choices=("none", "graph", "basic", "plugin"),
-        default="none",
-        help="where overlaps are suppressed: none: by whoever runs it; graph: ONNX's NonMaxSuppression; basic: basic "
-        "operators only (TensorRT for RTX); plugin: nodes of the native libraries (default none)",
-    )
-    group.add_argument("--conf", type=float, metavar="X", help="keep scores above this (default: the model's own)")
-    group.add_argument("--iou", type=float, metavar="X", help="suppress overlaps above this (default: the model's own)")
-    group.add_argument("--max-det", type=int, metavar="N", help="at most so many objects an image (default 300)")
-    group.add_argument(
-        "--pre-nms-topk", type=int, metavar="N", help="NMS looks at so many candidates an image (default 1000)"
-    )
+    onnx_flags().add(parser)
+    timm_flags().add(parser)
     add_precision_arguments(parser)
-    add_engine_arguments(parser)
+    engine_flags().add(parser)
 
 
-def _add_form_arguments(parser: argparse.ArgumentParser) -> None:
-    """What one set of weights may be used as in more than one way."""
-    parser.add_argument(
-        "--preprocessing", default="default", metavar="NAME", help="legacy: for weights of YOLOX's release 0.0.1"
+def onnx_flags() -> Flags[OnnxOptions]:
+    """What may be asked of the ONNX file."""
+    from deploykit.export.options import Exporter, OnnxOptions
+    from deploykit.spec.input import Dynamic
+
+    return Flags(
+        OnnxOptions,
+        {
+            "network": (
+                Flag(
+                    "--img",
+                    "img",
+                    "input size in pixels: one side, or height and width",
+                    metavar="N",
+                    type=int,
+                    nargs="+",
+                    fills=_size,
+                ),
+                Flag("--batch", "batch", "images per run", metavar="N", type=int),
+                Flag(
+                    "--dynamic",
+                    "dynamic",
+                    "batch: any number of images; shape: also any size that is a multiple of the stride",
+                    choices=get_args(Dynamic),
+                ),
+                Flag(
+                    "--preprocessing",
+                    "preprocessing",
+                    "legacy: for weights of YOLOX's release 0.0.1 (default: the model's own)",
+                    metavar="NAME",
+                ),
+                Flag(
+                    "--rewrite",
+                    "rewrite",
+                    "another form for the same weights; NAFNet: tlc, or tlc:N for crops of N pixels "
+                    "(docs/models/nafnet.md)",
+                    metavar="NAME",
+                ),
+            ),
+            "graph": (
+                Flag("--opset", "opset", "ONNX operator set, 18 to 23", metavar="N", type=int),
+                Flag("--simplify", "simplify", "fold constants"),
+                Flag("--exporter", "exporter", "of torch", choices=get_args(Exporter)),
+            ),
+            "detections": _detection_flags(),
+        },
     )
-    parser.add_argument(
-        "--rewrite",
-        default="",
-        metavar="NAME",
-        help="another form for the same weights; NAFNet: tlc, or tlc:N for crops of N pixels (docs/models/nafnet.md)",
+
+
+def _detection_flags() -> tuple[Flag, ...]:
+    from deploykit.export.options import NmsMode
+
+    return (
+        Flag(
+            "--nms",
+            "nms",
+            "where overlaps are suppressed: none: by whoever runs it; graph: ONNX's NonMaxSuppression; basic: "
+            "basic operators only (TensorRT for RTX); plugin: nodes of the native libraries",
+            choices=get_args(NmsMode),
+        ),
+        Flag("--conf", "conf", "keep scores above this (default: the model's own)", metavar="X", type=float),
+        Flag("--iou", "iou", "suppress overlaps above this (default: the model's own)", metavar="X", type=float),
+        Flag("--max-det", "max_det", "at most so many objects per image (default 300)", metavar="N", type=int),
+        Flag(
+            "--pre-nms-topk",
+            "pre_nms_topk",
+            "NMS looks at so many candidates per image (default 1000)",
+            metavar="N",
+            type=int,
+        ),
     )
 
 
-def _add_timm_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("models of timm (docs/models/timm.md)")
-    group.add_argument("--timm-model", metavar="NAME", help="the model of timm that the file of weights is of")
-    group.add_argument(
-        "--timm-pretrained",
-        action="store_true",
-        help="of --weights timm:NAME: timm downloads the weights (default: they are random)",
+def timm_flags() -> Flags[TimmOptions]:
+    """What only models of timm have."""
+    from deploykit.models.timm_options import TimmOptions
+
+    return Flags(
+        TimmOptions,
+        {
+            "models of timm (docs/models/timm.md)": (
+                Flag("--timm-model", "model", "the model of timm that the file of weights is of", metavar="NAME"),
+                Flag(
+                    "--timm-pretrained",
+                    "pretrained",
+                    "of --weights timm:NAME: timm downloads the weights (default: they are random)",
+                ),
+                Flag(
+                    "--num-classes",
+                    "num_classes",
+                    "of a model of timm (default: the model's own)",
+                    metavar="N",
+                    type=int,
+                ),
+                Flag(
+                    "--in-chans",
+                    "in_chans",
+                    "channels of its images (default: the model's own)",
+                    metavar="N",
+                    type=int,
+                ),
+            )
+        },
     )
-    group.add_argument("--num-classes", type=int, metavar="N", help="of a model of timm (default: the model's own)")
-    group.add_argument("--in-chans", type=int, metavar="N", help="channels of its images (default: the model's own)")
+
+
+def _size(sides: list[int]) -> tuple[int, int]:
+    from deploykit.errors import UsageError
+
+    if len(sides) > 2:
+        raise UsageError(f"--img takes one side, or height and width; got {len(sides)} numbers")
+    return sides[0], sides[-1]
 
 
 def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
@@ -111,67 +180,50 @@ def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
     """
     from deploykit.errors import UsageError
 
-    given = (args.timm_model, args.timm_pretrained, args.num_classes, args.in_chans)
-    named = args.weights.startswith("timm:")
-    if not named and args.timm_model is None:
-        if given != (None, False, None, None):
-            raise UsageError(
-                "--timm-pretrained, --num-classes and --in-chans are of models of timm: give --weights timm:NAME, or "
-                "--timm-model NAME beside a file"
-            )
-        return None
-    from deploykit.models.timm_models import TimmOptions
+    flags = timm_flags()
+    if args.weights.startswith("timm:") or "timm_model" in args:
+        return flags.fill(args)
+    if flags.given(args):
+        raise UsageError(
+            "--timm-pretrained, --num-classes and --in-chans are of models of timm: give --weights timm:NAME, or "
+            "--timm-model NAME beside a file"
+        )
+    return None
 
-    return TimmOptions(*given)
+
+def onnx_options(args: argparse.Namespace) -> OnnxOptions:
+    """What the ONNX file shall be.
+
+    Raises:
+        UsageError: options that do not go with one another.
+    """
+    return onnx_flags().fill(args, timm=_timm_of(args), precision=precision_of(args), gate=gate_of(args))
 
 
 def run(args: argparse.Namespace) -> int:
     """Export and print the report."""
     from deploykit.errors import UsageError
-
-    if args.img is not None and len(args.img) > 2:
-        raise UsageError(f"--img takes one side, or height and width; got {len(args.img)} numbers")
-    formats = args.format or ["onnx"]
-    engines = formats != ["onnx"]
-    if not engines and (given := given_engine_options(args)):
-        raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
-    fixed = (args.img, args.batch, args.dynamic, args.preprocessing, args.rewrite, args.precision)
-    if args.weights.lower().endswith(".onnx") and fixed != (None, 1, "none", "default", "", "fp32"):
-        raise UsageError(
-            "--img, --batch, --dynamic, --preprocessing, --rewrite and --precision are in an ONNX file already: leave "
-            "them out, or give the checkpoint"
-        )
     from deploykit.export.formats import export_formats
 
-    size = None if args.img is None else (args.img[0], args.img[-1])
-    with steps() as told:
+    formats, engines = args.format or ["onnx"], engine_flags()
+    if formats == ["onnx"] and (given := engines.given(args)):
+        raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
+    asked = [name for flags in (onnx_flags(), precision_flags(), gate_flags()) for name in flags.given(args)]
+    if asked and args.weights.lower().endswith(".onnx"):
+        raise UsageError(
+            f"{', '.join(asked)}: for a checkpoint; {args.weights} is an ONNX file, which has that already"
+        )
+    with shown_progress() as progress:
         exports = export_formats(
             args.weights,
             formats,
             out=args.out,
-            onnx_options={
-                "img": size,
-                "batch": args.batch,
-                "dynamic": args.dynamic,
-                "opset": args.opset,
-                "simplify": args.simplify,
-                "exporter": args.exporter,
-                "nms": args.nms,
-                "conf": args.conf,
-                "iou": args.iou,
-                "max_det": args.max_det,
-                "pre_nms_topk": args.pre_nms_topk,
-                "preprocessing": args.preprocessing,
-                "rewrite": args.rewrite,
-                "timm": _timm_of(args),
-                "lowering": lowering_of(args),
-                "gate": gate_of(args),
-            },
-            engine_options=engine_options(args) if engines else None,
+            onnx=onnx_options(args),
+            engines=engines.fill(args),
+            spec=getattr(args, "spec", None),
             samples=args.sample,
             check=args.check,
-            on_step=told,
-            on_progress=told.share,
+            progress=progress,
         )
     if args.json:
         print_json(exports.to_dict())
@@ -202,8 +254,8 @@ def _print(report: ExportReport) -> None:
     for name, tensors in (("input", report.inputs), ("output", report.outputs)):
         for tensor in tensors:
             facts.add_row(name, escape(str(tensor)))
-    if report.lowered is not None:
-        for name, text in precision_facts(report.lowered):
+    if report.precision is not None:
+        for name, text in precision_facts(report.precision):
             facts.add_row(name, escape(text))
     facts.add_row("preprocessing", preprocessing(report.spec))
     facts.add_row(export_adapter_of(report.spec).meaning, report.spec.output.describe(report.spec))
@@ -220,7 +272,7 @@ def _print(report: ExportReport) -> None:
         for line in parity_lines(report.parity):
             out.print(line, markup=False)
     if report.accuracy is not None:
-        source = "the checkpoint" if report.lowered is None else "the fp32 export"
+        source = "the checkpoint" if report.precision is None else "the fp32 export"
         print_comparison(report.accuracy, source, per_class=False)
 
 

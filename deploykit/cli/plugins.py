@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deploykit.cli._display import console, print_json, steps
+from deploykit.cli._display import console, print_json, shown_progress
 
 if TYPE_CHECKING:
     from deploykit.export.plugins_check import Check
@@ -61,14 +61,14 @@ def _build(args: argparse.Namespace) -> int:
     from deploykit.runtime.native.build import build_libraries
     from deploykit.runtime.native.library import FOLDER, LIBRARIES, library_folder
 
-    with steps() as on_step:
+    with shown_progress() as progress:
         report = build_libraries(
             args.out,
             only=args.only or (),
             tensorrt=args.tensorrt,
             onnxruntime=args.onnxruntime,
             architectures=args.architecture or (),
-            on_step=on_step,
+            progress=progress,
         )
     if args.json:
         print_json(dataclasses.asdict(report))

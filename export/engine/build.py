@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,15 +28,17 @@ from deploykit.export.engine.progress import BuildProgress
 from deploykit.export.engine.report import EngineReport
 from deploykit.export.engine.split import split
 from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
-from deploykit.export.graph.finalize import write
+from deploykit.export.graph.finalize import external_data_path, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.graph import CONF
-from deploykit.export.output import check_place, folder_beside, move_into_place
+from deploykit.export.options import EngineOptions
+from deploykit.export.output import check_writable, output_path, publish, staging_dir
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.precision.read_back import check_precision
-from deploykit.export.step_timer import Clock
+from deploykit.export.step_timer import StepTimer
+from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.backends import ort
 from deploykit.runtime.backends.chain import ChainSession, rest_of
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
@@ -45,13 +46,12 @@ from deploykit.runtime.backends.trt.session import open_engine
 from deploykit.runtime.cuda import Gpu, open_gpu, why_no_gpu
 from deploykit.runtime.engine_record import (
     FLAVOURS,
-    EngineOptions,
     EngineRecord,
     Flavour,
     Profile,
-    expected_of,
     log_of,
     parity_of,
+    reference_values_path,
 )
 from deploykit.runtime.files import existing_file, write_whole
 from deploykit.runtime.parity.expected import ReferenceOutputs
@@ -70,22 +70,17 @@ def build_engine(
     *,
     flavour: Flavour | Literal["auto"] = "auto",
     out: str | Path | None = None,
-    profiles: Sequence[Profile] = (),
     options: EngineOptions | None = None,
-    timing_cache: bool = True,
     spec: ModelSpec | str | Path | None = None,
     samples: Sequence[str | Path] = (),
-    expected: ReferenceOutputs | None = None,
     check: bool = True,
-    gpu: int = 0,
-    verbose: bool = False,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[str, float], None] = lambda *_: None,
+    reference: ReferenceOutputs | None = None,
+    progress: Progress = SILENT,
 ) -> EngineReport:
     """Build a TensorRT engine from an ONNX file and, where there is a GPU, verify that it gives the same numbers.
 
-    Of a network in two stages (instances) the engine is the part before what follows from data; the rest is written
-    beside it (``X.trt.rest.onnx``) and runs in ONNX Runtime, wherever the engine is opened.
+    A network in two stages (instances) becomes an engine up to the first operator that depends on data; the rest is
+    written beside it (``X.trt.rest.onnx``) and runs in ONNX Runtime, wherever the engine is opened.
 
     Beside the engine ``X.trt`` are written its record (``X.trt.json``), what the builder said (``X.trt.log``) and the
     parity report, or, where the engine cannot run, the reference values (``X.trt.parity.npz``) that its first load on
@@ -96,80 +91,97 @@ def build_engine(
         flavour: ``tensorrt``, ``tensorrt-rtx`` (which builds without a GPU), or ``auto``: the first of them that is
             installed and can build here.
         out: the file (``.trt`` or ``.engine``), or a folder for it; None: beside the ONNX file.
-        profiles: the input shapes of a network with a dynamic batch or shape; none: batches of 1 to 8, and with a
-            dynamic shape every rectangle within the spec's size.
-        options: what to ask of the builder; None: the defaults, with TF32 off.
-        timing_cache: reuse what earlier builds measured on this kind of GPU, and keep what this one measures.
+        options: what may be asked of the build; None: the defaults, with TF32 off.
         spec: for an ONNX file that does not carry its own: a :class:`ModelSpec`, or a JSON file that holds one.
         samples: images for the parity check; none: the one that ships with deploykit. Noise is always checked too.
-        expected: what the engine must give, if that is known; None: what the ONNX file gives in ONNX Runtime.
         check: False builds without reference values or comparison, and the record says so.
-        gpu: the number of the GPU to build on and to run on.
-        verbose: keep every line of the builder's log.
-        on_step: told what is being done: reading, parsing, building, writing, checking.
-        on_progress: told the builder's phase and the share of it that is done, from another thread.
+        reference: the values that the engine must give, if they are known; None: those of the ONNX file in ONNX
+            Runtime.
+        progress: hears the steps: reading, parsing, building, writing, checking; and the builder's phase and the share
+            of it that is done, from another thread.
 
     Raises:
         ExportError: TensorRT refused the model, or built nothing. ParityError: the engine gives other numbers.
         DeviceError: TensorRT proper has no GPU to build on. MissingDependencyError: the flavour is not installed.
         SpecError, UsageError, OutputError: see :mod:`deploykit.errors`.
     """
-    clock, options, log = Clock(on_step), options or EngineOptions(), BuildLog(verbose=verbose)
-    clock("reading")
+    asked, timer = options or EngineOptions(), StepTimer(progress)
+    timer.step("reading")
     file = existing_file(onnx, "an ONNX file")
-    place = _place(file, out)
-    check_place(place)
-    chosen = check_engine(flavour, options)
-    trt, device = load_flavour(chosen), None if why_no_gpu() else open_gpu(gpu)
+    place = output_path(file.with_suffix(SUFFIXES[0]), out, SUFFIXES)
+    check_writable(place)
+    chosen = check_engine(flavour, asked)
     known = read_spec(spec) or _carried(file)
-    with _part_of(file, known) as part:
-        cached = timing_cache and chosen == "tensorrt"
+
+    def values() -> ReferenceOutputs:
+        return _reference_values(file, known, samples, timer) if reference is None else reference
+
+    return _build(file, place, chosen, asked, known, values if check else None, timer)
+
+
+def _build(
+    file: Path,
+    place: Path,
+    flavour: Flavour,
+    options: EngineOptions,
+    spec: ModelSpec,
+    reference: Callable[[], ReferenceOutputs] | None,
+    timer: StepTimer,
+) -> EngineReport:
+    """The part of :func:`build_engine` after its arguments are checked; ``reference`` gives the values that the engine
+    is held against, None: it is not checked."""
+    log = BuildLog(verbose=options.verbose)
+    trt, device = load_flavour(flavour), None if why_no_gpu() else open_gpu(options.gpu)
+    with staging_dir(place) as folder:
+        source = _engine_source(file, spec, folder, place)
         try:
             with device.bound() if device else contextlib.nullcontext():
-                clock("parsing")
-                network = parse(trt, part.file, log)
-                _check_network(network, known, file)
-                shapes = _profiles(network, known, profiles)
-                clock("building")
-                plan = _built(network, options, shapes, device, cached, on_progress)
+                timer.step("parsing")
+                network = parse(trt, source, log)
+                _check_network(network, spec, file)
+                shapes = _profiles(network, spec, options.profiles)
+                timer.step("building")
+                cached = options.timing_cache and flavour == "tensorrt"  # TensorRT for RTX has no such cache
+                plan = _built(network, options, shapes, device, cached, timer)
         except ExportError as e:
             _keep_log(place, log)
             raise type(e)(f"{e} (everything it said: {log_of(place)})") from e
         record = EngineRecord(
-            flavour=chosen,
+            flavour=flavour,
             version=trt.__version__,
-            spec=known,
+            spec=spec,
             onnx=file.name,
             onnx_sha256=_sha256(file),
             size=plan.nbytes,
             gpu=device.name if device else "",
             profiles=shapes,
-            options=options,
+            options=options.builder,
             layers=network.layers,
             precision=network.precision,
             unverified="not checked, as asked for",
         )
         del network
-        clock("writing")
-        with folder_beside(place) as folder:
-            engine = folder / place.name
-            engine.write_bytes(plan)
-            del plan
-            check_header(trt, engine)
-            log_of(engine).write_text(log.text(), encoding="utf-8")
-            if part.rest is not None:
-                part.rest.replace(rest_of(engine))
-            parity = None
-            if check:
-                given = expected or _expected(file, known, samples, clock)
-                given = given.restrict_to(lambda shape: _covered(shapes, known, shape))
-                record, parity = _checked(engine, record, given, device, clock)
-            record.write(engine)
-            move_into_place(folder, place, companions=(parity_of(place), expected_of(place), rest_of(place)))
-        return EngineReport(place, record, parity, clock.seconds())
+        timer.step("writing")
+        if source != file:
+            shutil.rmtree(source.parent)
+        engine = folder / place.name
+        engine.write_bytes(plan)
+        del plan
+        check_header(trt, engine)
+        log_of(engine).write_text(log.text(), encoding="utf-8")
+        parity = None
+        if reference is not None:
+            expected = reference().restrict_to(lambda shape: _covered(shapes, spec, shape))
+            record, parity = _checked(engine, record, expected, device, timer)
+        record.write(engine)
+        rest = rest_of(place)
+        publish(
+            folder, place, companions=(parity_of(place), reference_values_path(place), rest, external_data_path(rest))
+        )
+    return EngineReport(place, record, parity, timer.seconds())
 
 
-def check_engine(flavour: str, options: EngineOptions | None = None) -> Flavour:
+def check_engine(flavour: Flavour | Literal["auto"], options: EngineOptions | None = None) -> Flavour:
     """Find out, before anything is done, whether an engine can be built here; gives the flavour to build.
 
     Raises:
@@ -187,18 +199,16 @@ def check_engine(flavour: str, options: EngineOptions | None = None) -> Flavour:
     return chosen
 
 
-def chosen_flavour(flavour: str) -> Flavour:
+def chosen_flavour(flavour: Flavour | Literal["auto"]) -> Flavour:
     """The flavour to build with; ``auto`` takes what is installed, TensorRT proper only where there is a GPU.
 
     Raises:
         MissingDependencyError: neither is installed. UsageError: there is no such flavour.
     """
-    if flavour == "tensorrt":
-        return "tensorrt"
-    if flavour == "tensorrt-rtx":
-        return "tensorrt-rtx"
     if flavour != "auto":
-        raise UsageError(f"an engine's flavour is auto, {' or '.join(FLAVOURS)}, got {flavour!r}")
+        if flavour not in FLAVOURS:
+            raise UsageError(f"an engine's flavour is auto, {' or '.join(FLAVOURS)}, got {flavour!r}")
+        return flavour
     have = installed()
     if "tensorrt" in have and ("tensorrt-rtx" not in have or why_no_gpu() is None):
         return "tensorrt"
@@ -210,37 +220,19 @@ def chosen_flavour(flavour: str) -> Flavour:
     )
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What becomes an engine: a whole file, or one without what follows from data, and the ``rest``."""
+def _engine_source(file: Path, spec: ModelSpec, folder: Path, place: Path) -> Path:
+    """The graph that becomes the engine: the file itself, or the first part of a network in two stages.
 
-    file: Path
-    rest: Path | None = None
-
-
-@contextlib.contextmanager
-def _part_of(file: Path, spec: ModelSpec) -> Iterator[_Part]:
-    """Instances are found in two stages, of which TensorRT for RTX reads the first; the others are whole."""
+    The second part is written into ``folder`` under its final name, because a graph with its weights beside it names
+    their file; the first one into a folder in there.
+    """
     if not spec.output.two_stages:
-        yield _Part(file)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        places = Path(folder, file.name), Path(folder, "rest.onnx")
-        for graph, place in zip(split(file), places, strict=True):
-            write(graph, place, sum(c.size for c in initializers_of(graph)))
-        yield _Part(*places)
-
-
-def _place(file: Path, out: str | Path | None) -> Path:
-    name = file.with_suffix(SUFFIXES[0]).name
-    if out is None:
-        return file.with_name(name)
-    place = Path(out)
-    if place.is_dir() or str(out).endswith(("/", os.sep)):
-        return place / name
-    if place.suffix not in SUFFIXES:
-        raise UsageError(f"an engine's name ends in {' or '.join(SUFFIXES)}, or --out is a folder; got {out}")
-    return place
+        return file
+    first = folder / "first" / file.name
+    first.parent.mkdir()
+    for graph, path in zip(split(file), (first, rest_of(folder / place.name)), strict=True):
+        write(graph, path, sum(c.size for c in initializers_of(graph)))
+    return first
 
 
 def _carried(file: Path) -> ModelSpec:
@@ -285,14 +277,14 @@ def _built(
     profiles: Sequence[Profile],
     device: Gpu | None,
     cached: bool,
-    on_progress: Callable[[str, float], None],
+    progress: Progress,
 ) -> Any:
     place = place_of_cache(network.trt.__version__, device) if cached and device else None
     plan, cache = build(
         network,
         options,
         profiles,
-        BuildProgress(on_progress),
+        BuildProgress(progress),
         timing_cache=read_cache(place) if place else None,
         bound=device.bound() if device else None,
     )
@@ -318,30 +310,30 @@ def check_header(trt: Any, engine: Path) -> None:
         raise ExportError("what TensorRT built does not begin as an engine does: build it again")
 
 
-def _expected(file: Path, spec: ModelSpec, samples: Sequence[str | Path], clock: Clock) -> ReferenceOutputs:
+def _reference_values(file: Path, spec: ModelSpec, samples: Sequence[str | Path], timer: StepTimer) -> ReferenceOutputs:
     """What the ONNX file gives, in ONNX Runtime on the CPU."""
-    clock("checking")
+    timer.step("checking")
     overrides: dict[str, Any] = {}
     if spec.output.two_stages:  # all that it ranks: a network that finds nothing would be expected to give nothing
         overrides = {CONF: np.zeros(1, np.float32)}
         spec = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
     with ort.open_session(file, provider="cpu", overrides=overrides) as session:
         feeds = make_feeds(spec, samples)
-        return expect({file.name: session}, spec, feeds, on_step=lambda step: clock(f"checking: {step}"))
+        return expect({file.name: session}, spec, feeds, on_step=Within("checking: ", timer).step)
 
 
 def _checked(
-    engine: Path, record: EngineRecord, expected: ReferenceOutputs, device: Gpu | None, clock: Clock
+    engine: Path, record: EngineRecord, expected: ReferenceOutputs, device: Gpu | None, timer: StepTimer
 ) -> tuple[EngineRecord, ParityReport | None]:
     """Compare where that is possible, else put the reference values beside the engine."""
     if device is None:
-        expected.save(expected_of(engine))
+        expected.save(reference_values_path(engine))
         return replace(record, unverified=f"{NO_GPU} ({why_no_gpu()})"), None
-    clock("checking")
+    timer.step("checking")
     try:
         session = open_engine(engine, record, device)
     except DeviceError as e:  # built for other GPUs than this one
-        expected.save(expected_of(engine))
+        expected.save(reference_values_path(engine))
         reason = str(e).replace(str(engine), engine.name)  # which is about to be moved
         return replace(record, unverified=f"built, not run: {reason}"), None
     with contextlib.ExitStack() as stack:
@@ -349,9 +341,7 @@ def _checked(
         record = _of_layers(record, precisions_in(session.layer_information()), engine.name)
         if rest_of(engine).exists():
             whole = ChainSession(session, stack.enter_context(open_session(rest_of(engine))))
-        parity = check_expected(
-            expected, engine.name, whole, record.spec, on_step=lambda step: clock(f"checking: {step}")
-        )
+        parity = check_expected(expected, engine.name, whole, record.spec, on_step=Within("checking: ", timer).step)
     parity.raise_if_bad(engine.name)
     write_whole(parity_of(engine), parity.to_json().encode())
     return replace(record, verified=True), parity

@@ -18,7 +18,7 @@ from typing import Any
 from deploykit.errors import DeployError, ExportError, UsageError
 from deploykit.export.engine.progress import BuildProgress, monitor
 from deploykit.runtime.backends.trt.bindings import BuildLog, dtype_name, logger
-from deploykit.runtime.engine_record import EngineOptions, Flavour, Profile
+from deploykit.runtime.engine_record import BuilderOptions, Flavour, Profile
 from deploykit.runtime.session import TensorInfo, fits
 from deploykit.spec import InputSpec
 
@@ -118,7 +118,7 @@ def default_profile(canvas: InputSpec) -> Profile:
     return Profile(least, best, most)
 
 
-def check_options(flavour: Flavour, options: EngineOptions) -> None:
+def check_options(flavour: Flavour, options: BuilderOptions) -> None:
     """Refuse early what a flavour does not have.
 
     Raises:
@@ -142,7 +142,7 @@ def check_options(flavour: Flavour, options: EngineOptions) -> None:
 
 def build(
     network: Network,
-    options: EngineOptions,
+    options: BuilderOptions,
     profiles: Sequence[Profile],
     progress: BuildProgress,
     *,
@@ -184,25 +184,26 @@ def build(
             failed.append(e)
 
     thread = threading.Thread(target=work, name="engine build", daemon=True)
-    thread.start()
     try:
+        thread.start()
         while thread.is_alive():
             thread.join(0.1)
     except KeyboardInterrupt:
-        progress.cancelled = True
-        thread.join()  # the builder cannot be left alone: what it uses would go away under it
+        progress.cancel()
+        while thread.is_alive():
+            thread.join()  # the builder cannot be left alone: what it uses would go away under it
         raise
+    if failed and isinstance(failed[0], DeployError):
+        raise failed[0]
     if failed:
-        if isinstance(failed[0], DeployError):
-            raise failed[0]
-        raise ExportError(f"TensorRT built no engine: {failed[0]!r}") from failed[0]
+        raise ExportError(f"TensorRT built no engine: {type(failed[0]).__name__}: {failed[0]}") from failed[0]
     plan = built[0] if built else None
     if plan is None:
         raise ExportError(f"TensorRT built no engine: {_reason(network.log, 'no reason given')}")
     return plan, None if cache is None else bytes(cache.serialize())
 
 
-def _apply(trt: Any, config: Any, options: EngineOptions) -> None:
+def _apply(trt: Any, config: Any, options: BuilderOptions) -> None:
     flags = trt.BuilderFlag
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
@@ -240,11 +241,11 @@ def _add_profiles(network: Network, config: Any, profiles: Sequence[Profile]) ->
         raise UsageError(f"profiles are for one dynamic input, the network has {', '.join(i.name for i in dynamic)}")
     (info,) = dynamic
     for wanted in profiles:
-        for shape in (wanted.least, wanted.best, wanted.most):
+        for shape in (wanted.min, wanted.opt, wanted.max):
             if not fits(info.shape, shape):
                 raise UsageError(f"a profile's shape is {info}, got {'x'.join(map(str, shape))}")
         profile = network.builder.create_optimization_profile()
-        profile.set_shape(info.name, wanted.least, wanted.best, wanted.most)
+        profile.set_shape(info.name, wanted.min, wanted.opt, wanted.max)
         if config.add_optimization_profile(profile) < 0:
             raise ExportError(f"TensorRT refuses the profile {wanted}: {_reason(network.log, 'no reason given')}")
 

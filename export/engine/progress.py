@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from deploykit.progress import Progress
 
 __all__ = ["BuildProgress", "monitor"]
 
@@ -25,15 +26,20 @@ class BuildProgress:
     follow each other inside one step, and how many is not known before; so the share waits where it would fall.
 
     Args:
-        tell: called with the outermost running phase's name and the share, from whichever thread builds.
+        progress: hears the outermost running phase's name and the share, from whichever thread builds.
     """
 
-    def __init__(self, tell: Callable[[str, float], None]) -> None:
-        self._tell = tell
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
         self._lock = threading.Lock()
         self._phases: dict[str, _Phase] = {}
         self._share = 0.0
         self.cancelled = False
+
+    def cancel(self) -> None:
+        """Let the build end at its next step."""
+        self.cancelled = True
+        self._progress.message("interrupted: TensorRT ends the build at its next step")
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
         """A phase begins, inside of ``parent`` if that runs."""
@@ -59,7 +65,7 @@ class BuildProgress:
             done = [self._phases.pop(each) for each in ended if each in self._phases]
         if any(phase.parent is None for phase in done):
             self._share = 1.0
-            self._tell(name, 1.0)
+            self._progress.share(name, 1.0)
         else:
             self._report()
 
@@ -70,7 +76,7 @@ class BuildProgress:
                 return
             self._share = max(self._share, self._of(root))
             name, share = root.name, self._share
-        self._tell(name, share)
+        self._progress.share(name, share)
 
     def _of(self, phase: _Phase) -> float:
         inner = max((self._of(p) for p in self._phases.values() if p.parent == phase.name), default=0.0)

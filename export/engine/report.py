@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,4 +24,4 @@ class EngineReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: the record's fields, with the path, the times and the parity report in full."""
         parity = self.parity.to_dict() if self.parity else None
-        return {**dataclasses.asdict(self.record), "path": str(self.path), "parity": parity, "seconds": self.seconds}
+        return {**self.record.to_dict(), "path": str(self.path), "parity": parity, "seconds": self.seconds}

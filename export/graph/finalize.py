@@ -14,12 +14,12 @@ from deploykit.export.nms.plan import NmsPlan
 from deploykit.spec import METADATA_KEY, ModelSpec
 from deploykit.version import __version__
 
-__all__ = ["finish", "weights_of", "write"]
+__all__ = ["external_data_path", "finalize_graph", "write"]
 
 LARGE = 2**31 - 2**20  # bytes: protobuf's limit, minus room for the graph itself
 
 
-def finish(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) -> None:
+def finalize_graph(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) -> None:
     """Append NMS, strip metadata, name the dynamic axes and stamp the spec."""
     plan.append(graph, spec, fused)
     passes.strip(graph)
@@ -46,7 +46,7 @@ def write(graph: ir.Model, file: Path, weights: int) -> Path:
     """
     try:
         if weights > LARGE:
-            ir.save(graph, file, external_data=weights_of(file).name)
+            ir.save(graph, file, external_data=external_data_path(file).name)
             onnx.checker.check_model(str(file))
         else:  # serialized once, for the checker and for the file
             data = ir.to_proto(graph).SerializeToString()
@@ -57,6 +57,6 @@ def write(graph: ir.Model, file: Path, weights: int) -> Path:
     return file
 
 
-def weights_of(file: Path) -> Path:
+def external_data_path(file: Path) -> Path:
     """The file with the weights of an ONNX file whose weights exceed 2 GiB."""
     return file.with_name(f"{file.name}.data")

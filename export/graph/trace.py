@@ -19,7 +19,7 @@ from deploykit.errors import DeployError, ExportError, ImageSizeError, require
 from deploykit.export.graph.passes import register_constants
 from deploykit.spec import InputSpec, ModelSpec
 
-__all__ = ["example_input", "traced"]
+__all__ = ["example_input", "export_to_ir"]
 
 AXIS_MAX = 128  # of a dynamic axis, in strides
 SIDE_MAX = 8192  # or in pixels, where the stride is small
@@ -28,7 +28,7 @@ CHATTY = ("torch._guards", "torch.onnx", *(f"torch.onnx._internal.exporter.{m}" 
 """Loggers that report the exporter's internals; what concerns the user is raised."""
 
 
-def traced(
+def export_to_ir(
     module: nn.Module,
     example: torch.Tensor,
     spec: ModelSpec,

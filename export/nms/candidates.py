@@ -18,7 +18,14 @@ from deploykit.models.layers.operators import best_scores
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import RawDetections
 
-__all__ = ["Candidates", "HeadSelection", "RowSelection", "with_candidate_head"]
+__all__ = [
+    "Candidates",
+    "HeadRowsAndSelection",
+    "HeadSelection",
+    "RowSelection",
+    "RowsAndSelection",
+    "with_candidate_head",
+]
 
 NO_CANDIDATE = -1.0  # as a score; thresholds are at least 0
 
@@ -90,8 +97,11 @@ class HeadSelection(nn.Module):
         self.head, self.layout, self.count = head, layout, count
 
     def forward(self, *features: Tensor) -> Candidates:
+        return self.of_raw([self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])])
+
+    def of_raw(self, raw: list[Tensor]) -> Candidates:
+        """The candidates of the head's raw values, a map ``(B, anchors * columns, H, W)`` per level."""
         head, columns = self.head, self.head.columns
-        raw = [head.raw(x, level) for level, x in enumerate(features[: head.num_levels])]
         cells = [r.view(r.shape[0], head.num_anchors, columns, -1) for r in raw]  # (B, A, columns, H * W)
         all_scores = torch.cat([self._scores(c) for c in cells], 1)
         scores, index = best_scores(all_scores, self.count)
@@ -133,9 +143,30 @@ class HeadSelection(nn.Module):
         return level, anchor, cell - y * width, y, before + cell
 
 
-def with_candidate_head(graph: LayerGraph, layout: RawDetections, count: int) -> LayerGraph:
-    """The network with a head that gives candidates instead of rows."""
+class HeadRowsAndSelection(HeadSelection):
+    """An anchor head's rows, and beside them their candidates."""
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # one tensor more
+        raw = [self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])]
+        rows = torch.cat([self.head.decode(each, level) for level, each in enumerate(raw)], 1)
+        return rows, *self.of_raw(raw)
+
+
+class RowsAndSelection(nn.Module):
+    """Raw rows, and beside them their candidates."""
+
+    def __init__(self, selection: RowSelection) -> None:
+        super().__init__()
+        self.selection = selection
+
+    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows, *self.selection(rows)
+
+
+def with_candidate_head(graph: LayerGraph, layout: RawDetections, count: int, *, rows: bool = False) -> LayerGraph:
+    """The network with a head that gives candidates instead of rows, or with ``rows`` after its rows."""
+    kind = HeadRowsAndSelection if rows else HeadSelection
     new = copy.copy(graph)
-    head = HeadSelection(cast(Detect, graph.model[-1]), layout, count)
+    head = kind(cast(Detect, graph.model[-1]), layout, count)
     new._modules = {**graph._modules, "model": nn.Sequential(*list(graph.model)[:-1], head)}
     return new

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import onnx
 import onnx_ir as ir
+import torch
 from onnx import helper, parser
 from torch import Tensor, nn
 
@@ -25,24 +26,33 @@ DOMAIN, OPERATOR = "deploykit", "DecodeRows"
 
 
 class _Levels(nn.Module):
-    """An anchor head without its decoding: one tensor ``(B, anchors * columns, H, W)`` per level."""
+    """An anchor head without its decoding: one tensor ``(B, anchors * columns, H, W)`` per level.
 
-    def __init__(self, head: Detect) -> None:
+    ``rows``: the rows that they decode to come first.
+    """
+
+    def __init__(self, head: Detect, rows: bool) -> None:
         super().__init__()
-        self.head = head
+        self.head, self.rows = head, rows
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels]))
+        raw = [self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])]
+        if not self.rows:
+            return tuple(raw)
+        return torch.cat([self.head.decode(each, level) for level, each in enumerate(raw)], 1), *raw
 
 
-def up_to_raw_head(fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]] | None:
-    """The network without its head's decoding and the names of its outputs; None where it has no anchor head."""
+def up_to_raw_head(fused: nn.Module, *, rows: bool = False) -> tuple[nn.Module, tuple[str, ...]] | None:
+    """The network without its head's decoding and the names of its raw levels; None where it has no anchor head.
+
+    ``rows``: the network gives its rows too, before the levels.
+    """
     head = fused.model[-1] if isinstance(fused, LayerGraph) else None
     if type(head) not in (Detect, Keypoint):  # a subclass may decode in another way
         return None
     graph, head = cast(LayerGraph, fused), cast(Detect, head)
     new = copy.copy(graph)
-    new._modules = {**graph._modules, "model": nn.Sequential(*list(graph.model)[:-1], _Levels(head))}
+    new._modules = {**graph._modules, "model": nn.Sequential(*list(graph.model)[:-1], _Levels(head, rows))}
     return new, tuple(f"level_{i}" for i in range(head.num_levels))
 
 

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError
-from deploykit.export.nms.candidates import RowSelection, with_candidate_head
+from deploykit.export.nms.candidates import RowsAndSelection, RowSelection, with_candidate_head
 from deploykit.export.nms.decode_node import append_decode, up_to_raw_head
 from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin, check_thresholds
 from deploykit.export.nms.layouts import detections_layout
+from deploykit.export.options import NmsMode
 from deploykit.export.outputs import export_adapter_of
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 
-__all__ = ["NmsMode", "NmsPlan", "plan_of"]
-
-NmsMode = Literal["none", "graph", "basic", "plugin"]
+__all__ = ["NmsPlan", "plan_of"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,20 @@ class NmsPlan:
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
             return _First(with_candidate_head(fused, self.rows, self.candidates), len(self.outputs))
         return _First(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), len(self.outputs))
+
+    def module_with_rows(self, fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
+        """What is traced, with the raw rows before it from the same layers, and the names of all that it gives."""
+        if self.layout is None or self.outputs == (self.layout.name,):
+            return fused, self.outputs
+        names = (self.layout.name, *self.outputs)
+        if self.decodes:
+            levels = up_to_raw_head(fused, rows=True)
+            assert levels is not None
+            return levels[0], names
+        if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
+            return _First(with_candidate_head(fused, self.rows, self.candidates, rows=True), len(names)), names
+        beside = RowsAndSelection(RowSelection(self.rows, self.candidates))
+        return _First(nn.Sequential(fused, beside), len(names)), names
 
     def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
         """Add NMS to the graph that was traced of ``fused``."""

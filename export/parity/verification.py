@@ -18,7 +18,6 @@ from deploykit.export.parity.onnx_file import check_file
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
-from deploykit.export.step_timer import Clock
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.parity.expected import Feeds, ReferenceOutputs
@@ -39,7 +38,7 @@ class Verification:
     fused: nn.Module
     rows: ModelSpec
     feeds: Feeds
-    clock: Clock
+    clock: Callable[[str], None]
     _expected: ReferenceOutputs | None = None
     _limits: Tolerance = field(default_factory=Tolerance)
 

@@ -20,93 +20,41 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
-from deploykit.errors import DataError, DeployError, NotFoundError, UsageError
+from deploykit.errors import DataError, DeployError
+from deploykit.export.options import Calibration, CalibrationMethod
 from deploykit.export.parity.inputs import on_canvas
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
+from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder, write_whole
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.images.sources import images_in
 from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = [
     "AUTO",
-    "METHODS",
     "Activations",
-    "Calibration",
-    "Method",
     "calibration_images",
     "measure_activations",
     "range_of",
 ]
 
-Method = Literal["auto", "minmax", "percentile", "entropy", "mse"]
-METHODS: tuple[Method, ...] = ("auto", "minmax", "percentile", "entropy", "mse")
-AUTO: tuple[Method, ...] = ("minmax", "percentile", "mse")
+AUTO: tuple[CalibrationMethod, ...] = ("minmax", "percentile", "mse")
 """What ``auto`` chooses from; entropy lost ten points of AP where the others lost none (docs/precision.md)."""
 
 BINS = 2048  # of a histogram of absolute values
 LEVELS = 128  # of int8 on one side of zero
 STEP = 8  # bins between one candidate of a range and the next
 FORMAT = 1  # of the cache; another number, and older files are not read
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Which images, and how a range follows from them.
-
-    Args:
-        source: a folder of images (subfolders are not searched), or the images themselves.
-        size: so many of them are used, spread evenly over their sorted names; of fewer, all.
-        method: one of :data:`METHODS`.
-        percentile: of ``percentile``, in percent.
-    """
-
-    source: str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
-    size: int = 32
-    method: Method = "auto"
-    percentile: float = 99.99
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise UsageError(f"calibration needs at least 1 image, got {self.size}")
-        if self.method not in METHODS:
-            raise UsageError(f"a calibration method is one of {', '.join(METHODS)}, got {self.method!r}")
-        if not 50.0 < self.percentile <= 100.0:
-            raise UsageError(f"a percentile of absolute values lies over 50 and up to 100, got {self.percentile}")
-
-    def images(self) -> list[Path]:
-        """The images that are used.
-
-        Raises:
-            NotFoundError: no such folder or image. ImageError, DataError: there is no image.
-        """
-        if isinstance(self.source, tuple):
-            found = [Path(p).expanduser() for p in self.source]
-            missing = next((p for p in found if not p.is_file()), None)
-            if missing is not None:
-                raise NotFoundError(f"an image to calibrate with was expected at {missing}, which does not exist")
-        else:
-            folder = Path(self.source).expanduser()
-            if not folder.is_dir():
-                raise NotFoundError(f"a folder of images to calibrate with was expected at {folder}, which is none")
-            found = images_in(folder)
-        if not found:
-            raise DataError(f"no image to calibrate with in {self.source}: ranges are measured on images, or not")
-        count = min(self.size, len(found))
-        return [found[i * len(found) // count] for i in range(count)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +67,7 @@ class Activations:
     images: int
     cached: bool = False
 
-    def ranges(self, method: Method, percentile: float) -> dict[str, float]:
+    def ranges(self, method: CalibrationMethod, percentile: float) -> dict[str, float]:
         """The range of each tensor by one method; it holds -r to r."""
         return {
             name: range_of(self.counts[name], largest, method, percentile) for name, largest in self.largest.items()
@@ -134,7 +82,7 @@ def measure_activations(
     calibration: Calibration,
     *,
     cache: bool = True,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
+    progress: Progress = SILENT,
 ) -> Activations:
     """Measure float tensors of an fp32 graph on images.
 
@@ -145,7 +93,7 @@ def measure_activations(
         tensors: their names; the graph's input may be among them.
         calibration: the images.
         cache: use and keep results (in the cache folder, by the hash of the model, the images and the tensors).
-        on_progress: told how many images are done, of how many; each is seen twice.
+        progress: hears how many runs are done, of how many: each image is run twice.
 
     Raises:
         DataError, NotFoundError, ImageError: images are missing or cannot be read.
@@ -153,6 +101,7 @@ def measure_activations(
     files = calibration.images()
     place = cache_folder() / "calibration" / f"{_key(data, files, tensors)}.npz"
     if cache and (known := _read(place, tensors, len(files))) is not None:
+        progress.message("the ranges were measured by an earlier export: --no-calib-cache measures them again")
         return known
     done = 0
     largest = dict.fromkeys(tensors, 0.0)
@@ -173,7 +122,8 @@ def measure_activations(
                 observe(info.name, torch.from_numpy(image))
                 session.run({info.name: image})
                 done += 1
-                on_progress(done, 2 * len(files))
+                total = 2 * len(files)
+                progress.share(f"ranges, {done} of {total} runs", done / total)
         broken = next((name for name, value in largest.items() if not np.isfinite(value)), None)
         if broken is not None:
             raise DataError(f"the tensor {broken!r} has values that are not finite: no range follows from them")
@@ -183,7 +133,7 @@ def measure_activations(
     return found
 
 
-def range_of(histogram: Array, largest: float, method: Method, percentile: float = 99.99) -> float:
+def range_of(histogram: Array, largest: float, method: CalibrationMethod, percentile: float = 99.99) -> float:
     """The range that follows from a histogram of absolute values with equal bins from 0 to ``largest``."""
     if method == "minmax" or largest <= 0.0 or not histogram.any():
         return largest

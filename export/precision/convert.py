@@ -6,82 +6,31 @@ The fp32 graph is verified first, and then converted: so what is lost by precisi
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
+from onnx_ir.passes import common
 from torch import nn
 
 from deploykit.errors import UsageError
-from deploykit.export.graph.finalize import finish, write
+from deploykit.export.graph.finalize import finalize_graph, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.plan import NmsPlan
+from deploykit.export.options import Precision, PrecisionOptions
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification, largest_values
-from deploykit.export.precision.calibration import Calibration
-from deploykit.export.precision.half import HalfIO, HalfReport, to_half
-from deploykit.export.precision.quantize import QuantReport, quantize_file, quantize_like
+from deploykit.export.precision.half import HalfReport, HalfType, to_half
+from deploykit.export.precision.quantize import QuantReport, quantize_graph
 from deploykit.export.precision.read_back import check_precision, precisions_of
-from deploykit.export.step_timer import Clock
+from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import Feeds
 from deploykit.spec import ModelSpec
 
-__all__ = ["PRECISIONS", "Job", "Lowering", "Precision", "PrecisionReport", "lower", "read_back"]
-
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
-
-LEAST_OPSET = {"bf16": 22, "fp8": 19}
-"""Below, ONNX has no convolution of bf16 and no quantisation to fp8."""
-
-
-@dataclass(frozen=True)
-class Lowering:
-    """What is asked about precision.
-
-    Args:
-        precision: of weights and activations; see docs/precision.md.
-        half_io: which of the file's own inputs and outputs are fp16 too; only with ``fp16``.
-        calibration: the images from which the ranges of int8 and fp8 are measured.
-        keep: layers that are not quantised: ``auto`` by measurement, ``none``, or names.
-        reduce_range: int8 weights of 7 bits, for CPUs whose int8 kernels saturate.
-        cache: keep measured ranges for the next export of the same model with the same images.
-    """
-
-    precision: Precision = "fp32"
-    half_io: HalfIO = "none"
-    calibration: Calibration | None = None
-    keep: Literal["auto", "none"] | tuple[str, ...] = "auto"
-    reduce_range: bool = False
-    cache: bool = True
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise UsageError(f"a precision is one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        if self.half_io != "none" and self.precision != "fp16":
-            raise UsageError(f"--half-io {self.half_io} goes with --precision fp16, not with {self.precision}")
-        if (self.calibration is not None) != self.quantised:
-            raise UsageError(
-                f"--precision {self.precision} needs images to measure ranges with: --calib DIR, a folder of "
-                "images like those that it will see"
-                if self.quantised
-                else f"calibration is for int8 and fp8, not for {self.precision}"
-            )
-
-    @property
-    def quantised(self) -> bool:
-        """Whether weights and activations become integers or fp8 by measured ranges."""
-        return self.precision in ("int8", "fp8")
-
-    def opset(self, asked: int) -> tuple[int, str]:
-        """The opset to export with, and what to say where it is not the one that was asked for."""
-        least = LEAST_OPSET.get(self.precision, 0)
-        if asked >= least:
-            return asked, ""
-        return least, f"opset {least} instead of {asked}: below it ONNX has no {self.precision}"
+__all__ = ["ExportContext", "PrecisionReport", "convert_precision", "verify_precision"]
 
 
 @dataclass(frozen=True)
@@ -98,7 +47,6 @@ class PrecisionReport:
     quantised: QuantReport | None = None
     in_torch: ParityReport | None = None
     notes: tuple[str, ...] = ()
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -113,24 +61,38 @@ class PrecisionReport:
         }
 
 
-@dataclass(frozen=True)
-class Job:
-    """An export as far as it is known before its graph is: how to trace a plan, and what is asked."""
+@dataclass(frozen=True, kw_only=True)
+class ExportContext:
+    """An export as far as it is known before its graph is.
 
-    trace: Callable[[NmsPlan], ir.Model]
+    Attributes:
+        trace: gives the graph of a module whose outputs have these names.
+        plan: of what is exported, and ``spec`` what is said of it but for its precision.
+        rows_plan: of the network with raw rows, whatever is exported behind them, and ``rows`` its spec.
+        fused: the folded model.
+        inputs: the images of the check, and of measuring ranges; None: neither is done.
+        verification: what the export must give; None: it is not checked.
+        progress: hears what is done.
+    """
+
+    trace: Callable[[nn.Module, Sequence[str]], ir.Model]
     plan: NmsPlan
     rows_plan: NmsPlan
     spec: ModelSpec
     rows: ModelSpec
     fused: nn.Module
-    feeds: Feeds
+    inputs: Feeds | None
     verification: Verification | None
-    clock: Clock
-    on_progress: Callable[[str, float], None] = lambda *_: None
+    progress: Progress = SILENT
 
 
-def lower(job: Job, lowering: Lowering, folder: Path) -> tuple[ir.Model, PrecisionReport, Path]:
-    """Trace, verify and convert.
+def convert_precision(
+    context: ExportContext, options: PrecisionOptions, folder: Path
+) -> tuple[ir.Model, PrecisionReport, Path]:
+    """Trace, verify and convert: once, whatever follows the rows.
+
+    The graph that is traced gives the raw rows and, with NMS, its candidates from the same layers. The rows are what is
+    verified, before and after the conversion; the part that is not exported is dropped at the end.
 
     Returns:
         The converted graph, still without NMS; the report; and the verified fp32 file with raw rows, in ``folder``.
@@ -138,80 +100,79 @@ def lower(job: Job, lowering: Lowering, folder: Path) -> tuple[ir.Model, Precisi
     Raises:
         ParityError: the fp32 graph does not agree with the model. ExportError: the conversion is not possible.
     """
-    if lowering.half_io in ("output", "both") and job.spec.output.nms_inside:
-        raise UsageError(f"--half-io {lowering.half_io} is for raw rows: with NMS inside outputs are float32")
-    graph = job.trace(job.rows_plan)
-    finish(graph, job.rows, job.rows_plan, job.fused)
+    if options.half_io in ("output", "both") and context.spec.output.nms_inside:
+        raise UsageError(f"--half-io {options.half_io} is for raw rows: with NMS inside outputs are float32")
+    graph = context.trace(*context.plan.module_with_rows(context.fused))
+    rows = _with_outputs(graph, context.rows_plan.outputs)
+    finalize_graph(rows, context.rows, context.rows_plan, context.fused)
     base = folder / "base" / "base.onnx"  # in a folder of its own, which is dropped before the others are moved
     base.parent.mkdir()
-    write(graph, base, sum(c.size for c in initializers_of(graph)))
-    verified = job.verification.full(base, job.rows_plan, job.rows) if job.verification else None
-    if lowering.quantised:
-        graph, report = _quantised(job, lowering, graph, base)
+    write(rows, base, sum(c.size for c in initializers_of(rows)))
+    del rows
+    verification = context.verification
+    verified = verification.full(base, context.rows_plan, context.rows) if verification else None
+    if options.half is not None:
+        graph, report = _half(context, options, options.half, graph)
     else:
-        graph, report = _half(job, lowering, graph, base)
+        graph, report = _quantised(context, options, graph, base)
+    graph = _with_outputs(graph, context.plan.outputs)
+    if report.half is not None:  # the graph that was converted gave the rows, too
+        casts = sum(node.op_type == "Cast" for node in graph.graph)
+        report = replace(report, half=replace(report.half, casts=casts))
     return graph, replace(report, base=verified), base
 
 
-def _half(job: Job, lowering: Lowering, graph: ir.Model, base: Path) -> tuple[ir.Model, PrecisionReport]:
-    """fp16 or bf16. Layers kept for their range are stored as half, unless the check in torch fails with them."""
-    assert lowering.precision in ("fp16", "bf16")
-    kind: Literal["fp16", "bf16"] = "fp16" if lowering.precision == "fp16" else "bf16"
-    job.clock("converting")
-    largest = largest_values(graph, job.feeds, lambda step: job.clock(f"converting: {step}"))
+def _with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
+    """A copy of a graph with some of its outputs, and with the nodes that those need; weights are not copied."""
+    new = graph.clone()
+    kept = [value for value in new.graph.outputs if value.name in names]
+    new.graph.outputs.clear()
+    new.graph.outputs.extend(kept)
+    common.RemoveUnusedNodesPass()(new)
+    common.RemoveUnusedOpsetsPass()(new)
+    return new
+
+
+def _half(
+    context: ExportContext, options: PrecisionOptions, kind: HalfType, graph: ir.Model
+) -> tuple[ir.Model, PrecisionReport]:
+    """Layers kept for their range are stored as half, unless the check in torch fails with them."""
+    assert context.inputs is not None
+    context.progress.step("converting")
+    largest = largest_values(graph, context.inputs, Within("converting: ", context.progress).step)
+    exported = {str(node.name) for node in _with_outputs(graph, context.plan.outputs).graph}
     store, notes, parity = True, [], None
     while True:
-        rows_io = lowering.half_io if job.plan.mode == "none" else "none"
-        done = to_half(graph, kind, largest=largest, half_io=rows_io, store=store)
-        if job.verification is None:
+        converted = graph.clone()
+        done = to_half(converted, kind, largest=largest, half_io=options.half_io, store=store, about=exported)
+        if context.verification is None:
             break
-        parity = job.verification.by_types(graph, lowering.precision, LIMITS[lowering.precision])
+        rows = _with_outputs(converted, context.rows_plan.outputs)
+        parity = context.verification.by_types(rows, kind, LIMITS[kind])
         if parity.ok or not done.stored:
             parity.raise_if_bad(f"{kind} in torch")
             break
         store = False
         notes.append(f"the weights of {len(done.stored)} layers stay fp32: stored as {kind} they were not good enough")
-        graph = ir.load(base)
-    if job.plan.mode != "none":
-        graph = job.trace(job.plan)
-        job.clock("converting")
-        largest = largest_values(graph, job.feeds, lambda step: job.clock(f"converting: {step}"), finite=False)
-        done = to_half(graph, kind, largest=largest, half_io=lowering.half_io, store=store)
     if done.flushed:
         worst = max(done.flushed, key=done.flushed.__getitem__)
         notes.append(
             f"weights too small for {kind} became 0 in {len(done.flushed)} tensors, at most "
             f"{100 * done.flushed[worst]:.2g} % of {worst}"
         )
-    report = PrecisionReport(lowering.precision, None, {}, half=done, in_torch=parity, notes=tuple(notes))
-    return graph, report
+    return converted, PrecisionReport(kind, None, {}, half=done, in_torch=parity, notes=tuple(notes))
 
 
-def _quantised(job: Job, lowering: Lowering, graph: ir.Model, base: Path) -> tuple[ir.Model, PrecisionReport]:
-    """int8 or fp8, by ranges measured with the network of raw rows; with NMS the same layers get the same scales."""
-    assert lowering.calibration is not None
-    kind: Literal["int8", "fp8"] = "int8" if lowering.precision == "int8" else "fp8"
-    job.clock("quantising")
-    done = quantize_file(
-        base,
-        job.rows,
-        graph,
-        lowering.calibration,
-        kind=kind,
-        keep=lowering.keep,
-        reduce_range=lowering.reduce_range,
-        cache=lowering.cache,
-        on_step=lambda step: job.clock(f"quantising: {step}"),
-        on_progress=lambda what, share: job.on_progress(f"quantising: {what}", share),
-    )
-    if job.plan.mode != "none":
-        graph = job.trace(job.plan)
-        job.clock("quantising")
-        quantize_like(base, graph, done)
-    return graph, PrecisionReport(lowering.precision, None, {}, quantised=done)
+def _quantised(
+    context: ExportContext, options: PrecisionOptions, graph: ir.Model, base: Path
+) -> tuple[ir.Model, PrecisionReport]:
+    """int8 or fp8, by ranges measured with the network of raw rows."""
+    context.progress.step("quantising")
+    done = quantize_graph(graph, base, context.rows, options, Within("quantising: ", context.progress))
+    return graph, PrecisionReport(options.precision, None, {}, quantised=done)
 
 
-def read_back(report: PrecisionReport, file: Path) -> PrecisionReport:
+def verify_precision(report: PrecisionReport, file: Path) -> PrecisionReport:
     """The report with what the written file computes in.
 
     Raises:

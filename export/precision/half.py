@@ -26,21 +26,21 @@ import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from deploykit.errors import ExportError
+from deploykit.export.options import HalfIO
 from deploykit.export.precision.half_rules import (
     COMPUTE,
-    KEPT,
+    DATA_MOVEMENT_OPS,
+    FP32_OPS,
     LARGEST,
-    MOVES,
     lengths,
     norms,
     running_sums,
     sharp_attention,
 )
 
-__all__ = ["HalfIO", "HalfReport", "HalfType", "compute_nodes", "to_half"]
+__all__ = ["HalfReport", "HalfType", "compute_nodes", "to_half"]
 
 HalfType = Literal["fp16", "bf16"]
-HalfIO = Literal["none", "input", "output", "both"]
 
 TYPES = {"fp16": (ir.DataType.FLOAT16, "tensor(float16)"), "bf16": (ir.DataType.BFLOAT16, "tensor(bfloat16)")}
 FLOAT = ir.DataType.FLOAT
@@ -74,9 +74,10 @@ def to_half(
     dtype: HalfType,
     *,
     largest: Mapping[str, float],
-    keep: Collection[str] = (),
+    nodes_to_exclude: Collection[str] = (),
     half_io: HalfIO = "none",
     store: bool = True,
+    about: Collection[str] | None = None,
 ) -> HalfReport:
     """Convert a float32 graph in place.
 
@@ -85,14 +86,15 @@ def to_half(
         dtype: ``fp16``, or ``bf16``, which needs opset 22 for convolutions.
         largest: the largest absolute value of each float tensor by name, measured in fp32; one that is missing is
             taken to be harmless (bf16 does not look at it).
-        keep: names of further nodes that shall stay in fp32.
+        nodes_to_exclude: names of further nodes that shall stay in fp32.
         half_io: which of the graph's inputs and outputs become half; without, they stay float32.
         store: store the weights of layers kept for their range as half, behind a Cast.
+        about: names of the nodes that the report counts; None: all.
 
     Raises:
         ExportError: it has subgraphs, or its opset has no convolution of this type.
     """
-    return _Conversion(model, dtype, dict(largest), set(keep), half_io, store).run()
+    return _Conversion(model, dtype, dict(largest), set(nodes_to_exclude), half_io, store).run(about)
 
 
 class _Conversion:
@@ -101,24 +103,24 @@ class _Conversion:
         model: ir.Model,
         dtype: HalfType,
         largest: dict[str, float],
-        keep: set[str],
+        nodes_to_exclude: set[str],
         half_io: HalfIO,
         store: bool,
     ) -> None:
         self.model, self.graph, self.name = model, model.graph, dtype
         self.half, self.half_text = TYPES[dtype]
-        self.largest, self.asked, self.half_io, self.store = largest, keep, half_io, store
+        self.largest, self.asked, self.half_io, self.store = largest, nodes_to_exclude, half_io, store
         self.opset = model.opset_imports.get("", 18)
         self.nodes = list(self.graph)
-        untold, wide = norms(self.nodes, self.opset, self.largest)
-        self.delicate = running_sums(self.nodes) | lengths(self.nodes) | untold
-        self.wide = wide | sharp_attention(self.nodes, self.largest)
+        stats_type_unspecified, range_exceeded = norms(self.nodes, self.opset, self.largest)
+        self.precision_sensitive = running_sums(self.nodes) | lengths(self.nodes) | stats_type_unspecified
+        self.range_exceeded = range_exceeded | sharp_attention(self.nodes, self.largest)
         self.types = _types(model)
         self.reasons: dict[ir.Node, str] = {}
         self.casts: dict[tuple[str, ir.DataType], ir.Value] = {}
         self.made: Counter[str] = Counter()
 
-    def run(self) -> HalfReport:
+    def run(self, about: Collection[str] | None) -> HalfReport:
         for node in self.nodes:
             if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes(node)):
                 raise ExportError(f"a graph with control flow is not converted to {self.name}: {node.op_type}")
@@ -133,12 +135,13 @@ class _Conversion:
         self._interface()
         self._forget_types()
         kept: dict[str, list[str]] = {}
-        for node in self.nodes:
+        counted = [node for node in self.nodes if about is None or str(node.name) in about]
+        for node in counted:
             if node in self.reasons:
                 kept.setdefault(self.reasons[node], []).append(str(node.name))
         return HalfReport(
             dtype=self.name,
-            half_nodes=sum(self._is_half(node) for node in self.nodes),
+            half_nodes=sum(self._is_half(node) for node in counted),
             kept={reason: tuple(names) for reason, names in kept.items()},
             casts=sum(node.op_type == "Cast" for node in self.graph),
             largest=self._largest_half(),
@@ -158,7 +161,7 @@ class _Conversion:
                 self.reasons[node] = reason
         # What moves half values at the beginning of the decode stays half: one Cast after it instead of several before.
         for node in self.nodes:
-            if self.reasons.get(node) == "decode" and node.op_type in MOVES and self._fed_by_half(node):
+            if self.reasons.get(node) == "decode" and node.op_type in DATA_MOVEMENT_OPS and self._fed_by_half(node):
                 del self.reasons[node]
 
     def _reason(self, node: ir.Node, after: set[ir.Node]) -> str:
@@ -168,12 +171,12 @@ class _Conversion:
             return "type"
         if node in after:
             return "decode"
-        if node.op_type in KEPT or node in self.delicate:
+        if node.op_type in FP32_OPS or node in self.precision_sensitive:
             return "operator"
         if self.name == "fp16":
             near = [v for v in (*node.inputs, *node.outputs) if v is not None]
             over = any(self.largest.get(str(v.name), 0.0) > LARGEST for v in near)
-            if over or node in self.wide or self._constants_overflow(node):
+            if over or node in self.range_exceeded or self._constants_overflow(node):
                 return "range"
         return ""
 

@@ -8,7 +8,15 @@ import onnx
 import onnx_ir as ir
 
 __all__ = [
-    "COMPUTE", "KEPT", "LARGEST", "LARGEST_LOGIT", "LARGEST_SQUARED", "MOVES", "lengths", "norms", "running_sums",
+    "COMPUTE",
+    "DATA_MOVEMENT_OPS",
+    "FP32_OPS",
+    "LARGEST",
+    "LARGEST_LOGIT",
+    "LARGEST_SQUARED",
+    "lengths",
+    "norms",
+    "running_sums",
     "sharp_attention",
 ]  # fmt: skip
 
@@ -18,7 +26,7 @@ COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 LARGEST = 65504.0 / 4
 """The largest absolute value that a tensor may have, measured, to be fp16: other images give other values."""
 
-KEPT = {
+FP32_OPS = {
     "CumSum", "Exp", "GlobalAveragePool", "GlobalLpPool", "GridSample", "Log", "LogSoftmax", "Pow", "ReduceL1",
     "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare",
 }  # fmt: skip
@@ -30,7 +38,7 @@ LARGEST_SQUARED = 128.0
 LARGEST_LOGIT = 64.0
 """The largest logit of an attention in fp16, which rounds it by up to 1/64: that is 1.6 % of a probability."""
 
-MOVES = {"Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+DATA_MOVEMENT_OPS = {"Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that compute nothing; several inputs become one output, so a Cast after them is one and not several."""
 
 
@@ -70,17 +78,17 @@ def norms(nodes: Iterable[ir.Node], opset: int, largest: Mapping[str, float]) ->
     Mean and variance of a LayerNormalization are float32 by its ``stash_type``, whatever the type of its input, and a
     Cast on each side of it would add nothing. A kernel that takes the sums in fp16 all the same must not overflow.
     """
-    untold, wide = set(), set()
+    stats_type_unspecified, range_exceeded = set(), set()
     for node in nodes:
         if node.domain or not node.op_type.endswith("Normalization"):
             continue
         stash = onnx.defs.get_schema(node.op_type, opset, "").attributes.get("stash_type")
         asked = node.attributes.get("stash_type")
         if stash is None or (asked is not None and asked.value != int(ir.DataType.FLOAT)):
-            untold.add(node)
+            stats_type_unspecified.add(node)
         elif largest.get(_name(node.inputs[0]), 0.0) > LARGEST_SQUARED:
-            wide.add(node)
-    return untold, wide
+            range_exceeded.add(node)
+    return stats_type_unspecified, range_exceeded
 
 
 def sharp_attention(nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> set[ir.Node]:
@@ -103,7 +111,7 @@ def sharp_attention(nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> s
                 if node.op_type in ("MatMul", "Gemm"):
                     chain.add(node)
                     logits = max(logits, largest.get(_name(node.outputs[0]), 0.0))
-                elif node.op_type in ("Add", "Div", "Mul", "Sub", "Where") or node.op_type in MOVES:
+                elif node.op_type in ("Add", "Div", "Mul", "Sub", "Where") or node.op_type in DATA_MOVEMENT_OPS:
                     chain.add(node)
                     ends.append(node)
         if logits > LARGEST_LOGIT:

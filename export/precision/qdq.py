@@ -12,18 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import ExportError
+from deploykit.export.options import QuantKind
 from deploykit.export.precision.half import compute_nodes
 from deploykit.runtime.arrays import Array
 
-__all__ = ["QuantKind", "Quantised", "activations_of", "quantisable", "quantize", "quantize_weight"]
-
-QuantKind = Literal["int8", "fp8"]
+__all__ = ["QuantizationResult", "activations_of", "quantisable", "quantize", "quantize_weight"]
 
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
@@ -31,7 +30,7 @@ SMALLEST = 2.0**-126  # of a scale: a channel of zeros has some scale, too
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantizationResult:
     """``layers``: the nodes that were quantised; ``kept``: those that were not; ``tensors``: activations with a pair;
     ``weights``: how many weights are stored narrow."""
 
@@ -58,17 +57,17 @@ def quantize(
     ranges: Mapping[str, float],
     *,
     kind: QuantKind = "int8",
-    keep: Collection[str] = (),
+    nodes_to_exclude: Collection[str] = (),
     outputs: bool = False,
     reduce_range: bool = False,
-) -> Quantised:
+) -> QuantizationResult:
     """Quantise a float32 graph in place.
 
     Args:
         model: the graph; fp8 needs opset 19.
         ranges: of every activation that :func:`activations_of` names.
         kind: ``int8`` or ``fp8`` (e4m3).
-        keep: names of nodes that stay as they are.
+        nodes_to_exclude: names of nodes that stay as they are.
         outputs: round what a layer gives as well, which ONNX Runtime's integer convolution needs.
         reduce_range: int8 weights of 7 bits (-63 to 63), whose sums of two products fit 16 bits.
 
@@ -80,10 +79,10 @@ def quantize(
         raise ExportError(f"fp8 needs opset 19, the graph has {opset}")
     graph = model.graph
     nodes = quantisable(graph)
-    chosen = [node for node in nodes if str(node.name) not in keep]
+    chosen = [node for node in nodes if str(node.name) not in nodes_to_exclude]
     limit = 63.0 if reduce_range and kind == "int8" else LARGEST[kind]
     weights: dict[str, ir.Value] = {}
-    takers: dict[str, list[ir.Node]] = {}
+    consumers: dict[str, list[ir.Node]] = {}
     for node in chosen:
         weight = node.inputs[1]
         assert weight is not None
@@ -93,12 +92,12 @@ def quantize(
             weights[key] = _dequantised(graph, node, weight, axis, kind, limit)
         node.replace_input_with(1, weights[key])
         for name in activations_of(node, outputs=False):
-            takers.setdefault(name, []).append(node)
+            consumers.setdefault(name, []).append(node)
     tensors = []
-    for name, users in takers.items():
+    for name, users in consumers.items():
         value = users[0].inputs[0]
         assert value is not None
-        pair = _pair(graph, value, _range(ranges, name), kind)
+        pair = _insert_qdq(graph, value, _range(ranges, name), kind)
         for node in users:
             node.replace_input_with(0, pair)
         tensors.append(name)
@@ -114,7 +113,7 @@ def quantize(
         graph.initializers.pop(name)
     done = {str(node.name) for node in chosen}
     stored = sum(value.const_value.size for value in _narrow(graph, kind) if value.const_value is not None)
-    return Quantised(
+    return QuantizationResult(
         tuple(str(node.name) for node in chosen),
         tuple(str(node.name) for node in nodes if str(node.name) not in done),
         tuple(tensors),
@@ -221,7 +220,7 @@ def _quantised(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> tupl
     return there, back
 
 
-def _pair(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> ir.Value:
+def _insert_qdq(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> ir.Value:
     there, back = _quantised(graph, value, top, kind)
     producer = value.producer()
     if producer is None:

@@ -8,23 +8,15 @@ import hashlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import ExportError
-from deploykit.export.precision.calibration import (
-    AUTO,
-    Activations,
-    Calibration,
-    Method,
-    calibration_images,
-    measure_activations,
-)
-from deploykit.export.precision.qdq import Quantised, QuantKind, activations_of, quantisable, quantize
+from deploykit.export.options import Calibration, CalibrationMethod, PrecisionOptions, QuantKind
+from deploykit.export.precision.calibration import AUTO, Activations, calibration_images, measure_activations
+from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, quantize
 from deploykit.export.precision.sensitivity import (
-    RUNS,
     Sensitivity,
     choose_keep,
     error_with,
@@ -33,14 +25,14 @@ from deploykit.export.precision.sensitivity import (
     named_layers,
     outputs_of,
 )
+from deploykit.progress import SILENT, Progress
 from deploykit.spec import ModelSpec
 
-__all__ = ["QuantReport", "quantize_file", "quantize_like"]
+__all__ = ["QuantReport", "quantize_graph"]
 
 COMPARED = 8  # images on which methods are compared
 WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
 MEASURED = 4 * 640 * 640  # pixels of those on which layers are: up to a hundred networks are run on them
-Keep = Literal["auto", "none"] | Collection[str]
 
 
 @dataclass(frozen=True)
@@ -53,12 +45,12 @@ class QuantReport:
     """
 
     kind: QuantKind
-    method: Method
+    method: CalibrationMethod
     errors: dict[str, float]
     images: int
     names_sha256: str
     cached: bool
-    done: Quantised
+    done: QuantizationResult
     labels: dict[str, str]
     kept_by: str
     sensitivity: Sensitivity | None
@@ -89,56 +81,42 @@ class QuantReport:
         ]
 
 
-def quantize_file(
-    base: Path,
-    spec: ModelSpec,
-    model: ir.Model,
-    calibration: Calibration,
-    *,
-    kind: QuantKind = "int8",
-    keep: Keep = "auto",
-    reduce_range: bool = False,
-    cache: bool = True,
-    on_step: Callable[[str], None] = lambda _: None,
-    on_progress: Callable[[str, float], None] = lambda *_: None,
+def quantize_graph(
+    model: ir.Model, base: Path, spec: ModelSpec, options: PrecisionOptions, progress: Progress = SILENT
 ) -> QuantReport:
     """Quantise ``model`` in place.
 
     Args:
+        model: the graph.
         base: the file of the same fp32 graph.
         spec: of it; its preprocessing is what the images go through.
-        model: the graph.
-        calibration: images and method.
-        kind: ``int8`` or ``fp8``.
-        keep: layers that are not quantised: ``auto``, ``none``, or names and patterns.
-        reduce_range: see :func:`deploykit.export.precision.qdq.quantize`.
-        cache: see :func:`deploykit.export.precision.calibration.measure_activations`.
-        on_step: told what is being done.
-        on_progress: told the share of it that is done.
+        options: int8 or fp8, the images and the layers that are not quantised.
+        progress: hears the steps (ranges, comparing METHOD, layers) and how far they are.
 
     Raises:
         DataError, NotFoundError, ImageError: there are no images to measure with. UsageError: an unknown layer.
         ExportError: the graph has no layer to quantise.
     """
-    layers = quantisable(model.graph)
+    kind, calibration, exclude = options.quantised, options.calibration, options.nodes_to_exclude
+    assert kind is not None and calibration is not None  # noqa: PT018  (options without are refused)
+    rows = ir.load(base)
+    layers = quantisable(rows.graph)
     if not layers:
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to make {kind}")
-    named = () if keep in ("auto", "none") else named_layers(model, tuple(keep))
+    named = () if isinstance(exclude, str) else named_layers(rows, exclude)
     tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
-
-    def measured(done: int, total: int) -> None:
-        on_progress(f"ranges, {done} of {total} runs", done / total)
-
-    on_step("ranges")
-    found = measure_activations(model, base.read_bytes(), spec, tensors, calibration, cache=cache, on_progress=measured)
+    progress.step("ranges")
+    found = measure_activations(
+        rows, base.read_bytes(), spec, tensors, calibration, cache=options.cache, progress=progress
+    )
     images = calibration_images(calibration, spec, COMPARED)
-    exact = outputs_of(model, images)
+    exact = outputs_of(rows, images)
 
     size, waiting = base.stat().st_size, 0
 
     def error_of(ranges: dict[str, float], kept: Collection[str], count: int) -> float:
         nonlocal waiting
-        error = error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, kind, reduce_range)
+        error = error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, options)
         waiting += size
         if waiting > WAITING:  # a graph is full of cycles, and dozens of large ones would stay in memory together
             gc.collect()  # which looks at everything that this process holds, so not for a few small ones
@@ -146,22 +124,21 @@ def quantize_file(
         return error
 
     few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
-    method, errors, ranges = _chosen(found, calibration, lambda r: error_of(r, (), COMPARED), on_step)
+    method, errors, ranges = _chosen(found, calibration, lambda r: error_of(r, (), COMPARED), progress)
     sensitivity = None
     error: float | None = errors.get(method)
-    if keep == "auto":
-        on_step("layers")
+    if exclude == "auto":
+        progress.step("layers")
         sensitivity = measure_sensitivity(
             [str(node.name) for node in layers],
             lambda kept: error_of(ranges, kept, few),
             few,
-            on_progress=lambda runs: on_progress(f"layers, {runs} networks compared", min(1.0, runs / RUNS)),
+            progress=progress,
         )
         named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few))
     if named:
         error = error_of(ranges, named, COMPARED)
-    labels = {str(node.name): label_of(node) for node in layers}  # before their weights are replaced
-    done = quantize(model, ranges, kind=kind, keep=named, reduce_range=reduce_range)
+    done = quantize(model, ranges, kind=kind, nodes_to_exclude=named, reduce_range=options.reduce_range)
     return QuantReport(
         kind=kind,
         method=method,
@@ -170,12 +147,12 @@ def quantize_file(
         names_sha256=hashlib.sha256("\n".join(p.name for p in calibration.images()).encode()).hexdigest(),
         cached=found.cached,
         done=done,
-        labels=labels,
-        kept_by={"auto": "measurement", "none": "nobody"}.get(str(keep), "name"),
+        labels={str(node.name): label_of(node) for node in layers},
+        kept_by={"auto": "measurement", "none": "nobody"}.get(str(exclude), "name"),
         sensitivity=sensitivity,
         error=error,
         ranges=ranges,
-        reduce_range=reduce_range,
+        reduce_range=options.reduce_range,
     )
 
 
@@ -183,44 +160,14 @@ def _chosen(
     found: Activations,
     calibration: Calibration,
     error_of: Callable[[dict[str, float]], float],
-    on_step: Callable[[str], None],
-) -> tuple[Method, dict[str, float], dict[str, float]]:
+    progress: Progress,
+) -> tuple[CalibrationMethod, dict[str, float], dict[str, float]]:
     """The method, the errors of those that were compared, and the ranges."""
     methods = AUTO if calibration.method == "auto" else (calibration.method,)
     ranges = {method: found.ranges(method, calibration.percentile) for method in methods}
     errors = {}
     for method in methods:
-        on_step(f"comparing {method}")
+        progress.step(f"comparing {method}")
         errors[str(method)] = error_of(ranges[method])
-    best: Method = min(methods, key=lambda method: errors[str(method)])
+    best: CalibrationMethod = min(methods, key=lambda method: errors[str(method)])
     return best, errors, ranges[best]
-
-
-def quantize_like(base: Path, model: ir.Model, report: QuantReport) -> Quantised:
-    """Quantise another trace of the same network, one that goes on to NMS, just as ``base`` was: the layers are the
-    same and in the same order, whatever they are called.
-
-    Raises:
-        ExportError: they are not.
-    """
-    known, found = (quantisable(graph) for graph in (ir.load(base).graph, model.graph))
-    if len(known) != len(found) or not all(_same(a, b) for a, b in zip(known, found, strict=True)):
-        raise ExportError("the network with NMS inside has other layers than the one that was measured: use --nms none")
-    pairs = list(zip(known, found, strict=True))
-    ranges = {str(_input(b).name): report.ranges[str(_input(a).name)] for a, b in pairs}
-    keep = {str(b.name) for a, b in pairs if str(a.name) in report.done.kept}
-    return quantize(model, ranges, kind=report.kind, keep=keep, reduce_range=report.reduce_range)
-
-
-def _input(node: ir.Node) -> ir.Value:
-    value = node.inputs[0]
-    assert value is not None
-    return value
-
-
-def _same(a: ir.Node, b: ir.Node) -> bool:
-    weights = [node.inputs[1] for node in (a, b)]
-    if a.op_type != b.op_type or any(w is None or w.const_value is None for w in weights):
-        return False
-    first, second = (w.const_value.numpy() for w in weights if w is not None and w.const_value is not None)
-    return first.shape == second.shape and bool(np.array_equal(first, second))

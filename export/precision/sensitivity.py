@@ -15,9 +15,11 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
+from deploykit.export.options import PrecisionOptions
 from deploykit.export.outputs import export_adapter_of
-from deploykit.export.precision.qdq import QuantKind, quantisable, quantize
+from deploykit.export.precision.qdq import quantisable, quantize
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
+from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec
 
@@ -61,15 +63,21 @@ def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Array
 def error_with(
     graph: ir.Model,
     ranges: Mapping[str, float],
-    keep: Collection[str],
+    nodes_to_exclude: Collection[str],
     exact: Sequence[Mapping[str, Array]],
     images: Sequence[Array],
     spec: ModelSpec,
-    kind: QuantKind,
-    reduce_range: bool,
+    options: PrecisionOptions,
 ) -> float:
-    """The mean error of a graph's outputs when it is quantised but for the layers ``keep``; the graph is changed."""
-    quantize(graph, ranges, kind=kind, keep=keep, reduce_range=reduce_range)
+    """The mean error of a graph's outputs with all layers but ``nodes_to_exclude`` quantised; the graph is changed."""
+    assert options.quantised is not None
+    quantize(
+        graph,
+        ranges,
+        kind=options.quantised,
+        nodes_to_exclude=nodes_to_exclude,
+        reduce_range=options.reduce_range,
+    )
     adapter = export_adapter_of(spec)
     errors = [adapter.error(a, b) for a, b in zip(exact, outputs_of(graph, images), strict=True)]
     return sum(errors) / len(errors)
@@ -80,7 +88,7 @@ def measure_sensitivity(
     error_without: Callable[[Collection[str]], float],
     images: int,
     *,
-    on_progress: Callable[[int], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Sensitivity:
     """Measure the layers that matter.
 
@@ -88,7 +96,7 @@ def measure_sensitivity(
         layers: the names of all that can be quantised, in the graph's order.
         error_without: gives the error with all but these layers quantised.
         images: on how many it measures.
-        on_progress: told how many quantised networks have been run.
+        progress: hears how many quantised networks have been run.
     """
     runs = 0
 
@@ -96,7 +104,7 @@ def measure_sensitivity(
         nonlocal runs
         error = error_without([layer for layer in layers if layer not in group])
         runs += 1
-        on_progress(runs)
+        progress.share(f"layers, {runs} networks compared", min(1.0, runs / RUNS))
         return error
 
     whole = error_of(layers)

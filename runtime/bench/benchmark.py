@@ -36,7 +36,6 @@ from deploykit.runtime.session import Session
 __all__ = ["benchmark", "encoded_images"]
 
 Source = str | os.PathLike[str] | bytes
-OnProgress = Callable[[str, float], None]
 
 STAGES = {"decode": "read", **{name: name for name in ("letterbox", "prepare", "inference", "postprocess")}}
 """What a stage is called here -> its name in a result's timings; results have those of their own kind."""
@@ -65,8 +64,7 @@ def benchmark(
         duration: seconds to measure, both passes together; at least one run is made.
         runs: count exactly so many runs instead.
         warmup: seconds to run before anything counts, and at least three runs; 0: none.
-        progress: hears the steps ``loading``, ``warming up`` and ``measuring`` and, between two runs, the share that is
-            done.
+        progress: hears the steps (loading, warming up, measuring) and their shares, between two runs.
 
     Raises:
         UsageError: a number is out of range, or a source is a video or a camera.
@@ -77,19 +75,18 @@ def benchmark(
         raise UsageError(f"duration must be over 0 seconds, warmup at least 0; got {duration:g} and {warmup:g}")
     if runs is not None and runs < 1:
         raise UsageError(f"runs must be at least 1, got {runs}")
-    tell = _teller(progress)
     images = encoded_images(source)
     before, was_reset = resident_memory(), reset_peak_memory()
-    tell("loading", 0.0)
+    progress.step("loading")
     start = time.perf_counter()
     with load() as predictor:
         load_seconds, loaded = time.perf_counter() - start, resident_memory()
         machine = Machine.here()  # now, because its load average is to be that before the measurement
         watched = predictor.session = _RecordingSession(predictor.session)
         warm_start = time.perf_counter()
-        warm_runs = _warm_up(predictor, watched, images, warmup, tell)
+        warm_runs = _warm_up(predictor, watched, images, warmup, progress)
         warm_seconds = time.perf_counter() - warm_start
-        counted, fresh, seconds = _measure(predictor, watched, images, duration, runs, tell)
+        counted, fresh, seconds = _measure(predictor, watched, images, duration, runs, progress)
         device = watched.session.device_memory  # now: buffers may come with the first run
         network = _network(predictor, watched, load_seconds)
         notes = (*watched.session.notes, *_notes(images, predictor, counted, fresh))
@@ -122,19 +119,6 @@ def benchmark(
         memory=Memory(before, loaded, peak_memory(), not was_reset, device),
         notes=notes,
     )
-
-
-def _teller(progress: Progress) -> OnProgress:
-    """What is told a phase and the share of it that is done: a new phase is a step."""
-    phases: list[str] = []
-
-    def tell(phase: str, share: float) -> None:
-        if phases[-1:] != [phase]:
-            phases.append(phase)
-            progress.step(phase)
-        progress.share(phase, share)
-
-    return tell
 
 
 _MODEL_ONLY = (
@@ -292,12 +276,14 @@ def _batches(images: Encoded, size: int) -> Iterator[tuple[bytes, ...]]:
 
 
 def _warm_up(
-    predictor: AnyPredictor, watched: _RecordingSession, images: Encoded, seconds: float, tell: OnProgress
+    predictor: AnyPredictor, watched: _RecordingSession, images: Encoded, seconds: float, progress: Progress
 ) -> int:
+    if seconds:
+        progress.step("warming up")
     start, count = time.perf_counter(), 0
     batches = _batches(images, predictor.batch)
     while seconds and (count < FEWEST_WARM_RUNS or time.perf_counter() - start < seconds):
-        tell("warming up", min((time.perf_counter() - start) / seconds, 1.0))
+        progress.share("warming up", min((time.perf_counter() - start) / seconds, 1.0))
         _run(predictor, watched, next(batches))
         count += 1
     return count
@@ -309,17 +295,18 @@ def _measure(
     images: Encoded,
     duration: float,
     runs: int | None,
-    tell: OnProgress,
+    progress: Progress,
 ) -> tuple[list[_Run], int, float]:
     """The runs that count, how many did not because their input had a new shape, and the seconds of all of them."""
     counted: list[_Run] = []
     fresh = 0
+    progress.step("measuring")
     start = time.perf_counter()
     for batch in _batches(images, predictor.batch):
         passed = time.perf_counter() - start
         if len(counted) == runs or (runs is None and counted and passed >= duration):
             break
-        tell("measuring", min(len(counted) / runs if runs else passed / duration, 1.0))
+        progress.share("measuring", min(len(counted) / runs if runs else passed / duration, 1.0))
         run = _run(predictor, watched, batch)
         if run.new_shape:
             fresh += 1

@@ -7,11 +7,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, UsageError
+from deploykit.progress import SILENT, Progress
 from deploykit.runtime.files import is_folder, write_whole
 from deploykit.runtime.native.library import ABI, LIBRARIES, abi_of, built_with, find_library, library_folder
 
@@ -58,7 +59,7 @@ def build_libraries(
     onnxruntime: Path | None = None,
     architectures: Sequence[int] = (),
     sanitize: str = "",
-    on_step: Callable[[str], None] = lambda step: None,
+    progress: Progress = SILENT,
 ) -> BuildReport:
     """Run CMake in a temporary folder, then move the libraries to their place, each whole or not at all.
 
@@ -70,7 +71,7 @@ def build_libraries(
         onnxruntime: a folder with ``onnxruntime_cxx_api.h``.
         architectures: compute capabilities such as 90; empty: all from 75 on that the compiler knows.
         sanitize: sanitizers for what the host runs, for tests.
-        on_step: told what is being done.
+        progress: receives the steps: configuring, compiling.
 
     Raises:
         MissingDependencyError: CMake or a C++ compiler is missing. BackendError: a source did not compile.
@@ -105,10 +106,10 @@ def build_libraries(
         build, ready = Path(temporary, "build"), Path(temporary, "lib")
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         settings = [f"-D{name}={value}" for name, value in values.items() if value]
-        on_step("configuring")
+        progress.step("configuring")
         command = [cmake, "-S", str(source_folder().resolve()), "-B", str(build), *generator, *settings]
         said = _run([*command, f"-DCMAKE_INSTALL_PREFIX={ready}"], place, log)
-        on_step("compiling")
+        progress.step("compiling")
         _run([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)], place, log)
         _run([cmake, "--install", str(build)], place, log)
         for file in ready.iterdir():

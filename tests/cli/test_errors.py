@@ -19,6 +19,7 @@ from deploykit.errors import (
     CheckpointError,
     DeployError,
     DiskFullError,
+    ExportError,
     ImageError,
     ImageSizeError,
     MissingDependencyError,
@@ -133,10 +134,22 @@ def test_impossible_options(
 ) -> None:  # fmt: skip
     (folder / "empty.png").write_bytes(b"")
     # All of these must be found before the long work starts.
-    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("the error was found too late"))
+    monkeypatch.setattr(to_onnx, "export_to_ir", lambda *_: pytest.fail("the error was found too late"))
     code, line = export(*words)
     assert code == error.exit_code
     assert message in line
+
+
+@pytest.mark.parametrize("stage", ["fuse_model", "export_to_ir"])
+def test_a_refused_export_leaves_no_new_folder(
+    stage: str, folder: Path, export: Export, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise ExportError("it does not go")
+
+    monkeypatch.setattr(to_onnx, stage, refused)
+    assert export("--out", "new/folder/m.onnx") == (ExportError.exit_code, "it does not go")
+    assert not (folder / "new").exists()
 
 
 @pytest.mark.parametrize("large", [True, False])
@@ -177,7 +190,7 @@ def test_a_path_that_may_not_be_written(code: int, export: Export, monkeypatch: 
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "write_bytes", refused)
-    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("the error was found too late"))
+    monkeypatch.setattr(to_onnx, "export_to_ir", lambda *_: pytest.fail("the error was found too late"))
     status, line = export()
     assert status == NoPermissionError.exit_code
     assert line.startswith("cannot write out/m.onnx: no permission (")
@@ -197,14 +210,14 @@ def test_a_folder_without_permission(folder: Path, export: Export) -> None:
 @pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("step", ["reading", "building", "fusing", "tracing", "simplifying", "writing", "checking"])
 def test_ctrl_c_at_any_step_ends_with_130(step: str, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    tell = to_onnx.Clock.__call__
+    tell = to_onnx.StepTimer.step
 
-    def interrupted(self: to_onnx.Clock, name: str) -> None:
+    def interrupted(self: to_onnx.StepTimer, name: str) -> None:
         tell(self, name)
         if name == step:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(to_onnx.Clock, "__call__", interrupted)
+    monkeypatch.setattr(to_onnx.StepTimer, "step", interrupted)
     assert export() == (130, "interrupted")
 
 

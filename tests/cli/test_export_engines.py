@@ -83,9 +83,9 @@ def test_a_profile_is_what_the_user_typed(tmp_path: Path, capsys: pytest.Capture
     [
         (["--tf32", "--workspace", "5"], 2, "--workspace, --tf32: for engines; add --format tensorrt or --format"),
         (
-            ["--format", "tensorrt-rtx", "--img", "64"],
+            ["--format", "tensorrt-rtx", "--img", "64", "--nms", "graph"],
             2,
-            "--img, --batch, --dynamic, --preprocessing, --rewrite and --precision are in",
+            "--img, --nms: for a checkpoint; ",
         ),
         (["--format", "onnx"], 2, "is an ONNX file already; take --format tensorrt or --format tensorrt-rtx"),
         (

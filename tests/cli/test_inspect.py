@@ -12,6 +12,7 @@ import torch
 
 from deploykit.cli import main
 from deploykit.errors import ArtefactError, CheckpointError, NotFoundError
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import export_onnx
 from tests.cell_model import cell_spec, write_cell_model
 from tests.narrow import few_layers, with_layer, write_checkpoint
@@ -49,7 +50,7 @@ def test_a_checkpoint_of_a_model_we_know(checkpoint: Path, capsys: pytest.Captur
 
 
 def test_an_export_and_its_verification(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = export_onnx(checkpoint, img=64, exporter="legacy", out=tmp_path / "m.onnx")
+    report = export_onnx(checkpoint, img=64, options=OnnxOptions(exporter="legacy"), out=tmp_path / "m.onnx")
     found = inspected(capsys, report.path)
     assert (found["kind"], found["task"], found["dynamic"]) == ("ONNX model", "keypoints", "none")
     assert found["inputs"] == "images float32 (1, 3, 64, 64)"

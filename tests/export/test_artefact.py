@@ -15,6 +15,7 @@ import pytest
 import deploykit
 from deploykit.errors import ArtefactError
 from deploykit.export.graph import finalize
+from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.compare import compare
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
@@ -114,7 +115,9 @@ def little_room(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def export_large(out: Path, seed: int = 0) -> ExportReport:
-    return onnx_from_model(model_of("few", num_keypoints=3, seed=seed), out=out, img=64, exporter="legacy")
+    return onnx_from_model(
+        model_of("few", num_keypoints=3, seed=seed), out=out, img=64, options=OnnxOptions(exporter="legacy")
+    )
 
 
 @pytest.mark.usefixtures("little_room")

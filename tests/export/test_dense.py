@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from deploykit.errors import ParityError, UsageError
 from deploykit.export.engine.build import build_engine
+from deploykit.export.options import OnnxOptions, PrecisionOptions
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_feeds, on_canvas, sample_image
 from deploykit.export.parity.tolerances import FP16
-from deploykit.export.precision.convert import Lowering
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
@@ -95,7 +95,7 @@ TASKS = ("segment", "classify", "restore")
 @pytest.mark.parametrize("task", TASKS)
 def test_a_dense_network_becomes_a_verified_file(task: str, dynamic: str, exporter: str, tmp_path: Path) -> None:
     model = model_of(task)
-    report = onnx_from_model(model, out=tmp_path / "m.onnx", dynamic=dynamic, exporter=exporter)  # type: ignore[arg-type]  # strings
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", dynamic=dynamic, options=OnnxOptions(exporter=exporter))  # type: ignore[arg-type]  # strings
     assert report.parity is not None
     assert report.parity.ok
     assert {d.values for d in report.parity.differences} == {model.spec.output.name}  # type: ignore[union-attr]  # a Tensor
@@ -131,8 +131,8 @@ def test_what_is_fed_are_the_colours_in_the_networks_order() -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("task", TASKS)
 def test_lower_precisions(task: str, precision: str, tmp_path: Path) -> None:
-    lowering = Lowering(precision=precision)  # type: ignore[arg-type]  # strings
-    report = onnx_from_model(model_of(task), out=tmp_path / "m.onnx", lowering=lowering)
+    asked = PrecisionOptions(precision=precision)  # type: ignore[arg-type]  # strings
+    report = onnx_from_model(model_of(task), out=tmp_path / "m.onnx", precision=asked)
     assert report.parity is not None
     assert report.parity.ok
     assert max(d.max_abs for d in report.parity.differences) > 1e-6

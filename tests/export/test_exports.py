@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 
+from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.report import ExportReport
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
@@ -196,7 +197,7 @@ def export_and_compare(name: str, out: Path, **exporter: Any) -> None:
     """Export a variant as the table says, and compare what PyTorch and ONNX Runtime make of noise."""
     made, options = FAMILIES[name]
     model = model_of(name, **made)
-    report = checked(onnx_from_model(model, out=out, **options, **exporter))
+    report = checked(onnx_from_model(model, out=out, options=OnnxOptions(**options, **exporter)))
     batch = options.get("batch", 1)
     image = noise(batch, 3, *report.spec.input.size) * np.float32(255 * report.spec.input.scale)
     expected, found = rows_of(exact(model), report.path, image)
@@ -244,7 +245,7 @@ def test_the_older_layers_of_yolov5_export_and_agree(tmp_path: Path) -> None:
 def test_pose_objects_export_and_agree_in_every_shape(options: dict[str, Any], tmp_path: Path) -> None:
     """KaPao's head, whose coordinates are in anchors and from the corner of a cell."""
     model = model_of("pose objects", objectness=1.0)
-    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=(32, 64), **options))
+    report = checked(onnx_from_model(model, out=tmp_path / "m.onnx", img=(32, 64), options=OnnxOptions(**options)))
     assert str(report.outputs[0]).endswith(", 12)")
     layout = layout_of(report.spec)
     free = options.get("dynamic", "none")
@@ -259,7 +260,7 @@ def test_pose_objects_export_and_agree_in_every_shape(options: dict[str, Any], t
 def test_a_dynamic_batch_takes_any_batch(exporter: Any, tmp_path: Path) -> None:
     model = model_of("few", num_keypoints=3)
     out = tmp_path / "m.onnx"
-    report = checked(onnx_from_model(model, out=out, img=64, dynamic="batch", exporter=exporter))
+    report = checked(onnx_from_model(model, out=out, img=64, dynamic="batch", options=OnnxOptions(exporter=exporter)))
     assert str(report.inputs[0]) == "images float32 (batch, 3, 64, 64)"
     assert str(report.outputs[0]) == f"output float32 (batch, {'rows' if exporter == 'legacy' else 240}, 16)"
     for batch in (1, 2, 5):
@@ -271,7 +272,9 @@ def test_a_dynamic_shape_takes_any_batch_and_any_good_size(exporter: Any, tmp_pa
     model = model_of("few", num_keypoints=3)
     out = tmp_path / "m.onnx"
     # The size is the smallest: each axis of the deepest level has one cell, and still it must not become a constant.
-    report = checked(onnx_from_model(model, out=out, img=model.stride, dynamic="shape", exporter=exporter))
+    report = checked(
+        onnx_from_model(model, out=out, img=model.stride, dynamic="shape", options=OnnxOptions(exporter=exporter))
+    )
     assert str(report.inputs[0]) == "images float32 (batch, 3, height, width)"
     assert str(report.outputs[0]) == "output float32 (batch, rows, 16)"
     for shape in ((1, 3, 16, 16), (3, 3, 48, 80), (1, 3, 256, 32)):
@@ -279,7 +282,7 @@ def test_a_dynamic_shape_takes_any_batch_and_any_good_size(exporter: Any, tmp_pa
 
 
 def test_a_static_batch_is_checked_in_shuffled_slots(tmp_path: Path) -> None:
-    report = checked(onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, batch=2))
+    report = checked(onnx_from_model(model_of("few"), out=tmp_path / "m.onnx", img=64, options=OnnxOptions(batch=2)))
     assert str(report.outputs[0]).startswith("output float32 (2, ")
     assert report.parity is not None
     names = list(dict.fromkeys(d.input for d in report.parity.differences))
@@ -325,7 +328,11 @@ def test_the_checkpoint_and_the_folded_model_are_references(quiet: ParityReport)
 
 def test_simplifying_keeps_the_numbers_and_removes_nodes(tmp_path: Path) -> None:
     plain, simple = (
-        checked(onnx_from_model(model_of("few"), out=tmp_path / f"{simplify}.onnx", img=64, simplify=simplify))
+        checked(
+            onnx_from_model(
+                model_of("few"), out=tmp_path / f"{simplify}.onnx", img=64, options=OnnxOptions(simplify=simplify)
+            )
+        )
         for simplify in (False, True)
     )
     assert simple.nodes < plain.nodes
@@ -335,9 +342,9 @@ def test_simplifying_keeps_the_numbers_and_removes_nodes(tmp_path: Path) -> None
 
 def test_without_a_check_nothing_claims_one(tmp_path: Path) -> None:
     out, verification = tmp_path / "m.onnx", tmp_path / "m.onnx.parity.json"
-    checked(onnx_from_model(model_of("few"), out=out, img=64, exporter="legacy"))
+    checked(onnx_from_model(model_of("few"), out=out, img=64, options=OnnxOptions(exporter="legacy")))
     assert verification.exists()
-    report = onnx_from_model(model_of("few"), out=out, img=64, exporter="legacy", check=False)
+    report = onnx_from_model(model_of("few"), out=out, img=64, options=OnnxOptions(exporter="legacy"), check=False)
     assert report.parity is None
     assert out.exists()
     assert not verification.exists()

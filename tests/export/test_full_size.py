@@ -68,4 +68,4 @@ def test_the_full_base_model_becomes_an_engine(tmp_path: Path) -> None:
     engine = build_engine(report.path, flavour="tensorrt-rtx", check=False)
     assert [(t.name, t.shape) for t in report.outputs] == [("output", ("batch", 25200, 85))]
     assert report.weight_size < engine.record.size < 1.05 * report.weight_size
-    assert engine.record.profiles[0].most == (8, 3, 640, 640)
+    assert engine.record.profiles[0].max == (8, 3, 640, 640)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,10 +23,11 @@ from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
 from deploykit.export.engine.build import NO_GPU, build_engine
 from deploykit.export.engine.split import BEHIND, split
-from deploykit.export.graph.trace import traced
+from deploykit.export.graph import finalize
+from deploykit.export.graph.trace import export_to_ir
+from deploykit.export.options import OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_feeds
-from deploykit.export.precision.convert import Lowering
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import evaluate, load
@@ -36,13 +39,15 @@ from deploykit.models.registry import ReferenceModel, create_model, load_model, 
 from deploykit.runtime.backends.chain import ChainSession, rest_of
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine_record import EngineRecord, expected_of
+from deploykit.runtime.engine_record import EngineRecord, reference_values_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections
 from tests import cpu_tensorrt
+from tests.asked import asked
+from tests.cell_model import cell_spec, write_cell_model
 from tests.cpu_tensorrt import CpuGpu
 from tests.models.families import test_vit_mask_rcnn
 from tests.models.families.test_vitdet import NARROW, detector, in_easycv
@@ -152,7 +157,9 @@ def test_a_wrong_file_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.
     wrong = detector(CONFIG)
     bias = wrong.roi_heads.get_parameter(f"{part}.bias")
     bias[: 1 if part.endswith("cls_score") else None] += 0.01  # of every class alike a softmax would see nothing
-    monkeypatch.setattr("deploykit.export.to_onnx.traced", lambda _, *rest: traced(fuse_model(wrong), *rest))
+    monkeypatch.setattr(
+        "deploykit.export.to_onnx.export_to_ir", lambda _, *rest: export_to_ir(fuse_model(wrong), *rest)
+    )
     what = "masks" if part.startswith("mask") else ".*"
     with pytest.raises(ParityError, match=rf"{what}.* of m\.onnx"):
         onnx_from_model(model_of(), out=tmp_path / "m.onnx")
@@ -164,14 +171,14 @@ def test_a_wrong_file_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.
     [
         ({"nms": "graph"}, "has NMS inside already"),
         ({"exporter": "legacy"}, "needs --exporter dynamo"),
-        ({"lowering": Lowering("fp16")}, "--precision fp16 is not for vitdet-d16-4 yet"),
+        ({"precision": PrecisionOptions("fp16")}, "--precision fp16 is not for vitdet-d16-4 yet"),
         ({"dynamic": "shape"}, "the positions of its attentions depend on"),
         ({"img": 72}, "multiples of its stride 16"),
     ],
 )
 def test_what_does_not_go_is_said(options: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises((UsageError, ImageSizeError), match=message):
-        onnx_from_model(model_of(), out=tmp_path / "m.onnx", **options)
+        onnx_from_model(model_of(), out=tmp_path / "m.onnx", options=OnnxOptions(**options))
 
 
 def test_masks_are_predicted_in_the_images_pixels(exported: ExportReport, tmp_path: Path) -> None:
@@ -378,11 +385,40 @@ def test_an_engine_of_the_first_part_is_built(exported: ExportReport, tmp_path: 
     beside = ("", ".json", ".log", ".parity.npz", ".rest.onnx")
     assert {p.name for p in tmp_path.iterdir()} == {f"m.trt{suffix}" for suffix in beside}
     assert report.record.unverified.startswith(NO_GPU)
-    expected = ReferenceOutputs.load(expected_of(report.path))  # of the whole network
+    expected = ReferenceOutputs.load(reference_values_path(report.path))  # of the whole network
     with open_session(exported.path) as session:
         again = check_expected(expected, "m.onnx", session, exported.spec)
     assert again.ok
     assert "masks" in {d.values for d in again.differences}
+
+
+@no_gpu
+@pytest.mark.parametrize("large", [False, True], ids=["weights inside", "weights beside"])
+def test_an_engine_in_two_parts_can_be_written_to_another_file_system(
+    large: bool, exported: ExportReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The temporary folder lies elsewhere than the destination, as /tmp does where it is in memory."""
+    pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
+    move = Path.replace
+
+    def within_one_file_system(self: Path, target: Path) -> Path:
+        if Path(target).parent not in self.parents:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+        return move(self, target)
+
+    monkeypatch.setattr(Path, "replace", within_one_file_system)
+    if large:
+        monkeypatch.setattr(finalize, "LARGE", 0)
+    out = tmp_path / "new" / "m.trt"
+    report = build_engine(exported.path, flavour="tensorrt-rtx", out=out, check=False)
+    names = {"m.trt", "m.trt.json", "m.trt.log", "m.trt.rest.onnx", *(["m.trt.rest.onnx.data"] if large else [])}
+    assert {p.name for p in out.parent.iterdir()} == names
+    with open_session(rest_of(report.path)) as session:
+        assert session.outputs
+    build_engine(
+        write_cell_model(tmp_path / "one.onnx", spec=cell_spec()), flavour="tensorrt-rtx", out=out, check=False
+    )
+    assert not [p for p in out.parent.iterdir() if "rest" in p.name]  # it was of the engine before
 
 
 def test_masks_that_magnify_rounding_are_held_to_what_float32_can_do(tmp_path: Path) -> None:
@@ -402,22 +438,24 @@ def test_a_network_that_finds_nothing_has_reference_values_all_the_same(tmp_path
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
     model = model_of()
     strict = replace(model.spec.thresholds, conf=0.99)
-    report = onnx_from_model(model, out=tmp_path / "m.onnx", thresholds=strict)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", options=asked(strict))
     assert report.parity is not None
     assert {m.expected for m in report.parity.matchings if m.what == "detections"} == {0}
     assert all(d.count > 0 for d in report.parity.differences)
     assert compare(report.path, report.path).ok  # of no detections too
-    expected = ReferenceOutputs.load(expected_of(build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path).path))
+    expected = ReferenceOutputs.load(
+        reference_values_path(build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path).path)
+    )
     assert all(len(rows) > 3 for rows in expected.rows["m.onnx"].values())
 
 
 def test_thresholds_are_those_that_were_asked_for(tmp_path: Path) -> None:
     model = model_of()
-    asked = replace(model.spec.thresholds, conf=0.2, iou=0.1, max_det=7)
-    report = onnx_from_model(model, out=tmp_path / "m.onnx", thresholds=asked)
+    limits = replace(model.spec.thresholds, conf=0.2, iou=0.1, max_det=7)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", options=asked(limits))
     assert report.parity is not None
     assert report.parity.ok
-    assert report.spec.thresholds == asked
+    assert report.spec.thresholds == limits
     with open_session(report.path) as session:
         found = session.run({"images": torch.randn(1, 3, 64, 64).numpy()})
     assert found["boxes"].shape == (1, 7, 4)

@@ -24,7 +24,7 @@ from deploykit.facade import open_session
 from deploykit.models.create.original_format import original_checkpoint
 from deploykit.models.families.kapao import config_of
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine_record import expected_of
+from deploykit.runtime.engine_record import reference_values_path
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
@@ -102,7 +102,7 @@ def test_nms_inside_is_refused_with_the_reason(mode: Any, tmp_path: Path) -> Non
 def test_an_engine_is_built_with_the_rows_that_it_must_give(exported: ExportReport) -> None:
     report = build_engine(exported.path, flavour="tensorrt-rtx")
     assert report.record.spec == exported.spec
-    expected = ReferenceOutputs.load(expected_of(report.path))
+    expected = ReferenceOutputs.load(reference_values_path(report.path))
     assert expected.layout == RawDetections(cls=(5, 8), keypoints=(8, 12), kpt_dims=2)
 
 

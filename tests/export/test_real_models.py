@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit.export.options import OnnxOptions
 from deploykit.export.report import ExportReport
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.spec import ModelSpec
@@ -29,7 +30,10 @@ def test_the_original_projects_outputs_are_met_in_onnx_runtime(name: str, shared
     golden = np.load(shared / "golden" / f"{name}.npz")
     images, expected = golden["images"], golden["output"]
     report = deploykit.export_onnx(
-        shared / "golden" / f"{name}.pt", img=images.shape[2:], batch=len(images), out=tmp_path / "m.onnx"
+        shared / "golden" / f"{name}.pt",
+        img=images.shape[2:],
+        options=OnnxOptions(batch=len(images)),
+        out=tmp_path / "m.onnx",
     )
     assert report.parity is not None
     assert report.parity.ok

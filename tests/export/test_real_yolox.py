@@ -15,6 +15,7 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import deploykit
+from deploykit.export.options import OnnxOptions
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.conv import BN_EPS
 from deploykit.models.registry import create_model, load_model
@@ -192,7 +193,7 @@ def test_a_fine_tuned_nano_without_a_wrapper_loads_exports_and_predicts(
     assert (model.name, model.spec.classes) == ("yolox-nano", ("class 0",))
     assert model.notes[0].startswith("it was trained on pixels of mean -0.09, not of 0 to 255: if it is of release")
     assert model.notes[1:] == ("images are prepared as legacy weights want it (--preprocessing legacy)",)
-    report = deploykit.export_onnx(file, out=tmp_path / "m.onnx", preprocessing="legacy", conf=0.2)
+    report = deploykit.export_onnx(file, out=tmp_path / "m.onnx", options=OnnxOptions(preprocessing="legacy", conf=0.2))
     assert report.parity is not None
     assert report.parity.ok
     with deploykit.load(report.path) as exported, deploykit.load(file, preprocessing="legacy", conf=0.2) as checkpoint:

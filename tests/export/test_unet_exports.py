@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import deploykit
-from deploykit.export.precision.convert import Lowering
+from deploykit.export.options import OnnxOptions, PrecisionOptions
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
@@ -42,7 +42,7 @@ def model_of(name: str) -> ReferenceModel:
 
 
 def exported(model: ReferenceModel, out: Path, **options: Any) -> ExportReport:
-    report = onnx_from_model(model, out=out, **options)
+    report = onnx_from_model(model, out=out, options=OnnxOptions(**options))
     assert report.parity is not None
     assert report.parity.ok
     return report
@@ -96,8 +96,8 @@ def test_a_pooled_one_takes_batches(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["unet", "unet-bilinear"])
 def test_half_precision_keeps_the_classes(name: str, tmp_path: Path) -> None:
-    lowering = Lowering(precision="fp16")
-    report = exported(model_of(name), tmp_path / "m.onnx", img=(28, 40), lowering=lowering, exporter="legacy")
+    precision = PrecisionOptions("fp16")
+    report = exported(model_of(name), tmp_path / "m.onnx", img=(28, 40), precision=precision, exporter="legacy")
     assert report.parity is not None
     assert all(m.matched >= 0.99 * m.expected > 0 for m in report.parity.matchings)
 
@@ -109,10 +109,10 @@ def test_half_precision_keeps_the_classes(name: str, tmp_path: Path) -> None:
 )
 def test_tensorrt_for_rtx_builds_an_engine(name: str, dynamic: Any, tmp_path: Path) -> None:
     """Of padding, mirroring and enlarging, of a fixed and of a free size; what they compute only a GPU shows."""
-    options: dict[str, Any] = {"img": (40, 60), "check": False, "exporter": "legacy", "dynamic": dynamic}
+    options: dict[str, Any] = {"img": (40, 60), "exporter": "legacy", "dynamic": dynamic}
     if name != "unet-pooled":
         options["img"] = (37, 61)
-    report = onnx_from_model(model_of(name), out=tmp_path / "m.onnx", **options)
+    report = onnx_from_model(model_of(name), out=tmp_path / "m.onnx", check=False, options=OnnxOptions(**options))
     engine = deploykit.build_engine(report.path, flavour="tensorrt-rtx", check=False)
     assert engine.record.size == engine.path.stat().st_size > 10_000
     assert engine.record.spec == report.spec

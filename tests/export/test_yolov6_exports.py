@@ -10,11 +10,13 @@ import onnx
 import pytest
 
 from deploykit.export.engine.build import build_engine
+from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu
 from deploykit.spec import Thresholds
+from tests.asked import asked
 from tests.export.test_exports import assert_agree, checked, exact, layout_of, noise, rows_of
 from tests.narrow import model_of
 
@@ -33,7 +35,9 @@ def test_a_dynamic_shape_takes_any_batch_and_any_good_size(tmp_path: Path) -> No
 
 
 def test_the_column_of_ones_is_not_stored(tmp_path: Path) -> None:
-    report = checked(onnx_from_model(model_of("yolov6n"), out=tmp_path / "m.onnx", img=64, exporter="legacy"))
+    report = checked(
+        onnx_from_model(model_of("yolov6n"), out=tmp_path / "m.onnx", img=64, options=OnnxOptions(exporter="legacy"))
+    )
     with open_session(report.path) as session:
         found = session.run({"images": noise(1, 3, 64, 64)})["output"]
     assert (found[..., 4] == 1).all()
@@ -46,7 +50,7 @@ def test_nms_in_the_graph_finds_what_nms_behind_it_finds(tmp_path: Path) -> None
     results = {}
     for mode in ("none", "graph", "basic"):
         out = tmp_path / f"{mode}.onnx"
-        checked(onnx_from_model(model_of("yolov6n", score=0.0), out=out, img=64, nms=mode, thresholds=LIMITS))
+        checked(onnx_from_model(model_of("yolov6n", score=0.0), out=out, img=64, nms=mode, options=asked(LIMITS)))
         with load(out) as predictor:
             results[mode] = predictor(sample_image())
     expected = results.pop("none")
@@ -62,7 +66,7 @@ def test_nms_in_the_graph_finds_what_nms_behind_it_finds(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["yolov6m", "yolov6n_v1"])
 def test_an_engine_is_built(name: str, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"
-    onnx_from_model(model_of(name), out=out, img=64, exporter="legacy", check=False)
+    onnx_from_model(model_of(name), out=out, img=64, options=OnnxOptions(exporter="legacy"), check=False)
     engine = build_engine(out, flavour="tensorrt-rtx", out=tmp_path)
     assert engine.path.stat().st_size > 100_000
     assert engine.record.spec.source.model == name.replace("_", "-")

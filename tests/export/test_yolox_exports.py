@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import deploykit
 from deploykit.cli import main
 from deploykit.errors import SpecError, UsageError
+from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.export.to_onnx import onnx_from_model
@@ -37,7 +38,7 @@ def pixels(*shape: int) -> np.ndarray:
 def test_a_dynamic_shape_takes_any_batch_and_any_good_size(exporter: Any, tmp_path: Path) -> None:
     model = model_of("few-yolox", num_classes=2)
     out = tmp_path / "m.onnx"
-    report = checked(onnx_from_model(model, out=out, img=32, dynamic="shape", exporter=exporter))
+    report = checked(onnx_from_model(model, out=out, img=32, dynamic="shape", options=OnnxOptions(exporter=exporter)))
     assert str(report.inputs[0]) == "images float32 (batch, 3, height, width)"
     assert str(report.outputs[0]) == "output float32 (batch, rows, 7)"
     for shape in ((1, 3, 32, 32), (3, 3, 64, 96)):
@@ -49,7 +50,9 @@ def test_nms_inside_finds_what_the_runtime_finds(nms: Any, tmp_path: Path) -> No
     model = model_of("few-yolox-pose", num_classes=2, num_keypoints=3, objectness=1.5)
     report = checked(onnx_from_model(model, out=tmp_path / "in.onnx", img=SIDE, nms=nms))
     assert isinstance(report.spec.output, NmsOutputs)
-    plain = onnx_from_model(model, out=tmp_path / "out.onnx", img=SIDE, exporter="legacy", check=False)
+    plain = onnx_from_model(
+        model, out=tmp_path / "out.onnx", img=SIDE, options=OnnxOptions(exporter="legacy"), check=False
+    )
     image = np.random.default_rng(1).integers(0, 256, (50, 40, 3), dtype=np.uint8)
     with deploykit.load(plain.path) as outside, deploykit.load(report.path) as inside:
         a, b = outside(image), inside(image)
@@ -64,7 +67,7 @@ def test_nms_inside_finds_what_the_runtime_finds(nms: Any, tmp_path: Path) -> No
 
 def test_a_checkpoint_is_exported_with_its_own_preprocessing(tmp_path: Path) -> None:
     weights = write_yolox(tmp_path / "it.pth", "yolox_s")
-    report = deploykit.export_onnx(weights, img=(32, SIDE), exporter="legacy")
+    report = deploykit.export_onnx(weights, img=(32, SIDE), options=OnnxOptions(exporter="legacy"))
     assert report.path == tmp_path / "it.onnx"
     assert report.parity is not None
     assert report.parity.ok
@@ -126,7 +129,11 @@ def test_a_checkpoint_is_evaluated_by_either_preprocessing(tmp_path: Path) -> No
     found = {}
     for name in ("default", "legacy"):
         exported = deploykit.export_onnx(
-            weights, out=tmp_path / f"{name}.onnx", img=32, exporter="legacy", preprocessing=name, check=False
+            weights,
+            out=tmp_path / f"{name}.onnx",
+            img=32,
+            options=OnnxOptions(exporter="legacy", preprocessing=name),
+            check=False,
         ).path
         ours = deploykit.evaluate(weights, folder.data, img=32, preprocessing=name, **given).detections
         theirs = deploykit.evaluate(exported, folder.data, **given).detections
@@ -157,7 +164,7 @@ def test_another_name_is_refused(
 
 def test_an_exported_file_has_its_own(tmp_path: Path) -> None:
     file = tmp_path / "m.onnx"
-    onnx_from_model(model_of("few-yolox"), out=file, exporter="legacy", check=False)
+    onnx_from_model(model_of("few-yolox"), out=file, options=OnnxOptions(exporter="legacy"), check=False)
     with pytest.raises(UsageError, match=r"m\.onnx says in its spec how images are prepared"):
         deploykit.load(file, preprocessing="legacy")
 
@@ -208,14 +215,16 @@ RAW = ModelSpec(
 @pytest.mark.parametrize("theirs_first", [True, False])
 def test_our_export_agrees_with_one_that_is_not_decoded(undecoded: Path, tmp_path: Path, theirs_first: bool) -> None:
     """The given spec is for the one that carries none; ours says itself that its rows are in pixels."""
-    ours = onnx_from_model(model_of("few-yolox"), out=tmp_path / "ours.onnx", img=SIDE, exporter="legacy").path
+    ours = onnx_from_model(
+        model_of("few-yolox"), out=tmp_path / "ours.onnx", img=SIDE, options=OnnxOptions(exporter="legacy")
+    ).path
     pair = (undecoded, ours) if theirs_first else (ours, undecoded)
     report = deploykit.compare(*pair, spec=RAW)
     assert report.ok
     assert {d.values for d in report.differences} == {"boxes", "scores"}
     assert all(m.matched == m.expected for m in report.matchings)
     other = onnx_from_model(
-        model_of("few-yolox", seed=5), out=tmp_path / "other.onnx", img=SIDE, exporter="legacy"
+        model_of("few-yolox", seed=5), out=tmp_path / "other.onnx", img=SIDE, options=OnnxOptions(exporter="legacy")
     ).path
     assert not deploykit.compare(*((undecoded, other) if theirs_first else (other, undecoded)), spec=RAW).ok
 
@@ -239,7 +248,7 @@ def test_tensorrt_for_rtx_builds_an_engine(nms: Any, tmp_path: Path) -> None:
     whole = nms == "none"
     options: dict[str, Any] = {"exporter": "legacy"} if whole else {"nms": nms}
     model = model_of("yolox_nano" if whole else "few-yolox-pose")
-    report = onnx_from_model(model, out=tmp_path / "m.onnx", img=32, check=False, **options)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", img=32, check=False, options=OnnxOptions(**options))
     engine = deploykit.build_engine(report.path, flavour="tensorrt-rtx", check=False)
     assert engine.path == tmp_path / "m.trt"
     assert engine.record.size == engine.path.stat().st_size > 10_000

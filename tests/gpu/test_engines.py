@@ -15,6 +15,7 @@ import pytest
 from deploykit.errors import ArtefactError, DeviceError, ExportError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.engine.report import EngineReport
+from deploykit.export.options import EngineOptions
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.to_onnx import onnx_from_model
@@ -22,7 +23,7 @@ from deploykit.facade import load, open_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import open_gpu
-from deploykit.runtime.engine_record import FLAVOURS, EngineOptions, Profile, expected_of, parity_of, record_of
+from deploykit.runtime.engine_record import FLAVOURS, Profile, parity_of, read_record, reference_values_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.spec import RawDetections
 from tests.narrow import model_of
@@ -62,7 +63,7 @@ def test_a_gpu_that_rtx_does_not_support_is_named(tmp_path: Path) -> None:
     report = small_engine(tmp_path, "tensorrt-rtx")
     assert report.record.unverified.startswith("built, not run: TensorRT for RTX does not support")
     assert ".partial" not in report.record.unverified
-    assert expected_of(report.path).exists()
+    assert reference_values_path(report.path).exists()
     with pytest.raises(
         DeviceError, match=r"so few\.trt cannot run here: build an engine with --format tensorrt"
     ) as refused:
@@ -90,7 +91,7 @@ def engine(flavour: str, request: pytest.FixtureRequest, tmp_path_factory: pytes
     model = model_of("few", num_keypoints=3, objectness=3.0)
     onnx = folder / "few.onnx"
     onnx_from_model(model, out=onnx, img=64, dynamic=request.param)
-    return build_engine(onnx, flavour=flavour, profiles=SHAPES[request.param])  # type: ignore[arg-type]
+    return build_engine(onnx, flavour=flavour, options=EngineOptions(profiles=tuple(SHAPES[request.param])))  # type: ignore[arg-type]
 
 
 def noise(*shape: int, seed: int = 3) -> Array:
@@ -103,7 +104,7 @@ def test_the_build_ran_the_engine_and_verified_it(engine: EngineReport) -> None:
     assert engine.parity is not None
     assert engine.parity.ok
     assert parity_of(engine.path).exists()
-    assert not expected_of(engine.path).exists()
+    assert not reference_values_path(engine.path).exists()
 
 
 def test_it_agrees_with_the_onnx_file(engine: EngineReport) -> None:
@@ -179,9 +180,11 @@ def test_an_engine_from_a_machine_without_a_gpu_is_compared_when_it_first_runs(
     feeds = Feeds({"noise": noise(1, 3, 64, 64)}, (Batch("noise", ("noise",)),))
     layout = engine.record.spec.output
     assert isinstance(layout, RawDetections)
-    ReferenceOutputs(feeds, {"itself": {"noise": rows}}, {"itself": "this GPU"}, layout).save(expected_of(path))
+    ReferenceOutputs(feeds, {"itself": {"noise": rows}}, {"itself": "this GPU"}, layout).save(
+        reference_values_path(path)
+    )
     open_session(path).close()
-    record = record_of(path)
+    record = read_record(path)
     assert record is not None
     assert record.verified
 
@@ -210,10 +213,22 @@ def test_the_timing_cache_is_filled_and_used(
         pytest.skip("TensorRT for RTX measures nothing when it builds")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     onnx = engine.path.with_suffix(".onnx")
-    build_engine(onnx, flavour="tensorrt", out=tmp_path / "a.trt", check=False, profiles=engine.record.profiles)
+    build_engine(
+        onnx,
+        flavour="tensorrt",
+        out=tmp_path / "a.trt",
+        check=False,
+        options=EngineOptions(profiles=engine.record.profiles),
+    )
     (cache,) = (tmp_path / "cache").rglob("*.cache")
     first = cache.stat().st_size
-    build_engine(onnx, flavour="tensorrt", out=tmp_path / "b.trt", check=False, profiles=engine.record.profiles)
+    build_engine(
+        onnx,
+        flavour="tensorrt",
+        out=tmp_path / "b.trt",
+        check=False,
+        options=EngineOptions(profiles=engine.record.profiles),
+    )
     assert cache.stat().st_size == first > 0
 
 
@@ -237,8 +252,7 @@ def test_options_of_tensorrt_build_engines_that_run(
             engine.path.with_suffix(".onnx"),
             flavour="tensorrt",
             out=tmp_path / "o.trt",
-            options=options,
-            profiles=engine.record.profiles,
+            options=replace(options, profiles=engine.record.profiles),
             check=not options.tf32,  # TF32 is not fp32, which is why it is off by default
         )
     except ExportError as e:

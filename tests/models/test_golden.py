@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from deploykit.errors import CheckpointError
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import open_session
 from deploykit.models.fuse import fuse_model
@@ -255,8 +255,8 @@ def test_the_export_of_kapao_gives_the_originals_output(tmp_path: Path) -> None:
     model = model_of(GOLDEN / "kapao-s-narrow.pt")
     with np.load(GOLDEN / "kapao-s-narrow.npz") as golden:
         images, expected = golden["images"], golden["output"]
-    options: dict[str, Any] = {"img": images.shape[2:], "batch": len(images), "exporter": "legacy"}
-    report = onnx_from_model(model, out=tmp_path / "m.onnx", **options)
+    options = OnnxOptions(img=images.shape[2:], batch=len(images), exporter="legacy")
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", options=options)
     assert report.parity is not None
     assert report.parity.ok
     with open_session(report.path, provider="cpu") as session:

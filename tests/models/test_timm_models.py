@@ -13,9 +13,11 @@ from torch import nn
 
 from deploykit.cli import main
 from deploykit.errors import MissingDependencyError, NotFoundError, UsageError, WeightsMismatchError
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import export_onnx
 from deploykit.models import timm_models
-from deploykit.models.timm_models import TimmModel, TimmOptions, list_timm, load_timm, name_in, resample_of
+from deploykit.models.timm_models import TimmModel, list_timm, load_timm, name_in, resample_of
+from deploykit.models.timm_options import TimmOptions
 
 
 @pytest.fixture
@@ -127,7 +129,9 @@ def test_its_options_are_of_no_other_model(capsys: pytest.CaptureFixture) -> Non
 
 def test_a_name_exports(timm: Any, tmp_path: Path) -> None:
     options = TimmOptions(num_classes=10, in_chans=1)
-    report = export_onnx("timm:test_resnet.r160_in1k", timm=options, img=64, out=tmp_path / "m.onnx")
+    report = export_onnx(
+        "timm:test_resnet.r160_in1k", options=OnnxOptions(timm=options), img=64, out=tmp_path / "m.onnx"
+    )
     assert report.parity is not None
     assert (len(report.spec.classes), report.spec.input.channels) == (10, 1)
     assert any("random" in note for note in report.notes)

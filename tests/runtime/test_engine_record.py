@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 from deploykit.errors import SpecError
 from deploykit.runtime.engine_record import (
     FLAVOURS,
-    EngineOptions,
+    BuilderOptions,
     EngineRecord,
     Profile,
-    expected_of,
     log_of,
-    record_of,
+    read_record,
+    reference_values_path,
 )
 from tests.cell_model import cell_spec
 
@@ -39,7 +40,7 @@ def records(draw: st.DrawFn) -> EngineRecord:
         size=draw(st.integers(0, 2**40)),
         gpu=draw(st.text(max_size=8)),
         profiles=tuple(draw(st.lists(profiles(), max_size=2))),
-        options=EngineOptions(
+        options=BuilderOptions(
             workspace=draw(st.none() | st.integers(1, 2**40)),
             tf32=draw(st.booleans()),
             compute_capabilities=tuple(draw(st.lists(st.sampled_from(("sm89", "sm120")), max_size=2))),
@@ -54,13 +55,23 @@ def test_a_record_survives_a_round_trip_through_json(record: EngineRecord) -> No
     assert EngineRecord.from_json(record.to_json()) == record
 
 
+def test_a_profile_stands_in_the_file_as_the_first_version_wrote_it() -> None:
+    profile = Profile((1, 3, 8, 8), (2, 3, 8, 8), (4, 3, 8, 8))
+    record = EngineRecord("tensorrt-rtx", "1.7", cell_spec(), "model.onnx", "00", profiles=(profile,))
+    written = {"least": [1, 3, 8, 8], "best": [2, 3, 8, 8], "most": [4, 3, 8, 8]}
+    assert json.loads(record.to_json())["profiles"] == [written]
+    assert EngineRecord.from_json(record.to_json()).profiles == (profile,)
+    with pytest.raises(SpecError, match=r"record\.profiles\[0\]"):
+        EngineRecord.from_json('{"flavour": "tensorrt", "profiles": [1]}')
+
+
 @given(profiles(), st.data())
 def test_a_profile_covers_the_shapes_in_its_range(profile: Profile, data: st.DataObject) -> None:
-    inside = tuple(data.draw(st.integers(a, b)) for a, b in zip(profile.least, profile.most, strict=True))
+    inside = tuple(data.draw(st.integers(a, b)) for a, b in zip(profile.min, profile.max, strict=True))
     assert profile.covers(inside)
     axis = data.draw(st.integers(0, 3))
     outside = [*inside]
-    outside[axis] = data.draw(st.sampled_from((profile.least[axis] - 1, profile.most[axis] + 1)))
+    outside[axis] = data.draw(st.sampled_from((profile.min[axis] - 1, profile.max[axis] + 1)))
     assert not profile.covers(tuple(outside))
     assert not profile.covers(inside[:3])
 
@@ -78,10 +89,10 @@ def test_files_beside_an_engine_carry_its_full_name(tmp_path: Path) -> None:
     record = EngineRecord("tensorrt-rtx", "1.7", cell_spec(), "model.onnx", "00")
     record.write(engine)
     assert [p.name for p in tmp_path.iterdir()] == ["model.trt.json"]
-    assert record_of(engine) == record
-    assert expected_of(engine).name == "model.trt.parity.npz"
+    assert read_record(engine) == record
+    assert reference_values_path(engine).name == "model.trt.parity.npz"
     assert log_of(engine).name == "model.trt.log"
-    assert record_of(tmp_path / "other.trt") is None
+    assert read_record(tmp_path / "other.trt") is None
 
 
 @pytest.mark.parametrize(

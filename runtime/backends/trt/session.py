@@ -18,7 +18,15 @@ from deploykit.runtime.backends.trt.bindings import NUMPY_NAMES, BuildLog, dtype
 from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
 from deploykit.runtime.backends.trt.load_errors import refusal
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
-from deploykit.runtime.engine_record import FLAVOURS, EngineRecord, Flavour, Profile, expected_of, record_of, source_of
+from deploykit.runtime.engine_record import (
+    FLAVOURS,
+    EngineRecord,
+    Flavour,
+    Profile,
+    find_onnx_source,
+    read_record,
+    reference_values_path,
+)
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.expected import ReferenceOutputs, runs
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
@@ -50,7 +58,7 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
         raise UsageError(f"{path} is an engine and runs on a GPU; threads are for the CPU: leave them out")
     if contexts < 1:
         raise UsageError(f"contexts must be at least 1, got {contexts}")
-    record = record_of(path)
+    record = read_record(path)
     gpu = _gpu(path, 0 if provider in ("auto", *FLAVOURS) else device_index(provider))
     flavour: str = record.flavour if record else provider
     if flavour not in FLAVOURS:
@@ -62,7 +70,7 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
         (flavour,) = installed()
     session = TrtSession(path, gpu, load_flavour(flavour), flavour, record, contexts=contexts)
     try:
-        if record and not record.verified and expected_of(path).exists():
+        if record and not record.verified and reference_values_path(path).exists():
             _verify(path, session, record)
         if rest_of(path).exists():
             return ChainSession(session, ort.open_session(rest_of(path)))
@@ -81,7 +89,7 @@ def _gpu(path: Path, index: int) -> Gpu:
     try:
         return open_gpu(index)
     except DeviceError as e:
-        source = source_of(path)
+        source = find_onnx_source(path)
         instead = f"; {source} is the same network and runs here" if source else ""
         raise DeviceError(f"{path} is a TensorRT engine: {e}{instead}") from e
 
@@ -89,16 +97,19 @@ def _gpu(path: Path, index: int) -> Gpu:
 def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
     """Compare the engine with its reference values, then record that it is verified."""
     if record.spec.output.nms_inside:
-        how = f"deploykit compare {expected_of(path)} {path}"
+        how = f"deploykit compare {reference_values_path(path)} {path}"
         session.notes = (f"the outputs of this engine are not verified yet: run {how}",)
         return
-    expected, adapter = ReferenceOutputs.load(expected_of(path)).restrict_to(session.takes), adapter_of(record.spec)
+    expected, adapter = (
+        ReferenceOutputs.load(reference_values_path(path)).restrict_to(session.takes),
+        adapter_of(record.spec),
+    )
     for batch, reference, rows, found in runs(expected, path.name, session, adapter.values):
         for each in adapter.differences((reference, path.name, batch.name), rows, found, expected.limits):
             if not each.ok:
                 raise ParityError(
                     f"{path.name} ran for the first time and its outputs differ from the reference values: {each}; "
-                    f"deploykit compare {expected_of(path)} {path} shows all differences"
+                    f"deploykit compare {reference_values_path(path)} {path} shows all differences"
                 )
     with suppress(DeployError):  # in a read-only folder the engine is compared each time
         replace(record, verified=True, unverified="").write(path)
@@ -149,7 +160,7 @@ class TrtSession(Session):
         version = f"{'TensorRT' if flavour == 'tensorrt' else 'TensorRT for RTX'} {trt.__version__}"
         self.providers = (f"{version} on {gpu.name} (cuda:{gpu.index}, driver for CUDA {gpu.driver}, {gpu.binding})",)
         self.notes = ()
-        if record and not record.verified and not expected_of(path).exists():
+        if record and not record.verified and not reference_values_path(path).exists():
             self.notes = (
                 f"the outputs of this engine are not verified: {record.unverified or 'it was never compared'}",
             )
@@ -246,7 +257,7 @@ class TrtSession(Session):
             ranges = " or ".join(str(p[self._input_names[0]]) for p in self.profiles)
             found = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
             raise BackendError(f"this engine takes shapes of {ranges}, got {found}: build it with another --profile")
-        return min(fitting, key=lambda i: (any(self.profiles[i][n].best != s for n, s in shapes.items()), i))
+        return min(fitting, key=lambda i: (any(self.profiles[i][n].opt != s for n, s in shapes.items()), i))
 
     def _new_context(self) -> TrtContext:
         made = self._kernels.new_context(self._engine)

@@ -37,14 +37,24 @@ from deploykit.export.engine.progress import BuildProgress
 from deploykit.export.engine.report import EngineReport
 from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.export.formats import export_formats
+from deploykit.export.options import EngineOptions, OnnxOptions
+from deploykit.progress import SILENT
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine_record import EngineOptions, Profile, expected_of, log_of, parity_of, record_of
+from deploykit.runtime.engine_record import (
+    BuilderOptions,
+    Profile,
+    log_of,
+    parity_of,
+    read_record,
+    reference_values_path,
+)
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec
 from tests.cell_model import cell_spec, write_cell_model
 from tests.cpu_tensorrt import CpuGpu
+from tests.heard import Heard
 
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where engines run at once")
@@ -62,7 +72,7 @@ def built(onnx_file: Path, **options: object) -> EngineReport:
 
     report = build_engine(onnx_file, flavour="tensorrt-rtx", **options)  # type: ignore[arg-type]
     record, engine = report.record, report.path
-    assert record_of(engine) == record
+    assert read_record(engine) == record
     assert (record.flavour, record.version, record.size) == ("tensorrt-rtx", trt.__version__, engine.stat().st_size)
     assert (record.verified, record.precision_from) == (False, "network")
     assert record.unverified.startswith("built, not run: no GPU (")
@@ -79,9 +89,9 @@ def built(onnx_file: Path, **options: object) -> EngineReport:
 @rtx
 @no_gpu
 def test_an_engine_is_built_with_what_is_needed_beside_it(cells: Path) -> None:
-    seen: list[tuple[str, float]] = []
-    steps: list[str] = []
-    report = built(cells, on_step=steps.append, on_progress=lambda phase, share: seen.append((phase, share)))
+    heard = Heard()
+    report = built(cells, progress=heard)
+    steps, seen = heard.steps, heard.shares
     names = {p.name for p in cells.parent.iterdir()}
     beside = {"cells.trt.json", "cells.trt.log", "cells.trt.parity.npz"}
     assert names == {"cells.onnx", "cells.trt", *beside}
@@ -102,7 +112,7 @@ def test_the_reference_values_are_what_the_onnx_file_gives(cells: Path) -> None:
     from deploykit.facade import open_session
 
     report = built(cells)
-    expected = ReferenceOutputs.load(expected_of(report.path))
+    expected = ReferenceOutputs.load(reference_values_path(report.path))
     assert list(expected.computed) == ["cells.onnx"]
     assert len(expected.feeds.images) == 2
     with open_session(cells) as session:
@@ -123,7 +133,7 @@ def test_networks_of_every_kind_of_shape_are_built(exported: Path, tmp_path: Pat
     }
     assert report.record.profiles == expected[name]
     assert report.record.precision["fp32"] > 10
-    batches = [batch.images for batch in ReferenceOutputs.load(expected_of(report.path)).feeds.batches]
+    batches = [batch.images for batch in ReferenceOutputs.load(reference_values_path(report.path)).feeds.batches]
     assert max(len(images) for images in batches) == (1 if name == "static" else 3)
 
 
@@ -134,10 +144,10 @@ def test_profiles_that_are_asked_for_bound_what_is_compared(exported: Path, tmp_
         Profile((1, 3, 64, 64), (1, 3, 64, 64), (1, 3, 64, 64)),
         Profile((1, 3, 64, 64), (2, 3, 64, 64), (2, 3, 64, 64)),
     )
-    report = built(exported / "shape.onnx", out=tmp_path / "two.engine", profiles=profiles)
+    report = built(exported / "shape.onnx", out=tmp_path / "two.engine", options=EngineOptions(profiles=profiles))
     assert report.path == tmp_path / "two.engine"
     assert report.record.profiles == profiles
-    expected = ReferenceOutputs.load(expected_of(report.path))
+    expected = ReferenceOutputs.load(reference_values_path(report.path))
     assert max(len(batch.images) for batch in expected.feeds.batches) == 2
     assert {image.shape for image in expected.feeds.images.values()} == {(1, 3, 64, 64)}
 
@@ -145,13 +155,15 @@ def test_profiles_that_are_asked_for_bound_what_is_compared(exported: Path, tmp_
 @rtx
 @no_gpu
 def test_options_reach_the_builder_and_the_record(cells: Path) -> None:
-    options = EngineOptions(workspace=2**28, tf32=True, compute_capabilities=("sm89", "sm120"), optimization_level=1)
-    report = built(cells, options=options, verbose=True)
-    assert report.record.options == options
+    options = EngineOptions(
+        workspace=2**28, tf32=True, compute_capabilities=("sm89", "sm120"), optimization_level=1, verbose=True
+    )
+    report = built(cells, options=options)
+    assert report.record.options == options.builder
     log = log_of(report.path).read_text()
     assert "VERBOSE" in log
     default = built(cells)
-    assert default.record.options == EngineOptions()
+    assert default.record.options == BuilderOptions()
     assert "VERBOSE" not in log_of(default.path).read_text()
 
 
@@ -166,7 +178,7 @@ def test_tf32_is_off_unless_it_is_asked_for(cells: Path, monkeypatch: pytest.Mon
     given: list[bool] = []
     apply = builder._apply
 
-    def noted(module: object, config: object, options: EngineOptions) -> None:
+    def noted(module: object, config: object, options: BuilderOptions) -> None:
         assert config.get_flag(trt.BuilderFlag.TF32)  # type: ignore[attr-defined]
         apply(module, config, options)
         given.append(config.get_flag(trt.BuilderFlag.TF32))  # type: ignore[attr-defined]
@@ -181,7 +193,7 @@ def test_tf32_is_off_unless_it_is_asked_for(cells: Path, monkeypatch: pytest.Mon
 @no_gpu
 def test_without_a_check_nothing_is_promised(cells: Path) -> None:
     report = build_engine(cells, flavour="tensorrt-rtx", check=False)
-    assert not expected_of(report.path).exists()
+    assert not reference_values_path(report.path).exists()
     assert report.record.unverified == "not checked, as asked for"
 
 
@@ -193,7 +205,7 @@ def test_an_older_engines_companions_do_not_stay(cells: Path) -> None:
     built(cells)
     assert not parity_of(engine).exists()
     build_engine(cells, flavour="tensorrt-rtx", check=False)
-    assert not expected_of(engine).exists()
+    assert not reference_values_path(engine).exists()
 
 
 @rtx
@@ -202,13 +214,13 @@ def test_a_checkpoint_becomes_an_onnx_file_and_an_engine_that_is_held_against_it
     checkpoint: Path, tmp_path: Path
 ) -> None:
     exports = export_formats(
-        checkpoint, ["tensorrt-rtx"], out=f"{tmp_path}/", onnx_options={"img": 64, "exporter": "legacy"}
+        checkpoint, ["tensorrt-rtx"], out=f"{tmp_path}/", onnx=OnnxOptions(img=64, exporter="legacy")
     )
     assert exports.onnx is not None
     assert exports.onnx.path == tmp_path / "few.onnx"
     (engine,) = exports.engines
     assert engine.path == tmp_path / "few.trt"
-    expected = ReferenceOutputs.load(expected_of(engine.path))
+    expected = ReferenceOutputs.load(reference_values_path(engine.path))
     assert dict(expected.computed) == {"the checkpoint": "PyTorch CPU float64"}
     assert engine.record.spec == exports.onnx.spec
 
@@ -219,11 +231,11 @@ def test_a_checkpoint_becomes_an_onnx_file_and_an_engine_that_is_held_against_it
 def test_the_golden_pose_model_becomes_an_engine(shared: Path, tmp_path: Path) -> None:
     weights = shared / "golden" / "yolov7-w6-pose-narrow.pt"
     exports = export_formats(
-        weights, ["onnx", "tensorrt-rtx"], out=f"{tmp_path}/", onnx_options={"img": 256, "dynamic": "batch"}
+        weights, ["onnx", "tensorrt-rtx"], out=f"{tmp_path}/", onnx=OnnxOptions(img=256, dynamic="batch")
     )
     (engine,) = exports.engines
     assert engine.record.precision == {"fp32": 155}
-    assert engine.record.profiles[0].most == (8, 3, 256, 256)
+    assert engine.record.profiles[0].max == (8, 3, 256, 256)
 
 
 # What cannot be built.
@@ -275,8 +287,8 @@ def test_what_has_no_kernel_is_an_error_with_tensorrts_reason(tmp_path: Path) ->
     ("error", "raised", "words"),
     [
         (DeviceError("cudaSetDevice failed with code 101"), DeviceError, "^cudaSetDevice failed with code 101$"),
-        (MemoryError("64 GB"), ExportError, r"TensorRT built no engine: MemoryError\('64 GB'\)"),
-        (SystemExit(3), ExportError, r"TensorRT built no engine: SystemExit\(3\)"),
+        (MemoryError("64 GB"), ExportError, "TensorRT built no engine: MemoryError: 64 GB"),
+        (SystemExit(3), ExportError, "TensorRT built no engine: SystemExit: 3"),
     ],
     ids=["DeviceError", "MemoryError", "SystemExit"],
 )
@@ -292,7 +304,7 @@ def test_an_error_in_the_building_thread_reaches_the_caller(
 
     network = builder.parse(trt, cells, BuildLog())
     with pytest.raises(raised, match=words) as caught:
-        builder.build(network, EngineOptions(), (), BuildProgress(lambda phase, share: None), bound=bound())
+        builder.build(network, BuilderOptions(), (), BuildProgress(SILENT), bound=bound())
     assert error in (caught.value, caught.value.__cause__)
 
 
@@ -314,7 +326,7 @@ def test_an_older_engine_survives_a_build_that_fails(tmp_path: Path) -> None:
         ({"options": EngineOptions(compute_capabilities=("sm90",))}, r"builds for sm75, sm80, .* not for 'sm90'"),
         ({"options": EngineOptions(workspace=0)}, "at least 1 byte, got 0"),
         ({"options": EngineOptions(optimization_level=6)}, r"in 0\.\.5, got 6"),
-        ({"profiles": [Profile((1, 3, 64, 64), (1, 3, 64, 64), (1, 3, 64, 64))]}, "shapes are all fixed"),
+        ({"options": EngineOptions(profiles=(Profile(*[(1, 3, 64, 64)] * 3),))}, "shapes are all fixed"),
         ({"out": "model.plan"}, r"ends in \.trt or \.engine"),
         ({"flavour": "openvino"}, "flavour is auto, tensorrt or tensorrt-rtx"),
     ],
@@ -329,7 +341,11 @@ def test_options_that_do_not_fit_are_refused(cells: Path, options: dict[str, obj
 def test_a_profile_of_another_shape_is_refused(tmp_path: Path) -> None:
     path = write_cell_model(tmp_path / "d.onnx", batch="batch", spec=cell_spec(dynamic=True))
     with pytest.raises(UsageError, match=r"a profile's shape is float32 \(\?, 3, 64, 64\), got 1x3x32x32"):
-        build_engine(path, flavour="tensorrt-rtx", profiles=[Profile((1, 3, 32, 32), (1, 3, 64, 64), (1, 3, 64, 64))])
+        build_engine(
+            path,
+            flavour="tensorrt-rtx",
+            options=EngineOptions(profiles=(Profile((1, 3, 32, 32), (1, 3, 64, 64), (1, 3, 64, 64)),)),
+        )
 
 
 @rtx
@@ -401,20 +417,48 @@ def test_auto_takes_the_flavour_that_can_build(
         assert engine_build.chosen_flavour("auto") == flavour
 
 
+@rtx
+@no_gpu
+@pytest.mark.parametrize(
+    ("error", "raised", "said"),
+    [
+        (RuntimeError("no such device"), ExportError, "TensorRT built no engine: RuntimeError: no such device"),
+        (DeviceError("the GPU is gone"), DeviceError, "the GPU is gone"),
+    ],
+    ids=["foreign", "ours"],
+)
+def test_what_fails_in_the_building_thread_reaches_the_caller(
+    error: Exception, raised: type[Exception], said: str, cells: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.contextmanager
+    def bound() -> Iterator[None]:
+        raise error
+        yield
+
+    build = engine_build.build
+    monkeypatch.setattr(engine_build, "build", lambda *a, **options: build(*a, **{**options, "bound": bound()}))
+    with pytest.raises(raised, match=said) as caught:
+        build_engine(cells, flavour="tensorrt-rtx")
+    assert error in (caught.value, caught.value.__cause__, getattr(caught.value.__cause__, "__cause__", None))
+
+
 @pytest.mark.usefixtures("ctrl_c")
 @rtx
 def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path, exported: Path) -> None:
     """The signal comes while the builder is inside of TensorRT, which is why the build has a thread of its own."""
     interrupted = threading.Event()
 
-    def interrupt(phase: str, share: float) -> None:
-        if not interrupted.is_set():
-            interrupted.set()
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.3)  # the main thread notices before the builder goes on
+    class Interrupting(Heard):
+        def share(self, what: str, done: float) -> None:
+            if not interrupted.is_set():
+                interrupted.set()
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.3)  # the main thread notices before the builder goes on
 
+    progress = Interrupting()
     with pytest.raises(KeyboardInterrupt):
-        build_engine(exported / "static.onnx", flavour="tensorrt-rtx", out=tmp_path / "m.trt", on_progress=interrupt)
+        build_engine(exported / "static.onnx", flavour="tensorrt-rtx", out=tmp_path / "m.trt", progress=progress)
+    assert progress.messages == ["interrupted: TensorRT ends the build at its next step"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -460,7 +504,7 @@ def test_an_engine_that_gives_other_numbers_is_not_kept(cells: Path, monkeypatch
     assert report.parity is not None
     assert report.parity.ok
     assert json.loads(parity_of(report.path).read_text())["ok"]
-    assert not expected_of(report.path).exists()
+    assert not reference_values_path(report.path).exists()
 
 
 @rtx
@@ -478,10 +522,10 @@ def test_an_engine_that_does_not_run_on_this_gpu_is_kept_and_says_why(
     monkeypatch.setattr(engine_build, "open_engine", refuse)
     report = build_engine(cells, flavour="tensorrt-rtx")
     assert report.record.unverified == "built, not run: " + reason.format(engine="cells.trt")
-    assert record_of(report.path) == report.record
+    assert read_record(report.path) == report.record
     assert not report.record.verified
     assert report.parity is None
-    assert list(ReferenceOutputs.load(expected_of(report.path)).computed) == ["cells.onnx"]
+    assert list(ReferenceOutputs.load(reference_values_path(report.path)).computed) == ["cells.onnx"]
 
 
 # The timing cache of TensorRT proper.

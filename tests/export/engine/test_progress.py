@@ -6,11 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.export.engine.progress import BuildProgress
+from tests.heard import Heard
 
 
 def followed() -> tuple[BuildProgress, list[tuple[str, float]]]:
-    told: list[tuple[str, float]] = []
-    return BuildProgress(lambda name, share: told.append((name, share))), told
+    heard = Heard()
+    return BuildProgress(heard), heard.shares
 
 
 def test_steps_of_a_phase_are_shares_of_it() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.export.graph import passes
-from deploykit.export.graph.trace import example_input, traced
+from deploykit.export.graph.trace import example_input, export_to_ir
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.spec import DenseOutput, InputSpec, ModelSpec
 
@@ -33,7 +33,7 @@ class Clipped(nn.Module):
 def test_each_clip_of_a_value_keeps_its_bounds() -> None:
     spec = ModelSpec("restore", InputSpec(size=(8, 8)), DenseOutput(name="image"))
     module = Clipped().eval()
-    graph = traced(module, example_input(spec.input), spec, "dynamo", True, ["image"])
+    graph = export_to_ir(module, example_input(spec.input), spec, "dynamo", True, ["image"])
     onnx.checker.check_model(ir.to_proto(graph), full_check=True)
     x = np.random.default_rng(0).normal(size=(1, 3, 8, 8)).astype(np.float32)
     found = OnnxInTorchSession(graph).run({spec.input.name: x})["image"]

@@ -16,15 +16,17 @@ from deploykit.errors import ParityError, UsageError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.nms import plan as nms_plan
 from deploykit.export.nms.graph import CONF, IOU
+from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine_record import expected_of
+from deploykit.runtime.engine_record import reference_values_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
+from tests.asked import asked
 from tests.narrow import model_of
 
 MODEL = {"num_keypoints": 3, "objectness": 3.0}
@@ -37,10 +39,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
     folder = tmp_path_factory.mktemp("nms")
     model = model_of("few", **MODEL)
     reports = {
-        mode: onnx_from_model(model, out=folder / f"{mode}.onnx", img=64, nms=mode, dynamic=dynamic, thresholds=LIMITS)
+        mode: onnx_from_model(
+            model, out=folder / f"{mode}.onnx", img=64, nms=mode, dynamic=dynamic, options=asked(LIMITS)
+        )
         for mode, dynamic in (("none", "none"), ("graph", "none"), ("basic", "batch"))
     }
-    reports["plugin"] = onnx_from_model(model, out=folder / "plugin.onnx", img=64, nms="plugin", thresholds=LIMITS)
+    reports["plugin"] = onnx_from_model(model, out=folder / "plugin.onnx", img=64, nms="plugin", options=asked(LIMITS))
     return reports
 
 
@@ -145,7 +149,11 @@ def test_fewer_rows_than_topk_is_fine(tmp_path: Path) -> None:
 
 def test_the_command_lines_thresholds_are_the_files(checkpoint: Path, tmp_path: Path) -> None:
     report = export_onnx(
-        checkpoint, img=64, out=tmp_path / "m.onnx", nms="graph", conf=0.6, iou=0.2, max_det=7, pre_nms_topk=50
+        checkpoint,
+        img=64,
+        out=tmp_path / "m.onnx",
+        nms="graph",
+        options=OnnxOptions(conf=0.6, iou=0.2, max_det=7, pre_nms_topk=50),
     )
     limits = report.spec.thresholds
     assert (limits.conf, limits.iou, limits.max_det, limits.pre_nms_topk) == (0.6, 0.2, 7, 50)
@@ -183,7 +191,7 @@ def test_a_graph_that_decides_otherwise_is_refused(
     monkeypatch.setattr(nms_plan, "append_nms", damaged)
     limits = replace(LIMITS, max_det=150)  # where a list is full, what is at its end is excused
     with pytest.raises(ParityError, match=r"m\.onnx"):
-        onnx_from_model(model_of("few", **MODEL), out=tmp_path / "m.onnx", img=64, nms="basic", thresholds=limits)
+        onnx_from_model(model_of("few", **MODEL), out=tmp_path / "m.onnx", img=64, nms="basic", options=asked(limits))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -203,20 +211,20 @@ def test_a_network_that_detects_nothing_is_verified_on_its_best_rows(tmp_path: P
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dynamic": "shape"}, "--nms graph needs a fixed image size"),
-        ({"exporter": "legacy"}, "--nms graph needs --exporter dynamo"),
-        ({"thresholds": replace(LIMITS, pre_nms_topk=4000)}, "--pre-nms-topk is at most 3840 inside a graph, got 4000"),
-        ({"thresholds": replace(LIMITS, max_det=5000)}, "--max-det is at most 3840"),
+        (OnnxOptions(dynamic="shape"), "--nms graph needs a fixed image size"),
+        (OnnxOptions(exporter="legacy"), "--nms graph needs --exporter dynamo"),
+        (OnnxOptions(pre_nms_topk=4000), "--pre-nms-topk is at most 3840 inside a graph, got 4000"),
+        (OnnxOptions(max_det=5000), "--max-det is at most 3840"),
     ],
 )
-def test_options_that_do_not_go_together(tmp_path: Path, options: dict[str, object], words: str) -> None:
+def test_options_that_do_not_go_together(tmp_path: Path, options: OnnxOptions, words: str) -> None:
     with pytest.raises(UsageError, match=words):
-        onnx_from_model(model_of("few", **MODEL), out=tmp_path / "m.onnx", img=64, nms="graph", **options)  # type: ignore[arg-type]
+        onnx_from_model(model_of("few", **MODEL), out=tmp_path / "m.onnx", img=64, nms="graph", options=options)
 
 
 def test_a_threshold_that_is_none_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"conf must lie in 0..1, got 2"):
-        export_onnx(checkpoint, img=64, out=tmp_path / "m.onnx", conf=2.0)
+        export_onnx(checkpoint, img=64, out=tmp_path / "m.onnx", options=OnnxOptions(conf=2.0))
 
 
 # Engines.
@@ -226,8 +234,8 @@ def test_a_threshold_that_is_none_is_refused(checkpoint: Path, tmp_path: Path) -
 @pytest.mark.skipif(why_no_gpu() is None, reason="on a GPU tests/gpu builds engines and runs them")
 def test_basic_operators_build_where_there_is_no_nms_layer(files: dict[str, ExportReport], tmp_path: Path) -> None:
     report = build_engine(files["basic"].path, flavour="tensorrt-rtx", out=tmp_path)
-    assert report.record.profiles[0].most == (8, 3, 64, 64)
-    expected = ReferenceOutputs.load(expected_of(report.path))
+    assert report.record.profiles[0].max == (8, 3, 64, 64)
+    expected = ReferenceOutputs.load(reference_values_path(report.path))
     assert isinstance(expected.layout, RawDetections)
     assert len(expected.rows["basic.onnx"][next(iter(expected.feeds.images))]) > 10
 

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 from deploykit.errors import ParityError
 from deploykit.export import to_onnx
 from deploykit.export.matching import Matching
+from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.float32_noise import SAFETY_FACTOR, Float32Cost, relaxed_tolerance
 from deploykit.export.parity.report import ParityReport
-from deploykit.export.to_onnx import onnx_from_model
+from deploykit.export.step_timer import StepTimer
+from deploykit.export.to_onnx import VerifiedExport, export_model, onnx_from_model
 from deploykit.models.families.yolox.model import reference_of
 from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.backends import ort
@@ -54,8 +56,12 @@ def magnifying() -> ReferenceModel:
     return reference_of(network, "magnifying", CLASSES, 64)
 
 
-def export(model: ReferenceModel, out: Path, **options: Any) -> Any:
-    return onnx_from_model(model, out=out, **options)
+def verified(model: ReferenceModel, out: Path) -> VerifiedExport:
+    return export_model(model, OnnxOptions(), out=out, timer=StepTimer())
+
+
+def export(model: ReferenceModel, out: Path) -> Any:
+    return verified(model, out).report
 
 
 @pytest.fixture
@@ -73,8 +79,9 @@ def levels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_path: Path, levels: list[str]) -> None:
-    known: list[ReferenceOutputs] = []
-    report = export(magnifying(), tmp_path / "m.onnx", on_expected=known.append)
+    done = verified(magnifying(), tmp_path / "m.onnx")
+    report: Any = done.report
+    assert done.reference is not None
     limits = report.parity.tolerance
     assert report.parity.ok
     assert limits.probability > 3 * FP32.probability
@@ -82,9 +89,9 @@ def test_a_network_that_magnifies_rounding_is_held_to_what_float32_can_do(tmp_pa
     (note,) = (n for n in report.parity.notes if "float32" in n)
     assert f"may be off by {limits.probability:.3g}" in note
     assert "boxes" not in note
-    assert known[0].limits == limits
+    assert done.reference.limits == limits
     assert levels == ["all", "all", "extended", "none", "all"]  # checked, then itself at every level, then again
-    known[0].save(tmp_path / "known.npz")
+    done.reference.save(tmp_path / "known.npz")
     assert ReferenceOutputs.load(tmp_path / "known.npz").limits == limits
 
 
@@ -127,8 +134,8 @@ def test_a_wrong_file_is_refused_all_the_same(
     model = model_of("few-yolox") if healthy else magnifying()
     wrong = copy.deepcopy(model.module)
     damage(wrong.head)
-    traced = to_onnx.traced
-    monkeypatch.setattr(to_onnx, "traced", lambda module, *rest: traced(to_onnx.fuse_model(wrong), *rest))
+    traced = to_onnx.export_to_ir
+    monkeypatch.setattr(to_onnx, "export_to_ir", lambda module, *rest: traced(to_onnx.fuse_model(wrong), *rest))
     with pytest.raises(ParityError, match=rf"{what} of m\.onnx differ"):
         export(model, tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -186,10 +193,10 @@ def test_what_is_no_number_widens_nothing(share: float) -> None:
 
 
 def test_reference_values_of_older_files_have_the_limits_of_fp32(tmp_path: Path) -> None:
-    known: list[ReferenceOutputs] = []
-    export(model_of("few-yolox"), tmp_path / "m.onnx", on_expected=known.append)
+    known = verified(model_of("few-yolox"), tmp_path / "m.onnx").reference
+    assert known is not None
     file = tmp_path / "known.npz"
-    replace(known[0], limits=Tolerance(1.0, 1.0, 1.0)).save(file)
+    replace(known, limits=Tolerance(1.0, 1.0, 1.0)).save(file)
     with np.load(file) as arrays:
         content = dict(arrays)
     about = json.loads(content["about"].tobytes())

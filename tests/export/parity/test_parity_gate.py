@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from deploykit.errors import ParityError
 from deploykit.export import to_onnx
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.layers.conv import Conv
 from deploykit.spec import ModelSpec, RawDetections
@@ -121,7 +122,7 @@ GRAPHS: dict[tuple[str, str], bytes] = {}
 
 def do(monkeypatch: pytest.MonkeyPatch, damage: Damage) -> None:
     """Let ``damage`` change what the exporter gives."""
-    traced = to_onnx.traced
+    traced = to_onnx.export_to_ir
 
     def damaged(module: nn.Module, example: Tensor, spec: ModelSpec, exporter: str, *rest: Any) -> ir.Model:
         key = str(spec.input), exporter
@@ -131,11 +132,12 @@ def do(monkeypatch: pytest.MonkeyPatch, damage: Damage) -> None:
         damage(graph)
         return ir.from_proto(graph)
 
-    monkeypatch.setattr(to_onnx, "traced", damaged)
+    monkeypatch.setattr(to_onnx, "export_to_ir", damaged)
 
 
 def export(out: Path, **options: Any) -> Any:
-    return onnx_from_model(model_of("few", num_keypoints=3), out=out, img=64, **options)
+    model = model_of("few", num_keypoints=3)
+    return onnx_from_model(model, out=out, img=64, options=OnnxOptions(**options))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -17,14 +17,12 @@ from torch import nn
 from deploykit.cli import main
 from deploykit.errors import AccuracyError, BackendError, ExportError, NotFoundError, ParityError, UsageError
 from deploykit.export import to_onnx
-from deploykit.export.accuracy_gate import AccuracyGate
 from deploykit.export.engine.build import build_engine
+from deploykit.export.options import AccuracyGate, Calibration, EngineOptions, OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.parity.tolerances import FP16, UNJUDGED
 from deploykit.export.precision import convert as module
-from deploykit.export.precision.calibration import Calibration
-from deploykit.export.precision.convert import Lowering
 from deploykit.export.precision.half import HalfReport
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.report import ExportReport
@@ -37,7 +35,7 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import METADATA_KEY, ModelSpec, RawDetections
 from tests.narrow import model_of
 
-KEEP_NONE: dict[str, Any] = {"keep": "none", "cache": False}
+KEEP_NONE: dict[str, Any] = {"nodes_to_exclude": "none", "cache": False}
 engines = pytest.mark.skipif("tensorrt-rtx" not in installed(), reason="TensorRT for RTX is not installed")
 
 
@@ -54,10 +52,11 @@ def few() -> ReferenceModel:
     return model_of("few", num_keypoints=3, objectness=3.0)
 
 
-def export(out: Path, lowering: Lowering, model: ReferenceModel | None = None, **options: Any) -> ExportReport:
-    legacy = "nms" not in options and lowering.precision != "bf16"  # it is quicker, and writes other graphs
-    options = {"exporter": "legacy" if legacy else "dynamo", **options}
-    return onnx_from_model(model or few(), out=out, img=64, lowering=lowering, **options)
+def export(out: Path, precision: PrecisionOptions, model: ReferenceModel | None = None, **options: Any) -> ExportReport:
+    legacy = "nms" not in options and precision.precision != "bf16"  # it is quicker, and writes other graphs
+    check = options.pop("check", True)
+    asked = OnnxOptions(**{"exporter": "legacy" if legacy else "dynamo", **options})
+    return onnx_from_model(model or few(), out=out, img=64, precision=precision, check=check, options=asked)
 
 
 def spec_in(file: Path) -> ModelSpec:
@@ -68,7 +67,7 @@ def spec_in(file: Path) -> ModelSpec:
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ExportReport]:
     folder = tmp_path_factory.mktemp("halves")
-    return {kind: export(folder / f"{kind}.onnx", Lowering(kind)) for kind in ("fp32", "fp16", "bf16")}  # type: ignore[arg-type]  # literals of this tuple
+    return {kind: export(folder / f"{kind}.onnx", PrecisionOptions(kind)) for kind in ("fp32", "fp16", "bf16")}  # type: ignore[arg-type]  # literals of this tuple
 
 
 @pytest.mark.parametrize(("kind", "opset"), [("fp16", 18), ("bf16", 22)])
@@ -80,11 +79,11 @@ def test_half_is_half_as_large_verified_and_says_what_it_is(
     assert half.size <= 1.01 * 2 * half.parameters + sum(c.size for c in half.constants) + 150_000
     assert half.opset == opset
     assert spec_in(half.path).precision == kind
-    assert half.lowered is not None
-    assert half.lowered.computes == {kind: len(precisions_of(half.path)[kind])}
-    assert half.lowered.base is not None
-    assert half.lowered.base.ok
-    assert half.lowered.base.tolerance == Tolerance()
+    assert half.precision is not None
+    assert half.precision.computes == {kind: len(precisions_of(half.path)[kind])}
+    assert half.precision.base is not None
+    assert half.precision.base.ok
+    assert half.precision.base.tolerance == Tolerance()
     assert half.parity is not None
     assert half.parity.ok
     candidates = {d.candidate for d in half.parity.differences}
@@ -106,27 +105,52 @@ def test_what_runs_where_is_told(halves: dict[str, ExportReport]) -> None:
 
 def test_a_report_is_json(halves: dict[str, ExportReport]) -> None:
     written = json.loads(json.dumps(halves["fp16"].to_dict(), default=str))
-    assert written["lowered"]["precision"] == "fp16"
-    assert written["lowered"]["half"]["kept"]["decode"]
-    assert written["lowered"]["base"]["ok"] is True
+    assert written["precision"]["precision"] == "fp16"
+    assert written["precision"]["half"]["kept"]["decode"]
+    assert written["precision"]["base"]["ok"] is True
 
 
 @pytest.mark.slow
 def test_w6_pose_has_few_casts(tmp_path: Path) -> None:
     model = model_of("yolov7_w6_pose", num_keypoints=17, num_classes=1)
-    lowering = Lowering("fp16")
-    report = onnx_from_model(model, out=tmp_path / "x.onnx", img=64, lowering=lowering, check=False)
-    assert report.lowered is not None
-    assert report.lowered.half is not None
-    assert report.lowered.half.casts <= 30
+    precision = PrecisionOptions("fp16")
+    report = onnx_from_model(model, out=tmp_path / "x.onnx", img=64, precision=precision, check=False)
+    assert report.precision is not None
+    assert report.precision.half is not None
+    assert report.precision.half.casts <= 30
     assert report.parity is None
-    assert report.lowered.base is None
+    assert report.precision.base is None
+
+
+@pytest.mark.parametrize("nms", ["graph", "plugin"])
+def test_a_network_with_nms_is_traced_once_and_its_rows_are_dropped(
+    nms: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    traced: list[tuple[str, ...]] = []
+    trace = to_onnx.export_to_ir
+
+    def noted(*arguments: Any) -> Any:
+        traced.append(tuple(arguments[5]))
+        return trace(*arguments)
+
+    monkeypatch.setattr(to_onnx, "export_to_ir", noted)
+    report = export(tmp_path / "x.onnx", PrecisionOptions("fp16"), nms=nms, check=False)
+    candidates = {"graph": ("boxes", "scores", "labels", "all_scores", "keypoints"), "plugin": ("level_0", "level_1")}
+    assert len(traced) == 1
+    assert traced[0][: 1 + len(candidates[nms])] == ("output", *candidates[nms])
+    nodes = onnx.load(str(report.path)).graph.node
+    assert report.precision is not None
+    assert report.precision.half is not None
+    assert report.precision.half.casts == sum(node.op_type == "Cast" for node in nodes if "nms_" not in node.name)
+    names = {node.name for node in nodes}
+    assert names >= {name for kept in report.precision.half.kept.values() for name in kept}
+    assert ("DecodeRows" in {node.op_type for node in nodes}) == (nms == "plugin")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("nms", ["graph", "basic", "plugin"])
 def test_nms_is_behind_half_precision(tmp_path: Path, nms: Any) -> None:
-    report = export(tmp_path / "x.onnx", Lowering("fp16"), nms=nms)
+    report = export(tmp_path / "x.onnx", PrecisionOptions("fp16"), nms=nms)
     assert report.parity is not None
     assert report.parity.ok
     assert report.parity.tolerance == FP16
@@ -134,12 +158,12 @@ def test_nms_is_behind_half_precision(tmp_path: Path, nms: Any) -> None:
 
 
 def test_inputs_and_outputs_may_be_half(tmp_path: Path) -> None:
-    report = export(tmp_path / "x.onnx", Lowering("fp16", half_io="both"))
+    report = export(tmp_path / "x.onnx", PrecisionOptions("fp16", half_io="both"))
     assert {i.dtype for i in (*report.inputs, *report.outputs)} == {"float16"}
     assert report.parity is not None
     assert report.parity.ok
     image = np.full((64, 64, 3), 90, np.uint8)
-    full = export(tmp_path / "y.onnx", Lowering("fp16"))
+    full = export(tmp_path / "y.onnx", PrecisionOptions("fp16"))
     with load(report.path) as half, load(full.path) as other:
         found, expected = half(image), other(image)
     assert abs(len(found) - len(expected)) < 0.05 * len(expected)
@@ -147,7 +171,7 @@ def test_inputs_and_outputs_may_be_half(tmp_path: Path) -> None:
 
 
 def test_any_batch_and_shape_may_be_half(tmp_path: Path) -> None:
-    report = export(tmp_path / "x.onnx", Lowering("fp16"), dynamic="shape")
+    report = export(tmp_path / "x.onnx", PrecisionOptions("fp16"), dynamic="shape")
     assert report.parity is not None
     assert report.parity.ok
     assert any(d.input.startswith("3 slots") for d in report.parity.differences)
@@ -168,11 +192,11 @@ def loud() -> ReferenceModel:
 
 
 def test_a_network_that_overflows_keeps_what_has_not_the_range(tmp_path: Path) -> None:
-    report = export(tmp_path / "x.onnx", Lowering("fp16"), loud())
-    assert report.lowered is not None
-    assert report.lowered.half is not None
-    assert report.lowered.half.kept["range"]
-    assert report.lowered.half.largest[0] <= 65504 / 4
+    report = export(tmp_path / "x.onnx", PrecisionOptions("fp16"), loud())
+    assert report.precision is not None
+    assert report.precision.half is not None
+    assert report.precision.half.kept["range"]
+    assert report.precision.half.largest[0] <= 65504 / 4
     assert report.parity is not None
     assert report.parity.ok
 
@@ -189,7 +213,7 @@ def test_a_conversion_that_changes_the_network_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr(module, "to_half", wrong)
     (tmp_path / "x.onnx").write_bytes(b"an older file")
     with pytest.raises(ParityError, match="fp16 in torch"):
-        export(tmp_path / "x.onnx", Lowering("fp16"))
+        export(tmp_path / "x.onnx", PrecisionOptions("fp16"))
     assert (tmp_path / "x.onnx").read_bytes() == b"an older file"
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
 
@@ -201,7 +225,7 @@ def test_what_the_file_computes_in_is_read_back_and_held_against_what_was_asked(
     idle = HalfReport("fp16", 10, {}, 0)
     monkeypatch.setattr(module, "to_half", lambda *_, **__: idle)
     with pytest.raises(ExportError, match=r"x\.onnx shall compute in fp16, but .* in fp32"):
-        export(tmp_path / "x.onnx", Lowering("fp16"))
+        export(tmp_path / "x.onnx", PrecisionOptions("fp16"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,15 +256,15 @@ def test_rows_that_score_nothing_may_be_anywhere() -> None:
 @pytest.fixture(scope="module")
 def quantised(tmp_path_factory: pytest.TempPathFactory, images: Path) -> ExportReport:
     out = tmp_path_factory.mktemp("int8") / "int8.onnx"
-    return export(out, Lowering("int8", calibration=Calibration(images), cache=False))
+    return export(out, PrecisionOptions("int8", calibration=Calibration(images), cache=False))
 
 
 def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
     quantised: ExportReport, halves: dict[str, ExportReport]
 ) -> None:
-    lowered = quantised.lowered
-    assert lowered is not None
-    report = lowered.quantised
+    found = quantised.precision
+    assert found is not None
+    report = found.quantised
     assert report is not None
     assert set(report.errors) == {"minmax", "percentile", "mse"}
     assert report.errors[report.method] == min(report.errors.values())
@@ -249,7 +273,7 @@ def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
     if report.done.kept:
         assert report.error is not None
         assert report.error <= report.errors[report.method]
-    assert lowered.computes["int8"] == len(report.done.layers) > len(report.done.kept)
+    assert found.computes["int8"] == len(report.done.layers) > len(report.done.kept)
     assert spec_in(quantised.path).precision == "int8"
     assert quantised.weight_size < halves["fp32"].weight_size
     json.dumps(quantised.to_dict(), default=str)
@@ -259,9 +283,9 @@ def test_int8_is_told_not_judged(quantised: ExportReport) -> None:
     assert quantised.parity is not None
     assert quantised.parity.tolerance == UNJUDGED
     assert quantised.parity.ok
-    assert quantised.lowered is not None
-    assert quantised.lowered.base is not None
-    assert quantised.lowered.base.tolerance == Tolerance()
+    assert quantised.precision is not None
+    assert quantised.precision.base is not None
+    assert quantised.precision.base.tolerance == Tolerance()
     written = json.loads((quantised.path.parent / "int8.onnx.parity.json").read_text())
     assert written["tolerance"]["judged"] is False
 
@@ -269,11 +293,11 @@ def test_int8_is_told_not_judged(quantised: ExportReport) -> None:
 @pytest.mark.slow
 def test_nms_inside_has_the_same_layers_and_scales(tmp_path: Path, images: Path) -> None:
     calibration = Calibration(images, method="minmax")
-    plain = export(tmp_path / "x.onnx", Lowering("int8", calibration=calibration, **KEEP_NONE))
-    inside = export(tmp_path / "y.onnx", Lowering("int8", calibration=calibration, **KEEP_NONE), nms="graph")
-    assert plain.lowered is not None
-    assert inside.lowered is not None
-    assert plain.lowered.computes == inside.lowered.computes
+    plain = export(tmp_path / "x.onnx", PrecisionOptions("int8", calibration=calibration, **KEEP_NONE))
+    inside = export(tmp_path / "y.onnx", PrecisionOptions("int8", calibration=calibration, **KEEP_NONE), nms="graph")
+    assert plain.precision is not None
+    assert inside.precision is not None
+    assert plain.precision.computes == inside.precision.computes
     scales = [
         sorted(
             float(onnx.numpy_helper.to_array(t).reshape(-1)[0])
@@ -287,23 +311,27 @@ def test_nms_inside_has_the_same_layers_and_scales(tmp_path: Path, images: Path)
 
 
 def test_named_layers_are_kept(tmp_path: Path, images: Path) -> None:
-    lowering = Lowering("int8", calibration=Calibration(images, method="minmax"), keep=("model.11.*",), cache=False)
-    report = export(tmp_path / "x.onnx", lowering)
-    assert report.lowered is not None
-    assert report.lowered.quantised is not None
-    kept = report.lowered.quantised
+    precision = PrecisionOptions(
+        "int8", calibration=Calibration(images, method="minmax"), nodes_to_exclude=("model.11.*",), cache=False
+    )
+    report = export(tmp_path / "x.onnx", precision)
+    assert report.precision is not None
+    assert report.precision.quantised is not None
+    kept = report.precision.quantised
     assert {kept.labels[name].startswith("model.11.") for name in kept.done.kept} == {True}
     assert kept.kept_by == "name"
     with pytest.raises(UsageError, match="no layer that can be quantised is called 'modle"):
-        export(tmp_path / "y.onnx", replace(lowering, keep=("modle.1",)))
+        export(tmp_path / "y.onnx", replace(precision, nodes_to_exclude=("modle.1",)))
     assert not (tmp_path / "y.onnx").exists()
 
 
 def test_fp8_runs_in_torch(tmp_path: Path, images: Path) -> None:
-    report = export(tmp_path / "x.onnx", Lowering("fp8", calibration=Calibration(images, method="minmax"), **KEEP_NONE))
+    report = export(
+        tmp_path / "x.onnx", PrecisionOptions("fp8", calibration=Calibration(images, method="minmax"), **KEEP_NONE)
+    )
     assert report.opset == 19
-    assert report.lowered is not None
-    assert set(report.lowered.computes) == {"fp8"}
+    assert report.precision is not None
+    assert set(report.precision.computes) == {"fp8"}
     assert report.weight_size <= 1.1 * report.parameters
     assert report.parity is not None
     assert {d.candidate for d in report.parity.differences} == {"x.onnx in torch"}
@@ -320,13 +348,13 @@ def test_an_engine_has_the_precision_that_was_asked_for(
         report = quantised
     else:
         calibration = Calibration(images, method="minmax")
-        report = export(tmp_path / "fp8.onnx", Lowering("fp8", calibration=calibration, **KEEP_NONE), check=False)
-    from deploykit.runtime.engine_record import EngineOptions
-
+        report = export(
+            tmp_path / "fp8.onnx", PrecisionOptions("fp8", calibration=calibration, **KEEP_NONE), check=False
+        )
     options = EngineOptions(compute_capabilities=("sm89", "sm120") if kind == "fp8" else ())
     engine = build_engine(report.path, flavour="tensorrt-rtx", out=tmp_path / "x.trt", options=options, check=False)
-    assert report.lowered is not None
-    assert engine.record.precision == report.lowered.computes
+    assert report.precision is not None
+    assert engine.record.precision == report.precision.computes
     assert engine.record.spec.precision == kind
 
 
@@ -346,15 +374,15 @@ def test_an_engine_of_another_precision_is_refused(tmp_path: Path, halves: dict[
 
 def test_what_does_not_go_together_is_said(tmp_path: Path, images: Path) -> None:
     with pytest.raises(UsageError, match="--precision int8 needs images"):
-        Lowering("int8")
+        PrecisionOptions("int8")
     with pytest.raises(UsageError, match="calibration is for int8 and fp8, not for fp16"):
-        Lowering("fp16", calibration=Calibration(images))
+        PrecisionOptions("fp16", calibration=Calibration(images))
     with pytest.raises(UsageError, match="--half-io input goes with --precision fp16, not with bf16"):
-        Lowering("bf16", half_io="input")
+        PrecisionOptions("bf16", half_io="input")
     with pytest.raises(UsageError, match="a precision is one of fp32, fp16"):
-        Lowering("fp64")  # type: ignore[arg-type]  # that it is refused is what is tested
+        PrecisionOptions("fp64")  # type: ignore[arg-type]  # that it is refused is what is tested
     with pytest.raises(UsageError, match="with NMS inside outputs are float32"):
-        export(tmp_path / "x.onnx", Lowering("fp16", half_io="both"), nms="graph")
+        export(tmp_path / "x.onnx", PrecisionOptions("fp16", half_io="both"), nms="graph")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -364,7 +392,7 @@ def annotated(tmp_path_factory: pytest.TempPathFactory, images: Path) -> Path:
     pytest.importorskip("hotcoco", reason="the extra eval is not installed")
     folder = tmp_path_factory.mktemp("annotated")
     model = boxes_only()
-    report = export(folder / "fp32.onnx", Lowering(), model, check=False)
+    report = export(folder / "fp32.onnx", PrecisionOptions(), model, check=False)
     coco: dict[str, Any] = {"images": [], "annotations": [], "categories": []}
     coco["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(model.spec.classes)]
     with load(report.path, conf=0.3) as predictor:
@@ -388,7 +416,7 @@ def boxes_only() -> ReferenceModel:
 @pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
 def test_the_gate_lets_a_faithful_export_pass(tmp_path: Path, images: Path, annotated: Path, kind: Any) -> None:
     gate = AccuracyGate(50.0, annotated, images, bootstrap=20)
-    report = export(tmp_path / "x.onnx", Lowering(kind), boxes_only(), gate=gate)
+    report = export(tmp_path / "x.onnx", PrecisionOptions(kind), boxes_only(), gate=gate)
     assert report.accuracy is not None
     assert report.accuracy.difference["AP"] >= -0.5
     if kind == "fp32":
@@ -400,20 +428,20 @@ def test_the_gate_stops_an_export_that_loses_too_much(
     tmp_path: Path, images: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def blind(*args: Any, **options: Any) -> Any:
-        done = quantize_file(*args, **options)
-        graph = args[2].graph
+        done = quantize_graph(*args, **options)
+        graph = args[0].graph
         for name, value in graph.initializers.items():
             if name.startswith("model.11.m") and name.endswith("_int8"):
                 value.const_value.numpy()[:] = 0
         return done
 
-    quantize_file = module.quantize_file
-    monkeypatch.setattr(module, "quantize_file", blind)
-    lowering = Lowering("int8", calibration=Calibration(images, method="minmax"), **KEEP_NONE)
+    quantize_graph = module.quantize_graph
+    monkeypatch.setattr(module, "quantize_graph", blind)
+    precision = PrecisionOptions("int8", calibration=Calibration(images, method="minmax"), **KEEP_NONE)
     gate = AccuracyGate(1.0, annotated, images, bootstrap=20)
     (tmp_path / "x.onnx").write_bytes(b"an older file")
     with pytest.raises(AccuracyError, match=r"AP falls from .* points \(95 % interval.*allowed are 1 \(--max-drop\)"):
-        export(tmp_path / "x.onnx", lowering, boxes_only(), gate=gate)
+        export(tmp_path / "x.onnx", precision, boxes_only(), gate=gate)
     assert (tmp_path / "x.onnx").read_bytes() == b"an older file"
     assert [p.name for p in tmp_path.iterdir()] == ["x.onnx"]
 
@@ -421,7 +449,7 @@ def test_the_gate_stops_an_export_that_loses_too_much(
 def test_the_gate_is_for_raw_rows(tmp_path: Path, images: Path, annotated: Path) -> None:
     gate = AccuracyGate(1.0, annotated, images)
     with pytest.raises(UsageError, match="--max-drop goes with --nms none"):
-        export(tmp_path / "x.onnx", Lowering(), gate=gate, nms="graph")
+        export(tmp_path / "x.onnx", PrecisionOptions(), gate=gate, nms="graph")
     with pytest.raises(UsageError, match="at least 0"):
         AccuracyGate(-1.0, "a.json", images)
 
@@ -429,25 +457,27 @@ def test_the_gate_is_for_raw_rows(tmp_path: Path, images: Path, annotated: Path)
 def test_missing_images_and_annotations_are_found_out_first(
     tmp_path: Path, images: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(to_onnx, "traced", lambda *_: pytest.fail("it was found out too late"))
+    monkeypatch.setattr(to_onnx, "export_to_ir", lambda *_: pytest.fail("it was found out too late"))
     with pytest.raises(NotFoundError, match="images to calibrate with"):
-        export(tmp_path / "x.onnx", Lowering("int8", calibration=Calibration(tmp_path / "none")))
+        export(tmp_path / "x.onnx", PrecisionOptions("int8", calibration=Calibration(tmp_path / "none")))
     for gate in (AccuracyGate(1.0, tmp_path / "a.json", images), AccuracyGate(1.0, annotated, tmp_path / "none")):
         with pytest.raises(NotFoundError):
-            export(tmp_path / "x.onnx", Lowering(), gate=gate)
+            export(tmp_path / "x.onnx", PrecisionOptions(), gate=gate)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["yolov5n", "yolov6n", "yolov6m", "yolov7_tiny", "yolox_s", "kapao_s"])
 def test_every_family_is_half(tmp_path: Path, name: str) -> None:
     model = model_of(name)
-    lowering = Lowering("fp16")
-    report = onnx_from_model(model, out=tmp_path / "x.onnx", img=64, lowering=lowering, exporter="legacy")
-    assert report.lowered is not None
-    assert report.lowered.half is not None
-    assert set(report.lowered.computes) == {"fp16"}
-    assert set(report.lowered.half.kept) <= {"decode", "operator", "type"}
-    assert report.lowered.half.casts <= 16
+    precision = PrecisionOptions("fp16")
+    report = onnx_from_model(
+        model, out=tmp_path / "x.onnx", img=64, precision=precision, options=OnnxOptions(exporter="legacy")
+    )
+    assert report.precision is not None
+    assert report.precision.half is not None
+    assert set(report.precision.computes) == {"fp16"}
+    assert set(report.precision.half.kept) <= {"decode", "operator", "type"}
+    assert report.precision.half.casts <= 16
 
 
 def test_two_files_are_compared_by_the_limits_of_the_lower_precision(

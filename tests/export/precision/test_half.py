@@ -212,7 +212,7 @@ def test_a_norm_whose_statistics_are_not_told_to_be_float32_stays_fp32() -> None
 
 def test_a_node_may_be_kept_by_name() -> None:
     model = network()
-    report = to_half(model, "fp16", largest={}, keep=["second"])
+    report = to_half(model, "fp16", largest={}, nodes_to_exclude=["second"])
     valid(model)
     assert report.kept["asked"] == ("second",)
     assert precisions_of(model) == {"fp16": ["first", "third"], "fp32": ["second"]}

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from deploykit.errors import DataError, ExportError, ImageError, NotFoundError, UsageError
+from deploykit.export.options import Calibration, CalibrationMethod
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.inputs import make_feeds
 from deploykit.export.parity.verification import largest_values
@@ -23,8 +24,6 @@ from deploykit.export.precision import calibration as module
 from deploykit.export.precision.calibration import (
     BINS,
     LEVELS,
-    Calibration,
-    Method,
     calibration_images,
     measure_activations,
     range_of,
@@ -152,7 +151,7 @@ def test_mse_and_entropy_are_what_a_slow_search_finds(seed: int) -> None:
     method=st.sampled_from(["minmax", "percentile", "entropy", "mse"]),
 )
 def test_a_range_is_positive_at_most_the_largest_value_and_scales_with_it(
-    counts: list[int], largest: float, method: Method
+    counts: list[int], largest: float, method: CalibrationMethod
 ) -> None:
     histogram = np.array(counts, np.float64)
     found = range_of(histogram, largest, method)
@@ -313,7 +312,7 @@ def test_layers_with_weights_are_quantised_and_nothing_else(kind: str, tmp_path:
 
 def test_kept_layers_and_their_weights_stay() -> None:
     model = layer_graph()
-    done = quantize(model, ranges_of(model), keep=["up", "gemm"])
+    done = quantize(model, ranges_of(model), nodes_to_exclude=["up", "gemm"])
     assert done.kept == ("up", "gemm")
     assert "up.weight" in model.graph.initializers
     assert len(precisions_of(model)["fp32"]) == 3

@@ -11,6 +11,7 @@ import torch
 
 import deploykit
 from deploykit.errors import BackendError, CheckpointError, UsageError
+from deploykit.export.options import OnnxOptions
 from deploykit.export.sessions.torch_module import TorchSession, open_torch_session, spec_of_module
 from deploykit.runtime.arrays import Array
 from deploykit.spec import METADATA_KEY, ModelSpec, NmsOutputs
@@ -125,7 +126,9 @@ def test_another_number_of_outputs_than_the_spec_names_is_told() -> None:
 
 def test_a_checkpoint_is_predicted_with_like_an_export(checkpoint: Path, tmp_path: Path) -> None:
     image = np.random.default_rng(0).integers(0, 255, (96, 160, 3), np.uint8)
-    deploykit.export_onnx(checkpoint, exporter="legacy", dynamic="shape", out=tmp_path / "m.onnx", check=False)
+    deploykit.export_onnx(
+        checkpoint, options=OnnxOptions(exporter="legacy"), dynamic="shape", out=tmp_path / "m.onnx", check=False
+    )
     with deploykit.load(checkpoint, max_det=10) as ours, deploykit.load(tmp_path / "m.onnx", max_det=10) as theirs:
         a, b = ours(image), theirs(image)
     assert len(a) == len(b) == 10

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from deploykit.errors import CheckpointError, FoldError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
-from deploykit.export.precision.convert import Lowering
+from deploykit.export.options import PrecisionOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.cmt import flyegle as cmt_flyegle
@@ -158,7 +158,9 @@ def test_the_exported_file_of_any_size_gives_what_the_network_gives(tmp_path: Pa
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp16_is_verified_and_an_engine_built(tmp_path: Path, kind: str) -> None:
-    report = onnx_from_model(narrow(kind), out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
+    report = onnx_from_model(
+        narrow(kind), out=tmp_path / "m.onnx", img=64, precision=PrecisionOptions(precision="fp16")
+    )
     assert report.parity is not None
     assert report.parity.ok
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
-from deploykit.export.precision.convert import Lowering
+from deploykit.export.options import PrecisionOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.crossformer import model as crossformer
@@ -139,7 +139,7 @@ def test_a_free_shape_is_refused(tmp_path: Path) -> None:
 
 
 def test_fp16_is_verified_and_an_engine_built(tmp_path: Path) -> None:
-    report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
+    report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=64, precision=PrecisionOptions(precision="fp16"))
     assert report.parity is not None
     assert report.parity.ok
     assert attention_kernels(report.path, tmp_path) == 6

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
+from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.dynopool import model as dynopool
@@ -262,7 +263,9 @@ def test_folding_freezes_and_changes_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_is_exported_and_built(name: str, tmp_path: Path) -> None:
-    report = onnx_from_model(narrow_dense(name), out=tmp_path / "d.onnx", img=(50, 67), exporter="legacy")
+    report = onnx_from_model(
+        narrow_dense(name), out=tmp_path / "d.onnx", img=(50, 67), options=OnnxOptions(exporter="legacy")
+    )
     assert report.parity is not None
     assert report.parity.ok
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
@@ -308,7 +311,9 @@ FREE = [((2.0, 1.2000003, 2.1), "dynamo"), ((2.0, 1.2000003, 7.3), "legacy")]
 @pytest.mark.parametrize(("alphas", "exporter"), FREE)
 def test_a_free_shape_has_the_rule_in_its_graph(alphas: tuple[float, ...], exporter: str, tmp_path: Path) -> None:
     model = small_vgg(*alphas)
-    report = onnx_from_model(model, out=tmp_path / "d.onnx", img=64, dynamic="shape", exporter=exporter)  # type: ignore[arg-type]  # one of two words
+    report = onnx_from_model(
+        model, out=tmp_path / "d.onnx", img=64, dynamic="shape", options=OnnxOptions(exporter=exporter)
+    )  # type: ignore[arg-type]  # one of two words
     with open_session(report.path) as session, torch.inference_mode():
         for size in ((64, 64), (33, 50), (97, 41), (21, 120), (8, 201)):
             x = torch.randn(2, 3, *size)

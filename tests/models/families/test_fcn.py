@@ -12,7 +12,7 @@ from torch import Tensor
 
 from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
-from deploykit.export.precision.convert import Lowering
+from deploykit.export.options import OnnxOptions, PrecisionOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.class_names import VOC_CLASSES
 from deploykit.models.create.random_weights import randomise
@@ -107,7 +107,9 @@ def test_context_is_the_mean_of_the_whole_image(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_is_exported_and_built(kind: str, tmp_path: Path) -> None:
     exporter = "dynamo" if kind == "8s" else "legacy"
-    report = onnx_from_model(narrow(kind), out=tmp_path / "f.onnx", img=(70, 101), exporter=exporter)  # type: ignore[arg-type]  # a str
+    report = onnx_from_model(
+        narrow(kind), out=tmp_path / "f.onnx", img=(70, 101), options=OnnxOptions(exporter=exporter)
+    )  # type: ignore[arg-type]  # a str
     assert report.parity is not None
     assert report.parity.ok
     assert report.outputs[0].shape == (1, 3, 70, 101)
@@ -118,7 +120,9 @@ def test_it_is_exported_and_built(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["8s", "parsenet"])
 def test_a_file_of_free_shape_takes_any_size(kind: str, tmp_path: Path) -> None:
     model = narrow(kind)
-    report = onnx_from_model(model, out=tmp_path / "f.onnx", img=(64, 96), dynamic="shape", exporter="legacy")
+    report = onnx_from_model(
+        model, out=tmp_path / "f.onnx", img=(64, 96), dynamic="shape", options=OnnxOptions(exporter="legacy")
+    )
     with open_session(report.path) as session, torch.inference_mode():
         for size in ((37, 53), (96, 33)):
             images = pixels(*size, batch=2)
@@ -129,13 +133,13 @@ def test_a_file_of_free_shape_takes_any_size(kind: str, tmp_path: Path) -> None:
 
 def test_lengths_stay_fp32_in_half_precision(tmp_path: Path) -> None:
     report = onnx_from_model(
-        narrow("parsenet"), out=tmp_path / "f.onnx", img=(48, 64), lowering=Lowering(precision="fp16")
+        narrow("parsenet"), out=tmp_path / "f.onnx", img=(48, 64), precision=PrecisionOptions(precision="fp16")
     )
     assert report.parity is not None
     assert report.parity.ok
-    assert report.lowered is not None
-    assert report.lowered.half is not None
-    kept = set(report.lowered.half.kept["operator"])
+    assert report.precision is not None
+    assert report.precision.half is not None
+    kept = set(report.precision.half.kept["operator"])
     assert len([name for name in kept if "norm" in name]) >= 2
     roots = [node.name for node in onnx.load(report.path).graph.node if node.op_type in ("Sqrt", "Pow")]
     assert roots
@@ -151,8 +155,8 @@ def test_pixels_without_any_length_stay_finite_in_a_file(kind: str, precision: s
         for layer in model.module.modules():
             if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None:
                 layer.bias.zero_()
-    lowering = Lowering(precision=precision)  # type: ignore[arg-type]  # a str
-    report = onnx_from_model(model, out=tmp_path / "f.onnx", img=(40, 48), lowering=lowering)
+    asked = PrecisionOptions(precision=precision)  # type: ignore[arg-type]  # a str
+    report = onnx_from_model(model, out=tmp_path / "f.onnx", img=(40, 48), precision=asked)
     nothing = torch.zeros(1, 3, 40, 48)  # the mean colour
     with open_session(report.path) as session, torch.inference_mode():
         found = session.run({"images": nothing.numpy()})["logits"]

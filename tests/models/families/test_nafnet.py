@@ -15,7 +15,7 @@ from torch import Tensor
 
 from deploykit.errors import CheckpointError, FoldError, UsageError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
-from deploykit.export.precision.convert import Lowering
+from deploykit.export.options import PrecisionOptions
 from deploykit.export.precision.half_rules import LARGEST_SQUARED
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.checkpoint.reader import Checkpoint
@@ -134,16 +134,16 @@ def test_tlc_is_the_network_itself_where_the_windows_cover_the_image() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_tlc_is_exported(tmp_path: Path, precision: str) -> None:
     model = with_rewrite(narrow(), "tlc:32")
-    lowering = Lowering(precision=precision)  # type: ignore[arg-type]  # a str
-    report = onnx_from_model(model, out=tmp_path / "t.onnx", img=(75, 110), lowering=lowering)
+    asked = PrecisionOptions(precision=precision)  # type: ignore[arg-type]  # a str
+    report = onnx_from_model(model, out=tmp_path / "t.onnx", img=(75, 110), precision=asked)
     assert report.parity is not None
     assert report.parity.ok
     graph = onnx.load(str(report.path)).graph
     assert "CumSum" in {node.op_type for node in graph.node}
     if precision == "fp16":
-        assert report.lowered is not None
-        assert report.lowered.half is not None
-        kept = set(report.lowered.half.kept["operator"])
+        assert report.precision is not None
+        assert report.precision.half is not None
+        kept = set(report.precision.half.kept["operator"])
         assert {node.name for node in graph.node if node.op_type == "CumSum"} <= kept
         assert max(d.max_abs for d in report.parity.differences) < 5e-3
         with pytest.raises(AssertionError):  # of a lower precision at all
@@ -189,15 +189,15 @@ def test_layer_norms_with_large_sums_stay_fp32(tmp_path: Path) -> None:
     for hook in hooks:
         hook.remove()
     assert max(largest) > 256  # whose square is over 65504
-    report = onnx_from_model(model, out=tmp_path / "n.onnx", img=64, lowering=Lowering(precision="fp16"))
+    report = onnx_from_model(model, out=tmp_path / "n.onnx", img=64, precision=PrecisionOptions(precision="fp16"))
     assert report.parity is not None
     assert report.parity.ok
-    assert report.lowered is not None
-    assert report.lowered.half is not None
+    assert report.precision is not None
+    assert report.precision.half is not None
     nodes = [n.name for n in onnx.load(str(report.path)).graph.node if n.op_type == "LayerNormalization"]
     assert len(nodes) == 2 * 6
     wide = [norm for norm, most in zip(norms, largest, strict=True) if most > LARGEST_SQUARED]
-    assert len(set(nodes) & set(report.lowered.half.kept["range"])) >= len(wide) > 0
+    assert len(set(nodes) & set(report.precision.half.kept["range"])) >= len(wide) > 0
 
 
 def test_factors_are_folded() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
-from deploykit.export.precision.convert import Lowering
+from deploykit.export.options import PrecisionOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.class_names import CIFAR10_CLASSES
 from deploykit.models.create.random_weights import randomise
@@ -139,7 +139,7 @@ def test_its_export_has_no_batch_norm_left(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["groups", "small"])
 def test_fp16_is_verified_and_an_engine_built(tmp_path: Path, kind: str) -> None:
-    report = onnx_from_model(made(kind), out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
+    report = onnx_from_model(made(kind), out=tmp_path / "m.onnx", img=64, precision=PrecisionOptions(precision="fp16"))
     assert report.parity is not None
     assert report.parity.ok
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")

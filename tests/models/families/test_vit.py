@@ -12,7 +12,7 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
-from deploykit.export.precision.convert import Lowering
+from deploykit.export.options import PrecisionOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
 from deploykit.models.create.random_weights import randomise
@@ -150,8 +150,8 @@ def test_a_linear_probe_becomes_one_layer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("precision", ["fp16", pytest.param("bf16", marks=slow)])
 def test_half_precision_is_verified(tmp_path: Path, precision: str) -> None:
-    lowering = Lowering(precision=precision)  # type: ignore[arg-type]  # a name of the list above
-    report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=32, lowering=lowering)
+    asked = PrecisionOptions(precision=precision)  # type: ignore[arg-type]  # a name of the list above
+    report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=32, precision=asked)
     assert report.parity is not None
     assert 0.45 < report.weight_size / (4 * report.parameters) < 0.7
     assert report.parity.ok
@@ -162,11 +162,11 @@ def test_an_engine_in_fp16_computes_attention_as_one_kernel(tmp_path: Path) -> N
     network = VisionTransformer(config).eval()
     randomise(network)
     model = vit.FAMILY.reference(config, network)
-    report = onnx_from_model(model, out=tmp_path / "m.onnx", img=64, lowering=Lowering(precision="fp16"))
-    assert report.lowered is not None
-    assert report.lowered.half is not None
-    assert {reason: len(nodes) for reason, nodes in report.lowered.half.kept.items()} == {"operator": 1}  # the mean
-    assert report.lowered.half.casts == 4  # of the image, of the logits, and around the mean
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", img=64, precision=PrecisionOptions(precision="fp16"))
+    assert report.precision is not None
+    assert report.precision.half is not None
+    assert {reason: len(nodes) for reason, nodes in report.precision.half.kept.items()} == {"operator": 1}  # the mean
+    assert report.precision.half.casts == 4  # of the image, of the logits, and around the mean
     assert attention_kernels(report.path, tmp_path) == 2
 
 

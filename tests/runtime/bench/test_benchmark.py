@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import deploykit
 from deploykit.errors import BackendError, ImageError, NotFoundError, UsageError
+from deploykit.progress import Progress
 from deploykit.runtime import machine
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
@@ -36,7 +37,7 @@ from deploykit.runtime.predict import predictor
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Source
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
-from tests.told import Told
+from tests.heard import Heard
 
 STAGES = ["decode", "letterbox", "inference", "postprocess", "rest"]
 SPEC = ModelSpec("detect", InputSpec(size=(64, 64)), RawDetections(), ("thing",), source=Source(model="fake"))
@@ -316,8 +317,13 @@ def test_the_collector_waits_while_a_run_is_timed_and_only_then(clock: _Clock) -
         return nothing(inputs)
 
     between: list[bool] = []
+
+    class Between(Progress):
+        def share(self, what: str, done: float) -> None:
+            between.append(gc.isenabled())
+
     assert gc.isenabled()
-    quick(lambda: fake(answer), encoded(), runs=3, progress=Told(lambda *_: between.append(gc.isenabled())))
+    quick(lambda: fake(answer), encoded(), runs=3, progress=Between())
     assert (set(states), set(between), gc.isenabled()) == ({False}, {True}, True)
     gc.disable()
     try:
@@ -341,16 +347,11 @@ def test_a_failing_network_leaves_everything_as_it_was(clock: _Clock) -> None:
 
 
 def test_progress_is_told_from_nothing_to_all(clock: _Clock) -> None:
-    told: list[tuple[str, float]] = []
-    benchmark(
-        lambda: ticking(clock, 50),
-        encoded(),
-        duration=0.5,
-        warmup=0.3,
-        progress=Told(lambda phase, share: told.append((phase, share))),
-    )
-    assert list(dict.fromkeys(phase for phase, _ in told)) == ["loading", "warming up", "measuring"]
-    assert [round(share, 6) for phase, share in told if phase == "measuring"] == [0, 0.2, 0.4, 0.6, 0.8]
+    heard = Heard()
+    benchmark(lambda: ticking(clock, 50), encoded(), duration=0.5, warmup=0.3, progress=heard)
+    assert heard.steps == ["loading", "warming up", "measuring"]
+    assert list(dict.fromkeys(what for what, _ in heard.shares)) == ["warming up", "measuring"]
+    assert [round(done, 6) for what, done in heard.shares if what == "measuring"] == [0, 0.2, 0.4, 0.6, 0.8]
 
 
 # The images.

@@ -24,7 +24,7 @@ from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Source
 from tests.cell_model import BLUE, RED, write_cell_model
 from tests.coco_folder import Folder, pose_spec, write_folder
-from tests.told import Told
+from tests.heard import Heard
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
 
@@ -161,10 +161,10 @@ def _compared(model: Path, folder: Folder, **options: Any) -> AccuracyComparison
 def test_python_and_the_command_line_say_the_same(
     model: Path, folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    progress: list[tuple[str, float]] = []
-    found = _compared(model, folder, bootstrap=20, progress=Told(lambda *now: progress.append(now)))
-    assert progress[-1] == ("evaluating, 12 of 12 images", 1.0)
-    assert len(progress) == 24
+    heard = Heard()
+    found = _compared(model, folder, bootstrap=20, progress=heard)
+    assert heard.shares[-1] == ("evaluating, 12 of 12 images", 1.0)
+    assert len(heard.shares) == 24
     words = ["eval", "--model", model, "--against", model, "--data", folder.data, "--images", folder.images]
     assert main([*map(str, words), "--bootstrap", "20", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -28,9 +28,9 @@ from deploykit.runtime.results.dense import RestoredImage
 from deploykit.spec import METADATA_KEY, DenseOutput, Fit, InputSpec, ModelSpec
 from tests.dense_networks import blurrer
 from tests.dense_networks import segmenter as four_channels
+from tests.heard import Heard
 from tests.reference.similarity import slow_ssim
 from tests.runtime.predict.test_dense import mosaic
-from tests.told import Told
 
 RED, GREEN, BLUE = (0, 0, 255), (0, 255, 0), (255, 0, 0)
 COLOURS = (RED, GREEN, BLUE)
@@ -113,15 +113,13 @@ def class_folder(tmp_path: Path) -> Path:
 
 
 def test_top_one_is_the_share_of_right_classes(classifier: Path, class_folder: Path) -> None:
-    progress: list[float] = []
-    found = deploykit.evaluate(
-        classifier, class_folder, task="classify", progress=Told(lambda _, share: progress.append(share))
-    )
+    heard = Heard()
+    found = deploykit.evaluate(classifier, class_folder, task="classify", progress=heard)
     assert found.task == "classify"
     assert found.metrics == {"top1": 5 / 6, "top5": 1.0}
     assert found.per_class["red"] == {"top1": 2 / 3, "top5": 1.0, "images": 3}
     assert found.counts == {"images": 6, "classes": 3}
-    assert progress == [i / 6 for i in range(1, 7)]
+    assert [share for _, share in heard.shares] == [i / 6 for i in range(1, 7)]
     assert set(found.timings) == {"read", "prepare", "inference", "postprocess", "score"}
 
 

@@ -23,7 +23,7 @@ from deploykit.runtime.options import EvalOptions
 from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model
 from tests.coco_folder import BLUE_ID, RED_ID, Folder, pose_spec, write_folder
-from tests.told import Told
+from tests.heard import Heard
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
 ENGINES = [
@@ -240,13 +240,11 @@ def test_thresholds_that_lower_the_numbers_are_said(model: Path, folder: Folder)
 
 def test_a_batch_gives_the_same_numbers(tmp_path: Path, folder: Folder) -> None:
     model = write_cell_model(tmp_path / "n.onnx", batch="n", spec=pose_spec(dynamic=True))
-    told: list[float] = []
-    one, three = (
-        _evaluated(model, folder, batch=n, progress=Told(lambda _, share: told.append(share))).to_dict() for n in (1, 3)
-    )
+    heard = Heard()
+    one, three = (_evaluated(model, folder, batch=n, progress=heard).to_dict() for n in (1, 3))
     assert (one["metrics"], one["counts"]) == (three["metrics"], three["counts"])
     assert (one["settings"]["batch"], three["settings"]["batch"]) == (1, 3)
-    assert told == [1 / 4, 2 / 4, 3 / 4, 4 / 4] * 2
+    assert [share for _, share in heard.shares] == [1 / 4, 2 / 4, 3 / 4, 4 / 4] * 2
 
 
 def test_keypoints_need_a_model_and_annotations_with_the_same(tmp_path: Path, folder: Folder) -> None:

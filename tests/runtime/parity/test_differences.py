@@ -40,7 +40,7 @@ def test_what_is_no_number_is_infinitely_far_from_everything(value: float, sides
     assert np.isfinite(np.delete(error, 31)).all()
     told = compared(expected, found)
     boxes = told.pop("boxes")
-    assert (boxes.max_abs, boxes.used, boxes.ok) == (math.inf, math.inf, False)
+    assert (boxes.max_abs, boxes.limit_ratio, boxes.ok) == (math.inf, math.inf, False)
     assert boxes.worst[:2] == (3, 1)
     assert all(d.ok and d.max_abs == 0.0 for d in told.values())
 
@@ -52,7 +52,7 @@ def test_what_is_no_number_in_a_dense_output_is_infinitely_far_too(value: float)
     found[1, 2, 3] = value
     for pair in ((expected, found), (found, expected), (found, found)):
         told = tensor_difference(("a", "b", "noise"), "logits", [pair[0]], [pair[1]], LIMITS)
-        assert (told.max_abs, told.used, told.ok) == (math.inf, math.inf, False)
+        assert (told.max_abs, told.limit_ratio, told.ok) == (math.inf, math.inf, False)
         assert told.worst[:2] == (1, 11)
 
 
@@ -80,7 +80,7 @@ def test_each_kind_of_value_has_its_limit_and_names_its_worst(values: str, colum
     for share in (0.9, 1.1, -1.1):
         found = changed(7, column, ROWS[7, column] + share * limit)
         told = compared(ROWS, found)
-        assert told[values].used == pytest.approx(abs(share), rel=1e-6)
+        assert told[values].limit_ratio == pytest.approx(abs(share), rel=1e-6)
         assert told[values].max_abs == pytest.approx(abs(share) * limit, rel=1e-6)
         assert told[values].worst == (7, column, ROWS[7, column], found[7, column])
         assert told[values].ok is (abs(share) < 1)

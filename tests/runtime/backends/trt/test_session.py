@@ -25,7 +25,7 @@ from deploykit.facade import load
 from deploykit.runtime import cuda
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
-from deploykit.runtime.engine_record import EngineRecord, Profile, expected_of, record_of
+from deploykit.runtime.engine_record import EngineRecord, Profile, read_record, reference_values_path
 from deploykit.runtime.parity.expected import Batch, Feeds, ReferenceOutputs
 from deploykit.runtime.session import open_session, spec_of
 from deploykit.spec import PoseObjectRows, RawDetections
@@ -231,7 +231,7 @@ def write_expected(engine: Path, *, wrong: float = 0.0) -> None:
     layout = cell_spec().output
     assert isinstance(layout, RawDetections)
     given = ReferenceOutputs(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}, layout)
-    given.save(expected_of(engine))
+    given.save(reference_values_path(engine))
 
 
 def test_the_first_run_compares_and_records_it(engine: Path, gpu: CpuGpu) -> None:
@@ -239,7 +239,7 @@ def test_the_first_run_compares_and_records_it(engine: Path, gpu: CpuGpu) -> Non
     write_expected(engine)
     with open_session(engine) as session:
         assert session.notes == ()
-    after = record_of(engine)
+    after = read_record(engine)
     assert after is not None
     assert (after.verified, after.unverified) == (True, "")
 
@@ -249,7 +249,7 @@ def test_an_engine_that_differs_is_not_loaded(engine: Path, gpu: CpuGpu) -> None
     write_expected(engine, wrong=0.01)
     with pytest.raises(ParityError, match=r"cells\.trt ran for the first time .* boxes of cells\.trt differ"):
         open_session(engine)
-    assert record_of(engine) == before
+    assert read_record(engine) == before
 
 
 def test_pose_objects_are_compared_as_rows(engine: Path, gpu: CpuGpu) -> None:
@@ -259,10 +259,10 @@ def test_pose_objects_are_compared_as_rows(engine: Path, gpu: CpuGpu) -> None:
     write_expected(engine, wrong=0.01)
     with pytest.raises(ParityError, match=r"cells\.trt ran for the first time .* boxes of cells\.trt differ"):
         open_session(engine)
-    assert record_of(engine) == before
+    assert read_record(engine) == before
     write_expected(engine)
     open_session(engine).close()
-    after = record_of(engine)
+    after = read_record(engine)
     assert after is not None
     assert after.verified
 
@@ -282,9 +282,9 @@ def test_compare_accepts_the_reference_values(engine: Path, gpu: CpuGpu) -> None
     from deploykit.export.parity.compare import compare
 
     write_expected(engine)
-    assert compare(expected_of(engine), engine).ok
+    assert compare(reference_values_path(engine), engine).ok
     write_expected(engine, wrong=0.01)
-    report = compare(expected_of(engine), engine)
+    report = compare(reference_values_path(engine), engine)
     assert not report.ok
     assert report.references == {"the checkpoint": "by hand"}
 
