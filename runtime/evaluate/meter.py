@@ -19,6 +19,8 @@ __all__ = ["Data", "Finished", "Meter"]
 
 EVERY = frozenset({"task", "limit", "batch"})
 """Options that go with every task."""
+WORDS = {"keep_detections": "detections (to be written, drawn, or for intervals)"}
+"""What options are called whose name says too little."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class Meter(ABC):
         """
         wrong = [name for name in given_options(options) if name not in self.takes | EVERY]
         if wrong:
-            raise UsageError(f"{', '.join(wrong)}: not for an evaluation of the task {task}")
+            told = ", ".join(WORDS.get(name, name) for name in wrong)
+            raise UsageError(f"{told}: not for an evaluation of the task {task}")
         if options.limit is not None and options.limit < 1:
             raise UsageError(f"the limit must be at least 1 image, got {options.limit}")
         self.spec, self.task = spec, task

@@ -325,9 +325,11 @@ def test_files_that_are_none_are_named(change: Any, message: str, tmp_path: Path
 def test_instances_have_masks_and_nothing_else_has() -> None:
     spec = model_of().spec
     assert ModelSpec.from_json(spec.to_json()) == spec
-    for change in ({"task": "detect"}, {"output": NmsOutputs()}, {"output": RawDetections(cls=(5, 8))}):
+    for change in ({"task": "detect"}, {"output": NmsOutputs()}):
         with pytest.raises(SpecError, match="of the task instances has an output of masks"):
             replace(spec, **change)  # type: ignore[arg-type]  # fields of this list
+    with pytest.raises(SpecError, match=r"must be one of detect, keypoints, .* got 'instances'"):
+        replace(spec, output=RawDetections(cls=(5, 8)))
 
 
 def test_the_two_parts_of_a_graph_are_the_whole(exported: ExportReport, tmp_path: Path) -> None:

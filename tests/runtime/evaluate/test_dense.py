@@ -292,6 +292,8 @@ def test_the_command_line_says_what_python_says(
     assert "only the first 2 of 6 images" in captured.err
     assert main([*words, "--conf", "0.5"]) == 2
     assert "conf: not for an evaluation of the task segment" in capsys.readouterr().err
+    assert main([*words, "--plots", str(tmp_path / "plots")]) == 2
+    assert "detections (to be written, drawn, or for intervals): not for" in capsys.readouterr().err
 
 
 def evaluated(*args: Any, **options: Any) -> ImageEvaluation:
