@@ -314,7 +314,7 @@ def _easycv(state: dict[str, Tensor]) -> dict[str, Tensor]:
     [
         (lambda s: {k: v for k, v in s.items() if k.startswith("backbone.")}, "no heads of detection"),
         (lambda s: s | {"roi_heads.box_predictor.bbox_pred.weight": torch.zeros(7, 16)}, "7 values for 3 classes"),
-        (lambda s: s | {"roi_heads.box_predictor.0.cls_score.weight": torch.zeros(4, 16)}, "a cascade of 1 heads"),
+        (lambda s: s | {"roi_heads.box_predictor.0.cls_score.weight": torch.zeros(4, 16)}, "a cascade of 1 box heads"),
     ],
 )
 def test_files_that_are_none_are_named(change: Any, message: str, tmp_path: Path) -> None:

@@ -305,7 +305,7 @@ def test_no_two_tensors_have_one_name(layout: Any) -> None:
     [
         ([0.3, 0.5, 0.9], 1 / 255, None),
         ([90.0, 100.0, 120.0], 1.0, "pixels of 0 to 255 (the means of its channels were 90, 100, 120)"),
-        ([0.1, -0.5, 0.2], 1.0, "standardised images, whose channels had the means 0.1, -0.5, 0.2; by what"),
+        ([0.1, -0.5, 0.2], 1.0, "standardised images, whose channels had the means 0.1, -0.5, 0.2; the file does"),
     ],
 )
 def test_the_first_batch_norm_tells_what_images_were_like(
