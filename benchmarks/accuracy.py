@@ -35,7 +35,7 @@ from deploykit.runtime.evaluate.compare import compare_evaluations, interval_of
 from deploykit.runtime.evaluate.evaluate import evaluate_session
 from deploykit.runtime.evaluate.report import DetectionEvaluation
 from deploykit.runtime.machine import versions
-from deploykit.runtime.session import open_session, spec_of
+from deploykit.runtime.session import open_session, session_spec
 
 CALIBRATED, DRAWS, ROUNDS = 16, 1000, 30
 
@@ -68,7 +68,7 @@ def precisions(calibration: Calibration) -> dict[str, PrecisionOptions]:
 def with_rounded_outputs(base: Path, calibration: Calibration, kind: str, out: Path) -> Path:
     """int8 whose layers' outputs are rounded too, with activations of int8 or uint8 (zero point 128)."""
     graph = ir.load(base)
-    spec = spec_of(open_session(base), base.name)
+    spec = session_spec(open_session(base), base.name)
     names = list(dict.fromkeys(t for node in quantisable(graph.graph) for t in activations_of(node, outputs=True)))
     found = measure_activations(graph, base.read_bytes(), spec, names, calibration, cache=False)
     quantize(graph, found.ranges("mse", 99.99), outputs=True)
@@ -154,7 +154,7 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
     for name, file in runnable.items():
         counts = ", ".join(f"{count} {kind}" for kind, count in nodes[name].items())
         speed.append(f"| {name} | {times['fp32'] / times[name]:.2f} | {file.stat().st_size / 1e6:.2f} | {counts} |")
-    spec = spec_of(open_session(files["fp32"]), "fp32")
+    spec = session_spec(open_session(files["fp32"]), "fp32")
     rounded = []
     for name, file in extra.items():
         with open_session(file) as session:

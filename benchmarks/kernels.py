@@ -27,7 +27,7 @@ from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.build import build_libraries
-from deploykit.runtime.native.cuda_library import CudaLibrary, plan_of, tables_of
+from deploykit.runtime.native.cuda_library import CudaLibrary, letterbox_plan, tables_of
 from deploykit.runtime.native.library import nms_arrays
 from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 
@@ -129,7 +129,7 @@ def _letterbox_variants(library: CudaLibrary) -> dict[str, Callable[[], object]]
     ready = torch.empty((1, 3, *spec.size)).pin_memory()
     (height, width), (left, top) = letterbox.resized, letterbox.pad
     stream = torch.cuda.current_stream().cuda_stream
-    plan, tables = [plan_of(letterbox, spec)], tables_of(spec, np.float32)
+    plan, tables = [letterbox_plan(letterbox, spec)], tables_of(spec, np.float32)
 
     def ours() -> None:
         source.copy_(pinned, non_blocking=True)

@@ -10,7 +10,7 @@ import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from deploykit.errors import explained_imports
+from deploykit.errors import import_errors_explained
 from deploykit.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ __all__ = sorted(_HOME)  # noqa: PLE0605  (the table above is the one list of pu
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
-    with explained_imports():
+    with import_errors_explained():
         return getattr(import_module(_HOME[name]), name)
 
 

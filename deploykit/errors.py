@@ -63,9 +63,9 @@ __all__ = [
     "UnsafeCheckpointError",
     "UsageError",
     "WeightsMismatchError",
-    "explained_imports",
-    "require",
-    "writing",
+    "import_errors_explained",
+    "import_extra",
+    "os_errors_as_output_errors",
 ]
 
 
@@ -223,7 +223,7 @@ _BASE = {"cv2": "opencv-python (or opencv-python-headless)", "numpy": "numpy", "
 """Module -> the package that deploykit itself requires; it may still be missing."""
 
 
-def require(module: str, extra: str) -> ModuleType:
+def import_extra(module: str, extra: str) -> ModuleType:
     """Import a heavy dependency where it is used.
 
     Raises:
@@ -242,7 +242,7 @@ def _missing(module: str, package: str, error: ImportError) -> MissingDependency
 
 
 @contextlib.contextmanager
-def explained_imports() -> Iterator[None]:
+def import_errors_explained() -> Iterator[None]:
     """Turn the ImportError of a dependency into a MissingDependencyError that says what to install.
 
     Raises:
@@ -266,7 +266,7 @@ def explained_imports() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def os_errors_as_output_errors(path: Path) -> Iterator[None]:
     """Turn an operating-system error while ``path`` is written into an OutputError.
 
     Raises:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
-from deploykit.errors import UsageError, require
+from deploykit.errors import UsageError, import_extra
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import CHECKPOINT_SUFFIXES, ModelSpec
 
@@ -118,13 +118,13 @@ def load(
     """
     from deploykit.runtime.options import PredictOptions
     from deploykit.runtime.predict.predictor import Predictor
-    from deploykit.runtime.session import spec_of
+    from deploykit.runtime.session import session_spec
     from deploykit.runtime.spec_file import read_spec
 
     asked, given = PredictOptions(**options), read_spec(spec)
     session = open_session(path, backend=backend, preprocessing=preprocessing)
     try:
-        chosen = given or spec_of(session, os.fspath(path))
+        chosen = given or session_spec(session, os.fspath(path))
         if task not in (None, chosen.task):
             raise UsageError(f"a model for the task {task!r} was asked for, {os.fspath(path)} is for {chosen.task!r}")
         return Predictor(session, chosen, asked)
@@ -215,14 +215,14 @@ def evaluate(
     """
     from deploykit.runtime.evaluate.evaluate import evaluate_session
     from deploykit.runtime.options import EvalOptions
-    from deploykit.runtime.session import spec_of
+    from deploykit.runtime.session import session_spec
     from deploykit.runtime.spec_file import read_spec
 
     given, upstream = read_spec(spec), preprocessing == "upstream"
     chosen = EvalOptions(task=task, upstream=upstream, **options)
     progress.step("loading")
     with open_session(model, backend=backend, preprocessing="default" if upstream else preprocessing) as session:
-        own = given or spec_of(session, os.fspath(model))
+        own = given or session_spec(session, os.fspath(model))
         return evaluate_session(session, own, data, images, chosen, progress)
 
 
@@ -286,7 +286,7 @@ def open_session(
 
         check_threads(threads)
         file = existing_file(path, "a checkpoint")
-        require("torch", "export")
+        import_extra("torch", "export")
         from deploykit.export.sessions.torch_module import open_torch_session
 
         return open_torch_session(file, threads=threads, preprocessing=preprocessing)[0]
@@ -295,7 +295,7 @@ def open_session(
     if backend == "torch" and Path(path).suffix.lower() == ".onnx":
         from deploykit.runtime.files import existing_file
 
-        require("torch", "export")
+        import_extra("torch", "export")
         from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 
         return open_onnx_in_torch(existing_file(path, "a model"), threads=threads)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, require
+from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, import_extra
 from deploykit.runtime.engine_record import read_record
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
@@ -106,7 +106,7 @@ def _artefact(file: Path) -> Inspection:
 
 def _graph(file: Path) -> dict[str, Any]:
     """What only the package onnx tells of a file."""
-    model = require("onnx", "export").load(str(file), load_external_data=False)
+    model = import_extra("onnx", "export").load(str(file), load_external_data=False)
     return {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "nodes": len(model.graph.node),

@@ -73,7 +73,7 @@ class Calibration:
         Raises:
             NotFoundError: no such folder or image. ImageError, DataError: there is no image.
         """
-        from deploykit.runtime.images.sources import images_in
+        from deploykit.runtime.images.sources import list_images
 
         if isinstance(self.source, tuple):
             found = [Path(p).expanduser() for p in self.source]
@@ -84,7 +84,7 @@ class Calibration:
             folder = Path(self.source).expanduser()
             if not folder.is_dir():
                 raise NotFoundError(f"a folder of images to calibrate with was expected at {folder}, which is none")
-            found = images_in(folder)
+            found = list_images(folder)
         if not found:
             raise DataError(f"no image to calibrate with in {self.source}: ranges are measured on images, or not")
         count = min(self.size, len(found))

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from deploykit.errors import OutputError, UsageError, writing
+from deploykit.errors import OutputError, UsageError, os_errors_as_output_errors
 
 __all__ = ["check_writable", "is_folder", "output_path", "publish", "staging_dir"]
 
@@ -44,7 +44,7 @@ def check_writable(out: Path) -> None:
     Raises:
         OutputError: it cannot.
     """
-    with writing(out), _made(out.parent):
+    with os_errors_as_output_errors(out), _made(out.parent):
         probe = out.with_name(f".{out.name}.{os.getpid()}.probe")
         probe.write_bytes(b"")
         probe.unlink()
@@ -58,7 +58,7 @@ def staging_dir(out: Path) -> Iterator[Path]:
     :func:`publish` moves them when they are verified. Folders above ``out`` that are new go again if it is not.
     """
     folder = out.with_name(f".{out.stem}.{os.getpid()}.partial")
-    with writing(out), _made(out.parent):
+    with os_errors_as_output_errors(out), _made(out.parent):
         folder.mkdir(exist_ok=True)
         try:
             yield folder

@@ -13,7 +13,7 @@ import numpy as np
 
 from deploykit.errors import DeployError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.cuda import open_gpu, why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason, open_gpu
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.build import library_info
@@ -176,7 +176,7 @@ def _onnxruntime(name: str) -> Check:
 
 
 def _cuda(name: str) -> Check:
-    if reason := why_no_gpu():
+    if reason := gpu_unavailable_reason():
         return Check(name, None, f"it loads, but was not run: {reason}")
     library = CudaLibrary(open_gpu())
     wrong, runs = [], 0

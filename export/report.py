@@ -11,7 +11,7 @@ from deploykit.export.graph.interface import Constant, Interface
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.precision.convert import PrecisionReport
 from deploykit.runtime.evaluate.compare import AccuracyComparison
-from deploykit.runtime.files import megabytes
+from deploykit.runtime.files import format_size
 from deploykit.spec import ModelSpec
 
 __all__ = ["ExportReport"]
@@ -48,16 +48,16 @@ class ExportReport:
         """One sentence that accounts for every byte."""
         constants = sum(c.size for c in self.constants)
         largest = sorted((c for c in self.constants if c.size >= 1000), key=lambda c: -c.size)[:3]
-        named = ", ".join(f"{'x'.join(map(str, c.shape))} {megabytes(c.size)}" for c in largest)
+        named = ", ".join(f"{'x'.join(map(str, c.shape))} {format_size(c.size)}" for c in largest)
         graph = self.size - self.weight_size - constants
         text = (
             f"{self.bytes_per_parameter:.2f} bytes a parameter: {self.parameters:,} weights in {self.spec.precision} "
-            f"are {megabytes(self.weight_size)}; constants "
-            f"(grids, anchors, shapes) {megabytes(constants)}{f', the largest {named}' if named else ''}; "
-            f"the graph itself {megabytes(graph)}"
+            f"are {format_size(self.weight_size)}; constants "
+            f"(grids, anchors, shapes) {format_size(constants)}{f', the largest {named}' if named else ''}; "
+            f"the graph itself {format_size(graph)}"
         )
         if self.checkpoint_size:
-            text += f"; the checkpoint has {megabytes(self.checkpoint_size)}"
+            text += f"; the checkpoint has {format_size(self.checkpoint_size)}"
         return text
 
     def to_dict(self) -> dict[str, Any]:

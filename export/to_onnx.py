@@ -13,16 +13,16 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from deploykit.errors import ImageSizeError, SpecError, UsageError, require
+from deploykit.errors import ImageSizeError, SpecError, UsageError, import_extra
 from deploykit.export.accuracy_gate import check_accuracy_drop, check_gate
 from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import external_data_path, finalize_graph, write
 from deploykit.export.graph.trace import example_input, export_to_ir
 from deploykit.export.graph.two_stage_ops import TRANSLATIONS
-from deploykit.export.nms.plan import NmsPlan, plan_of
+from deploykit.export.nms.plan import NmsPlan, plan_nms
 from deploykit.export.options import NmsMode, OnnxOptions, Precision, PrecisionOptions
 from deploykit.export.output import check_writable, output_path, publish, staging_dir
-from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification
@@ -116,9 +116,9 @@ def export_checkpoint(
     default = Path(f"{named.replace('/', '_')}.onnx") if named else Path(weights).with_suffix(".onnx")
     place = output_path(default, out, (".onnx",))
     if options.timm is None and named is None:
-        model = load_model(weights, timer.step, preprocessing=options.preprocessing, rewrite=options.rewrite)
+        model = load_model(weights, timer, preprocessing=options.preprocessing, rewrite=options.rewrite)
     else:
-        model = with_preprocessing(load_timm(weights, options.timm, timer.step), options.preprocessing)
+        model = with_preprocessing(load_timm(weights, options.timm, timer), options.preprocessing)
         model = with_rewrite(model, options.rewrite)
     done = export_model(model, options, out=place, samples=samples, check=check, timer=timer)
     size = 0 if named else Path(weights).stat().st_size
@@ -188,13 +188,13 @@ def _context(
     if options.gate is not None:
         check_gate(options.gate)
     example = example_input(spec.input)  # before anything that takes as much memory: it says so where there is none
-    inputs = make_feeds(spec, samples) if check or options.precision.precision != "fp32" else None
+    inputs = make_parity_inputs(spec, samples) if check or options.precision.precision != "fp32" else None
     if check:
-        require("onnxruntime", "cpu")
+        import_extra("onnxruntime", "cpu")
     timer.step("fusing")
     fused = fuse_model(model.module)
-    plan, exported = plan_of(spec, options.nms, thresholds, fused)
-    rows_plan, rows = plan_of(replace(exported, output=model.spec.output), "none", exported.thresholds, fused)
+    plan, exported = plan_nms(spec, options.nms, thresholds, fused)
+    rows_plan, rows = plan_nms(replace(exported, output=model.spec.output), "none", exported.thresholds, fused)
     _check_combination(model, options, plan, exported)
     return ExportContext(
         trace=partial(_traced, plan, example, exported, options, timer),
@@ -204,7 +204,7 @@ def _context(
         rows=rows,
         fused=fused,
         inputs=inputs,
-        verification=Verification(model, fused, rows, inputs, timer.step) if inputs and check else None,
+        verification=Verification(model, fused, rows, inputs, timer) if inputs and check else None,
         progress=timer,
     )
 
@@ -295,13 +295,13 @@ def _verified(
         ParityError: it does not agree.
     """
     if precision is None:
-        return verification.full(file, plan, spec)
+        return verification.check_fp32(file, plan, spec)
     if spec.precision in ("bf16", "fp8"):  # the one is not, the other not always run by ONNX Runtime's CPU provider
-        in_torch = precision.in_torch or verification.by_types(ir.load(file), file.name, LIMITS[spec.precision])
+        in_torch = precision.in_torch or verification.check_in_torch(ir.load(file), file.name, LIMITS[spec.precision])
         what = "bf16 convolutions" if spec.precision == "bf16" else "every fp8 file"
         note = f"ONNX Runtime's CPU provider does not run {what}: this was computed in torch"
         return replace(in_torch, notes=(*in_torch.notes, note))
-    parity = verification.reduced(file, plan, spec, LIMITS[spec.precision])
+    parity = verification.check_reduced(file, plan, spec, LIMITS[spec.precision])
     parity.raise_if_bad(file.name)
     if precision.in_torch is None:
         return parity

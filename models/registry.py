@@ -14,6 +14,7 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, NotFoundError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
+from deploykit.progress import SILENT, Progress
 from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
@@ -154,23 +155,23 @@ def meta_model(name: str) -> ReferenceModel:
 
 def load_model(
     weights: str | Path,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
     *,
     preprocessing: str = DEFAULT,
     rewrite: str = "",
 ) -> ReferenceModel:
     """Read a checkpoint without executing it, and build the model that it is of.
 
-    ``on_step`` is called with ``reading``, then ``building``. ``preprocessing``: see :func:`with_preprocessing`;
+    ``progress`` hears the steps ``reading`` and ``building``. ``preprocessing``: see :func:`with_preprocessing`;
     ``rewrite``: see :func:`with_rewrite`.
 
     Raises:
         CheckpointError: not a checkpoint, or of no model that deploykit knows.
         UsageError: the model has no preprocessing or rewrite of that name.
     """
-    on_step("reading")
+    progress.step("reading")
     checkpoint = read_checkpoint(weights)
-    on_step("building")
+    progress.step("building")
     return with_rewrite(with_preprocessing(model_from_checkpoint(checkpoint), preprocessing), rewrite)
 
 

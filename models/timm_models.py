@@ -7,7 +7,7 @@ by timm: nothing in it is executed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,13 +22,14 @@ from deploykit.errors import (
     MissingDependencyError,
     NotFoundError,
     UsageError,
-    require,
+    import_extra,
 )
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.class_names import class_names
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel
 from deploykit.models.timm_options import TimmOptions
+from deploykit.progress import SILENT, Progress
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, Source
 
 __all__ = ["PREFIX", "TimmModel", "list_timm", "load_timm", "name_in"]
@@ -56,7 +57,7 @@ class TimmModel(nn.Module):
 
     def fuse(self, path: str) -> nn.Module:
         """With merged branches, where timm can merge them; the export compares the result with the original."""
-        merged: nn.Module = require("timm.utils.model", "timm").reparameterize_model(self.network, inplace=False)
+        merged: nn.Module = import_extra("timm.utils.model", "timm").reparameterize_model(self.network, inplace=False)
         return TimmModel(merged, self.image_shape).requires_grad_(False)
 
     @torch.no_grad()
@@ -111,9 +112,7 @@ def list_timm(pattern: str = "*") -> list[str]:
     return [str(name) for name in _timm().list_models(pattern)]
 
 
-def load_timm(
-    weights: str | Path, options: TimmOptions | None = None, on_step: Callable[[str], None] = lambda _: None
-) -> ReferenceModel:
+def load_timm(weights: str | Path, options: TimmOptions | None = None, progress: Progress = SILENT) -> ReferenceModel:
     """A model of timm with random or published weights (``timm:NAME``), or with those of a file.
 
     Raises:
@@ -131,11 +130,11 @@ def load_timm(
     if name is None:
         if options.pretrained:
             raise UsageError("--timm-pretrained downloads weights, and a file of weights is given: leave one out")
-        on_step("reading")
+        progress.step("reading")
         checkpoint = read_checkpoint(weights)
-        on_step("building")
+        progress.step("building")
         return _of_file(checkpoint, options)
-    on_step("building")
+    progress.step("building")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = _create(name, options.pretrained, _sizes(options))
@@ -154,8 +153,8 @@ def _sizes(options: TimmOptions) -> dict[str, int]:
 
 def _timm() -> ModuleType:
     try:
-        timm = require("timm", "timm")
-        require("timm.utils.model", "timm")
+        timm = import_extra("timm", "timm")
+        import_extra("timm.utils.model", "timm")
     except MissingDependencyError:
         raise
     except Exception as e:  # torchvision's binary may not fit this torch: RuntimeError, AttributeError, OSError
@@ -218,7 +217,7 @@ def _reference(name: str, network: nn.Module) -> ReferenceModel:
     count = getattr(network, "num_classes", None)
     if not isinstance(count, int) or count < 1:
         raise UsageError(f"{name} of timm gives features and no classes; give it some with --num-classes")
-    config = require("timm.data", "timm").resolve_model_data_config(network)
+    config = import_extra("timm.data", "timm").resolve_model_data_config(network)
     facts: Mapping[str, Any] = getattr(network, "pretrained_cfg", {})
     canvas, notes = _canvas(config, int(getattr(network, "in_chans", 0) or _channels(network, config)))
     licence = facts.get("license")

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError, require
+from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
 
-__all__ = ["BINDINGS", "Buffer", "Gpu", "device_index", "open_gpu", "why_no_gpu"]
+__all__ = ["BINDINGS", "Buffer", "Gpu", "device_index", "gpu_unavailable_reason", "open_gpu"]
 
 BINDINGS = ("cuda-bindings", "pycuda")
 """The libraries, in the order in which they are tried."""
@@ -28,7 +28,7 @@ class Gpu(ABC):
     """One GPU. Pointers, streams and events are integers or objects of the library; sizes are in bytes.
 
     ``driver`` is the CUDA version that the driver supports, such as ``13.0``; ``binding`` is the library's name.
-    Every method may be called from any thread, inside :meth:`bound`.
+    Every method may be called from any thread, inside :meth:`current`.
     """
 
     index: int
@@ -38,7 +38,7 @@ class Gpu(ABC):
     binding: str
 
     @abstractmethod
-    def bound(self) -> contextlib.AbstractContextManager[None]:
+    def current(self) -> contextlib.AbstractContextManager[None]:
         """Make this GPU the calling thread's current device while the context lasts."""
 
     @abstractmethod
@@ -147,7 +147,7 @@ class Buffer:
         self._pinned = None
 
 
-def why_no_gpu() -> str | None:
+def gpu_unavailable_reason() -> str | None:
     """Return why no NVIDIA GPU is usable here, as half a sentence; None where one is.
 
     The driver itself is queried, so the answer needs no package.
@@ -198,7 +198,7 @@ def open_gpu(index: int = 0, binding: str = "auto") -> Gpu:
         MissingDependencyError: the library is not installed, or neither of the two.
         UsageError: ``binding`` names no known library.
     """
-    if reason := why_no_gpu():
+    if reason := gpu_unavailable_reason():
         raise DeviceError(f"an NVIDIA GPU is required, but {reason}")
     makers = {"cuda-bindings": _CudaBindings, "pycuda": _PyCuda}
     if binding != "auto":
@@ -230,7 +230,7 @@ class _CudaBindings(Gpu):
     binding = "cuda-bindings"
 
     def __init__(self, index: int) -> None:
-        self._rt: Any = require("cuda.bindings.runtime", "tensorrt")
+        self._rt: Any = import_extra("cuda.bindings.runtime", "tensorrt")
         _check_index(index, self._call("cudaGetDeviceCount"))
         self.index = index
         properties = self._call("cudaGetDeviceProperties", index)
@@ -250,7 +250,7 @@ class _CudaBindings(Gpu):
         return values[0] if len(values) == 1 else tuple(values)
 
     @contextlib.contextmanager
-    def bound(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         before = self._call("cudaGetDevice")
         self._call("cudaSetDevice", self.index)
         try:
@@ -315,7 +315,7 @@ class _PyCuda(Gpu):
     binding = "pycuda"
 
     def __init__(self, index: int) -> None:
-        self._drv: Any = require("pycuda.driver", "tensorrt")
+        self._drv: Any = import_extra("pycuda.driver", "tensorrt")
         self._drv.init()
         _check_index(index, self._drv.Device.count())
         device = self._drv.Device(index)
@@ -327,7 +327,7 @@ class _PyCuda(Gpu):
         self._memory: dict[int, Any] = {}  # pycuda frees memory without references
 
     @contextlib.contextmanager
-    def bound(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         self._context.push()
         try:
             yield

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploykit.errors import ArtefactError, SpecError
-from deploykit.runtime.files import exists, write_whole
+from deploykit.runtime.files import exists, write_atomic
 from deploykit.spec import ModelSpec, read_value
 
 __all__ = [
@@ -24,9 +24,9 @@ __all__ = [
     "Flavour",
     "HardwareCompatibility",
     "Profile",
+    "build_log_path",
     "find_onnx_source",
-    "log_of",
-    "parity_of",
+    "parity_report_path",
     "read_record",
     "reference_values_path",
 ]
@@ -145,7 +145,7 @@ class EngineRecord:
         Raises:
             OutputError: it cannot be written.
         """
-        write_whole(_beside(engine, ".json"), self.to_json().encode())
+        write_atomic(_beside(engine, ".json"), self.to_json().encode())
 
     @staticmethod
     def from_json(text: str) -> EngineRecord:
@@ -211,12 +211,12 @@ def reference_values_path(engine: Path) -> Path:
     return _beside(engine, ".parity.npz")
 
 
-def parity_of(engine: Path) -> Path:
+def parity_report_path(engine: Path) -> Path:
     """Return the path of an engine's parity report."""
     return _beside(engine, ".parity.json")
 
 
-def log_of(engine: Path) -> Path:
+def build_log_path(engine: Path) -> Path:
     """Return the path of the builder's log."""
     return _beside(engine, ".log")
 

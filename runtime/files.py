@@ -7,17 +7,17 @@ import difflib
 import os
 from pathlib import Path
 
-from deploykit.errors import ArtefactError, NotFoundError, writing
+from deploykit.errors import ArtefactError, NotFoundError, os_errors_as_output_errors
 
 __all__ = [
     "cache_folder",
-    "close_matches",
     "existing_file",
     "exists",
+    "format_size",
     "is_folder",
-    "megabytes",
-    "partial_name",
-    "write_whole",
+    "similar_names",
+    "temporary_path",
+    "write_atomic",
 ]
 
 
@@ -32,7 +32,7 @@ def existing_file(path: str | os.PathLike[str], what: str) -> Path:
     if is_folder(file):
         raise ArtefactError(f"expected {what}, but {file} is a folder: give the path of a file in it")
     if not exists(file):
-        raise NotFoundError(f"{what} was expected at {file}, but there is no such file{close_matches(file)}")
+        raise NotFoundError(f"{what} was expected at {file}, but there is no such file{similar_names(file)}")
     return file
 
 
@@ -52,7 +52,7 @@ def is_folder(path: Path) -> bool:
         return False
 
 
-def close_matches(path: Path) -> str:
+def similar_names(path: Path) -> str:
     """Return ``; did you mean a.onnx, b.onnx?`` with neighbours of similar names, or an empty string."""
     try:
         names = [p.name for p in path.parent.iterdir()]
@@ -71,19 +71,19 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "deploykit"
 
 
-def partial_name(path: Path) -> Path:
+def temporary_path(path: Path) -> Path:
     """Return the temporary path of ``path`` while it is written: in the same folder, with the same suffix."""
     return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` to a temporary file beside ``path``, then rename it: no reader ever sees a partial file.
 
     Raises:
         OutputError: the path is not writable or the disk is full; a file that existed at ``path`` is unchanged.
     """
-    partial = partial_name(path)
-    with writing(path):
+    partial = temporary_path(path)
+    with os_errors_as_output_errors(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(data)
@@ -94,7 +94,7 @@ def write_whole(path: Path, data: bytes) -> None:
             raise
 
 
-def megabytes(size: int) -> str:
+def format_size(size: int) -> str:
     """Format a size in bytes: ``321.5 MB``, ``12.3 kB``, ``24 bytes``. 1 kB is 1000 bytes."""
     if size >= 1_000_000:
         return f"{size / 1e6:.1f} MB"

@@ -27,10 +27,10 @@ __all__ = [
     "TensorInfo",
     "check_inputs",
     "check_threads",
-    "fits",
-    "input_of",
+    "input_arrays",
     "open_session",
-    "spec_of",
+    "session_spec",
+    "shape_matches",
 ]
 
 LOG = logging.getLogger(__name__)
@@ -86,9 +86,9 @@ class Session(Protocol):
         """Free the memory; a second call does nothing."""
         ...
 
-    def takes(self, shape: tuple[int, ...]) -> bool:
+    def accepts_shape(self, shape: tuple[int, ...]) -> bool:
         """Return whether the first input accepts this shape; a dynamic axis may have limits of its own."""
-        return fits(self.inputs[0].shape, shape)
+        return shape_matches(self.inputs[0].shape, shape)
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +137,7 @@ def open_session(
     return session
 
 
-def spec_of(session: Session, name: str) -> ModelSpec:
+def session_spec(session: Session, name: str) -> ModelSpec:
     """Read the spec from an artefact's metadata; ``name`` is the artefact's name in the message.
 
     Raises:
@@ -152,7 +152,7 @@ def spec_of(session: Session, name: str) -> ModelSpec:
     return ModelSpec.from_json(text)
 
 
-def fits(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
+def shape_matches(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:
     """Return whether ``shape`` matches ``expected``, where None stands for any size."""
     return len(shape) == len(expected) and all(
         size is None or size == got for size, got in zip(expected, shape, strict=True)
@@ -169,7 +169,7 @@ def check_threads(threads: int | None) -> None:
         raise UsageError(f"threads must be at least 1, got {threads}")
 
 
-def input_of(info: TensorInfo, images: Array) -> dict[str, Array]:
+def input_arrays(info: TensorInfo, images: Array) -> dict[str, Array]:
     """Return the inputs of a network that has one: ``images``, converted to the type of that input."""
     return {info.name: images.astype(np.dtype(info.dtype), copy=False)}
 
@@ -187,5 +187,5 @@ def check_inputs(expected: tuple[TensorInfo, ...], inputs: Mapping[str, Array]) 
         )
     for info in expected:
         value = inputs[info.name]
-        if not fits(info.shape, value.shape) or value.dtype != np.dtype(info.dtype):
+        if not shape_matches(info.shape, value.shape) or value.dtype != np.dtype(info.dtype):
             raise BackendError(f"input {info.name!r} must be {info}, got {value.dtype} {value.shape}")

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 MISSING = {
     "data": None if SHARED.is_dir() else f"no shared folder with trained checkpoints at {SHARED}",
-    "gpu": why_no_gpu(),
+    "gpu": gpu_unavailable_reason(),
     "slow": None if os.environ.get("SLOW") else "it takes long: SLOW=1 make test runs it",
     "tensorrt": None if importlib.util.find_spec("tensorrt") else "TensorRT is not installed",
 }

@@ -206,7 +206,7 @@ class CpuGpu(Gpu):
         return len(self._memory) + len(self.pinned) + self.streams + len(self.events)
 
     @contextlib.contextmanager
-    def bound(self) -> Iterator[None]:
+    def current(self) -> Iterator[None]:
         """Everything below must happen inside."""
         self._depth += 1
         try:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 
 from deploykit.errors import SpecError
-from deploykit.spec import read_value, worded
+from deploykit.spec import json_safe, read_value
 
 
 @dataclass(frozen=True)
@@ -65,5 +65,5 @@ def test_what_is_of_another_type_is_refused_with_its_place(field: str, wrong: An
 
 
 def test_json_gets_words_for_what_it_has_no_numbers_for() -> None:
-    told = worded({"a": [float("nan"), (float("inf"), -float("inf"))], "b": 1.5, "c": 3})
+    told = json_safe({"a": [float("nan"), (float("inf"), -float("inf"))], "b": 1.5, "c": 3})
     assert told == {"a": ["nan", ["inf", "-inf"]], "b": 1.5, "c": 3}

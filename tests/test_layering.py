@@ -72,7 +72,7 @@ PARTS = {
     "progress": Part(),
     "spec": Part(words("errors")),
     "describe": Part(words("spec")),
-    "models": Part(words("errors spec"), words("torch"), words("timm numpy")),
+    "models": Part(words("errors progress spec"), words("torch"), words("timm numpy")),
     "runtime": Part(
         words("errors version progress spec"),
         words("numpy cv2"),

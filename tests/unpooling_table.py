@@ -27,7 +27,7 @@ from deploykit.export.engine.build import build_engine
 from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import finalize_graph, write
 from deploykit.export.graph.trace import example_input, export_to_ir
-from deploykit.export.nms.plan import plan_of
+from deploykit.export.nms.plan import plan_nms
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution, MaskedMaxPool, MaskedUnpool, Unpool
 from deploykit.runtime.machine import versions
 from deploykit.runtime.session import open_session
@@ -137,7 +137,7 @@ def export(module: nn.Module, file: Path) -> None:
     """As :func:`deploykit.export.to_onnx.onnx_from_model` does it, but for the verification."""
     canvas = InputSpec(size=SHAPE[2:], channels=SHAPE[1], mean=(0.0,) * 4, std=(1.0,) * 4, fit=Fit(stride=1))
     asked = ModelSpec("restore", canvas, DenseOutput(name="image"), source=Source(model="unpooling"))
-    plan, spec = plan_of(asked, "none", Thresholds(), module)
+    plan, spec = plan_nms(asked, "none", Thresholds(), module)
     graph = export_to_ir(module, example_input(spec.input), spec, "dynamo", True, plan.outputs)
     passes.simplify(graph)
     finalize_graph(graph, spec, plan, module)

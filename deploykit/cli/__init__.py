@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from deploykit.cli._display import notes_on_stderr
-from deploykit.errors import DeployError, explained_imports
+from deploykit.errors import DeployError, import_errors_explained
 from deploykit.version import __version__
 
 COMMANDS = {
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(words)
     args = parser.parse_args(words)
     try:
-        with explained_imports(), notes_on_stderr():
+        with import_errors_explained(), notes_on_stderr():
             return int(args.run(args))
     except DeployError as e:
         if args.traceback:

@@ -95,14 +95,14 @@ def print_engine(report: EngineReport) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from deploykit.runtime.engine_record import log_of, reference_values_path
-    from deploykit.runtime.files import megabytes
+    from deploykit.runtime.engine_record import build_log_path, reference_values_path
+    from deploykit.runtime.files import format_size
 
     record = report.record
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    facts.add_row("engine", escape(f"{report.path}  {megabytes(record.size)}"))
+    facts.add_row("engine", escape(f"{report.path}  {format_size(record.size)}"))
     name = "TensorRT" if record.flavour == "tensorrt" else "TensorRT for RTX"
     facts.add_row("built by", escape(f"{name} {record.version} from {record.onnx}, {_where(record)}"))
     counts = ", ".join(f"{count} in {kind}" for kind, count in record.precision.items())
@@ -110,7 +110,7 @@ def print_engine(report: EngineReport) -> None:
     for profile in record.profiles:
         facts.add_row("input shapes", str(profile))
     facts.add_row("options", _options(record))
-    facts.add_row("log", escape(str(log_of(report.path))))
+    facts.add_row("log", escape(str(build_log_path(report.path))))
     facts.add_row("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items()))
     out = console()
     out.print()

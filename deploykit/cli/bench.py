@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
     from deploykit.facade import open_session
     from deploykit.runtime.predict.predictor import Predictor
-    from deploykit.runtime.session import spec_of
+    from deploykit.runtime.session import session_spec
     from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(args.spec)
@@ -114,7 +114,7 @@ def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
             raise
         raise DeviceError(f"{e}; {_what_runs_here(Path(args.engine).expanduser())}") from e
     try:
-        spec = given or spec_of(session, args.engine)
+        spec = given or session_spec(session, args.engine)
         return Predictor(session, spec, _flags().fill(args))
     except BaseException:
         session.close()
@@ -174,10 +174,10 @@ def _print_part(out: Console, title: str, part: Part, rows: dict[str, Statistics
 def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]]:
     """What a reader must know to judge the numbers, a line each."""
     from deploykit.describe import preprocessing
-    from deploykit.runtime.files import megabytes
+    from deploykit.runtime.files import format_size
 
     network, machine, images = report.network, report.machine, report.images
-    yield "file", f"{file}  {megabytes(size)}, loaded in {network.load_seconds:.1f} s"
+    yield "file", f"{file}  {format_size(size)}, loaded in {network.load_seconds:.1f} s"
     yield "model", f"{network.model or 'without a name'}, {network.precision} as its spec says"
     shapes = sorted(network.shapes, key=math.prod)
     yield "input", f"{', '.join(network.inputs)}; run with {_some([str(shape) for shape in shapes], 'shapes')}"
@@ -194,7 +194,7 @@ def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]
         yield "GPU", f"{gpu.name}, driver {gpu.driver}"
     yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
     sizes = [f"{width}x{height}" for height, width in sorted(set(images.sizes), key=lambda s: s[0] * s[1])]
-    count, encoded = _counted(len(images.data), "image"), megabytes(sum(map(len, images.data)))
+    count, encoded = _counted(len(images.data), "image"), format_size(sum(map(len, images.data)))
     sources = _some(list(images.sources), "sources")
     yield "images", f"{sources}: {count}, {_some(sizes, 'sizes')} (width x height), {encoded} encoded"
     warmup = f"{_counted(report.warmup_runs, 'run')} in {report.warmup_seconds:.1f} s to warm up, not counted"
@@ -205,12 +205,14 @@ def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]
 
 
 def _memory(report: Benchmark) -> str:
-    from deploykit.runtime.files import megabytes
+    from deploykit.runtime.files import format_size
 
     used = report.memory
-    before, loaded, peak = ("?" if size is None else megabytes(size) for size in (used.before, used.loaded, used.peak))
+    before, loaded, peak = (
+        "?" if size is None else format_size(size) for size in (used.before, used.loaded, used.peak)
+    )
     since = "in the whole life of the process" if used.peak_of_process else "until the end"
-    device = "" if used.device is None else f"; on the GPU {megabytes(used.device)}"
+    device = "" if used.device is None else f"; on the GPU {format_size(used.device)}"
     return f"{before} before the model was loaded, {loaded} after it, at most {peak} {since}{device}"
 
 

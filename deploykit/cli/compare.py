@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.a == args.b:
         raise UsageError(f"{args.a} would be compared with itself")
     with shown_progress() as progress:
-        report = compare(args.a, args.b, images=args.sample, spec=args.spec, on_step=progress.step)
+        report = compare(args.a, args.b, images=args.sample, spec=args.spec, progress=progress)
     if args.json:
         print_json(report.to_dict())
     else:

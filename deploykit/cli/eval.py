@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     # OpenCV's own chatter about a broken image; what matters of it is said by the error that follows.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from deploykit.runtime.evaluate.report import DetectionEvaluation
-    from deploykit.spec import worded
+    from deploykit.spec import json_safe
 
     if len(getattr(args, "img", ())) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         given = {"model": args.model, "data": args.data, "images": args.images}
         own = {"intervals": {name: list(ends) for name, ends in intervals.items()}} if intervals else {}
-        print_json({**given, **found.to_dict(), **own, **(worded(comparison.to_dict()) if comparison else {})})
+        print_json({**given, **found.to_dict(), **own, **(json_safe(comparison.to_dict()) if comparison else {})})
     else:
         _print(found, args, intervals, comparison)
     return 0
@@ -193,9 +193,9 @@ def _write_detections(found: DetectionEvaluation, place: str) -> None:
     import json
     from pathlib import Path
 
-    from deploykit.runtime.files import write_whole
+    from deploykit.runtime.files import write_atomic
 
-    write_whole(Path(place).expanduser(), json.dumps(found.detections.entries()).encode())
+    write_atomic(Path(place).expanduser(), json.dumps(found.detections.entries()).encode())
 
 
 def _print(

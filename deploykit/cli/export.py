@@ -243,12 +243,12 @@ def _print(report: ExportReport) -> None:
 
     from deploykit.describe import preprocessing
     from deploykit.export.outputs import export_adapter_of
-    from deploykit.runtime.files import megabytes
+    from deploykit.runtime.files import format_size
 
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column()
-    facts.add_row("file", escape(f"{report.path}  {megabytes(report.size)}"))
+    facts.add_row("file", escape(f"{report.path}  {format_size(report.size)}"))
     facts.add_row("why this size", report.why_this_size())
     facts.add_row("graph", f"{report.nodes} nodes, opset {report.opset}, {report.spec.precision}")
     for name, tensors in (("input", report.inputs), ("output", report.outputs)):

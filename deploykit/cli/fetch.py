@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Download a checkpoint, or continue a download, with a progress bar; inspect the file and report its source."""
-    from deploykit.errors import MissingDependencyError, UsageError, require
+    from deploykit.errors import MissingDependencyError, UsageError, import_extra
 
     if args.list:
         return _list()
@@ -39,17 +39,17 @@ def run(args: argparse.Namespace) -> int:
         inspected.append(read_checkpoint(path))
 
     try:
-        require("torch", "export")
+        import_extra("torch", "export")
     except MissingDependencyError as e:
         got = _fetch(args, lambda path: None)
         description = f"the content was not inspected: {e}"
     else:
         got = _fetch(args, look)
-        if got.was_there:
+        if got.already_there:
             look(got.path)
         description = _describe(inspected[0], got.path)
     print(f"{got.path}: {got.size:,} bytes, SHA-256 {got.sha256}")
-    if got.was_there:
+    if got.already_there:
         print("the file exists already and matches its record: nothing was downloaded (--force downloads it again)")
     print(f"source: {got.url} ({got.licence})")
     print(description)

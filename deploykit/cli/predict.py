@@ -20,7 +20,7 @@ from deploykit.errors import DeployError, ImageError, MissingDependencyError, Us
 if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
     from deploykit.runtime.images.sources import Images, Video
-    from deploykit.runtime.images.video_writer import Recorder
+    from deploykit.runtime.images.video_writer import Mp4Writer
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
 
@@ -128,19 +128,19 @@ class _Folder:
         self._folder = folder
         self._files = files
         self._taken: Counter[Path] = Counter()
-        self._recorder: Recorder | None = None
+        self._recorder: Mp4Writer | None = None
 
     @contextlib.contextmanager
     def opened_for(self, source: Images | Video) -> Iterator[None]:
         """While the context lasts, ``write`` takes this source's results; a video appears when it ends."""
         from deploykit.runtime.images.sources import Video
-        from deploykit.runtime.images.video_writer import Recorder
+        from deploykit.runtime.images.video_writer import Mp4Writer
 
         if not isinstance(source, Video):
             yield
             return
         name = source.name.replace(" ", "-") if source.live else source.name
-        with Recorder(self._place(name, ".mp4"), source.fps) as self._recorder:
+        with Mp4Writer(self._place(name, ".mp4"), source.fps) as self._recorder:
             yield
         self._recorder = None
 
@@ -150,7 +150,7 @@ class _Folder:
 
     def write(self, result: Any, drawn: Array | None) -> None:
         """Write one image, or append one frame."""
-        from deploykit.runtime.files import write_whole
+        from deploykit.runtime.files import write_atomic
         from deploykit.runtime.results.base import encode_image
 
         if self._recorder is not None:
@@ -167,7 +167,7 @@ class _Folder:
         assert drawn is not None
         suffix = Path(result.name).suffix
         path = self._place(result.name, suffix if suffix.lower() in WRITABLE else ".jpg")
-        write_whole(path, encode_image(drawn, path))
+        write_atomic(path, encode_image(drawn, path))
         if self._files.maps:
             result.save_map(self._place(f"{path.stem}-labels", ".png"))
 
@@ -243,9 +243,9 @@ class _Report:
     def finish(self) -> None:
         """Write the COCO file and the summary."""
         if self._args.coco is not None:
-            from deploykit.runtime.files import write_whole
+            from deploykit.runtime.files import write_atomic
 
-            write_whole(self._args.coco, json.dumps(self._coco).encode())
+            write_atomic(self._args.coco, json.dumps(self._coco).encode())
         from deploykit.runtime.results.detection import listed
 
         done = self._done or listed(self._objects)

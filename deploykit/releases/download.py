@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from deploykit.errors import FetchError
-from deploykit.runtime.files import write_whole
+from deploykit.runtime.files import write_atomic
 from deploykit.version import __version__
 
 if sys.platform != "win32":
@@ -135,14 +135,14 @@ class Partial:
     def begin(self, file: IO[bytes], state: _State) -> None:
         """Empty the file, then record its version; in this order a crash leaves no wrong record."""
         file.truncate(0)
-        write_whole(self._state_path, json.dumps(asdict(state)).encode())
+        write_atomic(self._state_path, json.dumps(asdict(state)).encode())
 
     def drop(self) -> None:
         """Remove the file and its record."""
         self.path.unlink(missing_ok=True)
         self._state_path.unlink(missing_ok=True)
 
-    def what_stays(self, address: str, file: IO[bytes]) -> str:
+    def describe_remainder(self, address: str, file: IO[bytes]) -> str:
         """Return a sentence about what the next call will continue; if that is nothing, remove the file."""
         done = _size(file)
         if not done or not self.state(address).validator:
@@ -182,7 +182,7 @@ def download(address: str, partial: Partial, file: IO[bytes], on_bytes: OnBytes)
             # Without any answer so far, a retry after a few seconds is pointless.
             reached = reached or not isinstance(e, _UnreachedError)
             if not e.again or not reached or failures == len(PAUSES):
-                raise FetchError(f"{e}; {partial.what_stays(address, file) or e.advice}") from e
+                raise FetchError(f"{e}; {partial.describe_remainder(address, file) or e.advice}") from e
             time.sleep(PAUSES[failures])
             failures += 1
         except FetchError:

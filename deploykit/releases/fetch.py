@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from deploykit.errors import CheckpointError, FetchError, OutputError, UsageError, writing
+from deploykit.errors import CheckpointError, FetchError, OutputError, UsageError, os_errors_as_output_errors
 from deploykit.releases.download import OnBytes, Partial, download
 from deploykit.releases.table import CIRCULATING, RELEASED, Release, released_file
-from deploykit.runtime.files import write_whole
+from deploykit.runtime.files import write_atomic
 
 __all__ = ["RELEASED", "Fetched", "Release", "fetch", "record_path"]
 
@@ -33,7 +33,7 @@ class Fetched:
         checked: the source of the SHA-256 that it was compared with: ``publisher``, ``given`` by the caller, or
             ``nothing``.
         licence: who published it, and under which licence.
-        was_there: nothing was downloaded, because the file existed already.
+        already_there: nothing was downloaded, because the file existed already.
         note: a sentence about files of this name, or empty.
     """
 
@@ -44,7 +44,7 @@ class Fetched:
     final: str
     checked: Checked
     licence: str
-    was_there: bool = False
+    already_there: bool = False
     note: str = ""
 
 
@@ -96,10 +96,10 @@ def fetch(
         expected = release.sha256, "publisher"
     if path.exists() and not force:
         return _already_there(name, release, path, address, expected)
-    with writing(path):
+    with os_errors_as_output_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         got = _downloaded(release, path, address, expected, on_bytes, look)
-    write_whole(record_path(path), json.dumps(_record(name, got), indent=2).encode() + b"\n")
+    write_atomic(record_path(path), json.dumps(_record(name, got), indent=2).encode() + b"\n")
     return _noted(name, got)
 
 
@@ -127,7 +127,7 @@ def _downloaded(
             reason = str(e).removeprefix(f"{partial.path}: ")
             raise type(e)(f"{address} was downloaded but not kept: {reason}") from e
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(partial.what_stays(address, file)) from None
+            raise KeyboardInterrupt(partial.describe_remainder(address, file)) from None
         except (OSError, OutputError):  # a partial file must not stay on a full disk
             partial.drop()
             raise
@@ -155,7 +155,7 @@ def _already_there(
     if (size, digest) != (record.get("size"), record.get("sha256")):
         raise OutputError(f"{path} exists, but it does not match {record_path(path).name}: {advice}")
     final = str(record.get("final", ""))
-    got = Fetched(path, size, digest, address, final, _checked(expected), release.licence, was_there=True)
+    got = Fetched(path, size, digest, address, final, _checked(expected), release.licence, already_there=True)
     wrong = _wrong_digest(got, expected[0])
     if wrong:
         raise FetchError(f"{path} {wrong}: pass --force to download it again in its place")

@@ -15,7 +15,7 @@ from typing import Any
 
 from deploykit.errors import SpecError
 
-__all__ = ["KINDS", "LATER", "read_value", "worded"]
+__all__ = ["KINDS", "LATER", "json_safe", "read_value"]
 
 KINDS: dict[Any, Mapping[str, Any]] = {}
 """A base class -> its subclasses by the value of their field ``kind``."""
@@ -99,10 +99,10 @@ def _read_dict(kind: Any, value: Any, where: str) -> Any:
     return {key: read_value(kind, v, f"{where}.{key}") for key, v in value.items()}
 
 
-def worded(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """The same value with words for the numbers that JSON does not have: NaN and infinity."""
     if isinstance(value, dict):
-        return {key: worded(item) for key, item in value.items()}
+        return {key: json_safe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [worded(item) for item in value]
+        return [json_safe(item) for item in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -20,7 +20,7 @@ from deploykit.errors import (
     MissingDependencyError,
     SpecError,
     UsageError,
-    require,
+    import_extra,
 )
 from deploykit.export.engine.builder import Network, build, check_options, default_profile, parse
 from deploykit.export.engine.layers import precisions_in
@@ -34,26 +34,26 @@ from deploykit.export.nms.graph import CONF
 from deploykit.export.options import EngineOptions
 from deploykit.export.output import check_writable, output_path, publish, staging_dir
 from deploykit.export.parity.compare import check_expected, expect
-from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.precision.read_back import check_precision
 from deploykit.export.step_timer import StepTimer
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.backends import ort
-from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.chain import ChainSession, second_stage_path
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.session import open_engine
-from deploykit.runtime.cuda import Gpu, open_gpu, why_no_gpu
+from deploykit.runtime.cuda import Gpu, gpu_unavailable_reason, open_gpu
 from deploykit.runtime.engine_record import (
     FLAVOURS,
     EngineRecord,
     Flavour,
     Profile,
-    log_of,
-    parity_of,
+    build_log_path,
+    parity_report_path,
     reference_values_path,
 )
-from deploykit.runtime.files import existing_file, write_whole
+from deploykit.runtime.files import existing_file, write_atomic
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
@@ -131,11 +131,11 @@ def _build(
     """The part of :func:`build_engine` after its arguments are checked; ``reference`` gives the values that the engine
     is held against, None: it is not checked."""
     log = BuildLog(verbose=options.verbose)
-    trt, device = load_flavour(flavour), None if why_no_gpu() else open_gpu(options.gpu)
+    trt, device = load_flavour(flavour), None if gpu_unavailable_reason() else open_gpu(options.gpu)
     with staging_dir(place) as folder:
         source = _engine_source(file, spec, folder, place)
         try:
-            with device.bound() if device else contextlib.nullcontext():
+            with device.current() if device else contextlib.nullcontext():
                 timer.step("parsing")
                 network = parse(trt, source, log)
                 _check_network(network, spec, file)
@@ -145,7 +145,7 @@ def _build(
                 plan = _built(network, options, shapes, device, cached, timer)
         except ExportError as e:
             _keep_log(place, log)
-            raise type(e)(f"{e} (everything it said: {log_of(place)})") from e
+            raise type(e)(f"{e} (everything it said: {build_log_path(place)})") from e
         record = EngineRecord(
             flavour=flavour,
             version=trt.__version__,
@@ -168,15 +168,17 @@ def _build(
         engine.write_bytes(plan)
         del plan
         check_header(trt, engine)
-        log_of(engine).write_text(log.text(), encoding="utf-8")
+        build_log_path(engine).write_text(log.text(), encoding="utf-8")
         parity = None
         if reference is not None:
             expected = reference().restrict_to(lambda shape: _covered(shapes, spec, shape))
             record, parity = _checked(engine, record, expected, device, timer)
         record.write(engine)
-        rest = rest_of(place)
+        rest = second_stage_path(place)
         publish(
-            folder, place, companions=(parity_of(place), reference_values_path(place), rest, external_data_path(rest))
+            folder,
+            place,
+            companions=(parity_report_path(place), reference_values_path(place), rest, external_data_path(rest)),
         )
     return EngineReport(place, record, parity, timer.seconds())
 
@@ -189,7 +191,7 @@ def check_engine(flavour: Flavour | Literal["auto"], options: EngineOptions | No
     """
     chosen = chosen_flavour(flavour)
     check_options(chosen, options or EngineOptions())
-    reason = why_no_gpu()
+    reason = gpu_unavailable_reason()
     if chosen == "tensorrt" and reason:
         raise DeviceError(
             f"TensorRT builds engines on an NVIDIA GPU, and {reason}: take --format tensorrt-rtx, which builds without "
@@ -210,7 +212,7 @@ def chosen_flavour(flavour: Flavour | Literal["auto"]) -> Flavour:
             raise UsageError(f"an engine's flavour is auto, {' or '.join(FLAVOURS)}, got {flavour!r}")
         return flavour
     have = installed()
-    if "tensorrt" in have and ("tensorrt-rtx" not in have or why_no_gpu() is None):
+    if "tensorrt" in have and ("tensorrt-rtx" not in have or gpu_unavailable_reason() is None):
         return "tensorrt"
     if "tensorrt-rtx" in have:
         return "tensorrt-rtx"
@@ -230,14 +232,14 @@ def _engine_source(file: Path, spec: ModelSpec, folder: Path, place: Path) -> Pa
         return file
     first = folder / "first" / file.name
     first.parent.mkdir()
-    for graph, path in zip(split(file), (first, rest_of(folder / place.name)), strict=True):
+    for graph, path in zip(split(file), (first, second_stage_path(folder / place.name)), strict=True):
         write(graph, path, sum(c.size for c in initializers_of(graph)))
     return first
 
 
 def _carried(file: Path) -> ModelSpec:
     """The spec in the ONNX file's metadata."""
-    onnx = require("onnx", "export")
+    onnx = import_extra("onnx", "export")
     try:
         model = onnx.load(str(file), load_external_data=False)
     except Exception as e:  # protobuf's errors have no base class of their own
@@ -286,7 +288,7 @@ def _built(
         profiles,
         BuildProgress(progress),
         timing_cache=read_cache(place) if place else None,
-        bound=device.bound() if device else None,
+        bound=device.current() if device else None,
     )
     if place and cache:
         write_cache(place, cache)
@@ -318,8 +320,8 @@ def _reference_values(file: Path, spec: ModelSpec, samples: Sequence[str | Path]
         overrides = {CONF: np.zeros(1, np.float32)}
         spec = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
     with ort.open_session(file, provider="cpu", overrides=overrides) as session:
-        feeds = make_feeds(spec, samples)
-        return expect({file.name: session}, spec, feeds, on_step=Within("checking: ", timer).step)
+        feeds = make_parity_inputs(spec, samples)
+        return expect({file.name: session}, spec, feeds, progress=Within("checking: ", timer))
 
 
 def _checked(
@@ -328,7 +330,7 @@ def _checked(
     """Compare where that is possible, else put the reference values beside the engine."""
     if device is None:
         expected.save(reference_values_path(engine))
-        return replace(record, unverified=f"{NO_GPU} ({why_no_gpu()})"), None
+        return replace(record, unverified=f"{NO_GPU} ({gpu_unavailable_reason()})"), None
     timer.step("checking")
     try:
         session = open_engine(engine, record, device)
@@ -339,11 +341,11 @@ def _checked(
     with contextlib.ExitStack() as stack:
         whole: Session = stack.enter_context(session)
         record = _of_layers(record, precisions_in(session.layer_information()), engine.name)
-        if rest_of(engine).exists():
-            whole = ChainSession(session, stack.enter_context(open_session(rest_of(engine))))
-        parity = check_expected(expected, engine.name, whole, record.spec, on_step=Within("checking: ", timer).step)
+        if second_stage_path(engine).exists():
+            whole = ChainSession(session, stack.enter_context(open_session(second_stage_path(engine))))
+        parity = check_expected(expected, engine.name, whole, record.spec, progress=Within("checking: ", timer))
     parity.raise_if_bad(engine.name)
-    write_whole(parity_of(engine), parity.to_json().encode())
+    write_atomic(parity_report_path(engine), parity.to_json().encode())
     return replace(record, verified=True), parity
 
 
@@ -363,7 +365,7 @@ def _of_layers(record: EngineRecord, found: dict[str, int], name: str) -> Engine
 def _keep_log(place: Path, log: BuildLog) -> None:
     """A build that failed leaves its log, which is what helps; that it cannot be written is not what went wrong."""
     with contextlib.suppress(DeployError):
-        write_whole(log_of(place), log.text().encode())
+        write_atomic(build_log_path(place), log.text().encode())
 
 
 def _sha256(file: Path) -> str:

@@ -19,7 +19,7 @@ from deploykit.errors import DeployError, ExportError, UsageError
 from deploykit.export.engine.progress import BuildProgress, monitor
 from deploykit.runtime.backends.trt.bindings import BuildLog, dtype_name, logger
 from deploykit.runtime.engine_record import BuilderOptions, Flavour, Profile
-from deploykit.runtime.session import TensorInfo, fits
+from deploykit.runtime.session import TensorInfo, shape_matches
 from deploykit.spec import InputSpec
 
 __all__ = ["Network", "build", "check_options", "default_profile", "parse"]
@@ -242,7 +242,7 @@ def _add_profiles(network: Network, config: Any, profiles: Sequence[Profile]) ->
     (info,) = dynamic
     for wanted in profiles:
         for shape in (wanted.min, wanted.opt, wanted.max):
-            if not fits(info.shape, shape):
+            if not shape_matches(info.shape, shape):
                 raise UsageError(f"a profile's shape is {info}, got {'x'.join(map(str, shape))}")
         profile = network.builder.create_optimization_profile()
         profile.set_shape(info.name, wanted.min, wanted.opt, wanted.max)

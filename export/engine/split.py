@@ -14,15 +14,16 @@ from onnx_ir.passes import common
 
 from deploykit.errors import ExportError
 
-__all__ = ["BEHIND", "split"]
+__all__ = ["DATA_DEPENDENT_OPS", "split"]
 
-BEHIND = ("NonMaxSuppression", "NonZero", "RoiAlign", "TopK")
+DATA_DEPENDENT_OPS = ("NonMaxSuppression", "NonZero", "RoiAlign", "TopK")
 """Operators that begin the second part."""
 
 
 def split(file: Path) -> tuple[ir.Model, ir.Model]:
-    """The part of an ONNX file before any of :data:`BEHIND`, and the rest, which takes what the first one gives, by the
-    same names. Metadata go to both.
+    """Cut an ONNX file before any of :data:`DATA_DEPENDENT_OPS`: the part before them, and the second stage.
+
+    The second stage takes what the first part gives, by the same names. Both carry the metadata.
 
     Raises:
         ExportError: nothing of a network lies before them, or nothing behind.
@@ -31,7 +32,7 @@ def split(file: Path) -> tuple[ir.Model, ir.Model]:
     behind: set[str] = set()
     for node in model.graph:  # in the graph's order: producers come first
         takes = (value.name for value in node.inputs if value is not None)
-        if node.op_type in BEHIND or any(name in behind for name in takes):
+        if node.op_type in DATA_DEPENDENT_OPS or any(name in behind for name in takes):
             behind.update(str(value.name) for value in node.outputs)
     before = {str(value.name) for node in model.graph for value in node.outputs} - behind
     given = {str(value.name) for value in model.graph.inputs}
@@ -42,7 +43,7 @@ def split(file: Path) -> tuple[ir.Model, ir.Model]:
             taken = (str(value.name) for value in node.inputs if value is not None)
             borders.update(dict.fromkeys(name for name in taken if name in before and name in fed))
     if not borders or not behind:
-        raise ExportError(f"the graph has no part before {', '.join(BEHIND)} that an engine could compute")
+        raise ExportError(f"the graph has no part before {', '.join(DATA_DEPENDENT_OPS)} that an engine could compute")
     rest = _typed(file)
     _end_at(model, list(borders))
     _begin_at(rest, list(borders))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from deploykit.errors import DeployError
 from deploykit.runtime.cuda import Gpu
-from deploykit.runtime.files import cache_folder, write_whole
+from deploykit.runtime.files import cache_folder, write_atomic
 
 __all__ = ["place_of_cache", "read_cache", "write_cache"]
 
@@ -35,4 +35,4 @@ def read_cache(place: Path) -> bytes:
 def write_cache(place: Path, data: bytes) -> None:
     """Keep it, whole or not at all. It is a convenience: where it cannot be written there is none."""
     with contextlib.suppress(DeployError):
-        write_whole(place, data)
+        write_atomic(place, data)

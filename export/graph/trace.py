@@ -15,7 +15,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from deploykit.errors import DeployError, ExportError, ImageSizeError, require
+from deploykit.errors import DeployError, ExportError, ImageSizeError, import_extra
 from deploykit.export.graph.passes import register_constants
 from deploykit.spec import InputSpec, ModelSpec
 
@@ -120,7 +120,7 @@ def _legacy(
     torch.onnx.export(module, (example,), cast(str, buffer), dynamo=False, dynamic_axes=axes, **names)
     proto = onnx.load_model_from_string(buffer.getvalue())
     if simplify:
-        onnxsim = require("onnxsim", "export")
+        onnxsim = import_extra("onnxsim", "export")
         proto, _ = onnxsim.simplify(proto, check_n=0)  # the parity check below is stricter than onnxsim's own
     return ir.from_proto(proto)
 

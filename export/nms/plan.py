@@ -20,7 +20,7 @@ from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 
-__all__ = ["NmsPlan", "plan_of"]
+__all__ = ["NmsPlan", "plan_nms"]
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class NmsPlan:
             append_nms(graph, self.mode, spec, self.candidates)
 
 
-def plan_of(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Module) -> tuple[NmsPlan, ModelSpec]:
+def plan_nms(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Module) -> tuple[NmsPlan, ModelSpec]:
     """The plan for a network with raw rows, and the spec of what is exported.
 
     Raises:

@@ -16,13 +16,14 @@ import numpy as np
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.export.outputs import export_adapter_of
-from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import limits_between
+from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.parity.expected import Feeds, ReferenceOutputs, runs
+from deploykit.runtime.parity.expected import ParityInputs, ReferenceOutputs, runs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
@@ -38,7 +39,7 @@ def compare(
     images: Sequence[str | Path] = (),
     spec: ModelSpec | str | Path | None = None,
     tolerance: Tolerance | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> ParityReport:
     """Compare two models, ``a`` being the reference: checkpoints, artefacts or sessions.
 
@@ -50,7 +51,7 @@ def compare(
         images: sample images; none takes the one that ships with deploykit. Seeded noise is always compared too.
         spec: of both, where they carry none (or a JSON file that holds it).
         tolerance: limits; None takes those of the lower precision of the two (docs/precision.md).
-        on_step: told which input is being compared.
+        progress: hears which input is being compared.
 
     Raises:
         SpecError: neither carries a spec. UsageError: their inputs have no size in common.
@@ -71,11 +72,11 @@ def compare(
                 theirs = dataclasses.replace(own, input=chosen.input)
             if (own := _carried(second)) and _decodes_otherwise(own, chosen):
                 chosen = dataclasses.replace(own, input=chosen.input)
-            feeds = make_feeds(chosen, images).restrict_to(_taker(first)).restrict_to(_taker(second))
+            feeds = make_parity_inputs(chosen, images).restrict_to(_taker(first)).restrict_to(_taker(second))
             ours = isinstance(a, (str, Path))
             tolerance = tolerance or limits_between(map(_carried, (first, second)))
-            expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, on_step=on_step)
-        return check_expected(expected.restrict_to(_taker(second)), _name(b, "b"), second, chosen, tolerance, on_step)
+            expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, progress=progress)
+        return check_expected(expected.restrict_to(_taker(second)), _name(b, "b"), second, chosen, tolerance, progress)
 
 
 def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
@@ -95,7 +96,7 @@ def _decodes_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:
 def _taker(session: Session) -> Callable[[tuple[int, ...]], bool]:
     """Which input shapes to feed; one of a fixed batch takes any number, one after the other."""
     fixed = session.inputs[0].shape[0]
-    return session.takes if fixed is None else lambda shape: session.takes((fixed, *shape[1:]))
+    return session.accepts_shape if fixed is None else lambda shape: session.accepts_shape((fixed, *shape[1:]))
 
 
 def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSpec:
@@ -136,11 +137,11 @@ def _carried(session: Session) -> ModelSpec | None:
 def expect(
     references: Mapping[str, Session],
     spec: ModelSpec,
-    feeds: Feeds,
+    feeds: ParityInputs,
     *,
     once: Collection[str] = (),
     closing: bool = False,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> ReferenceOutputs:
     """Run the references, one image at a time. Those named in ``once`` run on the first image only.
 
@@ -155,7 +156,7 @@ def expect(
     for reference, session in references.items():
         rows[reference] = {}
         for label in list(feeds.images)[: 1 if reference in once else None]:
-            on_step(f"{reference} on {label}")
+            progress.step(f"{reference} on {label}")
             image = feeds.images[label]
             rows[reference][label] = adapter.reference_values(session, image, reference)
         if closing:
@@ -170,7 +171,7 @@ def check_expected(
     candidate: Session,
     spec: ModelSpec,
     tolerance: Tolerance | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> ParityReport:
     """Run the candidate on the batches, and compare raw values and detections with what is expected.
 
@@ -178,10 +179,10 @@ def check_expected(
         SpecError: an output is not what the spec says. ParityError: another number of rows is expected.
     """
     if spec.output.nms_inside:
-        return check_detections(expected, name, candidate, spec, tolerance, on_step=on_step)
+        return check_detections(expected, name, candidate, spec, tolerance, progress=progress)
     limits, adapter = tolerance or expected.limits, export_adapter_of(spec)
     found_differences, matchings = [], []
-    for batch, reference, rows, found in runs(expected, name, candidate, adapter.runtime.values, on_step):
+    for batch, reference, rows, found in runs(expected, name, candidate, adapter.runtime.values, progress):
         names = (reference, name, batch.name)
         found_differences += adapter.runtime.differences(names, rows, found, limits)
         matchings += adapter.match(names, rows, found, limits)

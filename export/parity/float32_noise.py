@@ -11,7 +11,7 @@ grows by what float32 was seen to need of that very tolerance, and no other.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -26,9 +26,10 @@ from deploykit.export.parity.onnx_file import check_file, reference_of_file
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
+from deploykit.progress import Progress
 from deploykit.runtime.backends.ort import Optimization
 from deploykit.runtime.parity.differences import Difference
-from deploykit.runtime.parity.expected import Batch, Feeds, ReferenceOutputs
+from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
 from deploykit.runtime.parity.spread import NO_SPREAD
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
@@ -131,17 +132,17 @@ def torch_float32(expected: ReferenceOutputs, module: nn.Module, spec: ModelSpec
 
 
 def levels_apart(
-    file: Path, plan: NmsPlan, spec: ModelSpec, expected: ReferenceOutputs, on_step: Callable[[str], None]
+    file: Path, plan: NmsPlan, spec: ModelSpec, expected: ReferenceOutputs, progress: Progress
 ) -> list[ParityReport]:
     """Hold a file in ONNX Runtime with fewer optimizations against itself with all of them.
 
     It sees one image at a time: slots that leak into one another are an error, which batches would count as rounding.
     """
     images = expected.feeds.images
-    alone = Feeds(images, tuple(Batch(label, (label,)) for label in images))
+    alone = ParityInputs(images, tuple(Batch(label, (label,)) for label in images))
     optimized = reference_of_file(plan, alone, file, spec)
     levels: tuple[Optimization, ...] = ("extended", "none")
-    return [check_file(plan, optimized, file, spec, on_step, Tolerance(), optimization=level) for level in levels]
+    return [check_file(plan, optimized, file, spec, progress, Tolerance(), optimization=level) for level in levels]
 
 
 def relaxed_tolerance(limits: Tolerance, cost: Float32Cost) -> Tolerance | None:

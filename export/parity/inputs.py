@@ -14,15 +14,15 @@ from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.placing import place_on_canvas
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.images.to_tensor import to_nchw
-from deploykit.runtime.parity.expected import Batch, Feeds
+from deploykit.runtime.parity.expected import Batch, ParityInputs
 from deploykit.spec import InputSpec, ModelSpec
 
-__all__ = ["SAMPLE", "make_feeds", "on_canvas", "sample_image"]
+__all__ = ["SAMPLE", "make_parity_inputs", "preprocess_for_parity", "sample_image"]
 
 SAMPLE = "apollo11_crew.jpg"
 SEED = 0
 GREY = (0.114, 0.587, 0.299)  # of blue, green and red
-SLOTS = 3  # images in a batch whose batch size is free
+BATCH_SLOTS = 3  # images in a batch whose batch size is free
 
 
 def sample_image() -> Path:
@@ -30,7 +30,7 @@ def sample_image() -> Path:
     return Path(str(resources.files("deploykit") / "assets" / SAMPLE))
 
 
-def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
+def make_parity_inputs(spec: ModelSpec, images: Sequence[str | Path] = ()) -> ParityInputs:
     """Sample images and noise for a network.
 
     A batch of one for each when the network takes one image; batches of three different images in shuffled slots and
@@ -48,14 +48,14 @@ def make_feeds(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Feeds:
     for path in images or [sample_image()]:
         image = read_image(path)
         label = str(path) if Path(path).name in fed else Path(path).name
-        fed[label] = on_canvas(image, canvas, auto=False)
+        fed[label] = preprocess_for_parity(image, canvas, auto=False)
         if canvas.dynamic == "shape":
-            rectangle = on_canvas(image, canvas, auto=True)
+            rectangle = preprocess_for_parity(image, canvas, auto=True)
             if rectangle.shape != fed[label].shape:
                 fed[f"{label} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
     fed[f"noise (seed {SEED})"] = _noise(canvas)
     if canvas.dynamic == "none" and canvas.batch == 1:
-        return Feeds(fed, tuple(Batch(label, (label,)) for label in fed))
+        return ParityInputs(fed, tuple(Batch(label, (label,)) for label in fed))
     return _batched(fed, canvas)
 
 
@@ -66,12 +66,12 @@ def _noise(canvas: InputSpec) -> Array:
     return (noise * np.float32(255 * canvas.scale) - mean) / std
 
 
-def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:
+def _batched(fed: dict[str, Array], canvas: InputSpec) -> ParityInputs:
     label = next(iter(fed))
     mirrored = f"{label} mirrored"
     fed[mirrored] = np.ascontiguousarray(fed[label][..., ::-1])
     same_size = [name for name, image in fed.items() if image.shape == fed[label].shape]
-    slots = SLOTS if canvas.dynamic != "none" else canvas.batch
+    slots = BATCH_SLOTS if canvas.dynamic != "none" else canvas.batch
     order = [same_size[i] for i in np.random.default_rng(SEED).permutation(len(same_size))]
     # Where images only ever come in batches, there are so many batches that each image is in one.
     rounds = 1 if canvas.dynamic != "none" else -(-len(order) // slots)
@@ -85,10 +85,10 @@ def _batched(fed: dict[str, Array], canvas: InputSpec) -> Feeds:
     batches.append(Batch(f"{slots} slots of {label}", (label,) * slots))
     if canvas.dynamic != "none":
         batches = [*(Batch(name, (name,)) for name in fed), *batches]
-    return Feeds(fed, tuple(batches))
+    return ParityInputs(fed, tuple(batches))
 
 
-def on_canvas(image: Array, canvas: InputSpec, *, auto: bool) -> Array:
+def preprocess_for_parity(image: Array, canvas: InputSpec, *, auto: bool) -> Array:
     """The image as the Predictor would feed it; a canvas that is for tiles or padding it is scaled to.
 
     A network of another number of channels gets red, green, blue and grey in turn: what a parity check needs is a

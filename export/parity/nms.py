@@ -8,7 +8,7 @@ are the best rows, whatever they are worth, and those are held against the refer
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from deploykit.export.matching import Matching
 from deploykit.export.nms.layouts import detections_layout, rows_in
 from deploykit.export.parity.detections import RowMatcher
 from deploykit.export.parity.report import ParityReport
+from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.kinds.detection import NmsAdapter, RowAdapter
 from deploykit.runtime.parity.differences import Difference, row_differences
@@ -25,7 +26,7 @@ from deploykit.runtime.parity.spread import spread_of
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.nms import nms
-from deploykit.runtime.session import Session, input_of
+from deploykit.runtime.session import Session, input_arrays
 from deploykit.spec import ModelSpec, RawDetections, Thresholds
 
 __all__ = ["check_detections", "detections_as_rows"]
@@ -41,7 +42,7 @@ def check_detections(
     tolerance: Tolerance | None = None,
     *,
     opened: Session | None = None,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> ParityReport:
     """Compare the detections of ``candidate`` with those in the rows of the references.
 
@@ -52,7 +53,7 @@ def check_detections(
         spec: of the candidate.
         tolerance: limits; None takes those of fp32.
         opened: the same network with a confidence of 0 and an IoU of 1.
-        on_step: told what is being compared.
+        progress: hears what is being compared.
 
     Raises:
         BackendError: a network failed, or an output has another shape than the spec says.
@@ -64,7 +65,7 @@ def check_detections(
     found_differences: list[Difference] = []
     matchings: list[Matching] = []
     for batch in expected.feeds.batches:
-        on_step(f"{name} on {batch.name}")
+        progress.step(f"{name} on {batch.name}")
         detections = _run(candidate, batch, expected, spec, spec.thresholds)
         best = None
         if opened is not None:
@@ -90,7 +91,7 @@ def check_detections(
 def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array:
     """What a network with NMS inside finds in one image, as rows in which NMS finds the same again."""
     info = session.inputs[0]
-    outputs = session.run(input_of(info, np.repeat(image, info.shape[0] or 1, 0)))
+    outputs = session.run(input_arrays(info, np.repeat(image, info.shape[0] or 1, 0)))
     found = NmsAdapter(spec).objects(outputs, 0)
     layout = detections_layout(spec)
     rows = np.zeros((len(found.scores), layout.columns), np.float32)
@@ -113,9 +114,9 @@ def _run(
     images = [expected.feeds.images[label] for label in batch.images]
     fixed = info.shape[0]
     if fixed is None or fixed == len(images):
-        outputs = session.run(input_of(info, np.concatenate(images)))
+        outputs = session.run(input_arrays(info, np.concatenate(images)))
         return [adapter.objects(outputs, slot) for slot in range(len(images))]
-    runs = (session.run(input_of(info, np.repeat(image, fixed, 0))) for image in images)
+    runs = (session.run(input_arrays(info, np.repeat(image, fixed, 0))) for image in images)
     return [adapter.objects(outputs, 0) for outputs in runs]
 
 

@@ -18,9 +18,10 @@ from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
+from deploykit.progress import Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort
-from deploykit.runtime.parity.expected import Feeds, ReferenceOutputs
+from deploykit.runtime.parity.expected import ParityInputs, ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
@@ -32,7 +33,7 @@ def check_file(
     expected: ReferenceOutputs,
     file: Path,
     spec: ModelSpec,
-    on_step: Callable[[str], None],
+    progress: Progress,
     limits: Tolerance | None = None,
     *,
     optimization: ort.Optimization = "all",
@@ -44,15 +45,15 @@ def check_file(
     """
     opened_by = partial(ort.open_session, provider="cpu", optimization=optimization)
     if plan.mode == "plugin":  # its thresholds are attributes of the node, so the rows before it are compared
-        return _check_plugin(plan, expected, file, spec, on_step, limits, opened_by)
+        return _check_plugin(plan, expected, file, spec, progress, limits, opened_by)
     if plan.mode == "none" and plan.inside is None:
         with opened_by(file) as session:
-            return check_expected(expected, file.name, session, spec, limits, on_step)
+            return check_expected(expected, file.name, session, spec, limits, progress)
     with opened_by(file) as session, opened_by(file, overrides=_open_thresholds(plan)) as opened:
-        return check_detections(expected, file.name, session, spec, limits, opened=opened, on_step=on_step)
+        return check_detections(expected, file.name, session, spec, limits, opened=opened, progress=progress)
 
 
-def reference_of_file(plan: NmsPlan, feeds: Feeds, file: Path, spec: ModelSpec) -> ReferenceOutputs:
+def reference_of_file(plan: NmsPlan, feeds: ParityInputs, file: Path, spec: ModelSpec) -> ReferenceOutputs:
     """What a file itself gives on the images of a check, to hold another computation of it against.
 
     Raises:
@@ -80,7 +81,7 @@ def _check_plugin(
     expected: ReferenceOutputs,
     file: Path,
     spec: ModelSpec,
-    on_step: Callable[[str], None],
+    progress: Progress,
     limits: Tolerance | None,
     opened_by: Callable[..., ort.OrtSession],
 ) -> ParityReport:
@@ -88,14 +89,14 @@ def _check_plugin(
     try:
         whole = opened_by(file)
     except BackendError:
-        parity = _check_rows(plan, expected, file, spec, on_step, limits, opened_by, native=False)
+        parity = _check_rows(plan, expected, file, spec, progress, limits, opened_by, native=False)
         note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
         if plan.decodes:
             note += " (nor DecodeRows, which was written out in ONNX's own operators for the comparison)"
         return replace(parity, notes=(*parity.notes, note))
     with whole:
-        parity = _check_rows(plan, expected, file, spec, on_step, limits, opened_by, native=True)
-        found = check_detections(expected, file.name, whole, spec, limits, on_step=on_step)
+        parity = _check_rows(plan, expected, file, spec, progress, limits, opened_by, native=True)
+        found = check_detections(expected, file.name, whole, spec, limits, progress=progress)
     return replace(parity, matchings=(*parity.matchings, *found.matchings))
 
 
@@ -104,7 +105,7 @@ def _check_rows(
     expected: ReferenceOutputs,
     file: Path,
     spec: ModelSpec,
-    on_step: Callable[[str], None],
+    progress: Progress,
     limits: Tolerance | None,
     opened_by: Callable[..., ort.OrtSession],
     *,
@@ -112,7 +113,7 @@ def _check_rows(
 ) -> ParityReport:
     with _rows_before(file, native=native) as before, opened_by(before) as session:
         rows = replace(spec, output=plan.rows)
-        return check_expected(expected, file.name, session, rows, limits, on_step)
+        return check_expected(expected, file.name, session, rows, limits, progress)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from deploykit.errors import ParityError
 from deploykit.export.matching import Matching
 from deploykit.runtime.parity.differences import Difference
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.spec import worded
+from deploykit.spec import json_safe
 
 __all__ = ["ParityReport"]
 
@@ -48,7 +48,7 @@ class ParityReport:
         for entry, matching in zip(data["matchings"], self.matchings, strict=True):
             entry["ok"] = matching.ok
             del entry["limits"]  # they are the report's
-        told: dict[str, Any] = worded({"ok": self.ok, **data})
+        told: dict[str, Any] = json_safe({"ok": self.ok, **data})
         return told
 
     def to_json(self) -> str:

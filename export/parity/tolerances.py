@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
-__all__ = ["FP16", "LIMITS", "UNJUDGED", "limits_between"]
+__all__ = ["FP16", "LIMITS", "REPORT_ONLY", "limits_between"]
 
 FP16 = Tolerance(
     pixels=0.5,
@@ -44,7 +44,7 @@ BF16 = Tolerance(
 )
 """Limits of bf16, whose numbers have three bits less than those of fp16; as those of fp16."""
 
-UNJUDGED = Tolerance(
+REPORT_ONLY = Tolerance(
     pixels=math.inf,
     relative=0.0,
     probability=math.inf,
@@ -59,7 +59,7 @@ UNJUDGED = Tolerance(
 )
 """Of int8 and fp8: what a detection becomes is told, accuracy on annotated images judges."""
 
-LIMITS = {"fp32": Tolerance(), "fp16": FP16, "bf16": BF16, "int8": UNJUDGED, "fp8": UNJUDGED}
+LIMITS = {"fp32": Tolerance(), "fp16": FP16, "bf16": BF16, "int8": REPORT_ONLY, "fp8": REPORT_ONLY}
 """Precision -> limits, the narrowest first."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.registry import ReferenceModel
-from deploykit.runtime.parity.expected import Feeds, ReferenceOutputs
+from deploykit.progress import SILENT, Progress, Within
+from deploykit.runtime.parity.expected import ParityInputs, ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
@@ -37,8 +37,8 @@ class Verification:
     model: ReferenceModel
     fused: nn.Module
     rows: ModelSpec
-    feeds: Feeds
-    clock: Callable[[str], None]
+    feeds: ParityInputs
+    progress: Progress = SILENT
     _expected: ReferenceOutputs | None = None
     _limits: Tolerance = field(default_factory=Tolerance)
 
@@ -46,7 +46,7 @@ class Verification:
     def expected(self) -> ReferenceOutputs:
         """What the checkpoint and the folded model give, in float64, with the limits that hold for fp32."""
         if self._expected is None:
-            self.clock("checking")
+            self.progress.step("checking")
             torch_spec = spec_of_module(self.model)
             open_conf = replace(self.rows.thresholds, conf=0.0)  # of a network with NMS inside: all that it ranks
             references = {
@@ -59,19 +59,19 @@ class Verification:
                 self.feeds,
                 once={"the folded model"},
                 closing=True,
-                on_step=self._tell,
+                progress=self._details,
             )
         return replace(self._expected, limits=self._limits)
 
-    def full(self, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
+    def check_fp32(self, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
         """Hold an fp32 file to the tolerances of fp32; where float32 itself exceeds them, to wider ones.
 
         Raises:
             ParityError: it does not agree.
         """
         expected = self.expected
-        self.clock("checking")
-        parity = check_file(plan, expected, file, spec, self._tell)
+        self.progress.step("checking")
+        parity = check_file(plan, expected, file, spec, self._details)
         if not parity.ok:
             parity = self._relaxed(parity, file, plan, spec)
         parity.raise_if_bad(file.name)
@@ -81,28 +81,28 @@ class Verification:
     def _relaxed(self, parity: ParityReport, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
         """The report by the tolerances that float32 allows this network, or the failed one if it explains nothing."""
         expected = self.expected
-        self._tell("what float32 costs")
+        self._details.step("what float32 costs")
         torch_spec = replace(spec_of_module(self.model), thresholds=self.rows.thresholds)
         modules = self.fused, self.model.module
         cost = Float32Cost.of(
             {
                 "PyTorch": [torch_float32(expected, module, torch_spec) for module in modules],
-                "ONNX Runtime": levels_apart(file, plan, spec, expected, self._tell),
+                "ONNX Runtime": levels_apart(file, plan, spec, expected, self._details),
             }
         )
         limits = relaxed_tolerance(parity.tolerance, cost)
         if limits is None or not cost.explains(parity):
             return parity
-        again = check_file(plan, expected, file, spec, self._tell, limits)
+        again = check_file(plan, expected, file, spec, self._details, limits)
         return replace(again, notes=(*again.notes, cost.note(limits))) if again.ok else parity
 
-    def reduced(self, file: Path, plan: NmsPlan, spec: ModelSpec, limits: Tolerance) -> ParityReport:
+    def check_reduced(self, file: Path, plan: NmsPlan, spec: ModelSpec, limits: Tolerance) -> ParityReport:
         """Hold a file of reduced precision to its limits in ONNX Runtime; the report may be bad."""
         expected = self.expected
-        self.clock("checking")
-        return check_file(plan, expected, file, spec, self._tell, limits)
+        self.progress.step("checking")
+        return check_file(plan, expected, file, spec, self._details, limits)
 
-    def by_types(self, graph: ir.Model, name: str, limits: Tolerance) -> ParityReport:
+    def check_in_torch(self, graph: ir.Model, name: str, limits: Tolerance) -> ParityReport:
         """Hold a graph with raw rows to its limits in torch, each tensor rounded to its own type; the report may be
         bad.
 
@@ -110,7 +110,7 @@ class Verification:
             ParityError: a tensor overflows.
         """
         expected = self.expected
-        self.clock("checking")
+        self.progress.step("checking")
         broken: list[str] = []
 
         def observe(tensor: str, value: Tensor) -> None:
@@ -118,17 +118,19 @@ class Verification:
                 broken.append(tensor)
 
         with OnnxInTorchSession(graph, observe=observe) as session:
-            parity = check_expected(expected, f"{name} in torch", session, self.rows, limits, self._tell)
+            parity = check_expected(expected, f"{name} in torch", session, self.rows, limits, self._details)
         if broken:
             raise ParityError(f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite")
         return parity
 
-    def _tell(self, step: str) -> None:
-        self.clock(f"checking: {step}")
+    @property
+    def _details(self) -> Progress:
+        """The steps of the check, behind a common prefix."""
+        return Within("checking: ", self.progress)
 
 
 def largest_values(
-    graph: ir.Model, feeds: Feeds, on_step: Callable[[str], None], *, finite: bool = True
+    graph: ir.Model, feeds: ParityInputs, progress: Progress, *, finite: bool = True
 ) -> dict[str, float]:
     """The largest absolute value of every float tensor of an fp32 graph, over all images of a check.
 
@@ -150,8 +152,8 @@ def largest_values(
     with OnnxInTorchSession(graph, observe=observe) as session:
         (info,) = session.inputs
         for label, image in feeds.images.items():
-            on_step(f"measuring: {label}")
+            progress.step(f"measuring: {label}")
             slots = info.shape[0] or 1
-            if session.takes((slots, *image.shape[1:])):
+            if session.accepts_shape((slots, *image.shape[1:])):
                 session.run({info.name: image.repeat(slots, 0)})
     return found

@@ -32,11 +32,11 @@ import torch
 
 from deploykit.errors import DataError, DeployError
 from deploykit.export.options import Calibration, CalibrationMethod
-from deploykit.export.parity.inputs import on_canvas
+from deploykit.export.parity.inputs import preprocess_for_parity
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import cache_folder, write_whole
+from deploykit.runtime.files import cache_folder, write_atomic
 from deploykit.runtime.images.reading import read_image
 from deploykit.spec import InputSpec, ModelSpec
 
@@ -199,7 +199,7 @@ def _images(files: Sequence[Path], canvas: InputSpec) -> Iterator[Array]:
     """Each image as the network is fed it; one of a fixed batch gets it in every slot."""
     slots = canvas.batch if canvas.dynamic == "none" else 1
     for file in files:
-        yield on_canvas(read_image(file), canvas, auto=False).repeat(slots, 0)
+        yield preprocess_for_parity(read_image(file), canvas, auto=False).repeat(slots, 0)
 
 
 def _key(data: bytes, files: Sequence[Path], tensors: Sequence[str]) -> str:
@@ -236,4 +236,4 @@ def _keep(place: Path, found: Activations) -> None:
         data, largest=np.array(list(found.largest.values())), counts=np.stack(list(found.counts.values()))
     )
     with contextlib.suppress(DeployError):
-        write_whole(place, data.getvalue())
+        write_atomic(place, data.getvalue())

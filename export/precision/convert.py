@@ -27,7 +27,7 @@ from deploykit.export.precision.half import HalfReport, HalfType, to_half
 from deploykit.export.precision.quantize import QuantReport, quantize_graph
 from deploykit.export.precision.read_back import check_precision, precisions_of
 from deploykit.progress import SILENT, Progress, Within
-from deploykit.runtime.parity.expected import Feeds
+from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.spec import ModelSpec
 
 __all__ = ["ExportContext", "PrecisionReport", "convert_precision", "verify_precision"]
@@ -81,7 +81,7 @@ class ExportContext:
     spec: ModelSpec
     rows: ModelSpec
     fused: nn.Module
-    inputs: Feeds | None
+    inputs: ParityInputs | None
     verification: Verification | None
     progress: Progress = SILENT
 
@@ -110,7 +110,7 @@ def convert_precision(
     write(rows, base, sum(c.size for c in initializers_of(rows)))
     del rows
     verification = context.verification
-    verified = verification.full(base, context.rows_plan, context.rows) if verification else None
+    verified = verification.check_fp32(base, context.rows_plan, context.rows) if verification else None
     if options.half is not None:
         graph, report = _half(context, options, options.half, graph)
     else:
@@ -139,7 +139,7 @@ def _half(
     """Layers kept for their range are stored as half, unless the check in torch fails with them."""
     assert context.inputs is not None
     context.progress.step("converting")
-    largest = largest_values(graph, context.inputs, Within("converting: ", context.progress).step)
+    largest = largest_values(graph, context.inputs, Within("converting: ", context.progress))
     exported = {str(node.name) for node in _with_outputs(graph, context.plan.outputs).graph}
     store, notes, parity = True, [], None
     while True:
@@ -148,7 +148,7 @@ def _half(
         if context.verification is None:
             break
         rows = _with_outputs(converted, context.rows_plan.outputs)
-        parity = context.verification.by_types(rows, kind, LIMITS[kind])
+        parity = context.verification.check_in_torch(rows, kind, LIMITS[kind])
         if parity.ok or not done.stored:
             parity.raise_if_bad(f"{kind} in torch")
             break

@@ -9,10 +9,10 @@ from deploykit.errors import SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import Session
 
-__all__ = ["ChainSession", "rest_of"]
+__all__ = ["ChainSession", "second_stage_path"]
 
 
-def rest_of(engine: Path) -> Path:
+def second_stage_path(engine: Path) -> Path:
     """Return the path of the network's second stage, which follows an engine; the file may not exist."""
     return engine.with_name(f"{engine.name}.rest.onnx")
 
@@ -56,9 +56,9 @@ class ChainSession(Session):
         between = self._first.run(inputs)
         return self._second.run({info.name: between[info.name] for info in self._second.inputs})
 
-    def takes(self, shape: tuple[int, ...]) -> bool:
-        """See :meth:`deploykit.runtime.session.Session.takes`."""
-        return self._first.takes(shape)
+    def accepts_shape(self, shape: tuple[int, ...]) -> bool:
+        """See :meth:`deploykit.runtime.session.Session.accepts_shape`."""
+        return self._first.accepts_shape(shape)
 
     def close(self) -> None:
         """Close both sessions."""

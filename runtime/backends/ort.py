@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deploykit.errors import ArtefactError, BackendError, UsageError, require
+from deploykit.errors import ArtefactError, BackendError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.native.library import find_library, library_folder
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
@@ -58,7 +58,7 @@ def open_session(
         UsageError: no provider has this name.
         MissingDependencyError: onnxruntime is not installed.
     """
-    ort: Any = require("onnxruntime", "cpu")
+    ort: Any = import_extra("onnxruntime", "cpu")
     providers = _provider_list(provider, ort.get_available_providers())
     options = ort.SessionOptions()
     options.log_severity_level = SILENT

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deploykit.errors import UsageError, require
+from deploykit.errors import UsageError, import_extra
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.evaluate.coco_data import CocoData, Image
 
@@ -114,9 +114,9 @@ def library(engine: str) -> tuple[Any, Any, str]:
     if engine not in ENGINES:
         raise UsageError(f"the engine of the metrics must be {' or '.join(ENGINES)}, got {engine!r}")
     if engine == "hotcoco":
-        module = require("hotcoco", "eval")
+        module = import_extra("hotcoco", "eval")
         return module.COCO, module.COCOeval, metadata.version("hotcoco")
-    coco, evaluation = require("pycocotools.coco", "dev"), require("pycocotools.cocoeval", "dev")
+    coco, evaluation = import_extra("pycocotools.coco", "dev"), import_extra("pycocotools.cocoeval", "dev")
     return coco.COCO, evaluation.COCOeval, metadata.version("pycocotools")
 
 
@@ -226,7 +226,7 @@ def encoded_masks(masks: Array, engine: str = "hotcoco") -> tuple[dict[str, Any]
     Raises:
         MissingDependencyError: the library is not installed.
     """
-    mask = require("hotcoco.mask", "eval") if engine == "hotcoco" else require("pycocotools.mask", "dev")
+    mask = import_extra("hotcoco.mask", "eval") if engine == "hotcoco" else import_extra("pycocotools.mask", "dev")
     encoded = [mask.encode(np.asfortranarray(each.astype(np.uint8))) for each in masks]
     return tuple(
         {

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import AccuracyError, UsageError, require
+from deploykit.errors import AccuracyError, UsageError, import_extra
 from deploykit.runtime.evaluate.coco_metrics import Detections, evaluator
 from deploykit.runtime.evaluate.report import DetectionEvaluation, Evaluation, ScoringInputs
 
@@ -174,7 +174,7 @@ def _within(comparison: AccuracyComparison, metric: str) -> str:
 
 
 def _intervals(scored: ScoringInputs, before: Detections, after: Detections, samples: int) -> dict[str, Interval]:
-    hotcoco = require("hotcoco", "eval")
+    hotcoco = import_extra("hotcoco", "eval")
     runs = [
         evaluator(
             scored.truth,

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 from deploykit.errors import DataError, NotFoundError, UsageError
 from deploykit.runtime.evaluate.meter import Data
 from deploykit.runtime.images.reading import RAW_SUFFIXES
-from deploykit.runtime.images.sources import IMAGE_SUFFIXES, images_in
+from deploykit.runtime.images.sources import IMAGE_SUFFIXES, list_images
 
 __all__ = ["class_folders", "existing_folder", "first_of", "pairs_of"]
 
@@ -45,7 +45,7 @@ def class_folders(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
             f"the folder {unknown[0]!r} ({len(unknown)} of {len(folders)} in {root}) is none of the model's "
             f"{len(classes)} classes ({', '.join(classes[:3])}, ...)"
         )
-    return [(image, cast(int, labels[p])) for p in folders for image in images_in(p)]
+    return [(image, cast(int, labels[p])) for p in folders for image in list_images(p)]
 
 
 def _plain(name: str) -> str:
@@ -69,7 +69,7 @@ def pairs_of(task: str, data: Data, truths: str, *, raw: bool = False) -> list[t
     images, folder = existing_folder(data.images, "images"), existing_folder(data.truth, "label maps or targets")
     suffixes = IMAGE_SUFFIXES | (RAW_SUFFIXES if raw else set())
     known = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in suffixes}
-    found = images_in(images, raw=raw)
+    found = list_images(images, raw=raw)
     missing = [image.name for image in found if image.stem not in known]
     if missing:
         told = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DataError, require
+from deploykit.errors import DataError, import_extra
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.evaluate.folders import first_of, pairs_of
 from deploykit.runtime.evaluate.image_meter import ImageMeter
@@ -31,7 +31,7 @@ class LabelMapMeter(ImageMeter):
         chosen, self.notes = first_of(pairs_of(task, data, "their label maps"), options.limit)
         self._truths = dict(chosen)
         self.paths = [path for path, _ in chosen]
-        self._semantic = require("hotcoco.semantic", "eval")
+        self._semantic = import_extra("hotcoco.semantic", "eval")
         self._evaluation: Any = None
 
     def add(self, path: Path, result: ImageResult) -> None:
@@ -81,7 +81,7 @@ def _labels_in(file: Path) -> Array:
 
     OpenCV turns a palette into colours, so that is undone where the file has one: Pillow keeps indices.
     """
-    image = require("PIL.Image", "eval")
+    image = import_extra("PIL.Image", "eval")
     try:
         with image.open(file) as opened:
             if opened.mode not in ("L", "P", "I", "I;16", "1"):

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import require, writing
+from deploykit.errors import import_extra, os_errors_as_output_errors
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.evaluate.coco_metrics import Curve
 from deploykit.runtime.evaluate.report import DetectionEvaluation
-from deploykit.runtime.files import write_whole
+from deploykit.runtime.files import write_atomic
 
 __all__ = ["F1Curve", "f1_curve", "write_plots"]
 
@@ -67,13 +67,13 @@ def write_plots(
     Raises:
         MissingDependencyError: matplotlib is not installed. OutputError: the folder cannot be written.
     """
-    matplotlib = require("matplotlib", "eval")
+    matplotlib = import_extra("matplotlib", "eval")
     figures: dict[str, Callable[[Any], None]] = {
         "precision-recall.png": lambda axes: _precision_recall(axes, evaluations, overlaps),
         "f1.png": lambda axes: _f1(axes, evaluations),
         "classes.png": lambda axes: _classes(axes, evaluations),
     }
-    with writing(folder):
+    with os_errors_as_output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in figures.items():
@@ -82,10 +82,10 @@ def write_plots(
             draw(axes)
             data = BytesIO()
             figure.savefig(data, format="png", dpi=130, metadata={"Software": None})
-            write_whole(place, data.getvalue())
+            write_atomic(place, data.getvalue())
         written.append(place)
     place = folder / "curves.json"
-    write_whole(place, json.dumps({name: _numbers(e) for name, e in evaluations.items()}).encode())
+    write_atomic(place, json.dumps({name: _numbers(e) for name, e in evaluations.items()}).encode())
     return [*written, place]
 
 

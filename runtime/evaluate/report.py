@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from deploykit.runtime.evaluate.coco_data import CocoData
 from deploykit.runtime.evaluate.coco_metrics import ClassScore, Curve, Detections, Kind
-from deploykit.spec import COCO_KEYPOINTS, worded
+from deploykit.spec import COCO_KEYPOINTS, json_safe
 
 __all__ = [
     "CONF",
@@ -134,7 +134,7 @@ class Evaluation(ABC):
             "versions": self.versions,
             "notes": list(self.notes),
         }
-        told: dict[str, Any] = worded(about)
+        told: dict[str, Any] = json_safe(about)
         return told
 
 

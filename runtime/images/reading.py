@@ -10,7 +10,7 @@ import numpy as np
 
 from deploykit.errors import ImageError, NotFoundError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import close_matches
+from deploykit.runtime.files import similar_names
 
 __all__ = ["RAW_SUFFIXES", "ImageSource", "as_bgr", "decode_image", "encoded_image", "read_image"]
 
@@ -54,7 +54,7 @@ def encoded_image(path: Path) -> bytes:
     try:
         return path.read_bytes()  # cv2.imread cannot open every name that the system allows
     except FileNotFoundError as e:
-        raise NotFoundError(f"an image was expected at {path}, but there is no such file{close_matches(path)}") from e
+        raise NotFoundError(f"an image was expected at {path}, but there is no such file{similar_names(path)}") from e
     except (OSError, ValueError) as e:  # ValueError: an impossible file name
         raise ImageError(f"cannot read the image {path}: {getattr(e, 'strerror', None) or e}") from e
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from deploykit.errors import DeployError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import close_matches, exists, is_folder
+from deploykit.runtime.files import exists, is_folder, similar_names
 from deploykit.runtime.images.reading import RAW_SUFFIXES, ImageSource, read_image
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "Images",
     "Skip",
     "Video",
-    "images_in",
     "kind_of",
+    "list_images",
     "open_source",
 ]
 
@@ -188,15 +188,15 @@ def _open_named(source: str | os.PathLike[str] | int, raw: bool) -> Images | Vid
         return Video(int(os.fspath(source)) if not isinstance(source, int) else source)
     path = Path(source)
     if kind == "folder":
-        return Images(tuple(images_in(path, raw=raw)), folder=path)
+        return Images(tuple(list_images(path, raw=raw)), folder=path)
     if not exists(path):
         raise NotFoundError(
-            f"an image, video or folder was expected at {path}, which does not exist{close_matches(path)}"
+            f"an image, video or folder was expected at {path}, which does not exist{similar_names(path)}"
         )
     return Video(path) if kind == "video" else Images((path,))
 
 
-def images_in(folder: Path, *, raw: bool = False) -> list[Path]:
+def list_images(folder: Path, *, raw: bool = False) -> list[Path]:
     """Return the images of a folder, without its subfolders, in the order of their names; ``raw`` adds RAW files.
 
     Raises:

@@ -95,8 +95,7 @@ def run_tiled(
     image: Array,
     tiling: Tiling,
     *,
-    whole_batches: bool = False,
-    on_progress: Callable[[int, int], None] = lambda *_: None,
+    full_batches_only: bool = False,
 ) -> Array:
     """Run a network over an image in tiles.
 
@@ -106,9 +105,8 @@ def run_tiled(
             longer one is padded with zeros to a multiple of the step, as networks that accept any size do it
             themselves.
         tiling: the sizes; ``tile`` is h and w of every call.
-        whole_batches: the network accepts exactly ``tiling.batch`` tiles; the last batch is filled by repeating a
+        full_batches_only: the network accepts exactly ``tiling.batch`` tiles; the last batch is filled by repeating a
             tile.
-        on_progress: called with the number of tiles that are done and their total.
 
     Returns:
         ``(C', s H, s W)`` of the output type of ``run``. Besides the result and the image, only the tiles of one batch
@@ -124,7 +122,7 @@ def run_tiled(
     for start in range(0, len(tiles), tiling.batch):
         batch = tiles[start : start + tiling.batch]
         inputs = np.stack([_cut(padded, row, column, tiling.tile) for row, column in batch])
-        if whole_batches and len(batch) < tiling.batch:
+        if full_batches_only and len(batch) < tiling.batch:
             inputs = np.concatenate((inputs, np.repeat(inputs[-1:], tiling.batch - len(batch), 0)))
         outputs = run(inputs)
         scale = _scale(outputs, inputs)
@@ -132,7 +130,6 @@ def run_tiled(
             out = np.empty((outputs.shape[1], scale * height, scale * width), outputs.dtype)
         for part, (row, column) in zip(outputs, batch, strict=False):
             _keep(out, part, row, column, scale)
-        on_progress(min(start + tiling.batch, len(tiles)), len(tiles))
     assert out is not None
     return out
 

@@ -9,16 +9,16 @@ from typing import Self
 
 import cv2
 
-from deploykit.errors import OutputError, writing
+from deploykit.errors import OutputError, os_errors_as_output_errors
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import partial_name
+from deploykit.runtime.files import temporary_path
 
-__all__ = ["Recorder"]
+__all__ = ["Mp4Writer"]
 
 CODEC = "mp4v"  # MPEG-4 part 2: every OpenCV wheel can encode it, none can encode H.264
 
 
-class Recorder:
+class Mp4Writer:
     """An MP4 file that appears under its name once it is complete; an error in the context leaves no file.
 
     Args:
@@ -28,7 +28,7 @@ class Recorder:
 
     def __init__(self, path: Path, fps: float) -> None:
         self._path = path
-        self._partial = partial_name(path)
+        self._partial = temporary_path(path)
         self._fps = fps
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
@@ -42,7 +42,7 @@ class Recorder:
         """
         size = (image.shape[1], image.shape[0])
         if self._writer is None:
-            with writing(self._path):
+            with os_errors_as_output_errors(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._partial.touch()  # OpenCV would not report why it cannot write
             self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*CODEC), self._fps, size)
@@ -78,5 +78,5 @@ class Recorder:
         check.release()
         if found != self._frames:
             raise OutputError(f"{self._path} holds only {found} of {self._frames} frames: is the disk full?")
-        with writing(self._path):
+        with os_errors_as_output_errors(self._path):
             self._partial.replace(self._path)

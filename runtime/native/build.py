@@ -13,7 +13,7 @@ from pathlib import Path
 
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, UsageError
 from deploykit.progress import SILENT, Progress
-from deploykit.runtime.files import is_folder, write_whole
+from deploykit.runtime.files import is_folder, write_atomic
 from deploykit.runtime.native.library import ABI, LIBRARIES, abi_of, built_with, find_library, library_folder
 
 __all__ = ["BuildReport", "LibraryInfo", "build_libraries", "library_info", "source_folder"]
@@ -113,8 +113,8 @@ def build_libraries(
         _run([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)], place, log)
         _run([cmake, "--install", str(build)], place, log)
         for file in ready.iterdir():
-            write_whole(place / file.name, file.read_bytes())
-    write_whole(place / LOG, "".join(log).encode())
+            write_atomic(place / file.name, file.read_bytes())
+    write_atomic(place / LOG, "".join(log).encode())
     lines = dict(re.findall(r"^-- deploykit: deploykit_(\w+): (.*)$", said, re.MULTILINE))
     built = {
         name: place / f.name
@@ -131,7 +131,7 @@ def _run(command: Sequence[str], place: Path, log: list[str]) -> str:
     log.append(f"$ {' '.join(command)}\n{done.stdout}\n")
     if done.returncode == 0:
         return done.stdout
-    write_whole(place / LOG, "".join(log).encode())
+    write_atomic(place / LOG, "".join(log).encode())
     if "No CMAKE_CXX_COMPILER could be found" in done.stdout:
         raise MissingDependencyError("a C++17 compiler is needed here, and CMake finds none: install g++ or clang++")
     first = re.search(r"^.*\b(?:error|Error)\b[: ].*$", done.stdout, re.MULTILINE)

@@ -22,7 +22,7 @@ from deploykit.runtime.images.to_tensor import pixel_lookup_tables
 from deploykit.runtime.native.library import ABI, Layout, Limits, abi_of, find_library, nms_arrays
 from deploykit.spec import InputSpec, RawDetections, Thresholds
 
-__all__ = ["CudaLibrary", "Plan", "plan_of", "tables_of"]
+__all__ = ["CudaLibrary", "Plan", "letterbox_plan", "tables_of"]
 
 
 MOST_LEVELS, MOST_ANCHORS = 8, 8  # most_levels and most_anchors of decode/kernel.cuh
@@ -56,7 +56,7 @@ class Plan(ctypes.Structure):
     ]  # fmt: skip
 
 
-def plan_of(letterbox: Letterbox, spec: InputSpec) -> Plan:
+def letterbox_plan(letterbox: Letterbox, spec: InputSpec) -> Plan:
     """A letterbox as the native code wants it.
 
     Raises:
@@ -209,7 +209,7 @@ class CudaLibrary:
             BackendError: the canvases differ, or the kernel does not start.
         """
         out = np.empty((len(images), 3, *letterboxes[0].canvas), dtype)
-        plans = [plan_of(letterbox, spec) for letterbox in letterboxes]
+        plans = [letterbox_plan(letterbox, spec) for letterbox in letterboxes]
         steps = [image.strides[0] for image in images]
         with _Device(self._gpu) as device:
             memory = [device.copy(_with_its_gaps(image)) for image in images]
@@ -226,7 +226,7 @@ class CudaLibrary:
         """Put :meth:`letterbox` on a stream, for images that lie on the device already; it does not wait for the end.
 
         Args:
-            plans: one an image, by :func:`plan_of`.
+            plans: one an image, by :func:`letterbox_plan`.
             images: pointers to their first pixels.
             steps: bytes from one row of an image to its next.
             tables: by :func:`tables_of`, on the host.
@@ -265,7 +265,7 @@ class _Device:
         self._pinned: list[tuple[Array, Array]] = []
 
     def __enter__(self) -> _Device:
-        self._stack.enter_context(self._gpu.bound())
+        self._stack.enter_context(self._gpu.current())
         self._stream = self._gpu.new_stream()
         self._stack.callback(self._gpu.close_stream, self._stream)
         self.handle = self._gpu.handle(self._stream)

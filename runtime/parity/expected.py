@@ -17,15 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from deploykit.errors import ArtefactError, ParityError, SpecError
+from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_whole
+from deploykit.runtime.files import write_atomic
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.runtime.session import Session, input_of
+from deploykit.runtime.session import Session, input_arrays
 from deploykit.spec import Output, read_value
 
 __all__ = [
     "Batch",
-    "Feeds",
+    "ParityInputs",
     "ReferenceOutputs",
     "Values",
     "runs",
@@ -47,7 +48,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Feeds:
+class ParityInputs:
     """Network inputs ``(1, C, H, W)`` float32 by label, and the batches to run them in."""
 
     images: dict[str, Array]
@@ -59,7 +60,7 @@ class Feeds:
         """The first image."""
         return next(iter(self.images.values()))
 
-    def restrict_to(self, takes: Callable[[tuple[int, ...]], bool]) -> Feeds:
+    def restrict_to(self, takes: Callable[[tuple[int, ...]], bool]) -> ParityInputs:
         """What a network can take of them: ``takes`` is asked about input shapes ``(B, C, H, W)``.
 
         Batches that are too large lose their last slots; those of a size that is not taken at all are left out, and
@@ -79,7 +80,7 @@ class Feeds:
         used = {label for batch in batches for label in batch.images}
         images = {label: image for label, image in self.images.items() if label in used}
         notes = tuple(f"{name} is not compared: its size is outside of what the network takes" for name in left_out)
-        return Feeds(images, tuple(batches), (*self.notes, *notes))
+        return ParityInputs(images, tuple(batches), (*self.notes, *notes))
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,14 @@ class ReferenceOutputs:
     rows of every image. ``limits`` are what the network was held to when it was exported.
     """
 
-    feeds: Feeds
+    feeds: ParityInputs
     rows: Mapping[str, Mapping[str, Array]]
     computed: Mapping[str, str]
     layout: Output
     limits: Tolerance = field(default_factory=Tolerance)
 
     def restrict_to(self, takes: Callable[[tuple[int, ...]], bool]) -> ReferenceOutputs:
-        """The same for a network that takes less; see :meth:`Feeds.restrict_to`.
+        """The same for a network that takes less; see :meth:`ParityInputs.restrict_to`.
 
         Raises:
             ParityError: it takes none of the images.
@@ -138,7 +139,7 @@ class ReferenceOutputs:
             arrays[f"rows{i}"] = self.rows[reference][label].astype(np.float32)
         data = BytesIO()
         np.savez_compressed(data, allow_pickle=False, **arrays)
-        write_whole(path, data.getvalue())
+        write_atomic(path, data.getvalue())
 
     @staticmethod
     def load(path: Path) -> ReferenceOutputs:
@@ -158,7 +159,7 @@ class ReferenceOutputs:
             batches = tuple(Batch(name, tuple(slots)) for name, slots in about["batches"])
             if not batches or not {label for b in batches for label in b.images} <= set(images):
                 raise ValueError("it names images that it does not hold")
-            feeds = Feeds(images, batches, tuple(about["notes"]))
+            feeds = ParityInputs(images, batches, tuple(about["notes"]))
             layout = read_value(Output, about["layout"], "layout")
             limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
             return ReferenceOutputs(
@@ -173,7 +174,7 @@ def runs(
     name: str,
     session: Session,
     values: Values,
-    on_step: Callable[[str], None] = lambda _: None,
+    progress: Progress = SILENT,
 ) -> Iterator[tuple[Batch, str, list[Array], list[Array]]]:
     """Run every batch; yield it with each reference that has all of its images: (batch, reference, expected, found).
 
@@ -184,7 +185,7 @@ def runs(
         SpecError: the output is not what the spec says. BackendError: the network failed.
     """
     for batch in expected.feeds.batches:
-        on_step(f"{name} on {batch.name}")
+        progress.step(f"{name} on {batch.name}")
         found = _run_batch(session, batch, expected.feeds, values, name)
         for reference, rows in expected.rows.items():
             if all(label in rows for label in batch.images):
@@ -200,14 +201,14 @@ def values_of(session: Session, image: Array, values: Values, name: str) -> Arra
     info = session.inputs[0]
     batch = info.shape[0] or 1
     fed = np.repeat(image, batch, 0)
-    found: Array = values(session.run(input_of(info, fed)), fed.shape, name)[0]
+    found: Array = values(session.run(input_arrays(info, fed)), fed.shape, name)[0]
     return found
 
 
-def _run_batch(session: Session, batch: Batch, feeds: Feeds, values: Values, name: str) -> list[Array]:
+def _run_batch(session: Session, batch: Batch, feeds: ParityInputs, values: Values, name: str) -> list[Array]:
     info = session.inputs[0]
     images = np.concatenate([feeds.images[label] for label in batch.images])
     fixed = info.shape[0]
     if fixed is None or fixed == len(images):
-        return list(values(session.run(input_of(info, images)), images.shape, name))
+        return list(values(session.run(input_arrays(info, images)), images.shape, name))
     return [values_of(session, image[None], values, name) for image in images]

@@ -27,7 +27,7 @@ from deploykit.runtime.predict.mosaic import is_mosaic, restore_mosaic, restored
 from deploykit.runtime.raw.mosaic import RawImage
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.dense import RestoredRaw
-from deploykit.runtime.session import Session, spec_of
+from deploykit.runtime.session import Session, session_spec
 from deploykit.spec import ModelSpec
 
 __all__ = ["Predictor"]
@@ -67,7 +67,7 @@ class Predictor(Generic[R_co]):
 
     def __init__(self, session: Session, spec: ModelSpec | None = None, options: PredictOptions | None = None) -> None:
         self.session = session
-        self.spec = spec_of(session, "the model") if spec is None else spec
+        self.spec = session_spec(session, "the model") if spec is None else spec
         self.options = options or PredictOptions()
         self.adapter = adapter_of(self.spec, self.options)
         self.adapter.check_input()
@@ -229,7 +229,7 @@ class Predictor(Generic[R_co]):
             return self.adapter.tensor_in(outputs, "a tile")
 
         assert self.tiling is not None
-        return run_tiled(run, image, self.tiling, whole_batches=self._fixed_batch)
+        return run_tiled(run, image, self.tiling, full_batches_only=self._fixed_batch)
 
     def _buffer(self, shape: tuple[int, ...]) -> Array:
         """A float32 array that nobody else uses, an old one where it fits: fresh memory costs more than filling it."""

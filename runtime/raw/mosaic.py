@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DataError, ImageError, UsageError, require
+from deploykit.errors import DataError, ImageError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.images.reading import RAW_SUFFIXES
@@ -92,7 +92,7 @@ def read_raw(path: str | os.PathLike[str]) -> RawImage:
         ImageError: the file is not a RAW image, or it has no mosaic, or the mosaic has no Bayer pattern.
         MissingDependencyError: rawpy is not installed.
     """
-    rawpy: Any = require("rawpy", "raw")
+    rawpy: Any = import_extra("rawpy", "raw")
     file = existing_file(path, "a RAW image")
     pixels, present = pixels_and_bytes(file.read_bytes())
     if present < pixels // MAX_PIXELS_PER_BYTE:  # LibRaw fills missing pixels with arbitrary memory

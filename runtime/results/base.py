@@ -13,7 +13,7 @@ import cv2
 
 from deploykit.errors import OutputError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_whole
+from deploykit.runtime.files import write_atomic
 from deploykit.runtime.images.reading import as_bgr, read_image
 
 __all__ = ["ImageResult", "encode_image"]
@@ -79,7 +79,7 @@ class ImageResult(ABC):
             OutputError: the format is not one that is written, or the place is not writable or full.
         """
         file = Path(path)
-        write_whole(file, encode_image(self.draw(image), file))
+        write_atomic(file, encode_image(self.draw(image), file))
         return file
 
     def to_dict(self) -> dict[str, Any]:

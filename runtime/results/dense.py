@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from deploykit.errors import UsageError, require
+from deploykit.errors import UsageError, import_extra
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_whole
+from deploykit.runtime.files import write_atomic
 from deploykit.runtime.images.reading import as_bgr
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage
@@ -225,7 +225,7 @@ class RestoredRaw(ImageResult):
         """
         from io import BytesIO
 
-        rawpy: Any = require("rawpy", "raw")
+        rawpy: Any = import_extra("rawpy", "raw")
         with rawpy.imread(BytesIO(dng_bytes(self.raw))) as raw:
             balanced = bool(self.raw.white_balance)
             rgb = raw.postprocess(use_camera_wb=balanced, use_auto_wb=not balanced, output_bps=bits)
@@ -246,9 +246,9 @@ class RestoredRaw(ImageResult):
         file = Path(path)
         suffix = file.suffix.lower()
         if suffix in RAW_FILES:
-            write_whole(file, dng_bytes(self.raw))
+            write_atomic(file, dng_bytes(self.raw))
         else:
-            write_whole(file, encode_image(self.developed(16 if suffix in DEEP else 8), file))
+            write_atomic(file, encode_image(self.developed(16 if suffix in DEEP else 8), file))
         return file
 
     def summary(self) -> str:

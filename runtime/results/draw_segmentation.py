@@ -10,9 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from deploykit.errors import UsageError, require
+from deploykit.errors import UsageError, import_extra
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_whole
+from deploykit.runtime.files import write_atomic
 
 __all__ = ["draw_label_map", "palette", "save_label_map", "shares"]
 
@@ -134,7 +134,7 @@ def save_label_map(path: Path, labels: Array, colours: Array | None = None) -> N
         UsageError: a class is over 255. MissingDependencyError: pillow is not installed. OutputError: the place is not
         writable or full.
     """
-    images: Any = require("PIL.Image", "eval")
+    images: Any = import_extra("PIL.Image", "eval")
     if labels.min() < 0 or labels.max() > 255:
         raise UsageError(f"a label map of 8 bits holds classes 0 to 255, got {labels.min()} to {labels.max()}")
     image = images.fromarray(labels.astype(np.uint8))
@@ -142,4 +142,4 @@ def save_label_map(path: Path, labels: Array, colours: Array | None = None) -> N
     image.putpalette(table[:, ::-1].tobytes())
     data = BytesIO()
     image.save(data, "PNG")
-    write_whole(path, data.getvalue())
+    write_atomic(path, data.getvalue())

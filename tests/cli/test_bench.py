@@ -30,7 +30,7 @@ from deploykit.errors import (
 from deploykit.runtime import session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import EngineRecord
 from deploykit.runtime.session import Session
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
@@ -218,7 +218,7 @@ def test_what_cannot_be_measured_is_one_line(
     assert said in _line(capsys)
 
 
-@pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU")
+@pytest.mark.skipif(gpu_unavailable_reason() is None, reason="this machine has a GPU")
 @pytest.mark.parametrize("suffix", [".trt", ".engine"])
 @pytest.mark.parametrize(
     ("onnx", "recorded", "said"),

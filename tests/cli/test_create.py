@@ -12,7 +12,7 @@ import torch
 
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, DeployError, DiskFullError, NotFoundError, OutputError, UsageError
-from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.models.checkpoint.reader import read_checkpoint
 
@@ -70,7 +70,7 @@ def test_inspect_reports_that_the_weights_are_random(tiny: Path, capsys: pytest.
 
 def test_the_output_depends_on_the_image_and_is_finite(tiny: Path) -> None:
     session, spec = open_torch_session(tiny)
-    fed = make_feeds(spec).images
+    fed = make_parity_inputs(spec).images
     a, b = (session.run({"images": fed[label]})["output"] for label in ("apollo11_crew.jpg", "noise (seed 0)"))
     assert np.isfinite(a).all()
     assert np.isfinite(b).all()

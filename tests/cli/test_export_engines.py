@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from deploykit.cli import main
-from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from tests.cell_model import cell_spec, write_cell_model
 
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
-no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where engines run at once")
+no_gpu = pytest.mark.skipif(
+    gpu_unavailable_reason() is None, reason="this machine has a GPU, where engines run at once"
+)
 
 
 @pytest.fixture

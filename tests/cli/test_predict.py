@@ -15,7 +15,7 @@ import pytest
 from deploykit.cli import main
 from deploykit.errors import ImageError, NotFoundError, OutputError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.video_writer import Recorder
+from deploykit.runtime.images.video_writer import Mp4Writer
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 
 
@@ -103,7 +103,7 @@ def test_coco_results_take_their_numbers_from_the_names(model: Path, folder: Pat
 
 
 def test_a_video_becomes_a_drawn_video(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with Recorder(tmp_path / "film.mp4", 12.5) as recorder:
+    with Mp4Writer(tmp_path / "film.mp4", 12.5) as recorder:
         for column in (0, 3, 6):
             recorder.write(planted((column, 2, RED), scale=4))
     out, coco = tmp_path / "out", tmp_path / "coco.json"
@@ -135,7 +135,7 @@ class _Camera:
 def test_ctrl_c_is_how_a_camera_ends(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Recorder(tmp_path / "film.mp4", 25) as recorder:
+    with Mp4Writer(tmp_path / "film.mp4", 25) as recorder:
         for column in (0, 3, 6):
             recorder.write(planted((column, 2, RED), scale=4))
     opened = cv2.VideoCapture
@@ -147,7 +147,7 @@ def test_ctrl_c_is_how_a_camera_ends(
 
 
 def test_ctrl_c_leaves_no_half_of_a_video(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Recorder(tmp_path / "film.mp4", 25) as recorder:
+    with Mp4Writer(tmp_path / "film.mp4", 25) as recorder:
         recorder.write(planted((0, 2, RED), scale=4))
     opened = cv2.VideoCapture
     monkeypatch.setattr(cv2, "VideoCapture", lambda s: _Camera(opened(s)))

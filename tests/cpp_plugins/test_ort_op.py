@@ -125,7 +125,7 @@ def test_without_the_library_the_error_says_what_to_build(tmp_path: Path, monkey
     monkeypatch.setenv(FOLDER, str(tmp_path))
     file = tmp_path / "nms.onnx"
     file.write_bytes(nms_kpt_model(np.float32, POSE, Thresholds(), 17))
-    with pytest.raises(BackendError, match=r"operators of deploykit .NmsKpt, DecodeRows., .* deploykit plugins build"):
+    with pytest.raises(BackendError, match=r"deploykit's operators .NmsKpt, DecodeRows., .* deploykit plugins build"):
         open_session(file)
 
 

@@ -84,7 +84,7 @@ def test_the_spec_in_the_file_is_the_reports_and_names_its_source(artefact: Path
     ("name", "images", "rows"),
     [
         ("static", [1, 3, 64, 64], [1, 240, 16]),
-        ("batch", ["batch", 3, 64, 64], ["batch", "rows", 16]),
+        ("batch", ["batch", 3, 64, 64], ["batch", 240, 16]),
         ("shape", ["batch", 3, "height", "width"], ["batch", "rows", 16]),
     ],
 )

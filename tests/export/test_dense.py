@@ -17,7 +17,7 @@ from deploykit.export.engine.build import build_engine
 from deploykit.export.options import OnnxOptions, PrecisionOptions
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, compare, expect
-from deploykit.export.parity.inputs import make_feeds, on_canvas, sample_image
+from deploykit.export.parity.inputs import make_parity_inputs, preprocess_for_parity, sample_image
 from deploykit.export.parity.tolerances import FP16
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
@@ -122,8 +122,8 @@ def test_networks_of_other_numbers_of_channels(channels: int, tmp_path: Path) ->
 def test_what_is_fed_are_the_colours_in_the_networks_order() -> None:
     image = read_image(sample_image())
     canvas = model_of("segment").spec.input
-    three = on_canvas(image, canvas, auto=False)
-    four = on_canvas(image, replace(canvas, channels=4, mean=(0.0,) * 4, std=(1.0,) * 4), auto=False)
+    three = preprocess_for_parity(image, canvas, auto=False)
+    four = preprocess_for_parity(image, replace(canvas, channels=4, mean=(0.0,) * 4, std=(1.0,) * 4), auto=False)
     np.testing.assert_allclose(four[:, :3], three, atol=1e-7)
     assert 0 < np.abs(four[:, 3] - four[:, 1]).mean() < 0.2
 
@@ -167,7 +167,7 @@ def test_a_network_that_is_off_is_found(task: str, tmp_path: Path) -> None:
 def test_an_image_in_the_wrong_slot_is_found() -> None:
     model = model_of("segment")
     spec = spec_of_module(model)
-    feeds = make_feeds(replace(spec, input=replace(spec.input, dynamic="batch")))
+    feeds = make_parity_inputs(replace(spec, input=replace(spec.input, dynamic="batch")))
     right = TorchSession(model.module, spec)
     expected = expect({"it": right}, spec, feeds)
 

@@ -12,11 +12,11 @@ from deploykit.export.engine.build import build_engine
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx
 from deploykit.models.create.random_weights import create_checkpoint
-from deploykit.runtime.cuda import why_no_gpu
-from deploykit.runtime.engine_record import log_of
+from deploykit.runtime.cuda import gpu_unavailable_reason
+from deploykit.runtime.engine_record import build_log_path
 
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
-no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="on a GPU tests/gpu builds engines and runs them")
+no_gpu = pytest.mark.skipif(gpu_unavailable_reason() is None, reason="on a GPU tests/gpu builds engines and runs them")
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_the_full_pose_model_becomes_an_engine(report: ExportReport) -> None:
     assert engine.record.spec == report.spec
     # Its weights are in it, once and in full precision.
     assert report.weight_size < engine.record.size < 1.05 * report.weight_size
-    assert "Engine generation completed" in log_of(engine.path).read_text()
+    assert "Engine generation completed" in build_log_path(engine.path).read_text()
 
 
 @rtx

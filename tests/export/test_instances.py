@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from deploykit.cli import main
 from deploykit.errors import CheckpointError, ExportError, ImageSizeError, ParityError, SpecError, UsageError
 from deploykit.export.engine.build import NO_GPU, build_engine
-from deploykit.export.engine.split import BEHIND, split
+from deploykit.export.engine.split import DATA_DEPENDENT_OPS, split
 from deploykit.export.graph import finalize
 from deploykit.export.graph.trace import export_to_ir
 from deploykit.export.options import OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import check_expected, compare, expect
-from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import evaluate, load
@@ -36,9 +36,9 @@ from deploykit.models.families.vitdet.mask_rcnn import CASCADE, MaskRcnn
 from deploykit.models.families.vitdet.model import DetectorConfig, VitDetConfig
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
-from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.chain import ChainSession, second_stage_path
 from deploykit.runtime.backends.trt import session as trt
-from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import EngineRecord, reference_values_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.postprocess.masks import run_lengths
@@ -55,7 +55,9 @@ from tests.models.files import saved
 
 CONFIG = replace(NARROW, patch=8)
 slow = pytest.mark.slow
-no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where the engine is compared")
+no_gpu = pytest.mark.skipif(
+    gpu_unavailable_reason() is None, reason="this machine has a GPU, where the engine is compared"
+)
 OUTPUTS = ["num_dets", "boxes", "scores", "labels", "masks", "num_candidates"]
 
 
@@ -336,7 +338,7 @@ def test_the_two_parts_of_a_graph_are_the_whole(exported: ExportReport, tmp_path
     first, rest = split(exported.path)
     for graph, name in ((first, "first.onnx"), (rest, "rest.onnx")):
         assert not {node.op_type for node in graph.graph} & (
-            set(BEHIND) if graph is first else {"Erf"}
+            set(DATA_DEPENDENT_OPS) if graph is first else {"Erf"}
         )  # of the transformer
         ir.save(graph, tmp_path / name)
         onnx.checker.check_model(str(tmp_path / name), full_check=True)
@@ -365,7 +367,7 @@ def test_an_engine_and_the_rest_are_one_network(
     first, rest = split(exported.path)
     ir.save(first, tmp_path / "first.onnx")
     engine = cpu_tensorrt.write_engine(tmp_path / "m.trt", tmp_path / "first.onnx")
-    ir.save(rest, rest_of(engine))
+    ir.save(rest, second_stage_path(engine))
     version = cpu_tensorrt.__version__
     EngineRecord("tensorrt", version, exported.spec, "m.onnx", "00", size=engine.stat().st_size).write(engine)
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
@@ -415,7 +417,7 @@ def test_an_engine_in_two_parts_can_be_written_to_another_file_system(
     report = build_engine(exported.path, flavour="tensorrt-rtx", out=out, check=False)
     names = {"m.trt", "m.trt.json", "m.trt.log", "m.trt.rest.onnx", *(["m.trt.rest.onnx.data"] if large else [])}
     assert {p.name for p in out.parent.iterdir()} == names
-    with open_session(rest_of(report.path)) as session:
+    with open_session(second_stage_path(report.path)) as session:
         assert session.outputs
     build_engine(
         write_cell_model(tmp_path / "one.onnx", spec=cell_spec()), flavour="tensorrt-rtx", out=out, check=False
@@ -467,7 +469,7 @@ def test_thresholds_are_those_that_were_asked_for(tmp_path: Path) -> None:
 
 
 def test_masks_that_are_no_numbers_are_refused(exported: ExportReport, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected = expect({"m.onnx": open_session(exported.path)}, exported.spec, make_feeds(exported.spec, ()))
+    expected = expect({"m.onnx": open_session(exported.path)}, exported.spec, make_parity_inputs(exported.spec, ()))
     with open_session(exported.path) as session:
         run = session.run
 

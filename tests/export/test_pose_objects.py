@@ -23,13 +23,13 @@ from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import open_session
 from deploykit.models.create.original_format import original_checkpoint
 from deploykit.models.families.kapao import config_of
-from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import reference_values_path
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.predict.predictor import Predictor
-from deploykit.runtime.session import spec_of
+from deploykit.runtime.session import session_spec
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawDetections, Thresholds
 from tests.narrow import graph_of, model_of
 
@@ -73,7 +73,7 @@ def test_the_poses_of_the_export_are_those_of_the_checkpoint(checkpoint: Path, e
     results, image = [], cv2.resize(read_image(sample_image()), (256, 128))
     for file in (checkpoint, exported.path):
         session = open_session(file)
-        own = spec_of(session, file.name)
+        own = session_spec(session, file.name)
         # The checkpoint takes rectangles of any size; the image is of the export's.
         with Predictor(session, replace(own, input=replace(own.input, size=(64, 128)))) as predictor:
             results.append(predictor(image))
@@ -98,7 +98,7 @@ def test_nms_inside_is_refused_with_the_reason(mode: Any, tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
-@pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where engines run at once")
+@pytest.mark.skipif(gpu_unavailable_reason() is None, reason="this machine has a GPU, where engines run at once")
 def test_an_engine_is_built_with_the_rows_that_it_must_give(exported: ExportReport) -> None:
     report = build_engine(exported.path, flavour="tensorrt-rtx")
     assert report.record.spec == exported.spec

@@ -11,7 +11,7 @@ from deploykit.export.graph.interface import Constant
 from deploykit.export.options import OnnxOptions
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
-from deploykit.runtime.files import megabytes
+from deploykit.runtime.files import format_size
 from tests.narrow import model_of
 
 
@@ -31,7 +31,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (123_456, "123.5 kB"), (321_100_000, "321.1 MB")],
 )
 def test_sizes_are_read_as_people_say_them(size: int, text: str) -> None:
-    assert megabytes(size) == text
+    assert format_size(size) == text
 
 
 def test_every_byte_of_the_file_is_accounted_for(report: ExportReport) -> None:
@@ -41,9 +41,9 @@ def test_every_byte_of_the_file_is_accounted_for(report: ExportReport) -> None:
     assert 0 < rest < 150_000
     assert 0.99 < report.weight_size / (4 * report.parameters) <= 1  # equal ones are stored once
     text = report.why_this_size()
-    for part in (f"{report.parameters:,} weights in fp32", megabytes(report.weight_size), megabytes(constants)):
+    for part in (f"{report.parameters:,} weights in fp32", format_size(report.weight_size), format_size(constants)):
         assert part in text
-    assert f"the graph itself {megabytes(rest)}" in text
+    assert f"the graph itself {format_size(rest)}" in text
     assert text.endswith("the checkpoint has 12.3 MB")
 
 

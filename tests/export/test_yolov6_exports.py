@@ -14,7 +14,7 @@ from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
-from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.spec import Thresholds
 from tests.asked import asked
 from tests.export.test_exports import assert_agree, checked, exact, layout_of, noise, rows_of
@@ -62,7 +62,7 @@ def test_nms_in_the_graph_finds_what_nms_behind_it_finds(tmp_path: Path) -> None
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
-@pytest.mark.skipif(why_no_gpu() is None, reason="on a GPU tests/gpu builds engines and runs them")
+@pytest.mark.skipif(gpu_unavailable_reason() is None, reason="on a GPU tests/gpu builds engines and runs them")
 @pytest.mark.parametrize("name", ["yolov6m", "yolov6n_v1"])
 def test_an_engine_is_built(name: str, tmp_path: Path) -> None:
     out = tmp_path / "m.onnx"

@@ -18,7 +18,7 @@ import deploykit
 from deploykit.cli import main
 from deploykit.errors import SpecError, UsageError
 from deploykit.export.options import OnnxOptions
-from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.sessions.torch_module import open_torch_session
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.families.yolox.model import Yolox
@@ -79,7 +79,7 @@ def test_a_checkpoint_is_exported_with_its_own_preprocessing(tmp_path: Path) -> 
 
 def test_noise_and_images_of_the_check_are_pixels_of_the_spec() -> None:
     spec = model_of("yolox_s").spec
-    for image in make_feeds(spec).images.values():
+    for image in make_parity_inputs(spec).images.values():
         assert image.shape == (1, 3, 64, 64)
         assert 150 < image.max() <= 255
         assert image.min() >= 0

@@ -23,7 +23,7 @@ from deploykit.facade import load, open_session
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import open_gpu
-from deploykit.runtime.engine_record import FLAVOURS, Profile, parity_of, read_record, reference_values_path
+from deploykit.runtime.engine_record import FLAVOURS, Profile, parity_report_path, read_record, reference_values_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.spec import RawDetections
 from tests.narrow import model_of
@@ -103,7 +103,7 @@ def test_the_build_ran_the_engine_and_verified_it(engine: EngineReport) -> None:
     assert engine.record.gpu == open_gpu().name
     assert engine.parity is not None
     assert engine.parity.ok
-    assert parity_of(engine.path).exists()
+    assert parity_report_path(engine.path).exists()
     assert not reference_values_path(engine.path).exists()
 
 
@@ -155,11 +155,11 @@ def test_running_takes_no_more_memory_than_the_first_run(engine: EngineReport) -
         image = noise(1, 3, 64, 64)
         session.run({"images": image})
         held = session.device_memory
-        with gpu.bound():
+        with gpu.current():
             before = gpu.memory()[0]
         for _ in range(200):
             session.run({"images": image})
-        with gpu.bound():
+        with gpu.current():
             after = gpu.memory()[0]
         assert session.device_memory == held
         assert held is not None
@@ -175,9 +175,9 @@ def test_an_engine_from_a_machine_without_a_gpu_is_compared_when_it_first_runs(
     replace(engine.record, verified=False, unverified="built, not run: no GPU").write(path)
     with open_session(engine.path) as session:
         rows = session.run({"images": noise(1, 3, 64, 64)})["output"][0]
-    from deploykit.runtime.parity.expected import Batch, Feeds
+    from deploykit.runtime.parity.expected import Batch, ParityInputs
 
-    feeds = Feeds({"noise": noise(1, 3, 64, 64)}, (Batch("noise", ("noise",)),))
+    feeds = ParityInputs({"noise": noise(1, 3, 64, 64)}, (Batch("noise", ("noise",)),))
     layout = engine.record.spec.output
     assert isinstance(layout, RawDetections)
     ReferenceOutputs(feeds, {"itself": {"noise": rows}}, {"itself": "this GPU"}, layout).save(

@@ -92,11 +92,11 @@ def test_an_existing_file_is_not_downloaded_again(download: Download) -> None:
     first = download("whole")
     progress: list[int] = []
     again = download("whole", on_bytes=lambda done, _: progress.append(done), sha256=SHA256)
-    assert (again.was_there, first.was_there, progress) == (True, False, [])
-    assert dataclasses.replace(again, was_there=False, checked="nothing") == first
+    assert (again.already_there, first.already_there, progress) == (True, False, [])
+    assert dataclasses.replace(again, already_there=False, checked="nothing") == first
     with pytest.raises(FetchError, match=rf"weights.pt has SHA-256 {SHA256}, expected 0+: pass --force"):
         download("whole", sha256="0" * 64)
-    assert download("whole", force=True, on_bytes=lambda done, _: progress.append(done)).was_there is False
+    assert download("whole", force=True, on_bytes=lambda done, _: progress.append(done)).already_there is False
     assert progress[-1] == len(BODY)
 
 

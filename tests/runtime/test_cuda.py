@@ -11,15 +11,15 @@ import pytest
 
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError
 from deploykit.runtime import cuda
-from deploykit.runtime.cuda import BINDINGS, Buffer, device_index, open_gpu, why_no_gpu
+from deploykit.runtime.cuda import BINDINGS, Buffer, device_index, gpu_unavailable_reason, open_gpu
 from tests.cpu_tensorrt import CpuGpu
 
-no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU")
+no_gpu = pytest.mark.skipif(gpu_unavailable_reason() is None, reason="this machine has a GPU")
 
 
 @no_gpu
 def test_a_machine_without_a_gpu_says_why() -> None:
-    reason = why_no_gpu()
+    reason = gpu_unavailable_reason()
     assert reason is not None
     assert reason.startswith(("this machine has no NVIDIA driver", "the NVIDIA driver"))
     with pytest.raises(DeviceError, match="an NVIDIA GPU is required, but ") as refused:
@@ -58,7 +58,7 @@ def test_error_codes_of_the_driver_are_explained(
     monkeypatch: pytest.MonkeyPatch, driver: Driver, reason: str | None
 ) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
-    found = why_no_gpu()
+    found = gpu_unavailable_reason()
     assert found == reason if reason is None or found is None else reason in found
 
 
@@ -80,7 +80,7 @@ def test_a_missing_gpu_is_named(index: int, count: int, words: str) -> None:
 
 
 def test_without_a_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(cuda, "gpu_unavailable_reason", lambda: None)
     for module in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'deploykit\[tensorrt\]'"):
@@ -93,14 +93,14 @@ def test_without_a_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(find_spec("cuda") is None, reason="cuda-bindings is not installed")
 def test_cuda_bindings_without_a_driver_raise_a_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """The library's own codes for a missing driver become errors; nothing is simulated here."""
-    monkeypatch.setattr(cuda, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(cuda, "gpu_unavailable_reason", lambda: None)
     with pytest.raises(DeviceError, match="cudaGetDeviceCount failed with code"):
         open_gpu(binding="cuda-bindings")
 
 
 def test_a_buffer_grows_and_keeps_its_host_memory() -> None:
     gpu = CpuGpu()
-    with gpu.bound():
+    with gpu.current():
         buffer = Buffer(gpu)
         host = buffer.host((4,), np.dtype(np.float32))
         host[:] = 7
@@ -119,7 +119,7 @@ def test_a_buffer_grows_and_keeps_its_host_memory() -> None:
 
 def test_an_empty_tensor_still_has_an_address() -> None:
     gpu = CpuGpu()
-    with gpu.bound():
+    with gpu.current():
         buffer = Buffer(gpu)
         assert buffer.reserve(0) != 0
         assert buffer.host((0, 4), np.dtype(np.float32)).shape == (0, 4)
@@ -139,14 +139,14 @@ def gpu(request: pytest.FixtureRequest) -> cuda.Gpu:
 def test_a_gpu_describes_itself(gpu: cuda.Gpu) -> None:
     assert gpu.name
     assert gpu.compute_capability >= (5, 0)
-    with gpu.bound():
+    with gpu.current():
         free, total = gpu.memory()
     assert 0 < free <= total
 
 
 @pytest.mark.gpu
 def test_bytes_are_copied_to_the_device_and_back(gpu: cuda.Gpu) -> None:
-    with gpu.bound():
+    with gpu.current():
         stream, start, end = gpu.new_stream(), gpu.new_event(), gpu.new_event()
         sent, received = gpu.allocate_pinned(1 << 20), gpu.allocate_pinned(1 << 20)
         sent[:] = np.random.default_rng(0).integers(0, 256, sent.size, np.uint8)
@@ -170,7 +170,7 @@ def test_bytes_are_copied_to_the_device_and_back(gpu: cuda.Gpu) -> None:
 
 @pytest.mark.gpu
 def test_memory_is_freed(gpu: cuda.Gpu) -> None:
-    with gpu.bound():
+    with gpu.current():
         before = gpu.memory()[0]
         pointer = gpu.allocate(256 << 20)
         assert before - gpu.memory()[0] >= 256 << 20
@@ -180,5 +180,5 @@ def test_memory_is_freed(gpu: cuda.Gpu) -> None:
 
 @pytest.mark.gpu
 def test_an_allocation_beyond_the_memory_is_an_error(gpu: cuda.Gpu) -> None:
-    with pytest.raises(BackendError, match="memory"), gpu.bound():
+    with pytest.raises(BackendError, match="memory"), gpu.current():
         gpu.allocate(1 << 50)

@@ -15,7 +15,7 @@ from deploykit.runtime.engine_record import (
     BuilderOptions,
     EngineRecord,
     Profile,
-    log_of,
+    build_log_path,
     read_record,
     reference_values_path,
 )
@@ -91,7 +91,7 @@ def test_files_beside_an_engine_carry_its_full_name(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["model.trt.json"]
     assert read_record(engine) == record
     assert reference_values_path(engine).name == "model.trt.parity.npz"
-    assert log_of(engine).name == "model.trt.log"
+    assert build_log_path(engine).name == "model.trt.log"
     assert read_record(tmp_path / "other.trt") is None
 
 

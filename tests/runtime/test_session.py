@@ -13,7 +13,7 @@ from onnx import helper
 
 from deploykit.errors import ArtefactError, BackendError, MissingDependencyError, NotFoundError, SpecError, UsageError
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.session import TensorInfo, open_session, spec_of
+from deploykit.runtime.session import TensorInfo, open_session, session_spec
 from tests.cell_model import cell_spec, write_cell_model
 
 IMAGES = np.zeros((1, 3, 64, 64), np.float32)
@@ -29,7 +29,7 @@ def test_a_session_describes_and_runs_its_network(model: Path) -> None:
         assert session.inputs == (TensorInfo("images", (1, 3, 64, 64), "float32"),)
         assert session.outputs == (TensorInfo("output", (1, 64, 10), "float32"),)
         assert session.providers == ("CPUExecutionProvider",)
-        assert spec_of(session, "cells") == cell_spec()
+        assert session_spec(session, "cells") == cell_spec()
         output = session.run({"images": IMAGES + 1})["output"]
     assert output.shape == (1, 64, 10)
     assert (output[0, :, 4] == 1).all()
@@ -183,12 +183,12 @@ def test_the_error_for_a_model_without_a_spec_says_how_to_pass_one(tmp_path: Pat
         open_session(write_cell_model(tmp_path / "bare.onnx")) as session,
         pytest.raises(SpecError, match="--spec FILE"),
     ):
-        spec_of(session, "bare.onnx")
+        session_spec(session, "bare.onnx")
 
 
 def test_a_fake_session_answers_with_its_function_until_it_is_closed() -> None:
     fake = FakeSession(lambda inputs: {"output": inputs["images"] * 2}, spec=cell_spec())
-    assert spec_of(fake, "fake") == cell_spec()
+    assert session_spec(fake, "fake") == cell_spec()
     assert fake.run({"images": IMAGES + 1})["output"].max() == 2
     fake.close()
     with pytest.raises(BackendError, match="closed"):

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import BackendError, UsageError, require
+from deploykit.errors import BackendError, UsageError, import_extra
 from deploykit.runtime.engine_record import FLAVOURS, Flavour
 from deploykit.runtime.native.library import built_with, find_library
 
@@ -45,7 +45,7 @@ def load_flavour(flavour: Flavour | str) -> Any:
     """
     if flavour not in FLAVOURS:
         raise UsageError(f"the flavour of TensorRT must be {' or '.join(FLAVOURS)}, got {flavour!r}")
-    trt: Any = require(FLAVOURS[flavour], flavour)
+    trt: Any = import_extra(FLAVOURS[flavour], flavour)
     if flavour == "tensorrt" and (library := find_library("tensorrt")):
         _load_plugin(trt, library)
     return trt

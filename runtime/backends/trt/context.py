@@ -14,7 +14,7 @@ from deploykit.errors import BackendError, DeployError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import Buffer, Gpu
-from deploykit.runtime.files import cache_folder, write_whole
+from deploykit.runtime.files import cache_folder, write_atomic
 from deploykit.runtime.session import TensorInfo
 
 __all__ = ["KernelCache", "TrtContext"]
@@ -59,7 +59,7 @@ class KernelCache:
             data = bytes(self._cache.serialize())
             if data != self._before:
                 with suppress(DeployError):
-                    write_whole(self._path, data)
+                    write_atomic(self._path, data)
 
 
 class TrtContext:

@@ -11,13 +11,13 @@ from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.engine_record import EngineRecord
 
-__all__ = ["refusal"]
+__all__ = ["explain_load_failure"]
 
 LISTED = r"Supported compute capabilities: ([^.]*(?:\.\d[^.]*)*)\. TensorRT-RTX does not support"
 """The message of TensorRT for RTX on a GPU that runs none of its engines."""
 
 
-def refusal(
+def explain_load_failure(
     path: Path, data: bytes, log: BuildLog, record: EngineRecord | None, runtime: Any, trt: Any, gpu: Gpu
 ) -> ArtefactError | BackendError:
     """Return the error for an engine that TensorRT did not deserialise.

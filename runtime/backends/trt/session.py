@@ -13,10 +13,10 @@ from typing import Any
 from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceError, ParityError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort
-from deploykit.runtime.backends.chain import ChainSession, rest_of
+from deploykit.runtime.backends.chain import ChainSession, second_stage_path
 from deploykit.runtime.backends.trt.bindings import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
-from deploykit.runtime.backends.trt.load_errors import refusal
+from deploykit.runtime.backends.trt.load_errors import explain_load_failure
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine_record import (
     FLAVOURS,
@@ -72,8 +72,8 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
     try:
         if record and not record.verified and reference_values_path(path).exists():
             _verify(path, session, record)
-        if rest_of(path).exists():
-            return ChainSession(session, ort.open_session(rest_of(path)))
+        if second_stage_path(path).exists():
+            return ChainSession(session, ort.open_session(second_stage_path(path)))
     except BaseException:
         session.close()
         raise
@@ -101,7 +101,7 @@ def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
         session.notes = (f"the outputs of this engine are not verified yet: run {how}",)
         return
     expected, adapter = (
-        ReferenceOutputs.load(reference_values_path(path)).restrict_to(session.takes),
+        ReferenceOutputs.load(reference_values_path(path)).restrict_to(session.accepts_shape),
         adapter_of(record.spec),
     )
     for batch, reference, rows, found in runs(expected, path.name, session, adapter.values):
@@ -138,7 +138,7 @@ class TrtSession(Session):
         self._log = BuildLog()
         self._closed, self._slots = False, contexts
         self.stage_ms = {}
-        with gpu.bound():
+        with gpu.current():
             before = gpu.memory()[0]
             self._logger = logger(trt, self._log)
             self._runtime = trt.Runtime(self._logger)
@@ -167,7 +167,7 @@ class TrtSession(Session):
 
     def layer_information(self) -> str:
         """Return the engine inspector's description of all layers as JSON text."""
-        with self._gpu.bound():
+        with self._gpu.current():
             inspector = self._engine.create_engine_inspector()
             return str(inspector.get_engine_information(self._trt.LayerInformationFormat.JSON))
 
@@ -186,16 +186,16 @@ class TrtSession(Session):
         try:
             if self._closed:
                 raise BackendError(f"the session of {self._path} was closed while a run waited")
-            with self._gpu.bound():
+            with self._gpu.current():
                 context = context or self._new_context()
                 outputs, self.stage_ms = context.run(inputs, profile)
                 return outputs
         finally:
             self._idle.put(context)
 
-    def takes(self, shape: tuple[int, ...]) -> bool:
-        """See :meth:`deploykit.runtime.session.Session.takes`; the optimisation profiles decide."""
-        return super().takes(shape) and any(p[self._input_names[0]].covers(shape) for p in self.profiles)
+    def accepts_shape(self, shape: tuple[int, ...]) -> bool:
+        """See :meth:`deploykit.runtime.session.Session.accepts_shape`; the optimisation profiles decide."""
+        return super().accepts_shape(shape) and any(p[self._input_names[0]].covers(shape) for p in self.profiles)
 
     def close(self) -> None:
         """Wait for the runs that are on the GPU, then free everything."""
@@ -203,7 +203,7 @@ class TrtSession(Session):
             return
         self._closed = True
         slots = [self._idle.get() for _ in range(self._slots)]
-        with self._gpu.bound():
+        with self._gpu.current():
             for context in self._contexts:
                 context.close()
             self._kernels.save()
@@ -223,7 +223,7 @@ class TrtSession(Session):
             )
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
-            raise refusal(self._path, data, self._log, record, self._runtime, self._trt, self._gpu)
+            raise explain_load_failure(self._path, data, self._log, record, self._runtime, self._trt, self._gpu)
         self._digest = hashlib.sha256(data).hexdigest()
         return engine
 

@@ -40,12 +40,12 @@ from deploykit.export.formats import export_formats
 from deploykit.export.options import EngineOptions, OnnxOptions
 from deploykit.progress import SILENT
 from deploykit.runtime.backends.trt.bindings import BuildLog
-from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import (
     BuilderOptions,
     Profile,
-    log_of,
-    parity_of,
+    build_log_path,
+    parity_report_path,
     read_record,
     reference_values_path,
 )
@@ -57,7 +57,9 @@ from tests.cpu_tensorrt import CpuGpu
 from tests.heard import Heard
 
 rtx = pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
-no_gpu = pytest.mark.skipif(why_no_gpu() is None, reason="this machine has a GPU, where engines run at once")
+no_gpu = pytest.mark.skipif(
+    gpu_unavailable_reason() is None, reason="this machine has a GPU, where engines run at once"
+)
 
 
 @pytest.fixture
@@ -82,7 +84,7 @@ def built(onnx_file: Path, **options: object) -> EngineReport:
     malformed = int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE)
     assert not runtime.get_engine_validity(header)[1] & malformed
     assert runtime.get_engine_validity(b"x" + header[1:])[1] & malformed
-    assert "Engine generation completed" in log_of(engine).read_text()
+    assert "Engine generation completed" in build_log_path(engine).read_text()
     return report
 
 
@@ -160,11 +162,11 @@ def test_options_reach_the_builder_and_the_record(cells: Path) -> None:
     )
     report = built(cells, options=options)
     assert report.record.options == options.builder
-    log = log_of(report.path).read_text()
+    log = build_log_path(report.path).read_text()
     assert "VERBOSE" in log
     default = built(cells)
     assert default.record.options == BuilderOptions()
-    assert "VERBOSE" not in log_of(default.path).read_text()
+    assert "VERBOSE" not in build_log_path(default.path).read_text()
 
 
 @rtx
@@ -201,9 +203,9 @@ def test_without_a_check_nothing_is_promised(cells: Path) -> None:
 @no_gpu
 def test_an_older_engines_companions_do_not_stay(cells: Path) -> None:
     engine = cells.with_suffix(".trt")
-    parity_of(engine).write_text("{}")
+    parity_report_path(engine).write_text("{}")
     built(cells)
-    assert not parity_of(engine).exists()
+    assert not parity_report_path(engine).exists()
     build_engine(cells, flavour="tensorrt-rtx", check=False)
     assert not reference_values_path(engine).exists()
 
@@ -262,7 +264,7 @@ def test_an_operator_that_tensorrt_lacks_is_named_and_the_log_stays(tmp_path: Pa
         build_engine(path, flavour="tensorrt-rtx")
     assert "Unheard" in str(refused.value)
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.trt.log"}
-    assert "Unheard" in log_of(tmp_path / "m.trt").read_text()
+    assert "Unheard" in build_log_path(tmp_path / "m.trt").read_text()
 
 
 @rtx
@@ -409,7 +411,7 @@ def test_auto_takes_the_flavour_that_can_build(
     monkeypatch: pytest.MonkeyPatch, have: tuple[str, ...], reason: str | None, flavour: str | None
 ) -> None:
     monkeypatch.setattr(engine_build, "installed", lambda: have)
-    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: reason)
+    monkeypatch.setattr(engine_build, "gpu_unavailable_reason", lambda: reason)
     if flavour is None:
         with pytest.raises(MissingDependencyError, match=r"deploykit\[tensorrt-rtx\]', which builds without a GPU"):
             engine_build.chosen_flavour("auto")
@@ -492,7 +494,7 @@ def test_an_engine_that_gives_other_numbers_is_not_kept(cells: Path, monkeypatch
     onnx.save(model, str(other))
     gpu = CpuGpu()
     monkeypatch.setattr(engine_build, "open_gpu", lambda index: gpu)
-    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(engine_build, "gpu_unavailable_reason", lambda: None)
     monkeypatch.setattr(engine_build, "open_engine", lambda *_: _as_engine(other))
     with pytest.raises(ParityError, match=r"boxes of cells\.trt differ from cells\.onnx"):
         build_engine(cells, flavour="tensorrt-rtx")
@@ -503,7 +505,7 @@ def test_an_engine_that_gives_other_numbers_is_not_kept(cells: Path, monkeypatch
     assert report.record.gpu == "CPU stand-in"
     assert report.parity is not None
     assert report.parity.ok
-    assert json.loads(parity_of(report.path).read_text())["ok"]
+    assert json.loads(parity_report_path(report.path).read_text())["ok"]
     assert not reference_values_path(report.path).exists()
 
 
@@ -518,7 +520,7 @@ def test_an_engine_that_does_not_run_on_this_gpu_is_kept_and_says_why(
         raise DeviceError(reason.format(engine=engine))
 
     monkeypatch.setattr(engine_build, "open_gpu", lambda index: CpuGpu())
-    monkeypatch.setattr(engine_build, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(engine_build, "gpu_unavailable_reason", lambda: None)
     monkeypatch.setattr(engine_build, "open_engine", refuse)
     report = build_engine(cells, flavour="tensorrt-rtx")
     assert report.record.unverified == "built, not run: " + reason.format(engine="cells.trt")

@@ -22,7 +22,7 @@ from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load, open_session
-from deploykit.runtime.cuda import why_no_gpu
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import reference_values_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
@@ -231,7 +231,7 @@ def test_a_threshold_that_is_none_is_refused(checkpoint: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
-@pytest.mark.skipif(why_no_gpu() is None, reason="on a GPU tests/gpu builds engines and runs them")
+@pytest.mark.skipif(gpu_unavailable_reason() is None, reason="on a GPU tests/gpu builds engines and runs them")
 def test_basic_operators_build_where_there_is_no_nms_layer(files: dict[str, ExportReport], tmp_path: Path) -> None:
     report = build_engine(files["basic"].path, flavour="tensorrt-rtx", out=tmp_path)
     assert report.record.profiles[0].max == (8, 3, 64, 64)

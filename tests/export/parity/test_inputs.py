@@ -13,16 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import ImageError
-from deploykit.export.parity.inputs import make_feeds, sample_image
+from deploykit.export.parity.inputs import make_parity_inputs, sample_image
 from deploykit.runtime.images.reading import read_image
-from deploykit.runtime.parity.expected import Feeds
+from deploykit.runtime.parity.expected import ParityInputs
 from tests.cell_model import cell_spec
 
 SMALL = cell_spec()
 
 
-def feeds(images: list[Path] | None = None, **canvas: Any) -> Feeds:
-    return make_feeds(replace(SMALL, input=replace(SMALL.input, **canvas)), images or [])
+def feeds(images: list[Path] | None = None, **canvas: Any) -> ParityInputs:
+    return make_parity_inputs(replace(SMALL, input=replace(SMALL.input, **canvas)), images or [])
 
 
 def image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 40)) -> Path:

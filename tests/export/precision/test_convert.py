@@ -21,7 +21,7 @@ from deploykit.export.engine.build import build_engine
 from deploykit.export.options import AccuracyGate, Calibration, EngineOptions, OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
-from deploykit.export.parity.tolerances import FP16, UNJUDGED
+from deploykit.export.parity.tolerances import FP16, REPORT_ONLY
 from deploykit.export.precision import convert as module
 from deploykit.export.precision.half import HalfReport
 from deploykit.export.precision.read_back import precisions_of
@@ -281,7 +281,7 @@ def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
 
 def test_int8_is_told_not_judged(quantised: ExportReport) -> None:
     assert quantised.parity is not None
-    assert quantised.parity.tolerance == UNJUDGED
+    assert quantised.parity.tolerance == REPORT_ONLY
     assert quantised.parity.ok
     assert quantised.precision is not None
     assert quantised.precision.base is not None
@@ -487,6 +487,6 @@ def test_two_files_are_compared_by_the_limits_of_the_lower_precision(
     assert found.ok
     assert found.tolerance == FP16
     assert not compare(halves["fp32"].path, halves["fp16"].path, tolerance=Tolerance()).ok
-    assert compare(quantised.path, halves["fp32"].path).tolerance == UNJUDGED
+    assert compare(quantised.path, halves["fp32"].path).tolerance == REPORT_ONLY
     assert main(["compare", str(halves["fp32"].path), str(quantised.path)]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "no verdict: see above"

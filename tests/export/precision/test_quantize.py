@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from deploykit.errors import DataError, ExportError, ImageError, NotFoundError, UsageError
 from deploykit.export.options import Calibration, CalibrationMethod
 from deploykit.export.outputs import export_adapter_of
-from deploykit.export.parity.inputs import make_feeds
+from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.verification import largest_values
 from deploykit.export.precision import calibration as module
 from deploykit.export.precision.calibration import (
@@ -38,7 +38,7 @@ from deploykit.export.precision.sensitivity import (
 )
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.expected import Feeds
+from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.runtime.session import open_session
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, RawDetections
 
@@ -264,9 +264,9 @@ def test_a_tensor_that_is_not_finite_has_no_range_and_is_named(
     assert told["broken.part"] == np.inf
 
 
-def feeds_of(images: Path) -> Feeds:
-    found = make_feeds(SPEC, sorted(images.iterdir()))
-    return Feeds({label: image for label, image in found.images.items() if "noise" not in label}, ())
+def feeds_of(images: Path) -> ParityInputs:
+    found = make_parity_inputs(SPEC, sorted(images.iterdir()))
+    return ParityInputs({label: image for label, image in found.images.items() if "noise" not in label}, ())
 
 
 def test_fewer_images_are_spread_over_all(images: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from deploykit.errors import CheckpointError, WeightsMismatchError
+from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.options import PrecisionOptions
 from deploykit.export.to_onnx import onnx_from_model
@@ -180,7 +180,7 @@ def test_features_are_predicted_and_compared(tmp_path: Path) -> None:
         first, second = predictor([one, other])
         assert isinstance(first, Features)
         assert isinstance(second, Features)
-        with pytest.raises(Exception, match="top is at least 1"):
+        with pytest.raises(UsageError, match="top: not for a model of the task features"):
             load(report.path, task="features", top=3)
     assert first.values.shape == (32,)
     assert first.similarity(first) == pytest.approx(1.0)

@@ -12,7 +12,7 @@ from deploykit.errors import BackendError, ImageError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import to_nchw
-from deploykit.runtime.native.cuda_library import plan_of
+from deploykit.runtime.native.cuda_library import letterbox_plan
 from deploykit.spec import Fit, InputSpec
 
 
@@ -170,4 +170,4 @@ def test_a_border_may_have_a_colour() -> None:
     assert (canvas[16:] == (1, 2, 3)).all()
     spec = InputSpec(size=(32, 32), scale=1.0, fit=fit)
     with pytest.raises(BackendError, match="the native letterbox has a grey border"):
-        plan_of(letterbox, spec)
+        letterbox_plan(letterbox, spec)

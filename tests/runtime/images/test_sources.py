@@ -14,7 +14,7 @@ import pytest
 from deploykit.errors import DeployError, ImageError, NotFoundError, OutputError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.sources import Images, Video, kind_of, open_source
-from deploykit.runtime.images.video_writer import Recorder
+from deploykit.runtime.images.video_writer import Mp4Writer
 
 
 def _frame(shade: int, size: tuple[int, int] = (48, 64)) -> Array:
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.fixture
 def film(tmp_path: Path) -> Path:
     path = tmp_path / "film.mp4"
-    with Recorder(path, 12.5) as recorder:
+    with Mp4Writer(path, 12.5) as recorder:
         for shade in (10, 90, 170, 250):
             recorder.write(_frame(shade))
     return path
@@ -120,7 +120,7 @@ def test_a_single_array_is_one_image() -> None:
 @pytest.mark.parametrize("size", [(48, 64), (33, 57)])
 def test_a_recording_has_every_frame(tmp_path: Path, fps: float, size: tuple[int, int]) -> None:
     path = tmp_path / "new" / "drawn.mp4"
-    with Recorder(path, fps) as recorder:
+    with Mp4Writer(path, fps) as recorder:
         for i in range(3):
             recorder.write(_frame(i * 60, size))
     assert [p.name for p in path.parent.iterdir()] == ["drawn.mp4"]
@@ -130,7 +130,7 @@ def test_a_recording_has_every_frame(tmp_path: Path, fps: float, size: tuple[int
 
 
 def _record(path: Path, frames: list[Array], end: BaseException | None = None) -> None:
-    with Recorder(path, 25) as recorder:
+    with Mp4Writer(path, 25) as recorder:
         for frame in frames:
             recorder.write(frame)
         if end is not None:
@@ -154,11 +154,11 @@ def test_a_disk_that_fills_up_while_recording_is_noticed(tmp_path: Path) -> None
 import numpy as np, resource
 from pathlib import Path
 from deploykit.errors import OutputError
-from deploykit.runtime.images.video_writer import Recorder
+from deploykit.runtime.images.video_writer import Mp4Writer
 resource.setrlimit(resource.RLIMIT_FSIZE, (60000, {resource.RLIM_INFINITY}))
 rng = np.random.default_rng(0)
 try:
-    with Recorder(Path({str(tmp_path / "a.mp4")!r}), 25) as recorder:
+    with Mp4Writer(Path({str(tmp_path / "a.mp4")!r}), 25) as recorder:
         for _ in range(40):
             recorder.write(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8))
 except OutputError as e:

@@ -15,7 +15,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.differences import row_differences
-from deploykit.runtime.parity.expected import Batch, Feeds, ReferenceOutputs, runs
+from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs, runs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, RawDetections
@@ -34,7 +34,7 @@ def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)
     batches = (Batch("a", ("a",)), Batch("wide", ("wide",)), Batch("three", ("b", "a", "a")))
     given_rows = {r: {label: rng.random((rows, 10)) * 100 for label in images} for r in references}
     computed = dict.fromkeys(references, "PyTorch CPU float64")
-    return ReferenceOutputs(Feeds(images, batches, ("a note",)), given_rows, computed, LAYOUT)
+    return ReferenceOutputs(ParityInputs(images, batches, ("a note",)), given_rows, computed, LAYOUT)
 
 
 def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ RAW = RawDetections(cls=(5, 7), decode="yolox", strides=(8, 16))
 FIT = Fit(anchor="top-left", rounding="floor")
 
 
-def spec_of(layout: RawDetections = RAW, **canvas: object) -> ModelSpec:
+def session_spec(layout: RawDetections = RAW, **canvas: object) -> ModelSpec:
     options = {"size": (32, 48), "colour": "bgr", "scale": 1.0, "fit": FIT, **canvas}
     return ModelSpec(task="detect", input=InputSpec(**options), output=layout, classes=("a", "b"))  # type: ignore[arg-type]
 
@@ -83,7 +83,7 @@ def test_what_overflows_is_infinite_and_never_detected() -> None:
     rows = np.zeros((30, 7), np.float32)
     rows[:, 4:] = 1.0
     rows[:, 2] = 1000.0
-    found = RowAdapter(spec_of()).objects({"output": rows[None]}, 0)
+    found = RowAdapter(session_spec()).objects({"output": rows[None]}, 0)
     assert len(found.scores) == 0
 
 
@@ -94,7 +94,7 @@ def test_another_number_of_rows_is_refused_with_the_sum() -> None:
 
 def test_too_few_columns_are_said_before_anything_is_decoded() -> None:
     with pytest.raises(BackendError, match="must have 7 columns"):
-        RowAdapter(spec_of()).objects({"output": np.zeros((1, 30, 6), np.float32)}, 0)
+        RowAdapter(session_spec()).objects({"output": np.zeros((1, 30, 6), np.float32)}, 0)
 
 
 def one_box(images: Array) -> dict[str, Array]:
@@ -108,7 +108,7 @@ def one_box(images: Array) -> dict[str, Array]:
 @pytest.mark.parametrize("dynamic", ["none", "shape"])
 def test_a_predictor_finds_boxes_in_source_pixels(dynamic: str) -> None:
     """The image is 64 wide and lies on 32 (by its own rectangle) or on the whole canvas: scaled by 0.75, no pad."""
-    spec = spec_of(dynamic=dynamic, fit=replace(FIT, auto=dynamic == "shape", stride=16))
+    spec = session_spec(dynamic=dynamic, fit=replace(FIT, auto=dynamic == "shape", stride=16))
 
     def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
         assert inputs["images"].shape == (1, 3, 16 if dynamic == "shape" else 32, 48)
@@ -123,7 +123,7 @@ def test_a_predictor_finds_boxes_in_source_pixels(dynamic: str) -> None:
 
 
 def test_parity_compares_rows_in_pixels() -> None:
-    spec = spec_of(dynamic="shape")
+    spec = session_spec(dynamic="shape")
     session = FakeSession(lambda inputs: one_box(inputs["images"]), spec=spec)
     rows = values_of(session, np.zeros((1, 3, 32, 64), np.float32), RowAdapter(spec).values, "it")
     assert rows[8 + 2].tolist() == pytest.approx([20, 12, 24, 8, 1, 0, 0.9])

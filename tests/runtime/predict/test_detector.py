@@ -19,7 +19,7 @@ from deploykit.errors import BackendError, ImageError, MissingDependencyError, N
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
-from deploykit.runtime.images.video_writer import Recorder
+from deploykit.runtime.images.video_writer import Mp4Writer
 from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.postprocess.detections import NetworkDetections, to_source
 from deploykit.runtime.predict.predictor import Predictor
@@ -82,7 +82,7 @@ def test_folders_and_videos_give_iterators(model: Path, tmp_path: Path) -> None:
     results = predict(tmp_path / "images")
     assert next(results).boxes[:, 0].tolist() == [0]
     assert [(Path(r.name).name, r.boxes[:, 0].tolist()) for r in results] == [("3.png", [24]), ("5.png", [40])]
-    with Recorder(tmp_path / "film.mp4", 25) as recorder:
+    with Mp4Writer(tmp_path / "film.mp4", 25) as recorder:
         for column in (0, 3, 5):
             recorder.write(planted((column, 0, RED), scale=4))
     frames = list(predict(tmp_path / "film.mp4"))

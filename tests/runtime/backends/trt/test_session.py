@@ -26,8 +26,8 @@ from deploykit.runtime import cuda
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.engine_record import EngineRecord, Profile, read_record, reference_values_path
-from deploykit.runtime.parity.expected import Batch, Feeds, ReferenceOutputs
-from deploykit.runtime.session import open_session, spec_of
+from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
+from deploykit.runtime.session import open_session, session_spec
 from deploykit.spec import PoseObjectRows, RawDetections
 from tests import cpu_tensorrt
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
@@ -75,7 +75,7 @@ def dynamic(tmp_path: Path) -> Path:
 def test_an_engine_describes_and_runs_its_network(engine: Path, gpu: CpuGpu) -> None:
     with open_session(engine) as session, open_session(engine.with_suffix(".onnx")) as onnx:
         assert (session.inputs, session.outputs) == (onnx.inputs, onnx.outputs)
-        assert spec_of(session, "cells") == cell_spec()
+        assert session_spec(session, "cells") == cell_spec()
         assert session.providers[0].startswith("TensorRT 10.16.0.1 on CPU stand-in (cuda:0, ")
         for images in (ONES, np.random.default_rng(0).random(ONES.shape, np.float32)):
             np.testing.assert_array_equal(
@@ -192,8 +192,8 @@ def test_the_matching_profile_is_used(tmp_path: Path, gpu: CpuGpu) -> None:
         for batch, profile in ((1, 0), (3, 1), (2, 1), (1, 0)):
             assert session.run({"images": np.repeat(ONES, batch, 0)})["output"].shape[0] == batch
             assert session._contexts[0]._context.profile == profile  # type: ignore[attr-defined]
-        assert session.takes((4, 3, 64, 64))
-        assert not session.takes((5, 3, 64, 64))
+        assert session.accepts_shape((4, 3, 64, 64))
+        assert not session.accepts_shape((5, 3, 64, 64))
         with pytest.raises(BackendError, match=r"takes shapes of 1x3x64x64 .. 1x3x64x64 .* or 1x3x64x64 .. 3x3x64x64"):
             session.run({"images": np.repeat(ONES, 5, 0)})
 
@@ -227,7 +227,7 @@ def write_expected(engine: Path, *, wrong: float = 0.0) -> None:
     with open_session(engine.with_suffix(".onnx")) as session:
         rows = session.run({"images": ONES})["output"][0]
     rows[:, 0] += wrong
-    feeds = Feeds({"ones": ONES}, (Batch("ones", ("ones",)),))
+    feeds = ParityInputs({"ones": ONES}, (Batch("ones", ("ones",)),))
     layout = cell_spec().output
     assert isinstance(layout, RawDetections)
     given = ReferenceOutputs(feeds, {"the checkpoint": {"ones": rows}}, {"the checkpoint": "by hand"}, layout)
@@ -412,7 +412,7 @@ def test_options_that_engines_do_not_have_are_refused(
         open_session(engine, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.skipif(cuda.why_no_gpu() is None, reason="this machine has a GPU")
+@pytest.mark.skipif(cuda.gpu_unavailable_reason() is None, reason="this machine has a GPU")
 def test_without_a_gpu_the_error_names_what_runs_here(engine: Path) -> None:
     with pytest.raises(DeviceError) as refused:
         open_session(engine)
