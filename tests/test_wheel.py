@@ -59,7 +59,7 @@ def test_every_extra_has_code_behind_it() -> None:
     code = "".join(
         f.read_text() for part in ("deploykit", "models", "export", "runtime") for f in (ROOT / part).rglob("*.py")
     )
-    used = set(re.findall(r"""(?m)(?:^\s*(?:import|from) |import_module\(["']|require\(["'])(\w+)""", code))
+    used = set(re.findall(r"""(?m)(?:^\s*(?:import|from) |import_module\(["']|import_extra\(["'])(\w+)""", code))
     used |= set(FLAVOURS.values())  # loaded by the name in that table
     assert not {p for p in packages if MODULES.get(p, p.replace("-", "_")) not in used}
 

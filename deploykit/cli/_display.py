@@ -198,7 +198,7 @@ def parity_lines(report: ParityReport) -> list[str]:
             *(f"note: {note}" for note in report.notes),
         ]
     told = f"limits: {limits.pixels:g} px + {relative}, probabilities {limits.probability:g}{scoring}"
-    if all(d.dense for d in report.differences):
+    if report.differences and all(d.dense for d in report.differences):
         told = f"limit: {limits.dense:g} of the largest value, or of 1 where that is more"
     lines = [f"compared with {' and '.join(references)} on {_some(inputs)}", told]
     few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))

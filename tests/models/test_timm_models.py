@@ -102,7 +102,7 @@ def test_a_torchvision_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatc
     def broken(module: str, extra: str) -> None:
         raise RuntimeError("operator torchvision::nms does not exist")
 
-    monkeypatch.setattr(timm_models, "require", broken)
+    monkeypatch.setattr(timm_models, "import_extra", broken)
     with pytest.raises(MissingDependencyError, match="torchvision that was built for torch"):
         load_timm("timm:resnet18")
 

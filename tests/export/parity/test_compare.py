@@ -23,6 +23,7 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.session import Session
 from deploykit.spec import METADATA_KEY, DenseOutput, ModelSpec
 from tests.cell_model import cell_spec, write_cell_model
+from tests.heard import Heard
 from tests.narrow import model_of
 
 
@@ -239,9 +240,9 @@ def test_a_sample_that_is_missing_or_no_image_is_said(exported: Path, tmp_path: 
 
 
 def test_each_input_is_told_while_it_is_compared(exported: Path) -> None:
-    steps: list[str] = []
-    compare(exported / "static.onnx", exported / "static.onnx", on_step=steps.append)
-    assert steps == ["static.onnx on apollo11_crew.jpg", "static.onnx on noise (seed 0)"] * 2
+    heard = Heard()
+    compare(exported / "static.onnx", exported / "static.onnx", progress=heard)
+    assert heard.steps == ["static.onnx on apollo11_crew.jpg", "static.onnx on noise (seed 0)"] * 2
 
 
 def test_two_artefacts_are_compared_without_torch(tmp_path: Path, root: Path) -> None:
