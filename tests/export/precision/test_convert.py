@@ -96,7 +96,7 @@ def test_what_runs_where_is_told(halves: dict[str, ExportReport]) -> None:
     parity = halves["bf16"].parity
     assert parity is not None
     assert any("ONNX Runtime's CPU provider does not run bf16 convolutions" in note for note in parity.notes)
-    assert halves["bf16"].notes[-1] == "opset 22 instead of 18: below it ONNX has no bf16"
+    assert halves["bf16"].notes[-1] == "opset 22 is used instead of 18: bf16 needs at least that"
     with pytest.raises(BackendError, match=r"Conv.*; bf16 and fp8 need a GPU"):
         open_session(halves["bf16"].path)
     with open_session(halves["bf16"].path, backend="torch") as session:
@@ -379,7 +379,7 @@ def test_what_does_not_go_together_is_said(tmp_path: Path, images: Path) -> None
         PrecisionOptions("fp16", calibration=Calibration(images))
     with pytest.raises(UsageError, match="--half-io input goes with --precision fp16, not with bf16"):
         PrecisionOptions("bf16", half_io="input")
-    with pytest.raises(UsageError, match="a precision is one of fp32, fp16"):
+    with pytest.raises(UsageError, match="a precision must be one of fp32, fp16"):
         PrecisionOptions("fp64")  # type: ignore[arg-type]  # that it is refused is what is tested
     with pytest.raises(UsageError, match="with NMS inside outputs are float32"):
         export(tmp_path / "x.onnx", PrecisionOptions("fp16", half_io="both"), nms="graph")
@@ -458,7 +458,7 @@ def test_missing_images_and_annotations_are_found_out_first(
     tmp_path: Path, images: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_onnx, "export_to_ir", lambda *_: pytest.fail("it was found out too late"))
-    with pytest.raises(NotFoundError, match="images to calibrate with"):
+    with pytest.raises(NotFoundError, match="folder of calibration images"):
         export(tmp_path / "x.onnx", PrecisionOptions("int8", calibration=Calibration(tmp_path / "none")))
     for gate in (AccuracyGate(1.0, tmp_path / "a.json", images), AccuracyGate(1.0, annotated, tmp_path / "none")):
         with pytest.raises(NotFoundError):

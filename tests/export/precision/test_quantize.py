@@ -214,13 +214,13 @@ def test_measurements_are_kept_by_model_images_and_tensors(images: Path, cache: 
 def test_without_images_there_are_no_ranges(tmp_path: Path, images: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(NotFoundError, match="folder of images to calibrate with"):
+    with pytest.raises(NotFoundError, match="folder of calibration images"):
         Calibration(tmp_path / "missing").images()
     with pytest.raises(ImageError, match="holds no image"):
         Calibration(empty).images()
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="no calibration image"):
         Calibration(()).images()
-    with pytest.raises(NotFoundError, match="image to calibrate with"):
+    with pytest.raises(NotFoundError, match=r"calibration image .* does not exist"):
         Calibration((empty / "x.png",)).images()
     (images / "0.png").write_bytes(b"broken")
     with pytest.raises(ImageError):
