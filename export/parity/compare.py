@@ -66,18 +66,18 @@ def compare(
             first, second = stack.enter_context(_open(a)), stack.enter_context(_open(b))
             chosen = _resolve_spec(given, first, second)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
-            theirs = chosen
+            reference_spec = chosen
             kind = chosen.output.kind  # the kinds differ if NMS is inside one of the two
             if (own := _embedded_spec(first)) and (own.output.kind != kind or _decodes_otherwise(own, chosen)):
-                theirs = dataclasses.replace(own, input=chosen.input)
+                reference_spec = dataclasses.replace(own, input=chosen.input)
             if (own := _embedded_spec(second)) and _decodes_otherwise(own, chosen):
                 chosen = dataclasses.replace(own, input=chosen.input)
             feeds = (
                 make_parity_inputs(chosen, images).restrict_to(_input_filter(first)).restrict_to(_input_filter(second))
             )
-            ours = isinstance(a, (str, Path))
+            opened_here = isinstance(a, (str, Path))
             tolerance = tolerance or limits_between(map(_embedded_spec, (first, second)))
-            expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, progress=progress)
+            expected = expect({_name(a, "a"): first}, reference_spec, feeds, closing=opened_here, progress=progress)
         return check_expected(
             expected.restrict_to(_input_filter(second)), _name(b, "b"), second, chosen, tolerance, progress
         )
