@@ -224,7 +224,7 @@ def test_what_the_file_computes_in_is_read_back_and_held_against_what_was_asked(
     """A conversion that claims to have worked and leaves fp32 behind."""
     idle = HalfReport("fp16", 10, {}, 0)
     monkeypatch.setattr(module, "to_half", lambda *_, **__: idle)
-    with pytest.raises(ExportError, match=r"x\.onnx shall compute in fp16, but .* in fp32"):
+    with pytest.raises(ExportError, match=r"x\.onnx must compute in fp16, but .* in fp32"):
         export(tmp_path / "x.onnx", PrecisionOptions("fp16"))
     assert list(tmp_path.iterdir()) == []
 
@@ -320,7 +320,7 @@ def test_named_layers_are_kept(tmp_path: Path, images: Path) -> None:
     kept = report.precision.quantised
     assert {kept.labels[name].startswith("model.11.") for name in kept.done.kept} == {True}
     assert kept.kept_by == "name"
-    with pytest.raises(UsageError, match="no layer that can be quantised is called 'modle"):
+    with pytest.raises(UsageError, match="no layer that can be quantized is called 'modle"):
         export(tmp_path / "y.onnx", replace(precision, nodes_to_exclude=("modle.1",)))
     assert not (tmp_path / "y.onnx").exists()
 
@@ -365,7 +365,7 @@ def test_an_engine_of_another_precision_is_refused(tmp_path: Path, halves: dict[
     entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
     entry.value = replace(spec_in(halves["fp32"].path), precision="fp16").to_json()
     onnx.save(model, str(liar))
-    with pytest.raises(ExportError, match=r"as TensorRT reads it, shall compute in fp16, but .* in fp32"):
+    with pytest.raises(ExportError, match=r"as TensorRT reads it, must compute in fp16, but .* in fp32"):
         build_engine(liar, flavour="tensorrt-rtx", check=False)
 
 
