@@ -1,4 +1,4 @@
-"""The gate of accuracy: an export that loses more on annotated images than is allowed is not kept."""
+"""The accuracy gate: an export whose AP falls by more than is allowed on annotated images is not kept."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ __all__ = ["check_accuracy_drop", "check_gate"]
 
 
 def check_gate(gate: AccuracyGate) -> None:
-    """Find out before anything takes time that nothing could be evaluated.
+    """Check that the gate can be evaluated, before the export takes its time.
 
     Raises:
-        NotFoundError, DataError: the annotations or the folder. MissingDependencyError: the library of the metrics.
+        NotFoundError, DataError: the annotations or the folder of images cannot be used.
+        MissingDependencyError: the library of the metrics is not installed.
     """
     library("hotcoco")
     read_coco(gate.data)
     if not Path(gate.images).expanduser().is_dir():
-        raise NotFoundError(f"a folder of images to evaluate on was expected at {gate.images}, which is none")
+        raise NotFoundError(f"expected a folder of images to evaluate on at {gate.images}, which is not a folder")
 
 
 def check_accuracy_drop(
@@ -44,35 +45,35 @@ def check_accuracy_drop(
     base: Path | None,
     progress: Progress = SILENT,
 ) -> AccuracyComparison:
-    """Evaluate an export and what it was made from, on the same pixels.
+    """Evaluate an export and its source on the same pixels, and check how far AP falls.
 
     Args:
-        gate: the images and the limit.
+        gate: the images and the largest drop that is allowed.
         file: the export, with raw rows.
-        spec: of it.
-        fused: the folded model, which an fp32 export is held against.
-        base: the verified fp32 file that a lower precision is held against.
-        progress: hears what is evaluated, and the share of it that is done.
+        spec: the spec of the export.
+        fused: the folded model, the source of an fp32 export.
+        base: the verified fp32 file, the source of a lower precision; None for an fp32 export.
+        progress: receives which model is evaluated, and how far that is.
 
     Raises:
-        AccuracyError: it loses more than is allowed. DataError, NotFoundError: see :func:`deploykit.evaluate`.
+        AccuracyError: AP falls by more than is allowed. DataError, NotFoundError: see :func:`deploykit.evaluate`.
     """
     before: Session = TorchSession(fused, spec) if base is None else open_session(base, provider="cpu")
-    computed = spec.precision in ("bf16", "fp8")  # ONNX Runtime runs not all such files
-    after: Session = open_onnx_in_torch(file) if computed else open_session(file, provider="cpu")
+    in_torch = spec.precision in ("bf16", "fp8")  # ONNX Runtime does not run all such files
+    after: Session = open_onnx_in_torch(file) if in_torch else open_session(file, provider="cpu")
     found = []
     with before, after:
         for name, session in (("the source", before), (file.name, after)):
-            heard = _Heard(name, progress)
-            found.append(evaluate_session(session, spec, gate.data, gate.images, EvalOptions(limit=gate.limit), heard))
+            named = _NamedEvaluation(name, progress)
+            found.append(evaluate_session(session, spec, gate.data, gate.images, EvalOptions(limit=gate.limit), named))
     source, export = (cast(DetectionEvaluation, each) for each in found)
     comparison = compare_evaluations(export, source, samples=gate.bootstrap)
     check_drop(comparison, gate.max_drop)
     return comparison
 
 
-class _Heard(Progress):
-    """Hands the shares of an evaluation on, with the name of what is evaluated."""
+class _NamedEvaluation(Progress):
+    """Passes the shares of an evaluation on, with the name of the model."""
 
     def __init__(self, name: str, progress: Progress) -> None:
         self._name, self._progress = name, progress

@@ -26,13 +26,13 @@ FORMATS: tuple[str, ...] = ("onnx", *FLAVOURS)
 
 @dataclass(frozen=True)
 class Exports:
-    """What was written: the ONNX file (None: there was one already) and the engines."""
+    """The files that were written: the ONNX file (None if it was the source) and the engines."""
 
     onnx: ExportReport | None
     engines: tuple[EngineReport, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the fields of the ONNX export, and a list ``engines``."""
+        """Return JSON-able data: the fields of the ONNX export, and a list ``engines``."""
         return {**(self.onnx.to_dict() if self.onnx else {}), "engines": [e.to_dict() for e in self.engines]}
 
 
@@ -48,35 +48,36 @@ def export_formats(
     check: bool = True,
     progress: Progress = SILENT,
 ) -> Exports:
-    """Export a checkpoint, or an ONNX file, to every format asked for; engines are held against the checkpoint.
+    """Export a checkpoint, or an ONNX file, to each of ``formats``; engines are compared with the checkpoint.
 
-    The ONNX file ``X.onnx`` is kept even if only engines are asked for: it is what they are built from, and what runs
-    where there is no GPU. An engine is ``X.trt``; of two flavours at once that of TensorRT for RTX is ``X-rtx.trt``.
+    The ONNX file ``X.onnx`` is kept even if only engines are asked for: they are built from it, and it runs without a
+    GPU. An engine is ``X.trt``. If both flavours are built, the engine of TensorRT for RTX is ``X-rtx.trt``.
 
     Args:
-        weights: a checkpoint; or an ``.onnx`` file, to build engines from.
+        weights: a checkpoint, or an ``.onnx`` file to build engines from.
         formats: some of :data:`FORMATS`.
-        out: the file for one format, a folder for several; None: beside the weights.
-        onnx: what the ONNX file shall be; None: the defaults.
-        engines: what the engines shall be; None: the defaults.
-        spec: of an ONNX file that does not carry its own, for engines from it.
+        out: the file for one format, a folder for several; None writes beside the weights.
+        onnx: the options of the ONNX file; None takes the defaults.
+        engines: the options of the engines; None takes the defaults.
+        spec: the spec of an ONNX file that does not carry its own.
         samples, check: see :func:`deploykit.export_onnx`.
-        progress: hears the steps of both; those of an engine begin with its flavour.
+        progress: receives the steps of all exports; those of an engine begin with its flavour.
 
     Raises:
-        UsageError: formats and files do not go together. Else what the two functions raise.
+        UsageError: formats and files do not go together. Other errors are those of :func:`deploykit.export_onnx` and
+            :func:`deploykit.build_engine`.
     """
     source, options = Path(weights), engines or EngineOptions()
     ready = source.suffix.lower() == ".onnx"
     _check(source, formats, out, ready=ready)
     flavours: list[Flavour] = [f for name in dict.fromkeys(formats) for f in get_args(Flavour) if f == name]
-    for flavour in flavours:  # what cannot be built is found out before the minute that the ONNX file takes
+    for flavour in flavours:  # before the minute that the ONNX file takes
         check_engine(flavour, options)
     exported = None
     if not ready:
-        place = _onnx_place(source, out)
+        path = _onnx_path(source, out)
         exported = export_checkpoint(
-            source, onnx or OnnxOptions(), out=place, samples=samples, check=check, progress=progress
+            source, onnx or OnnxOptions(), out=path, samples=samples, check=check, progress=progress
         )
     file = exported.report.path if exported else source
     built = [
@@ -100,15 +101,15 @@ def export_formats(
 
 def _check(source: Path, formats: Sequence[str], out: str | Path | None, *, ready: bool) -> None:
     if unknown := next((name for name in formats if name not in FORMATS), None):
-        raise UsageError(f"a format is one of {', '.join(FORMATS)}, got {unknown!r}")
+        raise UsageError(f"a format must be one of {', '.join(FORMATS)}, got {unknown!r}")
     if ready and "onnx" in formats:
-        raise UsageError(f"{source} is an ONNX file already; take --format tensorrt or --format tensorrt-rtx")
+        raise UsageError(f"{source} is already an ONNX file: take --format tensorrt or --format tensorrt-rtx")
     if out is not None and len(set(formats)) > 1 and not is_folder(out):
-        raise UsageError(f"--out is a folder where there are several formats (end its name with /), got {out}")
+        raise UsageError(f"--out must be a folder for several formats, got {out}: end its name with /")
 
 
-def _onnx_place(source: Path, out: str | Path | None) -> str | Path | None:
-    """Where the ONNX file goes: for an engine that is a file of its own, beside that."""
+def _onnx_path(source: Path, out: str | Path | None) -> str | Path | None:
+    """The path of the ONNX file: beside the engine if ``out`` names an engine file."""
     return Path(out).with_suffix(".onnx") if out is not None and Path(out).suffix in SUFFIXES else out
 
 

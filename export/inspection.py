@@ -1,4 +1,4 @@
-"""What a file is: a checkpoint or an exported model, looked at without running it."""
+"""Inspection of a checkpoint or an exported model, without running it."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["Inspection", "inspect_file"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """Facts in the order in which they are shown, and sentences about what is unusual."""
+    """Facts in the order in which they are shown, and notes on anything unusual."""
 
     facts: dict[str, Any]
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return JSON-able data."""
         return {**self.facts, "notes": list(self.notes)}
 
 
 def inspect_file(path: str | Path) -> Inspection:
-    """Look at a checkpoint (``.pt .pth .pkl .safetensors`` or anything else) or an exported model (``.onnx .trt``).
+    """Inspect a checkpoint (``.pt .pth .pkl .safetensors`` or anything else) or an exported model (``.onnx .trt``).
 
     Raises:
         NotFoundError: there is no such file. CheckpointError, ArtefactError: it is neither.
@@ -75,13 +75,13 @@ def _checkpoint(file: Path) -> Inspection:
 
 
 def _artefact(file: Path) -> Inspection:
-    with open_session(file, provider="cpu") as session:  # says what is wrong with a file that is not ONNX
+    with open_session(file, provider="cpu") as session:  # explains what is wrong with a file that is not ONNX
         inputs, outputs = session.inputs, session.outputs
         text = session.metadata.get(METADATA_KEY)
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = {"kind": "ONNX model"}
     if text is None:
-        notes = ("it carries no deploykit spec: predict with it needs --spec FILE",)
+        notes = ("it carries no deploykit spec: deploykit predict needs --spec FILE to run it",)
     else:
         try:
             spec = ModelSpec.from_json(text)
@@ -90,7 +90,7 @@ def _artefact(file: Path) -> Inspection:
         except SpecError as e:
             notes = (f"its spec cannot be used: {e}",)
     report = file.with_name(f"{file.name}.parity.json")
-    notes = notes if report.exists() else (*notes, "no parity report lies beside it: nothing verifies its numbers")
+    notes = notes if report.exists() else (*notes, "there is no parity report beside it: its numbers are not verified")
     facts |= {
         "file": str(file),
         "bytes": file.stat().st_size,
@@ -99,13 +99,13 @@ def _artefact(file: Path) -> Inspection:
     }
     try:
         facts |= _graph(file)
-    except MissingDependencyError as e:  # the runtime is installed without onnx, and knows everything but the graph
+    except MissingDependencyError as e:  # the runtime is installed without onnx, which only the graph needs
         notes = (*notes, f"opset, nodes and operators are not shown: {e}")
     return Inspection(facts, notes)
 
 
 def _graph(file: Path) -> dict[str, Any]:
-    """What only the package onnx tells of a file."""
+    """The facts that need the package onnx."""
     model = import_extra("onnx", "export").load(str(file), load_external_data=False)
     return {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
@@ -117,15 +117,15 @@ def _graph(file: Path) -> dict[str, Any]:
 
 
 def _engine(file: Path) -> Inspection:
-    """What the record beside an engine says; the plan itself can only be read on a GPU that it runs on."""
+    """The facts in the record beside an engine; the engine itself can only be read on a GPU that runs it."""
     record = read_record(file)
     facts: dict[str, Any] = {"kind": "TensorRT engine", "file": str(file), "bytes": file.stat().st_size}
     if record is None:
-        return Inspection(facts, (f"no record ({file.name}.json) lies beside it, which says what it is of",))
+        return Inspection(facts, (f"there is no record ({file.name}.json) beside it, which describes the engine",))
     spec = record.spec
-    notes = () if record.verified else (f"nothing verifies its numbers yet: {record.unverified}",)
+    notes = () if record.verified else (f"its numbers are not verified yet: {record.unverified}",)
     if record.size != facts["bytes"]:
-        notes = (*notes, f"its record is of an engine of {record.size:,} bytes: this is another one, or damaged")
+        notes = (*notes, f"its record describes an engine of {record.size:,} bytes: this is another one, or damaged")
     facts |= {
         "flavour": record.flavour,
         "version": record.version,

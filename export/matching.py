@@ -1,4 +1,4 @@
-"""What is said of two results that were matched."""
+"""The outcome of matching two results."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ MatchKind = Literal["detections", "best rows", "classes", "grey levels", "values
 
 @dataclass(frozen=True)
 class Matching:
-    """Detections (or best rows) of the candidate against the reference's on one input; of a dense output the classes
-    of its pixels (of the image, where it is one class), or its values, as grey levels of 0 to 255 or as they are.
+    """How many results of the candidate match the reference's on one input.
 
-    ``borderline``: unmatched, but so near to a threshold that rounding decides; they do not count as failures.
-    ``max_keypoint`` is in network pixels, None without keypoints. ``max_score`` of classes: of a probability.
+    The results are detections, or the best rows. For a dense output they are the classes of the pixels (or of the
+    image), or the values, as grey levels of 0 to 255 or as they are.
+
+    ``borderline`` counts unmatched results so near to a threshold that rounding decides; they are not failures.
+    ``max_keypoint`` is in network pixels, None without keypoints. ``max_score`` is a difference of scores; for classes
+    it is one of probabilities.
     """
 
     reference: str
@@ -36,7 +39,7 @@ class Matching:
 
     @property
     def ok(self) -> bool:
-        """Whether every detection has its partner, in the same place and with the same score."""
+        """Whether every detection has a partner with the same box and score, within the tolerance."""
         alone = self.expected + self.found - 2 * self.matched - self.borderline
         paired = alone <= self.limits.unmatched * (self.expected + self.found)
         near = self.max_keypoint is None or self.max_keypoint <= self.limits.max_keypoint

@@ -1,4 +1,4 @@
-"""What may be asked of an export: every option and its default stands here, and nowhere else.
+"""The options of exports and engines, each with its default.
 
 The command line, Python and the tests fill the same objects. Importing this module loads neither torch nor onnx.
 """
@@ -37,20 +37,20 @@ HalfIO = Literal["none", "input", "output", "both"]
 CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 
 OPSETS = range(18, 24)
-"""Below 18 the exporter writes models that are not valid; above 23 it has no operators."""
+"""Below 18 the exporter writes invalid models; above 23 it has no operators."""
 MIN_OPSET = {"bf16": 22, "fp8": 19}
-"""Below, ONNX has no convolution of bf16 and no quantisation to fp8."""
+"""The lowest opset that has convolutions in bf16, and quantization to fp8."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The images from which the ranges of int8 and fp8 are measured, and how a range follows from them.
+    """The images that calibrate int8 and fp8, and how a range follows from measured values.
 
     Attributes:
         source: a folder of images (subfolders are not searched), or the images themselves.
-        size: so many of them are used, spread evenly over their sorted names; where there are fewer, all.
+        size: how many images are used at most, spread evenly over their sorted names.
         method: how a range follows from absolute values; see :mod:`deploykit.export.precision.calibration`.
-        percentile: the one of the method ``percentile``, in percent.
+        percentile: the percentile of the method ``percentile``, in percent.
     """
 
     source: str | os.PathLike[str] | tuple[str | os.PathLike[str], ...]
@@ -63,15 +63,15 @@ class Calibration:
             raise UsageError(f"calibration needs at least 1 image, got {self.size}")
         if self.method not in get_args(CalibrationMethod):
             known = ", ".join(get_args(CalibrationMethod))
-            raise UsageError(f"a calibration method is one of {known}, got {self.method!r}")
+            raise UsageError(f"a calibration method must be one of {known}, got {self.method!r}")
         if not 50.0 < self.percentile <= 100.0:
-            raise UsageError(f"a percentile of absolute values lies over 50 and up to 100, got {self.percentile}")
+            raise UsageError(f"the percentile must be over 50 and at most 100, got {self.percentile}")
 
     def images(self) -> list[Path]:
-        """The images that are used.
+        """Return the images that are used.
 
         Raises:
-            NotFoundError: no such folder or image. ImageError, DataError: there is no image.
+            NotFoundError: the folder or an image does not exist. ImageError, DataError: there is no image.
         """
         from deploykit.runtime.images.sources import list_images
 
@@ -79,14 +79,14 @@ class Calibration:
             found = [Path(p).expanduser() for p in self.source]
             missing = next((p for p in found if not p.is_file()), None)
             if missing is not None:
-                raise NotFoundError(f"an image to calibrate with was expected at {missing}, which does not exist")
+                raise NotFoundError(f"the calibration image {missing} does not exist")
         else:
             folder = Path(self.source).expanduser()
             if not folder.is_dir():
-                raise NotFoundError(f"a folder of images to calibrate with was expected at {folder}, which is none")
+                raise NotFoundError(f"expected a folder of calibration images at {folder}, which is not a folder")
             found = list_images(folder)
         if not found:
-            raise DataError(f"no image to calibrate with in {self.source}: ranges are measured on images, or not")
+            raise DataError(f"there is no calibration image in {self.source}: ranges can only be measured on images")
         count = min(self.size, len(found))
         return [found[i * len(found) // count] for i in range(count)]
 
@@ -96,11 +96,12 @@ class PrecisionOptions:
     """The precision of weights and activations, and what it needs (docs/precision.md).
 
     Attributes:
-        precision: of weights and activations, in the graph itself.
-        half_io: which of the file's own inputs and outputs are fp16 too; only with ``fp16``.
-        calibration: the images from which the ranges of int8 and fp8 are measured.
-        nodes_to_exclude: layers that are not quantised: ``auto`` by measurement, ``none``, or names and patterns.
-        reduce_range: int8 weights of 7 bits, for CPUs whose int8 kernels saturate.
+        precision: the precision of weights and activations in the graph.
+        half_io: which of the graph's inputs and outputs are fp16 too; only with ``fp16``.
+        calibration: the images on which the ranges of int8 and fp8 are measured.
+        nodes_to_exclude: layers that are not quantized: ``auto`` chooses them by measurement; ``none``, or names and
+            patterns.
+        reduce_range: store int8 weights in 7 bits, for CPUs whose int8 kernels saturate.
         cache: keep measured ranges for the next export of the same model with the same images.
     """
 
@@ -113,20 +114,20 @@ class PrecisionOptions:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
-            raise UsageError(f"a precision is one of {', '.join(get_args(Precision))}, got {self.precision!r}")
+            raise UsageError(f"a precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.half_io != "none" and self.precision != "fp16":
             raise UsageError(f"--half-io {self.half_io} goes with --precision fp16, not with {self.precision}")
         if (self.calibration is not None) != (self.quantised is not None):
             raise UsageError(
-                f"--precision {self.precision} needs images to measure ranges with: --calib DIR, a folder of "
-                "images like those that it will see"
+                f"--precision {self.precision} needs images to measure ranges on: pass --calib DIR, a folder of "
+                "images like those that the network will see"
                 if self.quantised
                 else f"calibration is for int8 and fp8, not for {self.precision}"
             )
 
     @property
     def quantised(self) -> QuantKind | None:
-        """What weights and activations are quantised to by measured ranges; None: they are not."""
+        """The type that weights and activations are quantized to; None: they are not quantized."""
         return self.precision if self.precision in ("int8", "fp8") else None
 
     @property
@@ -137,14 +138,14 @@ class PrecisionOptions:
 
 @dataclass(frozen=True)
 class AccuracyGate:
-    """An export that loses more on annotated images than is allowed is not kept.
+    """The accuracy gate: an export whose AP falls by more than is allowed on annotated images is not kept.
 
     Attributes:
-        max_drop: AP may fall by so many points (hundredths).
+        max_drop: how far AP may fall, in points (hundredths).
         data: annotations in COCO's format.
         images: the folder with their images.
-        limit: only the first so many images; None: all.
-        bootstrap: draws for the interval that is told with the drop.
+        limit: how many of the first images are used; None: all.
+        bootstrap: how many bootstrap draws give the confidence interval of the drop.
     """
 
     max_drop: float
@@ -155,30 +156,30 @@ class AccuracyGate:
 
     def __post_init__(self) -> None:
         if not self.max_drop >= 0:
-            raise UsageError(f"--max-drop is a number of points of at least 0, got {self.max_drop}")
+            raise UsageError(f"--max-drop must be at least 0 points, got {self.max_drop}")
 
 
 @dataclass(frozen=True)
 class OnnxOptions:
-    """What an ONNX file shall be.
+    """The options of an ONNX file.
 
     Attributes:
         img: input size in pixels, one side or ``(height, width)``; None: the size the model was published for.
         batch: images per run; with a dynamic batch the preferred number.
         dynamic: ``none``; ``batch``: any batch; ``shape``: any batch and any size that is a multiple of the stride.
         opset: ONNX operator set, 18 to 23; a precision that needs a higher one gets it, and the report says so.
-        simplify: fold constants and remove what is idle.
+        simplify: fold constants and remove nodes without effect.
         exporter: torch's ``dynamo`` exporter, or its ``legacy`` one (with onnxsim).
-        nms: ``none``: raw rows; ``graph``: suppressed in the graph by ONNX's NonMaxSuppression; ``basic``: by basic
-            operators only; ``plugin``: by the node ``deploykit::NmsKpt``, after ``deploykit::DecodeRows`` where the
-            head is one of anchors. All have one meaning, that of :mod:`deploykit.runtime.postprocess.nms`.
-        conf, iou, max_det, pre_nms_topk: instead of the model's own thresholds; with NMS inside they are fixed.
-        preprocessing: how images are prepared, where a model was published with two ways: ``legacy`` for the weights
-            of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
-        rewrite: another form of the network for the same weights, where a model has one: ``tlc`` of NAFNet.
-        timm: how a model of timm is made (docs/models/timm.md).
-        precision: of weights and activations.
-        gate: annotated images on which the file may lose only so much; None: its accuracy is not looked at.
+        nms: ``none`` gives raw rows. ``graph`` uses ONNX's NonMaxSuppression, ``basic`` only basic operators, and
+            ``plugin`` the node ``deploykit::NmsKpt``, after ``deploykit::DecodeRows`` if the head has anchors. All of
+            them do what :mod:`deploykit.runtime.postprocess.nms` defines.
+        conf, iou, max_det, pre_nms_topk: replace the model's own thresholds; with NMS inside they are fixed.
+        preprocessing: how images are prepared, for a model that was published with two ways: ``legacy`` is for the
+            weights of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
+        rewrite: another form of the network for the same weights, if the model has one: ``tlc`` of NAFNet.
+        timm: how a timm model is created (docs/models/timm.md).
+        precision: the precision of weights and activations.
+        gate: the accuracy gate; None: accuracy is not measured.
     """
 
     img: int | tuple[int, int] | None = None
@@ -203,12 +204,12 @@ class OnnxOptions:
             raise UsageError(f"--batch must be at least 1, got {self.batch}")
         if self.opset not in OPSETS:
             raise UsageError(
-                f"--opset must be {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}: lower ones give invalid models"
+                f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}: lower ones give invalid models"
             )
 
     @property
     def effective_opset(self) -> int:
-        """The opset to export with: the one that was asked for, or the lowest that has the precision."""
+        """The opset to export with: ``opset``, or a higher one if the precision needs it."""
         return max(self.opset, MIN_OPSET.get(self.precision.precision, 0))
 
     def updated(
@@ -219,7 +220,7 @@ class OnnxOptions:
         nms: NmsMode | None = None,
         precision: Precision | PrecisionOptions | None = None,
     ) -> OnnxOptions:
-        """The same options but for those that are given."""
+        """Return a copy of the options in which the given ones are replaced."""
         if isinstance(precision, str):
             precision = PrecisionOptions(precision)
         return replace(
@@ -233,12 +234,12 @@ class OnnxOptions:
 
 @dataclass(frozen=True)
 class EngineOptions(BuilderOptions):
-    """What an engine shall be, and how it is built; the options of :class:`BuilderOptions` are kept in its record.
+    """The options of an engine and of its build; those of :class:`BuilderOptions` are kept in the engine's record.
 
     Attributes:
-        profiles: the input shapes of a network with a dynamic batch or shape; none: batches of 1 to 8, and with a
-            dynamic shape every rectangle within the spec's size.
-        timing_cache: reuse what earlier builds measured on this kind of GPU, and keep what this one measures.
+        profiles: the optimization profiles of a network with a dynamic batch or shape. None given means batches of 1
+            to 8, and with a dynamic shape every rectangle within the spec's size.
+        timing_cache: reuse the timings of earlier builds on this kind of GPU, and keep those of this one.
         gpu: the number of the GPU to build on and to run on.
         verbose: keep every line of the builder's log.
     """
@@ -250,5 +251,5 @@ class EngineOptions(BuilderOptions):
 
     @property
     def builder(self) -> BuilderOptions:
-        """The part that the builder gets, and that the engine's record keeps."""
+        """The options that the builder gets and the engine's record keeps."""
         return BuilderOptions(**{option.name: getattr(self, option.name) for option in fields(BuilderOptions)})

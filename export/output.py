@@ -1,4 +1,4 @@
-"""Where an export writes: found out before the work begins, and filled only when everything is verified."""
+"""The output path of an export: checked before the work begins, written only after verification."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ __all__ = ["check_writable", "is_folder", "output_path", "publish", "staging_dir
 
 
 def output_path(default: Path, out: str | Path | None, suffixes: Sequence[str]) -> Path:
-    """The file that an export writes.
+    """Return the path of the file that an export writes.
 
     Args:
-        default: where it goes if nothing is asked for; its name is also the file's in a folder.
-        out: a file whose name ends in one of ``suffixes``, or a folder; None: ``default``.
-        suffixes: such as ``.onnx``.
+        default: the path without ``out``; if ``out`` is a folder, the file gets the name of this one.
+        out: a file whose name ends in one of ``suffixes``, or a folder; None takes ``default``.
+        suffixes: the suffixes of a file, such as ``.onnx``.
 
     Raises:
         UsageError: ``out`` is neither.
@@ -29,22 +29,22 @@ def output_path(default: Path, out: str | Path | None, suffixes: Sequence[str]) 
     if is_folder(out):
         return Path(out) / default.name
     if Path(out).suffix not in suffixes:
-        raise UsageError(f"--out is a file that ends in {' or '.join(suffixes)}, or a folder; got {out}")
+        raise UsageError(f"--out must be a file that ends in {' or '.join(suffixes)}, or a folder; got {out}")
     return Path(out)
 
 
 def is_folder(out: str | Path) -> bool:
-    """Whether a folder is meant: one that is there, or a name that ends in a separator."""
+    """Whether ``out`` means a folder: it exists as one, or its name ends in a separator."""
     return Path(out).is_dir() or str(out).endswith(("/", os.sep))
 
 
 def check_writable(out: Path) -> None:
-    """Find out now, not after a minute of work, that the result cannot be written. Nothing is left of the trial.
+    """Check that the result can be written, before the work begins; the file written for the check is removed.
 
     Raises:
-        OutputError: it cannot.
+        OutputError: it cannot be written.
     """
-    with os_errors_as_output_errors(out), _made(out.parent):
+    with os_errors_as_output_errors(out), _parent_folders(out.parent):
         probe = out.with_name(f".{out.name}.{os.getpid()}.probe")
         probe.write_bytes(b"")
         probe.unlink()
@@ -54,11 +54,13 @@ def check_writable(out: Path) -> None:
 
 @contextlib.contextmanager
 def staging_dir(out: Path) -> Iterator[Path]:
-    """A temporary folder beside ``out``, so on the same file system: files are born there under their final names, and
-    :func:`publish` moves them when they are verified. Folders above ``out`` that are new go again if it is not.
+    """Create a temporary folder beside ``out``, on the same file system.
+
+    Files are written there under their final names, and :func:`publish` moves them after verification. Folders above
+    ``out`` that were created here are removed again if they stay empty.
     """
     folder = out.with_name(f".{out.stem}.{os.getpid()}.partial")
-    with os_errors_as_output_errors(out), _made(out.parent):
+    with os_errors_as_output_errors(out), _parent_folders(out.parent):
         folder.mkdir(exist_ok=True)
         try:
             yield folder
@@ -69,7 +71,7 @@ def staging_dir(out: Path) -> Iterator[Path]:
 def publish(folder: Path, out: Path, companions: Sequence[Path]) -> None:
     """Move the files of ``folder`` beside ``out``: the weights before the graph that names them, the report last.
 
-    ``companions`` that are not among them are of an older file and say nothing about this one: they are removed.
+    ``companions`` that are not among these files belong to an older export, and are removed.
     """
     files = sorted(folder.iterdir(), key=lambda p: (p.suffix != ".data", p.suffix == ".json"))
     for file in files:
@@ -80,13 +82,13 @@ def publish(folder: Path, out: Path, companions: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """A folder and those above it; of those that are made, the ones that are empty at the end are removed."""
+def _parent_folders(folder: Path) -> Iterator[None]:
+    """Create a folder and those above it; remove the new ones that are empty at the end."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
         for path in new:
-            with contextlib.suppress(OSError):  # it is not empty, or was never made
+            with contextlib.suppress(OSError):  # it is not empty, or was not created
                 path.rmdir()

@@ -1,8 +1,8 @@
-"""What an export does with each kind of output: the base of the adapters, and their table.
+"""Export adapters: what an export does with each kind of output.
 
-An adapter says how two networks' results are matched, how far off one is as a single number, and whether NMS can
-follow. :class:`ExportAdapter` itself serves a kind of one float tensor. To
-add one, name it in :data:`ADAPTERS`, or pass it to :func:`register_export_adapter`.
+An adapter matches the results of two networks, gives their difference as a single number, and says whether NMS can
+follow. :class:`ExportAdapter` itself serves a kind of one float tensor. To add an adapter, name it in
+:data:`ADAPTERS`, or pass it to :func:`register_export_adapter`.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ O = TypeVar("O", bound=Output)  # noqa: E741  (the field's letter for an output)
 
 
 class ExportAdapter(Generic[O]):
-    """One kind of output at export, made for one spec; ``runtime`` is the runtime's adapter for it.
+    """The adapter of one kind of output, created for one spec; ``runtime`` is the runtime's adapter of that kind.
 
     Attributes:
-        meaning: what the screen calls the sentence that describes the output.
-        decode: what is still to be done to the values to make pixels of them.
+        meaning: the label on the screen of the sentence that describes the output.
+        decode: the decoding that the values still need to be in pixels.
     """
 
     meaning: ClassVar[str] = "meaning"
@@ -46,11 +46,11 @@ class ExportAdapter(Generic[O]):
         return "none"
 
     def compared(self) -> Output:
-        """The layout of :meth:`reference_values`, as a kind of output."""
+        """Return the layout of :meth:`reference_values`, as a kind of output."""
         return self.runtime.compared()
 
     def reference_values(self, session: Session, image: Array, name: str) -> Array:
-        """What a reference gives for one image, as it is compared; ``name`` is the reference's in messages.
+        """Return the reference values for one image; ``name`` names the reference in messages.
 
         Raises:
             SpecError: the output is not what the spec says.
@@ -60,28 +60,30 @@ class ExportAdapter(Generic[O]):
     def match(
         self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
     ) -> list[Matching]:
-        """Match what follows from the values of a batch, where more follows than their differences tell.
+        """Match the results that follow from a batch of values; a kind without such results returns nothing.
 
         Args:
-            names: of the reference, the candidate and the input.
+            names: the names of the reference, the candidate and the input.
             expected, found: the values of each slot.
-            limits: how far they may be off.
+            limits: the tolerance.
         """
         return []
 
     def error(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-        """How far outputs are off, as one number without a unit: the root of the mean square error as a share of that
-        of the values."""
+        """Return the error of the outputs as one number without a unit.
+
+        It is the root mean square error relative to the root mean square of the values, summed over the outputs.
+        """
         return sum(
             float(np.sqrt(np.mean((found[name] - x) ** 2) / max(float(np.mean(x**2)), 1e-30)))
             for name, x in ((name, x.astype(np.float64)) for name, x in expected.items())
         )
 
     def rows_for_nms(self, mode: str) -> RawDetections:
-        """The rows that NMS of a mode follows.
+        """Return the layout of the rows that NMS of this mode takes.
 
         Raises:
-            UsageError: it cannot.
+            UsageError: NMS cannot follow this kind of output.
         """
         raise UsageError(f"--nms {mode} is for detectors: this model's task is {self.spec.task}, and it finds no boxes")
 
@@ -94,27 +96,27 @@ ADAPTERS: dict[str, str | Factory] = {
     "nms": "deploykit.export.kinds.detection:NmsExport",
     "tensor": "deploykit.export.kinds.dense:dense_export",
 }
-"""Kind of output -> what makes its adapter: a class, or ``module:name``, imported when it is needed."""
+"""Kind of output -> the factory of its adapter: a class, or ``module:name``, which is imported on first use."""
 
 
 def export_adapter_of(spec: ModelSpec) -> ExportAdapter[Any]:
-    """The adapter for a network's output.
+    """Return the adapter for a network's output.
 
     Raises:
-        SpecError: there is none for its kind.
+        SpecError: its kind has no adapter.
     """
     kind = spec.output.kind
     if kind not in ADAPTERS:
-        raise SpecError(f"nothing here exports an output of kind {kind!r}; known are {', '.join(ADAPTERS)}")
+        raise SpecError(f"there is no export adapter for outputs of kind {kind!r}; known are {', '.join(ADAPTERS)}")
     factory: Factory = loaded(ADAPTERS[kind])
     return factory(spec)
 
 
 def register_export_adapter(kind: str, adapter: str | Factory) -> None:
-    """Enter the adapter of a kind of output into the table.
+    """Register the adapter of a kind of output.
 
     Raises:
-        UsageError: the kind has one already.
+        UsageError: the kind already has an adapter.
     """
     if ADAPTERS.setdefault(kind, adapter) is not adapter:
         raise UsageError(f"the kind of output {kind!r} has an adapter already: {ADAPTERS[kind]}")

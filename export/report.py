@@ -1,4 +1,4 @@
-"""What an export says at the end: the file, why it is as large as it is, its interface and its parity."""
+"""The report of an export: the file, an account of its size, its interface and its parity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["ExportReport"]
 
 @dataclass(frozen=True)
 class ExportReport:
-    """The result of :func:`deploykit.export_onnx`. Sizes in bytes, times in seconds by step."""
+    """The result of :func:`deploykit.export_onnx`; sizes are in bytes, times in seconds by step."""
 
     path: Path
     model: str
@@ -41,17 +41,17 @@ class ExportReport:
 
     @property
     def bytes_per_parameter(self) -> float:
-        """The whole file over the number of weights."""
+        """The size of the file divided by the number of parameters."""
         return self.size / max(self.parameters, 1)
 
     def why_this_size(self) -> str:
-        """One sentence that accounts for every byte."""
+        """Return one sentence that accounts for every byte."""
         constants = sum(c.size for c in self.constants)
         largest = sorted((c for c in self.constants if c.size >= 1000), key=lambda c: -c.size)[:3]
         named = ", ".join(f"{'x'.join(map(str, c.shape))} {format_size(c.size)}" for c in largest)
         graph = self.size - self.weight_size - constants
         text = (
-            f"{self.bytes_per_parameter:.2f} bytes a parameter: {self.parameters:,} weights in {self.spec.precision} "
+            f"{self.bytes_per_parameter:.2f} bytes per parameter: {self.parameters:,} weights in {self.spec.precision} "
             f"are {format_size(self.weight_size)}; constants "
             f"(grids, anchors, shapes) {format_size(constants)}{f', the largest {named}' if named else ''}; "
             f"the graph itself {format_size(graph)}"
@@ -61,7 +61,7 @@ class ExportReport:
         return text
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: every field, with the parity report in full."""
+        """Return JSON-able data: every field, with the parity report in full."""
         data = dataclasses.asdict(dataclasses.replace(self, parity=None, precision=None, accuracy=None))
         data["path"] = str(self.path)
         data["bytes_per_parameter"] = self.bytes_per_parameter

@@ -1,4 +1,4 @@
-"""How long each step of a long job takes."""
+"""The time that each step of an export takes."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["StepTimer"]
 
 
 class StepTimer(Within):
-    """A progress that measures its steps and passes everything on."""
+    """A progress that times the steps and passes everything on."""
 
     def __init__(self, progress: Progress = SILENT) -> None:
         super().__init__("", progress)
         self._starts: list[tuple[str, float]] = []
 
     def step(self, name: str) -> None:
-        """A step begins; see :meth:`Progress.step`."""
+        """Begin a step; see :meth:`Progress.step`."""
         self._starts.append((name, time.perf_counter()))
         super().step(name)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by step, a step's details (``checking: noise``) added up; the last step ends now."""
+        """Return seconds by step. Details of a step (``checking: noise``) are added up; the last step ends now."""
         ends = [start for _, start in self._starts[1:]] + [time.perf_counter()]
         total: dict[str, float] = {}
         for (step, start), end in zip(self._starts, ends, strict=True):

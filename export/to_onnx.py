@@ -41,7 +41,10 @@ __all__ = ["VerifiedExport", "export_checkpoint", "export_onnx", "onnx_from_mode
 
 
 class VerifiedExport(NamedTuple):
-    """A file, and the reference values it was verified with, for whoever builds on it; None: it was not checked."""
+    """The report on an exported file, and the reference values that it was verified with.
+
+    ``reference`` is None if the file was not checked.
+    """
 
     report: ExportReport
     reference: ReferenceOutputs | None
@@ -63,20 +66,20 @@ def export_onnx(
     """Read a checkpoint safely, fold it, export it to ONNX and verify that the file gives the same numbers.
 
     Args:
-        weights: a checkpoint of a known model (``.pt``, ``.pth``, ``.safetensors``); or ``timm:NAME``.
-        img, dynamic, nms, precision: the commonest options by name; None: what ``options`` says. int8 and fp8 need
-            images, so their precision is a :class:`PrecisionOptions`.
-        out: the file, or a folder for it; None: beside the weights.
-        samples: images for the parity check; none: the one that ships with deploykit. Noise is always checked too.
+        weights: a checkpoint of a known model (``.pt``, ``.pth``, ``.safetensors``), or ``timm:NAME``.
+        img, dynamic, nms, precision: the most common options by name; None takes the value in ``options``. int8 and
+            fp8 need calibration images, so they are given as a :class:`PrecisionOptions`.
+        out: the file, or a folder for it; None writes it beside the weights.
+        samples: images for the parity check; none takes the one that ships with deploykit. Noise is always checked too.
         check: False writes the file without verifying it, and the report says so.
-        options: everything else that may be asked; None: the defaults.
-        progress: hears the steps: reading, building, fusing, tracing, simplifying, converting, writing, checking; and
-            the shares of long ones: measuring ranges, comparing layers, evaluating.
+        options: all other options; None takes the defaults.
+        progress: receives the steps (reading, building, fusing, tracing, simplifying, converting, writing, checking)
+            and how far the long ones are (measuring ranges, comparing layers, evaluating).
 
     Raises:
-        ParityError: the file does not agree with the model; nothing is left behind, an older file stays.
-        AccuracyError: it loses more on the gate's images than is allowed; nothing is left behind either.
-        ImageSizeError: a side is not a multiple of the model's stride; the message has the next good one.
+        ParityError: the file does not agree with the model. It is removed, and an older file stays.
+        AccuracyError: the file loses more accuracy on the gate's images than is allowed. It is removed as well.
+        ImageSizeError: a side is not a multiple of the model's stride; the message names the next valid size.
         CheckpointError, FoldError, ExportError, OutputError: see :mod:`deploykit.errors`.
     """
     asked = (options or OnnxOptions()).updated(img=img, dynamic=dynamic, nms=nms, precision=precision)
@@ -96,7 +99,7 @@ def onnx_from_model(
     options: OnnxOptions | None = None,
     progress: Progress = SILENT,
 ) -> ExportReport:
-    """The part of :func:`export_onnx` after the checkpoint: any :class:`ReferenceModel` to a verified file."""
+    """Export any :class:`ReferenceModel` to a verified file: :func:`export_onnx` without reading a checkpoint."""
     asked = (options or OnnxOptions()).updated(img=img, dynamic=dynamic, nms=nms, precision=precision)
     return export_model(model, asked, out=out, samples=samples, check=check, timer=StepTimer(progress)).report
 
@@ -110,17 +113,17 @@ def export_checkpoint(
     check: bool = True,
     progress: Progress = SILENT,
 ) -> VerifiedExport:
-    """:func:`export_onnx`, with the reference values that the file was verified with."""
+    """Do the work of :func:`export_onnx`, and return the reference values as well."""
     timer = StepTimer(progress)
     named = name_in(weights)
     default = Path(f"{named.replace('/', '_')}.onnx") if named else Path(weights).with_suffix(".onnx")
-    place = output_path(default, out, (".onnx",))
+    path = output_path(default, out, (".onnx",))
     if options.timm is None and named is None:
         model = load_model(weights, timer, preprocessing=options.preprocessing, rewrite=options.rewrite)
     else:
         model = with_preprocessing(load_timm(weights, options.timm, timer), options.preprocessing)
         model = with_rewrite(model, options.rewrite)
-    done = export_model(model, options, out=place, samples=samples, check=check, timer=timer)
+    done = export_model(model, options, out=path, samples=samples, check=check, timer=timer)
     size = 0 if named else Path(weights).stat().st_size
     return done._replace(report=replace(done.report, checkpoint_size=size))
 
@@ -134,7 +137,7 @@ def export_model(
     check: bool = True,
     timer: StepTimer,
 ) -> VerifiedExport:
-    """:func:`onnx_from_model`, with the reference values that the file was verified with."""
+    """Do the work of :func:`onnx_from_model`, and return the reference values as well."""
     context = _context(model, options, out, samples, check=check, timer=timer)
     verification, asked = context.verification, options.precision
     spec = replace(context.spec, precision=asked.precision)
@@ -148,13 +151,13 @@ def export_model(
         finalize_graph(graph, spec, context.plan, context.fused)
         report = _report(model, graph, spec, context, out)
         if options.effective_opset != options.opset:
-            raised = f"opset {spec.opset} instead of {options.opset}: below it ONNX has no {asked.precision}"
+            raised = f"opset {spec.opset} is used instead of {options.opset}: {asked.precision} needs at least that"
             report = replace(report, notes=(*report.notes, raised))
         timer.step("writing")
         file = write(graph, folder / out.name, report.weight_size)
         del graph
         precision = verify_precision(precision, file) if precision else None
-        parity = _verified(verification, file, context.plan, spec, precision) if verification else None
+        parity = _verify_file(verification, file, context.plan, spec, precision) if verification else None
         accuracy = None
         if options.gate is not None:
             timer.step("evaluating")
@@ -180,14 +183,14 @@ def _context(
     check: bool,
     timer: StepTimer,
 ) -> ExportContext:
-    """Everything that is known before the graph is, and every refusal that can be had before it."""
+    """The context of an export before its graph is traced; everything that can be refused early is refused here."""
     spec, thresholds = _spec(model, options), _thresholds(model.spec, options)
     check_writable(out)
     if options.precision.calibration is not None:
         options.precision.calibration.images()
     if options.gate is not None:
         check_gate(options.gate)
-    example = example_input(spec.input)  # before anything that takes as much memory: it says so where there is none
+    example = example_input(spec.input)  # first, because its error explains a lack of memory
     inputs = make_parity_inputs(spec, samples) if check or options.precision.precision != "fp32" else None
     if check:
         import_extra("onnxruntime", "cpu")
@@ -197,7 +200,7 @@ def _context(
     rows_plan, rows = plan_nms(replace(exported, output=model.spec.output), "none", exported.thresholds, fused)
     _check_combination(model, options, plan, exported)
     return ExportContext(
-        trace=partial(_traced, plan, example, exported, options, timer),
+        trace=partial(_trace, plan, example, exported, options, timer),
         plan=plan,
         rows_plan=rows_plan,
         spec=exported,
@@ -210,7 +213,7 @@ def _context(
 
 
 def _check_combination(model: ReferenceModel, options: OnnxOptions, plan: NmsPlan, spec: ModelSpec) -> None:
-    """Refuse options that do not go with one another, or not with the model.
+    """Check that the options go with one another and with the model.
 
     Raises:
         UsageError: they do not.
@@ -220,19 +223,19 @@ def _check_combination(model: ReferenceModel, options: OnnxOptions, plan: NmsPla
         raise UsageError(f"{f'--nms {nms}' if nms != 'none' else model.name} needs --exporter dynamo")
     if plan.inside is not None and precision != "fp32":
         raise UsageError(
-            f"--precision {precision} is not for {model.name} yet: the arithmetic of its boxes lies between "
-            "layers, and would be rounded with them; export it in fp32"
+            f"--precision {precision} is not supported for {model.name}: its box arithmetic lies between layers and "
+            "would be rounded with them; export it in fp32"
         )
     if options.gate is not None and not spec.output.finds_objects:
         raise UsageError(
-            f"--max-drop is for detectors, and this model's task is {spec.task}: deploykit eval tells the accuracy of "
-            "the checkpoint and of the export"
+            f"--max-drop is for detectors, and this model's task is {spec.task}: measure the accuracy of the "
+            "checkpoint and of the export with deploykit eval"
         )
     if options.gate is not None and nms != "none":
         raise UsageError(f"--max-drop goes with --nms none: the thresholds of --nms {nms} change AP by themselves")
 
 
-def _traced(
+def _trace(
     plan: NmsPlan,
     example: torch.Tensor,
     spec: ModelSpec,
@@ -241,7 +244,7 @@ def _traced(
     module: nn.Module,
     outputs: Sequence[str],
 ) -> ir.Model:
-    """The graph of what a plan traces."""
+    """Trace a module to a graph, and simplify it if that is asked for."""
     timer.step("tracing")
     translations = TRANSLATIONS if plan.candidates or plan.inside else None
     graph = export_to_ir(module, example, spec, options.exporter, options.simplify, outputs, translations)
@@ -259,7 +262,7 @@ def _report(
     context: ExportContext,
     out: Path,
 ) -> ExportReport:
-    """What is known of a file before it is written; its size, its parity and the checkpoint's size come later."""
+    """The report before the file is written: its size, its parity and the checkpoint's size are filled in later."""
     names = {name for name, _ in context.plan.module(context.fused).named_parameters()}
     stored = passes.initializers_of(graph)
     weights = {c.name for c in stored if names.intersection(_weights_of(c.name))}
@@ -282,21 +285,23 @@ def _report(
 
 
 def _weights_of(name: str) -> tuple[str, ...]:
-    """Parameters that an initialiser may be of: behind their names stand ``_t``, if transposed, and the precision."""
+    """The parameters that an initializer may hold; its name may add ``_t`` (transposed) and the precision to theirs."""
     return name, name.rsplit("_", 1)[0], name.rsplit("_t_", 1)[0]
 
 
-def _verified(
+def _verify_file(
     verification: Verification, file: Path, plan: NmsPlan, spec: ModelSpec, precision: PrecisionReport | None
 ) -> ParityReport:
-    """Hold the file to the limits of its precision, in ONNX Runtime where that has it, and in torch.
+    """Compare the file with the reference values by the tolerance of its precision.
+
+    ONNX Runtime runs the file if it supports the precision; otherwise torch computes it.
 
     Raises:
-        ParityError: it does not agree.
+        ParityError: the file does not agree.
     """
     if precision is None:
         return verification.check_fp32(file, plan, spec)
-    if spec.precision in ("bf16", "fp8"):  # the one is not, the other not always run by ONNX Runtime's CPU provider
+    if spec.precision in ("bf16", "fp8"):  # ONNX Runtime's CPU provider has no bf16 convolutions and not all of fp8
         in_torch = precision.in_torch or verification.check_in_torch(ir.load(file), file.name, LIMITS[spec.precision])
         what = "bf16 convolutions" if spec.precision == "bf16" else "every fp8 file"
         note = f"ONNX Runtime's CPU provider does not run {what}: this was computed in torch"
@@ -318,18 +323,18 @@ def _spec(model: ReferenceModel, options: OnnxOptions) -> ModelSpec:
     _check_size(size, model.stride, model.name)
     if options.dynamic == "shape" and model.fixed_size_reason:
         raise UsageError(
-            f"{model.name} is exported for one size of images, which {model.fixed_size_reason} depend on: choose "
-            "--dynamic batch, and --img for another size"
+            f"{model.name} is exported for a fixed image size, because {model.fixed_size_reason} depend on it: take "
+            "--dynamic batch, and set another size with --img"
         )
     source = replace(model.spec.source, model=model.name, deploykit=__version__)
-    # A network of any size takes an image's own rectangle: less to compute than the square that it would be padded to.
+    # A network with a dynamic shape takes an image's own rectangle, which is less to compute than a padded square.
     fit = replace(model.spec.input.fit, auto=options.dynamic == "shape")
     canvas = replace(model.spec.input, size=size, batch=options.batch, dynamic=options.dynamic, fit=fit)
     return replace(model.spec, input=canvas, opset=options.effective_opset, source=source)
 
 
 def _thresholds(spec: ModelSpec, options: OnnxOptions) -> Thresholds:
-    """The model's own thresholds, but for those that are asked for."""
+    """The model's own thresholds, replaced by those in the options."""
     own, asked = spec.thresholds, (options.conf, options.iou, options.max_det, options.pre_nms_topk)
     if not spec.output.finds_objects and asked != (None,) * 4:
         names = ("conf", "iou", "max_det", "pre_nms_topk")
@@ -353,7 +358,7 @@ def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
             good = " ".join(str(max(1, -(-s // stride)) * stride) for s in size)
             raise ImageSizeError(
                 f"{size[0]}x{size[1]} (height x width) does not fit {name}: both sides must be multiples of its stride "
-                f"{stride}; the next good size is --img {good}"
+                f"{stride}; the next valid size is --img {good}"
             )
 
 

@@ -26,9 +26,9 @@ def test_the_default_hears_everything_and_does_nothing(capsys: pytest.CaptureFix
 
 def test_a_part_of_a_job_is_heard_with_its_name_and_its_messages_as_they_are() -> None:
     heard = Heard()
-    say(Within("quantising: ", heard))
-    assert heard.steps == ["quantising: ranges"]
-    assert heard.shares == [("quantising: ranges, 1 of 2 runs", 0.5)]
+    say(Within("quantizing: ", heard))
+    assert heard.steps == ["quantizing: ranges"]
+    assert heard.shares == [("quantizing: ranges, 1 of 2 runs", 0.5)]
     assert heard.messages == ["ranges of an earlier export are used"]
 
 

@@ -163,7 +163,7 @@ def built(file: Path) -> str:
     try:
         return f"built, {build_engine(file, flavour='tensorrt-rtx', out=file.parent).record.layers} layers"
     except DeployError as e:
-        said = " ".join(str(e).split()).removeprefix(f"TensorRT does not read {file}: ")
+        said = " ".join(str(e).split()).removeprefix(f"TensorRT cannot parse {file}: ")
         return f"refused: {said.partition('!')[0][:160]}"
 
 

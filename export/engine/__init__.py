@@ -1,1 +1,1 @@
-"""TensorRT engines: built, and their record."""
+"""TensorRT engines: built from ONNX files, verified, and described by a record."""

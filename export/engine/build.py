@@ -1,4 +1,4 @@
-"""ONNX file -> TensorRT engine, for TensorRT and for TensorRT for RTX, with a record of what it is beside it."""
+"""ONNX file -> TensorRT engine, for TensorRT and for TensorRT for RTX, with a record beside it."""
 
 from __future__ import annotations
 
@@ -77,28 +77,27 @@ def build_engine(
     reference: ReferenceOutputs | None = None,
     progress: Progress = SILENT,
 ) -> EngineReport:
-    """Build a TensorRT engine from an ONNX file and, where there is a GPU, verify that it gives the same numbers.
+    """Build a TensorRT engine from an ONNX file and, if there is a GPU, verify that it gives the same numbers.
 
-    A network in two stages (instances) becomes an engine up to the first operator that depends on data; the rest is
-    written beside it (``X.trt.rest.onnx``) and runs in ONNX Runtime, wherever the engine is opened.
+    A network in two stages (instances) becomes an engine up to the first operator that depends on data. The second
+    stage is written beside it (``X.trt.rest.onnx``), and runs in ONNX Runtime wherever the engine is opened.
 
-    Beside the engine ``X.trt`` are written its record (``X.trt.json``), what the builder said (``X.trt.log``) and the
-    parity report, or, where the engine cannot run, the reference values (``X.trt.parity.npz``) that its first load on
-    a GPU, or ``deploykit compare``, holds it against.
+    The record (``X.trt.json``), the builder's log (``X.trt.log``) and the parity report are written beside the engine
+    ``X.trt``. If the engine cannot run here, the reference values (``X.trt.parity.npz``) are written instead of the
+    report; the first load on a GPU, or ``deploykit compare``, compares the engine with them.
 
     Args:
         onnx: the file; one that deploykit exported carries all that is needed.
         flavour: ``tensorrt``, ``tensorrt-rtx`` (which builds without a GPU), or ``auto``: the first of them that is
             installed and can build here.
-        out: the file (``.trt`` or ``.engine``), or a folder for it; None: beside the ONNX file.
-        options: what may be asked of the build; None: the defaults, with TF32 off.
+        out: the file (``.trt`` or ``.engine``), or a folder for it; None writes it beside the ONNX file.
+        options: the options of the build; None takes the defaults, with TF32 off.
         spec: for an ONNX file that does not carry its own: a :class:`ModelSpec`, or a JSON file that holds one.
-        samples: images for the parity check; none: the one that ships with deploykit. Noise is always checked too.
+        samples: images for the parity check; none takes the one that ships with deploykit. Noise is always checked too.
         check: False builds without reference values or comparison, and the record says so.
-        reference: the values that the engine must give, if they are known; None: those of the ONNX file in ONNX
-            Runtime.
-        progress: hears the steps: reading, parsing, building, writing, checking; and the builder's phase and the share
-            of it that is done, from another thread.
+        reference: the reference values of the engine; None takes those of the ONNX file in ONNX Runtime.
+        progress: receives the steps (reading, parsing, building, writing, checking), and from another thread the
+            builder's phase and how far it is.
 
     Raises:
         ExportError: TensorRT refused the model, or built nothing. ParityError: the engine gives other numbers.
@@ -111,7 +110,7 @@ def build_engine(
     place = output_path(file.with_suffix(SUFFIXES[0]), out, SUFFIXES)
     check_writable(place)
     chosen = check_engine(flavour, asked)
-    known = read_spec(spec) or _carried(file)
+    known = read_spec(spec) or _embedded_spec(file)
 
     def values() -> ReferenceOutputs:
         return _reference_values(file, known, samples, timer) if reference is None else reference
@@ -128,8 +127,7 @@ def _build(
     reference: Callable[[], ReferenceOutputs] | None,
     timer: StepTimer,
 ) -> EngineReport:
-    """The part of :func:`build_engine` after its arguments are checked; ``reference`` gives the values that the engine
-    is held against, None: it is not checked."""
+    """Build after the arguments are checked; ``reference`` returns the reference values, None: no verification."""
     log = BuildLog(verbose=options.verbose)
     trt, device = load_flavour(flavour), None if gpu_unavailable_reason() else open_gpu(options.gpu)
     with staging_dir(place) as folder:
@@ -141,11 +139,11 @@ def _build(
                 _check_network(network, spec, file)
                 shapes = _profiles(network, spec, options.profiles)
                 timer.step("building")
-                cached = options.timing_cache and flavour == "tensorrt"  # TensorRT for RTX has no such cache
-                plan = _built(network, options, shapes, device, cached, timer)
+                cached = options.timing_cache and flavour == "tensorrt"  # TensorRT for RTX has no timing cache
+                plan = _build_plan(network, options, shapes, device, cached, timer)
         except ExportError as e:
-            _keep_log(place, log)
-            raise type(e)(f"{e} (everything it said: {build_log_path(place)})") from e
+            _save_log(place, log)
+            raise type(e)(f"{e} (full log: {build_log_path(place)})") from e
         record = EngineRecord(
             flavour=flavour,
             version=trt.__version__,
@@ -171,8 +169,8 @@ def _build(
         build_log_path(engine).write_text(log.text(), encoding="utf-8")
         parity = None
         if reference is not None:
-            expected = reference().restrict_to(lambda shape: _covered(shapes, spec, shape))
-            record, parity = _checked(engine, record, expected, device, timer)
+            expected = reference().restrict_to(lambda shape: _accepts_shape(shapes, spec, shape))
+            record, parity = _verify_engine(engine, record, expected, device, timer)
         record.write(engine)
         rest = second_stage_path(place)
         publish(
@@ -184,10 +182,10 @@ def _build(
 
 
 def check_engine(flavour: Flavour | Literal["auto"], options: EngineOptions | None = None) -> Flavour:
-    """Find out, before anything is done, whether an engine can be built here; gives the flavour to build.
+    """Check before the work begins that an engine can be built here, and return the flavour to build.
 
     Raises:
-        MissingDependencyError, DeviceError, UsageError: as :func:`build_engine`.
+        MissingDependencyError, DeviceError, UsageError: see :func:`build_engine`.
     """
     chosen = chosen_flavour(flavour)
     check_options(chosen, options or EngineOptions())
@@ -195,21 +193,21 @@ def check_engine(flavour: Flavour | Literal["auto"], options: EngineOptions | No
     if chosen == "tensorrt" and reason:
         raise DeviceError(
             f"TensorRT builds engines on an NVIDIA GPU, and {reason}: take --format tensorrt-rtx, which builds without "
-            "one, or build on the machine where the engine shall run"
+            "one, or build on the machine where the engine will run"
         )
     load_flavour(chosen)
     return chosen
 
 
 def chosen_flavour(flavour: Flavour | Literal["auto"]) -> Flavour:
-    """The flavour to build with; ``auto`` takes what is installed, TensorRT proper only where there is a GPU.
+    """Return the flavour to build; ``auto`` takes an installed one, and TensorRT proper needs a GPU if both are.
 
     Raises:
         MissingDependencyError: neither is installed. UsageError: there is no such flavour.
     """
     if flavour != "auto":
         if flavour not in FLAVOURS:
-            raise UsageError(f"an engine's flavour is auto, {' or '.join(FLAVOURS)}, got {flavour!r}")
+            raise UsageError(f"an engine's flavour must be auto, {' or '.join(FLAVOURS)}, got {flavour!r}")
         return flavour
     have = installed()
     if "tensorrt" in have and ("tensorrt-rtx" not in have or gpu_unavailable_reason() is None):
@@ -223,10 +221,10 @@ def chosen_flavour(flavour: Flavour | Literal["auto"]) -> Flavour:
 
 
 def _engine_source(file: Path, spec: ModelSpec, folder: Path, place: Path) -> Path:
-    """The graph that becomes the engine: the file itself, or the first part of a network in two stages.
+    """Return the file that becomes the engine: the ONNX file, or the first stage of a network in two stages.
 
-    The second part is written into ``folder`` under its final name, because a graph with its weights beside it names
-    their file; the first one into a folder in there.
+    The second stage is written into ``folder`` under its final name, because a graph names the file of its external
+    weights. The first stage goes into a subfolder.
     """
     if not spec.output.two_stages:
         return file
@@ -237,27 +235,27 @@ def _engine_source(file: Path, spec: ModelSpec, folder: Path, place: Path) -> Pa
     return first
 
 
-def _carried(file: Path) -> ModelSpec:
-    """The spec in the ONNX file's metadata."""
+def _embedded_spec(file: Path) -> ModelSpec:
+    """Return the spec in the ONNX file's metadata."""
     onnx = import_extra("onnx", "export")
     try:
         model = onnx.load(str(file), load_external_data=False)
-    except Exception as e:  # protobuf's errors have no base class of their own
+    except Exception as e:  # protobuf's errors have no common base class
         raise ArtefactError(f"{file} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
     text = next((entry.value for entry in model.metadata_props if entry.key == METADATA_KEY), None)
     if text is None:
         raise SpecError(
-            f"{file} says nothing about its input and output (no metadata key {METADATA_KEY!r}): export it with "
+            f"{file} carries no spec of its input and output (no metadata key {METADATA_KEY!r}): export it with "
             "deploykit, or pass a spec (spec= in Python, --spec FILE on the command line)"
         )
     return ModelSpec.from_json(text)
 
 
 def _check_network(network: Network, spec: ModelSpec, file: Path) -> None:
-    """What TensorRT has read must be what the spec says: its input, and the precision of its weights."""
+    """Check that the parsed network has the input and the precision of the spec."""
     names = [info.name for info in network.inputs]
     if names != [spec.input.name]:
-        raise SpecError(f"the spec says that the one input is {spec.input.name!r}, {file} has {', '.join(names)}")
+        raise SpecError(f"the spec expects the one input {spec.input.name!r}, {file} has {', '.join(names)}")
     check_precision(network.precision, spec.precision, f"{file}, as TensorRT reads it,")
 
 
@@ -267,13 +265,13 @@ def _profiles(network: Network, spec: ModelSpec, asked: Sequence[Profile]) -> tu
     return (default_profile(spec.input),)
 
 
-def _covered(profiles: Sequence[Profile], spec: ModelSpec, shape: tuple[int, ...]) -> bool:
-    if not profiles:  # of a network with a fixed batch the others slots repeat the image
+def _accepts_shape(profiles: Sequence[Profile], spec: ModelSpec, shape: tuple[int, ...]) -> bool:
+    if not profiles:  # with a fixed batch the other slots repeat the image
         return shape[1:] == (spec.input.channels, *spec.input.size) and shape[0] <= spec.input.batch
     return any(profile.covers(shape) for profile in profiles)
 
 
-def _built(
+def _build_plan(
     network: Network,
     options: EngineOptions,
     profiles: Sequence[Profile],
@@ -296,11 +294,12 @@ def _built(
 
 
 def check_header(trt: Any, engine: Path) -> None:
-    """Ask TensorRT whether a file begins as an engine does; TensorRT for RTX only, and no more than that can be asked
-    without a GPU.
+    """Check that a file has the header of an engine.
+
+    Only TensorRT for RTX has this check, and it is all that can be checked without a GPU.
 
     Raises:
-        ExportError: it does not.
+        ExportError: the header is malformed.
     """
     runtime = trt.Runtime(logger(trt, BuildLog()))
     if not hasattr(runtime, "get_engine_validity"):
@@ -309,14 +308,14 @@ def check_header(trt: Any, engine: Path) -> None:
         header = file.read(runtime.engine_header_size)
     _, found = runtime.get_engine_validity(header)
     if found & int(trt.EngineInvalidityDiagnostics.MALFORMED_ENGINE):
-        raise ExportError("what TensorRT built does not begin as an engine does: build it again")
+        raise ExportError("the file that TensorRT built has a malformed engine header: build it again")
 
 
 def _reference_values(file: Path, spec: ModelSpec, samples: Sequence[str | Path], timer: StepTimer) -> ReferenceOutputs:
-    """What the ONNX file gives, in ONNX Runtime on the CPU."""
+    """Return the reference values of the ONNX file, in ONNX Runtime on the CPU."""
     timer.step("checking")
     overrides: dict[str, Any] = {}
-    if spec.output.two_stages:  # all that it ranks: a network that finds nothing would be expected to give nothing
+    if spec.output.two_stages:  # detections of any score, because a comparison of no detections verifies nothing
         overrides = {CONF: np.zeros(1, np.float32)}
         spec = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
     with ort.open_session(file, provider="cpu", overrides=overrides) as session:
@@ -324,23 +323,23 @@ def _reference_values(file: Path, spec: ModelSpec, samples: Sequence[str | Path]
         return expect({file.name: session}, spec, feeds, progress=Within("checking: ", timer))
 
 
-def _checked(
+def _verify_engine(
     engine: Path, record: EngineRecord, expected: ReferenceOutputs, device: Gpu | None, timer: StepTimer
 ) -> tuple[EngineRecord, ParityReport | None]:
-    """Compare where that is possible, else put the reference values beside the engine."""
+    """Compare the engine with the reference values, or save them beside it if it cannot run here."""
     if device is None:
         expected.save(reference_values_path(engine))
         return replace(record, unverified=f"{NO_GPU} ({gpu_unavailable_reason()})"), None
     timer.step("checking")
     try:
         session = open_engine(engine, record, device)
-    except DeviceError as e:  # built for other GPUs than this one
+    except DeviceError as e:  # the engine was built for other GPUs
         expected.save(reference_values_path(engine))
-        reason = str(e).replace(str(engine), engine.name)  # which is about to be moved
+        reason = str(e).replace(str(engine), engine.name)  # the file is about to be moved
         return replace(record, unverified=f"built, not run: {reason}"), None
     with contextlib.ExitStack() as stack:
         whole: Session = stack.enter_context(session)
-        record = _of_layers(record, precisions_in(session.layer_information()), engine.name)
+        record = _with_layer_precision(record, precisions_in(session.layer_information()), engine.name)
         if second_stage_path(engine).exists():
             whole = ChainSession(session, stack.enter_context(open_session(second_stage_path(engine))))
         parity = check_expected(expected, engine.name, whole, record.spec, progress=Within("checking: ", timer))
@@ -349,21 +348,21 @@ def _checked(
     return replace(record, verified=True), parity
 
 
-def _of_layers(record: EngineRecord, found: dict[str, int], name: str) -> EngineRecord:
-    """The record with the precision of the engine's own layers, where its inspector tells it.
+def _with_layer_precision(record: EngineRecord, found: dict[str, int], name: str) -> EngineRecord:
+    """Return the record with the precision of the engine's layers, if the inspector reports it.
 
     Raises:
-        ExportError: none of them has the precision that was asked for.
+        ExportError: no layer has the precision that was asked for.
     """
     if not found:
         return record
-    if record.spec.precision not in found:  # a builder may take a wider type for some layers, but not for all
+    if record.spec.precision not in found:  # the builder may take a wider type for some layers, but not for all
         check_precision(found, record.spec.precision, f"{name}, as TensorRT built it,")
     return replace(record, precision=found, precision_from="engine")
 
 
-def _keep_log(place: Path, log: BuildLog) -> None:
-    """A build that failed leaves its log, which is what helps; that it cannot be written is not what went wrong."""
+def _save_log(place: Path, log: BuildLog) -> None:
+    """Save the log of a failed build; an error of writing it must not hide that of the build."""
     with contextlib.suppress(DeployError):
         write_atomic(build_log_path(place), log.text().encode())
 

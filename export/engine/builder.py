@@ -1,8 +1,8 @@
-"""An ONNX file to the bytes of an engine, for both flavours of TensorRT: what is asked of the builder, and no more.
+"""TensorRT's builder, for both flavours: an ONNX file to the bytes of an engine.
 
 Precision is in the ONNX file: TensorRT 11 has no flags for it, so none are used with TensorRT 10 either. Enumerations
-are looked up by name, because their numbers differ between versions. What is used exists in TensorRT 10.0 to 11.1 and
-in TensorRT for RTX, or is asked for before it is used.
+are looked up by name, because their numbers differ between versions. Only the interface that TensorRT 10.0 to 11.1 and
+TensorRT for RTX share is used; anything else is looked up first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from deploykit.spec import InputSpec
 
 __all__ = ["Network", "build", "check_options", "default_profile", "parse"]
 
-MAX_BATCH = 8  # of a network with a dynamic batch, unless a profile says otherwise
+MAX_BATCH = 8  # largest batch of the default profile
 
 PRECISIONS = {
     "float32": "fp32", "float16": "fp16", "bf16": "bf16", "int8": "int8", "fp8": "fp8", "int4": "int4", "fp4": "fp4",
@@ -37,7 +37,7 @@ HARDWARE = {"ampere+": "AMPERE_PLUS", "same-cc": "SAME_COMPUTE_CAPABILITY"}
 class Network:
     """A parsed network, with everything that must live as long as it does.
 
-    ``precision``: how many compute layers (convolutions, matrix products) take inputs of each type.
+    ``precision`` counts the compute layers (convolutions, matrix products) by the type of their inputs.
     """
 
     trt: Any
@@ -52,22 +52,22 @@ class Network:
 
 
 def parse(trt: Any, file: Path, log: BuildLog) -> Network:
-    """Let TensorRT read an ONNX file.
+    """Parse an ONNX file with TensorRT.
 
     Raises:
-        ExportError: it cannot, or has no builder here; the message has TensorRT's reason.
+        ExportError: TensorRT cannot parse it, or cannot create a builder; the message has TensorRT's reason.
     """
     try:
         builder = trt.Builder(logger(trt, log))
-    except (TypeError, RuntimeError) as e:  # what its constructor gives where CUDA does not start
-        raise ExportError(f"TensorRT makes no builder here: {_reason(log, str(e))}") from e
-    # Since 11 every network is strongly typed; before, only one that is asked for keeps the types of the ONNX file.
+    except (TypeError, RuntimeError) as e:  # raised by the constructor if CUDA does not start
+        raise ExportError(f"TensorRT cannot create a builder here: {_reason(log, str(e))}") from e
+    # Since 11 every network is strongly typed; before, the types of the ONNX file are kept only with this flag.
     flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     definition = builder.create_network(0 if flags is None else 1 << int(flags))
     parser = trt.OnnxParser(definition, logger(trt, log))
     if not parser.parse_from_file(str(file)):
-        said = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise ExportError(f"TensorRT does not read {file}: {said[0] if said else _reason(log, 'no reason given')}")
+        errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
+        raise ExportError(f"TensorRT cannot parse {file}: {errors[0] if errors else _reason(log, 'no reason given')}")
     inputs = tuple(_info(definition.get_input(i)) for i in range(definition.num_inputs))
     outputs = tuple(_info(definition.get_output(i)) for i in range(definition.num_outputs))
     precision = _precision(trt, definition)
@@ -84,10 +84,10 @@ def _info(tensor: Any) -> TensorInfo:
 
 
 def _precision(trt: Any, definition: Any) -> dict[str, int]:
-    """Compute layers by the type of what they multiply; behind dequantisation on both sides that is the narrow one."""
+    """Count the compute layers by the type of their operands, the narrow type if both are dequantized from it."""
     kinds = {getattr(trt.LayerType, name) for name in COMPUTE}
     layers = [definition.get_layer(i) for i in range(definition.num_layers)]
-    narrow: dict[str, str] = {}  # tensor -> the type that it was dequantised from
+    narrow: dict[str, str] = {}  # tensor -> the type that it was dequantized from
     for layer in layers:
         if layer.type == trt.LayerType.DEQUANTIZE:
             narrow[layer.get_output(0).name] = dtype_name(layer.get_input(0).dtype)
@@ -106,10 +106,10 @@ def _precision(trt: Any, definition: Any) -> dict[str, int]:
 
 
 def default_profile(canvas: InputSpec) -> Profile:
-    """The shapes that an engine of a dynamic network takes unless others are asked for.
+    """Return the default profile of a dynamic network.
 
-    Batches of 1 to 8, or to the preferred number if that is larger. With a dynamic shape every rectangle within the
-    preferred size: those are what images become.
+    It takes batches of 1 to 8, or to the preferred number if that is larger. With a dynamic shape it takes every
+    rectangle within the preferred size, because images become such rectangles.
     """
     best = (canvas.batch, canvas.channels, *canvas.size)
     most = (max(MAX_BATCH, canvas.batch), canvas.channels, *canvas.size)
@@ -119,25 +119,25 @@ def default_profile(canvas: InputSpec) -> Profile:
 
 
 def check_options(flavour: Flavour, options: BuilderOptions) -> None:
-    """Refuse early what a flavour does not have.
+    """Check early that a flavour has all options that are set.
 
     Raises:
         UsageError: the flavour lacks an option, or a number is out of range.
     """
     if flavour == "tensorrt-rtx":
         if options.version_compatible:
-            raise UsageError("TensorRT for RTX builds no version-compatible engines: build one for each version")
+            raise UsageError("TensorRT for RTX builds no version-compatible engines: build one per version")
         if options.hardware_compatible != "none":
             raise UsageError(
-                "TensorRT for RTX builds for several GPUs by --compute-capability (or its default, every one from "
-                "Ampere on), not by --hardware-compatible"
+                "TensorRT for RTX builds for several GPUs with --compute-capability (by default for every one from "
+                "Ampere on), not with --hardware-compatible"
             )
     elif options.compute_capabilities:
         raise UsageError("--compute-capability is for TensorRT for RTX; TensorRT builds for the GPU that it runs on")
     if options.workspace is not None and options.workspace < 1:
         raise UsageError(f"the workspace must be at least 1 byte, got {options.workspace}")
     if options.optimization_level is not None and not 0 <= options.optimization_level <= 5:
-        raise UsageError(f"the optimization level must lie in 0..5, got {options.optimization_level}")
+        raise UsageError(f"the optimization level must be from 0 to 5, got {options.optimization_level}")
 
 
 def build(
@@ -149,23 +149,23 @@ def build(
     timing_cache: bytes | None = None,
     bound: contextlib.AbstractContextManager[None] | None = None,
 ) -> tuple[Any, bytes | None]:
-    """Build, in a thread of its own, so that Ctrl-C ends it at its next step.
+    """Build an engine in a separate thread, so that Ctrl-C ends the build at its next step.
 
     Args:
         network: from :func:`parse`.
-        options: what to ask for.
-        profiles: of the one input; none for a network whose shapes are all fixed.
-        progress: is told how far it is.
-        timing_cache: an old one, empty bytes for a new one; None: without.
-        bound: the context in which the GPU is the building thread's current one; None: there is no GPU.
+        options: the builder's options.
+        profiles: the profiles of the one input; none for a network whose shapes are all fixed.
+        progress: receives how far the build is.
+        timing_cache: an old timing cache, or empty bytes for a new one; None builds without a cache.
+        bound: a context that makes the GPU current in the building thread; None: there is no GPU.
 
     Returns:
         The engine in TensorRT's own memory (a buffer, with ``nbytes``), and the timing cache if there is one.
 
     Raises:
-        ExportError: TensorRT gave no engine, or failed while it built; the message has its reason.
-        DeployError: the GPU could not be made the building thread's own, as ``bound`` says it.
-        UsageError: an option or a profile that this TensorRT or this network does not have.
+        ExportError: TensorRT built no engine, or failed during the build; the message has its reason.
+        DeployError: raised by ``bound``, if the GPU cannot be made current.
+        UsageError: this TensorRT lacks an option, or a profile does not fit the network.
     """
     trt, watch = network.trt, monitor(network.trt, progress)
     config = network.builder.create_builder_config()
@@ -191,7 +191,7 @@ def build(
     except KeyboardInterrupt:
         progress.cancel()
         while thread.is_alive():
-            thread.join()  # the builder cannot be left alone: what it uses would go away under it
+            thread.join()  # the builder uses objects that would be freed without it
         raise
     if failed and isinstance(failed[0], DeployError):
         raise failed[0]
@@ -207,16 +207,16 @@ def _apply(trt: Any, config: Any, options: BuilderOptions) -> None:
     flags = trt.BuilderFlag
     if options.workspace is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the engine can tell its layers' types
-    (config.set_flag if options.tf32 else config.clear_flag)(flags.TF32)  # it is on unless it is cleared
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # so that the inspector reports the layers' types
+    (config.set_flag if options.tf32 else config.clear_flag)(flags.TF32)  # TensorRT's default is on
     if options.version_compatible:
         config.set_flag(flags.VERSION_COMPATIBLE)
     if options.hardware_compatible != "none":
         level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware_compatible], None)
         if level is None:
             raise UsageError(
-                f"TensorRT {trt.__version__} has no hardware compatibility {options.hardware_compatible!r}: it came "
-                "with 10.9"
+                f"TensorRT {trt.__version__} has no hardware compatibility {options.hardware_compatible!r}: it needs "
+                "10.9 or newer"
             )
         config.hardware_compatibility_level = level
     if options.optimization_level is not None:
@@ -235,7 +235,7 @@ def _add_profiles(network: Network, config: Any, profiles: Sequence[Profile]) ->
     dynamic = [info for info in network.inputs if None in info.shape]
     if not dynamic:
         if profiles:
-            raise UsageError("the network's shapes are all fixed, so it takes no profile: export it with --dynamic")
+            raise UsageError("a profile needs a dynamic input, and all shapes are fixed: export it with --dynamic")
         return
     if len(dynamic) > 1:
         raise UsageError(f"profiles are for one dynamic input, the network has {', '.join(i.name for i in dynamic)}")
@@ -243,15 +243,15 @@ def _add_profiles(network: Network, config: Any, profiles: Sequence[Profile]) ->
     for wanted in profiles:
         for shape in (wanted.min, wanted.opt, wanted.max):
             if not shape_matches(info.shape, shape):
-                raise UsageError(f"a profile's shape is {info}, got {'x'.join(map(str, shape))}")
+                raise UsageError(f"a profile's shape must match {info}, got {'x'.join(map(str, shape))}")
         profile = network.builder.create_optimization_profile()
         profile.set_shape(info.name, wanted.min, wanted.opt, wanted.max)
         if config.add_optimization_profile(profile) < 0:
-            raise ExportError(f"TensorRT refuses the profile {wanted}: {_reason(network.log, 'no reason given')}")
+            raise ExportError(f"TensorRT refused the profile {wanted}: {_reason(network.log, 'no reason given')}")
 
 
 def _attach_cache(config: Any, old: bytes | None) -> Any:
-    """The timing cache in use; one of another version or GPU is refused by TensorRT itself, and a new one begun."""
+    """Attach a timing cache; a new one replaces an old one that TensorRT refuses (another version or GPU)."""
     if old is None:
         return None
     cache = config.create_timing_cache(old)
@@ -262,6 +262,6 @@ def _attach_cache(config: Any, old: bytes | None) -> Any:
 
 
 def _reason(log: BuildLog, otherwise: str) -> str:
-    """The first error of the log: those after it follow from it."""
+    """Return the first error of the log, from which the others follow; ``otherwise`` if there is none."""
     errors = log.errors()
     return " ".join(errors[0].split()) if errors else otherwise

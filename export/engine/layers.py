@@ -1,9 +1,9 @@
-"""Which precision a built engine's layers really have, as TensorRT's engine inspector tells it on a GPU.
+"""The actual precision of an engine's layers, as TensorRT's engine inspector reports it on a GPU.
 
 The inspector gives JSON with a format for each layer's tensors, such as ``Row major linear FP32`` or ``Channel major
 FP16 format where C % 8 == 0``, if the engine was built with detailed verbosity (NVIDIA's developer guide, "Engine
-Inspector"). What TensorRT compiles into one kernel has no convolution of its own in that list; then nothing is told,
-and the parsed network remains what is known.
+Inspector"). Layers that TensorRT fuses into one kernel are not listed as convolutions. Without listed ones the record
+keeps the precision of the parsed network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ KINDS = (
 
 
 def precisions_in(information: str) -> dict[str, int]:
-    """How many convolutions and matrix products take inputs of each type; empty where the inspector does not say.
+    """Count the convolutions and matrix products by the type of their inputs; empty if the inspector lists none.
 
     Args:
         information: the inspector's JSON of a whole engine.

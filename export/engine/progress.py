@@ -1,4 +1,4 @@
-"""How far an engine's builder is: one rising number from the phases that it reports."""
+"""The progress of an engine's build: one rising share from the phases that TensorRT reports."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ class _Phase:
 
 
 class BuildProgress:
-    """A tree of phases, each of so many steps, as one share from 0 to 1 that never falls.
+    """Turns a tree of phases with steps into one share from 0 to 1 that never falls.
 
-    A phase's share is its finished steps, and within the running step that of the phase inside it. Several phases may
-    follow each other inside one step, and how many is not known before; so the share waits where it would fall.
+    A phase's share is that of its finished steps, plus the share of the phase inside the running step. Several phases
+    may follow each other inside one step, and their number is not known in advance; so the share stays where it would
+    fall.
 
     Args:
-        progress: hears the outermost running phase's name and the share, from whichever thread builds.
+        progress: receives the name of the outermost running phase and the share, from the building thread.
     """
 
     def __init__(self, progress: Progress) -> None:
@@ -37,18 +38,18 @@ class BuildProgress:
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Let the build end at its next step."""
+        """End the build at its next step."""
         self.cancelled = True
         self._progress.message("interrupted: TensorRT ends the build at its next step")
 
     def start(self, name: str, parent: str | None, steps: int) -> None:
-        """A phase begins, inside of ``parent`` if that runs."""
+        """Begin a phase, inside ``parent`` if that runs."""
         with self._lock:
             self._phases[name] = _Phase(name, parent if parent in self._phases else None, max(steps, 1))
         self._report()
 
     def step(self, name: str, number: int) -> bool:
-        """Step ``number`` (from 0) of a phase is done; False: the build shall end."""
+        """Finish step ``number`` (from 0) of a phase; return False to end the build."""
         with self._lock:
             if phase := self._phases.get(name):
                 phase.done = max(phase.done, min(number + 1, phase.steps))
@@ -56,7 +57,7 @@ class BuildProgress:
         return not self.cancelled
 
     def finish(self, name: str) -> None:
-        """A phase ends, and what is inside of it."""
+        """End a phase and the phases inside it."""
         with self._lock:
             ended = {name}
             for phase in list(self._phases.values()):  # in the order of their start: parents first
@@ -84,9 +85,9 @@ class BuildProgress:
 
 
 def monitor(trt: Any, progress: BuildProgress) -> Any:
-    """An ``IProgressMonitor`` of this TensorRT that tells ``progress``.
+    """Return an ``IProgressMonitor`` of this TensorRT that reports to ``progress``.
 
-    TensorRT calls it from threads of its own and ends the process where an exception leaves it, so none does.
+    TensorRT calls it from its own threads, and an exception in it would end the process, so it raises none.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]  # the module is known at run time only

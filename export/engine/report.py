@@ -1,4 +1,4 @@
-"""What building an engine says at the end."""
+"""The report of an engine's build."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ class EngineReport:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: the record's fields, with the path, the times and the parity report in full."""
+        """Return JSON-able data: the record's fields, with the path, the times and the parity report in full."""
         parity = self.parity.to_dict() if self.parity else None
         return {**self.record.to_dict(), "path": str(self.path), "parity": parity, "seconds": self.seconds}

@@ -1,8 +1,8 @@
-"""A graph in two parts: what an engine can compute, and what follows from data, which ONNX Runtime computes behind it.
+"""Split of a two-stage graph: the first stage for an engine, the second stage for ONNX Runtime.
 
-A detector in two stages looks up and sorts what it finds, with operators that TensorRT for RTX has not (it has no
-NonMaxSuppression, and RoiAlign only where there is a GPU). The cut is before the first such operator on every path:
-of ViTDet that leaves the transformer, the pyramid and the convolutions of the proposals to the engine.
+A two-stage detector selects and sorts its proposals by operators that depend on data. TensorRT for RTX lacks some of
+them: it has no NonMaxSuppression, and RoiAlign only with a GPU. The cut is before the first such operator on every
+path. The engine of ViTDet, for example, has the transformer, the pyramid and the convolutions of the proposals.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from deploykit.errors import ExportError
 __all__ = ["DATA_DEPENDENT_OPS", "split"]
 
 DATA_DEPENDENT_OPS = ("NonMaxSuppression", "NonZero", "RoiAlign", "TopK")
-"""Operators that begin the second part."""
+"""Operators that begin the second stage."""
 
 
 def split(file: Path) -> tuple[ir.Model, ir.Model]:
-    """Cut an ONNX file before any of :data:`DATA_DEPENDENT_OPS`: the part before them, and the second stage.
+    """Cut an ONNX file before any of :data:`DATA_DEPENDENT_OPS`, and return both stages.
 
-    The second stage takes what the first part gives, by the same names. Both carry the metadata.
+    The inputs of the second stage are the outputs of the first one, by the same names. Both carry the metadata.
 
     Raises:
-        ExportError: nothing of a network lies before them, or nothing behind.
+        ExportError: the graph has no such operator, or nothing before them.
     """
-    model = _typed(file)
+    model = _load_with_types(file)
     behind: set[str] = set()
     for node in model.graph:  # in the graph's order: producers come first
         takes = (value.name for value in node.inputs if value is not None)
@@ -44,21 +44,21 @@ def split(file: Path) -> tuple[ir.Model, ir.Model]:
             borders.update(dict.fromkeys(name for name in taken if name in before and name in fed))
     if not borders or not behind:
         raise ExportError(f"the graph has no part before {', '.join(DATA_DEPENDENT_OPS)} that an engine could compute")
-    rest = _typed(file)
-    _end_at(model, list(borders))
-    _begin_at(rest, list(borders))
-    return model, rest
+    second = _load_with_types(file)
+    _cut_after(model, list(borders))
+    _cut_before(second, list(borders))
+    return model, second
 
 
-def _typed(file: Path) -> ir.Model:
-    """The graph with the types and shapes of its inner tensors, which files are written without."""
+def _load_with_types(file: Path) -> ir.Model:
+    """Load a graph and infer the types and shapes of its inner tensors, which are not in the file."""
     model = ir.load(file)
     common.ShapeInferencePass()(model)
     return model
 
 
 def _fed_by(model: ir.Model, given: set[str]) -> set[str]:
-    """The tensors that depend on the graph's inputs: what does not is computed again on either side."""
+    """Return the tensors that depend on the graph's inputs; both stages compute the others themselves."""
     found = set(given)
     for node in model.graph:
         if any(value is not None and value.name in found for value in node.inputs):
@@ -66,14 +66,14 @@ def _fed_by(model: ir.Model, given: set[str]) -> set[str]:
     return found
 
 
-def _end_at(model: ir.Model, names: list[str]) -> None:
+def _cut_after(model: ir.Model, names: list[str]) -> None:
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     model.graph.outputs.clear()
     model.graph.outputs.extend(values[name] for name in names)
     _clean(model)
 
 
-def _begin_at(model: ir.Model, names: list[str]) -> None:
+def _cut_before(model: ir.Model, names: list[str]) -> None:
     values = {str(value.name): value for node in model.graph for value in node.outputs}
     model.graph.inputs.clear()
     for name in names:

@@ -1,7 +1,7 @@
-"""TensorRT's timing cache: what its builder measured, kept from build to build, so that the next one is quicker.
+"""TensorRT's timing cache: the timings of kernels, kept between builds to make the next one faster.
 
-A measurement is of one GPU and one TensorRT, so there is one file for each pair; TensorRT checks both again by what it
-writes into the cache itself. TensorRT for RTX measures nothing when it builds, and has none.
+Timings hold for one GPU and one version of TensorRT, so there is one file per pair. TensorRT checks both again by the
+header of the cache. TensorRT for RTX measures nothing during a build, and has no timing cache.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["place_of_cache", "read_cache", "write_cache"]
 
 
 def place_of_cache(version: str, gpu: Gpu) -> Path:
-    """The file for this TensorRT on GPUs of this model."""
+    """Return the file for a version of TensorRT on GPUs of this model."""
     major, minor = gpu.compute_capability
     name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     return cache_folder() / "timing" / f"tensorrt-{version}-sm{major}{minor}-{name}.cache"
 
 
 def read_cache(place: Path) -> bytes:
-    """What the file holds; nothing where there is none."""
+    """Return the content of the file; empty bytes if there is none."""
     try:
         return place.read_bytes()
     except OSError:
@@ -33,6 +33,6 @@ def read_cache(place: Path) -> bytes:
 
 
 def write_cache(place: Path, data: bytes) -> None:
-    """Keep it, whole or not at all. It is a convenience: where it cannot be written there is none."""
+    """Write the cache atomically; if it cannot be written, nothing is kept."""
     with contextlib.suppress(DeployError):
         write_atomic(place, data)

@@ -1,4 +1,4 @@
-"""Adapters of one dense output, by what the network does: how two results are matched."""
+"""Export adapters of one dense output, by task: how two results are matched."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Compare = Callable[[Array, Array, Tolerance], Part]
 
 
 class _DenseExport(ExportAdapter[DenseOutput]):
-    """What matches, and how two images' outputs are compared."""
+    """Matches the outputs of each image by ``compare``; ``what`` names the results that are matched."""
 
     def __init__(self, spec: ModelSpec, what: MatchKind, compare: Compare) -> None:
         super().__init__(spec)
@@ -51,5 +51,5 @@ TASKS: dict[str, Callable[[ModelSpec], _DenseExport]] = {
 
 
 def dense_export(spec: ModelSpec) -> ExportAdapter[DenseOutput]:
-    """The adapter of what a network with one dense output does."""
+    """Return the adapter for the task of a network with one dense output."""
     return TASKS[spec.task](spec)

@@ -1,4 +1,4 @@
-"""Adapters of outputs in which objects are found: how two networks' objects are matched, and whether NMS can follow."""
+"""Export adapters of detections: how the objects of two networks are matched, and whether NMS can follow."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, RowOutput
 
 __all__ = ["NmsExport", "PoseExport", "RowExport"]
 
-MIN_SCORE = 0.05  # rows that score less are of no detection
+MIN_SCORE = 0.05  # rows below this score belong to no detection
 R = TypeVar("R", bound=RowOutput)
 
 
 class _RowsExport(ExportAdapter[R]):
-    """What candidate rows have in common."""
+    """The base of the adapters of candidate rows."""
 
     meaning: ClassVar[str] = "columns"
 
     @abstractmethod
     def _matcher(self) -> RowMatcher:
-        """What matches rows that are in pixels."""
+        """Return the matcher of rows in pixels."""
 
     def match(
         self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
     ) -> list[Matching]:
-        """See :meth:`ExportAdapter.match`: detections, and the best rows where there are few."""
+        """See :meth:`ExportAdapter.match`: matches detections, and the best rows if there are few detections."""
         return self._matcher().match(names, expected, found, limits)
 
     def error(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
         """See :meth:`ExportAdapter.error`.
 
-        Over rows of which either scores over 0.05, the mean difference of the score and the mean difference of the
-        box's four values, and of its keypoints, as a share of the box's longer side; without such rows over the 100
-        best.
+        The error is the mean difference of scores plus the mean difference of box values and of keypoints, both
+        relative to the box's longer side. The means are over rows that score over 0.05 in either network, or over the
+        best 100 rows if there are none.
         """
         layout = self.output.as_rows()
         a, b = (side[layout.name].reshape(-1, layout.columns).astype(np.float64) for side in (expected, found))
@@ -90,14 +90,14 @@ class RowExport(_RowsExport[RawDetections]):
 class PoseExport(_RowsExport[PoseObjectRows]):
     """Candidate rows of persons and of keypoints as objects.
 
-    Both runs of NMS are matched: the fusion is arithmetic on what they keep, and happens in source pixels.
+    The detections of both runs of NMS are matched. The fusion that follows is arithmetic on them, in source pixels.
     """
 
     def rows_for_nms(self, mode: str) -> RawDetections:
         """See :meth:`ExportAdapter.rows_for_nms`."""
         raise UsageError(
-            f"--nms {mode} does not go with pose objects: after NMS of the persons and of the keypoint objects, "
-            "the two are fused in the pixels of the source image, which a graph does not know; use --nms none"
+            f"--nms {mode} does not go with pose objects: persons and keypoint objects are fused after their NMS, in "
+            "pixels of the source image, which a graph does not know; use --nms none"
         )
 
     def _matcher(self) -> RowMatcher:
@@ -110,7 +110,7 @@ class PoseExport(_RowsExport[PoseObjectRows]):
 
 
 class NmsExport(ExportAdapter[NmsOutputs]):
-    """Detections of a network with NMS inside, which stand for its rows."""
+    """Detections of a network with NMS inside, compared in place of its rows."""
 
     meaning: ClassVar[str] = "columns"
 
@@ -124,7 +124,7 @@ class NmsExport(ExportAdapter[NmsOutputs]):
 
 
 def _with_objects(found: NetworkDetections) -> NetworkDetections:
-    """Keypoint objects behind the persons, as the further classes that they are."""
+    """Append the keypoint objects to the persons, as further classes."""
     objects = found.objects
     assert objects is not None
     assert found.keypoints is not None

@@ -1,7 +1,7 @@
-"""Selection of the rows that NMS sees, as the PyTorch modules that are traced.
+"""Selection of the candidate rows of NMS, as PyTorch modules that are traced.
 
-Scores come first; then only the best ``pre_nms_topk`` rows are gathered, decoded and passed on: at most a thousand of
-the 57,375 rows of a pose network at 960 px. :mod:`deploykit.runtime.postprocess.nms` is the definition.
+Scores are computed first. Then only the best ``pre_nms_topk`` rows are gathered, decoded and passed on, such as 1,000
+of the 57,375 rows of a pose network at 960 px. :mod:`deploykit.runtime.postprocess.nms` is the definition.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ __all__ = [
     "with_candidate_head",
 ]
 
-NO_CANDIDATE = -1.0  # as a score; thresholds are at least 0
+NO_CANDIDATE = -1.0  # the score of a row that is no candidate; thresholds are at least 0
 
 
 class Candidates(NamedTuple):
-    """The best rows of each image, sorted: boxes ``(B,k,4)`` xyxy, scores ``(B,k)``, labels ``(B,k)``, all_scores
-    ``(B,N)`` of every row, and keypoints ``(B,k,K,3)`` (or ``(B,k,0,3)``).
+    """The best rows of each image, sorted by score.
 
-    A row with NaN or infinity has score -1.
+    They are boxes ``(B,k,4)`` xyxy, scores ``(B,k)``, labels ``(B,k)``, all_scores ``(B,N)`` of every row, and
+    keypoints ``(B,k,K,3)`` (or ``(B,k,0,3)``). A row with NaN or infinity has score -1.
     """
 
     boxes: Tensor
@@ -45,7 +45,7 @@ class Candidates(NamedTuple):
 
 
 class RowSelection(nn.Module):
-    """Candidates of raw rows ``(B, N, columns)`` as ``layout`` describes them; N is at least ``count``."""
+    """Selects candidates from raw rows ``(B, N, columns)`` of a layout; N is at least ``count``."""
 
     def __init__(self, layout: RawDetections, count: int) -> None:
         super().__init__()
@@ -65,30 +65,30 @@ class RowSelection(nn.Module):
 
 def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores: Tensor) -> Candidates:
     """Split the chosen rows ``(B, k, columns)`` into candidates."""
-    # 0 times infinity would become NaN below; a row that is no candidate is never read.
+    # 0 times infinity would give NaN below; a row that is no candidate is never read.
     rows = torch.where(scores[..., None] == NO_CANDIDATE, 0.0, rows)
     half = rows[..., layout.box[0] + 2 : layout.box[1]] / 2
     centre = rows[..., layout.box[0] : layout.box[0] + 2]
     points = rows[..., slice(*(layout.keypoints or (0, 0)))]
     points = points.view(*points.shape[:2], -1, layout.kpt_dims)
-    if layout.kpt_dims == 2:  # visible, where the network has no visibility
+    if layout.kpt_dims == 2:  # without visibility, keypoints count as visible
         points = torch.cat((points, torch.ones_like(points[..., :1])), -1)
     labels = _products(rows, layout).argmax(-1)
     return Candidates(torch.cat((centre - half, centre + half), -1), scores, labels, all_scores, points)
 
 
 def _products(rows: Tensor, layout: RawDetections) -> Tensor:
-    """``(..., columns)`` to ``(..., classes)``: the score of each class."""
+    """Return the score of each class: ``(..., columns)`` to ``(..., classes)``."""
     classes = rows[..., slice(*layout.cls)]
     return classes if layout.obj is None else classes * rows[..., slice(*layout.obj)]
 
 
 class HeadSelection(nn.Module):
-    """Candidates from an anchor head's features; only the chosen cells are decoded, all their columns at once.
+    """Selects candidates from an anchor head's features; only the chosen cells are decoded, all their columns at once.
 
     Args:
         head: the folded head.
-        layout: of its rows.
+        layout: the layout of its rows.
         count: how many rows to choose, at most the number of rows.
     """
 
@@ -100,16 +100,16 @@ class HeadSelection(nn.Module):
         return self.of_raw([self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])])
 
     def of_raw(self, raw: list[Tensor]) -> Candidates:
-        """The candidates of the head's raw values, a map ``(B, anchors * columns, H, W)`` per level."""
+        """Return the candidates in the head's raw values, one map ``(B, anchors * columns, H, W)`` per level."""
         head, columns = self.head, self.head.columns
         cells = [r.view(r.shape[0], head.num_anchors, columns, -1) for r in raw]  # (B, A, columns, H * W)
         all_scores = torch.cat([self._scores(c) for c in cells], 1)
         scores, index = best_scores(all_scores, self.count)
-        level, anchor, x, y, place = self._places(index, raw)
+        level, anchor, x, y, cell = self._locate(index, raw)
         every = torch.cat(cells, 3)
         step = every.shape[3]
         # Value c of anchor a and cell p lies at (a * columns + c) * step + p.
-        at = (anchor * columns * step + place)[..., None] + torch.arange(columns, device=index.device) * step
+        at = (anchor * columns * step + cell)[..., None] + torch.arange(columns, device=index.device) * step
         values = torch.gather(every.flatten(1), 1, at.flatten(1)).view(*index.shape, columns)
         strides = torch.tensor(head.stride, dtype=values.dtype, device=values.device)[level][..., None]
         offset = torch.stack((x, y), -1).to(values.dtype) * strides - 0.5 * strides
@@ -118,14 +118,14 @@ class HeadSelection(nn.Module):
         return _candidates(rows, self.layout, scores, all_scores)
 
     def _scores(self, cells: Tensor) -> Tensor:
-        """``(B, A, columns, P)`` to ``(B, A * P)``: each cell's best class score, -1 where a value is not finite."""
+        """Return each cell's best score, -1 if a value is not finite: ``(B, A, columns, P)`` to ``(B, A * P)``."""
         probabilities = cells[:, :, 4 : 5 + self.head.num_classes].sigmoid()
         scores = (probabilities[:, :, 1:] * probabilities[:, :, :1]).amax(2)
         finite = (cells * 0).sum(2) == 0
         return torch.where(finite, scores, NO_CANDIDATE).flatten(1)
 
-    def _places(self, index: Tensor, raw: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Each row's level, anchor, column, line, and index among the cells of all levels, each ``(B, k)``."""
+    def _locate(self, index: Tensor, raw: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Return each row's level, anchor, x, y, and index among the cells of all levels, each ``(B, k)``."""
         sizes = [(r.shape[2], r.shape[3]) for r in raw]
         areas = [h * w for h, w in sizes]
         firsts = [0, *itertools.accumulate(self.head.num_anchors * area for area in areas)]
@@ -144,7 +144,7 @@ class HeadSelection(nn.Module):
 
 
 class HeadRowsAndSelection(HeadSelection):
-    """An anchor head's rows, and beside them their candidates."""
+    """Gives an anchor head's rows, followed by their candidates."""
 
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # one tensor more
         raw = [self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])]
@@ -153,7 +153,7 @@ class HeadRowsAndSelection(HeadSelection):
 
 
 class RowsAndSelection(nn.Module):
-    """Raw rows, and beside them their candidates."""
+    """Gives raw rows, followed by their candidates."""
 
     def __init__(self, selection: RowSelection) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ class RowsAndSelection(nn.Module):
 
 
 def with_candidate_head(graph: LayerGraph, layout: RawDetections, count: int, *, rows: bool = False) -> LayerGraph:
-    """The network with a head that gives candidates instead of rows, or with ``rows`` after its rows."""
+    """Return the network with a head that gives candidates instead of rows; with ``rows`` it gives both."""
     kind = HeadRowsAndSelection if rows else HeadSelection
     new = copy.copy(graph)
     head = kind(cast(Detect, graph.model[-1]), layout, count)

@@ -1,4 +1,4 @@
-"""How what a network with NMS inside finds lies in rows."""
+"""The layout of rows that hold the detections of a network with NMS inside."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ __all__ = ["detections_layout", "rows_in"]
 
 
 def detections_layout(spec: ModelSpec) -> RawDetections:
-    """Detections as rows: a score for each class, and keypoints of three values."""
+    """Return the layout of detections as rows: one score per class, and keypoints of three values."""
     stop = 4 + len(spec.classes)
     points = 3 * len(spec.keypoints.names) if spec.keypoints else 0
     return RawDetections(obj=None, cls=(4, stop), keypoints=(stop, stop + points) if points else None)
 
 
 def rows_in(layout: Output) -> RawDetections:
-    """The layout of reference values, which of a network with NMS inside are rows.
+    """Return the layout of reference values as one of rows, which detections are compared with.
 
     Raises:
-        SpecError: they are of another kind.
+        SpecError: the reference values are of another kind.
     """
     if not isinstance(layout, RawDetections):
         raise SpecError(f"detections are compared with rows, the reference values are of kind {layout.kind!r}")

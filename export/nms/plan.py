@@ -1,4 +1,4 @@
-"""An export with NMS inside: which module is traced, and what is added to its graph."""
+"""The plan of NMS in an export: which module is traced, and what is added to its graph."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ __all__ = ["NmsPlan", "plan_nms"]
 
 @dataclass(frozen=True)
 class NmsPlan:
-    """What an export does about NMS.
+    """How an export does NMS.
 
-    ``layout``: of the rows before it; None where no NMS follows. ``outputs``: the names that are traced.
-    ``candidates``: how many rows NMS looks at (0: all of them). ``decodes``: rows are decoded by a node too, and what
-    is traced ends before it. ``inside``: the network has NMS of its own, by these thresholds, and ``layout``
-    is that of its detections.
+    Attributes:
+        mode: what is added to the graph.
+        layout: the layout of the rows before NMS; None if no NMS follows.
+        outputs: the names of the outputs that are traced.
+        candidates: how many rows NMS gets; 0: all of them.
+        decodes: whether a node decodes the rows too, so that the traced module ends before the decode.
+        inside: the thresholds of a network with NMS of its own; ``layout`` is that of its detections then.
     """
 
     mode: NmsMode
@@ -42,12 +45,12 @@ class NmsPlan:
 
     @property
     def rows(self) -> RawDetections:
-        """The layout, where NMS follows rows."""
+        """The layout of the rows before NMS; only for a plan in which NMS follows rows."""
         assert self.layout is not None
         return self.layout
 
     def module(self, fused: nn.Module) -> nn.Module:
-        """What is traced: the network itself, or the network up to its candidates or its head's raw values."""
+        """Return the module to trace: the network, or the network up to its candidates or its head's raw values."""
         if self.inside is not None:
             return with_thresholds(fused, self.inside)
         if self.decodes:
@@ -61,7 +64,7 @@ class NmsPlan:
         return _First(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), len(self.outputs))
 
     def module_with_rows(self, fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-        """What is traced, with the raw rows before it from the same layers, and the names of all that it gives."""
+        """Return a module that gives the raw rows as well, from the same layers, and the names of all its outputs."""
         if self.layout is None or self.outputs == (self.layout.name,):
             return fused, self.outputs
         names = (self.layout.name, *self.outputs)
@@ -75,7 +78,7 @@ class NmsPlan:
         return _First(nn.Sequential(fused, beside), len(names)), names
 
     def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
-        """Add NMS to the graph that was traced of ``fused``."""
+        """Add NMS to the graph that was traced from ``fused``."""
         if self.decodes:
             append_decode(graph, fused, self.rows)
         if self.mode == "plugin":
@@ -85,16 +88,16 @@ class NmsPlan:
 
 
 def plan_nms(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.Module) -> tuple[NmsPlan, ModelSpec]:
-    """The plan for a network with raw rows, and the spec of what is exported.
+    """Return the plan for a network, and the spec of what is exported.
 
     Raises:
-        UsageError: thresholds that no graph can hold, a dynamic shape, whose number of rows is not known, rows that
-            need more than NMS, or a network that has NMS inside already.
+        UsageError: the thresholds cannot be stored in a graph, the shape is dynamic (its number of rows is not known),
+            the rows need more than NMS, or the network already has NMS inside.
     """
     spec = replace(spec, thresholds=thresholds)
     if spec.output.nms_inside:
         if mode != "none":
-            raise UsageError(f"--nms {mode} follows raw rows: this network has NMS inside already, leave it out")
+            raise UsageError(f"--nms {mode} needs raw rows, and this network already has NMS inside: leave --nms out")
         check_thresholds(thresholds)
         return NmsPlan(mode, detections_layout(spec), spec.output_names, 0, inside=thresholds), spec
     if mode == "none":
@@ -113,7 +116,7 @@ def plan_nms(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.M
 
 
 def _rows(fused: nn.Module, spec: ModelSpec) -> int:
-    """How many rows the network gives for an image."""
+    """Count the rows that the network gives for an image."""
     height, width = spec.input.size
     if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
         head = fused.model[-1]
@@ -123,7 +126,7 @@ def _rows(fused: nn.Module, spec: ModelSpec) -> int:
 
 
 class _First(nn.Module):
-    """The first outputs of a module: where there are no keypoints, theirs is left out."""
+    """Gives the first outputs of a module, and so leaves out those of keypoints if there are none."""
 
     def __init__(self, module: nn.Module, count: int) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Parity: whether an artefact gives the numbers of the model it was made from."""
+"""Parity: verification that an artefact gives the numbers of its source model."""

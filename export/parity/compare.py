@@ -1,8 +1,8 @@
-"""Parity: does an artefact give the numbers of the model it was made from?
+"""Comparison of two models: raw outputs value by value, and the results that follow from them.
 
-Raw outputs are compared element by element (pixels and probabilities have limits of their own), and what follows from
-them is matched, because that is what a user sees: detections, classes of pixels, grey levels. A report says what was
-compared on which input, how far it was off, and how much of its limit it used.
+Raw outputs are compared element by element, with separate tolerances for pixels and probabilities. Results are matched,
+because they are what a user sees: detections, classes of pixels, grey levels. A report says what was compared on which
+input, how large the difference was, and how much of the tolerance it used.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ def compare(
     tolerance: Tolerance | None = None,
     progress: Progress = SILENT,
 ) -> ParityReport:
-    """Compare two models, ``a`` being the reference: checkpoints, artefacts or sessions.
+    """Compare two models; ``a`` is the reference.
 
     Checkpoints are computed in float64, so that only the artefact's rounding counts.
 
     Args:
         a, b: paths (``.pt``, ``.onnx``, ``.trt``, ...) or open sessions of the same network. ``a`` may also be the
-            reference values (``.npz``) that an engine was written with; then the images are those in it.
+            reference values (``.npz``) beside an engine; then the images are those in it.
         images: sample images; none takes the one that ships with deploykit. Seeded noise is always compared too.
-        spec: of both, where they carry none (or a JSON file that holds it).
-        tolerance: limits; None takes those of the lower precision of the two (docs/precision.md).
-        progress: hears which input is being compared.
+        spec: the spec of both models, if they carry none, or a JSON file that holds it.
+        tolerance: None takes the tolerance of the lower of the two precisions (docs/precision.md).
+        progress: receives the input that is being compared.
 
     Raises:
         SpecError: neither carries a spec. UsageError: their inputs have no size in common.
@@ -60,51 +60,55 @@ def compare(
     with contextlib.ExitStack() as stack:
         if isinstance(a, (str, Path)) and Path(a).suffix.lower() == ".npz":
             expected = ReferenceOutputs.load(existing_file(a, "reference values"))
-            second = stack.enter_context(_opened(b))
-            chosen = _known(given, second)
+            second = stack.enter_context(_open(b))
+            chosen = _resolve_spec(given, second)
         else:
-            first, second = stack.enter_context(_opened(a)), stack.enter_context(_opened(b))
-            chosen = _known(given, first, second)
+            first, second = stack.enter_context(_open(a)), stack.enter_context(_open(b))
+            chosen = _resolve_spec(given, first, second)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
-            theirs = chosen
-            kind = chosen.output.kind  # another one: NMS is inside one of them
-            if (own := _carried(first)) and (own.output.kind != kind or _decodes_otherwise(own, chosen)):
-                theirs = dataclasses.replace(own, input=chosen.input)
-            if (own := _carried(second)) and _decodes_otherwise(own, chosen):
+            reference_spec = chosen
+            kind = chosen.output.kind  # the kinds differ if NMS is inside one of the two
+            if (own := _embedded_spec(first)) and (own.output.kind != kind or _decodes_otherwise(own, chosen)):
+                reference_spec = dataclasses.replace(own, input=chosen.input)
+            if (own := _embedded_spec(second)) and _decodes_otherwise(own, chosen):
                 chosen = dataclasses.replace(own, input=chosen.input)
-            feeds = make_parity_inputs(chosen, images).restrict_to(_taker(first)).restrict_to(_taker(second))
-            ours = isinstance(a, (str, Path))
-            tolerance = tolerance or limits_between(map(_carried, (first, second)))
-            expected = expect({_name(a, "a"): first}, theirs, feeds, closing=ours, progress=progress)
-        return check_expected(expected.restrict_to(_taker(second)), _name(b, "b"), second, chosen, tolerance, progress)
+            feeds = (
+                make_parity_inputs(chosen, images).restrict_to(_input_filter(first)).restrict_to(_input_filter(second))
+            )
+            opened_here = isinstance(a, (str, Path))
+            tolerance = tolerance or limits_between(map(_embedded_spec, (first, second)))
+            expected = expect({_name(a, "a"): first}, reference_spec, feeds, closing=opened_here, progress=progress)
+        return check_expected(
+            expected.restrict_to(_input_filter(second)), _name(b, "b"), second, chosen, tolerance, progress
+        )
 
 
-def _known(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
-    """The spec of the last session that carries one, unless one is given."""
-    known = given or next((s for s in map(_carried, reversed(sessions)) if s), None)
+def _resolve_spec(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
+    """Return the given spec, or that of the last session that carries one."""
+    known = given or next((s for s in map(_embedded_spec, reversed(sessions)) if s), None)
     if known is None:
-        raise SpecError("neither model says what its output means: pass a spec (spec=, or --spec FILE)")
+        raise SpecError("neither model carries a spec that describes its output: pass one (spec=, or --spec FILE)")
     return known
 
 
 def _decodes_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:
-    """Whether a model says itself that its rows are in pixels, or are not, where the chosen spec says the opposite."""
+    """Whether a model's own spec and the chosen one differ in whether the rows are in pixels already."""
     same = own.output.kind == chosen.output.kind
     return same and export_adapter_of(own).decode != export_adapter_of(chosen).decode
 
 
-def _taker(session: Session) -> Callable[[tuple[int, ...]], bool]:
-    """Which input shapes to feed; one of a fixed batch takes any number, one after the other."""
+def _input_filter(session: Session) -> Callable[[tuple[int, ...]], bool]:
+    """Return a test of which input shapes to feed; a session with a fixed batch takes images one after the other."""
     fixed = session.inputs[0].shape[0]
     return session.accepts_shape if fixed is None else lambda shape: session.accepts_shape((fixed, *shape[1:]))
 
 
 def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSpec:
-    """What both sessions take, by their own word: a spec may come from the other one, or from a file."""
+    """Return the input that both sessions accept by their own shapes; the spec may describe another one."""
     for session in (first, second):
         if len(session.inputs) != 1 or len(session.inputs[0].shape) != 4:
             found = ", ".join(f"{info.name} {info}" for info in session.inputs) or "none"
-            raise SpecError(f"expected one input (batch, channels, height, width), but the model's are: {found}")
+            raise SpecError(f"expected one input (batch, channels, height, width), but the model has: {found}")
     sides = [session.inputs[0].shape[2:] for session in (first, second)]
     fixed = {(height, width) for height, width in sides if height is not None and width is not None}
     if len(fixed) > 1:
@@ -115,12 +119,12 @@ def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSp
 
 
 @contextlib.contextmanager
-def _opened(model: str | Path | Session) -> Iterator[Session]:
-    """A session that is closed afterwards, unless it is the caller's own; a checkpoint is computed in float64."""
+def _open(model: str | Path | Session) -> Iterator[Session]:
+    """Open a session and close it afterwards, unless it is the caller's; a checkpoint is computed in float64."""
     if not isinstance(model, (str, Path)):
         yield model
     elif Path(model).suffix.lower() in CHECKPOINT_SUFFIXES:
-        from deploykit.export.sessions.torch_module import open_torch_session  # artefacts are compared without torch
+        from deploykit.export.sessions.torch_module import open_torch_session  # only checkpoints need torch
 
         with open_torch_session(model, exact=True)[0] as session:
             yield session
@@ -129,7 +133,7 @@ def _opened(model: str | Path | Session) -> Iterator[Session]:
             yield session
 
 
-def _carried(session: Session) -> ModelSpec | None:
+def _embedded_spec(session: Session) -> ModelSpec | None:
     text = session.metadata.get(METADATA_KEY)
     return None if text is None else ModelSpec.from_json(text)
 
@@ -143,10 +147,10 @@ def expect(
     closing: bool = False,
     progress: Progress = SILENT,
 ) -> ReferenceOutputs:
-    """Run the references, one image at a time. Those named in ``once`` run on the first image only.
+    """Run the references one image at a time, and return their values.
 
-    Of networks with NMS inside the detections stand for the rows.
-    ``closing``: close each reference after its last run, because it may be large.
+    References named in ``once`` run on the first image only. A network with NMS inside gives its detections instead of
+    rows. With ``closing`` each reference is closed after its last run, because it may be large.
 
     Raises:
         SpecError: an output is not what the spec says.
@@ -173,10 +177,10 @@ def check_expected(
     tolerance: Tolerance | None = None,
     progress: Progress = SILENT,
 ) -> ParityReport:
-    """Run the candidate on the batches, and compare raw values and detections with what is expected.
+    """Run the candidate on the batches, and compare its raw values and results with the reference values.
 
     Raises:
-        SpecError: an output is not what the spec says. ParityError: another number of rows is expected.
+        SpecError: an output is not what the spec says. ParityError: the number of rows differs.
     """
     if spec.output.nms_inside:
         return check_detections(expected, name, candidate, spec, tolerance, progress=progress)
@@ -194,7 +198,7 @@ def _name(model: str | Path | Session, letter: str) -> str:
 
 
 def _notes(expected: ReferenceOutputs) -> tuple[str, ...]:
-    """A model that ignores its input would agree with anything that ignores it too; say so."""
+    """The notes of the inputs, and one if the model ignores its input and so would agree with any that does."""
     feeds = expected.feeds
     outputs = [
         rows
@@ -203,5 +207,5 @@ def _notes(expected: ReferenceOutputs) -> tuple[str, ...]:
         if label in feeds.images and feeds.images[label].shape == feeds.first.shape
     ]
     if len(outputs) > 1 and all(np.allclose(outputs[0], rows, rtol=0, atol=1e-6) for rows in outputs[1:]):
-        return (*feeds.notes, "the model gives the same output for different inputs: this comparison says little")
+        return (*feeds.notes, "the model gives the same output for different inputs: this comparison verifies little")
     return feeds.notes

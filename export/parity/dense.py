@@ -1,4 +1,4 @@
-"""Do two networks with one dense output say the same? Classes of pixels, or grey levels of a restored image."""
+"""Matching of two dense outputs: classes of pixels, grey levels of a restored image, or plain values."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["Part", "match_values", "near_levels", "near_values", "same_classes"]
 
 
 Part = tuple[int, int, int, float]
-"""Of one image: how many values, how many match, how many rounding may have decided, the largest difference of a
-probability."""
+"""Counts for one image: values, values that match, values that rounding may have decided; and the largest difference of
+a probability."""
 
 
 def match_values(
@@ -29,7 +29,8 @@ def match_values(
 ) -> Matching:
     """Match a whole batch of dense outputs, each ``(C, H, W)`` or ``(C,)``.
 
-    ``names``: of the reference, the candidate and the input. ``part_of`` compares two of them, as ``(C, pixels)``.
+    ``names`` are those of the reference, the candidate and the input. ``part_of`` compares two outputs of shape
+    ``(C, pixels)``.
     """
     pairs = [(a.reshape(len(a), -1), b.reshape(len(b), -1)) for a, b in zip(expected, found, strict=True)]
     parts = [part_of(a, b, limits) for a, b in pairs]
@@ -49,19 +50,19 @@ def match_values(
 
 
 def near_values(a: Array, b: Array, limits: Tolerance) -> Part:
-    """Values, and those within their limit."""
+    """Count the values, and those within the tolerance."""
     with np.errstate(invalid="ignore"):
-        near = np.abs(a.astype(np.float64) - b) <= dense_limit(a, limits)  # not so of NaN
+        near = np.abs(a.astype(np.float64) - b) <= dense_limit(a, limits)  # False for NaN
     return near.size, int(near.sum()), 0, 0.0
 
 
 def same_classes(a: Array, b: Array, limits: Tolerance) -> Part:
-    """Pixels, those whose best class is the same, and those that rounding may have decided.
+    """Count the pixels, those whose best class is the same, and those that rounding may have decided.
 
-    One channel is class 1 against class 0. A pixel is borderline if in the reference the best two are nearer than
-    twice what a value may be off.
+    One channel is class 1 against class 0. A pixel is borderline if the reference's best two logits differ by at most
+    twice the tolerance.
     """
-    if len(a) == 1:  # as two classes, whose logits are 0 and that
+    if len(a) == 1:  # two classes: the logit of class 0 is 0
         a, b = (np.concatenate((np.zeros_like(side), side)) for side in (a, b))
     same = a.argmax(0) == b.argmax(0)
     other = ~same
@@ -82,10 +83,10 @@ def _softmax(logits: Array) -> Array:
 
 
 def near_levels(a: Array, b: Array, canvas: InputSpec) -> Part:
-    """Values, and those that are at most one grey level apart; ``canvas`` tells what a grey level is."""
+    """Count the values, and those at most one grey level apart; ``canvas`` gives the scale of a grey level."""
     std = np.array(canvas.std, np.float64)
-    step = 1.0 / canvas.scale  # grey levels that a difference of 1 in the network's numbers is, before std
+    step = 1.0 / canvas.scale  # grey levels per unit of the network's values, before std
     factors = (std if len(std) == len(a) else np.ones(len(a)))[:, None] * step
     with np.errstate(invalid="ignore"):
-        near = np.abs(a.astype(np.float64) - b) * factors <= 1.0  # not so of NaN
+        near = np.abs(a.astype(np.float64) - b) * factors <= 1.0  # False for NaN
     return near.size, int(near.sum()), 0, 0.0

@@ -1,4 +1,4 @@
-"""Do two networks detect the same objects? Matches detections after NMS, or the best rows where there are too few."""
+"""Matching of two networks' detections after NMS, and of their best rows if there are too few detections."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from deploykit.spec import RawDetections, Thresholds
 
 __all__ = ["FEW", "ROWS", "RowMatcher"]
 
-FEW = 20  # fewer detections than this say little, so the best rows are compared as well
-ROWS = 100
+FEW = 20  # fewer detections than this verify little, so the best rows are compared as well
+ROWS = 100  # best rows of each image
 
 
 Suppression = tuple[Thresholds, ...]
-"""The thresholds of NMS: one for all, or the persons' and the keypoint objects'."""
+"""The thresholds of NMS: one for all classes, or those of persons and those of keypoint objects."""
 
 Names = tuple[str, str, str]
-"""Of the reference, the candidate and the input."""
+"""The names of the reference, the candidate and the input."""
 
 
 @dataclass(frozen=True)
 class RowMatcher:
-    """Matches what NMS keeps of the rows of two networks.
+    """Matches the detections that NMS keeps from the rows of two networks.
 
-    ``layout``: of the rows, in pixels. ``objects``: what is found in one image's rows. ``suppression``: the thresholds
-    by which it is.
+    ``layout`` is that of the rows, in pixels. ``objects`` gives the detections in one image's rows, and
+    ``suppression`` are its thresholds.
     """
 
     layout: RawDetections
@@ -42,11 +42,12 @@ class RowMatcher:
     def match(self, names: Names, expected: list[Array], found: list[Array], limits: Tolerance) -> list[Matching]:
         """Match the detections of a whole batch.
 
-        With fewer than 20 of them, or where more are borderline than matched, the best 100 rows of each image too.
+        The best 100 rows of each image are matched as well if the reference has fewer than 20 detections, or if more
+        detections are borderline than matched.
         """
         sides = [[self.objects(rows) for rows in images] for images in (expected, found)]
         detections = [
-            _pair(a, b, _Rows.of(mine, self.layout), _Rows.of(other, self.layout), self.suppression, limits)
+            _match_image(a, b, _Rows.of(mine, self.layout), _Rows.of(other, self.layout), self.suppression, limits)
             for a, b, mine, other in zip(*sides, expected, found, strict=True)
         ]
         reports = [_merged(detections, names, "detections", limits)]
@@ -58,20 +59,20 @@ class RowMatcher:
     def match_found(
         self, names: Names, expected: list[Array], found: list[NetworkDetections], limits: Tolerance
     ) -> Matching:
-        """Match what a network with NMS inside found with what the definition finds in a reference's rows.
+        """Match the detections of a network with NMS inside with those of the NMS definition in a reference's rows.
 
-        The candidate's rows are not known: what it found must be among the reference's, and what it did not find is
-        excused only by a decision of NMS that was as good as a tie.
+        The candidate's rows are not known. Each of its detections must be among the reference's rows, and a missing one
+        is accepted only if NMS decided by a difference within rounding.
         """
         parts = []
         for rows, b in zip(expected, found, strict=True):
             a, known = self.objects(rows), _Rows.of(rows, self.layout)
-            parts.append(_pair(a, b, known, known, self.suppression, limits))
+            parts.append(_match_image(a, b, known, known, self.suppression, limits))
         return _merged(parts, names, "detections", limits)
 
 
-def _of(label: int, suppression: Suppression) -> Thresholds:
-    """The thresholds that hold for a class."""
+def _thresholds_of(label: int, suppression: Suppression) -> Thresholds:
+    """The thresholds of a class."""
     return suppression[min(int(label), len(suppression) - 1)]
 
 
@@ -103,7 +104,7 @@ def _merged(parts: list[_Pairs], names: Names, what: MatchKind, limits: Toleranc
 
 @dataclass(frozen=True)
 class _Rows:
-    """Every candidate row of one image: its box as corners ``(N, 4)``, and its score in each class ``(N, C)``."""
+    """The candidate rows of one image: boxes as corners ``(N, 4)``, and scores of each class ``(N, C)``."""
 
     boxes: Array
     scores: Array
@@ -117,12 +118,12 @@ class _Rows:
         )
 
     def contains(self, found: NetworkDetections, i: int, limits: Tolerance) -> bool:
-        """Whether a row has the place of detection ``i`` and its score, so that only NMS can have decided otherwise."""
+        """Whether a row has the box and the score of detection ``i``, so that only NMS can have removed it."""
         same = np.abs(self.scores[:, found.labels[i]] - found.scores[i]) <= limits.max_score
         return bool((_iou(found.boxes[i : i + 1], self.boxes[same], limits.same_box) >= limits.min_iou).any())
 
 
-def _pair(
+def _match_image(
     a: NetworkDetections,
     b: NetworkDetections,
     rows_a: _Rows,
@@ -130,7 +131,7 @@ def _pair(
     suppression: Suppression,
     limits: Tolerance,
 ) -> _Pairs:
-    """Each detection with the one of the same label that overlaps it most, the best score first."""
+    """Pair each detection with the one of the same label that overlaps it most, the best score first."""
     overlap = np.where(a.labels[:, None] == b.labels, _iou(a.boxes, b.boxes, limits.same_box), -1.0)
     free = np.ones(len(b.scores), bool)
     pairs: list[tuple[int, int]] = []
@@ -166,11 +167,11 @@ def _count_rounding_explained(
     suppression: Suppression,
     limits: Tolerance,
 ) -> int:
-    """How many of the unmatched detections, whose rows both networks have, rounding explains.
+    """Count the unmatched detections, whose rows both networks have, that rounding explains.
 
-    NMS is a chain of decisions: where two scores are equal but for rounding, either row may go first and suppress the
-    other, and then each suppresses neighbours of its own. So unmatched detections that overlap are taken together, and
-    a group is explained when it holds one decision that was as good as a tie.
+    NMS is a chain of decisions. If two scores are equal but for rounding, either row may suppress the other, and then
+    its own neighbours. So unmatched detections that overlap form a group, and a group is explained if one of its
+    decisions was within rounding.
     """
     sides = [(a, b, alone_a), (b, a, alone_b)]
     boxes = np.concatenate([mine.boxes[alone] for mine, _, alone in sides])
@@ -178,14 +179,14 @@ def _count_rounding_explained(
     scores = np.concatenate([mine.scores[alone] for mine, _, alone in sides])
     side = np.repeat([0, 1], [len(alone_a), len(alone_b)])
     overlap = _iou(boxes, boxes, limits.same_box)
-    iou = np.array([_of(label, suppression).iou for label in labels])
+    iou = np.array([_thresholds_of(label, suppression).iou for label in labels])
     linked = (labels[:, None] == labels) & (overlap >= iou - limits.borderline_iou)
-    linked |= overlap >= limits.min_iou  # of two labels: one row, whose best classes are as good as equal
+    linked |= overlap >= limits.min_iou  # across labels: one row whose best classes score equal but for rounding
     tied = linked & (side[:, None] != side) & (np.abs(scores[:, None] - scores) <= 2 * limits.probability)
     explained = tied.any(1) | np.array(
         [_borderline(mine, i, other, suppression, limits) for mine, other, alone in sides for i in alone], bool
     )
-    while True:  # what hangs together with something explained is explained
+    while True:  # a detection linked to an explained one is explained
         reached = explained | (linked & explained).any(1)
         if (reached == explained).all():
             return int(explained.sum())
@@ -195,23 +196,23 @@ def _count_rounding_explained(
 def _borderline(
     mine: NetworkDetections, i: int, other: NetworkDetections, suppression: Suppression, limits: Tolerance
 ) -> bool:
-    """Whether rounding may have decided that detection i of ``mine`` is not among ``other``'s."""
+    """Whether rounding may be the reason that detection ``i`` of ``mine`` is missing from ``other``."""
     score, near = float(mine.scores[i]), 2 * limits.probability
-    thresholds = _of(mine.labels[i], suppression)
-    together = np.array([_of(label, suppression) is thresholds for label in other.labels], bool)
-    run = other.scores[together]  # what one run of NMS kept
+    thresholds = _thresholds_of(mine.labels[i], suppression)
+    together = np.array([_thresholds_of(label, suppression) is thresholds for label in other.labels], bool)
+    run = other.scores[together]  # the detections of one run of NMS
     if abs(score - thresholds.conf) <= near:
         return True
     full = len(run) >= thresholds.max_det or other.candidates > thresholds.pre_nms_topk
     if full and score <= float(run.min(initial=1.0)) + near:
-        return True  # it may have fallen off the end of the list that NMS keeps, or looks at
+        return True  # it may have fallen off the end of the list of candidates or of detections
     same = other.labels == mine.labels[i]
     overlap = _iou(mine.boxes[i : i + 1], other.boxes[same], limits.same_box)
     return bool((np.abs(overlap - thresholds.iou) <= limits.borderline_iou).any())
 
 
 def _best_rows(a: Array, b: Array, layout: RawDetections, limits: Tolerance) -> _Pairs:
-    """The reference's rows with the highest scores against the candidate's rows of the same numbers."""
+    """Compare the reference's rows with the highest scores with the candidate's rows of the same indices."""
     unsuppressed = Thresholds(conf=0.0, iou=1.0, max_det=ROWS, pre_nms_topk=ROWS)
     rows = nms(a, layout, unsuppressed).rows
     boxes = [_corners(side[rows, slice(*layout.box)]) for side in (a, b)]
@@ -246,8 +247,10 @@ def _distance(a: Array, b: Array) -> Array:
 
 
 def _iou(a: Array, b: Array, same_box: float) -> Array:
-    """IoU of every box of ``a`` with every box of ``b``, ``(N, M)``; 1 where all corners are within ``same_box``
-    pixels, because the IoU of a tiny box says nothing."""
+    """Return the IoU of every box of ``a`` with every box of ``b``, ``(N, M)``.
+
+    It is 1 where all corners are within ``same_box`` pixels, because the IoU of a tiny box means little.
+    """
     a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     inter = sides.prod(-1)

@@ -1,11 +1,12 @@
-"""What float32 costs a network by itself, where its parity check fails.
+"""The rounding error of float32 itself, measured for a network whose parity check fails.
 
-Some trained networks magnify rounding: a YOLOX-nano does, thousands of times, at cells in the padding that score
-nothing. Then no implementation in float32 is within the tolerances, PyTorch's own neither, and how far each is off
-depends on the processor: on its kernels, their layouts and orders of summation. One implementation is one sample of
-that. So several are taken: PyTorch with the folded and with the unfolded weights, against float64, and the file in ONNX
-Runtime at other optimization levels, against itself (a wrong file is equally wrong at all of them). Each tolerance
-grows by what float32 was seen to need of that very tolerance, and no other.
+Some trained networks magnify rounding: a YOLOX-nano does so thousands of times, at cells in the padding with scores
+near 0. No implementation in float32 is within the tolerance then, not even PyTorch. How far each is off depends on the
+processor: on its kernels, their layouts and their order of summation. One implementation is one sample of that.
+
+So several are measured: PyTorch with the folded and the unfolded weights, against float64; and the file in ONNX Runtime
+at other optimization levels, against itself (a wrong file is equally wrong at all levels). Each tolerance grows only by
+the share of it that float32 needed.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ from deploykit.spec import ModelSpec
 __all__ = ["SAFETY_FACTOR", "Float32Cost", "levels_apart", "relaxed_tolerance", "torch_float32"]
 
 SAFETY_FACTOR = 3.0
-"""Implementations of one graph on different processors round by more or less: measured, up to six times between two
-layouts of one library on one processor. The largest of several measurements, times this, holds all that were tried."""
+"""The rounding of one graph differs between implementations: up to six times was measured between two layouts of one
+library on one processor. The largest of several measurements times this factor covered all that were tried."""
 
 Group = Literal["pixels", "probability", "masks", "dense"]
 GROUPS: dict[str, Group] = {
@@ -52,11 +53,11 @@ GROUPS: dict[str, Group] = {
 
 @dataclass(frozen=True)
 class Float32Cost:
-    """What float32 computations of one network were seen to need, by fp32's tolerances.
+    """The measured error of float32 computations of one network, as shares of fp32's tolerance.
 
-    ``used``: what computed -> group of values -> the largest share of its tolerance. ``spread``: kind of value -> the
-    shares at :data:`deploykit.runtime.parity.spread.QUANTILES`, the largest of all. ``score`` and ``keypoint``: how far
-    matched detections, or probabilities of classes, were off.
+    ``used``: implementation -> group of values -> the largest share. ``spread``: kind of value -> the shares at
+    :data:`deploykit.runtime.parity.spread.QUANTILES`, the largest over all implementations. ``score`` and
+    ``keypoint``: the largest differences of matched detections, or of class probabilities.
     """
 
     used: Mapping[str, Mapping[Group, float]]
@@ -66,7 +67,7 @@ class Float32Cost:
 
     @staticmethod
     def of(reports: Mapping[str, Iterable[ParityReport]]) -> Float32Cost:
-        """The cost that comparisons tell: what computed -> its reports."""
+        """Return the cost that follows from the reports of each implementation."""
         used: dict[str, dict[Group, float]] = {}
         spread: dict[str, tuple[float, ...]] = {}
         score = keypoint = 0.0
@@ -81,14 +82,14 @@ class Float32Cost:
         return Float32Cost(used, spread, score, keypoint)
 
     def share(self, group: Group) -> float:
-        """The largest share of its tolerance that any value of a group needed."""
+        """Return the largest share of its tolerance that a value of the group used."""
         return float(np.max([largest.get(group, 0.0) for largest in self.used.values()], initial=0.0))
 
     def explains(self, report: ParityReport) -> bool:
-        """Whether as many values are as far off as float32 makes them, and not all of them.
+        """Whether the errors of a report are distributed as those of float32 are.
 
-        A wider tolerance is for the few values that a network magnifies; half of all, or nine in ten, must stay near
-        what float32 does to half of all, or to nine in ten.
+        A wider tolerance is for the few values that a network magnifies. So the quantiles of the errors must stay near
+        those of float32: the median, for example, and the value that nine in ten do not exceed.
         """
         for d in report.differences:
             known = self.spread.get(d.values, NO_SPREAD)
@@ -97,7 +98,7 @@ class Float32Cost:
         return True
 
     def note(self, limits: Tolerance) -> str:
-        """What was widened, by how much and why, for the report."""
+        """Return the note for the report: which tolerances are wider, by how much and why."""
         kinds: dict[Group, tuple[str, float]] = {
             "pixels": ("boxes and keypoints", limits.pixels),
             "probability": ("probabilities", limits.probability),
@@ -109,7 +110,9 @@ class Float32Cost:
             if SAFETY_FACTOR * self.share(group) > 1.0:
                 by = " and ".join(f"{largest.get(group, 0.0):.3g} in {name}" for name, largest in self.used.items())
                 parts.append(f"{what} use {by} times their tolerance and may be off by {limit:.3g}")
-        return f"float32 alone moves this network's values, and the tolerances are wider here: {'; '.join(parts)}"
+        return (
+            f"float32 alone moves this network's values beyond the tolerance, which is wider here: {'; '.join(parts)}"
+        )
 
 
 def _group(difference: Difference) -> Group:
@@ -117,12 +120,12 @@ def _group(difference: Difference) -> Group:
 
 
 def torch_float32(expected: ReferenceOutputs, module: nn.Module, spec: ModelSpec) -> ParityReport:
-    """Hold a module in PyTorch in float32 against what it gives in float64.
+    """Compare a module in PyTorch in float32 with its values in float64.
 
     Args:
-        expected: rows in float64; of a network with NMS inside, all that it ranks.
-        module: in float32, folded or not.
-        spec: of what PyTorch gives: raw rows, any batch.
+        expected: the values in float64; a network with NMS inside was run with a confidence of 0.
+        module: the network in float32, folded or not.
+        spec: the spec of the module's output: raw rows, any batch.
     """
     session, name = TorchSession(module, spec), "PyTorch float32"
     if spec.output.nms_inside:
@@ -134,9 +137,10 @@ def torch_float32(expected: ReferenceOutputs, module: nn.Module, spec: ModelSpec
 def levels_apart(
     file: Path, plan: NmsPlan, spec: ModelSpec, expected: ReferenceOutputs, progress: Progress
 ) -> list[ParityReport]:
-    """Hold a file in ONNX Runtime with fewer optimizations against itself with all of them.
+    """Compare a file in ONNX Runtime at lower optimization levels with itself at the highest one.
 
-    It sees one image at a time: slots that leak into one another are an error, which batches would count as rounding.
+    The file runs on one image at a time. Slots of a batch that leak into one another are an error, and must not count
+    as rounding.
     """
     images = expected.feeds.images
     alone = ParityInputs(images, tuple(Batch(label, (label,)) for label in images))
@@ -146,10 +150,11 @@ def levels_apart(
 
 
 def relaxed_tolerance(limits: Tolerance, cost: Float32Cost) -> Tolerance | None:
-    """The tolerances of a network whose float32 costs so much; None: ``limits`` hold as they are.
+    """Return the tolerance of a network with this cost of float32; None if ``limits`` need not be wider.
 
-    Each is :data:`SAFETY_FACTOR` times what float32 was seen to need of it, where that is more than it is. There is no
-    widest one: a sensitive network is exported, with a note that says how far float32 alone moves its values.
+    Each value is multiplied by :data:`SAFETY_FACTOR` times the share that float32 used, if that is over 1. There is no
+    upper bound: a sensitive network is exported, with a note on how far float32 alone moves its values. None is also
+    returned if a measured value is not finite.
     """
     groups: tuple[Group, ...] = ("pixels", "probability", "masks", "dense")
     shares = {group: cost.share(group) for group in groups}

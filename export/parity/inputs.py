@@ -1,4 +1,4 @@
-"""What a parity check feeds to the networks: sample images as the runtime would prepare them, and seeded noise."""
+"""The inputs of a parity check: sample images, preprocessed as at run time, and seeded noise."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ __all__ = ["SAMPLE", "make_parity_inputs", "preprocess_for_parity", "sample_imag
 
 SAMPLE = "apollo11_crew.jpg"
 SEED = 0
-GREY = (0.114, 0.587, 0.299)  # of blue, green and red
-BATCH_SLOTS = 3  # images in a batch whose batch size is free
+GREY = (0.114, 0.587, 0.299)  # weights of blue, green and red
+BATCH_SLOTS = 3  # images per batch if the batch size is dynamic
 
 
 def sample_image() -> Path:
-    """The image that ships with deploykit: three people, public domain (see NOTICE)."""
+    """Return the path of the image that ships with deploykit: three people, public domain (see NOTICE)."""
     return Path(str(resources.files("deploykit") / "assets" / SAMPLE))
 
 
 def make_parity_inputs(spec: ModelSpec, images: Sequence[str | Path] = ()) -> ParityInputs:
-    """Sample images and noise for a network.
+    """Prepare sample images and noise for a network.
 
-    A batch of one for each when the network takes one image; batches of three different images in shuffled slots and
-    of one image in all slots when its batch is free or larger; a second, rectangular size when its shape is free.
+    A network that takes one image gets a batch of one for each. With a larger or dynamic batch it gets different images
+    in shuffled slots, and one image in all slots. With a dynamic shape each image is added as a rectangle, too.
 
     Args:
-        spec: of the network.
+        spec: the spec of the network.
         images: sample images; none takes :func:`sample_image`.
 
     Raises:
@@ -60,7 +60,7 @@ def make_parity_inputs(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Pa
 
 
 def _noise(canvas: InputSpec) -> Array:
-    """Pixels of 0 to 255 at random, as the network is fed them."""
+    """Return random pixels of 0 to 255, preprocessed for the network."""
     noise = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32)
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
     return (noise * np.float32(255 * canvas.scale) - mean) / std
@@ -73,7 +73,7 @@ def _batched(fed: dict[str, Array], canvas: InputSpec) -> ParityInputs:
     same_size = [name for name, image in fed.items() if image.shape == fed[label].shape]
     slots = BATCH_SLOTS if canvas.dynamic != "none" else canvas.batch
     order = [same_size[i] for i in np.random.default_rng(SEED).permutation(len(same_size))]
-    # Where images only ever come in batches, there are so many batches that each image is in one.
+    # With a fixed batch there are enough batches to hold each image once.
     rounds = 1 if canvas.dynamic != "none" else -(-len(order) // slots)
     batches = [
         Batch(
@@ -89,10 +89,10 @@ def _batched(fed: dict[str, Array], canvas: InputSpec) -> ParityInputs:
 
 
 def preprocess_for_parity(image: Array, canvas: InputSpec, *, auto: bool) -> Array:
-    """The image as the Predictor would feed it; a canvas that is for tiles or padding it is scaled to.
+    """Preprocess an image as the Predictor does, but scale it to a canvas that is for tiles or padding.
 
-    A network of another number of channels gets red, green, blue and grey in turn: what a parity check needs is a
-    real image's values, not what they mean.
+    A network with another number of channels gets red, green, blue and grey in turn: a parity check needs the values of
+    a real image, not their meaning.
     """
     if canvas.fit.kind in ("crop", "letterbox"):
         placed = place_on_canvas(image, replace(canvas, fit=replace(canvas.fit, auto=auto))).canvas
@@ -107,5 +107,5 @@ def preprocess_for_parity(image: Array, canvas: InputSpec, *, auto: bool) -> Arr
     grey = np.rint(placed @ np.array(GREY)).astype(np.uint8)
     colours = [placed[..., 2], placed[..., 1], placed[..., 0], grey]
     planes = [colours[i % 4] for i in range(canvas.channels)]
-    planes[:3] = planes[2::-1] if canvas.channels > 2 else planes  # as OpenCV has an image of many channels
+    planes[:3] = planes[2::-1] if canvas.channels > 2 else planes  # OpenCV's order of channels
     return to_nchw([np.stack(planes, -1)], canvas)

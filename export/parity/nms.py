@@ -1,8 +1,8 @@
-"""Parity of networks with NMS inside: their detections against those that the definition finds in a reference's rows.
+"""Parity of networks with NMS inside: their detections against those of the NMS definition in a reference's rows.
 
-A network with random weights, or an image of nothing, detects nothing, and then everything would agree. So where the
-thresholds are stored in the file it is run a second time with a confidence of 0 and an IoU of 1: what comes out then
-are the best rows, whatever they are worth, and those are held against the reference's by the limits of raw values.
+A network with random weights, or an empty image, gives no detections, and then everything would agree. So a file that
+stores its thresholds is run a second time, with a confidence of 0 and an IoU of 1. It then gives the best rows whatever
+their scores are, and those are compared with the reference's by the tolerance of raw values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from deploykit.spec import ModelSpec, RawDetections, Thresholds
 
 __all__ = ["check_detections", "detections_as_rows"]
 
-ROWS = 100  # of each image, where thresholds are open
+ROWS = 100  # best rows of each image, with open thresholds
 
 
 def check_detections(
@@ -48,12 +48,12 @@ def check_detections(
 
     Args:
         expected: raw rows by reference and image.
-        name: of the candidate.
-        candidate: a network whose outputs are those of ``spec.output``, which has had NMS.
-        spec: of the candidate.
-        tolerance: limits; None takes those of fp32.
+        name: the name of the candidate.
+        candidate: a network with NMS inside, whose outputs are those of ``spec.output``.
+        spec: the spec of the candidate.
+        tolerance: None takes that of the reference values.
         opened: the same network with a confidence of 0 and an IoU of 1.
-        progress: hears what is being compared.
+        progress: receives the batch that is being compared.
 
     Raises:
         BackendError: a network failed, or an output has another shape than the spec says.
@@ -84,12 +84,12 @@ def check_detections(
                 found_differences += _differences(names, parts, layout, limits)
     notes = expected.feeds.notes
     if opened is None:
-        notes = (*notes, "with NMS inside only what it detects is compared")
+        notes = (*notes, "with NMS inside only its detections are compared")
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), notes, limits)
 
 
 def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array:
-    """What a network with NMS inside finds in one image, as rows in which NMS finds the same again."""
+    """Return the detections of a network with NMS inside in one image, as rows from which NMS gives them again."""
     info = session.inputs[0]
     outputs = session.run(input_arrays(info, np.repeat(image, info.shape[0] or 1, 0)))
     found = NmsAdapter(spec).objects(outputs, 0)
@@ -100,7 +100,7 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     rows[np.arange(len(rows)), 4 + found.labels] = found.scores
     if found.keypoints is not None and layout.keypoints:
         rows[:, slice(*layout.keypoints)] = found.keypoints.reshape(len(rows), 3 * found.keypoints.shape[1])
-    if found.masks is not None:  # behind the columns that the layout names
+    if found.masks is not None:  # after the columns of the layout
         rows = np.concatenate((rows, found.masks.reshape(len(rows), math.prod(found.masks.shape[1:]))), 1)
     return rows
 
@@ -108,7 +108,7 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
 def _run(
     session: Session, batch: Batch, expected: ReferenceOutputs, spec: ModelSpec, thresholds: Thresholds
 ) -> list[NetworkDetections]:
-    """What is found in each slot; a session of another fixed batch gets each image in every slot."""
+    """Return the detections in each slot; a session with another fixed batch gets each image in all its slots."""
     adapter = NmsAdapter(replace(spec, thresholds=thresholds))
     info = session.inputs[0]
     images = [expected.feeds.images[label] for label in batch.images]
@@ -122,10 +122,10 @@ def _run(
 
 @dataclass(frozen=True)
 class _Best:
-    """The reference's best rows of one image beside what the candidate gives in their place.
+    """The reference's best rows of one image, paired with the candidate's.
 
-    ``expected``, ``found``: ``(n, 5 + keypoint values)``, corners, score, keypoints; ``count``: how many were looked
-    for; ``tail``: how many had no place because rounding decides which rows come last.
+    ``expected`` and ``found`` are ``(n, 5 + keypoint values)``: corners, score, keypoints. ``count`` is how many rows
+    were searched for, ``tail`` how many of them have no partner because rounding decides which rows come last.
     """
 
     expected: Array
@@ -135,7 +135,7 @@ class _Best:
 
 
 def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: int, limits: Tolerance) -> _Best:
-    """Pair the best rows with the candidate's: same place, same score. ``most``: so many the candidate can give."""
+    """Pair the best rows with the candidate's of the same box and score; the candidate gives at most ``most`` rows."""
     count = min(ROWS, most)
     top = Thresholds(conf=0.0, iou=1.0, max_det=count, pre_nms_topk=count)
     kept = nms(rows, layout, top)
@@ -143,7 +143,7 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
     given = _as_rows(found, layout)
     free = np.ones(len(given), bool)
     pairs: list[tuple[int, int]] = []
-    # Looked for within these: a pixel and a thousandth, or what a lower precision makes of them.
+    # Partners are searched within a pixel and a score of 0.001, or more for a lower precision.
     near, alike = max(1.0, 4 * limits.pixels), max(1e-3, 2 * limits.max_score)
     last = float(found.scores[-1]) if len(found.scores) == most else -1.0  # a list that is not full has no tail
     tail = 0
@@ -163,7 +163,7 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
 
 
 def _flat(rows: Array, layout: RawDetections) -> Array:
-    """Rows as :func:`_as_rows` gives detections: corners, the score of the best class, keypoints."""
+    """Return rows in the form of :func:`_as_rows`: corners, the score of the best class, keypoints."""
     box = rows[:, slice(*layout.box)]
     scores = rows[:, slice(*layout.cls)].max(1, initial=0)
     if layout.obj is not None:
@@ -187,8 +187,10 @@ def _masks(
     layout: RawDetections,
     limits: Tolerance,
 ) -> Difference:
-    """The masks of the pairs of one place and class; their values are probabilities of what lies in a box, and move
-    with it, so that the limit is that of a matched score."""
+    """Compare the masks of pairs with the same box and class.
+
+    The values of a mask are probabilities inside a box and move with it, so the tolerance is that of a matched score.
+    """
     count, largest, worst = 0, 0.0, (0, 0, 0.0, 0.0)
     errors: list[Array] = []
     for reference, b in zip(rows, found, strict=True):
@@ -201,7 +203,7 @@ def _masks(
             distance[b.labels != labels[i]] = np.inf
             j = int(distance.argmin()) if len(distance) else -1
             if j < 0 or distance[j] > max(limits.same_box, 10 * limits.pixels):
-                continue  # whether it has to have a partner, the matching says
+                continue  # the matching decides whether a partner is missing
             expected = reference[i, layout.columns :]
             error = np.abs(expected - given[j])
             error[~np.isfinite(error)] = np.inf
@@ -235,7 +237,7 @@ def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Toler
 def _differences(
     names: tuple[str, str, str], parts: Sequence[_Best], layout: RawDetections, limits: Tolerance
 ) -> Iterator[Difference]:
-    """The paired rows by the limits of raw values; a score stands for the class."""
+    """Compare the paired rows by the tolerance of raw values; one score stands for all classes."""
     if not any(len(p.expected) for p in parts):
         return
     width = parts[0].expected.shape[1]

@@ -1,4 +1,4 @@
-"""Parity of an exported file: which sessions of it are compared, by what its plan says of NMS."""
+"""Parity of an exported ONNX file: which of its outputs are compared depends on its NMS."""
 
 from __future__ import annotations
 
@@ -38,13 +38,15 @@ def check_file(
     *,
     optimization: ort.Optimization = "all",
 ) -> ParityReport:
-    """Run a file that was made by ``plan`` and compare it with what is expected, by ``limits`` or those of fp32.
+    """Run a file that was exported with ``plan`` and compare it with the reference values.
+
+    The tolerance is ``limits``; None takes that of the reference values.
 
     Raises:
-        BackendError: it does not run. SpecError: an output is not what the spec says.
+        BackendError: the file does not run. SpecError: an output is not what the spec says.
     """
     opened_by = partial(ort.open_session, provider="cpu", optimization=optimization)
-    if plan.mode == "plugin":  # its thresholds are attributes of the node, so the rows before it are compared
+    if plan.mode == "plugin":  # thresholds are attributes of the node, so the rows before it are compared
         return _check_plugin(plan, expected, file, spec, progress, limits, opened_by)
     if plan.mode == "none" and plan.inside is None:
         with opened_by(file) as session:
@@ -54,10 +56,10 @@ def check_file(
 
 
 def reference_of_file(plan: NmsPlan, feeds: ParityInputs, file: Path, spec: ModelSpec) -> ReferenceOutputs:
-    """What a file itself gives on the images of a check, to hold another computation of it against.
+    """Run a file on the images of a check, and return its values as a reference for other runs of it.
 
     Raises:
-        BackendError: it does not run. SpecError: an output is not what the spec says.
+        BackendError: the file does not run. SpecError: an output is not what the spec says.
     """
     if plan.mode == "plugin":
         with _rows_before(file, native=False) as before, ort.open_session(before, provider="cpu") as session:
@@ -71,7 +73,7 @@ def reference_of_file(plan: NmsPlan, feeds: ParityInputs, file: Path, spec: Mode
 
 
 def _open_thresholds(plan: NmsPlan) -> dict[str, Array]:
-    """Stored thresholds that let everything through; a network with NMS of its own needs its IoU."""
+    """Return stored thresholds that let everything through; a network with NMS of its own keeps its IoU."""
     opened: dict[str, Array] = {CONF: np.zeros(1, np.float32)}
     return opened if plan.inside is not None else {**opened, IOU: np.ones(1, np.float32)}
 
@@ -85,14 +87,14 @@ def _check_plugin(
     limits: Tolerance | None,
     opened_by: Callable[..., ort.OrtSession],
 ) -> ParityReport:
-    """Compare the rows before NmsKpt, and what it finds in them where a library has it."""
+    """Compare the rows before NmsKpt, and its detections if a library has the node."""
     try:
         whole = opened_by(file)
     except BackendError:
         parity = _check_rows(plan, expected, file, spec, progress, limits, opened_by, native=False)
-        note = "the rows before the node deploykit::NmsKpt are compared; it did not run, no library here has it"
+        note = "the rows before the node deploykit::NmsKpt are compared; no library here can run the node itself"
         if plan.decodes:
-            note += " (nor DecodeRows, which was written out in ONNX's own operators for the comparison)"
+            note += " (nor DecodeRows, which was expanded to ONNX's own operators for the comparison)"
         return replace(parity, notes=(*parity.notes, note))
     with whole:
         parity = _check_rows(plan, expected, file, spec, progress, limits, opened_by, native=True)
@@ -118,9 +120,9 @@ def _check_rows(
 
 @contextmanager
 def _rows_before(file: Path, *, native: bool) -> Iterator[Path]:
-    """The same network without its last node, beside it as long as it is needed; its outputs are what the node takes.
+    """Write the network without its last node to a temporary file; its outputs are the inputs of that node.
 
-    Unless ``native``, nothing in it needs a library.
+    Unless ``native``, DecodeRows is expanded, so that the file needs no library.
     """
     model = onnx.load(str(file), load_external_data=False)
     node = model.graph.node.pop()

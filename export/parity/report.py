@@ -1,4 +1,4 @@
-"""What a parity check says: every comparison, the limits, and the verdict."""
+"""The report of a parity check: every comparison, the tolerance and the verdict."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["ParityReport"]
 
 @dataclass(frozen=True)
 class ParityReport:
-    """Everything that was compared. ``references``: their names and what computed them. ``ok`` is the verdict."""
+    """The result of a parity check; ``references`` maps each reference to the provider that computed it."""
 
     references: dict[str, str]
     differences: tuple[Difference, ...]
@@ -28,38 +28,38 @@ class ParityReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every comparison is within its limits, where there are limits."""
+        """Whether every comparison is within the tolerance; always true if the tolerance is for reporting only."""
         return not self.tolerance.judged or (all(d.ok for d in self.differences) and all(m.ok for m in self.matchings))
 
     @property
     def worst(self) -> Difference | Matching | None:
-        """The first failure, raw values before detections, the largest first; None if there is none."""
+        """The worst failure: the largest difference of raw values, or else the first failed matching."""
         if self.ok:
             return None
         bad = sorted((d for d in self.differences if not d.ok), key=lambda d: -d.limit_ratio)
         return bad[0] if bad else next((m for m in self.matchings if not m.ok), None)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able; the parity report file beside an artefact is this. JSON has no NaN: it becomes the word."""
+        """Return JSON-able data, the content of the parity report file; NaN becomes text, because JSON has none."""
         data = dataclasses.asdict(self)
         for entry, difference in zip(data["differences"], self.differences, strict=True):
             entry["ok"] = difference.ok
             entry["used"] = entry.pop("limit_ratio")  # its name in files
         for entry, matching in zip(data["matchings"], self.matchings, strict=True):
             entry["ok"] = matching.ok
-            del entry["limits"]  # they are the report's
-        told: dict[str, Any] = json_safe({"ok": self.ok, **data})
-        return told
+            del entry["limits"]  # the report has them
+        report: dict[str, Any] = json_safe({"ok": self.ok, **data})
+        return report
 
     def to_json(self) -> str:
-        """The text of the parity report file."""
+        """Return the text of the parity report file."""
         return json.dumps(self.to_dict(), indent=1) + "\n"
 
     def raise_if_bad(self, artefact: str) -> None:
-        """Turn a failed report into an error that names the worst output.
+        """Raise an error that names the worst failure.
 
         Raises:
-            ParityError: something is beyond its limit.
+            ParityError: a comparison is beyond the tolerance.
         """
         if self.worst is not None:
             raise ParityError(f"{artefact} does not agree with its source and was not kept: {self.worst}")

@@ -1,4 +1,4 @@
-"""How far the outputs of each precision may be off; fp32 has the defaults of a :class:`Tolerance`."""
+"""The tolerance of each precision; fp32 has the defaults of :class:`Tolerance`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ FP16 = Tolerance(
     unmatched=0.02,
     dense=0.02,
 )
-"""Limits of fp16: rounding is relative, so a large box moves further. Of detectors twice what trained models were seen
-to need in rows that score over 0.05, of dense outputs six times (docs/precision.md); they catch what is wrong, and
-accuracy on annotated images judges."""
+"""The tolerance of fp16. Rounding is relative, so a large box moves further. The values are twice the errors measured
+on trained detectors in rows that score over 0.05, and six times those of dense outputs (docs/precision.md). They catch
+faults; accuracy is judged on annotated images."""
 
 BF16 = Tolerance(
     pixels=4.0,
@@ -42,7 +42,7 @@ BF16 = Tolerance(
     unmatched=0.1,
     dense=0.12,
 )
-"""Limits of bf16, whose numbers have three bits less than those of fp16; as those of fp16."""
+"""The tolerance of bf16, whose numbers have three bits less than those of fp16; chosen like that of fp16."""
 
 REPORT_ONLY = Tolerance(
     pixels=math.inf,
@@ -57,14 +57,14 @@ REPORT_ONLY = Tolerance(
     dense=math.inf,
     judged=False,
 )
-"""Of int8 and fp8: what a detection becomes is told, accuracy on annotated images judges."""
+"""The tolerance of int8 and fp8: differences are reported only; accuracy is judged on annotated images."""
 
 LIMITS = {"fp32": Tolerance(), "fp16": FP16, "bf16": BF16, "int8": REPORT_ONLY, "fp8": REPORT_ONLY}
-"""Precision -> limits, the narrowest first."""
+"""Precision -> tolerance, the narrowest first."""
 
 
 def limits_between(specs: Iterable[ModelSpec | None]) -> Tolerance:
-    """The limits for networks that are compared with each other: those of the lowest precision among them."""
+    """Return the tolerance for networks that are compared with each other: that of the lowest precision."""
     order = list(LIMITS)
     lowest = max((order.index(spec.precision) for spec in specs if spec is not None), default=0)
     return LIMITS[order[lowest]]

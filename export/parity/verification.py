@@ -1,4 +1,4 @@
-"""What an exported file must give: computed once from the checkpoint in float64, and held against every form of it."""
+"""Verification of exported files: reference values, computed once in float64, and the checks against them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ __all__ = ["Verification", "largest_values"]
 
 @dataclass
 class Verification:
-    """The model, its folded copy and the images of the check; what they give is computed when it is first needed.
+    """The checks of every file of one export against the same reference values, which are computed on first use.
 
-    ``rows`` is the spec of the network with raw rows, whatever is exported behind them.
+    ``model`` and its folded copy ``fused`` give the reference values on ``feeds``. ``rows`` is the spec of the network
+    with raw rows, also if NMS is exported after them.
     """
 
     model: ReferenceModel
@@ -44,11 +45,11 @@ class Verification:
 
     @property
     def expected(self) -> ReferenceOutputs:
-        """What the checkpoint and the folded model give, in float64, with the limits that hold for fp32."""
+        """The reference values of the checkpoint and the folded model, in float64, with the tolerance of fp32."""
         if self._expected is None:
             self.progress.step("checking")
             torch_spec = spec_of_module(self.model)
-            open_conf = replace(self.rows.thresholds, conf=0.0)  # of a network with NMS inside: all that it ranks
+            open_conf = replace(self.rows.thresholds, conf=0.0)  # NMS inside then gives detections of any score
             references = {
                 name: TorchSession(with_thresholds(module, open_conf), torch_spec, exact=True)
                 for name, module in (("the checkpoint", self.model.module), ("the folded model", self.fused))
@@ -64,22 +65,22 @@ class Verification:
         return replace(self._expected, limits=self._limits)
 
     def check_fp32(self, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
-        """Hold an fp32 file to the tolerances of fp32; where float32 itself exceeds them, to wider ones.
+        """Check an fp32 file by the tolerance of fp32, or by a wider one if float32 rounding itself exceeds that.
 
         Raises:
-            ParityError: it does not agree.
+            ParityError: the file does not agree.
         """
         expected = self.expected
         self.progress.step("checking")
         parity = check_file(plan, expected, file, spec, self._details)
         if not parity.ok:
-            parity = self._relaxed(parity, file, plan, spec)
+            parity = self._check_relaxed(parity, file, plan, spec)
         parity.raise_if_bad(file.name)
         self._limits = parity.tolerance
         return parity
 
-    def _relaxed(self, parity: ParityReport, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
-        """The report by the tolerances that float32 allows this network, or the failed one if it explains nothing."""
+    def _check_relaxed(self, parity: ParityReport, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
+        """Check again by the wider tolerance of float32; return the failed report if rounding does not explain it."""
         expected = self.expected
         self._details.step("what float32 costs")
         torch_spec = replace(spec_of_module(self.model), thresholds=self.rows.thresholds)
@@ -97,14 +98,15 @@ class Verification:
         return replace(again, notes=(*again.notes, cost.note(limits))) if again.ok else parity
 
     def check_reduced(self, file: Path, plan: NmsPlan, spec: ModelSpec, limits: Tolerance) -> ParityReport:
-        """Hold a file of reduced precision to its limits in ONNX Runtime; the report may be bad."""
+        """Check a file of reduced precision in ONNX Runtime; the caller looks at the report's verdict."""
         expected = self.expected
         self.progress.step("checking")
         return check_file(plan, expected, file, spec, self._details, limits)
 
     def check_in_torch(self, graph: ir.Model, name: str, limits: Tolerance) -> ParityReport:
-        """Hold a graph with raw rows to its limits in torch, each tensor rounded to its own type; the report may be
-        bad.
+        """Check a graph with raw rows in torch, each tensor rounded to its own type.
+
+        The caller looks at the report's verdict.
 
         Raises:
             ParityError: a tensor overflows.
@@ -125,16 +127,16 @@ class Verification:
 
     @property
     def _details(self) -> Progress:
-        """The steps of the check, behind a common prefix."""
+        """The progress of the check, whose steps get a common prefix."""
         return Within("checking: ", self.progress)
 
 
 def largest_values(
     graph: ir.Model, feeds: ParityInputs, progress: Progress, *, finite: bool = True
 ) -> dict[str, float]:
-    """The largest absolute value of every float tensor of an fp32 graph, over all images of a check.
+    """Measure the largest absolute value of every float tensor of an fp32 graph, over all images of a check.
 
-    Without ``finite`` NaN counts as infinite: NMS divides 0 by 0 where boxes have no area.
+    Unless ``finite``, NaN counts as infinite: NMS divides 0 by 0 for boxes without area.
 
     Raises:
         ExportError: a tensor has values that are not finite.
@@ -146,7 +148,7 @@ def largest_values(
             return
         most = float(value.abs().max())
         if finite and not math.isfinite(most):
-            raise ExportError(f"the tensor {name!r} has values that are not finite: no range follows from them")
+            raise ExportError(f"the tensor {name!r} has values that are not finite, so its range cannot be measured")
         found[name] = max(found.get(name, 0.0), math.inf if math.isnan(most) else most)
 
     with OnnxInTorchSession(graph, observe=observe) as session:

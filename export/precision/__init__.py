@@ -1,1 +1,1 @@
-"""Lower precision as passes over a graph."""
+"""Lower precision: passes over a graph that convert it to fp16, bf16, int8 or fp8."""

@@ -1,9 +1,9 @@
-"""The ranges of activations, measured on images, from which int8 and fp8 scales follow.
+"""Calibration: the ranges of activations, measured on images, from which the scales of int8 and fp8 follow.
 
-Images go exactly the way that they go in use: the spec's letterbox, colour order and numbers. There is no fallback:
-ranges that were measured on noise look like ranges and destroy a model.
+Images are preprocessed exactly as at run time: by the spec's letterbox, colour order and normalization. There is no
+fallback, because ranges that were measured on noise destroy a model.
 
-Four ways lead from a tensor's absolute values to its range, all symmetric, so that zero is exact:
+Four methods give a tensor's range from its absolute values. All ranges are symmetric, so that zero is exact:
 
 * ``minmax``: the largest value. Nothing is clipped; one outlier makes every step coarse.
 * ``percentile``: the value that 99.99 % of the values do not exceed.
@@ -11,8 +11,8 @@ Four ways lead from a tensor's absolute values to its range, all symmetric, so t
   clipped histogram (S. Migacz, "8-bit inference with TensorRT", GTC 2017).
 * ``mse``: the range with the smallest mean squared error of rounding and clipping together.
 
-``auto`` takes the one of ``minmax``, ``percentile`` and ``mse`` with which the quantised network's outputs are nearest
-to the exact ones on the images: which that is differs from network to network.
+``auto`` takes ``minmax``, ``percentile`` or ``mse``: the one with which the quantized network's outputs are nearest to
+the exact ones on the images. The best method differs from network to network.
 """
 
 from __future__ import annotations
@@ -49,18 +49,22 @@ __all__ = [
 ]
 
 AUTO: tuple[CalibrationMethod, ...] = ("minmax", "percentile", "mse")
-"""What ``auto`` chooses from; entropy lost ten points of AP where the others lost none (docs/precision.md)."""
+"""The methods that ``auto`` chooses from; entropy lost ten points of AP where the others lost none
+(docs/precision.md)."""
 
-BINS = 2048  # of a histogram of absolute values
-LEVELS = 128  # of int8 on one side of zero
-STEP = 8  # bins between one candidate of a range and the next
-FORMAT = 1  # of the cache; another number, and older files are not read
+BINS = 2048  # bins of a histogram of absolute values
+LEVELS = 128  # levels of int8 on one side of zero
+STEP = 8  # bins from one candidate of a range to the next
+FORMAT = 1  # version of the cache files; other versions are not read
 
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """What was measured: ``largest`` absolute value of each tensor, and ``counts``, a histogram of its absolute values
-    in equal bins from 0 to that. ``images`` is how many were used, ``cached`` whether it is of an earlier run."""
+    """Measured activations.
+
+    ``largest`` is the largest absolute value of each tensor, ``counts`` a histogram of its absolute values in equal
+    bins from 0 to that. ``images`` is how many images were used, ``cached`` whether an earlier export measured them.
+    """
 
     largest: dict[str, float]
     counts: dict[str, Array]
@@ -68,7 +72,7 @@ class Activations:
     cached: bool = False
 
     def ranges(self, method: CalibrationMethod, percentile: float) -> dict[str, float]:
-        """The range of each tensor by one method; it holds -r to r."""
+        """Return the range r of each tensor by one method; the tensor is quantized from -r to r."""
         return {
             name: range_of(self.counts[name], largest, method, percentile) for name, largest in self.largest.items()
         }
@@ -87,21 +91,21 @@ def measure_activations(
     """Measure float tensors of an fp32 graph on images.
 
     Args:
-        graph: without subgraphs.
-        data: the graph's file, by which the cache knows it.
-        spec: what the graph takes; its own preprocessing is used.
-        tensors: their names; the graph's input may be among them.
+        graph: a graph without subgraphs.
+        data: the bytes of the graph's file, for the key of the cache.
+        spec: the spec of the graph, whose preprocessing is used.
+        tensors: the names of the tensors; the graph's input may be one of them.
         calibration: the images.
-        cache: use and keep results (in the cache folder, by the hash of the model, the images and the tensors).
-        progress: hears how many runs are done, of how many: each image is run twice.
+        cache: read and keep results in the cache folder, by the hash of the model, the images and the tensors.
+        progress: receives how many runs are done; each image is run twice.
 
     Raises:
         DataError, NotFoundError, ImageError: images are missing or cannot be read.
     """
     files = calibration.images()
-    place = cache_folder() / "calibration" / f"{_key(data, files, tensors)}.npz"
-    if cache and (known := _read(place, tensors, len(files))) is not None:
-        progress.message("the ranges were measured by an earlier export: --no-calib-cache measures them again")
+    path = cache_folder() / "calibration" / f"{_key(data, files, tensors)}.npz"
+    if cache and (known := _read(path, tensors, len(files))) is not None:
+        progress.message("ranges of an earlier export are used: --no-calib-cache measures them again")
         return known
     done = 0
     largest = dict.fromkeys(tensors, 0.0)
@@ -126,15 +130,15 @@ def measure_activations(
                 progress.share(f"ranges, {done} of {total} runs", done / total)
         broken = next((name for name, value in largest.items() if not np.isfinite(value)), None)
         if broken is not None:
-            raise DataError(f"the tensor {broken!r} has values that are not finite: no range follows from them")
+            raise DataError(f"the tensor {broken!r} has values that are not finite, so its range cannot be measured")
     found = Activations(largest, {name: counted.numpy() for name, counted in counts.items()}, len(files))
     if cache:
-        _keep(place, found)
+        _write_cache(path, found)
     return found
 
 
 def range_of(histogram: Array, largest: float, method: CalibrationMethod, percentile: float = 99.99) -> float:
-    """The range that follows from a histogram of absolute values with equal bins from 0 to ``largest``."""
+    """Return the range that follows from a histogram of absolute values with equal bins from 0 to ``largest``."""
     if method == "minmax" or largest <= 0.0 or not histogram.any():
         return largest
     width = largest / len(histogram)
@@ -149,9 +153,9 @@ def _percentile_bin(histogram: Array, percentile: float) -> int:
 
 
 def _entropy_bins(histogram: Array) -> int:
-    """How many bins the range has whose quantised distribution is nearest to the clipped one."""
+    """Return the number of bins of the range whose quantized distribution is nearest to the clipped one."""
     histogram = histogram.astype(np.float64)
-    histogram[0] = histogram[1]  # a spike at zero, which every range holds exactly, would outweigh the rest
+    histogram[0] = histogram[1]  # a spike at zero, which is exact in every range, would outweigh the rest
     best, chosen = np.inf, len(histogram)
     for bins in range(LEVELS, len(histogram) + 1, STEP):
         reference = histogram[:bins].copy()
@@ -161,15 +165,15 @@ def _entropy_bins(histogram: Array) -> int:
         filled = inside > 0
         counts = np.bincount(level, filled, LEVELS)
         spread = np.bincount(level, inside, LEVELS) / np.maximum(counts, 1)
-        quantised = np.where(filled, spread[level], 0.0)
-        divergence = _divergence(reference, quantised)
+        quantized = np.where(filled, spread[level], 0.0)
+        divergence = _divergence(reference, quantized)
         if divergence < best:
             best, chosen = divergence, bins
     return chosen
 
 
 def _divergence(p: Array, q: Array) -> float:
-    """Kullback-Leibler, in nats; what p has and q has not gets a ten-thousandth of q."""
+    """Return the Kullback-Leibler divergence in nats; where only p has probability, q gets 1e-4."""
     smooth = 1e-4
     p, q = p / p.sum(), q / max(q.sum(), 1e-300)
     q = np.where((q == 0) & (p > 0), smooth, q)
@@ -178,32 +182,32 @@ def _divergence(p: Array, q: Array) -> float:
 
 
 def _mse_bins(histogram: Array) -> int:
-    """How many bins the range has that makes the squared error of rounding and clipping the smallest."""
+    """Return the number of bins of the range with the smallest squared error of rounding and clipping."""
     centres = np.arange(len(histogram)) + 0.5
     candidates = np.arange(LEVELS, len(histogram) + 1, STEP)
     steps = candidates[:, None] / (LEVELS - 1.0)
     levels = np.minimum(np.round(centres / steps), LEVELS - 1.0) * steps
-    # Values within a bin differ too, by the same for every candidate.
+    # The spread within a bin adds the same error for every candidate.
     errors = ((levels - centres) ** 2 * histogram).sum(1)
     return int(candidates[errors.argmin()])
 
 
 def calibration_images(calibration: Calibration, spec: ModelSpec, count: int) -> list[Array]:
-    """The first and further images of a calibration, ``count`` of them spread over all, as the network is fed."""
+    """Return ``count`` images of a calibration, the first one and others spread over all, preprocessed."""
     files = calibration.images()
     count = min(count, len(files))
     return list(_images([files[i * len(files) // count] for i in range(count)], spec.input))
 
 
 def _images(files: Sequence[Path], canvas: InputSpec) -> Iterator[Array]:
-    """Each image as the network is fed it; one of a fixed batch gets it in every slot."""
+    """Yield each image, preprocessed; a network with a fixed batch gets it in every slot."""
     slots = canvas.batch if canvas.dynamic == "none" else 1
     for file in files:
         yield preprocess_for_parity(read_image(file), canvas, auto=False).repeat(slots, 0)
 
 
 def _key(data: bytes, files: Sequence[Path], tensors: Sequence[str]) -> str:
-    """A hash of everything that the numbers depend on, the images' own bytes among it."""
+    """Return a hash of everything that the ranges depend on, including the bytes of the images."""
     digest = hashlib.sha256(data)
     for file in files:
         try:
@@ -214,10 +218,10 @@ def _key(data: bytes, files: Sequence[Path], tensors: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _read(place: Path, tensors: Sequence[str], images: int) -> Activations | None:
-    """What was kept; None where there is nothing, or nothing whole."""
+def _read(path: Path, tensors: Sequence[str], images: int) -> Activations | None:
+    """Read cached activations; None if there are none, or if the file is damaged."""
     try:
-        with np.load(BytesIO(place.read_bytes()), allow_pickle=False) as kept:
+        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as kept:
             largest, counts = kept["largest"], kept["counts"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
@@ -229,11 +233,11 @@ def _read(place: Path, tensors: Sequence[str], images: int) -> Activations | Non
     return Activations(values, dict(zip(tensors, counts, strict=True)), images, cached=True)
 
 
-def _keep(place: Path, found: Activations) -> None:
-    """A convenience: where it cannot be written there is none."""
+def _write_cache(path: Path, found: Activations) -> None:
+    """Write activations to the cache; without a cache that can be written, nothing is kept."""
     data = BytesIO()
     np.savez_compressed(
         data, largest=np.array(list(found.largest.values())), counts=np.stack(list(found.counts.values()))
     )
     with contextlib.suppress(DeployError):
-        write_atomic(place, data.getvalue())
+        write_atomic(path, data.getvalue())

@@ -1,6 +1,6 @@
-"""The precision of an export: which one is asked for, how the graph gets it, and what came of it.
+"""Conversion of an export to another precision, and its verification.
 
-The fp32 graph is verified first, and then converted: so what is lost by precision and what by export never mix.
+The fp32 graph is verified before it is converted, so that errors of the export and of the precision never mix.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ __all__ = ["ExportContext", "PrecisionReport", "convert_precision", "verify_prec
 
 @dataclass(frozen=True)
 class PrecisionReport:
-    """What a conversion did. ``base``: the verification of the fp32 graph that was converted; None: not checked.
+    """The result of a conversion.
 
-    ``computes``: how many convolutions and matrix products compute in which precision, read back from the file.
+    ``base`` is the parity report of the fp32 graph before the conversion; None: it was not checked. ``computes`` counts
+    the convolutions and matrix products by the precision that they compute in, read back from the file.
     """
 
     precision: Precision
@@ -49,7 +50,7 @@ class PrecisionReport:
     notes: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return JSON-able data."""
         return {
             "precision": self.precision,
             "computes": self.computes,
@@ -63,16 +64,18 @@ class PrecisionReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ExportContext:
-    """An export as far as it is known before its graph is.
+    """Everything about an export that is known before its graph is traced.
 
     Attributes:
-        trace: gives the graph of a module whose outputs have these names.
-        plan: of what is exported, and ``spec`` what is said of it but for its precision.
-        rows_plan: of the network with raw rows, whatever is exported behind them, and ``rows`` its spec.
+        trace: traces a module to a graph; takes the names of its outputs.
+        plan: the plan of NMS.
+        rows_plan: the plan of the network with raw rows, also if NMS is exported after them.
+        spec: the spec of the export, still without its precision.
+        rows: the spec of the network with raw rows.
         fused: the folded model.
-        inputs: the images of the check, and of measuring ranges; None: neither is done.
-        verification: what the export must give; None: it is not checked.
-        progress: hears what is done.
+        inputs: the images on which the export is checked and values are measured; None: neither is done.
+        verification: the checks against the reference values; None: the export is not checked.
+        progress: receives the steps.
     """
 
     trace: Callable[[nn.Module, Sequence[str]], ir.Model]
@@ -89,10 +92,10 @@ class ExportContext:
 def convert_precision(
     context: ExportContext, options: PrecisionOptions, folder: Path
 ) -> tuple[ir.Model, PrecisionReport, Path]:
-    """Trace, verify and convert: once, whatever follows the rows.
+    """Trace the network once, verify it in fp32, and convert it.
 
-    The graph that is traced gives the raw rows and, with NMS, its candidates from the same layers. The rows are what is
-    verified, before and after the conversion; the part that is not exported is dropped at the end.
+    The traced graph gives the raw rows and, with NMS, the candidates from the same layers. The rows are verified before
+    and after the conversion. The part that is not exported is dropped at the end.
 
     Returns:
         The converted graph, still without NMS; the report; and the verified fp32 file with raw rows, in ``folder``.
@@ -101,29 +104,29 @@ def convert_precision(
         ParityError: the fp32 graph does not agree with the model. ExportError: the conversion is not possible.
     """
     if options.half_io in ("output", "both") and context.spec.output.nms_inside:
-        raise UsageError(f"--half-io {options.half_io} is for raw rows: with NMS inside outputs are float32")
+        raise UsageError(f"--half-io {options.half_io} needs raw rows: with NMS inside outputs are float32")
     graph = context.trace(*context.plan.module_with_rows(context.fused))
     rows = _with_outputs(graph, context.rows_plan.outputs)
     finalize_graph(rows, context.rows, context.rows_plan, context.fused)
-    base = folder / "base" / "base.onnx"  # in a folder of its own, which is dropped before the others are moved
+    base = folder / "base" / "base.onnx"  # in a separate folder, which is removed before the others are published
     base.parent.mkdir()
     write(rows, base, sum(c.size for c in initializers_of(rows)))
     del rows
     verification = context.verification
     verified = verification.check_fp32(base, context.rows_plan, context.rows) if verification else None
     if options.half is not None:
-        graph, report = _half(context, options, options.half, graph)
+        graph, report = _convert_to_half(context, options, options.half, graph)
     else:
-        graph, report = _quantised(context, options, graph, base)
+        graph, report = _quantize(context, options, graph, base)
     graph = _with_outputs(graph, context.plan.outputs)
-    if report.half is not None:  # the graph that was converted gave the rows, too
+    if report.half is not None:  # the converted graph also gave the rows, with Casts of their own
         casts = sum(node.op_type == "Cast" for node in graph.graph)
         report = replace(report, half=replace(report.half, casts=casts))
     return graph, replace(report, base=verified), base
 
 
 def _with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
-    """A copy of a graph with some of its outputs, and with the nodes that those need; weights are not copied."""
+    """Return a copy of a graph with some of its outputs and the nodes that they need; weights are not copied."""
     new = graph.clone()
     kept = [value for value in new.graph.outputs if value.name in names]
     new.graph.outputs.clear()
@@ -133,10 +136,13 @@ def _with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
     return new
 
 
-def _half(
+def _convert_to_half(
     context: ExportContext, options: PrecisionOptions, kind: HalfType, graph: ir.Model
 ) -> tuple[ir.Model, PrecisionReport]:
-    """Layers kept for their range are stored as half, unless the check in torch fails with them."""
+    """Convert to fp16 or bf16, and check the graph in torch.
+
+    Weights of layers kept in fp32 for their range are stored as half, unless the check fails with them.
+    """
     assert context.inputs is not None
     context.progress.step("converting")
     largest = largest_values(graph, context.inputs, Within("converting: ", context.progress))
@@ -153,7 +159,7 @@ def _half(
             parity.raise_if_bad(f"{kind} in torch")
             break
         store = False
-        notes.append(f"the weights of {len(done.stored)} layers stay fp32: stored as {kind} they were not good enough")
+        notes.append(f"the weights of {len(done.stored)} layers stay fp32: stored as {kind} they exceed the tolerance")
     if done.flushed:
         worst = max(done.flushed, key=done.flushed.__getitem__)
         notes.append(
@@ -163,20 +169,20 @@ def _half(
     return converted, PrecisionReport(kind, None, {}, half=done, in_torch=parity, notes=tuple(notes))
 
 
-def _quantised(
+def _quantize(
     context: ExportContext, options: PrecisionOptions, graph: ir.Model, base: Path
 ) -> tuple[ir.Model, PrecisionReport]:
-    """int8 or fp8, by ranges measured with the network of raw rows."""
-    context.progress.step("quantising")
-    done = quantize_graph(graph, base, context.rows, options, Within("quantising: ", context.progress))
+    """Quantize to int8 or fp8, by ranges measured on the network with raw rows."""
+    context.progress.step("quantizing")
+    done = quantize_graph(graph, base, context.rows, options, Within("quantizing: ", context.progress))
     return graph, PrecisionReport(options.precision, None, {}, quantised=done)
 
 
 def verify_precision(report: PrecisionReport, file: Path) -> PrecisionReport:
-    """The report with what the written file computes in.
+    """Read back the precision that a written file computes in, and return the report with it.
 
     Raises:
-        ExportError: that is not what was asked for.
+        ExportError: it is not the precision that was asked for.
     """
     counts = {kind: len(names) for kind, names in precisions_of(file).items()}
     check_precision(counts, report.precision, file.name)

@@ -1,16 +1,17 @@
-"""An exported graph in half precision: weights and activations as fp16 or bf16, the rest in fp32 by rule.
+"""Half precision: weights and activations of a graph as fp16 or bf16, with exceptions that stay in fp32.
 
 Precision is in the graph and not in flags of a builder (TensorRT 11 has none), so one file means the same for ONNX
-Runtime, TensorRT 10 and 11 and TensorRT for RTX. What stays in fp32, with a Cast on every edge between the two:
+Runtime, TensorRT 10 and 11 and TensorRT for RTX. There is a Cast on every edge between half and fp32. These nodes stay
+in fp32, and the report names the reason:
 
-* the *decode*: everything after the last convolutions and matrix products, that is arithmetic on pixels and scores,
-  of which fp16 has half a pixel at 1000. Only what moves values about (Concat, Reshape, Transpose) is still half there.
-* *operators* that add up many values or grow quickly: means, sums, Exp, Log, Pow, and normalisations whose statistics
-  ONNX does not say to be float32.
-* what has not the *range*: an fp16 tensor whose largest measured value is over a quarter of 65504, the largest finite
-  number, what normalises squares that large, and attention with large logits. bf16 has the range of fp32. The weights
-  of such a layer are stored as fp16 all the same, behind a Cast.
-* operators that ONNX does not define for the type, which its own schemas tell.
+* *decode*: everything after the last convolutions and matrix products. That is arithmetic on pixels and scores, and
+  fp16 resolves only half a pixel at 1000. Data movement at its beginning (Concat, Reshape, Transpose) is still half.
+* *operator*: operators that add up many values or grow quickly: means, sums, Exp, Log, Pow, and normalizations whose
+  statistics ONNX does not define to be float32.
+* *range*: fp16 cannot hold the values. A tensor's largest measured value is over a quarter of 65504, the largest finite
+  number; or a normalization squares values that large; or an attention has large logits. bf16 has the range of fp32.
+  The weights of such a layer are still stored as fp16, followed by a Cast.
+* *type*: operators that ONNX's schemas do not define for the type.
 """
 
 from __future__ import annotations
@@ -44,15 +45,15 @@ HalfType = Literal["fp16", "bf16"]
 
 TYPES = {"fp16": (ir.DataType.FLOAT16, "tensor(float16)"), "bf16": (ir.DataType.BFLOAT16, "tensor(bfloat16)")}
 FLOAT = ir.DataType.FLOAT
-LEAST_STORED = 1024  # elements: smaller constants of a kept layer are not worth a Cast
+LEAST_STORED = 1024  # elements; smaller constants of a layer in fp32 are not worth a Cast
 
 
 @dataclass(frozen=True)
 class HalfReport:
-    """What was converted. ``kept``: the nodes in fp32 by reason (decode, operator, range, type, asked).
+    """The result of a conversion. ``kept``: the nodes in fp32 by reason (decode, operator, range, type, asked).
 
     ``casts``: how many Cast nodes there are. ``largest``: the largest value of any half tensor, and its name.
-    ``stored``: fp32 nodes whose weights are stored as half.
+    ``stored``: fp32 nodes whose weights are stored as half. ``flushed``: weight -> the share of it that becomes zero.
     """
 
     dtype: HalfType
@@ -65,7 +66,7 @@ class HalfReport:
 
 
 def compute_nodes(graph: Any) -> list[ir.Node]:
-    """The convolutions and matrix products of a graph, in its order."""
+    """Return the convolutions and matrix products of a graph, in its order."""
     return [node for node in graph if node.op_type in COMPUTE and node.domain == ""]
 
 
@@ -84,15 +85,15 @@ def to_half(
     Args:
         model: a graph without subgraphs.
         dtype: ``fp16``, or ``bf16``, which needs opset 22 for convolutions.
-        largest: the largest absolute value of each float tensor by name, measured in fp32; one that is missing is
-            taken to be harmless (bf16 does not look at it).
-        nodes_to_exclude: names of further nodes that shall stay in fp32.
-        half_io: which of the graph's inputs and outputs become half; without, they stay float32.
-        store: store the weights of layers kept for their range as half, behind a Cast.
+        largest: the largest absolute value of each float tensor by name, measured in fp32; a missing tensor counts as
+            within range (bf16 does not use the values).
+        nodes_to_exclude: names of further nodes that stay in fp32.
+        half_io: which of the graph's inputs and outputs become half; the others stay float32.
+        store: store the weights of layers kept for their range as half, followed by a Cast.
         about: names of the nodes that the report counts; None: all.
 
     Raises:
-        ExportError: it has subgraphs, or its opset has no convolution of this type.
+        ExportError: the graph has subgraphs, or its opset has no convolution of this type.
     """
     return _Conversion(model, dtype, dict(largest), set(nodes_to_exclude), half_io, store).run(about)
 
@@ -123,7 +124,7 @@ class _Conversion:
     def run(self, about: Collection[str] | None) -> HalfReport:
         for node in self.nodes:
             if any(a.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS) for a in _attributes(node)):
-                raise ExportError(f"a graph with control flow is not converted to {self.name}: {node.op_type}")
+                raise ExportError(f"a graph with control flow ({node.op_type}) cannot be converted to {self.name}")
         self._decide()
         if not any(self._is_half(node) for node in compute_nodes(self.nodes)):
             raise ExportError(
@@ -149,7 +150,7 @@ class _Conversion:
             flushed=flushed,
         )
 
-    # What stays in fp32.
+    # Nodes that stay in fp32.
 
     def _decide(self) -> None:
         after = self._decode()
@@ -159,7 +160,7 @@ class _Conversion:
             reason = self._reason(node, after)
             if reason:
                 self.reasons[node] = reason
-        # What moves half values at the beginning of the decode stays half: one Cast after it instead of several before.
+        # Data movement at the beginning of the decode stays half: one Cast after it instead of several before.
         for node in self.nodes:
             if self.reasons.get(node) == "decode" and node.op_type in DATA_MOVEMENT_OPS and self._fed_by_half(node):
                 del self.reasons[node]
@@ -181,7 +182,7 @@ class _Conversion:
         return ""
 
     def _decode(self) -> set[ir.Node]:
-        """The nodes from which no convolution or matrix product follows, and which are none."""
+        """The nodes after the last convolutions and matrix products."""
         before: set[ir.Node] = set()
         for node in reversed(self.nodes):
             follows = any(user in before for value in node.outputs for user, _ in value.uses())
@@ -210,7 +211,7 @@ class _Conversion:
         return node not in self.reasons and self._floats(node)
 
     def _defined(self, node: ir.Node) -> bool:
-        """Whether ONNX defines the operator for the type: every float output is of a type that an input has."""
+        """Whether ONNX defines the operator for the type, so that the type of every float output follows an input."""
         if node.domain:
             return False
         schema = onnx.defs.get_schema(node.op_type, self.opset, "")
@@ -234,7 +235,7 @@ class _Conversion:
     # Weights and edges.
 
     def _takes(self, node: ir.Node) -> Iterator[tuple[int, ir.Value, ir.DataType]]:
-        """Each float input of a node, by its number, and the type in which the node takes it."""
+        """Yield each float input of a node: its index, the value and the type in which the node takes it."""
         schema = None if node.domain else onnx.defs.get_schema(node.op_type, self.opset, "")
         variables = {} if schema is None else {c.type_param_str: c.allowed_type_strs for c in schema.type_constraints}
         for i, value in enumerate(node.inputs):
@@ -245,7 +246,7 @@ class _Conversion:
             yield i, value, self.half if self._is_half(node) and tied else FLOAT
 
     def _weights(self) -> tuple[tuple[str, ...], dict[str, float]]:
-        """Store initialisers as half where half nodes, or layers kept for their range, use them."""
+        """Store initializers as half if half nodes, or layers kept for their range, use them."""
         half_users: dict[str, list[tuple[ir.Node, int]]] = {}
         full_users: dict[str, list[tuple[ir.Node, int]]] = {}
         for node in self.nodes:
@@ -280,7 +281,7 @@ class _Conversion:
         return tuple(dict.fromkeys(stored)), flushed
 
     def _worth_storing(self, tensor: Any, users: list[tuple[ir.Node, int]]) -> bool:
-        """Whether a weight that only layers kept for their range use is stored as half, with a Cast behind it."""
+        """Whether a weight is stored as half, followed by a Cast: only layers kept for their range use it."""
         if not self.store or tensor.size < LEAST_STORED or float(np.abs(tensor.numpy()).max()) > 65504.0:
             return False
         return all(self.reasons.get(node) == "range" and node.op_type in COMPUTE for node, _ in users)
@@ -311,7 +312,7 @@ class _Conversion:
                     node.replace_input_with(i, self._cast(value, wanted))
 
     def _cast(self, value: ir.Value, wanted: ir.DataType) -> ir.Value:
-        """The value in another type; one Cast for all who want it, right behind what it casts."""
+        """Return the value in another type; all users of a type share one Cast, right after the producer."""
         key = (str(value.name), wanted)
         if key not in self.casts:
             name = f"{value.name}_as_{'fp32' if wanted == FLOAT else self.name}"
@@ -326,7 +327,7 @@ class _Conversion:
         return self.casts[key]
 
     def _interface(self) -> None:
-        """Types of the graph's own inputs and outputs, and Casts before outputs that keep their names."""
+        """Set the types of the graph's inputs and outputs, and add Casts before outputs, which keep their names."""
         for value in self.graph.inputs:
             if self.types.get(str(value.name)) == FLOAT and self.half_io in ("input", "both"):
                 value.type = ir.TensorType(self.half)
@@ -342,7 +343,7 @@ class _Conversion:
             self._cast_output(i, value, wanted)
 
     def _cast_output(self, i: int, value: ir.Value, wanted: ir.DataType) -> None:
-        """The output keeps its name, so what is computed before gets another."""
+        """Cast an output, which keeps its name; the value before the Cast gets another one."""
         name, shape = str(value.name), value.shape
         value.name = f"{name}_{'fp32' if wanted != FLOAT else self.name}"
         node = ir.node("Cast", [value], {"to": int(wanted)}, name=f"node_{name}_cast")
@@ -353,7 +354,7 @@ class _Conversion:
         self.graph.outputs[i] = output
 
     def _forget_types(self) -> None:
-        """Inner types were those of fp32; without its type a shape is not written either."""
+        """Drop the types of inner tensors, which were those of fp32, and their shapes, which need a type."""
         outputs = set(self.graph.outputs)
         for node in self.graph:
             for value in node.outputs:
@@ -371,14 +372,14 @@ def _attributes(node: ir.Node) -> list[ir.Attr]:
 
 
 def _with_parameters(values: Any, parameters: Any) -> Iterator[tuple[ir.Value, Any]]:
-    """Each given input or output with its formal parameter; the last one may stand for many."""
+    """Yield each input or output that is present, with its formal parameter; the last one may be variadic."""
     for i, value in enumerate(values):
         if value is not None and value.name and parameters:
             yield value, parameters[min(i, len(parameters) - 1)]
 
 
 def _flushed(wide: Any, small: ir.Value) -> float:
-    """The share of the non-zero weights that become zero."""
+    """Return the share of the non-zero weights that become zero."""
     assert small.const_value is not None
     nonzero = wide != 0
     if not nonzero.any():
@@ -387,11 +388,11 @@ def _flushed(wide: Any, small: ir.Value) -> float:
 
 
 def _types(model: ir.Model) -> dict[str, ir.DataType]:
-    """The element type of every tensor, by onnx's own inference."""
+    """Return the element type of every tensor, by ONNX's shape inference."""
     ShapeInferencePass()(model)
     values: list[Any] = [*model.graph.inputs, *model.graph.initializers.values()]
     values += [value for node in model.graph for value in node.outputs if value.name]
     unknown = [str(value.name) for value in values if value.dtype is None]
     if unknown:
-        raise ExportError(f"the type of {unknown[0]!r} and of {len(unknown) - 1} other tensors is not known")
+        raise ExportError(f"shape inference finds no type for {unknown[0]!r} and {len(unknown) - 1} other tensors")
     return {str(value.name): value.dtype for value in values}

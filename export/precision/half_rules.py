@@ -1,4 +1,4 @@
-"""Which operators of a graph half precision leaves in fp32, whatever their values are."""
+"""Rules of half precision: the nodes of a graph that stay in fp32."""
 
 from __future__ import annotations
 
@@ -21,31 +21,32 @@ __all__ = [
 ]  # fmt: skip
 
 COMPUTE = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-"""The operators whose precision is what a file's precision means."""
+"""The compute operators; their precision is the precision of a file."""
 
 LARGEST = 65504.0 / 4
-"""The largest absolute value that a tensor may have, measured, to be fp16: other images give other values."""
+"""The largest measured absolute value of an fp16 tensor, with a margin for the values of other images."""
 
 FP32_OPS = {
     "CumSum", "Exp", "GlobalAveragePool", "GlobalLpPool", "GridSample", "Log", "LogSoftmax", "Pow", "ReduceL1",
     "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMean", "ReduceProd", "ReduceSum", "ReduceSumSquare",
 }  # fmt: skip
-"""Operators that stay in fp32 whatever their values are."""
+"""Operators that always stay in fp32."""
 
 LARGEST_SQUARED = 128.0
-"""The largest absolute value of what a normalisation may be given in fp16: a quarter of 65504 is its square."""
+"""The largest absolute input of a normalization in fp16; its square is a quarter of 65504."""
 
 LARGEST_LOGIT = 64.0
-"""The largest logit of an attention in fp16, which rounds it by up to 1/64: that is 1.6 % of a probability."""
+"""The largest logit of an attention in fp16, which rounds it by up to 1/64, or 1.6 % of a probability."""
 
 DATA_MOVEMENT_OPS = {"Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
-"""Operators that compute nothing; several inputs become one output, so a Cast after them is one and not several."""
+"""Operators that only move data; a Cast after one with several inputs replaces several before it."""
 
 
 def running_sums(nodes: Iterable[ir.Node]) -> set[ir.Node]:
-    """What follows a running sum up to the difference of two of its values.
+    """Return the nodes after a running sum, up to the difference of two of its values.
 
-    The sums grow along the axis, their differences do not: rounded to half before that, nothing would be left of them.
+    The sums grow along the axis and their differences do not, so rounding the sums to half would destroy the
+    differences.
     """
     found: set[ir.Node] = set()
     for node in nodes:  # in the graph's order: producers come first
@@ -57,9 +58,9 @@ def running_sums(nodes: Iterable[ir.Node]) -> set[ir.Node]:
 
 
 def lengths(nodes: Iterable[ir.Node]) -> set[ir.Node]:
-    """What is computed of the length of a vector alone, such as its square or its root with an eps.
+    """Return the nodes that compute on the length of a vector alone, such as its square or its root with an eps.
 
-    Those go over what fp16 holds, or under it, where the length itself does not.
+    Their values may overflow or underflow fp16 when the length itself does not.
     """
     found: set[ir.Node] = set()
     for node in nodes:
@@ -73,10 +74,10 @@ def lengths(nodes: Iterable[ir.Node]) -> set[ir.Node]:
 
 
 def norms(nodes: Iterable[ir.Node], opset: int, largest: Mapping[str, float]) -> tuple[set[ir.Node], set[ir.Node]]:
-    """The normalisations that stay in fp32: those of which ONNX does not say so, and those that lack the range.
+    """Return two sets of normalizations that stay in fp32: statistics of unspecified type, and inputs out of range.
 
-    Mean and variance of a LayerNormalization are float32 by its ``stash_type``, whatever the type of its input, and a
-    Cast on each side of it would add nothing. A kernel that takes the sums in fp16 all the same must not overflow.
+    Mean and variance of a LayerNormalization are float32 by its ``stash_type``, whatever the type of its input, so a
+    Cast on each side would add nothing. Its inputs are limited because a kernel that sums in fp16 must not overflow.
     """
     stats_type_unspecified, range_exceeded = set(), set()
     for node in nodes:
@@ -92,11 +93,11 @@ def norms(nodes: Iterable[ir.Node], opset: int, largest: Mapping[str, float]) ->
 
 
 def sharp_attention(nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> set[ir.Node]:
-    """Softmaxes whose logits are so large that rounding them shows, with all from the product that gives those.
+    """Return each Softmax whose logits are too large for fp16, with all nodes back to the product that gives them.
 
-    Every kernel's exponentials and sums are float32 inside, so that a Cast before a Softmax only widens what the
-    product has rounded; of large logits the product itself must give float32. What is added behind the product, such
-    as a mask of -100, does not make them large.
+    The exponentials and sums of every kernel are float32 inside, so a Cast before a Softmax would only widen logits
+    that the product has rounded: the product itself must give float32. Only the product's values count; a mask of -100
+    that is added after it does not make logits large.
     """
     found: set[ir.Node] = set()
     for softmax in nodes:

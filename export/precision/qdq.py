@@ -1,10 +1,10 @@
-"""A graph quantised to int8 or fp8: QuantizeLinear and DequantizeLinear around convolutions and matrix products.
+"""Quantization of a graph to int8 or fp8: QuantizeLinear and DequantizeLinear around convolutions and matrix products.
 
-The pairs say which numbers are rounded to which grid, and whoever runs the file turns them into integer arithmetic:
-ONNX Runtime, TensorRT 10 and 11 and TensorRT for RTX all read this one form. Everything is symmetric with a zero point
-of 0, as TensorRT wants it; weights have a scale for each output channel, activations one for the tensor.
+The pairs round values to a grid, and the backend turns them into integer arithmetic: ONNX Runtime, TensorRT 10 and 11
+and TensorRT for RTX all read this form. Quantization is symmetric with a zero point of 0, which TensorRT requires.
+Weights have one scale per output channel, activations one per tensor.
 
-Only convolutions and matrix products with constant weights are quantised. The decode behind them is not: a box of 640
+Only convolutions and matrix products with constant weights are quantized. The decode after them is not: a box of 640
 and a score of 1 on one grid of 255 steps would destroy both.
 """
 
@@ -26,13 +26,16 @@ __all__ = ["QuantizationResult", "activations_of", "quantisable", "quantize", "q
 
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
-SMALLEST = 2.0**-126  # of a scale: a channel of zeros has some scale, too
+SMALLEST = 2.0**-126  # smallest scale, for a channel of zeros
 
 
 @dataclass(frozen=True)
 class QuantizationResult:
-    """``layers``: the nodes that were quantised; ``kept``: those that were not; ``tensors``: activations with a pair;
-    ``weights``: how many weights are stored narrow."""
+    """The result of a quantization.
+
+    ``layers`` are the nodes that were quantized, ``kept`` those that were not, ``tensors`` the activations with a pair;
+    ``weights`` is how many values of weights are stored in the narrow type.
+    """
 
     layers: tuple[str, ...]
     kept: tuple[str, ...]
@@ -41,12 +44,12 @@ class QuantizationResult:
 
 
 def quantisable(graph: Any) -> list[ir.Node]:
-    """The convolutions and matrix products with constant weights, in the graph's order."""
+    """Return the convolutions and matrix products with constant weights, in the graph's order."""
     return [node for node in compute_nodes(graph) if _weight(node) is not None]
 
 
 def activations_of(node: ir.Node, *, outputs: bool) -> list[str]:
-    """The activations that are rounded for a node: what it takes and, with ``outputs``, what it gives."""
+    """Return the names of a node's activations that are quantized: its input and, with ``outputs``, its output."""
     given = node.inputs[0]
     assert given is not None
     return [str(given.name), *([str(node.outputs[0].name)] if outputs else [])]
@@ -61,14 +64,14 @@ def quantize(
     outputs: bool = False,
     reduce_range: bool = False,
 ) -> QuantizationResult:
-    """Quantise a float32 graph in place.
+    """Quantize a float32 graph in place.
 
     Args:
         model: the graph; fp8 needs opset 19.
-        ranges: of every activation that :func:`activations_of` names.
+        ranges: the range of every activation that :func:`activations_of` names.
         kind: ``int8`` or ``fp8`` (e4m3).
         nodes_to_exclude: names of nodes that stay as they are.
-        outputs: round what a layer gives as well, which ONNX Runtime's integer convolution needs.
+        outputs: quantize the output of a layer as well, which ONNX Runtime's integer convolution needs.
         reduce_range: int8 weights of 7 bits (-63 to 63), whose sums of two products fit 16 bits.
 
     Raises:
@@ -76,7 +79,7 @@ def quantize(
     """
     opset = model.opset_imports.get("", 18)
     if kind == "fp8" and opset < 19:
-        raise ExportError(f"fp8 needs opset 19, the graph has {opset}")
+        raise ExportError(f"fp8 needs opset 19, the graph has {opset}: export it with --opset 19")
     graph = model.graph
     nodes = quantisable(graph)
     chosen = [node for node in nodes if str(node.name) not in nodes_to_exclude]
@@ -89,7 +92,7 @@ def quantize(
         axis = _channel_axis(node)
         key = f"{weight.name} {axis}"
         if key not in weights:
-            weights[key] = _dequantised(graph, node, weight, axis, kind, limit)
+            weights[key] = _dequantized_weight(graph, node, weight, axis, kind, limit)
         node.replace_input_with(1, weights[key])
         for name in activations_of(node, outputs=False):
             consumers.setdefault(name, []).append(node)
@@ -104,7 +107,7 @@ def quantize(
     if outputs:
         for node in chosen:
             name = str(node.outputs[0].name)
-            if node.outputs[0] in graph.outputs or _only_quantised(node.outputs[0]):
+            if node.outputs[0] in graph.outputs or _is_only_quantized(node.outputs[0]):
                 continue
             _round_output(graph, node, _range(ranges, name), kind)
             tensors.append(name)
@@ -122,7 +125,7 @@ def quantize(
 
 
 def quantize_weight(weight: Array, axis: int | None, kind: QuantKind, limit: float) -> tuple[Array, Array]:
-    """Narrow values and their scales: one for each index of ``axis``, or one for all.
+    """Return the narrow values and their scales: one scale per index of ``axis``, or one for all.
 
     ``w`` is rounded to ``q = round(w / scale)`` with ``scale = max |w| / limit``, so that the largest weight is exact.
     """
@@ -139,7 +142,7 @@ def quantize_weight(weight: Array, axis: int | None, kind: QuantKind, limit: flo
 
 
 def _weight(node: ir.Node) -> Any:
-    """The constant that a node multiplies with; None where it has none."""
+    """Return the constant weight of a node; None if it has none."""
     if len(node.inputs) < 2 or node.inputs[0] is None or node.inputs[1] is None:
         return None
     value = node.inputs[1]
@@ -149,12 +152,12 @@ def _weight(node: ir.Node) -> Any:
 
 
 def _channel_axis(node: ir.Node) -> int | None:
-    """The axis of the weight whose indices are output channels."""
+    """Return the axis of the weight whose indices are output channels; None if there is no such axis."""
     if node.op_type == "Conv":
         return 0
     attributes = {a.name: a.value for a in node.attributes.values() if isinstance(a, ir.Attr)}
     if node.op_type == "ConvTranspose":
-        return 1 if attributes.get("group", 1) == 1 else None  # of groups the axis counts each group's channels anew
+        return 1 if attributes.get("group", 1) == 1 else None  # with groups, indices repeat for each group
     weight = node.inputs[1]
     assert weight is not None
     assert weight.const_value is not None
@@ -177,7 +180,7 @@ def _constant(graph: Any, name: str, array: Array, dtype: ir.DataType | None = N
 
 
 def _zero(graph: Any, kind: QuantKind) -> ir.Value:
-    """The zero point of all activations."""
+    """Return the zero point that all activations share."""
     name = f"zero_{kind}"
     if name in graph.initializers:
         found: ir.Value = graph.initializers[name]
@@ -185,10 +188,10 @@ def _zero(graph: Any, kind: QuantKind) -> ir.Value:
     return _constant(graph, name, np.zeros((), TYPES[kind].numpy()), TYPES[kind])
 
 
-def _dequantised(
+def _dequantized_weight(
     graph: Any, node: ir.Node, weight: ir.Value, axis: int | None, kind: QuantKind, limit: float
 ) -> ir.Value:
-    """The weight as a narrow constant behind a DequantizeLinear."""
+    """Store the weight as a narrow constant, and return the output of its DequantizeLinear."""
     assert weight.const_value is not None
     numbers, scale = quantize_weight(weight.const_value.numpy(), axis, kind, limit)
     name = (
@@ -209,8 +212,8 @@ def _dequantised(
     return back.outputs[0]
 
 
-def _quantised(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> tuple[ir.Node, ir.Node]:
-    """The two nodes that round a value to its grid."""
+def _qdq_nodes(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> tuple[ir.Node, ir.Node]:
+    """Return the pair of nodes that rounds a value to its grid."""
     step = np.float32(max(top / LARGEST[kind], SMALLEST))
     scale = _constant(graph, f"{value.name}_scale", np.array(step))
     there = ir.node("QuantizeLinear", [value, scale, _zero(graph, kind)], name=f"{value.name}_quantize")
@@ -221,7 +224,7 @@ def _quantised(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> tupl
 
 
 def _insert_qdq(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> ir.Value:
-    there, back = _quantised(graph, value, top, kind)
+    there, back = _qdq_nodes(graph, value, top, kind)
     producer = value.producer()
     if producer is None:
         graph.insert_before(graph[0], [there, back])
@@ -230,15 +233,15 @@ def _insert_qdq(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> ir.
     return back.outputs[0]
 
 
-def _only_quantised(value: ir.Value) -> bool:
-    """Whether everything that takes a value rounds it already."""
+def _is_only_quantized(value: ir.Value) -> bool:
+    """Whether all consumers of a value quantize it already."""
     return all(user.op_type == "QuantizeLinear" for user, _ in value.uses())
 
 
 def _round_output(graph: Any, node: ir.Node, top: float, kind: QuantKind) -> None:
     value = node.outputs[0]
     users = list(value.uses())
-    there, back = _quantised(graph, value, top, kind)
+    there, back = _qdq_nodes(graph, value, top, kind)
     graph.insert_after(node, [there, back])
     for user, index in users:
         user.replace_input_with(index, back.outputs[0])

@@ -1,4 +1,4 @@
-"""From a verified fp32 graph to int8 or fp8: images, ranges, the layers that are kept, the quantised graph."""
+"""Quantization of a verified fp32 graph: calibration, the choice of layers to exclude, and the conversion."""
 
 from __future__ import annotations
 
@@ -30,18 +30,19 @@ from deploykit.spec import ModelSpec
 
 __all__ = ["QuantReport", "quantize_graph"]
 
-COMPARED = 8  # images on which methods are compared
+COMPARED = 8  # images on which calibration methods are compared
 WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
-MEASURED = 4 * 640 * 640  # pixels of those on which layers are: up to a hundred networks are run on them
+MEASURED = 4 * 640 * 640  # pixels of the images on which layers are measured, by up to a hundred networks
 
 
 @dataclass(frozen=True)
 class QuantReport:
-    """What was quantised and how.
+    """The result of a quantization.
 
-    ``errors``: the error of the outputs by calibration method, of those that were compared. ``error``: what is left
-    with the layers kept (see :meth:`deploykit.export.outputs.ExportAdapter.error`); None: not measured.
-    ``images``: how many, and a hash of their names. ``labels``: layer -> what the network calls it.
+    ``errors`` is the error of the outputs by calibration method, for the methods that were compared. ``error`` is the
+    error without the excluded layers (see :meth:`deploykit.export.outputs.ExportAdapter.error`); None: not measured.
+    ``images`` is how many images were used, ``names_sha256`` a hash of their names. ``labels`` maps a layer to its name
+    in the network.
     """
 
     kind: QuantKind
@@ -59,11 +60,11 @@ class QuantReport:
     reduce_range: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+        """Return JSON-able data."""
         return dataclasses.asdict(self)
 
     def lines(self) -> list[tuple[str, str]]:
-        """For people: a name and a sentence."""
+        """Return the lines for the screen: a label and a sentence each."""
         methods = ", ".join(f"{name} {error:.3g}" for name, error in self.errors.items())
         compared = f"; error of the outputs by method: {methods}" if len(self.errors) > 1 else ""
         cached = ", measured earlier" if self.cached else ""
@@ -74,7 +75,7 @@ class QuantReport:
         return [
             ("ranges", f"{self.method}, {self.images} images{cached}{compared}"),
             (
-                "not quantised",
+                "not quantized",
                 f"{len(self.done.kept)} of {len(self.done.kept) + len(self.done.layers)} layers, chosen "
                 f"by {self.kept_by}{error}: {kept}",
             ),
@@ -84,25 +85,25 @@ class QuantReport:
 def quantize_graph(
     model: ir.Model, base: Path, spec: ModelSpec, options: PrecisionOptions, progress: Progress = SILENT
 ) -> QuantReport:
-    """Quantise ``model`` in place.
+    """Quantize ``model`` in place.
 
     Args:
         model: the graph.
-        base: the file of the same fp32 graph.
-        spec: of it; its preprocessing is what the images go through.
-        options: int8 or fp8, the images and the layers that are not quantised.
-        progress: hears the steps (ranges, comparing METHOD, layers) and how far they are.
+        base: the file of the same graph with raw rows, in fp32.
+        spec: the spec of that file, whose preprocessing is used.
+        options: int8 or fp8, the calibration images and the layers to exclude.
+        progress: receives the steps (ranges, comparing METHOD, layers) and how far they are.
 
     Raises:
-        DataError, NotFoundError, ImageError: there are no images to measure with. UsageError: an unknown layer.
-        ExportError: the graph has no layer to quantise.
+        DataError, NotFoundError, ImageError: the calibration images cannot be used. UsageError: an unknown layer.
+        ExportError: the graph has no layer to quantize.
     """
     kind, calibration, exclude = options.quantised, options.calibration, options.nodes_to_exclude
-    assert kind is not None and calibration is not None  # noqa: PT018  (options without are refused)
+    assert kind is not None and calibration is not None  # noqa: PT018  (PrecisionOptions checks it)
     rows = ir.load(base)
     layers = quantisable(rows.graph)
     if not layers:
-        raise ExportError(f"the graph has no convolution or matrix product with constant weights to make {kind}")
+        raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
     named = () if isinstance(exclude, str) else named_layers(rows, exclude)
     tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
     progress.step("ranges")
@@ -118,13 +119,13 @@ def quantize_graph(
         nonlocal waiting
         error = error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, options)
         waiting += size
-        if waiting > WAITING:  # a graph is full of cycles, and dozens of large ones would stay in memory together
-            gc.collect()  # which looks at everything that this process holds, so not for a few small ones
+        if waiting > WAITING:  # graphs hold reference cycles, and dozens of large ones would stay in memory
+            gc.collect()  # slow, so not after every small graph
             waiting = 0
         return error
 
     few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
-    method, errors, ranges = _chosen(found, calibration, lambda r: error_of(r, (), COMPARED), progress)
+    method, errors, ranges = _choose_method(found, calibration, lambda r: error_of(r, (), COMPARED), progress)
     sensitivity = None
     error: float | None = errors.get(method)
     if exclude == "auto":
@@ -156,13 +157,13 @@ def quantize_graph(
     )
 
 
-def _chosen(
+def _choose_method(
     found: Activations,
     calibration: Calibration,
     error_of: Callable[[dict[str, float]], float],
     progress: Progress,
 ) -> tuple[CalibrationMethod, dict[str, float], dict[str, float]]:
-    """The method, the errors of those that were compared, and the ranges."""
+    """Return the best calibration method, the errors of the methods that were compared, and the best one's ranges."""
     methods = AUTO if calibration.method == "auto" else (calibration.method,)
     ranges = {method: found.ranges(method, calibration.percentile) for method in methods}
     errors = {}

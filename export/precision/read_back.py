@@ -1,4 +1,4 @@
-"""Which precision the convolutions and matrix products of a graph really have, read from the graph."""
+"""The actual precision of convolutions and matrix products, read from a graph."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ NARROW = {
 
 
 def precisions_of(model: ir.Model | Path) -> dict[str, list[str]]:
-    """The names of the compute nodes by precision, the most frequent one first.
+    """Return the names of the compute nodes by precision, the most frequent one first.
 
-    A node computes in int8 or fp8 if both what it multiplies come out of DequantizeLinear from that type, which is what
-    ONNX Runtime and TensorRT turn into integer arithmetic; else in the type of its first input.
+    A node computes in int8 or fp8 if both its operands come from a DequantizeLinear of that type, which ONNX Runtime
+    and TensorRT turn into integer arithmetic. Otherwise it computes in the type of its first input.
     """
     graph = ir.load(model) if isinstance(model, Path) else model.clone()
     ShapeInferencePass()(graph)
@@ -35,19 +35,19 @@ def precisions_of(model: ir.Model | Path) -> dict[str, list[str]]:
 
 
 def check_precision(counts: Mapping[str, int], asked: str, what: str) -> None:
-    """Compare what is computed in with what was asked for.
+    """Check that compute layers have the precision that was asked for.
 
-    Of fp32, fp16 and bf16 most of the compute layers must have it; of int8 and fp8 any, because as many layers may be
-    kept as one likes.
+    Most of them must have it for fp32, fp16 and bf16. One is enough for int8 and fp8, because any number of layers may
+    be excluded.
 
     Raises:
-        ExportError: they have not; ``what`` begins the sentence.
+        ExportError: they do not have it; ``what`` begins the message.
     """
     most = max(counts, key=counts.__getitem__, default=asked)
     if (asked in counts) if asked in ("int8", "fp8") else most == asked:
         return
-    told = ", ".join(f"{count} in {kind}" for kind, count in counts.items()) or "none at all"
-    raise ExportError(f"{what} shall compute in {asked}, but its convolutions and matrix products are {told}")
+    listed = ", ".join(f"{count} in {kind}" for kind, count in counts.items()) or "none at all"
+    raise ExportError(f"{what} must compute in {asked}, but its convolutions and matrix products are {listed}")
 
 
 def _precision(node: ir.Node) -> str:
@@ -60,7 +60,7 @@ def _precision(node: ir.Node) -> str:
 
 
 def _stored(value: ir.Value) -> str:
-    """The narrow type behind a DequantizeLinear; nothing where there is none."""
+    """Return the narrow type before a DequantizeLinear; an empty string if there is none."""
     producer = value.producer()
     if producer is None or producer.op_type != "DequantizeLinear":
         return ""

@@ -1,8 +1,8 @@
-"""Which layers does quantisation hurt? Measured on the network's own outputs, one group of layers at a time.
+"""Sensitivity of layers to quantization, measured on the network's outputs.
 
-A layer alone is quantised in an else exact network, and what comes out is held against the exact outputs. Networks have
-hundreds of layers and most of them do not matter, so groups are measured first, and the group that matters most is
-halved and measured again, until no group matters or as many networks have been run as are worth the time.
+The sensitivity of a layer is the error of the outputs with only this layer quantized. Networks have hundreds of layers,
+and most of them do not matter. So groups of layers are measured first, and the group with the largest error is halved
+and measured again, until no group matters or the number of runs is used up.
 """
 
 from __future__ import annotations
@@ -35,18 +35,23 @@ __all__ = [
     "outputs_of",
 ]
 
-GROUPS = 8  # to begin with
-ENOUGH = 0.5  # keep layers until the error that is left is this share of the error of quantising everything
-MOST = 0.15  # of the layers may be kept by measurement: quantisation is what was asked for
-RUNS = 64  # quantised networks that are run to find the layers that matter
-MATTERS = 0.05  # a group whose error is under this share of the whole error is not looked into
+GROUPS = 8  # groups at the start
+ENOUGH = 0.5  # exclude layers until the error is this share of the error with all layers quantized
+MOST = 0.15  # the largest share of the layers that may be excluded by measurement
+RUNS = 64  # quantized networks that are run at most to find the sensitive layers
+MATTERS = 0.05  # a group whose error is under this share of the whole error is not halved
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """``whole``: the error with every layer quantised; ``layers``: layer -> the error with it alone quantised, the
-    largest first; ``groups``: groups that were not looked into, with their error. Errors are those of
-    :meth:`deploykit.export.outputs.ExportAdapter.error`. ``images`` were used."""
+    """The measured sensitivity of layers, as errors of :meth:`deploykit.export.outputs.ExportAdapter.error`.
+
+    Attributes:
+        whole: the error with every layer quantized.
+        layers: layer -> the error with only this layer quantized, the largest first.
+        groups: the groups that were not halved, with their errors.
+        images: how many images were used.
+    """
 
     whole: float
     layers: dict[str, float]
@@ -55,7 +60,7 @@ class Sensitivity:
 
 
 def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Array]]:
-    """What a graph gives for each image, computed in torch by the graph's own types."""
+    """Return a graph's outputs for each image, computed in torch in the graph's own types."""
     with OnnxInTorchSession(graph) as session:
         return [session.run({session.inputs[0].name: image}) for image in images]
 
@@ -69,7 +74,7 @@ def error_with(
     spec: ModelSpec,
     options: PrecisionOptions,
 ) -> float:
-    """The mean error of a graph's outputs with all layers but ``nodes_to_exclude`` quantised; the graph is changed."""
+    """Quantize a graph in place, except ``nodes_to_exclude``, and return the mean error of its outputs."""
     assert options.quantised is not None
     quantize(
         graph,
@@ -93,10 +98,10 @@ def measure_sensitivity(
     """Measure the layers that matter.
 
     Args:
-        layers: the names of all that can be quantised, in the graph's order.
-        error_without: gives the error with all but these layers quantised.
-        images: on how many it measures.
-        progress: hears how many quantised networks have been run.
+        layers: the names of all layers that can be quantized, in the graph's order.
+        error_without: returns the error with all but these layers quantized.
+        images: how many images it measures on.
+        progress: receives how many quantized networks have been run.
     """
     runs = 0
 
@@ -111,7 +116,7 @@ def measure_sensitivity(
     size = max(1, -(-len(layers) // GROUPS))
     groups = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
     measured = [(error_of(group), group) for group in groups]
-    while runs < RUNS:  # halve the group with the largest error, as long as it matters
+    while runs < RUNS:  # halve the group with the largest error while it matters
         error, group = max((m for m in measured if len(m[1]) > 1), default=(0.0, ()))
         if not group or error < MATTERS * whole:
             break
@@ -125,10 +130,10 @@ def measure_sensitivity(
 
 
 def choose_keep(sensitivity: Sensitivity, error_without: Callable[[Collection[str]], float]) -> tuple[str, ...]:
-    """The layers that are best not quantised.
+    """Choose the layers that are not quantized.
 
-    The worst layers are left out one after the other, until half of the error is gone, or it grows no smaller, or 15 %
-    of the layers are kept.
+    The most sensitive layers are excluded one after the other, if the error falls, until half of the error is gone or
+    15 % of the layers are excluded.
     """
     total = len(sensitivity.layers) + sum(len(group) for group, _ in sensitivity.groups)
     kept: tuple[str, ...] = ()
@@ -144,10 +149,10 @@ def choose_keep(sensitivity: Sensitivity, error_without: Callable[[Collection[st
 
 
 def named_layers(graph: ir.Model, wanted: Sequence[str]) -> tuple[str, ...]:
-    """The layers that names or patterns (``*``, ``?``) stand for; a layer has its node's name and its weight's.
+    """Return the layers that match names or patterns (``*``, ``?``), by the name of the node or of its weight.
 
     Raises:
-        UsageError: one stands for none.
+        UsageError: a name or pattern matches no layer.
     """
     layers = {str(node.name): label_of(node) for node in quantisable(graph.graph)}
     found: list[str] = []
@@ -156,12 +161,12 @@ def named_layers(graph: ir.Model, wanted: Sequence[str]) -> tuple[str, ...]:
         if not meant:
             near = difflib.get_close_matches(pattern, [*layers, *layers.values()], n=3)
             hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(list(layers)[:3])}, ..."
-            raise UsageError(f"no layer that can be quantised is called {pattern!r}: {hint}")
+            raise UsageError(f"no layer that can be quantized is called {pattern!r}: {hint}")
         found += meant
     return tuple(dict.fromkeys(found))
 
 
 def label_of(node: ir.Node) -> str:
-    """What the network calls a layer: its weight's name, without what all weights have behind it."""
+    """Return the name of a layer in the network: that of its weight, without the suffix ``.weight``."""
     weight = node.inputs[1]
     return str(node.name) if weight is None else str(weight.name).removesuffix(".weight")

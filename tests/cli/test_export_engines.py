@@ -89,7 +89,7 @@ def test_a_profile_is_what_the_user_typed(tmp_path: Path, capsys: pytest.Capture
             2,
             "--img, --nms: for a checkpoint; ",
         ),
-        (["--format", "onnx"], 2, "is an ONNX file already; take --format tensorrt or --format tensorrt-rtx"),
+        (["--format", "onnx"], 2, "is already an ONNX file: take --format tensorrt or --format tensorrt-rtx"),
         (
             ["--format", "tensorrt-rtx", "--profile", "1x64", "1x64x64", "1x64x64"],
             2,
@@ -103,7 +103,7 @@ def test_a_profile_is_what_the_user_typed(tmp_path: Path, capsys: pytest.Capture
         (
             ["--format", "tensorrt-rtx", "--format", "tensorrt", "--out", "m.trt"],
             2,
-            "--out is a folder where",
+            "--out must be a folder for several formats",
         ),
         (["--format", "tensorrt-rtx", "--version-compatible"], 2, "builds no version-compatible engines"),
     ],
@@ -160,7 +160,7 @@ def test_inspect_notices_an_engine_that_is_not_the_records(
     copy.write_bytes(engine.read_bytes()[:-1])
     assert main(["inspect", str(copy), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["notes"] == [
-        "no record (cells.trt.json) lies beside it, which says what it is of"
+        "there is no record (cells.trt.json) beside it, which describes the engine"
     ]
     (tmp_path / "cells.trt.json").write_bytes(engine.with_name("cells.trt.json").read_bytes())
     assert main(["inspect", str(copy), "--json"]) == 0

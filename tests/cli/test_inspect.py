@@ -61,14 +61,16 @@ def test_an_export_and_its_verification(checkpoint: Path, tmp_path: Path, capsys
     assert found["checkpoint sha256"] == report.spec.source.sha256
     assert "note" not in found
     tmp_path.joinpath("m.onnx.parity.json").unlink()
-    assert inspected(capsys, report.path)["note"].startswith("no parity report lies beside it")
+    assert inspected(capsys, report.path)["note"].startswith("there is no parity report beside it")
 
 
 def test_a_foreign_export_is_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = inspected(capsys, write_cell_model(tmp_path / "cells.onnx", batch="n"))
     assert found["inputs"] == "images float32 (?, 3, 64, 64)"
     assert "task" not in found
-    assert found["note"].startswith("it carries no deploykit spec: predict with it needs --spec FILE; no parity report")
+    assert found["note"].startswith(
+        "it carries no deploykit spec: deploykit predict needs --spec FILE to run it; there is no parity report"
+    )
 
 
 def test_without_onnx_and_torch_it_shows_the_spec_and_the_interface(

@@ -171,9 +171,9 @@ def test_a_wrong_file_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nms": "graph"}, "has NMS inside already"),
+        ({"nms": "graph"}, "already has NMS inside"),
         ({"exporter": "legacy"}, "needs --exporter dynamo"),
-        ({"precision": PrecisionOptions("fp16")}, "--precision fp16 is not for vitdet-d16-4 yet"),
+        ({"precision": PrecisionOptions("fp16")}, "--precision fp16 is not supported for vitdet-d16-4"),
         ({"dynamic": "shape"}, "the positions of its attentions depend on"),
         ({"img": 72}, "multiples of its stride 16"),
     ],

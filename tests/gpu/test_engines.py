@@ -210,7 +210,7 @@ def test_the_timing_cache_is_filled_and_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: EngineReport
 ) -> None:
     if engine.record.flavour != "tensorrt":
-        pytest.skip("TensorRT for RTX measures nothing when it builds")
+        pytest.skip("TensorRT for RTX measures nothing during a build")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     onnx = engine.path.with_suffix(".onnx")
     build_engine(

@@ -258,9 +258,7 @@ def write_graph(path: Path, node: onnx.NodeProto, *, spec: ModelSpec | None = No
 @rtx
 def test_an_operator_that_tensorrt_lacks_is_named_and_the_log_stays(tmp_path: Path) -> None:
     path = write_graph(tmp_path / "m.onnx", helper.make_node("Unheard", ["images"], ["output"], domain="deploykit"))
-    with pytest.raises(
-        ExportError, match=r"does not read .*m\.onnx: .*\(everything it said: .*m\.trt\.log\)"
-    ) as refused:
+    with pytest.raises(ExportError, match=r"cannot parse .*m\.onnx: .*\(full log: .*m\.trt\.log\)") as refused:
         build_engine(path, flavour="tensorrt-rtx")
     assert "Unheard" in str(refused.value)
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.trt.log"}
@@ -324,13 +322,13 @@ def test_an_older_engine_survives_a_build_that_fails(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"options": EngineOptions(version_compatible=True)}, "no version-compatible engines"),
-        ({"options": EngineOptions(hardware_compatible="ampere+")}, "by --compute-capability"),
+        ({"options": EngineOptions(hardware_compatible="ampere+")}, "with --compute-capability"),
         ({"options": EngineOptions(compute_capabilities=("sm90",))}, r"builds for sm75, sm80, .* not for 'sm90'"),
         ({"options": EngineOptions(workspace=0)}, "at least 1 byte, got 0"),
-        ({"options": EngineOptions(optimization_level=6)}, r"in 0\.\.5, got 6"),
-        ({"options": EngineOptions(profiles=(Profile(*[(1, 3, 64, 64)] * 3),))}, "shapes are all fixed"),
+        ({"options": EngineOptions(optimization_level=6)}, r"from 0 to 5, got 6"),
+        ({"options": EngineOptions(profiles=(Profile(*[(1, 3, 64, 64)] * 3),))}, "all shapes are fixed"),
         ({"out": "model.plan"}, r"ends in \.trt or \.engine"),
-        ({"flavour": "openvino"}, "flavour is auto, tensorrt or tensorrt-rtx"),
+        ({"flavour": "openvino"}, "flavour must be auto, tensorrt or tensorrt-rtx"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(cells: Path, options: dict[str, object], words: str) -> None:
@@ -342,7 +340,7 @@ def test_options_that_do_not_fit_are_refused(cells: Path, options: dict[str, obj
 @rtx
 def test_a_profile_of_another_shape_is_refused(tmp_path: Path) -> None:
     path = write_cell_model(tmp_path / "d.onnx", batch="batch", spec=cell_spec(dynamic=True))
-    with pytest.raises(UsageError, match=r"a profile's shape is float32 \(\?, 3, 64, 64\), got 1x3x32x32"):
+    with pytest.raises(UsageError, match=r"a profile's shape must match float32 \(\?, 3, 64, 64\), got 1x3x32x32"):
         build_engine(
             path,
             flavour="tensorrt-rtx",
@@ -354,7 +352,7 @@ def test_a_profile_of_another_shape_is_refused(tmp_path: Path) -> None:
 def test_a_spec_that_is_not_of_the_network_is_refused(tmp_path: Path) -> None:
     spec = replace(cell_spec(), input=replace(cell_spec().input, name="other"))
     path = write_cell_model(tmp_path / "m.onnx", spec=spec)
-    with pytest.raises(SpecError, match=r"the one input is 'other', .* has images"):
+    with pytest.raises(SpecError, match=r"the one input 'other', .* has images"):
         build_engine(path, flavour="tensorrt-rtx")
 
 
@@ -363,12 +361,12 @@ def test_a_precision_that_the_file_does_not_have_is_refused(exported: Path, tmp_
     from deploykit.export.inspection import inspect_file
 
     assert inspect_file(exported / "static.onnx").facts["precision"] == "fp32"
-    with pytest.raises(ExportError, match=r"as TensorRT reads it, shall compute in fp16, but .* in fp32"):
+    with pytest.raises(ExportError, match=r"as TensorRT reads it, must compute in fp16, but .* in fp32"):
         build_engine(
             exported / "static.onnx",
             flavour="tensorrt-rtx",
             out=tmp_path,
-            spec=replace(engine_build._carried(exported / "static.onnx"), precision="fp16"),
+            spec=replace(engine_build._embedded_spec(exported / "static.onnx"), precision="fp16"),
         )
 
 
@@ -380,7 +378,7 @@ def test_files_that_are_not_onnx_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(b"what")
     with pytest.raises(ArtefactError, match="not a whole ONNX file"):
         build_engine(tmp_path / "bad.onnx", flavour="tensorrt-rtx")
-    with pytest.raises(SpecError, match="says nothing about its input and output"):
+    with pytest.raises(SpecError, match="carries no spec of its input and output"):
         build_engine(write_cell_model(tmp_path / "plain.onnx"), flavour="tensorrt-rtx")
 
 
@@ -476,11 +474,11 @@ def _as_engine(file: Path, layers: str = "") -> Session:
 @rtx
 def test_the_precision_of_an_engine_is_its_layers_own(exported: Path, tmp_path: Path) -> None:
     record = build_engine(exported / "static.onnx", flavour="tensorrt-rtx", out=tmp_path / "x.trt", check=False).record
-    assert engine_build._of_layers(record, {}, "x.trt") is record  # the inspector tells nothing
-    told = engine_build._of_layers(record, {"fp16": 2, "fp32": 1}, "x.trt")
+    assert engine_build._with_layer_precision(record, {}, "x.trt") is record  # the inspector tells nothing
+    told = engine_build._with_layer_precision(record, {"fp16": 2, "fp32": 1}, "x.trt")
     assert (told.precision, told.precision_from) == ({"fp16": 2, "fp32": 1}, "engine")
-    with pytest.raises(ExportError, match=r"x\.trt, as TensorRT built it, shall compute in fp32, but .* 3 in fp16"):
-        engine_build._of_layers(record, {"fp16": 3}, "x.trt")
+    with pytest.raises(ExportError, match=r"x\.trt, as TensorRT built it, must compute in fp32, but .* 3 in fp16"):
+        engine_build._with_layer_precision(record, {"fp16": 3}, "x.trt")
 
 
 @rtx

@@ -96,7 +96,7 @@ def test_what_runs_where_is_told(halves: dict[str, ExportReport]) -> None:
     parity = halves["bf16"].parity
     assert parity is not None
     assert any("ONNX Runtime's CPU provider does not run bf16 convolutions" in note for note in parity.notes)
-    assert halves["bf16"].notes[-1] == "opset 22 instead of 18: below it ONNX has no bf16"
+    assert halves["bf16"].notes[-1] == "opset 22 is used instead of 18: bf16 needs at least that"
     with pytest.raises(BackendError, match=r"Conv.*; bf16 and fp8 need a GPU"):
         open_session(halves["bf16"].path)
     with open_session(halves["bf16"].path, backend="torch") as session:
@@ -224,7 +224,7 @@ def test_what_the_file_computes_in_is_read_back_and_held_against_what_was_asked(
     """A conversion that claims to have worked and leaves fp32 behind."""
     idle = HalfReport("fp16", 10, {}, 0)
     monkeypatch.setattr(module, "to_half", lambda *_, **__: idle)
-    with pytest.raises(ExportError, match=r"x\.onnx shall compute in fp16, but .* in fp32"):
+    with pytest.raises(ExportError, match=r"x\.onnx must compute in fp16, but .* in fp32"):
         export(tmp_path / "x.onnx", PrecisionOptions("fp16"))
     assert list(tmp_path.iterdir()) == []
 
@@ -320,7 +320,7 @@ def test_named_layers_are_kept(tmp_path: Path, images: Path) -> None:
     kept = report.precision.quantised
     assert {kept.labels[name].startswith("model.11.") for name in kept.done.kept} == {True}
     assert kept.kept_by == "name"
-    with pytest.raises(UsageError, match="no layer that can be quantised is called 'modle"):
+    with pytest.raises(UsageError, match="no layer that can be quantized is called 'modle"):
         export(tmp_path / "y.onnx", replace(precision, nodes_to_exclude=("modle.1",)))
     assert not (tmp_path / "y.onnx").exists()
 
@@ -365,7 +365,7 @@ def test_an_engine_of_another_precision_is_refused(tmp_path: Path, halves: dict[
     entry = next(p for p in model.metadata_props if p.key == METADATA_KEY)
     entry.value = replace(spec_in(halves["fp32"].path), precision="fp16").to_json()
     onnx.save(model, str(liar))
-    with pytest.raises(ExportError, match=r"as TensorRT reads it, shall compute in fp16, but .* in fp32"):
+    with pytest.raises(ExportError, match=r"as TensorRT reads it, must compute in fp16, but .* in fp32"):
         build_engine(liar, flavour="tensorrt-rtx", check=False)
 
 
@@ -379,7 +379,7 @@ def test_what_does_not_go_together_is_said(tmp_path: Path, images: Path) -> None
         PrecisionOptions("fp16", calibration=Calibration(images))
     with pytest.raises(UsageError, match="--half-io input goes with --precision fp16, not with bf16"):
         PrecisionOptions("bf16", half_io="input")
-    with pytest.raises(UsageError, match="a precision is one of fp32, fp16"):
+    with pytest.raises(UsageError, match="a precision must be one of fp32, fp16"):
         PrecisionOptions("fp64")  # type: ignore[arg-type]  # that it is refused is what is tested
     with pytest.raises(UsageError, match="with NMS inside outputs are float32"):
         export(tmp_path / "x.onnx", PrecisionOptions("fp16", half_io="both"), nms="graph")
@@ -458,7 +458,7 @@ def test_missing_images_and_annotations_are_found_out_first(
     tmp_path: Path, images: Path, annotated: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(to_onnx, "export_to_ir", lambda *_: pytest.fail("it was found out too late"))
-    with pytest.raises(NotFoundError, match="images to calibrate with"):
+    with pytest.raises(NotFoundError, match="folder of calibration images"):
         export(tmp_path / "x.onnx", PrecisionOptions("int8", calibration=Calibration(tmp_path / "none")))
     for gate in (AccuracyGate(1.0, tmp_path / "a.json", images), AccuracyGate(1.0, annotated, tmp_path / "none")):
         with pytest.raises(NotFoundError):

@@ -256,7 +256,7 @@ def test_bf16_below_opset_22_is_refused() -> None:
 
 
 def test_another_precision_than_was_asked_for_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"x\.onnx shall compute in fp16, but .* 3 in fp32"):
+    with pytest.raises(ExportError, match=r"x\.onnx must compute in fp16, but .* 3 in fp32"):
         check_precision({"fp32": 3}, "fp16", "x.onnx")
     with pytest.raises(ExportError, match="4 in fp32, 2 in fp16"):
         check_precision({"fp32": 4, "fp16": 2}, "fp16", "x.onnx")

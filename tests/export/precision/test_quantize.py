@@ -215,13 +215,13 @@ def test_measurements_are_kept_by_model_images_and_tensors(images: Path, cache: 
 def test_without_images_there_are_no_ranges(tmp_path: Path, images: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(NotFoundError, match="folder of images to calibrate with"):
+    with pytest.raises(NotFoundError, match="folder of calibration images"):
         Calibration(tmp_path / "missing").images()
     with pytest.raises(ImageError, match="holds no image"):
         Calibration(empty).images()
-    with pytest.raises(DataError, match="no image"):
+    with pytest.raises(DataError, match="no calibration image"):
         Calibration(()).images()
-    with pytest.raises(NotFoundError, match="image to calibrate with"):
+    with pytest.raises(NotFoundError, match=r"calibration image .* does not exist"):
         Calibration((empty / "x.png",)).images()
     (images / "0.png").write_bytes(b"broken")
     with pytest.raises(ImageError):
@@ -254,7 +254,7 @@ def test_a_tensor_that_is_not_finite_has_no_range_and_is_named(
         [helper.make_tensor("one", TensorProto.FLOAT, (1,), [0.0 if node == "Reciprocal" else 0.99])],
     )
     model = ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
-    reason = r"the tensor 'broken\.part' has values that are not finite: no range follows from them"
+    reason = r"the tensor 'broken\.part' has values that are not finite, so its range cannot be measured"
     with pytest.raises(DataError, match=reason):
         measure_activations(model, b"", SPEC, ["x", "less", "broken.part"], Calibration(images))
     assert not cache.exists()

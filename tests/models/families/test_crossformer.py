@@ -132,7 +132,7 @@ def test_its_export_is_verified(tmp_path: Path, img: int | tuple[int, int], dyna
 
 
 def test_a_free_shape_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"one size of images, which the groups of its attentions"):
+    with pytest.raises(UsageError, match=r"a fixed image size, because the groups of its attentions"):
         onnx_from_model(narrow(), out=tmp_path / "m.onnx", dynamic="shape")
     with pytest.raises(UsageError, match="multiples of 32"), torch.inference_mode():
         narrow().module(torch.zeros(1, 3, 64, 48))
