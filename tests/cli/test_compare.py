@@ -78,7 +78,7 @@ def test_json_is_one_document_and_nothing_else(
     assert list(found["references"]) == ["cells.onnx"]
 
 
-def test_a_spec_from_a_file_and_a_image_of_ones_own(
+def test_a_spec_from_a_file_and_an_image_of_the_user(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import cv2

@@ -93,7 +93,7 @@ def test_the_report_says_what_the_numbers_depend_on(
         "thresholds conf 0.001, iou 0.65, max_det 300, each class over conf",
         "pixels the whole canvas of 64x64 (height x width), batch 1",
         "computes CPUExecutionProvider; metrics by hotcoco",
-        "detect AP 1.0000 mean of the precision, over overlaps of 0.50 to 0.95",
+        "detect AP 1.0000 average precision, mean over IoU thresholds from 0.50 to 0.95",
         "APl none ... of larger ones",
         "class AP AP50 objects detections",
         "red 1.0000 1.0000 1 2",
@@ -108,7 +108,7 @@ def test_keypoints_are_scored_by_default_where_the_spec_is_of_keypoints(
     assert _eval(model, folder, "--max-det", 3) == 0
     out, err = capsys.readouterr()
     told = " ".join(out.split())
-    assert "keypoints AP 1.0000 mean of the precision, over similarities of 0.50 to 0.95" in told
+    assert "keypoints AP 1.0000 average precision, mean over OKS thresholds from 0.50 to 0.95" in told
     assert "found 6 detections, 1 image with as many as max_det allows" in told
     assert "AR1 " not in told
     assert "note: max_det 3 is below the 20 an image that COCO counts" in err

@@ -133,7 +133,7 @@ def test_labels_meet_categories_by_name() -> None:
     assert found == CategoryMap((11, 1), "name")
 
 
-def test_what_only_one_side_has_is_left_out_and_said() -> None:
+def test_what_only_one_side_has_is_left_out_and_reported() -> None:
     few = match_labels(("red",), 1, _categories("green", "red", "blue"))
     assert (few.ids, few.category_ids) == ((11,), [11])
     assert few.notes == (

@@ -149,7 +149,7 @@ def test_only_evaluations_of_the_same_images_are_compared(good: Evaluation, mode
         compare_evaluations(good, good, samples=-1)
 
 
-def test_other_settings_are_told(good: Evaluation, model: Path, folder: Folder) -> None:
+def test_other_settings_are_reported(good: Evaluation, model: Path, folder: Folder) -> None:
     strict = deploykit.evaluate(model, folder.data, images=folder.images, task="detect", conf=0.5)
     assert "conf is 0.5 here and 0.001 in the reference" in compare_evaluations(strict, good).notes[0]
 

@@ -300,7 +300,7 @@ def evaluated(*args: Any, **options: Any) -> ImageEvaluation:
     return deploykit.evaluate(*args, **options)
 
 
-def test_what_does_not_fit_is_said(tmp_path: Path, classifier: Path, stripes: tuple[Path, Path]) -> None:
+def test_what_does_not_fit_is_reported(tmp_path: Path, classifier: Path, stripes: tuple[Path, Path]) -> None:
     images, labels = stripes
     model = segmenter(tmp_path / "s.onnx")
     with pytest.raises(UsageError, match="takes --images"):
@@ -332,7 +332,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, classifier: Path, stripes: tu
         evaluated(model, labels, images=images, limit=0)
 
 
-def test_a_image_that_has_no_place_is_refused() -> None:
+def test_an_image_without_space_is_refused() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
     with pytest.raises(ImageSizeError, match="at most 32x32"):
         place_on_canvas(image, InputSpec(size=(32, 32), fit=Fit(kind="pad", stride=16)))

@@ -158,7 +158,7 @@ def test_a_box_counts_once_for_each_of_its_classes(model: Path, tmp_path: Path) 
         assert len(predictor(folder.images / "000000000000.png")) == 1  # in use, the best class alone
 
 
-def test_classes_that_only_one_side_has_are_left_out_and_said(model: Path, folder: Folder) -> None:
+def test_classes_that_only_one_side_has_are_left_out_and_reported(model: Path, folder: Folder) -> None:
     folder.coco["categories"] = [c for c in folder.coco["categories"] if c["id"] == RED_ID]
     folder.coco["annotations"] = [a for a in folder.coco["annotations"] if a["category_id"] == RED_ID]
     found = _evaluated(model, folder.save(), task="detect")
@@ -200,7 +200,7 @@ def test_a_listed_image_that_cannot_be_read_is_an_error(model: Path, folder: Fol
         _evaluated(model, folder, allow_missing=True)
 
 
-def test_a_image_of_another_size_than_the_annotations_say_is_an_error(model: Path, folder: Folder) -> None:
+def test_an_image_whose_size_differs_from_the_annotations_is_an_error(model: Path, folder: Folder) -> None:
     folder.coco["images"][2]["width"] = 511
     with pytest.raises(DataError, match=r"is 512x512 .*, the annotations say 511x512"):
         _evaluated(model, folder.save())
@@ -230,7 +230,7 @@ def test_the_folder_must_be_one(model: Path, folder: Folder) -> None:
         deploykit.evaluate(model, folder.data, images=folder.data)
 
 
-def test_thresholds_that_lower_the_numbers_are_said(model: Path, folder: Folder) -> None:
+def test_thresholds_that_lower_the_numbers_are_reported(model: Path, folder: Folder) -> None:
     found = _evaluated(model, folder, conf=0.3, max_det=2, task="detect")
     assert "conf 0.3 leaves out weak detections" in found.notes[0]
     assert "max_det 2 is below the 100 an image" in found.notes[1]
@@ -300,7 +300,7 @@ def _with_nms_inside(classes: tuple[str, ...] = ("red", "blue")) -> tuple[FakeSe
     return FakeSession(lambda _: found, spec=spec), spec
 
 
-def test_nms_inside_a_network_keeps_its_thresholds_and_that_is_said(tmp_path: Path) -> None:
+def test_nms_inside_a_network_keeps_its_thresholds_and_that_is_reported(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "one", [((1, 2, RED),)], scale=1)
     session, spec = _with_nms_inside()
     found = evaluate_session(session, spec, folder.data, folder.images)
@@ -326,7 +326,7 @@ def test_classes_without_names_are_matched_by_position(tmp_path: Path) -> None:
     assert found.settings.matched_by == "position"
 
 
-def test_more_candidates_than_nms_looks_at_are_said(
+def test_more_candidates_than_nms_considers_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
     folder = write_folder(tmp_path / "many", [[(i, j, RED) for i in range(8) for j in range(4)]], scale=1)

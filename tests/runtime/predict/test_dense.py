@@ -39,7 +39,7 @@ def halves(size: tuple[int, int] = (40, 60)) -> Array:
     return image
 
 
-def test_a_image_is_classified(tmp_path: Path) -> None:
+def test_an_image_is_classified(tmp_path: Path) -> None:
     with deploykit.load(classifier(tmp_path / "c.onnx"), task="classify", top=2) as model:
         found = model(plain((20, 200, 100)))
     assert isinstance(found, Classification)
@@ -74,7 +74,7 @@ def test_every_pixel_gets_a_class(tmp_path: Path, classes: tuple[str, ...]) -> N
 
 @pytest.mark.parametrize("dynamic", ["none", "shape"])
 @pytest.mark.parametrize("size", [(32, 48), (20, 30), (77, 101)])
-def test_a_image_of_any_size_is_restored(tmp_path: Path, dynamic: Any, size: tuple[int, int]) -> None:
+def test_an_image_of_any_size_is_restored(tmp_path: Path, dynamic: Any, size: tuple[int, int]) -> None:
     image = np.random.default_rng(0).integers(0, 180, (*size, 3), dtype=np.uint8)
     with deploykit.load(brightener(tmp_path / "r.onnx", dynamic=dynamic), task="restore") as model:
         found = model(image)
@@ -307,7 +307,7 @@ def test_what_cannot_be_read_is_left_out(tmp_path: Path) -> None:
     assert isinstance(left[0], ImageError)
 
 
-def test_a_image_too_small_to_be_mirrored(tmp_path: Path) -> None:
+def test_an_image_too_small_to_be_mirrored(tmp_path: Path) -> None:
     with deploykit.load(brightener(tmp_path / "n.onnx", kind="resize"), task="restore", overlap=0) as model:
         assert model(plain(RED, (1, 1))).size == (1, 1)
     with deploykit.load(segmenter(tmp_path / "s.onnx"), task="segment") as segments:

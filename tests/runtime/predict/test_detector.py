@@ -244,7 +244,7 @@ def test_boxes_are_clipped_to_the_image_and_keypoints_are_not() -> None:
     assert result.keypoints.tolist() == [[[-20, 108, 1], [10, -22, 1]]]  # v is 1 where the network gives none
 
 
-def test_mapping_to_source_leaves_what_was_found_alone() -> None:
+def test_mapping_to_source_does_not_change_the_detections() -> None:
     points = np.ones((1, 2, 3), np.float32)
     found = NetworkDetections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), points, 1)
     _, mapped = to_source(found, Letterbox.fit((32, 64), (64, 64), Fit()))
@@ -263,7 +263,7 @@ def test_thresholds_of_the_call_replace_those_of_the_spec(model: Path) -> None:
         deploykit.load(model, iou=1.5)
 
 
-def test_more_candidates_than_nms_looks_at_are_told(model: Path) -> None:
+def test_more_candidates_than_nms_considers_are_reported(model: Path) -> None:
     spec = dataclasses.replace(cell_spec(), thresholds=Thresholds(pre_nms_topk=2))
     predict = deploykit.load(model, spec=spec)
     assert predict(planted((0, 0, RED), (3, 0, RED), (5, 0, RED))).truncated
