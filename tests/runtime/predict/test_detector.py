@@ -343,9 +343,9 @@ def test_a_task_that_the_output_does_not_serve_is_refused() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (_with_input(name="data"), "input is 'data', the network has 'images'"),
-        (_with_input(size=(64, 96)), r"\(1, 3, 64, 96\), the network takes float32 \(1, 3, 64, 64\)"),
-        (_with_input(batch=2), r"\(2, 3, 64, 64\), the network takes"),
+        (_with_input(name="data"), "input is 'data', but the network has 'images'"),
+        (_with_input(size=(64, 96)), r"\(1, 3, 64, 96\), but the network takes float32 \(1, 3, 64, 64\)"),
+        (_with_input(batch=2), r"\(2, 3, 64, 64\), but the network takes"),
         (_with_input(channels=4), "channels 4"),
         (_with_input(fit=Fit(kind="crop")), "letterbox or resize, but the spec's fit is 'crop'"),
         (_with_input(mean=(0.0,)), "1 means"),
@@ -374,7 +374,7 @@ def test_a_batch_that_the_network_does_not_take_is_refused(model: Path) -> None:
 
 def test_rows_with_too_few_columns_are_refused() -> None:
     predict = Predictor(FakeSession(lambda _: {"output": np.zeros((1, 4, 8), np.float32)}, spec=cell_spec()))
-    with pytest.raises(BackendError, match="10 columns a row as the spec says, got 8"):
+    with pytest.raises(BackendError, match="10 columns per row as in the spec, got 8"):
         predict(RED_AT_1_2)
 
 
