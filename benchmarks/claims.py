@@ -125,7 +125,7 @@ def _sum(network: nn.Module, images: Tensor) -> float:
 
 
 def speed(args: argparse.Namespace) -> Iterator[str]:
-    """9: images a second, folded networks in PyTorch, all in turn."""
+    """9: images per second, folded networks in PyTorch, all in turn."""
     device = torch.device(args.device)
     batch = args.batch or BATCH[args.device]
     networks = {name: fuse_model(create_model(name).module) for name in ("resnet50", "cmt-ti", "cmt-flyegle-ti")}
@@ -145,7 +145,7 @@ def speed(args: argparse.Namespace) -> Iterator[str]:
             middle = statistics.median(values)
             yield (
                 f"{name} at {sides[name]}, {str(dtype).removeprefix('torch.')}, batch {batch}: {middle:.1f} ms, "
-                f"{1e3 * batch / middle:.0f} images a second, {ratio:.2f} x the time of resnet50 at 224"
+                f"{1e3 * batch / middle:.0f} images per second, {ratio:.2f} x the time of resnet50 at 224"
             )
 
 

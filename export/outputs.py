@@ -23,10 +23,10 @@ from deploykit.spec import ModelSpec, Output, RawDetections
 
 __all__ = ["ADAPTERS", "ExportAdapter", "export_adapter_of", "register_export_adapter"]
 
-O = TypeVar("O", bound=Output)  # noqa: E741  (the field's letter for an output)
+OutputT = TypeVar("OutputT", bound=Output)
 
 
-class ExportAdapter(Generic[O]):
+class ExportAdapter(Generic[OutputT]):
     """The adapter of one kind of output, created for one spec; ``runtime`` is the runtime's adapter of that kind.
 
     Attributes:
@@ -37,7 +37,7 @@ class ExportAdapter(Generic[O]):
     meaning: ClassVar[str] = "meaning"
 
     def __init__(self, spec: ModelSpec) -> None:
-        self.spec, self.output = spec, cast(O, spec.output)
+        self.spec, self.output = spec, cast(OutputT, spec.output)
         self.runtime = adapter_of(spec)
 
     @property

@@ -25,10 +25,10 @@ from deploykit.spec import ModelSpec, Output
 
 __all__ = ["ADAPTERS", "OutputAdapter", "adapter_of", "loaded", "register_runtime_adapter"]
 
-O = TypeVar("O", bound=Output)  # noqa: E741  (the field's letter for an output)
+OutputT = TypeVar("OutputT", bound=Output)
 
 
-class OutputAdapter(ABC, Generic[O]):
+class OutputAdapter(ABC, Generic[OutputT]):
     """One kind of output at run time. What is not abstract is for one float tensor with one entry per image.
 
     Attributes:
@@ -55,7 +55,7 @@ class OutputAdapter(ABC, Generic[O]):
             UsageError: an option of another kind of output, or out of range. SpecError: the spec cannot be used.
         """
         self.spec, self.options = spec, options or PredictOptions()
-        self.output = cast(O, spec.output)
+        self.output = cast(OutputT, spec.output)
         wrong = [name for name in given_options(self.options) if name not in self.takes | {"batch"}]
         if wrong:
             raise UsageError(f"{', '.join(wrong)}: not for a model of the task {spec.task}")

@@ -186,7 +186,7 @@ def test_it_is_measured(exported: ExportReport, images: Path, capsys: pytest.Cap
     assert report.end_to_end.includes.startswith("encoded images in memory to their counts,")
     words = ["bench", "--engine", exported.path, "--source", images, "--runs", 2, "--warmup", 0]
     assert main([*map(str, words)]) == 0
-    assert "images a second from image to result" in capsys.readouterr().out
+    assert "images per second from image to result" in capsys.readouterr().out
 
 
 def test_nothing_of_it_stays_where_it_is_not_registered(

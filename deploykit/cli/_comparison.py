@@ -1,4 +1,4 @@
-"""How ``deploykit eval --against`` and the gate of ``deploykit export`` tell the difference of two models."""
+"""The printed comparison of two models, for ``deploykit eval --against`` and ``deploykit export --max-drop``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def print_comparison(found: AccuracyComparison, reference: str, *, per_class: bool) -> None:
-    """A table of both models' metrics in points, their difference and its interval."""
+    """Print both models' metrics in points, their difference and its interval."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""What the commands that take a while have in common: progress on stderr, results on stdout."""
+"""Output shared by the commands: progress on stderr, results on stdout."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from deploykit.export.matching import Matching
     from deploykit.export.parity.report import ParityReport
 
-WIDTH = 110  # of tables where stdout is not a terminal
-BETWEEN_REFRESHES = 0.25  # seconds, where the bar is drawn by whoever calls it and not by a thread of its own
+WIDTH = 110  # of tables if stdout is not a terminal
+BETWEEN_REFRESHES = 0.25  # seconds, if the caller draws the bar and not a thread of its own
 
 
 def console() -> Console:
-    """Where results go; plain text of a fixed width when stdout is a file or a pipe.
+    """Return the console for results; plain text of a fixed width when stdout is a file or a pipe.
 
-    What is printed is markup: text that is not ours, such as a path, goes through ``rich.markup.escape``.
+    Printed text is markup: foreign text such as a path goes through ``rich.markup.escape``.
     """
     from rich.console import Console
 
@@ -35,12 +35,12 @@ def console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on stdout."""
+    """Print one JSON document on stdout."""
     print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
 
 class _Notes(logging.Handler):
-    """What is logged as a warning: a line each on stderr, and each text once."""
+    """Prints each logged warning once, as one line on stderr."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -55,7 +55,7 @@ class _Notes(logging.Handler):
 
 @contextlib.contextmanager
 def notes_on_stderr() -> Iterator[None]:
-    """While the context lasts, warnings of the logger ``deploykit`` are shown to the user."""
+    """Show the warnings of the logger ``deploykit`` to the user while the context lasts."""
     handler, logger = _Notes(), logging.getLogger("deploykit")
     logger.addHandler(handler)
     try:
@@ -70,7 +70,7 @@ def note(text: str) -> None:
 
 
 class StepLines(Progress):
-    """A line on stderr per step; lines do not show how far a step is."""
+    """Prints one line per step on stderr, without the progress inside a step."""
 
     def __init__(self) -> None:
         self._start = time.perf_counter()
@@ -89,11 +89,11 @@ class StepLines(Progress):
 
 
 class StepBar(Progress):
-    """One bar on a terminal: the running step, and how far it is where it says so.
+    """Shows one bar on a terminal: the running step, and its progress if the step reports it.
 
     Args:
-        bar: rich's bar.
-        refresh: draw it from the calls themselves, a few times a second, because it has no thread of its own.
+        bar: the progress bar of rich.
+        refresh: draw the bar from the calls, a few times per second, because it has no thread of its own.
     """
 
     def __init__(self, bar: RichProgress, *, refresh: bool) -> None:
@@ -104,7 +104,7 @@ class StepBar(Progress):
         """See :meth:`Progress.step`."""
         from rich.markup import escape
 
-        self._bar.tasks[0].total = None  # how long a step takes is not known; update() takes None for no change
+        self._bar.tasks[0].total = None  # unknown duration; update() takes None for no change
         self._bar.update(self._task, description=escape(name), completed=0)
         self._draw(at_once=True)
 
@@ -127,13 +127,13 @@ class StepBar(Progress):
 
 @contextlib.contextmanager
 def shown_progress(*, threaded: bool = True) -> Iterator[Progress]:
-    """Yield the progress that a command passes on: a bar on a terminal, else a line per step, on stderr.
+    """Yield the listener that a command passes on: a bar on a terminal, else one line per step, on stderr.
 
     Args:
-        threaded: draw the bar by a thread of its own; without, only while it is called, so that it takes nothing from
-            what is being measured in between.
+        threaded: draw the bar from a thread of its own; False draws it only during calls, so that it takes no time from
+            the measurement in between.
     """
-    from rich.console import Console  # also where it is not needed yet: the result will be
+    from rich.console import Console  # also if no bar is shown: the result needs it
 
     if not sys.stderr.isatty():
         yield StepLines()
@@ -149,7 +149,7 @@ def shown_progress(*, threaded: bool = True) -> Iterator[Progress]:
 
 
 def parity_table(report: ParityReport) -> Table:
-    """The largest difference of each kind of value, and the detections; everything is in the JSON report."""
+    """Build the table of the largest difference per kind of value, and of the detections; the JSON report has all."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -184,7 +184,7 @@ def _how_near(matching: Matching) -> str:
 
 
 def parity_lines(report: ParityReport) -> list[str]:
-    """What was compared with what, the limits, and what to know about it."""
+    """Return what was compared with what, the limits, and the notes."""
     limits = report.tolerance
     references = [f"{name} ({computed})" for name, computed in report.references.items()]
     inputs = list(dict.fromkeys([d.input for d in report.differences] + [m.input for m in report.matchings]))
@@ -193,22 +193,22 @@ def parity_lines(report: ParityReport) -> list[str]:
     if not limits.judged:
         return [
             f"compared with {' and '.join(references)} on {_some(inputs)}{scoring}",
-            "told, not judged: no limit by value says whether a quantised network is good; its accuracy does "
+            "reported only: no limit per value tells whether a quantised network is good; its accuracy does "
             "(--max-drop, deploykit eval --against)",
             *(f"note: {note}" for note in report.notes),
         ]
     told = f"limits: {limits.pixels:g} px + {relative}, probabilities {limits.probability:g}{scoring}"
     if report.differences and all(d.dense for d in report.differences):
-        told = f"limit: {limits.dense:g} of the largest value, or of 1 where that is more"
+        told = f"limit: {limits.dense:g} of the largest value, or of 1 if that is larger"
     lines = [f"compared with {' and '.join(references)} on {_some(inputs)}", told]
     few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))
     if few:
-        lines.append(f"few detections, or many ties, on {_some(few)}: the 100 best rows are compared there as well")
+        lines.append(f"few detections, or many ties, on {_some(few)}: the 100 best rows were compared there too")
     return [*lines, *(f"note: {note}" for note in report.notes)]
 
 
 def _some(names: list[str]) -> str:
-    """All names, or of many the first and how many there are besides."""
+    """Return all names, or the first and the number of the others if there are more than four."""
     return ", ".join(names) if len(names) <= 4 else f"{names[0]} and {len(names) - 1} other inputs"
 
 

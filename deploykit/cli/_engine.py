@@ -1,4 +1,4 @@
-"""What ``deploykit export`` asks and says about TensorRT engines."""
+"""The options and the printed report of ``deploykit export`` for TensorRT engines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def engine_flags() -> Flags[EngineOptions]:
-    """What may be asked of engines, and of nothing else."""
+    """Return the options that fill :class:`deploykit.export.options.EngineOptions`."""
     from deploykit.export.options import EngineOptions
     from deploykit.runtime.engine_record import HardwareCompatibility
 
@@ -25,7 +25,7 @@ def engine_flags() -> Flags[EngineOptions]:
                 Flag(
                     "--profile",
                     "profiles",
-                    "shapes of a network with --dynamic, as 1x640x640 (batch, height, width); may be repeated "
+                    "input shapes for a network with --dynamic, as 1x640x640 (batch, height, width); may be repeated "
                     "(default: batches of 1 to 8, images within --img)",
                     metavar=("MIN", "OPT", "MAX"),
                     nargs=3,
@@ -35,13 +35,13 @@ def engine_flags() -> Flags[EngineOptions]:
                 Flag(
                     "--workspace",
                     "workspace",
-                    "device memory for layers (default: the builder's)",
+                    "device memory for layers (default: the builder's choice)",
                     metavar="MIB",
                     type=int,
                     fills=lambda mebibytes: mebibytes * 2**20,
                 ),
                 Flag("--tf32", "tf32", "let fp32 layers round to TF32 (default no)"),
-                Flag("--version-compatible", "version_compatible", "run with later TensorRT of this major number"),
+                Flag("--version-compatible", "version_compatible", "run with later TensorRT of this major version"),
                 Flag(
                     "--hardware-compatible",
                     "hardware_compatible",
@@ -51,18 +51,18 @@ def engine_flags() -> Flags[EngineOptions]:
                 Flag(
                     "--compute-capability",
                     "compute_capabilities",
-                    "TensorRT for RTX: the GPUs to build for, as sm89 sm120 (default: every one from Ampere on)",
+                    "TensorRT for RTX: the GPUs to build for, as sm89 sm120 (default: all from Ampere on)",
                     metavar="SM",
                     nargs="+",
                     fills=lambda names: tuple(name.lower() for name in names),
                 ),
-                Flag("--optimization-level", "optimization_level", "0 builds quickly, 5 runs quickly", "N", int),
-                Flag("--timing-cache", "timing_cache", "TensorRT: reuse what earlier builds measured on this GPU"),
-                Flag("--device", "gpu", "the GPU to build and check on", metavar="N", type=int),
+                Flag("--optimization-level", "optimization_level", "0 (fast build) to 5 (fast engine)", "N", int),
+                Flag("--timing-cache", "timing_cache", "TensorRT: reuse measurements of earlier builds on this GPU"),
+                Flag("--device", "gpu", "the GPU to build and verify on", metavar="N", type=int),
                 Flag(
                     "--build-log",
                     "verbose",
-                    "what X.trt.log keeps (default info)",
+                    "the level of detail in X.trt.log (default info)",
                     choices=("info", "verbose"),
                     fills=lambda level: level == "verbose",
                 ),
@@ -73,7 +73,7 @@ def engine_flags() -> Flags[EngineOptions]:
 
 
 def _profile(words: list[str]) -> Profile:
-    """Three words such as ``1x640x640`` to a profile of a three-channel input."""
+    """Turn three words such as ``1x640x640`` into a profile of a three-channel input."""
     from deploykit.errors import SpecError, UsageError
     from deploykit.runtime.engine_record import Profile
 
@@ -91,7 +91,7 @@ def _profile(words: list[str]) -> Profile:
 
 
 def print_engine(report: EngineReport) -> None:
-    """What was built, and what is known of it."""
+    """Print what was built and what is known about it."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -125,8 +125,8 @@ def print_engine(report: EngineReport) -> None:
     expected = reference_values_path(report.path)
     if expected.exists():
         print(
-            f"what it must give is in {expected}: its first load on a GPU, or\n"
-            f"  deploykit compare {expected} {report.path}\nholds it against that"
+            f"the reference values are in {expected}; the first load on a GPU, or\n"
+            f"  deploykit compare {expected} {report.path}\nverifies the engine against them"
         )
 
 

@@ -1,4 +1,4 @@
-"""Options of the command line that fill a dataclass, which has their defaults: only what was typed is filled in."""
+"""Options of the command line that fill a dataclass, which has the defaults: only typed options are filled in."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ class Flag:
     """One option.
 
     Attributes:
-        name: as it is typed, such as ``--tf32``.
-        field: of the dataclass; nothing: it is read by whoever asks for it.
-        help: the field's default is added, unless that is None, False or empty, or stands there already.
-        metavar, type, choices, nargs, repeats: as argparse means them; ``repeats``: it may be given several times.
-        fills: from what was typed to the field's value; None: as it is.
+        name: the option as typed, such as ``--tf32``.
+        field: the field of the dataclass; empty: the command reads the option itself.
+        help: the help text; the field's default is added unless it is None, False, empty or in the text already.
+        metavar, type, choices, nargs: as in argparse.
+        repeats: the option may be given several times.
+        fills: converts the typed value to the field's value; None keeps it.
     """
 
     name: str
@@ -34,11 +35,11 @@ class Flag:
 
     @property
     def key(self) -> str:
-        """Its name in the parsed arguments."""
+        """The option's name in the parsed arguments."""
         return self.name.removeprefix("--").replace("-", "_")
 
     def value(self, args: argparse.Namespace) -> Any:
-        """The field's value by what was typed."""
+        """Return the field's value for the parsed arguments."""
         typed = getattr(args, self.key)
         return typed if self.fills is None else self.fills(typed)
 
@@ -48,7 +49,7 @@ class Flags(Generic[Options]):
 
     Args:
         owner: the dataclass.
-        groups: heading in the help, which says what the options below it are for -> the options.
+        groups: heading in the help -> the options below it.
     """
 
     def __init__(self, owner: type[Options], groups: Mapping[str, Sequence[Flag]]) -> None:
@@ -57,26 +58,26 @@ class Flags(Generic[Options]):
         self.defaults = {name: field.default for name, field in found.items()}
 
     def add(self, parser: argparse.ArgumentParser) -> None:
-        """Declare them."""
+        """Declare the options."""
         for heading, flags in self.groups.items():
             group = parser.add_argument_group(heading)
             for flag in flags:
                 group.add_argument(flag.name, **self._settings(flag))
 
     def given(self, args: argparse.Namespace, *headings: str) -> list[str]:
-        """The options that ask for something else than the default; with ``headings`` those below them."""
+        """Return the options that differ from their default; with ``headings`` only those below them."""
         flags = [flag for heading in headings or self.groups for flag in self.groups[heading]]
         return [flag.name for flag in flags if flag.key in args and flag.value(args) != self.defaults.get(flag.field)]
 
     def fill(self, args: argparse.Namespace, **others: Any) -> Options:
-        """The dataclass with what stands on the command line, and ``others``."""
+        """Return the dataclass with the values of the command line and ``others``."""
         for flag in (flag for flags in self.groups.values() for flag in flags):
             if flag.field and flag.key in args:
                 others[flag.field] = flag.value(args)
         return self.owner(**others)
 
     def _settings(self, flag: Flag) -> dict[str, Any]:
-        """The arguments of ``add_argument``."""
+        """Return the arguments for ``add_argument``."""
         default = self.defaults.get(flag.field, MISSING)
         settings: dict[str, Any] = {"help": flag.help, "default": argparse.SUPPRESS}
         if isinstance(default, bool) and flag.fills is None:

@@ -1,4 +1,4 @@
-"""What ``deploykit export`` asks and says about precision and accuracy."""
+"""The options and the printed report of ``deploykit export`` for precision and accuracy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUANTISED = "precision int8 and fp8"
 
 
 def precision_flags() -> Flags[PrecisionOptions]:
-    """The precision, and what only int8 and fp8 have besides their images."""
+    """Return the options of precision, and those of int8 and fp8 but for their images."""
     from deploykit.export.options import HalfIO, Precision, PrecisionOptions
 
     return Flags(
@@ -27,13 +27,13 @@ def precision_flags() -> Flags[PrecisionOptions]:
                 Flag(
                     "--precision",
                     "precision",
-                    "of weights and activations, in the graph itself: what loses too much stays in fp32",
+                    "of weights and activations in the graph; layers that lose too much stay in fp32",
                     choices=get_args(Precision),
                 ),
                 Flag(
                     "--half-io",
                     "half_io",
-                    "fp16: which of the file's own inputs and outputs are fp16 too (default none: they stay float32)",
+                    "fp16: which inputs and outputs of the file are fp16 too (default none: they stay float32)",
                     choices=get_args(HalfIO),
                 ),
             ),
@@ -41,32 +41,36 @@ def precision_flags() -> Flags[PrecisionOptions]:
                 Flag(
                     "--int8-keep",
                     "nodes_to_exclude",
-                    "layers that are not quantised: auto (by measurement), none, or names and patterns",
+                    "layers not to quantise: auto (by measurement), none, or names and patterns",
                     metavar="LAYER",
                     nargs="+",
                     fills=lambda words: words[0] if words in (["auto"], ["none"]) else tuple(words),
                 ),
-                Flag("--reduce-range", "reduce_range", "int8 weights of 7 bits, for CPUs whose int8 kernels saturate"),
-                Flag("--calib-cache", "cache", "keep measured ranges for later"),
+                Flag(
+                    "--reduce-range",
+                    "reduce_range",
+                    "use 7 bits for int8 weights, for CPUs whose int8 kernels saturate",
+                ),
+                Flag("--calib-cache", "cache", "keep measured ranges for later exports"),
             ),
         },
     )
 
 
 def calibration_flags() -> Flags[Calibration]:
-    """The images that ranges are measured with."""
+    """Return the options for the images that ranges are measured on."""
     from deploykit.export.options import Calibration, CalibrationMethod
 
     return Flags(
         Calibration,
         {
             "images for int8 and fp8": (
-                Flag("--calib", "source", "int8, fp8: images to measure the ranges of activations with", metavar="DIR"),
-                Flag("--calib-size", "size", "use so many of them", metavar="N", type=int),
+                Flag("--calib", "source", "int8, fp8: images to measure the ranges of activations on", metavar="DIR"),
+                Flag("--calib-size", "size", "use N of them", metavar="N", type=int),
                 Flag(
                     "--calib-method",
                     "method",
-                    "how a range follows from what was measured; auto: what fits this network best",
+                    "how a range follows from the measured values; auto: the method that fits this network best",
                     choices=get_args(CalibrationMethod),
                 ),
             )
@@ -75,7 +79,7 @@ def calibration_flags() -> Flags[Calibration]:
 
 
 def gate_flags() -> Flags[AccuracyGate]:
-    """What may be lost, and on which images."""
+    """Return the options for the allowed drop in accuracy and the images it is measured on."""
     from deploykit.export.options import AccuracyGate
 
     return Flags(
@@ -85,13 +89,13 @@ def gate_flags() -> Flags[AccuracyGate]:
                 Flag(
                     "--max-drop",
                     "max_drop",
-                    "evaluate the file and what it was made from, and keep it only if AP falls by at most so many "
+                    "evaluate the file and its source, and keep the file only if AP falls by at most so many "
                     "hundredths",
                     metavar="POINTS",
                     type=float,
                 ),
-                Flag("--data", "data", "for --max-drop: annotations in COCO's JSON format", metavar="FILE"),
-                Flag("--images", "images", "for --max-drop: the folder with the images that they list", metavar="DIR"),
+                Flag("--data", "data", "for --max-drop: COCO annotations (JSON)", metavar="FILE"),
+                Flag("--images", "images", "for --max-drop: the folder with the annotated images", metavar="DIR"),
                 Flag("--limit", "limit", "for --max-drop: only the first N images", metavar="N", type=int),
             )
         },
@@ -106,10 +110,10 @@ def add_precision_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
-    """What ``--max-drop`` and its data stand for.
+    """Return the gate that ``--max-drop`` and its data ask for.
 
     Raises:
-        UsageError: one without the others.
+        UsageError: one of them is given without the others.
     """
     from deploykit.errors import UsageError
 
@@ -119,12 +123,12 @@ def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
     if not given:
         return None
     if missing:
-        raise UsageError(f"--max-drop needs --data and --images, and they need it: {' and '.join(missing)} is missing")
+        raise UsageError(f"--max-drop, --data and --images go together: {' and '.join(missing)} is missing")
     return flags.fill(args)
 
 
 def precision_of(args: argparse.Namespace) -> PrecisionOptions:
-    """What the options stand for.
+    """Return the options of precision.
 
     Raises:
         UsageError: options that do not go with the precision.
@@ -141,9 +145,9 @@ def precision_of(args: argparse.Namespace) -> PrecisionOptions:
 
 
 def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
-    """What became of the graph, a line each."""
+    """Return what became of the graph, one line per fact."""
     counts = ", ".join(f"{count} in {kind}" for kind, count in report.computes.items())
-    lines = [("computes", f"convolutions and matrix products: {counts} (read from the file)")]
+    lines = [("computes", f"convolutions and matrix multiplications: {counts} (read from the file)")]
     if report.half is not None:
         half = report.half
         kept = ", ".join(f"{len(names)} by {reason}" for reason, names in half.kept.items()) or "none"
@@ -151,7 +155,7 @@ def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
         lines.append(("in fp32", f"nodes kept: {kept}; {half.casts} casts"))
         if half.dtype == "fp16":
             lines.append(
-                ("range", f"largest {half.dtype} value {largest:.4g} of 65504 ({name}), on the check's images")
+                ("range", f"largest {half.dtype} value {largest:.4g} of 65504 ({name}), on the images of the check")
             )
     if report.quantised is not None:
         lines += report.quantised.lines()

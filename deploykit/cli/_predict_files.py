@@ -1,4 +1,4 @@
-"""What ``predict`` asks and writes that depends on what the model does."""
+"""The options and files of ``predict`` that depend on the model's task."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ RAW = ".dng"
 
 
 def predict_flags() -> Flags[PredictOptions]:
-    """The options that fill :class:`deploykit.runtime.options.PredictOptions`."""
+    """Return the options that fill :class:`deploykit.runtime.options.PredictOptions`."""
     from deploykit.runtime.options import PredictOptions
 
-    side = Flag("--tile", "tile", "restore: pixels a side of a tile, of a mosaic in cells of 2 x 2", "N", int)
+    side = Flag("--tile", "tile", "restore: side of a tile in pixels (for a mosaic in cells of 2 x 2)", "N", int)
     groups = {
         "objects": threshold_flags(),
         "other tasks": (
-            Flag("--top", "top", "classify: so many classes of an image (default 5)", "N", int),
+            Flag("--top", "top", "classify: report the N best classes (default 5)", "N", int),
             side,
-            Flag("--overlap", "overlap", "restore: how deep in its tile a kept pixel lies", "N", int),
-            Flag("--batch", "batch", "images, or tiles, in a run of a network that is free", "N", int),
+            Flag("--overlap", "overlap", "restore: overlap of tiles in pixels", "N", int),
+            Flag("--batch", "batch", "images or tiles per run, for a network with a dynamic batch", "N", int),
         ),
     }
     return Flags(PredictOptions, groups)
 
 
 def threshold_flags() -> tuple[Flag, ...]:
-    """The thresholds by which objects are found."""
+    """Return the options for the thresholds of detection."""
     return (
         Flag("--conf", "conf", "keep scores above this (0 to 1)", "X", float),
         Flag("--iou", "iou", "suppress overlaps above this (0 to 1)", "X", float),
@@ -47,26 +47,26 @@ def threshold_flags() -> tuple[Flag, ...]:
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare what is written besides drawn images."""
+    """Declare the options for files besides drawn images."""
     group = parser.add_argument_group("what is written")
     group.add_argument(
-        "--maps", action="store_true", help="segment: write label maps too (NAME-labels.png, with a palette)"
+        "--maps", action="store_true", help="segment: write label maps too (NAME-labels.png with a palette)"
     )
     group.add_argument(
         "--save-as",
         metavar="SUFFIX",
-        help="restore: png (default; of a mosaic developed, 16 bits), jpg, ...; dng (default of a mosaic)",
+        help="restore: png (the default for images; 16 bits for a mosaic), jpg, ...; dng (the default for mosaics)",
     )
     group.add_argument(
         "--layout",
         choices=("plain", "contest"),
         default="plain",
-        help="mosaics: contest writes data/denoise0.dng, data/denoise1.dng, ... in the order of the sources",
+        help="mosaics: contest writes data/denoise0.dng, data/denoise1.dng, ... in source order",
     )
 
 
 def check_task_arguments(args: argparse.Namespace, predictor: Predictor[ImageResult]) -> None:
-    """Refuse what does not go with the model's task.
+    """Refuse options that do not fit the model's task.
 
     Raises:
         UsageError: an option of another task.
@@ -89,8 +89,8 @@ def check_task_arguments(args: argparse.Namespace, predictor: Predictor[ImageRes
 
 
 def without_raw(source: Images | Video) -> Images | Video:
-    """A folder's images without its RAW files, for a network that takes none; one that was named itself stays, and
-    is refused when it is read.
+    """Return a folder's images without its RAW files, for a network that takes none. A RAW file that was named itself
+    stays, and reading it is an error.
 
     Raises:
         ImageError: none is left.
@@ -102,13 +102,13 @@ def without_raw(source: Images | Video) -> Images | Video:
         return source
     left = tuple(item for item in source.items if isinstance(item, Path) and not is_raw(item))
     if not left:
-        raise ImageError(f"{source.folder} holds RAW files only, and this model takes developed images")
+        raise ImageError(f"{source.folder} holds only RAW files, but this model takes developed images")
     return dataclasses.replace(source, items=left)
 
 
 @dataclass
 class Files:
-    """How results are written that are more than something drawn."""
+    """How to write results that are more than a drawn image."""
 
     maps: bool = False
     suffix: str | None = None
@@ -117,17 +117,17 @@ class Files:
 
     @staticmethod
     def of(args: argparse.Namespace) -> Files:
-        """As the options say."""
+        """Return the choice of the command line."""
         suffix = args.save_as and f".{args.save_as.lower().removeprefix('.')}"
         return Files(args.maps, suffix, args.layout == "contest")
 
     @property
     def folder(self) -> str:
-        """Below the output folder."""
+        """The subfolder of the output folder."""
         return "data" if self.contest else ""
 
     def suffix_of(self, result: ImageResult) -> str | None:
-        """Of a file that the result writes itself; None: what is drawn is written.
+        """Return the suffix of the file that the result writes itself; None if the drawn image is written.
 
         Raises:
             UsageError: an image cannot become a mosaic.
@@ -135,11 +135,11 @@ class Files:
         if result.own_suffix is None:
             return None
         if self.suffix == RAW != result.own_suffix:
-            raise UsageError(f"--save-as dng is for mosaics, and {result.name} is a developed image")
+            raise UsageError(f"--save-as dng is for mosaics, but {result.name} is a developed image")
         return self.suffix or result.own_suffix
 
     def name_of(self, name: str) -> str:
-        """What a result's file is called."""
+        """Return the name of a result's file, without suffix."""
         if not self.contest:
             return name
         self._count += 1

@@ -1,4 +1,4 @@
-"""``deploykit bench``: how long a model takes, by itself and from image to objects."""
+"""``deploykit bench``: measure how long a model takes, alone and end to end."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 ENGINE_SUFFIXES = {".engine", ".trt"}
 COLUMNS = ("mean", "p50", "p90", "p99", "min", "max")
 MEANINGS = {
-    "network": "the call, arrays in, arrays out",
-    "copy in": "on the GPU's own clock: to it",
-    "compute": "on the GPU",
-    "copy out": "back from it",
+    "network": "the call, arrays in and out",
+    "copy in": "host to GPU, by GPU events",
+    "compute": "on the GPU, by GPU events",
+    "copy out": "GPU to host, by GPU events",
     "decode": "JPEG, PNG, ... to pixels",
-    "letterbox": "resize, border, to numbers",
-    "prepare": "its canvas, to numbers",
+    "letterbox": "resize, pad, normalise",
+    "prepare": "canvas, normalise",
     "inference": "the network's call",
-    "postprocess": "NMS, to source pixels",
-    "rest": "Python in between",
-    "end to end": "all of it",
+    "postprocess": "NMS, scale to source pixels",
+    "rest": "Python between the stages",
+    "end to end": "all stages",
 }
 
 
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         nargs="+",
         metavar="SOURCE",
-        help="images and folders of images, run in turn (default: one synthetic 1080p frame)",
+        help="images and folders of images, used in turn (default: one synthetic 1080p frame)",
     )
     parser.add_argument(
         "--threads", type=int, metavar="N", help="CPU threads within one operator (default: the backend's choice)"
@@ -57,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--provider", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default auto)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--duration", type=float, default=10.0, metavar="S", help="seconds to measure (default 10)")
-    length.add_argument("--runs", type=int, metavar="N", help="count exactly so many runs instead")
+    length.add_argument("--runs", type=int, metavar="N", help="measure exactly N runs instead")
     parser.add_argument(
-        "--warmup", type=float, default=2.0, metavar="S", help="seconds to run before anything counts (default 2)"
+        "--warmup", type=float, default=2.0, metavar="S", help="seconds to warm up before the measurement (default 2)"
     )
     _flags().add(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
-    parser.add_argument("--samples", action="store_true", help="with --json: the time of every run as well")
+    parser.add_argument("--samples", action="store_true", help="with --json: include the time of every run")
 
 
 def _flags() -> Flags[PredictOptions]:
@@ -76,12 +76,12 @@ def _flags() -> Flags[PredictOptions]:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and print."""
-    # OpenCV's own chatter about a broken image; what matters of it is said by the error that follows.
+    # Silence OpenCV's messages about a broken image: the error that follows says what matters.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from deploykit.runtime.bench.benchmark import benchmark
 
     if args.samples and not args.json:
-        raise UsageError("--samples adds the time of every run to the JSON document: give --json as well")
+        raise UsageError("--samples adds the time of every run to the JSON document: add --json")
     with shown_progress(threaded=False) as progress:
         report = benchmark(
             lambda: _opened(args),
@@ -122,12 +122,12 @@ def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
 
 
 def _what_runs_here(engine: Path) -> str:
-    """The command for the ONNX file that an engine was built from."""
+    """Return the command for the ONNX file that an engine was built from."""
     from deploykit.runtime.engine_record import find_onnx_source
 
     source = find_onnx_source(engine)
     if source is None:
-        return "the ONNX file that it was built from runs here: deploykit bench --engine MODEL.onnx"
+        return "its ONNX file runs here: deploykit bench --engine MODEL.onnx"
     return f"try deploykit bench --engine {shlex.quote(str(source))}"
 
 
@@ -144,22 +144,22 @@ def _print(report: Benchmark, file: Path, size: int) -> None:
     out.print(facts)
     alone, whole = report.model_only, report.end_to_end
     _print_part(out, "model only", alone, {**alone.stages, "network": alone.total}, report.batch)
-    out.print(f"{alone.images_per_second:.1f} images a second through the network alone", markup=False)
+    out.print(f"{alone.images_per_second:.1f} images per second through the network alone", markup=False)
     _print_part(out, "end to end", whole, {**whole.stages, "end to end": whole.total}, report.batch)
     found = report.spec.output.finds_objects
-    speed = f"{whole.images_per_second:.1f} images a second from image to {'objects' if found else 'result'}"
-    out.print(f"{speed}; objects an image: {report.objects:.1f}" if found else speed, markup=False)
+    speed = f"{whole.images_per_second:.1f} images per second from image to {'objects' if found else 'result'}"
+    out.print(f"{speed}; objects per image: {report.objects:.1f}" if found else speed, markup=False)
     if whole.total.unsure:
         names = ", ".join(whole.total.unsure)
-        few = f"{_counted(report.runs, 'run')}, too few for {names}: what stands there lies between the slowest two"
+        few = f"{_counted(report.runs, 'run')}, too few for {names}: the value lies between the two slowest runs"
         out.print(f"\n* {few}; measure for longer (--duration)", markup=False)
 
 
 def _print_part(out: Console, title: str, part: Part, rows: dict[str, Statistics], batch: int) -> None:
-    """One of the two tables under the sentence that says what is in it."""
+    """Print one of the two tables below the sentence that says what it includes."""
     from rich.table import Table
 
-    out.print(f"\n[bold]{title.upper()}[/bold] (ms a run of {_counted(batch, 'image')}): {part.includes}")
+    out.print(f"\n[bold]{title.upper()}[/bold] (ms per run of {_counted(batch, 'image')}): {part.includes}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("ms")
     for name in COLUMNS:
@@ -172,20 +172,20 @@ def _print_part(out: Console, title: str, part: Part, rows: dict[str, Statistics
 
 
 def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]]:
-    """What a reader must know to judge the numbers, a line each."""
+    """Yield what a reader must know to judge the numbers, one row per fact."""
     from deploykit.describe import preprocessing
     from deploykit.runtime.files import format_size
 
     network, machine, images = report.network, report.machine, report.images
     yield "file", f"{file}  {format_size(size)}, loaded in {network.load_seconds:.1f} s"
-    yield "model", f"{network.model or 'without a name'}, {network.precision} as its spec says"
+    yield "model", f"{network.model or 'unnamed'}, {network.precision} according to its spec"
     shapes = sorted(network.shapes, key=math.prod)
     yield "input", f"{', '.join(network.inputs)}; run with {_some([str(shape) for shape in shapes], 'shapes')}"
     yield "preprocessing", preprocessing(report.spec)
-    own = "as many as the backend chooses" if network.threads is None else f"{network.threads}"
-    threads = "" if report.memory.device is not None else f"{own} for the network, "  # on a GPU that means nothing
+    own = "the backend's choice" if network.threads is None else f"{network.threads}"
+    threads = "" if report.memory.device is not None else f"{own} for the network, "  # meaningless on a GPU
     yield "computes", f"{', '.join(network.providers)}; threads: {threads}{report.opencv_threads} for OpenCV"
-    quota = "" if machine.core_limit is None else f" (a quota leaves {machine.core_limit:g})"
+    quota = "" if machine.core_limit is None else f" (limited to {machine.core_limit:g} by a quota)"
     cores = f"{machine.cores} of {machine.machine_cores} cores{quota}"
     memory = "" if machine.memory is None else f", {machine.memory / 1e9:.1f} GB of memory"
     load = "" if machine.load is None else f", load {machine.load:.1f} before the first run"
@@ -197,8 +197,11 @@ def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]
     count, encoded = _counted(len(images.data), "image"), format_size(sum(map(len, images.data)))
     sources = _some(list(images.sources), "sources")
     yield "images", f"{sources}: {count}, {_some(sizes, 'sizes')} (width x height), {encoded} encoded"
-    warmup = f"{_counted(report.warmup_runs, 'run')} in {report.warmup_seconds:.1f} s to warm up, not counted"
-    yield "runs", f"{warmup}; then {report.runs} in {report.seconds:.1f} s, each end to end and then the model alone"
+    warmup = f"{_counted(report.warmup_runs, 'run')} of warm-up in {report.warmup_seconds:.1f} s, not counted"
+    yield (
+        "runs",
+        f"{warmup}; then {report.runs} measured in {report.seconds:.1f} s, each end to end and then the network alone",
+    )
     yield "memory", _memory(report)
     for note in report.notes:
         yield "note", note
@@ -211,9 +214,9 @@ def _memory(report: Benchmark) -> str:
     before, loaded, peak = (
         "?" if size is None else format_size(size) for size in (used.before, used.loaded, used.peak)
     )
-    since = "in the whole life of the process" if used.peak_of_process else "until the end"
+    since = "over the life of the process" if used.peak_of_process else "until the end"
     device = "" if used.device is None else f"; on the GPU {format_size(used.device)}"
-    return f"{before} before the model was loaded, {loaded} after it, at most {peak} {since}{device}"
+    return f"{before} before the model was loaded, {loaded} after, peak {peak} {since}{device}"
 
 
 def _counted(number: int, what: str) -> str:
@@ -221,5 +224,5 @@ def _counted(number: int, what: str) -> str:
 
 
 def _some(words: list[str], what: str) -> str:
-    """All of them, or of many the first and the last."""
+    """Return all words, or the first and the last of more than three."""
     return ", ".join(words) if len(words) <= 3 else f"{len(words)} {what} from {words[0]} to {words[-1]}"

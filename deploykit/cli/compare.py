@@ -1,4 +1,4 @@
-"""``deploykit compare``: do two models give the same numbers?"""
+"""``deploykit compare``: check that two models give the same outputs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from deploykit.cli._display import console, parity_lines, parity_table, print_js
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("a", metavar="A", help="the reference: a checkpoint or an exported model")
-    parser.add_argument("b", metavar="B", help="what is compared with it")
+    parser.add_argument("b", metavar="B", help="the model to compare with it")
     parser.add_argument(
-        "--sample", action="append", default=[], metavar="IMAGE", help="compare on this image (may be repeated)"
+        "--sample", action="append", default=[], metavar="IMAGE", help="compare on this image too (may be repeated)"
     )
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of models that do not carry one")
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, print the table; the exit code is that of a ParityError where they differ."""
+    """Compare and print the table; return the exit code of a ParityError if they differ."""
     from deploykit.errors import ParityError, UsageError
     from deploykit.export.parity.compare import compare
 

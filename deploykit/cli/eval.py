@@ -21,35 +21,35 @@ if TYPE_CHECKING:
     from deploykit.runtime.options import EvalOptions
 
 MEANINGS = {
-    "AP": "mean of the precision, over overlaps of 0.50 to 0.95",
-    "AP50": "... at an overlap of 0.50",
-    "AP75": "... at an overlap of 0.75",
+    "AP": "average precision, mean over IoU thresholds from 0.50 to 0.95",
+    "AP50": "... at an IoU of 0.50",
+    "AP75": "... at an IoU of 0.75",
     "APs": "... of objects below 32 x 32 pixels",
     "APm": "... of 32 x 32 to 96 x 96",
     "APl": "... of larger ones",
-    "AR1": "share of the objects found, by the best detection of a class in an image",
-    "AR10": "... by its best 10",
-    "AR100": "... by its best 100",
-    "AR": "share of the objects found, by the best 20 an image",
-    "AR50": "... at a similarity of 0.50",
-    "AR75": "... at a similarity of 0.75",
+    "AR1": "recall with the best detection per class and image",
+    "AR10": "... with the best 10",
+    "AR100": "... with the best 100",
+    "AR": "recall with the best 20 detections per image",
+    "AR50": "... at an OKS of 0.50",
+    "AR75": "... at an OKS of 0.75",
     "ARs": "... of objects below 32 x 32 pixels",
     "ARm": "... of 32 x 32 to 96 x 96",
     "ARl": "... of larger ones",
-    "top1": "share of the images whose class is the best one",
-    "top5": "... is among the best five",
-    "mIoU": "intersection over union of a class, mean over the classes",
-    "mAcc": "share of a class' pixels that are right, mean over the classes",
-    "aAcc": "share of all pixels that are right",
-    "fwIoU": "intersection over union, weighted by the classes' pixels",
-    "Dice": "of class 1: twice the intersection over the sum of both",
-    "PSNR": "peak signal-to-noise ratio in decibels, mean over the images",
+    "top1": "share of the images whose class has the highest score",
+    "top5": "... is among the five highest scores",
+    "mIoU": "intersection over union (IoU) per class, mean over the classes",
+    "mAcc": "share of correct pixels per class, mean over the classes",
+    "aAcc": "share of correct pixels",
+    "fwIoU": "intersection over union, weighted by the pixels of each class",
+    "Dice": "Dice coefficient of class 1: twice the intersection over the sum of the areas",
+    "PSNR": "peak signal-to-noise ratio in dB, mean over the images",
     "SSIM": "structural similarity, mean over the images",
 }
 
 
 def eval_flags() -> Flags[EvalOptions]:
-    """The options that fill :class:`deploykit.runtime.options.EvalOptions`."""
+    """Return the options that fill :class:`deploykit.runtime.options.EvalOptions`."""
     from deploykit.runtime.options import EvalOptions
 
     groups = {
@@ -57,20 +57,31 @@ def eval_flags() -> Flags[EvalOptions]:
             Flag(
                 "--task",
                 "task",
-                "what is scored: detect, instances, keypoints, segment, classify, restore (default: the spec's task)",
+                "the task to score: detect, instances, keypoints, segment, classify, restore (default: the spec's)",
                 "TASK",
             ),
-            Flag("--limit", "limit", "only the first N images that are there", "N", int),
+            Flag("--limit", "limit", "evaluate only the first N available images", "N", int),
             Flag("--batch", "batch", "images per run (default: the model's own)", "N", int),
         ),
         "objects": (
-            Flag("--allow-missing", "allow_missing", "leave out listed images that are not there"),
-            Flag("--img", "img", "canvas of a dynamic shape: one side, or height and width", "N", int, nargs="+"),
-            Flag("--rectangles", "rectangles", "each image's own rectangle, as predict does, not the whole canvas"),
+            Flag("--allow-missing", "allow_missing", "skip listed images that are not in the folder"),
+            Flag(
+                "--img",
+                "img",
+                "canvas for a network with a dynamic shape: one side, or height and width",
+                "N",
+                int,
+                nargs="+",
+            ),
+            Flag(
+                "--rectangles",
+                "rectangles",
+                "pad each image to its own rectangle, as predict does, not to the whole canvas",
+            ),
             Flag("--conf", "conf", "keep scores above this (default 0.001)", "X", float),
             Flag("--iou", "iou", "suppress overlaps above this (default 0.65)", "X", float),
-            Flag("--max-det", "max_det", "at most so many objects per image (default 300)", "N", int),
-            Flag("--engine", "engine", "the library of the metrics", choices=("hotcoco", "pycocotools")),
+            Flag("--max-det", "max_det", "keep at most N objects per image (default 300)", "N", int),
+            Flag("--engine", "engine", "the library that computes the metrics", choices=("hotcoco", "pycocotools")),
         ),
     }
     return Flags(EvalOptions, groups)
@@ -85,8 +96,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         metavar="PATH",
-        help="annotations in COCO's JSON format; classify: a folder of images for each class; segment: a folder of "
-        "label maps; restore: of targets",
+        help="COCO annotations (JSON); classify: a folder with one folder of images per class; segment: a folder of "
+        "label maps; restore: a folder of target images",
     )
     parser.add_argument("--images", metavar="DIR", help="the folder with the images (not for classify)")
     eval_flags().add(parser)
@@ -97,33 +108,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="preprocessing",
         default="default",
         metavar="NAME",
-        help="upstream: images as the original project's own evaluation prepares them; legacy: of a checkpoint with "
-        "weights of YOLOX's release 0.0.1 (default: the spec's)",
+        help="upstream: prepare images as the original project's own evaluation does; legacy: for a checkpoint with "
+        "the weights of YOLOX release 0.0.1 (default: the spec's)",
     )
     parser.add_argument(
         "--backend",
         default="auto",
         metavar="NAME",
-        help="auto, or torch: an ONNX file by the types of its graph, as fp16 and bf16 are on a GPU",
+        help="auto, or torch: run an ONNX file with the data types of its graph, as a GPU runs fp16 and bf16",
     )
-    parser.add_argument("--against", metavar="FILE", help="evaluate this model too, and tell the differences to it")
+    parser.add_argument("--against", metavar="FILE", help="evaluate this model too and report the differences")
     parser.add_argument(
         "--bootstrap",
         type=int,
         metavar="N",
-        help="draws of images for 95 %% intervals (default 1000 with --against, else none)",
+        help="bootstrap samples for 95 %% intervals (default: 1000 with --against, else none)",
     )
     parser.add_argument(
-        "--plots", metavar="DIR", help="draw precision over recall, F1 over the score, and the classes' AP (matplotlib)"
+        "--plots", metavar="DIR", help="draw precision-recall curves, F1 by score, and AP per class (needs matplotlib)"
     )
-    parser.add_argument("--detections", metavar="OUT", help="write what was scored as a COCO results file")
-    parser.add_argument("--per-class", action="store_true", help="print every class, not only the totals")
+    parser.add_argument("--detections", metavar="OUT", help="write the scored detections as a COCO results file")
+    parser.add_argument("--per-class", action="store_true", help="print the metrics of every class too")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    # OpenCV's own chatter about a broken image; what matters of it is said by the error that follows.
+    # Silence OpenCV's messages about a broken image: the error that follows says what matters.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from deploykit.runtime.evaluate.report import DetectionEvaluation
     from deploykit.spec import json_safe
@@ -151,14 +162,14 @@ def run(args: argparse.Namespace) -> int:
 def _evaluated(
     args: argparse.Namespace, progress: Progress
 ) -> tuple[Evaluation, Comparison | None, dict[str, Interval]]:
-    """The model's evaluation, with its comparison or its own intervals where they are asked for."""
+    """Evaluate the model, with a comparison or its own intervals on request."""
     from deploykit.facade import evaluate, evaluate_against
     from deploykit.runtime.evaluate.compare import interval_of
     from deploykit.runtime.evaluate.report import DetectionEvaluation
 
     wanted = any(word is not None for word in (args.detections, args.plots, args.bootstrap))
     options = dict(vars(eval_flags().fill(args, keep_detections=wanted)))
-    del options["upstream"]  # which is a way of preprocessing
+    del options["upstream"]  # set by --preprocess
     options |= {name: getattr(args, name) for name in ("images", "spec", "backend", "preprocessing")}
     if args.against is not None:
         comparison = evaluate_against(
@@ -184,7 +195,7 @@ def _plot(args: argparse.Namespace, found: DetectionEvaluation, comparison: Comp
     written = write_plots(Path(args.plots).expanduser(), shown)
     score, best = f1_curve(found).best
     print(
-        f"drawn: {', '.join(map(str, written))}; the best F1 of {best:.3f} is at a score of {score:.3f}",
+        f"drawn: {', '.join(map(str, written))}; the best F1 is {best:.3f}, at a score threshold of {score:.3f}",
         file=sys.stderr,
     )
 
@@ -214,7 +225,7 @@ def _print(
         facts.add_row(name, escape(text))
     out = console()
     out.print(facts)
-    beside = None if isinstance(comparison, AccuracyComparison) else comparison  # whose table is of its own
+    beside = None if isinstance(comparison, AccuracyComparison) else comparison  # which has its own table
     out.print()
     out.print(_metrics(found, intervals, beside))
     details = found.details() if args.per_class else []
@@ -229,7 +240,7 @@ def _print(
 
 
 def _metrics(found: Evaluation, intervals: dict[str, Interval], beside: Comparison | None) -> Table:
-    """The numbers and what they mean, with those of another model beside them."""
+    """Build the table of the metrics and their meaning, with those of another model beside them."""
     from deploykit.runtime.evaluate.report import shown
 
     heads = ["95 % interval"] if intervals else ["against", "difference"] if beside else []
@@ -237,7 +248,7 @@ def _metrics(found: Evaluation, intervals: dict[str, Interval], beside: Comparis
     for name, value in found.metrics.items():
         meaning = MEANINGS.get(name, "")
         if found.task == "keypoints":
-            meaning = meaning.replace("overlaps", "similarities").replace("overlap", "similarity")
+            meaning = meaning.replace("IoU", "OKS")
         more = [_between(intervals.get(name))] if intervals else []
         if beside is not None and name in beside.difference:
             more = [shown(beside.reference.metrics[name]), f"{beside.difference[name]:+.4f}"]

@@ -1,4 +1,4 @@
-"""``deploykit export``: a checkpoint to a verified ONNX file, and to TensorRT engines."""
+"""``deploykit export``: turn a checkpoint into a verified ONNX file and TensorRT engines."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights",
         required=True,
         metavar="FILE",
-        help="the checkpoint; it is read, never executed (for engines also an .onnx file); or timm:NAME",
+        help="a checkpoint, which is read but never executed; or timm:NAME; for engines also an .onnx file",
     )
     parser.add_argument(
         "--format",
         action="append",
         choices=("onnx", "tensorrt", "tensorrt-rtx"),
-        help="what to write; may be repeated. tensorrt-rtx builds without a GPU (default onnx)",
+        help="the format to write (default onnx); tensorrt-rtx builds without a GPU (may be repeated)",
     )
     parser.add_argument(
-        "--out", metavar="PATH", help="the file, or a folder (for several formats) (default: beside the weights)"
+        "--out", metavar="PATH", help="the output file, or a folder for several formats (default: beside the weights)"
     )
     parser.add_argument(
-        "--sample", action="append", default=[], metavar="IMAGE", help="check on this image (may be repeated)"
+        "--sample", action="append", default=[], metavar="IMAGE", help="verify on this image too (may be repeated)"
     )
     parser.add_argument(
         "--check",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="verify that the numbers agree (default yes)",
+        help="verify that the exported model gives the same outputs (default yes)",
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
     onnx_flags().add(parser)
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def onnx_flags() -> Flags[OnnxOptions]:
-    """What may be asked of the ONNX file."""
+    """Return the options that fill :class:`deploykit.export.options.OnnxOptions`."""
     from deploykit.export.options import Exporter, OnnxOptions
     from deploykit.spec.input import Dynamic
 
@@ -80,19 +80,19 @@ def onnx_flags() -> Flags[OnnxOptions]:
                 Flag(
                     "--dynamic",
                     "dynamic",
-                    "batch: any number of images; shape: also any size that is a multiple of the stride",
+                    "batch: any batch size; shape: also any image size that is a multiple of the stride",
                     choices=get_args(Dynamic),
                 ),
                 Flag(
                     "--preprocessing",
                     "preprocessing",
-                    "legacy: for weights of YOLOX's release 0.0.1 (default: the model's own)",
+                    "legacy: for the weights of YOLOX release 0.0.1 (default: the model's own)",
                     metavar="NAME",
                 ),
                 Flag(
                     "--rewrite",
                     "rewrite",
-                    "another form for the same weights; NAFNet: tlc, or tlc:N for crops of N pixels "
+                    "a variant of the network for the same weights; NAFNet: tlc, or tlc:N for crops of N pixels "
                     "(docs/models/nafnet.md)",
                     metavar="NAME",
                 ),
@@ -114,17 +114,17 @@ def _detection_flags() -> tuple[Flag, ...]:
         Flag(
             "--nms",
             "nms",
-            "where overlaps are suppressed: none: by whoever runs it; graph: ONNX's NonMaxSuppression; basic: "
-            "basic operators only (TensorRT for RTX); plugin: nodes of the native libraries",
+            "where NMS runs: none: in the runtime; graph: in the graph, by NonMaxSuppression; basic: in the graph, by "
+            "basic operators only (for TensorRT for RTX); plugin: in the graph, by nodes of the native libraries",
             choices=get_args(NmsMode),
         ),
         Flag("--conf", "conf", "keep scores above this (default: the model's own)", metavar="X", type=float),
         Flag("--iou", "iou", "suppress overlaps above this (default: the model's own)", metavar="X", type=float),
-        Flag("--max-det", "max_det", "at most so many objects per image (default 300)", metavar="N", type=int),
+        Flag("--max-det", "max_det", "keep at most N objects per image (default 300)", metavar="N", type=int),
         Flag(
             "--pre-nms-topk",
             "pre_nms_topk",
-            "NMS looks at so many candidates per image (default 1000)",
+            "candidates per image that NMS considers (default 1000)",
             metavar="N",
             type=int,
         ),
@@ -132,30 +132,30 @@ def _detection_flags() -> tuple[Flag, ...]:
 
 
 def timm_flags() -> Flags[TimmOptions]:
-    """What only models of timm have."""
+    """Return the options that fill :class:`deploykit.models.timm_options.TimmOptions`."""
     from deploykit.models.timm_options import TimmOptions
 
     return Flags(
         TimmOptions,
         {
-            "models of timm (docs/models/timm.md)": (
-                Flag("--timm-model", "model", "the model of timm that the file of weights is of", metavar="NAME"),
+            "timm models (docs/models/timm.md)": (
+                Flag("--timm-model", "model", "the timm model that the weights file belongs to", metavar="NAME"),
                 Flag(
                     "--timm-pretrained",
                     "pretrained",
-                    "of --weights timm:NAME: timm downloads the weights (default: they are random)",
+                    "with --weights timm:NAME: let timm download the weights (default: random weights)",
                 ),
                 Flag(
                     "--num-classes",
                     "num_classes",
-                    "of a model of timm (default: the model's own)",
+                    "number of classes of a timm model (default: the model's own)",
                     metavar="N",
                     type=int,
                 ),
                 Flag(
                     "--in-chans",
                     "in_chans",
-                    "channels of its images (default: the model's own)",
+                    "number of image channels of a timm model (default: the model's own)",
                     metavar="N",
                     type=int,
                 ),
@@ -173,10 +173,10 @@ def _size(sides: list[int]) -> tuple[int, int]:
 
 
 def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
-    """The options of a model of timm; None: it is none.
+    """Return the options of a timm model; None if the model is not from timm.
 
     Raises:
-        UsageError: they are given for another.
+        UsageError: they are given for a model that is not from timm.
     """
     from deploykit.errors import UsageError
 
@@ -185,17 +185,17 @@ def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
         return flags.fill(args)
     if flags.given(args):
         raise UsageError(
-            "--timm-pretrained, --num-classes and --in-chans are of models of timm: give --weights timm:NAME, or "
+            "--timm-pretrained, --num-classes and --in-chans are for timm models: give --weights timm:NAME, or "
             "--timm-model NAME beside a file"
         )
     return None
 
 
 def onnx_options(args: argparse.Namespace) -> OnnxOptions:
-    """What the ONNX file shall be.
+    """Return the options of the ONNX file.
 
     Raises:
-        UsageError: options that do not go with one another.
+        UsageError: options that exclude each other.
     """
     return onnx_flags().fill(args, timm=_timm_of(args), precision=precision_of(args), gate=gate_of(args))
 
@@ -210,9 +210,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
     asked = [name for flags in (onnx_flags(), precision_flags(), gate_flags()) for name in flags.given(args)]
     if asked and args.weights.lower().endswith(".onnx"):
-        raise UsageError(
-            f"{', '.join(asked)}: for a checkpoint; {args.weights} is an ONNX file, which has that already"
-        )
+        raise UsageError(f"{', '.join(asked)}: for a checkpoint; {args.weights} is an ONNX file, where they are fixed")
     with shown_progress() as progress:
         exports = export_formats(
             args.weights,
@@ -265,7 +263,7 @@ def _print(report: ExportReport) -> None:
     out = console()
     out.print(facts)
     if report.parity is None:
-        out.print("parity: NOT CHECKED (--no-check): nothing verifies that this file gives the checkpoint's numbers")
+        out.print("parity: NOT CHECKED (--no-check): this file is not verified against the checkpoint")
     else:
         out.print()
         out.print(parity_table(report.parity))

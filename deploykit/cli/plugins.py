@@ -1,4 +1,4 @@
-"""``deploykit plugins``: build the native libraries, say what is there, check them."""
+"""``deploykit plugins``: build, describe or check the native libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("build", "info", "test"),
-        help="build them from the sources in this package; say what is there; compare them with the numpy reference",
+        help="build the libraries from the sources in this package; show which are available; test them against numpy",
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     group = parser.add_argument_group("build")
@@ -29,27 +29,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="FOLDER",
-        help="where the libraries go (default: $DEPLOYKIT_PLUGINS, or the package)",
+        help="the folder for the libraries (default: $DEPLOYKIT_PLUGINS, or the package)",
     )
     group.add_argument(
         "--only",
         action="append",
         choices=("cpu", "onnxruntime", "cuda", "tensorrt"),
-        help="build this one, and cpu (with tensorrt also cuda); may be repeated (default: all that can be built)",
+        help="build this library besides cpu, and cuda for tensorrt; may be repeated (default: all that can be built)",
     )
-    group.add_argument("--tensorrt", type=Path, metavar="FOLDER", help="TensorRT's headers, or the folder above them")
-    group.add_argument("--onnxruntime", type=Path, metavar="FOLDER", help="ONNX Runtime's C++ headers")
+    group.add_argument(
+        "--tensorrt", type=Path, metavar="FOLDER", help="the folder of TensorRT's headers, or the one above it"
+    )
+    group.add_argument("--onnxruntime", type=Path, metavar="FOLDER", help="the folder of ONNX Runtime's C++ headers")
     group.add_argument(
         "--architecture",
         type=int,
         action="append",
         metavar="N",
-        help="compute capability of a GPU, such as 90; may be repeated (default: all from 75 on)",
+        help="GPU compute capability, such as 90; may be repeated (default: all from 75 on)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do one of the three; 0 unless a check failed."""
+    """Build, describe or check; return 0 unless a check failed."""
     from deploykit.errors import UsageError
 
     if args.action != "build" and (given := [name for name in BUILD_OPTIONS if getattr(args, name)]):
@@ -75,7 +77,7 @@ def _build(args: argparse.Namespace) -> int:
         return 0
     _print_table([(name, what, report.said[name]) for name, what in LIBRARIES.items() if name in report.said])
     folder = report.log.parent
-    print(f"libraries and all that was said ({report.log.name}) are in {folder}")
+    print(f"the libraries and the build log ({report.log.name}) are in {folder}")
     if folder.absolute() != library_folder().absolute():
         print(f"to use them, set {FOLDER}={folder.absolute()}")
     return 0
@@ -92,8 +94,8 @@ def _info(args: argparse.Namespace) -> int:
         print_json({"folder": library_folder(), "abi": ABI, "nms_is_native": in_use, "libraries": libraries})
         return 0
     _print_table([(info.name, info.what, _about(info)) for info in found])
-    print(f"the folder: {library_folder()} ({FOLDER} names another one); the ABI needed: {ABI}")
-    print(f"NMS on the CPU: {'the library' if in_use else 'numpy'} ({SWITCH}=0 switches the library off)")
+    print(f"folder: {library_folder()} (set {FOLDER} to use another one); required ABI: {ABI}")
+    print(f"NMS on the CPU: {'the library' if in_use else 'numpy'} (set {SWITCH}=0 to switch the library off)")
     return 0
 
 

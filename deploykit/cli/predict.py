@@ -1,4 +1,4 @@
-"""``deploykit predict``: a model on images, folders, videos or a camera."""
+"""``deploykit predict``: run a model on images, folders, videos or a camera."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="SOURCE",
-        help="images, folders of images, videos, or the number of a camera; RAW files for a network of mosaics",
+        help="images, folders of images, videos, or a camera number; RAW files for a model that restores mosaics",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drawn images and videos into this folder")
-    parser.add_argument("--json", action="store_true", help="print one JSON object an image, each on its own line")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per image, each on its own line")
     parser.add_argument("--coco", type=Path, metavar="FILE", help="write all detections as one COCO results file")
     predict_flags().add(parser)
     add_task_arguments(parser)
@@ -48,14 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preprocessing",
         default="default",
         metavar="NAME",
-        help="of a checkpoint: legacy is for weights of YOLOX's release 0.0.1",
+        help="for a checkpoint: legacy for the weights of YOLOX release 0.0.1",
     )
-    parser.add_argument("--show", action="store_true", help="show what is drawn in a window; q ends it")
+    parser.add_argument("--show", action="store_true", help="show the drawn images in a window; q quits")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Predict, write, report; the value is the exit code."""
-    # OpenCV's and FFmpeg's own chatter; what matters of it is said by the error that follows.
+    """Predict, write and report; return the exit code."""
+    # Silence the messages of OpenCV and FFmpeg: the error that follows says what matters.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from deploykit.facade import load
@@ -85,14 +85,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _opened(words: list[str]) -> list[Images | Video]:
-    """The sources; single images are put together, so that they can share a batch."""
+    """Open the sources; single images become one source, so that they can share a batch."""
     from deploykit.runtime.images.sources import Images, kind_of, open_source
 
     files = [Path(word) for word in words if kind_of(word) == "image"]
     for file in files:
-        open_source(file)  # says now, and not after the others, that one does not exist
+        open_source(file)  # a missing file is an error before any prediction
     opened: list[Images | Video] = [Images(tuple(files))] if files else []
-    # Whether RAW files in a folder are wanted is known when the model is.
+    # Only the opened model tells whether RAW files in a folder are wanted.
     return opened + [open_source(word, raw=True) for word in words if kind_of(word) != "image"]
 
 
@@ -103,8 +103,8 @@ def _predict(
     folder: _Folder | None,
     report: _Report,
 ) -> bool:
-    """Run one source to its end; False: the user closed the window."""
-    skip = None if report.total == 1 else report.skip  # an image that is all there is fails by itself
+    """Run one source to its end; return False if the user closed the window."""
+    skip = None if report.total == 1 else report.skip  # a single image that cannot be read is an error
     with folder.opened_for(source) if folder else contextlib.nullcontext():
         try:
             for result in predictor.stream(source, skip=skip):
@@ -116,13 +116,13 @@ def _predict(
                 if args.show and drawn is not None and not _show(drawn, wait=result.frame is None):
                     return False
         except KeyboardInterrupt:
-            if not source.live:  # a camera has no other end
+            if not source.live:  # a camera has no end of its own
                 raise
     return True
 
 
 class _Folder:
-    """Drawn images and videos in one folder; two sources of one name get two files."""
+    """Writes drawn images and videos into one folder; two sources with one name get two files."""
 
     def __init__(self, folder: Path, files: Files) -> None:
         self._folder = folder
@@ -132,7 +132,7 @@ class _Folder:
 
     @contextlib.contextmanager
     def opened_for(self, source: Images | Video) -> Iterator[None]:
-        """While the context lasts, ``write`` takes this source's results; a video appears when it ends."""
+        """Let ``write`` take this source's results while the context lasts; the video file appears at its end."""
         from deploykit.runtime.images.sources import Video
         from deploykit.runtime.images.video_writer import Mp4Writer
 
@@ -145,7 +145,7 @@ class _Folder:
         self._recorder = None
 
     def draws(self, result: Any) -> bool:
-        """Whether what is drawn is what is written."""
+        """Whether the drawn image is the file that is written."""
         return self._files.suffix_of(result) is None or self._recorder is not None
 
     def write(self, result: Any, drawn: Array | None) -> None:
@@ -172,7 +172,7 @@ class _Folder:
             result.save_map(self._place(f"{path.stem}-labels", ".png"))
 
     def _place(self, name: str, suffix: str) -> Path:
-        """The file for a source's name, never the source itself."""
+        """Return the file to write for a source's name, never the source itself."""
         path = self._folder / self._files.folder / f"{Path(name).stem}{suffix}"
         self._taken[path] += 1
         if self._taken[path] > 1:
@@ -183,9 +183,9 @@ class _Folder:
 
 
 class _Report:
-    """What is said: a progress bar on a terminal, else a line an image; a summary; JSON and COCO where asked for.
+    """The output: a progress bar on a terminal, else one line per image; a summary; JSON and COCO on request.
 
-    With ``--json`` standard output carries nothing but JSON lines, and everything else goes to standard error.
+    With ``--json``, standard output carries only JSON lines; everything else goes to standard error.
     """
 
     def __init__(self, args: argparse.Namespace, total: int | None, done: str) -> None:
@@ -203,7 +203,7 @@ class _Report:
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[None]:
-        """Show the bar while the context lasts, if standard error is a terminal."""
+        """Show the bar while the context lasts if standard error is a terminal."""
         if not self._bar:
             yield
             return
@@ -217,11 +217,11 @@ class _Report:
             yield
 
     def say(self, line: str) -> None:
-        """One line for people."""
+        """Print one line for people."""
         print(line, file=self._text, flush=True)
 
     def skip(self, error: DeployError) -> None:
-        """An image that cannot be read does not stop the others, but the exit code tells of it."""
+        """Report an image that cannot be read; the others continue, and the exit code is not 0."""
         self.skipped += 1
         print(f"deploykit: left out: {error}", file=sys.stderr, flush=True)
 
@@ -260,17 +260,17 @@ class _Report:
 
 
 def _timing_line(times: list[dict[str, float]]) -> str:
-    """The mean of each stage. The first image pays for memory and caches, so it counts only where it is alone."""
+    """Return the mean of each stage. The first image pays for memory and caches, so it counts only if it is alone."""
     counted, first = (times[1:], "without the first") if len(times) > 1 else (times, "the first, with its warm-up")
     means = {stage: sum(t[stage] for t in counted) / len(counted) for stage in counted[0]}
     drawing = means.pop("draw and write")
     stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in means.items())
-    line = f"mean time an image ({first}): {stages} = {sum(means.values()):.1f} ms; inference is the network alone"
-    return f"{line}; draw and write, {drawing:.1f} ms, is not in the sum" if drawing > 0 else line
+    line = f"mean time per image ({first}): {stages} = {sum(means.values()):.1f} ms; inference is the network call"
+    return f"{line}; drawing and writing ({drawing:.1f} ms) not included" if drawing > 0 else line
 
 
 def _image_id(result: ImageResult) -> int | str:
-    """COCO names its images by their number: 000000000139.jpg is 139. Others keep their name, frames get both."""
+    """Return the id of an image: COCO numbers its own (000000000139.jpg is 139), others keep their name."""
     stem = Path(result.name).stem
     if result.frame is not None:
         return f"{stem}_{result.frame:06d}"
@@ -278,13 +278,13 @@ def _image_id(result: ImageResult) -> int | str:
 
 
 def _check_display() -> None:
-    """Qt ends the whole process where there is no display, so this is found out before."""
+    """Check for a display first: Qt ends the whole process without one."""
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        raise UsageError("--show needs a display, and neither DISPLAY nor WAYLAND_DISPLAY is set: use --out instead")
+        raise UsageError("--show needs a display, but neither DISPLAY nor WAYLAND_DISPLAY is set: use --out instead")
 
 
 def _show(image: Array, *, wait: bool) -> bool:
-    """Show one image, until a key where ``wait``; False: the user wants no more."""
+    """Show one image, with ``wait`` until a key is pressed; return False if the user quits."""
     import cv2
 
     title = "deploykit"
@@ -295,7 +295,7 @@ def _show(image: Array, *, wait: bool) -> bool:
             key = cv2.waitKey(50)
     except cv2.error as e:
         raise MissingDependencyError(
-            "--show needs an OpenCV with windows, and this one (opencv-python-headless?) has none: "
+            "--show needs OpenCV with window support, but this build (opencv-python-headless?) has none: "
             "pip install opencv-python, or use --out"
         ) from e
     return key not in QUIT_KEYS

@@ -116,10 +116,10 @@ OUTPUTS: dict[str, type[Output]] = {}
 """The name of a kind -> its class."""
 KINDS[Output] = OUTPUTS
 
-O = TypeVar("O", bound=Output)  # noqa: E741  (the field's letter for an output)
+OutputT = TypeVar("OutputT", bound=Output)
 
 
-def register_output(kind: type[O]) -> type[O]:
+def register_output(kind: type[OutputT]) -> type[OutputT]:
     """Enter a kind of output into the table, so that specs with it can be read.
 
     Raises:

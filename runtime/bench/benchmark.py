@@ -122,12 +122,12 @@ def benchmark(
 
 
 _MODEL_ONLY = (
-    "the network's call on a ready {} batch in memory, with the copying of its inputs and outputs; "
-    "not in it: decoding, letterbox, postprocess"
+    "the network's call on a ready {} batch in memory, including the copies of its inputs and outputs; "
+    "not included: decoding, letterbox, postprocess"
 )
 _END_TO_END = (
     "encoded images in memory to {}, one thread doing one stage after the other; "
-    "not in it: reading files, drawing, writing"
+    "not included: reading files, drawing, writing"
 )
 
 

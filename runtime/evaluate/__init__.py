@@ -1,1 +1,1 @@
-"""How good a model is on annotated images."""
+"""Evaluation of models on annotated images."""

@@ -1,4 +1,4 @@
-"""How good a classifier is: the share of the images whose class is the best one, or among the best five."""
+"""Accuracy of classifiers: the share of images whose class has the best score, or one of the best five."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ __all__ = ["ClassMeter"]
 
 
 class ClassMeter(ImageMeter):
-    """Top-1 and top-5 of images in a folder per class."""
+    """Top-1 and top-5 accuracy on images in one folder per class."""
 
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
         """See :class:`deploykit.runtime.evaluate.meter.Meter`."""
         super().__init__(spec, task, data, options)
         if data.images is not None:
             raise UsageError(
-                "classification takes one folder, with a folder of images for each class: leave --images out"
+                "classification takes one folder that has a folder of images per class: leave --images out"
             )
         cases = class_folders(existing_folder(data.truth, "folders of classes"), spec.classes)
         chosen, self.notes = first_of(cases, options.limit)
@@ -37,7 +37,9 @@ class ClassMeter(ImageMeter):
         assert isinstance(result, Classification)
         label = self._labels[path]
         if label >= result.num_classes:
-            raise DataError(f"{path} is of class {label}, the network knows {result.num_classes} (0 and up)")
+            raise DataError(
+                f"{path} has class {label}, but the network has only the classes 0 to {result.num_classes - 1}"
+            )
         self._seen.append((label, bool(result.labels[0] == label), bool((result.labels == label).any())))
 
     def metrics(self) -> dict[str, float]:
@@ -45,7 +47,7 @@ class ClassMeter(ImageMeter):
         return _shares(self._seen)
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """The same of each class, and how many images it has."""
+        """The same per class, with the number of its images."""
         names = self.spec.classes
         return {
             names[label] if label < len(names) else str(label): {
@@ -56,7 +58,7 @@ class ClassMeter(ImageMeter):
         }
 
     def counts(self) -> dict[str, int]:
-        """How many classes there were."""
+        """The number of classes."""
         return {"classes": len({label for label, _, _ in self._seen})}
 
 

@@ -1,7 +1,7 @@
-"""Annotations in COCO's JSON format, checked before anything is computed, and the model's labels in their numbers.
+"""COCO annotations (JSON), validated before any computation, and the mapping of the model's labels to category ids.
 
-Format: https://cocodataset.org/#format-data. What is kept of a file is what the metrics need; annotations are numbered
-anew, because a file may repeat or leave out their ids, and the metric libraries read 0 as "not matched".
+Format: https://cocodataset.org/#format-data. Only the fields that the metrics need are kept. Annotations get new
+ids, because a file may repeat or omit them, and the metric libraries read 0 as "not matched".
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from deploykit.runtime.files import existing_file
 __all__ = ["Category", "CategoryMap", "CocoData", "Image", "match_keypoints", "match_labels", "read_coco"]
 
 
-MOST = 2**53  # numbers go to the metric libraries as float64, too
+MOST = 2**53  # the metric libraries read numbers as float64
 
 
 @dataclass(frozen=True)
 class Image:
-    """One listed image: its number, its file's name and its (height, width), where the file says it."""
+    """One listed image: its id, file name and, if the file has it, (height, width)."""
 
     id: int
     file_name: str
@@ -34,7 +34,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Category:
-    """One category: its number, its name and the names of its keypoints (empty: it has none, or they have no names)."""
+    """One category: its id, its name and the names of its keypoints (empty: none, or unnamed)."""
 
     id: int
     name: str
@@ -43,12 +43,12 @@ class Category:
 
 @dataclass(frozen=True, eq=False)
 class CocoData:
-    """What an annotation file says, in its own order.
+    """The contents of an annotation file, in its own order.
 
     Each annotation has ``id`` (from 1), ``image_id``, ``category_id``, ``bbox`` ([x, y, w, h] in pixels), ``area`` and
-    ``iscrowd``, and where the file has them ``keypoints`` ([x, y, v] * K) and ``num_keypoints``, and ``segmentation``
-    (polygons or run lengths) as it stands. ``notes``: what the
-    file leaves out and what was taken instead.
+    ``iscrowd``, and, if the file has them, ``keypoints`` ([x, y, v] * K) and ``num_keypoints``, and ``segmentation``
+    (polygons or run lengths) unchanged. ``notes``: what the file
+    leaves out, and the values used instead.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class CocoData:
     notes: tuple[str, ...] = ()
 
     def objects(self, image_ids: Iterable[int], category_ids: Iterable[int], *, keypoints: bool) -> list[int]:
-        """The category of every object that counts in these images: no crowd, and for ``keypoints`` one is labelled."""
+        """Return the category of every object that counts: no crowd and, for ``keypoints``, a labelled keypoint."""
         chosen, categories = set(image_ids), set(category_ids)
         return [
             a["category_id"]
@@ -70,14 +70,14 @@ class CocoData:
         ]
 
     def keypoint_counts(self, category_ids: Iterable[int]) -> set[int]:
-        """The numbers of keypoints that the annotations of these categories have; empty: they have none."""
+        """Return the numbers of keypoints in the annotations of these categories; empty if there are none."""
         wanted = set(category_ids)
         return {len(a["keypoints"]) // 3 for a in self.annotations if "keypoints" in a and a["category_id"] in wanted}
 
 
 @dataclass(frozen=True)
 class CategoryMap:
-    """The category's id of each of the model's labels (None: the annotations have none), and what to say about it."""
+    """The category id of each of the model's labels (None: not in the annotations), and notes on the mapping."""
 
     ids: tuple[int | None, ...]
     by: str
@@ -85,7 +85,7 @@ class CategoryMap:
 
     @property
     def category_ids(self) -> list[int]:
-        """The categories that are evaluated, in the labels' order."""
+        """The evaluated categories, in label order."""
         return [i for i in self.ids if i is not None]
 
 
@@ -94,7 +94,7 @@ def read_coco(path: str | os.PathLike[str]) -> CocoData:
 
     Raises:
         NotFoundError: there is no such file.
-        DataError: it is not JSON, or not annotations in COCO's format; the message names the first wrong entry.
+        DataError: it is not JSON or not in COCO's format; the message names the first wrong entry.
     """
     file = _file(path)
     try:
@@ -102,11 +102,11 @@ def read_coco(path: str | os.PathLike[str]) -> CocoData:
     except OSError as e:
         raise DataError(f"cannot read the annotations {file}: {e.strerror or e}") from e
     except (ValueError, RecursionError) as e:
-        raise DataError(f"annotations are a JSON file, but {file} does not parse: {e}") from e
+        raise DataError(f"expected annotations as JSON, but {file} does not parse: {e}") from e
     missing = _missing_lists(data)
     if missing:
         raise DataError(
-            f"{file} is not an annotation file in COCO's format: it must be an object with the lists images, "
+            f"{file} is not an annotation file in COCO's format: expected an object with the lists images, "
             f"annotations and categories; {missing}"
         )
     return _Reader(file).read(data)
@@ -127,7 +127,7 @@ def _missing_lists(data: Any) -> str:
 
 
 class _Reader:
-    """Reads the three lists of one file; every complaint names the file and the entry."""
+    """Reads the three lists of one file; every error names the file and the entry."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -149,7 +149,9 @@ class _Reader:
         )
         notes = []
         if self._without_area:
-            notes.append(f"{self._without_area} annotations have no area: width times height of their box was taken")
+            notes.append(
+                f"{self._without_area} annotations have no area: width times height of their box is used instead"
+            )
         return CocoData(self._file, images, categories, annotations, tuple(notes))
 
     def _image(self, entry: Any, where: str) -> Image:
@@ -170,7 +172,7 @@ class _Reader:
         image, category = (self._value(entry, key, where, int) for key in ("image_id", "category_id"))
         if image not in images or category not in categories:
             what = f"image {image}" if image not in images else f"category {category}"
-            raise DataError(f"{self._file}: {where} is of {what}, which the file does not list")
+            raise DataError(f"{self._file}: {where} refers to {what}, which the file does not list")
         box = self._numbers(entry, "bbox", where)
         if len(box) != 4 or min(box[2:]) < 0:
             raise DataError(f"{self._file}: {where}.bbox must be [x, y, width, height], got {box}")
@@ -191,7 +193,9 @@ class _Reader:
         if "keypoints" in entry:
             points = self._numbers(entry, "keypoints", where)
             if len(points) % 3:
-                raise DataError(f"{self._file}: {where}.keypoints must be x, y, v for each, got {len(points)} numbers")
+                raise DataError(
+                    f"{self._file}: {where}.keypoints must be x, y, v per keypoint, got {len(points)} numbers"
+                )
             found["keypoints"] = points
             found["num_keypoints"] = sum(v > 0 for v in points[2::3])
         return found
@@ -223,19 +227,19 @@ def _shown(value: Any) -> str:
 
 
 def match_labels(classes: tuple[str, ...], count: int, categories: tuple[Category, ...]) -> CategoryMap:
-    """Find the category of each label of a model: by name, else by position.
+    """Map each label of a model to its category: by name, else by position.
 
-    By name, if the model has every category, or the annotations have every class; upper case, ``_`` and ``-`` do not
-    count. What only one side has is left out, with a note. By position (categories by id), with a note, if there are
-    equally many and no name that both have stands at another place.
+    The match is by name if the model has every category, or the annotations have every class; case, ``_`` and ``-`` are
+    ignored. Classes that only one side has are left out, with a note. The match is by position (categories by id), with
+    a note, if both have the same number and no common name has another position.
 
     Args:
-        classes: the model's class names; empty: it gives none.
-        count: how many classes it has; 0: it does not say.
-        categories: those of the annotations.
+        classes: the model's class names; empty: none are known.
+        count: the number of classes; 0: unknown.
+        categories: the categories of the annotations.
 
     Raises:
-        DataError: neither fits, or the model says nothing of its classes.
+        DataError: neither match is possible, or the classes of the model are unknown.
     """
     if not count:
         raise DataError("the model does not name its classes: pass a spec that does (--spec FILE)")
@@ -276,12 +280,12 @@ def _only_one_side(names: list[str], categories: list[Category], classes: tuple[
 
 
 def match_keypoints(names: tuple[str, ...], data: CocoData, labels: CategoryMap) -> tuple[list[int], tuple[str, ...]]:
-    """Which of the model's keypoints is each of the annotations', in their order; and what to say about it.
+    """Return the model's keypoint for each of the annotations', in their order, and notes on the match.
 
-    By name, where both name the same ones; else by position.
+    The match is by name if both have the same names, else by position.
 
     Raises:
-        DataError: the annotations have no keypoints, or another number of them.
+        DataError: the annotations have no keypoints or another number of them.
     """
     chosen = [c for c in data.categories if c.id in labels.category_ids]
     counts = {len(c.keypoints) for c in chosen if c.keypoints} | data.keypoint_counts(labels.category_ids)
@@ -305,6 +309,6 @@ def _plain(name: str) -> str:
 
 
 def _some(names: Iterable[str]) -> str:
-    """Up to five names, and how many there are besides."""
+    """Return up to five names and the number of the others."""
     listed = list(names)
     return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

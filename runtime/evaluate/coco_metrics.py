@@ -1,7 +1,7 @@
-"""COCO's average precision and recall, by a library behind one function.
+"""COCO's average precision and recall, computed by a library behind one function.
 
-Two libraries know the protocol: hotcoco (MIT) and pycocotools (BSD), the original. They have the same interface and
-give the same numbers; hotcoco is much faster. Ours is only what goes in and what is read from the result.
+Two libraries implement the protocol: hotcoco (MIT) and pycocotools (BSD), the original. They have the same interface
+and give the same numbers; hotcoco is much faster. This module prepares their input and reads their results.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Kind = Literal["bbox", "keypoints", "segm"]
 
 @dataclass(frozen=True, eq=False)
 class Detections:
-    """N objects of many images as parallel arrays; those of one image, the best first.
+    """N objects of many images as parallel arrays; the objects of one image are sorted by score.
 
     ``image_ids (N,)`` and ``category_ids (N,)`` are the annotations' numbers, ``boxes (N, 4)`` float64 x, y, width,
     height in source pixels, ``scores (N,)``, ``keypoints (N, K, 3)`` x, y, visibility in source pixels, or None;
@@ -60,9 +60,9 @@ class Detections:
     masks: tuple[dict[str, Any], ...] | None = None
 
     def entries(self) -> list[dict[str, Any]]:
-        """In COCO's results format, every digit kept; with keypoints, as that format has it, without boxes.
+        """Return the detections in COCO's results format with all digits; with keypoints, without boxes, as COCO does.
 
-        (With a box in the entry the libraries would take a person's size from it, and not from the keypoints.)
+        (With a box in the entry, the libraries would take the size of a person from the box, not from the keypoints.)
         """
         columns = zip(self.image_ids.tolist(), self.category_ids.tolist(), self.scores.tolist(), strict=True)
         entries = [{"image_id": i, "category_id": c, "score": s} for i, c, s in columns]
@@ -78,7 +78,7 @@ class Detections:
 
 @dataclass(frozen=True)
 class ClassScore:
-    """AP and AP50 of one category (-1: no object of it), how many objects it has and how many detections."""
+    """AP and AP50 of one category (-1: it has no object), and its numbers of objects and detections."""
 
     ap: float
     ap50: float
@@ -88,8 +88,8 @@ class ClassScore:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """Of one category, at ten overlaps (0.50, 0.55, ... 0.95) and 101 recalls (0, 0.01, ... 1), ``(10, 101)`` each:
-    the precision (-1: no object of it), and the score from which on the recall is reached."""
+    """The precision of one category (-1: it has no object), and the score at which the recall is reached, ``(10, 101)``
+    each: at ten IoU thresholds (0.50, 0.55, ... 0.95) and 101 recalls (0, 0.01, ... 1)."""
 
     precision: Array
     scores: Array
@@ -97,7 +97,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class CocoScores:
-    """``metrics`` by :data:`BOX_KEYS` or :data:`KEYPOINT_KEYS`, 0 to 1 (-1: no ground truth); the same by category."""
+    """``metrics`` by :data:`BOX_KEYS` or :data:`KEYPOINT_KEYS`, 0 to 1 (-1: no ground truth); the same per category."""
 
     metrics: dict[str, float]
     per_class: dict[int, ClassScore]
@@ -105,11 +105,11 @@ class CocoScores:
 
 
 def library(engine: str) -> tuple[Any, Any, str]:
-    """The classes COCO and COCOeval of a library, and its version.
+    """Return the classes COCO and COCOeval of a library, and its version.
 
     Raises:
         UsageError: there is no engine of this name.
-        MissingDependencyError: it is not installed; the message names the extra.
+        MissingDependencyError: the library is not installed; the message names the extra.
     """
     if engine not in ENGINES:
         raise UsageError(f"the engine of the metrics must be {' or '.join(ENGINES)}, got {engine!r}")
@@ -130,15 +130,15 @@ def coco_scores(
     sigmas: tuple[float, ...] = (),
     engine: str = "hotcoco",
 ) -> CocoScores:
-    """Hold detections against annotations, by COCO's protocol.
+    """Score detections against annotations by COCO's protocol.
 
     Args:
         data: the annotations.
-        found: the detections; of other images and categories they do not count.
+        found: the detections; those of other images and categories do not count.
         kind: overlap of boxes or of masks, or similarity of keypoints (OKS).
-        image_ids: the images that were looked at.
+        image_ids: the evaluated images.
         category_ids: the categories to average over.
-        sigmas: OKS' constant of each keypoint.
+        sigmas: the OKS constant of each keypoint.
         engine: one of :data:`ENGINES`.
     """
     categories = sorted(set(category_ids))
@@ -165,19 +165,19 @@ def evaluator(
     sigmas: tuple[float, ...] = (),
     engine: str = "hotcoco",
 ) -> Any:
-    """The library's evaluation of the detections, each image's matched and nothing added up yet.
+    """Return the library's evaluation with the detections matched per image, before accumulation.
 
-    Its arguments are those of :func:`coco_scores`.
+    The arguments are those of :func:`coco_scores`.
     """
     coco, evaluation, _ = library(engine)
     points = len(sigmas) if kind == "keypoints" else 0
     with _quiet():
         truth = _dataset(coco, data, data.annotations, points)
         if len(found.scores):
-            # An array is what both read fastest; keypoints have no place in one.
+            # Both libraries read an array fastest; an array cannot hold keypoints.
             results = truth.loadRes(_table(found) if kind == "bbox" else found.entries())
         else:
-            results = _dataset(coco, data, (), points)  # an empty list is refused by one of them
+            results = _dataset(coco, data, (), points)  # one library refuses an empty list
         run = evaluation(truth, results, kind)
         run.params.imgIds = sorted(image_ids)
         run.params.catIds = sorted(set(category_ids))
@@ -189,20 +189,20 @@ def evaluator(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Both libraries print what they do, and one warns that sigmas are not COCO's, which the evaluation says itself."""
+    """Silence both libraries: they print what they do, and one warns about sigmas, which the notes report."""
     with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*kpt_oks_sigmas")
         yield
 
 
 def curves_of(run: Any, categories: Sequence[int]) -> dict[int, Curve]:
-    """Precision and score over recall of each category, of objects of all sizes, from an evaluation added up."""
+    """Return precision and score over recall per category, for objects of all sizes, from an accumulated evaluation."""
     precision, scores = (np.asarray(run.eval[name])[:, :, :, 0, -1] for name in ("precision", "scores"))
     return {category: Curve(precision[:, :, k], scores[:, :, k]) for k, category in enumerate(categories)}
 
 
 def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...], points: int) -> Any:
-    """The library's data set; an object without keypoints gets ``points`` that are not labelled, so it is ignored."""
+    """Build the library's data set; an object without keypoints gets ``points`` unlabelled ones, so it is ignored."""
     unlabelled = {"keypoints": [0.0] * 3 * points, "num_keypoints": 0} if points else {}
     built = coco()
     built.dataset = {
@@ -216,12 +216,12 @@ def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...],
 
 
 def _sides(image: Image) -> dict[str, int]:
-    """An image's size, which polygons need to become masks."""
+    """Return the size of an image, which polygons need to become masks."""
     return {} if image.size is None else {"height": image.size[0], "width": image.size[1]}
 
 
 def encoded_masks(masks: Array, engine: str = "hotcoco") -> tuple[dict[str, Any], ...]:
-    """``(N, H, W)`` bool as COCO's run lengths, ``{"size": [H, W], "counts": text}`` each.
+    """Encode masks ``(N, H, W)`` bool as COCO's run lengths, ``{"size": [H, W], "counts": text}`` each.
 
     Raises:
         MissingDependencyError: the library is not installed.
@@ -238,7 +238,7 @@ def encoded_masks(masks: Array, engine: str = "hotcoco") -> tuple[dict[str, Any]
 
 
 def _table(found: Detections) -> Array:
-    """``(N, 7)``: image, x, y, width, height, score, category."""
+    """Return ``(N, 7)``: image, x, y, width, height, score, category."""
     columns = (found.image_ids[:, None], found.boxes, found.scores[:, None], found.category_ids[:, None])
     return np.concatenate(columns, axis=1, dtype=np.float64)
 
@@ -250,7 +250,7 @@ def _flat(keypoints: Array) -> Array:
 def _per_class(
     precision: Array, objects: Counter[int], found: Detections, categories: list[int]
 ) -> dict[int, ClassScore]:
-    """From the precisions ``(10 overlaps, 101 recalls, categories, sizes, limits)``: all sizes, the highest limit."""
+    """Score each category from precisions ``(10, 101, categories, sizes, limits)``: all sizes, the last limit."""
     scores = {}
     for k, category in enumerate(categories):
         values = np.asarray(precision)[:, :, k, 0, -1]
@@ -260,6 +260,6 @@ def _per_class(
 
 
 def _mean(values: Array) -> float:
-    """The mean of what there is; -1: there was no object."""
+    """Return the mean of the valid values; -1 if there was no object."""
     known = values[values > -1]
     return float(known.mean()) if known.size else -1.0

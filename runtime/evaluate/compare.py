@@ -1,8 +1,8 @@
-"""Two evaluations side by side: what one model loses against another, and whether that is more than chance.
+"""Comparison of two evaluations: what one model loses against another, and whether it is more than chance.
 
 The interval is a paired bootstrap over images: images are drawn with replacement, as many as there are, and both
-models are scored on the same draw. It tells how much the difference depends on which images happened to be there; it
-says nothing about images of another kind. The resampling is hotcoco's.
+models are scored on the same draw. The interval shows how much the difference depends on the choice of images, not how
+it would be on images of another kind. hotcoco does the resampling.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ Interval = tuple[float, float]
 class Comparison:
     """``model`` against ``reference``, on the same images.
 
-    ``difference``: the model's metrics minus the reference's, of those that both have; ``notes``: what a reader of the
-    differences must know.
+    ``difference``: the model's metrics minus the reference's, for the metrics that both have. ``notes``: what a reader
+    of the differences must know.
     """
 
     model: Evaluation
@@ -49,7 +49,7 @@ class Comparison:
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     def to_dict(self) -> dict[str, Any]:
-        """What the comparison adds to the model's own evaluation, ready for ``json.dumps``."""
+        """Return what the comparison adds to the model's own evaluation, ready for ``json.dumps``."""
         return {"against": self.reference.to_dict(), "difference": self.difference}
 
 
@@ -57,8 +57,8 @@ class Comparison:
 class AccuracyComparison(Comparison):
     """A comparison of detectors.
 
-    ``difference`` is in fractions; ``per_class`` the same of AP by category. ``intervals``: of the differences, from
-    ``samples`` draws (empty: none were made).
+    ``difference`` is in fractions; ``per_class`` is the difference of AP per category. ``intervals`` are those of the
+    differences, from ``samples`` draws (empty: no draws).
     """
 
     model: DetectionEvaluation
@@ -79,21 +79,21 @@ class AccuracyComparison(Comparison):
 
 
 def compared(model: Evaluation, reference: Evaluation, *, samples: int | None = None) -> Comparison:
-    """Hold one evaluation against another of the same task and images, whatever the task.
+    """Compare two evaluations of one task on the same images, for any task.
 
     Args:
-        model, reference: what is compared.
-        samples: draws of the bootstrap; None: 1000 of detectors, and none of others, which have no intervals.
+        model, reference: the two evaluations.
+        samples: draws of the bootstrap; None: 1000 for detectors, none for other tasks, which have no intervals.
 
     Raises:
-        UsageError: they cannot be compared, or draws were asked for that are not made.
+        UsageError: they cannot be compared, or ``samples`` is given for a task without intervals.
     """
     if isinstance(model, DetectionEvaluation) and isinstance(reference, DetectionEvaluation):
         return compare_evaluations(model, reference, samples=DRAWS if samples is None else samples)
     if model.task != reference.task:
-        raise UsageError(f"two evaluations of one task are compared, got {model.task} and {reference.task}")
+        raise UsageError(f"expected two evaluations of one task, got {model.task} and {reference.task}")
     if samples:
-        raise UsageError(f"intervals are of detections, and this task is {model.task}")
+        raise UsageError(f"intervals exist only for detections, but this task is {model.task}")
     names = [name for name in model.metrics if name in reference.metrics]
     return Comparison(model, reference, {name: model.metrics[name] - reference.metrics[name] for name in names})
 
@@ -101,21 +101,21 @@ def compared(model: Evaluation, reference: Evaluation, *, samples: int | None = 
 def compare_evaluations(
     model: DetectionEvaluation, reference: DetectionEvaluation, *, samples: int = 0
 ) -> AccuracyComparison:
-    """Hold one evaluation against another of the same annotations.
+    """Compare two evaluations on the same annotations.
 
     Args:
-        model, reference: of the same task, images and categories.
+        model, reference: two evaluations of one task, on the same images and categories.
         samples: draws of the bootstrap; 0: no intervals.
 
     Raises:
-        UsageError: they are not of the same task and images, or the number of draws is negative.
+        UsageError: tasks, images or categories differ, or the number of draws is negative.
         MissingDependencyError: intervals without hotcoco.
     """
     a, b = model.scored, reference.scored
     if model.task != reference.task or a.image_ids != b.image_ids or set(a.category_ids) != set(b.category_ids):
-        raise UsageError("two evaluations can be compared if they are of one task, the same images and categories")
+        raise UsageError("two evaluations can be compared only if their task, images and categories are the same")
     if samples < 0:
-        raise UsageError(f"the bootstrap makes at least 0 draws, got {samples}")
+        raise UsageError(f"the number of bootstrap draws must be at least 0, got {samples}")
     difference = {
         name: value - reference.metrics[name]
         for name, value in model.metrics.items()
@@ -133,7 +133,7 @@ def compare_evaluations(
 
 
 def interval_of(found: DetectionEvaluation, *, samples: int) -> dict[str, Interval]:
-    """The bootstrap's interval of each of a single model's metrics: its difference to finding nothing.
+    """Return the bootstrap interval of each metric of one model: that of its difference from no detections.
 
     Raises:
         MissingDependencyError: hotcoco is not installed.
@@ -146,22 +146,22 @@ def interval_of(found: DetectionEvaluation, *, samples: int) -> dict[str, Interv
 
 
 def check_drop(comparison: AccuracyComparison, max_drop: float, *, metric: str = "AP") -> float:
-    """The drop in points (hundredths) of a metric; refused where it is larger than allowed.
+    """Return the drop of a metric in points (hundredths), and refuse a drop larger than allowed.
 
     Raises:
         AccuracyError: the model loses more than ``max_drop`` points. UsageError: the metric has no value.
     """
     if not math.isfinite(max_drop) or max_drop < 0:
-        raise UsageError(f"the largest drop is a number of points of at least 0, got {max_drop}")
+        raise UsageError(f"the allowed drop must be at least 0 points, got {max_drop}")
     if metric not in comparison.difference:
-        raise UsageError(f"{metric} has no value here: there is no such object in the images")
+        raise UsageError(f"{metric} has no value: the images have no object that it counts")
     drop = -100.0 * comparison.difference[metric]
     if drop > max_drop:
         before, after = (100.0 * found.metrics[metric] for found in (comparison.reference, comparison.model))
         raise AccuracyError(
             f"{metric} falls from {before:.2f} to {after:.2f}, by {drop:.2f} points{_within(comparison, metric)}; "
-            f"allowed are {max_drop:g} (--max-drop): nothing was kept. Keep more layers in higher precision, calibrate "
-            "with more images, or allow more"
+            f"{max_drop:g} are allowed (--max-drop), so nothing was kept. Keep more layers in higher precision, "
+            "calibrate with more images, or allow more"
         )
     return drop
 
@@ -192,10 +192,10 @@ def _intervals(scored: ScoringInputs, before: Detections, after: Detections, sam
 
 
 def _unlike(model: DetectionEvaluation, reference: DetectionEvaluation) -> tuple[str, ...]:
-    """Settings in which the two differ, so that the difference is not the model's alone."""
+    """Return notes on settings in which the two differ, so that the difference is not the model's alone."""
     notes = []
     for name in ("conf", "iou", "max_det", "multi_label", "nms", "size", "rectangles"):
         ours, theirs = getattr(model.settings, name), getattr(reference.settings, name)
         if ours != theirs:
-            notes.append(f"they were not evaluated alike: {name} is {ours} here and {theirs} in the reference")
+            notes.append(f"settings differ: {name} is {ours} here and {theirs} in the reference")
     return tuple(notes)

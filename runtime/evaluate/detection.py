@@ -1,4 +1,4 @@
-"""How good a detector is on annotated images: its detections by COCO's protocol (docs/evaluation.md)."""
+"""Evaluation of detectors on annotated images by COCO's protocol (docs/evaluation.md)."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from deploykit.spec import COCO_KEYPOINTS, ModelSpec
 __all__ = ["DetectionMeter", "as_upstream"]
 
 KINDS: dict[str, Kind] = {"detect": "bbox", "instances": "segm", "keypoints": "keypoints"}
-TOPK = 30_000  # candidates of an image that NMS sees: hundreds of thousands have a score over 0.001 at worst
-SCORED = {"detect": 100, "instances": 100, "keypoints": 20}  # COCO's own limit: so many an image and category count
+TOPK = 30_000  # candidates per image that NMS considers: at worst hundreds of thousands score over 0.001
+SCORED = {"detect": 100, "instances": 100, "keypoints": 20}  # COCO's own limit of detections per image and category
 
 
 class DetectionMeter(Meter):
-    """COCO's AP and AR of boxes, masks or keypoints."""
+    """COCO's AP and AR for boxes, masks or keypoints."""
 
     takes: ClassVar[frozenset[str]] = frozenset(
         {"conf", "iou", "max_det", "img", "rectangles", "allow_missing", "upstream", "engine", "keep_detections"}
@@ -55,7 +55,7 @@ class DetectionMeter(Meter):
         if data.images is None:
             raise UsageError("--images is missing: the folder with the images that the annotations list")
         self._engine = options.engine
-        library(self._engine)  # before anything takes time
+        library(self._engine)  # fails early if it is missing
         self._truth = read_coco(data.truth)
         self._labels = match_labels(spec.classes, _classes(spec), self._truth.categories)
         points, self._sigmas, self._notes = _keypoints(spec, self._truth, self._labels, task)
@@ -70,7 +70,7 @@ class DetectionMeter(Meter):
         if options.upstream and not rectangles:
             self._notes = (
                 *self._notes,
-                "its shape is fixed, so of upstream's preprocessing only the shrinking by area is in these numbers",
+                "its shape is fixed, so these numbers include only area resampling from upstream's preprocessing",
             )
         self.options = PredictOptions(
             conf=CONF if options.conf is None and not inside else options.conf,
@@ -127,28 +127,28 @@ def _scores(scored: ScoringInputs, found: Detections, engine: str) -> CocoScores
 
 
 def _check_task(spec: ModelSpec, task: str) -> None:
-    """Whether a model whose own task is another one has what this task scores."""
+    """Check that the model has the outputs that this task scores."""
     if task == "keypoints" and spec.keypoints is None:
-        raise UsageError("the task keypoints needs a model with keypoints; this one has none: --task detect")
+        raise UsageError("the task keypoints needs a model with keypoints, and this one has none: use --task detect")
     if task == "instances" and not spec.output.two_stages:
-        raise UsageError("the task instances needs a model with masks; this one has none: --task detect")
+        raise UsageError("the task instances needs a model with masks, and this one has none: use --task detect")
 
 
 def as_upstream(spec: ModelSpec) -> ModelSpec:
-    """The spec with the preprocessing of the original projects' own evaluation (YOLOv5 v7.0, YOLOv7, YOLOv6).
+    """Return the spec with the preprocessing of the original projects' own evaluation (YOLOv5 v7.0, YOLOv7, YOLOv6).
 
-    They shrink images by area averaging, round the size up (YOLOv5) or down, and pad each to a rectangle of half a
-    stride more than it needs. From their data loaders (utils/dataloaders.py, AGPL-3.0; utils/datasets.py,
-    yolov6/data/datasets.py, GPL-3.0); facts only. Their batches share one rectangle, ours are an image's own.
+    They shrink images by area averaging, round the size up (YOLOv5) or down, and pad each to a rectangle that is half a
+    stride larger than necessary. The facts are from their loaders (utils/dataloaders.py, AGPL-3.0; utils/datasets.py,
+    yolov6/data/datasets.py, GPL-3.0); the code is ours. Their batches share one rectangle; here each image has its own.
 
     Raises:
-        UsageError: a model whose project evaluates with what its spec has already, or with nothing that is known.
+        UsageError: the model's project evaluates with the preprocessing of the spec, or with an unknown one.
     """
     fit = spec.input.fit
     if fit.kind != "letterbox" or fit.anchor != "centre":
         raise UsageError(
             f"--preprocess upstream is for models of the YOLOv5, YOLOv6 and YOLOv7 projects; "
-            f"{spec.source.model or 'this model'} is evaluated by its project as its spec says: leave it out"
+            f"{spec.source.model or 'this model'} is evaluated with the preprocessing of its spec: leave it out"
         )
     rounding: Literal["floor", "ceil"] = "ceil" if spec.source.model.startswith("yolov5") else "floor"
     changed = dataclasses.replace(fit, shrink="area", rounding=rounding, margin=0.5)
@@ -156,39 +156,42 @@ def as_upstream(spec: ModelSpec) -> ModelSpec:
 
 
 def _classes(spec: ModelSpec) -> int:
-    """How many classes a model has; 0: it does not say."""
+    """Return the number of classes of a model; 0: unknown."""
     return spec.output.num_classes(spec)
 
 
 def _keypoints(
     spec: ModelSpec, truth: CocoData, labels: CategoryMap, task: str
 ) -> tuple[list[int], tuple[float, ...], tuple[str, ...]]:
-    """The model's keypoints in the annotations' order, their OKS constants, and what to say about them."""
+    """Return the model's keypoints in the annotations' order, their OKS constants, and notes."""
     if task != "keypoints" or spec.keypoints is None:
         return [], (), ()
     order, notes = match_keypoints(spec.keypoints.names, truth, labels)
     sigmas = spec.keypoints.sigmas
     if not sigmas and len(order) == len(COCO_KEYPOINTS.sigmas):
-        sigmas, notes = COCO_KEYPOINTS.sigmas, (*notes, "the spec has no OKS sigmas: those of COCO's 17 were taken")
+        sigmas, notes = (
+            COCO_KEYPOINTS.sigmas,
+            (*notes, "the spec has no OKS sigmas: those of COCO's 17 keypoints are used"),
+        )
     if not sigmas:
         raise UsageError(
-            f"the similarity of {len(order)} keypoints needs {len(order)} OKS sigmas, which the spec does not have: "
+            f"OKS for {len(order)} keypoints needs {len(order)} sigmas, but the spec has none: "
             "write them into its keypoints.sigmas and pass it with --spec"
         )
     return order, tuple(sigmas[i] for i in order), notes
 
 
 def _evaluated(spec: ModelSpec, img: int | Sequence[int] | None, rectangles: bool) -> ModelSpec:
-    """The spec as it is evaluated: one canvas for all images, unless rectangles are wanted, and every candidate.
+    """Return the spec for the evaluation: one canvas for all images unless ``rectangles``, and every candidate.
 
-    So a network of a dynamic shape, and a checkpoint, sees the very pixels that its export of a fixed size sees.
+    A checkpoint or a network with a dynamic shape then gets exactly the pixels that an export of fixed size gets.
     """
     own = spec.input
     size = own.size if img is None else (img, img) if isinstance(img, int) else (img[0], img[-1])
     if own.dynamic != "shape" and (rectangles or size != own.size):
         what = "rectangles" if rectangles else f"{size[0]}x{size[1]}"
         raise UsageError(
-            f"this network takes images of {own.size[0]}x{own.size[1]} (height x width) only, not {what}: "
+            f"this network takes only images of {own.size[0]}x{own.size[1]} (height x width), not {what}: "
             "export it with --dynamic shape, or evaluate the checkpoint"
         )
     if any(side < 1 or side % own.fit.stride for side in size):
@@ -202,7 +205,7 @@ def _evaluated(spec: ModelSpec, img: int | Sequence[int] | None, rectangles: boo
 
 @dataclass(frozen=True)
 class _Files:
-    """The images that are evaluated and where they are, in the annotations' order."""
+    """The evaluated images and their files, in the annotations' order."""
 
     images: list[Image]
     paths: list[Path]
@@ -212,21 +215,21 @@ class _Files:
 
 
 def _resolve_images(truth: CocoData, root: Path, *, limit: int | None, allow_missing: bool) -> _Files:
-    """Look for every listed image in the folder.
+    """Find every listed image in the folder.
 
     Raises:
-        NotFoundError: the folder, or an image and nothing allows that; or none is there.
-        UsageError: it is no folder.
+        NotFoundError: the folder is missing, an image is missing without ``allow_missing``, or all are.
+        UsageError: ``root`` is not a folder.
     """
     if not is_folder(root):
         if exists(root):
             raise UsageError(f"the images must be in a folder, but {root} is a file")
-        raise NotFoundError(f"a folder of images was expected at {root}, which does not exist")
+        raise NotFoundError(f"expected a folder of images at {root}, which does not exist")
     there = {p.id: exists(root / p.file_name) for p in truth.images}
     missing = [p.file_name for p in truth.images if not there[p.id]]
     told = f"{len(missing)} of {len(truth.images)} listed images are not in {root} ({_first(missing)})"
     if missing and (len(missing) == len(truth.images) or (limit is None and not allow_missing)):
-        raise NotFoundError(f"{told}: name the right folder, or evaluate the others only with --allow-missing")
+        raise NotFoundError(f"{told}: pass the right folder, or --allow-missing to evaluate only the others")
     present = [p for p in truth.images if there[p.id]]
     images = present[:limit]
     left_out = len(present) - len(images)
@@ -242,10 +245,10 @@ def _first(names: list[str]) -> str:
 
 
 class _DetectionCollector:
-    """The results of all images, as the metrics need them."""
+    """Collects the results of all images in the form that the metrics need."""
 
     def __init__(self, images: list[Image], labels: CategoryMap, order: list[int], masks_by: str | None) -> None:
-        """``masks_by``: the library whose run lengths masks become; None: they are not kept."""
+        """``masks_by``: the library that encodes masks as run lengths; None: masks are not kept."""
         self.full = self.truncated = 0
         self._images = iter(images)
         self._known = np.array([i is not None for i in labels.ids], bool)
@@ -254,12 +257,12 @@ class _DetectionCollector:
         self._parts: list[Detections] = []
 
     def add(self, result: Result, max_det: int) -> None:
-        """Add the next image's."""
+        """Add the result of the next image."""
         image = next(self._images)
         if image.size is not None and image.size != result.size:
             raise DataError(
                 f"{result.name} is {result.size[1]}x{result.size[0]} (width x height, upright by its EXIF "
-                f"orientation), the annotations say {image.size[1]}x{image.size[0]}: their boxes do not fit it"
+                f"orientation), but the annotations say {image.size[1]}x{image.size[0]}: the boxes do not fit it"
             )
         self.full += len(result) >= max_det
         self.truncated += result.truncated
@@ -270,12 +273,12 @@ class _DetectionCollector:
         ids = np.full(len(boxes), image.id, np.int64)
         scores = result.scores[use].astype(np.float64)
         masks = None
-        if self._masks_by is not None and result.masks is not None:  # as run lengths: they have the image's size
+        if self._masks_by is not None and result.masks is not None:  # as run lengths: masks have the size of the image
             masks = encoded_masks(result.masks[use], self._masks_by)
         self._parts.append(Detections(ids, self._ids[result.labels[use]], boxes, scores, keypoints, masks))
 
     def detections(self, *, with_keypoints: bool) -> Detections:
-        """All of them, in the order of the images."""
+        """Return all detections in the order of the images."""
 
         def joined(arrays: list[Array]) -> Array:
             return np.concatenate(arrays)

@@ -1,7 +1,7 @@
-"""How good a model is on images whose truth is known: its predictions, scored as its task is (docs/evaluation.md).
+"""Evaluation of a model on annotated images: its predictions, scored by its task's metrics (docs/evaluation.md).
 
-The images go the way that they go in use, through :class:`deploykit.runtime.predict.predictor.Predictor`, whatever kind
-of model it is: the same canvas, tiles, channels and batch.
+Every kind of model runs through :class:`deploykit.runtime.predict.predictor.Predictor`, as in use: with the same
+canvas, tiles, channels and batch.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ def evaluate_session(
     options: EvalOptions | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
-    """Evaluate a network that is open already; see :func:`deploykit.evaluate` for the arguments.
+    """Evaluate an open network; see :func:`deploykit.evaluate` for the arguments.
 
-    ``progress`` hears the step ``evaluating``, after each image the share of them that is done, and the step
-    ``scoring``. The session stays open.
+    ``progress`` receives the step ``evaluating``, the share of images done after each one, and the step ``scoring``.
+    The session stays open.
     """
     chosen = options or EvalOptions()
     task = spec.task if chosen.task is None else chosen.task
@@ -59,17 +59,17 @@ def evaluate_session(
 
 
 def meter_class(spec: ModelSpec, task: str) -> type[Meter]:
-    """What scores a task of a model.
+    """Return the class that scores a task of a model.
 
     Raises:
-        UsageError: the model does not do it, or nothing scores it.
+        UsageError: the model does not do the task, or the task has no metrics.
     """
     adapter = adapter_of(spec)
     if not adapter.meters:
-        raise UsageError(f"this model gives {spec.task} of an image, and there is no truth that those are scored by")
+        raise UsageError(f"this model's task is {spec.task}, which has no ground truth to score against")
     if task not in adapter.meters:
         raise UsageError(
-            f"the task {task!r} was asked for, but this model's is {spec.task!r}, whose results are scored for "
+            f"this model's task is {spec.task!r}, so it cannot be scored for {task!r}, only for "
             f"{', '.join(adapter.meters)}"
         )
     found: type[Meter] = loaded(adapter.meters[task])
@@ -77,6 +77,6 @@ def meter_class(spec: ModelSpec, task: str) -> type[Meter]:
 
 
 def _mean(times: list[dict[str, float]]) -> dict[str, float]:
-    """Milliseconds per stage; the first image pays for memory and caches, so it counts only where it is alone."""
+    """Return milliseconds per stage; the first image pays for memory and caches, so it counts only if it is alone."""
     counted = times[1:] or times
     return {stage: sum(t[stage] for t in counted) / len(counted) for stage in counted[0]}

@@ -1,4 +1,4 @@
-"""Images and their truth in folders: a folder per class, or two folders with files of the same names."""
+"""Images and their ground truth in folders: one folder per class, or two folders with files of the same names."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ T = TypeVar("T")
 
 
 def existing_folder(path: Path, what: str) -> Path:
-    """The folder, if it is one.
+    """Return ``path`` if it is a folder.
 
     Raises:
-        NotFoundError: it is none; ``what`` is what should be in it.
+        NotFoundError: it is not a folder; ``what`` names its expected contents.
     """
     if not path.is_dir():
-        raise NotFoundError(f"a folder with {what} was expected at {path}, which is none")
+        raise NotFoundError(f"expected a folder with {what} at {path}, which is not a folder")
     return path
 
 
 def class_folders(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    """Every image of every class's folder with the class's number; folders are named as the classes, or by numbers.
+    """Return every image with its class; each class has a folder, which has the name or the number of the class.
 
     Raises:
-        DataError: there is no folder, or one is of no class.
+        DataError: there is no folder, or one belongs to no class.
     """
     folders = sorted(p for p in root.iterdir() if p.is_dir())
     if not folders:
-        raise DataError(f"{root} has no folder: classification takes a folder of images for each class")
+        raise DataError(f"{root} has no folders: classification takes one folder of images per class")
     names = {_plain(name): number for number, name in enumerate(classes)}
     numbered = all(p.name.isdecimal() and int(p.name) < max(len(classes), 1) for p in folders)
     labels = {p: int(p.name) if numbered else names.get(_plain(p.name)) for p in folders}
     unknown = [p.name for p, label in labels.items() if label is None]
     if unknown:
         raise DataError(
-            f"the folder {unknown[0]!r} ({len(unknown)} of {len(folders)} in {root}) is none of the model's "
+            f"the folder {unknown[0]!r} ({len(unknown)} of {len(folders)} in {root}) is not one of the model's "
             f"{len(classes)} classes ({', '.join(classes[:3])}, ...)"
         )
     return [(image, cast(int, labels[p])) for p in folders for image in list_images(p)]
@@ -53,19 +53,21 @@ def _plain(name: str) -> str:
 
 
 def pairs_of(task: str, data: Data, truths: str, *, raw: bool = False) -> list[tuple[Path, Path]]:
-    """Each image of one folder with the file of the same stem in the other.
+    """Pair each image of one folder with the file of the same stem in the other.
 
     Args:
-        task: what is evaluated.
+        task: the evaluated task.
         data: the two folders.
-        truths: what the files of the truth are called in messages.
+        truths: the name of the ground truth files in messages.
         raw: images may be RAW files.
 
     Raises:
-        UsageError: there is no folder of images. NotFoundError: a folder does not exist. DataError: a file is missing.
+        UsageError: no folder of images is given. NotFoundError: a folder does not exist. DataError: a file is missing.
     """
     if data.images is None:
-        raise UsageError(f"the task {task} takes --images, a folder of images, beside --data, the folder of {truths}")
+        raise UsageError(
+            f"the task {task} needs --images, the folder of images, besides --data, the folder of {truths}"
+        )
     images, folder = existing_folder(data.images, "images"), existing_folder(data.truth, "label maps or targets")
     suffixes = IMAGE_SUFFIXES | (RAW_SUFFIXES if raw else set())
     known = {p.stem: p for p in folder.iterdir() if p.suffix.lower() in suffixes}
@@ -78,7 +80,7 @@ def pairs_of(task: str, data: Data, truths: str, *, raw: bool = False) -> list[t
 
 
 def first_of(cases: Sequence[T], limit: int | None) -> tuple[Sequence[T], tuple[str, ...]]:
-    """The first ``limit`` cases, and what to say where that is not all of them."""
+    """Return the first ``limit`` cases, and a note if there are more."""
     chosen = cases[:limit]
     left_out = len(chosen) < len(cases)
     return chosen, (f"only the first {len(chosen)} of {len(cases)} images were evaluated",) if left_out else ()

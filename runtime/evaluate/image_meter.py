@@ -1,4 +1,4 @@
-"""Scoring what a network says of whole images, with numbers per class or per image."""
+"""Scoring of outputs for whole images, with metrics per class or per image."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ class ImageMeter(Meter):
 
     @abstractmethod
     def metrics(self) -> dict[str, float]:
-        """The numbers of all images together, by name."""
+        """Return the metrics of all images together, by name."""
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """The numbers of each class, by its name."""
+        """Return the metrics of each class, by its name."""
         return {}
 
     def per_image(self) -> dict[str, dict[str, float]]:
-        """The numbers of each image, by its file's name."""
+        """Return the metrics of each image, by its file name."""
         return {}
 
     def counts(self) -> dict[str, int]:
-        """How much was looked at, besides the images."""
+        """Return how much was evaluated, besides the number of images."""
         return {}
 
     def versions(self) -> dict[str, str]:
-        """Of the libraries that computed the numbers."""
+        """Return the versions of the libraries that computed the metrics."""
         return {}
 
     def evaluation(self, finished: Finished) -> Evaluation:

@@ -1,4 +1,4 @@
-"""How good a segmenter is: the intersection over union of its label maps, by hotcoco."""
+"""Evaluation of semantic segmentation: intersection over union of label maps, by hotcoco."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IGNORED = 255
 
 
 class LabelMapMeter(ImageMeter):
-    """mIoU and what goes with it; pixels whose truth is 255 do not count."""
+    """mIoU and related metrics; pixels whose ground truth is 255 are ignored."""
 
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
         """See :class:`deploykit.runtime.evaluate.meter.Meter`."""
@@ -43,14 +43,16 @@ class LabelMapMeter(ImageMeter):
             self._evaluation = self._semantic.SemanticEval(names, ignore_index=IGNORED)
         truth = _labels_in(file)
         if truth.shape != result.size:
-            raise DataError(f"{file} has {truth.shape} (height, width), its image {result.size}")
+            raise DataError(f"{file} has size {truth.shape} (height, width), but its image has {result.size}")
         beyond = truth[(truth >= classes) & (truth != IGNORED)]
         if beyond.size:
-            raise DataError(f"{file} has the label {int(beyond[0])}, the network {classes} classes; 255 is ignored")
+            raise DataError(
+                f"{file} has the label {int(beyond[0])}, but the network has {classes} classes (255 is ignored)"
+            )
         self._evaluation.update(truth.astype(np.int64), result.labels.astype(np.int64))
 
     def metrics(self) -> dict[str, float]:
-        """``mIoU mAcc aAcc fwIoU``, and of two classes ``Dice``."""
+        """Return ``mIoU mAcc aAcc fwIoU``, and ``Dice`` for two classes."""
         found = {name: float(value) for name, value in self._report()["metrics"].items()}
         confusion = np.asarray(self._evaluation.confusion(), np.float64)
         if len(confusion) == 2:
@@ -58,15 +60,15 @@ class LabelMapMeter(ImageMeter):
         return found
 
     def per_class(self) -> dict[str, dict[str, float]]:
-        """The numbers of each class."""
+        """Return the metrics of each class."""
         return {name: {k: float(v) for k, v in values.items()} for name, values in self._report()["per_class"].items()}
 
     def counts(self) -> dict[str, int]:
-        """How many pixels counted."""
+        """Return the number of evaluated pixels."""
         return {"pixels": int(np.asarray(self._evaluation.confusion()).sum())}
 
     def versions(self) -> dict[str, str]:
-        """Of hotcoco."""
+        """Return the version of hotcoco."""
         from importlib import metadata
 
         return {"hotcoco": metadata.version("hotcoco")}
@@ -77,15 +79,15 @@ class LabelMapMeter(ImageMeter):
 
 
 def _labels_in(file: Path) -> Array:
-    """A label map: grey values, or of a palette its indices, ``(H, W)``.
+    """Read a label map ``(H, W)``: grey values, or the indices of a palette.
 
-    OpenCV turns a palette into colours, so that is undone where the file has one: Pillow keeps indices.
+    OpenCV turns palette indices into colours, so Pillow reads files that have a palette.
     """
     image = import_extra("PIL.Image", "eval")
     try:
         with image.open(file) as opened:
             if opened.mode not in ("L", "P", "I", "I;16", "1"):
-                raise DataError(f"a label map has one channel or a palette, but {file} is {opened.mode}")
+                raise DataError(f"a label map must have one channel or a palette, but {file} is {opened.mode}")
             return np.array(opened).astype(np.int64)
     except OSError as e:
         raise DataError(f"cannot read the label map {file}: {e}") from e

@@ -1,4 +1,4 @@
-"""What an evaluation asks of a task: which images it predicts on and how, and what it makes of the results."""
+"""The interface of an evaluation to a task: which images to predict on and how, and how to score the results."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from deploykit.spec import ModelSpec
 __all__ = ["Data", "Finished", "Meter"]
 
 EVERY = frozenset({"task", "limit", "batch"})
-"""Options that go with every task."""
+"""Options of every task."""
 WORDS = {"keep_detections": "detections (to be written, drawn, or for intervals)"}
-"""What options are called whose name says too little."""
+"""Names in messages for options whose own name is unclear."""
 
 
 @dataclass(frozen=True)
 class Data:
-    """What is evaluated on: the truth and, where that is not all, the folder of images."""
+    """The data of an evaluation: the ground truth and, if separate, the folder of images."""
 
     truth: Path
     images: Path | None
@@ -33,7 +33,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Finished:
-    """What is known of the predictions when they are done: who made them, in which time, and on what."""
+    """Facts about the finished predictions: the session, the timings and the images."""
 
     predictor: Predictor[ImageResult]
     timings: Mapping[str, float]
@@ -41,7 +41,7 @@ class Finished:
     notes: tuple[str, ...]
 
     def common(self, task: str, notes: Sequence[str] = ()) -> dict[str, Any]:
-        """The fields of every :class:`Evaluation` but the metrics."""
+        """Return the fields that every :class:`Evaluation` has, except the metrics."""
         return {
             "task": task,
             "timings": dict(self.timings),
@@ -54,11 +54,11 @@ class Meter(ABC):
     """Scores the results of one task, image by image.
 
     Attributes:
-        takes: the options of an evaluation that mean something here, besides those that go with every task.
-        stage: what the time of :meth:`add` is called; empty: it is not told.
+        takes: the options of an evaluation that this task uses, besides those of every task.
+        stage: the name of the time of :meth:`add` in the timings; empty: not reported.
         paths: the images to predict on, in order; set by the constructor.
-        spec: the spec to predict by; the model's, unless the constructor changes it.
-        options: how to predict.
+        spec: the spec for the predictions; the model's, unless the constructor changes it.
+        options: the options of the predictions.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
@@ -66,16 +66,16 @@ class Meter(ABC):
     paths: Sequence[Path]
 
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
-        """Read what is evaluated on, and decide how.
+        """Read the data and decide how to predict.
 
         Raises:
-            NotFoundError, DataError: the data are missing, or fit neither each other nor the model.
-            UsageError: an option of another task. MissingDependencyError: a library of the metrics.
+            NotFoundError, DataError: the data are missing, inconsistent, or do not fit the model.
+            UsageError: an option of another task is set. MissingDependencyError: a metrics library is missing.
         """
         wrong = [name for name in given_options(options) if name not in self.takes | EVERY]
         if wrong:
             told = ", ".join(WORDS.get(name, name) for name in wrong)
-            raise UsageError(f"{told}: not for an evaluation of the task {task}")
+            raise UsageError(f"{told}: cannot be used in an evaluation of the task {task}")
         if options.limit is not None and options.limit < 1:
             raise UsageError(f"the limit must be at least 1 image, got {options.limit}")
         self.spec, self.task = spec, task
@@ -86,9 +86,9 @@ class Meter(ABC):
         """Score the next image.
 
         Raises:
-            DataError: its truth cannot be read, or does not fit it.
+            DataError: its ground truth cannot be read or does not fit it.
         """
 
     @abstractmethod
     def evaluation(self, finished: Finished) -> Evaluation:
-        """Everything together, after the last image."""
+        """Return the evaluation after the last image."""

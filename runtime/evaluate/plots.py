@@ -1,6 +1,6 @@
-"""Curves of an evaluation as images, and the numbers behind them as JSON. Drawn by matplotlib, without a display.
+"""Curves of an evaluation as images, drawn by matplotlib without a display, and their values as JSON.
 
-Colours are those of Okabe and Ito (2008), which people with any kind of colour vision tell apart.
+The colours are those of Okabe and Ito (2008), which people with any kind of colour vision can distinguish.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["F1Curve", "f1_curve", "write_plots"]
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 RECALLS = np.linspace(0.0, 1.0, 101)
 SCORES = np.linspace(0.0, 1.0, 1001)
-FEW = 6  # classes of which each has a curve of its own
-BARS = 40  # classes in the image of per-class AP
+FEW = 6  # up to this many classes get a curve each
+BARS = 40  # classes in the plot of AP per class
 
 
 @dataclass(frozen=True, eq=False)
 class F1Curve:
-    """Over the score threshold, at an overlap of 0.5, the mean over classes: ``scores, precision, recall, f1``, each
-    ``(1001,)``; ``best`` is the threshold with the highest F1."""
+    """Precision, recall and F1 over the score threshold at an IoU of 0.5, mean over classes: ``scores, precision,
+    recall, f1``, each ``(1001,)``; ``best`` is the threshold with the highest F1."""
 
     scores: Array
     precision: Array
@@ -42,7 +42,7 @@ class F1Curve:
 
     @property
     def best(self) -> tuple[float, float]:
-        """The threshold with the highest mean F1 (the lowest one of several), and that F1."""
+        """Return the threshold with the highest mean F1 (the lowest of several), and that F1."""
         i = int(self.f1.argmax())
         return float(self.scores[i]), float(self.f1[i])
 
@@ -52,17 +52,17 @@ def write_plots(
 ) -> list[Path]:
     """Draw one or two evaluations of the same annotations.
 
-    ``precision-recall.png`` (the mean over classes at each overlap and over all ten; of few classes each), ``f1.png``
-    (precision, recall and F1 over the score, at an overlap of 0.5), ``classes.png`` (AP of each class, the lowest 40 of
-    many) and ``curves.json``, which has the numbers.
+    ``precision-recall.png`` (the mean over classes at each IoU and over all ten; one curve per class if there are
+    few), ``f1.png`` (precision, recall and F1 over the score, at an IoU of 0.5), ``classes.png`` (AP per class, at most
+    the lowest 40) and ``curves.json``, which has the values.
 
     Args:
-        folder: made if it is not there.
+        folder: created if it does not exist.
         evaluations: name -> evaluation, drawn in this order.
-        overlaps: of the precision-recall curves, from 0.5 to 0.95 in steps of 0.05.
+        overlaps: IoU thresholds of the precision-recall curves, from 0.5 to 0.95 in steps of 0.05.
 
     Returns:
-        What was written.
+        The written files.
 
     Raises:
         MissingDependencyError: matplotlib is not installed. OutputError: the folder cannot be written.
@@ -91,7 +91,7 @@ def write_plots(
 
 @contextlib.contextmanager
 def _figure(matplotlib: Any, classes: int, name: str) -> Iterator[tuple[Any, Any]]:
-    """A figure of its own canvas: no window, and no state that other users of matplotlib share."""
+    """Yield a figure with its own canvas: no window, and no state shared with other users of matplotlib."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -103,7 +103,7 @@ def _figure(matplotlib: Any, classes: int, name: str) -> Iterator[tuple[Any, Any
 
 
 def f1_curve(found: DetectionEvaluation) -> F1Curve:
-    """Precision, recall and F1 over the score, the mean over the classes that have objects."""
+    """Return precision, recall and F1 over the score, mean over the classes that have objects."""
     precision, recall = [], []
     for curve in _known(found).values():
         p, r = _over_scores(curve)
@@ -118,15 +118,15 @@ def f1_curve(found: DetectionEvaluation) -> F1Curve:
 
 
 def _over_scores(curve: Curve) -> tuple[Array, Array]:
-    """Precision and recall of one class at an overlap of 0.5 if only detections that score at least so much count.
+    """Return precision and recall of one class at an IoU of 0.5 for each score threshold.
 
-    From the 101 points that COCO's curve has: at each the score from which on the recall is reached.
+    They come from the 101 points of COCO's curve, each with the score at which its recall is reached.
     """
     reached = curve.precision[0] > 0
     scores, precision = curve.scores[0][reached], curve.precision[0][reached]
     if not len(scores):
         return np.zeros(len(SCORES)), np.zeros(len(SCORES))
-    index = np.searchsorted(-scores, -SCORES, side="right") - 1  # the last recall whose score is not below
+    index = np.searchsorted(-scores, -SCORES, side="right") - 1  # the last recall whose score is not lower
     none = index < 0
     index = np.maximum(index, 0)
     recall = np.where(none, 0.0, RECALLS[reached][index])
@@ -134,7 +134,7 @@ def _over_scores(curve: Curve) -> tuple[Array, Array]:
 
 
 def _known(found: DetectionEvaluation) -> dict[str, Curve]:
-    """The classes that have objects."""
+    """Return the curves of the classes that have objects."""
     return {name: curve for name, curve in found.curves.items() if (curve.precision > -1).any()}
 
 
@@ -158,7 +158,11 @@ def _precision_recall(axes: Any, evaluations: Mapping[str, DetectionEvaluation],
             for colour, (label, curve) in zip(COLOURS[1:], curves.items(), strict=False):
                 axes.plot(RECALLS, curve.precision[0], color=colour, lw=1.0, label=f"{label}, {overlaps[0]:.2f}")
     axes.set(
-        xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02), title="Precision over recall, mean of classes"
+        xlabel="recall",
+        ylabel="precision",
+        xlim=(0, 1),
+        ylim=(0, 1.02),
+        title="Precision over recall, mean over classes",
     )
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -175,7 +179,7 @@ def _f1(axes: Any, evaluations: Mapping[str, DetectionEvaluation]) -> None:
         axes.plot(curve.scores, curve.precision, color=colour, lw=1.0, ls="--", label=f"{prefix}precision")
         axes.plot(curve.scores, curve.recall, color=colour, lw=1.0, ls=":", label=f"{prefix}recall")
         axes.plot([score], [best], "o", color=colour, ms=5)
-    axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.02), title="F1 at an overlap of 0.5, mean of classes")
+    axes.set(xlabel="score threshold", xlim=(0, 1), ylim=(0, 1.02), title="F1 at an IoU of 0.5, mean over classes")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
 

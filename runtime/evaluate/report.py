@@ -1,4 +1,4 @@
-"""What an evaluation gives: metrics, what they depend on, and what a reader of them must know."""
+"""The report of an evaluation: metrics, the settings they depend on, and notes for the reader."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ __all__ = [
     "shown",
 ]
 
-CONF, IOU, MAX_DET = 0.001, 0.65, 300  # what detectors of the YOLO family are evaluated with
+CONF, IOU, MAX_DET = 0.001, 0.65, 300  # the usual thresholds for evaluating detectors of the YOLO family
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the numbers depend on.
+    """The settings that the metrics depend on.
 
-    ``nms`` is where overlaps were suppressed: ``runtime``, or ``graph`` with the thresholds of the export.
-    ``multi_label``: an object of each class over ``conf``, not of the best alone. ``size`` is the canvas' (height,
-    width); ``rectangles``: each image had its own smaller one. ``providers``: what computed. ``scored``: the best so
-    many of an image and category count. ``matched_by``: how classes met categories. ``preprocessing``:
-    the spec's, or upstream's. ``sigmas``: OKS' constants.
+    ``nms``: where NMS ran, ``runtime`` or ``graph`` (with the thresholds of the export). ``multi_label``: one object
+    per class over ``conf``, not only of the best class. ``size``: (height, width) of the canvas. ``rectangles``: each
+    image had its own smaller canvas. ``providers``: the execution providers. ``scored``: the number of detections per
+    image and category that count. ``matched_by``: how classes were matched to categories. ``preprocessing``: the
+    spec's or upstream's. ``sigmas``: the OKS constants.
     """
 
     conf: float
@@ -59,10 +59,10 @@ class Settings:
 
 @dataclass(frozen=True)
 class Counts:
-    """``images`` were evaluated of ``listed``; ``missing`` are not in the folder, ``left_out`` by the limit.
+    """``images`` of ``listed`` were evaluated; ``missing`` are not in the folder, ``left_out`` exceed the limit.
 
-    ``objects`` are those that count (for keypoints: with a labelled one), ``crowd`` regions are ignored. ``full``:
-    images with as many detections as ``max_det`` allows; ``truncated``: with more candidates than NMS looks at.
+    ``objects`` are those that count (for keypoints: with a labelled one); ``crowd`` regions are ignored. ``full``:
+    images with as many detections as ``max_det`` allows. ``truncated``: images with more candidates than NMS considers.
     """
 
     images: int
@@ -79,7 +79,7 @@ class Counts:
 
 @dataclass(frozen=True, eq=False)
 class ScoringInputs:
-    """What detections were held against: annotations, the images and categories of them that count, OKS' sigmas."""
+    """The annotations that detections are scored against, the images and categories that count, and the OKS sigmas."""
 
     truth: CocoData
     kind: Kind
@@ -90,13 +90,13 @@ class ScoringInputs:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Evaluation(ABC):
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        task: what was scored.
-        metrics: the numbers of all images together, by name.
+        task: the scored task.
+        metrics: the metrics of all images together, by name.
         timings: mean milliseconds per image and stage, without the first image.
-        versions: of what computed.
+        versions: versions of the libraries that computed the metrics.
         notes: what a reader of the numbers must know.
     """
 
@@ -108,24 +108,24 @@ class Evaluation(ABC):
 
     @abstractmethod
     def _about(self) -> dict[str, Any]:
-        """What :meth:`to_dict` says beyond what all of them say."""
+        """Return the entries that this kind adds to :meth:`to_dict`."""
 
     @abstractmethod
     def facts(self) -> Iterator[tuple[str, str]]:
-        """What a reader must know to judge the numbers: a name and a few words each."""
+        """Yield what a reader must know to judge the numbers: a name and a few words per fact."""
 
     @abstractmethod
     def details(self) -> list[list[str]]:
-        """A table of the numbers per class or image, its heads first; empty: there is none."""
+        """Return a table of the metrics per class or image, headings first; empty: no table."""
 
     @property
     def time(self) -> str:
-        """The stages and their sum, in words."""
+        """Return the stages and their sum as text."""
         stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in self.timings.items())
-        return f"{stages} = {sum(self.timings.values()):.1f} ms an image"
+        return f"{stages} = {sum(self.timings.values()):.1f} ms per image"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but what was found, ready for ``json.dumps``; JSON has no infinity: it becomes the word."""
+        """Return everything but the detections, ready for ``json.dumps``; infinity becomes a word, as JSON has none."""
         about = {
             "task": self.task,
             "metrics": self.metrics,
@@ -140,14 +140,14 @@ class Evaluation(ABC):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ImageEvaluation(Evaluation):
-    """The evaluation of what a network says of whole images; all but PSNR are fractions of 1.
+    """The evaluation of outputs for whole images; all metrics but PSNR are fractions of 1.
 
-    ``metrics``: ``top1 top5`` (classify), ``mIoU mAcc aAcc fwIoU`` and of two classes ``Dice`` (segment), ``PSNR SSIM``
-    (restore; means over the images).
+    ``metrics``: ``top1 top5`` (classify), ``mIoU mAcc aAcc fwIoU``, for two classes also ``Dice`` (segment), ``PSNR
+    SSIM`` (restore; means over the images).
 
     Attributes:
         per_class: metrics of each class, by name; empty for restore.
-        per_image: of restore, by the file's name.
+        per_image: metrics of each image, by file name; only for restore.
         counts: how much was looked at.
         settings: what the numbers depend on.
     """
@@ -196,9 +196,9 @@ class DetectionEvaluation(Evaluation):
         per_class: AP, AP50, objects and detections of each category, by name.
         counts: how much was looked at.
         settings: what the numbers depend on.
-        detections: everything that was found, as it was scored.
-        scored: the annotations, and what of them it was held against.
-        curves: precision and score over recall of each category, by name.
+        detections: all detections as they were scored.
+        scored: the annotations, and the part of them that counts.
+        curves: precision and score over recall for each category, by name.
     """
 
     per_class: dict[str, ClassScore]
@@ -230,7 +230,7 @@ class DetectionEvaluation(Evaluation):
         yield "truth", f"{counts.objects:,} objects of {counts.categories} categories {matched}{crowd}"
         full = f", {counts.full} image{'s' * (counts.full != 1)} with as many as max_det allows" if counts.full else ""
         yield "found", f"{counts.detections:,} detections{full}"
-        labels = "each class over conf" if used.multi_label else "the best class a box"
+        labels = "each class over conf" if used.multi_label else "the best class per box"
         where = " (inside the network)" if used.nms == "graph" else ""
         yield "thresholds", f"conf {used.conf:g}, iou {used.iou:g}, max_det {used.max_det}, {labels}{where}"
         upstream = "; prepared as the original project evaluates" if used.preprocessing == "upstream" else ""
@@ -249,17 +249,17 @@ class DetectionEvaluation(Evaluation):
 
 
 def shown(value: float) -> str:
-    """A metric in words; -1 says that there is nothing to score."""
+    """Return a metric as text; -1 means that there is nothing to score."""
     return "none" if value == -1 else f"{value:.4f}"
 
 
 def comparability_notes(settings: Settings, counts: Counts) -> list[str]:
-    """What makes these numbers others than those of an evaluation with its usual thresholds."""
+    """Return notes on what makes these numbers differ from those with the usual thresholds."""
     notes = []
     thresholds = f"conf {settings.conf:g}, iou {settings.iou:g}, max_det {settings.max_det}"
-    if settings.nms == "graph" and not settings.multi_label:  # else a detector in two stages, which is not without
+    if settings.nms == "graph" and not settings.multi_label:  # a two-stage detector always has NMS inside
         notes.append(
-            f"NMS is inside this network: {thresholds}, pre_nms_topk {settings.pre_nms_topk} and one class a box are "
+            f"NMS is inside this network: {thresholds}, pre_nms_topk {settings.pre_nms_topk} and one class per box are "
             f"the graph's; with the thresholds of an evaluation (conf {CONF:g}, iou {IOU:g}, max_det {MAX_DET}) AP is "
             "higher: evaluate the export without NMS"
         )
@@ -268,10 +268,10 @@ def comparability_notes(settings: Settings, counts: Counts) -> list[str]:
     if settings.sigmas and settings.sigmas != COCO_KEYPOINTS.sigmas:
         notes.append("the OKS sigmas are not those of COCO's 17 keypoints: this is not COCO's keypoint AP")
     if settings.max_det < settings.scored:
-        notes.append(f"max_det {settings.max_det} is below the {settings.scored} an image that COCO counts")
+        notes.append(f"max_det {settings.max_det} is below the {settings.scored} per image that COCO counts")
     if counts.truncated:
         notes.append(
-            f"more candidates than NMS looks at ({settings.pre_nms_topk}) in {counts.truncated} of {counts.images} "
+            f"more candidates than NMS considers ({settings.pre_nms_topk}) in {counts.truncated} of {counts.images} "
             "images: the weakest were left out"
         )
     return notes

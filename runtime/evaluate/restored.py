@@ -1,4 +1,4 @@
-"""How good a network that restores is: PSNR and SSIM, of the 8-bit pixels that are written or of mosaics."""
+"""Evaluation of image restoration: PSNR and SSIM of the written 8-bit pixels, or of mosaics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["RestoredMeter", "mosaic_scores"]
 
 
 class RestoredMeter(ImageMeter):
-    """PSNR and SSIM, means over the images. The truth of a RAW file is a RAW file."""
+    """PSNR and SSIM, means over the images. The ground truth of a RAW file is a RAW file."""
 
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
         """See :class:`deploykit.runtime.evaluate.meter.Meter`."""
@@ -50,7 +50,9 @@ class RestoredMeter(ImageMeter):
         if channels == 1:
             target = cv2.cvtColor(target, cv2.COLOR_BGR2GRAY)
         if found.shape != target.shape:
-            raise DataError(f"{truth} has {target.shape[:2]} (height, width), what is restored {found.shape[:2]}")
+            raise DataError(
+                f"{truth} has size {target.shape[:2]} (height, width), but the restored image has {found.shape[:2]}"
+            )
         values = {"PSNR": psnr(found, target)}
         values["SSIM"] = ssim(found, target) if min(target.shape[:2]) >= WINDOW else math.nan
         self._seen[path.name] = values
@@ -60,21 +62,21 @@ class RestoredMeter(ImageMeter):
         return {name: float(np.mean([v[name] for v in self._seen.values()])) for name in ("PSNR", "SSIM")}
 
     def per_image(self) -> dict[str, dict[str, float]]:
-        """The same of each image."""
+        """Return ``PSNR`` and ``SSIM`` of each image."""
         return self._seen
 
     def versions(self) -> dict[str, str]:
-        """Of OpenCV."""
+        """Return the version of OpenCV."""
         return {"opencv": cv2.__version__}
 
 
 def mosaic_scores(image: RawImage, target: RawImage) -> dict[str, float]:
-    """PSNR and SSIM of two mosaics of one camera, in packed channels from black to white.
+    """Return PSNR and SSIM of two mosaics of one camera, in packed channels from black to white.
 
     Raises:
         DataError: they differ in size, pattern or levels, or are too small for SSIM.
     """
     if (image.pattern, image.black, image.white) != (target.pattern, target.black, target.white):
-        raise DataError("two mosaics are compared that differ in their pattern, or their black or white level")
+        raise DataError("the two mosaics differ in their pattern, black level or white level")
     a, b = (np.ascontiguousarray(pack(side).transpose(1, 2, 0)) for side in (image, target))
     return {"PSNR": psnr(a, b, largest=1.0), "SSIM": ssim(a, b, largest=1.0)}

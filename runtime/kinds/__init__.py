@@ -1,1 +1,1 @@
-"""The adapters of the kinds of output that deploykit knows, found by :data:`deploykit.runtime.outputs.ADAPTERS`."""
+"""Adapters of the built-in kinds of output, found by :data:`deploykit.runtime.outputs.ADAPTERS`."""

@@ -1,4 +1,4 @@
-"""Adapters of one dense output, by what the network does: classes, label maps, restored images, features."""
+"""Adapters of one dense output by task: classes, label maps, restored images, features."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from deploykit.spec import DenseOutput, ModelSpec
 __all__ = ["dense_adapter"]
 
 TOP = 5
-OVERLAP = 32  # of tiles, where nothing else is asked for
-FREE_TILE = 512  # pixels a side of the tiles of a mosaic, for a network that takes any size
+OVERLAP = 32  # default overlap of tiles in pixels
+FREE_TILE = 512  # side of a mosaic's tiles in pixels, for a network that takes any size
 RAW_CHANNELS = 4
 
 
 class _DenseAdapter(OutputAdapter[DenseOutput]):
-    """What the four have in common: an image's part of the output, in float32."""
+    """The base of the four: decodes one image's part of the output in float32."""
 
     def decode(self, outputs: Mapping[str, Array], slot: int, shown: CanvasImage) -> Callable[..., ImageResult]:
         found = self.tensor_in(outputs, "an image")[slot]
@@ -37,7 +37,7 @@ class _DenseAdapter(OutputAdapter[DenseOutput]):
 
     @abstractmethod
     def _meaning(self, output: Array, shown: CanvasImage) -> Callable[..., ImageResult]:
-        """The result of one image's output, ``(C,)`` or ``(C, H, W)``."""
+        """Return what makes the result of one image's output, ``(C,)`` or ``(C, H, W)``."""
 
 
 class _Classify(_DenseAdapter):
@@ -51,7 +51,7 @@ class _Classify(_DenseAdapter):
         super().__init__(spec, options)
         self.top = TOP if self.options.top is None else self.options.top
         if self.top < 1:
-            raise UsageError(f"top is at least 1, got {self.top}")
+            raise UsageError(f"top must be at least 1, got {self.top}")
 
     def _meaning(self, output: Array, shown: CanvasImage) -> Callable[..., ImageResult]:
         labels, scores = top_classes(output, min(self.top, len(output)))
@@ -66,7 +66,7 @@ class _Segment(_DenseAdapter):
 
     def _meaning(self, output: Array, shown: CanvasImage) -> Callable[..., ImageResult]:
         classes = self.spec.classes
-        if len(output) == len(classes) == 1:  # what is not the class of the one logit has no name of its own
+        if len(output) == len(classes) == 1:  # the background of a single logit has no name of its own
             classes = ("background", *classes)
         return partial(LabelMap, labels=label_map(output, shown), classes=classes, num_classes=max(len(output), 2))
 
@@ -87,10 +87,10 @@ class _Restore(_DenseAdapter):
         size = (tile, tile) if isinstance(tile, int) else tile
         stride = canvas.fit.stride
         if size is not None and any(side % stride for side in size):
-            raise UsageError(f"the sides of a tile are multiples of this network's stride {stride}, got {size}")
+            raise UsageError(f"the sides of a tile must be multiples of this network's stride {stride}, got {size}")
         if fixed_size:
             if size not in (None, canvas.size):
-                raise UsageError(f"this network takes tiles of {canvas.size} (height, width) only, got {size}")
+                raise UsageError(f"this network takes only tiles of {canvas.size} (height, width), got {size}")
             size = canvas.size
         elif size is None:
             if not (self.takes_raw or canvas.fit.kind == "tile" or overlap is not None):
@@ -122,5 +122,5 @@ TASKS: dict[str, type[_DenseAdapter]] = {
 
 
 def dense_adapter(spec: ModelSpec, options: PredictOptions | None = None) -> OutputAdapter[DenseOutput]:
-    """The adapter of what a network with one dense output does."""
+    """Return the adapter for the task of a network with one dense output."""
     return TASKS[spec.task](spec, options)

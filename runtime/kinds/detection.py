@@ -1,4 +1,4 @@
-"""Adapters of outputs in which objects are found: candidate rows, pose objects, and what has had NMS."""
+"""Adapters of detection outputs: candidate rows, pose objects, and detections after NMS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ METER = "deploykit.runtime.evaluate.detection:DetectionMeter"
 
 
 class DetectionAdapter(OutputAdapter[O]):
-    """Objects of one image: boxes, and keypoints or masks where the network finds them."""
+    """Objects of one image: boxes, and keypoints or masks if the network has them."""
 
     takes: ClassVar[frozenset[str]] = frozenset({"conf", "iou", "max_det", "multi_label"})
     result_type = Result
@@ -52,12 +52,12 @@ class DetectionAdapter(OutputAdapter[O]):
     def objects(
         self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
     ) -> NetworkDetections:
-        """The objects of image ``slot`` in network pixels.
+        """Return the objects of image ``slot`` in network pixels.
 
-        ``size`` is the (height, width) that went into the network; None: the spec's.
+        ``size`` is (height, width) of the network's input; None: the spec's.
 
         Raises:
-            SpecError, BackendError: an output is not what the spec says.
+            SpecError, BackendError: an output does not match the spec.
         """
 
     def check_input(self) -> None:
@@ -65,7 +65,7 @@ class DetectionAdapter(OutputAdapter[O]):
         super().check_input()
         kind = self.spec.input.fit.kind
         if kind not in ("letterbox", "resize"):
-            raise SpecError(f"boxes are found on a canvas by letterbox or resize, but the spec's fit is {kind!r}")
+            raise SpecError(f"detection needs the fit letterbox or resize, but the spec's fit is {kind!r}")
 
     def decode(self, outputs: Mapping[str, Array], slot: int, shown: CanvasImage) -> Callable[..., ImageResult]:
         """See :meth:`OutputAdapter.decode`."""
@@ -73,7 +73,7 @@ class DetectionAdapter(OutputAdapter[O]):
         found = self.objects(outputs, slot, shown.letterbox.canvas)
         boxes, keypoints = to_source(found, shown.letterbox)
         masks = None
-        if found.masks is not None:  # laid over the boxes that they were computed of, which may reach into the border
+        if found.masks is not None:  # pasted over the boxes they were computed for, which may extend into the border
             masks = pasted(found.masks, shown.letterbox.to_source(found.boxes), shown.source)
         return partial(
             Result,
@@ -97,7 +97,7 @@ class DetectionAdapter(OutputAdapter[O]):
         return len(self.spec.keypoints.names) if self.spec.keypoints else 0
 
     def _thresholds(self) -> Thresholds:
-        """The spec's thresholds with what was asked for."""
+        """Return the spec's thresholds, changed by the options."""
         asked: dict[str, Any] = {
             name: value for name in ("conf", "iou", "max_det") if (value := getattr(self.options, name)) is not None
         }
@@ -111,7 +111,7 @@ R = TypeVar("R", bound=RowOutput)
 
 
 class RowValues(DetectionAdapter[R]):
-    """What candidate rows are compared by: their columns, in pixels."""
+    """Comparison of candidate rows by their columns, in pixels."""
 
     def compared(self) -> RawDetections:
         """See :meth:`OutputAdapter.compared`."""
@@ -151,7 +151,7 @@ class PoseAdapter(RowValues[PoseObjectRows]):
 
 
 class NmsAdapter(DetectionAdapter[NmsOutputs]):
-    """Detections of a network with NMS inside; thresholds can only be narrower than its own."""
+    """Detections of a network with NMS inside; thresholds can only be stricter than its own."""
 
     def objects(
         self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
@@ -165,7 +165,7 @@ class NmsAdapter(DetectionAdapter[NmsOutputs]):
             if not possible:
                 fixed, wanted = getattr(own, name), getattr(changed, name)
                 raise UsageError(
-                    f"NMS is inside this network with {name} {fixed}, which {wanted} cannot undo: export again"
+                    f"NMS is inside this network with {name} {fixed}, so {wanted} has no effect: export it again"
                 )
         if changed.iou != own.iou:
             raise UsageError(f"NMS is inside this network with iou {own.iou}, got {changed.iou}: export it again")

@@ -1,1 +1,1 @@
-"""Parity of raw outputs: tolerance, what is expected, and differences."""
+"""Parity of raw outputs: tolerances, reference values and differences."""

@@ -1,4 +1,4 @@
-"""How far raw outputs are from what is expected."""
+"""Differences between raw outputs and reference values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Difference", "row_differences", "tensor_difference"]
 
 @dataclass(frozen=True)
 class Difference:
-    """How far one kind of value of the candidate is from the reference's on one input.
+    """The difference of one kind of value between candidate and reference on one input.
 
-    ``limit_ratio`` is the largest share of its limit that any element uses: over 1 is a failure. ``worst`` is that
-    element: (row, column, expected, found), of a dense output (channel, pixel, ...). ``spread``: the shares that the
-    elements at :data:`deploykit.runtime.parity.spread.QUANTILES` use, which tell an error of every value from the
-    rounding of a few.
+    ``limit_ratio`` is the largest ratio of an error to its limit; over 1 is a failure. ``worst`` is that element: (row,
+    column, expected, found), or (channel, pixel, ...) of a dense output. ``spread`` has the ratios at
+    :data:`deploykit.runtime.parity.spread.QUANTILES`, which distinguish an error of every value from the rounding of a
+    few.
     """
 
     reference: str
@@ -51,7 +51,7 @@ class Difference:
 
 
 def _value_columns(layout: RawDetections) -> dict[str, tuple[list[int], bool]]:
-    """Kind of value -> (its columns, whether they are pixels)."""
+    """Return kind of value -> (its columns, whether they are pixels)."""
     scores = [*range(*layout.cls)] if layout.obj is None else [*range(*layout.obj), *range(*layout.cls)]
     columns = {"boxes": ([*range(*layout.box)], True), "scores": (scores, False)}
     if layout.keypoints:
@@ -72,10 +72,10 @@ def row_differences(
     *,
     corners: bool = False,
 ) -> list[Difference]:
-    """One :class:`Difference` per kind of value, between two lists of one image's rows per slot.
+    """Return one :class:`Difference` per kind of value, between two lists of rows, one entry per slot.
 
-    ``names``: of the reference, the candidate and the input. ``corners``: boxes are two corners, and not centre, width
-    and height.
+    ``names``: the names of the reference, the candidate and the input. ``corners``: boxes are two corners instead of
+    centre, width and height.
 
     Raises:
         ParityError: the two have different numbers of rows.
@@ -95,7 +95,7 @@ def row_differences(
         if pixels:
             limit = limits.pixels + limits.relative * np.abs(expected) + limits.side * sides
         error, used = errors_of(expected, got, limit)
-        if not error.size:  # no row scores enough; the best rows are matched all the same
+        if not error.size:  # no row scores enough; the best rows are still matched
             report.append(Difference(reference, name, label, values, 0, 0.0, 0.0, (0, columns[0], 0.0, 0.0)))
             continue
         row, column = np.unravel_index(int(used.argmax()), used.shape)
@@ -108,9 +108,9 @@ def row_differences(
 def tensor_difference(
     names: tuple[str, str, str], values: str, expected: list[Array], found: list[Array], limits: Tolerance
 ) -> Difference:
-    """The difference of one output, a slot after the other, so that no more than one is copied.
+    """Return the difference of one output; slots are compared in turn, so that at most one is copied.
 
-    ``values`` is what the output is called. The first axis of each is taken for its channels.
+    ``values`` is the name of the output. The first axis of each entry holds its channels.
 
     Raises:
         ParityError: the two have different shapes.
@@ -133,7 +133,7 @@ def tensor_difference(
 
 
 def _scoring(a: Array, b: Array, layout: RawDetections, least: float) -> Array:
-    """The numbers of the rows that score over ``least`` on either side, and of those that have no finite score."""
+    """Return the indices of rows that score over ``least`` on either side or have no finite score."""
     if least <= 0.0:
         return np.arange(len(a))
     scores = [side[:, slice(*layout.cls)].max(1) for side in (a, b)]

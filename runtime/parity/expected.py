@@ -1,7 +1,7 @@
-"""Parity of raw outputs: what networks must give on given images.
+"""Reference values: the outputs of reference networks on given images.
 
-Whether an artefact is kept is decided by the export side. An engine that was built on a machine without a GPU has what
-it must give in a file beside it (:class:`ReferenceOutputs`), and the runtime checks that when it first runs.
+The export side decides whether an artefact is kept. An engine built on a machine without a GPU has its reference values
+in a file beside it (:class:`ReferenceOutputs`); the runtime verifies the engine against them when it first runs.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ __all__ = [
 ]
 
 Values = Callable[[Mapping[str, Array], tuple[int, ...], str], Array]
-"""What is compared of a run, an entry per image: :meth:`deploykit.runtime.outputs.OutputAdapter.values`."""
+"""The compared values of a run, one entry per image: :meth:`deploykit.runtime.outputs.OutputAdapter.values`."""
 
-FORMAT = 1  # of a file that holds reference outputs
+FORMAT = 1  # of files with reference outputs
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class ParityInputs:
 
     @property
     def first(self) -> Array:
-        """The first image."""
+        """Return the first image."""
         return next(iter(self.images.values()))
 
     def restrict_to(self, takes: Callable[[tuple[int, ...]], bool]) -> ParityInputs:
-        """What a network can take of them: ``takes`` is asked about input shapes ``(B, C, H, W)``.
+        """Return the part that a network accepts; ``takes`` tells whether it accepts an input shape ``(B, C, H, W)``.
 
-        Batches that are too large lose their last slots; those of a size that is not taken at all are left out, and
-        the notes say so.
+        Batches that are too large lose their last slots. Images of a size that the network does not accept are left
+        out, with a note.
         """
         batches, left_out = [], []
         for batch in self.batches:
@@ -79,17 +79,17 @@ class ParityInputs:
                 left_out.append(batch.name)
         used = {label for batch in batches for label in batch.images}
         images = {label: image for label, image in self.images.items() if label in used}
-        notes = tuple(f"{name} is not compared: its size is outside of what the network takes" for name in left_out)
+        notes = tuple(f"{name} is not compared: the network does not accept its size" for name in left_out)
         return ParityInputs(images, tuple(batches), (*self.notes, *notes))
 
 
 @dataclass(frozen=True)
 class ReferenceOutputs:
-    """What references give on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)`` of rows, else an
-    image's part of the output.
+    """The outputs of references on the images of ``feeds``: ``rows[reference][label]`` is ``(N, columns)`` for rows,
+    else one image's part of the output.
 
-    ``computed`` tells for each reference what computed it, ``layout`` what the values are. A reference need not have
-    rows of every image. ``limits`` are what the network was held to when it was exported.
+    ``computed``: what computed each reference. ``layout``: the layout of the values. A reference may lack some images.
+    ``limits``: the tolerance of the network at export.
     """
 
     feeds: ParityInputs
@@ -99,18 +99,18 @@ class ReferenceOutputs:
     limits: Tolerance = field(default_factory=Tolerance)
 
     def restrict_to(self, takes: Callable[[tuple[int, ...]], bool]) -> ReferenceOutputs:
-        """The same for a network that takes less; see :meth:`ParityInputs.restrict_to`.
+        """Return the part that a network accepts; see :meth:`ParityInputs.restrict_to`.
 
         Raises:
-            ParityError: it takes none of the images.
+            ParityError: the network accepts none of the images.
         """
         feeds = self.feeds.restrict_to(takes)
         if not feeds.batches:
-            raise ParityError(f"the network takes none of the images to compare on ({', '.join(self.feeds.images)})")
+            raise ParityError(f"the network accepts none of the images to compare on ({', '.join(self.feeds.images)})")
         return replace(self, feeds=feeds)
 
     def select_reference(self, reference: str) -> ReferenceOutputs:
-        """The same with one of its references."""
+        """Return the outputs of one reference only."""
         only = {reference: self.rows[reference]}, {reference: self.computed[reference]}
         return ReferenceOutputs(self.feeds, *only, self.layout, self.limits)
 
@@ -146,19 +146,21 @@ class ReferenceOutputs:
         """Read what :meth:`save` wrote.
 
         Raises:
-            ArtefactError: it is not such a file, or is damaged or of a newer format.
+            ArtefactError: the file has another format, is damaged, or has a newer version.
         """
         try:
             with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
                 about = json.loads(arrays["about"].tobytes())
                 if about["format"] > FORMAT:
-                    raise ArtefactError(f"{path} has format {about['format']}, known is {FORMAT}: update deploykit")
+                    raise ArtefactError(
+                        f"{path} has format {about['format']}, but this deploykit reads {FORMAT}: update deploykit"
+                    )
                 labels: list[str] = about["labels"]
                 images = {label: arrays[f"image{i}"] for i, label in enumerate(labels)}
                 rows = {label: arrays[f"rows{i}"] for i, label in enumerate(labels)}
             batches = tuple(Batch(name, tuple(slots)) for name, slots in about["batches"])
             if not batches or not {label for b in batches for label in b.images} <= set(images):
-                raise ValueError("it names images that it does not hold")
+                raise ValueError("it names images that it does not have")
             feeds = ParityInputs(images, batches, tuple(about["notes"]))
             layout = read_value(Output, about["layout"], "layout")
             limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
@@ -166,7 +168,7 @@ class ReferenceOutputs:
                 feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits
             )
         except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
-            raise ArtefactError(f"{path} holds no reference values that can be read ({e}): export again") from e
+            raise ArtefactError(f"{path} has no readable reference values ({e}): export again") from e
 
 
 def runs(
@@ -176,13 +178,13 @@ def runs(
     values: Values,
     progress: Progress = SILENT,
 ) -> Iterator[tuple[Batch, str, list[Array], list[Array]]]:
-    """Run every batch; yield it with each reference that has all of its images: (batch, reference, expected, found).
+    """Run every batch, and yield (batch, reference, expected, found) for each reference that has all its images.
 
-    Both lists hold the values of one image per slot. References saw one image at a time: so a slot that is mixed up,
-    or an image that leaks into another slot, shows as a difference.
+    Both lists hold the values of one image per slot. References saw one image at a time, so swapped slots,
+    or an image that leaks into another slot, show as a difference.
 
     Raises:
-        SpecError: the output is not what the spec says. BackendError: the network failed.
+        SpecError: the output does not match the spec. BackendError: the network failed.
     """
     for batch in expected.feeds.batches:
         progress.step(f"{name} on {batch.name}")
@@ -193,10 +195,10 @@ def runs(
 
 
 def values_of(session: Session, image: Array, values: Values, name: str) -> Array:
-    """What is compared of one image; a session with a fixed batch gets the image in every slot.
+    """Return the compared values of one image; a session with a fixed batch gets the image in every slot.
 
     Raises:
-        SpecError: the output is not what the spec says.
+        SpecError: the output does not match the spec.
     """
     info = session.inputs[0]
     batch = info.shape[0] or 1

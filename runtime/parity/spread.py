@@ -1,4 +1,4 @@
-"""How far the values of an output are off, and whether most of them are or a few."""
+"""Errors of the values of an output, and their distribution."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NO_SPREAD = (0.0,) * len(QUANTILES)
 
 
 def errors_of(expected: Array, got: Array, limit: Array | float) -> tuple[Array, Array]:
-    """How far values are off, and the share of the limit; NaN or infinity on either side is never equal to anything."""
+    """Return the errors and their ratio to the limit; NaN or infinity on either side is never equal to anything."""
     with np.errstate(invalid="ignore"):
         error = np.abs(expected - got)
         used = error / limit
@@ -25,7 +25,7 @@ def errors_of(expected: Array, got: Array, limit: Array | float) -> tuple[Array,
 
 
 def spread_of(shares: Sequence[Array]) -> tuple[float, ...]:
-    """The shares of their tolerance that the elements at :data:`QUANTILES` of all the arrays use."""
+    """Return the ratios of error to tolerance at :data:`QUANTILES` over all arrays."""
     every = np.concatenate([part.ravel() for part in shares]) if shares else np.zeros(0)
     if not every.size:
         return NO_SPREAD

@@ -1,4 +1,4 @@
-"""How far an output may be from what is expected."""
+"""The tolerance of outputs against reference values."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ __all__ = ["Tolerance", "dense_limit"]
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Limits; the defaults are those of fp32: pixels may differ by ``pixels + relative * |x| + side * s``, where s is
-    the longer side of the row's box, probabilities by ``probability``, in rows of which either network's score is over
-    ``min_score``.
+    """Limits of differences; the defaults are those of fp32.
 
-    Matched detections: corners are the same within ``same_box`` pixels whatever the IoU, keypoints within
-    ``max_keypoint`` pixels, scores within ``max_score``; a pair whose IoU is within ``borderline_iou`` of the
-    threshold of NMS may fall on either side of it. A matched pair has at least an IoU of ``min_iou``.
-    ``unmatched`` is the share of all detections that may be without a partner, because NMS is a chain of decisions.
+    Pixels may differ by ``pixels + relative * |x| + side * s``, where s is the longer side of the row's box, and
+    probabilities by ``probability``, in rows where the score of either network is over ``min_score``.
 
-    Values of a dense output (logits, an image) may differ by ``dense`` times the largest of them, or times 1 where
-    that is less. Then ``unmatched`` is the share of pixels that may be of another class, or more than a grey level off.
+    Matched detections have corners within ``same_box`` pixels whatever the IoU, keypoints within ``max_keypoint``
+    pixels and scores within ``max_score``. A pair whose IoU is within ``borderline_iou`` of the threshold of NMS may
+    fall on either side of it. A matched pair has at least an IoU of ``min_iou``.
+    ``unmatched`` is the share of all detections that may have no partner, because NMS is a chain of decisions.
 
-    ``judged``: whether they are limits at all. int8 has none by value (its accuracy decides), so there everything is
-    measured and told, and nothing fails.
+    Values of a dense output (logits, an image) may differ by ``dense`` times the largest of them, or by ``dense`` if
+    the largest is less than 1. ``unmatched`` is then the share of pixels that may have another class or differ by
+    more than one grey level.
+
+    ``judged``: whether the limits are enforced. int8 has no limits per value, because its accuracy decides: differences
+    are measured and reported, and nothing fails.
     """
 
     pixels: float = 1e-3
@@ -45,6 +47,6 @@ class Tolerance:
 
 
 def dense_limit(expected: Array, limits: Tolerance) -> float:
-    """How far a value of a dense output may be off: ``expected`` is all of it."""
+    """Return the allowed difference of a value of a dense output; ``expected`` is the whole output."""
     finite = np.abs(expected[np.isfinite(expected)])
     return limits.dense * max(1.0, float(finite.max(initial=0.0)))

@@ -1,1 +1,1 @@
-"""From output tensors to objects: decode, NMS, masks, fusion of poses."""
+"""Postprocessing of output tensors into objects: decoding, NMS, masks, pose fusion."""

@@ -1,7 +1,7 @@
-"""Rows of networks that leave their decode to whoever runs them, in numpy.
+"""Decoding in numpy, for networks whose output is not decoded.
 
-Many published exports end before the decode: what they give for a box is the head's own values. The spec says which
-head that is (``RawDetections.decode``), and this makes rows in network pixels of them.
+Many published exports end before the decoding: their box columns are the raw values of the head. The spec names the
+head (``RawDetections.decode``), and this module turns its values into rows in network pixels.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ __all__ = ["decoded"]
 
 
 def decoded(rows: Array, layout: RawDetections, size: tuple[int, int]) -> Array:
-    """Rows ``(..., N, columns)`` in network pixels; the same array where ``layout`` says that they are.
+    """Return rows ``(..., N, columns)`` in network pixels; the same array if ``layout`` says that they are decoded.
 
     ``yolox``: ``cxcy = (raw + grid) stride``, ``wh = exp(raw) stride``, in float32 and in that order. N runs over the
     strides, then grid rows, then grid columns.
 
     Args:
-        rows: as the network gives them.
-        layout: of the rows.
-        size: (height, width) of the image that went in.
+        rows: the output of the network.
+        layout: the layout of the rows.
+        size: (height, width) of the network's input.
 
     Raises:
-        SpecError: there are not as many rows as the grids have cells.
+        SpecError: the number of rows differs from the number of grid cells.
     """
     if layout.decode == "none":
         return rows
@@ -38,19 +38,19 @@ def decoded(rows: Array, layout: RawDetections, size: tuple[int, int]) -> Array:
         grids = " + ".join(f"{size[0] // s}x{size[1] // s}" for s in layout.strides)
         raise SpecError(
             f"output {layout.name!r} has {rows.shape[-2]} rows, but the spec's strides {list(layout.strides)} at "
-            f"{size[0]}x{size[1]} (height x width) make {grids} = {len(cells)}: is decode or strides another one?"
+            f"{size[0]}x{size[1]} (height x width) make {grids} = {len(cells)}: check decode and strides"
         )
-    pixels = rows.astype(np.float32)  # a copy: the network's output may be a buffer of its own
+    pixels = rows.astype(np.float32)  # a copy: the output may be the network's own buffer
     start, stop = layout.box
     pixels[..., start : start + 2] = (pixels[..., start : start + 2] + cells) * strides
-    with np.errstate(over="ignore"):  # infinity is dropped by NMS, as it is where the network decodes
+    with np.errstate(over="ignore"):  # NMS drops infinity, as after decoding in the network
         pixels[..., start + 2 : stop] = np.exp(pixels[..., start + 2 : stop]) * strides
     return pixels
 
 
 @lru_cache(maxsize=16)
 def _places(size: tuple[int, int], strides: tuple[int, ...]) -> tuple[Array, Array]:
-    """Every row's cell ``(N, 2)`` as (x, y), and how many pixels wide that is, ``(N, 1)``."""
+    """Return the cell of each row as (x, y), ``(N, 2)``, and its width in pixels, ``(N, 1)``."""
     cells, widths = [], []
     for stride in strides:
         height, width = size[0] // stride, size[1] // stride

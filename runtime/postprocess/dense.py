@@ -1,4 +1,4 @@
-"""What one dense output means: classes, a label map, a restored image."""
+"""Postprocessing of a dense output: classes, a label map, a restored image."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from deploykit.spec import InputSpec
 
 __all__ = ["label_map", "to_image", "top_classes"]
 
-CHUNK = 8  # classes whose logits are enlarged at a time: 150 classes of a large image would take gigabytes
+CHUNK = 8  # classes whose logits are resized at a time: 150 classes of a large image would take gigabytes
 
 
 def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
-    """The ``count`` best classes of ``logits (C,)``, the best first, and their probabilities (softmax in float64)."""
+    """Return the ``count`` best classes of ``logits (C,)``, best first, and their probabilities (float64 softmax)."""
     wide = logits.astype(np.float64)
     powers = np.exp(wide - wide.max())
     order = np.argsort(-wide, kind="stable")[:count]
@@ -25,10 +25,10 @@ def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
 
 
 def label_map(logits: Array, placed: CanvasImage, *, threshold: float = 0.5) -> Array:
-    """The class of every pixel of the source image, ``(H, W) int32``, from ``logits (C, h, w)``.
+    """Return the class of every pixel of the source image, ``(H, W) int32``, from ``logits (C, h, w)``.
 
-    Logits are enlarged bilinearly and compared then, so that borders run between classes and not along the network's
-    pixels. One channel is the logit of class 1 against class 0.
+    Logits are resized bilinearly before they are compared, so borders follow the classes and not the network's pixels.
+    A single channel is the logit of class 1 against class 0.
     """
     if len(logits) == 1:
         labels: Array = _on_source(logits[0], placed) > math.log(threshold / (1.0 - threshold))
@@ -45,7 +45,7 @@ def label_map(logits: Array, placed: CanvasImage, *, threshold: float = 0.5) -> 
 
 
 def _on_source(channel: Array, placed: CanvasImage) -> Array:
-    """One map over the canvas, cut to the image's region and brought to the image's size."""
+    """Crop a map over the canvas to the image's region and resize it to the image's size."""
     left, top, width, height = placed.region
     y, x = channel.shape[0] / placed.canvas.shape[0], channel.shape[1] / placed.canvas.shape[1]
     rows = slice(round(top * y), max(round((top + height) * y), round(top * y) + 1))
@@ -56,12 +56,12 @@ def _on_source(channel: Array, placed: CanvasImage) -> Array:
 
 
 def to_image(image: Array, placed: CanvasImage, canvas: InputSpec) -> Array:
-    """A restored image, ``uint8 (H, W, C)`` of the source's size, from the network's ``image (C, h, w)``: BGR, but
-    grey ``(H, W)`` of one channel, and of more than three as
+    """Turn the network's ``image (C, h, w)`` into a restored image ``uint8 (H, W, C)`` of the source's size: BGR, but
+    grey ``(H, W)`` for one channel, and for more than three as
     :func:`deploykit.runtime.images.to_tensor.to_nchw` takes them.
 
-    The numbers of the input are undone: ``p = (x * std + mean) / scale``, clipped to 0..255 and rounded. A network that
-    enlarges gives an image as many times larger.
+    The normalisation of the input is inverted: ``p = (x * std + mean) / scale``, clipped to 0..255 and rounded. The
+    image of an upscaling network is larger by its factor.
     """
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
     pixels = np.clip(np.rint((image.astype(np.float32) * std + mean) / canvas.scale), 0, 255).astype(np.uint8)

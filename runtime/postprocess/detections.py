@@ -1,4 +1,4 @@
-"""From a network's output tensors to detections, and from network pixels to source pixels."""
+"""Postprocessing of output tensors into detections, and of network pixels into source pixels."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ __all__ = ["NetworkDetections", "decode_nms", "decode_poses", "decode_rows", "to
 class NetworkDetections:
     """The objects of one image, the best first, in network pixels.
 
-    ``boxes (N,4)`` xyxy, ``scores (N,)``, ``labels (N,)``, ``keypoints (N,K,3)`` or None; ``candidates`` counts the
-    rows that were over the confidence threshold before NMS. With ``objects`` the keypoints are not what they will be:
+    ``boxes (N,4)`` xyxy, ``scores (N,)``, ``labels (N,)``, ``keypoints (N,K,3)`` or None; ``candidates`` is the
+    number of rows over the confidence threshold before NMS. With ``objects``, the keypoints are not final:
     :func:`to_source` fuses the two. ``masks (N,S,S)`` in 0..1, each over its box, or None.
     """
 
@@ -37,7 +37,7 @@ class NetworkDetections:
 
 
 def to_source(found: NetworkDetections, letterbox: Letterbox) -> tuple[Array, Array | None]:
-    """Boxes clipped to the image, and keypoints as they are or fused with keypoint objects, in source pixels."""
+    """Return boxes clipped to the image, and keypoints, fused with keypoint objects if any, in source pixels."""
     boxes = _clipped(found.boxes, letterbox)
     if found.keypoints is None:
         return boxes, None
@@ -59,30 +59,30 @@ def decode_rows(
     *,
     multi_label: bool = False,
 ) -> NetworkDetections:
-    """What NMS keeps of the candidate rows of image ``slot``.
+    """Apply NMS to the candidate rows of image ``slot``.
 
     Args:
-        outputs: of one run.
-        slot: the image's place in the batch.
-        layout: of the rows.
-        points: how many keypoints an object has.
-        thresholds: of NMS.
-        size: the (height, width) that went into the network.
-        multi_label: a row may become an object of each of its classes (:mod:`deploykit.runtime.postprocess.nms`).
+        outputs: the outputs of one run.
+        slot: the index of the image in the batch.
+        layout: the layout of the rows.
+        points: the number of keypoints per object.
+        thresholds: the thresholds of NMS.
+        size: (height, width) of the network's input.
+        multi_label: a row may become one object per class (:mod:`deploykit.runtime.postprocess.nms`).
 
     Raises:
-        BackendError: the output has another shape than the layout says. SpecError: other rows are to be decoded.
+        BackendError: the shape of the output differs from the layout. SpecError: the rows do not fit their decoding.
     """
     rows = decoded(_image_slice(outputs, layout.name, slot, (None, None)), layout, size)
     if rows.shape[1] < layout.columns:
         raise BackendError(
-            f"output {layout.name!r} must have {layout.columns} columns a row as the spec says, got {rows.shape[1]}"
+            f"output {layout.name!r} must have {layout.columns} columns per row as in the spec, got {rows.shape[1]}"
         )
     kept = nms(rows, layout, thresholds, multi_label=multi_label)
     keypoints = None
     if layout.keypoints is not None:
         values = rows[kept.rows, slice(*layout.keypoints)].astype(np.float32, copy=False)
-        keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, where the network does not say
+        keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, if the network gives no visibility
         keypoints[..., : layout.kpt_dims] = values.reshape(len(kept.rows), points, layout.kpt_dims)
     return NetworkDetections(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates)
 
@@ -90,10 +90,10 @@ def decode_rows(
 def decode_nms(
     outputs: Mapping[str, Array], slot: int, names: NmsOutputs, points: int, thresholds: Thresholds
 ) -> NetworkDetections:
-    """The used slots of NMS outputs; a higher ``conf`` or a lower ``max_det`` than the graph's still holds here.
+    """Return the used slots of NMS outputs, after a higher ``conf`` or lower ``max_det`` than the graph's.
 
     Raises:
-        BackendError: an output has another shape, or names more slots than there are.
+        BackendError: an output has another shape, or counts more detections than it has slots.
     """
     boxes = _image_slice(outputs, names.boxes, slot, (None, 4)).astype(np.float32, copy=False)
     scores = _image_slice(outputs, names.scores, slot, (len(boxes),)).astype(np.float32, copy=False)
@@ -115,7 +115,7 @@ def decode_nms(
 
 
 def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
-    """Boxes in source pixels, clipped to the image."""
+    """Return boxes in source pixels, clipped to the image."""
     height, width = letterbox.source
     clipped: Array = np.clip(
         letterbox.to_source(boxes), np.float32(0), np.array((width, height, width, height), np.float32)
@@ -126,10 +126,10 @@ def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
 def decode_poses(
     outputs: Mapping[str, Array], slot: int, layout: PoseObjectRows, thresholds: Thresholds
 ) -> NetworkDetections:
-    """Persons and keypoint objects of image ``slot``, each after its run of NMS; :func:`to_source` fuses the two.
+    """Return persons and keypoint objects of image ``slot`` after separate NMS; :func:`to_source` fuses the two.
 
     Raises:
-        BackendError: the output has another shape than the layout says.
+        BackendError: the shape of the output differs from the layout.
     """
     rows = _image_slice(outputs, layout.name, slot, (None, layout.columns))
     persons, kept = kept_objects(rows, layout, thresholds)
@@ -142,10 +142,10 @@ def decode_poses(
 
 
 def _image_slice(outputs: Mapping[str, Array], name: str, slot: int, shape: tuple[int | None, ...]) -> Array:
-    """One image's part of an output, if it has the shape (None: any side) that the spec promises."""
+    """Return one image's part of an output after checking it against the spec's shape (None: any length)."""
     value = outputs.get(name)
     if value is None:
-        raise BackendError(f"the network has no output {name!r}, which its spec names; it has {', '.join(outputs)}")
+        raise BackendError(f"the spec names the output {name!r}, but the network has only {', '.join(outputs)}")
     fits = (
         value.ndim == len(shape) + 1
         and slot < len(value)

@@ -1,4 +1,4 @@
-"""Masks of objects at the resolution of the image, from small ones over their boxes."""
+"""Masks of objects at image resolution, from small masks over their boxes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ __all__ = ["pasted", "run_lengths"]
 
 
 def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float = 0.5) -> Array:
-    """Each object's pixels, ``(N, height, width)`` bool.
+    """Return the pixels of each object, ``(N, height, width)`` bool.
 
-    A mask is laid over its box, its cells' values at their centres and bilinear between them (zero beyond the outer
-    ones); a pixel belongs to the object if its own centre is inside of the box and its value is at least ``threshold``.
-    This is what detectron2 does (``paste_masks_in_image``), whose float32 rounds pixels at the very threshold.
+    A mask covers its box: values are at the centres of its cells, bilinear between them and zero beyond the outer ones.
+    A pixel belongs to the object if its centre is inside the box and its value is at least ``threshold``. detectron2
+    does the same (``paste_masks_in_image``); its float32 may round pixels exactly at the threshold.
 
     Args:
         masks: ``(N, S, S)`` in 0..1.
-        boxes: ``(N, 4)`` xyxy in pixels of the image; they may reach beyond it.
+        boxes: ``(N, 4)`` xyxy in image pixels; they may extend beyond the image.
         size: (height, width) of the image.
         threshold: over 0.
     """
@@ -35,8 +35,8 @@ def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float =
 
 
 def run_lengths(mask: Array) -> dict[str, Any]:
-    """A mask ``(height, width)`` as COCO has it uncompressed: ``size``, and ``counts`` of pixels that are not of the
-    object, that are, that are not, ... down one column after the other."""
+    """Encode a mask ``(height, width)`` as COCO's uncompressed run lengths: ``size``, and ``counts`` of background and
+    object pixels in turn, column by column."""
     flat = mask.T.reshape(-1)
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     borders = np.concatenate(([0], changes, [flat.size]))
@@ -45,7 +45,7 @@ def run_lengths(mask: Array) -> dict[str, Any]:
 
 
 def _weights(start: float, stop: float, pixels: int, cells: int) -> tuple[slice, Array]:
-    """The pixels of an axis whose centres lie in a box, and how much each cell of a mask counts for each of them."""
+    """Return the pixels of an axis whose centres lie in a box, and the weight of each mask cell for each pixel."""
     first = min(max(math.ceil(start - 0.5), 0), pixels)
     last = max(min(math.floor(stop - 0.5) + 1, pixels), first)
     if stop <= start:

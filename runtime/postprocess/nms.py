@@ -1,24 +1,24 @@
-"""Non-maximum suppression on raw rows: the reference that every other implementation is held to.
+"""Non-maximum suppression on raw rows: the reference for every other implementation.
 
-The one meaning, all in float32:
+The definition, all in float32:
 
-1. A row with NaN or infinity in any column does not exist.
+1. A row with NaN or infinity in any column is ignored.
 2. ``score = min(obj * cls, obj)`` (``cls`` alone without objectness); a row has one label, the class of its highest
-   product, the lowest at a tie. Of probabilities the minimum is the product, rounding included; it says that a row
-   whose objectness is not over the threshold is no candidate, so that its classes need not be read.
-3. Candidates have ``score > conf``; the best ``pre_nms_topk`` of them go on, at equal scores the lower row first.
+   product, the lowest at a tie. For probabilities, the minimum equals the product, rounding included; it implies that
+   a row whose objectness is not over the threshold is no candidate, so its classes need not be read.
+3. Candidates have ``score > conf``; the best ``pre_nms_topk`` of them continue, at equal scores the lower row first.
 4. In that order each row is kept unless a kept row of the same label has
    ``inter / (area_a + area_b - inter) > iou``, rounded after each operation and in this order, without a fused
    multiply-add and without moving classes apart (an offset of thousands of pixels costs the boxes' low bits).
    Boxes are ``cx - w/2, cy - h/2, cx + w/2, cy + h/2``; area and intersection follow from those corners.
 5. At most ``max_det`` rows are kept.
 
-With ``multi_label``, as detectors are evaluated, a row is a candidate once for each of its classes: every pair of a row
-and a class whose score is over ``conf``. Step 3 then orders pairs, at equal scores by the lower row and then the lower
-class; steps 4 and 5 keep pairs, so that a row may stay with several labels. With one class both are the same.
+With ``multi_label``, as in the evaluation of detectors, a candidate is a pair of a row and a class whose score is over
+``conf``. Step 3 then orders pairs, at equal scores by the lower row and then the lower
+class; steps 4 and 5 keep pairs, so a row may be kept with several labels. With one class, both are the same.
 
-A box without area (w or h zero or negative) has no intersection with anything, so it neither suppresses nor is
-suppressed: the quotient is 0, or 0/0, and neither is greater than a threshold.
+A box without area (w or h zero or negative) has no intersection with any box, so it neither suppresses nor is
+suppressed: the quotient is 0 or 0/0, and neither is greater than a threshold.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from deploykit.spec import RawDetections, Thresholds
 
 __all__ = ["Kept", "nms", "numpy_nms", "suppress", "suppress_by_label"]
 
-REACH = 8  # times max_det: how many candidates suppress_by_label looks at before it looks at more
-BLOCK = 64  # candidates whose overlaps are computed at once: a few hundred kB, which a core's cache holds
+REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
+BLOCK = 64  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What NMS kept, the best first: row numbers, xyxy boxes (network pixels), scores and labels.
+    """The rows that NMS keeps, the best first: row indices, xyxy boxes (network pixels), scores and labels.
 
-    ``candidates`` counts the rows (with ``multi_label`` the pairs) over the confidence threshold; more than
-    ``pre_nms_topk`` means that the weakest were never looked at.
+    ``candidates`` is the number of rows (with ``multi_label`` of pairs) over the confidence threshold; if it is more
+    than ``pre_nms_topk``, the weakest were not considered.
     """
 
     rows: Array
@@ -53,13 +53,13 @@ class Kept:
 
 
 def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
-    """Apply the definition above to the rows of one image, by the native library where it is there, else in numpy.
+    """Apply the definition above to the rows of one image, by the native library if available, else in numpy.
 
     Args:
         rows: ``(N, columns)`` float, in network pixels.
-        layout: which columns hold what.
+        layout: the layout of the columns.
         thresholds: ``conf``, ``iou``, ``max_det`` and ``pre_nms_topk``; the first two are rounded to float32.
-        multi_label: candidates are pairs of a row and a class; of several classes only numpy computes that.
+        multi_label: candidates are pairs of a row and a class; for several classes only numpy supports it.
     """
     if multi_label and layout.cls[1] - layout.cls[0] > 1:
         return numpy_nms(rows, layout, thresholds, multi_label=True)
@@ -68,7 +68,7 @@ def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_lab
 
 
 def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
-    """The same in numpy alone: the reference, and what runs where there is no native library."""
+    """Apply the definition in numpy: the reference, and the fallback without the native library."""
     with np.errstate(all="ignore"):  # values that overflow are part of the definition
         index, scores, labels = _candidates(rows, layout, np.float32(thresholds.conf), multi_label)
         whole = _whole(rows, index)
@@ -82,16 +82,16 @@ def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, mul
 
 
 def _candidates(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
-    """Rows or pairs with a score over ``conf``, in order: row numbers, scores, labels (rows with NaN may be left)."""
+    """Return rows or pairs with a score over ``conf``, in order: indices, scores, labels (rows with NaN may remain)."""
     products = rows[:, slice(*layout.cls)]
     index = obj = None
     if layout.obj is not None:
         obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
-        index = np.flatnonzero(obj > conf)  # a score is not more than this, so of the others nothing need be read
+        index = np.flatnonzero(obj > conf)  # no score exceeds its objectness, so the other rows need not be read
         if len(index) < len(rows):
             products, obj = products[index], obj[index]
     products = products.astype(np.float32, copy=False)
-    # A head without objectness may still have the column, all ones: there is nothing to multiply.
+    # A head without objectness may still have the column, all ones: no product is needed.
     if obj is not None and not (obj == 1).all():
         products = products * obj[:, None]
     if multi_label:
@@ -106,7 +106,7 @@ def _candidates(rows: Array, layout: RawDetections, conf: np.float32, multi_labe
 
 
 def _whole(rows: Array, index: Array) -> Array:
-    """Which of the ascending row numbers ``index`` (a row may come several times) are of rows of finite values."""
+    """Return which of the ascending row indices ``index`` (with repetitions) are rows of finite values."""
     used = index[np.diff(index, prepend=-1) > 0]
     finite = np.zeros(len(rows), bool)
     finite[used] = np.isfinite(rows[used]).all(axis=1)
@@ -114,7 +114,7 @@ def _whole(rows: Array, index: Array) -> Array:
 
 
 def _best(scores: Array, count: int) -> Array:
-    """Positions of the ``count`` highest scores, the highest first, at equal scores the lower position first."""
+    """Return the positions of the ``count`` highest scores in descending order, at equal scores the lower first."""
     positions = np.arange(len(scores))
     if len(scores) > count:
         least = np.partition(scores, len(scores) - count)[len(scores) - count]
@@ -128,13 +128,13 @@ def _corners(boxes: Array) -> Array:
 
 
 def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
-    """Steps 4 and 5: positions of the boxes that stay.
+    """Apply steps 4 and 5, and return the positions of the kept boxes.
 
     Args:
         boxes: ``(N, 4)`` xyxy float32, the best first.
         labels: ``(N,)``; boxes of different labels do not suppress each other.
         iou: suppress above this overlap.
-        max_det: stop when so many are kept.
+        max_det: stop when this many are kept.
     """
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
     corners = (x1, y1, x2, y2, (x2 - x1) * (y2 - y1))
@@ -152,7 +152,7 @@ def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
         for i in range(size):
             if not lost[i]:
                 kept.append(int(left[i]))
-                lost |= over[i]  # rows before i are decided already, so marking them again changes nothing
+                lost |= over[i]  # rows before i are already decided, so marking them again changes nothing
         if len(kept) >= max_det:
             break
         gone[left[lost]] = True
@@ -160,10 +160,10 @@ def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
 
 
 def suppress_by_label(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
-    """The same positions as :func:`suppress`, for many boxes of many labels.
+    """Return the same positions as :func:`suppress`, fast for many boxes of many labels.
 
-    Boxes are compared within their label only, and the weak ones not at all where the strong ones already fill
-    ``max_det``: whether a box stays depends on those before it alone.
+    Boxes are compared only within their label. Weak boxes are not compared if the strong ones already fill
+    ``max_det``, because whether a box is kept depends only on those before it.
     """
     reach = REACH * max_det
     while True:
@@ -174,15 +174,15 @@ def suppress_by_label(boxes: Array, labels: Array, iou: float, max_det: int) -> 
 
 
 def _suppressed_apart(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
-    """Suppress each label by itself, then the best of all labels."""
-    order = np.argsort(labels, kind="stable")  # within a label the best stay first
+    """Suppress within each label, then take the best of all labels."""
+    order = np.argsort(labels, kind="stable")  # keeps the best first within a label
     borders = np.flatnonzero(np.diff(labels[order])) + 1
     parts = [part[suppress(boxes[part], labels[part], iou, max_det)] for part in np.split(order, borders)]
     return np.sort(np.concatenate(parts))[:max_det]
 
 
 def _overlap(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
-    """IoU of every box of ``a`` with every box of ``b``; each is (x1, y1, x2, y2, area), shaped to broadcast."""
+    """Return the IoU of every box of ``a`` with every box of ``b``: (x1, y1, x2, y2, area), shaped to broadcast."""
     width = np.minimum(a[2], b[2])
     width -= np.maximum(a[0], b[0])
     inter = np.minimum(a[3], b[3])

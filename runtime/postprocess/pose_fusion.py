@@ -1,21 +1,21 @@
-"""Poses from persons and from keypoints that were found as objects of their own: KaPao's postprocess.
+"""Poses from detected persons and keypoints detected as objects: KaPao's postprocessing.
 
 Source of the facts: arXiv 2111.08557, wmcnally/kapao ``val.py`` and ``utils/general.py`` (GPL-3.0); the code is ours.
 
-The one meaning:
+The definition:
 
-1. A row is of its best class (``obj * cls``, the lowest class at a tie). Two runs of NMS, as it is defined in
-   :mod:`deploykit.runtime.postprocess.nms`, follow: of the persons (class 0) with the spec's thresholds, and of the
-   keypoint objects (the other classes) with ``conf`` and ``iou`` of the fusion. ``pre_nms_topk`` and ``max_det`` hold
-   for each.
-2. In source pixels, a keypoint object stands in the middle of its box, after the box was clipped to the image. A
+1. A row belongs to its best class (``obj * cls``, the lowest class at a tie). Two runs of NMS, as defined in
+   :mod:`deploykit.runtime.postprocess.nms`, follow: one for the persons (class 0) with the spec's thresholds, one for
+   the keypoint objects (the other classes) with ``conf`` and ``iou`` of the fusion. ``pre_nms_topk`` and ``max_det``
+   apply to each.
+2. In source pixels, the position of a keypoint object is the centre of its box, clipped to the image. A
    pose's keypoints are the person's coordinates with confidence 0; the first two of them (nose and left eye) are
    clipped to the image too, as in the original, which clips the first box of a row.
-3. The keypoint objects, the best first, look for the nearest pose among the persons with a score over ``person``: the
-   nearest by their own keypoint, as it is by then; the first at a tie. Where it is nearer than ``tolerance`` and less
-   certain than the object, the object's place and score become that keypoint's.
+3. Each keypoint object, the best first, is matched to the nearest pose among the persons with a score over ``person``:
+   nearest by the same keypoint in its current position, the first at a tie. If that keypoint is nearer than
+   ``tolerance`` and has a lower confidence than the object's score, it takes the position and score of the object.
 
-So a keypoint's confidence is the score of the object that it was fused with, and 0 where there was none.
+The confidence of a keypoint is therefore the score of the object that it was fused with, or 0 without one.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["KeypointObjects", "fuse", "kept_objects", "object_thresholds"]
 
 @dataclass(frozen=True)
 class KeypointObjects:
-    """The keypoints of one image that were found as objects, the best first.
+    """The keypoint objects of one image, the best first.
 
-    ``boxes (M,4)`` xyxy, ``scores (M,)``, ``labels (M,)`` which of the K keypoints each is, and how to fuse them.
+    ``boxes (M,4)`` xyxy, ``scores (M,)``, ``labels (M,)`` index of the keypoint, 0 to K - 1, and how to fuse them.
     """
 
     boxes: Array
@@ -45,23 +45,23 @@ class KeypointObjects:
 
 
 def object_thresholds(layout: PoseObjectRows, thresholds: Thresholds) -> Thresholds:
-    """The thresholds of the keypoint objects' NMS, given those of the persons'."""
+    """Return the thresholds of NMS for keypoint objects, given those for persons."""
     return replace(thresholds, conf=layout.fusion.conf, iou=layout.fusion.iou)
 
 
 def kept_objects(rows: Array, layout: PoseObjectRows, thresholds: Thresholds) -> tuple[Kept, Kept]:
-    """Step 1 on the rows of one image: persons (labels all 0), and keypoint objects (labels 0 to K - 1).
+    """Apply step 1 to the rows of one image: return persons (labels all 0) and keypoint objects (labels 0 to K - 1).
 
     Args:
         rows: ``(N, columns)`` float, in network pixels.
-        layout: which columns hold what.
-        thresholds: of the persons.
+        layout: the layout of the columns.
+        thresholds: the thresholds for persons.
     """
     limits = (thresholds, object_thresholds(layout, thresholds))
     obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
-    # Class values are probabilities, so a score is never over its objectness.
+    # Class values are probabilities, so a score never exceeds its objectness.
     index = np.flatnonzero(obj > np.float32(min(each.conf for each in limits)))
-    with np.errstate(all="ignore"):  # rows with values that overflow do not exist, which nms() sees to
+    with np.errstate(all="ignore"):  # nms() drops rows whose values overflow
         best = (rows[index, slice(*layout.cls)].astype(np.float32, copy=False) * obj[index, None]).argmax(1)
     (start, stop), plain = layout.cls, layout.as_rows()
     persons, objects = (
@@ -77,7 +77,7 @@ def _suppressed(rows: Array, index: Array, layout: RawDetections, thresholds: Th
 
 
 def fuse(keypoints: Array, scores: Array, boxes: Array, objects: KeypointObjects, size: tuple[int, int]) -> Array:
-    """Steps 2 and 3.
+    """Apply steps 2 and 3.
 
     Args:
         keypoints: ``(N, K, 3)`` of the persons, in source pixels.
@@ -110,7 +110,7 @@ def fuse(keypoints: Array, scores: Array, boxes: Array, objects: KeypointObjects
 
 
 def _turns(labels: Array) -> list[Array]:
-    """Objects that do not depend on each other together: first the best of every keypoint, then the second best, ..."""
+    """Group independent objects: first the best of every keypoint, then the second best, ..."""
     order = np.argsort(labels, kind="stable")
     ordered = labels[order]
     rank = np.arange(len(labels)) - np.searchsorted(ordered, ordered)

@@ -1,4 +1,4 @@
-"""What a predictor asks of a network's input and of images, and what it says where they do not fit."""
+"""Checks of a network's input, its batch and its images before a prediction."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ __all__ = ["checked_batch", "checked_input", "image_of_channels"]
 
 
 def checked_input(session: Session, want: InputSpec) -> TensorInfo:
-    """The network's one input, which must be what the spec says.
+    """Return the network's only input after checking it against the spec.
 
     Raises:
-        SpecError: it is not.
+        SpecError: the input does not match the spec.
     """
     if [info.name for info in session.inputs] != [want.name]:
         found = ", ".join(repr(info.name) for info in session.inputs)
-        raise SpecError(f"the spec says that the one input is {want.name!r}, the network has {found}")
+        raise SpecError(f"the spec says that the only input is {want.name!r}, but the network has {found}")
     (info,) = session.inputs
     expected = (want.batch, want.channels, *want.size)
     if len(info.shape) != 4 or any(got not in (None, side) for got, side in zip(info.shape, expected, strict=True)):
-        raise SpecError(f"the spec says that input {want.name!r} is {expected}, the network takes {info}")
+        raise SpecError(f"the spec says that input {want.name!r} is {expected}, but the network takes {info}")
     if info.dtype not in ("float32", "float16"):
-        raise SpecError(f"input {want.name!r} must be float32 or float16, the network takes {info}")
+        raise SpecError(f"input {want.name!r} must be float32 or float16, but the network takes {info}")
     return info
 
 
 def checked_batch(info: TensorInfo, batch: int) -> int:
-    """``batch``, if a network with this input takes it.
+    """Return ``batch`` if a network with this input accepts it.
 
     Raises:
-        UsageError: it does not.
+        UsageError: the network does not accept it.
     """
     if batch < 1 or info.shape[0] not in (None, batch):
         raise UsageError(f"this network takes a batch of {info.shape[0] or 'at least 1'}, got {batch}")
@@ -46,20 +46,20 @@ def checked_batch(info: TensorInfo, batch: int) -> int:
 
 
 def image_of_channels(source: ImageSource, channels: int) -> Array:
-    """An image of so many channels, ``uint8 (H, W, C)``, as the file or the array has it.
+    """Return an image with ``channels`` channels, ``uint8 (H, W, C)``, as stored in the file or the array.
 
     Raises:
-        ImageError: it has others.
+        ImageError: it has another number of channels.
     """
     if isinstance(source, np.ndarray):
         image = source
     else:
         data = source if isinstance(source, bytes) else encoded_image(Path(source))
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-        image = decode_image(data) if decoded is None else decoded  # which says what is wrong
+        image = decode_image(data) if decoded is None else decoded  # raises the error of a broken file
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
         raise ImageError(
             f"this network takes uint8 images of {channels} channels (height, width, {channels}), got {image.dtype} "
-            f"{image.shape}: a PNG or TIFF file can have four, an array any number"
+            f"{image.shape}: use a PNG or TIFF file for four channels, or an array"
         )
     return image

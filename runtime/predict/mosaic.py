@@ -1,4 +1,4 @@
-"""Restoring the mosaics of RAW files: packed to four channels, in tiles, and back."""
+"""Restoration of RAW mosaics: packed to four channels, processed in tiles, unpacked."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["is_mosaic", "restore_mosaic", "restored_mosaics"]
 
 
 def is_mosaic(item: object) -> bool:
-    """Whether an item of a source is a RAW file."""
+    """Return whether an item of a source is a RAW file."""
     return isinstance(item, (str, os.PathLike)) and is_raw(item)
 
 
@@ -32,9 +32,9 @@ def restore_mosaic(
     """Restore one mosaic.
 
     Args:
-        raw: as it was read.
-        run_tiled: gives the network's output for planes ``(4, H, W)``.
-        tiling: by which it cuts them.
+        raw: the mosaic as it was read.
+        run_tiled: computes the network's output for planes ``(4, H, W)``.
+        tiling: how ``run_tiled`` cuts the planes.
         canvas: the network's input.
 
     Raises:
@@ -47,7 +47,9 @@ def restore_mosaic(
     found = run_tiled(np.ascontiguousarray(planes, np.float32))
     done = time.perf_counter()
     if found.shape != planes.shape:
-        raise SpecError(f"a network for mosaics gives channels of their size {planes.shape}, got {found.shape}")
+        raise SpecError(
+            f"the output for a mosaic must have the shape of its channels, {planes.shape}, got {found.shape}"
+        )
     out = unpack(found.astype(np.float32) * std + mean, raw)
     marks = (start, ready, done, time.perf_counter())
     stages = ("prepare", "inference", "postprocess")
@@ -59,7 +61,7 @@ def restore_mosaic(
 def restored_mosaics(
     source: Images, restore: Callable[[RawImage], RestoredRaw], skip: Skip | None
 ) -> Iterator[RestoredRaw]:
-    """The restored mosaics of RAW files, one after the other; ``skip`` is told of those that cannot be read."""
+    """Yield the restored mosaics of RAW files in order; ``skip`` is called for each file that cannot be read."""
     for item in source.items:
         start = time.perf_counter()
         try:

@@ -37,7 +37,7 @@ R_co = TypeVar("R_co", bound=ImageResult, covariant=True)
 
 @dataclass(frozen=True, eq=False)
 class _PreparedImage:
-    """A frame on its canvas; ``tiled``: the canvas is the whole image, which is run in tiles."""
+    """A frame on its canvas; if ``tiled``, the canvas is the whole image and runs in tiles."""
 
     frame: Frame
     shown: CanvasImage
@@ -46,23 +46,23 @@ class _PreparedImage:
 
 
 class Predictor(Generic[R_co]):
-    """Runs a network on whatever images come; ``R_co`` is an image's result. May be called from several threads.
+    """Runs a network on images; ``R_co`` is the type of an image's result. Several threads may call it.
 
-    What a result is follows from the model's task: :class:`deploykit.Result` where objects are found, else one of
+    The model's task determines the result: :class:`deploykit.Result` for detections, else one of
     :mod:`deploykit.runtime.results.dense`; all are :class:`deploykit.ImageResult`.
 
-    Images to restore that do not fit a network of fixed size are cut into tiles of that size; a network of free size
-    takes them whole, unless tiles are asked for. A network of four channels that restores takes the mosaics of RAW
-    files, always in tiles; its result is a :class:`deploykit.runtime.results.dense.RestoredRaw`.
+    A restoration network of fixed size takes larger images in tiles of that size. One of free size takes them whole,
+    unless ``tile`` is set. A restoration network of four channels takes the mosaics of RAW files, always in tiles; its
+    result is a :class:`deploykit.runtime.results.dense.RestoredRaw`.
 
     Args:
         session: the network; :func:`deploykit.open_session` opens one. Closed together with the predictor.
-        spec: what it takes and gives; None reads it from the session's metadata.
-        options: how to predict; None: the defaults.
+        spec: the spec of the network; None reads it from the session's metadata.
+        options: the options of the prediction; None: the defaults.
 
     Raises:
-        SpecError: the spec is missing, or does not fit the network.
-        UsageError: an option of another task, out of range, or one that the network cannot take.
+        SpecError: the spec is missing or does not fit the network.
+        UsageError: an option belongs to another task, is out of range, or is not supported by the network.
     """
 
     def __init__(self, session: Session, spec: ModelSpec | None = None, options: PredictOptions | None = None) -> None:
@@ -75,7 +75,7 @@ class Predictor(Generic[R_co]):
         self.adapter.check_outputs(session.outputs)
         self._fixed_batch = info.shape[0] is not None
         self._fixed_size = None not in info.shape[2:]
-        own = self.spec.input  # a fixed size takes no rectangles, whatever the spec says
+        own = self.spec.input  # a network of fixed size takes no rectangles, whatever the spec says
         self._canvas = replace(own, fit=replace(own.fit, auto=False)) if self._fixed_size else own
         self._dtype = np.dtype(info.dtype)
         asked = self.options.batch
@@ -95,12 +95,11 @@ class Predictor(Generic[R_co]):
     @overload
     def __call__(self, source: Sequence[ImageSource]) -> list[R_co]: ...
     def __call__(self, source: ImageSource | int | Sequence[ImageSource]) -> R_co | list[R_co] | Iterator[R_co] | Any:
-        """Predict, in the form that follows from what is given.
+        """Predict; the form of the source determines the form of the result.
 
         Args:
             source: an image (path, encoded bytes, or a BGR ``uint8 (H, W, 3)`` array) gives a result; a list
-                of images gives a list; a folder, a video file or a camera's number gives an iterator, which reads
-                as it goes.
+                of images gives a list; a folder, a video file or a camera number gives a lazy iterator.
 
         Raises:
             NotFoundError, ImageError: the source is missing or cannot be read.
@@ -116,24 +115,24 @@ class Predictor(Generic[R_co]):
     def stream(
         self, source: ImageSource | int | Sequence[ImageSource] | Images | Video, *, skip: Skip | None = None
     ) -> Iterator[R_co]:
-        """Predict on any source, always as an iterator that reads as it goes.
+        """Predict on any source, always as a lazy iterator.
 
         Args:
-            source: as for a call, or what :func:`deploykit.runtime.images.sources.open_source` gave.
-            skip: told of each image that cannot be read, which is then left out; without it the error is raised.
+            source: as for a call, or what :func:`deploykit.runtime.images.sources.open_source` returned.
+            skip: called with the error of each unreadable image, which is then left out; None raises the error.
         """
         return self._results(
             source if isinstance(source, (Images, Video)) else open_source(source, raw=self.takes_raw), skip
         )
 
     def restore_raw(self, raw: RawImage) -> RestoredRaw:
-        """Restore a mosaic: packed to four channels, in tiles, and back.
+        """Restore a mosaic: pack it to four channels, run the network in tiles, unpack the result.
 
         Raises:
-            UsageError: the network takes no mosaics. BackendError: it failed.
+            UsageError: the network takes no mosaics. BackendError: the network failed.
         """
         if not self.takes_raw or self.tiling is None:
-            raise UsageError("a mosaic is for a network that restores 4 channels, which this is not")
+            raise UsageError("mosaics need a restoration network with 4 channels, and this model is not one")
         return restore_mosaic(raw, self._run_tiles, self.tiling, self.spec.input)
 
     def close(self) -> None:
@@ -176,16 +175,16 @@ class Predictor(Generic[R_co]):
             yield from self._run(waiting)
 
     def _frames(self, source: Images | Video, skip: Skip | None) -> Iterator[Frame]:
-        """The source's frames, with as many channels as the network wants."""
+        """Yield the source's frames with the number of channels that the network takes."""
         channels = self.spec.input.channels
         if channels in (1, 3):
             return source.frames(skip)
         if isinstance(source, Video):
-            raise UsageError(f"this network takes images of {channels} channels, and videos have 3")
+            raise UsageError(f"this network takes images of {channels} channels, but videos have 3")
         return source.frames(skip, read=lambda item: image_of_channels(item, channels))
 
     def _prepare(self, frame: Frame) -> _PreparedImage:
-        """Lay an image on the network's canvas, or leave it whole where it is run in tiles or as it is."""
+        """Place an image on the network's canvas, or keep it whole if it runs in tiles or unchanged."""
         start = time.perf_counter()
         tiled = False
         if self.tiling is None:
@@ -197,7 +196,7 @@ class Predictor(Generic[R_co]):
         return _PreparedImage(frame, shown, tiled, (time.perf_counter() - start) * 1e3)
 
     def _run(self, batch: list[_PreparedImage]) -> list[R_co]:
-        """Run the network on images whose canvases are of one size."""
+        """Run the network on images whose canvases have one size."""
         if batch[0].tiled:
             return [self._run_in_tiles(prepared) for prepared in batch]
         start = time.perf_counter()
@@ -222,7 +221,7 @@ class Predictor(Generic[R_co]):
         return self._result(prepared, outputs, 0, prepared.ms + 1e3 * (ready - start), inference)
 
     def _run_tiles(self, image: Array) -> Array:
-        """The output of an image ``(C, H, W)``, put together of its tiles'."""
+        """Return the output of an image ``(C, H, W)``, assembled from its tiles."""
 
         def run(tiles: Array) -> Array:
             outputs = self.session.run({self.spec.input.name: tiles.astype(self._dtype, copy=False)})
@@ -232,7 +231,7 @@ class Predictor(Generic[R_co]):
         return run_tiled(run, image, self.tiling, full_batches_only=self._fixed_batch)
 
     def _buffer(self, shape: tuple[int, ...]) -> Array:
-        """A float32 array that nobody else uses, an old one where it fits: fresh memory costs more than filling it."""
+        """Return an unused float32 array, an old one if it fits: fresh memory costs more than filling it."""
         with contextlib.suppress(IndexError):  # asking first would let another thread take it in between
             spare = self._spare.pop()
             if spare.shape == shape:

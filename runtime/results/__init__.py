@@ -1,1 +1,1 @@
-"""Results: what was found, and how it is drawn."""
+"""Results of predictions, and how to draw them."""

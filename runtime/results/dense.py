@@ -1,4 +1,4 @@
-"""What a network says of a whole image: its class, the class of each pixel, or the image restored."""
+"""Results for whole images: the class, features, the class of each pixel, or the restored image."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Classification", "Features", "LabelMap", "RestoredImage", "RestoredR
 
 RAW_FILES = {".dng"}
 SHOWN = 6  # shares of a label map in its summary
-DEEP = {".png", ".tif", ".tiff"}  # formats of 16 bits a channel
+DEEP = {".png", ".tif", ".tiff"}  # formats with 16 bits per channel
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,19 +46,19 @@ class Classification(ImageResult):
     def __post_init__(self) -> None:
         labels, scores = np.asarray(self.labels, np.int64), np.asarray(self.scores, np.float32)
         if labels.ndim != 1 or labels.shape != scores.shape or not len(labels):
-            raise UsageError(f"labels and scores are of the same k classes, got {labels.shape} and {scores.shape}")
+            raise UsageError(f"labels and scores must have the same shape (k,), got {labels.shape} and {scores.shape}")
         if not np.isfinite(scores).all():
             raise UsageError("scores must be finite numbers, got NaN or infinity")
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "scores", scores)
 
     def class_name(self, label: int) -> str:
-        """The name of a label, or its number where the classes have no names."""
+        """Return the name of a label, or its number if the classes have no names."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
     @property
     def named(self) -> list[tuple[str, float]]:
-        """Names and probabilities, the best first; two classes may have one name."""
+        """Return names and probabilities, the best first; two classes may share a name."""
         return [(self.class_name(int(label)), float(s)) for label, s in zip(self.labels, self.scores, strict=True)]
 
     def draw(self, image: Array | None = None) -> Array:
@@ -81,10 +81,10 @@ class Classification(ImageResult):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Features(ImageResult):
-    """What a network without a head says of an image, to compare images by or to train a head on.
+    """The features of an image from a network without a head, to compare images or to train a head.
 
     Attributes:
-        values: ``(D,)`` float32, as the network gives them: in no unit, and of no fixed length.
+        values: ``(D,)`` float32 from the network, without a unit and not normalised.
     """
 
     values: Array
@@ -92,21 +92,21 @@ class Features(ImageResult):
     def __post_init__(self) -> None:
         values = np.asarray(self.values, np.float32)
         if values.ndim != 1 or not len(values):
-            raise UsageError(f"the features of an image are one row of values, got the shape {values.shape}")
+            raise UsageError(f"the features of an image must have one axis, got the shape {values.shape}")
         if not np.isfinite(values).all():
             raise UsageError("features must be finite numbers, got NaN or infinity")
         object.__setattr__(self, "values", values)
 
     @property
     def length(self) -> float:
-        """The root of the sum of the squares."""
+        """The Euclidean norm of the features."""
         return float(np.linalg.norm(self.values.astype(np.float64)))
 
     def similarity(self, other: Features) -> float:
-        """The cosine of the angle to the features of another image, -1 to 1; 0 where one of them is all zeros.
+        """Return the cosine similarity to the features of another image, -1 to 1; 0 if one of them is all zeros.
 
         Raises:
-            UsageError: they are of another number, and so of another network.
+            UsageError: the numbers of features differ, so they are from different networks.
         """
         if self.values.shape != other.values.shape:
             raise UsageError(f"{len(self.values)} features cannot be compared with {len(other.values)}")
@@ -115,7 +115,7 @@ class Features(ImageResult):
         return product / lengths if lengths else 0.0
 
     def draw(self, image: Array | None = None) -> Array:
-        """See :meth:`ImageResult.draw`: the image with a line of what was found."""
+        """See :meth:`ImageResult.draw`: the image with one line of text."""
         return draw_lines(self._source(image), [f"{len(self.values)} features, length {self.length:.4g}"])
 
     def summary(self) -> str:
@@ -149,7 +149,7 @@ class LabelMap(ImageResult):
         object.__setattr__(self, "labels", labels)
 
     def shares(self) -> dict[str, float]:
-        """Class name (or number) -> its share of the image, the largest first; classes of one name are added up."""
+        """Return class name (or number) -> share of the image, largest first; classes with one name are added up."""
         found: dict[str, float] = {}
         for label, share in shares(self.labels).items():
             name = self.classes[label] if label < len(self.classes) else str(label)
@@ -157,12 +157,12 @@ class LabelMap(ImageResult):
         return found
 
     def draw(self, image: Array | None = None, *, alpha: float = 0.5, legend: bool = True) -> Array:
-        """See :meth:`ImageResult.draw`: the image under its map; ``alpha`` and ``legend`` as
+        """See :meth:`ImageResult.draw`: the image with the label map over it; ``alpha`` and ``legend`` as
         :func:`deploykit.runtime.results.draw_segmentation.draw_label_map`."""
         return draw_label_map(self._source(image), self.labels, self.classes, alpha=alpha, legend=legend)
 
     def save_map(self, path: str | os.PathLike[str]) -> Path:
-        """Write the numbers as an 8-bit PNG with a palette, which evaluation takes as truth.
+        """Write the class numbers as an 8-bit PNG with a palette, which ``deploykit eval`` reads as ground truth.
 
         Raises:
             OutputError: the place is not writable or full. MissingDependencyError: pillow is not installed.
@@ -187,10 +187,10 @@ class RestoredImage(ImageResult):
 
     Attributes:
         pixels: BGR ``uint8 (H, W, 3)``, or grey ``(H, W)``; of the source's size, or a whole number of times as large.
-        tiles: in how many tiles it was made; 1: at once.
+        tiles: the number of tiles; 1: the whole image at once.
     """
 
-    own_suffix: ClassVar[str | None] = ".png"  # without loss
+    own_suffix: ClassVar[str | None] = ".png"  # lossless
 
     pixels: Array
     tiles: int = 1
@@ -218,7 +218,7 @@ class RestoredRaw(ImageResult):
     tiles: int = 1
 
     def developed(self, bits: int = 8) -> Array:
-        """The mosaic as an image, BGR of 8 or 16 bits: colours put together and white balanced by LibRaw, upright.
+        """Return the mosaic as an upright BGR image of 8 or 16 bits, demosaiced and white balanced by LibRaw.
 
         Raises:
             MissingDependencyError: rawpy is not installed.
@@ -237,8 +237,8 @@ class RestoredRaw(ImageResult):
         return self.developed()
 
     def save(self, path: str | os.PathLike[str], image: Array | None = None) -> Path:
-        """Write ``.dng``: the mosaic, with the source's levels and colours; ``.png`` and ``.tif``: developed, of 16
-        bits; others: developed, of 8.
+        """Write the mosaic as ``.dng`` with the source's levels and colours, or the developed image: 16 bits for
+        ``.png`` and ``.tif``, 8 bits for other formats.
 
         Raises:
             OutputError: the format is not one that is written, or the place is not writable or full.

@@ -1,4 +1,4 @@
-"""What a network found in one image, as parallel arrays in the image's own pixels."""
+"""The objects in one image, as parallel arrays in source pixels."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ class Detection:
 
 @dataclass(frozen=True, eq=False)
 class Result(ImageResult):
-    """N objects in one image, the most certain first; every array has N entries.
+    """N objects in one image, the highest score first; every array has N entries.
 
-    Size, name, frame, timings and image are those of every :class:`ImageResult`, and passed by name.
-    ``result[i]`` is one :class:`Detection`; a slice, a mask or a list of numbers gives a smaller Result.
+    The fields of every :class:`ImageResult` (size, name, frame, timings, image) are passed by name.
+    ``result[i]`` is one :class:`Detection`; a slice, a mask or a list of indices gives a smaller Result.
 
     Attributes:
         boxes: ``(N, 4)`` float32, x1, y1, x2, y2 in source pixels, clipped to the image.
         scores: ``(N,)`` float32.
         labels: ``(N,)`` int64, positions in ``classes``.
         keypoints: ``(N, K, 3)`` float32, x, y in source pixels (not clipped: a foot may lie outside) and visibility
-            0..1 (1 where the network gives none; of pose objects the score that was fused, or 0); or None.
+            0..1 (1 if the network gives none; for pose objects the score of the fused keypoint, or 0); or None.
         masks: ``(N, height, width)`` bool, or None.
         classes: the class names; may be empty.
         keypoint_spec: names and limbs of the keypoints.
         keypoint_threshold: the visibility from which a keypoint is drawn.
-        truncated: there were more candidates than NMS looks at (``pre_nms_topk``); the weakest were left out.
+        truncated: whether there were more candidates than NMS considers (``pre_nms_topk``); the weakest were left out.
     """
 
     boxes: Array
@@ -108,16 +108,16 @@ class Result(ImageResult):
         )
 
     def class_name(self, label: int) -> str:
-        """The name of a label, or its number where the classes have no names."""
+        """Return the name of a label, or its number if the classes have no names."""
         return self.classes[label] if self.classes else str(label)
 
     def counts(self) -> dict[str, int]:
-        """How many of each class there are, by name, in label order: ``{"person": 3, "dog": 1}``."""
+        """Return the number of objects per class, by name, in label order: ``{"person": 3, "dog": 1}``."""
         labels, numbers = np.unique(self.labels, return_counts=True)
         return {self.class_name(int(label)): int(n) for label, n in zip(labels, numbers, strict=True)}
 
     def draw(self, image: Array | None = None) -> Array:
-        """Return a copy of the image with everything drawn on it; see :meth:`ImageResult.draw`."""
+        """Draw all objects on a copy of the image; see :meth:`ImageResult.draw`."""
         return draw(
             self._source(image),
             self.boxes,
@@ -131,7 +131,7 @@ class Result(ImageResult):
         )
 
     def summary(self) -> str:
-        """See :meth:`ImageResult.summary`: how many of each class, the most frequent first."""
+        """See :meth:`ImageResult.summary`: the number of objects per class, the most frequent first."""
         return listed(self.counts())
 
     @property
@@ -154,12 +154,12 @@ class Result(ImageResult):
         return {"detections": objects, "truncated": self.truncated}
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """COCO result entries: ``bbox`` [x, y, w, h], for keypoints x1, y1, v1, x2, ... in one list, for masks
+        """Return COCO result entries: ``bbox`` [x, y, w, h], for keypoints x1, y1, v1, x2, ... in one list, for masks
         ``segmentation`` as uncompressed run lengths.
 
         Args:
-            image_id: what the annotations call this image.
-            category_ids: the annotations' number of each class; None: the label itself, counted from 0.
+            image_id: the id of this image in the annotations.
+            category_ids: the category id of each class in the annotations; None: the label itself, counted from 0.
         """
         entries = []
         for found in self:
@@ -178,7 +178,7 @@ class Result(ImageResult):
         return entries
 
     def to_supervision(self) -> Any:
-        """As a ``supervision.Detections``; class names and keypoints are in its ``data``.
+        """Return a ``supervision.Detections`` with class names and keypoints in its ``data``.
 
         Raises:
             MissingDependencyError: the package supervision is not installed.
@@ -187,7 +187,7 @@ class Result(ImageResult):
             supervision = import_module("supervision")
         except ImportError as e:
             raise MissingDependencyError(
-                f"supervision is needed here and does not import ({e}): pip install supervision"
+                f"supervision is required but does not import ({e}): pip install supervision"
             ) from e
         names = [self.class_name(int(label)) for label in self.labels]
         data: dict[str, Any] = {"class_name": np.array(names, dtype=str)}
@@ -199,13 +199,13 @@ class Result(ImageResult):
 
 
 def listed(counts: Mapping[str, int]) -> str:
-    """Names with their numbers, the most frequent first."""
+    """Return names with their counts as text, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda entry: -entry[1])
     return ", ".join(f"{name} {number}" for name, number in ordered) or "nothing found"
 
 
 def _short(value: float) -> float:
-    """Without the digits that float32 does not have: to about a thousandth of a pixel, a millionth of a score."""
+    """Round to the precision of float32: about a thousandth of a pixel, a millionth of a score."""
     return float(f"{value:.7g}")
 
 

@@ -18,7 +18,7 @@ Colour = tuple[int, int, int]
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 LEFT, RIGHT, MIDDLE = (60, 160, 255), (255, 170, 50), (110, 225, 110)  # BGR: orange, blue, green
 OUTLINE = (30, 30, 30)
-FAR = 30_000  # OpenCV's line drawing takes no coordinate of more than 16 bits
+FAR = 30_000  # OpenCV draws lines only with coordinates of up to 16 bits
 MASK_SHARE = 0.45
 
 
@@ -34,19 +34,19 @@ def draw(
     keypoint_threshold: float = 0.5,
     masks: Array | None = None,
 ) -> Array:
-    """A copy of ``image`` (BGR ``uint8 (H, W, 3)``) with N objects drawn on it, the best first in the arrays.
+    """Draw N objects on a copy of ``image`` (BGR ``uint8 (H, W, 3)``); the arrays have the best object first.
 
-    One colour a class; keypoints and limbs are orange on the left side of the body, blue on the right and green
-    between, as far as the spec tells sides. Keypoints under their threshold are left out, with their limbs.
+    Each class has one colour. Keypoints and limbs are orange on the left side of the body, blue on the right and green
+    between, if the spec names sides. Keypoints below their threshold are left out, with their limbs.
 
     Args:
-        image: what the objects were found in.
+        image: the image in which the objects were found.
         boxes: ``(N, 4)`` xyxy in its pixels.
         scores: ``(N,)``.
-        labels: ``(N,)``, which say the colours.
-        names: N of them, which are written at the boxes.
+        labels: ``(N,)``; they choose the colours.
+        names: N texts, written at the boxes.
         keypoints: ``(N, K, 3)``, x, y and visibility.
-        keypoint_spec: limbs and sides of the K keypoints; None: nothing is known of them.
+        keypoint_spec: limbs and sides of the K keypoints; None: unknown.
         keypoint_threshold: the visibility from which a keypoint is drawn.
         masks: ``(N, H, W)`` bool.
     """
@@ -72,7 +72,7 @@ def draw(
 
 
 def class_colour(label: int) -> Colour:
-    """A BGR colour for a class; neighbours are a golden section of the colour circle apart."""
+    """Return the BGR colour of a class; neighbours are a golden section of the colour circle apart."""
     hue = (0.36 + label * 0.61803398875) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, (0.95, 0.8)[label % 2])
     return round(blue * 255), round(green * 255), round(red * 255)
@@ -94,7 +94,7 @@ def _draw_keypoints(canvas: Array, points: Array, spec: KeypointSpec, threshold:
 
 
 def _draw_label(canvas: Array, text: str, corner: list[int], colour: Colour, width: int) -> None:
-    """The text on a filled ground above the box, or inside it where the image ends."""
+    """Draw the text on a filled background above the box, or inside it at the edge of the image."""
     scale, stroke, gap = 0.25 + 0.15 * width, max(1, width // 2), 1 + width
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, stroke)
     wide, high = text_width + 2 * gap, text_height + below + gap
@@ -111,7 +111,7 @@ def _whole(values: Array) -> list[int]:
 
 
 def draw_lines(image: Array, lines: Sequence[str]) -> Array:
-    """A copy of an image (BGR ``uint8 (H, W, 3)``) with lines of text at its top left."""
+    """Write lines of text at the top left of a copy of an image (BGR ``uint8 (H, W, 3)``)."""
     canvas = image.copy()
     height, width = canvas.shape[:2]
     widest = max((cv2.getTextSize(line, FONT, 1.0, 2)[0][0] for line in lines), default=1)

@@ -1,4 +1,4 @@
-"""Label maps on an image: a colour a class, borders, and a legend of what is there; and label maps as files."""
+"""Drawing of label maps: one colour per class, borders and a legend; and label maps as files."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ __all__ = ["draw_label_map", "palette", "save_label_map", "shares"]
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 BACKGROUND = {"background", "_background_", "none"}
-MOST_LEGEND = 24  # lines; a legend of 150 classes is read by nobody
+MOST_LEGEND = 24  # lines; nobody reads a legend of 150 classes
 
 
 def palette(count: int) -> Array:
-    """``uint8 (count, 3)``, BGR colours of classes 0, 1, ...; 0 is black.
+    """Return the BGR colours ``uint8 (count, 3)`` of the classes 0, 1, ...; class 0 is black.
 
-    A class's colour takes the bits of its number from the highest of each channel down (PASCAL VOC's way), so that the
-    first classes are far apart and a class has the same colour whatever others there are.
+    The bits of the class number fill each channel from its highest bit down, as in PASCAL VOC: the first classes have
+    distinct colours, and the colour of a class does not depend on the other classes.
     """
     numbers = np.arange(count)
     colours = np.zeros((count, 3), np.int64)
@@ -36,7 +36,7 @@ def palette(count: int) -> Array:
 
 
 def shares(labels: Array) -> dict[int, float]:
-    """Class -> its share of the image, the largest first."""
+    """Return class -> share of the image, the largest first."""
     found, counts = np.unique(labels, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return {int(found[i]): float(counts[i] / labels.size) for i in order}
@@ -51,23 +51,23 @@ def draw_label_map(
     legend: bool = True,
     colours: Array | None = None,
 ) -> Array:
-    """A copy of an image with its label map over it.
+    """Draw a label map over a copy of an image.
 
     Args:
         image: BGR ``uint8 (H, W, 3)``.
-        labels: ``(H, W)`` whole numbers. Class 0 is left unpainted where it is called background.
-        classes: names; a class without one is shown by its number.
-        alpha: how much of a pixel is its class's colour, 0 to 1.
-        legend: whether names are drawn, of the classes that are there.
-        colours: ``uint8 (N, 3)`` BGR, a class each; None: :func:`palette`.
+        labels: ``(H, W)`` integers. Class 0 is not painted if its name is background.
+        classes: the class names; a class without a name is shown by its number.
+        alpha: the opacity of the class colours, 0 to 1.
+        legend: whether to draw a legend of the classes in the image.
+        colours: ``uint8 (N, 3)`` BGR, one per class; None: :func:`palette`.
 
     Raises:
-        UsageError: the two are of different sizes, or a class has no colour.
+        UsageError: the two have different sizes, or a class has no colour.
     """
     if image.shape[:2] != labels.shape:
-        raise UsageError(f"the label map is of an image of {labels.shape} (height, width), got {image.shape[:2]}")
+        raise UsageError(f"the label map has size {labels.shape} (height, width), but the image has {image.shape[:2]}")
     if not 0.0 <= alpha <= 1.0:
-        raise UsageError(f"alpha lies in 0..1, got {alpha}")
+        raise UsageError(f"alpha must lie in 0..1, got {alpha}")
     there = shares(labels)
     table = palette(max(256, max(there) + 1)) if colours is None else np.asarray(colours, np.uint8)
     if min(there) < 0 or max(there) >= len(table):
@@ -86,7 +86,7 @@ def draw_label_map(
 
 
 def _borders(labels: Array) -> Array:
-    """The pixels whose right or lower neighbour is of another class."""
+    """Return the pixels whose right or lower neighbour has another class."""
     found = np.zeros(labels.shape, bool)
     found[:, :-1] |= labels[:, :-1] != labels[:, 1:]
     found[:-1] |= labels[:-1] != labels[1:]
@@ -96,7 +96,7 @@ def _borders(labels: Array) -> Array:
 def _draw_legend(
     canvas: Array, labels: list[int], there: dict[int, float], classes: Sequence[str], table: Array
 ) -> None:
-    """A list at the top left, as large as fits: a field of the class's colour, its name, its share."""
+    """Draw a list at the top left, as large as fits: the colour, name and share of each class."""
     lines = [f"{_name(label, classes)} {_percent(there[label])}" for label in labels[:MOST_LEGEND]]
     if len(labels) > MOST_LEGEND:
         lines.append(f"and {len(labels) - MOST_LEGEND} more")
@@ -126,17 +126,17 @@ def _percent(share: float) -> str:
 
 
 def save_label_map(path: Path, labels: Array, colours: Array | None = None) -> None:
-    """Write a label map as an 8-bit PNG whose pixels are the classes' numbers and whose palette shows them.
+    """Write a label map as an 8-bit PNG whose pixels are class numbers and whose palette has the class colours.
 
-    ``deploykit eval`` reads such files as truth. ``colours`` as for :func:`draw_label_map`.
+    ``deploykit eval`` reads such files as ground truth. ``colours`` as for :func:`draw_label_map`.
 
     Raises:
-        UsageError: a class is over 255. MissingDependencyError: pillow is not installed. OutputError: the place is not
-        writable or full.
+        UsageError: a class number is over 255. MissingDependencyError: pillow is not installed.
+        OutputError: the place is not writable or full.
     """
     images: Any = import_extra("PIL.Image", "eval")
     if labels.min() < 0 or labels.max() > 255:
-        raise UsageError(f"a label map of 8 bits holds classes 0 to 255, got {labels.min()} to {labels.max()}")
+        raise UsageError(f"an 8-bit label map holds classes 0 to 255, got {labels.min()} to {labels.max()}")
     image = images.fromarray(labels.astype(np.uint8))
     table = palette(256) if colours is None else np.asarray(colours, np.uint8)
     image.putpalette(table[:, ::-1].tobytes())

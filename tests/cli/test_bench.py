@@ -88,18 +88,18 @@ def test_two_tables_that_say_what_they_include(model: Path, image: Path, capsys:
     assert "CPUExecutionProvider; threads: 1 for the network, " in told
     assert "images float32 (1, 3, 64, 64); run with (1, 3, 64, 64)" in told
     assert f"{image}: 1 image, 256x256 (width x height), {image.stat().st_size} bytes encoded" in told
-    assert "0 runs in 0.0 s to warm up, not counted; then 3 in" in told
+    assert "0 runs of warm-up in 0.0 s, not counted; then 3 measured in" in told
     assert "the first run of an input shape does not count: 1 such after the warm-up" in told
     assert "synthetic" not in told
-    assert alone.startswith("MODEL ONLY (ms a run of 1 image): the network's call on a ready float32 batch")
+    assert alone.startswith("MODEL ONLY (ms per run of 1 image): the network's call on a ready float32 batch")
     assert [line.split()[0] for line in alone.splitlines()[2:-1]] == ["ms", "network"]
-    assert alone.splitlines()[-1].endswith("images a second through the network alone")
-    assert whole.startswith("END TO END (ms a run of 1 image): encoded images in memory to objects")
+    assert alone.splitlines()[-1].endswith("images per second through the network alone")
+    assert whole.startswith("END TO END (ms per run of 1 image): encoded images in memory to objects")
     rows = ["ms", "decode", "letterbox", "inference", "postprocess", "rest", "end"]
     assert [line.split()[0] for line in whole.splitlines()[2:-1]] == rows
-    assert whole.splitlines()[-1].endswith("images a second from image to objects; objects an image: 2.0")
+    assert whole.splitlines()[-1].endswith("images per second from image to objects; objects per image: 2.0")
     assert "p99*" in alone
-    assert "* 3 runs, too few for p90, p99: what stands there lies between the slowest two" in told
+    assert "* 3 runs, too few for p90, p99: the value lies between the two slowest runs" in told
 
 
 def test_many_sources_are_not_listed_one_by_one(model: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,13 +115,15 @@ def test_enough_runs_carry_no_star(model: Path, image: Path, capsys: pytest.Capt
     assert "too few" not in out
 
 
-def test_by_default_the_image_is_synthetic_and_that_is_said(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_by_default_the_image_is_synthetic_and_that_is_reported(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert _bench("--engine", model, "--runs", 1, "--warmup", 0.001) == 0  # three runs
     told = " ".join(capsys.readouterr().out.split())
     assert "synthetic frame (seed 0): 1 image, 1920x1080 (width x height), " in told
     assert "note the image is synthetic: what is found in it means nothing" in told
-    assert "3 runs in " in told
-    assert "threads: as many as the backend chooses for the network, " in told
+    assert "3 runs of warm-up in " in told
+    assert "threads: the backend's choice for the network, " in told
     assert "* 1 run, too few for p50, p90, p99" in told
 
 
@@ -140,7 +142,7 @@ def test_json_is_one_document_and_has_every_run_on_request(
     assert len(times["samples"]) == times["count"] == 3
     assert times["p50"] == pytest.approx(np.median(times["samples"]))
     assert _bench("--engine", model, "--samples") == UsageError.exit_code
-    assert "give --json as well" in _line(capsys)
+    assert "add --json" in _line(capsys)
 
 
 def test_external_weights_count_as_part_of_the_file(
@@ -226,7 +228,7 @@ def test_what_cannot_be_measured_is_one_line(
         ("m.onnx", None, "; try deploykit bench --engine {folder}/m.onnx"),
         ("m.onnx", "other.onnx", "; try deploykit bench --engine {folder}/m.onnx"),
         ("o t.onnx", "o t.onnx", "; try deploykit bench --engine '{folder}/o t.onnx'"),
-        (None, "gone.onnx", "; the ONNX file that it was built from runs here: deploykit bench --engine MODEL.onnx"),
+        (None, "gone.onnx", "; its ONNX file runs here: deploykit bench --engine MODEL.onnx"),
         (None, None, "deploykit bench --engine MODEL.onnx"),
     ],
 )

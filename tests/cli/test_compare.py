@@ -11,7 +11,9 @@ import pytest
 from onnx import numpy_helper
 
 from deploykit.cli import main
+from deploykit.cli._display import parity_lines
 from deploykit.errors import NotFoundError, ParityError, SpecError, UsageError
+from deploykit.export.parity.report import ParityReport
 from tests.cell_model import cell_spec, write_cell_model
 
 
@@ -53,6 +55,11 @@ def test_two_that_agree(model: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
 
 
+def test_networks_that_detect_nothing_have_the_limits_of_detections() -> None:
+    lines = parity_lines(ParityReport({"a.onnx": "ONNX Runtime"}, (), ()))
+    assert lines[1].startswith("limits: 0.001 px + ")
+
+
 def test_two_that_differ_end_with_42_and_the_worst_value(
     model: Path, moved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -78,7 +85,7 @@ def test_json_is_one_document_and_nothing_else(
     assert list(found["references"]) == ["cells.onnx"]
 
 
-def test_a_spec_from_a_file_and_a_image_of_ones_own(
+def test_a_spec_from_a_file_and_an_image_of_the_user(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import cv2

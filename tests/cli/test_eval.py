@@ -93,7 +93,7 @@ def test_the_report_says_what_the_numbers_depend_on(
         "thresholds conf 0.001, iou 0.65, max_det 300, each class over conf",
         "pixels the whole canvas of 64x64 (height x width), batch 1",
         "computes CPUExecutionProvider; metrics by hotcoco",
-        "detect AP 1.0000 mean of the precision, over overlaps of 0.50 to 0.95",
+        "detect AP 1.0000 average precision, mean over IoU thresholds from 0.50 to 0.95",
         "APl none ... of larger ones",
         "class AP AP50 objects detections",
         "red 1.0000 1.0000 1 2",
@@ -108,10 +108,10 @@ def test_keypoints_are_scored_by_default_where_the_spec_is_of_keypoints(
     assert _eval(model, folder, "--max-det", 3) == 0
     out, err = capsys.readouterr()
     told = " ".join(out.split())
-    assert "keypoints AP 1.0000 mean of the precision, over similarities of 0.50 to 0.95" in told
+    assert "keypoints AP 1.0000 average precision, mean over OKS thresholds from 0.50 to 0.95" in told
     assert "found 6 detections, 1 image with as many as max_det allows" in told
     assert "AR1 " not in told
-    assert "note: max_det 3 is below the 20 an image that COCO counts" in err
+    assert "note: max_det 3 is below the 20 per image that COCO counts" in err
 
 
 def test_the_written_detections_give_the_same_metrics(
@@ -170,11 +170,11 @@ Change = Callable[[Folder], object]
         (None, ("--model", "none.onnx"), NotFoundError, "a model was expected at none.onnx"),
         (None, ("--model", "none.pt"), NotFoundError, "a checkpoint was expected at none.pt"),
         (None, ("--data", "none.json"), NotFoundError, "an annotation file was expected at none.json"),
-        (None, ("--images", "none"), NotFoundError, "a folder of images was expected at none"),
+        (None, ("--images", "none"), NotFoundError, "expected a folder of images at none"),
         (None, ("--spec", "none.json"), NotFoundError, "a spec was expected at none.json"),
         (lambda f: f.data.write_text("{"), (), DataError, "does not parse"),
         (lambda f: f.data.write_text("[]"), (), DataError, "is not an annotation file in COCO's format"),
-        (lambda f: f.coco["categories"].pop(), (), DataError, "is of category 7, which the file does not list"),
+        (lambda f: f.coco["categories"].pop(), (), DataError, "refers to category 7, which the file does not list"),
         (
             lambda f: f.coco["categories"][0].update(name="green"),
             (),
@@ -199,9 +199,9 @@ Change = Callable[[Folder], object]
         (None, ("--limit", 0), UsageError, "limit must be at least 1"),
         (None, ("--batch", 2), UsageError, "takes a batch of 1, got 2"),
         (None, ("--conf", 7), UsageError, "conf must lie in 0..1"),
-        (None, ("--img", 32), UsageError, "takes images of 64x64"),
+        (None, ("--img", 32), UsageError, "takes only images of 64x64"),
         (None, ("--img", 1, 2, 3), UsageError, "--img takes one side, or height and width, got 3 numbers"),
-        (None, ("--rectangles",), UsageError, "only, not rectangles"),
+        (None, ("--rectangles",), UsageError, "not rectangles"),
     ],
 )
 def test_what_does_not_fit_is_one_line_with_its_exit_code(
@@ -238,10 +238,10 @@ def test_the_wrong_task_for_a_model_is_refused(
     spec = replace(cell_spec(), task="detect", keypoints=None, output=RawDetections(cls=(5, 7)))
     model = write_cell_model(tmp_path / "boxes.onnx", spec=spec)
     assert _eval(model, folder, "--task", "keypoints") == UsageError.exit_code
-    assert "needs a model with keypoints; this one has none" in _line(capsys)
+    assert "needs a model with keypoints, and this one has none" in _line(capsys)
     assert _eval(model, folder) == 0
     assert _eval(model, folder, "--task", "dance") == UsageError.exit_code
-    assert "the task 'dance' was asked for" in capsys.readouterr().err
+    assert "cannot be scored for 'dance'" in capsys.readouterr().err
 
 
 def test_a_library_that_is_not_installed_is_named_with_its_extra(

@@ -61,7 +61,7 @@ def shown(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return export(checkpoint, "--img", 64, 96, out=folder / "m.onnx")
 
 
-def test_steps_are_told_on_standard_error_in_their_order(shown: Run) -> None:
+def test_steps_are_printed_on_standard_error_in_their_order(shown: Run) -> None:
     assert shown.code == 0
     told = [re.fullmatch(r"\[ *\d+\.\d s\] (\w+)", line) for line in shown.err.splitlines()]
     assert [match[1] for match in told if match] == STEPS
@@ -94,7 +94,7 @@ def test_the_report_says_what_was_verified(shown: Run) -> None:
         "apollo11_crew.jpg, noise (seed 0)"
     ) in verification
     assert "limits: 0.001 px + 1e-05 |x|, probabilities 1e-05" in verification
-    assert "apollo11_crew.jpg, noise (seed 0): the 100 best rows are compared there as well" in verification
+    assert "apollo11_crew.jpg, noise (seed 0): the 100 best rows were compared there too" in verification
     assert "FAILED" not in verification
 
 
@@ -132,7 +132,7 @@ def test_without_a_check_the_report_says_so(checkpoint: Path, tmp_path: Path) ->
     assert [p.name for p in tmp_path.iterdir()] == ["m.onnx"]
 
 
-def test_random_weights_and_a_sample_of_ones_own_are_said(tmp_path: Path) -> None:
+def test_random_weights_and_a_sample_of_the_user_are_reported(tmp_path: Path) -> None:
     from deploykit.export.parity.inputs import sample_image
 
     weights, sample = tmp_path / "tiny.pt", tmp_path / "[my] image.jpg"

@@ -128,7 +128,7 @@ def test_an_error_is_one_line_with_its_exit_code(
         main(["models", "--traceback"])
 
 
-def test_a_warning_of_the_library_is_one_line_on_stderr_and_said_once(
+def test_a_warning_of_the_library_is_one_line_on_stderr_and_shown_once(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from deploykit.cli import models

@@ -37,10 +37,12 @@ def test_info_and_test_of_a_library(native: Path, capsys: pytest.CaptureFixture[
     assert first[2:] == ["16", "comparisons", "with", "the", "numpy", "reference,", "all", "agree"]
 
 
-def test_the_switch_is_said(native: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_switch_is_reported(
+    native: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv(SWITCH, "0")
     assert main(["plugins", "info"]) == 0
-    assert "NMS on the CPU: numpy (DEPLOYKIT_NATIVE=0 switches" in capsys.readouterr().out
+    assert "NMS on the CPU: numpy (set DEPLOYKIT_NATIVE=0 to switch" in capsys.readouterr().out
     assert main(["plugins", "test", "--json"]) == 0
     (cpu, *_) = json.loads(capsys.readouterr().out)
     assert cpu == {"library": "cpu", "ok": None, "says": "it is switched off: unset DEPLOYKIT_NATIVE"}

@@ -51,7 +51,7 @@ def test_a_folder_is_drawn_and_summed_up(
     assert lines[0].endswith("000000000139.png: red 1, blue 1")
     assert lines[1].endswith("empty.png: nothing found")
     assert lines[2] == "2 images: red 1, blue 1"
-    assert lines[3].startswith("mean time an image (without the first): read ")
+    assert lines[3].startswith("mean time per image (without the first): read ")
     assert lines[4] == f"written: {out}"
     assert sorted(p.name for p in out.iterdir()) == ["000000000139.png", "empty.png"]
     plain, drawn = (cv2.imread(str(p / "000000000139.png")) for p in (folder, out))

@@ -29,7 +29,7 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def test_classes_are_said_and_written(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_classes_are_printed_and_written(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = classifier(tmp_path / "c.onnx")
     assert predict("--model", network, "--source", images, "--top", 2, "--out", tmp_path / "out") == 0
     out = capsys.readouterr().out.splitlines()
@@ -99,7 +99,7 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
 ) -> None:
     network = classifier(tmp_path / "c.onnx")
     assert predict("--model", network, "--source", mosaics) != 0
-    assert "holds RAW files only, and this model takes developed images" in capsys.readouterr().err
+    assert "holds only RAW files, but this model takes developed images" in capsys.readouterr().err
     cv2.imwrite(str(mosaics / "z.png"), plain(GREEN))
     assert predict("--model", network, "--source", mosaics) == 0
     assert "1 image: classified" in capsys.readouterr().out
@@ -127,7 +127,7 @@ def test_options_of_other_tasks(
     assert words in capsys.readouterr().err
 
 
-def test_a_image_cannot_become_a_mosaic(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_image_cannot_become_a_mosaic(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     network = brightener(tmp_path / "r.onnx")
     assert predict("--model", network, "--source", images, "--out", tmp_path / "o", "--save-as", "dng") == 2
     assert "--save-as dng is for mosaics" in capsys.readouterr().err

@@ -6,6 +6,7 @@ The old artefact has to survive each of them, and nothing may be left lying abou
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def forget_the_input(graph: ModelProto) -> None:
     graph.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "zero"))
 
 
-GRAPHS: dict[tuple[str, str], bytes] = {}
+GRAPHS: dict[tuple[str, str, str], bytes] = {}
 """What an exporter gave: it takes seconds, and the network is always the same. (input, exporter) -> the graph."""
 
 
@@ -125,7 +126,8 @@ def do(monkeypatch: pytest.MonkeyPatch, damage: Damage) -> None:
     traced = to_onnx.export_to_ir
 
     def damaged(module: nn.Module, example: Tensor, spec: ModelSpec, exporter: str, *rest: Any) -> ir.Model:
-        key = str(spec.input), exporter
+        weights = sha256(b"".join(p.detach().numpy().tobytes() for p in module.parameters())).hexdigest()
+        key = str(spec.input), exporter, weights
         if key not in GRAPHS:
             GRAPHS[key] = ir.to_proto(traced(module, example, spec, exporter, *rest)).SerializeToString()
         graph = ModelProto.FromString(GRAPHS[key])

@@ -214,7 +214,7 @@ def test_the_time_of_a_batch_is_that_of_all_its_images(clock: _Clock, monkeypatc
     assert report.model_only.images_per_second == pytest.approx(4 / 0.020)
 
 
-def test_it_measures_as_long_as_it_is_told(clock: _Clock) -> None:
+def test_it_measures_for_the_requested_duration(clock: _Clock) -> None:
     report = benchmark(lambda: ticking(clock, 50), encoded(), duration=1.0, warmup=0.6)
     assert (report.warmup_runs, report.runs) == (6, 10)  # 100 ms a run: the network is called twice
     assert (report.warmup_seconds, report.seconds) == (pytest.approx(0.6), pytest.approx(1.0))
@@ -254,7 +254,7 @@ def test_the_first_run_of_an_input_shape_is_not_counted(clock: _Clock) -> None:
     assert benchmark(lambda: fake(answer, spec), wide, duration=0.001, warmup=0).end_to_end.total.max < 11
 
 
-def test_images_of_a_run_that_need_different_rectangles_are_said_to_be_separate_calls(clock: _Clock) -> None:
+def test_images_of_a_run_that_need_different_rectangles_are_reported_as_separate_calls(clock: _Clock) -> None:
     spec = replace(SPEC, input=replace(SPEC.input, dynamic="shape", batch=2, fit=Fit(auto=True)))
 
     def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -346,7 +346,7 @@ def test_a_failing_network_leaves_everything_as_it_was(clock: _Clock) -> None:
         session.run({"images": np.zeros((1, 3, 64, 64), np.float32)})
 
 
-def test_progress_is_told_from_nothing_to_all(clock: _Clock) -> None:
+def test_progress_is_reported_from_nothing_to_all(clock: _Clock) -> None:
     heard = Heard()
     benchmark(lambda: ticking(clock, 50), encoded(), duration=0.5, warmup=0.3, progress=heard)
     assert heard.steps == ["loading", "warming up", "measuring"]
@@ -382,7 +382,7 @@ def test_folders_files_and_bytes_go_together(tmp_path: Path) -> None:
     assert encoded_images(folder).sizes == ((64, 64), (128, 128))
 
 
-def test_more_images_than_are_kept_are_said_to_be_left_out(monkeypatch: pytest.MonkeyPatch, clock: _Clock) -> None:
+def test_more_images_than_are_kept_are_reported_as_left_out(monkeypatch: pytest.MonkeyPatch, clock: _Clock) -> None:
     images = [encoded(planted((i, 0, BLUE))) for i in range(5)]
     monkeypatch.setattr(bench, "MOST_IMAGES", 3)
     assert (len(encoded_images(images).data), encoded_images(images).left_out) == (3, 2)
@@ -528,6 +528,6 @@ def _parts_with_samples(report: Benchmark) -> dict[str, int]:
 def test_the_two_measurements_say_what_they_include(clock: _Clock) -> None:
     report = quick(lambda: ticking(clock, 1), encoded(), runs=1)
     assert "ready float32 batch" in report.model_only.includes
-    assert "not in it: decoding, letterbox, postprocess" in report.model_only.includes
+    assert "not included: decoding, letterbox, postprocess" in report.model_only.includes
     assert "one thread" in report.end_to_end.includes
-    assert "not in it: reading files" in report.end_to_end.includes
+    assert "not included: reading files" in report.end_to_end.includes

@@ -64,7 +64,7 @@ def test_what_a_file_may_leave_out(folder: Folder) -> None:
         "num_keypoints": 1,
     }
     assert "keypoints" not in data.annotations[1]
-    assert data.notes == ("1 annotations have no area: width times height of their box was taken",)
+    assert data.notes == ("1 annotations have no area: width times height of their box is used instead",)
 
 
 Change = Callable[[dict[str, Any]], object]
@@ -85,8 +85,11 @@ Change = Callable[[dict[str, Any]], object]
         (lambda c: c["images"].append(7), r"images\[4\].file_name must be of type str, got nothing"),
         (lambda c: c["categories"][0].update(name="red"), "two categories share a name"),
         (lambda c: c["categories"][0].update(keypoints=1), r"categories\[0\].keypoints must be of type list, got 1"),
-        (lambda c: c["annotations"][3].update(image_id=5), r"annotations\[3\] is of image 5, which the file does not"),
-        (lambda c: c["annotations"][0].update(category_id=9), r"annotations\[0\] is of category 9, which the file"),
+        (
+            lambda c: c["annotations"][3].update(image_id=5),
+            r"annotations\[3\] refers to image 5, which the file does not",
+        ),
+        (lambda c: c["annotations"][0].update(category_id=9), r"annotations\[0\] refers to category 9, which the file"),
         (
             lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
             r"annotations\[0\].bbox must be \[x, y, width, height\]",
@@ -94,7 +97,10 @@ Change = Callable[[dict[str, Any]], object]
         (lambda c: c["annotations"][0].update(bbox=[1, 2, -3, 4]), "must be .x, y, width, height., got"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, "3", 4]), "bbox must be finite numbers"),
         (lambda c: c["annotations"][0].update(bbox=[1, 2, float("nan"), 4]), "bbox must be finite numbers"),
-        (lambda c: c["annotations"][0].update(keypoints=[1, 2]), "keypoints must be x, y, v for each, got 2 numbers"),
+        (
+            lambda c: c["annotations"][0].update(keypoints=[1, 2]),
+            "keypoints must be x, y, v per keypoint, got 2 numbers",
+        ),
         (lambda c: c["annotations"].append(None), r"annotations\[6\].image_id must be of type int, got nothing"),
     ],
 )
@@ -133,7 +139,7 @@ def test_labels_meet_categories_by_name() -> None:
     assert found == CategoryMap((11, 1), "name")
 
 
-def test_what_only_one_side_has_is_left_out_and_said() -> None:
+def test_what_only_one_side_has_is_left_out_and_reported() -> None:
     few = match_labels(("red",), 1, _categories("green", "red", "blue"))
     assert (few.ids, few.category_ids) == ((11,), [11])
     assert few.notes == (

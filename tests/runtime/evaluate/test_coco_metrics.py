@@ -205,7 +205,7 @@ def test_entries_keep_every_digit_and_have_boxes_or_keypoints() -> None:
     assert entry == {"image_id": 4, "category_id": 2, "score": score, "keypoints": [1.0] * 6}
 
 
-def test_a_library_that_is_missing_or_unknown_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_missing_or_unknown_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="must be hotcoco or pycocotools, got 'coco'"):
         library("coco")
     for module, extra in (("hotcoco", "eval"), ("pycocotools", "dev")):

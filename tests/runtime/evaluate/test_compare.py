@@ -133,7 +133,7 @@ def test_a_drop_beyond_the_limit_is_refused(good: Evaluation, worse: Evaluation)
         check_drop(found, drop - 0.01)
     assert check_drop(compare_evaluations(good, worse), 0.0) < 0  # it gains
     for wrong in (-1.0, float("nan")):
-        with pytest.raises(UsageError, match="number of points of at least 0"):
+        with pytest.raises(UsageError, match="must be at least 0 points"):
             check_drop(found, wrong)
     with pytest.raises(UsageError, match="ARx has no value"):
         check_drop(found, 1.0, metric="ARx")
@@ -143,13 +143,13 @@ def test_only_evaluations_of_the_same_images_are_compared(good: Evaluation, mode
     fewer = deploykit.evaluate(model, folder.data, images=folder.images, task="detect", limit=3)
     points = deploykit.evaluate(model, folder.data, images=folder.images)
     for other in (fewer, points):
-        with pytest.raises(UsageError, match="the same images"):
+        with pytest.raises(UsageError, match="images and categories are the same"):
             compare_evaluations(good, other)
-    with pytest.raises(UsageError, match="at least 0 draws"):
+    with pytest.raises(UsageError, match="must be at least 0, got"):
         compare_evaluations(good, good, samples=-1)
 
 
-def test_other_settings_are_told(good: Evaluation, model: Path, folder: Folder) -> None:
+def test_other_settings_are_reported(good: Evaluation, model: Path, folder: Folder) -> None:
     strict = deploykit.evaluate(model, folder.data, images=folder.images, task="detect", conf=0.5)
     assert "conf is 0.5 here and 0.001 in the reference" in compare_evaluations(strict, good).notes[0]
 
@@ -234,7 +234,7 @@ def test_curves_are_drawn_for_one_model_and_for_two(
     )
     words = ["eval", "--model", model, "--data", folder.data, "--images", folder.images, "--plots", tmp_path / "cli"]
     assert main([*map(str, words)]) == 0
-    assert "the best F1 of 1.000 is at a score of" in capsys.readouterr().err
+    assert "the best F1 is 1.000, at a score threshold of" in capsys.readouterr().err
     assert (tmp_path / "cli" / "f1.png").is_file()
 
 
@@ -286,12 +286,12 @@ def test_on_a_fixed_shape_only_the_interpolation_is_upstreams(
     found = deploykit.evaluate(model, folder.data, images=folder.images, preprocessing="upstream")
     assert found.settings.preprocessing == "upstream"
     assert not found.settings.rectangles
-    assert any("only the shrinking by area" in note for note in found.notes)
+    assert any("only area resampling" in note for note in found.notes)
     words = ["eval", "--model", model, "--data", folder.data, "--images", folder.images]
     assert main([*map(str, words), "--preprocess", "upstream"]) == 0
     assert "as the original project evaluates" in " ".join(capsys.readouterr().out.split())
 
 
 def test_models_without_such_a_preprocessing_are_refused() -> None:
-    with pytest.raises(UsageError, match="yolox-s is evaluated by its project as its spec says"):
+    with pytest.raises(UsageError, match="yolox-s is evaluated with the preprocessing of its spec"):
         as_upstream(upstream_spec("yolox-s", anchor="top-left"))

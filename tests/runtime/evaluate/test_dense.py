@@ -291,39 +291,39 @@ def test_the_command_line_says_what_python_says(
     assert "top1" in captured.out
     assert "only the first 2 of 6 images" in captured.err
     assert main([*words, "--conf", "0.5"]) == 2
-    assert "conf: not for an evaluation of the task segment" in capsys.readouterr().err
+    assert "conf: cannot be used in an evaluation of the task segment" in capsys.readouterr().err
     assert main([*words, "--plots", str(tmp_path / "plots")]) == 2
-    assert "detections (to be written, drawn, or for intervals): not for" in capsys.readouterr().err
+    assert "detections (to be written, drawn, or for intervals): cannot be used in" in capsys.readouterr().err
 
 
 def evaluated(*args: Any, **options: Any) -> ImageEvaluation:
     return deploykit.evaluate(*args, **options)
 
 
-def test_what_does_not_fit_is_said(tmp_path: Path, classifier: Path, stripes: tuple[Path, Path]) -> None:
+def test_what_does_not_fit_is_reported(tmp_path: Path, classifier: Path, stripes: tuple[Path, Path]) -> None:
     images, labels = stripes
     model = segmenter(tmp_path / "s.onnx")
-    with pytest.raises(UsageError, match="takes --images"):
+    with pytest.raises(UsageError, match="needs --images"):
         evaluated(model, labels)
     with pytest.raises(UsageError, match="leave --images out"):
         evaluated(classifier, labels, images=images)
-    with pytest.raises(UsageError, match="'restore' was asked for, but this model's is 'segment'"):
+    with pytest.raises(UsageError, match="task is 'segment', so it cannot be scored for 'restore'"):
         evaluated(model, labels, images=images, task="restore")
-    with pytest.raises(NotFoundError, match="label maps or targets was expected"):
+    with pytest.raises(NotFoundError, match="folder with label maps or targets at"):
         evaluated(model, tmp_path / "none", images=images)
     with pytest.raises(DataError, match="has no folder"):
         evaluated(classifier, labels)
     save(tmp_path / "others" / "purple" / "a.png", np.zeros((32, 32, 3), np.uint8))
-    with pytest.raises(DataError, match=r"'purple' .1 of 1 in .* is none of the model's 3 classes"):
+    with pytest.raises(DataError, match=r"'purple' .1 of 1 in .* is not one of the model's 3 classes"):
         evaluated(classifier, tmp_path / "others")
     save(images / "b.png", np.zeros((64, 96, 3), np.uint8))
     with pytest.raises(DataError, match=r"no file of the same name for 1 .*b\.png"):
         evaluated(model, labels, images=images)
     save(labels / "b.png", np.full((64, 96), 7, np.uint8))
-    with pytest.raises(DataError, match="has the label 7, the network 3 classes"):
+    with pytest.raises(DataError, match="has the label 7, but the network has 3 classes"):
         evaluated(model, labels, images=images)
     save(labels / "b.png", np.zeros((64, 95), np.uint8))
-    with pytest.raises(DataError, match=r"has \(64, 95\)"):
+    with pytest.raises(DataError, match=r"has size \(64, 95\)"):
         evaluated(model, labels, images=images)
     save(labels / "b.png", np.zeros((64, 96, 3), np.uint8))
     with pytest.raises(DataError, match="one channel or a palette"):
@@ -332,7 +332,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, classifier: Path, stripes: tu
         evaluated(model, labels, images=images, limit=0)
 
 
-def test_a_image_that_has_no_place_is_refused() -> None:
+def test_an_image_without_space_is_refused() -> None:
     image = np.zeros((40, 40, 3), np.uint8)
     with pytest.raises(ImageSizeError, match="at most 32x32"):
         place_on_canvas(image, InputSpec(size=(32, 32), fit=Fit(kind="pad", stride=16)))
@@ -346,7 +346,7 @@ def test_a_image_that_has_no_place_is_refused() -> None:
 
 def test_features_have_no_truth() -> None:
     spec = ModelSpec("features", InputSpec(size=(32, 32), fit=Fit(kind="crop", stride=1)), DenseOutput(name="features"))
-    with pytest.raises(UsageError, match="no truth that those are scored by"):
+    with pytest.raises(UsageError, match="no ground truth to score against"):
         meter_class(spec, spec.task)
 
 

@@ -158,7 +158,7 @@ def test_a_box_counts_once_for_each_of_its_classes(model: Path, tmp_path: Path) 
         assert len(predictor(folder.images / "000000000000.png")) == 1  # in use, the best class alone
 
 
-def test_classes_that_only_one_side_has_are_left_out_and_said(model: Path, folder: Folder) -> None:
+def test_classes_that_only_one_side_has_are_left_out_and_reported(model: Path, folder: Folder) -> None:
     folder.coco["categories"] = [c for c in folder.coco["categories"] if c["id"] == RED_ID]
     folder.coco["annotations"] = [a for a in folder.coco["annotations"] if a["category_id"] == RED_ID]
     found = _evaluated(model, folder.save(), task="detect")
@@ -172,7 +172,7 @@ def test_classes_that_only_one_side_has_are_left_out_and_said(model: Path, folde
 
 def test_listed_images_that_are_missing_are_an_error_unless_that_is_allowed(model: Path, folder: Folder) -> None:
     (folder.images / "000000000000.png").unlink()
-    with pytest.raises(NotFoundError, match=r"1 of 4 listed images are not in .*000000000000.png\): name .*--allow-"):
+    with pytest.raises(NotFoundError, match=r"1 of 4 listed images are not in .*000000000000.png\): pass .*--allow-"):
         _evaluated(model, folder)
     allowed = _evaluated(model, folder, allow_missing=True, task="detect")
     assert (allowed.counts.images, allowed.counts.missing, allowed.counts.objects) == (3, 1, 3)
@@ -200,9 +200,9 @@ def test_a_listed_image_that_cannot_be_read_is_an_error(model: Path, folder: Fol
         _evaluated(model, folder, allow_missing=True)
 
 
-def test_a_image_of_another_size_than_the_annotations_say_is_an_error(model: Path, folder: Folder) -> None:
+def test_an_image_whose_size_differs_from_the_annotations_is_an_error(model: Path, folder: Folder) -> None:
     folder.coco["images"][2]["width"] = 511
-    with pytest.raises(DataError, match=r"is 512x512 .*, the annotations say 511x512"):
+    with pytest.raises(DataError, match=r"is 512x512 .*, but the annotations say 511x512"):
         _evaluated(model, folder.save())
 
 
@@ -210,12 +210,12 @@ def test_a_image_of_another_size_than_the_annotations_say_is_an_error(model: Pat
     ("options", "said"),
     [
         ({"limit": 0}, "limit must be at least 1 image, got 0"),
-        ({"task": "segment"}, "'segment' was asked for, .* scored for detect, instances, keypoints"),
+        ({"task": "segment"}, "cannot be scored for 'segment', only for detect, instances, keypoints"),
         ({"conf": 2}, "conf must lie in 0..1"),
         ({"batch": 3}, "takes a batch of 1, got 3"),
         ({"engine": "coco"}, "must be hotcoco or pycocotools, got 'coco'"),
-        ({"img": 128}, "takes images of 64x64 .* only, not 128x128"),
-        ({"rectangles": True}, "takes images of 64x64 .* only, not rectangles"),
+        ({"img": 128}, "takes only images of 64x64 .*, not 128x128"),
+        ({"rectangles": True}, "takes only images of 64x64 .*, not rectangles"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(model: Path, folder: Folder, options: dict[str, Any], said: str) -> None:
@@ -224,16 +224,16 @@ def test_options_that_do_not_fit_are_refused(model: Path, folder: Folder, option
 
 
 def test_the_folder_must_be_one(model: Path, folder: Folder) -> None:
-    with pytest.raises(NotFoundError, match="a folder of images was expected at"):
+    with pytest.raises(NotFoundError, match="expected a folder of images at"):
         deploykit.evaluate(model, folder.data, images=folder.path / "none")
     with pytest.raises(UsageError, match=r"must be in a folder, but .* is a file"):
         deploykit.evaluate(model, folder.data, images=folder.data)
 
 
-def test_thresholds_that_lower_the_numbers_are_said(model: Path, folder: Folder) -> None:
+def test_thresholds_that_lower_the_numbers_are_reported(model: Path, folder: Folder) -> None:
     found = _evaluated(model, folder, conf=0.3, max_det=2, task="detect")
     assert "conf 0.3 leaves out weak detections" in found.notes[0]
-    assert "max_det 2 is below the 100 an image" in found.notes[1]
+    assert "max_det 2 is below the 100 per image" in found.notes[1]
     assert found.counts.full == 2
     assert found.counts.detections == 5
 
@@ -252,7 +252,7 @@ def test_keypoints_need_a_model_and_annotations_with_the_same(tmp_path: Path, fo
     with pytest.raises(UsageError, match="needs a model with keypoints"):
         _evaluated(write_cell_model(tmp_path / "boxes.onnx", spec=boxes), folder, task="keypoints")
     bare = write_cell_model(tmp_path / "bare.onnx", spec=cell_spec())
-    with pytest.raises(UsageError, match="of 1 keypoints needs 1 OKS sigmas"):
+    with pytest.raises(UsageError, match="OKS for 1 keypoints needs 1 sigmas"):
         _evaluated(bare, folder)
     assert _evaluated(bare, folder, spec=pose_spec()).metrics["AP"] == pytest.approx(1)
     folder.coco["annotations"][0]["keypoints"] *= 2
@@ -287,7 +287,7 @@ def test_keypoints_are_put_into_the_annotations_order_with_their_sigmas(tmp_path
     unnamed = evaluate_session(session, spec, folder.data, folder.images)
     assert unnamed.metrics["AP"] < 0.5  # by position, which here is the wrong way round
     assert any("by position" in note for note in unnamed.notes)
-    assert any("those of COCO's 17 were taken" in note for note in unnamed.notes)
+    assert any("those of COCO's 17 keypoints are used" in note for note in unnamed.notes)
 
 
 def _with_nms_inside(classes: tuple[str, ...] = ("red", "blue")) -> tuple[FakeSession, ModelSpec]:
@@ -300,7 +300,7 @@ def _with_nms_inside(classes: tuple[str, ...] = ("red", "blue")) -> tuple[FakeSe
     return FakeSession(lambda _: found, spec=spec), spec
 
 
-def test_nms_inside_a_network_keeps_its_thresholds_and_that_is_said(tmp_path: Path) -> None:
+def test_nms_inside_a_network_keeps_its_thresholds_and_that_is_reported(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "one", [((1, 2, RED),)], scale=1)
     session, spec = _with_nms_inside()
     found = evaluate_session(session, spec, folder.data, folder.images)
@@ -310,7 +310,7 @@ def test_nms_inside_a_network_keeps_its_thresholds_and_that_is_said(tmp_path: Pa
     assert "NMS is inside this network: conf 0.25, iou 0.45, max_det 5, pre_nms_topk 1000 and one class" in (
         " ".join(found.notes)
     )
-    with pytest.raises(UsageError, match=r"NMS is inside this network with conf 0.25, which 0.001 cannot undo"):
+    with pytest.raises(UsageError, match=r"NMS is inside this network with conf 0.25, so 0.001 has no effect"):
         evaluate_session(session, spec, folder.data, folder.images, EvalOptions(conf=0.001))
     session, spec = _with_nms_inside(())
     with pytest.raises(DataError, match="does not name its classes"):
@@ -326,14 +326,14 @@ def test_classes_without_names_are_matched_by_position(tmp_path: Path) -> None:
     assert found.settings.matched_by == "position"
 
 
-def test_more_candidates_than_nms_looks_at_are_said(
+def test_more_candidates_than_nms_considers_are_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path
 ) -> None:
     folder = write_folder(tmp_path / "many", [[(i, j, RED) for i in range(8) for j in range(4)]], scale=1)
     monkeypatch.setattr("deploykit.runtime.evaluate.detection.TOPK", 10)
     found = _evaluated(model, folder, task="detect")
     assert (found.counts.truncated, found.counts.detections) == (1, 10)
-    assert "more candidates than NMS looks at (10) in 1 of 1 images" in found.notes[0]
+    assert "more candidates than NMS considers (10) in 1 of 1 images" in found.notes[0]
 
 
 def test_every_image_gets_the_whole_canvas_unless_rectangles_are_wanted(tmp_path: Path) -> None:

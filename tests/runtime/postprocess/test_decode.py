@@ -92,7 +92,7 @@ def test_another_number_of_rows_is_refused_with_the_sum() -> None:
         decoded(np.zeros((29, 7), np.float32), RAW, (32, 48))
 
 
-def test_too_few_columns_are_said_before_anything_is_decoded() -> None:
+def test_too_few_columns_are_an_error_before_anything_is_decoded() -> None:
     with pytest.raises(BackendError, match="must have 7 columns"):
         RowAdapter(session_spec()).objects({"output": np.zeros((1, 30, 6), np.float32)}, 0)
 

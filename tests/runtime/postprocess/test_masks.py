@@ -51,7 +51,7 @@ def test_a_pixel_whose_centre_is_outside_of_the_box_is_never_of_the_object() -> 
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=3, max_size=3), min_size=1, max_size=5))
-def test_run_lengths_begin_with_what_is_not_of_the_object(rows: list[list[bool]]) -> None:
+def test_run_lengths_begin_with_the_background(rows: list[list[bool]]) -> None:
     mask = np.array(rows)
     told = run_lengths(mask)
     assert told["size"] == [len(rows), 3]

@@ -220,7 +220,7 @@ def test_nobody_and_nothing_give_no_poses() -> None:
     assert poses_of([person(20, 20, 0.9, 10, 10, 30, 30)])[0, 0].tolist() == [10, 10, 0]
 
 
-def test_more_candidates_of_either_kind_than_nms_looks_at_are_told() -> None:
+def test_more_candidates_of_either_kind_than_nms_considers_are_reported() -> None:
     thresholds = replace(SPEC.thresholds, pre_nms_topk=1)
     rows = np.array([[person(20, 20, 0.9, 1, 1, 3, 3), *[keypoint(50, 50, 0.8, 1)] * 2]], np.float32)
     network = FakeSession(lambda _: {"output": rows}, spec=replace(SPEC, thresholds=thresholds))

@@ -244,7 +244,7 @@ def test_boxes_are_clipped_to_the_image_and_keypoints_are_not() -> None:
     assert result.keypoints.tolist() == [[[-20, 108, 1], [10, -22, 1]]]  # v is 1 where the network gives none
 
 
-def test_mapping_to_source_leaves_what_was_found_alone() -> None:
+def test_mapping_to_source_does_not_change_the_detections() -> None:
     points = np.ones((1, 2, 3), np.float32)
     found = NetworkDetections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), points, 1)
     _, mapped = to_source(found, Letterbox.fit((32, 64), (64, 64), Fit()))
@@ -263,7 +263,7 @@ def test_thresholds_of_the_call_replace_those_of_the_spec(model: Path) -> None:
         deploykit.load(model, iou=1.5)
 
 
-def test_more_candidates_than_nms_looks_at_are_told(model: Path) -> None:
+def test_more_candidates_than_nms_considers_are_reported(model: Path) -> None:
     spec = dataclasses.replace(cell_spec(), thresholds=Thresholds(pre_nms_topk=2))
     predict = deploykit.load(model, spec=spec)
     assert predict(planted((0, 0, RED), (3, 0, RED), (5, 0, RED))).truncated
@@ -343,9 +343,9 @@ def test_a_task_that_the_output_does_not_serve_is_refused() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        (_with_input(name="data"), "input is 'data', the network has 'images'"),
-        (_with_input(size=(64, 96)), r"\(1, 3, 64, 96\), the network takes float32 \(1, 3, 64, 64\)"),
-        (_with_input(batch=2), r"\(2, 3, 64, 64\), the network takes"),
+        (_with_input(name="data"), "input is 'data', but the network has 'images'"),
+        (_with_input(size=(64, 96)), r"\(1, 3, 64, 96\), but the network takes float32 \(1, 3, 64, 64\)"),
+        (_with_input(batch=2), r"\(2, 3, 64, 64\), but the network takes"),
         (_with_input(channels=4), "channels 4"),
         (_with_input(fit=Fit(kind="crop")), "letterbox or resize, but the spec's fit is 'crop'"),
         (_with_input(mean=(0.0,)), "1 means"),
@@ -374,7 +374,7 @@ def test_a_batch_that_the_network_does_not_take_is_refused(model: Path) -> None:
 
 def test_rows_with_too_few_columns_are_refused() -> None:
     predict = Predictor(FakeSession(lambda _: {"output": np.zeros((1, 4, 8), np.float32)}, spec=cell_spec()))
-    with pytest.raises(BackendError, match="10 columns a row as the spec says, got 8"):
+    with pytest.raises(BackendError, match="10 columns per row as in the spec, got 8"):
         predict(RED_AT_1_2)
 
 

@@ -169,7 +169,7 @@ def test_a_label_at_the_edge_stays_in_the_image() -> None:
     assert (drawn[2:10, 230:280] != 128).any()
 
 
-def test_a_image_of_another_size_is_refused() -> None:
+def test_an_image_of_another_size_is_refused() -> None:
     with pytest.raises(UsageError, match=r"\(200, 300\).*\(300, 200\)"):
         _result().draw(np.zeros((300, 200, 3), np.uint8))
 
