@@ -1,4 +1,4 @@
-"""What can be asked of predictions and evaluations: the one place that states the options and their defaults."""
+"""Options of predictions and evaluations: the only place that states them and their defaults."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ __all__ = ["EvalKeywords", "EvalOptions", "PredictKeywords", "PredictOptions", "
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How images are predicted on; None is what the model's spec says.
+    """Options of a prediction; None means the value of the model's spec.
 
-    Which of them a model takes follows from its kind of output; ``batch`` goes with all.
+    The kind of output decides which options a model has; every model has ``batch``.
 
     Attributes:
         conf: keep scores above this.
         iou: suppress overlaps above this.
-        max_det: keep at most so many objects an image.
-        multi_label: an object of each class whose score is over ``conf``, not of the best class alone, as detectors
-            are evaluated; a network with NMS inside has chosen already.
-        top: so many classes of an image (``classify``); None: 5.
-        tile: pixels a side of a tile, or (height, width); of a mosaic in cells of 2 x 2 (``restore``).
-        overlap: of tiles, in their pixels: how deep in its tile a pixel lies that is kept (``restore``).
-        batch: images, or tiles, in one call of a network with a dynamic batch.
+        max_det: keep at most this many objects per image.
+        multi_label: give an object for every class whose score is over ``conf``, not only for the best class, as
+            detectors are evaluated; a network with NMS inside has already chosen.
+        top: number of classes per image (``classify``); None: 5.
+        tile: side of a tile in pixels, or (height, width); for a mosaic in cells of 2 x 2 (``restore``).
+        overlap: distance in pixels from the edge of a tile within which its pixels are dropped (``restore``).
+        batch: images, or tiles, per call of a network with a dynamic batch.
     """
 
     conf: float | None = None
@@ -39,25 +39,24 @@ class PredictOptions:
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """How a model is evaluated; None is what follows from the model.
+    """Options of an evaluation; None means what follows from the model.
 
-    Which of them mean something follows from the task; ``task``, ``limit`` and ``batch`` go with all.
+    The task decides which options apply; ``task``, ``limit`` and ``batch`` always do.
 
     Attributes:
-        task: what is scored, where a model does more than one thing (``keypoints`` finds boxes too); None: the spec's.
-        limit: evaluate only the first so many images that are there.
-        batch: images in one call of a network with a dynamic batch; None: the spec's preference.
+        task: what to score, where a model has more than one output (``keypoints`` finds boxes too); None: the spec's.
+        limit: evaluate only this many of the images that exist, the first ones.
+        batch: images per call of a network with a dynamic batch; None: the spec's preference.
         conf: keep scores above this; None: 0.001, and for a model with NMS inside its own.
         iou: suppress overlaps above this; None: 0.65, or the model's own.
-        max_det: at most so many objects an image; None: 300, or the model's own.
+        max_det: at most this many objects per image; None: 300, or the model's own.
         img: the canvas in pixels, one side or (height, width), of a network with a dynamic shape; None: the spec's.
         rectangles: give such a network each image's own rectangle, as ``load`` does, instead of the whole canvas.
         allow_missing: leave out listed images that are not in the folder, instead of refusing.
         upstream: prepare images as the original project's own evaluation does, which is not how they are prepared in
             use (docs/evaluation.md).
         engine: the library of the metrics.
-        keep_detections: what was found is wanted too, to write it, to draw it or for intervals; so only detectors can
-            be evaluated.
+        keep_detections: keep the detections, to write or draw them or to compute intervals; detectors only.
     """
 
     task: str | None = None
@@ -103,5 +102,5 @@ class EvalKeywords(TypedDict, total=False):
 
 
 def given_options(options: object) -> tuple[str, ...]:
-    """The names of the fields of a dataclass of options that are not at their defaults."""
+    """Return the names of the fields whose values differ from their defaults."""
     return tuple(f.name for f in fields(options) if getattr(options, f.name) != f.default)  # type: ignore[arg-type]  # any dataclass

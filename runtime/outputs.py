@@ -1,7 +1,7 @@
-"""What the runtime does with each kind of output: the base of the adapters, and their table.
+"""Adapters of the runtime for each kind of output: their base class and their table.
 
-An adapter is made for one spec and one set of options. It turns what the network gives into results, and takes the
-values out of it that two networks are compared by. To add one, subclass :class:`OutputAdapter` and name it in
+An adapter belongs to one spec and one set of options. It turns a network's outputs into results, and takes from them
+the values by which two networks are compared. To add one, subclass :class:`OutputAdapter` and name it in
 :data:`ADAPTERS`, or pass it to :func:`register_runtime_adapter`.
 """
 
@@ -29,14 +29,14 @@ OutputT = TypeVar("OutputT", bound=Output)
 
 
 class OutputAdapter(ABC, Generic[OutputT]):
-    """One kind of output at run time. What is not abstract is for one float tensor with one entry per image.
+    """One kind of output at run time. The methods that are not abstract suit one float tensor with one entry per image.
 
     Attributes:
-        takes: the options of a prediction (:class:`deploykit.runtime.options.PredictOptions`) that mean something here.
-        result_type: of an image's result.
-        stage: what the time from an image to the network's input is called in a result.
-        gives: what comes of an image, for whoever reads a benchmark.
-        done: what has been done to the images, in one word; empty: objects were found, which are counted.
+        takes: the options of a prediction (:class:`deploykit.runtime.options.PredictOptions`) that apply here.
+        result_type: the class of an image's result.
+        stage: name, in a result's timings, of the stage from an image to the network's input.
+        gives: what an image becomes, in the words of a benchmark's report.
+        done: what was done to the images, in one word; empty where objects were found, which are counted.
         meters: task -> the class that scores its results, as ``module:name`` or itself; tasks without one cannot be
             evaluated. See :class:`deploykit.runtime.evaluate.meter.Meter`.
     """
@@ -49,7 +49,7 @@ class OutputAdapter(ABC, Generic[OutputT]):
     meters: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, spec: ModelSpec, options: PredictOptions | None = None) -> None:
-        """Made for ``spec``; None: the options' defaults.
+        """Create the adapter for ``spec``; ``options`` of None means their defaults.
 
         Raises:
             UsageError: an option of another kind of output, or out of range. SpecError: the spec cannot be used.
@@ -62,9 +62,9 @@ class OutputAdapter(ABC, Generic[OutputT]):
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, Array], slot: int, shown: CanvasImage) -> Callable[..., ImageResult]:
-        """The result of image ``slot`` of a batch, but for what every result has: those fields by name make it.
+        """Decode image ``slot`` of a batch; return a function that makes a result of the fields that all results have.
 
-        Nothing in it may be a view of an output, whose memory the next run may use.
+        Nothing in the result may be a view of an output, because the next run may reuse its memory.
 
         Raises:
             SpecError, BackendError: an output has another shape than the spec says.
@@ -76,14 +76,14 @@ class OutputAdapter(ABC, Generic[OutputT]):
         return False
 
     def tiling(self, *, fixed_size: bool, batch: int) -> Tiling | None:
-        """How images are cut that are not run as a whole; None: not at all."""
+        """Return how images that are not run as a whole are cut into tiles; None: they are never cut."""
         return None
 
     def check_input(self) -> None:
-        """Refuse an input that images cannot be made into.
+        """Check that images can be made into the spec's input.
 
         Raises:
-            SpecError: it is one.
+            SpecError: they cannot.
         """
         want = self.spec.input
         if not want.channels == len(want.mean) == len(want.std):
@@ -91,15 +91,15 @@ class OutputAdapter(ABC, Generic[OutputT]):
             raise SpecError(f"a spec has a mean and a std for each channel; this one says {counts}")
 
     def check_outputs(self, found: Sequence[TensorInfo]) -> None:
-        """Hold the network's outputs, as far as a session tells them, against the spec's.
+        """Check the network's outputs, as far as its session knows them, against the spec.
 
         Raises:
-            SpecError: one is missing, or of another shape.
+            SpecError: an output is missing, or has another shape.
         """
         by_name = {info.name: info for info in found}
         for tensor in self.spec.output_tensors:
             if not found or (self._is_only and len(found) == 1 and tensor.name not in by_name):
-                continue  # it is read whatever it is called
+                continue  # a single output is found under any name
             if tensor.name not in by_name:
                 raise SpecError(
                     f"the spec names the output {tensor.name!r}, the network has {', '.join(map(repr, by_name))}"
@@ -115,14 +115,16 @@ class OutputAdapter(ABC, Generic[OutputT]):
 
     @property
     def _is_only(self) -> bool:
-        """Whether there is one output, which is found under any name."""
+        """Whether there is a single output, which is found under any name."""
         return len(self.spec.output_tensors) == 1
 
     def tensor_in(self, outputs: Mapping[str, Array], what: str) -> Array:
-        """The one output of the spec's name, or the only one: somebody else's export may call it otherwise.
+        """Return the output with the spec's name, or the only one: a third-party export may name it differently.
+
+        ``what`` names the network in messages.
 
         Raises:
-            SpecError: it is missing, or has another number of axes or columns; ``what`` is what it was computed of.
+            SpecError: the output is missing, or has another number of axes or columns.
         """
         (tensor,) = self.spec.output_tensors
         if tensor.name not in outputs and len(outputs) > 1:
@@ -136,19 +138,17 @@ class OutputAdapter(ABC, Generic[OutputT]):
             )
         return found
 
-    # What two networks are compared by.
-
     def compared(self) -> Output:
-        """The layout of :meth:`values`, as a kind of output."""
+        """Return the layout of :meth:`values` as a kind of output."""
         return self.output
 
     def values(self, outputs: Mapping[str, Array], fed: tuple[int, ...], name: str) -> Array:
-        """What is compared, an entry per image: the output itself, or what it is in pixels.
+        """Return the values that are compared, one entry per image: the output itself, or the output in pixels.
 
         Args:
-            outputs: of one run.
+            outputs: the outputs of one run.
             fed: the shape of its input.
-            name: what the network is called in messages.
+            name: the network's name in messages.
 
         Raises:
             SpecError: the output is not what the spec says.
@@ -161,12 +161,12 @@ class OutputAdapter(ABC, Generic[OutputT]):
     def differences(
         self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
     ) -> list[Difference]:
-        """How far the values of a batch are off, a :class:`Difference` per kind of value.
+        """Return how far the values of a batch are off, one :class:`Difference` per kind of value.
 
         Args:
-            names: of the reference, the candidate and the input.
+            names: the names of the reference, the candidate and the input.
             expected, found: the values of each slot.
-            limits: how far they may be off.
+            limits: the tolerance.
 
         Raises:
             ParityError: the two have different shapes.
@@ -183,14 +183,14 @@ ADAPTERS: dict[str, str | Factory] = {
     "nms": "deploykit.runtime.kinds.detection:NmsAdapter",
     "tensor": "deploykit.runtime.kinds.dense:dense_adapter",
 }
-"""Kind of output -> what makes its adapter: a class, or ``module:name``, imported when it is needed."""
+"""Kind of output -> the factory of its adapter: a callable, or ``module:name``, which is imported on first use."""
 
 
 def adapter_of(spec: ModelSpec, options: PredictOptions | None = None) -> OutputAdapter[Any]:
-    """The adapter for a network's output.
+    """Return the adapter for a network's output.
 
     Raises:
-        SpecError: there is none for its kind. UsageError: an option that does not go with it.
+        SpecError: its kind has no adapter. UsageError: an option does not apply to it.
     """
     kind = spec.output.kind
     if kind not in ADAPTERS:
@@ -200,17 +200,17 @@ def adapter_of(spec: ModelSpec, options: PredictOptions | None = None) -> Output
 
 
 def register_runtime_adapter(kind: str, adapter: str | Factory) -> None:
-    """Enter the adapter of a kind of output into the table.
+    """Register the adapter of a kind of output.
 
     Raises:
-        UsageError: the kind has one already.
+        UsageError: the kind already has another one.
     """
     if ADAPTERS.setdefault(kind, adapter) is not adapter:
         raise UsageError(f"the kind of output {kind!r} has an adapter already: {ADAPTERS[kind]}")
 
 
 def loaded(entry: Any) -> Any:
-    """What an entry of a table of adapters stands for: itself, or the ``module:name`` that it spells."""
+    """Resolve an entry of a table of adapters: the object itself, or the one at ``module:name``."""
     if not isinstance(entry, str):
         return entry
     module, name = entry.split(":")

@@ -68,9 +68,9 @@ class Output(ABC):
 
     Attributes:
         kind: the name of the kind, in JSON and in the tables of adapters.
-        tasks: what networks with such an output may do.
-        finds_objects: whether thresholds apply to it.
-        nms_inside: whether NMS has been done by the network.
+        tasks: the tasks of networks with such an output.
+        finds_objects: whether the network finds objects, so that thresholds apply.
+        nms_inside: whether the network has done NMS.
     """
 
     kind: str
@@ -81,53 +81,53 @@ class Output(ABC):
 
     @abstractmethod
     def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
-        """The network's output tensors, in their order."""
+        """Return the network's output tensors in their order."""
 
     @abstractmethod
     def describe(self, spec: SpecLike) -> str:
-        """One sentence on what the values are."""
+        """Return one sentence that says what the values mean."""
 
     @property
     def two_stages(self) -> bool:
-        """Whether the network chooses boxes first and looks at each of them then: an engine is its first part."""
+        """Whether the network proposes boxes first and then looks at each of them; an engine is its first stage."""
         return False
 
     def num_classes(self, spec: SpecLike) -> int:
-        """How many classes there are; 0: it is not said."""
+        """Return the number of classes; 0 where it is unknown."""
         return len(spec.classes)
 
     def check(self, spec: SpecLike) -> None:  # noqa: B027  (not every kind has something to check)
-        """Refuse a spec that this output does not fit.
+        """Check that the spec fits this output.
 
         Raises:
-            SpecError: it does not.
+            SpecError: the spec does not fit.
         """
 
     def trained_classes(self, spec: SpecLike) -> tuple[str, ...]:
-        """The names of the classes as a checkpoint lists them."""
+        """Return the class names as a checkpoint lists them."""
         return spec.classes
 
     def facts(self, spec: SpecLike) -> dict[str, Any]:
-        """What ``deploykit inspect`` says of the output."""
+        """Return the facts that ``deploykit inspect`` shows about the output."""
         return {"output": self.describe(spec)}
 
 
 OUTPUTS: dict[str, type[Output]] = {}
-"""The name of a kind -> its class."""
+"""Kind of output -> its class."""
 KINDS[Output] = OUTPUTS
 
 OutputT = TypeVar("OutputT", bound=Output)
 
 
 def register_output(kind: type[OutputT]) -> type[OutputT]:
-    """Enter a kind of output into the table, so that specs with it can be read.
+    """Register a kind of output, so that specs with it can be read.
 
     Raises:
-        SpecError: the class names no kind, or another class has the name.
+        SpecError: the class has no name of a kind, or another class has the same one.
     """
     name = next((f.default for f in fields(kind) if f.name == "kind"), None)
     if not isinstance(name, str):
-        raise SpecError(f"{kind.__name__} needs a field kind whose default is the name of the kind")
+        raise SpecError(f"{kind.__name__} needs a field 'kind' whose default is the name of the kind")
     if OUTPUTS.setdefault(name, kind) is not kind:
         raise SpecError(f"the kind of output {name!r} is {OUTPUTS[name].__name__} already: choose another name")
     return kind
