@@ -194,7 +194,7 @@ def adapter_of(spec: ModelSpec, options: PredictOptions | None = None) -> Output
     """
     kind = spec.output.kind
     if kind not in ADAPTERS:
-        raise SpecError(f"nothing here runs an output of kind {kind!r}; known are {', '.join(ADAPTERS)}")
+        raise SpecError(f"there is no runtime adapter for outputs of kind {kind!r}; known are {', '.join(ADAPTERS)}")
     factory: Factory = loaded(ADAPTERS[kind])
     return factory(spec, options)
 

@@ -84,8 +84,8 @@ def test_a_name_is_of_one_kind() -> None:
 def test_a_kind_without_adapters_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = ModelSpec("classify", InputSpec(), DenseOutput())
     monkeypatch.delitem(runtime_floor.ADAPTERS, "tensor")
-    with pytest.raises(SpecError, match="nothing here runs an output of kind 'tensor'"):
+    with pytest.raises(SpecError, match="there is no runtime adapter for outputs of kind 'tensor'"):
         runtime_floor.adapter_of(spec)
     monkeypatch.delitem(export_floor.ADAPTERS, "tensor")
-    with pytest.raises(SpecError, match="nothing here exports an output of kind 'tensor'"):
+    with pytest.raises(SpecError, match="there is no export adapter for outputs of kind 'tensor'"):
         export_floor.export_adapter_of(spec)
