@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypedDict
 
-__all__ = ["EvalKeywords", "EvalOptions", "PredictKeywords", "PredictOptions", "given_options"]
+__all__ = ["EvalKeywords", "EvalOptions", "MetricsEngine", "PredictKeywords", "PredictOptions", "given_options"]
+
+MetricsEngine = Literal["hotcoco", "pycocotools"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class EvalOptions:
     rectangles: bool = False
     allow_missing: bool = False
     upstream: bool = False
-    engine: Literal["hotcoco", "pycocotools"] = "hotcoco"
+    engine: MetricsEngine = "hotcoco"
     keep_detections: bool = False
 
 
@@ -97,7 +99,7 @@ class EvalKeywords(TypedDict, total=False):
     img: int | Sequence[int] | None
     rectangles: bool
     allow_missing: bool
-    engine: Literal["hotcoco", "pycocotools"]
+    engine: MetricsEngine
     keep_detections: bool
 
 

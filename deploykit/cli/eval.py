@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, note, print_json, shown_progress
@@ -50,7 +50,7 @@ MEANINGS = {
 
 def eval_flags() -> Flags[EvalOptions]:
     """Return the options that fill :class:`deploykit.runtime.options.EvalOptions`."""
-    from deploykit.runtime.options import EvalOptions
+    from deploykit.runtime.options import EvalOptions, MetricsEngine
 
     groups = {
         "what is evaluated": (
@@ -81,7 +81,7 @@ def eval_flags() -> Flags[EvalOptions]:
             Flag("--conf", "conf", "keep scores above this (default 0.001)", "X", float),
             Flag("--iou", "iou", "suppress overlaps above this (default 0.65)", "X", float),
             Flag("--max-det", "max_det", "keep at most N objects per image (default 300)", "N", int),
-            Flag("--engine", "engine", "the library that computes the metrics", choices=("hotcoco", "pycocotools")),
+            Flag("--engine", "engine", "the library that computes the metrics", choices=get_args(MetricsEngine)),
         ),
     }
     return Flags(EvalOptions, groups)

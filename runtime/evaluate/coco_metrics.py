@@ -13,13 +13,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from deploykit.errors import UsageError, import_extra
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.evaluate.coco_data import CocoData, Image
+from deploykit.runtime.options import MetricsEngine
 
 __all__ = [
     "BOX_KEYS",
@@ -36,7 +37,7 @@ __all__ = [
     "library",
 ]
 
-ENGINES = ("hotcoco", "pycocotools")
+ENGINES = get_args(MetricsEngine)
 BOX_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_KEYS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
