@@ -9,7 +9,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from torch import nn
 
 from deploykit.errors import CheckpointError, NotFoundError, UsageError
@@ -141,16 +140,6 @@ def builder_of(name: str) -> Builder:
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(list_models())}"
         raise NotFoundError(f"there is no model {name!r}: {hint}")
     return builder
-
-
-def meta_model(name: str) -> ReferenceModel:
-    """A registered model on torch's meta device: it has shapes and a spec, takes no memory and cannot run.
-
-    Raises:
-        NotFoundError: there is no model of that name.
-    """
-    with torch.device("meta"):
-        return create_model(name)
 
 
 def load_model(

@@ -33,12 +33,13 @@ from deploykit.export.engine.build import build_engine
 from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import builder_of, list_models, load_model, meta_model
+from deploykit.models.registry import builder_of, list_models, load_model
 from deploykit.releases.table import RELEASED
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.spec.rows import RowOutput
 from tests.export.test_exports import FAMILIES
 from tests.export.test_instances import INSTANCES
+from tests.meta_model import meta_model
 from tests.models.families import (
     test_cmt,
     test_crossformer,

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from torch import nn
 
 from deploykit.errors import NotFoundError, UsageError
@@ -17,7 +15,7 @@ from deploykit.models import registry
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.layers.pose_object import PoseObject
-from deploykit.models.registry import ReferenceModel, create_model, list_models, meta_model, register_model
+from deploykit.models.registry import ReferenceModel, create_model, list_models, register_model
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.spec import (
     COCO_KEYPOINTS,
@@ -28,6 +26,7 @@ from deploykit.spec import (
     PoseObjectRows,
     RawDetections,
 )
+from tests.meta_model import meta_model
 
 FACTS = Path(__file__).resolve().parents[2] / "deploykit" / "assets" / "models.json"
 EVERY = pytest.mark.parametrize("name", list_models())
@@ -37,12 +36,6 @@ TASKS = {
 DENSE = [name for name, task in TASKS.items() if task in ("classify", "segment", "restore")]
 INSTANCES = [name for name, task in TASKS.items() if task == "instances"]
 DETECTORS = [name for name in TASKS if name not in (*DENSE, *INSTANCES)]
-
-
-@cache
-def on_meta(name: str, num_classes: int | None = None) -> ReferenceModel:
-    with torch.device("meta"):
-        return create_model(name, num_classes=num_classes)
 
 
 def test_the_variants_are_listed_as_they_are_typed() -> None:
@@ -161,17 +154,17 @@ def test_the_variants_are_listed_as_they_are_typed() -> None:
 
 @EVERY
 def test_a_model_is_called_what_its_builder_is_called(name: str) -> None:
-    model = on_meta(name)
+    model = meta_model(name)
     assert model.name == name
     builder = registry._BUILDERS[name.replace("-", "_")]
     assert builder.__name__ == name.replace("-", "_")
     assert inspect.getdoc(builder)
-    assert on_meta(name.replace("-", "_")).spec == model.spec
+    assert meta_model(name.replace("-", "_")).spec == model.spec
 
 
 @pytest.mark.parametrize("name", DENSE)
 def test_a_dense_spec_says_what_its_network_gives(name: str) -> None:
-    spec = on_meta(name).spec
+    spec = meta_model(name).spec
     canvas = spec.input
     assert isinstance(spec.output, DenseOutput)
     assert spec.output.name == ("image" if spec.task == "restore" else "logits")
@@ -183,7 +176,7 @@ def test_a_dense_spec_says_what_its_network_gives(name: str) -> None:
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_a_spec_says_what_its_head_does(name: str) -> None:
-    model = on_meta(name)
+    model = meta_model(name)
     head, spec = model.module.head, model.spec
     points = 17 if isinstance(head, PoseObject) else getattr(head, "num_keypoints", 0)
     assert isinstance(spec.output, (RawDetections, PoseObjectRows))
@@ -206,7 +199,7 @@ def test_a_spec_says_what_its_head_does(name: str) -> None:
 
 @pytest.mark.parametrize("name", INSTANCES)
 def test_a_spec_of_instances_has_masks(name: str) -> None:
-    spec = on_meta(name).spec
+    spec = meta_model(name).spec
     assert isinstance(spec.output, NmsOutputs)
     assert spec.output.masks == "masks"
     assert spec.classes == COCO_CLASSES
@@ -217,20 +210,15 @@ def test_a_spec_of_instances_has_masks(name: str) -> None:
 
 @EVERY
 def test_a_model_is_in_eval_mode_without_notes_and_its_spec_survives_json(name: str) -> None:
-    model = on_meta(name)
+    model = meta_model(name)
     assert not any(m.training for m in model.module.modules())
     assert model.notes == ()
     assert ModelSpec.from_json(model.spec.to_json()) == model.spec
 
 
-@EVERY
-def test_a_spec_is_known_without_weights(name: str) -> None:
-    assert meta_model(name).spec == on_meta(name).spec
-
-
 @pytest.mark.parametrize("name", [name for name, task in TASKS.items() if task != "restore"])
 def test_another_number_of_classes_has_unnamed_classes(name: str) -> None:
-    spec = on_meta(name, num_classes=3).spec
+    spec = meta_model(name, num_classes=3).spec
     if isinstance(spec.output, PoseObjectRows):  # the person, and its keypoints
         assert spec.classes == ("person",)
         assert spec.keypoints == KeypointSpec(("keypoint 0", "keypoint 1"))
@@ -239,8 +227,8 @@ def test_another_number_of_classes_has_unnamed_classes(name: str) -> None:
 
 
 def test_one_class_is_a_person_only_where_keypoints_are_those_of_persons() -> None:
-    assert on_meta("yolov7-tiny", num_classes=1).spec.classes == ("class 0",)
-    assert on_meta("yolov7-w6-pose", num_classes=1).spec.classes == ("person",)
+    assert meta_model("yolov7-tiny", num_classes=1).spec.classes == ("class 0",)
+    assert meta_model("yolov7-w6-pose", num_classes=1).spec.classes == ("person",)
 
 
 @pytest.mark.parametrize("num_classes", [0, -1, -(10**9)])
@@ -288,7 +276,7 @@ def test_the_registry_is_not_left_changed_by_tests() -> None:
 
 
 def test_classes_have_imagenets_names_where_there_are_a_thousand() -> None:
-    names = on_meta("resnet18").spec.classes
+    names = meta_model("resnet18").spec.classes
     assert (len(names), len(set(names))) == (1000, 1000)
     assert (names[0], names[281], names[340], names[999]) == ("tench", "tabby", "zebra", "toilet tissue")
-    assert on_meta("resnet18", 3).spec.classes == ("class 0", "class 1", "class 2")
+    assert meta_model("resnet18", 3).spec.classes == ("class 0", "class 1", "class 2")

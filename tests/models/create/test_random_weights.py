@@ -18,9 +18,10 @@ from deploykit.models.create.random_weights import create_checkpoint, randomise
 from deploykit.models.families import yolov5
 from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import load_model, meta_model
+from deploykit.models.registry import load_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.spec import KeypointSpec
+from tests.meta_model import meta_model
 
 State = dict[str, Tensor]
 
@@ -35,15 +36,6 @@ def tiny(num_classes: int, *, training: bool = False, seed: int = 0) -> State:
 @pytest.fixture(scope="module")
 def state() -> State:
     return tiny(3)
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[[Any], Path]:
-    def write(content: Any) -> Path:
-        torch.save(content, tmp_path / "weights.pt")
-        return tmp_path / "weights.pt"
-
-    return write
 
 
 # What create_checkpoint writes

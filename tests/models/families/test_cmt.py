@@ -21,9 +21,10 @@ from deploykit.models.families.cmt import flyegle as cmt_flyegle
 from deploykit.models.families.cmt import model as cmt
 from deploykit.models.families.cmt.layers import resized_bias
 from deploykit.models.fuse import fold_bn_into_next, fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, meta_model
+from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
+from tests.meta_model import meta_model
 from tests.models.files import saved
 from tests.reference.cmt import flyegle
 

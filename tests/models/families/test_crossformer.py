@@ -20,8 +20,9 @@ from deploykit.models.families.crossformer import model as crossformer
 from deploykit.models.families.crossformer.layers import CrossBlock, grouped, ungrouped
 from deploykit.models.families.crossformer.model import CrossFormer, CrossFormerConfig, backbone_of
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, meta_model
+from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.spec import Dynamic
+from tests.meta_model import meta_model
 from tests.models.families.attention_kernels import attention_kernels
 from tests.models.files import saved
 from tests.reference import crossformer as reference

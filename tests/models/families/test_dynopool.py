@@ -26,9 +26,10 @@ from deploykit.models.families.dynopool.hrnet import HrNet
 from deploykit.models.families.dynopool.model import EfficientNet, Stage, Vgg, complexity_loss, layer_macs
 from deploykit.models.families.dynopool.resize import CLOSE, DynOPool, FixedPool, in_units, output_side, resize_and_pool
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, meta_model
+from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import open_session
+from tests.meta_model import meta_model
 from tests.narrow_dense import narrow_dense
 
 NAMES = ("dynopool-vgg16", "dynopool-efficientnet-b0", "dynopool-hrnet-w48")

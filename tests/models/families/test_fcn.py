@@ -21,8 +21,9 @@ from deploykit.models.families.fcn.context import L2Norm
 from deploykit.models.families.fcn.model import FcnConfig
 from deploykit.models.families.fcn.unpool import BilinearDeconvolution
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, meta_model, with_rewrite
+from deploykit.models.registry import ReferenceModel, load_model, with_rewrite
 from deploykit.runtime.session import open_session
+from tests.meta_model import meta_model
 from tests.reference import fcn as reference
 
 PUBLISHED = {"fcn32s": (136_152_917,), "fcn16s": (134_815_994,), "fcn8s": (134_489_759,)}

@@ -25,10 +25,11 @@ from deploykit.models.families.nafnet import Nafnet, NafnetConfig, receptive_fie
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.naf import BoxMean, NafBlock
 from deploykit.models.layers.norm import LayerNorm2d
-from deploykit.models.registry import ReferenceModel, create_model, load_model, meta_model, with_rewrite
+from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling, run_tiled
 from deploykit.runtime.session import open_session
+from tests.meta_model import meta_model
 
 PUBLISHED = {
     "nafnet_w32_gopro": (17_111_907,),

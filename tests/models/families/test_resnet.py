@@ -19,7 +19,8 @@ from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import resnet
 from deploykit.models.families.resnet import Resnet, ResnetConfig
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, meta_model
+from deploykit.models.registry import ReferenceModel, load_model
+from tests.meta_model import meta_model
 from tests.reference.resnet import resnet as reference
 
 PUBLISHED = {

@@ -56,15 +56,6 @@ def theirs(network: nn.Module, layout: Any, depth: int) -> State:
     return {layout.own_name(key, depth): tensor for key, tensor in network.state_dict().items()}
 
 
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[[Any], Path]:
-    def write(content: Any) -> Path:
-        torch.save(content, tmp_path / "weights.pth")
-        return tmp_path / "weights.pth"
-
-    return write
-
-
 @pytest.fixture(scope="module")
 def state() -> State:
     return narrow().state_dict()

@@ -19,10 +19,11 @@ from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import vit
 from deploykit.models.families.vit import Head, VisionTransformer, VitConfig
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, meta_model
+from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.runtime.results.dense import Features
 from deploykit.runtime.session import open_session
 from deploykit.spec import Dynamic
+from tests.meta_model import meta_model
 from tests.models.families.attention_kernels import attention_kernels
 from tests.models.files import saved
 from tests.reference.vit import vit as reference

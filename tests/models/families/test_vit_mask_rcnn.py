@@ -21,8 +21,9 @@ from deploykit.models.families.vitdet.shared_bias import SharedBiasBlock, bias_o
 from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.families.vitdet.vit_mask_rcnn import TapBackbone
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import ReferenceModel, load_model, meta_model
+from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.spec import Thresholds
+from tests.meta_model import meta_model
 from tests.models.files import saved
 
 CONFIG = VitDetConfig(

@@ -30,8 +30,8 @@ from deploykit.models.families.vitdet.relative_attention import (
 from deploykit.models.families.vitdet.two_stage import Proposals
 from deploykit.models.fuse import fuse_model
 from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import meta_model
 from deploykit.spec import Thresholds
+from tests.meta_model import meta_model
 from tests.models.files import saved
 from tests.reference import vitdet as reference
 

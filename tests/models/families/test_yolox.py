@@ -70,15 +70,6 @@ def narrow(name: str, num_classes: int = 3, *, width: float = 0.125, num_keypoin
 
 
 @pytest.fixture
-def save(tmp_path: Path) -> Callable[[Any], Path]:
-    def write(content: Any) -> Path:
-        torch.save(content, tmp_path / "weights.pth")
-        return tmp_path / "weights.pth"
-
-    return write
-
-
-@pytest.fixture
 def state() -> State:
     return narrow("yolox_s").state_dict()
 
