@@ -55,7 +55,7 @@ def _checkpoint(file: Path) -> Inspection:
         facts |= {"family": model.family, "model": model.name, **_meaning(model.spec)}
         facts |= {"stride": getattr(getattr(model.module, "head", None), "stride", (model.stride,))}
         facts["parameters"] = sum(p.numel() for p in model.module.parameters())
-        notes = model.notes
+        notes = model.all_notes
     except CheckpointError as e:
         facts |= {"family": "unknown", "classes": checkpoint.names, "stride": checkpoint.stride}
         notes = (*notes, f"deploykit cannot build it: {e}")
@@ -87,6 +87,7 @@ def _artefact(file: Path) -> Inspection:
             spec = ModelSpec.from_json(text)
             facts |= {"model": spec.source.model, **_meaning(spec), "dynamic": spec.input.dynamic}
             facts |= {"precision": spec.precision, "checkpoint sha256": spec.source.sha256}
+            notes = spec.assumption_notes
         except SpecError as e:
             notes = (f"its spec cannot be used: {e}",)
     report = file.with_name(f"{file.name}.parity.json")
@@ -123,7 +124,9 @@ def _engine(file: Path) -> Inspection:
     if record is None:
         return Inspection(facts, (f"there is no record ({file.name}.json) beside it, which describes the engine",))
     spec = record.spec
-    notes = () if record.verified else (f"its numbers are not verified yet: {record.unverified}",)
+    notes = spec.assumption_notes
+    if not record.verified:
+        notes = (*notes, f"its numbers are not verified yet: {record.unverified}")
     if record.size != facts["bytes"]:
         notes = (*notes, f"its record describes an engine of {record.size:,} bytes: this is another one, or damaged")
     facts |= {

@@ -280,7 +280,7 @@ def _report(
         outputs=passes.interface_of(graph.graph.outputs),
         spec=spec,
         parity=None,
-        notes=model.notes,
+        notes=model.all_notes,
     )
 
 

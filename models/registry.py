@@ -39,6 +39,7 @@ class ReferenceModel:
     which images were prepared for some of its published weights, by name: see :func:`with_preprocessing`.
     ``rewrites`` are other networks for the same weights, by name: see :func:`with_rewrite`. ``fixed_size_reason``: what
     an export computes from the size of the images, so that it is for one size; empty: an export may be for any size.
+    What no tensor told and was therefore assumed is in ``spec.assumptions``; see :meth:`assuming`.
     """
 
     name: str
@@ -54,6 +55,15 @@ class ReferenceModel:
     def stride(self) -> int:
         """Both sides of the input are multiples of this many pixels."""
         return self.spec.input.fit.stride
+
+    @property
+    def all_notes(self) -> tuple[str, ...]:
+        """The notes, and what was assumed."""
+        return (*self.notes, *self.spec.assumption_notes)
+
+    def assuming(self, *sentences: str) -> ReferenceModel:
+        """The same model, of which this is assumed too: ``"6 heads, as the published ViT-S has: no tensor tells"``."""
+        return replace(self, spec=replace(self.spec, assumptions=(*self.spec.assumptions, *sentences)))
 
     @property
     def parameters(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -181,6 +182,13 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         thresholds=Thresholds(conf=draw(st.floats(0, 1)), max_det=draw(st.integers(1, 5000))),
         source=Source(model=draw(st.text(max_size=10))),
     )
+
+
+def test_assumptions_are_written_where_there_are_any() -> None:
+    assert "assumptions" not in json.loads(POSE.to_json())
+    spec = replace(POSE, assumptions=("SiLU: no tensor tells",))
+    assert ModelSpec.from_json(spec.to_json()) == spec
+    assert spec.assumption_notes == ("assumed: SiLU: no tensor tells",)
 
 
 @given(specs())

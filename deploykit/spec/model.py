@@ -14,7 +14,7 @@ from typing import Any, Literal
 from deploykit.errors import SpecError
 from deploykit.spec.dense_output import DenseOutput
 from deploykit.spec.input import InputSpec
-from deploykit.spec.json_values import read_value
+from deploykit.spec.json_values import LATER, read_value
 from deploykit.spec.keypoints import KeypointSpec
 from deploykit.spec.nms_outputs import NmsOutputs
 from deploykit.spec.output import Output, OutputTensor, register_output
@@ -46,7 +46,8 @@ class Source:
 class ModelSpec:
     """What the runtime must know about a network; travels inside the ONNX file and beside the engine.
 
-    ``task`` is one of those of the output's kind.
+    ``task`` is one of those of the output's kind. ``assumptions``: what the network computes with and no tensor of its
+    checkpoint told, a sentence each; a comparison with the checkpoint cannot find a wrong one.
     """
 
     task: str
@@ -59,6 +60,7 @@ class ModelSpec:
     opset: int = 18
     source: Source = field(default_factory=Source)
     version: int = SPEC_VERSION
+    assumptions: tuple[str, ...] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
         if self.task not in self.output.tasks:
@@ -77,6 +79,11 @@ class ModelSpec:
     def output_names(self) -> tuple[str, ...]:
         """Their names."""
         return tuple(tensor.name for tensor in self.output_tensors)
+
+    @property
+    def assumption_notes(self) -> tuple[str, ...]:
+        """The assumptions as notes for people."""
+        return tuple(f"assumed: {text}" for text in self.assumptions)
 
     def to_json(self) -> str:
         """The spec as one line of JSON with sorted keys: equal specs give equal bytes."""

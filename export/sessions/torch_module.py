@@ -100,5 +100,5 @@ def open_torch_session(
     model = load_model(path, preprocessing=preprocessing)
     spec = spec_of_module(model)
     session = TorchSession(fuse_model(model.module), spec, exact=exact, threads=threads)
-    session.notes = model.notes
+    session.notes = model.all_notes
     return session, spec

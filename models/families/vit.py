@@ -219,13 +219,11 @@ class VitFamily(Family[VitConfig]):
 
     def loaded(self, config: VitConfig, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:
         """With notes on what was assumed and what was dropped."""
-        notes: tuple[str, ...] = ()
-        if config.dim not in HEADS:
-            notes = (f"the number of heads is in no tensor: {config.heads} are taken for {config.dim} channels",)
         dropped = sum(map(_is_decoder, shapes.shapes))
-        if dropped:
-            notes = (*notes, f"the decoder of its pretraining is dropped ({dropped} tensors)")
-        return replace(super().loaded(config, network, shapes), notes=notes)
+        notes = (f"the decoder of its pretraining is dropped ({dropped} tensors)",) if dropped else ()
+        source = "as published ones of that width have" if config.dim in HEADS else "64 channels each"
+        model = replace(super().loaded(config, network, shapes), notes=notes)
+        return model.assuming(f"{config.heads} heads for {config.dim} channels, {source}: no tensor tells")
 
 
 def _is_decoder(key: str) -> bool:

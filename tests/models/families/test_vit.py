@@ -79,7 +79,7 @@ def test_a_checkpoint_of_each_layout_is_read(tmp_path: Path, kind: Head) -> None
     tail = {"probe": "-linear-probe", "features": "-features"}.get(kind, "")
     assert found.name == f"{'vit' if kind == 'token' else 'mae-vit'}-d32-2-p8{tail}"
     assert found.spec.task == ("features" if kind == "features" else "classify")
-    assert found.notes[-1] == "the number of heads is in no tensor: 1 are taken for 32 channels"
+    assert found.spec.assumptions == ("1 heads for 32 channels, 64 channels each: no tensor tells",)
     images = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(found.module(images), model.module(images))
@@ -106,7 +106,7 @@ def test_published_widths_have_their_published_heads(tmp_path: Path) -> None:
         found = load_model(saved(tmp_path, {key: torch.zeros(value.shape) for key, value in state.items()}))
         assert isinstance(found.module, VisionTransformer)
         assert found.module.config == config
-        assert not found.notes
+        assert f"{heads} heads for {dim} channels, as published ones of that width have" in found.all_notes[-1]
 
 
 def test_positions_of_another_grid_are_those_of_torchs_bicubic(tmp_path: Path) -> None:
