@@ -42,23 +42,36 @@ class Case:
 def reference(rows: Rows, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> list[Kept]:
     """The definition in single float32 operations, one row and one pair at a time."""
     with np.errstate(all="ignore"):
-        candidates = []
-        for number, row in enumerate(rows.astype(F)):
-            if not all(np.isfinite(value) for value in row):
-                continue
-            scores = [value if layout.obj is None else row[layout.obj[0]] * value for value in row[slice(*layout.cls)]]
-            best = max(range(len(scores)), key=lambda c: (scores[c], -c))
-            for label in range(len(scores)) if multi_label else (best,):
-                score = scores[label] if layout.obj is None else min(scores[label], row[layout.obj[0]])
-                if score > F(thresholds.conf):
-                    candidates.append(Kept(number, label, float(score)))
-        candidates.sort(key=lambda k: (-k.score, k.row, k.label))
         kept: list[Kept] = []
-        for one in candidates[: thresholds.pre_nms_topk]:
+        for one in candidates(rows, layout, thresholds, multi_label=multi_label)[: thresholds.pre_nms_topk]:
             rivals = (k for k in kept if k.label == one.label)
             if not any(_iou(rows, layout, one.row, k.row) > F(thresholds.iou) for k in rivals):
                 kept.append(one)
         return kept[: thresholds.max_det]
+
+
+def candidates(rows: Rows, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> list[Kept]:
+    """What scores over the threshold, the best first: steps 1 to 3, before the cut at ``pre_nms_topk``."""
+    found = []
+    for number, row in enumerate(rows.astype(F)):
+        if not all(np.isfinite(value) for value in row):
+            continue
+        with np.errstate(all="ignore"):
+            scores, bound = _class_scores(row, layout)
+        best = max(range(len(scores)), key=lambda c: (scores[c], -c))
+        for label in range(len(scores)) if multi_label else (best,):
+            score = min(scores[label], bound)
+            if score > F(thresholds.conf):
+                found.append(Kept(number, label, float(score)))
+    return sorted(found, key=lambda k: (-k.score, k.row, k.label))
+
+
+def _class_scores(row: Rows, layout: RawDetections) -> tuple[list[np.float32], np.float32]:
+    """What each class of one row scores, and what it scores at most."""
+    if layout.obj is None:
+        return [*row[slice(*layout.cls)]], F(np.inf)
+    obj = row[layout.obj[0]]
+    return [obj] if layout.score == "obj" else [obj * value for value in row[slice(*layout.cls)]], obj
 
 
 def _iou(rows: Rows, layout: RawDetections, a: int, b: int) -> np.float32:
@@ -81,12 +94,24 @@ TWO_CLASSES = RawDetections(cls=(5, 7))
 NO_OBJ = RawDetections(obj=None, cls=(4, 7))
 POSE = RawDetections(cls=(5, 6), keypoints=(6, 12))
 ELSEWHERE = RawDetections(box=(3, 7), obj=(0, 1), cls=(1, 3), keypoints=(7, 11), kpt_dims=2)
+ONLY_OBJ = RawDetections(cls_counts=False)
+ONLY_OBJ_POSE = RawDetections(cls=(5, 6), keypoints=(6, 12), cls_counts=False)
+ONLY_OBJ_ELSEWHERE = RawDetections(box=(3, 7), obj=(1, 2), cls=(0, 1), cls_counts=False)
 HALF = Thresholds(conf=0.25, iou=0.5)
 
 
 def corpus() -> list[Case]:
     """All cases; their names are unique."""
-    return [*_scores(), *_ties(), *_overlaps(), *_broken_rows(), *_limits(), *_arithmetic(), *_crowds()]
+    return [
+        *_scores(),
+        *_objectness_alone(),
+        *_ties(),
+        *_overlaps(),
+        *_broken_rows(),
+        *_limits(),
+        *_arithmetic(),
+        *_crowds(),
+    ]
 
 
 def _box(x1: float, y1: float, x2: float, y2: float, *values: float) -> list[float]:
@@ -128,6 +153,47 @@ def _scores() -> list[Case]:
         _case("no objectness", [_far(0, 0.1, 0.9, 0), _far(1, 0.2, 0.2, 0.2), _far(2, 0, 0, 1)], (2, 0), NO_OBJ),
         _case(
             "one class without objectness", [_far(0, 0.3), _far(1, 0.9)], (1, 0), RawDetections(obj=None, cls=(4, 5))
+        ),
+    ]
+
+
+def _objectness_alone() -> list[Case]:
+    """The class column is there and does not count."""
+    nan, rest = float("nan"), [1] * 6
+    return [
+        _case(
+            "the class is not part of the score",
+            [_far(0, 0.3, 0.1), _far(1, 0.9, 0), _far(2, 0.2, 1), _far(3, 0.8, -1), _far(4, 0.5, 9)],
+            (1, 3, 4, 0),
+            ONLY_OBJ,
+        ),
+        _case(
+            "an objectness equal to the threshold is not over it", [_far(0, 0.25, 1), _far(1, 0.26, 0)], (1,), ONLY_OBJ
+        ),
+        _case("objectness over 1 alone", [_far(0, 2, 0.1), _far(1, 4, 0.1), _far(2, -1, -1)], (1, 0), ONLY_OBJ),
+        _case(
+            "the class does not order rows that tie", [_far(i, 0.9, i / 10) for i in range(4)], (0, 1, 2, 3), ONLY_OBJ
+        ),
+        _case(
+            "the objectness decides who suppresses",
+            [_far(0, 0.6, 1), _far(0, 0.9, 0.1), _far(1, 0.5, 0.5)],
+            (1, 2),
+            ONLY_OBJ,
+        ),
+        _case(
+            "NaN in a class that does not count breaks its row", [_far(0, 0.9, nan), _far(0, 0.8, 0)], (1,), ONLY_OBJ
+        ),
+        _case(
+            "objectness alone with keypoints",
+            [_far(0, 0.6, 0, *rest), _far(0, 0.9, 0, *rest[1:], nan), _far(1, 0.7, 0, *rest)],
+            (2, 0),
+            ONLY_OBJ_POSE,
+        ),
+        _case(
+            "objectness alone in other columns",
+            [[0.1, 0.4, 0, *_far(0)], [0.9, 0.2, 0, *_far(1)], [0, 0.8, 0, *_far(2)]],
+            (2, 0),
+            ONLY_OBJ_ELSEWHERE,
         ),
     ]
 
@@ -265,6 +331,7 @@ def _crowds() -> list[Case]:
         ("one class", POSE, 1),
         ("two classes in other columns", ELSEWHERE, 2),
         ("three classes without objectness", NO_OBJ, 3),
+        ("one class that does not count", ONLY_OBJ_POSE, 4),
     ):
         rng = np.random.default_rng(classes)
         rows = rng.uniform(0, 1, (300, layout.columns)).astype(F)

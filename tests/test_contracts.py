@@ -146,9 +146,34 @@ def test_a_field_that_came_later_is_written_only_where_it_says_something() -> No
     """So that what an older deploykit understands it can still read."""
     assert "decode" not in POSE.to_json()
     assert "strides" not in POSE.to_json()
+    assert "cls_counts" not in POSE.to_json()
     assert POSE.version == 1
     later = {f.name for f in dataclasses.fields(RawDetections) if f.metadata.get("later")}
-    assert later == {"decode", "strides"}
+    assert later == {"decode", "strides", "cls_counts"}
+
+
+def test_a_score_is_one_of_three_things_and_said_once() -> None:
+    product, alone, objectness = RawDetections(), RawDetections(obj=None, cls=(4, 7)), RawDetections(cls_counts=False)
+    assert [rows.score for rows in (product, alone, objectness)] == ["obj*cls", "cls", "obj"]
+    assert product.score_spans == ((4, 5), (5, 6))
+    assert alone.score_spans == (None, (4, 7))
+    assert objectness.score_spans == (None, (4, 5))
+    assert PoseObjectRows().as_rows().score == "obj*cls"
+
+
+def test_a_score_without_the_class_as_written_today_can_always_be_read() -> None:
+    written = (
+        '{"box":[0,4],"cls":[5,6],"cls_counts":false,"keypoints":null,"kind":"rows","kpt_dims":3,"name":"output",'
+        '"obj":[4,5]}'
+    )
+    head = '{"task":"detect","input":{"size":[320,320]},"classes":["hand"],"output":'
+    spec = ModelSpec.from_json(head + written + "}")
+    assert spec.output == RawDetections(cls_counts=False)
+    assert written in spec.to_json()
+    assert spec.output.describe(spec) == (
+        "0-3: cx cy w h; 4: objectness, which is the score; 5: 1 class, which does not count; in network pixels, "
+        "before NMS"
+    )
 
 
 @st.composite
@@ -159,6 +184,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     stop = 5 + len(classes)
     strides = draw(st.lists(st.integers(1, 64), max_size=3)) if not points else []
     rows = RawDetections(
+        cls_counts=len(classes) > 1 or draw(st.booleans()),
         cls=(5, stop),
         keypoints=(stop, stop + points * dims) if points else None,
         kpt_dims=dims,
@@ -213,6 +239,14 @@ def test_a_spec_survives_json(spec: ModelSpec) -> None:
         (
             {"output": {"kind": "rows", "decode": "yolox", "strides": [8], "keypoints": [6, 57]}},
             "'yolox' is of boxes; rows with keypoints must be decoded by the network",
+        ),
+        (
+            {"output": {"kind": "rows", "cls": [5, 7], "cls_counts": False}},
+            "cls_counts: false. needs one class column and an objectness; got 2 class columns and an objectness",
+        ),
+        (
+            {"output": {"kind": "rows", "obj": None, "cls": [4, 5], "cls_counts": False}},
+            "got 1 class columns and no objectness",
         ),
         ({"classes": ["a", "b"]}, "2 class names for 1 class columns"),
         ({"thresholds": {"conf": 2}}, r"conf must lie in 0..1, got 2"),

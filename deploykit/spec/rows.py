@@ -47,6 +47,9 @@ class RawDetections(RowOutput):
 
     ``decode``: what the runtime does to the rows first. ``none``: they are pixels already. ``yolox``: the box columns
     are a YOLOX head's own values (as its export writes them by default), one row a cell of the grids of ``strides``.
+
+    ``cls_counts``: False says that the one class column is not part of the score, which then is the objectness
+    (YOLOv7's main branch never trains the class score of a network of one class). See :attr:`score`.
     """
 
     kind: Literal["rows"] = "rows"
@@ -58,6 +61,7 @@ class RawDetections(RowOutput):
     kpt_dims: int = 3
     decode: Literal["none", "yolox"] = field(default="none", metadata=LATER)
     strides: tuple[int, ...] = field(default=(), metadata=LATER)
+    cls_counts: bool = field(default=True, metadata=LATER)
 
     def __post_init__(self) -> None:
         if (self.decode == "none") != (not self.strides):
@@ -66,6 +70,11 @@ class RawDetections(RowOutput):
             raise SpecError(f"the strides of a grid are at least 1 pixel, got {self.strides}")
         if self.decode != "none" and self.keypoints is not None:
             raise SpecError(f"decode {self.decode!r} is of boxes; rows with keypoints must be decoded by the network")
+        if not self.cls_counts and (self.obj is None or self.cls[1] - self.cls[0] != 1):
+            found = f"{self.cls[1] - self.cls[0]} class columns and {'no' if self.obj is None else 'an'} objectness"
+            raise SpecError(
+                f"a score without the class (cls_counts: false) needs one class column and an objectness; got {found}"
+            )
 
     def check(self, spec: SpecLike) -> None:
         """See :meth:`Output.check`: names and columns of classes and keypoints are as many."""
@@ -84,6 +93,20 @@ class RawDetections(RowOutput):
         """The layout of the same rows after their decode, in pixels."""
         return dataclasses.replace(self, decode="none", strides=())
 
+    @property
+    def score(self) -> Literal["obj*cls", "obj", "cls"]:
+        """What the score of a row and a class is: ``obj * cls`` (at most ``obj``), ``obj`` alone or ``cls`` alone."""
+        if self.obj is None:
+            return "cls"
+        return "obj*cls" if self.cls_counts else "obj"
+
+    @property
+    def score_spans(self) -> tuple[Span | None, Span]:
+        """The columns of the score: its factor for all classes (None: there is none), and one column a class."""
+        if self.obj is not None and not self.cls_counts:
+            return None, self.obj
+        return self.obj, self.cls
+
     def num_classes(self, spec: SpecLike) -> int:
         """See :meth:`Output.num_classes`: a column each."""
         return self.cls[1] - self.cls[0]
@@ -101,8 +124,9 @@ class RawDetections(RowOutput):
         """See :meth:`Output.describe`."""
         parts = [f"{_named(self.box)} cx cy w h"]
         if self.obj:
-            parts.append(f"{_named(self.obj)} objectness")
-        parts.append(f"{_named(self.cls)} {len(spec.classes)} class{'es' if len(spec.classes) > 1 else ''}")
+            parts.append(f"{_named(self.obj)} objectness{'' if self.cls_counts else ', which is the score'}")
+        classes = f"{len(spec.classes)} class{'es' if len(spec.classes) > 1 else ''}"
+        parts.append(f"{_named(self.cls)} {classes}{'' if self.cls_counts else ', which does not count'}")
         if self.keypoints and spec.keypoints:
             values = "x y v" if self.kpt_dims == 3 else "x y"
             parts.append(f"{_named(self.keypoints)} {len(spec.keypoints.names)} keypoints of {values}")

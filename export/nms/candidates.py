@@ -52,10 +52,10 @@ class RowSelection(nn.Module):
         self.layout, self.count = layout, count
 
     def forward(self, rows: Tensor) -> Candidates:
-        layout = self.layout
+        layout, (factor, _) = self.layout, self.layout.score_spans
         best = _products(rows, layout).amax(-1)
-        if layout.obj is not None:
-            best = torch.minimum(best, rows[..., layout.obj[0]])
+        if factor is not None:
+            best = torch.minimum(best, rows[..., factor[0]])
         finite = (rows * 0).sum(-1) == 0  # NaN and infinity times 0 are NaN
         all_scores = torch.where(finite, best, NO_CANDIDATE)
         scores, index = best_scores(all_scores, self.count)
@@ -79,8 +79,9 @@ def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores:
 
 def _products(rows: Tensor, layout: RawDetections) -> Tensor:
     """Return the score of each class: ``(..., columns)`` to ``(..., classes)``."""
-    classes = rows[..., slice(*layout.cls)]
-    return classes if layout.obj is None else classes * rows[..., slice(*layout.obj)]
+    factor, classes = layout.score_spans
+    scores = rows[..., slice(*classes)]
+    return scores if factor is None else scores * rows[..., slice(*factor)]
 
 
 class HeadSelection(nn.Module):

@@ -145,9 +145,10 @@ class CudaLibrary:
             BackendError: the kernels do not start.
         """
         batch, count, columns = shape
+        factor, classes = layout.score_spans
         described = Layout(
-            columns, layout.box[0], -1 if layout.obj is None else layout.obj[0], layout.cls[0],
-            layout.cls[1] - layout.cls[0], layout.keypoints[0] if layout.keypoints else -1, points, layout.kpt_dims,
+            columns, layout.box[0], -1 if factor is None else factor[0], classes[0],
+            classes[1] - classes[0], layout.keypoints[0] if layout.keypoints else -1, points, layout.kpt_dims,
         )  # fmt: skip
         limits = Limits(thresholds.conf, thresholds.iou, thresholds.max_det, thresholds.pre_nms_topk)
         pointers = [0 if i == 4 and not points else pointer for i, pointer in enumerate(outputs)]

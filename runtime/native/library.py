@@ -163,13 +163,14 @@ class Limits(ctypes.Structure):
 def _described(columns: int, layout: RawDetections, thresholds: Thresholds) -> tuple[Layout, Limits]:
     """Both structs for rows of so many columns; those of the keypoints only have to be finite."""
     most = 2**31 - 1  # more than there can be rows
+    factor, classes = layout.score_spans
     return (
         Layout(
             columns=columns,
             box=layout.box[0],
-            obj=-1 if layout.obj is None else layout.obj[0],
-            cls=layout.cls[0],
-            num_classes=layout.cls[1] - layout.cls[0],
+            obj=-1 if factor is None else factor[0],
+            cls=classes[0],
+            num_classes=classes[1] - classes[0],
             keypoints=-1,
         ),
         Limits(thresholds.conf, thresholds.iou, min(thresholds.max_det, most), min(thresholds.pre_nms_topk, most)),

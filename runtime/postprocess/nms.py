@@ -3,9 +3,11 @@
 The definition, all in float32:
 
 1. A row with NaN or infinity in any column is ignored.
-2. ``score = min(obj * cls, obj)`` (``cls`` alone without objectness); a row has one label, the class of its highest
-   product, the lowest at a tie. For probabilities, the minimum equals the product, rounding included; it implies that
-   a row whose objectness is not over the threshold is no candidate, so its classes need not be read.
+2. The layout says what a score is (``RawDetections.score``): ``obj*cls`` is ``min(obj * cls, obj)``, ``cls`` the class
+   alone, for heads without objectness, and ``obj`` the objectness alone, for a network of one class whose class score
+   was never trained. A row has one label, the class of its highest product (or ``cls``), the lowest at a tie. For
+   probabilities, the minimum equals the product, rounding included; it implies that a row whose objectness is not over
+   the threshold is no candidate, so its classes need not be read.
 3. Candidates have ``score > conf``; the best ``pre_nms_topk`` of them continue, at equal scores the lower row first.
 4. In that order each row is kept unless a kept row of the same label has
    ``inter / (area_a + area_b - inter) > iou``, rounded after each operation and in this order, without a fused
@@ -83,10 +85,11 @@ def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, mul
 
 def _candidates(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
     """Return rows or pairs with a score over ``conf``, in order: indices, scores, labels (rows with NaN may remain)."""
-    products = rows[:, slice(*layout.cls)]
+    factor, classes = layout.score_spans
+    products = rows[:, slice(*classes)]
     index = obj = None
-    if layout.obj is not None:
-        obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
+    if factor is not None:
+        obj = rows[:, factor[0]].astype(np.float32, copy=False)
         index = np.flatnonzero(obj > conf)  # no score exceeds its objectness, so the other rows need not be read
         if len(index) < len(rows):
             products, obj = products[index], obj[index]

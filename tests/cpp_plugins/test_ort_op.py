@@ -22,7 +22,7 @@ POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
 def packed(layout: RawDetections) -> bool:
     """Whether rows lie as the node wants them."""
     first = 4 if layout.obj is None else 5
-    return layout.box == (0, 4) and layout.obj in (None, (4, 5)) and layout.cls[0] == first
+    return layout.box == (0, 4) and layout.obj in (None, (4, 5)) and layout.cls[0] == first and layout.cls_counts
 
 
 @pytest.mark.parametrize("case", [c for c in corpus() if packed(c.layout)], ids=lambda c: c.name)
