@@ -36,8 +36,10 @@ QuantKind = Literal["int8", "fp8"]
 HalfIO = Literal["none", "input", "output", "both"]
 CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 
-OPSETS = range(18, 24)
-"""Below 18 the exporter writes invalid models; above 23 it has no operators."""
+OPSETS = range(13, 24)
+"""Below 13 quantized weights have one range per tensor only; above 23 the exporter has no operators."""
+TRACED = 18
+"""The lowest opset that the exporter writes; an older one is reached by conversion."""
 MIN_OPSET = {"bf16": 22, "fp8": 19}
 """The lowest opset that has convolutions in bf16, and quantization to fp8."""
 
@@ -167,7 +169,7 @@ class OnnxOptions:
         img: input size in pixels, one side or ``(height, width)``; None: the size the model was published for.
         batch: images per run; with a dynamic batch the preferred number.
         dynamic: ``none``; ``batch``: any batch; ``shape``: any batch and any size that is a multiple of the stride.
-        opset: ONNX operator set, 18 to 23; a precision that needs a higher one gets it, and the report says so.
+        opset: ONNX operator set, 13 to 23; a precision that needs a higher one gets it, and the report says so.
         simplify: fold constants and remove nodes without effect.
         exporter: torch's ``dynamo`` exporter, or its ``legacy`` one (with onnxsim).
         nms: ``none`` gives raw rows. ``graph`` uses ONNX's NonMaxSuppression, ``basic`` only basic operators, and
@@ -203,9 +205,7 @@ class OnnxOptions:
         if self.batch < 1:
             raise UsageError(f"--batch must be at least 1, got {self.batch}")
         if self.opset not in OPSETS:
-            raise UsageError(
-                f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}: lower ones give invalid models"
-            )
+            raise UsageError(f"--opset must be from {OPSETS[0]} to {OPSETS[-1]}, got {self.opset}")
 
     @property
     def effective_opset(self) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.export.graph.interface import Constant, Interface
+from deploykit.export.graph.versions import OLDEST_SUPPORTED, oldest_runtime
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.precision.convert import PrecisionReport
 from deploykit.runtime.evaluate.compare import AccuracyComparison
@@ -15,6 +16,10 @@ from deploykit.runtime.files import format_size
 from deploykit.spec import ModelSpec
 
 __all__ = ["ExportReport"]
+
+
+def _release(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class ExportReport:
     checkpoint_size: int
     nodes: int
     opset: int
+    ir_version: int
     inputs: tuple[Interface, ...]
     outputs: tuple[Interface, ...]
     spec: ModelSpec
@@ -43,6 +49,18 @@ class ExportReport:
     def bytes_per_parameter(self) -> float:
         """The size of the file divided by the number of parameters."""
         return self.size / max(self.parameters, 1)
+
+    @property
+    def runtime(self) -> str:
+        """The releases of ONNX Runtime that load the file; those older than 1.15 were not tried."""
+        return f"ONNX Runtime {_release(oldest_runtime(self.opset, self.ir_version))} and newer"
+
+    def runtime_notes(self) -> tuple[str, ...]:
+        """Return a note if the file needs a newer ONNX Runtime than deploykit itself does."""
+        if oldest_runtime(self.opset, self.ir_version) <= OLDEST_SUPPORTED:
+            return ()
+        needs = f"opset {self.opset} needs {self.runtime}, and deploykit runs with {_release(OLDEST_SUPPORTED)} already"
+        return (f"{needs}: check what the file is for",)
 
     def why_this_size(self) -> str:
         """Return one sentence that accounts for every byte."""
@@ -65,6 +83,7 @@ class ExportReport:
         data = dataclasses.asdict(dataclasses.replace(self, parity=None, precision=None, accuracy=None))
         data["path"] = str(self.path)
         data["bytes_per_parameter"] = self.bytes_per_parameter
+        data["runtime"] = self.runtime
         data["parity"] = self.parity.to_dict() if self.parity else None
         data["accuracy"] = None
         if self.accuracy is not None:

@@ -20,7 +20,7 @@ from deploykit.export.graph.finalize import external_data_path, finalize_graph, 
 from deploykit.export.graph.trace import example_input, export_to_ir
 from deploykit.export.graph.two_stage_ops import TRANSLATIONS
 from deploykit.export.nms.plan import NmsPlan, plan_nms
-from deploykit.export.options import NmsMode, OnnxOptions, Precision, PrecisionOptions
+from deploykit.export.options import TRACED, NmsMode, OnnxOptions, Precision, PrecisionOptions
 from deploykit.export.output import check_writable, output_path, publish, staging_dir
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.report import ParityReport
@@ -150,6 +150,7 @@ def export_model(
             timer.step("writing")
         finalize_graph(graph, spec, context.plan, context.fused)
         report = _report(model, graph, spec, context, out)
+        report = replace(report, notes=(*report.notes, *report.runtime_notes()))
         if options.effective_opset != options.opset:
             raised = f"opset {spec.opset} is used instead of {options.opset}: {asked.precision} needs at least that"
             report = replace(report, notes=(*report.notes, raised))
@@ -197,7 +198,9 @@ def _context(
     timer.step("fusing")
     fused = fuse_model(model.module)
     plan, exported = plan_nms(spec, options.nms, thresholds, fused)
-    rows_plan, rows = plan_nms(replace(exported, output=model.spec.output), "none", exported.thresholds, fused)
+    # Precisions are measured on the raw rows, which stay in an opset that our own session computes.
+    raw = replace(exported, output=model.spec.output, opset=max(exported.opset, TRACED))
+    rows_plan, rows = plan_nms(raw, "none", exported.thresholds, fused)
     _check_combination(model, options, plan, exported)
     return ExportContext(
         trace=partial(_trace, plan, example, exported, options, timer),
@@ -276,6 +279,7 @@ def _report(
         checkpoint_size=0,
         nodes=sum(1 for _ in graph.graph),
         opset=graph.opset_imports[""],
+        ir_version=graph.ir_version,
         inputs=passes.interface_of(graph.graph.inputs),
         outputs=passes.interface_of(graph.graph.outputs),
         spec=spec,

@@ -98,7 +98,7 @@ def onnx_flags() -> Flags[OnnxOptions]:
                 ),
             ),
             "graph": (
-                Flag("--opset", "opset", "ONNX operator set, 18 to 23", metavar="N", type=int),
+                Flag("--opset", "opset", "ONNX operator set, 13 to 23", metavar="N", type=int),
                 Flag("--simplify", "simplify", "fold constants"),
                 Flag("--exporter", "exporter", "of torch", choices=get_args(Exporter)),
             ),
@@ -248,7 +248,7 @@ def _print(report: ExportReport) -> None:
     facts.add_column()
     facts.add_row("file", escape(f"{report.path}  {format_size(report.size)}"))
     facts.add_row("why this size", report.why_this_size())
-    facts.add_row("graph", f"{report.nodes} nodes, opset {report.opset}, {report.spec.precision}")
+    facts.add_row("graph", f"{report.nodes} nodes, opset {report.opset}, {report.spec.precision}; {report.runtime}")
     for name, tensors in (("input", report.inputs), ("output", report.outputs)):
         for tensor in tensors:
             facts.add_row(name, escape(str(tensor)))

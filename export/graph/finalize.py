@@ -10,6 +10,8 @@ from torch import nn
 
 from deploykit.errors import ExportError
 from deploykit.export.graph import passes
+from deploykit.export.graph.lower_opset import lower_opset
+from deploykit.export.graph.versions import lowest_ir_version
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.spec import METADATA_KEY, ModelSpec
 from deploykit.version import __version__
@@ -20,8 +22,9 @@ LARGE = 2**31 - 2**20  # bytes: protobuf's limit, minus room for the graph itsel
 
 
 def finalize_graph(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) -> None:
-    """Append NMS, strip metadata, name the dynamic axes and stamp the spec."""
+    """Append NMS, lower the opset to the spec's, strip metadata, name the dynamic axes and stamp the spec."""
     plan.append(graph, spec, fused)
+    lower_opset(graph, spec.opset)
     passes.strip(graph)
     canvas = spec.input
     batch: int | str = canvas.batch if canvas.dynamic == "none" else "batch"
@@ -35,6 +38,7 @@ def finalize_graph(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Mo
                 if tensor.columns is not None:  # the legacy exporter does not know it where the batch is free
                     sides[-1] = tensor.columns
                 passes.name_axes(output, (batch, *sides[1:]))
+    graph.ir_version = lowest_ir_version(graph)
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
 
 

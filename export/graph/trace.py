@@ -17,6 +17,7 @@ from torch import nn
 
 from deploykit.errors import DeployError, ExportError, ImageSizeError, import_extra
 from deploykit.export.graph.passes import register_constants
+from deploykit.export.options import TRACED
 from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = ["example_input", "export_to_ir"]
@@ -51,7 +52,7 @@ def export_to_ir(
     Raises:
         ExportError: the exporter refused the module.
     """
-    names = {"input_names": [spec.input.name], "output_names": list(outputs), "opset_version": spec.opset}
+    names = {"input_names": [spec.input.name], "output_names": list(outputs), "opset_version": max(spec.opset, TRACED)}
     if translations:
         names["custom_translation_table"] = translations
     trace = _dynamo if exporter == "dynamo" else _legacy
