@@ -24,8 +24,9 @@ from deploykit.models.families.yolox import model as yolox
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.conv import Conv
 from deploykit.models.registry import ReferenceModel
+from deploykit.models.yolo_graph.description import GraphConfig
 from deploykit.models.yolo_graph.family import reference_of
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 
 CLASSES = ("cat", "dog", "fox")
 SEED = 0

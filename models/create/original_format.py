@@ -26,10 +26,11 @@ from deploykit.models.layers.conv import Add, Concat, Conv, DownC, DWConv, Foldi
 from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
-from deploykit.models.layers.pool import MP, SP, SPP, SPPCSPC, SPPF
+from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCSPC
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
-from deploykit.models.yolo_graph.layer_graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph
+from deploykit.models.yolo_graph.description import NOT_GIVEN_ACT, GraphConfig
+from deploykit.models.yolo_graph.layer_graph import LayerGraph
 
 __all__ = [
     "ORIGINALS",
@@ -82,6 +83,7 @@ ORIGINALS: dict[type[nn.Module], Original] = {
     DownC: Original("models.common.DownC"),
     SPPCSPC: Original("models.common.SPPCSPC"),
     SPPF: Original("models.common.SPPF"),
+    SPPFCSPC: Original("models.common.SPPFCSPC"),
     Bottleneck: Original("models.common.Bottleneck", lambda m: {"add": m.add}),
     C3: Original("models.common.C3"),
     BottleneckCSP: Original("models.common.BottleneckCSP"),
@@ -94,6 +96,7 @@ ORIGINALS: dict[type[nn.Module], Original] = {
     SPP: Original("models.common.SPP"),
     MP: Original("models.common.MP"),
     SP: Original("models.common.SP"),
+    SPF: Original("models.common.SPF", lambda m: {"n": m.m.kernel_size // 2}),
     ReOrg: Original("models.common.ReOrg"),
     Concat: Original("models.common.Concat", lambda m: {"d": m.dimension}),
     Shortcut: Original("models.common.Shortcut", lambda m: {"d": 1}),

@@ -17,9 +17,10 @@ from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.yolov5 import ANCHORS_P6, MULTIPLES, layer_rows
 from deploykit.models.registry import ReferenceModel, register_variants
+from deploykit.models.yolo_graph.description import GraphConfig
 from deploykit.models.yolo_graph.family import HeadShape, custom_name, nearest_variant, normal_rows, reference_of
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, build_graph
+from deploykit.models.yolo_graph.layer_graph import build_graph
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec
 
 FAMILY = "KaPao"

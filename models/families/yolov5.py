@@ -22,6 +22,7 @@ from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.registry import ReferenceModel, register_variants
+from deploykit.models.yolo_graph.description import NOT_GIVEN_ACT, GraphConfig, Row
 from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,
@@ -31,7 +32,7 @@ from deploykit.models.yolo_graph.family import (
     reference_of,
 )
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
-from deploykit.models.yolo_graph.layer_graph import NOT_GIVEN_ACT, GraphConfig, LayerGraph, Row, build_graph
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 
 FAMILY = "YOLOv5"
 WEIGHTS_LICENCE = "AGPL-3.0; GPL-3.0 before 7.0 and of YOLO-Pose"

@@ -18,6 +18,7 @@ from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.anchor_head import IAuxDetect, Keypoint
 from deploykit.models.registry import ReferenceModel, register_variants
+from deploykit.models.yolo_graph.description import GraphConfig, Row
 from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,
@@ -27,7 +28,7 @@ from deploykit.models.yolo_graph.family import (
     reference_of,
 )
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, Row, build_graph
+from deploykit.models.yolo_graph.layer_graph import build_graph
 
 FAMILY = "YOLOv7"
 WEIGHTS_LICENCE = "GPL-3.0"

@@ -6,7 +6,7 @@ Every block's attribute names are the original's, so that its weights load; ``fu
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,9 +21,28 @@ def batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=BN_EPS, momentum=0.03)
 
 
-def plain_conv(c1: int, c2: int, k: int = 1, s: int = 1, g: int = 1, p: int | None = None) -> nn.Conv2d:
-    """A convolution without bias, padded by half its kernel unless ``p`` says otherwise."""
-    return nn.Conv2d(c1, c2, k, s, k // 2 if p is None else p, groups=g, bias=False)
+Size = int | Sequence[int]
+"""One number for both axes, or two: (height, width)."""
+
+
+def plain_conv(c1: int, c2: int, k: Size = 1, s: Size = 1, g: int = 1, p: Size | None = None, d: int = 1) -> nn.Conv2d:
+    """A convolution without bias, padded by half its (dilated) kernel unless ``p`` says otherwise."""
+    kernel = pair(k)
+    half = (d * (kernel[0] - 1) + 1) // 2, (d * (kernel[1] - 1) + 1) // 2
+    return nn.Conv2d(c1, c2, kernel, pair(s), half if p is None else pair(p), dilation=d, groups=g, bias=False)
+
+
+def pair(size: Size) -> tuple[int, int]:
+    """A size of both axes, from one number or from two.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(size, Sequence):
+        return size, size
+    if len(size) != 2:
+        raise ValueError(f"a size is one number or two, got {len(size)}")
+    return size[0], size[1]
 
 
 def fill_biases(convs: Iterable[nn.Module], value: float) -> None:
@@ -35,13 +54,24 @@ def fill_biases(convs: Iterable[nn.Module], value: float) -> None:
 
 
 class Conv(nn.Module):
-    """conv k x k -> batch norm -> activation; ``(B, c1, H, W)`` to ``(B, c2, ceil(H/s), ceil(W/s))``."""
+    """conv k x k -> batch norm -> activation; ``(B, c1, H, W)`` to ``(B, c2, ceil(H/s), ceil(W/s))``.
+
+    ``act``: None is SiLU. ``d``: the dilation.
+    """
 
     def __init__(
-        self, c1: int, c2: int, k: int = 1, s: int = 1, p: int | None = None, g: int = 1, act: nn.Module | None = None
+        self,
+        c1: int,
+        c2: int,
+        k: Size = 1,
+        s: Size = 1,
+        p: Size | None = None,
+        g: int = 1,
+        act: nn.Module | None = None,
+        d: int = 1,
     ) -> None:
         super().__init__()
-        self.conv = plain_conv(c1, c2, k, s, g, p)
+        self.conv = plain_conv(c1, c2, k, s, g, p, d)
         self.bn: nn.Module = batch_norm(c2)
         self.act = nn.SiLU() if act is None else act
 
@@ -60,8 +90,8 @@ class Conv(nn.Module):
 class DWConv(Conv):
     """Conv in as many groups as its inputs and outputs share: depthwise where they are equally many."""
 
-    def __init__(self, c1: int, c2: int, k: int = 1, s: int = 1, act: nn.Module | None = None) -> None:
-        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), act=act)
+    def __init__(self, c1: int, c2: int, k: Size = 1, s: Size = 1, act: nn.Module | None = None, d: int = 1) -> None:
+        super().__init__(c1, c2, k, s, g=math.gcd(c1, c2), act=act, d=d)
 
 
 class FoldingSequential(nn.Sequential):
@@ -127,7 +157,7 @@ class ReOrg(nn.Module):
 
 
 class DownC(nn.Module):
-    """Halve the size two ways, half of the channels each: 1x1 and 3x3 stride 2; max pool and 1x1."""
+    """Halve the size two ways, half of the channels each: 1x1 and 3x3 stride 2; max pool and 1x1. ``n`` has no use."""
 
     def __init__(self, c1: int, c2: int, n: int = 1, k: int = 2) -> None:
         super().__init__()

@@ -34,6 +34,15 @@ class SP(nn.Module):
         return out
 
 
+class SPF(SP):
+    """SP by a chain of (k - 1) // 2 pools of 3x3 in the yolov7-face project, which give what one large pool gives."""
+
+    def __init__(self, k: int = 3, s: int = 1) -> None:
+        if s != 1:
+            raise ValueError(f"a chain of pools with stride {s} is no single pool")
+        super().__init__(2 * ((k - 1) // 2) + 1)
+
+
 class SPPCSPC(nn.Module):
     """Spatial pyramid pooling in a cross-stage block; the concatenation's order is (pooled, bypass)."""
 
@@ -53,16 +62,37 @@ class SPPCSPC(nn.Module):
         self.cv2 = Conv(c1, hidden, 1, 1)
         self.cv3 = Conv(hidden, hidden, 3, 1)
         self.cv4 = Conv(hidden, hidden, 1, 1)
-        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in k)
+        self.m: nn.Module = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in k)
         self.cv5 = Conv(4 * hidden, hidden, 1, 1)
         self.cv6 = Conv(hidden, hidden, 3, 1)
         self.cv7 = Conv(2 * hidden, c2, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         main = self.cv4(self.cv3(self.cv1(x)))
-        pooled = self.cv6(self.cv5(torch.cat((main, *(m(main) for m in self.m)), 1)))
+        pooled = self.cv6(self.cv5(torch.cat((main, *self._pools(main)), 1)))
         out: Tensor = self.cv7(torch.cat((pooled, self.cv2(x)), 1))
         return out
+
+    def _pools(self, x: Tensor) -> list[Tensor]:
+        assert isinstance(self.m, nn.ModuleList)
+        return [pool(x) for pool in self.m]
+
+
+class SPPFCSPC(SPPCSPC):
+    """SPPCSPC with one pool three times in a row (yolov7-face, and many derivatives of YOLOv7)."""
+
+    def __init__(
+        self, c1: int, c2: int, n: int = 1, shortcut: bool = False, g: int = 1, e: float = 0.5, k: int = 5
+    ) -> None:
+        super().__init__(c1, c2, n, shortcut, g, e, ())
+        hidden = self.cv1.conv.out_channels
+        self.m = nn.MaxPool2d(k, 1, k // 2)
+        self.cv5 = Conv(4 * hidden, hidden, 1, 1)
+
+    def _pools(self, x: Tensor) -> list[Tensor]:
+        once = self.m(x)
+        twice = self.m(once)
+        return [once, twice, self.m(twice)]
 
 
 class SPP(nn.Module):

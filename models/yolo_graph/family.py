@@ -15,7 +15,8 @@ from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import ReferenceModel
-from deploykit.models.yolo_graph.layer_graph import MAX_CHANNELS, GraphConfig, LayerGraph, Row, build_graph, read_row
+from deploykit.models.yolo_graph.description import MAX_CHANNELS, GraphConfig, Row, read_row
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.spec import (
     COCO_KEYPOINTS,
     Fit,

@@ -20,7 +20,8 @@ from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.ghost import C3Ghost
 from deploykit.models.loading.weights import load_weights
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.description import GraphConfig
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.models.yolo_graph.layer_table import ACTIVATIONS
 
 _ARGUMENTS = {"LeakyReLU": "negative_slope", "ELU": "alpha"}
@@ -29,6 +30,8 @@ _ARGUMENTS = {"LeakyReLU": "negative_slope", "ELU": "alpha"}
 _GEOMETRY: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "groups"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
+    nn.ZeroPad2d: ("padding",),
     nn.Upsample: ("scale_factor", "mode"),
 }
 """What else no state dict holds: the description and the pickled modules must say the same."""

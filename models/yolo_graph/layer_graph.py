@@ -1,155 +1,35 @@
 """A network from rows ``[from, repeats, layer, arguments]``: how the YOLOv5 and YOLOv7 projects describe a model.
 
 Our own variants are written as such rows, and a checkpoint that carries its own description is built from it, so that
-custom-trained models load too. Nothing in a row is evaluated: names and numbers are looked up.
+custom-trained models load too.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 import reprlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError
 from deploykit.models.fuse import fuse_model
-from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint
-from deploykit.models.layers.conv import Add, Concat, Conv, ReOrg, Shortcut
-from deploykit.models.layers.pose_object import PoseObject
-from deploykit.models.yolo_graph.layer_table import (
-    CONVOLUTIONS,
-    HEADS,
-    KNOWN,
-    SAME_CHANNELS,
-    STACKS,
-    activation,
-    unknown_layer,
+from deploykit.models.layers.anchor_head import Detect
+from deploykit.models.layers.conv import Conv
+from deploykit.models.yolo_graph.description import (
+    MAX_LAYERS,
+    REFUSALS,
+    GraphConfig,
+    misfit,
+    read_row,
 )
+from deploykit.models.yolo_graph.layer_table import HEADS, activation
+from deploykit.models.yolo_graph.row_layers import layer_of_row, repeats_of_row
 
-Row = Sequence[Any]
-"""``[from, repeats, layer, arguments]``; ``from`` is an index or a list of them, -1 the row before."""
-
-# A hostile description must not keep us busy; the largest real one has 266 rows, 8 sources and 2048 channels.
-MAX_ROWS, MAX_LAYERS, MAX_ENTRIES, MAX_CHANNELS = 1000, 1000, 32, 65_536
-MAX_MODULES = 4000  # with all that is inside of them; the largest real one has 1063
+MAX_MODULES = 4000  # with all that is inside of the layers; the largest real model has 1063
 MAX_FEATURE = 2**27  # values that a layer gives for an image of 256 px; the largest real one gives 2**22
-
-_REFUSALS = (ArithmeticError, AttributeError, IndexError, RuntimeError, TypeError, ValueError)
-"""What Python and torch raise for numbers and shapes that make no layer."""
-
-
-NOT_GIVEN_ACT = ("SPP", "Detect")
-"""The layers of edgeai-yolov5 that keep SiLU whatever ``act`` says: its code does not hand it to them."""
-
-
-@dataclass(frozen=True)
-class GraphConfig:
-    """What a description says beside its rows. ``anchors``: a flat list ``w, h, ...`` in pixels per level.
-
-    ``activation`` is that of every convolution whose row does not name one, but for those in ``silu_layers``; empty:
-    SiLU. ``num_coords``, beside the classes, make the head KaPao's.
-
-    Raises:
-        CheckpointError: a number that no model has.
-    """
-
-    rows: tuple[Row, ...]
-    num_classes: int
-    anchors: tuple[tuple[float, ...], ...]
-    num_keypoints: int = 0
-    depthwise_keypoints: bool = False
-    num_coords: int = 0
-    depth_multiple: float = 1.0
-    width_multiple: float = 1.0
-    channels: int = 3
-    activation: str = ""
-    silu_layers: tuple[str, ...] = ()
-    strides: tuple[int, ...] = field(default=())
-
-    def __post_init__(self) -> None:
-        if not 1 <= len(self.rows) <= MAX_ROWS:
-            raise CheckpointError(f"a model's description has 1 to {MAX_ROWS} layers, this one has {len(self.rows)}")
-        for name, least in (("num_classes", 1), ("num_keypoints", 0), ("num_coords", 0), ("channels", 1)):
-            value = getattr(self, name)
-            if not least <= value <= MAX_CHANNELS:
-                raise CheckpointError(
-                    f"a model's {name} is {least} to {MAX_CHANNELS}, its description says {reprlib.repr(value)}"
-                )
-        for name in ("depth_multiple", "width_multiple"):
-            value = getattr(self, name)
-            if not 0.0 < value <= MAX_ENTRIES:  # a NaN must fail
-                raise CheckpointError(
-                    f"a model's {name} is over 0 and up to {MAX_ENTRIES}, its description says {value}"
-                )
-        sizes = {len(level) for level in self.anchors}
-        if len(sizes) != 1 or not 1 <= len(self.anchors) <= MAX_ENTRIES or max(sizes) not in range(2, MAX_ENTRIES, 2):
-            raise CheckpointError(
-                "a model's anchors are a list w, h, w, h, ... per level, all of one length; "
-                f"its description says {reprlib.repr(self.anchors)}"
-            )
-
-    @staticmethod
-    def from_yaml(yaml: Mapping[str, Any]) -> GraphConfig:
-        """Read the ``yaml`` dictionary that a YOLOv5/v7 checkpoint carries.
-
-        Raises:
-            CheckpointError: a part is missing, of another type or out of range.
-        """
-        try:
-            rows = (*yaml["backbone"], *yaml["head"])
-            _check_known(rows)
-            return GraphConfig(
-                rows=rows,
-                num_classes=int(yaml["nc"]),
-                anchors=_anchors(yaml["anchors"], rows),
-                num_keypoints=int(yaml.get("nkpt") or 0),
-                depthwise_keypoints=bool(yaml.get("dw_conv_kpt", False)),
-                depth_multiple=float(yaml.get("depth_multiple", 1.0)),
-                width_multiple=float(yaml.get("width_multiple", 1.0)),
-                channels=int(yaml.get("ch", 3)),
-                activation=_activation_name(yaml),
-                silu_layers=NOT_GIVEN_ACT if yaml.get("act") and not yaml.get("activation") else (),
-            )
-        except KeyError as e:
-            raise CheckpointError(
-                f"the checkpoint's model description has no {e.args[0]!r}: only those of the YOLOv5 and YOLOv7 "
-                "projects are read (backbone, head, nc, anchors)"
-            ) from e
-        except (ArithmeticError, TypeError, ValueError) as e:
-            raise CheckpointError(f"the checkpoint's model description cannot be read: {e}") from e
-
-
-def _anchors(value: Any, rows: Sequence[Row]) -> tuple[tuple[float, ...], ...]:
-    """In pixels, per level. A mere number of them says that training found them and that they are in the weights."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        if not 1 <= value < MAX_ENTRIES // 2:
-            raise ValueError(f"{reprlib.repr(value)} anchors per level, expected 1 to {MAX_ENTRIES // 2 - 1}")
-        sources, *_ = read_row(len(rows) - 1, rows[-1])
-        return (tuple(float(i) for i in range(2 * value)),) * len(sources)
-    return tuple(tuple(float(a) for a in level) for level in value)
-
-
-def _activation_name(yaml: Mapping[str, Any]) -> str:
-    """YOLOv5 7.0 writes ``activation: nn.LeakyReLU(0.1)``, edgeai-yolov5 ``act: ReLU``."""
-    named = yaml.get("activation") or (f"nn.{yaml['act']}()" if yaml.get("act") else "")
-    if not isinstance(named, str):
-        raise TypeError(f"its activation is {reprlib.repr(named)}, expected a name")
-    if named:
-        activation(named)
-    return named
-
-
-def _check_known(rows: Sequence[Row]) -> None:
-    """Before anything else of a description is looked at, because this tells its reader most."""
-    for i, row in enumerate(rows):
-        kind = str(row[2]) if isinstance(row, (list, tuple)) and len(row) > 2 else ""
-        if kind and kind not in KNOWN:
-            raise unknown_layer(i, kind)
 
 
 class LayerGraph(nn.Module):
@@ -216,16 +96,16 @@ def build_graph(config: GraphConfig) -> LayerGraph:
     for i, row in enumerate(config.rows):
         used, repeats, kind, arguments = read_row(i, row)
         try:
-            count = _count(repeats, config)
+            count = repeats_of_row(repeats, config)
             room -= count
             if room < 0:
                 raise ValueError(f"with its repeats the model has more than {MAX_LAYERS} layers")
-            layer, out = _layer(kind, arguments, [channels[s + 1] for s in used], count, config, i)
+            layer, out = layer_of_row(kind, arguments, [channels[s + 1] for s in used], count, config, i)
             modules -= sum(1 for _ in layer.modules())
             if modules < 0:
                 raise ValueError(f"with what is inside of its layers the model has more than {MAX_MODULES} modules")
-        except _REFUSALS as e:
-            raise _misfit(i, row, e) from e
+        except REFUSALS as e:
+            raise misfit(i, row, e) from e
         if config.activation and kind not in config.silu_layers:
             _activate(layer, config.activation)
         layers.append(layer)
@@ -241,118 +121,11 @@ def build_graph(config: GraphConfig) -> LayerGraph:
     return graph
 
 
-def read_row(i: int, row: Row) -> tuple[tuple[int, ...], int, str, list[Any]]:
-    """Row ``i``'s sources as absolute indices (-1 is the image), its repeats, layer and arguments.
-
-    Raises:
-        CheckpointError: it is not a row, or is fed by a layer that does not come before it.
-    """
-    try:
-        origin, repeats, kind, arguments = row
-        used = tuple(s if s >= 0 else i + s for s in ([origin] if isinstance(origin, int) else origin))
-        if not used or len(used) > MAX_ENTRIES or not all(isinstance(s, int) and -1 <= s < i for s in used):
-            raise ValueError(f"it is fed by {reprlib.repr(origin)}, which is not an earlier layer")
-        if not isinstance(kind, str) or not isinstance(arguments, (list, tuple)) or len(arguments) > MAX_ENTRIES:
-            raise ValueError(f"expected [from, repeats, layer, arguments] with up to {MAX_ENTRIES} arguments")
-        return used, int(repeats), kind, list(arguments)
-    except _REFUSALS as e:
-        raise _misfit(i, row, e) from e
-
-
 def _activate(layer: nn.Module, text: str) -> None:
     """Give the convolutions that have no activation of their own the description's."""
     for module in layer.modules():
         if isinstance(module, Conv) and type(module.act) is nn.SiLU:
             module.act = activation(text)
-
-
-def _misfit(i: int, row: Row, reason: Exception) -> CheckpointError:
-    first_line = str(reason).partition("\n")[0]
-    return CheckpointError(
-        f"layer {i} of the model's description, {reprlib.repr(row)}, cannot be built: {first_line}; "
-        "the description is damaged, or not one of the YOLOv5 and YOLOv7 projects"
-    )
-
-
-def _count(repeats: int, config: GraphConfig) -> int:
-    if repeats < 1:
-        raise ValueError(f"it is repeated {repeats} times, expected at least 1")
-    return max(round(repeats * config.depth_multiple), 1) if repeats > 1 else 1
-
-
-def _layer(
-    kind: str, arguments: list[Any], inputs: list[int], count: int, config: GraphConfig, i: int
-) -> tuple[nn.Module, int]:
-    """One row's module and how many channels it gives."""
-    args = [_literal(a, config) for a in arguments]
-    if kind in CONVOLUTIONS or kind in STACKS:
-        out = _divisible(args[0] * config.width_multiple) if args[0] != _outputs(config) else args[0]
-        if not 1 <= out <= MAX_CHANNELS:
-            raise ValueError(f"it gives {out} channels, expected 1 to {MAX_CHANNELS}")
-        text = next((a for a in args if isinstance(a, str)), None)
-        if text is not None:
-            raise ValueError(f"its argument {text!r} is neither a number nor an activation")
-        if kind in STACKS:
-            return STACKS[kind](inputs[0], out, count, *args[1:]), out
-        return _repeated(CONVOLUTIONS[kind], [inputs[0], out, *args[1:]], count), out
-    if kind in SAME_CHANNELS:
-        return SAME_CHANNELS[kind](*args), inputs[0]
-    if kind in HEADS:
-        return _head(kind, inputs, config, keypoints="nkpt" in arguments), 0
-    if kind == "Concat":
-        return Concat(*args), sum(inputs)
-    if kind == "Shortcut":
-        return Shortcut(), inputs[0]
-    if kind == "ADD":
-        return Add(*args), inputs[0]
-    if kind == "ReOrg":
-        return ReOrg(), inputs[0] * 4
-    if kind == "nn.Upsample":
-        return nn.Upsample(*args), inputs[0]
-    raise unknown_layer(i, kind)
-
-
-def _head(kind: str, inputs: list[int], config: GraphConfig, *, keypoints: bool) -> Detect:
-    expected = len(config.anchors) * (2 if kind == "IAuxDetect" else 1)
-    if len(inputs) != expected:
-        raise ValueError(
-            f"it is fed by {len(inputs)} layers, its {len(config.anchors)} levels of anchors need {expected}"
-        )
-    if kind == "Detect" and config.num_coords:
-        return PoseObject(config.num_classes, config.anchors, inputs, config.num_coords)
-    if kind != "IKeypoint" and not (kind == "Detect" and keypoints):  # edgeai-yolov5 calls its keypoint head Detect
-        return HEADS[kind](config.num_classes, config.anchors, inputs)
-    if not config.num_keypoints:
-        raise ValueError("a keypoint head needs nkpt, the number of keypoints")
-    head = IKeypoint if kind == "IKeypoint" else Keypoint
-    return head(config.num_classes, config.anchors, inputs, config.num_keypoints, config.depthwise_keypoints)
-
-
-def _repeated(kind: type[nn.Module], args: list[Any], count: int) -> nn.Module:
-    return nn.Sequential(*(kind(*args) for _ in range(count))) if count > 1 else kind(*args)
-
-
-def _outputs(config: GraphConfig) -> int:
-    """Upstream leaves a convolution of exactly the head's width unscaled; its anchors count is that of level 0."""
-    return len(config.anchors[0]) // 2 * (config.num_classes + config.num_coords + 5)
-
-
-def _divisible(x: float, by: int = 8) -> int:
-    return math.ceil(x / by) * by
-
-
-def _literal(value: Any, config: GraphConfig) -> Any:
-    """What a description's argument means; the only strings are a few names and activations."""
-    if isinstance(value, (list, tuple)):
-        if len(value) > MAX_ENTRIES or any(isinstance(v, (list, tuple)) for v in value):
-            raise ValueError(f"its argument {reprlib.repr(value)} is neither one value nor a short list")
-        return [_literal(v, config) for v in value]
-    if not isinstance(value, str):
-        return value
-    named = {"None": None, "True": True, "False": False, "nc": config.num_classes, "nkpt": config.num_keypoints}
-    if value in named:
-        return named[value]
-    return activation(value) if value.startswith("nn.") else value
 
 
 def _without_norms(module: nn.Module) -> nn.Module:
@@ -377,9 +150,9 @@ def _strides(graph: LayerGraph, config: GraphConfig) -> list[int]:
                 outputs[i] = twin(*(outputs[s] for s in graph.sources[i]))
                 if outputs[i].numel() > MAX_FEATURE:
                     raise ValueError(f"it gives {outputs[i].numel():,} values for an image of {side} px")
-            except _REFUSALS as e:
-                raise _misfit(i, config.rows[i], e) from e
+            except REFUSALS as e:
+                raise misfit(i, config.rows[i], e) from e
     strides = [side // max(outputs[s].shape[-1], 1) for s in graph.sources[last][: graph.head.num_levels]]
     if min(strides) < 1:
-        raise CheckpointError("a level of the model's head is larger than the image: its description is damaged")
+        raise CheckpointError("a level of the model's head is larger than the image; expected one that is scaled down")
     return strides

@@ -14,7 +14,7 @@ from deploykit.models.layers.conv import Conv, DownC, DWConv
 from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
-from deploykit.models.layers.pool import MP, SP, SPP, SPPCSPC, SPPF
+from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCSPC
 from deploykit.models.layers.rep import RepConv
 
 CONVOLUTIONS: dict[str, type[nn.Module]] = {
@@ -24,12 +24,11 @@ CONVOLUTIONS: dict[str, type[nn.Module]] = {
     "RepConv": RepConv,
     "Focus": Focus,
     "ConvFocus": ConvFocus,
-    "DownC": DownC,
     "Bottleneck": Bottleneck,
     "GhostBottleneck": GhostBottleneck,
     "SPP": SPP,
-    "SPPCSPC": SPPCSPC,
     "SPPF": SPPF,
+    "SPPFCSPC": SPPFCSPC,
     "StemBlock": lite.StemBlock,
     "Shuffle_Block": lite.ShuffleBlock,
     "DWConvblock": lite.DWConvblock,
@@ -37,10 +36,24 @@ CONVOLUTIONS: dict[str, type[nn.Module]] = {
 }
 """Layers whose first argument is the number of output channels, scaled by ``width_multiple``."""
 
-STACKS: dict[str, type[nn.Module]] = {"C3": C3, "BottleneckCSP": BottleneckCSP, "C3Ghost": C3Ghost}
-"""The same, and a row's repeats are how many bottlenecks the layer has: it is not itself repeated."""
+STACKS: dict[str, type[nn.Module]] = {
+    "C3": C3,
+    "BottleneckCSP": BottleneckCSP,
+    "C3Ghost": C3Ghost,
+    "DownC": DownC,
+    "SPPCSPC": SPPCSPC,
+}
+"""The same, and a row's repeats are the layer's third argument (how many bottlenecks it has): it is not repeated."""
 
-SAME_CHANNELS: dict[str, type[nn.Module]] = {"MP": MP, "SP": SP}
+SAME_CHANNELS: dict[str, type[nn.Module]] = {
+    "MP": MP,
+    "SP": SP,
+    "SPF": SPF,
+    "nn.MaxPool2d": nn.MaxPool2d,
+    "nn.AvgPool2d": nn.AvgPool2d,
+    "nn.ZeroPad2d": nn.ZeroPad2d,
+    "nn.Identity": nn.Identity,
+}
 HEADS: dict[str, type[Detect]] = {
     "Detect": Detect,
     "IDetect": IDetect,
@@ -65,7 +78,8 @@ def activation(text: str) -> nn.Module:
         UnknownLayerError: not an activation that deploykit has.
     """
     # The length is looked at first: a pattern takes quadratic time on a megabyte of blanks.
-    pattern = r"nn\.(\w+)\(\s*(-?\d*\.?\d+(?:e-?\d+)?)?\s*(?:,?\s*inplace=(?:True|False))?\)"
+    number = r"(?:(?:negative_slope|alpha)=)?(-?\d*\.?\d+(?:e-?\d+)?)"
+    pattern = rf"nn\.(\w+)\(\s*(?:{number})?\s*(?:,?\s*inplace=(?:True|False))?\)"
     match = re.fullmatch(pattern, text) if len(text) <= MAX_TEXT else None
     if match is None or match[1] not in ACTIVATIONS:
         known = ", ".join(f"nn.{name}()" for name in ACTIVATIONS)

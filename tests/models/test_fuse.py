@@ -31,7 +31,7 @@ from deploykit.models.layers.csp import C3, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, ShuffleBlock, StemBlock
-from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF
+from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF, SPPFCSPC
 from deploykit.models.layers.rep import RepConv
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 
@@ -47,6 +47,7 @@ BLOCKS: dict[str, Callable[[], nn.Module]] = {
     "RepConv stride 2": lambda: RepConv(6, 6, s=2),
     "DownC": lambda: DownC(6, 10),
     "SPPCSPC": lambda: SPPCSPC(6, 10),
+    "SPPFCSPC": lambda: SPPFCSPC(6, 10),
     "SPPF": lambda: SPPF(6, 10),
     "SPP": lambda: SPP(6, 10),
     "Focus": lambda: Focus(6, 8, 3),

@@ -144,6 +144,20 @@ def sppcspc(x: Array, w: Weights, at: str) -> Array:
     return conv(np.concatenate([pooled, conv(x, w, f"{at}.cv2")], 1), w, f"{at}.cv7")
 
 
+def sppfcspc(x: Array, w: Weights, at: str, k: int = 5) -> Array:
+    pyramid = [conv(conv(conv(x, w, f"{at}.cv1"), w, f"{at}.cv3", 3), w, f"{at}.cv4")]
+    for _ in range(3):
+        pyramid.append(max_pool(pyramid[-1], k, 1, k // 2))
+    pooled = conv(conv(np.concatenate(pyramid, 1), w, f"{at}.cv5"), w, f"{at}.cv6", 3)
+    return conv(np.concatenate([pooled, conv(x, w, f"{at}.cv2")], 1), w, f"{at}.cv7")
+
+
+def spf(x: Array, k: int) -> Array:
+    for _ in range((k - 1) // 2):
+        x = max_pool(x, 3, 1, 1)
+    return x
+
+
 def spp(x: Array, w: Weights, at: str, k: Sequence[int] = (5, 9, 13), act: Activation = silu) -> Array:
     x = conv(x, w, f"{at}.cv1", act=act)
     return conv(np.concatenate([x, *(max_pool(x, n, 1, n // 2) for n in k)], 1), w, f"{at}.cv2", act=act)

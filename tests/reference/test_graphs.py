@@ -12,7 +12,8 @@ from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import yolov5
 from deploykit.models.families.yolov7 import VARIANTS, config_of
 from deploykit.models.fuse import fuse_model
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.description import GraphConfig
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from tests.reference.graphs import run
 from tests.reference.layers import hardswish
 

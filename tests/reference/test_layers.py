@@ -16,7 +16,7 @@ from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, ShuffleBlock, StemBlock
-from deploykit.models.layers.pool import MP, SP, SPP, SPPCSPC, SPPF
+from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCSPC
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 from tests.reference import layers as reference
 from tests.reference.layers import Array, Weights
@@ -52,6 +52,8 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, Definition]] = {
     ),
     "DownC": (lambda: DownC(6, 10), 6, lambda x, w: reference.down_c(x, w, "m")),
     "SPPCSPC": (lambda: SPPCSPC(6, 10), 6, lambda x, w: reference.sppcspc(x, w, "m")),
+    "SPPFCSPC": (lambda: SPPFCSPC(6, 10), 6, lambda x, w: reference.sppfcspc(x, w, "m")),
+    "SPPFCSPC of 3": (lambda: SPPFCSPC(6, 10, k=3), 6, lambda x, w: reference.sppfcspc(x, w, "m", 3)),
     "SPPF": (lambda: SPPF(6, 10), 6, lambda x, w: reference.sppf(x, w, "m")),
     "SPP": (lambda: SPP(6, 10), 6, lambda x, w: reference.spp(x, w, "m")),
     "SPP of 3, 5, 7": (lambda: SPP(6, 10, [3, 5, 7]), 6, lambda x, w: reference.spp(x, w, "m", (3, 5, 7))),
@@ -106,6 +108,9 @@ CASES: dict[str, tuple[Callable[[], nn.Module], int, Definition]] = {
     ),
     "MP": (MP, 6, lambda x, w: reference.max_pool(x, 2, 2)),
     "SP 5": (lambda: SP(5), 6, lambda x, w: reference.max_pool(x, 5, 1, 2)),
+    "SPF 5": (lambda: SPF(5), 6, lambda x, w: reference.spf(x, 5)),
+    "SPF 13": (lambda: SPF(13), 6, lambda x, w: reference.spf(x, 13)),
+    "SPF of an even size": (lambda: SPF(4), 6, lambda x, w: reference.spf(x, 4)),
     "SP 13": (lambda: SP(13), 6, lambda x, w: reference.max_pool(x, 13, 1, 6)),
     "ReOrg": (ReOrg, 3, lambda x, w: reference.reorg(x)),
     "nn.Upsample": (lambda: nn.Upsample(None, 2, "nearest"), 6, lambda x, w: reference.upsample(x)),

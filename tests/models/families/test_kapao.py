@@ -19,7 +19,8 @@ from deploykit.models.families.kapao import CROWDPOSE_KEYPOINTS, VARIANTS, confi
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import create_model, model_from_checkpoint
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.description import GraphConfig
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.spec import COCO_KEYPOINTS, PoseFusion, PoseObjectRows
 
 # (parameters, folded, keys of the original's state dict, multiply-adds / 1e9 at 1280 px): confirmed with the original's

@@ -19,7 +19,8 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.registry import create_model, model_from_checkpoint
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph, read_row
+from deploykit.models.yolo_graph.description import GraphConfig, read_row
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from tests.reference.published_yolov5 import GRAPHS, layers_of
 
 # (parameters, folded, keys of the original's state dict, batch norms, published millions, published operations / 1e9):

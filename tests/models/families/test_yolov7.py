@@ -16,7 +16,8 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, Keypoint
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 from deploykit.models.registry import create_model
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.description import GraphConfig
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from tests.reference.published import ANCHORS, layers_of
 
 

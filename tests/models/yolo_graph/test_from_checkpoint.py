@@ -19,7 +19,8 @@ from deploykit.models.families.yolov5 import config_of as config_of_yolov5
 from deploykit.models.families.yolov7 import config_of
 from deploykit.models.layers.anchor_head import IKeypoint
 from deploykit.models.registry import load_model
-from deploykit.models.yolo_graph.layer_graph import GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.description import GraphConfig
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 
 TINY = config_of("yolov7_tiny", 3, width=0.125, training=True)
 CUSTOM = GraphConfig(

@@ -21,7 +21,8 @@ from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.conv import Conv
-from deploykit.models.yolo_graph.layer_graph import MAX_ROWS, GraphConfig, LayerGraph, build_graph
+from deploykit.models.yolo_graph.description import MAX_ROWS, GraphConfig
+from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.models.yolo_graph.layer_table import ACTIVATIONS, KNOWN, activation
 
 INF, NAN = float("inf"), float("nan")
