@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from deploykit.facade import evaluate_against as evaluate_against
     from deploykit.facade import load as load
     from deploykit.facade import open_session as open_session
+    from deploykit.models.load_options import LoadOptions as LoadOptions
     from deploykit.progress import Progress as Progress
     from deploykit.runtime.options import EvalOptions as EvalOptions
     from deploykit.runtime.options import PredictOptions as PredictOptions
@@ -42,6 +43,7 @@ _HOME = {
     "EngineOptions": "deploykit.export.options",
     "EvalOptions": "deploykit.runtime.options",
     "ImageResult": "deploykit.runtime.results.base",
+    "LoadOptions": "deploykit.models.load_options",
     "ModelSpec": "deploykit.spec",
     "OnnxOptions": "deploykit.export.options",
     "PrecisionOptions": "deploykit.export.options",

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
 from deploykit.errors import UsageError, import_extra
 from deploykit.progress import SILENT, Progress
-from deploykit.spec import CHECKPOINT_SUFFIXES, ModelSpec
+from deploykit.spec import ModelSpec
 
 if TYPE_CHECKING:
+    from deploykit.models.load_options import LoadOptions
     from deploykit.runtime.evaluate.compare import Comparison
     from deploykit.runtime.evaluate.report import DetectionEvaluation, Evaluation, ImageEvaluation
     from deploykit.runtime.options import EvalKeywords, PredictKeywords
@@ -34,6 +35,7 @@ def load(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[Result]: ...
 @overload
@@ -44,6 +46,7 @@ def load(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[Classification]: ...
 @overload
@@ -54,6 +57,7 @@ def load(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[LabelMap]: ...
 @overload
@@ -64,6 +68,7 @@ def load(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[RestoredImage | RestoredRaw]: ...
 @overload
@@ -74,6 +79,7 @@ def load(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[Features]: ...
 @overload
@@ -84,6 +90,7 @@ def load(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[ImageResult]: ...
 def load(
@@ -93,6 +100,7 @@ def load(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[Any]:
     """Open a model and everything around it.
@@ -108,6 +116,7 @@ def load(
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
         preprocessing: of a checkpoint whose model was published with two ways to prepare images: ``legacy`` for the
             weights of YOLOX's release 0.0.1. An exported model has its own in its spec.
+        loading: how a checkpoint is loaded: which of its entries is taken.
         options: ``conf``, ``iou``, ``max_det``, ``top``, ``tile``, ``overlap``, ``batch``, ...: the fields of
             :class:`deploykit.runtime.options.PredictOptions`, with their defaults.
 
@@ -122,7 +131,7 @@ def load(
     from deploykit.runtime.spec_file import read_spec
 
     asked, given = PredictOptions(**options), read_spec(spec)
-    session = open_session(path, backend=backend, preprocessing=preprocessing)
+    session = open_session(path, backend=backend, preprocessing=preprocessing, loading=loading)
     try:
         chosen = given or session_spec(session, os.fspath(path))
         if task not in (None, chosen.task):
@@ -143,6 +152,7 @@ def evaluate(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     progress: Progress = SILENT,
     **options: Unpack[EvalKeywords],
 ) -> DetectionEvaluation: ...
@@ -156,6 +166,7 @@ def evaluate(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     progress: Progress = SILENT,
     **options: Unpack[EvalKeywords],
 ) -> ImageEvaluation: ...
@@ -169,6 +180,7 @@ def evaluate(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     progress: Progress = SILENT,
     **options: Unpack[EvalKeywords],
 ) -> Evaluation: ...
@@ -181,6 +193,7 @@ def evaluate(
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
     progress: Progress = SILENT,
     **options: Unpack[EvalKeywords],
 ) -> Evaluation:
@@ -203,6 +216,7 @@ def evaluate(
         backend: as for :func:`open_session`.
         preprocessing: as for :func:`load`; or ``upstream``: as the original project's own evaluation prepares images,
             which is not how they are prepared in use (docs/evaluation.md).
+        loading: as for :func:`load`.
         progress: hears the steps ``loading``, ``evaluating`` and ``scoring``, and the share of the images that is done.
         options: ``conf``, ``iou``, ``max_det``, ``limit``, ``batch``, ...: the fields of
             :class:`deploykit.runtime.options.EvalOptions`, with their defaults.
@@ -221,7 +235,8 @@ def evaluate(
     given, upstream = read_spec(spec), preprocessing == "upstream"
     chosen = EvalOptions(task=task, upstream=upstream, **options)
     progress.step("loading")
-    with open_session(model, backend=backend, preprocessing="default" if upstream else preprocessing) as session:
+    own_way = "default" if upstream else preprocessing
+    with open_session(model, backend=backend, preprocessing=own_way, loading=loading) as session:
         own = given or session_spec(session, os.fspath(model))
         return evaluate_session(session, own, data, images, chosen, progress)
 
@@ -232,6 +247,7 @@ def evaluate_against(
     data: Place,
     *,
     bootstrap: int | None = None,
+    loading: LoadOptions | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> Comparison:
@@ -242,6 +258,7 @@ def evaluate_against(
         reference: another one of the same classes: the checkpoint, or its export in a higher precision.
         data: see :func:`evaluate`.
         bootstrap: draws for the intervals of the differences of detectors (docs/evaluation.md); None: 1000; 0: none.
+        loading: how those of the two that are checkpoints are loaded.
         progress: hears both evaluations, the one after the other.
         options: further arguments of :func:`evaluate`, for both.
 
@@ -249,8 +266,13 @@ def evaluate_against(
         UsageError: the two cannot be compared. Else what :func:`evaluate` raises.
     """
     from deploykit.runtime.evaluate.compare import compared
+    from deploykit.runtime.session import for_checkpoints
 
-    found = [evaluate(path, data, progress=progress, **options) for path in (model, reference)]
+    ways = for_checkpoints((model, reference), loading)
+    found = [
+        evaluate(path, data, loading=way, progress=progress, **options)
+        for path, way in zip((model, reference), ways, strict=True)
+    ]
     return compared(found[0], found[1], samples=bootstrap)
 
 
@@ -261,6 +283,7 @@ def open_session(
     provider: str = "auto",
     threads: int | None = None,
     preprocessing: str = "default",
+    loading: LoadOptions | None = None,
 ) -> Session:
     """Load a model as a network of named tensors: no images, no postprocess.
 
@@ -273,25 +296,29 @@ def open_session(
         threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
             process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.
         preprocessing: what a checkpoint's session says of how images are prepared; see :func:`load`.
+        loading: how a checkpoint is loaded; see :func:`load`.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
         MissingDependencyError: a checkpoint without torch, or an ONNX file without onnxruntime.
     """
-    if Path(path).suffix.lower() in CHECKPOINT_SUFFIXES:
+    from deploykit.runtime import session
+
+    if session.is_checkpoint(path):
         if backend not in ("auto", "torch") or provider != "auto":
             raise UsageError(f"{path} is a checkpoint and runs in torch: backend and provider are for exports")
         from deploykit.runtime.files import existing_file
-        from deploykit.runtime.session import check_threads
 
-        check_threads(threads)
+        session.check_threads(threads)
         file = existing_file(path, "a checkpoint")
         import_extra("torch", "export")
         from deploykit.export.sessions.torch_module import open_torch_session
 
-        return open_torch_session(file, threads=threads, preprocessing=preprocessing)[0]
+        return open_torch_session(file, threads=threads, preprocessing=preprocessing, loading=loading)[0]
     if preprocessing != "default":
         raise UsageError(f"{path} says in its spec how images are prepared: preprocessing is for checkpoints")
+    if loading is not None:
+        raise UsageError(f"{path} is no checkpoint: how one is loaded (--entry) is not asked of it")
     if backend == "torch" and Path(path).suffix.lower() == ".onnx":
         from deploykit.runtime.files import existing_file
 
@@ -299,6 +326,4 @@ def open_session(
         from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 
         return open_onnx_in_torch(existing_file(path, "a model"), threads=threads)
-    from deploykit.runtime import session
-
     return session.open_session(path, backend=backend, provider=provider, threads=threads)

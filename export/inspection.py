@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, import_extra
+from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, UsageError, import_extra
+from deploykit.models.load_options import LoadOptions
 from deploykit.runtime.engine_record import read_record
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
@@ -29,22 +30,30 @@ class Inspection:
         return {**self.facts, "notes": list(self.notes)}
 
 
-def inspect_file(path: str | Path) -> Inspection:
+def inspect_file(path: str | Path, loading: LoadOptions | None = None) -> Inspection:
     """Inspect a checkpoint (``.pt .pth .pkl .safetensors`` or anything else) or an exported model (``.onnx .trt``).
+
+    ``loading``: how a checkpoint is loaded.
 
     Raises:
         NotFoundError: there is no such file. CheckpointError, ArtefactError: it is neither.
+        UsageError: ``loading`` is given for an exported model.
     """
     file = existing_file(path, "a checkpoint or an exported model")
     kinds = {".onnx": _artefact, ".trt": _engine, ".engine": _engine}
-    return kinds.get(file.suffix.lower(), _checkpoint)(file)
+    artefact = kinds.get(file.suffix.lower())
+    if artefact is None:
+        return _checkpoint(file, loading)
+    if loading is not None:
+        raise UsageError(f"{file} is no checkpoint: how one is loaded (--entry) is not asked of it")
+    return artefact(file)
 
 
-def _checkpoint(file: Path) -> Inspection:
+def _checkpoint(file: Path, loading: LoadOptions | None) -> Inspection:
     from deploykit.models.checkpoint.reader import read_checkpoint
     from deploykit.models.registry import model_from_checkpoint
 
-    checkpoint = read_checkpoint(file)
+    checkpoint = read_checkpoint(file, entry=loading.entry if loading else "")
     precisions: Counter[str] = Counter()
     for tensor in checkpoint.state_dict.values():
         precisions[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
@@ -64,6 +73,7 @@ def _checkpoint(file: Path) -> Inspection:
         "bytes": checkpoint.size,
         "format": checkpoint.format,
         "weights from": checkpoint.entry or "the top level",
+        "weights in": [str(entry) for entry in checkpoint.entries],
         "tensors": len(checkpoint.state_dict),
         "values": sum(precisions.values()),
         "precision": dict(precisions.most_common()),

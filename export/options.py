@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from deploykit.errors import DataError, NotFoundError, UsageError
+from deploykit.models.load_options import LoadOptions
 from deploykit.models.timm_options import TimmOptions
 from deploykit.runtime.engine_record import BuilderOptions, Profile
 from deploykit.spec import Dynamic
@@ -180,6 +181,7 @@ class OnnxOptions:
             weights of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
         rewrite: another form of the network for the same weights, if the model has one: ``tlc`` of NAFNet.
         timm: how a timm model is created (docs/models/timm.md).
+        loading: how the checkpoint is loaded (docs/checkpoints.md).
         precision: the precision of weights and activations.
         gate: the accuracy gate; None: accuracy is not measured.
     """
@@ -198,6 +200,7 @@ class OnnxOptions:
     preprocessing: str = "default"
     rewrite: str = ""
     timm: TimmOptions | None = None
+    loading: LoadOptions | None = None
     precision: PrecisionOptions = field(default_factory=PrecisionOptions)
     gate: AccuracyGate | None = None
 

@@ -119,9 +119,16 @@ def export_checkpoint(
     default = Path(f"{named.replace('/', '_')}.onnx") if named else Path(weights).with_suffix(".onnx")
     path = output_path(default, out, (".onnx",))
     if options.timm is None and named is None:
-        model = load_model(weights, timer, preprocessing=options.preprocessing, rewrite=options.rewrite)
+        model = load_model(
+            weights,
+            timer,
+            preprocessing=options.preprocessing,
+            rewrite=options.rewrite,
+            loading=options.loading,
+        )
     else:
-        model = with_preprocessing(load_timm(weights, options.timm, timer), options.preprocessing)
+        timm_model = load_timm(weights, options.timm, timer, loading=options.loading)
+        model = with_preprocessing(timm_model, options.preprocessing)
         model = with_rewrite(model, options.rewrite)
     done = export_model(model, options, out=path, samples=samples, check=check, timer=timer)
     size = 0 if named else Path(weights).stat().st_size

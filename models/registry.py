@@ -13,6 +13,7 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, NotFoundError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
+from deploykit.models.load_options import LoadOptions
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import InputSpec, ModelSpec, Source
 
@@ -158,18 +159,20 @@ def load_model(
     *,
     preprocessing: str = DEFAULT,
     rewrite: str = "",
+    loading: LoadOptions | None = None,
 ) -> ReferenceModel:
     """Read a checkpoint without executing it, and build the model that it is of.
 
     ``progress`` hears the steps ``reading`` and ``building``. ``preprocessing``: see :func:`with_preprocessing`;
-    ``rewrite``: see :func:`with_rewrite`.
+    ``rewrite``: see :func:`with_rewrite`; ``loading``: None: as the file leaves it.
 
     Raises:
         CheckpointError: not a checkpoint, or of no model that deploykit knows.
-        UsageError: the model has no preprocessing or rewrite of that name.
+        UsageError: the model has no preprocessing or rewrite of that name, or the file no such entry.
     """
+    options = loading or LoadOptions()
     progress.step("reading")
-    checkpoint = read_checkpoint(weights)
+    checkpoint = read_checkpoint(weights, entry=options.entry)
     progress.step("building")
     return with_rewrite(with_preprocessing(model_from_checkpoint(checkpoint), preprocessing), rewrite)
 

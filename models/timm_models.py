@@ -26,6 +26,7 @@ from deploykit.errors import (
 )
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.class_names import class_names
+from deploykit.models.load_options import LoadOptions
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel
 from deploykit.models.timm_options import TimmOptions
@@ -112,8 +113,14 @@ def list_timm(pattern: str = "*") -> list[str]:
     return [str(name) for name in _timm().list_models(pattern)]
 
 
-def load_timm(weights: str | Path, options: TimmOptions | None = None, progress: Progress = SILENT) -> ReferenceModel:
-    """A model of timm with random or published weights (``timm:NAME``), or with those of a file.
+def load_timm(
+    weights: str | Path,
+    options: TimmOptions | None = None,
+    progress: Progress = SILENT,
+    *,
+    loading: LoadOptions | None = None,
+) -> ReferenceModel:
+    """A model of timm with random or published weights (``timm:NAME``), or with those of a file, loaded as asked.
 
     Raises:
         MissingDependencyError: timm is not installed, or does not load. NotFoundError: it has no model of that name.
@@ -131,9 +138,11 @@ def load_timm(weights: str | Path, options: TimmOptions | None = None, progress:
         if options.pretrained:
             raise UsageError("--timm-pretrained downloads weights, and a file of weights is given: leave one out")
         progress.step("reading")
-        checkpoint = read_checkpoint(weights)
+        checkpoint = read_checkpoint(weights, entry=loading.entry if loading else "")
         progress.step("building")
         return _of_file(checkpoint, options)
+    if loading is not None:
+        raise UsageError(f"{weights} is no file: how a checkpoint is loaded (--entry) is not asked of it")
     progress.step("building")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, cast
+from typing import Protocol, Self, TypeVar, cast
 
 import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
-from deploykit.spec import METADATA_KEY, ModelSpec
+from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, ModelSpec
 
 __all__ = [
     "BACKENDS",
@@ -27,13 +28,16 @@ __all__ = [
     "TensorInfo",
     "check_inputs",
     "check_threads",
+    "for_checkpoints",
     "input_arrays",
+    "is_checkpoint",
     "open_session",
     "session_spec",
     "shape_matches",
 ]
 
 LOG = logging.getLogger(__name__)
+Asked = TypeVar("Asked")
 
 BACKENDS: dict[str, dict[str, str]] = {
     ".onnx": {"onnxruntime": "deploykit.runtime.backends.ort"},
@@ -135,6 +139,23 @@ def open_session(
     for note in session.notes:
         LOG.warning("%s", note)
     return session
+
+
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path is that of a checkpoint, which runs in PyTorch, by its suffix."""
+    return Path(path).suffix.lower() in CHECKPOINT_SUFFIXES
+
+
+def for_checkpoints(models: Sequence[object], asked: Asked | None) -> list[Asked | None]:
+    """Return for each model what is asked of the checkpoints among them; None for an export or an open session.
+
+    Raises:
+        UsageError: something is asked, and none of them is a checkpoint.
+    """
+    found = [asked if isinstance(model, (str, os.PathLike)) and is_checkpoint(model) else None for model in models]
+    if asked is not None and not any(each is not None for each in found):
+        raise UsageError("an option of a checkpoint's loading (--entry) is given, and none of the models is one")
+    return found
 
 
 def session_spec(session: Session, name: str) -> ModelSpec:

@@ -22,7 +22,7 @@ TOPS = ("deploykit", "models", "export", "runtime")
 
 FLOORS = (
     ("errors", "version", "progress", "runtime", "models", "export", "runtime.arrays", "runtime.options",
-     "models.imagenet_classes", "models.timm_options"),
+     "models.imagenet_classes", "models.load_options", "models.timm_options"),
     ("spec", "runtime.files", "runtime.machine", "runtime.cuda", "models.checkpoint", "models.class_names",
      "models.fuse", "export.output", "export.step_timer"),
     ("describe", "releases", "runtime.session", "runtime.spec_file", "runtime.engine_record", "runtime.images",

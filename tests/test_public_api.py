@@ -21,6 +21,7 @@ PUBLIC = [
     "EngineOptions",
     "EvalOptions",
     "ImageResult",
+    "LoadOptions",
     "ModelSpec",
     "OnnxOptions",
     "PrecisionOptions",
@@ -56,13 +57,16 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("load", ["path", "task", "spec", "backend", "preprocessing", "options"]),
+        ("load", ["path", "task", "spec", "backend", "preprocessing", "loading", "options"]),
         (
             "export_onnx",
             ["weights", "img", "dynamic", "nms", "precision", "out", "samples", "check", "options", "progress"],
         ),
-        ("evaluate", ["model", "data", "task", "images", "spec", "backend", "preprocessing", "progress", "options"]),
-        ("evaluate_against", ["model", "reference", "data", "bootstrap", "progress", "options"]),
+        (
+            "evaluate",
+            ["model", "data", "task", "images", "spec", "backend", "preprocessing", "loading", "progress", "options"],
+        ),
+        ("evaluate_against", ["model", "reference", "data", "bootstrap", "loading", "progress", "options"]),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
         ("build_engine", ["onnx", "flavour", "out", "options", "spec", "samples", "check", "reference", "progress"]),
     ],

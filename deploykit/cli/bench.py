@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.cli._display import console, print_json, shown_progress
+from deploykit.cli._loading import loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._predict_files import threshold_flags
 from deploykit.errors import DeviceError, UsageError
@@ -62,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--warmup", type=float, default=2.0, metavar="S", help="seconds to warm up before the measurement (default 2)"
     )
     _flags().add(parser)
+    loading_flags().add(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     parser.add_argument("--samples", action="store_true", help="with --json: include the time of every run")
@@ -108,7 +110,7 @@ def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
 
     given = read_spec(args.spec)
     try:
-        session = open_session(args.engine, provider=args.provider, threads=args.threads)
+        session = open_session(args.engine, provider=args.provider, threads=args.threads, loading=loading_of(args))
     except DeviceError as e:
         if Path(args.engine).suffix.lower() not in ENGINE_SUFFIXES:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from deploykit.cli._display import console, parity_lines, parity_table, print_json, shown_progress
+from deploykit.cli._loading import loading_flags, loading_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -15,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", action="append", default=[], metavar="IMAGE", help="compare on this image too (may be repeated)"
     )
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of models that do not carry one")
+    loading_flags().add(parser)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
 
 
@@ -26,7 +28,9 @@ def run(args: argparse.Namespace) -> int:
     if args.a == args.b:
         raise UsageError(f"{args.a} would be compared with itself")
     with shown_progress() as progress:
-        report = compare(args.a, args.b, images=args.sample, spec=args.spec, progress=progress)
+        report = compare(
+            args.a, args.b, images=args.sample, spec=args.spec, loading=loading_of(args), progress=progress
+        )
     if args.json:
         print_json(report.to_dict())
     else:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, note, print_json, shown_progress
+from deploykit.cli._loading import loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.errors import UsageError
 
@@ -101,6 +102,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", metavar="DIR", help="the folder with the images (not for classify)")
     eval_flags().add(parser)
+    loading_flags().add(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument(
         "--preprocess",
@@ -171,6 +173,7 @@ def _evaluated(
     options = dict(vars(eval_flags().fill(args, keep_detections=wanted)))
     del options["upstream"]  # set by --preprocess
     options |= {name: getattr(args, name) for name in ("images", "spec", "backend", "preprocessing")}
+    options["loading"] = loading_of(args)
     if args.against is not None:
         comparison = evaluate_against(
             args.model, args.against, args.data, bootstrap=args.bootstrap, progress=progress, **options

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, get_args
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, parity_lines, parity_table, print_json, shown_progress
 from deploykit.cli._engine import engine_flags, print_engine
+from deploykit.cli._loading import loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._precision import (
     add_precision_arguments,
@@ -53,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
     onnx_flags().add(parser)
+    loading_flags().add(parser)
     timm_flags().add(parser)
     add_precision_arguments(parser)
     engine_flags().add(parser)
@@ -197,7 +199,9 @@ def onnx_options(args: argparse.Namespace) -> OnnxOptions:
     Raises:
         UsageError: options that exclude each other.
     """
-    return onnx_flags().fill(args, timm=_timm_of(args), precision=precision_of(args), gate=gate_of(args))
+    return onnx_flags().fill(
+        args, timm=_timm_of(args), loading=loading_of(args), precision=precision_of(args), gate=gate_of(args)
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -208,7 +212,9 @@ def run(args: argparse.Namespace) -> int:
     formats, engines = args.format or ["onnx"], engine_flags()
     if formats == ["onnx"] and (given := engines.given(args)):
         raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
-    asked = [name for flags in (onnx_flags(), precision_flags(), gate_flags()) for name in flags.given(args)]
+    asked = [
+        name for flags in (onnx_flags(), loading_flags(), precision_flags(), gate_flags()) for name in flags.given(args)
+    ]
     if asked and args.weights.lower().endswith(".onnx"):
         raise UsageError(f"{', '.join(asked)}: for a checkpoint; {args.weights} is an ONNX file, where they are fixed")
     with shown_progress() as progress:

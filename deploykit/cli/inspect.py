@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from deploykit.cli._display import console, print_json
+from deploykit.cli._loading import loading_flags, loading_of
 
 MAX_ENTRIES = 12  # of a list; the rest is not shown
 
@@ -13,6 +14,7 @@ MAX_ENTRIES = 12  # of a list; the rest is not shown
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", metavar="FILE", help="a checkpoint or an exported model")
+    loading_flags().add(parser)
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
 
 
@@ -20,7 +22,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the facts about the file, then the notes."""
     from deploykit.export.inspection import inspect_file
 
-    found = inspect_file(args.file)
+    found = inspect_file(args.file, loading_of(args))
     if args.json:
         print_json(found.to_dict())
         return 0

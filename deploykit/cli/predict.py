@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._display import note
+from deploykit.cli._loading import loading_flags, loading_of
 from deploykit.cli._predict_files import Files, add_task_arguments, check_task_arguments, predict_flags, without_raw
 from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
 
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="for a checkpoint: legacy for the weights of YOLOX release 0.0.1",
     )
+    loading_flags().add(parser)
     parser.add_argument("--show", action="store_true", help="show the drawn images in a window; q quits")
 
 
@@ -66,7 +68,8 @@ def run(args: argparse.Namespace) -> int:
         _check_display()
     sources = _opened(args.source)
     options = vars(predict_flags().fill(args))
-    with load(args.model, spec=args.spec, preprocessing=args.preprocessing, **options) as predictor:
+    ways = {"spec": args.spec, "preprocessing": args.preprocessing, "loading": loading_of(args)}
+    with load(args.model, **ways, **options) as predictor:
         check_task_arguments(args, predictor)
         if not predictor.takes_raw:
             sources = [without_raw(source) for source in sources]

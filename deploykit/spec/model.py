@@ -23,7 +23,7 @@ from deploykit.spec.thresholds import Thresholds
 
 __all__ = ["CHECKPOINT_SUFFIXES", "METADATA_KEY", "SPEC_VERSION", "ModelSpec", "Source"]
 
-CHECKPOINT_SUFFIXES = (".pt", ".pth", ".pkl", ".safetensors")
+CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors", ".tar", ".th")
 """What the names of checkpoints end in."""
 
 METADATA_KEY = "deploykit"

@@ -20,14 +20,15 @@ from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import limits_between
+from deploykit.models.load_options import LoadOptions
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity.expected import ParityInputs, ReferenceOutputs, runs
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.runtime.session import Session, open_session
+from deploykit.runtime.session import Session, for_checkpoints, is_checkpoint, open_session
 from deploykit.runtime.spec_file import read_spec
-from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, Dynamic, InputSpec, ModelSpec
+from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
 
@@ -39,6 +40,7 @@ def compare(
     images: Sequence[str | Path] = (),
     spec: ModelSpec | str | Path | None = None,
     tolerance: Tolerance | None = None,
+    loading: LoadOptions | None = None,
     progress: Progress = SILENT,
 ) -> ParityReport:
     """Compare two models; ``a`` is the reference.
@@ -51,19 +53,21 @@ def compare(
         images: sample images; none takes the one that ships with deploykit. Seeded noise is always compared too.
         spec: the spec of both models, if they carry none, or a JSON file that holds it.
         tolerance: None takes the tolerance of the lower of the two precisions (docs/precision.md).
+        loading: how those of the two that are checkpoints are loaded.
         progress: receives the input that is being compared.
 
     Raises:
         SpecError: neither carries a spec. UsageError: their inputs have no size in common.
     """
     given = read_spec(spec)
+    ways = for_checkpoints((a, b), loading)
     with contextlib.ExitStack() as stack:
         if isinstance(a, (str, Path)) and Path(a).suffix.lower() == ".npz":
             expected = ReferenceOutputs.load(existing_file(a, "reference values"))
-            second = stack.enter_context(_open(b))
+            second = stack.enter_context(_open(b, ways[1]))
             chosen = _resolve_spec(given, second)
         else:
-            first, second = stack.enter_context(_open(a)), stack.enter_context(_open(b))
+            first, second = (stack.enter_context(_open(model, way)) for model, way in zip((a, b), ways, strict=True))
             chosen = _resolve_spec(given, first, second)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
             reference_spec = chosen
@@ -119,14 +123,14 @@ def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSp
 
 
 @contextlib.contextmanager
-def _open(model: str | Path | Session) -> Iterator[Session]:
+def _open(model: str | Path | Session, loading: LoadOptions | None) -> Iterator[Session]:
     """Open a session and close it afterwards, unless it is the caller's; a checkpoint is computed in float64."""
     if not isinstance(model, (str, Path)):
         yield model
-    elif Path(model).suffix.lower() in CHECKPOINT_SUFFIXES:
+    elif is_checkpoint(model):
         from deploykit.export.sessions.torch_module import open_torch_session  # only checkpoints need torch
 
-        with open_torch_session(model, exact=True)[0] as session:
+        with open_torch_session(model, exact=True, loading=loading)[0] as session:
             yield session
     else:
         with open_session(model) as session:

@@ -13,6 +13,7 @@ from torch import nn
 
 from deploykit.errors import BackendError
 from deploykit.models.fuse import fuse_model, torch_threads
+from deploykit.models.load_options import LoadOptions
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
@@ -88,7 +89,12 @@ def spec_of_module(model: ReferenceModel) -> ModelSpec:
 
 
 def open_torch_session(
-    path: str | Path, *, exact: bool = False, threads: int | None = None, preprocessing: str = DEFAULT
+    path: str | Path,
+    *,
+    exact: bool = False,
+    threads: int | None = None,
+    preprocessing: str = DEFAULT,
+    loading: LoadOptions | None = None,
 ) -> tuple[TorchSession, ModelSpec]:
     """Read a checkpoint without executing it, fold it and run it in PyTorch; ``exact``: in float64.
 
@@ -97,7 +103,7 @@ def open_torch_session(
         UsageError: the model has no such preprocessing (see :func:`deploykit.models.registry.with_preprocessing`).
         FoldError: a fold changed its numbers.
     """
-    model = load_model(path, preprocessing=preprocessing)
+    model = load_model(path, preprocessing=preprocessing, loading=loading)
     spec = spec_of_module(model)
     session = TorchSession(fuse_model(model.module), spec, exact=exact, threads=threads)
     session.notes = model.all_notes

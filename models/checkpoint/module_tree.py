@@ -5,7 +5,7 @@ Source of the order and the names: ``torch.nn.Module.state_dict``: parameters, t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +15,13 @@ from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.stack_machine import Record, damaged, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor, TensorReader
 
-__all__ = ["Module", "PlainValues", "checked_name", "is_module", "is_tensor", "read_modules"]
+__all__ = ["Budget", "Module", "PlainValues", "checked_name", "is_module", "is_tensor", "read_modules", "tensors_of"]
 
 MAX_MODULES = 20_000
 MAX_TENSORS = 50_000
 MAX_VISITS = 1_000_000  # entries of all modules; only modules that share them have more than a pickle can list
 MAX_PATH = 1024  # characters
+MAX_NAMES = 20_000_000  # characters of the names of all tensors of a model
 MAX_PLAIN_NESTING = 50
 MAX_PLAIN_VALUE = 100_000  # parts of one value; what is shared counts as often as it would be printed
 MAX_PLAIN_VALUES = 400_000  # parts of all of them
@@ -63,15 +64,9 @@ def read_modules(root: Record, plain: PlainValues) -> tuple[list[Module], dict[s
     """
     modules: list[Module] = []
     tensors: dict[str, StoredTensor] = {}
-    todo: list[tuple[str, Record]] = [("", root)]
-    visits = 0
-    while todo:
-        path, record = todo.pop()
-        if len(modules) >= MAX_MODULES:
-            raise unsafe(f"the model has more than {MAX_MODULES:,} modules, the limit")
-        visits += len(record.state) + sum(len(_table(record, name)) for name in _TABLES)
-        if visits > MAX_VISITS or len(tensors) > MAX_TENSORS:
-            raise unsafe(f"the model has more than {MAX_TENSORS:,} tensors, or modules in each other")
+    for path, record in _walk(root, Budget()):
+        if len(tensors) > MAX_TENSORS:
+            raise unsafe(f"the model has more than {MAX_TENSORS:,} tensors, the limit")
         for name, tensor in _own_tensors(record):
             full = _join(path, name)
             if not is_tensor(tensor):
@@ -79,6 +74,52 @@ def read_modules(root: Record, plain: PlainValues) -> tuple[list[Module], dict[s
             tensors[full] = tensor
         own = {k: v for k, v in record.state.items() if type(k) is str and not k.startswith("_")}
         modules.append(Module(path, record.kind, plain.items(own, path)))
+    return modules, tensors
+
+
+def tensors_of(root: Record, budget: Budget) -> dict[str, StoredTensor]:
+    """The tensors of a pickled model by name, without what its modules hold besides; what is no tensor is left out.
+
+    Raises:
+        CheckpointError: as :func:`read_modules`.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path, record in _walk(root, budget):
+        own = {_join(path, name): tensor for name, tensor in _own_tensors(record) if is_tensor(tensor)}
+        budget.take_names(own)
+        tensors |= own
+    return tensors
+
+
+class Budget:
+    """How much of the pickled models of a file is still looked at."""
+
+    def __init__(self) -> None:
+        self._modules, self._visits, self._characters = MAX_MODULES, MAX_VISITS, MAX_NAMES
+
+    def take_module(self, entries: int) -> None:
+        """Count a module with so many entries."""
+        self._modules -= 1
+        self._visits -= entries
+        if self._modules < 0:
+            raise unsafe(f"the model has more than {MAX_MODULES:,} modules, the limit")
+        if self._visits < 0:
+            raise unsafe(f"the model has more than {MAX_VISITS:,} entries, or modules in each other")
+
+    def take_names(self, names: Iterable[str]) -> None:
+        """Count the names of tensors."""
+        self._characters -= sum(map(len, names))
+        if self._characters < 0:
+            raise unsafe(f"the names of the model's tensors have more than {MAX_NAMES:,} characters, the limit")
+
+
+def _walk(root: Record, budget: Budget) -> Iterator[tuple[str, Record]]:
+    """Every module with its path, parents first."""
+    todo: list[tuple[str, Record]] = [("", root)]
+    while todo:
+        path, record = todo.pop()
+        budget.take_module(len(record.state) + sum(len(_table(record, name)) for name in _TABLES))
+        yield path, record
         children = _table(record, "_modules")
         for name in reversed(children):
             child, full = children[name], _join(path, name)
@@ -87,7 +128,6 @@ def read_modules(root: Record, plain: PlainValues) -> tuple[list[Module], dict[s
             if not is_module(child):
                 raise CheckpointError(f"the submodule {full} is a {what_is(child)}, which is not read; leave it out")
             todo.append((full, child))
-    return modules, tensors
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")

@@ -22,24 +22,26 @@ import torch
 
 from deploykit.errors import CheckpointError, DeployError, NotFoundError
 from deploykit.models.checkpoint.archive import Contents, Format, read_contents
+from deploykit.models.checkpoint.entries import COUNTERS, Entry, choose_entry, is_averaged_model
+from deploykit.models.checkpoint.facts import class_names, note_mixed_precision, note_precision, strides, what_is_beside
 from deploykit.models.checkpoint.module_tree import (
     MAX_TENSORS,
     Module,
     PlainValues,
     checked_name,
-    is_module,
     is_tensor,
     read_modules,
 )
 from deploykit.models.checkpoint.stack_machine import Record, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor
 
-__all__ = ["Checkpoint", "Module", "read_checkpoint"]
-
-ENTRIES = ("ema", "model", "state_dict", "params_ema", "params")
-"""Where projects put the weights, best first."""
+__all__ = ["Checkpoint", "Entry", "Module", "read_checkpoint"]
 
 _WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
+"""Prefix of all names -> what puts it there; DataParallel is not the only one."""
+
+_AROUND = ("DataParallel", "OptimizedModule", "AveragedModel", "ModelEmaV2", "ModelEmaV3")
+"""How the classes end that are put around a model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +53,7 @@ class Checkpoint:
         size: its size in bytes.
         sha256: of the whole file, in hexadecimal.
         format: how it was saved; ``pickle`` is a plain pickle, as detectron2 writes.
-        entry: the top-level entry that the weights came from, ``ema`` or ``model``; empty where the top level is them.
+        entry: the entry that the weights came from, ``ema`` or ``model``; empty where the top level is them.
         state_dict: the weights under the names that torch gives them, in its order, as stored (half stays half).
         yaml: the description that a model of the YOLO family carries of itself.
         names: the class names, in order.
@@ -59,6 +61,7 @@ class Checkpoint:
         modules: every module of a pickled model, parents first; empty for a state dict.
         metadata: the other top-level entries, as far as they are plain.
         notes: what is unusual about the file, one sentence each.
+        entries: every entry that holds weights.
     """
 
     path: Path
@@ -73,6 +76,7 @@ class Checkpoint:
     modules: tuple[Module, ...] = field(repr=False)
     metadata: Mapping[str, Any]
     notes: tuple[str, ...]
+    entries: tuple[Entry, ...] = ()
 
     def float32(self) -> dict[str, torch.Tensor]:
         """The weights with every floating tensor in float32 and contiguous; one tensor under two names stays one."""
@@ -86,10 +90,13 @@ class Checkpoint:
         return result
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, *, entry: str = "") -> Checkpoint:
     """Read a checkpoint (.pt, .pth, .pkl, .safetensors) without importing or calling anything that it names.
 
+    ``entry``: dotted name of the entry whose weights are taken; empty: by the rule of docs/checkpoints.md.
+
     Raises:
+        UsageError: the file has no weights in ``entry``.
         NotFoundError: there is no such file.
         CheckpointError: it is not a checkpoint, is truncated or damaged, or holds no weights that can be read.
         UnsafeCheckpointError: it breaks the reader's limits, or names what no checkpoint needs.
@@ -97,7 +104,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     with _naming(path), _open(path) as file:
         size = os.fstat(file.fileno()).st_size
-        return _assemble(path, size, read_contents(file, size), file)
+        return _assemble(path, size, read_contents(file, size), file, entry)
 
 
 @contextlib.contextmanager
@@ -135,13 +142,11 @@ def _close_matches(path: Path) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f" in {path.parent}; check the path"
 
 
-def _assemble(path: Path, size: int, contents: Contents, file: BufferedReader) -> Checkpoint:
-    found = _find_weights(contents.root, "", 0)
-    if found is None:
-        raise CheckpointError(_no_weights(contents.root))
-    entry, holder = found
+def _assemble(path: Path, size: int, contents: Contents, file: BufferedReader, asked: str) -> Checkpoint:
+    chosen = choose_entry(contents.root, asked, contents.tensors.read)
+    entry, holder = chosen.name, chosen.holder
     plain = PlainValues(contents.tensors)
-    notes = list(contents.notes)
+    notes = [*contents.notes, *chosen.notes]
     modules: list[Module] = []
     if isinstance(holder, Record):
         modules, stored = read_modules(holder, plain)
@@ -149,9 +154,9 @@ def _assemble(path: Path, size: int, contents: Contents, file: BufferedReader) -
         stored = _flat_tensors(holder, entry, notes)
     stored, modules = _unwrap(stored, modules, notes)
     state_dict = {name: contents.tensors.read(tensor) for name, tensor in stored.items()}
-    metadata = {**contents.metadata, **plain.items(_beside(contents.root, entry, notes))}
-    _note_precision(state_dict, notes)
-    _note_mixed_precision(contents.root, metadata, notes)
+    metadata = {**contents.metadata, **plain.items(what_is_beside(contents.root, entry, notes))}
+    note_precision(state_dict, notes)
+    note_mixed_precision(contents.root, metadata, notes)
     facts = modules[0].attributes if modules else metadata
     yaml = facts.get("yaml")
     file.seek(0)
@@ -163,32 +168,13 @@ def _assemble(path: Path, size: int, contents: Contents, file: BufferedReader) -
         entry=entry,
         state_dict=state_dict,
         yaml=yaml if isinstance(yaml, dict) else None,
-        names=_names(facts.get("names", metadata.get("names"))),
-        stride=_stride(facts.get("stride")),
+        names=class_names(facts.get("names", metadata.get("names"))),
+        stride=strides(facts.get("stride")),
         modules=tuple(modules),
         metadata=metadata,
         notes=(*notes, *plain.notes),
+        entries=chosen.entries,
     )
-
-
-def _find_weights(value: Any, entry: str, depth: int) -> tuple[str, Any] | None:
-    """The pickled model or the state dict inside the top-level object, and the dotted name of its entry."""
-    if is_module(value):
-        return entry, value
-    if not isinstance(value, dict) or depth > 2:
-        return None
-    for name in (*ENTRIES, "module") if depth else ENTRIES:
-        found = _find_weights(value.get(name), f"{entry}.{name}" if entry else name, depth + 1)
-        if found is not None:
-            return found
-    return (entry, value) if any(is_tensor(item) for item in value.values()) else None
-
-
-def _no_weights(root: Any) -> str:
-    if isinstance(root, dict):
-        found = ", ".join(repr(key)[:40] for key in list(root)[:8]) or "nothing"
-        return f"it holds no weights: expected tensors or a model, here or in {', '.join(ENTRIES)}; found {found}"
-    return f"it holds no weights: expected a dictionary or a torch module; found a {what_is(root)}"
 
 
 def _flat_tensors(holder: dict[Any, Any], entry: str, notes: list[str]) -> dict[str, StoredTensor]:
@@ -211,78 +197,20 @@ def _flat_tensors(holder: dict[Any, Any], entry: str, notes: list[str]) -> dict[
 def _unwrap(
     stored: dict[str, StoredTensor], modules: list[Module], notes: list[str]
 ) -> tuple[dict[str, StoredTensor], list[Module]]:
-    """Take off what DataParallel and torch.compile put around a model."""
+    """Take off what DataParallel, torch.compile and averages put around a model."""
+    if is_averaged_model(stored) and (not modules or modules[0].kind.endswith(_AROUND)):
+        stored = {name: tensor for name, tensor in stored.items() if name not in COUNTERS}
     wrapped = True
     while wrapped and stored:
         wrapped = False
         for prefix, wrapper in _WRAPPERS.items():
             if not all(name.startswith(prefix) for name in stored):
                 continue
-            if modules and not modules[0].kind.endswith(("DataParallel", "OptimizedModule")):
+            if modules and not modules[0].kind.endswith(_AROUND):
                 continue
+            around = modules[0].kind.rpartition(".")[2] if modules else ""
             stored = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
             modules = [Module((m.path + ".").removeprefix(prefix)[:-1], m.kind, m.attributes) for m in modules[1:]]
-            notes.append(f"{wrapper} prefix {prefix!r} removed")
+            notes.append(f"{around or wrapper} prefix {prefix!r} removed")
             wrapped = True
     return stored, modules
-
-
-def _beside(root: Any, entry: str, notes: list[str]) -> dict[str, Any]:
-    """The top-level entries that are not the weights."""
-    if not isinstance(root, dict):
-        return {}
-    optimizer = root.get("optimizer")
-    if isinstance(optimizer, dict):
-        state = optimizer.get("state")
-        slots = [slot for slot in state.values() if isinstance(slot, dict)] if isinstance(state, dict) else []
-        count = sum(is_tensor(value) for slot in slots for value in slot.values())
-        if count:
-            notes.append(f"carries an optimizer state ({count:,} tensors): ignored")
-    skipped = {entry.partition(".")[0], "optimizer"}
-    return {
-        checked_name(name): value
-        for name, value in root.items()
-        if type(name) is str and name not in skipped and (entry or not is_tensor(value))
-    }
-
-
-def _note_mixed_precision(root: Any, metadata: Mapping[str, Any], notes: list[str]) -> None:
-    """Say what mixed-precision training left in the file; none of it changes what the network computes.
-
-    apex: ``amp`` with a ``loss_scaler0`` for each loss, and optimizers that keep float32 copies of half weights
-    (NVIDIA/apex, BSD-3). torch.amp: the state of a GradScaler, under a name that projects choose.
-    """
-    amp = metadata.get("amp")
-    if isinstance(amp, Mapping) and any(str(key).startswith("loss_scaler") for key in amp):
-        notes.append("trained in mixed precision by apex.amp: its loss scale is ignored")
-    for name, state in metadata.items():
-        if isinstance(state, Mapping) and {"scale", "growth_factor", "backoff_factor"} <= set(state):
-            notes.append(f"trained in mixed precision by torch.amp: its gradient scaler ({name!r}) is ignored")
-    optimizer = root.get("optimizer") if isinstance(root, dict) else None
-    if isinstance(optimizer, dict) and isinstance(optimizer.get("fp32_from_fp16"), list):
-        notes.append("its optimizer holds float32 copies of the weights: the model's own are read")
-
-
-def _note_precision(state_dict: Mapping[str, torch.Tensor], notes: list[str]) -> None:
-    floating = [tensor for tensor in state_dict.values() if tensor.is_floating_point()]
-    double = sum(tensor.numel() for tensor in floating if tensor.dtype == torch.float64)
-    if double * 2 > sum(tensor.numel() for tensor in floating):
-        notes.append("weights are float64")
-
-
-def _names(value: Any) -> tuple[str, ...] | None:
-    """Class names from a list, or from a dictionary of index to name."""
-    if isinstance(value, dict) and all(type(key) is int for key in value):
-        value = [value[key] for key in sorted(value)]
-    if not isinstance(value, (list, tuple)) or not value or not all(type(name) in (str, int) for name in value):
-        return None
-    return tuple(str(name) for name in value)
-
-
-def _stride(value: Any) -> tuple[int, ...] | None:
-    """The strides of a model of the YOLO family, which are a tensor there and so a list here."""
-    if not isinstance(value, list) or not value:
-        return None
-    if not all(isinstance(step, (int, float)) and step > 0 and float(step).is_integer() for step in value):
-        return None
-    return tuple(int(step) for step in value)

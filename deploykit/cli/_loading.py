@@ -1,0 +1,37 @@
+"""The options of every command that loads a checkpoint."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from deploykit.cli._options import Flag, Flags
+
+if TYPE_CHECKING:
+    from deploykit.models.load_options import LoadOptions
+
+
+def loading_flags() -> Flags[LoadOptions]:
+    """Return the options that fill :class:`deploykit.models.load_options.LoadOptions`."""
+    from deploykit.models.load_options import LoadOptions
+
+    return Flags(
+        LoadOptions,
+        {
+            "checkpoints (docs/checkpoints.md)": (
+                Flag(
+                    "--entry",
+                    "entry",
+                    "the entry whose weights are taken, such as model or ema.module (default: an average of the "
+                    "weights, else the model's own; inspect lists the entries)",
+                    metavar="NAME",
+                ),
+            )
+        },
+    )
+
+
+def loading_of(args: argparse.Namespace) -> LoadOptions | None:
+    """Return the options of a checkpoint's loading; None: none was typed."""
+    flags = loading_flags()
+    return flags.fill(args) if flags.given(args) else None
