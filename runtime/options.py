@@ -59,6 +59,10 @@ class EvalOptions:
             use (docs/evaluation.md).
         engine: the library of the metrics.
         keep_detections: keep the detections, to write or draw them or to compute intervals; detectors only.
+        mask_values: the value of each class in label maps, in the order of the classes (``segment``); None: those in
+            the classes' names (``mask 255``), else 0, 1, 2, ...
+        ignore_label: the value of pixels in label maps that do not count, or ``none`` (``segment``); None: 255, unless
+            it is a class.
     """
 
     task: str | None = None
@@ -73,6 +77,8 @@ class EvalOptions:
     upstream: bool = False
     engine: MetricsEngine = "hotcoco"
     keep_detections: bool = False
+    mask_values: tuple[int, ...] | None = None
+    ignore_label: int | Literal["none"] | None = None
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -101,6 +107,8 @@ class EvalKeywords(TypedDict, total=False):
     allow_missing: bool
     engine: MetricsEngine
     keep_detections: bool
+    mask_values: tuple[int, ...] | None
+    ignore_label: int | Literal["none"] | None
 
 
 def given_options(options: object) -> tuple[str, ...]:

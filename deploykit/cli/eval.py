@@ -84,8 +84,38 @@ def eval_flags() -> Flags[EvalOptions]:
             Flag("--max-det", "max_det", "keep at most N objects per image (default 300)", "N", int),
             Flag("--engine", "engine", "the library that computes the metrics", choices=get_args(MetricsEngine)),
         ),
+        "label maps": (
+            Flag(
+                "--mask-values",
+                "mask_values",
+                "the value of each class in the label maps, such as 0,255 or 1-150 (default: 0,1,2,...)",
+                "N,N,...",
+                value_list,
+            ),
+            Flag(
+                "--ignore-label",
+                "ignore_label",
+                "the value of pixels that do not count, or none (default 255, unless it is a class)",
+                "N",
+                label_or_none,
+            ),
+        ),
     }
     return Flags(EvalOptions, groups)
+
+
+def value_list(text: str) -> tuple[int, ...]:
+    """Parse ``0,255`` or ``1-150``."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return tuple(found)
+
+
+def label_or_none(text: str) -> int | str:
+    """Parse a number or ``none``."""
+    return text if text == "none" else int(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -320,12 +320,12 @@ def test_what_does_not_fit_is_reported(tmp_path: Path, classifier: Path, stripes
     with pytest.raises(DataError, match=r"no file of the same name for 1 .*b\.png"):
         evaluated(model, labels, images=images)
     save(labels / "b.png", np.full((64, 96), 7, np.uint8))
-    with pytest.raises(DataError, match="has the label 7, but the network has 3 classes"):
+    with pytest.raises(DataError, match=r"has the label 7 \(6,144 pixels\), but the network has 3 classes"):
         evaluated(model, labels, images=images)
     save(labels / "b.png", np.zeros((64, 95), np.uint8))
     with pytest.raises(DataError, match=r"has size \(64, 95\)"):
         evaluated(model, labels, images=images)
-    save(labels / "b.png", np.zeros((64, 96, 3), np.uint8))
+    save(labels / "b.png", split_image()[0])
     with pytest.raises(DataError, match="one channel or a palette"):
         evaluated(model, labels, images=images)
     with pytest.raises(UsageError, match="at least 1 image"):
