@@ -25,6 +25,11 @@
       |   + DeviceError            61   ... because this machine lacks the GPU or the driver that is needed
       + FetchError                 70   a download that failed or is not what was expected
       + DataError                  80   annotations that cannot be read, or do not match the model or the images
+      + UnexpectedError            90   any other exception: a fault in deploykit or in a library
+          + OutOfMemoryError       91   ... because the memory does not suffice
+
+Three codes are those of a shell: 130 after Ctrl-C, 143 after SIGTERM, which cleans up as Ctrl-C does, and 141 if the
+reader closed the pipe.
 
 Each message says what was expected, what was found and what to do. :class:`UsageError` shares its
 exit code 2 with the ``SystemExit`` that Python's option parser raises for a wrong option.
@@ -56,9 +61,11 @@ __all__ = [
     "MissingDependencyError",
     "NoPermissionError",
     "NotFoundError",
+    "OutOfMemoryError",
     "OutputError",
     "ParityError",
     "SpecError",
+    "UnexpectedError",
     "UnknownLayerError",
     "UnsafeCheckpointError",
     "UsageError",
@@ -205,6 +212,18 @@ class DataError(DeployError):
     """A data set whose annotations cannot be read, or do not match the model or the images."""
 
     exit_code = 80
+
+
+class UnexpectedError(DeployError):
+    """The command line's error for an exception that is not of this tree; the library does not wrap such a one."""
+
+    exit_code = 90
+
+
+class OutOfMemoryError(UnexpectedError):
+    """The command line's error for a MemoryError, or for what a library says instead of one."""
+
+    exit_code = 91
 
 
 _EXTRAS = {

@@ -7,13 +7,27 @@ command is used, so that ``deploykit --help`` stays fast.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+import traceback
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
+from types import FrameType
 
 from deploykit.cli._display import notes_on_stderr
-from deploykit.errors import DeployError, import_errors_explained
+from deploykit.errors import (
+    DeployError,
+    DiskFullError,
+    OutOfMemoryError,
+    UnexpectedError,
+    import_errors_explained,
+)
 from deploykit.version import __version__
 
 COMMANDS = {
@@ -30,7 +44,15 @@ COMMANDS = {
 }
 
 INTERRUPTED = 130  # a shell's exit code for a program that Ctrl-C ended
-BROKEN_PIPE = 141  # ... and for one whose reader closed the pipe
+BROKEN_PIPE = 141  # ... for one whose reader closed the pipe
+TERMINATED = 143  # ... and for one that SIGTERM ended
+
+NO_MEMORY = re.compile("insufficient memory|can't allocate memory|failed to allocate|bad_alloc", re.IGNORECASE)
+"""What OpenCV, torch and C++ libraries say instead of raising MemoryError."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a container or a batch system sends it to end a program: the same clean-up as after Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,20 +61,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = command_parser(words)
     args = parser.parse_args(words)
     try:
-        with import_errors_explained(), notes_on_stderr():
-            return int(args.run(args))
-    except DeployError as e:
+        with import_errors_explained(), notes_on_stderr(), _sigterm_raises():
+            code = int(args.run(args))
+            sys.stdout.flush()  # here, where a full disk is still an error with a message
+            return code
+    except KeyboardInterrupt as e:
+        terminated = isinstance(e, Terminated)
+        said = "terminated" if terminated else "interrupted"
+        print(f"deploykit: {said}{'; ' if str(e) else ''}{e}", file=sys.stderr)
+        return TERMINATED if terminated else INTERRUPTED
+    except BrokenPipeError:  # the reader (head, less) closed the pipe
+        _drop_stdout()
+        return BROKEN_PIPE
+    except Exception as e:
         if args.traceback:
             raise
-        print(f"deploykit: {_one_line(e)}", file=sys.stderr)
-        return e.exit_code
-    except KeyboardInterrupt as e:
-        print(f"deploykit: interrupted{'; ' if str(e) else ''}{e}", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader (head, less) closed the pipe; Python would report that again when it flushes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        error = e if isinstance(e, DeployError) else _explained(e)
+        print(f"deploykit: {_one_line(error)}", file=sys.stderr)
+        if isinstance(e, OSError):
+            _drop_stdout()
+        return error.exit_code
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise :class:`Terminated` in the main thread while the context lasts, if nothing else handles it."""
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _drop_stdout() -> None:
+    """Discard what standard output still holds; Python would report at exit that it cannot be written."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+        return
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explained(error: Exception) -> DeployError:
+    """Return the error for an exception that is not of the tree, which deploykit did not expect."""
+    if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
+        return OutOfMemoryError(
+            "there is not enough memory for this model and this input: take smaller images or a smaller batch, or free "
+            "some memory; --traceback shows where it ran out"
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return DiskFullError(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space")
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return UnexpectedError(
+        f"unexpected {type(error).__name__}{f': {error}' if str(error) else ''} "
+        f"({Path(frame.filename).name}:{frame.lineno}): a fault in deploykit or in a library that it uses; "
+        "--traceback shows where"
+    )
 
 
 def command_parser(words: Sequence[str]) -> argparse.ArgumentParser:

@@ -126,8 +126,8 @@ def _downloaded(
             partial.drop()
             reason = str(e).removeprefix(f"{partial.path}: ")
             raise type(e)(f"{address} was downloaded but not kept: {reason}") from e
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(partial.describe_remainder(address, file)) from None
+        except KeyboardInterrupt as e:
+            raise type(e)(partial.describe_remainder(address, file)) from None
         except (OSError, OutputError):  # a partial file must not stay on a full disk
             partial.drop()
             raise

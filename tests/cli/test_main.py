@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 import deploykit
 from deploykit.cli import COMMANDS, main
-from deploykit.errors import ParityError
+from deploykit.errors import DiskFullError, ParityError
 
 HEAVY = {"torch", "onnx", "onnxruntime", "cv2", "numpy", "rich", "onnxscript", "onnx_ir"}
 
@@ -151,15 +152,95 @@ def test_the_library_by_itself_says_nothing() -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_an_import_error_inside_deploykit_is_not_reported_as_a_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("raised", "code", "said"),
+    [
+        (ImportError("cannot import name 'x' from 'deploykit.spec'", name="deploykit.spec"), 90,
+         "unexpected ImportError: cannot import name 'x' from 'deploykit.spec' (test_main.py:"),
+        (IndexError("index\n out of range"), 90, "unexpected IndexError: index out of range (test_main.py:"),
+        (RecursionError(), 90, "unexpected RecursionError (test_main.py:"),
+        (OSError(5, "Input/output error"), 90, "unexpected OSError: [Errno 5] Input/output error (test_main.py:"),
+        (MemoryError(), 91, "there is not enough memory for this model and this input: take smaller images"),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"), 91,
+         "there is not enough memory"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)  # fmt: skip
+def test_an_exception_of_any_other_kind_is_one_line_too(
+    raised: Exception, code: int, said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from deploykit.cli import models
 
     def fail(_: object) -> int:
-        raise ImportError("cannot import name 'x' from 'deploykit.spec'", name="deploykit.spec")
+        raise raised
 
     monkeypatch.setattr(models, "run", fail)
-    with pytest.raises(ImportError, match="cannot import name"):
-        main(["models"])
+    assert main(["models"]) == code
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"deploykit: {said}")
+    assert err.count("\n") == 1
+    assert "--traceback shows where" in err
+    with pytest.raises(type(raised)):
+        main(["models", "--traceback"])
+
+
+SLEEPER = """
+import sys, time, deploykit.cli.models as models
+from deploykit.cli import main
+def run(args):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleaned up", flush=True)
+models.run = run
+sys.exit(main(["models"]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process without a signal")
+def test_sigterm_cleans_up_as_ctrl_c_does_and_ends_with_143(root: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLEEPER], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (143, "cleaned up\n", "deploykit: terminated\n")
+
+
+def test_sigterm_is_left_to_a_program_that_handles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploykit.cli import models
+
+    seen: list[object] = []
+
+    def own(number: int, frame: object) -> None:
+        seen.append(number)
+
+    def raised(_: object) -> int:
+        signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    monkeypatch.setattr(models, "run", raised)
+    before = signal.signal(signal.SIGTERM, own)
+    try:
+        assert main(["models"]) == 0
+        assert (seen, signal.getsignal(signal.SIGTERM)) == ([signal.SIGTERM], own)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device /dev/full")
+def test_a_full_disk_behind_standard_output_is_one_line(root: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "deploykit", "models"],
+            cwd=root, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == DiskFullError.exit_code == 32
+    assert done.stderr == "deploykit: cannot write the output: No space left on device; free some space\n"
 
 
 def test_the_option_traceback_shows_the_traceback(tmp_path: Path) -> None:
