@@ -23,6 +23,7 @@
       |   + SpecError              51   ... or whose spec is missing or wrong
       + BackendError               60   an inference backend that cannot load or run a model
       |   + DeviceError            61   ... because this machine lacks the GPU or the driver that is needed
+      |   + NotFiniteError         62   ... because what the model gives is NaN or infinite
       + FetchError                 70   a download that failed or is not what was expected
       + DataError                  80   annotations that cannot be read, or do not match the model or the images
       + UnexpectedError            90   any other exception: a fault in deploykit or in a library
@@ -60,6 +61,7 @@ __all__ = [
     "ImageSizeError",
     "MissingDependencyError",
     "NoPermissionError",
+    "NotFiniteError",
     "NotFoundError",
     "OutOfMemoryError",
     "OutputError",
@@ -200,6 +202,12 @@ class DeviceError(BackendError):
     """The GPU or the driver that is needed is missing, too old or of another kind."""
 
     exit_code = 61
+
+
+class NotFiniteError(BackendError):
+    """A network gave NaN or infinity, from which no result follows."""
+
+    exit_code = 62
 
 
 class FetchError(DeployError):

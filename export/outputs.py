@@ -70,14 +70,15 @@ class ExportAdapter(Generic[OutputT]):
         return []
 
     def error(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
-        """Return the error of the outputs as one number without a unit.
+        """Return the error of the outputs as one number without a unit; infinity if a value is not finite.
 
         It is the root mean square error relative to the root mean square of the values, summed over the outputs.
         """
-        return sum(
+        error = sum(
             float(np.sqrt(np.mean((found[name] - x) ** 2) / max(float(np.mean(x**2)), 1e-30)))
             for name, x in ((name, x.astype(np.float64)) for name, x in expected.items())
         )
+        return error if np.isfinite(error) else float("inf")  # NaN would be neither larger nor smaller than others
 
     def rows_for_nms(self, mode: str) -> RawDetections:
         """Return the layout of the rows that NMS of this mode takes.

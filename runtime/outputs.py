@@ -19,6 +19,7 @@ from deploykit.runtime.images.tiles import Tiling
 from deploykit.runtime.options import PredictOptions, given_options
 from deploykit.runtime.parity.differences import Difference, tensor_difference
 from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.postprocess.checks import check_finite
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.session import TensorInfo
 from deploykit.spec import ModelSpec, Output
@@ -112,6 +113,32 @@ class OutputAdapter(ABC, Generic[OutputT]):
                     f"the spec says that output {tensor.name!r} is ({', '.join((*tensor.axes[:-1], last))}), "
                     f"the network gives {by_name[tensor.name]}"
                 )
+
+    def check_values(self, outputs: Mapping[str, Array], images: int) -> None:
+        """Check the values of one run: numbers, for as many images as there are, and all of them finite.
+
+        Every output of a prediction passes here before it is decoded, whatever its kind and backend are.
+
+        Args:
+            outputs: the outputs of the run.
+            images: the number of images in the batch; slots after them mean nothing.
+
+        Raises:
+            SpecError: an output does not match the spec.
+            NotFiniteError: a value is NaN or infinite.
+        """
+        for tensor in self.spec.output_tensors:
+            found = self.tensor_in(outputs, "the network") if self._is_only else outputs.get(tensor.name)
+            if found is None:
+                raise SpecError(f"the spec names the output {tensor.name!r}, the network gives {', '.join(outputs)}")
+            if found.dtype.kind not in "fiub":
+                raise SpecError(f"the output {tensor.name!r} must be numbers, the network gives {found.dtype}")
+            if len(found) < images or 0 in found.shape:
+                raise SpecError(
+                    f"the output {tensor.name!r} must hold values for {images} image{'s' * (images != 1)}, "
+                    f"the network gives {found.shape}"
+                )
+            check_finite(found[:images], tensor.name)
 
     @property
     def _is_only(self) -> bool:

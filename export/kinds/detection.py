@@ -55,7 +55,7 @@ class _RowsExport(ExportAdapter[R]):
         a, b = (side[layout.name].reshape(-1, layout.columns).astype(np.float64) for side in (expected, found))
         scores = [_scores(side, layout) for side in (a, b)]
         best = np.maximum(*scores)
-        rows = np.flatnonzero(best > MIN_SCORE)
+        rows = np.flatnonzero(~(best <= MIN_SCORE))  # with those whose score is NaN
         if not len(rows):
             rows = np.argsort(-best, kind="stable")[:100]
         a, b = a[rows], b[rows]

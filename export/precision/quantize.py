@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import hashlib
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from deploykit.errors import ExportError
+from deploykit.errors import DataError, ExportError
 from deploykit.export.options import Calibration, CalibrationMethod, PrecisionOptions, QuantKind
 from deploykit.export.precision.calibration import AUTO, Activations, calibration_images, measure_activations
 from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, quantize
@@ -171,4 +172,10 @@ def _choose_method(
         progress.step(f"comparing {method}")
         errors[str(method)] = error_of(ranges[method])
     best: CalibrationMethod = min(methods, key=lambda method: errors[str(method)])
+    if not math.isfinite(errors[str(best)]):
+        raise DataError(
+            f"expected finite outputs of the quantized network, but with the ranges of {', '.join(methods)} it gives "
+            "NaN or infinity on the calibration images: check the checkpoint, or keep its layers in fp32 "
+            "(--int8-keep)"
+        )
     return best, errors, ranges[best]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.placing import CanvasImage
 from deploykit.runtime.images.tiles import Tiling
@@ -35,6 +35,25 @@ class _DenseAdapter(OutputAdapter[DenseOutput]):
         found = self.tensor_in(outputs, "an image")[slot]
         return self._meaning(found.astype(np.float32), shown)  # a copy
 
+    def check_values(self, outputs: Mapping[str, Array], images: int) -> None:
+        """See :meth:`OutputAdapter.check_values`: the channels too are those of the task."""
+        super().check_values(outputs, images)
+        self._check_channels(self.tensor_in(outputs, "the network").shape[1])
+
+    def _check_channels(self, count: int) -> None:
+        """Check the number of channels of the output.
+
+        Raises:
+            SpecError: the task, or the spec, has another number.
+        """
+
+    def _check_classes(self, count: int, possible: tuple[int, ...]) -> None:
+        if self.spec.classes and count not in possible:
+            raise SpecError(
+                f"the spec names {len(self.spec.classes)} classes, but the output {self.output.name!r} has {count} "
+                "channels: the names belong to another model"
+            )
+
     @abstractmethod
     def _meaning(self, output: Array, shown: CanvasImage) -> Callable[..., ImageResult]:
         """Return what makes the result of one image's output, ``(C,)`` or ``(C, H, W)``."""
@@ -53,6 +72,9 @@ class _Classify(_DenseAdapter):
         if self.top < 1:
             raise UsageError(f"top must be at least 1, got {self.top}")
 
+    def _check_channels(self, count: int) -> None:
+        self._check_classes(count, (len(self.spec.classes),))
+
     def _meaning(self, output: Array, shown: CanvasImage) -> Callable[..., ImageResult]:
         labels, scores = top_classes(output, min(self.top, len(output)))
         return partial(Classification, labels=labels, scores=scores, classes=self.spec.classes, num_classes=len(output))
@@ -63,6 +85,10 @@ class _Segment(_DenseAdapter):
     gives = "label maps of their size"
     done = "segmented"
     meters: ClassVar[Mapping[str, Any]] = {"segment": "deploykit.runtime.evaluate.label_maps:LabelMapMeter"}
+
+    def _check_channels(self, count: int) -> None:
+        classes = len(self.spec.classes)
+        self._check_classes(count, (1, 2) if classes <= 2 else (classes,))  # one channel is class 1 against class 0
 
     def _meaning(self, output: Array, shown: CanvasImage) -> Callable[..., ImageResult]:
         classes = self.spec.classes
@@ -99,6 +125,14 @@ class _Restore(_DenseAdapter):
         most = (min(size) - canvas.fit.step) // 2
         asked = max(min(OVERLAP, most // 2), 0) if overlap is None else overlap
         return Tiling(size, asked, batch, canvas.fit.step)
+
+    def _check_channels(self, count: int) -> None:
+        channels = self.spec.input.channels
+        if count not in ((1, 3) if channels == 1 else (1, channels)):
+            raise SpecError(
+                f"an image of {channels} channels is restored to as many, or to grey, but the output "
+                f"{self.output.name!r} has {count} channels"
+            )
 
     def _meaning(self, output: Array, shown: CanvasImage) -> Callable[..., ImageResult]:
         return partial(RestoredImage, pixels=to_image(output, shown, self.spec.input), tiles=shown.tiles)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, TypeVar
+
+import numpy as np
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.arrays import Array
@@ -15,6 +18,7 @@ from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.outputs import OutputAdapter
 from deploykit.runtime.parity.differences import Difference, row_differences
 from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.postprocess.checks import check_finite, check_labels, check_probabilities, check_rows
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.postprocess.detections import (
     NetworkDetections,
@@ -29,6 +33,8 @@ from deploykit.runtime.results.detection import Result
 from deploykit.spec import ModelSpec, NmsOutputs, Output, PoseObjectRows, RawDetections, RowOutput, Thresholds
 
 __all__ = ["DetectionAdapter", "NmsAdapter", "PoseAdapter", "RowAdapter", "RowValues"]
+
+LOG = logging.getLogger(__name__)
 
 O = TypeVar("O", bound=Output)  # noqa: E741  (the field's letter for an output)
 METER = "deploykit.runtime.evaluate.detection:DetectionMeter"
@@ -117,6 +123,31 @@ class RowValues(DetectionAdapter[R]):
         """See :meth:`OutputAdapter.compared`."""
         return self.output.as_rows().pixel_layout()
 
+    def check_values(self, outputs: Mapping[str, Array], images: int) -> None:
+        """See :meth:`OutputAdapter.check_values`: NaN is an error anywhere, other values where they can be in a result.
+
+        Infinity may be in a row, because half precision overflows in the sides of boxes; NMS leaves such a row out.
+        """
+        found, layout = self.tensor_in(outputs, "the network"), self.output.as_rows()
+        if found.dtype.kind != "f" or len(found) < images:
+            raise SpecError(
+                f"the output {layout.name!r} must be float rows of {images} image{'s' * (images != 1)}, "
+                f"the network gives {found.dtype} {found.shape}"
+            )
+        infinite = check_rows(found[:images], layout.name)
+        for rows in found[:images]:
+            used = rows
+            if layout.obj is not None:  # no score is over its objectness, so the other rows are not in a result
+                objectness = np.ascontiguousarray(rows[:, layout.obj[0]], np.float32)
+                check_probabilities(objectness, "objectness", layout.name)
+                used = rows[objectness > np.float32(self.thresholds.conf)]
+            check_probabilities(used[:, slice(*layout.cls)], "scores", layout.name)
+            if layout.keypoints is not None and layout.kpt_dims == 3:
+                start, stop = layout.keypoints
+                check_probabilities(used[:, start + 2 : stop : 3], "keypoint visibilities", layout.name)
+            if infinite and not np.isfinite(used[used[:, slice(*layout.cls)].max(1) > self.thresholds.conf]).all():
+                LOG.warning("the network gives infinity in some rows of %r: NMS leaves these rows out", layout.name)
+
     def values(self, outputs: Mapping[str, Array], fed: tuple[int, ...], name: str) -> Array:
         """See :meth:`OutputAdapter.values`."""
         return decoded(self.tensor_in(outputs, name), self.output.as_rows(), (fed[2], fed[3]))
@@ -158,6 +189,21 @@ class NmsAdapter(DetectionAdapter[NmsOutputs]):
     ) -> NetworkDetections:
         """See :meth:`DetectionAdapter.objects`."""
         return decode_nms(outputs, slot, self.output, self._points, self.thresholds)
+
+    def check_values(self, outputs: Mapping[str, Array], images: int) -> None:
+        """See :meth:`OutputAdapter.check_values`: what is in the used slots; the others may hold anything."""
+        names, classes = self.output, self.output.num_classes(self.spec)
+        for slot in range(images):
+            # Without a threshold: NaN is not over any, so it would be dropped without a word.
+            found = decode_nms(outputs, slot, names, self._points, None)
+            check_probabilities(found.scores, "scores", names.scores)
+            check_finite(found.boxes, names.boxes)
+            check_labels(outputs[names.labels][slot, : len(found.scores)], classes, names.labels)
+            if found.keypoints is not None and names.keypoints is not None:
+                check_finite(found.keypoints, names.keypoints)
+                check_probabilities(found.keypoints[..., 2], "keypoint visibilities", names.keypoints)
+            if found.masks is not None and names.masks is not None:
+                check_probabilities(found.masks, "masks", names.masks)
 
     def _thresholds(self) -> Thresholds:
         own, changed = self.spec.thresholds, super()._thresholds()

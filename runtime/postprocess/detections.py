@@ -88,9 +88,11 @@ def decode_rows(
 
 
 def decode_nms(
-    outputs: Mapping[str, Array], slot: int, names: NmsOutputs, points: int, thresholds: Thresholds
+    outputs: Mapping[str, Array], slot: int, names: NmsOutputs, points: int, thresholds: Thresholds | None
 ) -> NetworkDetections:
     """Return the used slots of NMS outputs, after a higher ``conf`` or lower ``max_det`` than the graph's.
+
+    ``thresholds`` of None returns all used slots.
 
     Raises:
         BackendError: an output has another shape, or counts more detections than it has slots.
@@ -98,10 +100,12 @@ def decode_nms(
     boxes = _image_slice(outputs, names.boxes, slot, (None, 4)).astype(np.float32, copy=False)
     scores = _image_slice(outputs, names.scores, slot, (len(boxes),)).astype(np.float32, copy=False)
     labels = _image_slice(outputs, names.labels, slot, (len(boxes),))
-    count = int(_image_slice(outputs, names.num_dets, slot, (1,))[0])
-    if not 0 <= count <= len(boxes):
+    count = _count(outputs, names.num_dets, slot)
+    if count > len(boxes):
         raise BackendError(f"output {names.num_dets!r} must lie in 0..{len(boxes)}, got {count}")
-    use = np.flatnonzero(scores[:count] > np.float32(thresholds.conf))[: thresholds.max_det]
+    use = np.arange(count)
+    if thresholds is not None:
+        use = np.flatnonzero(scores[:count] > np.float32(thresholds.conf))[: thresholds.max_det]
     keypoints = None
     if names.keypoints is not None:
         keypoints = _image_slice(outputs, names.keypoints, slot, (len(boxes), points, 3))[use].astype(
@@ -110,7 +114,7 @@ def decode_nms(
     masks = None
     if names.masks is not None:
         masks = _image_slice(outputs, names.masks, slot, (len(boxes), None, None))[use].astype(np.float32, copy=False)
-    candidates = int(_image_slice(outputs, names.num_candidates, slot, (1,))[0])
+    candidates = _count(outputs, names.num_candidates, slot)
     return NetworkDetections(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates, masks=masks)
 
 
@@ -141,6 +145,14 @@ def decode_poses(
     return NetworkDetections(persons.boxes, persons.scores, persons.labels, keypoints, candidates, objects)
 
 
+def _count(outputs: Mapping[str, Array], name: str, slot: int) -> int:
+    """Return one image's entry of an output that counts something."""
+    value = _image_slice(outputs, name, slot, (1,))[0]
+    if not (np.isfinite(value) and value >= 0 and value == np.rint(value)):
+        raise BackendError(f"output {name!r} must be a whole number from 0 on, got {value}")
+    return int(value)
+
+
 def _image_slice(outputs: Mapping[str, Array], name: str, slot: int, shape: tuple[int | None, ...]) -> Array:
     """Return one image's part of an output after checking it against the spec's shape (None: any length)."""
     value = outputs.get(name)
@@ -154,4 +166,6 @@ def _image_slice(outputs: Mapping[str, Array], name: str, slot: int, shape: tupl
     if not fits:
         sides = ", ".join("?" if side is None else str(side) for side in shape)
         raise BackendError(f"output {name!r} must be (batch, {sides}), got {value.shape}")
+    if value.dtype.kind not in "fiub":
+        raise BackendError(f"output {name!r} must be numbers, got {value.dtype}")
     return np.asarray(value[slot])

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, pairwise
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast, overload
 
@@ -207,8 +207,10 @@ class Predictor(Generic[R_co]):
         ready = time.perf_counter()
         outputs = self.session.run({canvas.name: images})
         done = time.perf_counter()
-        before, inference = (1e3 * (b - a) / len(batch) for a, b in ((start, ready), (ready, done)))
-        results = [self._result(p, outputs, i, p.ms + before, inference) for i, p in enumerate(batch)]
+        self.adapter.check_values(outputs, len(batch))
+        marks = (start, ready, done, time.perf_counter())
+        before, inference, checking = (1e3 * (b - a) / len(batch) for a, b in pairwise(marks))
+        results = [self._result(p, outputs, i, (p.ms + before, inference, checking)) for i, p in enumerate(batch)]
         self._spare.append(buffer)  # only now, because an output may be a view of the input
         return results
 
@@ -218,13 +220,14 @@ class Predictor(Generic[R_co]):
         ready = time.perf_counter()
         outputs = {self.spec.output_names[0]: self._run_tiles(image)[None]}
         inference = 1e3 * (time.perf_counter() - ready)
-        return self._result(prepared, outputs, 0, prepared.ms + 1e3 * (ready - start), inference)
+        return self._result(prepared, outputs, 0, (prepared.ms + 1e3 * (ready - start), inference, 0.0))
 
     def _run_tiles(self, image: Array) -> Array:
         """Return the output of an image ``(C, H, W)``, assembled from its tiles."""
 
         def run(tiles: Array) -> Array:
             outputs = self.session.run({self.spec.input.name: tiles.astype(self._dtype, copy=False)})
+            self.adapter.check_values(outputs, len(tiles))
             return self.adapter.tensor_in(outputs, "a tile")
 
         assert self.tiling is not None
@@ -239,8 +242,9 @@ class Predictor(Generic[R_co]):
         return np.empty(shape, np.float32)
 
     def _result(
-        self, prepared: _PreparedImage, outputs: dict[str, Array], slot: int, prepare_ms: float, inference_ms: float
+        self, prepared: _PreparedImage, outputs: dict[str, Array], slot: int, ms: tuple[float, float, float]
     ) -> R_co:
+        """Decode one image; ``ms``: what its input, the network, and the check of the outputs took."""
         start = time.perf_counter()
         made = self.adapter.decode(outputs, slot, prepared.shown)
         frame = prepared.frame
@@ -250,9 +254,9 @@ class Predictor(Generic[R_co]):
             frame=frame.number,
             timings={
                 "read": frame.read_ms,
-                self.adapter.stage: prepare_ms,
-                "inference": inference_ms,
-                "postprocess": (time.perf_counter() - start) * 1e3,
+                self.adapter.stage: ms[0],
+                "inference": ms[1],
+                "postprocess": ms[2] + (time.perf_counter() - start) * 1e3,
             },
             image=frame.image if frame.keep and frame.image.shape[2:] == (3,) else None,
         )

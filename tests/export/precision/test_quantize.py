@@ -24,11 +24,13 @@ from deploykit.export.precision import calibration as module
 from deploykit.export.precision.calibration import (
     BINS,
     LEVELS,
+    Activations,
     calibration_images,
     measure_activations,
     range_of,
 )
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize, quantize_weight
+from deploykit.export.precision.quantize import _choose_method
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.precision.sensitivity import (
     Sensitivity,
@@ -265,6 +267,15 @@ def test_a_tensor_that_is_not_finite_has_no_range_and_is_named(
     assert told["broken.part"] == np.inf
 
 
+def test_a_method_whose_network_gives_nan_is_not_the_best(images: Path) -> None:
+    found = Activations({"x": 1.0}, {"x": np.ones(2048)}, 5)
+    errors = iter([np.inf, 0.2, np.inf])
+    best, all_errors, _ = _choose_method(found, Calibration(images), lambda _: next(errors), SILENT)
+    assert (best, list(all_errors.values())) == ("percentile", [np.inf, 0.2, np.inf])
+    with pytest.raises(DataError, match="with the ranges of minmax, percentile, mse it gives NaN or infinity"):
+        _choose_method(found, Calibration(images), lambda _: np.inf, SILENT)
+
+
 def feeds_of(images: Path) -> ParityInputs:
     found = make_parity_inputs(SPEC, sorted(images.iterdir()))
     return ParityInputs({label: image for label, image in found.images.items() if "noise" not in label}, ())
@@ -435,5 +446,9 @@ def test_the_error_of_rows_is_of_those_that_score() -> None:
     assert export_adapter_of(SPEC).error({"output": rows}, {"output": other}) > 0.5
     other[0, 0, 0] = np.nan
     assert export_adapter_of(SPEC).error({"output": rows}, {"output": other}) == np.inf
+    other[0] = rows[0]
+    other[0, 0, 4] = np.nan  # a score that is not over 0.05 either
+    assert export_adapter_of(SPEC).error({"output": rows}, {"output": other}) == np.inf
     dense = ModelSpec(task="segment", input=InputSpec(), output=DenseOutput())
+    assert export_adapter_of(dense).error({"y": np.full(4, 2.0)}, {"y": np.array([2, 2, 2, np.nan])}) == np.inf
     assert export_adapter_of(dense).error({"y": np.full(4, 2.0)}, {"y": np.full(4, 2.2)}) == pytest.approx(0.1)

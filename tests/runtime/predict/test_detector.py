@@ -276,7 +276,7 @@ def _nms_outputs(count: int = 2) -> dict[str, Array]:
         "boxes": np.array([[[8, 8, 16, 24], [0, 0, 64, 64], [0, 0, 0, 0]]], np.float32),
         "scores": np.array([[0.9, 0.3, 0]], np.float32),
         "labels": np.array([[1, 0, 0]], np.int32),
-        "keypoints": np.arange(18, dtype=np.float32).reshape(1, 3, 2, 3),
+        "keypoints": np.arange(18, dtype=np.float32).reshape(1, 3, 2, 3) * np.float32([1, 1, 1 / 16]),
         "num_candidates": np.array([[1500]], np.int32),
     }
 
@@ -296,7 +296,7 @@ def test_nms_outputs_become_the_same_kind_of_result() -> None:
     assert result.boxes.tolist() == [[16, 16, 32, 48], [0, 0, 128, 128]]
     assert (result.labels.tolist(), result.scores.tolist()) == ([1, 0], pytest.approx([0.9, 0.3]))
     assert result.keypoints is not None
-    assert result.keypoints[0].tolist() == [[0, 2, 2], [6, 8, 5]]
+    assert result.keypoints[0].tolist() == [[0, 2, 2 / 16], [6, 8, 5 / 16]]
     assert result.truncated
 
 
@@ -374,7 +374,7 @@ def test_a_batch_that_the_network_does_not_take_is_refused(model: Path) -> None:
 
 def test_rows_with_too_few_columns_are_refused() -> None:
     predict = Predictor(FakeSession(lambda _: {"output": np.zeros((1, 4, 8), np.float32)}, spec=cell_spec()))
-    with pytest.raises(BackendError, match="10 columns per row as in the spec, got 8"):
+    with pytest.raises(SpecError, match=r"needs an output of 3 axes \(batch, rows, 10 columns\), .* is \(1, 4, 8\)"):
         predict(RED_AT_1_2)
 
 
