@@ -12,6 +12,7 @@ from typing import Protocol
 from torch import nn
 
 from deploykit.errors import CheckpointError, NotFoundError, UsageError
+from deploykit.models.checkpoint.prefixes import parts_of
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.load_options import LoadOptions
 from deploykit.progress import SILENT, Progress
@@ -183,6 +184,19 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
     Raises:
         CheckpointError: no family knows it; UnknownLayerError, WeightsMismatchError: nearly.
     """
+    model = _recognised(checkpoint) or _recognised_part(checkpoint)
+    if model is not None:
+        return model
+    first = ", ".join(list(checkpoint.state_dict)[:3]) or "none"
+    raise CheckpointError(
+        f"{checkpoint.path} is a checkpoint of a model that deploykit does not know: {len(checkpoint.state_dict)} "
+        f"tensors ({first}, ...) and no description of its layers; deploykit inspect shows it, deploykit models "
+        "lists what can be loaded"
+    )
+
+
+def _recognised(checkpoint: Checkpoint) -> ReferenceModel | None:
+    """The model of the first family that knows the checkpoint."""
     for family in FAMILIES:
         model: ReferenceModel | None = import_module(family).from_checkpoint(checkpoint)
         if model is not None:
@@ -192,12 +206,28 @@ def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
             if seed is not None:  # written by create_checkpoint
                 notes = (*notes, f"its weights are random (seed {seed}): what it says means nothing")
             return replace(model, spec=replace(model.spec, source=source), notes=notes)
-    first = ", ".join(list(checkpoint.state_dict)[:3]) or "none"
-    raise CheckpointError(
-        f"{checkpoint.path} is a checkpoint of a model that deploykit does not know: {len(checkpoint.state_dict)} "
-        f"tensors ({first}, ...) and no description of its layers; deploykit inspect shows it, deploykit models "
-        "lists what can be loaded"
-    )
+    return None
+
+
+def _recognised_part(checkpoint: Checkpoint) -> ReferenceModel | None:
+    """The model inside of another module: all of the tensors have its prefix, but for those of training.
+
+    Raises:
+        CheckpointError: there are other tensors beside it.
+    """
+    for part in parts_of(checkpoint):
+        if not part.others:
+            model = _recognised(part.checkpoint)
+            if model is not None:
+                return model
+            continue
+        try:
+            known = _recognised(part.checkpoint) is not None
+        except CheckpointError:
+            known = True
+        if known:
+            raise part.refusal()
+    return None
 
 
 def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:

@@ -24,6 +24,7 @@ from deploykit.errors import (
     UsageError,
     import_extra,
 )
+from deploykit.models.checkpoint.prefixes import parts_of
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.class_names import class_names
 from deploykit.models.load_options import LoadOptions
@@ -198,6 +199,7 @@ def _of_file(checkpoint: Checkpoint, options: TimmOptions) -> ReferenceModel:
     assert options.model is not None
     with torch.device("meta"):
         outline = _outline(options.model)
+    checkpoint = _inside(checkpoint, outline)
     config = getattr(outline, "pretrained_cfg", {})
     sizes = _sizes(options)
     for key, layer, axis in (("num_classes", "classifier", 0), ("in_chans", "first_conv", 1)):
@@ -212,6 +214,23 @@ def _of_file(checkpoint: Checkpoint, options: TimmOptions) -> ReferenceModel:
     model = _reference(options.model, network.requires_grad_(False))
     source = Source(model=model.name, sha256=checkpoint.sha256)
     return replace(model, spec=replace(model.spec, source=source), notes=(*checkpoint.notes, *model.notes))
+
+
+def _inside(checkpoint: Checkpoint, outline: nn.Module) -> Checkpoint:
+    """The checkpoint, or the part of it that has the network's names, where none of its own names is one of them.
+
+    Raises:
+        CheckpointError: other tensors are beside that part.
+    """
+    own = outline.state_dict().keys()
+    if own & checkpoint.state_dict.keys():
+        return checkpoint
+    for part in parts_of(checkpoint):
+        if own & part.checkpoint.state_dict.keys():
+            if part.others:
+                raise part.refusal()
+            return part.checkpoint
+    return checkpoint
 
 
 def _outline(name: str) -> nn.Module:

@@ -171,6 +171,8 @@ class _Search:
                 raise unsafe(f"more than {MAX_ENTRIES} of its entries hold weights, the limit")
         tensors = {key: item for key, item in value.items() if type(key) is str and is_tensor(item)}
         own = _Candidate(name, value, tensors)
+        if parts := _averaged_parts(own):
+            return parts
         if not tensors or any(each.known for each in below):
             return below
         if any(tensor.size for tensor in tensors.values()):
@@ -184,6 +186,20 @@ class _Search:
             raise
         except CheckpointError:  # says so where its weights are taken
             return {}
+
+
+def _averaged_parts(whole: _Candidate) -> list[_Candidate]:
+    """A network and its average in one dictionary, ``model.conv.weight`` beside ``ema_model.conv.weight``."""
+    parts: dict[str, dict[str, StoredTensor]] = {}
+    for name, tensor in whole.tensors.items():
+        first, dot, rest = name.partition(".")
+        if dot or tensor.size:  # a number alone counts something
+            parts.setdefault(first, {})[rest] = tensor
+    found = [_Candidate(f"{whole.name}.{p}".removeprefix("."), tensors, tensors) for p, tensors in parts.items()]
+    named = [part in AVERAGES for part in parts]
+    if sorted(named) != [False, True] or not parts.keys() <= AVERAGES | NETWORKS:
+        return []
+    return found if found[0].shapes() == found[1].shapes() else []
 
 
 def _is_beside(key: str) -> bool:

@@ -40,6 +40,8 @@ __all__ = ["Checkpoint", "Entry", "Module", "read_checkpoint"]
 _WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 """Prefix of all names -> what puts it there; DataParallel is not the only one."""
 
+_INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+"""Modules that torch.compile, FSDP and activation checkpointing put around parts of a network."""
 _AROUND = ("DataParallel", "OptimizedModule", "AveragedModel", "ModelEmaV2", "ModelEmaV3")
 """How the classes end that are put around a model."""
 
@@ -200,6 +202,8 @@ def _unwrap(
     """Take off what DataParallel, torch.compile and averages put around a model."""
     if is_averaged_model(stored) and (not modules or modules[0].kind.endswith(_AROUND)):
         stored = {name: tensor for name, tensor in stored.items() if name not in COUNTERS}
+    if not modules:
+        stored = _without_wrappers(stored, notes)
     wrapped = True
     while wrapped and stored:
         wrapped = False
@@ -214,3 +218,15 @@ def _unwrap(
             notes.append(f"{around or wrapper} prefix {prefix!r} removed")
             wrapped = True
     return stored, modules
+
+
+def _without_wrappers(stored: dict[str, StoredTensor], notes: list[str]) -> dict[str, StoredTensor]:
+    """Take off what stands in the middle of names, where parts of a network were compiled or sharded."""
+    for wrapper in _INSIDE:
+        parts = {name: name.split(".") for name in stored}
+        plain = {name: ".".join(part for part in parts[name] if part != wrapper) for name in stored}
+        count = sum(name != plain[name] for name in stored)
+        if count and len(set(plain.values())) == len(stored) and not all(p[0] == wrapper for p in parts.values()):
+            stored = {plain[name]: tensor for name, tensor in stored.items()}
+            notes.append(f"{wrapper} removed from {count:,} names")
+    return stored
