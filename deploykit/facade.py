@@ -318,7 +318,7 @@ def open_session(
     if preprocessing != "default":
         raise UsageError(f"{path} says in its spec how images are prepared: preprocessing is for checkpoints")
     if loading is not None:
-        raise UsageError(f"{path} is no checkpoint: how one is loaded (--entry) is not asked of it")
+        raise UsageError(f"{path} is no checkpoint: how one is loaded ({loading}) is not asked of it")
     if backend == "torch" and Path(path).suffix.lower() == ".onnx":
         from deploykit.runtime.files import existing_file
 

@@ -45,7 +45,7 @@ def inspect_file(path: str | Path, loading: LoadOptions | None = None) -> Inspec
     if artefact is None:
         return _checkpoint(file, loading)
     if loading is not None:
-        raise UsageError(f"{file} is no checkpoint: how one is loaded (--entry) is not asked of it")
+        raise UsageError(f"{file} is no checkpoint: how one is loaded ({loading}) is not asked of it")
     return artefact(file)
 
 
@@ -60,7 +60,7 @@ def _checkpoint(file: Path, loading: LoadOptions | None) -> Inspection:
     facts: dict[str, Any] = {"kind": "checkpoint"}
     notes = checkpoint.notes
     try:
-        model = model_from_checkpoint(checkpoint)
+        model = model_from_checkpoint(checkpoint, loading)
         facts |= {"family": model.family, "model": model.name, **_meaning(model.spec)}
         facts |= {"stride": getattr(getattr(model.module, "head", None), "stride", (model.stride,))}
         facts["parameters"] = sum(p.numel() for p in model.module.parameters())

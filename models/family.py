@@ -42,13 +42,14 @@ class Family(ABC, Generic[C]):
         name: of the family, for people.
         variants: the name of each registered variant, with underscores -> its configuration.
         signature: keys that every checkpoint of the family has, and none of another family.
-        fixed_size_reason: see :class:`deploykit.models.registry.ReferenceModel`.
+        fixed_size_reason, choices: see :class:`deploykit.models.registry.ReferenceModel`.
     """
 
     name: str
     variants: Mapping[str, C]
     signature: frozenset[str]
     fixed_size_reason: str = ""
+    choices: tuple[str, ...] = ()
 
     @abstractmethod
     def config_of(self, shapes: CheckpointShapes) -> C:
@@ -103,6 +104,7 @@ class Family(ABC, Generic[C]):
             self.spec(config, names),
             rewrites=self.rewrites(config),
             fixed_size_reason=self.fixed_size_reason,
+            choices=self.choices,
         )
 
     def loaded(self, config: C, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:

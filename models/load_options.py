@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 __all__ = ["LoadOptions"]
 
@@ -14,6 +14,18 @@ class LoadOptions:
     Attributes:
         entry: dotted name of the entry whose weights are taken, ``model`` or ``ema.module``; empty: the entry that
             docs/checkpoints.md names, which is an average of the weights where the file has one.
+        heads: heads of each attention of a vision transformer; None: as the file tells, or assumed.
     """
 
     entry: str = ""
+    heads: int | None = None
+
+    def __str__(self) -> str:
+        """The options as they are typed, ``--entry ema --heads 12``: those that differ from their default."""
+        given = ((field.name, getattr(self, field.name)) for field in fields(self))
+        asked = [(name, value) for name, value in given if value not in (None, "")]
+        return " ".join(f"--{name.replace('_', '-')} {_typed(value)}" for name, value in asked)
+
+
+def _typed(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -28,6 +28,9 @@ FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
 DEFAULT = "default"
 """The name of the preprocessing that a model's spec has by itself."""
 
+BUILD_OPTIONS = ("heads",)
+"""The options of loading that decide how a network is built, so that its family must read them."""
+
 Rewrite = Callable[[nn.Module, str], nn.Module]
 """A network and an argument, which may be empty, to another network with the same weights."""
 
@@ -41,6 +44,7 @@ class ReferenceModel:
     which images were prepared for some of its published weights, by name: see :func:`with_preprocessing`.
     ``rewrites`` are other networks for the same weights, by name: see :func:`with_rewrite`. ``fixed_size_reason``: what
     an export computes from the size of the images, so that it is for one size; empty: an export may be for any size.
+    ``choices``: the options of :data:`BUILD_OPTIONS` that its family reads.
     What no tensor told and was therefore assumed is in ``spec.assumptions``; see :meth:`assuming`.
     """
 
@@ -52,6 +56,7 @@ class ReferenceModel:
     preprocessings: Mapping[str, InputSpec] = field(default_factory=dict)
     rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
     fixed_size_reason: str = ""
+    choices: tuple[str, ...] = ()
 
     @property
     def stride(self) -> int:
@@ -175,15 +180,17 @@ def load_model(
     progress.step("reading")
     checkpoint = read_checkpoint(weights, entry=options.entry)
     progress.step("building")
-    return with_rewrite(with_preprocessing(model_from_checkpoint(checkpoint), preprocessing), rewrite)
+    return with_rewrite(with_preprocessing(model_from_checkpoint(checkpoint, options), preprocessing), rewrite)
 
 
-def model_from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel:
-    """Build the model that a checkpoint is of.
+def model_from_checkpoint(checkpoint: Checkpoint, loading: LoadOptions | None = None) -> ReferenceModel:
+    """Build the model that a checkpoint is of; ``loading``: what the user says of what no tensor tells.
 
     Raises:
         CheckpointError: no family knows it; UnknownLayerError, WeightsMismatchError: nearly.
+        UsageError: the model leaves nothing open there, or the file says otherwise.
     """
+    checkpoint = replace(checkpoint, loading=loading or LoadOptions())
     model = _recognised(checkpoint) or _recognised_part(checkpoint)
     if model is not None:
         return model
@@ -200,6 +207,7 @@ def _recognised(checkpoint: Checkpoint) -> ReferenceModel | None:
     for family in FAMILIES:
         model: ReferenceModel | None = import_module(family).from_checkpoint(checkpoint)
         if model is not None:
+            _check_choices(model, checkpoint.loading)
             source = Source(model=model.name, sha256=checkpoint.sha256)
             notes = (*checkpoint.notes, *model.notes)
             seed = checkpoint.metadata.get("random_seed")
@@ -228,6 +236,13 @@ def _recognised_part(checkpoint: Checkpoint) -> ReferenceModel | None:
         if known:
             raise part.refusal()
     return None
+
+
+def _check_choices(model: ReferenceModel, loading: LoadOptions) -> None:
+    for name in BUILD_OPTIONS:
+        if getattr(loading, name) is not None and name not in model.choices:
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} has no meaning for {model.name}: it leaves nothing open there")
 
 
 def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:

@@ -143,7 +143,7 @@ def load_timm(
         progress.step("building")
         return _of_file(checkpoint, options)
     if loading is not None:
-        raise UsageError(f"{weights} is no file: how a checkpoint is loaded (--entry) is not asked of it")
+        raise UsageError(f"{weights} is no file: how a checkpoint is loaded ({loading}) is not asked of it")
     progress.step("building")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -154,7 +154,7 @@ def for_checkpoints(models: Sequence[object], asked: Asked | None) -> list[Asked
     """
     found = [asked if isinstance(model, (str, os.PathLike)) and is_checkpoint(model) else None for model in models]
     if asked is not None and not any(each is not None for each in found):
-        raise UsageError("an option of a checkpoint's loading (--entry) is given, and none of the models is one")
+        raise UsageError(f"an option of a checkpoint's loading ({asked}) is given, and none of the models is one")
     return found
 
 

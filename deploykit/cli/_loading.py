@@ -26,6 +26,13 @@ def loading_flags() -> Flags[LoadOptions]:
                     "weights, else the model's own; inspect lists the entries)",
                     metavar="NAME",
                 ),
+                Flag(
+                    "--heads",
+                    "heads",
+                    "heads of each attention of a vision transformer (default: as the file tells, or assumed)",
+                    metavar="N",
+                    type=int,
+                ),
             )
         },
     )

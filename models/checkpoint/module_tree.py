@@ -173,10 +173,28 @@ def checked_name(name: str) -> str:
     return name
 
 
+_SETTINGS = (
+    "argparse.Namespace",
+    "types.SimpleNamespace",
+    "pytorch_lightning.utilities.parsing.AttributeDict",
+    "lightning.pytorch.utilities.parsing.AttributeDict",
+    "lightning.fabric.utilities.data.AttributeDict",
+    "lightning_fabric.utilities.data.AttributeDict",
+)
+"""Classes that hold the arguments of a training script, and nothing else."""
+
 _LISTED = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 )
+
+
+def _settings(value: Any) -> dict[Any, Any] | None:
+    """The arguments of a training script by name; None: it is something else."""
+    if not isinstance(value, Record) or value.kind not in _SETTINGS:
+        return None
+    state = value.state if isinstance(value.state, dict) else {}
+    return {**state, **{pair[0]: pair[1] for pair in value.entries or () if type(pair) is tuple and len(pair) == 2}}
 
 
 class _NotPlainError(Exception):
@@ -221,10 +239,13 @@ class PlainValues:
         if is_tensor(value) and value.numel <= MAX_SMALL_TENSOR and value.dtype in _LISTED:
             self._take(value.numel)
             return self._tensors.read(value).tolist()
-        if kind not in (list, tuple, dict):
+        settings = _settings(value)
+        if kind not in (list, tuple, dict) and settings is None:
             raise _NotPlainError
         if levels == 0:
             raise _NotPlainError(f"nests deeper than {MAX_PLAIN_NESTING} levels")
+        if settings is not None:
+            return self._copy_settings(settings, levels - 1)
         if kind is dict:
             table = {}
             for key, item in value.items():
@@ -234,6 +255,19 @@ class PlainValues:
         for item in value:
             copied.append(self._copy(item, levels - 1))
         return copied if kind is list else tuple(copied)
+
+    def _copy_settings(self, settings: dict[Any, Any], levels: int) -> dict[str, Any]:
+        """The plain ones of the arguments: a device or a path among them does not take the others along."""
+        table = {}
+        for name, value in settings.items():
+            if type(name) is not str:
+                continue
+            try:
+                table[name] = self._copy(value, levels)
+            except _NotPlainError as e:
+                if e.args:
+                    raise
+        return table
 
     def _take(self, count: int) -> None:
         self._room -= count

@@ -34,6 +34,7 @@ from deploykit.models.checkpoint.module_tree import (
 )
 from deploykit.models.checkpoint.stack_machine import Record, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor
+from deploykit.models.load_options import LoadOptions
 
 __all__ = ["Checkpoint", "Entry", "Module", "read_checkpoint"]
 
@@ -64,6 +65,7 @@ class Checkpoint:
         metadata: the other top-level entries, as far as they are plain.
         notes: what is unusual about the file, one sentence each.
         entries: every entry that holds weights.
+        loading: what the user says of it, for the family that reads it.
     """
 
     path: Path
@@ -79,6 +81,7 @@ class Checkpoint:
     metadata: Mapping[str, Any]
     notes: tuple[str, ...]
     entries: tuple[Entry, ...] = ()
+    loading: LoadOptions = field(default_factory=LoadOptions)
 
     def float32(self) -> dict[str, torch.Tensor]:
         """The weights with every floating tensor in float32 and contiguous; one tensor under two names stays one."""

@@ -17,20 +17,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from deploykit.errors import CheckpointError
+from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.class_names import class_names
 from deploykit.models.family import Family, classifier_spec, imagenet_input
 from deploykit.models.fuse import check_fold, shared_copy
 from deploykit.models.layers.attention import EPS, TransformerBlock
 from deploykit.models.layers.norm import randomise_affine
+from deploykit.models.loading.file_facts import chosen, count_told
 from deploykit.models.loading.shapes import CheckpointShapes
 from deploykit.models.registry import ReferenceModel
 from deploykit.spec import DenseOutput, Fit, ModelSpec
 
 WEIGHTS_LICENCE = "CC-BY-NC-4.0 (MAE, the code too); of other ViTs their own"
 
-HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1152: 16, 1280: 16}
-"""Number of heads by width, as published; no tensor tells it."""
+HEADS = {192: 3, 384: 6, 512: 8, 640: 10, 768: 12, 896: 14, 1024: 16, 1152: 16, 1280: 16, 1408: 16, 1664: 16}
+"""Number of heads by width, as most published ones have it; no tensor tells it."""
+
+ALSO = {192: "MAE-Lite's has 12", 384: "MoCo v3's has 12"}
+"""Published ones with another number of heads."""
 
 OTHERS = ("blocks.0.ls1.gamma", "blocks.0.gamma_1", "blocks.0.attn.q_norm.weight", "blocks.0.attn.q_bias")
 """Tensors of transformers that compute something else: scaled branches, normalised queries, biases apart."""
@@ -167,10 +171,11 @@ class VisionTransformer(nn.Module):
 
 
 class VitFamily(Family[VitConfig]):
-    """Vision transformers by timm's keys, and MAE's; the number of heads is the published one of the width."""
+    """Vision transformers by timm's keys, and MAE's; the number of heads is asked for, told by the file, or assumed."""
 
     name = "ViT"
     variants = VARIANTS
+    choices = ("heads",)
     signature = frozenset({"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"})
 
     def config_of(self, shapes: CheckpointShapes) -> VitConfig:
@@ -193,8 +198,7 @@ class VitFamily(Family[VitConfig]):
             kind, classes = "probe", shapes.weight_shape("head.1", 2)[0]
         elif "head.weight" in shapes.shapes:
             kind, classes = "mean" if "fc_norm.weight" in shapes.shapes else "token", shapes.weight_shape("head", 2)[0]
-        heads = HEADS.get(dim, max(dim // 64, 1))
-        heads = heads if dim % heads == 0 else 1
+        heads = _heads(shapes, dim)
         return VitConfig(dim, shapes.count_layers("blocks."), heads, hidden, patch, grid, channels, classes, kind)
 
     def network(self, config: VitConfig) -> VisionTransformer:
@@ -210,6 +214,8 @@ class VitFamily(Family[VitConfig]):
     def name_of(self, config: VitConfig) -> str:
         known = self.variant_of(replace(config, head="mean"), "grid", "channels")
         size = known.rpartition("-")[2] if known else f"d{config.dim}-{config.depth}-p{config.patch}"
+        if config.heads != HEADS.get(config.dim):
+            size = f"{size}-h{config.heads}"
         tail = {"probe": "-linear-probe", "features": "-features"}.get(config.head, "")
         return f"{'vit' if config.head == 'token' else 'mae-vit'}-{size}{tail}"
 
@@ -221,9 +227,35 @@ class VitFamily(Family[VitConfig]):
         """With notes on what was assumed and what was dropped."""
         dropped = sum(map(_is_decoder, shapes.shapes))
         notes = (f"the decoder of its pretraining is dropped ({dropped} tensors)",) if dropped else ()
-        source = "as published ones of that width have" if config.dim in HEADS else "64 channels each"
         model = replace(super().loaded(config, network, shapes), notes=notes)
-        return model.assuming(f"{config.heads} heads for {config.dim} channels, {source}: no tensor tells")
+        if shapes.checkpoint.loading.heads is None and _told_heads(shapes) is None:
+            also = f" ({ALSO[config.dim]})" if config.dim in ALSO else ""
+            model = model.assuming(
+                f"{config.heads} heads for {config.dim} channels, as published ViTs of that width have{also}: no "
+                "tensor tells; choose with --heads"
+            )
+        return model
+
+
+def _told_heads(shapes: CheckpointShapes) -> tuple[int, str] | None:
+    return count_told(shapes.checkpoint, "num_heads", "n_heads", "num_attention_heads", "heads")
+
+
+def _heads(shapes: CheckpointShapes, dim: int) -> int:
+    """The number of heads: as asked for, as the file tells, or that of published networks of the width."""
+    path, told = shapes.checkpoint.path, _told_heads(shapes)
+    heads: int | None = chosen(shapes.checkpoint, "heads", shapes.checkpoint.loading.heads, told)
+    if heads is None and dim not in HEADS:
+        raise CheckpointError(
+            f"{path} is of a vision transformer of {dim} channels, and no tensor tells its number of heads: give it "
+            f"with --heads; published ones have {', '.join(map(str, HEADS))} channels"
+        )
+    heads = HEADS[dim] if heads is None else heads
+    if heads < 1 or dim % heads:
+        if told is not None:
+            raise CheckpointError(f"{path}: {told[1]} says {heads} heads, which do not divide its {dim} channels")
+        raise UsageError(f"--heads {heads} does not divide the {dim} channels of {path}")
+    return heads
 
 
 def _is_decoder(key: str) -> bool:

@@ -19,6 +19,7 @@ from deploykit.models.create.random_weights import randomise
 from deploykit.models.families import vit
 from deploykit.models.families.vit import Head, VisionTransformer, VitConfig
 from deploykit.models.fuse import fuse_model
+from deploykit.models.load_options import LoadOptions
 from deploykit.models.registry import ReferenceModel, load_model
 from deploykit.runtime.results.dense import Features
 from deploykit.runtime.session import open_session
@@ -35,8 +36,8 @@ slow = pytest.mark.slow
 KINDS: tuple[Head, ...] = ("mean", "token", "probe", "features")
 
 
-def narrow(head: Head = "mean", seed: int = 0) -> ReferenceModel:
-    config = VitConfig(32, 2, 1, 48, patch=8, grid=4, num_classes=1 if head == "features" else 5, head=head)
+def narrow(head: Head = "mean", seed: int = 0, config: VitConfig | None = None) -> ReferenceModel:
+    config = config or VitConfig(32, 2, 1, 48, patch=8, grid=4, num_classes=1 if head == "features" else 5, head=head)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = VisionTransformer(config).eval()
@@ -75,11 +76,11 @@ def test_it_is_its_definition(kind: Head, folded: bool, heads: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_of_each_layout_is_read(tmp_path: Path, kind: Head) -> None:
     model = narrow(kind)
-    found = load_model(saved(tmp_path, model.module.state_dict()))
+    found = load_model(saved(tmp_path, model.module.state_dict()), loading=LoadOptions(heads=1))
     tail = {"probe": "-linear-probe", "features": "-features"}.get(kind, "")
-    assert found.name == f"{'vit' if kind == 'token' else 'mae-vit'}-d32-2-p8{tail}"
+    assert found.name == f"{'vit' if kind == 'token' else 'mae-vit'}-d32-2-p8-h1{tail}"
     assert found.spec.task == ("features" if kind == "features" else "classify")
-    assert found.spec.assumptions == ("1 heads for 32 channels, 64 channels each: no tensor tells",)
+    assert not any("heads" in assumption for assumption in found.spec.assumptions)
     images = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(found.module(images), model.module(images))
@@ -93,7 +94,7 @@ def test_the_decoder_of_a_pretraining_is_dropped(tmp_path: Path) -> None:
         "decoder_blocks.0.attn.qkv.weight": torch.zeros(48, 16),
         "decoder_pos_embed": torch.zeros(1, 17, 16),
     }
-    found = load_model(saved(tmp_path, model.module.state_dict() | decoder))
+    found = load_model(saved(tmp_path, model.module.state_dict() | decoder), loading=LoadOptions(heads=1))
     assert found.notes[-1] == "the decoder of its pretraining is dropped (4 tensors)"
     assert found.spec.task == "features"
 
@@ -106,7 +107,7 @@ def test_published_widths_have_their_published_heads(tmp_path: Path) -> None:
         found = load_model(saved(tmp_path, {key: torch.zeros(value.shape) for key, value in state.items()}))
         assert isinstance(found.module, VisionTransformer)
         assert found.module.config == config
-        assert f"{heads} heads for {dim} channels, as published ones of that width have" in found.all_notes[-1]
+        assert f"{heads} heads for {dim} channels, as published ViTs of that width have" in found.spec.assumptions[0]
 
 
 def test_positions_of_another_grid_are_those_of_torchs_bicubic(tmp_path: Path) -> None:
@@ -209,10 +210,10 @@ def test_a_file_that_is_nearly_one_is_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=message):
             load_model(saved(tmp_path, {**state, key: value}))
     with pytest.raises(WeightsMismatchError, match="holds the tensor extra"):
-        load_model(saved(tmp_path, {**state, "extra": torch.zeros(1)}))
+        load_model(saved(tmp_path, {**state, "extra": torch.zeros(1)}), loading=LoadOptions(heads=1))
     del state["blocks.1.norm2.bias"]
     with pytest.raises(WeightsMismatchError, match="lacks the tensor"):
-        load_model(saved(tmp_path, state))
+        load_model(saved(tmp_path, state), loading=LoadOptions(heads=1))
 
 
 def test_the_exported_file_of_any_size_gives_what_the_network_gives(tmp_path: Path) -> None:
