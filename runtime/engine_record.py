@@ -16,6 +16,8 @@ from typing import Any, Literal
 from deploykit.errors import ArtefactError, SpecError
 from deploykit.runtime.files import exists, write_atomic
 from deploykit.spec import ModelSpec, read_value
+from deploykit.spec.checks import SPACES, check_text
+from deploykit.strict_json import JsonError, parse_json, read_json
 
 __all__ = [
     "FLAVOURS",
@@ -130,6 +132,10 @@ class EngineRecord:
     unverified: str = ""
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        if not _is_name(self.onnx):
+            raise SpecError(f"the record's onnx must be the name of a file beside the engine, got {self.onnx[:80]!a}")
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, as it stands in the file."""
         profiles = [{KEYS[name]: shape for name, shape in vars(profile).items()} for profile in self.profiles]
@@ -155,19 +161,37 @@ class EngineRecord:
             SpecError: the text is not JSON, is of a newer format, or a field is missing, unknown or of another type.
         """
         try:
-            data = json.loads(text)
-        except ValueError as e:
+            return EngineRecord.from_dict(parse_json(text))
+        except JsonError as e:
             raise SpecError(f"an engine record must be JSON, but this one cannot be parsed: {e}") from e
+
+    @staticmethod
+    def from_dict(data: Any) -> EngineRecord:
+        """Read a record from parsed JSON.
+
+        Raises:
+            SpecError: see :meth:`from_json`.
+        """
         found = data.get("format", FORMAT) if isinstance(data, dict) else FORMAT
-        if not isinstance(found, int) or found > FORMAT:
+        if not isinstance(found, int) or not 1 <= found <= FORMAT:
             raise SpecError(
-                f"expected an engine record of format {FORMAT} or older, got format {found!r}: update deploykit"
+                f"expected an engine record of format {FORMAT} or older, got format {found!r:.80}: update deploykit"
             )
         if isinstance(data, dict) and isinstance(profiles := data.get("profiles"), list):
             data["profiles"] = [_with_names(profile) for profile in profiles]
         record = read_value(EngineRecord, data, "record")
         assert isinstance(record, EngineRecord)
+        texts = {name: value for name, value in vars(record).items() if isinstance(value, str)}
+        for name, text in texts.items():
+            check_text(f"record.{name}", text, allowed=SPACES)
+        for name in (*record.precision, *record.options.compute_capabilities):
+            check_text("a name in the record", name)
         return record
+
+
+def _is_name(name: str) -> bool:
+    """Return whether a name in the folder of an engine leads nowhere else."""
+    return name == Path(name).name and name not in ("", "..") and "\x00" not in name
 
 
 def _with_names(profile: object) -> object:
@@ -187,9 +211,11 @@ def read_record(engine: Path) -> EngineRecord | None:
     if not exists(file):
         return None
     try:
-        return EngineRecord.from_json(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        raise ArtefactError(f"cannot read the engine record {file}: {e}") from e
+        return EngineRecord.from_dict(read_json(file))
+    except (OSError, JsonError) as e:
+        raise ArtefactError(
+            f"cannot read the engine record {file} ({e}): copy it again, or build the engine again"
+        ) from e
     except SpecError as e:
         raise SpecError(f"{file}: {e}") from e
 

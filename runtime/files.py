@@ -22,17 +22,19 @@ __all__ = [
 
 
 def existing_file(path: str | os.PathLike[str], what: str) -> Path:
-    """Return ``path`` as a Path if it is a file; ``what`` (``a model``, ``a spec``) names it in the message.
+    """Return ``path`` as a Path if it is a regular file; ``what`` (``a model``, ``a spec``) names it in the message.
 
     Raises:
         NotFoundError: the file does not exist; the message suggests neighbours with similar names.
-        ArtefactError: the path is a folder.
+        ArtefactError: the path is a folder, or a pipe or a device, which may have no end.
     """
     file = Path(path).expanduser()
     if is_folder(file):
         raise ArtefactError(f"expected {what}, but {file} is a folder: give the path of a file in it")
     if not exists(file):
         raise NotFoundError(f"{what} was expected at {file}, but there is no such file{similar_names(file)}")
+    if not file.is_file():
+        raise ArtefactError(f"expected {what}, but {file} is a pipe or a device: copy its content into a file first")
     return file
 
 

@@ -170,7 +170,10 @@ def session_spec(session: Session, name: str) -> ModelSpec:
             f"{name} says nothing about its input and output (no metadata key {METADATA_KEY!r}): "
             "export it with deploykit, or pass a spec (spec= in Python, --spec FILE on the command line)"
         )
-    return ModelSpec.from_json(text)
+    try:
+        return ModelSpec.from_json(text)
+    except SpecError as e:
+        raise SpecError(f"the spec of {name}: {e}") from e
 
 
 def shape_matches(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:

@@ -7,6 +7,7 @@ import os
 from deploykit.errors import SpecError
 from deploykit.runtime.files import existing_file
 from deploykit.spec import ModelSpec
+from deploykit.strict_json import JsonError, read_json
 
 __all__ = ["read_spec"]
 
@@ -22,10 +23,10 @@ def read_spec(spec: ModelSpec | str | os.PathLike[str] | None) -> ModelSpec | No
         return spec
     file = existing_file(spec, "a spec")
     try:
-        return ModelSpec.from_json(file.read_text(encoding="utf-8"))
+        return ModelSpec.from_dict(read_json(file))
     except OSError as e:
         raise SpecError(f"cannot read the spec {file}: {e.strerror or e}") from e
-    except UnicodeDecodeError as e:
-        raise SpecError(f"expected a spec as a JSON text file, but {file} is not text") from e
+    except JsonError as e:
+        raise SpecError(f"expected a spec as a JSON text file, but {file} is not one: {e}") from e
     except SpecError as e:
         raise SpecError(f"{file}: {e}") from e

@@ -176,9 +176,12 @@ def test_a_score_without_the_class_as_written_today_can_always_be_read() -> None
     )
 
 
+PRINTED = st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp"))
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> ModelSpec:
-    classes = draw(st.lists(st.text(max_size=8), min_size=1, max_size=4))
+    classes = draw(st.lists(st.text(PRINTED, max_size=8), min_size=1, max_size=4))
     points = draw(st.integers(0, 3))
     dims = draw(st.sampled_from((2, 3)))
     stop = 5 + len(classes)
@@ -206,7 +209,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
         classes=tuple(classes),
         keypoints=KeypointSpec.unnamed(keyed) if keyed else None,
         thresholds=Thresholds(conf=draw(st.floats(0, 1)), max_det=draw(st.integers(1, 5000))),
-        source=Source(model=draw(st.text(max_size=10))),
+        source=Source(model=draw(st.text(PRINTED, max_size=10))),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from importlib import resources
 from itertools import groupby
 from typing import Any
@@ -55,6 +54,7 @@ def _list_timm(pattern: str, *, as_json: bool) -> int:
 def _rows() -> list[dict[str, Any]]:
     """Return one entry per model, by family and name: the packaged facts, and whether it is released."""
     from deploykit.releases.table import RELEASED
+    from deploykit.strict_json import parse_json
 
-    facts = json.loads(resources.files("deploykit").joinpath("assets", "models.json").read_text(encoding="utf-8"))
+    facts = parse_json(resources.files("deploykit").joinpath("assets", "models.json").read_text(encoding="utf-8"))
     return [{**entry, "released": entry["name"] in RELEASED} for entry in facts]

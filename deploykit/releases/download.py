@@ -26,6 +26,7 @@ from typing import IO
 
 from deploykit.errors import FetchError
 from deploykit.runtime.files import write_atomic
+from deploykit.strict_json import JsonError, read_json
 from deploykit.version import __version__
 
 if sys.platform != "win32":
@@ -125,11 +126,11 @@ class Partial:
     def state(self, address: str) -> _State:
         """Return the version that the file belongs to; an empty one if none is recorded for ``address``."""
         try:
-            state = _State(**json.loads(self._state_path.read_bytes()))
+            state = _State(**read_json(self._state_path))
             strings = all(type(text) is str for text in (state.final, state.validator))
             fits = strings and type(state.total) in (int, type(None)) and state.address == address
             return state if fits and state.validator else _State(address)
-        except (OSError, TypeError, ValueError):
+        except (OSError, TypeError, JsonError):
             return _State(address)
 
     def begin(self, file: IO[bytes], state: _State) -> None:

@@ -14,6 +14,7 @@ from deploykit.errors import CheckpointError, FetchError, OutputError, UsageErro
 from deploykit.releases.download import OnBytes, Partial, download
 from deploykit.releases.table import CIRCULATING, RELEASED, Release, released_file
 from deploykit.runtime.files import write_atomic
+from deploykit.strict_json import JsonError, read_json
 
 __all__ = ["RELEASED", "Fetched", "Release", "fetch", "record_path"]
 
@@ -164,8 +165,8 @@ def _already_there(
 
 def _read_record(path: Path) -> dict[str, Any] | None:
     try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        record = read_json(path)
+    except (OSError, JsonError):
         return None
     return record if isinstance(record, dict) else None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from deploykit.spec.checks import check_name
 from deploykit.spec.output import Output, OutputTensor, SpecLike
 
 __all__ = ["DenseOutput"]
@@ -23,6 +24,9 @@ class DenseOutput(Output):
 
     kind: Literal["tensor"] = "tensor"
     name: str = "logits"
+
+    def __post_init__(self) -> None:
+        check_name("the name of the output", self.name)
 
     def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
         """See :meth:`Output.tensors`."""

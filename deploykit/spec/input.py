@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
 from deploykit.errors import SpecError
+from deploykit.spec.checks import MAX_INPUT, MOST_STRIDE, check_name, check_range, max_input_bytes
 from deploykit.spec.json_values import LATER
 
 __all__ = ["Dynamic", "Fit", "InputSpec"]
 
 Dynamic = Literal["none", "batch", "shape"]
+
+MOST_SIDE = 1 << 20  # pixels, channels and images of a batch; what they take together has a limit of its own
+LEAST_SHARE = 0.001  # of the scaled image; classifiers use 0.8 to 1
+MOST_MARGIN = 64  # strides; YOLOv5's own evaluation uses half a one
+LEAST_VALUE, MOST_VALUE = 1e-9, 1e9
+FLOAT32 = 4  # bytes
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,14 @@ class Fit:
     pad_colour: tuple[int, int, int] | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.crop_share <= 1.0:
-            raise SpecError(f"a crop's share lies over 0 and up to 1, got {self.crop_share}")
+        check_range("a crop's share", self.crop_share, LEAST_SHARE, 1)
         if self.step < 1:
             raise SpecError(f"tiles begin at multiples of at least 1 pixel, got {self.step}")
+        check_range("step", self.step, 1, MOST_STRIDE)
+        check_range("stride", self.stride, 1, MOST_STRIDE)
+        check_range("margin", self.margin, 0, MOST_MARGIN)
+        for grey in (self.pad_value, *(self.pad_colour or ())):
+            check_range("the grey levels of the border", grey, 0, 255)
 
 
 @dataclass(frozen=True)
@@ -55,6 +67,10 @@ class InputSpec:
 
     ``size (height, width)`` in pixels and ``batch`` are the only ones, or, where ``dynamic`` frees them, preferred.
     A pixel value p of 0..255 enters the network as ``(p * scale - mean) / std``.
+
+    Raises:
+        SpecError: a number makes no sense, or the tensor would take more memory than
+            :func:`deploykit.spec.checks.max_input_bytes`.
     """
 
     name: str = "images"
@@ -67,3 +83,35 @@ class InputSpec:
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     fit: Fit = field(default_factory=Fit)
+
+    def __post_init__(self) -> None:
+        check_name("the name of the input", self.name)
+        numbers = {"height": self.size[0], "width": self.size[1], "batch": self.batch, "channels": self.channels}
+        for what, number in numbers.items():
+            check_range(f"the input's {what}", number, 1, MOST_SIDE)
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise SpecError(
+                f"an input of {self.channels} channels needs as many values of mean and std, got {len(self.mean)} and "
+                f"{len(self.std)}"
+            )
+        for value in self.mean:
+            check_range("mean", value, -MOST_VALUE, MOST_VALUE)
+        for what, value in (("scale", self.scale), *(("std", value) for value in self.std)):
+            if not LEAST_VALUE <= abs(value) <= MOST_VALUE:
+                raise SpecError(
+                    f"{what} must not be 0, and be of a size of {LEAST_VALUE:g} to {MOST_VALUE:g}, got {value:g}: the "
+                    "network would be given the same value for every pixel, or none"
+                )
+        needed = self.batch * self.channels * math.prod(self._largest_canvas()) * FLOAT32
+        if needed > (most := max_input_bytes()):
+            raise SpecError(
+                f"an input of {self.batch} x {self.channels} x {self.size[0]} x {self.size[1]} takes "
+                f"{needed / 2**30:,.1f} GiB of memory, the limit is {most / 2**30:,.3g}: ${MAX_INPUT} raises it"
+            )
+
+    def _largest_canvas(self) -> tuple[int, int]:
+        """Return the (height, width) of the largest image that is made for this input."""
+        more = math.ceil(self.fit.margin + 1) * self.fit.stride if self.fit.auto else 0
+        share = self.fit.crop_share if self.fit.kind == "crop" else 1.0
+        height, width = (math.ceil((side + more) / share) for side in self.size)
+        return height, width

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping
@@ -19,6 +20,12 @@ __all__ = ["KINDS", "LATER", "json_safe", "read_value"]
 
 KINDS: dict[Any, Mapping[str, Any]] = {}
 """A base class -> its subclasses by the value of their field ``kind``."""
+
+SHORT = reprlib.Repr()
+SHORT.maxstring = SHORT.maxother = 80
+"""How a value is shown in a message, which a file of megabytes must not fill."""
+
+WHOLE = 1 << 63  # whole numbers reach from -WHOLE to WHOLE - 1, as in the shapes of tensors
 
 LATER = {"later": True}
 """Marks a field that came after the first release: written only where it is not its default, for older readers."""
@@ -33,7 +40,9 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
     origin = typing.get_origin(kind)
     if origin is typing.Literal:
         if value not in typing.get_args(kind):
-            raise SpecError(f"{where} must be one of {', '.join(map(str, typing.get_args(kind)))}, got {value!r}")
+            raise SpecError(
+                f"{where} must be one of {', '.join(map(str, typing.get_args(kind)))}, got {SHORT.repr(value)}"
+            )
         return value
     if origin in (types.UnionType, typing.Union):
         return _read_union(typing.get_args(kind), value, where)
@@ -45,25 +54,33 @@ def read_value(kind: Any, value: Any, where: str) -> Any:
         return _read_kind(kinds, value, where)
     if dataclasses.is_dataclass(kind):
         return _read_dataclass(kind, value, where)
+    return _read_plain(kind, value, where)
+
+
+def _read_plain(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, int) and not -WHOLE <= value < WHOLE:
+        raise SpecError(f"{where} must be a number of at most 64 bits, got one of {value.bit_length():,} bits")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise SpecError(f"{where} must be of type {kind.__name__}, got {value!r}")
+        raise SpecError(f"{where} must be of type {kind.__name__}, got {SHORT.repr(value)}")
+    if isinstance(value, float) and not math.isfinite(value):  # JSON can say 1e999
+        raise SpecError(f"{where} must be a finite number, got {value}")
     return value
 
 
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise SpecError(f"{where} must be an object, got {value!r}")
+        raise SpecError(f"{where} must be an object, got {SHORT.repr(value)}")
     known = typing.get_type_hints(kind)
     hints = {field.name: known[field.name] for field in dataclasses.fields(kind)}
     unknown = sorted(set(value) - set(hints))
     if unknown:
-        raise SpecError(f"{where} has no field {unknown[0]!r}; it has {', '.join(hints)}")
+        raise SpecError(f"{where} has no field {SHORT.repr(unknown[0])}; it has {', '.join(hints)}")
     try:
         return kind(**{name: read_value(hints[name], v, f"{where}.{name}") for name, v in value.items()})
     except TypeError as e:  # a field without a default is missing
-        raise SpecError(f"{where}: {str(e).replace('__init__() ', '')}") from e
+        raise SpecError(f"{where}: {str(e).partition('__init__() ')[2] or e}") from e
 
 
 def _read_union(options: tuple[Any, ...], value: Any, where: str) -> Any:
@@ -79,13 +96,13 @@ def _read_kind(kinds: Mapping[str, Any], value: Any, where: str) -> Any:
     """A dataclass that is told apart by its field ``kind``."""
     found = value.get("kind") if isinstance(value, dict) else None
     if not isinstance(found, str) or found not in kinds:
-        raise SpecError(f"{where}.kind must be one of {', '.join(kinds)}, got {found!r}")
+        raise SpecError(f"{where}.kind must be one of {', '.join(kinds)}, got {SHORT.repr(found)}")
     return read_value(kinds[found], value, where)
 
 
 def _read_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
     if not isinstance(value, (list, tuple)):
-        raise SpecError(f"{where} must be a list, got {value!r}")
+        raise SpecError(f"{where} must be a list, got {SHORT.repr(value)}")
     if len(args) == 2 and args[1] is Ellipsis:
         return tuple(read_value(args[0], v, f"{where}[{i}]") for i, v in enumerate(value))
     if len(value) != len(args):
@@ -95,8 +112,8 @@ def _read_tuple(args: tuple[Any, ...], value: Any, where: str) -> Any:
 
 def _read_dict(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise SpecError(f"{where} must be an object, got {value!r}")
-    return {key: read_value(kind, v, f"{where}.{key}") for key, v in value.items()}
+        raise SpecError(f"{where} must be an object, got {SHORT.repr(value)}")
+    return {key: read_value(kind, v, f"{where}.{key[:80]}") for key, v in value.items()}
 
 
 def json_safe(value: Any) -> Any:

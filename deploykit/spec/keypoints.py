@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploykit.errors import SpecError
+from deploykit.spec.checks import SPACES, check_range, check_text
 
 __all__ = ["COCO_KEYPOINTS", "KeypointSpec"]
+
+LEAST_SIGMA, MOST_SIGMA = 1e-6, 1e3  # COCO's are from 0.025 to 0.107
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,10 @@ class KeypointSpec:
 
     def __post_init__(self) -> None:
         k = len(self.names)
+        for i, text in enumerate(self.names):
+            check_text(f"the name of keypoint {i}", text, allowed=SPACES)
+        for sigma in self.sigmas:
+            check_range("an OKS sigma", sigma, LEAST_SIGMA, MOST_SIGMA)
         for name, pairs in (("skeleton", self.skeleton), ("flip_pairs", self.flip_pairs)):
             for a, b in pairs:
                 if not (0 <= a < k and 0 <= b < k):

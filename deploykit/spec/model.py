@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deploykit.errors import SpecError
+from deploykit.spec.checks import SPACES, check_range, check_text
 from deploykit.spec.dense_output import DenseOutput
 from deploykit.spec.input import InputSpec
 from deploykit.spec.json_values import LATER, read_value
@@ -20,6 +21,7 @@ from deploykit.spec.nms_outputs import NmsOutputs
 from deploykit.spec.output import Output, OutputTensor, register_output
 from deploykit.spec.rows import PoseObjectRows, RawDetections
 from deploykit.spec.thresholds import Thresholds
+from deploykit.strict_json import JsonError, parse_json
 
 __all__ = ["CHECKPOINT_SUFFIXES", "METADATA_KEY", "SPEC_VERSION", "ModelSpec", "Source"]
 
@@ -28,6 +30,7 @@ CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors", "
 
 METADATA_KEY = "deploykit"
 SPEC_VERSION = 1
+MOST_OPSET = 1000
 
 for known in (RawDetections, PoseObjectRows, NmsOutputs, DenseOutput):
     register_output(known)
@@ -40,6 +43,10 @@ class Source:
     model: str = ""
     sha256: str = ""
     deploykit: str = ""
+
+    def __post_init__(self) -> None:
+        for name, text in vars(self).items():
+            check_text(f"the source's {name}", text)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,9 @@ class ModelSpec:
             raise SpecError(
                 f"spec.task must be one of {known}, for an output of kind {self.output.kind!r}, got {self.task!r}"
             )
+        for i, text in enumerate(self.classes):
+            check_text(f"the name of class {i}", text, allowed=SPACES)
+        check_range("opset", self.opset, 1, MOST_OPSET)
         self.output.check(self)
 
     @property
@@ -94,18 +104,27 @@ class ModelSpec:
         """Read what :meth:`to_json` wrote, or a hand-written spec that leaves out what has a default.
 
         Raises:
-            SpecError: not JSON, of a newer version, or with a field that is unknown or of another type.
+            SpecError: not JSON, of a newer version, or with a field that is unknown, of another type or without sense.
         """
         try:
-            data = json.loads(text)
-        except ValueError as e:
+            data = parse_json(text)
+        except JsonError as e:
             raise SpecError(f"a model spec is JSON, but this does not parse: {e}") from e
+        return ModelSpec.from_dict(data)
+
+    @staticmethod
+    def from_dict(data: Any) -> ModelSpec:
+        """Read a spec from parsed JSON.
+
+        Raises:
+            SpecError: see :meth:`from_json`.
+        """
         if not isinstance(data, dict):
             raise SpecError(f"a model spec is a JSON object, got {type(data).__name__}")
         version = data.get("version", SPEC_VERSION)
-        if not isinstance(version, int) or version > SPEC_VERSION:
+        if not isinstance(version, int) or not 1 <= version <= SPEC_VERSION:
             raise SpecError(
-                f"the spec has version {version!r}, this deploykit reads up to {SPEC_VERSION}: update deploykit"
+                f"the spec has version {version!r:.80}, this deploykit reads up to {SPEC_VERSION}: update deploykit"
             )
         spec = read_value(ModelSpec, data, "spec")
         assert isinstance(spec, ModelSpec)

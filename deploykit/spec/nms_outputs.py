@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
 from deploykit.errors import SpecError
+from deploykit.spec.checks import check_name
 from deploykit.spec.json_values import LATER
 from deploykit.spec.output import Output, OutputTensor, SpecLike
 
@@ -32,6 +33,11 @@ class NmsOutputs(Output):
     keypoints: str | None = None
     num_candidates: str = "num_candidates"
     masks: str | None = field(default=None, metadata=LATER)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if (name := getattr(self, f.name)) is not None:
+                check_name(f"the name of the output {f.name}", name)
 
     @property
     def two_stages(self) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from deploykit.errors import SpecError
+from deploykit.spec.checks import MOST_STRIDE, check_name, check_range, check_spans
 from deploykit.spec.json_values import LATER
 from deploykit.spec.output import Output, OutputTensor, Span, SpecLike
 
@@ -64,10 +66,16 @@ class RawDetections(RowOutput):
     cls_counts: bool = field(default=True, metadata=LATER)
 
     def __post_init__(self) -> None:
+        check_name("the name of the output", self.name)
+        spans = {"box": self.box, "obj": self.obj, "cls": self.cls, "keypoints": self.keypoints}
+        check_spans(spans, widths={"box": [4], "obj": [1]})
+        check_range("kpt_dims", self.kpt_dims, 2, 3)
         if (self.decode == "none") != (not self.strides):
             raise SpecError(f"rows are decoded by strides, or not at all; got decode {self.decode!r}, {self.strides}")
         if any(stride < 1 for stride in self.strides):
             raise SpecError(f"the strides of a grid are at least 1 pixel, got {self.strides}")
+        for stride in self.strides:
+            check_range("strides", stride, 1, MOST_STRIDE)
         if self.decode != "none" and self.keypoints is not None:
             raise SpecError(f"decode {self.decode!r} is of boxes; rows with keypoints must be decoded by the network")
         if not self.cls_counts and (self.obj is None or self.cls[1] - self.cls[0] != 1):
@@ -160,7 +168,7 @@ class PoseFusion:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise SpecError(f"the fusion's {name} must lie in 0..1, got {value}")
-        if not self.tolerance >= 0.0:
+        if not 0.0 <= self.tolerance < math.inf:
             raise SpecError(f"the fusion's tolerance must be at least 0 pixels, got {self.tolerance}")
 
 
@@ -182,11 +190,14 @@ class PoseObjectRows(RowOutput):
     fusion: PoseFusion = field(default_factory=PoseFusion)
 
     def __post_init__(self) -> None:
+        check_name("the name of the output", self.name)
         objects, values = self.cls[1] - self.cls[0] - 1, self.coords[1] - self.coords[0]
         if objects < 1 or values != 2 * objects:
             raise SpecError(
                 f"{values} coordinate columns are not x, y of {objects} keypoint classes beside the person's"
             )
+        spans = {"box": self.box, "obj": self.obj, "cls": self.cls, "coords": self.coords}
+        check_spans(spans, widths={"box": [4], "obj": [1]})
 
     def check(self, spec: SpecLike) -> None:
         """See :meth:`Output.check`: the person is the one class, and every keypoint has a name."""

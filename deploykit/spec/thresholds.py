@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deploykit.errors import SpecError
+from deploykit.spec.checks import check_range
 
 __all__ = ["Thresholds"]
+
+MOST_OBJECTS = 1_000_000  # the largest networks give some 100,000 rows an image
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,5 @@ class Thresholds:
                 raise SpecError(f"{name} must lie in 0..1, got {value}")
         for name in (few for few in ("max_det", "pre_nms_topk") if getattr(self, few) < 1):
             raise SpecError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("max_det", "pre_nms_topk"):
+            check_range(name, getattr(self, name), 1, MOST_OBJECTS)

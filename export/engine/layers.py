@@ -32,8 +32,8 @@ def precisions_in(information: str) -> dict[str, int]:
         information: the inspector's JSON of a whole engine.
     """
     try:
-        layers = json.loads(information)["Layers"]
-    except (ValueError, KeyError, TypeError):
+        layers = json.loads(information)["Layers"]  # TensorRT's own text, which may repeat a name
+    except (ValueError, KeyError, TypeError, RecursionError):
         return {}
     found: Counter[str] = Counter()
     for layer in layers if isinstance(layers, list) else []:

@@ -5,7 +5,6 @@ Source of the format: the README of safetensors: eight bytes of length, a JSON o
 
 from __future__ import annotations
 
-import json
 import math
 from io import BufferedReader
 from typing import Any, TypeGuard
@@ -15,6 +14,7 @@ import torch
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.stack_machine import damaged, unsafe, what_is
 from deploykit.models.checkpoint.tensors import MAX_DIMENSIONS, MAX_SIZE, StorageSpan, StoredTensor, contiguous
+from deploykit.strict_json import parse_json
 
 __all__ = ["read_header"]
 
@@ -57,9 +57,9 @@ def read_header(
     if length > MAX_HEADER:
         raise unsafe(f"the safetensors header has {length:,} bytes, the limit is {MAX_HEADER:,}")
     try:
-        header = json.loads(file.read(length).decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as e:
-        raise damaged("the safetensors header is not JSON") from e
+        header = parse_json(file.read(length).decode("utf-8"), most=MAX_HEADER)
+    except ValueError as e:
+        raise damaged(f"the safetensors header is not JSON ({e})") from e
     if not isinstance(header, dict):
         raise damaged("the safetensors header is not a JSON object")
     metadata = header.pop("__metadata__", {})
@@ -70,13 +70,6 @@ def read_header(
         tensors[name], spans[name] = _tensor(name, described, 8 + length)
     _check_spans(spans, 8 + length, size)
     return tensors, spans, metadata
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("a name occurs twice")
-    return result
 
 
 def _tensor(name: str, described: Any, start: int) -> tuple[StoredTensor, StorageSpan]:

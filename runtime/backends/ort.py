@@ -155,9 +155,15 @@ class OrtSession(Session):
     def __init__(self, path: Path, session: Any, provider: str, *, requested: bool) -> None:
         self._path = path
         self._session = session
-        self.inputs = tuple(map(_info, session.get_inputs()))
-        self.outputs = tuple(map(_info, session.get_outputs()))
-        self.metadata = dict(session.get_modelmeta().custom_metadata_map)
+        try:
+            self.inputs = tuple(map(_info, session.get_inputs()))
+            self.outputs = tuple(map(_info, session.get_outputs()))
+            self.metadata = dict(session.get_modelmeta().custom_metadata_map)
+        except UnicodeDecodeError as e:
+            raise ArtefactError(
+                f"{path} is damaged: its metadata or its tensors' names are not text ({e}): copy it again, export it "
+                "again"
+            ) from e
         self.providers = tuple(session.get_providers())
         if provider not in self.providers:  # ONNX Runtime falls back to the CPU without an error
             problem = f"{provider} did not load on this machine; {', '.join(self.providers)} is in effect"

@@ -6,7 +6,6 @@ ids, because a file may repeat or omit them, and the metric libraries read 0 as 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -16,11 +15,13 @@ from typing import Any
 
 from deploykit.errors import ArtefactError, DataError
 from deploykit.runtime.files import existing_file
+from deploykit.strict_json import JsonError, read_json
 
 __all__ = ["Category", "CategoryMap", "CocoData", "Image", "match_keypoints", "match_labels", "read_coco"]
 
 
 MOST = 2**53  # the metric libraries read numbers as float64
+MOST_BYTES = 1 << 35  # the largest public annotations have a few GB, and they are the user's own
 
 
 @dataclass(frozen=True)
@@ -98,10 +99,10 @@ def read_coco(path: str | os.PathLike[str]) -> CocoData:
     """
     file = _file(path)
     try:
-        data = json.loads(file.read_bytes())
+        data = read_json(file, most=MOST_BYTES, constants=True)
     except OSError as e:
         raise DataError(f"cannot read the annotations {file}: {e.strerror or e}") from e
-    except (ValueError, RecursionError) as e:
+    except JsonError as e:
         raise DataError(f"expected annotations as JSON, but {file} does not parse: {e}") from e
     missing = _missing_lists(data)
     if missing:
@@ -216,7 +217,9 @@ class _Reader:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) <= MOST
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _shown(value: Any) -> str:

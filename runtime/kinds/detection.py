@@ -68,7 +68,6 @@ class DetectionAdapter(OutputAdapter[O]):
 
     def check_input(self) -> None:
         """See :meth:`OutputAdapter.check_input`: boxes come back from a canvas that shows the whole image."""
-        super().check_input()
         kind = self.spec.input.fit.kind
         if kind not in ("letterbox", "resize"):
             raise SpecError(f"detection needs the fit letterbox or resize, but the spec's fit is {kind!r}")

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploykit.errors import SpecError
+from deploykit.errors import ArtefactError, SpecError
 from deploykit.runtime.engine_record import (
     FLAVOURS,
     BuilderOptions,
     EngineRecord,
     Profile,
     build_log_path,
+    find_onnx_source,
     read_record,
     reference_values_path,
 )
@@ -29,23 +30,28 @@ def profiles(draw: st.DrawFn) -> Profile:
     return Profile(least, best, most)
 
 
+TEXT = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Zl", "Zp"), exclude_characters="/\\:"), max_size=8
+)
+
+
 @st.composite
 def records(draw: st.DrawFn) -> EngineRecord:
     return EngineRecord(
         flavour=draw(st.sampled_from(sorted(FLAVOURS))),  # type: ignore[arg-type]
-        version=draw(st.text(max_size=8)),
+        version=draw(TEXT),
         spec=cell_spec(dynamic=draw(st.booleans())),
-        onnx=draw(st.text(max_size=8)),
-        onnx_sha256=draw(st.text(max_size=8)),
+        onnx=draw(TEXT) + ".onnx",
+        onnx_sha256=draw(TEXT),
         size=draw(st.integers(0, 2**40)),
-        gpu=draw(st.text(max_size=8)),
+        gpu=draw(TEXT),
         profiles=tuple(draw(st.lists(profiles(), max_size=2))),
         options=BuilderOptions(
             workspace=draw(st.none() | st.integers(1, 2**40)),
             tf32=draw(st.booleans()),
             compute_capabilities=tuple(draw(st.lists(st.sampled_from(("sm89", "sm120")), max_size=2))),
         ),
-        precision=draw(st.dictionaries(st.text(max_size=4), st.integers(0, 900), max_size=3)),
+        precision=draw(st.dictionaries(TEXT, st.integers(0, 900), max_size=3)),
         verified=draw(st.booleans()),
     )
 
@@ -111,3 +117,49 @@ def test_files_beside_an_engine_carry_its_full_name(tmp_path: Path) -> None:
 def test_an_invalid_record_is_refused(text: str, words: str) -> None:
     with pytest.raises(SpecError, match=words):
         EngineRecord.from_json(text)
+
+
+def written(**fields: object) -> str:
+    record = EngineRecord("tensorrt", "10.16", cell_spec(), "m.onnx", "00", precision={"fp32": 1})
+    return json.dumps({**record.to_dict(), **fields})
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "/etc/passwd", "../../../etc/passwd", "a/..", "m.onnx/", "a\x00b"]
+)
+def test_a_record_never_leads_to_another_folder(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "engines"
+    folder.mkdir()
+    (tmp_path / "outside.onnx").touch()
+    engine = folder / "m.trt"
+    (folder / "m.trt.json").write_text(written(onnx=name))
+    with pytest.raises(
+        SpecError, match=r"m\.trt\.json: the record's onnx must be the name of a file beside the engine"
+    ):
+        read_record(engine)
+    assert find_onnx_source(engine) is None
+    (folder / "m.onnx").touch()
+    assert find_onnx_source(engine) == folder / "m.onnx"  # by the engine's own name
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"gpu": "\x1b[2J"}, r"record\.gpu must have no control characters, got '\\x1b'"),
+        ({"unverified": "x" * 2000}, r"record\.unverified must have at most 1000 characters"),
+        ({"precision": {"\x07": 1}}, "a name in the record must have no control characters"),
+        ({"size": 10**400}, r"record\.size must be a number of at most 64 bits"),
+        ({"format": -1}, "format 1 or older, got format -1"),
+        ({"spec": {"task": "detect"}}, r"record\.spec: missing 2 required"),
+    ],
+)
+def test_a_record_that_makes_no_sense_is_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        EngineRecord.from_json(written(**fields))
+
+
+@pytest.mark.parametrize("data", [b"\xff{}", b"[" * 10_000, b'{"a": 1, "a": 2}'])
+def test_a_record_that_is_damaged_is_refused(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "m.trt.json").write_bytes(data)
+    with pytest.raises(ArtefactError, match=r"cannot read the engine record .*m\.trt\.json \(.*\): copy it again"):
+        read_record(tmp_path / "m.trt")

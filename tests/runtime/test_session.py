@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -193,3 +194,22 @@ def test_a_fake_session_answers_with_its_function_until_it_is_closed() -> None:
     fake.close()
     with pytest.raises(BackendError, match="closed"):
         fake.run({"images": IMAGES})
+
+
+@pytest.mark.parametrize("place", [b'{"classes"', b"images", b"deploykit"])
+def test_a_flipped_bit_in_a_text_of_the_file_is_damage(model: Path, place: bytes) -> None:
+    data = bytearray(model.read_bytes())
+    data[data.rindex(place) + 4] |= 0x80
+    model.write_bytes(data)
+    with pytest.raises(ArtefactError, match=r"cells\.onnx is damaged: its metadata .* copy it again") as found:
+        open_session(model)
+    assert found.value.exit_code == 50
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.onnx"
+    os.mkfifo(pipe)
+    (tmp_path / "null.onnx").symlink_to(os.devnull)
+    for file in (pipe, tmp_path / "null.onnx"):
+        with pytest.raises(ArtefactError, match=r"expected a model, but .*onnx is a pipe or a device"):
+            open_session(file)

@@ -237,7 +237,7 @@ def test_a_network_that_gives_something_else_is_named(tmp_path: Path) -> None:
         pytest.raises(SpecError, match="needs an output of 4 axes"),
     ):
         model(plain(RED))
-    with pytest.raises(SpecError, match="2 means"):
+    with pytest.raises(SpecError, match="3 channels needs as many values of mean and std, got 2"):
         Predictor(FakeSession(dict, spec=replace(spec, input=replace(spec.input, mean=(0.0, 0.0)))))
 
 
