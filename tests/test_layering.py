@@ -22,8 +22,8 @@ TOPS = ("deploykit", "models", "export", "runtime")
 """The top-level folders. A room is a folder within them, or a file directly in one of them."""
 
 FLOORS = (
-    ("errors", "version", "progress", "strict_json", "runtime", "models", "export", "runtime.arrays", "runtime.options",
-     "models.imagenet_classes", "models.load_options", "models.timm_options"),
+    ("errors", "version", "progress", "strict_json", "coco_classes", "runtime", "models", "export", "runtime.arrays",
+     "runtime.options", "models.imagenet_classes", "models.load_options", "models.timm_options"),
     ("spec", "runtime.files", "runtime.machine", "runtime.cuda", "models.checkpoint", "models.class_names",
      "models.fuse", "export.output", "export.step_timer"),
     ("describe", "releases", "runtime.session", "runtime.spec_file", "runtime.engine_record", "runtime.images",
@@ -72,11 +72,12 @@ PARTS = {
     "version": Part(),
     "progress": Part(),
     "strict_json": Part(),
+    "coco_classes": Part(),
     "spec": Part(words("errors strict_json")),
     "describe": Part(words("spec")),
-    "models": Part(words("errors progress strict_json spec"), words("torch"), words("timm numpy")),
+    "models": Part(words("errors progress strict_json coco_classes spec"), words("torch"), words("timm numpy")),
     "runtime": Part(
-        words("errors version progress strict_json spec"),
+        words("errors version progress strict_json coco_classes spec"),
         words("numpy cv2"),
         words("onnxruntime tensorrt pycuda supervision matplotlib"),
     ),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.cli._display import note
 from deploykit.cli._options import Flag, Flags
 from deploykit.errors import ImageError, UsageError
 
@@ -75,6 +77,7 @@ def check_task_arguments(args: argparse.Namespace, predictor: Predictor[ImageRes
     result, has_out = adapter.result_type, args.out is not None
     needs = {
         "--coco": (args.coco is not None, spec.output.finds_objects, "a model that finds objects"),
+        "--annotations": (args.annotations is not None, args.coco is not None, "--coco"),
         "--maps": (args.maps, result.has_map and has_out, "a model that segments, and --out"),
         "--save-as": (
             args.save_as is not None, bool(result.own_suffix) and has_out, "a model that restores, and --out"
@@ -106,14 +109,24 @@ def without_raw(source: Images | Video) -> Images | Video:
     return dataclasses.replace(source, items=left)
 
 
-@dataclass
+def tell_passed_over(folder: Path | str | None, images: Sequence[object] | None = None) -> None:
+    """Show a note on what a folder holds besides images; ``images`` are those that are taken (None: all there are)."""
+    from deploykit.runtime.images.sources import kind_of, list_images, passed_over
+
+    if folder is None or kind_of(folder) != "folder":
+        return
+    rest = passed_over(Path(folder), list_images(Path(folder)) if images is None else images)
+    if rest:
+        note(f"passed over in {folder}: {rest}")
+
+
+@dataclass(frozen=True)
 class Files:
     """How to write results that are more than a drawn image."""
 
     maps: bool = False
     suffix: str | None = None
     contest: bool = False
-    _count: int = field(default=0, init=False)
 
     @staticmethod
     def of(args: argparse.Namespace) -> Files:
@@ -126,21 +139,18 @@ class Files:
         """The subfolder of the output folder."""
         return "data" if self.contest else ""
 
-    def suffix_of(self, result: ImageResult) -> str | None:
-        """Return the suffix of the file that the result writes itself; None if the drawn image is written.
+    def suffix_of(self, own: str | None, name: str) -> str | None:
+        """Return the suffix of the file that a result writes itself; None if the drawn image is written.
+
+        Args:
+            own: the suffix that results of this kind have (:attr:`deploykit.ImageResult.own_suffix`).
+            name: the source's name in the message.
 
         Raises:
             UsageError: an image cannot become a mosaic.
         """
-        if result.own_suffix is None:
+        if own is None:
             return None
-        if self.suffix == RAW != result.own_suffix:
-            raise UsageError(f"--save-as dng is for mosaics, but {result.name} is a developed image")
-        return self.suffix or result.own_suffix
-
-    def name_of(self, name: str) -> str:
-        """Return the name of a result's file, without suffix."""
-        if not self.contest:
-            return name
-        self._count += 1
-        return f"denoise{self._count - 1}"
+        if self.suffix == RAW != own:
+            raise UsageError(f"--save-as dng is for mosaics, but {name} is a developed image")
+        return self.suffix or own

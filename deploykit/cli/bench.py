@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.cli._loading import loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
-from deploykit.cli._predict_files import threshold_flags
+from deploykit.cli._predict_files import tell_passed_over, threshold_flags
 from deploykit.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples and not args.json:
         raise UsageError("--samples adds the time of every run to the JSON document: add --json")
+    for name in args.source or ():
+        tell_passed_over(name)
     with shown_progress(threaded=False) as progress:
         report = benchmark(
             lambda: _opened(args),

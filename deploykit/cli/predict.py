@@ -15,17 +15,24 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._display import note
 from deploykit.cli._loading import loading_flags, loading_of
-from deploykit.cli._predict_files import Files, add_task_arguments, check_task_arguments, predict_flags, without_raw
+from deploykit.cli._predict_coco import CocoFile
+from deploykit.cli._predict_files import (
+    Files,
+    add_task_arguments,
+    check_task_arguments,
+    predict_flags,
+    tell_passed_over,
+    without_raw,
+)
+from deploykit.cli._predict_folder import Folder, KnownFiles, refuse_known
 from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
     from deploykit.runtime.images.sources import Images, Video
-    from deploykit.runtime.images.video_writer import Mp4Writer
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
 
-WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 QUIT_KEYS = {ord("q"), 27}  # 27: Escape
 
 
@@ -42,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drawn images and videos into this folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object per image, each on its own line")
     parser.add_argument("--coco", type=Path, metavar="FILE", help="write all detections as one COCO results file")
+    parser.add_argument(
+        "--annotations",
+        type=Path,
+        metavar="FILE",
+        help="with --coco: take category numbers (by name) and image ids (by file name) from these COCO annotations",
+    )
     predict_flags().add(parser)
     add_task_arguments(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
@@ -61,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from deploykit.facade import load
+    from deploykit.runtime.images.sources import Video
 
     if args.out is not None and args.out.exists() and not args.out.is_dir():
         raise UsageError(f"--out must be a folder, but {args.out} is a file")
@@ -73,10 +87,19 @@ def run(args: argparse.Namespace) -> int:
         check_task_arguments(args, predictor)
         if not predictor.takes_raw:
             sources = [without_raw(source) for source in sources]
+        for source in sources:
+            if not isinstance(source, Video):
+                tell_passed_over(source.folder, source.items)
         totals = [source.total for source in sources]
         total = sum(t for t in totals if t is not None) if None not in totals else None
-        report = _Report(args, total, predictor.adapter.done)
-        folder = _Folder(args.out, Files.of(args)) if args.out is not None else None
+        known = KnownFiles(_read_files(args, sources))
+        coco = None
+        if args.coco is not None:
+            refuse_known(args.coco, "--coco", known)
+            known.add(args.coco)
+            coco = CocoFile(args.coco, predictor.spec, sources, args.annotations)
+        folder = None if args.out is None else Folder(args.out, Files.of(args), sources, predictor, known)
+        report = _Report(args, total, predictor.adapter.done, coco)
         for each in predictor.session.notes:
             note(each)
         with report.progress():
@@ -99,11 +122,23 @@ def _opened(words: list[str]) -> list[Images | Video]:
     return opened + [open_source(word, raw=True) for word in words if kind_of(word) != "image"]
 
 
+def _read_files(args: argparse.Namespace, sources: list[Images | Video]) -> Iterator[Path]:
+    """Yield the files that this run reads, which no result may replace."""
+    from deploykit.runtime.images.sources import Video
+
+    yield from (Path(name).expanduser() for name in (args.model, args.spec, args.annotations) if name is not None)
+    for source in sources:
+        if not isinstance(source, Video):
+            yield from (item for item in source.items if isinstance(item, Path))
+        elif not source.live:
+            yield Path(source.name)
+
+
 def _predict(
     predictor: Predictor[ImageResult],
     source: Images | Video,
     args: argparse.Namespace,
-    folder: _Folder | None,
+    folder: Folder | None,
     report: _Report,
 ) -> bool:
     """Run one source to its end; return False if the user closed the window."""
@@ -124,74 +159,13 @@ def _predict(
     return True
 
 
-class _Folder:
-    """Writes drawn images and videos into one folder; two sources with one name get two files."""
-
-    def __init__(self, folder: Path, files: Files) -> None:
-        self._folder = folder
-        self._files = files
-        self._taken: Counter[Path] = Counter()
-        self._recorder: Mp4Writer | None = None
-
-    @contextlib.contextmanager
-    def opened_for(self, source: Images | Video) -> Iterator[None]:
-        """Let ``write`` take this source's results while the context lasts; the video file appears at its end."""
-        from deploykit.runtime.images.sources import Video
-        from deploykit.runtime.images.video_writer import Mp4Writer
-
-        if not isinstance(source, Video):
-            yield
-            return
-        name = source.name.replace(" ", "-") if source.live else source.name
-        with Mp4Writer(self._place(name, ".mp4"), source.fps) as self._recorder:
-            yield
-        self._recorder = None
-
-    def draws(self, result: Any) -> bool:
-        """Whether the drawn image is the file that is written."""
-        return self._files.suffix_of(result) is None or self._recorder is not None
-
-    def write(self, result: Any, drawn: Array | None) -> None:
-        """Write one image, or append one frame."""
-        from deploykit.runtime.files import write_atomic
-        from deploykit.runtime.results.base import encode_image
-
-        if self._recorder is not None:
-            assert drawn is not None
-            self._recorder.write(drawn)
-            return
-        own = self._files.suffix_of(result)
-        if own is not None:
-            name = self._files.name_of(result.name)
-            path = self._place(name, own)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            result.save(path)
-            return
-        assert drawn is not None
-        suffix = Path(result.name).suffix
-        path = self._place(result.name, suffix if suffix.lower() in WRITABLE else ".jpg")
-        write_atomic(path, encode_image(drawn, path))
-        if self._files.maps:
-            result.save_map(self._place(f"{path.stem}-labels", ".png"))
-
-    def _place(self, name: str, suffix: str) -> Path:
-        """Return the file to write for a source's name, never the source itself."""
-        path = self._folder / self._files.folder / f"{Path(name).stem}{suffix}"
-        self._taken[path] += 1
-        if self._taken[path] > 1:
-            path = path.with_stem(f"{path.stem}-{self._taken[path]}")
-        if path.resolve() == Path(name).resolve():
-            raise UsageError(f"--out {self._folder} would overwrite the source {name}: choose another folder")
-        return path
-
-
 class _Report:
     """The output: a progress bar on a terminal, else one line per image; a summary; JSON and COCO on request.
 
     With ``--json``, standard output carries only JSON lines; everything else goes to standard error.
     """
 
-    def __init__(self, args: argparse.Namespace, total: int | None, done: str) -> None:
+    def __init__(self, args: argparse.Namespace, total: int | None, done: str, coco: CocoFile | None) -> None:
         self.skipped = 0
         self._done = done
         self._args = args
@@ -202,7 +176,7 @@ class _Report:
         self._images = 0
         self._objects: Counter[str] = Counter()
         self._times: list[dict[str, float]] = []
-        self._coco: list[dict[str, Any]] = []
+        self._coco = coco
 
     @contextlib.contextmanager
     def progress(self) -> Iterator[None]:
@@ -235,8 +209,8 @@ class _Report:
         self._times.append({**result.timings, "draw and write": drawing_ms})
         if self._args.json:
             print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
-        if self._args.coco is not None:
-            self._coco += result.to_coco(_image_id(result))
+        if self._coco is not None:
+            self._coco.add(result)
         if self._advance is not None:
             self._advance()
         else:
@@ -245,10 +219,8 @@ class _Report:
 
     def finish(self) -> None:
         """Write the COCO file and the summary."""
-        if self._args.coco is not None:
-            from deploykit.runtime.files import write_atomic
-
-            write_atomic(self._args.coco, json.dumps(self._coco).encode())
+        if self._coco is not None:
+            self._coco.write()
         from deploykit.runtime.results.detection import listed
 
         done = self._done or listed(self._objects)
@@ -270,14 +242,6 @@ def _timing_line(times: list[dict[str, float]]) -> str:
     stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in means.items())
     line = f"mean time per image ({first}): {stages} = {sum(means.values()):.1f} ms; inference is the network call"
     return f"{line}; drawing and writing ({drawing:.1f} ms) not included" if drawing > 0 else line
-
-
-def _image_id(result: ImageResult) -> int | str:
-    """Return the id of an image: COCO numbers its own (000000000139.jpg is 139), others keep their name."""
-    stem = Path(result.name).stem
-    if result.frame is not None:
-        return f"{stem}_{result.frame:06d}"
-    return int(stem) if stem.isdecimal() else stem
 
 
 def _check_display() -> None:

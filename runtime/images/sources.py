@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +27,7 @@ __all__ = [
     "kind_of",
     "list_images",
     "open_source",
+    "passed_over",
 ]
 
 IMAGE_SUFFIXES = {
@@ -35,6 +36,8 @@ IMAGE_SUFFIXES = {
 VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
 }  # fmt: skip
+
+NAMED = 5  # names of each kind of what is passed over
 
 Skip = Callable[[DeployError], None]
 """Called with the error of an unreadable image, which is then skipped."""
@@ -212,3 +215,36 @@ def list_images(folder: Path, *, raw: bool = False) -> list[Path]:
         found = f"only {len(files)} other file{'s' * (len(files) != 1)}" if files else "no file at all"
         raise ImageError(f"the folder {folder} holds no image (.jpg, .png, .webp, ...), {found}")
     return images
+
+
+def passed_over(folder: Path, images: Collection[object]) -> str:
+    """Return what a folder holds besides ``images``, as words with counts and names; empty if there is nothing else.
+
+    Hidden files are not told, unless their names are those of images.
+    """
+    kinds: dict[str, list[str]] = {
+        "sub-folder": [], "video": [], "RAW file": [], "broken link": [], "unreadable file": [], "other file": []
+    }  # fmt: skip
+    taken = set(map(str, images))
+    try:
+        left = sorted(path for path in folder.iterdir() if str(path) not in taken)
+    except OSError:
+        return ""
+    for path in left:
+        kinds[_kind_passed_over(path)].append(path.name)
+    told = ((kind, [name for name in names if not name.startswith(".")]) for kind, names in kinds.items())
+    return ", ".join(
+        f"{len(names)} {kind}{'s' * (len(names) > 1)} ({', '.join(names[:NAMED])}"
+        f"{f' and {len(names) - NAMED} more' if len(names) > NAMED else ''})"
+        for kind, names in told
+        if names
+    )
+
+
+def _kind_passed_over(path: Path) -> str:
+    if is_folder(path):
+        return "sub-folder"
+    if not exists(path):
+        return "broken link" if path.is_symlink() else "unreadable file"
+    suffix = path.suffix.lower()
+    return "video" if suffix in VIDEO_SUFFIXES else "RAW file" if suffix in RAW_SUFFIXES else "other file"

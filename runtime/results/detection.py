@@ -14,6 +14,7 @@ from deploykit.errors import MissingDependencyError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.results.base import ImageResult
+from deploykit.runtime.results.coco import coco_category_ids
 from deploykit.runtime.results.draw import draw
 from deploykit.spec import KeypointSpec
 
@@ -153,20 +154,25 @@ class Result(ImageResult):
             objects.append(entry)
         return {"detections": objects, "truncated": self.truncated}
 
-    def to_coco(self, image_id: int | str, category_ids: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str, category_ids: Sequence[int | None] | None = None) -> list[dict[str, Any]]:
         """Return COCO result entries: ``bbox`` [x, y, w, h], for keypoints x1, y1, v1, x2, ... in one list, for masks
         ``segmentation`` as uncompressed run lengths.
 
         Args:
             image_id: the id of this image in the annotations.
-            category_ids: the category id of each class in the annotations; None: the label itself, counted from 0.
+            category_ids: the category id of each class in the annotations (None for a class: leave its objects out);
+                None: COCO's own numbers, 1 to 90, if the classes are COCO's 80, else the label counted from 1.
         """
+        ids = coco_category_ids(self.classes) if category_ids is None else category_ids
         entries = []
         for found in self:
+            category = found.label + 1 if ids is None else ids[found.label]
+            if category is None:
+                continue
             x1, y1, x2, y2 = (float(v) for v in found.box)
             entry: dict[str, Any] = {
                 "image_id": image_id,
-                "category_id": found.label if category_ids is None else int(category_ids[found.label]),
+                "category_id": int(category),
                 "bbox": [_short(v) for v in (x1, y1, x2 - x1, y2 - y1)],
                 "score": _short(found.score),
             }

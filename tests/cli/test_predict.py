@@ -93,15 +93,6 @@ def test_one_broken_image_does_not_stop_the_other_sources(
     assert "2 images: red 1, blue 1" in capsys.readouterr().out
 
 
-def test_coco_results_take_their_numbers_from_the_names(model: Path, folder: Path, tmp_path: Path) -> None:
-    assert _predict("--model", model, "--source", folder, "--coco", tmp_path / "sub" / "coco.json") == 0
-    entries = json.loads((tmp_path / "sub" / "coco.json").read_text())
-    assert [(e["image_id"], e["category_id"], e["bbox"]) for e in entries] == [
-        (139, 0, [32, 64, 32, 32]),
-        (139, 1, [160, 160, 32, 32]),
-    ]
-
-
 def test_a_video_becomes_a_drawn_video(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Mp4Writer(tmp_path / "film.mp4", 12.5) as recorder:
         for column in (0, 3, 6):
@@ -153,23 +144,6 @@ def test_ctrl_c_leaves_no_half_of_a_video(model: Path, tmp_path: Path, monkeypat
     monkeypatch.setattr(cv2, "VideoCapture", lambda s: _Camera(opened(s)))
     assert _predict("--model", model, "--source", tmp_path / "film.mp4", "--out", tmp_path / "out") == 130
     assert list((tmp_path / "out").iterdir()) == []
-
-
-def test_two_images_of_one_name_get_two_files(model: Path, folder: Path, tmp_path: Path) -> None:
-    other = _write(tmp_path / "empty.png", planted((0, 3, RED), scale=4))
-    strange = _write(tmp_path / "empty.ppm", planted(scale=4))
-    out = tmp_path / "out"
-    assert _predict("--model", model, "--source", folder / "empty.png", other, strange, "--out", out) == 0
-    assert sorted(p.name for p in out.iterdir()) == ["empty-2.png", "empty.jpg", "empty.png"]
-    assert not cv2.imread(str(out / "empty.png")).any()
-    assert cv2.imread(str(out / "empty-2.png")).any()
-
-
-def test_sources_are_never_overwritten(model: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {p: p.read_bytes() for p in folder.iterdir()}
-    assert _predict("--model", model, "--source", folder, "--out", folder) == UsageError.exit_code
-    assert "would overwrite the source" in capsys.readouterr().err
-    assert {p: p.read_bytes() for p in folder.iterdir()} == before
 
 
 def test_places_that_cannot_be_written_are_refused(

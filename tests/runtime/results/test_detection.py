@@ -12,8 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
+from deploykit.coco_classes import COCO_CLASSES
 from deploykit.errors import MissingDependencyError, NotFoundError, OutputError, UsageError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.results.coco import coco_category_ids
 from deploykit.runtime.results.detection import Result
 from deploykit.spec import KeypointSpec
 
@@ -108,7 +110,21 @@ def test_to_coco_gives_widths_and_flat_keypoints() -> None:
         "image_id": 42, "category_id": 18, "bbox": [100, 50, 100.5, 100.25], "score": 0.8,
         "keypoints": [120, 60, 0.9, 190, 140, 0.1],
     }  # fmt: skip
-    assert _result().to_coco("a")[1]["category_id"] == 0
+    assert _result().to_coco("a")[1]["category_id"] == 1  # counted from 1, because the classes are not COCO's
+    assert [e["category_id"] for e in _result().to_coco("a", category_ids=(None, 7))] == [7, 7]
+
+
+def test_classes_of_coco_have_the_numbers_of_its_annotations() -> None:
+    own = coco_category_ids(COCO_CLASSES)
+    assert own is not None
+    assert (own[:13], own[-1]) == ((1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14), 90)
+    assert coco_category_ids(COCO_CLASSES[::-1]) == own[::-1]  # by name, in any order
+    darknet = {"motorcycle": "motorbike", "airplane": "aeroplane", "couch": "Sofa", "tv": "tvmonitor"}
+    assert coco_category_ids([darknet.get(name, name.replace(" ", "_")) for name in COCO_CLASSES]) == own
+    for others in ((), ("person",), COCO_CLASSES[:-1], (*COCO_CLASSES, "face"), (*COCO_CLASSES[:-1], "person")):
+        assert coco_category_ids(others) is None
+    result = Result(np.zeros((2, 4)), np.ones(2), np.array([79, 0]), size=(8, 8), classes=COCO_CLASSES)
+    assert [e["category_id"] for e in result.to_coco(1)] == [90, 1]
 
 
 def test_to_supervision_carries_everything_or_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
