@@ -24,6 +24,8 @@ MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a legacy torch file
 PROTOCOL = 1001
 _EXPECTED = "expected a checkpoint (.pt, .pth, .pkl or .safetensors)"
 _AGAIN = "get the file again"
+_TORCH = "pass the PyTorch checkpoint that it was made from"
+_ONNX = "pass the checkpoint that it was made from; a file that ends in .onnx is run as it is"
 _BIG_ENDIAN = "it was saved on a big-endian machine, which is not read; save it again on a little-endian one"
 
 _KNOWN: tuple[tuple[bytes, str, str], ...] = (
@@ -33,6 +35,7 @@ _KNOWN: tuple[tuple[bytes, str, str], ...] = (
     (rb"RIFF....WEBP", "is a WebP image", ""),
     (rb"....ftyp", "is a video", ""),
     (rb"%PDF", "is a PDF document", ""),
+    (rb"\s*<\?xml.{0,200}<net\s", "is an OpenVINO model", _TORCH),
     (rb"\s*(<!doctype|<html|<\?xml|<head)", "is a web page saved in place of the file", _AGAIN),
     (rb"version https://git-lfs", "is a git-LFS pointer, not the file that it stands for", "run 'git lfs pull'"),
     (rb"\x1f\x8b", "is a gzip archive", "unpack it first"),
@@ -41,11 +44,15 @@ _KNOWN: tuple[tuple[bytes, str, str], ...] = (
     (rb"7z\xbc\xaf", "is a 7-Zip archive", "unpack it first"),
     (rb"Rar!", "is a RAR archive", "unpack it first"),
     (rb".{257}ustar", "is a tar archive", "unpack it first"),
-    (rb"\x89HDF", "is an HDF5 file (Keras)", ""),
+    (rb"\x89HDF", "is an HDF5 file (Keras)", _TORCH),
     (rb"\x93NUMPY", "is a numpy array", ""),
-    (rb"....TFL3", "is a TensorFlow Lite model", ""),
+    (rb"....TFL3", "is a TensorFlow Lite model", _TORCH),
+    (rb"....ET[0-9]{2}", "is an ExecuTorch program", _TORCH),
+    (rb"GGUF", "is a GGUF file (quantised weights)", _TORCH),
+    (rb"7767517\s", "is an ncnn model", _TORCH),
+    (rb"\x00{4}[\x01\x02]\x00{3}", "is a Darknet weights file", _TORCH),
     (rb"ftrt|ptrt", "is a TensorRT engine", ""),
-    (rb"\x08.{1,40}(pytorch|onnx|tf2onnx|paddle)", "is an ONNX model, which is already exported", ""),
+    (rb"\x08[\x01-\x0f][\x12\x1a\x22\x28\x32\x3a\x42]", "is an ONNX model, which is already exported", _ONNX),
     (rb"PK\x05\x06", "is an empty zip archive", _AGAIN),
     (rb"\x00{64}", "begins with zeros", _AGAIN),
     (rb"\s*[\[{]", "is JSON text", ""),

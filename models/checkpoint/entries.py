@@ -12,6 +12,7 @@ from typing import Any
 
 from deploykit.errors import CheckpointError, UnsafeCheckpointError, UsageError
 from deploykit.models.checkpoint.module_tree import Budget, is_module, is_tensor, tensors_of
+from deploykit.models.checkpoint.refusals import refuse_root
 from deploykit.models.checkpoint.stack_machine import Record, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor
 
@@ -127,7 +128,10 @@ def choose_entry(root: Any, asked: str, read: Callable[[StoredTensor], Any]) -> 
     if asked:
         return _asked_for(root, asked, found)
     if not found:
+        refuse_root(root)
         raise CheckpointError(_no_weights(root))
+    if found[0].name == "module":
+        refuse_root(root)
     chosen, notes = _by_rule(root, found, read)
     return _taken(chosen, found, notes)
 

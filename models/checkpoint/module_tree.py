@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from deploykit.errors import CheckpointError
+from deploykit.models.checkpoint.refusals import why_not_read
 from deploykit.models.checkpoint.stack_machine import Record, damaged, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor, TensorReader
 
@@ -70,7 +71,7 @@ def read_modules(root: Record, plain: PlainValues) -> tuple[list[Module], dict[s
         for name, tensor in _own_tensors(record):
             full = _join(path, name)
             if not is_tensor(tensor):
-                raise CheckpointError(f"the weight {full} is a {what_is(tensor)}, which is not read; leave it out")
+                raise CheckpointError(f"the weight {full} is {why_not_read(what_is(tensor))}")
             tensors[full] = tensor
         own = {k: v for k, v in record.state.items() if type(k) is str and not k.startswith("_")}
         modules.append(Module(path, record.kind, plain.items(own, path)))
@@ -126,7 +127,7 @@ def _walk(root: Record, budget: Budget) -> Iterator[tuple[str, Record]]:
             if child is None:
                 continue
             if not is_module(child):
-                raise CheckpointError(f"the submodule {full} is a {what_is(child)}, which is not read; leave it out")
+                raise CheckpointError(f"the submodule {full} is {why_not_read(what_is(child))}")
             todo.append((full, child))
 
 

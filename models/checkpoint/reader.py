@@ -32,6 +32,8 @@ from deploykit.models.checkpoint.module_tree import (
     is_tensor,
     read_modules,
 )
+from deploykit.models.checkpoint.parametrized import whole_weights
+from deploykit.models.checkpoint.refusals import refuse_names, why_not_read
 from deploykit.models.checkpoint.stack_machine import Record, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor
 from deploykit.models.load_options import LoadOptions
@@ -41,6 +43,8 @@ __all__ = ["Checkpoint", "Entry", "Module", "read_checkpoint"]
 _WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 """Prefix of all names -> what puts it there; DataParallel is not the only one."""
 
+_TENSORS = ("torch._utils.", "torch._tensor.", "torch.distributed.", "torchao.", "bitsandbytes.")
+"""How the names begin of what makes tensors."""
 _INSIDE = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 """Modules that torch.compile, FSDP and activation checkpointing put around parts of a network."""
 _AROUND = ("DataParallel", "OptimizedModule", "AveragedModel", "ModelEmaV2", "ModelEmaV3")
@@ -108,6 +112,11 @@ def read_checkpoint(path: str | Path, *, entry: str = "") -> Checkpoint:
     """
     path = Path(path)
     with _naming(path), _open(path) as file:
+        if path.suffix == ".distcp":
+            raise CheckpointError(
+                "it is a shard of torch.distributed.checkpoint: join its folder with python -m "
+                "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
+            )
         size = os.fstat(file.fileno()).st_size
         return _assemble(path, size, read_contents(file, size), file, entry)
 
@@ -158,7 +167,10 @@ def _assemble(path: Path, size: int, contents: Contents, file: BufferedReader, a
     else:
         stored = _flat_tensors(holder, entry, notes)
     stored, modules = _unwrap(stored, modules, notes)
+    refuse_names(stored)
+    stored = _without_counters(stored, notes)
     state_dict = {name: contents.tensors.read(tensor) for name, tensor in stored.items()}
+    state_dict = whole_weights(state_dict, notes)
     metadata = {**contents.metadata, **plain.items(what_is_beside(contents.root, entry, notes))}
     note_precision(state_dict, notes)
     note_mixed_precision(contents.root, metadata, notes)
@@ -188,8 +200,8 @@ def _flat_tensors(holder: dict[Any, Any], entry: str, notes: list[str]) -> dict[
     for name, value in holder.items():
         if type(name) is str and is_tensor(value):
             stored[checked_name(name)] = value
-        elif isinstance(value, StoredTensor) or what_is(value).startswith(("torch._utils.", "torch._tensor.")):
-            raise CheckpointError(f"the weight {str(name)[:80]!r} is a {value.kind}, which is not read; leave it out")
+        elif isinstance(value, StoredTensor) or what_is(value).startswith(_TENSORS):
+            raise CheckpointError(f"the weight {str(name)[:80]!r} is {why_not_read(value.kind)}")
         else:
             others.append(repr(name)[:80])
     if len(stored) > MAX_TENSORS:
@@ -233,3 +245,12 @@ def _without_wrappers(stored: dict[str, StoredTensor], notes: list[str]) -> dict
             stored = {plain[name]: tensor for name, tensor in stored.items()}
             notes.append(f"{wrapper} removed from {count:,} names")
     return stored
+
+
+def _without_counters(stored: dict[str, StoredTensor], notes: list[str]) -> dict[str, StoredTensor]:
+    """Take off what thop's profiler registers in every module, and nothing computes with."""
+    counters = {name for name in stored if name.rpartition(".")[2] in ("total_ops", "total_params")}
+    counters = {name for name in counters if stored[name].numel == 1}
+    if counters:
+        notes.append(f"{len(counters):,} counters of a profiler (total_ops, total_params) are ignored")
+    return {name: tensor for name, tensor in stored.items() if name not in counters}

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from deploykit.errors import CheckpointError
+from deploykit.models.checkpoint.refusals import why_not_read
 from deploykit.models.checkpoint.stack_machine import (
     TEXT,
     Builder,
@@ -246,7 +247,7 @@ def storage_reference(reference: Any) -> _Reference:
     elif name in _STORAGES and kind.path.endswith("Storage"):
         dtype = _STORAGES[name]
     else:
-        raise CheckpointError(f"a storage is a {kind.path}, which is not read; save the weights as floating tensors")
+        raise CheckpointError(f"a storage is that of {why_not_read(kind.path)}")
     return _Reference(dtype, key, numel, reference[5] if len(reference) == 6 else None)
 
 

@@ -7,7 +7,9 @@ uncompressed, so each is one span of the file. Source of the format: PKWARE's AP
 from __future__ import annotations
 
 import itertools
+import re
 import struct
+from collections.abc import Iterator
 from io import BufferedReader
 from typing import Any
 
@@ -25,6 +27,23 @@ _HEADER, _LOCAL = struct.Struct("<4s6H3L5H2L"), struct.Struct("<4s5H3L2H")
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF
 _ENCRYPTED = 0x2041
 
+_OTHERS = (
+    (r"[^/]+/code/.*", "a TorchScript program"),
+    (
+        r"(?:[^/]+/)?(?:models/[^/]+\.json|serialized_exported_program\.json|archive_format)",
+        "a program of torch.export",
+    ),
+    (r"model\.weights\.h5", "a Keras model"),
+    (r"(?:[^/]+/)*saved_model\.pb", "a TensorFlow SavedModel"),
+    (r"MAR-INF/.*", "an archive of TorchServe"),
+    (r"(?:[^/]+/)*(?:[^/]+\.mlmodel|com\.apple\.CoreML/.*)", "a Core ML model"),
+    (r"[^/]+\.npy", "a numpy archive (.npz)"),
+)
+"""Pattern of an entry's name -> what the zip file is."""
+
+_OF_TORCH = r"[^/]+/(?:data\.pkl|data/.*|version|byteorder|constants\.pkl|\..*)"
+"""Pattern of the entries that torch writes."""
+
 
 def read_directory(file: BufferedReader, size: int) -> dict[str, StorageSpan]:
     """Every entry of a zip file of ``size`` bytes, by name.
@@ -34,17 +53,14 @@ def read_directory(file: BufferedReader, size: int) -> dict[str, StorageSpan]:
         UnsafeCheckpointError: an entry is compressed, encrypted, outside the file, over another one or named twice.
     """
     directory, count, start = _find_directory(file, size)
+    for name, _, _ in _listed(directory, count):
+        for pattern, what in _OTHERS:
+            if re.fullmatch(pattern, name):
+                raise CheckpointError(f"it is {what}, not weights; pass the checkpoint that it was made from")
     entries: dict[str, StorageSpan] = {}
     spans: list[tuple[int, int, str]] = []
-    position = 0
-    for _ in range(count):
-        if position + _HEADER.size > len(directory):
-            raise damaged("the zip directory has fewer entries than it says")
-        fields = _HEADER.unpack_from(directory, position)
-        name_end = position + _HEADER.size + fields[10]
-        name = _name(directory[position + _HEADER.size : name_end], fields)
-        extra = directory[name_end : name_end + fields[11]]
-        position = name_end + fields[11] + fields[12]
+    for name, fields, extra in _listed(directory, count):
+        _check_stored(name, fields)
         if name in entries:
             raise unsafe(f"the zip file has two entries named {name!r}")
         packed, length, offset = _sizes(name, fields, extra)
@@ -60,6 +76,22 @@ def read_directory(file: BufferedReader, size: int) -> dict[str, StorageSpan]:
         if begin < end:
             raise unsafe(f"entries {name!r} and {other!r} of the zip file overlap")
     return entries
+
+
+def _listed(directory: bytes, count: int) -> Iterator[tuple[str, tuple[Any, ...], bytes]]:
+    """The name, the fields and the extra field of each entry of the directory."""
+    position = 0
+    for _ in range(count):
+        if position + _HEADER.size > len(directory):
+            raise damaged("the zip directory has fewer entries than it says")
+        fields = _HEADER.unpack_from(directory, position)
+        name_end = position + _HEADER.size + fields[10]
+        yield (
+            _name(directory[position + _HEADER.size : name_end], fields),
+            fields,
+            directory[name_end : name_end + fields[11]],
+        )
+        position = name_end + fields[11] + fields[12]
 
 
 def _find_directory(file: BufferedReader, size: int) -> tuple[bytes, int, int]:
@@ -112,14 +144,20 @@ def _name(raw: bytes, fields: tuple[Any, ...]) -> str:
         raise unsafe(f"the zip file has an entry named {name[:80]!r}, which is no plain path inside it")
     if fields[3] & _ENCRYPTED:
         raise unsafe(f"entry {name!r} is encrypted")
-    if parts[1:2] == ["code"]:
-        raise CheckpointError("it is a TorchScript program, not weights; pass the checkpoint that it was made from")
+    return name
+
+
+def _check_stored(name: str, fields: tuple[Any, ...]) -> None:
+    if fields[4] != 0 and not re.fullmatch(_OF_TORCH, name):
+        raise CheckpointError(
+            f"it is a zip archive around something else than weights (it holds {name[:80]}); if there is a checkpoint "
+            "in it, unpack it and pass that"
+        )
     if fields[4] != 0:
         raise UnsafeCheckpointError(
             f"entry {name!r} is compressed, and torch stores its entries uncompressed: refused as unsafe; "
             "unpack the archive and zip it again without compression"
         )
-    return name
 
 
 def _sizes(name: str, fields: tuple[Any, ...], extra: bytes) -> tuple[int, int, int]:
