@@ -228,6 +228,8 @@ def nms_kpt_model(dtype: Any, layout: RawDetections, thresholds: Thresholds, poi
         num_classes=layout.cls[1] - layout.cls[0], num_keypoints=points, kpt_dims=layout.kpt_dims,
         has_obj=int(layout.obj is not None), plugin_version="1", plugin_namespace="deploykit",
     )  # fmt: skip
+    if not layout.cls_counts:  # as an export writes it
+        node.attribute.append(helper.make_attribute("cls_counts", 0))
     rows = helper.make_tensor_value_info(
         "rows", helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), ["batch", "rows", layout.columns]
     )

@@ -33,6 +33,15 @@ OrtStatusPtr guarded(const char* name, Body&& body) noexcept {
       });
 }
 
+// The attribute `name` of a node, or `missing` where the node has none.
+inline int64_t integer_or(const OrtKernelInfo* kernel, const char* name, int64_t missing) {
+  int64_t value = missing;
+  OrtStatusPtr absent = Ort::GetApi().KernelInfoGetAttribute_int64(kernel, name, &value);
+  if (!absent) return value;
+  Ort::GetApi().ReleaseStatus(absent);
+  return missing;
+}
+
 // The kernel of a node, unless its attributes make no sense.
 template <typename Kernel, typename Attributes>
 OrtStatusPtr create_kernel(

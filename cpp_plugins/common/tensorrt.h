@@ -107,9 +107,11 @@ inline bool read_numbers(const PluginField& field, Number* value) {
   return true;
 }
 
-// The field `name` of what was given; `problem` becomes what is wrong with it. `value` is a number or a vector of them.
+// The field `name` of what was given; `problem` becomes what is wrong with it. `value` is a number or a vector of them,
+// and stays as it is where a field that is not required is missing.
 template <typename Value>
-inline void read_field(const PluginFieldCollection& given, const char* name, Value* value, std::string* problem) {
+inline void read_field(
+    const PluginFieldCollection& given, const char* name, Value* value, std::string* problem, bool required = true) {
   for (int32_t i = 0; i < given.nbFields; ++i) {
     const PluginField& field = given.fields[i];
     if (!field.name || std::strcmp(field.name, name) != 0) continue;
@@ -118,7 +120,7 @@ inline void read_field(const PluginFieldCollection& given, const char* name, Val
     }
     return;
   }
-  *problem = std::string("attribute ") + name + " is missing";
+  if (required) *problem = std::string("attribute ") + name + " is missing";
 }
 
 // What every plugin here is as an object of TensorRT. `Self` derives from it and has a `name`, a type `Fields` that

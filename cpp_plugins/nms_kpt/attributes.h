@@ -17,8 +17,9 @@ struct Attributes {
   int32_t num_keypoints = 0;
   int32_t kpt_dims = 0;
   int32_t has_obj = 0;
+  int32_t cls_counts = 1;  // the only one that may be missing
 
-  Layout layout() const { return packed_layout(num_classes, num_keypoints, kpt_dims, has_obj != 0); }
+  Layout layout() const { return packed_layout(num_classes, num_keypoints, kpt_dims, has_obj != 0, cls_counts != 0); }
 
   Limits limits() const { return Limits{conf, iou, max_det, pre_nms_topk}; }
 
@@ -40,6 +41,10 @@ struct Attributes {
     if (num_keypoints < 0) return outside("num_keypoints", num_keypoints, "at least 0");
     if (kpt_dims != 2 && kpt_dims != 3) return outside("kpt_dims", kpt_dims, "2 or 3");
     if (has_obj != 0 && has_obj != 1) return outside("has_obj", has_obj, "0 or 1");
+    if (cls_counts != 0 && cls_counts != 1) return outside("cls_counts", cls_counts, "0 or 1");
+    if (!cls_counts && (!has_obj || num_classes != 1)) {
+      return outside("cls_counts", cls_counts, "1 unless has_obj is 1 and num_classes is 1");
+    }
     return {};
   }
 

@@ -60,17 +60,21 @@ struct Chosen {
   int32_t label;
 };
 
-// The columns of the ONNX node's input: cx cy w h [obj] cls*C (x y [v])*K.
-DEPLOYKIT_HOST_DEVICE Layout packed_layout(int32_t num_classes, int32_t num_keypoints, int32_t kpt_dims, bool has_obj) {
+// The columns of the ONNX node's input: cx cy w h [obj] cls*C (x y [v])*K. Where the one class does not count, the
+// objectness takes its place: the score is that column alone, and the class only has to be finite.
+DEPLOYKIT_HOST_DEVICE Layout packed_layout(
+    int32_t num_classes, int32_t num_keypoints, int32_t kpt_dims, bool has_obj, bool cls_counts) {
+  const int32_t cls = has_obj ? 5 : 4;
+  const bool multiplies = has_obj && cls_counts;
   Layout layout{};
   layout.box = 0;
-  layout.obj = has_obj ? 4 : -1;
-  layout.cls = has_obj ? 5 : 4;
+  layout.obj = multiplies ? 4 : -1;
+  layout.cls = multiplies ? 5 : 4;
   layout.num_classes = num_classes;
-  layout.keypoints = num_keypoints > 0 ? layout.cls + num_classes : -1;
+  layout.keypoints = num_keypoints > 0 ? cls + num_classes : -1;
   layout.num_keypoints = num_keypoints;
   layout.kpt_dims = kpt_dims;
-  layout.columns = layout.cls + num_classes + num_keypoints * kpt_dims;
+  layout.columns = cls + num_classes + num_keypoints * kpt_dims;
   return layout;
 }
 

@@ -28,6 +28,7 @@ Attributes attributes_of(const OrtKernelInfo* kernel) {
   attributes.num_keypoints = integer("num_keypoints");
   attributes.kpt_dims = integer("kpt_dims");
   attributes.has_obj = integer("has_obj");
+  attributes.cls_counts = static_cast<int32_t>(deploykit::ort::integer_or(kernel, "cls_counts", attributes.cls_counts));
   return attributes;
 }
 

@@ -18,7 +18,7 @@ using nvinfer1::PluginFieldType;
 
 // The fields in the order of Attributes; serialised and read back under the names of the ONNX attributes.
 struct Fields {
-  std::array<PluginField, 8> entries;
+  std::array<PluginField, 9> entries;
   PluginFieldCollection collection;
 
   // With a null pointer: names and types only, as a creator announces them.
@@ -34,7 +34,8 @@ struct Fields {
         field("pre_nms_topk", a ? &a->pre_nms_topk : nullptr, int32),
         field("num_classes", a ? &a->num_classes : nullptr, int32),
         field("num_keypoints", a ? &a->num_keypoints : nullptr, int32),
-        field("kpt_dims", a ? &a->kpt_dims : nullptr, int32), field("has_obj", a ? &a->has_obj : nullptr, int32)};
+        field("kpt_dims", a ? &a->kpt_dims : nullptr, int32), field("has_obj", a ? &a->has_obj : nullptr, int32),
+        field("cls_counts", a ? &a->cls_counts : nullptr, int32)};
     collection.nbFields = static_cast<int32_t>(entries.size());
     collection.fields = entries.data();
   }
@@ -60,6 +61,7 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
     read_field(given, "num_keypoints", &into->num_keypoints, &problem);
     read_field(given, "kpt_dims", &into->kpt_dims, &problem);
     read_field(given, "has_obj", &into->has_obj, &problem);
+    read_field(given, "cls_counts", &into->cls_counts, &problem, false);
     return problem;
   }
 

@@ -17,6 +17,7 @@ from deploykit.export.parity.detections import RowMatcher
 from deploykit.export.parity.nms import detections_as_rows
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.kinds.detection import PoseAdapter, RowAdapter
+from deploykit.runtime.parity.differences import class_scores
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.pose_fusion import object_thresholds
@@ -53,7 +54,7 @@ class _RowsExport(ExportAdapter[R]):
         """
         layout = self.output.as_rows()
         a, b = (side[layout.name].reshape(-1, layout.columns).astype(np.float64) for side in (expected, found))
-        scores = [_scores(side, layout) for side in (a, b)]
+        scores = [class_scores(side, layout).max(1) for side in (a, b)]
         best = np.maximum(*scores)
         rows = np.flatnonzero(~(best <= MIN_SCORE))  # with those whose score is NaN
         if not len(rows):
@@ -136,8 +137,3 @@ def _with_objects(found: NetworkDetections) -> NetworkDetections:
         labels=np.concatenate((found.labels, objects.labels + 1)),
         keypoints=np.concatenate((found.keypoints, nowhere)),
     )
-
-
-def _scores(rows: Array, layout: RawDetections) -> Array:
-    best: Array = rows[:, slice(*layout.cls)].max(1)
-    return best if layout.obj is None else best * rows[:, layout.obj[0]]

@@ -120,8 +120,11 @@ class HeadSelection(nn.Module):
 
     def _scores(self, cells: Tensor) -> Tensor:
         """Return each cell's best score, -1 if a value is not finite: ``(B, A, columns, P)`` to ``(B, A * P)``."""
-        probabilities = cells[:, :, 4 : 5 + self.head.num_classes].sigmoid()
-        scores = (probabilities[:, :, 1:] * probabilities[:, :, :1]).amax(2)
+        if self.layout.score == "obj":
+            scores = cells[:, :, 4].sigmoid()
+        else:
+            probabilities = cells[:, :, 4 : 5 + self.head.num_classes].sigmoid()
+            scores = (probabilities[:, :, 1:] * probabilities[:, :, :1]).amax(2)
         finite = (cells * 0).sum(2) == 0
         return torch.where(finite, scores, NO_CANDIDATE).flatten(1)
 

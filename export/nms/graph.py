@@ -257,6 +257,8 @@ def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> No
         "kpt_dims": layout.kpt_dims,
         "has_obj": int(layout.obj is not None),
     }
+    if not layout.cls_counts:  # only then, so that libraries that do not know it read all other files
+        numbers["cls_counts"] = 0
     attributes = [
         ir.AttrFloat32("conf", thresholds.conf),
         ir.AttrFloat32("iou", thresholds.iou),

@@ -9,6 +9,7 @@ import numpy as np
 
 from deploykit.export.matching import Matching, MatchKind
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.parity.differences import class_scores
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.nms import nms
@@ -111,11 +112,7 @@ class _Rows:
 
     @staticmethod
     def of(rows: Array, layout: RawDetections) -> _Rows:
-        scores = rows[:, slice(*layout.cls)]
-        return _Rows(
-            _corners(rows[:, slice(*layout.box)]),
-            scores if layout.obj is None else scores * rows[:, layout.obj[0], None],
-        )
+        return _Rows(_corners(rows[:, slice(*layout.box)]), class_scores(rows, layout))
 
     def contains(self, found: NetworkDetections, i: int, limits: Tolerance) -> bool:
         """Whether a row has the box and the score of detection ``i``, so that only NMS can have removed it."""
@@ -216,7 +213,7 @@ def _best_rows(a: Array, b: Array, layout: RawDetections, limits: Tolerance) -> 
     unsuppressed = Thresholds(conf=0.0, iou=1.0, max_det=ROWS, pre_nms_topk=ROWS)
     rows = nms(a, layout, unsuppressed).rows
     boxes = [_corners(side[rows, slice(*layout.box)]) for side in (a, b)]
-    scores = [_scores(side[rows], layout) for side in (a, b)]
+    scores = [class_scores(side[rows], layout).max(1) for side in (a, b)]
     distance = None
     if layout.keypoints:
         columns = layout.keypoints[1] - layout.keypoints[0]
@@ -229,11 +226,6 @@ def _best_rows(a: Array, b: Array, layout: RawDetections, limits: Tolerance) -> 
     same = overlap >= limits.min_iou
     score = np.abs(scores[0] - scores[1])[same]
     return _Pairs(len(rows), len(rows), 0, overlap[same], score, None if distance is None else distance[same])
-
-
-def _scores(rows: Array, layout: RawDetections) -> Array:
-    best: Array = rows[:, slice(*layout.cls)].max(1)
-    return best if layout.obj is None else best * rows[:, layout.obj[0]]
 
 
 def _corners(boxes: Array) -> Array:

@@ -20,7 +20,7 @@ from deploykit.export.parity.report import ParityReport
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.kinds.detection import NmsAdapter, RowAdapter
-from deploykit.runtime.parity.differences import Difference, row_differences
+from deploykit.runtime.parity.differences import Difference, class_scores, row_differences
 from deploykit.runtime.parity.expected import Batch, ReferenceOutputs
 from deploykit.runtime.parity.spread import spread_of
 from deploykit.runtime.parity.tolerance import Tolerance
@@ -165,9 +165,7 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
 def _flat(rows: Array, layout: RawDetections) -> Array:
     """Return rows in the form of :func:`_as_rows`: corners, the score of the best class, keypoints."""
     box = rows[:, slice(*layout.box)]
-    scores = rows[:, slice(*layout.cls)].max(1, initial=0)
-    if layout.obj is not None:
-        scores = scores * rows[:, layout.obj[0]]
+    scores = class_scores(rows, layout).max(1, initial=0)
     points = rows[:, slice(*(layout.keypoints or (0, 0)))]
     return np.concatenate((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2, scores[:, None], points), 1)
 

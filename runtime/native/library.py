@@ -39,7 +39,7 @@ __all__ = [
 
 LOG = logging.getLogger(__name__)
 
-ABI = 3
+ABI = 4
 """What ``deploykit_abi()`` of a library that fits this code answers; ``abi_number`` in common/portable.h."""
 
 FOLDER = "DEPLOYKIT_PLUGINS"

@@ -12,7 +12,7 @@ from deploykit.runtime.parity.spread import NO_SPREAD, errors_of, spread_of
 from deploykit.runtime.parity.tolerance import Tolerance, dense_limit
 from deploykit.spec import RawDetections
 
-__all__ = ["Difference", "row_differences", "tensor_difference"]
+__all__ = ["Difference", "class_scores", "row_differences", "tensor_difference"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,13 @@ def _value_columns(layout: RawDetections) -> dict[str, tuple[list[int], bool]]:
         if layout.kpt_dims > 2:
             columns["visibility"] = ([c for c in points if (c - start) % layout.kpt_dims >= 2], False)
     return columns
+
+
+def class_scores(rows: Array, layout: RawDetections) -> Array:
+    """Return what each class of rows ``(N, columns)`` scores, ``(N, classes)``, without the bound by the objectness."""
+    factor, classes = layout.score_spans
+    scores: Array = rows[:, slice(*classes)]
+    return scores if factor is None else scores * rows[:, factor[0], None]
 
 
 def row_differences(
@@ -136,7 +143,5 @@ def _scoring(a: Array, b: Array, layout: RawDetections, least: float) -> Array:
     """Return the indices of rows that score over ``least`` on either side or have no finite score."""
     if least <= 0.0:
         return np.arange(len(a))
-    scores = [side[:, slice(*layout.cls)].max(1) for side in (a, b)]
-    if layout.obj is not None:
-        scores = [score * side[:, layout.obj[0]] for score, side in zip(scores, (a, b), strict=True)]
+    scores = [class_scores(side, layout).max(1) for side in (a, b)]
     return np.flatnonzero(~((scores[0] <= least) & (scores[1] <= least)))

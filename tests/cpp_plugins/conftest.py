@@ -70,10 +70,10 @@ def symbols(library: Path, *options: str) -> set[str]:
 
 
 def with_attributes(model: bytes, change: dict[str, Any]) -> bytes:
-    """An ONNX file of one node, some of whose attributes are others."""
+    """An ONNX file of one node, some of whose attributes are others or new."""
     changed = onnx.load_from_string(model)
     (node,) = changed.graph.node
     for name, value in change.items():
-        (old,) = [a for a in node.attribute if a.name == name]
+        old = next((a for a in node.attribute if a.name == name), None) or node.attribute.add()
         old.CopyFrom(onnx.helper.make_attribute(name, value))
     return bytes(changed.SerializeToString())

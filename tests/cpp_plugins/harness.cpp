@@ -88,15 +88,18 @@ struct Builder final : nv::IExprBuilder, nv::apiv::VExprBuilder {
 struct Values {
   float conf = 0.25f, iou = 0.45f;
   int32_t max_det = 100, pre_nms_topk = 1000, num_classes = 2, num_keypoints = 5, kpt_dims = 3, has_obj = 1;
+  int32_t cls_counts = -1;  // not written
 
   std::vector<nv::PluginField> fields() const {
     using Type = nv::PluginFieldType;
     // In another order than the plugin's own, and with what the ONNX parser adds.
-    return {{"plugin_version", "1", Type::kCHAR, 1}, {"has_obj", &has_obj, Type::kINT32, 1},
+    std::vector<nv::PluginField> all = {{"plugin_version", "1", Type::kCHAR, 1}, {"has_obj", &has_obj, Type::kINT32, 1},
         {"kpt_dims", &kpt_dims, Type::kINT32, 1}, {"num_keypoints", &num_keypoints, Type::kINT32, 1},
         {"num_classes", &num_classes, Type::kINT32, 1}, {"pre_nms_topk", &pre_nms_topk, Type::kINT32, 1},
         {"max_det", &max_det, Type::kINT32, 1}, {"iou", &iou, Type::kFLOAT32, 1}, {"conf", &conf, Type::kFLOAT32, 1},
         {"plugin_namespace", "deploykit", Type::kCHAR, 9}};
+    if (cls_counts >= 0) all.push_back({"cls_counts", &cls_counts, Type::kINT32, 1});
+    return all;
   }
 };
 
@@ -207,13 +210,14 @@ void check_round_trip(nv::IPluginCreatorV3One* creator) {
   values.conf = 0.125f;
   values.num_keypoints = 17;
   values.num_classes = 1;
+  values.cls_counts = 0;
   const Plugin first(make(creator, values.fields()));
   const std::unique_ptr<nv::IPluginV3> copy(first.plugin->clone());
   first.runtime->getFieldsToSerialize();
   const Plugin cloned(first.runtime->attachToContext(nullptr));
   const nv::PluginFieldCollection* kept = cloned.runtime->getFieldsToSerialize();
   const std::vector<nv::PluginField> fields(kept->fields, kept->fields + kept->nbFields);
-  EXPECT(fields.size() == 8);
+  EXPECT(fields.size() == 9);
   const Plugin second(make(creator, fields, nv::TensorRTPhase::kRUNTIME));
   EXPECT(second.runtime);
   if (!second.runtime) return;
@@ -224,6 +228,7 @@ void check_round_trip(nv::IPluginCreatorV3One* creator) {
   }
   EXPECT(*static_cast<const float*>(again->fields[0].data) == 0.125f);
   EXPECT(*static_cast<const int32_t*>(again->fields[5].data) == 17);
+  EXPECT(*static_cast<const int32_t*>(again->fields[8].data) == 0);
   EXPECT(!std::strcmp(second.core->getPluginName(), "NmsKpt"));
 
   const auto rows = described(nv::DataType::kFLOAT, {4, 57375, 57});
@@ -254,6 +259,13 @@ void check_errors(nv::IPluginCreatorV3One* creator, Logger& logger) {
   values = Values();
   values.kpt_dims = 4;
   refuses(values, "attribute kpt_dims must be 2 or 3, got 4");
+  values = Values();
+  values.cls_counts = 0;
+  refuses(values, "attribute cls_counts must be 1 unless has_obj is 1 and num_classes is 1, got 0");
+  values.num_classes = 1;
+  EXPECT(Plugin(make(creator, values.fields())).plugin);
+  values.cls_counts = 2;
+  refuses(values, "attribute cls_counts must be 0 or 1, got 2");
 
   auto fields = Values().fields();
   fields.erase(fields.begin() + 5);
@@ -453,7 +465,8 @@ int main(int, char** arguments) {
   auto* decode = static_cast<nv::IPluginCreatorV3One*>(creators[1]);
   std::printf("headers: TensorRT %d.%d\n", NV_TENSORRT_MAJOR, NV_TENSORRT_MINOR);
 
-  check_creator(creator, "NmsKpt", "conf iou max_det pre_nms_topk num_classes num_keypoints kpt_dims has_obj");
+  check_creator(
+      creator, "NmsKpt", "conf iou max_det pre_nms_topk num_classes num_keypoints kpt_dims has_obj cls_counts");
   check_shapes(creator, 5,
       "batchx1 int32, batchx100x4 float32, batchx100 float32, batchx100 int32, batchx100x5x3 float32, batchx1 int32");
   check_shapes(creator, 0, "batchx1 int32, batchx100x4 float32, batchx100 float32, batchx100 int32, batchx1 int32");

@@ -161,7 +161,7 @@ DEPLOYKIT_API int32_t deploykit_letterbox_cuda(const deploykit::letterbox::Plan*
 #ifdef TEAM_MAIN
 // One problem many times, with teams of several sizes: whether the sanitizer sees a race depends on the schedule.
 int main() {
-  const Layout layout = packed_layout(2, 2, 3, true);
+  const Layout layout = packed_layout(2, 2, 3, true, true);
   std::mt19937 random(1);
   std::uniform_real_distribution<float> any(0.0f, 1.0f);
   const int32_t count = 150;

@@ -22,7 +22,7 @@ POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
 def packed(layout: RawDetections) -> bool:
     """Whether rows lie as the node wants them."""
     first = 4 if layout.obj is None else 5
-    return layout.box == (0, 4) and layout.obj in (None, (4, 5)) and layout.cls[0] == first and layout.cls_counts
+    return layout.box == (0, 4) and layout.obj in (None, (4, 5)) and layout.cls[0] == first
 
 
 @pytest.mark.parametrize("case", [c for c in corpus() if packed(c.layout)], ids=lambda c: c.name)
@@ -87,6 +87,11 @@ def test_its_outputs_may_feed_other_nodes(operators: Path, tmp_path: Path) -> No
         ({"pre_nms_topk": 4000}, r"attribute pre_nms_topk must be in 1..3840, got 4000"),
         ({"kpt_dims": 1}, "attribute kpt_dims must be 2 or 3, got 1"),
         ({"max_det": 0}, "attribute max_det must be at least 1, got 0"),
+        ({"cls_counts": 2}, "attribute cls_counts must be 0 or 1, got 2"),
+        (
+            {"cls_counts": 0, "has_obj": 0},
+            "attribute cls_counts must be 1 unless has_obj is 1 and num_classes is 1, got 0",
+        ),
     ],
     ids=str,
 )

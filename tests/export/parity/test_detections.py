@@ -82,6 +82,26 @@ def test_rounding_of_a_place_a_score_and_a_keypoint_passes() -> None:
     assert result.max_keypoint == pytest.approx(0.011, rel=0.01)
 
 
+def test_where_the_class_does_not_count_detections_are_those_of_the_objectness() -> None:
+    layout = RawDetections(keypoints=(6, 9), cls_counts=False)
+    spec = replace(SPEC, output=layout, classes=("cat",))
+    rows = np.array([[x, y, w, h, score, 0.01, *rest[1:]] for x, y, w, h, score, _, *rest in APART], np.float32)
+    changed = rows.copy()
+    changed[0, 4] += 2e-4
+    untrained = rows.copy()
+    untrained[:, 5] = 0.99
+    names = ("a", "b", "one image")
+    same, other, fine = (
+        export_adapter_of(spec).match(names, [rows], [b], LIMIT)[0] for b in (rows, changed, untrained)
+    )
+    assert (same.what, same.matched, same.ok) == ("detections", 6, True)
+    assert (other.ok, fine.ok) == (False, True)
+    product = replace(spec, output=replace(layout, cls_counts=True))
+    assert export_adapter_of(product).match(names, [rows], [rows], LIMIT)[0].matched == 0
+    error = export_adapter_of(spec).error
+    assert error({"output": rows}, {"output": untrained}) == 0.0 < error({"output": rows}, {"output": changed})
+
+
 @pytest.mark.parametrize("side", [0.0, 0.01, 0.5])
 def test_the_overlap_of_tiny_boxes_is_not_held_against_them(side: float) -> None:
     assert detections([*APART, row(550, 100, 0.9, side=side)], [*APART, row(550.005, 100, 0.9, side=side)]).ok

@@ -9,7 +9,7 @@ import pytest
 
 from deploykit.errors import ParityError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.parity.differences import Difference, row_differences, tensor_difference
+from deploykit.runtime.parity.differences import Difference, class_scores, row_differences, tensor_difference
 from deploykit.runtime.parity.spread import NO_SPREAD, QUANTILES, errors_of, spread_of
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import RawDetections
@@ -64,6 +64,21 @@ def test_a_row_without_a_finite_score_is_compared_whatever_scores_count() -> Non
     broken[5, 4] = math.nan
     assert not compared(quiet, broken, few)["scores"].ok
     assert not compared(broken, quiet, few)["scores"].ok
+
+
+def test_the_score_of_a_row_is_what_its_layout_says() -> None:
+    rows = np.array([[0, 0, 1, 1, 0.5, 0.25], [0, 0, 1, 1, 0.125, 1]])
+    assert class_scores(rows, RawDetections()).tolist() == [[0.125], [0.125]]
+    assert class_scores(rows, RawDetections(cls_counts=False)).tolist() == [[0.5], [0.125]]
+    assert class_scores(rows, RawDetections(obj=None, cls=(4, 6))).tolist() == [[0.5, 0.25], [0.125, 1]]
+
+
+@pytest.mark.parametrize(("layout", "counted"), [(RawDetections(), 0), (RawDetections(cls_counts=False), 1)])
+def test_rows_count_by_their_score_whatever_it_is(layout: RawDetections, counted: int) -> None:
+    """The class is 0.1, so that objectness times class is under the limit and the objectness alone is over it."""
+    rows = np.array([[10, 10, 5, 5, 0.9, 0.1]])
+    boxes, scores = row_differences(("a", "b", "noise"), [rows], [rows], layout, Tolerance(min_score=0.5))
+    assert (boxes.count, scores.count) == (4 * counted, 2 * counted)
 
 
 @pytest.mark.parametrize(
