@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
 __all__ = ["LoadOptions"]
 
@@ -15,10 +16,13 @@ class LoadOptions:
         entry: dotted name of the entry whose weights are taken, ``model`` or ``ema.module``; empty: the entry that
             docs/checkpoints.md names, which is an average of the weights where the file has one.
         heads: heads of each attention of a vision transformer; None: as the file tells, or assumed.
+        score: of a detector of one class of the YOLOv5 and YOLOv7 families: ``obj``, the objectness alone, or
+            ``obj*cls`` (docs/nms.md); None: as the file tells, or assumed.
     """
 
     entry: str = ""
     heads: int | None = None
+    score: Literal["obj", "obj*cls"] | None = None
 
     def __str__(self) -> str:
         """The options as they are typed, ``--entry ema --heads 12``: those that differ from their default."""

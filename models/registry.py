@@ -28,7 +28,7 @@ FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
 DEFAULT = "default"
 """The name of the preprocessing that a model's spec has by itself."""
 
-BUILD_OPTIONS = ("heads",)
+BUILD_OPTIONS = ("heads", "score")
 """The options of loading that decide how a network is built, so that its family must read them."""
 
 Rewrite = Callable[[nn.Module, str], nn.Module]

@@ -33,6 +33,13 @@ def loading_flags() -> Flags[LoadOptions]:
                     metavar="N",
                     type=int,
                 ),
+                Flag(
+                    "--score",
+                    "score",
+                    "of a detector of one class: obj: the objectness alone, as in YOLOv7; obj*cls: as in YOLOv5 "
+                    "(default: as the file tells, or assumed)",
+                    choices=("obj", "obj*cls"),
+                ),
             )
         },
     )

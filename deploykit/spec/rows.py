@@ -142,7 +142,8 @@ class RawDetections(RowOutput):
 
     def facts(self, spec: SpecLike) -> dict[str, Any]:
         """See :meth:`Output.facts`."""
-        return {"columns": self.columns}
+        meaning = {"obj*cls": {}, "obj": {"score": "the objectness alone"}, "cls": {"score": "the class alone"}}
+        return {"columns": self.columns, **meaning[self.score]}
 
 
 def _named(span: Span) -> str:

@@ -33,6 +33,7 @@ from deploykit.models.yolo_graph.family import (
 )
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
+from deploykit.models.yolo_graph.one_class import with_score_of_one_class
 
 FAMILY = "YOLOv5"
 WEIGHTS_LICENCE = "AGPL-3.0; GPL-3.0 before 7.0 and of YOLO-Pose"
@@ -213,7 +214,8 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     classes, unnamed = classes_of(checkpoint, graph)
     size = variant.size if variant else 640 if max(graph.head.stride) <= 32 else 1280
     notes = (*notes, *assumed, *unnamed)
-    return reference_of(graph, name, FAMILY, classes, size, notes, channels=config.channels)
+    model = reference_of(graph, name, FAMILY, classes, size, notes, channels=config.channels)
+    return with_score_of_one_class(model, graph.head, checkpoint, yolov7=False, published=variant is not None)
 
 
 def _layers(yaml: dict[str, Any]) -> set[str]:

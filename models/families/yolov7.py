@@ -29,6 +29,7 @@ from deploykit.models.yolo_graph.family import (
 )
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import build_graph
+from deploykit.models.yolo_graph.one_class import with_score_of_one_class
 
 FAMILY = "YOLOv7"
 WEIGHTS_LICENCE = "GPL-3.0"
@@ -246,7 +247,8 @@ def _build(name: str, num_classes: int | None) -> ReferenceModel:
     graph = build_graph(config_of(name, num_classes))
     pose = isinstance(graph.head, Keypoint)
     classes = COCO_CLASSES if num_classes == 80 else ("person",) if pose and num_classes == 1 else None
-    return reference_of(graph, name, FAMILY, classes, SIZES.get(name, 1280))
+    model = reference_of(graph, name, FAMILY, classes, SIZES.get(name, 1280))
+    return with_score_of_one_class(model, graph.head, None, yolov7=True, published=True)
 
 
 def _about(name: str) -> str:
@@ -269,8 +271,10 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     if isinstance(graph.head, IAuxDetect):
         notes = (*notes, "a training checkpoint: the auxiliary heads are dropped on export")
     classes, unnamed = classes_of(checkpoint, graph)
-    size = SIZES.get(name.partition("-width-")[0], 640 if max(graph.head.stride) <= 32 else 1280)
-    return reference_of(graph, name, FAMILY, classes, size, (*notes, *unnamed), channels=config.channels)
+    variant = name.partition("-width-")[0]
+    size = SIZES.get(variant, 640 if max(graph.head.stride) <= 32 else 1280)
+    model = reference_of(graph, name, FAMILY, classes, size, (*notes, *unnamed), channels=config.channels)
+    return with_score_of_one_class(model, graph.head, checkpoint, yolov7=True, published=variant in VARIANTS)
 
 
 def _described(checkpoint: Checkpoint) -> tuple[str, GraphConfig]:

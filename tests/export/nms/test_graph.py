@@ -147,15 +147,18 @@ def test_the_operator_takes_the_lower_index_first() -> None:
         ("few", {"num_keypoints": 3}),
         ("yolov7_w6_pose", {"num_keypoints": 4, "num_classes": 2}),
         ("yolov7_tiny", {"training": True}),
+        ("few", {"num_classes": 1, "cls_counts": False}),
+        ("few", {"num_classes": 1, "num_keypoints": 3, "cls_counts": False}),
     ],
 )
 def test_cells_chosen_in_the_head_are_the_rows_that_decoding_everything_gives(
     name: str, options: dict[str, object]
 ) -> None:
-    model = model_of(name, objectness=3.0, **options)
+    model = model_of(name, objectness=3.0, **{key: value for key, value in options.items() if key != "cls_counts"})
     fused = fuse_model(model.module)
     layout = model.spec.output
     assert isinstance(layout, RawDetections)
+    layout = replace(layout, cls_counts=bool(options.get("cls_counts", True)))
     images = torch.from_numpy(np.random.default_rng(1).random((2, 3, 64, 128), np.float32))
     with torch.inference_mode():
         rows = fused(images)

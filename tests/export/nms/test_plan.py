@@ -124,6 +124,17 @@ def test_plugin_is_two_nodes_with_the_frozen_attributes(files: dict[str, ExportR
     assert {entry.domain for entry in model.opset_import} == {"", "deploykit"}
 
 
+def test_only_where_the_class_does_not_count_the_node_says_so(tmp_path: Path) -> None:
+    model = model_of("few", num_classes=1, objectness=3.0)
+    for cls_counts, expected in ((True, {}), (False, {"cls_counts": 0})):
+        spec = replace(model.spec, output=RawDetections(cls_counts=cls_counts))
+        report = onnx_from_model(replace(model, spec=spec), out=tmp_path / "m.onnx", img=64, nms="plugin")
+        node = onnx.load(str(report.path)).graph.node[-1]
+        attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        assert {k: v for k, v in attributes.items() if k in ("cls_counts",)} == expected
+        assert (attributes["has_obj"], attributes["num_classes"]) == (1, 1)
+
+
 def test_of_a_plugin_at_least_the_rows_before_it_are_verified(files: dict[str, ExportReport]) -> None:
     report = files["plugin"]
     assert report.parity is not None

@@ -20,6 +20,7 @@ from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import load_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
+from deploykit.models.yolo_graph.one_class import OBJECTNESS
 from deploykit.spec import KeypointSpec
 from tests.meta_model import meta_model
 
@@ -138,7 +139,7 @@ def test_any_number_of_classes_is_recognised(save: Any, num_classes: int, traini
     model = load_model(save(tiny(num_classes, training=training)))
     assert model.name == "yolov7-tiny"
     assert model.spec.classes == tuple(f"class {i}" for i in range(num_classes))
-    assert model.notes == ()
+    assert model.notes == ((OBJECTNESS,) if num_classes == 1 else ())
     assert isinstance(model.module, LayerGraph)
     assert hasattr(model.module.head, "ia") is training
 
