@@ -19,12 +19,20 @@ SIDE, CELL = 64, 8
 RED, BLUE = (0, 0, 255), (255, 0, 0)  # BGR
 
 
-def cell_spec(*, batch: int = 1, dynamic: bool = False) -> ModelSpec:
+def cell_spec(*, batch: int = 1, dynamic: bool = False, channels: int = 3) -> ModelSpec:
     """The spec of the network: two classes and one keypoint, the cell's centre."""
     fit = Fit(stride=CELL, pad_value=0)
     return ModelSpec(
         task="keypoints",
-        input=InputSpec(size=(SIDE, SIDE), batch=batch, dynamic="batch" if dynamic else "none", fit=fit),
+        input=InputSpec(
+            size=(SIDE, SIDE),
+            batch=batch,
+            dynamic="batch" if dynamic else "none",
+            channels=channels,
+            mean=(0.0,) * channels,
+            std=(1.0,) * channels,
+            fit=fit,
+        ),
         output=RawDetections(cls=(5, 7), keypoints=(7, 10)),
         classes=("red", "blue"),
         keypoints=KeypointSpec(("centre",)),
@@ -32,9 +40,18 @@ def cell_spec(*, batch: int = 1, dynamic: bool = False) -> ModelSpec:
 
 
 def write_cell_model(
-    path: Path, *, batch: int | str = 1, spec: ModelSpec | None = None, half: bool = False, external: bool = False
+    path: Path,
+    *,
+    batch: int | str = 1,
+    spec: ModelSpec | None = None,
+    half: bool = False,
+    external: bool = False,
+    channels: int = 3,
 ) -> Path:
-    """Write the network; ``batch`` a name makes it dynamic, ``spec`` goes into the metadata."""
+    """Write the network; ``batch`` a name makes it dynamic, ``spec`` goes into the metadata.
+
+    With one channel both classes are its mean; with four the last one counts for the objectness only.
+    """
     kind = TensorProto.FLOAT16 if half else TensorProto.FLOAT
     numbers = np.float16 if half else np.float32
     n = SIDE // CELL
@@ -45,8 +62,8 @@ def write_cell_model(
         "boxes": boxes.astype(numbers),
         "points": points.astype(numbers),
         "zero": np.zeros(1, numbers),
-        "rows": np.array([0, 3, n * n], np.int64),
-        "ends": np.array([0, 2], np.int64),
+        "rows": np.array([0, channels, n * n], np.int64),
+        "ends": np.array([0, min(channels, 3) - 1], np.int64),
         "channel": np.array([2], np.int64),
     }
     nodes = [
@@ -63,7 +80,7 @@ def write_cell_model(
     graph = helper.make_graph(
         nodes,
         "cells",
-        [helper.make_tensor_value_info("images", kind, [batch, 3, SIDE, SIDE])],
+        [helper.make_tensor_value_info("images", kind, [batch, channels, SIDE, SIDE])],
         [helper.make_tensor_value_info("output", kind, [batch, n * n, 10])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )

@@ -20,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from deploykit.cli._display import notes_on_stderr
+from deploykit.cli._display import every_text_printable, notes_on_stderr, printable
 from deploykit.errors import (
     DeployError,
     DiskFullError,
@@ -57,7 +57,11 @@ class Terminated(KeyboardInterrupt):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit code of the process (see :mod:`deploykit.errors`)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with every_text_printable():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(words: list[str]) -> int:
     parser = command_parser(words)
     args = parser.parse_args(words)
     try:
@@ -148,4 +152,4 @@ def command_parser(words: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _one_line(error: DeployError) -> str:
-    return " ".join(str(error).split())
+    return printable(" ".join(str(error).split()))

@@ -7,7 +7,9 @@ import json
 import logging
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
+from io import TextIOWrapper
 from typing import TYPE_CHECKING, Any
 
 from deploykit.progress import Progress
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from deploykit.export.parity.report import ParityReport
 
 WIDTH = 110  # of tables if stdout is not a terminal
+ESCAPED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of surrogate pairs, ends of lines and paragraphs
 BETWEEN_REFRESHES = 0.25  # seconds, if the caller draws the bar and not a thread of its own
 
 
@@ -34,9 +37,38 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, soft_wrap=False)
 
 
-def print_json(value: Any) -> None:
-    """Print one JSON document on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+def print_json(value: Any, *, indent: int | None = 2) -> None:
+    """Print one JSON document on stdout; with ``indent`` of None on one line.
+
+    What stdout cannot encode is escaped as JSON does it, so that the document stays valid.
+    """
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # another encoding than UTF-8, or bytes of a file name that are no text
+        text = json.dumps(value, indent=indent, default=str)
+    print(text, flush=True)
+
+
+def printable(text: str) -> str:
+    """Return the text with escapes (``\\x1b``, ``\\udce9``) for what ends a line, steers a terminal, or is no text."""
+    if text.isprintable():
+        return text
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ESCAPED else c for c in text)
+
+
+@contextlib.contextmanager
+def every_text_printable() -> Iterator[None]:
+    """Let stdout and stderr escape what their encoding lacks while the context lasts, instead of raising an error."""
+    before = [(stream, stream.errors) for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
+    for stream, _ in before:
+        stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in before:
+            with contextlib.suppress(ValueError):  # closed meanwhile
+                stream.reconfigure(errors=errors)
 
 
 class _Notes(logging.Handler):
@@ -47,7 +79,7 @@ class _Notes(logging.Handler):
         self._seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(record.getMessage().split())
+        text = printable(" ".join(record.getMessage().split()))
         if text not in self._seen:
             self._seen.add(text)
             print(f"deploykit: note: {text}", file=sys.stderr)

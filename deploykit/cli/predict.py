@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import sys
 import time
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.cli._display import note
+from deploykit.cli._display import note, print_json, printable
 from deploykit.cli._loading import loading_flags, loading_of
 from deploykit.cli._predict_coco import CocoFile
 from deploykit.cli._predict_files import (
@@ -100,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
             coco = CocoFile(args.coco, predictor.spec, sources, args.annotations)
         folder = None if args.out is None else Folder(args.out, Files.of(args), sources, predictor, known)
         report = _Report(args, total, predictor.adapter.done, coco)
-        for each in predictor.session.notes:
+        for each in predictor.notes:
             note(each)
         with report.progress():
             for source in sources:
@@ -195,12 +194,12 @@ class _Report:
 
     def say(self, line: str) -> None:
         """Print one line for people."""
-        print(line, file=self._text, flush=True)
+        print(printable(line), file=self._text, flush=True)
 
     def skip(self, error: DeployError) -> None:
         """Report an image that cannot be read; the others continue, and the exit code is not 0."""
         self.skipped += 1
-        print(f"deploykit: left out: {error}", file=sys.stderr, flush=True)
+        print(f"deploykit: left out: {printable(str(error))}", file=sys.stderr, flush=True)
 
     def take(self, result: Any, drawing_ms: float) -> None:
         """Count one result, print it and collect it."""
@@ -208,7 +207,7 @@ class _Report:
         self._objects.update(result.counts())
         self._times.append({**result.timings, "draw and write": drawing_ms})
         if self._args.json:
-            print(json.dumps(result.to_dict(), ensure_ascii=False), flush=True)
+            print_json(result.to_dict(), indent=None)
         if self._coco is not None:
             self._coco.add(result)
         if self._advance is not None:

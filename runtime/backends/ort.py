@@ -121,6 +121,8 @@ def _provider_list(provider: str, available: list[str]) -> list[str]:
 def _load_error(path: Path, error: Exception) -> ArtefactError | BackendError:
     """Return the error for a file that ONNX Runtime did not load."""
     text = " ".join(str(error).split())
+    if str(path).encode(errors="replace").decode() != str(path):
+        return ArtefactError(f"ONNX Runtime opens only paths that are UTF-8, but {path} is not: rename it")
     size = path.stat().st_size
     if size == 0 or "Protobuf parsing failed" in text or "No graph was found" in text:
         return ArtefactError(f"{path} is not a complete ONNX file ({size} bytes): export it again, or copy it again")

@@ -81,6 +81,8 @@ def benchmark(
     start = time.perf_counter()
     with load() as predictor:
         load_seconds, loaded = time.perf_counter() - start, resident_memory()
+        if images.synthetic and predictor.spec.input.channels > 3:
+            images = _synthetic(predictor.spec.input.channels)
         machine = Machine.here()  # now, because its load average is to be that before the measurement
         watched = predictor.session = _RecordingSession(predictor.session)
         warm_start = time.perf_counter()
@@ -89,7 +91,8 @@ def benchmark(
         counted, fresh, seconds = _measure(predictor, watched, images, duration, runs, progress)
         device = watched.session.device_memory  # now: buffers may come with the first run
         network = _network(predictor, watched, load_seconds)
-        notes = (*watched.session.notes, *_notes(images, predictor, counted, fresh))
+        watched.notes = watched.session.notes  # now: an engine may have some after its first run
+        notes = (*predictor.notes, *_notes(images, predictor, counted, fresh))
     total = len(counted) * predictor.batch
     return Benchmark(
         machine=machine,
@@ -139,7 +142,7 @@ def encoded_images(source: Source | Sequence[Source] | None) -> Encoded:
         NotFoundError, ImageError: no such image, none at all, or one that cannot be read.
     """
     if source is None:
-        return Encoded(("synthetic frame (seed 0)",), (_synthetic_frame(),), (FULL_HD,), synthetic=True)
+        return _synthetic()
     sources = [source] if isinstance(source, (str, os.PathLike, bytes)) else list(source)
     items = [item for one in sources for item in _images_of(one)]
     if not items:
@@ -172,10 +175,11 @@ def _images_of(source: Source) -> list[Path | bytes]:
     return [Path(item) for item in opened.items if isinstance(item, (str, os.PathLike))]
 
 
-def _synthetic_frame() -> bytes:
+def _synthetic(channels: int = 3) -> Encoded:
     """A 1080p JPEG of about the bytes of a photograph: coloured noise in cells of several sizes, large ones stronger.
 
-    In bytes all along, because floats would take memory of which the process keeps some, and that is measured too.
+    With four channels it is a PNG, because JPEG has only three; the fourth is the first once more. In bytes all along,
+    because floats would take memory of which the process keeps some, and that is measured too.
     """
     height, width = FULL_HD
     random = np.random.default_rng(0)
@@ -184,9 +188,14 @@ def _synthetic_frame() -> bytes:
         cells = random.integers(0, 256, (across * 9 // 16, across, 3), np.uint8)
         cells = cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
         cv2.addWeighted(image, 1.0, cells, strength, -127.5 * strength, dst=image)
-    done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
+    if channels > 4:
+        raise UsageError(f"no synthetic image has the {channels} channels that this network takes: give one (--source)")
+    if channels == 4:
+        done, data = cv2.imencode(".png", np.dstack((image, image[..., 0])), [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    else:
+        done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
     assert done
-    return data.tobytes()
+    return Encoded(("synthetic frame (seed 0)",), (data.tobytes(),), (FULL_HD,), synthetic=True)
 
 
 class _RecordingSession(Session):

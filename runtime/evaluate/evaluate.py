@@ -55,7 +55,7 @@ def evaluate_session(
         times.append({**result.timings, **scored})
         progress.share(f"evaluating, {number} of {total} images", number / total)
     progress.step("scoring")
-    return meter.evaluation(Finished(predictor, _mean(times), versions(), tuple(session.notes)))
+    return meter.evaluation(Finished(predictor, _mean(times), versions(), predictor.notes))
 
 
 def meter_class(spec: ModelSpec, task: str) -> type[Meter]:

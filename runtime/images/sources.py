@@ -15,6 +15,7 @@ import numpy as np
 from deploykit.errors import DeployError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import exists, is_folder, similar_names
+from deploykit.runtime.images.opencv_path import opencv_path
 from deploykit.runtime.images.reading import RAW_SUFFIXES, ImageSource, read_image
 
 __all__ = [
@@ -113,7 +114,11 @@ class Video:
     def __init__(self, source: Path | int) -> None:
         self.live = isinstance(source, int)
         self.name = f"camera {source}" if isinstance(source, int) else str(source)
-        self._capture = cv2.VideoCapture(source if isinstance(source, int) else str(source))
+        if isinstance(source, int):
+            self._capture = cv2.VideoCapture(source)
+        else:
+            with opencv_path(source) as name:
+                self._capture = cv2.VideoCapture(name)
         if not self._capture.isOpened():
             if isinstance(source, int):
                 raise NotFoundError(f"cannot open {self.name}: expected the number of a connected camera, from 0")

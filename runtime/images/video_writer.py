@@ -12,6 +12,7 @@ import cv2
 from deploykit.errors import OutputError, os_errors_as_output_errors
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import temporary_path
+from deploykit.runtime.images.opencv_path import opencv_path
 
 __all__ = ["Mp4Writer"]
 
@@ -45,7 +46,8 @@ class Mp4Writer:
             with os_errors_as_output_errors(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._partial.touch()  # OpenCV would not report why it cannot write
-            self._writer = cv2.VideoWriter(str(self._partial), cv2.VideoWriter.fourcc(*CODEC), self._fps, size)
+            with opencv_path(self._partial) as name:
+                self._writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*CODEC), self._fps, size)
             self._size = size
             if not self._writer.isOpened():
                 raise OutputError(
@@ -73,7 +75,8 @@ class Mp4Writer:
 
     def _finish(self) -> None:
         """Count the frames in the file (OpenCV does not report a full disk), then rename it."""
-        check = cv2.VideoCapture(str(self._partial))
+        with opencv_path(self._partial) as name:
+            check = cv2.VideoCapture(name)
         found = int(check.get(cv2.CAP_PROP_FRAME_COUNT)) if check.isOpened() else 0
         check.release()
         if found != self._frames:

@@ -88,6 +88,13 @@ class Predictor(Generic[R_co]):
         """Whether the network takes the mosaics of RAW files."""
         return self.adapter.takes_raw
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the network here: the notes of its session, and what becomes of colours."""
+        if self.spec.input.channels != 1:
+            return self.session.notes
+        return (*self.session.notes, "this network takes grey images (1 channel): images in colour become grey")
+
     @overload
     def __call__(self, source: str | os.PathLike[str] | int) -> R_co | Any: ...  # type: ignore[overload-overlap]  # a str is a sequence too
     @overload
@@ -258,6 +265,13 @@ class Predictor(Generic[R_co]):
                 "inference": ms[1],
                 "postprocess": ms[2] + (time.perf_counter() - start) * 1e3,
             },
-            image=frame.image if frame.keep and frame.image.shape[2:] == (3,) else None,
+            image=_shown(frame.image) if frame.keep else None,
         )
         return cast("R_co", result)
+
+
+def _shown(image: Array) -> Array | None:
+    """Return what a result keeps of an image to draw on: BGR, of more channels the first three."""
+    if image.ndim != 3 or image.shape[2] < 3:
+        return None
+    return image if image.shape[2] == 3 else np.ascontiguousarray(image[..., :3])
