@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, note, print_json, shown_progress
 from deploykit.cli._loading import loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
+from deploykit.cli._predict_folder import KnownFiles, refuse_known
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -173,6 +175,10 @@ def run(args: argparse.Namespace) -> int:
 
     if len(getattr(args, "img", ())) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
+    if args.detections is not None:
+        read = (args.model, args.data, args.spec, args.against)
+        known = KnownFiles(Path(name).expanduser() for name in read if name is not None)
+        refuse_known(Path(args.detections).expanduser(), "--detections", known)
     with shown_progress() as progress:
         found, comparison, intervals = _evaluated(args, progress)
     if isinstance(found, DetectionEvaluation):
@@ -216,8 +222,6 @@ def _evaluated(
 
 
 def _plot(args: argparse.Namespace, found: DetectionEvaluation, comparison: Comparison | None) -> None:
-    from pathlib import Path
-
     from deploykit.runtime.evaluate.compare import AccuracyComparison
     from deploykit.runtime.evaluate.plots import f1_curve, write_plots
 
@@ -235,7 +239,6 @@ def _plot(args: argparse.Namespace, found: DetectionEvaluation, comparison: Comp
 
 def _write_detections(found: DetectionEvaluation, place: str) -> None:
     import json
-    from pathlib import Path
 
     from deploykit.runtime.files import write_atomic
 

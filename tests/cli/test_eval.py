@@ -114,6 +114,16 @@ def test_keypoints_are_scored_by_default_where_the_spec_is_of_keypoints(
     assert "note: max_det 3 is below the 20 per image that COCO counts" in err
 
 
+def test_the_written_detections_replace_nothing_that_is_read(
+    model: Path, folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = Path(folder.data)
+    before = truth.read_bytes()
+    assert _eval(model, folder, "--task", "detect", "--detections", truth) == UsageError.exit_code
+    assert f"--detections {truth} would replace a file that is read or written here" in capsys.readouterr().err
+    assert truth.read_bytes() == before
+
+
 def test_the_written_detections_give_the_same_metrics(
     model: Path, folder: Folder, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
