@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -116,8 +116,9 @@ def image_ids(images: Sequence[str], videos: Sequence[str]) -> dict[str, int | s
     level = dict.fromkeys(names, 0)
     while True:
         sharing: defaultdict[int | str, list[str]] = defaultdict(list)
+        film_ids = {found[name][level[name]] for name in films}
         for name in names:
-            sharing[_as_frame(found[name][level[name]], found, level, films)].append(name)
+            sharing[_film_of(found[name][level[name]], film_ids)].append(name)
         again = [name for group in sharing.values() if len(group) > 1 for name in group if level[name] < 2]
         if not again:
             break
@@ -129,11 +130,11 @@ def image_ids(images: Sequence[str], videos: Sequence[str]) -> dict[str, int | s
     return {name: found[name][level[name]] for name in names}
 
 
-def _as_frame(own: int | str, found: dict[str, list[int | str]], level: dict[str, int], films: set[str]) -> int | str:
-    """Return the video's id if an image's is one of its frames' (film_000001), else the id itself."""
+def _film_of(own: int | str, films: Collection[int | str]) -> int | str:
+    """Return the video's id if this one is that of a frame of it (film_000001), else the id itself."""
     frame = re.fullmatch(r"(.*)_\d{6,}", own, re.DOTALL) if isinstance(own, str) else None
     film: int | str = frame[1] if frame else own
-    return film if film in {found[name][level[name]] for name in films} else own
+    return film if film in films else own
 
 
 def listed_ids(images: Sequence[str], data: CocoData) -> dict[str, int | None]:
