@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,13 @@ from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 __all__ = ["Check", "check_libraries", "decode_rows_model", "decoded_rows", "expected_outputs", "nms_kpt_model"]
 
 POINTS = 3
-LAYOUT = RawDetections(cls=(5, 7), keypoints=(7, 16))
+LAYOUTS = (
+    RawDetections(cls=(5, 7), keypoints=(7, 16)),
+    RawDetections(cls=(5, 6), keypoints=(6, 15), cls_counts=False),
+    RawDetections(obj=None, cls=(4, 6), keypoints=(6, 15)),
+)
+"""One for each meaning of a score."""
+
 THRESHOLDS = Thresholds(conf=0.2, iou=0.4, max_det=50, pre_nms_topk=200)
 
 
@@ -52,16 +59,16 @@ def check_libraries() -> Iterator[Check]:
             yield Check(name, False, " ".join(str(e).split()))
 
 
-def _problems() -> Iterator[Array]:
-    """Rows ``(2, N, 16)``: crowds with ties, broken rows, more candidates than NMS looks at, and no rows at all."""
-    for count in (0, 1, 40, 3000):
+def _problems() -> Iterator[tuple[Array, RawDetections]]:
+    """Rows ``(2, N, columns)`` of each layout: crowds with ties, broken rows, more candidates than fit, no rows."""
+    for layout, count in product(LAYOUTS, (0, 1, 40, 3000)):
         rng = np.random.default_rng(count)
-        rows = rng.random((2, count, LAYOUT.columns), np.float32)
+        rows = rng.random((2, count, layout.columns), np.float32)
         rows[..., :4] *= (300, 300, 60, 60)
-        rows[..., 4:7] = np.round(rows[..., 4:7], 2)
-        rows[..., 15][rng.random((2, count)) < 0.05] = np.nan
-        yield rows
-        yield rows.astype(np.float16)
+        rows[..., 4 : layout.cls[1]] = np.round(rows[..., 4 : layout.cls[1]], 2)
+        rows[..., -1][rng.random((2, count)) < 0.05] = np.nan
+        yield rows, layout
+        yield rows.astype(np.float16), layout
 
 
 def expected_outputs(rows: Array, layout: RawDetections, thresholds: Thresholds, points: int) -> dict[str, Array]:
@@ -138,12 +145,12 @@ def _compared(name: str, runs: int, wrong: list[str]) -> Check:
 
 def _cpu(name: str) -> Check:
     wrong, runs = [], 0
-    for rows in _problems():
+    for rows, layout in _problems():
         for image in rows:
-            found = native_nms(image, LAYOUT, THRESHOLDS)
+            found = native_nms(image, layout, THRESHOLDS)
             if found is None:
                 return Check(name, None, "it is switched off: unset DEPLOYKIT_NATIVE")
-            kept, runs = numpy_nms(image, LAYOUT, THRESHOLDS), runs + 1
+            kept, runs = numpy_nms(image, layout, THRESHOLDS), runs + 1
             equal = all(np.array_equal(a, b) for a, b in zip(found[:4], _arrays(kept), strict=True))
             wrong += ["NMS"] * (not equal or found[4] != kept.candidates)
     return _compared(name, runs, wrong)
@@ -158,12 +165,12 @@ def _onnxruntime(name: str) -> Check:
         return Check(name, None, f"not run: {missing[0]} is not installed (pip install 'deploykit[cpu,export]')")
     wrong, runs = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        for rows in _problems():
+        for rows, layout in _problems():
             file = Path(folder, f"{rows.dtype}.onnx")
-            file.write_bytes(nms_kpt_model(rows.dtype, LAYOUT, THRESHOLDS, POINTS))
+            file.write_bytes(nms_kpt_model(rows.dtype, layout, THRESHOLDS, POINTS))
             with open_session(file, provider="cpu") as session:
                 found = session.run({"rows": rows})
-            wrong += _differences(found, expected_outputs(rows, LAYOUT, THRESHOLDS, POINTS))
+            wrong += _differences(found, expected_outputs(rows, layout, THRESHOLDS, POINTS))
             runs += 1
         for levels in _levels():
             file = Path(folder, f"decode_{levels[0].dtype}.onnx")
@@ -180,9 +187,9 @@ def _cuda(name: str) -> Check:
         return Check(name, None, f"it loads, but was not run: {reason}")
     library = CudaLibrary(open_gpu())
     wrong, runs = [], 0
-    for rows in _problems():
-        found = library.nms(rows, LAYOUT, THRESHOLDS, POINTS)
-        wrong += _differences(found, expected_outputs(rows, LAYOUT, THRESHOLDS, POINTS))
+    for rows, layout in _problems():
+        found = library.nms(rows, layout, THRESHOLDS, POINTS)
+        wrong += _differences(found, expected_outputs(rows, layout, THRESHOLDS, POINTS))
         runs += 1
     for levels in _levels():
         wrong += ["decoded rows"] * (not _is_decoded(library.decode(levels, **HEAD), levels))

@@ -2,7 +2,7 @@
 
 from deploykit.spec.dense_output import DenseOutput
 from deploykit.spec.input import Dynamic, Fit, InputSpec
-from deploykit.spec.json_values import json_safe, read_value
+from deploykit.spec.json_values import json_safe, json_value, read_value
 from deploykit.spec.keypoints import COCO_KEYPOINTS, KeypointSpec
 from deploykit.spec.model import CHECKPOINT_SUFFIXES, METADATA_KEY, SPEC_VERSION, ModelSpec, Source
 from deploykit.spec.nms_outputs import NmsOutputs
@@ -34,6 +34,7 @@ __all__ = [
     "SpecLike",
     "Thresholds",
     "json_safe",
+    "json_value",
     "read_value",
     "register_output",
 ]

@@ -16,7 +16,7 @@ from typing import Any
 
 from deploykit.errors import SpecError
 
-__all__ = ["KINDS", "LATER", "json_safe", "read_value"]
+__all__ = ["KINDS", "LATER", "json_safe", "json_value", "read_value"]
 
 KINDS: dict[Any, Mapping[str, Any]] = {}
 """A base class -> its subclasses by the value of their field ``kind``."""
@@ -114,6 +114,17 @@ def _read_dict(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise SpecError(f"{where} must be an object, got {SHORT.repr(value)}")
     return {key: read_value(kind, v, f"{where}.{key[:80]}") for key, v in value.items()}
+
+
+def json_value(value: Any) -> Any:
+    """Return a value as JSON has it, dataclasses as objects: what :func:`read_value` reads, without the fields that
+    came later and have their defaults."""
+    if isinstance(value, tuple):
+        return [json_value(item) for item in value]
+    if not dataclasses.is_dataclass(value):
+        return value
+    fields = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+    return {f.name: json_value(v) for f, v in fields if not (f.metadata.get("later") and v == f.default)}
 
 
 def json_safe(value: Any) -> Any:

@@ -6,7 +6,6 @@ reads it nowhere else. Standard library only: the torch side and the torch-free 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,7 +14,7 @@ from deploykit.errors import SpecError
 from deploykit.spec.checks import SPACES, check_range, check_text
 from deploykit.spec.dense_output import DenseOutput
 from deploykit.spec.input import InputSpec
-from deploykit.spec.json_values import LATER, read_value
+from deploykit.spec.json_values import LATER, json_value, read_value
 from deploykit.spec.keypoints import KeypointSpec
 from deploykit.spec.nms_outputs import NmsOutputs
 from deploykit.spec.output import Output, OutputTensor, register_output
@@ -97,7 +96,7 @@ class ModelSpec:
 
     def to_json(self) -> str:
         """The spec as one line of JSON with sorted keys: equal specs give equal bytes."""
-        return json.dumps(_written(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+        return json.dumps(json_value(self), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str) -> ModelSpec:
@@ -129,13 +128,3 @@ class ModelSpec:
         spec = read_value(ModelSpec, data, "spec")
         assert isinstance(spec, ModelSpec)
         return spec
-
-
-def _written(value: Any) -> Any:
-    """A value as JSON has it, without the later fields that have their defaults."""
-    if isinstance(value, tuple):
-        return [_written(item) for item in value]
-    if not dataclasses.is_dataclass(value):
-        return value
-    fields = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
-    return {f.name: _written(v) for f, v in fields if not (f.metadata.get("later") and v == f.default)}

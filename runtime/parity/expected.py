@@ -22,7 +22,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import write_atomic
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, input_arrays
-from deploykit.spec import Output, read_value
+from deploykit.spec import Output, json_value, read_value
 
 __all__ = [
     "Batch",
@@ -127,7 +127,7 @@ class ReferenceOutputs:
             "format": FORMAT,
             "reference": reference,
             "computed": self.computed[reference],
-            "layout": dataclasses.asdict(self.layout),
+            "layout": json_value(self.layout),
             "limits": dataclasses.asdict(self.limits),
             "labels": labels,
             "batches": batches,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,19 @@ def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
         np.testing.assert_array_equal(
             after.rows["the checkpoint"][label], before.rows["the checkpoint"][label].astype(np.float32)
         )
+
+
+@pytest.mark.parametrize(("layout", "later"), [(LAYOUT, set()), (RawDetections(cls_counts=False), {"cls_counts"})])
+def test_of_later_fields_the_file_has_those_that_say_something(
+    layout: RawDetections, later: set[str], tmp_path: Path
+) -> None:
+    """So that an older deploykit reads the others."""
+    replace(expected(), layout=layout).save(tmp_path / "e.npz")
+    assert ReferenceOutputs.load(tmp_path / "e.npz").layout == layout
+    with np.load(tmp_path / "e.npz") as arrays:
+        written = json.loads(arrays["about"].tobytes())["layout"]
+    first = {"kind", "name", "box", "obj", "cls", "keypoints", "kpt_dims"}
+    assert set(written) == first | later
 
 
 def test_two_saves_give_the_same_bytes(tmp_path: Path) -> None:
