@@ -7,6 +7,7 @@ are compared without links, without the case of letters, and by the file that th
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import unicodedata
 from collections import defaultdict, deque
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._display import note
 from deploykit.cli._predict_files import Files
-from deploykit.errors import UsageError
+from deploykit.errors import OutputError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
 
-__all__ = ["Folder", "KnownFiles", "Planned", "Target", "planned", "refuse_known"]
+__all__ = ["Folder", "KnownFiles", "Planned", "Target", "concerns_one_file", "planned", "refuse_known"]
 
 WRITABLE = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 VIDEO = ".mp4"
@@ -219,6 +220,14 @@ def refuse_known(path: Path, option: str, known: KnownFiles) -> None:
         raise UsageError(f"{option} must be a file, but {path} is a folder")
     if path in known:
         raise UsageError(f"{option} {path} would replace a file that is read or written here: choose another name")
+
+
+def concerns_one_file(error: OutputError) -> bool:
+    """Return whether only this file cannot be written, because of its name or its size in pixels, and others can."""
+    cause = error.__cause__
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENAMETOOLONG, errno.EINVAL, errno.EILSEQ)
+    return type(error) is OutputError  # OpenCV did not encode it
 
 
 def _taken(target: Target, known: KnownFiles) -> Target | None:

@@ -23,8 +23,8 @@ from deploykit.cli._predict_files import (
     tell_passed_over,
     without_raw,
 )
-from deploykit.cli._predict_folder import Folder, KnownFiles, refuse_known
-from deploykit.errors import DeployError, ImageError, MissingDependencyError, UsageError
+from deploykit.cli._predict_folder import Folder, KnownFiles, concerns_one_file, refuse_known
+from deploykit.errors import DeployError, ImageError, MissingDependencyError, OutputError, UsageError
 
 if TYPE_CHECKING:
     from deploykit.runtime.arrays import Array
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
                 if not _predict(predictor, source, args, folder, report):
                     break
     report.finish()
-    return ImageError.exit_code if report.skipped else 0
+    return OutputError.exit_code if report.lost else ImageError.exit_code if report.skipped else 0
 
 
 def _opened(words: list[str]) -> list[Images | Video]:
@@ -148,7 +148,12 @@ def _predict(
                 start = time.perf_counter()
                 drawn = result.draw() if args.show or (folder and folder.draws(result)) else None
                 if folder:
-                    folder.write(result, drawn)
+                    try:
+                        folder.write(result, drawn)
+                    except OutputError as e:
+                        if skip is None or result.frame is not None or not concerns_one_file(e):
+                            raise
+                        report.lose(e)
                 report.take(result, (time.perf_counter() - start) * 1e3 if folder or drawn is not None else 0.0)
                 if args.show and drawn is not None and not _show(drawn, wait=result.frame is None):
                     return False
@@ -165,7 +170,7 @@ class _Report:
     """
 
     def __init__(self, args: argparse.Namespace, total: int | None, done: str, coco: CocoFile | None) -> None:
-        self.skipped = 0
+        self.skipped = self.lost = 0
         self._done = done
         self._args = args
         self.total = total
@@ -201,6 +206,11 @@ class _Report:
         self.skipped += 1
         print(f"deploykit: left out: {printable(str(error))}", file=sys.stderr, flush=True)
 
+    def lose(self, error: OutputError) -> None:
+        """Report a result whose file cannot be written, while others can; the exit code is not 0."""
+        self.lost += 1
+        print(f"deploykit: not written: {printable(str(error))}", file=sys.stderr, flush=True)
+
     def take(self, result: Any, drawing_ms: float) -> None:
         """Count one result, print it and collect it."""
         self._images += 1
@@ -226,6 +236,8 @@ class _Report:
         self.say(f"{self._images} image{'s' * (self._images != 1)}: {done}")
         if self.skipped:
             self.say(f"{self.skipped} left out because they could not be read")
+        if self.lost:
+            self.say(f"{self.lost} not written because their names or sizes do not allow it")
         if self._times:
             self.say(_timing_line(self._times))
         written = [str(place) for place in (self._args.out, self._args.coco) if place is not None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 
 from deploykit.cli import main
-from deploykit.errors import DataError, ImageError, UsageError
+from deploykit.cli._predict_folder import concerns_one_file
+from deploykit.errors import DataError, ImageError, OutputError, UsageError, os_errors_as_output_errors
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.video_writer import Mp4Writer
 from deploykit.runtime.raw.dng import dng_bytes
@@ -242,3 +244,31 @@ def test_a_broken_image_does_not_shift_the_names_of_the_others(model: Path, tmp_
     out = tmp_path / "out"
     assert _predict("--model", model, "--source", *images, "--out", out) == ImageError.exit_code
     assert {p.name for p in out.iterdir()} == {"x-2.png", "x-3.png"}
+
+
+def test_a_file_that_cannot_be_written_does_not_end_the_run(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = tmp_path / "images" / "a.ppm"  # its drawing would be a JPEG, which has no more than 65500 columns
+    _write(tmp_path / "images" / "b.png", (1, 2, RED))
+    wide.write_bytes(cv2.imencode(".ppm", np.zeros((2, 70_000, 3), np.uint8))[1].tobytes())
+    out = tmp_path / "out"
+    assert _predict("--model", model, "--source", tmp_path / "images", "--out", out) == OutputError.exit_code
+    said, noted = capsys.readouterr()
+    assert "deploykit: not written: OpenCV" in noted
+    assert "a.jpg" in noted
+    assert "2 images: red 1\n1 not written because their names or sizes do not allow it" in said
+    assert [p.name for p in out.iterdir()] == ["b.png"]
+    assert _predict("--model", model, "--source", wide, "--out", out) == OutputError.exit_code
+    assert "deploykit: OpenCV" in capsys.readouterr().err
+
+
+def test_only_names_and_sizes_concern_one_file() -> None:
+    for number, alone in ((errno.ENAMETOOLONG, True), (errno.EINVAL, True), (errno.ENOTDIR, False), (errno.EIO, False)):
+        with pytest.raises(OutputError) as raised, os_errors_as_output_errors(Path("a")):
+            raise OSError(number, os.strerror(number))
+        assert concerns_one_file(raised.value) == alone
+    for number in (errno.ENOSPC, errno.EACCES):
+        with pytest.raises(OutputError) as raised, os_errors_as_output_errors(Path("a")):
+            raise OSError(number, os.strerror(number))
+        assert not concerns_one_file(raised.value)
