@@ -298,9 +298,12 @@ def os_errors_as_output_errors(path: Path) -> Iterator[None]:
 
     Raises:
         NoPermissionError, DiskFullError, OutputError: depending on the system's error code.
+        BrokenPipeError: nobody reads a pipe any more, which ends a program without a message.
     """
     try:
         yield
+    except BrokenPipeError:
+        raise
     except OSError as e:
         if e.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise NoPermissionError(

@@ -36,6 +36,7 @@ def load(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[Result]: ...
 @overload
@@ -47,6 +48,7 @@ def load(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[Classification]: ...
 @overload
@@ -58,6 +60,7 @@ def load(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[LabelMap]: ...
 @overload
@@ -69,6 +72,7 @@ def load(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[RestoredImage | RestoredRaw]: ...
 @overload
@@ -80,6 +84,7 @@ def load(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[Features]: ...
 @overload
@@ -91,6 +96,7 @@ def load(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[ImageResult]: ...
 def load(
@@ -101,6 +107,7 @@ def load(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     **options: Unpack[PredictKeywords],
 ) -> Predictor[Any]:
     """Open a model and everything around it.
@@ -117,6 +124,8 @@ def load(
         preprocessing: of a checkpoint whose model was published with two ways to prepare images: ``legacy`` for the
             weights of YOLOX's release 0.0.1. An exported model has its own in its spec.
         loading: how a checkpoint is loaded: which of its entries is taken.
+        verify: take an exported model only if it is the file that was verified, by the hash in its parity report or its
+            record (:mod:`deploykit.runtime.verified`); the whole file is read for that.
         options: ``conf``, ``iou``, ``max_det``, ``top``, ``tile``, ``overlap``, ``batch``, ...: the fields of
             :class:`deploykit.runtime.options.PredictOptions`, with their defaults.
 
@@ -131,7 +140,7 @@ def load(
     from deploykit.runtime.spec_file import read_spec
 
     asked, given = PredictOptions(**options), read_spec(spec)
-    session = open_session(path, backend=backend, preprocessing=preprocessing, loading=loading)
+    session = open_session(path, backend=backend, preprocessing=preprocessing, loading=loading, verify=verify)
     try:
         chosen = given or session_spec(session, os.fspath(path))
         if task not in (None, chosen.task):
@@ -153,6 +162,7 @@ def evaluate(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     progress: Progress = SILENT,
     **options: Unpack[EvalKeywords],
 ) -> DetectionEvaluation: ...
@@ -167,6 +177,7 @@ def evaluate(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     progress: Progress = SILENT,
     **options: Unpack[EvalKeywords],
 ) -> ImageEvaluation: ...
@@ -181,6 +192,7 @@ def evaluate(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     progress: Progress = SILENT,
     **options: Unpack[EvalKeywords],
 ) -> Evaluation: ...
@@ -194,6 +206,7 @@ def evaluate(
     backend: str = "auto",
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
     progress: Progress = SILENT,
     **options: Unpack[EvalKeywords],
 ) -> Evaluation:
@@ -216,7 +229,7 @@ def evaluate(
         backend: as for :func:`open_session`.
         preprocessing: as for :func:`load`; or ``upstream``: as the original project's own evaluation prepares images,
             which is not how they are prepared in use (docs/evaluation.md).
-        loading: as for :func:`load`.
+        loading, verify: as for :func:`load`.
         progress: hears the steps ``loading``, ``evaluating`` and ``scoring``, and the share of the images that is done.
         options: ``conf``, ``iou``, ``max_det``, ``limit``, ``batch``, ...: the fields of
             :class:`deploykit.runtime.options.EvalOptions`, with their defaults.
@@ -236,7 +249,7 @@ def evaluate(
     chosen = EvalOptions(task=task, upstream=upstream, **options)
     progress.step("loading")
     own_way = "default" if upstream else preprocessing
-    with open_session(model, backend=backend, preprocessing=own_way, loading=loading) as session:
+    with open_session(model, backend=backend, preprocessing=own_way, loading=loading, verify=verify) as session:
         own = given or session_spec(session, os.fspath(model))
         return evaluate_session(session, own, data, images, chosen, progress)
 
@@ -248,6 +261,7 @@ def evaluate_against(
     *,
     bootstrap: int | None = None,
     loading: LoadOptions | None = None,
+    verify: bool = False,
     progress: Progress = SILENT,
     **options: Any,
 ) -> Comparison:
@@ -259,6 +273,7 @@ def evaluate_against(
         data: see :func:`evaluate`.
         bootstrap: draws for the intervals of the differences of detectors (docs/evaluation.md); None: 1000; 0: none.
         loading: how those of the two that are checkpoints are loaded.
+        verify: take those of the two that are exported only if they are the files that were verified.
         progress: hears both evaluations, the one after the other.
         options: further arguments of :func:`evaluate`, for both.
 
@@ -266,11 +281,13 @@ def evaluate_against(
         UsageError: the two cannot be compared. Else what :func:`evaluate` raises.
     """
     from deploykit.runtime.evaluate.compare import compared
-    from deploykit.runtime.session import for_checkpoints
+    from deploykit.runtime.session import for_checkpoints, is_checkpoint
 
     ways = for_checkpoints((model, reference), loading)
+    if verify and all(map(is_checkpoint, (model, reference))):
+        raise UsageError("--verify is for exports, and both models are checkpoints, which exports are verified against")
     found = [
-        evaluate(path, data, loading=way, progress=progress, **options)
+        evaluate(path, data, loading=way, verify=verify and not is_checkpoint(path), progress=progress, **options)
         for path, way in zip((model, reference), ways, strict=True)
     ]
     return compared(found[0], found[1], samples=bootstrap)
@@ -284,6 +301,7 @@ def open_session(
     threads: int | None = None,
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
+    verify: bool = False,
 ) -> Session:
     """Load a model as a network of named tensors: no images, no postprocess.
 
@@ -297,18 +315,20 @@ def open_session(
             process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.
         preprocessing: what a checkpoint's session says of how images are prepared; see :func:`load`.
         loading: how a checkpoint is loaded; see :func:`load`.
+        verify: see :func:`load`.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
         MissingDependencyError: a checkpoint without torch, or an ONNX file without onnxruntime.
     """
     from deploykit.runtime import session
+    from deploykit.runtime.files import existing_file
 
     if session.is_checkpoint(path):
         if backend not in ("auto", "torch") or provider != "auto":
             raise UsageError(f"{path} is a checkpoint and runs in torch: backend and provider are for exports")
-        from deploykit.runtime.files import existing_file
-
+        if verify:
+            raise UsageError(f"{path} is a checkpoint, which exports are verified against: --verify is for exports")
         session.check_threads(threads)
         file = existing_file(path, "a checkpoint")
         import_extra("torch", "export")
@@ -319,9 +339,11 @@ def open_session(
         raise UsageError(f"{path} says in its spec how images are prepared: preprocessing is for checkpoints")
     if loading is not None:
         raise UsageError(f"{path} is no checkpoint: how one is loaded ({loading}) is not asked of it")
-    if backend == "torch" and Path(path).suffix.lower() == ".onnx":
-        from deploykit.runtime.files import existing_file
+    if verify:
+        from deploykit.runtime.verified import check_verified
 
+        check_verified(existing_file(path, "a model"))
+    if backend == "torch" and Path(path).suffix.lower() == ".onnx":
         import_extra("torch", "export")
         from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 

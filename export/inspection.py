@@ -13,6 +13,7 @@ from deploykit.models.load_options import LoadOptions
 from deploykit.runtime.engine_record import read_record
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.session import open_session
+from deploykit.runtime.verified import engine_doubt, onnx_doubt, sha256
 from deploykit.spec import METADATA_KEY, ModelSpec
 
 __all__ = ["Inspection", "inspect_file"]
@@ -100,11 +101,12 @@ def _artefact(file: Path) -> Inspection:
             notes = spec.assumption_notes
         except SpecError as e:
             notes = (f"its spec cannot be used: {e}",)
-    report = file.with_name(f"{file.name}.parity.json")
-    notes = notes if report.exists() else (*notes, "there is no parity report beside it: its numbers are not verified")
+    if doubt := onnx_doubt(file):
+        notes = (*notes, doubt)
     facts |= {
         "file": str(file),
         "bytes": file.stat().st_size,
+        "sha256": sha256(file),
         "inputs": [f"{t.name} {t}" for t in inputs],
         "outputs": [f"{t.name} {t}" for t in outputs],
     }
@@ -139,6 +141,8 @@ def _engine(file: Path) -> Inspection:
         notes = (*notes, f"its numbers are not verified yet: {record.unverified}")
     if record.size != facts["bytes"]:
         notes = (*notes, f"its record describes an engine of {record.size:,} bytes: this is another one, or damaged")
+    elif doubt := engine_doubt(file, record):
+        notes = (*notes, doubt)
     facts |= {
         "flavour": record.flavour,
         "version": record.version,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from deploykit.errors import OutputError, UsageError, os_errors_as_output_errors
+from deploykit.atomic import check_replaceable, existing_folder, partial_file, partial_folder, sync
+from deploykit.errors import UsageError, os_errors_as_output_errors
 
 __all__ = ["check_writable", "is_folder", "output_path", "publish", "staging_dir"]
 
@@ -38,57 +38,60 @@ def is_folder(out: str | Path) -> bool:
     return Path(out).is_dir() or str(out).endswith(("/", os.sep))
 
 
-def check_writable(out: Path) -> None:
+def check_writable(out: Path, beside: Sequence[Path] = ()) -> None:
     """Check that the result can be written, before the work begins; the file written for the check is removed.
 
+    Args:
+        out: the file.
+        beside: the other files of the export.
+
     Raises:
-        OutputError: it cannot be written.
+        OutputError: one of them cannot be written, or is not a file that may be replaced.
     """
-    with os_errors_as_output_errors(out), _parent_folders(out.parent):
-        probe = out.with_name(f".{out.name}.{os.getpid()}.probe")
-        probe.write_bytes(b"")
-        probe.unlink()
-    if out.is_dir():
-        raise OutputError(f"cannot write {out}: it is a folder")
+    with os_errors_as_output_errors(out):
+        for path in (out, *beside):
+            check_replaceable(path)
+        with partial_file(existing_folder(out.parent) / out.name):
+            pass
 
 
 @contextlib.contextmanager
 def staging_dir(out: Path) -> Iterator[Path]:
-    """Create a temporary folder beside ``out``, on the same file system.
+    """Create a temporary folder on the file system of ``out``: beside it, or in the first folder above that exists.
 
-    Files are written there under their final names, and :func:`publish` moves them after verification. Folders above
-    ``out`` that were created here are removed again if they stay empty.
+    Files are written there under their final names, and :func:`publish` moves them after verification.
     """
-    folder = out.with_name(f".{out.stem}.{os.getpid()}.partial")
-    with os_errors_as_output_errors(out), _parent_folders(out.parent):
-        folder.mkdir(exist_ok=True)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+    with os_errors_as_output_errors(out), partial_folder(out, existing_folder(out.parent)) as folder:
+        yield folder
 
 
-def publish(folder: Path, out: Path, companions: Sequence[Path]) -> None:
-    """Move the files of ``folder`` beside ``out``: the weights before the graph that names them, the report last.
+def publish(folder: Path, out: Path, *, parts: Sequence[Path] = (), reports: Sequence[Path] = ()) -> None:
+    """Move the files of ``folder`` beside ``out``, in an order in which no two files that differ ever lie together.
 
-    ``companions`` that are not among these files belong to an older export, and are removed.
+    First the old reports are removed, then the old ``out`` if it has parts or will have some. Then the parts are moved,
+    ``out``, and the reports. An interruption leaves a file without a report, and never a report of another file. Old
+    parts and reports without a successor are gone.
+
+    Args:
+        folder: the staging folder; its content is moved.
+        out: the file.
+        parts: the files that ``out`` needs, such as its external weights; each before what needs it.
+        reports: the files that say something about ``out``, in the order in which they are moved.
+
+    Raises:
+        OutputError: something else than a file lies at one of the paths.
     """
-    files = sorted(folder.iterdir(), key=lambda p: (p.suffix != ".data", p.suffix == ".json"))
-    for file in files:
-        file.replace(out.with_name(file.name))
-    for companion in companions:
-        if companion.name not in [file.name for file in files]:
-            companion.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _parent_folders(folder: Path) -> Iterator[None]:
-    """Create a folder and those above it; remove the new ones that are empty at the end."""
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        for path in new:
-            with contextlib.suppress(OSError):  # it is not empty, or was not created
-                path.rmdir()
+    new = {path.name for path in folder.iterdir()}
+    for path in (out, *parts, *reports):
+        check_replaceable(path)
+    for name in new:
+        sync(folder / name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    apart = any(path.name in new or path.exists() for path in parts)
+    for old in (*reports, *([out] if apart else []), *(path for path in parts if path.name not in new)):
+        old.unlink(missing_ok=True)
+    sync(out.parent)  # the removals are on the disk before the first new file is
+    for path in (*parts, out, *reports):
+        if path.name in new:
+            (folder / path.name).replace(path)
+    sync(out.parent)

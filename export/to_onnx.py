@@ -33,7 +33,9 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, load_model, with_preprocessing, with_rewrite
 from deploykit.models.timm_models import load_timm, name_in
 from deploykit.progress import SILENT, Progress
+from deploykit.runtime.engine_record import parity_report_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
+from deploykit.runtime.verified import digests
 from deploykit.spec import Dynamic, ModelSpec, Thresholds
 from deploykit.version import __version__
 
@@ -176,8 +178,9 @@ def export_model(
         reference = None
         if parity is not None and verification is not None:
             reference = replace(verification.expected, limits=parity.tolerance)
-            _parity_report_path(file).write_text(parity.to_json())
-        publish(folder, out, companions=(external_data_path(out), _parity_report_path(out)))
+            about = digests(file, (external_data_path(file),))
+            parity_report_path(file).write_text(parity.to_json(about))
+        publish(folder, out, parts=(external_data_path(out),), reports=(parity_report_path(out),))
     done = replace(report, size=size, parity=parity, precision=precision, accuracy=accuracy, seconds=timer.seconds())
     return VerifiedExport(done, reference)
 
@@ -193,7 +196,7 @@ def _context(
 ) -> ExportContext:
     """The context of an export before its graph is traced; everything that can be refused early is refused here."""
     spec, thresholds = _spec(model, options), _thresholds(model.spec, options)
-    check_writable(out)
+    check_writable(out, (external_data_path(out), parity_report_path(out)))
     if options.precision.calibration is not None:
         options.precision.calibration.images()
     if options.gate is not None:
@@ -371,7 +374,3 @@ def _check_size(size: tuple[int, int], stride: int, name: str) -> None:
                 f"{size[0]}x{size[1]} (height x width) does not fit {name}: both sides must be multiples of its stride "
                 f"{stride}; the next valid size is --img {good}"
             )
-
-
-def _parity_report_path(file: Path) -> Path:
-    return file.with_name(f"{file.name}.parity.json")

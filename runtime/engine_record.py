@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import ArtefactError, SpecError
-from deploykit.runtime.files import exists, write_atomic
+from deploykit.runtime.files import exists
 from deploykit.spec import ModelSpec, read_value
 from deploykit.spec.checks import SPACES, check_text
+from deploykit.spec.json_values import LATER
 from deploykit.strict_json import JsonError, parse_json, read_json
 
 __all__ = [
@@ -30,7 +32,9 @@ __all__ = [
     "find_onnx_source",
     "parity_report_path",
     "read_record",
+    "record_path",
     "reference_values_path",
+    "second_stage_path",
 ]
 
 FORMAT = 1
@@ -106,7 +110,8 @@ class EngineRecord:
         version: the version of that TensorRT.
         spec: the spec of the model.
         onnx: the name of the ONNX file that the engine was built from; ``onnx_sha256`` is its hash.
-        size: size of the engine in bytes.
+        size: size of the engine in bytes; ``sha256`` is its hash.
+        second_stage: the hashes of the second stage's files, by what their names add to the engine's.
         gpu: the GPU on which the engine was built; empty: it was built without a GPU.
         profiles: the input shapes that the engine accepts; empty: only the shape of the spec.
         options: the options of the build.
@@ -131,6 +136,8 @@ class EngineRecord:
     verified: bool = False
     unverified: str = ""
     format: int = FORMAT
+    sha256: str = field(default="", metadata=LATER)
+    second_stage: dict[str, str] = field(default_factory=dict, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not _is_name(self.onnx):
@@ -139,7 +146,9 @@ class EngineRecord:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able, as it stands in the file."""
         profiles = [{KEYS[name]: shape for name, shape in vars(profile).items()} for profile in self.profiles]
-        return {**dataclasses.asdict(self), "profiles": profiles}
+        later = [f.name for f in dataclasses.fields(self) if f.metadata.get("later")]
+        absent = [name for name in later if not getattr(self, name)]
+        return {k: v for k, v in (dataclasses.asdict(self) | {"profiles": profiles}).items() if k not in absent}
 
     def to_json(self) -> str:
         """Return the text of the file."""
@@ -151,7 +160,7 @@ class EngineRecord:
         Raises:
             OutputError: it cannot be written.
         """
-        write_atomic(_beside(engine, ".json"), self.to_json().encode())
+        write_atomic(record_path(engine), self.to_json().encode())
 
     @staticmethod
     def from_json(text: str) -> EngineRecord:
@@ -207,7 +216,7 @@ def read_record(engine: Path) -> EngineRecord | None:
         ArtefactError: the file cannot be read.
         SpecError: the record is invalid.
     """
-    file = _beside(engine, ".json")
+    file = record_path(engine)
     if not exists(file):
         return None
     try:
@@ -232,14 +241,24 @@ def find_onnx_source(engine: Path) -> Path | None:
     return next((file for name in names if exists(file := engine.with_name(name))), None)
 
 
+def record_path(engine: Path) -> Path:
+    """Return the path of the record beside an engine."""
+    return _beside(engine, ".json")
+
+
 def reference_values_path(engine: Path) -> Path:
     """Return the path of an engine's reference values, written if the build could not verify the engine."""
     return _beside(engine, ".parity.npz")
 
 
-def parity_report_path(engine: Path) -> Path:
-    """Return the path of an engine's parity report."""
-    return _beside(engine, ".parity.json")
+def parity_report_path(file: Path) -> Path:
+    """Return the path of the parity report of an engine or an ONNX file."""
+    return _beside(file, ".parity.json")
+
+
+def second_stage_path(engine: Path) -> Path:
+    """Return the path of the network's second stage, which follows an engine; the file may not exist."""
+    return _beside(engine, ".rest.onnx")
 
 
 def build_log_path(engine: Path) -> Path:

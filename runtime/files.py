@@ -1,13 +1,12 @@
-"""Existing files, atomic writes, the cache folder, and file sizes as text."""
+"""Existing files, the cache folder, and file sizes as text."""
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import os
 from pathlib import Path
 
-from deploykit.errors import ArtefactError, NotFoundError, os_errors_as_output_errors
+from deploykit.errors import ArtefactError, NotFoundError
 
 __all__ = [
     "cache_folder",
@@ -16,8 +15,6 @@ __all__ = [
     "format_size",
     "is_folder",
     "similar_names",
-    "temporary_path",
-    "write_atomic",
 ]
 
 
@@ -71,29 +68,6 @@ def cache_folder() -> Path:
     """
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "deploykit"
-
-
-def temporary_path(path: Path) -> Path:
-    """Return the temporary path of ``path`` while it is written: in the same folder, with the same suffix."""
-    return path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write ``data`` to a temporary file beside ``path``, then rename it: no reader ever sees a partial file.
-
-    Raises:
-        OutputError: the path is not writable or the disk is full; a file that existed at ``path`` is unchanged.
-    """
-    partial = temporary_path(path)
-    with os_errors_as_output_errors(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(data)
-            partial.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
 
 
 def format_size(size: int) -> str:

@@ -57,16 +57,28 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize(
     ("name", "parameters"),
     [
-        ("load", ["path", "task", "spec", "backend", "preprocessing", "loading", "options"]),
+        ("load", ["path", "task", "spec", "backend", "preprocessing", "loading", "verify", "options"]),
         (
             "export_onnx",
             ["weights", "img", "dynamic", "nms", "precision", "out", "samples", "check", "options", "progress"],
         ),
         (
             "evaluate",
-            ["model", "data", "task", "images", "spec", "backend", "preprocessing", "loading", "progress", "options"],
+            [
+                "model",
+                "data",
+                "task",
+                "images",
+                "spec",
+                "backend",
+                "preprocessing",
+                "loading",
+                "verify",
+                "progress",
+                "options",
+            ],
         ),
-        ("evaluate_against", ["model", "reference", "data", "bootstrap", "loading", "progress", "options"]),
+        ("evaluate_against", ["model", "reference", "data", "bootstrap", "loading", "verify", "progress", "options"]),
         ("compare", ["a", "b", "images", "spec", "tolerance"]),
         ("build_engine", ["onnx", "flavour", "out", "options", "spec", "samples", "check", "reference", "progress"]),
     ],

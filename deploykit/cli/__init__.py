@@ -122,9 +122,12 @@ def _explained(error: Exception) -> DeployError:
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return DiskFullError(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space")
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    kind, frames = type(error), traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if frame.filename.startswith(str(Path(__file__).parents[1]))]
+    frame = ours[-1] if len(ours) > 1 else frames[-1]  # the first is main
+    module = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     return UnexpectedError(
-        f"unexpected {type(error).__name__}{f': {error}' if str(error) else ''} "
+        f"unexpected {module}{kind.__name__}{f': {error}' if str(error) else ''} "
         f"({Path(frame.filename).name}:{frame.lineno}): a fault in deploykit or in a library that it uses; "
         "--traceback shows where"
     )

@@ -45,6 +45,15 @@ def loading_flags() -> Flags[LoadOptions]:
     )
 
 
+def add_verify(parser: argparse.ArgumentParser) -> None:
+    """Declare the option that takes only verified exports."""
+    parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="take an exported model only if it is the file that was verified, by the SHA-256 in its parity report",
+    )
+
+
 def loading_of(args: argparse.Namespace) -> LoadOptions | None:
     """Return the options of a checkpoint's loading; None: none was typed."""
     flags = loading_flags()

@@ -78,7 +78,7 @@ class CocoFile:
         Raises:
             OutputError: the path is not writable, or the disk is full.
         """
-        from deploykit.runtime.files import write_atomic
+        from deploykit.atomic import write_atomic
 
         write_atomic(self._path, json.dumps(self._entries).encode())
 

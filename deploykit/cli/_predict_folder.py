@@ -136,7 +136,7 @@ class Folder:
 
     def write(self, result: Any, drawn: Array | None) -> None:
         """Write one image, or append one frame."""
-        from deploykit.runtime.files import write_atomic
+        from deploykit.atomic import write_atomic
         from deploykit.runtime.results.base import encode_image
 
         if self._recorder is not None:
@@ -145,11 +145,10 @@ class Folder:
             return
         target = self._next(result.name)
         if not self.draws(result):
-            target.file.parent.mkdir(parents=True, exist_ok=True)
             result.save(target.file)
             return
         assert drawn is not None
-        write_atomic(target.file, encode_image(drawn, target.file))
+        write_atomic(target.file, encode_image(drawn, target.file), durable=False)
         if target.map is not None:
             result.save_map(target.map)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deploykit.cli._display import console, print_json, shown_progress
-from deploykit.cli._loading import loading_flags, loading_of
+from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._predict_files import tell_passed_over, threshold_flags
 from deploykit.errors import DeviceError, UsageError
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _flags().add(parser)
     loading_flags().add(parser)
+    add_verify(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
     parser.add_argument("--samples", action="store_true", help="with --json: include the time of every run")
@@ -112,7 +113,13 @@ def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
 
     given = read_spec(args.spec)
     try:
-        session = open_session(args.engine, provider=args.provider, threads=args.threads, loading=loading_of(args))
+        session = open_session(
+            args.engine,
+            provider=args.provider,
+            threads=args.threads,
+            loading=loading_of(args),
+            verify=args.verify,
+        )
     except DeviceError as e:
         if Path(args.engine).suffix.lower() not in ENGINE_SUFFIXES:
             raise

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, note, print_json, shown_progress
-from deploykit.cli._loading import loading_flags, loading_of
+from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._predict_folder import KnownFiles, refuse_known
 from deploykit.errors import UsageError
@@ -135,6 +135,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", metavar="DIR", help="the folder with the images (not for classify)")
     eval_flags().add(parser)
     loading_flags().add(parser)
+    add_verify(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
     parser.add_argument(
         "--preprocess",
@@ -209,7 +210,7 @@ def _evaluated(
     options = dict(vars(eval_flags().fill(args, keep_detections=wanted)))
     del options["upstream"]  # set by --preprocess
     options |= {name: getattr(args, name) for name in ("images", "spec", "backend", "preprocessing")}
-    options["loading"] = loading_of(args)
+    options |= {"loading": loading_of(args), "verify": args.verify}
     if args.against is not None:
         comparison = evaluate_against(
             args.model, args.against, args.data, bootstrap=args.bootstrap, progress=progress, **options
@@ -240,7 +241,7 @@ def _plot(args: argparse.Namespace, found: DetectionEvaluation, comparison: Comp
 def _write_detections(found: DetectionEvaluation, place: str) -> None:
     import json
 
-    from deploykit.runtime.files import write_atomic
+    from deploykit.atomic import write_atomic
 
     write_atomic(Path(place).expanduser(), json.dumps(found.detections.entries()).encode())
 

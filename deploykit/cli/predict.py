@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._display import note, print_json, printable
-from deploykit.cli._loading import loading_flags, loading_of
+from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._predict_coco import CocoFile
 from deploykit.cli._predict_files import (
     Files,
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for a checkpoint: legacy for the weights of YOLOX release 0.0.1",
     )
     loading_flags().add(parser)
+    add_verify(parser)
     parser.add_argument("--show", action="store_true", help="show the drawn images in a window; q quits")
 
 
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         _check_display()
     sources = _opened(args.source)
     options = vars(predict_flags().fill(args))
-    ways = {"spec": args.spec, "preprocessing": args.preprocessing, "loading": loading_of(args)}
+    ways = {"spec": args.spec, "preprocessing": args.preprocessing, "loading": loading_of(args), "verify": args.verify}
     with load(args.model, **ways, **options) as predictor:
         check_task_arguments(args, predictor)
         if not predictor.takes_raw:

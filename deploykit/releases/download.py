@@ -24,8 +24,8 @@ from email.message import Message
 from pathlib import Path
 from typing import IO
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import FetchError
-from deploykit.runtime.files import write_atomic
 from deploykit.strict_json import JsonError, read_json
 from deploykit.version import __version__
 

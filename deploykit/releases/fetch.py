@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from deploykit.atomic import check_replaceable, write_atomic
 from deploykit.errors import CheckpointError, FetchError, OutputError, UsageError, os_errors_as_output_errors
 from deploykit.releases.download import OnBytes, Partial, download
 from deploykit.releases.table import CIRCULATING, RELEASED, Release, released_file
-from deploykit.runtime.files import write_atomic
 from deploykit.strict_json import JsonError, read_json
 
 __all__ = ["RELEASED", "Fetched", "Release", "fetch", "record_path"]
@@ -98,6 +98,7 @@ def fetch(
     if path.exists() and not force:
         return _already_there(name, release, path, address, expected)
     with os_errors_as_output_errors(path):
+        check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         got = _downloaded(release, path, address, expected, on_bytes, look)
     write_atomic(record_path(path), json.dumps(_record(name, got), indent=2).encode() + b"\n")

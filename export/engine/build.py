@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import (
     ArtefactError,
     DeployError,
@@ -40,7 +40,7 @@ from deploykit.export.precision.read_back import check_precision
 from deploykit.export.step_timer import StepTimer
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.backends import ort
-from deploykit.runtime.backends.chain import ChainSession, second_stage_path
+from deploykit.runtime.backends.chain import ChainSession
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.session import open_engine
 from deploykit.runtime.cuda import Gpu, gpu_unavailable_reason, open_gpu
@@ -51,12 +51,15 @@ from deploykit.runtime.engine_record import (
     Profile,
     build_log_path,
     parity_report_path,
+    record_path,
     reference_values_path,
+    second_stage_path,
 )
-from deploykit.runtime.files import existing_file, write_atomic
+from deploykit.runtime.files import existing_file
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
+from deploykit.runtime.verified import digests, sha256
 from deploykit.spec import METADATA_KEY, ModelSpec
 
 __all__ = ["NO_GPU", "SUFFIXES", "build_engine", "check_engine", "chosen_flavour"]
@@ -108,7 +111,7 @@ def build_engine(
     timer.step("reading")
     file = existing_file(onnx, "an ONNX file")
     place = output_path(file.with_suffix(SUFFIXES[0]), out, SUFFIXES)
-    check_writable(place)
+    check_writable(place, (*_parts(place), *_reports(place)))
     chosen = check_engine(flavour, asked)
     known = read_spec(spec) or _embedded_spec(file)
 
@@ -149,7 +152,7 @@ def _build(
             version=trt.__version__,
             spec=spec,
             onnx=file.name,
-            onnx_sha256=_sha256(file),
+            onnx_sha256=sha256(file),
             size=plan.nbytes,
             gpu=device.name if device else "",
             profiles=shapes,
@@ -171,13 +174,10 @@ def _build(
         if reference is not None:
             expected = reference().restrict_to(lambda shape: _accepts_shape(shapes, spec, shape))
             record, parity = _verify_engine(engine, record, expected, device, timer)
+        stages = {part.name.removeprefix(engine.name): sha256(part) for part in _parts(engine) if part.exists()}
+        record = replace(record, sha256=sha256(engine), second_stage=stages)
         record.write(engine)
-        rest = second_stage_path(place)
-        publish(
-            folder,
-            place,
-            companions=(parity_report_path(place), reference_values_path(place), rest, external_data_path(rest)),
-        )
+        publish(folder, place, parts=_parts(place), reports=_reports(place))
     return EngineReport(place, record, parity, timer.seconds())
 
 
@@ -344,7 +344,7 @@ def _verify_engine(
             whole = ChainSession(session, stack.enter_context(open_session(second_stage_path(engine))))
         parity = check_expected(expected, engine.name, whole, record.spec, progress=Within("checking: ", timer))
     parity.raise_if_bad(engine.name)
-    write_atomic(parity_report_path(engine), parity.to_json().encode())
+    parity_report_path(engine).write_text(parity.to_json(digests(engine, _parts(engine))), encoding="utf-8")
     return replace(record, verified=True), parity
 
 
@@ -367,6 +367,13 @@ def _save_log(place: Path, log: BuildLog) -> None:
         write_atomic(build_log_path(place), log.text().encode())
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _parts(engine: Path) -> tuple[Path, ...]:
+    """The files that an engine needs beside it, if its network has two stages; each before what needs it."""
+    rest = second_stage_path(engine)
+    return external_data_path(rest), rest
+
+
+def _reports(engine: Path) -> tuple[Path, ...]:
+    """The files that say something about an engine; the record, which makes it an engine of ours, is the last."""
+    about = (build_log_path, reference_values_path, parity_report_path, record_path)
+    return tuple(path(engine) for path in about)

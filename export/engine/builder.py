@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,34 +173,67 @@ def build(
     _add_profiles(network, config, profiles)
     cache = _attach_cache(config, timing_cache)
     config.progress_monitor = watch
-    built: list[Any] = []
-    failed: list[BaseException] = []
 
-    def work() -> None:
-        try:
-            with bound or contextlib.nullcontext():
-                built.append(network.builder.build_serialized_network(network.definition, config))
-        except BaseException as e:  # raised again in the caller; threading would only print it
-            failed.append(e)
+    def work() -> Any:
+        with bound or contextlib.nullcontext():
+            return network.builder.build_serialized_network(network.definition, config)
 
-    thread = threading.Thread(target=work, name="engine build", daemon=True)
     try:
-        thread.start()
-        while thread.is_alive():
-            thread.join(0.1)
-    except KeyboardInterrupt:
-        progress.cancel()
-        while thread.is_alive():
-            thread.join()  # the builder uses objects that would be freed without it
+        plan = run_interruptibly(work, progress)
+    except DeployError:
         raise
-    if failed and isinstance(failed[0], DeployError):
-        raise failed[0]
-    if failed:
-        raise ExportError(f"TensorRT built no engine: {type(failed[0]).__name__}: {failed[0]}") from failed[0]
-    plan = built[0] if built else None
+    except Exception as e:
+        raise ExportError(f"TensorRT built no engine: {type(e).__name__}: {e}") from e
     if plan is None:
         raise ExportError(f"TensorRT built no engine: {_reason(network.log, 'no reason given')}")
     return plan, None if cache is None else bytes(cache.serialize())
+
+
+def run_interruptibly(work: Callable[[], Any], progress: BuildProgress) -> Any:
+    """Run ``work`` in a thread of its own and return its result, or raise what it raised.
+
+    Ctrl-C cancels ``progress``, and this function waits until the work has ended, however often it is pressed: the
+    builder uses objects that would be freed without it.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C was pressed.
+    """
+    results: list[Any] = []
+    failed: list[BaseException] = []
+    gate, begun = threading.Lock(), threading.Event()
+    ended = threading.Event()  # Thread.join, once interrupted, takes a running thread for one that has ended
+
+    def run() -> None:
+        try:
+            with gate:
+                if progress.cancelled:
+                    return
+                begun.set()
+            results.append(work())
+        except BaseException as e:  # raised again in the caller; threading would only print it
+            failed.append(e)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="engine build", daemon=True)
+    interrupted: KeyboardInterrupt | None = None
+    while True:
+        try:
+            if interrupted is None:
+                thread.start()
+            ended.wait()
+            break
+        except KeyboardInterrupt as e:
+            interrupted = e
+            with gate:
+                progress.cancel()
+            if not begun.is_set():
+                break
+    if interrupted is not None:
+        raise interrupted
+    if failed:
+        raise failed[0]
+    return results[0]
 
 
 def _apply(trt: Any, config: Any, options: BuilderOptions) -> None:

@@ -10,9 +10,10 @@ import contextlib
 import re
 from pathlib import Path
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import DeployError
 from deploykit.runtime.cuda import Gpu
-from deploykit.runtime.files import cache_folder, write_atomic
+from deploykit.runtime.files import cache_folder
 
 __all__ = ["place_of_cache", "read_cache", "write_cache"]
 
@@ -35,4 +36,4 @@ def read_cache(place: Path) -> bytes:
 def write_cache(place: Path, data: bytes) -> None:
     """Write the cache atomically; if it cannot be written, nothing is kept."""
     with contextlib.suppress(DeployError):
-        write_atomic(place, data)
+        write_atomic(place, data, durable=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,9 +52,9 @@ class ParityReport:
         report: dict[str, Any] = json_safe({"ok": self.ok, **data})
         return report
 
-    def to_json(self) -> str:
-        """Return the text of the parity report file."""
-        return json.dumps(self.to_dict(), indent=1) + "\n"
+    def to_json(self, about: Mapping[str, Any]) -> str:
+        """Return the text of the parity report file; ``about``: which file it is about, by its hash."""
+        return json.dumps({**about, **self.to_dict()}, indent=1) + "\n"
 
     def raise_if_bad(self, artefact: str) -> None:
         """Raise an error that names the worst failure.

@@ -30,13 +30,14 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import DataError, DeployError
 from deploykit.export.options import Calibration, CalibrationMethod
 from deploykit.export.parity.inputs import preprocess_for_parity
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import cache_folder, write_atomic
+from deploykit.runtime.files import cache_folder
 from deploykit.runtime.images.reading import read_image
 from deploykit.spec import InputSpec, ModelSpec
 
@@ -240,4 +241,4 @@ def _write_cache(path: Path, found: Activations) -> None:
         data, largest=np.array(list(found.largest.values())), counts=np.stack(list(found.counts.values()))
     )
     with contextlib.suppress(DeployError):
-        write_atomic(path, data.getvalue())
+        write_atomic(path, data.getvalue(), durable=False)

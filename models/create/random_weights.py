@@ -9,7 +9,8 @@ from typing import Protocol, cast
 import torch
 from torch import nn
 
-from deploykit.errors import UsageError, os_errors_as_output_errors
+from deploykit.atomic import write_atomic
+from deploykit.errors import UsageError
 from deploykit.models.create.original_format import has_original_format, original_checkpoint
 from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
 from deploykit.models.families.yolov6.network import YOLOv6
@@ -48,15 +49,7 @@ def create_checkpoint(name: str, out: str | Path, *, seed: int = 0, num_classes:
         torch.manual_seed(seed)
         model = create_model(name, num_classes=num_classes)
         randomise(model.module)
-    data = _file_of(model, seed)
-    partial = path.with_name(f".{path.name}.partial")
-    with os_errors_as_output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+    write_atomic(path, _file_of(model, seed))
     return path
 
 

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from deploykit.errors import SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import Session
 
-__all__ = ["ChainSession", "second_stage_path"]
-
-
-def second_stage_path(engine: Path) -> Path:
-    """Return the path of the network's second stage, which follows an engine; the file may not exist."""
-    return engine.with_name(f"{engine.name}.rest.onnx")
+__all__ = ["ChainSession"]
 
 
 class ChainSession(Session):

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import import_extra, os_errors_as_output_errors
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.evaluate.coco_metrics import Curve
 from deploykit.runtime.evaluate.report import DetectionEvaluation
-from deploykit.runtime.files import write_atomic
 
 __all__ = ["F1Curve", "f1_curve", "write_plots"]
 
@@ -82,7 +82,7 @@ def write_plots(
             draw(axes)
             data = BytesIO()
             figure.savefig(data, format="png", dpi=130, metadata={"Software": None})
-            write_atomic(place, data.getvalue())
+            write_atomic(place, data.getvalue(), durable=False)
         written.append(place)
     place = folder / "curves.json"
     write_atomic(place, json.dumps({name: _numbers(e) for name, e in evaluations.items()}).encode())

@@ -9,9 +9,9 @@ from typing import Self
 
 import cv2
 
+from deploykit.atomic import destination, partial_file, sync
 from deploykit.errors import OutputError, os_errors_as_output_errors
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import temporary_path
 from deploykit.runtime.images.opencv_path import opencv_path
 
 __all__ = ["Mp4Writer"]
@@ -28,8 +28,9 @@ class Mp4Writer:
     """
 
     def __init__(self, path: Path, fps: float) -> None:
-        self._path = path
-        self._partial = temporary_path(path)
+        self._path = self._place = path
+        self._partial: Path | None = None
+        self._stack = contextlib.ExitStack()
         self._fps = fps
         self._writer: cv2.VideoWriter | None = None
         self._size = (0, 0)
@@ -43,10 +44,7 @@ class Mp4Writer:
         """
         size = (image.shape[1], image.shape[0])
         if self._writer is None:
-            with os_errors_as_output_errors(self._path):
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._partial.touch()  # OpenCV would not report why it cannot write
-            with opencv_path(self._partial) as name:
+            with opencv_path(self._begin()) as name:
                 self._writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*CODEC), self._fps, size)
             self._size = size
             if not self._writer.isOpened():
@@ -64,22 +62,31 @@ class Mp4Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._writer is not None:
-            self._writer.release()
-        try:
-            if error is None and self._frames:
-                self._finish()
-        finally:
-            with contextlib.suppress(OSError):
-                self._partial.unlink(missing_ok=True)
+        with self._stack:
+            if self._writer is not None:
+                self._writer.release()
+            if error is None and self._partial is not None:
+                self._finish(self._partial)
 
-    def _finish(self) -> None:
+    def _begin(self) -> Path:
+        """Create the file that grows, because OpenCV would not report why it cannot write."""
+        with os_errors_as_output_errors(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            place = destination(self._path)
+            if place is None:
+                raise OutputError(f"cannot write {self._path}: a video needs a file; this is a device or a pipe")
+            self._place = place
+            self._partial = self._stack.enter_context(partial_file(place))
+        return self._partial
+
+    def _finish(self, partial: Path) -> None:
         """Count the frames in the file (OpenCV does not report a full disk), then rename it."""
-        with opencv_path(self._partial) as name:
+        with opencv_path(partial) as name:
             check = cv2.VideoCapture(name)
         found = int(check.get(cv2.CAP_PROP_FRAME_COUNT)) if check.isOpened() else 0
         check.release()
         if found != self._frames:
             raise OutputError(f"{self._path} holds only {found} of {self._frames} frames: is the disk full?")
         with os_errors_as_output_errors(self._path):
-            self._partial.replace(self._path)
+            sync(partial)
+            partial.replace(self._place)

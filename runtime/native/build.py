@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploykit.atomic import check_folder_writable, write_atomic
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, UsageError
 from deploykit.progress import SILENT, Progress
-from deploykit.runtime.files import is_folder, write_atomic
+from deploykit.runtime.files import is_folder
 from deploykit.runtime.native.library import ABI, LIBRARIES, abi_of, built_with, find_library, library_folder
 
 __all__ = ["BuildReport", "LibraryInfo", "build_libraries", "library_info", "source_folder"]
@@ -89,6 +90,7 @@ def build_libraries(
             "cmake is needed here and is not installed: pip install cmake, or a system package"
         )
     place = out or library_folder()
+    check_folder_writable(place)
     wanted = set(only) or set(LIBRARIES)
     values = {
         "DEPLOYKIT_ONNXRUNTIME": "ON" if "onnxruntime" in wanted else "OFF",

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_atomic
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, input_arrays
 from deploykit.spec import Output, json_value, read_value

@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 
 import cv2
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import OutputError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_atomic
 from deploykit.runtime.images.reading import as_bgr, read_image
 
 __all__ = ["ImageResult", "encode_image"]
@@ -79,7 +79,7 @@ class ImageResult(ABC):
             OutputError: the format is not one that is written, or the place is not writable or full.
         """
         file = Path(path)
-        write_atomic(file, encode_image(self.draw(image), file))
+        write_atomic(file, encode_image(self.draw(image), file), durable=False)
         return file
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import UsageError, import_extra
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_atomic
 from deploykit.runtime.images.reading import as_bgr
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage
@@ -246,9 +246,9 @@ class RestoredRaw(ImageResult):
         file = Path(path)
         suffix = file.suffix.lower()
         if suffix in RAW_FILES:
-            write_atomic(file, dng_bytes(self.raw))
+            write_atomic(file, dng_bytes(self.raw), durable=False)
         else:
-            write_atomic(file, encode_image(self.developed(16 if suffix in DEEP else 8), file))
+            write_atomic(file, encode_image(self.developed(16 if suffix in DEEP else 8), file), durable=False)
         return file
 
     def summary(self) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import UsageError, import_extra
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import write_atomic
 
 __all__ = ["draw_label_map", "palette", "save_label_map", "shares"]
 
@@ -142,4 +142,4 @@ def save_label_map(path: Path, labels: Array, colours: Array | None = None) -> N
     image.putpalette(table[:, ::-1].tobytes())
     data = BytesIO()
     image.save(data, "PNG")
-    write_atomic(path, data.getvalue())
+    write_atomic(path, data.getvalue(), durable=False)

@@ -186,10 +186,10 @@ def test_a_disk_that_fills_up_with_the_last_file(export: Export, monkeypatch: py
 
 @pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM, errno.EROFS])
 def test_a_path_that_may_not_be_written(code: int, export: Export, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(self: Path, data: bytes) -> int:
+    def refused(*_: object) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(Path, "write_bytes", refused)
+    monkeypatch.setattr(os, "open", refused)
     monkeypatch.setattr(to_onnx, "export_to_ir", lambda *_: pytest.fail("the error was found too late"))
     status, line = export()
     assert status == NoPermissionError.exit_code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -60,6 +61,11 @@ def test_an_export_and_its_verification(checkpoint: Path, tmp_path: Path, capsys
     assert found["made by"].startswith("deploykit ")
     assert found["checkpoint sha256"] == report.spec.source.sha256
     assert "note" not in found
+    assert found["sha256"] == sha256(report.path.read_bytes()).hexdigest()
+    weights = bytearray(report.path.read_bytes())
+    weights[len(weights) // 2] ^= 1  # a bit of a weight
+    report.path.write_bytes(weights)
+    assert "is of another file: m.onnx has changed since it was verified" in inspected(capsys, report.path)["note"]
     tmp_path.joinpath("m.onnx.parity.json").unlink()
     assert inspected(capsys, report.path)["note"].startswith("there is no parity report beside it")
 

@@ -14,7 +14,7 @@ import pytest
 
 import deploykit
 from deploykit.cli import COMMANDS, main
-from deploykit.errors import DiskFullError, ParityError
+from deploykit.errors import ArtefactError, DiskFullError, ParityError
 
 HEAVY = {"torch", "onnx", "onnxruntime", "cv2", "numpy", "rich", "onnxscript", "onnx_ir"}
 
@@ -26,15 +26,17 @@ OPTIONS = {
         "--timing-cache", "--no-timing-cache", "--device", "--build-log", "--spec", "--nms",
         "--conf", "--iou", "--max-det", "--pre-nms-topk", "--preprocessing", "--rewrite", "--heads",
     },
-    "predict": {"--model", "--source", "--out", "--json", "--conf", "--iou", "--max-det", "--spec", "--heads"},
+    "predict": {
+        "--model", "--source", "--out", "--json", "--conf", "--iou", "--max-det", "--spec", "--heads", "--verify",
+    },
     "bench": {
         "--engine", "--source", "--batch", "--threads", "--provider", "--duration", "--runs", "--warmup", "--conf",
-        "--iou", "--max-det", "--spec", "--json", "--samples", "--heads",
+        "--iou", "--max-det", "--spec", "--json", "--samples", "--heads", "--verify",
     },
     "eval": {
         "--model", "--data", "--images", "--task", "--limit", "--allow-missing", "--batch", "--img", "--rectangles",
         "--conf", "--iou", "--max-det", "--engine", "--spec", "--preprocessing", "--detections", "--per-class",
-        "--json", "--heads",
+        "--json", "--heads", "--verify",
     },
     "compare": {"A", "B", "--sample", "--spec", "--json", "--heads"},
     "inspect": {"FILE", "--json", "--heads"},
@@ -248,6 +250,23 @@ def test_the_option_traceback_shows_the_traceback(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert "deploykit.errors.NotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["predict", "--model", "M", "--source", "."], ["bench", "--engine", "M"], ["eval", "--model", "M", "--data", "."]],
+    ids=["predict", "bench", "eval"],
+)
+def test_a_model_without_a_parity_report_is_refused_on_request(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.cell_model import cell_spec, write_cell_model
+
+    file = write_cell_model(tmp_path / "m.onnx", spec=cell_spec())
+    (tmp_path / "image.png").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    assert main([str(file) if word == "M" else word for word in words] + ["--verify"]) == ArtefactError.exit_code == 50
+    assert "m.onnx is not the file that was verified, or was never verified: there is no" in capsys.readouterr().err
 
 
 def test_python_m_deploykit_is_the_same_program(root: Path) -> None:

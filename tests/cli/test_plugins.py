@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from deploykit.cli import main
 from deploykit.export import plugins_check
+from deploykit.runtime.native import build
 from deploykit.runtime.native.library import FOLDER, LIBRARIES, SWITCH
 
 
@@ -75,6 +78,30 @@ def test_build_says_what_was_built_and_what_was_not(
     assert "configuring" in err
     assert "compiling" in err
     assert (tmp_path / "libraries" / "libdeploykit_cpu.so").is_file()
+
+
+def test_a_place_that_cannot_be_written_is_said_before_the_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened = os.open
+
+    def read_only(path: object, *arguments: object) -> int:
+        if str(path).endswith(".partial"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, *arguments)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(build, "_run", lambda *_: pytest.fail("it was said too late"))
+    (tmp_path / "file").write_text("")
+    for out, code, said in (
+        (tmp_path / "file" / "libraries", 30, "Not a directory"),
+        (tmp_path / "new" / "libraries", 31, "no permission (Read-only file system)"),
+    ):
+        if code == 31:
+            monkeypatch.setattr(os, "open", read_only)
+        assert main(["plugins", "build", "--out", str(out)]) == code
+        assert f"cannot write {out}: {said}" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_options_of_build_are_for_build(capsys: pytest.CaptureFixture[str]) -> None:

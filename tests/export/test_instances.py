@@ -36,10 +36,10 @@ from deploykit.models.families.vitdet.mask_rcnn import CASCADE, MaskRcnn
 from deploykit.models.families.vitdet.model import DetectorConfig, VitDetConfig
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, create_model, load_model, with_rewrite
-from deploykit.runtime.backends.chain import ChainSession, second_stage_path
+from deploykit.runtime.backends.chain import ChainSession
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.cuda import gpu_unavailable_reason
-from deploykit.runtime.engine_record import EngineRecord, reference_values_path
+from deploykit.runtime.engine_record import EngineRecord, reference_values_path, second_stage_path
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predict.predictor import Predictor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,6 +99,19 @@ def test_an_existing_file_is_not_downloaded_again(download: Download) -> None:
         download("whole", sha256="0" * 64)
     assert download("whole", force=True, on_bytes=lambda done, _: progress.append(done)).already_there is False
     assert progress[-1] == len(BODY)
+
+
+def test_a_link_or_a_pipe_is_not_replaced(download: Download, tmp_path: Path) -> None:
+    place = download.folder / "weights.pt"
+    place.symlink_to("elsewhere.pt")
+    with pytest.raises(OutputError, match=r"weights\.pt: it is a link to elsewhere\.pt; give that path"):
+        download("whole", force=True)
+    place.unlink()
+    os.mkfifo(place)
+    with pytest.raises(OutputError, match=r"weights\.pt: it is a pipe; choose another path"):
+        download("whole", force=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+    assert place.is_fifo()
 
 
 def test_an_unknown_file_is_replaced_only_by_force(download: Download) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from deploykit.atomic import write_atomic
 from deploykit.errors import BackendError, DeployError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import Buffer, Gpu
-from deploykit.runtime.files import cache_folder, write_atomic
+from deploykit.runtime.files import cache_folder
 from deploykit.runtime.session import TensorInfo
 
 __all__ = ["KernelCache", "TrtContext"]
@@ -59,7 +60,7 @@ class KernelCache:
             data = bytes(self._cache.serialize())
             if data != self._before:
                 with suppress(DeployError):
-                    write_atomic(self._path, data)
+                    write_atomic(self._path, data, durable=False)
 
 
 class TrtContext:

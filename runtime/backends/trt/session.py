@@ -13,7 +13,7 @@ from typing import Any
 from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceError, ParityError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort
-from deploykit.runtime.backends.chain import ChainSession, second_stage_path
+from deploykit.runtime.backends.chain import ChainSession
 from deploykit.runtime.backends.trt.bindings import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
 from deploykit.runtime.backends.trt.load_errors import explain_load_failure
@@ -26,6 +26,7 @@ from deploykit.runtime.engine_record import (
     find_onnx_source,
     read_record,
     reference_values_path,
+    second_stage_path,
 )
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.expected import ReferenceOutputs, runs
@@ -221,10 +222,14 @@ class TrtSession(Session):
             raise ArtefactError(
                 f"{self._path} has {len(data):,} bytes, but its record says {record.size:,}: copy both again"
             )
+        self._digest = hashlib.sha256(data).hexdigest()
+        if record and record.sha256 not in ("", self._digest):
+            raise ArtefactError(
+                f"{self._path} has the SHA-256 {self._digest}, but its record says {record.sha256}: copy both again"
+            )
         engine = self._runtime.deserialize_cuda_engine(data)
         if engine is None:
             raise explain_load_failure(self._path, data, self._log, record, self._runtime, self._trt, self._gpu)
-        self._digest = hashlib.sha256(data).hexdigest()
         return engine
 
     def _info(self, name: str) -> TensorInfo:

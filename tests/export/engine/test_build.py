@@ -443,22 +443,27 @@ def test_what_fails_in_the_building_thread_reaches_the_caller(
 
 
 @pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("times", [1, 3])
 @rtx
-def test_ctrl_c_ends_a_build_and_leaves_nothing(tmp_path: Path, exported: Path) -> None:
-    """The signal comes while the builder is inside of TensorRT, which is why the build has a thread of its own."""
+def test_ctrl_c_ends_a_build_and_leaves_nothing(times: int, tmp_path: Path, exported: Path) -> None:
+    """The signal comes while the builder is inside of TensorRT, which is why the build has a thread of its own; what
+    that thread uses is not freed before it has ended.
+    """
     interrupted = threading.Event()
 
     class Interrupting(Heard):
         def share(self, what: str, done: float) -> None:
             if not interrupted.is_set():
                 interrupted.set()
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.3)  # the main thread notices before the builder goes on
+                for _ in range(times):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(0.3)  # the main thread notices before the builder goes on
 
     progress = Interrupting()
     with pytest.raises(KeyboardInterrupt):
         build_engine(exported / "static.onnx", flavour="tensorrt-rtx", out=tmp_path / "m.trt", progress=progress)
-    assert progress.messages == ["interrupted: TensorRT ends the build at its next step"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "engine build"]
+    assert progress.messages == ["interrupted: TensorRT ends the build at its next step"] * times
     assert list(tmp_path.iterdir()) == []
 
 

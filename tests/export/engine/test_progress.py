@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
+import time
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deploykit.export.engine.builder import run_interruptibly
 from deploykit.export.engine.progress import BuildProgress
 from tests.heard import Heard
 
@@ -72,3 +79,50 @@ def test_the_share_never_falls_and_stays_between_0_and_1(told_events: list[tuple
     shares = [share for _, share in told]
     assert shares == sorted(shares)
     assert all(0 <= share <= 1 for share in shares)
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize("times", [1, 3])
+def test_ctrl_c_waits_for_the_builder_however_often_it_is_pressed(times: int) -> None:
+    ended: list[bool] = []
+    heard = Heard()
+    progress = BuildProgress(heard)
+
+    def work() -> None:
+        for _ in range(times):
+            before = len(heard.messages)
+            os.kill(os.getpid(), signal.SIGINT)
+            while len(heard.messages) == before:
+                time.sleep(0.01)
+        time.sleep(0.1)
+        ended.append(progress.cancelled)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(work, progress)
+    assert ended == [True]
+    assert heard.messages == ["interrupted: TensorRT ends the build at its next step"] * times
+
+
+def test_ctrl_c_before_the_builder_begins_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[bool] = []
+    start = threading.Thread.start
+
+    def late(self: threading.Thread) -> None:
+        threading.Timer(0.2, start, [self]).start() if self.name == "engine build" else start(self)
+        if self.name == "engine build":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", late)
+    with pytest.raises(KeyboardInterrupt):
+        run_interruptibly(lambda: begun.append(True), BuildProgress(Heard()))
+    time.sleep(0.5)
+    assert begun == []
+
+
+def test_what_fails_in_the_thread_is_raised_with_its_own_type() -> None:
+    def work() -> None:
+        raise ZeroDivisionError("it")
+
+    with pytest.raises(ZeroDivisionError, match="it"):
+        run_interruptibly(work, BuildProgress(Heard()))
+    assert run_interruptibly(lambda: 3, BuildProgress(Heard())) == 3

@@ -207,7 +207,7 @@ def test_nan_is_never_equal_to_anything_and_has_a_word_in_json(exported: Path) -
             assert not report.ok
             assert report.worst is not None
             assert "row 3, column 4 is nan" in str(report.worst)
-            found = json.loads(report.to_json(), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
+            found = json.loads(report.to_json({}), parse_constant=pytest.fail)  # NaN and Infinity are not JSON
             worst = [d for d in found["differences"] if not d["ok"]]
             assert worst[0]["values"] == "scores"
             assert (worst[0]["max_abs"], worst[0]["used"], worst[0]["worst"][3]) == ("inf", "inf", "nan")

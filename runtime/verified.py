@@ -1,0 +1,113 @@
+"""What says that an exported file is verified, and whether it is about this file.
+
+An ONNX file has its parity report beside it (``X.onnx.parity.json``) with the SHA-256 of the file, and of its external
+weights. An engine has a record (``X.trt.json``) with the SHA-256 of the engine, and of the second stage of its network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deploykit.errors import ArtefactError
+from deploykit.runtime.engine_record import (
+    EngineRecord,
+    parity_report_path,
+    read_record,
+    reference_values_path,
+    second_stage_path,
+)
+from deploykit.runtime.files import exists
+from deploykit.strict_json import JsonError, read_json
+
+__all__ = ["check_verified", "digests", "engine_doubt", "onnx_doubt", "sha256"]
+
+
+def sha256(file: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def digests(file: Path, parts: Sequence[Path]) -> dict[str, Any]:
+    """Return what a parity report says of its file: ``sha256``, and that of the parts that exist, by name."""
+    beside = {part.name: sha256(part) for part in parts if part.exists()}
+    return {"sha256": sha256(file), **({"parts": beside} if beside else {})}
+
+
+def check_verified(file: Path) -> None:
+    """Check that an exported file is verified, and unchanged since.
+
+    Raises:
+        ArtefactError: nothing says that it is verified, or it is another file than the one that was.
+    """
+    if file.suffix.lower() == ".onnx":
+        doubt = onnx_doubt(file)
+    else:
+        record = read_record(file)
+        doubt = f"there is no record ({file.name}.json) beside it"
+        if record is not None:
+            doubt = engine_doubt(file, record)
+            if not doubt and not record.verified and not exists(reference_values_path(file)):
+                doubt = f"its numbers are not verified: {record.unverified or 'it was never compared'}"
+    if doubt:
+        raise ArtefactError(f"{file} is not the file that was verified, or was never verified: {doubt}")
+
+
+def onnx_doubt(file: Path) -> str:
+    """Return why nothing says that an ONNX file is verified; empty: its parity report is about this very file.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+    """
+    report = parity_report_path(file)
+    if not exists(report):
+        return "there is no parity report beside it: its numbers are not verified"
+    try:
+        about = read_json(report)
+    except (OSError, JsonError):
+        return f"the parity report beside it ({report.name}) cannot be read: export again"
+    if not isinstance(about, dict) or not isinstance(about.get("sha256"), str):
+        return f"the parity report beside it ({report.name}) does not say which file it is about: export again"
+    parts = about.get("parts", {})
+    expected = {file.name: about["sha256"], **(parts if isinstance(parts, dict) else {})}
+    return _difference(file, expected, f"the parity report beside it ({report.name})")
+
+
+def engine_doubt(engine: Path, record: EngineRecord) -> str:
+    """Return why the record beside an engine is not about this engine; empty: it is.
+
+    Raises:
+        ArtefactError: a file cannot be read.
+    """
+    if not record.sha256:
+        return f"its record ({engine.name}.json) has no hash of the engine: build it again"
+    rest = second_stage_path(engine)
+    if exists(rest) and not record.second_stage:
+        return f"its record ({engine.name}.json) knows of no second stage, but {rest.name} lies beside it"
+    stages = {"": record.sha256, **record.second_stage}
+    expected = {f"{engine.name}{ending}": digest for ending, digest in stages.items()}
+    return _difference(engine, expected, f"its record ({engine.name}.json)")
+
+
+def _difference(file: Path, expected: Mapping[str, str], report: str) -> str:
+    """Return which of the files beside ``file`` is missing, or is another one; empty: none."""
+    for name, digest in expected.items():
+        if not name or Path(name).name != name:
+            return f"{report} names {name!r}, which does not lie beside it"
+        part = file.with_name(name)
+        if not exists(part):
+            return f"{report} is about a file with {name}, which is missing"
+        try:
+            same = sha256(part) == digest
+        except OSError as e:
+            raise ArtefactError(f"cannot read {part}: {e.strerror or e}") from e
+        if not same:
+            return f"{report} is of another file: {name} has changed since it was verified, or was replaced"
+    return ""

@@ -1,0 +1,311 @@
+"""Files that appear whole, what is never replaced, and what a killed process leaves."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deploykit import atomic
+from deploykit.atomic import partial_file, partial_folder, write_atomic
+from deploykit.errors import DiskFullError, OutputError
+from deploykit.runtime.images.video_writer import Mp4Writer
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has neither these locks nor these devices")
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def next_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no folder had been cleaned by this process."""
+    monkeypatch.setattr(atomic, "_CLEANED", set())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_with_its_folder_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "folder" / "m.json"
+    for content in (b"first", b"second"):
+        write_atomic(file, content)
+        assert file.read_bytes() == content
+        assert list(file.parent.iterdir()) == [file]
+
+
+def test_what_cannot_be_renamed_leaves_what_stood_there(tmp_path: Path) -> None:
+    place = tmp_path / "m.json"
+    place.mkdir()
+    (place / "old").write_text("old")
+    with pytest.raises(OutputError, match=r"m\.json: it is a folder; choose another path"):
+        write_atomic(place, b"new")
+    assert (place / "old").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [place]
+
+
+def test_the_partial_lies_beside_the_file_with_its_suffix_and_has_its_mode(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with partial_file(tmp_path / "m.mp4") as partial:
+            assert (partial.parent, partial.suffix) == (tmp_path, ".mp4")
+            assert partial.name.startswith(".m.")
+            assert stat.S_IMODE(partial.stat().st_mode) == 0o640
+    finally:
+        os.umask(before)
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["图" * 80 + ".json", "x" * 250 + ".json", "x." + "y" * 250, "é" * 120 + ".jpeg"])
+def test_a_name_that_the_file_system_takes_is_written(name: str, tmp_path: Path) -> None:
+    assert 200 < len(os.fsencode(name)) <= 255
+    write_atomic(tmp_path / name, b"1")
+    assert names(tmp_path) == [name]
+
+
+def test_threads_may_write_one_path(tmp_path: Path) -> None:
+    """Each reader sees one of the contents whole, and nothing is left."""
+    file, contents = tmp_path / "same.bin", [bytes([i]) * 100_000 for i in range(4)]
+    failed: list[Exception] = []
+
+    def write(content: bytes) -> None:
+        try:
+            for _ in range(20):
+                write_atomic(file, content, durable=False)
+                assert file.read_bytes() in contents
+        except Exception as e:
+            failed.append(e)
+
+    threads = [threading.Thread(target=write, args=(content,)) for content in contents]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
+    assert names(tmp_path) == ["same.bin"]
+
+
+def test_two_containers_with_one_pid_write_one_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with partial_folder(tmp_path / "m.onnx", tmp_path) as one, partial_folder(tmp_path / "m.onnx", tmp_path) as two:
+        assert one != two
+    assert names(tmp_path) == []
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    target, link, again = tmp_path / "data" / "v1.json", tmp_path / "latest.json", tmp_path / "again.json"
+    target.write_bytes(b"old")
+    link.symlink_to("data/v1.json")
+    again.symlink_to(link)
+    with target.open("rb") as old:
+        for path, content in ((link, b"new"), (again, b"newer")):
+            write_atomic(path, content)
+            assert target.read_bytes() == content
+        assert old.read() == b"old"  # replaced whole, and not written over
+    assert (link.is_symlink(), again.is_symlink()) == (True, True)
+    assert names(tmp_path / "data") == ["v1.json"]
+
+
+def test_a_link_to_nothing_gets_its_target(tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to("new.json")
+    write_atomic(link, b"1")
+    assert link.is_symlink()
+    assert (tmp_path / "new.json").read_bytes() == b"1"
+    link.unlink()
+    link.symlink_to("no/folder.json")
+    with pytest.raises(OutputError, match=r"link\.json: No such file or directory"):
+        write_atomic(link, b"1")
+    link.unlink()
+    link.symlink_to("link.json")
+    with pytest.raises(OutputError, match=r"link\.json: Too many levels of symbolic links"):
+        write_atomic(link, b"1")
+    assert link.is_symlink()
+
+
+def test_a_pipe_is_written_into(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    read: list[bytes] = []
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_atomic(pipe, b"through")
+    reader.join()
+    assert read == [b"through"]
+    assert pipe.is_fifo()
+
+
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="there is no device /dev/full")
+def test_a_device_is_written_into_and_stays_a_device(tmp_path: Path) -> None:
+    with pytest.raises(DiskFullError, match="/dev/full: No space left on device"):
+        write_atomic(Path("/dev/full"), b"1")
+    link = tmp_path / "link"
+    link.symlink_to("/dev/full")
+    with pytest.raises(DiskFullError):
+        write_atomic(link, b"1")
+    write_atomic(Path("/dev/null"), b"1")
+    for device in ("full", "null"):
+        assert Path("/dev", device).is_char_device()
+    assert [n for n in names(Path("/dev")) if n.endswith(".partial")] == []
+
+
+def test_a_socket_is_refused(tmp_path: Path) -> None:
+    import socket
+
+    with contextlib.chdir(tmp_path), socket.socket(socket.AF_UNIX) as opened:  # its path must be short
+        opened.bind("s")
+        with pytest.raises(OutputError, match="it is a socket; choose another path"):
+            write_atomic(Path("s"), b"1")
+    assert (tmp_path / "s").is_socket()
+
+
+WRITER = "import sys; from pathlib import Path; from deploykit.atomic import write_atomic; print('first'); "
+
+
+@pytest.mark.parametrize("to", ["pipe", "file"])
+def test_standard_output_is_written_into_after_what_was_printed(to: str, tmp_path: Path) -> None:
+    code = f"{WRITER}write_atomic(Path('/dev/stdout'), b'second\\n'); print('third')"
+    out = tmp_path / "out.txt"
+    with out.open("wb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE if to == "pipe" else file, check=True
+        )
+    assert (done.stdout if to == "pipe" else out.read_bytes()) == b"first\nsecond\nthird\n"
+
+
+def test_a_reader_that_closed_the_pipe_is_no_error_of_the_output(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), atomic.os_errors_as_output_errors(tmp_path):
+        raise BrokenPipeError
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_video_follows_a_link_and_needs_a_file(kind: str, tmp_path: Path) -> None:
+    path, frame = tmp_path / "v.mp4", np.zeros((32, 32, 3), np.uint8)
+    if kind == "pipe":
+        os.mkfifo(path)
+        with pytest.raises(OutputError, match="a video needs a file"), Mp4Writer(path, 10) as video:
+            video.write(frame)
+        assert names(tmp_path) == ["v.mp4"]
+        return
+    path.symlink_to("real.mp4")
+    with Mp4Writer(path, 10) as video:
+        video.write(frame)
+    assert path.is_symlink()
+    assert cv2.VideoCapture(str(tmp_path / "real.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 1
+    assert names(tmp_path) == ["real.mp4", "v.mp4"]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from deploykit.atomic import partial_file, partial_folder
+place = Path(sys.argv[1])
+with partial_file(place) as file, partial_folder(place, place.parent) as folder:
+    file.write_bytes(b"1")
+    (folder / "graph.onnx").write_bytes(b"1")
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def writer(place: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that holds a partial file and a partial folder for ``place`` until it is killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(place)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "writing\n"
+        yield process
+        process.kill()
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    place = tmp_path / "m.bin"
+    with writer(place) as living, writer(place) as killed:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        assert len(names(tmp_path)) == 4
+        write_atomic(tmp_path / "other.bin", b"1")
+        left = names(tmp_path)
+        assert left[-1] == "other.bin"
+        assert len(left) == 3
+        assert all(f"-{living.pid}-" in name for name in left[:-1])
+        assert living.poll() is None
+    atomic._CLEANED.clear()
+    write_atomic(tmp_path / "other.bin", b"2")
+    assert names(tmp_path) == ["other.bin"]
+
+
+def test_what_another_machine_left_is_removed_after_a_week_without_a_change(tmp_path: Path) -> None:
+    old, new, folder = (tmp_path / f".{name}.0123abcd-1-89abcdef.partial" for name in ("old", "new", "folder"))
+    for file in (old, new):
+        file.write_bytes(b"1")
+    folder.mkdir()
+    (folder / "growing").write_bytes(b"1")
+    long_ago = time.time() - 8 * 24 * 3600
+    for path in (old, folder):
+        os.utime(path, (long_ago, long_ago))
+    write_atomic(tmp_path / "m", b"1")
+    assert names(tmp_path) == [folder.name, new.name, "m"]
+    os.utime(folder / "growing", (long_ago, long_ago))
+    atomic._CLEANED.clear()
+    write_atomic(tmp_path / "m", b"1")
+    assert names(tmp_path) == [new.name, "m"]
+
+
+def test_nothing_else_is_removed(tmp_path: Path) -> None:
+    """Names that are not quite ours, a link of such a name, downloads that are continued."""
+    long_ago = time.time() - 30 * 24 * 3600
+    kept = [".m.pt.partial", ".m.pt.partial.json", ".m.123.partial.onnx", "m.0123abcd-1-89abcdef.partial", ".m.partial"]
+    for name in kept:
+        (tmp_path / name).write_bytes(b"1")
+        os.utime(tmp_path / name, (long_ago, long_ago))
+    link = tmp_path / ".link.0123abcd-1-89abcdef.partial"
+    link.symlink_to(tmp_path / ".m.partial")
+    os.utime(link, (long_ago, long_ago), follow_symlinks=False)
+    write_atomic(tmp_path / "m", b"1")
+    assert names(tmp_path) == sorted([*kept, link.name, "m"])
+
+
+def test_without_locks_only_age_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network file system whose server has none."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    left = tmp_path / f".m.{atomic._machine()}-1-89abcdef.partial"
+    left.write_bytes(b"1")
+    write_atomic(tmp_path / "m", b"1")
+    assert names(tmp_path) == [left.name, "m"]
+
+
+def test_a_partial_that_was_taken_for_abandoned_at_birth_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between its creation and its lock another process may remove it."""
+    lock, removed = atomic._lock, []
+
+    def late(descriptor: int) -> bool | None:
+        if not removed:
+            removed.extend(tmp_path.iterdir())
+            removed[0].unlink()
+        return lock(descriptor)
+
+    monkeypatch.setattr(atomic, "_lock", late)
+    write_atomic(tmp_path / "m", b"whole")
+    assert (tmp_path / "m").read_bytes() == b"whole"
+    assert len(removed) == 1
+    assert names(tmp_path) == ["m"]
