@@ -38,12 +38,15 @@ class Module:
         path: where it is, ``model.105.ia.0``; empty for the model itself.
         kind: the dotted name of its class, ``torch.nn.modules.batchnorm.BatchNorm2d``.
         attributes: what it holds beside tensors and submodules, as far as that is numbers, strings, None, small tensors
-            (as lists), or tuples, lists and dicts of those; private attributes are left out.
+            (as lists), or tuples, lists and dicts of those; private attributes are left out. A method of its own that
+            stands for ``forward``, as ``fuse()`` of the YOLO projects puts one there, is its name.
+        buffers: the names of its own tensors that are no parameters.
     """
 
     path: str
     kind: str
     attributes: Mapping[str, Any]
+    buffers: tuple[str, ...] = ()
 
 
 def is_module(value: Any) -> bool:
@@ -74,7 +77,10 @@ def read_modules(root: Record, plain: PlainValues) -> tuple[list[Module], dict[s
                 raise CheckpointError(f"the weight {full} is {why_not_read(what_is(tensor))}")
             tensors[full] = tensor
         own = {k: v for k, v in record.state.items() if type(k) is str and not k.startswith("_")}
-        modules.append(Module(path, record.kind, plain.items(own, path)))
+        if "forward" in own:
+            own["forward"] = _plain_method(own["forward"])
+        buffers = tuple(name for name in _table(record, "_buffers") if type(name) is str)
+        modules.append(Module(path, record.kind, plain.items(own, path), buffers))
     return modules, tensors
 
 
@@ -129,6 +135,15 @@ def _walk(root: Record, budget: Budget) -> Iterator[tuple[str, Record]]:
             if not is_module(child):
                 raise CheckpointError(f"the submodule {full} is {why_not_read(what_is(child))}")
             todo.append((full, child))
+
+
+_GETATTR = ("builtins.getattr", "__builtin__.getattr")
+
+
+def _plain_method(value: Any) -> Any:
+    """The name of a method that was pickled bound to its object, and anything else as it is."""
+    is_method = isinstance(value, Record) and value.kind in _GETATTR and len(value.args) == 2
+    return value.args[1] if is_method and type(value.args[1]) is str else value
 
 
 _TABLES = ("_parameters", "_buffers", "_modules")

@@ -13,7 +13,7 @@ import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def _unwrap(
                 continue
             around = modules[0].kind.rpartition(".")[2] if modules else ""
             stored = {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
-            modules = [Module((m.path + ".").removeprefix(prefix)[:-1], m.kind, m.attributes) for m in modules[1:]]
+            modules = [replace(m, path=(m.path + ".").removeprefix(prefix)[:-1]) for m in modules[1:]]
             notes.append(f"{around or wrapper} prefix {prefix!r} removed")
             wrapped = True
     return stored, modules

@@ -108,11 +108,13 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
         if found is None:
             return None
         name, config = found
-    graph, notes = graph_from_checkpoint(checkpoint, config, name.replace("_", "-"))
+    loaded = graph_from_checkpoint(checkpoint, config, name.replace("_", "-"))
     classes, keypoints, unnamed = _names(checkpoint, config.num_classes)
-    return reference_of(
-        graph, name, FAMILY, classes, SIZE, (*notes, *unnamed), channels=config.channels, keypoints=keypoints
+    notes = (*loaded.notes, *unnamed)
+    model = reference_of(
+        loaded.graph, name, FAMILY, classes, SIZE, notes, channels=config.channels, keypoints=keypoints
     )
+    return model.assuming(*loaded.assumptions)
 
 
 def _described(checkpoint: Checkpoint, coords: object) -> tuple[str, GraphConfig]:

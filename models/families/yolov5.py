@@ -207,14 +207,16 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
             return None
         name, generation, config = found
         variant = VARIANTS[name]
-    graph, notes = graph_from_checkpoint(checkpoint, config, name.replace("_", "-"))
-    assumed = () if checkpoint.modules else _assumed(graph, generation)
+    loaded = graph_from_checkpoint(checkpoint, config, name.replace("_", "-"))
+    graph, notes = loaded.graph, loaded.notes
+    doubtful, assumed = ((), ()) if checkpoint.modules else _left_open(graph, generation)
     if generation < 7 and not isinstance(graph.head, Keypoint):
         notes = (f"its layers are those of YOLOv5 {GENERATIONS[generation]}", *notes)
     classes, unnamed = classes_of(checkpoint, graph)
     size = variant.size if variant else 640 if max(graph.head.stride) <= 32 else 1280
-    notes = (*notes, *assumed, *unnamed)
+    notes = (*notes, *doubtful, *unnamed)
     model = reference_of(graph, name, FAMILY, classes, size, notes, channels=config.channels)
+    model = model.assuming(*loaded.assumptions, *assumed)
     return with_score_of_one_class(model, graph.head, checkpoint, yolov7=False, published=variant is not None)
 
 
@@ -262,22 +264,21 @@ def _recognised(checkpoint: Checkpoint) -> tuple[str, int, GraphConfig] | None:
     return name, int(generation), config
 
 
-def _assumed(graph: LayerGraph, generation: int) -> tuple[str, ...]:
-    """Take what a file without pickled modules leaves open as it was published; say so."""
+def _left_open(graph: LayerGraph, generation: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Take what a file without pickled modules leaves open as it was published: what to say, and what is assumed."""
     head = graph.head
     if isinstance(head, Keypoint):
         if isinstance(graph.model[0], ConvFocus):
-            return ("its activations are in no tensor: ReLU is assumed, as edgeai-yolov5 describes its ti_lite models",)
+            return (), ()
         _contract(graph)
-        return ("the order of its first layer's blocks is in no tensor: that of edgeai-yolov5 is assumed",)
-    if generation == 3:
-        return ("its activations are in no tensor: Hardswish is assumed, as in YOLOv5 3.0 and 3.1",)
+        return (), ("the first layer's blocks in the order of edgeai-yolov5: no tensor tells",)
     if generation == 5 and head.num_levels == 4 and head.num_classes == KAPAO_CLASSES:
-        return (
+        said = (
             f"a KaPao model has the same tensors: if it is one, these {KAPAO_CLASSES} classes mean nothing, and its "
-            "original file or its 18 class names would tell",
+            "original file or its 18 class names would tell"
         )
-    return ()
+        return (said,), ()
+    return (), ()
 
 
 def _refuse_relatives(checkpoint: Checkpoint) -> None:

@@ -267,13 +267,15 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     name, config = _described(checkpoint) if checkpoint.yaml else _recognised(checkpoint)
     if config is None:
         return None
-    graph, notes = graph_from_checkpoint(checkpoint, config, name.replace("_", "-"))
+    loaded = graph_from_checkpoint(checkpoint, config, name.replace("_", "-"))
+    graph, notes = loaded.graph, loaded.notes
     if isinstance(graph.head, IAuxDetect):
         notes = (*notes, "a training checkpoint: the auxiliary heads are dropped on export")
     classes, unnamed = classes_of(checkpoint, graph)
     variant = name.partition("-width-")[0]
     size = SIZES.get(variant, 640 if max(graph.head.stride) <= 32 else 1280)
     model = reference_of(graph, name, FAMILY, classes, size, (*notes, *unnamed), channels=config.channels)
+    model = model.assuming(*loaded.assumptions)
     return with_score_of_one_class(model, graph.head, checkpoint, yolov7=True, published=variant in VARIANTS)
 
 

@@ -124,6 +124,10 @@ class IDetect(Detect):
     def raw(self, x: Tensor, level: int) -> Tensor:
         return cast(Tensor, self.im[level](super().raw(self.ia[level](x), level)))
 
+    def without_implicits(self) -> Detect:
+        """The head whose convolutions have the implicits in them already."""
+        return _rebuilt(self, Detect, m=self.m)
+
     def fuse(self, path: str) -> Detect:
         """Fold the implicits into the convolutions; the result is a plain :class:`Detect`."""
         return _rebuilt(self, Detect, m=_folded_implicits(self, path))
@@ -213,6 +217,10 @@ class IKeypoint(Keypoint):
     def raw(self, x: Tensor, level: int) -> Tensor:
         det = self.im[level](self.m[level](self.ia[level](x)))
         return torch.cat((det, self.m_kpt[level](x)), 1)
+
+    def without_implicits(self) -> Keypoint:
+        """The head whose convolutions have the implicits in them already."""
+        return _rebuilt(self, Keypoint, m=self.m, m_kpt=self.m_kpt)
 
     def fuse(self, path: str) -> Keypoint:
         """Fold the implicits and the keypoint branch; the result is a plain :class:`Keypoint`."""

@@ -6,6 +6,7 @@ Papers: RepVGG (arXiv 2101.03697), YOLOR (arXiv 2105.04206), YOLOv7 (arXiv 2207.
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,11 @@ class RepConv(nn.Module):
         y: Tensor = self.rbr_dense(x) + self.rbr_1x1(x)
         return y if self.rbr_identity is None else y + self.rbr_identity(x)
 
+    @property
+    def dense(self) -> nn.Conv2d:
+        """The 3x3 convolution."""
+        return cast(nn.Conv2d, self.rbr_dense[0])
+
     def _folded(self, path: str) -> tuple[nn.Conv2d, nn.Conv2d]:
         """The 3x3 and the 1x1 convolution with their batch norms in them."""
         dense, point = self.rbr_dense.fuse(f"{path}.rbr_dense")[0], self.rbr_1x1.fuse(f"{path}.rbr_1x1")[0]
@@ -57,6 +63,30 @@ class RepConv(nn.Module):
         assert isinstance(before, RepConv)
         check_fold(path, "three branches", before._branches, after, probe_of(dense))
         return nn.Sequential(fused, shared_copy(self.act))
+
+
+class DeployedRepConv(nn.Module):
+    """A RepConv that its project folded before it was saved: one convolution, under the project's name for it."""
+
+    def __init__(self, block: RepConv) -> None:
+        super().__init__()
+        dense = block.dense
+        kernel, padding = (3, 3), (1, 1)
+        stride = int(dense.stride[0]), int(dense.stride[1])
+        self.rbr_reparam = nn.Conv2d(
+            dense.in_channels,
+            dense.out_channels,
+            kernel,
+            stride,
+            padding,
+            groups=dense.groups,
+            device=dense.weight.device,
+        )
+        self.act = block.act
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.rbr_reparam(x))
+        return out
 
 
 class ImplicitA(nn.Module):

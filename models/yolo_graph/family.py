@@ -15,6 +15,7 @@ from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import ReferenceModel
+from deploykit.models.yolo_graph.as_saved import fold_as_saved
 from deploykit.models.yolo_graph.description import MAX_CHANNELS, GraphConfig, Row, read_row
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.spec import (
@@ -153,7 +154,9 @@ def nearest_variant(
         if len(config.rows) - 1 != head.index:
             continue
         with torch.device("meta"):
-            shapes = _shapes(build_graph(config).state_dict())
+            graph = build_graph(config)
+            fold_as_saved(graph, found)
+            shapes = _shapes(graph.state_dict())
         agreement = len(shapes.items() & found.items()) / len(shapes.keys() | found.keys())
         if agreement > best:
             best, nearest, described = agreement, name, config

@@ -1,8 +1,8 @@
 """A checkpoint's weights, and what no state dict holds, into a layer graph.
 
-Activations, batch-norm eps, anchors in pixels, the order of a Focus and the number of ghost bottlenecks are facts of a
-trained model that its layer description leaves out or contradicts; a pickled module tree has them, so they are taken
-from there.
+Activations, batch-norm eps, anchors in pixels and the order of a Focus are facts of a trained model that its layer
+description leaves out or contradicts; a pickled module tree has them, so they are taken from there. So is what was done
+to it after it was described (``as_saved.py``).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,9 +18,17 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UnknownLayerError
 from deploykit.models.checkpoint.reader import Checkpoint, Module
+from deploykit.models.layers.conv import BN_EPS
+from deploykit.models.layers.csp import Bottleneck
 from deploykit.models.layers.focus import Focus
-from deploykit.models.layers.ghost import C3Ghost
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.yolo_graph.as_saved import (
+    blocks_as_saved,
+    channels_as_saved,
+    drop_folded_implicits,
+    fold_as_saved,
+    ignore_added_buffers,
+)
 from deploykit.models.yolo_graph.description import GraphConfig
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.models.yolo_graph.layer_table import ACTIVATIONS
@@ -37,11 +46,23 @@ _GEOMETRY: dict[type[nn.Module], tuple[str, ...]] = {
 """What else no state dict holds: the description and the pickled modules must say the same."""
 
 
-def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str) -> tuple[LayerGraph, tuple[str, ...]]:
-    """Build ``config`` and fill it with the checkpoint's weights, in float32 and eval mode.
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, in float32 and eval mode.
 
-    Returns the graph and sentences about what the pickled modules say otherwise than the description. ``name`` is the
-    model's, for messages.
+    Attributes:
+        graph: the network.
+        notes: what the file says otherwise than its description, a sentence each.
+        assumptions: what no tensor tells and was taken as the original has it, a sentence each.
+    """
+
+    graph: LayerGraph
+    notes: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+
+def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str) -> Loaded:
+    """Build ``config`` and fill it with the checkpoint's weights; ``name`` is the model's, for messages.
 
     Raises:
         WeightsMismatchError: a tensor is missing, is left over or has another shape or type.
@@ -51,11 +72,33 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
     with torch.device("meta"):
         graph = build_graph(config)
     found = checkpoint.float32()
-    changes = apply_recorded(graph, checkpoint.modules)
+    records = {module.path: module for module in checkpoint.modules}
+    changes = blocks_as_saved(graph, records)
+    folded = fold_as_saved(graph, found)
+    changes = (*changes, *channels_as_saved(graph, found, records))
+    implicits = drop_folded_implicits(graph, found, checkpoint, folded)
+    changes = (*changes, *apply_recorded(graph, checkpoint.modules))
+    notes = tuple(f"{change}; its layer description does not say so" for change in changes)
+    if folded:
+        notes = (*notes, "it was saved after its project folded its batch norms: taken as it is")
+    notes = (*notes, *ignore_added_buffers(graph, found, records))
     _add_pixel_anchors(graph, found)
     load_weights(graph, checkpoint, found, name)
-    notes = tuple(f"{change}; its layer description does not say so" for change in changes)
-    return graph.eval().requires_grad_(False), notes
+    whose = "its description" if checkpoint.yaml else name
+    assumptions = () if records else _assumptions(graph, whose, implicits)
+    return Loaded(graph.eval().requires_grad_(False), notes, assumptions)
+
+
+def _assumptions(graph: LayerGraph, whose: str, implicits: bool) -> tuple[str, ...]:
+    """What a file without pickled modules leaves open, and is taken from ``whose``."""
+    kinds = {type(m).__name__: None for m in graph.modules() if type(m) in ACTIVATIONS.values()}
+    named = " and ".join(kind for kind in kinds if kind != "Identity")
+    norms = any(isinstance(m, nn.BatchNorm2d) for m in graph.modules())
+    eps = f" and a batch-norm eps of {BN_EPS}" if norms else ""
+    said = f"{named} activations{eps}, as {whose} has them: no tensor tells"
+    if not implicits:
+        return (said,)
+    return said, "its head's implicits are in its convolutions, as its batch norms are: YOLOv7 folds both at once"
 
 
 def _add_pixel_anchors(graph: LayerGraph, found: dict[str, Tensor]) -> None:
@@ -75,17 +118,17 @@ def apply_recorded(graph: nn.Module, recorded: tuple[Module, ...]) -> tuple[str,
     """
     records = {module.path: module for module in recorded}
     changed: dict[str, int] = {}
-    shortened = 0
     for path, module in list(graph.named_modules()):
         record = records.get(path)
         if record is None:
             continue
         if isinstance(module, nn.BatchNorm2d):
             module.eps = _number(record, "eps", module.eps)
+        elif isinstance(module, Bottleneck):
+            shortcut = record.attributes.get("add")
+            module.add = shortcut if type(shortcut) is bool else module.add
         elif isinstance(module, Focus):
             module.rows_first = f"{path}.contract" not in records
-        elif isinstance(module, C3Ghost):
-            shortened += _shorten(module, path, records)
         elif isinstance(module, nn.MaxPool2d) and f"{path}.0" in records:
             _check_nested(module, path, records)
         elif type(module) in _GEOMETRY:
@@ -97,17 +140,7 @@ def apply_recorded(graph: nn.Module, recorded: tuple[Module, ...]) -> tuple[str,
                 name = type(trained).__name__
                 changed[name] = changed.get(name, 0) + 1
     notes = [f"{count} activation{'s are' if count > 1 else ' is'} {name}" for name, count in changed.items()]
-    if shortened:
-        notes.append(f"{shortened} C3Ghost ha{'ve' if shortened > 1 else 's'} fewer bottlenecks than repeats")
     return tuple(f"{note}, as in the pickled model" for note in notes)
-
-
-def _shorten(module: C3Ghost, path: str, records: Mapping[str, Module]) -> bool:
-    """Whether bottlenecks were left out: some projects' C3Ghost takes its second argument for their number."""
-    described = len(module.m)
-    trained = sum(f"{path}.m.{i}" in records for i in range(described))
-    module.m = nn.Sequential(*list(module.m)[:trained])
-    return trained < described
 
 
 def _check_nested(pool: nn.MaxPool2d, path: str, records: Mapping[str, Module]) -> None:

@@ -28,6 +28,11 @@ class RepVGG(RepConv):
         self.rbr_dense = Conv(c1, c2, 3, s, act=nn.Identity())  # type: ignore[assignment]
         self.rbr_1x1 = Conv(c1, c2, 1, s, act=nn.Identity())  # type: ignore[assignment]
 
+    @property
+    def dense(self) -> nn.Conv2d:
+        """The 3x3 convolution."""
+        return cast(Conv, self.rbr_dense).conv
+
     def random_weights(self, gain: float) -> None:
         """Branches that are smaller by as much as their sum is larger than one of them."""
         scale_batch_norms(self, 0.7 if self.rbr_identity is None else 0.45)

@@ -224,9 +224,11 @@ def test_a_bare_state_dict_of_full_size_is_told_from_every_other(name: str, gene
     assert (model.name, model.family) == (name.replace("_", "-"), "YOLOv5")
     pose, early, lite = VARIANTS[name].pose, generation < 7 and not VARIANTS[name].pose, VARIANTS[name].lite
     assert any(f"layers are those of YOLOv5 {GENERATIONS[generation]}" in note for note in model.notes) is early
-    assert any("Hardswish is assumed" in note for note in model.notes) is (generation == 3)
-    assert any("that of edgeai-yolov5 is assumed" in note for note in model.notes) is (pose and not lite)
-    assert any("ReLU is assumed, as edgeai-yolov5" in note for note in model.notes) is lite
+    named = "Hardswish and LeakyReLU" if generation == 3 else "ReLU and SiLU" if lite else "SiLU"
+    said, *more = model.spec.assumptions
+    assert said == f"{named} activations and a batch-norm eps of 0.001, as {model.name} has them: no tensor tells"
+    order = "the first layer's blocks in the order of edgeai-yolov5: no tensor tells"
+    assert more == ([order] if pose and not lite else [])
     assert isinstance(model.module, LayerGraph)
     assert isinstance(model.module.head, Keypoint if pose else Detect)
     assert {m.rows_first for m in model.module.modules() if isinstance(m, Focus)} == (

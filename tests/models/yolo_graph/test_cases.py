@@ -11,7 +11,7 @@ import torch
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import load_model
 
-CASES = ("yolov3_kernel_as_list", "y7face_tiny_face", "ch1_yolov5", "nc1_yolov7_tiny")
+CASES = ("yolov3_kernel_as_list", "y7tiny_fused", "y7face_tiny_face", "ch1_yolov5", "nc1_yolov7_tiny")
 
 
 @pytest.mark.data

@@ -316,13 +316,16 @@ def test_weights_that_do_not_fit_the_description_are_named(
         load_model(save(graph))
 
 
-def test_a_description_that_lies_about_its_sizes_costs_nothing(save: Any) -> None:
+def test_a_description_that_lies_about_its_sizes_costs_nothing(save: Any, tmp_path: Path) -> None:
+    """The pickled modules know their channels; without them the sizes are those of the description."""
     graph = pickled(TINY)
     graph.yaml["width_multiple"] = 32.0
+    assert torch.equal(rows_of(load_model(save(graph)).module), rows_of(graph.half().float()))
+    torch.save({"state_dict": graph.state_dict(), "yaml": graph.yaml}, tmp_path / "plain.pt")
     with pytest.raises(
         WeightsMismatchError, match=r"model\.0\.conv\.weight is \[8, 3, 3, 3\], expected \[1024, 3, 3, 3\]"
     ):
-        load_model(save(graph))
+        load_model(tmp_path / "plain.pt")
 
 
 @pytest.mark.parametrize(
