@@ -20,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -39,6 +38,7 @@ from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder
 from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.npz_file import opened_npz
 from deploykit.spec import InputSpec, ModelSpec
 
 __all__ = [
@@ -222,9 +222,9 @@ def _key(data: bytes, files: Sequence[Path], tensors: Sequence[str]) -> str:
 def _read(path: Path, tensors: Sequence[str], images: int) -> Activations | None:
     """Read cached activations; None if there are none, or if the file is damaged."""
     try:
-        with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as kept:
-            largest, counts = kept["largest"], kept["counts"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        with opened_npz(path) as array:
+            largest, counts = array("largest"), array("counts")
+    except (OSError, ValueError):
         return None
     if largest.shape != (len(tensors),) or counts.shape != (len(tensors), BINS):
         return None

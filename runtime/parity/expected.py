@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
@@ -20,9 +19,11 @@ from deploykit.atomic import write_atomic
 from deploykit.errors import ArtefactError, ParityError, SpecError
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.npz_file import opened_npz
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, input_arrays
 from deploykit.spec import Output, json_value, read_value
+from deploykit.strict_json import parse_json
 
 __all__ = [
     "Batch",
@@ -37,6 +38,7 @@ Values = Callable[[Mapping[str, Array], tuple[int, ...], str], Array]
 """The compared values of a run, one entry per image: :meth:`deploykit.runtime.outputs.OutputAdapter.values`."""
 
 FORMAT = 1  # of files with reference outputs
+ABOUT_BYTES = 16 << 20  # of what such a file says of its arrays; a few kB are usual
 
 
 @dataclass(frozen=True)
@@ -149,26 +151,53 @@ class ReferenceOutputs:
             ArtefactError: the file has another format, is damaged, or has a newer version.
         """
         try:
-            with np.load(BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-                about = json.loads(arrays["about"].tobytes())
-                if about["format"] > FORMAT:
+            with opened_npz(path) as array:
+                data = parse_json(array("about", most=ABOUT_BYTES).tobytes(), constants=True)  # limits may be infinite
+                found = data.get("format") if isinstance(data, dict) else None
+                if isinstance(found, int) and found > FORMAT:
                     raise ArtefactError(
-                        f"{path} has format {about['format']}, but this deploykit reads {FORMAT}: update deploykit"
+                        f"{path} has format {found:.6g}, but this deploykit reads {FORMAT}: update deploykit"
                     )
-                labels: list[str] = about["labels"]
-                images = {label: arrays[f"image{i}"] for i, label in enumerate(labels)}
-                rows = {label: arrays[f"rows{i}"] for i, label in enumerate(labels)}
-            batches = tuple(Batch(name, tuple(slots)) for name, slots in about["batches"])
-            if not batches or not {label for b in batches for label in b.images} <= set(images):
-                raise ValueError("it names images that it does not have")
-            feeds = ParityInputs(images, batches, tuple(about["notes"]))
-            layout = read_value(Output, about["layout"], "layout")
-            limits = read_value(Tolerance, about.get("limits", {}), "limits")  # older files have none
-            return ReferenceOutputs(
-                feeds, {about["reference"]: rows}, {about["reference"]: about["computed"]}, layout, limits
-            )
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, SpecError) as e:
+                about: _About = read_value(_About, data, "about")
+                images = {label: array(f"image{i}") for i, label in enumerate(about.labels)}
+                rows = {label: array(f"rows{i}") for i, label in enumerate(about.labels)}
+            batches = tuple(Batch(name, slots) for name, slots in about.batches)
+            _check_images(images, rows, batches)
+        except (OSError, ValueError, SpecError) as e:
             raise ArtefactError(f"{path} has no readable reference values ({e}): export again") from e
+        feeds = ParityInputs(images, batches, about.notes)
+        return ReferenceOutputs(
+            feeds, {about.reference: rows}, {about.reference: about.computed}, about.layout, about.limits
+        )
+
+
+@dataclass(frozen=True)
+class _About:
+    """What a file says about its arrays; older files have no limits."""
+
+    format: int
+    reference: str
+    computed: str
+    layout: Output
+    labels: tuple[str, ...]
+    batches: tuple[tuple[str, tuple[str, ...]], ...]
+    limits: Tolerance = field(default_factory=Tolerance)
+    notes: tuple[str, ...] = ()
+
+
+def _check_images(images: Mapping[str, Array], rows: Mapping[str, Array], batches: Sequence[Batch]) -> None:
+    if not batches or not {label for b in batches for label in b.images} <= set(images):
+        raise ValueError("it names images that it does not have")
+    for label, image in images.items():
+        if image.ndim != 4 or len(image) != 1 or not image.size or image.dtype != np.float32:
+            raise ValueError(f"the image {label!r} must be float32 (1, C, H, W), got {image.dtype} {image.shape}")
+        if not rows[label].ndim or rows[label].dtype != np.float32:
+            raise ValueError(
+                f"the values of {label!r} must be a float32 array, got {rows[label].dtype} {rows[label].shape}"
+            )
+    for batch in batches:
+        if len({images[label].shape for label in batch.images}) != 1:
+            raise ValueError(f"the batch {batch.name!r} must have images of one size")
 
 
 def runs(

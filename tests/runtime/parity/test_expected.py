@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +97,77 @@ def test_what_a_pickle_holds_is_not_run(tmp_path: Path) -> None:
     np.savez(path, about=np.array([{"format": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(ArtefactError, match="no readable reference values"):
         ReferenceOutputs.load(path)
+
+
+ABOUT = {
+    "format": 1,
+    "reference": "r",
+    "computed": "PyTorch",
+    "layout": dataclasses.asdict(LAYOUT),
+    "labels": ["a"],
+    "batches": [["a", ["a"]]],
+}
+PLAIN = {"image0": np.zeros((1, 3, 8, 8), np.float32), "rows0": np.zeros((6, 10), np.float32)}
+
+
+def written(path: Path, about: str, **arrays: Array) -> Path:
+    np.savez_compressed(path, about=np.frombuffer(about.encode(), np.uint8), **{**PLAIN, **arrays})
+    return path
+
+
+def test_limits_that_are_infinite_come_back(tmp_path: Path) -> None:
+    """Those of int8, in the first format's JSON."""
+    before = dataclasses.replace(expected(), limits=Tolerance(pixels=math.inf, judged=False))
+    before.save(tmp_path / "e.npz")
+    assert ReferenceOutputs.load(tmp_path / "e.npz").limits == before.limits
+    older = ReferenceOutputs.load(written(tmp_path / "older.npz", json.dumps(ABOUT)))
+    assert older.limits == Tolerance()
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ("[" * 5000 + "]" * 5000, "nested deeper than 64 levels"),
+        ("[]", "about must be an object"),
+        ({"labels": "a"}, r"about\.labels must be a list"),
+        ({"labels": [["a"]]}, r"about\.labels\[0\] must be of type str"),
+        ({"batches": []}, "names images that it does not have"),
+        ({"batches": [["a", []]]}, "the batch 'a' must have images of one size"),
+        ({"batches": [["a"]]}, r"about\.batches\[0\] must have 2 entries"),
+        ({"format": "1"}, r"about\.format must be of type int"),
+        ({"format": 10**300}, "has format 1e.300, but this deploykit reads 1: update"),
+        ({"limits": {"pixels": 10**400}}, r"about\.limits\.pixels must be a number of at most 64 bits"),
+        ({"limits": {"pixels": math.nan}}, r"about\.limits\.pixels must be a number, got nan"),
+        ({"layout": {"kind": "rows", "box": [0, 8]}}, "box must have 4 columns"),
+    ],
+)
+def test_what_a_file_says_of_its_arrays_is_checked(tmp_path: Path, about: str | dict[str, Any], message: str) -> None:
+    text = about if isinstance(about, str) else json.dumps({**ABOUT, **about})
+    with pytest.raises(ArtefactError, match=message):
+        ReferenceOutputs.load(written(tmp_path / "e.npz", text))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"image0": np.zeros((3, 8, 8), np.float32)},
+            r"image 'a' must be float32 \(1, C, H, W\), got float32 \(3, 8, 8\)",
+        ),
+        ({"image0": np.zeros((2, 3, 8, 8), np.float32)}, r"got float32 \(2, 3, 8, 8\)"),
+        ({"image0": np.zeros((1, 3, 0, 8), np.float32)}, r"got float32 \(1, 3, 0, 8\)"),
+        ({"image0": np.zeros((1, 3, 8, 8))}, r"got float64"),
+        ({"rows0": np.zeros(6, np.uint8)}, r"the values of 'a' must be a float32 array, got uint8"),
+        ({"rows0": np.float32(1)}, r"must be a float32 array, got float32 \(\)"),
+        ({"about": np.zeros(17_000_000, np.uint8)}, r"about\.npy has 17\.0 MB, and 16\.8 MB are left"),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(tmp_path: Path, arrays: dict[str, Array], message: str) -> None:
+    np.savez_compressed(
+        tmp_path / "e.npz", **{"about": np.frombuffer(json.dumps(ABOUT).encode(), np.uint8), **PLAIN, **arrays}
+    )
+    with pytest.raises(ArtefactError, match=message):
+        ReferenceOutputs.load(tmp_path / "e.npz")
 
 
 @given(st.integers(0, 4), st.booleans())
