@@ -120,11 +120,11 @@ def check_fold(
     largest, error = float(expected.abs().max()), float((expected - found).abs().max())
     where = f"folding the {what} of {path or 'the model'}"
     if not (math.isfinite(largest) and math.isfinite(error)):
-        raise FoldError(f"{where} gives values that are not finite: its weights are damaged, get the checkpoint again")
+        raise FoldError(f"{where} gives values that are not finite: its weights hold NaN or infinity, or overflow")
     if error > max(TOLERANCE * largest, torch.finfo(torch.float32).tiny):
         raise FoldError(
             f"{where} changed its output by {error:.3g}, more than {TOLERANCE:g} of its largest value ({largest:.3g}): "
-            "the weights are damaged or of another model, get the checkpoint again"
+            "the weights are of another model, or a variance of a batch norm is almost 0"
         )
 
 

@@ -11,10 +11,11 @@ from typing import Protocol
 
 from torch import nn
 
-from deploykit.errors import CheckpointError, NotFoundError, UsageError
+from deploykit.errors import CheckpointError, NotFoundError, UnknownLayerError, UsageError
 from deploykit.models.checkpoint.prefixes import parts_of
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.load_options import LoadOptions
+from deploykit.models.signatures import described_by, signature_of
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import InputSpec, ModelSpec, Source
 
@@ -191,7 +192,16 @@ def model_from_checkpoint(checkpoint: Checkpoint, loading: LoadOptions | None = 
         UsageError: the model leaves nothing open there, or the file says otherwise.
     """
     checkpoint = replace(checkpoint, loading=loading or LoadOptions())
-    model = _recognised(checkpoint) or _recognised_part(checkpoint)
+    try:
+        model = _recognised(checkpoint)
+    except UnknownLayerError as e:
+        what = described_by(checkpoint.yaml or {})
+        if not what:
+            raise
+        raise UnknownLayerError(_not_built(checkpoint, f"{what}, by the layers of its description")) from e
+    if model is None:
+        _refuse_known(checkpoint)
+        model = _recognised_part(checkpoint)
     if model is not None:
         return model
     first = ", ".join(list(checkpoint.state_dict)[:3]) or "none"
@@ -200,6 +210,22 @@ def model_from_checkpoint(checkpoint: Checkpoint, loading: LoadOptions | None = 
         f"tensors ({first}, ...) and no description of its layers; deploykit inspect shows it, deploykit models "
         "lists what can be loaded"
     )
+
+
+def _refuse_known(checkpoint: Checkpoint) -> None:
+    """Name the network that a checkpoint is of, where it is one that deploykit does not build.
+
+    Raises:
+        CheckpointError: its tensors are those of such a network.
+    """
+    signature = signature_of(checkpoint.state_dict)
+    if signature is not None:
+        raise CheckpointError(_not_built(checkpoint, f"{signature.what}, by its tensors", signature.advice))
+
+
+def _not_built(checkpoint: Checkpoint, what: str, advice: str = "") -> str:
+    advice = advice or "deploykit models lists what can be loaded, of a file of weights also --timm-model NAME"
+    return f"{checkpoint.path} is of {what}: deploykit does not build it; {advice}"
 
 
 def _recognised(checkpoint: Checkpoint) -> ReferenceModel | None:
@@ -228,6 +254,7 @@ def _recognised_part(checkpoint: Checkpoint) -> ReferenceModel | None:
             model = _recognised(part.checkpoint)
             if model is not None:
                 return model
+            _refuse_known(part.checkpoint)
             continue
         try:
             known = _recognised(part.checkpoint) is not None

@@ -208,7 +208,7 @@ def _of_file(checkpoint: Checkpoint, options: TimmOptions) -> ReferenceModel:
         if key not in sizes and tensor is not None and tensor.dim() > axis:
             sizes[key] = int(tensor.shape[axis])
     if any(not 0 < size <= 65_536 for size in sizes.values()):
-        raise CheckpointError(f"{checkpoint.path}: {sizes} do not fit a {options.model}: the file is damaged")
+        raise CheckpointError(f"{checkpoint.path}: {sizes} do not fit a {options.model}: it is of another network")
     network = _create(options.model, False, sizes)
     load_weights(network, checkpoint, checkpoint.float32(), options.model)
     model = _reference(options.model, network.requires_grad_(False))

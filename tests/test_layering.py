@@ -23,7 +23,7 @@ TOPS = ("deploykit", "models", "export", "runtime")
 
 FLOORS = (
     ("errors", "version", "progress", "strict_json", "coco_classes", "runtime", "models", "export", "runtime.arrays",
-     "runtime.options", "models.imagenet_classes", "models.load_options", "models.timm_options"),
+     "runtime.options", "models.imagenet_classes", "models.load_options", "models.signatures", "models.timm_options"),
     ("atomic", "spec", "runtime.files", "runtime.machine", "runtime.cuda", "models.checkpoint", "models.class_names",
      "models.fuse", "export.step_timer"),
     ("describe", "releases", "runtime.session", "runtime.spec_file", "runtime.engine_record", "runtime.npz_file",

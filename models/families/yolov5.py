@@ -22,6 +22,7 @@ from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.registry import ReferenceModel, register_variants
+from deploykit.models.signatures import layers_of
 from deploykit.models.yolo_graph.description import NOT_GIVEN_ACT, GraphConfig, Row
 from deploykit.models.yolo_graph.family import (
     HeadShape,
@@ -198,7 +199,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     """
     _refuse_relatives(checkpoint)
     if checkpoint.yaml:
-        if not _layers(checkpoint.yaml) & LAYERS:
+        if not layers_of(checkpoint.yaml) & LAYERS:
             return None
         name, variant, generation, config = _described(checkpoint)
     else:
@@ -218,13 +219,6 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     model = reference_of(graph, name, FAMILY, classes, size, notes, channels=config.channels)
     model = model.assuming(*loaded.assumptions, *assumed)
     return with_score_of_one_class(model, graph.head, checkpoint, yolov7=False, published=variant is not None)
-
-
-def _layers(yaml: dict[str, Any]) -> set[str]:
-    """The layers that a description names, as far as it can be read."""
-    parts = [part for part in (yaml.get("backbone"), yaml.get("head")) if isinstance(part, (list, tuple))]
-    rows = [row for part in parts for row in part if isinstance(row, (list, tuple)) and len(row) > 2]
-    return {row[2] for row in rows if isinstance(row[2], str)}
 
 
 def _described(checkpoint: Checkpoint) -> tuple[str, Variant | None, int, GraphConfig]:

@@ -48,7 +48,7 @@ class CheckpointShapes:
             state = f"is {list(found)}" if found else "is missing"
             raise CheckpointError(
                 f"{self.checkpoint.path} has the tensors of a {self.family} network, but {key} {state}: expected "
-                f"{axes} axes; the file is damaged or of a changed model (deploykit inspect shows it)"
+                f"{axes} axes; it is of a changed model, or of another network (deploykit inspect shows it)"
             )
         return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,22 +35,47 @@ def load_weights(
     """
     own = {key: (key_map or {}).get(key, key) for key in module.state_dict()}
     expected = {own[key]: tensor for key, tensor in module.state_dict().items()}
-    advice = f"the file is damaged or of a changed {name} (deploykit inspect shows it)"
     counters = {key for key in expected if key.endswith(".num_batches_tracked")}
     for key in counters:  # only training counts; some projects leave it out, or average it to a float
         found[key] = found.get(key, torch.zeros(())).long()
-    for key, tensor in expected.items():
-        if key not in found:
-            raise WeightsMismatchError(f"{checkpoint.path} lacks the tensor {key} {list(tensor.shape)}: {advice}")
-        if found[key].shape != tensor.shape:
-            raise WeightsMismatchError(
-                f"{checkpoint.path}: {key} is {list(found[key].shape)}, expected {list(tensor.shape)}: {advice}"
-            )
-        if found[key].dtype != tensor.dtype:
-            raise WeightsMismatchError(
-                f"{checkpoint.path}: {key} is of {found[key].dtype}, expected {tensor.dtype}: {advice}"
-            )
-    extra = next((key for key in found if key not in expected), None)
-    if extra is not None:
-        raise WeightsMismatchError(f"{checkpoint.path} holds the tensor {extra}, which {name} does not have: {advice}")
+    reason = _misfit(expected, found, name)
+    if reason:
+        advice = f"it is of a changed {name}, or of another network (deploykit inspect shows it)"
+        if _is_fused(module, own, found):
+            advice = "its batch norms are folded into its convolutions: take a file of before they were fused"
+        raise WeightsMismatchError(f"{checkpoint.path}{reason}: {advice}")
     module.load_state_dict({key: found[own[key]] for key in own}, assign=True)
+
+
+def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: str) -> str:
+    """What the first tensor is that does not fit, and how many are like it; empty: all fit."""
+    missing = [key for key in expected if key not in found]
+    extra = [key for key in found if key not in expected]
+    if missing:
+        also = f" and holds {_and_more(extra)} instead" if extra else ""
+        first = missing[0]
+        return f" lacks the tensor {_and_more(missing, str(list(expected[first].shape)))}{also}"
+    for key, tensor in expected.items():
+        if found[key].shape != tensor.shape:
+            return f": {key} is {list(found[key].shape)}, expected {list(tensor.shape)}"
+        if found[key].dtype != tensor.dtype:
+            return f": {key} is of {found[key].dtype}, expected {tensor.dtype}"
+    return f" holds the tensor {_and_more(extra)}, which {name} does not have" if extra else ""
+
+
+def _and_more(keys: Sequence[str], about: str = "") -> str:
+    """The first of some tensors, and how many more there are."""
+    more = f" (and {len(keys) - 1:,} more)" if len(keys) > 1 else ""
+    return " ".join(filter(None, (keys[0], about))) + more
+
+
+def _is_fused(module: nn.Module, own: Mapping[str, str], found: Mapping[str, Tensor]) -> bool:
+    """Whether all that is missing is of batch norms, and all that is left over are biases of convolutions."""
+    norms = tuple(f"{path}." for path, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    missing = [key for key in own if own[key] not in found]
+    extra = found.keys() - set(own.values())
+    return (
+        bool(missing and extra)
+        and all(key.startswith(norms) for key in missing)
+        and all(key.endswith(".bias") for key in extra)
+    )

@@ -161,7 +161,7 @@ def _number(record: Module, name: str, default: float) -> float:
     if not isinstance(value, (int, float)) or not math.isfinite(value):
         raise CheckpointError(
             f"{name} of {record.path} in the pickled model is {reprlib.repr(value)}, expected a number: "
-            "the file is damaged, get it again"
+            "it was changed after it was made, and cannot be rebuilt"
         )
     return float(value)
 

@@ -158,7 +158,7 @@ class CmtFamily(Family[CmtConfig]):
             if dim % bias[0]:  # no other tensor's shape depends on it
                 raise CheckpointError(
                     f"{path}: relative_pos_{stage} has {bias[0]} heads, expected a divisor of the stage's {dim} "
-                    "channels: the file is damaged or of a changed model (deploykit inspect shows it)"
+                    "channels: it is of a changed model, or of another network (deploykit inspect shows it)"
                 )
         return CmtConfig(
             size=4 * sides[0],

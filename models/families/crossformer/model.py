@@ -162,7 +162,7 @@ class CrossFormerFamily(Family[CrossFormerConfig]):
             if (dim << i) % count:  # no other tensor's shape tells, so it would fail as late as in the first image
                 raise CheckpointError(
                     f"{path}: layers.{i}.blocks.0.attn.pos.pos3.2.weight has {count} rows, one per head, expected a "
-                    f"divisor of the stage's {dim << i} channels: the file is damaged (deploykit inspect shows it)"
+                    f"divisor of the stage's {dim << i} channels: it is of a changed model (deploykit inspect shows it)"
                 )
         hidden, width = shapes.weight_shape("layers.0.blocks.0.mlp.fc1", 2)
         return CrossFormerConfig(

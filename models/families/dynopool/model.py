@@ -277,7 +277,7 @@ class DynOPoolFamily(Family[Config]):
             if not ((alpha >= 1 / LARGEST).all() and (alpha <= 1 / SMALLEST).all()):
                 raise CheckpointError(
                     f"{shapes.checkpoint.path}: {key}.alpha is {alpha.tolist()}, expected two values of {1 / LARGEST:g}"
-                    f" to {1 / SMALLEST:g} (ratios of {LARGEST:g} down to {SMALLEST:g}): the file is damaged"
+                    f" to {1 / SMALLEST:g} (ratios of {LARGEST:g} down to {SMALLEST:g}): it is of another network"
                 )
         return super().loaded(config, network, shapes)
 

@@ -136,8 +136,8 @@ class _Tensors:
         pooled, numbers = self.layout.kind == "pooled", range(1, self.depth + 1)
         if not self.depth:
             raise CheckpointError(
-                f"{self.checkpoint.path} has the first and the last layer of a U-Net and no level between them: the "
-                "file is damaged or of a changed model (deploykit inspect shows it)"
+                f"{self.checkpoint.path} has the first and the last layer of a U-Net and no level between them: "
+                "it is of a changed model, or of another network (deploykit inspect shows it)"
             )
         if pooled:
             contracting = [self._level(f"down{i}.conv") for i in numbers]
@@ -171,7 +171,7 @@ class _Tensors:
             found = "is missing" if tensor is None else f"is {list(tensor.shape)}"
             raise CheckpointError(
                 f"{self.checkpoint.path} is of a U-Net, but {own} {found}: expected the weights of a convolution; "
-                "the file is damaged or of a changed model (deploykit inspect shows it)"
+                "it is of a changed model, or of another network (deploykit inspect shows it)"
             )
         return tensor.shape[axis]
 

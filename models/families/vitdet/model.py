@@ -310,7 +310,7 @@ class VitDetFamily(MaskRcnnFamily):
         heads = dim // each
         if heads * each != dim or dim % 4:
             raise CheckpointError(
-                f"{path}: {dim} channels are not {heads} heads of {each} channels: the file is damaged"
+                f"{path}: {dim} channels are not {heads} heads of {each} channels: it is of a changed model"
             )
         window = min(cells) if min(cells) < max(cells) else VitDetConfig.window
         return VitDetConfig(

@@ -93,7 +93,9 @@ def normalised(checkpoint: Checkpoint) -> tuple[Checkpoint, tuple[str, ...]]:
     }
     state = {plain_name(key): tensor for key, tensor in kept.items()}
     if len(state) < len(kept):
-        raise CheckpointError(f"{checkpoint.path} has tensors under the names of two versions of YOLOv6: it is damaged")
+        raise CheckpointError(
+            f"{checkpoint.path} has tensors under the names of two versions of YOLOv6: it was made of two files"
+        )
     modules = tuple(replace(m, path=_ACTIVATION.sub(".act", plain_name(m.path))) for m in checkpoint.modules)
     notes: tuple[str, ...] = ()
     if len(kept) < len(checkpoint.state_dict):
@@ -111,7 +113,7 @@ def described(checkpoint: Checkpoint) -> YOLOv6Config:
         config = config_from_shapes({key: tuple(t.shape) for key, t in checkpoint.state_dict.items()})
     except CheckpointError as e:
         raise CheckpointError(
-            f"{checkpoint.path} is a YOLOv6 model, but {e}: it is damaged or changed (deploykit inspect shows it)"
+            f"{checkpoint.path} is a YOLOv6 model, but {e}: it is of a changed network (deploykit inspect shows it)"
         ) from e
     kinds = {module.path: module.kind for module in checkpoint.modules}
     if kinds.get("backbone.stem", "").endswith("QARepVGGBlockV2"):

@@ -236,7 +236,7 @@ def _recognised(checkpoint: Checkpoint) -> YoloxConfig:
             found = "is missing" if tensor is None else f"is {list(tensor.shape)}"
             raise CheckpointError(
                 f"{checkpoint.path} has the head of a YOLOX, but {key} {found}: expected the weights of a convolution; "
-                "the file is damaged or of a changed model (deploykit inspect shows it)"
+                "it is of a changed model, or of another network (deploykit inspect shows it)"
             )
         return len(tensor)
 

@@ -378,7 +378,7 @@ def test_what_does_not_fit_is_refused_by_name(
     with pytest.raises(error, match=said) as refused:
         load_model(save(change(state)))
     assert type(refused.value) is error
-    assert "the file is damaged" in str(refused.value)
+    assert "or of another network (deploykit inspect shows it)" in str(refused.value)
 
 
 def test_other_projects_tensors_are_refused_by_their_own_names(save: Any) -> None:
