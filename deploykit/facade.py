@@ -322,7 +322,7 @@ def open_session(
         MissingDependencyError: a checkpoint without torch, or an ONNX file without onnxruntime.
     """
     from deploykit.runtime import session
-    from deploykit.runtime.files import existing_file
+    from deploykit.runtime.files import existing_file, is_folder
 
     if session.is_checkpoint(path):
         if backend not in ("auto", "torch") or provider != "auto":
@@ -330,7 +330,7 @@ def open_session(
         if verify:
             raise UsageError(f"{path} is a checkpoint, which exports are verified against: --verify is for exports")
         session.check_threads(threads)
-        file = existing_file(path, "a checkpoint")
+        file = Path(path) if is_folder(Path(path)) else existing_file(path, "a checkpoint")
         import_extra("torch", "export")
         from deploykit.export.sessions.torch_module import open_torch_session
 

@@ -11,8 +11,8 @@ from typing import Any
 from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, UsageError, import_extra
 from deploykit.models.load_options import LoadOptions
 from deploykit.runtime.engine_record import read_record
-from deploykit.runtime.files import existing_file
-from deploykit.runtime.session import open_session
+from deploykit.runtime.files import existing_file, is_folder
+from deploykit.runtime.session import is_checkpoint, open_session
 from deploykit.runtime.verified import engine_doubt, onnx_doubt, sha256
 from deploykit.spec import METADATA_KEY, ModelSpec
 
@@ -40,6 +40,8 @@ def inspect_file(path: str | Path, loading: LoadOptions | None = None) -> Inspec
         NotFoundError: there is no such file. CheckpointError, ArtefactError: it is neither.
         UsageError: ``loading`` is given for an exported model.
     """
+    if is_folder(Path(path)) and is_checkpoint(path):
+        return _checkpoint(Path(path), loading)
     file = existing_file(path, "a checkpoint or an exported model")
     kinds = {".onnx": _artefact, ".trt": _engine, ".engine": _engine}
     artefact = kinds.get(file.suffix.lower())

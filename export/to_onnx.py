@@ -29,11 +29,13 @@ from deploykit.export.parity.verification import Verification
 from deploykit.export.precision.convert import ExportContext, PrecisionReport, convert_precision, verify_precision
 from deploykit.export.report import ExportReport
 from deploykit.export.step_timer import StepTimer
+from deploykit.models.checkpoint.safetensors_file import INDEX, SHARD, find_shards
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel, load_model, with_preprocessing, with_rewrite
 from deploykit.models.timm_models import load_timm, name_in
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.engine_record import parity_report_path
+from deploykit.runtime.files import is_folder
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.verified import digests
 from deploykit.spec import Dynamic, ModelSpec, Thresholds
@@ -118,7 +120,7 @@ def export_checkpoint(
     """Do the work of :func:`export_onnx`, and return the reference values as well."""
     timer = StepTimer(progress)
     named = name_in(weights)
-    default = Path(f"{named.replace('/', '_')}.onnx") if named else Path(weights).with_suffix(".onnx")
+    default = Path(f"{named.replace('/', '_')}.onnx") if named else _beside(Path(weights))
     path = output_path(default, out, (".onnx",))
     if options.timm is None and named is None:
         model = load_model(
@@ -133,8 +135,22 @@ def export_checkpoint(
         model = with_preprocessing(timm_model, options.preprocessing)
         model = with_rewrite(model, options.rewrite)
     done = export_model(model, options, out=path, samples=samples, check=check, timer=timer)
-    size = 0 if named else Path(weights).stat().st_size
+    shards = None if named else find_shards(Path(weights))
+    files = [shards.folder / name for name in shards.files] if shards else [Path(weights)]
+    size = 0 if named else sum(file.stat().st_size for file in files)
     return done._replace(report=replace(done.report, checkpoint_size=size))
+
+
+def _beside(weights: Path) -> Path:
+    """The default file: ``m.onnx`` for ``m.pt`` and ``m.pth.tar``, for shards of ``m`` and for a folder ``m``."""
+    if is_folder(weights):
+        return weights.parent / f"{weights.resolve().name}.onnx"
+    shard = SHARD.fullmatch(weights.name)
+    if shard or weights.name.endswith(INDEX):
+        base = shard[1] if shard else weights.name.removesuffix(INDEX)
+    else:
+        base = Path(weights.name.removesuffix(".tar")).stem
+    return weights.with_name(f"{base}.onnx")
 
 
 def export_model(

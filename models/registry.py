@@ -198,7 +198,7 @@ def model_from_checkpoint(checkpoint: Checkpoint, loading: LoadOptions | None = 
         what = described_by(checkpoint.yaml or {})
         if not what:
             raise
-        raise UnknownLayerError(_not_built(checkpoint, f"{what}, by the layers of its description")) from e
+        raise UnknownLayerError(f"{_not_built(checkpoint, f'{what}, by the layers of its description')} ({e})") from e
     if model is None:
         _refuse_known(checkpoint)
         model = _recognised_part(checkpoint)
@@ -224,7 +224,7 @@ def _refuse_known(checkpoint: Checkpoint) -> None:
 
 
 def _not_built(checkpoint: Checkpoint, what: str, advice: str = "") -> str:
-    advice = advice or "deploykit models lists what can be loaded, of a file of weights also --timm-model NAME"
+    advice = advice or "deploykit models lists what can be loaded"
     return f"{checkpoint.path} is of {what}: deploykit does not build it; {advice}"
 
 
@@ -235,12 +235,22 @@ def _recognised(checkpoint: Checkpoint) -> ReferenceModel | None:
         if model is not None:
             _check_choices(model, checkpoint.loading)
             source = Source(model=model.name, sha256=checkpoint.sha256)
-            notes = (*checkpoint.notes, *model.notes)
+            notes = (*checkpoint.notes, *model.notes, *_other_names(checkpoint, model))
             seed = checkpoint.metadata.get("random_seed")
             if seed is not None:  # written by create_checkpoint
                 notes = (*notes, f"its weights are random (seed {seed}): what it says means nothing")
             return replace(model, spec=replace(model.spec, source=source), notes=notes)
     return None
+
+
+def _other_names(checkpoint: Checkpoint, model: ReferenceModel) -> tuple[str, ...]:
+    """What to say where the file names another number of classes than the model has, and its family does not say it."""
+    names, classes = checkpoint.names or (), model.spec.classes
+    if not names or not classes or set(names) <= set(classes) or any(n.startswith("it names ") for n in model.notes):
+        return ()
+    if len(names) == len(classes):
+        return ()
+    return (f"it names {len(names):,} classes and has {len(classes):,}: its names are not used",)
 
 
 def _recognised_part(checkpoint: Checkpoint) -> ReferenceModel | None:

@@ -213,7 +213,8 @@ def _of_file(checkpoint: Checkpoint, options: TimmOptions) -> ReferenceModel:
     load_weights(network, checkpoint, checkpoint.float32(), options.model)
     model = _reference(options.model, network.requires_grad_(False))
     source = Source(model=model.name, sha256=checkpoint.sha256)
-    return replace(model, spec=replace(model.spec, source=source), notes=(*checkpoint.notes, *model.notes))
+    spec = replace(model.spec, source=source, classes=class_names(len(model.spec.classes), checkpoint.names))
+    return replace(model, spec=spec, notes=(*checkpoint.notes, *model.notes))
 
 
 def _inside(checkpoint: Checkpoint, outline: nn.Module) -> Checkpoint:

@@ -19,7 +19,7 @@ import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import existing_file
+from deploykit.runtime.files import existing_file, is_folder
 from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, ModelSpec
 
 __all__ = [
@@ -142,8 +142,11 @@ def open_session(
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Return whether a path is that of a checkpoint, which runs in PyTorch, by its suffix."""
-    return Path(path).suffix.lower() in CHECKPOINT_SUFFIXES
+    """Return whether a path is that of a checkpoint, which runs in PyTorch: by its name, or a folder of safetensors."""
+    file = Path(path)
+    if file.suffix.lower() in CHECKPOINT_SUFFIXES or file.name.lower().endswith(".safetensors.index.json"):
+        return True
+    return is_folder(file) and any(file.glob("*.safetensors"))
 
 
 def for_checkpoints(models: Sequence[object], asked: Asked | None) -> list[Asked | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,19 @@ import torch
 from deploykit.models.checkpoint.module_tree import checked_name, is_tensor
 
 __all__ = ["class_names", "note_mixed_precision", "note_precision", "strides", "what_is_beside"]
+
+_NAMES = (
+    "names",
+    "class_names",
+    "classes",
+    "CLASSES",
+    "labels",
+    "idx_to_class",
+    "id2label",
+    "class_to_idx",
+    "label2id",
+)
+"""What projects call the names of the classes."""
 
 
 def what_is_beside(root: Any, entry: str, notes: list[str]) -> dict[str, Any]:
@@ -56,13 +70,53 @@ def note_precision(state_dict: Mapping[str, torch.Tensor], notes: list[str]) -> 
         notes.append("weights are float64")
 
 
-def class_names(value: Any) -> tuple[str, ...] | None:
-    """Class names from a list, or from a dictionary of index to name."""
-    if isinstance(value, dict) and all(type(key) is int for key in value):
-        value = [value[key] for key in sorted(value)]
-    if not isinstance(value, (list, tuple)) or not value or not all(type(name) in (str, int) for name in value):
-        return None
-    return tuple(str(name) for name in value)
+def class_names(own: Mapping[str, Any], metadata: Mapping[str, Any], notes: list[str]) -> tuple[str, ...] | None:
+    """The class names that a model or its file brings, in order; what is unusual about them goes to ``notes``.
+
+    Projects write a list; a dictionary of number to name (also as text, and some from 1 on); or name to number.
+    """
+    for where, value in _places(own, metadata):
+        numbered = _numbered(value)
+        if not numbered:
+            continue
+        first, count = min(numbered), len(numbered)
+        if max(numbered) - first + 1 != count or first not in (0, 1):
+            notes.append(f"its class names ({where}) have the numbers {first} to {max(numbered)} with gaps: not used")
+            continue
+        if first == 1:
+            notes.append(f"its class names ({where}) begin at number 1: that name is taken for the first class")
+        return tuple(numbered[number] for number in sorted(numbered))
+    return None
+
+
+def _places(own: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Where class names may be, and what is there."""
+    tables = [("", own), ("", metadata)]
+    for name in ("meta", "hyper_parameters", "hparams", "config", "args"):
+        table = metadata.get(name)
+        if isinstance(table, Mapping):
+            tables.append((f"{name}.", table))
+            inner = table.get("dataset_meta")  # MMEngine's
+            tables += [(f"{name}.dataset_meta.", inner)] if isinstance(inner, Mapping) else []
+    for where, table in tables:
+        yield from ((f"{where}{name}", table[name]) for name in _NAMES if name in table)
+
+
+def _numbered(value: Any) -> dict[int, str]:
+    """Class names by number; empty: they are none."""
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, Mapping) or not value:
+        return {}
+    keys, items = list(value), list(value.values())
+    if all(type(item) is int for item in items) and all(type(key) is str and not key.isdecimal() for key in keys):
+        keys, items = items, keys  # class_to_idx
+    numbers = [int(key) if type(key) is str and re.fullmatch("[0-9]{1,6}", key) else key for key in keys]
+    if not all(type(number) is int and number >= 0 for number in numbers) or len(set(numbers)) != len(numbers):
+        return {}
+    if not all(type(item) in (str, int) for item in items):
+        return {}
+    return {number: str(item) for number, item in zip(numbers, items, strict=True)}
 
 
 def strides(value: Any) -> tuple[int, ...] | None:

@@ -73,12 +73,12 @@ def _part(
     if left:
         named = ", ".join(name[:80] for name in left[:5]) + (", ..." if len(left) > 5 else "")
         notes.append(f"{len(left)} tensors of its training are left out ({named})")
-    own = _facts(checkpoint, next((m for m in checkpoint.modules if m.path == path), None))
+    own = _facts(checkpoint, next((m for m in checkpoint.modules if m.path == path), None), notes)
     state = {name.removeprefix(prefix): checkpoint.state_dict[name] for name in names}
     return Part(replace(own, state_dict=state, modules=tuple(modules), notes=tuple(notes)), prefix, tuple(others))
 
 
-def _facts(checkpoint: Checkpoint, module: Module | None) -> Checkpoint:
+def _facts(checkpoint: Checkpoint, module: Module | None, notes: list[str]) -> Checkpoint:
     """With what the pickled module tells of itself, where the one around it tells nothing."""
     if module is None:
         return checkpoint
@@ -87,6 +87,6 @@ def _facts(checkpoint: Checkpoint, module: Module | None) -> Checkpoint:
     return replace(
         checkpoint,
         yaml=checkpoint.yaml or (yaml if isinstance(yaml, dict) else None),
-        names=checkpoint.names or class_names(facts.get("names")),
+        names=checkpoint.names or class_names(facts, {}, notes),
         stride=checkpoint.stride or strides(facts.get("stride")),
     )

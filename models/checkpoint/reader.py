@@ -12,7 +12,7 @@ import difflib
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BufferedReader
 from pathlib import Path
@@ -34,6 +34,7 @@ from deploykit.models.checkpoint.module_tree import (
 )
 from deploykit.models.checkpoint.parametrized import whole_weights
 from deploykit.models.checkpoint.refusals import refuse_names, why_not_read
+from deploykit.models.checkpoint.safetensors_file import find_shards, read_shards
 from deploykit.models.checkpoint.stack_machine import Record, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor
 from deploykit.models.load_options import LoadOptions
@@ -56,9 +57,9 @@ class Checkpoint:
     """What a checkpoint holds.
 
     Attributes:
-        path: the file.
-        size: its size in bytes.
-        sha256: of the whole file, in hexadecimal.
+        path: the file; of shards the one that was given, or their folder.
+        size: in bytes; of shards all of them together.
+        sha256: of the whole file, in hexadecimal; of shards that of their bytes one after the other, in order of names.
         format: how it was saved; ``pickle`` is a plain pickle, as detectron2 writes.
         entry: the entry that the weights came from, ``ema`` or ``model``; empty where the top level is them.
         state_dict: the weights under the names that torch gives them, in its order, as stored (half stays half).
@@ -102,6 +103,7 @@ class Checkpoint:
 def read_checkpoint(path: str | Path, *, entry: str = "") -> Checkpoint:
     """Read a checkpoint (.pt, .pth, .pkl, .safetensors) without importing or calling anything that it names.
 
+    Shards of safetensors are read together: ``path`` is their index, their folder or any of them.
     ``entry``: dotted name of the entry whose weights are taken; empty: by the rule of docs/checkpoints.md.
 
     Raises:
@@ -111,14 +113,22 @@ def read_checkpoint(path: str | Path, *, entry: str = "") -> Checkpoint:
         UnsafeCheckpointError: it breaks the reader's limits, or names what no checkpoint needs.
     """
     path = Path(path)
-    with _naming(path), _open(path) as file:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_naming(path))
+        shards = find_shards(path)
+        if shards is not None:
+            files = [stack.enter_context(_open(shards.folder / name)) for name in shards.files]
+            root, tensors, metadata = read_shards(shards, files)
+            contents = Contents("safetensors", root, tensors, dict(metadata), [shards.note])
+            return _assemble(path, contents, files, entry)
+        file = stack.enter_context(_open(path))
         if path.suffix == ".distcp":
             raise CheckpointError(
                 "it is a shard of torch.distributed.checkpoint: join its folder with python -m "
                 "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE.pt"
             )
         size = os.fstat(file.fileno()).st_size
-        return _assemble(path, size, read_contents(file, size), file, entry)
+        return _assemble(path, read_contents(file, size), [file], entry)
 
 
 @contextlib.contextmanager
@@ -139,8 +149,6 @@ def _open(path: Path) -> BufferedReader:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError) as e:
         raise NotFoundError(f"there is no such file{_close_matches(path)}") from e
-    if stat.S_ISDIR(mode):
-        raise CheckpointError("it is a folder; expected the checkpoint file itself (.pt, .pth, .pkl or .safetensors)")
     if not stat.S_ISREG(mode):  # to open a pipe may wait forever, and a device has no end
         raise CheckpointError("it is a device or a pipe, not a file; expected a checkpoint")
     return path.open("rb")
@@ -156,7 +164,7 @@ def _close_matches(path: Path) -> str:
     return f"; did you mean {' or '.join(close)}?" if close else f" in {path.parent}; check the path"
 
 
-def _assemble(path: Path, size: int, contents: Contents, file: BufferedReader, asked: str) -> Checkpoint:
+def _assemble(path: Path, contents: Contents, files: Sequence[BufferedReader], asked: str) -> Checkpoint:
     chosen = choose_entry(contents.root, asked, contents.tensors.read)
     entry, holder = chosen.name, chosen.holder
     plain = PlainValues(contents.tensors)
@@ -176,16 +184,20 @@ def _assemble(path: Path, size: int, contents: Contents, file: BufferedReader, a
     note_mixed_precision(contents.root, metadata, notes)
     facts = modules[0].attributes if modules else metadata
     yaml = facts.get("yaml")
-    file.seek(0)
+    names = class_names(modules[0].attributes if modules else {}, metadata, notes)
+    digest = hashlib.sha256()
+    for file in files:
+        file.seek(0)
+        hashlib.file_digest(file, lambda: digest)
     return Checkpoint(
         path=path,
-        size=size,
-        sha256=hashlib.file_digest(file, "sha256").hexdigest(),
+        size=sum(os.fstat(file.fileno()).st_size for file in files),
+        sha256=digest.hexdigest(),
         format=contents.format,
         entry=entry,
         state_dict=state_dict,
         yaml=yaml if isinstance(yaml, dict) else None,
-        names=class_names(facts.get("names", metadata.get("names"))),
+        names=names,
         stride=strides(facts.get("stride")),
         modules=tuple(modules),
         metadata=metadata,

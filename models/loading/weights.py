@@ -52,21 +52,19 @@ def _misfit(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], name: s
     missing = [key for key in expected if key not in found]
     extra = [key for key in found if key not in expected]
     if missing:
-        also = f" and holds {_and_more(extra)} instead" if extra else ""
-        first = missing[0]
-        return f" lacks the tensor {_and_more(missing, str(list(expected[first].shape)))}{also}"
+        also = f" and holds {extra[0]}{_more(extra)} instead" if extra else ""
+        return f" lacks the tensor {missing[0]} {list(expected[missing[0]].shape)}{_more(missing)}{also}"
     for key, tensor in expected.items():
         if found[key].shape != tensor.shape:
             return f": {key} is {list(found[key].shape)}, expected {list(tensor.shape)}"
         if found[key].dtype != tensor.dtype:
             return f": {key} is of {found[key].dtype}, expected {tensor.dtype}"
-    return f" holds the tensor {_and_more(extra)}, which {name} does not have" if extra else ""
+    return f" holds the tensor {extra[0]}, which {name} does not have{_more(extra)}" if extra else ""
 
 
-def _and_more(keys: Sequence[str], about: str = "") -> str:
-    """The first of some tensors, and how many more there are."""
-    more = f" (and {len(keys) - 1:,} more)" if len(keys) > 1 else ""
-    return " ".join(filter(None, (keys[0], about))) + more
+def _more(keys: Sequence[str]) -> str:
+    """How many there are besides the first."""
+    return f" (and {len(keys) - 1:,} more)" if len(keys) > 1 else ""
 
 
 def _is_fused(module: nn.Module, own: Mapping[str, str], found: Mapping[str, Tensor]) -> bool:
