@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -292,7 +293,7 @@ def test_what_does_not_fit_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=said) as refused:
         load_model(save({"model": change(state)}))
-    assert "or of another network (deploykit inspect shows it)" in str(refused.value)
+    assert re.search(r"of another (network|model) \(deploykit inspect shows it\)", str(refused.value))
 
 
 def test_a_state_dict_that_only_begins_like_one_is_of_no_family(save: Any, state: State) -> None:
