@@ -6,9 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Literal, TypedDict
 
-__all__ = ["EvalKeywords", "EvalOptions", "MetricsEngine", "PredictKeywords", "PredictOptions", "given_options"]
+__all__ = [
+    "MAX_PIXELS",
+    "EvalKeywords",
+    "EvalOptions",
+    "MetricsEngine",
+    "PredictKeywords",
+    "PredictOptions",
+    "given_options",
+]
 
 MetricsEngine = Literal["hotcoco", "pycocotools"]
+
+MAX_PIXELS = 2**28
+"""The most pixels that an image may declare: 268 megapixels, 805 MB when decoded. A few bytes can declare more."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,7 @@ class PredictOptions:
         tile: side of a tile in pixels, or (height, width); for a mosaic in cells of 2 x 2 (``restore``).
         overlap: distance in pixels from the edge of a tile within which its pixels are dropped (``restore``).
         batch: images, or tiles, per call of a network with a dynamic batch.
+        max_pixels: the most pixels that the header of an image, or a video, may declare.
     """
 
     conf: float | None = None
@@ -37,13 +49,14 @@ class PredictOptions:
     tile: int | tuple[int, int] | None = None
     overlap: int | None = None
     batch: int | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True)
 class EvalOptions:
     """Options of an evaluation; None means what follows from the model.
 
-    The task decides which options apply; ``task``, ``limit`` and ``batch`` always do.
+    The task decides which options apply; ``task``, ``limit``, ``batch`` and ``max_pixels`` always do.
 
     Attributes:
         task: what to score, where a model has more than one output (``keypoints`` finds boxes too); None: the spec's.
@@ -63,6 +76,7 @@ class EvalOptions:
             the classes' names (``mask 255``), else 0, 1, 2, ...
         ignore_label: the value of pixels in label maps that do not count, or ``none`` (``segment``); None: 255, unless
             it is a class.
+        max_pixels: the most pixels that the header of an image may declare.
     """
 
     task: str | None = None
@@ -79,6 +93,7 @@ class EvalOptions:
     keep_detections: bool = False
     mask_values: tuple[int, ...] | None = None
     ignore_label: int | Literal["none"] | None = None
+    max_pixels: int = MAX_PIXELS
 
 
 class PredictKeywords(TypedDict, total=False):
@@ -92,6 +107,7 @@ class PredictKeywords(TypedDict, total=False):
     tile: int | tuple[int, int] | None
     overlap: int | None
     batch: int | None
+    max_pixels: int
 
 
 class EvalKeywords(TypedDict, total=False):
@@ -109,6 +125,7 @@ class EvalKeywords(TypedDict, total=False):
     keep_detections: bool
     mask_values: tuple[int, ...] | None
     ignore_label: int | Literal["none"] | None
+    max_pixels: int
 
 
 def given_options(options: object) -> tuple[str, ...]:

@@ -57,9 +57,11 @@ class OutputAdapter(ABC, Generic[OutputT]):
         """
         self.spec, self.options = spec, options or PredictOptions()
         self.output = cast(OutputT, spec.output)
-        wrong = [name for name in given_options(self.options) if name not in self.takes | {"batch"}]
+        wrong = [name for name in given_options(self.options) if name not in self.takes | {"batch", "max_pixels"}]
         if wrong:
             raise UsageError(f"{', '.join(wrong)}: not for a model of the task {spec.task}")
+        if self.options.max_pixels < 1:
+            raise UsageError(f"max_pixels must be at least 1, got {self.options.max_pixels}")
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, Array], slot: int, shown: CanvasImage) -> Callable[..., ImageResult]:

@@ -88,10 +88,13 @@ class _Notes(logging.Handler):
 @contextlib.contextmanager
 def notes_on_stderr() -> Iterator[None]:
     """Show the warnings of the logger ``deploykit`` to the user while the context lasts."""
+    from deploykit.runtime.images.decoder_messages import listen_to_decoders
+
     handler, logger = _Notes(), logging.getLogger("deploykit")
     logger.addHandler(handler)
     try:
-        yield
+        with listen_to_decoders():  # the error stream is the command's own
+            yield
     finally:
         logger.removeHandler(handler)
 

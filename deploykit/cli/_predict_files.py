@@ -35,6 +35,7 @@ def predict_flags() -> Flags[PredictOptions]:
             Flag("--overlap", "overlap", "restore: overlap of tiles in pixels", "N", int),
             Flag("--batch", "batch", "images or tiles per run, for a network with a dynamic batch", "N", int),
         ),
+        "images": (max_pixels_flag(),),
     }
     return Flags(PredictOptions, groups)
 
@@ -46,6 +47,11 @@ def threshold_flags() -> tuple[Flag, ...]:
         Flag("--iou", "iou", "suppress overlaps above this (0 to 1)", "X", float),
         Flag("--max-det", "max_det", "keep at most so many objects per image", "N", int),
     )
+
+
+def max_pixels_flag() -> Flag:
+    """Return the option for the largest image."""
+    return Flag("--max-pixels", "max_pixels", "refuse images whose header declares more pixels", "N", int)
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:

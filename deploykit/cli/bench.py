@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
-from deploykit.cli._predict_files import tell_passed_over, threshold_flags
+from deploykit.cli._predict_files import max_pixels_flag, tell_passed_over, threshold_flags
 from deploykit.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _flags() -> Flags[PredictOptions]:
     from deploykit.runtime.options import PredictOptions
 
     batch = Flag("--batch", "batch", "images per run (default: the model's own)", "N", int)
-    return Flags(PredictOptions, {"prediction": (batch, *threshold_flags())})
+    return Flags(PredictOptions, {"prediction": (batch, max_pixels_flag(), *threshold_flags())})
 
 
 def run(args: argparse.Namespace) -> int:
@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
             duration=args.duration,
             runs=args.runs,
             warmup=args.warmup,
+            max_pixels=_flags().fill(args).max_pixels,
             progress=progress,
         )
     file = Path(args.engine).expanduser()

@@ -236,7 +236,7 @@ class _Report:
         done = self._done or listed(self._objects)
         self.say(f"{self._images} image{'s' * (self._images != 1)}: {done}")
         if self.skipped:
-            self.say(f"{self.skipped} left out because they could not be read")
+            self.say(f"{self.skipped} left out, in whole or in part, because they could not be read")
         if self.lost:
             self.say(f"{self.lost} not written because their names or sizes do not allow it")
         if self._times:

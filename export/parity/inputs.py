@@ -17,7 +17,7 @@ from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.parity.expected import Batch, ParityInputs
 from deploykit.spec import InputSpec, ModelSpec
 
-__all__ = ["SAMPLE", "make_parity_inputs", "preprocess_for_parity", "sample_image"]
+__all__ = ["SAMPLE", "image_for", "make_parity_inputs", "preprocess_for_parity", "sample_image"]
 
 SAMPLE = "apollo11_crew.jpg"
 SEED = 0
@@ -46,7 +46,7 @@ def make_parity_inputs(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Pa
     canvas = spec.input
     fed: dict[str, Array] = {}
     for path in images or [sample_image()]:
-        image = read_image(path)
+        image = image_for(path, canvas)
         label = str(path) if Path(path).name in fed else Path(path).name
         fed[label] = preprocess_for_parity(image, canvas, auto=False)
         if canvas.dynamic == "shape":
@@ -57,6 +57,19 @@ def make_parity_inputs(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Pa
     if canvas.dynamic == "none" and canvas.batch == 1:
         return ParityInputs(fed, tuple(Batch(label, (label,)) for label in fed))
     return _batched(fed, canvas)
+
+
+def image_for(path: str | Path, canvas: InputSpec) -> Array:
+    """Read an image for a network: with the network's channels if the file has so many, else BGR ``uint8 (H, W, 3)``.
+
+    Raises:
+        ImageError, NotFoundError: it cannot be read.
+    """
+    if canvas.channels not in (1, 3):
+        own = read_image(path, channels=None)
+        if own.ndim == 3 and own.shape[2] == canvas.channels:
+            return own
+    return read_image(path)
 
 
 def _noise(canvas: InputSpec) -> Array:
@@ -91,8 +104,8 @@ def _batched(fed: dict[str, Array], canvas: InputSpec) -> ParityInputs:
 def preprocess_for_parity(image: Array, canvas: InputSpec, *, auto: bool) -> Array:
     """Preprocess an image as the Predictor does, but scale it to a canvas that is for tiles or padding.
 
-    A network with another number of channels gets red, green, blue and grey in turn: a parity check needs the values of
-    a real image, not their meaning.
+    A network with another number of channels than the image gets red, green, blue and grey in turn: a parity check
+    needs the values of a real image, not their meaning.
     """
     if canvas.fit.kind in ("crop", "letterbox"):
         placed = place_on_canvas(image, replace(canvas, fit=replace(canvas.fit, auto=auto))).canvas
@@ -102,7 +115,7 @@ def preprocess_for_parity(image: Array, canvas: InputSpec, *, auto: bool) -> Arr
             size = Letterbox.fit(image.shape[:2], size, replace(canvas.fit, kind="letterbox"), auto=True).canvas
         resized = replace(canvas.fit, kind="resize")
         placed = Letterbox.fit(image.shape[:2], size, resized, auto=False).apply(image)
-    if canvas.channels in (1, 3):
+    if canvas.channels in (1, 3) or placed.shape[2] == canvas.channels:
         return to_nchw([placed], canvas)
     grey = np.rint(placed @ np.array(GREY)).astype(np.uint8)
     colours = [placed[..., 2], placed[..., 1], placed[..., 0], grey]

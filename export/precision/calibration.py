@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -32,12 +33,11 @@ import torch
 from deploykit.atomic import write_atomic
 from deploykit.errors import DataError, DeployError
 from deploykit.export.options import Calibration, CalibrationMethod
-from deploykit.export.parity.inputs import preprocess_for_parity
+from deploykit.export.parity.inputs import image_for, preprocess_for_parity
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder
-from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.npz_file import opened_npz
 from deploykit.spec import InputSpec, ModelSpec
 
@@ -48,6 +48,8 @@ __all__ = [
     "measure_activations",
     "range_of",
 ]
+
+_log = logging.getLogger(__name__)
 
 AUTO: tuple[CalibrationMethod, ...] = ("minmax", "percentile", "mse")
 """The methods that ``auto`` chooses from; entropy lost ten points of AP where the others lost none
@@ -203,8 +205,19 @@ def calibration_images(calibration: Calibration, spec: ModelSpec, count: int) ->
 def _images(files: Sequence[Path], canvas: InputSpec) -> Iterator[Array]:
     """Yield each image, preprocessed; a network with a fixed batch gets it in every slot."""
     slots = canvas.batch if canvas.dynamic == "none" else 1
+    said = False
     for file in files:
-        yield preprocess_for_parity(read_image(file), canvas, auto=False).repeat(slots, 0)
+        image = image_for(file, canvas)
+        if canvas.channels not in (1, image.shape[2]) and not said:
+            said = True
+            _log.warning(
+                "the network takes %d channels, but %s has %d: red, green, blue and grey stand in for them in the "
+                "calibration",
+                canvas.channels,
+                file,
+                image.shape[2],
+            )
+        yield preprocess_for_parity(image, canvas, auto=False).repeat(slots, 0)
 
 
 def _key(data: bytes, files: Sequence[Path], tensors: Sequence[str]) -> str:

@@ -29,6 +29,7 @@ from deploykit.runtime.bench.report import Benchmark, Encoded, Memory, Network, 
 from deploykit.runtime.images.reading import decode_image, encoded_image
 from deploykit.runtime.images.sources import Images, kind_of, open_source
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
+from deploykit.runtime.options import MAX_PIXELS
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.session import Session
@@ -54,6 +55,7 @@ def benchmark(
     duration: float = 10.0,
     runs: int | None = None,
     warmup: float = 2.0,
+    max_pixels: int = MAX_PIXELS,
     progress: Progress = SILENT,
 ) -> Benchmark:
     """Load a model, warm it up and measure it: ``benchmark(lambda: deploykit.load("model.onnx"), "images")``.
@@ -64,6 +66,7 @@ def benchmark(
         duration: seconds to measure, both passes together; at least one run is made.
         runs: count exactly so many runs instead.
         warmup: seconds to run before anything counts, and at least three runs; 0: none.
+        max_pixels: the most pixels that the header of an image may declare.
         progress: hears the steps (loading, warming up, measuring) and their shares, between two runs.
 
     Raises:
@@ -75,7 +78,7 @@ def benchmark(
         raise UsageError(f"duration must be over 0 seconds, warmup at least 0; got {duration:g} and {warmup:g}")
     if runs is not None and runs < 1:
         raise UsageError(f"runs must be at least 1, got {runs}")
-    images = encoded_images(source)
+    images = encoded_images(source, max_pixels)
     before, was_reset = resident_memory(), reset_peak_memory()
     progress.step("loading")
     start = time.perf_counter()
@@ -113,10 +116,7 @@ def benchmark(
             [run.device for run in counted],
         ),
         end_to_end=_part(
-            _END_TO_END.format(predictor.adapter.gives),
-            [run.total for run in counted],
-            total,
-            [run.stages for run in counted],
+            _END_TO_END.format(predictor.adapter.gives), [r.total for r in counted], total, [r.stages for r in counted]
         ),
         objects=sum(run.objects for run in counted) / total,
         memory=Memory(before, loaded, peak_memory(), not was_reset, device),
@@ -134,7 +134,7 @@ _END_TO_END = (
 )
 
 
-def encoded_images(source: Source | Sequence[Source] | None) -> Encoded:
+def encoded_images(source: Source | Sequence[Source] | None, max_pixels: int = MAX_PIXELS) -> Encoded:
     """The images of a source, read into memory and decoded once, so that one that is broken is found out before.
 
     Raises:
@@ -150,10 +150,11 @@ def encoded_images(source: Source | Sequence[Source] | None) -> Encoded:
     data: list[bytes] = []
     sizes: list[tuple[int, int]] = []
     for item in items[:MOST_IMAGES]:
-        encoded = item if isinstance(item, bytes) else encoded_image(item)
+        encoded = item if isinstance(item, bytes) else encoded_image(item, max_pixels=max_pixels)
         if data and sum(map(len, data)) + len(encoded) > MOST_BYTES:
             break
-        image = decode_image(encoded, "an encoded image" if isinstance(item, bytes) else str(item))
+        name = "an encoded image" if isinstance(item, bytes) else str(item)
+        image = decode_image(encoded, name, channels=None, max_pixels=max_pixels)
         data.append(encoded)
         sizes.append((image.shape[0], image.shape[1]))
     names = tuple("bytes in memory" if isinstance(one, bytes) else os.fspath(one) for one in sources)

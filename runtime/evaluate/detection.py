@@ -14,6 +14,7 @@ from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageErro
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.evaluate.coco_data import CategoryMap, CocoData, Image, match_keypoints, match_labels, read_coco
 from deploykit.runtime.evaluate.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
+from deploykit.runtime.evaluate.folders import unturned_images
 from deploykit.runtime.evaluate.meter import Data, Finished, Meter
 from deploykit.runtime.evaluate.report import (
     CONF,
@@ -63,6 +64,9 @@ class DetectionMeter(Meter):
             self._truth, data.images, limit=options.limit, allow_missing=options.allow_missing
         )
         self.paths = self._files.paths
+        sizes = {path: image.size for path, image in zip(self.paths, self._files.images, strict=True)}
+        self.unturned, turned = unturned_images(self.paths, lambda path: sizes[path], "annotations")
+        self._notes = (*self._notes, *turned)
         inside = spec.output.nms_inside
         prepared = as_upstream(spec) if options.upstream else spec
         rectangles = options.rectangles or (options.upstream and spec.input.dynamic == "shape")
@@ -77,6 +81,7 @@ class DetectionMeter(Meter):
             iou=IOU if options.iou is None and not inside else options.iou,
             max_det=MAX_DET if options.max_det is None and not inside else options.max_det,
             batch=options.batch,
+            max_pixels=options.max_pixels,
             multi_label=not inside and _classes(spec) > 1,
         )
         self._most = self.options.max_det or self.spec.thresholds.max_det

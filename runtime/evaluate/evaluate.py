@@ -47,7 +47,7 @@ def evaluate_session(
     times: list[dict[str, float]] = []
     total = len(meter.paths)
     progress.step("evaluating")
-    results = predictor.stream(Images(tuple(meter.paths), keep_files=False))
+    results = predictor.stream(Images(tuple(meter.paths), keep_files=False, unturned=meter.unturned))
     for number, (path, result) in enumerate(zip(meter.paths, results, strict=True), start=1):
         start = time.perf_counter()
         meter.add(path, result)

@@ -1,17 +1,35 @@
-"""Images and their ground truth in folders: one folder per class, or two folders with files of the same names."""
+"""Images and their ground truth in folders: one folder per class, or two folders with files of the same names.
+
+And images whose EXIF orientation turns them against their annotations. An annotation tool that ignores EXIF gives
+boxes for the pixels as stored, and pycocotools never looks at an image. An image that would be turned by a quarter
+tells which pixels were meant, because its width and height change places.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
 from deploykit.errors import DataError, NotFoundError, UsageError
 from deploykit.runtime.evaluate.meter import Data
+from deploykit.runtime.images.headers.image_header import ImageHeader, read_header
 from deploykit.runtime.images.reading import RAW_SUFFIXES
 from deploykit.runtime.images.sources import IMAGE_SUFFIXES, list_images
 
-__all__ = ["class_folders", "existing_folder", "first_of", "pairs_of"]
+__all__ = [
+    "class_folders",
+    "existing_folder",
+    "first_of",
+    "pairs_of",
+    "stored_size",
+    "unturned_images",
+    "upright_size",
+]
+
+FIRST_BYTES = 1 << 16  # in most JPEG files these hold the EXIF block and the size
+
+SizeOf = Callable[[Path], "tuple[int, int] | None"]
 
 T = TypeVar("T")
 
@@ -84,3 +102,67 @@ def first_of(cases: Sequence[T], limit: int | None) -> tuple[Sequence[T], tuple[
     chosen = cases[:limit]
     left_out = len(chosen) < len(cases)
     return chosen, (f"only the first {len(chosen)} of {len(cases)} images were evaluated",) if left_out else ()
+
+
+def unturned_images(paths: Sequence[Path], size_of: SizeOf, what: str) -> tuple[frozenset[Path], tuple[str, ...]]:
+    """Return the images that are to be used as stored, and a note on them.
+
+    An image of which the annotations have the stored size, and not the upright one, is used as stored. Where the two
+    sizes are equal (turned by a half, mirrored, or square), it is treated as the others are, if these agree.
+
+    Args:
+        paths: the images.
+        size_of: the (height, width) that the annotations of an image give it; None: unknown.
+        what: the name of the annotations in the note.
+    """
+    stored: list[Path] = []
+    unclear: list[Path] = []
+    turned = False
+    for path in paths:
+        header = _header(path)
+        if header is None or header.orientation == 1:
+            continue
+        size = size_of(path)
+        if size is None or header.size == header.upright_size:
+            unclear.append(path)
+        elif size == header.size:
+            stored.append(path)
+        elif size == header.upright_size:
+            turned = True
+    if not stored:
+        return frozenset(), ()
+    told = ", ".join(path.name for path in stored[:3]) + (", ..." if len(stored) > 3 else "")
+    note = (
+        f"the {what} of {len(stored)} image{'' if len(stored) == 1 else 's'} ({told}) fit the pixels as stored and not "
+        "as turned by EXIF: they are evaluated as stored"
+    )
+    if turned or not unclear:
+        return frozenset(stored), (note,)
+    return frozenset(stored + unclear), (f"{note}, and so are {len(unclear)} others whose orientation no size tells",)
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """Return the (height, width) of an image as stored; None if its header cannot be read."""
+    header = _header(path)
+    return None if header is None else header.size
+
+
+def upright_size(path: Path) -> tuple[int, int] | None:
+    """Return the (height, width) of an image turned upright; None if its header cannot be read."""
+    header = _header(path)
+    return None if header is None else header.upright_size
+
+
+def _header(path: Path) -> ImageHeader | None:
+    """Return the header of an image file; None if it cannot be read, which is reported when the image is."""
+    if path.suffix.lower() in RAW_SUFFIXES or not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            data = file.read(FIRST_BYTES)
+            found = read_header(data)
+            if found is None or found.format != "JPEG":  # other formats may have their EXIF block at the end
+                found = read_header(data + file.read())
+    except OSError:
+        return None
+    return found

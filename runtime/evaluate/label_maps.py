@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from deploykit.errors import DataError, import_extra
-from deploykit.runtime.evaluate.folders import first_of, pairs_of
+from deploykit.runtime.evaluate.folders import first_of, pairs_of, stored_size, unturned_images
 from deploykit.runtime.evaluate.image_meter import ImageMeter
 from deploykit.runtime.evaluate.mask_values import IGNORED, MaskValues, read_label_map
 from deploykit.runtime.evaluate.meter import Data, Finished
@@ -35,6 +35,8 @@ class LabelMapMeter(ImageMeter):
         chosen, self.notes = first_of(pairs_of(task, data, "their label maps"), options.limit)
         self._truths = dict(chosen)
         self.paths = [path for path, _ in chosen]
+        self.unturned, turned = unturned_images(self.paths, lambda path: stored_size(self._truths[path]), "label maps")
+        self.notes += turned
         self._asked, self._folder = options, data.truth
         self._values: MaskValues | None = None
         self._semantic = import_extra("hotcoco.semantic", "eval")
@@ -53,7 +55,7 @@ class LabelMapMeter(ImageMeter):
                 self._check_two_values()
             names = list(self.spec.classes) if len(self.spec.classes) == classes else classes
             self._evaluation = self._semantic.SemanticEval(names, ignore_index=classes)
-        found, coloured = read_label_map(file)
+        found, coloured = read_label_map(file, self._asked.max_pixels)
         if found.shape != result.size:
             raise DataError(f"{file} has size {found.shape} (height, width), but its image has {result.size}")
         truth = self._values.labels(found, file)
@@ -113,7 +115,7 @@ class LabelMapMeter(ImageMeter):
         """Refuse label maps of 0 and 255 alone before any time is spent on them: 255 has two usual meanings."""
         seen: set[int] = set()
         for file in list(self._truths.values())[:LOOKED_AT]:
-            seen |= set(np.unique(read_label_map(file)[0]).tolist())
+            seen |= set(np.unique(read_label_map(file, self._asked.max_pixels)[0]).tolist())
         if seen == {0, IGNORED}:
             raise DataError(self._ambiguous())
 

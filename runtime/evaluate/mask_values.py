@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -13,7 +14,8 @@ import numpy as np
 
 from deploykit.errors import DataError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.reading import encoded_image
+from deploykit.runtime.images.headers.image_header import read_header
+from deploykit.runtime.images.reading import check_pixels, encoded_image
 from deploykit.runtime.options import EvalOptions
 
 __all__ = ["IGNORED", "MaskValues", "read_label_map"]
@@ -102,7 +104,7 @@ class MaskValues:
         )
 
 
-def read_label_map(file: Path) -> tuple[Array, bool]:
+def read_label_map(file: Path, max_pixels: int) -> tuple[Array, bool]:
     """Read a label map ``(H, W)``: grey values, or the indices of a palette; and whether it was saved as colours.
 
     OpenCV turns the indices of a palette into colours, so Pillow reads these files. Grey values that were saved as
@@ -110,11 +112,16 @@ def read_label_map(file: Path) -> tuple[Array, bool]:
 
     Raises:
         DataError: the file cannot be read, or has colours instead of labels.
+        ImageError: it has more than ``max_pixels``, or is no file.
     """
     image: Any = import_extra("PIL.Image", "eval")
-    data = encoded_image(file)
+    data = encoded_image(file, max_pixels=max_pixels)
+    header = read_header(data)
+    if header is not None:
+        check_pixels(header.size, str(file), max_pixels)
     try:
-        with image.open(BytesIO(data)) as opened:
+        with warnings.catch_warnings(), image.open(BytesIO(data)) as opened:
+            warnings.simplefilter("ignore")  # about large images: the limit is checked above
             mode, pixels = opened.mode, np.array(opened)
     except (OSError, SyntaxError, ValueError, image.DecompressionBombError) as e:
         raise DataError(f"cannot read the label map {file}: {e}") from e

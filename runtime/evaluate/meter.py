@@ -17,7 +17,7 @@ from deploykit.spec import ModelSpec
 
 __all__ = ["Data", "Finished", "Meter"]
 
-EVERY = frozenset({"task", "limit", "batch"})
+EVERY = frozenset({"task", "limit", "batch", "max_pixels"})
 """Options of every task."""
 WORDS = {"keep_detections": "detections (to be written, drawn, or for intervals)"}
 """Names in messages for options whose own name is unclear."""
@@ -57,6 +57,7 @@ class Meter(ABC):
         takes: the options of an evaluation that this task uses, besides those of every task.
         stage: the name of the time of :meth:`add` in the timings; empty: not reported.
         paths: the images to predict on, in order; set by the constructor.
+        unturned: those of them that are not turned by their EXIF orientation, because their annotations are not.
         spec: the spec for the predictions; the model's, unless the constructor changes it.
         options: the options of the predictions.
     """
@@ -64,6 +65,7 @@ class Meter(ABC):
     takes: ClassVar[frozenset[str]] = frozenset()
     stage: ClassVar[str] = "score"
     paths: Sequence[Path]
+    unturned: frozenset[Path] = frozenset()
 
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
         """Read the data and decide how to predict.
@@ -79,7 +81,7 @@ class Meter(ABC):
         if options.limit is not None and options.limit < 1:
             raise UsageError(f"the limit must be at least 1 image, got {options.limit}")
         self.spec, self.task = spec, task
-        self.options = PredictOptions(batch=options.batch)
+        self.options = PredictOptions(batch=options.batch, max_pixels=options.max_pixels)
 
     @abstractmethod
     def add(self, path: Path, result: ImageResult) -> None:

@@ -9,14 +9,13 @@ import cv2
 import numpy as np
 
 from deploykit.errors import DataError
-from deploykit.runtime.evaluate.folders import first_of, pairs_of
+from deploykit.runtime.evaluate.folders import first_of, pairs_of, unturned_images, upright_size
 from deploykit.runtime.evaluate.image_meter import ImageMeter
 from deploykit.runtime.evaluate.meter import Data
 from deploykit.runtime.images.metrics import WINDOW, psnr, ssim
 from deploykit.runtime.images.reading import read_image
 from deploykit.runtime.options import EvalOptions
 from deploykit.runtime.outputs import adapter_of
-from deploykit.runtime.predict.checks import image_of_channels
 from deploykit.runtime.raw.mosaic import RawImage, pack, read_raw
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.dense import RestoredImage, RestoredRaw
@@ -35,17 +34,19 @@ class RestoredMeter(ImageMeter):
         chosen, self.notes = first_of(found, options.limit)
         self._truths = dict(chosen)
         self.paths = [path for path, _ in chosen]
+        self.unturned, turned = unturned_images(self.paths, lambda path: upright_size(self._truths[path]), "targets")
+        self.notes += turned
         self._seen: dict[str, dict[str, float]] = {}
 
     def add(self, path: Path, result: ImageResult) -> None:
         """See :meth:`deploykit.runtime.evaluate.meter.Meter.add`."""
         truth = self._truths[path]
         if isinstance(result, RestoredRaw):
-            self._seen[path.name] = mosaic_scores(result.raw, read_raw(truth))
+            self._seen[path.name] = mosaic_scores(result.raw, read_raw(truth, max_pixels=self.options.max_pixels))
             return
         assert isinstance(result, RestoredImage)
         channels = result.pixels.shape[2] if result.pixels.ndim == 3 else 1
-        target = read_image(truth) if channels in (1, 3) else image_of_channels(truth, channels)
+        target = read_image(truth, channels=channels, max_pixels=self.options.max_pixels)
         found = result.pixels
         if channels == 1:
             target = cv2.cvtColor(target, cv2.COLOR_BGR2GRAY)

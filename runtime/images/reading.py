@@ -1,8 +1,14 @@
-"""Read images from files, encoded bytes and arrays as BGR ``uint8``."""
+"""Read images from files, encoded bytes and arrays as BGR ``uint8``.
+
+The header is read first (:mod:`deploykit.runtime.images.headers.image_header`): an image that declares too many pixels
+is refused before one is decoded, and OpenCV turns nothing itself, because its versions differ in what they turn.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import stat
 from pathlib import Path
 
 import cv2
@@ -10,48 +16,96 @@ import numpy as np
 
 from deploykit.errors import ImageError, NotFoundError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.files import similar_names
+from deploykit.runtime.files import format_size, similar_names
+from deploykit.runtime.images.decoder_messages import decoder_messages, jpeg_damage
+from deploykit.runtime.images.headers.image_header import ImageHeader, read_header
+from deploykit.runtime.images.headers.jpeg import damage_in, grey_tail
+from deploykit.runtime.options import MAX_PIXELS
 
-__all__ = ["RAW_SUFFIXES", "ImageSource", "as_bgr", "decode_image", "encoded_image", "read_image"]
+__all__ = [
+    "RAW_SUFFIXES",
+    "ImageSource",
+    "as_bgr",
+    "check_pixels",
+    "decode_image",
+    "encoded_image",
+    "file_bytes",
+    "read_image",
+]
 
 ImageSource = str | os.PathLike[str] | bytes | Array
 
 # OpenCV decodes only the thumbnail of these camera files, or nothing.
 RAW_SUFFIXES = {".arw", ".cr2", ".cr3", ".dng", ".kdc", ".nef", ".orf", ".raf", ".rw2"}
 
+BYTES_PER_PIXEL = 8  # four channels of 16 bits without compression
+HEADER_BYTES = 1 << 26  # metadata, thumbnails and a video that some cameras put into the file of an image
+DARK = 1 << 14  # 16-bit values of a sensor with 10, 12 or 14 bits stay below this
+EXACT_DEPTH = {"PNG", "TIFF", "PNM", "PAM"}  # formats whose 16 bits OpenCV gives as they are
+ALPHA_LAST = {"PNG", "WebP"}  # ... whose colours are the same with and without their alpha channel
+TURNED_BY_OPENCV = {"TIFF"}
 
-def read_image(source: ImageSource) -> Array:
-    """Read an image as BGR ``uint8 (H, W, 3)``.
+_log = logging.getLogger(__name__)
 
-    Files and encoded bytes are turned upright by their EXIF orientation, so results are in pixels of the upright
-    image. Grey becomes BGR, an alpha channel is dropped, and 16 bits per channel become 8. Arrays must be BGR, as
-    OpenCV returns them; see :func:`as_bgr`.
+
+def read_image(
+    source: ImageSource, *, channels: int | None = 3, max_pixels: int = MAX_PIXELS, turn: bool = True
+) -> Array:
+    """Read an image as BGR ``uint8 (H, W, 3)``, or with the channels that it is stored with.
+
+    Files and encoded bytes are turned upright by their EXIF orientation (an AVIF by its rotation and mirror), so
+    results are in pixels of the upright image. Grey becomes BGR, an alpha channel is dropped, and 16 bits per channel
+    become 8; what is lost is logged. Arrays must be BGR, as OpenCV returns them; see :func:`as_bgr`.
+
+    Args:
+        source: a path, encoded bytes or an array.
+        channels: 1 or 3 for BGR; another number: the image must have exactly so many, ``uint8 (H, W, channels)``; None:
+            as many as it is stored with.
+        max_pixels: the most pixels that an encoded image may declare.
+        turn: False keeps the pixels as they are stored.
 
     Raises:
         NotFoundError: the file does not exist.
-        ImageError: the image is empty, OpenCV cannot read it, or the array is of another kind.
+        ImageError: the image is empty, damaged or too large, OpenCV cannot read it, or it is of another kind.
     """
     if isinstance(source, np.ndarray):
-        return as_bgr(source)
+        return as_bgr(source) if channels in (1, 3, None) else _with_channels(source, channels)
     if isinstance(source, bytes):
-        return decode_image(source)
+        return decode_image(source, channels=channels, max_pixels=max_pixels, turn=turn)
     try:
         path = Path(source)
     except TypeError as e:
         raise ImageError(f"an image must be a path, encoded bytes or a BGR array, got {type(source).__name__}") from e
-    return decode_image(encoded_image(path), str(path))
+    data = encoded_image(path, max_pixels=max_pixels)
+    return decode_image(data, str(path), channels=channels, max_pixels=max_pixels, turn=turn)
 
 
-def encoded_image(path: Path) -> bytes:
+def encoded_image(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
     """Read the bytes of an image file without decoding them.
 
     Raises:
         NotFoundError: the file does not exist.
-        ImageError: the file cannot be read, or is a camera's RAW file.
+        ImageError: the file cannot be read, is larger than any image of ``max_pixels``, is a device or a pipe, or is a
+            camera's RAW file.
     """
     if path.suffix.lower() in RAW_SUFFIXES:
         raise ImageError(f"{path} is a camera's RAW file, but a developed image is expected: convert it to PNG or JPEG")
+    return file_bytes(path, max_pixels=max_pixels)
+
+
+def file_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
+    """Read an image's file of any format; the errors are those of :func:`encoded_image`."""
     try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):  # a device or a pipe may have no end
+            raise ImageError(
+                f"expected the file of an image, but {path} is {_kind_of(about.st_mode)}: give a file or a folder"
+            )
+        if about.st_size > BYTES_PER_PIXEL * max_pixels + HEADER_BYTES:
+            raise ImageError(
+                f"{path} has {format_size(about.st_size)}, more than an image of {max_pixels:,} pixels takes: make it "
+                "smaller, or allow more with --max-pixels (max_pixels=)"
+            )
         return path.read_bytes()  # cv2.imread cannot open every name that the system allows
     except FileNotFoundError as e:
         raise NotFoundError(f"an image was expected at {path}, but there is no such file{similar_names(path)}") from e
@@ -59,37 +113,154 @@ def encoded_image(path: Path) -> bytes:
         raise ImageError(f"cannot read the image {path}: {getattr(e, 'strerror', None) or e}") from e
 
 
-def decode_image(data: bytes, name: str = "the encoded image") -> Array:
-    """Decode the bytes of a JPEG, PNG, WebP, TIFF, BMP or other image to BGR ``uint8 (H, W, 3)``.
+def _kind_of(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
 
-    ``name`` stands for the image in the message.
+
+def check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Check the (height, width) that an image declares.
 
     Raises:
-        ImageError: there are no bytes, or OpenCV cannot decode them (the image may be truncated).
+        ImageError: it has more pixels than allowed, or none.
+    """
+    height, width = size
+    if height < 1 or width < 1:
+        raise ImageError(f"{name} declares {width:,}x{height:,} pixels (width x height): copy it again")
+    if height * width > max_pixels:
+        raise ImageError(
+            f"{name} declares {width:,}x{height:,} pixels (width x height), more than the {max_pixels:,} that are "
+            "allowed: make it smaller, or allow more with --max-pixels (max_pixels=)"
+        )
+
+
+def decode_image(
+    data: bytes,
+    name: str = "the encoded image",
+    *,
+    channels: int | None = 3,
+    max_pixels: int = MAX_PIXELS,
+    turn: bool = True,
+) -> Array:
+    """Decode the bytes of a JPEG, PNG, WebP, TIFF, BMP or other image; see :func:`read_image`.
+
+    ``name`` stands for the image in messages.
+
+    Raises:
+        ImageError: there are no bytes, they declare too many pixels, they are damaged, or OpenCV cannot decode them.
     """
     if not data:
         raise ImageError(f"{name} is empty (0 bytes)")
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error as e:  # for example more pixels than OpenCV's limit
-        raise ImageError(f"OpenCV cannot decode {name}: {e.err}") from e
-    if image is None or _is_truncated_jpeg(data):
-        start = data[:4].hex(" ")
+    header = read_header(data)
+    if header is None:
+        raise ImageError(_undecodable(data, name))
+    check_pixels(header.size, name, max_pixels)
+    if header.real:
         raise ImageError(
-            f"{name} is not a complete image that OpenCV can read ({len(data)} bytes, starting {start}): "
-            "convert it to JPEG or PNG, or copy it again"
+            f"{name} has floating-point values, whose range would be a guess: convert it to 8 or 16 bits per channel"
+        )
+    image = _in_8_bits(_decoded(data, name, header, _flags(header, channels)), header, name)
+    if channels in (1, 3):
+        image = _without_alpha(image, header, name)
+    if header.images != 1:
+        count = f"{header.images} images" if header.images else "several images"
+        _log.warning("%s holds %s (pages, or frames of an animation): only the first one is read", name, count)
+    image = _turned(image, header, turn)
+    return image if channels in (1, 3, None) else _with_channels(image, channels)
+
+
+def _decoded(data: bytes, name: str, header: ImageHeader, flags: int) -> Array:
+    """Return what OpenCV decodes, once it is known to be whole as far as that can be told."""
+    damage = "" if header.jpeg is None else damage_in(header.jpeg, data)
+    image: Array = np.empty(0, np.uint8)
+    if not damage:
+        try:
+            with decoder_messages() as messages:
+                decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        except cv2.error as e:  # for example more pixels than OpenCV's limit
+            raise ImageError(f"OpenCV cannot decode {name}: {e.err}") from e
+        if decoded is None:
+            raise ImageError(_undecodable(data, name))
+        image = decoded
+        damage = "" if header.jpeg is None else grey_tail(header.jpeg, data, image) or jpeg_damage(messages)
+    if damage:
+        raise ImageError(
+            f"{name} is not a complete image, it is damaged: {damage} ({len(data):,} bytes): copy it again"
         )
     return image
 
 
-def _is_truncated_jpeg(data: bytes) -> bool:
-    """Return whether a JPEG lacks its end marker: OpenCV 5 refuses such a file, OpenCV 4 fills it with grey."""
-    if data[:2] != b"\xff\xd8":
-        return False
-    position = 2  # moves to the start of the scan, because a thumbnail before it has an end marker too
-    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
-        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
-    return data.rfind(b"\xff\xd9", position) < 0
+def _undecodable(data: bytes, name: str) -> str:
+    return (
+        f"{name} is not a complete image that OpenCV can read ({len(data)} bytes, starting {data[:4].hex(' ')}): "
+        "convert it to JPEG or PNG, or copy it again"
+    )
+
+
+def _flags(header: ImageHeader, channels: int | None) -> int:
+    if channels not in (1, 3) or (header.alpha and header.format in ALPHA_LAST):
+        return cv2.IMREAD_UNCHANGED  # which turns nothing either
+    depth = cv2.IMREAD_ANYDEPTH if header.bits == 16 and header.format in EXACT_DEPTH else 0
+    return cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | depth
+
+
+def _in_8_bits(image: Array, header: ImageHeader, name: str) -> Array:
+    """Return 16 bits per channel as 8, full scale as full scale."""
+    if image.dtype != np.uint16:
+        return image
+    largest = int(image.max())
+    if header.most != 2**16 - 1:  # the header says what full scale is
+        return np.minimum(image.astype(np.uint32) * 255 // header.most, 255).astype(np.uint8)
+    if 0 < largest < DARK:
+        _log.warning(
+            "%s has 16 bits per channel, but no value above %d of 65535, so it is almost black: if its values have "
+            "%d bits, multiply them by %d",
+            name,
+            largest,
+            max(largest.bit_length(), 9),
+            1 << 16 - max(largest.bit_length(), 9),
+        )
+    return (image >> 8).astype(np.uint8)
+
+
+def _without_alpha(image: Array, header: ImageHeader, name: str) -> Array:
+    """Return the colours as BGR ``(H, W, 3)``; what was transparent is logged, for it may have any colour."""
+    transparent = header.alpha
+    if header.alpha and image.ndim == 3 and image.shape[2] == 4:
+        transparent = bool((image[..., 3] != 255).any())
+        image = np.ascontiguousarray(image[..., :3])
+    if image.ndim == 2:
+        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+    if transparent:
+        _log.warning("%s has an alpha channel, which is dropped: its transparent pixels count as their colour", name)
+    return image
+
+
+def _turned(image: Array, header: ImageHeader, upright: bool) -> Array:
+    """Return the image upright, or as stored, from what OpenCV decoded."""
+    orientation = header.orientation
+    if orientation == 1:
+        return image
+    is_upright = header.format in TURNED_BY_OPENCV or image.shape[:2] != header.size
+    if is_upright == upright:
+        return image
+    if is_upright:  # back: only the quarter turns are not their own inverse
+        orientation = {6: 8, 8: 6}.get(orientation, orientation)
+    if orientation in (5, 7):
+        image = cv2.transpose(image)
+        return np.ascontiguousarray(image if orientation == 5 else image[::-1, ::-1])
+    turns = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
+    return cv2.rotate(image, turns[orientation]) if orientation in turns else cv2.flip(image, int(orientation == 2))
+
+
+def _with_channels(image: Array, channels: int | None) -> Array:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
+        raise ImageError(
+            f"this network takes uint8 images of {channels} channels (height, width, {channels}), got {image.dtype} "
+            f"{image.shape}: use a PNG or TIFF file for four channels, or an array"
+        )
+    return image
 
 
 def as_bgr(image: Array) -> Array:

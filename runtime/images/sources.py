@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -16,7 +17,8 @@ from deploykit.errors import DeployError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import exists, is_folder, similar_names
 from deploykit.runtime.images.opencv_path import opencv_path
-from deploykit.runtime.images.reading import RAW_SUFFIXES, ImageSource, read_image
+from deploykit.runtime.images.reading import RAW_SUFFIXES, ImageSource, check_pixels, read_image
+from deploykit.runtime.options import MAX_PIXELS
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -38,7 +40,12 @@ VIDEO_SUFFIXES = {
     ".3gp", ".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv",
 }  # fmt: skip
 
+MOST_FAILURES = 1000  # frames in a row that cannot be decoded; what follows is given up
+SPARE_FRAMES = 2  # that encoders and edit lists leave out at the ends
+EXACT_COUNTS = {".3gp", ".avi", ".m4v", ".mov", ".mp4"}  # which list their frames; others are counted by their duration
 NAMED = 5  # names of each kind of what is passed over
+
+_log = logging.getLogger(__name__)
 
 Skip = Callable[[DeployError], None]
 """Called with the error of an unreadable image, which is then skipped."""
@@ -61,12 +68,13 @@ class Images:
 
     ``keep_files``: whether results keep the images that were read from files. A list of results does not: it would
     fill the memory, and a file can be read again. A stream does. ``folder``: the folder of the images, if they were
-    not named one by one.
+    not named one by one. ``unturned``: files that are read as stored, not turned by their EXIF orientation.
     """
 
     items: tuple[ImageSource, ...]
     keep_files: bool = True
     folder: Path | None = None
+    unturned: frozenset[Path] = frozenset()
     live = False
 
     @property
@@ -74,10 +82,8 @@ class Images:
         """The number of images."""
         return len(self.items)
 
-    def frames(
-        self, skip: Skip | None = None, *, read: Callable[[ImageSource], Array] | None = None
-    ) -> Iterator[Frame]:
-        """Read the images one by one; ``read`` replaces :func:`read_image`.
+    def frames(self, skip: Skip | None = None, *, read: Callable[..., Array] = read_image) -> Iterator[Frame]:
+        """Read the images one by one; ``read`` is :func:`read_image`, perhaps with arguments of its own.
 
         Raises:
             ImageError, NotFoundError: an image cannot be read, and ``skip`` is None.
@@ -86,7 +92,7 @@ class Images:
             in_file = isinstance(item, (str, os.PathLike))
             start = time.perf_counter()
             try:
-                image = (read or read_image)(item)
+                image = read(item, turn=not (in_file and item in self.unturned))
             except DeployError as e:
                 if skip is None:
                     raise
@@ -130,29 +136,61 @@ class Video:
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps = fps if 0 < fps < 1000 else 30.0
 
-    def frames(self, skip: Skip | None = None) -> Iterator[Frame]:
+    def frames(self, skip: Skip | None = None, *, max_pixels: int = MAX_PIXELS) -> Iterator[Frame]:
         """Decode the frames one by one; the file is closed after the last one.
 
+        A frame that cannot be decoded is passed over: decoders often go on at a later one. Frames are numbered as they
+        are decoded. A file that gives fewer frames than it declares is reported after its last one.
+
         Raises:
-            ImageError: no frame could be decoded.
+            ImageError: a frame has more than ``max_pixels``; no frame could be decoded; or, after the last one, frames
+                are missing and ``skip`` is None.
         """
-        number = 0
+        number = failed = gaps = 0
         try:
-            while True:
+            sides = (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH)
+            height, width = (int(self._capture.get(side)) for side in sides)
+            if height * width > max_pixels:
+                check_pixels((height, width), self.name, max_pixels)
+            while failed <= self._patience(number):
                 start = time.perf_counter()
                 more, image = self._capture.read()
                 ms = (time.perf_counter() - start) * 1e3
                 if not more:
-                    break
+                    failed += 1
+                    continue
+                gaps, failed = gaps + failed, 0
                 yield Frame(image, self.name, number, ms, keep=True)
                 number += 1
         finally:
             self._capture.release()
+        said = self._missing(number, gaps)
+        if not said:
+            return
+        if skip is None:
+            raise ImageError(said)
+        skip(ImageError(said))
+
+    def _patience(self, number: int) -> int:
+        """Return how many reads may fail in a row before the video counts as ended, after so many frames."""
+        if self.live or self.total is None:
+            return 0
+        return min(max(self.total - number, 0), MOST_FAILURES)
+
+    def _missing(self, number: int, gaps: int) -> str:
+        """Say what a video lacks after its last frame; empty: nothing, or no more than an estimate may be wrong."""
         if number == 0:
-            error = ImageError(f"{self.name} was opened, but none of its frames could be decoded")
-            if skip is None:
-                raise error
-            skip(error)
+            return f"{self.name} was opened, but none of its frames could be decoded"
+        if self.live or self.total is None:
+            return ""
+        short = self.total - number
+        if not gaps and short <= max(SPARE_FRAMES, self.total // 50):
+            return ""
+        told = f"{self.name} declares {self.total:,} frames, of which {number:,} could be decoded"
+        if not gaps and Path(self.name).suffix.lower() not in EXACT_COUNTS:
+            _log.warning("%s: its declared length may be an estimate, or its end is missing", told)
+            return ""
+        return f"{told}: the others are damaged or missing; copy it again"
 
 
 def kind_of(source: str | os.PathLike[str] | int) -> Literal["image", "folder", "video", "camera"]:

@@ -1,19 +1,12 @@
-"""Checks of a network's input, its batch and its images before a prediction."""
+"""Checks of a network's input and its batch before a prediction."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import cv2
-import numpy as np
-
-from deploykit.errors import ImageError, SpecError, UsageError
-from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.reading import ImageSource, decode_image, encoded_image
+from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.session import Session, TensorInfo
 from deploykit.spec import InputSpec
 
-__all__ = ["checked_batch", "checked_input", "image_of_channels"]
+__all__ = ["checked_batch", "checked_input"]
 
 
 def checked_input(session: Session, want: InputSpec) -> TensorInfo:
@@ -43,23 +36,3 @@ def checked_batch(info: TensorInfo, batch: int) -> int:
     if batch < 1 or info.shape[0] not in (None, batch):
         raise UsageError(f"this network takes a batch of {info.shape[0] or 'at least 1'}, got {batch}")
     return batch
-
-
-def image_of_channels(source: ImageSource, channels: int) -> Array:
-    """Return an image with ``channels`` channels, ``uint8 (H, W, C)``, as stored in the file or the array.
-
-    Raises:
-        ImageError: it has another number of channels.
-    """
-    if isinstance(source, np.ndarray):
-        image = source
-    else:
-        data = source if isinstance(source, bytes) else encoded_image(Path(source))
-        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-        image = decode_image(data) if decoded is None else decoded  # raises the error of a broken file
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
-        raise ImageError(
-            f"this network takes uint8 images of {channels} channels (height, width, {channels}), got {image.dtype} "
-            f"{image.shape}: use a PNG or TIFF file for four channels, or an array"
-        )
-    return image

@@ -59,13 +59,13 @@ def restore_mosaic(
 
 
 def restored_mosaics(
-    source: Images, restore: Callable[[RawImage], RestoredRaw], skip: Skip | None
+    source: Images, restore: Callable[[RawImage], RestoredRaw], skip: Skip | None, *, max_pixels: int
 ) -> Iterator[RestoredRaw]:
     """Yield the restored mosaics of RAW files in order; ``skip`` is called for each file that cannot be read."""
     for item in source.items:
         start = time.perf_counter()
         try:
-            raw = read_raw(cast("str | os.PathLike[str]", item))
+            raw = read_raw(cast("str | os.PathLike[str]", item), max_pixels=max_pixels)
         except DeployError as e:
             if skip is None:
                 raise

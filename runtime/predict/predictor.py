@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, pairwise
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast, overload
@@ -16,13 +17,13 @@ import numpy as np
 from deploykit.errors import UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.placing import CanvasImage, on_own_canvas, place_on_canvas
-from deploykit.runtime.images.reading import ImageSource
+from deploykit.runtime.images.reading import ImageSource, read_image
 from deploykit.runtime.images.sources import Frame, Images, Skip, Video, kind_of, open_source
 from deploykit.runtime.images.tiles import run_tiled
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.outputs import adapter_of
-from deploykit.runtime.predict.checks import checked_batch, checked_input, image_of_channels
+from deploykit.runtime.predict.checks import checked_batch, checked_input
 from deploykit.runtime.predict.mosaic import is_mosaic, restore_mosaic, restored_mosaics
 from deploykit.runtime.raw.mosaic import RawImage
 from deploykit.runtime.results.base import ImageResult
@@ -162,7 +163,8 @@ class Predictor(Generic[R_co]):
         for mosaics, items in groupby(source.items, key=is_mosaic):
             part = replace(source, items=tuple(items))
             if mosaics:
-                yield from cast("Iterator[R_co]", restored_mosaics(part, self.restore_raw, skip))
+                most = self.options.max_pixels
+                yield from cast("Iterator[R_co]", restored_mosaics(part, self.restore_raw, skip, max_pixels=most))
             else:
                 yield from self._image_results(part, skip)
 
@@ -183,12 +185,12 @@ class Predictor(Generic[R_co]):
 
     def _frames(self, source: Images | Video, skip: Skip | None) -> Iterator[Frame]:
         """Yield the source's frames with the number of channels that the network takes."""
-        channels = self.spec.input.channels
-        if channels in (1, 3):
-            return source.frames(skip)
-        if isinstance(source, Video):
+        channels, most = self.spec.input.channels, self.options.max_pixels
+        if isinstance(source, Images):
+            return source.frames(skip, read=partial(read_image, channels=channels, max_pixels=most))
+        if channels not in (1, 3):
             raise UsageError(f"this network takes images of {channels} channels, but videos have 3")
-        return source.frames(skip, read=lambda item: image_of_channels(item, channels))
+        return source.frames(skip, max_pixels=most)
 
     def _prepare(self, frame: Frame) -> _PreparedImage:
         """Place an image on the network's canvas, or keep it whole if it runs in tiles or unchanged."""

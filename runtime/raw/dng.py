@@ -9,8 +9,8 @@ from __future__ import annotations
 import struct
 from pathlib import Path
 
+from deploykit.runtime.images.headers.tiff import ASCII, BYTE, LONG, RATIONAL, SHORT, SRATIONAL, Tag, tiff_tags
 from deploykit.runtime.raw.mosaic import RawImage
-from deploykit.runtime.raw.tiff import ASCII, BYTE, LONG, RATIONAL, SHORT, SRATIONAL, Tag, tiff_tags
 
 __all__ = ["dng_bytes"]
 

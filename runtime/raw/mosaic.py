@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DataError, ImageError, UsageError, import_extra
+from deploykit.errors import ArtefactError, DataError, ImageError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
-from deploykit.runtime.images.reading import RAW_SUFFIXES
-from deploykit.runtime.raw.tiff import pixels_and_bytes
+from deploykit.runtime.images.headers.tiff import pixels_and_bytes
+from deploykit.runtime.images.reading import RAW_SUFFIXES, check_pixels, file_bytes
+from deploykit.runtime.options import MAX_PIXELS
 
 __all__ = ["RawImage", "is_raw", "pack", "read_raw", "unpack"]
 
@@ -84,8 +85,8 @@ def is_raw(path: str | os.PathLike[str]) -> bool:
     return Path(path).suffix.lower() in RAW_SUFFIXES
 
 
-def read_raw(path: str | os.PathLike[str]) -> RawImage:
-    """Read the mosaic of a RAW file.
+def read_raw(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> RawImage:
+    """Read the mosaic of a RAW file, which may have at most ``max_pixels``.
 
     Raises:
         NotFoundError: the file does not exist.
@@ -93,12 +94,21 @@ def read_raw(path: str | os.PathLike[str]) -> RawImage:
         MissingDependencyError: rawpy is not installed.
     """
     rawpy: Any = import_extra("rawpy", "raw")
-    file = existing_file(path, "a RAW image")
-    pixels, present = pixels_and_bytes(file.read_bytes())
+    try:
+        file = existing_file(path, "a RAW image")
+    except ArtefactError as e:  # a folder, a pipe
+        raise ImageError(str(e)) from e
+    data = file_bytes(file, max_pixels=max_pixels)
+    pixels, present = pixels_and_bytes(data)
+    if pixels > max_pixels:
+        raise ImageError(
+            f"{file} declares {pixels:,} pixels, more than the {max_pixels:,} that are allowed (max_pixels)"
+        )
     if present < pixels // MAX_PIXELS_PER_BYTE:  # LibRaw fills missing pixels with arbitrary memory
         raise ImageError(f"{file} declares {pixels:,} pixels but holds only {present:,} bytes of them: copy it again")
     try:
         with rawpy.imread(str(file)) as raw:
+            check_pixels((raw.sizes.raw_height, raw.sizes.raw_width), str(file), max_pixels)
             return _image(raw, file)
     except rawpy.LibRawError as e:
         reason = e.args[0].decode() if e.args and isinstance(e.args[0], bytes) else str(e)
@@ -112,7 +122,7 @@ def _image(raw: Any, file: Path) -> RawImage:
     numbers = raw.raw_colors_visible
     cell = numbers[:2, :2]
     names = raw.color_desc.decode()
-    colours = tuple("RGB".find(names[number]) for number in cell.ravel()) if cell.shape == (2, 2) else ()
+    colours = tuple("RGB".find(names[n : n + 1] or "-") for n in cell.ravel().tolist()) if cell.shape == (2, 2) else ()
     rows, columns = (-(-side // 2) for side in numbers.shape)
     repeated = np.tile(cell, (rows, columns))[: numbers.shape[0], : numbers.shape[1]]
     if sorted(colours) != [RED, GREEN, GREEN, BLUE] or not np.array_equal(repeated, numbers):

@@ -71,7 +71,7 @@ def test_json_is_the_only_thing_on_standard_output(
     assert first["detections"][0]["box"] == [32, 64, 64, 96]
     assert second["detections"] == []
     assert "left out: " in err
-    assert "2 images: red 1, blue 1\n1 left out because they could not be read" in err
+    assert "2 images: red 1, blue 1\n1 left out, in whole or in part, because they could not be read" in err
 
 
 def test_a_single_image_that_cannot_be_read_is_one_line(
@@ -83,6 +83,53 @@ def test_a_single_image_that_cannot_be_read_is_one_line(
     assert out == ""
     assert err.startswith("deploykit: ")
     assert err.count("\n") == 1
+
+
+def test_an_image_that_declares_too_many_pixels_is_left_out(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _write(folder / "large.png", planted(scale=8))  # 512 x 512, the others are 256 x 256
+    words = ("--model", model, "--source", folder, "--max-pixels")
+    assert _predict(*words, 512 * 512) == 0
+    capsys.readouterr()
+    assert _predict(*words, 512 * 512 - 1) == ImageError.exit_code
+    out, err = capsys.readouterr()
+    assert "large.png declares 512x512 pixels (width x height), more than the 262,143 that are allowed" in err
+    assert "2 images: red 1, blue 1" in out
+    assert _predict(*words, 0) == UsageError.exit_code
+    assert "max_pixels must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_a_video_that_lacks_frames_is_drawn_as_far_as_it_goes_and_reported(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Mp4Writer(tmp_path / "film.mp4", 12.5) as recorder:
+        for column in range(6):
+            recorder.write(planted((column, 2, RED), scale=4))
+    opened = cv2.VideoCapture
+
+    class Announcing:
+        """A film that declares more frames than it has."""
+
+        def __init__(self, source: str) -> None:
+            self._film = opened(source)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._film, name)
+
+        def get(self, what: int) -> float:
+            return 20.0 if what == cv2.CAP_PROP_FRAME_COUNT else self._film.get(what)
+
+    source = str(tmp_path / "film.mp4")
+    monkeypatch.setattr(cv2, "VideoCapture", lambda file: Announcing(file) if file == source else opened(file))
+    words = ("--model", model, "--source", tmp_path / "film.mp4", "--out", tmp_path / "out")
+    assert _predict(*words) == ImageError.exit_code
+    out, err = capsys.readouterr()
+    assert "6 images: red 6" in out
+    assert "film.mp4 declares 20 frames, of which 6 could be decoded: the others are damaged or missing" in err
+    film = opened(str(tmp_path / "out" / "film.mp4"))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 6
+    film.release()
 
 
 def test_one_broken_image_does_not_stop_the_other_sources(

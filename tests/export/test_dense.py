@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 
 from deploykit.errors import ParityError, UsageError
 from deploykit.export.engine.build import build_engine
-from deploykit.export.options import OnnxOptions, PrecisionOptions
+from deploykit.export.options import Calibration, OnnxOptions, PrecisionOptions
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_parity_inputs, preprocess_for_parity, sample_image
 from deploykit.export.parity.tolerances import FP16
+from deploykit.export.precision.calibration import calibration_images
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.models.create.random_weights import randomise
@@ -27,6 +29,7 @@ from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.parity.differences import tensor_difference
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
@@ -126,6 +129,25 @@ def test_what_is_fed_are_the_colours_in_the_networks_order() -> None:
     four = preprocess_for_parity(image, replace(canvas, channels=4, mean=(0.0,) * 4, std=(1.0,) * 4), auto=False)
     np.testing.assert_allclose(four[:, :3], three, atol=1e-7)
     assert 0 < np.abs(four[:, 3] - four[:, 1]).mean() < 0.2
+
+
+def test_images_of_the_networks_channels_are_fed_as_they_are_and_others_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In the calibration as in the verification; 16 bits become 8."""
+    spec = model_of("restore", 4).spec
+    image = np.random.default_rng(0).integers(0, 65536, (*spec.input.size, 4), dtype=np.uint16)
+    (tmp_path / "four.png").write_bytes(cv2.imencode(".png", image)[1].tobytes())
+    expected = to_nchw([(image >> 8).astype(np.uint8)], spec.input)
+    fed = make_parity_inputs(spec, [tmp_path / "four.png"])
+    np.testing.assert_array_equal(fed.images["four.png"], expected)
+    (measured,) = calibration_images(Calibration((str(tmp_path / "four.png"),)), spec, 1)
+    np.testing.assert_array_equal(measured, expected)
+    assert not caplog.messages
+    calibration_images(Calibration((str(sample_image()),) * 3), spec, 3)
+    (said,) = caplog.messages
+    assert said.startswith("the network takes 4 channels, but ")
+    assert said.endswith("has 3: red, green, blue and grey stand in for them in the calibration")
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])

@@ -174,7 +174,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, clock: _Clock, module: SimpleNamespa
 
 
 def test_each_stage_gets_its_own_time_and_no_other(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, clock, sources, "read_image", 3)
+    slowed(monkeypatch, clock, predictor, "read_image", 3)
     slowed(monkeypatch, clock, predictor, "to_nchw", 5)
     slowed(monkeypatch, clock, detection, "decode_rows", 7)
     slowed(monkeypatch, clock, detection, "Result", 2)
@@ -197,7 +197,7 @@ def test_a_slow_network_shows_in_inference_and_nowhere_else(clock: _Clock) -> No
 
 
 def test_the_time_of_a_batch_is_that_of_all_its_images(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, clock, sources, "read_image", 3)
+    slowed(monkeypatch, clock, predictor, "read_image", 3)
     spec = replace(SPEC, input=replace(SPEC.input, batch=4))
 
     def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:

@@ -88,6 +88,97 @@ def test_a_broken_video_is_an_image_error(film: Path) -> None:
         open_source(film)
 
 
+open_capture = cv2.VideoCapture  # OpenCV's own, whatever a test puts in its place
+
+
+class _Damaged:
+    """A capture whose frames are decoded (True) or not, one after the other, as OpenCV gives them."""
+
+    def __init__(self, film: cv2.VideoCapture, reads: str, declared: int) -> None:
+        self._film, self._reads, self._declared = film, iter(reads), declared
+        self.attempts = 0
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._film, name)
+
+    def get(self, number: int) -> float:
+        return self._declared if number == cv2.CAP_PROP_FRAME_COUNT else self._film.get(number)
+
+    def read(self) -> tuple[bool, Array | None]:
+        self.attempts += 1
+        return (True, _frame(9)) if next(self._reads, "0") == "1" else (False, None)
+
+
+def damaged(monkeypatch: pytest.MonkeyPatch, film: Path, reads: str, declared: int) -> tuple[Video, _Damaged]:
+    capture = _Damaged(open_capture(str(film)), reads, declared)
+    monkeypatch.setattr(cv2, "VideoCapture", lambda source: capture)
+    return Video(film), capture
+
+
+def test_a_video_goes_on_after_frames_that_cannot_be_decoded(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video, _ = damaged(monkeypatch, film, "1" * 19 + "0" * 6 + "1" * 15, 40)
+    skipped: list[DeployError] = []
+    assert [f.number for f in video.frames(skipped.append)] == list(range(34))
+    assert str(skipped[0]).startswith(f"{film} declares 40 frames, of which 34 could be decoded: ")
+    video, _ = damaged(monkeypatch, film, "1" * 30 + "0" + "1" * 9, 40)  # one frame, but in the middle
+    frames = video.frames()
+    assert len([next(frames) for _ in range(39)]) == 39  # all come before the error
+    with pytest.raises(ImageError, match="declares 40 frames, of which 39"):
+        next(frames)
+
+
+def test_a_video_that_ends_early_is_reported_and_reading_it_ends(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video, capture = damaged(monkeypatch, film, "1" * 20, 40)
+    with pytest.raises(ImageError, match="declares 40 frames, of which 20 could be decoded"):
+        list(video.frames())
+    assert capture.attempts == 20 + 21
+    video, capture = damaged(monkeypatch, film, "1" * 20, 2_000_000_000)
+    with pytest.raises(ImageError, match="declares 2,000,000,000 frames"):
+        list(video.frames())
+    assert capture.attempts == 20 + 1001
+
+
+@pytest.mark.parametrize(("read", "declared"), [(38, 40), (40, 40), (42, 40), (980, 1000)])
+def test_a_count_that_is_off_by_a_little_is_no_damage(
+    film: Path, monkeypatch: pytest.MonkeyPatch, read: int, declared: int
+) -> None:
+    video, _ = damaged(monkeypatch, film, "1" * read, declared)
+    assert len(list(video.frames())) == read
+
+
+def test_a_count_by_the_duration_is_only_a_note(
+    film: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    video, _ = damaged(monkeypatch, film.rename(film.with_suffix(".webm")), "1" * 20, 40)
+    assert len(list(video.frames())) == 20
+    (said,) = caplog.messages
+    assert said.endswith("film.webm declares 40 frames, of which 20 could be decoded: its declared length may be an "
+                         "estimate, or its end is missing")  # fmt: skip
+
+
+def test_a_video_without_a_count_ends_at_the_first_failure(film: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video, capture = damaged(monkeypatch, film, "1" * 5, 0)
+    assert len(list(video.frames())) == 5
+    assert capture.attempts == 6
+
+
+def test_a_video_of_too_many_pixels_is_refused_before_a_frame_is_decoded(film: Path) -> None:
+    with pytest.raises(ImageError, match=r"film\.mp4 declares 64x48 pixels .* more than the 3,071"):
+        next(Video(film).frames(max_pixels=3071))
+    assert next(Video(film).frames(max_pixels=3072)).image.shape == (48, 64, 3)
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(("name", "frames"), [("cut_noisy.mp4", 20), ("corrupt_mid.mp4", 34)])
+def test_damaged_videos_give_every_frame_that_can_be_decoded(shared: Path, name: str, frames: int) -> None:
+    file = shared / "cases" / "runtime" / "video" / name
+    if not file.exists():
+        pytest.skip(f"{file} does not exist")
+    skipped: list[DeployError] = []
+    assert len(list(Video(file).frames(skipped.append))) == frames
+    assert f"declares 40 frames, of which {frames} could be decoded" in str(skipped[0])
+
+
 def test_the_kind_of_a_source_follows_from_its_name(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

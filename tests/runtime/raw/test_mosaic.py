@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,9 @@ from hypothesis import strategies as st
 
 from deploykit.errors import DataError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.evaluate.restored import mosaic_scores
+from deploykit.runtime.images.headers.tiff import tiff_tags
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
-from deploykit.runtime.raw.tiff import tiff_tags
 
 PATTERNS = {"RGGB": (0, 1, 1, 2), "BGGR": (2, 1, 1, 0), "GRBG": (1, 0, 2, 1), "GBRG": (1, 2, 0, 1)}
 
@@ -165,6 +167,49 @@ def test_a_file_without_its_pixels_is_refused(shared: Path, tmp_path: Path) -> N
     (tmp_path / "x.dng").write_bytes(whole[:-8150])
     with pytest.raises(ImageError, match="declares 4,096 pixels but holds only 42 bytes"):
         read_raw(tmp_path / "x.dng")
+
+
+def test_a_file_whose_colours_have_no_names_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One flipped byte in a camera's file gives more colour numbers than names, and LibRaw reads it all the same."""
+    rawpy = pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    (tmp_path / "x.dng").write_bytes(dng_bytes(image(64, 64)))
+
+    class Nameless:
+        raw_image_visible = np.zeros((4, 4), np.uint16)
+        raw_colors_visible = np.tile(np.array([[0, 1], [3, 2]], np.uint8), (2, 2))
+        color_desc = b"RG"
+        sizes = SimpleNamespace(raw_height=4, raw_width=4)
+
+        def __enter__(self) -> Nameless:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(rawpy, "imread", lambda path: Nameless())
+    with pytest.raises(ImageError, match=r"expected a Bayer pattern.*another one \(RG\)"):
+        read_raw(tmp_path / "x.dng")
+
+
+@pytest.mark.data
+def test_one_changed_byte_of_a_camera_file_is_an_image_error(shared: Path, tmp_path: Path) -> None:
+    pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    damaged = bytearray((shared / "data" / "images" / "raw" / "colorchart.dng").read_bytes())
+    damaged[269] = 103
+    (tmp_path / "x.dng").write_bytes(damaged)
+    with pytest.raises(ImageError, match="expected a Bayer pattern"):
+        read_raw(tmp_path / "x.dng")
+
+
+def test_the_number_of_pixels_of_a_raw_file_is_bounded(tmp_path: Path) -> None:
+    pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    (tmp_path / "x.dng").write_bytes(dng_bytes(image(64, 64)))
+    assert read_raw(tmp_path / "x.dng", max_pixels=4096).mosaic.shape == (64, 64)
+    with pytest.raises(ImageError, match=r"declares 4,096 pixels, more than the 4,095"):
+        read_raw(tmp_path / "x.dng", max_pixels=4095)
+    os.mkfifo(tmp_path / "pipe.dng")
+    with pytest.raises(ImageError, match="is a pipe"):
+        read_raw(tmp_path / "pipe.dng")
 
 
 def test_files_that_libraw_cannot_read_are_refused(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Headers of encoded images: what a file declares, and damage, before a pixel is decoded."""
