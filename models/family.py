@@ -71,6 +71,14 @@ class Family(ABC, Generic[C]):
     def name_of(self, config: C) -> str:
         """The name of a variant, or one that says what differs from all of them; see :meth:`variant_of`."""
 
+    @abstractmethod
+    def assumed(self, config: C, shapes: CheckpointShapes) -> tuple[str, ...]:
+        """What a network computes with and neither its tensors nor anything else in the file tells, a sentence each.
+
+        Where the user must be able to choose, the sentence names the option. How images are prepared is said by
+        :mod:`deploykit.models.loading.images`.
+        """
+
     def variant_of(self, config: C, *free: str) -> str | None:
         """The name of the variant that equals ``config`` but for ``num_classes`` and the fields ``free``."""
         compared = [f.name for f in fields(config) if f.name not in ("num_classes", *free)]
@@ -108,8 +116,9 @@ class Family(ABC, Generic[C]):
         )
 
     def loaded(self, config: C, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:
-        """The model of a network that has its weights, with notes on what the checkpoint leaves open."""
-        return self.reference(config, network, shapes.checkpoint.names)
+        """The model of a network that has its weights, with what was assumed."""
+        model = self.reference(config, network, shapes.checkpoint.names)
+        return model.assuming(*self.assumed(config, shapes))
 
     def from_checkpoint(self, checkpoint: Checkpoint) -> ReferenceModel | None:
         """The model of a checkpoint, built from the shapes of its tensors; None: it is of another family.

@@ -15,6 +15,8 @@ from deploykit.errors import CheckpointError, NotFoundError, UnknownLayerError, 
 from deploykit.models.checkpoint.prefixes import parts_of
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.load_options import LoadOptions
+from deploykit.models.loading.file_facts import architecture
+from deploykit.models.loading.images import with_images_of_file
 from deploykit.models.signatures import described_by, signature_of
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import InputSpec, ModelSpec, Source
@@ -29,7 +31,7 @@ FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
 DEFAULT = "default"
 """The name of the preprocessing that a model's spec has by itself."""
 
-BUILD_OPTIONS = ("heads", "score")
+BUILD_OPTIONS = ("heads", "score", "pool", "activation", "head_activation")
 """The options of loading that decide how a network is built, so that its family must read them."""
 
 Rewrite = Callable[[nn.Module, str], nn.Module]
@@ -178,6 +180,8 @@ def load_model(
         UsageError: the model has no preprocessing or rewrite of that name, or the file no such entry.
     """
     options = loading or LoadOptions()
+    if preprocessing != DEFAULT and (options.mean or options.std):
+        raise UsageError(f"--preprocessing {preprocessing} has a mean and a deviation: leave --mean and --std out")
     progress.step("reading")
     checkpoint = read_checkpoint(weights, entry=options.entry)
     progress.step("building")
@@ -205,10 +209,12 @@ def model_from_checkpoint(checkpoint: Checkpoint, loading: LoadOptions | None = 
     if model is not None:
         return model
     first = ", ".join(list(checkpoint.state_dict)[:3]) or "none"
+    named = architecture(checkpoint)
     raise CheckpointError(
-        f"{checkpoint.path} is a checkpoint of a model that deploykit does not know: {len(checkpoint.state_dict)} "
+        f"{checkpoint.path} is a checkpoint of a model that deploykit does not know"
+        f"{f', a {named[0]} by its {named[1]}' if named else ''}: {len(checkpoint.state_dict)} "
         f"tensors ({first}, ...) and no description of its layers; deploykit inspect shows it, deploykit models "
-        "lists what can be loaded"
+        f"lists what can be loaded{', and a model of timm is named by --timm-model' if named else ''}"
     )
 
 
@@ -233,13 +239,14 @@ def _recognised(checkpoint: Checkpoint) -> ReferenceModel | None:
     for family in FAMILIES:
         model: ReferenceModel | None = import_module(family).from_checkpoint(checkpoint)
         if model is not None:
-            _check_choices(model, checkpoint.loading)
+            check_choices(model, checkpoint.loading)
             source = Source(model=model.name, sha256=checkpoint.sha256)
             notes = (*checkpoint.notes, *model.notes, *_other_names(checkpoint, model))
             seed = checkpoint.metadata.get("random_seed")
             if seed is not None:  # written by create_checkpoint
                 notes = (*notes, f"its weights are random (seed {seed}): what it says means nothing")
-            return replace(model, spec=replace(model.spec, source=source), notes=notes)
+            spec = with_images_of_file(replace(model.spec, source=source), checkpoint)
+            return replace(model, spec=spec, notes=notes)
     return None
 
 
@@ -275,7 +282,12 @@ def _recognised_part(checkpoint: Checkpoint) -> ReferenceModel | None:
     return None
 
 
-def _check_choices(model: ReferenceModel, loading: LoadOptions) -> None:
+def check_choices(model: ReferenceModel, loading: LoadOptions) -> None:
+    """Check that a network can be built as asked.
+
+    Raises:
+        UsageError: it is built in one way only.
+    """
     for name in BUILD_OPTIONS:
         if getattr(loading, name) is not None and name not in model.choices:
             flag = f"--{name.replace('_', '-')}"
@@ -312,6 +324,8 @@ def with_rewrite(model: ReferenceModel, name: str) -> ReferenceModel:
         known = f"it has {', '.join(model.rewrites)}" if model.rewrites else "it has none"
         raise UsageError(f"{model.name} has no rewrite {kind!r}; {known}")
     note = f"rewritten as {name} (--rewrite)"
+    settled = tuple(text for text in model.spec.assumptions if f"--rewrite {kind}" not in text)
+    model = replace(model, spec=replace(model.spec, assumptions=settled))
     return replace(model, module=rewrite(model.module, argument).eval(), notes=(*model.notes, note))
 
 

@@ -28,8 +28,9 @@ from deploykit.models.checkpoint.prefixes import parts_of
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.class_names import class_names
 from deploykit.models.load_options import LoadOptions
+from deploykit.models.loading.images import with_images_of, with_images_of_file
 from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel
+from deploykit.models.registry import ReferenceModel, check_choices
 from deploykit.models.timm_options import TimmOptions
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, Source
@@ -141,8 +142,8 @@ def load_timm(
         progress.step("reading")
         checkpoint = read_checkpoint(weights, entry=loading.entry if loading else "")
         progress.step("building")
-        return _of_file(checkpoint, options)
-    if loading is not None:
+        return _of_file(replace(checkpoint, loading=loading or LoadOptions()), options)
+    if loading is not None and loading.entry:
         raise UsageError(f"{weights} is no file: how a checkpoint is loaded ({loading}) is not asked of it")
     progress.step("building")
     with torch.random.fork_rng(devices=[]):
@@ -153,7 +154,9 @@ def load_timm(
             assert isinstance(model.module, TimmModel)
             model.module.random_weights(1.0)
     random = () if options.pretrained else ("its weights are random (seed 0): what it says means nothing",)
-    return replace(model, notes=(*random, *model.notes))
+    check_choices(model, loading or LoadOptions())
+    spec = with_images_of(model.spec, loading or LoadOptions())
+    return replace(model, spec=spec, notes=(*random, *model.notes))
 
 
 def _sizes(options: TimmOptions) -> dict[str, int]:
@@ -213,7 +216,9 @@ def _of_file(checkpoint: Checkpoint, options: TimmOptions) -> ReferenceModel:
     load_weights(network, checkpoint, checkpoint.float32(), options.model)
     model = _reference(options.model, network.requires_grad_(False))
     source = Source(model=model.name, sha256=checkpoint.sha256)
-    spec = replace(model.spec, source=source, classes=class_names(len(model.spec.classes), checkpoint.names))
+    check_choices(model, checkpoint.loading)
+    names = class_names(len(model.spec.classes), checkpoint.names)
+    spec = with_images_of_file(replace(model.spec, source=source, classes=names), checkpoint, known=True)
     return replace(model, spec=spec, notes=(*checkpoint.notes, *model.notes))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from deploykit.cli._options import Flag, Flags
 
@@ -26,20 +26,7 @@ def loading_flags() -> Flags[LoadOptions]:
                     "weights, else the model's own; inspect lists the entries)",
                     metavar="NAME",
                 ),
-                Flag(
-                    "--heads",
-                    "heads",
-                    "heads of each attention of a vision transformer (default: as the file tells, or assumed)",
-                    metavar="N",
-                    type=int,
-                ),
-                Flag(
-                    "--score",
-                    "score",
-                    "of a detector of one class: obj: the objectness alone, as in YOLOv7; obj*cls: as in YOLOv5 "
-                    "(default: as the file tells, or assumed)",
-                    choices=("obj", "obj*cls"),
-                ),
+                *_untold_flags(),
             )
         },
     )
@@ -51,6 +38,69 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
         "--verify",
         action="store_true",
         help="take an exported model only if it is the file that was verified, by the SHA-256 in its parity report",
+    )
+
+
+def _untold_flags() -> tuple[Flag, ...]:
+    """Return the options of what no tensor tells."""
+    from deploykit.models.load_options import Interpolation
+
+    return (
+        Flag(
+            "--heads",
+            "heads",
+            "heads of each attention of a vision transformer (default: as the file tells, or assumed)",
+            metavar="N",
+            type=int,
+        ),
+        Flag(
+            "--score",
+            "score",
+            "of a detector of one class: obj: the objectness alone, as in YOLOv7; obj*cls: as in YOLOv5 "
+            "(default: as the file tells, or assumed)",
+            choices=("obj", "obj*cls"),
+        ),
+        Flag(
+            "--pool",
+            "pool",
+            "what a vision transformer classifies: its class token, or the average of the patches",
+            choices=("token", "avg"),
+        ),
+        Flag(
+            "--activation",
+            "activation",
+            "in the blocks of a vision transformer: gelu, gelu-tanh or quick-gelu",
+            metavar="NAME",
+        ),
+        Flag(
+            "--head-activation",
+            "head_activation",
+            "between the layers of a classifier's head: relu, gelu, silu, tanh or none",
+            metavar="NAME",
+        ),
+        Flag(
+            "--mean",
+            "mean",
+            "mean of the pixels, one number or one per channel (default: as the file tells, or assumed)",
+            metavar="X",
+            type=float,
+            nargs="+",
+            fills=tuple,
+        ),
+        Flag("--std", "std", "their standard deviation", metavar="X", type=float, nargs="+", fills=tuple),
+        Flag(
+            "--crop",
+            "crop",
+            "share of an image's shorter side whose middle a classifier is given",
+            metavar="X",
+            type=float,
+        ),
+        Flag(
+            "--interpolation",
+            "interpolation",
+            "Pillow's filter that scales a classifier's images",
+            choices=get_args(Interpolation),
+        ),
     )
 
 

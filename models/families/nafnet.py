@@ -229,6 +229,9 @@ class NafnetFamily(Family[NafnetConfig]):
         )
         return ModelSpec("restore", canvas, DenseOutput(name="image"))
 
+    def assumed(self, config: NafnetConfig, shapes: CheckpointShapes) -> tuple[str, ...]:
+        return ("layer norms with an eps of 1e-06, as NAFNet has them: no tensor tells",)
+
     def name_of(self, config: NafnetConfig) -> str:
         blocks = "-".join(map(str, (*config.encoders, config.middle, *config.decoders)))
         channels = f"-{config.channels}ch" if config.channels != 3 else ""

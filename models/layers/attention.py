@@ -5,12 +5,14 @@ Keys are those of timm's and MAE's vision transformers (``attn.qkv``, ``attn.pro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from deploykit.models.fuse import check_fold, shared_copy
 
-__all__ = ["EPS", "Attention", "Mlp", "TransformerBlock", "attend", "scaled_rows"]
+__all__ = ["EPS", "MLP_ACTIVATIONS", "Attention", "Mlp", "TransformerBlock", "attend", "scaled_rows"]
 
 EPS = 1e-6  # of layer norms; PyTorch's own default is 1e-5, and no tensor says so
 
@@ -80,13 +82,27 @@ class Attention(nn.Module):
         return new
 
 
-class Mlp(nn.Module):
-    """Two linear layers and a GELU between them."""
+class QuickGelu(nn.Module):
+    """``x sigmoid(1.702 x)``, which CLIP's transformers have for a GELU (openai/CLIP, MIT)."""
 
-    def __init__(self, dim: int, hidden: int) -> None:
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (1.702 * x).sigmoid()
+
+
+MLP_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu-tanh": lambda: nn.GELU("tanh"),
+    "quick-gelu": QuickGelu,
+}
+
+
+class Mlp(nn.Module):
+    """Two linear layers and a GELU, or another one of :data:`MLP_ACTIVATIONS`, between them."""
+
+    def __init__(self, dim: int, hidden: int, activation: str = "gelu") -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.act = nn.GELU()
+        self.act = MLP_ACTIVATIONS[activation]()
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -97,12 +113,12 @@ class Mlp(nn.Module):
 class TransformerBlock(nn.Module):
     """Attention and the two layers, each of the normalised tokens and added to them: ``(B, N, dim)`` to the same."""
 
-    def __init__(self, dim: int, heads: int, hidden: int) -> None:
+    def __init__(self, dim: int, heads: int, hidden: int, *, eps: float = EPS, activation: str = "gelu") -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim, eps=EPS)
-        self.mlp = Mlp(dim, hidden)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, hidden, activation)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from deploykit.errors import CheckpointError, UsageError
+from deploykit.errors import UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 
 __all__ = ["architecture", "chosen", "count_told", "told"]
@@ -72,17 +72,3 @@ def chosen(checkpoint: Checkpoint, option: str, asked: Any, found: tuple[Any, st
             f"--{option} {asked} contradicts {checkpoint.path}, whose {found[1]} says {found[0]}: leave --{option} out"
         )
     return asked
-
-
-def check_architecture(checkpoint: Checkpoint, expected: Any, found: Any, what: str) -> None:
-    """Check that the tensors are of the network that the file names.
-
-    Raises:
-        CheckpointError: they are not.
-    """
-    named = architecture(checkpoint)
-    if named is not None and expected != found:
-        raise CheckpointError(
-            f"{checkpoint.path} says in {named[1]} that it is a {named[0]}, which has {what} {expected}, and its "
-            f"tensors have {found}: the name or the file is of another model"
-        )

@@ -91,14 +91,19 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
 
 def _assumptions(graph: LayerGraph, whose: str, implicits: bool) -> tuple[str, ...]:
     """What a file without pickled modules leaves open, and is taken from ``whose``."""
-    kinds = {type(m).__name__: None for m in graph.modules() if type(m) in ACTIVATIONS.values()}
-    named = " and ".join(kind for kind in kinds if kind != "Identity")
-    norms = any(isinstance(m, nn.BatchNorm2d) for m in graph.modules())
-    eps = f" and a batch-norm eps of {BN_EPS}" if norms else ""
-    said = f"{named} activations{eps}, as {whose} has them: no tensor tells"
+    said = untold(graph, whose)
     if not implicits:
         return (said,)
     return said, "its head's implicits are in its convolutions, as its batch norms are: YOLOv7 folds both at once"
+
+
+def untold(network: nn.Module, whose: str) -> str:
+    """The activations and the eps of a network, as ``whose``: a file without pickled modules leaves them open."""
+    kinds = {type(m).__name__: None for m in network.modules() if type(m) in ACTIVATIONS.values()}
+    named = " and ".join(kind for kind in kinds if kind != "Identity")
+    norms = any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
+    eps = f" and a batch-norm eps of {BN_EPS}" if norms else ""
+    return f"{named} activations{eps}, as {whose} has them: no tensor tells"
 
 
 def _add_pixel_anchors(graph: LayerGraph, found: dict[str, Tensor]) -> None:

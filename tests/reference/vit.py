@@ -65,9 +65,9 @@ def headed(x: Tensor, state: State, head: str) -> Tensor:
         x = normalised(x[1:].mean(0), state["fc_norm.weight"], state["fc_norm.bias"])
     else:
         x = normalised(x, state["norm.weight"], state["norm.bias"])
-        if head == "features":
-            return x[1:].mean(0)
-        x = x[0]
+        x = x[1:].mean(0) if head in ("features", "avg") else x[0]
+        if head in ("features", "token-features"):
+            return x
     if head == "probe":
         x = (x - state["head.0.running_mean"]) / (state["head.0.running_var"] + 1e-6).sqrt()
         return x @ state["head.1.weight"].T + state["head.1.bias"]

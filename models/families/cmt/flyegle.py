@@ -158,6 +158,12 @@ class FlyegleFamily(Family[FlyegleConfig]):
         fit = Fit(kind="crop", stride=STRIDE, crop_share=0.875, resample="bilinear")
         return classifier_spec(imagenet_input(config.size, fit), class_names(config.num_classes, names))
 
+    def assumed(self, config: FlyegleConfig, shapes: CheckpointShapes) -> tuple[str, ...]:
+        return (
+            f"{', '.join(map(str, HEADS))} heads in its stages, as published: no tensor tells",
+            "GELU and layer norms with an eps of 1e-05, as the original has them: no tensor tells",
+        )
+
     def name_of(self, config: FlyegleConfig) -> str:
         known = self.variant_of(config, "size")
         if known is None:

@@ -178,6 +178,9 @@ class CmtFamily(Family[CmtConfig]):
         fit = Fit(kind="crop", stride=STRIDE, crop_share=0.9, resample="bicubic")
         return classifier_spec(imagenet_input(config.size, fit), class_names(config.num_classes, names))
 
+    def assumed(self, config: CmtConfig, shapes: CheckpointShapes) -> tuple[str, ...]:
+        return ("GELU, SiLU before the head, and layer norms with an eps of 1e-06, as CMT has them: no tensor tells",)
+
     def name_of(self, config: CmtConfig) -> str:
         known = self.variant_of(config, "size")
         if known is None:

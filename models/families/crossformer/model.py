@@ -21,7 +21,6 @@ from deploykit.models.class_names import class_names
 from deploykit.models.families.crossformer.layers import CrossBlock, CrossEmbed, Merging
 from deploykit.models.family import Family, classifier_spec, imagenet_input
 from deploykit.models.loading.shapes import CheckpointShapes
-from deploykit.models.registry import ReferenceModel
 from deploykit.spec import Fit, ModelSpec
 
 WEIGHTS_LICENCE = "MIT (cheerss/CrossFormer)"
@@ -188,13 +187,12 @@ class CrossFormerFamily(Family[CrossFormerConfig]):
         tensors = super().tensors_of(shapes, network)
         return {key: value for key, value in tensors.items() if not BUFFERS.search(key)}
 
-    def loaded(self, config: CrossFormerConfig, network: nn.Module, shapes: CheckpointShapes) -> ReferenceModel:
-        """With a note where groups and intervals are assumed."""
-        model = super().loaded(config, network, shapes)
-        if self.variant_of(config):
-            return model
-        published = f"groups of {config.groups[0]} and intervals {config.intervals}"
-        return replace(model, notes=(f"the groups are in no tensor: the published {published} are taken",))
+    def assumed(self, config: CrossFormerConfig, shapes: CheckpointShapes) -> tuple[str, ...]:
+        return (
+            f"groups of {config.groups[0]} and intervals {', '.join(map(str, config.intervals))}, as published for "
+            "classification: no tensor tells",
+            "GELU and layer norms with an eps of 1e-05, as CrossFormer has them: no tensor tells",
+        )
 
 
 FAMILY = CrossFormerFamily()

@@ -262,6 +262,9 @@ class DynOPoolFamily(Family[Config]):
         fit = Fit(kind="crop", stride=1, crop_share=1.0)
         return classifier_spec(InputSpec(size=(32, 32), mean=CIFAR_MEAN, std=CIFAR_STD, fit=fit), classes)
 
+    def assumed(self, config: Config, shapes: CheckpointShapes) -> tuple[str, ...]:
+        return ()  # the keys are this project's own, and mean this network
+
     def name_of(self, config: Config) -> str:
         kind = {VggConfig: "vgg16", EfficientNetConfig: "efficientnet", HrNetConfig: "hrnet"}[type(config)]
         return self.variant_of(config) or f"dynopool-{kind}-narrow"

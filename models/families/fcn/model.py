@@ -197,6 +197,15 @@ class FcnFamily(Family[FcnConfig]):
         canvas = InputSpec(size=(SIZE, SIZE), colour="bgr", scale=1.0, mean=MEAN, fit=fit)
         return ModelSpec("segment", canvas, DenseOutput(name="logits"), classes)
 
+    def assumed(self, config: FcnConfig, shapes: CheckpointShapes) -> tuple[str, ...]:
+        if config.kind not in ("8s", "16s"):
+            return ("ReLU, as VGG has it: no tensor tells",)
+        return (
+            "ReLU, as VGG has it: no tensor tells",
+            "streams that were trained one after the other: those trained at once have scaled poolings, which no "
+            "tensor tells; choose with --rewrite at-once",
+        )
+
     def name_of(self, config: FcnConfig) -> str:
         prefix = "" if config.kind.startswith("parsenet") else "fcn"
         return self.variant_of(config) or f"{prefix}{config.kind}-narrow"

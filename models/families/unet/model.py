@@ -121,7 +121,9 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     network.requires_grad_(False)
     classes, notes = _classes(checkpoint, config.num_classes)
     scale, said = _scale(network)
-    return reference_of(config, network, classes=classes, scale=scale, notes=(*layout.notes, *said, *notes))
+    model = reference_of(config, network, classes=classes, scale=scale, notes=(*layout.notes, *said, *notes))
+    corners = ", enlarged bilinearly with aligned corners" if config.bilinear else ""
+    return model.assuming(f"ReLU{corners}, as the original has it: no tensor tells")
 
 
 class _Tensors:

@@ -342,6 +342,14 @@ class VitDetFamily(MaskRcnnFamily):
         tensors = super().tensors_of(shapes, network)
         return {key: tensors[key] for key in shapes.key_map.values()}
 
+    def assumed(self, config: DetectorConfig, shapes: CheckpointShapes) -> tuple[str, ...]:
+        window = config.backbone.window
+        return (
+            f"windows of {window}x{window} cells, padded where the map ends within one: the same tensors go with maps "
+            "that are scaled to whole windows; choose with --rewrite interpolate",
+            "GELU and norms with an eps of 1e-06, and detectron2's anchors and thresholds: no tensor tells",
+        )
+
     def rewrites(self, config: DetectorConfig) -> dict[str, Rewrite]:
         return {"interpolate": _interpolated}
 

@@ -134,6 +134,9 @@ class VitMaskRcnnFamily(MaskRcnnFamily):
     def network(self, config: DetectorConfig) -> MaskRcnn:
         return MaskRcnn(TapBackbone(config.backbone), config.heads)
 
+    def assumed(self, config: DetectorConfig, shapes: CheckpointShapes) -> tuple[str, ...]:
+        return ()  # the keys are this project's own, and mean this network
+
     def name_of(self, config: DetectorConfig) -> str:
         own = config.backbone
         size = next((k for k in ("b", "l") if (BACKBONES[k].dim, BACKBONES[k].depth) == (own.dim, own.depth)), None)

@@ -19,6 +19,7 @@ from deploykit.models.families.yolov6.checkpoint import described, filled, is_yo
 from deploykit.models.families.yolov6.config import REG_MAX, Scale, YOLOv6Config
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.registry import ReferenceModel, register_variants
+from deploykit.models.yolo_graph.from_checkpoint import untold
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Thresholds
 
 FAMILY = "YOLOv6"
@@ -98,7 +99,9 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     name, config, assumed = _recognised(config, pickled=bool(checkpoint.modules))
     network, changes = filled(plain, config, name.replace("_", "-"))
     classes, unnamed = _classes(checkpoint, network)
-    return reference_of(network, name, classes, (*dropped, *assumed, *changes, *unnamed))
+    model = reference_of(network, name, classes, (*dropped, *changes, *unnamed))
+    activations = () if checkpoint.modules else (untold(network, name.replace("_", "-")),)
+    return model.assuming(*assumed, *activations)
 
 
 def _recognised(config: YOLOv6Config, *, pickled: bool) -> tuple[str, YOLOv6Config, tuple[str, ...]]:
@@ -133,12 +136,9 @@ def _without_choices(config: YOLOv6Config) -> YOLOv6Config:
 
 
 def _assumptions(config: YOLOv6Config) -> tuple[str, ...]:
-    """Notes on a file without pickled modules."""
+    """What a file without pickled modules leaves open but for activations and eps, which :func:`untold` says."""
     if config.block == "qarepvgg":
-        return ("which version of QARepVGG it has is in no tensor: the second is assumed, as published",)
-    if config.block == "conv":
-        activation = "SiLU" if config.activation == "silu" else "ReLU"
-        return (f"its blocks' activation is in no tensor: {activation} is assumed",)
+        return ("the second version of QARepVGG, as published: no tensor tells",)
     return ()
 
 

@@ -26,6 +26,7 @@ from deploykit.models.families.yolox.head import YoloxHead, YoloxKeypointHead
 from deploykit.models.layers.conv import Conv
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_variants
+from deploykit.models.yolo_graph.from_checkpoint import untold
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawDetections, Thresholds
 
 FAMILY = "YOLOX"
@@ -223,7 +224,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
         names = None
     if names is None and config.num_classes == len(COCO_CLASSES):
         names = COCO_CLASSES  # which the original has in its code, and not in its files
-    return reference_of(network, name, names, size, notes)
+    return reference_of(network, name, names, size, notes).assuming(untold(network, name.replace("_", "-")))
 
 
 def _recognised(checkpoint: Checkpoint) -> YoloxConfig:
@@ -291,10 +292,8 @@ def _name_of(config: YoloxConfig) -> tuple[str, int]:
 
 
 def _notes(network: Yolox, config: YoloxConfig) -> tuple[str, ...]:
-    """What no tensor says and was assumed, and what the tensors say of the images that they were trained on."""
+    """What the tensors say of the images that they were trained on, and what the original does otherwise."""
     notes: tuple[str, ...] = ()
-    if config.stem == "conv" and not config.darknet53:
-        notes = ("its activations are in no tensor: ReLU is assumed, as in ti_lite",)
     if config.num_keypoints and config.num_classes > 1:
         notes = (*notes, "the original decodes keypoints right for one class only: with more, ours is what it means")
     pixel = mean_pixel(network)

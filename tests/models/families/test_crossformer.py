@@ -104,7 +104,7 @@ def test_a_checkpoint_is_read_without_the_buffers_of_older_files(tmp_path: Path)
     }
     found = load_model(saved(tmp_path, model.module.state_dict() | buffers))
     assert found.name == "crossformer-d32-2-1-2-1"
-    assert found.notes[-1].startswith("the groups are in no tensor: the published groups of 7")
+    assert found.spec.assumptions[0].startswith("groups of 7 and intervals 8, 4, 2, 1")
     images = torch.randn(1, 3, 64, 96)
     with torch.inference_mode():
         assert torch.equal(found.module(images), model.module(images))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
@@ -32,12 +33,15 @@ from tests.reference.vit import vit as reference
 PUBLISHED = {"mae_vit_b16": (86_567_656,), "mae_vit_l16": (304_326_632,), "mae_vit_h14": (632_045_800,)}
 """Parameters of the original's own code, fine-tuned for ImageNet."""
 
+POOLS: dict[Head, Literal["token", "avg"]] = {"avg": "avg", "token-features": "token"}
+"""What must be asked for: no tensor tells it, and something else is assumed."""
+
 slow = pytest.mark.slow
-KINDS: tuple[Head, ...] = ("mean", "token", "probe", "features")
+KINDS: tuple[Head, ...] = ("mean", "avg", "token", "probe", "features", "token-features")
 
 
 def narrow(head: Head = "mean", seed: int = 0, config: VitConfig | None = None) -> ReferenceModel:
-    config = config or VitConfig(32, 2, 1, 48, patch=8, grid=4, num_classes=1 if head == "features" else 5, head=head)
+    config = config or VitConfig(32, 2, 1, 48, patch=8, grid=4, num_classes=1 if head in vit.FEATURES else 5, head=head)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = VisionTransformer(config).eval()
@@ -76,11 +80,13 @@ def test_it_is_its_definition(kind: Head, folded: bool, heads: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_of_each_layout_is_read(tmp_path: Path, kind: Head) -> None:
     model = narrow(kind)
-    found = load_model(saved(tmp_path, model.module.state_dict()), loading=LoadOptions(heads=1))
-    tail = {"probe": "-linear-probe", "features": "-features"}.get(kind, "")
-    assert found.name == f"{'vit' if kind == 'token' else 'mae-vit'}-d32-2-p8-h1{tail}"
-    assert found.spec.task == ("features" if kind == "features" else "classify")
-    assert not any("heads" in assumption for assumption in found.spec.assumptions)
+    pool = POOLS.get(kind)
+    found = load_model(saved(tmp_path, model.module.state_dict()), loading=LoadOptions(heads=1, pool=pool))
+    tail = {"probe": "-linear-probe", "mean": "", "token": ""}.get(kind, f"-{kind}")
+    assert found.name == f"{'vit' if kind in ('token', 'avg') else 'mae-vit'}-d32-2-p8-h1{tail}"
+    assert found.spec.task == ("features" if "features" in kind else "classify")
+    assert not any("heads" in text for text in found.spec.assumptions)
+    assert any("--pool" in text for text in found.spec.assumptions) == (kind in ("token", "features"))
     images = torch.randn(1, 3, 32, 32)
     with torch.inference_mode():
         assert torch.equal(found.module(images), model.module(images))

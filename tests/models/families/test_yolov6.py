@@ -274,29 +274,31 @@ def record(path: str, kind: str, **attributes: Any) -> Module:
 
 
 @pytest.mark.parametrize(
-    ("name", "modules", "expected", "notes"),
+    ("name", "modules", "expected", "assumed"),
     [
         ("yolov6l", (record("backbone.stem.block.act", "torch.nn.modules.activation.SiLU"),), "yolov6l", ()),
         ("yolov6l", (record("backbone.stem.block.act", "torch.nn.modules.activation.ReLU"),), "yolov6l-base", ()),
-        ("yolov6l", (), "yolov6l", ("its blocks' activation is in no tensor: SiLU is assumed",)),
+        ("yolov6l", (), "yolov6l", ("SiLU and ReLU activations and a batch-norm eps of 0.001",)),
         ("yolov6n_qa", (record("backbone.stem", "yolov6.layers.common.QARepVGGBlockV2"),), "yolov6n-qa", ()),
         ("yolov6n_qa", (record("backbone.stem", "yolov6.layers.common.QARepVGGBlock"),), "yolov6-custom", ()),
         (
             "yolov6n_qa",
             (),
             "yolov6n-qa",
-            ("which version of QARepVGG it has is in no tensor: the second is assumed, as published",),
+            ("the second version of QARepVGG, as published", "ReLU and SiLU activations and a batch-norm eps of 0.001"),
         ),
     ],
     ids=["SiLU", "ReLU", "activation unknown", "second version", "first version", "version unknown"],
 )
 def test_activations_and_versions_are_those_of_the_pickled_modules(
-    name: str, modules: tuple[Module, ...], expected: str, notes: tuple[str, ...]
+    name: str, modules: tuple[Module, ...], expected: str, assumed: tuple[str, ...]
 ) -> None:
     state = on_meta(yolov6_config(name, CLASSES)).state_dict()
     model = from_checkpoint(bare(state, modules=modules))
     assert model is not None
-    assert (model.name, model.notes) == (expected, notes)
+    assert (model.name, model.notes) == (expected, ())
+    said = zip(model.spec.assumptions, assumed, strict=True)
+    assert all(text.startswith(begins) for text, begins in said)
     layout = model.module.config
     assert layout.mean is (expected == "yolov6n-qa")
     assert layout.activation == ("silu" if expected == "yolov6l" else "relu")
