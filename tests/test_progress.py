@@ -55,3 +55,60 @@ def test_lines_are_one_per_step_and_one_per_message(capsys: pytest.CaptureFixtur
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("] ")[1] for line in lines[:3]] == ["checking", "writing", "ranges"]
     assert lines[3:] == ["deploykit: note: ranges of an earlier export are used"]
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time in seconds, which the test sets."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    return clock
+
+
+def test_a_long_step_says_how_far_it_is_after_ten_seconds_of_silence(
+    now: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = _display.StepLines()
+    lines.step("quantizing")
+    lines.step("quantizing: ranges")
+    for second in range(1, 21):
+        now[0] = float(second)
+        lines.share(f"quantizing: ranges, {second} of 64 runs", second / 64)
+    lines.step("quantizing: layers")
+    now[0] = 31.0
+    lines.step("quantizing: choosing layers")
+    assert capsys.readouterr().err.splitlines() == [
+        "[   0.0 s] quantizing",
+        "[  10.0 s] quantizing: ranges, 10 of 64 runs: 16 %, about 54 s left",
+        "[  20.0 s] quantizing: ranges, 20 of 64 runs: 31 %, about 44 s left",
+        "[  31.0 s] quantizing: choosing layers",
+    ]
+
+
+def test_the_time_left_begins_anew_with_every_count_of_shares(now: list[float]) -> None:
+    pace = _display.Pace()
+    now[0] = 100.0
+    pace.step()
+    now[0] = 110.0
+    assert pace.left(0.5) == "about 10 s left"
+    pace.step()  # a detail of the same count
+    now[0] = 115.0
+    assert pace.left(0.75) == "about 5 s left"
+    now[0] = 200.0
+    pace.step()
+    assert pace.left(0.0) == ""
+    now[0] = 260.0
+    assert pace.left(0.1) == "about 9 min left"
+
+
+def test_a_step_of_half_a_minute_says_once_what_makes_it_faster(now: list[float]) -> None:
+    heard = Heard()
+    timer = StepTimer(heard, {"quantizing": "fewer images are faster"})
+    timer.step("quantizing: ranges")
+    now[0] = 29.0
+    timer.share("ranges", 0.5)
+    assert heard.messages == []
+    for now[0] in (31.0, 62.0):
+        timer.share("ranges", 0.9)
+    timer.step("writing")
+    assert heard.messages == ["fewer images are faster"]

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WIDTH = 110  # of tables if stdout is not a terminal
 ESCAPED = {"Cc", "Cs", "Zl", "Zp"}  # control characters, halves of surrogate pairs, ends of lines and paragraphs
+SILENCE = 10.0  # seconds after which a step that takes long says how far it is
 BETWEEN_REFRESHES = 0.25  # seconds, if the caller draws the bar and not a thread of its own
 
 
@@ -104,23 +105,63 @@ def note(text: str) -> None:
     logging.getLogger(__name__).warning("%s", text)
 
 
-class StepLines(Progress):
-    """Prints one line per step on stderr, without the progress inside a step."""
+class Pace:
+    """How long a step will still take, from the shares that it reports and the time since it began."""
 
     def __init__(self) -> None:
-        self._start = time.perf_counter()
+        self._began = self._last_step = time.perf_counter()
+        self._share = 1.0
+
+    def step(self) -> None:
+        """A step, or a detail of one, begins."""
+        self._last_step = time.perf_counter()
+
+    def left(self, done: float) -> str:
+        """Return how much longer it takes to the end, given the share that is done; empty: it cannot be told."""
+        if done <= self._share:  # another count of shares, which began with the last step
+            self._began = self._last_step
+        self._share = done
+        seconds = time.perf_counter() - self._began
+        if done <= 0 or seconds < 1:
+            return ""
+        left = seconds * (1 - done) / done
+        return f"about {left:.0f} s left" if left < 120 else f"about {left / 60:.0f} min left"
+
+
+class StepLines(Progress):
+    """Prints a line per step on stderr, and where a step takes long how far it is, after some seconds of silence."""
+
+    def __init__(self) -> None:
+        self._start = self._said = time.perf_counter()
+        self._pace = Pace()
         self._seen: set[str] = set()
 
     def step(self, name: str) -> None:
-        """See :meth:`Progress.step`; a step's details get no line."""
-        name = name.split(":", maxsplit=1)[0]
-        if name not in self._seen:
-            self._seen.add(name)
-            print(f"[{time.perf_counter() - self._start:6.1f} s] {name}", file=sys.stderr)
+        """See :meth:`Progress.step`; a step's details get no line of their own while lines come often enough."""
+        self._pace.step()
+        known = name.split(":", maxsplit=1)[0]
+        if known not in self._seen:
+            self._seen.add(known)
+            self._say(known)
+        elif name != known:
+            self._say_late(name)
+
+    def share(self, what: str, done: float) -> None:
+        """See :meth:`Progress.share`."""
+        left = self._pace.left(done)
+        self._say_late(f"{what}: {100 * done:.0f} %{', ' * bool(left)}{left}")
 
     def message(self, text: str) -> None:
         """See :meth:`Progress.message`."""
         print(f"deploykit: note: {text}", file=sys.stderr)
+
+    def _say_late(self, text: str) -> None:
+        if time.perf_counter() - self._said >= SILENCE:
+            self._say(text)
+
+    def _say(self, text: str) -> None:
+        self._said = time.perf_counter()
+        print(f"[{self._said - self._start:6.1f} s] {text}", file=sys.stderr)
 
 
 class StepBar(Progress):
@@ -133,12 +174,14 @@ class StepBar(Progress):
 
     def __init__(self, bar: RichProgress, *, refresh: bool) -> None:
         self._bar, self._refresh, self._drawn = bar, refresh, 0.0
+        self._pace = Pace()
         self._task = bar.add_task("starting", total=None)
 
     def step(self, name: str) -> None:
         """See :meth:`Progress.step`."""
         from rich.markup import escape
 
+        self._pace.step()
         self._bar.tasks[0].total = None  # unknown duration; update() takes None for no change
         self._bar.update(self._task, description=escape(name), completed=0)
         self._draw(at_once=True)
@@ -147,7 +190,8 @@ class StepBar(Progress):
         """See :meth:`Progress.share`."""
         from rich.markup import escape
 
-        self._bar.update(self._task, description=escape(what), total=1.0, completed=done)
+        left = self._pace.left(done)
+        self._bar.update(self._task, description=escape(f"{what}{', ' * bool(left)}{left}"), total=1.0, completed=done)
         self._draw(at_once=False)
 
     def message(self, text: str) -> None:

@@ -161,12 +161,15 @@ def expect(
     """
     adapter = export_adapter_of(spec)
     rows: dict[str, dict[str, Array]] = {}
+    total = sum(1 if reference in once else len(feeds.images) for reference in references)
     for reference, session in references.items():
         rows[reference] = {}
         for label in list(feeds.images)[: 1 if reference in once else None]:
             progress.step(f"{reference} on {label}")
             image = feeds.images[label]
             rows[reference][label] = adapter.reference_values(session, image, reference)
+            done = sum(map(len, rows.values()))
+            progress.share(f"reference values, {done} of {total} runs", done / total)
         if closing:
             session.close()
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}

@@ -137,7 +137,7 @@ def quantize_graph(
             few,
             progress=progress,
         )
-        named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few))
+        named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few), progress=progress)
     if named:
         error = error_of(ranges, named, COMPARED)
     done = quantize(model, ranges, kind=kind, nodes_to_exclude=named, reduce_range=options.reduce_range)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -112,7 +113,13 @@ def measure_sensitivity(
         progress.share(f"layers, {runs} networks compared", min(1.0, runs / RUNS))
         return error
 
+    start = time.perf_counter()
     whole = error_of(layers)
+    minutes = RUNS * (time.perf_counter() - start) / 60
+    if minutes > 1:
+        progress.message(
+            f"the search for layers to keep runs up to {RUNS} quantized networks, here about {minutes:.0f} minutes"
+        )
     size = max(1, -(-len(layers) // GROUPS))
     groups = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
     measured = [(error_of(group), group) for group in groups]
@@ -129,7 +136,12 @@ def measure_sensitivity(
     return Sensitivity(whole, ordered, tuple(calm), images)
 
 
-def choose_keep(sensitivity: Sensitivity, error_without: Callable[[Collection[str]], float]) -> tuple[str, ...]:
+def choose_keep(
+    sensitivity: Sensitivity,
+    error_without: Callable[[Collection[str]], float],
+    *,
+    progress: Progress = SILENT,
+) -> tuple[str, ...]:
     """Choose the layers that are not quantized.
 
     The most sensitive layers are excluded one after the other, if the error falls, until half of the error is gone or
@@ -137,10 +149,11 @@ def choose_keep(sensitivity: Sensitivity, error_without: Callable[[Collection[st
     """
     total = len(sensitivity.layers) + sum(len(group) for group, _ in sensitivity.groups)
     kept: tuple[str, ...] = ()
-    left = sensitivity.whole
-    for layer in sensitivity.layers:
-        if left <= ENOUGH * sensitivity.whole or len(kept) + 1 > max(1, int(MOST * total)):
+    left, most = sensitivity.whole, max(1, int(MOST * total))
+    for tried, layer in enumerate(sensitivity.layers):
+        if left <= ENOUGH * sensitivity.whole or len(kept) + 1 > most:
             break
+        progress.share(f"layers to keep, {len(kept)} chosen of at most {most}", tried / len(sensitivity.layers))
         error = error_without((*kept, layer))
         if error >= left:
             continue

@@ -215,8 +215,10 @@ def runs(
     Raises:
         SpecError: the output does not match the spec. BackendError: the network failed.
     """
-    for batch in expected.feeds.batches:
+    total = len(expected.feeds.batches)
+    for done, batch in enumerate(expected.feeds.batches):
         progress.step(f"{name} on {batch.name}")
+        progress.share(f"{name} on {batch.name}, {done + 1} of {total} batches", done / total)
         found = _run_batch(session, batch, expected.feeds, values, name)
         for reference, rows in expected.rows.items():
             if all(label in rows for label in batch.images):
