@@ -57,7 +57,7 @@ def check_verified(file: Path) -> None:
             if not doubt and not record.verified and not exists(reference_values_path(file)):
                 doubt = f"its numbers are not verified: {record.unverified or 'it was never compared'}"
     if doubt:
-        raise ArtefactError(f"{file} is not the file that was verified, or was never verified: {doubt}")
+        raise ArtefactError(f"{file} is not known to be verified: {doubt}")
 
 
 def onnx_doubt(file: Path) -> str:

@@ -266,7 +266,7 @@ def test_a_model_without_a_parity_report_is_refused_on_request(
     (tmp_path / "image.png").write_bytes(b"")
     monkeypatch.chdir(tmp_path)
     assert main([str(file) if word == "M" else word for word in words] + ["--verify"]) == ArtefactError.exit_code == 50
-    assert "m.onnx is not the file that was verified, or was never verified: there is no" in capsys.readouterr().err
+    assert "m.onnx is not known to be verified: there is no" in capsys.readouterr().err
 
 
 def test_python_m_deploykit_is_the_same_program(root: Path) -> None:

@@ -47,7 +47,7 @@ def test_one_flipped_bit_is_found(name: str, export: Path) -> None:
     expected = f"(m.onnx.parity.json) is of another file: {name} has changed since it was verified, or was replaced"
     assert expected in onnx_doubt(export)
     for opened in (open_session, load):
-        with pytest.raises(ArtefactError, match="was never verified: the parity report beside it"):
+        with pytest.raises(ArtefactError, match="is not known to be verified: the parity report beside it"):
             opened(export, verify=True)
 
 

@@ -28,6 +28,7 @@ from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.engine_record import EngineRecord, Profile, read_record, reference_values_path
 from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
 from deploykit.runtime.session import open_session, session_spec
+from deploykit.runtime.verified import sha256
 from deploykit.spec import PoseObjectRows, RawDetections
 from tests import cpu_tensorrt
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
@@ -356,6 +357,19 @@ def test_a_load_error_says_what_to_do(
 def test_a_file_that_does_not_match_its_record_is_refused(engine: Path, gpu: CpuGpu) -> None:
     engine.write_bytes(engine.read_bytes()[:-10])
     with pytest.raises(ArtefactError, match=r"but its record says .*: copy both again"):
+        open_session(engine)
+
+
+def test_an_engine_of_the_same_size_that_is_another_one_is_refused(engine: Path, gpu: CpuGpu) -> None:
+    record = read_record(engine)
+    assert record is not None
+    replace(record, sha256=sha256(engine)).write(engine)
+    with open_session(engine):
+        pass
+    data = bytearray(engine.read_bytes())
+    data[-1] ^= 1
+    engine.write_bytes(data)
+    with pytest.raises(ArtefactError, match=r"has the SHA-256 [0-9a-f]{64}, but its record says [0-9a-f]{64}: copy"):
         open_session(engine)
 
 
