@@ -359,7 +359,10 @@ def _spec(model: ReferenceModel, options: OnnxOptions) -> ModelSpec:
     source = replace(model.spec.source, model=model.name, deploykit=__version__)
     # A network with a dynamic shape takes an image's own rectangle, which is less to compute than a padded square.
     fit = replace(model.spec.input.fit, auto=options.dynamic == "shape")
-    canvas = replace(model.spec.input, size=size, batch=options.batch, dynamic=options.dynamic, fit=fit)
+    try:
+        canvas = replace(model.spec.input, size=size, batch=options.batch, dynamic=options.dynamic, fit=fit)
+    except SpecError as e:
+        raise ImageSizeError(f"{e}; choose a smaller --img or --batch") from e
     return replace(model.spec, input=canvas, opset=options.effective_opset, source=source)
 
 

@@ -381,7 +381,7 @@ def test_an_empty_file_is_refused(engine: Path, gpu: CpuGpu) -> None:
 
 def test_a_damaged_record_is_named(engine: Path, gpu: CpuGpu) -> None:
     engine.with_name("cells.trt.json").write_text("{")
-    with pytest.raises(SpecError, match=r"cells\.trt\.json: an engine record must be JSON"):
+    with pytest.raises(ArtefactError, match=r"cannot read the engine record \S+cells\.trt\.json \(Expecting"):
         open_session(engine)
 
 
