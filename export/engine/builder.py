@@ -180,9 +180,9 @@ def build(
 
     try:
         plan = run_interruptibly(work, progress)
-    except DeployError:
+    except (DeployError, KeyboardInterrupt):
         raise
-    except Exception as e:
+    except BaseException as e:
         raise ExportError(f"TensorRT built no engine: {type(e).__name__}: {e}") from e
     if plan is None:
         raise ExportError(f"TensorRT built no engine: {_reason(network.log, 'no reason given')}")

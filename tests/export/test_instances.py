@@ -406,7 +406,7 @@ def test_an_engine_in_two_parts_can_be_written_to_another_file_system(
     move = Path.replace
 
     def within_one_file_system(self: Path, target: Path) -> Path:
-        if Path(target).parent not in self.parents:
+        if tmp_path not in self.parents or tmp_path not in Path(target).parents:
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
         return move(self, target)
 
