@@ -39,6 +39,7 @@ class PredictOptions:
         overlap: distance in pixels from the edge of a tile within which its pixels are dropped (``restore``).
         batch: images, or tiles, per call of a network with a dynamic batch.
         max_pixels: the most pixels that the header of an image, or a video, may declare.
+        time_limit: seconds that one call of the network may take in ONNX Runtime before it is ended.
     """
 
     conf: float | None = None
@@ -50,6 +51,7 @@ class PredictOptions:
     overlap: int | None = None
     batch: int | None = None
     max_pixels: int = MAX_PIXELS
+    time_limit: float | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class EvalOptions:
         upstream: prepare images as the original project's own evaluation does, which is not how they are prepared in
             use (docs/evaluation.md).
         engine: the library of the metrics.
+        time_limit: seconds that one call of the network may take in ONNX Runtime before it is ended.
         keep_detections: keep the detections, to write or draw them or to compute intervals; detectors only.
         mask_values: the value of each class in label maps, in the order of the classes (``segment``); None: those in
             the classes' names (``mask 255``), else 0, 1, 2, ...
@@ -90,6 +93,7 @@ class EvalOptions:
     allow_missing: bool = False
     upstream: bool = False
     engine: MetricsEngine = "hotcoco"
+    time_limit: float | None = None
     keep_detections: bool = False
     mask_values: tuple[int, ...] | None = None
     ignore_label: int | Literal["none"] | None = None
@@ -108,6 +112,7 @@ class PredictKeywords(TypedDict, total=False):
     overlap: int | None
     batch: int | None
     max_pixels: int
+    time_limit: float | None
 
 
 class EvalKeywords(TypedDict, total=False):
@@ -122,6 +127,7 @@ class EvalKeywords(TypedDict, total=False):
     rectangles: bool
     allow_missing: bool
     engine: MetricsEngine
+    time_limit: float | None
     keep_detections: bool
     mask_values: tuple[int, ...] | None
     ignore_label: int | Literal["none"] | None

@@ -28,6 +28,9 @@ __all__ = ["ADAPTERS", "OutputAdapter", "adapter_of", "loaded", "register_runtim
 
 OutputT = TypeVar("OutputT", bound=Output)
 
+EVERY = frozenset({"batch", "max_pixels", "time_limit"})
+"""Options of a prediction that every model has."""
+
 
 class OutputAdapter(ABC, Generic[OutputT]):
     """One kind of output at run time. The methods that are not abstract suit one float tensor with one entry per image.
@@ -57,7 +60,7 @@ class OutputAdapter(ABC, Generic[OutputT]):
         """
         self.spec, self.options = spec, options or PredictOptions()
         self.output = cast(OutputT, spec.output)
-        wrong = [name for name in given_options(self.options) if name not in self.takes | {"batch", "max_pixels"}]
+        wrong = [name for name in given_options(self.options) if name not in self.takes | EVERY]
         if wrong:
             raise UsageError(f"{', '.join(wrong)}: not for a model of the task {spec.task}")
         if self.options.max_pixels < 1:

@@ -90,6 +90,15 @@ class Session(Protocol):
         """Free the memory; a second call does nothing."""
         ...
 
+    def limit_time(self, seconds: float | None) -> None:
+        """End every later run that takes longer than ``seconds``, with a BackendError; None: no limit.
+
+        Raises:
+            UsageError: the number is not over 0, or this backend cannot end a run.
+        """
+        if seconds is not None:
+            raise UsageError("a time limit needs an .onnx file in ONNX Runtime: no other backend can end a run")
+
     def accepts_shape(self, shape: tuple[int, ...]) -> bool:
         """Return whether the first input accepts this shape; a dynamic axis may have limits of its own."""
         return shape_matches(self.inputs[0].shape, shape)

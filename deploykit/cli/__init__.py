@@ -64,8 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> int:
     parser = command_parser(words)
     args = parser.parse_args(words)
+    from deploykit.runtime.backends.run_limit import interrupts_end_runs
+
     try:
-        with import_errors_explained(), notes_on_stderr(), _sigterm_raises():
+        with import_errors_explained(), notes_on_stderr(), _sigterm_raises(), interrupts_end_runs():
             code = int(args.run(args))
             sys.stdout.flush()  # here, where a full disk is still an error with a message
             return code

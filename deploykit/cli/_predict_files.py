@@ -36,8 +36,15 @@ def predict_flags() -> Flags[PredictOptions]:
             Flag("--batch", "batch", "images or tiles per run, for a network with a dynamic batch", "N", int),
         ),
         "images": (max_pixels_flag(),),
+        "limits": (time_limit_flag(),),
     }
     return Flags(PredictOptions, groups)
+
+
+def time_limit_flag(default: str = "") -> Flag:
+    """Return the option for the time of one call of the network."""
+    text = f"end a call of the network that takes longer than S seconds; ONNX Runtime only{default}"
+    return Flag("--time-limit", "time_limit", text, "S", float)
 
 
 def threshold_flags() -> tuple[Flag, ...]:

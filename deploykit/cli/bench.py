@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
-from deploykit.cli._predict_files import max_pixels_flag, tell_passed_over, threshold_flags
+from deploykit.cli._predict_files import max_pixels_flag, tell_passed_over, threshold_flags, time_limit_flag
 from deploykit.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def _flags() -> Flags[PredictOptions]:
     from deploykit.runtime.options import PredictOptions
 
     batch = Flag("--batch", "batch", "images per run (default: the model's own)", "N", int)
-    return Flags(PredictOptions, {"prediction": (batch, max_pixels_flag(), *threshold_flags())})
+    limit = time_limit_flag(" (default with --duration: 60, or ten times the duration if that is longer)")
+    return Flags(PredictOptions, {"prediction": (batch, limit, max_pixels_flag(), *threshold_flags())})
 
 
 def run(args: argparse.Namespace) -> int:

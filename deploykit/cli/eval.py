@@ -12,7 +12,7 @@ from deploykit.cli._comparison import print_comparison
 from deploykit.cli._display import console, note, print_json, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._options import Flag, Flags
-from deploykit.cli._predict_files import max_pixels_flag
+from deploykit.cli._predict_files import max_pixels_flag, time_limit_flag
 from deploykit.cli._predict_folder import KnownFiles, refuse_known
 from deploykit.errors import UsageError
 
@@ -67,6 +67,7 @@ def eval_flags() -> Flags[EvalOptions]:
             Flag("--limit", "limit", "evaluate only the first N available images", "N", int),
             Flag("--batch", "batch", "images per run (default: the model's own)", "N", int),
             max_pixels_flag(),
+            time_limit_flag(),
         ),
         "objects": (
             Flag("--allow-missing", "allow_missing", "skip listed images that are not in the folder"),

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from deploykit.models.checkpoint.reader import Checkpoint
     from deploykit.releases.fetch import Fetched
 
+MOST_GIB = 1 << 20  # that --max-size may allow
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -20,6 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: the released name)")
     parser.add_argument("--url", metavar="URL", help="a mirror to use instead of the authors' address")
     parser.add_argument("--sha256", metavar="HEX", help="the expected SHA-256; a file with another one is refused")
+    parser.add_argument(
+        "--max-size", type=float, metavar="GIB", help="refuse a file of more than so many GiB (default 4)"
+    )
     parser.add_argument("--force", action="store_true", help="download even if the file exists, and replace it")
 
 
@@ -31,23 +36,28 @@ def run(args: argparse.Namespace) -> int:
         return _list()
     if args.name is None:
         raise UsageError("name a released checkpoint to fetch; deploykit fetch --list shows them")
-    inspected: list[Checkpoint] = []
+    inspected: list[Checkpoint | MissingDependencyError] = []
 
     def look(path: Path) -> None:
+        try:
+            import_extra("torch", "export")  # not before there is a file, because it takes seconds
+        except MissingDependencyError as e:
+            inspected.append(e)
+            return
         from deploykit.models.checkpoint.reader import read_checkpoint
 
         inspected.append(read_checkpoint(path))
 
-    try:
-        import_extra("torch", "export")
-    except MissingDependencyError as e:
-        got = _fetch(args, lambda path: None)
-        description = f"the content was not inspected: {e}"
+    if args.max_size is not None and not 0 < args.max_size <= MOST_GIB:
+        raise UsageError(f"--max-size must lie over 0 and up to {MOST_GIB:,} GiB, got {args.max_size:g}")
+    got = _fetch(args, look)
+    if got.already_there:
+        look(got.path)
+    found = inspected[0]
+    if isinstance(found, MissingDependencyError):
+        description = f"the content was not inspected: {found}"
     else:
-        got = _fetch(args, look)
-        if got.already_there:
-            look(got.path)
-        description = _describe(inspected[0], got.path)
+        description = _describe(found, got.path)
     print(f"{got.path}: {got.size:,} bytes, SHA-256 {got.sha256}")
     if got.already_there:
         print("the file exists already and matches its record: nothing was downloaded (--force downloads it again)")
@@ -76,6 +86,7 @@ def _fetch(args: argparse.Namespace, look: Callable[[Path], None]) -> Fetched:
             url=args.url,
             sha256=args.sha256,
             force=args.force,
+            **({} if args.max_size is None else {"max_size": int(args.max_size * (1 << 30))}),
             on_bytes=lambda done, total: progress.update(task, completed=done, total=total),
             look=look,
         )

@@ -26,6 +26,16 @@ from typing import IO
 
 from deploykit.atomic import write_atomic
 from deploykit.errors import FetchError
+from deploykit.releases.connection import (
+    BrokenOffError,
+    Redirects,
+    Response,
+    TooSlowError,
+    UnreachedError,
+    one_line,
+    opener,
+    paced,
+)
 from deploykit.strict_json import JsonError, read_json
 from deploykit.version import __version__
 
@@ -36,6 +46,8 @@ __all__ = ["Arrived", "Partial", "download"]
 
 CHUNK = 1 << 20
 TIMEOUT = 20.0  # seconds without a received byte
+WINDOW, LEAST = 60.0, 60_000  # seconds in which status and headers, and then so many bytes, must come
+MOST = 4 << 30  # bytes of a file; the largest released checkpoint has less than 1 GB
 PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds before each retry; they start again once a chunk has arrived
 PAGE = re.compile(rb"\s*<(!doctype|!--|html|head|body|\?xml)", re.IGNORECASE)
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}  # status codes that a retry may not get
@@ -59,34 +71,6 @@ class _State:
     final: str = ""
     validator: str = ""
     total: int | None = None
-
-
-class _BrokenOffError(Exception):
-    """An attempt failed, but the received bytes are still valid; ``again``: a retry may succeed."""
-
-    def __init__(self, message: str, *, again: bool = True, advice: str = "") -> None:
-        super().__init__(message)
-        self.again = again
-        self.advice = advice or "check the network and run it again, or pass a mirror with --url"
-
-
-class _UnreachedError(_BrokenOffError):
-    """The server did not answer."""
-
-
-class _NoRedirectDown(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but not from https to http; urllib itself refuses other schemes and loops."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> urllib.request.Request | None:
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            message = f"{req.full_url} redirects from https to {_plain(newurl)}"
-            raise _BrokenOffError(message, again=False, advice="pass another --url")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]  # narrower stubs
-
-
-_OPENER = urllib.request.build_opener(_NoRedirectDown)
 
 
 class Partial:
@@ -159,7 +143,7 @@ class Partial:
         self._state_path.unlink(missing_ok=True)
 
 
-def download(address: str, partial: Partial, file: IO[bytes], on_bytes: OnBytes) -> Arrived:
+def download(address: str, partial: Partial, file: IO[bytes], on_bytes: OnBytes, most: int = MOST) -> Arrived:
     """Download ``address`` into ``file``, the opened ``partial``, from where an earlier download broke off.
 
     Args:
@@ -167,21 +151,22 @@ def download(address: str, partial: Partial, file: IO[bytes], on_bytes: OnBytes)
         partial: the growing file; on success it is complete and still has its hidden name.
         file: the file from ``partial.held()``.
         on_bytes: called with the number of received bytes and their total (None: the server does not report it).
+        most: bytes of the file; a larger one is refused.
 
     Raises:
-        FetchError: the server refuses, sends something else, or breaks off too often. Bytes that a later call can
-            continue are kept, and the message says so.
+        FetchError: the server refuses, sends something else or too much, is too slow, or breaks off too often. Bytes
+            that a later call can continue are kept, and the message says so.
     """
     failures, reached = 0, False
     while True:
         before = _size(file)
         try:
-            return _attempt(partial.state(address), partial, file, on_bytes)
-        except _BrokenOffError as e:
+            return _attempt(partial.state(address), partial, file, on_bytes, most)
+        except BrokenOffError as e:
             if _size(file) - before >= CHUNK:
                 failures = 0
             # Without any answer so far, a retry after a few seconds is pointless.
-            reached = reached or not isinstance(e, _UnreachedError)
+            reached = reached or not isinstance(e, UnreachedError)
             if not e.again or not reached or failures == len(PAUSES):
                 raise FetchError(f"{e}; {partial.describe_remainder(address, file) or e.advice}") from e
             time.sleep(PAUSES[failures])
@@ -195,7 +180,7 @@ def _size(file: IO[bytes]) -> int:
     return file.seek(0, 2)
 
 
-def _attempt(state: _State, partial: Partial, file: IO[bytes], on_bytes: OnBytes) -> Arrived:
+def _attempt(state: _State, partial: Partial, file: IO[bytes], on_bytes: OnBytes, most: int) -> Arrived:
     done = _size(file)
     if not state.validator or (state.total is not None and done > state.total):
         state, done = _State(state.address), 0
@@ -208,10 +193,10 @@ def _attempt(state: _State, partial: Partial, file: IO[bytes], on_bytes: OnBytes
         e.close()
         if e.code == 416 and done:  # the server has nothing after our bytes: start again
             partial.begin(file, _State(state.address))
-            return _attempt(_State(state.address), partial, file, on_bytes)
-        answer = f"{state.address} answered {_plain(f'{e.code} {e.reason}')}"
+            return _attempt(_State(state.address), partial, file, on_bytes, most)
+        answer = f"{_led(state.address, _without_query(e.url))} answered {one_line(f'{e.code} {e.reason}')}"
         advice = "" if e.code in TEMPORARY else "check the address, or pass another --url"
-        raise _BrokenOffError(answer, again=e.code in TEMPORARY, advice=advice) from e
+        raise BrokenOffError(answer, again=e.code in TEMPORARY, advice=advice) from e
     with response:
         if done and response.status == 206:
             state = _continued(response, state, done)
@@ -220,35 +205,40 @@ def _attempt(state: _State, partial: Partial, file: IO[bytes], on_bytes: OnBytes
             partial.begin(file, state)
         else:
             message = f"{state.address} answered {response.status}, which does not fit the request"
-            raise _BrokenOffError(message, again=False, advice="check the address, or pass another --url")
-        _receive(response, state, file, on_bytes)
+            raise BrokenOffError(message, again=False, advice="check the address, or pass another --url")
+        _receive(response, state, file, on_bytes, most)
     _check_content(file, state.address)
     return Arrived(_size(file), state.final)
 
 
-def _opened(state: _State, done: int) -> http.client.HTTPResponse:
+def _opened(state: _State, done: int) -> Response:
     headers = {"User-Agent": f"deploykit/{__version__}", "Accept-Encoding": "identity"}
     if done:
         headers |= {"Range": f"bytes={done}-", "If-Range": state.validator}
+    redirects = Redirects()
     try:
-        response = _OPENER.open(urllib.request.Request(state.address, headers=headers), timeout=TIMEOUT)
+        request = urllib.request.Request(state.address, headers=headers)
+        response = opener(redirects, WINDOW).open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError:
         raise
-    except (
-        OSError,
-        http.client.HTTPException,
-        OverflowError,
-        ValueError,
-    ) as e:  # the last two: an impossible host or port
+    # The last two: an impossible host or port.
+    except (OSError, http.client.HTTPException, OverflowError, ValueError) as e:
         advice = "check the network, or pass a mirror with --url"
-        raise _UnreachedError(f"cannot fetch {state.address}: {_reason(e)}", advice=advice) from e
-    assert isinstance(response, http.client.HTTPResponse)  # other schemes are neither requested nor redirected to
+        message = f"cannot fetch {_led(state.address, redirects.last)}: {_reason(e)}"
+        raise UnreachedError(message, advice=advice) from e
+    if not isinstance(response, Response):
+        raise BrokenOffError(f"{state.address} is not answered over HTTP", again=False, advice="pass another --url")
     encoding = response.headers.get("Content-Encoding", "identity")
     if encoding.lower() != "identity":
         response.close()
-        message = f"{state.address} sends the file compressed ({_plain(encoding)})"
-        raise _BrokenOffError(message, again=False, advice="pass another --url")
+        message = f"{state.address} sends the file compressed ({one_line(encoding)})"
+        raise BrokenOffError(message, again=False, advice="pass another --url")
     return response
+
+
+def _led(address: str, last: str) -> str:
+    """Return the address, and the one that it was redirected to."""
+    return address if last in ("", _without_query(address)) else f"{address} (redirected to {last})"
 
 
 def _version(response: http.client.HTTPResponse, address: str) -> _State:
@@ -280,31 +270,46 @@ def _continued(response: http.client.HTTPResponse, state: _State, done: int) -> 
     match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", part)
     problem = f"{state.address} was asked for the bytes from {done:,} on but sent"
     if match is None or int(match[1]) != done or int(match[2]) < done:
-        raise FetchError(f"{problem} {_plain(part) or 'an unnamed part'}: {_AGAIN}")
+        raise FetchError(f"{problem} {one_line(part) or 'an unnamed part'}: {_AGAIN}")
     total = int(match[2]) + 1 if match[3] == "*" else int(match[3])
     if int(match[2]) + 1 > total or (response.length is not None and response.length != int(match[2]) + 1 - done):
         length = "an unknown number of" if response.length is None else f"{response.length:,}"
-        raise FetchError(f"{problem} {_plain(part)} with {length} bytes: {_AGAIN}")
+        raise FetchError(f"{problem} {one_line(part)} with {length} bytes: {_AGAIN}")
     if state.total not in (None, total):
         raise FetchError(f"{problem} the rest of {total:,} bytes instead of {state.total:,}: {_AGAIN}")
     etag = str(response.headers.get("ETag", ""))
     if etag and state.validator.startswith('"') and etag != state.validator:
-        raise FetchError(f"{problem} the rest of another version ({_plain(etag)}, not {state.validator}): {_AGAIN}")
+        raise FetchError(f"{problem} the rest of another version ({one_line(etag)}, not {state.validator}): {_AGAIN}")
     return replace(state, total=total, final=_without_query(response.url))
 
 
 _AGAIN = "the received bytes were not kept; run it again, or pass another --url"
 
 
-def _receive(response: http.client.HTTPResponse, state: _State, file: IO[bytes], on_bytes: OnBytes) -> None:
+def _receive(response: Response, state: _State, file: IO[bytes], on_bytes: OnBytes, most: int) -> None:
     done = _size(file)
-    while chunk := _read(response, state.address, file):
-        file.write(chunk)
-        done += len(chunk)
-        on_bytes(done, state.total)
+    _check_size(state, max(done, state.total or 0), most)
+    try:
+        with paced(response.socket, WINDOW, lambda: done, LEAST, "the file"):
+            while chunk := _read(response, state.address, file):
+                done += len(chunk)
+                _check_size(state, done, most)  # whatever length the server announced
+                file.write(chunk)
+                on_bytes(done, state.total)
+    except TooSlowError as e:
+        file.flush()
+        raise BrokenOffError(f"{state.address} is too slow after {done:,} bytes: {e}", again=False) from e
     file.flush()
     if state.total is not None and done != state.total:
-        raise _BrokenOffError(f"{state.address} broke off after {done:,} of {state.total:,} bytes")
+        raise BrokenOffError(f"{state.address} broke off after {done:,} of {state.total:,} bytes")
+
+
+def _check_size(state: _State, size: int, most: int) -> None:
+    if size > most:
+        raise FetchError(
+            f"{state.address} sends more than {most:,} bytes, the largest size of a file; it was not kept: check the "
+            "address, or raise --max-size"
+        )
 
 
 def _check_content(file: IO[bytes], address: str) -> None:
@@ -315,18 +320,13 @@ def _check_content(file: IO[bytes], address: str) -> None:
         raise FetchError(f"{address} sent {found} instead of a checkpoint; it was not kept: check the address")
 
 
-def _read(response: http.client.HTTPResponse, address: str, file: IO[bytes]) -> bytes:
+def _read(response: Response, address: str, file: IO[bytes]) -> bytes:
     try:
         return response.read1(CHUNK)
     except (OSError, http.client.HTTPException) as e:
         file.flush()
-        raise _BrokenOffError(f"{address} broke off after {_size(file):,} bytes: {_reason(e)}") from e
+        raise BrokenOffError(f"{address} broke off after {_size(file):,} bytes: {_reason(e)}") from e
 
 
 def _reason(error: BaseException) -> str:
-    return _plain(str(getattr(error, "reason", None) or error)) or type(error).__name__
-
-
-def _plain(text: str) -> str:
-    """Return the text as one line, without control characters that a server may have sent."""
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())
+    return one_line(str(getattr(error, "reason", None) or error)) or type(error).__name__

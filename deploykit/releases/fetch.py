@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from deploykit.atomic import check_replaceable, write_atomic
 from deploykit.errors import CheckpointError, FetchError, OutputError, UsageError, os_errors_as_output_errors
-from deploykit.releases.download import OnBytes, Partial, download
+from deploykit.releases.download import MOST, OnBytes, Partial, download
 from deploykit.releases.table import CIRCULATING, RELEASED, Release, released_file
 from deploykit.strict_json import JsonError, read_json
 
@@ -61,6 +61,7 @@ def fetch(
     url: str | None = None,
     sha256: str | None = None,
     force: bool = False,
+    max_size: int = MOST,
     on_bytes: OnBytes = lambda done, total: None,
     look: Callable[[Path], None] = lambda path: None,
 ) -> Fetched:
@@ -74,6 +75,7 @@ def fetch(
         url: a mirror (``https``, ``http``).
         sha256: the expected hash of the file, 64 hexadecimal digits.
         force: download even if the file exists, and replace a file that is not known to be this release.
+        max_size: bytes of the file; a larger one is refused, whatever length the server announces.
         on_bytes: called with the number of received bytes and their total (None: the server does not report it).
         look: called with the file before it gets its name; if it raises a CheckpointError, the file is refused.
 
@@ -87,6 +89,8 @@ def fetch(
     release = released_file(name)
     address = url or release.url
     parts = _split(address)
+    if max_size < 1:
+        raise UsageError(f"the largest size of a file must be at least 1 byte, got {max_size}")
     if sha256 is not None and len(sha256) != 64:
         raise UsageError(f"a SHA-256 has 64 hexadecimal digits, got {len(sha256)}")
     path = Path(out or Path(parts.path).name or f"{name}.pt")
@@ -100,7 +104,7 @@ def fetch(
     with os_errors_as_output_errors(path):
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        got = _downloaded(release, path, address, expected, on_bytes, look)
+        got = _downloaded(release, path, address, expected, on_bytes, look, max_size)
     write_atomic(record_path(path), json.dumps(_record(name, got), indent=2).encode() + b"\n")
     return _noted(name, got)
 
@@ -112,11 +116,12 @@ def _downloaded(
     expected: tuple[str | None, Checked],
     on_bytes: OnBytes,
     look: Callable[[Path], None],
+    most: int,
 ) -> Fetched:
     partial = Partial(path)
     with partial.held() as file:
         try:
-            arrived = download(address, partial, file, on_bytes)
+            arrived = download(address, partial, file, on_bytes, most)
             digest = _sha256(partial.path)
             got = Fetched(path, arrived.size, digest, address, arrived.final, _checked(expected), release.licence)
             wrong = _wrong_digest(got, expected[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.run_limit import RunLimit
 from deploykit.runtime.native.library import find_library, library_folder
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 
@@ -87,7 +89,8 @@ def open_session(
 def _loaded(ort: Any, path: Path, options: Any, providers: list[str]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # OrtSession reports a provider that did not load
-        return ort.InferenceSession(str(path), options, providers=providers)
+        # Its second attempt without a GPU prints a banner to stdout; without a GPU there is nothing else to attempt.
+        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=int(providers != [CPU]))
 
 
 def _register_own_operators(path: Path, options: Any) -> None:
@@ -157,6 +160,8 @@ class OrtSession(Session):
     def __init__(self, path: Path, session: Any, provider: str, *, requested: bool) -> None:
         self._path = path
         self._session = session
+        self._limit = RunLimit()
+        self._run_options: Any = import_extra("onnxruntime", "cpu").RunOptions
         try:
             self.inputs = tuple(map(_info, session.get_inputs()))
             self.outputs = tuple(map(_info, session.get_outputs()))
@@ -179,12 +184,25 @@ class OrtSession(Session):
             raise BackendError(f"the session of {self._path} is closed")
         check_inputs(self.inputs, inputs)
         feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+        options, limit = self._run_options(), self._limit
         try:
-            outputs = self._session.run(None, feed)
+            with limit.watch(options):
+                outputs = self._session.run(None, feed, options)
         except Exception as e:  # ONNX Runtime's exceptions share no base class
+            if options.terminate and limit.seconds is not None:
+                raise BackendError(
+                    f"{self._path} was stopped: one run took longer than the time limit of {limit.seconds:g} s; raise "
+                    "it (--time-limit), or look for an endless loop in the network"
+                ) from e
             reason = _reason(" ".join(str(e).split()))
             raise BackendError(f"ONNX Runtime failed while running {self._path}: {reason}") from e
         return {info.name: value for info, value in zip(self.outputs, outputs, strict=True)}
+
+    def limit_time(self, seconds: float | None) -> None:
+        """See :meth:`deploykit.runtime.session.Session.limit_time`."""
+        if seconds is not None and not 0 < seconds < math.inf:
+            raise UsageError(f"the time limit of a run must be over 0 seconds, got {seconds:g}")
+        self._limit = RunLimit(seconds)
 
     def close(self) -> None:
         """Drop the network; ONNX Runtime frees it with the last reference."""

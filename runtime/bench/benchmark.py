@@ -46,6 +46,7 @@ UNACCOUNTED = "rest"
 FULL_HD = (1080, 1920)
 MOST_IMAGES, MOST_BYTES = 100, 256_000_000  # that are kept in memory
 FEWEST_WARM_RUNS = 3
+LONGEST_RUN = 60.0  # seconds of one run where the duration is given, so that an endless network ends too
 
 
 def benchmark(
@@ -63,7 +64,8 @@ def benchmark(
     Args:
         load: opens the predictor, which is closed at the end; its batch is the number of images in a run.
         source: images that are run in turn: files, folders or encoded bytes; None: one synthetic 1080p frame.
-        duration: seconds to measure, both passes together; at least one run is made.
+        duration: seconds to measure, both passes together; at least one run is made. In ONNX Runtime, a run that takes
+            longer than 60 seconds and than ten times the duration is ended, unless the predictor has its own limit.
         runs: count exactly so many runs instead.
         warmup: seconds to run before anything counts, and at least three runs; 0: none.
         max_pixels: the most pixels that the header of an image may declare.
@@ -87,7 +89,7 @@ def benchmark(
         if images.synthetic and predictor.spec.input.channels > 3:
             images = _synthetic(predictor.spec.input.channels)
         machine = Machine.here()  # now, because its load average is to be that before the measurement
-        watched = predictor.session = _RecordingSession(predictor.session)
+        watched = predictor.session = _RecordingSession(_limited(predictor, duration if runs is None else None))
         warm_start = time.perf_counter()
         warm_runs = _warm_up(predictor, watched, images, warmup, progress)
         warm_seconds = time.perf_counter() - warm_start
@@ -217,6 +219,14 @@ class _RecordingSession(Session):
     def close(self) -> None:
         """Close the session."""
         self.session.close()
+
+
+def _limited(predictor: AnyPredictor, duration: float | None) -> Session:
+    """Return the predictor's session; for a given duration its runs have a limit, which may be the predictor's own."""
+    if duration is not None and predictor.options.time_limit is None:
+        with contextlib.suppress(UsageError):  # a backend that cannot end a run
+            predictor.session.limit_time(max(LONGEST_RUN, 10 * duration))
+    return predictor.session
 
 
 @dataclass(frozen=True)

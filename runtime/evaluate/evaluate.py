@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from deploykit.errors import UsageError
@@ -43,7 +44,9 @@ def evaluate_session(
     task = spec.task if chosen.task is None else chosen.task
     folder = None if images is None else Path(images).expanduser()
     meter = meter_class(spec, task)(spec, task, Data(Path(data).expanduser(), folder), chosen)
-    predictor: Predictor[ImageResult] = Predictor(session, meter.spec, meter.options)
+    predictor: Predictor[ImageResult] = Predictor(
+        session, meter.spec, replace(meter.options, time_limit=chosen.time_limit)
+    )
     times: list[dict[str, float]] = []
     total = len(meter.paths)
     progress.step("evaluating")

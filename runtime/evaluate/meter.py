@@ -17,7 +17,7 @@ from deploykit.spec import ModelSpec
 
 __all__ = ["Data", "Finished", "Meter"]
 
-EVERY = frozenset({"task", "limit", "batch", "max_pixels"})
+EVERY = frozenset({"task", "limit", "batch", "max_pixels", "time_limit"})
 """Options of every task."""
 WORDS = {"keep_detections": "detections (to be written, drawn, or for intervals)"}
 """Names in messages for options whose own name is unclear."""

@@ -79,6 +79,8 @@ class Predictor(Generic[R_co]):
         own = self.spec.input  # a network of fixed size takes no rectangles, whatever the spec says
         self._canvas = replace(own, fit=replace(own.fit, auto=False)) if self._fixed_size else own
         self._dtype = np.dtype(info.dtype)
+        if self.options.time_limit is not None:
+            session.limit_time(self.options.time_limit)
         asked = self.options.batch
         self.batch = checked_batch(info, self.spec.input.batch if asked is None else asked)
         self.tiling = self.adapter.tiling(fixed_size=self._fixed_size, batch=self.batch)

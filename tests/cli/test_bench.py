@@ -315,7 +315,7 @@ def test_on_a_terminal_there_is_a_bar_that_no_thread_draws(
     out, err = capsys.readouterr()
     assert "measuring" in err
     assert "measuring" not in out
-    assert started == []
+    assert set(started) <= {"interrupts", "run limit"}  # one waits for a signal, one looks at the clock
 
 
 def test_a_measurement_of_an_export_loads_no_torch(model: Path, image: Path, root: Path) -> None:

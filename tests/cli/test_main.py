@@ -28,20 +28,21 @@ OPTIONS = {
     },
     "predict": {
         "--model", "--source", "--out", "--json", "--conf", "--iou", "--max-det", "--spec", "--heads", "--verify",
+        "--time-limit",
     },
     "bench": {
         "--engine", "--source", "--batch", "--threads", "--provider", "--duration", "--runs", "--warmup", "--conf",
-        "--iou", "--max-det", "--spec", "--json", "--samples", "--heads", "--verify",
+        "--iou", "--max-det", "--spec", "--json", "--samples", "--heads", "--verify", "--time-limit",
     },
     "eval": {
         "--model", "--data", "--images", "--task", "--limit", "--allow-missing", "--batch", "--img", "--rectangles",
         "--conf", "--iou", "--max-det", "--engine", "--spec", "--preprocessing", "--detections", "--per-class",
-        "--json", "--heads", "--verify",
+        "--json", "--heads", "--verify", "--time-limit",
     },
     "compare": {"A", "B", "--sample", "--spec", "--json", "--heads"},
     "inspect": {"FILE", "--json", "--heads"},
     "models": {"--json"},
-    "fetch": {"MODEL", "--list", "--out", "--url", "--sha256", "--force"},
+    "fetch": {"MODEL", "--list", "--out", "--url", "--sha256", "--force", "--max-size"},
     "create": {"MODEL", "--seed", "--classes", "--out"},
     "plugins": {
         "{build", "info", "test}", "--json", "--out", "--only", "--tensorrt", "--onnxruntime", "--architecture",

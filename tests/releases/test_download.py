@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploykit.errors import FetchError
+from deploykit.errors import FetchError, UsageError
 from deploykit.releases import download as module
+from deploykit.releases.connection import BrokenOffError, Redirects, opener
 from deploykit.releases.fetch import Fetched, fetch
 from tests.releases.web_server import BODY, Handler, QuietServer, Script, serving
 
@@ -329,15 +331,85 @@ def test_a_process_that_waited_does_not_write_into_the_renamed_file(download: Do
 def test_redirects_from_https_to_http_are_refused() -> None:
     def redirect(start: str, to: str) -> urllib.request.Request | None:
         request = urllib.request.Request(start, headers={"Range": "bytes=5-"})
-        return module._NoRedirectDown().redirect_request(request, None, 302, "Found", {}, to)  # type: ignore[arg-type]  # no body
+        return Redirects().redirect_request(request, BytesIO(), 302, "Found", {}, to)  # type: ignore[arg-type]  # a message
 
-    assert any(isinstance(handler, module._NoRedirectDown) for handler in module._OPENER.handlers)
+    redirects = Redirects()
+    assert redirects in opener(redirects, 1.0).handlers
     for start in ("http://a/x", "https://a/x"):
         followed = redirect(start, "https://b/y")
         assert followed is not None
         assert (followed.full_url, followed.headers) == ("https://b/y", {"Range": "bytes=5-"})
-    with pytest.raises(module._BrokenOffError, match="https://a/x redirects from https to http://b/y"):
+    with pytest.raises(BrokenOffError, match="https://a/x redirects from https to http://b/y"):
         redirect("https://a/x", "http://b/y")
+    for other in ("ftp://b/y", "FTP://b/y", "file:///y", "data:,y", "gopher://b/y"):
+        with pytest.raises(BrokenOffError, match=f"http://a/x redirects to {other}, which is neither http nor https"):
+            redirect("http://a/x", other)
+
+
+def test_a_redirect_to_ftp_is_refused_by_its_address(download: Download) -> None:
+    with pytest.raises(
+        FetchError, match=r"toftp/weights\.pt redirects to ftp://127.* neither http nor https; pass ano"
+    ):
+        download("toftp")
+    assert not download.names
+
+
+def test_the_error_names_the_address_that_refused(download: Download) -> None:
+    with pytest.raises(
+        FetchError, match=r"cannot fetch http.*/tonobody/weights\.pt \(redirected to http://127\.0\.0\.1:1/w"
+    ):
+        download("tonobody")
+    with pytest.raises(
+        FetchError, match=r"/tomissing/.* \(redirected to http.*/missing/weights\.pt\) answered 404"
+    ) as e:
+        download("tomissing")
+    assert "secret" not in str(e.value)
+
+
+def test_what_comes_with_a_redirect_is_not_read(download: Download) -> None:
+    assert download("movedendless").size == len(BODY)
+
+
+@pytest.mark.parametrize("kind", ["endless", "endlesslie", "huge", "whole"])
+def test_a_file_over_the_largest_size_is_refused(download: Download, kind: str) -> None:
+    with pytest.raises(FetchError, match=r"sends more than 3,000,000 bytes.*not kept.* raise --max-size"):
+        download(kind, max_size=3_000_000)
+    assert not download.names
+
+
+def test_a_file_of_the_largest_size_is_kept(download: Download) -> None:
+    assert download("whole", max_size=len(BODY)).size == len(BODY)
+    with pytest.raises(UsageError, match="at least 1 byte, got 0"):
+        download("whole", max_size=0, force=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (
+            "drip",
+            r"is too slow after \d+ bytes: the file did not come \(60,000 bytes in 0\.3 s a.*; \d+ bytes are kept",
+        ),
+        ("dripchunk", "is too slow after 0 bytes: the file did not come"),
+        ("dripheader", r"cannot fetch .*/dripheader/weights\.pt: the headers did not come in 0\.3 s"),
+    ],
+)
+def test_an_answer_that_drips_is_given_up(
+    download: Download, kind: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW", 0.3)
+    start = time.monotonic()
+    with pytest.raises(FetchError, match=message):
+        download(kind)
+    assert time.monotonic() - start < 10
+    assert "weights.pt" not in download.names
+
+
+def test_a_download_that_is_fast_enough_is_not_ended(download: Download, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WINDOW", 0.3)
+    monkeypatch.setattr(module, "LEAST", 5)
+    with pytest.raises(FetchError, match="sends more than 40 bytes"):  # which it reaches
+        download("drip", max_size=40)
 
 
 CONTENT = bytes(range(256)) * 8

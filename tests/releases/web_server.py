@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -145,6 +146,57 @@ class Handler(BaseHTTPRequestHandler):
 
     def send_movedfile(self) -> None:
         self._start(302, Location="/file/other-name.pt?signature=secret", Content_Length=0)
+
+    def send_toftp(self) -> None:
+        self._start(302, Location=f"ftp://127.0.0.1:{self.server.server_port}/weights.pt", Content_Length=0)
+
+    def send_tonobody(self) -> None:
+        """Redirect to a port on which nobody listens, with a secret in the query."""
+        self._start(302, Location="http://127.0.0.1:1/weights.pt?signature=secret", Content_Length=0)
+
+    def send_tomissing(self) -> None:
+        self._start(302, Location="/missing/weights.pt?signature=secret", Content_Length=0)
+
+    def send_movedendless(self) -> None:
+        """Redirect, and send a body without end with it."""
+        self._start(302, Location="/whole/other-name.pt")
+        self._without_end()
+
+    def send_endless(self) -> None:
+        self._start(200, ETag='"one"')
+        self._without_end()
+
+    def send_endlesslie(self) -> None:
+        """A body without end that is announced as chunks."""
+        self._start(200, Transfer_Encoding="chunked")
+        self._without_end(b"%x\r\n%b\r\n" % (len(BODY), BODY))
+
+    def send_huge(self) -> None:
+        self._start(200, Content_Length=10**15)
+        self.wfile.write(BODY)
+
+    def send_drip(self) -> None:
+        """One byte again and again, so that no timeout of a single call ends it."""
+        self._start(200, Content_Length=len(BODY), ETag='"one"')
+        self._without_end(b"x", pause=0.02)
+
+    def send_dripchunk(self) -> None:
+        """The length of a chunk that never ends."""
+        self._start(200, Transfer_Encoding="chunked")
+        self._without_end(b"0", pause=0.02)
+
+    def send_dripheader(self) -> None:
+        self.close_connection = True
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Name: ")
+        self._without_end(b"x", pause=0.02)
+
+    def _without_end(self, part: bytes = BODY, pause: float = 0.0) -> None:
+        end = time.monotonic() + 20  # for a client that reads on
+        with contextlib.suppress(OSError):  # the client has enough
+            while time.monotonic() < end:
+                self.wfile.write(part)
+                self.wfile.flush()
+                time.sleep(pause)
 
     def send_tofile(self) -> None:
         self._start(302, Location="file:///etc/hostname", Content_Length=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -12,7 +13,15 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from deploykit.errors import ArtefactError, BackendError, MissingDependencyError, NotFoundError, SpecError, UsageError
+from deploykit.errors import (
+    ArtefactError,
+    BackendError,
+    DeployError,
+    MissingDependencyError,
+    NotFoundError,
+    SpecError,
+    UsageError,
+)
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.session import TensorInfo, open_session, session_spec
 from tests.cell_model import cell_spec, write_cell_model
@@ -213,3 +222,22 @@ def test_a_pipe_is_refused_instead_of_waited_for(tmp_path: Path) -> None:
     for file in (pipe, tmp_path / "null.onnx"):
         with pytest.raises(ArtefactError, match=r"expected a model, but .*onnx is a pipe or a device"):
             open_session(file)
+
+
+def test_what_is_damaged_is_an_error_of_the_tree_and_prints_nothing(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rng, whole = random.Random(0), model.read_bytes()
+    refused = 0
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(rng.choice((1, 1, 2, 8))):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        model.write_bytes(data[: rng.choice((None, rng.randrange(len(data))))])
+        try:
+            with open_session(model) as session:
+                session_spec(session, "cells")
+        except DeployError:
+            refused += 1
+    assert refused > 100
+    assert capfd.readouterr() == ("", "")
