@@ -158,6 +158,7 @@ class _Search:
         self._budget = Budget()
 
     def candidates(self, value: Any, name: str, depth: int) -> list[_Candidate]:
+        value = _kept_by(value)
         if is_module(value):
             return [_Candidate(name, value, self._tensors(value))]
         if not isinstance(value, dict) or {"state", "param_groups"} <= value.keys():
@@ -190,6 +191,15 @@ class _Search:
             raise
         except CheckpointError:  # says so where its weights are taken
             return {}
+
+
+def _kept_by(value: Any) -> Any:
+    """What an average is in: YOLOv5's own object that keeps it, or a pair of it and the number of its updates."""
+    if isinstance(value, tuple) and len(value) == 2 and type(value[1]) is int:
+        return value[0]
+    if isinstance(value, Record) and isinstance(value.state, dict) and is_module(value.state.get("ema")):
+        return value.state["ema"]
+    return value
 
 
 def _averaged_parts(whole: _Candidate) -> list[_Candidate]:

@@ -18,7 +18,14 @@ from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.yolov5 import ANCHORS_P6, MULTIPLES, layer_rows
 from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.models.yolo_graph.description import GraphConfig
-from deploykit.models.yolo_graph.family import HeadShape, custom_name, nearest_variant, normal_rows, reference_of
+from deploykit.models.yolo_graph.family import (
+    HeadShape,
+    custom_name,
+    has_layers,
+    nearest_variant,
+    normal_rows,
+    reference_of,
+)
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import build_graph
 from deploykit.spec import COCO_KEYPOINTS, KeypointSpec
@@ -100,6 +107,8 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     Raises:
         CheckpointError: its pickled modules contradict each other, or have no keypoint class for a coordinate pair.
     """
+    if not has_layers(checkpoint):
+        return None
     coords = next((c for m in checkpoint.modules if (c := m.attributes.get("num_coords"))), None)
     if coords is not None and checkpoint.yaml:
         name, config = _described(checkpoint, coords)

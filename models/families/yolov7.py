@@ -23,6 +23,7 @@ from deploykit.models.yolo_graph.family import (
     HeadShape,
     classes_of,
     custom_name,
+    has_layers,
     nearest_variant,
     normal_rows,
     reference_of,
@@ -264,6 +265,8 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
 
     Returns None when it is not of this family.
     """
+    if not has_layers(checkpoint):
+        return None
     name, config = _described(checkpoint) if checkpoint.yaml else _recognised(checkpoint)
     if config is None:
         return None

@@ -102,9 +102,10 @@ class GraphConfig:
                 silu_layers=NOT_GIVEN_ACT if yaml.get("act") and not yaml.get("activation") else (),
             )
         except KeyError as e:
+            free = "; models without anchors are YOLOv5u, YOLOv7's branch u6, YOLOv8 and later"
             raise CheckpointError(
                 f"the checkpoint's model description has no {e.args[0]!r}: only those of the YOLOv5 and YOLOv7 "
-                "projects are read (backbone, head, nc, anchors)"
+                f"projects are read (backbone, head, nc, anchors){free * (e.args[0] == 'anchors')}"
             ) from e
         except (ArithmeticError, TypeError, ValueError) as e:
             raise CheckpointError(f"the checkpoint's model description cannot be read: {e}") from e

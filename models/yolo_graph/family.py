@@ -97,6 +97,14 @@ def classes_of(checkpoint: Checkpoint, graph: LayerGraph) -> tuple[tuple[str, ..
     return None, (f"it names {len(names)} classes and has {expected}: they are numbered instead",)
 
 
+def has_layers(checkpoint: Checkpoint) -> bool:
+    """Whether its tensors are those of numbered layers; below a prefix they are not, though a description may be there.
+
+    AutoShape and DetectMultiBackend of torch.hub have the description of the model that they hold.
+    """
+    return any(re.match(r"model\.[0-9]", key) for key in checkpoint.state_dict)
+
+
 def custom_name(checkpoint: Checkpoint, variants: Collection[str], fallback: str) -> str:
     """What the description's file is called; a changed model under the file name of an original is not the original."""
     own = str(checkpoint.modules[0].attributes.get("yaml_file") or "") if checkpoint.modules else ""

@@ -33,6 +33,8 @@ from deploykit.models.yolo_graph.description import GraphConfig
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.models.yolo_graph.layer_table import ACTIVATIONS
 
+LANDMARKS = 10  # values beside a box that a face detector of the yolov5-face project predicts
+
 _ARGUMENTS = {"LeakyReLU": "negative_slope", "ELU": "alpha"}
 """The one number that an activation's behaviour depends on, where there is one."""
 
@@ -73,6 +75,7 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
         graph = build_graph(config)
     found = checkpoint.float32()
     records = {module.path: module for module in checkpoint.modules}
+    _check_columns(graph, records)
     changes = blocks_as_saved(graph, records)
     folded = fold_as_saved(graph, found)
     changes = (*changes, *channels_as_saved(graph, found, records))
@@ -87,6 +90,21 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
     whose = "its description" if checkpoint.yaml else name
     assumptions = () if records else _assumptions(graph, whose, implicits)
     return Loaded(graph.eval().requires_grad_(False), notes, assumptions)
+
+
+def _check_columns(graph: LayerGraph, records: Mapping[str, Module]) -> None:
+    """A head that is called as one of ours may give more values than its description says."""
+    head, record = graph.head, records.get(f"model.{len(graph.model) - 1}")
+    found = None if record is None else record.attributes.get("no")
+    if type(found) is not int or found == head.columns:
+        return
+    what = "it is of another project, or was changed"
+    if found - head.columns == LANDMARKS:
+        what = "it is a yolov5-face model, whose head gives five landmarks beside each box"
+    raise CheckpointError(
+        f"the head of the pickled model gives {found} values per anchor, and a {type(head).__name__} of "
+        f"{head.num_classes} classes gives {head.columns}: {what}; deploykit does not have it"
+    )
 
 
 def _assumptions(graph: LayerGraph, whose: str, implicits: bool) -> tuple[str, ...]:
