@@ -66,11 +66,13 @@ class RepConv(nn.Module):
 
 
 class DeployedRepConv(nn.Module):
-    """A RepConv that its project folded before it was saved: one convolution, under the project's name for it."""
+    """A RepConv that its project folded before it was saved: one convolution, under the project's name for it.
 
-    def __init__(self, block: RepConv) -> None:
+    ``dense``: the 3x3 convolution of the block.
+    """
+
+    def __init__(self, dense: nn.Conv2d, act: nn.Module) -> None:
         super().__init__()
-        dense = block.dense
         kernel, padding = (3, 3), (1, 1)
         stride = int(dense.stride[0]), int(dense.stride[1])
         self.rbr_reparam = nn.Conv2d(
@@ -82,7 +84,7 @@ class DeployedRepConv(nn.Module):
             groups=dense.groups,
             device=dense.weight.device,
         )
-        self.act = block.act
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.act(self.rbr_reparam(x))

@@ -46,11 +46,16 @@ def fold_as_saved(graph: nn.Module, found: Collection[str]) -> int:
             module.conv = _sized(conv, conv.in_channels, conv.out_channels, conv.groups, bias=True)
             module.bn = nn.Identity()
         elif isinstance(module, RepConv) and f"{path}.rbr_reparam.weight" in found:
-            graph.set_submodule(path, DeployedRepConv(module))
+            graph.set_submodule(path, DeployedRepConv(module.dense, module.act))
         else:
             continue
         folded += 1
     return folded
+
+
+def folded_note(count: int) -> tuple[str, ...]:
+    """What is to be said of a model of which so many convolutions were folded."""
+    return ("it was saved after its project folded its batch norms: taken as it is",) if count else ()
 
 
 def drop_folded_implicits(graph: LayerGraph, found: dict[str, Tensor], checkpoint: Checkpoint, folded: int) -> bool:

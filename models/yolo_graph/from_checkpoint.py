@@ -27,6 +27,7 @@ from deploykit.models.yolo_graph.as_saved import (
     channels_as_saved,
     drop_folded_implicits,
     fold_as_saved,
+    folded_note,
     ignore_added_buffers,
 )
 from deploykit.models.yolo_graph.description import GraphConfig
@@ -82,13 +83,14 @@ def graph_from_checkpoint(checkpoint: Checkpoint, config: GraphConfig, name: str
     implicits = drop_folded_implicits(graph, found, checkpoint, folded)
     changes = (*changes, *apply_recorded(graph, checkpoint.modules))
     notes = tuple(f"{change}; its layer description does not say so" for change in changes)
-    if folded:
-        notes = (*notes, "it was saved after its project folded its batch norms: taken as it is")
-    notes = (*notes, *ignore_added_buffers(graph, found, records))
+    notes = (*notes, *folded_note(folded), *ignore_added_buffers(graph, found, records))
     _add_pixel_anchors(graph, found)
     load_weights(graph, checkpoint, found, name)
     whose = "its description" if checkpoint.yaml else name
-    assumptions = () if records else _assumptions(graph, whose, implicits)
+    assumptions = () if records else (untold(graph, whose),)
+    if implicits:
+        head = "its head's implicits are in its convolutions, as its batch norms are: YOLOv7 folds both at once"
+        assumptions = (*assumptions, head)
     return Loaded(graph.eval().requires_grad_(False), notes, assumptions)
 
 
@@ -105,14 +107,6 @@ def _check_columns(graph: LayerGraph, records: Mapping[str, Module]) -> None:
         f"the head of the pickled model gives {found} values per anchor, and a {type(head).__name__} of "
         f"{head.num_classes} classes gives {head.columns}: {what}; deploykit does not have it"
     )
-
-
-def _assumptions(graph: LayerGraph, whose: str, implicits: bool) -> tuple[str, ...]:
-    """What a file without pickled modules leaves open, and is taken from ``whose``."""
-    said = untold(graph, whose)
-    if not implicits:
-        return (said,)
-    return said, "its head's implicits are in its convolutions, as its batch norms are: YOLOv7 folds both at once"
 
 
 def untold(network: nn.Module, whose: str) -> str:

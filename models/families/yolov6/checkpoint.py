@@ -16,7 +16,9 @@ from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.yolov6.config import REG_MAX, YOLOv6Config, config_from_shapes
 from deploykit.models.families.yolov6.network import YOLOv6
+from deploykit.models.families.yolov6.rep_vgg import DeployedQARepVGG, QARepVGG
 from deploykit.models.loading.weights import load_weights
+from deploykit.models.yolo_graph.as_saved import fold_as_saved, folded_note
 from deploykit.models.yolo_graph.from_checkpoint import apply_recorded
 
 LANDMARKS = 10  # values beside a box that a face detector of the project's branch yolov6-face predicts
@@ -35,7 +37,7 @@ _RELATIVES: tuple[tuple[str, str], ...] = (
     (r"(backbone|neck)\..*\.m\.\d+\.\d+\.conv3\.", "a YOLOv6 model with MBLA blocks"),
     (r"(backbone|neck)\..*\.scale_(conv|1x1)\.", "a YOLOv6 model in hyper-search training, before RepOpt"),
     (r".*_quantizer\.", "a quantised YOLOv6 model"),
-    (r"(backbone|neck)\..*\.rbr_reparam\.", "a YOLOv6 model that was switched to deploy before it was saved"),
+    (r"neck\.(low_IFM|high_IFM|Inject_)", "a Gold-YOLO model"),
 )
 """What a tensor's name says about a file that is nearly one of ours."""
 
@@ -59,19 +61,16 @@ def refuse_relatives(checkpoint: Checkpoint) -> None:
     """Say what a normalised checkpoint is that looks like one of ours, before its layers are looked at.
 
     Raises:
-        CheckpointError: it is another model of the project, or not as it was trained.
+        CheckpointError: it is another model of the project.
     """
     what = next((what for pattern, what in _RELATIVES if _first(checkpoint, pattern)), "")
-    why = "deploykit does not have it"
     box = checkpoint.state_dict.get("detect.reg_preds.0.weight")
     if box is not None and box.ndim and box.shape[0] - LANDMARKS in (4, 4 * (REG_MAX + 1)):
         what = "a YOLOv6-face model, whose head gives five landmarks beside each box"
-    elif not what and "detect.stems.0.bn.weight" not in checkpoint.state_dict:
-        what = "a YOLOv6 model whose batch norms were folded before it was saved"
-    if "saved" in what:
-        why = "give the file as it was trained (best_ckpt.pt), deploykit folds it and checks each fold"
     if what:
-        raise CheckpointError(f"{checkpoint.path} is {what}: {why}; deploykit models lists what can be loaded")
+        raise CheckpointError(
+            f"{checkpoint.path} is {what}: deploykit does not have it; deploykit models lists what can be loaded"
+        )
 
 
 def _first(checkpoint: Checkpoint, pattern: str) -> str | None:
@@ -133,7 +132,12 @@ def filled(checkpoint: Checkpoint, config: YOLOv6Config, name: str) -> tuple[YOL
     with torch.device("meta"):
         network = YOLOv6(config)
     _check_strides(checkpoint, network)
-    notes = apply_recorded(network, checkpoint.modules)
+    folded = fold_as_saved(network, checkpoint.state_dict)
+    for path, module in list(network.named_modules()):
+        if isinstance(module, QARepVGG) and f"{path}.rbr_reparam.weight" in checkpoint.state_dict:
+            network.set_submodule(path, DeployedQARepVGG(module))
+            folded += 1
+    notes = (*apply_recorded(network, checkpoint.modules), *folded_note(folded))
     load_weights(network, checkpoint, checkpoint.float32(), name)
     return network.eval().requires_grad_(False), notes
 

@@ -20,6 +20,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 Kind = Literal["repvgg", "qarepvgg", "conv"]
 Activation = Literal["relu", "silu"]
 
+DEPLOYED_STEM = "backbone.stem.rbr_reparam.weight"  # of a network that was switched to deploy
 MAX_WIDTH, MAX_DEPTH = 65_536, 1000
 REG_MAX = 16  # of every published model whose boxes are distributions
 
@@ -157,9 +158,10 @@ def config_from_shapes(found: Shapes) -> YOLOv6Config:
     names = Names.of(deepest - 2)
     bifusion = any(key.startswith("neck.Bifusion0.") for key in found)
     block: Kind = "conv"
-    if "backbone.stem.rbr_1x1.weight" in found:
+    deployed = DEPLOYED_STEM in found
+    if "backbone.stem.rbr_1x1.weight" in found or (deployed and "backbone.stem.bn.weight" in found):
         block = "qarepvgg"
-    elif "backbone.stem.rbr_1x1.conv.weight" in found:
+    elif "backbone.stem.rbr_1x1.conv.weight" in found or deployed:
         block = "repvgg"
     boxes = _size(found, "detect.reg_preds.0.weight", 0)
     if boxes not in (4, 4 * (REG_MAX + 1)):
@@ -200,7 +202,7 @@ def _count(found: Shapes, path: str) -> int:
 
 
 def _block_width(found: Shapes, path: str) -> int:
-    for name in ("rbr_dense.conv", "conv"):
+    for name in ("rbr_dense.conv", "rbr_reparam", "conv"):
         if f"{path}.{name}.weight" in found:
             return _size(found, f"{path}.{name}.weight", 0)
     raise CheckpointError(f"it has no convolution at {path}")

@@ -18,6 +18,7 @@ from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.families.yolov6.checkpoint import described, filled, is_yolov6, normalised, refuse_relatives
 from deploykit.models.families.yolov6.config import REG_MAX, Scale, YOLOv6Config
 from deploykit.models.families.yolov6.network import YOLOv6
+from deploykit.models.families.yolov6.rep_vgg import QARepVGG
 from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.models.yolo_graph.from_checkpoint import untold
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Thresholds
@@ -96,28 +97,26 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     plain, dropped = normalised(checkpoint)
     refuse_relatives(plain)
     config = described(plain)
-    name, config, assumed = _recognised(config, pickled=bool(checkpoint.modules))
+    pickled = bool(checkpoint.modules)
+    name, config = _recognised(config, pickled=pickled)
     network, changes = filled(plain, config, name.replace("_", "-"))
     classes, unnamed = _classes(checkpoint, network)
     model = reference_of(network, name, classes, (*dropped, *changes, *unnamed))
-    activations = () if checkpoint.modules else (untold(network, name.replace("_", "-")),)
-    return model.assuming(*assumed, *activations)
+    return model if pickled else model.assuming(*_assumptions(network, model.name))
 
 
-def _recognised(config: YOLOv6Config, *, pickled: bool) -> tuple[str, YOLOv6Config, tuple[str, ...]]:
+def _recognised(config: YOLOv6Config, *, pickled: bool) -> tuple[str, YOLOv6Config]:
     """The variant that has this configuration; without pickled modules, with what its tensors leave open."""
     for name, published in _candidates(config):
         if _without_choices(published) != _without_choices(config):
             continue
         if not pickled:
-            open_choices = replace(config, activation=published.activation, mean=published.mean)
-            return name, open_choices, _assumptions(open_choices)
+            return name, replace(config, activation=published.activation, mean=published.mean)
         if (published.activation, published.mean) == (config.activation, config.mean):
-            return name, config, ()
+            return name, config
     if pickled:
-        return "yolov6_custom", config, ()
-    guessed = replace(config, activation="relu", mean=config.block == "qarepvgg")
-    return "yolov6_custom", guessed, _assumptions(guessed)
+        return "yolov6_custom", config
+    return "yolov6_custom", replace(config, activation="relu", mean=config.block == "qarepvgg")
 
 
 def _candidates(config: YOLOv6Config) -> Iterator[tuple[str, YOLOv6Config]]:
@@ -135,11 +134,12 @@ def _without_choices(config: YOLOv6Config) -> YOLOv6Config:
     return replace(config, activation="relu", mean=False, biased=False)
 
 
-def _assumptions(config: YOLOv6Config) -> tuple[str, ...]:
-    """What a file without pickled modules leaves open but for activations and eps, which :func:`untold` says."""
-    if config.block == "qarepvgg":
-        return ("the second version of QARepVGG, as published: no tensor tells",)
-    return ()
+def _assumptions(network: YOLOv6, name: str) -> tuple[str, ...]:
+    """What a file without pickled modules leaves open."""
+    said = (untold(network, name),)
+    if any(isinstance(m, QARepVGG) for m in network.modules()):
+        return (*said, "the second version of QARepVGG, as published: no tensor tells")
+    return said
 
 
 def _classes(checkpoint: Checkpoint, network: YOLOv6) -> tuple[Sequence[str] | None, tuple[str, ...]]:

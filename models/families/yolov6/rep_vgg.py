@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from deploykit.models.fuse import check_fold, fold_conv_bn, fold_into, probe_of, shared_copy
 from deploykit.models.layers.conv import Conv, batch_norm, plain_conv
 from deploykit.models.layers.norm import scale_batch_norms
-from deploykit.models.layers.rep import RepConv, bias64, double_copy, unit_conv
+from deploykit.models.layers.rep import DeployedRepConv, RepConv, bias64, double_copy, unit_conv
 
 
 class RepVGG(RepConv):
@@ -40,6 +40,22 @@ class RepVGG(RepConv):
     def _folded(self, path: str) -> tuple[nn.Conv2d, nn.Conv2d]:
         dense, point = (cast(Conv, getattr(self, name)).fuse(f"{path}.{name}") for name in ("rbr_dense", "rbr_1x1"))
         return dense.conv, point.conv
+
+
+class DeployedQARepVGG(DeployedRepConv):
+    """A QARepVGG that its project switched to deploy before it was saved: one convolution, and the last batch norm."""
+
+    def __init__(self, block: QARepVGG) -> None:
+        super().__init__(block.rbr_dense.conv, block.act)
+        self.bn = block.bn
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.act(self.bn(self.rbr_reparam(x)))
+        return out
+
+    def fuse(self, path: str) -> nn.Sequential:
+        """Fold the batch norm."""
+        return nn.Sequential(fold_conv_bn(self.rbr_reparam, self.bn, f"{path}.bn"), shared_copy(self.act))
 
 
 class QARepVGG(nn.Module):

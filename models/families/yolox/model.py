@@ -26,6 +26,7 @@ from deploykit.models.families.yolox.head import YoloxHead, YoloxKeypointHead
 from deploykit.models.layers.conv import Conv
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel, register_variants
+from deploykit.models.yolo_graph.as_saved import fold_as_saved, folded_note
 from deploykit.models.yolo_graph.from_checkpoint import untold
 from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, KeypointSpec, ModelSpec, RawDetections, Thresholds
 
@@ -216,15 +217,17 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     name, size = _name_of(config)
     with torch.device("meta"):
         network = build_yolox(config)
+    folded = fold_as_saved(network, state)
     load_weights(network, checkpoint, checkpoint.float32(), name.replace("_", "-"))
     network.requires_grad_(False)
-    names, notes = checkpoint.names, _notes(network, config)
+    names, notes = checkpoint.names, (*folded_note(folded), *_notes(network, config))
     if names is not None and len(names) != config.num_classes:
         notes = (*notes, f"it names {len(names)} classes and has {config.num_classes}: they are numbered instead")
         names = None
     if names is None and config.num_classes == len(COCO_CLASSES):
         names = COCO_CLASSES  # which the original has in its code, and not in its files
-    return reference_of(network, name, names, size, notes).assuming(untold(network, name.replace("_", "-")))
+    model = reference_of(network, name, names, size, notes)
+    return model.assuming(untold(network, model.name))
 
 
 def _recognised(checkpoint: Checkpoint) -> YoloxConfig:
@@ -292,11 +295,11 @@ def _name_of(config: YoloxConfig) -> tuple[str, int]:
 
 
 def _notes(network: Yolox, config: YoloxConfig) -> tuple[str, ...]:
-    """What the tensors say of the images that they were trained on, and what the original does otherwise."""
+    """What the original does otherwise, and what the tensors say of the images that they were trained on."""
     notes: tuple[str, ...] = ()
     if config.num_keypoints and config.num_classes > 1:
         notes = (*notes, "the original decodes keypoints right for one class only: with more, ours is what it means")
-    pixel = mean_pixel(network)
+    pixel = mean_pixel(network) if isinstance(network.first.bn, nn.BatchNorm2d) else RAW_PIXELS
     if pixel < RAW_PIXELS:
         notes = (
             *notes,

@@ -157,10 +157,29 @@ def test_a_created_checkpoint_is_recognised(name: str, tmp_path: Path) -> None:
     assert {t.dtype for t in content["model"].values()} == {torch.float32, torch.int64}
     model = load_model(path)
     assert model.name == name.replace("_", "-")
-    assert model.spec == replace(create_model(name).spec, source=model.spec.source, assumptions=model.spec.assumptions)
-    assert model.notes[-1] == "its weights are random (seed 3): what it says means nothing"
-    assert len(model.notes) == 1
-    assert model.spec.assumptions[0].startswith("ReLU" if "ti_lite" in name else "")
+    activation = "ReLU" if "ti_lite" in name else "SiLU"
+    assumed = (f"{activation} activations and a batch-norm eps of 0.001, as {model.name} has them: no tensor tells",)
+    assert model.spec == replace(create_model(name).spec, source=model.spec.source, assumptions=assumed)
+    assert model.notes == ("its weights are random (seed 3): what it says means nothing",)
+
+
+@pytest.mark.parametrize("name", ["yolox_nano", "yolox_s_ti_lite", "yolox_darknet53"])
+def test_a_model_that_its_project_folded_computes_the_same(save: Any, name: str) -> None:
+    network = narrow(name)
+    state = network.state_dict()
+    for path, module in network.named_modules():
+        if isinstance(module, Conv):
+            conv = module.fuse(path).conv
+            assert conv.bias is not None
+            state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{path}.bn.")}
+            state |= {f"{path}.conv.weight": conv.weight, f"{path}.conv.bias": conv.bias}
+    model = load_model(save({"model": state}))
+    assert model.notes == ("it was saved after its project folded its batch norms: taken as it is",)
+    images = torch.rand(1, 3, 64, 64) * 255
+    with torch.no_grad():
+        expected = network(images)
+        for form in (model.module, fuse_model(model.module)):
+            torch.testing.assert_close(form(images), expected, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "num_classes"), [("yolox_nano", 1), ("yolox_s", 4), ("yolox_darknet53", 7)])
