@@ -23,7 +23,8 @@ from deploykit.spec import InputSpec, ModelSpec, Source
 
 NAMES = (
     "cmt.model", "cmt.flyegle", "crossformer.model", "dynopool.model", "fcn.model", "kapao", "nafnet", "resnet",
-    "unet.model", "vit", "vitdet.vit_mask_rcnn", "vitdet.model", "yolov5", "yolov6.model", "yolov7", "yolox.model",
+    "unet.model", "vit", "vitdet.vit_mask_rcnn", "vitdet.model", "yolov3", "yolov5", "yolov6.model", "yolov7",
+    "yolox.model",
 )  # fmt: skip
 FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""

@@ -30,6 +30,7 @@ SIGNATURES: tuple[Signature, ...] = (
     # YOLO
     _of("YOLO-NAS (super-gradients)", "heads.head1.cls_pred.weight", "heads.head1.reg_pred.weight"),
     _of("YOLOR, Scaled-YOLOv4 or YOLOv3 of a Darknet .cfg", "module_list.0.Conv2d.weight"),
+    _of("YOLOv4 of the pytorch-YOLOv4 project", "down1.conv1.conv.0.weight"),
     _of("YOLOX in MMDetection's names", "bbox_head.multi_level_conv_cls.0.weight"),
     _of("a detector of MMYOLO", "bbox_head.head_module.cls_preds.0.0.conv.weight"),
     # Transformers that detect
@@ -113,10 +114,13 @@ _DFL = frozenset(f"model.{i}.dfl.conv.weight" for i in range(12, 64))
 _ANCHOR_FREE = Signature("an anchor-free YOLO (YOLOv8 and later, YOLOv9 or a u6 model), whose head has a dfl", _DFL)
 
 _LAYERS = (
-    ("YOLOv9 (WongKinYiu/yolov9)", {"RepNCSPELAN4", "DDetect", "DualDDetect", "TripleDDetect", "CBFuse"}),
+    ("YOLOv9 (WongKinYiu/yolov9)", {"RepNCSPELAN4", "DDetect", "DualDDetect", "TripleDDetect", "CBFuse", "ADown"}),
+    ("the branch u6 of YOLOv7, which has no anchors", {"V6Detect", "IV6Detect", "V7Detect", "IV7Detect"}),
     ("YOLOv8 or a later model in the ultralytics package's layers", {"C2f", "C3k2", "C2PSA", "A2C2f", "v10Detect"}),
     ("RT-DETR in the ultralytics package's layers", {"RTDETRDecoder", "HGStem", "HGBlock", "AIFI"}),
-    ("YOLOR or Scaled-YOLOv4 (CSP models)", {"BottleneckCSP2", "SPPCSP", "VoVCSP"}),
+    ("YOLOR or Scaled-YOLOv4 (CSP models)", {"BottleneckCSP2", "BottleneckCSPF", "SPPCSP", "VoVCSP", "ImplicitA"}),
+    ("YOLOR-CSP or YOLOv4-CSP, as YOLOv7 describes them", {"BottleneckCSPA", "BottleneckCSPB", "BottleneckCSPC"}),
+    ("yolov5-face", {"ShuffleV2Block", "BlazeBlock", "DoubleBlazeBlock"}),
     ("a model that segments", {"Segment", "ISegment"}),
     ("a model that classifies", {"Classify"}),
     ("a model of oriented boxes", {"OBB"}),

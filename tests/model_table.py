@@ -50,6 +50,7 @@ from tests.models.families import (
     test_unet,
     test_vit,
     test_vitdet,
+    test_yolov3,
     test_yolov5,
     test_yolov6,
     test_yolov7,
@@ -79,7 +80,7 @@ PAGES = {
     "CMT": "cmt.md", "CMT of FlyEgle": "cmt.md", "CrossFormer": "crossformer.md", "DynOPool": "dynopool.md",
     "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "ResNet": "resnet.md", "U-Net": "unet.md",
     "ViT": "vit.md", "ViT Mask R-CNN": "vitdet.md", "ViTDet": "vitdet.md", "YOLOX": "yolox.md",
-    "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
+    "YOLOv3": "yolov3.md", "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
 }  # fmt: skip
 TITLES = (
     "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",
@@ -156,7 +157,7 @@ def published() -> dict[str, int]:
     """The parameters that the tests of the families hold, as the registered models have them."""
     counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
     counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
-    families = (test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet, test_resnet)
+    families = (test_yolov3, test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet, test_resnet)
     counts |= {f"vitdet-{size}": counted[2] for size, counted in test_vitdet.PUBLISHED.items()}
     for module in (*families, test_cmt, test_crossformer, test_vit):
         counts |= {name: facts[0] for name, facts in module.PUBLISHED.items()}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.create.random_weights import randomise
-from deploykit.models.families import kapao, yolov5, yolov7
+from deploykit.models.families import kapao, yolov3, yolov5, yolov7
 from deploykit.models.families.yolov6 import model as yolov6
 from deploykit.models.families.yolov6.config import Stage, YOLOv6Config
 from deploykit.models.families.yolov6.network import YOLOv6
@@ -91,6 +91,8 @@ def narrow(
     """A registered variant with fewer channels."""
     if name.startswith("kapao"):
         return kapao.config_of(name, num_classes, width=width)
+    if name.startswith("yolov3"):
+        return yolov3.config_of(name, num_classes, width=width, depth=0.1)
     if name.startswith("yolov5"):
         return yolov5.config_of(name, num_classes, width=width, num_keypoints=num_keypoints)
     return yolov7.config_of(name, num_classes, width=width, num_keypoints=num_keypoints, training=training)

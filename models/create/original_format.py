@@ -26,7 +26,7 @@ from deploykit.models.layers.conv import Add, Concat, Conv, DownC, DWConv, Foldi
 from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
-from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCSPC
+from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCSPC, ZeroPad2d
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 from deploykit.models.yolo_graph.description import NOT_GIVEN_ACT, GraphConfig
@@ -97,6 +97,7 @@ ORIGINALS: dict[type[nn.Module], Original] = {
     MP: Original("models.common.MP"),
     SP: Original("models.common.SP"),
     SPF: Original("models.common.SPF", lambda m: {"n": m.m.kernel_size // 2}),
+    ZeroPad2d: Original("torch.nn.modules.padding.ZeroPad2d", lambda m: {"padding": m.padding}),
     ReOrg: Original("models.common.ReOrg"),
     Concat: Original("models.common.Concat", lambda m: {"d": m.dimension}),
     Shortcut: Original("models.common.Shortcut", lambda m: {"d": 1}),

@@ -16,6 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES
 from deploykit.models.layers.anchor_head import Keypoint
@@ -35,7 +36,6 @@ from deploykit.models.yolo_graph.family import (
 from deploykit.models.yolo_graph.from_checkpoint import graph_from_checkpoint
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 from deploykit.models.yolo_graph.one_class import with_score_of_one_class
-from deploykit.models.yolo_graph.relatives import refuse_relatives
 
 FAMILY = "YOLOv5"
 WEIGHTS_LICENCE = "AGPL-3.0; GPL-3.0 before 7.0 and of YOLO-Pose"
@@ -54,6 +54,12 @@ ANCHORS_P6 = (
 )
 
 KAPAO_CLASSES = 18 + 34  # that a KaPao model seems to have: its classes, and the coordinates beside them
+
+_RELATIVES = {
+    "SegmentationModel": "a YOLOv5 model that segments",
+    "ClassificationModel": "a YOLOv5 model that classifies",
+    "Darknet": "a model of a Darknet description (YOLOv3, YOLOv4, YOLOR)",
+}
 
 LAYERS = frozenset({"C3", "BottleneckCSP", "C3Ghost", "Bottleneck", "GhostConv", "Focus", "ConvFocus"})
 """A description of this family has at least one of these layers, and one of YOLOv7 none."""
@@ -193,7 +199,7 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     Raises:
         CheckpointError: it is of a project that shares names and shapes with this family, and means something else.
     """
-    refuse_relatives(checkpoint)
+    _refuse_relatives(checkpoint)
     if not has_layers(checkpoint):
         return None
     if checkpoint.yaml:
@@ -271,3 +277,16 @@ def _left_open(graph: LayerGraph, generation: int) -> tuple[tuple[str, ...], tup
         )
         return (said,), ()
     return (), ()
+
+
+def _refuse_relatives(checkpoint: Checkpoint) -> None:
+    """Say what a file is that looks like one of ours, before its layers are looked at."""
+    kind = checkpoint.modules[0].kind if checkpoint.modules else ""
+    what = _RELATIVES.get(kind.rsplit(".", 1)[-1], "") if kind.startswith("models.") else ""
+    if kind.startswith("ultralytics."):
+        what = "a model of the ultralytics package, which is YOLOv8 and later, or YOLOv5 with another head"
+    if what:
+        raise CheckpointError(
+            f"{checkpoint.path} is {what} ({kind}); deploykit does not have it; "
+            "deploykit models lists what can be loaded"
+        )

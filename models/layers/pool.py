@@ -10,6 +10,30 @@ from torch import Tensor, nn
 from deploykit.models.layers.conv import Conv
 
 
+class ZeroPad2d(nn.ZeroPad2d):
+    """Torch's layer, ``padding`` is (left, right, top, bottom), exported as a concatenation with zeros.
+
+    ONNX Runtime (1.31 at least) merges a padding into the max pool behind it, which pads with minus infinity: where
+    values are negative, its result is another than that of the two (microsoft/onnxruntime, its PadFusion).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        left, right, top, bottom = self.padding
+        if min(self.padding) < 0:  # it crops
+            return super().forward(x)
+        return _with_zeros(_with_zeros(x, 3, left, right), 2, top, bottom)
+
+
+def _with_zeros(x: Tensor, axis: int, before: int, after: int) -> Tensor:
+    """``x`` between so many zeros along an axis."""
+    parts = [x]
+    for count, place in ((before, 0), (after, 2)):
+        if count:
+            shape = [*x.shape[:axis], count, *x.shape[axis + 1 :]]
+            parts.insert(place, x.new_zeros(shape))
+    return torch.cat(parts, axis)
+
+
 class MP(nn.Module):
     """Max pool k x k, stride k."""
 

@@ -119,7 +119,14 @@ def normal_row(i: int, row: Row) -> tuple[Any, ...]:
         return sources, "Detect"
     if kind in ("Shortcut", "MP"):  # their arguments are defaults that some descriptions spell out
         return sources, repeats, kind
+    if kind == "Conv":  # kernel and stride may be left out, and be one number or two
+        arguments = [*arguments[:1], *(_one(a) for a in [*arguments[1:3], 1, 1][:2]), *arguments[3:]]
     return sources, repeats, kind, [reprlib.repr(a) if isinstance(a, list) else str(a)[:MAX_NAME] for a in arguments]
+
+
+def _one(size: Any) -> Any:
+    """``[3, 3]`` as ``3``: the same thing to torch."""
+    return size[0] if isinstance(size, (list, tuple)) and len(size) == 2 and size[0] == size[1] else size
 
 
 def normal_rows(rows: Sequence[Row]) -> list[tuple[Any, ...]]:

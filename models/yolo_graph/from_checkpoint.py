@@ -21,6 +21,7 @@ from deploykit.models.checkpoint.reader import Checkpoint, Module
 from deploykit.models.layers.conv import BN_EPS
 from deploykit.models.layers.csp import Bottleneck
 from deploykit.models.layers.focus import Focus
+from deploykit.models.layers.pool import ZeroPad2d
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.yolo_graph.as_saved import (
     blocks_as_saved,
@@ -43,7 +44,7 @@ _GEOMETRY: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv2d: ("stride", "padding", "dilation", "groups"),
     nn.MaxPool2d: ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
     nn.AvgPool2d: ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad"),
-    nn.ZeroPad2d: ("padding",),
+    ZeroPad2d: ("padding",),
     nn.Upsample: ("scale_factor", "mode"),
 }
 """What else no state dict holds: the description and the pickled modules must say the same."""

@@ -14,7 +14,7 @@ from deploykit.models.layers.conv import Conv, DownC, DWConv
 from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
-from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCSPC
+from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCSPC, ZeroPad2d
 from deploykit.models.layers.rep import RepConv
 
 CONVOLUTIONS: dict[str, type[nn.Module]] = {
@@ -51,7 +51,7 @@ SAME_CHANNELS: dict[str, type[nn.Module]] = {
     "SPF": SPF,
     "nn.MaxPool2d": nn.MaxPool2d,
     "nn.AvgPool2d": nn.AvgPool2d,
-    "nn.ZeroPad2d": nn.ZeroPad2d,
+    "nn.ZeroPad2d": ZeroPad2d,
     "nn.Identity": nn.Identity,
 }
 HEADS: dict[str, type[Detect]] = {
@@ -62,24 +62,6 @@ HEADS: dict[str, type[Detect]] = {
 }
 OTHERS = ("Concat", "Shortcut", "ADD", "ReOrg", "nn.Upsample")
 KNOWN = tuple(sorted((*CONVOLUTIONS, *STACKS, *SAME_CHANNELS, *HEADS, *OTHERS)))
-
-OF_OTHERS: dict[str, str] = {
-    **dict.fromkeys(("RepNCSPELAN4", "ELAN1", "ADown", "AConv", "SPPELAN", "CBLinear", "CBFuse", "Silence"), "YOLOv9"),
-    **dict.fromkeys(("DDetect", "DualDetect", "DualDDetect", "TripleDetect", "TripleDDetect"), "YOLOv9"),
-    **dict.fromkeys(("V6Detect", "IV6Detect", "V7Detect", "IV7Detect"), "the branch u6 of YOLOv7"),
-    **dict.fromkeys(("C2", "C2f"), "YOLOv8"),
-    **dict.fromkeys(("SCDown", "PSA", "C2fCIB", "RepVGGDW", "v10Detect"), "YOLOv10"),
-    **dict.fromkeys(("C3k2", "C2PSA"), "YOLO11"),
-    "A2C2f": "YOLO12",
-    **dict.fromkeys(("OBB", "Pose"), "YOLOv8 and later"),
-    **dict.fromkeys(("Segment", "Classify"), "a model that segments or classifies (YOLOv5, YOLOv7, YOLOv8)"),
-    **dict.fromkeys(("HGStem", "HGBlock", "AIFI", "RTDETRDecoder"), "RT-DETR"),
-    **dict.fromkeys(("ImplicitA", "ImplicitM", "ImplicitC", "ControlChannel", "ShiftChannel", "ScaleChannel"), "YOLOR"),
-    **dict.fromkeys(("BottleneckCSPF", "BottleneckCSP2", "SPPCSP", "VoVCSP"), "YOLOR and Scaled-YOLOv4"),
-    **dict.fromkeys(("BottleneckCSPA", "BottleneckCSPB", "BottleneckCSPC"), "YOLOR and YOLOv4-CSP"),
-    **dict.fromkeys(("ShuffleV2Block", "BlazeBlock", "DoubleBlazeBlock"), "yolov5-face"),
-}
-"""Layers of models that people take for one of these, and whose they are."""
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     name: getattr(nn, name)
@@ -107,8 +89,7 @@ def activation(text: str) -> nn.Module:
 
 def unknown_layer(i: int, kind: str) -> UnknownLayerError:
     """The error for a row that names a layer which is not in the tables."""
-    whose = f"a layer of {OF_OTHERS[kind]}, " if kind in OF_OTHERS else ""
     return UnknownLayerError(
-        f"layer {i} of the model's description is {reprlib.repr(kind)}, {whose}which deploykit does not have; "
+        f"layer {i} of the model's description is {reprlib.repr(kind)}, which deploykit does not have; "
         f"it has {', '.join(KNOWN)}"
     )

@@ -25,6 +25,9 @@ from tests.narrow import model_of, yolov6_config
 from tests.narrow_dense import NARROW
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "yolov3": ({}, {"dynamic": "batch"}),
+    "yolov3_spp": ({"num_classes": 1}, {}),
+    "yolov3_tiny": ({}, {"img": (32, 96)}),
     "yolov5n": ({}, {"img": (32, 64)}),
     "yolov5s": ({"num_classes": 1}, {"img": (32, 96)}),
     "yolov5m": ({}, {"dynamic": "batch"}),
@@ -73,14 +76,23 @@ always run; :data:`MORE_OF_THE_SAME` only where there is time.
 """
 
 MORE_OF_THE_SAME = {
-    "yolov5m", "yolov5l", "yolov5x", "yolov5n6", "yolov5m6", "yolov5l6", "yolov5x6",
+    "yolov3", "yolov5m", "yolov5l", "yolov5x", "yolov5n6", "yolov5m6", "yolov5l6", "yolov5x6",
     "yolov5m6_pose", "yolov5l6_pose", "yolov5m6_pose_ti_lite", "yolov5l6_pose_ti_lite", "kapao_m", "kapao_l",
     "yolov6l", "yolov7x", "yolov7_w6", "yolov7_d6", "yolox_s", "yolox_m",
 }  # fmt: skip
 """Variants that differ from another one of their family in how many layers there are of each kind, or in an option of
 the export that another one has too."""
 
-LEGACY = ("yolov5s", "yolov5s6_pose", "kapao_s", "yolov6n_v2", "yolov7_tiny", "yolox_nano", "yolox_s_pose_ti_lite")
+LEGACY = (
+    "yolov3_tiny",
+    "yolov5s",
+    "yolov5s6_pose",
+    "kapao_s",
+    "yolov6n_v2",
+    "yolov7_tiny",
+    "yolox_nano",
+    "yolox_s_pose_ti_lite",
+)
 """One variant a family, by torch's older exporter as well."""
 
 AS: dict[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ from torch import nn
 from deploykit.errors import CheckpointError
 from deploykit.models.layers.anchor_head import IKeypoint
 from deploykit.models.layers.conv import Conv
-from deploykit.models.layers.pool import SPPCSPC
+from deploykit.models.layers.pool import SPPCSPC, ZeroPad2d
 from deploykit.models.yolo_graph.description import GraphConfig
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 
@@ -97,6 +97,12 @@ def test_torchs_own_pools_and_paddings_are_rows_too() -> None:
     padded = graph.model[2](x)
     assert padded.shape == (1, 1, 5, 5)
     assert padded[0, 0, -1].tolist() == padded[0, 0, :, -1].tolist() == [0.0] * 5
+
+
+@pytest.mark.parametrize("sides", [(0, 1, 0, 1), (2, 0, 1, 3), (1, 1, 1, 1), (0, 0, 0, 0), (-1, 0, 2, -1)])
+def test_a_padding_with_zeros_is_torchs(sides: tuple[int, int, int, int]) -> None:
+    x = torch.rand(2, 3, 4, 5)
+    assert torch.equal(ZeroPad2d(sides)(x), nn.ZeroPad2d(sides)(x))
 
 
 def test_the_repeats_of_a_pyramid_are_its_own_argument() -> None:
