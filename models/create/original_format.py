@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from deploykit.models.families.yolov5 import LAYERS
 from deploykit.models.layers import lite
 from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint, Keypoint
 from deploykit.models.layers.conv import Add, Concat, Conv, DownC, DWConv, FoldingSequential, ReOrg, Shortcut
@@ -160,7 +161,7 @@ def original_checkpoint(graph: LayerGraph, names: Sequence[str], **beside: Any) 
         "inplace": True,
         "stride": _strides(graph.head),
         "nc": config.num_classes,
-        "traced": False,
+        **({} if _kinds(config) & {*LAYERS, "nn.MaxPool2d"} else {"traced": False}),  # of YOLOv7 alone
         **({"num_coords": config.num_coords} if config.num_coords else {}),
     }
     model = module_record("models.yolo.Model", modules={"model": sequential}, attributes=attributes)

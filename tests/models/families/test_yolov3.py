@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from deploykit.models.create.original_format import original_checkpoint
+from deploykit.models.create.random_weights import create_checkpoint
 from deploykit.models.families.yolov3 import VARIANTS, config_of, layer_rows
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import load_model
+from deploykit.models.registry import create_model, load_model
 from deploykit.models.yolo_graph.description import GraphConfig
+from deploykit.spec import RawDetections
 from tests.meta_model import meta_model
 from tests.narrow import graph_of, narrow
 
@@ -59,6 +61,15 @@ def test_a_file_of_its_own_description_is_called_by_its_name(tmp_path: Path, nam
     images = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(model.module(images), expected(images))
+
+
+@pytest.mark.parametrize("name", ["yolov3_tiny", "yolov5n", "yolov7_tiny"])
+def test_one_class_scores_as_the_project_that_a_file_is_of(tmp_path: Path, name: str) -> None:
+    """YOLOv7's files have an attribute that those of the others lack; without it the class counts."""
+    model = load_model(create_checkpoint(name, tmp_path / "one.pt", num_classes=1))
+    assert isinstance(model.spec.output, RawDetections)
+    assert model.spec.output.cls_counts is (name != "yolov7_tiny")
+    assert model.spec.output == create_model(name, num_classes=1).spec.output
 
 
 def test_a_kernel_may_be_described_by_two_numbers(tmp_path: Path) -> None:
