@@ -123,6 +123,10 @@ class Video:
         if isinstance(source, int):
             self._capture = cv2.VideoCapture(source)
         else:
+            if exists(source) and not source.is_file():  # a pipe is waited for without an end
+                raise ImageError(
+                    f"expected a video file, but {source} is a pipe or a device: copy it into a file first"
+                )
             with opencv_path(source) as name:
                 self._capture = cv2.VideoCapture(name)
         if not self._capture.isOpened():

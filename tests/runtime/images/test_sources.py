@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -144,6 +145,12 @@ def test_a_count_that_is_off_by_a_little_is_no_damage(
 ) -> None:
     video, _ = damaged(monkeypatch, film, "1" * read, declared)
     assert len(list(video.frames())) == read
+
+
+def test_a_pipe_is_no_video(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(ImageError, match=r"pipe\.mp4 is a pipe or a device"):
+        open_source(tmp_path / "pipe.mp4")
 
 
 def test_a_count_by_the_duration_is_only_a_note(
