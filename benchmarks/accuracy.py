@@ -35,7 +35,8 @@ from deploykit.runtime.evaluate.compare import compare_evaluations, interval_of
 from deploykit.runtime.evaluate.evaluate import evaluate_session
 from deploykit.runtime.evaluate.report import DetectionEvaluation
 from deploykit.runtime.machine import versions
-from deploykit.runtime.session import open_session, session_spec
+from deploykit.runtime.model_spec import session_spec
+from deploykit.runtime.session import open_session
 
 CALIBRATED, DRAWS, ROUNDS = 16, 1000, 30
 

@@ -134,9 +134,9 @@ def load(
         SpecError: it carries no spec and none is given, or the spec does not fit it.
         UsageError: it is of another task, or an option is of another task.
     """
+    from deploykit.runtime.model_spec import session_spec
     from deploykit.runtime.options import PredictOptions
     from deploykit.runtime.predict.predictor import Predictor
-    from deploykit.runtime.session import session_spec
     from deploykit.runtime.spec_file import read_spec
 
     asked, given = PredictOptions(**options), read_spec(spec)
@@ -241,8 +241,8 @@ def evaluate(
         MissingDependencyError: the library of the metrics is not installed.
     """
     from deploykit.runtime.evaluate.evaluate import evaluate_session
+    from deploykit.runtime.model_spec import session_spec
     from deploykit.runtime.options import EvalOptions
-    from deploykit.runtime.session import session_spec
     from deploykit.runtime.spec_file import read_spec
 
     given, upstream = read_spec(spec), preprocessing == "upstream"

@@ -12,11 +12,13 @@ from deploykit.errors import CheckpointError, MissingDependencyError, SpecError,
 from deploykit.models.load_options import LoadOptions
 from deploykit.runtime.engine_record import read_record
 from deploykit.runtime.files import existing_file, is_folder
+from deploykit.runtime.foreign.draft import SpecDraft, draft_spec, takes_images
 from deploykit.runtime.session import is_checkpoint, open_session
 from deploykit.runtime.verified import engine_doubt, onnx_doubt, sha256
 from deploykit.spec import METADATA_KEY, ModelSpec
+from deploykit.strict_json import parse_json
 
-__all__ = ["Inspection", "inspect_file"]
+__all__ = ["Inspection", "draft_of_file", "inspect_file"]
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,12 @@ def _artefact(file: Path) -> Inspection:
     with open_session(file, provider="cpu") as session:  # explains what is wrong with a file that is not ONNX
         inputs, outputs = session.inputs, session.outputs
         text = session.metadata.get(METADATA_KEY)
+        draft = draft_spec(session, str(file)) if text is None and takes_images(session) else None
     notes: tuple[str, ...] = ()
     facts: dict[str, Any] = {"kind": "ONNX model"}
     if text is None:
-        notes = ("it carries no deploykit spec: deploykit predict needs --spec FILE to run it",)
+        described, notes = _foreign(draft, str(file))
+        facts |= described
     else:
         try:
             spec = ModelSpec.from_json(text)
@@ -117,6 +121,31 @@ def _artefact(file: Path) -> Inspection:
     except MissingDependencyError as e:  # the runtime is installed without onnx, which only the graph needs
         notes = (*notes, f"opset, nodes and operators are not shown: {e}")
     return Inspection(facts, notes)
+
+
+def draft_of_file(path: str | Path) -> SpecDraft:
+    """Draft a spec for an ONNX file that carries none, or return its own.
+
+    Raises:
+        NotFoundError, ArtefactError, BackendError: there is no such file, or it cannot be run. SpecError: it takes no
+            images.
+    """
+    file = existing_file(path, "an exported model")
+    with open_session(file, provider="cpu") as session:
+        text = session.metadata.get(METADATA_KEY)
+        return draft_spec(session, str(file)) if text is None else SpecDraft(parse_json(text))
+
+
+def _foreign(draft: SpecDraft | None, name: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The facts and notes of a file by others, as far as it tells."""
+    if draft is None:
+        return {}, ("it carries no deploykit spec, and it does not take images: predict cannot run it",)
+    try:
+        spec = draft.spec(name)
+    except SpecError as e:
+        return {}, (*draft.notes, str(e))
+    note = "it carries no deploykit spec; this is what its metadata, its shapes and a run on noise tell"
+    return _meaning(spec), (note, *draft.notes, *spec.assumption_notes)
 
 
 def _graph(file: Path) -> dict[str, Any]:

@@ -93,7 +93,9 @@ Factory = Callable[[ModelSpec], ExportAdapter[Any]]
 
 ADAPTERS: dict[str, str | Factory] = {
     "rows": "deploykit.export.kinds.detection:RowExport",
+    "anchor-heads": "deploykit.export.kinds.detection:AnchorHeadExport",
     "pose-objects": "deploykit.export.kinds.detection:PoseExport",
+    "end-to-end": "deploykit.export.kinds.detection:NmsExport",
     "nms": "deploykit.export.kinds.detection:NmsExport",
     "tensor": "deploykit.export.kinds.dense:dense_export",
 }

@@ -22,7 +22,7 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.checks import check_finite
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.session import TensorInfo
-from deploykit.spec import ModelSpec, Output
+from deploykit.spec import ModelSpec, Output, OutputTensor
 
 __all__ = ["ADAPTERS", "OutputAdapter", "adapter_of", "loaded", "register_runtime_adapter"]
 
@@ -107,11 +107,9 @@ class OutputAdapter(ABC, Generic[OutputT]):
                     f"the spec names the output {tensor.name!r}, the network has {', '.join(map(repr, by_name))}"
                 )
             shape = by_name[tensor.name].shape
-            narrow = tensor.columns is not None and shape and shape[-1] is not None and shape[-1] < tensor.columns
-            if len(shape) != len(tensor.axes) or narrow:
-                last = tensor.axes[-1] if tensor.columns is None else str(tensor.columns)
+            if not _fits(tensor, shape):
                 raise SpecError(
-                    f"the spec says that output {tensor.name!r} is ({', '.join((*tensor.axes[:-1], last))}), "
+                    f"the spec says that output {tensor.name!r} is ({_sides(tensor)}), "
                     f"the network gives {by_name[tensor.name]}"
                 )
 
@@ -147,22 +145,21 @@ class OutputAdapter(ABC, Generic[OutputT]):
         return len(self.spec.output_tensors) == 1
 
     def tensor_in(self, outputs: Mapping[str, Array], what: str) -> Array:
-        """Return the output with the spec's name, or the only one: a third-party export may name it differently.
+        """Return the first of the spec's outputs, or the only one: a third-party export may name it differently.
 
         ``what`` names the network in messages.
 
         Raises:
             SpecError: the output is missing, or has another number of axes or columns.
         """
-        (tensor,) = self.spec.output_tensors
+        tensor, *_ = self.spec.output_tensors
         if tensor.name not in outputs and len(outputs) > 1:
             raise SpecError(f"{what} has no output {tensor.name!r}, which the spec names; it has {', '.join(outputs)}")
         found = outputs.get(tensor.name, next(iter(outputs.values())))
-        if found.ndim != len(tensor.axes) or (tensor.columns is not None and found.shape[-1] < tensor.columns):
-            last = tensor.axes[-1] if tensor.columns is None else f"{tensor.columns} columns"
+        if not _fits(tensor, found.shape):
             raise SpecError(
-                f"the task {self.spec.task} needs an output of {len(tensor.axes)} axes "
-                f"({', '.join((*tensor.axes[:-1], last))}), the output of {what} is {found.shape}"
+                f"the task {self.spec.task} needs an output of {len(tensor.axes)} axes ({_sides(tensor)}), "
+                f"the output of {what} is {found.shape}"
             )
         return found
 
@@ -203,11 +200,29 @@ class OutputAdapter(ABC, Generic[OutputT]):
         return [tensor_difference(names, tensor.name, expected, found, limits)]
 
 
+def _fits(tensor: OutputTensor, shape: tuple[int | None, ...]) -> bool:
+    """Whether a shape has a tensor's axes, and its columns, as far as both are known."""
+    if len(shape) != len(tensor.axes):
+        return False
+    side = None if tensor.columns is None else shape[tensor.columns_axis]
+    return side is None or tensor.columns is None or side >= tensor.columns
+
+
+def _sides(tensor: OutputTensor) -> str:
+    """The axes of a tensor, with the number of its columns."""
+    sides = list(tensor.axes)
+    if tensor.columns is not None:
+        sides[tensor.columns_axis] = f"{tensor.columns} {sides[tensor.columns_axis]}"
+    return ", ".join(sides)
+
+
 Factory = Callable[[ModelSpec, PredictOptions | None], OutputAdapter[Any]]
 
 ADAPTERS: dict[str, str | Factory] = {
     "rows": "deploykit.runtime.kinds.detection:RowAdapter",
+    "anchor-heads": "deploykit.runtime.kinds.anchor_heads:AnchorHeadAdapter",
     "pose-objects": "deploykit.runtime.kinds.detection:PoseAdapter",
+    "end-to-end": "deploykit.runtime.kinds.end_to_end:EndToEndAdapter",
     "nms": "deploykit.runtime.kinds.detection:NmsAdapter",
     "tensor": "deploykit.runtime.kinds.dense:dense_adapter",
 }

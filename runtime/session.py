@@ -17,10 +17,10 @@ from typing import Protocol, Self, TypeVar, cast
 
 import numpy as np
 
-from deploykit.errors import ArtefactError, BackendError, SpecError, UsageError
+from deploykit.errors import ArtefactError, BackendError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file, is_folder
-from deploykit.spec import CHECKPOINT_SUFFIXES, METADATA_KEY, ModelSpec
+from deploykit.spec import CHECKPOINT_SUFFIXES
 
 __all__ = [
     "BACKENDS",
@@ -32,7 +32,6 @@ __all__ = [
     "input_arrays",
     "is_checkpoint",
     "open_session",
-    "session_spec",
     "shape_matches",
 ]
 
@@ -168,24 +167,6 @@ def for_checkpoints(models: Sequence[object], asked: Asked | None) -> list[Asked
     if asked is not None and not any(each is not None for each in found):
         raise UsageError(f"an option of a checkpoint's loading ({asked}) is given, and none of the models is one")
     return found
-
-
-def session_spec(session: Session, name: str) -> ModelSpec:
-    """Read the spec from an artefact's metadata; ``name`` is the artefact's name in the message.
-
-    Raises:
-        SpecError: the metadata holds no spec, or an invalid one.
-    """
-    text = session.metadata.get(METADATA_KEY)
-    if text is None:
-        raise SpecError(
-            f"{name} says nothing about its input and output (no metadata key {METADATA_KEY!r}): "
-            "export it with deploykit, or pass a spec (spec= in Python, --spec FILE on the command line)"
-        )
-    try:
-        return ModelSpec.from_json(text)
-    except SpecError as e:
-        raise SpecError(f"the spec of {name}: {e}") from e
 
 
 def shape_matches(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> bool:

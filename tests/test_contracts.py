@@ -147,9 +147,10 @@ def test_a_field_that_came_later_is_written_only_where_it_says_something() -> No
     assert "decode" not in POSE.to_json()
     assert "strides" not in POSE.to_json()
     assert "cls_counts" not in POSE.to_json()
+    assert "columns_first" not in POSE.to_json()
     assert POSE.version == 1
     later = {f.name for f in dataclasses.fields(RawDetections) if f.metadata.get("later")}
-    assert later == {"decode", "strides", "cls_counts"}
+    assert later == {"decode", "strides", "cls_counts", "columns_first", "coefficients", "prototypes"}
 
 
 def test_a_score_is_one_of_three_things_and_said_once() -> None:
@@ -234,7 +235,10 @@ def test_a_spec_survives_json(spec: ModelSpec) -> None:
         ({"input": {"size": [640]}}, "spec.input.size must have 2 entries, got 1"),
         ({"input": {"size": [640, "x"]}}, r"spec.input.size\[1\] must be of type int, got 'x'"),
         ({"input": {"batch": True}}, "spec.input.batch must be of type int, got True"),
-        ({"output": {"kind": "soup"}}, "spec.output.kind must be one of rows, pose-objects, nms, tensor, got 'soup'"),
+        (
+            {"output": {"kind": "soup"}},
+            "spec.output.kind must be one of rows, anchor-heads, pose-objects, nms, end-to-end, tensor, got 'soup'",
+        ),
         ({"output": {"kind": "rows", "decode": "yolox"}}, "decoded by strides, or not at all; got decode 'yolox'"),
         ({"output": {"kind": "rows", "strides": [8]}}, r"or not at all; got decode 'none', \(8,\)"),
         ({"output": {"kind": "rows", "decode": "yolo"}}, "spec.output.decode must be one of none, yolox, got 'yolo'"),

@@ -193,5 +193,8 @@ def test_nothing_of_it_stays_where_it_is_not_registered(
     exported: ExportReport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(OUTPUTS, "count")
-    with pytest.raises(deploykit.DeployError, match=r"output\.kind must be one of rows, pose-objects, nms, tensor"):
+    with pytest.raises(
+        deploykit.DeployError,
+        match=r"output\.kind must be one of rows, anchor-heads, pose-objects, nms, end-to-end, tensor",
+    ):
         deploykit.load(exported.path)

@@ -109,8 +109,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
     from deploykit.facade import open_session
+    from deploykit.runtime.model_spec import session_spec
     from deploykit.runtime.predict.predictor import Predictor
-    from deploykit.runtime.session import session_spec
     from deploykit.runtime.spec_file import read_spec
 
     given = read_spec(args.spec)

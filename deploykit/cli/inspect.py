@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from deploykit.cli._display import console, print_json
+from deploykit.cli._display import console, note, print_json
 from deploykit.cli._loading import loading_flags, loading_of
 
 MAX_ENTRIES = 12  # of a list; the rest is not shown
@@ -15,13 +15,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("file", metavar="FILE", help="a checkpoint or an exported model")
     loading_flags().add(parser)
+    parser.add_argument(
+        "--draft-spec",
+        action="store_true",
+        help="print a spec (JSON) for an ONNX file that carries none, with what is known and what has to be filled in",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the facts about the file, then the notes."""
-    from deploykit.export.inspection import inspect_file
+    from deploykit.export.inspection import draft_of_file, inspect_file
 
+    if args.draft_spec:
+        draft = draft_of_file(args.file)
+        for text in (*draft.notes, *(f"fill in {field}: {wanted}" for field, wanted in draft.unknown.items())):
+            note(text)
+        print(draft.to_json())
+        return 0
     found = inspect_file(args.file, loading_of(args))
     if args.json:
         print_json(found.to_dict())
@@ -34,8 +45,8 @@ def run(args: argparse.Namespace) -> int:
     table.add_column()
     for name, value in found.facts.items():
         table.add_row(name, escape(_text(value)))
-    for note in found.notes:
-        table.add_row("note", escape(note))
+    for text in found.notes:
+        table.add_row("note", escape(text))
     console().print(table)
     return 0
 

@@ -1,6 +1,8 @@
 """ModelSpec: everything that the runtime must know about a network, in one value; import its names from here."""
 
+from deploykit.spec.anchor_heads import AnchorHeads
 from deploykit.spec.dense_output import DenseOutput
+from deploykit.spec.end_to_end import EndToEndRows
 from deploykit.spec.input import Dynamic, Fit, InputSpec
 from deploykit.spec.json_values import json_safe, json_value, read_value
 from deploykit.spec.keypoints import COCO_KEYPOINTS, KeypointSpec
@@ -16,8 +18,10 @@ __all__ = [
     "METADATA_KEY",
     "OUTPUTS",
     "SPEC_VERSION",
+    "AnchorHeads",
     "DenseOutput",
     "Dynamic",
+    "EndToEndRows",
     "Fit",
     "InputSpec",
     "KeypointSpec",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+from deploykit.errors import SpecError
 from deploykit.spec.checks import check_name
+from deploykit.spec.json_values import LATER
 from deploykit.spec.output import Output, OutputTensor, SpecLike
 
 __all__ = ["DenseOutput"]
@@ -18,12 +20,21 @@ AXES = {"classify": OF_IMAGE, "segment": OF_PIXELS, "restore": OF_PIXELS, "featu
 
 @dataclass(frozen=True)
 class DenseOutput(Output):
-    """One dense output: ``logits (B,C)`` classify or ``(B,C,H,W)`` segment, ``image (B,C,H,W)``, ``features (B,D)``."""
+    """One dense output: ``logits (B,C)`` classify or ``(B,C,H,W)`` segment, ``image (B,C,H,W)``, ``features (B,D)``.
+
+    ``probabilities``: of the task classify, the network has applied the softmax itself.
+    """
 
     tasks: ClassVar[tuple[str, ...]] = tuple(AXES)
 
     kind: Literal["tensor"] = "tensor"
     name: str = "logits"
+    probabilities: bool = field(default=False, metadata=LATER)
+
+    def check(self, spec: SpecLike) -> None:
+        """See :meth:`Output.check`: only classifiers give probabilities."""
+        if self.probabilities and spec.task != "classify":
+            raise SpecError(f"probabilities are an output of the task classify, not of {spec.task}")
 
     def __post_init__(self) -> None:
         check_name("the name of the output", self.name)
@@ -38,6 +49,8 @@ class DenseOutput(Output):
             "restore": "the restored image, in the numbers of the input",
             "features": "the features of the image, in no unit",
         }
+        if self.probabilities:
+            return f"probabilities of {len(spec.classes) or 'its'} classes of the image"
         return fixed.get(spec.task) or _logits(spec)
 
 

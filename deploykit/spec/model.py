@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from deploykit.errors import SpecError
+from deploykit.spec.anchor_heads import AnchorHeads
 from deploykit.spec.checks import SPACES, check_range, check_text
 from deploykit.spec.dense_output import DenseOutput
+from deploykit.spec.end_to_end import EndToEndRows
 from deploykit.spec.input import InputSpec
 from deploykit.spec.json_values import LATER, json_value, read_value
 from deploykit.spec.keypoints import KeypointSpec
@@ -31,7 +33,7 @@ METADATA_KEY = "deploykit"
 SPEC_VERSION = 1
 MOST_OPSET = 1000
 
-for known in (RawDetections, PoseObjectRows, NmsOutputs, DenseOutput):
+for known in (RawDetections, AnchorHeads, PoseObjectRows, NmsOutputs, EndToEndRows, DenseOutput):
     register_output(known)
 
 

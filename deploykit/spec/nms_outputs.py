@@ -18,7 +18,8 @@ class NmsOutputs(Output):
     """Fixed-shape outputs after NMS, in network pixels (M = the thresholds' ``max_det``).
 
     ``num_dets (B,1) int32, boxes (B,M,4) xyxy, scores (B,M), labels (B,M) int32, keypoints (B,M,K,3),
-    masks (B,M,S,S)`` (0..1, each over its box), ``num_candidates (B,1) int32``; empty slots are zero.
+    masks (B,M,S,S)`` (0..1, each over its box), ``num_candidates (B,1) int32`` (None: an export by others, which does
+    not count them); empty slots are zero.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances")
@@ -31,13 +32,18 @@ class NmsOutputs(Output):
     scores: str = "scores"
     labels: str = "labels"
     keypoints: str | None = None
-    num_candidates: str = "num_candidates"
+    num_candidates: str | None = "num_candidates"
     masks: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         for f in fields(self):
             if (name := getattr(self, f.name)) is not None:
                 check_name(f"the name of the output {f.name}", name)
+
+    @property
+    def thresholds_inside(self) -> bool:
+        """See :attr:`Output.thresholds_inside`: those of exports by others are unknown."""
+        return self.num_candidates is not None
 
     @property
     def two_stages(self) -> bool:
@@ -63,7 +69,7 @@ class NmsOutputs(Output):
             OutputTensor(self.labels, each, "int32"),
             *points,
             *masks,
-            OutputTensor(self.num_candidates, alone, "int32", columns=1),
+            *([OutputTensor(self.num_candidates, alone, "int32", columns=1)] if self.num_candidates else []),
         )
 
     def describe(self, spec: SpecLike) -> str:

@@ -51,8 +51,8 @@ class SpecLike(Protocol):
 class OutputTensor:
     """One tensor of an output.
 
-    ``axes`` are the names of its axes, the batch first. ``columns``: the length of the last one (None: any number).
-    ``free``: the axes whose lengths follow from the size of the input.
+    ``axes`` are the names of its axes, the batch first. ``columns``: the length of the axis ``columns_axis`` (None: any
+    number). ``free``: the axes whose lengths follow from the size of the input.
     """
 
     name: str
@@ -60,6 +60,7 @@ class OutputTensor:
     dtype: Literal["float", "int32"] = "float"
     columns: int | None = None
     free: tuple[str, ...] = ()
+    columns_axis: int = -1
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,16 @@ class Output(ABC):
     @abstractmethod
     def describe(self, spec: SpecLike) -> str:
         """Return one sentence that says what the values mean."""
+
+    @property
+    def thresholds_inside(self) -> bool:
+        """Whether the spec's thresholds are those that the network itself applies, so that weaker ones do nothing."""
+        return self.nms_inside
+
+    @property
+    def uncompared(self) -> str:
+        """A sentence on what of the output no comparison of two networks looks at; empty: all of it is compared."""
+        return ""
 
     @property
     def two_stages(self) -> bool:

@@ -13,7 +13,15 @@ from deploykit.spec.checks import MOST_STRIDE, check_name, check_range, check_sp
 from deploykit.spec.json_values import LATER
 from deploykit.spec.output import Output, OutputTensor, Span, SpecLike
 
-__all__ = ["PoseFusion", "PoseObjectRows", "RawDetections", "RowOutput"]
+__all__ = [
+    "UNCOMPARED_MASKS",
+    "PoseFusion",
+    "PoseObjectRows",
+    "RawDetections",
+    "RowOutput",
+    "check_masks",
+    "prototype_tensors",
+]
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,14 @@ class RawDetections(RowOutput):
 
     ``cls_counts``: False says that the one class column is not part of the score, which then is the objectness
     (YOLOv7's main branch never trains the class score of a network of one class). See :attr:`score`.
+
+    ``columns_first``: the output is ``(B, columns, rows)``, as YOLOv8 and its successors are exported.
+
+    ``coefficients``: of an object's mask, one for each map of the output ``prototypes`` ``(B, maps, height, width)``,
+    which lies over the input. The sum of the maps, each times its coefficient, is the logit of the mask.
     """
+
+    tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances")
 
     kind: Literal["rows"] = "rows"
     name: str = "output"
@@ -64,11 +79,14 @@ class RawDetections(RowOutput):
     decode: Literal["none", "yolox"] = field(default="none", metadata=LATER)
     strides: tuple[int, ...] = field(default=(), metadata=LATER)
     cls_counts: bool = field(default=True, metadata=LATER)
+    columns_first: bool = field(default=False, metadata=LATER)
+    coefficients: Span | None = field(default=None, metadata=LATER)
+    prototypes: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_name("the name of the output", self.name)
         spans = {"box": self.box, "obj": self.obj, "cls": self.cls, "keypoints": self.keypoints}
-        check_spans(spans, widths={"box": [4], "obj": [1]})
+        check_spans({**spans, "coefficients": self.coefficients}, widths={"box": [4], "obj": [1]})
         check_range("kpt_dims", self.kpt_dims, 2, 3)
         if (self.decode == "none") != (not self.strides):
             raise SpecError(f"rows are decoded by strides, or not at all; got decode {self.decode!r}, {self.strides}")
@@ -85,7 +103,8 @@ class RawDetections(RowOutput):
             )
 
     def check(self, spec: SpecLike) -> None:
-        """See :meth:`Output.check`: names and columns of classes and keypoints are as many."""
+        """See :meth:`Output.check`: names and columns of classes and keypoints are as many; instances have masks."""
+        check_masks(self.coefficients, self.prototypes, spec)
         classes = self.num_classes(spec)
         if spec.classes and len(spec.classes) != classes:
             raise SpecError(f"{len(spec.classes)} class names for {classes} class columns")
@@ -97,9 +116,23 @@ class RawDetections(RowOutput):
                 expected = f"{len(spec.keypoints.names)} x {self.kpt_dims}"
                 raise SpecError(f"{width} keypoint columns do not hold {expected} values")
 
+    def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
+        """See :meth:`Output.tensors`."""
+        rows = super().tensors(spec)
+        if self.columns_first:
+            axes = ("batch", "columns", "rows")
+            rows = (OutputTensor(self.name, axes, columns=self.columns, free=("rows",), columns_axis=1),)
+        return (*rows, *prototype_tensors(self.prototypes))
+
+    @property
+    def uncompared(self) -> str:
+        """See :attr:`Output.uncompared`."""
+        return UNCOMPARED_MASKS if self.prototypes else ""
+
     def pixel_layout(self) -> RawDetections:
-        """The layout of the same rows after their decode, in pixels."""
-        return dataclasses.replace(self, decode="none", strides=())
+        """The layout of the same rows after their decode, in pixels, a row each; without their masks."""
+        plain: dict[str, Any] = {"decode": "none", "strides": (), "columns_first": False}
+        return dataclasses.replace(self, **plain, coefficients=None, prototypes=None)
 
     @property
     def score(self) -> Literal["obj*cls", "obj", "cls"]:
@@ -122,7 +155,8 @@ class RawDetections(RowOutput):
     @property
     def columns(self) -> int:
         """How many columns a row has."""
-        return max(stop for _, stop in (self.box, self.obj or self.box, self.cls, self.keypoints or self.box))
+        given = (self.obj, self.keypoints, self.coefficients)
+        return max(stop for _, stop in (self.box, self.cls, *(span for span in given if span)))
 
     def as_rows(self) -> RawDetections:
         """See :meth:`RowOutput.as_rows`: itself."""
@@ -138,12 +172,36 @@ class RawDetections(RowOutput):
         if self.keypoints and spec.keypoints:
             values = "x y v" if self.kpt_dims == 3 else "x y"
             parts.append(f"{_named(self.keypoints)} {len(spec.keypoints.names)} keypoints of {values}")
-        return "; ".join(parts) + "; in network pixels, before NMS"
+        order = " (columns first)" if self.columns_first else ""
+        if self.coefficients:
+            parts.append(f"{_named(self.coefficients)} coefficients of the masks in {self.prototypes}")
+        return "; ".join(parts) + f"; in network pixels, before NMS{order}"
 
     def facts(self, spec: SpecLike) -> dict[str, Any]:
         """See :meth:`Output.facts`."""
         meaning = {"obj*cls": {}, "obj": {"score": "the objectness alone"}, "cls": {"score": "the class alone"}}
         return {"columns": self.columns, **meaning[self.score]}
+
+
+UNCOMPARED_MASKS = "masks are not compared: only boxes, classes and scores are"
+
+
+def check_masks(coefficients: Span | None, prototypes: str | None, spec: SpecLike) -> None:
+    """Check that instances, and only they, have coefficients of masks and an output of prototypes.
+
+    Raises:
+        SpecError: they do not.
+    """
+    if not (spec.task == "instances") == (coefficients is not None) == (prototypes is not None):
+        raise SpecError(
+            "a spec of the task instances has columns of coefficients and an output of prototypes, no other"
+        )
+
+
+def prototype_tensors(name: str | None) -> tuple[OutputTensor, ...]:
+    """Return the output of prototypes, if there is one."""
+    axes = ("batch", "prototypes", "mask_height", "mask_width")
+    return () if name is None else (OutputTensor(name, axes, free=axes[2:]),)
 
 
 def _named(span: Span) -> str:

@@ -22,9 +22,9 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.pose_fusion import object_thresholds
 from deploykit.runtime.session import Session
-from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, RowOutput
+from deploykit.spec import AnchorHeads, EndToEndRows, NmsOutputs, PoseObjectRows, RawDetections, RowOutput
 
-__all__ = ["NmsExport", "PoseExport", "RowExport"]
+__all__ = ["AnchorHeadExport", "NmsExport", "PoseExport", "RowExport"]
 
 MIN_SCORE = 0.05  # rows below this score belong to no detection
 R = TypeVar("R", bound=RowOutput)
@@ -76,7 +76,7 @@ class RowExport(_RowsExport[RawDetections]):
     @property
     def decode(self) -> str:
         """See :class:`ExportAdapter`."""
-        return self.output.decode
+        return f"{self.output.decode}, columns first" if self.output.columns_first else self.output.decode
 
     def rows_for_nms(self, mode: str) -> RawDetections:
         """See :meth:`ExportAdapter.rows_for_nms`."""
@@ -84,6 +84,20 @@ class RowExport(_RowsExport[RawDetections]):
 
     def _matcher(self) -> RowMatcher:
         layout = self.output.pixel_layout()
+        task = "keypoints" if self.spec.keypoints else "detect"  # of the rows alone, without masks
+        adapter = RowAdapter(replace(self.spec, output=layout, task=task))
+        return RowMatcher(layout, lambda rows: adapter.objects({layout.name: rows[None]}, 0), (self.spec.thresholds,))
+
+
+class AnchorHeadExport(_RowsExport[AnchorHeads]):
+    """The undecoded maps of an anchor head, compared as rows."""
+
+    def rows_for_nms(self, mode: str) -> RawDetections:
+        """See :meth:`ExportAdapter.rows_for_nms`."""
+        raise UsageError(f"--nms {mode} needs decoded rows, and this network gives the maps of its head")
+
+    def _matcher(self) -> RowMatcher:
+        layout = self.output.as_rows()
         adapter = RowAdapter(replace(self.spec, output=layout))
         return RowMatcher(layout, lambda rows: adapter.objects({layout.name: rows[None]}, 0), (self.spec.thresholds,))
 
@@ -110,8 +124,8 @@ class PoseExport(_RowsExport[PoseObjectRows]):
         return RowMatcher(self.output.as_rows(), objects, (thresholds, object_thresholds(self.output, thresholds)))
 
 
-class NmsExport(ExportAdapter[NmsOutputs]):
-    """Detections of a network with NMS inside, compared in place of its rows."""
+class NmsExport(ExportAdapter[NmsOutputs | EndToEndRows]):
+    """Detections that the network has chosen itself, compared in place of its rows."""
 
     meaning: ClassVar[str] = "columns"
 

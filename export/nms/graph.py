@@ -182,9 +182,14 @@ def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> 
     outputs = list(added.graph.outputs)
     added.graph.outputs.clear()
     _move(added.graph, model.graph)
-    called = [names.num_dets, names.boxes, names.scores, names.labels]
-    called += [names.keypoints] if names.keypoints is not None else []
-    _set_outputs(model, outputs, [*called, names.num_candidates], spec)
+    _set_outputs(model, outputs, _output_names(names), spec)
+
+
+def _output_names(names: NmsOutputs) -> list[str]:
+    """The names of the outputs in their order; NMS of ours counts its candidates."""
+    assert names.num_candidates is not None
+    points = [names.keypoints] if names.keypoints is not None else []
+    return [names.num_dets, names.boxes, names.scores, names.labels, *points, names.num_candidates]
 
 
 def _constants(thresholds: Thresholds, classes: int, candidates: int) -> dict[str, Array]:
@@ -266,9 +271,7 @@ def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> No
         ir.AttrString("plugin_version", "1"),
         ir.AttrString("plugin_namespace", DOMAIN),
     ]
-    called = [names.num_dets, names.boxes, names.scores, names.labels]
-    called += [names.keypoints] if names.keypoints is not None else []
-    called.append(names.num_candidates)
+    called = _output_names(names)
     node = ir.Node(DOMAIN, "NmsKpt", list(model.graph.outputs), attributes, num_outputs=len(called), name="nms_kpt")
     model.graph.append(node)
     model.opset_imports[DOMAIN] = 1
@@ -285,11 +288,11 @@ def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spe
         names.boxes: (m, 4),
         names.scores: (m,),
         names.labels: (m,),
-        names.num_candidates: (1,),
+        called[-1]: (1,),
     }
     if names.keypoints is not None:
         shapes[names.keypoints] = (m, points, 3)
-    whole = (names.num_dets, names.labels, names.num_candidates)
+    whole = (names.num_dets, names.labels, called[-1])
     batch: int | str = spec.input.batch if spec.input.dynamic == "none" else "batch"
     model.graph.outputs.clear()
     for value, name in zip(values, called, strict=True):

@@ -7,10 +7,13 @@ from deploykit.spec import ModelSpec, Output, RawDetections
 
 __all__ = ["detections_layout", "rows_in"]
 
+MOST_CLASSES = 1000
+"""The classes of an export by others that does not tell their number."""
+
 
 def detections_layout(spec: ModelSpec) -> RawDetections:
     """Return the layout of detections as rows: one score per class, and keypoints of three values."""
-    stop = 4 + len(spec.classes)
+    stop = 4 + (len(spec.classes) or MOST_CLASSES)
     points = 3 * len(spec.keypoints.names) if spec.keypoints else 0
     return RawDetections(obj=None, cls=(4, stop), keypoints=(stop, stop + points) if points else None)
 

@@ -24,11 +24,12 @@ from deploykit.models.load_options import LoadOptions
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
+from deploykit.runtime.model_spec import known_spec
 from deploykit.runtime.parity.expected import ParityInputs, ReferenceOutputs, runs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, for_checkpoints, is_checkpoint, open_session
 from deploykit.runtime.spec_file import read_spec
-from deploykit.spec import METADATA_KEY, Dynamic, InputSpec, ModelSpec
+from deploykit.spec import Dynamic, InputSpec, ModelSpec
 
 __all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
 
@@ -65,33 +66,37 @@ def compare(
         if isinstance(a, (str, Path)) and Path(a).suffix.lower() == ".npz":
             expected = ReferenceOutputs.load(existing_file(a, "reference values"))
             second = stack.enter_context(_open(b, ways[1]))
-            chosen = _resolve_spec(given, second)
+            chosen = _resolve_spec(given, known_spec(second, _name(b, "b")))
         else:
             first, second = (stack.enter_context(_open(model, way)) for model, way in zip((a, b), ways, strict=True))
-            chosen = _resolve_spec(given, first, second)
+            own = known_spec(first, _name(a, "a")), known_spec(second, _name(b, "b"))
+            chosen = _resolve_spec(given, *own)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
             reference_spec = chosen
             kind = chosen.output.kind  # the kinds differ if NMS is inside one of the two
-            if (own := _embedded_spec(first)) and (own.output.kind != kind or _decodes_otherwise(own, chosen)):
-                reference_spec = dataclasses.replace(own, input=chosen.input)
-            if (own := _embedded_spec(second)) and _decodes_otherwise(own, chosen):
-                chosen = dataclasses.replace(own, input=chosen.input)
+            if own[0] and (own[0].output.kind != kind or _decodes_otherwise(own[0], chosen)):
+                reference_spec = dataclasses.replace(own[0], input=chosen.input)
+            if own[1] and _decodes_otherwise(own[1], chosen):
+                chosen = dataclasses.replace(own[1], input=chosen.input)
             feeds = (
                 make_parity_inputs(chosen, images).restrict_to(_input_filter(first)).restrict_to(_input_filter(second))
             )
             opened_here = isinstance(a, (str, Path))
-            tolerance = tolerance or limits_between(map(_embedded_spec, (first, second)))
+            tolerance = tolerance or limits_between(own)
             expected = expect({_name(a, "a"): first}, reference_spec, feeds, closing=opened_here, progress=progress)
         return check_expected(
             expected.restrict_to(_input_filter(second)), _name(b, "b"), second, chosen, tolerance, progress
         )
 
 
-def _resolve_spec(given: ModelSpec | None, *sessions: Session) -> ModelSpec:
-    """Return the given spec, or that of the last session that carries one."""
-    known = given or next((s for s in map(_embedded_spec, reversed(sessions)) if s), None)
+def _resolve_spec(given: ModelSpec | None, *own: ModelSpec | None) -> ModelSpec:
+    """Return the given spec, or the last of the models' own."""
+    known = given or next((spec for spec in reversed(own) if spec), None)
     if known is None:
-        raise SpecError("neither model carries a spec that describes its output: pass one (spec=, or --spec FILE)")
+        raise SpecError(
+            "neither model carries a spec that describes its output, or tells enough without one: pass one (spec=, or "
+            "--spec FILE); deploykit inspect FILE --draft-spec writes a draft"
+        )
     return known
 
 
@@ -135,11 +140,6 @@ def _open(model: str | Path | Session, loading: LoadOptions | None) -> Iterator[
     else:
         with open_session(model) as session:
             yield session
-
-
-def _embedded_spec(session: Session) -> ModelSpec | None:
-    text = session.metadata.get(METADATA_KEY)
-    return None if text is None else ModelSpec.from_json(text)
 
 
 def expect(
@@ -197,7 +197,8 @@ def check_expected(
         names = (reference, name, batch.name)
         found_differences += adapter.runtime.differences(names, rows, found, limits)
         matchings += adapter.match(names, rows, found, limits)
-    return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), _notes(expected), limits)
+    notes = (*_notes(expected), *filter(None, [spec.output.uncompared]))
+    return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), notes, limits)
 
 
 def _name(model: str | Path | Session, letter: str) -> str:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
+from deploykit.errors import SpecError
 from deploykit.export.matching import Matching
 from deploykit.export.nms.layouts import detections_layout, rows_in
 from deploykit.export.parity.detections import RowMatcher
 from deploykit.export.parity.report import ParityReport
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.kinds.detection import NmsAdapter, RowAdapter
+from deploykit.runtime.kinds.detection import DetectionAdapter, RowAdapter
+from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.differences import Difference, class_scores, row_differences
 from deploykit.runtime.parity.expected import Batch, ReferenceOutputs
 from deploykit.runtime.parity.spread import spread_of
@@ -82,7 +85,7 @@ def check_detections(
                 parts = [_best(r, b, layout, spec.thresholds.max_det, limits) for r, b in zip(rows, best, strict=True)]
                 matchings.append(_matching(names, parts, limits))
                 found_differences += _differences(names, parts, layout, limits)
-    notes = expected.feeds.notes
+    notes = (*expected.feeds.notes, *filter(None, [spec.output.uncompared]))
     if opened is None:
         notes = (*notes, "with NMS inside only its detections are compared")
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), notes, limits)
@@ -92,11 +95,13 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     """Return the detections of a network with NMS inside in one image, as rows from which NMS gives them again."""
     info = session.inputs[0]
     outputs = session.run(input_arrays(info, np.repeat(image, info.shape[0] or 1, 0)))
-    found = NmsAdapter(spec).objects(outputs, 0)
+    found = _chosen(spec).objects(outputs, 0)
     layout = detections_layout(spec)
     rows = np.zeros((len(found.scores), layout.columns), np.float32)
     rows[:, :2] = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
     rows[:, 2:4] = found.boxes[:, 2:] - found.boxes[:, :2]
+    if len(rows) and not 0 <= found.labels.min() <= found.labels.max() < layout.cls[1] - layout.cls[0]:
+        raise SpecError(f"classes are 0 to {layout.cls[1] - layout.cls[0] - 1}, the network gives {found.labels.max()}")
     rows[np.arange(len(rows)), 4 + found.labels] = found.scores
     if found.keypoints is not None and layout.keypoints:
         rows[:, slice(*layout.keypoints)] = found.keypoints.reshape(len(rows), 3 * found.keypoints.shape[1])
@@ -109,7 +114,7 @@ def _run(
     session: Session, batch: Batch, expected: ReferenceOutputs, spec: ModelSpec, thresholds: Thresholds
 ) -> list[NetworkDetections]:
     """Return the detections in each slot; a session with another fixed batch gets each image in all its slots."""
-    adapter = NmsAdapter(replace(spec, thresholds=thresholds))
+    adapter = _chosen(replace(spec, thresholds=thresholds))
     info = session.inputs[0]
     images = [expected.feeds.images[label] for label in batch.images]
     fixed = info.shape[0]
@@ -118,6 +123,13 @@ def _run(
         return [adapter.objects(outputs, slot) for slot in range(len(images))]
     runs = (session.run(input_arrays(info, np.repeat(image, fixed, 0))) for image in images)
     return [adapter.objects(outputs, 0) for outputs in runs]
+
+
+def _chosen(spec: ModelSpec) -> DetectionAdapter[Any]:
+    """The adapter of a network that chooses its detections itself."""
+    adapter = adapter_of(spec)
+    assert isinstance(adapter, DetectionAdapter)  # a spec whose output has NMS inside
+    return adapter
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ class _Classify(_DenseAdapter):
         self._check_classes(count, (len(self.spec.classes),))
 
     def _meaning(self, output: Array, shown: CanvasImage) -> Callable[..., ImageResult]:
-        labels, scores = top_classes(output, min(self.top, len(output)))
+        labels, scores = top_classes(output, min(self.top, len(output)), probabilities=self.output.probabilities)
         return partial(Classification, labels=labels, scores=scores, classes=self.spec.classes, num_classes=len(output))
 
 

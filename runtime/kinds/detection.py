@@ -27,12 +27,12 @@ from deploykit.runtime.postprocess.detections import (
     decode_rows,
     to_source,
 )
-from deploykit.runtime.postprocess.masks import pasted
+from deploykit.runtime.postprocess.masks import assembled, pasted
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.detection import Result
 from deploykit.spec import ModelSpec, NmsOutputs, Output, PoseObjectRows, RawDetections, RowOutput, Thresholds
 
-__all__ = ["DetectionAdapter", "NmsAdapter", "PoseAdapter", "RowAdapter", "RowValues"]
+__all__ = ["ChosenDetections", "DetectionAdapter", "NmsAdapter", "PoseAdapter", "RowAdapter", "RowValues"]
 
 LOG = logging.getLogger(__name__)
 
@@ -80,6 +80,8 @@ class DetectionAdapter(OutputAdapter[O]):
         masks = None
         if found.masks is not None:  # pasted over the boxes they were computed for, which may extend into the border
             masks = pasted(found.masks, shown.letterbox.to_source(found.boxes), shown.source)
+        elif found.logits is not None:
+            masks = assembled(found.logits, shown.letterbox.to_source(found.boxes), shown.letterbox)
         return partial(
             Result,
             boxes,
@@ -133,6 +135,9 @@ class RowValues(DetectionAdapter[R]):
                 f"the output {layout.name!r} must be float rows of {images} image{'s' * (images != 1)}, "
                 f"the network gives {found.dtype} {found.shape}"
             )
+        found = found.swapaxes(1, 2) if layout.columns_first else found
+        if layout.prototypes is not None and layout.prototypes in outputs:
+            check_finite(outputs[layout.prototypes][:images], layout.prototypes)
         infinite = check_rows(found[:images], layout.name)
         for rows in found[:images]:
             used = rows
@@ -180,8 +185,24 @@ class PoseAdapter(RowValues[PoseObjectRows]):
         return decode_poses(outputs, slot, self.output, self.thresholds)
 
 
-class NmsAdapter(DetectionAdapter[NmsOutputs]):
-    """Detections of a network with NMS inside; thresholds can only be stricter than its own."""
+class ChosenDetections(DetectionAdapter[O]):
+    """Detections that the network has chosen; thresholds can only be stricter than its own."""
+
+    def _thresholds(self) -> Thresholds:
+        own, changed = self.spec.thresholds, super()._thresholds()
+        for name, possible in (("conf", changed.conf >= own.conf), ("max_det", changed.max_det <= own.max_det)):
+            if self.output.thresholds_inside and not possible:
+                fixed, wanted = getattr(own, name), getattr(changed, name)
+                raise UsageError(
+                    f"NMS is inside this network with {name} {fixed}, so {wanted} has no effect: export it again"
+                )
+        if changed.iou != own.iou:
+            raise UsageError(f"NMS is inside this network with iou {own.iou}, got {changed.iou}: export it again")
+        return changed
+
+
+class NmsAdapter(ChosenDetections[NmsOutputs]):
+    """Detections of a network with NMS inside, an output for each kind of value."""
 
     def objects(
         self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
@@ -203,15 +224,3 @@ class NmsAdapter(DetectionAdapter[NmsOutputs]):
                 check_probabilities(found.keypoints[..., 2], "keypoint visibilities", names.keypoints)
             if found.masks is not None and names.masks is not None:
                 check_probabilities(found.masks, "masks", names.masks)
-
-    def _thresholds(self) -> Thresholds:
-        own, changed = self.spec.thresholds, super()._thresholds()
-        for name, possible in (("conf", changed.conf >= own.conf), ("max_det", changed.max_det <= own.max_det)):
-            if not possible:
-                fixed, wanted = getattr(own, name), getattr(changed, name)
-                raise UsageError(
-                    f"NMS is inside this network with {name} {fixed}, so {wanted} has no effect: export it again"
-                )
-        if changed.iou != own.iou:
-            raise UsageError(f"NMS is inside this network with iou {own.iou}, got {changed.iou}: export it again")
-        return changed

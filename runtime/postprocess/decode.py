@@ -24,13 +24,15 @@ def decoded(rows: Array, layout: RawDetections, size: tuple[int, int]) -> Array:
     strides, then grid rows, then grid columns.
 
     Args:
-        rows: the output of the network.
+        rows: the output of the network, ``(..., columns, N)`` if ``layout`` has the columns first.
         layout: the layout of the rows.
         size: (height, width) of the network's input.
 
     Raises:
         SpecError: the number of rows differs from the number of grid cells.
     """
+    if layout.columns_first:
+        rows = np.ascontiguousarray(np.swapaxes(rows, -1, -2))
     if layout.decode == "none":
         return rows
     cells, strides = _places(size, layout.strides)

@@ -16,9 +16,15 @@ __all__ = ["label_map", "to_image", "top_classes"]
 CHUNK = 8  # classes whose logits are resized at a time: 150 classes of a large image would take gigabytes
 
 
-def top_classes(logits: Array, count: int) -> tuple[Array, Array]:
-    """Return the ``count`` best classes of ``logits (C,)``, best first, and their probabilities (float64 softmax)."""
-    wide = logits.astype(np.float64)
+def top_classes(values: Array, count: int, *, probabilities: bool = False) -> tuple[Array, Array]:
+    """Return the ``count`` best classes of ``values (C,)``, best first, and their probabilities in float64.
+
+    ``values`` are logits, of which the softmax is taken, or ``probabilities``.
+    """
+    wide = values.astype(np.float64)
+    if probabilities:
+        order = np.argsort(-wide, kind="stable")[:count]
+        return order, wide[order]
     powers = np.exp(wide - wide.max())
     order = np.argsort(-wide, kind="stable")[:count]
     return order, powers[order] / powers.sum()

@@ -13,9 +13,9 @@ from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
-from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, Thresholds
+from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, Span, Thresholds
 
-__all__ = ["NetworkDetections", "decode_nms", "decode_poses", "decode_rows", "to_source"]
+__all__ = ["NetworkDetections", "decode_nms", "decode_poses", "decode_rows", "mask_logits", "to_source"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class NetworkDetections:
 
     ``boxes (N,4)`` xyxy, ``scores (N,)``, ``labels (N,)``, ``keypoints (N,K,3)`` or None; ``candidates`` is the
     number of rows over the confidence threshold before NMS. With ``objects``, the keypoints are not final:
-    :func:`to_source` fuses the two. ``masks (N,S,S)`` in 0..1, each over its box, or None.
+    :func:`to_source` fuses the two. ``masks (N,S,S)`` in 0..1, each over its box, or None; ``logits (N,h,w)`` of masks,
+    each over the whole canvas, or None.
     """
 
     boxes: Array
@@ -34,6 +35,7 @@ class NetworkDetections:
     candidates: int
     objects: KeypointObjects | None = None
     masks: Array | None = None
+    logits: Array | None = None
 
 
 def to_source(found: NetworkDetections, letterbox: Letterbox) -> tuple[Array, Array | None]:
@@ -84,7 +86,25 @@ def decode_rows(
         values = rows[kept.rows, slice(*layout.keypoints)].astype(np.float32, copy=False)
         keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, if the network gives no visibility
         keypoints[..., : layout.kpt_dims] = values.reshape(len(kept.rows), points, layout.kpt_dims)
-    return NetworkDetections(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates)
+    logits = mask_logits(outputs, slot, rows[kept.rows], layout.coefficients, layout.prototypes)
+    return NetworkDetections(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates, logits=logits)
+
+
+def mask_logits(
+    outputs: Mapping[str, Array], slot: int, rows: Array, span: Span | None, prototypes: str | None
+) -> Array | None:
+    """Return the logits of the masks of rows, ``(N, h, w)`` float32: the sum of prototypes, each times a coefficient.
+
+    None: they have no masks.
+
+    Raises:
+        BackendError: there are not as many prototypes as coefficients.
+    """
+    if span is None or prototypes is None:
+        return None
+    maps = _image_slice(outputs, prototypes, slot, (span[1] - span[0], None, None)).astype(np.float32, copy=False)
+    found: Array = np.tensordot(rows[:, slice(*span)].astype(np.float32, copy=False), maps, 1)
+    return found
 
 
 def decode_nms(
@@ -114,7 +134,7 @@ def decode_nms(
     masks = None
     if names.masks is not None:
         masks = _image_slice(outputs, names.masks, slot, (len(boxes), None, None))[use].astype(np.float32, copy=False)
-    candidates = _count(outputs, names.num_candidates, slot)
+    candidates = count if names.num_candidates is None else _count(outputs, names.num_candidates, slot)
     return NetworkDetections(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates, masks=masks)
 
 

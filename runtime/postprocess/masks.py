@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.letterbox import Letterbox
 
-__all__ = ["pasted", "run_lengths"]
+__all__ = ["assembled", "pasted", "run_lengths"]
 
 
 def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float = 0.5) -> Array:
@@ -34,6 +35,42 @@ def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float =
     return out
 
 
+def assembled(logits: Array, boxes: Array, letterbox: Letterbox) -> Array:
+    """Return the pixels of each object, ``(N, height, width)`` bool, from maps of logits over the network's canvas.
+
+    A pixel of the image belongs to the object if its centre is inside the box and the logit there is over 0. Logits are
+    at the centres of their cells, bilinear between them and constant beyond the outer ones. The image's own pixels are
+    looked at, and not those of the canvas, so that borders are as smooth as the image allows.
+
+    Args:
+        logits: ``(N, h, w)``; the map lies over the whole canvas.
+        boxes: ``(N, 4)`` xyxy in image pixels; they may extend beyond the image.
+        letterbox: where the image lies on the canvas.
+    """
+    height, width = letterbox.source
+    out = np.zeros((len(logits), height, width), np.bool_)
+    for values, box, pixels in zip(logits, boxes.astype(np.float64), out, strict=True):
+        sides = []
+        for axis, cells in ((1, values.shape[0]), (0, values.shape[1])):
+            size, canvas = letterbox.source[1 - axis], letterbox.canvas[1 - axis]
+            span = _inside(box[axis], box[axis + 2], size)
+            centres = (np.arange(span.start, span.stop) + 0.5) * letterbox.scale[axis] + letterbox.pad[axis]
+            sides.append((span, _two_weights(centres * (cells / canvas) - 0.5, cells)))
+        (rows, down), (columns, across) = sides
+        pixels[rows, columns] = down @ values.astype(np.float64) @ across.T > 0
+    return out
+
+
+def _two_weights(places: Array, cells: int) -> Array:
+    """Return the weight of each cell at each place, ``(places, cells)``: those of its two neighbours add up to 1."""
+    places = np.clip(places, 0, cells - 1)
+    low = np.minimum(np.floor(places).astype(np.int64), max(cells - 2, 0))
+    weights, lines = np.zeros((len(places), cells)), np.arange(len(places))
+    weights[lines, low] = 1 - (places - low)
+    weights[lines, np.minimum(low + 1, cells - 1)] += places - low
+    return weights
+
+
 def run_lengths(mask: Array) -> dict[str, Any]:
     """Encode a mask ``(height, width)`` as COCO's uncompressed run lengths: ``size``, and ``counts`` of background and
     object pixels in turn, column by column."""
@@ -46,10 +83,8 @@ def run_lengths(mask: Array) -> dict[str, Any]:
 
 def _weights(start: float, stop: float, pixels: int, cells: int) -> tuple[slice, Array]:
     """Return the pixels of an axis whose centres lie in a box, and the weight of each mask cell for each pixel."""
-    first = min(max(math.ceil(start - 0.5), 0), pixels)
-    last = max(min(math.floor(stop - 0.5) + 1, pixels), first)
-    if stop <= start:
-        last = first
+    span = _inside(start, stop, pixels)
+    first, last = span.start, span.stop
     weights = np.zeros((last - first, cells))
     if last > first:
         places = (np.arange(first, last) + 0.5 - start) * (cells / (stop - start)) - 0.5
@@ -59,4 +94,11 @@ def _weights(start: float, stop: float, pixels: int, cells: int) -> tuple[slice,
         for cell, share in ((low, 1 - part), (low + 1, part)):
             inside = (cell >= 0) & (cell < cells)
             weights[lines[inside], cell[inside]] += share[inside]
-    return slice(first, last), weights
+    return span, weights
+
+
+def _inside(start: float, stop: float, pixels: int) -> slice:
+    """Return the pixels of an axis whose centres lie in a box."""
+    first = min(max(math.ceil(start - 0.5), 0), pixels)
+    last = max(min(math.floor(stop - 0.5) + 1, pixels), first)
+    return slice(first, first if stop <= start else last)

@@ -21,6 +21,7 @@ from deploykit.runtime.images.reading import ImageSource, read_image
 from deploykit.runtime.images.sources import Frame, Images, Skip, Video, kind_of, open_source
 from deploykit.runtime.images.tiles import run_tiled
 from deploykit.runtime.images.to_tensor import to_nchw
+from deploykit.runtime.model_spec import session_spec
 from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.predict.checks import checked_batch, checked_input
@@ -28,7 +29,7 @@ from deploykit.runtime.predict.mosaic import is_mosaic, restore_mosaic, restored
 from deploykit.runtime.raw.mosaic import RawImage
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.dense import RestoredRaw
-from deploykit.runtime.session import Session, session_spec
+from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec
 
 __all__ = ["Predictor"]

@@ -17,7 +17,8 @@ from deploykit.models.create.random_weights import create_checkpoint
 from deploykit.models.families.vit import VitConfig
 from deploykit.models.load_options import LoadOptions
 from deploykit.models.registry import load_model
-from deploykit.runtime.session import open_session, session_spec
+from deploykit.runtime.model_spec import session_spec
+from deploykit.runtime.session import open_session
 from tests.models.families.test_vit import narrow
 from tests.models.files import saved
 

@@ -26,10 +26,10 @@ from deploykit.models.families.kapao import config_of
 from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import reference_values_path
 from deploykit.runtime.images.reading import read_image
+from deploykit.runtime.model_spec import session_spec
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.predict.predictor import Predictor
-from deploykit.runtime.session import session_spec
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, PoseFusion, PoseObjectRows, RawDetections, Thresholds
 from tests.narrow import graph_of, model_of
 

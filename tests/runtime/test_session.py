@@ -23,7 +23,8 @@ from deploykit.errors import (
     UsageError,
 )
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.session import TensorInfo, open_session, session_spec
+from deploykit.runtime.model_spec import session_spec
+from deploykit.runtime.session import TensorInfo, open_session
 from tests.cell_model import cell_spec, write_cell_model
 
 IMAGES = np.zeros((1, 3, 64, 64), np.float32)

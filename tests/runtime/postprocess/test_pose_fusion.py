@@ -231,5 +231,5 @@ def test_an_output_with_too_few_columns_is_refused() -> None:
     with pytest.raises(BackendError, match=r"output 'output' must be \(batch, \?, 12\), got \(1, 3, 11\)"):
         PoseAdapter(SPEC).objects({"output": np.zeros((1, 3, 11), np.float32)}, 0)
     outputs = [TensorInfo("output", (1, 84, 11), "float32")]
-    with pytest.raises(SpecError, match=r"\(batch, rows, 12\), the network gives"):
+    with pytest.raises(SpecError, match=r"\(batch, rows, 12 columns\), the network gives"):
         Predictor(FakeSession(lambda _: {}, spec=SPEC, outputs=outputs))

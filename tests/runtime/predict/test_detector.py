@@ -349,7 +349,10 @@ def test_a_task_that_the_output_does_not_serve_is_refused() -> None:
         (_with_input(channels=4, mean=(0.0,) * 4, std=(1.0,) * 4), r"is \(1, 4, 64, 64\), but the network takes"),
         (_with_input(fit=Fit(kind="crop")), "letterbox or resize, but the spec's fit is 'crop'"),
         (_with_output(name="rows"), "output 'rows', the network has 'output'"),
-        (ModelSpec("detect", cell_spec().input, RawDetections(cls=(5, 20))), r"\(batch, rows, 20\), the network gives"),
+        (
+            ModelSpec("detect", cell_spec().input, RawDetections(cls=(5, 20))),
+            r"\(batch, rows, 20 columns\), the network gives",
+        ),
         (ModelSpec("detect", cell_spec().input, NmsOutputs()), "output 'num_dets', the network has 'output'"),
     ],
 )
@@ -379,7 +382,9 @@ def test_rows_with_too_few_columns_are_refused() -> None:
 
 def test_a_foreign_model_takes_its_spec_from_a_file(tmp_path: Path) -> None:
     bare = write_cell_model(tmp_path / "bare.onnx")
-    with pytest.raises(SpecError, match=r"bare\.onnx says nothing about its input and output"):
+    with pytest.raises(
+        SpecError, match=r"bare\.onnx carries no deploykit spec, and the file does not tell task and output"
+    ):
         deploykit.load(bare)
     (tmp_path / "spec.json").write_text(cell_spec().to_json())
     assert _facts(deploykit.load(bare, spec=tmp_path / "spec.json")(RED_AT_1_2)) == [("red", [80, 160, 160, 240])]

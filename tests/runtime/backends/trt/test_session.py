@@ -26,8 +26,9 @@ from deploykit.runtime import cuda
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.engine_record import EngineRecord, Profile, read_record, reference_values_path
+from deploykit.runtime.model_spec import session_spec
 from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
-from deploykit.runtime.session import open_session, session_spec
+from deploykit.runtime.session import open_session
 from deploykit.runtime.verified import sha256
 from deploykit.spec import PoseObjectRows, RawDetections
 from tests import cpu_tensorrt

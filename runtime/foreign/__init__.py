@@ -1,0 +1,1 @@
+"""Exports of other projects: what their files tell, as a spec."""

@@ -1,0 +1,60 @@
+"""The adapter of detections that a network has chosen itself, one row each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from deploykit.errors import BackendError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.kinds.detection import ChosenDetections
+from deploykit.runtime.postprocess.checks import check_finite, check_labels, check_probabilities
+from deploykit.runtime.postprocess.detections import NetworkDetections, mask_logits
+from deploykit.spec import EndToEndRows
+
+__all__ = ["EndToEndAdapter"]
+
+
+class EndToEndAdapter(ChosenDetections[EndToEndRows]):
+    """Rows of detections, per image or of the whole batch."""
+
+    def check_values(self, outputs: Mapping[str, Array], images: int) -> None:
+        """See :meth:`OutputAdapter.check_values`: finite rows, scores that are probabilities, labels that there are."""
+        layout, rows = self.output, self.tensor_in(outputs, "the network")
+        rows = (rows if layout.image is not None else rows[:images]).reshape(-1, rows.shape[-1])
+        check_finite(rows, layout.name)
+        check_probabilities(rows[:, layout.score], "scores", layout.name)
+        check_labels(rows[rows[:, layout.score] > 0, layout.label], len(self.spec.classes), layout.name)
+        if layout.keypoints is not None and layout.kpt_dims == 3:
+            start, stop = layout.keypoints
+            check_probabilities(rows[:, start + 2 : stop : 3], "keypoint visibilities", layout.name)
+
+    def objects(
+        self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
+    ) -> NetworkDetections:
+        """See :meth:`DetectionAdapter.objects`: the best first, whatever their order in the output."""
+        layout, rows = self.output, self.tensor_in(outputs, "the network")
+        if layout.image is not None:
+            rows = rows[rows[:, layout.image] == slot]
+        elif slot < len(rows):
+            rows = rows[slot]
+        else:
+            raise BackendError(f"output {layout.name!r} has {len(rows)} images, expected at least {slot + 1}")
+        rows = rows.astype(np.float32)  # a copy: nothing in a result is a view of an output
+        scores = rows[:, layout.score]
+        best = np.argsort(-scores, kind="stable")
+        kept = best[scores[best] > np.float32(self.thresholds.conf)][: self.thresholds.max_det]
+        keypoints = None
+        if layout.keypoints is not None:
+            values = rows[kept, slice(*layout.keypoints)]
+            keypoints = np.ones((len(kept), self._points, 3), np.float32)
+            keypoints[..., : layout.kpt_dims] = values.reshape(len(kept), self._points, layout.kpt_dims)
+        labels = rows[kept, layout.label].astype(np.int64)
+        logits = mask_logits(outputs, slot, rows[kept], layout.coefficients, layout.prototypes)
+        boxes = rows[kept, slice(*layout.box)]
+        return NetworkDetections(boxes, scores[kept], labels, keypoints, len(kept), logits=logits)
+
+    @property
+    def _is_only(self) -> bool:
+        return self.output.prototypes is None

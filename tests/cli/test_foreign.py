@@ -1,0 +1,129 @@
+"""The commands with ONNX files of other projects, which carry no spec."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from deploykit.cli import main
+from tests.foreign_exports import SIDE, ULTRALYTICS, names, v5, v8, write_constant
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """An export as the ultralytics package writes it, with one person at 60, 45, 100, 75; and an image."""
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((SIDE, SIDE, 3), 128, np.uint8))
+    metadata = {**ULTRALYTICS, "task": "detect", "names": names(3)}
+    return write_constant(tmp_path / "theirs.onnx", {"output0": v8()}, metadata)
+
+
+def test_predict_says_what_it_took_the_file_for(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", "--model", str(file), "--source", str(file.with_name("a.png")), "--json"]) == 0
+    out, err = capsys.readouterr()
+    (found,) = json.loads(out.splitlines()[0])["detections"]
+    assert (found["name"], found["score"]) == ("person", pytest.approx(0.9))
+    assert found["box"] == pytest.approx([60, 45, 100, 75], abs=0.01)
+    assert "carries no deploykit spec; understood as: 0-3: cx cy w h; 4-6: 3 classes" in err
+    assert "assumed: images are prepared as ultralytics does" in err
+
+
+def test_bench_takes_it(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--engine", str(file), "--runs", "2", "--warmup", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["file"] == str(file)
+
+
+def test_eval_takes_it(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": SIDE, "height": SIDE}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "class1"}, {"id": 3, "name": "class2"}],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [60, 45, 40, 30], "area": 1200, "iscrowd": 0}
+        ],
+    }
+    file.with_name("truth.json").write_text(json.dumps(truth))
+    data = ["--data", str(file.with_name("truth.json")), "--images", str(file.parent)]
+    assert main(["eval", "--model", str(file), *data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["AP"] == pytest.approx(1.0)
+
+
+def agreed(a: Path, b: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """What compare prints of two files that agree."""
+    assert main(["compare", str(a), str(b)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert " agrees with " in text
+    return text
+
+
+def test_compare_takes_rows_in_either_order(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    classes = ["person", "class1", "class2"]
+    spec = {"task": "detect", "input": {"size": [SIDE, SIDE]}, "classes": classes,
+            "output": {"kind": "rows", "obj": None, "cls": [4, 7]}}  # fmt: skip
+    ours = write_constant(
+        file.with_name("ours.onnx"), {"output": v8().transpose(0, 2, 1)}, {"deploykit": json.dumps(spec)}
+    )
+    assert "boxes 0 px" in agreed(file, ours, capsys)
+    assert "boxes 0 px" in agreed(ours, file, capsys)
+    moved = v8()
+    moved[0, :4, 7] += 1.0
+    other = write_constant(
+        file.with_name("other.onnx"), {"output": moved.transpose(0, 2, 1)}, {"deploykit": json.dumps(spec)}
+    )
+    assert main(["compare", str(file), str(other)]) == 42
+
+
+def test_compare_finds_the_detections_of_an_end_to_end_file_in_the_rows_of_another(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = np.zeros((1, 300, 6), np.float32)
+    chosen[0, 3] = 60, 45, 100, 75, 0.9, 0
+    metadata = {**ULTRALYTICS, "task": "detect", "names": names(3), "end2end": "True"}
+    ours = write_constant(file.with_name("chosen.onnx"), {"output0": chosen}, metadata)
+    assert "detections" in agreed(file, ours, capsys)
+    chosen[0, 3, 0] = 40
+    write_constant(ours, {"output0": chosen}, metadata)
+    assert main(["compare", str(file), str(ours)]) == 42
+
+
+def test_inspect_shows_it_and_drafts_a_spec_that_predict_takes(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(file)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "this is what its metadata, its shapes and a run on noise tell" in shown
+    assert "task detect" in shown
+    assert main(["inspect", str(file), "--draft-spec"]) == 0
+    spec = file.with_name("spec.json")
+    spec.write_text(capsys.readouterr().out)
+    image = str(file.with_name("a.png"))
+    assert main(["predict", "--model", str(file), "--spec", str(spec), "--source", image]) == 0
+    assert "a.png: person 1" in capsys.readouterr().out
+
+
+def test_a_draft_says_what_has_to_be_filled_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = v5(16)
+    output[0, :, 6:] = 50.0
+    file = write_constant(tmp_path / "m.onnx", {"output": output})
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((SIDE, SIDE, 3), np.uint8))
+    assert main(["predict", "--model", str(file), "--source", str(tmp_path)]) == 51
+    error = capsys.readouterr().err
+    assert "the file does not tell classes and output.cls: export it with deploykit, or write a draft" in error
+    assert main(["inspect", str(file), "--draft-spec"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["output"]["cls"] == {
+        "fill in": "the columns of the classes, [5, 5 + their number]; add those of keypoints"
+    }
+    assert "fill in classes: the class names; not all columns from 5 on are probabilities" in err
+
+
+@pytest.mark.parametrize("name", ["rows", "chosen"])
+def test_compare_says_that_masks_are_not_compared(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = np.zeros((1, 300, 8), np.float32)
+    chosen[0, 3, :6] = 60, 45, 100, 75, 0.9, 0
+    outputs = {"output0": chosen if name == "chosen" else v8(extra=2), "output1": np.ones((1, 2, 40, 40), np.float32)}
+    metadata = {**ULTRALYTICS, "task": "segment", "names": names(3), "end2end": str(name == "chosen")}
+    a, b = (write_constant(tmp_path / f"{letter}.onnx", outputs, metadata) for letter in "ab")
+    assert "note: masks are not compared: only boxes, classes and scores are" in agreed(a, b, capsys)
