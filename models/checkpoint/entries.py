@@ -130,6 +130,8 @@ def choose_entry(root: Any, asked: str, read: Callable[[StoredTensor], Any]) -> 
     if not found:
         refuse_root(root)
         raise CheckpointError(_no_weights(root))
+    if len(found) > MAX_ENTRIES:
+        raise _ambiguous(found)
     if found[0].name == "module":
         refuse_root(root)
     chosen, notes = _by_rule(root, found, read)
@@ -173,7 +175,7 @@ class _Search:
             if depth < MAX_DEPTH and type(key) is str and key.isprintable() and not _is_beside(key):
                 below += self.candidates(item, f"{name}.{key}" if name else key, depth + 1)
             if len(below) > MAX_ENTRIES:
-                raise unsafe(f"more than {MAX_ENTRIES} of its entries hold weights, the limit")
+                break
         tensors = {key: item for key, item in value.items() if type(key) is str and is_tensor(item)}
         own = _Candidate(name, value, tensors)
         if parts := _averaged_parts(own):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from deploykit.errors import CheckpointError, UsageError
+from deploykit.errors import CheckpointError, UnsafeCheckpointError, UsageError
 from deploykit.models.checkpoint.reader import read_checkpoint
 
 Save = Callable[[Any], Path]
@@ -154,3 +154,15 @@ def test_an_entry_may_be_a_part_of_the_names(save: Save) -> None:
     parts = {f"{part}.{k}": v for part, state in (("model", RAW), ("ema_model", MEAN)) for k, v in state.items()}
     found = read_checkpoint(save({"state_dict": parts}), entry="state_dict.ema_model")
     assert found.state_dict["conv.bias"].tolist() == [2.0, 2.0]
+
+
+def test_dictionaries_that_share_others_are_searched_under_a_limit(save: Save) -> None:
+    level: dict[str, Any] = {str(i): i for i in range(700)}
+    for _ in range(3):
+        level = {str(i): level for i in range(700)}
+    with pytest.raises(UnsafeCheckpointError, match="the limit of where weights are sought"):
+        read_checkpoint(save({"w": level, "model": RAW}))
+    path = save({f"fold{i}": RAW for i in range(40)})
+    with pytest.raises(CheckpointError, match=r"weights are in 33 entries, .*: name one with --entry"):
+        read_checkpoint(path)
+    assert read_checkpoint(path, entry="fold39").entry == "fold39"

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, WeightsMismatchError
+from deploykit.models import timm_models
+from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.load_options import LoadOptions
 from deploykit.models.registry import ReferenceModel, load_model
 from tests.narrow import few_layers, write_checkpoint
@@ -97,8 +99,8 @@ def test_a_network_and_its_average_under_two_prefixes(save: Save, model: Referen
 
 def test_a_network_that_does_not_fit_says_so_below_its_prefix(save: Save, model: ReferenceModel) -> None:
     state = under("model.", model)
-    del state["model.linear.bias"]
-    with pytest.raises(WeightsMismatchError, match=r"lacks the tensor \S*bias"):
+    del state["model.layer1.0.bn2.bias"]
+    with pytest.raises(WeightsMismatchError, match=r"lacks the tensor layer1\.0\.bn2\.bias"):
         load_model(save(state))
 
 
@@ -114,3 +116,14 @@ def test_a_pickled_wrapper_has_the_facts_of_what_is_inside(save: Save, tmp_path:
     found, plain = load_model(save(Wrapped(graph))), load_model(path)
     assert same(found, plain)
     assert (found.name, found.spec.classes, found.stride) == (plain.name, ("cat", "dog"), 16)
+
+
+def test_a_network_of_timm_is_found_below_its_prefix(save: Save, model: ReferenceModel) -> None:
+    """``_inside`` is what a file of weights goes through before timm's network is given them; it needs no timm."""
+    own = model.module.state_dict()
+    for prefix in ("", "model.", "module.net.backbone."):
+        found = timm_models._inside(read_checkpoint(save({"state_dict": under(prefix, model)})), model.module)
+        assert found.state_dict.keys() == own.keys()
+    beside = read_checkpoint(save({"state_dict": under("backbone.", model) | {"head.weight": torch.ones(3)}}))
+    with pytest.raises(CheckpointError, match="1 others are beside them"):
+        timm_models._inside(beside, model.module)
