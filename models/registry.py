@@ -253,7 +253,7 @@ def _recognised(checkpoint: Checkpoint) -> ReferenceModel | None:
 
 def _other_names(checkpoint: Checkpoint, model: ReferenceModel) -> tuple[str, ...]:
     """What to say where the file names another number of classes than the model has, and its family does not say it."""
-    names, classes = checkpoint.names or (), model.spec.classes
+    names, classes = checkpoint.names or (), model.spec.output.trained_classes(model.spec)
     if not names or not classes or set(names) <= set(classes) or any(n.startswith("it names ") for n in model.notes):
         return ()
     if len(names) == len(classes):

@@ -35,15 +35,12 @@ _listener = _Listener()
 @contextlib.contextmanager
 def listen_to_decoders() -> Iterator[None]:
     """Let decoders be listened to while the context lasts, in a process whose error stream belongs to the caller."""
-    if _listener.number >= 0:
+    with contextlib.ExitStack() as stack:
+        if _listener.number < 0:
+            with contextlib.suppress(OSError):  # without a place for a temporary file nobody listens
+                _listener.number = stack.enter_context(tempfile.TemporaryFile()).fileno()
+                stack.callback(setattr, _listener, "number", -1)
         yield
-        return
-    with tempfile.TemporaryFile() as file:
-        _listener.number = file.fileno()
-        try:
-            yield
-        finally:
-            _listener.number = -1
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def damaged_weights(folder: Path) -> None:
     (folder / "empty.pt").write_bytes(b"")
     few = few_layers()
     write_checkpoint(folder / "layer.pt", few, described=with_layer(few, "HyperConv"))
-    write_checkpoint(folder / "width.pt", few, described=replace(few, width_multiple=2.0))
+    write_checkpoint(folder / "classes.pt", few, described=few_layers(num_classes=5))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +94,7 @@ def damaged_weights(folder: Path) -> None:
         ("empty.pt", CheckpointError, "empty.pt: the file is empty; expected a checkpoint"),
         ("out", CheckpointError, "out: it is a folder; expected the checkpoint file itself"),
         ("layer.pt", UnknownLayerError, "layer 1 of the model's description is 'HyperConv', which deploykit does not"),
-        ("width.pt", WeightsMismatchError, "model.1.conv.weight is [16, 12, 3, 3], expected [32, 12, 3, 3]"),
+        ("classes.pt", WeightsMismatchError, "model.11.m.0.weight is [21, 16, 1, 1], expected [30, 16, 1, 1]"),
     ],
 )
 def test_weights_that_cannot_be_used(
@@ -126,7 +125,11 @@ def test_weights_that_cannot_be_used(
         (("--sample", "none.jpg"), NotFoundError, "an image was expected at none.jpg"),
         (("--sample", "few.pt"), ImageError, "few.pt is not a complete image"),
         (("--sample", "empty.png"), ImageError, "empty.png is empty (0 bytes)"),
-        (("--sample", "out"), ImageError, "cannot read the image out: Is a directory"),
+        (
+            ("--sample", "out"),
+            ImageError,
+            "expected the file of an image, but out is a directory: give a file or a folder",
+        ),
     ],
 )
 def test_impossible_options(
