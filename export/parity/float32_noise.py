@@ -7,6 +7,9 @@ processor: on its kernels, their layouts and their order of summation. One imple
 So several are measured: PyTorch with the folded and the unfolded weights, against float64; and the file in ONNX Runtime
 at other optimization levels, against itself (a wrong file is equally wrong at all levels). Each tolerance grows only by
 the share of it that float32 needed.
+
+Levels that differ by far more than PyTorch's rounding do not round: the optimizer changed what the graph means. ONNX
+Runtime 1.31.1 merges a pad with zeros into the max pool after it, for example, which pads with minus infinity.
 """
 
 from __future__ import annotations
@@ -35,11 +38,21 @@ from deploykit.runtime.parity.spread import NO_SPREAD
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import ModelSpec
 
-__all__ = ["SAFETY_FACTOR", "Float32Cost", "levels_apart", "relaxed_tolerance", "torch_float32"]
+__all__ = [
+    "ONNX_RUNTIME", "PYTORCH", "SAFETY_FACTOR", "Float32Cost", "levels_apart", "relaxed_tolerance", "torch_float32",
+]  # fmt: skip
+
+PYTORCH, ONNX_RUNTIME = "PyTorch", "ONNX Runtime"
+"""The names of the implementations whose float32 is measured."""
 
 SAFETY_FACTOR = 3.0
 """The rounding of one graph differs between implementations: up to six times was measured between two layouts of one
 library on one processor. The largest of several measurements times this factor covered all that were tried."""
+
+UNALIKE = 30.0
+"""Two levels may differ by so many times PyTorch's own error. Between layouts of one library it was six times."""
+
+LEAST_ERROR = 0.1  # of a tolerance: PyTorch may happen to be nearer to float64 than its rounding lets expect
 
 Group = Literal["pixels", "probability", "masks", "dense"]
 GROUPS: dict[str, Group] = {
@@ -84,6 +97,18 @@ class Float32Cost:
     def share(self, group: Group) -> float:
         """Return the largest share of its tolerance that a value of the group used."""
         return float(np.max([largest.get(group, 0.0) for largest in self.used.values()], initial=0.0))
+
+    def optimizer_fault(self) -> str:
+        """Return a sentence if the levels of ONNX Runtime differ by more than rounding; empty: they do not."""
+        levels, torch = self.used.get(ONNX_RUNTIME, {}), self.used.get(PYTORCH, {})
+        for group, share in levels.items():
+            if not share <= UNALIKE * max(torch.get(group, 0.0), LEAST_ERROR):
+                return (
+                    f"ONNX Runtime's optimization levels differ by {share:.3g} times the tolerance of {group}, and "
+                    f"PyTorch from float64 by {torch.get(group, 0.0):.3g}: its optimizer changes what this graph "
+                    "computes"
+                )
+        return ""
 
     def explains(self, report: ParityReport) -> bool:
         """Whether the errors of a report are distributed as those of float32 are.

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from deploykit.errors import ExportError, ParityError
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected, expect
-from deploykit.export.parity.float32_noise import Float32Cost, levels_apart, relaxed_tolerance, torch_float32
+from deploykit.export.parity.float32_noise import (
+    ONNX_RUNTIME,
+    PYTORCH,
+    Float32Cost,
+    levels_apart,
+    relaxed_tolerance,
+    torch_float32,
+)
 from deploykit.export.parity.onnx_file import check_file
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
@@ -87,10 +94,12 @@ class Verification:
         modules = self.fused, self.model.module
         cost = Float32Cost.of(
             {
-                "PyTorch": [torch_float32(expected, module, torch_spec) for module in modules],
-                "ONNX Runtime": levels_apart(file, plan, spec, expected, self._details),
+                PYTORCH: [torch_float32(expected, module, torch_spec) for module in modules],
+                ONNX_RUNTIME: levels_apart(file, plan, spec, expected, self._details),
             }
         )
+        if fault := cost.optimizer_fault():
+            raise ParityError(f"{file.name} does not agree with its source and was not kept: {parity.worst}; {fault}")
         limits = relaxed_tolerance(parity.tolerance, cost)
         if limits is None or not cost.explains(parity):
             return parity

@@ -130,3 +130,26 @@ def test_the_note_tells_what_was_widened_and_nothing_else() -> None:
     assert f"may be off by {limits.probability:.3g}" in note
     assert "boxes" not in note
     assert "masks" not in note
+
+
+@pytest.mark.parametrize(
+    ("torch", "levels", "is_fault"),
+    [
+        (0.5, 14.0, False),
+        (0.5, 16.0, True),
+        (0.0, 2.9, False),
+        (0.0, 3.1, True),
+        (40.0, 1100.0, False),
+        (0.5, math.inf, True),
+    ],
+)  # fmt: skip
+def test_levels_that_differ_by_far_more_than_pytorch_rounds_are_a_fault(
+    torch: float, levels: float, is_fault: bool
+) -> None:
+    measured = Float32Cost.of(
+        {"PyTorch": [report(difference("boxes", torch))], "ONNX Runtime": [report(difference("boxes", levels))]}
+    )
+    fault = measured.optimizer_fault()
+    assert bool(fault) == is_fault
+    if is_fault:
+        assert f"levels differ by {levels:.3g} times the tolerance of pixels" in fault
