@@ -31,7 +31,7 @@ Place = str | os.PathLike[str]
 def load(
     path: Place,
     *,
-    task: Literal["detect", "instances", "keypoints"],
+    task: Literal["detect", "instances", "keypoints", "oriented"],
     spec: SpecGiven = None,
     backend: str = "auto",
     preprocessing: str = "default",

@@ -150,7 +150,40 @@ def test_a_field_that_came_later_is_written_only_where_it_says_something() -> No
     assert "columns_first" not in POSE.to_json()
     assert POSE.version == 1
     later = {f.name for f in dataclasses.fields(RawDetections) if f.metadata.get("later")}
-    assert later == {"decode", "strides", "cls_counts", "columns_first", "coefficients", "prototypes"}
+    assert later == {"decode", "strides", "cls_counts", "columns_first", "coefficients", "prototypes", "angle"}
+
+
+def test_oriented_boxes_as_written_today_can_always_be_read() -> None:
+    written = (
+        '{"angle":[6,7],"box":[0,4],"cls":[4,6],"columns_first":true,"keypoints":null,"kind":"rows","kpt_dims":3,"name":'
+        '"output0","obj":null}'
+    )
+    head = '{"task":"oriented","input":{"size":[640,640]},"classes":["ship","plane"],"output":'
+    spec = ModelSpec.from_json(head + written + "}")
+    assert written in spec.to_json()
+    assert spec.output == RawDetections("rows", "output0", obj=None, cls=(4, 6), columns_first=True, angle=(6, 7))
+    assert (spec.output.columns, spec.output.oriented) == (7, True)
+    assert spec.output.describe(spec) == (
+        "0-3: cx cy w h; 4-5: 2 classes; 6: angle in radians; in network pixels, before NMS (columns first)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("task", "output", "message"),
+    [
+        ("detect", '"kind":"rows","angle":[6,7]', "the task oriented has a column of angles, and no other has"),
+        ("oriented", '"kind":"rows"', "the task oriented has a column of angles, and no other has"),
+        ("oriented", '"kind":"end-to-end"', "the task oriented has a column of angles, and no other has"),
+        ("detect", '"kind":"end-to-end","angle":6', "the task oriented has a column of angles, and no other has"),
+        ("oriented", '"kind":"end-to-end","angle":5', "the columns of label .* and angle .* must not overlap"),
+        ("oriented", '"kind":"rows","angle":[5,6]', "the columns of cls .* and angle .* must not overlap"),
+        ("oriented", '"kind":"rows","angle":[6,8]', "angle must have 1 column, got 2"),
+        ("oriented", '"kind":"rows","angle":[6,7],"decode":"yolox","strides":[8]', "rows with angles must be decoded"),
+    ],
+)
+def test_angles_are_of_oriented_boxes_alone(task: str, output: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        ModelSpec.from_json(f'{{"task":"{task}","input":{{}},"output":{{{output}}}}}')
 
 
 def test_a_score_is_one_of_three_things_and_said_once() -> None:
@@ -200,7 +233,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     keyed = points if output in (rows, poses) else 0
     classes = classes[:1] if isinstance(output, PoseObjectRows) else classes
     return ModelSpec(
-        task=draw(st.sampled_from([task for task in output.tasks if task != "instances"])),
+        task=draw(st.sampled_from([task for task in output.tasks if task not in ("instances", "oriented")])),
         input=InputSpec(
             size=draw(st.tuples(st.integers(1, 4000), st.integers(1, 4000))),
             dynamic=draw(st.sampled_from(("none", "batch", "shape"))),

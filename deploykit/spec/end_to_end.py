@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from deploykit.errors import SpecError
 from deploykit.spec.checks import check_name, check_spans
 from deploykit.spec.output import Output, OutputTensor, Span, SpecLike
-from deploykit.spec.rows import UNCOMPARED_MASKS, check_masks, prototype_tensors
+from deploykit.spec.rows import UNCOMPARED_MASKS, check_angle, check_masks, prototype_tensors
 
 __all__ = ["EndToEndRows"]
 
@@ -19,12 +19,13 @@ class EndToEndRows(Output):
 
     ``(B, detections, columns)`` with a fixed number of rows per image, of which those without a score are empty; or,
     where ``image`` names a column, ``(detections, columns)`` of the whole batch, in which that column is the number of
-    the image. ``box`` holds x1, y1, x2, y2; ``score`` and ``label`` are columns; ``keypoints`` K times ``kpt_dims``
+    the image. ``box`` holds x1, y1, x2, y2, or cx, cy, w, h if there is a column ``angle``, in radians as in
+    :class:`deploykit.spec.RawDetections`; ``score`` and ``label`` are columns; ``keypoints`` K times ``kpt_dims``
     values; ``coefficients`` and ``prototypes`` are those of :class:`deploykit.spec.RawDetections`. YOLOv10 and YOLO26
     give ``box, score, label``, and YOLOv7's end-to-end export ``image, box, label, score``.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances")
+    tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances", "oriented")
     finds_objects: ClassVar[bool] = True
     nms_inside: ClassVar[bool] = True
 
@@ -38,18 +39,20 @@ class EndToEndRows(Output):
     image: int | None = None
     coefficients: Span | None = None
     prototypes: str | None = None
+    angle: int | None = None
 
     def __post_init__(self) -> None:
         check_name("the name of the output", self.name)
-        alone = {name: (column, column + 1) for name in ("score", "label") for column in (getattr(self, name),)}
-        image = None if self.image is None else (self.image, self.image + 1)
-        spans = {"box": self.box, **alone, "keypoints": self.keypoints, "image": image}
-        spans |= {"coefficients": self.coefficients}
+        columns = {"score": self.score, "label": self.label, "image": self.image, "angle": self.angle}
+        alone = {name: None if column is None else (column, column + 1) for name, column in columns.items()}
+        spans = {"box": self.box, **alone, "keypoints": self.keypoints, "coefficients": self.coefficients}
         check_spans(spans, {"box": (4,)})
 
     def check(self, spec: SpecLike) -> None:
-        """See :meth:`Output.check`: names and columns of keypoints are as many; instances have masks."""
+        """See :meth:`Output.check`: names and columns of keypoints are as many; instances have masks, oriented boxes
+        angles."""
         check_masks(self.coefficients, self.prototypes, spec)
+        check_angle(self.angle, spec)
         if (spec.keypoints is None) != (self.keypoints is None):
             raise SpecError("a spec has keypoint names and keypoint columns, or neither")
         if spec.keypoints and self.keypoints:
@@ -64,6 +67,11 @@ class EndToEndRows(Output):
         return False
 
     @property
+    def oriented(self) -> bool:
+        """See :attr:`Output.oriented`."""
+        return self.angle is not None
+
+    @property
     def uncompared(self) -> str:
         """See :attr:`Output.uncompared`."""
         return UNCOMPARED_MASKS if self.prototypes else ""
@@ -72,7 +80,8 @@ class EndToEndRows(Output):
     def columns(self) -> int:
         """How many columns a row has at least."""
         spans = (span for span in (self.box, self.keypoints, self.coefficients) if span)
-        return max(self.score + 1, self.label + 1, (self.image or 0) + 1, *(stop for _, stop in spans))
+        alone = (self.score, self.label, self.image or 0, self.angle or 0)
+        return max(*(column + 1 for column in alone), *(stop for _, stop in spans))
 
     def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
         """See :meth:`Output.tensors`."""
@@ -81,9 +90,12 @@ class EndToEndRows(Output):
 
     def describe(self, spec: SpecLike) -> str:
         """See :meth:`Output.describe`."""
-        parts = {self.box[0]: "x1 y1 x2 y2", self.score: "score", self.label: "class"}
+        corners = "x1 y1 x2 y2" if self.angle is None else "cx cy w h"
+        parts = {self.box[0]: corners, self.score: "score", self.label: "class"}
         if self.image is not None:
             parts[self.image] = "image"
+        if self.angle is not None:
+            parts[self.angle] = "angle in radians"
         if self.keypoints and spec.keypoints:
             values = "x y v" if self.kpt_dims == 3 else "x y"
             parts[self.keypoints[0]] = f"{len(spec.keypoints.names)} keypoints of {values}"

@@ -99,6 +99,11 @@ class Output(ABC):
         return ""
 
     @property
+    def oriented(self) -> bool:
+        """Whether boxes have angles."""
+        return False
+
+    @property
     def two_stages(self) -> bool:
         """Whether the network proposes boxes first and then looks at each of them; an engine is its first stage."""
         return False

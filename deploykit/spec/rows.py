@@ -65,9 +65,12 @@ class RawDetections(RowOutput):
 
     ``coefficients``: of an object's mask, one for each map of the output ``prototypes`` ``(B, maps, height, width)``,
     which lies over the input. The sum of the maps, each times its coefficient, is the logit of the mask.
+
+    ``angle``: the column of a box's angle in radians, of the task ``oriented``; the box is turned by it about its
+    centre, from x towards y (clockwise on the screen).
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances")
+    tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances", "oriented")
 
     kind: Literal["rows"] = "rows"
     name: str = "output"
@@ -82,11 +85,13 @@ class RawDetections(RowOutput):
     columns_first: bool = field(default=False, metadata=LATER)
     coefficients: Span | None = field(default=None, metadata=LATER)
     prototypes: str | None = field(default=None, metadata=LATER)
+    angle: Span | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_name("the name of the output", self.name)
         spans = {"box": self.box, "obj": self.obj, "cls": self.cls, "keypoints": self.keypoints}
-        check_spans({**spans, "coefficients": self.coefficients}, widths={"box": [4], "obj": [1]})
+        spans |= {"coefficients": self.coefficients, "angle": self.angle}
+        check_spans(spans, widths={"box": [4], "obj": [1], "angle": [1]})
         check_range("kpt_dims", self.kpt_dims, 2, 3)
         if (self.decode == "none") != (not self.strides):
             raise SpecError(f"rows are decoded by strides, or not at all; got decode {self.decode!r}, {self.strides}")
@@ -94,8 +99,11 @@ class RawDetections(RowOutput):
             raise SpecError(f"the strides of a grid are at least 1 pixel, got {self.strides}")
         for stride in self.strides:
             check_range("strides", stride, 1, MOST_STRIDE)
-        if self.decode != "none" and self.keypoints is not None:
-            raise SpecError(f"decode {self.decode!r} is of boxes; rows with keypoints must be decoded by the network")
+        for values, span in (("keypoints", self.keypoints), ("angles", self.angle)):
+            if self.decode != "none" and span is not None:
+                raise SpecError(
+                    f"decode {self.decode!r} is of boxes; rows with {values} must be decoded by the network"
+                )
         if not self.cls_counts and (self.obj is None or self.cls[1] - self.cls[0] != 1):
             found = f"{self.cls[1] - self.cls[0]} class columns and {'no' if self.obj is None else 'an'} objectness"
             raise SpecError(
@@ -103,8 +111,10 @@ class RawDetections(RowOutput):
             )
 
     def check(self, spec: SpecLike) -> None:
-        """See :meth:`Output.check`: names and columns of classes and keypoints are as many; instances have masks."""
+        """See :meth:`Output.check`: names and columns of classes and keypoints are as many; instances have masks, and
+        oriented boxes angles."""
         check_masks(self.coefficients, self.prototypes, spec)
+        check_angle(self.angle, spec)
         classes = self.num_classes(spec)
         if spec.classes and len(spec.classes) != classes:
             raise SpecError(f"{len(spec.classes)} class names for {classes} class columns")
@@ -125,6 +135,11 @@ class RawDetections(RowOutput):
         return (*rows, *prototype_tensors(self.prototypes))
 
     @property
+    def oriented(self) -> bool:
+        """See :attr:`Output.oriented`."""
+        return self.angle is not None
+
+    @property
     def uncompared(self) -> str:
         """See :attr:`Output.uncompared`."""
         return UNCOMPARED_MASKS if self.prototypes else ""
@@ -133,6 +148,11 @@ class RawDetections(RowOutput):
         """The layout of the same rows after their decode, in pixels, a row each; without their masks."""
         plain: dict[str, Any] = {"decode": "none", "strides": (), "columns_first": False}
         return dataclasses.replace(self, **plain, coefficients=None, prototypes=None)
+
+    @property
+    def task_of_rows(self) -> str:
+        """The task of these rows alone, without masks."""
+        return "oriented" if self.angle else "keypoints" if self.keypoints else "detect"
 
     @property
     def score(self) -> Literal["obj*cls", "obj", "cls"]:
@@ -155,7 +175,7 @@ class RawDetections(RowOutput):
     @property
     def columns(self) -> int:
         """How many columns a row has."""
-        given = (self.obj, self.keypoints, self.coefficients)
+        given = (self.obj, self.keypoints, self.coefficients, self.angle)
         return max(stop for _, stop in (self.box, self.cls, *(span for span in given if span)))
 
     def as_rows(self) -> RawDetections:
@@ -172,6 +192,8 @@ class RawDetections(RowOutput):
         if self.keypoints and spec.keypoints:
             values = "x y v" if self.kpt_dims == 3 else "x y"
             parts.append(f"{_named(self.keypoints)} {len(spec.keypoints.names)} keypoints of {values}")
+        if self.angle:
+            parts.append(f"{_named(self.angle)} angle in radians")
         order = " (columns first)" if self.columns_first else ""
         if self.coefficients:
             parts.append(f"{_named(self.coefficients)} coefficients of the masks in {self.prototypes}")
@@ -196,6 +218,16 @@ def check_masks(coefficients: Span | None, prototypes: str | None, spec: SpecLik
         raise SpecError(
             "a spec of the task instances has columns of coefficients and an output of prototypes, no other"
         )
+
+
+def check_angle(angle: object, spec: SpecLike) -> None:
+    """Check that oriented boxes, and only they, have a column of angles (None: there is none).
+
+    Raises:
+        SpecError: they do not.
+    """
+    if (spec.task == "oriented") != (angle is not None):
+        raise SpecError("a spec of the task oriented has a column of angles, and no other has")
 
 
 def prototype_tensors(name: str | None) -> tuple[OutputTensor, ...]:

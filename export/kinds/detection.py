@@ -80,12 +80,13 @@ class RowExport(_RowsExport[RawDetections]):
 
     def rows_for_nms(self, mode: str) -> RawDetections:
         """See :meth:`ExportAdapter.rows_for_nms`."""
+        if self.output.angle:
+            raise UsageError(f"--nms {mode} is of upright boxes, and these are oriented: use --nms none")
         return self.output
 
     def _matcher(self) -> RowMatcher:
         layout = self.output.pixel_layout()
-        task = "keypoints" if self.spec.keypoints else "detect"  # of the rows alone, without masks
-        adapter = RowAdapter(replace(self.spec, output=layout, task=task))
+        adapter = RowAdapter(replace(self.spec, output=layout, task=layout.task_of_rows))
         return RowMatcher(layout, lambda rows: adapter.objects({layout.name: rows[None]}, 0), (self.spec.thresholds,))
 
 

@@ -12,10 +12,12 @@ MOST_CLASSES = 1000
 
 
 def detections_layout(spec: ModelSpec) -> RawDetections:
-    """Return the layout of detections as rows: one score per class, and keypoints of three values."""
+    """Return the layout of detections as rows: one score per class, and keypoints of three values or an angle."""
     stop = 4 + (len(spec.classes) or MOST_CLASSES)
     points = 3 * len(spec.keypoints.names) if spec.keypoints else 0
-    return RawDetections(obj=None, cls=(4, stop), keypoints=(stop, stop + points) if points else None)
+    keypoints = (stop, stop + points) if points else None
+    angle = (stop, stop + 1) if spec.output.oriented else None
+    return RawDetections(obj=None, cls=(4, stop), keypoints=keypoints, angle=angle)
 
 
 def rows_in(layout: Output) -> RawDetections:

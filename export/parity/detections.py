@@ -13,6 +13,8 @@ from deploykit.runtime.parity.differences import class_scores
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.nms import nms
+from deploykit.runtime.postprocess.rotated import corners_of
+from deploykit.runtime.postprocess.rotated_nms import overlaps, rotated_rows
 from deploykit.spec import RawDetections, Thresholds
 
 __all__ = ["FEW", "ROWS", "RowMatcher"]
@@ -105,19 +107,19 @@ def _merged(parts: list[_Pairs], names: Names, what: MatchKind, limits: Toleranc
 
 @dataclass(frozen=True)
 class _Rows:
-    """The candidate rows of one image: boxes as corners ``(N, 4)``, and scores of each class ``(N, C)``."""
+    """The candidate rows of one image: boxes as :func:`_boxes_in` gives them, and scores of each class ``(N, C)``."""
 
     boxes: Array
     scores: Array
 
     @staticmethod
     def of(rows: Array, layout: RawDetections) -> _Rows:
-        return _Rows(_corners(rows[:, slice(*layout.box)]), class_scores(rows, layout))
+        return _Rows(_boxes_in(rows, layout), class_scores(rows, layout))
 
     def contains(self, found: NetworkDetections, i: int, limits: Tolerance) -> bool:
         """Whether a row has the box and the score of detection ``i``, so that only NMS can have removed it."""
         same = np.abs(self.scores[:, found.labels[i]] - found.scores[i]) <= limits.max_score
-        return bool((_iou(found.boxes[i : i + 1], self.boxes[same], limits.same_box) >= limits.min_iou).any())
+        return bool((_iou(_boxes_of(found)[i : i + 1], self.boxes[same], limits.same_box) >= limits.min_iou).any())
 
 
 def _match_image(
@@ -129,7 +131,7 @@ def _match_image(
     limits: Tolerance,
 ) -> _Pairs:
     """Pair each detection with the one of the same label that overlaps it most, the best score first."""
-    overlap = np.where(a.labels[:, None] == b.labels, _iou(a.boxes, b.boxes, limits.same_box), -1.0)
+    overlap = np.where(a.labels[:, None] == b.labels, _iou(_boxes_of(a), _boxes_of(b), limits.same_box), -1.0)
     free = np.ones(len(b.scores), bool)
     pairs: list[tuple[int, int]] = []
     for i in range(len(a.scores)):
@@ -171,7 +173,7 @@ def _count_rounding_explained(
     decisions was within rounding.
     """
     sides = [(a, b, alone_a), (b, a, alone_b)]
-    boxes = np.concatenate([mine.boxes[alone] for mine, _, alone in sides])
+    boxes = np.concatenate([_boxes_of(mine)[alone] for mine, _, alone in sides])
     labels = np.concatenate([mine.labels[alone] for mine, _, alone in sides])
     scores = np.concatenate([mine.scores[alone] for mine, _, alone in sides])
     side = np.repeat([0, 1], [len(alone_a), len(alone_b)])
@@ -204,7 +206,7 @@ def _borderline(
     if full and score <= float(run.min(initial=1.0)) + near:
         return True  # it may have fallen off the end of the list of candidates or of detections
     same = other.labels == mine.labels[i]
-    overlap = _iou(mine.boxes[i : i + 1], other.boxes[same], limits.same_box)
+    overlap = _iou(_boxes_of(mine)[i : i + 1], _boxes_of(other)[same], limits.same_box)
     return bool((np.abs(overlap - thresholds.iou) <= limits.borderline_iou).any())
 
 
@@ -212,7 +214,7 @@ def _best_rows(a: Array, b: Array, layout: RawDetections, limits: Tolerance) -> 
     """Compare the reference's rows with the highest scores with the candidate's rows of the same indices."""
     unsuppressed = Thresholds(conf=0.0, iou=1.0, max_det=ROWS, pre_nms_topk=ROWS)
     rows = nms(a, layout, unsuppressed).rows
-    boxes = [_corners(side[rows, slice(*layout.box)]) for side in (a, b)]
+    boxes = [_boxes_in(side[rows], layout) for side in (a, b)]
     scores = [class_scores(side[rows], layout).max(1) for side in (a, b)]
     distance = None
     if layout.keypoints:
@@ -228,9 +230,18 @@ def _best_rows(a: Array, b: Array, layout: RawDetections, limits: Tolerance) -> 
     return _Pairs(len(rows), len(rows), 0, overlap[same], score, None if distance is None else distance[same])
 
 
-def _corners(boxes: Array) -> Array:
-    half = boxes[:, 2:] / 2
-    return np.concatenate((boxes[:, :2] - half, boxes[:, :2] + half), 1)
+def _boxes_in(rows: Array, layout: RawDetections) -> Array:
+    """The boxes of rows as two corners ``(N, 4)``; oriented ones as cx, cy, w, h, angle ``(N, 5)``."""
+    if layout.angle:
+        return rotated_rows(rows, layout)
+    box = rows[:, slice(*layout.box)]
+    half = box[:, 2:] / 2
+    return np.concatenate((box[:, :2] - half, box[:, :2] + half), 1)
+
+
+def _boxes_of(found: NetworkDetections) -> Array:
+    """The boxes of detections, in the form of :func:`_boxes_in`."""
+    return found.boxes if found.rotated is None else found.rotated
 
 
 def _distance(a: Array, b: Array) -> Array:
@@ -241,8 +252,14 @@ def _distance(a: Array, b: Array) -> Array:
 def _iou(a: Array, b: Array, same_box: float) -> Array:
     """Return the IoU of every box of ``a`` with every box of ``b``, ``(N, M)``.
 
-    It is 1 where all corners are within ``same_box`` pixels, because the IoU of a tiny box means little.
+    It is 1 where all corners are within ``same_box`` pixels, because the IoU of a tiny box means little. Of oriented
+    boxes it is the overlap of their NMS.
     """
+    if a.shape[1] == 5:
+        a, b = a.astype(np.float64), b.astype(np.float64)
+        corners, others = corners_of(a)[:, None], corners_of(b)[None]  # equal boxes may begin at different corners
+        far = [np.abs(corners - np.roll(others, turn, 2)).max((2, 3), initial=0.0) for turn in range(4)]
+        return np.where(np.min(far, 0) <= same_box, 1.0, overlaps(a, b))
     a, b = a[:, None].astype(np.float64), b[None].astype(np.float64)
     sides = np.clip(np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2]), 0, None)
     inter = sides.prod(-1)

@@ -59,6 +59,7 @@ GROUPS: dict[str, Group] = {
     "boxes": "pixels",
     "keypoints": "pixels",
     "scores": "probability",
+    "angles": "probability",
     "visibility": "probability",
     "masks": "masks",
 }

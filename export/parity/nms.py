@@ -62,7 +62,7 @@ def check_detections(
         BackendError: a network failed, or an output has another shape than the spec says.
     """
     limits, layout = tolerance or expected.limits, rows_in(expected.layout)
-    rows_spec = replace(spec, output=layout, task="keypoints" if spec.keypoints else "detect")
+    rows_spec = replace(spec, output=layout, task=layout.task_of_rows)
     in_rows = RowAdapter(rows_spec)
     matcher = RowMatcher(layout, lambda rows: in_rows.objects({layout.name: rows[None]}, 0), (spec.thresholds,))
     found_differences: list[Difference] = []
@@ -98,8 +98,11 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     found = _chosen(spec).objects(outputs, 0)
     layout = detections_layout(spec)
     rows = np.zeros((len(found.scores), layout.columns), np.float32)
-    rows[:, :2] = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
-    rows[:, 2:4] = found.boxes[:, 2:] - found.boxes[:, :2]
+    if found.rotated is not None and layout.angle:
+        rows[:, :4], rows[:, layout.angle[0]] = found.rotated[:, :4], found.rotated[:, 4]
+    else:
+        rows[:, :2] = (found.boxes[:, :2] + found.boxes[:, 2:]) / 2
+        rows[:, 2:4] = found.boxes[:, 2:] - found.boxes[:, :2]
     if len(rows) and not 0 <= found.labels.min() <= found.labels.max() < layout.cls[1] - layout.cls[0]:
         raise SpecError(f"classes are 0 to {layout.cls[1] - layout.cls[0] - 1}, the network gives {found.labels.max()}")
     rows[np.arange(len(rows)), 4 + found.labels] = found.scores

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deploykit.errors import SpecError
-from deploykit.runtime.foreign.forms import Known, find_form
+from deploykit.runtime.foreign.forms import Form, Known, find_form
 from deploykit.runtime.foreign.metadata import ExportFacts, read_facts
 from deploykit.runtime.foreign.probe import Probe
 from deploykit.runtime.session import Session, TensorInfo
@@ -142,7 +142,7 @@ def _detector(info: TensorInfo, known: Known) -> SpecDraft:
     canvas = {**_input(info, known, fit), **form.input, "fit": {**fit, **form.input.get("fit", {})}}
     thresholds = {"iou": 0.7, **form.thresholds} if facts.origin == "ultralytics" else dict(form.thresholds)
     data: dict[str, Any] = {
-        "task": "keypoints" if form.keypoints else "instances" if form.output.get("prototypes") else "detect",
+        "task": _task(form),
         "input": canvas,
         "output": form.output,
         "thresholds": thresholds,
@@ -156,6 +156,12 @@ def _detector(info: TensorInfo, known: Known) -> SpecDraft:
         assumed += told
     data["assumptions"] = assumed
     return SpecDraft(data, dict(form.unknown), facts.notes)
+
+
+def _task(form: Form) -> str:
+    if form.keypoints:
+        return "keypoints"
+    return "instances" if "prototypes" in form.output else "oriented" if "angle" in form.output else "detect"
 
 
 def _keypoints(count: int, facts: ExportFacts) -> tuple[dict[str, Any], list[str]]:
@@ -215,6 +221,7 @@ _DRAFTS: dict[str, Callable[[TensorInfo, Known], SpecDraft]] = {
     "": _untold,
     "classify": _classifier,
     "detect": _detector,
+    "obb": _detector,
     "pose": _detector,
     "segment": _detector,
 }

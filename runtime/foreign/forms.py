@@ -54,6 +54,11 @@ class Known:
         shape = self.probe.shape(self.outputs[1]) if len(self.outputs) == 2 else ()
         return shape[1] if len(shape) == 4 and self.facts.task in ("", "segment") else 0
 
+    @property
+    def angles(self) -> int:
+        """How many columns of angles there are: the last one, of oriented boxes."""
+        return 1 if self.facts.task == "obb" else 0
+
     def masks(self, stop: int) -> dict[str, Any]:
         """The fields of an output whose last columns, up to ``stop``, are coefficients of masks; none without them."""
         count = self.prototypes
@@ -157,24 +162,28 @@ def _columns_first(known: Known) -> Form | None:
     shape = known.first()
     if len(shape) != 3 or known.facts.chosen or known.levels(shape[2], 1) is None:
         return None
-    columns, points = shape[1], _keypoint_columns(known.facts) + known.prototypes
-    classes = _count(known.facts, columns - 4 - points)
+    columns, further = shape[1], _keypoint_columns(known.facts) + known.prototypes + known.angles
+    classes = _count(known.facts, columns - 4 - further)
     output: dict[str, Any] = {"kind": "rows", "name": known.outputs[0], "columns_first": True, "obj": None}
+    if known.angles:
+        output["angle"] = [columns - 1, columns]
     return _with_columns(known, output, 4, columns, classes)
 
 
 def _chosen(known: Known) -> Form | None:
-    """``(B, M, 6 + ...)``: two corners, score, class, keypoints."""
+    """``(B, M, 6 + ...)``: two corners, score, class, keypoints; of oriented boxes cx, cy, w, h first, angle last."""
     shape = known.first()
     few = len(shape) == 3 and shape[2] >= 6 and shape[1] <= 1000
     if not few or not (known.facts.chosen or (shape[2] == 6 and _is_chosen(known.probe.outputs[known.outputs[0]]))):
         return None
     points = _keypoint_columns(known.facts)
-    if shape[2] != 6 + points + known.prototypes:
+    if shape[2] != 6 + points + known.prototypes + known.angles:
         return None
     output: dict[str, Any] = {"kind": "end-to-end", "name": known.outputs[0], **known.masks(shape[2])}
     if points:
         output |= {"keypoints": [6, 6 + points], "kpt_dims": known.facts.keypoint_shape[1]}  # type: ignore[index]
+    if known.angles:
+        output["angle"] = 6
     assumed = () if known.facts.origin else ("its six columns are x1, y1, x2, y2, score, class",)
     classes = len(known.facts.names) if known.facts.names else None
     limits = {"iou": 1.0, "max_det": shape[1]}
@@ -229,7 +238,8 @@ def _of_one_anchor(form: Form, rows: Array, strides: Sequence[int]) -> Form:
 def _with_columns(known: Known, output: dict[str, Any], start: int, columns: int, classes: int | None) -> Form | None:
     """A form with the columns of classes and keypoints from ``start``; None: they do not add up."""
     points = _keypoint_columns(known.facts)
-    if classes is not None and classes >= 1 and start + classes + points + known.prototypes == columns:
+    further = points + known.prototypes + known.angles
+    if classes is not None and classes >= 1 and start + classes + further == columns:
         output |= {"cls": [start, start + classes], **known.masks(columns)}
         if points:
             output["keypoints"] = [start + classes, columns]

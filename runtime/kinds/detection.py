@@ -48,6 +48,10 @@ class DetectionAdapter(OutputAdapter[O]):
     stage = "letterbox"
     gives = "objects in source pixels"
     meters: ClassVar[Mapping[str, Any]] = dict.fromkeys(("detect", "instances", "keypoints"), METER)
+    unscored: ClassVar[Mapping[str, str]] = {
+        "oriented": "AP of oriented boxes, by their own overlap, is not computed: --task detect scores the upright "
+        "boxes around them"
+    }
 
     def __init__(self, spec: ModelSpec, options: PredictOptions | None = None) -> None:
         """See :class:`OutputAdapter`."""
@@ -76,7 +80,7 @@ class DetectionAdapter(OutputAdapter[O]):
         """See :meth:`OutputAdapter.decode`."""
         assert shown.letterbox is not None  # by letterbox or resize
         found = self.objects(outputs, slot, shown.letterbox.canvas)
-        boxes, keypoints = to_source(found, shown.letterbox)
+        boxes, keypoints, rotated = to_source(found, shown.letterbox)
         masks = None
         if found.masks is not None:  # pasted over the boxes they were computed for, which may extend into the border
             masks = pasted(found.masks, shown.letterbox.to_source(found.boxes), shown.source)
@@ -89,6 +93,7 @@ class DetectionAdapter(OutputAdapter[O]):
             found.labels,
             keypoints=keypoints,
             masks=masks,
+            rotated=rotated,
             classes=self.spec.classes,
             keypoint_spec=self.spec.keypoints,
             keypoint_threshold=self.thresholds.keypoint,

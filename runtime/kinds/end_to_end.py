@@ -11,6 +11,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.kinds.detection import ChosenDetections
 from deploykit.runtime.postprocess.checks import check_finite, check_labels, check_probabilities
 from deploykit.runtime.postprocess.detections import NetworkDetections, mask_logits
+from deploykit.runtime.postprocess.rotated import hulls_of
 from deploykit.spec import EndToEndRows
 
 __all__ = ["EndToEndAdapter"]
@@ -52,8 +53,11 @@ class EndToEndAdapter(ChosenDetections[EndToEndRows]):
             keypoints[..., : layout.kpt_dims] = values.reshape(len(kept), self._points, layout.kpt_dims)
         labels = rows[kept, layout.label].astype(np.int64)
         logits = mask_logits(outputs, slot, rows[kept], layout.coefficients, layout.prototypes)
-        boxes = rows[kept, slice(*layout.box)]
-        return NetworkDetections(boxes, scores[kept], labels, keypoints, len(kept), logits=logits)
+        boxes, rotated = rows[kept, slice(*layout.box)], None
+        if layout.angle is not None:
+            rotated = np.column_stack((boxes, rows[kept, layout.angle]))
+            boxes = hulls_of(rotated)
+        return NetworkDetections(boxes, scores[kept], labels, keypoints, len(kept), logits=logits, rotated=rotated)
 
     @property
     def _is_only(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -50,16 +51,23 @@ class Difference:
         )
 
 
-def _value_columns(layout: RawDetections) -> dict[str, tuple[list[int], bool]]:
-    """Return kind of value -> (its columns, whether they are pixels)."""
+Unit = Literal["pixels", "probability", "angle"]
+
+
+def _value_columns(layout: RawDetections) -> dict[str, tuple[list[int], Unit]]:
+    """Return kind of value -> (its columns, what they are)."""
     scores = [*range(*layout.cls)] if layout.obj is None else [*range(*layout.obj), *range(*layout.cls)]
-    columns = {"boxes": ([*range(*layout.box)], True), "scores": (scores, False)}
+    columns: dict[str, tuple[list[int], Unit]] = {
+        "boxes": ([*range(*layout.box)], "pixels"), "scores": (scores, "probability")
+    }  # fmt: skip
     if layout.keypoints:
         start, stop = layout.keypoints
         points = range(start, stop)
-        columns["keypoints"] = ([c for c in points if (c - start) % layout.kpt_dims < 2], True)
+        columns["keypoints"] = ([c for c in points if (c - start) % layout.kpt_dims < 2], "pixels")
         if layout.kpt_dims > 2:
-            columns["visibility"] = ([c for c in points if (c - start) % layout.kpt_dims >= 2], False)
+            columns["visibility"] = ([c for c in points if (c - start) % layout.kpt_dims >= 2], "probability")
+    if layout.angle:
+        columns["angles"] = ([*range(*layout.angle)], "angle")
     return columns
 
 
@@ -82,7 +90,8 @@ def row_differences(
     """Return one :class:`Difference` per kind of value, between two lists of rows, one entry per slot.
 
     ``names``: the names of the reference, the candidate and the input. ``corners``: boxes are two corners instead of
-    centre, width and height.
+    centre, width and height. Angles are compared modulo pi, after which a box is the same, and may differ by pi times
+    what probabilities may: a head computes them as pi times one.
 
     Raises:
         ParityError: the two have different numbers of rows.
@@ -96,11 +105,15 @@ def row_differences(
     box = a[:, slice(*layout.box)]
     sides = np.abs(box[:, 2:] - box[:, :2] if corners else box[:, 2:]).max(1, initial=0.0)[:, None]
     report = []
-    for values, (columns, pixels) in _value_columns(layout).items():
+    for values, (columns, unit) in _value_columns(layout).items():
         expected, got = a[:, columns], b[:, columns]
         limit: Array | float = limits.probability
-        if pixels:
+        if unit == "pixels":
             limit = limits.pixels + limits.relative * np.abs(expected) + limits.side * sides
+        elif unit == "angle":
+            limit = np.pi * limits.probability
+            with np.errstate(invalid="ignore"):  # infinity
+                got = expected + np.remainder(got - expected + np.pi / 2, np.pi) - np.pi / 2
         error, used = errors_of(expected, got, limit)
         if not error.size:  # no row scores enough; the best rows are still matched
             report.append(Difference(reference, name, label, values, 0, 0.0, 0.0, (0, columns[0], 0.0, 0.0)))

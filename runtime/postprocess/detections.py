@@ -13,6 +13,8 @@ from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
+from deploykit.runtime.postprocess.rotated import hulls_of, rotated_to_source
+from deploykit.runtime.postprocess.rotated_nms import rotated_nms, rotated_rows
 from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, Span, Thresholds
 
 __all__ = ["NetworkDetections", "decode_nms", "decode_poses", "decode_rows", "mask_logits", "to_source"]
@@ -25,7 +27,8 @@ class NetworkDetections:
     ``boxes (N,4)`` xyxy, ``scores (N,)``, ``labels (N,)``, ``keypoints (N,K,3)`` or None; ``candidates`` is the
     number of rows over the confidence threshold before NMS. With ``objects``, the keypoints are not final:
     :func:`to_source` fuses the two. ``masks (N,S,S)`` in 0..1, each over its box, or None; ``logits (N,h,w)`` of masks,
-    each over the whole canvas, or None.
+    each over the whole canvas, or None. ``rotated (N,5)`` cx, cy, w, h, angle, of which ``boxes`` are the upright ones
+    around them, or None.
     """
 
     boxes: Array
@@ -36,19 +39,24 @@ class NetworkDetections:
     objects: KeypointObjects | None = None
     masks: Array | None = None
     logits: Array | None = None
+    rotated: Array | None = None
 
 
-def to_source(found: NetworkDetections, letterbox: Letterbox) -> tuple[Array, Array | None]:
-    """Return boxes clipped to the image, and keypoints, fused with keypoint objects if any, in source pixels."""
-    boxes = _clipped(found.boxes, letterbox)
+def to_source(found: NetworkDetections, letterbox: Letterbox) -> tuple[Array, Array | None, Array | None]:
+    """Return boxes clipped to the image, keypoints, fused with keypoint objects if any, and oriented boxes.
+
+    All are in source pixels. Of oriented boxes, the first are the upright ones around them.
+    """
+    rotated = None if found.rotated is None else rotated_to_source(found.rotated, letterbox)
+    boxes = _clipped(letterbox.to_source(found.boxes) if rotated is None else hulls_of(rotated), letterbox)
     if found.keypoints is None:
-        return boxes, None
+        return boxes, None, rotated
     points = found.keypoints.copy()
     points[..., :2] = letterbox.to_source(points[..., :2])
     if found.objects is not None:
-        objects = _clipped(found.objects.boxes, letterbox)
+        objects = _clipped(letterbox.to_source(found.objects.boxes), letterbox)
         points = fuse(points, found.scores, objects, found.objects, letterbox.source)
-    return boxes, points
+    return boxes, points, rotated
 
 
 def decode_rows(
@@ -80,14 +88,18 @@ def decode_rows(
         raise BackendError(
             f"output {layout.name!r} must have {layout.columns} columns per row as in the spec, got {rows.shape[1]}"
         )
-    kept = nms(rows, layout, thresholds, multi_label=multi_label)
+    suppressed = nms if layout.angle is None else rotated_nms
+    kept = suppressed(rows, layout, thresholds, multi_label=multi_label)
+    rotated = None if layout.angle is None else rotated_rows(rows[kept.rows], layout)
     keypoints = None
     if layout.keypoints is not None:
         values = rows[kept.rows, slice(*layout.keypoints)].astype(np.float32, copy=False)
         keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, if the network gives no visibility
         keypoints[..., : layout.kpt_dims] = values.reshape(len(kept.rows), points, layout.kpt_dims)
     logits = mask_logits(outputs, slot, rows[kept.rows], layout.coefficients, layout.prototypes)
-    return NetworkDetections(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates, logits=logits)
+    return NetworkDetections(
+        kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates, logits=logits, rotated=rotated
+    )
 
 
 def mask_logits(
@@ -139,11 +151,9 @@ def decode_nms(
 
 
 def _clipped(boxes: Array, letterbox: Letterbox) -> Array:
-    """Return boxes in source pixels, clipped to the image."""
+    """Return boxes, which are in source pixels, clipped to the image."""
     height, width = letterbox.source
-    clipped: Array = np.clip(
-        letterbox.to_source(boxes), np.float32(0), np.array((width, height, width, height), np.float32)
-    )
+    clipped: Array = np.clip(boxes, np.float32(0), np.array((width, height, width, height), np.float32))
     return clipped
 
 

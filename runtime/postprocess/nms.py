@@ -33,7 +33,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.native.library import native_nms
 from deploykit.spec import RawDetections, Thresholds
 
-__all__ = ["Kept", "nms", "numpy_nms", "suppress", "suppress_by_label"]
+__all__ = ["Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
 
 REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
 BLOCK = 64  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
@@ -71,19 +71,27 @@ def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_lab
 
 def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
     """Apply the definition in numpy: the reference, and the fallback without the native library."""
+    index, scores, labels, count = candidates(rows, layout, thresholds, multi_label=multi_label)
     with np.errstate(all="ignore"):  # values that overflow are part of the definition
-        index, scores, labels = _candidates(rows, layout, np.float32(thresholds.conf), multi_label)
+        boxes = _corners(rows[index, slice(*layout.box)].astype(np.float32, copy=False))
+        choose = suppress_by_label if multi_label else suppress
+        kept = choose(boxes, labels, thresholds.iou, thresholds.max_det)
+    return Kept(index[kept], boxes[kept], scores[kept], labels[kept], count)
+
+
+def candidates(
+    rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False
+) -> tuple[Array, Array, Array, int]:
+    """Apply steps 1 to 3: row indices, scores and labels, the best first, and how many there were before the last."""
+    with np.errstate(all="ignore"):
+        index, scores, labels = _over(rows, layout, np.float32(thresholds.conf), multi_label)
         whole = _whole(rows, index)
         index, scores, labels = index[whole], scores[whole], labels[whole]
         best = _best(scores, thresholds.pre_nms_topk)
-        boxes = _corners(rows[index[best], slice(*layout.box)].astype(np.float32, copy=False))
-        choose = suppress_by_label if multi_label else suppress
-        kept = choose(boxes, labels[best], thresholds.iou, thresholds.max_det)
-    chosen = best[kept]
-    return Kept(index[chosen], boxes[kept], scores[chosen], labels[chosen], len(index))
+    return index[best], scores[best], labels[best], len(index)
 
 
-def _candidates(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
+def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
     """Return rows or pairs with a score over ``conf``, in order: indices, scores, labels (rows with NaN may remain)."""
     factor, classes = layout.score_spans
     products = rows[:, slice(*classes)]

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from deploykit.errors import MissingDependencyError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.postprocess.masks import run_lengths
+from deploykit.runtime.postprocess.rotated import corners_of
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.coco import coco_category_ids
 from deploykit.runtime.results.draw import draw
@@ -23,7 +24,8 @@ __all__ = ["Detection", "Result", "listed"]
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """One object in source pixels: ``box (4,)`` xyxy, ``keypoints (K, 3)`` x, y, visibility, and a bool ``mask``."""
+    """One object in source pixels: ``box (4,)`` xyxy, ``keypoints (K, 3)`` x, y, visibility, a bool ``mask``, and of an
+    oriented box ``rotated (5,)`` cx, cy, w, h, angle and ``corners (4, 2)``."""
 
     box: Array
     score: float
@@ -31,6 +33,12 @@ class Detection:
     name: str
     keypoints: Array | None = None
     mask: Array | None = None
+    rotated: Array | None = None
+
+    @property
+    def corners(self) -> Array | None:
+        """See :attr:`Result.corners`."""
+        return None if self.rotated is None else corners_of(self.rotated[None])[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +55,9 @@ class Result(ImageResult):
         keypoints: ``(N, K, 3)`` float32, x, y in source pixels (not clipped: a foot may lie outside) and visibility
             0..1 (1 if the network gives none; for pose objects the score of the fused keypoint, or 0); or None.
         masks: ``(N, height, width)`` bool, or None.
+        rotated: ``(N, 5)`` float32, of oriented boxes: cx, cy, w, h in source pixels, not clipped, and the angle of the
+            side w in radians, from x towards y (clockwise on the screen); or None. A network's are given with w >= h
+            and the angle in 0 up to below pi, and ``boxes`` are then the upright ones around them.
         classes: the class names; may be empty.
         keypoint_spec: names and limbs of the keypoints.
         keypoint_threshold: the visibility from which a keypoint is drawn.
@@ -62,6 +73,7 @@ class Result(ImageResult):
     keypoint_spec: KeypointSpec | None = None
     keypoint_threshold: float = 0.5
     truncated: bool = False
+    rotated: Array | None = None
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -73,6 +85,8 @@ class Result(ImageResult):
             self._set("keypoints", np.float32, (count, *points, 3))
         if self.masks is not None:
             self._set("masks", np.bool_, (count, *self.size))
+        if self.rotated is not None:
+            self._set("rotated", np.float32, (count, 5))
         if self.image is not None and self.image.shape != (*self.size, 3):
             raise UsageError(f"image must have shape {(*self.size, 3)}, got {self.image.shape}")
         if self.classes and count and not 0 <= self.labels.min() <= self.labels.max() < len(self.classes):
@@ -101,12 +115,17 @@ class Result(ImageResult):
     def __getitem__(self, key: int | np.integer[Any] | slice | Sequence[int] | Array) -> Detection | Result:
         points = None if self.keypoints is None else self.keypoints[key]
         masks = None if self.masks is None else self.masks[key]
+        rotated = None if self.rotated is None else self.rotated[key]
+        boxes, scores, labels = self.boxes[key], self.scores[key], self.labels[key]
         if isinstance(key, (int, np.integer)):
-            label = int(self.labels[key])
-            return Detection(self.boxes[key], float(self.scores[key]), label, self.class_name(label), points, masks)
-        return replace(
-            self, boxes=self.boxes[key], scores=self.scores[key], labels=self.labels[key], keypoints=points, masks=masks
-        )
+            name = self.class_name(int(labels))
+            return Detection(boxes, float(scores), int(labels), name, points, masks, rotated)
+        return replace(self, boxes=boxes, scores=scores, labels=labels, keypoints=points, masks=masks, rotated=rotated)
+
+    @property
+    def corners(self) -> Array | None:
+        """The corners of oriented boxes in source pixels, ``(N, 4, 2)``, one after the other along the border."""
+        return None if self.rotated is None else corners_of(self.rotated)
 
     def class_name(self, label: int) -> str:
         """Return the name of a label, or its number if the classes have no names."""
@@ -129,6 +148,7 @@ class Result(ImageResult):
             keypoint_spec=self.keypoint_spec,
             keypoint_threshold=self.keypoint_threshold,
             masks=self.masks,
+            corners=self.corners,
         )
 
     def summary(self) -> str:
@@ -141,7 +161,8 @@ class Result(ImageResult):
         return self.truncated
 
     def _about(self) -> dict[str, Any]:
-        """Boxes as [x1, y1, x2, y2], keypoints as [x, y, v], masks as run lengths."""
+        """Boxes as [x1, y1, x2, y2], keypoints as [x, y, v], masks as run lengths, oriented boxes as [cx, cy, w, h,
+        angle]."""
         objects = []
         for found in self:
             entry: dict[str, Any] = {
@@ -151,12 +172,14 @@ class Result(ImageResult):
                 entry["keypoints"] = _rounded(found.keypoints)
             if found.mask is not None:
                 entry["mask"] = run_lengths(found.mask)
+            if found.rotated is not None:
+                entry["rotated"] = _rounded(found.rotated)
             objects.append(entry)
         return {"detections": objects, "truncated": self.truncated}
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int | None] | None = None) -> list[dict[str, Any]]:
         """Return COCO result entries: ``bbox`` [x, y, w, h], for keypoints x1, y1, v1, x2, ... in one list, for masks
-        ``segmentation`` as uncompressed run lengths.
+        ``segmentation`` as uncompressed run lengths, for oriented boxes ``segmentation`` as a polygon.
 
         Args:
             image_id: the id of this image in the annotations.
@@ -180,11 +203,13 @@ class Result(ImageResult):
                 entry["keypoints"] = _rounded(found.keypoints.reshape(-1))
             if found.mask is not None:
                 entry["segmentation"] = run_lengths(found.mask)
+            elif found.corners is not None:
+                entry["segmentation"] = [_rounded(found.corners.reshape(-1))]
             entries.append(entry)
         return entries
 
     def to_supervision(self) -> Any:
-        """Return a ``supervision.Detections`` with class names and keypoints in its ``data``.
+        """Return a ``supervision.Detections``; its ``data`` has class names, keypoints, and corners of oriented boxes.
 
         Raises:
             MissingDependencyError: the package supervision is not installed.
@@ -199,6 +224,8 @@ class Result(ImageResult):
         data: dict[str, Any] = {"class_name": np.array(names, dtype=str)}
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints
+        if self.corners is not None:
+            data["xyxyxyxy"] = self.corners
         return supervision.Detections(
             xyxy=self.boxes, mask=self.masks, confidence=self.scores, class_id=self.labels.astype(int), data=data
         )

@@ -33,6 +33,7 @@ def draw(
     keypoint_spec: KeypointSpec | None = None,
     keypoint_threshold: float = 0.5,
     masks: Array | None = None,
+    corners: Array | None = None,
 ) -> Array:
     """Draw N objects on a copy of ``image`` (BGR ``uint8 (H, W, 3)``); the arrays have the best object first.
 
@@ -49,6 +50,7 @@ def draw(
         keypoint_spec: limbs and sides of the K keypoints; None: unknown.
         keypoint_threshold: the visibility from which a keypoint is drawn.
         masks: ``(N, H, W)`` bool.
+        corners: ``(N, 4, 2)``, of oriented boxes, which are drawn in place of ``boxes``.
     """
     canvas = image.copy()
     width = max(1, round(sum(image.shape[:2]) / 2 * 0.0025))
@@ -56,9 +58,17 @@ def draw(
         for mask, label in zip(masks, labels, strict=True):
             canvas[mask] = canvas[mask] * (1 - MASK_SHARE) + np.multiply(class_colour(int(label)), MASK_SHARE)
     weakest_first = range(len(boxes))[::-1]
+    places = [_whole(box)[:2] for box in boxes]  # of the labels
     for i in weakest_first:
-        x1, y1, x2, y2 = _whole(boxes[i])
-        cv2.rectangle(canvas, (x1, y1), (x2, y2), class_colour(int(labels[i])), width, cv2.LINE_AA)
+        colour = class_colour(int(labels[i]))
+        if corners is None:
+            x1, y1, x2, y2 = _whole(boxes[i])
+            cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, width, cv2.LINE_AA)
+        else:
+            points = [_whole(corner) for corner in corners[i]]
+            x, y = min(points, key=lambda point: point[1])
+            places[i] = [x, max(y, 0)]  # these boxes are not clipped to the image
+            cv2.polylines(canvas, [np.array(points, np.int32)], True, colour, width, cv2.LINE_AA)
     if keypoints is not None:
         spec = keypoint_spec or KeypointSpec.unnamed(keypoints.shape[1])
         for i in weakest_first:
@@ -67,7 +77,7 @@ def draw(
             _draw_keypoints(canvas, keypoints[i], spec, keypoint_threshold, min(width, max(1, round(side / 40))))
     for i in weakest_first:
         text = f"{names[i]} {scores[i]:.2f}"
-        _draw_label(canvas, text, _whole(boxes[i])[:2], class_colour(int(labels[i])), width)
+        _draw_label(canvas, text, places[i], class_colour(int(labels[i])), width)
     return canvas
 
 

@@ -127,3 +127,66 @@ def test_compare_says_that_masks_are_not_compared(
     metadata = {**ULTRALYTICS, "task": "segment", "names": names(3), "end2end": str(name == "chosen")}
     a, b = (write_constant(tmp_path / f"{letter}.onnx", outputs, metadata) for letter in "ab")
     assert "note: masks are not compared: only boxes, classes and scores are" in agreed(a, b, capsys)
+
+
+def oriented(file: Path, *, angle: float = 0.3, end_to_end: bool = False) -> Path:
+    """A file of one oriented box."""
+    output = v8(extra=1)
+    output[0, 7, 7] = angle
+    if end_to_end:
+        output = np.zeros((1, 300, 7), np.float32)
+        output[0, 0] = 80, 60, 40, 30, 0.9, 0, angle
+    metadata = {**ULTRALYTICS, "task": "obb", "names": names(3), "end2end": str(end_to_end)}
+    return write_constant(file, {"output0": output}, metadata)
+
+
+def test_oriented_boxes_in_predict_bench_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, image = oriented(tmp_path / "obb.onnx"), tmp_path / "a.png"
+    cv2.imwrite(str(image), np.full((SIDE, SIDE, 3), 128, np.uint8))
+    places = ["--out", str(tmp_path / "drawn"), "--coco", str(tmp_path / "coco.json")]
+    assert main(["predict", "--model", str(model), "--source", str(image), "--json", *places]) == 0
+    (found,) = json.loads(capsys.readouterr().out.splitlines()[0])["detections"]
+    assert found["rotated"] == pytest.approx([80, 60, 40, 30, 0.3], abs=1e-4)
+    (entry,) = json.loads((tmp_path / "coco.json").read_text())
+    ((x, y, *others),) = entry["segmentation"]
+    along, across = (20 * np.cos(0.3), 20 * np.sin(0.3)), (-15 * np.sin(0.3), 15 * np.cos(0.3))
+    assert (x, y) == pytest.approx((80 + along[0] + across[0], 60 + along[1] + across[1]), abs=1e-3)
+    assert len(others) == 6
+    assert (cv2.imread(str(tmp_path / "drawn" / "a.png")) != 128).any()
+    assert main(["bench", "--engine", str(model), "--runs", "2", "--warmup", "0", "--json"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", str(model)]) == 0
+    assert "task oriented" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_ap_of_oriented_boxes_is_refused_and_that_of_upright_ones_is_not(
+    file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": SIDE, "height": SIDE}],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(("person", "class1", "class2"))],
+        "annotations": [
+            {"id": 1, "image_id": 1, "category_id": 1, "bbox": [60, 45, 40, 30], "area": 1200, "iscrowd": 0}
+        ],
+    }
+    file.with_name("truth.json").write_text(json.dumps(truth))
+    data = ["--data", str(file.with_name("truth.json")), "--images", str(file.parent)]
+    model = str(oriented(file.with_name("obb.onnx"), angle=np.pi))
+    assert main(["eval", "--model", model, *data]) == 2
+    assert "AP of oriented boxes, by their own overlap, is not computed: --task detect" in capsys.readouterr().err
+    assert main(["eval", "--model", model, *data, "--task", "detect", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["AP"] == pytest.approx(1.0)
+
+
+def test_compare_of_oriented_boxes_looks_at_the_angles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = oriented(tmp_path / "a.onnx")
+    for i, angle in enumerate((0.3, 0.3 + np.pi, 0.3 - np.pi)):
+        assert " angles " in agreed(first, oriented(tmp_path / f"same{i}.onnx", angle=angle), capsys)
+    assert main(["compare", str(first), str(oriented(tmp_path / "b.onnx", angle=0.31))]) == 42
+    assert "angles" in capsys.readouterr().out
+    chosen = [
+        oriented(tmp_path / f"e{i}.onnx", angle=angle, end_to_end=True) for i, angle in enumerate((0.3, 0.3, 0.5))
+    ]
+    assert "2 of 2" in agreed(first, chosen[0], capsys)
+    assert "2 of 2" in agreed(chosen[0], chosen[1], capsys)
+    assert main(["compare", str(first), str(chosen[2])]) == 42

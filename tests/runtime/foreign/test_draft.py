@@ -266,3 +266,56 @@ def test_as_many_prototypes_as_coefficients(tmp_path: Path) -> None:
     outputs = {"output0": v8(extra=3), "output1": np.zeros((1, 2, 40, 40), np.float32)}
     draft = draft_of(write_constant(tmp_path / "m.onnx", outputs, SEGMENT))
     assert set(draft.unknown) == {"task", "output"}
+
+
+OBB = {**ULTRALYTICS, "task": "obb", "names": names(3)}
+
+
+def oriented(*, end_to_end: bool) -> Array:
+    """The person twice, turned by 0.5, the second time as the same box with its sides exchanged, and a weaker one."""
+    placed = [
+        (80, 60, 40, 30, 0.5, 0.9, 0),
+        (80, 60, 30, 40, 0.5 + np.pi / 2, 0.6, 0),
+        (30, 100, 10, 50, -0.25, 0.5, 2),
+    ]
+    if end_to_end:
+        found = np.zeros((1, 300, 7), np.float32)
+        found[0, :2] = [(*row[:4], row[5], row[6], row[4]) for row in (placed[0], placed[2])]
+        return found
+    columns = v8(extra=1)
+    columns[0, 4:] = 0
+    for place, row in zip((7, 9, 300), placed, strict=True):
+        columns[0, [0, 1, 2, 3, 7, 4 + row[6]], place] = row[:6]
+    return columns
+
+
+@pytest.mark.parametrize("end_to_end", [False, True])
+def test_oriented_boxes_are_found_with_their_angles(end_to_end: bool, tmp_path: Path) -> None:
+    metadata = {**OBB, "end2end": str(end_to_end)}
+    file = write_constant(tmp_path / "m.onnx", {"output0": oriented(end_to_end=end_to_end)}, metadata)
+    with deploykit.load(file, task="oriented") as predictor:
+        result = predictor(np.zeros((2 * SIDE, 2 * SIDE, 3), np.uint8))  # at half its size
+    assert [d.name for d in result] == ["person", "class2"]
+    assert result.rotated is not None
+    expected = [[160, 120, 80, 60, 0.5], [60, 200, 100, 20, np.pi / 2 - 0.25]]
+    np.testing.assert_allclose(result.rotated, expected, atol=1e-4)
+    assert result.corners is not None
+    hulls = np.concatenate((result.corners.min(1), result.corners.max(1)), 1)
+    np.testing.assert_allclose(result.boxes, hulls, atol=1e-3)
+    assert predictor.spec.thresholds.iou == (1.0 if end_to_end else 0.7)
+
+
+def test_oriented_boxes_that_leave_the_image_are_not_clipped_but_the_boxes_around_them_are(tmp_path: Path) -> None:
+    output = np.zeros((1, 300, 7), np.float32)
+    output[0, 0] = 0, 80, 100, 20, 0.9, 0, 0
+    file = write_constant(tmp_path / "m.onnx", {"output0": output}, {**OBB, "end2end": "True"})
+    with deploykit.load(file, task="oriented") as predictor:
+        result = predictor(IMAGE)
+    np.testing.assert_allclose(result.rotated, [[0, 80, 100, 20, 0]], atol=1e-4)  # type: ignore[arg-type]
+    np.testing.assert_allclose(result.boxes, [[0, 70, 50, 90]], atol=1e-4)
+
+
+def test_an_angle_needs_a_column(tmp_path: Path) -> None:
+    draft = draft_of(write_constant(tmp_path / "m.onnx", {"output0": v8()}, OBB))
+    assert set(draft.unknown) == {"task", "output"}
+    assert "the task 'obb'" in draft.unknown["task"]

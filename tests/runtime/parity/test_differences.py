@@ -112,3 +112,27 @@ def test_the_spread_is_that_of_all_parts_together() -> None:
     shares = np.arange(101.0)
     assert spread_of([shares[::2], shares[1::2]]) == (50.0, 90.0, 99.0)
     assert spread_of([]) == spread_of([np.zeros(0)]) == NO_SPREAD
+
+
+@pytest.mark.parametrize(
+    ("angle", "largest", "ok"),
+    [
+        (0.5 + np.pi, 0.0, True),
+        (0.5 - 3 * np.pi + 2e-5, 2e-5, True),  # of the limit, pi * 1e-5
+        (0.5 + np.pi - 4e-5, 4e-5, False),
+        (0.5 + np.pi / 2 - 0.1, np.pi / 2 - 0.1, False),
+        (0.5 + np.pi / 2 + 0.1, np.pi / 2 - 0.1, False),
+        (math.inf, math.inf, False),
+        (math.nan, math.inf, False),
+    ],
+)
+def test_angles_are_equal_after_half_a_turn(angle: float, largest: float, ok: bool) -> None:
+    layout = RawDetections(obj=None, cls=(4, 5), angle=(5, 6))
+    expected = np.array([[50.0, 50, 20, 10, 0.9, 0.5]])
+    found = expected.copy()
+    found[0, 5] = angle
+    told = {d.values: d for d in row_differences(("a", "b", "noise"), [expected], [found], layout, LIMITS)}
+    assert list(told) == ["boxes", "scores", "angles"]
+    assert told["boxes"].ok
+    assert told["angles"].max_abs == pytest.approx(largest, abs=1e-12)
+    assert (told["angles"].ok, told["angles"].worst[:2]) == (ok, (0, 5))

@@ -99,7 +99,7 @@ def test_any_rows_give_what_the_definition_says(
     letterbox = Letterbox.fit(size, (8, 8), Fit())  # pads on one side or the other, and no scale
     left, top = letterbox.pad
     found = PoseAdapter(spec).objects({"output": rows[None]}, 0)
-    _, keypoints = to_source(found, letterbox)
+    _, keypoints, _ = to_source(found, letterbox)
     places = []
     for k in objects:
         x, y, w, h = (float(v) for v in rows[k.row, :4])

@@ -247,7 +247,7 @@ def test_boxes_are_clipped_to_the_image_and_keypoints_are_not() -> None:
 def test_mapping_to_source_does_not_change_the_detections() -> None:
     points = np.ones((1, 2, 3), np.float32)
     found = NetworkDetections(np.ones((1, 4), np.float32), np.ones(1, np.float32), np.zeros(1, np.int64), points, 1)
-    _, mapped = to_source(found, Letterbox.fit((32, 64), (64, 64), Fit()))
+    _, mapped, _ = to_source(found, Letterbox.fit((32, 64), (64, 64), Fit()))
     assert mapped is not None
     assert mapped[0, 0].tolist() == [1, -15, 1]
     assert (points == 1).all()

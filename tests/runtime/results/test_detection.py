@@ -234,3 +234,38 @@ except DiskFullError as e:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "File too large" in done.stdout
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("drawn.png", b"old")]
+
+
+TURNED = [[35, 55, 60, 20, 0.5], [150, 100, 100, 100, 0], [2, 2, 4, 3, 3.0]]
+
+
+def test_oriented_boxes_are_kept_by_indices_and_written() -> None:
+    result = _result(rotated=TURNED, keypoints=None, keypoint_spec=None)
+    part = result[[2, 0]]
+    assert part.rotated is not None
+    assert part.rotated.tolist() == np.float32([TURNED[2], TURNED[0]]).tolist()
+    found = result[1]
+    assert found.rotated is not None
+    assert found.rotated.tolist() == TURNED[1]
+    assert found.corners is not None
+    assert found.corners.tolist() == [[200, 150], [200, 50], [100, 50], [100, 150]]
+    assert result.corners is not None
+    assert result.corners.shape == (3, 4, 2)
+    assert json.loads(json.dumps(result.to_dict()))["detections"][1]["rotated"] == [150, 100, 100, 100, 0]
+    assert result.to_coco(1)[1]["segmentation"] == [[200, 150, 200, 50, 100, 50, 100, 150]]
+    assert "rotated" not in _result().to_dict()["detections"][0]
+    assert (_result().corners, _result()[0].corners) == (None, None)
+    with pytest.raises(UsageError, match=r"rotated must have shape \(3, 5\), got \(3, 4\)"):
+        _result(rotated=np.zeros((3, 4)))
+
+
+def test_an_oriented_box_is_drawn_as_its_polygon() -> None:
+    turned = _result(boxes=[[60, 10, 240, 190]], scores=[0.9], labels=[0], keypoints=None, keypoint_spec=None,
+                     rotated=[[150, 100, 160, 60, np.pi / 4]])  # fmt: skip
+    drawn = turned.draw(_grey())
+    assert turned.corners is not None
+    corners = turned.corners[0]
+    middles = (corners + np.roll(corners, -1, 0)) / 2
+    for x, y in np.rint(middles).astype(int):
+        assert (drawn[y - 1 : y + 2, x - 1 : x + 2] != 128).any()
+    assert (drawn[150:191, 55:65] == 128).all()  # the left side of the upright box, below
