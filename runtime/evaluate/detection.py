@@ -135,7 +135,7 @@ def _check_task(spec: ModelSpec, task: str) -> None:
     """Check that the model has the outputs that this task scores."""
     if task == "keypoints" and spec.keypoints is None:
         raise UsageError("the task keypoints needs a model with keypoints, and this one has none: use --task detect")
-    if task == "instances" and not spec.output.two_stages:
+    if task == "instances" and spec.task != task:
         raise UsageError("the task instances needs a model with masks, and this one has none: use --task detect")
 
 

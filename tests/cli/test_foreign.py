@@ -190,3 +190,23 @@ def test_compare_of_oriented_boxes_looks_at_the_angles(tmp_path: Path, capsys: p
     assert "2 of 2" in agreed(first, chosen[0], capsys)
     assert "2 of 2" in agreed(chosen[0], chosen[1], capsys)
     assert main(["compare", str(first), str(chosen[2])]) == 42
+
+
+def test_eval_scores_masks_of_prototypes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = v8(extra=1)
+    output[0, -1, 7] = 1.0
+    outputs = {"output0": output, "output1": np.ones((1, 1, 40, 40), np.float32)}
+    metadata = {**ULTRALYTICS, "task": "segment", "names": names(3)}
+    file = write_constant(tmp_path / "masks.onnx", outputs, metadata)
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((SIDE, SIDE, 3), 128, np.uint8))
+    square = [60, 45, 100, 45, 100, 75, 60, 75]
+    found = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [60, 45, 40, 30], "area": 1200, "iscrowd": 0}
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png", "width": SIDE, "height": SIDE}],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "class1"}, {"id": 3, "name": "class2"}],
+        "annotations": [{**found, "segmentation": [square]}],
+    }
+    (tmp_path / "truth.json").write_text(json.dumps(truth))
+    data = ["--data", str(tmp_path / "truth.json"), "--images", str(tmp_path), "--task", "instances"]
+    assert main(["eval", "--model", str(file), *data, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"]["AP"] == pytest.approx(1.0)
