@@ -380,3 +380,19 @@ def test_json_from_outside_has_one_reader() -> None:
 def test_there_is_no_drawer_for_odds_and_ends() -> None:
     names = {"utils.py", "helpers.py", "misc.py", "common.py"}
     assert not [f for f in sources() if f.name in names]
+
+
+def test_the_diagram_of_the_page_has_every_floor_once_and_names_its_rooms() -> None:
+    page = (ROOT / "ARCHITECTURE.md").read_text()
+    floors: dict[int, str] = {}
+    for line in page[page.index("\n    15 ") : page.index("The columns are the parts")].splitlines():
+        number = re.match(r" {4,5}(\d+) ", line)
+        if number:
+            assert int(number[1]) not in floors
+            floors[int(number[1])] = ""
+        if floors:
+            floors[min(floors)] += f"{line}\n"
+    assert list(floors) == list(reversed(range(len(FLOORS))))
+    for number, rooms in enumerate(FLOORS):
+        short = {room.rpartition(".")[2] for room in rooms if room not in TOPS and ".families." not in room}
+        assert not {name for name in short if name not in floors[number]}, number
