@@ -223,7 +223,8 @@ def sync(path: Path) -> None:
 
 def _hidden(folder: Path, stem: str, suffix: str = "") -> Path:
     """Return a new hidden name; it keeps a usual suffix, by which libraries choose a format."""
-    stem = os.fsencode(stem)[:MAX_STEM].decode(errors="ignore")
+    while len(os.fsencode(stem)) > MAX_STEM:
+        stem = stem[:-1]
     suffix = suffix if len(os.fsencode(suffix)) <= MAX_SUFFIX else ""
     return folder / f".{stem}.{_machine()}-{os.getpid()}-{secrets.token_hex(4)}.partial{suffix}"
 

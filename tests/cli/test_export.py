@@ -142,7 +142,7 @@ def test_random_weights_and_a_sample_of_the_user_are_reported(tmp_path: Path) ->
     run = export(weights, *words, out=tmp_path / "m.onnx")
     assert run.code == 0
     assert run.facts["note"] == "its weights are random (seed 0): what it says means nothing"
-    assert run.facts["columns"].startswith("0-3: cx cy w h; 4: objectness; 5: 1 class; in")
+    assert run.facts["columns"].startswith("0-3: cx cy w h; 4: objectness, which is the score; 5: 1 class, which")
     assert "[my] image.jpg, noise (seed 0)" in run.out
 
 

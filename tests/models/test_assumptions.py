@@ -30,6 +30,7 @@ SAID: dict[str, tuple[str, tuple[str, ...]]] = {
         ("GELU by the error function", "layer norms with an eps of 1e-06", *IMAGES),
     ),
     "kapao": ("kapao-s", ("SiLU activations and a batch-norm eps of 0.001, as ",)),
+    "yolov3": ("yolov3-tiny", ("SiLU activations and a batch-norm eps of 0.001, as ",)),
     "yolov5": ("yolov5n", ("SiLU activations and a batch-norm eps of 0.001, as ",)),
     "yolov7": ("yolov7-tiny", ("LeakyReLU activations and a batch-norm eps of 0.001, as ",)),
     "yolov6.model": ("yolov6n", ("ReLU and SiLU activations and a batch-norm eps of 0.001, as ",)),

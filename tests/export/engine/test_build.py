@@ -103,9 +103,11 @@ def test_an_engine_is_built_with_what_is_needed_beside_it(cells: Path) -> None:
     assert report.parity is None
     assert json.loads((cells.parent / "cells.trt.json").read_text())["verified"] is False
     assert [step for step in steps if ":" not in step] == ["reading", "parsing", "building", "writing", "checking"]
-    assert seen[0][1] < 0.5
-    assert seen[-1] == ("Building engine", 1.0)
-    assert [share for _, share in seen] == sorted(share for _, share in seen)
+    built_so_far = [(what, share) for what, share in seen if not what.startswith("checking")]
+    assert built_so_far[0][1] < 0.5
+    assert built_so_far[-1] == ("Building engine", 1.0)
+    assert [share for _, share in built_so_far] == sorted(share for _, share in built_so_far)
+    assert seen[-1] == ("checking: reference values, 2 of 2 runs", 1.0)
 
 
 @rtx

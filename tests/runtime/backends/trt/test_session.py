@@ -388,7 +388,7 @@ def test_a_damaged_record_is_named(engine: Path, gpu: CpuGpu) -> None:
 
 def test_an_engine_without_a_record_needs_only_a_spec(engine: Path, gpu: CpuGpu) -> None:
     engine.with_name("cells.trt.json").unlink()
-    with pytest.raises(SpecError, match="no metadata key 'deploykit'"):
+    with pytest.raises(SpecError, match="carries no deploykit spec, and the file does not tell"):
         load(engine)
     with load(engine, spec=cell_spec()) as predictor:
         assert predictor(planted((0, 0, RED))).counts() == {"red": 1}
