@@ -45,6 +45,11 @@ class ExportAdapter(Generic[OutputT]):
         """See the class."""
         return "none"
 
+    @property
+    def scoring(self) -> str:
+        """What the score of a detection is, in a word; empty: the output has only one meaning."""
+        return ""
+
     def compared(self) -> Output:
         """Return the layout of :meth:`reference_values`, as a kind of output."""
         return self.runtime.compared()

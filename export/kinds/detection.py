@@ -78,6 +78,11 @@ class RowExport(_RowsExport[RawDetections]):
         """See :class:`ExportAdapter`."""
         return f"{self.output.decode}, columns first" if self.output.columns_first else self.output.decode
 
+    @property
+    def scoring(self) -> str:
+        """See :attr:`ExportAdapter.scoring`."""
+        return self.output.score
+
     def rows_for_nms(self, mode: str) -> RawDetections:
         """See :meth:`ExportAdapter.rows_for_nms`."""
         if self.output.angle:

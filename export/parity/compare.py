@@ -70,6 +70,7 @@ def compare(
         else:
             first, second = (stack.enter_context(_open(model, way)) for model, way in zip((a, b), ways, strict=True))
             own = known_spec(first, _name(a, "a")), known_spec(second, _name(b, "b"))
+            _check_scoring(given, own, (_name(a, "a"), _name(b, "b")))
             chosen = _resolve_spec(given, *own)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
             reference_spec = chosen
@@ -98,6 +99,21 @@ def _resolve_spec(given: ModelSpec | None, *own: ModelSpec | None) -> ModelSpec:
             "--spec FILE); deploykit inspect FILE --draft-spec writes a draft"
         )
     return known
+
+
+def _check_scoring(given: ModelSpec | None, own: Sequence[ModelSpec | None], names: tuple[str, str]) -> None:
+    """Check that both models mean the same by a score, unless a given spec says what it is.
+
+    Raises:
+        SpecError: equal rows would give other detections.
+    """
+    meanings = [export_adapter_of(spec).scoring if spec else "" for spec in own]
+    if given is None and all(meanings) and meanings[0] != meanings[1]:
+        told = " and ".join(f"{meaning} in {name}" for meaning, name in zip(meanings, names, strict=True))
+        raise SpecError(
+            f"the score of a detection is {told}, so equal rows give other detections: pass the meaning for both with "
+            "--spec FILE, or choose it for a checkpoint with --score"
+        )
 
 
 def _decodes_otherwise(own: ModelSpec, chosen: ModelSpec) -> bool:

@@ -210,3 +210,16 @@ def test_eval_scores_masks_of_prototypes(tmp_path: Path, capsys: pytest.CaptureF
     data = ["--data", str(tmp_path / "truth.json"), "--images", str(tmp_path), "--task", "instances"]
     assert main(["eval", "--model", str(file), *data, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"]["AP"] == pytest.approx(1.0)
+
+
+def test_compare_refuses_two_meanings_of_a_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = []
+    for name, counts in (("product", True), ("objectness", False)):
+        spec = {"task": "detect", "input": {"size": [SIDE, SIDE]}, "classes": ["person"],
+                "output": {"kind": "rows", "cls_counts": counts}}  # fmt: skip
+        files.append(write_constant(tmp_path / f"{name}.onnx", {"output": v5(1)}, {"deploykit": json.dumps(spec)}))
+    assert main(["compare", *map(str, files)]) == 51
+    error = capsys.readouterr().err
+    assert "is obj*cls in product.onnx and obj in objectness.onnx, so equal rows give other detections" in error
+    (tmp_path / "spec.json").write_text(json.dumps(spec))
+    assert main(["compare", *map(str, files), "--spec", str(tmp_path / "spec.json")]) == 0
