@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from deploykit.errors import SpecError
-from deploykit.spec.checks import check_name, check_spans
+from deploykit.spec.checks import check_name, check_range, check_spans
 from deploykit.spec.output import Output, OutputTensor, Span, SpecLike
-from deploykit.spec.rows import UNCOMPARED_MASKS, check_angle, check_masks, prototype_tensors
+from deploykit.spec.row_parts import UNCOMPARED_MASKS, check_angle, check_keypoints, check_masks, prototype_tensors
 
 __all__ = ["EndToEndRows"]
 
@@ -43,6 +42,7 @@ class EndToEndRows(Output):
 
     def __post_init__(self) -> None:
         check_name("the name of the output", self.name)
+        check_range("kpt_dims", self.kpt_dims, 2, 3)
         columns = {"score": self.score, "label": self.label, "image": self.image, "angle": self.angle}
         alone = {name: None if column is None else (column, column + 1) for name, column in columns.items()}
         spans = {"box": self.box, **alone, "keypoints": self.keypoints, "coefficients": self.coefficients}
@@ -53,13 +53,7 @@ class EndToEndRows(Output):
         angles."""
         check_masks(self.coefficients, self.prototypes, spec)
         check_angle(self.angle, spec)
-        if (spec.keypoints is None) != (self.keypoints is None):
-            raise SpecError("a spec has keypoint names and keypoint columns, or neither")
-        if spec.keypoints and self.keypoints:
-            width = self.keypoints[1] - self.keypoints[0]
-            if self.kpt_dims not in (2, 3) or width != len(spec.keypoints.names) * self.kpt_dims:
-                expected = f"{len(spec.keypoints.names)} x {self.kpt_dims}"
-                raise SpecError(f"{width} keypoint columns do not hold {expected} values")
+        check_keypoints(self.keypoints, self.kpt_dims, spec)
 
     @property
     def thresholds_inside(self) -> bool:

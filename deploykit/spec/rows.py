@@ -12,16 +12,9 @@ from deploykit.errors import SpecError
 from deploykit.spec.checks import MOST_STRIDE, check_name, check_range, check_spans
 from deploykit.spec.json_values import LATER
 from deploykit.spec.output import Output, OutputTensor, Span, SpecLike
+from deploykit.spec.row_parts import UNCOMPARED_MASKS, check_angle, check_keypoints, check_masks, prototype_tensors
 
-__all__ = [
-    "UNCOMPARED_MASKS",
-    "PoseFusion",
-    "PoseObjectRows",
-    "RawDetections",
-    "RowOutput",
-    "check_masks",
-    "prototype_tensors",
-]
+__all__ = ["PoseFusion", "PoseObjectRows", "RawDetections", "RowOutput"]
 
 
 @dataclass(frozen=True)
@@ -118,13 +111,7 @@ class RawDetections(RowOutput):
         classes = self.num_classes(spec)
         if spec.classes and len(spec.classes) != classes:
             raise SpecError(f"{len(spec.classes)} class names for {classes} class columns")
-        if (spec.keypoints is None) != (self.keypoints is None):
-            raise SpecError("a spec has keypoint names and keypoint columns, or neither")
-        if spec.keypoints and self.keypoints:
-            width = self.keypoints[1] - self.keypoints[0]
-            if width != len(spec.keypoints.names) * self.kpt_dims:
-                expected = f"{len(spec.keypoints.names)} x {self.kpt_dims}"
-                raise SpecError(f"{width} keypoint columns do not hold {expected} values")
+        check_keypoints(self.keypoints, self.kpt_dims, spec)
 
     def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
         """See :meth:`Output.tensors`."""
@@ -203,37 +190,6 @@ class RawDetections(RowOutput):
         """See :meth:`Output.facts`."""
         meaning = {"obj*cls": {}, "obj": {"score": "the objectness alone"}, "cls": {"score": "the class alone"}}
         return {"columns": self.columns, **meaning[self.score]}
-
-
-UNCOMPARED_MASKS = "masks are not compared: only boxes, classes and scores are"
-
-
-def check_masks(coefficients: Span | None, prototypes: str | None, spec: SpecLike) -> None:
-    """Check that instances, and only they, have coefficients of masks and an output of prototypes.
-
-    Raises:
-        SpecError: they do not.
-    """
-    if not (spec.task == "instances") == (coefficients is not None) == (prototypes is not None):
-        raise SpecError(
-            "a spec of the task instances has columns of coefficients and an output of prototypes, no other"
-        )
-
-
-def check_angle(angle: object, spec: SpecLike) -> None:
-    """Check that oriented boxes, and only they, have a column of angles (None: there is none).
-
-    Raises:
-        SpecError: they do not.
-    """
-    if (spec.task == "oriented") != (angle is not None):
-        raise SpecError("a spec of the task oriented has a column of angles, and no other has")
-
-
-def prototype_tensors(name: str | None) -> tuple[OutputTensor, ...]:
-    """Return the output of prototypes, if there is one."""
-    axes = ("batch", "prototypes", "mask_height", "mask_width")
-    return () if name is None else (OutputTensor(name, axes, free=axes[2:]),)
 
 
 def _named(span: Span) -> str:
