@@ -142,6 +142,8 @@ def load(
     asked, given = PredictOptions(**options), read_spec(spec)
     session = open_session(path, backend=backend, preprocessing=preprocessing, loading=loading, verify=verify)
     try:
+        if asked.time_limit is not None:  # a file without a spec may be run to draft one
+            session.limit_time(asked.time_limit)
         chosen = given or session_spec(session, os.fspath(path))
         if task not in (None, chosen.task):
             raise UsageError(f"a model for the task {task!r} was asked for, {os.fspath(path)} is for {chosen.task!r}")
@@ -250,6 +252,8 @@ def evaluate(
     progress.step("loading")
     own_way = "default" if upstream else preprocessing
     with open_session(model, backend=backend, preprocessing=own_way, loading=loading, verify=verify) as session:
+        if chosen.time_limit is not None:  # a file without a spec may be run to draft one
+            session.limit_time(chosen.time_limit)
         own = given or session_spec(session, os.fspath(model))
         return evaluate_session(session, own, data, images, chosen, progress)
 

@@ -1,4 +1,7 @@
-"""Inspection of a checkpoint or an exported model, without running it."""
+"""Inspection of a checkpoint or an exported model.
+
+Nothing is run, except an ONNX file without a spec, once on noise, where its shapes and metadata leave something open.
+"""
 
 from __future__ import annotations
 

@@ -64,8 +64,9 @@ class Session(Protocol):
     ``metadata`` is what the file stores besides the network. ``providers`` are what actually computes, never just what
     was requested; ``notes`` are what a user should know about that. ``device_memory`` is the number of bytes that the
     network holds in GPU memory (None: it runs on the CPU, or its backend does not report it). ``threads`` is the
-    number of CPU threads within one operator (None: the backend's own choice). ``stage_ms`` holds the milliseconds of
-    each stage of the last run on a GPU, where the backend measures them. A session is also a context manager.
+    number of CPU threads within one operator (None: the backend's own choice). ``time_limit`` is the limit of a run in
+    seconds (None: there is none). ``stage_ms`` holds the milliseconds of each stage of the last run on a GPU, where the
+    backend measures them. A session is also a context manager.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -75,6 +76,7 @@ class Session(Protocol):
     notes: tuple[str, ...] = ()
     device_memory: int | None = None
     threads: int | None = None
+    time_limit: float | None = None
     stage_ms: Mapping[str, float] = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

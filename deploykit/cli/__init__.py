@@ -36,7 +36,7 @@ COMMANDS = {
     "bench": "measure how long a model takes, alone and end to end",
     "eval": "score a model on annotated images: average precision and recall",
     "compare": "check that two models give the same outputs",
-    "inspect": "describe a checkpoint or an exported model without running it",
+    "inspect": "describe a checkpoint or an exported model",
     "models": "list the models that can be built by name",
     "fetch": "download a released checkpoint, and verify its SHA-256 where one is known",
     "create": "write a checkpoint with seeded random weights",

@@ -127,8 +127,10 @@ def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
             raise
         raise DeviceError(f"{e}; {_what_runs_here(Path(args.engine).expanduser())}") from e
     try:
-        spec = given or session_spec(session, args.engine)
-        return Predictor(session, spec, _flags().fill(args))
+        options = _flags().fill(args)
+        if options.time_limit is not None:  # a file without a spec may be run to draft one
+            session.limit_time(options.time_limit)
+        return Predictor(session, given or session_spec(session, args.engine), options)
     except BaseException:
         session.close()
         raise

@@ -1,4 +1,4 @@
-"""``deploykit inspect``: describe a file without running it."""
+"""``deploykit inspect``: describe a file."""
 
 from __future__ import annotations
 

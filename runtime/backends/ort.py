@@ -202,7 +202,7 @@ class OrtSession(Session):
         """See :meth:`deploykit.runtime.session.Session.limit_time`."""
         if seconds is not None and not 0 < seconds < math.inf:
             raise UsageError(f"the time limit of a run must be over 0 seconds, got {seconds:g}")
-        self._limit = RunLimit(seconds)
+        self._limit, self.time_limit = RunLimit(seconds), seconds
 
     def close(self) -> None:
         """Drop the network; ONNX Runtime frees it with the last reference."""

@@ -59,6 +59,22 @@ class Known:
         """How many columns of angles there are: the last one, of oriented boxes."""
         return 1 if self.facts.task == "obb" else 0
 
+    @property
+    def keypoint_shape(self) -> tuple[int, int] | None:
+        """K and the values of each keypoint of a network of poses; None: it has none."""
+        return self.facts.keypoint_shape if self.facts.task in ("", "pose") else None
+
+    @property
+    def keypoint_columns(self) -> int:
+        """How many columns of a row are of keypoints."""
+        shape = self.keypoint_shape
+        return shape[0] * shape[1] if shape else 0
+
+    def keypoints(self, start: int) -> dict[str, Any]:
+        """The fields of an output whose keypoints begin at column ``start``; none without them."""
+        shape = self.keypoint_shape
+        return {"keypoints": [start, start + self.keypoint_columns], "kpt_dims": shape[1]} if shape else {}
+
     def masks(self, stop: int) -> dict[str, Any]:
         """The fields of an output whose last columns, up to ``stop``, are coefficients of masks; none without them."""
         count = self.prototypes
@@ -149,7 +165,8 @@ def _maps(known: Known) -> Form | None:
             f"width and height in pixels of the {anchors} anchors of each level, finest first: [[w, h, w, h, ...], "
             "...]; they are in the description of the model (its yaml), and no tensor of this file tells"
         )
-    return Form(output, columns - 5, assumed=_decoding_of_maps(output), unknown=unknown)
+    assumed = (*_decoding_of_maps(output), *_score_of_one(columns - 5))
+    return Form(output, columns - 5, assumed=assumed, unknown=unknown)
 
 
 def _decoding_of_maps(output: dict[str, Any]) -> tuple[str, ...]:
@@ -162,7 +179,7 @@ def _columns_first(known: Known) -> Form | None:
     shape = known.first()
     if len(shape) != 3 or known.facts.chosen or known.levels(shape[2], 1) is None:
         return None
-    columns, further = shape[1], _keypoint_columns(known.facts) + known.prototypes + known.angles
+    columns, further = shape[1], known.keypoint_columns + known.prototypes + known.angles
     classes = _count(known.facts, columns - 4 - further)
     output: dict[str, Any] = {"kind": "rows", "name": known.outputs[0], "columns_first": True, "obj": None}
     if known.angles:
@@ -176,18 +193,16 @@ def _chosen(known: Known) -> Form | None:
     few = len(shape) == 3 and shape[2] >= 6 and shape[1] <= 1000
     if not few or not (known.facts.chosen or (shape[2] == 6 and _is_chosen(known.probe.outputs[known.outputs[0]]))):
         return None
-    points = _keypoint_columns(known.facts)
-    if shape[2] != 6 + points + known.prototypes + known.angles:
+    if shape[2] != 6 + known.keypoint_columns + known.prototypes + known.angles:
         return None
-    output: dict[str, Any] = {"kind": "end-to-end", "name": known.outputs[0], **known.masks(shape[2])}
-    if points:
-        output |= {"keypoints": [6, 6 + points], "kpt_dims": known.facts.keypoint_shape[1]}  # type: ignore[index]
+    output: dict[str, Any] = {"kind": "end-to-end", "name": known.outputs[0]}
+    output |= {**known.keypoints(6), **known.masks(shape[2])}
     if known.angles:
         output["angle"] = 6
     assumed = () if known.facts.origin else ("its six columns are x1, y1, x2, y2, score, class",)
     classes = len(known.facts.names) if known.facts.names else None
     limits = {"iou": 1.0, "max_det": shape[1]}
-    return Form(output, classes, known.facts.keypoint_shape if points else None, thresholds=limits, assumed=assumed)
+    return Form(output, classes, known.keypoint_shape, thresholds=limits, assumed=assumed)
 
 
 def _is_chosen(rows: Array) -> bool:
@@ -205,16 +220,24 @@ def _rows(known: Known) -> Form | None:
     if anchors is None and free is None:
         return None
     columns = shape[2]
-    classes = _count(known.facts, columns - 5 - _keypoint_columns(known.facts) - known.prototypes)
+    classes = _count(known.facts, columns - 5 - known.keypoint_columns - known.prototypes)
     output: dict[str, Any] = {"kind": "rows", "name": known.outputs[0]}
     form = _with_columns(known, output, 5, columns, classes)
     if form is None or known.facts.origin:
         return form
     if anchors is not None:
-        assumed = (*form.assumed, "images are prepared as YOLOv5's and YOLOv7's: RGB, divided by 255, letterboxed")
+        prepared = "images are prepared as YOLOv5's and YOLOv7's: RGB, divided by 255, letterboxed"
+        assumed = (*form.assumed, *_score_of_one(form.classes), prepared)
         return Form(form.output, form.classes, form.keypoints, assumed=assumed, unknown=form.unknown)
     assert free is not None
     return _of_one_anchor(form, known.rows(), free)
+
+
+def _score_of_one(classes: int | None) -> tuple[str, ...]:
+    """What is assumed of the score of one class, of which no output tells."""
+    if classes != 1:
+        return ()
+    return ("its score is objectness times class; YOLOv7's main branch takes the objectness alone (cls_counts: false)",)
 
 
 YOLOX_INPUT = {"colour": "bgr", "scale": 1.0, "fit": {"anchor": "top-left", "rounding": "floor"}}
@@ -237,14 +260,10 @@ def _of_one_anchor(form: Form, rows: Array, strides: Sequence[int]) -> Form:
 
 def _with_columns(known: Known, output: dict[str, Any], start: int, columns: int, classes: int | None) -> Form | None:
     """A form with the columns of classes and keypoints from ``start``; None: they do not add up."""
-    points = _keypoint_columns(known.facts)
-    further = points + known.prototypes + known.angles
+    further = known.keypoint_columns + known.prototypes + known.angles
     if classes is not None and classes >= 1 and start + classes + further == columns:
-        output |= {"cls": [start, start + classes], **known.masks(columns)}
-        if points:
-            output["keypoints"] = [start + classes, columns]
-            output["kpt_dims"] = known.facts.keypoint_shape[1]  # type: ignore[index]
-        return Form(output, classes, known.facts.keypoint_shape if points else None)
+        output |= {"cls": [start, start + classes], **known.keypoints(start + classes), **known.masks(columns)}
+        return Form(output, classes, known.keypoint_shape)
     if known.facts.names is not None:
         return None  # more columns than the metadata explains
     values = known.rows().T[:, start:] if output.get("columns_first") else known.rows()[:, start:]
@@ -261,12 +280,6 @@ def _with_columns(known: Known, output: dict[str, Any], start: int, columns: int
 
 def _count(facts: ExportFacts, otherwise: int) -> int | None:
     return len(facts.names) if facts.names is not None else (otherwise if facts.origin else None)
-
-
-def _keypoint_columns(facts: ExportFacts) -> int:
-    if facts.task not in ("", "pose") or facts.keypoint_shape is None:
-        return 0
-    return facts.keypoint_shape[0] * facts.keypoint_shape[1]
 
 
 def _cells(size: tuple[int, int], strides: Sequence[int]) -> int:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from functools import cached_property
 
 import numpy as np
 
+from deploykit.errors import UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.session import Session, input_arrays
 
 __all__ = ["Probe"]
+
+SECONDS = 60.0
+"""The most that the run may take: a network from outside may never end."""
 
 
 class Probe:
@@ -29,13 +34,19 @@ class Probe:
         """The outputs by name, in float32.
 
         Raises:
-            BackendError: the network failed.
+            BackendError: the network failed, or took longer than its session's limit (without one, :data:`SECONDS`).
         """
-        info = self._session.inputs[0]
+        info, session = self._session.inputs[0], self._session
         batch, channels, height, width = info.shape
         shape = (batch or 1, channels or 3, height or self._size[0], width or self._size[1])
         noise = np.random.default_rng(0).random(shape, dtype=np.float32)
-        found = self._session.run(input_arrays(info, noise))
+        own = session.time_limit
+        with contextlib.suppress(UsageError):  # a backend that cannot end a run
+            session.limit_time(own or SECONDS)
+        try:
+            found = session.run(input_arrays(info, noise))
+        finally:
+            session.limit_time(own)
         return {name: value.astype(np.float32) for name, value in found.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:

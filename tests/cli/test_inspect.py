@@ -1,4 +1,4 @@
-"""``deploykit inspect``: what a file is, whatever it is, without running it."""
+"""``deploykit inspect``: what a file is, whatever it is."""
 
 from __future__ import annotations
 

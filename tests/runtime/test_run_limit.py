@@ -67,6 +67,24 @@ def image(tmp_path: Path) -> Path:
     return tmp_path / "a.png"
 
 
+def test_a_draft_of_a_spec_does_not_run_for_ever(
+    endless: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(endless)
+    del model.metadata_props[:]
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "rows"  # so that only a run tells how many
+    onnx.save(model, endless)
+    stopped = r"longer than the time limit of 0\.3 s"
+    with pytest.raises(BackendError, match=stopped):
+        deploykit.load(endless, time_limit=0.3)
+    assert main(["bench", "--engine", str(endless), "--time-limit", "0.3"]) == BackendError.exit_code
+    monkeypatch.setattr("deploykit.runtime.foreign.probe.SECONDS", 0.3)
+    with pytest.raises(BackendError, match=stopped):
+        deploykit.load(endless)
+    assert main(["inspect", str(endless)]) == BackendError.exit_code
+    assert "time limit of 0.3 s" in capsys.readouterr().err
+
+
 def test_a_run_over_the_limit_is_ended_and_the_next_one_counts_anew(endless: Path) -> None:
     with open_session(endless) as session:
         session.limit_time(0.2)

@@ -319,3 +319,10 @@ def test_an_angle_needs_a_column(tmp_path: Path) -> None:
     draft = draft_of(write_constant(tmp_path / "m.onnx", {"output0": v8()}, OBB))
     assert set(draft.unknown) == {"task", "output"}
     assert "the task 'obb'" in draft.unknown["task"]
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_score_of_one_class_is_an_assumption(classes: int, tmp_path: Path) -> None:
+    rows = draft_of(write_constant(tmp_path / "r.onnx", {"output": v5(classes)}))
+    told = [text for text in rows.data["assumptions"] if "cls_counts: false" in text]
+    assert len(told) == (classes == 1)
