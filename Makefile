@@ -1,5 +1,5 @@
 # The two commands of the README. Both make .venv first, and again when what it is made from changes.
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs linkcheck clean
 
 demo: .venv/.ready   ## checkpoint -> verified ONNX file -> prediction on an image
 	scripts/demo
@@ -13,5 +13,11 @@ lint: .venv/.ready   ## its first part alone: format, lint, types
 .venv/.ready: pyproject.toml constraints.txt setup.py scripts/setup
 	scripts/setup
 
+docs: .venv/.ready   ## the documentation site, in docs/_build/html, without a network
+	.venv/bin/python -m docs.site
+
+linkcheck: .venv/.ready   ## whether the documents' links to other sites lead somewhere; needs a network
+	.venv/bin/python -m docs.site linkcheck
+
 clean:               ## everything that was made here
-	rm -rf .venv demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv demo build dist docs/_build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,7 +30,7 @@ import deploykit
 from deploykit import Calibration, PrecisionOptions, export_onnx
 from deploykit.export.precision.calibration import measure_activations
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize
-from deploykit.runtime.evaluate.coco_data import read_coco
+from deploykit.runtime.datasets.coco import read_coco
 from deploykit.runtime.evaluate.compare import compare_evaluations, interval_of
 from deploykit.runtime.evaluate.evaluate import evaluate_session
 from deploykit.runtime.evaluate.report import DetectionEvaluation
@@ -176,7 +176,7 @@ def detector(weights: Path, data: Path, images: Path, img: int, folder: Path) ->
         "",
         f"`int8` alone is the default: of the calibrations {chosen.method} was chosen, and {len(chosen.done.kept)} of",
         f"{len(chosen.done.kept) + len(chosen.done.layers)} layers stay fp32 by measurement ({kept}).",
-        "The other int8 rows quantise every layer. `fp8` is calibrated and kept likewise.",
+        "The other int8 rows quantize every layer. `fp8` is calibrated and kept likewise.",
         "",
         *speed,
         "",

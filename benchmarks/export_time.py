@@ -3,7 +3,7 @@
     python benchmarks/export_time.py [--model yolov7-w6-pose] [--img 960] [--rounds 3]
 
 Interleaved: each round runs all three, each in a fresh process. ``deploykit`` is everything of ``export --no-check``,
-from the checkpoint to the closed file; ``bare`` is ``torch.onnx.export`` alone, to a file, on the folded model;
+from the checkpoint to the closed file; ``bare`` is ``torch.onnx.export`` alone, to a file, on the fused model;
 ``checked`` is the whole export with its verification. torch and the exporter are imported before the clock starts.
 Peak memory is the process' maximum resident size.
 """

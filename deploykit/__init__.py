@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from deploykit.export.options import PrecisionOptions as PrecisionOptions
     from deploykit.export.parity.compare import compare as compare
     from deploykit.export.to_onnx import export_onnx as export_onnx
+    from deploykit.export.verify import VerifyReport as VerifyReport
+    from deploykit.export.verify import verify as verify
     from deploykit.facade import evaluate as evaluate
     from deploykit.facade import evaluate_against as evaluate_against
     from deploykit.facade import load as load
@@ -51,6 +53,7 @@ _HOME = {
     "Predictor": "deploykit.runtime.predict.predictor",
     "Progress": "deploykit.progress",
     "Result": "deploykit.runtime.results.detection",
+    "VerifyReport": "deploykit.export.verify",
     "build_engine": "deploykit.export.engine.build",
     "compare": "deploykit.export.parity.compare",
     "evaluate": "deploykit.facade",
@@ -58,6 +61,7 @@ _HOME = {
     "export_onnx": "deploykit.export.to_onnx",
     "load": "deploykit.facade",
     "open_session": "deploykit.facade",
+    "verify": "deploykit.export.verify",
 }
 logging.getLogger("deploykit").addHandler(logging.NullHandler())  # who runs it decides what becomes of its messages
 
@@ -66,7 +70,8 @@ __all__ = sorted(_HOME)  # noqa: PLE0605  (the table above is the one list of pu
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'deploykit' has no attribute {name!r}")
+        meant = ": use deploykit.load(path)" if name in ("YOLO", "AutoBackend") else ""
+        raise AttributeError(f"module 'deploykit' has no attribute {name!r}{meant}", name=name)
     with import_errors_explained():
         return getattr(import_module(_HOME[name]), name)
 

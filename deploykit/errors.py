@@ -32,8 +32,7 @@
 Three codes are those of a shell: 130 after Ctrl-C, 143 after SIGTERM, which cleans up as Ctrl-C does, and 141 if the
 reader closed the pipe.
 
-Each message says what was expected, what was found and what to do. :class:`UsageError` shares its
-exit code 2 with the ``SystemExit`` that Python's option parser raises for a wrong option.
+Each message says what was expected, what was found and what to do.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from pathlib import Path
 from types import ModuleType
 
 __all__ = [
+    "DISTRIBUTION",
     "AccuracyError",
     "ArtefactError",
     "BackendError",
@@ -74,6 +74,7 @@ __all__ = [
     "WeightsMismatchError",
     "import_errors_explained",
     "import_extra",
+    "installing",
     "os_errors_as_output_errors",
 ]
 
@@ -246,8 +247,17 @@ _EXTRAS = {
 }
 """Module -> the extra that installs it."""
 
-_BASE = {"cv2": "opencv-python (or opencv-python-headless)", "numpy": "numpy", "rich": "rich"}
+_BASE = {"cv2": "opencv-python (or opencv-python-headless)", "numpy": "numpy", "rich": "rich", "yaml": "pyyaml"}
 """Module -> the package that deploykit itself requires; it may still be missing."""
+
+
+DISTRIBUTION = "deploykit-vision"
+"""The name that pip installs deploykit by; on the package index ``deploykit`` is another project."""
+
+
+def installing(extra: str) -> str:
+    """Return the command that installs deploykit with one of its extras."""
+    return f"pip install '{DISTRIBUTION}[{extra}]'"
 
 
 def import_extra(module: str, extra: str) -> ModuleType:
@@ -259,13 +269,13 @@ def import_extra(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as e:
-        raise _missing(module, f"'deploykit[{extra}]'", e) from e
+        raise _missing(module, installing(extra), e) from e
 
 
-def _missing(module: str, package: str, error: ImportError) -> MissingDependencyError:
+def _missing(module: str, command: str, error: ImportError) -> MissingDependencyError:
     absent = isinstance(error, ModuleNotFoundError) and error.name == module.split(".", maxsplit=1)[0]
     reason = "is not installed" if absent else f"cannot be loaded ({error})"
-    return MissingDependencyError(f"{module} is required here but {reason}: pip install {package}")
+    return MissingDependencyError(f"{module} is required here but {reason}: {command}")
 
 
 @contextlib.contextmanager
@@ -286,10 +296,10 @@ def import_errors_explained() -> Iterator[None]:
                 "pip install opencv-python-headless)"
             ) from e
         if name in _BASE:
-            raise _missing(name, _BASE[name], e) from e
+            raise _missing(name, f"pip install {_BASE[name]}", e) from e
         if name not in _EXTRAS:
             raise
-        raise _missing(name, f"'deploykit[{_EXTRAS[name]}]'", e) from e
+        raise _missing(name, installing(_EXTRAS[name]), e) from e
 
 
 @contextlib.contextmanager

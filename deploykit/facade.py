@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     from deploykit.models.load_options import LoadOptions
     from deploykit.runtime.evaluate.compare import Comparison
     from deploykit.runtime.evaluate.report import DetectionEvaluation, Evaluation, ImageEvaluation
-    from deploykit.runtime.options import EvalKeywords, PredictKeywords
+    from deploykit.runtime.options import ComputeKeywords, EvalKeywords, PredictKeywords
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
     from deploykit.runtime.results.dense import Classification, Features, LabelMap, RestoredImage, RestoredRaw
@@ -127,7 +129,8 @@ def load(
         verify: take an exported model only if it is the file that was verified, by the hash in its parity report or its
             record (:mod:`deploykit.runtime.verified`); the whole file is read for that.
         options: ``conf``, ``iou``, ``max_det``, ``top``, ``tile``, ``overlap``, ``batch``, ...: the fields of
-            :class:`deploykit.runtime.options.PredictOptions`, with their defaults.
+            :class:`deploykit.runtime.options.PredictOptions`, and ``device`` and ``threads``: those of
+            :class:`deploykit.runtime.compute.ComputeOptions`, with their defaults.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.
@@ -139,15 +142,18 @@ def load(
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.spec_file import read_spec
 
-    asked, given = PredictOptions(**options), read_spec(spec)
-    session = open_session(path, backend=backend, preprocessing=preprocessing, loading=loading, verify=verify)
+    compute, others = _split(options, "load", PredictOptions)
+    asked, given = PredictOptions(**others), read_spec(spec)
+    session = open_session(
+        path, backend=backend, preprocessing=preprocessing, loading=loading, verify=verify, **compute
+    )
     try:
         if asked.time_limit is not None:  # a file without a spec may be run to draft one
             session.limit_time(asked.time_limit)
         chosen = given or session_spec(session, os.fspath(path))
         if task not in (None, chosen.task):
             raise UsageError(f"a model for the task {task!r} was asked for, {os.fspath(path)} is for {chosen.task!r}")
-        return Predictor(session, chosen, asked)
+        return Predictor(session, chosen, asked, name=os.fspath(path))
     except BaseException:
         session.close()
         raise
@@ -220,9 +226,10 @@ def evaluate(
 
     Args:
         model: an exported model (``.onnx``, ``.trt``), or a checkpoint, which needs torch.
-        data: of detectors annotations in COCO's JSON format; ``classify``: a folder with a folder of images for each
-            class, named as the class or by its number; ``segment``: a folder of label maps (one channel, or a palette;
-            255 is ignored); ``restore``: of targets.
+        data: of detectors annotations in COCO's JSON format, or a YOLO data set (``data.yaml``); ``classify``: a folder
+            with a folder of images for each class, named as the class or by its number, or with such folders for
+            ``train`` and ``val``; ``segment``: a folder of label maps (one channel, or a palette; 255 is ignored);
+            ``restore``: of targets.
         task: what is scored, where a model does more than one thing: ``detect``, ``instances`` (AP of masks) or
             ``keypoints``; None: the spec's task.
         images: the folder with the images that the annotations list; of ``segment`` and ``restore`` the folder of
@@ -234,7 +241,7 @@ def evaluate(
         loading, verify: as for :func:`load`.
         progress: hears the steps ``loading``, ``evaluating`` and ``scoring``, and the share of the images that is done.
         options: ``conf``, ``iou``, ``max_det``, ``limit``, ``batch``, ...: the fields of
-            :class:`deploykit.runtime.options.EvalOptions`, with their defaults.
+            :class:`deploykit.runtime.options.EvalOptions`, and ``device`` and ``threads`` as for :func:`load`.
 
     Raises:
         NotFoundError: the model, the truth, the folder or listed images are missing.
@@ -248,10 +255,13 @@ def evaluate(
     from deploykit.runtime.spec_file import read_spec
 
     given, upstream = read_spec(spec), preprocessing == "upstream"
-    chosen = EvalOptions(task=task, upstream=upstream, **options)
+    compute, others = _split(options, "evaluate", EvalOptions)
+    chosen = EvalOptions(task=task, upstream=upstream, **others)
     progress.step("loading")
     own_way = "default" if upstream else preprocessing
-    with open_session(model, backend=backend, preprocessing=own_way, loading=loading, verify=verify) as session:
+    with open_session(
+        model, backend=backend, preprocessing=own_way, loading=loading, verify=verify, **compute
+    ) as session:
         if chosen.time_limit is not None:  # a file without a spec may be run to draft one
             session.limit_time(chosen.time_limit)
         own = given or session_spec(session, os.fspath(model))
@@ -297,11 +307,27 @@ def evaluate_against(
     return compared(found[0], found[1], samples=bootstrap)
 
 
+def _split(options: Mapping[str, Any], function: str, kind: type[Any]) -> tuple[ComputeKeywords, dict[str, Any]]:
+    """Return the keyword arguments that say what computes, and the others, which are fields of ``kind``.
+
+    Raises:
+        TypeError: one is neither.
+    """
+    compute: ComputeKeywords = {"device": options.get("device"), "threads": options.get("threads")}
+    own = {"task", "upstream"}  # arguments of the function itself, or derived from them
+    known = [*(field.name for field in fields(kind) if field.name not in own), *compute]
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{function}() has no option {name!r}: its options are {', '.join(known)}")
+    return compute, {name: value for name, value in options.items() if name not in compute}
+
+
 def open_session(
     path: str | os.PathLike[str],
     *,
     backend: str = "auto",
-    provider: str = "auto",
+    device: str | int | None = None,
+    provider: str | None = None,
     threads: int | None = None,
     preprocessing: str = "default",
     loading: LoadOptions | None = None,
@@ -314,9 +340,11 @@ def open_session(
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`. ``torch`` computes an ONNX file
             by the types of its graph (:mod:`deploykit.export.sessions.onnx_in_torch`): the way to see on a CPU what
             fp16 loses, and to run bf16 and fp8 at all.
-        provider: what computes an exported model: ``auto``, ``cpu``, ``cuda``, or the backend's name of a provider.
-        threads: CPU threads within one operator; None: the backend's choice. Torch has one number for the whole
-            process: a checkpoint's session sets it for the time of each run, and its runs wait for each other.
+        device, threads: what computes, and with how many CPU threads: see
+            :class:`deploykit.runtime.compute.ComputeOptions`. Torch has one number of threads for the whole process: a
+            checkpoint's session sets it for the time of each run, and its runs wait for each other. OpenCV's threads
+            are limited for the process where it has a CPU quota or an affinity, or ``DEPLOYKIT_THREADS`` is set.
+        provider: the same as ``device``.
         preprocessing: what a checkpoint's session says of how images are prepared; see :func:`load`.
         loading: how a checkpoint is loaded; see :func:`load`.
         verify: see :func:`load`.
@@ -326,19 +354,23 @@ def open_session(
         MissingDependencyError: a checkpoint without torch, or an ONNX file without onnxruntime.
     """
     from deploykit.runtime import session
+    from deploykit.runtime.compute import ComputeOptions, either, limit_opencv
     from deploykit.runtime.files import existing_file, is_folder
 
+    compute = ComputeOptions(either(device, provider), threads)
+    limit_opencv()
     if session.is_checkpoint(path):
-        if backend not in ("auto", "torch") or provider != "auto":
-            raise UsageError(f"{path} is a checkpoint and runs in torch: backend and provider are for exports")
+        if backend not in ("auto", "torch"):
+            raise UsageError(f"{path} is a checkpoint and runs in torch: the backend {backend} is for exports")
         if verify:
             raise UsageError(f"{path} is a checkpoint, which exports are verified against: --verify is for exports")
-        session.check_threads(threads)
         file = Path(path) if is_folder(Path(path)) else existing_file(path, "a checkpoint")
         import_extra("torch", "export")
         from deploykit.export.sessions.torch_module import open_torch_session
 
-        return open_torch_session(file, threads=threads, preprocessing=preprocessing, loading=loading)[0]
+        return open_torch_session(
+            file, threads=threads, device=compute.provider, preprocessing=preprocessing, loading=loading
+        )[0]
     if preprocessing != "default":
         raise UsageError(f"{path} says in its spec how images are prepared: preprocessing is for checkpoints")
     if loading is not None:
@@ -348,8 +380,10 @@ def open_session(
 
         check_verified(existing_file(path, "a model"))
     if backend == "torch" and Path(path).suffix.lower() == ".onnx":
+        if compute.provider not in ("auto", "cpu"):
+            raise UsageError(f"the backend torch computes an ONNX file on the CPU, not on {compute.provider}")
         import_extra("torch", "export")
         from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 
         return open_onnx_in_torch(existing_file(path, "a model"), threads=threads)
-    return session.open_session(path, backend=backend, provider=provider, threads=threads)
+    return session.open_session(path, backend=backend, device=compute.provider, threads=threads)

@@ -12,11 +12,12 @@ from deploykit.export.options import AccuracyGate
 from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.progress import SILENT, Progress
-from deploykit.runtime.evaluate.coco_data import read_coco
 from deploykit.runtime.evaluate.coco_metrics import library
 from deploykit.runtime.evaluate.compare import AccuracyComparison, check_drop, compare_evaluations
 from deploykit.runtime.evaluate.evaluate import evaluate_session
+from deploykit.runtime.evaluate.meter import Data
 from deploykit.runtime.evaluate.report import DetectionEvaluation
+from deploykit.runtime.evaluate.yolo_data import annotations_of
 from deploykit.runtime.options import EvalOptions
 from deploykit.runtime.session import Session, open_session
 from deploykit.spec import ModelSpec
@@ -32,9 +33,10 @@ def check_gate(gate: AccuracyGate) -> None:
         MissingDependencyError: the library of the metrics is not installed.
     """
     library("hotcoco")
-    read_coco(gate.data)
-    if not Path(gate.images).expanduser().is_dir():
-        raise NotFoundError(f"expected a folder of images to evaluate on at {gate.images}, which is not a folder")
+    images = None if gate.images is None else Path(gate.images).expanduser()
+    _, folder = annotations_of(Data(Path(gate.data).expanduser(), images), gate.split)
+    if not folder.is_dir():
+        raise NotFoundError(f"expected a folder of images to evaluate on at {folder}, which is not a folder")
 
 
 def check_accuracy_drop(
@@ -51,7 +53,7 @@ def check_accuracy_drop(
         gate: the images and the largest drop that is allowed.
         file: the export, with raw rows.
         spec: the spec of the export.
-        fused: the folded model, the source of an fp32 export.
+        fused: the fused model, the source of an fp32 export.
         base: the verified fp32 file, the source of a lower precision; None for an fp32 export.
         progress: receives which model is evaluated, and how far that is.
 
@@ -65,7 +67,11 @@ def check_accuracy_drop(
     with before, after:
         for name, session in (("the source", before), (file.name, after)):
             named = _NamedEvaluation(name, progress)
-            found.append(evaluate_session(session, spec, gate.data, gate.images, EvalOptions(limit=gate.limit), named))
+            found.append(
+                evaluate_session(
+                    session, spec, gate.data, gate.images, EvalOptions(limit=gate.limit, split=gate.split), named
+                )
+            )
     source, export = (cast(DetectionEvaluation, each) for each in found)
     comparison = compare_evaluations(export, source, samples=gate.bootstrap)
     check_drop(comparison, gate.max_drop)

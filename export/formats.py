@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from deploykit.errors import UsageError
-from deploykit.export.engine.build import SUFFIXES, build_engine, check_engine
+from deploykit.export.engine.build import build_engine, check_engine, chosen_flavour
 from deploykit.export.engine.report import EngineReport
 from deploykit.export.options import EngineOptions, OnnxOptions
 from deploykit.export.output import is_folder, output_path
@@ -16,9 +16,9 @@ from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import export_checkpoint
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.engine_record import FLAVOURS, Flavour
-from deploykit.spec import ModelSpec
+from deploykit.spec import ENGINE_SUFFIXES, ModelSpec
 
-__all__ = ["FORMATS", "Exports", "Format", "export_formats"]
+__all__ = ["FORMATS", "Exports", "Format", "export_formats", "formats_for"]
 
 Format = Literal["onnx", "tensorrt", "tensorrt-rtx"]
 FORMATS: tuple[str, ...] = ("onnx", *FLAVOURS)
@@ -36,9 +36,27 @@ class Exports:
         return {**(self.onnx.to_dict() if self.onnx else {}), "engines": [e.to_dict() for e in self.engines]}
 
 
+def formats_for(formats: Sequence[str], out: str | Path | None) -> tuple[str, ...]:
+    """Return the formats to write: those that were asked for, else what the suffix of ``out`` says, else ONNX.
+
+    Raises:
+        UsageError: a format and the suffix contradict each other. MissingDependencyError: ``out`` is an engine, and no
+            TensorRT is installed.
+    """
+    file = None if out is None or is_folder(out) else Path(out)
+    engine = file is not None and file.suffix in ENGINE_SUFFIXES
+    if not formats:
+        return (chosen_flavour("auto"),) if engine else ("onnx",)
+    if engine and not set(formats) & set(FLAVOURS):
+        raise UsageError(f"--out {out} is an engine by its name, and --format is {formats[0]}: give one of the two")
+    if file is not None and file.suffix == ".onnx" and "onnx" not in formats:
+        raise UsageError(f"--out {out} is an ONNX file by its name, and --format is {formats[0]}: give one of the two")
+    return tuple(formats)
+
+
 def export_formats(
     weights: str | Path,
-    formats: Sequence[str],
+    formats: Sequence[str] = (),
     *,
     out: str | Path | None = None,
     onnx: OnnxOptions | None = None,
@@ -55,7 +73,7 @@ def export_formats(
 
     Args:
         weights: a checkpoint, or an ``.onnx`` file to build engines from.
-        formats: some of :data:`FORMATS`.
+        formats: some of :data:`FORMATS`; none: what the suffix of ``out`` says, else an ONNX file.
         out: the file for one format, a folder for several; None writes beside the weights.
         onnx: the options of the ONNX file; None takes the defaults.
         engines: the options of the engines; None takes the defaults.
@@ -69,6 +87,7 @@ def export_formats(
     """
     source, options = Path(weights), engines or EngineOptions()
     ready = source.suffix.lower() == ".onnx"
+    formats = formats_for(formats, out)
     _check(source, formats, out, ready=ready)
     flavours: list[Flavour] = [f for name in dict.fromkeys(formats) for f in get_args(Flavour) if f == name]
     for flavour in flavours:  # before the minute that the ONNX file takes
@@ -84,7 +103,7 @@ def export_formats(
         build_engine(
             file,
             flavour=flavour,
-            out=output_path(_engine_default(file, flavour, alone=len(flavours) == 1), out, SUFFIXES),
+            out=output_path(_engine_default(file, flavour, alone=len(flavours) == 1), out, ENGINE_SUFFIXES),
             options=options,
             spec=spec,
             samples=samples,
@@ -110,9 +129,9 @@ def _check(source: Path, formats: Sequence[str], out: str | Path | None, *, read
 
 def _onnx_path(source: Path, out: str | Path | None) -> str | Path | None:
     """The path of the ONNX file: beside the engine if ``out`` names an engine file."""
-    return Path(out).with_suffix(".onnx") if out is not None and Path(out).suffix in SUFFIXES else out
+    return Path(out).with_suffix(".onnx") if out is not None and Path(out).suffix in ENGINE_SUFFIXES else out
 
 
 def _engine_default(onnx: Path, flavour: Flavour, *, alone: bool) -> Path:
     name = onnx.stem if alone or flavour == "tensorrt" else f"{onnx.stem}-rtx"
-    return onnx.with_name(f"{name}{SUFFIXES[0]}")
+    return onnx.with_name(f"{name}{ENGINE_SUFFIXES[0]}")

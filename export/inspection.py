@@ -6,11 +6,14 @@ Nothing is run, except an ONNX file without a spec, once on noise, where its sha
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit.describe import preprocessing
 from deploykit.errors import CheckpointError, MissingDependencyError, SpecError, UsageError, import_extra
 from deploykit.models.load_options import LoadOptions
 from deploykit.runtime.engine_record import read_record
@@ -18,7 +21,7 @@ from deploykit.runtime.files import existing_file, is_folder
 from deploykit.runtime.foreign.draft import SpecDraft, draft_spec, takes_images
 from deploykit.runtime.session import is_checkpoint, open_session
 from deploykit.runtime.verified import engine_doubt, onnx_doubt, sha256
-from deploykit.spec import METADATA_KEY, ModelSpec
+from deploykit.spec import ENGINE_SUFFIXES, METADATA_KEY, ModelSpec
 from deploykit.strict_json import parse_json
 
 __all__ = ["Inspection", "draft_of_file", "inspect_file"]
@@ -48,7 +51,7 @@ def inspect_file(path: str | Path, loading: LoadOptions | None = None) -> Inspec
     if is_folder(Path(path)) and is_checkpoint(path):
         return _checkpoint(Path(path), loading)
     file = existing_file(path, "a checkpoint or an exported model")
-    kinds = {".onnx": _artefact, ".trt": _engine, ".engine": _engine}
+    kinds = {".onnx": _artefact, **dict.fromkeys(ENGINE_SUFFIXES, _engine)}
     artefact = kinds.get(file.suffix.lower())
     if artefact is None:
         return _checkpoint(file, loading)
@@ -159,8 +162,40 @@ def _graph(file: Path) -> dict[str, Any]:
         "nodes": len(model.graph.node),
         "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
         "stored tensors": len(model.graph.initializer),
+        **_stored(model.graph),
         "made by": f"{model.producer_name} {model.producer_version}".strip(),
     }
+
+
+def _stored(graph: Any, count: int = 5) -> dict[str, Any]:
+    """Bytes of the weights and constants of a graph by element type, and the ``count`` largest."""
+    import onnx
+
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors |= {
+        node.output[0]: attribute.t
+        for node in graph.node
+        if node.op_type == "Constant"
+        for attribute in node.attribute
+        if attribute.type == onnx.AttributeProto.TENSOR
+    }
+    total: Counter[str] = Counter()
+    shown = []
+    for name, tensor in tensors.items():
+        kind = _element_type(onnx.TensorProto.DataType.Name(tensor.data_type))
+        bits = (
+            8 if kind == "bool" else int((re.search(r"\d+", kind) or ["0"])[0])
+        )  # strings: no shape tells their bytes
+        size = math.prod(tensor.dims) * bits // 8
+        total[kind] += size
+        shown.append((size, f"{name} {kind} {'x'.join(map(str, tensor.dims)) or 'scalar'}: {size:,} bytes"))
+    shown.sort(key=lambda entry: -entry[0])
+    return {"stored bytes": dict(total.most_common()), "largest": [text for _, text in shown[:count]]}
+
+
+def _element_type(name: str) -> str:
+    """Return the usual name of ONNX's element type."""
+    return {"FLOAT": "float32", "DOUBLE": "float64"}.get(name, name.lower())
 
 
 def _engine(file: Path) -> Inspection:
@@ -199,4 +234,5 @@ def _meaning(spec: ModelSpec) -> dict[str, Any]:
     facts: dict[str, Any] = {"task": spec.task, "size": spec.input.size, "classes": list(spec.classes)}
     if spec.keypoints:
         facts["keypoints"] = list(spec.keypoints.names)
-    return facts | spec.output.facts(spec)
+    facts |= spec.output.facts(spec)
+    return facts | {"preprocessing": preprocessing(spec), "output": spec.output.describe(spec)}

@@ -50,7 +50,8 @@ class Calibration:
     """The images that calibrate int8 and fp8, and how a range follows from measured values.
 
     Attributes:
-        source: a folder of images (subfolders are not searched), or the images themselves.
+        source: a folder of images (subfolders are not searched), the images themselves, or the ``data.yaml`` of a YOLO
+            data set, of which the split ``train`` is taken, else ``val``.
         size: how many images are used at most, spread evenly over their sorted names.
         method: how a range follows from absolute values; see :mod:`deploykit.export.precision.calibration`.
         percentile: the percentile of the method ``percentile``, in percent.
@@ -76,13 +77,17 @@ class Calibration:
         Raises:
             NotFoundError: the folder or an image does not exist. ImageError, DataError: there is no image.
         """
-        from deploykit.runtime.images.sources import list_images
+        from deploykit.runtime.datasets.yolo import CALIBRATED, is_yolo, read_yolo
+        from deploykit.runtime.images.folders import list_images
 
         if isinstance(self.source, tuple):
             found = [Path(p).expanduser() for p in self.source]
             missing = next((p for p in found if not p.is_file()), None)
             if missing is not None:
                 raise NotFoundError(f"the calibration image {missing} does not exist")
+        elif is_yolo(self.source):
+            dataset = read_yolo(self.source)
+            found = dataset.images(dataset.split(*CALIBRATED))
         else:
             folder = Path(self.source).expanduser()
             if not folder.is_dir():
@@ -145,15 +150,17 @@ class AccuracyGate:
 
     Attributes:
         max_drop: how far AP may fall, in points (hundredths).
-        data: annotations in COCO's format.
-        images: the folder with their images.
+        data: annotations in COCO's format, or the ``data.yaml`` of a YOLO data set.
+        images: the folder with the images of COCO's annotations; None for a YOLO data set.
+        split: the split of a YOLO data set; None: val, else test, else train.
         limit: how many of the first images are used; None: all.
         bootstrap: how many bootstrap draws give the confidence interval of the drop.
     """
 
     max_drop: float
     data: str | os.PathLike[str]
-    images: str | os.PathLike[str]
+    images: str | os.PathLike[str] | None = None
+    split: str | None = None
     limit: int | None = None
     bootstrap: int = 1000
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import DeployError
+from deploykit.errors import DeployError, installing
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import gpu_unavailable_reason, open_gpu
 from deploykit.runtime.images.letterbox import Letterbox
@@ -162,7 +162,7 @@ def _arrays(kept: Kept) -> tuple[Array, ...]:
 
 def _onnxruntime(name: str) -> Check:
     if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
-        return Check(name, None, f"not run: {missing[0]} is not installed (pip install 'deploykit[cpu,export]')")
+        return Check(name, None, f"not run: {missing[0]} is not installed ({installing('cpu,export')})")
     wrong, runs = [], 0
     with tempfile.TemporaryDirectory() as folder:
         for rows, layout in _problems():

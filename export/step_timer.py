@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 
 from deploykit.progress import SILENT, Progress, Within
 
 __all__ = ["StepTimer"]
+
+LOG = logging.getLogger(__name__)
 
 LONG = 30.0  # seconds
 
@@ -35,7 +38,10 @@ class StepTimer(Within):
 
     def step(self, name: str) -> None:
         """Begin a step; see :meth:`Progress.step`."""
-        self._starts.append((name, time.perf_counter()))
+        now = time.perf_counter()
+        if self._starts:
+            LOG.debug("%s took %.2f s", self._starts[-1][0], now - self._starts[-1][1])
+        self._starts.append((name, now))
         super().step(name)
         self._offer_shortcut()
 

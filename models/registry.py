@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -20,6 +21,8 @@ from deploykit.models.loading.images import with_images_of_file
 from deploykit.models.signatures import described_by, signature_of
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import InputSpec, ModelSpec, Source
+
+LOG = logging.getLogger(__name__)
 
 NAMES = (
     "cmt.model", "cmt.flyegle", "crossformer.model", "dynopool.model", "fcn.model", "kapao", "nafnet", "resnet",
@@ -157,8 +160,10 @@ def builder_of(name: str) -> Builder:
     _load_families()
     builder = _BUILDERS.get(name.replace("-", "_"))
     if builder is None:
-        close = difflib.get_close_matches(name.replace("_", "-"), list_models(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(list_models())}"
+        typed = name.replace("_", "-").lower()
+        begun = [each for each in list_models() if len(typed) > 2 and each.startswith(typed)]
+        close = begun or difflib.get_close_matches(typed, list_models(), n=1)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(list_models())}"
         raise NotFoundError(f"there is no model {name!r}: {hint}")
     return builder
 
@@ -240,12 +245,14 @@ def _recognised(checkpoint: Checkpoint) -> ReferenceModel | None:
     for family in FAMILIES:
         model: ReferenceModel | None = import_module(family).from_checkpoint(checkpoint)
         if model is not None:
+            entry = checkpoint.entry or "the file itself"
+            LOG.debug("%s is %s, of the family %s; weights in %s", checkpoint.path, model.name, model.family, entry)
             check_choices(model, checkpoint.loading)
             source = Source(model=model.name, sha256=checkpoint.sha256)
             notes = (*checkpoint.notes, *model.notes, *_other_names(checkpoint, model))
             seed = checkpoint.metadata.get("random_seed")
             if seed is not None:  # written by create_checkpoint
-                notes = (*notes, f"its weights are random (seed {seed}): what it says means nothing")
+                notes = (*notes, f"random weights (seed {seed}): predictions are meaningless")
             spec = with_images_of_file(replace(model.spec, source=source), checkpoint)
             return replace(model, spec=spec, notes=notes)
     return None

@@ -153,7 +153,7 @@ def load_timm(
         if not options.pretrained:
             assert isinstance(model.module, TimmModel)
             model.module.random_weights(1.0)
-    random = () if options.pretrained else ("its weights are random (seed 0): what it says means nothing",)
+    random = () if options.pretrained else ("random weights (seed 0): predictions are meaningless",)
     check_choices(model, loading or LoadOptions())
     spec = with_images_of(model.spec, loading or LoadOptions())
     return replace(model, spec=spec, notes=(*random, *model.notes))

@@ -186,7 +186,7 @@ def device_index(provider: str) -> int:
     """
     kind, _, number = provider.partition(":")
     if kind != "cuda" or (number and not (number.isascii() and number.isdecimal())) or provider.endswith(":"):
-        raise UsageError(f"a GPU must be given as cuda or cuda:N, where N is its number; got {provider!r}")
+        raise UsageError(f"the device must be cuda or cuda:N here, where N is the number of a GPU; got {provider!r}")
     return int(number or 0)
 
 
@@ -315,7 +315,7 @@ class _PyCuda(Gpu):
     binding = "pycuda"
 
     def __init__(self, index: int) -> None:
-        self._drv: Any = import_extra("pycuda.driver", "tensorrt")
+        self._drv: Any = import_extra("pycuda.driver", "pycuda")
         self._drv.init()
         _check_index(index, self._drv.Device.count())
         device = self._drv.Device(index)

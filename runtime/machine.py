@@ -11,16 +11,27 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
-import numpy as np
-
+from deploykit.runtime.cores import CGROUP, allowed_cores, core_limit
 from deploykit.version import __version__
 
-__all__ = ["Gpu", "Machine", "peak_memory", "processor_name", "reset_peak_memory", "resident_memory", "versions"]
+__all__ = [
+    "Gpu",
+    "Machine",
+    "cpu_features",
+    "peak_memory",
+    "processor_name",
+    "reset_peak_memory",
+    "resident_memory",
+    "versions",
+]
 
 BACKENDS = ("onnxruntime", "torch", "tensorrt", "tensorrt_rtx")
-CGROUP = Path("/sys/fs/cgroup")  # holds a container's limits on Linux
 PROCESS = Path("/proc/self")
+FEATURES = (
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_int8", "amx_bf16", "asimddp",
+    "i8mm", "bf16", "sve",
+)  # fmt: skip
+"""Instructions that make networks faster: of x86 for float32, int8, half precision and matrices; of Arm."""
 NVIDIA_SMI_TIMEOUT = 10  # seconds; nvidia-smi can hang where the driver is broken
 
 
@@ -61,15 +72,14 @@ class Machine:
     def here() -> Machine:
         """Describe the machine that this process runs on, as it is now."""
         machine_cores = os.cpu_count() or 1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine_cores
         load = None
         with contextlib.suppress(OSError, AttributeError):
             load = os.getloadavg()[0]
         return Machine(
             processor=processor_name(),
-            cores=cores,
+            cores=len(allowed_cores()),
             machine_cores=machine_cores,
-            core_limit=_core_limit(),
+            core_limit=core_limit(),
             memory=_memory(),
             load=load,
             system=platform.platform(),
@@ -79,6 +89,9 @@ class Machine:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, deploykit, numpy, OpenCV and every backend that this process has loaded."""
+    import cv2  # not above: what describes a machine must not need it
+    import numpy as np
+
     found = {"Python": platform.python_version(), "deploykit": __version__}
     found |= {"numpy": np.__version__, "OpenCV": cv2.__version__}
     loaded = {name: sys.modules.get(name) for name in BACKENDS}
@@ -91,6 +104,16 @@ def processor_name() -> str:
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def cpu_features() -> tuple[str, ...]:
+    """Return those of :data:`FEATURES` that the CPU has; empty where the system does not report them."""
+    for line in _text(Path("/proc/cpuinfo")).splitlines():
+        name, _, words = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            have = set(words.split())
+            return tuple(feature for feature in FEATURES if feature in have)
+    return ()
 
 
 def resident_memory() -> int | None:
@@ -140,11 +163,6 @@ def _memory() -> int | None:
     if not limit.isdecimal():  # "max" stands for no limit
         return total
     return int(limit) if total is None else min(total, int(limit))
-
-
-def _core_limit() -> float | None:
-    quota, _, period = _text(CGROUP / "cpu.max").strip().partition(" ")
-    return int(quota) / int(period) if quota.isdecimal() and period.isdecimal() else None
 
 
 def _gpus() -> tuple[Gpu, ...]:

@@ -28,7 +28,7 @@ __all__ = ["ADAPTERS", "OutputAdapter", "adapter_of", "loaded", "register_runtim
 
 OutputT = TypeVar("OutputT", bound=Output)
 
-EVERY = frozenset({"batch", "max_pixels", "time_limit"})
+EVERY = frozenset({"batch", "every", "max_pixels", "reconnect", "time_limit"})
 """Options of a prediction that every model has."""
 
 
@@ -64,9 +64,13 @@ class OutputAdapter(ABC, Generic[OutputT]):
         self.output = cast(OutputT, spec.output)
         wrong = [name for name in given_options(self.options) if name not in self.takes | EVERY]
         if wrong:
-            raise UsageError(f"{', '.join(wrong)}: not for a model of the task {spec.task}")
-        if self.options.max_pixels < 1:
-            raise UsageError(f"max_pixels must be at least 1, got {self.options.max_pixels}")
+            own = ", ".join(sorted(self.takes)) or "none"
+            raise UsageError(
+                f"{', '.join(wrong)}: not for the task {spec.task} of this model; options of this task: {own}"
+            )
+        for name, least in (("max_pixels", 1), ("every", 1), ("reconnect", 0)):
+            if getattr(self.options, name) < least:
+                raise UsageError(f"{name} must be at least {least}, got {getattr(self.options, name)}")
 
     @abstractmethod
     def decode(self, outputs: Mapping[str, Array], slot: int, shown: CanvasImage) -> Callable[..., ImageResult]:
@@ -77,6 +81,11 @@ class OutputAdapter(ABC, Generic[OutputT]):
         Raises:
             SpecError, BackendError: an output has another shape than the spec says.
         """
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know about the options, one sentence each."""
+        return ()
 
     @property
     def takes_raw(self) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,15 +20,15 @@ import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, UsageError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.compute import ComputeOptions, either
 from deploykit.runtime.files import existing_file, is_folder
-from deploykit.spec import CHECKPOINT_SUFFIXES
+from deploykit.spec import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES
 
 __all__ = [
     "BACKENDS",
     "Session",
     "TensorInfo",
     "check_inputs",
-    "check_threads",
     "for_checkpoints",
     "input_arrays",
     "is_checkpoint",
@@ -40,8 +41,7 @@ Asked = TypeVar("Asked")
 
 BACKENDS: dict[str, dict[str, str]] = {
     ".onnx": {"onnxruntime": "deploykit.runtime.backends.ort"},
-    ".trt": {"tensorrt": "deploykit.runtime.backends.trt.session"},
-    ".engine": {"tensorrt": "deploykit.runtime.backends.trt.session"},
+    **{suffix: {"tensorrt": "deploykit.runtime.backends.trt.session"} for suffix in ENGINE_SUFFIXES},
 }
 """File suffix -> backend name -> module; the first backend of a suffix is the default."""
 
@@ -64,7 +64,8 @@ class Session(Protocol):
     ``metadata`` is what the file stores besides the network. ``providers`` are what actually computes, never just what
     was requested; ``notes`` are what a user should know about that. ``device_memory`` is the number of bytes that the
     network holds in GPU memory (None: it runs on the CPU, or its backend does not report it). ``threads`` is the
-    number of CPU threads within one operator (None: the backend's own choice). ``time_limit`` is the limit of a run in
+    number of CPU threads within one operator (None: the backend's own choice), and ``threads_from`` what set it.
+    ``time_limit`` is the limit of a run in
     seconds (None: there is none). ``stage_ms`` holds the milliseconds of each stage of the last run on a GPU, where the
     backend measures them. A session is also a context manager.
     """
@@ -76,6 +77,7 @@ class Session(Protocol):
     notes: tuple[str, ...] = ()
     device_memory: int | None = None
     threads: int | None = None
+    threads_from: str = ""
     time_limit: float | None = None
     stage_ms: Mapping[str, float] = {}
 
@@ -114,16 +116,21 @@ class Session(Protocol):
 
 
 def open_session(
-    path: str | os.PathLike[str], *, backend: str = "auto", provider: str = "auto", threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    backend: str = "auto",
+    device: str | int | None = None,
+    provider: str | None = None,
+    threads: int | None = None,
 ) -> Session:
     """Load an exported model; the file's suffix selects the backend.
 
     Args:
         path: the model, for example ``yolov7-w6-pose.onnx``.
         backend: ``auto`` (the default backend of the suffix) or a name from :data:`BACKENDS`.
-        provider: what computes: ``auto`` (a GPU where this installation has one, else the CPU), ``cpu``, ``cuda``,
-            or the backend's own name of a provider.
-        threads: CPU threads within one operator; None leaves the choice to the backend.
+        device, threads: what computes, and with how many CPU threads: see
+            :class:`deploykit.runtime.compute.ComputeOptions`.
+        provider: the same as ``device``.
 
     What the session notes (a GPU that could not be used, an engine whose numbers nothing verifies) is logged too.
 
@@ -140,15 +147,29 @@ def open_session(
         known = f"{', '.join(others)} or {last}"
         found = f"ends in {file.suffix}" if file.suffix else "has no suffix"
         raise ArtefactError(f"expected a model that ends in {known}, but {file} {found}: export it to one of these")
-    check_threads(threads)
+    compute = ComputeOptions(either(device, provider), threads)
     name = next(iter(choices)) if backend == "auto" else backend
     if name not in choices:
         expected = " or ".join(("auto", *choices))
         raise UsageError(f"the backend of a {file.suffix} file must be {expected}, got {backend!r}")
-    session = cast(Session, import_module(choices[name]).open_session(file, provider=provider, threads=threads))
+    began = time.perf_counter()
+    session = cast(Session, import_module(choices[name]).open_session(file, provider=compute.provider, threads=threads))
+    if LOG.isEnabledFor(logging.DEBUG):
+        _tell(file, name, session, time.perf_counter() - began)
     for note in session.notes:
         LOG.warning("%s", note)
     return session
+
+
+def _tell(file: Path, backend: str, session: Session, seconds: float) -> None:
+    threads = "the backend's own threads" if session.threads is None else f"{session.threads} threads"
+    providers = " and ".join(session.providers)
+    tensors = {
+        name: ", ".join(f"{info.name} {info}" for info in infos)
+        for name, infos in (("inputs", session.inputs), ("outputs", session.outputs))
+    }
+    LOG.debug("%s: opened by %s in %.0f ms, on %s, with %s", file, backend, 1000 * seconds, providers, threads)
+    LOG.debug("%s: inputs %s; outputs %s", file, tensors["inputs"], tensors["outputs"])
 
 
 def is_checkpoint(path: str | os.PathLike[str]) -> bool:
@@ -176,16 +197,6 @@ def shape_matches(expected: tuple[int | None, ...], shape: tuple[int, ...]) -> b
     return len(shape) == len(expected) and all(
         size is None or size == got for size, got in zip(expected, shape, strict=True)
     )
-
-
-def check_threads(threads: int | None) -> None:
-    """Check a number of CPU threads; None is allowed.
-
-    Raises:
-        UsageError: the number is less than 1.
-    """
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads must be at least 1, got {threads}")
 
 
 def input_arrays(info: TensorInfo, images: Array) -> dict[str, Array]:

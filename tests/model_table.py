@@ -90,9 +90,9 @@ PAGE = """# What was verified of every model
 Made by `python -m tests.model_table`, which does what stands here; the page is not edited by hand.
 Last run with {about}. Engines were built and not run.
 
-* *parameters*: of the model as its authors' files hold it, batch norms not folded; equal to the number that their
+* *parameters*: of the model as its authors' files hold it, batch norms not fused; equal to the number that their
   code or paper gives, where there is one.
-* *original's output*: the largest difference between our folded model and what the original project's own code gave
+* *original's output*: the largest difference between our fused model and what the original project's own code gave
   for the same checkpoint of reduced width (pixels; probabilities; of one dense output a share of its range). Empty: no
   such file is available; the family's page says what else was compared.
 * *ONNX, narrow*: a narrow model of that kind with random weights was exported and compared with itself in float64 on
@@ -182,7 +182,7 @@ def row_of(name: str) -> tuple[str, ...]:
 
 
 def against_the_original(name: str) -> str:
-    """The largest differences of the folded model to what the original's code gave."""
+    """The largest differences of the fused model to what the original's code gave."""
     if name not in GOLDEN:
         return ""
     place = ROOT.parent / "shared" / "golden"

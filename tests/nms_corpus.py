@@ -39,12 +39,22 @@ class Case:
     kept: tuple[int, ...] | None = None
 
 
-def reference(rows: Rows, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> list[Kept]:
+def reference(
+    rows: Rows,
+    layout: RawDetections,
+    thresholds: Thresholds,
+    *,
+    multi_label: bool = False,
+    classes: Sequence[int] | None = None,
+    agnostic: bool = False,
+) -> list[Kept]:
     """The definition in single float32 operations, one row and one pair at a time."""
     with np.errstate(all="ignore"):
         kept: list[Kept] = []
-        for one in candidates(rows, layout, thresholds, multi_label=multi_label)[: thresholds.pre_nms_topk]:
-            rivals = (k for k in kept if k.label == one.label)
+        found = candidates(rows, layout, thresholds, multi_label=multi_label)
+        wanted = [each for each in found if classes is None or each.label in classes]
+        for one in wanted[: thresholds.pre_nms_topk]:
+            rivals = (k for k in kept if agnostic or k.label == one.label)
             if not any(_iou(rows, layout, one.row, k.row) > F(thresholds.iou) for k in rivals):
                 kept.append(one)
         return kept[: thresholds.max_det]

@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import SpecError
@@ -254,6 +254,7 @@ def test_assumptions_are_written_where_there_are_any() -> None:
     assert spec.assumption_notes == ("assumed: SiLU: no tensor tells",)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
 @given(specs())
 def test_a_spec_survives_json(spec: ModelSpec) -> None:
     assert ModelSpec.from_json(spec.to_json()) == spec

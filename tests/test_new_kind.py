@@ -155,7 +155,7 @@ def test_it_predicts(exported: ExportReport, images: Path, tmp_path: Path, capsy
         assert [r.count for r in predict.stream(images) if isinstance(r, Count)] == pytest.approx(
             [0, 1, 2, 5], abs=1e-4
         )
-    with pytest.raises(UsageError, match="conf: not for a model of the task count"):
+    with pytest.raises(UsageError, match="conf: not for the task count of this model"):
         deploykit.load(exported.path, conf=0.5)
     words = ["predict", "--model", exported.path, "--source", images, "--out", tmp_path / "drawn"]
     assert main([*map(str, words)]) == 0

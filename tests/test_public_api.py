@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 
 import deploykit
+from deploykit.cli._compute import compute_flags
+from deploykit.cli._options import Flags
 from deploykit.cli._predict_files import predict_flags
 from deploykit.cli.eval import eval_flags
-from deploykit.runtime.options import EvalKeywords, EvalOptions, PredictKeywords, PredictOptions
+from deploykit.runtime.compute import ComputeOptions
+from deploykit.runtime.options import ComputeKeywords, EvalKeywords, EvalOptions, PredictKeywords, PredictOptions
 
 PUBLIC = [
     "AccuracyGate",
@@ -29,6 +33,7 @@ PUBLIC = [
     "Predictor",
     "Progress",
     "Result",
+    "VerifyReport",
     "build_engine",
     "compare",
     "evaluate",
@@ -36,6 +41,7 @@ PUBLIC = [
     "export_onnx",
     "load",
     "open_session",
+    "verify",
 ]
 
 
@@ -90,17 +96,26 @@ def test_signatures_keep_their_parameters(name: str, parameters: list[str]) -> N
 
 @pytest.mark.parametrize(
     ("options", "keywords", "other_ways"),
-    [(PredictOptions, PredictKeywords, set()), (EvalOptions, EvalKeywords, {"task", "upstream"})],
+    [
+        (ComputeOptions, ComputeKeywords, set()),
+        (PredictOptions, PredictKeywords, set()),
+        (EvalOptions, EvalKeywords, {"task", "upstream"}),
+    ],
 )
 def test_keyword_arguments_are_the_fields_of_the_options(options: type, keywords: type, other_ways: set[str]) -> None:
     """``upstream`` is what ``preprocessing="upstream"`` sets."""
-    fields = get_type_hints(options)
+    fields = {**get_type_hints(options), **get_type_hints(ComputeOptions)}
     assert get_type_hints(keywords) == {name: hint for name, hint in fields.items() if name not in other_ways}
 
 
 def test_the_command_line_fills_the_options() -> None:
     """Each field has a flag, but for those that a command decides itself."""
-    for flags, of_commands in ((predict_flags(), {"multi_label"}), (eval_flags(), {"upstream", "keep_detections"})):
+    ways: list[tuple[Flags[Any], set[str]]] = [
+        (predict_flags(), {"multi_label"}),
+        (eval_flags(), {"upstream", "keep_detections"}),
+        (compute_flags(), set()),
+    ]
+    for flags, of_commands in ways:
         typed = {flag.field for group in flags.groups.values() for flag in group}
         assert typed == {field.name for field in fields(flags.owner)} - of_commands
 
@@ -113,15 +128,20 @@ def test_a_type_checker_knows_results_by_their_task(tmp_path: Path) -> None:
         'reveal_type(deploykit.load("m.onnx")(b""))\n'
         'reveal_type(deploykit.load("m.onnx", task="detect", conf=0.5)(b""))\n'
         'reveal_type(deploykit.load("m.onnx", task="segment")(b""))\n'
+        'model = deploykit.load("m.onnx", task="detect")\n'
+        'reveal_type(model("a.jpg"))\n'
+        'reveal_type(model(["a.jpg", b""]))\n'
+        'reveal_type(model.stream("folder"))\n'
         'reveal_type(deploykit.evaluate("m.onnx", "d"))\n'
         'reveal_type(deploykit.evaluate("m.onnx", "d", images="i", task="keypoints"))\n'
         'deploykit.load("m.onnx", confidence=0.5)\n'
     )
     said, _, _ = api.run([str(program), "--follow-imports=silent", "--no-error-summary"])
-    found = [
-        line.split(": ", 2)[2].split('"')[1].rsplit(".", 1)[-1] for line in said.splitlines() if "Revealed type" in line
-    ]
-    assert found == ["ImageResult", "Result", "LabelMap", "Evaluation", "DetectionEvaluation"], said
+    found = [re.sub(r"[a-z_]+\.", "", line.split('"')[1]) for line in said.splitlines() if "Revealed type" in line]
+    assert found == [
+        "ImageResult", "Result", "LabelMap", "Result", "list[Result]", "Iterator[Result]", "Evaluation",
+        "DetectionEvaluation",
+    ], said  # fmt: skip
     assert 'Unexpected keyword argument "confidence"' in said
 
 

@@ -1,4 +1,4 @@
-"""The README's first blocks run when they are pasted, with random weights in place of the download."""
+"""The README's first blocks run when they are pasted."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.doc_blocks import blocks_of
+
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text()
 
 
-def blocks() -> list[list[str]]:
-    """The indented blocks of the section "Start"."""
-    section = README.split("## Start")[1].split("\n## ")[0]
-    found = re.findall(r"(?m)(?:^ {4}.*\n|^\n(?= {4}))+", section)
-    return [[line[4:] for line in block.strip("\n").splitlines()] for block in found]
+def blocks() -> tuple[list[str], str]:
+    """The lines of bash of the section "Start", and its Python."""
+    first, export, python = blocks_of(README.split("## Start")[1].split("\n## ")[0])
+    assert (first.language, export.language, python.language) == ("bash", "bash", "python")
+    assert [line.split()[:2] for line in first.text.splitlines()] == [["pip", "install"], ["deploykit", "demo"]]
+    return [*first.text.splitlines(), *export.text.splitlines()], python.text
 
 
 def test_the_readme_is_short() -> None:
@@ -24,15 +27,13 @@ def test_the_readme_is_short() -> None:
 
 
 def test_the_two_commands_are_those_of_the_makefile(root: Path) -> None:
-    commands = re.findall(r"(?m)^ {4}make (\w+)", README)
+    commands = re.findall(r"(?m)^make (\w+)", README)
     assert commands == ["demo", "test"]
     assert all(f"\n{name}: " in (root / "Makefile").read_text() for name in commands)
 
 
 def test_the_first_blocks_run_as_they_are_pasted(root: Path, tmp_path: Path) -> None:
     shell, python = blocks()
-    (tmp_path / "deploykit").mkdir()
-    (tmp_path / "deploykit" / "assets").symlink_to(root / "deploykit" / "assets")
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
 
     def run(*words: str) -> str:
@@ -46,13 +47,12 @@ def test_the_first_blocks_run_as_they_are_pasted(root: Path, tmp_path: Path) -> 
     for line in shell:
         if line.startswith("pip install "):
             continue
-        if line.startswith("deploykit fetch"):
-            line = line.partition("without a network: ")[2]  # noqa: PLW2901
         words = shlex.split(line, comments=True)
         assert words[0] == "deploykit"
         run("-m", *words)
         ran.append(words[1])
-    assert ran == ["create", "export", "predict", "compare", "bench"]
-    assert (tmp_path / "results" / "apollo11_crew.jpg").is_file()
-    assert "apollo11_crew.jpg" in run("-c", "\n".join(python))
+    assert ran == ["demo", "export", "predict", "compare", "bench"]
+    assert (tmp_path / "demo" / "results" / "markers.jpg").is_file()
+    assert (tmp_path / "results" / "markers.jpg").is_file()
+    assert re.search(r"markers\.jpg \{.*'aruco marker': \d", run("-c", python))
     assert (tmp_path / "drawn.jpg").is_file()

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from deploykit.errors import DISTRIBUTION
 from deploykit.runtime.engine_record import FLAVOURS
+from deploykit.version import DOCS_URL, REPOSITORY_URL
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -35,7 +37,7 @@ def copied(place: Path) -> Path:
     names = shutil.ignore_patterns(".git", ".venv", "demo", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
     shutil.copytree(ROOT, copy, symlinks=True, ignore=names)
     (copy / "cpp_plugins" / "lib").mkdir(exist_ok=True)
-    (copy / "cpp_plugins" / "lib" / "libdeploykit_cpu.so").write_bytes(b"of this machine")
+    (copy / "cpp_plugins" / "lib" / "libdeploykit_cuda.so").write_bytes(b"of this machine")
     return copy
 
 
@@ -53,9 +55,15 @@ MODULES = {"onnxruntime-gpu": "onnxruntime", "cuda-bindings": "cuda", "pillow": 
 """The modules of packages that have another name; all others are called as their module, but for hyphens."""
 
 
+OF_DEVELOPERS = {"dev", "docs"}
+"""Extras whose packages are used by the tests and by docs/, not by the package."""
+
+
 def test_every_extra_has_code_behind_it() -> None:
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    packages = {re.split(r"[^\w-]", need)[0] for name, needs in extras.items() if name != "dev" for need in needs}
+    packages = {
+        re.split(r"[^\w-]", need)[0] for name, needs in extras.items() if name not in OF_DEVELOPERS for need in needs
+    }
     code = "".join(
         f.read_text() for part in ("deploykit", "models", "export", "runtime") for f in (ROOT / part).rglob("*.py")
     )
@@ -72,6 +80,7 @@ def test_the_wheel_holds_every_module_and_the_image(built: Path) -> None:
     assert modules
     assert modules <= names, sorted(modules - names)
     assert {"deploykit/py.typed", "deploykit/assets/apollo11_crew.jpg"} <= names
+    assert {f"deploykit/assets/markers.{suffix}" for suffix in ("onnx", "pt", "jpg")} <= names
     sources = {f"deploykit/{f}" for f in tracked() if f.startswith("cpp_plugins/")}
     assert {"deploykit/cpp_plugins/CMakeLists.txt", "deploykit/cpp_plugins/nms_kpt/kernel.cuh"} <= sources
     assert {n for n in names if n.startswith("deploykit/cpp_plugins/")} == sources
@@ -120,6 +129,56 @@ def test_the_installed_wheel_works_and_leaves_the_top_level_alone(built: Path, t
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=tmp_path, env=environment, check=True)
+
+
+@pytest.mark.skipif(not shutil.which("cmake"), reason="no cmake: the native library cannot be built")
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))), reason="no C++ compiler")
+def test_a_native_wheel_is_of_one_platform_and_every_python_and_gives_what_numpy_gives(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path / "dist")]
+    environment = {**os.environ, "DEPLOYKIT_BUILD_NATIVE": "1"}
+    done = subprocess.run(
+        [*command, str(copied(tmp_path))], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    assert re.fullmatch(rf"{DISTRIBUTION.replace('-', '_')}-[\d.]+-py3-none-(?!any)\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as archive:
+        inside = archive.namelist()
+        assert "Root-Is-Purelib: false" in archive.read(next(n for n in inside if n.endswith("/WHEEL"))).decode()
+        archive.extractall(tmp_path / "site")
+    libraries = [name for name in inside if "/cpp_plugins/lib/" in name and not name.endswith("/")]
+    assert len(libraries) == 1
+    assert (tmp_path / "site" / libraries[0]).read_bytes() != b"of this machine", "a library of the clone was shipped"
+    shutil.copy(ROOT / "scripts" / "check_wheel.py", tmp_path)
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DEPLOYKIT_")}
+    environment["PYTHONPATH"] = str(tmp_path / "site")
+    checked = subprocess.run(
+        [sys.executable, "check_wheel.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr
+    assert checked.stdout.startswith(str(tmp_path / "site"))
+
+
+def test_the_name_and_the_addresses_are_stated_alike_and_no_link_of_the_readme_is_relative(built: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["name"] == DISTRIBUTION
+    assert project["urls"]["Source"] == REPOSITORY_URL
+    assert project["urls"]["Documentation"] == DOCS_URL
+    (wheel,) = built.glob("*.whl")
+    metadata = next(text for name, text in contents(wheel).items() if name.endswith(".dist-info/METADATA")).decode()
+    links = re.findall(r"\]\(([^)]+)\)", metadata)
+    assert f"{REPOSITORY_URL}/raw/main/docs/images/markers.jpg" in links
+    assert not [link for link in links if not link.startswith(("https://", "http://", "#"))]
+
+
+def test_no_text_tells_anybody_to_install_the_other_project() -> None:
+    pages = [
+        *ROOT.glob("*.md"),
+        *(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts),
+        *(ROOT / f for f in tracked() if f.endswith(".py")),
+    ]
+    wrong = re.compile(r"pip install [^\n]*\bdeploykit(?:\[|'|\s*$)", re.MULTILINE)
+    assert not [str(page) for page in pages if page != Path(__file__) and wrong.search(page.read_text())]
 
 
 def test_a_clone_without_symbolic_links_does_not_build(tmp_path: Path) -> None:

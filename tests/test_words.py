@@ -27,7 +27,18 @@ NAMES = {"CHANGELOG.md", "test_words.py"}
 """Files that may hold them: the changelog has old names."""
 
 SUFFIXES = {".py", ".md", ".toml", ".txt", ".cpp", ".h", ".cu", ".cuh", ".in", ".yaml", ""}
-FOLDERS = ("deploykit", "models", "export", "runtime", "cpp_plugins", "tests", "benchmarks", "docs", "scripts")
+FOLDERS = (
+    "deploykit",
+    "models",
+    "export",
+    "runtime",
+    "cpp_plugins",
+    "tests",
+    "benchmarks",
+    "docs",
+    "examples",
+    "scripts",
+)
 
 
 def sources() -> Iterator[Path]:
@@ -35,7 +46,7 @@ def sources() -> Iterator[Path]:
     yield from (file.relative_to(ROOT) for file in sorted(ROOT.iterdir()) if file.is_file())
     for top in FOLDERS:
         for folder, folders, names in os.walk(ROOT / top):
-            folders[:] = sorted(name for name in folders if name not in ("__pycache__", "lib"))
+            folders[:] = sorted(name for name in folders if name not in ("__pycache__", "_build", "lib"))
             yield from (Path(folder, name).relative_to(ROOT) for name in sorted(names))
 
 

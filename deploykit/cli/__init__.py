@@ -6,21 +6,24 @@ command is used, so that ``deploykit --help`` stays fast.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import errno
+import logging
 import os
+import platform
 import re
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from pathlib import Path
 from types import FrameType
 
-from deploykit.cli._display import every_text_printable, notes_on_stderr, printable
+from deploykit.cli._commands import COMMANDS, command_parser
+from deploykit.cli._config import with_config
+from deploykit.cli._display import every_text_printable, note, notes_on_stderr, printable
 from deploykit.errors import (
     DeployError,
     DiskFullError,
@@ -30,18 +33,9 @@ from deploykit.errors import (
 )
 from deploykit.version import __version__
 
-COMMANDS = {
-    "export": "turn a checkpoint into an ONNX file and TensorRT engines that are verified equal to it",
-    "predict": "run a model on images, folders, videos or a camera",
-    "bench": "measure how long a model takes, alone and end to end",
-    "eval": "score a model on annotated images: average precision and recall",
-    "compare": "check that two models give the same outputs",
-    "inspect": "describe a checkpoint or an exported model",
-    "models": "list the models that can be built by name",
-    "fetch": "download a released checkpoint, and verify its SHA-256 where one is known",
-    "create": "write a checkpoint with seeded random weights",
-    "plugins": "build, describe or check the native libraries (C++, CUDA)",
-}
+LOG = logging.getLogger(__name__)
+
+__all__ = ["COMMANDS", "command_parser", "main"]
 
 INTERRUPTED = 130  # a shell's exit code for a program that Ctrl-C ended
 BROKEN_PIPE = 141  # ... for one whose reader closed the pipe
@@ -63,12 +57,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(words: list[str]) -> int:
     parser = command_parser(words)
-    args = parser.parse_args(words)
+    if not words:
+        print(parser.format_help(), end="")
+        return 0
+    try:
+        words, notes = parser.unaliased(words)
+        configured = with_config(parser, words)
+        args = parser.parse_args(configured.words)
+    except Exception as e:
+        if isinstance(e, DeployError):
+            return _failed(e)
+        if "--traceback" in words:
+            raise
+        return _failed(_explained(e))
+    began = time.perf_counter()
     from deploykit.runtime.backends.run_limit import interrupts_end_runs
 
     try:
-        with import_errors_explained(), notes_on_stderr(), _sigterm_raises(), interrupts_end_runs():
+        with import_errors_explained(), notes_on_stderr(args.level), _sigterm_raises(), interrupts_end_runs():
+            LOG.debug("deploykit %s, Python %s, %s", __version__, platform.python_version(), platform.platform())
+            for text in (*notes, *configured.notes):
+                note(text)
             code = int(args.run(args))
+            LOG.debug("%s ended with %d after %.2f s", args.command, code, time.perf_counter() - began)
             sys.stdout.flush()  # here, where a full disk is still an error with a message
             return code
     except KeyboardInterrupt as e:
@@ -83,10 +94,9 @@ def _run(words: list[str]) -> int:
         if args.traceback:
             raise
         error = e if isinstance(e, DeployError) else _explained(e)
-        print(f"deploykit: {_one_line(error)}", file=sys.stderr)
         if isinstance(e, OSError):
             _drop_stdout()
-        return error.exit_code
+        return _failed(error)
 
 
 @contextlib.contextmanager
@@ -135,26 +145,7 @@ def _explained(error: Exception) -> DeployError:
     )
 
 
-def command_parser(words: Sequence[str]) -> argparse.ArgumentParser:
-    """The parser of a command line; the arguments of the command that ``words`` name are in it, of the others not."""
-    parser = argparse.ArgumentParser(
-        prog="deploykit",
-        description="From a trained vision checkpoint to a verified ONNX file, and the runtime that serves it.",
-        epilog="deploykit COMMAND --help explains one command.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"deploykit {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    command = next((word for word in words if not word.startswith("-")), None)
-    for name, summary in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        sub.add_argument("--traceback", action="store_true", help="show the traceback of an error")
-        if name == command:
-            module = import_module(f"deploykit.cli.{name}")
-            module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
-    return parser
-
-
-def _one_line(error: DeployError) -> str:
-    return printable(" ".join(str(error).split()))
+def _failed(error: DeployError) -> int:
+    """Print an error as one line, which ends with where its exit code is explained, and return that code."""
+    print(f"deploykit: {printable(' '.join(str(error).split()))} [deploykit help {error.exit_code}]", file=sys.stderr)
+    return error.exit_code

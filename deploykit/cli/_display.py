@@ -73,31 +73,46 @@ def every_text_printable() -> Iterator[None]:
 
 
 class _Notes(logging.Handler):
-    """Prints each logged warning once, as one line on stderr."""
+    """Prints each logged message once, as one line on stderr."""
 
     def __init__(self) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__()
         self._seen: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
         text = printable(" ".join(record.getMessage().split()))
         if text not in self._seen:
             self._seen.add(text)
-            print(f"deploykit: note: {text}", file=sys.stderr)
+            kind = "note" if record.levelno >= logging.WARNING else record.levelname.lower()
+            print(f"deploykit: {kind}: {text}", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def notes_on_stderr() -> Iterator[None]:
-    """Show the warnings of the logger ``deploykit`` to the user while the context lasts."""
+def notes_on_stderr(level: int = logging.WARNING) -> Iterator[None]:
+    """Show what the logger ``deploykit`` says at ``level`` and above to the user while the context lasts."""
     from deploykit.runtime.images.decoder_messages import listen_to_decoders
 
     handler, logger = _Notes(), logging.getLogger("deploykit")
+    before = logger.level
+    logger.setLevel(level)
     logger.addHandler(handler)
     try:
         with listen_to_decoders():  # the error stream is the command's own
             yield
     finally:
         logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+def quiet() -> bool:
+    """Whether only errors are to be printed besides results (``--quiet``)."""
+    return not logging.getLogger("deploykit").isEnabledFor(logging.WARNING)
+
+
+def aside(text: str) -> None:
+    """Print what is not a result, on stderr; with ``--quiet`` nothing."""
+    if not quiet():
+        print(text, file=sys.stderr, flush=True)
 
 
 def note(text: str) -> None:
@@ -214,6 +229,9 @@ def shown_progress(*, threaded: bool = True) -> Iterator[Progress]:
     """
     from rich.console import Console  # also if no bar is shown: the result needs it
 
+    if quiet():
+        yield Progress()
+        return
     if not sys.stderr.isatty():
         yield StepLines()
         return
@@ -272,7 +290,7 @@ def parity_lines(report: ParityReport) -> list[str]:
     if not limits.judged:
         return [
             f"compared with {' and '.join(references)} on {_some(inputs)}{scoring}",
-            "reported only: no limit per value tells whether a quantised network is good; its accuracy does "
+            "reported only: no limit per value tells whether a quantized network is good; its accuracy does "
             "(--max-drop, deploykit eval --against)",
             *(f"note: {note}" for note in report.notes),
         ]
@@ -282,7 +300,10 @@ def parity_lines(report: ParityReport) -> list[str]:
     lines = [f"compared with {' and '.join(references)} on {_some(inputs)}", told]
     few = list(dict.fromkeys(m.input for m in report.matchings if m.what == "best rows"))
     if few:
-        lines.append(f"few detections, or many ties, on {_some(few)}: the 100 best rows were compared there too")
+        lines.append(
+            f"fewer than 20 detections, or mostly borderline ones, on {_some(few)}: "
+            "the 100 best rows were compared as well"
+        )
     return [*lines, *(f"note: {note}" for note in report.notes)]
 
 

@@ -45,7 +45,7 @@ def engine_flags() -> Flags[EngineOptions]:
                 Flag(
                     "--hardware-compatible",
                     "hardware_compatible",
-                    "run on other GPUs: from Ampere on, or of the same compute capability",
+                    "build an engine that runs on other GPUs: Ampere and later, or the same compute capability",
                     choices=get_args(HardwareCompatibility),
                 ),
                 Flag(
@@ -58,7 +58,7 @@ def engine_flags() -> Flags[EngineOptions]:
                 ),
                 Flag("--optimization-level", "optimization_level", "0 (fast build) to 5 (fast engine)", "N", int),
                 Flag("--timing-cache", "timing_cache", "TensorRT: reuse measurements of earlier builds on this GPU"),
-                Flag("--device", "gpu", "the GPU to build and verify on", metavar="N", type=int),
+                Flag("--device", "gpu", "the GPU to build and verify on: cuda, cuda:1 or 1", "DEVICE", gpu_number),
                 Flag(
                     "--build-log",
                     "verbose",
@@ -72,14 +72,32 @@ def engine_flags() -> Flags[EngineOptions]:
     )
 
 
+def gpu_number(text: str) -> int:
+    """Return the number of a GPU for ``cuda``, ``cuda:1`` or ``1``.
+
+    Raises:
+        UsageError: it names no GPU.
+    """
+    from deploykit.errors import UsageError
+    from deploykit.runtime.cuda import device_index
+
+    if text == "cpu":
+        raise UsageError(
+            "--device is for engines, which are built on a GPU; ONNX files are made on the CPU: leave it out"
+        )
+    return int(text) if text.isascii() and text.isdecimal() else device_index(text)
+
+
 def _profile(words: list[str]) -> Profile:
-    """Turn three words such as ``1x640x640`` into a profile of a three-channel input."""
+    """Turn three words such as ``1x640x640``, or ``1x3x640x640`` as reports show it, into a three-channel profile."""
     from deploykit.errors import SpecError, UsageError
     from deploykit.runtime.engine_record import Profile
 
     shapes = []
     for word in words:
-        sides = word.lower().split("x")
+        sides = word.lower().rpartition(":")[2].split("x")  # trtexec: images:1x3x640x640
+        if len(sides) == 4 and sides[1] == "3":
+            del sides[1]
         if len(sides) != 3 or not all(side.isascii() and side.isdecimal() for side in sides):
             raise UsageError(f"--profile takes shapes such as 1x640x640 (batch, height, width), got {word!r}")
         batch, height, width = map(int, sides)

@@ -15,7 +15,7 @@ class Flag:
     """One option.
 
     Attributes:
-        name: the option as typed, such as ``--tf32``.
+        name: the option as typed, such as ``--tf32``; ``--no-...`` turns off a field that is True.
         field: the field of the dataclass; empty: the command reads the option itself.
         help: the help text; the field's default is added unless it is None, False, empty or in the text already.
         metavar, type, choices, nargs: as in argparse.
@@ -81,8 +81,11 @@ class Flags(Generic[Options]):
         default = self.defaults.get(flag.field, MISSING)
         settings: dict[str, Any] = {"help": flag.help, "default": argparse.SUPPRESS}
         if isinstance(default, bool) and flag.fills is None:
-            settings["action"] = argparse.BooleanOptionalAction if default else "store_true"
-            said = "yes" if default else ""
+            negative = flag.name.startswith("--no-")
+            settings["action"] = (
+                "store_false" if negative else argparse.BooleanOptionalAction if default else "store_true"
+            )
+            said = "yes" if default and not negative else ""
         else:
             parts = {"metavar": flag.metavar, "type": flag.type, "choices": flag.choices, "nargs": flag.nargs}
             settings |= {name: value for name, value in parts.items() if value is not None}

@@ -41,7 +41,7 @@ def precision_flags() -> Flags[PrecisionOptions]:
                 Flag(
                     "--int8-keep",
                     "nodes_to_exclude",
-                    "layers not to quantise: auto (by measurement), none, or names and patterns",
+                    "layers not to quantize: auto (by measurement), none, or names and patterns",
                     metavar="LAYER",
                     nargs="+",
                     fills=lambda words: words[0] if words in (["auto"], ["none"]) else tuple(words),
@@ -65,12 +65,17 @@ def calibration_flags() -> Flags[Calibration]:
         Calibration,
         {
             "images for int8 and fp8": (
-                Flag("--calib", "source", "int8, fp8: images to measure the ranges of activations on", metavar="DIR"),
-                Flag("--calib-size", "size", "use N of them", metavar="N", type=int),
+                Flag(
+                    "--calib",
+                    "source",
+                    "int8, fp8: images to measure the ranges of activations on: a folder, or data.yaml",
+                    metavar="DIR",
+                ),
+                Flag("--calib-size", "size", "number of calibration images", metavar="N", type=int),
                 Flag(
                     "--calib-method",
                     "method",
-                    "how a range follows from the measured values; auto: the method that fits this network best",
+                    "calibration method; auto: the one with the lowest output error",
                     choices=get_args(CalibrationMethod),
                 ),
             )
@@ -89,12 +94,12 @@ def gate_flags() -> Flags[AccuracyGate]:
                 Flag(
                     "--max-drop",
                     "max_drop",
-                    "evaluate the file and its source, and keep the file only if AP falls by at most so many "
-                    "hundredths",
+                    "evaluate the file and its source, and keep the file only if AP falls by at most POINTS hundredths",
                     metavar="POINTS",
                     type=float,
                 ),
-                Flag("--data", "data", "for --max-drop: COCO annotations (JSON)", metavar="FILE"),
+                Flag("--data", "data", "for --max-drop: COCO annotations (JSON), or data.yaml", metavar="FILE"),
+                Flag("--split", "split", "for --max-drop: train, val or test of data.yaml", metavar="NAME"),
                 Flag("--images", "images", "for --max-drop: the folder with the annotated images", metavar="DIR"),
                 Flag("--limit", "limit", "for --max-drop: only the first N images", metavar="N", type=int),
             )
@@ -116,14 +121,18 @@ def gate_of(args: argparse.Namespace) -> AccuracyGate | None:
         UsageError: one of them is given without the others.
     """
     from deploykit.errors import UsageError
+    from deploykit.runtime.datasets.yolo import is_yolo
 
     flags = gate_flags()
     given = flags.given(args)
-    missing = [name for name in ("--max-drop", "--data", "--images") if name not in given]
     if not given:
         return None
+    needed = ("--max-drop", "--data", *(() if is_yolo(getattr(args, "data", "")) else ("--images",)))
+    missing = [name for name in needed if name not in given]
     if missing:
-        raise UsageError(f"--max-drop, --data and --images go together: {' and '.join(missing)} is missing")
+        raise UsageError(
+            f"missing: {' and '.join(missing)}; --max-drop needs --data data.yaml, or --data JSON with --images DIR"
+        )
     return flags.fill(args)
 
 

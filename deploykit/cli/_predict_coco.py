@@ -5,30 +5,34 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from deploykit.cli._display import note
+from deploykit.cli._predict_collected import Collected
 from deploykit.errors import DataError, UsageError
 
 if TYPE_CHECKING:
-    from deploykit.runtime.evaluate.coco_data import CocoData, Image
-    from deploykit.runtime.images.sources import Images, Video
+    from deploykit.runtime.datasets.coco import CocoData, Image
+    from deploykit.runtime.results.base import ImageResult
     from deploykit.runtime.results.detection import Result
+    from deploykit.runtime.sources.frames import Images
+    from deploykit.runtime.sources.video import Video
     from deploykit.spec import ModelSpec
 
 LARGEST_ID = 2**53  # the metric libraries read numbers as float64
 SHOWN = 5  # names in a note
 
 
-class CocoFile:
-    """Collects the detections of all images, and writes them as one file.
+class CocoFile(Collected):
+    """The detections of all images as a COCO results file.
 
     Args:
         path: the file.
         spec: the model's spec.
         sources: what is predicted on.
+        order: the position of each source, by name.
         annotations: an annotation file, whose categories and images are matched by name; None: none.
 
     Raises:
@@ -36,15 +40,21 @@ class CocoFile:
         UsageError: annotations of images, and a video among the sources.
     """
 
-    def __init__(
-        self, path: Path, spec: ModelSpec, sources: Sequence[Images | Video], annotations: Path | None
-    ) -> None:
-        from deploykit.runtime.images.sources import Video
+    key = "coco"
 
-        self._path = path
-        self._entries: list[dict[str, Any]] = []
+    def __init__(
+        self,
+        path: Path,
+        spec: ModelSpec,
+        sources: Sequence[Images | Video],
+        order: Mapping[str, int],
+        annotations: Path | None,
+    ) -> None:
+        from deploykit.runtime.sources.video import Video
+
+        super().__init__(path, order)
         videos = [source.name for source in sources if isinstance(source, Video)]
-        images = [str(item) for source in sources if not isinstance(source, Video) for item in source.items]
+        images = [name for source in sources if not isinstance(source, Video) for name in source.names]
         self._ids: dict[str, int | str | None]
         if annotations is None:
             self._categories: Sequence[int | None] | None = None  # results have COCO's numbers, or their own
@@ -53,7 +63,7 @@ class CocoFile:
             return
         if videos:
             raise UsageError(f"--annotations is for images, but {videos[0]} is a video: leave it out")
-        from deploykit.runtime.evaluate.coco_data import match_labels, read_coco
+        from deploykit.runtime.datasets.coco import match_labels, read_coco
 
         data = read_coco(annotations)
         labels = match_labels(spec.classes, spec.output.num_classes(spec), data.categories)
@@ -65,22 +75,17 @@ class CocoFile:
         if missing:
             note(f"--coco leaves out what {annotations} does not list: {_some(missing)}")
 
-    def add(self, result: Result) -> None:
-        """Collect the objects of an image, or of a frame of a video."""
-        image = self._ids[result.name]
-        if image is not None:
-            own = image if result.frame is None else f"{image}_{result.frame:06d}"
-            self._entries += result.to_coco(own, self._categories)
+    def entries(self, result: ImageResult) -> list[dict[str, Any]]:
+        """See :meth:`Collected.entries`; none of an image that the annotations do not list."""
+        found = cast("Result", result)
+        image = self._ids[found.name]
+        if image is None:
+            return []
+        return found.to_coco(image if found.frame is None else f"{image}_{found.frame:06d}", self._categories)
 
-    def write(self) -> None:
-        """Write the file.
-
-        Raises:
-            OutputError: the path is not writable, or the disk is full.
-        """
-        from deploykit.atomic import write_atomic
-
-        write_atomic(self._path, json.dumps(self._entries).encode())
+    def content(self, parts: list[Any]) -> bytes:
+        """See :meth:`Collected.content`."""
+        return json.dumps([entry for part in parts for entry in part]).encode()
 
 
 def _tell_own_categories(spec: ModelSpec) -> None:

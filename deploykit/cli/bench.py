@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.cli._compute import compute_flags, compute_of
 from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
+from deploykit.cli._model import add_model, model_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._predict_files import max_pixels_flag, tell_passed_over, threshold_flags, time_limit_flag
 from deploykit.errors import DeviceError, UsageError
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
 
-ENGINE_SUFFIXES = {".engine", ".trt"}
 COLUMNS = ("mean", "p50", "p90", "p99", "min", "max")
 MEANINGS = {
     "network": "the call, arrays in and out",
@@ -40,22 +41,24 @@ MEANINGS = {
     "end to end": "all stages",
 }
 
+EXAMPLES = (
+    ("deploykit bench best.onnx", "the network alone"),
+    ("deploykit bench best.onnx --source bus.jpg --threads 4", "end to end, from a file to objects"),
+    ("deploykit bench best.trt --runs 1000 --json", "everything about 1000 runs as JSON"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--engine", required=True, metavar="FILE", help="an exported model (.onnx, .trt), or a checkpoint (needs torch)"
-    )
+    add_model(parser, "an exported model (.onnx, .trt), or a checkpoint (needs torch)", also=("--engine",))
     parser.add_argument(
         "--source",
         nargs="+",
         metavar="SOURCE",
         help="images and folders of images, used in turn (default: one synthetic 1080p frame)",
     )
-    parser.add_argument(
-        "--threads", type=int, metavar="N", help="CPU threads within one operator (default: the backend's choice)"
-    )
-    parser.add_argument("--provider", default="auto", metavar="NAME", help="auto, cpu, cuda, ... (default auto)")
+    compute_flags().add(parser)
+    parser.add_argument("--provider", dest="device", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # its old name
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--duration", type=float, default=10.0, metavar="S", help="seconds to measure (default 10)")
     length.add_argument("--runs", type=int, metavar="N", help="measure exactly N runs instead")
@@ -86,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.samples and not args.json:
         raise UsageError("--samples adds the time of every run to the JSON document: add --json")
+    file = Path(model_of(args)).expanduser()
     for name in args.source or ():
         tell_passed_over(name)
     with shown_progress(threaded=False) as progress:
@@ -98,7 +102,6 @@ def run(args: argparse.Namespace) -> int:
             max_pixels=_flags().fill(args).max_pixels,
             progress=progress,
         )
-    file = Path(args.engine).expanduser()
     size = sum(part.stat().st_size for part in (file, file.with_name(f"{file.name}.data")) if part.exists())
     if args.json:
         print_json({"file": str(file), "bytes": size, **report.to_dict(samples=args.samples)})
@@ -112,25 +115,25 @@ def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
     from deploykit.runtime.model_spec import session_spec
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.spec_file import read_spec
+    from deploykit.spec import ENGINE_SUFFIXES
 
-    given = read_spec(args.spec)
+    given, model = read_spec(args.spec), model_of(args)
     try:
         session = open_session(
-            args.engine,
-            provider=args.provider,
-            threads=args.threads,
+            model,
+            **compute_of(args),
             loading=loading_of(args),
             verify=args.verify,
         )
     except DeviceError as e:
-        if Path(args.engine).suffix.lower() not in ENGINE_SUFFIXES:
+        if Path(model).suffix.lower() not in ENGINE_SUFFIXES:
             raise
-        raise DeviceError(f"{e}; {_what_runs_here(Path(args.engine).expanduser())}") from e
+        raise DeviceError(f"{e}; {_what_runs_here(Path(model).expanduser())}") from e
     try:
         options = _flags().fill(args)
         if options.time_limit is not None:  # a file without a spec may be run to draft one
             session.limit_time(options.time_limit)
-        return Predictor(session, given or session_spec(session, args.engine), options)
+        return Predictor(session, given or session_spec(session, model), options)
     except BaseException:
         session.close()
         raise
@@ -142,8 +145,8 @@ def _what_runs_here(engine: Path) -> str:
 
     source = find_onnx_source(engine)
     if source is None:
-        return "its ONNX file runs here: deploykit bench --engine MODEL.onnx"
-    return f"try deploykit bench --engine {shlex.quote(str(source))}"
+        return "its ONNX file runs here: deploykit bench MODEL.onnx"
+    return f"try deploykit bench {shlex.quote(str(source))}"
 
 
 def _print(report: Benchmark, file: Path, size: int) -> None:
@@ -197,8 +200,9 @@ def _facts(report: Benchmark, file: Path, size: int) -> Iterator[tuple[str, str]
     shapes = sorted(network.shapes, key=math.prod)
     yield "input", f"{', '.join(network.inputs)}; run with {_some([str(shape) for shape in shapes], 'shapes')}"
     yield "preprocessing", preprocessing(report.spec)
-    own = "the backend's choice" if network.threads is None else f"{network.threads}"
-    threads = "" if report.memory.device is not None else f"{own} for the network, "  # meaningless on a GPU
+    own = "one per core" if network.threads is None else f"{network.threads}"
+    why = f" ({network.threads_from or 'the default of the backend'})"
+    threads = "" if report.memory.device is not None else f"{own} for the network{why}, "  # meaningless on a GPU
     yield "computes", f"{', '.join(network.providers)}; threads: {threads}{report.opencv_threads} for OpenCV"
     quota = "" if machine.core_limit is None else f" (limited to {machine.core_limit:g} by a quota)"
     cores = f"{machine.cores} of {machine.machine_cores} cores{quota}"

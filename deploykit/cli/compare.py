@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from deploykit.cli._compute import compute_flags, compute_of
 from deploykit.cli._display import console, parity_lines, parity_table, print_json, shown_progress
 from deploykit.cli._loading import loading_flags, loading_of
+
+EXAMPLES = (
+    ("deploykit compare best.pt best.onnx", "a checkpoint and its export"),
+    ("deploykit compare fp32.onnx int8.onnx --sample bus.jpg", "two exports, on an image of your own"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", action="append", default=[], metavar="IMAGE", help="compare on this image too (may be repeated)"
     )
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of models that do not carry one")
+    compute_flags().add(parser)
     loading_flags().add(parser)
     parser.add_argument("--json", action="store_true", help="print the report as one JSON document")
 
@@ -29,7 +36,13 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"{args.a} would be compared with itself")
     with shown_progress() as progress:
         report = compare(
-            args.a, args.b, images=args.sample, spec=args.spec, loading=loading_of(args), progress=progress
+            args.a,
+            args.b,
+            images=args.sample,
+            spec=args.spec,
+            loading=loading_of(args),
+            progress=progress,
+            **compute_of(args),
         )
     if args.json:
         print_json(report.to_dict())

@@ -5,6 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+EXAMPLES = (
+    ("deploykit create yolov7-w6-pose --out new.pt", "to try an export without trained weights"),
+    ("deploykit create unet --classes 3 --seed 1", "other classes, other weights"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -25,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     if out.exists() and not args.force:
         raise OutputError(f"{out} exists, and random weights would replace it: choose another --out, or pass --force")
     path = create_checkpoint(name, out, seed=args.seed, num_classes=args.classes)
-    print(f"{path}: {name} with random weights (seed {args.seed}); what it says means nothing")
+    print(f"{path}: {name} with random weights (seed {args.seed}); predictions are meaningless")
     return 0

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from deploykit.cli._comparison import print_comparison
-from deploykit.cli._display import console, note, print_json, shown_progress
+from deploykit.cli._compute import compute_flags, compute_of
+from deploykit.cli._display import aside, console, note, print_json, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
+from deploykit.cli._model import add_model, model_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._predict_files import max_pixels_flag, time_limit_flag
-from deploykit.cli._predict_folder import KnownFiles, refuse_known
+from deploykit.cli._predict_plan import KnownFiles, refuse_known
 from deploykit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -51,10 +52,15 @@ MEANINGS = {
     "SSIM": "structural similarity, mean over the images",
 }
 
+EXAMPLES = (
+    ("deploykit eval best.onnx --data val.json --images val/", "AP and AR by COCO's protocol"),
+    ("deploykit eval int8.onnx --against fp32.onnx --data val.json --images val/", "what a precision costs"),
+)
+
 
 def eval_flags() -> Flags[EvalOptions]:
     """Return the options that fill :class:`deploykit.runtime.options.EvalOptions`."""
-    from deploykit.runtime.options import EvalOptions, MetricsEngine
+    from deploykit.runtime.options import EvalOptions, MetricsLibrary
 
     groups = {
         "what is evaluated": (
@@ -64,6 +70,7 @@ def eval_flags() -> Flags[EvalOptions]:
                 "the task to score: detect, instances, keypoints, segment, classify, restore (default: the spec's)",
                 "TASK",
             ),
+            Flag("--split", "split", "train, val or test of data.yaml or of a folder of splits (default val)", "NAME"),
             Flag("--limit", "limit", "evaluate only the first N available images", "N", int),
             Flag("--batch", "batch", "images per run (default: the model's own)", "N", int),
             max_pixels_flag(),
@@ -84,29 +91,42 @@ def eval_flags() -> Flags[EvalOptions]:
                 "rectangles",
                 "pad each image to its own rectangle, as predict does, not to the whole canvas",
             ),
-            Flag("--conf", "conf", "keep scores above this (default 0.001)", "X", float),
-            Flag("--iou", "iou", "suppress overlaps above this (default 0.65)", "X", float),
-            Flag("--max-det", "max_det", "keep at most N objects per image (default 300)", "N", int),
-            Flag("--engine", "engine", "the library that computes the metrics", choices=get_args(MetricsEngine)),
-        ),
-        "label maps": (
+            Flag("--conf", "conf", "confidence threshold (default 0.001)", "X", float),
+            Flag("--iou", "iou", "IoU threshold of NMS (default 0.65)", "X", float),
+            Flag("--max-det", "max_det", "maximum number of detections per image (default 300)", "N", int),
             Flag(
-                "--mask-values",
-                "mask_values",
-                "the value of each class in the label maps, such as 0,255 or 1-150 (default: 0,1,2,...)",
-                "N,N,...",
-                value_list,
+                "--sigmas",
+                "sigmas",
+                "OKS constants of the keypoints, one for all or one each (default: the spec's)",
+                "X",
+                float,
+                nargs="+",
+                fills=tuple,
             ),
-            Flag(
-                "--ignore-label",
-                "ignore_label",
-                "the value of pixels that do not count, or none (default 255, unless it is a class)",
-                "N",
-                label_or_none,
-            ),
+            Flag("--metrics", "metrics", "the library that computes the metrics", choices=get_args(MetricsLibrary)),
         ),
+        "label maps": _label_map_flags(),
     }
     return Flags(EvalOptions, groups)
+
+
+def _label_map_flags() -> tuple[Flag, ...]:
+    return (
+        Flag(
+            "--mask-values",
+            "mask_values",
+            "the value of each class in the label maps, such as 0,255 or 1-150 (default: 0,1,2,...)",
+            "N,N,...",
+            value_list,
+        ),
+        Flag(
+            "--ignore-label",
+            "ignore_label",
+            "the value of pixels that do not count, or none (default 255, unless it is a class)",
+            "N",
+            label_or_none,
+        ),
+    )
 
 
 def value_list(text: str) -> tuple[int, ...]:
@@ -125,18 +145,18 @@ def label_or_none(text: str) -> int | str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--model", required=True, metavar="FILE", help="an exported model (.onnx, .trt), or a checkpoint (needs torch)"
-    )
+    add_model(parser, "an exported model (.onnx, .trt), or a checkpoint (needs torch)")
     parser.add_argument(
         "--data",
         required=True,
         metavar="PATH",
-        help="COCO annotations (JSON); classify: a folder with one folder of images per class; segment: a folder of "
-        "label maps; restore: a folder of target images",
+        help="COCO annotations (JSON), or the data.yaml of a YOLO data set; classify: a folder with one folder of "
+        "images per class, or with such folders for train and val; segment: a folder of label maps; restore: a folder "
+        "of target images",
     )
-    parser.add_argument("--images", metavar="DIR", help="the folder with the images (not for classify)")
+    parser.add_argument("--images", metavar="DIR", help="the folder with the images (not for classify and data.yaml)")
     eval_flags().add(parser)
+    compute_flags().add(parser)
     loading_flags().add(parser)
     add_verify(parser)
     parser.add_argument("--spec", metavar="FILE", help="the spec (JSON) of a model that does not carry its own")
@@ -167,6 +187,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--detections", metavar="OUT", help="write the scored detections as a COCO results file")
     parser.add_argument("--per-class", action="store_true", help="print the metrics of every class too")
+    parser.add_argument("--engine", help=argparse.SUPPRESS)  # the former name of --metrics
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
 
 
@@ -177,6 +198,8 @@ def run(args: argparse.Namespace) -> int:
     from deploykit.runtime.evaluate.report import DetectionEvaluation
     from deploykit.spec import json_safe
 
+    args.model, args.named_models = model_of(args), None
+    _take_former_name(args)
     if len(getattr(args, "img", ())) > 2:
         raise UsageError(f"--img takes one side, or height and width, got {len(args.img)} numbers")
     if args.detections is not None:
@@ -201,6 +224,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _take_former_name(args: argparse.Namespace) -> None:
+    """Let ``--engine hotcoco`` mean ``--metrics hotcoco``; any other value is not a library of metrics."""
+    from deploykit.runtime.options import MetricsLibrary
+
+    if args.engine is None:
+        return
+    if args.engine not in get_args(MetricsLibrary):
+        raise UsageError(
+            f"eval takes its model first, as in deploykit eval {args.engine} --data PATH; it has no --engine, and "
+            "--metrics chooses the library of the metrics"
+        )
+    if getattr(args, "metrics", args.engine) != args.engine:
+        raise UsageError(f"--engine {args.engine} contradicts --metrics {args.metrics}: keep --metrics")
+    note("--engine is called --metrics now")
+    args.metrics = args.engine
+
+
 def _evaluated(
     args: argparse.Namespace, progress: Progress
 ) -> tuple[Evaluation, Comparison | None, dict[str, Interval]]:
@@ -213,7 +253,7 @@ def _evaluated(
     options = dict(vars(eval_flags().fill(args, keep_detections=wanted)))
     del options["upstream"]  # set by --preprocess
     options |= {name: getattr(args, name) for name in ("images", "spec", "backend", "preprocessing")}
-    options |= {"loading": loading_of(args), "verify": args.verify}
+    options |= {"loading": loading_of(args), "verify": args.verify, **compute_of(args)}
     if args.against is not None:
         comparison = evaluate_against(
             args.model, args.against, args.data, bootstrap=args.bootstrap, progress=progress, **options
@@ -235,10 +275,7 @@ def _plot(args: argparse.Namespace, found: DetectionEvaluation, comparison: Comp
         shown[name if name not in shown else args.against] = comparison.reference
     written = write_plots(Path(args.plots).expanduser(), shown)
     score, best = f1_curve(found).best
-    print(
-        f"drawn: {', '.join(map(str, written))}; the best F1 is {best:.3f}, at a score threshold of {score:.3f}",
-        file=sys.stderr,
-    )
+    aside(f"drawn: {', '.join(map(str, written))}; the best F1 is {best:.3f}, at a score threshold of {score:.3f}")
 
 
 def _write_detections(found: DetectionEvaluation, place: str) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from deploykit.cli._comparison import print_comparison
-from deploykit.cli._display import console, parity_lines, parity_table, print_json, shown_progress
+from deploykit.cli._display import console, note, parity_lines, parity_table, print_json, shown_progress
 from deploykit.cli._engine import engine_flags, print_engine
 from deploykit.cli._loading import loading_flags, loading_of
+from deploykit.cli._model import add_model, model_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._precision import (
     add_precision_arguments,
@@ -25,20 +26,27 @@ if TYPE_CHECKING:
     from deploykit.export.report import ExportReport
     from deploykit.models.timm_options import TimmOptions
 
+EXAMPLES = (
+    ("deploykit export yolov7-w6-pose.pt --img 960", "a verified ONNX file"),
+    ("deploykit export best.pt --dynamic batch --nms graph", "any batch size, with NMS in the graph"),
+    ("deploykit export best.pt --precision int8 --calib images/", "int8, calibrated on images"),
+    ("deploykit export best.pt --format tensorrt --precision fp16", "an fp16 engine for the GPU of this machine"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--weights",
-        required=True,
-        metavar="FILE",
-        help="a checkpoint, which is read but never executed; or timm:NAME; for engines also an .onnx file",
+    add_model(
+        parser,
+        "a checkpoint, which is read but never executed; or timm:NAME; for engines also an .onnx file",
+        also=("--weights",),
     )
     parser.add_argument(
         "--format",
         action="append",
         choices=("onnx", "tensorrt", "tensorrt-rtx"),
-        help="the format to write (default onnx); tensorrt-rtx builds without a GPU (may be repeated)",
+        help="the format to write (default: by the suffix of --out, else onnx); tensorrt-rtx builds without a GPU "
+        "(may be repeated)",
     )
     parser.add_argument(
         "--out", metavar="PATH", help="the output file, or a folder for several formats (default: beside the weights)"
@@ -72,7 +80,7 @@ def onnx_flags() -> Flags[OnnxOptions]:
                 Flag(
                     "--img",
                     "img",
-                    "input size in pixels: one side, or height and width",
+                    "input size in pixels: one side, or height and width (480 640, or 480x640)",
                     metavar="N",
                     type=int,
                     nargs="+",
@@ -82,7 +90,7 @@ def onnx_flags() -> Flags[OnnxOptions]:
                 Flag(
                     "--dynamic",
                     "dynamic",
-                    "batch: any batch size; shape: also any image size that is a multiple of the stride",
+                    "batch (or the option alone): any batch size; shape: also any image size (multiples of the stride)",
                     choices=get_args(Dynamic),
                 ),
                 Flag(
@@ -102,7 +110,7 @@ def onnx_flags() -> Flags[OnnxOptions]:
             "graph": (
                 Flag("--opset", "opset", "ONNX operator set, 13 to 23", metavar="N", type=int),
                 Flag("--simplify", "simplify", "fold constants"),
-                Flag("--exporter", "exporter", "of torch", choices=get_args(Exporter)),
+                Flag("--exporter", "exporter", "exporter of torch.onnx", choices=get_args(Exporter)),
             ),
             "detections": _detection_flags(),
         },
@@ -120,13 +128,13 @@ def _detection_flags() -> tuple[Flag, ...]:
             "basic operators only (for TensorRT for RTX); plugin: in the graph, by nodes of the native libraries",
             choices=get_args(NmsMode),
         ),
-        Flag("--conf", "conf", "keep scores above this (default: the model's own)", metavar="X", type=float),
-        Flag("--iou", "iou", "suppress overlaps above this (default: the model's own)", metavar="X", type=float),
-        Flag("--max-det", "max_det", "keep at most N objects per image (default 300)", metavar="N", type=int),
+        Flag("--conf", "conf", "confidence threshold (default: the model's own)", metavar="X", type=float),
+        Flag("--iou", "iou", "IoU threshold of NMS (default: the model's own)", metavar="X", type=float),
+        Flag("--max-det", "max_det", "maximum number of detections per image (default 300)", metavar="N", type=int),
         Flag(
             "--pre-nms-topk",
             "pre_nms_topk",
-            "candidates per image that NMS considers (default 1000)",
+            "number of best candidates per image that NMS considers (default 1000)",
             metavar="N",
             type=int,
         ),
@@ -145,7 +153,7 @@ def timm_flags() -> Flags[TimmOptions]:
                 Flag(
                     "--timm-pretrained",
                     "pretrained",
-                    "with --weights timm:NAME: let timm download the weights (default: random weights)",
+                    "for timm:NAME: let timm download the weights (default: random weights)",
                 ),
                 Flag(
                     "--num-classes",
@@ -183,7 +191,7 @@ def _timm_of(args: argparse.Namespace) -> TimmOptions | None:
     from deploykit.errors import UsageError
 
     flags = timm_flags()
-    if args.weights.startswith("timm:") or "timm_model" in args:
+    if model_of(args).startswith("timm:") or "timm_model" in args:
         return flags.fill(args)
     if flags.given(args):
         raise UsageError(
@@ -207,19 +215,22 @@ def onnx_options(args: argparse.Namespace) -> OnnxOptions:
 def run(args: argparse.Namespace) -> int:
     """Export and print the report."""
     from deploykit.errors import UsageError
-    from deploykit.export.formats import export_formats
+    from deploykit.export.formats import export_formats, formats_for
 
-    formats, engines = args.format or ["onnx"], engine_flags()
-    if formats == ["onnx"] and (given := engines.given(args)):
+    formats, engines = formats_for(args.format or (), args.out), engine_flags()
+    if not args.format and formats != ("onnx",):
+        note(f"--out {args.out} is an engine: --format {formats[0]}")
+    if formats == ("onnx",) and (given := engines.given(args)):
         raise UsageError(f"{', '.join(given)}: for engines; add --format tensorrt or --format tensorrt-rtx")
     asked = [
         name for flags in (onnx_flags(), loading_flags(), precision_flags(), gate_flags()) for name in flags.given(args)
     ]
-    if asked and args.weights.lower().endswith(".onnx"):
-        raise UsageError(f"{', '.join(asked)}: for a checkpoint; {args.weights} is an ONNX file, where they are fixed")
+    weights = model_of(args)
+    if asked and weights.lower().endswith(".onnx"):
+        raise UsageError(f"{', '.join(asked)}: for a checkpoint; {weights} is an ONNX file, where they are fixed")
     with shown_progress() as progress:
         exports = export_formats(
-            args.weights,
+            weights,
             formats,
             out=args.out,
             onnx=onnx_options(args),
@@ -236,8 +247,8 @@ def run(args: argparse.Namespace) -> int:
         _print(exports.onnx)
     for engine in exports.engines:
         print_engine(engine)
-    runs_here = exports.onnx.path if exports.onnx else Path(args.weights)
-    print(f"\nnext: deploykit predict --model {_quoted(runs_here)} --source people.jpg --out results")
+    runs_here = exports.onnx.path if exports.onnx else Path(weights)
+    print(f"\nnext: deploykit predict {_quoted(runs_here)} people.jpg --out results")
     return 0
 
 
@@ -263,8 +274,8 @@ def _print(report: ExportReport) -> None:
             facts.add_row(name, escape(text))
     facts.add_row("preprocessing", preprocessing(report.spec))
     facts.add_row(export_adapter_of(report.spec).meaning, report.spec.output.describe(report.spec))
-    for note in report.notes:
-        facts.add_row("note", escape(note))
+    for text in report.notes:
+        facts.add_row("note", escape(text))
     facts.add_row("time", ", ".join(f"{step} {seconds:.1f} s" for step, seconds in report.seconds.items()))
     out = console()
     out.print(facts)

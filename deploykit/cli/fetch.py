@@ -8,11 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.cli._display import quiet
+
 if TYPE_CHECKING:
     from deploykit.models.checkpoint.reader import Checkpoint
     from deploykit.releases.fetch import Fetched
 
 MOST_GIB = 1 << 20  # that --max-size may allow
+
+EXAMPLES = (
+    ("deploykit fetch --list", "what there is"),
+    ("deploykit fetch yolov5n --out weights/yolov5n.pt", "one checkpoint"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write (default: the released name)")
     parser.add_argument("--url", metavar="URL", help="a mirror to use instead of the authors' address")
     parser.add_argument("--sha256", metavar="HEX", help="the expected SHA-256; a file with another one is refused")
-    parser.add_argument(
-        "--max-size", type=float, metavar="GIB", help="refuse a file of more than so many GiB (default 4)"
-    )
+    parser.add_argument("--max-size", type=float, metavar="GIB", help="maximum size of a file in GiB (default 4)")
     parser.add_argument("--force", action="store_true", help="download even if the file exists, and replace it")
 
 
@@ -78,7 +83,7 @@ def _fetch(args: argparse.Namespace, look: Callable[[Path], None]) -> Fetched:
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not sys.stderr.isatty()) as progress:
+    with Progress(*columns, console=console, disable=quiet() or not sys.stderr.isatty()) as progress:
         task = progress.add_task(f"fetching {args.name}", total=None)
         return fetch(
             args.name,

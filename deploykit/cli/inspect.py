@@ -7,13 +7,19 @@ from typing import Any
 
 from deploykit.cli._display import console, note, print_json
 from deploykit.cli._loading import loading_flags, loading_of
+from deploykit.cli._model import add_model, model_of
 
 MAX_ENTRIES = 12  # of a list; the rest is not shown
+
+EXAMPLES = (
+    ("deploykit inspect best.pt", "what is in a checkpoint, without running it"),
+    ("deploykit inspect best.onnx --json", "an export and its spec as JSON"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("file", metavar="FILE", help="a checkpoint or an exported model")
+    add_model(parser, "a checkpoint or an exported model", metavar="FILE")
     loading_flags().add(parser)
     parser.add_argument(
         "--draft-spec",
@@ -28,12 +34,12 @@ def run(args: argparse.Namespace) -> int:
     from deploykit.export.inspection import draft_of_file, inspect_file
 
     if args.draft_spec:
-        draft = draft_of_file(args.file)
+        draft = draft_of_file(model_of(args))
         for text in (*draft.notes, *(f"fill in {field}: {wanted}" for field, wanted in draft.unknown.items())):
             note(text)
         print(draft.to_json())
         return 0
-    found = inspect_file(args.file, loading_of(args))
+    found = inspect_file(model_of(args), loading_of(args))
     if args.json:
         print_json(found.to_dict())
         return 0

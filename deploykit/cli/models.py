@@ -9,6 +9,11 @@ from typing import Any
 
 from deploykit.cli._display import print_json
 
+EXAMPLES = (
+    ("deploykit models", "all of them"),
+    ("deploykit models --timm 'resnet*'", "those of timm by a pattern"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -22,18 +27,18 @@ def run(args: argparse.Namespace) -> int:
     """Print every family with its models: task, published size, parameters, and whether weights were released."""
     if args.timm is not None:
         return _list_timm(args.timm, as_json=args.json)
-    rows = _rows()
+    found = listed_models()
     if args.json:
-        print_json(rows)
+        print_json(found)
         return 0
-    width = max(len(row["name"]) for row in rows)
-    for (family, licence), models in groupby(rows, lambda row: (row["family"], row["weights_licence"])):
+    width = max(len(row["name"]) for row in found)
+    for (family, licence), models in groupby(found, lambda row: (row["family"], row["weights_licence"])):
         print(f"{family} (weights by its authors: {licence})")
         for row in models:
             released = "  deploykit fetch" if row["released"] else ""
             million = f"{row['parameters'] / 1e6:.1f} M"
             print(f"  {row['name']:<{width}}  {row['task']:<9}  {row['size']:>4} px  {million:>7}{released}")
-    print("parameters: as in the authors' files, batch norms not folded; deploykit fetch: there is a released file")
+    print("parameters: as in the authors' files, batch norms not fused; deploykit fetch: there is a released file")
     return 0
 
 
@@ -51,7 +56,7 @@ def _list_timm(pattern: str, *, as_json: bool) -> int:
     return 0
 
 
-def _rows() -> list[dict[str, Any]]:
+def listed_models() -> list[dict[str, Any]]:
     """Return one entry per model, by family and name: the packaged facts, and whether it is released."""
     from deploykit.releases.table import RELEASED
     from deploykit.strict_json import parse_json

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 
 BUILD_OPTIONS = ("out", "only", "tensorrt", "onnxruntime", "architecture")
 
+EXAMPLES = (
+    ("deploykit plugins build", "all libraries that can be built here"),
+    ("deploykit plugins test", "each library compared with numpy"),
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
@@ -24,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="build the libraries from the sources in this package; show which are available; test them against numpy",
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
+    parser.add_argument(
+        "--allow-none", action="store_true", help="test: succeed even if no library is built, so that none was tested"
+    )
     group = parser.add_argument_group("build")
     group.add_argument(
         "--out",
@@ -56,6 +64,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.action != "build" and (given := [name for name in BUILD_OPTIONS if getattr(args, name)]):
         raise UsageError(f"--{given[0]} is for deploykit plugins build, not for {args.action}")
+    if args.allow_none and args.action != "test":
+        raise UsageError(f"--allow-none is for deploykit plugins test, not for {args.action}")
     return {"build": _build, "info": _info, "test": _test}[args.action](args)
 
 
@@ -107,7 +117,7 @@ def _about(info: LibraryInfo) -> str:
 
 
 def _test(args: argparse.Namespace) -> int:
-    from deploykit.errors import ParityError
+    from deploykit.errors import MissingDependencyError, ParityError
     from deploykit.export.plugins_check import check_libraries
 
     checks = list(check_libraries())
@@ -115,6 +125,11 @@ def _test(args: argparse.Namespace) -> int:
         print_json([dataclasses.asdict(check) for check in checks])
     else:
         _print_table([(check.library, _verdict(check), check.says) for check in checks])
+    if all(check.ok is None for check in checks) and not args.allow_none:
+        raise MissingDependencyError(
+            "no native library was tested, because none can be used here: run deploykit plugins build, or pass "
+            "--allow-none"
+        )
     return ParityError.exit_code if any(check.ok is False for check in checks) else 0
 
 

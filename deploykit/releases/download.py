@@ -25,8 +25,7 @@ from pathlib import Path
 from typing import IO
 
 from deploykit.atomic import write_atomic
-from deploykit.errors import FetchError
-from deploykit.releases.connection import (
+from deploykit.connection import (
     BrokenOffError,
     Redirects,
     Response,
@@ -36,6 +35,7 @@ from deploykit.releases.connection import (
     opener,
     paced,
 )
+from deploykit.errors import FetchError
 from deploykit.strict_json import JsonError, read_json
 from deploykit.version import __version__
 

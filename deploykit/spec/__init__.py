@@ -6,7 +6,7 @@ from deploykit.spec.end_to_end import EndToEndRows
 from deploykit.spec.input import Dynamic, Fit, InputSpec
 from deploykit.spec.json_values import json_safe, json_value, read_value
 from deploykit.spec.keypoints import COCO_KEYPOINTS, KeypointSpec
-from deploykit.spec.model import CHECKPOINT_SUFFIXES, METADATA_KEY, SPEC_VERSION, ModelSpec, Source
+from deploykit.spec.model import CHECKPOINT_SUFFIXES, ENGINE_SUFFIXES, METADATA_KEY, SPEC_VERSION, ModelSpec, Source
 from deploykit.spec.nms_outputs import NmsOutputs
 from deploykit.spec.output import OUTPUTS, Output, OutputTensor, Span, SpecLike, register_output
 from deploykit.spec.rows import PoseFusion, PoseObjectRows, RawDetections, RowOutput
@@ -15,6 +15,7 @@ from deploykit.spec.thresholds import Thresholds
 __all__ = [
     "CHECKPOINT_SUFFIXES",
     "COCO_KEYPOINTS",
+    "ENGINE_SUFFIXES",
     "METADATA_KEY",
     "OUTPUTS",
     "SPEC_VERSION",

@@ -24,10 +24,12 @@ from deploykit.spec.rows import PoseObjectRows, RawDetections
 from deploykit.spec.thresholds import Thresholds
 from deploykit.strict_json import JsonError, parse_json
 
-__all__ = ["CHECKPOINT_SUFFIXES", "METADATA_KEY", "SPEC_VERSION", "ModelSpec", "Source"]
+__all__ = ["CHECKPOINT_SUFFIXES", "ENGINE_SUFFIXES", "METADATA_KEY", "SPEC_VERSION", "ModelSpec", "Source"]
 
 CHECKPOINT_SUFFIXES = (".bin", ".ckpt", ".pkl", ".pt", ".pth", ".safetensors", ".tar", ".th")
 """What the names of checkpoints end in."""
+ENGINE_SUFFIXES = (".trt", ".engine", ".plan")
+"""What the names of TensorRT engines end in: three names of one format. The first is written by default."""
 
 METADATA_KEY = "deploykit"
 SPEC_VERSION = 1

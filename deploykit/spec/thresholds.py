@@ -9,7 +9,7 @@ from deploykit.spec.checks import check_range
 
 __all__ = ["Thresholds"]
 
-MOST_OBJECTS = 1_000_000  # the largest networks give some 100,000 rows an image
+MOST_OBJECTS = 1_000_000  # the largest networks give some 100,000 rows per image
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from deploykit.errors import (
     SpecError,
     UsageError,
     import_extra,
+    installing,
 )
 from deploykit.export.engine.builder import Network, build, check_options, default_profile, parse
 from deploykit.export.engine.layers import precisions_in
@@ -36,6 +37,7 @@ from deploykit.export.output import check_writable, output_path, publish, stagin
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.report import ParityReport
+from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.precision.read_back import check_precision
 from deploykit.export.step_timer import StepTimer
 from deploykit.progress import SILENT, Progress, Within
@@ -60,11 +62,10 @@ from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.spec_file import read_spec
 from deploykit.runtime.verified import digests, sha256
-from deploykit.spec import METADATA_KEY, ModelSpec
+from deploykit.spec import ENGINE_SUFFIXES, METADATA_KEY, ModelSpec
 
-__all__ = ["NO_GPU", "SUFFIXES", "build_engine", "check_engine", "chosen_flavour"]
+__all__ = ["NO_GPU", "build_engine", "check_engine", "chosen_flavour"]
 
-SUFFIXES = (".trt", ".engine")
 NO_GPU = "built, not run: no GPU"
 
 
@@ -110,7 +111,7 @@ def build_engine(
     asked, timer = options or EngineOptions(), StepTimer(progress)
     timer.step("reading")
     file = existing_file(onnx, "an ONNX file")
-    place = output_path(file.with_suffix(SUFFIXES[0]), out, SUFFIXES)
+    place = output_path(file.with_suffix(ENGINE_SUFFIXES[0]), out, ENGINE_SUFFIXES)
     check_writable(place, (*_parts(place), *_reports(place)))
     chosen = check_engine(flavour, asked)
     known = read_spec(spec) or _embedded_spec(file)
@@ -146,7 +147,8 @@ def _build(
                 plan = _build_plan(network, options, shapes, device, cached, timer)
         except ExportError as e:
             _save_log(place, log)
-            raise type(e)(f"{e} (full log: {build_log_path(place)})") from e
+            named = f"; deploykit preflight {file} names the node, and what to do" if source == file else ""
+            raise type(e)(f"{e} (full log: {build_log_path(place)}){named}") from e
         record = EngineRecord(
             flavour=flavour,
             version=trt.__version__,
@@ -215,8 +217,8 @@ def chosen_flavour(flavour: Flavour | Literal["auto"]) -> Flavour:
     if "tensorrt-rtx" in have:
         return "tensorrt-rtx"
     raise MissingDependencyError(
-        "an engine needs TensorRT, which is not installed: pip install 'deploykit[tensorrt]', or "
-        "'deploykit[tensorrt-rtx]', which builds without a GPU"
+        f"an engine needs TensorRT, which is not installed: {installing('tensorrt')}, or "
+        f"{installing('tensorrt-rtx')}, which builds without a GPU"
     )
 
 
@@ -320,7 +322,8 @@ def _reference_values(file: Path, spec: ModelSpec, samples: Sequence[str | Path]
         spec = replace(spec, thresholds=replace(spec.thresholds, conf=0.0))
     with ort.open_session(file, provider="cpu", overrides=overrides) as session:
         feeds = make_parity_inputs(spec, samples)
-        return expect({file.name: session}, spec, feeds, progress=Within("checking: ", timer))
+        values = expect({file.name: session}, spec, feeds, progress=Within("checking: ", timer))
+    return replace(values, limits=LIMITS[spec.precision])
 
 
 def _verify_engine(

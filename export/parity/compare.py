@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,16 @@ from deploykit.export.parity.tolerances import limits_between
 from deploykit.models.load_options import LoadOptions
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.compute import ComputeOptions
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.model_spec import known_spec
 from deploykit.runtime.parity.expected import ParityInputs, ReferenceOutputs, runs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session, for_checkpoints, is_checkpoint, open_session
 from deploykit.runtime.spec_file import read_spec
-from deploykit.spec import Dynamic, InputSpec, ModelSpec
+from deploykit.spec import ENGINE_SUFFIXES, Dynamic, InputSpec, ModelSpec
 
-__all__ = ["ParityReport", "Tolerance", "check_expected", "compare", "expect"]
+__all__ = ["Pair", "ParityReport", "Tolerance", "check_expected", "compare", "expect", "prepared"]
 
 
 def compare(
@@ -42,6 +44,8 @@ def compare(
     spec: ModelSpec | str | Path | None = None,
     tolerance: Tolerance | None = None,
     loading: LoadOptions | None = None,
+    device: str | int | None = None,
+    threads: int | None = None,
     progress: Progress = SILENT,
 ) -> ParityReport:
     """Compare two models; ``a`` is the reference.
@@ -55,21 +59,69 @@ def compare(
         spec: the spec of both models, if they carry none, or a JSON file that holds it.
         tolerance: None takes the tolerance of the lower of the two precisions (docs/precision.md).
         loading: how those of the two that are checkpoints are loaded.
+        device, threads: what computes those of the two that are exports, and with how many CPU threads: see
+            :class:`deploykit.runtime.compute.ComputeOptions`. Checkpoints are computed on the CPU.
         progress: receives the input that is being compared.
 
     Raises:
         SpecError: neither carries a spec. UsageError: their inputs have no size in common.
     """
+    compute = ComputeOptions(device, threads)
+    with prepared(
+        a,
+        b,
+        images=images,
+        spec=spec,
+        tolerance=tolerance,
+        loading=loading,
+        compute=compute,
+        progress=progress,
+    ) as pair:
+        return check_expected(pair.expected, pair.name, pair.candidate, pair.spec, pair.tolerance, progress)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two models that are about to be compared: the reference's values, and the open candidate with its spec.
+
+    ``tolerance`` is None where the reference is a file of values, which has its own.
+    """
+
+    expected: ReferenceOutputs
+    name: str
+    candidate: Session
+    spec: ModelSpec
+    tolerance: Tolerance | None
+
+
+@contextlib.contextmanager
+def prepared(
+    a: str | Path | Session,
+    b: str | Path | Session,
+    *,
+    images: Sequence[str | Path] = (),
+    spec: ModelSpec | str | Path | None = None,
+    tolerance: Tolerance | None = None,
+    loading: LoadOptions | None = None,
+    compute: ComputeOptions | None = None,
+    progress: Progress = SILENT,
+) -> Iterator[Pair]:
+    """Run the reference ``a``, and yield what ``b`` is compared with; arguments and errors as in :func:`compare`."""
     given = read_spec(spec)
-    ways = for_checkpoints((a, b), loading)
+    ways, compute = for_checkpoints((a, b), loading), compute or ComputeOptions()
+    if compute.device is not None and not any(isinstance(m, (str, Path)) and not is_checkpoint(m) for m in (a, b)):
+        raise UsageError("device is for exports, and none of the two models is opened here as one")
     with contextlib.ExitStack() as stack:
         if isinstance(a, (str, Path)) and Path(a).suffix.lower() == ".npz":
             expected = ReferenceOutputs.load(existing_file(a, "reference values"))
-            second = stack.enter_context(_open(b, ways[1]))
+            second = stack.enter_context(_open(b, ways[1], compute))
             chosen = _resolve_spec(given, known_spec(second, _name(b, "b")))
         else:
-            first, second = (stack.enter_context(_open(model, way)) for model, way in zip((a, b), ways, strict=True))
+            first, second = (
+                stack.enter_context(_open(model, way, compute)) for model, way in zip((a, b), ways, strict=True)
+            )
             own = known_spec(first, _name(a, "a")), known_spec(second, _name(b, "b"))
+            _check_outputs(given, own, (_name(a, "a"), _name(b, "b")))
             _check_scoring(given, own, (_name(a, "a"), _name(b, "b")))
             chosen = _resolve_spec(given, *own)
             chosen = dataclasses.replace(chosen, input=_common_input(chosen.input, first, second))
@@ -85,9 +137,8 @@ def compare(
             opened_here = isinstance(a, (str, Path))
             tolerance = tolerance or limits_between(own)
             expected = expect({_name(a, "a"): first}, reference_spec, feeds, closing=opened_here, progress=progress)
-        return check_expected(
-            expected.restrict_to(_input_filter(second)), _name(b, "b"), second, chosen, tolerance, progress
-        )
+        fitting = expected.restrict_to(_input_filter(second))
+        yield Pair(fitting, _name(b, "b"), second, chosen, tolerance)
 
 
 def _resolve_spec(given: ModelSpec | None, *own: ModelSpec | None) -> ModelSpec:
@@ -99,6 +150,32 @@ def _resolve_spec(given: ModelSpec | None, *own: ModelSpec | None) -> ModelSpec:
             "--spec FILE); deploykit inspect FILE --draft-spec writes a draft"
         )
     return known
+
+
+def _check_outputs(given: ModelSpec | None, own: Sequence[ModelSpec | None], names: tuple[str, str]) -> None:
+    """Check that both models give the same kinds of values, before either of them runs.
+
+    Raises:
+        SpecError: their numbers of classes or keypoints differ.
+    """
+    if given is not None or None in own:
+        return
+    specs = [spec for spec in own if spec is not None]
+    counts = [
+        (spec.output.num_classes(spec), len(spec.keypoints.names) if spec.keypoints is not None else 0)
+        for spec in specs
+    ]
+    if all(count[0] for count in counts) and counts[0] != counts[1]:
+        told = " and ".join(
+            f"{name} has {_counted(classes, 'class', 'es')}"
+            + (f" and {_counted(points, 'keypoint', 's')}" if points else "")
+            for name, (classes, points) in zip(names, counts, strict=True)
+        )
+        raise SpecError(f"{told}: models with different outputs cannot be compared")
+
+
+def _counted(number: int, what: str, ending: str) -> str:
+    return f"{number} {what}{ending * (number != 1)}"
 
 
 def _check_scoring(given: ModelSpec | None, own: Sequence[ModelSpec | None], names: tuple[str, str]) -> None:
@@ -144,17 +221,18 @@ def _common_input(canvas: InputSpec, first: Session, second: Session) -> InputSp
 
 
 @contextlib.contextmanager
-def _open(model: str | Path | Session, loading: LoadOptions | None) -> Iterator[Session]:
+def _open(model: str | Path | Session, loading: LoadOptions | None, compute: ComputeOptions) -> Iterator[Session]:
     """Open a session and close it afterwards, unless it is the caller's; a checkpoint is computed in float64."""
     if not isinstance(model, (str, Path)):
         yield model
     elif is_checkpoint(model):
         from deploykit.export.sessions.torch_module import open_torch_session  # only checkpoints need torch
 
-        with open_torch_session(model, exact=True, loading=loading)[0] as session:
+        with open_torch_session(model, exact=True, threads=compute.threads, loading=loading)[0] as session:
             yield session
     else:
-        with open_session(model) as session:
+        engine = Path(model).suffix.lower() in ENGINE_SUFFIXES  # which has no CPU threads; they are the other model's
+        with open_session(model, device=compute.device, threads=None if engine else compute.threads) as session:
             yield session
 
 

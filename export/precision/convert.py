@@ -72,7 +72,7 @@ class ExportContext:
         rows_plan: the plan of the network with raw rows, also if NMS is exported after them.
         spec: the spec of the export, still without its precision.
         rows: the spec of the network with raw rows.
-        fused: the folded model.
+        fused: the fused model.
         inputs: the images on which the export is checked and values are measured; None: neither is done.
         verification: the checks against the reference values; None: the export is not checked.
         progress: receives the steps.

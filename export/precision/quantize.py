@@ -33,6 +33,12 @@ __all__ = ["QuantReport", "quantize_graph"]
 
 COMPARED = 8  # images on which calibration methods are compared
 WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
+HOW_KEPT = {
+    "measurement": "chosen by measurement",
+    "name": "chosen by name",
+    "nobody": "none was looked for (--int8-keep none)",
+}
+"""How the layers that stay in floating point were chosen -> what the report says of it."""
 MEASURED = 4 * 640 * 640  # pixels of the images on which layers are measured, by up to a hundred networks
 
 
@@ -69,7 +75,7 @@ class QuantReport:
         methods = ", ".join(f"{name} {error:.3g}" for name, error in self.errors.items())
         compared = f"; error of the outputs by method: {methods}" if len(self.errors) > 1 else ""
         cached = ", measured earlier" if self.cached else ""
-        kept = ", ".join(self.labels[name] for name in self.done.kept) or "none"
+        kept = f": {', '.join(self.labels[name] for name in self.done.kept)}" if self.done.kept else ""
         error = "" if self.error is None else f"; error of the outputs {self.error:.3g}"
         if self.error is not None and self.done.kept:
             error += f" instead of {self.errors[self.method]:.3g}"
@@ -77,8 +83,8 @@ class QuantReport:
             ("ranges", f"{self.method}, {self.images} images{cached}{compared}"),
             (
                 "not quantized",
-                f"{len(self.done.kept)} of {len(self.done.kept) + len(self.done.layers)} layers, chosen "
-                f"by {self.kept_by}{error}: {kept}",
+                f"{len(self.done.kept)} of {len(self.done.kept) + len(self.done.layers)} layers, "
+                f"{HOW_KEPT[self.kept_by]}{error}{kept}",
             ),
         ]
 

@@ -8,6 +8,7 @@ quantization, without the saturation of a kernel. It is slower than ONNX Runtime
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,9 @@ from torch import Tensor
 
 from deploykit.errors import ArtefactError, BackendError
 from deploykit.export.sessions.onnx_ops import OPERATORS, TORCH_TYPES, UnsupportedFormError
+from deploykit.models.fuse import torch_threads
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.compute import default_threads
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 
 __all__ = ["OnnxInTorchSession", "open_onnx_in_torch"]
@@ -38,13 +41,14 @@ class OnnxInTorchSession(Session):
 
     Args:
         model: the graph; its weights are copied.
+        threads: within one operator; None: :func:`deploykit.runtime.compute.default_threads`, else torch's own setting.
         observe: called with the name and value of every floating-point tensor as soon as a node has computed it.
 
     Raises:
         BackendError: a node of another domain than ONNX's own, or one with subgraphs.
     """
 
-    def __init__(self, model: ir.Model, *, observe: Observer | None = None) -> None:
+    def __init__(self, model: ir.Model, *, observe: Observer | None = None, threads: int | None = None) -> None:
         self._observe = observe
         self._opset = model.opset_imports.get("", 18)
         self._nodes = list(model.graph)
@@ -65,7 +69,8 @@ class OnnxInTorchSession(Session):
         self.metadata = dict(model.metadata_props)
         self.providers = ("PyTorch CPU, by the graph's types",)
         self.notes = ()
-        self.threads = torch.get_num_threads()
+        self._wanted, self.threads_from = (threads, "as asked for") if threads is not None else default_threads()
+        self.threads = torch.get_num_threads() if self._wanted is None else self._wanted
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`; a bfloat16 output is returned as float32."""
@@ -73,7 +78,8 @@ class OnnxInTorchSession(Session):
         values: dict[str, Tensor] = {**self._weights, **{name: torch.from_numpy(x) for name, x in inputs.items()}}
         left = Counter(self._uses)
         left.update(self._output_names)
-        with torch.inference_mode():
+        limited = contextlib.nullcontext() if self._wanted is None else torch_threads(self._wanted)
+        with torch.inference_mode(), limited:
             for node, attributes in zip(self._nodes, self._attributes, strict=True):
                 given = [None if v is None else values[str(v.name)] for v in node.inputs]
                 for value, found in zip(node.outputs, self._run_node(node, given, attributes), strict=False):
@@ -110,18 +116,16 @@ class OnnxInTorchSession(Session):
 
 
 def open_onnx_in_torch(path: Path, *, threads: int | None = None) -> OnnxInTorchSession:
-    """Open an ONNX file as a :class:`OnnxInTorchSession`; ``threads`` must be None: torch has one count per process.
+    """Open an ONNX file as a :class:`OnnxInTorchSession`, on the CPU with so many threads within one operator.
 
     Raises:
         ArtefactError: it is no ONNX file. BackendError: torch cannot run it.
     """
-    if threads is not None:
-        raise BackendError("torch has one thread count for the whole process: leave threads out")
     try:
         model = ir.load(path)
     except Exception as e:  # protobuf's errors have no base class of their own
         raise ArtefactError(f"{path} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
-    return OnnxInTorchSession(model)
+    return OnnxInTorchSession(model, threads=threads)
 
 
 def _attributes_of(node: ir.Node) -> list[ir.Attr]:

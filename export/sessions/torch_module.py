@@ -11,36 +11,51 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from deploykit.errors import BackendError
+from deploykit.errors import BackendError, DeviceError, UsageError
 from deploykit.models.fuse import fuse_model, torch_threads
 from deploykit.models.load_options import LoadOptions
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.compute import default_threads
+from deploykit.runtime.cuda import device_index, gpu_unavailable_reason
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 from deploykit.spec import METADATA_KEY, ModelSpec
 
-__all__ = ["TorchSession", "open_torch_session", "spec_of_module"]
+__all__ = ["TorchSession", "open_torch_session", "spec_of_module", "torch_device"]
 
 
 class TorchSession(Session):
-    """A module on the CPU in eval mode: one input, the spec's outputs in their order, any batch, any size it supports.
+    """A module in eval mode: one input, the spec's outputs in their order, any batch, any size it supports.
 
     ``exact`` computes in float64, which shows what the weights mean without the rounding of any implementation. It is
-    about six times slower, and the output is float64. ``threads``: per operator; None keeps torch's own setting.
+    about six times slower, and the output is float64. ``device``: ``auto`` is the CPU; a GPU computes without TF32.
+    ``threads``: per operator; None: :func:`deploykit.runtime.compute.default_threads`, else torch's own setting.
+
+    Raises:
+        DeviceError: torch has no such device. UsageError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
     """
 
-    def __init__(self, module: nn.Module, spec: ModelSpec, *, exact: bool = False, threads: int | None = None) -> None:
-        self._module: nn.Module | None = module
+    def __init__(
+        self,
+        module: nn.Module,
+        spec: ModelSpec,
+        *,
+        exact: bool = False,
+        threads: int | None = None,
+        device: str = "auto",
+    ) -> None:
+        self._device = torch_device(device)
+        self._module: nn.Module | None = module if self._device.type == "cpu" else module.to(self._device)
         self._exact, self._wide = exact, False
         self._outputs = spec.output_names
         self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
         dtype = "float64" if exact else "float32"
         self.outputs = _outputs(spec, dtype)
         self.metadata = {METADATA_KEY: spec.to_json()}
-        self.providers = (f"PyTorch CPU {dtype}",)
+        self.providers = (f"PyTorch {_shown(self._device)} {dtype}",)
         self.notes = ()
-        self.threads = torch.get_num_threads() if threads is None else threads
-        self._wanted = threads
+        self._wanted, self.threads_from = (threads, "as asked for") if threads is not None else default_threads()
+        self.threads = torch.get_num_threads() if self._wanted is None else self._wanted
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`."""
@@ -49,12 +64,13 @@ class TorchSession(Session):
         check_inputs(self.inputs, inputs)
         fed = inputs[self.inputs[0].name]
         image = torch.from_numpy(fed.copy() if min(fed.strides, default=0) < 0 else fed)  # torch has no such strides
+        image = image.to(self._device)
         if self._exact:
             image = image.double()
             if not self._wide:  # only when needed: it takes twice the memory
                 self._module, self._wide = copy.deepcopy(self._module).double(), True
         try:
-            with torch.inference_mode(), self._threads():
+            with torch.inference_mode(), self._threads(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
                 output = self._module(image)
         except RuntimeError as e:
             raise BackendError(f"PyTorch failed: {e}") from e
@@ -62,7 +78,7 @@ class TorchSession(Session):
         if len(found) != len(self._outputs):
             told = f"{len(found)} output{'s' * (len(found) > 1)}"
             raise BackendError(f"PyTorch gave {told}, the spec names {', '.join(self._outputs)}")
-        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
+        return {name: value.cpu().numpy() for name, value in zip(self._outputs, found, strict=True)}
 
     def _threads(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._wanted is None else torch_threads(self._wanted)
@@ -70,6 +86,31 @@ class TorchSession(Session):
     def close(self) -> None:
         """Drop the module."""
         self._module = None
+
+
+def torch_device(name: str) -> torch.device:
+    """Return torch's device of this name.
+
+    Raises:
+        DeviceError: torch has no such device. UsageError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    """
+    if name in ("auto", "cpu"):
+        return torch.device("cpu")
+    if not name.startswith("cuda"):
+        raise UsageError(f"a checkpoint runs in torch, on the device cpu, cuda or cuda:N; {name!r} is for exports")
+    index, version = device_index(name), torch.__version__
+    if torch.version.cuda is None:
+        raise DeviceError(f"PyTorch {version} is built for the CPU: for {name} install a build of it for CUDA")
+    if not torch.cuda.is_available():
+        reason = gpu_unavailable_reason() or "torch finds none"
+        raise DeviceError(f"PyTorch {version} (CUDA {torch.version.cuda}) has no GPU for {name}: {reason}")
+    if index >= (count := torch.cuda.device_count()):
+        raise DeviceError(f"{name} was asked for, but torch has {count} GPU{'s' * (count != 1)}, from cuda:0 on")
+    return torch.device("cuda", index)
+
+
+def _shown(device: torch.device) -> str:
+    return "CPU" if device.type == "cpu" else f"{torch.cuda.get_device_name(device)} (cuda:{device.index})"
 
 
 def _outputs(spec: ModelSpec, dtype: str) -> tuple[TensorInfo, ...]:
@@ -93,6 +134,7 @@ def open_torch_session(
     *,
     exact: bool = False,
     threads: int | None = None,
+    device: str = "auto",
     preprocessing: str = DEFAULT,
     loading: LoadOptions | None = None,
 ) -> tuple[TorchSession, ModelSpec]:
@@ -102,9 +144,11 @@ def open_torch_session(
         CheckpointError: not a checkpoint that deploykit knows.
         UsageError: the model has no such preprocessing (see :func:`deploykit.models.registry.with_preprocessing`).
         FoldError: a fold changed its numbers.
+        DeviceError: torch has no such device.
     """
+    torch_device(device)  # a device that is missing is an error before seconds of loading
     model = load_model(path, preprocessing=preprocessing, loading=loading)
     spec = spec_of_module(model)
-    session = TorchSession(fuse_model(model.module), spec, exact=exact, threads=threads)
+    session = TorchSession(fuse_model(model.module), spec, exact=exact, threads=threads, device=device)
     session.notes = model.all_notes
     return session, spec

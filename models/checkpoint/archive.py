@@ -48,7 +48,7 @@ _KNOWN: tuple[tuple[bytes, str, str], ...] = (
     (rb"\x93NUMPY", "is a numpy array", ""),
     (rb"....TFL3", "is a TensorFlow Lite model", _TORCH),
     (rb"....ET[0-9]{2}", "is an ExecuTorch program", _TORCH),
-    (rb"GGUF", "is a GGUF file (quantised weights)", _TORCH),
+    (rb"GGUF", "is a GGUF file (quantized weights)", _TORCH),
     (rb"7767517\s", "is an ncnn model", _TORCH),
     (rb"\x00{4}[\x01\x02]\x00{3}", "is a Darknet weights file", _TORCH),
     (rb"ftrt|ptrt", "is a TensorRT engine", ""),

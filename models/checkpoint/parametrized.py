@@ -39,7 +39,7 @@ def whole_weights(state: dict[str, Tensor], notes: list[str]) -> dict[str, Tenso
         gone |= {mask}
         pruned += 1
     if normed:
-        notes.append(f"weight norm is folded into {normed:,} weights")
+        notes.append(f"weight norm is fused into {normed:,} weights")
     if pruned:
         notes.append(f"the masks of pruning are multiplied into {pruned:,} weights")
     renamed = {key: _plain_name(key) if key in made else key for key in state if key not in gone}

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import hashlib
+import logging
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BufferedReader
@@ -38,6 +40,8 @@ from deploykit.models.checkpoint.safetensors_file import find_shards, read_shard
 from deploykit.models.checkpoint.stack_machine import Record, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor
 from deploykit.models.load_options import LoadOptions
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["Checkpoint", "Entry", "Module", "read_checkpoint"]
 
@@ -112,7 +116,16 @@ def read_checkpoint(path: str | Path, *, entry: str = "") -> Checkpoint:
         CheckpointError: it is not a checkpoint, is truncated or damaged, or holds no weights that can be read.
         UnsafeCheckpointError: it breaks the reader's limits, or names what no checkpoint needs.
     """
-    path = Path(path)
+    path, began = Path(path), time.perf_counter()
+    checkpoint = _read(path, entry)
+    LOG.debug(
+        "%s: %s, %d bytes, %d tensors, read in %.0f ms",
+        path, checkpoint.format, checkpoint.size, len(checkpoint.state_dict), 1000 * (time.perf_counter() - began),
+    )  # fmt: skip
+    return checkpoint
+
+
+def _read(path: Path, entry: str) -> Checkpoint:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_naming(path))
         shards = find_shards(path)

@@ -11,7 +11,7 @@ from deploykit.errors import CheckpointError
 __all__ = ["refuse_names", "refuse_root", "why_not_read"]
 
 _MERGE = "merge it into its network (peft: merge_and_unload()) and save that network's state_dict()"
-_FLOAT = "give the file of before the quantisation, and deploykit export --precision int8 quantises it"
+_FLOAT = "give the file of before the quantization, and deploykit export --precision int8 quantizes it"
 _ZERO = "run zero_to_fp32.py, which DeepSpeed writes beside it, and give the file that it makes"
 _GATHER = "gather the weights before saving (a full state dict), or join the files with torch.distributed.checkpoint"
 
@@ -26,21 +26,21 @@ _NAMES: tuple[tuple[str, str, str], ...] = (
         "an adapter, not a network's weights",
         _MERGE,
     ),
-    (r".*\.(?:qweight|qzeros)", "quantised weights (GPTQ or AWQ)", _FLOAT),
-    (r".*\.(?:absmax|nested_absmax|quant_map|quant_state\.\w+|SCB)", "quantised weights (bitsandbytes)", _FLOAT),
-    (r".*\._packed_params(?:\..*)?", "quantised weights (torch.ao.quantization)", _FLOAT),
+    (r".*\.(?:qweight|qzeros)", "quantized weights (GPTQ or AWQ)", _FLOAT),
+    (r".*\.(?:absmax|nested_absmax|quant_map|quant_state\.\w+|SCB)", "quantized weights (bitsandbytes)", _FLOAT),
+    (r".*\._packed_params(?:\..*)?", "quantized weights (torch.ao.quantization)", _FLOAT),
     (
         r".*\.(?:weight_fake_quant|activation_post_process|fake_quant_enabled|_weight_quantizer|_input_quantizer)(?:\..*)?",
-        "the fake quantisers of quantisation-aware training, which change what the network computes",
+        "the fake quantizers of quantization-aware training, which change what the network computes",
         "give the file of before, or take them off in the project that trained it",
     ),
 )
 """Pattern of a tensor's name -> what the file holds, and what to do."""
 
 _KINDS: tuple[tuple[str, str, str], ...] = (
-    (r"torch\._utils\._rebuild_qtensor|torch\.Q\w+Storage", "a quantised tensor", _FLOAT),
-    (r"torchao\..*", "a quantised tensor of torchao", _FLOAT),
-    (r"bitsandbytes\..*", "a quantised tensor of bitsandbytes", _FLOAT),
+    (r"torch\._utils\._rebuild_qtensor|torch\.Q\w+Storage", "a quantized tensor", _FLOAT),
+    (r"torchao\..*", "a quantized tensor of torchao", _FLOAT),
+    (r"bitsandbytes\..*", "a quantized tensor of bitsandbytes", _FLOAT),
     (r"torch\._utils\._rebuild_sparse\w*", "a sparse tensor", "save it dense (to_dense())"),
     (r"torch\.distributed\..*(?:ShardedTensor|DTensor).*", "a shard of a distributed tensor (FSDP)", _GATHER),
     (r"torch\.jit\..*|torch\._C\.\w*Script\w*", "a TorchScript object", "save the state_dict() of its module"),
@@ -54,7 +54,7 @@ def refuse_names(names: Iterable[str]) -> None:
     """Refuse tensors that are no weights as a network computes with them, by their names.
 
     Raises:
-        CheckpointError: they are those of an adapter, or quantised.
+        CheckpointError: they are those of an adapter, or quantized.
     """
     keys = set(names)
     for pattern, what, advice in _NAMES:
@@ -63,7 +63,7 @@ def refuse_names(names: Iterable[str]) -> None:
             raise _refusal(min(found), len(found), what, advice)
     scaled = [key for key in keys if key.endswith(".zero_point") and f"{key.removesuffix('zero_point')}scale" in keys]
     if scaled:
-        raise _refusal(min(scaled), len(scaled), "quantised weights (a scale and a zero_point)", _FLOAT)
+        raise _refusal(min(scaled), len(scaled), "quantized weights (a scale and a zero_point)", _FLOAT)
 
 
 def _refusal(name: str, count: int, what: str, advice: str) -> CheckpointError:

@@ -77,7 +77,7 @@ def randomise(module: nn.Module) -> None:
     The gain lies just below the point where a random network of this depth becomes chaotic. Above it rounding errors
     grow a little in every layer, and no two correct implementations would agree; well below it (torch's default) the
     image fades out on its way, and every implementation would agree with every other. Found by trying, on W6-pose,
-    E6E and tiny: with 1.5 instead of 1.35 the folded model is off by 0.1 to 3 px, with 1.2 the image's trace is ten
+    E6E and tiny: with 1.5 instead of 1.35 the fused model is off by 0.1 to 3 px, with 1.2 the image's trace is ten
     times fainter. Batch norms get statistics that are not the identity, so that a wrong fold shows. What is added to a
     shortcut is halved: whole, the sums of YOLOv5-L and -X grow chaotic too, by up to 0.07 px. The branches of a RepVGG
     are made smaller by as much as their sum is larger than one of them, for the same reason.

@@ -29,6 +29,7 @@ from deploykit.models.yolo_graph.family import (
     classes_of,
     custom_name,
     has_layers,
+    keypoints_of,
     nearest_variant,
     normal_rows,
     reference_of,
@@ -218,9 +219,10 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     if generation < 7 and not isinstance(graph.head, Keypoint):
         notes = (f"its layers are those of YOLOv5 {GENERATIONS[generation]}", *notes)
     classes, unnamed = classes_of(checkpoint, graph)
+    keypoints, numbered = keypoints_of(checkpoint, graph)
     size = variant.size if variant else 640 if max(graph.head.stride) <= 32 else 1280
-    notes = (*notes, *doubtful, *unnamed)
-    model = reference_of(graph, name, FAMILY, classes, size, notes, channels=config.channels)
+    notes = (*notes, *doubtful, *unnamed, *numbered)
+    model = reference_of(graph, name, FAMILY, classes, size, notes, channels=config.channels, keypoints=keypoints)
     model = model.assuming(*loaded.assumptions, *assumed)
     return with_score_of_one_class(model, graph.head, checkpoint, yolov7=False, published=variant is not None)
 

@@ -24,6 +24,7 @@ from deploykit.models.yolo_graph.family import (
     classes_of,
     custom_name,
     has_layers,
+    keypoints_of,
     nearest_variant,
     normal_rows,
     reference_of,
@@ -275,9 +276,11 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     if isinstance(graph.head, IAuxDetect):
         notes = (*notes, "a training checkpoint: the auxiliary heads are dropped on export")
     classes, unnamed = classes_of(checkpoint, graph)
+    keypoints, numbered = keypoints_of(checkpoint, graph)
     variant = name.partition("-width-")[0]
     size = SIZES.get(variant, 640 if max(graph.head.stride) <= 32 else 1280)
-    model = reference_of(graph, name, FAMILY, classes, size, (*notes, *unnamed), channels=config.channels)
+    notes = (*notes, *unnamed, *numbered)
+    model = reference_of(graph, name, FAMILY, classes, size, notes, channels=config.channels, keypoints=keypoints)
     model = model.assuming(*loaded.assumptions)
     return with_score_of_one_class(model, graph.head, checkpoint, yolov7=True, published=variant in VARIANTS)
 

@@ -42,7 +42,7 @@ def load_weights(
     if reason:
         advice = f"it is of a changed {name}, or of another network (deploykit inspect shows it)"
         if _is_fused(module, own, found):
-            advice = "its batch norms are folded into its convolutions: take a file of before they were fused"
+            advice = "its batch norms are fused into its convolutions: take a file of before they were fused"
         raise WeightsMismatchError(f"{checkpoint.path}{reason}: {advice}")
     module.load_state_dict({key: found[own[key]] for key in own}, assign=True)
 

@@ -55,7 +55,7 @@ def fold_as_saved(graph: nn.Module, found: Collection[str]) -> int:
 
 def folded_note(count: int) -> tuple[str, ...]:
     """What is to be said of a model of which so many convolutions were folded."""
-    return ("it was saved after its project folded its batch norms: taken as it is",) if count else ()
+    return ("it was saved after its project fused its batch norms: taken as it is",) if count else ()
 
 
 def drop_folded_implicits(graph: LayerGraph, found: dict[str, Tensor], checkpoint: Checkpoint, folded: int) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from deploykit.errors import SpecError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.layers.anchor_head import Detect, Keypoint
 from deploykit.models.layers.pose_object import PoseObject
@@ -28,6 +29,7 @@ from deploykit.spec import (
     RawDetections,
     Thresholds,
 )
+from deploykit.spec.json_values import read_value
 
 MAX_NAME = 64  # characters of a name or an argument that a checkpoint brings
 ANCHORS = 3  # a level, in every published variant
@@ -95,6 +97,23 @@ def classes_of(checkpoint: Checkpoint, graph: LayerGraph) -> tuple[tuple[str, ..
     if names is None or len(names) == expected:
         return names, ()
     return None, (f"it names {len(names)} classes and has {expected}: they are numbered instead",)
+
+
+def keypoints_of(checkpoint: Checkpoint, graph: LayerGraph) -> tuple[KeypointSpec | None, tuple[str, ...]]:
+    """The keypoints that the entry ``keypoints`` of a file describes, if they are as many as its head's; what to say.
+
+    The entry has the fields of a spec's keypoints: ``names``, and ``skeleton``, ``flip_pairs``, ``sigmas`` where known.
+    """
+    said, head = checkpoint.metadata.get("keypoints"), graph.head
+    if not isinstance(said, dict) or not isinstance(head, Keypoint):
+        return None, ()
+    try:
+        found: KeypointSpec = read_value(KeypointSpec, said, "keypoints")
+    except SpecError as e:
+        return None, (f"its entry 'keypoints' cannot be used, and they are numbered instead: {e}",)
+    if len(found.names) != head.num_keypoints:
+        return None, (f"it names {len(found.names)} keypoints and has {head.num_keypoints}: they are numbered instead",)
+    return found, ()
 
 
 def has_layers(checkpoint: Checkpoint) -> bool:

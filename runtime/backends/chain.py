@@ -33,7 +33,7 @@ class ChainSession(Session):
         self.metadata = second.metadata
         self.providers = (*first.providers, *second.providers)
         self.notes = (*first.notes, *second.notes)
-        self.threads = second.threads
+        self.threads, self.threads_from = second.threads, second.threads_from
 
     @property
     def stage_ms(self) -> Mapping[str, float]:  # type: ignore[override]  # an attribute of other sessions

@@ -11,9 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from deploykit.errors import ArtefactError, BackendError, UsageError, import_extra
+from deploykit.errors import ArtefactError, BackendError, UsageError, import_extra, installing
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.run_limit import RunLimit
+from deploykit.runtime.compute import default_threads
 from deploykit.runtime.native.library import find_library, library_folder
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
 
@@ -21,9 +22,21 @@ __all__ = ["Optimization", "OrtSession", "open_session"]
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
-SHORT_NAMES = {"cpu": CPU, "cuda": CUDA}
+INSTALL = {
+    CUDA: "",
+    "TensorrtExecutionProvider": "",
+    "OpenVINOExecutionProvider": "pip install onnxruntime-openvino in place of onnxruntime",
+    "DmlExecutionProvider": "pip install onnxruntime-directml in place of onnxruntime, on Windows",
+    "QNNExecutionProvider": "pip install onnxruntime-qnn in place of onnxruntime",
+    "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx in place of onnxruntime, on Linux with an AMD GPU",
+    "CoreMLExecutionProvider": "it is part of onnxruntime on macOS only",
+}
+"""Provider -> how to get an ONNX Runtime that has it; empty: by the extra gpu."""
 OWN_OPERATOR = re.compile(r"deploykit:(NmsKpt|DecodeRows)\(")  # in ONNX Runtime's message about an unknown operator
 SILENT = 4  # log severity of ONNX Runtime; it raises its errors as well
+
+SUFFIX = "ExecutionProvider"
+Providers = list[str | tuple[str, dict[str, str]]]
 
 Optimization = Literal["all", "extended", "none"]
 LEVELS: dict[Optimization, str] = {
@@ -48,8 +61,10 @@ def open_session(
 
     Args:
         path: an existing ``.onnx`` file.
-        provider: ``auto``, ``cpu``, ``cuda`` or ONNX Runtime's own name of a provider.
-        threads: threads within one operator; None: ONNX Runtime's choice (one per core).
+        provider: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ONNX Runtime's name of a provider, with or without
+            ``ExecutionProvider``.
+        threads: threads within one operator; None: :func:`deploykit.runtime.compute.default_threads`, else ONNX
+            Runtime's choice (one per core of the machine, whatever this process may use of it).
         overrides: values that replace stored tensors, by name; of the same type and shape.
         optimization: ONNX Runtime's level of graph optimization. A level below ``all`` computes the same with other
             kernels, layouts and orders of summation, which is how its rounding is measured.
@@ -61,12 +76,13 @@ def open_session(
         MissingDependencyError: onnxruntime is not installed.
     """
     ort: Any = import_extra("onnxruntime", "cpu")
-    providers = _provider_list(provider, ort.get_available_providers())
+    providers = _provider_list(provider, ort.get_available_providers(), ort.get_all_providers())
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[optimization])
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    count, reason = (threads, "as asked for") if threads is not None else default_threads()
+    if count is not None:
+        options.intra_op_num_threads = count
     replacements = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (overrides or {}).items()}
     for name, value in replacements.items():
         options.add_initializer(name, value)
@@ -80,13 +96,14 @@ def open_session(
             session = _loaded(ort, path, options, providers)
         except Exception as second:
             raise _load_error(path, second) from second
-    opened = OrtSession(path, session, providers[0], requested=provider != "auto")
-    opened.threads = threads
+    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
+    opened = OrtSession(path, session, first, requested=provider != "auto")
+    opened.threads, opened.threads_from = count, reason
     opened.overrides = replacements  # ONNX Runtime does not keep them alive
     return opened
 
 
-def _loaded(ort: Any, path: Path, options: Any, providers: list[str]) -> Any:
+def _loaded(ort: Any, path: Path, options: Any, providers: Providers) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # OrtSession reports a provider that did not load
         # Its second attempt without a GPU prints a banner to stdout; without a GPU there is nothing else to attempt.
@@ -108,17 +125,25 @@ def _register_own_operators(path: Path, options: Any) -> None:
         raise BackendError(f"ONNX Runtime cannot load {library} ({reason}): run deploykit plugins build") from e
 
 
-def _provider_list(provider: str, available: list[str]) -> list[str]:
-    """Return the provider list for ONNX Runtime; the first one must be in effect."""
+def _provider_list(provider: str, available: list[str], known: list[str]) -> Providers:
+    """Return the provider list for ONNX Runtime, without CPU's duplicates; the first one must be in effect."""
     if provider == "auto":
         return [CUDA, CPU] if CUDA in available else [CPU]
-    name = SHORT_NAMES.get(provider, provider)
-    if not name.endswith("ExecutionProvider"):
-        raise UsageError(f"provider must be auto, cpu, cuda or one of {', '.join(available)}; got {provider!r}")
+    kind, _, number = provider.partition(":")
+    short = {name.removesuffix(SUFFIX).lower(): name for name in (*known, *available)}
+    short["directml"] = "DmlExecutionProvider"
+    name = short.get(kind.removesuffix(SUFFIX).lower())
+    if name is None:
+        raise UsageError(
+            f"the device of an ONNX file must be auto, cpu, cuda, cuda:N or a provider of ONNX Runtime; this one has "
+            f"{', '.join(available)}; got {provider!r}"
+        )
     if name not in available:
-        hint = ": pip install 'deploykit[gpu]' instead of 'deploykit[cpu]'" if name == CUDA else ""
-        raise BackendError(f"this ONNX Runtime has no {name}, only {', '.join(available)}{hint}")
-    return [name] if name == CPU else [name, CPU]
+        how = INSTALL.get(name, "nothing installs it") or f"{installing('gpu')} instead of the extra cpu"
+        raise BackendError(f"this ONNX Runtime has no {name}, only {', '.join(available)}: {how}")
+    if name == CPU:
+        return [CPU]
+    return [(name, {"device_id": number}) if number else name, CPU]
 
 
 def _load_error(path: Path, error: Exception) -> ArtefactError | BackendError:
@@ -175,7 +200,7 @@ class OrtSession(Session):
         if provider not in self.providers:  # ONNX Runtime falls back to the CPU without an error
             problem = f"{provider} did not load on this machine; {', '.join(self.providers)} is in effect"
             if requested:
-                raise BackendError(f"{problem}: check the GPU's driver and CUDA libraries, or use the provider cpu")
+                raise BackendError(f"{problem}: check the GPU's driver and CUDA libraries, or use the device cpu")
             self.notes = (problem,)
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

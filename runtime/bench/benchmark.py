@@ -27,12 +27,14 @@ from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.bench.report import Benchmark, Encoded, Memory, Network, Part, Statistics
 from deploykit.runtime.images.reading import decode_image, encoded_image
-from deploykit.runtime.images.sources import Images, kind_of, open_source
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
 from deploykit.runtime.options import MAX_PIXELS
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.session import Session
+from deploykit.runtime.sources.addresses import Address
+from deploykit.runtime.sources.frames import Images
+from deploykit.runtime.sources.opening import kind_of, open_sources
 
 __all__ = ["benchmark", "encoded_images"]
 
@@ -171,11 +173,16 @@ def _images_of(source: Source) -> list[Path | bytes]:
             f"a benchmark decodes its images: expected files, folders or encoded bytes, got {type(source).__name__}"
         )
     kind = kind_of(source)
-    if kind in ("video", "camera"):
+    if kind in ("video", "camera", "stream"):
         raise UsageError(f"a benchmark runs on images, again and again, but {os.fspath(source)} is a {kind}")
-    opened = open_source(source)
-    assert isinstance(opened, Images)
-    return [Path(item) for item in opened.items if isinstance(item, (str, os.PathLike))]
+    found: list[Path | bytes] = []
+    for opened in open_sources(source):
+        if not isinstance(opened, Images) or any(isinstance(item, Address) for item in opened.items):
+            raise UsageError(
+                f"a benchmark reads images from files, but {os.fspath(source)} holds a video or an address"
+            )
+        found += [Path(name) for name in opened.names]
+    return found
 
 
 def _synthetic(channels: int = 3) -> Encoded:
@@ -354,6 +361,7 @@ def _network(predictor: AnyPredictor, watched: _RecordingSession, load_seconds: 
         shapes=tuple(watched.shapes),
         providers=session.providers,
         threads=session.threads,
+        threads_from=session.threads_from,
         load_seconds=load_seconds,
     )
 
@@ -361,10 +369,10 @@ def _network(predictor: AnyPredictor, watched: _RecordingSession, load_seconds: 
 def _notes(images: Encoded, predictor: AnyPredictor, counted: list[_Run], fresh: int) -> Iterator[str]:
     """What a reader of the numbers ought to know besides."""
     if images.synthetic and not predictor.spec.output.finds_objects:
-        yield "the image is synthetic: what is made of it means nothing; its size is what counts (--source)"
+        yield "the image is synthetic: results on it are meaningless, only its size matters (--source)"
     elif images.synthetic:
         none = not any(run.objects for run in counted)
-        found = "nothing is found in it, so NMS has little to do" if none else "what is found in it means nothing"
+        found = "nothing is found in it, so NMS has little to do" if none else "detections in it are meaningless"
         yield f"the image is synthetic: {found}; measure on images of the model's own kind (--source)"
     if images.left_out:
         count = len(images.data)

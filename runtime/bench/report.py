@@ -95,7 +95,9 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Network:
-    """What was measured: facts of the session as it was in effect. ``shapes``: of all inputs that it was given."""
+    """What was measured: facts of the session as it was in effect. ``shapes``: of all inputs that it was given;
+    ``threads_from``: what set the number of threads, empty: the backend itself.
+    """
 
     model: str
     precision: str
@@ -103,6 +105,7 @@ class Network:
     shapes: tuple[tuple[int, ...], ...]
     providers: tuple[str, ...]
     threads: int | None
+    threads_from: str
     load_seconds: float
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from deploykit.errors import DataError, UsageError
-from deploykit.runtime.evaluate.folders import class_folders, existing_folder, first_of
+from deploykit.runtime.evaluate.folders import class_folders, existing_folder, first_of, split_folder
 from deploykit.runtime.evaluate.image_meter import ImageMeter
 from deploykit.runtime.evaluate.meter import Data
 from deploykit.runtime.options import EvalOptions
@@ -19,6 +20,8 @@ __all__ = ["ClassMeter"]
 class ClassMeter(ImageMeter):
     """Top-1 and top-5 accuracy on images in one folder per class."""
 
+    takes: ClassVar[frozenset[str]] = frozenset({"split"})
+
     def __init__(self, spec: ModelSpec, task: str, data: Data, options: EvalOptions) -> None:
         """See :class:`deploykit.runtime.evaluate.meter.Meter`."""
         super().__init__(spec, task, data, options)
@@ -26,8 +29,9 @@ class ClassMeter(ImageMeter):
             raise UsageError(
                 "classification takes one folder that has a folder of images per class: leave --images out"
             )
-        cases = class_folders(existing_folder(data.truth, "folders of classes"), spec.classes)
-        chosen, self.notes = first_of(cases, options.limit)
+        root, which = split_folder(existing_folder(data.truth, "folders of classes"), options.split)
+        chosen, left_out = first_of(class_folders(root, spec.classes), options.limit)
+        self.notes = (*which, *left_out)
         self._labels = dict(chosen)
         self.paths = [path for path, _ in chosen]
         self._seen: list[tuple[int, bool, bool]] = []

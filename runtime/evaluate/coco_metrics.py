@@ -19,13 +19,13 @@ import numpy as np
 
 from deploykit.errors import UsageError, import_extra
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.evaluate.coco_data import CocoData, Image
-from deploykit.runtime.options import MetricsEngine
+from deploykit.runtime.datasets.coco import CocoData, Image
+from deploykit.runtime.options import MetricsLibrary
 
 __all__ = [
     "BOX_KEYS",
-    "ENGINES",
     "KEYPOINT_KEYS",
+    "LIBRARIES",
     "ClassScore",
     "CocoScores",
     "Curve",
@@ -37,7 +37,7 @@ __all__ = [
     "library",
 ]
 
-ENGINES = get_args(MetricsEngine)
+LIBRARIES = get_args(MetricsLibrary)
 BOX_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_KEYS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
@@ -105,16 +105,16 @@ class CocoScores:
     curves: dict[int, Curve] = field(compare=False, repr=False)
 
 
-def library(engine: str) -> tuple[Any, Any, str]:
+def library(metrics: str) -> tuple[Any, Any, str]:
     """Return the classes COCO and COCOeval of a library, and its version.
 
     Raises:
-        UsageError: there is no engine of this name.
+        UsageError: there is no library of this name.
         MissingDependencyError: the library is not installed; the message names the extra.
     """
-    if engine not in ENGINES:
-        raise UsageError(f"the engine of the metrics must be {' or '.join(ENGINES)}, got {engine!r}")
-    if engine == "hotcoco":
+    if metrics not in LIBRARIES:
+        raise UsageError(f"the library of the metrics must be {' or '.join(LIBRARIES)}, got {metrics!r}")
+    if metrics == "hotcoco":
         module = import_extra("hotcoco", "eval")
         return module.COCO, module.COCOeval, metadata.version("hotcoco")
     coco, evaluation = import_extra("pycocotools.coco", "dev"), import_extra("pycocotools.cocoeval", "dev")
@@ -129,7 +129,7 @@ def coco_scores(
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     sigmas: tuple[float, ...] = (),
-    engine: str = "hotcoco",
+    metrics: str = "hotcoco",
 ) -> CocoScores:
     """Score detections against annotations by COCO's protocol.
 
@@ -140,20 +140,20 @@ def coco_scores(
         image_ids: the evaluated images.
         category_ids: the categories to average over.
         sigmas: the OKS constant of each keypoint.
-        engine: one of :data:`ENGINES`.
+        metrics: the library, one of :data:`LIBRARIES`.
     """
     categories = sorted(set(category_ids))
     with _quiet():
         run = evaluator(
-            data, found, kind=kind, image_ids=image_ids, category_ids=categories, sigmas=sigmas, engine=engine
+            data, found, kind=kind, image_ids=image_ids, category_ids=categories, sigmas=sigmas, metrics=metrics
         )
         run.accumulate()
         run.summarize()
     keys = KEYPOINT_KEYS if kind == "keypoints" else BOX_KEYS
-    metrics = dict(zip(keys, (float(v) for v in run.stats), strict=True))
+    values = dict(zip(keys, (float(v) for v in run.stats), strict=True))
     objects = Counter(data.objects(image_ids, categories, keypoints=kind == "keypoints"))
     per_class = _per_class(run.eval["precision"], objects, found, categories)
-    return CocoScores(metrics, per_class, curves_of(run, categories))
+    return CocoScores(values, per_class, curves_of(run, categories))
 
 
 def evaluator(
@@ -164,13 +164,13 @@ def evaluator(
     image_ids: Sequence[int],
     category_ids: Sequence[int],
     sigmas: tuple[float, ...] = (),
-    engine: str = "hotcoco",
+    metrics: str = "hotcoco",
 ) -> Any:
     """Return the library's evaluation with the detections matched per image, before accumulation.
 
     The arguments are those of :func:`coco_scores`.
     """
-    coco, evaluation, _ = library(engine)
+    coco, evaluation, _ = library(metrics)
     points = len(sigmas) if kind == "keypoints" else 0
     with _quiet():
         truth = _dataset(coco, data, data.annotations, points)
@@ -221,13 +221,13 @@ def _sides(image: Image) -> dict[str, int]:
     return {} if image.size is None else {"height": image.size[0], "width": image.size[1]}
 
 
-def encoded_masks(masks: Array, engine: str = "hotcoco") -> tuple[dict[str, Any], ...]:
+def encoded_masks(masks: Array, metrics: str = "hotcoco") -> tuple[dict[str, Any], ...]:
     """Encode masks ``(N, H, W)`` bool as COCO's run lengths, ``{"size": [H, W], "counts": text}`` each.
 
     Raises:
         MissingDependencyError: the library is not installed.
     """
-    mask = import_extra("hotcoco.mask", "eval") if engine == "hotcoco" else import_extra("pycocotools.mask", "dev")
+    mask = import_extra("hotcoco.mask", "eval") if metrics == "hotcoco" else import_extra("pycocotools.mask", "dev")
     encoded = [mask.encode(np.asfortranarray(each.astype(np.uint8))) for each in masks]
     return tuple(
         {

@@ -12,7 +12,7 @@ import numpy as np
 
 from deploykit.errors import DataError, ImageSizeError, NotFoundError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.evaluate.coco_data import CategoryMap, CocoData, Image, match_keypoints, match_labels, read_coco
+from deploykit.runtime.datasets.coco import CategoryMap, CocoData, Image, match_keypoints, match_labels
 from deploykit.runtime.evaluate.coco_metrics import CocoScores, Detections, Kind, coco_scores, encoded_masks, library
 from deploykit.runtime.evaluate.folders import unturned_images
 from deploykit.runtime.evaluate.meter import Data, Finished, Meter
@@ -26,6 +26,7 @@ from deploykit.runtime.evaluate.report import (
     Settings,
     comparability_notes,
 )
+from deploykit.runtime.evaluate.yolo_data import annotations_of
 from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.kinds.detection import DetectionAdapter
 from deploykit.runtime.options import EvalOptions, PredictOptions
@@ -45,7 +46,19 @@ class DetectionMeter(Meter):
     """COCO's AP and AR for boxes, masks or keypoints."""
 
     takes: ClassVar[frozenset[str]] = frozenset(
-        {"conf", "iou", "max_det", "img", "rectangles", "allow_missing", "upstream", "engine", "keep_detections"}
+        {
+            "conf",
+            "iou",
+            "max_det",
+            "img",
+            "rectangles",
+            "allow_missing",
+            "upstream",
+            "metrics",
+            "keep_detections",
+            "sigmas",
+            "split",
+        }
     )
     stage: ClassVar[str] = ""
 
@@ -53,16 +66,12 @@ class DetectionMeter(Meter):
         """See :class:`deploykit.runtime.evaluate.meter.Meter`."""
         super().__init__(spec, task, data, options)
         _check_task(spec, task)
-        if data.images is None:
-            raise UsageError("--images is missing: the folder with the images that the annotations list")
-        self._engine = options.engine
-        library(self._engine)  # fails early if it is missing
-        self._truth = read_coco(data.truth)
+        self._metrics = options.metrics
+        library(self._metrics)  # fails early if it is missing
+        self._truth, root = annotations_of(data, options.split)
         self._labels = match_labels(spec.classes, _classes(spec), self._truth.categories)
-        points, self._sigmas, self._notes = _keypoints(spec, self._truth, self._labels, task)
-        self._files = _resolve_images(
-            self._truth, data.images, limit=options.limit, allow_missing=options.allow_missing
-        )
+        points, self._sigmas, self._notes = _keypoints(spec, self._truth, self._labels, task, options.sigmas)
+        self._files = _resolve_images(self._truth, root, limit=options.limit, allow_missing=options.allow_missing)
         self.paths = self._files.paths
         sizes = {path: image.size for path, image in zip(self.paths, self._files.images, strict=True)}
         self.unturned, turned = unturned_images(self.paths, lambda path: sizes[path], "annotations")
@@ -85,7 +94,7 @@ class DetectionMeter(Meter):
             multi_label=not inside and _classes(spec) > 1,
         )
         self._most = self.options.max_det or self.spec.thresholds.max_det
-        masks_by = self._engine if task == "instances" else None
+        masks_by = self._metrics if task == "instances" else None
         self._collected = _DetectionCollector(self._files.images, self._labels, points, masks_by)
 
     def add(self, path: Path, result: ImageResult) -> None:
@@ -100,13 +109,13 @@ class DetectionMeter(Meter):
         scored = ScoringInputs(
             truth, KINDS[self.task], tuple(p.id for p in self._files.images), tuple(labels.category_ids), self._sigmas
         )
-        scores = _scores(scored, found, self._engine)
+        scores = _scores(scored, found, self._metrics)
         names = {c.id: c.name for c in truth.categories}
-        settings = _settings(finished.predictor, self.task, labels, self._engine, self._sigmas)
+        settings = _settings(finished.predictor, self.task, labels, self._metrics, self._sigmas)
         counts = _counts(truth, self._files, labels, self._collected, self.task, len(found.scores))
         remarks = comparability_notes(settings, counts)
         about = finished.common(self.task, (*truth.notes, *labels.notes, *self._notes, *self._files.notes, *remarks))
-        about["versions"] |= {self._engine: library(self._engine)[2]}
+        about["versions"] |= {self._metrics: library(self._metrics)[2]}
         return DetectionEvaluation(
             metrics=scores.metrics,
             per_class={names[i]: score for i, score in scores.per_class.items()},
@@ -119,7 +128,7 @@ class DetectionMeter(Meter):
         )
 
 
-def _scores(scored: ScoringInputs, found: Detections, engine: str) -> CocoScores:
+def _scores(scored: ScoringInputs, found: Detections, metrics: str) -> CocoScores:
     return coco_scores(
         scored.truth,
         found,
@@ -127,7 +136,7 @@ def _scores(scored: ScoringInputs, found: Detections, engine: str) -> CocoScores
         image_ids=scored.image_ids,
         category_ids=scored.category_ids,
         sigmas=scored.sigmas,
-        engine=engine,
+        metrics=metrics,
     )
 
 
@@ -166,13 +175,18 @@ def _classes(spec: ModelSpec) -> int:
 
 
 def _keypoints(
-    spec: ModelSpec, truth: CocoData, labels: CategoryMap, task: str
+    spec: ModelSpec, truth: CocoData, labels: CategoryMap, task: str, given: tuple[float, ...] | None
 ) -> tuple[list[int], tuple[float, ...], tuple[str, ...]]:
     """Return the model's keypoints in the annotations' order, their OKS constants, and notes."""
     if task != "keypoints" or spec.keypoints is None:
         return [], (), ()
     order, notes = match_keypoints(spec.keypoints.names, truth, labels)
     sigmas = spec.keypoints.sigmas
+    if given is not None:
+        if len(given) not in (1, len(order)) or not all(0 < s < np.inf for s in given):
+            raise UsageError(f"--sigmas takes one positive number, or one for each of {len(order)} keypoints: {given}")
+        sigmas = given if len(given) == len(order) else given * len(order)
+        return order, tuple(sigmas[i] for i in order), (*notes, "the OKS sigmas are those of --sigmas")
     if not sigmas and len(order) == len(COCO_KEYPOINTS.sigmas):
         sigmas, notes = (
             COCO_KEYPOINTS.sigmas,
@@ -181,7 +195,8 @@ def _keypoints(
     if not sigmas:
         raise UsageError(
             f"OKS for {len(order)} keypoints needs {len(order)} sigmas, but the spec has none: "
-            "write them into its keypoints.sigmas and pass it with --spec"
+            "pass --sigmas (COCO's are 0.025 to 0.107; the ultralytics package takes 1/K, here "
+            f"{1 / len(order):.3g}), or write them into its keypoints.sigmas"
         )
     return order, tuple(sigmas[i] for i in order), notes
 
@@ -301,7 +316,7 @@ class _DetectionCollector:
 
 
 def _settings(
-    predictor: Predictor[ImageResult], task: str, labels: CategoryMap, engine: str, sigmas: tuple[float, ...]
+    predictor: Predictor[ImageResult], task: str, labels: CategoryMap, metrics: str, sigmas: tuple[float, ...]
 ) -> Settings:
     spec, used = predictor.spec, cast(DetectionAdapter[Any], predictor.adapter).thresholds
     return Settings(
@@ -317,7 +332,7 @@ def _settings(
         providers=predictor.session.providers,
         scored=SCORED[task],
         matched_by=labels.by,
-        engine=engine,
+        metrics=metrics,
         preprocessing="spec" if spec.input.fit.shrink == "linear" else "upstream",
         sigmas=sigmas,
     )

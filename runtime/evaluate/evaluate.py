@@ -15,13 +15,13 @@ from deploykit.errors import UsageError
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.evaluate.meter import Data, Finished, Meter
 from deploykit.runtime.evaluate.report import Evaluation
-from deploykit.runtime.images.sources import Images
 from deploykit.runtime.machine import versions
 from deploykit.runtime.options import EvalOptions
 from deploykit.runtime.outputs import adapter_of, loaded
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.session import Session
+from deploykit.runtime.sources.frames import Images
 from deploykit.spec import ModelSpec
 
 __all__ = ["evaluate_session", "meter_class"]

@@ -12,16 +12,18 @@ from pathlib import Path
 from typing import TypeVar, cast
 
 from deploykit.errors import DataError, NotFoundError, UsageError
+from deploykit.runtime.datasets.yolo import EVALUATED, SPLITS
 from deploykit.runtime.evaluate.meter import Data
+from deploykit.runtime.images.folders import IMAGE_SUFFIXES, list_images
 from deploykit.runtime.images.headers.image_header import ImageHeader, read_header
 from deploykit.runtime.images.reading import RAW_SUFFIXES
-from deploykit.runtime.images.sources import IMAGE_SUFFIXES, list_images
 
 __all__ = [
     "class_folders",
     "existing_folder",
     "first_of",
     "pairs_of",
+    "split_folder",
     "stored_size",
     "unturned_images",
     "upright_size",
@@ -64,6 +66,30 @@ def class_folders(root: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]
             f"{len(classes)} classes ({', '.join(classes[:3])}, ...)"
         )
     return [(image, cast(int, labels[p])) for p in folders for image in list_images(p)]
+
+
+def split_folder(root: Path, split: str | None) -> tuple[Path, tuple[str, ...]]:
+    """Return the folder of a split, with a note, where ``root`` holds splits (``train``, ``val``, ...), else ``root``.
+
+    Raises:
+        UsageError: a split is asked for that ``root`` has not.
+    """
+    folders = {p.name.lower(): p for p in root.iterdir() if p.is_dir()}
+    splits = {
+        name: next(folders[s] for s in spellings if s in folders)
+        for name, spellings in SPLITS.items()
+        if any(s in folders for s in spellings)
+    }
+    known = {s for spellings in SPLITS.values() for s in spellings}
+    if not splits or not set(folders) <= known:
+        splits = {}
+    if split is not None and split not in splits:
+        known_here = f"only {', '.join(splits)}" if splits else "and no others"
+        raise UsageError(f"{root} has no split {split!r}, {known_here}")
+    if not splits:
+        return root, ()
+    chosen = split or next(name for name in EVALUATED if name in splits)
+    return splits[chosen], () if split else (f"the split {splits[chosen].name} of {root} was taken",)
 
 
 def _plain(name: str) -> str:

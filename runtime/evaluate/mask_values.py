@@ -15,7 +15,8 @@ import numpy as np
 from deploykit.errors import DataError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.headers.image_header import read_header
-from deploykit.runtime.images.reading import check_pixels, encoded_image
+from deploykit.runtime.images.pixels import check_pixels
+from deploykit.runtime.images.reading import encoded_image
 from deploykit.runtime.options import EvalOptions
 
 __all__ = ["IGNORED", "MaskValues", "read_label_map"]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deploykit.runtime.evaluate.coco_data import CocoData
+from deploykit.runtime.datasets.coco import CocoData
 from deploykit.runtime.evaluate.coco_metrics import ClassScore, Curve, Detections, Kind
 from deploykit.spec import COCO_KEYPOINTS, json_safe
 
@@ -52,7 +52,7 @@ class Settings:
     providers: tuple[str, ...]
     scored: int
     matched_by: str
-    engine: str
+    metrics: str
     preprocessing: str = "spec"
     sigmas: tuple[float, ...] = ()
 
@@ -227,7 +227,8 @@ class DetectionEvaluation(Evaluation):
         yield "images", ", ".join(parts)
         crowd = f", {counts.crowd} crowd region{'s' * (counts.crowd != 1)} ignored" if counts.crowd else ""
         matched = f"(matched by {used.matched_by})"
-        yield "truth", f"{counts.objects:,} objects of {counts.categories} categories {matched}{crowd}"
+        classes = f"{counts.categories} categor{'y' if counts.categories == 1 else 'ies'}"
+        yield "truth", f"{counts.objects:,} objects of {classes} {matched}{crowd}"
         full = f", {counts.full} image{'s' * (counts.full != 1)} with as many as max_det allows" if counts.full else ""
         yield "found", f"{counts.detections:,} detections{full}"
         labels = "each class over conf" if used.multi_label else "the best class per box"
@@ -236,7 +237,7 @@ class DetectionEvaluation(Evaluation):
         upstream = "; prepared as the original project evaluates" if used.preprocessing == "upstream" else ""
         canvas = "each image's own rectangle within" if used.rectangles else "the whole canvas of"
         yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}{upstream}"
-        yield "computes", f"{', '.join(used.providers)}; metrics by {used.engine} {self.versions[used.engine]}"
+        yield "computes", f"{', '.join(used.providers)}; metrics by {used.metrics} {self.versions[used.metrics]}"
         yield "time", self.time
 
     def details(self) -> list[list[str]]:

@@ -19,6 +19,7 @@ from deploykit.runtime.arrays import Array
 __all__ = ["FILTERS", "resample"]
 
 BLOCK = 16  # outputs per matrix product
+ALONE = 1 << 18  # products that OpenBLAS sums in the calling thread: waking others takes it far longer than the sums
 BITS = 22  # fractional bits of a weight: 32, less 8 for the pixel and 2 in reserve
 
 
@@ -68,10 +69,15 @@ def _along(planes: Array, axis: int, target: int, kind: str) -> Array:
     shape[axis] = target
     out = np.empty(shape, np.uint8)
     for start, stop, first, last, table in _weights(planes.shape[axis], target, kind):
+        most = max(ALONE // table.size, 1)
         if axis == 2:
-            out[..., start:stop] = _rounded(planes[..., first:last].astype(np.float64) @ table.T)
-        else:
-            out[:, start:stop] = _rounded(table @ planes[:, first:last].astype(np.float64))
+            lines, made = planes.reshape(-1, planes.shape[2])[:, first:last], out.reshape(-1, target)[:, start:stop]
+            for at in range(0, len(lines), most):
+                made[at : at + most] = _rounded(lines[at : at + most].astype(np.float64) @ table.T)
+            continue
+        for plane, made in zip(planes[:, first:last], out[:, start:stop], strict=True):
+            for at in range(0, plane.shape[1], most):
+                made[:, at : at + most] = _rounded(table @ plane[:, at : at + most].astype(np.float64))
     return out
 
 

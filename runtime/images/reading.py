@@ -20,16 +20,16 @@ from deploykit.runtime.files import format_size, similar_names
 from deploykit.runtime.images.decoder_messages import decoder_messages, jpeg_damage
 from deploykit.runtime.images.headers.image_header import ImageHeader, read_header
 from deploykit.runtime.images.headers.jpeg import damage_in, grey_tail
+from deploykit.runtime.images.pixels import as_bgr, check_pixels, eight_bits, turned, with_channels, without_alpha
 from deploykit.runtime.options import MAX_PIXELS
 
 __all__ = [
     "RAW_SUFFIXES",
     "ImageSource",
-    "as_bgr",
-    "check_pixels",
     "decode_image",
     "encoded_image",
     "file_bytes",
+    "largest_file",
     "read_image",
 ]
 
@@ -40,7 +40,6 @@ RAW_SUFFIXES = {".arw", ".cr2", ".cr3", ".dng", ".kdc", ".nef", ".orf", ".raf", 
 
 BYTES_PER_PIXEL = 8  # four channels of 16 bits without compression
 HEADER_BYTES = 1 << 26  # metadata, thumbnails and a video that some cameras put into the file of an image
-DARK = 1 << 14  # 16-bit values of a sensor with 10, 12 or 14 bits stay below this
 EXACT_DEPTH = {"PNG", "TIFF", "PNM", "PAM"}  # formats whose 16 bits OpenCV gives as they are
 ALPHA_LAST = {"PNG", "WebP"}  # ... whose colours are the same with and without their alpha channel
 TURNED_BY_OPENCV = {"TIFF"}
@@ -55,7 +54,7 @@ def read_image(
 
     Files and encoded bytes are turned upright by their EXIF orientation (an AVIF by its rotation and mirror), so
     results are in pixels of the upright image. Grey becomes BGR, an alpha channel is dropped, and 16 bits per channel
-    become 8; what is lost is logged. Arrays must be BGR, as OpenCV returns them; see :func:`as_bgr`.
+    become 8; what is lost is logged. Arrays must be BGR, as OpenCV returns them.
 
     Args:
         source: a path, encoded bytes or an array.
@@ -69,7 +68,7 @@ def read_image(
         ImageError: the image is empty, damaged or too large, OpenCV cannot read it, or it is of another kind.
     """
     if isinstance(source, np.ndarray):
-        return as_bgr(source) if channels in (1, 3, None) else _with_channels(source, channels)
+        return as_bgr(source) if channels in (1, 3, None) else with_channels(source, channels)
     if isinstance(source, bytes):
         return decode_image(source, channels=channels, max_pixels=max_pixels, turn=turn)
     try:
@@ -101,7 +100,7 @@ def file_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
             raise ImageError(
                 f"expected the file of an image, but {path} is {_kind_of(about.st_mode)}: give a file or a folder"
             )
-        if about.st_size > BYTES_PER_PIXEL * max_pixels + HEADER_BYTES:
+        if about.st_size > largest_file(max_pixels):
             raise ImageError(
                 f"{path} has {format_size(about.st_size)}, more than an image of {max_pixels:,} pixels takes: make it "
                 "smaller, or allow more with --max-pixels (max_pixels=)"
@@ -113,26 +112,15 @@ def file_bytes(path: Path, *, max_pixels: int = MAX_PIXELS) -> bytes:
         raise ImageError(f"cannot read the image {path}: {getattr(e, 'strerror', None) or e}") from e
 
 
+def largest_file(max_pixels: int) -> int:
+    """Return the bytes of the largest file that an image of ``max_pixels`` may have."""
+    return BYTES_PER_PIXEL * max_pixels + HEADER_BYTES
+
+
 def _kind_of(mode: int) -> str:
     if stat.S_ISDIR(mode):
         return "a directory"
     return "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-
-
-def check_pixels(size: tuple[int, int], name: str, max_pixels: int) -> None:
-    """Check the (height, width) that an image declares.
-
-    Raises:
-        ImageError: it has more pixels than allowed, or none.
-    """
-    height, width = size
-    if height < 1 or width < 1:
-        raise ImageError(f"{name} declares {width:,}x{height:,} pixels (width x height): copy it again")
-    if height * width > max_pixels:
-        raise ImageError(
-            f"{name} declares {width:,}x{height:,} pixels (width x height), more than the {max_pixels:,} that are "
-            "allowed: make it smaller, or allow more with --max-pixels (max_pixels=)"
-        )
 
 
 def decode_image(
@@ -160,14 +148,14 @@ def decode_image(
         raise ImageError(
             f"{name} has floating-point values, whose range would be a guess: convert it to 8 or 16 bits per channel"
         )
-    image = _in_8_bits(_decoded(data, name, header, _flags(header, channels)), header, name)
+    image = eight_bits(_decoded(data, name, header, _flags(header, channels)), name, header.most)
     if channels in (1, 3):
-        image = _without_alpha(image, header, name)
+        image = without_alpha(image, name, alpha=header.alpha)
     if header.images != 1:
         count = f"{header.images} images" if header.images else "several images"
         _log.warning("%s holds %s (pages, or frames of an animation): only the first one is read", name, count)
     image = _turned(image, header, turn)
-    return image if channels in (1, 3, None) else _with_channels(image, channels)
+    return image if channels in (1, 3, None) else with_channels(image, channels)
 
 
 def _decoded(data: bytes, name: str, header: ImageHeader, flags: int) -> Array:
@@ -205,38 +193,6 @@ def _flags(header: ImageHeader, channels: int | None) -> int:
     return cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION | depth
 
 
-def _in_8_bits(image: Array, header: ImageHeader, name: str) -> Array:
-    """Return 16 bits per channel as 8, full scale as full scale."""
-    if image.dtype != np.uint16:
-        return image
-    largest = int(image.max())
-    if header.most != 2**16 - 1:  # the header says what full scale is
-        return np.minimum(image.astype(np.uint32) * 255 // header.most, 255).astype(np.uint8)
-    if 0 < largest < DARK:
-        _log.warning(
-            "%s has 16 bits per channel, but no value above %d of 65535, so it is almost black: if its values have "
-            "%d bits, multiply them by %d",
-            name,
-            largest,
-            max(largest.bit_length(), 9),
-            1 << 16 - max(largest.bit_length(), 9),
-        )
-    return (image >> 8).astype(np.uint8)
-
-
-def _without_alpha(image: Array, header: ImageHeader, name: str) -> Array:
-    """Return the colours as BGR ``(H, W, 3)``; what was transparent is logged, for it may have any colour."""
-    transparent = header.alpha
-    if header.alpha and image.ndim == 3 and image.shape[2] == 4:
-        transparent = bool((image[..., 3] != 255).any())
-        image = np.ascontiguousarray(image[..., :3])
-    if image.ndim == 2:
-        image = cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    if transparent:
-        _log.warning("%s has an alpha channel, which is dropped: its transparent pixels count as their colour", name)
-    return image
-
-
 def _turned(image: Array, header: ImageHeader, upright: bool) -> Array:
     """Return the image upright, or as stored, from what OpenCV decoded."""
     orientation = header.orientation
@@ -247,34 +203,4 @@ def _turned(image: Array, header: ImageHeader, upright: bool) -> Array:
         return image
     if is_upright:  # back: only the quarter turns are not their own inverse
         orientation = {6: 8, 8: 6}.get(orientation, orientation)
-    if orientation in (5, 7):
-        image = cv2.transpose(image)
-        return np.ascontiguousarray(image if orientation == 5 else image[::-1, ::-1])
-    turns = {3: cv2.ROTATE_180, 6: cv2.ROTATE_90_CLOCKWISE, 8: cv2.ROTATE_90_COUNTERCLOCKWISE}
-    return cv2.rotate(image, turns[orientation]) if orientation in turns else cv2.flip(image, int(orientation == 2))
-
-
-def _with_channels(image: Array, channels: int | None) -> Array:
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != channels:
-        raise ImageError(
-            f"this network takes uint8 images of {channels} channels (height, width, {channels}), got {image.dtype} "
-            f"{image.shape}: use a PNG or TIFF file for four channels, or an array"
-        )
-    return image
-
-
-def as_bgr(image: Array) -> Array:
-    """Convert an array to BGR ``uint8 (H, W, 3)``: grey ``(H, W)`` or ``(H, W, 1)``, BGR, or BGRA ``(H, W, 4)``.
-
-    Raises:
-        ImageError: the array is not uint8 (its range would be a guess), is empty, or has another shape.
-    """
-    if image.dtype != np.uint8:
-        raise ImageError(f"an image array must be uint8 (0 to 255), got {image.dtype}: scale and convert it first")
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 3, 4)):
-        raise ImageError(f"an image array must be (height, width, 3) in BGR order, got {image.shape}")
-    if 0 in image.shape:
-        raise ImageError(f"the image array is empty: its shape is {image.shape}")
-    if image.ndim == 2 or image.shape[2] == 1:
-        return cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
-    return np.ascontiguousarray(image[:, :, :3])
+    return turned(image, orientation)

@@ -20,7 +20,9 @@ CODEC = "mp4v"  # MPEG-4 part 2: every OpenCV wheel can encode it, none can enco
 
 
 class Mp4Writer:
-    """An MP4 file that appears under its name once it is complete; an error in the context leaves no file.
+    """An MP4 file that appears under its name at the end of the context.
+
+    An error in the context leaves no file. Ctrl-C and SIGTERM leave the frames that were written until then.
 
     Args:
         path: the file, ``.mp4``.
@@ -65,8 +67,9 @@ class Mp4Writer:
         with self._stack:
             if self._writer is not None:
                 self._writer.release()
-            if error is None and self._partial is not None:
-                self._finish(self._partial)
+            stopped = isinstance(error, KeyboardInterrupt)
+            if self._partial is not None and (error is None or (stopped and self._frames)):
+                self._finish(self._partial, stopped=stopped)
 
     def _begin(self) -> Path:
         """Create the file that grows, because OpenCV would not report why it cannot write."""
@@ -79,13 +82,13 @@ class Mp4Writer:
             self._partial = self._stack.enter_context(partial_file(place))
         return self._partial
 
-    def _finish(self, partial: Path) -> None:
+    def _finish(self, partial: Path, *, stopped: bool) -> None:
         """Count the frames in the file (OpenCV does not report a full disk), then rename it."""
         with opencv_path(partial) as name:
             check = cv2.VideoCapture(name)
         found = int(check.get(cv2.CAP_PROP_FRAME_COUNT)) if check.isOpened() else 0
         check.release()
-        if found != self._frames:
+        if found != self._frames and not (stopped and found > self._frames):  # one that was not counted any more
             raise OutputError(f"{self._path} holds only {found} of {self._frames} frames: is the disk full?")
         with os_errors_as_output_errors(self._path):
             sync(partial)

@@ -43,9 +43,8 @@ class AnchorHeadAdapter(RowValues[AnchorHeads]):
     ) -> NetworkDetections:
         """See :meth:`DetectionAdapter.objects`."""
         rows = rows_of_heads(outputs, self.output, slice(slot, slot + 1))
-        layout, many = self.output.as_rows(), self.options.multi_label
-        place = size or self.spec.input.size
-        return decode_rows({layout.name: rows}, 0, layout, 0, self.thresholds, place, multi_label=many)
+        layout, place = self.output.as_rows(), size or self.spec.input.size
+        return decode_rows({layout.name: rows}, 0, layout, 0, self.thresholds, place, self.choice)
 
     def values(self, outputs: Mapping[str, Array], fed: tuple[int, ...], name: str) -> Array:
         """See :meth:`OutputAdapter.values`: the decoded rows."""

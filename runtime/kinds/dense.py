@@ -116,7 +116,10 @@ class _Restore(_DenseAdapter):
             raise UsageError(f"the sides of a tile must be multiples of this network's stride {stride}, got {size}")
         if fixed_size:
             if size not in (None, canvas.size):
-                raise UsageError(f"this network takes only tiles of {canvas.size} (height, width), got {size}")
+                raise UsageError(
+                    f"this network takes only tiles of {canvas.size} (height, width), got {size}: leave the size of a "
+                    "tile out, or export the model again with another --img or --dynamic shape"
+                )
             size = canvas.size
         elif size is None:
             if not (self.takes_raw or canvas.fit.kind == "tile" or overlap is not None):

@@ -14,7 +14,8 @@ import numpy as np
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.placing import CanvasImage
-from deploykit.runtime.options import PredictOptions
+from deploykit.runtime.kinds.wanted import labels_of
+from deploykit.runtime.options import PredictOptions, given_options
 from deploykit.runtime.outputs import OutputAdapter
 from deploykit.runtime.parity.differences import Difference, row_differences
 from deploykit.runtime.parity.tolerance import Tolerance
@@ -28,6 +29,7 @@ from deploykit.runtime.postprocess.detections import (
     to_source,
 )
 from deploykit.runtime.postprocess.masks import assembled, pasted
+from deploykit.runtime.postprocess.nms import Choice
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.detection import Result
 from deploykit.spec import ModelSpec, NmsOutputs, Output, PoseObjectRows, RawDetections, RowOutput, Thresholds
@@ -41,9 +43,13 @@ METER = "deploykit.runtime.evaluate.detection:DetectionMeter"
 
 
 class DetectionAdapter(OutputAdapter[O]):
-    """Objects of one image: boxes, and keypoints or masks if the network has them."""
+    """Objects of one image: boxes, and keypoints or masks if the network has them.
 
-    takes: ClassVar[frozenset[str]] = frozenset({"conf", "iou", "max_det", "multi_label"})
+    ``refuses``: options of detectors that this kind does not take -> why, and what to do.
+    """
+
+    takes: ClassVar[frozenset[str]] = frozenset({"conf", "iou", "max_det", "multi_label", "classes", "agnostic"})
+    refuses: ClassVar[Mapping[str, str]] = {}
     result_type = Result
     stage = "letterbox"
     gives = "objects in source pixels"
@@ -56,7 +62,12 @@ class DetectionAdapter(OutputAdapter[O]):
     def __init__(self, spec: ModelSpec, options: PredictOptions | None = None) -> None:
         """See :class:`OutputAdapter`."""
         super().__init__(spec, options)
+        for name in given_options(self.options):
+            if name in self.refuses:
+                raise UsageError(f"{name}: {self.refuses[name]}")
         self.thresholds = self._thresholds()
+        wanted = None if self.options.classes is None else labels_of(self.options.classes, spec)
+        self.choice = Choice(self.options.multi_label, wanted, self.options.agnostic)
 
     @abstractmethod
     def objects(
@@ -176,12 +187,15 @@ class RowAdapter(RowValues[RawDetections]):
     ) -> NetworkDetections:
         """See :meth:`DetectionAdapter.objects`."""
         place = size or self.spec.input.size
-        many = self.options.multi_label
-        return decode_rows(outputs, slot, self.output, self._points, self.thresholds, place, multi_label=many)
+        return decode_rows(outputs, slot, self.output, self._points, self.thresholds, place, self.choice)
 
 
 class PoseAdapter(RowValues[PoseObjectRows]):
     """Candidate rows of persons and of keypoints as objects."""
+
+    refuses: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("classes", "agnostic"), "the objects of this network are persons alone; leave it out"
+    )
 
     def objects(
         self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
@@ -192,6 +206,20 @@ class PoseAdapter(RowValues[PoseObjectRows]):
 
 class ChosenDetections(DetectionAdapter[O]):
     """Detections that the network has chosen; thresholds can only be stricter than its own."""
+
+    refuses: ClassVar[Mapping[str, str]] = {
+        "agnostic": "this network chooses its objects itself, within each class; export it with --nms none"
+    }
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """See :meth:`OutputAdapter.notes`."""
+        if self.choice.classes is None:
+            return ()
+        return (
+            f"this network chooses at most {self.spec.thresholds.max_det} objects of all classes itself, and those of "
+            "other classes are left out afterwards: an export with --nms none chooses among the wanted ones alone",
+        )
 
     def _thresholds(self) -> Thresholds:
         own, changed = self.spec.thresholds, super()._thresholds()
@@ -213,7 +241,7 @@ class NmsAdapter(ChosenDetections[NmsOutputs]):
         self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
     ) -> NetworkDetections:
         """See :meth:`DetectionAdapter.objects`."""
-        return decode_nms(outputs, slot, self.output, self._points, self.thresholds)
+        return decode_nms(outputs, slot, self.output, self._points, self.thresholds, self.choice.classes)
 
     def check_values(self, outputs: Mapping[str, Array], images: int) -> None:
         """See :meth:`OutputAdapter.check_values`: what is in the used slots; the others may hold anything."""

@@ -45,7 +45,10 @@ class EndToEndAdapter(ChosenDetections[EndToEndRows]):
         rows = rows.astype(np.float32)  # a copy: nothing in a result is a view of an output
         scores = rows[:, layout.score]
         best = np.argsort(-scores, kind="stable")
-        kept = best[scores[best] > np.float32(self.thresholds.conf)][: self.thresholds.max_det]
+        wanted = scores > np.float32(self.thresholds.conf)
+        if self.choice.classes is not None:
+            wanted &= np.isin(rows[:, layout.label], self.choice.classes)
+        kept = best[wanted[best]][: self.thresholds.max_det]
         keypoints = None
         if layout.keypoints is not None:
             values = rows[kept, slice(*layout.keypoints)]

@@ -31,6 +31,15 @@ class BuildReport:
     log: Path
 
 
+NEEDS = {
+    "cpu": "",
+    "onnxruntime": " --onnxruntime FOLDER, with ONNX Runtime's C++ headers",
+    "cuda": ", with nvcc",
+    "tensorrt": " --tensorrt FOLDER, with nvcc and TensorRT's headers",
+}
+"""A library -> what its build takes, to be said behind the command; headers of a system package need no option."""
+
+
 @dataclass(frozen=True)
 class LibraryInfo:
     """One library: its file (None: not there), the number of its interface, with what and for which GPUs it was built.
@@ -138,14 +147,14 @@ def _run(command: Sequence[str], place: Path, log: list[str]) -> str:
         raise MissingDependencyError("a C++17 compiler is needed here, and CMake finds none: install g++ or clang++")
     first = re.search(r"^.*\b(?:error|Error)\b[: ].*$", done.stdout, re.MULTILINE)
     reason = first[0].strip() if first else f"exit code {done.returncode}"
-    raise BackendError(f"the libraries were not built: {reason}; all that was said is in {place / LOG}")
+    raise BackendError(f"the libraries were not built: {reason}; the whole build log is {place / LOG}")
 
 
 def library_info(name: str) -> LibraryInfo:
     """What is known of one library without running it on anything."""
     file = find_library(name)
     if file is None:
-        return LibraryInfo(name, LIBRARIES[name], None, problem="not built: deploykit plugins build")
+        return LibraryInfo(name, LIBRARIES[name], None, problem=f"not built: deploykit plugins build{NEEDS[name]}")
     try:
         abi = abi_of(file)
         words = built_with(file)

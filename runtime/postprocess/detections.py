@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from deploykit.errors import BackendError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.postprocess.decode import decoded
-from deploykit.runtime.postprocess.nms import nms
+from deploykit.runtime.postprocess.nms import USUAL, Choice, nms
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.postprocess.rotated import hulls_of, rotated_to_source
 from deploykit.runtime.postprocess.rotated_nms import rotated_nms, rotated_rows
@@ -66,8 +66,7 @@ def decode_rows(
     points: int,
     thresholds: Thresholds,
     size: tuple[int, int],
-    *,
-    multi_label: bool = False,
+    choice: Choice = USUAL,
 ) -> NetworkDetections:
     """Apply NMS to the candidate rows of image ``slot``.
 
@@ -78,7 +77,7 @@ def decode_rows(
         points: the number of keypoints per object.
         thresholds: the thresholds of NMS.
         size: (height, width) of the network's input.
-        multi_label: a row may become one object per class (:mod:`deploykit.runtime.postprocess.nms`).
+        choice: what NMS chooses among; with several labels a row may become one object per class.
 
     Raises:
         BackendError: the shape of the output differs from the layout. SpecError: the rows do not fit their decoding.
@@ -89,7 +88,7 @@ def decode_rows(
             f"output {layout.name!r} must have {layout.columns} columns per row as in the spec, got {rows.shape[1]}"
         )
     suppressed = nms if layout.angle is None else rotated_nms
-    kept = suppressed(rows, layout, thresholds, multi_label=multi_label)
+    kept = suppressed(rows, layout, thresholds, choice)
     rotated = None if layout.angle is None else rotated_rows(rows[kept.rows], layout)
     keypoints = None
     if layout.keypoints is not None:
@@ -120,11 +119,16 @@ def mask_logits(
 
 
 def decode_nms(
-    outputs: Mapping[str, Array], slot: int, names: NmsOutputs, points: int, thresholds: Thresholds | None
+    outputs: Mapping[str, Array],
+    slot: int,
+    names: NmsOutputs,
+    points: int,
+    thresholds: Thresholds | None,
+    classes: Sequence[int] | None = None,
 ) -> NetworkDetections:
     """Return the used slots of NMS outputs, after a higher ``conf`` or lower ``max_det`` than the graph's.
 
-    ``thresholds`` of None returns all used slots.
+    ``thresholds`` of None returns all used slots; ``classes`` are the labels of the others, None: all.
 
     Raises:
         BackendError: an output has another shape, or counts more detections than it has slots.
@@ -137,7 +141,10 @@ def decode_nms(
         raise BackendError(f"output {names.num_dets!r} must lie in 0..{len(boxes)}, got {count}")
     use = np.arange(count)
     if thresholds is not None:
-        use = np.flatnonzero(scores[:count] > np.float32(thresholds.conf))[: thresholds.max_det]
+        wanted = scores[:count] > np.float32(thresholds.conf)
+        if classes is not None:
+            wanted &= np.isin(labels[:count], classes)
+        use = np.flatnonzero(wanted)[: thresholds.max_det]
     keypoints = None
     if names.keypoints is not None:
         keypoints = _image_slice(outputs, names.keypoints, slot, (len(boxes), points, 3))[use].astype(

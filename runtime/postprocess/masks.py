@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import cv2
 import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 
-__all__ = ["assembled", "pasted", "run_lengths"]
+__all__ = ["assembled", "outline", "outlines", "pasted", "run_lengths"]
+
+NEAR = 1.0  # pixels that an outline may be off the border of its mask
 
 
 def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float = 0.5) -> Array:
@@ -79,6 +82,39 @@ def run_lengths(mask: Array) -> dict[str, Any]:
     borders = np.concatenate(([0], changes, [flat.size]))
     counts = np.diff(borders).tolist()
     return {"size": list(mask.shape), "counts": [0, *counts] if flat.size and flat[0] else counts}
+
+
+def outlines(mask: Array) -> list[Array]:
+    """Return the border of each connected piece of a mask ``(height, width)``, the largest piece first.
+
+    Each is ``(n, 2)`` float64, x and y of the corners in image pixels, at most a pixel off the border of the piece's
+    pixels. Holes are filled, because neither YOLO's labels nor LabelMe's polygons have them.
+    """
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return []
+    part = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.uint8)
+    # Contours go through the centres of pixels. Of an image of four pixels for each, they tell the sides of the one.
+    found, _ = cv2.findContours(part.repeat(2, 0).repeat(2, 1), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    pieces = []
+    for contour in found:
+        exact = (contour[:, 0] + 1) // 2 + (columns[0], rows[0])
+        near = cv2.approxPolyDP(exact.astype(np.int32)[:, None], NEAR, closed=True)[:, 0]
+        pieces.append((near if len(near) > 3 else exact).astype(np.float64))
+    return sorted(pieces, key=lambda piece: -cv2.contourArea(piece.astype(np.float32)))
+
+
+def outline(mask: Array) -> Array:
+    """Return the :func:`outlines` of a mask as one polygon ``(n, 2)``: its pieces, joined by lines without an area.
+
+    An empty mask has the single corner (0, 0).
+    """
+    pieces = outlines(mask)
+    if not pieces:
+        return np.zeros((1, 2))
+    first, *rest = pieces
+    joined = [first, *(np.concatenate((first[:1], piece, piece[:1])) for piece in rest)]
+    return np.concatenate(joined)
 
 
 def _weights(start: float, stop: float, pixels: int, cells: int) -> tuple[slice, Array]:

@@ -15,6 +15,9 @@ The definition, all in float32:
    Boxes are ``cx - w/2, cy - h/2, cx + w/2, cy + h/2``; area and intersection follow from those corners.
 5. At most ``max_det`` rows are kept.
 
+With ``classes``, rows of other labels are no candidates: they neither suppress nor take a place in step 3 or 5. With
+``agnostic``, step 4 compares a row with all kept rows and not only with those of its label.
+
 With ``multi_label``, as in the evaluation of detectors, a candidate is a pair of a row and a class whose score is over
 ``conf``. Step 3 then orders pairs, at equal scores by the lower row and then the lower
 class; steps 4 and 5 keep pairs, so a row may be kept with several labels. With one class, both are the same.
@@ -30,13 +33,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.native.library import native_nms
+from deploykit.runtime.native.library import cpu_library, native_nms
 from deploykit.spec import RawDetections, Thresholds
 
-__all__ = ["Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
+__all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
 
 REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
+ONE_CLASS = RawDetections(obj=None, cls=(4, 5))  # rows of a box and a score
 BLOCK = 64  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What NMS chooses among; the defaults are a detector's own.
+
+    ``multi_label``: candidates are pairs of a row and a class; ``classes``: only those of these labels, None: of all;
+    ``agnostic``: objects of different labels suppress each other.
+    """
+
+    multi_label: bool = False
+    classes: tuple[int, ...] | None = None
+    agnostic: bool = False
+
+
+USUAL = Choice()
 
 
 @dataclass(frozen=True)
@@ -54,41 +74,72 @@ class Kept:
     candidates: int
 
 
-def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
+def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL) -> Kept:
     """Apply the definition above to the rows of one image, by the native library if available, else in numpy.
 
     Args:
         rows: ``(N, columns)`` float, in network pixels.
         layout: the layout of the columns.
         thresholds: ``conf``, ``iou``, ``max_det`` and ``pre_nms_topk``; the first two are rounded to float32.
-        multi_label: candidates are pairs of a row and a class; for several classes only numpy supports it.
+        choice: what is chosen among; several labels per row, where there are several classes, only numpy supports.
     """
-    if multi_label and layout.cls[1] - layout.cls[0] > 1:
-        return numpy_nms(rows, layout, thresholds, multi_label=True)
-    found = native_nms(rows, layout, thresholds)
-    return numpy_nms(rows, layout, thresholds) if found is None else Kept(*found)
+    if choice.multi_label and layout.cls[1] - layout.cls[0] > 1:
+        return numpy_nms(rows, layout, thresholds, choice)
+    if choice.classes is None and not choice.agnostic:
+        found = native_nms(rows, layout, thresholds)
+    else:
+        found = _native_choice(rows, layout, thresholds, choice)
+    return numpy_nms(rows, layout, thresholds, choice) if found is None else Kept(*found)
 
 
-def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
+def _native_choice(
+    rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice
+) -> tuple[Array, Array, Array, Array, int] | None:
+    """Let the library suppress what numpy chose: rows of the wanted labels, or, for all labels alike, of one class."""
+    if cpu_library() is None:
+        return None
+    with np.errstate(all="ignore"):
+        index, scores, labels = _chosen(rows, layout, thresholds, choice)
+        part = rows[index]
+        if choice.agnostic:
+            box = part[:, slice(*layout.box)].astype(np.float32, copy=False)
+            part, layout = np.column_stack((box, scores)), ONE_CLASS
+    found = native_nms(part, layout, thresholds)
+    if found is None:
+        return None
+    kept, boxes, scores, _, count = found
+    return index[kept], boxes, scores, labels[kept], count
+
+
+def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL) -> Kept:
     """Apply the definition in numpy: the reference, and the fallback without the native library."""
-    index, scores, labels, count = candidates(rows, layout, thresholds, multi_label=multi_label)
+    index, scores, labels, count = candidates(rows, layout, thresholds, choice)
     with np.errstate(all="ignore"):  # values that overflow are part of the definition
         boxes = _corners(rows[index, slice(*layout.box)].astype(np.float32, copy=False))
-        choose = suppress_by_label if multi_label else suppress
-        kept = choose(boxes, labels, thresholds.iou, thresholds.max_det)
+        choose = suppress_by_label if choice.multi_label else suppress
+        groups = np.zeros_like(labels) if choice.agnostic else labels
+        kept = choose(boxes, groups, thresholds.iou, thresholds.max_det)
     return Kept(index[kept], boxes[kept], scores[kept], labels[kept], count)
 
 
 def candidates(
-    rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False
+    rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL
 ) -> tuple[Array, Array, Array, int]:
     """Apply steps 1 to 3: row indices, scores and labels, the best first, and how many there were before the last."""
     with np.errstate(all="ignore"):
-        index, scores, labels = _over(rows, layout, np.float32(thresholds.conf), multi_label)
-        whole = _whole(rows, index)
-        index, scores, labels = index[whole], scores[whole], labels[whole]
+        index, scores, labels = _chosen(rows, layout, thresholds, choice)
         best = _best(scores, thresholds.pre_nms_topk)
     return index[best], scores[best], labels[best], len(index)
+
+
+def _chosen(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice) -> tuple[Array, Array, Array]:
+    """Return all candidates before the cut at ``pre_nms_topk``, in the order of the rows: indices, scores, labels."""
+    index, scores, labels = _over(rows, layout, np.float32(thresholds.conf), choice.multi_label)
+    if choice.classes is not None:
+        wanted = np.isin(labels, choice.classes)
+        index, scores, labels = index[wanted], scores[wanted], labels[wanted]
+    whole = _whole(rows, index)
+    return index[whole], scores[whole], labels[whole]
 
 
 def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:

@@ -5,6 +5,8 @@
    than ``iou``, in float64.
 5. The first ``max_det`` of them are the result.
 
+``classes`` and ``agnostic`` mean what they mean in :mod:`deploykit.runtime.postprocess.nms`.
+
 The overlap is that of two Gaussians (ProbIoU): a box has its centre as mean and, as covariance, that of the uniform
 distribution over it, with the variances ``w^2 / 12`` and ``h^2 / 12`` along its sides. It is
 ``1 - sqrt(1 - exp(-d))``, d being their Bhattacharyya distance: 1 for equal boxes, and over 0 for boxes that do not
@@ -20,7 +22,7 @@ from __future__ import annotations
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.postprocess.nms import Kept, candidates
+from deploykit.runtime.postprocess.nms import USUAL, Choice, Kept, candidates
 from deploykit.runtime.postprocess.rotated import hulls_of
 from deploykit.spec import RawDetections, Thresholds
 
@@ -29,20 +31,21 @@ __all__ = ["overlaps", "rotated_nms", "rotated_rows"]
 BLOCK = 64  # boxes that are compared at once with all before them
 
 
-def rotated_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, *, multi_label: bool = False) -> Kept:
+def rotated_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL) -> Kept:
     """Apply the definition above to the rows of one image; the boxes of the result are the upright ones around them.
 
     Args:
         rows: ``(N, columns)`` float, in network pixels.
         layout: the layout of the columns, with one of angles.
         thresholds: ``conf``, ``iou``, ``max_det`` and ``pre_nms_topk``.
-        multi_label: candidates are pairs of a row and a class.
+        choice: what is chosen among.
     """
-    index, scores, labels, count = candidates(rows, layout, thresholds, multi_label=multi_label)
+    index, scores, labels, count = candidates(rows, layout, thresholds, choice)
     boxes = rotated_rows(rows[index], layout)
     gone = np.zeros(len(boxes), bool)
-    for label in np.unique(labels):
-        (same,) = np.nonzero(labels == label)
+    groups = np.zeros_like(labels) if choice.agnostic else labels
+    for group in np.unique(groups):
+        (same,) = np.nonzero(groups == group)
         gone[same] = _removed(boxes[same].astype(np.float64), thresholds.iou)
     kept = np.flatnonzero(~gone)[: thresholds.max_det]
     return Kept(index[kept], hulls_of(boxes[kept]), scores[kept], labels[kept], count)

@@ -33,6 +33,11 @@ def checked_batch(info: TensorInfo, batch: int) -> int:
     Raises:
         UsageError: the network does not accept it.
     """
-    if batch < 1 or info.shape[0] not in (None, batch):
-        raise UsageError(f"this network takes a batch of {info.shape[0] or 'at least 1'}, got {batch}")
+    if batch < 1:
+        raise UsageError(f"batch must be at least 1, got {batch}")
+    if info.shape[0] not in (None, batch):
+        raise UsageError(
+            f"this model has a fixed batch of {info.shape[0]}, got {batch}: "
+            f"export it with --batch {batch} or --dynamic batch"
+        )
     return batch

@@ -12,10 +12,10 @@ import numpy as np
 
 from deploykit.errors import DeployError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.sources import Images, Skip
 from deploykit.runtime.images.tiles import Tiling
 from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
 from deploykit.runtime.results.dense import RestoredRaw
+from deploykit.runtime.sources.frames import Images, Skip
 from deploykit.spec import InputSpec
 
 __all__ = ["is_mosaic", "restore_mosaic", "restored_mosaics"]

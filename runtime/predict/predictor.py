@@ -9,16 +9,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, pairwise
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
 import numpy as np
 
 from deploykit.errors import UsageError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.in_memory import AnyImage, is_image, read_any_image
 from deploykit.runtime.images.placing import CanvasImage, on_own_canvas, place_on_canvas
-from deploykit.runtime.images.reading import ImageSource, read_image
-from deploykit.runtime.images.sources import Frame, Images, Skip, Video, kind_of, open_source
 from deploykit.runtime.images.tiles import run_tiled
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.model_spec import session_spec
@@ -26,10 +26,15 @@ from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.predict.checks import checked_batch, checked_input
 from deploykit.runtime.predict.mosaic import is_mosaic, restore_mosaic, restored_mosaics
-from deploykit.runtime.raw.mosaic import RawImage
+from deploykit.runtime.raw.mosaic import RawImage, develop_raw
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.dense import RestoredRaw
+from deploykit.runtime.results.other_names import PREDICTOR_NAMES, missing_attribute
 from deploykit.runtime.session import Session
+from deploykit.runtime.sources.frames import Frame, Images, Skip
+from deploykit.runtime.sources.live import Live
+from deploykit.runtime.sources.opening import open_images, open_sources
+from deploykit.runtime.sources.video import Video
 from deploykit.spec import ModelSpec
 
 __all__ = ["Predictor"]
@@ -61,14 +66,17 @@ class Predictor(Generic[R_co]):
         session: the network; :func:`deploykit.open_session` opens one. Closed together with the predictor.
         spec: the spec of the network; None reads it from the session's metadata.
         options: the options of the prediction; None: the defaults.
+        name: the file of the network, for messages.
 
     Raises:
         SpecError: the spec is missing or does not fit the network.
         UsageError: an option belongs to another task, is out of range, or is not supported by the network.
     """
 
-    def __init__(self, session: Session, spec: ModelSpec | None = None, options: PredictOptions | None = None) -> None:
-        self.session = session
+    def __init__(
+        self, session: Session, spec: ModelSpec | None = None, options: PredictOptions | None = None, *, name: str = ""
+    ) -> None:
+        self.session, self.name = session, name
         self.spec = session_spec(session, "the model") if spec is None else spec
         self.options = options or PredictOptions()
         self.adapter = adapter_of(self.spec, self.options)
@@ -87,6 +95,27 @@ class Predictor(Generic[R_co]):
         self.tiling = self.adapter.tiling(fixed_size=self._fixed_size, batch=self.batch)
         self._spare: list[Array] = []
 
+    def __repr__(self) -> str:
+        own, name = self.spec.input, f" {Path(self.name).name}" if self.name else ""
+        size = f"{own.size[1]}x{own.size[0]}" if self._fixed_size else "of any size"
+        batch = f"batch {self.batch}" if self._fixed_batch else "any batch"
+        return f"<Predictor{name}: {self.spec.task}, input {size}, {batch}, on {', '.join(self.session.providers)}>"
+
+    if not TYPE_CHECKING:  # a type checker goes on to refuse what is not there
+
+        def __getattr__(self, name: str) -> Any:
+            return missing_attribute(self, name, PREDICTOR_NAMES)
+
+    @property
+    def task(self) -> str:
+        """What the network does, such as ``segment``."""
+        return self.spec.task
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes; may be empty."""
+        return self.spec.classes
+
     @property
     def takes_raw(self) -> bool:
         """Whether the network takes the mosaics of RAW files."""
@@ -94,47 +123,49 @@ class Predictor(Generic[R_co]):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user should know about the network here: the notes of its session, and what becomes of colours."""
+        """What a user should know about the network here: the notes of its session and of the options, and what becomes
+        of colours."""
+        notes = (*self.session.notes, *self.adapter.notes)
         if self.spec.input.channels != 1:
-            return self.session.notes
-        return (*self.session.notes, "this network takes grey images (1 channel): images in colour become grey")
+            return notes
+        return (*notes, "this network takes grey images (1 channel): images in colour become grey")
 
     @overload
-    def __call__(self, source: str | os.PathLike[str] | int) -> R_co | Any: ...  # type: ignore[overload-overlap]  # a str is a sequence too
+    def __call__(self, source: AnyImage) -> R_co: ...  # type: ignore[overload-overlap]  # a str is a sequence too
     @overload
-    def __call__(self, source: bytes | Array) -> R_co: ...
-    @overload
-    def __call__(self, source: Sequence[ImageSource]) -> list[R_co]: ...
-    def __call__(self, source: ImageSource | int | Sequence[ImageSource]) -> R_co | list[R_co] | Iterator[R_co] | Any:
-        """Predict; the form of the source determines the form of the result.
+    def __call__(self, source: Sequence[AnyImage]) -> list[R_co]: ...
+    def __call__(self, source: AnyImage | Sequence[AnyImage]) -> R_co | list[R_co]:
+        """Predict on one image, or on a list of images.
 
         Args:
-            source: an image (path, encoded bytes, or a BGR ``uint8 (H, W, 3)`` array) gives a result; a list
-                of images gives a list; a folder, a video file or a camera number gives a lazy iterator.
+            source: a path or a web address, encoded bytes, an open binary file, a BGR ``uint8 (H, W, 3)`` array, a
+                Pillow image, or a tensor (RGB ``(C, H, W)``, ``uint8``, or floating-point from 0 to 1). A list of them
+                gives a list.
 
         Raises:
-            NotFoundError, ImageError: the source is missing or cannot be read.
+            UsageError: the source is a folder, a video or a camera, which :meth:`stream` reads, or no image at all.
+            NotFoundError, ImageError, FetchError: the source is missing or cannot be read.
             BackendError: the network failed.
         """
-        results = self._results(open_source(source, raw=self.takes_raw), None)
-        if isinstance(source, (bytes, np.ndarray)):
-            return next(results)
-        if isinstance(source, (str, os.PathLike, int)):
-            return next(results) if kind_of(source) == "image" else results
-        return list(results)
+        results = self._results(open_images(source), None)
+        return next(results) if is_image(source) else list(results)
 
     def stream(
-        self, source: ImageSource | int | Sequence[ImageSource] | Images | Video, *, skip: Skip | None = None
+        self, source: AnyImage | int | Sequence[AnyImage | int] | Images | Video, *, skip: Skip | None = None
     ) -> Iterator[R_co]:
         """Predict on any source, always as a lazy iterator.
 
         Args:
-            source: as for a call, or what :func:`deploykit.runtime.images.sources.open_source` returned.
+            source: an image as for a call, a folder, a pattern (``*.jpg``, ``**``), a list of files (``.txt``), a video
+                file, the address of an image, a video or a live stream, the number of a camera, a list of these, or
+                one of what :func:`deploykit.runtime.sources.opening.open_sources` returned.
             skip: called with the error of each unreadable image, which is then left out; None raises the error.
+
+        Raises:
+            NotFoundError, ImageError, FetchError, UsageError: the source cannot be opened.
         """
-        return self._results(
-            source if isinstance(source, (Images, Video)) else open_source(source, raw=self.takes_raw), skip
-        )
+        opened = [source] if isinstance(source, (Images, Video)) else open_sources(source, raw=self.takes_raw)
+        return self._in_turn(opened, skip)
 
     def restore_raw(self, raw: RawImage) -> RestoredRaw:
         """Restore a mosaic: pack it to four channels, run the network in tiles, unpack the result.
@@ -159,12 +190,17 @@ class Predictor(Generic[R_co]):
     ) -> None:
         self.close()
 
+    def _in_turn(self, sources: Sequence[Images | Video], skip: Skip | None) -> Iterator[R_co]:
+        for each in sources:
+            yield from self._results(each, skip)
+
     def _results(self, source: Images | Video, skip: Skip | None) -> Iterator[R_co]:
         if not self.takes_raw or isinstance(source, Video):
             yield from self._image_results(source, skip)
             return
+        start = 0
         for mosaics, items in groupby(source.items, key=is_mosaic):
-            part = replace(source, items=tuple(items))
+            part = source.part(start, start := start + len(list(items)))
             if mosaics:
                 most = self.options.max_pixels
                 yield from cast("Iterator[R_co]", restored_mosaics(part, self.restore_raw, skip, max_pixels=most))
@@ -190,10 +226,14 @@ class Predictor(Generic[R_co]):
         """Yield the source's frames with the number of channels that the network takes."""
         channels, most = self.spec.input.channels, self.options.max_pixels
         if isinstance(source, Images):
-            return source.frames(skip, read=partial(read_image, channels=channels, max_pixels=most))
+            return source.frames(skip, read=partial(_read, channels=channels, max_pixels=most))
         if channels not in (1, 3):
             raise UsageError(f"this network takes images of {channels} channels, but videos have 3")
-        return source.frames(skip, max_pixels=most)
+        every = self.options.every
+        if isinstance(source, Live):
+            return source.frames(skip, max_pixels=most, reconnect=self.options.reconnect, every=every)
+        frames = source.frames(skip, max_pixels=most)
+        return (frame for frame in frames if frame.number is None or frame.number % every == 0)
 
     def _prepare(self, frame: Frame) -> _PreparedImage:
         """Place an image on the network's canvas, or keep it whole if it runs in tiles or unchanged."""
@@ -264,6 +304,7 @@ class Predictor(Generic[R_co]):
             size=prepared.shown.source,
             name=frame.name,
             frame=frame.number,
+            time=frame.time,
             timings={
                 "read": frame.read_ms,
                 self.adapter.stage: ms[0],
@@ -273,6 +314,13 @@ class Predictor(Generic[R_co]):
             image=_shown(frame.image) if frame.keep else None,
         )
         return cast("R_co", result)
+
+
+def _read(item: AnyImage, *, channels: int, max_pixels: int, **options: Any) -> Array:
+    """Return an image; a RAW file is developed, for a network that takes no mosaics."""
+    if is_mosaic(item):
+        return develop_raw(cast("str | os.PathLike[str]", item), max_pixels=max_pixels)
+    return read_any_image(item, channels=channels, max_pixels=max_pixels, **options)
 
 
 def _shown(image: Array) -> Array | None:

@@ -6,7 +6,9 @@ reports for the file; none is assumed.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,11 @@ from deploykit.errors import ArtefactError, DataError, ImageError, UsageError, i
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import existing_file
 from deploykit.runtime.images.headers.tiff import pixels_and_bytes
-from deploykit.runtime.images.reading import RAW_SUFFIXES, check_pixels, file_bytes
+from deploykit.runtime.images.pixels import check_pixels
+from deploykit.runtime.images.reading import RAW_SUFFIXES, file_bytes
 from deploykit.runtime.options import MAX_PIXELS
 
-__all__ = ["RawImage", "is_raw", "pack", "read_raw", "unpack"]
+__all__ = ["RawImage", "develop_raw", "is_raw", "pack", "read_raw", "unpack"]
 
 RED, GREEN, BLUE = 0, 1, 2
 MAX_PIXELS_PER_BYTE = 64  # no lossless format compresses nearly as much
@@ -93,6 +96,23 @@ def read_raw(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> R
         ImageError: the file is not a RAW image, or it has no mosaic, or the mosaic has no Bayer pattern.
         MissingDependencyError: rawpy is not installed.
     """
+    with _opened(path, max_pixels) as (raw, file):
+        return _image(raw, file)
+
+
+def develop_raw(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Array:
+    """Develop a RAW file as LibRaw does by default, with the camera's white balance: BGR ``uint8 (H, W, 3)``, upright.
+
+    The errors are those of :func:`read_raw`; any pattern of colours is developed.
+    """
+    with _opened(path, max_pixels) as (raw, _):
+        rgb: Array = raw.postprocess(use_camera_wb=True, output_bps=8)
+        return np.ascontiguousarray(rgb[..., ::-1])
+
+
+@contextlib.contextmanager
+def _opened(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tuple[Any, Path]]:
+    """Open a RAW file whose size is checked, with LibRaw."""
     rawpy: Any = import_extra("rawpy", "raw")
     try:
         file = existing_file(path, "a RAW image")
@@ -109,7 +129,7 @@ def read_raw(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> R
     try:
         with rawpy.imread(str(file)) as raw:
             check_pixels((raw.sizes.raw_height, raw.sizes.raw_width), str(file), max_pixels)
-            return _image(raw, file)
+            yield raw, file
     except rawpy.LibRawError as e:
         reason = e.args[0].decode() if e.args and isinstance(e.args[0], bytes) else str(e)
         raise ImageError(f"{file} is not a RAW image that LibRaw can read ({reason})") from e

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
-from typing import Any, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from deploykit.errors import MissingDependencyError, UsageError
+from deploykit.errors import UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.postprocess.masks import run_lengths
+from deploykit.runtime.drawing.objects import Objects, draw_objects
+from deploykit.runtime.options import DrawKeywords, DrawOptions
 from deploykit.runtime.postprocess.rotated import corners_of
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.coco import coco_category_ids
-from deploykit.runtime.results.draw import draw
+from deploykit.runtime.results.objects import Detection, columns_of, label_line, shapes_of
+from deploykit.runtime.results.other_names import RESULT_NAMES, missing_attribute
+from deploykit.runtime.results.packages import fiftyone_keypoints, fiftyone_objects, supervision_keypoints
+from deploykit.runtime.results.tables import Rows, import_package
 from deploykit.spec import KeypointSpec
 
 __all__ = ["Detection", "Result", "listed"]
 
-
-@dataclass(frozen=True, eq=False)
-class Detection:
-    """One object in source pixels: ``box (4,)`` xyxy, ``keypoints (K, 3)`` x, y, visibility, a bool ``mask``, and of an
-    oriented box ``rotated (5,)`` cx, cy, w, h, angle and ``corners (4, 2)``."""
-
-    box: Array
-    score: float
-    label: int
-    name: str
-    keypoints: Array | None = None
-    mask: Array | None = None
-    rotated: Array | None = None
-
-    @property
-    def corners(self) -> Array | None:
-        """See :attr:`Result.corners`."""
-        return None if self.rotated is None else corners_of(self.rotated[None])[0]
+LABELME = "5.5.0"  # the version of LabelMe's format
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Result(ImageResult):
     """N objects in one image, the highest score first; every array has N entries.
 
@@ -64,6 +51,8 @@ class Result(ImageResult):
         truncated: whether there were more candidates than NMS considers (``pre_nms_topk``); the weakest were left out.
     """
 
+    has_table: ClassVar[bool] = True
+
     boxes: Array
     scores: Array
     labels: Array
@@ -74,6 +63,11 @@ class Result(ImageResult):
     keypoint_threshold: float = 0.5
     truncated: bool = False
     rotated: Array | None = None
+
+    if not TYPE_CHECKING:  # a type checker goes on to refuse what is not there
+
+        def __getattr__(self, name: str) -> Any:
+            return missing_attribute(self, name, RESULT_NAMES)
 
     def __post_init__(self) -> None:
         count = len(self.boxes)
@@ -136,10 +130,9 @@ class Result(ImageResult):
         labels, numbers = np.unique(self.labels, return_counts=True)
         return {self.class_name(int(label)): int(n) for label, n in zip(labels, numbers, strict=True)}
 
-    def draw(self, image: Array | None = None) -> Array:
+    def draw(self, image: Array | None = None, **options: Unpack[DrawKeywords]) -> Array:
         """Draw all objects on a copy of the image; see :meth:`ImageResult.draw`."""
-        return draw(
-            self._source(image),
+        objects = Objects(
             self.boxes,
             self.scores,
             self.labels,
@@ -150,6 +143,20 @@ class Result(ImageResult):
             masks=self.masks,
             corners=self.corners,
         )
+        return draw_objects(self._source(image), objects, DrawOptions(**options))
+
+    def crops(self, image: Array | None = None) -> list[Array]:
+        """Return the part of the image that each object's box covers, BGR ``uint8``; see :meth:`Detection.crop`.
+
+        Args:
+            image: the source image; None: the kept one, or the file ``name`` read again.
+
+        Raises:
+            UsageError: the image is required but not available, or has another size.
+            ImageError, NotFoundError: the file cannot be read again.
+        """
+        source = self._source(image)
+        return [found.crop(source) for found in self]
 
     def summary(self) -> str:
         """See :meth:`ImageResult.summary`: the number of objects per class, the most frequent first."""
@@ -163,19 +170,17 @@ class Result(ImageResult):
     def _about(self) -> dict[str, Any]:
         """Boxes as [x1, y1, x2, y2], keypoints as [x, y, v], masks as run lengths, oriented boxes as [cx, cy, w, h,
         angle]."""
-        objects = []
-        for found in self:
-            entry: dict[str, Any] = {
-                "label": found.label, "name": found.name, "score": _short(found.score), "box": _rounded(found.box)
-            }  # fmt: skip
-            if found.keypoints is not None:
-                entry["keypoints"] = _rounded(found.keypoints)
-            if found.mask is not None:
-                entry["mask"] = run_lengths(found.mask)
-            if found.rotated is not None:
-                entry["rotated"] = _rounded(found.rotated)
-            objects.append(entry)
-        return {"detections": objects, "truncated": self.truncated}
+        return {"detections": [found.to_dict() for found in self], "truncated": self.truncated}
+
+    def _table(self) -> Rows:
+        points = None if self.keypoints is None else self._point_names
+        columns = columns_of(points, masks=self.masks is not None, rotated=self.rotated is not None)
+        return Rows(columns, [found.cells() for found in self])
+
+    @property
+    def _point_names(self) -> tuple[str, ...]:
+        count = 0 if self.keypoints is None else self.keypoints.shape[1]
+        return (self.keypoint_spec or KeypointSpec.unnamed(count)).names
 
     def to_coco(self, image_id: int | str, category_ids: Sequence[int | None] | None = None) -> list[dict[str, Any]]:
         """Return COCO result entries: ``bbox`` [x, y, w, h], for keypoints x1, y1, v1, x2, ... in one list, for masks
@@ -187,40 +192,66 @@ class Result(ImageResult):
                 None: COCO's own numbers, 1 to 90, if the classes are COCO's 80, else the label counted from 1.
         """
         ids = coco_category_ids(self.classes) if category_ids is None else category_ids
-        entries = []
-        for found in self:
-            category = found.label + 1 if ids is None else ids[found.label]
-            if category is None:
-                continue
-            x1, y1, x2, y2 = (float(v) for v in found.box)
-            entry: dict[str, Any] = {
-                "image_id": image_id,
-                "category_id": int(category),
-                "bbox": [_short(v) for v in (x1, y1, x2 - x1, y2 - y1)],
-                "score": _short(found.score),
-            }
-            if found.keypoints is not None:
-                entry["keypoints"] = _rounded(found.keypoints.reshape(-1))
-            if found.mask is not None:
-                entry["segmentation"] = run_lengths(found.mask)
-            elif found.corners is not None:
-                entry["segmentation"] = [_rounded(found.corners.reshape(-1))]
-            entries.append(entry)
-        return entries
+        categories = [found.label + 1 if ids is None else ids[found.label] for found in self]
+        return [
+            found.to_coco(image_id, int(category))
+            for found, category in zip(self, categories, strict=True)
+            if category is not None
+        ]
 
-    def to_supervision(self) -> Any:
-        """Return a ``supervision.Detections``; its ``data`` has class names, keypoints, and corners of oriented boxes.
+    def to_yolo(self, *, score: bool = False) -> str:
+        """Return the objects as a label file of YOLO: a line per object, coordinates as shares of the image's sides.
+
+        ``class cx cy w h`` of boxes; of poses with ``px py v`` for each keypoint, where v is 2, or 0 with 0 0 for one
+        that is below the threshold or outside of the image; ``class x1 y1 x2 y2 x3 y3 x4 y4`` of oriented boxes; of
+        masks ``class x1 y1 ...`` along the outline, whose pieces are joined by lines without an area.
+
+        Args:
+            score: add the score to the end of each line, as for predictions, which training does not read.
+        """
+        threshold = self.keypoint_threshold
+        return "".join(f"{label_line(found, self.size, threshold=threshold, score=score)}\n" for found in self)
+
+    def to_labelme(self, image_path: str | None = None) -> dict[str, Any]:
+        """Return the objects as a document of LabelMe, ready for ``json.dumps``; the image is not in it.
+
+        A box is a rectangle, an oriented box and each piece of a mask a polygon, and a visible keypoint a point. Shapes
+        of one object share a group. The score is in the description.
+
+        Args:
+            image_path: the image's path, from the folder of the document; None: the file's name, beside the document.
+        """
+        points = None if self.keypoints is None else self._point_names
+        shapes = [
+            shape
+            for i, found in enumerate(self)
+            for shape in shapes_of(found, i, points, threshold=self.keypoint_threshold)
+        ]
+        return {
+            "version": LABELME,
+            "flags": {},
+            "shapes": shapes,
+            "imagePath": Path(self.name).name if image_path is None else image_path,
+            "imageData": None,
+            "imageHeight": self.size[0],
+            "imageWidth": self.size[1],
+        }
+
+    def to_supervision(self, *, keypoints: bool = False) -> Any:
+        """Return a ``supervision.Detections`` with masks; its ``data`` has class names, keypoints, and corners of
+        oriented boxes (under supervision's own key, ``xyxyxyxy``).
+
+        Args:
+            keypoints: return the keypoints as a ``supervision.KeyPoints`` instead.
 
         Raises:
+            UsageError: keypoints are asked for, and there are none.
             MissingDependencyError: the package supervision is not installed.
         """
-        try:
-            supervision = import_module("supervision")
-        except ImportError as e:
-            raise MissingDependencyError(
-                f"supervision is required but does not import ({e}): pip install supervision"
-            ) from e
         names = [self.class_name(int(label)) for label in self.labels]
+        if keypoints:
+            return supervision_keypoints(self._own_keypoints, self.labels, names)
+        supervision = import_package("supervision")
         data: dict[str, Any] = {"class_name": np.array(names, dtype=str)}
         if self.keypoints is not None:
             data["keypoints"] = self.keypoints
@@ -230,17 +261,30 @@ class Result(ImageResult):
             xyxy=self.boxes, mask=self.masks, confidence=self.scores, class_id=self.labels.astype(int), data=data
         )
 
+    def to_fiftyone(self, *, keypoints: bool = False) -> Any:
+        """Return ``fiftyone.Detections`` with boxes as shares of the image and masks within them; of oriented boxes
+        closed ``fiftyone.Polylines``.
+
+        Args:
+            keypoints: return the keypoints as ``fiftyone.Keypoints`` instead; one below the threshold is NaN.
+
+        Raises:
+            UsageError: keypoints are asked for, and there are none.
+            MissingDependencyError: the package fiftyone is not installed.
+        """
+        if keypoints:
+            names = [self.class_name(int(label)) for label in self.labels]
+            return fiftyone_keypoints(self._own_keypoints, names, self.size, self.keypoint_threshold)
+        return fiftyone_objects(list(self), self.size, rotated=self.rotated is not None)
+
+    @property
+    def _own_keypoints(self) -> Array:
+        if self.keypoints is None:
+            raise UsageError("this result has no keypoints: the model gives none")
+        return self.keypoints
+
 
 def listed(counts: Mapping[str, int]) -> str:
     """Return names with their counts as text, the most frequent first."""
     ordered = sorted(counts.items(), key=lambda entry: -entry[1])
     return ", ".join(f"{name} {number}" for name, number in ordered) or "nothing found"
-
-
-def _short(value: float) -> float:
-    """Round to the precision of float32: about a thousandth of a pixel, a millionth of a score."""
-    return float(f"{value:.7g}")
-
-
-def _rounded(values: Array) -> Any:
-    return [_rounded(v) for v in values] if values.ndim > 1 else [_short(float(v)) for v in values]

@@ -34,6 +34,7 @@ from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import EngineRecord
 from deploykit.runtime.session import Session
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
+from tests.error_line import told
 
 SHORT = ("--runs", 3, "--warmup", 0)
 
@@ -74,7 +75,7 @@ def _line(capsys: pytest.CaptureFixture[str]) -> str:
     assert out == ""
     lines = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1, err
-    return lines[0].removeprefix("deploykit: ")
+    return told(lines[0])
 
 
 def test_two_tables_that_say_what_they_include(model: Path, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +86,7 @@ def test_two_tables_that_say_what_they_include(model: Path, image: Path, capsys:
     facts, alone, whole = out.split("\n\n")[:3]
     for word in ("file ", "model ", "input ", "preprocessing ", "machine ", "versions ", "images ", "memory "):
         assert f"\n{word}" in f"\n{facts}"
-    assert "CPUExecutionProvider; threads: 1 for the network, " in told
+    assert "CPUExecutionProvider; threads: 1 for the network (as asked for), " in told
     assert "images float32 (1, 3, 64, 64); run with (1, 3, 64, 64)" in told
     assert f"{image}: 1 image, 256x256 (width x height), {image.stat().st_size} bytes encoded" in told
     assert "0 runs of warm-up in 0.0 s, not counted; then 3 measured in" in told
@@ -121,9 +122,9 @@ def test_by_default_the_image_is_synthetic_and_that_is_reported(
     assert _bench("--engine", model, "--runs", 1, "--warmup", 0.001) == 0  # three runs
     told = " ".join(capsys.readouterr().out.split())
     assert "synthetic frame (seed 0): 1 image, 1920x1080 (width x height), " in told
-    assert "note the image is synthetic: what is found in it means nothing" in told
+    assert "note the image is synthetic: detections in it are meaningless" in told
     assert "3 runs of warm-up in " in told
-    assert "threads: the backend's choice for the network, " in told
+    assert "threads: one per core for the network (the default of the backend), " in told
     assert "* 1 run, too few for p50, p90, p99" in told
 
 
@@ -182,8 +183,8 @@ def test_a_checkpoint_is_measured_like_an_export(
     assert data["network"]["threads"] == 1
     assert data["versions"]["torch"] == torch.__version__
     assert torch.get_num_threads() == threads
-    assert _bench("--engine", checkpoint, "--provider", "cuda") == UsageError.exit_code
-    assert "backend and provider are for exports" in _line(capsys)
+    assert _bench("--engine", checkpoint, "--provider", "cuda") == DeviceError.exit_code
+    assert "for cuda" in _line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -194,8 +195,12 @@ def test_a_checkpoint_is_measured_like_an_export(
         (("--warmup", -1), UsageError, "warmup at least 0"),
         (("--runs", 0), UsageError, "runs must be at least 1, got 0"),
         (("--threads", 0), UsageError, "threads must be at least 1, got 0"),
-        (("--batch", 2), UsageError, "takes a batch of 1, got 2"),
-        (("--provider", "gpu"), UsageError, "provider must be auto, cpu, cuda or one of"),
+        (("--batch", 2), UsageError, "a fixed batch of 1, got 2"),
+        (
+            ("--device", "rubber"),
+            UsageError,
+            "the device of an ONNX file must be auto, cpu, cuda",
+        ),
         (("--provider", "TensorrtExecutionProvider"), BackendError, "no TensorrtExecutionProvider, only"),
         (("--source", "none.png"), NotFoundError, "none.png, which does not exist"),
         (("--source", "empty"), ImageError, "holds no image"),
@@ -216,7 +221,8 @@ def test_what_cannot_be_measured_is_one_line(
 ) -> None:
     monkeypatch.chdir(image.parent)
     Path("empty").mkdir()
-    assert _bench("--engine", model, "--source", image, *words) == error.exit_code
+    named = () if "--engine" in words else ("--engine", model)
+    assert _bench(*named, "--source", image, *words) == error.exit_code
     assert said in _line(capsys)
 
 
@@ -225,11 +231,11 @@ def test_what_cannot_be_measured_is_one_line(
 @pytest.mark.parametrize(
     ("onnx", "recorded", "said"),
     [
-        ("m.onnx", None, "; try deploykit bench --engine {folder}/m.onnx"),
-        ("m.onnx", "other.onnx", "; try deploykit bench --engine {folder}/m.onnx"),
-        ("o t.onnx", "o t.onnx", "; try deploykit bench --engine '{folder}/o t.onnx'"),
-        (None, "gone.onnx", "; its ONNX file runs here: deploykit bench --engine MODEL.onnx"),
-        (None, None, "deploykit bench --engine MODEL.onnx"),
+        ("m.onnx", None, "; try deploykit bench {folder}/m.onnx"),
+        ("m.onnx", "other.onnx", "; try deploykit bench {folder}/m.onnx"),
+        ("o t.onnx", "o t.onnx", "; try deploykit bench '{folder}/o t.onnx'"),
+        (None, "gone.onnx", "; its ONNX file runs here: deploykit bench MODEL.onnx"),
+        (None, None, "deploykit bench MODEL.onnx"),
     ],
 )
 def test_an_engine_without_a_gpu_is_explained_with_the_command_that_works_here(
@@ -296,7 +302,9 @@ def test_ctrl_c_while_measuring_ends_with_130_and_nothing_else(
     backend(lambda *_, **__: opened)
     (tmp_path / "m.trt").write_bytes(b"plan")
     assert _bench("--engine", tmp_path / "m.trt", "--source", image) == 130
-    assert _line(capsys) == "interrupted"
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if not line.startswith("[")] == ["deploykit: interrupted"]
     with pytest.raises(BackendError, match="closed"):
         opened.run({"images": np.zeros((1, 3, 64, 64), np.float32)})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -102,9 +103,24 @@ def test_a_spec_from_a_file_and_an_image_of_the_user(
     assert "[mine].png, against a.onnx" in out
 
 
+def test_outputs_that_differ_are_refused_before_anything_runs(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("deploykit.export.parity.compare.expect", lambda *_, **__: pytest.fail("a model ran"))
+    spec = cell_spec()
+    output = dataclasses.replace(spec.output, cls=(5, 6), keypoints=None)
+    faces = dataclasses.replace(spec, task="detect", classes=("face",), keypoints=None, output=output)
+    other = write_cell_model(tmp_path / "faces.onnx", spec=faces)
+    assert compare(model, other) == SpecError.exit_code
+    assert (
+        f"{model.name} has 2 classes and 1 keypoint and {other.name} has 1 class: models with different outputs "
+        "cannot be compared" in capsys.readouterr().err
+    )
+
+
 def test_one_file_twice_is_a_slip(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(model, model) == UsageError.exit_code
-    assert capsys.readouterr().err == f"deploykit: {model} would be compared with itself\n"
+    assert capsys.readouterr().err == f"deploykit: {model} would be compared with itself [deploykit help 2]\n"
 
 
 def test_a_missing_file_is_one_line(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -47,7 +47,7 @@ def test_equal_seeds_give_equal_weights_and_other_seeds_do_not(
     assert (torch.random.get_rng_state() == before).all()
     assert create("yolov7-tiny", "--classes", 3, "--seed", 1, "--out", other) == 0
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == f"{same}: yolov7-tiny with random weights (seed 0); what it says means nothing"
+    assert out[0] == f"{same}: yolov7-tiny with random weights (seed 0); predictions are meaningless"
     assert out[1].startswith(f"{other}: yolov7-tiny with random weights (seed 1)")
     assert tensors(same) == tensors(tiny) != tensors(other)
 
@@ -65,7 +65,7 @@ def test_inspect_reports_that_the_weights_are_random(tiny: Path, capsys: pytest.
     lines = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
     facts = dict(line.split(maxsplit=1) for line in lines)
     assert (facts["model"], facts["task"], facts["family"]) == ("yolov7-tiny", "detect", "YOLOv7")
-    assert facts["note"] == "its weights are random (seed 0): what it says means nothing"
+    assert facts["note"] == "random weights (seed 0): predictions are meaningless"
 
 
 def test_the_output_depends_on_the_image_and_is_finite(tiny: Path) -> None:

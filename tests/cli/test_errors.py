@@ -32,6 +32,7 @@ from deploykit.errors import (
 from deploykit.export import to_onnx
 from deploykit.export.graph import finalize
 from deploykit.export.parity.inputs import sample_image
+from tests.error_line import told
 from tests.export.parity.test_parity_gate import contents
 from tests.narrow import few_layers, with_layer, write_checkpoint
 
@@ -68,8 +69,7 @@ def export(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
         assert contents(folder) == before
         lines = [line for line in errors.splitlines() if not line.startswith(PROGRESS)]
         assert len(lines) == 1, errors
-        assert lines[0].startswith("deploykit: ")
-        return code, lines[0].removeprefix("deploykit: ")
+        return code, told(lines[0]) if code < 128 else lines[0].removeprefix("deploykit: ")
 
     return run
 
@@ -232,7 +232,7 @@ def test_a_missing_package_that_is_needed_late_is_reported(
     monkeypatch.setitem(sys.modules, module, None)  # how Python marks a module that cannot be imported
     assert export() == (
         MissingDependencyError.exit_code,
-        f"{module} is required here but is not installed: pip install 'deploykit[{extra}]'",
+        f"{module} is required here but is not installed: pip install 'deploykit-vision[{extra}]'",
     )
 
 
@@ -243,10 +243,10 @@ BROKEN = "raise ImportError('libGL.so.1: cannot open shared object file: No such
 @pytest.mark.parametrize(
     ("module", "source", "words", "message"),
     [
-        ("torch", ABSENT, ["inspect", "few.pt"], "not installed: pip install 'deploykit[export]'"),
-        ("torch", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit[export]'"),
-        ("onnx", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit[export]'"),
-        ("onnxruntime", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit[cpu]'"),
+        ("torch", ABSENT, ["inspect", "few.pt"], "not installed: pip install 'deploykit-vision[export]'"),
+        ("torch", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit-vision[export]'"),
+        ("onnx", ABSENT, ["export", "--weights", "few.pt"], "not installed: pip install 'deploykit-vision[export]'"),
+        ("onnxruntime", ABSENT, ["inspect", "out/m.onnx"], "not installed: pip install 'deploykit-vision[cpu]'"),
         ("onnxruntime", "raise ImportError('a library is gone')", ["inspect", "out/m.onnx"], "(a library is gone)"),
         ("cv2", BROKEN, ["compare", "out/m.onnx", "few.pt"], "replace it with opencv-python-headless"),
         (

@@ -24,11 +24,12 @@ from deploykit.errors import (
     SpecError,
     UsageError,
 )
-from deploykit.runtime.evaluate.coco_data import read_coco
+from deploykit.runtime.datasets.coco import read_coco
 from deploykit.runtime.evaluate.coco_metrics import BOX_KEYS, Detections, coco_scores
 from deploykit.spec import RawDetections
 from tests.cell_model import cell_spec, write_cell_model
 from tests.coco_folder import Folder, pose_spec, write_folder
+from tests.error_line import told
 
 pytest.importorskip("hotcoco", reason="the extra eval is not installed")
 
@@ -44,7 +45,8 @@ def model(tmp_path: Path) -> Path:
 
 
 def _eval(model: Path, folder: Folder, *more: object) -> int:
-    words = ("eval", "--model", model, "--data", folder.data, "--images", folder.images, *more)
+    named = () if "--model" in more else ("--model", model)
+    words = ("eval", *named, "--data", folder.data, "--images", folder.images, *more)
     return main([*map(str, words)])
 
 
@@ -54,7 +56,7 @@ def _line(capsys: pytest.CaptureFixture[str]) -> str:
     assert out == ""
     lines = [line for line in err.splitlines() if not line.startswith("[")]
     assert len(lines) == 1, err
-    return lines[0].removeprefix("deploykit: ")
+    return told(lines[0])
 
 
 def test_json_is_one_object_with_the_metrics_and_what_they_mean(
@@ -207,7 +209,7 @@ Change = Callable[[Folder], object]
         (lambda f: f.coco["images"][0].update(width=5), (), DataError, "the annotations say 5x512"),
         (lambda f: [p.write_bytes(b"") for p in f.images.iterdir()], (), ImageError, "is empty (0 bytes)"),
         (None, ("--limit", 0), UsageError, "limit must be at least 1"),
-        (None, ("--batch", 2), UsageError, "takes a batch of 1, got 2"),
+        (None, ("--batch", 2), UsageError, "a fixed batch of 1, got 2"),
         (None, ("--conf", 7), UsageError, "conf must lie in 0..1"),
         (None, ("--img", 32), UsageError, "takes only images of 64x64"),
         (None, ("--img", 1, 2, 3), UsageError, "--img takes one side, or height and width, got 3 numbers"),
@@ -259,10 +261,10 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, "hotcoco", None)
     assert _eval(model, folder) == MissingDependencyError.exit_code
-    assert "pip install 'deploykit[eval]'" in _line(capsys)
+    assert "pip install 'deploykit-vision[eval]'" in _line(capsys)
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
-    assert _eval(model, folder, "--engine", "pycocotools") == MissingDependencyError.exit_code
-    assert "pip install 'deploykit[dev]'" in _line(capsys)
+    assert _eval(model, folder, "--metrics", "pycocotools") == MissingDependencyError.exit_code
+    assert "pip install 'deploykit-vision[dev]'" in _line(capsys)
 
 
 def test_an_error_can_be_shown_in_full(model: Path, folder: Folder) -> None:
@@ -289,3 +291,16 @@ def test_a_trained_model_keeps_its_average_precision_in_its_export(
         metrics.append(json.loads(capsys.readouterr().out)["metrics"])
     assert metrics[0] == pytest.approx(metrics[1], abs=1e-4)
     assert metrics[1]["AP"] > 0.25
+
+
+def test_the_former_name_of_the_metrics_library_is_taken_with_a_note(
+    model: Path, folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _eval(model, folder, "--engine", "hotcoco", "--json") == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["settings"]["metrics"] == "hotcoco"
+    assert "deploykit: note: --engine is called --metrics now\n" in err
+    assert _eval(model, folder, "--engine", "model.trt") == UsageError.exit_code
+    assert _line(capsys).startswith("eval takes its model first, as in deploykit eval model.trt --data PATH")
+    assert _eval(model, folder, "--engine", "hotcoco", "--metrics", "pycocotools") == UsageError.exit_code
+    assert "--engine hotcoco contradicts --metrics pycocotools" in _line(capsys)

@@ -90,11 +90,14 @@ def test_the_report_says_what_was_verified(shown: Run) -> None:
     assert "detections none" in verification
     assert "best rows 300 of 300 match IoU >= 1.0000 3 comparisons" in verification
     assert (
-        "compared with the checkpoint (PyTorch CPU float64) and the folded model (PyTorch CPU float64) on "
+        "compared with the checkpoint (PyTorch CPU float64) and the fused model (PyTorch CPU float64) on "
         "apollo11_crew.jpg, noise (seed 0)"
     ) in verification
     assert "limits: 0.001 px + 1e-05 |x|, probabilities 1e-05" in verification
-    assert "apollo11_crew.jpg, noise (seed 0): the 100 best rows were compared there too" in verification
+    assert (
+        "fewer than 20 detections, or mostly borderline ones, on apollo11_crew.jpg, noise (seed 0): "
+        "the 100 best rows were compared as well"
+    ) in verification
     assert "FAILED" not in verification
 
 
@@ -141,7 +144,7 @@ def test_random_weights_and_a_sample_of_the_user_are_reported(tmp_path: Path) ->
     words = ("--img", 64, "--exporter", "legacy", "--sample", sample)
     run = export(weights, *words, out=tmp_path / "m.onnx")
     assert run.code == 0
-    assert run.facts["note"] == "its weights are random (seed 0): what it says means nothing"
+    assert run.facts["note"] == "random weights (seed 0): predictions are meaningless"
     assert run.facts["columns"].startswith("0-3: cx cy w h; 4: objectness, which is the score; 5: 1 class, which")
     assert "[my] image.jpg, noise (seed 0)" in run.out
 
@@ -196,7 +199,10 @@ def test_a_refusal_of_the_exporter_gives_its_reason(
     monkeypatch.setattr(trace, "_dynamo", refuse)
     run = export(checkpoint, "--img", 64, out=tmp_path / "m.onnx")
     assert run.code == 40
-    assert run.err.splitlines()[-1] == "deploykit: torch's dynamo exporter refused the model: the real reason"
+    assert (
+        run.err.splitlines()[-1]
+        == "deploykit: torch's dynamo exporter refused the model: the real reason [deploykit help 40]"
+    )
     assert contents(tmp_path) == {}
 
 

@@ -76,7 +76,7 @@ def test_json_has_the_engines_beside_the_onnx_export(cells: Path, capsys: pytest
 def test_a_profile_is_what_the_user_typed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_cell_model(tmp_path / "d.onnx", batch="batch", spec=cell_spec(dynamic=True))
     command = ["export", "--weights", str(path), "--format", "tensorrt-rtx", "--profile"]
-    assert main([*command, "1x64x64", "2x64x64", "3x64x64"]) == 0
+    assert main([*command, "1x64x64", "2x3x64x64", "images:3x3x64x64"]) == 0  # also as trtexec takes it
     assert "1x3x64x64 .. 2x3x64x64 .. 3x3x64x64" in words(capsys.readouterr().out)
 
 
@@ -141,7 +141,7 @@ def test_a_command_that_would_run_an_engine_names_what_runs_here(
     assert main([command, *arguments[command]]) == 61
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith(f"deploykit: {engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
-    assert err.endswith(f"; {onnx} is the same network and runs here")
+    assert err.endswith(f"; {onnx} is the same network and runs here [deploykit help 61]")
 
 
 def test_inspect_tells_what_an_engine_is_without_running_it(engine: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -43,6 +43,8 @@ def test_a_checkpoint_of_a_model_we_know(checkpoint: Path, capsys: pytest.Captur
     assert found["classes"] == "cat, dog"
     assert found["keypoints"] == "keypoint 0, keypoint 1, keypoint 2"
     assert (found["columns"], found["stride"]) == ("16", "8, 16")
+    assert found["preprocessing"].startswith("letterbox ")
+    assert found["output"].startswith("0-3: cx cy w h; 4: objectness; 5-6: 2 classes; 7-15: 3 keypoints of x y v;")
     assert found["format"] == "torch-zip"
     assert found["weights from"] == "model"
     assert found["precision"].startswith("float16: ")
@@ -195,3 +197,31 @@ def test_a_real_foreign_export(shared: Path, capsys: pytest.CaptureFixture[str])
     assert (found["inputs"], found["nodes"]) == ("images float32 (1, 3, 640, 640)", "1,013")
     assert found["made by"] == "pytorch 1.8"
     assert "carries no deploykit spec, and the file does not tell classes and output.cls" in found["note"]
+
+
+def test_what_makes_a_file_large_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    index = numpy_helper.from_array(np.zeros((1, 40, 3), np.int64), "index")
+    half = numpy_helper.from_array(np.zeros((7, 3), np.float16), "half")
+    table = helper.make_node(
+        "Constant", [], ["table"], value=numpy_helper.from_array(np.zeros((10, 3), np.float32), "x")
+    )
+    graph = helper.make_graph(
+        [table, helper.make_node("GatherND", ["x", "index"], ["found"])],
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2, 2])],
+        [helper.make_tensor_value_info("found", TensorProto.FLOAT, [1, 40])],
+        [index, half],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    save(model, str(tmp_path / "m.onnx"))
+    assert main(["inspect", str(tmp_path / "m.onnx"), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["stored tensors"] == 2
+    assert facts["stored bytes"] == {"int64": 960, "float32": 120, "float16": 42}
+    assert facts["largest"] == [
+        "index int64 1x40x3: 960 bytes",
+        "table float32 10x3: 120 bytes",
+        "half float16 7x3: 42 bytes",
+    ]

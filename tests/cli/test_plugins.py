@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploykit.cli import main
+from deploykit.errors import MissingDependencyError, UsageError
 from deploykit.export import plugins_check
 from deploykit.runtime.native import build
 from deploykit.runtime.native.library import FOLDER, LIBRARIES, SWITCH
@@ -46,9 +47,22 @@ def test_the_switch_is_reported(
     monkeypatch.setenv(SWITCH, "0")
     assert main(["plugins", "info"]) == 0
     assert "NMS on the CPU: numpy (set DEPLOYKIT_NATIVE=0 to switch" in capsys.readouterr().out
-    assert main(["plugins", "test", "--json"]) == 0
+    assert main(["plugins", "test", "--json"]) == 3
     (cpu, *_) = json.loads(capsys.readouterr().out)
     assert cpu == {"library": "cpu", "ok": None, "says": "it is switched off: unset DEPLOYKIT_NATIVE"}
+
+
+def test_a_test_of_no_library_is_an_error_unless_that_is_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(FOLDER, str(tmp_path))
+    assert main(["plugins", "test"]) == MissingDependencyError.exit_code
+    out, err = capsys.readouterr()
+    assert out.count("not run") == len(LIBRARIES)
+    assert "no native library was tested" in err
+    assert "--allow-none" in err
+    assert main(["plugins", "test", "--allow-none"]) == 0
+    assert main(["plugins", "info", "--allow-none"]) == UsageError.exit_code
 
 
 def test_a_library_that_differs_ends_with_an_error(
@@ -106,4 +120,6 @@ def test_a_place_that_cannot_be_written_is_said_before_the_build(
 
 def test_options_of_build_are_for_build(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plugins", "info", "--only", "cpu"]) == 2
-    assert capsys.readouterr().err == "deploykit: --only is for deploykit plugins build, not for info\n"
+    assert (
+        capsys.readouterr().err == "deploykit: --only is for deploykit plugins build, not for info [deploykit help 2]\n"
+    )

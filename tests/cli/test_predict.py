@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -154,6 +156,33 @@ def test_a_video_becomes_a_drawn_video(model: Path, tmp_path: Path, capsys: pyte
     video.release()
 
 
+def test_every_nth_frame_becomes_a_video_of_the_same_length(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Mp4Writer(tmp_path / "film.mp4", 12) as recorder:
+        for column in range(7):
+            recorder.write(planted((column, 2, RED), scale=4))
+    words = (model, tmp_path / "film.mp4", "--every", 3, "--json", "--out", tmp_path / "out")
+    assert _predict(*words) == 0
+    assert [json.loads(line)["frame"] for line in capsys.readouterr().out.splitlines()] == [0, 3, 6]
+    video = cv2.VideoCapture(str(tmp_path / "out" / "film.mp4"))
+    assert (video.get(cv2.CAP_PROP_FRAME_COUNT), video.get(cv2.CAP_PROP_FPS)) == (3, 4)
+    video.release()
+    assert _predict(model, _write(tmp_path / "a.png", planted()), "--every", 2) == UsageError.exit_code
+    assert "--every is for videos and cameras, and there is none among the sources" in capsys.readouterr().err
+
+
+def test_classes_are_chosen_by_name_and_a_wrong_one_is_an_error(
+    model: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _predict(model, folder, "--classes", "blue", "--max-det", 1) == 0
+    assert "2 images: blue 1" in capsys.readouterr().out
+    assert _predict(model, folder, "--agnostic-nms", "--classes", 0, "BLUE") == 0
+    assert "2 images: red 1, blue 1" in capsys.readouterr().out
+    assert _predict(model, folder, "--classes", "rde") == UsageError.exit_code
+    assert "no class 'rde'; did you mean 'red'? it has 2, 0 to 1: red, blue" in capsys.readouterr().err
+
+
 class _Camera:
     """A film in the place of camera 0, whose user presses Ctrl-C after three frames."""
 
@@ -164,9 +193,11 @@ class _Camera:
         return getattr(self._film, name)
 
     def read(self) -> tuple[bool, Array]:
+        time.sleep(0.1)
         more, image = self._film.read()
         if not more:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
         return more, image
 
 
@@ -180,17 +211,28 @@ def test_ctrl_c_is_how_a_camera_ends(
     film = str(tmp_path / "film.mp4")
     monkeypatch.setattr(cv2, "VideoCapture", lambda s: _Camera(opened(film)) if s == 0 else opened(s))
     assert _predict("--model", model, "--source", 0, "--out", tmp_path / "out") == 0
-    assert "3 images: red 3" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "camera 0: 3 frames came, " in out
+    assert " red " in out
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["camera-0.mp4"]
 
 
-def test_ctrl_c_leaves_no_half_of_a_video(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_leaves_the_frames_of_a_video_that_are_done(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with Mp4Writer(tmp_path / "film.mp4", 25) as recorder:
-        recorder.write(planted((0, 2, RED), scale=4))
+        for column in range(3):
+            recorder.write(planted((column, 2, RED), scale=4))
     opened = cv2.VideoCapture
-    monkeypatch.setattr(cv2, "VideoCapture", lambda s: _Camera(opened(s)))
-    assert _predict("--model", model, "--source", tmp_path / "film.mp4", "--out", tmp_path / "out") == 130
-    assert list((tmp_path / "out").iterdir()) == []
+    source = str(tmp_path / "film.mp4")
+    monkeypatch.setattr(cv2, "VideoCapture", lambda s: _Camera(opened(s)) if s == source else opened(s))
+    assert _predict(model, source, "--out", tmp_path / "out", "--csv", tmp_path / "r.csv") == 130
+    assert "interrupted; 3 of 3 images are done, and what is written is whole\n" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["film.mp4"]
+    film = opened(str(tmp_path / "out" / "film.mp4"))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    film.release()
+    assert (tmp_path / "r.csv").read_text().count(",red,") == 3
 
 
 def test_places_that_cannot_be_written_are_refused(
@@ -282,3 +324,24 @@ def test_the_command_as_a_process_is_quiet_about_opencv_and_survives_a_closed_pi
         os.close(writer)
     assert done.returncode == 141
     assert "Traceback" not in done.stderr
+
+
+def test_drawing_options_change_what_is_drawn(
+    model: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants: dict[str, tuple[object, ...]] = {
+        "full": (), "names": ("--no-conf",), "bare": ("--no-labels",), "thick": ("--no-labels", "--line-width", 9)
+    }  # fmt: skip
+    drawn = {}
+    for name, words in variants.items():
+        assert _predict(model, folder, "--out", tmp_path / name, *words) == 0
+        drawn[name] = cv2.imread(str(tmp_path / name / "000000000139.png"))
+    source = cv2.imread(str(folder / "000000000139.png"))
+    changed = {name: int((image != source).any(axis=2).sum()) for name, image in drawn.items()}
+    assert changed["bare"] < changed["names"] < changed["full"]
+    assert changed["thick"] > changed["bare"]
+    capsys.readouterr()
+    assert _predict(model, folder, "--out", tmp_path / "no", "--line-width", 0) == UsageError.exit_code
+    assert "line_width must be at least 1 pixel, got 0" in capsys.readouterr().err
+    assert _predict(model, folder, "--out", tmp_path / "no", "--font", tmp_path / "x.ttf") == NotFoundError.exit_code
+    assert not (tmp_path / "no").exists()

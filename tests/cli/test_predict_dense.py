@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from deploykit.cli import main
+from deploykit.runtime.images.video_writer import Mp4Writer
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import read_raw
 from tests.dense_networks import blurrer, brightener, classifier, segmenter
@@ -47,6 +48,44 @@ def test_label_maps_are_drawn_and_written(images: Path, tmp_path: Path, capsys: 
     assert first["shares"] == {"red": 0.5, "blue": 0.5}
     assert {p.name for p in out.iterdir()} == {"a.png", "a-labels.png", "b.jpg", "b-labels.png"}
     with pillow.open(out / "a-labels.png") as saved:
+        assert set(np.unique(np.array(saved))) == {0, 2}
+
+
+def test_label_maps_alone(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image", reason="pillow (the extra eval) is not installed")
+    network, out = segmenter(tmp_path / "s.onnx"), tmp_path / "out"
+    words = ("--model", network, "--source", images, "--maps", "--no-draw", "--resume", "--out", out)
+    assert predict(*words) == 0
+    maps = {p: p.stat().st_mtime_ns for p in out.glob("*.png")}
+    assert {p.name for p in maps} == {"a-labels.png", "b-labels.png"} == {p.name for p in out.iterdir() if p in maps}
+    assert not list(out.glob("*.jpg"))
+    next(iter(maps)).unlink()
+    assert predict(*words) == 0  # the map that is gone is written again, the other one is left as it was
+    again = {p: p.stat().st_mtime_ns for p in out.glob("*.png")}
+    assert again.keys() == maps.keys()
+    assert sum(again[p] == maps[p] for p in maps) == 1
+
+
+def test_label_maps_beside_their_images(images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("PIL.Image", reason="pillow (the extra eval) is not installed")
+    network = segmenter(tmp_path / "s.onnx")
+    before = {p.name for p in images.iterdir()}
+    assert predict("--model", network, "--source", images, "--maps", "--no-draw", "--out", images) == 0
+    assert {p.name for p in images.iterdir()} - before == {"a-labels.png", "b-labels.png"}
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_video_has_a_label_map_per_frame(tmp_path: Path, drawn: bool) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="pillow (the extra eval) is not installed")
+    network, film, out = segmenter(tmp_path / "s.onnx"), tmp_path / "film.mp4", tmp_path / "out"
+    with Mp4Writer(film, 10) as writer:
+        for _ in range(3):
+            writer.write(halves())
+    words = () if drawn else ("--no-draw",)
+    assert predict("--model", network, "--source", film, "--maps", "--every", "2", "--out", out, *words) == 0
+    assert sorted(p.name for p in out.iterdir()) == (["film", "film.mp4"] if drawn else ["film"])
+    assert sorted(p.name for p in (out / "film").iterdir()) == ["000000-labels.png", "000002-labels.png"]
+    with pillow.open(out / "film" / "000002-labels.png") as saved:
         assert set(np.unique(np.array(saved))) == {0, 2}
 
 
@@ -103,10 +142,11 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
     cv2.imwrite(str(mosaics / "z.png"), plain(GREEN))
     assert predict("--model", network, "--source", mosaics) == 0
     assert "1 image: classified" in capsys.readouterr().out
-    assert predict("--model", network, "--source", mosaics / "z.png", mosaics / "x.dng") != 0  # named: not passed over
-    assert f"left out: {mosaics / 'x.dng'} is a camera's RAW file" in capsys.readouterr().err
-    assert predict("--model", network, "--source", mosaics / "x.dng") != 0
-    assert "a developed image is expected" in capsys.readouterr().err
+    assert predict("--model", network, "--source", mosaics / "z.png", mosaics / "x.dng") == 0  # named: developed
+    out, err = capsys.readouterr()
+    assert f"{mosaics / 'x.dng'}: " in out
+    assert "2 images: classified" in out
+    assert "passed over" not in err
 
 
 @pytest.mark.parametrize(
@@ -116,8 +156,8 @@ def test_raw_files_in_a_folder_are_for_networks_that_take_them(
         (("--maps",), "--maps needs a model that segments, and --out"),
         (("--save-as", "png"), "--save-as needs a model that restores, and --out"),
         (("--layout", "contest"), "--layout contest needs a model that restores mosaics, and --out"),
-        (("--conf", "0.5"), "conf: not for a model of the task classify"),
-        (("--tile", "64"), "tile: not for a model of the task classify"),
+        (("--conf", "0.5"), "conf: not for the task classify of this model"),
+        (("--tile", "64"), "tile: not for the task classify of this model"),
     ],
 )
 def test_options_of_other_tasks(

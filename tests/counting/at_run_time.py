@@ -7,16 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Unpack
 
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.drawing.panel import draw_lines
 from deploykit.runtime.evaluate.image_meter import ImageMeter
 from deploykit.runtime.evaluate.meter import Data
 from deploykit.runtime.images.placing import CanvasImage
-from deploykit.runtime.options import EvalOptions
+from deploykit.runtime.options import DrawKeywords, EvalOptions
 from deploykit.runtime.outputs import OutputAdapter
 from deploykit.runtime.results.base import ImageResult
-from deploykit.runtime.results.draw import draw_lines
 from deploykit.spec import ModelSpec
 from tests.counting.output import CountOutput
 
@@ -27,7 +27,7 @@ class Count(ImageResult):
 
     count: float
 
-    def draw(self, image: Array | None = None) -> Array:
+    def draw(self, image: Array | None = None, **options: Unpack[DrawKeywords]) -> Array:
         return draw_lines(self._source(image), [self.summary()])
 
     def summary(self) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, OutputError, UsageError
 from deploykit.runtime.native import build as native_build
-from deploykit.runtime.native.build import build_libraries, library_info, source_folder
+from deploykit.runtime.native.build import NEEDS, build_libraries, library_info, source_folder
 from deploykit.runtime.native.library import ABI, FOLDER, LIBRARIES
 from tests.cpp_plugins.conftest import symbols
 
@@ -43,7 +43,7 @@ def test_info_tells_what_it_was_built_with(cpu_library: Path, monkeypatch: pytes
     assert (info.abi, info.problem) == (ABI, None)
     assert re.match(r"\w+ \d+\.\d+", info.built_with)
     others = [library_info(name) for name in LIBRARIES if name != "cpu"]
-    assert all(other.problem == "not built: deploykit plugins build" for other in others)
+    assert all(other.problem == f"not built: deploykit plugins build{NEEDS[other.name]}" for other in others)
 
 
 def test_nothing_else_is_left_in_the_folder(cpu_library: Path) -> None:
@@ -112,6 +112,20 @@ def test_the_cuda_library_is_built_for_every_architecture(tmp_path: Path, monkey
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("processor", "gpus"), [("x86_64", "75 80 86 89 90"), ("aarch64", "75 80 86 87 89 90")], ids=["a PC", "a Jetson"]
+)
+def test_a_jetson_gets_code_for_its_own_gpu(processor: str, gpus: str, tmp_path: Path) -> None:
+    """Orin (8.7) runs neither code for 8.0 or 8.6 nor PTX of a later GPU, so it needs its own."""
+    if shutil.which("nvcc") is None or shutil.which("cmake") is None:
+        pytest.skip("no nvcc or no cmake")
+    command = ["cmake", "-S", str(source_folder()), "-B", str(tmp_path), "-DCMAKE_SYSTEM_NAME=Linux"]
+    done = subprocess.run(
+        [*command, f"-DCMAKE_SYSTEM_PROCESSOR={processor}"], capture_output=True, text=True, check=True
+    )
+    assert re.search(rf"deploykit_cuda: built with nvcc \S+ for sm {gpus}( |$)", done.stdout, re.MULTILINE)
+
+
 def test_without_cmake_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MissingDependencyError, match="cmake is needed here and is not installed: pip install cmake"):
@@ -127,7 +141,7 @@ def test_a_source_that_does_not_compile(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(native_build, "source_folder", lambda: copy)
     out = tmp_path / "out"
     with pytest.raises(
-        BackendError, match=r"the libraries were not built: .*host\.cpp:.*error.*all that was said is in"
+        BackendError, match=r"the libraries were not built: .*host\.cpp:.*error.*the whole build log is"
     ):
         build_libraries(out, only=["cpu"])
     assert [file.name for file in out.iterdir()] == ["build.log"]

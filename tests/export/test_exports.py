@@ -216,7 +216,7 @@ def export_and_compare(name: str, out: Path, **exporter: Any) -> None:
     assert_agree(expected, found, layout_of(report.spec))
     assert report.opset == options.get("opset", 18)
     assert found.shape[2] == layout_of(report.spec).columns
-    # Every weight of the folded model is in the file once; simplifying may leave out a few that do nothing.
+    # Every weight of the fused model is in the file once; simplifying may leave out a few that do nothing.
     assert 0.99 <= report.weight_size / (4 * report.parameters) <= 1.0
 
 
@@ -327,14 +327,14 @@ def test_without_detections_the_best_rows_are_compared(quiet: ParityReport) -> N
 def test_the_checkpoint_and_the_folded_model_are_references(quiet: ParityReport) -> None:
     assert quiet.references == {
         "the checkpoint": "PyTorch CPU float64",
-        "the folded model": "PyTorch CPU float64",
+        "the fused model": "PyTorch CPU float64",
     }
     compared = {(d.reference, d.input) for d in quiet.differences}
     first = "apollo11_crew.jpg"
     assert compared == {
         ("the checkpoint", first),
         ("the checkpoint", "noise (seed 0)"),
-        ("the folded model", first),
+        ("the fused model", first),
     }
 
 

@@ -256,7 +256,7 @@ def test_masks_are_evaluated(exported: ExportReport, tmp_path: Path) -> None:
     boxes = evaluate(exported.path, file, images=tmp_path, task="detect")
     assert boxes.metrics["AP"] > less.metrics["AP"]
     pytest.importorskip("pycocotools", reason="pycocotools is not installed")
-    other = evaluate(exported.path, file, images=tmp_path, engine="pycocotools")
+    other = evaluate(exported.path, file, images=tmp_path, metrics="pycocotools")
     assert other.metrics == pytest.approx(less.metrics, abs=1e-9)
 
 

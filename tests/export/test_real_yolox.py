@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.decode import decoded
 from deploykit.runtime.results.detection import Result
 from deploykit.spec import ModelSpec, RawDetections
+from tests.doc_blocks import blocks_of
 
 pytestmark = pytest.mark.data
 
@@ -47,10 +47,9 @@ def bus(shared: Path) -> Path:
 @pytest.fixture(scope="module")
 def spec_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The spec that the page shows, as a user would write it."""
-    block = re.search(r"(?m)^    \{\n(?:    .*\n)*?    \}$", PAGE.read_text())
-    assert block is not None
+    (block,) = (block for block in blocks_of(PAGE.read_text()) if block.language == "json")
     file = tmp_path_factory.mktemp("spec") / "yolox-raw.json"
-    file.write_text("\n".join(line[4:] for line in block[0].splitlines()))
+    file.write_text(block.text)
     return file
 
 

@@ -248,6 +248,7 @@ def test_fewer_classes_than_one_are_refused(num_classes: int) -> None:
         ("yolo7", "yolov7"),
         ("yolov7-x", "yolov7x"),
         ("yolov7-w6-pose.pt", "yolov7-w6-pose"),
+        ("nafnet-w32", "nafnet-w32-gopro or nafnet-w32-raw or nafnet-w32-sidd"),
     ],
 )
 def test_an_unknown_name_brings_the_closest_one(typed: str, meant: str) -> None:

@@ -92,10 +92,10 @@ def test_a_name_is_no_file() -> None:
 def test_without_timm_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     for name in ("timm", "timm.utils", "timm.utils.model"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'deploykit\[timm\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deploykit-vision\[timm\]'"):
         load_timm("timm:resnet18")
     assert main(["models", "--timm", "resnet*"]) == 3
-    assert "deploykit[timm]" in capsys.readouterr().err
+    assert "deploykit-vision[timm]" in capsys.readouterr().err
 
 
 def test_a_torchvision_that_does_not_fit_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,4 +38,4 @@ def test_fused_batch_norms_are_named(save: Save) -> None:
     fused = {k: v for k, v in state.items() if not (k.startswith("layer") and ".bn2" in k)}
     fused |= {k.replace(".weight", ".bias"): v[:, 0, 0, 0] for k, v in state.items() if "layer" in k and ".conv2" in k}
     said = refused(save(fused))
-    assert said.endswith("its batch norms are folded into its convolutions: take a file of before they were fused")
+    assert said.endswith("its batch norms are fused into its convolutions: take a file of before they were fused")

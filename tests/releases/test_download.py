@@ -18,9 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploykit.connection import BrokenOffError, Redirects, opener
 from deploykit.errors import FetchError, UsageError
 from deploykit.releases import download as module
-from deploykit.releases.connection import BrokenOffError, Redirects, opener
 from deploykit.releases.fetch import Fetched, fetch
 from tests.releases.web_server import BODY, Handler, QuietServer, Script, serving
 

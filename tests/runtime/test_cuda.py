@@ -69,7 +69,7 @@ def test_a_gpu_is_named_by_its_number(provider: str, index: int) -> None:
 
 @pytest.mark.parametrize("provider", ["", "cuda:", "cuda:-1", "cuda:1.5", "cuda:\u0661", "gpu", "cpu", "CUDA"])
 def test_a_provider_that_names_no_gpu_is_refused(provider: str) -> None:
-    with pytest.raises(UsageError, match="a GPU must be given as cuda or cuda:N"):
+    with pytest.raises(UsageError, match="the device must be cuda or cuda:N here"):
         device_index(provider)
 
 
@@ -83,7 +83,7 @@ def test_without_a_library_the_error_names_the_extra(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(cuda, "gpu_unavailable_reason", lambda: None)
     for module in ("cuda", "cuda.bindings", "cuda.bindings.runtime", "pycuda", "pycuda.driver"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'deploykit\[tensorrt\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deploykit-vision\[tensorrt\]'"):
         open_gpu()
     with pytest.raises(UsageError, match="binding must be auto, cuda-bindings or pycuda"):
         open_gpu(binding="cupy")

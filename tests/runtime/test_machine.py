@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import deploykit
+from deploykit.runtime import cores as own_cores
 from deploykit.runtime import machine
 from deploykit.runtime.machine import (
     Gpu,
@@ -63,10 +64,13 @@ def test_the_limits_of_a_container_are_reported(
     for name, text in (("cpu.max", cores), ("memory.max", memory)):
         if text is not None:
             (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "CGROUP", tmp_path / "none")
+    for module in (machine, own_cores):
+        monkeypatch.setattr(module, "CGROUP", tmp_path / "none")
+    monkeypatch.setattr(own_cores, "OWN_GROUPS", tmp_path / "none")
     free = Machine.here()
     assert free.core_limit is None
-    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    for module in (machine, own_cores):
+        monkeypatch.setattr(module, "CGROUP", tmp_path)
     here = Machine.here()
     assert (here.core_limit, here.memory) == (limits[0], limits[1] or free.memory)
 

@@ -36,7 +36,7 @@ _RELATIVES: tuple[tuple[str, str], ...] = (
     (r"detect\.seg_", "a YOLOv6-seg model, which segments"),
     (r"(backbone|neck)\..*\.m\.\d+\.\d+\.conv3\.", "a YOLOv6 model with MBLA blocks"),
     (r"(backbone|neck)\..*\.scale_(conv|1x1)\.", "a YOLOv6 model in hyper-search training, before RepOpt"),
-    (r".*_quantizer\.", "a quantised YOLOv6 model"),
+    (r".*_quantizer\.", "a quantized YOLOv6 model"),
     (r"neck\.(low_IFM|high_IFM|Inject_)", "a Gold-YOLO model"),
 )
 """What a tensor's name says about a file that is nearly one of ours."""

@@ -5,7 +5,7 @@ meituan/YOLOv6, tags 0.1.0 to 0.4.1 (GPL-3.0). Graphs, keys and numbers are fact
 dicts of the originals load unchanged.
 
 Names: ``yolov6n`` is the current release (0.3 and 0.4 have one graph), ``yolov6n-v2`` that of 0.2, ``yolov6n-v1`` that
-of 0.1, ``yolov6n6`` has four levels, ``yolov6n-qa`` is made for quantisation.
+of 0.1, ``yolov6n6`` has four levels, ``yolov6n-qa`` is made for quantization.
 """
 
 from __future__ import annotations

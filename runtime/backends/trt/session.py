@@ -31,6 +31,7 @@ from deploykit.runtime.engine_record import (
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.expected import ReferenceOutputs, runs
 from deploykit.runtime.session import Session, TensorInfo, check_inputs
+from deploykit.runtime.verified import sha256
 from deploykit.spec import METADATA_KEY
 
 __all__ = ["TrtSession", "open_engine", "open_session"]
@@ -59,6 +60,12 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
         raise UsageError(f"{path} is an engine and runs on a GPU; threads are for the CPU: leave them out")
     if contexts < 1:
         raise UsageError(f"contexts must be at least 1, got {contexts}")
+    if provider == "cpu":
+        source = find_onnx_source(path)
+        raise UsageError(
+            f"{path} is a TensorRT engine, which runs on an NVIDIA GPU only: for the device cpu take its ONNX file"
+            + (f", {source}" if source else "")
+        )
     record = read_record(path)
     gpu = _gpu(path, 0 if provider in ("auto", *FLAVOURS) else device_index(provider))
     flavour: str = record.flavour if record else provider
@@ -66,7 +73,7 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
         if len(installed()) != 1:
             raise UsageError(
                 f"the flavour of TensorRT is unknown: {path} has no record ({path.name}.json) beside it; keep "
-                f"the two in one folder, or pass the provider {' or '.join(FLAVOURS)}"
+                f"the two in one folder, or pass the device {' or '.join(FLAVOURS)}"
             )
         (flavour,) = installed()
     session = TrtSession(path, gpu, load_flavour(flavour), flavour, record, contexts=contexts)
@@ -91,8 +98,16 @@ def _gpu(path: Path, index: int) -> Gpu:
         return open_gpu(index)
     except DeviceError as e:
         source = find_onnx_source(path)
-        instead = f"; {source} is the same network and runs here" if source else ""
+        instead = f"; {source} {_relation(path, source)} and runs here" if source else ""
         raise DeviceError(f"{path} is a TensorRT engine: {e}{instead}") from e
+
+
+def _relation(engine: Path, source: Path) -> str:
+    """What an ONNX file beside an engine is to it: only the record knows the bytes that the engine was built from."""
+    with suppress(ArtefactError, OSError):  # a damaged file is no reason to hide that there is no GPU
+        if (record := read_record(engine)) and record.onnx_sha256 == sha256(source):
+            return "is the same network"
+    return "lies beside it"
 
 
 def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:

@@ -38,6 +38,7 @@ from deploykit.export.engine.report import EngineReport
 from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
 from deploykit.export.formats import export_formats
 from deploykit.export.options import EngineOptions, OnnxOptions
+from deploykit.export.parity.tolerances import FP16
 from deploykit.progress import SILENT
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import gpu_unavailable_reason
@@ -50,6 +51,7 @@ from deploykit.runtime.engine_record import (
     reference_values_path,
 )
 from deploykit.runtime.parity.expected import ReferenceOutputs
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec
 from tests.cell_model import cell_spec, write_cell_model
@@ -123,6 +125,14 @@ def test_the_reference_values_are_what_the_onnx_file_gives(cells: Path) -> None:
         for label, image in expected.feeds.images.items():
             output = session.run({"images": image})["output"][0]
             np.testing.assert_array_equal(expected.rows["cells.onnx"][label], output)
+
+
+@rtx
+@no_gpu
+def test_the_reference_values_have_the_limits_of_the_precision(cells: Path) -> None:
+    half = write_cell_model(cells.with_name("half.onnx"), spec=replace(cell_spec(), precision="fp16"), half=True)
+    for file, limits in ((cells, Tolerance()), (half, FP16)):
+        assert ReferenceOutputs.load(reference_values_path(built(file).path)).limits == limits
 
 
 @rtx
@@ -279,8 +289,9 @@ def test_what_has_no_kernel_is_an_error_with_tensorrts_reason(tmp_path: Path) ->
     graph = helper.make_graph([node], "nms", [boxes], [output], [scores, most])
     path = tmp_path / "m.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
-    with pytest.raises(ExportError, match=r"built no engine: .*no runners that implement it"):
+    with pytest.raises(ExportError, match=r"built no engine: .*no runners that implement it") as e:
         build_engine(path, flavour="tensorrt-rtx", spec=cell_spec())
+    assert str(e.value).endswith(f"; deploykit preflight {path} names the node, and what to do")
     assert {p.name for p in tmp_path.iterdir()} == {"m.onnx", "m.trt.log"}
 
 
@@ -329,7 +340,7 @@ def test_an_older_engine_survives_a_build_that_fails(tmp_path: Path) -> None:
         ({"options": EngineOptions(workspace=0)}, "at least 1 byte, got 0"),
         ({"options": EngineOptions(optimization_level=6)}, r"from 0 to 5, got 6"),
         ({"options": EngineOptions(profiles=(Profile(*[(1, 3, 64, 64)] * 3),))}, "all shapes are fixed"),
-        ({"out": "model.plan"}, r"ends in \.trt or \.engine"),
+        ({"out": "model.bin"}, r"ends in \.trt or \.engine or \.plan"),
         ({"flavour": "openvino"}, "flavour must be auto, tensorrt or tensorrt-rtx"),
     ],
 )
@@ -413,7 +424,9 @@ def test_auto_takes_the_flavour_that_can_build(
     monkeypatch.setattr(engine_build, "installed", lambda: have)
     monkeypatch.setattr(engine_build, "gpu_unavailable_reason", lambda: reason)
     if flavour is None:
-        with pytest.raises(MissingDependencyError, match=r"deploykit\[tensorrt-rtx\]', which builds without a GPU"):
+        with pytest.raises(
+            MissingDependencyError, match=r"deploykit-vision\[tensorrt-rtx\]', which builds without a GPU"
+        ):
             engine_build.chosen_flavour("auto")
     else:
         assert engine_build.chosen_flavour("auto") == flavour

@@ -269,6 +269,10 @@ def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
     assert set(report.errors) == {"minmax", "percentile", "mse"}
     assert report.errors[report.method] == min(report.errors.values())
     assert (report.images, report.kept_by) == (3, "measurement")
+    assert "layers, chosen by measurement" in report.lines()[1][1]
+    nothing = replace(report, kept_by="nobody", error=None, done=replace(report.done, kept=()))
+    layers = f"0 of {len(report.done.layers)} layers"
+    assert nothing.lines()[1] == ("not quantized", f"{layers}, none was looked for (--int8-keep none)")
     assert report.sensitivity is not None
     if report.done.kept:
         assert report.error is not None
@@ -422,6 +426,33 @@ def test_the_gate_lets_a_faithful_export_pass(tmp_path: Path, images: Path, anno
     if kind == "fp32":
         assert report.accuracy.difference["AP"] == 0.0
     assert report.to_dict()["accuracy"]["difference"]["AP"] == report.accuracy.difference["AP"]
+
+
+def test_the_gate_takes_a_yolo_data_set(tmp_path: Path, images: Path, annotated: Path) -> None:
+    coco = json.loads(annotated.read_text())
+    (tmp_path / "images").symlink_to(images)
+    (tmp_path / "labels").mkdir()
+    for image in coco["images"]:
+        wide = [image["width"], image["height"]] * 2
+        lines = [
+            f"{a['category_id'] - 1} {(x + w / 2) / wide[0]} {(y + h / 2) / wide[1]} {w / wide[0]} {h / wide[1]}"
+            for a in coco["annotations"]
+            if a["image_id"] == image["id"]
+            for x, y, w, h in [a["bbox"]]
+        ]
+        (tmp_path / "labels" / Path(image["file_name"]).with_suffix(".txt")).write_text("\n".join(lines))
+    names = [category["name"] for category in coco["categories"]]
+    (tmp_path / "data.yaml").write_text(f"path: .\ntest: images\nnames: {names}\n")
+    found = [
+        export(tmp_path / f"{i}.onnx", PrecisionOptions(), boxes_only(), gate=gate).accuracy
+        for i, gate in enumerate(
+            (AccuracyGate(50.0, annotated, images, bootstrap=20), AccuracyGate(50.0, tmp_path, bootstrap=20))
+        )
+    ]
+    assert None not in found
+    first, second = (each.model.metrics for each in found if each is not None)
+    assert second == pytest.approx(first, abs=1e-6)
+    assert first["AP"] > 0.5
 
 
 def test_the_gate_stops_an_export_that_loses_too_much(

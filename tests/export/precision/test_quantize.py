@@ -214,6 +214,17 @@ def test_measurements_are_kept_by_model_images_and_tensors(images: Path, cache: 
     assert not measured()  # what is damaged is measured anew
 
 
+def test_ranges_are_measured_on_the_training_images_of_a_yolo_data_set(tmp_path: Path) -> None:
+    for name in ("images/train/b.jpg", "images/train/a.jpg", "images/val/c.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    data = tmp_path / "data.yaml"
+    data.write_text("train: images/train\nval: images/val\nnames: [a]\n")
+    assert [p.name for p in Calibration(data).images()] == ["a.jpg", "b.jpg"]
+    data.write_text("val: images/val\nnames: [a]\n")
+    assert [p.name for p in Calibration(data).images()] == ["c.jpg"]
+
+
 def test_without_images_there_are_no_ranges(tmp_path: Path, images: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -202,5 +202,3 @@ def test_what_it_cannot_run_is_said(tmp_path: Path) -> None:
     file.write_bytes(b"no graph")
     with pytest.raises(ArtefactError, match="not a whole ONNX file"):
         open_onnx_in_torch(file)
-    with pytest.raises(BackendError, match="threads"):
-        open_onnx_in_torch(file, threads=1)

@@ -39,7 +39,7 @@ def test_weight_norm_is_folded(save: Save, dim: int | None, whole: bool) -> None
     assert sorted(found.state_dict) == sorted(net().state_dict())
     for i, module in enumerate(model):
         torch.testing.assert_close(found.state_dict[f"{i}.weight"], weight_of(module), rtol=1e-6, atol=1e-7)
-    assert "weight norm is folded into 3 weights" in found.notes
+    assert "weight norm is fused into 3 weights" in found.notes
 
 
 def test_the_parametrization_of_weight_norm_is_folded_into_its_place(save: Save) -> None:

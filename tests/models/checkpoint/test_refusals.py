@@ -45,15 +45,15 @@ def refusal(path: Path) -> str:
         ("lora_unet_q.lora_down.weight lora_unet_q.lora_up.weight lora_unet_q.alpha", "a LoRA adapter"),
         ("q.lora_A.default.weight q.base_layer.weight", "a LoRA adapter"),
         ("q.hada_w1_a q.hada_w1_b", "an adapter"),
-        ("q.qweight q.qzeros q.scales q.g_idx", r"quantised weights \(GPTQ or AWQ\)"),
-        ("q.weight q.weight.absmax q.weight.quant_map", r"quantised weights \(bitsandbytes\)"),
-        ("q.weight q.SCB", r"quantised weights \(bitsandbytes\)"),
-        ("q._packed_params.dtype q.scale", r"quantised weights \(torch\.ao"),
-        ("conv.weight conv.scale conv.zero_point", r"quantised weights \(a scale and a zero_point\)"),
-        ("q.weight q.weight_fake_quant.scale q.activation_post_process.min_val", "quantisation-aware training"),
+        ("q.qweight q.qzeros q.scales q.g_idx", r"quantized weights \(GPTQ or AWQ\)"),
+        ("q.weight q.weight.absmax q.weight.quant_map", r"quantized weights \(bitsandbytes\)"),
+        ("q.weight q.SCB", r"quantized weights \(bitsandbytes\)"),
+        ("q._packed_params.dtype q.scale", r"quantized weights \(torch\.ao"),
+        ("conv.weight conv.scale conv.zero_point", r"quantized weights \(a scale and a zero_point\)"),
+        ("q.weight q.weight_fake_quant.scale q.activation_post_process.min_val", "quantization-aware training"),
     ],
 )
-def test_adapters_and_quantised_weights_are_refused_by_their_names(save: Save, names: str, told: str) -> None:
+def test_adapters_and_quantized_weights_are_refused_by_their_names(save: Save, names: str, told: str) -> None:
     with pytest.raises(CheckpointError, match=told):
         read_checkpoint(save(dict.fromkeys(names.split(), ONE)))
     refusal(save({"state_dict": dict.fromkeys(names.split(), ONE)}))
@@ -64,12 +64,12 @@ def test_a_layer_with_a_scale_of_its_own_is_none_of_them(save: Save) -> None:
     assert read_checkpoint(save(dict.fromkeys(names, ONE))).state_dict.keys() == set(names)
 
 
-def test_quantised_tensors_are_refused(save: Save) -> None:
+def test_quantized_tensors_are_refused(save: Save) -> None:
     packed = torch.quantize_per_tensor(ONE, 0.1, 0, torch.quint8)
     for content in ({"w": ONE, "q": packed}, {"model": {"w": ONE, "q": packed}}):
-        assert "a quantised tensor (torch." in refusal(save(content))
+        assert "a quantized tensor (torch." in refusal(save(content))
     model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(2, 2)), {nn.Linear})
-    assert "quantised" in refusal(save(model.state_dict()))
+    assert "quantized" in refusal(save(model.state_dict()))
 
 
 def test_the_state_of_an_optimizer_is_not_a_model(save: Save) -> None:

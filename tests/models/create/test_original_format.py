@@ -88,7 +88,7 @@ def test_our_reader_reads_it_like_a_released_file(
     assert set(found.metadata) == {"training_results", "epoch", "random_seed"}
     model = load_model(file)
     assert model.name == f"{name.replace('_', '-')}-width-0.0625"
-    assert model.notes[-1] == "its weights are random (seed 3): what it says means nothing"
+    assert model.notes[-1] == "random weights (seed 3): predictions are meaningless"
     expected = graph.state_dict()
     assert list(expected) == list(found.state_dict)
     assert all(torch.equal(tensor, expected[key]) for key, tensor in model.module.state_dict().items())

@@ -81,7 +81,7 @@ def test_a_created_checkpoint_is_recognised_and_says_what_it_is_worth(
     told = replace(model.spec, assumptions=())  # a builder assumes nothing
     assert told == replace(meta_model(name).spec, source=model.spec.source)
     assert len(model.notes) == notes
-    assert model.notes[-1] == "its weights are random (seed 3): what it says means nothing"
+    assert model.notes[-1] == "random weights (seed 3): predictions are meaningless"
     assert {t.dtype for t in model.module.state_dict().values() if t.is_floating_point()} == {torch.float32}
     assert [p.name for p in path.parent.iterdir()] == ["it.pt"], "nothing else is left behind"
 

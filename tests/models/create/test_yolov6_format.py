@@ -40,7 +40,7 @@ def test_it_is_read_like_a_released_file(name: str, tmp_path: Path) -> None:
     assert any(key.endswith(".block.conv.weight") for key in found.state_dict), "the wrappers of 0.4"
     assert {t.dtype for t in found.state_dict.values() if t.is_floating_point()} == {torch.float16}
     model = load_model(file)
-    assert model.notes == ("its weights are random (seed 3): what it says means nothing",)
+    assert model.notes == ("random weights (seed 3): predictions are meaningless",)
     assert model.module.config == network.config
     expected = network.state_dict()
     assert all(torch.equal(tensor, expected[key]) for key, tensor in model.module.state_dict().items())

@@ -329,7 +329,7 @@ def test_a_created_checkpoint_loads(tmp_path: Path) -> None:
     path = create_checkpoint("nafnet-w32-sidd", tmp_path / "n.pth", seed=3)
     model = load_model(path)
     assert model.name == "nafnet-w32-sidd"
-    assert "random (seed 3)" in model.notes[-1]
+    assert "random weights (seed 3)" in model.notes[-1]
 
 
 def test_layouts_that_are_two_models_are_said_to_be() -> None:

@@ -168,7 +168,7 @@ def test_a_created_checkpoint_is_recognised(name: str, tmp_path: Path, monkeypat
     model = load_model(create_checkpoint(name, tmp_path / "it.pth", seed=3))
     assert model.name == name
     assert model.spec == replace(create_model(name).spec, source=model.spec.source, assumptions=model.spec.assumptions)
-    assert model.notes == ("its weights are random (seed 3): what it says means nothing",)
+    assert model.notes == ("random weights (seed 3): predictions are meaningless",)
 
 
 @pytest.mark.parametrize(

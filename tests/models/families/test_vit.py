@@ -188,7 +188,7 @@ def test_features_are_predicted_and_compared(tmp_path: Path) -> None:
         first, second = predictor([one, other])
         assert isinstance(first, Features)
         assert isinstance(second, Features)
-        with pytest.raises(UsageError, match="top: not for a model of the task features"):
+        with pytest.raises(UsageError, match="top: not for the task features of this model"):
             load(report.path, task="features", top=3)
     assert first.values.shape == (32,)
     assert first.similarity(first) == pytest.approx(1.0)

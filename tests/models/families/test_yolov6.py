@@ -305,7 +305,7 @@ def test_a_model_that_its_project_folded_computes_the_same(name: str, switched: 
     model = from_checkpoint(bare(wrapped(state)))
     assert model is not None
     assert model.name == f"{name.replace('_', '-')}-width-0.0625"
-    folded = "it was saved after its project folded its batch norms: taken as it is"
+    folded = "it was saved after its project fused its batch norms: taken as it is"
     assert model.notes == ((folded,) if state.keys() != network.state_dict().keys() else ())
     expected = layer_rows(network)
     for form in (model.module, fuse_model(model.module)):
@@ -400,7 +400,7 @@ REFUSED: dict[str, tuple[Callable[[State], Any], str]] = {
     "segmentation": (beside("detect.seg_preds.0.weight"), "is a YOLOv6-seg model, which segments"),
     "mbla": (beside("neck.Rep_p4.m.0.0.conv3.x"), "is a YOLOv6 model with MBLA blocks"),
     "hyper-search": (beside("backbone.stem.scale_conv.weight"), "in hyper-search training"),
-    "quantised": (beside("neck.upsample_feat0_quantizer._amax"), "is a quantised YOLOv6 model"),
+    "quantised": (beside("neck.upsample_feat0_quantizer._amax"), "is a quantized YOLOv6 model"),
     "Gold-YOLO": (beside("neck.low_IFM.0.conv.weight"), "is a Gold-YOLO model: deploykit does not have it"),
     "another box": (
         lambda state: state.update({"detect.reg_preds.0.weight": empty(5, 16, 1, 1)}),

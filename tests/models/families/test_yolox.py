@@ -160,7 +160,7 @@ def test_a_created_checkpoint_is_recognised(name: str, tmp_path: Path) -> None:
     activation = "ReLU" if "ti_lite" in name else "SiLU"
     assumed = (f"{activation} activations and a batch-norm eps of 0.001, as {model.name} has them: no tensor tells",)
     assert model.spec == replace(create_model(name).spec, source=model.spec.source, assumptions=assumed)
-    assert model.notes == ("its weights are random (seed 3): what it says means nothing",)
+    assert model.notes == ("random weights (seed 3): predictions are meaningless",)
 
 
 @pytest.mark.parametrize("name", ["yolox_nano", "yolox_s_ti_lite", "yolox_darknet53"])
@@ -174,7 +174,7 @@ def test_a_model_that_its_project_folded_computes_the_same(save: Any, name: str)
             state = {key: tensor for key, tensor in state.items() if not key.startswith(f"{path}.bn.")}
             state |= {f"{path}.conv.weight": conv.weight, f"{path}.conv.bias": conv.bias}
     model = load_model(save({"model": state}))
-    assert model.notes == ("it was saved after its project folded its batch norms: taken as it is",)
+    assert model.notes == ("it was saved after its project fused its batch norms: taken as it is",)
     images = torch.rand(1, 3, 64, 64) * 255
     with torch.no_grad():
         expected = network(images)

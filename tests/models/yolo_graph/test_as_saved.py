@@ -28,7 +28,7 @@ TINY = yolov7.config_of("yolov7_tiny", 3, width=0.125, training=True)
 AUXILIARY = yolov7.config_of("yolov7_w6", 3, width=0.0625, training=True)
 YOLOV5 = yolov5.config_of("yolov5s", 2, width=0.125)
 DEEP = yolov5.config_of("yolov5l", 2, width=0.0625)
-FOLDED = "it was saved after its project folded its batch norms: taken as it is"
+FOLDED = "it was saved after its project fused its batch norms: taken as it is"
 
 
 def fuseforward(self: nn.Module, *x: Tensor) -> Tensor:

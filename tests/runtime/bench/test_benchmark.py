@@ -29,12 +29,13 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench import benchmark as bench
 from deploykit.runtime.bench.benchmark import benchmark, encoded_images
 from deploykit.runtime.bench.report import Benchmark, Statistics
-from deploykit.runtime.images import sources
+from deploykit.runtime.compute import default_threads
 from deploykit.runtime.images.reading import decode_image
 from deploykit.runtime.kinds import detection
 from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.predict import predictor
 from deploykit.runtime.predict.predictor import Predictor
+from deploykit.runtime.sources import frames
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Source
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 from tests.heard import Heard
@@ -146,7 +147,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
-    for module in (bench, predictor, sources):
+    for module in (bench, predictor, frames):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -174,7 +175,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, clock: _Clock, module: SimpleNamespa
 
 
 def test_each_stage_gets_its_own_time_and_no_other(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, clock, predictor, "read_image", 3)
+    slowed(monkeypatch, clock, predictor, "read_any_image", 3)
     slowed(monkeypatch, clock, predictor, "to_nchw", 5)
     slowed(monkeypatch, clock, detection, "decode_rows", 7)
     slowed(monkeypatch, clock, detection, "Result", 2)
@@ -197,7 +198,7 @@ def test_a_slow_network_shows_in_inference_and_nowhere_else(clock: _Clock) -> No
 
 
 def test_the_time_of_a_batch_is_that_of_all_its_images(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, clock, predictor, "read_image", 3)
+    slowed(monkeypatch, clock, predictor, "read_any_image", 3)
     spec = replace(SPEC, input=replace(SPEC.input, batch=4))
 
     def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -304,7 +305,7 @@ def test_a_network_that_finds_nothing_and_one_that_finds_too_much(clock: _Clock)
     assert "synthetic: nothing is found in it, so NMS has little to do" in none.notes[0]
     much = quick(lambda: fake(everything), None, runs=1)
     assert 0 < much.objects <= 300
-    assert "synthetic: what is found in it means nothing" in much.notes[0]
+    assert "synthetic: detections in it are meaningless" in much.notes[0]
     assert "more candidates than the 1000 that NMS looks at" in much.notes[1]
 
 
@@ -446,7 +447,8 @@ def test_the_header_says_what_is_in_effect(model: Path) -> None:
         assert report.network.providers == session.providers
     assert report.network.inputs == ("images float32 (1, 3, 64, 64)",)
     assert report.network.shapes == ((1, 3, 64, 64),)
-    assert (report.network.precision, report.network.threads) == ("fp32", None)
+    assert report.network.precision == "fp32"
+    assert (report.network.threads, report.network.threads_from) == default_threads()
     assert report.opencv_threads == cv2.getNumThreads()
     assert report.spec == cell_spec()
     assert report.versions["numpy"] == np.__version__

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploykit.errors import MissingDependencyError, UsageError
-from deploykit.runtime.evaluate.coco_data import Category, CocoData, Image, read_coco
+from deploykit.runtime.datasets.coco import Category, CocoData, Image, read_coco
 from deploykit.runtime.evaluate.coco_metrics import (
     BOX_KEYS,
     KEYPOINT_KEYS,
@@ -60,7 +60,7 @@ def _scores(data: CocoData, found: Detections, kind: Kind = "bbox", engine: str 
         image_ids=[p.id for p in data.images],
         category_ids=[c.id for c in data.categories],
         sigmas=SIGMAS if kind == "keypoints" else (),
-        engine=engine,
+        metrics=engine,
     )
 
 
@@ -106,7 +106,7 @@ def test_what_was_not_asked_for_does_not_count(engine: str) -> None:
     data = _data([_object(places[c - 1], c, i) for c in (1, 2) for i in (1, 2)], 2, (1, 2))
     found = _found((1, 1, 0.9, places[0]))
     for images, categories, recall in (([1], [1], 1.0), ([1, 2], [1], 0.5), ([1], [1, 2], 0.5), ([1, 2], [1, 2], 0.25)):
-        scores = coco_scores(data, found, kind="bbox", image_ids=images, category_ids=categories, engine=engine)
+        scores = coco_scores(data, found, kind="bbox", image_ids=images, category_ids=categories, metrics=engine)
         assert scores.metrics["AR100"] == pytest.approx(recall)
         assert set(scores.per_class) == set(categories)
 
@@ -159,7 +159,7 @@ def test_the_similarity_of_keypoints_follows_from_the_sigmas(engine: str) -> Non
     found = _found((1, 1, 0.5, [0, 0, 1, 1]), keypoints=(keypoints + np.array((away, 0, 0)))[None])
     scores = coco_scores(
         _data([annotation]), found, kind="keypoints", image_ids=[1], category_ids=[1], sigmas=(sigma,) * 17,
-        engine=engine,
+        metrics=engine,
     )  # fmt: skip
     assert tuple(scores.metrics) == KEYPOINT_KEYS
     assert (scores.metrics["AP"], scores.metrics["AR"]) == (pytest.approx(0.5), pytest.approx(0.5))
@@ -211,7 +211,7 @@ def test_a_library_that_is_missing_or_unknown_is_reported(monkeypatch: pytest.Mo
     for module, extra in (("hotcoco", "eval"), ("pycocotools", "dev")):
         monkeypatch.setitem(__import__("sys").modules, module, None)
         monkeypatch.setitem(__import__("sys").modules, f"{module}.coco", None)
-        with pytest.raises(MissingDependencyError, match=rf"pip install 'deploykit\[{extra}\]'"):
+        with pytest.raises(MissingDependencyError, match=rf"pip install 'deploykit-vision\[{extra}\]'"):
             library(module)
 
 
@@ -276,7 +276,7 @@ def test_masks_are_scored_alike_by_both_libraries(tmp_path: Path, form: str) -> 
     data = read_coco(file)
 
     def scores(found: Detections, engine: str) -> CocoScores:
-        return coco_scores(data, found, kind="segm", image_ids=[1, 2, 3, 4], category_ids=[1, 4], engine=engine)
+        return coco_scores(data, found, kind="segm", image_ids=[1, 2, 3, 4], category_ids=[1, 4], metrics=engine)
 
     exact, moved = _masks_of_truth(data, 0), _masks_of_truth(data, 4)
     assert scores(exact, "hotcoco").metrics["AP"] == pytest.approx(1.0)

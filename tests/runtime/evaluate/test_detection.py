@@ -54,13 +54,13 @@ def _evaluated(model: Path, folder: Folder, **options: Any) -> DetectionEvaluati
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_network_that_finds_everything_scores_one(model: Path, folder: Folder, engine: str) -> None:
-    boxes = _evaluated(model, folder, task="detect", engine=engine)
+    boxes = _evaluated(model, folder, task="detect", metrics=engine)
     assert tuple(boxes.metrics) == BOX_KEYS
     assert [boxes.metrics[key] for key in ("AP", "AP50", "AP75", "APm", "AR10", "AR100")] == pytest.approx([1] * 6)
     assert (boxes.metrics["APs"], boxes.metrics["APl"], boxes.metrics["ARl"]) == (-1, -1, -1)  # cells of 64 x 64
     assert boxes.per_class["red"].ap == boxes.per_class["Blue"].ap == pytest.approx(1)
     assert (boxes.per_class["red"].objects, boxes.per_class["Blue"].detections) == (3, 3)
-    points = _evaluated(model, folder, engine=engine)
+    points = _evaluated(model, folder, metrics=engine)
     assert points.task == "keypoints"
     assert tuple(points.metrics) == KEYPOINT_KEYS
     assert [points.metrics[key] for key in ("AP", "AP50", "AP75", "AR")] == pytest.approx([1] * 4)
@@ -78,7 +78,7 @@ def test_what_the_numbers_depend_on_is_in_the_result(model: Path, folder: Folder
     assert (used.conf, used.iou, used.max_det, used.pre_nms_topk) == (0.001, 0.65, 300, 30_000)
     assert (used.multi_label, used.nms, used.size, used.rectangles) == (True, "runtime", (64, 64), False)
     assert (used.batch, used.providers, used.scored) == (1, ("CPUExecutionProvider",), 100)
-    assert (used.matched_by, used.engine, used.sigmas) == ("name", "hotcoco", ())
+    assert (used.matched_by, used.metrics, used.sigmas) == ("name", "hotcoco", ())
     assert list(found.timings) == ["read", "letterbox", "inference", "postprocess"]
     assert found.versions["hotcoco"]
     assert found.notes == ()
@@ -118,7 +118,7 @@ def test_numbers_from_zero_are_as_good_as_others(model: Path, folder: Folder, en
         annotation["image_id"] = 1000 - annotation["image_id"]
         annotation["category_id"] = int(annotation["category_id"] == RED_ID)
     for task in ("detect", "keypoints"):
-        found = _evaluated(model, folder.save(), engine=engine, task=task)
+        found = _evaluated(model, folder.save(), metrics=engine, task=task)
         assert found.metrics["AP"] == pytest.approx(1)
         assert (found.counts.objects, found.counts.detections) == (6, 6)
 
@@ -212,8 +212,8 @@ def test_an_image_whose_size_differs_from_the_annotations_is_an_error(model: Pat
         ({"limit": 0}, "limit must be at least 1 image, got 0"),
         ({"task": "segment"}, "cannot be scored for 'segment', only for detect, instances, keypoints"),
         ({"conf": 2}, "conf must lie in 0..1"),
-        ({"batch": 3}, "takes a batch of 1, got 3"),
-        ({"engine": "coco"}, "must be hotcoco or pycocotools, got 'coco'"),
+        ({"batch": 3}, "a fixed batch of 1, got 3"),
+        ({"metrics": "coco"}, "must be hotcoco or pycocotools, got 'coco'"),
         ({"img": 128}, "takes only images of 64x64 .*, not 128x128"),
         ({"rectangles": True}, "takes only images of 64x64 .*, not rectangles"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploykit.runtime.images import pillow_resize
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.pillow_resize import FILTERS, resample
 from deploykit.runtime.images.placing import place_on_canvas
@@ -31,6 +32,38 @@ def test_bytes_equal_those_of_pillow(
     rows = pillow.fromarray(image).resize((size[1], source[0]), CODES[kind])
     expected = np.asarray(rows.resize((size[1], size[0]), CODES[kind]))
     np.testing.assert_array_equal(resample(image, size, kind), expected)
+
+
+@pytest.mark.parametrize("kind", FILTERS)
+def test_an_image_in_parts_has_the_same_bytes(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    whole = resample(image, (33, 41), kind)
+    for most in (1, 700, 5000):  # one line, and parts that the sides are no multiples of
+        monkeypatch.setattr(pillow_resize, "ALONE", most)
+        np.testing.assert_array_equal(resample(image, (33, 41), kind), whole)
+
+
+def test_a_product_wakes_no_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other threads of a BLAS make small products slower by orders of magnitude where cores are busy."""
+    sizes: list[int] = []
+
+    class Counting(np.ndarray):
+        def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: np.ndarray, **others: object) -> np.ndarray:
+            first, second = (np.asarray(each) for each in inputs)
+            if ufunc is np.matmul:
+                sizes.append(first.size * second.shape[-1])
+            found: np.ndarray = getattr(ufunc, method)(first, second)
+            return found
+
+    weights = pillow_resize._weights
+
+    def counted(source: int, target: int, kind: str) -> list[tuple[int, int, int, int, np.ndarray]]:
+        return [(*places, table.view(Counting)) for *places, table in weights(source, target, kind)]
+
+    monkeypatch.setattr(pillow_resize, "_weights", counted)
+    resample(np.zeros((480, 640, 3), np.uint8), (32, 43), "bilinear")
+    assert sizes
+    assert max(sizes) <= pillow_resize.ALONE
 
 
 def test_channels_are_independent() -> None:

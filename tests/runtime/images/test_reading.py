@@ -11,7 +11,8 @@ import pytest
 
 from deploykit.errors import ImageError, NotFoundError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.reading import as_bgr, decode_image, read_image
+from deploykit.runtime.images.pixels import as_bgr
+from deploykit.runtime.images.reading import decode_image, read_image
 
 
 def _image(height: int, width: int, seed: int = 0) -> Array:
@@ -75,7 +76,7 @@ def test_a_slice_of_an_array_becomes_contiguous() -> None:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((4, 5, 3), np.float32), "uint8.*float32"),
+        (np.zeros((4, 5, 3), np.float32), r"uint8.*float32: scale it.*255 \* image.*BGR order"),
         (np.zeros((4, 5, 3), np.uint16), "uint8.*uint16"),
         (np.zeros((1, 3, 4, 5), np.uint8), r"\(1, 3, 4, 5\)"),
         (np.zeros((3, 4, 5), np.uint8), r"\(3, 4, 5\)"),

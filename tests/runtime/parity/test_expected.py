@@ -43,7 +43,7 @@ def expected(*, rows: int = 6, references: tuple[str, ...] = ("the checkpoint",)
 
 
 def test_the_file_gives_back_what_was_saved(tmp_path: Path) -> None:
-    before = expected(references=("the checkpoint", "the folded model"))
+    before = expected(references=("the checkpoint", "the fused model"))
     before.save(tmp_path / "e.npz")
     after = ReferenceOutputs.load(tmp_path / "e.npz")
     assert after.feeds.batches == before.feeds.batches

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
+from deploykit.runtime.postprocess.nms import Choice
 from deploykit.runtime.postprocess.rotated import corners_of, hulls_of, longer_first, rotated_to_source
 from deploykit.runtime.postprocess.rotated_nms import overlaps, rotated_nms
 from deploykit.spec import RawDetections, Thresholds
@@ -140,8 +141,18 @@ def test_it_is_the_definition(seed: int, count: int, most: int) -> None:
 def test_two_labels_of_a_row() -> None:
     rows = ship((80, 60, 60, 20, 0.5), scores=(0.9,))
     rows[0, 5] = 0.6
-    found = rotated_nms(rows, LAYOUT, Thresholds(), multi_label=True)
+    found = rotated_nms(rows, LAYOUT, Thresholds(), Choice(multi_label=True))
     assert (found.labels.tolist(), found.candidates) == ([0, 1], 2)
+
+
+def test_wanted_labels_alone_and_all_labels_alike() -> None:
+    boxes = np.float32([[80, 60, 60, 20, 0.5], [82, 60, 60, 20, 0.5]])
+    rows = rows_of(boxes, np.array([0.9, 0.8]), np.array([0, 1]))
+    both = rotated_nms(rows, LAYOUT, Thresholds())
+    first = rotated_nms(rows, LAYOUT, Thresholds(), Choice(agnostic=True))
+    assert (both.rows.tolist(), first.rows.tolist()) == ([0, 1], [0])
+    wanted = rotated_nms(rows, LAYOUT, Thresholds(max_det=1), Choice(classes=(1,), agnostic=True))
+    assert (wanted.rows.tolist(), wanted.labels.tolist(), wanted.candidates) == ([1], [1], 1)
 
 
 @pytest.mark.data

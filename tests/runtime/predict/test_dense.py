@@ -13,16 +13,17 @@ import pytest
 
 import deploykit
 from deploykit.cli import main
-from deploykit.errors import DeployError, ImageError, ImageSizeError, SpecError, UsageError
+from deploykit.errors import DeployError, ImageError, ImageSizeError, OutputError, SpecError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench.benchmark import benchmark
+from deploykit.runtime.drawing.label_map import draw_label_map
+from deploykit.runtime.drawing.palette import class_colour
 from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.raw.dng import dng_bytes
 from deploykit.runtime.raw.mosaic import RawImage, pack, read_raw
 from deploykit.runtime.results.dense import Classification, LabelMap, RestoredImage, RestoredRaw
-from deploykit.runtime.results.draw_segmentation import draw_label_map, palette
 from deploykit.spec import DenseOutput, ModelSpec, RawDetections
 from tests.dense_networks import blurrer, brightener, canvas_of, classifier, segmenter
 
@@ -70,6 +71,9 @@ def test_every_pixel_gets_a_class(tmp_path: Path, classes: tuple[str, ...]) -> N
     with images.open(tmp_path / "map.png") as saved:
         np.testing.assert_array_equal(np.array(saved), found.labels)
         assert saved.mode == "P"
+    with pytest.raises(OutputError, match=r"a label map is a PNG file, but map.npy does not end in \.png"):
+        found.save_map(tmp_path / "map.npy")
+    assert not (tmp_path / "map.npy").exists()
 
 
 @pytest.mark.parametrize("dynamic", ["none", "shape"])
@@ -104,7 +108,7 @@ def test_a_network_of_fixed_batch_takes_tiles_too(tmp_path: Path) -> None:
     with deploykit.load(blurrer(tmp_path / "b.onnx", batch=4), task="restore", overlap=2) as model:
         found = model([plain(RED, (32, 60)), plain(RED, (32, 32))])
     assert [f.tiles for f in found] == [2, 1]  # type: ignore[attr-defined]  # restored images
-    with pytest.raises(UsageError, match="a batch of 4, got 3"):
+    with pytest.raises(UsageError, match="a fixed batch of 4, got 3: export it with --batch 3 or --dynamic batch"):
         deploykit.load(tmp_path / "b.onnx", batch=3)
 
 
@@ -127,7 +131,7 @@ def test_a_raw_file_is_restored(tmp_path: Path) -> None:
     with deploykit.load(blurrer(tmp_path / "b.onnx", channels=4), task="restore", overlap=3) as model:
         assert model.takes_raw
         found = model(source)
-        both = list(model(tmp_path))
+        both = list(model.stream(tmp_path))
         assert [type(f) for f in both] == [RestoredRaw, RestoredImage]
     assert isinstance(found, RestoredRaw)
     assert found.tiles == 4  # 34 x 45 cells
@@ -144,14 +148,25 @@ def test_a_raw_file_is_restored(tmp_path: Path) -> None:
     assert found.to_dict()["pattern"] == "GBRG"
 
 
-def test_a_raw_file_is_refused_by_other_networks(tmp_path: Path) -> None:
+def test_a_raw_file_is_developed_for_other_networks(tmp_path: Path) -> None:
+    rawpy = pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
     source = tmp_path / "a.dng"
     source.write_bytes(dng_bytes(mosaic()))
-    with (
-        deploykit.load(blurrer(tmp_path / "b.onnx"), task="restore") as model,
-        pytest.raises(ImageError, match="a developed image is expected"),
-    ):
-        model(source)
+    with rawpy.imread(str(source)) as raw:
+        expected = raw.postprocess(use_camera_wb=True)[..., ::-1]
+    with deploykit.load(blurrer(tmp_path / "b.onnx"), task="restore") as model:
+        found, listed = model(source), model([source])[0]
+        with pytest.raises(ImageError, match="more than the 100"):
+            deploykit.load(tmp_path / "b.onnx", max_pixels=100)(source)
+    assert (found.name, found.size) == (str(source), (67, 90))
+    assert isinstance(found, RestoredImage)
+    assert found.image is not None
+    np.testing.assert_array_equal(found.image, expected)
+    assert listed.image is not None  # kept, because drawing would have to develop it again
+
+
+def test_a_mosaic_is_refused_by_other_networks(tmp_path: Path) -> None:
+    blurrer(tmp_path / "b.onnx")
     with (
         deploykit.load(tmp_path / "b.onnx", task="restore") as model,
         pytest.raises(UsageError, match="restoration network with 4 channels"),
@@ -210,13 +225,17 @@ def test_videos_are_segmented_frame_by_frame(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("made", "options", "words"),
     [
-        (classifier, {"conf": 0.5}, "conf: not for a model of the task classify"),
+        (classifier, {"conf": 0.5}, "conf: not for the task classify of this model"),
         (classifier, {"top": 0}, "top must be at least 1"),
         (classifier, {"task": "segment"}, "'segment' was asked for, .* is for 'classify'"),
-        (segmenter, {"top": 3}, "top: not for a model of the task segment"),
-        (segmenter, {"tile": 64}, "tile: not for a model of the task segment"),
-        (brightener, {"tile": 64}, r"takes only tiles of \(32, 48\) \(height, width\), got \(64, 64\)"),
-        (classifier, {"batch": 2}, "takes a batch of 1, got 2"),
+        (segmenter, {"top": 3}, "top: not for the task segment of this model"),
+        (segmenter, {"tile": 64}, "tile: not for the task segment of this model"),
+        (
+            brightener,
+            {"tile": 64},
+            r"takes only tiles of \(32, 48\) \(height, width\), got \(64, 64\): leave .*--img or",
+        ),
+        (classifier, {"batch": 2}, "a fixed batch of 1, got 2"),
     ],
 )
 def test_options_of_other_tasks_are_refused(made: Any, options: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -224,9 +243,25 @@ def test_options_of_other_tasks_are_refused(made: Any, options: dict[str, Any], 
         deploykit.load(made(tmp_path / "n.onnx"), **options)
 
 
+def test_an_option_that_does_not_exist_brings_those_that_do(tmp_path: Path) -> None:
+    model = classifier(tmp_path / "n.onnx")
+    with pytest.raises(TypeError, match=r"^load\(\) has no option 'img': its options are conf, .*top, .*, threads$"):
+        deploykit.load(model, img=240)  # type: ignore[call-overload]  # the error is the point
+    with pytest.raises(
+        TypeError, match=r"^evaluate\(\) has no option 'imgs': its options are split, limit, .*, threads$"
+    ):
+        deploykit.evaluate(model, tmp_path, imgs=2)  # type: ignore[call-overload]  # the error is the point
+
+
+def test_a_predictor_tells_its_task_and_classes(tmp_path: Path) -> None:
+    with deploykit.load(segmenter(tmp_path / "s.onnx")) as model:
+        assert (model.task, model.classes) == ("segment", model.spec.classes)
+        assert model.classes
+
+
 def test_a_detector_has_no_tiles(tmp_path: Path) -> None:
     spec = ModelSpec("detect", canvas_of("letterbox", (32, 32)), RawDetections(), ("a",))
-    with pytest.raises(UsageError, match="tile, overlap: not for a model of the task detect"):
+    with pytest.raises(UsageError, match="tile, overlap: not for the task detect of this model"):
         Predictor(FakeSession(dict, spec=spec), options=PredictOptions(tile=32, overlap=4))
 
 
@@ -268,11 +303,13 @@ def test_a_map_is_drawn_in_the_colours_of_its_classes() -> None:
     labels[200:, 250:] = 1
     drawn = draw_label_map(image, labels, ("background", "cat"), legend=False)
     assert (drawn[50, 50] == 200).all()
-    assert drawn[280, 380].tolist() == [100, 100, 164]  # half of it, and half of class 1's dark red
+    expected = 0.5 * 200 + 0.5 * np.array(class_colour(1))
+    assert np.abs(drawn[280, 380] - expected).max() <= 0.5
     assert not (drawn[199, 300] == 200).all()  # a border
     named = draw_label_map(image, labels, ("background", "cat"))
     assert (named[5:30, 5:20] != drawn[5:30, 5:20]).any()
-    assert (draw_label_map(image, labels, ("sky", "cat"), legend=False)[50, 50] == 100).all()
+    sky = draw_label_map(image, labels, ("sky", "cat"), legend=False)[50, 50]
+    assert np.abs(sky - (0.5 * 200 + 0.5 * np.array(class_colour(0)))).max() <= 0.5
     assert draw_label_map(image[:3, :3], labels[:3, :3] + 300).shape == (3, 3, 3)
     with pytest.raises(UsageError, match="alpha must lie in"):
         draw_label_map(image, labels, alpha=2)
@@ -280,11 +317,17 @@ def test_a_map_is_drawn_in_the_colours_of_its_classes() -> None:
         draw_label_map(image, labels, colours=np.zeros((1, 3)))
 
 
-def test_colours_are_those_of_pascal_voc() -> None:
-    found = palette(21)[:, ::-1]
-    assert found[:4].tolist() == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]]
-    assert found[15].tolist() == [192, 128, 128]
-    assert len({tuple(c) for c in palette(256)}) == 256
+def test_a_saved_map_has_the_colours_of_the_drawn_one(tmp_path: Path) -> None:
+    from PIL import Image
+
+    labels = np.array([[0, 1], [2, 200]])
+    for classes, first in ((("background", "cat"), (0, 0, 0)), (("sky", "cat"), class_colour(0)[::-1])):
+        LabelMap(size=(2, 2), labels=labels, classes=classes).save_map(tmp_path / "map.png")
+        with Image.open(tmp_path / "map.png") as found:
+            assert np.array_equal(np.array(found), labels)
+            colours = np.array(found.convert("RGB"))
+        assert tuple(colours[0, 0]) == first
+        assert [tuple(colours[at])[::-1] for at in ((0, 1), (1, 0), (1, 1))] == [class_colour(n) for n in (1, 2, 200)]
 
 
 @pytest.mark.parametrize("made", [classifier, segmenter, brightener])

@@ -79,14 +79,49 @@ def test_folders_and_videos_give_iterators(model: Path, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for column in (0, 3, 5):
         _file(tmp_path / "images" / f"{column}.png", planted((column, 0, RED)))
-    results = predict(tmp_path / "images")
+    results = predict.stream(tmp_path / "images")
     assert next(results).boxes[:, 0].tolist() == [0]
     assert [(Path(r.name).name, r.boxes[:, 0].tolist()) for r in results] == [("3.png", [24]), ("5.png", [40])]
     with Mp4Writer(tmp_path / "film.mp4", 25) as recorder:
         for column in (0, 3, 5):
             recorder.write(planted((column, 0, RED), scale=4))
-    frames = list(predict(tmp_path / "film.mp4"))
+    frames = list(predict.stream(tmp_path / "film.mp4"))
     assert [(r.frame, np.rint(r.boxes[0, 0] / 32)) for r in frames] == [(0, 0), (1, 3), (2, 5)]
+
+
+def test_a_call_takes_one_image_or_a_list_and_names_stream_for_everything_else(model: Path, tmp_path: Path) -> None:
+    predict = deploykit.load(model)
+    image = _file(tmp_path / "a.png", RED_AT_1_2)
+    assert [type(found) for found in predict([image, image.read_bytes(), RED_AT_1_2])] == [Result] * 3
+    assert predict([]) == []
+    (tmp_path / "a.mp4").write_bytes(b"")
+    for source, kind in ((tmp_path, "folder"), (tmp_path / "a.mp4", "video"), ("0", "camera")):
+        with pytest.raises(UsageError, match=rf"but .* is a {kind}: iterate over model\.stream\('{source}'\)"):
+            predict(source)
+        with pytest.raises(UsageError, match=f"is a {kind}"):
+            predict([image, source])
+    with pytest.raises(UsageError, match=r"model\.stream\(0\)"):
+        predict(0)  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match="a Pillow image, a tensor, a camera number or a list, got dict"):
+        predict({})  # type: ignore[call-overload]
+    with pytest.raises(UsageError, match=r"a list of images may hold a path, .*, got float"):
+        predict([image, 0.5])  # type: ignore[list-item]
+
+
+def test_images_of_other_libraries_give_the_same_result_under_a_name(model: Path, tmp_path: Path) -> None:
+    pillow = pytest.importorskip("PIL.Image", reason="Pillow is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    predict = deploykit.load(model)
+    file = _file(tmp_path / "red.png", RED_AT_1_2)
+    tensor = torch.from_numpy(np.ascontiguousarray(RED_AT_1_2[..., ::-1].transpose(2, 0, 1)))
+    with file.open("rb") as opened, pillow.open(file) as image:
+        images = [file, opened, image, image.convert("RGB"), tensor, tensor / 255, bytearray(file.read_bytes())]
+        results = predict(images)
+    assert [_facts(found) for found in results] == [[("red", [80, 160, 160, 240])]] * 7
+    assert [found.name for found in results] == [str(file)] * 3 + ["image3", "image4", "image5", "image6"]
+    assert predict(tensor).name == "image0"
+    assert all(found.image is not None for found in results[1:])
+    assert not (results[3].draw() == RED_AT_1_2).all()
 
 
 def test_a_result_says_how_long_each_stage_took(model: Path, tmp_path: Path) -> None:
@@ -111,6 +146,14 @@ def test_static_dynamic_and_single_batches_agree(tmp_path: Path, half: bool) -> 
     assert [_facts(r) for r in static(images)] == expected
     assert [_facts(r) for r in dynamic(images)] == expected
     assert (single.batch, static.batch, dynamic.batch) == (1, 4, 5)
+
+
+def test_a_predictor_prints_its_file_task_input_and_device(model: Path) -> None:
+    name = f"<Predictor {model.name}: keypoints, input 64x64, batch 1, on CPUExecutionProvider>"
+    assert repr(deploykit.load(model)) == name
+    free = [TensorInfo("images", (None, 3, None, None), "float32")]
+    predict = Predictor(FakeSession(lambda x: {}, spec=_detect(), inputs=free))
+    assert repr(predict) == "<Predictor: detect, input of any size, any batch, on fake>"
 
 
 class _Shapes:
@@ -172,7 +215,7 @@ def test_an_unreadable_image_stops_a_call_but_a_stream_can_go_on(model: Path, tm
     (folder / "b.png").write_bytes(b"broken")
     _file(folder / "c.png", RED_AT_1_2)
     with pytest.raises(ImageError, match=r"b\.png"):
-        list(predict(folder))
+        list(predict.stream(folder))
     told: list[Exception] = []
     assert [Path(r.name).name for r in predict.stream(folder, skip=told.append)] == ["a.png", "c.png"]
     assert len(told) == 1
@@ -261,6 +304,47 @@ def test_thresholds_of_the_call_replace_those_of_the_spec(model: Path) -> None:
     assert len(deploykit.load(model, max_det=2)(grey)) == 2
     with pytest.raises(UsageError, match=r"iou must lie in 0\.\.1, got 1\.5"):
         deploykit.load(model, iou=1.5)
+
+
+TWO_REDS_AND_A_BLUE = planted((1, 2, RED), (6, 2, RED), (5, 5, BLUE))
+
+
+def test_classes_by_name_or_number_leave_the_places_to_the_wanted(model: Path) -> None:
+    for wanted in (["blue"], ["BLUE"], [1], ["1"], ("blue", 1)):
+        found = deploykit.load(model, classes=wanted, max_det=1)(TWO_REDS_AND_A_BLUE)
+        assert [d.name for d in found] == ["blue"]
+    assert len(deploykit.load(model, classes=["red", "blue"])(TWO_REDS_AND_A_BLUE)) == 3
+    for wanted, words in (
+        (["bleu"], "no class 'bleu'; did you mean 'blue'\\? it has 2, 0 to 1: red, blue"),
+        ([2], "no class 2; it has 2, 0 to 1: red, blue"),
+        ([-1], "no class -1; it has 2"),
+        ([], "must be a list of names or numbers"),
+        ("red", "must be a list of names or numbers, got 'red'"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            deploykit.load(model, classes=wanted)
+
+
+def test_a_network_with_nms_inside_is_filtered_afterwards_and_says_so() -> None:
+    session = FakeSession(lambda _: _nms_outputs(), spec=NMS_SPEC)
+    usual = Predictor(session)
+    label = int(usual(np.zeros((64, 64, 3), np.uint8)).labels[-1])
+    predict = Predictor(session, options=PredictOptions(classes=[label], max_det=1))
+    assert predict(np.zeros((64, 64, 3), np.uint8)).labels.tolist() == [label]
+    assert "chooses at most" in predict.notes[-1]
+    assert usual.notes == ()
+    with pytest.raises(UsageError, match="agnostic: this network chooses its objects itself, within each class"):
+        Predictor(session, options=PredictOptions(agnostic=True))
+
+
+def test_every_nth_frame_keeps_its_number(model: Path, tmp_path: Path) -> None:
+    with Mp4Writer(tmp_path / "film.mp4", 25) as recorder:
+        for column in range(7):
+            recorder.write(planted((column, 0, RED), scale=4))
+    frames = list(deploykit.load(model, every=3).stream(tmp_path / "film.mp4"))
+    assert [(r.frame, np.rint(r.boxes[0, 0] / 32)) for r in frames] == [(0, 0), (3, 3), (6, 6)]
+    with pytest.raises(UsageError, match="every must be at least 1, got 0"):
+        deploykit.load(model, every=0)
 
 
 def test_more_candidates_than_nms_considers_are_reported(model: Path) -> None:
@@ -370,7 +454,7 @@ def test_inputs_that_are_not_floating_point_are_refused() -> None:
 
 
 def test_a_batch_that_the_network_does_not_take_is_refused(model: Path) -> None:
-    with pytest.raises(UsageError, match="takes a batch of 1, got 2"):
+    with pytest.raises(UsageError, match="a fixed batch of 1, got 2"):
         Predictor(open_session(model), options=PredictOptions(batch=2))
 
 
@@ -402,10 +486,10 @@ def test_a_checkpoint_without_torch_says_what_to_install(tmp_path: Path, monkeyp
         deploykit.load(tmp_path / "model.pt")
     (tmp_path / "model.pt").write_bytes(b"")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(MissingDependencyError, match=r"deploykit\[export\]"):
+    with pytest.raises(MissingDependencyError, match=r"deploykit-vision\[export\]"):
         deploykit.load(tmp_path / "model.pt")
     with pytest.raises(UsageError, match="runs in torch"):
-        deploykit.open_session(tmp_path / "model.pt", provider="cuda")
+        deploykit.open_session(tmp_path / "model.pt", backend="onnxruntime")
 
 
 def test_leaving_the_context_closes_the_session(model: Path) -> None:

@@ -56,7 +56,7 @@ def test_every_large_face_is_found_with_its_features_in_order(predict: Predictor
 
 
 def test_a_crowd_gives_a_plausible_number_of_faces(predict: Predictor) -> None:
-    counts = [len(result) for result in predict(PHOTOS)]
+    counts = [len(result) for result in predict.stream(PHOTOS)]
     assert len(counts) == 24
     assert min(counts) >= 1
     assert 100 <= sum(counts) <= 160

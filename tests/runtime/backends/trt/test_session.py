@@ -25,7 +25,7 @@ from deploykit.facade import load
 from deploykit.runtime import cuda
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.trt import session as trt
-from deploykit.runtime.engine_record import EngineRecord, Profile, read_record, reference_values_path
+from deploykit.runtime.engine_record import EngineRecord, Profile, read_record, record_path, reference_values_path
 from deploykit.runtime.model_spec import session_spec
 from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
 from deploykit.runtime.session import open_session
@@ -399,14 +399,14 @@ def test_an_engine_without_a_record_is_ambiguous_where_both_flavours_are_install
 ) -> None:
     engine.with_name("cells.trt.json").unlink()
     monkeypatch.setattr(trt, "installed", lambda: ("tensorrt", "tensorrt-rtx"))
-    with pytest.raises(UsageError, match="pass the provider tensorrt or tensorrt-rtx"):
+    with pytest.raises(UsageError, match="pass the device tensorrt or tensorrt-rtx"):
         open_session(engine)
     open_session(engine, provider="tensorrt").close()
 
 
 def test_a_flavour_that_is_not_installed_is_named(engine: Path, gpu: CpuGpu, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    with pytest.raises(MissingDependencyError, match=r"pip install 'deploykit\[tensorrt\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'deploykit-vision\[tensorrt\]'"):
         open_session(engine)
 
 
@@ -414,7 +414,7 @@ def test_a_flavour_that_is_not_installed_is_named(engine: Path, gpu: CpuGpu, mon
     ("options", "words"),
     [
         ({"threads": 2}, "threads are for the CPU"),
-        ({"provider": "cpu"}, r"a GPU must be given as cuda or cuda:N"),
+        ({"provider": "cpu"}, r"runs on an NVIDIA GPU only"),
         ({"provider": "cuda:x"}, r"got 'cuda:x'"),
         ({"provider": "cuda:"}, r"got 'cuda:'"),
         ({"backend": "onnxruntime"}, r"backend of a \.trt file must be auto or tensorrt"),
@@ -429,11 +429,18 @@ def test_options_that_engines_do_not_have_are_refused(
 
 @pytest.mark.skipif(cuda.gpu_unavailable_reason() is None, reason="this machine has a GPU")
 def test_without_a_gpu_the_error_names_what_runs_here(engine: Path) -> None:
+    record(engine, onnx_sha256=sha256(engine.with_suffix(".onnx")))
     with pytest.raises(DeviceError) as refused:
         open_session(engine)
     message = str(refused.value)
     assert message.startswith(f"{engine} is a TensorRT engine: an NVIDIA GPU is required, but ")
     assert message.endswith(f"; {engine.with_suffix('.onnx')} is the same network and runs here")
+    engine.with_suffix(".onnx").write_bytes(engine.with_suffix(".onnx").read_bytes() + b"\0")
+    with pytest.raises(DeviceError, match=r"; \S+\.onnx lies beside it and runs here$"):
+        open_session(engine)
+    record_path(engine).unlink()
+    with pytest.raises(DeviceError, match=r"; \S+\.onnx lies beside it and runs here$"):
+        open_session(engine)
     engine.with_suffix(".onnx").unlink()
     with pytest.raises(DeviceError) as refused:
         open_session(engine)

@@ -1,0 +1,1 @@
+"""Preflight: which runtimes take an ONNX file, before anything is deployed."""

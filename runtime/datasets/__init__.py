@@ -1,0 +1,1 @@
+"""Annotated data sets on disk: COCO's JSON, YOLO's data.yaml and label files."""

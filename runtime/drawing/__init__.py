@@ -1,0 +1,1 @@
+"""How results are drawn: colours, text, boxes, masks, keypoints, label maps and panels."""
