@@ -31,7 +31,7 @@ FLOORS = (
     ("describe", "releases", "runtime.session", "runtime.spec_file", "runtime.engine_record", "runtime.npz_file",
      "runtime.images", "models.layers", "models.loading", "export.output"),
     ("runtime.native", "runtime.sources", "runtime.datasets", "runtime.raw", "runtime.parity", "runtime.foreign",
-     "runtime.verified", "models.registry", "models.classifier_head",
+     "runtime.verified", "models.registry", "models.classifier_head", "models.families.ultralytics.blocks",
      "runtime.drawing"),
     ("runtime.backends", "runtime.postprocess", "runtime.model_spec", "models.yolo_graph", "models.timm_models",
      "models.family", "export.options", "export.inspection", "export.matching"),

@@ -86,6 +86,14 @@ class Conv(nn.Module):
             new.conv, new.bn = fold_conv_bn(self.conv, self.bn, path), nn.Identity()
         return new
 
+    @staticmethod
+    def folded(conv: nn.Conv2d, act: nn.Module) -> Conv:
+        """A block whose batch norm is in ``conv`` already."""
+        new = Conv.__new__(Conv)
+        nn.Module.__init__(new)
+        new.conv, new.bn, new.act = conv, nn.Identity(), shared_copy(act)
+        return new
+
 
 class DWConv(Conv):
     """Conv in as many groups as its inputs and outputs share: depthwise where they are equally many."""

@@ -11,18 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.fuse import check_fold, fold_conv_bn, fuse_model, shared_copy
-from deploykit.models.layers.conv import Conv, batch_norm
+from deploykit.models.layers.conv import Conv, Size, batch_norm
 from deploykit.models.layers.norm import scale_batch_norms
 
 
 class Bottleneck(nn.Module):
-    """1x1 then 3x3; the input is added where ``shortcut`` asks for it and the channels stay the same."""
+    """1x1 then 3x3; the input is added where ``shortcut`` asks for it and the channels stay the same.
 
-    def __init__(self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+    ``k``: other kernels, of the first and of the second convolution.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, shortcut: bool = True, g: int = 1, e: float = 0.5, k: tuple[Size, Size] = (1, 3)
+    ) -> None:
         super().__init__()
         hidden = int(c2 * e)
-        self.cv1 = Conv(c1, hidden, 1, 1)
-        self.cv2 = Conv(hidden, c2, 3, 1, g=g)
+        self.cv1: nn.Module = Conv(c1, hidden, k[0], 1)
+        self.cv2 = Conv(hidden, c2, k[1], 1, g=g)
         self.add = bool(shortcut) and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,16 +43,25 @@ class Bottleneck(nn.Module):
 class C3(nn.Module):
     """``n`` bottlenecks on one half of the channels, nothing on the other (YOLOv5 4.0 and later).
 
-    The concatenation's order is (worked, bypass).
+    The concatenation's order is (worked, bypass). ``k``: kernels of the bottlenecks.
     """
 
-    def __init__(self, c1: int, c2: int, n: int = 1, shortcut: bool = True, g: int = 1, e: float = 0.5) -> None:
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        shortcut: bool = True,
+        g: int = 1,
+        e: float = 0.5,
+        k: tuple[Size, Size] = (1, 3),
+    ) -> None:
         super().__init__()
         hidden = int(c2 * e)
         self.cv1 = Conv(c1, hidden, 1, 1)
         self.cv2 = Conv(c1, hidden, 1, 1)
         self.cv3 = Conv(2 * hidden, c2, 1)
-        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, 1.0) for _ in range(n)))
+        self.m = nn.Sequential(*(Bottleneck(hidden, hidden, shortcut, g, 1.0, k) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))

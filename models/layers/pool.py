@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.models.layers.conv import Conv
+from deploykit.models.layers.norm import scale_batch_norms
 
 
 class ZeroPad2d(nn.ZeroPad2d):
@@ -136,18 +137,30 @@ class SPP(nn.Module):
 
 
 class SPPF(nn.Module):
-    """Three chained max pools instead of parallel ones of growing size (YOLOv5 6.0 and later, yolov7-lite)."""
+    """``n`` chained max pools instead of parallel ones of growing size (YOLOv5 6.0 and later, yolov7-lite).
 
-    def __init__(self, c1: int, c2: int, k: int = 5) -> None:
+    ``shortcut``: the input is added where the channels stay the same; ``act`` is that of ``cv1``, None is SiLU.
+    """
+
+    def __init__(
+        self, c1: int, c2: int, k: int = 5, n: int = 3, shortcut: bool = False, act: nn.Module | None = None
+    ) -> None:
         super().__init__()
         hidden = c1 // 2
-        self.cv1 = Conv(c1, hidden, 1, 1)
-        self.cv2 = Conv(hidden * 4, c2, 1, 1)
+        self.cv1 = Conv(c1, hidden, 1, 1, act=act)
+        self.cv2 = Conv(hidden * (n + 1), c2, 1, 1)
         self.m = nn.MaxPool2d(k, 1, k // 2)
+        self.n = n
+        self.add = bool(shortcut) and c1 == c2
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.cv1(x)
-        once = self.m(x)
-        twice = self.m(once)
-        out: Tensor = self.cv2(torch.cat((x, once, twice, self.m(twice)), 1))
-        return out
+        pooled = [self.cv1(x)]
+        for _ in range(self.n):
+            pooled.append(self.m(pooled[-1]))
+        y: Tensor = self.cv2(torch.cat(pooled, 1))
+        return x + y if self.add else y
+
+    def random_weights(self, gain: float) -> None:
+        """Half as much added to the input, so that the sum does not grow."""
+        if self.add:
+            scale_batch_norms(self.cv2, 0.5)

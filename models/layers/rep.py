@@ -6,6 +6,7 @@ Papers: RepVGG (arXiv 2101.03697), YOLOR (arXiv 2105.04206), YOLOv7 (arXiv 2207.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit.models.fuse import check_fold, fold_conv_bn, fold_into, probe_of, shared_copy
-from deploykit.models.layers.conv import FoldingSequential, batch_norm, plain_conv
+from deploykit.models.layers.conv import Conv, FoldingSequential, batch_norm, plain_conv
 
 
 class RepConv(nn.Module):
@@ -132,6 +133,29 @@ def fold_implicit(conv: nn.Conv2d, a: ImplicitA, m: ImplicitM, path: str) -> nn.
     folded = fold_into(conv, mul[:, None, None, None] * weight, mul * (bias + weight[:, :, 0, 0] @ add))
     wide, a64, m64 = double_copy(conv), double_copy(a), double_copy(m)
     check_fold(path, "implicits", lambda x: m64(wide(a64(x))), double_copy(folded), probe_of(conv))
+    return folded
+
+
+def folded_sum(branches: Mapping[str, Conv], path: str) -> nn.Conv2d:
+    """One convolution for the sum of several of one input, each with its batch norm and without an activation.
+
+    ``branches``: name within ``path`` -> convolution. The first has the largest kernel; the others' kernels are odd
+    like it, centred on it, and have its stride and groups.
+
+    Raises:
+        FoldError: it does not compute the same.
+    """
+    first, *others = (conv.fuse(f"{path}.{name}").conv for name, conv in branches.items())
+    weight, bias = first.weight.detach().double(), bias64(first)
+    for other in others:
+        rows, columns = ((a - b) // 2 for a, b in zip(first.kernel_size, other.kernel_size, strict=True))
+        weight = weight + F.pad(other.weight.detach().double(), (columns, columns, rows, rows))
+        bias = bias + bias64(other)
+    folded = fold_into(first, weight, bias)
+    wide = [double_copy(conv) for conv in branches.values()]
+    check_fold(
+        path, "branches", lambda x: torch.stack([w(x) for w in wide]).sum(0), double_copy(folded), probe_of(first)
+    )
     return folded
 
 
