@@ -43,7 +43,6 @@ class OutputAdapter(ABC, Generic[OutputT]):
         done: what was done to the images, in one word; empty where objects were found, which are counted.
         meters: task -> the class that scores its results, as ``module:name`` or itself; tasks without one cannot be
             evaluated. See :class:`deploykit.runtime.evaluate.meter.Meter`.
-        unscored: task -> the sentence on why it is not scored, of tasks that could be.
     """
 
     takes: ClassVar[frozenset[str]] = frozenset()
@@ -52,7 +51,6 @@ class OutputAdapter(ABC, Generic[OutputT]):
     gives: ClassVar[str]
     done: ClassVar[str] = ""
     meters: ClassVar[Mapping[str, Any]] = {}
-    unscored: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, spec: ModelSpec, options: PredictOptions | None = None) -> None:
         """Create the adapter for ``spec``; ``options`` of None means their defaults.

@@ -192,7 +192,7 @@ KINDS = Table(
         ),
         "rows (oriented)": _runs(
             predict=f"{FOREIGN}::test_oriented_boxes_are_found_with_their_angles",
-            eval="cli/test_foreign.py::test_the_ap_of_oriented_boxes_is_refused_and_that_of_upright_ones_is_not",
+            eval="cli/test_foreign.py::test_the_ap_of_oriented_boxes_and_that_of_the_upright_ones_around_them",
             bench="cli/test_foreign.py::test_oriented_boxes_in_predict_bench_and_inspect",
             compare="cli/test_foreign.py::test_compare_of_oriented_boxes_looks_at_the_angles",
         ),

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from deploykit.runtime.evaluate.report import DetectionEvaluation, Evaluation
     from deploykit.runtime.options import EvalOptions
 
+OVERLAPS = {"keypoints": {"IoU": "OKS"}, "oriented": {"an IoU": "a ProbIoU", " IoU": " ProbIoU"}}
+"""Task -> words of :data:`MEANINGS` and what they are there."""
+
 MEANINGS = {
     "AP": "average precision, mean over IoU thresholds from 0.50 to 0.95",
     "AP50": "... at an IoU of 0.50",
@@ -324,8 +327,8 @@ def _metrics(found: Evaluation, intervals: dict[str, Interval], beside: Comparis
     table = _table(found.task, "", *heads, "")
     for name, value in found.metrics.items():
         meaning = MEANINGS.get(name, "")
-        if found.task == "keypoints":
-            meaning = meaning.replace("IoU", "OKS")
+        for word, own in OVERLAPS.get(found.task, {}).items():
+            meaning = meaning.replace(word, own)
         more = [_between(intervals.get(name))] if intervals else []
         if beside is not None and name in beside.difference:
             more = [shown(beside.reference.metrics[name]), f"{beside.difference[name]:+.4f}"]

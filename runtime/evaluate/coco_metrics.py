@@ -1,7 +1,9 @@
 """COCO's average precision and recall, computed by a library behind one function.
 
 Two libraries implement the protocol: hotcoco (MIT) and pycocotools (BSD), the original. They have the same interface
-and give the same numbers; hotcoco is much faster. This module prepares their input and reads their results.
+and give the same numbers; hotcoco is much faster. This module prepares their input and reads their results. Neither
+takes the overlap of oriented boxes that their networks are tuned and scored with (ProbIoU), so
+:mod:`deploykit.runtime.scoring.average_precision` follows the protocol for these.
 """
 
 from __future__ import annotations
@@ -17,10 +19,13 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from deploykit.errors import UsageError, import_extra
+from deploykit.errors import DataError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.datasets.coco import CocoData, Image
 from deploykit.runtime.options import MetricsLibrary
+from deploykit.runtime.postprocess.rotated import corners_of, rectangle_around
+from deploykit.runtime.postprocess.rotated_nms import overlaps
+from deploykit.runtime.scoring.average_precision import ImageOverlaps, Scored, score
 
 __all__ = [
     "BOX_KEYS",
@@ -41,7 +46,7 @@ LIBRARIES = get_args(MetricsLibrary)
 BOX_KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYPOINT_KEYS = ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl")
 
-Kind = Literal["bbox", "keypoints", "segm"]
+Kind = Literal["bbox", "keypoints", "oriented", "segm"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +55,8 @@ class Detections:
 
     ``image_ids (N,)`` and ``category_ids (N,)`` are the annotations' numbers, ``boxes (N, 4)`` float64 x, y, width,
     height in source pixels, ``scores (N,)``, ``keypoints (N, K, 3)`` x, y, visibility in source pixels, or None;
-    ``masks``: run lengths of N masks of the source's size (:func:`encoded_masks`), or None.
+    ``masks``: run lengths of N masks of the source's size (:func:`encoded_masks`), or None. ``rotated (N, 5)`` float64
+    cx, cy, w, h, angle, of which ``boxes`` are the upright ones around them, or None.
     """
 
     image_ids: Array
@@ -59,9 +65,12 @@ class Detections:
     scores: Array
     keypoints: Array | None = None
     masks: tuple[dict[str, Any], ...] | None = None
+    rotated: Array | None = None
 
     def entries(self) -> list[dict[str, Any]]:
         """Return the detections in COCO's results format with all digits; with keypoints, without boxes, as COCO does.
+
+        An oriented box is the upright box around it, and a polygon of its corners as ``segmentation``.
 
         (With a box in the entry, the libraries would take the size of a person from the box, not from the keypoints.)
         """
@@ -74,6 +83,9 @@ class Detections:
             key, values = "keypoints", _flat(self.keypoints).tolist()
         for entry, value in zip(entries, values, strict=True):
             entry[key] = value
+        if self.rotated is not None:
+            for entry, corners in zip(entries, corners_of(self.rotated).reshape(-1, 8).tolist(), strict=True):
+                entry["segmentation"] = [corners]
         return entries
 
 
@@ -136,13 +148,19 @@ def coco_scores(
     Args:
         data: the annotations.
         found: the detections; those of other images and categories do not count.
-        kind: overlap of boxes or of masks, or similarity of keypoints (OKS).
+        kind: overlap of boxes, of oriented boxes (ProbIoU) or of masks, or similarity of keypoints (OKS).
         image_ids: the evaluated images.
         category_ids: the categories to average over.
         sigmas: the OKS constant of each keypoint.
-        metrics: the library, one of :data:`LIBRARIES`.
+        metrics: the library, one of :data:`LIBRARIES`; of no account for oriented boxes.
     """
     categories = sorted(set(category_ids))
+    objects = Counter(data.objects(image_ids, categories, keypoints=kind == "keypoints"))
+    if kind == "oriented":
+        scored = oriented_scores(data, found, sorted(image_ids), categories)
+        values = dict(zip(BOX_KEYS, scored.stats(), strict=True))
+        curves = _curves(scored.precision, scored.scores, categories)
+        return CocoScores(values, _per_class(scored.precision, objects, found, categories), curves)
     with _quiet():
         run = evaluator(
             data, found, kind=kind, image_ids=image_ids, category_ids=categories, sigmas=sigmas, metrics=metrics
@@ -151,7 +169,6 @@ def coco_scores(
         run.summarize()
     keys = KEYPOINT_KEYS if kind == "keypoints" else BOX_KEYS
     values = dict(zip(keys, (float(v) for v in run.stats), strict=True))
-    objects = Counter(data.objects(image_ids, categories, keypoints=kind == "keypoints"))
     per_class = _per_class(run.eval["precision"], objects, found, categories)
     return CocoScores(values, per_class, curves_of(run, categories))
 
@@ -198,8 +215,64 @@ def _quiet() -> Iterator[None]:
 
 def curves_of(run: Any, categories: Sequence[int]) -> dict[int, Curve]:
     """Return precision and score over recall per category, for objects of all sizes, from an accumulated evaluation."""
-    precision, scores = (np.asarray(run.eval[name])[:, :, :, 0, -1] for name in ("precision", "scores"))
-    return {category: Curve(precision[:, :, k], scores[:, :, k]) for k, category in enumerate(categories)}
+    return _curves(np.asarray(run.eval["precision"]), np.asarray(run.eval["scores"]), categories)
+
+
+def _curves(precision: Array, scores: Array, categories: Sequence[int]) -> dict[int, Curve]:
+    sides = (precision[:, :, :, 0, -1], scores[:, :, :, 0, -1])
+    return {category: Curve(*(side[:, :, k] for side in sides)) for k, category in enumerate(categories)}
+
+
+def oriented_scores(data: CocoData, found: Detections, image_ids: Sequence[int], category_ids: Sequence[int]) -> Scored:
+    """Score oriented boxes by COCO's protocol, with ProbIoU as their overlap.
+
+    An object is the smallest rectangle around the outline of its annotation, or its box if it has no outline. Areas are
+    those of the rectangles.
+    """
+    assert found.rotated is not None
+    truth: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for annotation in data.annotations:
+        truth.setdefault((annotation["image_id"], annotation["category_id"]), []).append(annotation)
+    places: dict[tuple[int, int], list[int]] = {}
+    for i, place in enumerate(zip(found.image_ids.tolist(), found.category_ids.tolist(), strict=True)):
+        places.setdefault(place, []).append(i)
+    categories = []
+    for category in category_ids:
+        images = []
+        for image in image_ids:
+            objects, own = truth.get((image, category), []), np.array(places.get((image, category), []), np.int64)
+            if not objects and not len(own):
+                continue
+            own = own[np.argsort(-found.scores[own], kind="stable")]
+            boxes, others = found.rotated[own], _rectangles(objects, data)
+            crowd = np.array([a["iscrowd"] for a in objects], bool)
+            area, object_area = (side[:, 2] * side[:, 3] for side in (boxes, others))
+            images.append(ImageOverlaps(found.scores[own], area, object_area, crowd, overlaps(boxes, others)))
+        categories.append(images)
+    return score(categories)
+
+
+def _rectangles(annotations: Sequence[dict[str, Any]], data: CocoData) -> Array:
+    """Return the oriented boxes of annotations, ``(N, 5)`` cx, cy, w, h, angle.
+
+    Raises:
+        DataError: an outline is no list of points.
+    """
+    found = np.zeros((len(annotations), 5))
+    for i, annotation in enumerate(annotations):
+        x, y, w, h = annotation["bbox"]
+        found[i, :4] = x + w / 2, y + h / 2, w, h
+        outlines = annotation.get("segmentation")
+        if isinstance(outlines, list):  # run lengths are a dictionary
+            try:
+                points = np.concatenate([np.asarray(outline, np.float64).reshape(-1, 2) for outline in outlines])
+            except (TypeError, ValueError):
+                points = np.empty((0, 2))
+            if not len(points) or not np.isfinite(points).all():
+                where = f"annotation {annotation['id']} of {data.path}"
+                raise DataError(f"{where}: a segmentation must be outlines of [x1, y1, x2, y2, ...]")
+            found[i] = rectangle_around(points)
+    return found
 
 
 def _dataset(coco: Any, data: CocoData, annotations: tuple[dict[str, Any], ...], points: int) -> Any:

@@ -31,6 +31,7 @@ __all__ = [
 CONFIDENCE = 0.95
 DRAWS = 1000
 SEED = 0
+NO_DRAWS = "there are no intervals of oriented boxes: hotcoco, which draws the images, has another overlap"
 
 Interval = tuple[float, float]
 
@@ -126,9 +127,11 @@ def compare_evaluations(
         for name, score in model.per_class.items()
         if name in reference.per_class and score.ap >= 0 and reference.per_class[name].ap >= 0
     }
+    notes = _unlike(model, reference)
+    if samples and a.kind == "oriented":
+        samples, notes = 0, (*notes, NO_DRAWS)
     intervals = _intervals(a, reference.detections, model.detections, samples) if samples else {}
     intervals = {name: interval for name, interval in intervals.items() if name in difference}
-    notes = _unlike(model, reference)
     return AccuracyComparison(model, reference, difference, per_class, intervals, samples, notes=notes)
 
 
@@ -136,8 +139,10 @@ def interval_of(found: DetectionEvaluation, *, samples: int) -> dict[str, Interv
     """Return the bootstrap interval of each metric of one model: that of its difference from no detections.
 
     Raises:
-        MissingDependencyError: hotcoco is not installed.
+        MissingDependencyError: hotcoco is not installed. UsageError: its objects are oriented boxes.
     """
+    if found.scored.kind == "oriented":
+        raise UsageError(f"{NO_DRAWS}; leave --bootstrap out")
     keypoints = None if found.detections.keypoints is None else found.detections.keypoints[:0]
     nothing = Detections(*(getattr(found.detections, n)[:0] for n in ("image_ids", "category_ids", "boxes", "scores")))
     nothing = Detections(nothing.image_ids, nothing.category_ids, nothing.boxes, nothing.scores, keypoints)

@@ -29,21 +29,29 @@ from deploykit.runtime.evaluate.report import (
 from deploykit.runtime.evaluate.yolo_data import annotations_of
 from deploykit.runtime.files import exists, is_folder
 from deploykit.runtime.kinds.detection import DetectionAdapter
-from deploykit.runtime.options import EvalOptions, PredictOptions
+from deploykit.runtime.options import EvalOptions, PredictOptions, given_options
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.detection import Result
 from deploykit.spec import COCO_KEYPOINTS, ModelSpec
+from deploykit.version import __version__
 
 __all__ = ["DetectionMeter", "as_upstream"]
 
-KINDS: dict[str, Kind] = {"detect": "bbox", "instances": "segm", "keypoints": "keypoints"}
+KINDS: dict[str, Kind] = {"detect": "bbox", "instances": "segm", "keypoints": "keypoints", "oriented": "oriented"}
+NEEDED = {"instances": "masks", "oriented": "oriented boxes"}
+OWN = "deploykit"  # what computes the metrics of oriented boxes
 TOPK = 30_000  # candidates per image that NMS considers: at worst hundreds of thousands score over 0.001
-SCORED = {"detect": 100, "instances": 100, "keypoints": 20}  # COCO's own limit of detections per image and category
+SCORED = {
+    "detect": 100,
+    "instances": 100,
+    "keypoints": 20,
+    "oriented": 100,
+}  # COCO's own limit of detections per image and category
 
 
 class DetectionMeter(Meter):
-    """COCO's AP and AR for boxes, masks or keypoints."""
+    """COCO's AP and AR for boxes, oriented boxes, masks or keypoints."""
 
     takes: ClassVar[frozenset[str]] = frozenset(
         {
@@ -66,8 +74,8 @@ class DetectionMeter(Meter):
         """See :class:`deploykit.runtime.evaluate.meter.Meter`."""
         super().__init__(spec, task, data, options)
         _check_task(spec, task)
-        self._metrics = options.metrics
-        library(self._metrics)  # fails early if it is missing
+        self._kind = KINDS[task]
+        self._metrics = _metrics_of(self._kind, options)
         self._truth, root = annotations_of(data, options.split)
         self._labels = match_labels(spec.classes, _classes(spec), self._truth.categories)
         points, self._sigmas, self._notes = _keypoints(spec, self._truth, self._labels, task, options.sigmas)
@@ -94,7 +102,7 @@ class DetectionMeter(Meter):
             multi_label=not inside and _classes(spec) > 1,
         )
         self._most = self.options.max_det or self.spec.thresholds.max_det
-        masks_by = self._metrics if task == "instances" else None
+        masks_by = self._metrics if self._kind == "segm" else None
         self._collected = _DetectionCollector(self._files.images, self._labels, points, masks_by)
 
     def add(self, path: Path, result: ImageResult) -> None:
@@ -105,9 +113,9 @@ class DetectionMeter(Meter):
     def evaluation(self, finished: Finished) -> DetectionEvaluation:
         """See :meth:`deploykit.runtime.evaluate.meter.Meter.evaluation`."""
         truth, labels = self._truth, self._labels
-        found = self._collected.detections(with_keypoints=self.task == "keypoints")
+        found = self._collected.detections(self._kind)
         scored = ScoringInputs(
-            truth, KINDS[self.task], tuple(p.id for p in self._files.images), tuple(labels.category_ids), self._sigmas
+            truth, self._kind, tuple(p.id for p in self._files.images), tuple(labels.category_ids), self._sigmas
         )
         scores = _scores(scored, found, self._metrics)
         names = {c.id: c.name for c in truth.categories}
@@ -115,7 +123,7 @@ class DetectionMeter(Meter):
         counts = _counts(truth, self._files, labels, self._collected, self.task, len(found.scores))
         remarks = comparability_notes(settings, counts)
         about = finished.common(self.task, (*truth.notes, *labels.notes, *self._notes, *self._files.notes, *remarks))
-        about["versions"] |= {self._metrics: library(self._metrics)[2]}
+        about["versions"] |= {self._metrics: __version__ if self._metrics == OWN else library(self._metrics)[2]}
         return DetectionEvaluation(
             metrics=scores.metrics,
             per_class={names[i]: score for i, score in scores.per_class.items()},
@@ -140,12 +148,24 @@ def _scores(scored: ScoringInputs, found: Detections, metrics: str) -> CocoScore
     )
 
 
+def _metrics_of(kind: Kind, options: EvalOptions) -> str:
+    """Return what computes the metrics of a kind of overlap, which fails if it is missing."""
+    if kind != "oriented":
+        library(options.metrics)
+        return options.metrics
+    if "metrics" in given_options(options):
+        raise UsageError(
+            "metrics: no library has the overlap of oriented boxes, so deploykit scores them: leave it out"
+        )
+    return OWN
+
+
 def _check_task(spec: ModelSpec, task: str) -> None:
     """Check that the model has the outputs that this task scores."""
     if task == "keypoints" and spec.keypoints is None:
         raise UsageError("the task keypoints needs a model with keypoints, and this one has none: use --task detect")
-    if task == "instances" and spec.task != task:
-        raise UsageError("the task instances needs a model with masks, and this one has none: use --task detect")
+    if task in NEEDED and spec.task != task:
+        raise UsageError(f"the task {task} needs a model with {NEEDED[task]}, and this one has none: use --task detect")
 
 
 def as_upstream(spec: ModelSpec) -> ModelSpec:
@@ -295,16 +315,18 @@ class _DetectionCollector:
         masks = None
         if self._masks_by is not None and result.masks is not None:  # as run lengths: masks have the size of the image
             masks = encoded_masks(result.masks[use], self._masks_by)
-        self._parts.append(Detections(ids, self._ids[result.labels[use]], boxes, scores, keypoints, masks))
+        rotated = None if result.rotated is None else result.rotated[use].astype(np.float64)
+        self._parts.append(Detections(ids, self._ids[result.labels[use]], boxes, scores, keypoints, masks, rotated))
 
-    def detections(self, *, with_keypoints: bool) -> Detections:
-        """Return all detections in the order of the images."""
+    def detections(self, kind: Kind) -> Detections:
+        """Return all detections in the order of the images, with what this kind of overlap is of."""
 
         def joined(arrays: list[Array]) -> Array:
             return np.concatenate(arrays)
 
         parts = self._parts
-        keypoints = joined([p.keypoints for p in parts if p.keypoints is not None]) if with_keypoints else None
+        keypoints = joined([p.keypoints for p in parts if p.keypoints is not None]) if kind == "keypoints" else None
+        rotated = joined([p.rotated for p in parts if p.rotated is not None]) if kind == "oriented" else None
         return Detections(
             joined([p.image_ids for p in parts]),
             joined([p.category_ids for p in parts]),
@@ -312,6 +334,7 @@ class _DetectionCollector:
             joined([p.scores for p in parts]),
             keypoints,
             None if self._masks_by is None else tuple(mask for p in parts for mask in p.masks or ()),
+            rotated,
         )
 
 

@@ -70,8 +70,6 @@ def meter_class(spec: ModelSpec, task: str) -> type[Meter]:
     adapter = adapter_of(spec)
     if not adapter.meters:
         raise UsageError(f"this model's task is {spec.task}, which has no ground truth to score against")
-    if task in adapter.unscored:
-        raise UsageError(adapter.unscored[task])
     if task not in adapter.meters:
         raise UsageError(
             f"this model's task is {spec.task!r}, so it cannot be scored for {task!r}, only for "

@@ -188,9 +188,9 @@ class ImageEvaluation(Evaluation):
 class DetectionEvaluation(Evaluation):
     """The evaluation of detections by COCO's protocol.
 
-    ``task`` is ``detect``, ``instances`` (of masks) or ``keypoints``. ``metrics`` have COCO's names, and are 0 to 1; -1
-    where there is no ground truth: AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl for boxes and masks; AP AP50
-    AP75 APm APl AR AR50 AR75 ARm ARl for keypoints.
+    ``task`` is ``detect``, ``oriented``, ``instances`` (of masks) or ``keypoints``. ``metrics`` have COCO's names, and
+    are 0 to 1; -1 where there is no ground truth: AP AP50 AP75 APs APm APl AR1 AR10 AR100 ARs ARm ARl for boxes,
+    oriented boxes and masks; AP AP50 AP75 APm APl AR AR50 AR75 ARm ARl for keypoints.
 
     Attributes:
         per_class: AP, AP50, objects and detections of each category, by name.

@@ -53,11 +53,7 @@ class DetectionAdapter(OutputAdapter[O]):
     result_type = Result
     stage = "letterbox"
     gives = "objects in source pixels"
-    meters: ClassVar[Mapping[str, Any]] = dict.fromkeys(("detect", "instances", "keypoints"), METER)
-    unscored: ClassVar[Mapping[str, str]] = {
-        "oriented": "AP of oriented boxes, by their own overlap, is not computed: --task detect scores the upright "
-        "boxes around them"
-    }
+    meters: ClassVar[Mapping[str, Any]] = dict.fromkeys(("detect", "instances", "keypoints", "oriented"), METER)
 
     def __init__(self, spec: ModelSpec, options: PredictOptions | None = None) -> None:
         """See :class:`OutputAdapter`."""

@@ -5,12 +5,13 @@ The sides w lie along the angle. A box is the same after half a turn, and after 
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 
-__all__ = ["corners_of", "hulls_of", "longer_first", "rotated_to_source"]
+__all__ = ["corners_of", "hulls_of", "longer_first", "rectangle_around", "rotated_to_source"]
 
 
 def corners_of(rotated: Array) -> Array:
@@ -34,6 +35,15 @@ def longer_first(rotated: Array) -> Array:
     found = np.where(turned[:, None], rotated[:, [0, 1, 3, 2, 4]], rotated)
     angle = np.mod(rotated[:, 4] + np.where(turned, np.pi / 2, 0.0), np.pi).astype(found.dtype)
     found[:, 4] = np.where(angle < np.pi, angle, 0.0)  # a remainder just below pi may be rounded up to it
+    return found
+
+
+def rectangle_around(points: Array) -> Array:
+    """Return the smallest rectangle around points ``(N, 2)``, ``(5,)`` float64 as :func:`longer_first` has it."""
+    middle = points.mean(0)  # OpenCV computes in float32, which has no digits to give away to a place far from 0
+    (x, y), (width, height), degrees = cv2.minAreaRect((points - middle).astype(np.float32))
+    box = np.array([[middle[0] + x, middle[1] + y, width, height, np.deg2rad(degrees)]])
+    found: Array = longer_first(box)[0]
     return found
 
 

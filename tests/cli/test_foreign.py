@@ -159,7 +159,7 @@ def test_oriented_boxes_in_predict_bench_and_inspect(tmp_path: Path, capsys: pyt
     assert "task oriented" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_ap_of_oriented_boxes_is_refused_and_that_of_upright_ones_is_not(
+def test_the_ap_of_oriented_boxes_and_that_of_the_upright_ones_around_them(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     truth = {
@@ -172,10 +172,23 @@ def test_the_ap_of_oriented_boxes_is_refused_and_that_of_upright_ones_is_not(
     file.with_name("truth.json").write_text(json.dumps(truth))
     data = ["--data", str(file.with_name("truth.json")), "--images", str(file.parent)]
     model = str(oriented(file.with_name("obb.onnx"), angle=np.pi))
-    assert main(["eval", "--model", model, *data]) == 2
-    assert "AP of oriented boxes, by their own overlap, is not computed: --task detect" in capsys.readouterr().err
-    assert main(["eval", "--model", model, *data, "--task", "detect", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["metrics"]["AP"] == pytest.approx(1.0)
+    for task in ("oriented", "detect"):
+        assert main(["eval", "--model", model, *data, "--task", task, "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert (found["task"], found["metrics"]["AP"]) == (task, pytest.approx(1.0))
+    assert main(["eval", "--model", model, *data]) == 0
+    printed = capsys.readouterr().out
+    assert "mean over ProbIoU thresholds" in printed
+    assert "at a ProbIoU of 0.75" in printed
+    assert "metrics by deploykit" in " ".join(printed.split())
+    for more, told in (
+        (["--metrics", "pycocotools"], "metrics: no library has the overlap of oriented boxes"),
+        (["--bootstrap", "5"], "there are no intervals of oriented boxes"),
+    ):
+        assert main(["eval", "--model", model, *data, *more]) == 2
+        assert told in capsys.readouterr().err
+    assert main(["eval", "--model", model, *data, "--against", model]) == 0
+    assert "there are no intervals of oriented boxes" in capsys.readouterr().err
 
 
 def test_compare_of_oriented_boxes_looks_at_the_angles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,1 @@
+"""Metrics: what no library computes from given overlaps."""
