@@ -32,7 +32,7 @@ FLOORS = (
      "runtime.images", "models.layers", "models.loading", "export.output"),
     ("runtime.native", "runtime.sources", "runtime.datasets", "runtime.raw", "runtime.parity", "runtime.foreign",
      "runtime.verified", "models.registry", "models.classifier_head", "models.families.ultralytics.blocks",
-     "runtime.drawing"),
+     "models.families.ultralytics.heads", "runtime.drawing"),
     ("runtime.backends", "runtime.postprocess", "runtime.model_spec", "models.yolo_graph", "models.timm_models",
      "models.family", "export.options", "export.inspection", "export.matching"),
     ("runtime.results", "models.families", "models.families.cmt", "models.families.crossformer",

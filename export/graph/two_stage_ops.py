@@ -23,10 +23,14 @@ def _op() -> Any:
     return getattr(onnxscript, f"opset{OPSET}")
 
 
-def best_scores_onnx(scores: Any, count: int) -> Any:
+def best_scores_onnx(scores: Any, count: Any) -> Any:
     """The best scores by TopK, which puts the lower index first among equal values."""
     op = _op()
-    return op.TopK(scores, op.Constant(value_ints=[count]), axis=1, largest=1, sorted=1)
+    if isinstance(count, int):
+        count = op.Constant(value_ints=[count])
+    else:  # it follows from the size of the image
+        count = op.Reshape(count, op.Constant(value_ints=[1]))
+    return op.TopK(scores, count, axis=1, largest=1, sorted=1)
 
 
 def keep_best_onnx(boxes: Any, groups: Any, exists: Any, iou: Any) -> Any:
