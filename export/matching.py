@@ -21,7 +21,8 @@ class Matching:
 
     ``borderline`` counts unmatched results so near to a threshold that rounding decides; they are not failures.
     ``max_keypoint`` is in network pixels, None without keypoints. ``max_score`` is a difference of scores; for classes
-    it is one of probabilities.
+    it is one of probabilities. ``min_mask`` is the least IoU of two matched objects' masks of prototypes, at the cells
+    of the prototypes inside of the box; None without such masks.
     """
 
     reference: str
@@ -36,6 +37,7 @@ class Matching:
     max_score: float
     max_keypoint: float | None
     limits: Tolerance = field(default_factory=Tolerance)
+    min_mask: float | None = None
 
     @property
     def ok(self) -> bool:
@@ -43,6 +45,7 @@ class Matching:
         alone = self.expected + self.found - 2 * self.matched - self.borderline
         paired = alone <= self.limits.unmatched * (self.expected + self.found)
         near = self.max_keypoint is None or self.max_keypoint <= self.limits.max_keypoint
+        near = near and (self.min_mask is None or self.min_mask >= self.limits.min_iou)
         return paired and near and self.min_iou >= self.limits.min_iou and self.max_score <= self.limits.max_score
 
     def __str__(self) -> str:
@@ -53,8 +56,9 @@ class Matching:
                 f"{self.expected} match ({self.borderline} borderline){scores}"
             )
         points = "" if self.max_keypoint is None else f", keypoints within {self.max_keypoint:.3g} px"
+        masks = "" if self.min_mask is None else f", IoU of masks at least {self.min_mask:.4f}"
         return (
             f"{self.what} of {self.candidate} against {self.reference} on {self.input}: {self.matched} of "
             f"{self.expected} expected and {self.found} found match ({self.borderline} borderline), "
-            f"IoU at least {self.min_iou:.4f}, scores within {self.max_score:.3g}{points}"
+            f"IoU at least {self.min_iou:.4f}, scores within {self.max_score:.3g}{points}{masks}"
         )

@@ -199,6 +199,7 @@ KINDS = Table(
         "rows (instances, of other projects)": _runs(
             predict=f"{FOREIGN}::test_masks_are_assembled_from_prototypes_and_cropped_to_the_box",
             eval="cli/test_foreign.py::test_eval_scores_masks_of_prototypes",
+            compare="cli/test_foreign.py::test_compare_looks_at_the_masks_of_prototypes",
         ),
         "anchor-heads": _runs(
             predict=f"{FOREIGN}::test_maps_without_anchors_are_refused_and_run_once_they_are_filled_in",

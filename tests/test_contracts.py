@@ -63,7 +63,7 @@ def test_defaults_are_those_of_the_yolov7_family() -> None:
     )
     assert dataclasses.astuple(Thresholds()) == (0.25, 0.45, 300, 1000, 0.5)
     assert [f.default for f in dataclasses.fields(NmsOutputs)][1:] == [
-        "num_dets", "boxes", "scores", "labels", None, "num_candidates", None,
+        "num_dets", "boxes", "scores", "labels", None, "num_candidates", None, None, None,
     ]  # fmt: skip
 
 
@@ -151,6 +151,35 @@ def test_a_field_that_came_later_is_written_only_where_it_says_something() -> No
     assert POSE.version == 1
     later = {f.name for f in dataclasses.fields(RawDetections) if f.metadata.get("later")}
     assert later == {"decode", "strides", "cls_counts", "columns_first", "coefficients", "prototypes", "angle"}
+
+
+def test_detections_with_coefficients_as_written_today_can_always_be_read() -> None:
+    written = (
+        '{"boxes":"boxes","coefficients":"coefficients","keypoints":null,"kind":"nms","labels":"labels","num_candidates":'
+        '"num_candidates","num_dets":"num_dets","prototypes":"output1","scores":"scores"}'
+    )
+    head = '{"task":"instances","input":{"size":[640,640]},"classes":["ship"],"output":'
+    spec = ModelSpec.from_json(head + written + "}")
+    assert written in spec.to_json()
+    assert spec.output == NmsOutputs(coefficients="coefficients", prototypes="output1")
+    assert not spec.output.two_stages
+    assert spec.output_names == (
+        "num_dets", "boxes", "scores", "labels", "coefficients", "num_candidates", "output1",
+    )  # fmt: skip
+    assert "coefficients" not in ModelSpec("detect", InputSpec(), NmsOutputs(), ("a",)).to_json()
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ('{"kind":"nms","coefficients":"c"}', "an output of coefficients and one of prototypes, or neither"),
+        ('{"kind":"nms","coefficients":"c","prototypes":"p","masks":"m"}', "masks, or coefficients and prototypes"),
+        ('{"kind":"nms"}', "masks, or coefficients and prototypes"),
+    ],
+)
+def test_instances_have_masks_of_one_kind(output: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message):
+        ModelSpec.from_json('{"task":"instances","input":{},"classes":["a"],"output":' + output + "}")
 
 
 def test_oriented_boxes_as_written_today_can_always_be_read() -> None:

@@ -264,7 +264,7 @@ def parity_table(report: ParityReport) -> Table:
         table.add_row(_verdict(values, d.ok), largest, f"{100 * d.limit_ratio:.1f} %" if judged else "", where)
     for what in dict.fromkeys(m.what for m in report.matchings):
         parts = [m for m in report.matchings if m.what == what]
-        worst = min(parts, key=lambda m: (m.ok, m.min_iou))
+        worst = min(parts, key=lambda m: (m.ok, m.min_iou, m.min_mask or 0.0))
         matched, expected = sum(m.matched for m in parts), sum(m.expected for m in parts)
         none = expected == 0 and not any(m.found for m in parts)
         total, overlap = ("none", "") if none else (f"{matched:,} of {expected:,} match", _how_near(worst))
@@ -277,7 +277,10 @@ def _how_near(matching: Matching) -> str:
         return "within 1"
     if matching.what == "values":
         return "within their limits"
-    return f"p +- {matching.max_score:.1g}" if matching.what == "classes" else f"IoU >= {matching.min_iou:.4f}"
+    if matching.what == "classes":
+        return f"p +- {matching.max_score:.1g}"
+    masks = "" if matching.min_mask is None else f", of masks {matching.min_mask:.4f}"
+    return f"IoU >= {matching.min_iou:.4f}{masks}"
 
 
 def parity_lines(report: ParityReport) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from deploykit.spec.checks import check_name, check_range, check_spans
 from deploykit.spec.output import Output, OutputTensor, Span, SpecLike
-from deploykit.spec.row_parts import UNCOMPARED_MASKS, check_angle, check_keypoints, check_masks, prototype_tensors
+from deploykit.spec.row_parts import check_angle, check_keypoints, check_masks, prototype_tensors
 
 __all__ = ["EndToEndRows"]
 
@@ -64,11 +64,6 @@ class EndToEndRows(Output):
     def oriented(self) -> bool:
         """See :attr:`Output.oriented`."""
         return self.angle is not None
-
-    @property
-    def uncompared(self) -> str:
-        """See :attr:`Output.uncompared`."""
-        return UNCOMPARED_MASKS if self.prototypes else ""
 
     @property
     def columns(self) -> int:

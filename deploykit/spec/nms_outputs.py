@@ -9,6 +9,7 @@ from deploykit.errors import SpecError
 from deploykit.spec.checks import check_name
 from deploykit.spec.json_values import LATER
 from deploykit.spec.output import Output, OutputTensor, SpecLike
+from deploykit.spec.row_parts import prototype_tensors
 
 __all__ = ["NmsOutputs"]
 
@@ -19,7 +20,8 @@ class NmsOutputs(Output):
 
     ``num_dets (B,1) int32, boxes (B,M,4) xyxy, scores (B,M), labels (B,M) int32, keypoints (B,M,K,3),
     masks (B,M,S,S)`` (0..1, each over its box), ``num_candidates (B,1) int32`` (None: an export by others, which does
-    not count them); empty slots are zero.
+    not count them); empty slots are zero. Or, in place of masks, ``coefficients (B,M,P)`` and ``prototypes (B,P,h,w)``,
+    which are those of :class:`deploykit.spec.RawDetections`.
     """
 
     tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances")
@@ -34,6 +36,8 @@ class NmsOutputs(Output):
     keypoints: str | None = None
     num_candidates: str | None = "num_candidates"
     masks: str | None = field(default=None, metadata=LATER)
+    coefficients: str | None = field(default=None, metadata=LATER)
+    prototypes: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -54,14 +58,21 @@ class NmsOutputs(Output):
         """See :meth:`Output.check`: names and outputs of keypoints go together, and instances have masks."""
         if (spec.keypoints is None) != (self.keypoints is None):
             raise SpecError("a spec has keypoint names and a keypoint output, or neither")
-        if (spec.task == "instances") != (self.masks is not None):
-            raise SpecError("a spec of the task instances has an output of masks, and no other has")
+        if (self.coefficients is None) != (self.prototypes is None):
+            raise SpecError("a spec has an output of coefficients and one of prototypes, or neither")
+        if (spec.task == "instances") != ((self.masks is not None) ^ (self.prototypes is not None)):
+            raise SpecError(
+                "a spec of the task instances has an output of masks, or coefficients and prototypes of them; no other "
+                "has"
+            )
 
     def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
         """See :meth:`Output.tensors`."""
         each, alone = ("batch", "detections"), ("batch", "one")
         points = [OutputTensor(self.keypoints, (*each, "keypoints", "values"))] if self.keypoints else []
         masks = [OutputTensor(self.masks, (*each, "mask_height", "mask_width"))] if self.masks else []
+        if self.coefficients:
+            masks.append(OutputTensor(self.coefficients, (*each, "coefficients")))
         return (
             OutputTensor(self.num_dets, alone, "int32", columns=1),
             OutputTensor(self.boxes, (*each, "corners"), columns=4),
@@ -70,14 +81,16 @@ class NmsOutputs(Output):
             *points,
             *masks,
             *([OutputTensor(self.num_candidates, alone, "int32", columns=1)] if self.num_candidates else []),
+            *prototype_tensors(self.prototypes),
         )
 
     def describe(self, spec: SpecLike) -> str:
         """See :meth:`Output.describe`."""
         limits = spec.thresholds
+        masks = f"; masks by the coefficients of the maps in {self.prototypes}" if self.prototypes else ""
         return (
             f"after NMS, in network pixels: at most {limits.max_det} of an image, score over {limits.conf:g}, overlap "
-            f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates"
+            f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates{masks}"
         )
 
     def facts(self, spec: SpecLike) -> dict[str, Any]:

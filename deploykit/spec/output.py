@@ -94,11 +94,6 @@ class Output(ABC):
         return self.nms_inside
 
     @property
-    def uncompared(self) -> str:
-        """A sentence on what of the output no comparison of two networks looks at; empty: all of it is compared."""
-        return ""
-
-    @property
     def oriented(self) -> bool:
         """Whether boxes have angles."""
         return False

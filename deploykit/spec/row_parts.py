@@ -5,9 +5,7 @@ from __future__ import annotations
 from deploykit.errors import SpecError
 from deploykit.spec.output import OutputTensor, Span, SpecLike
 
-__all__ = ["UNCOMPARED_MASKS", "check_angle", "check_keypoints", "check_masks", "prototype_tensors"]
-
-UNCOMPARED_MASKS = "masks are not compared: only boxes, classes and scores are"
+__all__ = ["check_angle", "check_keypoints", "check_masks", "prototype_tensors"]
 
 
 def check_masks(coefficients: Span | None, prototypes: str | None, spec: SpecLike) -> None:

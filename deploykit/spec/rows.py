@@ -12,7 +12,7 @@ from deploykit.errors import SpecError
 from deploykit.spec.checks import MOST_STRIDE, check_name, check_range, check_spans
 from deploykit.spec.json_values import LATER
 from deploykit.spec.output import Output, OutputTensor, Span, SpecLike
-from deploykit.spec.row_parts import UNCOMPARED_MASKS, check_angle, check_keypoints, check_masks, prototype_tensors
+from deploykit.spec.row_parts import check_angle, check_keypoints, check_masks, prototype_tensors
 
 __all__ = ["PoseFusion", "PoseObjectRows", "RawDetections", "RowOutput"]
 
@@ -125,11 +125,6 @@ class RawDetections(RowOutput):
     def oriented(self) -> bool:
         """See :attr:`Output.oriented`."""
         return self.angle is not None
-
-    @property
-    def uncompared(self) -> str:
-        """See :attr:`Output.uncompared`."""
-        return UNCOMPARED_MASKS if self.prototypes else ""
 
     def pixel_layout(self) -> RawDetections:
         """The layout of the same rows after their decode, in pixels, a row each; without their masks."""

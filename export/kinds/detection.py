@@ -11,12 +11,12 @@ import numpy as np
 
 from deploykit.errors import UsageError
 from deploykit.export.matching import Matching
-from deploykit.export.nms.layouts import detections_layout
+from deploykit.export.nms.layouts import detections_layout, rows_in
 from deploykit.export.outputs import ExportAdapter
-from deploykit.export.parity.detections import RowMatcher
+from deploykit.export.parity.detections import RowMatcher, row_matcher
 from deploykit.export.parity.nms import detections_as_rows
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.kinds.detection import PoseAdapter, RowAdapter
+from deploykit.runtime.kinds.detection import PoseAdapter
 from deploykit.runtime.parity.differences import class_scores
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
@@ -87,12 +87,14 @@ class RowExport(_RowsExport[RawDetections]):
         """See :meth:`ExportAdapter.rows_for_nms`."""
         if self.output.angle:
             raise UsageError(f"--nms {mode} is of upright boxes, and these are oriented: use --nms none")
+        if self.output.coefficients and mode == "plugin":
+            raise UsageError(
+                "--nms plugin has no output for the coefficients of masks: use --nms graph or basic, or none"
+            )
         return self.output
 
     def _matcher(self) -> RowMatcher:
-        layout = self.output.pixel_layout()
-        adapter = RowAdapter(replace(self.spec, output=layout, task=layout.task_of_rows))
-        return RowMatcher(layout, lambda rows: adapter.objects({layout.name: rows[None]}, 0), (self.spec.thresholds,))
+        return row_matcher(rows_in(self.compared()), self.spec)
 
 
 class AnchorHeadExport(_RowsExport[AnchorHeads]):
@@ -103,9 +105,7 @@ class AnchorHeadExport(_RowsExport[AnchorHeads]):
         raise UsageError(f"--nms {mode} needs decoded rows, and this network gives the maps of its head")
 
     def _matcher(self) -> RowMatcher:
-        layout = self.output.as_rows()
-        adapter = RowAdapter(replace(self.spec, output=layout))
-        return RowMatcher(layout, lambda rows: adapter.objects({layout.name: rows[None]}, 0), (self.spec.thresholds,))
+        return row_matcher(self.output.as_rows(), self.spec)
 
 
 class PoseExport(_RowsExport[PoseObjectRows]):

@@ -12,12 +12,14 @@ MOST_CLASSES = 1000
 
 
 def detections_layout(spec: ModelSpec) -> RawDetections:
-    """Return the layout of detections as rows: one score per class, and keypoints of three values or an angle."""
+    """Return the layout of detections as rows: one score per class, keypoints of three values or an angle, and whether
+    prototypes follow (:class:`deploykit.runtime.parity.masked_rows.MaskedRows`)."""
     stop = 4 + (len(spec.classes) or MOST_CLASSES)
     points = 3 * len(spec.keypoints.names) if spec.keypoints else 0
     keypoints = (stop, stop + points) if points else None
     angle = (stop, stop + 1) if spec.output.oriented else None
-    return RawDetections(obj=None, cls=(4, stop), keypoints=keypoints, angle=angle)
+    prototypes = getattr(spec.output, "prototypes", None)  # a field of the kinds whose objects may have masks of them
+    return RawDetections(obj=None, cls=(4, stop), keypoints=keypoints, angle=angle, prototypes=prototypes)
 
 
 def rows_in(layout: Output) -> RawDetections:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from deploykit.export.matching import Matching, MatchKind
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.kinds.detection import RowAdapter
 from deploykit.runtime.parity.differences import class_scores
-from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.parity.masked_rows import MaskedRows
+from deploykit.runtime.parity.tolerance import Tolerance, dense_limit
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.postprocess.rotated import corners_of
 from deploykit.runtime.postprocess.rotated_nms import overlaps, rotated_rows
-from deploykit.spec import RawDetections, Thresholds
+from deploykit.spec import ModelSpec, RawDetections, Thresholds
 
-__all__ = ["FEW", "ROWS", "RowMatcher"]
+__all__ = ["FEW", "ROWS", "RowMatcher", "row_matcher"]
 
 FEW = 20  # fewer detections than this verify little, so the best rows are compared as well
 ROWS = 100  # best rows of each image
@@ -29,18 +31,29 @@ Suppression = tuple[Thresholds, ...]
 Names = tuple[str, str, str]
 """The names of the reference, the candidate and the input."""
 
+Canvas = tuple[int, int] | None
+"""The (height, width) of the network's input; None: it is not needed, because there are no masks of prototypes."""
+
 
 @dataclass(frozen=True)
 class RowMatcher:
     """Matches the detections that NMS keeps from the rows of two networks.
 
-    ``layout`` is that of the rows, in pixels. ``objects`` gives the detections in one image's rows, and
-    ``suppression`` are its thresholds.
+    ``layout`` is that of the rows, in pixels; with prototypes, the values are those of
+    :class:`deploykit.runtime.parity.masked_rows.MaskedRows`. ``objects`` gives the detections in one image's values,
+    and ``suppression`` are its thresholds.
     """
 
     layout: RawDetections
     objects: Callable[[Array], NetworkDetections]
     suppression: Suppression
+
+    def rows_in(self, values: Array) -> Array:
+        """Return the rows in one image's values, without what masks are made of."""
+        return values if self.layout.prototypes is None else MaskedRows.unpacked(values, self.layout).rows
+
+    def _canvas(self, values: Array) -> Canvas:
+        return None if self.layout.prototypes is None else MaskedRows.unpacked(values, self.layout).canvas
 
     def match(self, names: Names, expected: list[Array], found: list[Array], limits: Tolerance) -> list[Matching]:
         """Match the detections of a whole batch.
@@ -48,14 +61,23 @@ class RowMatcher:
         The best 100 rows of each image are matched as well if the reference has fewer than 20 detections, or if more
         detections are borderline than matched.
         """
-        sides = [[self.objects(rows) for rows in images] for images in (expected, found)]
+        sides = [[self.objects(values) for values in images] for images in (expected, found)]
+        rows = [[self.rows_in(values) for values in images] for images in (expected, found)]
         detections = [
-            _match_image(a, b, _Rows.of(mine, self.layout), _Rows.of(other, self.layout), self.suppression, limits)
-            for a, b, mine, other in zip(*sides, expected, found, strict=True)
+            _match_image(
+                a,
+                b,
+                _Rows.of(mine, self.layout),
+                _Rows.of(other, self.layout),
+                self.suppression,
+                limits,
+                self._canvas(values),
+            )
+            for a, b, mine, other, values in zip(*sides, *rows, expected, strict=True)
         ]
         reports = [_merged(detections, names, "detections", limits)]
         if reports[0].expected < FEW or reports[0].borderline > reports[0].matched:
-            best = [_best_rows(a, b, self.layout, limits) for a, b in zip(expected, found, strict=True)]
+            best = [_best_rows(a, b, self.layout, limits) for a, b in zip(*rows, strict=True)]
             reports.append(_merged(best, names, "best rows", limits))
         return reports
 
@@ -68,10 +90,27 @@ class RowMatcher:
         is accepted only if NMS decided by a difference within rounding.
         """
         parts = []
-        for rows, b in zip(expected, found, strict=True):
-            a, known = self.objects(rows), _Rows.of(rows, self.layout)
-            parts.append(_match_image(a, b, known, known, self.suppression, limits))
+        for values, b in zip(expected, found, strict=True):
+            a, known = self.objects(values), _Rows.of(self.rows_in(values), self.layout)
+            parts.append(_match_image(a, b, known, known, self.suppression, limits, self._canvas(values)))
         return _merged(parts, names, "detections", limits)
+
+
+def row_matcher(layout: RawDetections, spec: ModelSpec) -> RowMatcher:
+    """Return the matcher of rows of a layout; ``spec`` has the classes, keypoints and thresholds."""
+    plain = replace(layout, prototypes=None)
+    adapter = RowAdapter(replace(spec, output=plain, task=plain.task_of_rows))
+    if layout.prototypes is None:
+        return RowMatcher(layout, lambda rows: adapter.objects({layout.name: rows[None]}, 0), (spec.thresholds,))
+
+    def objects(values: Array) -> NetworkDetections:
+        masked = MaskedRows.unpacked(values, layout)
+        columns = layout.columns, layout.columns + masked.coefficients.shape[1]
+        whole = RowAdapter(replace(spec, output=replace(layout, coefficients=columns), task="instances"))
+        rows = np.concatenate((masked.rows, masked.coefficients), 1)
+        return whole.objects({layout.name: rows[None], str(layout.prototypes): masked.prototypes[None]}, 0)
+
+    return RowMatcher(layout, objects, (spec.thresholds,))
 
 
 def _thresholds_of(label: int, suppression: Suppression) -> Thresholds:
@@ -87,10 +126,12 @@ class _Pairs:
     iou: Array
     score: Array
     keypoint: Array | None
+    mask: Array | None = None
 
 
 def _merged(parts: list[_Pairs], names: Names, what: MatchKind, limits: Tolerance) -> Matching:
     points = [p.keypoint for p in parts if p.keypoint is not None]
+    masks = [float(p.mask.min(initial=1.0)) for p in parts if p.mask is not None]
     return Matching(
         *names,
         what,
@@ -102,6 +143,7 @@ def _merged(parts: list[_Pairs], names: Names, what: MatchKind, limits: Toleranc
         max_score=float(np.max([p.score.max(initial=0.0) for p in parts], initial=0.0)),  # NaN of one image stays
         max_keypoint=float(np.max([p.max(initial=0.0) for p in points])) if points else None,
         limits=limits,
+        min_mask=min(masks) if masks else None,
     )
 
 
@@ -129,6 +171,7 @@ def _match_image(
     rows_b: _Rows,
     suppression: Suppression,
     limits: Tolerance,
+    canvas: Canvas = None,
 ) -> _Pairs:
     """Pair each detection with the one of the same label that overlaps it most, the best score first."""
     overlap = np.where(a.labels[:, None] == b.labels, _iou(_boxes_of(a), _boxes_of(b), limits.same_box), -1.0)
@@ -155,7 +198,40 @@ def _match_image(
         overlap[left, right],
         np.abs(a.scores[left] - b.scores[right]),
         distance,
+        None if canvas is None else _mask_overlaps(a, left, b, right, canvas, limits),
     )
+
+
+def _mask_overlaps(
+    a: NetworkDetections, left: Array, b: NetworkDetections, right: Array, canvas: tuple[int, int], limits: Tolerance
+) -> Array:
+    """Return the IoU of each pair's masks, at the cells of the prototypes whose centres are in the box of ``a``.
+
+    Cells whose logits are as near as those of a dense output have to be count as equal: rounding decides on which side
+    of 0 they are. It is 0 where the prototypes have other sizes, or a logit is no number.
+    """
+    found = np.ones(len(left))
+    for pair, (i, j) in enumerate(zip(left, right, strict=True)):
+        first, second = _logits_of(a, i), _logits_of(b, j)
+        if first.shape != second.shape or not (np.isfinite(first).all() and np.isfinite(second).all()):
+            found[pair] = 0.0
+            continue
+        x, y = ((np.arange(first.shape[1 - axis]) + 0.5) * canvas[1 - axis] / first.shape[1 - axis] for axis in (0, 1))
+        x1, y1, x2, y2 = a.boxes[i]
+        inside = ((y >= y1) & (y <= y2))[:, None] & ((x >= x1) & (x <= x2))
+        near = np.abs(first - second) <= dense_limit(first, limits) if limits.judged else np.zeros_like(inside)
+        mask, other = inside & (first > 0), inside & (np.where(near, first, second) > 0)
+        union = int((mask | other).sum())
+        found[pair] = int((mask & other).sum()) / union if union else 1.0
+    return found
+
+
+def _logits_of(found: NetworkDetections, i: int) -> Array:
+    """The logits of an object's mask, ``(h, w)`` float64."""
+    assert found.coefficients is not None
+    assert found.prototypes is not None
+    logits: Array = np.tensordot(found.coefficients[i].astype(np.float64), found.prototypes.astype(np.float64), 1)
+    return logits
 
 
 def _count_rounding_explained(

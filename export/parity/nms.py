@@ -17,14 +17,15 @@ import numpy as np
 from deploykit.errors import SpecError
 from deploykit.export.matching import Matching
 from deploykit.export.nms.layouts import detections_layout, rows_in
-from deploykit.export.parity.detections import RowMatcher
+from deploykit.export.parity.detections import row_matcher
 from deploykit.export.parity.report import ParityReport
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.kinds.detection import DetectionAdapter, RowAdapter
+from deploykit.runtime.kinds.detection import DetectionAdapter
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.parity.differences import Difference, class_scores, row_differences
 from deploykit.runtime.parity.expected import Batch, ReferenceOutputs
+from deploykit.runtime.parity.masked_rows import MaskedRows, mask_difference
 from deploykit.runtime.parity.spread import spread_of
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
@@ -62,9 +63,7 @@ def check_detections(
         BackendError: a network failed, or an output has another shape than the spec says.
     """
     limits, layout = tolerance or expected.limits, rows_in(expected.layout)
-    rows_spec = replace(spec, output=layout, task=layout.task_of_rows)
-    in_rows = RowAdapter(rows_spec)
-    matcher = RowMatcher(layout, lambda rows: in_rows.objects({layout.name: rows[None]}, 0), (spec.thresholds,))
+    matcher = row_matcher(layout, spec)
     found_differences: list[Difference] = []
     matchings: list[Matching] = []
     for batch in expected.feeds.batches:
@@ -76,16 +75,22 @@ def check_detections(
         for reference, by_label in expected.rows.items():
             if not all(label in by_label for label in batch.images):
                 continue
-            rows = [by_label[label] for label in batch.images]
+            values = [by_label[label] for label in batch.images]
             names = (reference, name, batch.name)
-            matchings.append(matcher.match_found(names, rows, detections, limits))
+            matchings.append(matcher.match_found(names, values, detections, limits))
             if spec.output.two_stages:
-                found_differences.append(_masks(names, rows, best or detections, layout, limits))
+                found_differences.append(_masks(names, values, best or detections, layout, limits))
+            if best is None and layout.prototypes is None:
+                continue
+            given, most = best or detections, spec.thresholds.max_det
+            rows = [matcher.rows_in(each) for each in values]
+            parts = [_best(r, b, layout, most, limits) for r, b in zip(rows, given, strict=True)]
             if best is not None:
-                parts = [_best(r, b, layout, spec.thresholds.max_det, limits) for r, b in zip(rows, best, strict=True)]
                 matchings.append(_matching(names, parts, limits))
                 found_differences += _differences(names, parts, layout, limits)
-    notes = (*expected.feeds.notes, *filter(None, [spec.output.uncompared]))
+            if layout.prototypes is not None:
+                found_differences.append(_prototype_masks(names, values, given, parts, layout, limits))
+    notes = expected.feeds.notes
     if opened is None:
         notes = (*notes, "with NMS inside only its detections are compared")
     return ParityReport(dict(expected.computed), tuple(found_differences), tuple(matchings), notes, limits)
@@ -108,6 +113,9 @@ def detections_as_rows(session: Session, image: Array, spec: ModelSpec) -> Array
     rows[np.arange(len(rows)), 4 + found.labels] = found.scores
     if found.keypoints is not None and layout.keypoints:
         rows[:, slice(*layout.keypoints)] = found.keypoints.reshape(len(rows), 3 * found.keypoints.shape[1])
+    if found.coefficients is not None and found.prototypes is not None:
+        canvas = (image.shape[2], image.shape[3])
+        return MaskedRows(rows, found.coefficients, found.prototypes, canvas).packed()
     if found.masks is not None:  # after the columns of the layout
         rows = np.concatenate((rows, found.masks.reshape(len(rows), math.prod(found.masks.shape[1:]))), 1)
     return rows
@@ -141,12 +149,14 @@ class _Best:
 
     ``expected`` and ``found`` are ``(n, 5 + keypoint values)``: corners, score, keypoints. ``count`` is how many rows
     were searched for, ``tail`` how many of them have no partner because rounding decides which rows come last.
+    ``places``: the positions of the pairs among the reference's rows and among the candidate's.
     """
 
     expected: Array
     found: Array
     count: int
     tail: int
+    places: tuple[Array, Array]
 
 
 def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: int, limits: Tolerance) -> _Best:
@@ -174,7 +184,7 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
             tail += 1
     left, right = (np.array(side, np.int64) for side in (zip(*pairs, strict=True) if pairs else ((), ())))
     expected = rows[kept.rows[left]].astype(np.float64)
-    return _Best(_flat(expected, layout), given[right], count, tail)
+    return _Best(_flat(expected, layout), given[right], count, tail, (kept.rows[left], right))
 
 
 def _flat(rows: Array, layout: RawDetections) -> Array:
@@ -227,6 +237,25 @@ def _masks(
                 largest, worst = float(error[cell]), (i, cell, float(expected[cell]), float(given[j, cell]))
     used = largest / limits.max_score
     return Difference(*names, "masks", count, largest, used, worst, spread=spread_of(errors))
+
+
+def _prototype_masks(
+    names: tuple[str, str, str],
+    values: Sequence[Array],
+    found: Sequence[NetworkDetections],
+    parts: Sequence[_Best],
+    layout: RawDetections,
+    limits: Tolerance,
+) -> Difference:
+    """Compare the logits of the masks of pairs."""
+    sides: tuple[list[tuple[Array, Array]], ...] = ([], [])
+    for each, b, part in zip(values, found, parts, strict=True):
+        assert b.coefficients is not None
+        assert b.prototypes is not None
+        masked = MaskedRows.unpacked(each, layout)
+        sides[0].append((masked.coefficients[part.places[0]], masked.prototypes))
+        sides[1].append((b.coefficients[part.places[1]], b.prototypes))
+    return mask_difference(names, sides[0], sides[1], limits)
 
 
 def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Tolerance) -> Matching:

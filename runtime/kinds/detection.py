@@ -18,6 +18,7 @@ from deploykit.runtime.kinds.wanted import labels_of
 from deploykit.runtime.options import PredictOptions, given_options
 from deploykit.runtime.outputs import OutputAdapter
 from deploykit.runtime.parity.differences import Difference, row_differences
+from deploykit.runtime.parity.masked_rows import MaskedRows, best_masks, mask_difference
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.checks import check_finite, check_labels, check_probabilities, check_rows
 from deploykit.runtime.postprocess.decode import decoded
@@ -88,19 +89,21 @@ class DetectionAdapter(OutputAdapter[O]):
         assert shown.letterbox is not None  # by letterbox or resize
         found = self.objects(outputs, slot, shown.letterbox.canvas)
         boxes, keypoints, rotated = to_source(found, shown.letterbox)
-        masks = None
+        masks: Array | None = None
+        use: Array | slice = slice(None)
         if found.masks is not None:  # pasted over the boxes they were computed for, which may extend into the border
             masks = pasted(found.masks, shown.letterbox.to_source(found.boxes), shown.source)
-        elif found.logits is not None:
-            masks = assembled(found.logits, shown.letterbox.to_source(found.boxes), shown.letterbox)
+        elif found.coefficients is not None and found.prototypes is not None:
+            unclipped = shown.letterbox.to_source(found.boxes)
+            masks, use = assembled(found.coefficients, found.prototypes, unclipped, shown.letterbox)
         return partial(
             Result,
-            boxes,
-            found.scores,
-            found.labels,
-            keypoints=keypoints,
+            boxes[use],
+            found.scores[use],
+            found.labels[use],
+            keypoints=None if keypoints is None else keypoints[use],
             masks=masks,
-            rotated=rotated,
+            rotated=None if rotated is None else rotated[use],
             classes=self.spec.classes,
             keypoint_spec=self.spec.keypoints,
             keypoint_threshold=self.thresholds.keypoint,
@@ -133,8 +136,9 @@ class RowValues(DetectionAdapter[R]):
     """Comparison of candidate rows by their columns, in pixels."""
 
     def compared(self) -> RawDetections:
-        """See :meth:`OutputAdapter.compared`."""
-        return self.output.as_rows().pixel_layout()
+        """See :meth:`OutputAdapter.compared`: rows in pixels, with the prototypes of their masks if there are any."""
+        layout = self.output.as_rows()
+        return dataclasses.replace(layout.pixel_layout(), prototypes=layout.prototypes)
 
     def check_values(self, outputs: Mapping[str, Array], images: int) -> None:
         """See :meth:`OutputAdapter.check_values`: NaN is an error anywhere, other values where they can be in a result.
@@ -166,13 +170,37 @@ class RowValues(DetectionAdapter[R]):
 
     def values(self, outputs: Mapping[str, Array], fed: tuple[int, ...], name: str) -> Array:
         """See :meth:`OutputAdapter.values`."""
-        return decoded(self.tensor_in(outputs, name), self.output.as_rows(), (fed[2], fed[3]))
+        layout, canvas = self.output.as_rows(), (fed[2], fed[3])
+        rows = decoded(self.tensor_in(outputs, name), layout, canvas)
+        if layout.prototypes is None or layout.coefficients is None:
+            return rows
+        maps = outputs.get(layout.prototypes)
+        count = layout.coefficients[1] - layout.coefficients[0]
+        if maps is None or maps.ndim != 4 or maps.shape[:2] != (len(rows), count):
+            found = "nothing" if maps is None else str(maps.shape)
+            raise SpecError(
+                f"the output {layout.prototypes!r} must be ({len(rows)}, {count}, height, width), {name} gives {found}"
+            )
+        columns = layout.pixel_layout().columns
+        return np.stack(
+            [
+                MaskedRows(each[:, :columns], each[:, slice(*layout.coefficients)], part, canvas).packed()
+                for each, part in zip(rows, maps, strict=True)
+            ]
+        )
 
     def differences(
         self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
     ) -> list[Difference]:
         """See :meth:`OutputAdapter.differences`."""
-        return row_differences(names, expected, found, self.compared(), limits)
+        layout = self.compared()
+        if layout.prototypes is None:
+            return row_differences(names, expected, found, layout, limits)
+        a, b = ([MaskedRows.unpacked(each, layout) for each in side] for side in (expected, found))
+        rows = row_differences(names, [x.rows for x in a], [x.rows for x in b], layout, limits)
+        best = [best_masks(x.rows, layout) for x in a]
+        masks = [[(x.coefficients[i], x.prototypes) for x, i in zip(side, best, strict=True)] for side in (a, b)]
+        return [*rows, mask_difference(names, masks[0], masks[1], limits)]
 
 
 class RowAdapter(RowValues[RawDetections]):
@@ -253,3 +281,6 @@ class NmsAdapter(ChosenDetections[NmsOutputs]):
                 check_probabilities(found.keypoints[..., 2], "keypoint visibilities", names.keypoints)
             if found.masks is not None and names.masks is not None:
                 check_probabilities(found.masks, "masks", names.masks)
+            if found.coefficients is not None and found.prototypes is not None:
+                check_finite(found.coefficients, str(names.coefficients))
+                check_finite(found.prototypes, str(names.prototypes))

@@ -10,7 +10,7 @@ from deploykit.errors import BackendError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.kinds.detection import ChosenDetections
 from deploykit.runtime.postprocess.checks import check_finite, check_labels, check_probabilities
-from deploykit.runtime.postprocess.detections import NetworkDetections, mask_logits
+from deploykit.runtime.postprocess.detections import NetworkDetections, with_prototypes
 from deploykit.runtime.postprocess.rotated import hulls_of
 from deploykit.spec import EndToEndRows
 
@@ -25,6 +25,8 @@ class EndToEndAdapter(ChosenDetections[EndToEndRows]):
         layout, rows = self.output, self.tensor_in(outputs, "the network")
         rows = (rows if layout.image is not None else rows[:images]).reshape(-1, rows.shape[-1])
         check_finite(rows, layout.name)
+        if layout.prototypes is not None and layout.prototypes in outputs:
+            check_finite(outputs[layout.prototypes][:images], layout.prototypes)
         check_probabilities(rows[:, layout.score], "scores", layout.name)
         check_labels(rows[rows[:, layout.score] > 0, layout.label], len(self.spec.classes), layout.name)
         if layout.keypoints is not None and layout.kpt_dims == 3:
@@ -55,12 +57,14 @@ class EndToEndAdapter(ChosenDetections[EndToEndRows]):
             keypoints = np.ones((len(kept), self._points, 3), np.float32)
             keypoints[..., : layout.kpt_dims] = values.reshape(len(kept), self._points, layout.kpt_dims)
         labels = rows[kept, layout.label].astype(np.int64)
-        logits = mask_logits(outputs, slot, rows[kept], layout.coefficients, layout.prototypes)
         boxes, rotated = rows[kept, slice(*layout.box)], None
         if layout.angle is not None:
             rotated = np.column_stack((boxes, rows[kept, layout.angle]))
             boxes = hulls_of(rotated)
-        return NetworkDetections(boxes, scores[kept], labels, keypoints, len(kept), logits=logits, rotated=rotated)
+        found = NetworkDetections(boxes, scores[kept], labels, keypoints, len(kept), rotated=rotated)
+        if layout.coefficients is None:
+            return found
+        return with_prototypes(found, outputs, slot, rows[kept, slice(*layout.coefficients)], layout.prototypes)
 
     @property
     def _is_only(self) -> bool:

@@ -21,9 +21,9 @@ class Difference:
     """The difference of one kind of value between candidate and reference on one input.
 
     ``limit_ratio`` is the largest ratio of an error to its limit; over 1 is a failure. ``worst`` is that element: (row,
-    column, expected, found), or (channel, pixel, ...) of a dense output. ``spread`` has the ratios at
-    :data:`deploykit.runtime.parity.spread.QUANTILES`, which distinguish an error of every value from the rounding of a
-    few.
+    column, expected, found), or (channel, pixel, ...) of a dense output, or (object, cell, ...) of masks. ``spread``
+    has the ratios at :data:`deploykit.runtime.parity.spread.QUANTILES`, which distinguish an error of every value from
+    the rounding of a few.
     """
 
     reference: str
@@ -45,6 +45,7 @@ class Difference:
     def __str__(self) -> str:
         row, column, expected, found = self.worst
         where = f"channel {row}, pixel {column}" if self.dense else f"row {row}, column {column}"
+        where = f"object {row}, cell {column}" if self.values == "masks" else where
         return (
             f"{self.values} of {self.candidate} differ from {self.reference} on {self.input} by up to "
             f"{self.max_abs:.3g} ({self.limit_ratio:.3g} of the limit): {where} is {found:.6g}, expected {expected:.6g}"

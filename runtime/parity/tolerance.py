@@ -23,9 +23,9 @@ class Tolerance:
     fall on either side of it. A matched pair has at least an IoU of ``min_iou``.
     ``unmatched`` is the share of all detections that may have no partner, because NMS is a chain of decisions.
 
-    Values of a dense output (logits, an image) may differ by ``dense`` times the largest of them, or by ``dense`` if
-    the largest is less than 1. ``unmatched`` is then the share of pixels that may have another class or differ by
-    more than one grey level.
+    Values of a dense output (logits, an image), and the logits of masks of prototypes, may differ by ``dense`` times
+    the largest of them, or by ``dense`` if the largest is less than 1. ``unmatched`` is then the share of pixels that
+    may have another class or differ by more than one grey level.
 
     ``judged``: whether the limits are enforced. int8 has no limits per value, because its accuracy decides: differences
     are measured and reported, and nothing fails.

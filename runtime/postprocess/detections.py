@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,9 +15,9 @@ from deploykit.runtime.postprocess.nms import USUAL, Choice, nms
 from deploykit.runtime.postprocess.pose_fusion import KeypointObjects, fuse, kept_objects
 from deploykit.runtime.postprocess.rotated import hulls_of, rotated_to_source
 from deploykit.runtime.postprocess.rotated_nms import rotated_nms, rotated_rows
-from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, Span, Thresholds
+from deploykit.spec import NmsOutputs, PoseObjectRows, RawDetections, Thresholds
 
-__all__ = ["NetworkDetections", "decode_nms", "decode_poses", "decode_rows", "mask_logits", "to_source"]
+__all__ = ["NetworkDetections", "decode_nms", "decode_poses", "decode_rows", "to_source", "with_prototypes"]
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class NetworkDetections:
 
     ``boxes (N,4)`` xyxy, ``scores (N,)``, ``labels (N,)``, ``keypoints (N,K,3)`` or None; ``candidates`` is the
     number of rows over the confidence threshold before NMS. With ``objects``, the keypoints are not final:
-    :func:`to_source` fuses the two. ``masks (N,S,S)`` in 0..1, each over its box, or None; ``logits (N,h,w)`` of masks,
-    each over the whole canvas, or None. ``rotated (N,5)`` cx, cy, w, h, angle, of which ``boxes`` are the upright ones
-    around them, or None.
+    :func:`to_source` fuses the two. ``masks (N,S,S)`` in 0..1, each over its box, or None. ``coefficients (N,P)`` and
+    ``prototypes (P,h,w)``, from which :func:`deploykit.runtime.postprocess.masks.assembled` makes masks, or None.
+    ``rotated (N,5)`` cx, cy, w, h, angle, of which ``boxes`` are the upright ones around them, or None.
     """
 
     boxes: Array
@@ -38,7 +38,8 @@ class NetworkDetections:
     candidates: int
     objects: KeypointObjects | None = None
     masks: Array | None = None
-    logits: Array | None = None
+    coefficients: Array | None = None
+    prototypes: Array | None = None
     rotated: Array | None = None
 
 
@@ -95,27 +96,24 @@ def decode_rows(
         values = rows[kept.rows, slice(*layout.keypoints)].astype(np.float32, copy=False)
         keypoints = np.ones((len(kept.rows), points, 3), np.float32)  # visible, if the network gives no visibility
         keypoints[..., : layout.kpt_dims] = values.reshape(len(kept.rows), points, layout.kpt_dims)
-    logits = mask_logits(outputs, slot, rows[kept.rows], layout.coefficients, layout.prototypes)
-    return NetworkDetections(
-        kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates, logits=logits, rotated=rotated
-    )
+    found = NetworkDetections(kept.boxes, kept.scores, kept.labels, keypoints, kept.candidates, rotated=rotated)
+    if layout.coefficients is None:
+        return found
+    return with_prototypes(found, outputs, slot, rows[kept.rows, slice(*layout.coefficients)], layout.prototypes)
 
 
-def mask_logits(
-    outputs: Mapping[str, Array], slot: int, rows: Array, span: Span | None, prototypes: str | None
-) -> Array | None:
-    """Return the logits of the masks of rows, ``(N, h, w)`` float32: the sum of prototypes, each times a coefficient.
-
-    None: they have no masks.
+def with_prototypes(
+    found: NetworkDetections, outputs: Mapping[str, Array], slot: int, coefficients: Array, prototypes: str | None
+) -> NetworkDetections:
+    """Return objects with what their masks are made of: their ``coefficients (N, P)`` and the image's prototypes.
 
     Raises:
         BackendError: there are not as many prototypes as coefficients.
     """
-    if span is None or prototypes is None:
-        return None
-    maps = _image_slice(outputs, prototypes, slot, (span[1] - span[0], None, None)).astype(np.float32, copy=False)
-    found: Array = np.tensordot(rows[:, slice(*span)].astype(np.float32, copy=False), maps, 1)
-    return found
+    assert prototypes is not None  # by the check of the spec
+    maps = _image_slice(outputs, prototypes, slot, (coefficients.shape[1], None, None))
+    coefficients, maps = coefficients.astype(np.float32, copy=False), maps.astype(np.float32, copy=False)
+    return replace(found, coefficients=coefficients, prototypes=maps)
 
 
 def decode_nms(
@@ -154,7 +152,11 @@ def decode_nms(
     if names.masks is not None:
         masks = _image_slice(outputs, names.masks, slot, (len(boxes), None, None))[use].astype(np.float32, copy=False)
     candidates = count if names.num_candidates is None else _count(outputs, names.num_candidates, slot)
-    return NetworkDetections(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates, masks=masks)
+    found = NetworkDetections(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates, masks=masks)
+    if names.coefficients is None:
+        return found
+    coefficients = _image_slice(outputs, names.coefficients, slot, (len(boxes), None))[use]
+    return with_prototypes(found, outputs, slot, coefficients, names.prototypes)
 
 
 def _clipped(boxes: Array, letterbox: Letterbox) -> Array:

@@ -1,8 +1,28 @@
-"""Masks of objects at image resolution, from small masks over their boxes."""
+"""Masks of objects at image resolution: from small masks over their boxes, and from prototypes.
+
+Masks of prototypes (:func:`assembled`) have one meaning, which every form of a network shares, with NMS inside or not:
+
+* They are made of the objects that are left after NMS. The logits of an object are the sum of the prototypes, each
+  times a coefficient, and lie over the network's canvas.
+* They are brought to the image's pixels by bilinear interpolation, constant beyond the outer centres, in two steps. The
+  first refines the map by 1, 2 or 4, the least at which the image's edges on the canvas fall between cells (up to the
+  canvas' own pixels, where prototypes are finer or coarser than a quarter). The image's part is cut out, and the second
+  step brings it to the image's size. So nothing of the border shines in, and an image that is the canvas is
+  interpolated once.
+* A pixel belongs to the object if its logit there is over 0, which is a probability over 0.5, and if its column and row
+  lie in the box: ``x1 <= column < x2``, ``y1 <= row < y2``. The box is that of the object, not clipped to the image.
+* An object without such a pixel is left out.
+
+The ultralytics package does the same from 8.4.180 on where its masks are asked for at the image's size (its option
+``retina_masks``), and on images of the canvas' size from 8.4.130 on. It and YOLOv5 used to crop the map before they
+enlarged it, at whole cells of it, so their masks differ along the sides of boxes.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -38,39 +58,116 @@ def pasted(masks: Array, boxes: Array, size: tuple[int, int], threshold: float =
     return out
 
 
-def assembled(logits: Array, boxes: Array, letterbox: Letterbox) -> Array:
-    """Return the pixels of each object, ``(N, height, width)`` bool, from maps of logits over the network's canvas.
+def assembled(coefficients: Array, prototypes: Array, boxes: Array, letterbox: Letterbox) -> tuple[Array, Array]:
+    """Return the pixels of each object that has any, ``(n, height, width)`` bool, and which of the N have, ``(N,)``.
 
-    A pixel of the image belongs to the object if its centre is inside the box and the logit there is over 0. Logits are
-    at the centres of their cells, bilinear between them and constant beyond the outer ones. The image's own pixels are
-    looked at, and not those of the canvas, so that borders are as smooth as the image allows.
+    Only pixels inside of boxes are computed, a strip at a time, so the memory is that of the result.
 
     Args:
-        logits: ``(N, h, w)``; the map lies over the whole canvas.
+        coefficients: ``(N, P)``.
+        prototypes: ``(P, h, w)``; they lie over the whole canvas.
         boxes: ``(N, 4)`` xyxy in image pixels; they may extend beyond the image.
         letterbox: where the image lies on the canvas.
     """
     height, width = letterbox.source
-    out = np.zeros((len(logits), height, width), np.bool_)
-    for values, box, pixels in zip(logits, boxes.astype(np.float64), out, strict=True):
-        sides = []
-        for axis, cells in ((1, values.shape[0]), (0, values.shape[1])):
-            size, canvas = letterbox.source[1 - axis], letterbox.canvas[1 - axis]
-            span = _inside(box[axis], box[axis + 2], size)
-            centres = (np.arange(span.start, span.stop) + 0.5) * letterbox.scale[axis] + letterbox.pad[axis]
-            sides.append((span, _two_weights(centres * (cells / canvas) - 0.5, cells)))
-        (rows, down), (columns, across) = sides
-        pixels[rows, columns] = down @ values.astype(np.float64) @ across.T > 0
-    return out
+    down, across = _sampling(prototypes.shape[1:], letterbox)
+    out = np.zeros((len(boxes), height, width), np.bool_)
+    has_pixels = np.zeros(len(boxes), np.bool_)
+    count = 0
+    for i, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        rows, columns = _columns_from(y1, y2, height), _columns_from(x1, x2, width)
+        if rows.stop == rows.start or columns.stop == columns.start:
+            continue
+        # An object without a pixel leaves its slot to the next one: it wrote nothing but False.
+        pixels = out[count, rows, columns]
+        for part, found in _signs(coefficients[i], prototypes, down.of(rows), across.of(columns)):
+            pixels[part] = found
+            has_pixels[i] |= bool(found.any())
+        count += bool(has_pixels[i])
+    return out[:count], has_pixels
 
 
-def _two_weights(places: Array, cells: int) -> Array:
-    """Return the weight of each cell at each place, ``(places, cells)``: those of its two neighbours add up to 1."""
-    places = np.clip(places, 0, cells - 1)
-    low = np.minimum(np.floor(places).astype(np.int64), max(cells - 2, 0))
-    weights, lines = np.zeros((len(places), cells)), np.arange(len(places))
-    weights[lines, low] = 1 - (places - low)
-    weights[lines, np.minimum(low + 1, cells - 1)] += places - low
+STRIP = 64  # rows or columns of an image that are computed at a time
+
+
+@dataclass(frozen=True)
+class _Sampling:
+    """How the pixels of one axis follow from the cells of a map: ``weights (pixels, cells)``, of which those from
+    ``first`` to before ``stop`` are not 0, both rising."""
+
+    weights: Array
+    first: Array
+    stop: Array
+
+    def of(self, span: slice) -> _Sampling:
+        """Return that of some pixels, at least one, and of the cells that they need; ``first`` counts from 0 on."""
+        low, high = self.first[span.start], self.stop[span.stop - 1]
+        return _Sampling(self.weights[span, low:high], self.first[span], self.stop[span])
+
+    @property
+    def cells(self) -> slice:
+        """The cells of the map that are needed."""
+        return slice(int(self.first[0]), int(self.stop[-1]))
+
+    def strips(self) -> Iterator[tuple[slice, slice]]:
+        """Yield pixels, and the cells that they need, counted from the first one needed at all."""
+        for start in range(0, len(self.weights), STRIP):
+            part = slice(start, min(start + STRIP, len(self.weights)))
+            yield part, slice(self.first[start] - self.first[0], self.stop[part.stop - 1] - self.first[0])
+
+
+def _signs(coefficients: Array, prototypes: Array, down: _Sampling, across: _Sampling) -> Iterator[tuple[slice, Array]]:
+    """Yield strips of rows of a box, and where the logits in them are over 0."""
+    logits = np.tensordot(
+        coefficients.astype(np.float32, copy=False),
+        prototypes[:, down.cells, across.cells].astype(np.float32, copy=False),
+        1,
+    )
+    wide = np.empty((len(logits), len(across.weights)), np.float32)
+    for part, cells in across.strips():
+        np.matmul(logits[:, cells], across.weights[part, cells].T, out=wide[:, part])
+    for part, cells in down.strips():
+        yield part, down.weights[part, cells] @ wide[cells] > 0
+
+
+def _sampling(shape: tuple[int, ...], letterbox: Letterbox) -> tuple[_Sampling, _Sampling]:
+    """Return how an image's rows and columns follow from a map over the canvas: refined, cut and interpolated."""
+    sides = [
+        (cells, letterbox.canvas[axis], letterbox.pad[1 - axis], letterbox.resized[axis], letterbox.source[axis])
+        for axis, cells in enumerate(shape)
+    ]
+    whole = all(canvas % cells == 0 for cells, canvas, *_ in sides)
+    refined = [canvas for _, canvas, *_ in sides]
+    if whole:
+        most = max(canvas // cells for cells, canvas, *_ in sides)
+        for factor in range(1, most):
+            fine = [cells * factor for cells, *_ in sides]
+            if all(
+                canvas % size == 0 and edge * size % canvas == 0
+                for size, (_, canvas, start, length, _) in zip(fine, sides, strict=True)
+                for edge in (start, start + length)
+            ):
+                refined = fine
+                break
+    found = []
+    for fine_cells, (cells, canvas, start, length, pixels) in zip(refined, sides, strict=True):
+        first, stop = start * fine_cells // canvas, (start + length) * fine_cells // canvas
+        weights = _two_weights(stop - first, pixels) @ _two_weights(cells, fine_cells)[first:stop]
+        used = weights > 0
+        found.append(_Sampling(weights.astype(np.float32), used.argmax(1), weights.shape[1] - used[:, ::-1].argmax(1)))
+    return found[0], found[1]
+
+
+def _two_weights(cells: int, places: int) -> Array:
+    """Return the weight of each cell at each of so many places over them, ``(places, cells)``, float64.
+
+    Those of the two cells whose centres are next to the centre of a place add up to 1.
+    """
+    centres = np.clip((np.arange(places) + 0.5) * (cells / places) - 0.5, 0, cells - 1)
+    low = np.minimum(np.floor(centres).astype(np.int64), max(cells - 2, 0))
+    weights, lines = np.zeros((places, cells)), np.arange(places)
+    weights[lines, low] = 1 - (centres - low)
+    weights[lines, np.minimum(low + 1, cells - 1)] += centres - low
     return weights
 
 
@@ -131,6 +228,12 @@ def _weights(start: float, stop: float, pixels: int, cells: int) -> tuple[slice,
             inside = (cell >= 0) & (cell < cells)
             weights[lines[inside], cell[inside]] += share[inside]
     return span, weights
+
+
+def _columns_from(start: float, stop: float, pixels: int) -> slice:
+    """Return the pixels of an axis whose number lies in a box: its start counts, its stop does not."""
+    first, last = (min(max(math.ceil(edge), 0), pixels) for edge in (start, stop))
+    return slice(first, max(first, last))
 
 
 def _inside(start: float, stop: float, pixels: int) -> slice:

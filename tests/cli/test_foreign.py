@@ -9,7 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+import deploykit
 from deploykit.cli import main
+from deploykit.errors import NotFiniteError
+from deploykit.export.parity.compare import compare
 from tests.foreign_exports import SIDE, ULTRALYTICS, names, v5, v8, write_constant
 
 
@@ -117,16 +120,46 @@ def test_a_draft_says_what_has_to_be_filled_in(tmp_path: Path, capsys: pytest.Ca
     assert "fill in classes: the class names; not all columns from 5 on are probabilities" in err
 
 
+def with_masks(file: Path, name: str, coefficient: float = 1.0, cell: float = 1.0) -> Path:
+    """A file of one object, whose mask is all that its box covers, and the value of one cell inside of that box."""
+    output = v8(extra=2)
+    output[0, -2:, 7] = coefficient, 0.5
+    if name == "chosen":
+        output = np.zeros((1, 300, 8), np.float32)
+        output[0, 3] = 60, 45, 100, 75, 0.9, 0, coefficient, 0.5
+    prototypes = np.ones((1, 2, 40, 40), np.float32)
+    prototypes[0, 0, 15, 20] = cell  # at 82, 62
+    metadata = {**ULTRALYTICS, "task": "segment", "names": names(3), "end2end": str(name == "chosen")}
+    return write_constant(file, {"output0": output, "output1": prototypes}, metadata)
+
+
 @pytest.mark.parametrize("name", ["rows", "chosen"])
-def test_compare_says_that_masks_are_not_compared(
+def test_compare_looks_at_the_masks_of_prototypes(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = np.zeros((1, 300, 8), np.float32)
-    chosen[0, 3, :6] = 60, 45, 100, 75, 0.9, 0
-    outputs = {"output0": chosen if name == "chosen" else v8(extra=2), "output1": np.ones((1, 2, 40, 40), np.float32)}
-    metadata = {**ULTRALYTICS, "task": "segment", "names": names(3), "end2end": str(name == "chosen")}
-    a, b = (write_constant(tmp_path / f"{letter}.onnx", outputs, metadata) for letter in "ab")
-    assert "note: masks are not compared: only boxes, classes and scores are" in agreed(a, b, capsys)
+    first = with_masks(tmp_path / "a.onnx", name)
+    shown = agreed(first, with_masks(tmp_path / "b.onnx", name), capsys)
+    assert " masks " in shown
+    assert "not compared" not in shown.replace("only its detections are compared", "")
+    for wrong in (
+        with_masks(tmp_path / "coefficient.onnx", name, coefficient=1.001),
+        with_masks(tmp_path / "prototype.onnx", name, cell=1.001),
+        with_masks(tmp_path / "sign.onnx", name, cell=-1.0),
+    ):
+        report = compare(first, wrong)
+        assert not report.ok
+        assert {d.values for d in report.differences if not d.ok} == {"masks"}
+        bad = [m for m in report.matchings if not m.ok]
+        assert bool(bad) == (wrong.stem == "sign")
+        assert all(m.min_mask == pytest.approx(1 - 1 / 80) for m in bad)  # the box has 10 x 8 centres of cells
+
+
+@pytest.mark.parametrize("name", ["rows", "chosen"])
+def test_prototypes_that_are_no_numbers_are_refused(name: str, tmp_path: Path) -> None:
+    file = with_masks(tmp_path / "a.onnx", name, cell=np.nan)
+    assert {d.values for d in compare(with_masks(tmp_path / "b.onnx", name), file).differences if not d.ok} == {"masks"}
+    with deploykit.load(file) as predictor, pytest.raises(NotFiniteError, match="output1"):
+        predictor(np.zeros((SIDE, SIDE, 3), np.uint8))
 
 
 def oriented(file: Path, *, angle: float = 0.3, end_to_end: bool = False) -> Path:
