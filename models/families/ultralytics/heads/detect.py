@@ -174,24 +174,23 @@ class FreeDetect(nn.Module):
             if self.reg_max == 1:
                 fill_biases(boxes, 4.0)
 
+    def alone(self) -> Self:
+        """The head with the modules of the chosen branch only, as files have it that were folded before saving."""
+        others = {prefix + part for branch, prefix in PREFIXES.items() if branch != self.branch for part in self.parts}
+        new = copy.copy(self)
+        new._modules = {name: module for name, module in self._modules.items() if name not in others}
+        new.dual = False
+        return new
+
     def fuse(self, path: str) -> Self:
         """Fold the batch norms of the chosen branch and leave the other one out."""
-        new = copy.copy(self)
-        new._modules = {
-            name: None if module is None else fuse_model(module, f"{path}.{name}")
-            for name, module in self._modules.items()
-            if name not in self._others()
-        }
-        new.dual = False
+        new = self.alone()
+        new._modules = {name: fuse_model(module, f"{path}.{name}") for name, module in new.named_children()}
         return new
 
     def part(self, name: str, level: int) -> nn.Module:
         """The chosen branch's module of that name and level."""
         return cast(nn.Module, getattr(self, PREFIXES[self.branch] + name)[level])
-
-    def _others(self) -> set[str]:
-        """The names of modules that the chosen branch has no use for."""
-        return {prefix + part for branch, prefix in PREFIXES.items() if branch != self.branch for part in self.parts}
 
     def _best(self, cells: Cells) -> Tensor:
         """The detections that need no NMS. A logit orders as its probability does, and does not saturate."""

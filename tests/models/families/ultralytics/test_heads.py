@@ -105,6 +105,7 @@ def test_a_folded_head_computes_the_same_and_keeps_one_branch(name: str) -> None
         wanted = {prefix + part for part in NAMES.get(name, NAMES["pose26" if "26" in name else "pose"])}
         assert {key.split(".")[0] for key in folded.state_dict()} - {"dfl", "proto"} == wanted
         expected, found = rows_of(chosen, inputs), rows_of(folded, inputs)
+        assert torch.equal(rows_of(chosen.alone(), inputs), expected)
         assert found.shape[2] == folded.columns
         assert torch.allclose(found, expected, rtol=1e-4, atol=2e-3)
         assert folded.with_branch(folded.branch).columns == folded.columns

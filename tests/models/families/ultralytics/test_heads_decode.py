@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from deploykit.models.checkpoint.reader import read_checkpoint
 from deploykit.models.families.ultralytics.heads.detect import FreeDetect
 from deploykit.models.families.ultralytics.heads.oriented import Oriented
 from deploykit.models.families.ultralytics.heads.points import cells_of
@@ -24,24 +26,26 @@ from tests.models.families.ultralytics.small_heads import CHANNELS, HEADS, STRID
 Array = NDArray[np.float64]
 
 HEIGHT, WIDTH = 128, 160  # of the stored images
-GOLDEN: dict[str, Callable[[], FreeDetect]] = {
-    "yolov8n-detect-narrow": lambda: FreeDetect(4, CHANNELS),
-    "yolov8n-detect-fused-narrow": lambda: FreeDetect(3, CHANNELS),
-    "yolo11n-detect-narrow": lambda: FreeDetect(4, CHANNELS),
-    "yolo11m-detect-narrow": lambda: FreeDetect(2, CHANNELS),
-    "yolo12n-narrow": lambda: FreeDetect(4, CHANNELS),
-    "yolov9t-narrow": lambda: FreeDetect(4, CHANNELS),
-    "yolov5nu-narrow": lambda: FreeDetect(4, CHANNELS),
-    "yolov8n-pose-narrow": lambda: FreePose(1, CHANNELS),
-    "yolo11n-pose-narrow": lambda: FreePose(1, CHANNELS),
-    "yolov8n-face-5x2-last": lambda: FreePose(1, CHANNELS, (5, 2)),
-    "yolov8n-seg-narrow": lambda: Segment(5, CHANNELS),
-    "yolov8n-obb-narrow": lambda: Oriented(3, CHANNELS),
-    "yolov10n-narrow": lambda: FreeDetect(4, CHANNELS, dual=True),
-    "yolo26n-detect-narrow": lambda: FreeDetect(4, CHANNELS, reg_max=1, dual=True),
-    "yolo26n-pose-narrow": lambda: Pose26(1, CHANNELS, reg_max=1, dual=True),
-    "yolo26n-seg-narrow": lambda: Segment26(3, CHANNELS, reg_max=1, dual=True),
+Channels = Sequence[int]
+GOLDEN: dict[str, Callable[[Channels], FreeDetect]] = {
+    "yolov8n-detect-narrow": lambda c: FreeDetect(4, c),
+    "yolov8n-detect-by-8.3.0": lambda c: FreeDetect(4, c, depthwise=True),
+    "yolo11n-detect-narrow": lambda c: FreeDetect(4, c, depthwise=True),
+    "yolo11m-detect-narrow": lambda c: FreeDetect(2, c, depthwise=True),
+    "yolo12n-narrow": lambda c: FreeDetect(4, c, depthwise=True),
+    "yolov9t-narrow": lambda c: FreeDetect(4, c),
+    "yolov5nu-narrow": lambda c: FreeDetect(4, c),
+    "yolov8n-pose-narrow": lambda c: FreePose(1, c),
+    "yolo11n-pose-narrow": lambda c: FreePose(1, c, depthwise=True),
+    "yolov8n-face-5x2-last": lambda c: FreePose(1, c, (5, 2)),
+    "yolov8n-seg-narrow": lambda c: Segment(5, c, 32, 32),
+    "yolov8n-obb-narrow": lambda c: Oriented(3, c),
+    "yolov10n-narrow": lambda c: FreeDetect(4, c, depthwise=True, dual=True),
+    "yolo26n-detect-narrow": lambda c: FreeDetect(4, c, reg_max=1, depthwise=True, dual=True),
+    "yolo26n-pose-narrow": lambda c: Pose26(1, c, reg_max=1, depthwise=True, dual=True),
+    "yolo26n-seg-narrow": lambda c: Segment26(3, c, 32, 32, reg_max=1, depthwise=True, dual=True),
 }
+TRAINING_ONLY = re.compile(r"(one2one_)?(cv4_sigma|flow_model)\.|proto\.semseg\.")
 DUAL = [name for name in GOLDEN if name.startswith(("yolov10", "yolo26"))]
 
 
@@ -79,9 +83,19 @@ def visible_columns(head: FreeDetect, first: int) -> list[int]:
 
 @pytest.mark.data
 @pytest.mark.parametrize("name", GOLDEN)
+def test_the_tensors_of_the_originals_file_are_the_heads(shared: Path, name: str) -> None:
+    weights = read_checkpoint(shared / "golden" / f"{name}.pt").state_dict
+    last = max(int(key.split(".")[1]) for key in weights)
+    own = {key.removeprefix(f"model.{last}."): t for key, t in weights.items() if key.startswith(f"model.{last}.")}
+    head = GOLDEN[name]([own[f"cv2.{level}.0.conv.weight"].shape[1] for level in range(3)])
+    head.load_state_dict({key: t for key, t in own.items() if not TRAINING_ONLY.match(key)})
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", [name for name in GOLDEN if "8.3.0" not in name])  # it has no raw values stored
 def test_every_cell_is_decoded_as_by_the_original(shared: Path, name: str) -> None:
     golden, suffix = read(shared, name), "_one2many" if name in DUAL else ""
-    head = GOLDEN[name]().with_branch("one2many")
+    head = GOLDEN[name](CHANNELS).with_branch("one2many")
     head.set_stride(STRIDES)
     expected = torch.from_numpy(golden[f"output{suffix}"])
     box, cls = (torch.from_numpy(golden[f"raw_{what}{suffix}"]) for what in ("boxes", "scores"))
@@ -94,7 +108,7 @@ def test_every_cell_is_decoded_as_by_the_original(shared: Path, name: str) -> No
 @pytest.mark.data
 @pytest.mark.parametrize("name", DUAL)
 def test_the_best_detections_are_the_originals(shared: Path, name: str) -> None:
-    golden, head = read(shared, name), GOLDEN[name]()
+    golden, head = read(shared, name), GOLDEN[name](CHANNELS)
     head.set_stride(STRIDES)
     expected = torch.from_numpy(golden["output"])
     box, cls = (torch.from_numpy(golden[f"raw_{what}"]) for what in ("boxes", "scores"))
