@@ -106,19 +106,16 @@ class AAttn(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        qkv = self.qkv(x).reshape(batch, self.num_heads, 3 * self.head_dim, height * width)
-        q, k, v = qkv.split(self.head_dim, 2)
-        tokens = attend(self._runs(q * self.head_dim**-0.5), self._runs(k), self._runs(v))
-        rows = tokens.reshape(batch, self.num_heads, self.area, -1, self.head_dim).permute(0, 1, 4, 2, 3)
-        seen = rows.reshape(batch, channels, height, width)
-        out: Tensor = self.proj(seen + self.pe(v.reshape(batch, channels, height, width)))
+        run = height * width // self.area
+        qkv = self.qkv(x).reshape(batch, self.num_heads, 3 * self.head_dim, self.area, run)
+        values = qkv[:, :, 2 * self.head_dim :].reshape(batch, channels, height, width)
+        # To attention an area is one more head.
+        tokens = qkv.permute(0, 1, 3, 4, 2).reshape(batch, self.num_heads * self.area, run, 3 * self.head_dim)
+        q, k, v = tokens.split(self.head_dim, -1)
+        seen = attend(q * self.head_dim**-0.5, k, v).reshape(batch, self.num_heads, self.area, run, self.head_dim)
+        joined = seen.permute(0, 1, 4, 2, 3).reshape(batch, channels, height, width)
+        out: Tensor = self.proj(joined + self.pe(values))
         return out
-
-    def _runs(self, x: Tensor) -> Tensor:
-        """``(B, heads, d, N)`` to ``(B, heads * area, N / area, d)``: to attention an area is one more head."""
-        batch, heads, channels, tokens = x.shape
-        runs = x.reshape(batch, heads, channels, self.area, tokens // self.area).permute(0, 1, 3, 4, 2)
-        return runs.reshape(batch, heads * self.area, tokens // self.area, channels)
 
 
 class ABlock(nn.Module):
