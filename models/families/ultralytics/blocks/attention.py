@@ -14,8 +14,8 @@ from deploykit.models.families.ultralytics.blocks.psa import (
     Attention,
     PSABlock,
     feed_forward,
-    halve_added,
     heads_of,
+    weaken_added,
 )
 from deploykit.models.layers.attention import attend
 from deploykit.models.layers.conv import Conv
@@ -50,8 +50,8 @@ class PSA(nn.Module):
         return out
 
     def random_weights(self, gain: float) -> None:
-        """See :func:`halve_added`."""
-        halve_added(self.attn.proj, self.ffn[-1])
+        """See :func:`weaken_added`."""
+        weaken_added(self.attn, self.ffn, gain)
 
 
 class C2PSA(nn.Module):
@@ -132,8 +132,8 @@ class ABlock(nn.Module):
         return out
 
     def random_weights(self, gain: float) -> None:
-        """See :func:`halve_added`."""
-        halve_added(self.attn.proj, self.mlp[-1])
+        """See :func:`weaken_added`."""
+        weaken_added(self.attn, self.mlp, gain)
 
 
 class A2C2f(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -68,6 +69,15 @@ def test_random_weights_neither_die_nor_explode(case: Case) -> None:
         assert 0.1 < float(found.std()) < 4
         assert float((found[0] - found[1]).std()) > 0.1
         assert float(found.std((0, 2, 3)).min()) > 0
+
+
+@pytest.mark.parametrize("block", [lambda: A2C2f(64, 64, 4, True, 4, True, 1.2), lambda: C2PSA(128, 128, 6)])
+def test_attention_with_random_weights_stays_calm_in_many_blocks_in_a_row(block: Callable[[], nn.Module]) -> None:
+    module = prepared(lambda: nn.Sequential(*(block() for _ in range(3))))
+    x = image(64 if isinstance(module[0], A2C2f) else 128, 16, 16)
+    [found], [wide] = results(module, x), results(copy.deepcopy(module).double(), x.double())
+    assert 0.1 < float(found.std()) < 4
+    assert float((found - wide).abs().max()) < 1e-5 * float(wide.abs().max())
 
 
 @pytest.mark.parametrize("name", [name for name, case in BLOCKS.items() if name != "CBLinear"])
