@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 __all__ = ["Cells", "Distribution", "RawLevel", "cells_of", "corners", "turned_box", "upright_box"]
 
@@ -44,7 +45,7 @@ class Cells(NamedTuple):
         """The cells ``index`` (B, k) of each image; of all cells only."""
         box, cls = _picked(self.box, index), _picked(self.cls, index)
         extra = None if self.extra is None else _picked(self.extra, index)
-        return Cells(box, cls, extra, self.points[index], self.strides[index])
+        return Cells(box, cls, extra, F.embedding(index, self.points), F.embedding(index, self.strides))
 
 
 def _picked(values: Tensor, index: Tensor) -> Tensor:
