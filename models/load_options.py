@@ -20,6 +20,8 @@ class LoadOptions:
         heads: heads of each attention of a vision transformer; None: as the file tells, or assumed.
         score: of a detector of one class of the YOLOv5 and YOLOv7 families: ``obj``, the objectness alone, or
             ``obj*cls`` (docs/nms.md); None: as the file tells, or assumed.
+        head: branch of a head that has two: ``one2one``, whose detections need no NMS, or ``one2many``; None: the
+            former.
         pool: what a vision transformer classifies: its class token, or the average of the patches.
         activation: between the two linear layers of each block of a vision transformer: ``gelu``, ``gelu-tanh`` or
             ``quick-gelu``.
@@ -33,6 +35,7 @@ class LoadOptions:
     entry: str = ""
     heads: int | None = None
     score: Literal["obj", "obj*cls"] | None = None
+    head: Literal["one2one", "one2many"] | None = None
     pool: Literal["token", "avg"] | None = None
     activation: str | None = None
     head_activation: str | None = None

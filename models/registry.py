@@ -26,8 +26,8 @@ LOG = logging.getLogger(__name__)
 
 NAMES = (
     "cmt.model", "cmt.flyegle", "crossformer.model", "dynopool.model", "fcn.model", "kapao", "nafnet", "resnet",
-    "unet.model", "vit", "vitdet.vit_mask_rcnn", "vitdet.model", "yolov3", "yolov5", "yolov6.model", "yolov7",
-    "yolox.model",
+    "ultralytics.model", "unet.model", "vit", "vitdet.vit_mask_rcnn", "vitdet.model", "yolov3", "yolov5",
+    "yolov6.model", "yolov7", "yolox.model",
 )  # fmt: skip
 FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
 """The family modules, in the order in which they are asked whether a checkpoint is theirs."""
@@ -35,7 +35,7 @@ FAMILIES = tuple(f"deploykit.models.families.{name}" for name in NAMES)
 DEFAULT = "default"
 """The name of the preprocessing that a model's spec has by itself."""
 
-BUILD_OPTIONS = ("heads", "score", "pool", "activation", "head_activation")
+BUILD_OPTIONS = ("heads", "score", "head", "pool", "activation", "head_activation")
 """The options of loading that decide how a network is built, so that its family must read them."""
 
 Rewrite = Callable[[nn.Module, str], nn.Module]
@@ -51,7 +51,8 @@ class ReferenceModel:
     which images were prepared for some of its published weights, by name: see :func:`with_preprocessing`.
     ``rewrites`` are other networks for the same weights, by name: see :func:`with_rewrite`. ``fixed_size_reason``: what
     an export computes from the size of the images, so that it is for one size; empty: an export may be for any size.
-    ``choices``: the options of :data:`BUILD_OPTIONS` that its family reads.
+    ``choices``: the options of :data:`BUILD_OPTIONS` that its family reads. ``images_known``: how images are prepared
+    follows from the project and its file, so that nothing of it is assumed.
     What no tensor told and was therefore assumed is in ``spec.assumptions``; see :meth:`assuming`.
     """
 
@@ -64,6 +65,7 @@ class ReferenceModel:
     rewrites: Mapping[str, Rewrite] = field(default_factory=dict)
     fixed_size_reason: str = ""
     choices: tuple[str, ...] = ()
+    images_known: bool = False
 
     @property
     def stride(self) -> int:
@@ -253,7 +255,7 @@ def _recognised(checkpoint: Checkpoint) -> ReferenceModel | None:
             seed = checkpoint.metadata.get("random_seed")
             if seed is not None:  # written by create_checkpoint
                 notes = (*notes, f"random weights (seed {seed}): predictions are meaningless")
-            spec = with_images_of_file(replace(model.spec, source=source), checkpoint)
+            spec = with_images_of_file(replace(model.spec, source=source), checkpoint, known=model.images_known)
             return replace(model, spec=spec, notes=notes)
     return None
 

@@ -26,6 +26,7 @@ def loading_flags() -> Flags[LoadOptions]:
                     "weights, else the model's own; inspect lists the entries)",
                     metavar="NAME",
                 ),
+                _branch_flag(),
                 *_untold_flags(),
             )
         },
@@ -38,6 +39,16 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
         "--verify",
         action="store_true",
         help="take an exported model only if it is the file that was verified, by the SHA-256 in its parity report",
+    )
+
+
+def _branch_flag() -> Flag:
+    """Return the option of heads with two branches."""
+    return Flag(
+        "--head",
+        "head",
+        "of a head with two branches (YOLO26, YOLOv10): one2one: its detections need no NMS (default); one2many",
+        choices=("one2one", "one2many"),
     )
 
 

@@ -285,8 +285,6 @@ def _refuse_relatives(checkpoint: Checkpoint) -> None:
     """Say what a file is that looks like one of ours, before its layers are looked at."""
     kind = checkpoint.modules[0].kind if checkpoint.modules else ""
     what = _RELATIVES.get(kind.rsplit(".", 1)[-1], "") if kind.startswith("models.") else ""
-    if kind.startswith("ultralytics."):
-        what = "a model of the ultralytics package, which is YOLOv8 and later, or YOLOv5 with another head"
     if what:
         raise CheckpointError(
             f"{checkpoint.path} is {what} ({kind}); deploykit does not have it; "

@@ -84,7 +84,7 @@ def blocks_as_saved(graph: LayerGraph, records: Records) -> tuple[str, ...]:
     Raises:
         CheckpointError: a layer is fed by others than described.
     """
-    _check_sources(graph, records)
+    check_sources(graph, records)
     counted: dict[tuple[str, str], int] = {}
     for path, module in list(graph.named_modules()):
         if isinstance(module, (C3, BottleneckCSP)):
@@ -151,7 +151,7 @@ def _sized(conv: nn.Conv2d, inputs: int, outputs: int, groups: int, *, bias: boo
     return new
 
 
-def _check_sources(graph: LayerGraph, records: Records) -> None:
+def check_sources(graph: LayerGraph, records: Records) -> None:
     """Every pickled layer says what feeds it, which must be what the description says."""
     for i, sources in enumerate(graph.sources):
         record = records.get(f"model.{i}")

@@ -166,23 +166,24 @@ def misfit(i: int, row: Row, reason: Exception) -> CheckpointError:
     )
 
 
-def literal(value: Any, config: GraphConfig) -> Any:
+def literal(value: Any, names: Mapping[str, Any]) -> Any:
     """What a description's argument means: a number, a short list, or one of a few names and activations.
 
-    The projects evaluate the strings among them; here numbers and lists of them are read, and nothing is evaluated.
+    ``names`` are those that stand for numbers of the description, such as ``nc``, and what they stand for. The projects
+    evaluate the strings among the arguments; here numbers and lists of them are read, and nothing is evaluated.
     """
     if isinstance(value, (list, tuple)):
         if len(value) > MAX_ENTRIES or any(isinstance(v, (list, tuple)) for v in value):
             raise ValueError(f"its argument {reprlib.repr(value)} is neither one value nor a short list")
-        return [literal(v, config) for v in value]
+        return [literal(v, names) for v in value]
     if not isinstance(value, str):
         return value
-    named = {"None": None, "True": True, "False": False, "nc": config.num_classes, "nkpt": config.num_keypoints}
+    named = {"None": None, "True": True, "False": False, **names}
     if value in named:
         return named[value]
     if value.startswith("nn."):
         return activation(value)
     if _NUMBERS.fullmatch(value):
         with contextlib.suppress(SyntaxError, ValueError):
-            return literal(ast.literal_eval(value), config)
+            return literal(ast.literal_eval(value), names)
     return value

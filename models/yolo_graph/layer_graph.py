@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import reprlib
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from deploykit.models.yolo_graph.description import (
     MAX_LAYERS,
     REFUSALS,
     GraphConfig,
+    Row,
     misfit,
     read_row,
 )
@@ -54,8 +55,8 @@ class LayerGraph(nn.Module):
         """The last layer."""
         return cast(Detect, self.model[-1])
 
-    def forward(self, images: Tensor) -> Tensor:
-        outputs = {-1: images}
+    def forward(self, images: Tensor) -> Any:
+        outputs: dict[int, Any] = {-1: images}
         for i, (layer, used) in enumerate(zip(self.model, self.sources, strict=True)):
             outputs[i] = layer(*(outputs[s] for s in used))
             for s in set(used):
@@ -66,8 +67,8 @@ class LayerGraph(nn.Module):
     def fuse(self, path: str = "") -> LayerGraph:
         """The deploy graph: every layer folded, and the layers that then feed nothing (auxiliary heads) dropped."""
         layers = [fuse_model(layer, f"{path}model.{i}") for i, layer in enumerate(self.model)]
-        head = cast(Detect, layers[-1])
-        sources = [*self.sources[:-1], self.sources[-1][: head.num_levels]]
+        levels = getattr(layers[-1], "num_levels", None)  # a classifier's head has no levels
+        sources = [*self.sources[:-1], self.sources[-1][:levels]]
         alive = _reachable(sources)
         index = {-1: -1, **{old: new for new, old in enumerate(alive)}}
         return LayerGraph([layers[i] for i in alive], [tuple(index[s] for s in sources[i]) for i in alive])
@@ -107,7 +108,7 @@ def build_graph(config: GraphConfig) -> LayerGraph:
         except REFUSALS as e:
             raise misfit(i, row, e) from e
         if config.activation and kind not in config.silu_layers:
-            _activate(layer, config.activation)
+            activate(layer, config.activation)
         layers.append(layer)
         sources.append(used)
         channels.append(out)
@@ -117,11 +118,11 @@ def build_graph(config: GraphConfig) -> LayerGraph:
             f"this one with {reprlib.repr(config.rows[-1])}"
         )
     graph = LayerGraph(layers, sources, config).eval()
-    graph.head.set_stride(config.strides or _strides(graph, config))
+    graph.head.set_stride(config.strides or strides_of(graph, config.channels, config.rows))
     return graph
 
 
-def _activate(layer: nn.Module, text: str) -> None:
+def activate(layer: nn.Module, text: str) -> None:
     """Give the convolutions that have no activation of their own the description's."""
     for module in layer.modules():
         if isinstance(module, Conv) and type(module.act) is nn.SiLU:
@@ -138,21 +139,29 @@ def _without_norms(module: nn.Module) -> nn.Module:
     return module
 
 
-def _strides(graph: LayerGraph, config: GraphConfig) -> list[int]:
-    """The width of a cell of each level in pixels of the image, found by running shapes only."""
+def strides_of(graph: LayerGraph, channels: int, rows: Sequence[Row]) -> list[int]:
+    """The width of a cell of each level in pixels of the image, found by running shapes only.
+
+    ``channels`` of the image; ``rows`` are what the layers were made of, for messages.
+
+    Raises:
+        CheckpointError: the layers do not fit one another.
+    """
     side = 256
-    outputs = {-1: torch.empty(1, config.channels, side, side, device="meta")}
+    outputs: dict[int, Any] = {-1: torch.empty(1, channels, side, side, device="meta")}
     last = len(graph.sources) - 1
     with torch.no_grad():
         for i in range(last):
             try:
                 twin = _without_norms(copy.deepcopy(graph.model[i]).to("meta"))
                 outputs[i] = twin(*(outputs[s] for s in graph.sources[i]))
-                if outputs[i].numel() > MAX_FEATURE:
-                    raise ValueError(f"it gives {outputs[i].numel():,} values for an image of {side} px")
+                given = sum(map(torch.numel, outputs[i] if isinstance(outputs[i], (list, tuple)) else [outputs[i]]))
+                if given > MAX_FEATURE:
+                    raise ValueError(f"it gives {given:,} values for an image of {side} px")
             except REFUSALS as e:
-                raise misfit(i, config.rows[i], e) from e
-    strides = [side // max(outputs[s].shape[-1], 1) for s in graph.sources[last][: graph.head.num_levels]]
+                raise misfit(i, rows[i], e) from e
+    levels = graph.sources[last][: cast(Any, graph.model[-1]).num_levels]
+    strides = [side // max(outputs[s].shape[-1], 1) for s in levels]
     if min(strides) < 1:
         raise CheckpointError("a level of the model's head is larger than the image; expected one that is scaled down")
     return strides

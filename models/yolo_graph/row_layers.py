@@ -35,7 +35,8 @@ def layer_of_row(
     kind: str, arguments: list[Any], inputs: list[int], count: int, config: GraphConfig, i: int
 ) -> tuple[nn.Module, int]:
     """One row's module and how many channels it gives."""
-    args = [literal(a, config) for a in arguments]
+    names = {"nc": config.num_classes, "nkpt": config.num_keypoints}
+    args = [literal(a, names) for a in arguments]
     if kind in CONVOLUTIONS or kind in STACKS:
         out = _divisible(args[0] * config.width_multiple) if args[0] != _outputs(config) else args[0]
         if not 1 <= out <= MAX_CHANNELS:

@@ -273,7 +273,6 @@ def test_other_multiples_are_in_the_name() -> None:
     [
         ("models.yolo.SegmentationModel", {}, "is a YOLOv5 model that segments"),
         ("models.yolo.ClassificationModel", {}, "is a YOLOv5 model that classifies"),
-        ("ultralytics.nn.tasks.DetectionModel", {}, "is a model of the ultralytics package, which is YOLOv8 and later"),
     ],
 )
 @pytest.mark.parametrize("described", [True, False])
