@@ -198,7 +198,7 @@ class FreeDetect(nn.Module):
         _, index = best_scores(cells.cls.amax(2), count)
         chosen = cells.take(index)
         logits, place = best_scores(chosen.cls.flatten(1), count)
-        rank = torch.div(place, self.num_classes, rounding_mode="trunc")  # floor is eight nodes of ONNX instead of one
+        rank = place // self.num_classes  # in whole numbers: places are too large for half precision
         label = place - rank * self.num_classes
         # The same cell may be wanted several times: from here on it is one row each time.
         box, _, extra, points, strides = cells.take(torch.gather(index, 1, rank))
