@@ -36,7 +36,7 @@ from interleaved import interleaved
 from pre_post import COCO, POSE, _rows
 from selection import exported
 
-from deploykit.export.nms.graph import CANDIDATES as NAMES
+from deploykit.export.nms.graph import candidates_for
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.options import NmsMode
 from deploykit.export.plugins_check import nms_kpt_model
@@ -120,7 +120,7 @@ def _decision(mode: NmsMode, count: int, layout: RawDetections, points: int) -> 
     output = NmsOutputs(keypoints="keypoints" if points else None)
     keypoints = KeypointSpec.unnamed(points) if points else None
     spec = ModelSpec("keypoints" if points else "detect", InputSpec(), output, classes, keypoints, THRESHOLDS)
-    plan = NmsPlan(mode, layout, NAMES if points else NAMES[:-1], THRESHOLDS.pre_nms_topk)
+    plan = NmsPlan(mode, layout, candidates_for(output), THRESHOLDS.pre_nms_topk)
     model = exported(plan.module(torch.nn.Identity()), [torch.zeros(1, count, layout.columns)], plan.outputs)
     plan.append(model, spec, torch.nn.Identity())
     return bytes(ir.to_proto(model).SerializeToString())

@@ -63,7 +63,7 @@ def test_defaults_are_those_of_the_yolov7_family() -> None:
     )
     assert dataclasses.astuple(Thresholds()) == (0.25, 0.45, 300, 1000, 0.5)
     assert [f.default for f in dataclasses.fields(NmsOutputs)][1:] == [
-        "num_dets", "boxes", "scores", "labels", None, "num_candidates", None, None, None,
+        "num_dets", "boxes", "scores", "labels", None, "num_candidates", None, None, None, None,
     ]  # fmt: skip
 
 
@@ -200,10 +200,10 @@ def test_oriented_boxes_as_written_today_can_always_be_read() -> None:
 @pytest.mark.parametrize(
     ("task", "output", "message"),
     [
-        ("detect", '"kind":"rows","angle":[6,7]', "the task oriented has a column of angles, and no other has"),
-        ("oriented", '"kind":"rows"', "the task oriented has a column of angles, and no other has"),
-        ("oriented", '"kind":"end-to-end"', "the task oriented has a column of angles, and no other has"),
-        ("detect", '"kind":"end-to-end","angle":6', "the task oriented has a column of angles, and no other has"),
+        ("detect", '"kind":"rows","angle":[6,7]', "the task oriented has angles, and no other has"),
+        ("oriented", '"kind":"rows"', "the task oriented has angles, and no other has"),
+        ("oriented", '"kind":"end-to-end"', "the task oriented has angles, and no other has"),
+        ("detect", '"kind":"end-to-end","angle":6', "the task oriented has angles, and no other has"),
         ("oriented", '"kind":"end-to-end","angle":5', "the columns of label .* and angle .* must not overlap"),
         ("oriented", '"kind":"rows","angle":[5,6]', "the columns of cls .* and angle .* must not overlap"),
         ("oriented", '"kind":"rows","angle":[6,8]', "angle must have 1 column, got 2"),
@@ -213,6 +213,24 @@ def test_oriented_boxes_as_written_today_can_always_be_read() -> None:
 def test_angles_are_of_oriented_boxes_alone(task: str, output: str, message: str) -> None:
     with pytest.raises(SpecError, match=message):
         ModelSpec.from_json(f'{{"task":"{task}","input":{{}},"output":{{{output}}}}}')
+
+
+def test_nms_outputs_of_oriented_boxes_as_written_today_can_always_be_read() -> None:
+    written = (
+        '{"angles":"angles","boxes":"boxes","keypoints":null,"kind":"nms","labels":"labels","num_candidates":'
+        '"num_candidates","num_dets":"num_dets","scores":"scores"}'
+    )
+    spec = ModelSpec.from_json(f'{{"task":"oriented","input":{{}},"classes":["ship"],"output":{written}}}')
+    assert written in spec.to_json()
+    assert spec.output == NmsOutputs(angles="angles")
+    assert spec.output.oriented
+    assert [t.name for t in spec.output_tensors][-2:] == ["angles", "num_candidates"]
+    assert "angles" not in json.dumps(
+        json.loads(dataclasses.replace(POSE, output=NmsOutputs(keypoints="k")).to_json())["output"]
+    )
+    for task, output in (("oriented", '"kind":"nms"'), ("detect", '"kind":"nms","angles":"a"')):
+        with pytest.raises(SpecError, match="the task oriented has angles, and no other has"):
+            ModelSpec.from_json(f'{{"task":"{task}","input":{{}},"output":{{{output}}}}}')
 
 
 def test_a_score_is_one_of_three_things_and_said_once() -> None:

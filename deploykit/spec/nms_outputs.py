@@ -9,7 +9,7 @@ from deploykit.errors import SpecError
 from deploykit.spec.checks import check_name
 from deploykit.spec.json_values import LATER
 from deploykit.spec.output import Output, OutputTensor, SpecLike
-from deploykit.spec.row_parts import prototype_tensors
+from deploykit.spec.row_parts import check_angle, prototype_tensors
 
 __all__ = ["NmsOutputs"]
 
@@ -19,12 +19,13 @@ class NmsOutputs(Output):
     """Fixed-shape outputs after NMS, in network pixels (M = the thresholds' ``max_det``).
 
     ``num_dets (B,1) int32, boxes (B,M,4) xyxy, scores (B,M), labels (B,M) int32, keypoints (B,M,K,3),
-    masks (B,M,S,S)`` (0..1, each over its box), ``num_candidates (B,1) int32`` (None: an export by others, which does
-    not count them); empty slots are zero. Or, in place of masks, ``coefficients (B,M,P)`` and ``prototypes (B,P,h,w)``,
-    which are those of :class:`deploykit.spec.RawDetections`.
+    masks (B,M,S,S)`` (0..1, each over its box), ``angles (B,M)`` of oriented boxes, in radians as in
+    :class:`deploykit.spec.RawDetections` (``boxes`` are then cx, cy, w, h), ``num_candidates (B,1) int32`` (None: an
+    export by others, which does not count them); empty slots are zero. Or, in place of masks, ``coefficients (B,M,P)``
+    and ``prototypes (B,P,h,w)``, which are those of :class:`deploykit.spec.RawDetections`.
     """
 
-    tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances")
+    tasks: ClassVar[tuple[str, ...]] = ("detect", "keypoints", "instances", "oriented")
     finds_objects: ClassVar[bool] = True
     nms_inside: ClassVar[bool] = True
 
@@ -38,6 +39,7 @@ class NmsOutputs(Output):
     masks: str | None = field(default=None, metadata=LATER)
     coefficients: str | None = field(default=None, metadata=LATER)
     prototypes: str | None = field(default=None, metadata=LATER)
+    angles: str | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -54,8 +56,14 @@ class NmsOutputs(Output):
         """See :attr:`Output.two_stages`: masks are of boxes that were chosen before."""
         return self.masks is not None
 
+    @property
+    def oriented(self) -> bool:
+        """See :attr:`Output.oriented`."""
+        return self.angles is not None
+
     def check(self, spec: SpecLike) -> None:
-        """See :meth:`Output.check`: names and outputs of keypoints go together, and instances have masks."""
+        """See :meth:`Output.check`: names and outputs of keypoints go together, instances have masks and oriented boxes
+        angles."""
         if (spec.keypoints is None) != (self.keypoints is None):
             raise SpecError("a spec has keypoint names and a keypoint output, or neither")
         if (self.coefficients is None) != (self.prototypes is None):
@@ -65,6 +73,7 @@ class NmsOutputs(Output):
                 "a spec of the task instances has an output of masks, or coefficients and prototypes of them; no other "
                 "has"
             )
+        check_angle(self.angles, spec)
 
     def tensors(self, spec: SpecLike) -> tuple[OutputTensor, ...]:
         """See :meth:`Output.tensors`."""
@@ -75,11 +84,12 @@ class NmsOutputs(Output):
             masks.append(OutputTensor(self.coefficients, (*each, "coefficients")))
         return (
             OutputTensor(self.num_dets, alone, "int32", columns=1),
-            OutputTensor(self.boxes, (*each, "corners"), columns=4),
+            OutputTensor(self.boxes, (*each, "values" if self.angles else "corners"), columns=4),
             OutputTensor(self.scores, each),
             OutputTensor(self.labels, each, "int32"),
             *points,
             *masks,
+            *([OutputTensor(self.angles, each)] if self.angles else []),
             *([OutputTensor(self.num_candidates, alone, "int32", columns=1)] if self.num_candidates else []),
             *prototype_tensors(self.prototypes),
         )
@@ -87,10 +97,11 @@ class NmsOutputs(Output):
     def describe(self, spec: SpecLike) -> str:
         """See :meth:`Output.describe`."""
         limits = spec.thresholds
+        boxes = "cx cy w h and an angle in radians, " if self.angles else ""
         masks = f"; masks by the coefficients of the maps in {self.prototypes}" if self.prototypes else ""
         return (
-            f"after NMS, in network pixels: at most {limits.max_det} of an image, score over {limits.conf:g}, overlap "
-            f"up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates{masks}"
+            f"{boxes}after NMS, in network pixels: at most {limits.max_det} of an image, score over {limits.conf:g}, "
+            f"overlap up to {limits.iou:g}, from the best {limits.pre_nms_topk} candidates{masks}"
         )
 
     def facts(self, spec: SpecLike) -> dict[str, Any]:

@@ -21,13 +21,13 @@ def check_masks(coefficients: Span | None, prototypes: str | None, spec: SpecLik
 
 
 def check_angle(angle: object, spec: SpecLike) -> None:
-    """Check that oriented boxes, and only they, have a column of angles (None: there is none).
+    """Check that oriented boxes, and only they, have angles: a column, or an output (None: there is none).
 
     Raises:
         SpecError: they do not.
     """
     if (spec.task == "oriented") != (angle is not None):
-        raise SpecError("a spec of the task oriented has a column of angles, and no other has")
+        raise SpecError("a spec of the task oriented has angles, and no other has")
 
 
 def prototype_tensors(name: str | None) -> tuple[OutputTensor, ...]:

@@ -33,8 +33,9 @@ NO_CANDIDATE = -1.0  # the score of a row that is no candidate; thresholds are a
 class Candidates(NamedTuple):
     """The best rows of each image, sorted by score.
 
-    They are boxes ``(B,k,4)`` xyxy, scores ``(B,k)``, labels ``(B,k)``, all_scores ``(B,N)`` of every row, and
-    keypoints ``(B,k,K,3)`` (or ``(B,k,0,3)``). A row with NaN or infinity has score -1.
+    They are boxes ``(B,k,4)`` xyxy (oriented ones cx, cy, w, h), scores ``(B,k)``, labels ``(B,k)``, all_scores
+    ``(B,N)`` of every row, keypoints ``(B,k,K,3)`` (or ``(B,k,0,3)``), and angles ``(B,k,1)`` (or ``(B,k,0)``). A row
+    with NaN or infinity has score -1.
     """
 
     boxes: Tensor
@@ -42,6 +43,7 @@ class Candidates(NamedTuple):
     labels: Tensor
     all_scores: Tensor
     keypoints: Tensor
+    angles: Tensor
 
 
 class RowSelection(nn.Module):
@@ -74,7 +76,8 @@ def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores:
     if layout.kpt_dims == 2:  # without visibility, keypoints count as visible
         points = torch.cat((points, torch.ones_like(points[..., :1])), -1)
     labels = _products(rows, layout).argmax(-1)
-    return Candidates(torch.cat((centre - half, centre + half), -1), scores, labels, all_scores, points)
+    boxes = rows[..., slice(*layout.box)] if layout.angle else torch.cat((centre - half, centre + half), -1)
+    return Candidates(boxes, scores, labels, all_scores, points, rows[..., slice(*(layout.angle or (0, 0)))])
 
 
 def _products(rows: Tensor, layout: RawDetections) -> Tensor:

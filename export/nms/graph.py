@@ -1,8 +1,9 @@
 """NMS as ONNX operators that follow the candidates; :mod:`deploykit.runtime.postprocess.nms` is the definition.
 
 The candidates of an image arrive sorted, the best first (see :mod:`deploykit.export.nms.candidates`):
-``boxes (B,k,4)`` xyxy, ``scores (B,k)`` with -1 for no candidate, ``labels (B,k)`` int64, ``keypoints (B,k,K,3)``, and
-``all_scores (B,N)`` of every row. The appended nodes give the outputs of :class:`deploykit.spec.NmsOutputs`.
+``boxes (B,k,4)`` xyxy, ``scores (B,k)`` with -1 for no candidate, ``labels (B,k)`` int64, ``keypoints (B,k,K,3)``,
+``angles (B,k,1)`` of oriented boxes (which are cx, cy, w, h), and ``all_scores (B,N)`` of every row. The appended nodes
+give the outputs of :class:`deploykit.spec.NmsOutputs`.
 
 * ``graph`` uses ONNX's NonMaxSuppression on scores that are one-hot in the class. ONNX Runtime computes the overlap as
   the definition does, ties included. It would swap the corners of a box with negative sides, which overlaps nothing by
@@ -10,6 +11,8 @@ The candidates of an image arrive sorted, the best first (see :mod:`deploykit.ex
 * ``basic`` needs only arithmetic, TopK, MatMul and a Loop. It starts with every candidate kept; each round keeps those
   that no better kept candidate overlaps. After n rounds every decision is that of greedy NMS whose chain of suppression
   has up to n links. The loop ends when a round changes nothing, so no fixed number of rounds can be too small.
+* Oriented boxes have one form for both, by :mod:`deploykit.runtime.postprocess.rotated_nms`: ONNX has no such operator,
+  and their rule needs no order of decisions. All pairs are compared at once, in float32.
 * ``plugin`` is the node ``deploykit::NmsKpt`` on the raw rows; its contract is in ``cpp_plugins/nms_kpt/README.md``.
 """
 
@@ -22,117 +25,30 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
+from deploykit.export.nms.nodes import ANGLES, APARTS, BASIC, END, GRAPH, KEYPOINTS, ROTATED, START
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 
-__all__ = ["CANDIDATES", "CONF", "DOMAIN", "IOU", "MODES", "append_nms", "append_plugin", "check_thresholds"]
+__all__ = [
+    "CANDIDATES",
+    "CONF",
+    "DOMAIN",
+    "IOU",
+    "MODES",
+    "append_nms",
+    "append_plugin",
+    "candidates_for",
+    "check_thresholds",
+]
 
 MODES = ("none", "graph", "basic", "plugin")
 DOMAIN = "deploykit"
 CONF, IOU = "nms_conf", "nms_iou"
 """Names of the stored thresholds, which the parity check overrides."""
 
-CANDIDATES = ("boxes", "scores", "labels", "all_scores", "keypoints")
+CANDIDATES = ("boxes", "scores", "labels", "all_scores", "keypoints", "angles")
+"""The parts of :class:`deploykit.export.nms.candidates.Candidates`; the last two only where there are such outputs."""
 MAX_CANDIDATES = 3840  # the limit of TensorRT's TopK
-
-_START = """
-    is_one = Greater(scores, {conf})
-    over = Greater(all_scores, {conf})
-    over_number = Cast<to = 6>(over)
-    num_candidates = ReduceSum<keepdims = 1>(over_number, axis1)
-    one_number = Cast<to = 1>(is_one)
-"""
-
-_GRAPH = """
-    live = Where(is_one, scores, minus_one)
-    label_row = Unsqueeze(labels, axis1)
-    live_row = Unsqueeze(live, axis1)
-    of_class = Equal(label_row, classes)
-    per_class = Where(of_class, live_row, minus_one)
-    near, far = Split<axis = 2, num_outputs = 2>(boxes)
-    sides = Sub(far, near)
-    least_side = ReduceMin<keepdims = 1>(sides, axis2)
-    has_area = Greater(least_side, zero)
-    overlapping = Where(has_area, boxes, zero)
-    selected = NonMaxSuppression(overlapping, per_class, most, {iou}, zero1)
-    place = Gather<axis = 1>(selected, batch_and_box)
-    shape = Shape(scores)
-    nothing = ConstantOfShape(shape)
-    count = Shape<start = 0, end = 1>(place)
-    marks = ConstantOfShape<value = float[1] {{1.0}}>(count)
-    kept = ScatterND(nothing, place, marks)
-"""
-
-_BASIC = """
-    x1, y1, x2, y2 = Split<axis = 2, num_outputs = 4>(boxes)
-    width = Sub(x2, x1)
-    height = Sub(y2, y1)
-    area = Mul(width, height)
-    other_x1 = Transpose<perm = [0, 2, 1]>(x1)
-    other_y1 = Transpose<perm = [0, 2, 1]>(y1)
-    other_x2 = Transpose<perm = [0, 2, 1]>(x2)
-    other_y2 = Transpose<perm = [0, 2, 1]>(y2)
-    other_area = Transpose<perm = [0, 2, 1]>(area)
-    left = Max(x1, other_x1)
-    top = Max(y1, other_y1)
-    right = Min(x2, other_x2)
-    bottom = Min(y2, other_y2)
-    across = Sub(right, left)
-    down = Sub(bottom, top)
-    across_0 = Max(across, zero)
-    down_0 = Max(down, zero)
-    inter = Mul(down_0, across_0)
-    areas = Add(area, other_area)
-    union = Sub(areas, inter)
-    overlap = Div(inter, union)
-    too_much = Greater(overlap, {iou})
-    label_column = Unsqueeze(labels, axis2)
-    label_row = Unsqueeze(labels, axis1)
-    same = Equal(label_column, label_row)
-    better = Less(rank_column, rank_row)
-    rivals = And(too_much, same)
-    beats = And(rivals, better)
-    beats_number = Cast<to = 1>(beats)
-    candidates = Unsqueeze(one_number, axis1)
-    settled = Loop(rounds, go_on, candidates)<body = one_round
-        (int64 i, bool running, float[b, one, k] before) => (bool more, float[b, one, k] after)
-    {{
-        hits = MatMul(before, beats_number)
-        hit = Greater(hits, half)
-        after = Where(hit, zero, candidates)
-        change = Sub(after, before)
-        size = Abs(change)
-        largest = ReduceMax<keepdims = 0>(size)
-        more = Greater(largest, zero_scalar)
-    }}>
-    kept = Squeeze(settled, axis1)
-"""
-
-_END = """
-    ordered = Mul(kept, countdown)
-    padded = Pad(ordered, room)
-    top_order, top_place = TopK<axis = 1, largest = 1, sorted = 1>(padded, most)
-    used = Greater(top_order, zero)
-    where = Where(used, top_place, zero_index)
-    where_1 = Unsqueeze(where, axis2)
-    used_1 = Unsqueeze(used, axis2)
-    used_number = Cast<to = 6>(used)
-    num_dets = ReduceSum<keepdims = 1>(used_number, axis1)
-    some_boxes = GatherND<batch_dims = 1>(boxes, where_1)
-    out_boxes = Where(used_1, some_boxes, zero)
-    some_scores = GatherND<batch_dims = 1>(scores, where_1)
-    out_scores = Where(used, some_scores, zero)
-    some_labels = GatherND<batch_dims = 1>(labels, where_1)
-    used_labels = Where(used, some_labels, zero_index)
-    out_labels = Cast<to = 6>(used_labels)
-"""
-
-_KEYPOINTS = """
-    used_2 = Unsqueeze(used_1, axis3)
-    some_keypoints = GatherND<batch_dims = 1>(keypoints, where_1)
-    out_keypoints = Where(used_2, some_keypoints, zero)
-"""
-# 1 and 6 are ONNX's numbers of float32 and int32.
 
 
 def check_thresholds(thresholds: Thresholds) -> None:
@@ -151,24 +67,25 @@ def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> 
     """Append NMS to a graph whose outputs are the candidates, named as in :data:`CANDIDATES`, and replace its outputs.
 
     Args:
-        model: the graph; keypoints are its last output, if there are any.
+        model: the graph.
         mode: ``graph`` or ``basic``.
         spec: of the export, whose output is :class:`NmsOutputs`.
         candidates: k, the number of candidates per image.
     """
     names = cast(NmsOutputs, spec.output)
-    thresholds, keypoints = spec.thresholds, names.keypoints is not None
+    thresholds, keypoints, angles = spec.thresholds, names.keypoints is not None, names.angles is not None
     given = {str(value.name): value for value in model.graph.outputs}
-    inputs = [name for name in CANDIDATES if name in given]
+    inputs = [name for name in candidates_for(names) if name in given]
     for name, value in given.items():  # NMS gives an output of that name
         value.name = f"candidate_{name}"
-    body = _START + (_GRAPH if mode == "graph" else _BASIC) + _END + (_KEYPOINTS if keypoints else "")
-    body = body.format(conf=CONF, iou=IOU)
+    decision = ROTATED if angles else GRAPH if mode == "graph" else BASIC
+    body = START + decision + END + (KEYPOINTS if keypoints else "") + (ANGLES if angles else "")
+    body = body.format(conf=CONF, iou=IOU, **APARTS)
     words = set(re.findall(r"\w+", body))
     constants = _constants(thresholds, len(spec.classes), candidates)
     values = {name: value for name, value in constants.items() if name in words}
     produced = ["num_dets", "out_boxes", "out_scores", "out_labels"] + ["out_keypoints"] * keypoints
-    produced.append("num_candidates")
+    produced += [*["out_angles"] * angles, "num_candidates"]
     kinds = {"labels": "int64", "num_dets": "int32", "out_labels": "int32", "num_candidates": "int32"}
     takes, gives = (
         ", ".join(f"{kinds.get(name, 'float')} {name}" for name in side) for side in ((*inputs, *values), produced)
@@ -188,8 +105,14 @@ def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> 
 def _output_names(names: NmsOutputs) -> list[str]:
     """The names of the outputs in their order; NMS of ours counts its candidates."""
     assert names.num_candidates is not None
-    points = [names.keypoints] if names.keypoints is not None else []
-    return [names.num_dets, names.boxes, names.scores, names.labels, *points, names.num_candidates]
+    more = [name for name in (names.keypoints, names.angles) if name is not None]
+    return [names.num_dets, names.boxes, names.scores, names.labels, *more, names.num_candidates]
+
+
+def candidates_for(names: NmsOutputs) -> tuple[str, ...]:
+    """Return the parts of the candidates that NMS with these outputs takes."""
+    unused = {name for name in ("keypoints", "angles") if getattr(names, name) is None}
+    return tuple(name for name in CANDIDATES if name not in unused)
 
 
 def _constants(thresholds: Thresholds, classes: int, candidates: int) -> dict[str, Array]:
@@ -202,6 +125,10 @@ def _constants(thresholds: Thresholds, classes: int, candidates: int) -> dict[st
         "zero1": np.zeros(1, np.float32),
         "zero_scalar": np.zeros((), np.float32),
         "half": np.full((), 0.5, np.float32),
+        "unit": np.ones((), np.float32),
+        "two": np.full((), 2, np.float32),
+        "four": np.full((), 4, np.float32),
+        "twelve": np.full((), 12, np.float32),
         "minus_one": np.full((), -1, np.float32),
         "zero_index": np.zeros((), np.int64),
         "axis1": np.array([1], np.int64),
@@ -292,6 +219,8 @@ def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spe
     }
     if names.keypoints is not None:
         shapes[names.keypoints] = (m, points, 3)
+    if names.angles is not None:
+        shapes[names.angles] = (m,)
     whole = (names.num_dets, names.labels, called[-1])
     batch: int | str = spec.input.batch if spec.input.dynamic == "none" else "batch"
     model.graph.outputs.clear()

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import UsageError
-from deploykit.export.nms.candidates import RowsAndSelection, RowSelection, with_candidate_head
+from deploykit.export.nms.candidates import Candidates, RowsAndSelection, RowSelection, with_candidate_head
 from deploykit.export.nms.decode_node import append_decode, up_to_raw_head
-from deploykit.export.nms.graph import CANDIDATES, append_nms, append_plugin, check_thresholds
+from deploykit.export.nms.graph import append_nms, append_plugin, candidates_for, check_thresholds
 from deploykit.export.nms.layouts import detections_layout
 from deploykit.export.options import NmsMode
 from deploykit.export.outputs import export_adapter_of
@@ -60,8 +60,8 @@ class NmsPlan:
         if not self.candidates:
             return fused
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
-            return _First(with_candidate_head(fused, self.rows, self.candidates), len(self.outputs))
-        return _First(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), len(self.outputs))
+            return _Some(with_candidate_head(fused, self.rows, self.candidates), self._places())
+        return _Some(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), self._places())
 
     def module_with_rows(self, fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         """Return a module that gives the raw rows as well, from the same layers, and the names of all its outputs."""
@@ -72,10 +72,15 @@ class NmsPlan:
             levels = up_to_raw_head(fused, rows=True)
             assert levels is not None
             return levels[0], names
+        places = (0, *(1 + place for place in self._places()))
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
-            return _First(with_candidate_head(fused, self.rows, self.candidates, rows=True), len(names)), names
+            return _Some(with_candidate_head(fused, self.rows, self.candidates, rows=True), places), names
         beside = RowsAndSelection(RowSelection(self.rows, self.candidates))
-        return _First(nn.Sequential(fused, beside), len(names)), names
+        return _Some(nn.Sequential(fused, beside), places), names
+
+    def _places(self) -> tuple[int, ...]:
+        """Where the traced outputs are among the candidates' parts."""
+        return tuple(Candidates._fields.index(name) for name in self.outputs)
 
     def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
         """Add NMS to the graph that was traced from ``fused``."""
@@ -104,15 +109,16 @@ def plan_nms(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.M
         return NmsPlan(mode, None, spec.output_names, 0), spec
     layout = export_adapter_of(spec).rows_for_nms(mode)
     check_thresholds(thresholds)
-    given = replace(spec, output=NmsOutputs(keypoints="keypoints" if spec.keypoints else None))
+    keypoints, angles = ("keypoints" if spec.keypoints else None), ("angles" if layout.angle else None)
+    output = NmsOutputs(keypoints=keypoints, angles=angles)
+    given = replace(spec, output=output)
     if mode == "plugin":
         levels = up_to_raw_head(fused)
         return NmsPlan(mode, layout, levels[1] if levels else (layout.name,), 0, decodes=levels is not None), given
     if spec.input.dynamic == "shape":
         raise UsageError(f"--nms {mode} needs a fixed image size: --dynamic shape goes with --nms none or plugin")
-    names = CANDIDATES if spec.keypoints else CANDIDATES[:-1]
     rows = _rows(fused, spec)
-    return NmsPlan(mode, layout, names, min(thresholds.pre_nms_topk, rows)), given
+    return NmsPlan(mode, layout, candidates_for(output), min(thresholds.pre_nms_topk, rows)), given
 
 
 def _rows(fused: nn.Module, spec: ModelSpec) -> int:
@@ -125,12 +131,13 @@ def _rows(fused: nn.Module, spec: ModelSpec) -> int:
         return int(fused(torch.zeros(1, spec.input.channels, height, width)).shape[1])
 
 
-class _First(nn.Module):
-    """Gives the first outputs of a module, and so leaves out those of keypoints if there are none."""
+class _Some(nn.Module):
+    """Gives some outputs of a module, and so leaves out those of keypoints if there are none."""
 
-    def __init__(self, module: nn.Module, count: int) -> None:
+    def __init__(self, module: nn.Module, places: tuple[int, ...]) -> None:
         super().__init__()
-        self.module, self.count = module, count
+        self.module, self.places = module, places
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        return tuple(self.module(images)[: self.count])
+        found = self.module(images)
+        return tuple(found[place] for place in self.places)

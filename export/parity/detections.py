@@ -164,6 +164,10 @@ class _Rows:
         return bool((_iou(_boxes_of(found)[i : i + 1], self.boxes[same], limits.same_box) >= limits.min_iou).any())
 
 
+_Side = tuple[NetworkDetections, NetworkDetections, _Rows, Array]
+"""Detections of one network, those of the other, the other's rows, and which of the first have no partner."""
+
+
 def _match_image(
     a: NetworkDetections,
     b: NetworkDetections,
@@ -189,7 +193,8 @@ def _match_image(
         )
         for mine, paired, other in ((a, left, rows_b), (b, right, rows_a))
     ]
-    borderline = _count_rounding_explained(a, b, alone[0], alone[1], suppression, limits)
+    sides = ((a, b, rows_b, alone[0]), (b, a, rows_a, alone[1]))
+    borderline = _count_rounding_explained(sides, suppression, limits)
     distance = None if a.keypoints is None or b.keypoints is None else _distance(a.keypoints[left], b.keypoints[right])
     return _Pairs(
         len(a.scores),
@@ -234,32 +239,25 @@ def _logits_of(found: NetworkDetections, i: int) -> Array:
     return logits
 
 
-def _count_rounding_explained(
-    a: NetworkDetections,
-    b: NetworkDetections,
-    alone_a: Array,
-    alone_b: Array,
-    suppression: Suppression,
-    limits: Tolerance,
-) -> int:
+def _count_rounding_explained(sides: tuple[_Side, _Side], suppression: Suppression, limits: Tolerance) -> int:
     """Count the unmatched detections, whose rows both networks have, that rounding explains.
 
     NMS is a chain of decisions. If two scores are equal but for rounding, either row may suppress the other, and then
     its own neighbours. So unmatched detections that overlap form a group, and a group is explained if one of its
     decisions was within rounding.
     """
-    sides = [(a, b, alone_a), (b, a, alone_b)]
-    boxes = np.concatenate([_boxes_of(mine)[alone] for mine, _, alone in sides])
-    labels = np.concatenate([mine.labels[alone] for mine, _, alone in sides])
-    scores = np.concatenate([mine.scores[alone] for mine, _, alone in sides])
-    side = np.repeat([0, 1], [len(alone_a), len(alone_b)])
+    boxes = np.concatenate([_boxes_of(mine)[alone] for mine, *_, alone in sides])
+    labels = np.concatenate([mine.labels[alone] for mine, *_, alone in sides])
+    scores = np.concatenate([mine.scores[alone] for mine, *_, alone in sides])
+    side = np.repeat([0, 1], [len(alone) for *_, alone in sides])
     overlap = _iou(boxes, boxes, limits.same_box)
     iou = np.array([_thresholds_of(label, suppression).iou for label in labels])
     linked = (labels[:, None] == labels) & (overlap >= iou - limits.borderline_iou)
     linked |= overlap >= limits.min_iou  # across labels: one row whose best classes score equal but for rounding
     tied = linked & (side[:, None] != side) & (np.abs(scores[:, None] - scores) <= 2 * limits.probability)
     explained = tied.any(1) | np.array(
-        [_borderline(mine, i, other, suppression, limits) for mine, other, alone in sides for i in alone], bool
+        [_borderline(mine, i, other, rows, suppression, limits) for mine, other, rows, alone in sides for i in alone],
+        bool,
     )
     while True:  # a detection linked to an explained one is explained
         reached = explained | (linked & explained).any(1)
@@ -269,9 +267,17 @@ def _count_rounding_explained(
 
 
 def _borderline(
-    mine: NetworkDetections, i: int, other: NetworkDetections, suppression: Suppression, limits: Tolerance
+    mine: NetworkDetections,
+    i: int,
+    other: NetworkDetections,
+    rows: _Rows,
+    suppression: Suppression,
+    limits: Tolerance,
 ) -> bool:
-    """Whether rounding may be the reason that detection ``i`` of ``mine`` is missing from ``other``."""
+    """Whether rounding may be the reason that detection ``i`` of ``mine`` is missing from ``other``, found in ``rows``.
+
+    Of oriented boxes those that were removed have removed others too, so all candidates are looked at.
+    """
     score, near = float(mine.scores[i]), 2 * limits.probability
     thresholds = _thresholds_of(mine.labels[i], suppression)
     together = np.array([_thresholds_of(label, suppression) is thresholds for label in other.labels], bool)
@@ -281,8 +287,10 @@ def _borderline(
     full = len(run) >= thresholds.max_det or other.candidates > thresholds.pre_nms_topk
     if full and score <= float(run.min(initial=1.0)) + near:
         return True  # it may have fallen off the end of the list of candidates or of detections
-    same = other.labels == mine.labels[i]
-    overlap = _iou(_boxes_of(mine)[i : i + 1], _boxes_of(other)[same], limits.same_box)
+    rivals = _boxes_of(other)[other.labels == mine.labels[i]]
+    if other.rotated is not None:
+        rivals = rows.boxes[rows.scores[:, mine.labels[i]] > thresholds.conf - near]
+    overlap = _iou(_boxes_of(mine)[i : i + 1], rivals, limits.same_box)
     return bool((np.abs(overlap - thresholds.iou) <= limits.borderline_iou).any())
 
 

@@ -30,6 +30,8 @@ from deploykit.runtime.parity.spread import spread_of
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.nms import nms
+from deploykit.runtime.postprocess.rotated import hulls_of
+from deploykit.runtime.postprocess.rotated_nms import rotated_rows
 from deploykit.runtime.session import Session, input_arrays
 from deploykit.spec import ModelSpec, RawDetections, Thresholds
 
@@ -86,7 +88,7 @@ def check_detections(
             rows = [matcher.rows_in(each) for each in values]
             parts = [_best(r, b, layout, most, limits) for r, b in zip(rows, given, strict=True)]
             if best is not None:
-                matchings.append(_matching(names, parts, limits))
+                matchings.append(_matching(names, parts, layout, limits))
                 found_differences += _differences(names, parts, layout, limits)
             if layout.prototypes is not None:
                 found_differences.append(_prototype_masks(names, values, given, parts, layout, limits))
@@ -147,9 +149,10 @@ def _chosen(spec: ModelSpec) -> DetectionAdapter[Any]:
 class _Best:
     """The reference's best rows of one image, paired with the candidate's.
 
-    ``expected`` and ``found`` are ``(n, 5 + keypoint values)``: corners, score, keypoints. ``count`` is how many rows
-    were searched for, ``tail`` how many of them have no partner because rounding decides which rows come last.
-    ``places``: the positions of the pairs among the reference's rows and among the candidate's.
+    ``expected`` and ``found`` are ``(n, 5 + keypoint values)``: corners, score, keypoints; of oriented boxes
+    ``(n, 6)``: cx, cy, w, h, score, angle. ``count`` is how many rows were searched for, ``tail`` how many of them have
+    no partner because rounding decides which rows come last. ``places``: the positions of the pairs among the
+    reference's rows and among the candidate's.
     """
 
     expected: Array
@@ -164,6 +167,7 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
     count = min(ROWS, most)
     top = Thresholds(conf=0.0, iou=1.0, max_det=count, pre_nms_topk=count)
     kept = nms(rows, layout, top)
+    boxes = kept.boxes if layout.angle is None else hulls_of(rotated_rows(rows[kept.rows], layout))
     count = len(kept.rows)
     given = _as_rows(found, layout)
     free = np.ones(len(given), bool)
@@ -173,7 +177,7 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
     last = float(found.scores[-1]) if len(found.scores) == most else -1.0  # a list that is not full has no tail
     tail = 0
     for i in range(count):
-        distance = np.abs(found.boxes - kept.boxes[i]).max(1) / near
+        distance = np.abs(found.boxes - boxes[i]).max(1) / near
         distance += np.abs(found.scores - kept.scores[i]) / alike
         distance[~free | (found.labels != kept.labels[i])] = np.inf
         j = int(distance.argmin()) if len(distance) else 0
@@ -188,14 +192,19 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
 
 
 def _flat(rows: Array, layout: RawDetections) -> Array:
-    """Return rows in the form of :func:`_as_rows`: corners, the score of the best class, keypoints."""
+    """Return rows in the form of :func:`_as_rows`, with the score of the best class."""
     box = rows[:, slice(*layout.box)]
     scores = class_scores(rows, layout).max(1, initial=0)
+    if layout.angle:
+        return np.concatenate((box, scores[:, None], rows[:, slice(*layout.angle)]), 1)
     points = rows[:, slice(*(layout.keypoints or (0, 0)))]
     return np.concatenate((box[:, :2] - box[:, 2:] / 2, box[:, :2] + box[:, 2:] / 2, scores[:, None], points), 1)
 
 
 def _as_rows(found: NetworkDetections, layout: RawDetections) -> Array:
+    """Return detections in the form of :class:`_Best`."""
+    if found.rotated is not None:
+        return np.column_stack((found.rotated[:, :4], found.scores, found.rotated[:, 4])).astype(np.float64)
     points = np.zeros((len(found.scores), 0))
     if found.keypoints is not None:
         width = found.keypoints.shape[1] * layout.kpt_dims
@@ -258,7 +267,9 @@ def _prototype_masks(
     return mask_difference(names, sides[0], sides[1], limits)
 
 
-def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Tolerance) -> Matching:
+def _matching(
+    names: tuple[str, str, str], parts: Sequence[_Best], layout: RawDetections, limits: Tolerance
+) -> Matching:
     count, tail = sum(p.count for p in parts), sum(p.tail for p in parts)
     score = [np.abs(p.expected[:, 4] - p.found[:, 4]).max(initial=0.0) for p in parts]
     points = [np.abs(p.expected[:, 5:] - p.found[:, 5:]).max(initial=0.0) for p in parts]
@@ -271,7 +282,7 @@ def _matching(names: tuple[str, str, str], parts: Sequence[_Best], limits: Toler
         borderline=2 * tail,
         min_iou=1.0,
         max_score=float(np.max(score, initial=0.0)),
-        max_keypoint=float(np.max(points)) if parts and parts[0].expected.shape[1] > 5 else None,
+        max_keypoint=float(np.max(points)) if parts and layout.keypoints else None,
         limits=limits,
     )
 
@@ -282,7 +293,8 @@ def _differences(
     """Compare the paired rows by the tolerance of raw values; one score stands for all classes."""
     if not any(len(p.expected) for p in parts):
         return
-    width = parts[0].expected.shape[1]
-    plain = RawDetections(obj=None, cls=(4, 5), keypoints=(5, width) if width > 5 else None, kpt_dims=layout.kpt_dims)
+    points = (5, parts[0].expected.shape[1]) if layout.keypoints else None
+    angle = (5, 6) if layout.angle else None
+    plain = RawDetections(obj=None, cls=(4, 5), keypoints=points, kpt_dims=layout.kpt_dims, angle=angle)
     expected, found = ([getattr(p, side) for p in parts] for side in ("expected", "found"))
-    yield from row_differences(names, expected, found, plain, limits, corners=True)
+    yield from row_differences(names, expected, found, plain, limits, corners=layout.angle is None)

@@ -274,6 +274,8 @@ class NmsAdapter(ChosenDetections[NmsOutputs]):
             # Without a threshold: NaN is not over any, so it would be dropped without a word.
             found = decode_nms(outputs, slot, names, self._points, None)
             check_probabilities(found.scores, "scores", names.scores)
+            if found.rotated is not None and names.angles is not None:
+                check_finite(found.rotated[:, 4], names.angles)
             check_finite(found.boxes, names.boxes)
             check_labels(outputs[names.labels][slot, : len(found.scores)], classes, names.labels)
             if found.keypoints is not None and names.keypoints is not None:

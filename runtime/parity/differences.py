@@ -91,8 +91,9 @@ def row_differences(
     """Return one :class:`Difference` per kind of value, between two lists of rows, one entry per slot.
 
     ``names``: the names of the reference, the candidate and the input. ``corners``: boxes are two corners instead of
-    centre, width and height. Angles are compared modulo pi, after which a box is the same, and may differ by pi times
-    what probabilities may: a head computes them as pi times one.
+    centre, width and height. Oriented boxes are compared as rectangles, which are the same after half a turn, and
+    after a quarter with their sides exchanged. Their angles may differ by pi times what probabilities may: a head
+    computes them as pi times one.
 
     Raises:
         ParityError: the two have different numbers of rows.
@@ -105,6 +106,8 @@ def row_differences(
     a, b = a[numbers], b[numbers]
     box = a[:, slice(*layout.box)]
     sides = np.abs(box[:, 2:] - box[:, :2] if corners else box[:, 2:]).max(1, initial=0.0)[:, None]
+    if layout.angle:
+        b = _as_the_other(b, a, layout, limits.pixels + limits.relative * np.abs(box) + limits.side * sides)
     report = []
     for values, (columns, unit) in _value_columns(layout).items():
         expected, got = a[:, columns], b[:, columns]
@@ -113,8 +116,6 @@ def row_differences(
             limit = limits.pixels + limits.relative * np.abs(expected) + limits.side * sides
         elif unit == "angle":
             limit = np.pi * limits.probability
-            with np.errstate(invalid="ignore"):  # infinity
-                got = expected + np.remainder(got - expected + np.pi / 2, np.pi) - np.pi / 2
         error, used = errors_of(expected, got, limit)
         if not error.size:  # no row scores enough; the best rows are still matched
             report.append(Difference(reference, name, label, values, 0, 0.0, 0.0, (0, columns[0], 0.0, 0.0)))
@@ -124,6 +125,25 @@ def row_differences(
         largest = float(error.max()), float(used.max())
         report.append(Difference(reference, name, label, values, error.size, *largest, worst, spread=spread_of([used])))
     return report
+
+
+def _as_the_other(rows: Array, others: Array, layout: RawDetections, limit: Array) -> Array:
+    """Return the same rows with each rectangle in the numbers that are nearest to its other's.
+
+    It is the same after half a turn. After a quarter with its sides exchanged it is too, and that is done where the
+    sides then agree within ``limit``, the allowed difference of each box value.
+    """
+    assert layout.angle is not None
+    sides, angle = slice(layout.box[0] + 2, layout.box[1]), layout.angle[0]
+    found = rows.copy()
+    with np.errstate(invalid="ignore"):  # infinity
+        turn = np.remainder(rows[:, angle] - others[:, angle] + np.pi / 2, np.pi) - np.pi / 2
+        quarter = turn - np.copysign(np.pi / 2, turn)
+        fits = (np.abs(rows[:, sides][:, ::-1] - others[:, sides]) <= limit[:, 2:]).all(1)
+        exchanged = fits & (np.abs(quarter) < np.abs(turn))
+    found[exchanged, sides] = rows[exchanged, sides][:, ::-1]
+    found[:, angle] = others[:, angle] + np.where(exchanged, quarter, turn)
+    return found
 
 
 def tensor_difference(

@@ -151,8 +151,14 @@ def decode_nms(
     masks = None
     if names.masks is not None:
         masks = _image_slice(outputs, names.masks, slot, (len(boxes), None, None))[use].astype(np.float32, copy=False)
+    chosen, rotated = boxes[use], None
+    if names.angles is not None:
+        angles = _image_slice(outputs, names.angles, slot, (len(boxes),))[use].astype(np.float32, copy=False)
+        rotated = np.column_stack((chosen, angles))
+        chosen = hulls_of(rotated)
     candidates = count if names.num_candidates is None else _count(outputs, names.num_candidates, slot)
-    found = NetworkDetections(boxes[use], scores[use], labels[use].astype(np.int64), keypoints, candidates, masks=masks)
+    labels = labels[use].astype(np.int64)
+    found = NetworkDetections(chosen, scores[use], labels, keypoints, candidates, masks=masks, rotated=rotated)
     if names.coefficients is None:
         return found
     coefficients = _image_slice(outputs, names.coefficients, slot, (len(boxes), None))[use]

@@ -2,7 +2,7 @@
 
 1. to 3. Candidates are those of :mod:`deploykit.runtime.postprocess.nms`: steps 1 to 3 there, in float32.
 4. A candidate is kept unless any candidate of the same label that comes before it, kept or not, overlaps it by more
-   than ``iou``, in float64.
+   than ``iou``.
 5. The first ``max_det`` of them are the result.
 
 ``classes`` and ``agnostic`` mean what they mean in :mod:`deploykit.runtime.postprocess.nms`.
@@ -12,12 +12,20 @@ distribution over it, with the variances ``w^2 / 12`` and ``h^2 / 12`` along its
 ``1 - sqrt(1 - exp(-d))``, d being their Bhattacharyya distance: 1 for equal boxes, and over 0 for boxes that do not
 touch. A box without area overlaps nothing.
 
+An overlap is over ``iou`` where ``d < -log(1 - (1 - iou)^2)``, which needs no root of a small difference, so this is
+what is compared here and in the native library, in float64. A graph compares the overlap itself, in float32. Two of
+them may decide a pair differently whose overlap is within their rounding of ``iou``, because libraries round sines and
+logarithms differently: 1e-15 in float64, some 1e-5 in float32 (of sides up to 1e4 pixels and a hundred times longer
+than wide). They agree on all pairs of ``tests/rotated_corpus.py``.
+
 Step 4 is not greedy, and the overlap is not an IoU, because the oriented boxes that are published were tuned and scored
 so by the ultralytics package: a box that is removed still removes others. The package's small constants, which only
 guard divisions, are left out: they change an overlap of 0.9 by less than 1e-5.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -26,7 +34,7 @@ from deploykit.runtime.postprocess.nms import USUAL, Choice, Kept, candidates
 from deploykit.runtime.postprocess.rotated import hulls_of
 from deploykit.spec import RawDetections, Thresholds
 
-__all__ = ["overlaps", "rotated_nms", "rotated_rows"]
+__all__ = ["distances", "limit_of", "overlaps", "rotated_nms", "rotated_rows", "shapes_of"]
 
 BLOCK = 64  # boxes that are compared at once with all before them
 
@@ -46,7 +54,7 @@ def rotated_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choi
     groups = np.zeros_like(labels) if choice.agnostic else labels
     for group in np.unique(groups):
         (same,) = np.nonzero(groups == group)
-        gone[same] = _removed(boxes[same].astype(np.float64), thresholds.iou)
+        gone[same] = _removed(boxes[same], thresholds.iou)
     kept = np.flatnonzero(~gone)[: thresholds.max_det]
     return Kept(index[kept], hulls_of(boxes[kept]), scores[kept], labels[kept], count)
 
@@ -59,35 +67,59 @@ def rotated_rows(rows: Array, layout: RawDetections) -> Array:
 
 
 def overlaps(a: Array, b: Array) -> Array:
-    """Return the overlap of every box of ``a (N, 5)`` with every box of ``b (M, 5)``, ``(N, M)`` float64.
+    """Return the overlap of every box of ``a (N, 5)`` with every box of ``b (M, 5)``, ``(N, M)`` float64."""
+    with np.errstate(all="ignore"):  # boxes without area
+        overlap: Array = 1 - np.sqrt(-np.expm1(-distances(shapes_of(a), shapes_of(b))))
+    return np.where(np.isnan(overlap), 0.0, overlap)
+
+
+def limit_of(iou: float) -> float:
+    """Return the distance below which boxes overlap by more than ``iou``: 0 for 1, infinity for 0."""
+    return -math.log1p(-((1 - iou) ** 2)) if iou > 0 else math.inf
+
+
+def shapes_of(boxes: Array) -> Array:
+    """Return what the distance takes of boxes ``(N, 5)``: ``(7, N)`` float64.
+
+    ``x, y, long, short, root, cos, sin``: the centre, the variances along w and h, the root of their product, and the
+    angle's cosine and sine. The variances of a box without area are NaN, so that it has no distance from anything.
+    """
+    x, y, w, h, angle = boxes.astype(np.float64).T
+    flat = ~((w > 0) & (h > 0))
+    with np.errstate(all="ignore"):
+        long, short, root = (np.where(flat, np.nan, side / 12) for side in (w * w, h * h, w * h))
+    return np.stack((x, y, long, short, root, np.cos(angle), np.sin(angle)))
+
+
+def distances(a: Array, b: Array) -> Array:
+    """Return the distance of every one of N shapes (:func:`shapes_of`) from every one of M, ``(N, M)``.
 
     With ``S`` for the sum of two covariances and ``D`` for the distance of the centres, the Bhattacharyya distance is
     ``D' S^-1 D / 4 + ln(det S / (4 sqrt(det S_a det S_b))) / 2``. Everything here is a sum of terms that are not
-    negative, so that thin boxes lose no digits.
+    negative, so that thin boxes lose no digits. NaN: one of the two has no area.
     """
-    a, b = a.astype(np.float64)[:, None], b.astype(np.float64)[None]
-    with np.errstate(all="ignore"):  # boxes without area
-        turn = a[..., 4] - b[..., 4]
-        (long_a, short_a), (long_b, short_b) = ((box[..., 2] ** 2 / 12, box[..., 3] ** 2 / 12) for box in (a, b))
-        det_a, det_b = long_a * short_a, long_b * short_b
-        crossed = (long_a * short_b + short_a * long_b) * np.cos(turn) ** 2
-        crossed += (long_a * long_b + short_a * short_b) * np.sin(turn) ** 2
-        det = det_a + det_b + crossed
-        x, y = a[..., 0] - b[..., 0], a[..., 1] - b[..., 1]
-        apart = np.zeros_like(det)
-        for box, long, short in ((a, long_a, short_a), (b, long_b, short_b)):
-            cos, sin = np.cos(box[..., 4]), np.sin(box[..., 4])
-            apart += short * (x * cos + y * sin) ** 2 + long * (y * cos - x * sin) ** 2
-        distance = apart / det / 4 + np.log(det / (4 * np.sqrt(det_a) * np.sqrt(det_b))) / 2
-        overlap: Array = 1 - np.sqrt(-np.expm1(-np.maximum(distance, 0)))  # equal boxes: below 0 by rounding
-    return np.where((a[..., 2:4] > 0).all(-1) & (b[..., 2:4] > 0).all(-1), overlap, 0.0)
+    ax, ay, long_a, short_a, root_a, cos_a, sin_a = a[:, :, None]
+    bx, by, long_b, short_b, root_b, cos_b, sin_b = b[:, None, :]
+    with np.errstate(all="ignore"):
+        cos, sin = cos_a * cos_b + sin_a * sin_b, sin_a * cos_b - cos_a * sin_b  # of the turn between the two
+        det = long_a * short_a + long_b * short_b
+        det = det + (long_a * short_b + short_a * long_b) * (cos * cos)
+        det = det + (long_a * long_b + short_a * short_b) * (sin * sin)
+        x, y = ax - bx, ay - by
+        along, across = x * cos_a + y * sin_a, y * cos_a - x * sin_a
+        apart = short_a * (along * along) + long_a * (across * across)
+        along, across = x * cos_b + y * sin_b, y * cos_b - x * sin_b
+        apart = apart + (short_b * (along * along) + long_b * (across * across))
+        found: Array = apart / det / 4 + np.log(det / (4 * root_a * root_b)) / 2
+        found = np.maximum(found, 0)  # equal boxes: below 0 by rounding
+    return found
 
 
 def _removed(boxes: Array, iou: float) -> Array:
     """Return which boxes of one label, the best first, have one before them that overlaps them by more than ``iou``."""
-    gone = np.zeros(len(boxes), bool)
+    gone, shapes, limit = np.zeros(len(boxes), bool), shapes_of(boxes), limit_of(iou)
     for start in range(0, len(boxes), BLOCK):
         stop = min(start + BLOCK, len(boxes))
-        over = overlaps(boxes[start:stop], boxes[:stop]) > iou
+        over = distances(shapes[:, start:stop], shapes[:, :stop]) < limit
         gone[start:stop] = np.tril(over, start - 1).any(1)
     return gone

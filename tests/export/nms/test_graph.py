@@ -11,6 +11,7 @@ import onnxruntime
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from deploykit.export.nms.candidates import Candidates, RowSelection, with_candidate_head
 from deploykit.export.nms.graph import append_nms
@@ -18,6 +19,7 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.operators import best_scores
 from deploykit.runtime.arrays import Array
 from deploykit.spec import InputSpec, KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
+from tests import rotated_corpus
 from tests.narrow import model_of
 from tests.nms_corpus import Case, Kept, Rows, candidates, corpus, reference
 from tests.runtime.postprocess.test_nms import problems
@@ -43,8 +45,9 @@ def with_row_numbers(rows: Rows, layout: RawDetections) -> tuple[Rows, RawDetect
 
 def spec_for(layout: RawDetections, thresholds: Thresholds) -> ModelSpec:
     classes = tuple(str(i) for i in range(layout.cls[1] - layout.cls[0]))
-    output = NmsOutputs(keypoints="keypoints")
-    return ModelSpec("keypoints", InputSpec(), output, classes, KeypointSpec(("row",)), thresholds=thresholds)
+    output = NmsOutputs(keypoints="keypoints", angles="angles" if layout.angle else None)
+    task = "oriented" if layout.angle else "keypoints"
+    return ModelSpec(task, InputSpec(), output, classes, KeypointSpec(("row",)), thresholds=thresholds)
 
 
 @cache
@@ -54,7 +57,7 @@ def session_for(mode: str, layout: RawDetections, thresholds: Thresholds, k: int
     kinds = {"labels": ir.DataType.INT64}
     values = [
         ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kinds.get(name, ir.DataType.FLOAT)))
-        for name, shape in {**shapes, "keypoints": ("b", k, 1, 3)}.items()
+        for name, shape in {**shapes, "keypoints": ("b", k, 1, 3), "angles": ("b", k, int(bool(layout.angle)))}.items()
     ]
     graph = ir.Graph(values, values, nodes=[], opset_imports={"": 18}, name="decide")
     model = ir.Model(graph, ir_version=10)
@@ -72,12 +75,12 @@ def decided(mode: str, images: list[Rows], layout: RawDetections, thresholds: Th
     chosen = RowSelection(wide, k)(torch.from_numpy(np.stack(padded)))
     feed = {f"candidate_{name}": value.numpy() for name, value in chosen._asdict().items()}
     outputs = session_for(mode, wide, thresholds, k).run(None, feed)
-    names = ("num_dets", "boxes", "scores", "labels", "keypoints", "num_candidates")
+    names = ("num_dets", "boxes", "scores", "labels", "keypoints", *["angles"] * bool(layout.angle), "num_candidates")
     found: dict[str, Array] = dict(zip(names, outputs, strict=True))
     results = []
     for i, (rows, _) in enumerate(numbered):
         count = int(found["num_dets"][i, 0])
-        for name in names[1:5]:
+        for name in names[1:-1]:
             assert not found[name][i, count:].any(), f"an empty slot of {name} is not zero"
         assert found["num_candidates"][i, 0] == len(candidates(rows, layout, thresholds))
         with np.errstate(all="ignore"):
@@ -86,7 +89,9 @@ def decided(mode: str, images: list[Rows], layout: RawDetections, thresholds: Th
         kept = []
         for j in range(count):
             row = int(found["keypoints"][i, j, 0, 0])
-            np.testing.assert_array_equal(found["boxes"][i, j], corners[row])
+            np.testing.assert_array_equal(found["boxes"][i, j], box[row] if layout.angle else corners[row])
+            if layout.angle:
+                assert found["angles"][i, j] == rows[row, layout.angle[0]]
             kept.append(Kept(row, int(found["labels"][i, j]), float(found["scores"][i, j])))
         results.append(kept)
     return results
@@ -97,6 +102,26 @@ def decided(mode: str, images: list[Rows], layout: RawDetections, thresholds: Th
 def test_the_corpus_agrees_in_rows_labels_and_every_bit(case: Case, mode: str) -> None:
     (found,) = decided(mode, [case.rows], case.layout, case.thresholds)
     assert found == reference(case.rows, case.layout, case.thresholds)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("case", rotated_corpus.corpus(), ids=lambda c: c.name)
+def test_the_corpus_of_oriented_boxes_agrees_in_rows_labels_and_scores(case: Case, mode: str) -> None:
+    (found,) = decided(mode, [case.rows], case.layout, case.thresholds)
+    assert found == rotated_corpus.reference(case.rows, case.layout, case.thresholds)
+
+
+@given(seed=st.integers(0, 2**32), count=st.integers(1, 40), iou=st.floats(0.05, 0.95))
+@settings(deadline=None, max_examples=60)
+def test_any_oriented_boxes_agree_where_float32_can_tell(seed: int, count: int, iou: float) -> None:
+    random = np.random.default_rng(seed)
+    rows = np.zeros((count, rotated_corpus.TWO.columns), np.float32)
+    rows[:, :2], rows[:, 2:4] = random.uniform(0, 90, (count, 2)), 10 ** random.uniform(0, 2, (count, 2))
+    rows[:, 4:6], rows[:, 6] = random.uniform(0, 1, (count, 2)).round(1), random.uniform(-4, 4, count)
+    thresholds = Thresholds(conf=0.3, iou=iou, pre_nms_topk=40)
+    if rotated_corpus.surely(rows, rotated_corpus.TWO, thresholds):
+        (found,) = decided("basic", [rows], rotated_corpus.TWO, thresholds)
+        assert found == rotated_corpus.reference(rows, rotated_corpus.TWO, thresholds)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -136,3 +136,28 @@ def test_angles_are_equal_after_half_a_turn(angle: float, largest: float, ok: bo
     assert told["boxes"].ok
     assert told["angles"].max_abs == pytest.approx(largest, abs=1e-12)
     assert (told["angles"].ok, told["angles"].worst[:2]) == (ok, (0, 5))
+
+
+SQUARE, LONG = (50.0, 50.0, 20.0, 20.0005), (50.0, 50.0, 20.0, 10.0)
+
+
+@pytest.mark.parametrize(
+    ("box", "other", "turn", "wrong"),
+    [
+        (LONG, (50.0, 50.0, 10.0, 20.0), np.pi / 2, set()),
+        (LONG, (50.0, 50.0, 10.0, 20.0), -3 * np.pi / 2 + 2e-5, set()),
+        (LONG, (50.0, 50.0, 10.0, 20.0), np.pi / 2 + 1e-3, {"angles"}),
+        (LONG, (50.0, 50.0, 10.0, 20.0), 0.0, {"boxes"}),
+        (LONG, LONG, np.pi / 2, {"angles"}),
+        (LONG, (50.0, 50.0, 10.1, 20.0), np.pi / 2, {"boxes", "angles"}),
+        (SQUARE, SQUARE, np.pi / 2, set()),
+        (SQUARE, SQUARE, np.pi / 4, {"angles"}),
+    ],
+)
+def test_equal_rectangles_are_equal(
+    box: tuple[float, ...], other: tuple[float, ...], turn: float, wrong: set[str]
+) -> None:
+    layout = RawDetections(obj=None, cls=(4, 5), angle=(5, 6))
+    a, b = np.array([[*box, 0.9, 0.5]]), np.array([[*other, 0.9, 0.5 + turn]])
+    told = row_differences(("a", "b", "noise"), [a], [b], layout, LIMITS)
+    assert {d.values for d in told if not d.ok} == wrong

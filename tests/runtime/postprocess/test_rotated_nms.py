@@ -16,6 +16,8 @@ from deploykit.runtime.postprocess.nms import Choice
 from deploykit.runtime.postprocess.rotated import corners_of, hulls_of, longer_first, rotated_to_source
 from deploykit.runtime.postprocess.rotated_nms import overlaps, rotated_nms
 from deploykit.spec import RawDetections, Thresholds
+from tests.nms_corpus import Case
+from tests.rotated_corpus import corpus, reference, surely
 
 LAYOUT = RawDetections(obj=None, cls=(4, 6), angle=(6, 7))
 SIDE, PLACE, ANGLE = st.floats(0.5, 400), st.floats(-50, 700), st.floats(-7, 7)
@@ -136,6 +138,18 @@ def test_it_is_the_definition(seed: int, count: int, most: int) -> None:
         expected += [i] * all(value <= 0.5 for value in before)
     if sure:
         assert kept(rows, max_det=most) == expected[:most]
+
+
+@pytest.mark.parametrize("case", corpus(), ids=lambda c: c.name)
+def test_the_corpus_agrees(case: Case) -> None:
+    expected = reference(case.rows, case.layout, case.thresholds)
+    if case.kept is not None:
+        assert tuple(k.row for k in expected) == case.kept
+    assert case.thresholds.iou in (0, 1) or surely(case.rows, case.layout, case.thresholds, 3e-5)
+    found = rotated_nms(case.rows, case.layout, case.thresholds)
+    assert found.rows.tolist() == [k.row for k in expected]
+    assert found.labels.tolist() == [k.label for k in expected]
+    np.testing.assert_array_equal(found.scores, np.float32([k.score for k in expected]))
 
 
 def test_two_labels_of_a_row() -> None:
