@@ -40,22 +40,7 @@ from deploykit.spec.rows import RowOutput
 from tests.export.test_exports import FAMILIES
 from tests.export.test_instances import INSTANCES
 from tests.meta_model import meta_model
-from tests.models.families import (
-    test_cmt,
-    test_crossformer,
-    test_fcn,
-    test_kapao,
-    test_nafnet,
-    test_resnet,
-    test_unet,
-    test_vit,
-    test_vitdet,
-    test_yolov3,
-    test_yolov5,
-    test_yolov6,
-    test_yolov7,
-    test_yolox,
-)
+from tests.models.families import test_vitdet, test_yolov5, test_yolov7
 from tests.narrow import model_of
 from tests.narrow_dense import NARROW, narrow_dense
 
@@ -76,12 +61,6 @@ GOLDEN = {
 }
 """Model -> files that its original project's own code made, of reduced width."""
 
-PAGES = {
-    "CMT": "cmt.md", "CMT of FlyEgle": "cmt.md", "CrossFormer": "crossformer.md", "DynOPool": "dynopool.md",
-    "FCN": "fcn.md", "KaPao": "kapao.md", "NAFNet": "nafnet.md", "ResNet": "resnet.md", "U-Net": "unet.md",
-    "ViT": "vit.md", "ViT Mask R-CNN": "vitdet.md", "ViTDet": "vitdet.md", "YOLOX": "yolox.md",
-    "YOLOv3": "yolov3.md", "YOLOv5": "yolov5.md", "YOLOv6": "yolov6.md", "YOLOv7": "yolov7.md",
-}  # fmt: skip
 TITLES = (
     "model", "task, size", "parameters", "original's output", "ONNX, narrow", "TensorRT for RTX, narrow", "released",
 )  # fmt: skip
@@ -99,7 +78,7 @@ Last run with {about}. Engines were built and not run.
   a real image and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability or of the largest
   value) the largest difference took.
 * *TensorRT for RTX, narrow*: an engine of that file was built, without a GPU.
-* Rows may be of earlier runs (`--missing` makes only those that the page lacks).
+* Rows may be of earlier runs (`--missing` makes only those that the page lacks, and those that failed).
 * *released*: `deploykit fetch` knows the address of trained weights. Whether such a file was tried is on the family's
   page.
 
@@ -111,7 +90,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "models" / "table.md")
     parser.add_argument("--only", default="", help="models whose names begin so, printed and not written")
-    parser.add_argument("--missing", action="store_true", help="keep the rows that the page has, and make the others")
+    parser.add_argument("--missing", action="store_true", help="keep the page's rows in which nothing failed")
     parser.add_argument("--facts", action="store_true", help=f"only write {FACTS.relative_to(ROOT)}")
     args = parser.parse_args()
     if args.facts:
@@ -129,8 +108,8 @@ def main() -> None:
 
 
 def rows_of(page: Path) -> dict[str, tuple[str, ...]]:
-    """The rows of a page that is there, by the model's name."""
-    lines = [line for line in page.read_text().splitlines() if line.startswith("| [")]
+    """The rows of a page that is there, by the model's name, without those in which something failed."""
+    lines = [line for line in page.read_text().splitlines() if line.startswith("| [") and "FAILED" not in line]
     rows = [tuple(cell.strip() for cell in line.removeprefix("|").removesuffix("|").split("|")) for line in lines]
     return {re.sub(r"\[(.+?)\].*", r"\1", row[0]): row for row in rows}
 
@@ -154,14 +133,23 @@ def facts() -> list[dict[str, Any]]:
 
 
 def published() -> dict[str, int]:
-    """The parameters that the tests of the families hold, as the registered models have them."""
+    """The parameters that ``PUBLISHED`` of the families' tests holds, first of the facts of each registered model.
+
+    Three families' tests tell more than a number and are read by name.
+    """
     counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
     counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
-    families = (test_yolov3, test_yolov6, test_yolox, test_kapao, test_fcn, test_nafnet, test_unet, test_resnet)
     counts |= {f"vitdet-{size}": counted[2] for size, counted in test_vitdet.PUBLISHED.items()}
-    for module in (*families, test_cmt, test_crossformer, test_vit):
-        counts |= {name: facts[0] for name, facts in module.PUBLISHED.items()}
+    for file in sorted((ROOT / "tests" / "models" / "families").rglob("test_*.py")):
+        module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+        if module not in (test_yolov7, test_yolov5, test_vitdet):
+            counts |= {name: facts[0] for name, facts in getattr(module, "PUBLISHED", {}).items()}
     return {name.replace("_", "-"): count for name, count in counts.items()}
+
+
+def page_of_model(name: str) -> str:
+    """The page of its family, beside the table: it is called as the family's file or folder is."""
+    return f"{builder_of(name).__module__.removeprefix('deploykit.models.families.').partition('.')[0]}.md"
 
 
 def row_of(name: str) -> tuple[str, ...]:
@@ -170,9 +158,8 @@ def row_of(name: str) -> tuple[str, ...]:
     height, width = model.spec.input.size
     known = published().get(name)
     beside = "" if known is None else " = published" if known == model.parameters else " FAILED: published is another"
-    page = PAGES.get(model.family)
     return (
-        f"[{name}]({page})" if page else name,
+        f"[{name}]({page_of_model(name)})",
         f"{model.spec.task}, {height}" + (f"x{width}" if width != height else ""),
         f"{model.parameters:,}{beside}",
         tried(lambda: against_the_original(name)),

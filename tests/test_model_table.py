@@ -21,6 +21,7 @@ def cells() -> list[list[str]]:
 
 def test_every_model_has_its_row_and_the_published_number_of_parameters() -> None:
     names = [re.sub(r"\[(.+?)\].*", r"\1", row[0]) for row in cells()]
+    assert not set(list_models()) - set(names), "python -m tests.model_table --missing adds their rows"
     assert names == list_models()
     for name, row in zip(names, cells(), strict=True):
         known = published().get(name)
@@ -32,7 +33,9 @@ def test_every_model_has_its_row_and_the_published_number_of_parameters() -> Non
 
 def test_the_facts_that_ship_are_those_of_the_models() -> None:
     """So that listing them needs neither torch nor time; ``python -m tests.model_table --facts`` writes them."""
-    assert json.loads(FACTS.read_text()) == facts()
+    found, named = facts(), {entry["name"] for entry in json.loads(FACTS.read_text())}
+    assert not set(list_models()) - named, "python -m tests.model_table --facts writes them"
+    assert json.loads(FACTS.read_text()) == found
 
 
 def test_nothing_in_it_failed() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from torch import nn
 
 from deploykit.export.options import OnnxOptions
 from deploykit.export.parity.report import ParityReport
@@ -16,13 +17,14 @@ from deploykit.export.report import ExportReport
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import open_session
+from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.focus import Focus
-from deploykit.models.registry import ReferenceModel, create_model, list_models
+from deploykit.models.registry import ReferenceModel, builder_of, create_model, list_models
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, PoseObjectRows, RawDetections
 from tests.export.test_instances import INSTANCES
 from tests.narrow import model_of, yolov6_config
-from tests.narrow_dense import NARROW
+from tests.narrow_dense import NARROW, narrow_dense
 
 FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yolov3": ({}, {"dynamic": "batch"}),
@@ -180,7 +182,23 @@ def layout_of(spec: ModelSpec) -> RawDetections:
 def test_every_registered_model_is_exported_here() -> None:
     """Those with one dense output have tests of their own beside their families'; the table exports each."""
     detectors = sorted(name.replace("_", "-") for name in (*FAMILIES, *AS, *ALIKE))
+    missing = set(list_models()) - {*detectors, *NARROW, *INSTANCES}
+    assert not missing, "a narrow one of each belongs into NARROW (tests/narrow_dense.py), FAMILIES or AS"
     assert sorted((*detectors, *NARROW, *INSTANCES)) == list_models()
+
+
+def one_of_each_family() -> list[str]:
+    narrow = (name for name in reversed(list_models()) if name in NARROW or name.replace("-", "_") in FAMILIES)
+    return sorted({builder_of(name).__module__: name for name in narrow}.values())
+
+
+@pytest.mark.parametrize("name", one_of_each_family())
+def test_fusing_leaves_no_batch_norm(name: str) -> None:
+    """The exporter folds what ``fuse`` leaves, and nothing would have checked that fold."""
+    key = name.replace("-", "_")
+    model = narrow_dense(name) if name in NARROW else model_of(key, **FAMILIES[key][0])
+    layers = fuse_model(model.module).named_modules()
+    assert not [path for path, layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
 
 
 @pytest.mark.parametrize(("name", "exported"), AS.items())

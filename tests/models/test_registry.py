@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,8 @@ from deploykit.spec import (
 )
 from tests.meta_model import meta_model
 
-FACTS = Path(__file__).resolve().parents[2] / "deploykit" / "assets" / "models.json"
+ROOT = Path(__file__).resolve().parents[2]
+FACTS = ROOT / "deploykit" / "assets" / "models.json"
 EVERY = pytest.mark.parametrize("name", list_models())
 TASKS = {
     entry["name"]: entry["task"] for entry in json.loads(FACTS.read_text())
@@ -39,120 +41,24 @@ DETECTORS = [name for name in TASKS if name not in (*DENSE, *INSTANCES)]
 
 
 def test_the_variants_are_listed_as_they_are_typed() -> None:
-    assert list_models() == [
-        "cmt-b",
-        "cmt-flyegle-b",
-        "cmt-flyegle-s",
-        "cmt-flyegle-ti",
-        "cmt-flyegle-xs",
-        "cmt-s",
-        "cmt-ti",
-        "cmt-xs",
-        "crossformer-b",
-        "crossformer-l",
-        "crossformer-s",
-        "crossformer-t",
-        "dynopool-efficientnet-b0",
-        "dynopool-hrnet-w48",
-        "dynopool-vgg16",
-        "fcn16s",
-        "fcn32s",
-        "fcn8s",
-        "kapao-l",
-        "kapao-m",
-        "kapao-s",
-        "mae-vit-b16",
-        "mae-vit-h14",
-        "mae-vit-l16",
-        "nafnet-w32-gopro",
-        "nafnet-w32-raw",
-        "nafnet-w32-sidd",
-        "nafnet-w64-gopro",
-        "nafnet-w64-reds",
-        "nafnet-w64-sidd",
-        "parsenet",
-        "parsenet-late",
-        "resnet101",
-        "resnet152",
-        "resnet18",
-        "resnet20-cifar10",
-        "resnet34",
-        "resnet50",
-        "resnet56-cifar10",
-        "resnext101-32x8d",
-        "resnext50-32x4d",
-        "unet",
-        "unet-2015",
-        "unet-bilinear",
-        "vit-mask-rcnn-b",
-        "vit-mask-rcnn-l",
-        "vitdet-b",
-        "vitdet-cascade-b",
-        "vitdet-h",
-        "vitdet-l",
-        "wide-resnet101-2",
-        "wide-resnet50-2",
-        "yolov3",
-        "yolov3-spp",
-        "yolov3-tiny",
-        "yolov5l",
-        "yolov5l6",
-        "yolov5l6-pose",
-        "yolov5l6-pose-ti-lite",
-        "yolov5m",
-        "yolov5m6",
-        "yolov5m6-pose",
-        "yolov5m6-pose-ti-lite",
-        "yolov5n",
-        "yolov5n6",
-        "yolov5s",
-        "yolov5s6",
-        "yolov5s6-pose",
-        "yolov5s6-pose-ti-lite",
-        "yolov5x",
-        "yolov5x6",
-        "yolov6l",
-        "yolov6l-relu-v2",
-        "yolov6l-v2",
-        "yolov6l6",
-        "yolov6m",
-        "yolov6m-qa",
-        "yolov6m-v2",
-        "yolov6m6",
-        "yolov6n",
-        "yolov6n-qa",
-        "yolov6n-v1",
-        "yolov6n-v2",
-        "yolov6n6",
-        "yolov6s",
-        "yolov6s-qa",
-        "yolov6s-v1",
-        "yolov6s-v2",
-        "yolov6s6",
-        "yolov6t-v1",
-        "yolov6t-v2",
-        "yolov7",
-        "yolov7-d6",
-        "yolov7-e6",
-        "yolov7-e6e",
-        "yolov7-tiny",
-        "yolov7-w6",
-        "yolov7-w6-pose",
-        "yolov7x",
-        "yolox-darknet53",
-        "yolox-l",
-        "yolox-m",
-        "yolox-m-ti-lite",
-        "yolox-nano",
-        "yolox-nano-ti-lite",
-        "yolox-s",
-        "yolox-s-pose",
-        "yolox-s-pose-ti-lite",
-        "yolox-s-ti-lite",
-        "yolox-tiny",
-        "yolox-tiny-ti-lite",
-        "yolox-x",
-    ]
+    assert list_models() == sorted(TASKS)
+    assert [name for name in TASKS if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
+
+
+def test_the_family_of_every_model_has_tests_of_its_own_and_a_page() -> None:
+    modules = {
+        registry.builder_of(name).__module__.removeprefix("deploykit.models.families.") for name in list_models()
+    }
+    for family in sorted(module.partition(".")[0] for module in modules):
+        check_family(family)
+
+
+def check_family(family: str) -> None:
+    tests = ROOT / "tests" / "models" / "families"
+    assert (tests / f"test_{family}.py").is_file() or (tests / family).is_dir(), f"{family} has no tests of its own"
+    page = f"models/{family}.md"
+    assert (ROOT / "docs" / page).is_file(), f"docs/{page} is the page of what models/families/{family} has"
+    assert f"({page})" in (ROOT / "docs" / "models.md").read_text(), f"docs/models.md has a row that links to {page}"
 
 
 @EVERY
