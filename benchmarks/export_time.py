@@ -1,6 +1,6 @@
 """How long and how much memory an export takes, beside the bare exporter call on the same folded model.
 
-    python benchmarks/export_time.py [--model yolov7-w6-pose] [--img 960] [--rounds 3]
+    python benchmarks/export_time.py [--model yolov7-w6-pose] [--img 960] [--rounds 3] [--json FILE]
 
 Interleaved: each round runs all three, each in a fresh process. ``deploykit`` is everything of ``export --no-check``,
 from the checkpoint to the closed file; ``bare`` is ``torch.onnx.export`` alone, to a file, on the fused model;
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -70,10 +69,9 @@ def main() -> None:
     parser.add_argument("--model", default="yolov7-w6-pose")
     parser.add_argument("--img", type=int, default=960)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the numbers")
     args = parser.parse_args()
-    import onnx
-    import torch
-
+    load = os.getloadavg()[0]
     from deploykit.models.create.random_weights import create_checkpoint
 
     with tempfile.TemporaryDirectory() as name:
@@ -84,17 +82,38 @@ def main() -> None:
         for _ in range(args.rounds):
             for kind in kinds:
                 runs[kind].append(run(kind, weights, args.img, folder))
-    versions = f"Python {platform.python_version()}, torch {torch.__version__}, onnx {onnx.__version__}"
-    print(f"{args.model} at {args.img}, {args.rounds} rounds, {os.cpu_count()} cores {platform.machine()}, {versions}")
-    for kind in kinds:
-        seconds = [r["seconds"] for r in runs[kind]]
-        peak = max(r["peak"] for r in runs[kind])
-        size = runs[kind][-1]["bytes"]
-        fastest, median = min(seconds), statistics.median(seconds)
-        print(f"{kind:<10} {fastest:6.1f} s min {median:6.1f} s median {peak:7.0f} MB {size:,} B")
-        print(f"{'':<10} {runs[kind][-1]['parts'] or ''}")
-    ratio = [d["seconds"] / b["seconds"] for d, b in zip(runs["deploykit"], runs["bare"], strict=True)]
-    print(f"deploykit / bare: {statistics.median(ratio):.2f} (median of the rounds)")
+    _show(runs, args, load)
+
+
+def _show(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace, load: float) -> None:
+    """Print the tables, and keep them if that is asked for."""
+    from measured import Row, Table, show
+
+    called = {
+        "bare": "`torch.onnx.export`",
+        "deploykit": "`deploykit export --no-check`",
+        "checked": "`deploykit export`",
+    }
+    seconds = {called[kind]: [r["seconds"] for r in found] for kind, found in runs.items()}
+    base = called["bare"]
+    pairs = zip(seconds[called["deploykit"]], seconds[base], strict=True)
+    ratio = f"`--no-check` took {statistics.median(a / b for a, b in pairs):.2f} times as long as the first"
+    rows = (
+        Row(("fastest",), {name: round(min(values), 3) for name, values in seconds.items()}),
+        Row(("median",), {name: round(statistics.median(values), 3) for name, values in seconds.items()}),
+    )
+    written = {"peak memory, GB": "{:.2f}", "file, bytes": "{:,}"}
+    sizes = []
+    for kind, found in runs.items():
+        values = (max(r["peak"] for r in found) / 1e3, found[-1]["bytes"])
+        sizes.append(Row((called[kind],), dict(zip(written, values, strict=True))))
+        print(f"{kind:<10} {found[-1]['parts'] or ''}")
+    tables = [
+        Table(f"{args.model} at {args.img}, random weights, s", ("",), dict.fromkeys(seconds, "{:.1f}"), rows, base),
+        Table("memory and file of the same", ("",), written, tuple(sizes)),
+    ]
+    how = f"{args.rounds} rounds, each in a fresh process, load {load:.1f} before; {ratio} (median of the rounds)."
+    show(tables, "Export", "export_time.py", how, args.json)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,14 @@ algorithm (see nms.py) has to ask of the GPU in between, such as how many rows a
 from __future__ import annotations
 
 import argparse
-import platform
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from interleaved import interleaved
+from measured import Row, Table, medians, show
 from pre_post import COCO, FULL_HD, POSE, _image, _rows
 
 from deploykit.export.plugins_check import expected_outputs
@@ -46,25 +45,34 @@ def main() -> None:
     """Build the library for this GPU, check it, measure, and print two tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=100, help="how often each variant runs (default 100)")
-    rounds = parser.parse_args().rounds
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the numbers")
+    args = parser.parse_args()
     gpu = open_gpu()
     major, minor = gpu.compute_capability
     with tempfile.TemporaryDirectory() as folder:
         built = build_libraries(Path(folder), only=["cuda"], architectures=[major * 10 + minor]).built
         library = CudaLibrary(gpu, built["cuda"])
-    print(f"{gpu.name}, driver for CUDA {gpu.driver}, Python {platform.python_version()}")
-    print(f"torch {torch.__version__}, numpy {np.__version__}, OpenCV {cv2.__version__}, {rounds} rounds\n")
-    print("| | images | candidates | ours | YOLO's, torch |\n|---|---|---|---|---|")
+    lines = []
     for name, (count, layout) in PROBLEMS.items():
         for batch in BATCHES:
             for candidates in CANDIDATES:
                 rows = np.stack([_rows(count, layout, candidates)] * batch)
-                print(f"| {name} | {batch} | {candidates} | {_line(_nms_variants(library, rows, layout), rounds)} |")
-    print("\n| 1080p frame in pinned memory to float32 576 x 960 on the GPU | ours | OpenCV, then a copy | torch |")
-    print(f"|---|---|---|---|\n| | {_line(_letterbox_variants(library), rounds)} |")
+                times = _medians(_nms_variants(library, rows, layout), args.rounds)
+                lines.append(Row((name, str(batch), str(candidates)), times))
+    frame = [Row(("one frame",), _medians(_letterbox_variants(library), args.rounds))]
+    tables = [
+        _table("NMS of rows on the GPU, ms", ("", "images", "candidates"), lines),
+        _table("1080p frame in pinned memory to float32 576 x 960 on the GPU, ms", ("",), frame),
+    ]
+    how = f"Medians of {args.rounds} rounds; each time ends when the GPU is done."
+    show(tables, "CUDA kernels", "kernels.py", how, args.json, f"{gpu.name} (driver for CUDA {gpu.driver})")
 
 
-def _line(variants: dict[str, Callable[[], object]], rounds: int) -> str:
+def _table(title: str, labels: tuple[str, ...], rows: list[Row]) -> Table:
+    return Table(title, labels, dict.fromkeys(rows[0].values, "{:.3f}"), tuple(rows), OURS, ".1f")
+
+
+def _medians(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
     def waited(run: Callable[[], object]) -> Callable[[], None]:
         def both() -> None:
             run()
@@ -72,9 +80,7 @@ def _line(variants: dict[str, Callable[[], object]], rounds: int) -> str:
 
         return both
 
-    times = interleaved({name: waited(run) for name, run in variants.items()}, rounds, warmup=5)
-    medians = {name: float(np.median(values)) for name, values in times.items()}
-    return " | ".join(f"{ms:.3f}" + ("" if n == OURS else f" ({ms / medians[OURS]:.1f})") for n, ms in medians.items())
+    return medians(interleaved({name: waited(run) for name, run in variants.items()}, rounds, warmup=5))
 
 
 def _nms_variants(library: CudaLibrary, rows: np.ndarray, layout: RawDetections) -> dict[str, Callable[[], object]]:

@@ -1,6 +1,6 @@
 """NMS of one image's raw rows by several implementations, over rows, classes, keypoints and candidates.
 
-    python benchmarks/nms.py [--rounds 30] [--plot nms.png]
+    python benchmarks/nms.py [--rounds 30] [--plot nms.png] [--json benchmarks/results/nms.json]
 
 Every round runs each implementation once, in an order of its own; printed are medians in milliseconds and, in brackets,
 the ratio to ours in numpy. Each gets the same array and gives back what is kept; thresholds are the defaults (0.25,
@@ -19,7 +19,7 @@ The floor is one pass over the objectness column in numpy: no NMS of raw rows ca
 from __future__ import annotations
 
 import argparse
-import platform
+import os
 import random
 import tempfile
 import time
@@ -33,6 +33,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 from interleaved import interleaved
+from measured import Row, Table, medians, show
 from pre_post import COCO, POSE, _rows
 from selection import exported
 
@@ -41,7 +42,6 @@ from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.options import NmsMode
 from deploykit.export.plugins_check import nms_kpt_model
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.machine import processor_name
 from deploykit.runtime.native.library import cpu_library, find_library
 from deploykit.runtime.postprocess.nms import nms, numpy_nms
 from deploykit.runtime.session import open_session
@@ -63,18 +63,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=30, help="how often each variant runs (default 30)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the medians (needs matplotlib)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the numbers")
     args = parser.parse_args()
-    native = "native library" if cpu_library() is not None else "no native library"
-    print(f"{processor_name()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, {native}")
-    print(f"numpy {np.__version__}, torch {torch.__version__}, OpenCV {cv2.__version__}, {args.rounds} rounds\n")
+    load = os.getloadavg()[0]
     results: dict[tuple[str, int], dict[str, float]] = {}
     for name, (count, layout) in PROBLEMS.items():
         for candidates in CANDIDATES:
             rows = _rows(count, layout, candidates)
-            results[name, candidates] = _measured(_variants(rows, layout), args.rounds)
-    _print_table(results)
+            results[name, candidates] = medians(interleaved(_variants(rows, layout), args.rounds))
+    columns = dict.fromkeys(next(iter(results.values())), "{:.2f}")
+    lines = tuple(Row((name, str(candidates)), times) for (name, candidates), times in results.items())
+    tables = [Table("raw rows of one image to what is kept, ms", ("", "candidates"), columns, lines, OURS)]
     if cpu_library() is not None:
-        _print_against_floor(2 * args.rounds)
+        tables += _against_floor(2 * args.rounds)
+    how = f"Medians of {args.rounds} rounds (against the floor {2 * args.rounds}), {torch.get_num_threads()} threads"
+    show(tables, "NMS", f"nms.py --rounds {args.rounds}", f"{how}, load {load:.1f} before.", args.json)
     if args.plot:
         _draw(results, args.plot)
 
@@ -181,32 +184,19 @@ def _opencv_nms(rows: Array, layout: RawDetections) -> tuple[Array, ...]:
     return kept, corners[kept], scores[kept], labels[kept]
 
 
-def _measured(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds."""
-    return {name: float(np.median(values)) for name, values in interleaved(variants, rounds).items()}
-
-
-def _print_table(results: dict[tuple[str, int], dict[str, float]]) -> None:
-    names = list(next(iter(results.values())))
-    print(f"| | candidates | {' | '.join(names)} |\n|---|---|{'---|' * len(names)}")
-    for (problem, candidates), times in results.items():
-        cells = [f"{ms:.2f} ({ms / times[OURS]:.2f})" if name != OURS else f"{ms:.2f}" for name, ms in times.items()]
-        print(f"| {problem} | {candidates} | {' | '.join(cells)} |")
-
-
-def _print_against_floor(rounds: int) -> None:
-    """The native library and the floor alone, with the rows in a cache and with everything flushed before each call."""
+def _against_floor(rounds: int) -> list[Table]:
+    """The native library and the floor alone, with everything flushed before each call and with the rows in a cache."""
     count, layout = next(iter(PROBLEMS.values()))
     flush = np.zeros(64_000_000, np.uint8)
-    print("\n| candidates | floor, flushed | native, flushed | floor | native |\n|---|---|---|---|---|")
-    for candidates in (0, 50, 300, 500, 3000):
-        rows = _rows(count, layout, candidates)
-        variants: dict[str, Callable[[], object]] = {
-            FLOOR: rows[:, 4].max,
-            "native": partial(nms, rows, layout, THRESHOLDS),
-        }
-        cells = [str(candidates)]
-        for flushed in (True, False):
+    tables = []
+    for flushed, where in ((True, "flushed from the caches before each call"), (False, "rows in a cache")):
+        lines = []
+        for candidates in (0, 50, 300, 500, 3000):
+            rows = _rows(count, layout, candidates)
+            variants: dict[str, Callable[[], object]] = {
+                FLOOR: rows[:, 4].max,
+                "native": partial(nms, rows, layout, THRESHOLDS),
+            }
             times: dict[str, list[float]] = {name: [] for name in variants}
             for _ in range(rounds):
                 for name in random.sample(list(variants), len(variants)):
@@ -215,9 +205,10 @@ def _print_against_floor(rounds: int) -> None:
                     start = time.perf_counter()
                     variants[name]()
                     times[name].append((time.perf_counter() - start) * 1e3)
-            floor, ours = (float(np.median(times[name])) for name in variants)
-            cells += [f"{floor:.2f}", f"{ours:.2f} ({ours / floor:.2f})"]
-        print(f"| {' | '.join(cells)} |")
+            lines.append(Row((str(candidates),), medians(times)))
+        title = f"{count:,} rows, native against the floor, {where}, ms"
+        tables.append(Table(title, ("candidates",), dict.fromkeys(variants, "{:.2f}"), tuple(lines), FLOOR))
+    return tables
 
 
 def _draw(results: dict[tuple[str, int], dict[str, float]], file: Path) -> None:

@@ -1,6 +1,6 @@
-"""What a prediction costs besides the network: image to blob, rows to boxes, and both together.
+"""What a prediction costs besides the network: image to blob, and decoded image to result. NMS alone is in nms.py.
 
-    python benchmarks/pre_post.py [--rounds 50]
+    python benchmarks/pre_post.py [--rounds 50] [--json benchmarks/results/pre_post.json]
 
 Every round runs each variant once, one after the other, so that a busy machine slows all of them alike; printed are
 the fastest and the median round. The image is decoded already, the network is a function that returns ready rows.
@@ -9,14 +9,16 @@ the fastest and the median round. The image is decoded already, the network is a
 from __future__ import annotations
 
 import argparse
-import platform
+import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import cv2
 import numpy as np
 import PIL
 from interleaved import interleaved
+from measured import Row, Table, show
 from PIL import Image
 
 from deploykit.runtime.arrays import Array
@@ -24,11 +26,9 @@ from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.pillow_resize import resample
 from deploykit.runtime.images.to_tensor import to_nchw
-from deploykit.runtime.machine import processor_name
-from deploykit.runtime.postprocess.nms import nms
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.results.detection import Result
-from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawDetections, Thresholds
+from deploykit.spec import COCO_KEYPOINTS, Fit, InputSpec, ModelSpec, RawDetections
 
 FULL_HD = (1080, 1920)
 POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
@@ -36,17 +36,21 @@ COCO = RawDetections(cls=(5, 85))
 
 
 def main() -> None:
-    """Run the three groups and print one table each."""
+    """Run the groups and print one table each."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=50, help="how often each variant runs (default 50)")
-    rounds = parser.parse_args().rounds
-    frame = _image()
-    print(f"{processor_name()}, {cv2.getNumThreads()} threads, Python {platform.python_version()}")
-    print(f"numpy {np.__version__}, OpenCV {cv2.__version__}, {rounds} rounds, milliseconds\n")
-    _table("1080p frame to a float32 blob of 576 x 960", rounds, _preprocessing(frame, InputSpec(size=(576, 960))))
-    _table("1080p frame to 256 x 455, bicubic, the bytes of Pillow", rounds, _resampling(frame))
-    _table("raw rows to kept boxes", rounds, _postprocessing())
-    _table("decoded 1080p frame to Result, without the network", rounds, _everything(frame))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the numbers")
+    args = parser.parse_args()
+    rounds, load, frame = args.rounds, os.getloadavg()[0], _image()
+    tables = [
+        _against(
+            "1080p frame to a float32 blob of 576 x 960, ms", rounds, _preprocessing(frame, InputSpec(size=(576, 960)))
+        ),
+        _against("1080p frame to 256 x 455, bicubic, the bytes of Pillow, ms", rounds, _resampling(frame)),
+        _alone("decoded 1080p frame to Result, without the network, ms", rounds, _everything(frame)),
+    ]
+    how = f"{rounds} rounds, {cv2.getNumThreads()} threads, Pillow {PIL.__version__}, load {load:.1f} before."
+    show(tables, "Image to blob, rows to results", "pre_post.py", how, args.json)
 
 
 def _image() -> Array:
@@ -58,7 +62,7 @@ def _resampling(frame: Array) -> dict[str, Callable[[], object]]:
     image = Image.fromarray(frame)
     return {
         "resample": lambda: resample(frame, (256, 455), "bicubic"),
-        f"Pillow {PIL.__version__}": lambda: image.resize((455, 256), Image.Resampling.BICUBIC),
+        "Pillow": lambda: image.resize((455, 256), Image.Resampling.BICUBIC),
         "cv2.resize, INTER_AREA (other bytes)": lambda: cv2.resize(frame, (455, 256), interpolation=cv2.INTER_AREA),
     }
 
@@ -97,16 +101,10 @@ def _rows(count: int, layout: RawDetections, candidates: int) -> Array:
     chosen = rng.permutation(count)[:candidates]
     rows[chosen, 4] = 0.5 + rng.random(candidates) * 0.5
     rows[chosen, layout.cls[0]] = 0.9
+    if layout.keypoints is not None:
+        seen = slice(layout.keypoints[0] + 2, layout.keypoints[1], 3)
+        rows[:, seen] = rng.random(rows[:, seen].shape)
     return rows
-
-
-def _postprocessing() -> dict[str, Callable[[], object]]:
-    variants: dict[str, Callable[[], object]] = {}
-    for name, count, layout in (("pose (57375, 57)", 57375, POSE), ("COCO (25200, 85)", 25200, COCO)):
-        for candidates in (0, 50, 500, 3000):
-            rows = _rows(count, layout, candidates)
-            variants[f"{name}, {candidates} candidates"] = partial(nms, rows, layout, Thresholds())
-    return variants
 
 
 def _everything(frame: Array) -> dict[str, Callable[[], object]]:
@@ -125,12 +123,21 @@ def _answer(rows: Array, inputs: Mapping[str, Array]) -> dict[str, Array]:
     return {"output": rows}
 
 
-def _table(title: str, rounds: int, variants: dict[str, Callable[[], object]]) -> None:
+def _against(title: str, rounds: int, variants: dict[str, Callable[[], object]]) -> Table:
+    """Ways to do the same, in columns, against the first of them."""
     times = interleaved(variants, rounds)
-    print(f"| {title} | fastest | median |\n|---|---|---|")
-    for name, values in times.items():
-        print(f"| {name} | {min(values):.2f} | {np.median(values):.2f} |")
-    print()
+    rows = (
+        Row(("fastest",), {name: round(min(values), 4) for name, values in times.items()}),
+        Row(("median",), {name: round(float(np.median(values)), 4) for name, values in times.items()}),
+    )
+    return Table(title, ("",), dict.fromkeys(variants, "{:.2f}"), rows, next(iter(variants)))
+
+
+def _alone(title: str, rounds: int, variants: dict[str, Callable[[], object]]) -> Table:
+    """Different problems, in rows."""
+    turned = _against(title, rounds, variants).rows
+    rows = tuple(Row((name,), {row.labels[0]: row.values[name] for row in turned}) for name in variants)
+    return Table(title, ("",), {"fastest": "{:.2f}", "median": "{:.2f}"}, rows)
 
 
 if __name__ == "__main__":

@@ -4,14 +4,14 @@ Graphs in ONNX Runtime, run in turn on the same raw values of the head (noise): 
 suppressed by the runtime; NMS in the graph, by NonMaxSuppression and by basic operators; and, where the library is
 built, DecodeRows and NmsKpt. The confidence is set so that a given number of rows are candidates.
 
-    python benchmarks/selection.py [--rounds 20] [--threads 2]
+    python benchmarks/selection.py [--rounds 20] [--threads 2] [--json benchmarks/results/selection.json]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import logging
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,6 +25,7 @@ import onnx_ir as ir
 import onnxruntime
 import torch
 from interleaved import interleaved
+from measured import Row, Table, medians, show
 from torch import nn
 
 from deploykit.export.graph import passes
@@ -36,13 +37,13 @@ from deploykit.models.fuse import fuse_model
 from deploykit.models.layers.anchor_head import Detect
 from deploykit.models.registry import create_model
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
-from deploykit.runtime.machine import processor_name, versions
 from deploykit.runtime.native.library import find_library
 from deploykit.runtime.postprocess.nms import Kept, numpy_nms
 from deploykit.spec import NmsOutputs, RawDetections, Thresholds
 
 SIDE = 960
 NUMBERS = (0, 50, 500, 3000)
+EVERY = "all rows decoded, numpy NMS"
 
 
 def exported(module: nn.Module, features: list[torch.Tensor], outputs: tuple[str, ...]) -> ir.Model:
@@ -84,11 +85,13 @@ def _all_rows(
 
 
 def main() -> None:
-    """Run the rounds for each number of candidates, and print one line each."""
+    """Run the rounds for each number of candidates, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the numbers")
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     logging.disable(logging.WARNING)  # the exporter's own
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -107,7 +110,7 @@ def main() -> None:
     scores = np.sort(rows[:, 4] * rows[:, 5])[::-1]
     spec = replace(model.spec, output=NmsOutputs(keypoints="keypoints"))
     feed = {f"f{i}": f.numpy() for i, f in enumerate(features)}
-    results = {}
+    lines = []
     with TemporaryDirectory() as place:
         folder = Path(place)
         every = opened(exported(head, features, ("output",)), folder, "rows", args.threads)
@@ -125,19 +128,20 @@ def main() -> None:
                 append_plugin(graph, layout, chosen)
                 inside["plugin"] = opened(graph, folder, "plugin", args.threads)
             ways: dict[str, Callable[[], Any]] = {
-                "all rows, numpy NMS": partial(_all_rows, every, feed, layout, chosen.thresholds),
+                EVERY: partial(_all_rows, every, feed, layout, chosen.thresholds),
                 "NMS in the graph": partial(inside["graph"].run, None, feed),
                 "basic operators": partial(inside["basic"].run, None, feed),
             }
             if "plugin" in inside:
                 ways["DecodeRows and NmsKpt"] = partial(inside["plugin"].run, None, feed)
-            kept = len(ways["all rows, numpy NMS"]().rows)
+            kept = len(ways[EVERY]().rows)
             found = [int(s.run(["num_dets"], feed)[0][0, 0]) for s in inside.values()]
-            times = interleaved(ways, args.rounds, warmup=2)
-            medians = {name: round(float(np.median(t)), 2) for name, t in times.items()}
-            results[number] = {"kept": kept, "kept in graph": found, "ms": medians}
-            print(number, json.dumps(results[number]), flush=True)
-    print(processor_name(), versions(), f"{args.threads} threads, median of {args.rounds} interleaved rounds")
+            assert set(found) == {kept}, f"{kept} detections, in the graphs {found}"
+            lines.append(Row((str(number), str(kept)), medians(interleaved(ways, args.rounds, warmup=2))))
+    title = "yolov7-w6-pose at 960, raw values of the head to detections, ms"
+    table = Table(title, ("candidates", "kept"), dict.fromkeys(ways, "{:.1f}"), tuple(lines), EVERY)
+    how = f"Medians of {args.rounds} rounds, {args.threads} threads, load {load:.1f} before."
+    show([table], "Candidates chosen before decoding", "selection.py", how, args.json)
 
 
 if __name__ == "__main__":
