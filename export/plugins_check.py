@@ -19,8 +19,9 @@ from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.build import library_info
 from deploykit.runtime.native.cuda_library import CudaLibrary
-from deploykit.runtime.native.library import LIBRARIES, native_nms, nms_arrays
+from deploykit.runtime.native.library import LIBRARIES, native_nms, native_suppressed, nms_arrays
 from deploykit.runtime.postprocess.nms import Kept, numpy_nms
+from deploykit.runtime.postprocess.rotated_nms import limit_of, numpy_removed, shapes_of
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 
@@ -153,7 +154,19 @@ def _cpu(name: str) -> Check:
             kept, runs = numpy_nms(image, layout, THRESHOLDS), runs + 1
             equal = all(np.array_equal(a, b) for a, b in zip(found[:4], _arrays(kept), strict=True))
             wrong += ["NMS"] * (not equal or found[4] != kept.candidates)
+    for shapes, labels, limit in _oriented():
+        gone, runs = native_suppressed(shapes, labels, limit), runs + 1
+        wrong += ["NMS of oriented boxes"] * (not np.array_equal(gone, numpy_removed(shapes, labels, limit)))
     return _compared(name, runs, wrong)
+
+
+def _oriented() -> Iterator[tuple[Array, Array, float]]:
+    """Oriented boxes of two classes as :func:`shapes_of` has them, and limits: crowds, boxes without area, none."""
+    for count, iou in product((0, 1, 40, 500), (0.3, 0.7)):
+        rng = np.random.default_rng(count)
+        boxes = rng.random((count, 5)) * (300, 300, 60, 60, 4)
+        boxes[rng.random(count) < 0.05, 2] = 0
+        yield shapes_of(boxes), rng.integers(0, 2, count), limit_of(iou)
 
 
 def _arrays(kept: Kept) -> tuple[Array, ...]:

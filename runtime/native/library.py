@@ -35,11 +35,12 @@ __all__ = [
     "find_library",
     "library_folder",
     "native_nms",
+    "native_suppressed",
 ]
 
 LOG = logging.getLogger(__name__)
 
-ABI = 4
+ABI = 5
 """What ``deploykit_abi()`` of a library that fits this code answers; ``abi_number`` in common/portable.h."""
 
 FOLDER = "DEPLOYKIT_PLUGINS"
@@ -127,6 +128,8 @@ def _cpu_library(switch: str | None, folder: str | None) -> ctypes.CDLL | None:
     library.deploykit_nms_workspace.restype = int64
     library.deploykit_nms.argtypes = [pointer, int32, int64, int64, pointer, pointer, pointer, *[pointer] * 5]
     library.deploykit_nms.restype = int64
+    library.deploykit_rotated_suppress.argtypes = [pointer, pointer, int64, ctypes.c_double, pointer]
+    library.deploykit_rotated_suppress.restype = int64
     return library
 
 
@@ -232,3 +235,23 @@ def native_nms(
         return None
     found = work.kept[:kept].copy(), work.boxes[:kept].copy(), work.scores[:kept].copy(), work.labels[:kept].copy()
     return *found, int(work.candidates[0])
+
+
+def native_suppressed(shapes: Array, labels: Array, limit: float) -> Array | None:
+    """Return which oriented boxes, the best first, have one of the same label before them that is nearer than a limit.
+
+    Args:
+        shapes: ``(7, N)`` float64, see :func:`deploykit.runtime.postprocess.rotated_nms.shapes_of`.
+        labels: ``(N,)``.
+        limit: of the distance.
+
+    Returns:
+        ``(N,)`` bool; None: there is no library.
+    """
+    library = cpu_library()
+    if library is None:
+        return None
+    values, groups = np.ascontiguousarray(shapes, np.float64), np.ascontiguousarray(labels, np.int64)
+    gone = np.empty(len(groups), np.uint8)
+    library.deploykit_rotated_suppress(values.ctypes.data, groups.ctypes.data, len(groups), limit, gone.ctypes.data)
+    return gone.astype(bool)

@@ -30,11 +30,21 @@ import math
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.postprocess.nms import USUAL, Choice, Kept, candidates
+from deploykit.runtime.native.library import native_suppressed
+from deploykit.runtime.postprocess.nms import REACH, USUAL, Choice, Kept, candidates
 from deploykit.runtime.postprocess.rotated import hulls_of
 from deploykit.spec import RawDetections, Thresholds
 
-__all__ = ["distances", "limit_of", "overlaps", "rotated_nms", "rotated_rows", "shapes_of"]
+__all__ = [
+    "distances",
+    "limit_of",
+    "numpy_removed",
+    "overlaps",
+    "removed",
+    "rotated_nms",
+    "rotated_rows",
+    "shapes_of",
+]
 
 BLOCK = 64  # boxes that are compared at once with all before them
 
@@ -50,11 +60,13 @@ def rotated_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choi
     """
     index, scores, labels, count = candidates(rows, layout, thresholds, choice)
     boxes = rotated_rows(rows[index], layout)
-    gone = np.zeros(len(boxes), bool)
     groups = np.zeros_like(labels) if choice.agnostic else labels
-    for group in np.unique(groups):
-        (same,) = np.nonzero(groups == group)
-        gone[same] = _removed(boxes[same], thresholds.iou)
+    reach = REACH * thresholds.max_det
+    while True:  # weak boxes are not compared if the strong ones fill the list: a box depends only on those before it
+        gone = removed(boxes[:reach], groups[:reach], thresholds.iou)
+        if reach >= len(boxes) or np.count_nonzero(~gone) >= thresholds.max_det:
+            break
+        reach *= 4
     kept = np.flatnonzero(~gone)[: thresholds.max_det]
     return Kept(index[kept], hulls_of(boxes[kept]), scores[kept], labels[kept], count)
 
@@ -75,7 +87,7 @@ def overlaps(a: Array, b: Array) -> Array:
 
 def limit_of(iou: float) -> float:
     """Return the distance below which boxes overlap by more than ``iou``: 0 for 1, infinity for 0."""
-    return -math.log1p(-((1 - iou) ** 2)) if iou > 0 else math.inf
+    return -math.log(iou * (2 - iou)) if iou > 0 else math.inf  # 1 - (1 - iou)^2
 
 
 def shapes_of(boxes: Array) -> Array:
@@ -115,11 +127,30 @@ def distances(a: Array, b: Array) -> Array:
     return found
 
 
-def _removed(boxes: Array, iou: float) -> Array:
-    """Return which boxes of one label, the best first, have one before them that overlaps them by more than ``iou``."""
-    gone, shapes, limit = np.zeros(len(boxes), bool), shapes_of(boxes), limit_of(iou)
-    for start in range(0, len(boxes), BLOCK):
-        stop = min(start + BLOCK, len(boxes))
-        over = distances(shapes[:, start:stop], shapes[:, :stop]) < limit
-        gone[start:stop] = np.tril(over, start - 1).any(1)
+def removed(boxes: Array, labels: Array, iou: float) -> Array:
+    """Apply step 4 by the native library if available, else in numpy.
+
+    Args:
+        boxes: ``(N, 5)``, the best first.
+        labels: ``(N,)``; boxes of different labels do not remove each other.
+        iou: remove above this overlap.
+
+    Returns:
+        ``(N,)`` bool: which boxes have one before them that removes them.
+    """
+    shapes, limit = shapes_of(boxes), limit_of(iou)
+    found = native_suppressed(shapes, labels, limit)
+    return numpy_removed(shapes, labels, limit) if found is None else found
+
+
+def numpy_removed(shapes: Array, labels: Array, limit: float) -> Array:
+    """Apply step 4 in numpy: the reference, and the fallback without the native library."""
+    gone = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        (same,) = np.nonzero(labels == label)
+        own = shapes[:, same]
+        for start in range(0, len(same), BLOCK):
+            stop = min(start + BLOCK, len(same))
+            over = distances(own[:, start:stop], own[:, :stop]) < limit
+            gone[same[start:stop]] = np.tril(over, start - 1).any(1)
     return gone

@@ -38,7 +38,7 @@ def test_info_and_test_of_a_library(native: Path, capsys: pytest.CaptureFixture[
     assert main(["plugins", "test"]) == 0
     first = capsys.readouterr().out.splitlines()[0].split()
     assert first[:2] == ["cpu", "ok"]
-    assert first[2:] == ["48", "comparisons", "with", "the", "numpy", "reference,", "all", "agree"]
+    assert first[2:] == ["56", "comparisons", "with", "the", "numpy", "reference,", "all", "agree"]
 
 
 def test_the_switch_is_reported(

@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_only_what_is_meant_to_be_seen_is_exported(cpu_library: Path) -> None:
     assert symbols(cpu_library / "libdeploykit_cpu.so", "--defined-only") == {
         "deploykit_abi", "deploykit_built_with", "deploykit_nms", "deploykit_nms_workspace",
+        "deploykit_rotated_suppress",
     }  # fmt: skip
 
 
@@ -59,10 +60,13 @@ import sys
 sys.path.insert(0, {root!r})
 from deploykit.export.plugins_check import _cpu
 from deploykit.runtime.native.library import native_nms
-from tests.nms_corpus import corpus
+from deploykit.runtime.postprocess.rotated_nms import rotated_nms
+from tests import nms_corpus, rotated_corpus
 
-for case in corpus():
+for case in nms_corpus.corpus():
     assert native_nms(case.rows.copy(), case.layout, case.thresholds) is not None
+for case in rotated_corpus.corpus():
+    rotated_nms(case.rows, case.layout, case.thresholds)
 check = _cpu("cpu")
 assert check.ok, check.says
 print("all clean")
