@@ -32,6 +32,7 @@ __all__ = [
 
 Exporter = Literal["dynamo", "legacy"]
 NmsMode = Literal["none", "graph", "basic", "plugin"]
+Layout = Literal["deploykit", "ultralytics"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 QuantKind = Literal["int8", "fp8"]
 HalfIO = Literal["none", "input", "output", "both"]
@@ -183,6 +184,8 @@ class OnnxOptions:
         nms: ``none`` gives raw rows. ``graph`` uses ONNX's NonMaxSuppression, ``basic`` only basic operators, and
             ``plugin`` the node ``deploykit::NmsKpt``, after ``deploykit::DecodeRows`` if the head has anchors. All of
             them do what :mod:`deploykit.runtime.postprocess.nms` defines.
+        layout: of the outputs. ``ultralytics`` is that of the ultralytics package, with the metadata that its own
+            consumers read; of classifiers, and of detectors without an objectness.
         conf, iou, max_det, pre_nms_topk: replace the model's own thresholds; with NMS inside they are fixed.
         preprocessing: how images are prepared, for a model that was published with two ways: ``legacy`` is for the
             weights of YOLOX's release 0.0.1 and those trained alike. It is written into the file's spec.
@@ -200,6 +203,7 @@ class OnnxOptions:
     simplify: bool = True
     exporter: Exporter = "dynamo"
     nms: NmsMode = "none"
+    layout: Layout = "deploykit"
     conf: float | None = None
     iou: float | None = None
     max_det: int | None = None

@@ -22,6 +22,7 @@ from deploykit.export.graph.two_stage_ops import TRANSLATIONS
 from deploykit.export.nms.plan import NmsPlan, plan_nms
 from deploykit.export.options import TRACED, NmsMode, OnnxOptions, Precision, PrecisionOptions
 from deploykit.export.output import check_writable, output_path, publish, staging_dir
+from deploykit.export.package_layout import in_package_layout, package_metadata
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
@@ -163,6 +164,9 @@ def export_model(
     timer: StepTimer,
 ) -> VerifiedExport:
     """Do the work of :func:`onnx_from_model`, and return the reference values as well."""
+    packaged = options.layout == "ultralytics"
+    if packaged:
+        model = in_package_layout(model, options)
     context = _context(model, options, out, samples, check=check, timer=timer)
     verification, asked = context.verification, options.precision
     spec = replace(context.spec, precision=asked.precision)
@@ -173,7 +177,7 @@ def export_model(
         else:
             graph, precision, base = convert_precision(context, asked, folder)
             timer.step("writing")
-        finalize_graph(graph, spec, context.plan, context.fused)
+        finalize_graph(graph, spec, context.plan, context.fused, package_metadata(spec, options) if packaged else None)
         report = _report(model, graph, spec, context, out)
         report = replace(report, notes=(*report.notes, *report.runtime_notes()))
         if options.effective_opset != options.opset:

@@ -70,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def onnx_flags() -> Flags[OnnxOptions]:
     """Return the options that fill :class:`deploykit.export.options.OnnxOptions`."""
-    from deploykit.export.options import Exporter, OnnxOptions
+    from deploykit.export.options import Exporter, Layout, OnnxOptions
     from deploykit.spec.input import Dynamic
 
     return Flags(
@@ -111,6 +111,12 @@ def onnx_flags() -> Flags[OnnxOptions]:
                 Flag("--opset", "opset", "ONNX operator set, 13 to 23", metavar="N", type=int),
                 Flag("--simplify", "simplify", "fold constants"),
                 Flag("--exporter", "exporter", "exporter of torch.onnx", choices=get_args(Exporter)),
+                Flag(
+                    "--layout",
+                    "layout",
+                    "of the outputs; ultralytics: as that package has them, with its metadata, for its own consumers",
+                    choices=get_args(Layout),
+                ),
             ),
             "detections": _detection_flags(),
         },

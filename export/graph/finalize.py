@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -21,8 +22,13 @@ __all__ = ["external_data_path", "finalize_graph", "write"]
 LARGE = 2**31 - 2**20  # bytes: protobuf's limit, minus room for the graph itself
 
 
-def finalize_graph(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module) -> None:
-    """Append NMS, lower the opset to the spec's, strip metadata, name the dynamic axes and stamp the spec."""
+def finalize_graph(
+    graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Module, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Append NMS, lower the opset to the spec's, strip metadata, name the dynamic axes and stamp the spec.
+
+    ``metadata`` is what else the file says of itself, for other readers than ours.
+    """
     plan.append(graph, spec, fused)
     lower_opset(graph, spec.opset)
     passes.strip(graph)
@@ -36,9 +42,10 @@ def finalize_graph(graph: ir.Model, spec: ModelSpec, plan: NmsPlan, fused: nn.Mo
                 known = zip(output.shape, tensor.axes, strict=True)
                 sides = [side if isinstance(side, int) else name for side, name in known]
                 if tensor.columns is not None:  # the legacy exporter does not know it where the batch is free
-                    sides[-1] = tensor.columns
+                    sides[tensor.columns_axis] = tensor.columns
                 passes.name_axes(output, (batch, *sides[1:]))
     graph.ir_version = lowest_ir_version(graph)
+    graph.metadata_props.update(metadata or {})
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
 
 
