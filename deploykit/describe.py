@@ -33,7 +33,8 @@ def _fitted(canvas: InputSpec) -> str:
         return f"letterbox {place}{corner}, pad {border}, stride {fit.stride}"
     if fit.kind == "crop":
         way = "" if fit.resample == "opencv" else f" ({fit.resample}, as Pillow)"
-        return f"the middle {fit.crop_share:g} of the shorter side, scaled to {size}{way}"
+        what = "the middle square cut out," if fit.crop_first else "the middle"
+        return f"{what} {fit.crop_share:g} of the shorter side, scaled to {size}{way}"
     if fit.kind == "resize":
         return f"resize to {size}, each side by itself"
     whole = f"multiples of {fit.stride}" if canvas.dynamic == "shape" else size

@@ -124,7 +124,8 @@ def load(
         spec: for a model that does not carry its own: a :class:`ModelSpec`, or a JSON file that holds one.
         backend: ``auto``, or a name from :data:`deploykit.runtime.session.BACKENDS`.
         preprocessing: of a checkpoint whose model was published with two ways to prepare images: ``legacy`` for the
-            weights of YOLOX's release 0.0.1. An exported model has its own in its spec.
+            weights of YOLOX's release 0.0.1, and of a classifier of the ultralytics package before 8.1 whose file does
+            not tell. An exported model has its own in its spec.
         loading: how a checkpoint is loaded: which of its entries is taken.
         verify: take an exported model only if it is the file that was verified, by the hash in its parity report or its
             record (:mod:`deploykit.runtime.verified`); the whole file is read for that.

@@ -17,7 +17,7 @@ from deploykit.models.checkpoint.prefixes import parts_of
 from deploykit.models.checkpoint.reader import Checkpoint, read_checkpoint
 from deploykit.models.load_options import LoadOptions
 from deploykit.models.loading.file_facts import architecture
-from deploykit.models.loading.images import with_images_of_file
+from deploykit.models.loading.images import OF_IMAGES, is_of_images, with_images_of_file
 from deploykit.models.signatures import described_by, signature_of
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import InputSpec, ModelSpec, Source
@@ -188,8 +188,9 @@ def load_model(
         UsageError: the model has no preprocessing or rewrite of that name, or the file no such entry.
     """
     options = loading or LoadOptions()
-    if preprocessing != DEFAULT and (options.mean or options.std):
-        raise UsageError(f"--preprocessing {preprocessing} has a mean and a deviation: leave --mean and --std out")
+    given = [f"--{name}" for name in OF_IMAGES if getattr(options, name) is not None]
+    if preprocessing != DEFAULT and given:
+        raise UsageError(f"--preprocessing {preprocessing} prepares images in its own way: leave {' '.join(given)} out")
     progress.step("reading")
     checkpoint = read_checkpoint(weights, entry=options.entry)
     progress.step("building")
@@ -317,7 +318,9 @@ def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:
         known = ", ".join((DEFAULT, *model.preprocessings))
         raise UsageError(f"{model.name} has no preprocessing {name!r}; it has {known}")
     note = f"images are prepared as {name} weights want it (--preprocessing {name})"
-    return replace(model, spec=replace(model.spec, input=canvas), notes=(*model.notes, note))
+    settled = tuple(text for text in model.spec.assumptions if not is_of_images(text))
+    notes = tuple(text for text in model.notes if f"--preprocessing {name}" not in text)
+    return replace(model, spec=replace(model.spec, input=canvas, assumptions=settled), notes=(*notes, note))
 
 
 def with_rewrite(model: ReferenceModel, name: str) -> ReferenceModel:

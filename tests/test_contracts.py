@@ -60,6 +60,7 @@ def test_defaults_are_those_of_the_yolov7_family() -> None:
         1,
         "opencv",
         None,
+        False,
     )
     assert dataclasses.astuple(Thresholds()) == (0.25, 0.45, 300, 1000, 0.5)
     assert [f.default for f in dataclasses.fields(NmsOutputs)][1:] == [

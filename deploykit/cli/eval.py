@@ -170,7 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="default",
         metavar="NAME",
         help="upstream: prepare images as the original project's own evaluation does; legacy: for a checkpoint with "
-        "the weights of YOLOX release 0.0.1 (default: the spec's)",
+        "weights of YOLOX 0.0.1, or of a classifier of ultralytics before 8.1 (default: the spec's)",
     )
     parser.add_argument(
         "--backend",

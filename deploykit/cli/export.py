@@ -96,7 +96,8 @@ def onnx_flags() -> Flags[OnnxOptions]:
                 Flag(
                     "--preprocessing",
                     "preprocessing",
-                    "legacy: for the weights of YOLOX release 0.0.1 (default: the model's own)",
+                    "legacy: for weights of YOLOX 0.0.1, or of a classifier of ultralytics before 8.1 (default: the "
+                    "model's own)",
                     metavar="NAME",
                 ),
                 Flag(

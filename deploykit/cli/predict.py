@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preprocessing",
         default="default",
         metavar="NAME",
-        help="for a checkpoint: legacy for the weights of YOLOX release 0.0.1",
+        help="for a checkpoint: legacy for weights of YOLOX 0.0.1, or of a classifier of ultralytics before 8.1",
     )
     loading_flags().add(parser)
     add_verify(parser)

@@ -31,8 +31,9 @@ class Fit:
     scaled size, ``round`` (half to even, YOLOv5/v7), ``floor`` (YOLOX) or ``ceil``. ``shrink``: how an image is made
     smaller, ``linear`` or ``area``; larger always by ``linear``. ``margin``: with ``auto``, so many strides are added
     before the rectangle is rounded up. ``crop_share``: with ``crop``, the canvas' share of the scaled image's shorter
-    side. ``step``: of a network that halves its input, the pixels after which its grid repeats: tiles begin at
-    multiples of it. ``resample``: ``opencv`` resizes as ``shrink`` says; the others are Pillow's filters, as
+    side; with ``crop_first`` a square of that share of the image's own shorter side is cut out of its middle, and then
+    scaled to the canvas. ``step``: of a network that halves its input, the pixels after which its grid repeats: tiles
+    begin at multiples of it. ``resample``: ``opencv`` resizes as ``shrink`` says; the others are Pillow's filters, as
     classifiers were evaluated.
     """
 
@@ -49,6 +50,7 @@ class Fit:
     step: int = field(default=1, metadata=LATER)
     resample: Literal["opencv", "bilinear", "bicubic", "lanczos"] = field(default="opencv", metadata=LATER)
     pad_colour: tuple[int, int, int] | None = field(default=None, metadata=LATER)
+    crop_first: bool = field(default=False, metadata=LATER)
 
     def __post_init__(self) -> None:
         check_range("a crop's share", self.crop_share, LEAST_SHARE, 1)

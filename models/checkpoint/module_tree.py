@@ -5,6 +5,7 @@ Source of the order and the names: ``torch.nn.Module.state_dict``: parameters, t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,17 @@ from deploykit.models.checkpoint.refusals import why_not_read
 from deploykit.models.checkpoint.stack_machine import Record, damaged, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor, TensorReader
 
-__all__ = ["Budget", "Module", "PlainValues", "checked_name", "is_module", "is_tensor", "read_modules", "tensors_of"]
+__all__ = [
+    "STEP",
+    "Budget",
+    "Module",
+    "PlainValues",
+    "checked_name",
+    "is_module",
+    "is_tensor",
+    "read_modules",
+    "tensors_of",
+]
 
 MAX_MODULES = 20_000
 MAX_TENSORS = 50_000
@@ -39,7 +50,8 @@ class Module:
         kind: the dotted name of its class, ``torch.nn.modules.batchnorm.BatchNorm2d``.
         attributes: what it holds beside tensors and submodules, as far as that is numbers, strings, None, small tensors
             (as lists), or tuples, lists and dicts of those; private attributes are left out. A method of its own that
-            stands for ``forward``, as ``fuse()`` of the YOLO projects puts one there, is its name.
+            stands for ``forward``, as ``fuse()`` of the YOLO projects puts one there, is its name. A step that prepares
+            images is a dict of what it holds, with the dotted name of its class under :data:`STEP`.
         buffers: the names of its own tensors that are no parameters.
     """
 
@@ -199,6 +211,12 @@ _SETTINGS = (
 )
 """Classes that hold the arguments of a training script, and nothing else."""
 
+STEP = "step"
+"""The key of a step's class."""
+
+_STEPS = re.compile(r"(torchvision\.transforms|ultralytics(\.yolo)?\.data)(\.\w+)*\.\w+")
+"""Classes of the steps that prepare images: those of torchvision, and of the ultralytics package."""
+
 _LISTED = (
     *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
@@ -211,6 +229,26 @@ def _settings(value: Any) -> dict[Any, Any] | None:
         return None
     state = value.state if isinstance(value.state, dict) else {}
     return {**state, **{pair[0]: pair[1] for pair in value.entries or () if type(pair) is tuple and len(pair) == 2}}
+
+
+def _step(value: Any) -> dict[Any, Any] | None:
+    """What a step that prepares images holds, by name; None: it is something else."""
+    if not isinstance(value, Record) or not _STEPS.fullmatch(value.kind) or value.kind.endswith(_CHOICE):
+        return None
+    state = value.state if isinstance(value.state, dict) else {}
+    return {**{k: v for k, v in state.items() if type(k) is str and not k.startswith("_")}, STEP: value.kind}
+
+
+_CHOICE = (".InterpolationMode", ".Resampling")
+
+
+def _choice(value: Any) -> Any:
+    """The value or the name of one of a few filters, which Python's versions pickle in two ways; else ``value``."""
+    if not isinstance(value, Record) or not value.args:
+        return value
+    if value.kind in _GETATTR and len(value.args) == 2 and what_is(value.args[0]).endswith(_CHOICE):
+        return value.args[1]
+    return value.args[0] if value.kind.endswith(_CHOICE) else value
 
 
 class _NotPlainError(Exception):
@@ -248,6 +286,7 @@ class PlainValues:
         return result
 
     def _copy(self, value: Any, levels: int) -> Any:
+        value = _choice(value)
         kind = type(value)
         self._take(1 + (len(value) // 64 if kind is str else 0))
         if value is None or kind in (bool, int, float, str):
@@ -255,7 +294,7 @@ class PlainValues:
         if is_tensor(value) and value.numel <= MAX_SMALL_TENSOR and value.dtype in _LISTED:
             self._take(value.numel)
             return self._tensors.read(value).tolist()
-        settings = _settings(value)
+        settings = _step(value) if (found := _settings(value)) is None else found
         if kind not in (list, tuple, dict) and settings is None:
             raise _NotPlainError
         if levels == 0:

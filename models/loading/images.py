@@ -13,7 +13,10 @@ from deploykit.models.load_options import Interpolation, LoadOptions
 from deploykit.models.loading.file_facts import told
 from deploykit.spec import InputSpec, ModelSpec
 
-__all__ = ["with_images_of", "with_images_of_file"]
+__all__ = ["OF_IMAGES", "is_of_images", "with_images_of", "with_images_of_file"]
+
+OF_IMAGES = ("mean", "std", "crop", "interpolation")
+"""The options of loading that say how images are prepared."""
 
 BY_PROJECT = ("detect", "keypoints")
 """Tasks whose networks are told by their layers, and with them the project and its way to prepare images."""
@@ -44,6 +47,11 @@ def with_images_of_file(spec: ModelSpec, checkpoint: Checkpoint, *, known: bool 
     if known or spec.task in BY_PROJECT:
         return done
     return replace(done, assumptions=(*done.assumptions, *_assumed(done, used)))
+
+
+def is_of_images(assumption: str) -> bool:
+    """Whether what is assumed is how images are prepared: such a sentence names the options that choose."""
+    return any(f"choose with --{name}" in assumption for name in OF_IMAGES)
 
 
 def with_images_of(spec: ModelSpec, asked: LoadOptions) -> ModelSpec:

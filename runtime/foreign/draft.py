@@ -187,15 +187,15 @@ def _classifier(info: TensorInfo, known: Known) -> SpecDraft:
     canvas = _input(info, known, fit)
     if facts.origin == "ultralytics":
         data["output"]["probabilities"] = True
-        if _version(facts.version) <= (8, 0, 120):
+        if _version(facts.version) < (8, 1):
             canvas |= IMAGENET
-            fit |= {"resample": "opencv", "crop_share": 1.0}
+            fit |= {"resample": "opencv", "crop_share": 1.0, "crop_first": True}
         else:
             fit["crop_share"] = 1.0
         assumed.append(f"images are prepared as version {facts.version or 'unknown'} of the ultralytics package does")
     elif facts.origin == "yolov5":
         canvas |= IMAGENET
-        fit |= {"resample": "opencv", "crop_share": 1.0}
+        fit |= {"resample": "opencv", "crop_share": 1.0, "crop_first": True}
         assumed.append("images are prepared as YOLOv5's classifiers want them")
     else:
         unknown = {

@@ -37,7 +37,8 @@ def place_on_canvas(image: Array, canvas: InputSpec) -> CanvasImage:
     """Place an image on the canvas by the spec's fit.
 
     ``letterbox`` and ``resize`` work as in :class:`Letterbox`. ``crop`` scales the shorter side to ``size /
-    crop_share`` and keeps the centre, as classifiers are evaluated (with torchvision's rounding). ``pad`` mirrors the
+    crop_share`` and keeps the centre, as classifiers are evaluated (with torchvision's rounding); with ``crop_first``
+    it cuts the middle square out and then scales it, as YOLOv5's classifiers are evaluated. ``pad`` mirrors the
     image on the right and below, up to the next multiple of the stride, or up to the size where that is fixed.
 
     Raises:
@@ -65,6 +66,11 @@ def _cropped(image: Array, canvas: InputSpec) -> CanvasImage:
     height, width = canvas.size
     source = (image.shape[0], image.shape[1])
     fit = canvas.fit
+    if fit.crop_first:
+        side = max(int(min(source) * fit.crop_share), 1)
+        top, left = (source[0] - side) // 2, (source[1] - side) // 2
+        box = Letterbox((side, side), canvas.size, canvas.size, (0, 0), shrink=fit.shrink, resample=fit.resample)
+        return CanvasImage(box.apply(image[top : top + side, left : left + side]), source, (0, 0, width, height))
     least = math.floor(height / fit.crop_share), math.floor(width / fit.crop_share)
     if least[0] * source[1] >= least[1] * source[0]:  # the height decides the scale
         scaled = least[0], max(width, int(least[0] * source[1] / source[0]))

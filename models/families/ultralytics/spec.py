@@ -9,7 +9,7 @@ from typing import Any, cast
 from deploykit.errors import UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES, class_names
-from deploykit.models.families.ultralytics.classifier_images import classifier_input
+from deploykit.models.families.ultralytics.classifier_images import classifier_images
 from deploykit.models.families.ultralytics.description import HEADS, Description
 from deploykit.models.families.ultralytics.heads.classify import Classify
 from deploykit.models.families.ultralytics.heads.detect import FreeDetect
@@ -82,9 +82,17 @@ def reference_of(
     if isinstance(head, Classify):
         _no_branch(checkpoint, shown)
         classes = head.linear.out_features
-        canvas, said = classifier_input(size or 224, description.channels, checkpoint)
-        spec = ModelSpec("classify", canvas, DenseOutput(name="logits"), class_names(classes, names))
-        return ReferenceModel(shown, family, graph, spec, (*notes, *said))
+        images = classifier_images(size, description.channels, checkpoint)
+        spec = ModelSpec("classify", images.canvas, DenseOutput(name="logits"), class_names(classes, names))
+        return ReferenceModel(
+            shown,
+            family,
+            graph,
+            spec,
+            (*notes, *images.notes),
+            preprocessings=images.others,
+            images_known=images.known,
+        )
     graph, branch = _with_branch(graph, head, checkpoint, shown)
     head = cast(FreeDetect, graph.model[-1])
     task = HEADS[description.head]
