@@ -14,10 +14,10 @@ __all__ = ["Collected", "CsvFile"]
 
 
 class Collected(ABC):
-    """One file about all images.
+    """One file about all images, or a folder of such files.
 
     Args:
-        path: the file.
+        path: the file, or the folder.
         order: the position of each source, by name.
     """
 
@@ -49,8 +49,11 @@ class Collected(ABC):
         """
         from deploykit.atomic import write_atomic
 
-        ordered = sorted(self._parts, key=lambda part: part[0])
-        write_atomic(self.path, self.content([entries for _, entries in ordered]))
+        write_atomic(self.path, self.content(self.ordered()))
+
+    def ordered(self) -> list[Any]:
+        """Return what all results add, in the order of their sources."""
+        return [entries for _, entries in sorted(self._parts, key=lambda part: part[0])]
 
 
 class CsvFile(Collected):

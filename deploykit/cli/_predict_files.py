@@ -124,6 +124,7 @@ def check_task_arguments(args: argparse.Namespace, predictor: Predictor[ImageRes
     needs = {
         "--coco": (args.coco is not None, spec.output.finds_objects, "a model that finds objects"),
         "--annotations": (args.annotations is not None, args.coco is not None, "--coco"),
+        "--dota": (args.dota is not None, spec.output.oriented, "a model that finds oriented boxes"),
         "--csv": (args.csv is not None, result.has_table, "a model whose results are objects, classes or features"),
         **{
             option: (
@@ -135,8 +136,8 @@ def check_task_arguments(args: argparse.Namespace, predictor: Predictor[ImageRes
         "--save-conf": (args.save_conf, args.save_txt, "--save-txt"),
         "--no-draw": (args.no_draw, has_out and not result.own_suffix, "--out, and drawn results"),
         "--resume": (
-            args.resume, (has_out or args.coco or args.csv) and args.layout != "contest",
-            "--out, --coco or --csv, and the usual layout",
+            args.resume, (has_out or args.coco or args.csv or args.dota) and args.layout != "contest",
+            "--out, --coco, --csv or --dota, and the usual layout",
         ),
         "--maps": (args.maps, result.has_map and has_out, "a model that segments, and --out"),
         "--save-as": (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from deploykit.runtime.sources.frames import Images
     from deploykit.runtime.sources.video import Video
 
-__all__ = ["ObjectFiles", "ObjectWriter", "add_object_arguments"]
+__all__ = ["ObjectFiles", "ObjectWriter", "add_object_arguments", "folder_name"]
 
 CROP = "-000000.jpg"  # room for the number in the name of a crop
 NOT_IN_NAMES = '/\\:*?"<>|'  # characters that a file system, or another one, does not take
@@ -134,13 +134,13 @@ class ObjectWriter:
         root = self._folder / "crops"
         own, written = place.relative_to(root), []
         for number, (found, crop) in enumerate(zip(result, result.crops(), strict=True), 1):
-            file = root / _folder_name(found.name, found.label) / own.with_name(f"{own.name}-{number}.jpg")
+            file = root / folder_name(found.name, found.label) / own.with_name(f"{own.name}-{number}.jpg")
             write_atomic(file, encode_image(crop, file), durable=False)
             written.append(file)
         return written
 
 
-def _folder_name(name: str, label: int) -> str:
+def folder_name(name: str, label: int) -> str:
     """Return a class name as the name of a folder; the label, if nothing of it can be one."""
     plain = "".join("_" if c in NOT_IN_NAMES or not c.isprintable() else c for c in name).strip(" .")
     return plain or str(label)

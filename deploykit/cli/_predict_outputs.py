@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from deploykit.cli._model import model_of
 from deploykit.cli._predict_coco import CocoFile
 from deploykit.cli._predict_collected import Collected, CsvFile
+from deploykit.cli._predict_dota import DotaFiles
 from deploykit.cli._predict_files import Files
 from deploykit.cli._predict_folder import Folder
 from deploykit.cli._predict_objects import ObjectFiles
@@ -51,6 +52,8 @@ class Outputs:
             self.collected.append(CocoFile(args.coco, predictor.spec, sources, order, args.annotations))
         if args.csv is not None:
             self.collected.append(CsvFile(args.csv, order))
+        if args.dota is not None:
+            self.collected.append(DotaFiles(args.dota, predictor.spec, sources, order, known))
         self.folder, places = None, [(each.path, False) for each in self.collected]
         if args.out is not None:
             self.folder = Folder(args.out, Files.of(args), ObjectFiles.of(args), sources, predictor, known)

@@ -68,6 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table with a row per object, class or image")
     parser.add_argument(
+        "--dota", type=Path, metavar="DIR", help="oriented boxes: write a file per class for the evaluation of DOTA"
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="leave out images whose results are complete since an earlier run"
     )
     predict_flags().add(parser)
@@ -297,7 +300,7 @@ class _Report:
             self.say(f"{self.lost} not written because their names or sizes do not allow it")
         if self._first:
             self.say(_timing_line(self._first, self._later, self._images - 1))
-        places = (self._args.out, self._args.coco, self._args.csv)
+        places = (self._args.out, self._args.coco, self._args.csv, self._args.dota)
         written = [str(place) for place in places if place is not None]
         if written:
             self.say(f"written: {', '.join(written)}")

@@ -113,7 +113,7 @@ def test_a_table_has_one_header_and_the_rows_of_all_images(model: Path, folder: 
         (["--save-txt"], "--save-txt needs --out DIR, the folder to write to [deploykit help 2]"),
         (["--save-conf", "--out", "o"], "--save-conf needs --save-txt"),
         (["--no-draw"], "--no-draw needs --out, and drawn results"),
-        (["--resume"], "--resume needs --out, --coco or --csv"),
+        (["--resume"], "--resume needs --out, --coco, --csv or --dota"),
         (["--csv", "r.csv", "--coco", "r.csv"], "--csv r.csv would replace a file that is read or written here"),
     ],
 )
