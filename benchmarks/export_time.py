@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def _show(runs: dict[str, list[dict[str, Any]]], args: argparse.Namespace, load:
         Table(f"{args.model} at {args.img}, random weights, s", ("",), dict.fromkeys(seconds, "{:.1f}"), rows, base),
         Table("memory and file of the same", ("",), written, tuple(sizes)),
     ]
-    how = f"{args.rounds} rounds, each in a fresh process, load {load:.1f} before; {ratio} (median of the rounds)."
+    about = f"{args.rounds} rounds, each in a fresh process, load {load:.1f} before, onnx {version('onnx')}"
+    how = f"{about}; {ratio} (median of the rounds)."
     show(tables, "Export", "export_time.py", how, args.json)
 
 
