@@ -49,7 +49,8 @@ class _RowsExport(ExportAdapter[R]):
         """See :meth:`ExportAdapter.error`.
 
         The error is the mean difference of scores plus the mean difference of box values and of keypoints, both
-        relative to the box's longer side. The means are over rows that score over 0.05 in either network, or over the
+        relative to the box's longer side; of oriented boxes plus the mean sine of the turn between the two, which is
+        0 for half a turn. The means are over rows that score over 0.05 in either network, or over the
         best 100 rows if there are none.
         """
         layout = self.output.as_rows()
@@ -67,6 +68,9 @@ class _RowsExport(ExportAdapter[R]):
             points = np.arange(*layout.keypoints)
             places = points[(points - layout.keypoints[0]) % layout.kpt_dims < 2]
             error += float((np.abs(a[:, places] - b[:, places]) / side).mean())
+        if layout.angle:
+            angle = layout.angle[0]
+            error += float(np.abs(np.sin(a[:, angle] - b[:, angle])).mean())
         return error if np.isfinite(error) else float("inf")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,20 @@ import torch
 from torch import Tensor, nn
 
 from deploykit.errors import ParityError, UsageError
+from deploykit.export.engine.build import build_engine
 from deploykit.export.nms import plan as nms_plan
 from deploykit.export.nms.graph import IOU
 from deploykit.export.options import NmsMode
+from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
 from deploykit.models.registry import ReferenceModel
+from deploykit.runtime.cuda import gpu_unavailable_reason
+from deploykit.runtime.engine_record import reference_values_path
+from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.postprocess.rotated import hulls_of
 from deploykit.spec import InputSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.asked import asked
@@ -158,6 +164,32 @@ def test_a_graph_with_other_angles_is_refused(tmp_path: Path, monkeypatch: pytes
 def test_the_threshold_is_stored_where_the_check_opens_it(files: dict[str, ExportReport]) -> None:
     stored = {tensor.name for tensor in onnx.load(str(files["graph"].path)).graph.initializer}
     assert IOU in stored
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+@pytest.mark.skipif(gpu_unavailable_reason() is None, reason="on a GPU tests/gpu builds engines and runs them")
+def test_the_operators_build_where_there_is_no_nms_layer(files: dict[str, ExportReport], tmp_path: Path) -> None:
+    report = build_engine(files["basic"].path, flavour="tensorrt-rtx", out=tmp_path)
+    expected = ReferenceOutputs.load(reference_values_path(report.path))
+    assert expected.layout == LAYOUT
+    assert len(expected.rows["basic.onnx"][next(iter(expected.feeds.images))]) > 10
+
+
+def test_a_lower_precision_is_verified_with_its_angles(tmp_path: Path) -> None:
+    report = exported(tmp_path, "graph", precision="fp16")
+    assert report.parity is not None
+    assert report.parity.ok
+    assert {d.values for d in report.parity.differences} == {"boxes", "scores", "angles"}
+
+
+def test_a_turn_is_an_error_and_half_a_turn_is_none() -> None:
+    spec = ModelSpec("oriented", InputSpec(size=(64, 64)), LAYOUT, ("ship", "plane"))
+    rows = np.array([[[30.0, 30, 20, 10, 0.9, 0, 0.4], [10, 10, 20, 10, 0, 0.8, 1.0]]], np.float32)
+    turned, half = rows.copy(), rows.copy()
+    turned[0, 0, 6] += 0.2
+    half[..., 6] -= np.pi
+    errors = [export_adapter_of(spec).error({"output": rows}, {"output": other}) for other in (rows, half, turned)]
+    assert errors == pytest.approx([0.0, 0.0, np.sin(0.2) / 2], abs=1e-6)
 
 
 def test_the_plugin_is_of_upright_boxes(tmp_path: Path) -> None:
