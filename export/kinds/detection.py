@@ -18,6 +18,7 @@ from deploykit.export.parity.nms import detections_as_rows
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.kinds.detection import PoseAdapter
 from deploykit.runtime.parity.differences import class_scores
+from deploykit.runtime.parity.masked_rows import MASKS
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.pose_fusion import object_thresholds
@@ -50,11 +51,12 @@ class _RowsExport(ExportAdapter[R]):
 
         The error is the mean difference of scores plus the mean difference of box values and of keypoints, both
         relative to the box's longer side; of oriented boxes plus the mean sine of the turn between the two, which is
-        0 for half a turn. The means are over rows that score over 0.05 in either network, or over the
-        best 100 rows if there are none.
+        0 for half a turn; of instances plus that of the logits of masks of prototypes, relative to their mean size. The
+        means are over rows that score over 0.05 in either network, or over the best 100 rows if there are none; masks
+        are those of the best 100 of them.
         """
         layout = self.output.as_rows()
-        a, b = (side[layout.name].reshape(-1, layout.columns).astype(np.float64) for side in (expected, found))
+        a, b = (self._in_rows(side[layout.name]) for side in (expected, found))
         scores = [class_scores(side, layout).max(1) for side in (a, b)]
         best = np.maximum(*scores)
         rows = np.flatnonzero(~(best <= MIN_SCORE))  # with those whose score is NaN
@@ -71,7 +73,19 @@ class _RowsExport(ExportAdapter[R]):
         if layout.angle:
             angle = layout.angle[0]
             error += float(np.abs(np.sin(a[:, angle] - b[:, angle])).mean())
+        if layout.prototypes is not None and layout.coefficients is not None:
+            order = np.argsort(-best[rows], kind="stable")[:MASKS]
+            span, maps = slice(*layout.coefficients), [side[layout.prototypes] for side in (expected, found)]
+            image = rows[order] // (len(best) // len(maps[0]))
+            logits = [_logits(side[order, span], image, part) for side, part in zip((a, b), maps, strict=True)]
+            error += float(np.abs(logits[0] - logits[1]).mean() / max(float(np.abs(logits[0]).mean()), 1e-30))
         return error if np.isfinite(error) else float("inf")
+
+    def _in_rows(self, values: Array) -> Array:
+        """The rows of all images in one output, ``(rows, columns)`` float64."""
+        layout = self.output.as_rows()
+        values = values.swapaxes(1, 2) if layout.columns_first else values
+        return values.reshape(-1, layout.columns).astype(np.float64)
 
 
 class RowExport(_RowsExport[RawDetections]):
@@ -146,6 +160,13 @@ class NmsExport(ExportAdapter[NmsOutputs | EndToEndRows]):
     def reference_values(self, session: Session, image: Array, name: str) -> Array:
         """See :meth:`ExportAdapter.reference_values`."""
         return detections_as_rows(session, image, self.spec)
+
+
+def _logits(coefficients: Array, image: Array, prototypes: Array) -> Array:
+    """The logits of masks ``(n, cells)`` float64: each object is in one image of ``prototypes (B, P, h, w)``."""
+    maps = prototypes.astype(np.float64).reshape(*prototypes.shape[:2], -1)
+    logits: Array = np.concatenate([coefficients[image == slot] @ each for slot, each in enumerate(maps)])
+    return logits
 
 
 def _with_objects(found: NetworkDetections) -> NetworkDetections:
