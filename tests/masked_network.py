@@ -41,6 +41,13 @@ def masked_model(*, seed: int = 0) -> ReferenceModel:
     randomise(network)
     with torch.no_grad():
         fill_biases([level[-1] for level in network.head.cv3], 0.5)
+        for level in network.head.cv4:  # masks differ from object to object, and are neither empty nor whole
+            level[-1].weight.mul_(6)
+            level[-1].bias.zero_()
+        last = network.head.proto.cv3.bn
+        last.running_mean.zero_()
+        last.weight.mul_(20)
+        last.bias.zero_()
     output = RawDetections(obj=None, cls=(4, FIRST), coefficients=(FIRST, FIRST + MASKS), prototypes="prototypes")
     canvas = InputSpec(size=(SIDE, SIDE), fit=Fit(stride=16))
     return ReferenceModel("masked", "tests", network.eval(), ModelSpec("instances", canvas, output, CLASSES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from deploykit.errors import ParityError, SpecError
+from deploykit.errors import AccuracyError, ParityError, SpecError
 from deploykit.export.graph.trace import export_to_ir
-from deploykit.export.options import PrecisionOptions
+from deploykit.export.options import AccuracyGate, OnnxOptions, PrecisionOptions
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_parity_inputs
+from deploykit.export.precision import convert
 from deploykit.export.precision.calibration import Calibration
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
@@ -62,7 +64,7 @@ def wrong_network(part: str) -> nn.Module:
 def test_a_file_with_other_masks_is_refused(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = wrong_network(part)
     monkeypatch.setattr("deploykit.export.to_onnx.export_to_ir", lambda _, *rest: export_to_ir(wrong, *rest))
-    with pytest.raises(ParityError, match=r"masks of m\.onnx differ from the checkpoint"):
+    with pytest.raises(ParityError, match=r"masks of m\.onnx differ from the (checkpoint|fused model)"):
         onnx_from_model(masked_model(), out=tmp_path / "m.onnx")
     assert list(tmp_path.iterdir()) == []
 
@@ -134,6 +136,68 @@ def test_int8_measures_its_error_on_masks_too(images: Path, tmp_path: Path) -> N
     assert part is not None
     assert whole is not None
     assert 0 < part < whole
+
+
+@pytest.fixture(scope="module")
+def annotated(exported: ExportReport, images: Path) -> Path:
+    """The objects that the network itself finds in the images, as COCO annotations."""
+    categories = [{"id": i + 1, "name": name} for i, name in enumerate(exported.spec.classes)]
+    truth: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
+    with load(exported.path) as predictor:
+        for number, file in enumerate(sorted(images.glob("*.png"))):
+            truth["images"].append({"id": number, "file_name": file.name, "width": SIDE, "height": SIDE})
+            result = predictor(str(file))
+            assert result.masks is not None
+            for each in result.to_coco(number):
+                mask = each["segmentation"]
+                truth["annotations"].append(
+                    {
+                        **{key: each[key] for key in ("image_id", "category_id", "bbox")},
+                        "id": len(truth["annotations"]) + 1,
+                        "segmentation": mask,
+                        "area": sum(mask["counts"][1::2]),
+                        "iscrowd": 0,
+                    }
+                )
+    assert len(truth["annotations"]) > 10
+    file = images / "truth.json"
+    file.write_text(json.dumps(truth))
+    return file
+
+
+def test_the_gate_is_of_the_ap_of_masks(
+    images: Path, annotated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An int8 file whose boxes are right and whose masks are not is stopped."""
+    pytest.importorskip("hotcoco", reason="the extra eval is not installed")
+    gate = AccuracyGate(20.0, annotated, images, bootstrap=20)
+    calibration = Calibration(images, method="minmax")
+    layers = ("stem.*", "fine.*", "coarse.*", "head.cv*")
+    options = PrecisionOptions("int8", calibration=calibration, nodes_to_exclude=layers, cache=False)
+    report = onnx_from_model(
+        masked_model(), out=tmp_path / "good.onnx", options=OnnxOptions(precision=options, gate=gate)
+    )
+    assert report.accuracy is not None
+    assert report.accuracy.reference.task == "instances"
+    assert report.accuracy.reference.metrics["AP50"] > 0.7
+
+    def blind(*args: Any, **kwargs: Any) -> Any:
+        done = quantize_graph(*args, **kwargs)
+        turned = [
+            value
+            for name, value in args[0].graph.initializers.items()
+            if name.startswith("head.proto.") and name.endswith("_int8")
+        ]
+        assert turned
+        for value in turned:
+            value.const_value.numpy()[:] = 0
+        return done
+
+    quantize_graph = convert.quantize_graph
+    monkeypatch.setattr(convert, "quantize_graph", blind)
+    with pytest.raises(AccuracyError, match="AP falls"):
+        onnx_from_model(masked_model(), out=tmp_path / "bad.onnx", options=OnnxOptions(precision=options, gate=gate))
+    assert not (tmp_path / "bad.onnx").exists()
 
 
 def outputs_of(images: int = 2) -> dict[str, NDArray[Any]]:
