@@ -1,53 +1,76 @@
-"""A small network whose objects have masks of prototypes, with seeded weights that find something."""
+"""Small networks with seeded weights that find something: objects with masks of prototypes, and with keypoints."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from deploykit.models.create.random_weights import randomise
+from deploykit.models.families.ultralytics.heads.detect import FreeDetect
+from deploykit.models.families.ultralytics.heads.pose import FreePose
 from deploykit.models.families.ultralytics.heads.segment import Segment
 from deploykit.models.layers.conv import Conv, fill_biases
 from deploykit.models.registry import ReferenceModel
-from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections
+from deploykit.spec import Fit, InputSpec, KeypointSpec, ModelSpec, RawDetections
 
 CLASSES, MASKS = ("cat", "dog", "fox"), 4
+KEYPOINTS = ("left eye", "right eye", "nose", "left mouth", "right mouth")
+CHANNELS = (16, 24)
 SIDE = 64
+CANVAS = InputSpec(size=(SIDE, SIDE), fit=Fit(stride=16))
 FIRST = 4 + len(CLASSES)
 """The column of the first coefficient."""
 
 
-class MaskedNetwork(nn.Module):
-    """Images ``(B, 3, H, W)`` to rows ``(B, N, 4 + classes + masks)`` and prototypes ``(B, masks, H / 4, W / 4)``."""
+class SmallNetwork(nn.Module):
+    """Images ``(B, 3, H, W)`` to what a head gives for two levels of features."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: FreeDetect) -> None:
         super().__init__()
         self.stem = nn.Sequential(Conv(3, 8, 3, 2), Conv(8, 16, 3, 2))
-        self.fine = Conv(16, 16, 3, 2)
-        self.coarse = Conv(16, 24, 3, 2)
-        self.head = Segment(len(CLASSES), (16, 24), num_masks=MASKS, proto_width=8)
+        self.fine = Conv(CHANNELS[0], CHANNELS[0], 3, 2)
+        self.coarse = Conv(*CHANNELS, 3, 2)
+        self.head = head
         self.head.set_stride((8, 16))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         fine = self.fine(self.stem(images))
-        rows, prototypes = self.head(fine, self.coarse(fine))
-        return rows, prototypes
+        return cast("Tensor | tuple[Tensor, Tensor]", self.head(fine, self.coarse(fine)))
 
 
-def masked_model(*, seed: int = 0) -> ReferenceModel:
-    """The network as a model; it finds some objects in noise and in photographs."""
+@torch.no_grad()
+def _seeded(head: Callable[[], FreeDetect], seed: int) -> SmallNetwork:
     torch.manual_seed(seed)
-    network = MaskedNetwork()
+    network = SmallNetwork(head())
     randomise(network)
-    with torch.no_grad():
-        fill_biases([level[-1] for level in network.head.cv3], 0.5)
-        for level in network.head.cv4:  # masks differ from object to object, and are neither empty nor whole
-            level[-1].weight.mul_(6)
-            level[-1].bias.zero_()
-        last = network.head.proto.cv3.bn
-        last.running_mean.zero_()
-        last.weight.mul_(20)
-        last.bias.zero_()
+    fill_biases([level[-1] for level in network.head.cv3], 0.5)
+    return network.eval()
+
+
+@torch.no_grad()
+def masked_model(*, seed: int = 0) -> ReferenceModel:
+    """Rows ``(B, N, 4 + classes + masks)`` and prototypes ``(B, masks, H / 4, W / 4)``.
+
+    Masks differ from object to object; few are empty or whole.
+    """
+    network = _seeded(lambda: Segment(len(CLASSES), CHANNELS, num_masks=MASKS, proto_width=8), seed)
+    for level in network.head.cv4:
+        level[-1].weight.mul_(6)
+        level[-1].bias.zero_()
+    last = network.head.proto.cv3.bn
+    last.running_mean.zero_()
+    last.weight.mul_(20)
+    last.bias.zero_()
     output = RawDetections(obj=None, cls=(4, FIRST), coefficients=(FIRST, FIRST + MASKS), prototypes="prototypes")
-    canvas = InputSpec(size=(SIDE, SIDE), fit=Fit(stride=16))
-    return ReferenceModel("masked", "tests", network.eval(), ModelSpec("instances", canvas, output, CLASSES))
+    return ReferenceModel("masked", "tests", network, ModelSpec("instances", CANVAS, output, CLASSES))
+
+
+def posed_model(*, seed: int = 0) -> ReferenceModel:
+    """Rows of one class with keypoints of x and y alone."""
+    network = _seeded(lambda: FreePose(1, CHANNELS, kpt_shape=(len(KEYPOINTS), 2)), seed)
+    output = RawDetections(obj=None, cls=(4, 5), keypoints=(5, 5 + 2 * len(KEYPOINTS)), kpt_dims=2)
+    spec = ModelSpec("keypoints", CANVAS, output, ("face",), KeypointSpec(KEYPOINTS))
+    return ReferenceModel("posed", "tests", network, spec)

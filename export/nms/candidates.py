@@ -34,8 +34,9 @@ class Candidates(NamedTuple):
     """The best rows of each image, sorted by score.
 
     They are boxes ``(B,k,4)`` xyxy (oriented ones cx, cy, w, h), scores ``(B,k)``, labels ``(B,k)``, all_scores
-    ``(B,N)`` of every row, keypoints ``(B,k,K,3)`` (or ``(B,k,0,3)``), and angles ``(B,k,1)`` (or ``(B,k,0)``). A row
-    with NaN or infinity has score -1.
+    ``(B,N)`` of every row, keypoints ``(B,k,K,3)`` (or ``(B,k,0,3)``), angles ``(B,k,1)`` (or ``(B,k,0)``), and the
+    coefficients of masks ``(B,k,P)`` (or ``(B,k,0)``). A row with NaN or infinity has score -1. ``prototypes``
+    are those of the network, ``(B,P,h,w)``, or None.
     """
 
     boxes: Tensor
@@ -44,16 +45,20 @@ class Candidates(NamedTuple):
     all_scores: Tensor
     keypoints: Tensor
     angles: Tensor
+    coefficients: Tensor
+    prototypes: Tensor | None = None
 
 
 class RowSelection(nn.Module):
-    """Selects candidates from raw rows ``(B, N, columns)`` of a layout; N is at least ``count``."""
+    """Selects candidates from raw rows ``(B, N, columns)`` of a layout, which prototypes may follow; N is at least
+    ``count``."""
 
     def __init__(self, layout: RawDetections, count: int) -> None:
         super().__init__()
         self.layout, self.count = layout, count
 
-    def forward(self, rows: Tensor) -> Candidates:
+    def forward(self, given: Tensor | tuple[Tensor, ...]) -> Candidates:
+        rows, *prototypes = (given,) if isinstance(given, Tensor) else given
         layout, (factor, _) = self.layout, self.layout.score_spans
         best = _products(rows, layout).amax(-1)
         if factor is not None:
@@ -62,7 +67,7 @@ class RowSelection(nn.Module):
         all_scores = torch.where(finite, best, NO_CANDIDATE)
         scores, index = best_scores(all_scores, self.count)
         chosen = torch.gather(rows, 1, index[..., None].expand(-1, -1, rows.shape[2]))
-        return _candidates(chosen, layout, scores, all_scores)
+        return _candidates(chosen, layout, scores, all_scores)._replace(prototypes=next(iter(prototypes), None))
 
 
 def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores: Tensor) -> Candidates:
@@ -77,7 +82,8 @@ def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores:
         points = torch.cat((points, torch.ones_like(points[..., :1])), -1)
     labels = _products(rows, layout).argmax(-1)
     boxes = rows[..., slice(*layout.box)] if layout.angle else torch.cat((centre - half, centre + half), -1)
-    return Candidates(boxes, scores, labels, all_scores, points, rows[..., slice(*(layout.angle or (0, 0)))])
+    angles, coefficients = (rows[..., slice(*(span or (0, 0)))] for span in (layout.angle, layout.coefficients))
+    return Candidates(boxes, scores, labels, all_scores, points, angles, coefficients)
 
 
 def _products(rows: Tensor, layout: RawDetections) -> Tensor:
@@ -166,8 +172,8 @@ class RowsAndSelection(nn.Module):
         super().__init__()
         self.selection = selection
 
-    def forward(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows, *self.selection(rows)
+    def forward(self, given: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return given if isinstance(given, Tensor) else given[0], *self.selection(given)
 
 
 def with_candidate_head(graph: LayerGraph, layout: RawDetections, count: int, *, rows: bool = False) -> LayerGraph:

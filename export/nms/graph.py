@@ -2,8 +2,9 @@
 
 The candidates of an image arrive sorted, the best first (see :mod:`deploykit.export.nms.candidates`):
 ``boxes (B,k,4)`` xyxy, ``scores (B,k)`` with -1 for no candidate, ``labels (B,k)`` int64, ``keypoints (B,k,K,3)``,
-``angles (B,k,1)`` of oriented boxes (which are cx, cy, w, h), and ``all_scores (B,N)`` of every row. The appended nodes
-give the outputs of :class:`deploykit.spec.NmsOutputs`.
+``angles (B,k,1)`` of oriented boxes (which are cx, cy, w, h), ``coefficients (B,k,P)`` of masks, and
+``all_scores (B,N)`` of every row. The appended nodes give the outputs of :class:`deploykit.spec.NmsOutputs`; prototypes
+stay as they are.
 
 * ``graph`` uses ONNX's NonMaxSuppression on scores that are one-hot in the class. ONNX Runtime computes the overlap as
   the definition does, ties included. It would swap the corners of a box with negative sides, which overlaps nothing by
@@ -25,7 +26,7 @@ import numpy as np
 import onnx_ir as ir
 
 from deploykit.errors import UsageError
-from deploykit.export.nms.nodes import ANGLES, APARTS, BASIC, END, GRAPH, KEYPOINTS, ROTATED, START
+from deploykit.export.nms.nodes import ANGLES, APARTS, BASIC, COEFFICIENTS, END, GRAPH, KEYPOINTS, ROTATED, START
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec, NmsOutputs, RawDetections, Thresholds
 
@@ -46,8 +47,9 @@ DOMAIN = "deploykit"
 CONF, IOU = "nms_conf", "nms_iou"
 """Names of the stored thresholds, which the parity check overrides."""
 
-CANDIDATES = ("boxes", "scores", "labels", "all_scores", "keypoints", "angles")
-"""The parts of :class:`deploykit.export.nms.candidates.Candidates`; the last two only where there are such outputs."""
+CANDIDATES = ("boxes", "scores", "labels", "all_scores", "keypoints", "coefficients", "angles")
+"""The parts of :class:`deploykit.export.nms.candidates.Candidates`;
+the last three only where there are such outputs."""
 MAX_CANDIDATES = 3840  # the limit of TensorRT's TopK
 
 
@@ -73,19 +75,21 @@ def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> 
         candidates: k, the number of candidates per image.
     """
     names = cast(NmsOutputs, spec.output)
-    thresholds, keypoints, angles = spec.thresholds, names.keypoints is not None, names.angles is not None
+    thresholds, angles = spec.thresholds, names.angles is not None
     given = {str(value.name): value for value in model.graph.outputs}
-    inputs = [name for name in candidates_for(names) if name in given]
+    inputs = [name for name in candidates_for(names) if name in given and name != names.prototypes]
     for name, value in given.items():  # NMS gives an output of that name
         value.name = f"candidate_{name}"
     decision = ROTATED if angles else GRAPH if mode == "graph" else BASIC
-    body = START + decision + END + (KEYPOINTS if keypoints else "") + (ANGLES if angles else "")
+    parts = {"keypoints": KEYPOINTS, "coefficients": COEFFICIENTS, "angles": ANGLES}
+    parts = {part: nodes for part, nodes in parts.items() if getattr(names, part) is not None}
+    body = START + decision + END + "".join(parts.values())
     body = body.format(conf=CONF, iou=IOU, **APARTS)
     words = set(re.findall(r"\w+", body))
     constants = _constants(thresholds, len(spec.classes), candidates)
     values = {name: value for name, value in constants.items() if name in words}
-    produced = ["num_dets", "out_boxes", "out_scores", "out_labels"] + ["out_keypoints"] * keypoints
-    produced += [*["out_angles"] * angles, "num_candidates"]
+    produced = ["num_dets", "out_boxes", "out_scores", "out_labels", *(f"out_{part}" for part in parts)]
+    produced.append("num_candidates")
     kinds = {"labels": "int64", "num_dets": "int32", "out_labels": "int32", "num_candidates": "int32"}
     takes, gives = (
         ", ".join(f"{kinds.get(name, 'float')} {name}" for name in side) for side in ((*inputs, *values), produced)
@@ -97,6 +101,8 @@ def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> 
         source = given[name] if name in given else _stored(model, name, values[name])
         ir.convenience.replace_all_uses_with(value, source)
     outputs = list(added.graph.outputs)
+    if names.prototypes is not None:
+        outputs.append(given[names.prototypes])
     added.graph.outputs.clear()
     _move(added.graph, model.graph)
     _set_outputs(model, outputs, _output_names(names), spec)
@@ -105,14 +111,17 @@ def append_nms(model: ir.Model, mode: str, spec: ModelSpec, candidates: int) -> 
 def _output_names(names: NmsOutputs) -> list[str]:
     """The names of the outputs in their order; NMS of ours counts its candidates."""
     assert names.num_candidates is not None
-    more = [name for name in (names.keypoints, names.angles) if name is not None]
-    return [names.num_dets, names.boxes, names.scores, names.labels, *more, names.num_candidates]
+    more = [name for name in (names.keypoints, names.coefficients, names.angles) if name is not None]
+    last = [names.prototypes] if names.prototypes is not None else []
+    return [names.num_dets, names.boxes, names.scores, names.labels, *more, names.num_candidates, *last]
 
 
 def candidates_for(names: NmsOutputs) -> tuple[str, ...]:
-    """Return the parts of the candidates that NMS with these outputs takes."""
-    unused = {name for name in ("keypoints", "angles") if getattr(names, name) is None}
-    return tuple(name for name in CANDIDATES if name not in unused)
+    """Return the parts of the candidates that NMS with these outputs takes, and the output of prototypes if it is one
+    of them."""
+    unused = {name for name in ("keypoints", "coefficients", "angles") if getattr(names, name) is None}
+    last = () if names.prototypes is None else (names.prototypes,)
+    return (*(name for name in CANDIDATES if name not in unused), *last)
 
 
 def _constants(thresholds: Thresholds, classes: int, candidates: int) -> dict[str, Array]:
@@ -206,22 +215,28 @@ def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> No
 
 
 def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spec: ModelSpec) -> None:
-    """Make ``values`` the graph's outputs, with names and shapes from the spec."""
+    """Make ``values`` the graph's outputs, with names and shapes from the spec, and those of prototypes as traced."""
     m = spec.thresholds.max_det
     points = len(spec.keypoints.names) if spec.keypoints else 0
     names = cast(NmsOutputs, spec.output)
+    assert names.num_candidates is not None
     shapes: dict[str, tuple[int, ...]] = {
         names.num_dets: (1,),
         names.boxes: (m, 4),
         names.scores: (m,),
         names.labels: (m,),
-        called[-1]: (1,),
+        names.num_candidates: (1,),
     }
     if names.keypoints is not None:
         shapes[names.keypoints] = (m, points, 3)
     if names.angles is not None:
         shapes[names.angles] = (m,)
-    whole = (names.num_dets, names.labels, called[-1])
+    if names.coefficients is not None and names.prototypes is not None:
+        maps = values[called.index(names.prototypes)].shape
+        assert maps is not None
+        shapes[names.prototypes] = tuple(side for side in list(maps)[1:] if isinstance(side, int))  # no shape is free
+        shapes[names.coefficients] = (m, shapes[names.prototypes][0])
+    whole = (names.num_dets, names.labels, names.num_candidates)
     batch: int | str = spec.input.batch if spec.input.dynamic == "none" else "batch"
     model.graph.outputs.clear()
     for value, name in zip(values, called, strict=True):

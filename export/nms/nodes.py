@@ -7,7 +7,7 @@ what the outputs ask for.
 
 from __future__ import annotations
 
-__all__ = ["ANGLES", "APARTS", "BASIC", "END", "GRAPH", "KEYPOINTS", "ROTATED", "START"]
+__all__ = ["ANGLES", "APARTS", "BASIC", "COEFFICIENTS", "END", "GRAPH", "KEYPOINTS", "ROTATED", "START"]
 
 START = """
     is_one = Greater(scores, {conf})
@@ -198,6 +198,11 @@ KEYPOINTS = """
     used_2 = Unsqueeze(used_1, axis3)
     some_keypoints = GatherND<batch_dims = 1>(keypoints, where_1)
     out_keypoints = Where(used_2, some_keypoints, zero)
+"""
+
+COEFFICIENTS = """
+    some_coefficients = GatherND<batch_dims = 1>(coefficients, where_1)
+    out_coefficients = Where(used_1, some_coefficients, zero)
 """
 
 ANGLES = """

@@ -80,7 +80,8 @@ class NmsPlan:
 
     def _places(self) -> tuple[int, ...]:
         """Where the traced outputs are among the candidates' parts."""
-        return tuple(Candidates._fields.index(name) for name in self.outputs)
+        parts = ("prototypes" if name == self.rows.prototypes else name for name in self.outputs)
+        return tuple(Candidates._fields.index(part) for part in parts)
 
     def append(self, graph: ir.Model, spec: ModelSpec, fused: nn.Module) -> None:
         """Add NMS to the graph that was traced from ``fused``."""
@@ -110,7 +111,8 @@ def plan_nms(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.M
     layout = export_adapter_of(spec).rows_for_nms(mode)
     check_thresholds(thresholds)
     keypoints, angles = ("keypoints" if spec.keypoints else None), ("angles" if layout.angle else None)
-    output = NmsOutputs(keypoints=keypoints, angles=angles)
+    coefficients = "coefficients" if layout.coefficients else None
+    output = NmsOutputs(keypoints=keypoints, angles=angles, coefficients=coefficients, prototypes=layout.prototypes)
     given = replace(spec, output=output)
     if mode == "plugin":
         levels = up_to_raw_head(fused)
@@ -128,7 +130,8 @@ def _rows(fused: nn.Module, spec: ModelSpec) -> int:
         head = fused.model[-1]
         return head.num_anchors * sum((height // s) * (width // s) for s in head.stride)
     with torch.inference_mode():
-        return int(fused(torch.zeros(1, spec.input.channels, height, width)).shape[1])
+        given = fused(torch.zeros(1, spec.input.channels, height, width))
+        return int((given if isinstance(given, Tensor) else given[0]).shape[1])
 
 
 class _Some(nn.Module):
