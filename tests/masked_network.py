@@ -42,11 +42,11 @@ class SmallNetwork(nn.Module):
 
 
 @torch.no_grad()
-def _seeded(head: Callable[[], FreeDetect], seed: int) -> SmallNetwork:
+def _seeded(make: Callable[[], FreeDetect], seed: int) -> SmallNetwork:
     torch.manual_seed(seed)
-    network = SmallNetwork(head())
+    network = SmallNetwork(make())
     randomise(network)
-    fill_biases([level[-1] for level in network.head.cv3], 0.5)
+    fill_biases([network.get_submodule(f"head.cv3.{level}.2") for level in range(2)], 0.5)
     return network.eval()
 
 
@@ -57,13 +57,12 @@ def masked_model(*, seed: int = 0) -> ReferenceModel:
     Masks differ from object to object; few are empty or whole.
     """
     network = _seeded(lambda: Segment(len(CLASSES), CHANNELS, num_masks=MASKS, proto_width=8), seed)
-    for level in network.head.cv4:
-        level[-1].weight.mul_(6)
-        level[-1].bias.zero_()
-    last = network.head.proto.cv3.bn
-    last.running_mean.zero_()
-    last.weight.mul_(20)
-    last.bias.zero_()
+    for level in range(2):
+        network.get_parameter(f"head.cv4.{level}.2.weight").mul_(6)
+        network.get_parameter(f"head.cv4.{level}.2.bias").zero_()
+    network.get_buffer("head.proto.cv3.bn.running_mean").zero_()
+    network.get_parameter("head.proto.cv3.bn.weight").mul_(20)
+    network.get_parameter("head.proto.cv3.bn.bias").zero_()
     output = RawDetections(obj=None, cls=(4, FIRST), coefficients=(FIRST, FIRST + MASKS), prototypes="prototypes")
     return ReferenceModel("masked", "tests", network, ModelSpec("instances", CANVAS, output, CLASSES))
 

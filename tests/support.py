@@ -176,6 +176,7 @@ def _runs(**cells: str) -> dict[str, str]:
 
 PREDICT = "runtime/predict"
 MASKS = "export/test_instances.py"
+PROTOTYPES = "export/test_masked_exports.py"
 FOREIGN = "runtime/foreign/test_draft.py"
 
 KINDS = Table(
@@ -200,6 +201,16 @@ KINDS = Table(
             predict=f"{FOREIGN}::test_masks_are_assembled_from_prototypes_and_cropped_to_the_box",
             eval="cli/test_foreign.py::test_eval_scores_masks_of_prototypes",
             compare="cli/test_foreign.py::test_compare_looks_at_the_masks_of_prototypes",
+        ),
+        "rows (instances)": _runs(
+            predict=f"{PROTOTYPES}::test_slots_of_a_batch_have_their_own_prototypes",
+            eval="runtime/evaluate/test_prototype_instances.py::test_the_ap_is_that_of_masks",
+            compare=f"{PROTOTYPES}::test_half_precision_is_held_to_its_tolerance",
+            int8=f"{PROTOTYPES}::test_int8_measures_its_error_on_masks_too",
+        ),
+        "nms (instances, of prototypes)": _runs(
+            predict="export/nms/test_masked_plan.py::test_every_way_gives_the_same_objects_and_masks",
+            compare="export/nms/test_masked_plan.py::test_compare_takes_rows_and_detections_in_any_mixture",
         ),
         "anchor-heads": _runs(
             predict=f"{FOREIGN}::test_maps_without_anchors_are_refused_and_run_once_they_are_filled_in",

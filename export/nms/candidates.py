@@ -36,7 +36,7 @@ class Candidates(NamedTuple):
     They are boxes ``(B,k,4)`` xyxy (oriented ones cx, cy, w, h), scores ``(B,k)``, labels ``(B,k)``, all_scores
     ``(B,N)`` of every row, keypoints ``(B,k,K,3)`` (or ``(B,k,0,3)``), angles ``(B,k,1)`` (or ``(B,k,0)``), and the
     coefficients of masks ``(B,k,P)`` (or ``(B,k,0)``). A row with NaN or infinity has score -1. ``prototypes``
-    are those of the network, ``(B,P,h,w)``, or None.
+    are those of the network, ``(B,P,h,w)``, or empty.
     """
 
     boxes: Tensor
@@ -46,7 +46,7 @@ class Candidates(NamedTuple):
     keypoints: Tensor
     angles: Tensor
     coefficients: Tensor
-    prototypes: Tensor | None = None
+    prototypes: Tensor
 
 
 class RowSelection(nn.Module):
@@ -67,7 +67,8 @@ class RowSelection(nn.Module):
         all_scores = torch.where(finite, best, NO_CANDIDATE)
         scores, index = best_scores(all_scores, self.count)
         chosen = torch.gather(rows, 1, index[..., None].expand(-1, -1, rows.shape[2]))
-        return _candidates(chosen, layout, scores, all_scores)._replace(prototypes=next(iter(prototypes), None))
+        found = _candidates(chosen, layout, scores, all_scores)
+        return found._replace(prototypes=prototypes[0]) if prototypes else found
 
 
 def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores: Tensor) -> Candidates:
@@ -83,7 +84,7 @@ def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores:
     labels = _products(rows, layout).argmax(-1)
     boxes = rows[..., slice(*layout.box)] if layout.angle else torch.cat((centre - half, centre + half), -1)
     angles, coefficients = (rows[..., slice(*(span or (0, 0)))] for span in (layout.angle, layout.coefficients))
-    return Candidates(boxes, scores, labels, all_scores, points, angles, coefficients)
+    return Candidates(boxes, scores, labels, all_scores, points, angles, coefficients, prototypes=rows.new_zeros(0))
 
 
 def _products(rows: Tensor, layout: RawDetections) -> Tensor:

@@ -163,7 +163,10 @@ class _Best:
 
 
 def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: int, limits: Tolerance) -> _Best:
-    """Pair the best rows with the candidate's of the same box and score; the candidate gives at most ``most`` rows."""
+    """Pair the best rows with the candidate's of the same box and score; the candidate gives at most ``most`` rows.
+
+    A partner has the row's best class, or one that scores as much but for rounding.
+    """
     count = min(ROWS, most)
     top = Thresholds(conf=0.0, iou=1.0, max_det=count, pre_nms_topk=count)
     kept = nms(rows, layout, top)
@@ -176,10 +179,13 @@ def _best(rows: Array, found: NetworkDetections, layout: RawDetections, most: in
     near, alike = max(1.0, 4 * limits.pixels), max(1e-3, 2 * limits.max_score)
     last = float(found.scores[-1]) if len(found.scores) == most else -1.0  # a list that is not full has no tail
     tail = 0
+    scores = class_scores(rows[kept.rows], layout)
+    known = np.clip(found.labels, 0, scores.shape[1] - 1)
     for i in range(count):
         distance = np.abs(found.boxes - boxes[i]).max(1) / near
         distance += np.abs(found.scores - kept.scores[i]) / alike
-        distance[~free | (found.labels != kept.labels[i])] = np.inf
+        tied = (scores[i, known] >= scores[i, kept.labels[i]] - limits.max_score) & (known == found.labels)
+        distance[~free | ~tied] = np.inf
         j = int(distance.argmin()) if len(distance) else 0
         if len(distance) and distance[j] < 1.0:
             pairs.append((i, j))

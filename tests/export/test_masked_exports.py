@@ -23,7 +23,7 @@ from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.precision import convert
 from deploykit.export.precision.calibration import Calibration
 from deploykit.export.report import ExportReport
-from deploykit.export.to_onnx import onnx_from_model
+from deploykit.export.to_onnx import export_onnx, onnx_from_model
 from deploykit.facade import load
 from deploykit.models.fuse import fuse_model
 from deploykit.runtime.parity.expected import ReferenceOutputs
@@ -255,3 +255,44 @@ def test_a_network_that_loses_its_prototypes_is_refused(tmp_path: Path) -> None:
     model = masked_model()
     with pytest.raises(SpecError, match=r"the output 'prototypes' must be \(1, 4, height, width\)"):
         onnx_from_model(replace(model, module=Alone(model.module).eval()), out=tmp_path / "m.onnx")
+
+
+@pytest.mark.data
+def test_the_originals_network_finds_the_originals_masks(shared: Path, tmp_path: Path) -> None:
+    """Every pixel of every object, in an image that needs padding; objects without a pixel are left out there too."""
+    with np.load(shared / "golden" / "yolov8n-seg-narrow.npz") as golden:
+        image = np.ascontiguousarray(golden["predict_image_rgb"][..., ::-1])
+        boxes, bits, shape = (
+            golden[f"predict_{name}"] for name in ("boxes_retina", "masks_retina", "masks_retina_shape")
+        )
+    expected = np.unpackbits(bits, axis=-1)[..., : shape[2]].astype(np.bool_)
+    weights = shared / "golden" / "yolov8n-seg-narrow.pt"
+    report = export_onnx(weights, img=160, out=tmp_path / "m.onnx", options=OnnxOptions(dynamic="shape"), check=False)
+    with load(report.path) as predictor:
+        found = predictor(image)
+    assert found.masks is not None
+    assert len(found) == len(boxes) == 79
+    places = [int(np.abs(found.boxes - box).sum(1).argmin()) for box in boxes[:, :4]]
+    assert sorted(places) == list(range(79))
+    assert np.abs(found.boxes[places] - boxes[:, :4]).max() < 1e-3
+    assert (found.masks[places] == expected).all()
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_originals_network_finds_the_same_with_nms_inside(shared: Path, tmp_path: Path) -> None:
+    """On noise its scores are all but 1, so that two classes of a row score the same and either may be its label."""
+    image = np.random.default_rng(0).integers(0, 256, (117, 190, 3), np.uint8)
+    results = []
+    for mode in ("none", "graph"):
+        out = tmp_path / f"{mode}.onnx"
+        report = export_onnx(
+            shared / "golden" / "yolov8n-seg-narrow.pt", img=160, out=out, options=OnnxOptions(nms=mode)
+        )
+        assert report.parity is not None
+        assert report.parity.ok
+        with load(out) as predictor:
+            results.append(predictor(image))
+    assert len(results[0]) > 50
+    for name in ("boxes", "scores", "labels", "masks"):
+        np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name), err_msg=name)
