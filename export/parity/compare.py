@@ -267,7 +267,7 @@ def expect(
         if closing:
             session.close()
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}
-    return ReferenceOutputs(feeds, rows, computed, adapter.compared())
+    return ReferenceOutputs(feeds, rows, computed, adapter.compared(), chosen=spec.output.nms_inside)
 
 
 def check_expected(

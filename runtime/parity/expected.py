@@ -91,7 +91,8 @@ class ReferenceOutputs:
     else one image's part of the output.
 
     ``computed``: what computed each reference. ``layout``: the layout of the values. A reference may lack some images.
-    ``limits``: the tolerance of the network at export.
+    ``limits``: the tolerance of the network at export. ``chosen``: the rows are detections that the network has chosen
+    itself, so nothing suppresses them again; a one-to-one branch may give boxes of a class that overlap.
     """
 
     feeds: ParityInputs
@@ -99,6 +100,7 @@ class ReferenceOutputs:
     computed: Mapping[str, str]
     layout: Output
     limits: Tolerance = field(default_factory=Tolerance)
+    chosen: bool = False
 
     def restrict_to(self, takes: Callable[[tuple[int, ...]], bool]) -> ReferenceOutputs:
         """Return the part that a network accepts; see :meth:`ParityInputs.restrict_to`.
@@ -113,8 +115,8 @@ class ReferenceOutputs:
 
     def select_reference(self, reference: str) -> ReferenceOutputs:
         """Return the outputs of one reference only."""
-        only = {reference: self.rows[reference]}, {reference: self.computed[reference]}
-        return ReferenceOutputs(self.feeds, *only, self.layout, self.limits)
+        rows, computed = {reference: self.rows[reference]}, {reference: self.computed[reference]}
+        return replace(self, rows=rows, computed=computed)
 
     def save(self, path: Path) -> None:
         """Write the images and the first reference's rows as float32; numpy's ``.npz``, compressed.
@@ -134,6 +136,7 @@ class ReferenceOutputs:
             "labels": labels,
             "batches": batches,
             "notes": list(self.feeds.notes),
+            "chosen": self.chosen,
         }
         arrays = {"about": np.frombuffer(json.dumps(about, ensure_ascii=False).encode(), np.uint8)}
         for i, label in enumerate(labels):
@@ -167,13 +170,13 @@ class ReferenceOutputs:
             raise ArtefactError(f"{path} has no readable reference values ({e}): export again") from e
         feeds = ParityInputs(images, batches, about.notes)
         return ReferenceOutputs(
-            feeds, {about.reference: rows}, {about.reference: about.computed}, about.layout, about.limits
+            feeds, {about.reference: rows}, {about.reference: about.computed}, about.layout, about.limits, about.chosen
         )
 
 
 @dataclass(frozen=True)
 class _About:
-    """What a file says about its arrays; older files have no limits."""
+    """What a file says about its arrays; older files have no limits, and do not say what was chosen."""
 
     format: int
     reference: str
@@ -183,6 +186,7 @@ class _About:
     batches: tuple[tuple[str, tuple[str, ...]], ...]
     limits: Tolerance = field(default_factory=Tolerance)
     notes: tuple[str, ...] = ()
+    chosen: bool = False
 
 
 def _check_images(images: Mapping[str, Array], rows: Mapping[str, Array], batches: Sequence[Batch]) -> None:
