@@ -100,7 +100,7 @@ ADAPTERS: dict[str, str | Factory] = {
     "rows": "deploykit.export.kinds.detection:RowExport",
     "anchor-heads": "deploykit.export.kinds.detection:AnchorHeadExport",
     "pose-objects": "deploykit.export.kinds.detection:PoseExport",
-    "end-to-end": "deploykit.export.kinds.detection:NmsExport",
+    "end-to-end": "deploykit.export.kinds.end_to_end:EndToEndExport",
     "nms": "deploykit.export.kinds.detection:NmsExport",
     "tensor": "deploykit.export.kinds.dense:dense_export",
 }

@@ -19,15 +19,15 @@ from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import external_data_path, finalize_graph, write
 from deploykit.export.graph.trace import example_input, export_to_ir
 from deploykit.export.graph.two_stage_ops import TRANSLATIONS
+from deploykit.export.nms.one_to_one import model_of_rows, without_choice
 from deploykit.export.nms.plan import NmsPlan, plan_nms
 from deploykit.export.options import TRACED, NmsMode, OnnxOptions, Precision, PrecisionOptions
 from deploykit.export.output import check_writable, output_path, publish, staging_dir
 from deploykit.export.package_layout import in_package_layout, package_metadata
 from deploykit.export.parity.inputs import make_parity_inputs
-from deploykit.export.parity.report import ParityReport
-from deploykit.export.parity.tolerances import LIMITS
+from deploykit.export.parity.onnx_file import reference_for
 from deploykit.export.parity.verification import Verification
-from deploykit.export.precision.convert import ExportContext, PrecisionReport, convert_precision, verify_precision
+from deploykit.export.precision.convert import ExportContext, traced_graph, verify_file, verify_precision
 from deploykit.export.report import ExportReport
 from deploykit.export.step_timer import StepTimer
 from deploykit.models.checkpoint.safetensors_file import INDEX, SHARD, find_shards
@@ -171,12 +171,7 @@ def export_model(
     verification, asked = context.verification, options.precision
     spec = replace(context.spec, precision=asked.precision)
     with staging_dir(out) as folder:
-        precision, base = None, None
-        if asked.precision == "fp32":
-            graph = context.trace(context.plan.module(context.fused), context.plan.outputs)
-        else:
-            graph, precision, base = convert_precision(context, asked, folder)
-            timer.step("writing")
+        graph, precision, rows, base = traced_graph(context, asked, folder, out.stem)
         finalize_graph(graph, spec, context.plan, context.fused, package_metadata(spec, options) if packaged else None)
         report = _report(model, graph, spec, context, out)
         report = replace(report, notes=(*report.notes, *report.runtime_notes()))
@@ -187,17 +182,19 @@ def export_model(
         file = write(graph, folder / out.name, report.weight_size)
         del graph
         precision = verify_precision(precision, file) if precision else None
-        parity = _verify_file(verification, file, context.plan, spec, precision) if verification else None
+        parity = verify_file(verification, file, context.plan, spec, precision, rows) if verification else None
         accuracy = None
         if options.gate is not None:
             timer.step("evaluating")
-            accuracy = check_accuracy_drop(options.gate, file, spec, context.fused, base, timer)
+            accuracy = check_accuracy_drop(
+                options.gate, file, spec, context.fused, None if context.plan.chosen else base, timer
+            )
         if base is not None:
             shutil.rmtree(base.parent)
         size = sum(p.stat().st_size for p in folder.iterdir())
         reference = None
         if parity is not None and verification is not None:
-            reference = replace(verification.expected, limits=parity.tolerance)
+            reference = replace(reference_for(context.plan, verification.expected, spec), limits=parity.tolerance)
             about = digests(file, (external_data_path(file),))
             parity_report_path(file).write_text(parity.to_json(about))
         publish(folder, out, parts=(external_data_path(out),), reports=(parity_report_path(out),))
@@ -229,9 +226,11 @@ def _context(
     fused = fuse_model(model.module)
     plan, exported = plan_nms(spec, options.nms, thresholds, fused)
     # Precisions are measured on the raw rows, which stay in an opset that our own session computes.
-    raw = replace(exported, output=model.spec.output, opset=max(exported.opset, TRACED))
+    layout = plan.rows if plan.chosen else model.spec.output
+    raw = replace(exported, output=layout, opset=max(exported.opset, TRACED))
     rows_plan, rows = plan_nms(raw, "none", exported.thresholds, fused)
     _check_combination(model, options, plan, exported)
+    source = (model_of_rows(model, plan.rows), without_choice(fused)) if plan.chosen else (model, fused)
     return ExportContext(
         trace=partial(_trace, plan, example, exported, options, timer),
         plan=plan,
@@ -240,7 +239,7 @@ def _context(
         rows=rows,
         fused=fused,
         inputs=inputs,
-        verification=Verification(model, fused, rows, inputs, timer) if inputs and check else None,
+        verification=Verification(*source, rows, inputs, timer) if inputs and check else None,
         progress=timer,
     )
 
@@ -252,7 +251,7 @@ def _check_combination(model: ReferenceModel, options: OnnxOptions, plan: NmsPla
         UsageError: they do not.
     """
     nms, precision = options.nms, options.precision.precision
-    if (nms != "none" or plan.inside is not None) and options.exporter != "dynamo":
+    if (nms != "none" or plan.has_own_operators) and options.exporter != "dynamo":
         raise UsageError(f"{f'--nms {nms}' if nms != 'none' else model.name} needs --exporter dynamo")
     if plan.inside is not None and precision != "fp32":
         raise UsageError(
@@ -279,7 +278,7 @@ def _trace(
 ) -> ir.Model:
     """Trace a module to a graph, and simplify it if that is asked for."""
     timer.step("tracing")
-    translations = TRANSLATIONS if plan.candidates or plan.inside else None
+    translations = TRANSLATIONS if plan.has_own_operators else None
     graph = export_to_ir(module, example, spec, options.exporter, options.simplify, outputs, translations)
     if options.simplify:
         timer.step("simplifying")
@@ -321,34 +320,6 @@ def _report(
 def _weights_of(name: str) -> tuple[str, ...]:
     """The parameters that an initializer may hold; its name may add ``_t`` (transposed) and the precision to theirs."""
     return name, name.rsplit("_", 1)[0], name.rsplit("_t_", 1)[0]
-
-
-def _verify_file(
-    verification: Verification, file: Path, plan: NmsPlan, spec: ModelSpec, precision: PrecisionReport | None
-) -> ParityReport:
-    """Compare the file with the reference values by the tolerance of its precision.
-
-    ONNX Runtime runs the file if it supports the precision; otherwise torch computes it.
-
-    Raises:
-        ParityError: the file does not agree.
-    """
-    if precision is None:
-        return verification.check_fp32(file, plan, spec)
-    if spec.precision in ("bf16", "fp8"):  # ONNX Runtime's CPU provider has no bf16 convolutions and not all of fp8
-        in_torch = precision.in_torch or verification.check_in_torch(ir.load(file), file.name, LIMITS[spec.precision])
-        what = "bf16 convolutions" if spec.precision == "bf16" else "every fp8 file"
-        note = f"ONNX Runtime's CPU provider does not run {what}: this was computed in torch"
-        return replace(in_torch, notes=(*in_torch.notes, note))
-    parity = verification.check_reduced(file, plan, spec, LIMITS[spec.precision])
-    parity.raise_if_bad(file.name)
-    if precision.in_torch is None:
-        return parity
-    return replace(
-        parity,
-        differences=(*parity.differences, *precision.in_torch.differences),
-        matchings=(*parity.matchings, *precision.in_torch.matchings),
-    )
 
 
 def _spec(model: ReferenceModel, options: OnnxOptions) -> ModelSpec:

@@ -36,7 +36,7 @@ def finalize_graph(
     batch: int | str = canvas.batch if canvas.dynamic == "none" else "batch"
     height, width = ("height", "width") if canvas.dynamic == "shape" else canvas.size
     passes.name_axes(graph.graph.inputs[0], (batch, canvas.channels, height, width))
-    if not spec.output.nms_inside:  # which has named its own
+    if not spec.output.thresholds_inside:  # such a network has named its own
         for tensor, output in zip(spec.output_tensors, graph.graph.outputs, strict=True):
             if output.shape is not None:
                 known = zip(output.shape, tensor.axes, strict=True)

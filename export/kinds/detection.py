@@ -23,7 +23,7 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.pose_fusion import object_thresholds
 from deploykit.runtime.session import Session
-from deploykit.spec import AnchorHeads, EndToEndRows, NmsOutputs, PoseObjectRows, RawDetections, RowOutput
+from deploykit.spec import AnchorHeads, NmsOutputs, PoseObjectRows, RawDetections, RowOutput
 
 __all__ = ["AnchorHeadExport", "NmsExport", "PoseExport", "RowExport"]
 
@@ -148,8 +148,8 @@ class PoseExport(_RowsExport[PoseObjectRows]):
         return RowMatcher(self.output.as_rows(), objects, (thresholds, object_thresholds(self.output, thresholds)))
 
 
-class NmsExport(ExportAdapter[NmsOutputs | EndToEndRows]):
-    """Detections that the network has chosen itself, compared in place of its rows."""
+class NmsExport(ExportAdapter[NmsOutputs]):
+    """Detections after NMS, compared in place of its rows."""
 
     meaning: ClassVar[str] = "columns"
 

@@ -13,6 +13,7 @@ from deploykit.export.nms.candidates import Candidates, RowsAndSelection, RowSel
 from deploykit.export.nms.decode_node import append_decode, up_to_raw_head
 from deploykit.export.nms.graph import append_nms, append_plugin, candidates_for, check_thresholds
 from deploykit.export.nms.layouts import detections_layout
+from deploykit.export.nms.one_to_one import MOST_DETECTIONS, rows_chosen_from, with_rows
 from deploykit.export.options import NmsMode
 from deploykit.export.outputs import export_adapter_of
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
@@ -34,6 +35,7 @@ class NmsPlan:
         candidates: how many rows NMS gets; 0: all of them.
         decodes: whether a node decodes the rows too, so that the traced module ends before the decode.
         inside: the thresholds of a network with NMS of its own; ``layout`` is that of its detections then.
+        chosen: how many detections at most the network chooses from rows of ``layout`` without NMS; 0: it does not.
     """
 
     mode: NmsMode
@@ -42,6 +44,12 @@ class NmsPlan:
     candidates: int
     decodes: bool = False
     inside: Thresholds | None = None
+    chosen: int = 0
+
+    @property
+    def has_own_operators(self) -> bool:
+        """Whether what is traced has operators of ours, which only the dynamo exporter translates."""
+        return bool(self.candidates or self.chosen or self.inside)
 
     @property
     def rows(self) -> RawDetections:
@@ -68,6 +76,8 @@ class NmsPlan:
         if self.layout is None or self.outputs == (self.layout.name,):
             return fused, self.outputs
         names = (self.layout.name, *self.outputs)
+        if self.chosen:
+            return with_rows(fused), names
         if self.decodes:
             levels = up_to_raw_head(fused, rows=True)
             assert levels is not None
@@ -101,7 +111,10 @@ def plan_nms(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.M
             the rows need more than NMS, or the network already has NMS inside.
     """
     spec = replace(spec, thresholds=thresholds)
-    if spec.output.nms_inside:
+    if spec.output.nms_inside and mode == "none" and not spec.output.thresholds_inside:
+        layout = rows_chosen_from(spec, fused)
+        return NmsPlan(mode, layout, spec.output_names, 0, chosen=MOST_DETECTIONS if layout else 0), spec
+    if spec.output.thresholds_inside:
         if mode != "none":
             raise UsageError(f"--nms {mode} needs raw rows, and this network already has NMS inside: leave --nms out")
         check_thresholds(thresholds)

@@ -19,7 +19,7 @@ from deploykit.runtime.postprocess.rotated import corners_of
 from deploykit.runtime.postprocess.rotated_nms import overlaps, rotated_rows
 from deploykit.spec import ModelSpec, RawDetections, Thresholds
 
-__all__ = ["FEW", "ROWS", "RowMatcher", "row_matcher"]
+__all__ = ["FEW", "ROWS", "RowMatcher", "mask_overlaps", "row_matcher"]
 
 FEW = 20  # fewer detections than this verify little, so the best rows are compared as well
 ROWS = 100  # best rows of each image
@@ -203,11 +203,11 @@ def _match_image(
         overlap[left, right],
         np.abs(a.scores[left] - b.scores[right]),
         distance,
-        None if canvas is None else _mask_overlaps(a, left, b, right, canvas, limits),
+        None if canvas is None else mask_overlaps(a, left, b, right, canvas, limits),
     )
 
 
-def _mask_overlaps(
+def mask_overlaps(
     a: NetworkDetections, left: Array, b: NetworkDetections, right: Array, canvas: tuple[int, int], limits: Tolerance
 ) -> Array:
     """Return the IoU of each pair's masks, at the cells of the prototypes whose centres are in the box of ``a``.

@@ -32,6 +32,7 @@ from deploykit.export.sessions.torch_module import TorchSession
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.progress import Progress
 from deploykit.runtime.backends.ort import Optimization
+from deploykit.runtime.parity.chosen_rows import UNPAIRED
 from deploykit.runtime.parity.differences import Difference
 from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
 from deploykit.runtime.parity.spread import NO_SPREAD
@@ -62,6 +63,7 @@ GROUPS: dict[str, Group] = {
     "angles": "probability",
     "visibility": "probability",
     "masks": "masks",
+    UNPAIRED: "probability",
 }
 
 
@@ -154,7 +156,7 @@ def torch_float32(expected: ReferenceOutputs, module: nn.Module, spec: ModelSpec
         spec: the spec of the module's output: raw rows, any batch.
     """
     session, name = TorchSession(module, spec), "PyTorch float32"
-    if spec.output.nms_inside:
+    if spec.output.thresholds_inside:
         opened = TorchSession(with_thresholds(module, replace(spec.thresholds, conf=0.0)), spec)
         return check_detections(expected, name, session, spec, Tolerance(), opened=opened)
     return check_expected(expected, name, session, spec, Tolerance())

@@ -18,6 +18,7 @@ from deploykit.errors import SpecError
 from deploykit.export.matching import Matching
 from deploykit.export.nms.layouts import detections_layout, rows_in
 from deploykit.export.parity.detections import row_matcher
+from deploykit.export.parity.one_to_one import as_rows
 from deploykit.export.parity.report import ParityReport
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
@@ -53,7 +54,7 @@ def check_detections(
     """Compare the detections of ``candidate`` with those in the rows of the references.
 
     Args:
-        expected: raw rows by reference and image.
+        expected: raw rows by reference and image, or detections.
         name: the name of the candidate.
         candidate: a network with NMS inside, whose outputs are those of ``spec.output``.
         spec: the spec of the candidate.
@@ -64,6 +65,7 @@ def check_detections(
     Raises:
         BackendError: a network failed, or an output has another shape than the spec says.
     """
+    expected = as_rows(expected, spec)
     limits, layout = tolerance or expected.limits, rows_in(expected.layout)
     kept = replace(spec, thresholds=replace(spec.thresholds, iou=1.0)) if expected.chosen else spec
     matcher = row_matcher(layout, kept)

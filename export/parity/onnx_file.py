@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -17,15 +18,16 @@ from deploykit.export.nms.graph import CONF, IOU
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.nms import check_detections
+from deploykit.export.parity.one_to_one import chosen_reference
 from deploykit.export.parity.report import ParityReport
 from deploykit.progress import Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort
 from deploykit.runtime.parity.expected import ParityInputs, ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
-from deploykit.spec import ModelSpec
+from deploykit.spec import EndToEndRows, ModelSpec
 
-__all__ = ["check_file", "reference_of_file"]
+__all__ = ["check_file", "reference_for", "reference_of_file"]
 
 
 def check_file(
@@ -50,9 +52,16 @@ def check_file(
         return _check_plugin(plan, expected, file, spec, progress, limits, opened_by)
     if plan.mode == "none" and plan.inside is None:
         with opened_by(file) as session:
-            return check_expected(expected, file.name, session, spec, limits, progress)
+            return check_expected(reference_for(plan, expected, spec), file.name, session, spec, limits, progress)
     with opened_by(file) as session, opened_by(file, overrides=_open_thresholds(plan)) as opened:
         return check_detections(expected, file.name, session, spec, limits, opened=opened, progress=progress)
+
+
+def reference_for(plan: NmsPlan, expected: ReferenceOutputs, spec: ModelSpec) -> ReferenceOutputs:
+    """Return what a file that was exported with ``plan`` is compared with: its detections where it chooses them."""
+    if not plan.chosen or expected.layout.nms_inside:
+        return expected
+    return chosen_reference(expected, cast(EndToEndRows, spec.output), plan.chosen)
 
 
 def reference_of_file(plan: NmsPlan, feeds: ParityInputs, file: Path, spec: ModelSpec) -> ReferenceOutputs:

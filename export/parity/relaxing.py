@@ -40,10 +40,10 @@ def relaxed_report(
         progress: hears what is measured.
     """
     model, spec = load_model(checkpoint, loading=loading), pair.spec
-    inside = spec.output.nms_inside
-    if model.spec.output.nms_inside or (not inside and spec.output.kind != model.spec.output.kind):
+    inside, own = spec.output.thresholds_inside, model.spec.output
+    if own.thresholds_inside or (spec.output.kind != own.kind and (own.nms_inside or not inside)):
         return failed
-    rows = replace(spec, output=model.spec.output, task=model.spec.task)
+    rows = replace(spec, output=own, task=model.spec.task)
     layout = export_adapter_of(rows).rows_for_nms("graph") if inside else None
     plan = NmsPlan("graph" if inside else "none", layout, spec.output_names, 0)
     verification = Verification(

@@ -20,7 +20,7 @@ from deploykit.export.parity.float32_noise import (
     relaxed_tolerance,
     torch_float32,
 )
-from deploykit.export.parity.onnx_file import check_file
+from deploykit.export.parity.onnx_file import check_file, reference_for
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
@@ -121,15 +121,19 @@ class Verification:
         self.progress.step("checking")
         return check_file(plan, expected, file, spec, self._details, limits)
 
-    def check_in_torch(self, graph: ir.Model, name: str, limits: Tolerance) -> ParityReport:
-        """Check a graph with raw rows in torch, each tensor rounded to its own type.
+    def check_in_torch(
+        self, graph: ir.Model, name: str, limits: Tolerance, exported: tuple[NmsPlan, ModelSpec] | None = None
+    ) -> ParityReport:
+        """Check a graph in torch, each tensor rounded to its own type; the caller looks at the report's verdict.
 
-        The caller looks at the report's verdict.
+        ``exported``: the plan and the spec of the export; None: the graph gives the raw rows.
 
         Raises:
             ParityError: a tensor overflows.
         """
-        expected = self.expected
+        expected, spec = self.expected, self.rows
+        if exported is not None:
+            expected, spec = reference_for(exported[0], expected, exported[1]), exported[1]
         self.progress.step("checking")
         broken: list[str] = []
 
@@ -138,7 +142,7 @@ class Verification:
                 broken.append(tensor)
 
         with OnnxInTorchSession(graph, observe=observe) as session:
-            parity = check_expected(expected, f"{name} in torch", session, self.rows, limits, self._details)
+            parity = check_expected(expected, f"{name} in torch", session, spec, limits, self._details)
         if broken:
             raise ParityError(f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite")
         return parity

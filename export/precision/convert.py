@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -30,7 +30,10 @@ from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.spec import ModelSpec
 
-__all__ = ["ExportContext", "PrecisionReport", "convert_precision", "verify_precision"]
+__all__ = [
+    "ExportContext", "PrecisionReport", "TracedGraph", "convert_precision", "traced_graph", "verify_file",
+    "verify_precision",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -89,13 +92,38 @@ class ExportContext:
     progress: Progress = SILENT
 
 
+class TracedGraph(NamedTuple):
+    """A graph, still without NMS, and what was verified before it was made.
+
+    ``rows`` is the report on rows that the graph does not give; ``base`` the fp32 file with raw rows.
+    """
+
+    graph: ir.Model
+    precision: PrecisionReport | None = None
+    rows: ParityReport | None = None
+    base: Path | None = None
+
+
+def traced_graph(context: ExportContext, options: PrecisionOptions, folder: Path, name: str) -> TracedGraph:
+    """Trace the graph of an export of that name, and convert it to its precision.
+
+    Raises:
+        ParityError: what is verified on the way does not agree. ExportError: the conversion is not possible.
+    """
+    if options.precision != "fp32":
+        graph, precision, base = convert_precision(context, options, folder)
+        context.progress.step("writing")
+        return TracedGraph(graph, precision, base=base)
+    if context.plan.chosen and context.verification:  # most rows are not in what it gives
+        graph, rows, base = trace_with_rows(context, folder, f"{name}, all rows")
+        return TracedGraph(with_outputs(graph, context.plan.outputs), rows=rows, base=base)
+    return TracedGraph(context.trace(context.plan.module(context.fused), context.plan.outputs))
+
+
 def convert_precision(
     context: ExportContext, options: PrecisionOptions, folder: Path
 ) -> tuple[ir.Model, PrecisionReport, Path]:
     """Trace the network once, verify it in fp32, and convert it.
-
-    The traced graph gives the raw rows and, with NMS, the candidates from the same layers. The rows are verified before
-    and after the conversion. The part that is not exported is dropped at the end.
 
     Returns:
         The converted graph, still without NMS; the report; and the verified fp32 file with raw rows, in ``folder``.
@@ -104,28 +132,43 @@ def convert_precision(
         ParityError: the fp32 graph does not agree with the model. ExportError: the conversion is not possible.
     """
     if options.half_io in ("output", "both") and context.spec.output.nms_inside:
-        raise UsageError(f"--half-io {options.half_io} needs raw rows: with NMS inside outputs are float32")
-    graph = context.trace(*context.plan.module_with_rows(context.fused))
-    rows = _with_outputs(graph, context.rows_plan.outputs)
-    finalize_graph(rows, context.rows, context.rows_plan, context.fused)
-    base = folder / "base" / "base.onnx"  # in a separate folder, which is removed before the others are published
-    base.parent.mkdir()
-    write(rows, base, sum(c.size for c in initializers_of(rows)))
-    del rows
-    verification = context.verification
-    verified = verification.check_fp32(base, context.rows_plan, context.rows) if verification else None
+        raise UsageError(f"--half-io {options.half_io} needs raw rows: detections that a network chooses are float32")
+    graph, verified, base = trace_with_rows(context, folder)
     if options.half is not None:
         graph, report = _convert_to_half(context, options, options.half, graph)
     else:
         graph, report = _quantize(context, options, graph, base)
-    graph = _with_outputs(graph, context.plan.outputs)
+    graph = with_outputs(graph, context.plan.outputs)
     if report.half is not None:  # the converted graph also gave the rows, with Casts of their own
         casts = sum(node.op_type == "Cast" for node in graph.graph)
         report = replace(report, half=replace(report.half, casts=casts))
     return graph, replace(report, base=verified), base
 
 
-def _with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
+def trace_with_rows(
+    context: ExportContext, folder: Path, name: str = "base"
+) -> tuple[ir.Model, ParityReport | None, Path]:
+    """Trace the network once, and verify its raw rows in fp32, in a file of that name.
+
+    Returns:
+        The graph, which gives the raw rows and, with NMS, the candidates from the same layers; the report on the rows,
+        None if nothing is checked; and the file with the raw rows, in ``folder``.
+
+    Raises:
+        ParityError: the rows do not agree with the model.
+    """
+    graph = context.trace(*context.plan.module_with_rows(context.fused))
+    rows = with_outputs(graph, context.rows_plan.outputs)
+    finalize_graph(rows, context.rows, context.rows_plan, context.fused)
+    base = folder / "base" / f"{name}.onnx"  # in a separate folder, which is removed before the others are published
+    base.parent.mkdir()
+    write(rows, base, sum(c.size for c in initializers_of(rows)))
+    del rows
+    verification = context.verification
+    return graph, verification.check_fp32(base, context.rows_plan, context.rows) if verification else None, base
+
+
+def with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
     """Return a copy of a graph with some of its outputs and the nodes that they need; weights are not copied."""
     new = graph.clone()
     kept = [value for value in new.graph.outputs if value.name in names]
@@ -146,14 +189,14 @@ def _convert_to_half(
     assert context.inputs is not None
     context.progress.step("converting")
     largest = largest_values(graph, context.inputs, Within("converting: ", context.progress))
-    exported = {str(node.name) for node in _with_outputs(graph, context.plan.outputs).graph}
+    exported = {str(node.name) for node in with_outputs(graph, context.plan.outputs).graph}
     store, notes, parity = True, [], None
     while True:
         converted = graph.clone()
         done = to_half(converted, kind, largest=largest, half_io=options.half_io, store=store, about=exported)
         if context.verification is None:
             break
-        rows = _with_outputs(converted, context.rows_plan.outputs)
+        rows = with_outputs(converted, context.rows_plan.outputs)
         parity = context.verification.check_in_torch(rows, kind, LIMITS[kind])
         if parity.ok or not done.stored:
             parity.raise_if_bad(f"{kind} in torch")
@@ -187,3 +230,51 @@ def verify_precision(report: PrecisionReport, file: Path) -> PrecisionReport:
     counts = {kind: len(names) for kind, names in precisions_of(file).items()}
     check_precision(counts, report.precision, file.name)
     return replace(report, computes=counts)
+
+
+def verify_file(
+    verification: Verification,
+    file: Path,
+    plan: NmsPlan,
+    spec: ModelSpec,
+    precision: PrecisionReport | None,
+    rows: ParityReport | None = None,
+) -> ParityReport:
+    """Compare the file with the reference values by the tolerance of its precision.
+
+    ONNX Runtime runs the file if it supports the precision; otherwise torch computes it. ``rows``: the report on the
+    rows that a file does not give, which becomes part of its own.
+
+    Raises:
+        ParityError: the file does not agree.
+    """
+    if precision is None:
+        parity = verification.check_fp32(file, plan, spec)
+        if rows is None:
+            return parity
+        notes = tuple(dict.fromkeys((*rows.notes, *parity.notes)))
+        return replace(parity, differences=(*rows.differences, *parity.differences), notes=notes)
+    limits, in_torch = LIMITS[spec.precision], precision.in_torch
+    if spec.precision in ("bf16", "fp8"):  # ONNX Runtime's CPU provider has no bf16 convolutions and not all of fp8
+        what = "bf16 convolutions" if spec.precision == "bf16" else "every fp8 file"
+        note = f"ONNX Runtime's CPU provider does not run {what}: this was computed in torch"
+        if plan.chosen:
+            parity = _joined(verification.check_in_torch(ir.load(file), file.name, limits, (plan, spec)), in_torch)
+            parity.raise_if_bad(file.name)
+        else:
+            parity = in_torch or verification.check_in_torch(ir.load(file), file.name, limits)
+        return replace(parity, notes=(*parity.notes, note))
+    parity = verification.check_reduced(file, plan, spec, limits)
+    parity.raise_if_bad(file.name)
+    return _joined(parity, in_torch)
+
+
+def _joined(parity: ParityReport, other: ParityReport | None) -> ParityReport:
+    """Add the comparisons of another report."""
+    if other is None:
+        return parity
+    return replace(
+        parity,
+        differences=(*parity.differences, *other.differences),
+        matchings=(*parity.matchings, *other.matchings),
+    )

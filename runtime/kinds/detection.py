@@ -33,9 +33,11 @@ from deploykit.runtime.postprocess.masks import assembled, pasted
 from deploykit.runtime.postprocess.nms import Choice
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.detection import Result
-from deploykit.spec import ModelSpec, NmsOutputs, Output, PoseObjectRows, RawDetections, RowOutput, Thresholds
+from deploykit.spec import ModelSpec, NmsOutputs, Output, PoseObjectRows, RawDetections, RowOutput, Span, Thresholds
 
-__all__ = ["ChosenDetections", "DetectionAdapter", "NmsAdapter", "PoseAdapter", "RowAdapter", "RowValues"]
+__all__ = [
+    "ChosenDetections", "DetectionAdapter", "NmsAdapter", "PoseAdapter", "RowAdapter", "RowValues", "prototypes_in",
+]  # fmt: skip
 
 LOG = logging.getLogger(__name__)
 
@@ -174,13 +176,7 @@ class RowValues(DetectionAdapter[R]):
         rows = decoded(self.tensor_in(outputs, name), layout, canvas)
         if layout.prototypes is None or layout.coefficients is None:
             return rows
-        maps = outputs.get(layout.prototypes)
-        count = layout.coefficients[1] - layout.coefficients[0]
-        if maps is None or maps.ndim != 4 or maps.shape[:2] != (len(rows), count):
-            found = "nothing" if maps is None else str(maps.shape)
-            raise SpecError(
-                f"the output {layout.prototypes!r} must be ({len(rows)}, {count}, height, width), {name} gives {found}"
-            )
+        maps = prototypes_in(outputs, layout.prototypes, (len(rows), layout.coefficients), name)
         columns = layout.pixel_layout().columns
         return np.stack(
             [
@@ -201,6 +197,19 @@ class RowValues(DetectionAdapter[R]):
         best = [best_masks(x.rows, layout) for x in a]
         masks = [[(x.coefficients[i], x.prototypes) for x, i in zip(side, best, strict=True)] for side in (a, b)]
         return [*rows, mask_difference(names, masks[0], masks[1], limits)]
+
+
+def prototypes_in(outputs: Mapping[str, Array], output: str, sides: tuple[int, Span], name: str) -> Array:
+    """Return the prototypes of a run: of so many images, one for each of the columns of coefficients.
+
+    Raises:
+        SpecError: there are none, or others.
+    """
+    maps, images, count = outputs.get(output), sides[0], sides[1][1] - sides[1][0]
+    if maps is None or maps.ndim != 4 or maps.shape[:2] != (images, count):
+        found = "nothing" if maps is None else str(maps.shape)
+        raise SpecError(f"the output {output!r} must be ({images}, {count}, height, width), {name} gives {found}")
+    return maps
 
 
 class RowAdapter(RowValues[RawDetections]):

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from deploykit.errors import BackendError
+from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.kinds.detection import ChosenDetections
+from deploykit.runtime.kinds.detection import ChosenDetections, prototypes_in
+from deploykit.runtime.parity.chosen_rows import chosen_differences, chosen_layout, chosen_rows
+from deploykit.runtime.parity.differences import Difference
+from deploykit.runtime.parity.masked_rows import MaskedRows
+from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.checks import check_finite, check_labels, check_probabilities
 from deploykit.runtime.postprocess.detections import NetworkDetections, with_prototypes
 from deploykit.runtime.postprocess.rotated import hulls_of
@@ -65,6 +69,35 @@ class EndToEndAdapter(ChosenDetections[EndToEndRows]):
         if layout.coefficients is None:
             return found
         return with_prototypes(found, outputs, slot, rows[kept, slice(*layout.coefficients)], layout.prototypes)
+
+    def compared(self) -> EndToEndRows:
+        """See :meth:`OutputAdapter.compared`."""
+        return chosen_layout(self.output)
+
+    def values(self, outputs: Mapping[str, Array], fed: tuple[int, ...], name: str) -> Array:
+        """See :meth:`OutputAdapter.values`: as many rows of each image as any has, empty ones last."""
+        layout, rows = self.output, self.tensor_in(outputs, name)
+        if layout.image is None and len(rows) != fed[0]:
+            raise SpecError(f"a batch of {fed[0]} has as many outputs, {name} gives {rows.shape}")
+        images = list(rows) if layout.image is None else [rows[rows[:, layout.image] == i] for i in range(fed[0])]
+        most = max(map(len, images)) + (layout.image is not None)  # nothing tells when such a list is full
+        images = [np.pad(each, ((0, most - len(each)), (0, 0))) for each in images]
+        found = [chosen_rows(each, layout) for each in images]
+        if layout.prototypes is None or layout.coefficients is None:
+            return np.stack(found)
+        maps = prototypes_in(outputs, layout.prototypes, (fed[0], layout.coefficients), name)
+        return np.stack(
+            [
+                MaskedRows(part, each[:, slice(*layout.coefficients)], planes, (fed[2], fed[3])).packed()
+                for part, each, planes in zip(found, images, maps, strict=True)
+            ]
+        )
+
+    def differences(
+        self, names: tuple[str, str, str], expected: list[Array], found: list[Array], limits: Tolerance
+    ) -> list[Difference]:
+        """See :meth:`OutputAdapter.differences`: detections are compared as sets."""
+        return chosen_differences(names, expected, found, self.compared(), limits)
 
     @property
     def _is_only(self) -> bool:

@@ -17,7 +17,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.differences import Difference, class_scores
 from deploykit.runtime.parity.spread import errors_of, spread_of
 from deploykit.runtime.parity.tolerance import Tolerance, dense_limit
-from deploykit.spec import RawDetections
+from deploykit.spec import EndToEndRows, RawDetections
 
 __all__ = ["MASKS", "MaskedRows", "best_masks", "mask_difference"]
 
@@ -48,7 +48,7 @@ class MaskedRows:
         return np.concatenate((rows, tail))
 
     @staticmethod
-    def unpacked(values: Array, layout: RawDetections) -> MaskedRows:
+    def unpacked(values: Array, layout: RawDetections | EndToEndRows) -> MaskedRows:
         """Return what :meth:`packed` made of rows of a layout.
 
         Raises:

@@ -81,6 +81,7 @@ class FreeDetect(nn.Module):
         self.stride: tuple[int, ...] = ()  # set by the graph, which knows how far each level is scaled down
         self.depthwise, self.dual = depthwise, dual
         self.branch: Branch = "one2one" if dual else "one2many"
+        self.every_row = False
         box = max(16, channels[0] // 4, 4 * reg_max)
         width = class_width or max(channels[0], min(num_classes, MOST_CLASS_WIDTH))
         classes = _depthwise_branch if depthwise else box_branch
@@ -97,7 +98,12 @@ class FreeDetect(nn.Module):
     @property
     def columns(self) -> int:
         """Values per row of the chosen branch."""
-        return (6 if self.branch == "one2one" else 4 + self.num_classes) + self.extras
+        return (6 if self.chooses else 4 + self.num_classes) + self.extras
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it gives detections instead of the row of every cell."""
+        return self.branch == "one2one" and not self.every_row
 
     def set_stride(self, stride: Sequence[int]) -> None:
         """Tell the head the width of a cell of each level in network pixels."""
@@ -120,8 +126,19 @@ class FreeDetect(nn.Module):
         new._modules, new.branch = dict(self._modules), branch
         return new
 
-    def forward(self, *features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        return self.decode(self.raw(features))
+    def with_every_row(self) -> Self:
+        """The same head that does not choose: the row of every cell, as the branch ``one2many`` gives it."""
+        new = copy.copy(self)
+        new.every_row = True
+        return new
+
+    def forward(self, *features: Tensor) -> Tensor | tuple[Tensor, ...]:
+        rows, others = self.decode(self.raw(features)), self.others(features)
+        return (rows, *others) if others else rows
+
+    def others(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The outputs after the rows."""
+        return ()
 
     def raw(self, features: Sequence[Tensor]) -> list[RawLevel]:
         """What the chosen branch computes from each level, before any decode."""
@@ -137,7 +154,7 @@ class FreeDetect(nn.Module):
     def decode(self, raw: Sequence[RawLevel]) -> Tensor:
         """Rows of the chosen branch from raw values."""
         cells = cells_of(raw, self.stride)
-        return self._best(cells) if self.branch == "one2one" else self.rows_of(*cells)
+        return self.best_of(cells) if self.chooses else self.rows_of(*cells)
 
     def rows_of(self, box: Tensor, cls: Tensor, extra: Tensor | None, points: Tensor, strides: Tensor) -> Tensor:
         """Decode any cells, ``(..., values)`` as of :class:`Cells`, to rows ``cx, cy, w, h``, probabilities, extras."""
@@ -192,7 +209,7 @@ class FreeDetect(nn.Module):
         """The chosen branch's module of that name and level."""
         return cast(nn.Module, getattr(self, PREFIXES[self.branch] + name)[level])
 
-    def _best(self, cells: Cells) -> Tensor:
+    def best_of(self, cells: Cells) -> Tensor:
         """The detections that need no NMS. A logit orders as its probability does, and does not saturate."""
         count: int = torch.sym_min(MOST_DETECTIONS, cells.cls.shape[1])  # type: ignore[no-untyped-call]
         _, index = best_scores(cells.cls.amax(2), count)

@@ -72,8 +72,8 @@ class Segment(FreeDetect):
         """The module that computes the prototypes."""
         return Proto(self.channels[0], width, self.num_masks)
 
-    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:
-        return self.decode(self.raw(features)), self.proto(*features)
+    def others(self, features: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (self.proto(*features),)
 
     def extra(self, x: Tensor, level: int) -> Tensor:
         return cast(Tensor, self.part("cv4", level)(x))
