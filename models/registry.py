@@ -319,8 +319,7 @@ def with_preprocessing(model: ReferenceModel, name: str) -> ReferenceModel:
         raise UsageError(f"{model.name} has no preprocessing {name!r}; it has {known}")
     note = f"images are prepared as {name} weights want it (--preprocessing {name})"
     settled = tuple(text for text in model.spec.assumptions if not is_of_images(text))
-    notes = tuple(text for text in model.notes if f"--preprocessing {name}" not in text)
-    return replace(model, spec=replace(model.spec, input=canvas, assumptions=settled), notes=(*notes, note))
+    return replace(model, spec=replace(model.spec, input=canvas, assumptions=settled), notes=(*model.notes, note))
 
 
 def with_rewrite(model: ReferenceModel, name: str) -> ReferenceModel:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from deploykit.models.create.random_weights import randomise
-from deploykit.models.families import nafnet, resnet, vit
+from deploykit.models.families import nafnet, resnet, vit, yolov5
 from deploykit.models.families.cmt import flyegle as cmt_flyegle
 from deploykit.models.families.cmt import model as cmt
 from deploykit.models.families.crossformer import model as crossformer
@@ -21,6 +21,7 @@ from deploykit.models.families.unet import model as unet
 from deploykit.models.families.unet.network import UNetConfig, build_unet
 from deploykit.models.family import Family
 from deploykit.models.registry import ReferenceModel
+from deploykit.models.yolo_graph.classifier import build_classifier, classifier_of
 
 SIDE = 64  # of their canvas
 
@@ -85,6 +86,13 @@ def _resnet(name: str) -> Callable[[], ReferenceModel]:
     return _of(resnet.FAMILY, name, config)
 
 
+def _yolov5(name: str) -> Callable[[], ReferenceModel]:
+    """A classifier of an eighth of the width."""
+    full = yolov5.CLASSIFIERS[name]
+    backbone = replace(full, widths=tuple(max(width // 8, 8) for width in full.widths))
+    return lambda: classifier_of(build_classifier(backbone, 5), name, yolov5.FAMILY)
+
+
 DYNOPOOL = {
     "dynopool-vgg16": dynopool.VggConfig(5, ((6, 6), (8,), (8,), (12,), (12,))),
     "dynopool-efficientnet-b0": dynopool.EfficientNetConfig(5, STAGES, stem=8, last=20),
@@ -107,6 +115,7 @@ NARROW: dict[str, Callable[[], ReferenceModel]] = {
     "parsenet-late": _fcn("parsenet-late"),
     **{name.replace("_", "-"): _nafnet(name) for name in nafnet.VARIANTS},
     **{name.replace("_", "-"): _resnet(name) for name in resnet.VARIANTS},
+    **{name.replace("_", "-"): _yolov5(name) for name in yolov5.CLASSIFIERS},
     "unet": _unet(UNetConfig.published(width=4, depth=3)),
     "unet-bilinear": _unet(UNetConfig.published(width=4, depth=3, bilinear=True)),
     "unet-2015": _unet(replace(UNetConfig.published(width=4, depth=2, channels=1), kind="valid")),

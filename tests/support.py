@@ -61,6 +61,17 @@ FAMILIES = Table(
             "yolov5n", legacy=f"{OLDER}[yolov5s]", batch=f"{BATCH}[yolov5s6]", half=f"{HALF}[yolov5n]",
             read=CREATED, original="models/yolo_graph/test_cases.py::test_a_file_computes_what_the_original_does",
         ),
+        "YOLOv5 -seg": _exports(
+            "yolov5n_seg",
+            read=f"{MODELS}/test_yolov5_tasks.py::test_a_created_file_is_in_the_originals_format_and_read_back",
+            original=f"{MODELS}/test_yolov5_tasks.py::test_rows_and_prototypes_of_the_original_are_reproduced",
+        ),
+        "YOLOv5 -cls": _columns(dict(
+            read=f"{MODELS}/test_yolov5_tasks.py::test_a_created_file_is_in_the_originals_format_and_read_back",
+            original=f"{MODELS}/test_yolov5_tasks.py::test_logits_of_the_original_are_reproduced",
+            onnx=f"{MODELS}/test_yolov5_tasks.py::test_an_exported_classifier_gives_the_originals_probabilities",
+            batch=f"{MODELS}/test_yolov5_tasks.py::test_an_exported_classifier_gives_the_originals_probabilities",
+        )),
         "YOLO-Pose": _exports("yolov5s6_pose", legacy=f"{OLDER}[yolov5s6_pose]", read=CREATED),
         "YOLOv6": _exports(
             "yolov6n", legacy=f"{OLDER}[yolov6n_v2]", batch=f"{BATCH}[yolov6n6]", half=f"{HALF}[yolov6n]",

@@ -65,8 +65,8 @@ _YOLOV7_FILES: dict[str, tuple[str, bool]] = {
 }
 _YOLOV5_FILES: dict[str, tuple[str, bool]] = {
     **{f"yolov5{size}{p6}": ("COCO detector", True) for p6 in ("", "6") for size in "nsmlx"},
-    **{f"yolov5{size}-seg": (_INSTANCES, False) for size in "nsmlx"},
-    **{f"yolov5{size}-cls": (_CLASSIFIER, False) for size in "nsmlx"},
+    **{f"yolov5{size}-seg": (_INSTANCES, True) for size in "nsmlx"},
+    **{f"yolov5{size}-cls": (_CLASSIFIER, True) for size in "nsmlx"},
 }
 _YOLOX_FILES = {
     **{name: (f"yolox_{name}", f"yolox_{name}") for name in ("nano", "s", "m", "l", "x")},
@@ -123,8 +123,8 @@ RELEASED: dict[str, Release] = {
     **{
         f"{name}@{tag}": Release(f"{_YOLOV5}{tag}/{name}.pt", f"{what}, as released with {tag}", _BY_YOLOV5)
         for tag in ("v6.2", "v6.1")
-        for name, (what, built) in _YOLOV5_FILES.items()
-        if built
+        for name, (what, _) in _YOLOV5_FILES.items()
+        if "-" not in name  # the detectors
     },
     **{name: release for name, release in _YOLOV6_FILES.items() if "@" in name},
     **{

@@ -15,14 +15,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from deploykit.models.families.ultralytics.heads.classify import Classify
 from deploykit.models.families.yolov5 import LAYERS
 from deploykit.models.layers import lite
-from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint, Keypoint
+from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint, Keypoint, Proto, Segment
 from deploykit.models.layers.conv import Add, Concat, Conv, DownC, DWConv, FoldingSequential, ReOrg, Shortcut
 from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
@@ -30,6 +31,7 @@ from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCSPC, ZeroPad2d
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
+from deploykit.models.yolo_graph.classifier import CLASSIFIER
 from deploykit.models.yolo_graph.description import NOT_GIVEN_ACT, GraphConfig
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 
@@ -66,6 +68,20 @@ def _implicit(m: ImplicitA | ImplicitM) -> dict[str, Any]:
 def _detect(m: Detect) -> dict[str, Any]:
     numbers = {"nc": m.num_classes, "no": m.columns, "nl": m.num_levels, "na": m.num_anchors}
     return {**numbers, "grid": [torch.zeros(1)] * m.num_levels, "stride": _strides(m), "inplace": True}
+
+
+class _Forward:
+    """What stands for a class's ``forward`` in a pickle: ``Segment`` of YOLOv5 holds that of the class Detect."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (_stand_in(self.kind), "forward")
+
+
+def _segment(m: Segment) -> dict[str, Any]:
+    return {**_detect(m), "nm": m.num_masks, "npr": m.proto_width, "detect": _Forward("models.yolo.Detect")}
 
 
 def _pose_object(m: PoseObject) -> dict[str, Any]:
@@ -115,6 +131,9 @@ ORIGINALS: dict[type[nn.Module], Original] = {
     IKeypoint: Original("models.yolo.IKeypoint", _keypoint),
     Keypoint: Original("models.yolo.Detect", _keypoint),
     PoseObject: Original("models.yolo.Detect", _pose_object),
+    Segment: Original("models.yolo.Segment", _segment),
+    Proto: Original("models.common.Proto"),
+    Classify: Original("models.common.Classify"),
     FoldingSequential: Original("torch.nn.modules.container.Sequential"),
 }
 """Our layers -> the original's; torch's own modules stay themselves. A model with a layer that has none is written as a
@@ -126,7 +145,7 @@ _EARLY = frozenset({"Focus", "ConvFocus", "BottleneckCSP"})
 
 def has_original_format(module: nn.Module) -> bool:
     """Whether ``module`` is a graph of layers that all have an original."""
-    if not isinstance(module, LayerGraph) or module.config is None:
+    if not isinstance(module, LayerGraph) or (module.config is None and not isinstance(module.model[-1], Classify)):
         return False
     return all(type(m) in ORIGINALS or _of_torch(m) for m in module.model.modules())
 
@@ -140,21 +159,36 @@ def original_checkpoint(graph: LayerGraph, names: Sequence[str], **beside: Any) 
         beside: further entries of the file, plain values.
     """
     config = graph.config
-    assert config is not None
     layers: list[StandIn] = []
-    for i, (layer, row) in enumerate(zip(graph.model, config.rows, strict=True)):
+    for i, layer in enumerate(graph.model):
         record = record_of(layer)
         kind = type(record)
         parameters = sum(p.numel() for p in layer.parameters())
-        kinds = _kinds(config)
-        if type(layer) is Detect and kinds & {"C3", "C3Ghost"} and not kinds & _EARLY:
-            _keep_cells(record, layer.num_levels)
-        record.__dict__.update(i=i, f=row[0], type=f"{kind.__module__}.{kind.__qualname__}", np=parameters)
+        kinds = _kinds(config) if config else set()
+        if type(layer) in (Detect, Segment) and kinds & {"C3", "C3Ghost"} and not kinds & _EARLY:
+            _keep_cells(record, cast(Detect, layer).num_levels)
+        origin = config.rows[i][0] if config else -1
+        record.__dict__.update(i=i, f=origin, type=f"{kind.__module__}.{kind.__qualname__}", np=parameters)
         layers.append(record)
     sequential = module_record(
         "torch.nn.modules.container.Sequential", modules={str(i): m for i, m in enumerate(layers)}
     )
-    attributes = {
+    root, attributes = _about_detector(graph, config, names) if config else _about_classifier(names)
+    model = module_record(root, modules={"model": sequential}, attributes=attributes)
+    content = {"model": model, "optimizer": None, "training_results": None, "epoch": -1, **beside}
+    return pickled(content)
+
+
+def _about_classifier(names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The class of a classifier, which has no description, and what it holds; its strides are those of the detector."""
+    named, strides = dict(enumerate(names)), torch.tensor([8.0, 16.0, 32.0])
+    return CLASSIFIER, {"stride": strides, "save": [], "nc": len(named), "names": named}
+
+
+def _about_detector(graph: LayerGraph, config: GraphConfig, names: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The class of a detector, and what it holds."""
+    root = "models.yolo.SegmentationModel" if isinstance(graph.head, Segment) else "models.yolo.Model"
+    return root, {
         "yaml": _description(config),
         "save": _saved(config),
         "names": list(names),
@@ -164,9 +198,6 @@ def original_checkpoint(graph: LayerGraph, names: Sequence[str], **beside: Any) 
         **({} if _kinds(config) & {*LAYERS, "nn.MaxPool2d"} else {"traced": False}),  # of YOLOv7 alone
         **({"num_coords": config.num_coords} if config.num_coords else {}),
     }
-    model = module_record("models.yolo.Model", modules={"model": sequential}, attributes=attributes)
-    content = {"model": model, "optimizer": None, "training_results": None, "epoch": -1, **beside}
-    return pickled(content)
 
 
 def pickled(content: dict[str, Any]) -> bytes:
@@ -227,6 +258,10 @@ def record_of(module: nn.Module) -> StandIn:
     modules = {name: record_of(child) for name, child in module.named_children()}
     if isinstance(module, Focus) and not module.rows_first:  # which layer does it is all that tells the order
         modules = {"contract": module_record("models.common.Contract", attributes={"gain": 2}), **modules}
+    if isinstance(module, Classify):
+        pool = module_record("torch.nn.modules.pooling.AdaptiveAvgPool2d", attributes={"output_size": 1})
+        drop = module_record("torch.nn.modules.dropout.Dropout", attributes={"p": 0.0, "inplace": True})
+        modules = {"conv": modules["conv"], "pool": pool, "drop": drop, "linear": modules["linear"]}
     attributes = original.attributes(module)
     return module_record(original.kind, parameters=parameters, buffers=buffers, modules=modules, attributes=attributes)
 

@@ -1,4 +1,5 @@
-"""YOLOv5: n, s, m, l, x and their P6 forms, releases 3.0 to 7.0; YOLO-Pose; and custom models of the same layers.
+"""YOLOv5: n, s, m, l, x and their P6 forms, releases 3.0 to 7.0, -seg and -cls of 7.0; YOLO-Pose; and custom models of
+the same layers.
 
 Original: ultralytics/yolov5, tags v3.1, v4.0, v5.0, v6.0 and v7.0 (AGPL-3.0, formerly GPL-3.0; there is no paper).
 YOLO-Pose: arXiv 2204.06806, TexasInstruments/edgeai-yolov5, branch ``yolo-pose`` (GPL-3.0). Layer graphs, keys, anchors
@@ -13,16 +14,24 @@ Three layer graphs were published, here numbered by the last release that has th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES
+from deploykit.models.imagenet_classes import IMAGENET_CLASSES
 from deploykit.models.layers.anchor_head import Keypoint
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.models.signatures import layers_of
+from deploykit.models.yolo_graph.classifier import (
+    Backbone,
+    build_classifier,
+    classifier_from_checkpoint,
+    classifier_of,
+)
 from deploykit.models.yolo_graph.description import NOT_GIVEN_ACT, GraphConfig, Row
 from deploykit.models.yolo_graph.family import (
     HeadShape,
@@ -54,13 +63,11 @@ ANCHORS_P6 = (
     (436, 615, 739, 380, 925, 792),
 )
 
+MASKS, PROTO_WIDTH = 32, 256  # prototypes of masks, and the channels that they are computed in before their multiple
+
 KAPAO_CLASSES = 18 + 34  # that a KaPao model seems to have: its classes, and the coordinates beside them
 
-_RELATIVES = {
-    "SegmentationModel": "a YOLOv5 model that segments",
-    "ClassificationModel": "a YOLOv5 model that classifies",
-    "Darknet": "a model of a Darknet description (YOLOv3, YOLOv4, YOLOR)",
-}
+_RELATIVES = {"Darknet": "a model of a Darknet description (YOLOv3, YOLOv4, YOLOR)"}
 
 LAYERS = frozenset({"C3", "BottleneckCSP", "C3Ghost", "Bottleneck", "GhostConv", "Focus", "ConvFocus"})
 """A description of this family has at least one of these layers, and one of YOLOv7 none."""
@@ -71,6 +78,7 @@ class Variant:
     """What a variant changes about the layer graph: repeats and widths are multiplied, a fourth level is added.
 
     ``lite`` is edgeai-yolov5's ``ti_lite``: two convolutions for Focus, ReLU, and one convolution for the keypoints.
+    ``masks`` are those of an instance, of 7.0.
     """
 
     depth: float
@@ -78,6 +86,7 @@ class Variant:
     levels: int = 3
     pose: bool = False
     lite: bool = False
+    masks: bool = False
 
     @property
     def size(self) -> int:
@@ -88,6 +97,7 @@ class Variant:
     def name(self) -> str:
         """Its published name; one that says the multiples where no such variant was published."""
         form = f"{'' if self.levels == 3 else '6'}{'_pose' if self.pose else ''}{'_ti_lite' if self.lite else ''}"
+        form += "_seg" if self.masks else ""
         for letter, multiples in MULTIPLES.items():
             if multiples == (self.depth, self.width):
                 return f"yolov5{letter}{form}"
@@ -100,12 +110,27 @@ VARIANTS: dict[str, Variant] = {
     for variant in (
         *(Variant(*multiples, levels=levels) for levels in (3, 4) for multiples in MULTIPLES.values()),
         *(Variant(*MULTIPLES[letter], levels=4, pose=True, lite=lite) for lite in (False, True) for letter in "sml"),
+        *(Variant(*multiples, masks=True) for multiples in MULTIPLES.values()),
     )
 }
 
 
-def layer_rows(levels: int = 3, *, generation: int = 7, pose: bool = False, lite: bool = False) -> list[Row]:
-    """The layer graph of three or four levels; a pose model's is that of generation 5 with a keypoint head."""
+CLASSIFIERS: dict[str, Backbone] = {
+    f"yolov5{letter}_cls": Backbone(
+        tuple(math.ceil(c * width / 8) * 8 for c in (64, 128, 256, 512, 1024)),
+        tuple(max(round(n * depth), 1) for n in (3, 6, 9, 3)),
+    )
+    for letter, (depth, width) in MULTIPLES.items()
+}
+
+
+def layer_rows(
+    levels: int = 3, *, generation: int = 7, pose: bool = False, lite: bool = False, masks: int = 0
+) -> list[Row]:
+    """The layer graph of three or four levels; a pose model's is that of generation 5 with a keypoint head.
+
+    ``masks``: the prototypes of the masks of instances; 0: there are none.
+    """
     early = generation < 7
     block = "BottleneckCSP" if generation == 3 else "C3"
     widths = (128, 256, 512, 1024) if levels == 3 else (128, 256, 512, 768, 1024)
@@ -141,19 +166,29 @@ def layer_rows(levels: int = 3, *, generation: int = 7, pose: bool = False, lite
         add("Conv", c, 3, 2)
         add("Concat", 1, source=[-1, way_up])
         outputs.append(stack(wider, False))
-    add("Detect", "nc", "anchors", *(["nkpt"] if pose else []), source=outputs)
+    if masks:
+        add("Segment", "nc", "anchors", masks, PROTO_WIDTH, source=outputs)
+    else:
+        add("Detect", "nc", "anchors", *(["nkpt"] if pose else []), source=outputs)
     return rows
 
 
 def config_of(
-    name: str, num_classes: int, *, num_keypoints: int = 17, generation: int = 7, width: float | None = None
+    name: str,
+    num_classes: int,
+    *,
+    num_keypoints: int = 17,
+    num_masks: int = MASKS,
+    generation: int = 7,
+    width: float | None = None,
 ) -> GraphConfig:
-    """A variant's whole description, for any number of classes and keypoints; ``width`` replaces its multiple."""
+    """A variant's whole description, for any number of classes, keypoints, masks; ``width`` replaces its multiple."""
     v = VARIANTS[name]
     if v.pose:
         generation = 5
+    masks = num_masks if v.masks else 0
     return GraphConfig(
-        rows=tuple(layer_rows(v.levels, generation=generation, pose=v.pose, lite=v.lite)),
+        rows=tuple(layer_rows(v.levels, generation=generation, pose=v.pose, lite=v.lite, masks=masks)),
         num_classes=num_classes,
         anchors=ANCHORS_P5 if v.levels == 3 else ANCHORS_P6,
         num_keypoints=num_keypoints if v.pose else 0,
@@ -179,10 +214,22 @@ def _about(name: str) -> str:
     variant = VARIANTS[name]
     levels = ", four levels" if variant.levels == 4 else ""
     people = f": persons with 17 keypoints{', for small processors' if variant.lite else ''}" if variant.pose else ""
-    return f"{name.replace('yolov5', 'YOLOv5').replace('_', '-')}, {variant.size} px{levels}{people}."
+    masks = ": boxes and masks" if variant.masks else ""
+    return f"{name.replace('yolov5', 'YOLOv5').replace('_', '-')}, {variant.size} px{levels}{people}{masks}."
 
 
 register_variants(__name__, VARIANTS, _build, _about)
+
+
+def _build_classifier(name: str, num_classes: int | None) -> ReferenceModel:
+    return classifier_of(build_classifier(CLASSIFIERS[name], num_classes or len(IMAGENET_CLASSES)), name, FAMILY)
+
+
+def _about_classifier(name: str) -> str:
+    return f"{name.replace('yolov5', 'YOLOv5').replace('_', '-')}, 224 px: classes of an image."
+
+
+register_variants(__name__, CLASSIFIERS, _build_classifier, _about_classifier)
 
 
 def _contract(graph: LayerGraph) -> None:
@@ -203,6 +250,9 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     _refuse_relatives(checkpoint)
     if not has_layers(checkpoint):
         return None
+    classifier = classifier_from_checkpoint(checkpoint, CLASSIFIERS, FAMILY)
+    if classifier is not None:
+        return classifier
     if checkpoint.yaml:
         if not layers_of(checkpoint.yaml) & LAYERS:
             return None
@@ -227,15 +277,20 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     return with_score_of_one_class(model, graph.head, checkpoint, yolov7=False, published=variant is not None)
 
 
+_FORMS = tuple({(v.levels, v.pose, v.lite, v.masks): None for v in VARIANTS.values()})
+"""What variants of one form have in common."""
+
+
 def _described(checkpoint: Checkpoint) -> tuple[str, Variant | None, int, GraphConfig]:
     """The checkpoint's own description, the variant and the generation that it is, or what its file calls itself."""
     assert checkpoint.yaml is not None
     config = GraphConfig.from_yaml(checkpoint.yaml)
     rows = normal_rows(config.rows)
-    for levels, pose, lite in ((3, False, False), (4, False, False), (4, True, False), (4, True, True)):
-        for generation in (5,) if pose else GENERATIONS:
-            if rows == normal_rows(layer_rows(levels, generation=generation, pose=pose, lite=lite)):
-                variant = Variant(config.depth_multiple, config.width_multiple, levels, pose, lite)
+    for levels, pose, lite, masks in _FORMS:
+        for generation in (5,) if pose else (7,) if masks else GENERATIONS:
+            layers = layer_rows(levels, generation=generation, pose=pose, lite=lite, masks=MASKS if masks else 0)
+            if rows == normal_rows(layers):
+                variant = Variant(config.depth_multiple, config.width_multiple, levels, pose, lite, masks)
                 if generation == 3 and not config.activation:
                     config = replace(config, activation=HARDSWISH)
                 return variant.name, variant, generation, config
@@ -251,11 +306,12 @@ def _recognised(checkpoint: Checkpoint) -> tuple[str, int, GraphConfig] | None:
     stems = [checkpoint.state_dict.get(f"model.0.conv.{key}") for key in ("weight", "conv.weight")]
     widths = {len(stem) / 64 for stem in stems if stem is not None and stem.ndim}
     likely_first = sorted(VARIANTS.items(), key=lambda item: item[1].width not in widths)  # the others take longer
+    numbers = {"num_keypoints": keypoints, "num_masks": head.num_masks}
     candidates = (
-        (f"{name} {generation}", config_of(name, head.num_classes, num_keypoints=keypoints, generation=generation))
+        (f"{name} {generation}", config_of(name, head.num_classes, **numbers, generation=generation))
         for name, variant in likely_first
-        for generation in ((5,) if variant.pose else GENERATIONS)
-        if (keypoints > 0) == variant.pose
+        for generation in ((5,) if variant.pose else (7,) if variant.masks else GENERATIONS)
+        if (keypoints > 0) == variant.pose and (head.num_masks > 0) == variant.masks
     )
     nearest, config = nearest_variant(checkpoint, head, candidates)
     if config is None:

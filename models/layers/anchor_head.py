@@ -227,6 +227,53 @@ class IKeypoint(Keypoint):
         return _rebuilt(self, Keypoint, m=_folded_implicits(self, path), m_kpt=fuse_model(self.m_kpt, f"{path}.m_kpt"))
 
 
+class Proto(nn.Module):
+    """The finest feature map ``(B, C, H, W)`` to prototypes of masks ``(B, masks, 2 H, 2 W)``, in ``width`` channels.
+
+    ``upsample``: what doubles the size; None: every cell becomes four.
+    """
+
+    def __init__(self, channels: int, width: int, masks: int, upsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.cv1 = Conv(channels, width, 3)
+        self.upsample = nn.Upsample(scale_factor=2, mode="nearest") if upsample is None else upsample
+        self.cv2 = Conv(width, width, 3)
+        self.cv3 = Conv(width, masks)
+
+    def forward(self, *features: Tensor) -> Tensor:
+        return cast(Tensor, self.cv3(self.cv2(self.upsample(self.cv1(features[0])))))
+
+
+class Segment(Detect):
+    """Boxes and masks: rows ``(B, N, 5 + classes + masks)``, prototypes ``(B, masks, 2 H, 2 W)`` of the finest level.
+
+    The last columns are the coefficients of an object's mask, as the convolution gives them.
+    """
+
+    def __init__(
+        self, num_classes: int, anchors: Anchors, channels: Sequence[int], num_masks: int = 32, proto_width: int = 256
+    ) -> None:
+        super().__init__(num_classes, anchors, channels)
+        self.num_masks, self.proto_width = num_masks, proto_width
+        self.m = nn.ModuleList(nn.Conv2d(c, self.num_anchors * self.columns, 1) for c in channels[: self.num_levels])
+        self.proto = Proto(channels[0], proto_width, num_masks)
+
+    @property
+    def columns(self) -> int:
+        return 5 + self.num_classes + self.num_masks
+
+    def forward(self, *features: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # and the prototypes
+        return super().forward(*features), self.proto(*features)
+
+    def decode(self, raw: Tensor, level: int) -> Tensor:
+        found, masks = torch.split(self._cells(raw), [5 + self.num_classes, self.num_masks], -1)
+        return torch.cat((*self._decode_box(found, level), masks), -1).flatten(1, 3)
+
+    def rows_of(self, values: Tensor, stride: Tensor, offset: Tensor, anchor: Tensor) -> Tensor:
+        found, masks = torch.split(values, [5 + self.num_classes, self.num_masks], -1)
+        return torch.cat((super().rows_of(found, stride, offset, anchor), masks), -1)
+
+
 def _folded_implicits(head: IDetect | IKeypoint, path: str) -> nn.ModuleList:
     levels = zip(head.m, head.ia, head.im, strict=True)
     return nn.ModuleList(

@@ -13,7 +13,7 @@ import torch
 
 from deploykit.errors import SpecError
 from deploykit.models.checkpoint.reader import Checkpoint
-from deploykit.models.layers.anchor_head import Detect, Keypoint
+from deploykit.models.layers.anchor_head import Detect, Keypoint, Segment
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.registry import ReferenceModel
 from deploykit.models.yolo_graph.as_saved import fold_as_saved
@@ -63,7 +63,7 @@ def reference_of(
         # The published thresholds: 0.65 for poses, 0.45 in detection.
         limits = Thresholds(conf=0.25, iou=0.65 if keypoints else 0.45)
     spec = ModelSpec(
-        task="keypoints" if keypoints else "detect",
+        task="keypoints" if keypoints else "instances" if isinstance(head, Segment) else "detect",
         input=InputSpec(
             size=(size, size), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels, fit=Fit(stride=stride)
         ),
@@ -72,7 +72,7 @@ def reference_of(
         keypoints=keypoints,
         thresholds=limits,
     )
-    return ReferenceModel(name.replace("_", "-"), family, graph, spec, notes)
+    return ReferenceModel(name.replace("_", "-"), family, graph, spec, notes, images_known=True)
 
 
 def output_of(head: Detect) -> RawDetections | PoseObjectRows:
@@ -80,6 +80,8 @@ def output_of(head: Detect) -> RawDetections | PoseObjectRows:
     stop = 5 + head.num_classes
     if isinstance(head, PoseObject):
         return PoseObjectRows(cls=(5, stop), coords=(stop, head.columns))
+    if isinstance(head, Segment):
+        return RawDetections(cls=(5, stop), coefficients=(stop, head.columns), prototypes="prototypes")
     return RawDetections(cls=(5, stop), keypoints=(stop, head.columns) if isinstance(head, Keypoint) else None)
 
 
@@ -155,11 +157,12 @@ def normal_rows(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
 
 @dataclass(frozen=True)
 class HeadShape:
-    """What the tensors of a detection head say: which layer it is, how many classes and keypoints it has."""
+    """What the tensors of a detection head say: its layer, and its numbers of classes, keypoints and masks."""
 
     index: int
     num_classes: int
     num_keypoints: int
+    num_masks: int = 0
 
     @staticmethod
     def of(checkpoint: Checkpoint) -> HeadShape | None:
@@ -171,7 +174,9 @@ class HeadShape:
             return None
         path = f"model.{head[1]}.m_kpt.0"
         keypoints = found.get(f"{path}.11.weight") or found.get(f"{path}.weight") or (0,)
-        shape = HeadShape(int(head[1]), found[head[0]][0] // ANCHORS - 5, keypoints[0] // ANCHORS // 3)
+        masks = (found.get(f"model.{head[1]}.proto.cv3.conv.weight") or (0,))[0]
+        classes = found[head[0]][0] // ANCHORS - 5 - masks
+        shape = HeadShape(int(head[1]), classes, keypoints[0] // ANCHORS // 3, masks)
         return shape if 1 <= shape.num_classes <= MAX_CHANNELS and shape.num_keypoints <= MAX_CHANNELS else None
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from deploykit.errors import UnknownLayerError
 from deploykit.models.layers import lite
-from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint
+from deploykit.models.layers.anchor_head import Detect, IAuxDetect, IDetect, IKeypoint, Segment
 from deploykit.models.layers.conv import Conv, DownC, DWConv
 from deploykit.models.layers.csp import C3, Bottleneck, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
@@ -59,6 +59,7 @@ HEADS: dict[str, type[Detect]] = {
     "IDetect": IDetect,
     "IAuxDetect": IAuxDetect,
     "IKeypoint": IKeypoint,
+    "Segment": Segment,
 }
 OTHERS = ("Concat", "Shortcut", "ADD", "ReOrg", "nn.Upsample")
 KNOWN = tuple(sorted((*CONVOLUTIONS, *STACKS, *SAME_CHANNELS, *HEADS, *OTHERS)))

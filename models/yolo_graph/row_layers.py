@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint
+from deploykit.models.layers.anchor_head import Detect, IKeypoint, Keypoint, Segment
 from deploykit.models.layers.conv import Add, Concat, ReOrg, Shortcut
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.yolo_graph.description import MAX_CHANNELS, GraphConfig, literal
@@ -50,7 +50,7 @@ def layer_of_row(
     if kind in SAME_CHANNELS:
         return _repeated(SAME_CHANNELS[kind], args, count), inputs[0]
     if kind in HEADS:
-        return _head(kind, inputs, config, keypoints="nkpt" in arguments), 0
+        return _head(kind, inputs, config, args, keypoints="nkpt" in arguments), 0
     if kind == "Concat":
         return Concat(*args), sum(inputs)
     if kind == "Shortcut":
@@ -74,7 +74,7 @@ def _ordered(kind: str, args: list[Any]) -> list[Any]:
     return [None if a is True else nn.Identity() if a is False else a for a in args]
 
 
-def _head(kind: str, inputs: list[int], config: GraphConfig, *, keypoints: bool) -> Detect:
+def _head(kind: str, inputs: list[int], config: GraphConfig, args: list[Any], *, keypoints: bool) -> Detect:
     expected = len(config.anchors) * (2 if kind == "IAuxDetect" else 1)
     if len(inputs) != expected:
         raise ValueError(
@@ -82,6 +82,12 @@ def _head(kind: str, inputs: list[int], config: GraphConfig, *, keypoints: bool)
         )
     if kind == "Detect" and config.num_coords:
         return PoseObject(config.num_classes, config.anchors, inputs, config.num_coords)
+    if kind == "Segment":
+        masks, width = args[2] if len(args) > 2 else 32, args[3] if len(args) > 3 else 256
+        width = _divisible(width * config.width_multiple)
+        if not (1 <= masks <= MAX_CHANNELS and 1 <= width <= MAX_CHANNELS):
+            raise ValueError(f"it has {masks} masks of {width} channels, expected 1 to {MAX_CHANNELS}")
+        return Segment(config.num_classes, config.anchors, inputs, masks, width)
     # edgeai-yolov5 calls its keypoint head Detect, and yolov7-face has one with implicits that it calls IDetect.
     if kind != "IKeypoint" and not (kind in ("Detect", "IDetect") and keypoints):
         return HEADS[kind](config.num_classes, config.anchors, inputs)

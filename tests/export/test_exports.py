@@ -46,6 +46,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "yolov5s6_pose_ti_lite": ({"num_classes": 1}, {"img": (64, 128)}),
     "yolov5m6_pose_ti_lite": ({"num_keypoints": 17, "num_classes": 1}, {}),
     "yolov5l6_pose_ti_lite": ({}, {}),
+    "yolov5n_seg": ({}, {"img": (32, 64)}),
     "kapao_s": ({"num_classes": 18}, {"img": (64, 128)}),
     "kapao_m": ({}, {"batch": 2}),
     "kapao_l": ({"num_classes": 15}, {"dynamic": "batch"}),
@@ -131,6 +132,7 @@ def parts_of(name: str) -> set[tuple[str, Any]]:
 
 
 ALIKE = {
+    **dict.fromkeys(("yolov5s_seg", "yolov5m_seg", "yolov5l_seg", "yolov5x_seg"), "yolov5n_seg"),
     "yolox_tiny": "yolox_s",
     "yolox_l": "yolox_m",
     "yolox_x": "yolox_m",

@@ -12,23 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from deploykit.models.families.ultralytics.heads.detect import FreeDetect, HeadForm, box_branch
+from deploykit.models.layers import anchor_head
 from deploykit.models.layers.conv import Conv
 
 __all__ = ["Proto", "Proto26", "Segment", "Segment26"]
 
 
-class Proto(nn.Module):
+class Proto(anchor_head.Proto):
     """The finest feature map ``(B, C, H, W)`` to prototypes ``(B, masks, 2 H, 2 W)``, in ``width`` channels."""
 
     def __init__(self, channels: int, width: int, masks: int) -> None:
-        super().__init__()
-        self.cv1 = Conv(channels, width, 3)
-        self.upsample = nn.ConvTranspose2d(width, width, 2, 2)
-        self.cv2 = Conv(width, width, 3)
-        self.cv3 = Conv(width, masks)
-
-    def forward(self, *features: Tensor) -> Tensor:
-        return cast(Tensor, self.cv3(self.cv2(self.upsample(self.cv1(features[0])))))
+        super().__init__(channels, width, masks, nn.ConvTranspose2d(width, width, 2, 2))
 
 
 class Proto26(Proto):

@@ -127,7 +127,6 @@ def test_without_steps_and_release_it_is_assumed_and_said(tmp_path: Path) -> Non
     asked = load_model(file, preprocessing="legacy")
     assert way(asked) == (True, "opencv", IMAGENET)
     assert asked.spec.assumptions == ()
-    assert source.UNTOLD not in asked.notes
     with pytest.raises(UsageError, match="leave --crop out"):
         load_model(file, preprocessing="legacy", loading=LoadOptions(crop=0.9))
 
