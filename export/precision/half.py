@@ -6,6 +6,7 @@ in fp32, and the report names the reason:
 
 * *decode*: everything after the last convolutions and matrix products. That is arithmetic on pixels and scores, and
   fp16 resolves only half a pixel at 1000. Data movement at its beginning (Concat, Reshape, Transpose) is still half.
+  The mean of a distribution over bins is decode as well, although it is a product.
 * *operator*: operators that add up many values or grow quickly: means, sums, Exp, Log, Pow, and normalizations whose
   statistics ONNX does not define to be float32.
 * *range*: fp16 cannot hold the values. A tensor's largest measured value is over a quarter of 65504, the largest finite
@@ -33,13 +34,14 @@ from deploykit.export.precision.half_rules import (
     DATA_MOVEMENT_OPS,
     FP32_OPS,
     LARGEST,
+    compute_nodes,
     lengths,
     norms,
     running_sums,
     sharp_attention,
 )
 
-__all__ = ["HalfReport", "HalfType", "compute_nodes", "to_half"]
+__all__ = ["HalfReport", "HalfType", "to_half"]
 
 HalfType = Literal["fp16", "bf16"]
 
@@ -63,11 +65,6 @@ class HalfReport:
     largest: tuple[float, str] = (0.0, "")
     stored: tuple[str, ...] = ()
     flushed: dict[str, float] = field(default_factory=dict)
-
-
-def compute_nodes(graph: Any) -> list[ir.Node]:
-    """Return the convolutions and matrix products of a graph, in its order."""
-    return [node for node in graph if node.op_type in COMPUTE and node.domain == ""]
 
 
 def to_half(
@@ -183,10 +180,11 @@ class _Conversion:
 
     def _decode(self) -> set[ir.Node]:
         """The nodes after the last convolutions and matrix products."""
+        layers = set(compute_nodes(self.nodes))
         before: set[ir.Node] = set()
         for node in reversed(self.nodes):
             follows = any(user in before for value in node.outputs for user, _ in value.uses())
-            if follows or (node.op_type in COMPUTE and node.domain == ""):
+            if follows or node in layers:
                 before.add(node)
         return {node for node in self.nodes if node not in before}
 

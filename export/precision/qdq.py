@@ -19,7 +19,7 @@ import onnx_ir as ir
 
 from deploykit.errors import ExportError
 from deploykit.export.options import QuantKind
-from deploykit.export.precision.half import compute_nodes
+from deploykit.export.precision.half_rules import compute_nodes
 from deploykit.runtime.arrays import Array
 
 __all__ = ["QuantizationResult", "activations_of", "quantisable", "quantize", "quantize_weight"]

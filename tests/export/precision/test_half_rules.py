@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +14,9 @@ from deploykit.export.precision.half import to_half
 from deploykit.export.precision.read_back import precisions_of
 
 
-def graph(nodes: Sequence[NodeProto], inputs: Sequence[str], output: str) -> ir.Model:
+def graph(
+    nodes: Sequence[NodeProto], inputs: Sequence[str], output: str, constants: Mapping[str, np.ndarray] | None = None
+) -> ir.Model:
     made = helper.make_graph(
         nodes,
         "g",
@@ -24,6 +26,7 @@ def graph(nodes: Sequence[NodeProto], inputs: Sequence[str], output: str) -> ir.
             helper.make_tensor("axis", TensorProto.INT64, (1,), [1]),
             helper.make_tensor("eps", TensorProto.FLOAT, (1,), [1e-6]),
             helper.make_tensor("weight", TensorProto.FLOAT, (4, 4), np.eye(4, dtype=np.float32).ravel()),
+            *(helper.make_tensor(k, TensorProto.FLOAT, v.shape, v.ravel()) for k, v in (constants or {}).items()),
         ],
     )
     return ir.from_proto(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
@@ -92,3 +95,30 @@ def test_attention_is_wide_where_its_logits_are_over_64(largest: float, wide: bo
     values = {"product": largest, "masked": 1000.0, "mask": 1000.0}  # a mask does not make logits large
     found = half_rules.sharp_attention(graph(nodes, ["x", "mask"], "y").graph, values)
     assert names(found) == ({"product", "masked", "y"} if wide else set())
+
+
+BINS = np.arange(4, dtype=np.float32)
+
+
+@pytest.mark.parametrize("moved", [False, True], ids=["straight", "moved"])
+@pytest.mark.parametrize(("shape", "found"), [((4,), False), ((4, 1), False), ((4, 2), True)])
+def test_a_mean_of_bins_is_no_layer(moved: bool, shape: tuple[int, ...], found: bool) -> None:
+    weight = np.resize(BINS, shape)
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["a"]),
+        helper.make_node("Softmax", ["a"], ["shares"]),
+        helper.make_node("Transpose", ["shares"], ["other"]) if moved else helper.make_node("Relu", ["a"], ["unused"]),
+        helper.make_node("MatMul", ["other" if moved else "shares", "bins"], ["y"]),
+    ]
+    model = graph(nodes, ["x"], "y", {"bins": weight})
+    assert names(set(half_rules.compute_nodes(model.graph))) == ({"a", "y"} if found else {"a"})
+
+
+def test_a_mean_of_bins_is_wide_with_its_softmax() -> None:
+    nodes = [
+        helper.make_node("MatMul", ["x", "weight"], ["a"], name="layer"),
+        helper.make_node("Softmax", ["a"], ["shares"], name="shares"),
+        helper.make_node("MatMul", ["shares", "bins"], ["y"], name="mean"),
+    ]
+    report = to_half(graph(nodes, ["x"], "y", {"bins": BINS}), "fp16", largest={})
+    assert report.kept == {"decode": ("shares", "mean")}
