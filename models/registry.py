@@ -208,7 +208,7 @@ def model_from_checkpoint(checkpoint: Checkpoint, loading: LoadOptions | None = 
     try:
         model = _recognised(checkpoint)
     except UnknownLayerError as e:
-        what = described_by(checkpoint.yaml or {})
+        what = described_by(checkpoint.yaml or {}, checkpoint.modules[0].kind if checkpoint.modules else "")
         if not what:
             raise
         raise UnknownLayerError(f"{_not_built(checkpoint, f'{what}, by the layers of its description')} ({e})") from e

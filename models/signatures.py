@@ -136,9 +136,12 @@ def signature_of(names: Collection[str]) -> Signature | None:
     return next((signature for signature in SIGNATURES if signature.keys <= found), None)
 
 
-def described_by(yaml: Mapping[str, Any]) -> str:
-    """What a model is of that carries this description by layers; empty: it is not in the table."""
-    found = layers_of(yaml)
+def described_by(yaml: Mapping[str, Any], kind: str = "") -> str:
+    """What a model is of that carries this description by layers; empty: it is not in the table.
+
+    ``kind``: the class of the pickled model. The family of the ultralytics package says itself what it does not have.
+    """
+    found = set() if kind.startswith("ultralytics.") else layers_of(yaml)
     return next((what for what, known in _LAYERS if known & found), "")
 
 

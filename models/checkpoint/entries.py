@@ -196,11 +196,14 @@ class _Search:
 
 
 def _kept_by(value: Any) -> Any:
-    """What an average is in: YOLOv5's own object that keeps it, or a pair of it and the number of its updates."""
+    """What a network is in: YOLOv5's own object of an average, a pair of it and the number of its updates, or the
+    object that a user of the ultralytics package holds, which is a module only since 8.1."""
     if isinstance(value, tuple) and len(value) == 2 and type(value[1]) is int:
         return value[0]
-    if isinstance(value, Record) and isinstance(value.state, dict) and is_module(value.state.get("ema")):
-        return value.state["ema"]
+    if isinstance(value, Record) and isinstance(value.state, dict) and not is_module(value):
+        for name in ("ema", "model") if value.kind.startswith("ultralytics.") else ("ema",):
+            if is_module(value.state.get(name)):
+                return value.state[name]
     return value
 
 

@@ -162,7 +162,7 @@ def misfit(i: int, row: Row, reason: Exception) -> CheckpointError:
     first_line = str(reason).partition("\n")[0]
     return CheckpointError(
         f"layer {i} of the model's description, {reprlib.repr(row)}, cannot be built: {first_line}; "
-        "expected a layer as the YOLOv5 and YOLOv7 projects describe one"
+        "expected a layer as its project describes one"
     )
 
 

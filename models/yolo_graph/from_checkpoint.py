@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UnknownLayerError
 from deploykit.models.checkpoint.reader import Checkpoint, Module
-from deploykit.models.layers.conv import BN_EPS
 from deploykit.models.layers.csp import Bottleneck
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.pool import ZeroPad2d
@@ -114,8 +113,8 @@ def untold(network: nn.Module, whose: str) -> str:
     """The activations and the eps of a network, as ``whose``: a file without pickled modules leaves them open."""
     kinds = {type(m).__name__: None for m in network.modules() if type(m) in ACTIVATIONS.values()}
     named = " and ".join(kind for kind in kinds if kind != "Identity")
-    norms = any(isinstance(m, nn.BatchNorm2d) for m in network.modules())
-    eps = f" and a batch-norm eps of {BN_EPS}" if norms else ""
+    used = sorted({m.eps for m in network.modules() if isinstance(m, nn.BatchNorm2d)})
+    eps = f" and a batch-norm eps of {' and '.join(map(str, used))}" if used else ""
     return f"{named} activations{eps}, as {whose} has them: no tensor tells"
 
 

@@ -283,7 +283,6 @@ def test_a_package_that_is_missing_or_cannot_be_loaded(
     ("name", "code", "message"),
     [
         ("official_yolov7-tiny.truncated.pt", 10, "truncated or damaged"),
-        ("yolov8n_dill_globals.pt", 10, "is a model of the ultralytics package, which is YOLOv8 and later"),
         ("dncnn_wholemodel_main.pth", 10, "a model that deploykit does not know"),
     ],
 )

@@ -168,7 +168,7 @@ WEIGHTS = {
     "yolov7-lite-s_plate4kpt.pt": {"family": "YOLOv7", "classes": "single, double", "columns": "19"},
     "official_yolov7-tiny.structure-randomfill.pt": {"model": "yolov7-tiny", "stride": "8, 16, 32"},
     "yolov5n_official_coco.pt": {"family": "YOLOv5", "model": "yolov5n", "stride": "8, 16, 32"},
-    "yolov8n_dill_globals.pt": {"family": "unknown", "stride": "8, 16, 32"},
+    "yolov8n_dill_globals.pt": {"family": "YOLOv8", "model": "yolov8n", "stride": "8, 16, 32"},
     "dncnn_wholemodel_main.pth": {"family": "unknown", "format": "torch-legacy"},
     "resnet20_cifar10.th": {"format": "torch-legacy", "weights from": "state_dict"},
 }

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from deploykit.models.families.ultralytics.build import build_graph
+from deploykit.models.families.ultralytics.variants import variants
 from deploykit.models.families.vitdet import model as vitdet
 from deploykit.models.families.vitdet import vit_mask_rcnn
 from deploykit.models.load_options import LoadOptions
@@ -24,6 +26,10 @@ SAID: dict[str, tuple[str, tuple[str, ...]]] = {
     "fcn.model": ("fcn8s", ("ReLU, as VGG", "streams that were trained one after the other", "BGR pixels of 0 to 255")),
     "nafnet": ("nafnet-w32-gopro", ("layer norms with an eps of 1e-06", "RGB pixels of 0 to 1, without a mean")),
     "resnet": ("resnet18", ("torchvision's ResNet: an anti-aliased", *IMAGES)),
+    "ultralytics.model": (
+        "yolov8n",
+        ("SiLU activations and a batch-norm eps of 0.001, as ", "SPPF's first convolution has an activation, as "),
+    ),
     "unet.model": ("unet", ("ReLU, as the original has it", "RGB pixels of 0 to 1, without a mean")),
     "vit": (
         "mae-vit-b16",
@@ -43,6 +49,8 @@ ELSEWHERE = {"vitdet.model", "vitdet.vit_mask_rcnn"}
 
 
 def state_of(name: str) -> dict[str, Tensor]:
+    if name in variants():
+        return build_graph(variants()[name].description).state_dict()
     try:
         return narrow_dense(name).module.state_dict()
     except KeyError:

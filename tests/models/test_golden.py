@@ -228,9 +228,17 @@ def test_the_released_yolov5n_is_recognised_and_folds_to_its_published_size() ->
     assert sum(p.numel() for p in fuse_model(model.module).parameters()) == 1_867_405
 
 
-def test_a_model_of_the_ultralytics_package_is_refused_by_what_it_is() -> None:
-    with pytest.raises(CheckpointError, match=r"a model of the ultralytics package.*ultralytics\.nn\.tasks\.Detect"):
-        load_model(WEIGHTS / "yolov8n_dill_globals.pt")
+def test_a_trained_yolov8_finds_something() -> None:
+    model = model_of(WEIGHTS / "yolov8n_dill_globals.pt")
+    assert (model.name, model.family, model.stride) == ("yolov8n", "YOLOv8", 32)
+    assert model.spec.classes == ("Keratin Pearl", "keratin pearls")
+    assert model.spec.output == RawDetections(obj=None, cls=(4, 6))
+    (note,) = model.notes
+    assert "not imported, not called" in note
+    paths = sorted((IMAGES / "faces-wider").glob("*.jpg"))[:1]
+    rows = rows_of(model.module, letterboxed(paths, model))
+    assert rows.shape == (1, 8400, 6)
+    assert_within(rows_of(fuse_model(model.module), letterboxed(paths, model)), rows, model, 5e-3, 5e-5)
 
 
 def test_a_model_with_ghost_blocks_keeps_the_bottlenecks_that_it_was_trained_with() -> None:

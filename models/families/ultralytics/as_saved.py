@@ -89,12 +89,13 @@ def pooling_as_saved(graph: LayerGraph, records: Mapping[str, Module]) -> tuple[
     return (NO_ACTIVATION,) if bare else ()
 
 
-def attributes_as_saved(graph: LayerGraph, records: Mapping[str, Module]) -> None:
-    """Give layers the numbers of their pickled modules.
+def attributes_as_saved(graph: LayerGraph, records: Mapping[str, Module]) -> bool:
+    """Give layers the numbers of their pickled modules; whether one had another.
 
     Raises:
         CheckpointError: such a number is none that the layer can have.
     """
+    changed = False
     for path, module in graph.named_modules():
         record = records.get(path)
         for name in _ATTRIBUTES.get(type(module), ()) if record else ():
@@ -113,4 +114,6 @@ def attributes_as_saved(graph: LayerGraph, records: Mapping[str, Module]) -> Non
                     f"{name} of {path} in the pickled model is {str(value)[:64]!r}: it was changed after it was made, "
                     "and cannot be rebuilt"
                 )
+            changed |= value != own
             setattr(module, name, value)
+    return changed

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from deploykit.errors import CheckpointError, UnknownLayerError
 from deploykit.models.families.ultralytics.blocks import attention, c2f, cib, elan
-from deploykit.models.families.ultralytics.description import DEPTHWISE_CLASSES, HEADS, Description
+from deploykit.models.families.ultralytics.description import ADVICE, DEPTHWISE_CLASSES, HEADS, Description
 from deploykit.models.families.ultralytics.heads.classify import Classify
 from deploykit.models.families.ultralytics.heads.detect import FreeDetect, HeadForm
 from deploykit.models.families.ultralytics.heads.oriented import Oriented, Oriented26
@@ -25,10 +25,17 @@ from deploykit.models.families.ultralytics.saved import Saved
 from deploykit.models.layers.conv import Concat, Conv, DWConv
 from deploykit.models.layers.focus import Focus
 from deploykit.models.layers.pool import ZeroPad2d
-from deploykit.models.yolo_graph.description import MAX_CHANNELS, MAX_LAYERS, REFUSALS, literal, read_row
+from deploykit.models.yolo_graph.description import (
+    MAX_CHANNELS,
+    MAX_ENTRIES,
+    MAX_LAYERS,
+    REFUSALS,
+    literal,
+    read_row,
+)
 from deploykit.models.yolo_graph.layer_graph import MAX_MODULES, LayerGraph, activate, strides_of
 
-__all__ = ["KINDS", "build_graph", "repeats_of", "scaled_width"]
+__all__ = ["KINDS", "build_graph", "repeats_of", "saved_count", "scaled_width"]
 
 CLASSIFIER_EPS = 1e-5
 """Of the batch norms of classifiers, torch's own; the package's other networks have 1e-3."""
@@ -51,6 +58,9 @@ STACKS: dict[str, type[nn.Module]] = {
     "C2PSA": attention.C2PSA, "C2fPSA": attention.C2fPSA, "A2C2f": attention.A2C2f, "C2fCIB": cib.C2fCIB,
 }  # fmt: skip
 """The same, and a row's repeats are how many blocks the layer holds."""
+
+WITHIN = {"RepNCSPELAN4": 3, "SPPF": 2}
+"""Layers of which an argument, at this place, is how many blocks or pools they hold."""
 
 SAME_CHANNELS: dict[str, type[nn.Module]] = {
     "nn.Upsample": nn.Upsample,
@@ -95,6 +105,8 @@ def build_graph(description: Description, tensors: Mapping[str, Tensor] | None =
             room -= part.count
             if room < 0:
                 raise ValueError(f"with its repeats the model has more than {MAX_LAYERS} layers")
+            if kind in HEADS and i < len(description.rows) - 1:
+                raise ValueError("a head is the last layer")
             layer, out = part.layer([_literal(a, description) for a in arguments], [channels[s + 1] for s in used])
             modules -= sum(1 for _ in layer.modules())
             if modules < 0:
@@ -114,6 +126,8 @@ def build_graph(description: Description, tensors: Mapping[str, Tensor] | None =
     if isinstance(head, FreeDetect):
         head.set_stride(description.strides or strides_of(graph, description.channels, description.rows))
     else:
+        if saved is not None:  # for its checks alone: of the published ones nothing is to be checked
+            strides_of(graph, description.channels, description.rows)
         for module in graph.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.eps = CLASSIFIER_EPS
@@ -138,7 +152,7 @@ def _literal(value: Any, description: Description) -> Any:
 def _unknown(i: int, kind: str) -> UnknownLayerError:
     return UnknownLayerError(
         f"layer {i} of the model's description is {reprlib.repr(kind)}, which deploykit does not have for models of "
-        f"the ultralytics package; it has {', '.join(KINDS)}"
+        f"the ultralytics package: {ADVICE}; it has {', '.join(KINDS)}"
     )
 
 
@@ -147,23 +161,23 @@ class _Part:
 
     def __init__(self, description: Description, saved: Saved | None, i: int, kind: str, count: int) -> None:
         self.description, self.saved, self.kind = description, saved, kind
-        self.path, self.count = f"model.{i}", count
-        if saved is None:
-            return
-        if kind in STACKS and saved.has(self.path):
-            self.count = max(saved.count(f"{self.path}.m"), 1)
-        elif kind in REPEATED and saved.has(f"{self.path}.0"):
-            self.count = saved.count(self.path)
+        self.path = f"model.{i}"
+        self.count = (saved_count(saved, kind, self.path) if saved else 0) or count
 
     def layer(self, args: list[Any], inputs: list[Any]) -> tuple[nn.Module, Any]:
         """The layer, and how many channels it gives (of several maps, a list)."""
         kind = self.kind
+        if any(isinstance(given, list) for given in (inputs[-1:] if kind == "CBFuse" else inputs)):
+            raise ValueError("it is fed by the parts of a CBLinear, which only CBFuse takes, and not as its last")
+        within = args[WITHIN[kind]] if len(args) > WITHIN.get(kind, len(args)) else 1
+        if not 1 <= within <= MAX_ENTRIES:
+            raise ValueError(f"it holds {reprlib.repr(within)} blocks, expected 1 to {MAX_ENTRIES}")
         if kind in SAME_CHANNELS:
             return _in_a_row([SAME_CHANNELS[kind](*args) for _ in range(self.count)]), inputs[0]
         if kind == "Concat":
             return Concat(*args), sum(inputs)
         if kind == "CBLinear":
-            widths = [int(width) for width in args[0]]
+            widths = [_checked(int(width)) for width in args[0]]
             return elan.CBLinear(inputs[0], widths), widths
         if kind == "CBFuse":
             return elan.CBFuse(args[0]), inputs[-1]
@@ -184,10 +198,7 @@ class _Part:
         """The channels of a row of this width: the file's, or those that the description leads to."""
         path = f"{self.path}.0" if self.saved and self.kind in REPEATED and self.count > 1 else self.path
         out = self.saved.outputs(self.kind, path) if self.saved else 0
-        out = out or _scaled(width, self.description)
-        if not 1 <= out <= MAX_CHANNELS:
-            raise ValueError(f"it gives {out} channels, expected 1 to {MAX_CHANNELS}")
-        return out
+        return _checked(out or _scaled(width, self.description))
 
     def _stack_arguments(self, args: list[Any], out: int) -> list[Any]:
         """What a stack is given after its width and repeats, with what depends on the size of the network."""
@@ -258,6 +269,13 @@ def _conv_arguments(kind: str, args: list[Any]) -> list[Any]:
     return [*ours, args[dilation]] if len(args) > dilation else ours
 
 
+def saved_count(saved: Saved, kind: str, path: str) -> int:
+    """How many blocks a layer holds, or how often it is repeated, by its tensors; 0: they do not tell."""
+    if not saved.has(path) or kind not in (*STACKS, *REPEATED):
+        return 0
+    return max(saved.count(f"{path}.m" if kind in STACKS else path), 1)
+
+
 def scaled_width(kind: str, arguments: Sequence[Any], description: Description) -> int:
     """The channels that a row's layer gives by its description; 0: those of what feeds it."""
     wide = kind in REPEATED or kind in STACKS or kind == "nn.ConvTranspose2d"
@@ -266,6 +284,12 @@ def scaled_width(kind: str, arguments: Sequence[Any], description: Description) 
 
 def _scaled(width: Any, description: Description) -> int:
     return math.ceil(min(cast(int, width), description.max_channels) * description.width / 8) * 8
+
+
+def _checked(channels: int) -> int:
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise ValueError(f"it gives {reprlib.repr(channels)} channels, expected 1 to {MAX_CHANNELS}")
+    return channels
 
 
 def _in_a_row(layers: list[nn.Module]) -> nn.Module:

@@ -16,7 +16,7 @@ from deploykit.errors import CheckpointError
 from deploykit.models.yolo_graph.description import MAX_CHANNELS, MAX_ENTRIES, MAX_ROWS, REFUSALS, Row
 from deploykit.models.yolo_graph.layer_table import activation
 
-__all__ = ["DEPTHWISE_CLASSES", "HEADS", "Description", "task_of_rows"]
+__all__ = ["ADVICE", "DEPTHWISE_CLASSES", "HEADS", "Description", "task_of_rows"]
 
 HEADS = {
     "Detect": "detect",
@@ -34,7 +34,11 @@ HEADS = {
 DEPTHWISE_CLASSES = frozenset({"C3k2", "A2C2f", "C2fCIB"})
 """A network with one of these layers predicts classes by depthwise convolutions."""
 
+ADVICE = "export it to ONNX with the package itself, and deploykit runs that file (docs/guides/foreign-onnx.md)"
+"""What to do with a network of the package that is not built."""
+
 COCO_POSE = (17, 3)
+MAX_REASON = 200  # characters of what Python says of a value, which may be a megabyte long
 DFL_BINS = 16
 
 
@@ -129,7 +133,8 @@ class Description:
                 f"the checkpoint's model description has no {e.args[0]!r}, expected backbone, head and nc"
             ) from e
         except REFUSALS as e:
-            raise CheckpointError(f"the checkpoint's model description cannot be read: {e}") from e
+            reason = str(e).partition("\n")[0][:MAX_REASON]
+            raise CheckpointError(f"the checkpoint's model description cannot be read: {reason}") from e
 
 
 def _scale(yaml: Mapping[str, Any]) -> tuple[str, tuple[float, float, float]]:

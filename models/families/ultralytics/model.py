@@ -20,28 +20,24 @@ from deploykit.models.families.ultralytics.as_saved import (
     pooling_as_saved,
     without_training_parts,
 )
+from deploykit.models.families.ultralytics.assumed import untold_of
 from deploykit.models.families.ultralytics.build import build_graph
 from deploykit.models.families.ultralytics.description import Description, task_of_rows
-from deploykit.models.families.ultralytics.recognise import description_by_tensors, published_name
+from deploykit.models.families.ultralytics.recognise import described_by_tensors, published_name
+from deploykit.models.families.ultralytics.relatives import refuse_relatives
 from deploykit.models.families.ultralytics.spec import reference_of
 from deploykit.models.families.ultralytics.variants import variants
 from deploykit.models.loading.weights import load_weights
 from deploykit.models.registry import ReferenceModel
 from deploykit.models.yolo_graph.as_saved import check_sources, folded_note, ignore_added_buffers
 from deploykit.models.yolo_graph.family import has_layers
-from deploykit.models.yolo_graph.from_checkpoint import apply_recorded, untold
+from deploykit.models.yolo_graph.from_checkpoint import apply_recorded
+from deploykit.models.yolo_graph.layer_graph import strides_of
 
 PACKAGE = "ultralytics."
 """What the names of the pickled classes begin with."""
 
 WEIGHTS_LICENCE = "AGPL-3.0"
-
-RELATIVES = {
-    "WorldModel": "YOLO-World", "YOLOEModel": "YOLOE", "YOLOESegModel": "YOLOE", "RTDETRDetectionModel": "RT-DETR",
-    "SemanticModel": "a YOLO26 that segments pixels", "DepthModel": "a YOLO26 that estimates depth",
-    "DistillationModel": "a network and its teacher",
-}  # fmt: skip
-"""Networks of the package that deploykit does not build."""
 
 
 def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
@@ -56,19 +52,22 @@ def from_checkpoint(checkpoint: Checkpoint) -> ReferenceModel | None:
     ours = kind.startswith(PACKAGE)
     if not ours and kind:
         return None
-    _refuse_relatives(checkpoint, kind)
-    found, left_out = without_training_parts(checkpoint.float32())
     yaml = checkpoint.yaml
+    if ours or (yaml and not yaml.get("anchors")):
+        refuse_relatives(checkpoint, kind, yaml or {})
+    found, left_out = without_training_parts(checkpoint.float32())
+    opened: tuple[str, ...] = ()
     if ours or (yaml and not yaml.get("anchors") and task_of_rows(yaml)):
         if not yaml:
             raise CheckpointError(f"{checkpoint.path} is of the ultralytics package ({kind}) and has no description")
         description = Description.from_yaml(yaml)
     else:
-        known = None if yaml else description_by_tensors(found)
+        known = None if yaml else described_by_tensors(found, checkpoint.state_dict)
         if known is None:
             return None
-        description = known
-    return _model(checkpoint, description, found, left_out)
+        description, opened = known
+    model = _model(checkpoint, description, found, left_out)
+    return model if checkpoint.modules else model.assuming(*untold_of(model, described=bool(yaml)), *opened)
 
 
 def _model(
@@ -81,7 +80,8 @@ def _model(
     records = {module.path: module for module in checkpoint.modules}
     check_sources(graph, records)
     folded = folded_as_saved(graph, found)
-    attributes_as_saved(graph, records)
+    if attributes_as_saved(graph, records):
+        strides_of(graph, description.channels, description.rows)  # for its check that the layers still fit together
     bare = pooling_as_saved(graph, records)
     changes = apply_recorded(graph, checkpoint.modules)
     notes = tuple(f"{change}; its layer description does not say so" for change in changes)
@@ -90,8 +90,7 @@ def _model(
     graph = graph.eval().requires_grad_(False)
     variant = variants().get(name)
     size = _size(checkpoint) or (variant.size if variant else 0)
-    model = reference_of(graph, description, name, family, size, checkpoint, notes)
-    return model if records else model.assuming(untold(graph, name.replace("_", "-")))
+    return reference_of(graph, description, name, family, size, checkpoint, notes)
 
 
 def _size(checkpoint: Checkpoint) -> int:
@@ -101,17 +100,3 @@ def _size(checkpoint: Checkpoint) -> int:
     if isinstance(side, (list, tuple)) and side:
         side = max((n for n in side if type(n) is int), default=0)
     return side if type(side) is int and 32 <= side <= 8192 else 0
-
-
-def _refuse_relatives(checkpoint: Checkpoint, kind: str) -> None:
-    what = RELATIVES.get(kind.rsplit(".", 1)[-1])
-    if what:
-        raise CheckpointError(
-            f"{checkpoint.path} is {what} ({kind}); deploykit does not have it; deploykit models lists what can be "
-            "loaded"
-        )
-    if checkpoint.metadata.get("modelopt") is not None:
-        raise CheckpointError(
-            f"{checkpoint.path} is in the middle of training for int8 (its entry 'modelopt'): its layers are not those "
-            "that its description names; finish the training and save the model without it"
-        )

@@ -115,7 +115,7 @@ def reference_of(
         graph,
         spec,
         (*notes, *branch),
-        choices=("head",) if head.dual else (),
+        choices=("head",) if head.dual or description.dual else (),
         images_known=True,
     )
 
