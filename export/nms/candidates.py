@@ -13,7 +13,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from deploykit.models.layers.anchor_head import Detect
+from deploykit.models.layers.anchor_head import Detect, Segment
 from deploykit.models.layers.operators import best_scores
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import RawDetections
@@ -108,7 +108,11 @@ class HeadSelection(nn.Module):
         self.head, self.layout, self.count = head, layout, count
 
     def forward(self, *features: Tensor) -> Candidates:
-        return self.of_raw([self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])])
+        found = self.of_raw([self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])])
+        return found._replace(prototypes=self._prototypes(features))
+
+    def _prototypes(self, features: tuple[Tensor, ...]) -> Tensor | None:
+        return cast(Tensor, self.head.proto(*features)) if isinstance(self.head, Segment) else None
 
     def of_raw(self, raw: list[Tensor]) -> Candidates:
         """Return the candidates in the head's raw values, one map ``(B, anchors * columns, H, W)`` per level."""
@@ -163,7 +167,7 @@ class HeadRowsAndSelection(HeadSelection):
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # one tensor more
         raw = [self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])]
         rows = torch.cat([self.head.decode(each, level) for level, each in enumerate(raw)], 1)
-        return rows, *self.of_raw(raw)
+        return rows, *self.of_raw(raw)._replace(prototypes=self._prototypes(features))
 
 
 class RowsAndSelection(nn.Module):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import deploykit
 from deploykit.errors import CheckpointError, DeployError, WeightsMismatchError
+from deploykit.export.nms.candidates import RowSelection, with_candidate_head
 from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import open_session
@@ -224,10 +225,42 @@ def test_a_transposed_convolution_is_not_taken_for_repeated_cells() -> None:
         model_from_checkpoint(bare("yolov5n_seg", 7, state_dict={**state, **more}))
 
 
-@pytest.mark.parametrize("mode", ["plugin"])
-def test_a_node_without_an_output_of_coefficients_is_refused(mode: Any, tmp_path: Path) -> None:
+def test_a_node_without_an_output_of_coefficients_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DeployError, match="no output for the coefficients of masks"):
-        onnx_from_model(model_of("yolov5n_seg"), out=tmp_path / "m.onnx", options=OnnxOptions(nms=mode))
+        onnx_from_model(model_of("yolov5n_seg"), out=tmp_path / "m.onnx", options=OnnxOptions(nms="plugin"))
+
+
+def test_cells_are_chosen_before_they_are_decoded_with_their_coefficients() -> None:
+    model = model_of("yolov5n_seg", objectness=1.0)
+    layout, graph, images = model.spec.output, model.module, torch.rand(2, 3, 64, 64)
+    assert isinstance(layout, RawDetections)
+    assert isinstance(graph, LayerGraph)
+    with torch.inference_mode():
+        rows, prototypes = graph(images)
+        expected = RowSelection(layout, 40)((rows, prototypes))
+        found = with_candidate_head(graph, layout, 40)(images)
+        beside = with_candidate_head(graph, layout, 40, rows=True)(images)
+    assert torch.equal(beside[0], rows)
+    for part, ours, theirs, again in zip(expected._fields, found, expected, beside[1:], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-5, msg=part)
+        assert torch.equal(ours, again)
+
+
+def test_nms_inside_finds_the_same_objects_and_masks(tmp_path: Path) -> None:
+    model = model_of("yolov5n_seg", objectness=1.0)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    found = []
+    for mode in ("none", "graph"):
+        report = onnx_from_model(model, out=tmp_path / f"{mode}.onnx", options=OnnxOptions(nms=mode))  # type: ignore[arg-type]  # strings
+        with deploykit.load(report.path) as predictor:
+            found.append(predictor(image))
+    rows, inside = found
+    assert len(rows) > 5
+    assert inside.labels.tolist() == rows.labels.tolist()
+    np.testing.assert_allclose(inside.scores, rows.scores, atol=1e-6)
+    np.testing.assert_allclose(inside.boxes, rows.boxes, atol=1e-4)
+    assert (inside.masks == rows.masks).mean() > 0.999
+    assert rows.masks.any()
 
 
 # Classes.
