@@ -109,10 +109,10 @@ class HeadSelection(nn.Module):
 
     def forward(self, *features: Tensor) -> Candidates:
         found = self.of_raw([self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])])
-        return found._replace(prototypes=self._prototypes(features))
+        return self._with_prototypes(found, features)
 
-    def _prototypes(self, features: tuple[Tensor, ...]) -> Tensor | None:
-        return cast(Tensor, self.head.proto(*features)) if isinstance(self.head, Segment) else None
+    def _with_prototypes(self, found: Candidates, features: tuple[Tensor, ...]) -> Candidates:
+        return found._replace(prototypes=self.head.proto(*features)) if isinstance(self.head, Segment) else found
 
     def of_raw(self, raw: list[Tensor]) -> Candidates:
         """Return the candidates in the head's raw values, one map ``(B, anchors * columns, H, W)`` per level."""
@@ -167,7 +167,7 @@ class HeadRowsAndSelection(HeadSelection):
     def forward(self, *features: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]  # one tensor more
         raw = [self.head.raw(x, level) for level, x in enumerate(features[: self.head.num_levels])]
         rows = torch.cat([self.head.decode(each, level) for level, each in enumerate(raw)], 1)
-        return rows, *self.of_raw(raw)._replace(prototypes=self._prototypes(features))
+        return rows, *self._with_prototypes(self.of_raw(raw), features)
 
 
 class RowsAndSelection(nn.Module):
