@@ -10,7 +10,7 @@ from torch import nn
 from deploykit.models.create.random_weights import randomise
 from deploykit.models.families.ultralytics.build import build_graph
 from deploykit.models.families.ultralytics.description import Description
-from deploykit.models.families.ultralytics.heads.detect import FreeDetect
+from deploykit.models.families.ultralytics.heads.detect import Branch, FreeDetect
 from deploykit.models.families.ultralytics.spec import reference_of
 from deploykit.models.registry import ReferenceModel
 
@@ -31,8 +31,10 @@ FREE: dict[str, tuple[list[Any], bool, dict[str, Any]]] = {
 """Name -> the head's row, whether it is of YOLO26, and what else its description says."""
 
 
-def free_network(name: str, *, classes: int = 3, seed: int = 0, bias: float = 3.0) -> ReferenceModel:
-    """A network of three levels; ``bias`` is added to the scores' logits."""
+def free_network(
+    name: str, *, classes: int = 3, seed: int = 0, bias: float = 3.0, branch: Branch | None = None
+) -> ReferenceModel:
+    """A network of three levels; ``bias`` is added to the scores' logits. ``branch``: None: what a head has itself."""
     head, newest, more = FREE[name]
     if newest:
         more = {**more, "reg_max": 1, "dual": True}
@@ -51,6 +53,9 @@ def free_network(name: str, *, classes: int = 3, seed: int = 0, bias: float = 3.
         randomise(graph)
     for module in (m for m in graph.modules() if isinstance(m, FreeDetect)):
         _raise_scores(module, bias)
+    head_of = graph.model[-1]
+    if branch is not None and isinstance(head_of, FreeDetect):
+        graph.model[-1] = head_of.with_branch(branch)
     graph = graph.eval().requires_grad_(False)
     return reference_of(graph, description, f"{name}_few", "few", 64)
 

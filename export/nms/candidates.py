@@ -19,11 +19,13 @@ from deploykit.models.yolo_graph.layer_graph import LayerGraph
 from deploykit.spec import RawDetections
 
 __all__ = [
+    "NO_CANDIDATE",
     "Candidates",
     "HeadRowsAndSelection",
     "HeadSelection",
     "RowSelection",
     "RowsAndSelection",
+    "candidates_of",
     "with_candidate_head",
 ]
 
@@ -67,11 +69,11 @@ class RowSelection(nn.Module):
         all_scores = torch.where(finite, best, NO_CANDIDATE)
         scores, index = best_scores(all_scores, self.count)
         chosen = torch.gather(rows, 1, index[..., None].expand(-1, -1, rows.shape[2]))
-        found = _candidates(chosen, layout, scores, all_scores)
+        found = candidates_of(chosen, layout, scores, all_scores)
         return found._replace(prototypes=prototypes[0]) if prototypes else found
 
 
-def _candidates(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores: Tensor) -> Candidates:
+def candidates_of(rows: Tensor, layout: RawDetections, scores: Tensor, all_scores: Tensor) -> Candidates:
     """Split the chosen rows ``(B, k, columns)`` into candidates."""
     # 0 times infinity would give NaN below; a row that is no candidate is never read.
     rows = torch.where(scores[..., None] == NO_CANDIDATE, 0.0, rows)
@@ -130,7 +132,7 @@ class HeadSelection(nn.Module):
         offset = torch.stack((x, y), -1).to(values.dtype) * strides - 0.5 * strides
         anchors = head.anchor_grid.flatten(1, 4).view(head.num_levels * head.num_anchors, 2)
         rows = head.rows_of(values, strides, offset, anchors[level * head.num_anchors + anchor])
-        return _candidates(rows, self.layout, scores, all_scores)
+        return candidates_of(rows, self.layout, scores, all_scores)
 
     def _scores(self, cells: Tensor) -> Tensor:
         """Return each cell's best score, -1 if a value is not finite: ``(B, A, columns, P)`` to ``(B, A * P)``."""

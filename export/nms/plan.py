@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from deploykit.errors import UsageError
 from deploykit.export.nms.candidates import Candidates, RowsAndSelection, RowSelection, with_candidate_head
 from deploykit.export.nms.decode_node import append_decode, up_to_raw_head
+from deploykit.export.nms.free_candidates import with_free_selection
 from deploykit.export.nms.graph import append_nms, append_plugin, candidates_for, check_thresholds
 from deploykit.export.nms.layouts import detections_layout
-from deploykit.export.nms.one_to_one import MOST_DETECTIONS, rows_chosen_from, with_rows
+from deploykit.export.nms.one_to_one import MOST_DETECTIONS, free_head, rows_chosen_from, with_rows
 from deploykit.export.options import NmsMode
 from deploykit.export.outputs import export_adapter_of
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
@@ -67,6 +68,8 @@ class NmsPlan:
             return levels[0]
         if not self.candidates:
             return fused
+        if free_head(fused) is not None:
+            return _Some(with_free_selection(fused, self.rows, self.candidates), self._places())
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
             return _Some(with_candidate_head(fused, self.rows, self.candidates), self._places())
         return _Some(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), self._places())
@@ -83,6 +86,8 @@ class NmsPlan:
             assert levels is not None
             return levels[0], names
         places = (0, *(1 + place for place in self._places()))
+        if free_head(fused) is not None:
+            return _Some(with_free_selection(fused, self.rows, self.candidates, rows=True), places), names
         if isinstance(fused, LayerGraph) and isinstance(fused.model[-1], Detect):
             return _Some(with_candidate_head(fused, self.rows, self.candidates, rows=True), places), names
         beside = RowsAndSelection(RowSelection(self.rows, self.candidates))
