@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["SIGNATURES", "Signature", "described_by", "layers_of", "signature_of"]
+__all__ = ["ANCHOR_FREE", "SIGNATURES", "Signature", "described_by", "layers_of", "signature_of"]
 
 TIMM = "timm reads it: deploykit export --weights FILE --timm-model NAME"
 """Advice for files in timm's own names."""
@@ -111,7 +111,7 @@ SIGNATURES: tuple[Signature, ...] = (
 )  # fmt: skip
 
 _DFL = frozenset(f"model.{i}.dfl.conv.weight" for i in range(12, 64))
-_ANCHOR_FREE = Signature("an anchor-free YOLO (YOLOv8 and later, YOLOv9 or a u6 model), whose head has a dfl", _DFL)
+ANCHOR_FREE = Signature("an anchor-free YOLO of other layers than deploykit knows, whose head has a dfl", _DFL)
 
 _LAYERS = (
     ("YOLOv9 (WongKinYiu/yolov9)", {"RepNCSPELAN4", "DDetect", "DualDDetect", "TripleDDetect", "CBFuse", "ADown"}),
@@ -132,7 +132,7 @@ def signature_of(names: Collection[str]) -> Signature | None:
     """The network whose characteristic tensors are among these names."""
     found = set(names)
     if _DFL & found:
-        return _ANCHOR_FREE
+        return ANCHOR_FREE
     return next((signature for signature in SIGNATURES if signature.keys <= found), None)
 
 

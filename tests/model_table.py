@@ -32,8 +32,10 @@ from deploykit.errors import DeployError
 from deploykit.export.engine.build import build_engine
 from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
+from deploykit.models.families.ultralytics.variants import variants
 from deploykit.models.fuse import fuse_model
-from deploykit.models.registry import builder_of, list_models, load_model
+from deploykit.models.load_options import LoadOptions
+from deploykit.models.registry import ReferenceModel, builder_of, list_models, load_model
 from deploykit.releases.table import RELEASED
 from deploykit.runtime.machine import processor_name, versions
 from deploykit.spec.rows import RowOutput
@@ -41,8 +43,10 @@ from tests.export.test_exports import FAMILIES
 from tests.export.test_instances import INSTANCES
 from tests.meta_model import meta_model
 from tests.models.families import test_vitdet, test_yolov5, test_yolov7
+from tests.models.families.ultralytics import test_published
 from tests.narrow import model_of
 from tests.narrow_dense import NARROW, narrow_dense
+from tests.narrow_free import group_of, narrow_free
 
 ROOT = Path(__file__).resolve().parents[1]
 FACTS = ROOT / "deploykit" / "assets" / "models.json"
@@ -55,10 +59,25 @@ GOLDEN = {
     "yolov5n-cls": "yolov5n-cls-narrow",
     "yolov5n-seg": "yolov5n-seg-narrow",
     "yolov5s6-pose": "yolov5s6-pose-narrow",
+    "yolo11m": "yolo11m-detect-narrow",
+    "yolo11n": "yolo11n-detect-narrow",
+    "yolo11n-pose": "yolo11n-pose-narrow",
+    "yolo12n": "yolo12n-narrow",
+    "yolo26n": "yolo26n-detect-narrow",
+    "yolo26n-pose": "yolo26n-pose-narrow",
+    "yolo26n-seg": "yolo26n-seg-narrow",
+    "yolov10n": "yolov10n-narrow",
+    "yolov5nu": "yolov5nu-narrow",
     "yolov6n": "yolov6n-narrow",
     "yolov7": "yolov7-training-narrow",
     "yolov7-tiny": "yolov7-tiny-training-narrow",
     "yolov7-w6-pose": "yolov7-w6-pose-narrow",
+    "yolov8n": "yolov8n-detect-narrow",
+    "yolov8n-cls": "yolov8n-cls-narrow",
+    "yolov8n-obb": "yolov8n-obb-narrow",
+    "yolov8n-pose": "yolov8n-pose-narrow",
+    "yolov8n-seg": "yolov8n-seg-narrow",
+    "yolov9t": "yolov9t-narrow",
     "yolox-s": "yolox-s-narrow",
 }
 """Model -> files that its original project's own code made, of reduced width."""
@@ -78,8 +97,10 @@ Last run with {about}. Engines were built and not run.
   such file is available; the family's page says what else was compared.
 * *ONNX, narrow*: a narrow model of that kind with random weights was exported and compared with itself in float64 on
   a real image and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability or of the largest
-  value) the largest difference took.
+  value) the largest difference took. "as yolov8n": the layers are those of yolov8n in other numbers, and that one
+  was exported.
 * *TensorRT for RTX, narrow*: an engine of that file was built, without a GPU.
+* Of a head with two branches it is the one that needs NMS, in all of these columns.
 * Rows may be of earlier runs (`--missing` makes only those that the page lacks, and those that failed).
 * *released*: `deploykit fetch` knows the address of trained weights. Whether such a file was tried is on the family's
   page.
@@ -137,14 +158,19 @@ def facts() -> list[dict[str, Any]]:
 def published() -> dict[str, int]:
     """The parameters that ``PUBLISHED`` of the families' tests holds, first of the facts of each registered model.
 
-    Three families' tests tell more than a number and are read by name.
+    Four families' tests tell more than a number and are read by name. Of networks of the ultralytics package those
+    count that have as many classes as their published weights, and no tensors for training alone.
     """
     counts = {name: (p.training if p.deploy is None else p.deploy) for name, p in test_yolov7.PUBLISHED.items()}
     counts |= {name: facts[0] for (name, generation), facts in reversed(list(test_yolov5.PUBLISHED.items()))}
     counts |= {f"vitdet-{size}": counted[2] for size, counted in test_vitdet.PUBLISHED.items()}
+    for name, (classes, count, *_) in test_published.PUBLISHED.items():
+        description = variants()[name.replace("-", "_")].description
+        if description.num_classes == classes and description.head not in ("Segment26", "Pose26"):
+            counts[name] = count
     for file in sorted((ROOT / "tests" / "models" / "families").rglob("test_*.py")):
         module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
-        if module not in (test_yolov7, test_yolov5, test_vitdet):
+        if module not in (test_yolov7, test_yolov5, test_vitdet, test_published):
             counts |= {name: facts[0] for name, facts in getattr(module, "PUBLISHED", {}).items()}
     return {name.replace("_", "-"): count for name, count in counts.items()}
 
@@ -177,12 +203,17 @@ def against_the_original(name: str) -> str:
     place = ROOT.parent / "shared" / "golden"
     if not place.is_dir():
         return "not run: the files are not here"
-    model = load_model(place / f"{GOLDEN[name]}.pt")
     with np.load(place / f"{GOLDEN[name]}.npz") as golden, torch.inference_mode():
-        given = fuse_model(model.module)(torch.from_numpy(golden["images"]))
-        found = given[0] if isinstance(given, tuple) else given  # prototypes follow rows
-        difference = np.abs(found.numpy() - golden["output"])
-        span = float(np.ptp(golden["output"]))
+        dual = "output_one2many" in golden
+        loading = LoadOptions(head="one2many") if dual else None
+        model = load_model(place / f"{GOLDEN[name]}.pt", loading=loading)
+        found = fuse_model(model.module)(torch.from_numpy(golden["images"]))
+        found = (found[0] if isinstance(found, tuple) else found).numpy()
+        expected = golden["output_one2many" if dual else "logits" if "logits" in golden else "output"]
+        if name in group_of() and expected.ndim == 3:  # columns first
+            expected = expected.transpose(0, 2, 1)
+        difference = np.abs(found - expected)
+        span = float(np.ptp(expected))
     output = model.spec.output
     if not isinstance(output, RowOutput):
         share = float(difference.max()) / span
@@ -202,6 +233,9 @@ def against_the_original(name: str) -> str:
 
 def exports(name: str) -> tuple[str, str]:
     """What became of an ONNX file of a narrow model of that name, and of an engine of it."""
+    first = group_of().get(name, name)
+    if first != name:
+        return f"as {first}", f"as {first}"
     key = name.replace("-", "_")
     made, options = FAMILIES.get(key, ({}, {}))
     dense = name in NARROW
@@ -210,7 +244,11 @@ def exports(name: str) -> tuple[str, str]:
         file = Path(folder, "m.onnx")
 
         def export() -> str:
-            if name in INSTANCES:
+            made_of: Callable[[], ReferenceModel]
+            if name in group_of():
+                dual = variants()[key].description.dual
+                made_of = partial(narrow_free, name, branch="one2many" if dual else "")
+            elif name in INSTANCES:
                 made_of = INSTANCES[name]
             else:
                 made_of = partial(narrow_dense, name) if dense else partial(model_of, key, **made)

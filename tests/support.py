@@ -44,6 +44,9 @@ OLDER = "export/test_exports.py::test_the_older_exporter_gives_a_variant_a_famil
 HALF = "export/precision/test_convert.py::test_every_family_is_half"
 BATCH = "export/test_exports.py::test_every_family_exports_and_agrees"
 MODELS = "models/families"
+PACKAGE = f"{MODELS}/ultralytics"
+FREE = "export/test_free_exports.py::test_every_list_of_layers_exports_and_agrees"
+OLDER_FREE = "export/test_free_exports.py::test_the_older_exporter_agrees_too"
 CREATED = "models/create/test_original_format.py::test_the_other_projects_are_written_as_they_do"
 
 FAMILIES = Table(
@@ -104,6 +107,20 @@ FAMILIES = Table(
             shape="export/test_exports.py::test_pose_objects_export_and_agree_in_every_shape",
             engine="export/test_pose_objects.py::test_an_engine_is_built_with_the_rows_that_it_must_give",
         ),
+        "YOLOv8 and later (ultralytics): boxes": _columns(dict(
+            read=f"{PACKAGE}/test_golden.py::test_a_file_says_what_it_is",
+            original=f"{PACKAGE}/test_golden.py::test_the_packages_own_output_is_reproduced",
+            onnx=f"{FREE}[yolov10s]", legacy=f"{OLDER_FREE}[yolov8n]", batch=f"{FREE}[yolov8n]",
+        )),
+        "the same: keypoints": _columns(dict(onnx=f"{FREE}[yolo11m-pose]", batch=f"{FREE}[yolov8n-pose]")),
+        "the same: masks": _columns(dict(onnx=f"{FREE}[yolo26n-seg]", batch=f"{FREE}[yolo12l-seg]")),
+        "the same: oriented boxes": _columns(dict(
+            onnx=f"{FREE}[yolov8s-obb]", legacy=f"{OLDER_FREE}[yolov8s-obb]", batch=f"{FREE}[yolo11n-obb]",
+        )),
+        "the same: classes": _columns(dict(
+            original=f"{PACKAGE}/test_golden.py::test_softmax_of_the_logits_is_the_packages_output",
+            onnx=f"{FREE}[yolov8n-cls]",
+        )),
         "ViT Mask R-CNN (ViTDet)": _columns(dict(
             read=f"{MODELS}/test_vit_mask_rcnn.py::test_its_files_are_read",
             original=f"{MODELS}/test_vitdet.py::test_it_gives_what_the_originals_code_gave",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from deploykit.errors import CheckpointError, FetchError, OutputError, UsageErro
 from deploykit.releases.download import MOST, OnBytes, Partial, download
 from deploykit.releases.table import CIRCULATING, RELEASED, Release, released_file
 from deploykit.strict_json import JsonError, read_json
+
+LOG = logging.getLogger(__name__)
 
 __all__ = ["RELEASED", "Fetched", "Release", "fetch", "record_path"]
 
@@ -101,6 +104,8 @@ def fetch(
         expected = release.sha256, "publisher"
     if path.exists() and not force:
         return _already_there(name, release, path, address, expected)
+    if release.notice:
+        LOG.warning("%s: %s", name, release.notice)
     with os_errors_as_output_errors(path):
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)

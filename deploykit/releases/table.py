@@ -6,11 +6,14 @@ v6.2, v7.0 and later; meituan/YOLOv6, the READMEs at every tag and of its config
 README: the files of release 0.1.1rc0, and the older ones of the storage's release 0.0.1. The table lists only files
 that one of these sources names. It leaves out YOLOv5's EfficientNet and ResNet files, the Darknet files (``*.weights``)
 of YOLOv7's release, which nothing here reads, and the files of TexasInstruments/edgeai-yolox, whose README names none
-of their addresses.
+of their addresses. The files of ultralytics/assets are the exception: their names and releases are those that the
+package's users know, the publisher gives no digests, and none of these addresses was tried.
 """
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from deploykit.errors import NotFoundError
@@ -28,6 +31,7 @@ class Release:
         licence: who published it, and under which licence.
         sha256: the publisher's digest, 64 hexadecimal digits; None: the publisher gives none.
         built: whether deploykit can build the model; files of other models can be fetched and inspected.
+        notice: what is said before the download; empty: nothing.
     """
 
     url: str
@@ -35,6 +39,7 @@ class Release:
     licence: str
     sha256: str | None = None
     built: bool = True
+    notice: str = ""
 
 
 _YOLOV7 = "https://github.com/WongKinYiu/yolov7/releases/download/v0.1/"
@@ -42,10 +47,17 @@ _YOLOV6 = "https://github.com/meituan/YOLOv6/releases/download/"
 _YOLOV5 = "https://github.com/ultralytics/yolov5/releases/download/"
 _YOLOX = "https://github.com/Megvii-BaseDetection/YOLOX/releases/download/0.1.1rc0/"
 _YOLOX_OLD = "https://github.com/Megvii-BaseDetection/storage/releases/download/0.0.1/"
+_ASSETS = "https://github.com/ultralytics/assets/releases/download/"
 _BY_YOLOX = "published by Megvii; the project is under Apache-2.0"
 _BY_YOLOV7 = "published by the YOLOv7 authors under GPL-3.0"
 _BY_YOLOV6 = "published by Meituan under GPL-3.0"
 _BY_YOLOV5 = "published by Ultralytics under GPL-3.0; later versions of YOLOv5 are under AGPL-3.0"
+
+_BY_ULTRALYTICS = "published by Ultralytics under AGPL-3.0"
+_AGPL = (
+    "these weights are published by Ultralytics under AGPL-3.0, which also has conditions for what is only used over a "
+    "network; deploykit contains none of them, and the licence of deploykit does not cover them"
+)
 
 _DEPLOY, _TRAINING = "COCO detector, deploy graph", "COCO detector, training graph"
 _CLASSIFIER, _INSTANCES = "ImageNet classifier", "COCO instance segmentation"
@@ -74,6 +86,36 @@ _YOLOX_FILES = {
     "darknet53": ("yolox_darknet", "yolox_darknet53"),
 }
 """Variant -> the name of its file in release 0.1.1rc0, and in 0.0.1."""
+_TASKS = {
+    "": "COCO detector",
+    "-seg": _INSTANCES,
+    "-pose": "COCO persons with 17 keypoints",
+    "-obb": "DOTA detector of oriented boxes",
+    "-cls": _CLASSIFIER,
+}
+
+
+def _of_the_package(names: Iterable[str], tag: str = "v8.3.0") -> dict[str, Release]:
+    """Releases of ultralytics/assets; what a file is of follows from its name."""
+    found = {}
+    for name in names:
+        task = next((end for end in _TASKS if end and end in name), "")
+        found[name] = Release(f"{_ASSETS}{tag}/{name}.pt", _TASKS[task], _BY_ULTRALYTICS, notice=_AGPL)
+    return found
+
+
+_PACKAGE_FILES = {
+    **_of_the_package(f"yolov8{size}{task}" for task in _TASKS for size in "nsmlx"),
+    **_of_the_package(["yolov8x-pose-p6"]),
+    **_of_the_package(f"yolov9{size}" for size in "tsmce"),
+    **_of_the_package(f"yolov9{size}-seg" for size in "ce"),
+    **_of_the_package(f"yolov10{size}" for size in "nsmblx"),
+    **_of_the_package(f"yolo11{size}{task}" for task in _TASKS for size in "nsmlx"),
+    **_of_the_package(f"yolo12{size}" for size in "nsmlx"),
+    **_of_the_package((f"yolo26{size}{task}" for task in _TASKS for size in "nsmlx"), "v8.4.0"),
+    **_of_the_package(f"yolov5{size}{p6}u" for p6 in ("", "6") for size in "nsmlx"),
+    **_of_the_package(["yolov3u", "yolov3-sppu", "yolov3-tinyu"]),
+}
 _LEGACY = "COCO detector, as released with 0.0.1: --preprocessing legacy"
 
 _YOLOV6_TAGS: dict[str, dict[str, tuple[str, bool]]] = {
@@ -135,6 +177,7 @@ RELEASED: dict[str, Release] = {
         f"yolox-{name}@0.0.1": Release(f"{_YOLOX_OLD}{old}.pth", _LEGACY, _BY_YOLOX)
         for name, (_, old) in _YOLOX_FILES.items()
     },
+    **_PACKAGE_FILES,
 }
 """Name -> release. ``NAME@TAG`` is the file of an older release of the project."""
 
@@ -155,6 +198,7 @@ def released_file(name: str) -> Release:
     """
     release = RELEASED.get(name.replace("_", "-"))
     if release is None:
-        known = ", ".join(known for known, release in RELEASED.items() if release.built and "@" not in known)
-        raise NotFoundError(f"no released weights are named {name!r}; known: {known}; deploykit fetch --list shows all")
+        close = difflib.get_close_matches(name.replace("_", "-"), RELEASED, n=3)
+        hint = f": did you mean {' or '.join(close)}?" if close else ";"
+        raise NotFoundError(f"no released weights are named {name!r}{hint} deploykit fetch --list shows all")
     return release

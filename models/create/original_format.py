@@ -32,7 +32,7 @@ from deploykit.models.layers.pool import MP, SP, SPF, SPP, SPPCSPC, SPPF, SPPFCS
 from deploykit.models.layers.pose_object import PoseObject
 from deploykit.models.layers.rep import ImplicitA, ImplicitM, RepConv
 from deploykit.models.yolo_graph.classifier import CLASSIFIER
-from deploykit.models.yolo_graph.description import NOT_GIVEN_ACT, GraphConfig
+from deploykit.models.yolo_graph.description import NOT_GIVEN_ACT, GraphConfig, Row
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 
 __all__ = [
@@ -44,15 +44,20 @@ __all__ = [
     "original_checkpoint",
     "pickled",
     "record_of",
+    "saved_rows",
 ]
 
 
 @dataclass(frozen=True)
 class Original:
-    """The original's class for one of ours, and what that keeps beside tensors and submodules (their names agree)."""
+    """The original's class for one of ours, and what that keeps beside tensors and submodules (their names agree).
+
+    ``modules``: submodules that ours lacks, or has in another form; None where the original has an empty place.
+    """
 
     kind: str
     attributes: Callable[[Any], dict[str, Any]] = lambda module: {}
+    modules: Callable[[Any], dict[str, nn.Module | None]] = lambda module: {}
 
 
 def _repconv(m: RepConv) -> dict[str, Any]:
@@ -114,7 +119,7 @@ ORIGINALS: dict[type[nn.Module], Original] = {
     MP: Original("models.common.MP"),
     SP: Original("models.common.SP"),
     SPF: Original("models.common.SPF", lambda m: {"n": m.m.kernel_size // 2}),
-    ZeroPad2d: Original("torch.nn.modules.padding.ZeroPad2d", lambda m: {"padding": m.padding}),
+    ZeroPad2d: Original("torch.nn.modules.padding.ZeroPad2d", lambda m: {"padding": m.padding, "value": m.value}),
     ReOrg: Original("models.common.ReOrg"),
     Concat: Original("models.common.Concat", lambda m: {"d": m.dimension}),
     Shortcut: Original("models.common.Shortcut", lambda m: {"d": 1}),
@@ -190,7 +195,7 @@ def _about_detector(graph: LayerGraph, config: GraphConfig, names: Sequence[str]
     root = "models.yolo.SegmentationModel" if isinstance(graph.head, Segment) else "models.yolo.Model"
     return root, {
         "yaml": _description(config),
-        "save": _saved(config),
+        "save": saved_rows(config.rows),
         "names": list(names),
         "inplace": True,
         "stride": _strides(graph.head),
@@ -222,7 +227,7 @@ def module_record(
     *,
     parameters: Mapping[str, Tensor | None] | None = None,
     buffers: Mapping[str, Tensor | None] | None = None,
-    modules: dict[str, StandIn] | None = None,
+    modules: Mapping[str, StandIn | None] | None = None,
     attributes: dict[str, Any] | None = None,
 ) -> StandIn:
     """What torch pickles of a module, by the names that all its versions since 1.7 read."""
@@ -244,9 +249,9 @@ def module_record(
     return record
 
 
-def record_of(module: nn.Module) -> StandIn:
-    """A module of ours, or of torch, as the original would have it."""
-    original = ORIGINALS.get(type(module))
+def record_of(module: nn.Module, originals: Mapping[type[nn.Module], Original] = ORIGINALS) -> StandIn:
+    """A module of ours, or of torch, as the original would have it; ``originals``: as :data:`ORIGINALS`."""
+    original = originals.get(type(module))
     if original is None:
         known = vars(nn.Module())
         own = {name: value for name, value in vars(module).items() if name not in known}
@@ -255,7 +260,8 @@ def record_of(module: nn.Module) -> StandIn:
         name: None if p is None else nn.Parameter(p.detach().half()) for name, p in module._parameters.items()
     }
     buffers = {name: b.half() if b is not None and b.is_floating_point() else b for name, b in module._buffers.items()}
-    modules = {name: record_of(child) for name, child in module.named_children()}
+    children: dict[str, nn.Module | None] = {**dict(module.named_children()), **original.modules(module)}
+    modules = {name: None if child is None else record_of(child, originals) for name, child in children.items()}
     if isinstance(module, Focus) and not module.rows_first:  # which layer does it is all that tells the order
         modules = {"contract": module_record("models.common.Contract", attributes={"gain": 2}), **modules}
     if isinstance(module, Classify):
@@ -310,9 +316,9 @@ def _kinds(config: GraphConfig) -> set[str]:
     return {row[2] for row in config.rows}
 
 
-def _saved(config: GraphConfig) -> list[int]:
+def saved_rows(rows: Sequence[Row]) -> list[int]:
     """The layers whose output a later one asks for by number."""
-    asked = [(i, s) for i, row in enumerate(config.rows) for s in ([row[0]] if isinstance(row[0], int) else row[0])]
+    asked = [(i, s) for i, row in enumerate(rows) for s in ([row[0]] if isinstance(row[0], int) else row[0])]
     return sorted(s % i for i, s in asked if s != -1)
 
 

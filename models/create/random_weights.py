@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol, cast
@@ -12,7 +13,9 @@ from torch import nn
 from deploykit.atomic import write_atomic
 from deploykit.errors import UsageError
 from deploykit.models.create.original_format import has_original_format, original_checkpoint
+from deploykit.models.create.package_format import package_checkpoint
 from deploykit.models.create.yolov6_format import is_current, yolov6_checkpoint
+from deploykit.models.families.ultralytics.variants import variants
 from deploykit.models.families.yolov6.network import YOLOv6
 from deploykit.models.families.yolox.model import Yolox
 from deploykit.models.registry import ReferenceModel, create_model
@@ -57,6 +60,11 @@ def _file_of(model: ReferenceModel, seed: int) -> bytes:
     names = list(model.spec.output.trained_classes(model.spec))
     if has_original_format(model.module):
         return original_checkpoint(cast(LayerGraph, model.module), names, random_seed=seed)
+    variant = variants().get(model.name.replace("-", "_"))
+    if variant is not None and isinstance(model.module, LayerGraph):
+        description = replace(variant.description, num_classes=len(names))
+        size = model.spec.input.size[0]
+        return package_checkpoint(model.module, description, model.name, names, size, random_seed=seed)
     if isinstance(model.module, YOLOv6) and is_current(model.module):
         return yolov6_checkpoint(model.module, names, random_seed=seed)
     state = model.module.state_dict()

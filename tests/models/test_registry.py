@@ -21,6 +21,7 @@ from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.spec import (
     COCO_KEYPOINTS,
     DenseOutput,
+    EndToEndRows,
     KeypointSpec,
     ModelSpec,
     NmsOutputs,
@@ -28,21 +29,42 @@ from deploykit.spec import (
     RawDetections,
 )
 from tests.meta_model import meta_model
+from tests.narrow_free import group_of, groups
 
 ROOT = Path(__file__).resolve().parents[2]
 FACTS = ROOT / "deploykit" / "assets" / "models.json"
-EVERY = pytest.mark.parametrize("name", list_models())
-TASKS = {
-    entry["name"]: entry["task"] for entry in json.loads(FACTS.read_text())
-}  # a test holds them against the models
+CHECKED = [name for name in list_models() if group_of().get(name, name) == name]
+"""All, but for networks of the ultralytics package: one size of each list of layers."""
+EVERY = pytest.mark.parametrize("name", CHECKED)
+LISTED = {entry["name"]: entry["task"] for entry in json.loads(FACTS.read_text())}
+"""A test holds them against the models."""
+TASKS = {name: task for name, task in LISTED.items() if name in CHECKED}
 DENSE = [name for name, task in TASKS.items() if task in ("classify", "segment", "restore")]
+FREE = [name for name in groups() if name not in DENSE]
 INSTANCES = [name for name, task in TASKS.items() if task == "instances" and not name.startswith("yolo")]
-DETECTORS = [name for name in TASKS if name not in (*DENSE, *INSTANCES)]
+DETECTORS = [name for name in TASKS if name not in (*DENSE, *INSTANCES, *FREE)]
+SIZES = {
+    "yolov8": "nsmlx", "yolo11": "nsmlx", "yolo12": "nsmlx", "yolo26": "nsmlx", "yolov10": "nsmlxb", "yolov9": "tsmce"
+}  # fmt: skip
+FORMS = {
+    "yolov8": ("", "-seg", "-pose", "-obb", "-cls", "-p2", "-p6", "-seg-p6", "-pose-p6"),
+    "yolo26": ("", "-seg", "-pose", "-obb", "-cls", "-p2", "-p6"),
+    **dict.fromkeys(("yolo11", "yolo12"), ("", "-seg", "-pose", "-obb", "-cls")),
+    **dict.fromkeys(("yolov10", "yolov9"), ("",)),
+}
+OF_THE_PACKAGE = {
+    *(f"{family}{size}{form}" for family, sizes in SIZES.items() for size in sizes for form in FORMS[family]),
+    *(f"yolov5{size}{p6}u" for size in "nsmlx" for p6 in ("", "6")),
+    *("yolov9c-seg", "yolov9e-seg", "yolov3u", "yolov3-sppu", "yolov3-tinyu"),
+}
+"""The networks of the ultralytics package."""
+SUFFIXES = {"-seg": "instances", "-pose": "keypoints", "-obb": "oriented"}
 
 
 def test_the_variants_are_listed_as_they_are_typed() -> None:
-    assert list_models() == sorted(TASKS)
-    assert [name for name in TASKS if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
+    assert list_models() == sorted(LISTED)
+    assert set(group_of()) == OF_THE_PACKAGE < set(LISTED)
+    assert [name for name in LISTED if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)] == []
 
 
 def test_the_family_of_every_model_has_tests_of_its_own_and_a_page() -> None:
@@ -105,6 +127,28 @@ def test_a_spec_says_what_its_head_does(name: str) -> None:
     else:
         assert spec.keypoints is None
         assert spec.classes == COCO_CLASSES
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_a_spec_without_anchors_says_what_its_head_does(name: str) -> None:
+    model = meta_model(name)
+    head, spec = model.module.head, model.spec
+    output = spec.output
+    one2one = head.branch == "one2one"
+    assert isinstance(output, EndToEndRows if one2one else RawDetections)
+    assert one2one == name.startswith(("yolo26", "yolov10"))
+    if isinstance(output, RawDetections):
+        assert (output.obj, output.cls, output.columns) == (None, (4, 4 + head.num_classes), head.columns)
+    task = next((t for end, t in SUFFIXES.items() if end in name), "detect")
+    assert (spec.task, len(spec.classes)) == (task, head.num_classes)
+    assert spec.classes[0] == ("plane" if task == "oriented" else "person")
+    assert spec.keypoints == (COCO_KEYPOINTS if task == "keypoints" else None)
+    assert (spec.input.colour, spec.input.scale, spec.input.fit.kind) == ("rgb", 1 / 255, "letterbox")
+    assert model.stride == max(32, *head.stride)
+    assert spec.input.size == (
+        (1024,) * 2 if task == "oriented" else (1280,) * 2 if max(head.stride) > 32 else (640,) * 2
+    )
+    assert (spec.thresholds.conf, spec.thresholds.iou) == (0.25, 0.7)
 
 
 @pytest.mark.parametrize("name", INSTANCES)

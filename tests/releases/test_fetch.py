@@ -18,6 +18,7 @@ from deploykit.errors import CheckpointError, DiskFullError, FetchError, NotFoun
 from deploykit.releases import download as download_module
 from deploykit.releases import table as releases
 from deploykit.releases.fetch import RELEASED, Fetched, fetch
+from tests.narrow_free import group_of
 from tests.releases.web_server import BODY, serving
 
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -249,10 +250,8 @@ def test_the_default_file_name_comes_from_the_address(
     assert (tmp_path / "sub" / "folder" / "mine.pt").read_bytes() == BODY
 
 
-def test_an_unknown_name_lists_the_known_ones(download: Download) -> None:
-    with pytest.raises(
-        NotFoundError, match=r"named 'yolov9'; known: yolov7-tiny, yolov7, .*yolov7-w6-pose.*fetch --list"
-    ):
+def test_an_unknown_name_brings_the_closest_ones(download: Download) -> None:
+    with pytest.raises(NotFoundError, match=r"named 'yolov9': did you mean yolov9t or .*\? deploykit fetch --list"):
         fetch("yolov9", out=download.folder / "x.pt")
     assert download.files == {}
 
@@ -334,8 +333,38 @@ def test_every_release_has_an_https_address_and_a_licence() -> None:
         if base.startswith("yolox"):
             assert f"/{tag or '0.1.1rc0'}/" in release.url
             assert ("--preprocessing legacy" in release.what) == bool(tag)
-        if base.startswith("yolov5"):
+        package = "/ultralytics/assets/" in release.url
+        if base.startswith("yolov5") and not package:
             assert f"/{tag or 'v7.0'}/" in release.url
+        assert package == release.licence.endswith("by Ultralytics under AGPL-3.0") == ("AGPL-3.0" in release.notice)
+
+
+def test_files_of_the_ultralytics_package_are_those_of_its_assets() -> None:
+    ours = {name: release for name, release in RELEASED.items() if "/ultralytics/assets/" in release.url}
+    assert set(ours) <= set(group_of())
+    assets = "https://github.com/ultralytics/assets/releases/download"
+    assert ours["yolo11n-pose"].url == f"{assets}/v8.3.0/yolo11n-pose.pt"
+    assert ours["yolo26n-seg"].url == f"{assets}/v8.4.0/yolo26n-seg.pt"
+    assert ours["yolo11n-pose"].what == "COCO persons with 17 keypoints"
+    assert all(release.built and release.sha256 is None for release in ours.values())
+    task = {"-seg": "segmentation", "-pose": "keypoints", "-obb": "oriented", "-cls": "classifier"}
+    assert all(word in release.what for name, release in ours.items() for end, word in task.items() if end in name)
+
+
+@pytest.mark.parametrize("name", ["yolo11n-pose", NAME])
+def test_the_licence_is_said_before_the_download_where_it_has_a_notice(
+    name: str, server: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = [f"{name}: {RELEASED[name].notice}"] if name == "yolo11n-pose" else []
+    heard: list[list[str]] = []
+    got = fetch(
+        name, url=f"{server}/whole/weights.pt", out=tmp_path / "m.pt",
+        on_bytes=lambda done, total: heard.append(list(caplog.messages)),
+    )  # fmt: skip
+    assert heard[0] == expected
+    assert ("AGPL-3.0" in got.licence) == bool(expected)
+    fetch(name, url=f"{server}/whole/weights.pt", out=tmp_path / "m.pt")  # it is there: nothing is downloaded
+    assert caplog.messages == expected
 
 
 def test_models_that_can_be_built_by_name_can_be_fetched() -> None:

@@ -22,13 +22,13 @@ from deploykit.models.families.ultralytics.as_saved import (
 )
 from deploykit.models.families.ultralytics.assumed import untold_of
 from deploykit.models.families.ultralytics.build import build_graph
-from deploykit.models.families.ultralytics.description import Description, task_of_rows
+from deploykit.models.families.ultralytics.description import HEADS, Description, task_of_rows
 from deploykit.models.families.ultralytics.recognise import described_by_tensors, published_name
 from deploykit.models.families.ultralytics.relatives import refuse_relatives
 from deploykit.models.families.ultralytics.spec import reference_of
-from deploykit.models.families.ultralytics.variants import variants
+from deploykit.models.families.ultralytics.variants import description_of, variants
 from deploykit.models.loading.weights import load_weights
-from deploykit.models.registry import ReferenceModel
+from deploykit.models.registry import ReferenceModel, register_variants
 from deploykit.models.yolo_graph.as_saved import check_sources, folded_note, ignore_added_buffers
 from deploykit.models.yolo_graph.family import has_layers
 from deploykit.models.yolo_graph.from_checkpoint import apply_recorded
@@ -100,3 +100,16 @@ def _size(checkpoint: Checkpoint) -> int:
     if isinstance(side, (list, tuple)) and side:
         side = max((n for n in side if type(n) is int), default=0)
     return side if type(side) is int and 32 <= side <= 8192 else 0
+
+
+def _build(name: str, num_classes: int | None) -> ReferenceModel:
+    variant, description = variants()[name], description_of(name, num_classes)
+    return reference_of(build_graph(description), description, name, variant.family, variant.size)
+
+
+def _about(name: str) -> str:
+    variant = variants()[name]
+    return f"{name.replace('_', '-')} of {variant.family}: {HEADS[variant.description.head]}, {variant.size} px."
+
+
+register_variants(__name__, variants(), _build, _about)
