@@ -14,7 +14,7 @@ import torch
 
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.refusals import why_not_read
-from deploykit.models.checkpoint.stack_machine import Record, damaged, unsafe, what_is
+from deploykit.models.checkpoint.stack_machine import CHOICES, Record, damaged, unsafe, what_is
 from deploykit.models.checkpoint.tensors import StoredTensor, TensorReader
 
 __all__ = [
@@ -233,22 +233,19 @@ def _settings(value: Any) -> dict[Any, Any] | None:
 
 def _step(value: Any) -> dict[Any, Any] | None:
     """What a step that prepares images holds, by name; None: it is something else."""
-    if not isinstance(value, Record) or not _STEPS.fullmatch(value.kind) or value.kind.endswith(_CHOICE):
+    if not isinstance(value, Record) or not _STEPS.fullmatch(value.kind) or value.kind in CHOICES:
         return None
     state = value.state if isinstance(value.state, dict) else {}
     return {**{k: v for k, v in state.items() if type(k) is str and not k.startswith("_")}, STEP: value.kind}
-
-
-_CHOICE = (".InterpolationMode", ".Resampling")
 
 
 def _choice(value: Any) -> Any:
     """The value or the name of one of a few filters, which Python's versions pickle in two ways; else ``value``."""
     if not isinstance(value, Record) or not value.args:
         return value
-    if value.kind in _GETATTR and len(value.args) == 2 and what_is(value.args[0]).endswith(_CHOICE):
+    if value.kind in _GETATTR and len(value.args) == 2 and what_is(value.args[0]) in CHOICES:
         return value.args[1]
-    return value.args[0] if value.kind.endswith(_CHOICE) else value
+    return value.args[0] if value.kind in CHOICES else value
 
 
 class _NotPlainError(Exception):

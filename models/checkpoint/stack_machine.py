@@ -13,7 +13,7 @@ from typing import Any
 
 from deploykit.errors import CheckpointError, UnsafeCheckpointError
 
-__all__ = ["MAX_NESTING", "Builder", "Global", "Record", "StackMachine", "damaged", "unsafe", "what_is"]
+__all__ = ["CHOICES", "MAX_NESTING", "Builder", "Global", "Record", "StackMachine", "damaged", "unsafe", "what_is"]
 
 MAX_OPCODES = 2_000_000  # the largest detectors have about 200,000
 MAX_NESTING = 500  # Python's own pickler cannot write deeper
@@ -51,6 +51,10 @@ def damaged(what: str) -> CheckpointError:
 def unsafe(what: str) -> UnsafeCheckpointError:
     """The error for a file of which ``what`` is true, which breaks a limit of the reader."""
     return UnsafeCheckpointError(f"{what}: refused as unsafe; if the file is yours, save only its state_dict()")
+
+
+CHOICES = ("torchvision.transforms.functional.InterpolationMode", "PIL.Image.Resampling")
+"""Enumerations of the filters that scale images; a call of one, with a filter's name or number, is that filter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,7 +307,7 @@ class StackMachine:
         own_method = function.path in ("builtins.getattr", "__builtin__.getattr") and isinstance(
             next(iter(args), None), Record
         )
-        if noted and not own_method:
+        if noted and not own_method and function.path not in CHOICES:
             self.called[function.path] = None
         return Record(function.path, args)
 
