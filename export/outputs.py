@@ -8,7 +8,8 @@ follow. :class:`ExportAdapter` itself serves a kind of one float tensor. To add 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, TypeVar, cast
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import numpy as np
 
@@ -21,9 +22,24 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec, Output, RawDetections
 
-__all__ = ["ADAPTERS", "ExportAdapter", "export_adapter_of", "register_export_adapter"]
+__all__ = ["ADAPTERS", "ExportAdapter", "Packaged", "export_adapter_of", "register_export_adapter"]
 
 OutputT = TypeVar("OutputT", bound=Output)
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """An output as the ultralytics package lays it out.
+
+    Attributes:
+        output: its kind and columns.
+        arrangement: what is done to the network's values for it.
+        facts: what the package's metadata say of it beside what they say of every output.
+    """
+
+    output: Output
+    arrangement: Literal["none", "columns first", "softmax"] = "none"
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ExportAdapter(Generic[OutputT]):
@@ -84,6 +100,13 @@ class ExportAdapter(Generic[OutputT]):
             for name, x in ((name, x.astype(np.float64)) for name, x in expected.items())
         )
         return error if np.isfinite(error) else float("inf")  # NaN would be neither larger nor smaller than others
+
+    def packaged(self, first: str, second: str) -> Packaged | None:
+        """Return the output as the ultralytics package lays it out; None: it has no such output.
+
+        ``first`` and ``second`` are the names of the package's outputs.
+        """
+        return None
 
     def rows_for_nms(self, mode: str) -> RawDetections:
         """Return the layout of the rows that NMS of this mode takes.

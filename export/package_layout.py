@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from deploykit.errors import UsageError
 from deploykit.export.options import OnnxOptions
+from deploykit.export.outputs import export_adapter_of
 from deploykit.models.registry import ReferenceModel
-from deploykit.spec import DenseOutput, EndToEndRows, ModelSpec, RawDetections
+from deploykit.spec import ModelSpec
 
 __all__ = ["in_package_layout", "package_metadata"]
 
@@ -58,6 +59,9 @@ class _Probabilities(nn.Module):
         return logits.softmax(1)
 
 
+ARRANGED = {"columns first": _ColumnsFirst, "softmax": _Probabilities}
+
+
 def in_package_layout(model: ReferenceModel, options: OnnxOptions) -> ReferenceModel:
     """The same model with its outputs as the package lays them out.
 
@@ -66,21 +70,15 @@ def in_package_layout(model: ReferenceModel, options: OnnxOptions) -> ReferenceM
     """
     if options.nms != "none":
         raise UsageError(f"{LAYOUT} goes with --nms none: the package's own rows after NMS are of another kind")
-    output = model.spec.output
-    if isinstance(output, EndToEndRows):
-        prototypes = SECOND if output.prototypes else None
-        return replace(model, spec=replace(model.spec, output=replace(output, name=FIRST, prototypes=prototypes)))
-    if isinstance(output, RawDetections) and output.obj is None:
-        changed = replace(output, name=FIRST, columns_first=True, prototypes=SECOND if output.prototypes else None)
-        spec = replace(model.spec, output=changed)
-        return replace(model, spec=spec, module=_ColumnsFirst(model.module).eval())
-    if isinstance(output, DenseOutput) and model.spec.task == "classify":
-        spec = replace(model.spec, output=DenseOutput(name=FIRST, probabilities=True))
-        return replace(model, spec=spec, module=_Probabilities(model.module).eval())
-    raise UsageError(
-        f"{LAYOUT} is of classifiers and of detectors without an objectness, as YOLOv8 and later ones are; "
-        f"{model.name} gives {output.describe(model.spec)}"
-    )
+    packaged = export_adapter_of(model.spec).packaged(FIRST, SECOND)
+    if packaged is None or model.spec.task not in TASKS:
+        raise UsageError(
+            f"{LAYOUT} is of classifiers and of detectors without an objectness, as YOLOv8 and later ones are; "
+            f"{model.name} gives {model.spec.output.describe(model.spec)}"
+        )
+    arranged = ARRANGED.get(packaged.arrangement)
+    module = model.module if arranged is None else arranged(model.module).eval()
+    return replace(model, spec=replace(model.spec, output=packaged.output), module=module)
 
 
 def package_metadata(spec: ModelSpec, options: OnnxOptions) -> dict[str, str]:
@@ -88,7 +86,6 @@ def package_metadata(spec: ModelSpec, options: OnnxOptions) -> dict[str, str]:
 
     ``spec`` is of the exported file.
     """
-    height, width = spec.input.size
     arguments = {
         "batch": spec.input.batch,
         "half": spec.precision == "fp16",
@@ -98,18 +95,17 @@ def package_metadata(spec: ModelSpec, options: OnnxOptions) -> dict[str, str]:
         "opset": spec.opset,
         "nms": False,
     }
+    packaged = export_adapter_of(spec).packaged(FIRST, SECOND)
     values: dict[str, Any] = {
         "description": f"{spec.source.model}, exported and verified by deploykit",
         "stride": spec.input.fit.stride,
         "task": TASKS[spec.task],
         "batch": spec.input.batch,
-        "imgsz": [height, width],
+        "imgsz": list(spec.input.size),
         "names": dict(enumerate(spec.classes)),
         "args": arguments,
         "channels": spec.input.channels,
-        "end2end": isinstance(spec.output, EndToEndRows),
+        "end2end": spec.output.nms_inside,
+        **(packaged.facts if packaged else {}),
     }
-    if spec.keypoints is not None and isinstance(spec.output, (RawDetections, EndToEndRows)):
-        values["kpt_shape"] = [len(spec.keypoints.names), spec.output.kpt_dims]
-        values["kpt_names"] = {label: list(spec.keypoints.names) for label in range(len(spec.classes))}
     return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}

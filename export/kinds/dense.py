@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 from deploykit.export.matching import Matching, MatchKind
-from deploykit.export.outputs import ExportAdapter
+from deploykit.export.outputs import ExportAdapter, Packaged
 from deploykit.export.parity.dense import Part, match_values, near_levels, near_values, same_classes
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.tolerance import Tolerance
@@ -31,6 +33,15 @@ class _DenseExport(ExportAdapter[DenseOutput]):
         return [match_values(names, self._what, expected, found, self._compare, limits)]
 
 
+class _ClassifierExport(_DenseExport):
+    """Classes of an image."""
+
+    def packaged(self, first: str, second: str) -> Packaged | None:
+        """See :meth:`ExportAdapter.packaged`: probabilities."""
+        arrangement: Literal["none", "softmax"] = "none" if self.output.probabilities else "softmax"
+        return Packaged(replace(self.output, name=first, probabilities=True), arrangement)
+
+
 def _classes(spec: ModelSpec) -> _DenseExport:
     return _DenseExport(spec, "classes", same_classes)
 
@@ -43,7 +54,7 @@ def _levels(spec: ModelSpec) -> _DenseExport:
 
 
 TASKS: dict[str, Callable[[ModelSpec], _DenseExport]] = {
-    "classify": _classes,
+    "classify": partial(_ClassifierExport, what="classes", compare=same_classes),
     "segment": _classes,
     "restore": _levels,
     "features": partial(_DenseExport, what="values", compare=near_values),

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
 from deploykit.errors import UsageError
 from deploykit.export.matching import Matching
 from deploykit.export.nms.layouts import detections_layout, rows_in
-from deploykit.export.outputs import ExportAdapter
+from deploykit.export.outputs import ExportAdapter, Packaged
 from deploykit.export.parity.detections import RowMatcher, row_matcher
 from deploykit.export.parity.nms import detections_as_rows
 from deploykit.runtime.arrays import Array
@@ -23,9 +23,9 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.pose_fusion import object_thresholds
 from deploykit.runtime.session import Session
-from deploykit.spec import AnchorHeads, NmsOutputs, PoseObjectRows, RawDetections, RowOutput
+from deploykit.spec import AnchorHeads, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, RowOutput
 
-__all__ = ["AnchorHeadExport", "NmsExport", "PoseExport", "RowExport"]
+__all__ = ["AnchorHeadExport", "NmsExport", "PoseExport", "RowExport", "keypoint_facts"]
 
 MIN_SCORE = 0.05  # rows below this score belong to no detection
 R = TypeVar("R", bound=RowOutput)
@@ -88,6 +88,14 @@ class _RowsExport(ExportAdapter[R]):
         return values.reshape(-1, layout.columns).astype(np.float64)
 
 
+def keypoint_facts(spec: ModelSpec, dims: int) -> dict[str, Any]:
+    """Return what the ultralytics package's metadata say of keypoints of so many values; empty: there are none."""
+    if spec.keypoints is None:
+        return {}
+    names = list(spec.keypoints.names)
+    return {"kpt_shape": [len(names), dims], "kpt_names": {label: names for label in range(len(spec.classes))}}
+
+
 class RowExport(_RowsExport[RawDetections]):
     """Candidate rows of classes."""
 
@@ -110,6 +118,14 @@ class RowExport(_RowsExport[RawDetections]):
                 "--nms plugin has no output for the coefficients of masks: use --nms graph or basic, or none"
             )
         return self.output
+
+    def packaged(self, first: str, second: str) -> Packaged | None:
+        """See :meth:`ExportAdapter.packaged`: columns first, of rows without an objectness."""
+        if self.output.obj is not None or self.output.decode != "none":
+            return None
+        prototypes = second if self.output.prototypes else None
+        output = replace(self.output, name=first, columns_first=True, prototypes=prototypes)
+        return Packaged(output, "columns first", keypoint_facts(self.spec, self.output.kpt_dims))
 
     def _matcher(self) -> RowMatcher:
         return row_matcher(rows_in(self.compared()), self.spec)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from deploykit.errors import UsageError
+from deploykit.export.kinds.detection import keypoint_facts
 from deploykit.export.matching import Matching
-from deploykit.export.outputs import ExportAdapter
+from deploykit.export.outputs import ExportAdapter, Packaged
 from deploykit.export.parity.detections import mask_overlaps
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.chosen_rows import Pairs, chosen_layout, pairs_of
@@ -59,6 +61,13 @@ class EndToEndExport(ExportAdapter[EndToEndRows]):
                 min_mask=None if layout.prototypes is None else min(masks),
             )
         ]
+
+    def packaged(self, first: str, second: str) -> Packaged | None:
+        """See :meth:`ExportAdapter.packaged`: the same rows, of networks that give them image by image."""
+        if self.output.image is not None:
+            return None
+        output = replace(self.output, name=first, prototypes=second if self.output.prototypes else None)
+        return Packaged(output, facts=keypoint_facts(self.spec, self.output.kpt_dims))
 
     def rows_for_nms(self, mode: str) -> RawDetections:
         """See :meth:`ExportAdapter.rows_for_nms`."""

@@ -28,7 +28,13 @@ from deploykit.spec import METADATA_KEY
 from tests.narrow import model_of
 
 PACKAGED = OnnxOptions(layout="ultralytics")
-TASKS = {"yolov8n": "detect", "yolov8n_pose": "pose", "yolov8n_seg": "segment", "yolov8n_obb": "obb"}
+TASKS = {
+    "yolo26n": "detect",
+    "yolov8n": "detect",
+    "yolov8n_pose": "pose",
+    "yolov8n_seg": "segment",
+    "yolov8n_obb": "obb",
+}
 
 
 def narrow(name: str) -> ReferenceModel:
@@ -39,7 +45,8 @@ def narrow(name: str) -> ReferenceModel:
         graph = build_graph(description)
         randomise(graph)
     model = reference_of(graph, description, name, "narrow", 64)
-    for conv in (branch[-1] for branch in getattr(graph.model[-1], "cv3", ())):
+    head = graph.model[-1]
+    for conv in (branch[-1] for part in ("cv3", "one2one_cv3") for branch in getattr(head, part, ())):
         torch.nn.init.constant_(conv.bias, -0.5)
     return model
 
@@ -67,7 +74,7 @@ def test_a_stranger_finds_what_we_find(name: str, tmp_path: Path) -> None:
     assert ast.literal_eval(metadata["names"]) == {0: "class 0", 1: "class 1"}
     assert ast.literal_eval(metadata["imgsz"]) == [64, 64]
     assert ast.literal_eval(metadata["stride"]) == 32
-    assert metadata["end2end"] == "False"
+    assert metadata["end2end"] == str(name == "yolo26n")
     assert ast.literal_eval(metadata.get("kpt_shape", "[]")) == ([3, 2] if "pose" in name else [])
     image = cv2.resize(read_image(sample_image()), (96, 60))
     with deploykit.load(tmp_path / "m.onnx") as ours, deploykit.load(without_spec(tmp_path / "m.onnx")) as theirs:

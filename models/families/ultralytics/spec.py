@@ -95,17 +95,16 @@ def reference_of(
         )
     graph, branch = _with_branch(graph, head, checkpoint, shown)
     head = cast(FreeDetect, graph.model[-1])
-    task = HEADS[description.head]
     stride = max(32, *head.stride)
     side = -(-(size or 640) // stride) * stride
     channels = description.channels
     spec = ModelSpec(
-        task=task,
+        task=HEADS[description.head],
         input=InputSpec(
             size=(side, side), channels=channels, mean=(0.0,) * channels, std=(1.0,) * channels, fit=Fit(stride=stride)
         ),
         output=_output(head),
-        classes=_classes(head.num_classes, task, names),
+        classes=_classes(head, names),
         keypoints=_keypoints(head, checkpoint),
         thresholds=DETECTION,
     )
@@ -156,15 +155,14 @@ def _output(head: FreeDetect) -> Output:
     return RawDetections(obj=None, cls=(4, start), **more)
 
 
-def _classes(count: int, task: str, names: Sequence[str] | None) -> tuple[str, ...]:
+def _classes(head: FreeDetect, names: Sequence[str] | None) -> tuple[str, ...]:
+    count = head.num_classes
     if names and len(names) == count:
         return tuple(names)
-    if task == "keypoints" and count == 1:
+    if isinstance(head, FreePose) and count == 1:
         return ("person",)
-    known: dict[int, tuple[str, ...]] = {len(COCO_CLASSES): COCO_CLASSES}
-    if task == "oriented":
-        known = {len(DOTA_CLASSES): DOTA_CLASSES}
-    return known.get(count) or tuple(f"class {i}" for i in range(count))
+    known: tuple[str, ...] = DOTA_CLASSES if isinstance(head, Oriented) else COCO_CLASSES
+    return known if len(known) == count else tuple(f"class {i}" for i in range(count))
 
 
 def _keypoints(head: FreeDetect, checkpoint: Checkpoint | None) -> KeypointSpec | None:
