@@ -59,6 +59,11 @@ STACKS: dict[str, type[nn.Module]] = {
 }  # fmt: skip
 """The same, and a row's repeats are how many blocks the layer holds."""
 
+INNER = {
+    "RepNCSPELAN4": ("cv1.conv", "cv2.1.conv"), "ELAN1": ("cv1.conv", "cv2.conv"), "SPPELAN": ("cv1.conv",),
+}  # fmt: skip
+"""Layers with widths after the first, which are not scaled, and the convolutions within that give so many channels."""
+
 WITHIN = {"RepNCSPELAN4": 3, "SPPF": 2}
 """Layers of which an argument, at this place, is how many blocks or pools they hold."""
 
@@ -188,7 +193,7 @@ class _Part:
             return nn.ConvTranspose2d(inputs[0], out, *args[1:]), out
         if kind in STACKS:
             return STACKS[kind](inputs[0], out, self.count, *self._stack_arguments(args[1:], out)), out
-        rest = _conv_arguments(kind, args[1:])
+        rest = _conv_arguments(kind, self._inner(args)[1:])
         if kind == "SPPF" and len(rest) > 1:  # only YOLO26 says more than the kernel, and has no activation there
             rest = [*rest, *[3, False][len(rest) - 1 :], nn.Identity()]
         made = (REPEATED[kind](inputs[0] if k == 0 else out, out, *rest) for k in range(self.count))
@@ -199,6 +204,15 @@ class _Part:
         path = f"{self.path}.0" if self.saved and self.kind in REPEATED and self.count > 1 else self.path
         out = self.saved.outputs(self.kind, path) if self.saved else 0
         return _checked(out or _scaled(width, self.description))
+
+    def _inner(self, args: list[Any]) -> list[Any]:
+        """The arguments with the widths within, and RepNCSPELAN4's number of blocks, of the tensors."""
+        if self.saved is None or self.count > 1 or self.kind not in INNER:
+            return args
+        widths = [self.saved.shape(f"{self.path}.{conv}.weight") for conv in INNER[self.kind]]
+        found = [shape[0] if shape else given for shape, given in zip(widths, args[1:], strict=False)]
+        blocks = self.saved.count(f"{self.path}.cv2.0.m") if self.kind == "RepNCSPELAN4" else 0
+        return [args[0], *found, *([blocks] if blocks else args[1 + len(found) :])]
 
     def _stack_arguments(self, args: list[Any], out: int) -> list[Any]:
         """What a stack is given after its width and repeats, with what depends on the size of the network."""

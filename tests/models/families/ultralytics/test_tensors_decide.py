@@ -110,6 +110,18 @@ def test_repeats_are_those_of_the_tensors(tmp_path: Path, depth: float) -> None:
         assert torch.equal(output_of(model.module), output_of(graph))
 
 
+def test_widths_within_a_layer_are_those_of_the_tensors(tmp_path: Path) -> None:
+    """Descriptions of YOLOv9 give them beside the width, and they are not scaled with it."""
+    said = narrow("yolov9t")
+    thin = {"RepNCSPELAN4": [8, 8, 2], "ELAN1": [8, 16], "SPPELAN": [24]}
+    rows = [[f, n, k, [a[0], *thin[k]] if k in thin else list(a)] for f, n, k, a in said.rows]
+    graph = network(replace(said, rows=tuple(rows)))
+    assert_tensors_hold(tmp_path, graph, said)
+    alone = load_model(write(tmp_path / "alone.pt", {"model": graph.state_dict()}))
+    assert alone.family == "YOLOv9"
+    assert torch.equal(output_of(alone.module), output_of(graph))
+
+
 def test_sppf_without_an_activation_is_told_by_its_module_alone(tmp_path: Path) -> None:
     graph = network(V8)
     sppf = graph.model[9]
