@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Module
 from deploykit.models.families.ultralytics.blocks import attention, c2f, cib, elan, psa
+from deploykit.models.families.ultralytics.description import HEADS, Description
 from deploykit.models.layers.conv import Conv
 from deploykit.models.yolo_graph.as_saved import fold_as_saved
 from deploykit.models.yolo_graph.layer_graph import LayerGraph
 
-__all__ = ["attributes_as_saved", "folded_as_saved", "pooling_as_saved", "without_training_parts"]
+__all__ = ["attributes_as_saved", "check_head", "folded_as_saved", "pooling_as_saved", "without_training_parts"]
 
 TRAINING_ONLY = re.compile(
     r"model\.[0-9]+\.((one2one_)?flow_model|(one2one_)?cv4_sigma|proto\.semseg|(one2one_)?proto\.semseg|aux_head)\..+"
@@ -72,6 +73,21 @@ def _with_bias(conv: nn.Conv2d) -> nn.Conv2d:
         groups=conv.groups,
         device=conv.weight.device,
     )
+
+
+def check_head(description: Description, records: Mapping[str, Module]) -> None:
+    """The head is of the class that its row names: heads of one kind of tensors compute different things.
+
+    Raises:
+        CheckpointError: it is of another.
+    """
+    record = records.get(f"model.{len(description.rows) - 1}")
+    kind = record.kind.rpartition(".")[2] if record else ""
+    if kind in HEADS and kind != description.head and not {kind, description.head} <= {"Detect", "v10Detect"}:
+        raise CheckpointError(
+            f"the head of the pickled model is {kind}, and {description.head} by its layer description: it was changed "
+            "after it was described, and cannot be rebuilt"
+        )
 
 
 def pooling_as_saved(graph: LayerGraph, records: Mapping[str, Module]) -> tuple[str, ...]:

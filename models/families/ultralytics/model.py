@@ -16,6 +16,7 @@ from deploykit.errors import CheckpointError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.families.ultralytics.as_saved import (
     attributes_as_saved,
+    check_head,
     folded_as_saved,
     pooling_as_saved,
     without_training_parts,
@@ -78,6 +79,7 @@ def _model(
         graph = build_graph(description, found)
     family, name = published_name(description, found, checkpoint)
     records = {module.path: module for module in checkpoint.modules}
+    check_head(description, records)
     check_sources(graph, records)
     folded = folded_as_saved(graph, found)
     if attributes_as_saved(graph, records):

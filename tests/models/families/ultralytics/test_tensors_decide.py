@@ -184,6 +184,15 @@ def test_a_head_is_of_the_kind_that_it_says(tmp_path: Path, older: str, newer: s
     assert not torch.equal(outputs[0][1], outputs[1][1])
 
 
+def test_a_head_of_another_class_than_its_row_is_refused(tmp_path: Path) -> None:
+    rows = (*FEW[:-1], [[3, 5], 1, "OBB26", ["nc", 1]])
+    record = of_package(
+        network(few(rows=rows)), few(rows=rows), yaml=yaml_of(few(rows=(*rows[:-1], [[3, 5], 1, "OBB", ["nc"]])))
+    )
+    with pytest.raises(CheckpointError, match=r"head of the pickled model is OBB26, and OBB by its layer description"):
+        load_model(write(tmp_path / "m.pt", {"model": record}))
+
+
 def test_keypoints_without_visibility_have_two_columns(tmp_path: Path) -> None:
     description = narrow("yolov8n_pose", 1, kpt_shape=(5, 2))
     graph = network(description)
