@@ -201,6 +201,7 @@ def test_a_classifier_of_ultralytics_gives_its_probabilities(
     with deploykit.load(file, task="classify") as predictor:
         found = predictor(IMAGE)
     assert (predictor.spec.input.mean, predictor.spec.input.fit.crop_share) == (mean, 1.0)
+    assert predictor.spec.input.fit.crop_first == (version == "8.0.100")
     assert found.labels.tolist() == [1, 0, 2]
     np.testing.assert_allclose(found.scores, [0.7, 0.2, 0.1], atol=1e-6)
 
