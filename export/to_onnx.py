@@ -252,7 +252,8 @@ def _check_combination(model: ReferenceModel, options: OnnxOptions, plan: NmsPla
     """
     nms, precision = options.nms, options.precision.precision
     if (nms != "none" or plan.has_own_operators) and options.exporter != "dynamo":
-        raise UsageError(f"{f'--nms {nms}' if nms != 'none' else model.name} needs --exporter dynamo")
+        what = f"--nms {nms}" if nms != "none" else f"{model.name} chooses its detections itself, which"
+        raise UsageError(f"{what} needs --exporter dynamo")
     if plan.inside is not None and precision != "fp32":
         raise UsageError(
             f"--precision {precision} is not supported for {model.name}: its box arithmetic lies between layers and "

@@ -114,7 +114,7 @@ def traced_graph(context: ExportContext, options: PrecisionOptions, folder: Path
         graph, precision, base = convert_precision(context, options, folder)
         context.progress.step("writing")
         return TracedGraph(graph, precision, base=base)
-    if context.plan.chosen and context.verification:  # most rows are not in what it gives
+    if context.plan.chosen:  # most rows are not in what it gives
         graph, rows, base = trace_with_rows(context, folder, f"{name}, all rows")
         return TracedGraph(with_outputs(graph, context.plan.outputs), rows=rows, base=base)
     return TracedGraph(context.trace(context.plan.module(context.fused), context.plan.outputs))

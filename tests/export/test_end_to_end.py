@@ -224,6 +224,19 @@ def test_nms_after_it_is_refused_with_what_to_do(mode: str, tmp_path: Path) -> N
         onnx_from_model(free_network("v10"), out=tmp_path / "m.onnx", img=64, options=OnnxOptions(nms=mode))  # type: ignore[arg-type]
 
 
+def test_the_file_is_the_same_whether_it_is_checked_or_not(tmp_path: Path) -> None:
+    files = [
+        onnx_from_model(free_network("segment26"), out=tmp_path / f"{check}.onnx", img=64, check=check).path
+        for check in (True, False)
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_the_other_exporter_has_no_such_operator(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="v10-few chooses its detections itself, which needs --exporter dynamo"):
+        onnx_from_model(free_network("v10"), out=tmp_path / "m.onnx", img=64, options=OnnxOptions(exporter="legacy"))
+
+
 @pytest.mark.parametrize(("name", "precision"), [("segment26", "fp16"), ("detect26", "bf16")])
 def test_half_precision_is_verified(name: str, precision: str, tmp_path: Path) -> None:
     options = PrecisionOptions(precision)  # type: ignore[arg-type]

@@ -6,9 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
-from deploykit.errors import UsageError
+import torch
+
+from deploykit.errors import CheckpointError, UsageError
 from deploykit.models.checkpoint.reader import Checkpoint
 from deploykit.models.class_names import COCO_CLASSES, class_names
+from deploykit.models.families.ultralytics.blocks.attention import AAttn
 from deploykit.models.families.ultralytics.classifier_images import classifier_images
 from deploykit.models.families.ultralytics.description import HEADS, Description
 from deploykit.models.families.ultralytics.heads.classify import Classify
@@ -75,6 +78,7 @@ def reference_of(
 
     Raises:
         UsageError: the user asks for a branch that its head does not have.
+        CheckpointError: no size of images fits its layers.
     """
     head = cast(FreeDetect | Classify, graph.model[-1])
     names = checkpoint.names if checkpoint else None
@@ -95,7 +99,7 @@ def reference_of(
         )
     graph, branch = _with_branch(graph, head, checkpoint, shown)
     head = cast(FreeDetect, graph.model[-1])
-    stride = max(32, *head.stride)
+    stride = _stride(graph, max(32, *head.stride), description.channels)
     side = -(-(size or 640) // stride) * stride
     channels = description.channels
     spec = ModelSpec(
@@ -117,6 +121,25 @@ def reference_of(
         choices=("head",) if head.dual or description.dual else (),
         images_known=True,
     )
+
+
+def _stride(graph: LayerGraph, stride: int, channels: int) -> int:
+    """What both sides of an image are multiples of: the stride, or as many of it as attention within areas needs.
+
+    The pixels of its maps must be a multiple of the areas; those of the published ones always are.
+    """
+    if not any(isinstance(module, AAttn) and module.area > 1 for module in graph.modules()):
+        return stride
+    device, reason = next(graph.parameters()).device, ""
+    for side in (stride, 2 * stride, 4 * stride, 8 * stride):
+        try:
+            with torch.inference_mode():
+                graph(torch.zeros(1, channels, side, side, device=device))
+        except RuntimeError as e:
+            reason = str(e).splitlines()[0]
+        else:
+            return side
+    raise CheckpointError(f"the maps of this network cannot be cut into the areas of its attention: {reason}")
 
 
 def _no_branch(checkpoint: Checkpoint | None, name: str) -> None:
