@@ -93,14 +93,14 @@ Last run with {about}. Engines were built and not run.
 * *parameters*: of the model as its authors' files hold it, batch norms not fused; equal to the number that their
   code or paper gives, where there is one.
 * *original's output*: the largest difference between our fused model and what the original project's own code gave
-  for the same checkpoint of reduced width (pixels; probabilities; of one dense output a share of its range). Empty: no
-  such file is available; the family's page says what else was compared.
+  for the same checkpoint of reduced width (pixels; probabilities; of one dense output a share of its range). Of a head
+  with two branches it is the one that needs NMS. Empty: no such file is available; the family's page says what else was
+  compared.
 * *ONNX, narrow*: a narrow model of that kind with random weights was exported and compared with itself in float64 on
   a real image and on noise; how much of the limit (1e-3 px + 1e-5 |x|, 1e-5 of a probability or of the largest
   value) the largest difference took. "as yolov8n": the layers are those of yolov8n in other numbers, and that one
   was exported.
 * *TensorRT for RTX, narrow*: an engine of that file was built, without a GPU.
-* Of a head with two branches it is the one that needs NMS, in all of these columns.
 * Rows may be of earlier runs (`--missing` makes only those that the page lacks, and those that failed).
 * *released*: `deploykit fetch` knows the address of trained weights. Whether such a file was tried is on the family's
   page.
@@ -246,8 +246,7 @@ def exports(name: str) -> tuple[str, str]:
         def export() -> str:
             made_of: Callable[[], ReferenceModel]
             if name in group_of():
-                dual = variants()[key].description.dual
-                made_of = partial(narrow_free, name, branch="one2many" if dual else "")
+                made_of = partial(narrow_free, name)
             elif name in INSTANCES:
                 made_of = INSTANCES[name]
             else:

@@ -46,6 +46,8 @@ BATCH = "export/test_exports.py::test_every_family_exports_and_agrees"
 MODELS = "models/families"
 PACKAGE = f"{MODELS}/ultralytics"
 FREE = "export/test_free_exports.py::test_every_list_of_layers_exports_and_agrees"
+FREE_ENGINE = "export/test_free_exports.py::test_an_engine_is_built"
+FREE_NMS = "export/nms/test_free_candidates.py::test_an_export_is_verified_and_decodes_only_what_it_chooses"
 OLDER_FREE = "export/test_free_exports.py::test_the_older_exporter_agrees_too"
 CREATED = "models/create/test_original_format.py::test_the_other_projects_are_written_as_they_do"
 
@@ -111,13 +113,27 @@ FAMILIES = Table(
             read=f"{PACKAGE}/test_golden.py::test_a_file_says_what_it_is",
             original=f"{PACKAGE}/test_golden.py::test_the_packages_own_output_is_reproduced",
             onnx=f"{FREE}[yolov10s]", legacy=f"{OLDER_FREE}[yolov8n]", batch=f"{FREE}[yolov8n]",
+            shape="export/test_end_to_end.py::test_there_are_as_many_rows_as_the_image_has_cells",
+            half="export/test_end_to_end.py::test_half_precision_is_verified[detect26]",
+            engine=f"{FREE_ENGINE}[yolo26n]",
         )),
-        "the same: keypoints": _columns(dict(onnx=f"{FREE}[yolo11m-pose]", batch=f"{FREE}[yolov8n-pose]")),
-        "the same: masks": _columns(dict(onnx=f"{FREE}[yolo26n-seg]", batch=f"{FREE}[yolo12l-seg]")),
-        "the same: oriented boxes": _columns(dict(
+        "YOLOv8 and later: keypoints": _columns(dict(
+            original=f"{PACKAGE}/test_golden.py::test_the_packages_own_output_is_reproduced",
+            onnx=f"{FREE}[yolo11m-pose]", batch=f"{FREE}[yolov8n-pose]", nms=f"{FREE_NMS}[face]",
+        )),
+        "YOLOv8 and later: masks": _columns(dict(
+            original=f"{PACKAGE}/test_golden.py::test_the_packages_own_output_is_reproduced",
+            onnx=f"{FREE}[yolo26n-seg]", batch=f"{FREE}[yolo12l-seg]", nms=f"{FREE_NMS}[segment26]",
+            half="export/test_end_to_end.py::test_half_precision_is_verified[segment26]",
+            engine=f"{FREE_ENGINE}[yolov8n-seg]",
+        )),
+        "YOLOv8 and later: oriented boxes": _columns(dict(
+            original=f"{PACKAGE}/test_golden.py::test_the_packages_own_output_is_reproduced",
             onnx=f"{FREE}[yolov8s-obb]", legacy=f"{OLDER_FREE}[yolov8s-obb]", batch=f"{FREE}[yolo11n-obb]",
+            nms=f"{FREE_NMS}[oriented]", engine=f"{FREE_ENGINE}[yolov8s-obb]",
         )),
-        "the same: classes": _columns(dict(
+        "YOLOv8 and later: classes": _columns(dict(
+            read=f"{PACKAGE}/test_golden.py::test_a_file_says_what_it_is",
             original=f"{PACKAGE}/test_golden.py::test_softmax_of_the_logits_is_the_packages_output",
             onnx=f"{FREE}[yolov8n-cls]",
         )),

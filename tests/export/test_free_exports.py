@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 
+from deploykit.export.engine.build import build_engine
 from deploykit.export.options import OnnxOptions
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import open_session
 from deploykit.models.registry import ReferenceModel
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.spec import DenseOutput
 from tests.meta_model import meta_model
 from tests.narrow_free import group_of, groups, narrow_free
@@ -87,6 +90,20 @@ def test_every_list_of_layers_exports_and_agrees(name: str, tmp_path: Path) -> N
 @pytest.mark.parametrize("name", LEGACY)
 def test_the_older_exporter_agrees_too(name: str, tmp_path: Path) -> None:
     export_and_compare(name, tmp_path / "m.onnx", exporter="legacy")
+
+
+@pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
+@pytest.mark.skipif(gpu_unavailable_reason() is None, reason="on a GPU tests/gpu builds engines and runs them")
+@pytest.mark.parametrize("name", ["yolo26n", "yolov8n-seg", "yolov8s-obb"])
+def test_an_engine_is_built(name: str, tmp_path: Path) -> None:
+    """Of a head that chooses its detections itself, of one with prototypes beside its rows, and of turned boxes."""
+    model = narrow_free(name)
+    onnx_from_model(model, out=tmp_path / "m.onnx", check=False)
+    engine = build_engine(tmp_path / "m.onnx", flavour="tensorrt-rtx", out=tmp_path)
+    assert engine.path.stat().st_size > 100_000
+    assert engine.record.spec.source.model == name
+    assert engine.record.spec.output == model.spec.output
+    assert not engine.record.verified
 
 
 def kinds_of(model: ReferenceModel) -> set[type[torch.nn.Module]]:
