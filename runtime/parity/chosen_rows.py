@@ -95,16 +95,16 @@ def pairs_of(a: Array, b: Array, layout: EndToEndRows, limits: Tolerance) -> Pai
 def _distance(a: Array, b: Array, layout: EndToEndRows, limits: Tolerance) -> Array:
     """Return how far rows are apart, ``(n, m)``: from 1 on they are not the same.
 
-    That is a pixel and a score of 0.001, or what the tolerance allows where that is more. Of oriented boxes only the
-    centres are compared, because one rectangle has several sides and angles.
+    That is a pixel and a score of 0.001, or what the tolerance allows where that is more. Oriented boxes are compared
+    by their centres, the longer sides and the shorter ones, because one rectangle has several widths and angles.
     """
     oriented = layout.angle is not None
-    box = slice(0, 2 if oriented else 4)
+    one, other = (np.hstack((r[:, :2], np.sort(r[:, 2:4], 1))) if oriented else r[:, :4] for r in (a, b))
     with np.errstate(invalid="ignore"):  # what is no number is near to nothing
         sides = np.abs(a[:, 2:4] if oriented else a[:, 2:4] - a[:, :2]).max(1, initial=0.0)[:, None]
         near = np.clip(limits.pixels + limits.side * sides, 1.0, MOST_PIXELS)
         alike = float(np.clip(limits.probability, 1e-3, MOST_SCORE))
-        boxes = np.abs(a[:, None, box] - b[None, :, box]).max(2, initial=0.0) / near
+        boxes = np.abs(one[:, None] - other[None]).max(2, initial=0.0) / near
         found = np.maximum(boxes, np.abs(a[:, None, SCORE] - b[None, :, SCORE]) / alike) + 0 * a[:, None, LABEL]
     same = (a[:, None, LABEL] == b[None, :, LABEL]) & np.isfinite(found)
     return np.where(same, found, np.inf)

@@ -137,3 +137,13 @@ def test_a_turned_rectangle_is_the_same_after_half_a_turn() -> None:
     assert not bad(rows, found, layout)
     found[4, 6] += 0.01
     assert bad(rows, found, layout) == {"angles"}
+
+
+def test_rectangles_around_one_centre_are_the_same_if_their_sides_are() -> None:
+    layout, limits = EndToEndRows(angle=6), replace(LIMITS, pixels=4.0, side=0.1, probability=0.12)
+    rows = np.array([[80, 80, 250, 90, 0.5, 0, 0.1]])
+    another = np.array([[90, 85, 60, 60, 0.5, 0, 0.3]])  # of another cell, which the end of a full list may be
+    assert not bad(rows, another, layout, limits)
+    assert not pairs_of(rows, another, layout, limits).places[0].size
+    turned = np.array([[80, 80, 90, 250, 0.5, 0, 0.1 + np.pi / 2]])
+    assert pairs_of(rows, turned, layout, limits).places[0].size == 1
