@@ -36,7 +36,7 @@ MEANINGS = {
     "letterbox": "resize, pad, normalise",
     "prepare": "canvas, normalise",
     "inference": "the network's call",
-    "postprocess": "NMS, scale to source pixels",
+    "postprocess": "outputs to results, NMS if any",
     "rest": "Python between the stages",
     "end to end": "all stages",
 }

@@ -33,6 +33,7 @@ from deploykit.runtime.backends.trt.bindings import installed
 from deploykit.runtime.parity.differences import row_differences
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.spec import METADATA_KEY, ModelSpec, RawDetections
+from tests.free_networks import free_network
 from tests.narrow import model_of
 
 KEEP_NONE: dict[str, Any] = {"nodes_to_exclude": "none", "cache": False}
@@ -506,9 +507,23 @@ def test_every_family_is_half(tmp_path: Path, name: str) -> None:
     )
     assert report.precision is not None
     assert report.precision.half is not None
-    assert set(report.precision.computes) == {"fp16"}
+    assert set(report.precision.computes) <= {"fp16", "fp32"}
+    assert report.precision.computes.get("fp32", 0) == (3 if name == "yolov6m" else 0)  # means of bins, of each level
     assert set(report.precision.half.kept) <= {"decode", "operator", "type"}
     assert report.precision.half.casts <= 16
+
+
+def test_boxes_from_bins_and_the_choice_of_detections_are_fp32(tmp_path: Path) -> None:
+    report = export(tmp_path / "m.onnx", PrecisionOptions("bf16"), free_network("v10"), check=False)
+    assert report.precision is not None
+    assert report.precision.computes["fp32"] == 1  # the means of the bins
+    assert report.precision.computes["bf16"] > 10
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(report.path))).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.output)}
+    chosen = {"TopK", "GatherElements", "Softmax"}
+    found = [(n.op_type, types[o]) for n in graph.node if n.op_type in chosen for o in n.output if o in types]
+    assert {op for op, _ in found} == chosen
+    assert {kind for _, kind in found} <= {onnx.TensorProto.FLOAT, onnx.TensorProto.INT64}
 
 
 def test_two_files_are_compared_by_the_limits_of_the_lower_precision(

@@ -101,17 +101,25 @@ BINS = np.arange(4, dtype=np.float32)
 
 
 @pytest.mark.parametrize("moved", [False, True], ids=["straight", "moved"])
-@pytest.mark.parametrize(("shape", "found"), [((4,), False), ((4, 1), False), ((4, 2), True)])
-def test_a_mean_of_bins_is_no_layer(moved: bool, shape: tuple[int, ...], found: bool) -> None:
-    weight = np.resize(BINS, shape)
+@pytest.mark.parametrize(
+    ("op", "shape", "layer"),
+    [
+        ("MatMul", (4,), False),
+        ("MatMul", (4, 1), False),
+        ("MatMul", (4, 2), True),
+        ("Conv", (1, 4, 1, 1), False),
+        ("Conv", (2, 4, 1, 1), True),
+    ],
+)
+def test_a_mean_of_bins_is_no_layer(op: str, shape: tuple[int, ...], layer: bool, moved: bool) -> None:
     nodes = [
         helper.make_node("MatMul", ["x", "weight"], ["a"]),
         helper.make_node("Softmax", ["a"], ["shares"]),
-        helper.make_node("Transpose", ["shares"], ["other"]) if moved else helper.make_node("Relu", ["a"], ["unused"]),
-        helper.make_node("MatMul", ["other" if moved else "shares", "bins"], ["y"]),
+        helper.make_node("Transpose", ["shares"], ["other"]),
+        helper.make_node(op, ["other" if moved else "shares", "bins"], ["y"]),
     ]
-    model = graph(nodes, ["x"], "y", {"bins": weight})
-    assert names(set(half_rules.compute_nodes(model.graph))) == ({"a", "y"} if found else {"a"})
+    model = graph(nodes, ["x"], "y", {"bins": np.resize(BINS, shape)})
+    assert names(set(half_rules.compute_nodes(model.graph))) == ({"a", "y"} if layer else {"a"})
 
 
 def test_a_mean_of_bins_is_wide_with_its_softmax() -> None:
