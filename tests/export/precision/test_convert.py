@@ -386,7 +386,7 @@ def test_what_does_not_go_together_is_said(tmp_path: Path, images: Path) -> None
         PrecisionOptions("bf16", half_io="input")
     with pytest.raises(UsageError, match="a precision must be one of fp32, fp16"):
         PrecisionOptions("fp64")  # type: ignore[arg-type]  # that it is refused is what is tested
-    with pytest.raises(UsageError, match="with NMS inside outputs are float32"):
+    with pytest.raises(UsageError, match="detections that a network chooses are float32"):
         export(tmp_path / "x.onnx", PrecisionOptions("fp16", half_io="both"), nms="graph")
     assert list(tmp_path.iterdir()) == []
 
