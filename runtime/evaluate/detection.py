@@ -84,7 +84,7 @@ class DetectionMeter(Meter):
         sizes = {path: image.size for path, image in zip(self.paths, self._files.images, strict=True)}
         self.unturned, turned = unturned_images(self.paths, lambda path: sizes[path], "annotations")
         self._notes = (*self._notes, *turned)
-        inside = spec.output.nms_inside
+        fixed, inside = spec.output.thresholds_inside, spec.output.nms_inside
         prepared = as_upstream(spec) if options.upstream else spec
         rectangles = options.rectangles or (options.upstream and spec.input.dynamic == "shape")
         self.spec = _evaluated(prepared, options.img, rectangles)
@@ -94,9 +94,9 @@ class DetectionMeter(Meter):
                 "its shape is fixed, so these numbers include only area resampling from upstream's preprocessing",
             )
         self.options = PredictOptions(
-            conf=CONF if options.conf is None and not inside else options.conf,
+            conf=CONF if options.conf is None and not fixed else options.conf,
             iou=IOU if options.iou is None and not inside else options.iou,
-            max_det=MAX_DET if options.max_det is None and not inside else options.max_det,
+            max_det=MAX_DET if options.max_det is None and not fixed else options.max_det,
             batch=options.batch,
             max_pixels=options.max_pixels,
             multi_label=not inside and _classes(spec) > 1,
@@ -348,7 +348,7 @@ def _settings(
         max_det=used.max_det,
         pre_nms_topk=used.pre_nms_topk,
         multi_label=predictor.options.multi_label or spec.output.two_stages,
-        nms="graph" if spec.output.nms_inside else "runtime",
+        nms="graph" if spec.output.thresholds_inside else "none" if spec.output.nms_inside else "runtime",
         size=spec.input.size,
         rectangles=spec.input.fit.auto,
         batch=predictor.batch,

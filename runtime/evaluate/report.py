@@ -33,7 +33,8 @@ CONF, IOU, MAX_DET = 0.001, 0.65, 300  # the usual thresholds for evaluating det
 class Settings:
     """The settings that the metrics depend on.
 
-    ``nms``: where NMS ran, ``runtime`` or ``graph`` (with the thresholds of the export). ``multi_label``: one object
+    ``nms``: where NMS ran, ``runtime``, ``graph`` (with the thresholds of the export), or ``none`` where the network
+    chooses its detections itself and no file tells more. ``multi_label``: one object
     per class over ``conf``, not only of the best class. ``size``: (height, width) of the canvas. ``rectangles``: each
     image had its own smaller canvas. ``providers``: the execution providers. ``scored``: the number of detections per
     image and category that count. ``matched_by``: how classes were matched to categories. ``preprocessing``: the
@@ -45,7 +46,7 @@ class Settings:
     max_det: int
     pre_nms_topk: int
     multi_label: bool
-    nms: Literal["runtime", "graph"]
+    nms: Literal["runtime", "graph", "none"]
     size: tuple[int, int]
     rectangles: bool
     batch: int
@@ -233,7 +234,10 @@ class DetectionEvaluation(Evaluation):
         yield "found", f"{counts.detections:,} detections{full}"
         labels = "each class over conf" if used.multi_label else "the best class per box"
         where = " (inside the network)" if used.nms == "graph" else ""
-        yield "thresholds", f"conf {used.conf:g}, iou {used.iou:g}, max_det {used.max_det}, {labels}{where}"
+        if used.nms == "none":
+            yield "thresholds", f"conf {used.conf:g}, max_det {used.max_det}; the network chooses its detections itself"
+        else:
+            yield "thresholds", f"conf {used.conf:g}, iou {used.iou:g}, max_det {used.max_det}, {labels}{where}"
         upstream = "; prepared as the original project evaluates" if used.preprocessing == "upstream" else ""
         canvas = "each image's own rectangle within" if used.rectangles else "the whole canvas of"
         yield "pixels", f"{canvas} {used.size[0]}x{used.size[1]} (height x width), batch {used.batch}{upstream}"

@@ -263,6 +263,8 @@ class ChosenDetections(DetectionAdapter[O]):
                     f"NMS is inside this network with {name} {fixed}, so {wanted} has no effect: export it again"
                 )
         if changed.iou != own.iou:
+            if not self.output.thresholds_inside:
+                raise UsageError(f"this network chooses its detections itself: leave out the IoU of NMS, {changed.iou}")
             raise UsageError(f"NMS is inside this network with iou {own.iou}, got {changed.iou}: export it again")
         return changed
 

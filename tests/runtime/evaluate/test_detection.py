@@ -20,7 +20,7 @@ from deploykit.runtime.evaluate.evaluate import evaluate_session
 from deploykit.runtime.evaluate.report import DetectionEvaluation
 from deploykit.runtime.native.library import nms_arrays
 from deploykit.runtime.options import EvalOptions
-from deploykit.spec import KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
+from deploykit.spec import EndToEndRows, KeypointSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.cell_model import BLUE, RED, SIDE, cell_spec, write_cell_model
 from tests.coco_folder import BLUE_ID, RED_ID, Folder, pose_spec, write_folder
 from tests.heard import Heard
@@ -315,6 +315,24 @@ def test_nms_inside_a_network_keeps_its_thresholds_and_that_is_reported(tmp_path
     session, spec = _with_nms_inside(())
     with pytest.raises(DataError, match="does not name its classes"):
         evaluate_session(session, spec, folder.data, folder.images)
+
+
+def test_weak_detections_of_a_network_that_chooses_itself_count(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "one", [((1, 2, RED),)], scale=1)
+    rows = np.array([[[40, 40, 48, 48, 0.9, 1], [8, 16, 16, 24, 0.1, 0], [0, 0, 0, 0, 0, 0]]], np.float32)
+    own = Thresholds(conf=0.25, iou=0.7, max_det=300)
+    classes = ("red", "blue")
+    spec = replace(cell_spec(), task="detect", keypoints=None, classes=classes, output=EndToEndRows(), thresholds=own)
+    session = FakeSession(lambda _: {"output": rows}, spec=spec)
+    found = evaluate_session(session, spec, folder.data, folder.images)
+    assert found.metrics["AP"] == pytest.approx(1)
+    assert (found.settings.nms, found.settings.conf, found.counts.detections) == ("none", 0.001, 2)
+    assert ("thresholds", "conf 0.001, max_det 300; the network chooses its detections itself") in [*found.facts()]
+    assert not any("NMS is inside" in note for note in found.notes)
+    strict = evaluate_session(session, spec, folder.data, folder.images, EvalOptions(conf=0.25))
+    assert strict.metrics["AP"] == 0
+    with pytest.raises(UsageError, match=r"chooses its detections itself: leave out the IoU of NMS, 0.5"):
+        evaluate_session(session, spec, folder.data, folder.images, EvalOptions(iou=0.5))
 
 
 def test_classes_without_names_are_matched_by_position(tmp_path: Path) -> None:
