@@ -38,7 +38,7 @@ def add_verify(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="take an exported model only if it is the file that was verified, by the SHA-256 in its parity report",
+        help="take an exported model only if its parity report has its SHA-256",
     )
 
 

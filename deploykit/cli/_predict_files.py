@@ -98,7 +98,7 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--maps",
         action="store_true",
-        help="segment: write label maps too (NAME-labels.png with a palette), with --no-draw them alone",
+        help="segment: write label maps too: NAME-labels.png, with a palette",
     )
     group.add_argument(
         "--save-as",

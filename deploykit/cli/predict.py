@@ -67,12 +67,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="with --coco: take category numbers (by name) and image ids (by file name) from these COCO annotations",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write a table with a row per object, class or image")
-    parser.add_argument(
-        "--dota", type=Path, metavar="DIR", help="oriented boxes: write a file per class for the evaluation of DOTA"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="leave out images whose results are complete since an earlier run"
-    )
+    parser.add_argument("--dota", type=Path, metavar="DIR", help="write oriented boxes for DOTA's evaluation")
+    parser.add_argument("--resume", action="store_true", help="leave out images that an earlier run completed")
     predict_flags().add(parser)
     add_object_arguments(parser)
     compute_flags().add(parser)

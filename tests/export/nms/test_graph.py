@@ -73,8 +73,10 @@ def decided(mode: str, images: list[Rows], layout: RawDetections, thresholds: Th
     wide = numbered[0][1]
     k = min(thresholds.pre_nms_topk, most)
     chosen = RowSelection(wide, k)(torch.from_numpy(np.stack(padded)))
+    session = session_for(mode, wide, thresholds, k)
+    taken = {info.name for info in session.get_inputs()}  # no masks
     feed = {f"candidate_{name}": value.numpy() for name, value in chosen._asdict().items()}
-    outputs = session_for(mode, wide, thresholds, k).run(None, feed)
+    outputs = session.run(None, {name: value for name, value in feed.items() if name in taken})
     names = ("num_dets", "boxes", "scores", "labels", "keypoints", *["angles"] * bool(layout.angle), "num_candidates")
     found: dict[str, Array] = dict(zip(names, outputs, strict=True))
     results = []

@@ -261,7 +261,7 @@ def test_a_hostile_row_is_refused_by_name(row: Any, match: str) -> None:
     assert_refused(lambda: build(first(row)), match)
 
 
-@pytest.mark.parametrize("name", ["C2f", "Segment", "nn.Conv2d", "eval", "__import__('os')", "", "deploykit", "Conv\n"])
+@pytest.mark.parametrize("name", ["C2f", "Pose", "nn.Conv2d", "eval", "__import__('os')", "", "deploykit", "Conv\n"])
 def test_an_unknown_layer_is_named_with_its_index_and_what_there_is(name: str) -> None:
     rows = [-1, 1, "Conv", [8, 3, 2]], [-1, 1, name, [8]]
     for make in (lambda: config(*rows), lambda: GraphConfig.from_yaml(yaml_of(*rows))):
