@@ -224,6 +224,7 @@ def test_nms_after_it_is_refused_with_what_to_do(mode: str, tmp_path: Path) -> N
         onnx_from_model(free_network("v10"), out=tmp_path / "m.onnx", img=64, options=OnnxOptions(nms=mode))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_file_is_the_same_whether_it_is_checked_or_not(tmp_path: Path) -> None:
     files = [
         onnx_from_model(free_network("segment26"), out=tmp_path / f"{check}.onnx", img=64, check=check).path

@@ -52,6 +52,9 @@ MORE = {
 }  # fmt: skip
 """The same for the other lists of layers, where there is time: they are made of layers that those above have."""
 
+QUICK = ("yolov8n", "yolov8n-cls", "yolov8s-obb", "yolo11m-pose", "yolo26n-seg", "yolov5nu", "yolov3-tinyu")
+"""Those that are exported in every run: each task, and most kinds of layers."""
+
 LEGACY = ("yolov8n", "yolov8s-obb", "yolov3-tinyu")
 
 
@@ -82,7 +85,9 @@ def export_and_compare(name: str, out: Path, **exporter: Any) -> None:
     assert 0.99 <= report.weight_size / (4 * report.parameters) <= 1.0
 
 
-@pytest.mark.parametrize("name", [*EXPORTED, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in (*EXPORTED, *MORE)]
+)
 def test_every_list_of_layers_exports_and_agrees(name: str, tmp_path: Path) -> None:
     export_and_compare(name, tmp_path / "m.onnx")
 
@@ -94,7 +99,9 @@ def test_the_older_exporter_agrees_too(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 @pytest.mark.skipif(gpu_unavailable_reason() is None, reason="on a GPU tests/gpu builds engines and runs them")
-@pytest.mark.parametrize("name", ["yolo26n", "yolov8n-seg", "yolov8s-obb"])
+@pytest.mark.parametrize(
+    "name", ["yolo26n", *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolov8n-seg", "yolov8s-obb"))]
+)
 def test_an_engine_is_built(name: str, tmp_path: Path) -> None:
     """Of a head that chooses its detections itself, of one with prototypes beside its rows, and of turned boxes."""
     model = narrow_free(name)
@@ -110,6 +117,7 @@ def kinds_of(model: ReferenceModel) -> set[type[torch.nn.Module]]:
     return {type(module) for module in model.module.modules()}
 
 
+@pytest.mark.slow
 def test_what_is_exported_stands_for_all() -> None:
     """Every list of layers is exported, and its smallest and its largest size have no layer that is not exported.
 

@@ -63,7 +63,9 @@ def without_spec(file: Path) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    "name", [n if n in ("yolo26n", "yolov8n_pose") else pytest.param(n, marks=pytest.mark.slow) for n in TASKS]
+)
 def test_a_stranger_finds_what_we_find(name: str, tmp_path: Path) -> None:
     """By the metadata alone, the runtime drafts a spec that gives the same objects as the spec in the file."""
     report = onnx_from_model(narrow(name), out=tmp_path / "m.onnx", options=PACKAGED)
@@ -86,6 +88,7 @@ def test_a_stranger_finds_what_we_find(name: str, tmp_path: Path) -> None:
         assert np.array_equal(getattr(a, field), getattr(b, field)) or getattr(a, field) is getattr(b, field) is None
 
 
+@pytest.mark.slow
 def test_rows_are_those_of_our_own_layout(tmp_path: Path) -> None:
     """The same numbers, transposed."""
     found = []

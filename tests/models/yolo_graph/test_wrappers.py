@@ -149,12 +149,11 @@ def as_class() -> Iterator[Callable[[nn.Module, str], None]]:
 @pytest.mark.parametrize(
     ("kind", "match"),
     [
-        ("models.yolo.SegmentationModel", r"a YOLOv5 model that segments \(models\.yolo\.SegmentationModel\)"),
         (
             "models.models.Darknet",
             r"a model of a Darknet description \(YOLOv3, YOLOv4, YOLOR\) \(models\.mod",
         ),
-        ("ultralytics.nn.tasks.DetectionModel", "a model of the ultralytics package"),
+        ("ultralytics.nn.tasks.WorldModel", "YOLO-World"),
     ],
 )
 def test_a_pickled_model_of_another_project_is_refused_by_its_class(

@@ -98,6 +98,7 @@ def test_blocks_are_traced_for_any_number_of_images(case: Case) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*ATTENTIVE, "SPPF", "ADown", "RepNCSPELAN4", "C2fCIB"])
 def test_blocks_are_traced_for_any_size(name: str) -> None:
     """The sides are multiples of 4, as behind a stride of 8 in an image that 32 divides."""

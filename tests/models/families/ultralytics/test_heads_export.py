@@ -67,7 +67,13 @@ def test_one_program_serves_every_batch(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "free"),
-    [("detect", "shape"), ("v10", "batch"), ("pose26", "shape"), ("segment26", "batch"), ("oriented26", "shape")],
+    [
+        ("detect", "shape"),
+        ("v10", "batch"),
+        pytest.param("pose26", "shape", marks=pytest.mark.slow),
+        pytest.param("segment26", "batch", marks=pytest.mark.slow),
+        pytest.param("oriented26", "shape", marks=pytest.mark.slow),
+    ],
 )
 def test_onnx_runtime_agrees(name: str, free: str, tmp_path: Path) -> None:
     module, dim = network(name), torch.export.Dim

@@ -221,7 +221,14 @@ def test_every_network_has_its_row() -> None:
     assert {name.replace("-", "_") for name in PUBLISHED} == {*variants()}
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+def small(name: str) -> bool:
+    """Whether it is of the smallest size, or of the only one: the others are built where there is time."""
+    return variants()[name.replace("-", "_")].description.size in ("", "n")
+
+
+@pytest.mark.parametrize(
+    "name", [name if small(name) else pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED]
+)
 def test_parameters_keys_and_norms_are_the_published_ones(name: str) -> None:
     _, published, folded, keys, norms = PUBLISHED[name]
     with torch.device("meta"):
