@@ -32,7 +32,7 @@ def executed(file: Path, folder: Path, *, seconds: int = 300) -> Any:
         nbclient.exceptions.CellExecutionError: a cell failed.
         ValueError: a cell wrote to stderr, which is where warnings go.
     """
-    notebook = nbformat.read(file, as_version=4)  # type: ignore[no-untyped-call]
+    notebook = nbformat.read(file, as_version=4)  # type: ignore[no-untyped-call]  # nbformat has no types
     client = NotebookClient(
         notebook,
         timeout=seconds,
@@ -79,7 +79,7 @@ def main() -> None:
     for file in parser.parse_args().files:
         with tempfile.TemporaryDirectory() as folder:
             notebook = executed(file, Path(folder))
-        nbformat.write(notebook, file)  # type: ignore[no-untyped-call]
+        nbformat.write(notebook, file)  # type: ignore[no-untyped-call]  # nbformat has no types
         print(f"{file.name}: {sum(cell.cell_type == 'code' for cell in notebook.cells)} cells ran")
 
 
