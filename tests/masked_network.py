@@ -51,19 +51,19 @@ def _seeded(make: Callable[[], FreeDetect], seed: int) -> SmallNetwork:
 
 
 @torch.no_grad()
-def masked_model(*, seed: int = 0) -> ReferenceModel:
-    """Rows ``(B, N, 4 + classes + masks)`` and prototypes ``(B, masks, H / 4, W / 4)``.
+def masked_model(*, seed: int = 0, maps: int = MASKS) -> ReferenceModel:
+    """Rows ``(B, N, 4 + classes + maps)`` and prototypes ``(B, maps, H / 4, W / 4)``.
 
     Masks differ from object to object; few are empty or whole.
     """
-    network = _seeded(lambda: Segment(len(CLASSES), CHANNELS, num_masks=MASKS, proto_width=8), seed)
+    network = _seeded(lambda: Segment(len(CLASSES), CHANNELS, num_masks=maps, proto_width=8), seed)
     for level in range(2):
         network.get_parameter(f"head.cv4.{level}.2.weight").mul_(6)
         network.get_parameter(f"head.cv4.{level}.2.bias").zero_()
     network.get_buffer("head.proto.cv3.bn.running_mean").zero_()
     network.get_parameter("head.proto.cv3.bn.weight").mul_(20)
     network.get_parameter("head.proto.cv3.bn.bias").zero_()
-    output = RawDetections(obj=None, cls=(4, FIRST), coefficients=(FIRST, FIRST + MASKS), prototypes="prototypes")
+    output = RawDetections(obj=None, cls=(4, FIRST), coefficients=(FIRST, FIRST + maps), prototypes="prototypes")
     return ReferenceModel("masked", "tests", network, ModelSpec("instances", CANVAS, output, CLASSES))
 
 

@@ -113,10 +113,6 @@ class RowExport(_RowsExport[RawDetections]):
         """See :meth:`ExportAdapter.rows_for_nms`."""
         if self.output.angle and mode == "plugin":
             raise UsageError("the node of --nms plugin is of upright boxes, and these are oriented: use --nms graph")
-        if self.output.coefficients and mode == "plugin":
-            raise UsageError(
-                "--nms plugin has no output for the coefficients of masks: use --nms graph or basic, or none"
-            )
         return self.output
 
     def packaged(self, first: str, second: str) -> Packaged | None:

@@ -36,6 +36,7 @@ __all__ = [
     "DOMAIN",
     "IOU",
     "MODES",
+    "NMS_NODE",
     "append_nms",
     "append_plugin",
     "candidates_for",
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 MODES = ("none", "graph", "basic", "plugin")
-DOMAIN = "deploykit"
+DOMAIN, NMS_NODE = "deploykit", "NmsKpt"
 CONF, IOU = "nms_conf", "nms_iou"
 """Names of the stored thresholds, which the parity check overrides."""
 
@@ -176,7 +177,10 @@ def _move(source: ir.Graph, target: ir.Graph) -> None:
 
 
 def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> None:
-    """Append the node ``deploykit::NmsKpt`` to a graph whose output is raw rows of ``layout``.
+    """Append the node ``deploykit::NmsKpt`` to a graph whose first output is raw rows of ``layout``.
+
+    The node carries the numbers behind the classes from a row to its detection as they are, so that coefficients of
+    masks go through it as keypoints do, and get their shape after it. An output of prototypes stays as it is.
 
     Raises:
         UsageError: the columns are in another order than the node expects.
@@ -185,17 +189,25 @@ def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> No
     start = 4 if layout.obj is None else 5
     stop = start + len(spec.classes)
     expected = ((0, 4), None if layout.obj is None else (4, 5), (start, stop))
-    points = len(spec.keypoints.names) if spec.keypoints else 0
-    if (layout.box, layout.obj, layout.cls) != expected or (layout.keypoints or (stop, stop))[0] != stop:
+    carried = layout.keypoints or layout.coefficients or (stop, stop)
+    if (layout.box, layout.obj, layout.cls) != expected or carried != (stop, layout.columns):
         raise UsageError(
-            f"--nms plugin takes rows of box, objectness, classes and keypoints in this order, not {layout}"
+            "--nms plugin takes rows of box, objectness, classes and keypoints or coefficients in this order, not "
+            f"{layout}"
+        )
+    width = carried[1] - carried[0]
+    dims = layout.kpt_dims if layout.keypoints or not width else next((d for d in (3, 2) if width % d == 0), 0)
+    if not dims:
+        raise UsageError(
+            f"--nms plugin carries coefficients of masks as points of 2 or 3 numbers, and {width} are neither: use "
+            "--nms graph or basic"
         )
     numbers = {
         "max_det": thresholds.max_det,
         "pre_nms_topk": thresholds.pre_nms_topk,
         "num_classes": len(spec.classes),
-        "num_keypoints": points,
-        "kpt_dims": layout.kpt_dims,
+        "num_keypoints": width // dims,
+        "kpt_dims": dims,
         "has_obj": int(layout.obj is not None),
     }
     if not layout.cls_counts:  # only then, so that libraries that do not know it read all other files
@@ -208,10 +220,35 @@ def append_plugin(model: ir.Model, layout: RawDetections, spec: ModelSpec) -> No
         ir.AttrString("plugin_namespace", DOMAIN),
     ]
     called = _output_names(names)
-    node = ir.Node(DOMAIN, "NmsKpt", list(model.graph.outputs), attributes, num_outputs=len(called), name="nms_kpt")
+    rows, *prototypes = model.graph.outputs
+    count = len(called) - len(prototypes)
+    node = ir.Node(DOMAIN, NMS_NODE, [rows], attributes, num_outputs=count, name="nms_kpt")
     model.graph.append(node)
     model.opset_imports[DOMAIN] = 1
-    _set_outputs(model, list(node.outputs), called, spec)
+    values = list(node.outputs)
+    if names.coefficients is not None:
+        place = called.index(names.coefficients)
+        values[place] = _as_coefficients(model, values[place], thresholds.max_det, width // dims, dims)
+    _set_outputs(model, [*values, *prototypes], called, spec)
+
+
+def _as_coefficients(model: ir.Model, points: ir.Value, most: int, count: int, dims: int) -> ir.Value:
+    """Append what makes coefficients ``(B, most, count * dims)`` of a node's keypoints ``(B, most, count, 3)``."""
+    points.name, points.type = "nms_points", ir.TensorType(ir.DataType.FLOAT)  # ONNX Runtime does not infer its type
+    if dims < 3:  # the node's third number is 1 then
+        span = (np.array([number], np.int64) for number in (0, dims, 3))
+        names = ("points_start", "points_stop", "points_axis")
+        spans = [_stored(model, name, number) for name, number in zip(names, span, strict=True)]
+        points = _appended(model, "Slice", [points, *spans])
+    shape = _stored(model, "coefficients_shape", np.array([-1, most, count * dims], np.int64))
+    return _appended(model, "Reshape", [points, shape])
+
+
+def _appended(model: ir.Model, operator: str, inputs: list[ir.Value]) -> ir.Value:
+    node = ir.Node("", operator, inputs, name=f"nms_{operator.lower()}")
+    model.graph.append(node)
+    node.outputs[0].name = f"nms_{operator.lower()}"
+    return node.outputs[0]
 
 
 def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spec: ModelSpec) -> None:
@@ -220,7 +257,7 @@ def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spe
     points = len(spec.keypoints.names) if spec.keypoints else 0
     names = cast(NmsOutputs, spec.output)
     assert names.num_candidates is not None
-    shapes: dict[str, tuple[int, ...]] = {
+    shapes: dict[str, tuple[int | str, ...]] = {
         names.num_dets: (1,),
         names.boxes: (m, 4),
         names.scores: (m,),
@@ -234,8 +271,10 @@ def _set_outputs(model: ir.Model, values: list[ir.Value], called: list[str], spe
     if names.coefficients is not None and names.prototypes is not None:
         maps = values[called.index(names.prototypes)].shape
         assert maps is not None
-        shapes[names.prototypes] = tuple(side for side in list(maps)[1:] if isinstance(side, int))  # no shape is free
-        shapes[names.coefficients] = (m, shapes[names.prototypes][0])
+        count, *sides = list(maps)[1:]
+        assert isinstance(count, int)  # the number of maps; their sides are free where those of the image are
+        shapes[names.prototypes] = (count, *(side if isinstance(side, int) else str(side.value) for side in sides))
+        shapes[names.coefficients] = (m, count)
     whole = (names.num_dets, names.labels, names.num_candidates)
     batch: int | str = spec.input.batch if spec.input.dynamic == "none" else "batch"
     model.graph.outputs.clear()

@@ -76,7 +76,7 @@ class NmsPlan:
 
     def module_with_rows(self, fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         """Return a module that gives the raw rows as well, from the same layers, and the names of all its outputs."""
-        if self.layout is None or self.outputs == (self.layout.name,):
+        if self.layout is None or self.layout.name in self.outputs:
             return fused, self.outputs
         names = (self.layout.name, *self.outputs)
         if self.chosen:
@@ -134,7 +134,8 @@ def plan_nms(spec: ModelSpec, mode: NmsMode, thresholds: Thresholds, fused: nn.M
     given = replace(spec, output=output)
     if mode == "plugin":
         levels = up_to_raw_head(fused)
-        return NmsPlan(mode, layout, levels[1] if levels else (layout.name,), 0, decodes=levels is not None), given
+        traced = levels[1] if levels else tuple(t.name for t in layout.tensors(spec))
+        return NmsPlan(mode, layout, traced, 0, decodes=levels is not None), given
     if spec.input.dynamic == "shape":
         raise UsageError(f"--nms {mode} needs a fixed image size: --dynamic shape goes with --nms none or plugin")
     rows = _rows(fused, spec)

@@ -14,7 +14,7 @@ import onnx
 
 from deploykit.errors import BackendError
 from deploykit.export.nms.decode_node import expand_decode_nodes
-from deploykit.export.nms.graph import CONF, IOU
+from deploykit.export.nms.graph import CONF, IOU, NMS_NODE
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.nms import check_detections
@@ -129,17 +129,20 @@ def _check_rows(
 
 @contextmanager
 def _rows_before(file: Path, *, native: bool) -> Iterator[Path]:
-    """Write the network without its last node to a temporary file; its outputs are the inputs of that node.
+    """Write the network up to the node NmsKpt to a temporary file; its outputs are that node's input and prototypes.
 
     Unless ``native``, DecodeRows is expanded, so that the file needs no library.
     """
     model = onnx.load(str(file), load_external_data=False)
-    node = model.graph.node.pop()
+    place = next(place for place, node in enumerate(model.graph.node) if node.op_type == NMS_NODE)
+    rows, after = model.graph.node[place].input[0], {name for node in model.graph.node[place:] for name in node.output}
+    kept = [output.name for output in model.graph.output if output.name not in after]
+    del model.graph.node[place:]
     if not native:
         model = expand_decode_nodes(model)
     del model.graph.output[:]
-    rows = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in node.input]
-    model.graph.output.extend(rows)
+    outputs = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in (rows, *kept)]
+    model.graph.output.extend(outputs)
     before = file.with_name(f"before-{file.name}")
     before.write_bytes(model.SerializeToString())
     try:

@@ -10,19 +10,22 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import helper
 from torch import nn
 
 from deploykit.errors import ParityError, UsageError
 from deploykit.export.graph.trace import export_to_ir
 from deploykit.export.options import NmsMode, OnnxOptions, PrecisionOptions
 from deploykit.export.parity.compare import compare
+from deploykit.export.plugins_check import expected_outputs
 from deploykit.export.report import ExportReport
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load, open_session
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel
+from deploykit.runtime.postprocess.nms import numpy_nms
 from deploykit.runtime.results.detection import Result
-from deploykit.spec import Dynamic, NmsOutputs, Thresholds
+from deploykit.spec import Dynamic, NmsOutputs, RawDetections, Thresholds
 from tests.asked import asked
 from tests.masked_network import KEYPOINTS, masked_model, posed_model
 
@@ -136,9 +139,55 @@ def test_half_precision_goes_with_it(tmp_path: Path) -> None:
     assert {str(t).split()[1] for t in report.outputs} == {"float32", "int32"}
 
 
-def test_the_plugin_is_refused_with_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="--nms plugin has no output for the coefficients of masks: use --nms graph"):
-        onnx_from_model(masked_model(), out=tmp_path / "m.onnx", options=OnnxOptions(nms="plugin"))
+@pytest.mark.parametrize("maps", [4, 6])
+@pytest.mark.parametrize("dynamic", ["none", "batch", "shape"])
+def test_the_node_carries_coefficients_as_points(maps: int, dynamic: Dynamic, tmp_path: Path) -> None:
+    """What surrounds the node runs in ONNX Runtime; the node itself is its definition in numpy."""
+    model = masked_model(maps=maps)
+    asked_for = {"options": asked(LIMITS), "dynamic": dynamic}
+    report = onnx_from_model(model, out=tmp_path / "plugin.onnx", nms="plugin", **asked_for)  # type: ignore[arg-type]
+    assert report.parity is not None
+    assert report.parity.ok
+    assert {d.values for d in report.parity.differences} == {"boxes", "scores", "masks"}
+    assert [t.name for t in report.outputs][4:] == ["coefficients", "num_candidates", "prototypes"]
+    none = onnx_from_model(model, out=tmp_path / "none.onnx", options=asked(LIMITS))
+    whole = onnx.load(str(report.path))
+    place = next(place for place, node in enumerate(whole.graph.node) if node.op_type == "NmsKpt")
+    node = whole.graph.node[place]
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    points, dims = (2, 2) if maps == 4 else (2, 3)
+    assert (attributes["num_keypoints"], attributes["kpt_dims"]) == (points, dims)
+    image = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
+    with open_session(none.path) as session:
+        raw = session.run({"images": image})
+    layout = model.spec.output
+    assert isinstance(layout, RawDetections)
+    posed = replace(layout, keypoints=layout.coefficients, kpt_dims=dims, coefficients=None, prototypes=None)
+    given = expected_outputs(raw[layout.name], posed, LIMITS, points)
+    assert given["num_dets"].item() > 2
+    after = helper.make_model(
+        helper.make_graph(
+            whole.graph.node[place + 1 :],
+            "after",
+            [helper.make_tensor_value_info(node.output[4], onnx.TensorProto.FLOAT, given["keypoints"].shape)],
+            [output for output in whole.graph.output if output.name == "coefficients"],
+            [tensor for tensor in whole.graph.initializer if tensor.name.startswith("nms_")],
+        ),
+        opset_imports=whole.opset_import,
+        ir_version=whole.ir_version,
+    )
+    (tmp_path / "after.onnx").write_bytes(after.SerializeToString())
+    with open_session(tmp_path / "after.onnx") as session:
+        (found,) = session.run({node.output[4]: given["keypoints"]}).values()
+    assert layout.coefficients is not None
+    kept = numpy_nms(raw[layout.name][0], layout, LIMITS).rows
+    np.testing.assert_array_equal(found[0, : len(kept)], raw[layout.name][0][kept, slice(*layout.coefficients)])
+    assert not found[0, len(kept) :].any()
+
+
+def test_a_number_of_coefficients_that_the_node_cannot_carry_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="5 are neither: use --nms graph or basic"):
+        onnx_from_model(masked_model(maps=5), out=tmp_path / "m.onnx", options=OnnxOptions(nms="plugin"))
 
 
 def test_keypoints_without_visibility_go_through_every_form(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import deploykit
-from deploykit.errors import CheckpointError, DeployError, WeightsMismatchError
+from deploykit.errors import CheckpointError, WeightsMismatchError
 from deploykit.export.nms.candidates import RowSelection, with_candidate_head
 from deploykit.export.options import OnnxOptions
 from deploykit.export.to_onnx import onnx_from_model
@@ -225,11 +225,6 @@ def test_a_transposed_convolution_is_not_taken_for_repeated_cells() -> None:
         model_from_checkpoint(bare("yolov5n_seg", 7, state_dict={**state, **more}))
 
 
-def test_a_node_without_an_output_of_coefficients_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DeployError, match="no output for the coefficients of masks"):
-        onnx_from_model(model_of("yolov5n_seg"), out=tmp_path / "m.onnx", options=OnnxOptions(nms="plugin"))
-
-
 def test_cells_are_chosen_before_they_are_decoded_with_their_coefficients() -> None:
     model = model_of("yolov5n_seg", objectness=1.0)
     layout, graph, images = model.spec.output, model.module, torch.rand(2, 3, 64, 64)
@@ -261,6 +256,10 @@ def test_nms_inside_finds_the_same_objects_and_masks(tmp_path: Path) -> None:
     np.testing.assert_allclose(inside.boxes, rows.boxes, atol=1e-4)
     assert (inside.masks == rows.masks).mean() > 0.999
     assert rows.masks.any()
+    plugin = onnx_from_model(model, out=tmp_path / "plugin.onnx", options=OnnxOptions(nms="plugin"))
+    assert plugin.parity is not None
+    assert plugin.parity.ok
+    assert {d.values for d in plugin.parity.differences} == {"boxes", "scores", "masks"}
 
 
 # Classes.
