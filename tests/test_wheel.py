@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from deploykit.errors import DISTRIBUTION
+from deploykit.runtime.backends.ort_providers import PLUGINS
 from deploykit.runtime.engine_record import FLAVOURS
 from deploykit.version import DOCS_URL, REPOSITORY_URL
 
@@ -68,7 +69,7 @@ def test_every_extra_has_code_behind_it() -> None:
         f.read_text() for part in ("deploykit", "models", "export", "runtime") for f in (ROOT / part).rglob("*.py")
     )
     used = set(re.findall(r"""(?m)(?:^\s*(?:import|from) |import_module\(["']|import_extra\(["'])(\w+)""", code))
-    used |= set(FLAVOURS.values())  # loaded by the name in that table
+    used |= set(FLAVOURS.values()) | {p.module for p in PLUGINS}  # loaded by the name in these tables
     assert not {p for p in packages if MODULES.get(p, p.replace("-", "_")) not in used}
 
 

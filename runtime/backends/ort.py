@@ -13,15 +13,15 @@ import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, UsageError, import_extra, installing
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.ort_cuda import CPU, CUDA, DeviceRuns, open_on_gpu
+from deploykit.runtime.backends.ort_providers import CudaOptions, plugin_for, reason_of, tensor_info
 from deploykit.runtime.backends.run_limit import RunLimit
 from deploykit.runtime.compute import default_threads
 from deploykit.runtime.native.library import find_library, library_folder
-from deploykit.runtime.session import Session, TensorInfo, check_inputs
+from deploykit.runtime.session import Session, check_inputs
 
 __all__ = ["Optimization", "OrtSession", "open_session"]
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
 INSTALL = {
     CUDA: "",
     "TensorrtExecutionProvider": "",
@@ -30,6 +30,7 @@ INSTALL = {
     "QNNExecutionProvider": "pip install onnxruntime-qnn in place of onnxruntime",
     "MIGraphXExecutionProvider": "pip install onnxruntime-migraphx in place of onnxruntime, on Linux with an AMD GPU",
     "CoreMLExecutionProvider": "it is part of onnxruntime on macOS only",
+    "WebGpuExecutionProvider": f"{installing('webgpu')} beside it",
 }
 """Provider -> how to get an ONNX Runtime that has it; empty: by the extra gpu."""
 OWN_OPERATOR = re.compile(r"deploykit:(NmsKpt|DecodeRows)\(")  # in ONNX Runtime's message about an unknown operator
@@ -44,9 +45,6 @@ LEVELS: dict[Optimization, str] = {
     "extended": "ORT_ENABLE_EXTENDED",
     "none": "ORT_DISABLE_ALL",
 }
-
-# ONNX Runtime's type names that differ from numpy's.
-NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
 
 
 def open_session(
@@ -76,7 +74,9 @@ def open_session(
         MissingDependencyError: onnxruntime is not installed.
     """
     ort: Any = import_extra("onnxruntime", "cpu")
-    providers = _provider_list(provider, ort.get_available_providers(), ort.get_all_providers())
+    plugin = plugin_for(ort, provider)
+    providers = [] if plugin else _provider_list(provider, ort.get_available_providers(), ort.get_all_providers())
+    settings = CudaOptions.from_environment()
     options = ort.SessionOptions()
     options.log_severity_level = SILENT
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[optimization])
@@ -86,28 +86,42 @@ def open_session(
     replacements = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (overrides or {}).items()}
     for name, value in replacements.items():
         options.add_initializer(name, value)
+    if plugin:
+        options.add_provider_for_devices(plugin[1], plugin[2])
     try:
-        session = _loaded(ort, path, options, providers)
+        session, runs, notes = _loaded(ort, path, options, providers, settings)
     except Exception as e:  # ONNX Runtime's exceptions share no base class
         if not OWN_OPERATOR.search(str(e)):
             raise _load_error(path, e) from e
         _register_own_operators(path, options)
         try:
-            session = _loaded(ort, path, options, providers)
+            session, runs, notes = _loaded(ort, path, options, providers, settings)
         except Exception as second:
             raise _load_error(path, second) from second
-    first = providers[0] if isinstance(providers[0], str) else providers[0][0]
-    opened = OrtSession(path, session, first, requested=provider != "auto")
+    first = plugin[0] if plugin else providers[0] if isinstance(providers[0], str) else providers[0][0]
+    opened = OrtSession(path, session, first, requested=provider != "auto", runs=runs)
+    opened.notes = (*opened.notes, *notes)
     opened.threads, opened.threads_from = count, reason
     opened.overrides = replacements  # ONNX Runtime does not keep them alive
     return opened
 
 
-def _loaded(ort: Any, path: Path, options: Any, providers: Providers) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # OrtSession reports a provider that did not load
-        # Its second attempt without a GPU prints a banner to stdout; without a GPU there is nothing else to attempt.
-        return ort.InferenceSession(str(path), options, providers=providers, enable_fallback=int(providers != [CPU]))
+def _loaded(
+    ort: Any, path: Path, options: Any, providers: Providers, settings: CudaOptions
+) -> tuple[Any, DeviceRuns | None, list[str]]:
+    """Return ONNX Runtime's session, its runs on a GPU with buffers there, and notes; without providers, a plugin's."""
+
+    def load(providers: Providers, fall_back: bool) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # OrtSession reports a provider that did not load
+            # Its second attempt without a GPU prints a banner to stdout; without a GPU there is nothing else to try.
+            return ort.InferenceSession(str(path), options, providers=providers or None, enable_fallback=int(fall_back))
+
+    if providers and providers[0] != CPU:
+        name, given = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
+        if name == CUDA:
+            return open_on_gpu(ort, load, int(given.get("device_id", 0)), settings)
+    return load(providers, bool(providers) and providers != [CPU]), None, []
 
 
 def _register_own_operators(path: Path, options: Any) -> None:
@@ -121,7 +135,7 @@ def _register_own_operators(path: Path, options: Any) -> None:
     try:
         options.register_custom_ops_library(str(library))
     except Exception as e:  # ONNX Runtime's exceptions share no base class
-        reason = _reason(" ".join(str(e).split()))
+        reason = reason_of(" ".join(str(e).split()))
         raise BackendError(f"ONNX Runtime cannot load {library} ({reason}): run deploykit plugins build") from e
 
 
@@ -161,35 +175,34 @@ def _load_error(path: Path, error: Exception) -> ArtefactError | BackendError:
         )
     if "External initializer" in text:
         return ArtefactError(
-            f"the external weights of {path} are truncated: copy its .data file again ({_reason(text)})"
+            f"the external weights of {path} are truncated: copy its .data file again ({reason_of(text)})"
         )
     if unknown := re.search(r"([\w.:]+)\(-?\d+\) is not a registered function/op", text):
         return BackendError(f"{path} needs the operator {unknown[1]}, which this ONNX Runtime does not have")
     hint = ""
     if "NOT_IMPLEMENTED" in text or "Could not find an implementation" in text or "float8" in text:
         hint = "; bf16 and fp8 need a GPU; to evaluate the file without one, use deploykit eval --backend torch"
-    return BackendError(f"ONNX Runtime cannot load {path}: {_reason(text)}{hint}")
-
-
-def _reason(text: str) -> str:
-    """Return ONNX Runtime's message without ``[ONNXRuntimeError] : 1 : FAIL :`` and source positions."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
-    return re.sub(r"(?<=[ .])\S+\.(?:cc|h):\d+ \S+ ", " ", text)
+    return BackendError(f"ONNX Runtime cannot load {path}: {reason_of(text)}{hint}")
 
 
 class OrtSession(Session):
-    """A network in ONNX Runtime, made by :func:`open_session`; several threads may call ``run``."""
+    """A network in ONNX Runtime, made by :func:`open_session`; several threads may call ``run``.
+
+    ``runs`` are its runs on an NVIDIA GPU, for work that is put before and after the network there; None: elsewhere.
+    """
 
     overrides: Mapping[str, Any] = {}
 
-    def __init__(self, path: Path, session: Any, provider: str, *, requested: bool) -> None:
+    def __init__(
+        self, path: Path, session: Any, provider: str, *, requested: bool, runs: DeviceRuns | None = None
+    ) -> None:
         self._path = path
-        self._session = session
+        self._session, self.runs = session, runs
         self._limit = RunLimit()
         self._run_options: Any = import_extra("onnxruntime", "cpu").RunOptions
         try:
-            self.inputs = tuple(map(_info, session.get_inputs()))
-            self.outputs = tuple(map(_info, session.get_outputs()))
+            self.inputs = tuple(map(tensor_info, session.get_inputs()))
+            self.outputs = tuple(map(tensor_info, session.get_outputs()))
             self.metadata = dict(session.get_modelmeta().custom_metadata_map)
         except UnicodeDecodeError as e:
             raise ArtefactError(
@@ -212,15 +225,17 @@ class OrtSession(Session):
         options, limit = self._run_options(), self._limit
         try:
             with limit.watch(options):
-                outputs = self._session.run(None, feed, options)
+                outputs = self.runs.run(feed, options) if self.runs else self._session.run(None, feed, options)
         except Exception as e:  # ONNX Runtime's exceptions share no base class
             if options.terminate and limit.seconds is not None:
                 raise BackendError(
                     f"{self._path} was stopped: one run took longer than the time limit of {limit.seconds:g} s; raise "
                     "it (--time-limit), or look for an endless loop in the network"
                 ) from e
-            reason = _reason(" ".join(str(e).split()))
+            reason = reason_of(" ".join(str(e).split()))
             raise BackendError(f"ONNX Runtime failed while running {self._path}: {reason}") from e
+        if self.runs:
+            self.stage_ms, self.device_memory = self.runs.stage_ms, self.runs.size
         return {info.name: value for info, value in zip(self.outputs, outputs, strict=True)}
 
     def limit_time(self, seconds: float | None) -> None:
@@ -232,10 +247,5 @@ class OrtSession(Session):
     def close(self) -> None:
         """Drop the network; ONNX Runtime frees it with the last reference."""
         self._session = None
-
-
-def _info(tensor: Any) -> TensorInfo:
-    kind = re.fullmatch(r"tensor\((\w+)\)", tensor.type)
-    name = kind[1] if kind else tensor.type  # sequences and maps keep ONNX Runtime's names
-    shape = tuple(side if isinstance(side, int) and side >= 0 else None for side in tensor.shape)
-    return TensorInfo(tensor.name, shape, NUMPY_NAMES.get(name, name))
+        if self.runs:
+            self.runs.close()

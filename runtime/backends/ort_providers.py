@@ -1,0 +1,190 @@
+"""Execution providers of ONNX Runtime: the options of CUDA's, and providers that come as libraries of their own.
+
+A provider is part of an ONNX Runtime package (``onnxruntime-gpu`` has CUDA's), or a plugin: a package that holds only
+the provider's library, which works beside any ONNX Runtime from 1.24 on and is registered with it when it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, Self, get_args
+
+from deploykit.errors import BackendError, UsageError
+from deploykit.runtime.session import TensorInfo
+
+__all__ = [
+    "CUDA_SETTINGS",
+    "PLUGINS",
+    "CudaOptions",
+    "Plugin",
+    "plugin_for",
+    "preload_cuda",
+    "reason_of",
+    "tensor_info",
+]
+
+LOG = logging.getLogger(__name__)
+
+CUDA_SETTINGS = "DEPLOYKIT_CUDA"
+"""The environment variable with the options of the CUDA provider, such as ``tf32,no-graph,search=heuristic``."""
+
+Search = Literal["auto", "exhaustive", "heuristic", "default"]
+
+# ONNX Runtime's type names that differ from numpy's.
+NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """Options of ONNX Runtime's CUDA provider.
+
+    Attributes:
+        graph: capture the run of a network whose shapes are all fixed in a CUDA graph, which starts it with one call.
+        tf32: let float32 products and convolutions round their inputs to 10 bits of mantissa; faster, and not float32.
+        nhwc: let the provider turn convolutions to channels last.
+        search: how cuDNN's algorithm of each convolution is chosen: by timing all (``exhaustive``), by cuDNN's own
+            estimate (``heuristic``), the same for all (``default``). ``auto``: exhaustive where the run is captured in
+            a graph, else heuristic, because every new shape would be timed anew.
+    """
+
+    graph: bool = True
+    tf32: bool = False
+    nhwc: bool = False
+    search: Search = "auto"
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read :data:`CUDA_SETTINGS`; where it is not set, the defaults.
+
+        Raises:
+            UsageError: it holds a word that is no option.
+        """
+        values: dict[str, Any] = {}
+        for word in os.environ.get(CUDA_SETTINGS, "").replace(",", " ").split():
+            name, _, value = word.partition("=")
+            switch = name.removeprefix("no-")
+            if name == "search" and value in get_args(Search):
+                values["search"] = value
+            elif switch in ("graph", "tf32", "nhwc") and not value:
+                values[switch] = name == switch
+            else:
+                raise UsageError(
+                    f"{CUDA_SETTINGS} holds words of graph, tf32, nhwc, each also with no- before it, and "
+                    f"search={'|'.join(get_args(Search))}; got {word!r}"
+                )
+        return cls(**values)
+
+    def for_provider(self, index: int, *, stream: int = 0, graph: bool = False) -> dict[str, str]:
+        """Return the options by the provider's own names.
+
+        Args:
+            index: the number of the GPU.
+            stream: the handle of the stream that everything runs on; 0: one of the provider's own.
+            graph: whether runs may be captured.
+        """
+        search = self.search if self.search != "auto" else "exhaustive" if graph else "heuristic"
+        named = {
+            "device_id": str(index),
+            "use_tf32": str(int(self.tf32)),
+            "prefer_nhwc": str(int(self.nhwc)),
+            "cudnn_conv_algo_search": search.upper(),
+            "enable_cuda_graph": str(int(graph)),
+        }
+        return {**named, "user_compute_stream": str(stream)} if stream else named
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A provider's package: the names that people ask by, the module, and what the provider needs."""
+
+    names: tuple[str, ...]
+    module: str
+    needs: str
+
+
+PLUGINS = (
+    Plugin(
+        ("webgpu", "WebGpuExecutionProvider"),
+        "onnxruntime_ep_webgpu",
+        "a GPU with a driver for Vulkan (and libvulkan.so.1), Direct3D 12 or Metal",
+    ),
+    Plugin(
+        ("cuda", "CUDAExecutionProvider", "CudaPluginExecutionProvider"),
+        "onnxruntime_ep_cuda",
+        "an NVIDIA GPU and the libraries of CUDA",
+    ),
+)
+"""Providers that come as libraries of their own. A provider that is part of ONNX Runtime goes before its plugin."""
+
+_registered: set[str] = set()
+
+
+def plugin_for(ort: Any, provider: str) -> tuple[str, list[Any], dict[str, str]] | None:
+    """Return a plugin's provider, the device that it is to run on, and its options; None: no plugin is asked for.
+
+    Args:
+        ort: the module onnxruntime.
+        provider: as for :func:`deploykit.runtime.backends.ort.open_session`. ``auto`` takes no plugin.
+
+    Raises:
+        BackendError: the plugin is installed, and its library does not load, or finds no device here.
+    """
+    kind, _, number = provider.partition(":")
+    plugin = next((p for p in PLUGINS if kind.lower() in {name.lower() for name in p.names}), None)
+    available = ort.get_available_providers()
+    if plugin is None or any(name in available for name in plugin.names):
+        return None
+    try:
+        module: Any = import_module(plugin.module)
+    except ImportError:
+        return None  # the message about a provider that is not there names the package
+    if not hasattr(ort, "register_execution_provider_library"):
+        raise BackendError(f"{plugin.module} needs ONNX Runtime 1.24 or later, this one is {ort.__version__}")
+    name = module.get_ep_name()
+    try:
+        if name not in _registered:
+            ort.register_execution_provider_library(name, module.get_library_path())
+            _registered.add(name)
+    except Exception as e:  # ONNX Runtime's exceptions share no base class
+        raise BackendError(f"the library of {plugin.module} does not load: {' '.join(str(e).split())}") from e
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
+    index = int(number or 0)
+    if index >= len(devices):
+        found = f"only {len(devices)}" if devices else "none"
+        raise BackendError(f"{name} finds {found} of the devices it needs here: it needs {plugin.needs}")
+    cuda = plugin.module == "onnxruntime_ep_cuda"
+    options = CudaOptions.from_environment().for_provider(index) if cuda else {}
+    return name, devices[index : index + 1], {k: v for k, v in options.items() if k != "device_id"}
+
+
+def preload_cuda(ort: Any) -> None:
+    """Load CUDA's and cuDNN's libraries from NVIDIA's wheels, so that the provider finds them without LD_LIBRARY_PATH.
+
+    What cannot be loaded is left to the provider, which looks in the usual places and fails with a reason.
+    """
+    if hasattr(ort, "preload_dlls"):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said):  # it prints what it does not find
+            ort.preload_dlls()
+        if said.getvalue():
+            LOG.debug("onnxruntime.preload_dlls: %s", " ".join(said.getvalue().split()))
+
+
+def tensor_info(tensor: Any) -> TensorInfo:
+    """Return what ONNX Runtime says of an input or output; sequences and maps keep its names of types."""
+    kind = re.fullmatch(r"tensor\((\w+)\)", tensor.type)
+    name = kind[1] if kind else tensor.type
+    shape = tuple(side if isinstance(side, int) and side >= 0 else None for side in tensor.shape)
+    return TensorInfo(tensor.name, shape, NUMPY_NAMES.get(name, name))
+
+
+def reason_of(text: str) -> str:
+    """Return ONNX Runtime's message without ``[ONNXRuntimeError] : 1 : FAIL :`` and source positions."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    return re.sub(r"(?<=[ .])\S+\.(?:cc|h):\d+ \S+ ", " ", text)
