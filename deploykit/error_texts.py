@@ -256,6 +256,19 @@ TEXTS: dict[int, ErrorText] = {
         ),
         "expected annotations as JSON, but labels.json does not parse: line 1 column 1",
     ),
+    85: ErrorText(
+        (
+            "The model, its options or a library became slower",
+            "Another program kept the machine busy during one of the two measurements",
+        ),
+        (
+            "Measure again on an idle machine, for longer (--duration)",
+            "deploykit bench --compare runs both files in turn, so that what else the machine does meets both",
+            "Keep a new baseline by deploykit bench --json --samples where the slower one is wanted",
+        ),
+        "slower than old.json: end to end takes 1.31 (1.27 to 1.36) times as long; 5 % are allowed (--tolerance). "
+        "Measure again on an idle machine, or accept it with a new baseline",
+    ),
     90: ErrorText(
         ("A fault in deploykit, or in a library that it uses",),
         (

@@ -26,6 +26,7 @@
       |   + NotFiniteError         62   ... because what the model gives is NaN or infinite
       + FetchError                 70   a download that failed or is not what was expected
       + DataError                  80   annotations that cannot be read, or do not match the model or the images
+      + SlowerError                85   a benchmark that is slower than its baseline
       + UnexpectedError            90   any other exception: a fault in deploykit or in a library
           + OutOfMemoryError       91   ... because the memory does not suffice
 
@@ -66,6 +67,7 @@ __all__ = [
     "OutOfMemoryError",
     "OutputError",
     "ParityError",
+    "SlowerError",
     "SpecError",
     "UnexpectedError",
     "UnknownLayerError",
@@ -221,6 +223,12 @@ class DataError(DeployError):
     """A data set whose annotations cannot be read, or do not match the model or the images."""
 
     exit_code = 80
+
+
+class SlowerError(DeployError):
+    """A benchmark that is slower than its baseline, by more than the tolerance and by more than noise."""
+
+    exit_code = 85
 
 
 class UnexpectedError(DeployError):

@@ -8,8 +8,9 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from deploykit.cli._bench_compare import compare_here, file_size
 from deploykit.cli._compute import compute_flags, compute_of
 from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
@@ -21,8 +22,9 @@ from deploykit.errors import DeviceError, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from deploykit.runtime.bench.baseline import BaselineComparison
     from deploykit.runtime.bench.report import Benchmark, Part, Statistics
-    from deploykit.runtime.options import PredictOptions
+    from deploykit.runtime.options import ComputeKeywords, PredictOptions
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
 
@@ -44,7 +46,9 @@ MEANINGS = {
 EXAMPLES = (
     ("deploykit bench best.onnx", "the network alone"),
     ("deploykit bench best.onnx --source bus.jpg --threads 4", "end to end, from a file to objects"),
-    ("deploykit bench best.trt --runs 1000 --json", "everything about 1000 runs as JSON"),
+    ("deploykit bench best.onnx --json --samples > old.json", "a baseline: the time of every run"),
+    ("deploykit bench best.onnx --baseline old.json", "slower than it? exit code 85"),
+    ("deploykit bench best.onnx --compare", "every precision beside it, every device and thread count, in turn"),
 )
 
 
@@ -60,10 +64,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     compute_flags().add(parser)
     parser.add_argument("--provider", dest="device", default=argparse.SUPPRESS, help=argparse.SUPPRESS)  # its old name
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--duration", type=float, default=10.0, metavar="S", help="seconds to measure (default 10)")
-    length.add_argument("--runs", type=int, metavar="N", help="measure exactly N runs instead")
+    length.add_argument(
+        "--duration",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="seconds to measure (default 10); with --compare for each variant",
+    )
+    length.add_argument("--runs", type=int, metavar="N", help="measure exactly N runs instead (--compare: rounds)")
     parser.add_argument(
         "--warmup", type=float, default=2.0, metavar="S", help="seconds to warm up before the measurement (default 2)"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs="*",
+        metavar="FILE",
+        help="measure in turn: MODEL, these files, and exports of MODEL in other precisions in its folder, on every "
+        "device and with one thread and the default; and recommend one",
+    )
+    parser.add_argument(
+        "--baseline",
+        metavar="FILE",
+        help="compare with what --json --samples printed earlier on this machine; exit code 85 if slower",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=None,
+        metavar="PERCENT",
+        help="--baseline: how much slower is not slower yet (default 5)",
     )
     _flags().add(parser)
     loading_flags().add(parser)
@@ -85,46 +114,71 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print."""
     # Silence OpenCV's messages about a broken image: the error that follows says what matters.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    from deploykit.runtime.bench.baseline import check_not_slower, read_baseline
     from deploykit.runtime.bench.benchmark import benchmark
 
-    if args.samples and not args.json:
-        raise UsageError("--samples adds the time of every run to the JSON document: add --json")
+    _check(args)
     file = Path(model_of(args)).expanduser()
     for name in args.source or ():
         tell_passed_over(name)
+    max_pixels = _flags().fill(args).max_pixels
+    if args.compare is not None:
+        compare_here(args, file, lambda model, compute: _opened(args, model, compute), max_pixels)
+        return 0
+    kept = None if args.baseline is None else read_baseline(Path(args.baseline).expanduser())
     with shown_progress(threaded=False) as progress:
         report = benchmark(
-            lambda: _opened(args),
+            lambda: _opened(args, model_of(args), compute_of(args)),
             args.source,
             duration=args.duration,
             runs=args.runs,
             warmup=args.warmup,
-            max_pixels=_flags().fill(args).max_pixels,
+            max_pixels=max_pixels,
             progress=progress,
         )
-    size = sum(part.stat().st_size for part in (file, file.with_name(f"{file.name}.data")) if part.exists())
+    comparison = None if kept is None else _compared(report, kept, args)
+    size = file_size(file)
     if args.json:
-        print_json({"file": str(file), "bytes": size, **report.to_dict(samples=args.samples)})
+        facts = {"file": str(file), "bytes": size, **report.to_dict(samples=args.samples)}
+        print_json(facts if comparison is None else {**facts, "baseline": comparison.to_dict()})
     else:
         _print(report, file, size)
+        for line in () if comparison is None else (*comparison.notes, *comparison.lines()):
+            console().print(line, markup=False)
+    if comparison is not None:
+        check_not_slower(comparison)
     return 0
 
 
-def _opened(args: argparse.Namespace) -> Predictor[ImageResult]:
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options that do not go together."""
+    if args.samples and not args.json:
+        raise UsageError("--samples adds the time of every run to the JSON document: add --json")
+    if args.compare is not None and args.baseline is not None:
+        raise UsageError("--baseline is for one model: --compare runs all files in turn, which needs none")
+    if args.tolerance is not None and args.baseline is None:
+        raise UsageError("--tolerance is for --baseline FILE")
+    if args.tolerance is not None and not 0 <= args.tolerance < 100:
+        raise UsageError(f"--tolerance must be at least 0 and below 100 percent, got {args.tolerance:g}")
+
+
+def _compared(report: Benchmark, kept: dict[str, Any], args: argparse.Namespace) -> BaselineComparison:
+    from deploykit.runtime.bench.baseline import MARGIN, compare_with_baseline
+
+    margin = MARGIN if args.tolerance is None else args.tolerance / 100
+    return compare_with_baseline(report, kept, file=Path(args.baseline), margin=margin)
+
+
+def _opened(args: argparse.Namespace, model: str, compute: ComputeKeywords) -> Predictor[ImageResult]:
     from deploykit.facade import open_session
     from deploykit.runtime.model_spec import session_spec
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.spec_file import read_spec
     from deploykit.spec import ENGINE_SUFFIXES
 
-    given, model = read_spec(args.spec), model_of(args)
+    given = read_spec(args.spec)
     try:
-        session = open_session(
-            model,
-            **compute_of(args),
-            loading=loading_of(args),
-            verify=args.verify,
-        )
+        session = open_session(model, **compute, loading=loading_of(args), verify=args.verify)
     except DeviceError as e:
         if Path(model).suffix.lower() not in ENGINE_SUFFIXES:
             raise

@@ -9,46 +9,23 @@ backends prepare themselves for a shape when they meet it.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import math
-import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 
 import cv2
-import numpy as np
 
-from deploykit.errors import ImageError, UsageError
+from deploykit.errors import UsageError
 from deploykit.progress import SILENT, Progress
-from deploykit.runtime.arrays import Array
+from deploykit.runtime.bench.images import Source, encoded_images, synthetic_image
 from deploykit.runtime.bench.report import Benchmark, Encoded, Memory, Network, Part, Statistics
-from deploykit.runtime.images.reading import decode_image, encoded_image
+from deploykit.runtime.bench.runs import AnyPredictor, RecordingSession, Run, batches, limited, run_once
 from deploykit.runtime.machine import Machine, peak_memory, reset_peak_memory, resident_memory, versions
 from deploykit.runtime.options import MAX_PIXELS
-from deploykit.runtime.predict.predictor import Predictor
-from deploykit.runtime.results.base import ImageResult
-from deploykit.runtime.session import Session
-from deploykit.runtime.sources.addresses import Address
-from deploykit.runtime.sources.frames import Images
-from deploykit.runtime.sources.opening import kind_of, open_sources
 
-__all__ = ["benchmark", "encoded_images"]
+__all__ = ["benchmark"]
 
-Source = str | os.PathLike[str] | bytes
-
-STAGES = {"decode": "read", **{name: name for name in ("letterbox", "prepare", "inference", "postprocess")}}
-"""What a stage is called here -> its name in a result's timings; results have those of their own kind."""
-AnyPredictor = Predictor[ImageResult]
-UNACCOUNTED = "rest"
-
-FULL_HD = (1080, 1920)
-MOST_IMAGES, MOST_BYTES = 100, 256_000_000  # that are kept in memory
 FEWEST_WARM_RUNS = 3
-LONGEST_RUN = 60.0  # seconds of one run where the duration is given, so that an endless network ends too
 
 
 def benchmark(
@@ -89,9 +66,9 @@ def benchmark(
     with load() as predictor:
         load_seconds, loaded = time.perf_counter() - start, resident_memory()
         if images.synthetic and predictor.spec.input.channels > 3:
-            images = _synthetic(predictor.spec.input.channels)
+            images = synthetic_image(predictor.spec.input.channels)
         machine = Machine.here()  # now, because its load average is to be that before the measurement
-        watched = predictor.session = _RecordingSession(_limited(predictor, duration if runs is None else None))
+        watched = predictor.session = RecordingSession(limited(predictor, duration if runs is None else None))
         warm_start = time.perf_counter()
         warm_runs = _warm_up(predictor, watched, images, warmup, progress)
         warm_seconds = time.perf_counter() - warm_start
@@ -138,203 +115,39 @@ _END_TO_END = (
 )
 
 
-def encoded_images(source: Source | Sequence[Source] | None, max_pixels: int = MAX_PIXELS) -> Encoded:
-    """The images of a source, read into memory and decoded once, so that one that is broken is found out before.
-
-    Raises:
-        UsageError: a video, a camera, or images that are decoded already.
-        NotFoundError, ImageError: no such image, none at all, or one that cannot be read.
-    """
-    if source is None:
-        return _synthetic()
-    sources = [source] if isinstance(source, (str, os.PathLike, bytes)) else list(source)
-    items = [item for one in sources for item in _images_of(one)]
-    if not items:
-        raise ImageError("a benchmark needs at least one image, got an empty list")
-    data: list[bytes] = []
-    sizes: list[tuple[int, int]] = []
-    for item in items[:MOST_IMAGES]:
-        encoded = item if isinstance(item, bytes) else encoded_image(item, max_pixels=max_pixels)
-        if data and sum(map(len, data)) + len(encoded) > MOST_BYTES:
-            break
-        name = "an encoded image" if isinstance(item, bytes) else str(item)
-        image = decode_image(encoded, name, channels=None, max_pixels=max_pixels)
-        data.append(encoded)
-        sizes.append((image.shape[0], image.shape[1]))
-    names = tuple("bytes in memory" if isinstance(one, bytes) else os.fspath(one) for one in sources)
-    return Encoded(names, tuple(data), tuple(sizes), left_out=len(items) - len(data))
-
-
-def _images_of(source: Source) -> list[Path | bytes]:
-    if isinstance(source, bytes):
-        return [source]
-    if not isinstance(source, (str, os.PathLike)):
-        raise UsageError(
-            f"a benchmark decodes its images: expected files, folders or encoded bytes, got {type(source).__name__}"
-        )
-    kind = kind_of(source)
-    if kind in ("video", "camera", "stream"):
-        raise UsageError(f"a benchmark runs on images, again and again, but {os.fspath(source)} is a {kind}")
-    found: list[Path | bytes] = []
-    for opened in open_sources(source):
-        if not isinstance(opened, Images) or any(isinstance(item, Address) for item in opened.items):
-            raise UsageError(
-                f"a benchmark reads images from files, but {os.fspath(source)} holds a video or an address"
-            )
-        found += [Path(name) for name in opened.names]
-    return found
-
-
-def _synthetic(channels: int = 3) -> Encoded:
-    """A 1080p JPEG of about the bytes of a photograph: coloured noise in cells of several sizes, large ones stronger.
-
-    With four channels it is a PNG, because JPEG has only three; the fourth is the first once more. In bytes all along,
-    because floats would take memory of which the process keeps some, and that is measured too.
-    """
-    height, width = FULL_HD
-    random = np.random.default_rng(0)
-    image = np.full((height, width, 3), 114, np.uint8)
-    for across, strength in ((4, 0.6), (16, 0.4), (64, 0.25), (256, 0.15), (width, 0.03)):
-        cells = random.integers(0, 256, (across * 9 // 16, across, 3), np.uint8)
-        cells = cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
-        cv2.addWeighted(image, 1.0, cells, strength, -127.5 * strength, dst=image)
-    if channels > 4:
-        raise UsageError(f"no synthetic image has the {channels} channels that this network takes: give one (--source)")
-    if channels == 4:
-        done, data = cv2.imencode(".png", np.dstack((image, image[..., 0])), [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    else:
-        done, data = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 90])
-    assert done
-    return Encoded(("synthetic frame (seed 0)",), (data.tobytes(),), (FULL_HD,), synthetic=True)
-
-
-class _RecordingSession(Session):
-    """A session that keeps what a run gave to it, so that the same calls can be made again, and nothing else."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self.inputs, self.outputs, self.metadata = session.inputs, session.outputs, session.metadata
-        self.providers, self.notes = session.providers, session.notes
-        self.calls: list[Mapping[str, Array]] = []
-        self.shapes: dict[tuple[int, ...], None] = {}  # in the order in which they came
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """See :meth:`deploykit.runtime.session.Session.run`."""
-        self.calls.append(inputs)
-        return self.session.run(inputs)
-
-    def close(self) -> None:
-        """Close the session."""
-        self.session.close()
-
-
-def _limited(predictor: AnyPredictor, duration: float | None) -> Session:
-    """Return the predictor's session; for a given duration its runs have a limit, which may be the predictor's own."""
-    if duration is not None and predictor.options.time_limit is None:
-        with contextlib.suppress(UsageError):  # a backend that cannot end a run
-            predictor.session.limit_time(max(LONGEST_RUN, 10 * duration))
-    return predictor.session
-
-
-@dataclass(frozen=True)
-class _Run:
-    """Milliseconds of one run, and what it found."""
-
-    model: float
-    total: float
-    stages: dict[str, float]
-    device: dict[str, float]
-    objects: int
-    truncated: bool
-    calls: int
-    new_shape: bool
-
-
-def _run(predictor: AnyPredictor, watched: _RecordingSession, batch: tuple[bytes, ...]) -> _Run:
-    """Both passes over one batch."""
-    watched.calls = []
-    with _without_collector():
-        start = time.perf_counter_ns()
-        results = list(predictor.stream(Images(batch)))
-        done = time.perf_counter_ns()
-        # The arrays stay as they are: the predictor fills its buffers again in the next run.
-        device: Counter[str] = Counter()
-        again = time.perf_counter_ns()
-        for inputs in watched.calls:
-            watched.session.run(inputs)
-            device.update(watched.session.stage_ms)
-        end = time.perf_counter_ns()
-    total = (done - start) / 1e6
-    known = {stage: name for stage, name in STAGES.items() if name in results[0].timings}
-    stages = {stage: sum(result.timings[name] for result in results) for stage, name in known.items()}
-    stages[UNACCOUNTED] = total - sum(stages.values())
-    shapes = dict.fromkeys(array.shape for inputs in watched.calls for array in inputs.values())
-    new_shape = not shapes.keys() <= watched.shapes.keys()
-    watched.shapes |= shapes
-    return _Run(
-        model=(end - again) / 1e6,
-        total=total,
-        stages=stages,
-        device=dict(device),
-        objects=sum(sum(result.counts().values()) for result in results),
-        truncated=any(result.left_out for result in results),
-        calls=len(watched.calls),
-        new_shape=new_shape,
-    )
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _batches(images: Encoded, size: int) -> Iterator[tuple[bytes, ...]]:
-    """The images in turn and without end."""
-    place = 0
-    while True:
-        yield tuple(images.data[(place + i) % len(images.data)] for i in range(size))
-        place += size
-
-
 def _warm_up(
-    predictor: AnyPredictor, watched: _RecordingSession, images: Encoded, seconds: float, progress: Progress
+    predictor: AnyPredictor, watched: RecordingSession, images: Encoded, seconds: float, progress: Progress
 ) -> int:
     if seconds:
         progress.step("warming up")
     start, count = time.perf_counter(), 0
-    batches = _batches(images, predictor.batch)
+    turns = batches(images, predictor.batch)
     while seconds and (count < FEWEST_WARM_RUNS or time.perf_counter() - start < seconds):
         progress.share("warming up", min((time.perf_counter() - start) / seconds, 1.0))
-        _run(predictor, watched, next(batches))
+        run_once(predictor, watched, next(turns))
         count += 1
     return count
 
 
 def _measure(
     predictor: AnyPredictor,
-    watched: _RecordingSession,
+    watched: RecordingSession,
     images: Encoded,
     duration: float,
     runs: int | None,
     progress: Progress,
-) -> tuple[list[_Run], int, float]:
+) -> tuple[list[Run], int, float]:
     """The runs that count, how many did not because their input had a new shape, and the seconds of all of them."""
-    counted: list[_Run] = []
+    counted: list[Run] = []
     fresh = 0
     progress.step("measuring")
     start = time.perf_counter()
-    for batch in _batches(images, predictor.batch):
+    for batch in batches(images, predictor.batch):
         passed = time.perf_counter() - start
         if len(counted) == runs or (runs is None and counted and passed >= duration):
             break
         progress.share("measuring", min(len(counted) / runs if runs else passed / duration, 1.0))
-        run = _run(predictor, watched, batch)
+        run = run_once(predictor, watched, batch)
         if run.new_shape:
             fresh += 1
         else:
@@ -352,7 +165,7 @@ def _part(includes: str, totals: list[float], images: int, stages: Sequence[dict
     )
 
 
-def _network(predictor: AnyPredictor, watched: _RecordingSession, load_seconds: float) -> Network:
+def _network(predictor: AnyPredictor, watched: RecordingSession, load_seconds: float) -> Network:
     session = watched.session
     return Network(
         model=predictor.spec.source.model,
@@ -366,7 +179,7 @@ def _network(predictor: AnyPredictor, watched: _RecordingSession, load_seconds: 
     )
 
 
-def _notes(images: Encoded, predictor: AnyPredictor, counted: list[_Run], fresh: int) -> Iterator[str]:
+def _notes(images: Encoded, predictor: AnyPredictor, counted: list[Run], fresh: int) -> Iterator[str]:
     """What a reader of the numbers ought to know besides."""
     if images.synthetic and not predictor.spec.output.finds_objects:
         yield "the image is synthetic: results on it are meaningless, only its size matters (--source)"

@@ -12,9 +12,11 @@ import numpy as np
 from deploykit.runtime.machine import Machine
 from deploykit.spec import ModelSpec
 
-__all__ = ["Benchmark", "Encoded", "Memory", "Network", "Part", "Statistics"]
+__all__ = ["SCHEMA", "Benchmark", "Encoded", "Memory", "Network", "Part", "Statistics"]
 
 PERCENTILES = (50, 90, 99)
+SCHEMA = 1
+"""Version of the JSON that :meth:`Benchmark.to_dict` gives: a name that goes or changes its meaning counts it up."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ class Benchmark:
     def to_dict(self, *, samples: bool = False) -> dict[str, Any]:
         """JSON-able, without the images; with the time of every run where ``samples``."""
         plain = dataclasses.replace(self.images, data=())
-        facts = dataclasses.asdict(dataclasses.replace(self, images=plain))
+        facts = {"schema": SCHEMA, **dataclasses.asdict(dataclasses.replace(self, images=plain))}
         facts["images"] |= {"data": sum(map(len, self.images.data)), "count": len(self.images.data)}
         facts["images"]["bytes"] = facts["images"].pop("data")
         facts["model_only"] = self.model_only.to_dict(samples=samples)

@@ -166,7 +166,7 @@ def test_every_way_in_takes_the_limit(
 def test_a_benchmark_of_some_seconds_ends_without_being_told(
     endless: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("deploykit.runtime.bench.benchmark.LONGEST_RUN", 0.3)
+    monkeypatch.setattr("deploykit.runtime.bench.runs.LONGEST_RUN", 0.3)
     assert main(["bench", "--engine", str(endless), "--duration", "0.01"]) == BackendError.exit_code
     assert "longer than the time limit of 0.3 s" in capsys.readouterr().err
 

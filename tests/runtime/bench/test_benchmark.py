@@ -27,7 +27,10 @@ from deploykit.runtime import machine
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.bench import benchmark as bench
-from deploykit.runtime.bench.benchmark import benchmark, encoded_images
+from deploykit.runtime.bench import images as bench_images
+from deploykit.runtime.bench import runs as bench_runs
+from deploykit.runtime.bench.benchmark import benchmark
+from deploykit.runtime.bench.images import encoded_images
 from deploykit.runtime.bench.report import Benchmark, Statistics
 from deploykit.runtime.compute import default_threads
 from deploykit.runtime.images.reading import decode_image
@@ -147,7 +150,7 @@ class _Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     clock = _Clock()
-    for module in (bench, predictor, frames):
+    for module in (bench, bench_runs, predictor, frames):
         monkeypatch.setattr(module, "time", clock)
     return clock
 
@@ -385,14 +388,14 @@ def test_folders_files_and_bytes_go_together(tmp_path: Path) -> None:
 
 def test_more_images_than_are_kept_are_reported_as_left_out(monkeypatch: pytest.MonkeyPatch, clock: _Clock) -> None:
     images = [encoded(planted((i, 0, BLUE))) for i in range(5)]
-    monkeypatch.setattr(bench, "MOST_IMAGES", 3)
+    monkeypatch.setattr(bench_images, "MOST_IMAGES", 3)
     assert (len(encoded_images(images).data), encoded_images(images).left_out) == (3, 2)
     notes = quick(lambda: ticking(clock, 1), images, runs=2).notes
     assert notes[0] == "only the first 3 of 5 images are used: they are kept in memory"
     assert notes[1] == "only 2 of 3 images had their turn: measure for longer (--duration)"
-    monkeypatch.setattr(bench, "MOST_BYTES", len(images[0]) + len(images[1]))
+    monkeypatch.setattr(bench_images, "MOST_BYTES", len(images[0]) + len(images[1]))
     assert encoded_images(images).left_out == 3
-    monkeypatch.setattr(bench, "MOST_BYTES", 1)
+    monkeypatch.setattr(bench_images, "MOST_BYTES", 1)
     assert encoded_images(images).left_out == 4  # one there must be
 
 
@@ -502,7 +505,7 @@ def test_the_report_is_json_with_every_number_and_no_image(clock: _Clock) -> Non
     report = quick(lambda: ticking(clock, 25), [encoded(), encoded()], runs=4)
     data = json.loads(json.dumps(report.to_dict()))
     assert set(data) == {
-        "machine", "versions", "network", "opencv_threads", "spec", "images", "batch", "warmup_runs",
+        "schema", "machine", "versions", "network", "opencv_threads", "spec", "images", "batch", "warmup_runs",
         "warmup_seconds", "runs", "seconds", "model_only", "end_to_end", "objects", "memory", "notes",
     }  # fmt: skip
     assert data["images"] == {
