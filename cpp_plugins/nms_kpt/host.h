@@ -6,185 +6,141 @@
 #include <algorithm>
 #include <functional>
 
+#include "candidates.h"
 #include "common/arena.h"
-#include "kernel.cuh"
 
 namespace deploykit {
 namespace nms {
 
 constexpr int32_t lanes = 16;  // kept boxes that are compared with a candidate at once; a compiler's vectors divide it
 
+// Kept boxes of one label by column, and the block with the others of it; -1: there are none.
+struct Block {
+  float x1[lanes], y1[lanes], x2[lanes], y2[lanes], area[lanes];
+  int32_t used;
+  int32_t next;
+};
+
+struct Kept {
+  Box box;
+  float score;
+  int32_t label;
+  int32_t row;
+};
+
 // Room for one image of `rows` rows, aligned to 8; `bytes` says how much, `Workspace(memory, ...)` lays it out.
 struct Workspace {
   uint64_t* keys;
-  // The kept boxes by column, padded to whole lanes by boxes that overlap nothing.
-  float *x1, *y1, *x2, *y2, *area;
-  int32_t* label;
-  int32_t* row;
-  float* score;
+  Kept* kept;
+  Block* blocks;
+  int32_t* newest;  // of each label that objects may have: its block that is not full
+  void* row;        // a copy of one
 
-  static int64_t padded(int64_t count) { return (count + lanes - 1) / lanes * lanes; }
+  static int64_t groups(const Layout& layout, const Choice& choice) { return choice.agnostic ? 1 : layout.num_classes; }
 
-  static int64_t kept_room(int64_t rows, const Limits& limits) {
-    return padded(std::min<int64_t>(std::min<int64_t>(limits.max_det, limits.topk), rows));
+  static int64_t numbers(int64_t rows, const Layout& layout, const Choice& choice) {
+    return choice.multi_label ? rows * layout.num_classes : rows;
   }
 
-  static int64_t bytes(int64_t rows, const Limits& limits) {
-    constexpr int64_t kept = 6 * sizeof(float) + 2 * sizeof(int32_t);
-    return static_cast<int64_t>(sizeof(uint64_t)) * rows + kept * kept_room(rows, limits);
+  static int64_t kept_room(int64_t numbers, const Limits& limits) {
+    return std::min<int64_t>(std::min<int64_t>(limits.max_det, limits.topk), numbers);
   }
 
-  Workspace(void* memory, int64_t rows, const Limits& limits) {
-    const int64_t room = kept_room(rows, limits);
+  // A block is full, or the newest of its label.
+  static int64_t block_room(int64_t kept, int64_t groups) { return kept / lanes + std::min(kept, groups); }
+
+  static int64_t bytes(int64_t rows, const Layout& layout, const Limits& limits, const Choice& choice) {
+    const int64_t all = numbers(rows, layout, choice), kept = kept_room(all, limits), labels = groups(layout, choice);
+    return static_cast<int64_t>(sizeof(uint64_t)) * Keys::room_for(all, limits) +
+           static_cast<int64_t>(sizeof(Kept)) * kept + static_cast<int64_t>(sizeof(Block)) * block_room(kept, labels) +
+           static_cast<int64_t>(sizeof(int32_t)) * labels + static_cast<int64_t>(sizeof(float)) * layout.columns;
+  }
+
+  Workspace(void* memory, int64_t rows, const Layout& layout, const Limits& limits, const Choice& choice) {
+    const int64_t all = numbers(rows, layout, choice), room = kept_room(all, limits), labels = groups(layout, choice);
     Arena arena(memory);
-    keys = arena.take<uint64_t>(rows);
-    for (float** column : {&x1, &y1, &x2, &y2, &area, &score}) *column = arena.take<float>(room);
-    label = arena.take<int32_t>(room);
-    row = arena.take<int32_t>(room);
+    keys = arena.take<uint64_t>(Keys::room_for(all, limits));
+    kept = arena.take<Kept>(room);
+    blocks = arena.take<Block>(block_room(room, labels));
+    newest = arena.take<int32_t>(labels);
+    row = arena.take<float>(layout.columns);
   }
-
-  Box box(int64_t i) const { return Box{x1[i], y1[i], x2[i], y2[i], area[i]}; }
 };
 
-// The highest class value of a row. With several running maxima a compiler can use vectors; NaN may be passed over,
-// because a row with NaN is dropped anyway.
-template <typename T>
-inline float highest_class(const T* cls, int32_t count) {
-  constexpr int32_t width = 8;
-  float best[width];
-  for (int32_t k = 0; k < width; ++k) best[k] = to_float(cls[std::min(k, count - 1)]);
-  int32_t c = 0;
-  for (; c + width <= count; c += width) {
-    for (int32_t k = 0; k < width; ++k) best[k] = greater(to_float(cls[c + k]), best[k]);
-  }
-  for (; c < count; ++c) best[0] = greater(to_float(cls[c]), best[0]);
-  for (int32_t k = 1; k < width; ++k) best[0] = greater(best[k], best[0]);
-  return best[0];
-}
-
-// As all_finite of kernel.cuh, without a way out in the middle, so that a compiler can use vectors.
-template <typename T>
-inline bool all_finite_branchless(const T* row, int32_t columns) {
-  int32_t broken = 0;
-  for (int32_t c = 0; c < columns; ++c) broken |= !is_finite(row[c]);
-  return !broken;
-}
-
-// Rows are visited in steps that a processor may not foresee, and each lies in cache lines of its own.
-template <typename T>
-inline void prefetch(const T* values, int32_t count) {
-#if defined(__GNUC__)
-  constexpr int32_t line = 64 / sizeof(T);
-  for (int32_t c = 0; c < count; c += line) __builtin_prefetch(values + c);
-#else
-  (void)values, (void)count;
-#endif
-}
-
-// The numbers of the rows whose objectness is over the threshold, in order; without objectness all of them.
-template <typename T>
-inline int64_t select_by_objectness(
-    const T* rows, int64_t count, int64_t stride, const Layout& layout, float conf, uint64_t* numbers) {
-  constexpr int64_t block = 16;  // rows: most blocks hold none
-  int64_t selected = 0;
-  const auto select = [&](int64_t first, int64_t last) {
-    for (int64_t i = first; i < last; ++i) {
-      numbers[selected] = static_cast<uint64_t>(i);
-      selected += layout.obj < 0 || to_float(rows[i * stride + layout.obj]) > conf;  // nobody can guess it: no branch
-    }
-  };
-  const int64_t blocks = layout.obj < 0 ? 0 : count / block * block;
-  for (int64_t i = 0; i < blocks; i += block) {
-    const T* value = rows + i * stride + layout.obj;
-    int32_t hits = 0;
-    for (int64_t k = 0; k < block; ++k) hits |= to_float(value[k * stride]) > conf;
-    if (hits) select(i, i + block);
-  }
-  select(blocks, count);
-  return selected;
-}
-
-// The keys of the candidates of one image, in the order of the rows. A row's number is read before a key can be
-// written over it.
-template <typename T>
-inline int64_t find_candidates(
-    const T* rows, int64_t count, int64_t stride, const Layout& layout, float conf, uint64_t* keys) {
-  constexpr int64_t ahead = 8;
-  const int64_t selected = select_by_objectness(rows, count, stride, layout, conf, keys);
-  int64_t candidates = 0;
-  for (int64_t i = 0; i < selected; ++i) {
-    if (i + ahead < selected) prefetch(rows + keys[i + ahead] * stride, layout.columns);
-    const T* row = rows + keys[i] * stride;
-    float score = highest_class(row + layout.cls, layout.num_classes);
-    if (layout.obj >= 0) {  // rounding keeps the order of products with one positive factor
-      const float obj = to_float(row[layout.obj]);
-      score = lesser(obj * score, obj);
-    }
-    const uint32_t number = static_cast<uint32_t>(keys[i]);
-    if (score > conf && all_finite_branchless(row, layout.columns)) keys[candidates++] = key_of(score, number);
-  }
-  return candidates;
-}
-
-// Whether a kept box of the same label overlaps `one` too much; `kept` of them are looked at, whole lanes at a time.
-inline bool is_suppressed(const Box& one, int32_t label, float iou, const Workspace& work, int64_t kept) {
-  for (int64_t start = 0; start < kept; start += lanes) {
+// Whether a kept box of the same label overlaps `one` too much: `block` is the newest of the label, -1 where there is
+// none. Whole lanes are looked at; those that are not used overlap nothing.
+inline bool is_suppressed(const Box& one, float iou, const Block* blocks, int32_t block) {
+  for (; block >= 0; block = blocks[block].next) {
+    const Block& kept = blocks[block];
+    const auto box = [&](int32_t i) { return Box{kept.x1[i], kept.y1[i], kept.x2[i], kept.y2[i], kept.area[i]}; };
     int32_t overlapping = 0;  // most boxes lie apart, and then there is nothing to divide: 0 is over no threshold
-    for (int64_t i = start; i < start + lanes; ++i) {
-      const int32_t same = work.label[i] == label;
-      const int32_t apart = intersection(work.box(i), one) == 0.0f;
-      overlapping |= same & !apart;
-    }
+    for (int32_t i = 0; i < lanes; ++i) overlapping |= !(intersection(box(i), one) == 0.0f);
     if (!overlapping) continue;
     int32_t hits = 0;
-    for (int64_t i = start; i < start + lanes; ++i) {
-      const int32_t same = work.label[i] == label;
-      const int32_t over = overlaps(work.box(i), one, iou);
-      hits |= same & over;
-    }
+    for (int32_t i = 0; i < lanes; ++i) hits |= static_cast<int32_t>(overlaps(box(i), one, iou));
     if (hits) return true;
   }
   return false;
 }
 
+// Adds a kept box to those of its label, whose newest block is `newest`; `used` blocks there are.
+inline void keep(const Box& box, Block* blocks, int32_t* newest, int32_t* used) {
+  if (*newest < 0 || blocks[*newest].used == lanes) {
+    Block& fresh = blocks[*used];
+    for (float* column : {fresh.x1, fresh.y1, fresh.x2, fresh.y2, fresh.area}) std::fill_n(column, lanes, 0.0f);
+    fresh.used = 0;
+    fresh.next = *newest;
+    *newest = (*used)++;
+  }
+  Block& block = blocks[*newest];
+  const int32_t i = block.used++;
+  block.x1[i] = box.x1;
+  block.y1[i] = box.y1;
+  block.x2[i] = box.x2;
+  block.y2[i] = box.y2;
+  block.area[i] = box.area;
+}
+
 struct Found {
-  int64_t kept;        // rows that stay: their numbers, scores, labels and boxes are in the workspace
-  int64_t candidates;  // finite rows over the threshold
+  int64_t kept;        // objects that stay: they are in the workspace
+  int64_t candidates;  // finite rows, or pairs, over the threshold
 };
 
-// NMS of one image: rows of `stride` values each.
+// NMS of one image.
 template <typename T>
-Found run(const T* rows, int64_t count, int64_t stride, const Layout& layout, const Limits& limits, Workspace& work) {
-  const int64_t candidates = find_candidates(rows, count, stride, layout, limits.conf, work.keys);
-  const int64_t best = std::min<int64_t>(candidates, limits.topk);
-  if (best < candidates) {
-    std::nth_element(work.keys, work.keys + best, work.keys + candidates, std::greater<uint64_t>());
+Found run(const Rows<T>& rows, const Layout& layout, const Limits& limits, const Choice& choice, Workspace& work) {
+  T* const copy = static_cast<T*>(work.row);
+  const int64_t all = Workspace::numbers(rows.count, layout, choice);
+  Keys keys{work.keys, Keys::room_for(all, limits), limits.topk};
+  if (rows.by_columns()) {
+    candidates_by_columns(keys, rows, layout, limits.conf, choice, copy);
+  } else {
+    candidates_by_rows(keys, rows, layout, limits.conf, choice);
   }
-  std::sort(work.keys, work.keys + best, std::greater<uint64_t>());
-
-  int64_t kept = 0;
+  std::fill_n(work.newest, Workspace::groups(layout, choice), -1);
+  const int64_t best = std::min<int64_t>(keys.size, limits.topk);
+  int64_t sorted = 0, kept = 0;
+  int32_t used = 0;
   for (int64_t i = 0; i < best && kept < limits.max_det; ++i) {
-    const int64_t number = row_of_key(work.keys[i]);
-    const T* row = rows + number * stride;
-    const Box box = corners(row, layout);
-    int32_t label;
-    best_class(row, layout, &label);
-    if (is_suppressed(box, label, limits.iou, work, kept)) continue;
-    if (kept % lanes == 0) {
-      std::fill_n(work.label + kept, lanes, -1);
-      for (float* column : {work.x1, work.y1, work.x2, work.y2, work.area}) std::fill_n(column + kept, lanes, 0.0f);
+    if (i == sorted) {  // whether an object stays depends on those before it alone: often the first few are enough
+      sorted = std::min(best, std::max<int64_t>(4 * sorted, 4 * static_cast<int64_t>(limits.max_det)));
+      const auto descending = std::greater<uint64_t>();
+      uint64_t* const last = keys.values + keys.size;
+      if (sorted < keys.size) std::nth_element(keys.values + i, keys.values + sorted, last, descending);
+      std::sort(keys.values + i, keys.values + sorted, descending);
     }
-    work.x1[kept] = box.x1;
-    work.y1[kept] = box.y1;
-    work.x2[kept] = box.x2;
-    work.y2[kept] = box.y2;
-    work.area[kept] = box.area;
-    work.label[kept] = label;
-    work.score[kept] = score_of_key(work.keys[i]);
-    work.row[kept] = static_cast<int32_t>(number);
-    ++kept;
+    const int64_t number = row_of_key(keys.values[i]);
+    const int64_t index = choice.multi_label ? number / layout.num_classes : number;
+    const T* row = rows.row(index, layout, copy);
+    const Box box = corners(row, layout);
+    int32_t label = static_cast<int32_t>(number % layout.num_classes);
+    if (!choice.multi_label) best_class(row, layout, &label);
+    int32_t* const newest = work.newest + (choice.agnostic ? 0 : label);
+    if (is_suppressed(box, limits.iou, work.blocks, *newest)) continue;
+    keep(box, work.blocks, newest, &used);
+    work.kept[kept++] = Kept{box, score_of_key(keys.values[i]), label, static_cast<int32_t>(index)};
   }
-  return Found{kept, candidates};
+  return Found{kept, keys.candidates};
 }
 
 }  // namespace nms

@@ -13,7 +13,10 @@ namespace {
 
 using deploykit::Half;
 using deploykit::nms::Attributes;
+using deploykit::nms::Choice;
 using deploykit::nms::Found;
+using deploykit::nms::Kept;
+using deploykit::nms::Rows;
 using deploykit::nms::Workspace;
 
 Attributes attributes_of(const OrtKernelInfo* kernel) {
@@ -89,24 +92,26 @@ class Kernel {
     auto* num_candidates = zeros<int32_t>(context, values ? 5 : 4, {batch, 1});
 
     thread_local std::vector<std::byte> memory;  // from run to run; several threads may run one session
-    memory.resize(static_cast<size_t>(Workspace::bytes(count, limits)));
-    Workspace work(memory.data(), count, limits);
+    constexpr Choice usual{};
+    memory.resize(static_cast<size_t>(Workspace::bytes(count, layout, limits, usual)));
+    Workspace work(memory.data(), count, layout, limits, usual);
     for (int64_t image = 0; image < batch; ++image) {
       const T* image_rows = rows + image * count * columns;
-      const Found found = deploykit::nms::run(image_rows, count, columns, layout, limits, work);
+      const Rows<T> all{image_rows, count, columns, 1};
+      const Found found = deploykit::nms::run(all, layout, limits, usual, work);
       num_dets[image] = static_cast<int32_t>(found.kept);
       num_candidates[image] = static_cast<int32_t>(found.candidates);
-      std::copy_n(work.score, found.kept, scores + image * room);
-      std::copy_n(work.label, found.kept, labels + image * room);
       for (int64_t i = 0; i < found.kept; ++i) {
         const int64_t slot = image * room + i;
-        const auto box = work.box(i);
+        const Kept& one = work.kept[i];
+        scores[slot] = one.score;
+        labels[slot] = one.label;
         float* corners = boxes + 4 * slot;
-        corners[0] = box.x1;
-        corners[1] = box.y1;
-        corners[2] = box.x2;
-        corners[3] = box.y2;
-        const T* row = image_rows + work.row[i] * columns;
+        corners[0] = one.box.x1;
+        corners[1] = one.box.y1;
+        corners[2] = one.box.x2;
+        corners[3] = one.box.y2;
+        const T* row = image_rows + one.row * columns;
         for (int32_t v = 0; v < values; ++v) keypoints[values * slot + v] = keypoint_value(row, layout, v);
       }
     }

@@ -15,6 +15,7 @@ import logging
 import os
 import sys
 import threading
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -40,7 +41,7 @@ __all__ = [
 
 LOG = logging.getLogger(__name__)
 
-ABI = 5
+ABI = 6
 """What ``deploykit_abi()`` of a library that fits this code answers; ``abi_number`` in common/portable.h."""
 
 FOLDER = "DEPLOYKIT_PLUGINS"
@@ -124,9 +125,9 @@ def _cpu_library(switch: str | None, folder: str | None) -> ctypes.CDLL | None:
         return None
     library = ctypes.CDLL(str(file))
     pointer, int32, int64 = ctypes.c_void_p, ctypes.c_int32, ctypes.c_int64
-    library.deploykit_nms_workspace.argtypes = [int64, pointer]
+    library.deploykit_nms_workspace.argtypes = [int64, pointer, pointer, pointer]
     library.deploykit_nms_workspace.restype = int64
-    library.deploykit_nms.argtypes = [pointer, int32, int64, int64, pointer, pointer, pointer, *[pointer] * 5]
+    library.deploykit_nms.argtypes = [pointer, int32, int64, int64, int64, *[pointer] * 9]
     library.deploykit_nms.restype = int64
     library.deploykit_rotated_suppress.argtypes = [pointer, pointer, int64, ctypes.c_double, pointer]
     library.deploykit_rotated_suppress.restype = int64
@@ -162,22 +163,48 @@ class Limits(ctypes.Structure):
     ]  # fmt: skip
 
 
+class Choice(ctypes.Structure):
+    """``deploykit::nms::Choice``; ``wanted`` is the address of a byte for each class, or null."""
+
+    _fields_ = [("wanted", ctypes.c_void_p), ("multi_label", ctypes.c_int32), ("agnostic", ctypes.c_int32)]
+
+
+@dataclass(frozen=True)
+class _Described:
+    """The addresses of the three structs, and what has to live as long as these."""
+
+    addresses: tuple[int, int, int]
+    most: int  # objects of one row
+    owners: tuple[object, ...]
+
+
 @lru_cache(maxsize=16)
-def _described(columns: int, layout: RawDetections, thresholds: Thresholds) -> tuple[Layout, Limits]:
-    """Both structs for rows of so many columns; those of the keypoints only have to be finite."""
+def _described(
+    columns: int,
+    layout: RawDetections,
+    thresholds: Thresholds,
+    multi_label: bool,
+    classes: tuple[int, ...] | None,
+    agnostic: bool,
+) -> _Described:
+    """The structs for rows of so many columns; those of the keypoints only have to be finite."""
     most = 2**31 - 1  # more than there can be rows
-    factor, classes = layout.score_spans
-    return (
-        Layout(
-            columns=columns,
-            box=layout.box[0],
-            obj=-1 if factor is None else factor[0],
-            cls=classes[0],
-            num_classes=classes[1] - classes[0],
-            keypoints=-1,
-        ),
-        Limits(thresholds.conf, thresholds.iou, min(thresholds.max_det, most), min(thresholds.pre_nms_topk, most)),
+    factor, scores = layout.score_spans
+    count = scores[1] - scores[0]
+    shape = Layout(
+        columns=columns,
+        box=layout.box[0],
+        obj=-1 if factor is None else factor[0],
+        cls=scores[0],
+        num_classes=count,
+        keypoints=-1,
     )
+    limits = Limits(thresholds.conf, thresholds.iou, min(thresholds.max_det, most), min(thresholds.pre_nms_topk, most))
+    wanted = None if classes is None else np.isin(np.arange(count), classes).astype(np.uint8)
+    choice = Choice(None if wanted is None else wanted.ctypes.data, multi_label, agnostic)
+    owners = (shape, limits, choice)
+    addresses = (ctypes.addressof(shape), ctypes.addressof(limits), ctypes.addressof(choice))
+    return _Described(addresses, count if multi_label else 1, (*owners, wanted))
 
 
 class _Workspace(threading.local):
@@ -208,33 +235,50 @@ _workspace = _Workspace()
 
 
 def native_nms(
-    rows: Array, layout: RawDetections, thresholds: Thresholds
+    rows: Array,
+    layout: RawDetections,
+    thresholds: Thresholds,
+    *,
+    multi_label: bool = False,
+    classes: tuple[int, ...] | None = None,
+    agnostic: bool = False,
 ) -> tuple[Array, Array, Array, Array, int] | None:
     """Rows, boxes, scores, labels and the number of candidates, as :mod:`deploykit.runtime.postprocess.nms` defines
-    them.
+    them, its ``Choice`` included.
 
-    None: there is no library, or it does not take these rows (another type than float32 and float16, columns that
-    do not lie side by side, or that the layout does not have).
+    None: there is no library, or it does not take these rows (another type than float32 and float16, values that lie
+    side by side neither in a row nor in a column, columns that the layout has and the rows have not).
     """
     library = cpu_library()
-    size = rows.itemsize
     if library is None or rows.dtype.char not in "fe" or not rows.dtype.isnative or not rows.shape[1]:
         return None
-    count = len(rows)
-    stride, rest = divmod(rows.strides[0], size) if count > 1 else (rows.shape[1], 0)
-    if count and (rest or rows.strides[1] != size or stride < rows.shape[1]):
+    strides = _strides(rows)
+    if strides is None:
         return None
-    shape, limits = _described(rows.shape[1], layout, thresholds)
-    need = library.deploykit_nms_workspace(count, ctypes.addressof(limits))
+    count, size = len(rows), rows.itemsize
+    described = _described(rows.shape[1], layout, thresholds, multi_label, classes, agnostic)
+    need = library.deploykit_nms_workspace(count, *described.addresses)
     work = _workspace
-    memory, *outputs = work.reserve(need, min(thresholds.max_det, thresholds.pre_nms_topk, count))
+    room = min(thresholds.max_det, thresholds.pre_nms_topk, count * described.most)
+    memory, *outputs = work.reserve(need, room)
     kept = library.deploykit_nms(
-        rows.ctypes.data, size == 2, count, stride, ctypes.addressof(shape), ctypes.addressof(limits), memory, *outputs
+        rows.ctypes.data, size == 2, count, *strides, *described.addresses, memory, *outputs
     )  # fmt: skip
     if kept < 0:
         return None
     found = work.kept[:kept].copy(), work.boxes[:kept].copy(), work.scores[:kept].copy(), work.labels[:kept].copy()
     return *found, int(work.candidates[0])
+
+
+def _strides(rows: Array) -> tuple[int, int] | None:
+    """Values from one row to the next, and from one column to the next, one of which is 1; None: neither is."""
+    (count, columns), size = rows.shape, rows.itemsize
+    down, across = rows.strides
+    if across == size or columns == 1:
+        stride, rest = divmod(down, size) if count > 1 else (columns, 0)
+        return None if rest or stride < columns else (stride, 1)
+    stride, rest = divmod(across, size)
+    return None if rest or stride < count or (down != size and count > 1) else (1, stride)
 
 
 def native_suppressed(shapes: Array, labels: Array, limit: float) -> Array | None:

@@ -18,7 +18,8 @@ __all__ = ["decoded"]
 
 
 def decoded(rows: Array, layout: RawDetections, size: tuple[int, int]) -> Array:
-    """Return rows ``(..., N, columns)`` in network pixels; the same array if ``layout`` says that they are decoded.
+    """Return rows ``(..., N, columns)`` in network pixels; the same values in place if ``layout`` says that they are
+    decoded, with columns first as a view: NMS reads them by columns faster than a copy is made.
 
     ``yolox``: ``cxcy = (raw + grid) stride``, ``wh = exp(raw) stride``, in float32 and in that order. N runs over the
     strides, then grid rows, then grid columns.
@@ -32,7 +33,7 @@ def decoded(rows: Array, layout: RawDetections, size: tuple[int, int]) -> Array:
         SpecError: the number of rows differs from the number of grid cells.
     """
     if layout.columns_first:
-        rows = np.ascontiguousarray(np.swapaxes(rows, -1, -2))
+        rows = np.swapaxes(rows, -1, -2)
     if layout.decode == "none":
         return rows
     cells, strides = _places(size, layout.strides)

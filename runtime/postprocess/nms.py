@@ -33,13 +33,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.native.library import cpu_library, native_nms
+from deploykit.runtime.native.library import native_nms
 from deploykit.spec import RawDetections, Thresholds
 
 __all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
 
 REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
-ONE_CLASS = RawDetections(obj=None, cls=(4, 5))  # rows of a box and a score
 BLOCK = 64  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
 
 
@@ -81,34 +80,12 @@ def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choi
         rows: ``(N, columns)`` float, in network pixels.
         layout: the layout of the columns.
         thresholds: ``conf``, ``iou``, ``max_det`` and ``pre_nms_topk``; the first two are rounded to float32.
-        choice: what is chosen among; several labels per row, where there are several classes, only numpy supports.
+        choice: what is chosen among.
     """
-    if choice.multi_label and layout.cls[1] - layout.cls[0] > 1:
-        return numpy_nms(rows, layout, thresholds, choice)
-    if choice.classes is None and not choice.agnostic:
-        found = native_nms(rows, layout, thresholds)
-    else:
-        found = _native_choice(rows, layout, thresholds, choice)
+    found = native_nms(
+        rows, layout, thresholds, multi_label=choice.multi_label, classes=choice.classes, agnostic=choice.agnostic
+    )
     return numpy_nms(rows, layout, thresholds, choice) if found is None else Kept(*found)
-
-
-def _native_choice(
-    rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice
-) -> tuple[Array, Array, Array, Array, int] | None:
-    """Let the library suppress what numpy chose: rows of the wanted labels, or, for all labels alike, of one class."""
-    if cpu_library() is None:
-        return None
-    with np.errstate(all="ignore"):
-        index, scores, labels = _chosen(rows, layout, thresholds, choice)
-        part = rows[index]
-        if choice.agnostic:
-            box = part[:, slice(*layout.box)].astype(np.float32, copy=False)
-            part, layout = np.column_stack((box, scores)), ONE_CLASS
-    found = native_nms(part, layout, thresholds)
-    if found is None:
-        return None
-    kept, boxes, scores, _, count = found
-    return index[kept], boxes, scores, labels[kept], count
 
 
 def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL) -> Kept:

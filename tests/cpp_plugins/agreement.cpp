@@ -6,18 +6,19 @@
 #include <random>
 #include <vector>
 
-#include "nms_kpt/kernel.cuh"
+#include "nms_kpt/candidates.h"
 
 using deploykit::Half;
+using deploykit::nms::Choice;
 using deploykit::nms::Layout;
 using deploykit::nms::Limits;
 using deploykit::nms::Outputs;
 
 extern "C" {
-int64_t deploykit_nms_workspace(int64_t rows, const Limits* limits);
-int64_t deploykit_nms(const void* rows, int32_t half, int64_t count, int64_t stride, const Layout* layout,
-    const Limits* limits, void* workspace, int64_t* kept, float* boxes, float* scores, int64_t* labels,
-    int64_t* candidates);
+int64_t deploykit_nms_workspace(int64_t rows, const Layout* layout, const Limits* limits, const Choice* choice);
+int64_t deploykit_nms(const void* rows, int32_t half, int64_t count, int64_t row_stride, int64_t column_stride,
+    const Layout* layout, const Limits* limits, const Choice* choice, void* workspace, int64_t* kept, float* boxes,
+    float* scores, int64_t* labels, int64_t* candidates);
 int32_t deploykit_nms_cuda(const void* rows, int32_t half, int32_t batch, int32_t count, const Layout* layout,
     const Limits* limits, const Outputs* out, void* workspace, void* stream);
 }
@@ -49,11 +50,12 @@ bool agree(std::mt19937& random, int32_t count, bool has_obj, bool cls_counts) {
   const Outputs out{&num_dets, boxes.data(), scores.data(), labels.data(), keypoints.data(), &num_candidates};
   if (deploykit_nms_cuda(rows.data(), 0, 1, count, &layout, &limits, &out, nullptr, nullptr)) return false;
 
-  std::vector<std::byte> memory(static_cast<size_t>(deploykit_nms_workspace(count, &limits)));
+  const Choice usual{};
+  std::vector<std::byte> memory(static_cast<size_t>(deploykit_nms_workspace(count, &layout, &limits, &usual)));
   std::vector<int64_t> kept(room), labels_of_host(room);
   std::vector<float> boxes_of_host(4 * room), scores_of_host(room);
   int64_t candidates = 0;
-  const int64_t found = deploykit_nms(rows.data(), 0, count, layout.columns, &layout, &limits, memory.data(),
+  const int64_t found = deploykit_nms(rows.data(), 0, count, layout.columns, 1, &layout, &limits, &usual, memory.data(),
       kept.data(), boxes_of_host.data(), scores_of_host.data(), labels_of_host.data(), &candidates);
   bool same = found == num_dets && candidates == num_candidates;
   for (int64_t i = 0; same && i < found; ++i) same = labels_of_host[i] == labels[i];

@@ -64,7 +64,9 @@ from deploykit.runtime.postprocess.rotated_nms import rotated_nms
 from tests import nms_corpus, rotated_corpus
 
 for case in nms_corpus.corpus():
-    assert native_nms(case.rows.copy(), case.layout, case.thresholds) is not None
+    for rows in (case.rows.copy(), np.asfortranarray(case.rows)):
+        assert native_nms(rows, case.layout, case.thresholds) is not None
+        assert native_nms(rows, case.layout, case.thresholds, multi_label=True, classes=(0, 2)) is not None
 for case in rotated_corpus.corpus():
     rotated_nms(case.rows, case.layout, case.thresholds)
 check = _cpu("cpu")

@@ -10,23 +10,24 @@ import pytest
 
 from deploykit.runtime.native.build import source_folder
 from deploykit.runtime.native.cuda_library import MOST_ANCHORS, MOST_LEVELS, Grid, Head, Plan
-from deploykit.runtime.native.library import Layout, Limits
+from deploykit.runtime.native.library import Choice, Layout, Limits
 from tests.cpp_plugins.conftest import compiler
 
 STRUCTS: dict[str, type[ctypes.Structure]] = {
     "nms::Layout": Layout,
     "nms::Limits": Limits,
+    "nms::Choice": Choice,
     "decode::Head": Head,
     "decode::Grid": Grid,
     "letterbox::Plan": Plan,
 }
-HEADERS = ("nms_kpt", "decode", "letterbox")
+HEADERS = ("nms_kpt/candidates.h", "decode/kernel.cuh", "letterbox/kernel.cuh")
 
 
 def compiled(statements: str, folder: Path) -> list[int]:
     """What a program with these statements prints; the headers of every kernel are included."""
     source = folder / "probe.cpp"
-    includes = "".join(f'#include "{name}/kernel.cuh"\n' for name in HEADERS)
+    includes = "".join(f'#include "{name}"\n' for name in HEADERS)
     body = f"using namespace deploykit;\nint main() {{\n{statements}}}\n"
     source.write_text(f"{includes}#include <cstdio>\n{body}")
     program = folder / "probe"

@@ -76,7 +76,6 @@ def test_a_file_that_is_no_library_is_not_used(
         ("float64", ROWS.astype(np.float64)),
         ("rows upside down", ROWS[::-1]),
         ("columns apart", np.repeat(ROWS, 2, axis=1)[:, ::2]),
-        ("by columns", np.asfortranarray(ROWS)),
         ("another byte order", ROWS.astype(ROWS.dtype.newbyteorder())),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
@@ -86,8 +85,19 @@ def test_rows_that_it_does_not_take_go_to_numpy(native: Path, name: str, rows: n
     assert len(nms(rows, LAYOUT, Thresholds()).rows) == 2
 
 
-@pytest.mark.parametrize("rows", [ROWS[::2], np.hstack((ROWS, ROWS))[:, :6], ROWS[:1].T.copy().T], ids=str)
-def test_rows_that_lie_apart_are_taken_as_they_are(native: Path, rows: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "rows",
+    [
+        ROWS[::2],
+        np.hstack((ROWS, ROWS))[:, :6],
+        ROWS[:1].T.copy().T,
+        np.asfortranarray(ROWS),
+        np.asfortranarray(np.vstack((ROWS, ROWS)))[:3],
+        np.asfortranarray(ROWS)[:1],
+    ],
+    ids=str,
+)
+def test_rows_or_columns_that_lie_apart_are_taken_as_they_are(native: Path, rows: np.ndarray) -> None:
     found = taken(rows)
     assert found is not None
     assert found == numpy_nms(rows, LAYOUT, Thresholds()).rows.tolist()

@@ -185,5 +185,5 @@ def test_candidates_are_counted_before_top_k(run: Nms) -> None:
 def test_nms_is_one_or_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     case = next(c for c in CORPUS if c.name == "a crowd of one class, top-k 1000")
     _assert_same(nms(case.rows, case.layout, case.thresholds), case.rows, case.layout, case.thresholds)
-    monkeypatch.setattr(nms_module, "native_nms", lambda *_: None)
+    monkeypatch.setattr(nms_module, "native_nms", lambda *_, **__: None)
     _assert_same(nms(case.rows, case.layout, case.thresholds), case.rows, case.layout, case.thresholds)

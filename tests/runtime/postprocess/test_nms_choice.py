@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploykit.runtime.postprocess import nms as nms_module
-from deploykit.runtime.postprocess.nms import Choice, Kept, nms, numpy_nms
+from deploykit.runtime.postprocess.nms import USUAL, Choice, Kept, nms, numpy_nms
 from deploykit.spec import RawDetections, Thresholds
 from tests.nms_corpus import Case, Rows, corpus, reference
 from tests.runtime.postprocess.test_nms import problems
 
-CHOICES = (Choice(classes=(0,)), Choice(classes=(2, 1)), Choice(agnostic=True), Choice(classes=(1, 79), agnostic=True))
+CHOICES = (
+    *(Choice(classes=(0,)), Choice(classes=(2, 1)), Choice(agnostic=True), Choice(classes=(1, 79), agnostic=True)),
+    *(Choice(multi_label=True), Choice(True, (0, 3)), Choice(True, agnostic=True), Choice(True, (1, 2), True)),
+)
 TWO = RawDetections(cls=(5, 7))
 Problem = tuple[Rows, RawDetections, Thresholds]
 
@@ -38,8 +42,8 @@ def _assert_same(problem: Problem, choice: Choice) -> None:
     calls = []
     usual = nms_module.native_nms
 
-    def counted(*words: object) -> object:
-        calls.append(usual(*words))  # type: ignore[arg-type]
+    def counted(*words: Any, **choice: Any) -> object:
+        calls.append(usual(*words, **choice))
         return calls[-1]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -57,7 +61,7 @@ def _assert_same(problem: Problem, choice: Choice) -> None:
 @pytest.mark.parametrize("case", corpus(), ids=lambda c: c.name)
 def test_the_corpus_agrees_with_the_definition(case: Case) -> None:
     problem = (case.rows, case.layout, case.thresholds)
-    for choice in (*CHOICES, Choice(multi_label=True, classes=(0, 3)), Choice(multi_label=True, agnostic=True)):
+    for choice in CHOICES:
         assert _facts(_in_numpy(problem, choice)) == _expected(problem, choice), choice
 
 
@@ -67,16 +71,38 @@ def test_the_library_gives_the_same_bytes(case: Case, native: Path) -> None:
         _assert_same((case.rows, case.layout, case.thresholds), choice)
 
 
-@given(problem=problems(), choice=st.sampled_from(CHOICES), half=st.booleans())
+@given(problem=problems(), choice=st.sampled_from((USUAL, *CHOICES)), half=st.booleans(), by_columns=st.booleans())
 def test_any_rows_give_the_same_bytes_and_what_the_definition_says(
-    native: Path, problem: Problem, choice: Choice, half: bool
+    native: Path, problem: Problem, choice: Choice, half: bool, by_columns: bool
 ) -> None:
     rows, layout, thresholds = problem
     if half:
         with np.errstate(over="ignore"):
             rows = rows.astype(np.float16)
+    rows = np.asfortranarray(rows) if by_columns else rows
     _assert_same((rows, layout, thresholds), choice)
     assert _facts(_in_numpy((rows, layout, thresholds), choice)) == _expected((rows, layout, thresholds), choice)
+
+
+@given(
+    seed=st.integers(0, 2**32),
+    count=st.integers(0, 400),
+    classes=st.integers(1, 40),
+    topk=st.integers(1, 300),
+    by_columns=st.booleans(),
+    choice=st.sampled_from((USUAL, *CHOICES)),
+)
+def test_crowds_give_the_same_bytes(
+    native: Path, seed: int, count: int, classes: int, topk: int, by_columns: bool, choice: Choice
+) -> None:
+    """Far more candidates than are looked at, so that keys are thrown away before all are known."""
+    rng = np.random.default_rng(seed)
+    layout = RawDetections(cls=(5, 5 + classes))
+    rows = rng.random((count, layout.columns), np.float32)
+    rows[:, :4] *= (60, 60, 30, 30)
+    rows[:, 4:] = np.round(rows[:, 4:], 2)
+    thresholds = Thresholds(conf=0.1, iou=0.3, max_det=int(rng.integers(1, 100)), pre_nms_topk=topk)
+    _assert_same((np.asfortranarray(rows) if by_columns else rows, layout, thresholds), choice)
 
 
 def _row(x: float, *classes: float) -> list[float]:
