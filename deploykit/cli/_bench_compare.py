@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deploykit.cli._bench_report import write_page
 from deploykit.cli._compute import compute_of
 from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.errors import NotFoundError
@@ -37,6 +38,10 @@ def compare_here(args: argparse.Namespace, file: Path, open_predictor: Open, max
         print_json(report.to_dict(samples=args.samples))
     else:
         _print(report)
+    if args.report is not None:
+        from deploykit.runtime.bench.html import variants_page
+
+        write_page(args.report, variants_page(report, list(_facts(report))))
     return report
 
 
@@ -74,19 +79,9 @@ def _print(report: VariantsReport) -> None:
     from deploykit.runtime.files import format_size
 
     out = console()
-    machine = report.machine
-    quota = "" if machine.core_limit is None else f" (limited to {machine.core_limit:g} by a quota)"
-    load = "" if machine.load is None else f", load {machine.load:.1f} before the first round"
-    features = ", ".join(report.features) or "unknown instructions"
-    out.print(f"{machine.processor} ({features}), {machine.cores} cores{quota}{load}", markup=False)
-    out.print(", ".join(f"{name} {version}" for name, version in report.versions.items()), markup=False)
-    count = len(report.images.data)
-    out.print(
-        f"{report.rounds} rounds in {report.seconds:.1f} s, variants in turn, {count} image{'s' * (count != 1)} from "
-        f"{', '.join(report.images.sources[:3])}; ms of one image, medians; ratios to the first line, with intervals "
-        "of 95 %\n",
-        markup=False,
-    )
+    for _, text in _facts(report):
+        out.print(text, markup=False)
+    out.print()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "precision", "size", "threads"):
         table.add_column(name)
@@ -108,3 +103,21 @@ def _print(report: VariantsReport) -> None:
     out.print()
     for sentence in report.sentences():
         out.print(sentence, markup=False)
+
+
+def _facts(report: VariantsReport) -> Iterator[tuple[str, str]]:
+    """Yield the conditions, a label and a sentence each."""
+    machine, count = report.machine, len(report.images.data)
+    quota = "" if machine.core_limit is None else f" (limited to {machine.core_limit:g} by a quota)"
+    load = "" if machine.load is None else f", load {machine.load:.1f} before the first round"
+    features = ", ".join(report.features) or "unknown instructions"
+    yield "machine", f"{machine.processor} ({features}), {machine.cores} cores{quota}{load}"
+    for gpu in machine.gpus:
+        yield "GPU", f"{gpu.name}, driver {gpu.driver}"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())
+    yield (
+        "rounds",
+        f"{report.rounds} rounds in {report.seconds:.1f} s, variants in turn, {count} image{'s' * (count != 1)} from "
+        f"{', '.join(report.images.sources[:3])}; ms of one image, medians; ratios to the first line, with intervals "
+        "of 95 %",
+    )

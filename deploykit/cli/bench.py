@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._bench_compare import compare_here, file_size
+from deploykit.cli._bench_report import check_report, write_report
 from deploykit.cli._compute import compute_flags, compute_of
 from deploykit.cli._display import console, print_json, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from deploykit.runtime.options import ComputeKeywords, PredictOptions
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.results.base import ImageResult
+    from deploykit.runtime.session import Session
 
 COLUMNS = ("mean", "p50", "p90", "p99", "min", "max")
 MEANINGS = {
@@ -48,6 +50,7 @@ EXAMPLES = (
     ("deploykit bench best.onnx --source bus.jpg --threads 4", "end to end, from a file to objects"),
     ("deploykit bench best.onnx --json --samples > old.json", "a baseline: the time of every run"),
     ("deploykit bench best.onnx --baseline old.json", "slower than it? exit code 85"),
+    ("deploykit bench best.onnx --report out.html", "distribution, stages, operators and memory as one page"),
     ("deploykit bench best.onnx --compare", "every precision beside it, every device and thread count, in turn"),
 )
 
@@ -94,6 +97,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PERCENT",
         help="--baseline: how much slower is not slower yet (default 5)",
     )
+    parser.add_argument(
+        "--report",
+        metavar="FILE",
+        help="write a page (HTML) with drawings of everything that was measured, and the operators of the network; "
+        "it needs nothing else",
+    )
     _flags().add(parser)
     loading_flags().add(parser)
     add_verify(parser)
@@ -122,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     for name in args.source or ():
         tell_passed_over(name)
     max_pixels = _flags().fill(args).max_pixels
+    if args.report is not None:
+        check_report(args.report)
     if args.compare is not None:
         compare_here(args, file, lambda model, compute: _opened(args, model, compute), max_pixels)
         return 0
@@ -145,6 +156,10 @@ def run(args: argparse.Namespace) -> int:
         _print(report, file, size)
         for line in () if comparison is None else (*comparison.notes, *comparison.lines()):
             console().print(line, markup=False)
+    if args.report is not None:
+        write_report(
+            args, report, list(_facts(report, file, size)), lambda session: _predictor(args, session), comparison
+        )
     if comparison is not None:
         check_not_slower(comparison)
     return 0
@@ -171,23 +186,28 @@ def _compared(report: Benchmark, kept: dict[str, Any], args: argparse.Namespace)
 
 def _opened(args: argparse.Namespace, model: str, compute: ComputeKeywords) -> Predictor[ImageResult]:
     from deploykit.facade import open_session
-    from deploykit.runtime.model_spec import session_spec
-    from deploykit.runtime.predict.predictor import Predictor
-    from deploykit.runtime.spec_file import read_spec
     from deploykit.spec import ENGINE_SUFFIXES
 
-    given = read_spec(args.spec)
     try:
         session = open_session(model, **compute, loading=loading_of(args), verify=args.verify)
     except DeviceError as e:
         if Path(model).suffix.lower() not in ENGINE_SUFFIXES:
             raise
         raise DeviceError(f"{e}; {_what_runs_here(Path(model).expanduser())}") from e
+    return _predictor(args, session, model)
+
+
+def _predictor(args: argparse.Namespace, session: Session, model: str = "") -> Predictor[ImageResult]:
+    """Return a predictor of an open session, which is closed if there can be none."""
+    from deploykit.runtime.model_spec import session_spec
+    from deploykit.runtime.predict.predictor import Predictor
+    from deploykit.runtime.spec_file import read_spec
+
     try:
-        options = _flags().fill(args)
+        given, options = read_spec(args.spec), _flags().fill(args)
         if options.time_limit is not None:  # a file without a spec may be run to draft one
             session.limit_time(options.time_limit)
-        return Predictor(session, given or session_spec(session, model), options)
+        return Predictor(session, given or session_spec(session, model or model_of(args)), options)
     except BaseException:
         session.close()
         raise

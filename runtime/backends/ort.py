@@ -54,6 +54,7 @@ def open_session(
     threads: int | None = None,
     overrides: Mapping[str, Array] | None = None,
     optimization: Optimization = "all",
+    profile: Path | None = None,
 ) -> OrtSession:
     """Load an ONNX file.
 
@@ -66,6 +67,8 @@ def open_session(
         overrides: values that replace stored tensors, by name; of the same type and shape.
         optimization: ONNX Runtime's level of graph optimization. A level below ``all`` computes the same with other
             kernels, layouts and orders of summation, which is how its rounding is measured.
+        profile: the beginning of the path of a file in which ONNX Runtime keeps the time of every operator, see
+            :meth:`OrtSession.end_profiling`; None: it keeps none.
 
     Raises:
         ArtefactError: the file is not ONNX, is damaged, or lacks its external data.
@@ -83,6 +86,8 @@ def open_session(
     count, reason = (threads, "as asked for") if threads is not None else default_threads()
     if count is not None:
         options.intra_op_num_threads = count
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     replacements = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in (overrides or {}).items()}
     for name, value in replacements.items():
         options.add_initializer(name, value)
@@ -243,6 +248,10 @@ class OrtSession(Session):
         if seconds is not None and not 0 < seconds < math.inf:
             raise UsageError(f"the time limit of a run must be over 0 seconds, got {seconds:g}")
         self._limit, self.time_limit = RunLimit(seconds), seconds
+
+    def end_profiling(self) -> Path:
+        """Return the file with the times of operators, whole now, of a session that was opened with ``profile``."""
+        return Path(self._session.end_profiling())
 
     def close(self) -> None:
         """Drop the network; ONNX Runtime frees it with the last reference."""

@@ -11,7 +11,7 @@ import cv2
 import pytest
 
 from deploykit.cli import main
-from deploykit.errors import DataError, NotFoundError, SlowerError, UsageError
+from deploykit.errors import DataError, NotFoundError, OutputError, SlowerError, UsageError
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
 from tests.error_line import told
 
@@ -128,3 +128,19 @@ def test_what_does_not_go_together_is_refused_before_anything_is_measured(
     out, err = capsys.readouterr()
     assert out == ""
     assert said in told(err.strip())
+
+
+def test_report_writes_one_page_with_the_operators(
+    model: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "out.html"
+    assert _bench(model, "--source", image, *SHORT, "--report", page) == 0
+    text = page.read_text()
+    assert "Operators of the network" in text
+    assert "between operators" in text
+    assert str(image) in text
+    assert _bench(model, "--source", image, "--runs", 3, "--compare", "--report", page, "--threads", 1) == 0
+    assert "Ratios to the first line" in page.read_text()
+    capsys.readouterr()
+    assert _bench(model, *SHORT, "--report", tmp_path) == OutputError.exit_code
+    assert "is a folder" in capsys.readouterr().err

@@ -34,8 +34,9 @@ OPTIONS = {
     },
     "bench": {
         "MODEL", "--model", "--engine",
-        "--source", "--batch", "--threads", "--device", "--duration", "--runs", "--warmup", "--conf",
-        "--iou", "--max-det", "--spec", "--json", "--samples", "--heads", "--verify", "--time-limit",
+        "--source", "--batch", "--threads", "--device", "--duration", "--runs", "--warmup", "--conf", "--compare",
+        "--iou", "--max-det", "--spec", "--json", "--samples", "--heads", "--verify", "--time-limit", "--report",
+        "--baseline", "--tolerance",
     },
     "eval": {
         "MODEL", "--model",
