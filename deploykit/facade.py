@@ -138,6 +138,7 @@ def load(
         SpecError: it carries no spec and none is given, or the spec does not fit it.
         UsageError: it is of another task, or an option is of another task.
     """
+    from deploykit.runtime.backends.ort_providers import CudaOptions
     from deploykit.runtime.model_spec import session_spec
     from deploykit.runtime.options import PredictOptions
     from deploykit.runtime.predict.predictor import Predictor
@@ -154,7 +155,10 @@ def load(
         chosen = given or session_spec(session, os.fspath(path))
         if task not in (None, chosen.task):
             raise UsageError(f"a model for the task {task!r} was asked for, {os.fspath(path)} is for {chosen.task!r}")
-        return Predictor(session, chosen, asked, name=os.fspath(path))
+        make = Predictor
+        if CudaOptions.from_environment().stages and getattr(session, "runs", None) is not None:
+            from deploykit.runtime.predict.on_gpu import predictor_on_gpu as make  # type: ignore[assignment]
+        return make(session, chosen, asked, name=os.fspath(path))
     except BaseException:
         session.close()
         raise

@@ -34,6 +34,7 @@ LOG = logging.getLogger(__name__)
 CUDA_SETTINGS = "DEPLOYKIT_CUDA"
 """The environment variable with the options of the CUDA provider, such as ``tf32,no-graph,search=heuristic``."""
 
+SWITCHES = ("graph", "tf32", "nhwc", "stages")
 Search = Literal["auto", "exhaustive", "heuristic", "default"]
 
 # ONNX Runtime's type names that differ from numpy's.
@@ -51,12 +52,15 @@ class CudaOptions:
         search: how cuDNN's algorithm of each convolution is chosen: by timing all (``exhaustive``), by cuDNN's own
             estimate (``heuristic``), the same for all (``default``). ``auto``: exhaustive where the run is captured in
             a graph, else heuristic, because every new shape would be timed anew.
+        stages: letterbox, decode and NMS of a prediction run on the GPU too, where the kernels do what it needs
+            (:mod:`deploykit.runtime.predict.on_gpu`).
     """
 
     graph: bool = True
     tf32: bool = False
     nhwc: bool = False
     search: Search = "auto"
+    stages: bool = False
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -71,11 +75,11 @@ class CudaOptions:
             switch = name.removeprefix("no-")
             if name == "search" and value in get_args(Search):
                 values["search"] = value
-            elif switch in ("graph", "tf32", "nhwc") and not value:
+            elif switch in SWITCHES and not value:
                 values[switch] = name == switch
             else:
                 raise UsageError(
-                    f"{CUDA_SETTINGS} holds words of graph, tf32, nhwc, each also with no- before it, and "
+                    f"{CUDA_SETTINGS} holds words of {', '.join(SWITCHES)}, each also with no- before it, and "
                     f"search={'|'.join(get_args(Search))}; got {word!r}"
                 )
         return cls(**values)

@@ -75,6 +75,11 @@ def run_once(predictor: AnyPredictor, watched: RecordingSession, batch: tuple[by
         start = time.perf_counter_ns()
         results = list(predictor.stream(Images(batch)))
         done = time.perf_counter_ns()
+        if not watched.calls:
+            raise UsageError(
+                "a benchmark takes the stages apart, which one stream of the GPU joins here: leave the word stages out "
+                "of DEPLOYKIT_CUDA"
+            )
         # The arrays stay as they are: the predictor fills its buffers again in the next run.
         device: Counter[str] = Counter()
         again = time.perf_counter_ns()

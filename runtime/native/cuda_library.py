@@ -22,7 +22,7 @@ from deploykit.runtime.images.to_tensor import pixel_lookup_tables
 from deploykit.runtime.native.library import ABI, Layout, Limits, abi_of, find_library, nms_arrays
 from deploykit.spec import InputSpec, RawDetections, Thresholds
 
-__all__ = ["CudaLibrary", "Plan", "letterbox_plan", "tables_of"]
+__all__ = ["CudaLibrary", "Head", "Plan", "head_of", "letterbox_plan", "tables_of"]
 
 
 MOST_LEVELS, MOST_ANCHORS = 8, 8  # most_levels and most_anchors of decode/kernel.cuh
@@ -60,13 +60,27 @@ def letterbox_plan(letterbox: Letterbox, spec: InputSpec) -> Plan:
     """A letterbox as the native code wants it.
 
     Raises:
-        BackendError: its border has a colour, or it resizes as Pillow does: the native code does neither.
+        BackendError: its border has a colour, or it resizes as Pillow does or by areas: the native code does none of
+            these.
     """
-    if not isinstance(letterbox.pad_value, int) or letterbox.resample != "opencv":
-        raise BackendError("the native letterbox has a grey border and resizes as OpenCV does; this one is another")
+    by_area = letterbox.shrink == "area" and letterbox.resized != letterbox.source
+    if not isinstance(letterbox.pad_value, int) or letterbox.resample != "opencv" or by_area:
+        raise BackendError(
+            "the native letterbox has a grey border and resizes bilinearly as OpenCV does; this is another"
+        )
     left, top = letterbox.pad
     sizes = (*letterbox.source, *letterbox.resized, *letterbox.canvas)
     return Plan(*sizes, top, left, letterbox.pad_value, spec.colour == "rgb")
+
+
+def head_of(strides: Sequence[int], anchors: Array, classes: int, points: int = 0) -> Head:
+    """An anchor head as the native code wants it; the arguments are those of :meth:`CudaLibrary.decode`."""
+    count, each = anchors.shape[:2]
+    room = np.zeros((MOST_LEVELS, MOST_ANCHORS, 2), np.float32)
+    room[:count, :each] = anchors
+    head = Head(count, each, classes, points, (ctypes.c_float * MOST_LEVELS)(*strides))
+    head.anchor[:] = room.ravel().tolist()
+    return head
 
 
 def tables_of(spec: InputSpec, dtype: Any) -> Array:
@@ -173,27 +187,41 @@ class CudaLibrary:
         Raises:
             BackendError: the kernel does not start.
         """
-        count, each = anchors.shape[:2]
-        room = np.zeros((MOST_LEVELS, MOST_ANCHORS, 2), np.float32)
-        room[:count, :each] = anchors
-        head = Head(count, each, classes, points, (ctypes.c_float * MOST_LEVELS)(*strides))
-        head.anchor[:] = room.ravel().tolist()
-        grid = Grid()
-        for i, level in enumerate(levels):
-            grid.height[i], grid.width[i] = level.shape[2:]
         cells = sum(level.shape[2] * level.shape[3] for level in levels)
-        out = np.empty((len(levels[0]), each * cells, 5 + classes + 3 * points), np.float32)
+        out = np.empty((len(levels[0]), anchors.shape[1] * cells, 5 + classes + 3 * points), np.float32)
         with _Device(self._gpu) as device:
-            pointers = [device.copy(level) for level in levels]
-            pointer = device.room(out.nbytes)
-            code = self._library.deploykit_decode_cuda(
-                (ctypes.c_void_p * count)(*pointers), levels[0].dtype == np.float16, len(out), ctypes.byref(head),
-                ctypes.byref(grid), ctypes.c_void_p(pointer), ctypes.c_void_p(device.handle),
-            )  # fmt: skip
-            _check(code, "decoding")
+            pointers, shapes = [device.copy(level) for level in levels], [level.shape for level in levels]
+            pointer, half = device.room(out.nbytes), levels[0].dtype == np.float16
+            head = head_of(strides, anchors, classes, points)
+            self.launch_decode(pointers, shapes, half, head, pointer, device.handle)
             if out.size:
                 device.fetch(out, pointer)
         return out
+
+    def launch_decode(
+        self, levels: Sequence[int], shapes: Sequence[Sequence[int]], half: bool, head: Head, out: int, stream: int
+    ) -> None:
+        """Put :meth:`decode` on a stream, for values that lie on the device already; it does not wait for the end.
+
+        Args:
+            levels: pointers to the raw values, one a level.
+            shapes: theirs, each ``(B, A * columns, H, W)``.
+            half: whether they are float16; else float32.
+            head: by :func:`head_of`.
+            out: pointer to the rows ``(B, N, columns)`` float32.
+            stream: the stream as CUDA's own handle.
+
+        Raises:
+            BackendError: the kernel does not start.
+        """
+        grid = Grid()
+        for i, shape in enumerate(shapes):
+            grid.height[i], grid.width[i] = shape[2:]
+        code = self._library.deploykit_decode_cuda(
+            (ctypes.c_void_p * len(levels))(*levels), half, shapes[0][0], ctypes.byref(head), ctypes.byref(grid),
+            ctypes.c_void_p(out), ctypes.c_void_p(stream),
+        )  # fmt: skip
+        _check(code, "decoding")
 
     def letterbox(
         self, images: Sequence[Array], letterboxes: Sequence[Letterbox], spec: InputSpec, dtype: Any = np.float32

@@ -176,5 +176,5 @@ def test_the_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, 
     assert given["cudnn_conv_algo_search"] == "DEFAULT"
     for wrong in ("fp16", "search=fast", "tf32=1"):
         monkeypatch.setenv(CUDA_SETTINGS, wrong)
-        with pytest.raises(UsageError, match="DEPLOYKIT_CUDA holds words of graph, tf32, nhwc"):
+        with pytest.raises(UsageError, match="DEPLOYKIT_CUDA holds words of graph, tf32, nhwc, stages"):
             open_session(model, provider="cpu")
