@@ -25,6 +25,14 @@ class Focus(nn.Module):
         self.conv = Conv(c1 * 4, c2, k, s, p, g, act)
         self.rows_first = True
 
+    @staticmethod
+    def of(conv: Conv) -> Focus:
+        """The same two steps of a network that has them as two layers, with the convolution itself."""
+        new = Focus.__new__(Focus)
+        nn.Module.__init__(new)
+        new.conv, new.rows_first = conv, True
+        return new
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(space_to_depth(x, rows_first=self.rows_first))
         return out
@@ -32,7 +40,9 @@ class Focus(nn.Module):
     def fuse(self, path: str) -> nn.Module:
         """One convolution of twice the kernel, stride and padding on the image itself, as YOLOv5 6.0 begins with."""
         conv = self.conv.fuse(f"{path}.conv")
-        if conv.conv.groups > 1:  # then a group holds some pixels of every channel, which no convolution does
+        # In groups, one holds some pixels of every channel, and dilated, a kernel has pairs of pixels: neither is a
+        # convolution of the image.
+        if conv.conv.groups > 1 or conv.conv.dilation != (1, 1):
             new = shared_copy(self)
             new.conv = conv
             return new

@@ -26,13 +26,14 @@ from deploykit.models.families.yolov7 import config_of
 from deploykit.models.fuse import check_fold, fuse_model
 from deploykit.models.layers import csp, focus, rep
 from deploykit.models.layers.anchor_head import Detect, IDetect, IKeypoint, Keypoint
-from deploykit.models.layers.conv import Conv, DownC, DWConv, FoldingSequential, batch_norm
+from deploykit.models.layers.conv import Concat, Conv, DownC, DWConv, FoldingSequential, ReOrg, batch_norm
 from deploykit.models.layers.csp import C3, BottleneckCSP
 from deploykit.models.layers.focus import ConvFocus, Focus
 from deploykit.models.layers.ghost import C3Ghost, GhostBottleneck, GhostConv
 from deploykit.models.layers.lite import ConvBnReluMaxpool, DWConvblock, ShuffleBlock, StemBlock
 from deploykit.models.layers.pool import SPP, SPPCSPC, SPPF, SPPFCSPC
 from deploykit.models.layers.rep import RepConv
+from deploykit.models.yolo_graph.description import GraphConfig
 from deploykit.models.yolo_graph.layer_graph import LayerGraph, build_graph
 
 RELATIVE = 1e-5  # of max |y|
@@ -184,6 +185,30 @@ def test_any_focus_becomes_one_convolution_on_the_image(
     assert fused.conv.kernel_size == (2 * kernel, 2 * kernel)
     assert fused.conv.stride == (2 * stride, 2 * stride)
     assert_same(module, fused, torch.randn(2, inputs, 10, 14))
+
+
+REORG: dict[str, tuple[list[list[Any]], list[type[nn.Module]]]] = {
+    "a convolution alone": ([[-1, 1, "Conv", [8, 3, 1]], [-1, 1, "Conv", [8, 3, 2]]], [Conv, Conv, Detect]),
+    "two layers": (
+        [[-1, 1, "Conv", [8, 3, 1]], [[1, 0], 1, "Concat", [1]]],
+        [ReOrg, Conv, Concat, Detect],
+    ),
+    "a convolution in groups": ([[-1, 1, "Conv", [8, 3, 1, "None", 2]]], [Focus, Detect]),
+    "another kind of layer": ([[-1, 1, "RepConv", [8, 3, 1]]], [ReOrg, nn.Sequential, Detect]),
+}
+
+
+@pytest.mark.parametrize(("rows", "kinds"), REORG.values(), ids=REORG)
+def test_a_space_to_depth_and_the_convolution_that_alone_takes_it_become_one(
+    rows: list[list[Any]], kinds: list[type[nn.Module]]
+) -> None:
+    """As yolov7-w6 begins; what another layer takes too stays as it is."""
+    head = [[len(rows)], 1, "Detect", ["nc", "anchors"]]
+    config = GraphConfig(rows=([-1, 1, "ReOrg", []], *rows, head), num_classes=2, anchors=(ANCHORS[0],))
+    graph = prepared(lambda: build_graph(config))
+    fused = fuse_model(graph)
+    assert [type(layer) for layer in fused.get_submodule("model").children()] == kinds
+    assert_same(graph, fused, torch.rand(2, 3, 32, 48))
 
 
 @settings(max_examples=20, deadline=None)
