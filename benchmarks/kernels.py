@@ -26,7 +26,7 @@ from deploykit.runtime.cuda import open_gpu
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.build import build_libraries
-from deploykit.runtime.native.cuda_library import CudaLibrary, letterbox_plan, tables_of
+from deploykit.runtime.native.cuda_library import NMS_ROUTES, CudaLibrary, NmsRoute, letterbox_plan, tables_of
 from deploykit.runtime.native.library import nms_arrays
 from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 
@@ -87,23 +87,33 @@ def _nms_variants(library: CudaLibrary, rows: np.ndarray, layout: RawDetections)
     points = (layout.keypoints[1] - layout.keypoints[0]) // layout.kpt_dims if layout.keypoints else 0
     there = torch.from_numpy(rows).cuda()
     outputs = [torch.from_numpy(a).cuda() for a in nms_arrays(len(rows), THRESHOLDS.max_det, points).values()]
-    room = torch.empty(
-        library.nms_workspace(rows.shape[0], rows.shape[1], THRESHOLDS), dtype=torch.uint8, device="cuda"
-    )
     stream = torch.cuda.current_stream().cuda_stream
+    pointers = [out.data_ptr() for out in outputs]
+    rooms = {}
+    for route in NMS_ROUTES:
+        library.nms_route = route
+        size = library.nms_workspace(rows.shape[0], rows.shape[1], THRESHOLDS)
+        rooms[route] = torch.empty(size, dtype=torch.uint8, device="cuda")
 
-    def ours() -> None:
-        pointers = [out.data_ptr() for out in outputs]
+    def by(route: NmsRoute) -> None:
+        library.nms_route = route
         library.launch_nms(
-            there.data_ptr(), there.shape, False, layout, THRESHOLDS, points, pointers, room.data_ptr(), stream
+            there.data_ptr(), there.shape, False, layout, THRESHOLDS, points, pointers, rooms[route].data_ptr(), stream
         )
 
-    ours()
-    torch.cuda.synchronize()
-    named = dict(zip(nms_arrays(1, 1, 1), outputs, strict=True))
-    for name, values in expected_outputs(rows, layout, THRESHOLDS, points).items():
-        np.testing.assert_array_equal(named[name].cpu().numpy(), values, err_msg=name)
-    return {OURS: ours, "YOLO's, torch": lambda: [_yolo_nms(image, layout) for image in there]}
+    expected = expected_outputs(rows, layout, THRESHOLDS, points)
+    for route in NMS_ROUTES:
+        by(route)
+        torch.cuda.synchronize()
+        named = dict(zip(nms_arrays(1, 1, 1), outputs, strict=True))
+        for name, values in expected.items():
+            np.testing.assert_array_equal(named[name].cpu().numpy(), values, err_msg=f"{name}, {route}")
+    return {
+        OURS: lambda: by("auto"),
+        "ours, a block an image": lambda: by("blocks"),
+        "ours, spread": lambda: by("spread"),
+        "YOLO's, torch": lambda: [_yolo_nms(image, layout) for image in there],
+    }
 
 
 def _yolo_nms(rows: torch.Tensor, layout: RawDetections) -> torch.Tensor:

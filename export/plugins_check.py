@@ -18,7 +18,7 @@ from deploykit.runtime.cuda import gpu_unavailable_reason, open_gpu
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.build import library_info
-from deploykit.runtime.native.cuda_library import CudaLibrary
+from deploykit.runtime.native.cuda_library import CudaLibrary, NmsRoute
 from deploykit.runtime.native.library import LIBRARIES, native_nms, native_suppressed, nms_arrays
 from deploykit.runtime.postprocess.nms import Kept, numpy_nms
 from deploykit.runtime.postprocess.rotated_nms import limit_of, numpy_removed, shapes_of
@@ -201,7 +201,9 @@ def _cuda(name: str) -> Check:
         return Check(name, None, f"it loads, but was not run: {reason}")
     library = CudaLibrary(open_gpu())
     wrong, runs = [], 0
-    for rows, layout in _problems():
+    routes: tuple[NmsRoute, ...] = ("blocks", "spread")
+    for (rows, layout), route in product(_problems(), routes):
+        library.nms_route = route
         found = library.nms(rows, layout, THRESHOLDS, POINTS)
         wrong += _differences(found, expected_outputs(rows, layout, THRESHOLDS, POINTS))
         runs += 1

@@ -9,15 +9,22 @@ DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
 
 DEPLOYKIT_API const char* deploykit_built_with() { return DEPLOYKIT_BUILT_WITH; }
 
-DEPLOYKIT_API int64_t deploykit_nms_cuda_workspace(int64_t batch, int64_t count, int32_t topk) {
-  return static_cast<int64_t>(deploykit::nms::workspace_bytes(batch, count, topk));
+// `route` is a Route of nms_kpt/launch_plan.h: 0 chooses, 1 is a block for each image, 2 spreads images over the GPU.
+DEPLOYKIT_API int64_t deploykit_nms_cuda_workspace(int64_t batch, int64_t count, int32_t topk, int32_t route) {
+  return static_cast<int64_t>(
+      deploykit::nms::workspace_bytes(batch, count, topk, static_cast<deploykit::nms::Route>(route)));
+}
+
+// Whether route 0 spreads such a batch over a GPU with so many multiprocessors.
+DEPLOYKIT_API int32_t deploykit_nms_cuda_spreads(int64_t batch, int64_t count, int32_t multiprocessors) {
+  return deploykit::nms::spreads(batch, count, multiprocessors);
 }
 
 DEPLOYKIT_API int32_t deploykit_nms_cuda(const void* rows, int32_t half, int32_t batch, int32_t count,
     const deploykit::nms::Layout* layout, const deploykit::nms::Limits* limits, const deploykit::nms::Outputs* out,
-    void* workspace, void* stream) {
-  return deploykit::nms::launch(
-      rows, half != 0, batch, count, *layout, *limits, *out, workspace, static_cast<cudaStream_t>(stream));
+    void* workspace, int32_t route, void* stream) {
+  return deploykit::nms::launch(rows, half != 0, batch, count, *layout, *limits, *out, workspace,
+      static_cast<deploykit::nms::Route>(route), static_cast<cudaStream_t>(stream));
 }
 
 // `levels` is an array on the host of device pointers.

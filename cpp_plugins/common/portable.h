@@ -31,7 +31,7 @@
 namespace deploykit {
 
 // Counts up whenever an exported function or struct changes; runtime/native/library.py asks for the same number.
-constexpr int32_t abi_number = 6;
+constexpr int32_t abi_number = 7;
 
 // Whether a struct may cross the C interface: its members lie as C says, and its bytes are all there is to it.
 template <typename T>

@@ -90,9 +90,9 @@ inline float highest_class(const T* cls, int32_t count) {
   return best[0];
 }
 
-// As all_finite of kernel.cuh, without a way out in the middle, so that a compiler can use vectors.
+// Without a way out in the middle, so that a compiler can use vectors.
 template <typename T>
-inline bool all_finite_branchless(const T* row, int32_t columns) {
+inline bool all_finite(const T* row, int32_t columns) {
   int32_t broken = 0;
   for (int32_t c = 0; c < columns; ++c) broken |= !is_finite(row[c]);
   return !broken;
@@ -198,7 +198,7 @@ inline void candidates_by_rows(
       const T* row = rows.values + numbers[i] * rows.row_stride;
       const float obj = has_obj ? to_float(row[layout.obj]) : 1.0f;
       const float score = score_of(highest_class(row + layout.cls, layout.num_classes), obj, has_obj);
-      if (score > conf && all_finite_branchless(row, layout.columns)) {
+      if (score > conf && all_finite(row, layout.columns)) {
         push_row(keys, row, numbers[i], score, layout, conf, choice);
       }
     }

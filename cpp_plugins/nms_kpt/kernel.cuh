@@ -4,8 +4,7 @@
 // Arithmetic is float32 in the order written here. The build turns fused multiply-add off (-ffp-contract=off,
 // --fmad=false), because one bit of an overlap decides whether a row stays.
 //
-// The first half is the definition itself, which the CPU library (host.h) and the kernels share. The second half is the
-// work of one image as done by a team of lanes: a thread block on a GPU, threads or a single lane on a CPU.
+// The CPU library (host.h) and the kernels (team.cuh, spread.cuh) share it.
 #pragma once
 
 #include "common/portable.h"
@@ -55,6 +54,9 @@ struct Box {
   float x1, y1, x2, y2, area;
 };
 
+constexpr int32_t most_topk = 3840;  // candidates of an image that a GPU looks at, as TensorRT's TopK allows
+
+// What suppression asks of a candidate.
 struct Chosen {
   Box box;
   int32_t label;
@@ -105,35 +107,10 @@ DEPLOYKIT_HOST_DEVICE float best_class(const T* row, const Layout& layout, int32
   return best;
 }
 
-template <typename T>
-DEPLOYKIT_HOST_DEVICE bool all_finite(const T* row, const Layout& layout) {
-  for (int32_t c = 0; c < layout.columns; ++c) {
-    if (!is_finite(row[c])) return false;
-  }
-  return true;
-}
-
 // Candidates as one number each, so that the higher one goes first: by score, then the lower row. Scores are over a
 // threshold of at least 0, and positive floats are ordered as their bits are.
 DEPLOYKIT_HOST_DEVICE uint64_t key_of(float score, uint32_t row) {
   return static_cast<uint64_t>(bits_of_float(score)) << 32 | (0xffffffffu - row);
-}
-
-// Whether a row is a candidate, and its key. The objectness is looked at first: most rows end there.
-template <typename T>
-DEPLOYKIT_HOST_DEVICE bool is_candidate(
-    const T* row, const Layout& layout, float conf, uint32_t number, uint64_t* key) {
-  int32_t label;
-  float score;
-  if (layout.obj < 0) {
-    score = best_class(row, layout, &label);
-  } else {
-    const float obj = to_float(row[layout.obj]);
-    if (!(obj > conf)) return false;
-    score = lesser(best_class(row, layout, &label), obj);
-  }
-  *key = key_of(score, number);
-  return score > conf && all_finite(row, layout);
 }
 
 DEPLOYKIT_HOST_DEVICE float score_of_key(uint64_t key) { return float_of_bits(static_cast<uint32_t>(key >> 32)); }
@@ -182,145 +159,6 @@ DEPLOYKIT_HOST_DEVICE Outputs outputs_of_image(
   if (one.keypoints) one.keypoints += 3 * layout.num_keypoints * first;
   one.num_candidates += image;
   return one;
-}
-
-// ---- One image by a team of lanes -----------------------------------------------------------------------------------
-//
-// A Team has lane() and lanes(), sync() (all lanes meet, and see what the others wrote), add(counter, n) and
-// next(counter) (atomic; next returns the count before).
-
-constexpr int32_t most_topk = 3840;    // as TensorRT's TopK allows
-constexpr int32_t most_sorted = 4096;  // the power of two above
-
-// What a team shares while it works: a thread block's shared memory, under 48 KiB.
-struct Scratch {
-  uint64_t sorted[most_sorted];
-  uint8_t suppressed[most_sorted];
-  uint32_t histogram[256];
-  uint32_t count;
-};
-
-// The k-th highest of n different keys (k <= n), a byte at a time from the top.
-template <typename Team>
-DEPLOYKIT_HOST_DEVICE uint64_t kth_highest(
-    Team& team, const uint64_t* keys, uint32_t n, uint32_t k, uint32_t* histogram) {
-  uint64_t prefix = 0;
-  uint64_t mask = 0;
-  for (int shift = 56; shift >= 0; shift -= 8) {
-    for (uint32_t i = team.lane(); i < 256; i += team.lanes()) histogram[i] = 0;
-    team.sync();
-    for (uint32_t i = team.lane(); i < n; i += team.lanes()) {
-      if ((keys[i] & mask) == prefix) team.add(&histogram[(keys[i] >> shift) & 255u], 1u);
-    }
-    team.sync();
-    uint32_t digit = 255;  // every lane walks down the same counts, so that all agree
-    while (histogram[digit] < k) k -= histogram[digit--];
-    prefix |= static_cast<uint64_t>(digit) << shift;
-    mask |= static_cast<uint64_t>(255u) << shift;
-    team.sync();
-  }
-  return prefix;
-}
-
-// Bitonic sort of a power of two of keys, the highest first.
-template <typename Team>
-DEPLOYKIT_HOST_DEVICE void sort_down(Team& team, uint64_t* keys, uint32_t size) {
-  for (uint32_t run = 2; run <= size; run *= 2) {
-    for (uint32_t step = run / 2; step > 0; step /= 2) {
-      for (uint32_t i = team.lane(); i < size; i += team.lanes()) {
-        const uint32_t other = i ^ step;
-        if (other > i && (keys[i] < keys[other]) == ((i & run) == 0)) {
-          const uint64_t key = keys[i];
-          keys[i] = keys[other];
-          keys[other] = key;
-        }
-      }
-      team.sync();
-    }
-  }
-}
-
-// The best `topk` of n keys into scratch.sorted, the highest first; returns how many they are.
-template <typename Team>
-DEPLOYKIT_HOST_DEVICE uint32_t select_best(
-    Team& team, const uint64_t* keys, uint32_t n, uint32_t topk, Scratch& scratch) {
-  const uint32_t count = n < topk ? n : topk;
-  const uint64_t least = n > topk ? kth_highest(team, keys, n, topk, scratch.histogram) : 0;
-  uint32_t size = 1;
-  while (size < count) size *= 2;
-  if (team.lane() == 0) scratch.count = 0;
-  team.sync();
-  for (uint32_t i = team.lane(); i < n; i += team.lanes()) {
-    if (keys[i] >= least) scratch.sorted[team.next(&scratch.count)] = keys[i];
-  }
-  for (uint32_t i = count + team.lane(); i < size; i += team.lanes()) scratch.sorted[i] = 0;
-  team.sync();
-  sort_down(team, scratch.sorted, size);
-  return count;
-}
-
-template <typename T, typename Team>
-DEPLOYKIT_HOST_DEVICE void write_slot(
-    Team& team, const T* row, const Layout& layout, const Chosen& one, float score, uint32_t slot, const Outputs& out) {
-  if (team.lane() == 0) {
-    float* box = out.boxes + 4 * slot;
-    box[0] = one.box.x1;
-    box[1] = one.box.y1;
-    box[2] = one.box.x2;
-    box[3] = one.box.y2;
-    out.scores[slot] = score;
-    out.labels[slot] = one.label;
-  }
-  const uint32_t values = 3 * layout.num_keypoints;
-  for (uint32_t i = team.lane(); i < values; i += team.lanes()) {
-    out.keypoints[slot * values + i] = keypoint_value(row, layout, i);
-  }
-}
-
-template <typename Team>
-DEPLOYKIT_HOST_DEVICE void clear_slots(
-    Team& team, uint32_t first, const Layout& layout, int32_t max_det, const Outputs& out) {
-  const uint32_t values = 3 * layout.num_keypoints;
-  for (uint32_t slot = first + team.lane(); slot < static_cast<uint32_t>(max_det); slot += team.lanes()) {
-    for (int i = 0; i < 4; ++i) out.boxes[4 * slot + i] = 0.0f;
-    out.scores[slot] = 0.0f;
-    out.labels[slot] = 0;
-    for (uint32_t i = 0; i < values; ++i) out.keypoints[slot * values + i] = 0.0f;
-  }
-}
-
-// Everything after the scores: `keys` are the n candidates in any order, `chosen` is room for topk.
-template <typename T, typename Team>
-DEPLOYKIT_HOST_DEVICE void finish_image(Team& team, const T* rows, int64_t stride, const Layout& layout,
-    const Limits& limits, const uint64_t* keys, uint32_t n, Chosen* chosen, Scratch& scratch, const Outputs& out) {
-  const uint32_t count = select_best(team, keys, n, static_cast<uint32_t>(limits.topk), scratch);
-  for (uint32_t i = team.lane(); i < count; i += team.lanes()) {
-    const T* row = rows + row_of_key(scratch.sorted[i]) * stride;
-    chosen[i].box = corners(row, layout);
-    best_class(row, layout, &chosen[i].label);
-    scratch.suppressed[i] = 0;
-  }
-  team.sync();
-  uint32_t kept = 0;
-  for (uint32_t i = 0; i < count && kept < static_cast<uint32_t>(limits.max_det); ++i) {
-    // All lanes read the same: whoever is ahead writes behind the next row that stays.
-    if (scratch.suppressed[i]) continue;
-    const Chosen one = chosen[i];
-    const uint64_t key = scratch.sorted[i];
-    write_slot(team, rows + row_of_key(key) * stride, layout, one, score_of_key(key), kept, out);
-    ++kept;
-    for (uint32_t j = i + 1 + team.lane(); j < count; j += team.lanes()) {
-      if (!scratch.suppressed[j] && chosen[j].label == one.label && overlaps(one.box, chosen[j].box, limits.iou)) {
-        scratch.suppressed[j] = 1;
-      }
-    }
-    team.sync();
-  }
-  clear_slots(team, kept, layout, limits.max_det, out);
-  if (team.lane() == 0) {
-    *out.num_dets = static_cast<int32_t>(kept);
-    *out.num_candidates = static_cast<int32_t>(n);
-  }
 }
 
 }  // namespace nms

@@ -8,6 +8,7 @@
 namespace {
 
 using deploykit::nms::Attributes;
+using deploykit::nms::Route;
 using deploykit::trt::guarded;
 using deploykit::trt::guarded_code;
 using deploykit::trt::read_field;
@@ -125,7 +126,8 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
 
   size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t,
       const nvinfer1::DynamicPluginTensorDesc*, int32_t) const noexcept override {
-    return deploykit::nms::workspace_bytes(inputs[0].max.d[0], inputs[0].max.d[1], attributes_.pre_nms_topk);
+    const auto& most = inputs[0].max;
+    return deploykit::nms::workspace_bytes(most.d[0], most.d[1], attributes_.pre_nms_topk, Route::automatic);
   }
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t num_inputs, const nvinfer1::PluginTensorDesc*,
@@ -148,9 +150,9 @@ class NmsKpt final : public deploykit::trt::Plugin<NmsKpt, Attributes, Fields> {
     outputs.num_candidates = static_cast<int32_t*>(out[has_keypoints ? 5 : 4]);
     const auto& dims = inputs[0].dims;
     return guarded_code(name, [&] {
-      const cudaError_t code =
-          deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF, static_cast<int32_t>(dims.d[0]),
-              static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(), outputs, workspace, stream);
+      const cudaError_t code = deploykit::nms::launch(in[0], inputs[0].type == DataType::kHALF,
+          static_cast<int32_t>(dims.d[0]), static_cast<int32_t>(dims.d[1]), attributes_.layout(), attributes_.limits(),
+          outputs, workspace, Route::automatic, stream);
       deploykit::trt::require_cuda(code, "the kernels do not start");
     });
   }

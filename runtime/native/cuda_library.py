@@ -2,6 +2,9 @@
 
 For checks and measurements: a network's output that already lies on the GPU is better served by the TensorRT plugin,
 which runs the same kernels.
+
+NMS has two routes, which give the same bits (cpp_plugins/nms_kpt/README.md): a thread block for each image, or each
+image spread over the GPU. :attr:`CudaLibrary.nms_route` is the one that is taken.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ import contextlib
 import ctypes
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,8 +25,13 @@ from deploykit.runtime.images.to_tensor import pixel_lookup_tables
 from deploykit.runtime.native.library import ABI, Layout, Limits, abi_of, find_library, nms_arrays
 from deploykit.spec import InputSpec, RawDetections, Thresholds
 
-__all__ = ["CudaLibrary", "Head", "Plan", "head_of", "letterbox_plan", "tables_of"]
+__all__ = ["NMS_ROUTES", "CudaLibrary", "Head", "NmsRoute", "Plan", "head_of", "letterbox_plan", "tables_of"]
 
+
+NmsRoute = Literal["auto", "blocks", "spread"]
+
+NMS_ROUTES: dict[NmsRoute, int] = {"auto": 0, "blocks": 1, "spread": 2}
+"""The routes of NMS by their numbers in nms_kpt/launch_plan.h."""
 
 MOST_LEVELS, MOST_ANCHORS = 8, 8  # most_levels and most_anchors of decode/kernel.cuh
 
@@ -95,6 +103,11 @@ class CudaLibrary:
         gpu: where the memory is and the kernels run.
         file: the library; None: the one that ``deploykit plugins build`` made.
 
+    Attributes:
+        nms_route: how NMS is put on the GPU: ``blocks`` gives each image a thread block, ``spread`` gives it the whole
+            GPU, ``auto`` chooses by :meth:`spreads`. Launches take it, and so does the size of their workspace: a
+            change asks for a new one.
+
     Raises:
         NotFoundError: it is not built. BackendError: it does not load, or is of another version.
     """
@@ -107,7 +120,10 @@ class CudaLibrary:
             raise BackendError(f"{file} has ABI {abi}, and this deploykit needs {ABI}: deploykit plugins build")
         self._gpu = gpu
         self._library = ctypes.CDLL(str(file))
-        self._library.deploykit_nms_cuda_workspace.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+        self.nms_route: NmsRoute = "auto"
+        sizes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int32]
+        self._library.deploykit_nms_cuda_workspace.argtypes = [*sizes, ctypes.c_int32]
+        self._library.deploykit_nms_cuda_spreads.argtypes = sizes
         self._library.deploykit_nms_cuda_workspace.restype = ctypes.c_int64
 
     def nms(self, rows: Array, layout: RawDetections, thresholds: Thresholds, points: int = 0) -> dict[str, Array]:
@@ -137,8 +153,16 @@ class CudaLibrary:
         return outputs
 
     def nms_workspace(self, batch: int, count: int, thresholds: Thresholds) -> int:
-        """How many bytes on the device :meth:`launch_nms` needs beside its inputs and outputs."""
-        return int(self._library.deploykit_nms_cuda_workspace(batch, count, thresholds.pre_nms_topk))
+        """How many bytes on the device :meth:`launch_nms` needs beside its inputs and outputs.
+
+        With the route ``auto`` they are enough for every batch of no more images and rows, too.
+        """
+        route = NMS_ROUTES[self.nms_route]
+        return int(self._library.deploykit_nms_cuda_workspace(batch, count, thresholds.pre_nms_topk, route))
+
+    def spreads(self, batch: int, count: int, multiprocessors: int) -> bool:
+        """Whether the route ``auto`` spreads images of ``count`` rows over a GPU of so many multiprocessors."""
+        return bool(self._library.deploykit_nms_cuda_spreads(batch, count, multiprocessors))
 
     def launch_nms(
         self, rows: int, shape: Sequence[int], half: bool, layout: RawDetections, thresholds: Thresholds, points: int,
@@ -168,7 +192,8 @@ class CudaLibrary:
         pointers = [0 if i == 4 and not points else pointer for i, pointer in enumerate(outputs)]
         code = self._library.deploykit_nms_cuda(
             ctypes.c_void_p(rows), half, batch, count, ctypes.byref(described), ctypes.byref(limits),
-            (ctypes.c_void_p * 6)(*pointers), ctypes.c_void_p(workspace), ctypes.c_void_p(stream),
+            (ctypes.c_void_p * 6)(*pointers), ctypes.c_void_p(workspace), NMS_ROUTES[self.nms_route],
+            ctypes.c_void_p(stream),
         )  # fmt: skip
         _check(code, "NMS")
 

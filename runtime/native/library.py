@@ -41,7 +41,7 @@ __all__ = [
 
 LOG = logging.getLogger(__name__)
 
-ABI = 6
+ABI = 7
 """What ``deploykit_abi()`` of a library that fits this code answers; ``abi_number`` in common/portable.h."""
 
 FOLDER = "DEPLOYKIT_PLUGINS"

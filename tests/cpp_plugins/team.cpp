@@ -1,9 +1,11 @@
 // The kernels of nms_kpt, decode and letterbox on a CPU: a thread block becomes a team of threads that meet at a
 // barrier, and stands behind the C interface of the CUDA library. So the algorithm of the kernels runs, and a thread
-// sanitizer sees where a __syncthreads is missing. As a program (-DTEAM_MAIN) it runs one problem with teams of several
-// sizes.
+// sanitizer sees where a __syncthreads is missing, or where two blocks of a kernel touch one value. As a program
+// (-DTEAM_MAIN) it runs one problem with teams of several sizes.
 #include <pthread.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
@@ -16,24 +18,72 @@
 
 #include "decode/kernel.cuh"
 #include "letterbox/kernel.cuh"
-#include "nms_kpt/kernel.cuh"
+#include "nms_kpt/launch_plan.h"
+#include "nms_kpt/spread.cuh"
 
 namespace {
 
 using namespace deploykit::nms;
 using deploykit::Half;
 
-struct ThreadTeam {
+// All threads of a team are one warp: what a lane gives lies in a place of its own for all to read.
+struct ThreadWarp {
   pthread_barrier_t* barrier;
-  uint32_t index, size;
+  uint32_t number, size;
+  uint32_t* given;
 
-  uint32_t lane() const { return index; }
-  uint32_t lanes() const { return size; }
+  uint32_t index() const { return 0; }
+  uint32_t lane() const { return number; }
+  uint32_t width() const { return size; }
+
   void sync() const {
     if (size > 1) pthread_barrier_wait(barrier);
   }
-  void add(uint32_t* counter, uint32_t value) const { __atomic_fetch_add(counter, value, __ATOMIC_RELAXED); }
+
+  // `result` of what each lane gives, in their order.
+  template <typename Result, typename Combine>
+  Result of_all(uint32_t value, Result result, Combine combine) const {
+    given[number] = value;
+    sync();
+    for (uint32_t i = 0; i < size; ++i) result = combine(result, given[i], i);
+    sync();
+    return result;
+  }
+
+  uint32_t ballot(bool is) const {
+    return of_all(is, 0u, [](uint32_t all, uint32_t one, uint32_t i) { return all | one << i; });
+  }
+
+  float greatest(float value) const {
+    return of_all(deploykit::bits_of_float(value), value,
+        [](float all, uint32_t one, uint32_t) { return greater(deploykit::float_of_bits(one), all); });
+  }
+
+  uint32_t lowest(uint32_t value) const {
+    return of_all(value, value, [](uint32_t all, uint32_t one, uint32_t) { return one < all ? one : all; });
+  }
+
+  uint32_t sum(uint32_t value) const {
+    return of_all(value, 0u, [](uint32_t all, uint32_t one, uint32_t) { return all + one; });
+  }
+
+  uint32_t reserve(uint32_t* counter, uint32_t n) const {
+    const uint32_t before = number == 0 ? __atomic_fetch_add(counter, n, __ATOMIC_RELAXED) : 0;
+    return of_all(before, 0u, [](uint32_t all, uint32_t one, uint32_t i) { return i == 0 ? one : all; });
+  }
+};
+
+struct ThreadTeam {
+  ThreadWarp own;
+
+  uint32_t lane() const { return own.number; }
+  uint32_t lanes() const { return own.size; }
+  void sync() const { own.sync(); }
+  uint32_t warps() const { return 1; }
+  ThreadWarp warp() const { return own; }
   uint32_t next(uint32_t* counter) const { return __atomic_fetch_add(counter, 1u, __ATOMIC_RELAXED); }
+  void tally(uint32_t* histogram, uint32_t digit) const { next(&histogram[digit]); }
+  void merge(uint64_t* word, uint64_t bits) const { __atomic_fetch_or(word, bits, __ATOMIC_RELAXED); }
 };
 
 uint32_t team_size() {
@@ -41,46 +91,74 @@ uint32_t team_size() {
   return text ? static_cast<uint32_t>(std::atoi(text)) : 4;
 }
 
-// Run `work(team)` on every lane of a team.
+// Run `work(team)` on every lane of so many teams, all at the same time; `work(team, number)` where it asks which.
 template <typename Work>
-void run_team(Work work) {
+void run_teams(uint32_t teams, Work work) {
   const uint32_t size = team_size();
-  pthread_barrier_t barrier;
-  pthread_barrier_init(&barrier, nullptr, size);
+  std::vector<pthread_barrier_t> barriers(teams);
+  std::vector<std::vector<uint32_t>> given(teams, std::vector<uint32_t>(size));
   std::vector<std::thread> threads;
-  for (uint32_t lane = 0; lane < size; ++lane) {
-    threads.emplace_back([&, lane] {
-      ThreadTeam team{&barrier, lane, size};
-      work(team);
-    });
+  for (uint32_t number = 0; number < teams; ++number) {
+    pthread_barrier_init(&barriers[number], nullptr, size);
+    for (uint32_t lane = 0; lane < size; ++lane) {
+      threads.emplace_back([&, number, lane] {
+        ThreadTeam team{{&barriers[number], lane, size, given[number].data()}};
+        work(team, number);
+      });
+    }
   }
   for (auto& thread : threads) thread.join();
-  pthread_barrier_destroy(&barrier);
+  for (auto& barrier : barriers) pthread_barrier_destroy(&barrier);
 }
 
-template <typename T>
-void run_image(const T* rows, uint32_t count, const Layout& layout, const Limits& limits, const Outputs& out) {
-  std::vector<uint64_t> keys(count);
-  std::vector<Chosen> chosen(limits.topk);
-  auto scratch = std::make_unique<Scratch>();
-  uint32_t found = 0;
-  // Backwards, because on a GPU the order in which candidates are appended is any.
-  for (uint32_t number = count; number-- > 0;) {
-    const T* row = rows + static_cast<int64_t>(number) * layout.columns;
-    uint64_t key;
-    if (is_candidate(row, layout, limits.conf, number, &key)) keys[found++] = key;
-  }
-  run_team([&](ThreadTeam& team) {
-    finish_image(team, rows, layout.columns, layout, limits, keys.data(), found, chosen.data(), *scratch, out);
+// A kernel: `work(team, block, scratch)` for each of `blocks`, on two multiprocessors at the same time. The scratch of
+// a block holds nothing of the one before.
+template <typename Shared, typename Work>
+void run_kernel(uint32_t blocks, Work work) {
+  constexpr uint32_t multiprocessors = 2;
+  const uint32_t teams = std::min(blocks, multiprocessors);
+  std::vector<Shared> scratch(teams);
+  run_teams(teams, [&](ThreadTeam& team, uint32_t number) {
+    for (uint32_t block = number; block < blocks; block += teams) {
+      if (team.lane() == 0) std::memset(static_cast<void*>(&scratch[number]), 0xcc, sizeof(Shared));
+      team.sync();
+      work(team, block, scratch[number]);
+      team.sync();
+    }
   });
 }
 
+uint32_t shares(uint32_t count, uint32_t each) { return (count + each - 1) / each; }
+
+struct Nothing {};
+
 template <typename T>
-void run_batch(
-    const T* rows, int32_t batch, int32_t count, const Layout& layout, const Limits& limits, const Outputs& out) {
-  for (int32_t image = 0; image < batch; ++image) {
-    const Outputs mine = outputs_of_image(out, image, layout, limits);
-    run_image(rows + static_cast<size_t>(image) * count * layout.columns, count, layout, limits, mine);
+void run_spread(const Batch<T>& batch, uint32_t images) {
+  const uint32_t most = std::min(batch.topk(), batch.count);
+  const uint32_t tiles = tiles_of(most);
+  run_kernel<Selection>(
+      images, [&](ThreadTeam& team, uint32_t image, Selection& scratch) { select_best(team, batch, image, scratch); });
+  run_kernel<Nothing>(most * images,
+      [&](ThreadTeam& team, uint32_t i, Nothing&) { place_candidates(team, batch, i % most, i / most); });
+  run_kernel<std::array<Chosen, tile>>(
+      tiles * tiles * images, [&](ThreadTeam& team, uint32_t i, std::array<Chosen, tile>& scratch) {
+        mark_overlaps(team, batch, i % tiles, i / tiles % tiles, i / tiles / tiles, scratch.data());
+      });
+  run_kernel<Suppression>(
+      images, [&](ThreadTeam& team, uint32_t image, Suppression& scratch) { scan_image(team, batch, image, scratch); });
+}
+
+template <typename T>
+void run_batch(const Batch<T>& batch, uint32_t images, bool is_spread) {
+  std::memset(batch.found, 0, sizeof(uint32_t) * images);
+  const uint32_t blocks = shares(batch.count, rows_of_warp(batch.layout, team_size()));
+  run_kernel<Nothing>(blocks * images,
+      [&](ThreadTeam& team, uint32_t i, Nothing&) { score_rows(team, batch, i % blocks, i / blocks); });
+  if (is_spread) {
+    run_spread(batch, images);
+  } else {
+    run_kernel<Scratch>(
+        images, [&](ThreadTeam& team, uint32_t image, Scratch& scratch) { finish_image(team, batch, image, scratch); });
   }
 }
 
@@ -89,7 +167,7 @@ void decode_batch(const void* const* levels, int32_t batch, const deploykit::dec
     const deploykit::decode::Grid& grid, float* rows) {
   using namespace deploykit::decode;
   auto scratch = std::make_unique<deploykit::decode::Scratch>();
-  run_team([&](ThreadTeam& team) {
+  run_teams(1, [&](ThreadTeam& team, uint32_t) {
     for (int32_t image = 0; image < batch; ++image) {
       for (int32_t level = 0; level < head.levels; ++level) {
         for (int32_t anchor = 0; anchor < head.anchors; ++anchor) {
@@ -120,15 +198,27 @@ void fill_canvas(const deploykit::letterbox::Plan& plan, const uint8_t* source, 
 
 DEPLOYKIT_API int32_t deploykit_abi() { return deploykit::abi_number; }
 
-DEPLOYKIT_API int64_t deploykit_nms_cuda_workspace(int64_t, int64_t, int32_t) { return 1; }
+DEPLOYKIT_API int64_t deploykit_nms_cuda_workspace(int64_t batch, int64_t count, int32_t topk, Route route) {
+  return static_cast<int64_t>(workspace_bytes(batch, count, topk, route));
+}
 
+DEPLOYKIT_API int32_t deploykit_nms_cuda_spreads(int64_t batch, int64_t count, int32_t multiprocessors) {
+  return spreads(batch, count, multiprocessors);
+}
+
+// `automatic` chooses as on a GPU of 132 multiprocessors.
 DEPLOYKIT_API int32_t deploykit_nms_cuda(const void* rows, int32_t half, int32_t batch, int32_t count,
-    const Layout* layout, const Limits* limits, const Outputs* out, void*, void*) {
+    const Layout* layout, const Limits* limits, const Outputs* out, void* workspace, Route route, void*) {
   if (limits->topk > most_topk) return 1;  // cudaErrorInvalidValue
+  const bool is_spread = route == Route::spread || (route == Route::automatic && spreads(batch, count, 132));
+  const auto start = [&](const auto* typed) {
+    const auto images = static_cast<uint32_t>(batch);
+    run_batch(batch_of(typed, batch, count, *layout, *limits, *out, workspace, is_spread), images, is_spread);
+  };
   if (half) {
-    run_batch(static_cast<const Half*>(rows), batch, count, *layout, *limits, *out);
+    start(static_cast<const Half*>(rows));
   } else {
-    run_batch(static_cast<const float*>(rows), batch, count, *layout, *limits, *out);
+    start(static_cast<const float*>(rows));
   }
   return 0;
 }
@@ -164,19 +254,23 @@ int main() {
   const Layout layout = packed_layout(2, 2, 3, true, true);
   std::mt19937 random(1);
   std::uniform_real_distribution<float> any(0.0f, 1.0f);
-  const int32_t count = 150;
+  const int32_t count = 400;
   std::vector<float> rows(static_cast<size_t>(count) * layout.columns);
   for (size_t i = 0; i < rows.size(); ++i) {
     const size_t column = i % layout.columns;
-    rows[i] = any(random) * (column < 2 ? 60.0f : column < 4 ? 50.0f : 1.0f);
+    rows[i] = any(random) * (column < 2 ? 200.0f : column < 4 ? 50.0f : 1.0f);
   }
-  const Limits limits{0.1f, 0.4f, 20, 60};
-  std::vector<int32_t> num_dets(1), labels(20), candidates(1);
-  std::vector<float> boxes(80), scores(20), keypoints(20 * 6);
+  const Limits limits{0.1f, 0.5f, 110, 200};  // more rows stay than a tile of 64 holds
+  const auto room = static_cast<size_t>(limits.max_det);
+  std::vector<int32_t> num_dets(1), labels(room), candidates(1);
+  std::vector<float> boxes(4 * room), scores(room), keypoints(6 * room);
   const Outputs out{num_dets.data(), boxes.data(), scores.data(), labels.data(), keypoints.data(), candidates.data()};
-  for (int run = 0; run < 100; ++run) {
+  std::vector<std::byte> memory(
+      static_cast<size_t>(deploykit_nms_cuda_workspace(1, count, limits.topk, Route::spread)));
+  for (int run = 0; run < 60; ++run) {
     setenv("TEAM_SIZE", std::to_string(2 + run % 7).c_str(), 1);
-    if (deploykit_nms_cuda(rows.data(), 0, 1, count, &layout, &limits, &out, nullptr, nullptr)) return 1;
+    const Route route = run % 2 ? Route::spread : Route::blocks;
+    if (deploykit_nms_cuda(rows.data(), 0, 1, count, &layout, &limits, &out, memory.data(), route, nullptr)) return 1;
   }
   std::printf("%d candidates, %d kept\n", candidates[0], num_dets[0]);
 

@@ -14,23 +14,26 @@ from deploykit.export.plugins_check import expected_outputs
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import to_nchw
-from deploykit.runtime.native.cuda_library import CudaLibrary
+from deploykit.runtime.native.cuda_library import CudaLibrary, NmsRoute
 from deploykit.runtime.native.library import FOLDER
 from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
 from tests.cpu_tensorrt import CpuGpu
 from tests.nms_corpus import Case, corpus
 
+ROUTES: tuple[NmsRoute, ...] = ("blocks", "spread")
 POSE = RawDetections(cls=(5, 6), keypoints=(6, 57))
 
 
 def check(library: CudaLibrary, rows: Array, layout: RawDetections, thresholds: Thresholds, points: int = 0) -> None:
-    found = library.nms(rows, layout, thresholds, points)
     with np.errstate(over="ignore"):
         expected = expected_outputs(rows, layout, thresholds, points)
-    assert list(found) == list(expected)
-    for name, values in expected.items():
-        assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape)
-        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    for route in ROUTES:
+        library.nms_route = route
+        found = library.nms(rows, layout, thresholds, points)
+        assert list(found) == list(expected)
+        for name, values in expected.items():
+            assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape)
+            np.testing.assert_array_equal(found[name], values, err_msg=f"{name}, {route}")
 
 
 @pytest.mark.parametrize("case", corpus(), ids=lambda c: c.name)
@@ -79,12 +82,20 @@ def test_any_shape(
     check(library, rows, layout, thresholds, points)
 
 
+@pytest.fixture
+def small_team(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads: those that meet for every row cost more than the rows."""
+    monkeypatch.setenv("TEAM_SIZE", "2")
+
+
+@pytest.mark.usefixtures("small_team")
 @pytest.mark.parametrize("topk", [1, 1000, 3840])
 def test_more_candidates_than_can_be_sorted(library: CudaLibrary, topk: int) -> None:
     rows = crowd(topk, 1, 9000, POSE)
     check(library, rows, POSE, Thresholds(conf=0.01, iou=0.9, max_det=300, pre_nms_topk=topk), 17)
 
 
+@pytest.mark.usefixtures("small_team")
 def test_scores_that_all_tie(library: CudaLibrary) -> None:
     rows = crowd(0, 2, 5000, POSE)
     rows[..., 4:6] = 0.75
@@ -92,11 +103,52 @@ def test_scores_that_all_tie(library: CudaLibrary) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, pytest.param(32, marks=pytest.mark.gpu)])
-def test_the_rows_of_a_pose_network(library: CudaLibrary, batch: int) -> None:
+def test_the_rows_of_a_pose_network(library: CudaLibrary, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEAM_SIZE", "1")
     rows = crowd(1, batch, 57375, POSE)
     rows[..., 4] **= 8  # some hundreds of candidates, as in a crowded image
     check(library, rows, POSE, Thresholds(), 17)
     check(library, rows[:1].astype(np.float16), POSE, Thresholds(), 17)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rows", "multiprocessors", "expected"),
+    [
+        (1, 57375, 132, True),
+        (32, 57375, 132, True),
+        (33, 57375, 132, False),  # more than a quarter of the multiprocessors have a block
+        (33, 57375, 10_000, False),  # the workspace is no larger than for 32
+        (1, 1023, 132, False),
+        (1, 1024, 132, True),
+        (2, 8400, 8, True),
+        (3, 8400, 8, False),
+    ],
+)
+def test_a_few_images_of_many_rows_are_spread(
+    library: CudaLibrary, batch: int, rows: int, multiprocessors: int, expected: bool
+) -> None:
+    assert library.spreads(batch, rows, multiprocessors) is expected
+
+
+@given(st.integers(1, 200), st.integers(1, 60_000), st.integers(1, 3840), st.integers(1, 400), st.data())
+def test_the_workspace_of_auto_is_enough_for_every_smaller_batch_on_any_gpu(
+    library: CudaLibrary, batch: int, count: int, topk: int, multiprocessors: int, data: st.DataObject
+) -> None:
+    thresholds = Thresholds(pre_nms_topk=topk)
+    library.nms_route = "auto"
+    room = library.nms_workspace(batch, count, thresholds)
+    fewer, shorter = data.draw(st.integers(1, batch)), data.draw(st.integers(1, count))
+    library.nms_route = "spread" if library.spreads(fewer, shorter, multiprocessors) else "blocks"
+    assert library.nms_workspace(fewer, shorter, thresholds) <= room
+
+
+def test_auto_gives_what_both_routes_give(library: CudaLibrary) -> None:
+    rows = crowd(3, 1, 1500, POSE)
+    library.nms_route = "auto"
+    found = library.nms(rows, POSE, Thresholds(conf=0.5, max_det=20, pre_nms_topk=90), 17)
+    expected = expected_outputs(rows, POSE, Thresholds(conf=0.5, max_det=20, pre_nms_topk=90), 17)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values, err_msg=name)
 
 
 def test_more_than_3840_candidates_cannot_be_asked_for(library: CudaLibrary) -> None:

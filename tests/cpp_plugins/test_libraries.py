@@ -114,7 +114,7 @@ def test_the_cuda_library_is_built_for_every_architecture(tmp_path: Path, monkey
     assert "warning" not in report.log.read_text()
     assert symbols(report.built["cuda"], "--defined-only") == {
         "deploykit_abi", "deploykit_built_with", "deploykit_decode_cuda", "deploykit_letterbox_cuda",
-        "deploykit_nms_cuda", "deploykit_nms_cuda_workspace",
+        "deploykit_nms_cuda", "deploykit_nms_cuda_workspace", "deploykit_nms_cuda_spreads",
     }  # fmt: skip
 
 
