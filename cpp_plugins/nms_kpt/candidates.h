@@ -205,42 +205,43 @@ inline void candidates_by_rows(
   }
 }
 
-// Columns are read in blocks of rows, and those that decide nothing only where a row of the block scores.
+// Columns are read in blocks of rows, long enough that what lies side by side is worth the step to the next column.
+// Those that decide nothing are read in short parts of a block, and only where a row of the part scores.
 template <typename T>
 inline void candidates_by_columns(
     Keys& keys, const Rows<T>& rows, const Layout& layout, float conf, const Choice& choice, T* copy) {
-  constexpr int64_t block = 64;
+  constexpr int64_t block = 512, part = 64;
   const bool has_obj = layout.obj >= 0;
+  float best[block];
   for (int64_t first = 0; first < rows.count; first += block) {
     const int64_t size = std::min(block, rows.count - first);
-    float obj[block], best[block];
+    const T* obj = has_obj ? rows.column(layout.obj) + first : nullptr;
     int32_t hits = !has_obj;
-    for (int64_t k = 0; has_obj && k < size; ++k) {
-      obj[k] = to_float(rows.column(layout.obj)[first + k]);
-      hits |= obj[k] > conf;
-    }
+    for (int64_t k = 0; has_obj && k < size; ++k) hits |= to_float(obj[k]) > conf;
     if (!hits) continue;
     for (int64_t k = 0; k < size; ++k) best[k] = to_float(rows.column(layout.cls)[first + k]);
     for (int32_t c = 1; c < layout.num_classes; ++c) {
       const T* values = rows.column(layout.cls + c) + first;
       for (int64_t k = 0; k < size; ++k) best[k] = greater(to_float(values[k]), best[k]);
     }
-    hits = 0;
-    for (int64_t k = 0; k < size; ++k) {
-      best[k] = score_of(best[k], has_obj ? obj[k] : 1.0f, has_obj);
-      hits |= best[k] > conf;
-    }
-    if (!hits) continue;
-    int32_t broken[block] = {};
-    for (int32_t c = 0; c < layout.columns; ++c) {
-      const T* values = rows.column(c) + first;
-      for (int64_t k = 0; k < size; ++k) broken[k] |= !is_finite(values[k]);
-    }
-    for (int64_t k = 0; k < size; ++k) {
-      if (!(best[k] > conf) || broken[k]) continue;
-      const bool whole = choice.multi_label || choice.wanted;  // else the number and the score are all that is asked
-      const T* row = whole ? rows.row(first + k, layout, copy) : nullptr;
-      push_row(keys, row, first + k, best[k], layout, conf, choice);
+    for (int64_t k = 0; has_obj && k < size; ++k) best[k] = score_of(best[k], to_float(obj[k]), true);
+    for (int64_t start = 0; start < size; start += part) {
+      const int64_t used = std::min(part, size - start);
+      hits = 0;
+      for (int64_t k = 0; k < used; ++k) hits |= best[start + k] > conf;
+      if (!hits) continue;
+      int32_t broken[part] = {};
+      for (int32_t c = 0; c < layout.columns; ++c) {
+        const T* values = rows.column(c) + first + start;
+        for (int64_t k = 0; k < used; ++k) broken[k] |= !is_finite(values[k]);
+      }
+      for (int64_t k = 0; k < used; ++k) {
+        const float score = best[start + k];
+        if (!(score > conf) || broken[k]) continue;
+        const int64_t number = first + start + k;
+        const bool whole = choice.multi_label || choice.wanted;  // else the number and the score are all that is asked
+        push_row(keys, whole ? rows.row(number, layout, copy) : nullptr, number, score, layout, conf, choice);
+      }
     }
   }
 }

@@ -39,7 +39,8 @@ from deploykit.spec import RawDetections, Thresholds
 __all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppress", "suppress_by_label"]
 
 REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
-BLOCK = 64  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
+PAIRS = 8  # times the number of candidates: so many pairs of one label are looked at pair by pair
+BLOCK = 96  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,8 @@ def nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choi
 def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice = USUAL) -> Kept:
     """Apply the definition in numpy: the reference, and the fallback without the native library."""
     index, scores, labels, count = candidates(rows, layout, thresholds, choice)
+    if not count:
+        return Kept(index, np.zeros((0, 4), np.float32), scores, labels, 0)
     with np.errstate(all="ignore"):  # values that overflow are part of the definition
         boxes = _corners(rows[index, slice(*layout.box)].astype(np.float32, copy=False))
         choose = suppress_by_label if choice.multi_label else suppress
@@ -112,11 +115,13 @@ def candidates(
 def _chosen(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice) -> tuple[Array, Array, Array]:
     """Return all candidates before the cut at ``pre_nms_topk``, in the order of the rows: indices, scores, labels."""
     index, scores, labels = _over(rows, layout, np.float32(thresholds.conf), choice.multi_label)
+    if not len(index):
+        return index, scores, labels
     if choice.classes is not None:
         wanted = np.isin(labels, choice.classes)
         index, scores, labels = index[wanted], scores[wanted], labels[wanted]
-    whole = _whole(rows, index)
-    return index[whole], scores[whole], labels[whole]
+    whole = _whole(rows, index, choice.multi_label)
+    return (index, scores, labels) if whole.all() else (index[whole], scores[whole], labels[whole])
 
 
 def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
@@ -127,11 +132,13 @@ def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: boo
     if factor is not None:
         obj = rows[:, factor[0]].astype(np.float32, copy=False)
         index = np.flatnonzero(obj > conf)  # no score exceeds its objectness, so the other rows need not be read
+        if not len(index):
+            return index, obj[:0], index
         if len(index) < len(rows):
             products, obj = products[index], obj[index]
     products = products.astype(np.float32, copy=False)
-    # A head without objectness may still have the column, all ones: no product is needed.
-    if obj is not None and not (obj == 1).all():
+    # A head without objectness may still have the column, all ones, so that all rows are here: no product is needed.
+    if obj is not None and not (len(obj) == len(rows) and (obj == 1).all()):
         products = products * obj[:, None]
     if multi_label:
         products = products if obj is None else np.minimum(products, obj[:, None])
@@ -144,8 +151,11 @@ def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: boo
     return over if index is None else index[over], scores[over], products[over].argmax(axis=1)
 
 
-def _whole(rows: Array, index: Array) -> Array:
-    """Return which of the ascending row indices ``index`` (with repetitions) are rows of finite values."""
+def _whole(rows: Array, index: Array, repeated: bool) -> Array:
+    """Return which of the ascending row indices ``index`` (``repeated``: some may be equal) are of finite values."""
+    if not repeated:
+        whole: Array = np.isfinite(rows[index]).all(axis=1)
+        return whole
     used = index[np.diff(index, prepend=-1) > 0]
     finite = np.zeros(len(rows), bool)
     finite[used] = np.isfinite(rows[used]).all(axis=1)
@@ -175,27 +185,73 @@ def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
         iou: suppress above this overlap.
         max_det: stop when this many are kept.
     """
+    pairs = _pairs_of_a_label(labels)
+    if pairs is None:
+        return _suppressed_in_blocks(boxes, labels, np.float32(iou), max_det)
+    return _suppressed_in_pairs(boxes, pairs, np.float32(iou))[:max_det]
+
+
+def _pairs_of_a_label(labels: Array) -> tuple[Array, Array] | None:
+    """Return the positions of all pairs of one label, the lower ones first; None: there are too many of them."""
+    counts = np.bincount(labels)
+    total = int((counts * (counts - 1)).sum()) // 2
+    if total > PAIRS * len(labels):
+        return None
+    order, places = np.argsort(labels, kind="stable"), np.arange(len(labels))
+    later = np.cumsum(counts)[labels[order]] - places - 1  # how many of the label come after
+    first = np.repeat(places, later)
+    second = np.arange(total) + np.repeat(places + 1 - (np.cumsum(later) - later), later)
+    return order[first], order[second]
+
+
+def _suppressed_in_pairs(boxes: Array, pairs: tuple[Array, Array], limit: np.float32) -> Array:
+    """Suppress where only the boxes of some pairs can suppress each other."""
+    first, second = pairs
+    a, b = boxes[first], boxes[second]
+    sides = boxes[:, 2:] - boxes[:, :2]
+    area = sides[:, 0] * sides[:, 1]
+    extent = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
+    np.maximum(extent, 0, out=extent)
+    inter = extent[:, 0] * extent[:, 1]
+    over = np.flatnonzero(inter / (area[first] + area[second] - inter) > limit)
+    lost = np.zeros(len(boxes), bool)
+    over = over[np.argsort(first[over], kind="stable")]
+    for i, j in zip(first[over].tolist(), second[over].tolist(), strict=True):
+        if not lost[i]:
+            lost[j] = True
+    return np.flatnonzero(~lost)
+
+
+def _suppressed_in_blocks(boxes: Array, labels: Array, limit: np.float32, max_det: int) -> Array:
+    """Suppress a block of candidates after the other, each compared with all that are left."""
+    count = len(boxes)
     x1, y1, x2, y2 = np.ascontiguousarray(boxes.T)
     corners = (x1, y1, x2, y2, (x2 - x1) * (y2 - y1))
-    mixed = len(labels) > 0 and bool((labels != labels[0]).any())
-    limit = np.float32(iou)
-    gone = np.zeros(len(boxes), bool)
-    kept: list[int] = []
-    for start in range(0, len(boxes), BLOCK):
-        left = np.flatnonzero(~gone[start:]) + start  # this block's rows first, then all after it
-        size = int(np.searchsorted(left, start + BLOCK))
-        over = _overlap(tuple(c[left[:size], None] for c in corners), tuple(c[left] for c in corners)) > limit
-        if mixed:
-            over &= labels[left[:size], None] == labels[left]
+    mixed = bool((labels != labels[0]).any())
+    gone = np.zeros(count, bool)
+    memory = np.zeros((4, min(BLOCK, count) * count), np.float32)
+    kept: list[Array] = []
+    left, size, total = np.arange(count), min(BLOCK, count), 0
+    for start in range(0, count, BLOCK):
+        if start:
+            left = np.flatnonzero(~gone[start:]) + start  # this block's rows first, then all after it
+            size = int(np.searchsorted(left, start + BLOCK))
+        over = _overlap(tuple(c[left] for c in corners) if start else corners, size, memory) > limit
+        over.reshape(-1)[:: len(left) + 1] = False  # a box and itself
         lost = np.zeros(len(left), bool)
-        for i in range(size):
+        hits = np.flatnonzero(over.any(axis=1))  # most boxes overlap none
+        over = over[hits]
+        if mixed:
+            over &= labels[left[hits], None] == labels[left]
+        for i, those in zip(hits.tolist(), over, strict=True):
             if not lost[i]:
-                kept.append(int(left[i]))
-                lost |= over[i]  # rows before i are already decided, so marking them again changes nothing
-        if len(kept) >= max_det:
+                lost |= those  # rows before i are already decided, so marking them again changes nothing
+        kept.append(left[:size][~lost[:size]])
+        total += len(kept[-1])
+        if total >= max_det:
             break
         gone[left[lost]] = True
-    return np.asarray(kept[:max_det], np.int64)
+    return np.concatenate(kept)[:max_det]
 
 
 def suppress_by_label(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
@@ -220,16 +276,35 @@ def _suppressed_apart(boxes: Array, labels: Array, iou: float, max_det: int) -> 
     return np.sort(np.concatenate(parts))[:max_det]
 
 
-def _overlap(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
-    """Return the IoU of every box of ``a`` with every box of ``b``: (x1, y1, x2, y2, area), shaped to broadcast."""
-    width = np.minimum(a[2], b[2])
-    width -= np.maximum(a[0], b[0])
-    inter = np.minimum(a[3], b[3])
-    inter -= np.maximum(a[1], b[1])
-    np.maximum(width, 0, out=width)
-    np.maximum(inter, 0, out=inter)
-    inter *= width
-    union = a[4] + b[4]
+def _overlap(boxes: tuple[Array, ...], size: int, memory: Array) -> Array:
+    """Return the IoU of the first ``size`` boxes with all boxes, ``(size, N)``.
+
+    Args:
+        boxes: x1, y1, x2, y2, area, each ``(N,)``.
+        size: at least 0.
+        memory: four rows of at least ``size * N`` values, the last of them zeros; the result is in the first.
+    """
+    x1, y1, x2, y2, area = boxes
+    inter, other, third, zeros = (row[: size * len(area)].reshape(size, len(area)) for row in memory)
+    _of_pairs(np.minimum, x2, inter)
+    inter -= _of_pairs(np.maximum, x1, other)
+    np.maximum(inter, zeros, out=inter)
+    _of_pairs(np.minimum, y2, other)
+    other -= _of_pairs(np.maximum, y1, third)
+    np.maximum(other, zeros, out=other)
+    inter *= other
+    union = _of_pairs(np.add, area, other)
     union -= inter
     inter /= union
     return inter
+
+
+def _of_pairs(function: np.ufunc, values: Array, out: Array) -> Array:
+    """Return ``function`` of the first values with all values in ``out``.
+
+    The first are written there before, because a loop over one value and many is two to three times as slow as a loop
+    over as many, and so is one over many and 0.
+    """
+    out[...] = values[: len(out), None]
+    pairs: Array = function(out, values, out=out)
+    return pairs
