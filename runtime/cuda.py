@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -104,6 +104,27 @@ class Gpu(ABC):
     @abstractmethod
     def milliseconds(self, start: Any, end: Any) -> float:
         """Return the time between two recorded events; their stream must have been synchronised."""
+
+    graphs = False
+    """Whether the library has CUDA graphs."""
+
+    def capture(self, stream: Any, work: Callable[[], None]) -> Any:
+        """Return what ``work`` puts on the stream as a CUDA graph; nothing of it runs.
+
+        The graph holds the addresses that the work used. Other threads may use the GPU meanwhile.
+
+        Raises:
+            BackendError: the work cannot be captured. What ``work`` raises is passed on.
+        """
+        raise BackendError(f"{self.binding} has no CUDA graphs here: install cuda-bindings")
+
+    def launch(self, graph: Any, stream: Any) -> None:
+        """Queue the work of a graph of :meth:`capture`."""
+        raise BackendError(f"{self.binding} has no CUDA graphs here: install cuda-bindings")
+
+    def close_graph(self, graph: Any) -> None:
+        """Destroy a graph."""
+        raise BackendError(f"{self.binding} has no CUDA graphs here: install cuda-bindings")
 
 
 class Buffer:
@@ -307,6 +328,29 @@ class _CudaBindings(Gpu):
 
     def milliseconds(self, start: Any, end: Any) -> float:
         return float(self._call("cudaEventElapsedTime", start, end))
+
+    graphs = True
+
+    def capture(self, stream: Any, work: Callable[[], None]) -> Any:
+        mode = self._rt.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream, mode)
+        try:
+            work()
+        except BaseException:
+            with contextlib.suppress(BackendError):  # what the work broke, ends the capture with an error of its own
+                self._call("cudaGraphDestroy", self._call("cudaStreamEndCapture", stream))
+            raise
+        graph = self._call("cudaStreamEndCapture", stream)
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
+
+    def launch(self, graph: Any, stream: Any) -> None:
+        self._call("cudaGraphLaunch", graph, stream)
+
+    def close_graph(self, graph: Any) -> None:
+        self._call("cudaGraphExecDestroy", graph)
 
 
 class _PyCuda(Gpu):

@@ -12,7 +12,8 @@ import contextlib
 import ctypes
 import enum
 import json
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,9 @@ class Engine:
 
 
 class Context:
-    """Runs at once when it is enqueued."""
+    """Runs at once when it is enqueued; ``refuses_capture``: not in a capture, as a test sets it."""
+
+    refuses_capture = False
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -165,16 +168,24 @@ class Context:
         return True
 
     def execute_async_v3(self, stream: int) -> bool:
-        """Read the inputs where they are, run, write the outputs where they belong."""
+        """Read the inputs where they are, run, write the outputs where they belong; in a capture, later."""
+        if CAPTURE.work is not None:
+            CAPTURE.work.append((self, dict(self._shapes), dict(self._addresses)))
+            return not self.refuses_capture
+        self.runs += 1
+        return self.compute(self._shapes, self._addresses)
+
+    def compute(self, shapes: dict[str, tuple[int, ...]], addresses: dict[str, int]) -> bool:
+        """Run on tensors of these shapes at these addresses."""
         feed = {}
         for tensor in self._engine.inputs:
             kind = np.dtype(NUMPY[self._engine.get_tensor_dtype(tensor.name)])
-            shape = self._shapes[tensor.name]
+            shape = shapes[tensor.name]
             size = int(np.prod(shape)) * kind.itemsize
-            raw = ctypes.string_at(self._addresses[tensor.name], size)
+            raw = ctypes.string_at(addresses[tensor.name], size)
             feed[tensor.name] = np.frombuffer(raw, kind).reshape(shape)
         for tensor, value in zip(self._engine.outputs, self._engine.session.run(None, feed), strict=True):
-            address = self._addresses.get(tensor.name, 0)
+            address = addresses.get(tensor.name, 0)
             if self._engine.data_dependent:
                 allocator = self._allocators[tensor.name]
                 address = allocator.reallocate_output(tensor.name, address, value.nbytes, 256)
@@ -183,16 +194,29 @@ class Context:
                 allocator.notify_shape(tensor.name, value.shape)
             data = np.ascontiguousarray(value)
             ctypes.memmove(address, data.ctypes.data, data.nbytes)
-        self.runs += 1
         return True
+
+
+class Capture(threading.local):
+    """What the calling thread enqueues while it captures; None: it does not."""
+
+    work: list[Any] | None = None
+
+
+CAPTURE = Capture()
 
 
 class CpuGpu(Gpu):
     """Memory of the host as a device's; ``live`` counts what was allocated and not given back."""
 
-    index, name, compute_capability, driver, binding = 0, "CPU stand-in", (9, 0), "13.0", "stand-in"
+    name, compute_capability, driver, binding = "CPU stand-in", (9, 0), "13.0", "stand-in"
+    graphs = True
+    replays = True  # False: a graph does nothing when it is launched, as a test sets it
 
-    def __init__(self) -> None:
+    def __init__(self, index: int = 0) -> None:
+        self.index = index
+        self.graphs_made: list[Any] = []
+        self.launches = 0
         self._memory: dict[int, Array] = {}
         self.pinned: list[int] = []
         self.streams = 0
@@ -202,8 +226,8 @@ class CpuGpu(Gpu):
 
     @property
     def live(self) -> int:
-        """Pieces of device and page-locked memory, streams and events that were not given back."""
-        return len(self._memory) + len(self.pinned) + self.streams + len(self.events)
+        """Pieces of device and page-locked memory, streams, events and graphs that were not given back."""
+        return len(self._memory) + len(self.pinned) + self.streams + len(self.events) + len(self.graphs_made)
 
     @contextlib.contextmanager
     def current(self) -> Iterator[None]:
@@ -283,6 +307,32 @@ class CpuGpu(Gpu):
         """Only what was made, and only once."""
         assert self._depth
         self.events.remove(id(event))
+
+    def capture(self, stream: Any, work: Callable[[], None]) -> Any:
+        """What contexts enqueue, with the addresses that they have now."""
+        assert self._depth
+        graph: list[Any] = []
+        CAPTURE.work = graph
+        try:
+            work()
+        finally:
+            CAPTURE.work = None
+        self.graphs_made.append(graph)
+        return graph
+
+    def launch(self, graph: Any, stream: Any) -> None:
+        """Runs at the addresses of the capture."""
+        assert self._depth
+        assert any(graph is made for made in self.graphs_made)
+        self.launches += 1
+        for context, shapes, addresses in graph if self.replays else ():
+            for address in addresses.values():
+                self._inside(address, 1)
+            context.compute(shapes, addresses)
+
+    def close_graph(self, graph: Any) -> None:
+        """Only what was made, and only once."""
+        self.graphs_made = [made for made in self.graphs_made if made is not graph]
 
     def record(self, event: Any, stream: Any) -> None:
         """Now."""

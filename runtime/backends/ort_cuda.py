@@ -17,45 +17,27 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.on_device import STAGES, DeviceTensor, is_replay
 from deploykit.runtime.backends.ort_providers import CudaOptions, preload_cuda, reason_of, tensor_info
 from deploykit.runtime.cuda import Buffer, Gpu, open_gpu
 from deploykit.runtime.session import TensorInfo
 
-__all__ = ["CPU", "CUDA", "BoundRun", "DeviceRuns", "DeviceTensor", "open_on_gpu"]
+__all__ = ["CPU", "CUDA", "BoundRun", "DeviceRuns", "open_on_gpu"]
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 MOST_SHAPES = 4  # whose buffers are kept
-STAGES = ("copy in", "compute", "copy out")
 NO_WAIT = ("disable_synchronize_execution_providers", "1")  # of a run: the stream is waited for once, by us
 GRAPH = "gpu_graph_id"  # of a run: which graph it captures or replays
 NO_GRAPH = "-1"
 
-REPLAY_SHARE = 1e-3
-"""How far a replay may lie from an ordinary run: the kernels are the same, and some add in any order."""
-
 Load = Callable[[list[str | tuple[str, dict[str, str]]], bool], Any]
 """Loads the network with a list of providers, which may fall back to the CPU or not, and returns the session."""
-
-
-@dataclass(frozen=True)
-class DeviceTensor:
-    """Where a tensor lies on the device."""
-
-    pointer: int
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def nbytes(self) -> int:
-        """Its size."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 class BoundRun:
@@ -320,6 +302,5 @@ def _check_graph(runs: DeviceRuns) -> None:
     expected = runs.run(noise, ordinary)
     runs.run(zeros)  # warms up, captures and replays
     for info, a, b in zip(runs.outputs, expected, runs.run(noise), strict=True):
-        most = float(np.nan_to_num(np.abs(a.astype(np.float64))).max(initial=0.0))
-        if not np.allclose(a, b, rtol=REPLAY_SHARE, atol=REPLAY_SHARE * most, equal_nan=True):
+        if not is_replay(b, a):
             raise BackendError(f"the replay of its graph gave another output {info.name!r} than an ordinary run")

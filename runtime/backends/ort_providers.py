@@ -32,7 +32,7 @@ __all__ = [
 LOG = logging.getLogger(__name__)
 
 CUDA_SETTINGS = "DEPLOYKIT_CUDA"
-"""The environment variable with the options of the CUDA provider, such as ``tf32,no-graph,search=heuristic``."""
+"""The environment variable with the options of runs on an NVIDIA GPU, such as ``tf32,no-graph,search=heuristic``."""
 
 SWITCHES = ("graph", "tf32", "nhwc", "stages")
 Search = Literal["auto", "exhaustive", "heuristic", "default"]
@@ -43,7 +43,7 @@ NUMPY_NAMES = {"float": "float32", "double": "float64", "string": "object"}
 
 @dataclass(frozen=True)
 class CudaOptions:
-    """Options of ONNX Runtime's CUDA provider.
+    """Options of runs on an NVIDIA GPU, most of them of ONNX Runtime's CUDA provider.
 
     Attributes:
         graph: capture the run of a network whose shapes are all fixed in a CUDA graph, which starts it with one call.
@@ -54,6 +54,9 @@ class CudaOptions:
             a graph, else heuristic, because every new shape would be timed anew.
         stages: letterbox, decode and NMS of a prediction run on the GPU too, where the kernels do what it needs
             (:mod:`deploykit.runtime.predict.on_gpu`).
+        contexts: how many runs of a TensorRT engine may be on the GPU at the same time.
+
+    An engine of TensorRT has ``graph``, ``stages`` and ``contexts``.
     """
 
     graph: bool = True
@@ -61,6 +64,7 @@ class CudaOptions:
     nhwc: bool = False
     search: Search = "auto"
     stages: bool = False
+    contexts: int = 2
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -75,12 +79,14 @@ class CudaOptions:
             switch = name.removeprefix("no-")
             if name == "search" and value in get_args(Search):
                 values["search"] = value
+            elif name == "contexts" and value.isascii() and value.isdecimal() and int(value):
+                values["contexts"] = int(value)
             elif switch in SWITCHES and not value:
                 values[switch] = name == switch
             else:
                 raise UsageError(
                     f"{CUDA_SETTINGS} holds words of {', '.join(SWITCHES)}, each also with no- before it, and "
-                    f"search={'|'.join(get_args(Search))}; got {word!r}"
+                    f"search={'|'.join(get_args(Search))} and contexts=N; got {word!r}"
                 )
         return cls(**values)
 

@@ -1,6 +1,6 @@
 """Letterbox, network, decode and NMS on one stream of a GPU: a frame costs one copy in and one small copy out.
 
-The network is a session whose runs are bound to buffers on the GPU (:mod:`deploykit.runtime.backends.ort_cuda`); the
+The network is a session whose runs are bound to buffers on the GPU (:mod:`deploykit.runtime.backends.on_device`); the
 kernels are those of ``cpp_plugins``. NMS means the same as elsewhere, bit for bit. The letterbox may differ from
 OpenCV's by one grey level. The rows stay on the GPU, so that NaN in them is not reported as elsewhere: such rows are
 left out.
@@ -18,7 +18,7 @@ import numpy as np
 
 from deploykit.errors import BackendError, DeployError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.backends.ort_cuda import BoundRun, DeviceRuns, DeviceTensor
+from deploykit.runtime.backends.on_device import DeviceTensor, NetworkOnDevice, RunsOnDevice
 from deploykit.runtime.cuda import Buffer
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.placing import CanvasImage
@@ -57,7 +57,7 @@ class GpuStages:
         UsageError: the kernels do not do what this network needs; the message is half a sentence.
     """
 
-    def __init__(self, runs: DeviceRuns, spec: ModelSpec, thresholds: Thresholds, library: CudaLibrary) -> None:
+    def __init__(self, runs: RunsOnDevice, spec: ModelSpec, thresholds: Thresholds, library: CudaLibrary) -> None:
         self._kind = check_kernels(spec, thresholds)
         (info,) = runs.inputs
         self._runs, self._spec, self._thresholds, self._library = runs, spec, thresholds, library
@@ -128,7 +128,7 @@ class GpuStages:
         self._runs.gpu.to_device(device, host, self._runs.stream)
         return [device + start for start in starts[:-1]]
 
-    def _rows(self, bound: BoundRun, handle: int) -> DeviceTensor:
+    def _rows(self, bound: NetworkOnDevice, handle: int) -> DeviceTensor:
         """Return the candidate rows of the whole batch, decoded on the device where the network does not."""
         outputs, kind = bound.outputs(), self._kind
         if not isinstance(kind, AnchorHeads):
@@ -192,7 +192,7 @@ class GpuPredictor(Predictor[R_co]):
     """A predictor whose letterbox, decode and NMS run on the GPU too, with :class:`GpuStages`.
 
     Args:
-        session: the network, opened on a GPU by ONNX Runtime.
+        session: the network, opened on a GPU by ONNX Runtime or TensorRT.
         spec, options, name: as for :class:`Predictor`.
         library: the kernels; None: the library that ``deploykit plugins build`` made.
 
@@ -210,9 +210,9 @@ class GpuPredictor(Predictor[R_co]):
         library: CudaLibrary | None = None,
     ) -> None:
         super().__init__(session, spec, options, name=name)
-        runs: DeviceRuns | None = getattr(session, "runs", None)
+        runs: RunsOnDevice | None = getattr(session, "runs", None)
         if runs is None:
-            raise UsageError("its session is not of ONNX Runtime on an NVIDIA GPU")
+            raise UsageError("its session is not of ONNX Runtime or TensorRT on an NVIDIA GPU")
         own: Any = self.adapter
         if getattr(own, "choice", None) != USUAL:
             raise UsageError("only detections by their own classes, with one label each, are chosen by the kernels")

@@ -42,8 +42,8 @@ std::vector<float> crowd(std::mt19937& random, int32_t count, const Layout& layo
 
 bool agree(std::mt19937& random, int32_t count, bool has_obj, bool cls_counts, Route route) {
   const Layout layout = deploykit::nms::packed_layout(cls_counts ? 3 : 1, 2, 3, has_obj, cls_counts);
-  // Three tiles of 64 rows and a part of one, and few slots for what one tile holds.
-  const Limits limits = count % 2 ? Limits{0.2f, 0.4f, 30, 100} : Limits{0.2f, 0.6f, 150, 250};
+  // Few slots for what a tile of 64 rows holds, and room for four tiles.
+  const Limits limits = count % 2 ? Limits{0.2f, 0.4f, 30, 100} : Limits{0.2f, 0.5f, 250, 250};
   const auto rows = crowd(random, count, layout);
   const size_t room = static_cast<size_t>(limits.max_det);
 

@@ -258,16 +258,16 @@ int main() {
   std::vector<float> rows(static_cast<size_t>(count) * layout.columns);
   for (size_t i = 0; i < rows.size(); ++i) {
     const size_t column = i % layout.columns;
-    rows[i] = any(random) * (column < 2 ? 200.0f : column < 4 ? 50.0f : 1.0f);
+    rows[i] = any(random) * (column < 2 ? 120.0f : column < 4 ? 50.0f : 1.0f);
   }
-  const Limits limits{0.1f, 0.5f, 110, 200};  // more rows stay than a tile of 64 holds
+  const Limits limits{0.1f, 0.3f, 70, 200};  // more rows stay than a tile of 64 holds
   const auto room = static_cast<size_t>(limits.max_det);
   std::vector<int32_t> num_dets(1), labels(room), candidates(1);
   std::vector<float> boxes(4 * room), scores(room), keypoints(6 * room);
   const Outputs out{num_dets.data(), boxes.data(), scores.data(), labels.data(), keypoints.data(), candidates.data()};
   std::vector<std::byte> memory(
       static_cast<size_t>(deploykit_nms_cuda_workspace(1, count, limits.topk, Route::spread)));
-  for (int run = 0; run < 60; ++run) {
+  for (int run = 0; run < 100; ++run) {
     setenv("TEAM_SIZE", std::to_string(2 + run % 7).c_str(), 1);
     const Route route = run % 2 ? Route::spread : Route::blocks;
     if (deploykit_nms_cuda(rows.data(), 0, 1, count, &layout, &limits, &out, memory.data(), route, nullptr)) return 1;

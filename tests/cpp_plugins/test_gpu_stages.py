@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort, ort_cuda
 from deploykit.runtime.backends.ort_cuda import CUDA, DeviceRuns
 from deploykit.runtime.backends.ort_providers import CUDA_SETTINGS
+from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.bench.benchmark import benchmark
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.to_tensor import to_nchw
@@ -32,6 +34,7 @@ from deploykit.runtime.predict.on_gpu import GpuPredictor, GpuStages, check_kern
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.session import open_session
 from deploykit.spec import AnchorHeads, Fit, ModelSpec, RawDetections, Thresholds
+from tests import cpu_tensorrt
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
 from tests.cpu_cuda_ort import CudaSession
 from tests.cpu_tensorrt import CpuGpu
@@ -98,6 +101,32 @@ def test_a_predictor_finds_the_same_objects(library: CudaLibrary, tmp_path: Path
             np.testing.assert_allclose(found.keypoints, expected.keypoints, atol=1e-4)
             assert set(found.timings) == set(expected.timings)
         predictor.stages.close()
+
+
+def test_an_engine_takes_them_too(library: CudaLibrary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same stages around TensorRT's stand-in: one copy in, one out, and the network as a graph."""
+    gpu = library._gpu
+    if not isinstance(gpu, CpuGpu):
+        pytest.skip("the stand-ins replace a GPU")
+    monkeypatch.setattr(trt, "open_gpu", lambda index=0: gpu)
+    monkeypatch.setitem(sys.modules, "tensorrt", cpu_tensorrt)
+    monkeypatch.setattr(trt, "installed", lambda: ("tensorrt",))
+    onnx_file, copies = write_cell_model(tmp_path / "cells.onnx", spec=cell_spec()), []
+    image = planted((1, 1, BLUE), (5, 6, RED), scale=3)
+    engine = cpu_tensorrt.write_engine(tmp_path / "cells.trt", onnx_file)
+    with open_session(engine) as session, load(onnx_file, device="cpu") as usual:
+        predictor: Any = GpuPredictor(session, cell_spec(), library=library)
+        for name in ("to_device", "to_host"):
+            copy = getattr(gpu, name)
+            monkeypatch.setattr(gpu, name, lambda *given, n=name, c=copy: (copies.append(n), c(*given)))
+        launches = gpu.launches
+        for _ in range(3):
+            found, expected = predictor(image), usual(image)
+            assert found.counts() == expected.counts() == {"red": 1, "blue": 1}
+            np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-4)
+        assert copies == ["to_device", "to_host"] * 3
+        assert gpu.launches == launches + 3
+        predictor.close()
 
 
 def test_a_stricter_threshold_reaches_the_kernels(library: CudaLibrary, tmp_path: Path) -> None:
@@ -192,7 +221,10 @@ def test_what_the_kernels_do_not_do_is_refused_and_stays_on_the_cpu(
     with open_session(path, provider="cpu") as session:
         predictor = predictor_on_gpu(session, spec, PredictOptions())
         assert type(predictor) is Predictor
-        assert "letterbox and NMS stay on the CPU: its session is not of ONNX Runtime on an NVIDIA GPU" in caplog.text
+        assert (
+            "letterbox and NMS stay on the CPU: its session is not of ONNX Runtime or TensorRT on an NVIDIA GPU"
+            in caplog.text
+        )
     with on_device(path, library) as session, pytest.raises(UsageError, match="one label each"):
         GpuPredictor(session, spec, PredictOptions(multi_label=True), library=library)
 

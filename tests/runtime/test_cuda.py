@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -117,6 +119,65 @@ def test_a_buffer_grows_and_keeps_its_host_memory() -> None:
     assert gpu.live == 0
 
 
+class Runtime:
+    """The functions of cuda-bindings for graphs; ``calls`` are their names, ``fails`` the codes of some."""
+
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal="of this thread")  # noqa: N815
+
+    def __init__(self, **fails: int) -> None:
+        self.calls: list[str] = []
+        self._fails = fails
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*args: object) -> tuple[object, ...]:
+            if name == "cudaGetErrorString":
+                return 0, b"as the test says"
+            self.calls.append(f"{name} {' '.join(map(str, args))}")
+            results = {"cudaStreamEndCapture": ("graph",), "cudaGraphInstantiate": ("executable",)}
+            return self._fails.get(name, 0), *results.get(name, ())
+
+        return call
+
+
+def graphs_of(runtime: Runtime) -> cuda.Gpu:
+    gpu = cuda._CudaBindings.__new__(cuda._CudaBindings)
+    gpu._rt = runtime
+    return gpu
+
+
+def test_a_capture_ends_and_gives_back_all_but_what_is_launched() -> None:
+    runtime = Runtime()
+    gpu = graphs_of(runtime)
+    graph = gpu.capture("stream", lambda: runtime.calls.append("work"))
+    gpu.launch(graph, "stream")
+    gpu.close_graph(graph)
+    assert runtime.calls == [
+        "cudaStreamBeginCapture stream of this thread", "work", "cudaStreamEndCapture stream",
+        "cudaGraphInstantiate graph 0", "cudaGraphDestroy graph", "cudaGraphLaunch executable stream",
+        "cudaGraphExecDestroy executable",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("ended", [0, 901])  # 901: what was captured cannot be
+def test_work_that_fails_ends_its_capture_too(ended: int) -> None:
+    def work() -> None:
+        raise KeyError("of the work")
+
+    runtime = Runtime(cudaStreamEndCapture=ended)
+    with pytest.raises(KeyError, match="of the work"):
+        graphs_of(runtime).capture("stream", work)
+    assert "cudaStreamEndCapture stream" in runtime.calls
+    assert ("cudaGraphDestroy graph" in runtime.calls) is (ended == 0)
+
+
+@pytest.mark.parametrize("function", ["cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate"])
+def test_a_capture_that_cuda_refuses_is_an_error(function: str) -> None:
+    runtime = Runtime(**{function: 900})
+    with pytest.raises(BackendError, match=f"{function} failed with code 900: as the test says"):
+        graphs_of(runtime).capture("stream", lambda: None)
+    assert ("cudaGraphDestroy graph" in runtime.calls) is (function == "cudaGraphInstantiate")
+
+
 def test_an_empty_tensor_still_has_an_address() -> None:
     gpu = CpuGpu()
     with gpu.current():
@@ -182,3 +243,31 @@ def test_memory_is_freed(gpu: cuda.Gpu) -> None:
 def test_an_allocation_beyond_the_memory_is_an_error(gpu: cuda.Gpu) -> None:
     with pytest.raises(BackendError, match="memory"), gpu.current():
         gpu.allocate(1 << 50)
+
+
+@pytest.mark.gpu
+def test_a_graph_copies_again_what_lies_there_when_it_is_launched(gpu: cuda.Gpu) -> None:
+    if not gpu.graphs:
+        pytest.skip(f"{gpu.binding} has no graphs here")
+    with gpu.current():
+        stream, there, back = gpu.new_stream(), gpu.allocate(8), gpu.allocate_pinned(8)
+        given = gpu.allocate_pinned(8)
+        given[:] = 1
+
+        def work() -> None:
+            gpu.to_device(there, given, stream)
+            gpu.to_host(back, there, stream)
+
+        back[:] = 0
+        graph = gpu.capture(stream, work)
+        gpu.synchronize(stream)
+        assert not back.any()
+        given[:] = 7
+        gpu.launch(graph, stream)
+        gpu.synchronize(stream)
+        assert back.tolist() == [7] * 8
+        gpu.close_graph(graph)
+        gpu.free(there)
+        gpu.free_pinned(given)
+        gpu.free_pinned(back)
+        gpu.close_stream(stream)

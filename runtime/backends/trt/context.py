@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 from deploykit.atomic import write_atomic
 from deploykit.errors import BackendError, DeployError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.on_device import STAGES, DeviceTensor, is_replay
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import Buffer, Gpu
 from deploykit.runtime.files import cache_folder
 from deploykit.runtime.session import TensorInfo
 
 __all__ = ["KernelCache", "TrtContext"]
+
+WIPED = 0xA5  # what no network gives everywhere
 
 
 class KernelCache:
@@ -64,7 +68,10 @@ class KernelCache:
 
 
 class TrtContext:
-    """Runs an engine, one call at a time.
+    """Runs an engine, one call at a time, between buffers that stay on the GPU and on a stream of its own.
+
+    The second run of the same shapes in the same memory is captured in a CUDA graph, which starts the engine with one
+    call in place of one for each kernel. The graph is trusted only after its replay gave what the run before it gave.
 
     Args:
         name: the engine's name in messages.
@@ -74,6 +81,12 @@ class TrtContext:
         context: its execution context.
         inputs, outputs: the tensors of the engine.
         log: the log of TensorRT.
+        graph: whether runs may be captured.
+
+    Attributes:
+        stream: the stream.
+        without_graph: why runs are not captured, as half a sentence; empty where they may be.
+        failed_graph: the same where that was tried.
     """
 
     def __init__(
@@ -83,9 +96,10 @@ class TrtContext:
         trt: Any,
         engine: Any,
         context: Any,
-        inputs: Sequence[TensorInfo],
-        outputs: Sequence[TensorInfo],
+        tensors: tuple[Sequence[TensorInfo], Sequence[TensorInfo]],
         log: BuildLog,
+        *,
+        graph: bool = True,
     ) -> None:
         if context is None:
             free, total = gpu.memory()
@@ -94,14 +108,26 @@ class TrtContext:
                 f"{total / 1e9:.1f} GB of {gpu.name} are free"
             )
         self._name, self._gpu, self._context, self._log = name, gpu, context, log
-        self._inputs, self._outputs = inputs, outputs
+        self._inputs, self._outputs = tensors
         self._profile = 0
-        self._stream = gpu.new_stream()
+        self.stream = gpu.new_stream()
         self._events = [gpu.new_event() for _ in range(4)]
-        self._buffers = {info.name: Buffer(gpu) for info in (*inputs, *outputs)}
+        self._buffers = {info.name: Buffer(gpu) for info in (*self._inputs, *self._outputs)}
         on_host = trt.TensorLocation.HOST  # tensors that hold shapes lie on the host
         self._on_host = {n for n in self._buffers if engine.get_tensor_location(n) == on_host}
-        self._allocators = {info.name: _allocator(trt, self._buffers[info.name]) for info in outputs}
+        self._allocators = {info.name: _allocator(trt, self._buffers[info.name]) for info in self._outputs}
+        self._places: dict[str, DeviceTensor] = {}
+        self._graph: Any = None
+        self._asked: object = None  # the profile and the shapes that the inputs were placed for
+        self._is_moved = True  # whether they were placed anew since the last run
+        self._key: object = None  # of the last run: with the same key it would be the same work on the same memory
+        self.without_graph = self.failed_graph = ""
+        if not graph:
+            self.without_graph = "it is switched off"
+        elif not gpu.graphs:
+            self.without_graph = f"{gpu.binding} has none"
+        elif self._on_host:
+            self.without_graph = "it reads shapes on the host"
 
     @property
     def size(self) -> int:
@@ -116,35 +142,114 @@ class TrtContext:
         Raises:
             BackendError: TensorRT or CUDA failed.
         """
-        gpu, stream, events = self._gpu, self._stream, self._events
+        gpu, stream, events = self._gpu, self.stream, self._events
+        gpu.record(events[0], stream)
+        self.place({name: value.shape for name, value in inputs.items()}, profile)
+        for name, value in inputs.items():
+            self._upload(name, value)
+        gpu.record(events[1], stream)
+        was_repeated = self.enqueue()
+        gpu.record(events[2], stream)
+        pinned = {info.name: self._fetch(info) for info in self._outputs}
+        gpu.record(events[3], stream)
+        gpu.synchronize(stream)
+        spans = zip(STAGES, events, events[1:], strict=False)
+        times = {stage: gpu.milliseconds(start, end) for stage, start, end in spans}
+        outputs = {name: value.copy() for name, value in pinned.items()}
+        if was_repeated and self._graph is None and not self.without_graph:
+            self._capture(outputs)
+        return outputs, times
+
+    def place(self, shapes: Mapping[str, tuple[int, ...]], profile: int) -> dict[str, DeviceTensor]:
+        """Give the inputs of the next run their memory, and return where each lies on the device."""
+        asked = (profile, tuple(shapes[info.name] for info in self._inputs))
+        if self._graph is not None and asked == self._asked:
+            return {info.name: self._places[info.name] for info in self._inputs}
+        self._asked, self._is_moved = asked, True
         if profile != self._profile:
-            if not self._context.set_optimization_profile_async(profile, gpu.handle(stream)):
+            if not self._context.set_optimization_profile_async(profile, self._gpu.handle(self.stream)):
                 raise self._failed(f"cannot use its profile {profile}")
             self._profile = profile
-        gpu.record(events[0], stream)
         for info in self._inputs:
-            self._put(info.name, inputs[info.name])
-        gpu.record(events[1], stream)
+            name, shape, dtype = info.name, shapes[info.name], np.dtype(info.dtype)
+            if not self._context.set_input_shape(name, shape):
+                raise self._failed(f"does not accept {name!r} of shape {shape}")
+            place = DeviceTensor(0, shape, dtype)
+            if name in self._on_host:
+                address = self._buffers[name].host(shape, dtype).ctypes.data
+            else:
+                address = self._buffers[name].reserve(place.nbytes)
+            self._context.set_tensor_address(name, address)
+            self._places[name] = replace(place, pointer=address)
+        return {info.name: self._places[info.name] for info in self._inputs}
+
+    def enqueue(self) -> bool:
+        """Put the engine on the stream, between the inputs as :meth:`place` put them and the outputs.
+
+        It is not waited for. Returns whether the run before had the same shapes and the same memory.
+
+        Raises:
+            BackendError: TensorRT or CUDA failed.
+        """
+        if self._graph is not None and not self._is_moved:
+            self._gpu.launch(self._graph, self.stream)
+            return True
         if missing := self._context.infer_shapes():
             raise self._failed(f"needs the shape or the values of {', '.join(missing)}")
+        is_fixed = all([self._bind(info) for info in self._outputs])
+        if not is_fixed:
+            self.without_graph = self.without_graph or "the shape of an output depends on the values"
+        key = (self._profile, tuple((p.pointer, p.shape) for p in self._places.values())) if is_fixed else None
+        was_repeated = key is not None and key == self._key
+        self._drop_graph()  # it holds other shapes
+        self._key, self._is_moved = key, False
+        self._execute()
+        return was_repeated
+
+    def outputs(self) -> dict[str, DeviceTensor]:
+        """Where the outputs of the run before lie on the device, by name; valid until the next run."""
+        found = {}
         for info in self._outputs:
-            self._bind(info)
-        ran = self._context.execute_async_v3(gpu.handle(stream))
+            shape = self._shape_of(info)
+            found[info.name] = DeviceTensor(self._buffers[info.name].pointer, shape, np.dtype(info.dtype))
+        return found
+
+    def _execute(self) -> None:
+        ran = self._context.execute_async_v3(self._gpu.handle(self.stream))
         for allocator in self._allocators.values():
             if allocator.error is not None:
                 raise allocator.error
         if not ran:
             raise self._failed("failed to run")
-        gpu.record(events[2], stream)
-        pinned = {info.name: self._fetch(info) for info in self._outputs}
-        gpu.record(events[3], stream)
-        gpu.synchronize(stream)
-        spans = zip(("copy in", "compute", "copy out"), events, events[1:], strict=False)
-        times = {stage: gpu.milliseconds(start, end) for stage, start, end in spans}
-        return {name: value.copy() for name, value in pinned.items()}, times
+
+    def _capture(self, outputs: Mapping[str, Array]) -> None:
+        """Capture the run before, whose outputs these are, and keep the graph if its replay gives them again."""
+        gpu, stream = self._gpu, self.stream
+        try:
+            self._graph = gpu.capture(stream, self._execute)
+            for info in self._outputs:  # else a graph that does nothing would leave what it is compared with
+                host = self._buffers[info.name].host(self._shape_of(info), np.dtype(info.dtype))
+                host.reshape(-1).view(np.uint8).fill(WIPED)
+                if host.size:
+                    gpu.to_device(self._buffers[info.name].pointer, host, stream)
+            gpu.launch(self._graph, stream)
+            again = {info.name: self._fetch(info) for info in self._outputs}
+            gpu.synchronize(stream)
+            wrong = [name for name, value in outputs.items() if not is_replay(again[name], value)]
+            if wrong:
+                raise BackendError(f"the replay of its graph gave another output {wrong[0]!r} than an ordinary run")
+        except BackendError as e:
+            self.without_graph = self.failed_graph = str(e)
+            self._drop_graph()
+
+    def _drop_graph(self) -> None:
+        if self._graph is not None:
+            self._gpu.close_graph(self._graph)
+        self._graph = None
 
     def close(self) -> None:
-        """Free the buffers, events and stream."""
+        """Free the graph, the buffers, the events and the stream."""
+        self._drop_graph()
         self._context = None
         self._allocators.clear()
         for buffer in self._buffers.values():
@@ -152,46 +257,45 @@ class TrtContext:
         for event in self._events:
             self._gpu.close_event(event)
         self._events.clear()
-        self._gpu.close_stream(self._stream)
+        self._gpu.close_stream(self.stream)
 
-    def _put(self, name: str, value: Array) -> None:
-        """Copy an input through page-locked memory to the device and set its address."""
-        buffer = self._buffers[name]
-        host = buffer.host(value.shape, value.dtype)
+    def _upload(self, name: str, value: Array) -> None:
+        """Queue the copy of an input to its place, through page-locked memory."""
+        host = self._buffers[name].host(value.shape, value.dtype)
         np.copyto(host, value)
-        if not self._context.set_input_shape(name, value.shape):
-            raise self._failed(f"does not accept {name!r} of shape {value.shape}")
-        if name in self._on_host:
-            address = host.ctypes.data
-        else:
-            address = buffer.reserve(value.nbytes)
-            self._gpu.to_device(address, host, self._stream)
-        self._context.set_tensor_address(name, address)
+        if name not in self._on_host:
+            self._gpu.to_device(self._places[name].pointer, host, self.stream)
 
-    def _bind(self, info: TensorInfo) -> None:
-        """Provide memory for an output, by its shape or, where the data decides that, by TensorRT's request."""
+    def _bind(self, info: TensorInfo) -> bool:
+        """Provide memory for an output, by its shape or by TensorRT's request; return whether the shape is known."""
         shape = tuple(self._context.get_tensor_shape(info.name))
         buffer, allocator = self._buffers[info.name], self._allocators[info.name]
         if any(side < 0 for side in shape):
             allocator.shape, allocator.error = None, None
             self._context.set_output_allocator(info.name, allocator)
-            return
+            return False
         allocator.shape = shape
-        dtype = np.dtype(info.dtype)
+        place = DeviceTensor(0, shape, np.dtype(info.dtype))
         if info.name in self._on_host:
-            address = buffer.host(shape, dtype).ctypes.data
+            address = buffer.host(shape, place.dtype).ctypes.data
         else:
-            address = buffer.reserve(int(np.prod(shape, dtype=np.int64)) * dtype.itemsize)
+            address = buffer.reserve(place.nbytes)
         self._context.set_tensor_address(info.name, address)
+        self._places[info.name] = replace(place, pointer=address)
+        return True
+
+    def _shape_of(self, info: TensorInfo) -> tuple[int, ...]:
+        shape: tuple[int, ...] | None = self._allocators[info.name].shape
+        if shape is None:
+            raise self._failed(f"does not report the shape of {info.name!r}")
+        return shape
 
     def _fetch(self, info: TensorInfo) -> Array:
         """Queue the copy of the output into page-locked memory; it is complete once the stream is done."""
-        buffer, allocator = self._buffers[info.name], self._allocators[info.name]
-        if allocator.shape is None:
-            raise self._failed(f"does not report the shape of {info.name!r}")
-        host = buffer.host(allocator.shape, np.dtype(info.dtype))
+        buffer = self._buffers[info.name]
+        host = buffer.host(self._shape_of(info), np.dtype(info.dtype))
         if host.size and info.name not in self._on_host:
-            self._gpu.to_host(host, buffer.pointer, self._stream)
+            self._gpu.to_host(host, buffer.pointer, self.stream)
         return host
 
     def _failed(self, what: str) -> BackendError:

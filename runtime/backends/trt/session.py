@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import queue
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -14,8 +16,10 @@ from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceErr
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort
 from deploykit.runtime.backends.chain import ChainSession
+from deploykit.runtime.backends.ort_providers import CudaOptions
 from deploykit.runtime.backends.trt.bindings import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
+from deploykit.runtime.backends.trt.device_runs import TrtRuns
 from deploykit.runtime.backends.trt.load_errors import explain_load_failure
 from deploykit.runtime.cuda import Gpu, device_index, open_gpu
 from deploykit.runtime.engine_record import (
@@ -36,8 +40,12 @@ from deploykit.spec import METADATA_KEY
 
 __all__ = ["TrtSession", "open_engine", "open_session"]
 
+LOG = logging.getLogger(__name__)
 
-def open_session(path: Path, *, provider: str = "auto", threads: int | None = None, contexts: int = 1) -> Session:
+
+def open_session(
+    path: Path, *, provider: str = "auto", threads: int | None = None, contexts: int | None = None
+) -> Session:
     """Load an engine. One that was built without a GPU is compared with its reference values first.
 
     If the second stage of the network lies beside the engine, the two form one session.
@@ -47,7 +55,8 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
         provider: ``auto`` or ``cuda`` for the first GPU, ``cuda:1`` for another one. For an engine without a record,
             ``tensorrt`` or ``tensorrt-rtx`` states its flavour.
         threads: must be None: an engine does not run on CPU threads.
-        contexts: how many runs may be on the GPU at the same time; each has its own stream and memory.
+        contexts: how many runs may be on the GPU at the same time; each has its own stream and memory. None: those of
+            :class:`deploykit.runtime.backends.ort_providers.CudaOptions`.
 
     Raises:
         DeviceError: there is no GPU, none with this number, or one that the engine was not built for.
@@ -58,8 +67,10 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
     """
     if threads is not None:
         raise UsageError(f"{path} is an engine and runs on a GPU; threads are for the CPU: leave them out")
-    if contexts < 1:
+    options = CudaOptions.from_environment()
+    if contexts is not None and contexts < 1:
         raise UsageError(f"contexts must be at least 1, got {contexts}")
+    options = replace(options, contexts=contexts or options.contexts)
     if provider == "cpu":
         source = find_onnx_source(path)
         raise UsageError(
@@ -76,7 +87,7 @@ def open_session(path: Path, *, provider: str = "auto", threads: int | None = No
                 f"the two in one folder, or pass the device {' or '.join(FLAVOURS)}"
             )
         (flavour,) = installed()
-    session = TrtSession(path, gpu, load_flavour(flavour), flavour, record, contexts=contexts)
+    session = TrtSession(path, gpu, load_flavour(flavour), flavour, record, options=options)
     try:
         if record and not record.verified and reference_values_path(path).exists():
             _verify(path, session, record)
@@ -138,7 +149,8 @@ class TrtSession(Session):
         trt: the Python module of the flavour.
         flavour: ``tensorrt`` or ``tensorrt-rtx``.
         record: the record of the engine, if there is one.
-        contexts: number of execution contexts; each has its own stream and buffers and is created when it is needed.
+        options: ``contexts``: how many execution contexts there may be; each has its own stream and buffers and is
+            created when it is needed. ``graph``: whether runs of the same shapes are captured in a CUDA graph.
 
     Attributes:
         stage_ms: milliseconds on the GPU to copy the inputs in, to compute, and to copy the outputs out, measured by
@@ -146,11 +158,21 @@ class TrtSession(Session):
     """
 
     def __init__(
-        self, path: Path, gpu: Gpu, trt: Any, flavour: Flavour | str, record: EngineRecord | None, *, contexts: int = 1
+        self,
+        path: Path,
+        gpu: Gpu,
+        trt: Any,
+        flavour: Flavour | str,
+        record: EngineRecord | None,
+        *,
+        options: CudaOptions | None = None,
     ) -> None:
         self._path, self._gpu, self._trt = path, gpu, trt
         self._log = BuildLog()
-        self._closed, self._slots = False, contexts
+        self._options = options or CudaOptions(contexts=1)
+        self._closed, self._slots = False, self._options.contexts
+        self._runs: TrtRuns | None = None
+        self._lock = threading.Lock()
         self.stage_ms = {}
         with gpu.current():
             before = gpu.memory()[0]
@@ -166,7 +188,7 @@ class TrtSession(Session):
             self._kernels = KernelCache(trt, self._engine, self._digest, gpu)
             self._contexts: list[TrtContext] = []
             self._idle: queue.LifoQueue[TrtContext | None] = queue.LifoQueue()
-            for _ in range(contexts - 1):
+            for _ in range(self._slots - 1):
                 self._idle.put(None)  # the slot of a context that is created when it is needed
             self._idle.put(self._new_context())
             self._weights = max(0, before - gpu.memory()[0])
@@ -195,7 +217,7 @@ class TrtSession(Session):
         if self._closed:
             raise BackendError(f"the session of {self._path} is closed")
         check_inputs(self.inputs, inputs)
-        profile = self._profile_for(inputs)
+        profile = self._profile_for({name: value.shape for name, value in inputs.items()})
         context = self._idle.get()
         try:
             if self._closed:
@@ -203,9 +225,25 @@ class TrtSession(Session):
             with self._gpu.current():
                 context = context or self._new_context()
                 outputs, self.stage_ms = context.run(inputs, profile)
+                self._note_graph(context)
                 return outputs
         finally:
             self._idle.put(context)
+
+    @property
+    def runs(self) -> TrtRuns | None:
+        """The runs on a stream of their own, for work around the network on the GPU; made when they are asked for.
+
+        None where the engine has several inputs.
+        """
+        with self._lock, self._gpu.current():
+            if self._closed:
+                raise BackendError(f"the session of {self._path} is closed")
+            if self._runs is None and len(self.inputs) == 1:
+                context = self._new_context()
+                self._runs = TrtRuns(self._gpu, context, self.inputs, self._profile_for)
+                self._note_graph(context)
+            return self._runs
 
     def accepts_shape(self, shape: tuple[int, ...]) -> bool:
         """See :meth:`deploykit.runtime.session.Session.accepts_shape`; the optimisation profiles decide."""
@@ -217,6 +255,8 @@ class TrtSession(Session):
             return
         self._closed = True
         slots = [self._idle.get() for _ in range(self._slots)]
+        if self._runs is not None:
+            self._runs.close()
         with self._gpu.current():
             for context in self._contexts:
                 context.close()
@@ -267,9 +307,8 @@ class TrtSession(Session):
             shapes[name] = Profile(tuple(least), tuple(best), tuple(most))
         return shapes
 
-    def _profile_for(self, inputs: Mapping[str, Array]) -> int:
+    def _profile_for(self, shapes: Mapping[str, tuple[int, ...]]) -> int:
         """Return the first profile that covers every input; one whose ``best`` shape matches takes precedence."""
-        shapes = {name: value.shape for name, value in inputs.items()}
         fitting = [i for i, p in enumerate(self.profiles) if all(p[n].covers(s) for n, s in shapes.items())]
         if not fitting:
             ranges = " or ".join(str(p[self._input_names[0]]) for p in self.profiles)
@@ -277,8 +316,16 @@ class TrtSession(Session):
             raise BackendError(f"this engine takes shapes of {ranges}, got {found}: build it with another --profile")
         return min(fitting, key=lambda i: (any(self.profiles[i][n].opt != s for n, s in shapes.items()), i))
 
+    def _note_graph(self, context: TrtContext) -> None:
+        """Say once that the engine could not be captured."""
+        note = f"{self._path} runs without a CUDA graph: {context.failed_graph}"
+        if context.failed_graph and note not in self.notes:
+            self.notes = (*self.notes, note)
+            LOG.warning("%s", note)
+
     def _new_context(self) -> TrtContext:
         made = self._kernels.new_context(self._engine)
-        context = TrtContext(self._path, self._gpu, self._trt, self._engine, made, self.inputs, self.outputs, self._log)
+        tensors, graph = (self.inputs, self.outputs), self._options.graph
+        context = TrtContext(self._path, self._gpu, self._trt, self._engine, made, tensors, self._log, graph=graph)
         self._contexts.append(context)
         return context
