@@ -18,7 +18,7 @@ import numpy as np
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError, import_extra
 from deploykit.runtime.arrays import Array
 
-__all__ = ["BINDINGS", "Buffer", "Gpu", "device_index", "gpu_unavailable_reason", "open_gpu"]
+__all__ = ["BINDINGS", "Gpu", "device_index", "gpu_unavailable_reason", "open_gpu"]
 
 BINDINGS = ("cuda-bindings", "pycuda")
 """The libraries, in the order in which they are tried."""
@@ -125,47 +125,6 @@ class Gpu(ABC):
     def close_graph(self, graph: Any) -> None:
         """Destroy a graph."""
         raise BackendError(f"{self.binding} has no CUDA graphs here: install cuda-bindings")
-
-
-class Buffer:
-    """Device memory with a page-locked counterpart on the host; it grows when needed and never shrinks."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
-        self.pointer = 0
-        self.size = 0
-        self._pinned: Array | None = None
-
-    def reserve(self, size: int) -> int:
-        """Ensure at least ``size`` bytes on the device and return the pointer; the old content may be lost."""
-        if size > self.size or not self.pointer:
-            self._free()
-            self.pointer = self._gpu.allocate(max(size, 1))
-            self.size = max(size, 1)
-        return self.pointer
-
-    def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Return the start of the host memory as an array; a later call with a larger size invalidates it."""
-        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        if self._pinned is None or len(self._pinned) < size:
-            self._free_pinned()
-            self._pinned = self._gpu.allocate_pinned(max(size, self.size, 1))
-        return self._pinned[:size].view(dtype).reshape(shape)
-
-    def close(self) -> None:
-        """Free both memories."""
-        self._free()
-        self._free_pinned()
-
-    def _free(self) -> None:
-        if self.pointer:
-            self._gpu.free(self.pointer)
-        self.pointer = self.size = 0
-
-    def _free_pinned(self) -> None:
-        if self._pinned is not None:
-            self._gpu.free_pinned(self._pinned)
-        self._pinned = None
 
 
 def gpu_unavailable_reason() -> str | None:

@@ -1,4 +1,4 @@
-"""What backends on an NVIDIA GPU have in common: where tensors lie there, and how work is put around a network."""
+"""What backends on an NVIDIA GPU have in common: buffers, where tensors lie, and work around a network."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.session import TensorInfo
 
-__all__ = ["STAGES", "DeviceTensor", "NetworkOnDevice", "RunsOnDevice", "is_replay"]
+__all__ = ["STAGES", "Buffer", "DeviceTensor", "NetworkOnDevice", "RunsOnDevice", "is_replay"]
 
 STAGES = ("copy in", "compute", "copy out")
 """What a plain run on a GPU consists of."""
@@ -34,6 +34,47 @@ class DeviceTensor:
     def nbytes(self) -> int:
         """Its size."""
         return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+class Buffer:
+    """Device memory with a page-locked counterpart on the host; it grows when needed and never shrinks."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu = gpu
+        self.pointer = 0
+        self.size = 0
+        self._pinned: Array | None = None
+
+    def reserve(self, size: int) -> int:
+        """Ensure at least ``size`` bytes on the device and return the pointer; the old content may be lost."""
+        if size > self.size or not self.pointer:
+            self._free()
+            self.pointer = self._gpu.allocate(max(size, 1))
+            self.size = max(size, 1)
+        return self.pointer
+
+    def host(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Return the start of the host memory as an array; a later call with a larger size invalidates it."""
+        size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        if self._pinned is None or len(self._pinned) < size:
+            self._free_pinned()
+            self._pinned = self._gpu.allocate_pinned(max(size, self.size, 1))
+        return self._pinned[:size].view(dtype).reshape(shape)
+
+    def close(self) -> None:
+        """Free both memories."""
+        self._free()
+        self._free_pinned()
+
+    def _free(self) -> None:
+        if self.pointer:
+            self._gpu.free(self.pointer)
+        self.pointer = self.size = 0
+
+    def _free_pinned(self) -> None:
+        if self._pinned is not None:
+            self._gpu.free_pinned(self._pinned)
+        self._pinned = None
 
 
 class NetworkOnDevice(Protocol):

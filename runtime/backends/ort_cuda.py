@@ -23,9 +23,9 @@ import numpy as np
 
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.backends.on_device import STAGES, DeviceTensor, is_replay
+from deploykit.runtime.backends.on_device import STAGES, Buffer, DeviceTensor, is_replay
 from deploykit.runtime.backends.ort_providers import CudaOptions, preload_cuda, reason_of, tensor_info
-from deploykit.runtime.cuda import Buffer, Gpu, open_gpu
+from deploykit.runtime.cuda import Gpu, open_gpu
 from deploykit.runtime.session import TensorInfo
 
 __all__ = ["CPU", "CUDA", "BoundRun", "DeviceRuns", "open_on_gpu"]

@@ -18,8 +18,7 @@ import numpy as np
 
 from deploykit.errors import BackendError, DeployError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.backends.on_device import DeviceTensor, NetworkOnDevice, RunsOnDevice
-from deploykit.runtime.cuda import Buffer
+from deploykit.runtime.backends.on_device import Buffer, DeviceTensor, NetworkOnDevice, RunsOnDevice
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.placing import CanvasImage
 from deploykit.runtime.native.cuda_library import CudaLibrary, head_of, letterbox_plan, tables_of

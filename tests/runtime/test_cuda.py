@@ -13,7 +13,8 @@ import pytest
 
 from deploykit.errors import BackendError, DeviceError, MissingDependencyError, UsageError
 from deploykit.runtime import cuda
-from deploykit.runtime.cuda import BINDINGS, Buffer, device_index, gpu_unavailable_reason, open_gpu
+from deploykit.runtime.backends.on_device import Buffer
+from deploykit.runtime.cuda import BINDINGS, device_index, gpu_unavailable_reason, open_gpu
 from tests.cpu_tensorrt import CpuGpu
 
 no_gpu = pytest.mark.skipif(gpu_unavailable_reason() is None, reason="this machine has a GPU")

@@ -14,9 +14,9 @@ import numpy as np
 from deploykit.atomic import write_atomic
 from deploykit.errors import BackendError, DeployError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.backends.on_device import STAGES, DeviceTensor, is_replay
+from deploykit.runtime.backends.on_device import STAGES, Buffer, DeviceTensor, is_replay
 from deploykit.runtime.backends.trt.bindings import BuildLog
-from deploykit.runtime.cuda import Buffer, Gpu
+from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.files import cache_folder
 from deploykit.runtime.session import TensorInfo
 
