@@ -10,19 +10,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from deploykit.errors import SpecError, UsageError
-from deploykit.export.outputs import export_adapter_of
+from deploykit.export.outputs import ExportAdapter, export_adapter_of
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import limits_between
 from deploykit.models.load_options import LoadOptions
-from deploykit.progress import SILENT, Progress
+from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.compute import ComputeOptions
 from deploykit.runtime.files import existing_file
@@ -257,17 +260,39 @@ def expect(
     rows: dict[str, dict[str, Array]] = {}
     total = sum(1 if reference in once else len(feeds.images) for reference in references)
     for reference, session in references.items():
+        labels = list(feeds.images)[: 1 if reference in once else None]
+        values = partial(_values, adapter, session, feeds, reference)
         rows[reference] = {}
-        for label in list(feeds.images)[: 1 if reference in once else None]:
-            progress.step(f"{reference} on {label}")
-            image = feeds.images[label]
-            rows[reference][label] = adapter.reference_values(session, image, reference)
+        for label, found in zip(
+            labels, _each(session, values, labels, Within(f"{reference} on ", progress)), strict=True
+        ):
+            rows[reference][label] = found
             done = sum(map(len, rows.values()))
             progress.share(f"reference values, {done} of {total} runs", done / total)
         if closing:
             session.close()
     computed = {reference: ", ".join(session.providers) for reference, session in references.items()}
     return ReferenceOutputs(feeds, rows, computed, adapter.compared(), chosen=spec.output.nms_inside)
+
+
+def _values(adapter: ExportAdapter[Any], session: Session, feeds: ParityInputs, reference: str, label: str) -> Array:
+    return adapter.reference_values(session, feeds.images[label], reference)
+
+
+def _each(
+    session: Session, values: Callable[[str], Array], labels: Sequence[str], progress: Progress
+) -> Iterator[Array]:
+    """Yield the values of each label in turn; a PyTorch model computes several at the same time."""
+    together = getattr(session, "side_by_side", None)
+    with contextlib.nullcontext(1) if together is None else together(len(labels)) as count:
+        if count == 1:
+            for label in labels:
+                progress.step(label)
+                yield values(label)
+            return
+        with ThreadPoolExecutor(count) as pool:
+            progress.step(" and ".join(labels))
+            yield from pool.map(values, labels)
 
 
 def check_expected(

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from deploykit.errors import BackendError, DeviceError, UsageError
+from deploykit.export.sessions.exact_convolutions import ExactConvolutions, NarrowedError, widened
 from deploykit.models.fuse import fuse_model, torch_threads
 from deploykit.models.load_options import LoadOptions
 from deploykit.models.registry import DEFAULT, ReferenceModel, load_model
@@ -28,8 +29,9 @@ class TorchSession(Session):
     """A module in eval mode: one input, the spec's outputs in their order, any batch, any size it supports.
 
     ``exact`` computes in float64, which shows what the weights mean without the rounding of any implementation. It is
-    about six times slower, and the output is float64. ``device``: ``auto`` is the CPU; a GPU computes without TF32.
-    ``threads``: per operator; None: :func:`deploykit.runtime.compute.default_threads`, else torch's own setting.
+    a few times slower, and the output is float64 (:mod:`deploykit.export.sessions.exact_convolutions`). ``device``:
+    ``auto`` is the CPU; a GPU computes without TF32. ``threads``: per operator; None:
+    :func:`deploykit.runtime.compute.default_threads`, else torch's own setting.
 
     Raises:
         DeviceError: torch has no such device. UsageError: it is not ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -46,7 +48,8 @@ class TorchSession(Session):
     ) -> None:
         self._device = torch_device(device)
         self._module: nn.Module | None = module if self._device.type == "cpu" else module.to(self._device)
-        self._exact, self._wide = exact, False
+        self._exact = exact
+        self._wide: nn.Module | None = None
         self._outputs = spec.output_names
         self.inputs = (TensorInfo(spec.input.name, (None, spec.input.channels, None, None), "float32"),)
         dtype = "float64" if exact else "float32"
@@ -65,13 +68,9 @@ class TorchSession(Session):
         fed = inputs[self.inputs[0].name]
         image = torch.from_numpy(fed.copy() if min(fed.strides, default=0) < 0 else fed)  # torch has no such strides
         image = image.to(self._device)
-        if self._exact:
-            image = image.double()
-            if not self._wide:  # only when needed: it takes twice the memory
-                self._module, self._wide = copy.deepcopy(self._module).double(), True
         try:
             with torch.inference_mode(), self._threads(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-                output = self._module(image)
+                output = self._exactly(image.double()) if self._exact else self._module(image)
         except RuntimeError as e:
             raise BackendError(f"PyTorch failed: {e}") from e
         found = output if isinstance(output, tuple) else (output,)
@@ -80,12 +79,49 @@ class TorchSession(Session):
             raise BackendError(f"PyTorch gave {told}, the spec names {', '.join(self._outputs)}")
         return {name: value.cpu().numpy() for name, value in zip(self._outputs, found, strict=True)}
 
+    def _exactly(self, image: Tensor) -> Any:
+        """Compute in float64."""
+        wide = self._widened()
+        if self._device.type != "cpu":
+            return wide(image)
+        try:
+            with ExactConvolutions():
+                return wide(image)
+        except NarrowedError:  # the network reads the type of a convolution's weights
+            self._wide = wide = widened(cast(nn.Module, self._module), whole=True)
+            with ExactConvolutions():
+                return wide(image)
+
+    def _widened(self) -> nn.Module:
+        if self._wide is None:  # only when needed: it takes memory
+            self._wide = widened(cast(nn.Module, self._module), whole=self._device.type != "cpu")
+        return self._wide
+
+    @contextlib.contextmanager
+    def side_by_side(self, most: int) -> Iterator[int]:
+        """Let up to ``most`` threads call :meth:`run` at the same time; yields how many, which share torch's threads.
+
+        The threads of an operator wait for one another, which costs most where other programs compute too. Images do
+        not wait.
+        """
+        threads = self.threads or 1
+        count = max(1, min(most, threads)) if self._device.type == "cpu" else 1
+        if self._exact and self._module is not None:
+            self._widened()
+        before = self._wanted
+        with torch_threads(max(1, threads // count)):
+            self._wanted = None
+            try:
+                yield count
+            finally:
+                self._wanted = before
+
     def _threads(self) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext() if self._wanted is None else torch_threads(self._wanted)
 
     def close(self) -> None:
         """Drop the module."""
-        self._module = None
+        self._module = self._wide = None
 
 
 def torch_device(name: str) -> torch.device:

@@ -181,8 +181,9 @@ def test_a_damaged_export_is_refused_and_the_old_one_stays(
         (tmp_path / old).write_text(f"an older {old}")
     before = contents(tmp_path)
     do(monkeypatch, damage)
-    with pytest.raises(ParityError, match=f"^m.onnx does not agree with its source and was not kept: {worst}"):
+    with pytest.raises(ParityError, match=f"^m.onnx does not agree with its source and was not kept: {worst}") as e:
         export(tmp_path / "m.onnx")
+    assert str(e.value).endswith("; the fused model agrees with the checkpoint, so it changed in the export")
     assert contents(tmp_path) == before
 
 
@@ -248,7 +249,9 @@ def test_a_wrong_fold_that_its_own_check_does_not_see_is_noticed(
             self.bn.bias.data.copy_(shift)
 
     monkeypatch.setattr(Conv, "fuse", forgetful)
-    with pytest.raises(ParityError, match="differ from the checkpoint"):
+    with pytest.raises(
+        ParityError, match=r"differ from the checkpoint .*; the fused model does not .*: fusing changed it$"
+    ):
         export(tmp_path / "m.onnx")
     assert contents(tmp_path) == {}
 

@@ -1,0 +1,162 @@
+"""The convolutions of reference values: torch's own numbers in float64, by other sums."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from deploykit.export.sessions import exact_convolutions
+from deploykit.export.sessions.exact_convolutions import (
+    ExactConvolutions,
+    NarrowedError,
+    convolve_3x3,
+    convolve_in_bands,
+    widened,
+)
+from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
+from tests.narrow import model_of
+
+ROUNDING = 2.0**-53
+
+
+def random(seed: int, *shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sides=st.tuples(st.integers(1, 23), st.integers(1, 23)),
+    channels=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    padding=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    batch=st.integers(1, 3),
+    biased=st.booleans(),
+    band=st.sampled_from([1, 2**10, 2**19]),
+)
+def test_tiles_give_the_sums_within_their_bound(
+    sides: tuple[int, int],
+    channels: tuple[int, int],
+    padding: tuple[int, int],
+    batch: int,
+    biased: bool,
+    band: int,
+) -> None:
+    given, out = channels
+    images, weight = random(0, batch, given, *sides), random(1, out, given, 3, 3)
+    bias = random(2, out) if biased else None
+    expected = functional.conv2d(images, weight, bias, 1, padding)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(exact_convolutions, "BAND", band)
+        patched.setattr(exact_convolutions, "LEAST_TILES", 1)
+        found = convolve_3x3(images, weight, bias, padding)
+    bound = 36100 * (given + 72) * ROUNDING * given * float(images.abs().max() * weight.abs().max())
+    assert found.shape == expected.shape
+    assert found.is_contiguous()
+    assert float((found - expected).abs().max()) < bound / 100  # the bound is for the worst signs
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    sides=st.tuples(st.integers(7, 40), st.integers(7, 40)),
+    kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    padding=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    windows=st.sampled_from([1, 500, 2**18]),
+)
+def test_bands_give_torchs_numbers(
+    sides: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    windows: int,
+) -> None:
+    images, weight, bias = random(0, 2, 3, *sides), random(1, 5, 3, *kernel), random(2, 5)
+    expected = functional.conv2d(images, weight, bias, stride, padding)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(exact_convolutions, "WINDOWS", windows)
+        patched.setattr(exact_convolutions, "LEAST_TILES", 1)
+        found = convolve_in_bands(images, weight, bias, stride, padding)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Conv2d(32, 32, 3, padding="same"),
+        nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect"),
+        nn.Conv2d(32, 48, 3, stride=2, padding=1),
+        nn.Conv2d(32, 32, 3, padding=2, dilation=2),
+        nn.Conv2d(32, 32, 3, padding=1, groups=32),
+        nn.Conv2d(32, 32, 1),
+        nn.Conv2d(32, 8, (5, 1), padding=(2, 0)),
+        nn.Conv2d(32, 32, 3),
+    ],
+    ids=str,
+)
+def test_every_convolution_of_a_network_is_exact_and_its_float32_weights_are_taken(layer: nn.Conv2d) -> None:
+    torch.manual_seed(0)
+    nn.init.normal_(layer.weight)
+    images = random(3, 2, 32, 45, 46)
+    with torch.inference_mode():
+        expected = torch.nn.Sequential(layer).double()(images)
+        layer.float()
+        with ExactConvolutions():
+            found = layer(images)
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-11)
+
+
+class Follower(nn.Module):
+    """A network that computes in the type of its first weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.first(images.to(self.first.weight.dtype)))
+        return out
+
+
+def test_plain_convolutions_share_their_weights_and_all_else_is_wide() -> None:
+    network = Follower().eval()
+    new = widened(network)
+    types = {name: p.dtype for name, p in new.named_parameters()}
+    assert types.pop("first.weight") == torch.float32
+    assert set(types.values()) == {torch.float64}
+    assert new.get_parameter("first.weight") is network.first.weight
+    assert {p.dtype for p in widened(network, whole=True).parameters()} == {torch.float64}
+    assert {p.dtype for p in network.parameters()} == {torch.float32}
+
+
+def test_a_network_that_narrows_its_values_is_noticed_and_then_widened_whole() -> None:
+    model = model_of("few")
+    follower = Follower().eval()
+    with pytest.raises(NarrowedError, match=r"got torch\.float32"), ExactConvolutions():
+        widened(follower)(random(0, 1, 3, 8, 8))
+    session = TorchSession(follower, spec_of_module(model), exact=True)
+    image = np.random.default_rng(0).random((1, 3, 8, 8), np.float32)
+    with torch.inference_mode():
+        expected = widened(follower, whole=True)(torch.from_numpy(image).double()).numpy()
+    assert session.run({"images": image})["output"].tobytes() == expected.tobytes()
+
+
+def test_images_that_run_at_the_same_time_give_what_each_gives_alone() -> None:
+    model = model_of("few")
+    images = [np.random.default_rng(seed).random((1, 3, 64, 64), np.float32) for seed in range(6)]
+    session = TorchSession(model.module, spec_of_module(model), exact=True, threads=3)
+    alone = [session.run({"images": image})["output"] for image in images]
+    before = torch.get_num_threads()
+    with session.side_by_side(len(images)) as count, ThreadPoolExecutor(count) as pool:
+        together = list(pool.map(lambda image: session.run({"images": image})["output"], images))
+    assert count == 3
+    assert torch.get_num_threads() == before
+    for a, b in zip(alone, together, strict=True):
+        assert np.abs(a - b).max() < 1e-9
