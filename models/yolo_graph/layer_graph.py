@@ -67,7 +67,7 @@ class LayerGraph(nn.Module):
 
     def fuse(self, path: str = "") -> LayerGraph:
         """The deploy graph: every layer folded, and the layers that then feed nothing (auxiliary heads) dropped."""
-        modules, joined = _with_focus(self.model, self.sources)
+        modules, joined = _with_focus(list(self.model), self.sources)
         layers = [fuse_model(layer, f"{path}model.{i}") for i, layer in enumerate(modules)]
         levels = getattr(layers[-1], "num_levels", None)  # a classifier's head has no levels
         sources = [*joined[:-1], joined[-1][:levels]]

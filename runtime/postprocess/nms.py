@@ -154,8 +154,7 @@ def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: boo
 def _whole(rows: Array, index: Array, repeated: bool) -> Array:
     """Return which of the ascending row indices ``index`` (``repeated``: some may be equal) are of finite values."""
     if not repeated:
-        whole: Array = np.isfinite(rows[index]).all(axis=1)
-        return whole
+        return np.asarray(np.isfinite(rows[index]).all(axis=1))
     used = index[np.diff(index, prepend=-1) > 0]
     finite = np.zeros(len(rows), bool)
     finite[used] = np.isfinite(rows[used]).all(axis=1)
@@ -285,8 +284,8 @@ def _overlap(boxes: tuple[Array, ...], size: int, memory: Array) -> Array:
         memory: four rows of at least ``size * N`` values, the last of them zeros; the result is in the first.
     """
     x1, y1, x2, y2, area = boxes
-    inter, other, third, zeros = (row[: size * len(area)].reshape(size, len(area)) for row in memory)
-    _of_pairs(np.minimum, x2, inter)
+    first, other, third, zeros = (row[: size * len(area)].reshape(size, len(area)) for row in memory)
+    inter = _of_pairs(np.minimum, x2, first)
     inter -= _of_pairs(np.maximum, x1, other)
     np.maximum(inter, zeros, out=inter)
     _of_pairs(np.minimum, y2, other)
@@ -306,5 +305,5 @@ def _of_pairs(function: np.ufunc, values: Array, out: Array) -> Array:
     over as many, and so is one over many and 0.
     """
     out[...] = values[: len(out), None]
-    pairs: Array = function(out, values, out=out)
-    return pairs
+    function(out, values, out=out)
+    return out
