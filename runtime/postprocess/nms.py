@@ -143,22 +143,29 @@ def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: boo
     if multi_label:
         products = products if obj is None else np.minimum(products, obj[:, None])
         pairs = np.flatnonzero(products > conf)
-        over, labels = np.divmod(pairs, products.shape[1])
-        return over if index is None else index[over], products.reshape(-1)[pairs], labels
-    scores = products[:, 0] if products.shape[1] == 1 else products.max(axis=1)
+        over, classes_of_pairs = np.divmod(pairs, products.shape[1])
+        return over if index is None else index[over], products.reshape(-1)[pairs], classes_of_pairs
+    labels: Array | None = None
+    if products.strides[0] < products.strides[1]:  # by columns, where the maximum is the faster one of the two
+        scores = products.max(axis=1)
+    else:
+        labels = products.argmax(axis=1)
+        scores = products[np.arange(len(products)), labels]
     scores = scores if obj is None else np.minimum(scores, obj)
     over = np.flatnonzero(scores > conf)
-    return over if index is None else index[over], scores[over], products[over].argmax(axis=1)
+    labels = products[over].argmax(axis=1) if labels is None else labels[over]
+    return over if index is None else index[over], scores[over], labels
 
 
 def _whole(rows: Array, index: Array, repeated: bool) -> Array:
     """Return which of the ascending row indices ``index`` (``repeated``: some may be equal) are of finite values."""
     if not repeated:
-        return np.asarray(np.isfinite(rows[index]).all(axis=1))
+        finite = np.isfinite(rows[index])
+        return np.ones(len(index), bool) if finite.all() else np.asarray(finite.all(axis=1))
     used = index[np.diff(index, prepend=-1) > 0]
-    finite = np.zeros(len(rows), bool)
-    finite[used] = np.isfinite(rows[used]).all(axis=1)
-    return finite[index]
+    whole = np.zeros(len(rows), bool)
+    whole[used] = np.isfinite(rows[used]).all(axis=1)
+    return whole[index]
 
 
 def _best(scores: Array, count: int) -> Array:

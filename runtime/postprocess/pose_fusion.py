@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.postprocess.nms import Kept, nms
-from deploykit.spec import PoseFusion, PoseObjectRows, RawDetections, Thresholds
+from deploykit.runtime.postprocess.nms import Choice, Kept, nms
+from deploykit.spec import PoseFusion, PoseObjectRows, Thresholds
 
 __all__ = ["KeypointObjects", "fuse", "kept_objects", "object_thresholds"]
 
@@ -61,19 +61,16 @@ def kept_objects(rows: Array, layout: PoseObjectRows, thresholds: Thresholds) ->
     obj = rows[:, layout.obj[0]].astype(np.float32, copy=False)
     # Class values are probabilities, so a score never exceeds its objectness.
     index = np.flatnonzero(obj > np.float32(min(each.conf for each in limits)))
-    with np.errstate(all="ignore"):  # nms() drops rows whose values overflow
-        best = (rows[index, slice(*layout.cls)].astype(np.float32, copy=False) * obj[index, None]).argmax(1)
-    (start, stop), plain = layout.cls, layout.as_rows()
+    part, plain = rows[index], layout.as_rows()
+    labels = tuple(range(layout.num_keypoints + 1))
     persons, objects = (
-        _suppressed(rows, index[mask], replace(plain, cls=span), each)
-        for mask, span, each in zip((best == 0, best > 0), ((start, start + 1), (start + 1, stop)), limits, strict=True)
+        nms(part, plain, each, Choice(classes=wanted))
+        for each, wanted in zip(limits, (labels[:1], labels[1:]), strict=True)
     )
-    return persons, objects
-
-
-def _suppressed(rows: Array, index: Array, layout: RawDetections, thresholds: Thresholds) -> Kept:
-    kept = nms(rows[index], layout, thresholds)
-    return replace(kept, rows=index[kept.rows])
+    return (
+        replace(persons, rows=index[persons.rows]),
+        replace(objects, rows=index[objects.rows], labels=objects.labels - 1),
+    )
 
 
 def fuse(keypoints: Array, scores: Array, boxes: Array, objects: KeypointObjects, size: tuple[int, int]) -> Array:
@@ -95,17 +92,19 @@ def fuse(keypoints: Array, scores: Array, boxes: Array, objects: KeypointObjects
     taking_part = np.flatnonzero(scores > np.float32(objects.fusion.person))
     if not len(taking_part) or not len(objects.labels):
         return poses
-    part = poses[taking_part]
+    x, y = (poses[taking_part, :, axis].astype(np.float64) for axis in (0, 1))
+    confidence = poses[taking_part, :, 2]
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     for turn in _turns(objects.labels):
         label, place, score = objects.labels[turn], centres[turn], objects.scores[turn]
-        distance = np.linalg.norm(part[:, label, :2].astype(np.float64) - place, axis=-1)  # (persons, objects)
+        across, down = x[:, label] - place[:, 0], y[:, label] - place[:, 1]  # (persons, objects)
+        distance = np.sqrt(across * across + down * down)
         nearest = distance.argmin(0)
         near = distance[nearest, np.arange(len(turn))] < objects.fusion.tolerance
-        better = near & (score > part[nearest, label, 2])
-        fused = np.concatenate((place, score[:, None]), 1)
-        part[nearest[better], label[better]] = fused[better]
-    poses[taking_part] = part
+        better = near & (score > confidence[nearest, label])
+        taken = nearest[better], label[better]
+        x[taken], y[taken], confidence[taken] = place[better, 0], place[better, 1], score[better]
+    poses[taking_part] = np.stack((x, y, confidence), axis=-1)
     return poses
 
 
