@@ -12,6 +12,7 @@ from torch import nn
 from deploykit.errors import ExportError
 from deploykit.export.graph import passes
 from deploykit.export.graph.lower_opset import lower_opset
+from deploykit.export.graph.streaming import write_streaming
 from deploykit.export.graph.versions import lowest_ir_version
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.spec import METADATA_KEY, ModelSpec
@@ -59,10 +60,8 @@ def write(graph: ir.Model, file: Path, weights: int) -> Path:
         if weights > LARGE:
             ir.save(graph, file, external_data=external_data_path(file).name)
             onnx.checker.check_model(str(file))
-        else:  # serialized once, for the checker and for the file
-            data = ir.to_proto(graph).SerializeToString()
-            onnx.checker.check_model(data)
-            file.write_bytes(data)
+        else:
+            write_streaming(graph, file)
     except onnx.checker.ValidationError as e:
         raise ExportError(f"the exported graph is not valid ONNX: {str(e).splitlines()[0]}") from e
     return file
