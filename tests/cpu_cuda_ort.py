@@ -7,6 +7,7 @@ is what the tests marked ``gpu`` are for.
 
 from __future__ import annotations
 
+import threading
 from typing import Any, ClassVar
 
 import onnxruntime
@@ -38,13 +39,14 @@ class Binding(onnxruntime.IOBinding):  # type: ignore[misc]  # it has no types
 
 
 class CudaSession(onnxruntime.InferenceSession):  # type: ignore[misc]  # as above
-    """A session that says that it is on a GPU; a test reads ``loads`` and ``runs``, and sets the rest.
+    """A session that says that it is on a GPU; a test reads ``loads``, ``runs`` and ``threads``, and sets the rest.
 
     ``refuses``: what loading with a graph raises. ``wrong_replay``: whether a replay gives other numbers.
     """
 
     loads: ClassVar[list[dict[str, str]]] = []
     runs: ClassVar[list[str | None]] = []
+    threads: ClassVar[list[str]] = []
     refuses: ClassVar[str] = ""
     wrong_replay: ClassVar[bool] = False
 
@@ -75,6 +77,7 @@ class CudaSession(onnxruntime.InferenceSession):  # type: ignore[misc]  # as abo
         except RuntimeError:
             graph = None
         self.runs.append(graph)
+        self.threads.append(threading.current_thread().name)
         super().run_with_iobinding(binding, options)
         if self.wrong_replay and graph is None:
             for value in binding.get_outputs():

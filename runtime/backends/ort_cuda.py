@@ -7,8 +7,8 @@ on one stream and waited for once.
 A network all of whose shapes are fixed, and all of whose nodes run on the GPU, is captured in a CUDA graph: starting it
 is one call in place of one a node. A graph holds addresses, which therefore never change here. It is trusted only after
 its replay gave what an ordinary run gave on the same input; where it cannot be captured, the session goes without one
-and says so. ONNX Runtime keeps a graph for the thread that captured it: that is the thread that opened the session,
-and runs in other threads are ordinary ones.
+and says so. ONNX Runtime keeps a graph for the thread that captured it. It is captured twice: for the thread that
+opened the session, and for one of the session's own, which replays it for all other threads.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import contextlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,9 @@ class BoundRun:
         runs = self._runs
         options = runs.ort.RunOptions() if options is None else options
         options.add_run_config_entry(*NO_WAIT)
-        if not runs.in_graph:
+        if not runs.graph:
             options.add_run_config_entry(GRAPH, NO_GRAPH)
-        runs.session.run_with_iobinding(self._binding, options)
+        runs.start(self._binding, options)
 
     def outputs(self) -> dict[str, DeviceTensor]:
         """Where the outputs of the run before lie, by name; valid until the next run of these shapes."""
@@ -128,7 +129,7 @@ class DeviceRuns:
         session: its session.
         gpu: the GPU.
         stream: the stream that the session was loaded with; closed with this.
-        graph: whether a CUDA graph is captured by the next run of this thread and replayed from then on.
+        graph: whether a CUDA graph is captured by the first run of a thread and replayed from then on.
         kind: ONNX Runtime's name of the memory's device.
 
     Attributes:
@@ -142,18 +143,14 @@ class DeviceRuns:
         self.kind, self.index = kind, gpu.index
         self.inputs = tuple(map(tensor_info, session.get_inputs()))
         self.outputs = tuple(map(tensor_info, session.get_outputs()))
-        self.graph, self._thread = graph, threading.get_ident()
+        self.graph, self._capturers = graph, {threading.get_ident()}
+        self._runner = ThreadPoolExecutor(1, "CUDA graph") if graph else None
         self.stage_ms: dict[str, float] = {}
         self.loaded = 0
         self._lock = threading.Lock()
         self._bound: OrderedDict[tuple[tuple[int, ...], ...], BoundRun] = OrderedDict()
         with gpu.current():
             self._events = [gpu.new_event() for _ in range(len(STAGES) + 1)]
-
-    @property
-    def in_graph(self) -> bool:
-        """Whether a run of the calling thread is captured or replayed."""
-        return self.graph and threading.get_ident() == self._thread
 
     @property
     def size(self) -> int:
@@ -198,11 +195,35 @@ class DeviceRuns:
             self.stage_ms = {stage: gpu.milliseconds(start, end) for stage, start, end in spans}
             return [hosts[info.name].copy() for info in self.outputs]
 
+    def start(self, binding: Any, options: Any) -> None:
+        """Put a run on the stream, in a thread that has the graph."""
+        if self._runner is None or threading.get_ident() in self._capturers:
+            self.session.run_with_iobinding(binding, options)
+        else:
+            self._runner.submit(self.session.run_with_iobinding, binding, options).result()
+
+    def in_runner(self, work: Callable[[], list[Array]]) -> list[Array]:
+        """Do some work in the session's own thread, which captures a graph if it runs there.
+
+        Raises:
+            BackendError: there is no such thread, because there is no graph.
+        """
+        if self._runner is None:
+            raise BackendError("this session runs without a CUDA graph")
+
+        def there() -> list[Array]:
+            self._capturers.add(threading.get_ident())
+            return work()
+
+        return self._runner.submit(there).result()
+
     def close(self) -> None:
         """Free the buffers, the events and the stream; a second call does nothing."""
         with self._lock:
             if self.session is None:
                 return
+            if self._runner is not None:
+                self._runner.shutdown()
             with self.gpu.current():
                 self.gpu.synchronize(self.stream)
                 for bound in self._bound.values():
@@ -300,7 +321,12 @@ def _check_graph(runs: DeviceRuns) -> None:
     ordinary = runs.ort.RunOptions()
     ordinary.add_run_config_entry(GRAPH, NO_GRAPH)
     expected = runs.run(noise, ordinary)
-    runs.run(zeros)  # warms up, captures and replays
-    for info, a, b in zip(runs.outputs, expected, runs.run(noise), strict=True):
-        if not is_replay(b, a):
-            raise BackendError(f"the replay of its graph gave another output {info.name!r} than an ordinary run")
+
+    def replayed() -> list[Array]:
+        runs.run(zeros)  # warms up, captures and replays
+        return runs.run(noise)
+
+    for found in (replayed(), runs.in_runner(replayed)):
+        for info, a, b in zip(runs.outputs, expected, found, strict=True):
+            if not is_replay(b, a):
+                raise BackendError(f"the replay of its graph gave another output {info.name!r} than an ordinary run")

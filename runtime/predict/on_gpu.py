@@ -1,4 +1,4 @@
-"""Letterbox, network, decode and NMS on one stream of a GPU: a frame costs one copy in and one small copy out.
+"""Letterbox, network, decode and NMS on a GPU, one after the other: a frame costs one copy in and one small copy out.
 
 The network is a session whose runs are bound to buffers on the GPU (:mod:`deploykit.runtime.backends.on_device`); the
 kernels are those of ``cpp_plugins``. NMS means the same as elsewhere, bit for bit. The letterbox may differ from
@@ -8,9 +8,11 @@ left out.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from deploykit.errors import BackendError, DeployError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.on_device import Buffer, DeviceTensor, NetworkOnDevice, RunsOnDevice
+from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.images.letterbox import Letterbox
 from deploykit.runtime.images.placing import CanvasImage
 from deploykit.runtime.native.cuda_library import CudaLibrary, head_of, letterbox_plan, tables_of
@@ -38,10 +41,48 @@ LOG = logging.getLogger(__name__)
 STAGES = ("copy in", "letterbox", "network", "decode and NMS", "copy out")
 MOST_TOPK = 3840  # of the kernels: most_topk of nms_kpt/kernel.cuh
 ALIGNED = 256  # bytes
+UPLOADS = 2  # one computes, the next is copied
+
+
+class _Upload:
+    """Page-locked memory, memory on the device and a stream for the images of one batch.
+
+    The stream is one of its own, so that copying need not wait for what another thread computes.
+    """
+
+    def __init__(self, gpu: Gpu) -> None:
+        self._gpu, self._buffer = gpu, Buffer(gpu)
+        self._stream, self._events = gpu.new_stream(), [gpu.new_event(), gpu.new_event()]
+        self.pointers: list[int] = []
+        self.ms = 0.0
+
+    def copy(self, images: Sequence[Array]) -> None:
+        """Copy all images to the device in one piece, and wait until they are there."""
+        gpu, stream = self._gpu, self._stream
+        starts = np.cumsum([0, *(_aligned(image.size) for image in images)]).tolist()
+        host = self._buffer.host((starts[-1],), np.dtype(np.uint8))
+        for image, start in zip(images, starts, strict=False):
+            np.copyto(host[start : start + image.size].reshape(image.shape), image)
+        device = self._buffer.reserve(starts[-1])
+        gpu.record(self._events[0], stream)
+        gpu.to_device(device, host, stream)
+        gpu.record(self._events[1], stream)
+        gpu.synchronize(stream)
+        self.ms = gpu.milliseconds(*self._events)
+        self.pointers = [device + start for start in starts[:-1]]
+
+    def close(self) -> None:
+        """Free the memory, the events and the stream."""
+        self._buffer.close()
+        for event in self._events:
+            self._gpu.close_event(event)
+        self._gpu.close_stream(self._stream)
 
 
 class GpuStages:
-    """What runs on the GPU for a batch of decoded images. Several threads may call it; one is on the GPU at a time.
+    """What runs on the GPU for a batch of decoded images.
+
+    Several threads may call it. One computes on the GPU at a time, and while it does, another copies its images there.
 
     Args:
         runs: the network's runs.
@@ -65,10 +106,14 @@ class GpuStages:
         self._fixed_batch = info.shape[0]
         self._tables = tables_of(spec.input, self._dtype)
         self._points = len(spec.keypoints.names) if spec.keypoints else 0
-        self._buffers = {name: Buffer(runs.gpu) for name in ("images", "rows", "workspace", "found")}
+        self._buffers = {name: Buffer(runs.gpu) for name in ("rows", "workspace", "found")}
         self.stage_ms: dict[str, float] = {}
         with runs.gpu.current():
-            self._events = [runs.gpu.new_event() for _ in range(len(STAGES) + 1)]
+            self._events = [runs.gpu.new_event() for _ in range(len(STAGES))]
+            self._uploads = [_Upload(runs.gpu) for _ in range(UPLOADS)]
+        self._idle: queue.LifoQueue[_Upload] = queue.LifoQueue()
+        for upload in self._uploads:
+            self._idle.put(upload)
 
     def __call__(self, images: Sequence[Array], letterboxes: Sequence[Letterbox]) -> dict[str, Array]:
         """Return the outputs of the node NmsKpt (cpp_plugins/nms_kpt/README.md) for a batch.
@@ -83,29 +128,28 @@ class GpuStages:
         runs, gpu, stream, events = self._runs, self._runs.gpu, self._runs.stream, self._events
         slots = len(images) if self._fixed_batch is None else self._fixed_batch
         plans = [letterbox_plan(letterbox, self._spec.input) for letterbox in letterboxes]
-        with runs.hold({self._input: (slots, 3, *letterboxes[0].canvas)}) as bound:
-            handle = gpu.handle(stream)
+        with self._uploaded(images) as upload, runs.hold({self._input: (slots, 3, *letterboxes[0].canvas)}) as bound:
+            handle, pointers = gpu.handle(stream), upload.pointers
             gpu.record(events[0], stream)
-            pointers = self._upload(images)
-            gpu.record(events[1], stream)
             steps, half = [3 * image.shape[1] for image in images], self._dtype == np.float16
             place = bound.inputs[self._input].pointer
             self._library.launch_letterbox(plans, pointers, steps, self._tables, half, place, handle)
-            gpu.record(events[2], stream)
+            gpu.record(events[1], stream)
             bound.enqueue()
-            gpu.record(events[3], stream)
+            gpu.record(events[2], stream)
             rows = self._rows(bound, handle)
             if len(rows.shape) != 3 or rows.shape[0] < len(images) or rows.shape[2] < self._layout.columns:
                 raise BackendError(
                     f"the rows must be ({len(images)}, ?, {self._layout.columns}) as in the spec, got {rows.shape}"
                 )
             views, found = self._suppressed(rows, len(images), handle)
-            gpu.record(events[4], stream)
+            gpu.record(events[3], stream)
             gpu.to_host(found, self._buffers["found"].pointer, stream)
-            gpu.record(events[5], stream)
+            gpu.record(events[4], stream)
             gpu.synchronize(stream)
-            spans = zip(STAGES, events, events[1:], strict=False)
-            self.stage_ms = {stage: gpu.milliseconds(start, end) for stage, start, end in spans}
+            spans = zip(STAGES[1:], events, events[1:], strict=False)
+            times = {stage: gpu.milliseconds(start, end) for stage, start, end in spans}
+            self.stage_ms = {STAGES[0]: upload.ms, **times}
             return {name: view.copy() for name, view in views.items()}
 
     def close(self) -> None:
@@ -113,19 +157,21 @@ class GpuStages:
         with self._runs.gpu.current():
             for buffer in self._buffers.values():
                 buffer.close()
+            while self._uploads:
+                self._uploads.pop().close()
             while self._events:
                 self._runs.gpu.close_event(self._events.pop())
 
-    def _upload(self, images: Sequence[Array]) -> list[int]:
-        """Queue one copy of all images, and return where each lies on the device."""
-        starts = np.cumsum([0, *(_aligned(image.size) for image in images)]).tolist()
-        buffer = self._buffers["images"]
-        host = buffer.host((starts[-1],), np.dtype(np.uint8))
-        for image, start in zip(images, starts, strict=False):
-            np.copyto(host[start : start + image.size].reshape(image.shape), image)
-        device = buffer.reserve(starts[-1])
-        self._runs.gpu.to_device(device, host, self._runs.stream)
-        return [device + start for start in starts[:-1]]
+    @contextlib.contextmanager
+    def _uploaded(self, images: Sequence[Array]) -> Iterator[_Upload]:
+        """Have the images on the device."""
+        upload = self._idle.get()
+        try:
+            with self._runs.gpu.current():
+                upload.copy(images)
+            yield upload
+        finally:
+            self._idle.put(upload)
 
     def _rows(self, bound: NetworkOnDevice, handle: int) -> DeviceTensor:
         """Return the candidate rows of the whole batch, decoded on the device where the network does not."""

@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,20 @@ def test_one_batch_is_one_copy_in_and_one_small_copy_out(
     assert (up, down) == ("to_device", "to_host")
     assert 0 <= sent - sum(3 * (100 + i) * 120 for i in range(3)) < 3 * 256
     assert fetched < 3 * 10 * (16 + 4 + 4 + 12) + 6 * 256
+
+
+def test_threads_copy_at_the_same_time_and_get_their_own_objects(library: CudaLibrary, tmp_path: Path) -> None:
+    path = write_cell_model(tmp_path / "cells.onnx", spec=cell_spec())
+    images = [
+        planted((column, row, RED), scale=scale) for scale in (1, 2, 4) for column, row in ((1, 2), (6, 3), (0, 7))
+    ]
+    with on_device(path, library) as session:
+        predictor: Any = GpuPredictor(session, None, library=library)
+        alone = [predictor(image).boxes for image in images]
+        with ThreadPoolExecutor(4) as threads:
+            for found, expected in zip(threads.map(predictor, images * 5), alone * 5, strict=True):
+                np.testing.assert_array_equal(found.boxes, expected)
+        predictor.stages.close()
 
 
 def write_heads(path: Path, channels: int, batch: int) -> Path:

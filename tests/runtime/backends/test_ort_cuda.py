@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, MissingDependencyError, UsageError
 from deploykit.facade import load
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort_cuda
 from deploykit.runtime.backends.ort_cuda import DeviceRuns
 from deploykit.runtime.backends.ort_providers import CUDA_SETTINGS, CudaOptions
@@ -31,7 +32,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedGpu]:
     monkeypatch.setattr(ort_cuda, "open_gpu", lambda index=0: device)
     monkeypatch.setattr(onnxruntime, "InferenceSession", CudaSession)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
-    for name, value in {"loads": [], "runs": [], "refuses": "", "wrong_replay": False}.items():
+    for name, value in {"loads": [], "runs": [], "threads": [], "refuses": "", "wrong_replay": False}.items():
         monkeypatch.setattr(CudaSession, name, value)
     monkeypatch.delenv(CUDA_SETTINGS, raising=False)
     yield device
@@ -69,16 +70,25 @@ def test_the_provider_is_told_the_stream_and_that_tf32_is_off(model: Path, gpu: 
     ]  # fmt: skip
 
 
-def test_a_graph_is_captured_once_and_replayed_by_the_thread_that_opened_the_session(
-    model: Path, gpu: SharedGpu
-) -> None:
+def test_a_graph_is_replayed_by_the_threads_that_captured_it(model: Path, gpu: SharedGpu) -> None:
+    """ONNX Runtime keeps a graph for one thread; other threads' runs go to the session's own."""
+    here = threading.current_thread().name
     with open_session(model, provider="cuda") as session:
-        assert CudaSession.runs == ["-1", None, None]  # the ordinary run, the capture, the replay that is compared
-        session.run({"images": NOISE})
-        other = threading.Thread(target=session.run, args=({"images": NOISE},))
-        other.start()
-        other.join()
-    assert CudaSession.runs[3:] == [None, "-1"]
+        assert CudaSession.runs == ["-1", None, None, None, None]  # ordinary; twice a capture and a replay
+        assert [name == here for name in CudaSession.threads] == [True, True, True, False, False]
+        expected = session.run({"images": NOISE})["output"]
+        found: list[Array] = []
+        others = [threading.Thread(target=lambda: found.append(session.run({"images": NOISE})["output"])) for _ in "ab"]
+        for other in others:
+            other.start()
+        for other in others:
+            other.join()
+        for each in found:
+            np.testing.assert_array_equal(each, expected)
+    assert CudaSession.runs[5:] == [None, None, None]
+    assert CudaSession.threads[5] == here
+    assert set(CudaSession.threads[6:]) == {CudaSession.threads[3]}
+    assert not any(thread.name.startswith("CUDA graph") for thread in threading.enumerate())
 
 
 def test_a_network_that_cannot_be_captured_runs_without_a_graph_and_says_why(
