@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -141,11 +141,15 @@ def load(
     from deploykit.runtime.backends.ort_providers import CudaOptions
     from deploykit.runtime.model_spec import session_spec
     from deploykit.runtime.options import PredictOptions
+    from deploykit.runtime.pipeline.workers import plan_workers
     from deploykit.runtime.predict.predictor import Predictor
     from deploykit.runtime.spec_file import read_spec
 
     compute, others = _split(options, "load", PredictOptions)
     asked, given = PredictOptions(**others), read_spec(spec)
+    if asked.workers is not None:
+        workers, compute = plan_workers(path, asked.workers, compute, backend=backend)
+        asked = replace(asked, workers=workers)
     session = open_session(
         path, backend=backend, preprocessing=preprocessing, loading=loading, verify=verify, **compute
     )
@@ -257,12 +261,15 @@ def evaluate(
     from deploykit.runtime.evaluate.evaluate import evaluate_session
     from deploykit.runtime.model_spec import session_spec
     from deploykit.runtime.options import EvalOptions
+    from deploykit.runtime.pipeline.workers import plan_workers
     from deploykit.runtime.spec_file import read_spec
 
     given, upstream = read_spec(spec), preprocessing == "upstream"
     compute, others = _split(options, "evaluate", EvalOptions)
     chosen = EvalOptions(task=task, upstream=upstream, **others)
     progress.step("loading")
+    workers, compute = plan_workers(model, chosen.workers, compute, backend=backend)
+    chosen = replace(chosen, workers=workers)
     own_way = "default" if upstream else preprocessing
     with open_session(
         model, backend=backend, preprocessing=own_way, loading=loading, verify=verify, **compute

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["allowed_cores", "core_limit", "limited_threads"]
+__all__ = ["allowed_cores", "core_limit", "limited_threads", "usable_cores"]
 
 CGROUP = Path("/sys/fs/cgroup")  # holds a container's limits on Linux
 OWN_GROUPS = Path("/proc/self/cgroup")
@@ -41,6 +41,15 @@ def limited_threads() -> tuple[int | None, str]:
     if len(cores) < machine:
         return _physical(cores), f"{len(cores)} of {machine} cores are allowed to this process"
     return None, ""
+
+
+def usable_cores() -> tuple[int, str]:
+    """Return on how many cores this process can compute at the same time, and a phrase for a report that says why."""
+    count, reason = limited_threads()
+    if count is not None:
+        return count, reason
+    count = _physical(allowed_cores())
+    return count, f"{count} core{'s' * (count != 1)}"
 
 
 def _physical(cores: set[int]) -> int:

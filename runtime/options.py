@@ -55,6 +55,10 @@ class PredictOptions:
         max_pixels: the most pixels that the header of an image, or a video, may declare.
         time_limit: seconds that one call of the network may take in ONNX Runtime before it is ended.
         reconnect: how many times in a row a live stream that broke off is opened again; 0: its first break is its end.
+        workers: how many images, or batches, of a stream are on their way at the same time. ``auto``: as many as this
+            machine has cores for this process, and ``load`` opens the network with one thread for each, which is best
+            for streams and slowest for a single image. None: the network takes all cores, and a second image is read
+            and prepared while it runs. Results do not depend on it.
     """
 
     conf: float | None = None
@@ -71,6 +75,7 @@ class PredictOptions:
     max_pixels: int = MAX_PIXELS
     time_limit: float | None = None
     reconnect: int = RECONNECT
+    workers: int | Literal["auto"] | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,8 @@ class EvalOptions:
         ignore_label: the value of pixels in label maps that do not count, or ``none`` (``segment``); None: 255, unless
             it is a class.
         max_pixels: the most pixels that the header of an image may declare.
+        workers: how many images, or batches, are on their way at the same time; None or ``auto``: as many as this
+            machine has cores for this process, with one thread for each. The numbers do not depend on it.
     """
 
     task: str | None = None
@@ -149,6 +156,7 @@ class EvalOptions:
     mask_values: tuple[int, ...] | None = None
     ignore_label: int | Literal["none"] | None = None
     max_pixels: int = MAX_PIXELS
+    workers: int | Literal["auto"] | None = None
 
 
 class ComputeKeywords(TypedDict, total=False):
@@ -175,6 +183,7 @@ class PredictKeywords(ComputeKeywords, total=False):
     max_pixels: int
     time_limit: float | None
     reconnect: int
+    workers: int | Literal["auto"] | None
 
 
 class DrawKeywords(TypedDict, total=False):
@@ -206,6 +215,7 @@ class EvalKeywords(ComputeKeywords, total=False):
     mask_values: tuple[int, ...] | None
     ignore_label: int | Literal["none"] | None
     max_pixels: int
+    workers: int | Literal["auto"] | None
 
 
 def given_options(options: object) -> tuple[str, ...]:

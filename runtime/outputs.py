@@ -28,7 +28,7 @@ __all__ = ["ADAPTERS", "OutputAdapter", "adapter_of", "loaded", "register_runtim
 
 OutputT = TypeVar("OutputT", bound=Output)
 
-EVERY = frozenset({"batch", "every", "max_pixels", "reconnect", "time_limit"})
+EVERY = frozenset({"batch", "every", "max_pixels", "reconnect", "time_limit", "workers"})
 """Options of a prediction that every model has."""
 
 

@@ -66,8 +66,9 @@ class Session(Protocol):
     network holds in GPU memory (None: it runs on the CPU, or its backend does not report it). ``threads`` is the
     number of CPU threads within one operator (None: the backend's own choice), and ``threads_from`` what set it.
     ``time_limit`` is the limit of a run in
-    seconds (None: there is none). ``stage_ms`` holds the milliseconds of each stage of the last run on a GPU, where the
-    backend measures them. A session is also a context manager.
+    seconds (None: there is none). ``concurrent`` says whether several threads may call ``run`` at the same
+    time; a predictor lets them wait for each other where they may not. ``stage_ms`` holds the milliseconds of each
+    stage of the last run on a GPU, where the backend measures them. A session is also a context manager.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -79,6 +80,7 @@ class Session(Protocol):
     threads: int | None = None
     threads_from: str = ""
     time_limit: float | None = None
+    concurrent: bool = False
     stage_ms: Mapping[str, float] = {}
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:

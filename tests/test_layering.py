@@ -29,7 +29,7 @@ FLOORS = (
      "models.checkpoint", "models.class_names", "models.fuse", "export.step_timer", "runtime.images.headers",
      "runtime.options", "runtime.scoring"),
     ("describe", "releases", "runtime.session", "runtime.spec_file", "runtime.engine_record", "runtime.npz_file",
-     "runtime.images", "models.layers", "models.loading", "export.output"),
+     "runtime.images", "runtime.pipeline", "models.layers", "models.loading", "export.output"),
     ("runtime.native", "runtime.sources", "runtime.datasets", "runtime.raw", "runtime.parity", "runtime.foreign",
      "runtime.verified", "models.registry", "models.classifier_head", "models.families.ultralytics.blocks",
      "models.families.ultralytics.heads", "runtime.drawing"),

@@ -139,7 +139,7 @@ def test_a_type_checker_knows_results_by_their_task(tmp_path: Path) -> None:
     said, _, _ = api.run([str(program), "--follow-imports=silent", "--no-error-summary"])
     found = [re.sub(r"[a-z_]+\.", "", line.split('"')[1]) for line in said.splitlines() if "Revealed type" in line]
     assert found == [
-        "ImageResult", "Result", "LabelMap", "Result", "list[Result]", "Iterator[Result]", "Evaluation",
+        "ImageResult", "Result", "LabelMap", "Result", "list[Result]", "Generator[Result, None, None]", "Evaluation",
         "DetectionEvaluation",
     ], said  # fmt: skip
     assert 'Unexpected keyword argument "confidence"' in said

@@ -36,6 +36,7 @@ def predict_flags() -> Flags[PredictOptions]:
             Flag("--overlap", "overlap", "restore: overlap of tiles in pixels", "N", int),
             Flag("--every", "every", "videos, cameras: predict every Nth frame", "N", int),
             Flag("--batch", "batch", "images or tiles per run, for a network with a dynamic batch", "N", int),
+            workers_flag(),
         ),
         "images": (max_pixels_flag(),),
         "live streams": (
@@ -56,9 +57,20 @@ def draw_flags() -> Flags[DrawOptions]:
         ),
         Flag("--no-labels", "labels", "write no names, classes or legends on images"),
         Flag("--no-conf", "conf", "write no scores on images"),
-        Flag("--font", "font", "a font file for the text on images (default: one that has the class names)", "FILE"),
+        Flag("--font", "font", "a font file for text on images (default: one with the class names)", "FILE"),
     )
     return Flags(DrawOptions, {"drawn images": flags})
+
+
+def workers_flag() -> Flag:
+    """Return the option for how many images are on their way at the same time."""
+    text = "images at the same time (default auto: by cores, a thread each)"
+    return Flag("--workers", "workers", text, "N", number_or_auto)
+
+
+def number_or_auto(text: str) -> int | str:
+    """Parse a number, or ``auto``."""
+    return text if text == "auto" else int(text)
 
 
 def time_limit_flag(default: str = "") -> Flag:

@@ -33,7 +33,7 @@ LARGEST_LINE = 2**28  # bytes
 OTHERWISE = frozenset({
     "batch", "command", "config", "device", "json", "level", "max_pixels", "model", "more", "named_models", "out",
     "provider", "quiet", "reconnect", "recursive", "resume", "run", "show", "source", "threads", "time_limit",
-    "traceback", "verbose", "verify",
+    "traceback", "verbose", "verify", "workers",
 })  # fmt: skip
 """Arguments on which the results of an image do not depend, or that are recorded in another way."""
 

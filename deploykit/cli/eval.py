@@ -13,7 +13,7 @@ from deploykit.cli._display import aside, console, note, print_json, shown_progr
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._model import add_model, model_of
 from deploykit.cli._options import Flag, Flags
-from deploykit.cli._predict_files import max_pixels_flag, time_limit_flag
+from deploykit.cli._predict_files import max_pixels_flag, time_limit_flag, workers_flag
 from deploykit.cli._predict_plan import KnownFiles, refuse_known
 from deploykit.errors import UsageError
 
@@ -76,6 +76,7 @@ def eval_flags() -> Flags[EvalOptions]:
             Flag("--split", "split", "train, val or test of data.yaml or of a folder of splits (default val)", "NAME"),
             Flag("--limit", "limit", "evaluate only the first N available images", "N", int),
             Flag("--batch", "batch", "images per run (default: the model's own)", "N", int),
+            workers_flag(),
             max_pixels_flag(),
             time_limit_flag(),
         ),

@@ -34,6 +34,7 @@ class ChainSession(Session):
         self.providers = (*first.providers, *second.providers)
         self.notes = (*first.notes, *second.notes)
         self.threads, self.threads_from = second.threads, second.threads_from
+        self.concurrent = first.concurrent and second.concurrent
 
     @property
     def stage_ms(self) -> Mapping[str, float]:  # type: ignore[override]  # an attribute of other sessions

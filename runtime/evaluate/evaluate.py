@@ -45,7 +45,7 @@ def evaluate_session(
     folder = None if images is None else Path(images).expanduser()
     meter = meter_class(spec, task)(spec, task, Data(Path(data).expanduser(), folder), chosen)
     predictor: Predictor[ImageResult] = Predictor(
-        session, meter.spec, replace(meter.options, time_limit=chosen.time_limit)
+        session, meter.spec, replace(meter.options, time_limit=chosen.time_limit, workers=chosen.workers)
     )
     times: list[dict[str, float]] = []
     total = len(meter.paths)

@@ -17,7 +17,7 @@ from deploykit.spec import ModelSpec
 
 __all__ = ["Data", "Finished", "Meter"]
 
-EVERY = frozenset({"task", "limit", "batch", "max_pixels", "time_limit"})
+EVERY = frozenset({"task", "limit", "batch", "max_pixels", "time_limit", "workers"})
 """Options of every task."""
 WORDS = {"keep_detections": "detections (to be written, drawn, or for intervals)"}
 """Names in messages for options whose own name is unclear."""
@@ -47,6 +47,7 @@ class Finished:
             "timings": dict(self.timings),
             "versions": dict(self.versions),
             "notes": (*self.notes, *notes),
+            "workers": self.predictor.workers,
         }
 
 

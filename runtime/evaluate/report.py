@@ -97,6 +97,7 @@ class Evaluation(ABC):
         task: the scored task.
         metrics: the metrics of all images together, by name.
         timings: mean milliseconds per image and stage, without the first image.
+        workers: how many images were on their way at the same time; with several, each takes longer and all less.
         versions: versions of the libraries that computed the metrics.
         notes: what a reader of the numbers must know.
     """
@@ -106,6 +107,7 @@ class Evaluation(ABC):
     timings: dict[str, float]
     versions: dict[str, str]
     notes: tuple[str, ...]
+    workers: int = 1
 
     @abstractmethod
     def _about(self) -> dict[str, Any]:
@@ -123,7 +125,8 @@ class Evaluation(ABC):
     def time(self) -> str:
         """Return the stages and their sum as text."""
         stages = " + ".join(f"{stage} {ms:.1f}" for stage, ms in self.timings.items())
-        return f"{stages} = {sum(self.timings.values()):.1f} ms per image"
+        together = f", {self.workers} at the same time" if self.workers > 1 else ""
+        return f"{stages} = {sum(self.timings.values()):.1f} ms per image{together}"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the detections, ready for ``json.dumps``; infinity becomes a word, as JSON has none."""
@@ -132,6 +135,7 @@ class Evaluation(ABC):
             "metrics": self.metrics,
             **self._about(),
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
+            "workers": self.workers,
             "versions": self.versions,
             "notes": list(self.notes),
         }

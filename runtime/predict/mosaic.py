@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -13,12 +14,13 @@ import numpy as np
 from deploykit.errors import DeployError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.tiles import Tiling
+from deploykit.runtime.pipeline.job import Job, Unreadable
 from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
 from deploykit.runtime.results.dense import RestoredRaw
-from deploykit.runtime.sources.frames import Images, Skip
+from deploykit.runtime.sources.frames import Images
 from deploykit.spec import InputSpec
 
-__all__ = ["is_mosaic", "restore_mosaic", "restored_mosaics"]
+__all__ = ["is_mosaic", "mosaic_job", "restore_mosaic"]
 
 
 def is_mosaic(item: object) -> bool:
@@ -58,19 +60,22 @@ def restore_mosaic(
     return RestoredRaw(size=raw.mosaic.shape, name=raw.name, timings={"read": 0.0, **timings}, raw=out, tiles=count)
 
 
-def restored_mosaics(
-    source: Images, restore: Callable[[RawImage], RestoredRaw], skip: Skip | None, *, max_pixels: int
-) -> Iterator[RestoredRaw]:
-    """Yield the restored mosaics of RAW files in order; ``skip`` is called for each file that cannot be read."""
-    for item in source.items:
+def mosaic_job(
+    source: Images, restore: Callable[[RawImage], RestoredRaw], *, max_pixels: int
+) -> Job[tuple[RawImage, float], RestoredRaw]:
+    """Return the job of restoring the mosaics of RAW files, one by one."""
+
+    def load(item: str | os.PathLike[str]) -> tuple[RawImage, float] | Unreadable:
         start = time.perf_counter()
         try:
-            raw = read_raw(cast("str | os.PathLike[str]", item), max_pixels=max_pixels)
+            raw = read_raw(item, max_pixels=max_pixels)
         except DeployError as e:
-            if skip is None:
-                raise
-            skip(e)
-            continue
-        read_ms = (time.perf_counter() - start) * 1e3
-        found = restore(raw)
-        yield replace(found, timings={**found.timings, "read": read_ms})
+            return Unreadable(e)
+        return raw, (time.perf_counter() - start) * 1e3
+
+    def run(batch: list[tuple[RawImage, float]]) -> list[RestoredRaw]:
+        found = ((restore(raw), read_ms) for raw, read_ms in batch)
+        return [replace(each, timings={**each.timings, "read": read_ms}) for each, read_ms in found]
+
+    loads = (partial(load, cast("str | os.PathLike[str]", item)) for item in source.items)
+    return Job(loads, run, 1, lambda _, __: True, lambda item: item[0].mosaic.nbytes)

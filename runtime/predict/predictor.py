@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.errors import DeployError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.in_memory import AnyImage, is_image, read_any_image
 from deploykit.runtime.images.placing import CanvasImage, on_own_canvas, place_on_canvas
@@ -24,8 +25,11 @@ from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.model_spec import session_spec
 from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.outputs import adapter_of
+from deploykit.runtime.pipeline.job import Job, Load, Unreadable
+from deploykit.runtime.pipeline.overlapped import results
+from deploykit.runtime.pipeline.workers import check_workers, workers_on
 from deploykit.runtime.predict.checks import checked_batch, checked_input
-from deploykit.runtime.predict.mosaic import is_mosaic, restore_mosaic, restored_mosaics
+from deploykit.runtime.predict.mosaic import is_mosaic, mosaic_job, restore_mosaic
 from deploykit.runtime.raw.mosaic import RawImage, develop_raw
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.dense import RestoredRaw
@@ -40,6 +44,7 @@ from deploykit.spec import ModelSpec
 __all__ = ["Predictor"]
 
 R_co = TypeVar("R_co", bound=ImageResult, covariant=True)
+_Prepared = TypeVar("_Prepared")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +98,8 @@ class Predictor(Generic[R_co]):
         asked = self.options.batch
         self.batch = checked_batch(info, self.spec.input.batch if asked is None else asked)
         self.tiling = self.adapter.tiling(fixed_size=self._fixed_size, batch=self.batch)
+        self.workers = self._checked_workers(self.options.workers)
+        self._turn = contextlib.nullcontext() if session.concurrent else threading.RLock()
         self._spare: list[Array] = []
 
     def __repr__(self) -> str:
@@ -115,6 +122,10 @@ class Predictor(Generic[R_co]):
     def classes(self) -> tuple[str, ...]:
         """The names of the classes; may be empty."""
         return self.spec.classes
+
+    def _checked_workers(self, asked: int | Literal["auto"] | None) -> int:
+        check_workers(asked)
+        return asked if isinstance(asked, int) else workers_on(self.session.threads)
 
     @property
     def takes_raw(self) -> bool:
@@ -147,25 +158,35 @@ class Predictor(Generic[R_co]):
             NotFoundError, ImageError, FetchError: the source is missing or cannot be read.
             BackendError: the network failed.
         """
-        results = self._results(open_images(source), None)
-        return next(results) if is_image(source) else list(results)
+        found = self._results(open_images(source), None, 1)
+        return next(found) if is_image(source) else list(found)
 
     def stream(
-        self, source: AnyImage | int | Sequence[AnyImage | int] | Images | Video, *, skip: Skip | None = None
-    ) -> Iterator[R_co]:
-        """Predict on any source, always as a lazy iterator.
+        self,
+        source: AnyImage | int | Sequence[AnyImage | int] | Images | Video,
+        *,
+        skip: Skip | None = None,
+        workers: int | None = None,
+    ) -> Generator[R_co]:
+        """Predict on any source, always as a lazy iterator, in the order of the source.
+
+        Images are read, prepared and computed ahead by several workers, a bounded number of them; cameras, live streams
+        and images at addresses are not. An error is raised after the results before it. Close the iterator (or drop it)
+        to leave it early: what has begun is waited for.
 
         Args:
             source: an image as for a call, a folder, a pattern (``*.jpg``, ``**``), a list of files (``.txt``), a video
                 file, the address of an image, a video or a live stream, the number of a camera, a list of these, or
                 one of what :func:`deploykit.runtime.sources.opening.open_sources` returned.
             skip: called with the error of each unreadable image, which is then left out; None raises the error.
+            workers: how many images, or batches, are on their way at the same time; 1: one after the other, in the
+                caller's thread; None: :attr:`workers`. The results are the same.
 
         Raises:
-            NotFoundError, ImageError, FetchError, UsageError: the source cannot be opened.
+            NotFoundError, ImageError, FetchError, UsageError: the source cannot be opened, or ``workers`` is below 1.
         """
         opened = [source] if isinstance(source, (Images, Video)) else open_sources(source, raw=self.takes_raw)
-        return self._in_turn(opened, skip)
+        return self._each(opened, skip, self.workers if workers is None else self._checked_workers(workers))
 
     def restore_raw(self, raw: RawImage) -> RestoredRaw:
         """Restore a mosaic: pack it to four channels, run the network in tiles, unpack the result.
@@ -190,50 +211,66 @@ class Predictor(Generic[R_co]):
     ) -> None:
         self.close()
 
-    def _in_turn(self, sources: Sequence[Images | Video], skip: Skip | None) -> Iterator[R_co]:
+    def _each(self, sources: Sequence[Images | Video], skip: Skip | None, workers: int) -> Generator[R_co]:
         for each in sources:
-            yield from self._results(each, skip)
+            yield from self._results(each, skip, workers)
 
-    def _results(self, source: Images | Video, skip: Skip | None) -> Iterator[R_co]:
+    def _results(self, source: Images | Video, skip: Skip | None, workers: int) -> Iterator[R_co]:
         if not self.takes_raw or isinstance(source, Video):
-            yield from self._image_results(source, skip)
+            one = source.live or (isinstance(source, Images) and source.fetched)  # whose reading Ctrl-C must end
+            yield from results(self._job(source), 1 if one else workers, skip)
             return
         start = 0
         for mosaics, items in groupby(source.items, key=is_mosaic):
             part = source.part(start, start := start + len(list(items)))
             if mosaics:
-                most = self.options.max_pixels
-                yield from cast("Iterator[R_co]", restored_mosaics(part, self.restore_raw, skip, max_pixels=most))
+                job = mosaic_job(part, self.restore_raw, max_pixels=self.options.max_pixels)
+                yield from cast("Iterator[R_co]", results(job, workers, skip))
             else:
-                yield from self._image_results(part, skip)
+                yield from results(self._job(part), workers, skip)
 
-    def _image_results(self, source: Images | Video, skip: Skip | None) -> Iterator[R_co]:
-        limit = 1 if source.live else self.batch  # a camera's frame does not wait for the next one
-        waiting: list[_PreparedImage] = []
-        for frame in self._frames(source, skip):
-            prepared = self._prepare(frame)
-            if waiting and prepared.shown.canvas.shape != waiting[0].shown.canvas.shape:
-                yield from self._run(waiting)
-                waiting = []
-            waiting.append(prepared)
-            if len(waiting) == limit:
-                yield from self._run(waiting)
-                waiting = []
-        if waiting:
-            yield from self._run(waiting)
+    def _job(self, source: Images | Video) -> Job[_PreparedImage, R_co]:
+        """Return the work on a source; a camera's frame does not wait for the next one."""
+        return Job(
+            self._loads_of_video(source) if isinstance(source, Video) else self._loads(source),
+            self._run,
+            batch=1 if source.live else self.batch,
+            alike=lambda first, other: first.shown.canvas.shape == other.shown.canvas.shape,
+            size=lambda item: item.frame.image.nbytes + item.shown.canvas.nbytes,
+            slow=isinstance(source, Video),
+        )
 
-    def _frames(self, source: Images | Video, skip: Skip | None) -> Iterator[Frame]:
-        """Yield the source's frames with the number of channels that the network takes."""
+    def _loads(self, source: Images) -> Generator[Load[_PreparedImage]]:
+        """Yield what reads and prepares each image, with the number of channels that the network takes."""
+        read = partial(_read, channels=self.spec.input.channels, max_pixels=self.options.max_pixels)
+        for load in source.loads(read):
+            if source.apart:
+                yield partial(self._loaded, load)
+            else:
+                item = self._loaded(load)
+                yield partial(_same, item)
+
+    def _loaded(self, load: Callable[[], Frame]) -> _PreparedImage | Unreadable:
+        try:
+            frame = load()
+        except DeployError as e:
+            return Unreadable(e)
+        return self._prepare(frame)
+
+    def _loads_of_video(self, source: Video) -> Generator[Load[_PreparedImage]]:
+        """Yield what prepares each frame, and at the end what could not be read."""
         channels, most = self.spec.input.channels, self.options.max_pixels
-        if isinstance(source, Images):
-            return source.frames(skip, read=partial(_read, channels=channels, max_pixels=most))
         if channels not in (1, 3):
             raise UsageError(f"this network takes images of {channels} channels, but videos have 3")
-        every = self.options.every
+        every, failed = self.options.every, list[DeployError]()
         if isinstance(source, Live):
-            return source.frames(skip, max_pixels=most, reconnect=self.options.reconnect, every=every)
-        frames = source.frames(skip, max_pixels=most)
-        return (frame for frame in frames if frame.number is None or frame.number % every == 0)
+            frames = source.frames(failed.append, max_pixels=most, reconnect=self.options.reconnect, every=every)
+        else:
+            frames = source.frames(failed.append, max_pixels=most)
+        for frame in frames:
+            if isinstance(source, Live) or frame.number is None or frame.number % every == 0:
+                yield partial(self._prepare, frame)
+        yield from (partial(_same, Unreadable(error)) for error in failed)
 
     def _prepare(self, frame: Frame) -> _PreparedImage:
         """Place an image on the network's canvas, or keep it whole if it runs in tiles or unchanged."""
@@ -257,14 +294,23 @@ class Predictor(Generic[R_co]):
         buffer = self._buffer((slots, canvas.channels, *batch[0].shown.canvas.shape[:2]))
         images = to_nchw([p.shown.canvas for p in batch], canvas, buffer).astype(self._dtype, copy=False)
         ready = time.perf_counter()
-        outputs = self.session.run({canvas.name: images})
+        outputs, inference = self._computed(images)
         done = time.perf_counter()
         self.adapter.check_values(outputs, len(batch))
         marks = (start, ready, done, time.perf_counter())
-        before, inference, checking = (1e3 * (b - a) / len(batch) for a, b in pairwise(marks))
-        results = [self._result(p, outputs, i, (p.ms + before, inference, checking)) for i, p in enumerate(batch)]
+        before, _, checking = (1e3 * (b - a) / len(batch) for a, b in pairwise(marks))
+        results = [
+            self._result(p, outputs, i, (p.ms + before, inference / len(batch), checking)) for i, p in enumerate(batch)
+        ]
         self._spare.append(buffer)  # only now, because an output may be a view of the input
         return results
+
+    def _computed(self, images: Array) -> tuple[dict[str, Array], float]:
+        """Return the network's outputs, and the milliseconds that it took; it may have to wait for its turn first."""
+        with self._turn:
+            start = time.perf_counter()
+            outputs = self.session.run({self.spec.input.name: images})
+            return outputs, 1e3 * (time.perf_counter() - start)
 
     def _run_in_tiles(self, prepared: _PreparedImage) -> R_co:
         start = time.perf_counter()
@@ -278,7 +324,7 @@ class Predictor(Generic[R_co]):
         """Return the output of an image ``(C, H, W)``, assembled from its tiles."""
 
         def run(tiles: Array) -> Array:
-            outputs = self.session.run({self.spec.input.name: tiles.astype(self._dtype, copy=False)})
+            outputs, _ = self._computed(tiles.astype(self._dtype, copy=False))
             self.adapter.check_values(outputs, len(tiles))
             return self.adapter.tensor_in(outputs, "a tile")
 
@@ -321,6 +367,10 @@ def _read(item: AnyImage, *, channels: int, max_pixels: int, **options: Any) -> 
     if is_mosaic(item):
         return develop_raw(cast("str | os.PathLike[str]", item), max_pixels=max_pixels)
     return read_any_image(item, channels=channels, max_pixels=max_pixels, **options)
+
+
+def _same(item: _Prepared) -> _Prepared:
+    return item
 
 
 def _shown(image: Array) -> Array | None:

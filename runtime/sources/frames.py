@@ -6,7 +6,10 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from deploykit.errors import DeployError
 from deploykit.runtime.arrays import Array
@@ -15,10 +18,13 @@ from deploykit.runtime.images.reading import RAW_SUFFIXES
 from deploykit.runtime.sources.addresses import Address
 from deploykit.runtime.sources.web import fetch_image
 
-__all__ = ["Frame", "Images", "Item", "Skip"]
+__all__ = ["Frame", "Images", "Item", "Read", "Skip"]
 
 Item = AnyImage | Address
 """An image, or the address of one."""
+
+Read = Callable[..., Array]
+"""Returns the image of an item; called with ``name`` and ``turn``."""
 
 Skip = Callable[[DeployError], None]
 """Called with the error of an unreadable image, which is then skipped."""
@@ -77,29 +83,48 @@ class Images:
         """Return the images from number ``start`` up to ``stop``, under their names."""
         return replace(self, items=self.items[start:stop], names=self.names[start:stop])
 
-    def frames(self, skip: Skip | None = None, *, read: Callable[..., Array] = read_any_image) -> Iterator[Frame]:
+    def frames(self, skip: Skip | None = None, *, read: Read = read_any_image) -> Iterator[Frame]:
         """Read the images one by one; ``read`` is :func:`read_any_image`, perhaps with arguments of its own.
 
         Raises:
             ImageError, NotFoundError, FetchError: an image cannot be read, and ``skip`` is None.
         """
-        for item, name in zip(self.items, self.names, strict=True):
-            in_file = isinstance(item, (str, os.PathLike))
-            start = time.perf_counter()
+        for load in self.loads(read):
             try:
-                image = read(
-                    fetch_image(item) if isinstance(item, Address) else item,
-                    name=name,
-                    turn=not (in_file and item in self.unturned),
-                )
+                frame = load()
             except DeployError as e:
                 if skip is None:
                     raise
                 skip(e)
                 continue
-            ms = (time.perf_counter() - start) * 1e3
-            again = in_file and Path(name).suffix.lower() not in RAW_SUFFIXES  # which take long to develop
-            yield Frame(image, name, None, ms, keep=self.keep_files or not again)
+            yield frame
+
+    def loads(self, read: Read = read_any_image) -> Iterator[Callable[[], Frame]]:
+        """Yield a function for each image that reads it. Several threads may call them where :attr:`apart` says so."""
+        return (partial(self._frame, item, name, read) for item, name in zip(self.items, self.names, strict=True))
+
+    @property
+    def apart(self) -> bool:
+        """Whether no image has to do with another one while it is read: files, bytes and arrays. An open file has a
+        position, and an image of Pillow loads its pixels when they are asked for."""
+        return all(isinstance(item, (str, os.PathLike, bytes, np.ndarray)) for item in self.items)
+
+    @property
+    def fetched(self) -> bool:
+        """Whether images come from addresses."""
+        return any(isinstance(item, Address) for item in self.items)
+
+    def _frame(self, item: Item, name: str, read: Read) -> Frame:
+        in_file = isinstance(item, (str, os.PathLike))
+        start = time.perf_counter()
+        image = read(
+            fetch_image(item) if isinstance(item, Address) else item,
+            name=name,
+            turn=not (in_file and item in self.unturned),
+        )
+        ms = (time.perf_counter() - start) * 1e3
+        again = in_file and Path(name).suffix.lower() not in RAW_SUFFIXES  # which take long to develop
+        return Frame(image, name, None, ms, keep=self.keep_files or not again)
 
 
 def _names(items: Sequence[Item]) -> Iterator[str]:

@@ -170,7 +170,7 @@ class TrtSession(Session):
         self._path, self._gpu, self._trt = path, gpu, trt
         self._log = BuildLog()
         self._options = options or CudaOptions(contexts=1)
-        self._closed, self._slots = False, self._options.contexts
+        self._closed, self._slots, self.concurrent = False, self._options.contexts, True
         self._runs: TrtRuns | None = None
         self._lock = threading.Lock()
         self.stage_ms = {}
