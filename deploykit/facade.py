@@ -245,8 +245,7 @@ def evaluate(
             images, whose truth has the same name but for the suffix; ``classify`` has none.
         spec: for a model that does not carry its own.
         backend: as for :func:`open_session`.
-        preprocessing: as for :func:`load`; or ``upstream``: as the original project's own evaluation prepares images,
-            which is not how they are prepared in use (docs/evaluation.md).
+        preprocessing: as for :func:`load`; or ``upstream``: as in the original's own evaluation (docs/evaluation.md).
         loading, verify: as for :func:`load`.
         progress: hears the steps ``loading``, ``evaluating`` and ``scoring``, and the share of the images that is done.
         options: ``conf``, ``iou``, ``max_det``, ``limit``, ``batch``, ...: the fields of

@@ -66,9 +66,10 @@ class Session(Protocol):
     network holds in GPU memory (None: it runs on the CPU, or its backend does not report it). ``threads`` is the
     number of CPU threads within one operator (None: the backend's own choice), and ``threads_from`` what set it.
     ``time_limit`` is the limit of a run in
-    seconds (None: there is none). ``concurrent`` says whether several threads may call ``run`` at the same
-    time; a predictor lets them wait for each other where they may not. ``stage_ms`` holds the milliseconds of each
-    stage of the last run on a GPU, where the backend measures them. A session is also a context manager.
+    seconds (None: there is none). ``concurrent`` says whether several threads call
+    ``run`` for a stream at the same time; else a stream calls it in its caller's thread alone. ``stage_ms`` holds the
+    milliseconds of each stage of the last run on a GPU, where the backend measures them. A session is also a context
+    manager.
     """
 
     inputs: tuple[TensorInfo, ...]

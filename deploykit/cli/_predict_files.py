@@ -70,6 +70,8 @@ def workers_flag() -> Flag:
 
 def number_or_auto(text: str) -> int | str:
     """Parse a number, or ``auto``."""
+    if not (text == "auto" or text.lstrip("-").isdecimal()):
+        raise argparse.ArgumentTypeError(f"a number or auto is expected, got {text!r}")
     return text if text == "auto" else int(text)
 
 

@@ -19,6 +19,7 @@ __all__ = ["decoder_messages", "jpeg_damage", "listen_to_decoders"]
 
 SPARE = 64  # bytes between the end of an image and its end marker that some cameras leave
 ERROR_STREAM = 2
+OURS = "deploykit: "  # what the command itself prints meanwhile, in another thread, and may be about a file NAME.JPEG
 
 
 class _Listener:
@@ -76,7 +77,7 @@ def _printed(file: int) -> list[str]:
     os.ftruncate(file, 0)
     os.lseek(file, 0, os.SEEK_SET)
     lines = text.splitlines(keepends=True)
-    own = [line for line in lines if "JPEG" in line]
+    own = [line for line in lines if "JPEG" in line and not line.startswith(OURS)]
     others = "".join(line for line in lines if line not in own)
     if others:
         os.write(ERROR_STREAM, others.encode(errors="replace"))

@@ -36,11 +36,12 @@ class Job(Generic[Item, Out]):
     Attributes:
         loads: gives, for each item of the source, a function that reads and prepares it. Functions may run at the same
             time; the iterator itself is never asked by two threads at once.
-        run: computes a batch of items, and returns one result for each. It may be called by several threads.
+        run: computes a batch of items, and returns one result for each.
         batch: the most items in a batch.
         alike: whether two items may share a batch.
         size: the bytes that an item holds.
         slow: whether asking ``loads`` for the next function takes long, as where it decodes a video.
+        here: whether ``run`` may be called by the caller's thread alone; else several threads call it at the same time.
     """
 
     loads: Generator[Load[Item]]
@@ -49,6 +50,7 @@ class Job(Generic[Item, Out]):
     alike: Callable[[Item, Item], bool]
     size: Callable[[Item], int]
     slow: bool = False
+    here: bool = False
 
 
 class Batches(Generic[Item, Out]):

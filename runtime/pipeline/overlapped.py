@@ -13,7 +13,7 @@ import contextlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from deploykit.runtime.pipeline.job import Batches, Job, Load, Skip, Unreadable, in_turn, pass_over
 
@@ -82,7 +82,7 @@ class _Work(Generic[Item, Out]):
         self._batches: Batches[Item, Out] = Batches(job)
         self._asked: Future[Load[Item] | None] | None = None
         self._items: deque[Future[Any]] = deque()
-        self._runs: deque[tuple[Future[Any] | Unreadable, int]] = deque()  # with the bytes of their items
+        self._runs: deque[tuple[Future[Any] | Unreadable | list[Item], int]] = deque()  # with the bytes of their items
         self._ended = False  # there are no more items
         self._held = self._largest = 0  # bytes: of the items in batches, and of a large item of late
 
@@ -90,10 +90,13 @@ class _Work(Generic[Item, Out]):
         """Wait for the next batch or unreadable item, and return its results, or itself; None: there is no more."""
         while True:
             self.go_on()
-            if self._runs and (isinstance(first := self._runs[0][0], Unreadable) or first.done()):
+            first = self._runs[0][0] if self._runs else None
+            if first is not None and not (isinstance(first, Future) and not first.done()):
                 self._held -= self._runs.popleft()[1]
-                return first if isinstance(first, Unreadable) else first.result()
-            heads = (self._asked, *([self._items[0]] if self._items else []), *(run for run, _ in list(self._runs)[:1]))
+                if isinstance(first, Future):
+                    return cast("list[Out]", first.result())
+                return first if isinstance(first, Unreadable) else self._job.run(first)
+            heads = (first, self._asked, self._items[0] if self._items else None)
             waited = [each for each in heads if isinstance(each, Future) and not each.done()]
             if not waited:
                 return None
@@ -141,7 +144,7 @@ class _Work(Generic[Item, Out]):
 
     def _submit(self, batches: Iterator[list[Item]]) -> None:
         for batch in batches:
-            run = self._pool.submit(self._job.run, batch)
+            run = batch if self._job.here else self._pool.submit(self._job.run, batch)
             self._runs.append((run, sum(map(self._job.size, batch))))
 
 

@@ -61,9 +61,9 @@ def restore_mosaic(
 
 
 def mosaic_job(
-    source: Images, restore: Callable[[RawImage], RestoredRaw], *, max_pixels: int
+    source: Images, restore: Callable[[RawImage], RestoredRaw], *, max_pixels: int, here: bool
 ) -> Job[tuple[RawImage, float], RestoredRaw]:
-    """Return the job of restoring the mosaics of RAW files, one by one."""
+    """Return the job of restoring the mosaics of RAW files, one by one; ``here`` as in :class:`Job`."""
 
     def load(item: str | os.PathLike[str]) -> tuple[RawImage, float] | Unreadable:
         start = time.perf_counter()
@@ -78,4 +78,4 @@ def mosaic_job(
         return [replace(each, timings={**each.timings, "read": read_ms}) for each, read_ms in found]
 
     loads = (partial(load, cast("str | os.PathLike[str]", item)) for item in source.items)
-    return Job(loads, run, 1, lambda _, __: True, lambda item: item[0].mosaic.nbytes)
+    return Job(loads, run, 1, lambda _, __: True, lambda item: item[0].mosaic.nbytes, here=here)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -99,7 +98,6 @@ class Predictor(Generic[R_co]):
         self.batch = checked_batch(info, self.spec.input.batch if asked is None else asked)
         self.tiling = self.adapter.tiling(fixed_size=self._fixed_size, batch=self.batch)
         self.workers = self._checked_workers(self.options.workers)
-        self._turn = contextlib.nullcontext() if session.concurrent else threading.RLock()
         self._spare: list[Array] = []
 
     def __repr__(self) -> str:
@@ -224,7 +222,9 @@ class Predictor(Generic[R_co]):
         for mosaics, items in groupby(source.items, key=is_mosaic):
             part = source.part(start, start := start + len(list(items)))
             if mosaics:
-                job = mosaic_job(part, self.restore_raw, max_pixels=self.options.max_pixels)
+                job = mosaic_job(
+                    part, self.restore_raw, max_pixels=self.options.max_pixels, here=not self.session.concurrent
+                )
                 yield from cast("Iterator[R_co]", results(job, workers, skip))
             else:
                 yield from results(self._job(part), workers, skip)
@@ -238,6 +238,7 @@ class Predictor(Generic[R_co]):
             alike=lambda first, other: first.shown.canvas.shape == other.shown.canvas.shape,
             size=lambda item: item.frame.image.nbytes + item.shown.canvas.nbytes,
             slow=isinstance(source, Video),
+            here=not self.session.concurrent,
         )
 
     def _loads(self, source: Images) -> Generator[Load[_PreparedImage]]:
@@ -294,23 +295,14 @@ class Predictor(Generic[R_co]):
         buffer = self._buffer((slots, canvas.channels, *batch[0].shown.canvas.shape[:2]))
         images = to_nchw([p.shown.canvas for p in batch], canvas, buffer).astype(self._dtype, copy=False)
         ready = time.perf_counter()
-        outputs, inference = self._computed(images)
+        outputs = self.session.run({canvas.name: images})
         done = time.perf_counter()
         self.adapter.check_values(outputs, len(batch))
         marks = (start, ready, done, time.perf_counter())
-        before, _, checking = (1e3 * (b - a) / len(batch) for a, b in pairwise(marks))
-        results = [
-            self._result(p, outputs, i, (p.ms + before, inference / len(batch), checking)) for i, p in enumerate(batch)
-        ]
+        before, inference, checking = (1e3 * (b - a) / len(batch) for a, b in pairwise(marks))
+        results = [self._result(p, outputs, i, (p.ms + before, inference, checking)) for i, p in enumerate(batch)]
         self._spare.append(buffer)  # only now, because an output may be a view of the input
         return results
-
-    def _computed(self, images: Array) -> tuple[dict[str, Array], float]:
-        """Return the network's outputs, and the milliseconds that it took; it may have to wait for its turn first."""
-        with self._turn:
-            start = time.perf_counter()
-            outputs = self.session.run({self.spec.input.name: images})
-            return outputs, 1e3 * (time.perf_counter() - start)
 
     def _run_in_tiles(self, prepared: _PreparedImage) -> R_co:
         start = time.perf_counter()
@@ -324,7 +316,7 @@ class Predictor(Generic[R_co]):
         """Return the output of an image ``(C, H, W)``, assembled from its tiles."""
 
         def run(tiles: Array) -> Array:
-            outputs, _ = self._computed(tiles.astype(self._dtype, copy=False))
+            outputs = self.session.run({self.spec.input.name: tiles.astype(self._dtype, copy=False)})
             self.adapter.check_values(outputs, len(tiles))
             return self.adapter.tensor_in(outputs, "a tile")
 

@@ -80,6 +80,21 @@ def test_json_is_one_object_with_the_metrics_and_what_they_mean(
     assert f"deploykit: note: {data['notes'][0]}" in err
 
 
+def test_any_number_of_workers_gives_the_same_numbers(
+    model: Path, folder: Folder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = []
+    for workers in (1, 3):
+        assert _eval(model, folder, "--task", "detect", "--json", "--workers", workers) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told.pop("workers") == workers
+        assert told.pop("timings_ms")
+        found.append(told)
+    assert found[0] == found[1]
+    assert _eval(model, folder, "--task", "detect", "--workers", 3) == 0
+    assert "ms per image, 3 at the same time" in " ".join(capsys.readouterr().out.split())
+
+
 def test_the_report_says_what_the_numbers_depend_on(
     model: Path, folder: Folder, capsys: pytest.CaptureFixture[str]
 ) -> None:

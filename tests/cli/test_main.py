@@ -30,7 +30,7 @@ OPTIONS = {
     "predict": {
         "MODEL", "SOURCE", "--model", "--source",
         "--out", "--json", "--conf", "--iou", "--max-det", "--spec", "--heads", "--verify",
-        "--time-limit", "--line-width", "--no-labels", "--no-conf", "--font",
+        "--time-limit", "--workers", "--line-width", "--no-labels", "--no-conf", "--font",
     },
     "bench": {
         "MODEL", "--model", "--engine",
@@ -42,7 +42,7 @@ OPTIONS = {
         "MODEL", "--model",
         "--data", "--images", "--task", "--limit", "--allow-missing", "--batch", "--img", "--rectangles",
         "--conf", "--iou", "--max-det", "--metrics", "--spec", "--preprocessing", "--detections", "--per-class",
-        "--json", "--heads", "--verify", "--time-limit",
+        "--json", "--heads", "--verify", "--time-limit", "--workers",
     },
     "compare": {"A", "B", "--sample", "--spec", "--json", "--heads"},
     "verify": {"A", "B", "--sample", "--spec", "--tolerance", "--junit", "--json", "--heads"},

@@ -38,6 +38,7 @@ class Source:
     items: list[Item]
     batch: int = 1
     slow: bool = False
+    here: bool = False
     asked: int = 0
     most_at_once: int = 0
     closed: bool = False
@@ -45,7 +46,9 @@ class Source:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def job(self) -> Job[Item, tuple[int, tuple[int, ...]]]:
-        return Job(self._loads(), self._run, self.batch, lambda a, b: a.kind == b.kind, lambda i: i.bytes, self.slow)
+        return Job(
+            self._loads(), self._run, self.batch, lambda a, b: a.kind == b.kind, lambda i: i.bytes, self.slow, self.here
+        )
 
     def _loads(self) -> Generator[Load[Item]]:
         try:
@@ -64,6 +67,7 @@ class Source:
         return Unreadable(ImageError(f"read {item.number}")) if item.fails == "read" else item
 
     def _run(self, batch: list[Item]) -> list[tuple[int, tuple[int, ...]]]:
+        assert not self.here or threading.current_thread() is threading.main_thread()
         with self._lock:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
@@ -101,8 +105,8 @@ def sources(draw: st.DrawFn) -> Callable[[], Source]:
         st.integers(0, 1), st.sampled_from([1, 1, 10, 200]), fails, st.sampled_from([0.0, 0.0, 0.001, 0.003])
     )
     items = [Item(n, *values) for n, values in enumerate(draw(st.lists(item, max_size=24)))]
-    batch, slow = draw(st.integers(1, 5)), draw(st.booleans())
-    return lambda: Source(items, batch, slow)
+    batch, slow, here = draw(st.integers(1, 5)), draw(st.booleans()), draw(st.booleans())
+    return lambda: Source(items, batch, slow, here)
 
 
 @settings(deadline=None, max_examples=60)

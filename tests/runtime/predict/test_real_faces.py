@@ -63,6 +63,17 @@ def test_a_crowd_gives_a_plausible_number_of_faces(predict: Predictor) -> None:
     assert statistics.median(counts) == pytest.approx(3.5, abs=1)
 
 
+def test_threads_and_workers_change_no_bit(predict: Predictor) -> None:
+    photos = sorted(PHOTOS.iterdir())[:6]
+    expected = [predict(photo).to_dict() for photo in photos]
+    for options in ({"threads": 1}, {"threads": 2, "workers": 3}, {"workers": 2}, {"workers": "auto"}):
+        with deploykit.load(MODEL, spec=SPEC, **options) as model:
+            found = [result.to_dict() for result in model.stream(photos)]
+        for each in (*expected, *found):
+            each.pop("timings_ms", None)
+        assert found == expected, options
+
+
 def test_nms_keeps_what_opencvs_keeps(predict: Predictor) -> None:
     compared = 0
     for path in sorted(PHOTOS.iterdir()):

@@ -124,6 +124,7 @@ with listen_to_decoders():
         print(e)
     with decoder_messages() as lines:
         os.write(2, b"another library\\n")
+        os.write(2, b"deploykit: note: another thread is at b.JPEG\\n")
         os.write(2, b"Corrupt JPEG data: bad Huffman code\\n")
     print(lines)
 """
@@ -131,7 +132,7 @@ with listen_to_decoders():
     damaged, lines = done.stdout.splitlines()
     assert "libjpeg says: Corrupt JPEG data" in damaged or "libjpeg says: Premature end" in damaged
     assert lines == "['Corrupt JPEG data: bad Huffman code']"
-    assert done.stderr == "another library\n"
+    assert done.stderr == "another library\ndeploykit: note: another thread is at b.JPEG\n"
 
 
 def test_nobody_listens_unless_the_program_says_so(capfd: pytest.CaptureFixture[str]) -> None:
