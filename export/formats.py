@@ -90,6 +90,10 @@ def export_formats(
     formats = formats_for(formats, out)
     _check(source, formats, out, ready=ready)
     flavours: list[Flavour] = [f for name in dict.fromkeys(formats) for f in get_args(Flavour) if f == name]
+    if flavours and onnx is not None and onnx.precision.target == "cpu":
+        raise UsageError(
+            "--target cpu makes a file that TensorRT refuses: leave it out for engines, or take --format onnx"
+        )
     for flavour in flavours:  # before the minute that the ONNX file takes
         check_engine(flavour, options)
     exported = None

@@ -23,6 +23,7 @@ __all__ = [
     "EngineOptions",
     "Exporter",
     "HalfIO",
+    "Int8Target",
     "NmsMode",
     "OnnxOptions",
     "Precision",
@@ -36,6 +37,7 @@ Layout = Literal["deploykit", "ultralytics"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 QuantKind = Literal["int8", "fp8"]
 HalfIO = Literal["none", "input", "output", "both"]
+Int8Target = Literal["any", "cpu"]
 CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 
 OPSETS = range(13, 24)
@@ -110,6 +112,8 @@ class PrecisionOptions:
         calibration: the images on which the ranges of int8 and fp8 are measured.
         nodes_to_exclude: layers that are not quantized: ``auto`` chooses them by measurement; ``none``, or names and
             patterns.
+        target: of int8, what computes it: ``any`` (ONNX Runtime, TensorRT) rounds the inputs of layers; ``cpu`` rounds
+            what lies between layers too, to uint8 with zero points, for ONNX Runtime's integer kernels.
         reduce_range: store int8 weights in 7 bits, for CPUs whose int8 kernels saturate.
         cache: keep measured ranges for the next export of the same model with the same images.
     """
@@ -120,12 +124,17 @@ class PrecisionOptions:
     nodes_to_exclude: Literal["auto", "none"] | tuple[str, ...] = "auto"
     reduce_range: bool = False
     cache: bool = True
+    target: Int8Target = "any"
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
             raise UsageError(f"a precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         if self.half_io != "none" and self.precision != "fp16":
             raise UsageError(f"--half-io {self.half_io} goes with --precision fp16, not with {self.precision}")
+        if self.target not in get_args(Int8Target):
+            raise UsageError(f"the target of int8 must be any or cpu, got {self.target!r}")
+        if self.target != "any" and self.precision != "int8":
+            raise UsageError(f"--target {self.target} goes with --precision int8, not with {self.precision}")
         if (self.calibration is not None) != (self.quantised is not None):
             raise UsageError(
                 f"--precision {self.precision} needs images to measure ranges on: pass --calib DIR, a folder of "

@@ -18,7 +18,7 @@ QUANTISED = "precision int8 and fp8"
 
 def precision_flags() -> Flags[PrecisionOptions]:
     """Return the options of precision, and those of int8 and fp8 but for their images."""
-    from deploykit.export.options import HalfIO, Precision, PrecisionOptions
+    from deploykit.export.options import HalfIO, Int8Target, Precision, PrecisionOptions
 
     return Flags(
         PrecisionOptions,
@@ -50,6 +50,13 @@ def precision_flags() -> Flags[PrecisionOptions]:
                     "--reduce-range",
                     "reduce_range",
                     "use 7 bits for int8 weights, for CPUs whose int8 kernels saturate",
+                ),
+                Flag(
+                    "--target",
+                    "target",
+                    "int8: any (ONNX Runtime, TensorRT), or cpu: integer kernels of ONNX Runtime, faster on CPUs with "
+                    "VNNI, refused by TensorRT (docs/precision.md)",
+                    choices=get_args(Int8Target),
                 ),
                 Flag("--calib-cache", "cache", "keep measured ranges for later exports"),
             ),

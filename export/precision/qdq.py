@@ -22,7 +22,10 @@ from deploykit.export.options import QuantKind
 from deploykit.export.precision.half_rules import compute_nodes
 from deploykit.runtime.arrays import Array
 
-__all__ = ["QuantizationResult", "activations_of", "quantisable", "quantize", "quantize_weight"]
+__all__ = [
+    "SMALLEST", "QuantizationResult", "activations_of", "channel_axis", "constant", "dequantized_weight", "quantisable",
+    "quantize", "quantize_weight", "range_for",
+]  # fmt: skip
 
 LARGEST = {"int8": 127.0, "fp8": 448.0}
 TYPES = {"int8": ir.DataType.INT8, "fp8": ir.DataType.FLOAT8E4M3FN}
@@ -89,10 +92,10 @@ def quantize(
     for node in chosen:
         weight = node.inputs[1]
         assert weight is not None
-        axis = _channel_axis(node)
+        axis = channel_axis(node)
         key = f"{weight.name} {axis}"
         if key not in weights:
-            weights[key] = _dequantized_weight(graph, node, weight, axis, kind, limit)
+            weights[key] = dequantized_weight(graph, node, weight, axis, kind, limit)
         node.replace_input_with(1, weights[key])
         for name in activations_of(node, outputs=False):
             consumers.setdefault(name, []).append(node)
@@ -100,7 +103,7 @@ def quantize(
     for name, users in consumers.items():
         value = users[0].inputs[0]
         assert value is not None
-        pair = _insert_qdq(graph, value, _range(ranges, name), kind)
+        pair = _insert_qdq(graph, value, range_for(ranges, name), kind)
         for node in users:
             node.replace_input_with(0, pair)
         tensors.append(name)
@@ -109,7 +112,7 @@ def quantize(
             name = str(node.outputs[0].name)
             if node.outputs[0] in graph.outputs or _is_only_quantized(node.outputs[0]):
                 continue
-            _round_output(graph, node, _range(ranges, name), kind)
+            _round_output(graph, node, range_for(ranges, name), kind)
             tensors.append(name)
     unused = [name for name, value in graph.initializers.items() if not value.uses() and value not in graph.outputs]
     for name in unused:
@@ -151,7 +154,7 @@ def _weight(node: ir.Node) -> Any:
     return value.const_value if len(value.const_value.shape) >= 2 else None
 
 
-def _channel_axis(node: ir.Node) -> int | None:
+def channel_axis(node: ir.Node) -> int | None:
     """Return the axis of the weight whose indices are output channels; None if there is no such axis."""
     if node.op_type == "Conv":
         return 0
@@ -166,13 +169,19 @@ def _channel_axis(node: ir.Node) -> int | None:
     return len(weight.const_value.shape) - 1
 
 
-def _range(ranges: Mapping[str, float], name: str) -> float:
+def range_for(ranges: Mapping[str, float], name: str) -> float:
+    """Return the range of a tensor.
+
+    Raises:
+        ExportError: it was not measured.
+    """
     if name not in ranges:
         raise ExportError(f"no range was measured for the tensor {name!r}")
     return ranges[name]
 
 
-def _constant(graph: Any, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
+def constant(graph: Any, name: str, array: Array, dtype: ir.DataType | None = None) -> ir.Value:
+    """Return a new initializer of a graph."""
     tensor = ir.tensor(array, dtype=dtype, name=name)
     value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape), const_value=tensor)
     graph.register_initializer(value)
@@ -185,10 +194,10 @@ def _zero(graph: Any, kind: QuantKind) -> ir.Value:
     if name in graph.initializers:
         found: ir.Value = graph.initializers[name]
         return found
-    return _constant(graph, name, np.zeros((), TYPES[kind].numpy()), TYPES[kind])
+    return constant(graph, name, np.zeros((), TYPES[kind].numpy()), TYPES[kind])
 
 
-def _dequantized_weight(
+def dequantized_weight(
     graph: Any, node: ir.Node, weight: ir.Value, axis: int | None, kind: QuantKind, limit: float
 ) -> ir.Value:
     """Store the weight as a narrow constant, and return the output of its DequantizeLinear."""
@@ -197,12 +206,12 @@ def _dequantized_weight(
     name = (
         f"{weight.name}_{kind}" if f"{weight.name}_{kind}" not in graph.initializers else f"{weight.name}_{axis}_{kind}"
     )
-    stored = _constant(graph, name, numbers, TYPES[kind])
-    steps = _constant(graph, f"{name}_scale", scale)
+    stored = constant(graph, name, numbers, TYPES[kind])
+    steps = constant(graph, f"{name}_scale", scale)
     given = [stored, steps]
     if axis is not None:
         zeros = np.zeros(len(scale), TYPES[kind].numpy())
-        given.append(_constant(graph, f"{name}_zero", zeros, TYPES[kind]))
+        given.append(constant(graph, f"{name}_zero", zeros, TYPES[kind]))
     else:
         given.append(_zero(graph, kind))
     attributes = {} if axis is None else {"axis": axis}
@@ -215,7 +224,7 @@ def _dequantized_weight(
 def _qdq_nodes(graph: Any, value: ir.Value, top: float, kind: QuantKind) -> tuple[ir.Node, ir.Node]:
     """Return the pair of nodes that rounds a value to its grid."""
     step = np.float32(max(top / LARGEST[kind], SMALLEST))
-    scale = _constant(graph, f"{value.name}_scale", np.array(step))
+    scale = constant(graph, f"{value.name}_scale", np.array(step))
     there = ir.node("QuantizeLinear", [value, scale, _zero(graph, kind)], name=f"{value.name}_quantize")
     there.outputs[0].name = f"{value.name}_{kind}"
     back = ir.node("DequantizeLinear", [there.outputs[0], scale, _zero(graph, kind)], name=f"{value.name}_dequantize")

@@ -14,9 +14,10 @@ from typing import Any
 import onnx_ir as ir
 
 from deploykit.errors import DataError, ExportError
-from deploykit.export.options import Calibration, CalibrationMethod, PrecisionOptions, QuantKind
+from deploykit.export.options import Calibration, CalibrationMethod, Int8Target, PrecisionOptions, QuantKind
 from deploykit.export.precision.calibration import AUTO, Activations, calibration_images, measure_activations
-from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, quantize
+from deploykit.export.precision.cpu_int8 import rounded_tensors
+from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable
 from deploykit.export.precision.sensitivity import (
     Sensitivity,
     choose_keep,
@@ -25,6 +26,7 @@ from deploykit.export.precision.sensitivity import (
     measure_sensitivity,
     named_layers,
     outputs_of,
+    quantize_as,
 )
 from deploykit.progress import SILENT, Progress
 from deploykit.spec import ModelSpec
@@ -39,6 +41,7 @@ HOW_KEPT = {
     "nobody": "none was looked for (--int8-keep none)",
 }
 """How the layers that stay in floating point were chosen -> what the report says of it."""
+FOR_CPU = "to uint8 with zero points, for ONNX Runtime's integer kernels: TensorRT refuses this file"
 MEASURED = 4 * 640 * 640  # pixels of the images on which layers are measured, by up to a hundred networks
 
 
@@ -65,6 +68,7 @@ class QuantReport:
     error: float | None
     ranges: dict[str, float]
     reduce_range: bool
+    target: Int8Target = "any"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able data."""
@@ -80,6 +84,7 @@ class QuantReport:
         if self.error is not None and self.done.kept:
             error += f" instead of {self.errors[self.method]:.3g}"
         return [
+            *([("rounded", f"{len(self.done.tensors)} tensors, {FOR_CPU}")] if self.target == "cpu" else []),
             ("ranges", f"{self.method}, {self.images} images{cached}{compared}"),
             (
                 "not quantized",
@@ -113,6 +118,8 @@ def quantize_graph(
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
     named = () if isinstance(exclude, str) else named_layers(rows, exclude)
     tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
+    if options.target == "cpu":
+        tensors = rounded_tensors(rows.graph)
     progress.step("ranges")
     found = measure_activations(
         rows, base.read_bytes(), spec, tensors, calibration, cache=options.cache, progress=progress
@@ -146,7 +153,7 @@ def quantize_graph(
         named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few), progress=progress)
     if named:
         error = error_of(ranges, named, COMPARED)
-    done = quantize(model, ranges, kind=kind, nodes_to_exclude=named, reduce_range=options.reduce_range)
+    done = quantize_as(model, ranges, spec, options, named)
     return QuantReport(
         kind=kind,
         method=method,
@@ -161,6 +168,7 @@ def quantize_graph(
         error=error,
         ranges=ranges,
         reduce_range=options.reduce_range,
+        target=options.target,
     )
 
 

@@ -18,7 +18,8 @@ import onnx_ir as ir
 from deploykit.errors import UsageError
 from deploykit.export.options import PrecisionOptions
 from deploykit.export.outputs import export_adapter_of
-from deploykit.export.precision.qdq import quantisable, quantize
+from deploykit.export.precision.cpu_int8 import quantize_for_cpu
+from deploykit.export.precision.qdq import QuantizationResult, quantisable, quantize
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
@@ -34,6 +35,7 @@ __all__ = [
     "measure_sensitivity",
     "named_layers",
     "outputs_of",
+    "quantize_as",
 ]
 
 GROUPS = 8  # groups at the start
@@ -66,6 +68,22 @@ def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Array
         return [session.run({session.inputs[0].name: image}) for image in images]
 
 
+def quantize_as(
+    graph: ir.Model,
+    ranges: Mapping[str, float],
+    spec: ModelSpec,
+    options: PrecisionOptions,
+    nodes_to_exclude: Collection[str],
+) -> QuantizationResult:
+    """Quantize a graph in place, except ``nodes_to_exclude``, in the form that the options ask for."""
+    reduced = options.reduce_range
+    if options.target == "cpu":
+        return quantize_for_cpu(graph, ranges, spec.input, nodes_to_exclude=nodes_to_exclude, reduce_range=reduced)
+    kind = options.quantised
+    assert kind is not None
+    return quantize(graph, ranges, kind=kind, nodes_to_exclude=nodes_to_exclude, reduce_range=reduced)
+
+
 def error_with(
     graph: ir.Model,
     ranges: Mapping[str, float],
@@ -76,14 +94,7 @@ def error_with(
     options: PrecisionOptions,
 ) -> float:
     """Quantize a graph in place, except ``nodes_to_exclude``, and return the mean error of its outputs."""
-    assert options.quantised is not None
-    quantize(
-        graph,
-        ranges,
-        kind=options.quantised,
-        nodes_to_exclude=nodes_to_exclude,
-        reduce_range=options.reduce_range,
-    )
+    quantize_as(graph, ranges, spec, options, nodes_to_exclude)
     adapter = export_adapter_of(spec)
     errors = [adapter.error(a, b) for a, b in zip(exact, outputs_of(graph, images), strict=True)]
     return sum(errors) / len(errors)

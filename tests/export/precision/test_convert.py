@@ -284,6 +284,26 @@ def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
     json.dumps(quantised.to_dict(), default=str)
 
 
+def test_int8_for_a_cpu_rounds_what_lies_between_layers(tmp_path: Path, images: Path) -> None:
+    calibration = Calibration(images, method="minmax")
+    report = export(tmp_path / "x.onnx", PrecisionOptions("int8", calibration=calibration, target="cpu", **KEEP_NONE))
+    assert report.precision is not None
+    done = report.precision.quantised
+    assert done is not None
+    assert done.target == "cpu"
+    assert done.lines()[0][0] == "rounded"
+    assert "TensorRT refuses" in done.lines()[0][1]
+    assert len(done.done.tensors) > len(done.done.layers)
+    assert spec_in(report.path).precision == "int8"
+    stored = {t.name: onnx.numpy_helper.to_array(t) for t in onnx.load(str(report.path)).graph.initializer}
+    zeros = {int(value) for name, value in stored.items() if name.endswith("_zero") and value.dtype == np.uint8}
+    assert 0 in zeros  # of images
+    assert max(zeros) <= 128
+    with load(report.path) as predictor:
+        assert predictor.spec.precision == "int8"
+        predictor(sorted(images.iterdir())[0])
+
+
 def test_int8_is_told_not_judged(quantised: ExportReport) -> None:
     assert quantised.parity is not None
     assert quantised.parity.tolerance == REPORT_ONLY
