@@ -2,7 +2,7 @@
 
     python benchmarks/measured.py [--out docs/performance.md]
 
-writes the page from benchmarks/results/*.json and measures nothing. A benchmark prints its tables by
+writes the page and its drawings from benchmarks/results/*.json and measures nothing. A benchmark prints its tables by
 :meth:`Table.markdown`, and ``--json FILE`` keeps them. Every table is of variants that ran in turn in one sitting.
 """
 
@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+
+import plots
 
 from deploykit.runtime.machine import processor_name, versions
 
@@ -31,6 +34,9 @@ Some benchmarks are there alone; [accuracy.md](accuracy.md) has the speeds of pr
 your models on your machine ([benchmarks.md](benchmarks.md)).
 
 """
+DRAWINGS = "images/performance"  # below the page
+OVERVIEW = "ratios"
+FEWEST_POINTS = 3  # of a line
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,15 @@ class Table:
         if not self.base or column == self.base:
             return text
         return f"{text} ({self.ratio_of(row, column):{self.ratio}})"
+
+    def drawing(self) -> str:
+        """The columns as lines over the rows (SVG), where rows are numbers; else empty."""
+        labels = [row.labels[0] for row in self.rows]
+        whole = all(row.values.keys() == self.columns.keys() for row in self.rows)
+        if len(self.labels) != 1 or len(labels) < FEWEST_POINTS or not whole or not all(map(_is_number, labels)):
+            return ""
+        columns = {column: [row.values[column] for row in self.rows] for column in self.columns}
+        return plots.lines(labels, columns, self.labels[0], self.title.rpartition(", ")[2])
 
     def ranges(self) -> dict[str, tuple[float, float]]:
         """The smallest and the largest ratio of each column but the base."""
@@ -151,7 +166,49 @@ def page_of(results: Sequence[Result]) -> str:
             told = "; ".join(f"{column} {_range(*ends, table.ratio)}" for column, ends in table.ranges().items())
             if told:
                 lines.append(f"| {table.title} | {table.base} | {told} | {result.machine} | {result.date} |")
-    return "\n".join([HEAD + "\n".join(lines) + "\n", *map(section_of, results)])
+    overview = f"![Ratios of all tables, smallest to largest, on a logarithmic axis]({DRAWINGS}/{OVERVIEW}.svg)\n"
+    return "\n".join([HEAD + "\n".join(lines) + "\n", overview, *map(section_of, results)])
+
+
+def drawings_of(results: Sequence[Result]) -> dict[str, str]:
+    """The drawings of the page (SVG) by their names, without suffix."""
+    found = {}
+    ratios: dict[str, dict[str, tuple[float, float]]] = {}
+    for result in results:
+        for number, table in enumerate(result.tables):
+            if text := table.drawing():
+                found[_name(result, number)] = text
+            ends = {f"{column} / {table.base}".replace("`", ""): ends for column, ends in table.ranges().items()}
+            if ends:
+                ratios.setdefault(table.title, {}).update(ends)
+    return found | {OVERVIEW: plots.ranges(ratios)}
+
+
+def write_page(folder: Path, page: Path) -> Path:
+    """Write the page, and its drawings below it, from the results in a folder; drawings of other ones are removed."""
+    results = [result_of(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    page.write_text(page_of(results))
+    images = page.parent / DRAWINGS
+    images.mkdir(parents=True, exist_ok=True)
+    drawings = drawings_of(results)
+    for file in images.glob("*.svg"):
+        if file.stem not in drawings:
+            file.unlink()
+    for name, text in drawings.items():
+        (images / f"{name}.svg").write_text(text)
+    return page
+
+
+def _name(result: Result, number: int) -> str:
+    return f"{re.sub(r'[^a-z0-9]+', '-', result.title.lower()).strip('-')}-{number + 1}"
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def section_of(result: Result) -> str:
@@ -161,7 +218,10 @@ def section_of(result: Result) -> str:
         f"`python benchmarks/{result.script}`, {result.date}, on {result.machine}: {result.versions}.",
         f"{result.how} {result.kept}\n",
     ]
-    parts += [f"**{table.title}**\n\n{table.markdown()}" for table in result.tables]
+    for number, table in enumerate(result.tables):
+        parts.append(f"**{table.title}**\n\n{table.markdown()}")
+        if table.drawing():
+            parts.append(f"![{table.title}, over {table.labels[0]}]({DRAWINGS}/{_name(result, number)}.svg)\n")
     return "\n".join(parts)
 
 
@@ -175,7 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=PAGE)
     args = parser.parse_args()
-    args.out.write_text(page_of([result_of(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]))
+    write_page(RESULTS, args.out)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 import sys
 from importlib import util
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -22,6 +24,8 @@ FILES = sorted((BENCHMARKS / "results").glob("*.json"))
 @functools.cache
 def module() -> Any:
     """benchmarks/measured.py: the benchmarks are run and import one another by name."""
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.append(str(BENCHMARKS))
     spec = util.spec_from_file_location("measured", BENCHMARKS / "measured.py")
     assert spec is not None
     assert spec.loader is not None
@@ -41,6 +45,17 @@ def test_the_page_is_what_the_kept_numbers_give(measured: Any) -> None:
     assert shown == measured.page_of([measured.result_of(file.read_text()) for file in FILES]), (
         "python benchmarks/measured.py writes it"
     )
+
+
+def test_the_drawings_are_those_of_the_kept_numbers(measured: Any) -> None:
+    shown = {file.stem: file.read_text() for file in (ROOT / "docs" / measured.DRAWINGS).glob("*.svg")}
+    assert shown == measured.drawings_of([measured.result_of(file.read_text()) for file in FILES]), (
+        "python benchmarks/measured.py writes them"
+    )
+    linked = re.findall(r"\]\(images/performance/([\w-]+)\.svg\)", (ROOT / "docs" / "performance.md").read_text())
+    assert sorted(linked) == sorted(shown)
+    for text in shown.values():
+        ElementTree.fromstring(text)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -89,3 +104,21 @@ def test_what_is_kept_is_read_back_and_its_range_holds_every_ratio(pairs: list[t
     low, high = table.ranges()["b"]
     assert all(low <= b / a <= high for a, b in pairs)
     assert f"| row 0 | {pairs[0][0]:.2f} | {pairs[0][1]:.2f} ({pairs[0][1] / pairs[0][0]:.2f}) |" in table.markdown()
+
+
+@given(st.lists(st.tuples(numbers, numbers), min_size=3, max_size=8))
+def test_a_table_of_numbers_is_drawn_with_every_value_in_its_frame(pairs: list[tuple[float, float]]) -> None:
+    kept = module()
+    rows = tuple(kept.Row((str(i),), {"a": a, "b": b}) for i, (a, b) in enumerate(pairs))
+    table = kept.Table("a & b, ms", ("px",), {"a": "{:.2f}", "b": "{:.2f}"}, rows, "a")
+    drawing = ElementTree.fromstring(table.drawing())
+    _, _, width, height = map(float, drawing.attrib["viewBox"].split())
+    dots = [one for one in drawing.iter() if one.tag.endswith("circle")]
+    assert len(dots) == 2 * len(pairs)
+    assert all(0 <= float(one.attrib["cx"]) <= width and 0 <= float(one.attrib["cy"]) <= height for one in dots)
+    # The larger of two values lies higher.
+    first = [float(one.attrib["cy"]) for one in dots[: len(pairs)]]
+    order = sorted(range(len(pairs)), key=lambda i: pairs[i][0])
+    assert all(first[a] >= first[b] for a, b in itertools.pairwise(order))
+    few = kept.Table("few", ("px",), {"a": "{:.2f}", "b": "{:.2f}"}, rows[:2], "a")
+    assert few.drawing() == ""
