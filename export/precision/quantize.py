@@ -117,13 +117,9 @@ def quantize_graph(
     if not layers:
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
     named = () if isinstance(exclude, str) else named_layers(rows, exclude)
-    tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
-    if options.target == "cpu":
-        tensors = rounded_tensors(rows.graph)
     progress.step("ranges")
-    found = measure_activations(
-        rows, base.read_bytes(), spec, tensors, calibration, cache=options.cache, progress=progress
-    )
+    tensors, cache = _measured(rows, options), options.cache
+    found = measure_activations(rows, base.read_bytes(), spec, tensors, calibration, cache=cache, progress=progress)
     images = calibration_images(calibration, spec, COMPARED)
     exact = outputs_of(rows, images)
 
@@ -170,6 +166,14 @@ def quantize_graph(
         reduce_range=options.reduce_range,
         target=options.target,
     )
+
+
+def _measured(rows: ir.Model, options: PrecisionOptions) -> list[str]:
+    """Return the names of the tensors whose ranges are needed."""
+    if options.target == "cpu":
+        return rounded_tensors(rows.graph)
+    layers = quantisable(rows.graph)
+    return list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
 
 
 def _choose_method(
