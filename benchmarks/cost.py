@@ -61,7 +61,7 @@ def main() -> None:
         single, free = exported(args.img), exported(args.img, dynamic="batch")
         tables = [
             sizes({size: exported(size) for size in args.sizes}, args),
-            pictures(single, args),
+            image_sizes(single, args),
             batches(free, args),
             objects(args),
             threads(single, args),
@@ -102,7 +102,7 @@ def sizes(files: Mapping[int, Path], args: argparse.Namespace) -> Table:
     return table("input of the network, ms", "px", runs, args.rounds)
 
 
-def pictures(file: Path, args: argparse.Namespace) -> Table:
+def image_sizes(file: Path, args: argparse.Namespace) -> Table:
     predictor = deploykit.load(file)
     runs: Runs = {}
     for megapixels in MEGAPIXELS:

@@ -79,15 +79,15 @@ def image(seed: int = 1) -> Array:
     return np.random.default_rng(seed).random(SHAPE, np.float32)
 
 
-def measured(model: ir.Model, names: list[str], picture: Array) -> dict[str, float]:
-    found: dict[str, float] = {"x": float(np.abs(picture).max())}
+def measured(model: ir.Model, names: list[str], pixels: Array) -> dict[str, float]:
+    found: dict[str, float] = {"x": float(np.abs(pixels).max())}
 
     def see(name: str, value: Any) -> None:
         if name in names:
             found[name] = max(found.get(name, 0.0), float(value.abs().max()))
 
     with OnnxInTorchSession(model, observe=see) as session:
-        session.run({"x": picture})
+        session.run({"x": pixels})
     return found
 
 
@@ -106,13 +106,13 @@ def grids(model: ir.Model) -> dict[str, tuple[float, int]]:
     }  # type: ignore[union-attr]
 
 
-def ran(model: ir.Model, picture: Array, optimised: Path | None = None) -> Array:
+def ran(model: ir.Model, pixels: Array, optimised: Path | None = None) -> Array:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if optimised is not None:
         options.optimized_model_filepath = str(optimised)
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), options)
-    found: Array = session.run(None, {"x": picture})[0]
+    found: Array = session.run(None, {"x": pixels})[0]
     return found
 
 
