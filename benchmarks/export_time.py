@@ -27,7 +27,8 @@ from typing import Any
 def measure(kind: str, weights: Path, img: int, folder: Path) -> dict[str, Any]:
     """One run in this process: seconds, and peak memory in MB."""
     import torch
-    import torch.onnx._internal.exporter._core  # the exporter, which torch imports on first use
+    import torch._dynamo
+    import torch.onnx._internal.exporter._core  # the exporter and what it needs, which torch imports on first use
 
     from deploykit import export_onnx
 

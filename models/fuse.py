@@ -12,15 +12,18 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from deploykit.errors import FoldError
 
 TOLERANCE = 1e-5
 PROBE = 4  # side in output pixels of what a fold is compared on
+PART = 2**18  # weights that are folded at a time
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -95,16 +98,54 @@ def fold_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d, path: str) -> nn.Conv2d:
     Raises:
         FoldError: the folded convolution does not compute the same.
     """
-    wide, probe = _conv64(conv), probe_of(conv)
+    probe, norms = probe_of(conv), (copy.deepcopy(bn).double().eval(), _perturbed(bn))
+    affines, convolve = [_Affine.of(norm) for norm in norms], _convolving(conv, probe)
+    convolved: list[Tensor] = []
+    parts: list[nn.Conv2d] = []
+    found: list[list[Tensor]] = [[] for _ in norms]
     with torch.no_grad():
-        convolved = wide(probe)  # once: both comparisons start from it
-    folds = []
-    for norm in (copy.deepcopy(bn).double().eval(), _perturbed(bn)):
-        folded = _narrow(*_Affine.of(norm).fold(wide.weight, wide.bias), like=conv)
-        # Against the module itself and not against what _Affine made of it: that may be what is wrong.
-        check_fold(path, "batch norm", _then(lambda _: convolved, norm), _conv64(folded), probe)
-        folds.append(folded)
-    return folds[0]
+        for some in _output_channels(conv):
+            wide = _conv64(conv, some)
+            convolved.append(convolve(wide))  # once: both comparisons start from it
+            folded = [_narrow(*affine.channels(some).fold(wide.weight, wide.bias), like=conv) for affine in affines]
+            parts.append(folded[0])
+            for outputs, fold in zip(found, folded, strict=True):
+                outputs.append(convolve(_conv64(fold)))
+        whole = torch.cat(convolved, 1)
+        for norm, outputs in zip(norms, found, strict=True):
+            # Against the module itself and not against what _Affine made of it: that may be what is wrong.
+            check_fold(path, "batch norm", _then(lambda _: whole, norm), partial(_joined, outputs), probe)
+        return _narrow(
+            torch.cat([part.weight for part in parts]),
+            torch.cat([cast(Tensor, part.bias) for part in parts]),
+            like=conv,
+        )
+
+
+def _joined(outputs: list[Tensor], _: Tensor) -> Tensor:
+    return torch.cat(outputs, 1)
+
+
+def _convolving(conv: nn.Conv2d, probe: Tensor) -> Callable[[nn.Conv2d], Tensor]:
+    """How convolutions like ``conv`` with other weights are applied to the probe: a plain one as a matrix product."""
+    plain = type(conv).forward is nn.Conv2d.forward and conv.groups == 1 and conv.padding_mode == "zeros"
+    if not plain or isinstance(conv.padding, str):
+        return lambda wide: cast(Tensor, wide(probe))
+    windows = functional.unfold(probe, conv.kernel_size, conv.dilation, conv.padding, conv.stride)[0]
+    nothing = probe.new_zeros(1)
+
+    def product(wide: nn.Conv2d) -> Tensor:  # (1, C, places, 1)
+        bias = nothing if wide.bias is None else wide.bias
+        return torch.addmm(bias[:, None], wide.weight.flatten(1), windows)[None, :, :, None]
+
+    return product
+
+
+def _output_channels(conv: nn.Conv2d) -> Iterator[slice]:
+    """A few output channels at a time, whose weights in float64 stay in a cache; all, if the convolution has groups."""
+    some = conv.out_channels if conv.groups > 1 else max(1, PART // conv.weight[0].numel())
+    for first in range(0, conv.out_channels, some):
+        yield slice(first, first + some)
 
 
 def check_fold(
@@ -158,6 +199,9 @@ class _Affine:
             shift = shift + bn.bias.detach().double()
         return _Affine(scale, shift)
 
+    def channels(self, some: slice) -> _Affine:
+        return _Affine(self.scale[some], self.shift[some])
+
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
         shift = self.shift if bias is None else self.shift + self.scale * bias
         return weight * self.scale[:, None, None, None], shift
@@ -179,10 +223,11 @@ def fold_into(conv: nn.Conv2d, weight: Tensor, bias: Tensor) -> nn.Conv2d:
     return _narrow(weight, bias, like=conv)
 
 
-def _conv64(conv: nn.Conv2d) -> nn.Conv2d:
+def _conv64(conv: nn.Conv2d, channels: slice = slice(None)) -> nn.Conv2d:
+    """The same in float64, with some of its output channels."""
     wide = copy.copy(conv)
     wide._parameters = {
-        name: None if p is None else nn.Parameter(p.detach().double(), requires_grad=False)
+        name: None if p is None else nn.Parameter(p.detach()[channels].double(), requires_grad=False)
         for name, p in conv._parameters.items()
     }
     return wide
