@@ -27,7 +27,7 @@ FLOORS = (
      "models.timm_options", "export.junit"),
     ("atomic", "error_texts", "spec", "runtime.files", "runtime.machine", "runtime.compute", "runtime.cuda",
      "models.checkpoint", "models.class_names", "models.fuse", "export.step_timer", "runtime.images.headers",
-     "runtime.options", "runtime.scoring"),
+     "runtime.images.gpu", "runtime.options", "runtime.scoring"),
     ("describe", "releases", "runtime.session", "runtime.spec_file", "runtime.engine_record", "runtime.npz_file",
      "runtime.images", "runtime.pipeline", "models.layers", "models.loading", "export.output"),
     ("runtime.native", "runtime.sources", "runtime.datasets", "runtime.raw", "runtime.parity", "runtime.foreign",

@@ -52,7 +52,12 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "dist"
 
 
-MODULES = {"onnxruntime-gpu": "onnxruntime", "cuda-bindings": "cuda", "pillow": "PIL"}
+MODULES = {
+    "onnxruntime-gpu": "onnxruntime",
+    "cuda-bindings": "cuda",
+    "pillow": "PIL",
+    "nvidia-nvimgcodec-cu13": "nvidia",
+}
 """The modules of packages that have another name; all others are called as their module, but for hyphens."""
 
 

@@ -29,6 +29,8 @@ MODULES = {
     "tensorrt_rtx": "engines of TensorRT for RTX",
     "cuda.bindings": "GPU memory",
     "pycuda": "GPU memory",
+    "nvidia.nvimgcodec": "JPEG files decoded on a GPU",
+    "PyNvVideoCodec": "videos decoded on a GPU",
     "rawpy": "RAW files",
     "hotcoco": "average precision",
     "pycocotools": "average precision, --metrics pycocotools",

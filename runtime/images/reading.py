@@ -14,10 +14,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from deploykit.errors import ImageError, NotFoundError
+from deploykit.errors import DeviceError, ImageError, NotFoundError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.files import format_size, similar_names
 from deploykit.runtime.images.decoder_messages import decoder_messages, jpeg_damage
+from deploykit.runtime.images.gpu.choice import DECODE, asked_gpu
+from deploykit.runtime.images.gpu.jpeg import decoded_jpeg
 from deploykit.runtime.images.headers.image_header import ImageHeader, read_header
 from deploykit.runtime.images.headers.jpeg import damage_in, grey_tail
 from deploykit.runtime.images.pixels import as_bgr, check_pixels, eight_bits, turned, with_channels, without_alpha
@@ -27,6 +30,7 @@ __all__ = [
     "RAW_SUFFIXES",
     "ImageSource",
     "decode_image",
+    "decoding_gpu",
     "encoded_image",
     "file_bytes",
     "largest_file",
@@ -43,6 +47,7 @@ HEADER_BYTES = 1 << 26  # metadata, thumbnails and a video that some cameras put
 EXACT_DEPTH = {"PNG", "TIFF", "PNM", "PAM"}  # formats whose 16 bits OpenCV gives as they are
 ALPHA_LAST = {"PNG", "WebP"}  # ... whose colours are the same with and without their alpha channel
 TURNED_BY_OPENCV = {"TIFF"}
+ON_GPU = {0xC0, 0xC1, 0xC2}  # frames of JPEG that a GPU may decode: baseline, extended, progressive; and no CMYK
 
 _log = logging.getLogger(__name__)
 
@@ -162,7 +167,11 @@ def _decoded(data: bytes, name: str, header: ImageHeader, flags: int) -> Array:
     """Return what OpenCV decodes, once it is known to be whole as far as that can be told."""
     damage = "" if header.jpeg is None else damage_in(header.jpeg, data)
     image: Array = np.empty(0, np.uint8)
-    if not damage:
+    on_gpu = None if damage or flags == cv2.IMREAD_UNCHANGED else _decoded_on_gpu(data, name, header)
+    if on_gpu is not None and header.jpeg is not None:
+        image = on_gpu
+        damage = grey_tail(header.jpeg, data, image)
+    elif not damage:
         try:
             with decoder_messages() as messages:
                 decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -176,6 +185,31 @@ def _decoded(data: bytes, name: str, header: ImageHeader, flags: int) -> Array:
         raise ImageError(
             f"{name} is not a complete image, it is damaged: {damage} ({len(data):,} bytes): copy it again"
         )
+    return image
+
+
+def decoding_gpu() -> int | None:
+    """Return the number of the GPU that decodes JPEG files and videos; None: the CPU does.
+
+    Raises:
+        UsageError: ``DEPLOYKIT_DECODE`` is not ``cpu``, ``gpu`` or ``gpu:N``.
+        DeviceError: it asks for a GPU, and there is none.
+    """
+    gpu = asked_gpu()
+    if gpu is not None and (reason := gpu_unavailable_reason()):
+        raise DeviceError(f"{DECODE} asks for an NVIDIA GPU, but {reason}: leave it out, or set it to cpu")
+    return gpu
+
+
+def _decoded_on_gpu(data: bytes, name: str, header: ImageHeader) -> Array | None:
+    """Return what a GPU decodes of a JPEG, where that is asked for; None: OpenCV decodes it."""
+    gpu = decoding_gpu()
+    if gpu is None or header.jpeg is None:
+        return None
+    is_known = len(header.jpeg.components) in (1, 3) and header.jpeg.process in ON_GPU
+    image = decoded_jpeg(data, header.size, gpu) if is_known else None
+    if image is None:
+        _log.warning("%s is decoded on the CPU: the GPU's decoder does not take it", name)
     return image
 
 

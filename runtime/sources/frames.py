@@ -14,7 +14,7 @@ import numpy as np
 from deploykit.errors import DeployError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.in_memory import AnyImage, name_of, read_any_image
-from deploykit.runtime.images.reading import RAW_SUFFIXES
+from deploykit.runtime.images.reading import RAW_SUFFIXES, decoding_gpu
 from deploykit.runtime.sources.addresses import Address
 from deploykit.runtime.sources.web import fetch_image
 
@@ -88,6 +88,7 @@ class Images:
 
         Raises:
             ImageError, NotFoundError, FetchError: an image cannot be read, and ``skip`` is None.
+            UsageError, DeviceError: a GPU is to decode them, and there is none.
         """
         for load in self.loads(read):
             try:
@@ -100,7 +101,12 @@ class Images:
             yield frame
 
     def loads(self, read: Read = read_any_image) -> Iterator[Callable[[], Frame]]:
-        """Yield a function for each image that reads it. Several threads may call them where :attr:`apart` says so."""
+        """Yield a function for each image that reads it. Several threads may call them where :attr:`apart` says so.
+
+        Raises:
+            UsageError, DeviceError: a GPU is to decode them, and there is none.
+        """
+        decoding_gpu()  # what is wrong with the choice is not the images' fault
         return (partial(self._frame, item, name, read) for item, name in zip(self.items, self.names, strict=True))
 
     @property

@@ -11,8 +11,10 @@ import cv2
 
 from deploykit.errors import ImageError
 from deploykit.runtime.files import exists
+from deploykit.runtime.images.gpu.video import GpuCapture, capture_on_gpu
 from deploykit.runtime.images.opencv_path import opencv_path
 from deploykit.runtime.images.pixels import check_pixels
+from deploykit.runtime.images.reading import decoding_gpu
 from deploykit.runtime.options import MAX_PIXELS
 from deploykit.runtime.sources.addresses import Address
 from deploykit.runtime.sources.frames import Frame, Skip
@@ -49,13 +51,19 @@ class Video:
 
     def __init__(self, source: Path | Address, *, name: str = "") -> None:
         self.name = name or (source.name if isinstance(source, Address) else str(source))
+        gpu = decoding_gpu()
+        self._capture: cv2.VideoCapture | GpuCapture
         if isinstance(source, Address):
             self._capture = capture_at(source)
+            if gpu is not None:
+                _log.warning("%s is decoded on the CPU: only files are decoded on a GPU", self.name)
         elif exists(source) and not source.is_file():  # a pipe is waited for without an end
             raise ImageError(f"expected a video file, but {source} is a pipe or a device: copy it into a file first")
         else:
             with opencv_path(source) as path:
                 self._capture = cv2.VideoCapture(path)
+                if gpu is not None:
+                    self._capture = capture_on_gpu(path, self.name, gpu, self._capture)
         if not self._capture.isOpened():
             raise ImageError(
                 f"{self.name} is not a video that OpenCV can read: convert it to MP4 (H.264), or copy it again"
