@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -20,7 +20,7 @@ from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.native.build import library_info
 from deploykit.runtime.native.cuda_library import CudaLibrary, NmsRoute
 from deploykit.runtime.native.library import LIBRARIES, native_nms, native_suppressed, nms_arrays
-from deploykit.runtime.postprocess.nms import Kept, numpy_nms
+from deploykit.runtime.postprocess.nms import USUAL, Choice, Kept, numpy_nms
 from deploykit.runtime.postprocess.rotated_nms import limit_of, numpy_removed, shapes_of
 from deploykit.runtime.session import open_session
 from deploykit.spec import Fit, InputSpec, RawDetections, Thresholds
@@ -36,6 +36,9 @@ LAYOUTS = (
 """One for each meaning of a score."""
 
 THRESHOLDS = Thresholds(conf=0.2, iou=0.4, max_det=50, pre_nms_topk=200)
+
+
+CHOICES = (USUAL, Choice(multi_label=True), Choice(classes=(0,), agnostic=True))
 
 
 @dataclass(frozen=True)
@@ -147,11 +150,12 @@ def _compared(name: str, runs: int, wrong: list[str]) -> Check:
 def _cpu(name: str) -> Check:
     wrong, runs = [], 0
     for rows, layout in _problems():
-        for image in rows:
-            found = native_nms(image, layout, THRESHOLDS)
+        for image, choice in product(rows, CHOICES):
+            shown = np.asfortranarray(image) if choice.multi_label else image
+            found = native_nms(shown, layout, THRESHOLDS, **asdict(choice))
             if found is None:
                 return Check(name, None, "it is switched off: unset DEPLOYKIT_NATIVE")
-            kept, runs = numpy_nms(image, layout, THRESHOLDS), runs + 1
+            kept, runs = numpy_nms(image, layout, THRESHOLDS, choice), runs + 1
             equal = all(np.array_equal(a, b) for a, b in zip(found[:4], _arrays(kept), strict=True))
             wrong += ["NMS"] * (not equal or found[4] != kept.candidates)
     for shapes, labels, limit in _oriented():
