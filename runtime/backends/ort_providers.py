@@ -99,8 +99,8 @@ class CudaOptions:
             graph: whether runs may be captured.
         """
         search = self.search if self.search != "auto" else "exhaustive" if graph else "heuristic"
-        named = {
-            "device_id": str(index),
+        named = {"device_id": str(index)} if index else {}  # ONNX Runtime 1.31 warns wherever it is given
+        named |= {
             "use_tf32": str(int(self.tf32)),
             "prefer_nhwc": str(int(self.nhwc)),
             "cudnn_conv_algo_search": search.upper(),

@@ -64,10 +64,11 @@ def test_the_provider_is_told_the_stream_and_that_tf32_is_off(model: Path, gpu: 
     open_session(model, provider="cuda").close()
     assert CudaSession.loads == [
         {
-            "device_id": "0", "use_tf32": "0", "prefer_nhwc": "0", "cudnn_conv_algo_search": "EXHAUSTIVE",
-            "enable_cuda_graph": "1", "user_compute_stream": "1",
+            "use_tf32": "0", "prefer_nhwc": "0", "cudnn_conv_algo_search": "EXHAUSTIVE", "enable_cuda_graph": "1",
+            "user_compute_stream": "1",
         }
     ]  # fmt: skip
+    assert CudaOptions().for_provider(3)["device_id"] == "3"
 
 
 def test_a_graph_is_replayed_by_the_threads_that_captured_it(model: Path, gpu: SharedGpu) -> None:
