@@ -32,6 +32,7 @@ from gpu_parts import ASSETS, Device, Network, Sitting, Skipped, Step, alone, ph
 from gpu_torch import compiled_table, tensorrt_table
 from measured import Row, Table
 
+from deploykit.errors import DeployError
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.images.placing import place_on_canvas
@@ -57,7 +58,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/gpu"), help="folder of gpu.json and gpu.md")
     parser.add_argument("--quick", action="store_true", help="one small network, small batches, few rounds")
     args = parser.parse_args()
-    sitting = Sitting(args.out, args.budget, Device(args.device))
+    try:
+        device = Device(args.device)
+    except DeployError as e:
+        parser.exit(e.exit_code, f"{e}; --device cpu goes through the same steps on stand-ins\n")
+    sitting = Sitting(args.out, args.budget, device)
     with tempfile.TemporaryDirectory(prefix="deploykit-networks-") as folder:
         _steps(sitting, args, Path(folder))
     print(f"== {args.out / 'gpu.md'}: " + ", ".join(f"{step.name} {step.state}" for step in sitting.steps))

@@ -50,7 +50,7 @@ capability=$("$python" -c "
 from deploykit.runtime.cuda import open_gpu
 print(*open_gpu().compute_capability, sep='')" 2> /dev/null)
 part kernels 120 "$python" -m deploykit plugins build --only cuda ${capability:+--architecture "$capability"}
-part tests 150 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/runtime tests/cpp_plugins
+part tests 120 "$python" -m pytest -q -m gpu -p no:cacheprovider tests/runtime tests/cpp_plugins
 shopt -s nullglob
 networks=()
 for file in "$folder"/*.onnx; do

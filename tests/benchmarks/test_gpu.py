@@ -19,6 +19,9 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from gpu_parts import Sitting, Skipped, Step, rows_of, timed
 from measured import Row, Table
 
+from deploykit.errors import DeviceError
+from deploykit.runtime.cuda import gpu_unavailable_reason
+
 
 def sitting(tmp_path: Path, budget: float = 60) -> Sitting:
     device: Any = SimpleNamespace(real=False, name="a stand-in", facts=lambda: {"device": "a stand-in"})
@@ -133,3 +136,13 @@ def test_the_driver_runs_its_parts_where_there_is_no_gpu(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     for part in ("providers", "kernels", "tests", "measured"):
         assert f"== {part}: skipped, no time is left" in done.stdout
+
+
+@pytest.mark.skipif(gpu_unavailable_reason() is None, reason="this machine has a GPU")
+def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--out", str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == DeviceError.exit_code
+    assert done.stderr.startswith("an NVIDIA GPU is required, but ")
+    assert not list(tmp_path.iterdir())
