@@ -15,6 +15,8 @@ from deploykit.runtime.cuda import gpu_unavailable_reason
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
+os.environ["DEPLOYKIT_REFERENCE_CACHE"] = "0"  # tests replace parts of networks, and write nothing into a user's cache
+
 MISSING = {
     "data": None if SHARED.is_dir() else f"no shared folder with trained checkpoints at {SHARED}",
     "gpu": gpu_unavailable_reason(),

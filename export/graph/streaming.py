@@ -6,6 +6,7 @@ third. Here the message holds empty tensors in place of large weights, whose byt
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import onnx
@@ -95,8 +96,7 @@ def _split(message: onnx.ModelProto | onnx.GraphProto, number: int) -> tuple[byt
     """The bytes of the fields of a message before the one of this number, and of those after it."""
     parts = []
     for wanted in (lambda n: n < number, lambda n: n > number):
-        part = type(message)()
-        part.CopyFrom(message)
+        part = copy.deepcopy(message)
         for field, _ in message.ListFields():
             if not wanted(field.number):
                 part.ClearField(field.name)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from deploykit.errors import ExportError, ParityError
 from deploykit.export.nms.plan import NmsPlan
+from deploykit.export.options import TRACED
+from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.float32_noise import (
     ONNX_RUNTIME,
@@ -21,6 +23,7 @@ from deploykit.export.parity.float32_noise import (
     torch_float32,
 )
 from deploykit.export.parity.onnx_file import check_file, reference_for
+from deploykit.export.parity.reference_cache import SWITCH, keep_values, kept_values, key_of
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
@@ -57,13 +60,25 @@ class Verification:
         """The reference values of the checkpoint in float64, with the tolerance of fp32."""
         if self._expected is None:
             self.progress.step("checking")
-            open_conf = replace(self.rows.thresholds, conf=0.0)  # NMS inside then gives detections of any score
-            session = TorchSession(
-                with_thresholds(self.model.module, open_conf), spec_of_module(self.model), exact=True
-            )
-            opened = replace(self.rows, thresholds=open_conf)
-            self._expected = expect({CHECKPOINT: session}, opened, self.feeds, closing=True, progress=self._details)
+            self._expected = self._computed()
         return replace(self._expected, limits=self._limits)
+
+    def _computed(self) -> ReferenceOutputs:
+        """Return the reference values: those of an earlier export, or computed ones, which are kept for later ones."""
+        open_conf = replace(self.rows.thresholds, conf=0.0)  # NMS inside then gives detections of any score
+        network, opened = with_thresholds(self.model.module, open_conf), replace(self.rows, thresholds=open_conf)
+        session = TorchSession(network, spec_of_module(self.model), exact=True)
+        key = key_of(network, replace(opened, opset=TRACED, precision="fp32"), self.feeds)
+        kept = None if key is None else kept_values(key, self.feeds)
+        if kept is not None:
+            self.progress.message(f"reference values of an earlier export are used: {SWITCH}=0 computes them again")
+            layout = export_adapter_of(opened).compared()
+            how = {CHECKPOINT: f"{', '.join(session.providers)}, of an earlier export"}
+            return ReferenceOutputs(self.feeds, {CHECKPOINT: kept}, how, layout, chosen=opened.output.nms_inside)
+        computed = expect({CHECKPOINT: session}, opened, self.feeds, closing=True, progress=self._details)
+        if key is not None:
+            keep_values(key, dict(computed.rows[CHECKPOINT]))
+        return computed
 
     def check_fp32(self, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
         """Check an fp32 file by the tolerance of fp32, or by a wider one if float32 rounding itself exceeds that.
