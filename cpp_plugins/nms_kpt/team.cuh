@@ -171,9 +171,10 @@ DEPLOYKIT_HOST_DEVICE Chosen chosen_row(Warp& warp, const T* row, const Layout& 
 
 // ---- The best, in order ---------------------------------------------------------------------------------------------
 
-// The k-th highest of n different keys (k <= n), a byte at a time from the top.
+// A number that just the k highest of n different keys (k <= n) reach, found a byte at a time from the top. Scores that
+// differ tell it after a few bytes.
 template <typename Team>
-DEPLOYKIT_HOST_DEVICE uint64_t kth_highest(
+DEPLOYKIT_HOST_DEVICE uint64_t bound_of_highest(
     Team& team, const uint64_t* keys, uint32_t n, uint32_t k, uint32_t* histogram) {
   uint64_t prefix = 0;
   uint64_t mask = 0;
@@ -186,9 +187,11 @@ DEPLOYKIT_HOST_DEVICE uint64_t kth_highest(
     team.sync();
     uint32_t digit = 255;  // every lane walks down the same counts, so that all agree
     while (histogram[digit] < k) k -= histogram[digit--];
+    const bool is_told = histogram[digit] == k;  // all keys of this digit belong to the highest
     prefix |= static_cast<uint64_t>(digit) << shift;
     mask |= static_cast<uint64_t>(255u) << shift;
     team.sync();
+    if (is_told) return prefix;
   }
   return prefix;
 }
@@ -197,7 +200,7 @@ DEPLOYKIT_HOST_DEVICE uint64_t kth_highest(
 template <typename Team>
 DEPLOYKIT_HOST_DEVICE uint32_t keep_best(
     Team& team, const uint64_t* keys, uint32_t n, uint32_t topk, uint64_t* best, Selection& scratch) {
-  const uint64_t least = n > topk ? kth_highest(team, keys, n, topk, scratch.histogram) : 0;
+  const uint64_t least = n > topk ? bound_of_highest(team, keys, n, topk, scratch.histogram) : 0;
   if (team.lane() == 0) scratch.count = 0;
   team.sync();
   for (uint32_t i = team.lane(); i < n; i += team.lanes()) {
