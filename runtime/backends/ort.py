@@ -13,6 +13,7 @@ import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, UsageError, import_extra, installing
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.ort_cpu import give_back, low_memory, open_on_cpu, set_for_cpu
 from deploykit.runtime.backends.ort_cuda import CPU, CUDA, DeviceRuns, open_on_gpu
 from deploykit.runtime.backends.ort_providers import CudaOptions, plugin_for, reason_of, tensor_info
 from deploykit.runtime.backends.run_limit import RunLimit
@@ -93,14 +94,17 @@ def open_session(
         options.add_initializer(name, value)
     if plugin:
         options.add_provider_for_devices(plugin[1], plugin[2])
+    elif providers == [CPU]:
+        set_for_cpu(options)
+    whole = bool(replacements) or optimization != "all"  # ONNX Runtime then uses stored tensors as they are
     try:
-        session, runs, notes = _loaded(ort, path, options, providers, settings)
+        session, runs, notes = _loaded(ort, path, options, providers, settings, whole)
     except Exception as e:  # ONNX Runtime's exceptions share no base class
         if not OWN_OPERATOR.search(str(e)):
             raise _load_error(path, e) from e
         _register_own_operators(path, options)
         try:
-            session, runs, notes = _loaded(ort, path, options, providers, settings)
+            session, runs, notes = _loaded(ort, path, options, providers, settings, whole)
         except Exception as second:
             raise _load_error(path, second) from second
     first = plugin[0] if plugin else providers[0] if isinstance(providers[0], str) else providers[0][0]
@@ -112,21 +116,24 @@ def open_session(
 
 
 def _loaded(
-    ort: Any, path: Path, options: Any, providers: Providers, settings: CudaOptions
+    ort: Any, path: Path, options: Any, providers: Providers, settings: CudaOptions, whole: bool
 ) -> tuple[Any, DeviceRuns | None, list[str]]:
     """Return ONNX Runtime's session, its runs on a GPU with buffers there, and notes; without providers, a plugin's."""
 
-    def load(providers: Providers, fall_back: bool) -> Any:
+    def load(providers: Providers, fall_back: bool, model: str | bytes = str(path)) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # OrtSession reports a provider that did not load
             # Its second attempt without a GPU prints a banner to stdout; without a GPU there is nothing else to try.
-            return ort.InferenceSession(str(path), options, providers=providers or None, enable_fallback=int(fall_back))
+            return ort.InferenceSession(model, options, providers=providers or None, enable_fallback=int(fall_back))
+
+    if providers == [CPU]:
+        return open_on_cpu(lambda model: load(providers, False, model), path, options, whole=whole), None, []
 
     if providers and providers[0] != CPU:
         name, given = (providers[0], {}) if isinstance(providers[0], str) else providers[0]
         if name == CUDA:
             return open_on_gpu(ort, load, int(given.get("device_id", 0)), settings)
-    return load(providers, bool(providers) and providers != [CPU]), None, []
+    return load(providers, bool(providers)), None, []
 
 
 def _register_own_operators(path: Path, options: Any) -> None:
@@ -205,6 +212,7 @@ class OrtSession(Session):
         self._session, self.runs = session, runs
         self._limit = RunLimit()
         self._run_options: Any = import_extra("onnxruntime", "cpu").RunOptions
+        self._lean = low_memory()
         try:
             self.inputs = tuple(map(tensor_info, session.get_inputs()))
             self.outputs = tuple(map(tensor_info, session.get_outputs()))
@@ -242,6 +250,8 @@ class OrtSession(Session):
             raise BackendError(f"ONNX Runtime failed while running {self._path}: {reason}") from e
         if self.runs:
             self.stage_ms, self.device_memory = self.runs.stage_ms, self.runs.size
+        if self._lean:
+            give_back()
         return {info.name: value for info, value in zip(self.outputs, outputs, strict=True)}
 
     def limit_time(self, seconds: float | None) -> None:
@@ -256,6 +266,9 @@ class OrtSession(Session):
 
     def close(self) -> None:
         """Drop the network; ONNX Runtime frees it with the last reference."""
+        if self._session is None:
+            return
         self._session = None
         if self.runs:
             self.runs.close()
+        give_back()

@@ -1,0 +1,141 @@
+"""The graph of an ONNX file without its large weights, which it says to be in the file itself.
+
+ONNX keeps tensors either inside its protobuf message or in another file, by name, offset and length. A message in
+memory whose tensors point into the file that they were read from lets a runtime map them instead of copying them.
+Numbers of fields are those of onnx.proto: https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["graph_without_weights"]
+
+LEAST_TENSOR = 1 << 20  # bytes; grids and other constants are smaller, and runtimes keep those as they are
+LEAST_SUM = 16 << 20  # bytes of such tensors in a file; below, reading them costs little
+
+GRAPH, INITIALIZER = 7, 5  # of ModelProto, of GraphProto
+DIMS, DATA_TYPE, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 9, 13, 14  # of TensorProto
+FLOAT = EXTERNAL = 1
+
+Field = tuple[int, int, int, int, int]
+"""Number, wire type, where the field begins, and where its value begins and ends."""
+
+
+def graph_without_weights(file: Path) -> bytes | None:
+    """Return the model of an ONNX file whose large float32 tensors point into the file, by its name.
+
+    None: the file has few of them, has tensors outside already, or is not a whole ONNX file.
+    """
+    try:
+        name = file.name.encode()
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _model(data, name)
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _model(data: mmap.mmap, name: bytes) -> bytes | None:
+    parts, moved = [], 0
+    for number, wire, begin, start, end in _fields(data, 0, len(data)):
+        if (number, wire) == (GRAPH, 2):
+            graph = []
+            for field in _fields(data, start, end):
+                tensor, size = _tensor(data, field, name)
+                graph.append(tensor)
+                moved += size
+            parts.append(_message(GRAPH, b"".join(graph)))
+        else:
+            parts.append(data[begin:end])
+    return b"".join(parts) if moved >= LEAST_SUM else None
+
+
+def _tensor(data: mmap.mmap, field: Field, name: bytes) -> tuple[bytes, int]:
+    """Return a field of the graph, of a large tensor without its values, and how many bytes of them are left out.
+
+    Raises:
+        ValueError: a tensor of the file is outside already.
+    """
+    number, wire, begin, start, end = field
+    if (number, wire) != (INITIALIZER, 2):
+        return data[begin:end], 0
+    kept, raw, sides, kind = [], (0, 0), [], 0
+    for inner, inner_wire, inner_begin, inner_start, inner_end in _fields(data, start, end):
+        if inner == RAW_DATA:
+            raw = (inner_start, inner_end - inner_start)
+            continue
+        if inner in (EXTERNAL_DATA, DATA_LOCATION):
+            raise ValueError("a tensor is in another file")
+        if inner == DATA_TYPE:
+            kind = _number(data, inner_start)[0]
+        if inner == DIMS:
+            sides += [_number(data, inner_start)[0]] if inner_wire == 0 else _numbers(data, inner_start, inner_end)
+        kept.append(data[inner_begin:inner_end])
+    offset, size = raw
+    if kind != FLOAT or size < LEAST_TENSOR or size != 4 * math.prod(sides):
+        return data[begin:end], 0
+    facts = {b"location": name, b"offset": b"%d" % offset, b"length": b"%d" % size}
+    kept += [_message(EXTERNAL_DATA, _message(1, key) + _message(2, value)) for key, value in facts.items()]
+    kept.append(_varint(DATA_LOCATION << 3) + _varint(EXTERNAL))
+    return _message(INITIALIZER, b"".join(kept)), size
+
+
+def _fields(data: mmap.mmap, start: int, end: int) -> Iterator[Field]:
+    """Yield the fields of a protobuf message.
+
+    Raises:
+        ValueError, IndexError: these bytes are none.
+    """
+    place = start
+    while place < end:
+        key, value = _number(data, place)
+        wire, after = key & 7, value
+        if wire == 0:
+            after = _number(data, value)[1]
+        elif wire == 2:
+            size, value = _number(data, value)
+            after = value + size
+        elif wire in (1, 5):
+            after = value + (8 if wire == 1 else 4)
+        else:
+            raise ValueError(f"no message has the wire type {wire}")
+        if after > end:
+            raise ValueError("a field ends after its message")
+        yield key >> 3, wire, place, value, after
+        place = after
+
+
+def _number(data: mmap.mmap, place: int) -> tuple[int, int]:
+    """Return the variable-length number at ``place``, and the place after it."""
+    found = 0
+    for shift in range(0, 70, 7):
+        byte = data[place]
+        place += 1
+        found |= (byte & 127) << shift
+        if byte < 128:
+            return found, place
+    raise ValueError("a number of more than ten bytes")
+
+
+def _numbers(data: mmap.mmap, start: int, end: int) -> list[int]:
+    found = []
+    while start < end:
+        value, start = _number(data, start)
+        found.append(value)
+    return found
+
+
+def _message(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
