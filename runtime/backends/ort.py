@@ -223,7 +223,7 @@ class OrtSession(Session):
                 "again"
             ) from e
         self.providers = tuple(session.get_providers())
-        self.concurrent = self.providers == (CPU,)
+        self.concurrent = runs is not None or self.providers == (CPU,)
         if provider not in self.providers:  # ONNX Runtime falls back to the CPU without an error
             problem = f"{provider} did not load on this machine; {', '.join(self.providers)} is in effect"
             if requested:

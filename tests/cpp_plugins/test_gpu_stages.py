@@ -178,6 +178,10 @@ def test_threads_copy_at_the_same_time_and_get_their_own_objects(library: CudaLi
             for found, expected in zip(threads.map(predictor, images * 5), alone * 5, strict=True):
                 np.testing.assert_array_equal(found.boxes, expected)
         predictor.stages.close()
+        streamed: Any = GpuPredictor(session, None, PredictOptions(workers=2), library=library)
+        for found, expected in zip(streamed.stream(images * 3), alone * 3, strict=True):
+            np.testing.assert_array_equal(found.boxes, expected)
+        streamed.stages.close()
 
 
 def write_heads(path: Path, channels: int, batch: int) -> Path:

@@ -50,6 +50,7 @@ def test_a_network_on_a_gpu_gives_what_it_gives_on_the_cpu(tmp_path: Path, gpu: 
     image = NOISE.astype(np.float16 if half else np.float32)
     with open_session(path, provider="cpu") as cpu, open_session(path, provider="cuda") as session:
         assert session.providers[0] == CUDA
+        assert session.concurrent
         assert not session.notes
         for value in (image, image * 0, image):
             np.testing.assert_array_equal(
