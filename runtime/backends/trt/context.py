@@ -23,6 +23,7 @@ from deploykit.runtime.session import TensorInfo
 __all__ = ["KernelCache", "TrtContext"]
 
 WIPED = 0xA5  # what no network gives everywhere
+ALIGNED = 256  # bytes
 
 
 class KernelCache:
@@ -117,6 +118,9 @@ class TrtContext:
         self._on_host = {n for n in self._buffers if engine.get_tensor_location(n) == on_host}
         self._allocators = {info.name: _allocator(trt, self._buffers[info.name]) for info in self._outputs}
         self._places: dict[str, DeviceTensor] = {}
+        self._together = Buffer(gpu)  # outputs whose shapes are all known, so that one copy brings them
+        self._starts: dict[str, int] = {}  # where each of these begins there; empty: they lie apart
+        self._end = 0  # where the last of them ends
         self._graph: Any = None
         self._asked: object = None  # the profile and the shapes that the inputs were placed for
         self._is_moved = True  # whether they were placed anew since the last run
@@ -132,7 +136,7 @@ class TrtContext:
     @property
     def size(self) -> int:
         """The bytes of device memory in the buffers."""
-        return sum(buffer.size for buffer in self._buffers.values())
+        return self._together.size + sum(buffer.size for buffer in self._buffers.values())
 
     def run(self, inputs: Mapping[str, Array], profile: int) -> tuple[dict[str, Array], dict[str, float]]:
         """Return the outputs by name, and the GPU's milliseconds per stage.
@@ -150,7 +154,7 @@ class TrtContext:
         gpu.record(events[1], stream)
         was_repeated = self.enqueue()
         gpu.record(events[2], stream)
-        pinned = {info.name: self._fetch(info) for info in self._outputs}
+        pinned = self._fetch()
         gpu.record(events[3], stream)
         gpu.synchronize(stream)
         spans = zip(STAGES, events, events[1:], strict=False)
@@ -196,7 +200,7 @@ class TrtContext:
             return True
         if missing := self._context.infer_shapes():
             raise self._failed(f"needs the shape or the values of {', '.join(missing)}")
-        is_fixed = all([self._bind(info) for info in self._outputs])
+        is_fixed = self._bind_outputs()
         if not is_fixed:
             self.without_graph = self.without_graph or "the shape of an output depends on the values"
         key = (self._profile, tuple((p.pointer, p.shape) for p in self._places.values())) if is_fixed else None
@@ -210,8 +214,8 @@ class TrtContext:
         """Where the outputs of the run before lie on the device, by name; valid until the next run."""
         found = {}
         for info in self._outputs:
-            shape = self._shape_of(info)
-            found[info.name] = DeviceTensor(self._buffers[info.name].pointer, shape, np.dtype(info.dtype))
+            place = DeviceTensor(self._buffers[info.name].pointer, self._shape_of(info), np.dtype(info.dtype))
+            found[info.name] = self._places[info.name] if info.name in self._starts else place
         return found
 
     def _execute(self) -> None:
@@ -227,13 +231,11 @@ class TrtContext:
         gpu, stream = self._gpu, self.stream
         try:
             self._graph = gpu.capture(stream, self._execute)
-            for info in self._outputs:  # else a graph that does nothing would leave what it is compared with
-                host = self._buffers[info.name].host(self._shape_of(info), np.dtype(info.dtype))
-                host.reshape(-1).view(np.uint8).fill(WIPED)
-                if host.size:
-                    gpu.to_device(self._buffers[info.name].pointer, host, stream)
+            wiped = self._together.host((self._end,), np.dtype(np.uint8))
+            wiped.fill(WIPED)  # else a graph that does nothing would leave what it is compared with
+            gpu.to_device(self._together.pointer, wiped, stream)
             gpu.launch(self._graph, stream)
-            again = {info.name: self._fetch(info) for info in self._outputs}
+            again = self._fetch()
             gpu.synchronize(stream)
             wrong = [name for name, value in outputs.items() if not is_replay(again[name], value)]
             if wrong:
@@ -252,7 +254,7 @@ class TrtContext:
         self._drop_graph()
         self._context = None
         self._allocators.clear()
-        for buffer in self._buffers.values():
+        for buffer in (self._together, *self._buffers.values()):
             buffer.close()
         for event in self._events:
             self._gpu.close_event(event)
@@ -266,23 +268,32 @@ class TrtContext:
         if name not in self._on_host:
             self._gpu.to_device(self._places[name].pointer, host, self.stream)
 
-    def _bind(self, info: TensorInfo) -> bool:
-        """Provide memory for an output, by its shape or by TensorRT's request; return whether the shape is known."""
-        shape = tuple(self._context.get_tensor_shape(info.name))
-        buffer, allocator = self._buffers[info.name], self._allocators[info.name]
-        if any(side < 0 for side in shape):
-            allocator.shape, allocator.error = None, None
-            self._context.set_output_allocator(info.name, allocator)
-            return False
-        allocator.shape = shape
-        place = DeviceTensor(0, shape, np.dtype(info.dtype))
-        if info.name in self._on_host:
-            address = buffer.host(shape, place.dtype).ctypes.data
-        else:
-            address = buffer.reserve(place.nbytes)
-        self._context.set_tensor_address(info.name, address)
-        self._places[info.name] = replace(place, pointer=address)
-        return True
+    def _bind_outputs(self) -> bool:
+        """Provide memory for the outputs, by their shapes or by TensorRT's request; return whether all are known."""
+        shapes = {info.name: tuple(self._context.get_tensor_shape(info.name)) for info in self._outputs}
+        is_fixed = all(side >= 0 for shape in shapes.values() for side in shape)
+        places = {info.name: DeviceTensor(0, shapes[info.name], np.dtype(info.dtype)) for info in self._outputs}
+        self._starts, self._end = {}, 0
+        for name in (name for name in places if is_fixed and name not in self._on_host):
+            self._starts[name] = self._end
+            self._end += -(-places[name].nbytes // ALIGNED) * ALIGNED
+        start = self._together.reserve(self._end) if self._starts else 0
+        for name, place in places.items():
+            buffer, allocator = self._buffers[name], self._allocators[name]
+            if any(side < 0 for side in place.shape):
+                allocator.shape, allocator.error = None, None
+                self._context.set_output_allocator(name, allocator)
+                continue
+            allocator.shape = place.shape
+            if name in self._starts:
+                address = start + self._starts[name]
+            elif name in self._on_host:
+                address = buffer.host(place.shape, place.dtype).ctypes.data
+            else:
+                address = buffer.reserve(place.nbytes)
+            self._context.set_tensor_address(name, address)
+            self._places[name] = replace(place, pointer=address)
+        return is_fixed
 
     def _shape_of(self, info: TensorInfo) -> tuple[int, ...]:
         shape: tuple[int, ...] | None = self._allocators[info.name].shape
@@ -290,13 +301,24 @@ class TrtContext:
             raise self._failed(f"does not report the shape of {info.name!r}")
         return shape
 
-    def _fetch(self, info: TensorInfo) -> Array:
-        """Queue the copy of the output into page-locked memory; it is complete once the stream is done."""
-        buffer = self._buffers[info.name]
-        host = buffer.host(self._shape_of(info), np.dtype(info.dtype))
-        if host.size and info.name not in self._on_host:
-            self._gpu.to_host(host, buffer.pointer, self.stream)
-        return host
+    def _fetch(self) -> dict[str, Array]:
+        """Queue the copy of the outputs into page-locked memory; it is complete once the stream is done."""
+        together = np.empty(0, np.uint8)
+        if self._starts:
+            together = self._together.host((self._end,), np.dtype(np.uint8))
+            if together.size:
+                self._gpu.to_host(together, self._together.pointer, self.stream)
+        hosts = {}
+        for info in self._outputs:
+            shape, dtype, buffer = self._shape_of(info), np.dtype(info.dtype), self._buffers[info.name]
+            if info.name in self._starts:
+                start = self._starts[info.name]
+                hosts[info.name] = together[start : start + self._places[info.name].nbytes].view(dtype).reshape(shape)
+                continue
+            hosts[info.name] = host = buffer.host(shape, dtype)
+            if host.size and info.name not in self._on_host:
+                self._gpu.to_host(host, buffer.pointer, self.stream)
+        return hosts
 
     def _failed(self, what: str) -> BackendError:
         return BackendError(f"{self._name} {what}: {_last(self._log)}")

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from deploykit.errors import BackendError, UsageError
 from deploykit.runtime.arrays import Array
@@ -118,6 +120,54 @@ def test_an_output_of_data_dependent_shape_is_never_captured(tmp_path: Path, gpu
     onnx = write_cell_model(tmp_path / "cells.onnx", batch="batch")
     check_runs(write_engine(tmp_path / "cells.trt", onnx, DYNAMIC, data_dependent=True), [2] * 5)
     assert gpus[0].launches == 0
+
+
+def write_three_outputs(path: Path) -> Path:
+    """A network of a dynamic batch with outputs of several types and sizes; the last one is empty."""
+    nodes = [
+        helper.make_node("ReduceMean", ["images", "axes"], ["mean"], keepdims=0),
+        helper.make_node("Cast", ["mean"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("Slice", ["mean", "zero", "zero", "one"], ["none"]),
+        helper.make_node("Add", ["images", "images"], ["twice"]),
+    ]
+    given = {"axes": [2, 3], "zero": [0], "one": [1]}
+    weights = [numpy_helper.from_array(np.array(value, np.int64), name) for name, value in given.items()]
+    shapes = {"whole": (TensorProto.INT64, ["batch", 3]), "none": (TensorProto.FLOAT, ["batch", 0])}
+    shapes |= {
+        name: (TensorProto.FLOAT, ["batch", 3, *sides]) for name, sides in {"mean": [], "twice": [64, 64]}.items()
+    }
+    outputs = [helper.make_tensor_value_info(name, *about) for name, about in shapes.items()]
+    image = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["batch", 3, 64, 64])
+    graph = helper.make_graph(nodes, "three", [image], outputs, weights)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8), str(path))
+    return path
+
+
+def test_all_outputs_come_with_one_copy_of_no_more_than_they_hold(
+    tmp_path: Path, gpus: dict[int, CpuGpu], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = write_three_outputs(tmp_path / "three.onnx")
+    path, copies = write_engine(tmp_path / "three.trt", model, DYNAMIC), []
+    original = CpuGpu.to_host
+
+    def watched(self: CpuGpu, memory: Array, pointer: int, stream: Any) -> None:
+        copies.append(memory.nbytes)
+        original(self, memory, pointer, stream)
+
+    monkeypatch.setattr(CpuGpu, "to_host", watched)
+    with open_session(model, device="cpu") as onnx_session, trt.open_session(path) as session:
+        for seed, batch in enumerate((4, 1, 1, 1, 2)):
+            copies.clear()
+            feed = {"images": 9 * images(seed, batch)}
+            found, expected = session.run(feed), onnx_session.run(feed)
+            assert list(map(str, sorted(found))) == sorted(expected)
+            for name, values in expected.items():
+                assert (found[name].dtype, found[name].shape) == (values.dtype, values.shape)
+                np.testing.assert_array_equal(found[name], values, err_msg=name)
+            held = sum(values.nbytes for values in expected.values())
+            assert copies
+            assert all(held <= copied < held + 4 * 256 for copied in copies)
+            assert len(copies) == (2 if seed == 2 else 1)  # the second run of a batch of 1 is captured, and checked
 
 
 def test_two_threads_are_on_the_gpu_at_once_each_with_its_own_stream_and_graph(
