@@ -3,7 +3,7 @@
     python benchmarks/cost.py [--model yolov5n --rounds 20 --json benchmarks/results/cost.json]
 
 Weights are random. A row is measured in turn with the other rows of its table, so that rows compare. *Workers* are
-sessions of one thread, each in a thread of its own, which share the images of a folder.
+those of a stream (``workers=``), which opens the network with one thread for each.
 """
 
 from __future__ import annotations
@@ -11,8 +11,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from deploykit.spec import InputSpec, ModelSpec
 PHOTO = Path(__file__).resolve().parents[1] / "deploykit" / "assets" / "apollo11_crew.jpg"
 OBJECTS, BATCHES, MEGAPIXELS = (0, 10, 50, 100, 300), (1, 2, 4, 8), (0.3, 1, 2, 8, 24)
 Runs = dict[Any, dict[str, Callable[[], object]]]
-FOLDER = 16  # images that workers share
+FOLDER = 16  # images
 
 
 def main() -> None:
@@ -65,7 +64,7 @@ def main() -> None:
             batches(free, args),
             objects(args),
             threads(single, args),
-            workers(single, args),
+            workers(single, folder, args),
         ]
     how = f"{args.model}, random weights; medians of {args.rounds} rounds, load {load:.1f} before."
     show(tables, "What time grows with", "cost.py", how, args.json)
@@ -144,20 +143,21 @@ def threads(file: Path, args: argparse.Namespace) -> Table:
     return table(f"network at {args.img}, ms", "threads", runs, args.rounds)
 
 
-def workers(file: Path, args: argparse.Namespace) -> Table:
-    data = [jpeg()] * FOLDER
+def workers(file: Path, folder: Path, args: argparse.Namespace) -> Table:
+    photos = folder / "photos"
+    photos.mkdir()
+    for number in range(FOLDER):
+        (photos / f"{number}.jpg").write_bytes(jpeg())
     runs: Runs = {}
     for count in counts():
-        predictors = [deploykit.load(file, threads=1) for _ in range(count)]
-        runs[count] = {"folder": partial(shared, predictors, data)}
-    return table(f"{FOLDER} images at {args.img}, ms", "workers of one thread", runs, max(3, args.rounds // 4))
+        predictor = deploykit.load(file, workers=count)
+        runs[count] = {"folder": partial(exhaust, predictor, photos)}
+    return table(f"a folder of {FOLDER} images at {args.img}, ms", "workers", runs, max(3, args.rounds // 4))
 
 
-def shared(predictors: Sequence[Any], data: Sequence[bytes]) -> None:
-    """Let each predictor take its part of the images, all at the same time."""
-    with ThreadPoolExecutor(len(predictors)) as pool:
-        parts = [data[place :: len(predictors)] for place in range(len(predictors))]
-        list(pool.map(lambda pair: [pair[0](image) for image in pair[1]], zip(predictors, parts, strict=True)))
+def exhaust(predictor: Any, source: Path) -> None:
+    for _ in predictor.stream(source):
+        pass
 
 
 def counts() -> list[int]:

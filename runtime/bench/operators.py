@@ -87,7 +87,7 @@ def operator_profile(
         with predictor_of(session) as predictor:
             batch = next(batches(images, predictor.batch))
             for _ in range(WARM + RUNS):
-                list(predictor.stream(Images(batch)))
+                list(predictor.stream(Images(batch), workers=1))
             return read_profile(_ended(session))
 
 

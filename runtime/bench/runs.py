@@ -73,7 +73,7 @@ def run_once(predictor: AnyPredictor, watched: RecordingSession, batch: tuple[by
     watched.calls = []
     with _without_collector():
         start = time.perf_counter_ns()
-        results = list(predictor.stream(Images(batch)))
+        results = list(predictor.stream(Images(batch), workers=1))
         done = time.perf_counter_ns()
         if not watched.calls:
             raise UsageError(

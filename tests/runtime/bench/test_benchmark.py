@@ -8,11 +8,13 @@ import json
 import math
 import mmap
 import os
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -499,6 +501,39 @@ def test_where_the_system_says_little_the_report_says_so(clock: _Clock, monkeypa
     if os.name == "posix":
         assert memory.peak is not None
         assert memory.peak > 10_000_000
+
+
+def test_one_thread_does_one_stage_after_the_other_whatever_the_predictor_does_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stream reads ahead in threads of its own; then the stages of a run would add up to more than it takes."""
+    threads: set[str] = set()
+    load = reading_names(monkeypatch, threads)
+    free = replace(SPEC, input=replace(SPEC.input, dynamic="batch"))
+
+    def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
+        threads.add(threading.current_thread().name)
+        return nothing(inputs)
+
+    session = FakeSession(answer, spec=free)
+    report = quick(lambda: Predictor(session, free, PredictOptions(batch=4, workers=3)), [encoded()] * 4, runs=3)
+    assert load
+    assert threads == {threading.current_thread().name}
+    assert all(ms >= 0 for ms in report.end_to_end.stages["rest"].samples)
+
+
+def reading_names(monkeypatch: pytest.MonkeyPatch, threads: set[str]) -> list[int]:
+    """Note the thread of every image that is decoded."""
+    calls: list[int] = []
+    read = predictor.read_any_image
+
+    def noted(*words: Any, **options: Any) -> Any:
+        calls.append(1)
+        threads.add(threading.current_thread().name)
+        return read(*words, **options)
+
+    monkeypatch.setattr(predictor, "read_any_image", noted)
+    return calls
 
 
 def test_the_report_is_json_with_every_number_and_no_image(clock: _Clock) -> None:
