@@ -154,7 +154,10 @@ def _sampling(shape: tuple[int, ...], letterbox: Letterbox) -> tuple[_Sampling, 
     found = []
     for fine_cells, (cells, canvas, start, length, pixels) in zip(refined, sides, strict=True):
         first, stop = start * fine_cells // canvas, (start + length) * fine_cells // canvas
-        weights = _two_weights(stop - first, pixels) @ _two_weights(cells, fine_cells)[first:stop]
+        low, high, part = _neighbours(stop - first, pixels)
+        refinement = _two_weights(cells, fine_cells)[first:stop]
+        weights = refinement[low] * (1 - part)[:, None]
+        weights += refinement[high] * part[:, None]
         used = weights > 0
         found.append(_Sampling(weights.astype(np.float32), used.argmax(1), weights.shape[1] - used[:, ::-1].argmax(1)))
     return found[0], found[1]
@@ -165,12 +168,18 @@ def _two_weights(cells: int, places: int) -> Array:
 
     Those of the two cells whose centres are next to the centre of a place add up to 1.
     """
+    low, high, part = _neighbours(cells, places)
+    weights, lines = np.zeros((places, cells)), np.arange(places)
+    weights[lines, low] = 1 - part
+    weights[lines, high] += part
+    return weights
+
+
+def _neighbours(cells: int, places: int) -> tuple[Array, Array, Array]:
+    """Return the two cells whose centres are next to the centre of each place, and the share of the second."""
     centres = np.clip((np.arange(places) + 0.5) * (cells / places) - 0.5, 0, cells - 1)
     low = np.minimum(np.floor(centres).astype(np.int64), max(cells - 2, 0))
-    weights, lines = np.zeros((places, cells)), np.arange(places)
-    weights[lines, low] = 1 - (centres - low)
-    weights[lines, np.minimum(low + 1, cells - 1)] += centres - low
-    return weights
+    return low, np.minimum(low + 1, cells - 1), centres - low
 
 
 def run_lengths(mask: Array) -> dict[str, Any]:
