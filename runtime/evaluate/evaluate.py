@@ -6,6 +6,7 @@ canvas, tiles, channels and batch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import replace
@@ -50,13 +51,14 @@ def evaluate_session(
     times: list[dict[str, float]] = []
     total = len(meter.paths)
     progress.step("evaluating")
-    results = predictor.stream(Images(tuple(meter.paths), keep_files=False, unturned=meter.unturned))
-    for number, (path, result) in enumerate(zip(meter.paths, results, strict=True), start=1):
-        start = time.perf_counter()
-        meter.add(path, result)
-        scored = {meter.stage: 1e3 * (time.perf_counter() - start)} if meter.stage else {}
-        times.append({**result.timings, **scored})
-        progress.share(f"evaluating, {number} of {total} images", number / total)
+    source = Images(tuple(meter.paths), keep_files=False, unturned=meter.unturned)
+    with contextlib.closing(predictor.stream(source)) as results:
+        for number, (path, result) in enumerate(zip(meter.paths, results, strict=True), start=1):
+            start = time.perf_counter()
+            meter.add(path, result)
+            scored = {meter.stage: 1e3 * (time.perf_counter() - start)} if meter.stage else {}
+            times.append({**result.timings, **scored})
+            progress.share(f"evaluating, {number} of {total} images", number / total)
     progress.step("scoring")
     return meter.evaluation(Finished(predictor, _mean(times), versions(), predictor.notes))
 

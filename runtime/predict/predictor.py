@@ -244,12 +244,9 @@ class Predictor(Generic[R_co]):
     def _loads(self, source: Images) -> Generator[Load[_PreparedImage]]:
         """Yield what reads and prepares each image, with the number of channels that the network takes."""
         read = partial(_read, channels=self.spec.input.channels, max_pixels=self.options.max_pixels)
+        apart = source.apart
         for load in source.loads(read):
-            if source.apart:
-                yield partial(self._loaded, load)
-            else:
-                item = self._loaded(load)
-                yield partial(_same, item)
+            yield partial(self._loaded, load) if apart else partial(_same, self._loaded(load))
 
     def _loaded(self, load: Callable[[], Frame]) -> _PreparedImage | Unreadable:
         try:
