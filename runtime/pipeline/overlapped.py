@@ -121,9 +121,10 @@ class _Work(Generic[Item, Out]):
         self._compute()
 
     def _room(self) -> int:
-        """Return how many items may be on their way to a batch: fewer where they are large, and one in any case."""
-        most = self._ahead + self._job.batch
-        return max(1, min(most, (MOST_BYTES - self._held) // self._largest)) if self._largest else most
+        """Return how many items may be on their way to a batch: fewer where they are large, and one if nothing else is
+        on its way."""
+        most, least = self._ahead + self._job.batch, 0 if self._items or self._runs else 1
+        return max(least, min(most, (MOST_BYTES - self._held) // self._largest)) if self._largest else most
 
     def _compute(self) -> None:
         """Give the workers the batches whose items are read."""
