@@ -23,8 +23,8 @@ TOPS = ("deploykit", "models", "export", "runtime")
 
 FLOORS = (
     ("errors", "version", "connection", "progress", "strict_json", "coco_classes", "runtime", "models", "export",
-     "runtime.arrays", "runtime.cores", "models.imagenet_classes", "models.load_options", "models.signatures",
-     "models.timm_options", "export.junit"),
+     "runtime.arrays", "runtime.cores", "models.imagenet_classes", "models.load_options",
+     "models.signatures", "models.timm_options", "export.junit"),
     ("atomic", "error_texts", "spec", "runtime.files", "runtime.machine", "runtime.compute", "runtime.cuda",
      "models.checkpoint", "models.class_names", "models.fuse", "export.step_timer", "runtime.images.headers",
      "runtime.images.gpu", "runtime.options", "runtime.scoring"),

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ from deploykit.export.parity.compare import check_expected, expect
 from deploykit.export.parity.nms import check_detections
 from deploykit.export.parity.one_to_one import chosen_reference
 from deploykit.export.parity.report import ParityReport
+from deploykit.export.sessions.freed_memory import release_freed_memory
 from deploykit.progress import Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort
@@ -47,7 +48,7 @@ def check_file(
     Raises:
         BackendError: the file does not run. SpecError: an output is not what the spec says.
     """
-    opened_by = partial(ort.open_session, provider="cpu", optimization=optimization)
+    opened_by = partial(_opened, optimization=optimization)
     if plan.mode == "plugin":  # thresholds are attributes of the node, so the rows before it are compared
         return _check_plugin(plan, expected, file, spec, progress, limits, opened_by)
     if plan.mode == "none" and plan.inside is None:
@@ -55,6 +56,13 @@ def check_file(
             return check_expected(reference_for(plan, expected, spec), file.name, session, spec, limits, progress)
     with opened_by(file) as session, opened_by(file, overrides=_open_thresholds(plan)) as opened:
         return check_detections(expected, file.name, session, spec, limits, opened=opened, progress=progress)
+
+
+def _opened(file: Path, **options: Any) -> ort.OrtSession:
+    """Open a file on the CPU, without the memory that reading it took."""
+    session = ort.open_session(file, provider="cpu", **options)
+    release_freed_memory()
+    return session
 
 
 def reference_for(plan: NmsPlan, expected: ReferenceOutputs, spec: ModelSpec) -> ReferenceOutputs:

@@ -25,6 +25,7 @@ from deploykit.export.parity.float32_noise import (
 from deploykit.export.parity.onnx_file import check_file, reference_for
 from deploykit.export.parity.reference_cache import SWITCH, keep_values, kept_values, key_of
 from deploykit.export.parity.report import ParityReport
+from deploykit.export.sessions.freed_memory import release_freed_memory
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
@@ -75,7 +76,9 @@ class Verification:
             layout = export_adapter_of(opened).compared()
             how = {CHECKPOINT: f"{', '.join(session.providers)}, of an earlier export"}
             return ReferenceOutputs(self.feeds, {CHECKPOINT: kept}, how, layout, chosen=opened.output.nms_inside)
+        release_freed_memory()
         computed = expect({CHECKPOINT: session}, opened, self.feeds, closing=True, progress=self._details)
+        release_freed_memory()
         if key is not None:
             keep_values(key, dict(computed.rows[CHECKPOINT]))
         return computed

@@ -123,9 +123,8 @@ def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None, padding: t
     most = at_once * columns
     sizes = ((36, channels), (36, channels), (36, out), (16, out))
     scratch = [images.new_empty(lines * wide * most) for lines, wide in sizes]
-    border = (right, right + 4 * columns - width, down, down + 4 * rows - height)
-    for padded, result in zip(functional.pad(images, border), results, strict=True):
-        plane, line, step = padded.stride()
+    border = (right, right + 4 * columns - width)
+    for image, result in zip(images, results, strict=True):
         for first in range(0, rows, at_once):
             count = min(at_once, rows - first)
             tiles = count * columns
@@ -133,11 +132,9 @@ def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None, padding: t
                 buffer[: lines * wide * tiles].view(lines, wide * tiles)
                 for buffer, (lines, wide) in zip(scratch, sizes, strict=True)
             )
-            windows = padded.as_strided(
-                (6, 6, channels, count, columns),
-                (line, step, plane, 4 * line, 4 * step),
-                padded.storage_offset() + 4 * first * line,
-            )
+            padded = _padded(image, (4 * first - down, 4 * (first + count) + 2 - down), border).contiguous()
+            plane, line, step = padded.stride()
+            windows = padded.as_strided((6, 6, channels, count, columns), (line, step, plane, 4 * line, 4 * step))
             taken.view(6, 6, channels, count, columns).copy_(windows)
             torch.mm(OF_INPUT, taken, out=turned)
             torch.bmm(transformed, turned.view(36, channels, tiles), out=summed.view(36, out, tiles))
@@ -150,18 +147,27 @@ def convolve_3x3(images: Tensor, weight: Tensor, bias: Tensor | None, padding: t
     return results.contiguous()
 
 
+def _padded(maps: Tensor, rows: tuple[int, int], columns: tuple[int, int]) -> Tensor:
+    """Some rows of maps, from one to before another, which may lie outside; ``columns`` are added left and right."""
+    (first, last), height = rows, maps.shape[-2]
+    inside = maps[..., min(max(0, first), height) : min(max(0, last), height), :]
+    below = max(0, last - max(height, first))
+    return functional.pad(inside, (*columns, last - first - inside.shape[-2] - below, below))
+
+
 def convolve_in_bands(
     images: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
     """Convolve float64 maps as torch does, some rows of the result at a time: the windows of all do not fit a cache."""
     (down, across), (tall, wide) = stride, weight.shape[2:]
-    images = functional.pad(images, (padding[1], padding[1], padding[0], padding[0]))
-    height, width = (images.shape[2] - tall) // down + 1, (images.shape[3] - wide) // across + 1
+    height = (images.shape[2] + 2 * padding[0] - tall) // down + 1
+    width = (images.shape[3] + 2 * padding[1] - wide) // across + 1
     at_once = max(WINDOWS // (weight[0].numel() * width), -(-LEAST_TILES // width))
     results = images.new_empty(len(images), len(weight), height, width)
     for first in range(0, height, at_once):
         last = min(height, first + at_once)
-        band = images[:, :, first * down : (last - 1) * down + tall]
+        rows = first * down - padding[0], (last - 1) * down + tall - padding[0]
+        band = _padded(images, rows, (padding[1], padding[1]))
         results[:, :, first:last] = functional.conv2d(band, weight, bias, stride)
     return results
 
