@@ -32,6 +32,7 @@ MARGIN = 0.03
 WARM_ROUNDS = 2
 INT8_FEATURES = ("avx2", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """Instructions that int8 convolutions are fast or slow by."""
+FOR_CPU = "files for integer kernels are made by deploykit export --precision int8 --target cpu"
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class VariantsReport:
         elif verdict == "unsure":
             yield f"these rounds cannot show whether int8 brings something on this CPU ({cpu}): {told}"
         else:
-            yield f"int8 brings nothing on this CPU ({cpu}): {told}"
+            yield f"int8 brings nothing on this CPU ({cpu}): {told}; {FOR_CPU}"
 
     def to_dict(self, *, samples: bool = False) -> dict[str, Any]:
         """JSON-able, without the images; with the time of every round where ``samples``."""

@@ -137,6 +137,7 @@ def test_what_int8_brings_is_said_with_the_instructions(
     report = measured(variant(clock, "a", 10), variant(clock, "b", ms, replace(SPEC, precision="int8")))
     (line,) = [line for line in report.sentences() if "int8" in line]
     assert line.startswith(said)
+    assert line.endswith("--target cpu") is said.startswith("int8 brings nothing")
 
 
 def test_without_int8_nothing_is_said_of_it(clock: _Clock) -> None:
