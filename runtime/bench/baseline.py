@@ -24,29 +24,33 @@ SAYS: dict[Verdict, str] = {
     "same": "as fast as the baseline",
     "unsure": "no difference that so many runs can show",
 }
+BUSY = "no verdict, because the machine was busy"
 
 
 @dataclass(frozen=True)
 class BaselineComparison:
     """Ratios of medians, this benchmark over its baseline, by part, with the verdict of each.
 
-    ``notes`` are what else changed between the two, which the ratios then include.
+    ``notes`` are what else changed between the two, which the ratios then include. ``busy``: other programs had the
+    cores before one of the two, so that nothing is said about the model: the load need not have been the same.
     """
 
     file: str
     margin: float
     ratios: Mapping[str, Ratio]
     notes: tuple[str, ...] = ()
+    busy: bool = False
 
     @property
     def verdicts(self) -> dict[str, Verdict]:
         """The verdict of each part."""
-        return {part: ratio.verdict(self.margin) for part, ratio in self.ratios.items()}
+        return {part: "unsure" if self.busy else ratio.verdict(self.margin) for part, ratio in self.ratios.items()}
 
     def lines(self) -> list[str]:
         """A sentence for each part."""
         return [
-            f"{PARTS[part]}: {ratio} times the median of {self.file}: {SAYS[ratio.verdict(self.margin)]}"
+            f"{PARTS[part]}: {ratio} times the median of {self.file}: "
+            + (BUSY if self.busy else SAYS[ratio.verdict(self.margin)])
             for part, ratio in self.ratios.items()
         ]
 
@@ -55,7 +59,7 @@ class BaselineComparison:
         parts = {
             part: {**ratio.to_dict(), "verdict": self.verdicts[part]} for part, ratio in self.ratios.items()
         }  # fmt: skip
-        return {"file": self.file, "margin": self.margin, "parts": parts, "notes": list(self.notes)}
+        return {"file": self.file, "margin": self.margin, "busy": self.busy, "parts": parts, "notes": list(self.notes)}
 
 
 def read_baseline(file: Path) -> dict[str, Any]:
@@ -99,7 +103,17 @@ def compare_with_baseline(
     ratios = {
         part: ratio_of_medians(_samples(baseline, part, file), getattr(report, part).total.samples) for part in PARTS
     }
-    return BaselineComparison(str(file), margin, ratios, tuple(_notes(now, baseline, report)))
+    load = _load(baseline, report)
+    notes = list(_notes(now, baseline, report))
+    if busy := load > report.machine.cores:
+        notes.append(f"the machine was busy (load {load:.1f} on {report.machine.cores} cores): repeat on an idle one")
+    return BaselineComparison(str(file), margin, ratios, tuple(notes), busy)
+
+
+def _load(baseline: Mapping[str, Any], report: Benchmark) -> float:
+    """Return the higher load of the two, of the minute before the first run; 0: the system does not report it."""
+    loads = (_of(baseline, "machine", "load"), report.machine.load)
+    return max((float(load) for load in loads if isinstance(load, (int, float))), default=0.0)
 
 
 def check_not_slower(comparison: BaselineComparison) -> None:
@@ -175,9 +189,6 @@ def _notes(now: Mapping[str, Any], before: Mapping[str, Any], report: Benchmark)
     few = min(len(_of(before, "end_to_end", "total_ms", "samples")), report.runs)
     if few < FEWEST:
         yield f"{few} runs are too few for a verdict: at least {FEWEST} on both sides (--runs, --duration)"
-    loads = [load for load in (_of(before, "machine", "load"), report.machine.load) if isinstance(load, (int, float))]
-    if loads and max(loads) > report.machine.cores:
-        yield f"the machine was busy (load {max(loads):.1f} on {report.machine.cores} cores): repeat on an idle one"
 
 
 def _plain(value: Any) -> Any:

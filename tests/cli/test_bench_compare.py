@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,21 @@ def test_compare_prints_a_table_and_what_follows(
 
 
 def test_a_baseline_of_equal_times_is_no_error_and_a_faster_one_is(
-    model: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path,
+    image: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert _bench(model, "--source", image, *SHORT, "--json", "--samples") == 0
     facts = _json(capsys)
     old = tmp_path / "old.json"
 
+    monkeypatch.setattr(os, "getloadavg", lambda: (0.1, 0.1, 0.1))  # a busy machine gets no verdict
+
     def keep(factor: float) -> None:
         changed = json.loads(json.dumps(facts))
+        changed["machine"]["load"] = 0.1
         for part in ("model_only", "end_to_end"):
             times = changed[part]["total_ms"]
             times["samples"] = [factor * ms for ms in times["samples"]]

@@ -107,6 +107,15 @@ def test_what_cannot_be_compared_is_refused(
         compare_with_baseline(report, read_baseline(file), file=file)
 
 
+def test_a_busy_machine_says_nothing_about_the_model(keep: Callable[..., Path]) -> None:
+    file = keep(timed(), lambda facts: facts["machine"].update(load=1e6))
+    found = compare_with_baseline(timed(3.0), read_baseline(file), file=file)
+    assert set(found.verdicts.values()) == {"unsure"}
+    assert all(line.endswith("no verdict, because the machine was busy") for line in found.lines())
+    assert found.to_dict()["busy"] is True
+    check_not_slower(found)
+
+
 def test_what_else_changed_is_said(keep: Callable[..., Path]) -> None:
     def change(facts: dict[str, Any]) -> None:
         facts["network"]["precision"] = "int8"
