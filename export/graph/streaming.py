@@ -94,14 +94,13 @@ def _to_check(model: onnx.ModelProto, large: dict[str, ir.TensorProtocol]) -> on
 
 def _split(message: onnx.ModelProto | onnx.GraphProto, number: int) -> tuple[bytes, bytes]:
     """The bytes of the fields of a message before the one of this number, and of those after it."""
-    parts = []
-    for wanted in (lambda n: n < number, lambda n: n > number):
-        part = copy.deepcopy(message)
-        for field, _ in message.ListFields():
-            if not wanted(field.number):
-                part.ClearField(field.name)
-        parts.append(part.SerializeToString())
-    return parts[0], parts[1]
+    before, after = copy.deepcopy(message), copy.deepcopy(message)
+    for field, _ in message.ListFields():
+        if field.number >= number:
+            before.ClearField(field.name)
+        if field.number <= number:
+            after.ClearField(field.name)
+    return before.SerializeToString(), after.SerializeToString()
 
 
 def _head(tensor: onnx.TensorProto, data: ir.TensorProtocol | None) -> bytes:
