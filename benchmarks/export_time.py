@@ -4,7 +4,8 @@
 
 Interleaved: each round runs all three, each in a fresh process. ``deploykit`` is everything of ``export --no-check``,
 from the checkpoint to the closed file; ``bare`` is ``torch.onnx.export`` alone, to a file, on the fused model;
-``checked`` is the whole export with its verification. torch and the exporter are imported before the clock starts.
+``checked`` is the whole export with its verification, whose reference values are computed each time. torch and the
+exporter are imported before the clock starts.
 Peak memory is the process' maximum resident size.
 """
 
@@ -61,7 +62,8 @@ def measure(kind: str, weights: Path, img: int, folder: Path) -> dict[str, Any]:
 def run(kind: str, weights: Path, img: int, folder: Path) -> dict[str, Any]:
     """The same in a fresh process."""
     command = [sys.executable, __file__, "--child", kind, str(weights), str(img), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "DEPLOYKIT_REFERENCE_CACHE": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
