@@ -41,6 +41,7 @@ BENCHMARKS = (
     Benchmark("selection", ("--rounds", "2")),
     Benchmark("end_to_end", ("--rounds", "2", "--img", "320", "--limit", "4")),
     Benchmark("cost", ("--rounds", "2", "--img", "320", "--sizes", "160", "320")),
+    Benchmark("memory", ("--rounds", "1", "--model", "yolov5n")),
     Benchmark("export_time", ("--rounds", "1", "--model", "yolov5n", "--img", "320")),
     Benchmark("kernels", ("--rounds", "2"), needs="cuda"),
     Benchmark(

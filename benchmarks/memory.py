@@ -1,10 +1,10 @@
 """What a network holds in memory in ONNX Runtime on the CPU, what each setting saves, and what it costs in time.
 
-    python benchmarks/memory.py [--models FILE.onnx ...] [--rounds 3] [--json benchmarks/results/memory.json]
+    python benchmarks/memory.py [--model yolov7-w6-pose] [--rounds 3] [--json benchmarks/results/memory.json]
 
 Every cell is a fresh process, and the variants take turns. Memory is what the process holds beyond what it held before
 the network was loaded, libraries included: it does not depend on what else the machine does. Time is that of the
-processor for the second image and later ones, with one thread. Without files: yolov7-w6-pose with random weights.
+processor for the second image and later ones, with one thread. ``--models`` takes ONNX files in place of a name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import onnxruntime
 from interleaved import interleaved
 from measured import Row, Table, show
 
-import deploykit
+from deploykit.runtime.backends.ort import open_session
 from deploykit.runtime.backends.ort_cpu import LOW_MEMORY, give_back
 from deploykit.runtime.machine import peak_memory, reset_peak_memory, resident_memory
 
@@ -54,12 +54,11 @@ COLUMNS = {
 
 def measure(path: Path, variant: dict[str, Any]) -> None:
     """Print the numbers of one variant, measured in this process, in the order of the columns."""
-    image = {}
     base = held()
     reset_peak_memory()
     start = time.process_time()
     if variant.get("ours"):
-        session: Any = deploykit.open_session(path, device="cpu", threads=1)
+        session: Any = open_session(path, provider="cpu", threads=1)
     else:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 4
@@ -89,7 +88,7 @@ def measure(path: Path, variant: dict[str, Any]) -> None:
     found += [loaded, held() - base, peak() - base]
     if variant.get("ours"):
         session.close()
-    del session
+    del session, inputs  # which know their session in ONNX Runtime
     print(json.dumps([*found, held() - base, loading, statistics.median(times[1:])]))
 
 
@@ -126,6 +125,7 @@ def main() -> None:
     """Measure one file or several, or one variant for this script itself."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", type=Path, nargs="+", default=[])
+    parser.add_argument("--model", default="yolov7-w6-pose", help="exported with random weights")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--measure", choices=VARIANTS, help=argparse.SUPPRESS)
@@ -137,13 +137,13 @@ def main() -> None:
         models = args.models
         if not models:
             cli = [sys.executable, "-m", "deploykit"]
-            checkpoint, path = f"{folder}/w6.pt", Path(folder) / "yolov7-w6-pose.onnx"
-            subprocess.run([*cli, "create", "yolov7-w6-pose", "--out", checkpoint, "--quiet"], check=True)
+            checkpoint, path = f"{folder}/random.pt", Path(folder) / f"{args.model}.onnx"
+            subprocess.run([*cli, "create", args.model, "--out", checkpoint, "--quiet"], check=True)
             subprocess.run([*cli, "export", checkpoint, "--no-check", "--out", str(path), "--quiet"], check=True)
             models = [path]
         tables = [table_of(path, args.rounds) for path in models]
     how = (
-        f"Medians of {args.rounds} fresh processes for each cell, one thread, time of the processor, beside other "
+        f"Medians of {args.rounds} rounds, each cell a fresh process, one thread, time of the processor, beside other "
         f"programs (load {os.getloadavg()[0]:.1f}). Random weights; memory is beyond what the process held before."
     )
     show(tables, "Memory of a network on the CPU", "memory.py", how, args.json)

@@ -93,6 +93,7 @@ def _with_mapped_weights(load: Callable[[str | bytes], Any], path: Path, options
         if "is not a registered function/op" in str(e):
             raise
         return None  # the file itself gives the error that a user should read
+    session._model_bytes = b""  # kept for a change of providers, which nobody makes
     mapped = str(file) in MAPS.read_text(errors="replace")
     return None if mapped or _identity(file) != seen else session
 

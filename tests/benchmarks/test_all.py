@@ -75,7 +75,7 @@ def test_what_is_not_here_is_said_and_a_failure_stops_nothing(
     assert "kernels: left out, it needs a GPU" in out
     assert "failed: nms" in out
     scripts = [Path(command[1]).stem for command in ran if command[1] != "-c"]
-    assert scripts == ["pre_post", "nms", "selection", "end_to_end", "cost", "export_time"]
+    assert scripts == ["pre_post", "nms", "selection", "end_to_end", "cost", "memory", "export_time"]
     (words,) = (command for command in ran if command[1].endswith("end_to_end.py"))
     assert words[-2:] == ["--weights", "w.pt"]
     for one in every.BENCHMARKS:
