@@ -58,13 +58,14 @@ def parse(trt: Any, file: Path, log: BuildLog) -> Network:
         ExportError: TensorRT cannot parse it, or cannot create a builder; the message has TensorRT's reason.
     """
     try:
-        builder = trt.Builder(logger(trt, log))
+        said = logger(trt, log)
+        builder = trt.Builder(said)
     except (TypeError, RuntimeError) as e:  # raised by the constructor if CUDA does not start
         raise ExportError(f"TensorRT cannot create a builder here: {_reason(log, str(e))}") from e
     # Since 11 every network is strongly typed; before, the types of the ONNX file are kept only with this flag.
     flags = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)
     definition = builder.create_network(0 if flags is None else 1 << int(flags))
-    parser = trt.OnnxParser(definition, logger(trt, log))
+    parser = trt.OnnxParser(definition, said)
     if not parser.parse_from_file(str(file)):
         errors = [_parser_error(parser.get_error(i)) for i in range(parser.num_errors)]
         raise ExportError(f"TensorRT cannot parse {file}: {errors[0] if errors else _reason(log, 'no reason given')}")
@@ -229,11 +230,15 @@ def run_interruptibly(work: Callable[[], Any], progress: BuildProgress) -> Any:
                 progress.cancel()
             if not begun.is_set():
                 break
-    if interrupted is not None:
-        raise interrupted
-    if failed:
-        raise failed[0]
-    return results[0]
+    try:
+        if interrupted is not None:
+            raise interrupted
+        if failed:
+            raise failed[0]
+        return results[0]
+    finally:  # an error holds this frame, which must not hold the error: what work needs would wait for the collector
+        interrupted = None
+        failed.clear()
 
 
 def _apply(trt: Any, config: Any, options: BuilderOptions) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from importlib.util import find_spec
@@ -112,6 +113,9 @@ class BuildLog:
 
 def logger(trt: Any, log: BuildLog) -> Any:
     """Create an ``ILogger`` of this TensorRT that fills ``log``; it must outlive everything made with it."""
+    # TensorRT waits for itself if one of its objects is freed while it logs, and there Python may collect garbage.
+    # A user's program can hold such objects in a cycle with an error, so they are freed before the next work begins.
+    gc.collect()
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known at run time only
         def __init__(self) -> None:

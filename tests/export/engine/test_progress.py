@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 
 import pytest
 from hypothesis import given
@@ -126,3 +129,31 @@ def test_what_fails_in_the_thread_is_raised_with_its_own_type() -> None:
     with pytest.raises(ZeroDivisionError, match="it"):
         run_interruptibly(work, BuildProgress(Heard()))
     assert run_interruptibly(lambda: 3, BuildProgress(Heard())) == 3
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_build_that_fails_leaves_nothing_to_the_garbage_collector(interrupted: bool) -> None:
+    """TensorRT's objects must not be freed by a collection that happens while TensorRT logs."""
+
+    class Builder:
+        pass
+
+    builder, heard = Builder(), Heard()
+    freed = weakref.ref(builder)
+
+    def work(builder: Builder = builder) -> None:
+        if interrupted:
+            os.kill(os.getpid(), signal.SIGINT)
+            while not heard.messages:
+                time.sleep(0.01)
+        raise MemoryError(str(builder))
+
+    del builder
+    gc.disable()
+    try:
+        with contextlib.suppress(MemoryError, KeyboardInterrupt):
+            run_interruptibly(work, BuildProgress(heard))
+        del work
+        assert freed() is None
+    finally:
+        gc.enable()
