@@ -24,8 +24,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from deploykit.errors import BackendError
-
 __all__ = ["ExactConvolutions", "NarrowedError", "convolve_3x3", "widened"]
 
 LEAST_CHANNELS, LEAST_PLACES = 32, 1024
@@ -62,8 +60,8 @@ OF_WEIGHT = _matrix(
 OF_OUTPUT = _matrix((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 
 
-class NarrowedError(BackendError):
-    """A network took the type of its values from a weight that was not widened."""
+class NarrowedError(TypeError):
+    """A network took the type of its values from a weight that was not widened; the caller widens all weights."""
 
 
 class ExactConvolutions(TorchFunctionMode):

@@ -67,25 +67,26 @@ class LayerGraph(nn.Module):
 
     def fuse(self, path: str = "") -> LayerGraph:
         """The deploy graph: every layer folded, and the layers that then feed nothing (auxiliary heads) dropped."""
-        modules, joined = _with_focus(list(self.model), self.sources)
+        modules = _with_focus(list(self.model), self.sources)
         layers = [fuse_model(layer, f"{path}model.{i}") for i, layer in enumerate(modules)]
         levels = getattr(layers[-1], "num_levels", None)  # a classifier's head has no levels
-        sources = [*joined[:-1], joined[-1][:levels]]
+        sources = [*self.sources[:-1], self.sources[-1][:levels]]
         alive = _reachable(sources)
         index = {-1: -1, **{old: new for new, old in enumerate(alive)}}
         return LayerGraph([layers[i] for i in alive], [tuple(index[s] for s in sources[i]) for i in alive])
 
 
-def _with_focus(
-    layers: Sequence[nn.Module], sources: Sequence[tuple[int, ...]]
-) -> tuple[list[nn.Module], list[tuple[int, ...]]]:
-    """The layers with a Focus, which folds, where a convolution is all that a space to depth feeds."""
-    new_layers, new_sources = list(layers), list(sources)
+def _with_focus(layers: Sequence[nn.Module], sources: Sequence[tuple[int, ...]]) -> list[nn.Module]:
+    """The layers with a Focus, which folds, where a convolution is all that a space to depth feeds.
+
+    What is left in place of the space to depth does nothing, and keeps the numbers of the others.
+    """
+    new_layers = list(layers)
     for i, layer in enumerate(layers):
         users = [user for user, used in enumerate(sources) if i in used]
         if type(layer) is ReOrg and len(users) == 1 and type(layers[users[0]]) is Conv:
-            new_layers[users[0]], new_sources[users[0]] = Focus.of(cast(Conv, layers[users[0]])), sources[i]
-    return new_layers, new_sources
+            new_layers[i], new_layers[users[0]] = nn.Identity(), Focus.of(cast(Conv, layers[users[0]]))
+    return new_layers
 
 
 def _reachable(sources: Sequence[tuple[int, ...]]) -> list[int]:

@@ -188,12 +188,15 @@ def test_any_focus_becomes_one_convolution_on_the_image(
 
 
 REORG: dict[str, tuple[list[list[Any]], list[type[nn.Module]]]] = {
-    "a convolution alone": ([[-1, 1, "Conv", [8, 3, 1]], [-1, 1, "Conv", [8, 3, 2]]], [Conv, Conv, Detect]),
+    "a convolution alone": (
+        [[-1, 1, "Conv", [8, 3, 1]], [-1, 1, "Conv", [8, 3, 2]]],
+        [nn.Identity, Conv, Conv, Detect],
+    ),
     "two layers": (
         [[-1, 1, "Conv", [8, 3, 1]], [[1, 0], 1, "Concat", [1]]],
         [ReOrg, Conv, Concat, Detect],
     ),
-    "a convolution in groups": ([[-1, 1, "Conv", [8, 3, 1, "None", 2]]], [Focus, Detect]),
+    "a convolution in groups": ([[-1, 1, "Conv", [8, 3, 1, "None", 2]]], [nn.Identity, Focus, Detect]),
     "another kind of layer": ([[-1, 1, "RepConv", [8, 3, 1]]], [ReOrg, nn.Sequential, Detect]),
 }
 
@@ -202,7 +205,7 @@ REORG: dict[str, tuple[list[list[Any]], list[type[nn.Module]]]] = {
 def test_a_space_to_depth_and_the_convolution_that_alone_takes_it_become_one(
     rows: list[list[Any]], kinds: list[type[nn.Module]]
 ) -> None:
-    """As yolov7-w6 begins; what another layer takes too stays as it is."""
+    """As yolov7-w6 begins; what another layer takes too stays as it is, and all layers keep their numbers."""
     head = [[len(rows)], 1, "Detect", ["nc", "anchors"]]
     config = GraphConfig(rows=([-1, 1, "ReOrg", []], *rows, head), num_classes=2, anchors=(ANCHORS[0],))
     graph = prepared(lambda: build_graph(config))

@@ -95,7 +95,7 @@ def test_an_export_is_verified_and_decodes_only_what_it_chooses(name: str, mode:
     model, options = with_nms(name), OnnxOptions(conf=0.3, pre_nms_topk=50, max_det=40)
     report = onnx_from_model(model, out=tmp_path / "m.onnx", img=96, nms=mode, options=options)  # type: ignore[arg-type]
     assert report.parity is not None
-    assert sum(m.matched for m in report.parity.matchings) > 100
+    assert sum(m.matched for m in report.parity.matchings) > 90
     inferred = onnx.shape_inference.infer_shapes(onnx.load(str(report.path))).graph.value_info
     shapes = [[d.dim_value for d in value.type.tensor_type.shape.dim] for value in inferred]
     columns = model.spec.output.columns
