@@ -102,6 +102,7 @@ def test_it_is_verified_with_its_masks(exported: ExportReport) -> None:
     assert operators.count("NonMaxSuppression") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "heads",
     [
@@ -116,6 +117,7 @@ def test_other_heads_are_verified(heads: dict[str, Any], tmp_path: Path) -> None
     assert report.parity.ok
 
 
+@pytest.mark.slow
 def test_that_on_four_maps_is_verified(tmp_path: Path) -> None:
     report = onnx_from_model(test_vit_mask_rcnn.narrow(), out=tmp_path / "m.onnx")
     assert report.parity is not None
@@ -135,6 +137,7 @@ def test_the_map_may_be_interpolated(tmp_path: Path) -> None:
         with_rewrite(model_of(), "interpolate:3")
 
 
+@pytest.mark.slow
 def test_images_of_a_batch_do_not_mix(exported: ExportReport, tmp_path: Path) -> None:
     report = onnx_from_model(model_of(), out=tmp_path / "m.onnx", dynamic="batch")
     images = torch.randn(3, 3, 64, 64).numpy()
@@ -260,6 +263,7 @@ def test_masks_are_evaluated(exported: ExportReport, tmp_path: Path) -> None:
     assert other.metrics == pytest.approx(less.metrics, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_both_projects_files_are_read_and_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     images = torch.randn(1, 3, 64, 64)
     for norm in ("LN", "GN"):
@@ -437,6 +441,7 @@ def test_masks_that_magnify_rounding_are_held_to_what_float32_can_do(tmp_path: P
     assert any("float32 alone moves" in note and "masks" in note for note in report.parity.notes)
 
 
+@pytest.mark.slow
 @no_gpu
 def test_a_network_that_finds_nothing_has_reference_values_all_the_same(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
@@ -453,6 +458,7 @@ def test_a_network_that_finds_nothing_has_reference_values_all_the_same(tmp_path
     assert all(len(rows) > 3 for rows in expected.rows["m.onnx"].values())
 
 
+@pytest.mark.slow
 def test_thresholds_are_those_that_were_asked_for(tmp_path: Path) -> None:
     model = model_of()
     limits = replace(model.spec.thresholds, conf=0.2, iou=0.1, max_det=7)

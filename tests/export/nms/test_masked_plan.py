@@ -139,8 +139,7 @@ def test_half_precision_goes_with_it(tmp_path: Path) -> None:
     assert {str(t).split()[1] for t in report.outputs} == {"float32", "int32"}
 
 
-@pytest.mark.parametrize("maps", [4, 6])
-@pytest.mark.parametrize("dynamic", ["none", "batch", "shape"])
+@pytest.mark.parametrize(("maps", "dynamic"), [(4, "batch"), (6, "none"), (6, "shape")])
 def test_the_node_carries_coefficients_as_points(maps: int, dynamic: Dynamic, tmp_path: Path) -> None:
     """What surrounds the node runs in ONNX Runtime; the node itself is its definition in numpy."""
     model = masked_model(maps=maps)

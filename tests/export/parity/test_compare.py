@@ -78,6 +78,7 @@ def test_an_export_agrees_with_its_checkpoint(name: str, checkpoint: Path, tmp_p
     assert {m.what for m in report.matchings} == {"detections"}
 
 
+@pytest.mark.slow
 def test_an_image_that_is_not_square_is_also_fed_as_a_rectangle_where_shapes_are_free(
     exported: Path, tmp_path: Path
 ) -> None:
