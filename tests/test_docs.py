@@ -195,7 +195,15 @@ RUN = [
 ]
 
 
-@pytest.mark.parametrize("page", RUN, ids=lambda p: str(p.relative_to(ROOT)))
+LONG = ("guides/pose.md", "explanations/milliseconds.md", "models/crossformer.md")
+"""Pages whose blocks take longest; the first steps (start.md) and the guides of Python and of images always run."""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow if str(p).endswith(LONG) else ()) for p in RUN],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
 def test_the_blocks_that_say_so_run(page: Path, folder_for_examples: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(folder_for_examples, tmp_path / "folder")
     path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"

@@ -120,6 +120,7 @@ def test_the_command_line_fills_the_options() -> None:
         assert typed == {field.name for field in fields(flags.owner)} - of_commands
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_results_by_their_task(tmp_path: Path) -> None:
     api = pytest.importorskip("mypy.api", reason="mypy (extra dev) is not installed")
     program = tmp_path / "program.py"

@@ -118,6 +118,7 @@ def test_the_cuda_library_is_built_for_every_architecture(tmp_path: Path, monkey
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processor", "gpus"), [("x86_64", "75 80 86 89 90"), ("aarch64", "75 80 86 87 89 90")], ids=["a PC", "a Jetson"]
 )

@@ -149,6 +149,7 @@ def test_images_of_a_batch_do_not_mix(exported: ExportReport, tmp_path: Path) ->
                 np.testing.assert_allclose(found[name][i], alone[name][0], rtol=0, atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part",
     [
@@ -429,6 +430,7 @@ def test_an_engine_in_two_parts_can_be_written_to_another_file_system(
     assert not [p for p in out.parent.iterdir() if "rest" in p.name]  # it was of the engine before
 
 
+@pytest.mark.slow
 def test_masks_that_magnify_rounding_are_held_to_what_float32_can_do(tmp_path: Path) -> None:
     model = model_of()
     predictor = model.module.get_submodule("roi_heads.mask_head.predictor")

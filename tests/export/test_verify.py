@@ -207,6 +207,7 @@ def test_nms_in_the_graph_is_also_run_with_its_thresholds_open(tmp_path: Path) -
     assert not verify(rows, wrong).ok
 
 
+@pytest.mark.slow
 def test_a_network_that_magnifies_rounding_is_judged_as_its_export_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

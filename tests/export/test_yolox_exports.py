@@ -241,6 +241,7 @@ def test_undecoded_rows_of_another_size_are_refused_with_the_sum(undecoded: Path
 # Engines
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("tensorrt_rtx") is None, reason="TensorRT for RTX is not installed")
 @pytest.mark.parametrize("nms", ["none", "basic"])
 def test_tensorrt_for_rtx_builds_an_engine(nms: Any, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ Save = Callable[[Any], Path]
 ONE = torch.ones(2, 2)
 
 
+@pytest.mark.slow
 def test_no_model_of_ours_has_a_signature() -> None:
     """Of networks of the ultralytics package that have the same layers, one size each; they share theirs with others
     that have no anchors, and are recognised before a signature is looked for."""

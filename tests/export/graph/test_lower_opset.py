@@ -54,9 +54,10 @@ def test_a_detector_is_exported_to_opset_13_and_verified(nms: str, tmp_path: Pat
 
 
 NETWORKS = ("crossformer-t", "dynopool-efficientnet-b0", "mae-vit-b16", "nafnet-w32-gopro", "parsenet", "unet-2015")
+QUICK = "nafnet-w32-gopro"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [n if n == QUICK else pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS])
 def test_networks_with_newer_operators_are_exported_to_opset_13(name: str, tmp_path: Path) -> None:
     _, model = exported(narrow_dense(name), tmp_path / "m.onnx", 13)
     assert model.opset_import[0].version == 13

@@ -116,6 +116,7 @@ def test_a_file_with_other_masks_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_compare_takes_rows_and_detections_in_any_mixture(files: dict[NmsMode, ExportReport], tmp_path: Path) -> None:
     for a, b in (("none", "graph"), ("none", "basic"), ("graph", "basic")):
         report = compare(files[a].path, files[b].path)

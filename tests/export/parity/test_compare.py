@@ -63,7 +63,7 @@ class Changed(Session):
         self._session.close()
 
 
-@pytest.mark.parametrize("name", ["static", "batch", "shape"])
+@pytest.mark.parametrize("name", ["static", "batch", pytest.param("shape", marks=pytest.mark.slow)])
 def test_an_export_agrees_with_its_checkpoint(name: str, checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / f"{name}.onnx"
     deploykit.export_onnx(checkpoint, img=64, dynamic={"static": "none"}.get(name, name), out=out, check=False)

@@ -157,6 +157,7 @@ def test_the_exported_file_of_any_size_gives_what_the_network_gives(tmp_path: Pa
             np.testing.assert_allclose(found, model.module(images).numpy(), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_fp16_is_verified_and_an_engine_built(tmp_path: Path, kind: str) -> None:
     report = onnx_from_model(

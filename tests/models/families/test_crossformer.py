@@ -139,6 +139,7 @@ def test_a_free_shape_is_refused(tmp_path: Path) -> None:
         narrow().module(torch.zeros(1, 3, 64, 48))
 
 
+@pytest.mark.slow
 def test_fp16_is_verified_and_an_engine_built(tmp_path: Path) -> None:
     report = onnx_from_model(narrow(), out=tmp_path / "m.onnx", img=64, precision=PrecisionOptions(precision="fp16"))
     assert report.parity is not None

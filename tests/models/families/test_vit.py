@@ -222,6 +222,7 @@ def test_a_file_that_is_nearly_one_is_refused(tmp_path: Path) -> None:
         load_model(saved(tmp_path, state), loading=LoadOptions(heads=1))
 
 
+@pytest.mark.slow
 def test_the_exported_file_of_any_size_gives_what_the_network_gives(tmp_path: Path) -> None:
     model = narrow()
     report = onnx_from_model(model, out=tmp_path / "m.onnx", img=32, dynamic="shape")

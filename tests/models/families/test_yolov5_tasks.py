@@ -241,6 +241,7 @@ def test_cells_are_chosen_before_they_are_decoded_with_their_coefficients() -> N
         assert torch.equal(ours, again)
 
 
+@pytest.mark.slow
 def test_nms_inside_finds_the_same_objects_and_masks(tmp_path: Path) -> None:
     model = model_of("yolov5n_seg", objectness=1.0)
     image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
