@@ -23,9 +23,10 @@ __all__ = ["LOW_MEMORY", "give_back", "low_memory", "open_on_cpu", "set_for_cpu"
 LOW_MEMORY = "DEPLOYKIT_LOW_MEMORY"
 """The environment variable that lets every run give back the memory of its activations."""
 
-SPIN_MICROSECONDS = 50
+SPIN_MICROSECONDS = 200
 """How long a thread looks for work before it sleeps. The gaps between two operators are shorter, so a run alone on its
-cores takes no longer; threads that look for longer take the cores from whatever else wants to compute."""
+cores takes no longer (with 50 it takes up to 1.75 times as long, docs/predict.md); threads that look for longer take
+the cores from whatever else wants to compute."""
 
 LARGE = 32 << 20  # bytes that loading must have added to the process before freed memory is looked for
 FOLDER = "session.model_external_initializers_file_folder_path"

@@ -225,7 +225,7 @@ def test_threads_look_for_work_for_a_moment_only(network: Path) -> None:
     with open_session(network, device="cpu", threads=2) as session:
         assert isinstance(session, OrtSession)
         options = session._session.get_session_options()
-        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "50"
+        assert options.get_session_config_entry("session.intra_op.spin_duration_us") == "200"
 
 
 AFFINITY = """
