@@ -1,7 +1,7 @@
 """All benchmarks of times, one after the other, and docs/performance.md from what they kept.
 
     python benchmarks/all.py                                  # keeps numbers in benchmarks/results: on an idle machine
-    python benchmarks/all.py --quick --out /tmp/quick         # does everything work? its numbers mean nothing
+    python benchmarks/all.py --quick --out build/quick        # does everything work? its numbers mean nothing
     python benchmarks/all.py --only end_to_end cost --weights yolov5n.pt --images val2017 --data instances.json
 
 Each benchmark is a process of its own. What is not here is said and left out: kernels.py needs a GPU with CUDA in

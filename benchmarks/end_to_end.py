@@ -62,6 +62,7 @@ def plain(session: Any, size: int, data: bytes) -> tuple[Array, Array]:
     scores = rows[:, 4] * rows[np.arange(len(rows)), 5 + classes]
     rows, classes, scores = rows[scores > CONF], classes[scores > CONF], scores[scores > CONF]
     corners = rows[:, :2] - rows[:, 2:4] / 2
+    # OpenCV's types say lists; it takes arrays.
     found: Any = cv2.dnn.NMSBoxesBatched(np.hstack((corners, rows[:, 2:4])), scores, classes, CONF, IOU)  # type: ignore[arg-type]
     kept = np.asarray(found, np.int64).reshape(-1)
     boxes = np.hstack((corners, corners + rows[:, 2:4]))[kept]
@@ -72,7 +73,7 @@ class OpenVinoSession(Session):
     """The same ONNX file in OpenVINO."""
 
     def __init__(self, file: Path, spec: ModelSpec, threads: int) -> None:
-        from openvino import Core  # type: ignore[import-not-found]
+        from openvino import Core  # type: ignore[import-not-found]  # it may not be installed
 
         config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
         self._model = Core().compile_model(str(file), "CPU", config)

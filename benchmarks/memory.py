@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -112,7 +113,7 @@ def table_of(path: Path, rounds: int) -> Table:
         done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
         numbers[name].append(json.loads(done.stdout))
 
-    interleaved({name: lambda name=name: run(name) for name in VARIANTS}, rounds, warmup=0)  # type: ignore[misc]
+    interleaved({name: partial(run, name) for name in VARIANTS}, rounds, warmup=0)
     rows = []
     for name, found in numbers.items():
         values = [round(statistics.median(column), 3) for column in zip(*found, strict=True)]

@@ -161,7 +161,7 @@ def load(
             raise UsageError(f"a model for the task {task!r} was asked for, {os.fspath(path)} is for {chosen.task!r}")
         make = Predictor
         if CudaOptions.from_environment().stages and getattr(session, "runs", None) is not None:
-            from deploykit.runtime.predict.on_gpu import predictor_on_gpu as make  # type: ignore[assignment]
+            from deploykit.runtime.predict.on_gpu import predictor_on_gpu as make  # type: ignore[assignment]  # no class
         return make(session, chosen, asked, name=os.fspath(path))
     except BaseException:
         session.close()

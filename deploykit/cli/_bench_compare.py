@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,7 +59,7 @@ def _variants(args: argparse.Namespace, file: Path, open_predictor: Open) -> lis
     return [
         Variant(
             one.name,
-            lambda one=one: open_predictor(str(one.file), {"device": one.device, "threads": one.threads}),  # type: ignore[misc]
+            partial(open_predictor, str(one.file), {"device": one.device, "threads": one.threads}),
             str(one.file),
             file_size(one.file),
             one.threads,
