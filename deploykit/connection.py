@@ -8,7 +8,7 @@ import socket
 import threading
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from email.message import Message
 from typing import IO, Any
 
@@ -35,11 +35,13 @@ class TooSlowError(OSError):
 class Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to http and https, but not from https to http; urllib itself refuses loops.
 
-    ``last`` is the address that was redirected to; empty: there was no redirect.
+    ``last`` is the address that was redirected to; empty: there was no redirect. ``hosts``: the only hosts that may be
+    redirected to; None: any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hosts: Collection[str] | None = None) -> None:
         self.last = ""
+        self.hosts = hosts
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
@@ -52,6 +54,9 @@ class Redirects(urllib.request.HTTPRedirectHandler):
             raise BrokenOffError(message, again=False, advice="pass another --url")
         if req.full_url.startswith("https:") and scheme != "https":
             message = f"{source} redirects from https to {target}"
+            raise BrokenOffError(message, again=False, advice="pass another --url")
+        if self.hosts is not None and urllib.parse.urlsplit(newurl).hostname not in self.hosts:
+            message = f"{source} redirects to {target}, whose host is not allowed"
             raise BrokenOffError(message, again=False, advice="pass another --url")
         self.last = target
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]  # narrower stubs

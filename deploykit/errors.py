@@ -250,7 +250,10 @@ _EXTRAS = {
     "onnxruntime": "cpu",
     "onnxscript": "export",
     "onnxsim": "export",
+    "prometheus_client": "serve",
     "pycocotools": "dev",
+    "python_multipart": "serve",
+    "starlette": "serve",
     "torch": "export",
 }
 """Module -> the extra that installs it."""

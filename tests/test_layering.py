@@ -40,9 +40,9 @@ FLOORS = (
      "models.families.yolov6", "models.families.yolox", "export.sessions", "export.plugins_check"),
     ("runtime.outputs", "models.families.vitdet", "models.create"),
     ("runtime.kinds", "runtime.predict", "runtime.backends.trt", "export.outputs"),
-    ("runtime.evaluate", "runtime.bench", "export.nms", "export.package_layout"),
-    ("export.graph", "export.parity"),
-    ("facade", "export.kinds", "export.precision", "export.accuracy_gate"),
+    ("runtime.evaluate", "runtime.bench", "runtime.serve.core", "export.nms", "export.package_layout"),
+    ("runtime.serve.oip", "export.graph", "export.parity"),
+    ("facade", "runtime.serve", "export.kinds", "export.precision", "export.accuracy_gate"),
     ("export.engine", "export.report", "export.verify", "doctor"),
     ("export.to_onnx", "export.preflight"),
     ("export.formats",),
@@ -84,7 +84,7 @@ PARTS = {
     "describe": Part(words("spec")),
     "models": Part(words("atomic errors progress strict_json coco_classes spec"), words("torch"), words("timm numpy")),
     "runtime": Part(
-        words("atomic connection errors version progress strict_json coco_classes spec"),
+        words("atomic connection errors version progress strict_json coco_classes spec describe"),
         words("numpy cv2"),
         words("onnxruntime tensorrt pycuda supervision matplotlib yaml"),
     ),
@@ -111,6 +111,12 @@ PARTS = {
     "deploykit": Part(words("errors version")),
     "__main__": Part(words("cli")),
 }
+ROOMS = {
+    "runtime.serve": words("starlette python_multipart"),
+    "runtime.serve.core": words("prometheus_client"),
+}
+"""Room -> modules that it may import besides those of its part: a server is not loaded unless it is asked for."""
+
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS, MAX_FOLDER = 400, 60, 10, 14
 LARGE_FOLDERS = {"deploykit/cli", "models/families"}  # a file a command, a file or a folder a family
 
@@ -208,7 +214,7 @@ def problems(modules: Mapping[str, str]) -> Iterator[str]:
 def strangers(modules: Mapping[str, str]) -> Iterator[str]:
     """Imports that the part of a module does not allow."""
     for module, source in modules.items():
-        part = part_of(room_of(module) or "")
+        part = part_of(own := room_of(module) or "")
         rule = PARTS[part]
         for found in imports_of(source):
             package, top = found.module.split(".")[0], found.where == "module"
@@ -218,8 +224,16 @@ def strangers(modules: Mapping[str, str]) -> Iterator[str]:
                     room = room_of(target) or ""
                     if part_of(room) not in {part, *allowed} and room not in allowed and found.where != "types":
                         yield f"{module} imports {target}{' at module level' if top else ''}"
-            elif package not in STANDARD | rule.modules and (top or package not in rule.inside):
+            elif package not in STANDARD | rule.modules | ROOMS.get(own, frozenset()) and (
+                top or package not in rule.inside
+            ):
                 yield f"{module} imports {package}{' at module level' if top else ''}"
+
+
+def test_a_module_of_one_room_is_for_no_other() -> None:
+    assert not list(strangers({"deploykit.runtime.serve.app": "import starlette"}))
+    assert list(strangers({"deploykit.runtime.evaluate.report": "import starlette"}))
+    assert set(ROOMS) <= set(FLOOR)
 
 
 def texts() -> dict[str, str]:

@@ -35,6 +35,9 @@ MODULES = {
     "hotcoco": "average precision",
     "pycocotools": "average precision, --metrics pycocotools",
     "matplotlib": "eval --plots",
+    "starlette": "serves models",
+    "python_multipart": "forms of requests",
+    "prometheus_client": "metrics of a server",
     "PIL": "label maps with a palette",
 }
 """Module -> what it is for."""

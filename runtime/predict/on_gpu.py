@@ -29,7 +29,7 @@ from deploykit.runtime.native.library import nms_arrays
 from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.postprocess.nms import USUAL
-from deploykit.runtime.predict.predictor import Predictor, R_co, _PreparedImage
+from deploykit.runtime.predict.predictor import Predictor, PreparedImage, R_co
 from deploykit.runtime.session import Session
 from deploykit.runtime.sources.frames import Frame
 from deploykit.spec import AnchorHeads, ModelSpec, NmsOutputs, RawDetections, Thresholds
@@ -271,16 +271,16 @@ class GpuPredictor(Predictor[R_co]):
         self.stages.close()
         super().close()
 
-    def _prepare(self, frame: Frame) -> _PreparedImage:
+    def _prepare(self, frame: Frame) -> PreparedImage:
         """Plan where the image lies on the canvas; the pixels follow on the GPU."""
         start = time.perf_counter()
         source, fit = (frame.image.shape[0], frame.image.shape[1]), self._canvas.fit
         box = Letterbox.fit(source, self._canvas.size, fit, auto=fit.auto and self._canvas.dynamic == "shape")
         canvas = np.broadcast_to(np.uint8(0), (*box.canvas, 3))  # its shape alone is read
         shown = CanvasImage(canvas, source, (*box.pad, box.resized[1], box.resized[0]), box)
-        return _PreparedImage(frame, shown, False, (time.perf_counter() - start) * 1e3)
+        return PreparedImage(frame, shown, False, (time.perf_counter() - start) * 1e3)
 
-    def _run(self, batch: list[_PreparedImage]) -> list[R_co]:
+    def _run(self, batch: list[PreparedImage]) -> list[R_co]:
         start = time.perf_counter()
         boxes = [prepared.shown.letterbox for prepared in batch]
         outputs = self.stages([prepared.frame.image for prepared in batch], [box for box in boxes if box is not None])

@@ -40,20 +40,25 @@ from deploykit.runtime.sources.opening import open_images, open_sources
 from deploykit.runtime.sources.video import Video
 from deploykit.spec import ModelSpec
 
-__all__ = ["Predictor"]
+__all__ = ["Predictor", "PreparedImage"]
 
 R_co = TypeVar("R_co", bound=ImageResult, covariant=True)
 _Prepared = TypeVar("_Prepared")
 
 
 @dataclass(frozen=True, eq=False)
-class _PreparedImage:
+class PreparedImage:
     """A frame on its canvas; if ``tiled``, the canvas is the whole image and runs in tiles."""
 
     frame: Frame
     shown: CanvasImage
     tiled: bool
     ms: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the canvas; images of one shape can run in one batch."""
+        return self.shown.canvas.shape
 
 
 class Predictor(Generic[R_co]):
@@ -186,6 +191,27 @@ class Predictor(Generic[R_co]):
         opened = [source] if isinstance(source, (Images, Video)) else open_sources(source, raw=self.takes_raw)
         return self._each(opened, skip, self.workers if workers is None else self._checked_workers(workers))
 
+    def prepare(self, source: AnyImage, name: str = "") -> PreparedImage:
+        """Read one image and place it on the network's canvas, for :meth:`run`; ``name`` is that of its result.
+
+        Raises:
+            NotFoundError, ImageError: the image is missing or cannot be read.
+        """
+        (load,) = self._loads(Images((source,), names=(name,)))
+        prepared = load()
+        if isinstance(prepared, Unreadable):
+            raise prepared.error
+        return prepared
+
+    def run(self, batch: Sequence[PreparedImage]) -> list[R_co]:
+        """Return the results of images that were prepared, have one shape, and are at most :attr:`batch` where the
+        network's batch is fixed.
+
+        Raises:
+            BackendError: the network failed.
+        """
+        return self._run(list(batch))
+
     def restore_raw(self, raw: RawImage) -> RestoredRaw:
         """Restore a mosaic: pack it to four channels, run the network in tiles, unpack the result.
 
@@ -229,33 +255,33 @@ class Predictor(Generic[R_co]):
             else:
                 yield from results(self._job(part), workers, skip)
 
-    def _job(self, source: Images | Video) -> Job[_PreparedImage, R_co]:
+    def _job(self, source: Images | Video) -> Job[PreparedImage, R_co]:
         """Return the work on a source; a camera's frame does not wait for the next one."""
         return Job(
             self._loads_of_video(source) if isinstance(source, Video) else self._loads(source),
             self._run,
             batch=1 if source.live else self.batch,
-            alike=lambda first, other: first.shown.canvas.shape == other.shown.canvas.shape,
+            alike=lambda first, other: first.shape == other.shape,
             size=lambda item: item.frame.image.nbytes + item.shown.canvas.nbytes,
             slow=isinstance(source, Video),
             here=not self.session.concurrent,
         )
 
-    def _loads(self, source: Images) -> Generator[Load[_PreparedImage]]:
+    def _loads(self, source: Images) -> Generator[Load[PreparedImage]]:
         """Yield what reads and prepares each image, with the number of channels that the network takes."""
         read = partial(_read, channels=self.spec.input.channels, max_pixels=self.options.max_pixels)
         apart = source.apart
         for load in source.loads(read):
             yield partial(self._loaded, load) if apart else partial(_same, self._loaded(load))
 
-    def _loaded(self, load: Callable[[], Frame]) -> _PreparedImage | Unreadable:
+    def _loaded(self, load: Callable[[], Frame]) -> PreparedImage | Unreadable:
         try:
             frame = load()
         except DeployError as e:
             return Unreadable(e)
         return self._prepare(frame)
 
-    def _loads_of_video(self, source: Video) -> Generator[Load[_PreparedImage]]:
+    def _loads_of_video(self, source: Video) -> Generator[Load[PreparedImage]]:
         """Yield what prepares each frame, and at the end what could not be read."""
         channels, most = self.spec.input.channels, self.options.max_pixels
         if channels not in (1, 3):
@@ -270,7 +296,7 @@ class Predictor(Generic[R_co]):
                 yield partial(self._prepare, frame)
         yield from (partial(_same, Unreadable(error)) for error in failed)
 
-    def _prepare(self, frame: Frame) -> _PreparedImage:
+    def _prepare(self, frame: Frame) -> PreparedImage:
         """Place an image on the network's canvas, or keep it whole if it runs in tiles or unchanged."""
         start = time.perf_counter()
         tiled = False
@@ -280,9 +306,9 @@ class Predictor(Generic[R_co]):
             tiled = not (self._fixed_size and frame.image.shape[:2] == self.spec.input.size)
             tiles = len(self.tiling.places(frame.image.shape[:2])) if tiled else 1
             shown = on_own_canvas(frame.image, tiles=tiles)
-        return _PreparedImage(frame, shown, tiled, (time.perf_counter() - start) * 1e3)
+        return PreparedImage(frame, shown, tiled, (time.perf_counter() - start) * 1e3)
 
-    def _run(self, batch: list[_PreparedImage]) -> list[R_co]:
+    def _run(self, batch: list[PreparedImage]) -> list[R_co]:
         """Run the network on images whose canvases have one size."""
         if batch[0].tiled:
             return [self._run_in_tiles(prepared) for prepared in batch]
@@ -301,7 +327,7 @@ class Predictor(Generic[R_co]):
         self._spare.append(buffer)  # only now, because an output may be a view of the input
         return results
 
-    def _run_in_tiles(self, prepared: _PreparedImage) -> R_co:
+    def _run_in_tiles(self, prepared: PreparedImage) -> R_co:
         start = time.perf_counter()
         image = to_nchw([prepared.shown.canvas], self.spec.input)[0]
         ready = time.perf_counter()
@@ -329,7 +355,7 @@ class Predictor(Generic[R_co]):
         return np.empty(shape, np.float32)
 
     def _result(
-        self, prepared: _PreparedImage, outputs: dict[str, Array], slot: int, ms: tuple[float, float, float]
+        self, prepared: PreparedImage, outputs: dict[str, Array], slot: int, ms: tuple[float, float, float]
     ) -> R_co:
         """Decode one image; ``ms``: what its input, the network, and the check of the outputs took."""
         start = time.perf_counter()

@@ -8,7 +8,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import IO
 
 from deploykit.connection import BrokenOffError, Redirects, Response, TooSlowError, one_line, opener, paced
@@ -28,8 +28,10 @@ HEAD = 512  # bytes that tell what something is
 CHUNK = 1 << 18
 
 
-def fetch_image(address: Address) -> bytes:
-    """Return the bytes of an encoded image.
+def fetch_image(address: Address, *, hosts: Collection[str] | None = None, most: int = LARGEST_IMAGE) -> bytes:
+    """Return the bytes of an encoded image, of which there are at most ``most``.
+
+    ``hosts``: the only hosts that the address may redirect to; None: any.
 
     Raises:
         NotFoundError: there is nothing at the address.
@@ -37,10 +39,10 @@ def fetch_image(address: Address) -> bytes:
         ImageError: the answer is a web page, a video or a stream.
     """
     parts: list[bytes] = []
-    with _opened(address) as response:
+    with _opened(address, hosts) as response:
         if _is_multipart(response):
             raise ImageError(_not_an_image(address, "stream"))
-        _receive(response, address, parts.append, LARGEST_IMAGE, LONGEST_IMAGE)
+        _receive(response, address, parts.append, min(most, LARGEST_IMAGE), LONGEST_IMAGE)
     data = b"".join(parts)
     content = content_of(data[:HEAD])
     if content in ("page", "video", "playlist"):
@@ -95,9 +97,9 @@ def _is_multipart(response: Response) -> bool:
     return response.headers.get_content_type() == "multipart/x-mixed-replace"
 
 
-def _opened(address: Address) -> Response:
+def _opened(address: Address, hosts: Collection[str] | None = None) -> Response:
     try:
-        response = opener(Redirects(), WINDOW).open(_request(address), timeout=QUIET)
+        response = opener(Redirects(hosts), WINDOW).open(_request(address), timeout=QUIET)
     except urllib.error.HTTPError as e:
         e.close()
         answer = one_line(f"{e.code} {e.reason}")

@@ -1,0 +1,173 @@
+"""What every request over HTTP passes: its number, who may ask, its deadline, and what becomes of its errors."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deploykit.errors import UsageError
+from deploykit.runtime.serve.core.calls import Call, call_of
+from deploykit.runtime.serve.core.failures import Failure, RefusedError, failure_of
+from deploykit.runtime.serve.core.logs import RequestLog
+from deploykit.runtime.serve.core.metrics import Metrics
+from deploykit.runtime.serve.core.registry import Registry
+
+__all__ = ["Access", "Guard"]
+
+LOG = logging.getLogger(__name__)
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; "
+        "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+    ),
+    "cross-origin-resource-policy": "same-origin",
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+}
+CLOSED = ("/v1", "/v2", "/metrics", "/openapi.json", "/docs")
+"""What needs a token; the page asks for one, and health is for whoever starts and stops servers."""
+HEALTH = "/v2/health/"
+STREAMS = "/v1/stream/"
+LIMIT = "x-request-timeout"
+LINGER = 2.0  # seconds
+
+
+class Access:
+    """Who may use the server: everybody who reaches it, or whoever has one of the tokens of a file.
+
+    Raises:
+        UsageError: the file has no token, or one that is short.
+    """
+
+    def __init__(self, token_file: str | None) -> None:
+        self._digests: list[bytes] | None = None
+        if token_file is not None:
+            tokens = [line.strip() for line in Path(token_file).read_text(encoding="utf-8").splitlines()]
+            kept = [token for token in tokens if token and not token.startswith("#")]
+            if not kept or min(map(len, kept)) < 16:
+                raise UsageError(f"{token_file} must have a token of at least 16 characters on each line")
+            self._digests = [hashlib.sha256(token.encode()).digest() for token in kept]
+
+    def check(self, authorization: str) -> None:
+        """Check the header ``Authorization``.
+
+        Raises:
+            RefusedError: it does not carry a token that is known.
+        """
+        if self._digests is None:
+            return
+        kind, _, token = authorization.partition(" ")
+        digest = hashlib.sha256(token.strip().encode()).digest()
+        known = [hmac.compare_digest(digest, each) for each in self._digests]
+        if kind.lower() != "bearer" or not any(known):
+            raise RefusedError(401, "this server wants a token: send the header Authorization: Bearer TOKEN")
+
+
+class Guard:
+    """The outermost layer of the app. What escapes from it is a fault of the server alone.
+
+    Args:
+        app: the layers within.
+        registry: the models.
+        access: who may ask.
+        metrics, log: what hears of requests that ended.
+    """
+
+    def __init__(self, app: ASGIApp, registry: Registry, access: Access, metrics: Metrics, log: RequestLog) -> None:
+        self._app, self._registry, self._access, self._metrics, self._log = app, registry, access, metrics, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        call, status, cause = call_of(scope), 0, None
+
+        async def sending(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+                headers["x-request-id"] = call.id
+            await send(message)
+
+        try:
+            await self._within(scope, receive, sending, call)
+        except Exception as e:
+            failure = failure_of(e, self._registry.private)
+            if failure.inside:
+                cause = e
+                LOG.debug("request %s failed", call.id, exc_info=e)
+            if status:  # the answer has begun, so that all that is left is to break off
+                raise
+            await self._answer(failure, scope, receive, sending)
+            status = failure.status
+        finally:
+            self._metrics.take(call, status)
+            client = scope.get("client")
+            self._log.take(call, status, client[0] if client else "", cause)
+
+    async def _within(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
+        path = scope["path"]
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        if path.startswith(CLOSED) and not path.startswith(HEALTH):
+            self._access.check(headers.get(b"authorization", ""))
+            if self._registry.draining:
+                raise RefusedError(503, "the server is stopping", 1)
+        seconds = None if path.startswith(STREAMS) else self._limit(headers)
+        async with asyncio.timeout(seconds):
+            await self._app(scope, receive, send)
+
+    def _limit(self, headers: Mapping[bytes, str]) -> float:
+        """Return the seconds that a request may take: the server's, or fewer where the client says so."""
+        most, asked = self._registry.options.timeout, headers.get(LIMIT.encode(), "")
+        try:
+            wanted = float(asked) if asked else most
+        except ValueError:
+            wanted = 0.0
+        if not wanted > 0:
+            raise UsageError(f"{LIMIT} must be a number of seconds over 0, got {asked[:20]!r}")
+        return min(most, wanted)
+
+    async def _answer(self, failure: Failure, scope: Scope, receive: Receive, send: Send) -> None:
+        content: dict[str, Any] = failure.to_dict()
+        if scope["path"].startswith("/v2"):
+            content = {"error": failure.message}  # as the Open Inference Protocol has it
+        headers = {} if failure.retry_after is None else {"retry-after": str(failure.retry_after)}
+        if failure.status == 401:
+            headers["www-authenticate"] = "Bearer"
+        if failure.status == 413 or self._registry.draining:
+            headers["connection"] = "close"
+        if failure.status == 413:
+            await _discard(receive, self._registry.options.max_body)
+        await JSONResponse(content, failure.status, headers)(scope, receive, send)
+
+
+async def _discard(receive: Receive, most: int) -> None:
+    """Take the rest of a body, within limits: a client that is still sending would see a reset and not the answer."""
+    size, more = 0, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LINGER):
+            while more and size <= most:
+                message = await receive()
+                size += len(message.get("body", b""))
+                more = message["type"] == "http.request" and message.get("more_body", False)
+
+
+def refused(request: Any, error: Exception) -> JSONResponse:
+    """Raise what Starlette refuses (an unknown path, another method) as a refusal of ours."""
+    assert isinstance(error, HTTPException)
+    raise RefusedError(error.status_code, error.detail)

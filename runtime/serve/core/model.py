@@ -1,0 +1,224 @@
+"""A model that is served: its predictor, its batches, and the requests that it has."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.headers.image_header import read_header
+from deploykit.runtime.predict.predictor import Predictor, PreparedImage
+from deploykit.runtime.results.base import ImageResult
+from deploykit.runtime.serve.core.batching import Batcher, Ticket
+from deploykit.runtime.serve.core.failures import RefusedError
+from deploykit.runtime.serve.core.options import ServeOptions
+
+__all__ = ["Answer", "ModelSource", "ServedModel", "modified"]
+
+VARIANTS = 32  # sets of options whose predictors are kept
+RETRY = 1  # seconds
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that is to be served: its name, its version and its file."""
+
+    name: str
+    version: int
+    path: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The result for one image, with the milliseconds of each stage of the request."""
+
+    result: ImageResult
+    timings: Mapping[str, float]
+
+
+class ServedModel:
+    """A model that is open. Its coroutines are called in the event loop's thread.
+
+    Args:
+        source: what it is called, and where it is from.
+        predictor: the open model, which is closed with this.
+        pool: the threads that run it, which are shut down with this.
+        reading: the threads that read images.
+        options: the options of the server.
+    """
+
+    def __init__(
+        self,
+        source: ModelSource,
+        predictor: Predictor[Any],
+        pool: ThreadPoolExecutor,
+        reading: Executor,
+        options: ServeOptions,
+    ) -> None:
+        self.source, self.predictor, self.options = source, predictor, options
+        self.loaded = time.time()
+        self.requests = self.active = 0
+        self.dynamic_batch = predictor.session.inputs[0].shape[0] is None
+        self.most = options.max_batch if self.dynamic_batch else predictor.batch
+        self._pool, self._reading = pool, reading
+        workers = predictor.workers if predictor.session.concurrent else 1
+        self.batcher = Batcher(pool, workers, self.most, options.batch_window / 1e3)
+        self._variants: OrderedDict[Hashable, Predictor[Any]] = OrderedDict()
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def takes(self) -> frozenset[str]:
+        """The options of a prediction that a request may give."""
+        return frozenset(self.predictor.adapter.takes)
+
+    def with_options(self, asked: Mapping[str, Any]) -> Predictor[Any]:
+        """Return a predictor of the same network with some options of a request.
+
+        Raises:
+            UsageError: an option belongs to another task, or is out of range.
+        """
+        if not asked:
+            return self.predictor
+        key = tuple(sorted(asked.items()))
+        if key in self._variants:
+            self._variants.move_to_end(key)
+            return self._variants[key]
+        base = self.predictor
+        made: Predictor[Any] = Predictor(base.session, base.spec, replace(base.options, **asked), name=base.name)
+        self._variants[key] = made
+        if len(self._variants) > VARIANTS:
+            self._variants.popitem(last=False)
+        return made
+
+    @contextlib.contextmanager
+    def admitted(self) -> Iterator[Ticket]:
+        """Count a request while the context lasts.
+
+        Raises:
+            RefusedError: the queue is full.
+        """
+        if self.active >= self.options.queue:
+            raise RefusedError(503, f"{self.active} requests wait for this model, the most there may be", RETRY)
+        self.active += 1
+        self._idle.clear()
+        try:
+            with self.batcher.expected() as ticket:
+                yield ticket
+        finally:
+            self.active -= 1
+            self.requests += 1
+            if not self.active:
+                self._idle.set()
+
+    async def predict(self, data: bytes, name: str, asked: Mapping[str, Any]) -> Answer:
+        """Predict on one encoded image.
+
+        Args:
+            data: the image.
+            name: what it is called in the result.
+            asked: options of the prediction that differ from the server's.
+
+        Raises:
+            RefusedError: the queue is full, or the image declares too many pixels.
+            DeployError: what :class:`Predictor` raises.
+        """
+        start = time.perf_counter()
+        with self.admitted() as ticket:
+            self._check_pixels(data)
+            predictor = self.with_options(asked)
+            loop = asyncio.get_running_loop()
+            prepared: PreparedImage = await loop.run_in_executor(self._reading, predictor.prepare, data, name)
+            kind = (id(predictor), prepared.shape, prepared.tiled)
+            done = await self.batcher.compute(predictor.run, prepared, kind, ticket=ticket)
+        result: ImageResult = done.value
+        total = 1e3 * (time.perf_counter() - start)
+        return Answer(result, {"queue": done.queue_ms, **result.timings, "total": total})
+
+    def _check_pixels(self, data: bytes) -> None:
+        """Check an image's size by its header; one that is not understood is refused where it is decoded."""
+        header = read_header(data)
+        if header is not None and header.size[0] * header.size[1] > self.options.max_pixels:
+            height, width = header.size
+            raise RefusedError(
+                413, f"the image declares {width} x {height} pixels, more than the {self.options.max_pixels:,} allowed"
+            )
+
+    async def infer(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float, float]:
+        """Run the bare network on tensors, whose first axis is that of the batch where it is dynamic.
+
+        Returns:
+            The outputs, and the milliseconds that the request waited and that its batch ran.
+
+        Raises:
+            RefusedError: the queue is full. BackendError: the network failed.
+        """
+        with self.admitted() as ticket:
+            rows = {len(value) for value in inputs.values() if value.ndim}
+            together = self.dynamic_batch and len(rows) == 1
+            kind = ("tensors", tuple((name, each.dtype.str, each.shape[1:]) for name, each in sorted(inputs.items())))
+            weight = rows.pop() if together else self.most
+            run = partial(_run_tensors, self.predictor.session)
+            done = await self.batcher.compute(run, dict(inputs), kind, weight=weight, ticket=ticket)
+        return done.value, done.queue_ms, done.run_ms
+
+    async def warm_up(self) -> None:
+        """Run the network once on an empty image for each worker, so that no request pays for memory and caches."""
+        height, width = self.predictor.spec.input.size
+        canvas = np.zeros((height, width, 3), np.uint8)
+        channels = self.predictor.spec.input.channels
+        if channels not in (1, 3):
+            canvas = np.zeros((height, width, channels), np.uint8)
+
+        def run() -> None:
+            self.predictor.run([self.predictor.prepare(canvas)])
+
+        await asyncio.get_running_loop().run_in_executor(self._pool, run)
+
+    async def close(self, seconds: float | None = None) -> None:
+        """Wait for the requests that there are, at most so many seconds, and close the model."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._pool, self.predictor.close)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run_tensors(session: Any, batch: list[dict[str, Array]]) -> list[dict[str, Array]]:
+    """Run requests of tensors together, along their first axis."""
+    if len(batch) == 1:
+        return [_own(session.run(batch[0]))]
+    rows = [len(next(iter(each.values()))) for each in batch]
+    outputs: dict[str, Array] = session.run({name: np.concatenate([each[name] for each in batch]) for name in batch[0]})
+    ends = np.cumsum(rows)
+    if any(len(value) != ends[-1] for value in outputs.values()):  # the axis of the batch is not their first
+        return [_own(session.run(each)) for each in batch]
+    starts = ends - rows
+    return [
+        {name: value[start:end].copy() for name, value in outputs.items()}
+        for start, end in zip(starts, ends, strict=True)
+    ]
+
+
+def _own(outputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return outputs that the next run does not write over."""
+    return {name: value.copy() for name, value in outputs.items()}
+
+
+def modified(path: str) -> tuple[int, int, int]:
+    """Return what tells that a file is another one than before: its time, its size and its place."""
+    try:
+        about = Path(path).stat()
+    except OSError:
+        return (0, 0, 0)
+    return (about.st_mtime_ns, about.st_size, about.st_ino)

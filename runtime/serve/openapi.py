@@ -1,0 +1,161 @@
+"""What the server can be asked, as OpenAPI 3.1 and as a plain page."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from deploykit.runtime.serve.asked import PARAMETERS
+from deploykit.runtime.serve.core.registry import Registry
+from deploykit.version import __version__
+
+__all__ = ["openapi_document", "openapi_routes"]
+
+RESULT = {
+    "type": "object",
+    "description": "The result for one image as a line of deploykit predict --json, and what the server adds.",
+    "required": ["schema", "name", "size", "timings_ms", "model", "timings", "request_id"],
+    "properties": {
+        "schema": {"const": 1},
+        "name": {"type": "string"},
+        "size": {"type": "array", "items": {"type": "integer"}, "minItems": 2, "maxItems": 2},
+        "timings_ms": {"type": "object", "additionalProperties": {"type": "number"}},
+        "model": {
+            "type": "object",
+            "required": ["name", "version"],
+            "properties": {"name": {"type": "string"}, "version": {"type": "string"}},
+        },
+        "timings": {
+            "type": "object",
+            "description": "Milliseconds of each stage of the request.",
+            "additionalProperties": {"type": "number"},
+        },
+        "request_id": {"type": "string"},
+    },
+}
+FAILURE = {
+    "type": "object",
+    "required": ["error", "code", "message"],
+    "properties": {
+        "error": {"type": "string", "description": "The name of the error."},
+        "code": {"type": "integer", "description": "The exit code of the command line for it."},
+        "message": {"type": "string"},
+    },
+}
+FAILURES = {
+    "400": "The request or its image cannot be read, or asks for what the model does not have.",
+    "401": "A token is missing.",
+    "404": "There is no such model.",
+    "413": "The request is too large, or its image declares too many pixels.",
+    "500": "The model could not be run.",
+    "502": "The image's address does not give it.",
+    "503": "The queue is full, or the server is starting or stopping: Retry-After says when to try again.",
+    "504": "The request was not answered in its time limit.",
+}
+BINARY = {"type": "string", "format": "binary"}
+JSON = "application/json"
+
+
+def openapi_document(names: list[str]) -> dict[str, Any]:
+    """Return the document; ``names``: of the models."""
+    model = {"name": "model", "in": "query", "schema": {"type": "string", "enum": names}}
+    version = {"name": "version", "in": "query", "schema": {"type": "string"}}
+    options = {name: {**schema, "description": text} for name, (_, schema, text) in PARAMETERS.items()}
+    queries = [
+        {"name": name, "in": "query", "schema": schema, "description": text}
+        for name, (_, schema, text) in PARAMETERS.items()
+    ]
+    body = {
+        "image/*": {"schema": BINARY},
+        "application/octet-stream": {"schema": BINARY},
+        "multipart/form-data": {
+            "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY, **options}}
+        },
+        JSON: {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "image": {"type": "string", "contentEncoding": "base64"},
+                    "url": {"type": "string", "description": "Instead of image, where the server allows its host."},
+                    "name": {"type": "string"},
+                    "model": {"type": "string"},
+                    "version": {"type": "string"},
+                    **options,
+                },
+            }
+        },
+    }
+    drawn = {"name": "format", "in": "query", "schema": {"enum": ["json", "image", "jpg", "png", "webp"]}}
+    answered = {
+        JSON: {"schema": {"$ref": "#/components/schemas/Result"}},
+        **{f"image/{kind}": {"schema": BINARY} for kind in ("jpeg", "png", "webp")},
+    }
+    predict = _operation("Predict on one image", [model, version, drawn, *queries], answered)
+    predict["requestBody"] = {"required": True, "content": body}
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "deploykit serve", "version": __version__},
+        "paths": {
+            "/v1/predict": {"post": predict},
+            "/v1/models": {"get": _operation("What the models are", [], _object())},
+            "/v1/schema": {"get": _operation("A body for /v1/predict, to post as it is", [model, version], _object())},
+            "/metrics": {"get": _operation("Numbers for Prometheus", [], {"text/plain": {}})},
+        },
+        "components": {
+            "schemas": {"Result": RESULT, "Failure": FAILURE},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{}, {"token": []}],
+    }
+
+
+def _object() -> dict[str, Any]:
+    return {JSON: {"schema": {"type": "object"}}}
+
+
+def _operation(summary: str, parameters: list[Any], content: dict[str, Any]) -> dict[str, Any]:
+    failure = {JSON: {"schema": {"$ref": "#/components/schemas/Failure"}}}
+    failures = {status: {"description": text, "content": failure} for status, text in FAILURES.items()}
+    answers: dict[str, Any] = {"200": {"description": "The answer.", "content": content}, **failures}
+    return {"summary": summary, "parameters": parameters, "responses": answers}
+
+
+def openapi_routes(registry: Registry) -> list[Route]:
+    """Return the routes of the document and of its page."""
+
+    async def document(_: Request) -> Response:
+        return JSONResponse(openapi_document(registry.names))
+
+    async def page(_: Request) -> Response:
+        return HTMLResponse(_page(openapi_document(registry.names)))
+
+    return [Route("/openapi.json", document, methods=["GET"]), Route("/docs", page, methods=["GET"])]
+
+
+def _page(document: dict[str, Any]) -> str:
+    """Return the document as a page without scripts and styles."""
+    parts = ['<!doctype html><html lang="en"><meta charset="utf-8"><title>deploykit serve: requests</title>']
+    parts.append('<h1>Requests</h1><p>The same as <a href="openapi.json">OpenAPI</a>.</p>')
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2><p>{operation['summary']}.</p>")
+            rows = "".join(
+                f"<tr><th scope=row><code>{each['name']}</code><td>{each['in']}"
+                f"<td>{html.escape(each.get('description', ''))}"
+                for each in operation["parameters"]
+            )
+            if rows:
+                parts.append(f"<table><thead><tr><th>Parameter<th>In<th>Meaning<tbody>{rows}</table>")
+            if "requestBody" in operation:
+                kinds = ", ".join(f"<code>{html.escape(kind)}</code>" for kind in operation["requestBody"]["content"])
+                parts.append(f"<p>Body: {kinds}.</p>")
+            answers = "".join(
+                f"<tr><th scope=row>{status}<td>{html.escape(each['description'])}"
+                for status, each in operation["responses"].items()
+            )
+            parts.append(f"<table><thead><tr><th>Status<th>Meaning<tbody>{answers}</table>")
+    return "".join(parts)
