@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -83,6 +84,10 @@ def export_and_compare(name: str, out: Path, **exporter: Any) -> None:
             limit = np.full_like(values, 1e-5 * np.abs(expected[output]).max())
         assert (np.abs(values - expected[output]) <= limit).all(), output
     assert 0.99 <= report.weight_size / (4 * report.parameters) <= 1.0
+    graph = onnx.load(out).graph
+    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    assert not [node.name for node in products if node.input[1] in vectors]  # many small products, one for each cell
 
 
 @pytest.mark.parametrize(

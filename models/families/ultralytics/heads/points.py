@@ -82,7 +82,9 @@ class Distribution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shares = x.reshape(*x.shape[:-1], 4, self.bins).softmax(-1)
-        return shares @ self.conv.weight.flatten()
+        # A matrix of one column and not a vector: ONNX Runtime multiplies all rows by it at once, and by a vector one
+        # cell after the other, which takes 25 times as long.
+        return (shares @ self.conv.weight.view(self.bins, 1)).squeeze(-1)
 
 
 class _Values(nn.Module):
