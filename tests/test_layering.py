@@ -39,8 +39,9 @@ FLOORS = (
      "models.families.dynopool", "models.families.fcn", "models.families.ultralytics", "models.families.unet",
      "models.families.yolov6", "models.families.yolox", "export.sessions", "export.plugins_check"),
     ("runtime.outputs", "models.families.vitdet", "models.create"),
-    ("runtime.kinds", "runtime.predict", "runtime.backends.trt", "export.outputs"),
-    ("runtime.evaluate", "runtime.bench", "runtime.serve.core", "export.nms", "export.package_layout"),
+    ("runtime.kinds", "runtime.predict", "runtime.backends.trt", "runtime.triton", "export.outputs"),
+    ("runtime.evaluate", "runtime.bench", "runtime.package", "runtime.serve.core", "export.nms",
+     "export.package_layout"),
     ("runtime.serve.oip", "export.graph", "export.parity"),
     ("facade", "runtime.serve", "export.kinds", "export.precision", "export.accuracy_gate"),
     ("export.engine", "export.report", "export.verify", "doctor"),
@@ -86,7 +87,7 @@ PARTS = {
     "runtime": Part(
         words("atomic connection errors version progress strict_json coco_classes spec describe"),
         words("numpy cv2"),
-        words("onnxruntime tensorrt pycuda supervision matplotlib yaml"),
+        words("onnxruntime tensorrt pycuda supervision matplotlib yaml triton_python_backend_utils"),
     ),
     "releases": Part(words("atomic connection errors version strict_json")),
     "doctor": Part(

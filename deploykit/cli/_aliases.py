@@ -24,6 +24,7 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--imgsz": ("--img",),
     "--int8": ("--precision", "int8"),
     "--iou-thres": ("--iou",),
+    "--overwrite": ("--force",),
     "--weights": ("--model",),
 }
 """Option as typed -> the words that it stands for, in commands that have the option meant and not the one typed."""

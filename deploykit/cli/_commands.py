@@ -28,6 +28,9 @@ GROUPS = {
         "eval": "score a model on annotated images: AP, accuracy, mIoU, PSNR",
         "bench": "measure how long a model takes, alone and end to end",
     },
+    "serve": {
+        "package": "write what a server needs: a model repository for Triton",
+    },
     "look into files": {
         "inspect": "describe a checkpoint or an exported model",
         "preflight": "tell which runtimes take an ONNX file, and what stops others",

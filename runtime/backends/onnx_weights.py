@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-__all__ = ["graph_without_weights"]
+from deploykit.errors import ArtefactError
+
+__all__ = ["external_files", "graph_without_weights"]
 
 LEAST_TENSOR = 1 << 20  # bytes; grids and other constants are smaller, and runtimes keep those as they are
 LEAST_SUM = 16 << 20  # bytes of such tensors in a file; below, reading them costs little
@@ -36,6 +38,34 @@ def graph_without_weights(file: Path) -> bytes | None:
             return _model(data, name)
     except (OSError, ValueError, IndexError):
         return None
+
+
+def external_files(file: Path) -> list[str]:
+    """Return the files in which tensors of an ONNX file's main graph lie, as it names them; empty: it has none.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+    """
+    found: dict[str, None] = {}
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for place in _inside(data, (0, len(data)), (GRAPH, INITIALIZER, EXTERNAL_DATA)):
+                entry = {number: data[start:end] for number, _, _, start, end in _fields(data, *place)}
+                if entry.get(1) == b"location":
+                    found[entry.get(2, b"").decode()] = None
+    except (OSError, ValueError, IndexError) as e:
+        raise ArtefactError(f"expected an ONNX file, but {file} cannot be read as one: {e}") from e
+    return list(found)
+
+
+def _inside(data: mmap.mmap, place: tuple[int, int], numbers: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Yield where the messages lie that fields of these numbers lead to, one within the other."""
+    if not numbers:
+        yield place
+        return
+    for number, wire, _, start, end in _fields(data, *place):
+        if (number, wire) == (numbers[0], 2):
+            yield from _inside(data, (start, end), numbers[1:])
 
 
 def _model(data: mmap.mmap, name: bytes) -> bytes | None:

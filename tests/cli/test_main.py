@@ -46,6 +46,10 @@ OPTIONS = {
     },
     "compare": {"A", "B", "--sample", "--spec", "--json", "--heads"},
     "verify": {"A", "B", "--sample", "--spec", "--tolerance", "--junit", "--json", "--heads"},
+    "package": {
+        "MODEL", "--triton", "--device", "--max-batch", "--batch-window", "--workers", "--instances", "--spec",
+        "--force", "--json",
+    },
     "preflight": {"FILE", "--target", "--time-limit", "--json"},
     "inspect": {"FILE", "--model", "--json", "--heads"},
     "models": {"--json"},

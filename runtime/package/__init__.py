@@ -1,0 +1,1 @@
+"""Files for servers around exported models: Triton's model repository, containers, Kubernetes, systemd."""

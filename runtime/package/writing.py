@@ -1,0 +1,73 @@
+"""Files and folders of a package: written whole, and never over others unless that is asked for."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from deploykit.atomic import existing_folder, partial_folder, sync, write_atomic
+from deploykit.errors import OutputError, os_errors_as_output_errors
+
+__all__ = ["Content", "write_file", "write_tree"]
+
+Content = str | Path
+"""The text of a file, or the file that is copied."""
+
+
+def write_file(file: Path, text: str, *, replace: bool = False) -> None:
+    """Write one file.
+
+    Raises:
+        OutputError: it exists and is not to be replaced, or cannot be written.
+    """
+    if file.exists() and not replace:
+        raise OutputError(f"{file} exists: choose another path, or pass --force to replace it")
+    write_atomic(file, text.encode())
+
+
+def write_tree(folder: Path, files: Mapping[str, Content], *, replace: bool = False) -> list[Path]:
+    """Write files below a folder; each of its entries appears whole, in the order of ``files``.
+
+    An entry is a file directly in the folder, or a folder in it with all that is in that. What else the folder holds
+    stays as it is.
+
+    Args:
+        folder: created if it does not exist.
+        files: path below the folder, with ``/`` -> its content.
+        replace: replace entries that exist, each as a whole.
+
+    Returns:
+        The entries.
+
+    Raises:
+        OutputError: an entry exists and is not to be replaced, is a link, or cannot be written.
+    """
+    entries = [folder / name for name in dict.fromkeys(PurePosixPath(path).parts[0] for path in files)]
+    with os_errors_as_output_errors(folder):
+        _check(entries, replace=replace)
+        with partial_folder(folder / "package", existing_folder(folder)) as staging:
+            for path, content in files.items():
+                place = staging / "new" / path
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if isinstance(content, Path):
+                    shutil.copyfile(content, place)
+                else:
+                    place.write_bytes(content.encode())
+                sync(place)
+            folder.mkdir(parents=True, exist_ok=True)
+            (staging / "old").mkdir()
+            for entry in entries:
+                if entry.exists():
+                    entry.rename(staging / "old" / entry.name)
+                (staging / "new" / entry.name).rename(entry)
+            sync(folder)
+    return entries
+
+
+def _check(entries: Sequence[Path], *, replace: bool) -> None:
+    for entry in entries:
+        if entry.is_symlink():
+            raise OutputError(f"cannot write {entry}: it is a link; give the folder that it leads to, or remove it")
+        if entry.exists() and not replace:
+            raise OutputError(f"{entry} exists: choose another folder, or pass --force to replace it")
