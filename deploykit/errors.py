@@ -244,6 +244,8 @@ class OutOfMemoryError(UnexpectedError):
 
 
 _EXTRAS = {
+    "google": "serve",
+    "grpc": "serve",
     "hotcoco": "eval",
     "onnx": "export",
     "onnx_ir": "export",
@@ -255,6 +257,7 @@ _EXTRAS = {
     "python_multipart": "serve",
     "starlette": "serve",
     "torch": "export",
+    "uvicorn": "serve",
 }
 """Module -> the extra that installs it."""
 

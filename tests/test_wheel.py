@@ -56,6 +56,8 @@ MODULES = {
     "onnxruntime-gpu": "onnxruntime",
     "cuda-bindings": "cuda",
     "pillow": "PIL",
+    "grpcio": "grpc",
+    "protobuf": "google",
     "nvidia-nvimgcodec-cu13": "nvidia",
 }
 """The modules of packages that have another name; all others are called as their module, but for hyphens."""

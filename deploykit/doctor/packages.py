@@ -36,7 +36,9 @@ MODULES = {
     "pycocotools": "average precision, --metrics pycocotools",
     "matplotlib": "eval --plots",
     "starlette": "serves models",
+    "uvicorn": "serves over HTTP",
     "python_multipart": "forms of requests",
+    "grpc": "serves over gRPC",
     "prometheus_client": "metrics of a server",
     "PIL": "label maps with a palette",
 }

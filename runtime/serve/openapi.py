@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from deploykit.runtime.serve.asked import PARAMETERS
+from deploykit.runtime.serve.core.asked import PARAMETERS
 from deploykit.runtime.serve.core.registry import Registry
 from deploykit.version import __version__
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import cv2
@@ -17,20 +16,18 @@ from starlette.routing import Route
 
 from deploykit.errors import UsageError
 from deploykit.runtime.results.base import ImageResult, encode_image
-from deploykit.runtime.serve.asked import asked_options
-from deploykit.runtime.serve.bodies import GONE, body_of
-from deploykit.runtime.serve.core.calls import Call, call_of
-from deploykit.runtime.serve.core.failures import RefusedError
-from deploykit.runtime.serve.core.model import Answer, ServedModel
+from deploykit.runtime.serve.bodies import body_of
+from deploykit.runtime.serve.core.asked import asked_options
+from deploykit.runtime.serve.core.calls import call_of
+from deploykit.runtime.serve.core.describing import document, model_facts
+from deploykit.runtime.serve.core.model import ServedModel
 from deploykit.runtime.serve.core.options import ServeOptions
+from deploykit.runtime.serve.core.receiving import while_connected
 from deploykit.runtime.serve.core.registry import Registry
-from deploykit.runtime.serve.describing import model_facts
 from deploykit.runtime.sources.addresses import Address
 from deploykit.runtime.sources.web import fetch_image
 
-__all__ = ["Format", "predict_routes", "while_connected"]
-
-T = TypeVar("T")
+__all__ = ["Format", "predict_routes"]
 
 UNNAMED = "image"  # what an image without a name is called
 
@@ -78,16 +75,6 @@ def predict_routes(registry: Registry) -> list[Route]:
     ]
 
 
-def document(answer: Answer, model: ServedModel, call: Call) -> dict[str, Any]:
-    """Return the JSON of an answer: that of ``predict --json``, and what the server knows besides."""
-    return {
-        **answer.result.to_dict(),
-        "model": {"name": model.source.name, "version": str(model.source.version)},
-        "timings": {stage: round(ms, 3) for stage, ms in answer.timings.items()},
-        "request_id": call.id,
-    }
-
-
 def example_body(model: ServedModel) -> dict[str, Any]:
     """Return a body for ``/v1/predict`` with a small grey image, which is answered as it is."""
     _, encoded = cv2.imencode(".png", np.full((32, 32, 3), 114, np.uint8))
@@ -98,30 +85,6 @@ def example_body(model: ServedModel) -> dict[str, Any]:
         "image": base64.b64encode(encoded.tobytes()).decode(),
         **{name: facts["default"] for name, facts in thresholds.items()},
     }
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` gives; where the client goes away before, it is cancelled.
-
-    Raises:
-        RefusedError: the client is gone, which nobody hears.
-    """
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
-    try:
-        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise RefusedError(GONE, "the client went away")
-        return doing.result()
-    finally:
-        for each in (doing, gone):
-            each.cancel()
-        await asyncio.gather(doing, gone, return_exceptions=True)
-
-
-async def _disconnected(receive: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _format_of(asked: str | None, accept: str) -> Format:

@@ -1,14 +1,15 @@
-"""What the models of a server are, for people, for pages and for programs."""
+"""What the models of a server are, and what they answer, as JSON."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from deploykit.describe import preprocessing
-from deploykit.runtime.serve.asked import PARAMETERS
-from deploykit.runtime.serve.core.model import ServedModel
+from deploykit.runtime.serve.core.asked import PARAMETERS
+from deploykit.runtime.serve.core.calls import Call
+from deploykit.runtime.serve.core.model import Answer, ServedModel
 
-__all__ = ["model_facts"]
+__all__ = ["document", "model_facts"]
 
 
 def model_facts(model: ServedModel) -> dict[str, Any]:
@@ -31,6 +32,16 @@ def model_facts(model: ServedModel) -> dict[str, Any]:
         "providers": list(predictor.session.providers),
         "source": spec.source.model,
         "notes": [*spec.assumption_notes, *predictor.notes],
+    }
+
+
+def document(answer: Answer, model: ServedModel, call: Call) -> dict[str, Any]:
+    """Return the JSON of an answer: that of ``predict --json``, and what the server knows besides."""
+    return {
+        **answer.result.to_dict(),
+        "model": {"name": model.source.name, "version": str(model.source.version)},
+        "timings": {stage: round(ms, 3) for stage, ms in answer.timings.items()},
+        "request_id": call.id,
     }
 
 
