@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import mimetypes
+import os
 import sys
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
@@ -16,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 
 from deploykit.runtime.serve.access import Access, Guard, refused
 from deploykit.runtime.serve.core.logs import RequestLog
@@ -32,6 +35,17 @@ Failed = Callable[[BaseException], None]
 PAGE = Path(__file__).with_name("page")
 
 
+class PageFiles(StaticFiles):
+    """The files of the page, which a browser asks for anew each time, so that those of two versions never mix."""
+
+    def file_response(
+        self, full_path: str | os.PathLike[str], stat_result: os.stat_result, scope: Scope, status_code: int = 200
+    ) -> Response:
+        response = super().file_response(full_path, stat_result, scope, status_code)
+        response.headers["cache-control"] = "no-cache"
+        return response
+
+
 def create_app(
     registry: Registry, *, metrics: Metrics | None = None, log: RequestLog | None = None, failed: Failed | None = None
 ) -> Starlette:
@@ -46,6 +60,7 @@ def create_app(
     Raises:
         UsageError: the token file has no token.
     """
+    mimetypes.add_type("text/javascript", ".js")  # Windows may have registered another one, with which no module runs
     options = registry.options
     counted, told = metrics or Metrics(registry), log or RequestLog(sys.stderr, options.log_format)
 
@@ -72,7 +87,7 @@ def create_app(
             Mount("/v1", routes=predict_routes(registry)),
             *openapi_routes(registry),
             Route("/metrics", numbers, methods=["GET"]),
-            Mount("/", StaticFiles(directory=PAGE, html=True)),
+            Mount("/", PageFiles(directory=PAGE, html=True)),
         ],
         lifespan=lifespan,
         middleware=[Middleware(Guard, registry, Access(options.token_file), counted, told)],

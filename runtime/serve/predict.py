@@ -19,7 +19,7 @@ from deploykit.runtime.results.base import ImageResult, encode_image
 from deploykit.runtime.serve.bodies import body_of
 from deploykit.runtime.serve.core.asked import asked_options
 from deploykit.runtime.serve.core.calls import call_of
-from deploykit.runtime.serve.core.describing import document, model_facts
+from deploykit.runtime.serve.core.describing import colours, document, model_facts
 from deploykit.runtime.serve.core.model import ServedModel
 from deploykit.runtime.serve.core.options import ServeOptions
 from deploykit.runtime.serve.core.receiving import while_connected
@@ -42,6 +42,7 @@ def predict_routes(registry: Registry) -> list[Route]:
         call = call_of(request.scope)
         query = dict(request.query_params)
         name, version, form = (query.pop(key, None) for key in ("model", "version", "format"))
+        pixels = _switch(query.pop("pixels", "0"))
         shape = _format_of(form, request.headers.get("accept", ""))
         registry.get(name, version or "")  # before the body is read
         body = await body_of(request, registry.options.max_body)
@@ -55,14 +56,18 @@ def predict_routes(registry: Registry) -> list[Route]:
             answer = await model.predict(data, body.name or UNNAMED, asked_options({**query, **fields}, model))
             call.stages.update(answer.timings)
             if shape == "json":
-                return JSONResponse(document(answer, model, call))
+                found = document(answer, model, call)
+                if pixels and (png := await asyncio.to_thread(answer.result.to_png)):
+                    found["png"] = base64.b64encode(png).decode()
+                return JSONResponse(found)
             drawn = await asyncio.to_thread(_drawn, answer.result, shape)
             return Response(drawn, media_type=MEDIA[shape])
 
         return await while_connected(request, work())
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"models": [model_facts(model) for model in registry.models]})
+        found = [model_facts(model) for model in registry.models]
+        return JSONResponse({"models": found, "ready": registry.ready, "colours": colours()})
 
     async def schema(request: Request) -> Response:
         model = registry.get(request.query_params.get("model"), request.query_params.get("version", ""))
@@ -102,6 +107,17 @@ def _format_of(asked: str | None, accept: str) -> Format:
     if asked in MEDIA:
         return asked
     raise UsageError(f"format must be json, image, {', '.join(kind for kind in MEDIA if kind != 'json')}")
+
+
+def _switch(asked: str) -> bool:
+    """Return whether the JSON is asked to have pixels.
+
+    Raises:
+        UsageError: it is neither asked nor not asked.
+    """
+    if asked not in ("0", "1"):
+        raise UsageError(f"pixels must be 1 or 0, got {asked[:20]!r}")
+    return asked == "1"
 
 
 def _text(value: Any) -> str | None:

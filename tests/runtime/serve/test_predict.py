@@ -173,7 +173,7 @@ def test_another_method_is_refused_and_the_page_has_its_policy(markers: httpx.Cl
     assert markers.get("/v1/predict").status_code == 405
     page = markers.get("/")
     assert page.status_code == 200
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "unsafe" not in page.headers["content-security-policy"]
     assert markers.get("/../access.py").status_code == 404
 
