@@ -29,7 +29,7 @@ GROUPS = {
         "bench": "measure how long a model takes, alone and end to end",
     },
     "serve": {
-        "package": "write what a server needs: a model repository for Triton",
+        "package": "write what servers need: for Triton, Docker, KServe, systemd",
     },
     "look into files": {
         "inspect": "describe a checkpoint or an exported model",

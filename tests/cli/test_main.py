@@ -47,8 +47,9 @@ OPTIONS = {
     "compare": {"A", "B", "--sample", "--spec", "--json", "--heads"},
     "verify": {"A", "B", "--sample", "--spec", "--tolerance", "--junit", "--json", "--heads"},
     "package": {
-        "MODEL", "--triton", "--device", "--max-batch", "--batch-window", "--workers", "--instances", "--spec",
-        "--force", "--json",
+        "MODEL", "--triton", "--docker", "--kserve", "--systemd", "--name", "--image", "--storage-uri", "--host",
+        "--executable", "--models-at", "--device", "--max-batch", "--batch-window", "--workers", "--instances",
+        "--spec", "--force", "--json",
     },
     "preflight": {"FILE", "--target", "--time-limit", "--json"},
     "inspect": {"FILE", "--model", "--json", "--heads"},

@@ -30,3 +30,52 @@ def test_a_target_is_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     file = write_cell_model(tmp_path / "a.onnx", spec=cell_spec())
     assert main(["package", str(file)]) == UsageError.exit_code
     assert "--triton" in capsys.readouterr().err
+
+
+def test_every_target_is_written_and_replaced_only_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(write_cell_model(tmp_path / "Best.onnx", spec=cell_spec()))
+    targets = {
+        "image": ["--docker", "image", "--max-batch", "4"],
+        "k.yaml": ["--kserve", "k.yaml", "--image", "i"],
+        "t.yaml": ["--kserve", "t.yaml", "--storage-uri", "s3://bucket/repository"],
+        "d.service": ["--systemd", "d.service", "--models-at", "/data", "--device", "cuda"],
+    }
+    for name, (target, _, *options) in targets.items():
+        words = ["package", file, target, str(tmp_path / name), *options]
+        assert main(words) == 0, name
+        assert capsys.readouterr().out.startswith(str(tmp_path / name))
+        assert main(words) == OutputError.exit_code
+        assert main([*words, "--force"]) == 0
+        capsys.readouterr()
+    assert "name: best\n" in (tmp_path / "k.yaml").read_text()
+    assert '"--max-batch", "4"' in (tmp_path / "image" / "Dockerfile").read_text()
+    unit = (tmp_path / "d.service").read_text()
+    assert "Best=/data/Best/Best.onnx" in unit
+    assert "--device cuda" in unit
+    texts = [
+        path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".onnx"
+    ]
+    assert not [text for text in texts if str(tmp_path) in text]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--docker", "x", "--image", "i"], "--image is for --kserve, not for --docker"),
+        (["--systemd", "x", "--workers", "3"], "--workers is for --triton, not for --systemd"),
+        (["--triton", "x", "--name", "n"], "--name is for --docker and --kserve, not for --triton"),
+        (["--kserve", "x"], "name the image of deploykit's server (--image)"),
+        (["--triton", "x", "--max-batch", "0"], "max_batch must be at least 1, got 0"),
+        (["--systemd", "x", "--max-batch", "0"], "max_batch must be at least 1, got 0"),
+    ],
+)
+def test_options_of_another_target_are_refused(
+    words: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_cell_model(tmp_path / "a.onnx", spec=cell_spec())
+    assert main(["package", str(file), *words]) == UsageError.exit_code
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
