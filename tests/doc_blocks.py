@@ -41,8 +41,9 @@ LANGUAGES = ("bash", "cpp", "csv", "dockerfile", "html", "ini", "json", "jsonl",
 
 PROGRAMS = frozenset(
     """
-    apt-get bash brew cat cd chmod cmake conda cp ctest curl docker echo export git head jq kubectl ls make mkdir mv nvidia-smi
-    openssl pip pipx pytest python rm scp source ssh sudo systemctl tar trtexec tritonserver uname unzip uv wget
+    apt-get bash brew cat cd chmod cmake conda cp ctest curl docker echo export git head jq kubectl ls make mkdir mv
+    nvidia-smi openssl pip pipx pytest python rm scp source ssh sudo systemctl tar
+    trtexec tritonserver uname unzip uv wget
     """.split()  # noqa: SIM905
 )
 """Programs that a block of bash may call besides ``deploykit``, a script of the project, and a program that it made."""
