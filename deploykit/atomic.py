@@ -35,6 +35,7 @@ __all__ = [
     "check_replaceable",
     "destination",
     "existing_folder",
+    "lock",
     "partial_file",
     "partial_folder",
     "sync",
@@ -239,7 +240,7 @@ def _machine() -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:8]
 
 
-def _lock(descriptor: int) -> bool | None:
+def lock(descriptor: int) -> bool | None:
     """Lock a file or folder for this process: False if another one holds it, None if there are no locks here."""
     if sys.platform == "win32":
         return None
@@ -255,7 +256,7 @@ def _lock(descriptor: int) -> bool | None:
 def _is_held(descriptor: int, partial: Path) -> bool:
     """Lock a new partial; False if a process that removes abandoned ones came first."""
     try:
-        return _lock(descriptor) is not False and os.path.samestat(os.fstat(descriptor), partial.stat())
+        return lock(descriptor) is not False and os.path.samestat(os.fstat(descriptor), partial.stat())
     except FileNotFoundError:
         return False
 
@@ -287,7 +288,7 @@ def _remove_if_abandoned(partial: Path, machine: str) -> None:
     try:
         if machine == _machine() and sys.platform != "win32":
             descriptor = os.open(partial, (os.O_RDONLY if folder else os.O_RDWR) | os.O_NOFOLLOW)
-            free = _lock(descriptor)
+            free = lock(descriptor)
         if free or (free is None and time.time() - _last_change(partial) > ABANDONED):
             shutil.rmtree(partial) if folder else partial.unlink()
     finally:

@@ -244,8 +244,6 @@ class OutOfMemoryError(UnexpectedError):
 
 
 _EXTRAS = {
-    "google": "serve",
-    "grpc": "serve",
     "hotcoco": "eval",
     "onnx": "export",
     "onnx_ir": "export",
@@ -253,11 +251,12 @@ _EXTRAS = {
     "onnxscript": "export",
     "onnxsim": "export",
     "prometheus_client": "serve",
+    "pyarrow": "cluster",
     "pycocotools": "dev",
     "python_multipart": "serve",
+    "ray": "cluster",
     "starlette": "serve",
     "torch": "export",
-    "uvicorn": "serve",
 }
 """Module -> the extra that installs it."""
 

@@ -296,7 +296,7 @@ def test_a_partial_that_was_taken_for_abandoned_at_birth_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between its creation and its lock another process may remove it."""
-    lock, removed = atomic._lock, []
+    lock, removed = atomic.lock, []
 
     def late(descriptor: int) -> bool | None:
         if not removed:
@@ -304,7 +304,7 @@ def test_a_partial_that_was_taken_for_abandoned_at_birth_is_made_again(
             removed[0].unlink()
         return lock(descriptor)
 
-    monkeypatch.setattr(atomic, "_lock", late)
+    monkeypatch.setattr(atomic, "lock", late)
     write_atomic(tmp_path / "m", b"whole")
     assert (tmp_path / "m").read_bytes() == b"whole"
     assert len(removed) == 1

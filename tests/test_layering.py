@@ -43,7 +43,7 @@ FLOORS = (
     ("runtime.evaluate", "runtime.bench", "runtime.serve.core", "export.nms", "export.package_layout"),
     ("runtime.serve.oip", "runtime.package", "export.graph", "export.parity"),
     ("facade", "runtime.serve", "export.kinds", "export.precision", "export.accuracy_gate"),
-    ("export.engine", "export.report", "export.verify", "doctor"),
+    ("runtime.cluster", "export.engine", "export.report", "export.verify", "doctor"),
     ("export.to_onnx", "export.preflight"),
     ("export.formats",),
     ("cli",),
@@ -112,9 +112,8 @@ PARTS = {
     "__main__": Part(words("cli")),
 }
 ROOMS = {
-    "runtime.serve": words("grpc python_multipart starlette uvicorn"),
-    "runtime.serve.core": words("prometheus_client starlette"),
-    "runtime.serve.oip": words("google grpc starlette"),
+    "runtime.serve": words("starlette python_multipart"),
+    "runtime.serve.core": words("prometheus_client"),
 }
 """Room -> modules that it may import besides those of its part: a server is not loaded unless it is asked for."""
 

@@ -18,6 +18,7 @@ GROUPS = {
     "run a model": {
         "predict": "run a model on images, folders, videos or a camera",
         "demo": "try it: find codes on an image by a small model that ships",
+        "cluster": "run a model on many images by many processes or machines",
     },
     "export and verify": {
         "export": "convert a checkpoint to verified ONNX and TensorRT",

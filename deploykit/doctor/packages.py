@@ -36,10 +36,10 @@ MODULES = {
     "pycocotools": "average precision, --metrics pycocotools",
     "matplotlib": "eval --plots",
     "starlette": "serves models",
-    "uvicorn": "serves over HTTP",
     "python_multipart": "forms of requests",
-    "grpc": "serves over gRPC",
     "prometheus_client": "metrics of a server",
+    "ray": "many machines",
+    "pyarrow": "Parquet files",
     "PIL": "label maps with a palette",
 }
 """Module -> what it is for."""

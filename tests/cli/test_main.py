@@ -46,6 +46,11 @@ OPTIONS = {
     },
     "compare": {"A", "B", "--sample", "--spec", "--json", "--heads"},
     "verify": {"A", "B", "--sample", "--spec", "--tolerance", "--junit", "--json", "--heads"},
+    "cluster": {
+        "{run", "check}", "MODEL", "SOURCE", "--model", "--source", "--recursive", "--out", "--format", "--join",
+        "--per-part", "--json", "--address", "--workers", "--cpus", "--gpus", "--conf", "--iou", "--max-det",
+        "--classes", "--batch", "--max-pixels", "--time-limit", "--device", "--threads", "--spec", "--verify",
+    },
     "package": {
         "MODEL", "--triton", "--docker", "--kserve", "--systemd", "--name", "--image", "--storage-uri", "--host",
         "--executable", "--models-at", "--device", "--max-batch", "--batch-window", "--workers", "--instances",
