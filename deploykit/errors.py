@@ -244,6 +244,8 @@ class OutOfMemoryError(UnexpectedError):
 
 
 _EXTRAS = {
+    "google": "serve",
+    "grpc": "serve",
     "hotcoco": "eval",
     "onnx": "export",
     "onnx_ir": "export",
@@ -257,6 +259,7 @@ _EXTRAS = {
     "ray": "cluster",
     "starlette": "serve",
     "torch": "export",
+    "uvicorn": "serve",
 }
 """Module -> the extra that installs it."""
 

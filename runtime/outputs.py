@@ -80,6 +80,13 @@ class OutputAdapter(ABC, Generic[OutputT]):
             SpecError, BackendError: an output has another shape than the spec says.
         """
 
+    def offers(self) -> dict[str, dict[str, Any]]:
+        """Return the options that a caller can really change -> the limits of their values, in words of JSON Schema.
+
+        ``filter`` is true of a threshold whose higher values leave objects out of a result and change nothing else.
+        """
+        return {name: {} for name in self.takes}
+
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know about the options, one sentence each."""

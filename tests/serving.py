@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
 
 import deploykit
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
 from deploykit.runtime.predict.predictor import Predictor
-from deploykit.runtime.serve.app import create_app
 from deploykit.runtime.serve.core.options import ServeOptions
 from deploykit.runtime.serve.core.registry import Loader, Registry, sources_of
+from deploykit.runtime.serve.server import Server
 from deploykit.spec import ModelSpec
 from tests.cell_model import cell_spec
 
@@ -37,24 +36,37 @@ def served(
     models: Sequence[str] = (MARKERS,), load: Loader = load_markers, **options: Any
 ) -> Iterator[tuple[str, Registry]]:
     """Serve models while the context lasts, and give the server's address and its registry."""
-    chosen = ServeOptions(**{"log_format": "none", "port": 0, **options})
-    registry = Registry(sources_of(models), load, chosen)
-    config = uvicorn.Config(create_app(registry), log_config=None, lifespan="on", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
-        thread.start()
-        try:
-            until = time.monotonic() + 60
-            while not server.started:
-                assert thread.is_alive(), "the server did not start"
-                assert time.monotonic() < until
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{listening.getsockname()[1]}", registry
-        finally:
-            server.should_exit = True
-            thread.join(30)
-            assert not thread.is_alive()
+    with running(models, load, **options) as (server, registry):
+        yield server.url, registry
+
+
+@contextlib.contextmanager
+def running(
+    models: Sequence[str] = (MARKERS,), load: Loader = load_markers, *, wait: bool = True, **options: Any
+) -> Iterator[tuple[Server, Registry]]:
+    """The same, and give the server; without ``wait`` its models may not be open yet."""
+    registry = Registry(
+        sources_of(models), load, ServeOptions(**{"log_format": "none", "port": 0, "drain": 5, **options})
+    )
+    server = Server(registry)
+    thread = threading.Thread(target=lambda: asyncio.run(server.run()))
+    thread.start()
+    try:
+        wait_for(lambda: (registry.ready if wait else server.started) or not thread.is_alive())
+        assert thread.is_alive(), "the server did not start"
+        yield server, registry
+    finally:
+        server.stop()
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    """Wait until a condition holds."""
+    until = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.005)
 
 
 class CellNetwork:

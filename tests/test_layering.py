@@ -112,8 +112,9 @@ PARTS = {
     "__main__": Part(words("cli")),
 }
 ROOMS = {
-    "runtime.serve": words("starlette python_multipart"),
-    "runtime.serve.core": words("prometheus_client"),
+    "runtime.serve": words("grpc python_multipart starlette uvicorn"),
+    "runtime.serve.core": words("prometheus_client starlette"),
+    "runtime.serve.oip": words("google grpc starlette"),
 }
 """Room -> modules that it may import besides those of its part: a server is not loaded unless it is asked for."""
 

@@ -56,6 +56,8 @@ MODULES = {
     "onnxruntime-gpu": "onnxruntime",
     "cuda-bindings": "cuda",
     "pillow": "PIL",
+    "grpcio": "grpc",
+    "protobuf": "google",
     "nvidia-nvimgcodec-cu13": "nvidia",
 }
 """The modules of packages that have another name; all others are called as their module, but for hyphens."""
@@ -87,6 +89,7 @@ def test_the_wheel_holds_every_module_and_the_image(built: Path) -> None:
     assert modules <= names, sorted(modules - names)
     assert {"deploykit/py.typed", "deploykit/assets/apollo11_crew.jpg"} <= names
     assert {f"deploykit/assets/markers.{suffix}" for suffix in ("onnx", "pt", "jpg")} <= names
+    assert {f"deploykit/{f}" for f in tracked() if f.startswith("runtime/serve/page/")} <= names
     sources = {f"deploykit/{f}" for f in tracked() if f.startswith("cpp_plugins/")}
     assert {"deploykit/cpp_plugins/CMakeLists.txt", "deploykit/cpp_plugins/nms_kpt/kernel.cuh"} <= sources
     assert {n for n in names if n.startswith("deploykit/cpp_plugins/")} == sources

@@ -26,7 +26,7 @@ WORDS = {
 NAMES = {"CHANGELOG.md", "test_words.py"}
 """Files that may hold them: the changelog has old names."""
 
-SUFFIXES = {".py", ".md", ".toml", ".txt", ".cpp", ".h", ".cu", ".cuh", ".in", ".yaml", ""}
+SUFFIXES = {".py", ".md", ".toml", ".txt", ".cpp", ".h", ".cu", ".cuh", ".in", ".yaml", ".js", ".css", ".html", ""}
 FOLDERS = (
     "deploykit",
     "models",

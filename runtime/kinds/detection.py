@@ -112,6 +112,12 @@ class DetectionAdapter(OutputAdapter[O]):
             truncated=found.candidates > self.thresholds.pre_nms_topk,
         )
 
+    def offers(self) -> dict[str, dict[str, Any]]:
+        """See :meth:`OutputAdapter.offers`: the best of the objects suppress the others, so a higher confidence leaves
+        out the others alone."""
+        found: dict[str, dict[str, Any]] = {name: {} for name in self.takes if name not in self.refuses}
+        return {**found, "conf": {"filter": True}}
+
     @property
     def _is_only(self) -> bool:
         return False  # rows are found by their name
@@ -230,6 +236,10 @@ class PoseAdapter(RowValues[PoseObjectRows]):
         ("classes", "agnostic"), "the objects of this network are persons alone; leave it out"
     )
 
+    def offers(self) -> dict[str, dict[str, Any]]:
+        """See :meth:`OutputAdapter.offers`: a person that is left out takes part in the fusion no more."""
+        return {**super().offers(), "conf": {}}
+
     def objects(
         self, outputs: Mapping[str, Array], slot: int, size: tuple[int, int] | None = None
     ) -> NetworkDetections:
@@ -243,6 +253,14 @@ class ChosenDetections(DetectionAdapter[O]):
     refuses: ClassVar[Mapping[str, str]] = {
         "agnostic": "this network chooses its objects itself, within each class; export it with --nms none"
     }
+
+    def offers(self) -> dict[str, dict[str, Any]]:
+        """See :meth:`OutputAdapter.offers`: no IoU, and no threshold below the network's own."""
+        found, own = super().offers(), self.spec.thresholds
+        del found["iou"]
+        if self.output.thresholds_inside:
+            found["conf"]["minimum"], found["max_det"]["maximum"] = own.conf, own.max_det
+        return found
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ __all__ = ["USUAL", "Choice", "Kept", "candidates", "nms", "numpy_nms", "suppres
 REACH = 8  # times max_det: the number of candidates that suppress_by_label considers first
 PAIRS = 8  # times the number of candidates: so many pairs of one label are looked at pair by pair
 BLOCK = 96  # candidates whose overlaps are computed at once: a few hundred kB, which fit in a core's cache
+FEW = 128  # candidates, up to which the overlaps of all pairs take the least time: calls of numpy cost more than values
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ def numpy_nms(rows: Array, layout: RawDetections, thresholds: Thresholds, choice
     if not count:
         return Kept(index, np.zeros((0, 4), np.float32), scores, labels, 0)
     with np.errstate(all="ignore"):  # values that overflow are part of the definition
-        boxes = _corners(rows[index, slice(*layout.box)].astype(np.float32, copy=False))
+        boxes = _corners(rows[:, slice(*layout.box)][index].astype(np.float32, copy=False))
         choose = suppress_by_label if choice.multi_label else suppress
         groups = np.zeros_like(labels) if choice.agnostic else labels
         kept = choose(boxes, groups, thresholds.iou, thresholds.max_det)
-    return Kept(index[kept], boxes[kept], scores[kept], labels[kept], count)
+    return Kept(index.take(kept), boxes.take(kept, 0), scores.take(kept), labels.take(kept), count)
 
 
 def candidates(
@@ -108,20 +109,20 @@ def candidates(
     """Apply steps 1 to 3: row indices, scores and labels, the best first, and how many there were before the last."""
     with np.errstate(all="ignore"):
         index, scores, labels = _chosen(rows, layout, thresholds, choice)
-        best = _best(scores, thresholds.pre_nms_topk)
-    return index[best], scores[best], labels[best], len(index)
+    if not len(index):
+        return index, scores, labels, 0
+    best = _best(scores, thresholds.pre_nms_topk)
+    return index.take(best), scores.take(best), labels.take(best), len(index)
 
 
 def _chosen(rows: Array, layout: RawDetections, thresholds: Thresholds, choice: Choice) -> tuple[Array, Array, Array]:
     """Return all candidates before the cut at ``pre_nms_topk``, in the order of the rows: indices, scores, labels."""
     index, scores, labels = _over(rows, layout, np.float32(thresholds.conf), choice.multi_label)
-    if not len(index):
-        return index, scores, labels
     if choice.classes is not None:
         wanted = np.isin(labels, choice.classes)
         index, scores, labels = index[wanted], scores[wanted], labels[wanted]
     whole = _whole(rows, index, choice.multi_label)
-    return (index, scores, labels) if whole.all() else (index[whole], scores[whole], labels[whole])
+    return (index, scores, labels) if whole is None else (index[whole], scores[whole], labels[whole])
 
 
 def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: bool) -> tuple[Array, Array, Array]:
@@ -131,55 +132,80 @@ def _over(rows: Array, layout: RawDetections, conf: np.float32, multi_label: boo
     index = obj = None
     if factor is not None:
         obj = rows[:, factor[0]].astype(np.float32, copy=False)
-        index = np.flatnonzero(obj > conf)  # no score exceeds its objectness, so the other rows need not be read
+        index = (obj > conf).nonzero()[0]  # no score exceeds its objectness, so the other rows need not be read
         if not len(index):
             return index, obj[:0], index
-        if len(index) < len(rows):
+        if len(index) == len(rows):
+            index = None
+        else:
             products, obj = products[index], obj[index]
     products = products.astype(np.float32, copy=False)
     # A head without objectness may still have the column, all ones, so that all rows are here: no product is needed.
-    if obj is not None and not (len(obj) == len(rows) and (obj == 1).all()):
+    if obj is not None and not (index is None and (obj == 1).all()):
         products = products * obj[:, None]
     if multi_label:
         products = products if obj is None else np.minimum(products, obj[:, None])
         pairs = np.flatnonzero(products > conf)
         over, classes_of_pairs = np.divmod(pairs, products.shape[1])
         return over if index is None else index[over], products.reshape(-1)[pairs], classes_of_pairs
-    labels: Array | None = None
-    if products.strides[0] < products.strides[1]:  # by columns, where the maximum is the faster one of the two
-        scores = products.max(axis=1)
-    else:
-        labels = products.argmax(axis=1)
-        scores = products[np.arange(len(products)), labels]
+    return _best_classes(products, conf, index, obj)
+
+
+def _best_classes(
+    products: Array, conf: np.float32, index: Array | None, obj: Array | None
+) -> tuple[Array, Array, Array]:
+    """Return the rows whose highest product is over ``conf``: indices, scores, labels.
+
+    Args:
+        products: ``(N, classes)`` of rows that may have one.
+        conf: the threshold.
+        index: which rows these are; None: all.
+        obj: no score is over its objectness; None: there is none.
+    """
+    count = products.shape[1]
+    if index is None and count > 1:  # among many rows, those are found first that have a score at all
+        if products.strides[0] < products.strides[1]:
+            index = (products.max(axis=1) > conf).nonzero()[0]
+        else:  # comparing every value takes less time than the maximum of every row
+            index = (products > conf).reshape(-1).nonzero()[0] // count
+            index = index[np.diff(index, prepend=-1) > 0]
+        products, obj = products[index], None if obj is None else obj[index]
+    labels = products.argmax(axis=1)
+    scores = products[:, 0] if count == 1 else products[np.arange(len(products)), labels]
     scores = scores if obj is None else np.minimum(scores, obj)
-    over = np.flatnonzero(scores > conf)
-    labels = products[over].argmax(axis=1) if labels is None else labels[over]
-    return over if index is None else index[over], scores[over], labels
+    over = (scores > conf).nonzero()[0]
+    if len(over) < len(scores):
+        scores, labels = scores.take(over), labels.take(over)
+        index = over if index is None else index.take(over)
+    return over if index is None else index, scores, labels
 
 
-def _whole(rows: Array, index: Array, repeated: bool) -> Array:
-    """Return which of the ascending row indices ``index`` (``repeated``: some may be equal) are of finite values."""
-    if not repeated:
-        finite = np.isfinite(rows[index])
-        return np.ones(len(index), bool) if finite.all() else np.asarray(finite.all(axis=1))
-    used = index[np.diff(index, prepend=-1) > 0]
+def _whole(rows: Array, index: Array, repeated: bool) -> Array | None:
+    """Return which of the ascending row indices ``index`` (``repeated``: some may be equal) are of finite values; None:
+    all of them."""
+    used = index[np.diff(index, prepend=-1) > 0] if repeated else index
+    values = rows[used]
+    if np.isfinite(values.sum(dtype=np.float32)):  # no sum with NaN or infinity is
+        return None
     whole = np.zeros(len(rows), bool)
-    whole[used] = np.isfinite(rows[used]).all(axis=1)
+    whole[used] = np.isfinite(values).all(axis=1)
     return whole[index]
 
 
 def _best(scores: Array, count: int) -> Array:
     """Return the positions of the ``count`` highest scores in descending order, at equal scores the lower first."""
-    positions = np.arange(len(scores))
-    if len(scores) > count:
-        least = np.partition(scores, len(scores) - count)[len(scores) - count]
-        positions = np.flatnonzero(scores >= least)
+    if len(scores) <= count:
+        return (-scores).argsort(kind="stable")
+    least = np.partition(scores, len(scores) - count)[len(scores) - count]
+    positions = np.flatnonzero(scores >= least)
     return positions[np.argsort(-scores[positions], kind="stable")][:count]
 
 
 def _corners(boxes: Array) -> Array:
-    half = boxes[:, 2:] / 2
-    return np.concatenate((boxes[:, :2] - half, boxes[:, :2] + half), axis=1)
+    half, found = boxes[:, 2:] / 2, np.empty_like(boxes)
+    np.subtract(boxes[:, :2], half, out=found[:, :2])
+    np.add(boxes[:, :2], half, out=found[:, 2:])
+    return found
 
 
 def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
@@ -191,10 +217,39 @@ def suppress(boxes: Array, labels: Array, iou: float, max_det: int) -> Array:
         iou: suppress above this overlap.
         max_det: stop when this many are kept.
     """
+    if len(boxes) <= FEW:
+        return _suppressed_at_once(boxes, labels, np.float32(iou))[:max_det]
     pairs = _pairs_of_a_label(labels)
     if pairs is None:
         return _suppressed_in_blocks(boxes, labels, np.float32(iou), max_det)
     return _suppressed_in_pairs(boxes, pairs, np.float32(iou))[:max_det]
+
+
+def _suppressed_at_once(boxes: Array, labels: Array, limit: np.float32) -> Array:
+    """Suppress among few candidates, by the overlaps of all pairs."""
+    count = len(boxes)
+    low, high = np.ascontiguousarray(boxes[:, :2].T), np.ascontiguousarray(boxes[:, 2:].T)
+    sides = high - low
+    area = sides[0] * sides[1]
+    extent = np.minimum(high[:, :, None], high[:, None])
+    extent -= np.maximum(low[:, :, None], low[:, None])
+    np.maximum(extent, 0, out=extent)
+    inter = extent[0] * extent[1]
+    union = area[:, None] + area
+    union -= inter
+    inter /= union
+    over = inter > limit
+    over.reshape(-1)[:: count + 1] = False  # a box and itself
+    hits = over.any(axis=1).nonzero()[0]  # most boxes overlap none
+    if not len(hits):
+        return np.arange(count)
+    over = over[hits]
+    over &= labels[hits, None] == labels
+    lost = np.zeros(count, bool)
+    for i, those in zip(hits.tolist(), over, strict=True):
+        if not lost[i]:
+            lost |= those  # of those before i, only what is decided already
+    return (~lost).nonzero()[0]
 
 
 def _pairs_of_a_label(labels: Array) -> tuple[Array, Array] | None:

@@ -124,6 +124,13 @@ class ImageResult(ABC):
             "timings_ms": {stage: round(ms, 3) for stage, ms in self.timings.items()},
         }
 
+    def to_png(self) -> bytes | None:
+        """Return what the network gives as an image, as a PNG file; None where that is no image.
+
+        A label map has the class numbers in 8 bits, or in 16 where one is over 255, and no palette.
+        """
+        return None
+
     def to_csv(self, path: str | os.PathLike[str] | None = None, *, header: bool = True) -> str:
         """Return the result as comma-separated values, and write them to ``path`` if there is one.
 

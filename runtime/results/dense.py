@@ -256,6 +256,11 @@ class LabelMap(ImageResult):
             ],
         )
 
+    def to_png(self) -> bytes:
+        """See :meth:`ImageResult.to_png`: the class numbers."""
+        deep = self.labels.max() > 255
+        return encode_image(self.labels.astype(np.uint16 if deep else np.uint8), Path("map.png"))
+
     def _about(self) -> dict[str, Any]:
         return {"shares": {name: float(f"{share:.6g}") for name, share in self.shares().items()}}
 
@@ -282,6 +287,10 @@ class RestoredImage(ImageResult):
         """See :meth:`ImageResult.summary`."""
         height, width = self.pixels.shape[:2]
         return f"restored, {width}x{height}{_in_tiles(self.tiles)}"
+
+    def to_png(self) -> bytes:
+        """See :meth:`ImageResult.to_png`: the restored image."""
+        return encode_image(self.pixels, Path("restored.png"))
 
     def _about(self) -> dict[str, Any]:
         return {"restored": list(self.pixels.shape[:2]), "tiles": self.tiles}

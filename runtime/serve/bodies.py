@@ -13,15 +13,14 @@ from typing import Any
 from python_multipart.exceptions import ParseError
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from deploykit.errors import UsageError
-from deploykit.runtime.serve.core.failures import RefusedError
+from deploykit.runtime.serve.core.receiving import read_body
 from deploykit.strict_json import JsonError, parse_json
 
-__all__ = ["GONE", "Body", "body_of", "read_body"]
+__all__ = ["Body", "body_of"]
 
-GONE = 499  # the status, in the log, of a request whose client went away
 LONGEST_NAME = 200
 FIELD = 1 << 16  # bytes of a field of a form that is no file
 
@@ -41,31 +40,6 @@ class Body:
     name: str = ""
     url: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
-
-
-async def read_body(request: Request, most: int) -> bytes:
-    """Return the body of a request.
-
-    Raises:
-        RefusedError: it has, or declares, more than ``most`` bytes; or the client is gone, which nobody hears.
-    """
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and (len(declared) > 15 or int(declared) > most):
-        raise _too_large(most)
-    parts, size = [], 0
-    try:
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise _too_large(most)
-            parts.append(part)
-    except ClientDisconnect as e:
-        raise RefusedError(GONE, "the client went away") from e
-    return b"".join(parts)
-
-
-def _too_large(most: int) -> RefusedError:
-    return RefusedError(413, f"a request may have {most:,} bytes, and this one has more")
 
 
 async def body_of(request: Request, most: int) -> Body:

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from deploykit.runtime.serve.asked import PARAMETERS
+from deploykit.runtime.serve.core.asked import PARAMETERS
 from deploykit.runtime.serve.core.registry import Registry
 from deploykit.version import __version__
 
@@ -35,6 +35,13 @@ RESULT = {
             "additionalProperties": {"type": "number"},
         },
         "request_id": {"type": "string"},
+        "png": {
+            "type": "string",
+            "contentEncoding": "base64",
+            "contentMediaType": "image/png",
+            "description": "With pixels=1: the numbers of the classes of a label map (8 bits, or 16 where one is over "
+            "255), or the restored image.",
+        },
     },
 }
 FAILURE = {
@@ -90,11 +97,17 @@ def openapi_document(names: list[str]) -> dict[str, Any]:
         },
     }
     drawn = {"name": "format", "in": "query", "schema": {"enum": ["json", "image", "jpg", "png", "webp"]}}
+    pixels = {
+        "name": "pixels",
+        "in": "query",
+        "schema": {"enum": ["0", "1"]},
+        "description": "give a label map or a restored image as PNG within the JSON",
+    }
     answered = {
         JSON: {"schema": {"$ref": "#/components/schemas/Result"}},
         **{f"image/{kind}": {"schema": BINARY} for kind in ("jpeg", "png", "webp")},
     }
-    predict = _operation("Predict on one image", [model, version, drawn, *queries], answered)
+    predict = _operation("Predict on one image", [model, version, drawn, pixels, *queries], answered)
     predict["requestBody"] = {"required": True, "content": body}
     return {
         "openapi": "3.1.0",

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import cv2
@@ -17,20 +16,18 @@ from starlette.routing import Route
 
 from deploykit.errors import UsageError
 from deploykit.runtime.results.base import ImageResult, encode_image
-from deploykit.runtime.serve.asked import asked_options
-from deploykit.runtime.serve.bodies import GONE, body_of
-from deploykit.runtime.serve.core.calls import Call, call_of
-from deploykit.runtime.serve.core.failures import RefusedError
-from deploykit.runtime.serve.core.model import Answer, ServedModel
+from deploykit.runtime.serve.bodies import body_of
+from deploykit.runtime.serve.core.asked import asked_options
+from deploykit.runtime.serve.core.calls import call_of
+from deploykit.runtime.serve.core.describing import colours, document, model_facts
+from deploykit.runtime.serve.core.model import ServedModel
 from deploykit.runtime.serve.core.options import ServeOptions
+from deploykit.runtime.serve.core.receiving import while_connected
 from deploykit.runtime.serve.core.registry import Registry
-from deploykit.runtime.serve.describing import model_facts
 from deploykit.runtime.sources.addresses import Address
 from deploykit.runtime.sources.web import fetch_image
 
-__all__ = ["Format", "predict_routes", "while_connected"]
-
-T = TypeVar("T")
+__all__ = ["Format", "predict_routes"]
 
 UNNAMED = "image"  # what an image without a name is called
 
@@ -45,6 +42,7 @@ def predict_routes(registry: Registry) -> list[Route]:
         call = call_of(request.scope)
         query = dict(request.query_params)
         name, version, form = (query.pop(key, None) for key in ("model", "version", "format"))
+        pixels = _switch(query.pop("pixels", "0"))
         shape = _format_of(form, request.headers.get("accept", ""))
         registry.get(name, version or "")  # before the body is read
         body = await body_of(request, registry.options.max_body)
@@ -58,14 +56,18 @@ def predict_routes(registry: Registry) -> list[Route]:
             answer = await model.predict(data, body.name or UNNAMED, asked_options({**query, **fields}, model))
             call.stages.update(answer.timings)
             if shape == "json":
-                return JSONResponse(document(answer, model, call))
+                found = document(answer, model, call)
+                if pixels and (png := await asyncio.to_thread(answer.result.to_png)):
+                    found["png"] = base64.b64encode(png).decode()
+                return JSONResponse(found)
             drawn = await asyncio.to_thread(_drawn, answer.result, shape)
             return Response(drawn, media_type=MEDIA[shape])
 
         return await while_connected(request, work())
 
     async def models(request: Request) -> Response:
-        return JSONResponse({"models": [model_facts(model) for model in registry.models]})
+        found = [model_facts(model) for model in registry.models]
+        return JSONResponse({"models": found, "ready": registry.ready, "colours": colours()})
 
     async def schema(request: Request) -> Response:
         model = registry.get(request.query_params.get("model"), request.query_params.get("version", ""))
@@ -78,16 +80,6 @@ def predict_routes(registry: Registry) -> list[Route]:
     ]
 
 
-def document(answer: Answer, model: ServedModel, call: Call) -> dict[str, Any]:
-    """Return the JSON of an answer: that of ``predict --json``, and what the server knows besides."""
-    return {
-        **answer.result.to_dict(),
-        "model": {"name": model.source.name, "version": str(model.source.version)},
-        "timings": {stage: round(ms, 3) for stage, ms in answer.timings.items()},
-        "request_id": call.id,
-    }
-
-
 def example_body(model: ServedModel) -> dict[str, Any]:
     """Return a body for ``/v1/predict`` with a small grey image, which is answered as it is."""
     _, encoded = cv2.imencode(".png", np.full((32, 32, 3), 114, np.uint8))
@@ -98,30 +90,6 @@ def example_body(model: ServedModel) -> dict[str, Any]:
         "image": base64.b64encode(encoded.tobytes()).decode(),
         **{name: facts["default"] for name, facts in thresholds.items()},
     }
-
-
-async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return what ``work`` gives; where the client goes away before, it is cancelled.
-
-    Raises:
-        RefusedError: the client is gone, which nobody hears.
-    """
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
-    try:
-        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise RefusedError(GONE, "the client went away")
-        return doing.result()
-    finally:
-        for each in (doing, gone):
-            each.cancel()
-        await asyncio.gather(doing, gone, return_exceptions=True)
-
-
-async def _disconnected(receive: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _format_of(asked: str | None, accept: str) -> Format:
@@ -139,6 +107,17 @@ def _format_of(asked: str | None, accept: str) -> Format:
     if asked in MEDIA:
         return asked
     raise UsageError(f"format must be json, image, {', '.join(kind for kind in MEDIA if kind != 'json')}")
+
+
+def _switch(asked: str) -> bool:
+    """Return whether the JSON is asked to have pixels.
+
+    Raises:
+        UsageError: it is neither asked nor not asked.
+    """
+    if asked not in ("0", "1"):
+        raise UsageError(f"pixels must be 1 or 0, got {asked[:20]!r}")
+    return asked == "1"
 
 
 def _text(value: Any) -> str | None:

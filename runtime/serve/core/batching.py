@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -78,6 +78,7 @@ class Batcher:
     def __init__(self, pool: Executor, workers: int, most: int, window: float) -> None:
         self.coming = 0
         self.sizes: Counter[int] = Counter()
+        self.sizes_ms: defaultdict[int, float] = defaultdict(float)
         self._pool, self._workers, self._most, self._window = pool, workers, most, window
         self._waiting: deque[_Waiting] = deque()
         self._running = 0
@@ -177,6 +178,7 @@ class Batcher:
             return
         ms = 1e3 * (loop.time() - start)
         self.sizes[weight] += 1
+        self.sizes_ms[weight] += ms
         for each, value in zip(batch, values, strict=True):
             if not each.done.done():
                 each.done.set_result(Computed(value, 1e3 * (start - each.came), ms, weight))

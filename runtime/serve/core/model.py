@@ -22,6 +22,7 @@ from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.serve.core.batching import Batcher, Ticket
 from deploykit.runtime.serve.core.failures import RefusedError
 from deploykit.runtime.serve.core.options import ServeOptions
+from deploykit.runtime.serve.core.statistics import Statistics
 
 __all__ = ["Answer", "ModelSource", "ServedModel", "modified"]
 
@@ -66,8 +67,8 @@ class ServedModel:
         options: ServeOptions,
     ) -> None:
         self.source, self.predictor, self.options = source, predictor, options
-        self.loaded = time.time()
-        self.requests = self.active = 0
+        self.active = 0
+        self.statistics = Statistics()
         self.dynamic_batch = predictor.session.inputs[0].shape[0] is None
         self.most = options.max_batch if self.dynamic_batch else predictor.batch
         self._pool, self._reading = pool, reading
@@ -117,9 +118,20 @@ class ServedModel:
                 yield ticket
         finally:
             self.active -= 1
-            self.requests += 1
             if not self.active:
                 self._idle.set()
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[dict[str, float]]:
+        """Count a request in the statistics; what is put into the value are its stages."""
+        start, stages = time.perf_counter(), dict[str, float]()
+        try:
+            yield stages
+        except BaseException:
+            self.statistics.fail(1e3 * (time.perf_counter() - start))
+            raise
+        stages["total"] = 1e3 * (time.perf_counter() - start)
+        self.statistics.take(stages, stages["total"])
 
     async def predict(self, data: bytes, name: str, asked: Mapping[str, Any]) -> Answer:
         """Predict on one encoded image.
@@ -133,17 +145,16 @@ class ServedModel:
             RefusedError: the queue is full, or the image declares too many pixels.
             DeployError: what :class:`Predictor` raises.
         """
-        start = time.perf_counter()
-        with self.admitted() as ticket:
+        with self._counted() as stages, self.admitted() as ticket:
             self._check_pixels(data)
             predictor = self.with_options(asked)
             loop = asyncio.get_running_loop()
             prepared: PreparedImage = await loop.run_in_executor(self._reading, predictor.prepare, data, name)
             kind = (id(predictor), prepared.shape, prepared.tiled)
             done = await self.batcher.compute(predictor.run, prepared, kind, ticket=ticket)
-        result: ImageResult = done.value
-        total = 1e3 * (time.perf_counter() - start)
-        return Answer(result, {"queue": done.queue_ms, **result.timings, "total": total})
+            result: ImageResult = done.value
+            stages |= {"queue": done.queue_ms, **result.timings}
+        return Answer(result, stages)
 
     def _check_pixels(self, data: bytes) -> None:
         """Check an image's size by its header; one that is not understood is refused where it is decoded."""
@@ -154,23 +165,24 @@ class ServedModel:
                 413, f"the image declares {width} x {height} pixels, more than the {self.options.max_pixels:,} allowed"
             )
 
-    async def infer(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], float, float]:
+    async def infer(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, float]]:
         """Run the bare network on tensors, whose first axis is that of the batch where it is dynamic.
 
         Returns:
-            The outputs, and the milliseconds that the request waited and that its batch ran.
+            The outputs, and the milliseconds of each stage.
 
         Raises:
             RefusedError: the queue is full. BackendError: the network failed.
         """
-        with self.admitted() as ticket:
+        with self._counted() as stages, self.admitted() as ticket:
             rows = {len(value) for value in inputs.values() if value.ndim}
             together = self.dynamic_batch and len(rows) == 1
             kind = ("tensors", tuple((name, each.dtype.str, each.shape[1:]) for name, each in sorted(inputs.items())))
             weight = rows.pop() if together else self.most
             run = partial(_run_tensors, self.predictor.session)
             done = await self.batcher.compute(run, dict(inputs), kind, weight=weight, ticket=ticket)
-        return done.value, done.queue_ms, done.run_ms
+            stages |= {"queue": done.queue_ms, "inference": done.run_ms}
+        return done.value, stages
 
     async def warm_up(self) -> None:
         """Run the network once on an empty image for each worker, so that no request pays for memory and caches."""

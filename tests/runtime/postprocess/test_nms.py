@@ -116,11 +116,17 @@ def problems(draw: st.DrawFn) -> tuple[Rows, RawDetections, Thresholds]:
     return np.concatenate((left, right), axis=1), layout, thresholds
 
 
-@given(problem=problems(), block=st.sampled_from([1, 2, 3, 64]), pairs=st.sampled_from([0, 1, 64]))
-def test_any_rows_give_what_the_definition_says_in_blocks_of_any_size_and_in_pairs(
-    problem: tuple[Rows, RawDetections, Thresholds], block: int, pairs: int
+@given(
+    problem=problems(),
+    few=st.sampled_from([0, 2, 128]),
+    block=st.sampled_from([1, 2, 3, 64]),
+    pairs=st.sampled_from([0, 1, 64]),
+)
+def test_any_rows_give_what_the_definition_says_at_once_in_blocks_of_any_size_and_in_pairs(
+    problem: tuple[Rows, RawDetections, Thresholds], few: int, block: int, pairs: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nms_module, "FEW", few)
         patch.setattr(nms_module, "BLOCK", block)
         patch.setattr(nms_module, "PAIRS", pairs)
         assert _kept(numpy_nms(*problem)) == reference(*problem)
@@ -129,17 +135,20 @@ def test_any_rows_give_what_the_definition_says_in_blocks_of_any_size_and_in_pai
 @given(
     seed=st.integers(0, 2**32), count=st.integers(1, 400), classes=st.integers(1, 40), side=st.sampled_from([60, 600])
 )
-def test_crowds_keep_the_same_boxes_in_blocks_and_in_pairs(seed: int, count: int, classes: int, side: int) -> None:
+def test_crowds_keep_the_same_boxes_at_once_in_blocks_and_in_pairs(
+    seed: int, count: int, classes: int, side: int
+) -> None:
     rng = np.random.default_rng(seed)
     corner = rng.random((count, 2), np.float32) * np.float32(side)
     boxes = np.concatenate((corner, corner + rng.random((count, 2), np.float32) * np.float32(40)), axis=1)
     labels = rng.integers(0, classes, count)
     found = []
-    for pairs in (-1, 400):  # times as many boxes: none, and all that there may be
+    for few, pairs in ((400, 0), (0, -1), (0, 400)):  # pairs, times as many boxes: none, and all that there may be
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nms_module, "FEW", few)
             patch.setattr(nms_module, "PAIRS", pairs)
             found.append(suppress(boxes, labels, 0.3, 100).tolist())
-    assert found[0] == found[1]
+    assert found[0] == found[1] == found[2]
 
 
 @given(problem=problems(), half=st.booleans())

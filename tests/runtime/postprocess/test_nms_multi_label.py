@@ -41,6 +41,7 @@ def test_any_rows_give_what_the_definition_says_however_many_are_looked_at_first
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(nms_module, "REACH", reach)
+        patch.setattr(nms_module, "FEW", 0)
         patch.setattr(nms_module, "BLOCK", block)
         found = nms(*problem, MANY)
     assert _kept(found) == reference(*problem, multi_label=True)

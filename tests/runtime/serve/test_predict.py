@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
@@ -19,7 +18,7 @@ import pytest
 
 import deploykit
 from tests.cell_model import RED
-from tests.serving import ASSETS, MARKERS, CellNetwork, load_markers, served
+from tests.serving import ASSETS, MARKERS, CellNetwork, load_markers, served, wait_for
 
 IMAGE = (ASSETS / "markers.jpg").read_bytes()
 
@@ -174,7 +173,7 @@ def test_another_method_is_refused_and_the_page_has_its_policy(markers: httpx.Cl
     assert markers.get("/v1/predict").status_code == 405
     page = markers.get("/")
     assert page.status_code == 200
-    assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "unsafe" not in page.headers["content-security-policy"]
     assert markers.get("/../access.py").status_code == 404
 
@@ -198,13 +197,6 @@ def test_requests_that_come_together_share_a_batch_and_each_gets_its_own() -> No
     assert network.batches == [1, 6]
     assert [answer["detections"][0]["box"][0] for answer in found] == [8 * x for x in range(7)]
     assert all(len(answer["detections"]) == 1 for answer in found)
-
-
-def wait_for(condition: Any) -> None:
-    until = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.005)
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
