@@ -151,7 +151,9 @@ class Guard:
         headers = {} if failure.retry_after is None else {"retry-after": str(failure.retry_after)}
         if failure.status == 401:
             headers["www-authenticate"] = "Bearer"
-        if failure.status == 413 or self._registry.draining:
+        if failure.allow:
+            headers["allow"] = failure.allow
+        if failure.status in (413, 504) or self._registry.draining:  # a body may be still on its way, however slowly
             headers["connection"] = "close"
         if failure.status == 413:
             await _discard(receive, self._registry.options.max_body)
@@ -172,4 +174,5 @@ async def _discard(receive: Receive, most: int) -> None:
 def refused(request: Any, error: Exception) -> JSONResponse:
     """Raise what Starlette refuses (an unknown path, another method) as a refusal of ours."""
     assert isinstance(error, HTTPException)
-    raise RefusedError(error.status_code, error.detail)
+    allow = (error.headers or {}).get("Allow", "GET, HEAD") if error.status_code == 405 else ""
+    raise RefusedError(error.status_code, error.detail, allow=allow)

@@ -64,27 +64,33 @@ FAILURES = {
     "504": "The request was not answered in its time limit.",
 }
 BINARY = {"type": "string", "format": "binary"}
+WRITTEN = {"type": "string", "enum": ["true", "false", "yes", "no", "1", "0", ""]}
+"""A boolean in an address or a form; empty: left out."""
 JSON = "application/json"
 
 
-def openapi_document(names: list[str]) -> dict[str, Any]:
-    """Return the document; ``names``: of the models."""
+def openapi_document(registry: Registry) -> dict[str, Any]:
+    """Return the document. It names the options that at least one of the models that are open has."""
+    names, taken = registry.names, set[str]().union(*(model.takes for model in registry.models))
+    parameters = {name: each for name, each in PARAMETERS.items() if name in taken or not taken}
     model = {"name": "model", "in": "query", "schema": {"type": "string", "enum": names}}
     version = {"name": "version", "in": "query", "schema": {"type": "string"}}
-    options = {name: {**schema, "description": text} for name, (_, schema, text) in PARAMETERS.items()}
+    options = {name: {**schema, "description": text} for name, (_, schema, text) in parameters.items()}
+    texts = {name: WRITTEN if each.get("type") == "boolean" else each for name, each in options.items()}
     queries = [
-        {"name": name, "in": "query", "schema": schema, "description": text}
-        for name, (_, schema, text) in PARAMETERS.items()
+        {"name": name, "in": "query", "schema": texts[name], "description": text}
+        for name, (_, _, text) in parameters.items()
     ]
     body = {
         "image/*": {"schema": BINARY},
         "application/octet-stream": {"schema": BINARY},
         "multipart/form-data": {
-            "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY, **options}}
+            "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY, **texts}}
         },
         JSON: {
             "schema": {
                 "type": "object",
+                "oneOf": [{"required": ["image"]}, {"required": ["url"]}],
                 "properties": {
                     "image": {"type": "string", "contentEncoding": "base64"},
                     "url": {"type": "string", "description": "Instead of image, where the server allows its host."},
@@ -141,10 +147,10 @@ def openapi_routes(registry: Registry) -> list[Route]:
     """Return the routes of the document and of its page."""
 
     async def document(_: Request) -> Response:
-        return JSONResponse(openapi_document(registry.names))
+        return JSONResponse(openapi_document(registry))
 
     async def page(_: Request) -> Response:
-        return HTMLResponse(_page(openapi_document(registry.names)))
+        return HTMLResponse(_page(openapi_document(registry)))
 
     return [Route("/openapi.json", document, methods=["GET"]), Route("/docs", page, methods=["GET"])]
 

@@ -49,11 +49,12 @@ class RefusedError(Exception):
         status: the status of HTTP.
         message: what the client is told.
         retry_after: seconds after which it may try again; None: that would not help.
+        allow: the methods that there are instead of the one that was asked.
     """
 
-    def __init__(self, status: int, message: str, retry_after: int | None = None) -> None:
+    def __init__(self, status: int, message: str, retry_after: int | None = None, allow: str = "") -> None:
         super().__init__(message)
-        self.status, self.message, self.retry_after = status, message, retry_after
+        self.status, self.message, self.retry_after, self.allow = status, message, retry_after, allow
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Failure:
         message: one sentence.
         retry_after: seconds after which to try again.
         inside: whether it is a fault of the server, whose cause is logged.
+        allow: the methods that there are, where the one that was asked is not among them; else empty.
     """
 
     status: int
@@ -75,6 +77,7 @@ class Failure:
     message: str
     retry_after: int | None = None
     inside: bool = False
+    allow: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the body of the answer."""
@@ -89,7 +92,10 @@ def failure_of(error: BaseException, private: Iterable[str] = ()) -> Failure:
         private: paths of the server's own, of which a message shows the last part alone.
     """
     if isinstance(error, RefusedError):
-        return Failure(error.status, _phrase(error.status), DeployError.exit_code, error.message, error.retry_after)
+        return Failure(
+            error.status, _phrase(error.status), DeployError.exit_code, error.message, error.retry_after,
+            allow=error.allow,
+        )  # fmt: skip
     if isinstance(error, TimeoutError):
         message = "the request was not answered within its time limit"
         return Failure(504, _phrase(504), DeployError.exit_code, message)

@@ -170,7 +170,14 @@ def test_a_body_without_a_declared_length_is_limited_too(markers: httpx.Client) 
 
 
 def test_another_method_is_refused_and_the_page_has_its_policy(markers: httpx.Client) -> None:
-    assert markers.get("/v1/predict").status_code == 405
+    for method, path, allowed in (
+        ("GET", "/v1/predict", {"POST"}),
+        ("TRACE", "/metrics", {"GET", "HEAD"}),
+        ("DELETE", "/", {"GET", "HEAD"}),
+    ):
+        answer = markers.request(method, path)
+        assert answer.status_code == 405
+        assert {each.strip() for each in answer.headers["allow"].split(",")} == allowed
     page = markers.get("/")
     assert page.status_code == 200
     assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -223,6 +230,7 @@ def test_a_request_has_its_time_and_one_whose_client_left_is_not_computed() -> N
         wait_for(lambda: network.batches == [1])
         late = httpx.post(f"{address}/v1/predict", content=cell_image(), headers={"x-request-timeout": "0.05"})
         assert late.status_code == 504
+        assert late.headers["connection"] == "close"
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{address}/v1/predict", content=cell_image(), timeout=httpx.Timeout(20, read=0.2))
         wait_for(lambda: registry.models[0].active == 1)
@@ -266,6 +274,9 @@ def test_openapi_describes_every_path_of_v1(markers: httpx.Client) -> None:
     result = {**document["components"]["schemas"]["Result"]}
     jsonschema.Draft202012Validator.check_schema(result)
     jsonschema.Draft202012Validator(result).validate(markers.post("/v1/predict", content=IMAGE).json())
+    models = markers.get("/v1/models").json()["models"]
+    asked = {each["name"] for each in document["paths"]["/v1/predict"]["post"]["parameters"]}
+    assert asked == {"model", "version", "format", "pixels"}.union(*(model["options"] for model in models))
     page = markers.get("/docs")
     assert page.headers["content-type"].startswith("text/html")
     assert "/v1/predict" in page.text
