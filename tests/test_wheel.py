@@ -57,6 +57,7 @@ MODULES = {
     "cuda-bindings": "cuda",
     "pillow": "PIL",
     "grpcio": "grpc",
+    "opentelemetry-sdk": "opentelemetry",
     "protobuf": "google",
     "nvidia-nvimgcodec-cu13": "nvidia",
 }

@@ -17,6 +17,7 @@ from deploykit.version import __version__
 GROUPS = {
     "run a model": {
         "predict": "run a model on images, folders, videos or a camera",
+        "serve": "answer requests with models, over HTTP and gRPC",
         "demo": "try it: find codes on an image by a small model that ships",
         "cluster": "run a model on many images by many processes or machines",
     },

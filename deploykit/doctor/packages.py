@@ -39,6 +39,7 @@ MODULES = {
     "uvicorn": "serves over HTTP",
     "python_multipart": "forms of requests",
     "grpc": "serves over gRPC",
+    "opentelemetry": "traces of a server",
     "prometheus_client": "metrics of a server",
     "ray": "many machines",
     "pyarrow": "Parquet files",

@@ -19,8 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from deploykit.errors import UsageError
 from deploykit.runtime.serve.core.calls import Call, call_of
 from deploykit.runtime.serve.core.failures import Failure, RefusedError, failure_of
-from deploykit.runtime.serve.core.logs import RequestLog
-from deploykit.runtime.serve.core.metrics import Metrics
+from deploykit.runtime.serve.core.observers import Observers
 from deploykit.runtime.serve.core.registry import Registry
 
 __all__ = ["Access", "Guard"]
@@ -84,11 +83,11 @@ class Guard:
         app: the layers within.
         registry: the models.
         access: who may ask.
-        metrics, log: what hears of requests that ended.
+        observers: what hears of requests that ended.
     """
 
-    def __init__(self, app: ASGIApp, registry: Registry, access: Access, metrics: Metrics, log: RequestLog) -> None:
-        self._app, self._registry, self._access, self._metrics, self._log = app, registry, access, metrics, log
+    def __init__(self, app: ASGIApp, registry: Registry, access: Access, observers: Observers) -> None:
+        self._app, self._registry, self._access, self._observers = app, registry, access, observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -118,9 +117,8 @@ class Guard:
             await self._answer(failure, scope, receive, sending)
             status = failure.status
         finally:
-            self._metrics.take(call, status)
             client = scope.get("client")
-            self._log.take(call, status, client[0] if client else "", cause)
+            self._observers.take(call, status, client[0] if client else "", cause)
 
     async def _within(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
         path = scope["path"]

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import mimetypes
 import os
-import sys
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from pathlib import Path
@@ -21,12 +20,12 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from deploykit.runtime.serve.access import Access, Guard, refused
-from deploykit.runtime.serve.core.logs import RequestLog
-from deploykit.runtime.serve.core.metrics import Metrics
+from deploykit.runtime.serve.core.observers import Observers
 from deploykit.runtime.serve.core.registry import Registry
 from deploykit.runtime.serve.oip.http import protocol_routes
 from deploykit.runtime.serve.openapi import openapi_routes
 from deploykit.runtime.serve.predict import predict_routes
+from deploykit.runtime.serve.streams import Streams
 
 __all__ = ["create_app"]
 
@@ -46,14 +45,12 @@ class PageFiles(StaticFiles):
         return response
 
 
-def create_app(
-    registry: Registry, *, metrics: Metrics | None = None, log: RequestLog | None = None, failed: Failed | None = None
-) -> Starlette:
+def create_app(registry: Registry, *, observers: Observers | None = None, failed: Failed | None = None) -> Starlette:
     """Return the app of the models of a registry, which it opens when it starts and closes when it stops.
 
     Args:
         registry: the models.
-        metrics, log: what hears of requests that ended; None: its own.
+        observers: what hears of requests that ended; None: its own.
         failed: called with the error of a model that cannot be opened. With it the app starts at once and is live, and
             ready when the models are open; without it, it starts when they are.
 
@@ -62,7 +59,7 @@ def create_app(
     """
     mimetypes.add_type("text/javascript", ".js")  # Windows may have registered another one, with which no module runs
     options = registry.options
-    counted, told = metrics or Metrics(registry), log or RequestLog(sys.stderr, options.log_format)
+    told = observers or Observers.of(registry)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncGenerator[None, None]:
@@ -79,18 +76,18 @@ def create_app(
             told.close()
 
     async def numbers(_: Request) -> Response:
-        return Response(counted.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(told.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     return Starlette(
         routes=[
             *protocol_routes(registry),
-            Mount("/v1", routes=predict_routes(registry)),
+            Mount("/v1", routes=[*predict_routes(registry), *Streams(registry).routes()]),
             *openapi_routes(registry),
             Route("/metrics", numbers, methods=["GET"]),
             Mount("/", PageFiles(directory=PAGE, html=True)),
         ],
         lifespan=lifespan,
-        middleware=[Middleware(Guard, registry, Access(options.token_file), counted, told)],
+        middleware=[Middleware(Guard, registry, Access(options.token_file), told)],
         exception_handlers={HTTPException: refused},
     )
 

@@ -8,7 +8,6 @@ import logging
 import signal
 import socket
 import ssl
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
@@ -21,8 +20,7 @@ from deploykit.errors import NoPermissionError, UsageError
 from deploykit.runtime.serve.access import Access
 from deploykit.runtime.serve.app import create_app
 from deploykit.runtime.serve.connections import connections_of
-from deploykit.runtime.serve.core.logs import RequestLog
-from deploykit.runtime.serve.core.metrics import Metrics
+from deploykit.runtime.serve.core.observers import Observers
 from deploykit.runtime.serve.core.options import ServeOptions
 from deploykit.runtime.serve.core.registry import Registry
 
@@ -62,19 +60,23 @@ class Server:
         options = registry.options
         self._registry, self._options = registry, options
         self._access = Access(options.token_file)
-        self._metrics, self._log = Metrics(registry), RequestLog(sys.stderr, options.log_format)
+        self._observers = Observers.of(registry)
         self._error: BaseException | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket = _listening(options.host, options.port)
         host, port = self._socket.getsockname()[:2]
         self.url = f"http{'s' * bool(options.tls_cert)}://{f'[{host}]' if ':' in host else host}:{port}"
         self.grpc_address = ""
-        self._http = _Uvicorn(self._config())
+        try:
+            self._http = _Uvicorn(self._config())
+        except BaseException:
+            self._socket.close()
+            raise
 
     def _config(self) -> uvicorn.Config:
         options = self._options
         config = uvicorn.Config(
-            create_app(self._registry, metrics=self._metrics, log=self._log, failed=self._fail),
+            create_app(self._registry, observers=self._observers, failed=self._fail),
             http=connections_of(options.connections),
             ws="none",
             lifespan="on",
@@ -143,7 +145,7 @@ class Server:
         from deploykit.runtime.serve.oip.grpc_server import GrpcServer
 
         credentials = _credentials(self._options)
-        return GrpcServer(self._registry, self._access.check, self._metrics, self._log, credentials)
+        return GrpcServer(self._registry, self._access.check, self._observers, credentials)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +23,7 @@ from deploykit.runtime.serve.core.batching import Batcher, Ticket
 from deploykit.runtime.serve.core.failures import RefusedError
 from deploykit.runtime.serve.core.options import ServeOptions
 from deploykit.runtime.serve.core.statistics import Statistics
+from deploykit.runtime.sources.frames import Frame
 
 __all__ = ["Answer", "ModelSource", "ServedModel", "modified"]
 
@@ -148,13 +149,29 @@ class ServedModel:
         with self._counted() as stages, self.admitted() as ticket:
             self._check_pixels(data)
             predictor = self.with_options(asked)
-            loop = asyncio.get_running_loop()
-            prepared: PreparedImage = await loop.run_in_executor(self._reading, predictor.prepare, data, name)
-            kind = (id(predictor), prepared.shape, prepared.tiled)
-            done = await self.batcher.compute(predictor.run, prepared, kind, ticket=ticket)
-            result: ImageResult = done.value
-            stages |= {"queue": done.queue_ms, **result.timings}
+            result = await self._predicted(predictor, partial(predictor.prepare, data, name), ticket, stages)
         return Answer(result, stages)
+
+    async def predict_frame(self, frame: Frame) -> Answer:
+        """Predict on a frame of a source, whose name and number the result has; the errors are those of
+        :meth:`predict`."""
+
+        def prepare() -> PreparedImage:
+            return replace(self.predictor.prepare(frame.image, frame.name), frame=frame)
+
+        with self._counted() as stages, self.admitted() as ticket:
+            result = await self._predicted(self.predictor, prepare, ticket, stages)
+        return Answer(result, stages)
+
+    async def _predicted(
+        self, predictor: Predictor[Any], prepare: Callable[[], PreparedImage], ticket: Ticket, stages: dict[str, float]
+    ) -> ImageResult:
+        prepared = await asyncio.get_running_loop().run_in_executor(self._reading, prepare)
+        kind = (id(predictor), prepared.shape, prepared.tiled)
+        done = await self.batcher.compute(predictor.run, prepared, kind, ticket=ticket)
+        result: ImageResult = done.value
+        stages |= {"queue": done.queue_ms, **result.timings}
+        return result
 
     def _check_pixels(self, data: bytes) -> None:
         """Check an image's size by its header; one that is not understood is refused where it is decoded."""

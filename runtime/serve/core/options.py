@@ -71,7 +71,7 @@ class ServeOptions:
 
     def __post_init__(self) -> None:
         for name, least in LEAST.items():
-            if getattr(self, name) < least:
+            if not getattr(self, name) >= least:  # which NaN is not either
                 raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
         for port in (self.port, self.grpc_port or 0):
             if not 0 <= port < 1 << 16:

@@ -14,8 +14,7 @@ from google.protobuf import json_format
 from deploykit.errors import DeployError, NotFoundError, UsageError
 from deploykit.runtime.serve.core.calls import Call, request_id
 from deploykit.runtime.serve.core.failures import Failure, RefusedError, failure_of
-from deploykit.runtime.serve.core.logs import RequestLog
-from deploykit.runtime.serve.core.metrics import Metrics
+from deploykit.runtime.serve.core.observers import Observers
 from deploykit.runtime.serve.core.registry import Registry
 from deploykit.runtime.serve.oip.facts import index, model_config, model_metadata, model_statistics, server_metadata
 from deploykit.runtime.serve.oip.http import check_reload
@@ -58,7 +57,7 @@ class GrpcServer:
     Args:
         registry: the models.
         check: who may ask.
-        metrics, log: what hears of requests that ended.
+        observers: what hears of requests that ended.
         credentials: the server's certificate and what it asks of clients; None: no TLS.
     """
 
@@ -66,11 +65,10 @@ class GrpcServer:
         self,
         registry: Registry,
         check: Check,
-        metrics: Metrics,
-        log: RequestLog,
+        observers: Observers,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        self._registry, self._check, self._metrics, self._log = registry, check, metrics, log
+        self._registry, self._check, self._observers = registry, check, observers
         options = registry.options
         most = options.max_body + HEADROOM
         self._server = grpc.aio.server(
@@ -140,8 +138,7 @@ class GrpcServer:
             LOG.debug("request %s failed", call.id, exc_info=e)
             return failure
         finally:
-            self._metrics.take(call, status)
-            self._log.take(call, status, _client(context), cause)
+            self._observers.take(call, status, _client(context), cause)
 
     async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         """Answer requests of one stream one by one, in order; an error is an answer too."""

@@ -1,0 +1,194 @@
+"""``/v1/stream``: results of a video, a camera or a live stream as they come, as events or as drawn images.
+
+A source is read while somebody listens, by one thread for all who listen to the same model. Whoever is slow misses
+results, and holds nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from deploykit.errors import NotFoundError, UsageError
+from deploykit.runtime.results.base import encode_image
+from deploykit.runtime.serve.core.calls import Call, call_of
+from deploykit.runtime.serve.core.describing import document
+from deploykit.runtime.serve.core.failures import RefusedError, failure_of
+from deploykit.runtime.serve.core.model import Answer, ServedModel
+from deploykit.runtime.serve.core.registry import Registry
+from deploykit.runtime.sources.frames import Frame
+from deploykit.runtime.sources.live import Live
+from deploykit.runtime.sources.opening import open_sources
+from deploykit.runtime.sources.video import Video
+
+__all__ = ["Streams"]
+
+LOG = logging.getLogger(__name__)
+
+MOST_LISTENERS = 64
+BOUNDARY = "frame"
+Shown = tuple[Answer, ServedModel]
+
+
+class _Channel:
+    """One source with one model: a task that reads and predicts, and those who listen.
+
+    Each listener has a place for the newest answer; None: there will be no more.
+    """
+
+    def __init__(self, registry: Registry, stream: str, model: str | None) -> None:
+        self.listeners: set[asyncio.Queue[Shown | BaseException | None]] = set()
+        self._registry, self._stream, self._model = registry, stream, model
+        self._task: asyncio.Task[None] | None = None
+
+    def join(self) -> asyncio.Queue[Shown | BaseException | None]:
+        """Begin to listen; the first listener starts the source."""
+        place: asyncio.Queue[Shown | BaseException | None] = asyncio.Queue(1)
+        self.listeners.add(place)
+        if self._task is None or self._task.done():
+            self._task = asyncio.ensure_future(self._play())
+        return place
+
+    def leave(self, place: asyncio.Queue[Shown | BaseException | None]) -> None:
+        """Stop to listen; the last listener stops the source."""
+        self.listeners.discard(place)
+        if not self.listeners and self._task is not None:
+            self._task.cancel()
+
+    async def _play(self) -> None:
+        end: BaseException | None = None
+        try:
+            await self._frames()
+        except Exception as e:
+            LOG.warning("the stream %s ended: %s", self._stream, e)
+            end = RefusedError(502, f"the stream {self._stream} cannot be read; the server's log has the reason")
+        finally:
+            self._put(end)
+
+    async def _frames(self) -> None:
+        source = await asyncio.to_thread(_opened, self._registry.options.streams[self._stream])
+        frames = source.frames(max_pixels=self._registry.options.max_pixels)
+        pause, start = 0.0 if source.live else 1 / max(source.fps, 1.0), time.monotonic()
+        reading: asyncio.Future[Frame | None] | None = None
+        try:
+            while self.listeners and not self._registry.draining:
+                reading = asyncio.ensure_future(asyncio.to_thread(next, frames, None))
+                frame = await asyncio.shield(reading)
+                if frame is None:
+                    return
+                model = self._registry.get(self._model)
+                with contextlib.suppress(RefusedError):  # its queue is full: this frame is left out
+                    self._put((await model.predict_frame(replace(frame, name=self._stream)), model))
+                if frame.number is not None and pause:
+                    await asyncio.sleep(start + (frame.number + 1) * pause - time.monotonic())
+        finally:
+            await asyncio.shield(asyncio.ensure_future(_closed(source, frames, reading)))
+
+    def _put(self, item: Shown | BaseException | None) -> None:
+        for place in self.listeners:
+            if place.full():
+                place.get_nowait()  # what its listener has not taken yet
+            place.put_nowait(item)
+
+
+async def _closed(source: Video, frames: Iterator[Frame], reading: asyncio.Future[Frame | None] | None) -> None:
+    """End a source, whose thread may still wait for a frame."""
+    if isinstance(source, Live):
+        source.close()
+    if reading is not None:
+        await asyncio.wait([reading])
+    close: Any = getattr(frames, "close", None)
+    if close is not None:
+        await asyncio.to_thread(close)
+
+
+def _opened(word: str) -> Video:
+    """Open a source of frames.
+
+    Raises:
+        UsageError: it is none. NotFoundError, FetchError, ImageError: it cannot be opened.
+    """
+    sources = open_sources(int(word) if word.isdecimal() else word)
+    if len(sources) != 1 or not isinstance(sources[0], Video):
+        raise UsageError("a stream is a video, a camera or a live stream")
+    return sources[0]
+
+
+class Streams:
+    """The streams of a server.
+
+    Args:
+        registry: the models.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._channels: dict[tuple[str, str | None], _Channel] = {}
+
+    def routes(self) -> list[Route]:
+        """Return the routes, below ``/v1``."""
+        return [Route("/stream", self._listed, methods=["GET"]), Route("/stream/{name}", self._sent, methods=["GET"])]
+
+    async def _listed(self, _: Request) -> Response:
+        return JSONResponse({"streams": list(self._registry.options.streams)})
+
+    async def _sent(self, request: Request) -> Response:
+        name, model = request.path_params["name"], request.query_params.get("model")
+        form = request.query_params.get("format", "events")
+        if name not in self._registry.options.streams:
+            raise NotFoundError(f"there is no stream {name[:100]!r} here")
+        if form not in ("events", "mjpeg"):
+            raise UsageError("format must be events or mjpeg")
+        self._registry.get(model)
+        channel = self._channels.setdefault((name, model), _Channel(self._registry, name, model))
+        if sum(len(each.listeners) for each in self._channels.values()) >= MOST_LISTENERS:
+            raise RefusedError(503, f"{MOST_LISTENERS} clients listen to streams, the most there may be", 10)
+        call = call_of(request.scope)
+        if form == "events":
+            return StreamingResponse(
+                self._events(channel, call), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            )
+        kind = f"multipart/x-mixed-replace; boundary={BOUNDARY}"
+        return StreamingResponse(self._images(channel), media_type=kind, headers={"cache-control": "no-store"})
+
+    async def _events(self, channel: _Channel, call: Call) -> AsyncGenerator[str]:
+        async for item in _heard(channel):
+            if isinstance(item, BaseException):
+                failure = failure_of(item, self._registry.private)
+                yield f"event: failure\ndata: {json.dumps(failure.to_dict())}\n\n"
+                continue
+            answer, model = item
+            text = json.dumps(document(answer, model, call))
+            yield f"event: result\nid: {answer.result.frame}\ndata: {text}\n\n"
+        yield "event: end\ndata: {}\n\n"
+
+    async def _images(self, channel: _Channel) -> AsyncGenerator[bytes]:
+        async for item in _heard(channel):
+            if isinstance(item, BaseException):
+                return
+            data = await asyncio.to_thread(lambda answer: encode_image(answer.result.draw(), Path("x.jpg")), item[0])
+            head = f"--{BOUNDARY}\r\ncontent-type: image/jpeg\r\ncontent-length: {len(data)}\r\n\r\n"
+            yield head.encode() + data + b"\r\n"
+
+
+async def _heard(channel: _Channel) -> AsyncGenerator[Shown | BaseException]:
+    """Yield what a channel sends, until it ends or the listener is gone."""
+    place = channel.join()
+    try:
+        while (item := await place.get()) is not None:
+            yield item
+            if isinstance(item, BaseException):
+                return
+    finally:
+        channel.leave(place)
