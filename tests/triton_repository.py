@@ -23,7 +23,7 @@ from deploykit.runtime.package.triton import repository_files
 from deploykit.runtime.package.writing import write_tree
 from deploykit.runtime.session import Session, open_session
 from tests.cell_model import BLUE, RED, cell_spec, planted, write_cell_model
-from tests.dense_networks import brightener, classifier, segmenter
+from tests.dense_networks import blurrer, brightener, classifier, segmenter
 from tests.foreign_exports import SIDE, ULTRALYTICS, names, v8, write_constant
 
 ASSETS = Path(deploykit.__file__).parent / "assets"
@@ -48,6 +48,9 @@ def _masks(file: Path) -> Path:
     return write_constant(file, {"output0": v8(extra=4), "output1": prototypes}, facts)
 
 
+Model = Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]
+"""Input tensors, and the names of the wanted outputs, to output tensors."""
+
 Case = tuple[Callable[[Path], Path], list[bytes]]
 
 BLOCKS = [planted((2, 3, RED), scale=8), planted((1, 1, BLUE), (6, 2, RED), scale=3, wide=2), planted(scale=2)]
@@ -71,6 +74,7 @@ CASES: dict[str, Case] = {
     "masks": (_masks, [png(np.full((300, 200, 3), 128, np.uint8))]),
     "classify": (lambda file: classifier(file, dynamic="batch"), [noise(90, 120), noise(40, 33)]),
     "segment": (lambda file: segmenter(file, dynamic="batch"), [noise(70, 50)]),
+    "tiles": (lambda file: blurrer(file, dynamic="batch"), [noise(50, 64)]),
     "restore": (lambda file: brightener(file, dynamic="shape"), [noise(50, 64)]),
 }
 """Task -> the function that writes a model, and encoded images for one request."""
@@ -95,11 +99,13 @@ class Ensemble:
     """Runs the ensemble of a repository as Triton would, and refuses tensors that are not as configured."""
 
     def __init__(self, repository: Path, name: str, patch: pytest.MonkeyPatch) -> None:
-        patch.setitem(sys.modules, "triton_python_backend_utils", backend_module())
-        self._repository = repository
+        self._repository, self._models = repository, dict[str, Model]()
+        patch.setitem(sys.modules, "triton_python_backend_utils", backend_module(self._models))
         self.config = config_of(repository / name)
-        self.configs = {step.model_name: config_of(repository / step.model_name) for step in self._steps}
-        self._models = {name: self._opened(name) for name in self.configs}
+        names = [step.model_name for step in self._steps] or [f"{name}_network", name]
+        self.configs = {name: config_of(repository / name) for name in names}
+        for each in names:
+            self._models[each] = self._opened(each)
 
     @property
     def _steps(self) -> Sequence[Any]:
@@ -111,6 +117,11 @@ class Ensemble:
         wanted = list(outputs) or [each.name for each in self.config.output]
         given = np.array(list(images), np.object_)
         tensors = {"image": given[:, None] if self.config.max_batch_size else given}
+        if not self._steps:  # a model that calls the network itself
+            _check(tensors, self.config.input, 0)
+            found = self._models[self.config.name](tensors, wanted)
+            _check(found, self.config.output, 0)
+            return found
         for step in self._steps:
             config = self.configs[step.model_name]
             inputs = {name: tensors[tensor] for name, tensor in step.input_map.items()}
@@ -122,7 +133,7 @@ class Ensemble:
             tensors |= {made[name]: value for name, value in found.items()}
         return {name: tensors[name] for name in wanted}
 
-    def _opened(self, name: str) -> Callable[[Mapping[str, Array], Sequence[str]], dict[str, Array]]:
+    def _opened(self, name: str) -> Model:
         config, version = self.configs[name], self._repository / name / "1"
         if config.backend != "python":
             session: Session = open_session(version / "model.onnx", device="cpu")
@@ -153,8 +164,8 @@ def python_model(file: Path) -> Any:
     return module.TritonPythonModel()
 
 
-def backend_module() -> ModuleType:
-    """A stand-in for the module that Triton gives its Python models."""
+def backend_module(models: Mapping[str, Model]) -> ModuleType:
+    """A stand-in for the module that Triton gives its Python models, which may call these models."""
     module: Any = ModuleType("triton_python_backend_utils")
 
     class TritonError:
@@ -169,6 +180,16 @@ def backend_module() -> ModuleType:
     module.TritonError, module.InferenceResponse = TritonError, response
     module.Tensor = lambda name, value: SimpleNamespace(name=name, value=value)
     module.get_input_tensor_by_name = lambda request, name: next(t for t in request.tensors if t.name == name)
+
+    def call(model_name: str, requested_output_names: list[str], inputs: list[Any], preferred_memory: Any) -> Any:
+        assert preferred_memory == ("CPU", 0)
+        found = models[model_name]({each.name: each.value for each in inputs}, requested_output_names)
+        tensors = [SimpleNamespace(name=name, as_numpy=lambda value=value: value) for name, value in found.items()]
+        return SimpleNamespace(exec=lambda: SimpleNamespace(tensors=tensors, has_error=lambda: False))
+
+    module.InferenceRequest, module.PreferredMemory = call, lambda *where: where
+    module.TRITONSERVER_MEMORY_CPU = "CPU"
+    module.get_output_tensor_by_name = module.get_input_tensor_by_name
     made: ModuleType = module
     return made
 

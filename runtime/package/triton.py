@@ -1,12 +1,16 @@
 """A model repository for Triton: the network, the steps around it, and the ensemble that joins them.
 
 Of a model ``best`` there are four: ``best`` is the ensemble, from an encoded image to a JSON document, and
-``best_preprocess``, ``best_network`` and ``best_postprocess`` are its steps. The fields of the configuration are
-described at https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto (BSD-3-Clause).
+``best_preprocess``, ``best_network`` and ``best_postprocess`` are its steps. Of a network that takes an image in tiles
+there are two: ``best`` is then a Python model that calls ``best_network`` once for each batch of tiles.
+
+The fields of the configuration are described at
+https://github.com/triton-inference-server/common/blob/main/protobuf/model_config.proto (BSD-3-Clause).
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 
 from deploykit.errors import ArtefactError, SpecError
@@ -16,8 +20,8 @@ from deploykit.runtime.package.options import TritonOptions
 from deploykit.runtime.package.text_format import Message, Word, text_of
 from deploykit.runtime.package.writing import Content
 from deploykit.runtime.session import TensorInfo
-from deploykit.runtime.triton.models import SPEC_FILE
-from deploykit.runtime.triton.steps import Preparation, fixed_spec
+from deploykit.runtime.triton.models import NETWORK_FILE, SPEC_FILE
+from deploykit.runtime.triton.steps import fixed_spec, in_tiles
 from deploykit.runtime.triton.tensors import (
     CANVAS,
     IMAGE,
@@ -33,7 +37,7 @@ from deploykit.spec import OutputTensor
 __all__ = ["repository_files"]
 
 KINDS = {"auto": "KIND_AUTO", "cpu": "KIND_CPU", "cuda": "KIND_GPU"}
-STEP = '''"""A step of an ensemble, which deploykit wrote; Triton's Python must have deploykit installed."""
+STEP = '''"""A model of Triton's Python backend, by deploykit, which Triton's Python must have."""
 
 from deploykit.runtime.triton.models import {name} as TritonPythonModel
 
@@ -47,7 +51,7 @@ def repository_files(
     """Return the files of one model in a repository: path -> content, the ensemble last, because it needs the others.
 
     Raises:
-        SpecError: the network takes images in tiles, or its outputs are not those of its spec.
+        SpecError: the network takes RAW files, or its outputs are not those of its spec.
         ArtefactError: a tensor has a type that Triton does not have.
     """
     return _Repository(model, network, options or TritonOptions()).files()
@@ -59,12 +63,13 @@ class _Repository:
     def __init__(self, model: PackagedModel, network: Network, options: TritonOptions) -> None:
         self.model, self.network, self.options = model, network, options
         self.spec = fixed_spec(network.spec, network.input)
-        Preparation(self.spec, network.input)  # refuses what no ensemble can do
+        self.tiled = in_tiles(self.spec, network.input)
         adapter_of(self.spec).check_outputs(network.outputs)
         batch = network.input.shape[0]
         self.batch = 0 if batch is not None else min(options.max_batch, network.most_batch or options.max_batch)
         self.slots = 1 if batch is None else batch
-        self.names = {step: f"{model.name}_{step}" for step in ("preprocess", "network", "postprocess")}
+        steps = ("network",) if self.tiled else ("preprocess", "network", "postprocess")
+        self.names = {step: f"{model.name}_{step}" for step in steps}
         self.arrays = result_arrays(self.spec)
         self.outputs = {tensor.name: self._output(tensor) for tensor in self.spec.output_tensors}
 
@@ -78,6 +83,13 @@ class _Repository:
         }
         if not self.model.is_engine:
             files |= {f"{names['network']}/1/{each.name}": each for each in self.model.beside}
+        if self.tiled:
+            name = self.model.name
+            files[f"{name}/config.pbtxt"] = text_of(self._predict())
+            files[f"{name}/1/model.py"] = STEP.format(name="Predict")
+            files[f"{name}/1/{SPEC_FILE}"] = spec
+            files[f"{name}/1/{NETWORK_FILE}"] = self._facts()
+            return files
         for step, config in (("preprocess", self._preprocess()), ("postprocess", self._postprocess())):
             files[f"{names[step]}/config.pbtxt"] = text_of(config)
             files[f"{names[step]}/1/model.py"] = STEP.format(name=step.capitalize())
@@ -115,7 +127,7 @@ class _Repository:
     def _preprocess(self) -> Message:
         given = self.network.input
         return {
-            **self._step("preprocess"),
+            **self._step(self.names["preprocess"], self.batch),
             "input": [self._image()],
             "output": [
                 self._tensor(CANVAS, given.dtype, self._dims(given.shape)),
@@ -129,7 +141,7 @@ class _Repository:
             for name, info in self.outputs.items()
         ]
         return {
-            **self._step("postprocess"),
+            **self._step(self.names["postprocess"], self.batch),
             "input": [*inputs, self._tensor(PLACEMENT, "int32", (*self._images, PLACES))],
             "output": self._results(),
         }
@@ -157,11 +169,23 @@ class _Repository:
             },
         }
 
-    def _step(self, step: str) -> dict[str, str | int | Sequence[Message]]:
+    def _predict(self) -> Message:
+        """Return the configuration of the model that calls the network itself; Triton does not batch its images."""
+        arrays = [self._tensor(each.name, each.dtype, (1, *each.dims)) for each in self.arrays]
+        image, document = ({"name": name, "data_type": Word("TYPE_STRING"), "dims": [1]} for name in (IMAGE, RESULT))
+        return {**self._step(self.model.name, 0), "input": [image], "output": [document, *arrays]}
+
+    def _facts(self) -> str:
+        """Return what that model must know about the network, as JSON."""
+        tensors = {"inputs": (self.network.input,), "outputs": self.network.outputs}
+        facts = {key: [vars(info) for info in infos] for key, infos in tensors.items()}
+        return json.dumps({"model": self.names["network"], "batch": max(self.batch, 1), **facts}, indent=1) + "\n"
+
+    def _step(self, name: str, batch: int) -> dict[str, str | int | Sequence[Message]]:
         return {
-            "name": self.names[step],
+            "name": name,
             "backend": "python",
-            "max_batch_size": self.batch,
+            "max_batch_size": batch,
             "instance_group": [{"count": self.options.workers, "kind": Word("KIND_CPU")}],
         }
 

@@ -20,7 +20,7 @@ from deploykit.runtime.session import TensorInfo
 from deploykit.runtime.triton.tensors import placed, placement_of
 from deploykit.spec import ModelSpec
 
-__all__ = ["Decoding", "Preparation", "fixed_spec"]
+__all__ = ["Decoding", "Preparation", "fixed_spec", "in_tiles"]
 
 
 def fixed_spec(spec: ModelSpec, info: TensorInfo) -> ModelSpec:
@@ -30,6 +30,18 @@ def fixed_spec(spec: ModelSpec, info: TensorInfo) -> ModelSpec:
     return replace(spec, input=replace(spec.input, fit=replace(spec.input.fit, auto=False)))
 
 
+def in_tiles(spec: ModelSpec, info: TensorInfo) -> bool:
+    """Return whether a network with this input takes an image in tiles.
+
+    Raises:
+        SpecError: it takes the mosaics of RAW files, which are files and not encoded images.
+    """
+    adapter = adapter_of(spec)
+    if adapter.takes_raw:
+        raise SpecError("this network takes the mosaics of RAW files, which Triton does not get: run it with predict")
+    return adapter.tiling(fixed_size=None not in info.shape[2:], batch=1) is not None
+
+
 class Preparation:
     """Encoded images to the network's input.
 
@@ -37,20 +49,11 @@ class Preparation:
         spec: the spec of the network, from :func:`fixed_spec`.
         info: the network's input.
         options: of the prediction; ``max_pixels`` is used.
-
-    Raises:
-        SpecError: the network takes its images in tiles, or the mosaics of RAW files.
     """
 
     def __init__(self, spec: ModelSpec, info: TensorInfo, options: PredictOptions | None = None) -> None:
         self._options = options or PredictOptions()
         self._canvas, self._info = spec.input, info
-        adapter = adapter_of(spec)
-        if adapter.takes_raw or adapter.tiling(fixed_size=None not in info.shape[2:], batch=1) is not None:
-            raise SpecError(
-                "this network takes an image in tiles, in as many runs as it has tiles, which the steps of an ensemble "
-                "cannot do: export it with --dynamic shape"
-            )
 
     def __call__(self, images: Sequence[bytes]) -> tuple[Array, Array]:
         """Return the network's input ``(B, C, H, W)``, and where the images lie on it, ``int32 (len(images), 8)``.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,13 @@ def configs(tmp_path: Path, case: str, options: TritonOptions | None = None) -> 
 @pytest.mark.parametrize("case", CASES)
 def test_every_configuration_fits_the_schema_and_names_its_folder(case: str, tmp_path: Path) -> None:
     found = configs(tmp_path, case)
-    assert set(found) == {case, *(f"{case}_{step}" for step in ("preprocess", "network", "postprocess"))}
+    steps = ("network",) if case == "tiles" else ("preprocess", "network", "postprocess")
+    assert set(found) == {case, *(f"{case}_{step}" for step in steps)}
     assert all(config.name == name for name, config in found.items())
-    assert len({config.max_batch_size for config in found.values()}) == 1
+    assert case == "tiles" or len({config.max_batch_size for config in found.values()}) == 1
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", sorted(set(CASES) - {"tiles"}))
 def test_the_steps_are_joined_by_tensors_of_one_type_and_shape(case: str, tmp_path: Path) -> None:
     found = configs(tmp_path, case)
     ensemble = found[case]
@@ -98,9 +100,18 @@ def test_the_bytes_are_the_same_again_and_hold_no_path_of_this_machine(tmp_path:
     assert not [name for name, data in texts[0].items() if str(tmp_path).encode() in data]
 
 
-def test_a_network_that_runs_in_tiles_is_refused(tmp_path: Path) -> None:
-    (model,) = packaged_models([str(brightener(tmp_path / "m.onnx", kind="tile"))])
-    with pytest.raises(SpecError, match=r"takes an image in tiles.*--dynamic shape"):
+def test_a_network_that_runs_in_tiles_is_called_by_a_model_that_is_not_batched(tmp_path: Path) -> None:
+    found = configs(tmp_path, "tiles", TritonOptions(max_batch=4, workers=3))
+    assert (found["tiles"].max_batch_size, found["tiles"].backend) == (0, "python")
+    assert found["tiles"].instance_group[0].count == 3
+    assert found["tiles_network"].max_batch_size == 4
+    facts = json.loads((tmp_path / "repository" / "tiles" / "1" / "network.json").read_text())
+    assert (facts["model"], facts["batch"]) == ("tiles_network", 4)
+
+
+def test_a_network_for_raw_files_is_refused(tmp_path: Path) -> None:
+    (model,) = packaged_models([str(brightener(tmp_path / "m.onnx", kind="tile", channels=4))])
+    with pytest.raises(SpecError, match="takes the mosaics of RAW files, which Triton does not get"):
         repository_files(model, network_of(model))
 
 
