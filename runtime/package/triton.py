@@ -172,8 +172,8 @@ class _Repository:
     def _predict(self) -> Message:
         """Return the configuration of the model that calls the network itself; Triton does not batch its images."""
         arrays = [self._tensor(each.name, each.dtype, (1, *each.dims)) for each in self.arrays]
-        image, document = ({"name": name, "data_type": Word("TYPE_STRING"), "dims": [1]} for name in (IMAGE, RESULT))
-        return {**self._step(self.model.name, 0), "input": [image], "output": [document, *arrays]}
+        image: Message = {"name": IMAGE, "data_type": Word("TYPE_STRING"), "dims": [1]}
+        return {**self._step(self.model.name, 0), "input": [image], "output": [{**image, "name": RESULT}, *arrays]}
 
     def _facts(self) -> str:
         """Return what that model must know about the network, as JSON."""
