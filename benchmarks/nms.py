@@ -24,7 +24,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import cv2
@@ -117,6 +117,7 @@ def _in_graph(rows: Array, layout: RawDetections) -> dict[str, Callable[[], obje
     return variants
 
 
+@cache
 def _decision(mode: NmsMode, count: int, layout: RawDetections, points: int) -> bytes:
     """An ONNX file that takes rows and gives detections, as an export ends."""
     classes = tuple(map(str, range(layout.cls[1] - layout.cls[0])))

@@ -186,7 +186,7 @@ def of_model(peer: Peer, name: str, photo: Array, folder: Path, args: argparse.N
         difference = {"score": score}
     else:
         difference = output_differences(outputs["theirs"], outputs["ours"], extra, free)
-    objects, predictions = run_predictions(
+    objects, predictions, processor = run_predictions(
         peer, files | {"checkpoint": weights}, task, options, (photo, img, args.rounds)
     )
     return {
@@ -199,6 +199,7 @@ def of_model(peer: Peer, name: str, photo: Array, folder: Path, args: argparse.N
         "network": network,
         "objects": objects,
         "predict": predictions,
+        "processor": processor,
     }
 
 
@@ -221,37 +222,44 @@ def softmax(logits: Array) -> Array:
 
 def run_predictions(
     peer: Peer, files: dict[str, Path], task: str, options: dict[str, Any], given: tuple[Array, int, int]
-) -> tuple[dict[str, float], dict[str, float]]:
-    """What both predict on the photo, and the median milliseconds of turns from pixels to results."""
+) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+    """What both predict on the photo, and the median milliseconds of turns from pixels to results: of the clock, and of
+    the processor in all threads, which a busy machine changes less.
+
+    Both sides run the full square: ``rect``, which is off there, makes the smallest rectangle for a checkpoint.
+    """
     photo, img, rounds = given
     folder = files["ours"].parent
     settings = {"imgsz": img, "rect": False, "retina_masks": True} | options
     top = 1000 if task == "classify" else None
     predictor: Predictor[Any] = deploykit.load(files["ours"], device="cpu", top=top)
 
-    def theirs(kind: str) -> float:
+    def theirs(kind: str) -> tuple[float, float]:
         asked = {"file": str(files[kind]), "task": task, "image": str(folder / "photo.npy"), "options": settings}
-        return float(peer.ask("predict", out=str(folder / f"{kind}.npz"), **asked)["ms"])
+        answer = peer.ask("predict", out=str(folder / f"{kind}.npz"), **asked)
+        return float(answer["ms"]), float(answer["processor ms"])
 
-    def ours() -> float:
-        start = time.perf_counter()
+    def ours() -> tuple[float, float]:
+        start, worked = time.perf_counter(), time.process_time()
         results.append(predictor(photo))
-        return (time.perf_counter() - start) * 1e3
+        return (time.perf_counter() - start) * 1e3, (time.process_time() - worked) * 1e3
 
     results: list[Any] = []
     sides = {"theirs, checkpoint": lambda: theirs("checkpoint"), "theirs, ONNX": lambda: theirs("theirs"), "ours": ours}
     taken: dict[str, list[float]] = {side: [] for side in sides}
+    worked: dict[str, list[float]] = {side: [] for side in sides}
     warmup = 2 if rounds else 1
     for number in range(warmup + rounds):
         for side, run in sides.items():
-            ms = run()
+            ms, processor_ms = run()
             time.sleep(PAUSE)
             if number >= warmup:
                 taken[side].append(ms)
+                worked[side].append(processor_ms)
     predictor.close()
     with np.load(folder / "theirs.npz") as arrays:
         found = object_differences(dict(arrays), as_arrays(results[-1]))
-    return found, medians(taken) if rounds else {}
+    return (found, medians(taken), medians(worked)) if rounds else (found, {}, {})
 
 
 def as_arrays(result: Any) -> dict[str, Array]:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -63,23 +64,58 @@ def test_what_is_not_here_is_said_and_a_failure_stops_nothing(
 ) -> None:
     ran: list[list[str]] = []
 
-    def run(command: list[str], **_: Any) -> SimpleNamespace:
+    def run_for(seconds: float, command: list[str]) -> int | None:
         ran.append(command)
-        return SimpleNamespace(returncode=int("nms.py" in str(command) or "-c" in command))
+        return None if "cost.py" in str(command) else int("nms.py" in str(command))
 
-    monkeypatch.setattr(every.subprocess, "run", run)
+    monkeypatch.setattr(every, "run_for", run_for)
+    monkeypatch.setattr(every.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=1))  # no CUDA
     monkeypatch.setattr(every, "write_page", lambda out, page: page)
     assert called(every, monkeypatch, "--quick", "--out", tmp_path, "--weights", "w.pt") == 1
     out = capsys.readouterr().out
     assert "ultralytics_peer: left out, it needs --peer-python" in out
     assert "kernels: left out, it needs a GPU" in out
-    assert "failed: nms" in out
-    scripts = [Path(command[1]).stem for command in ran if command[1] != "-c"]
-    assert scripts == ["pre_post", "nms", "selection", "end_to_end", "cost", "memory", "export_time"]
+    assert "cost: ended, its time is over" in out
+    assert "failed: nms, cost" in out
+    scripts = [Path(command[1]).stem for command in ran]
+    assert scripts == ["pre_post", "nms", "selection", "end_to_end", "cost", "pipelines", "memory", "export_time"]
     (words,) = (command for command in ran if command[1].endswith("end_to_end.py"))
     assert words[-2:] == ["--weights", "w.pt"]
     for one in every.BENCHMARKS:
         assert (BENCHMARKS / f"{one.name}.py").is_file()
+
+
+def test_all_of_it_takes_at_most_25_minutes(every: ModuleType) -> None:
+    assert sum(one.seconds for one in every.BENCHMARKS if one.needs != "cuda") <= 25 * 60
+
+
+def test_a_benchmark_whose_time_is_over_is_ended_with_what_it_started(every: ModuleType, tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    child = f"import os, pathlib, time; pathlib.Path({str(started)!r}).write_text(str(os.getpid())); time.sleep(600)"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    seconds = 0.0
+    while not started.exists() or not started.read_text():  # a busy machine takes long to start it
+        seconds += 2
+        assert every.run_for(seconds, [sys.executable, "-c", parent]) is None
+    number = int(started.read_text())
+    for _ in range(100):
+        if _gone(number):
+            return
+        time.sleep(0.1)
+    pytest.fail(f"the process {number} still runs")
+
+
+def _gone(number: int) -> bool:
+    """Whether a process has ended; one that nobody has waited for is a zombie."""
+    try:
+        state = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return state == "Z"
+
+
+def test_an_exit_code_comes_back(every: ModuleType) -> None:
+    assert every.run_for(60.0, [sys.executable, "-c", "raise SystemExit(3)"]) == 3
 
 
 @pytest.mark.slow

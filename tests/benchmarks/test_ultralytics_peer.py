@@ -135,6 +135,7 @@ def test_times_are_divided_by_theirs() -> None:
         "export": {"theirs": 4.0, "ours": 8.0, "ours, --no-check": 2.0},
         "network": {"theirs": 50.0, "ours": 40.0},
         "predict": {"theirs, checkpoint": 80.0, "theirs, ONNX": 60.0, "ours": 45.0},
+        "processor": {"theirs, checkpoint": 90.0, "theirs, ONNX": 100.0, "ours": 70.0},
         "megabytes": {"checkpoint": 2.0, "theirs": 5.0, "ours": 4.0},
         "nodes": {"theirs": 300, "ours": 200},
     }
@@ -143,6 +144,7 @@ def test_times_are_divided_by_theirs() -> None:
         "| n | 4.0 | 8.0 (2.00) | 2.0 (0.50) |",
         "| n | 50.0 | 40.0 (0.80) |",
         "| n | 80.0 (1.33) | 60.0 | 45.0 (0.75) |",
+        "| n | 90.0 (0.90) | 100.0 | 70.0 (0.70) |",
         "| n | 2.00 (0.40) | 5.00 | 4.00 (0.80) |",
         "| n | 300 | 200 (0.67) |",
     ]
