@@ -26,8 +26,9 @@ MAX_BYTES = 1 << 20
 TYPED = {"--help", "--version", "--config", "--no-config", "--list", "--model", "--weights", "--engine", "--source"}
 """Options that only the command line may give: what a command is run on, and what it is asked once."""
 
-TRUSTED = {"--force", "--url", "--sha256", "--timm-pretrained"}
-"""Options that only a file may give which the user has named: they replace files, or load from the network."""
+TRUSTED = {"--executable", "--force", "--image", "--sha256", "--storage-uri", "--timm-pretrained", "--url"}
+"""Options that only a file may give which the user has named: they replace files, load from the network, or choose
+what a server will run."""
 
 PATHS = {"FILE", "DIR", "FOLDER", "PATH", "IMAGE", "OUT"}
 """Metavars of options that name files: relative to the folder of the configuration file."""

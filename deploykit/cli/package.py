@@ -35,18 +35,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     triton_flags().add(parser)
     places = parser.add_argument_group("where the server runs")
     places.add_argument("--name", metavar="NAME", help="of the image or the service (default: that of the first model)")
-    places.add_argument("--image", metavar="IMAGE", help="--kserve: the image that --docker describes, in a registry")
+    places.add_argument(
+        "--image", metavar="REFERENCE", help="--kserve: the image that --docker describes, in a registry"
+    )
     places.add_argument(
         "--storage-uri", metavar="URI", help="--kserve: have Triton serve the repository of --triton that lies here"
     )
     places.add_argument("--host", metavar="HOST", help="--systemd: the address to listen on (default 127.0.0.1)")
     places.add_argument(
         "--executable",
-        metavar="PATH",
+        metavar="PROGRAM",
         help="--systemd: deploykit on that machine (default /opt/deploykit/bin/deploykit)",
     )
     places.add_argument(
-        "--models-at", metavar="DIR", help="--systemd: the folder of NAME/FILE there (default /srv/deploykit)"
+        "--models-at", metavar="PLACE", help="--systemd: the folder of NAME/FILE there (default /srv/deploykit)"
     )
     others = parser.add_argument_group("others")
     others.add_argument("--spec", metavar="FILE", help="the spec of models that do not carry their own (JSON)")

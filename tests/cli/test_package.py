@@ -79,3 +79,18 @@ def test_options_of_another_target_are_refused(
     assert main(["package", str(file), *words]) == UsageError.exit_code
     assert said in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_file_of_the_folder_does_not_choose_what_a_server_will_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = write_cell_model(tmp_path / "a.onnx", spec=cell_spec())
+    (tmp_path / "deploykit.toml").write_text('[package]\nimage = "registry.example/a:1"\nmodels-at = "/data"\n')
+    words = ["package", str(file), "--kserve", "k.yaml"]
+    assert main(words) == UsageError.exit_code
+    assert "image" in capsys.readouterr().err
+    assert not (tmp_path / "k.yaml").exists()
+    (tmp_path / "deploykit.toml").write_text('[package]\nimage = "registry.example/a:1"\n')
+    assert main([*words, "--config", "deploykit.toml"]) == 0
+    assert "image: registry.example/a:1\n" in (tmp_path / "k.yaml").read_text()
