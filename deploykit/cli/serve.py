@@ -46,6 +46,8 @@ def serve_flags() -> Flags[ServeOptions]:
                 Flag("--tls-cert", "tls_cert", "the server's certificate (PEM)", "FILE"),
                 Flag("--tls-key", "tls_key", "its key (PEM)", "FILE"),
                 Flag("--tls-client-ca", "tls_client_ca", "authorities of clients' certificates (PEM)", "FILE"),
+                Flag("--allow-host", "allow_host", "another name under which a server on 127.0.0.1 is asked", "NAME",
+                     repeats=True, fills=tuple),
                 Flag("--allow-url", "allow_url", "fetch images from this host; may be repeated", "HOST", repeats=True,
                      fills=tuple),
                 Flag("--allow-reload", "allow_reload", "let clients load a model again"),

@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import hmac
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
@@ -20,6 +21,7 @@ from deploykit.errors import UsageError
 from deploykit.runtime.serve.core.calls import Call, call_of
 from deploykit.runtime.serve.core.failures import Failure, RefusedError, failure_of
 from deploykit.runtime.serve.core.observers import Observers
+from deploykit.runtime.serve.core.options import is_loopback
 from deploykit.runtime.serve.core.registry import Registry
 
 __all__ = ["Access", "Guard"]
@@ -41,6 +43,8 @@ CLOSED = ("/v1", "/v2", "/metrics", "/openapi.json", "/docs")
 """What needs a token; the page asks for one, and health is for whoever starts and stops servers."""
 HEALTH = "/v2/health/"
 STREAMS = "/v1/stream/"
+Hosts = Collection[str] | None
+
 LIMIT = "x-request-timeout"
 LINGER = 2.0  # seconds
 
@@ -84,10 +88,15 @@ class Guard:
         registry: the models.
         access: who may ask.
         observers: what hears of requests that ended.
+        hosts: the names under which the server may be asked; None: any. A page elsewhere whose name was made to lead
+            here (DNS rebinding) would have another one.
     """
 
-    def __init__(self, app: ASGIApp, registry: Registry, access: Access, observers: Observers) -> None:
+    def __init__(
+        self, app: ASGIApp, registry: Registry, access: Access, observers: Observers, hosts: Hosts = None
+    ) -> None:
         self._app, self._registry, self._access, self._observers = app, registry, access, observers
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -123,6 +132,7 @@ class Guard:
     async def _within(self, scope: Scope, receive: Receive, send: Send, call: Call) -> None:
         path = scope["path"]
         headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        self._check_origin(scope["method"], headers)
         if path.startswith(CLOSED) and not path.startswith(HEALTH):
             self._access.check(headers.get(b"authorization", ""))
             if self._registry.draining:
@@ -130,6 +140,18 @@ class Guard:
         seconds = None if path.startswith(STREAMS) else self._limit(headers)
         async with asyncio.timeout(seconds):
             await self._app(scope, receive, send)
+
+    def _check_origin(self, method: str, headers: Mapping[bytes, str]) -> None:
+        """Refuse what a browser was made to send by the page of somebody else.
+
+        Raises:
+            RefusedError: it is that.
+        """
+        if method not in ("GET", "HEAD") and headers.get(b"sec-fetch-site") == "cross-site":
+            raise RefusedError(403, "pages of other servers may not ask this one")
+        host = urlsplit(f"//{headers.get(b'host', '')}").hostname or ""
+        if self._hosts is not None and not is_loopback(host) and host not in self._hosts:
+            raise RefusedError(421, "this server is not asked under that name; --allow-host names others")
 
     def _limit(self, headers: Mapping[bytes, str]) -> float:
         """Return the seconds that a request may take: the server's, or fewer where the client says so."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import mimetypes
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +45,13 @@ class PageFiles(StaticFiles):
         return response
 
 
-def create_app(registry: Registry, *, observers: Observers | None = None, failed: Failed | None = None) -> Starlette:
+def create_app(
+    registry: Registry,
+    *,
+    observers: Observers | None = None,
+    failed: Failed | None = None,
+    hosts: Collection[str] | None = None,
+) -> Starlette:
     """Return the app of the models of a registry, which it opens when it starts and closes when it stops.
 
     Args:
@@ -53,6 +59,7 @@ def create_app(registry: Registry, *, observers: Observers | None = None, failed
         observers: what hears of requests that ended; None: its own.
         failed: called with the error of a model that cannot be opened. With it the app starts at once and is live, and
             ready when the models are open; without it, it starts when they are.
+        hosts: the names under which it may be asked, besides those of this machine's own addresses; None: any.
 
     Raises:
         UsageError: the token file has no token.
@@ -87,7 +94,7 @@ def create_app(registry: Registry, *, observers: Observers | None = None, failed
             Mount("/", PageFiles(directory=PAGE, html=True)),
         ],
         lifespan=lifespan,
-        middleware=[Middleware(Guard, registry, Access(options.token_file), told)],
+        middleware=[Middleware(Guard, registry, Access(options.token_file), told, hosts)],
         exception_handlers={HTTPException: refused},
     )
 

@@ -19,7 +19,7 @@ from deploykit.runtime.results.base import ImageResult, encode_image
 from deploykit.runtime.serve.bodies import body_of
 from deploykit.runtime.serve.core.asked import asked_options
 from deploykit.runtime.serve.core.calls import call_of
-from deploykit.runtime.serve.core.describing import colours, document, model_facts
+from deploykit.runtime.serve.core.describing import colours, documented, model_facts
 from deploykit.runtime.serve.core.model import ServedModel
 from deploykit.runtime.serve.core.options import ServeOptions
 from deploykit.runtime.serve.core.receiving import while_connected
@@ -56,7 +56,7 @@ def predict_routes(registry: Registry) -> list[Route]:
             answer = await model.predict(data, body.name or UNNAMED, asked_options({**query, **fields}, model))
             call.stages.update(answer.timings)
             if shape == "json":
-                found = document(answer, model, call)
+                found = await documented(answer, model, call)
                 if pixels and (png := await asyncio.to_thread(answer.result.to_png)):
                     found["png"] = base64.b64encode(png).decode()
                 return JSONResponse(found)

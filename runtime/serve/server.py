@@ -21,7 +21,7 @@ from deploykit.runtime.serve.access import Access
 from deploykit.runtime.serve.app import create_app
 from deploykit.runtime.serve.connections import connections_of
 from deploykit.runtime.serve.core.observers import Observers
-from deploykit.runtime.serve.core.options import ServeOptions
+from deploykit.runtime.serve.core.options import ServeOptions, is_loopback
 from deploykit.runtime.serve.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ class Server:
 
     def _config(self) -> uvicorn.Config:
         options = self._options
+        hosts = options.allow_host if is_loopback(options.host) and options.token_file is None else None
         config = uvicorn.Config(
-            create_app(self._registry, observers=self._observers, failed=self._fail),
+            create_app(self._registry, observers=self._observers, failed=self._fail, hosts=hosts),
             http=connections_of(options.connections),
             ws="none",
             lifespan="on",

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from deploykit.errors import NotFoundError, UsageError
 from deploykit.runtime.results.base import encode_image
 from deploykit.runtime.serve.core.calls import Call, call_of
-from deploykit.runtime.serve.core.describing import document
+from deploykit.runtime.serve.core.describing import documented
 from deploykit.runtime.serve.core.failures import RefusedError, failure_of
 from deploykit.runtime.serve.core.model import Answer, ServedModel
 from deploykit.runtime.serve.core.registry import Registry
@@ -169,7 +169,7 @@ class Streams:
                 yield f"event: failure\ndata: {json.dumps(failure.to_dict())}\n\n"
                 continue
             answer, model = item
-            text = json.dumps(document(answer, model, call))
+            text = json.dumps(await documented(answer, model, call))
             yield f"event: result\nid: {answer.result.frame}\ndata: {text}\n\n"
         yield "event: end\ndata: {}\n\n"
 

@@ -66,9 +66,9 @@ OPTIONS = {
     "demo": {"--out"},
     "serve": {
         "MODEL", "--host", "--port", "--grpc-port", "--token-file", "--tls-cert", "--tls-key", "--tls-client-ca",
-        "--allow-url", "--allow-reload", "--max-batch", "--batch-window", "--queue", "--timeout", "--max-body",
-        "--max-pixels", "--connections", "--drain", "--log-format", "--stream", "--device", "--threads", "--workers",
-        "--verify",
+        "--allow-host", "--allow-url", "--allow-reload", "--max-batch", "--batch-window", "--queue", "--timeout",
+        "--max-body", "--max-pixels", "--connections", "--drain", "--log-format", "--stream", "--device", "--threads",
+        "--workers", "--verify",
     },
     "help": {"WHAT", "TOPIC"},
     "doctor": {"--json"},

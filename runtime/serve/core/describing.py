@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from deploykit.describe import preprocessing
@@ -10,7 +11,7 @@ from deploykit.runtime.serve.core.asked import PARAMETERS
 from deploykit.runtime.serve.core.calls import Call
 from deploykit.runtime.serve.core.model import Answer, ServedModel
 
-__all__ = ["colours", "document", "model_facts"]
+__all__ = ["colours", "document", "documented", "model_facts"]
 
 COLOURS = 288  # after which those of the palette come again
 
@@ -52,6 +53,13 @@ def document(answer: Answer, model: ServedModel, call: Call) -> dict[str, Any]:
         "timings": {stage: round(ms, 3) for stage, ms in answer.timings.items()},
         "request_id": call.id,
     }
+
+
+async def documented(answer: Answer, model: ServedModel, call: Call) -> dict[str, Any]:
+    """Return the same; masks, whose runs take long to find, hold no other request up."""
+    if model.predictor.spec.task == "instances":
+        return await asyncio.to_thread(document, answer, model, call)
+    return document(answer, model, call)
 
 
 def _option(model: ServedModel, name: str, limits: dict[str, Any]) -> dict[str, Any]:

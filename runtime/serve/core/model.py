@@ -29,6 +29,7 @@ __all__ = ["Answer", "ModelSource", "ServedModel", "modified"]
 
 VARIANTS = 32  # sets of options whose predictors are kept
 RETRY = 1  # seconds
+IMAGES = 8  # of the largest size that may be here at the same time: so much memory do requests take together
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class ServedModel:
         options: ServeOptions,
     ) -> None:
         self.source, self.predictor, self.options = source, predictor, options
-        self.active = 0
+        self.active = self.pixels = 0
         self.statistics = Statistics()
         self.dynamic_batch = predictor.session.inputs[0].shape[0] is None
         self.most = options.max_batch if self.dynamic_batch else predictor.batch
@@ -147,9 +148,9 @@ class ServedModel:
             DeployError: what :class:`Predictor` raises.
         """
         with self._counted() as stages, self.admitted() as ticket:
-            self._check_pixels(data)
             predictor = self.with_options(asked)
-            result = await self._predicted(predictor, partial(predictor.prepare, data, name), ticket, stages)
+            with self._room_for(data):
+                result = await self._predicted(predictor, partial(predictor.prepare, data, name), ticket, stages)
         return Answer(result, stages)
 
     async def predict_frame(self, frame: Frame) -> Answer:
@@ -173,14 +174,25 @@ class ServedModel:
         stages |= {"queue": done.queue_ms, **result.timings}
         return result
 
-    def _check_pixels(self, data: bytes) -> None:
-        """Check an image's size by its header; one that is not understood is refused where it is decoded."""
-        header = read_header(data)
-        if header is not None and header.size[0] * header.size[1] > self.options.max_pixels:
-            height, width = header.size
-            raise RefusedError(
-                413, f"the image declares {width} x {height} pixels, more than the {self.options.max_pixels:,} allowed"
-            )
+    @contextlib.contextmanager
+    def _room_for(self, data: bytes) -> Iterator[None]:
+        """Check an image's size by its header, and count its pixels while the context lasts; one whose header is not
+        understood is refused where it is decoded.
+
+        Raises:
+            RefusedError: it declares too many pixels, or the images that are here have as many as there may be.
+        """
+        header, most = read_header(data), self.options.max_pixels
+        height, width = (0, 0) if header is None else header.size
+        if height * width > most:
+            raise RefusedError(413, f"the image declares {width} x {height} pixels, more than the {most:,} allowed")
+        if self.pixels + height * width > IMAGES * most:
+            raise RefusedError(503, "the images that wait for this model have as many pixels as they may", RETRY)
+        self.pixels += height * width
+        try:
+            yield
+        finally:
+            self.pixels -= height * width
 
     async def infer(self, inputs: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, float]]:
         """Run the bare network on tensors, whose first axis is that of the batch where it is dynamic.

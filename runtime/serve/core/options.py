@@ -35,6 +35,8 @@ class ServeOptions:
         max_body: bytes of a request.
         max_pixels: the most pixels that an image may declare.
         connections: the most open connections; further ones are refused (503).
+        allow_host: names under which a server on this machine's own address may be asked, besides ``localhost`` and
+            its addresses, as by a server in front of it that passes the name on.
         allow_url: hosts whose images may be fetched by their address; none: addresses are refused.
         allow_reload: let clients load a model again (``POST /v2/repository/models/NAME/load``).
         token_file: a file with tokens, one a line, of which a request must carry one (``Authorization: Bearer``).
@@ -59,6 +61,7 @@ class ServeOptions:
     max_body: int = 32 * MEGABYTE
     max_pixels: int = 50_000_000
     connections: int = 512
+    allow_host: tuple[str, ...] = ()
     allow_url: tuple[str, ...] = ()
     allow_reload: bool = False
     token_file: str | None = None

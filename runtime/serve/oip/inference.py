@@ -17,7 +17,7 @@ import numpy as np
 from deploykit.errors import UsageError
 from deploykit.runtime.serve.core.asked import PARAMETERS, asked_options
 from deploykit.runtime.serve.core.calls import Call
-from deploykit.runtime.serve.core.describing import document
+from deploykit.runtime.serve.core.describing import documented
 from deploykit.runtime.serve.core.model import ServedModel
 from deploykit.runtime.serve.core.registry import Registry
 from deploykit.runtime.serve.oip.tensors import BYTES, Tensor, datatype_of
@@ -104,7 +104,7 @@ async def _of_images(model: ServedModel, asked: Inference, call: Call) -> Tensor
     finally:
         for task in tasks:
             task.cancel()
-    texts = [json.dumps(document(answer, model, call)).encode() for answer in answers]
+    texts = [json.dumps(await documented(answer, model, call)).encode() for answer in answers]
     call.stages.update(answers[-1].timings)
     found = np.empty(len(texts), object)
     found[:] = texts

@@ -158,7 +158,7 @@ def test_a_body_that_drips_has_the_time_of_a_request() -> None:
     with running(["cells.onnx"], CellNetwork().load, timeout=0.3) as (server, _):
         port = int(server.url.rpartition(":")[2])
         with socket.create_connection(("127.0.0.1", port)) as slow:
-            slow.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nabc")
+            slow.sendall(b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\nabc")
             slow.settimeout(10)
             assert slow.recv(1000).startswith(b"HTTP/1.1 504")
 
@@ -242,3 +242,17 @@ def test_no_folder_of_a_path_passes(parts: list[str]) -> None:
 def test_an_address_stays_in_a_message() -> None:
     message = "http://127.0.0.1/a/b.jpg answered 404"
     assert failure_of(ImageError(message)).message == message
+
+
+def test_a_page_of_somebody_else_cannot_ask_a_server_of_this_machine(tokens: str) -> None:
+    network = CellNetwork()
+    with running(["cells.onnx"], network.load, allow_host=("models.example",)) as (server, _):
+        models = f"{server.url}/v1/models"
+        for name, status in (("evil.example", 421), ("localhost:8000", 200), ("[::1]", 200), ("models.example", 200)):
+            assert httpx.get(models, headers={"host": name}).status_code == status, name
+        for site, status in (("cross-site", 403), ("same-origin", 400), ("none", 400)):
+            answer = httpx.post(f"{server.url}/v1/predict", headers={"sec-fetch-site": site})
+            assert answer.status_code == status, site
+    with running(["cells.onnx"], network.load, token_file=tokens) as (server, _):
+        headers = {"host": "models.example", "authorization": f"Bearer {TOKEN}"}
+        assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200

@@ -288,3 +288,20 @@ def test_threads_end_with_the_server() -> None:
         assert httpx.post(f"{address}/v1/predict", content=cell_image()).status_code == 200
         assert {t.name.partition("_")[0] for t in set(threading.enumerate()) - before} >= {"model cells", "reading"}
     wait_for(lambda: not [t for t in set(threading.enumerate()) - before if t.name.startswith(("model", "reading"))])
+
+
+def test_images_that_wait_hold_a_bounded_number_of_pixels() -> None:
+    network, large = CellNetwork(), cell_image()
+    with (
+        served(["cells.onnx"], network.load, max_pixels=64 * 64) as (address, registry),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        network.go.clear()
+        waiting = [pool.submit(httpx.post, f"{address}/v1/predict", content=large, timeout=30) for _ in range(8)]
+        wait_for(lambda: registry.models[0].pixels == 8 * 64 * 64)
+        answer = httpx.post(f"{address}/v1/predict", content=large)
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert "pixels" in answer.json()["message"]
+        network.go.set()
+        assert {each.result().status_code for each in waiting} == {200}
+        assert registry.models[0].pixels == 0
