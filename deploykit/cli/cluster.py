@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deploykit.cli._cluster_serve import add_server_arguments, print_manifest, run_server
 from deploykit.cli._compute import compute_flags, compute_of
 from deploykit.cli._display import note, print_json, printable, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
@@ -30,6 +31,8 @@ EXAMPLES = (
     ("deploykit cluster run best.onnx images/ --out results", "a process per core; again after a stop, it goes on"),
     ("deploykit cluster run best.onnx images/ --out results --address auto", "on the cluster of Ray around here"),
     ("deploykit cluster check results", "every image has exactly one row"),
+    ("deploykit cluster serve best.onnx --max-replicas 4", "the server of deploykit serve, in as many as are needed"),
+    ("deploykit cluster manifest best.onnx --image registry.example/best:1", "a RayService for KubeRay"),
 )
 
 PER_PART = 250
@@ -39,11 +42,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
         "action",
-        choices=("run", "check"),
-        help="run: a model on many images; check: that the folder of a run is whole",
+        choices=("run", "check", "serve", "manifest"),
+        help="run: a model on many images; check: that the folder of a run is whole; serve: models on Ray Serve; "
+        "manifest: print what Kubernetes (KubeRay) needs for that",
     )
-    add_model(parser, "run: the model (.onnx, .trt), or a checkpoint; check: the folder")
-    add_sources(parser, "run: images, folders, patterns ('*.jpg', '**'), lists of files (.txt)")
+    add_model(parser, "the model (.onnx, .trt), or a checkpoint; check: the folder")
+    add_sources(
+        parser,
+        "run: images, folders, patterns ('*.jpg', '**'), lists of files (.txt); serve, manifest: more models, each as "
+        "FILE or NAME=FILE",
+    )
     parser.add_argument("--recursive", action="store_true", help="take the images of sub-folders too")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the results")
     parser.add_argument(
@@ -72,6 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preprocessing", default="default", metavar="NAME", help="for a checkpoint, as for predict")
     loading_flags().add(parser)
     add_verify(parser)
+    add_server_arguments(parser)
 
 
 def _predict_flags() -> Flags[PredictOptions]:
@@ -91,9 +100,9 @@ def _predict_flags() -> Flags[PredictOptions]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run or check; return the exit code."""
+    """Run, check or serve; return the exit code."""
     args.command = f"cluster {args.action}"  # which messages name
-    return {"run": _run, "check": _check}[args.action](args)
+    return {"run": _run, "check": _check, "serve": run_server, "manifest": print_manifest}[args.action](args)
 
 
 def _check(args: argparse.Namespace) -> int:

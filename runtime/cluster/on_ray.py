@@ -6,8 +6,10 @@ import contextlib
 import logging
 import os
 import pickle
+import signal
 import socket
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -77,10 +79,13 @@ def connected(address: str, resources: Resources) -> Iterator[ModuleType]:
         _check_answers(address)
     ray = import_extra("ray", "cluster")
     logging.getLogger("ray").setLevel(logging.ERROR)  # else it tells what it starts, and where its documentation is
+    before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False, **room)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as e:
         raise BackendError(f"no Ray was found or started at {address}: {e}") from e
+    if before is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which prints a stack
     try:
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints what happens to workers, and not only on the latter
             yield ray

@@ -47,9 +47,12 @@ OPTIONS = {
     "compare": {"A", "B", "--sample", "--spec", "--json", "--heads"},
     "verify": {"A", "B", "--sample", "--spec", "--tolerance", "--junit", "--json", "--heads"},
     "cluster": {
-        "{run", "check}", "MODEL", "SOURCE", "--model", "--source", "--recursive", "--out", "--format", "--join",
-        "--per-part", "--json", "--address", "--workers", "--cpus", "--gpus", "--conf", "--iou", "--max-det",
-        "--classes", "--batch", "--max-pixels", "--time-limit", "--device", "--threads", "--spec", "--verify",
+        "{run", "check", "serve", "manifest}", "MODEL", "SOURCE", "--model", "--source", "--recursive", "--out",
+        "--format", "--join", "--per-part", "--json", "--address", "--workers", "--cpus", "--gpus", "--conf",
+        "--iou", "--max-det", "--classes", "--batch", "--max-pixels", "--time-limit",
+        "--device", "--threads", "--spec", "--verify",
+        "--host", "--port", "--token-file", "--max-batch", "--batch-window", "--queue", "--min-replicas",
+        "--max-replicas", "--ongoing", "--image", "--name", "--memory",
     },
     "package": {
         "MODEL", "--triton", "--docker", "--kserve", "--systemd", "--name", "--image", "--storage-uri", "--host",
