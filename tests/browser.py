@@ -81,9 +81,15 @@ class Browser:
         text: str = self._ask("GET", f"{self.element(selector)}/text")
         return text
 
-    def click(self, selector: str) -> None:
-        """Click on an element, as a mouse does."""
-        self._ask("POST", f"{self.element(selector)}/click")
+    def click(self, selector: str, x: float = 0, y: float = 0) -> None:
+        """Click on an element, as a mouse does; ``x`` and ``y``: pixels from its middle."""
+        if not (x or y):
+            self._ask("POST", f"{self.element(selector)}/click")
+            return
+        origin = {ELEMENT: self.element(selector).rpartition("/")[2]}
+        actions: list[dict[str, Any]] = [{"type": "pointerMove", "origin": origin, "x": round(x), "y": round(y)}]
+        actions += [{"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp")]
+        self._ask("POST", f"{self._session}/actions", actions=[{"type": "pointer", "id": "mouse", "actions": actions}])
 
     def type(self, selector: str, text: str) -> None:
         """Type into an element; the paths of files into one that takes files."""

@@ -95,6 +95,7 @@ export class Controls {
     const field = element("input", { id, type: kind, autocomplete: "off", spellcheck: kind === "text" ? "false" : null, ...given });
     if (kind === "checkbox") field.checked = Boolean(value);
     else if (value !== null) field.value = value;
+    else field.placeholder = "default";
     return field;
   }
 

@@ -137,7 +137,7 @@ function disc(context, [x, y], radius, colour) {
   context.fill();
 }
 
-/** Draw the name and the score of an object where no better one has its own: above it, below it, or within. */
+/** Draw the name and the score of an object above it, below it, or within; nowhere if better ones have all the room. */
 function paintLabel(context, scene, i, scale, unit, taken) {
   if (scene.marked !== null && scene.marked !== i) return;
   const found = scene.objects[i];
@@ -151,7 +151,8 @@ function paintLabel(context, scene, i, scale, unit, taken) {
   const x = Math.max(0, Math.min(found.box[0] * scale - unit, width - wide));
   const clash = (y) => taken.some((other) => Math.abs(other.y - y) < high && other.x < x + wide && x < other.x + other.wide);
   const places = [top - high, bottom, top, bottom - high].filter((y) => y >= 0 && y + high <= height);
-  const y = places.find((each) => !clash(each)) ?? places[0] ?? 0;
+  const y = places.find((each) => !clash(each));
+  if (y === undefined) return;
   taken.push({ x, y, wide });
   context.fillStyle = colour;
   context.fillRect(x, y, wide, high);

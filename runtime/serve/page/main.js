@@ -146,7 +146,7 @@ function showSource() {
   ids.hint.hidden = Boolean(bitmap);
   ids.canvas.hidden = !bitmap;
   ids.stage.classList.toggle("empty", !bitmap);
-  ids.hint.textContent = bitmap === null ? "This browser cannot show the image." : "";
+  ids.hint.textContent = bitmap === null ? "This browser cannot show this file. Drop, paste or choose another one." : "";
   if (bitmap) draw();
 }
 
@@ -282,7 +282,7 @@ async function toggleCamera() {
   while (camera.on) {
     const frame = await camera.frame();
     if (!frame || !camera.on) break;
-    state.source = { blob: frame.blob, bitmap: frame.canvas, name: "camera" };
+    state.source = { blob: frame.blob, bitmap: frame.canvas, name: "camera.jpg" };
     if (!(await ask()) && ids.error.textContent) break;
     await new Promise(requestAnimationFrame); // which waits while the page is hidden
   }

@@ -66,12 +66,12 @@ export function tableOf(result, facts, colours, points, marked, mark) {
   if (result.shares) {
     const rows = Object.entries(result.shares).map(([name, share]) => {
       const label = labelOf(name, facts);
-      const cell = element("span", {}, swatch(colours[label % colours.length]), name);
+      const cell = named(name, colours[label % colours.length]);
       return [picker(label, label, name, marked, mark), cell, number(percent(share)), bar(share)];
     });
     return table("Shares of the image", ["Show", "Class", "Share", ""], rows, [2], (i) => labelOf(Object.keys(result.shares)[i], facts) === marked);
   }
-  return element("p", { class: "quiet" }, "There is no table of this kind of result; the JSON has all of it.");
+  return element("p", { class: "quiet" }, "This kind of result has no table; the JSON has all of it.");
 }
 
 /** Return the number of a class of a label map by its name. */
@@ -84,7 +84,7 @@ function objectTable(result, colours, points, marked, mark) {
   const { detections } = result;
   if (!detections.length) return element("p", { class: "quiet" }, "Nothing was found. A lower confidence may show more.");
   const [first] = detections;
-  const heads = ["No.", "Class", "Score", first.rotated ? "Centre, sides, angle" : "Left, top, right, bottom"];
+  const heads = ["No.", "Class", "Score", first.rotated ? "x, y, w, h, angle" : "x1, y1, x2, y2"];
   if (first.keypoints) heads.push("Keypoints");
   if (first.mask) heads.push("Pixels");
   const rows = detections.slice(0, ROWS).map((found, i) => {
@@ -92,7 +92,7 @@ function objectTable(result, colours, points, marked, mark) {
     const place = rotated
       ? `${rotated.slice(0, 4).map(Math.round).join(", ")}, ${Math.round((180 * rotated[4]) / Math.PI)}°`
       : box.map(Math.round).join(", ");
-    const cell = element("span", {}, swatch(colours[found.label % colours.length]), name);
+    const cell = named(name, colours[found.label % colours.length]);
     const row = [picker(i, i + 1, `${name} ${i + 1}`, marked, mark), cell, number(score.toFixed(3)), number(place)];
     if (first.keypoints) row.push(number(`${keypoints.filter(([, , seen]) => seen >= points).length} of ${keypoints.length}`));
     if (first.mask) row.push(number(`${mask.counts.reduce((sum, count, k) => sum + (k % 2 ? count : 0), 0)}`));
@@ -103,11 +103,12 @@ function objectTable(result, colours, points, marked, mark) {
   return table(caption, heads, rows, [2, 3, 4, 5], (i) => i === marked);
 }
 
-const swatch = (colour) => {
-  const made = element("span", { class: "swatch", "aria-hidden": "true" });
-  made.style.backgroundColor = colour;
-  return made;
-};
+/** Return the name of a class behind its colour. */
+function named(name, colour) {
+  const swatch = element("span", { class: "swatch", "aria-hidden": "true" });
+  swatch.style.backgroundColor = colour;
+  return element("span", { class: "class" }, swatch, name);
+}
 
 const number = (text) => element("span", {}, text);
 

@@ -81,7 +81,7 @@ async function ask(address, init, waiting = () => {}) {
 async function said(answer) {
   try {
     const { message } = await answer.json();
-    if (message) return `${message[0].toUpperCase()}${message.slice(1)}${/[.!?]$/.test(message) ? "" : "."}`;
+    if (message) return `The server says: ${message}`;
   } catch {
     // whatever stands before the server answers in its own way
   }
