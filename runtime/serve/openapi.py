@@ -63,6 +63,7 @@ FAILURES = {
     "503": "The queue is full, or the server is starting or stopping: Retry-After says when to try again.",
     "504": "The request was not answered in its time limit.",
 }
+PIXELS = "give a label map or a restored image as PNG within the JSON"
 BINARY = {"type": "string", "format": "binary"}
 WRITTEN = {"type": "string", "enum": ["true", "false", "yes", "no", "1", "0", ""]}
 """A boolean in an address or a form; empty: left out."""
@@ -103,12 +104,7 @@ def openapi_document(registry: Registry) -> dict[str, Any]:
         },
     }
     drawn = {"name": "format", "in": "query", "schema": {"enum": ["json", "image", "jpg", "png", "webp"]}}
-    pixels = {
-        "name": "pixels",
-        "in": "query",
-        "schema": {"enum": ["0", "1"]},
-        "description": "give a label map or a restored image as PNG within the JSON",
-    }
+    pixels = {"name": "pixels", "in": "query", "schema": {"enum": ["0", "1"]}, "description": PIXELS}
     answered = {
         JSON: {"schema": {"$ref": "#/components/schemas/Result"}},
         **{f"image/{kind}": {"schema": BINARY} for kind in ("jpeg", "png", "webp")},
@@ -122,6 +118,7 @@ def openapi_document(registry: Registry) -> dict[str, Any]:
             "/v1/predict": {"post": predict},
             "/v1/models": {"get": _operation("What the models are", [], _object())},
             "/v1/schema": {"get": _operation("A body for /v1/predict, to post as it is", [model, version], _object())},
+            **_streams(list(registry.options.streams), model),
             "/metrics": {"get": _operation("Numbers for Prometheus", [], {"text/plain": {}})},
         },
         "components": {
@@ -129,6 +126,20 @@ def openapi_document(registry: Registry) -> dict[str, Any]:
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"token": []}],
+    }
+
+
+def _streams(names: list[str], model: dict[str, Any]) -> dict[str, Any]:
+    """Return the paths of streams, where there are any."""
+    listed = {"/v1/stream": {"get": _operation("The names of the streams", [], _object())}}
+    if not names:
+        return listed
+    name = {"name": "stream", "in": "path", "required": True, "schema": {"enum": names}}
+    form = {"name": "format", "in": "query", "schema": {"enum": ["events", "mjpeg"]}}
+    sent: dict[str, Any] = {"text/event-stream": {}, "multipart/x-mixed-replace": {}}
+    return {
+        **listed,
+        "/v1/stream/{stream}": {"get": _operation("Results of a stream as they come", [name, model, form], sent)},
     }
 
 

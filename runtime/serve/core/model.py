@@ -77,6 +77,7 @@ class ServedModel:
         workers = predictor.workers if predictor.session.concurrent else 1
         self.batcher = Batcher(pool, workers, self.most, options.batch_window / 1e3)
         self._variants: OrderedDict[Hashable, Predictor[Any]] = OrderedDict()
+        self._holders, self._closed = 0, False
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -114,13 +115,22 @@ class ServedModel:
         if self.active >= self.options.queue:
             raise RefusedError(503, f"{self.active} requests wait for this model, the most there may be", RETRY)
         self.active += 1
-        self._idle.clear()
         try:
-            with self.batcher.expected() as ticket:
+            with self.held(), self.batcher.expected() as ticket:
                 yield ticket
         finally:
             self.active -= 1
-            if not self.active:
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the model open while the context lasts, even if another one has taken its place."""
+        self._holders += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if not self._holders:
                 self._idle.set()
 
     @contextlib.contextmanager
@@ -227,7 +237,11 @@ class ServedModel:
         await asyncio.get_running_loop().run_in_executor(self._pool, run)
 
     async def close(self, seconds: float | None = None) -> None:
-        """Wait for the requests that there are, at most so many seconds, and close the model."""
+        """Wait for the requests that there are, at most so many seconds, and close the model; a second call does
+        nothing."""
+        if self._closed:
+            return
+        self._closed = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
         loop = asyncio.get_running_loop()

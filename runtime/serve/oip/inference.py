@@ -62,11 +62,12 @@ async def infer(registry: Registry, asked: Inference, call: Call) -> tuple[Serve
     check_parameters(asked.parameters)
     model = registry.get(asked.name, asked.version)
     call.model, call.version = model.source.name, model.source.version
-    async with asyncio.timeout(_seconds(asked.parameters.get("timeout"))):
-        if [(each.name, each.datatype) for each in asked.inputs] == [(IMAGE, BYTES)]:
-            found = [await _of_images(model, asked, call)]
-        else:
-            found = await _of_tensors(model, asked, call)
+    with model.held():
+        async with asyncio.timeout(_seconds(asked.parameters.get("timeout"))):
+            if [(each.name, each.datatype) for each in asked.inputs] == [(IMAGE, BYTES)]:
+                found = [await _of_images(model, asked, call)]
+            else:
+                found = await _of_tensors(model, asked, call)
     if not asked.outputs:
         return model, found
     by_name = {tensor.name: tensor for tensor in found}

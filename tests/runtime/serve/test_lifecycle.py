@@ -146,6 +146,27 @@ def test_only_changed_files_are_loaded_again(tmp_path: Path) -> None:
     asyncio.run(test())
 
 
+def test_a_model_that_is_held_stays_open() -> None:
+    async def test() -> None:
+        registry = Registry(sources_of(["a.onnx"]), CellNetwork().load, ServeOptions())
+        await registry.start()
+        model = registry.get("a")
+        with model.held():
+            closing = asyncio.ensure_future(model.close())
+            await asyncio.sleep(0.05)
+            images = np.zeros((1, 3, 64, 64), np.float32)
+            outputs, stages = await model.infer({"images": images})
+            assert outputs["output"].shape == (1, 64, 10)
+            assert set(stages) == {"queue", "inference", "total"}
+            assert not closing.done()
+        await closing
+        with pytest.raises((BackendError, RuntimeError)):
+            await model.infer({"images": images})
+        await registry.stop()
+
+    asyncio.run(test())
+
+
 def test_what_has_begun_ends_when_the_server_stops_and_the_rest_is_refused() -> None:
     network = CellNetwork()
     with (

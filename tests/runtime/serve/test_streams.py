@@ -14,6 +14,9 @@ import numpy as np
 import pytest
 
 from deploykit.runtime.images.video_writer import Mp4Writer
+from deploykit.runtime.serve.core.options import ServeOptions
+from deploykit.runtime.serve.core.registry import Registry, sources_of
+from deploykit.runtime.serve.openapi import openapi_document
 from tests.cell_model import RED
 from tests.serving import CellNetwork, running, wait_for
 
@@ -111,3 +114,22 @@ def test_listeners_share_a_reader_which_ends_when_they_leave(film: Path) -> None
         wait_for(lambda: registry.models[0].active == 0)
         count = len(network.batches)
         assert count < 2 * FRAMES
+
+
+def test_a_stream_ends_when_the_server_stops(tmp_path: Path) -> None:
+    with Mp4Writer(tmp_path / "slow.mp4", 2) as writer:
+        for _ in range(60):
+            writer.write(np.zeros((64, 64, 3), np.uint8))
+    with running(["cells.onnx"], CellNetwork().load, streams={"slow": str(tmp_path / "slow.mp4")}) as (server, _):
+        with httpx.stream("GET", f"{server.url}/v1/stream/slow", timeout=20) as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "event: result"
+            server.stop()
+            assert list(lines)[-3:] == ["event: end", "data: {}", ""]
+        assert "/v1/stream/{stream}" in openapi_document(_registry(["slow"]))["paths"]
+        assert "/v1/stream/{stream}" not in openapi_document(_registry([]))["paths"]
+
+
+def _registry(streams: list[str]) -> Registry:
+    options = ServeOptions(streams=dict.fromkeys(streams, "0"))
+    return Registry(sources_of(["x.onnx"]), CellNetwork().load, options)
