@@ -91,7 +91,7 @@ function paintObject(context, scene, i, scale, unit) {
   const marked = scene.marked === i;
   context.globalAlpha = scene.marked === null || marked ? 1 : 0.35;
   const corners = cornersOf(found).map((point) => point.map((v) => v * scale));
-  const thick = (marked ? 4 : 2) * unit;
+  const thick = (marked ? 3 : 2) * unit;
   line(context, corners, ink(colour) === "#000" ? "#0009" : "#fff9", thick + 2 * unit, true);
   line(context, corners, colour, thick, true);
   if (found.keypoints) paintKeypoints(context, scene, found, scale, unit);

@@ -391,6 +391,14 @@ def test_a_server_that_is_gone_and_one_that_wants_a_token(window: Browser, tmp_p
     assert "does not answer" in window.wait("document.querySelector('#error').textContent")
 
 
+def test_what_a_browser_cannot_show_is_drawn_by_the_server(page: Browser, tmp_path: Path) -> None:
+    file = tmp_path / "image.tif"
+    cv2.imwrite(str(file), cv2.imread(str(IMAGE)))
+    assert show(page, file, actual=True).endswith("qr code 4. The server has drawn it.")
+    with deploykit.load(MARKERS, threads=1) as model:
+        np.testing.assert_array_equal(canvas(page), model(str(file)).draw()[..., ::-1])
+
+
 def test_a_camera_is_shown_live_and_stops(page: Browser) -> None:
     page.click("#camera")
     page.wait("document.querySelector('#sentence').textContent.includes('camera')")
