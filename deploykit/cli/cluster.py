@@ -10,14 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deploykit.cli._cluster_serve import add_server_arguments, print_manifest, run_server
+from deploykit.cli._cluster_serve import add_server_arguments, print_manifest, run_server, scaling_flags, server_flags
 from deploykit.cli._compute import compute_flags, compute_of
 from deploykit.cli._display import note, print_json, printable, shown_progress
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._model import add_model, add_sources, model_of, sources_of
 from deploykit.cli._options import Flag, Flags
 from deploykit.cli._predict_files import choice_flags, max_pixels_flag, threshold_flags, time_limit_flag
-from deploykit.errors import ImageError, UsageError
+from deploykit.errors import ImageError, UsageError, import_extra
 
 if TYPE_CHECKING:
     from deploykit.progress import Progress
@@ -36,6 +36,12 @@ EXAMPLES = (
 )
 
 PER_PART = 250
+
+OF_RUN = {
+    "--recursive": False, "--out": None, "--format": "jsonl", "--join": False, "--per-part": PER_PART,
+    "--workers": None, "--spec": None, "--preprocessing": "default",
+}  # fmt: skip
+"""Options of ``run`` alone, with their defaults."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -102,7 +108,23 @@ def _predict_flags() -> Flags[PredictOptions]:
 def run(args: argparse.Namespace) -> int:
     """Run, check or serve; return the exit code."""
     args.command = f"cluster {args.action}"  # which messages name
+    _check_options(args)
     return {"run": _run, "check": _check, "serve": run_server, "manifest": print_manifest}[args.action](args)
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Check that the options are for this action.
+
+    Raises:
+        UsageError: one is for others.
+    """
+    others = {"run": [*server_flags().given(args), *scaling_flags().given(args)]}
+    if args.action not in others:
+        typed = [name for name, default in OF_RUN.items() if getattr(args, name[2:].replace("-", "_")) != default]
+        others[args.action] = [*typed, *_predict_flags().given(args), *loading_flags().given(args)]
+    if given := others[args.action]:
+        owner = "serve" if args.action == "run" else "run"
+        raise UsageError(f"{given[0]} is for deploykit cluster {owner}, not for {args.action}")
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -128,6 +150,8 @@ def _run(args: argparse.Namespace) -> int:
             raise UsageError(f"{option} must be at least {least}, got {given:g}")
     if args.gpus and args.address is None:
         raise UsageError("--gpus says what Ray gives each worker: it needs --address (or choose a GPU with --device)")
+    if args.format == "parquet":
+        import_extra("pyarrow", "cluster")  # told before anything is planned
     work, began = _work(args), time.perf_counter()
     plan = _planned(args, work)
     try:

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from deploykit.errors import BackendError, DeployError, UsageError, import_extra
+from deploykit.errors import BackendError, DeployError, MissingDependencyError, UsageError, import_extra, installing
 from deploykit.runtime.cluster.work import Attempt, Done, Task, Work, Worker
+from deploykit.runtime.cores import usable_cores
 
 __all__ = ["LOCAL", "Resources", "connected", "on_ray"]
 
@@ -65,19 +66,21 @@ def connected(address: str, resources: Resources) -> Iterator[ModuleType]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # workers without a GPU leave CUDA's choice alone
     room: dict[str, Any] = {}
     if address == LOCAL:
-        if "ray" in sys.modules and os.environ.get(LOOPBACK) != "0":  # which its import reads
+        if sys.modules.get("ray") is not None and os.environ.get(LOOPBACK) != "0":  # which its import reads
             raise UsageError(
                 f"Ray was imported before, and would listen on every interface of this machine: set {LOOPBACK}=0 "
                 "before its import, or connect to a cluster that runs"
             )
         os.environ[LOOPBACK] = "0"
-        workers = resources.workers or 1
+        workers = resources.workers or max(1, usable_cores()[0] // resources.cpus)
         room = {
             "num_cpus": workers * resources.cpus, "include_dashboard": False, "object_store_memory": OBJECT_STORE,
         }  # fmt: skip
     elif address != "auto":
         _check_answers(address)
     ray = import_extra("ray", "cluster")
+    if not hasattr(ray, "init"):  # a folder called ray lies where Python looks, as in /tmp, where Ray has one
+        raise MissingDependencyError(f"Ray is required here but is not installed: {installing('cluster')}")
     logging.getLogger("ray").setLevel(logging.ERROR)  # else it tells what it starts, and where its documentation is
     before = signal.getsignal(signal.SIGTERM)
     try:

@@ -77,7 +77,6 @@ def test_the_same_command_goes_on_and_another_one_is_refused(
         (["--conf", "0.5"], "--conf was not given and is 0.5"),
         (["--classes", "red"], "--classes was not given and is ['red']"),
         (["--per-part", "3"], "parts had 2 images and now have 3"),
-        (["--format", "parquet"], "format was jsonl and is parquet"),
     ):
         assert main(words_of(model, images, out, *more)) == 2
         assert f"{out} holds another run: {said}; give the same" in capsys.readouterr().err
@@ -115,6 +114,33 @@ def test_what_cannot_be_meant_is_an_error(
     assert said in capsys.readouterr().err
     assert main(["cluster", "run", str(model), str(images)]) == 2
     assert "name the folder of the results with --out DIR" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("run MODEL --max-replicas 2", "--max-replicas is for deploykit cluster serve, not for run"),
+        ("serve MODEL --conf 0.5", "--conf is for deploykit cluster run, not for serve"),
+        ("manifest MODEL --out DIR", "--out is for deploykit cluster run, not for manifest"),
+        ("check DIR --per-part 3", "--per-part is for deploykit cluster run, not for check"),
+        ("serve MODEL --head one2many", "--head is for deploykit cluster run, not for serve"),
+    ],
+)
+def test_an_option_of_another_action_is_refused(words: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cluster", *words.split()]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_is_not_installed_is_told_before_anything_is_written(
+    model: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("pyarrow", "ray"):
+        monkeypatch.setitem(sys.modules, module, None)
+    for more in (["--format", "parquet"], ["--address", "local"]):
+        out = tmp_path / more[1]
+        assert main(words_of(model, images, out, *more)) == 3
+        assert "pip install 'deploykit-vision[cluster]'" in capsys.readouterr().err
+        assert not out.exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGKILL")
