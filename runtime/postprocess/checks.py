@@ -35,7 +35,7 @@ def check_probabilities(values: Array, what: str, name: str) -> None:
     """
     if not values.size:
         return
-    low, high = float(values.min()), float(values.max())  # both are NaN if one value is
+    low, high = _ends(values)
     if np.isnan(low):
         raise _not_finite(values, name)
     if low < -TOLERANCE or high > 1.0 + TOLERANCE:
@@ -82,6 +82,21 @@ def check_rows(rows: Array, name: str) -> bool:
     if broken or (infinite and not np.isfinite(rows).all(-1).any()):
         raise _not_finite(rows, name)
     return bool(infinite)
+
+
+def _ends(values: Array) -> tuple[float, float]:
+    """Return the lowest and the highest of some values; both are NaN if one value is."""
+    if values.dtype != np.float16 or not values.dtype.isnative:
+        return float(values.min()), float(values.max())
+    # As in check_rows, by their bits; among negative values the highest one has the lowest bits.
+    signed, unsigned = values.view(np.int16), values.view(np.uint16)
+    most, largest = int(signed.max()), int(unsigned.max())
+    low = largest if largest >= 0x8000 else int(signed.min())
+    high = most if most >= 0 else int(unsigned.min())
+    if most > HALF_INFINITY or low & 0x7FFF > HALF_INFINITY:
+        return np.nan, np.nan
+    ends = np.array((low, high), np.uint16).view(np.float16)
+    return float(ends[0]), float(ends[1])
 
 
 def _not_finite(values: Array, name: str) -> NotFiniteError:
