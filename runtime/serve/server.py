@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 import ssl
@@ -33,6 +34,7 @@ __all__ = ["Server"]
 
 LOG = logging.getLogger(__name__)
 
+BACKLOG = 1024  # connections that wait to be accepted
 KEEP_ALIVE = 30  # seconds that a connection may be idle
 LOOK = 0.05  # seconds between two looks at whether the models are open
 
@@ -187,12 +189,21 @@ def _listening(host: str, port: int) -> socket.socket:
         UsageError: the address is taken, or none of this machine. NoPermissionError: the system does not allow it.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With the protocol named, because asyncio sends at once (TCP_NODELAY) on sockets that name it alone; the body of an
+    # answer, which follows its headers, would else wait some 40 ms for the client's acknowledgement.
+    found = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        return socket.create_server((host.strip("[]"), port), family=family, backlog=1024)
+        if os.name == "posix":
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((host.strip("[]"), port))
+        found.listen(BACKLOG)
     except PermissionError as e:
+        found.close()
         raise NoPermissionError(f"port {port} cannot be listened on: {e.strerror}; choose one from 1024 on") from e
     except OSError as e:
+        found.close()
         raise UsageError(f"{host}, port {port}, cannot be listened on: {e.strerror or e}; choose another") from e
+    return found
 
 
 def _credentials(options: ServeOptions) -> grpc.ServerCredentials | None:

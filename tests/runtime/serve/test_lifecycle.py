@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import asyncio.selector_events
 import json
 import shutil
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -76,6 +78,24 @@ def test_a_port_that_is_taken_is_refused() -> None:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(UsageError, match="cannot be listened on"):
             Server(Registry(sources_of([MARKERS]), load_markers, ServeOptions(port=port)))
+
+
+def test_the_body_of_an_answer_does_not_wait_for_an_acknowledgement_of_its_headers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    at_once: list[int] = []
+    made = asyncio.selector_events._SelectorSocketTransport.__init__
+
+    def seen(self: Any, loop: Any, sock: socket.socket, *args: Any, **options: Any) -> None:
+        made(self, loop, sock, *args, **options)
+        at_once.append(sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    monkeypatch.setattr("asyncio.selector_events._SelectorSocketTransport.__init__", seen)
+    with running(["cells.onnx"], CellNetwork().load) as (server, _):
+        at_once.clear()
+        assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+    assert at_once
+    assert all(at_once)
 
 
 def test_a_model_is_replaced_while_it_is_asked_and_no_request_is_dropped(tmp_path: Path) -> None:
