@@ -17,6 +17,7 @@ from torch import nn
 
 from deploykit.errors import DeployError, ExportError, ImageSizeError, import_extra
 from deploykit.export.graph.passes import register_constants
+from deploykit.export.graph.shortcuts import exporter_shortcuts, optimize
 from deploykit.export.options import TRACED
 from deploykit.spec import InputSpec, ModelSpec
 
@@ -87,12 +88,13 @@ def example_input(canvas: InputSpec) -> torch.Tensor:
 def _dynamo(
     module: nn.Module, example: torch.Tensor, spec: ModelSpec, names: dict[str, Any], simplify: bool
 ) -> ir.Model:
-    program = torch.onnx.export(
-        module, (example,), dynamo=True, dynamic_shapes=_axes(spec.input), optimize=False, verbose=False, **names
-    )
+    with exporter_shortcuts():
+        program = torch.onnx.export(
+            module, (example,), dynamo=True, dynamic_shapes=_axes(spec.input), optimize=False, verbose=False, **names
+        )
     assert program is not None
     if simplify:
-        program.optimize()
+        optimize(program)
         register_constants(program.model)
     return program.model
 
