@@ -167,8 +167,10 @@ def openapi_routes(registry: Registry) -> list[Route]:
 
 
 def _page(document: dict[str, Any]) -> str:
-    """Return the document as a page without scripts and styles."""
+    """Return the document as a page without scripts, in the style of the server's page."""
     parts = ['<!doctype html><html lang="en"><meta charset="utf-8"><title>deploykit serve: requests</title>']
+    parts.append('<meta name="viewport" content="width=device-width, initial-scale=1">')
+    parts.append('<link rel="icon" href="icon.svg"><link rel="stylesheet" href="style.css"><body class="text">')
     parts.append('<h1>Requests</h1><p>The same as <a href="openapi.json">OpenAPI</a>.</p>')
     for path, operations in document["paths"].items():
         for method, operation in operations.items():

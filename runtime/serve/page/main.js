@@ -8,6 +8,7 @@ import { aboutOf, element, jsonOf, labelOf, sentenceOf, tableOf, timesOf } from 
 import { Failure, addressOf, askModels, drawn, hasToken, predict, useToken } from "./server.js";
 
 const REST = 250; // milliseconds without a change, after which the server is asked again
+const SOON = 400; // milliseconds until a sentence is spoken, unless another one takes its place
 const QUIET = 4000; // milliseconds between two sentences that are spoken, of a camera
 const BACKGROUND = ["background", "_background_", "none"];
 const MOST = 8192; // pixels of a canvas's side
@@ -16,7 +17,7 @@ const ids = Object.fromEntries([...document.querySelectorAll("[id]")].map((each)
 const context = ids.canvas.getContext("2d");
 const camera = new Camera();
 const controls = new Controls(ids.options, changed);
-const state = { models: [], colours: [], facts: null, source: null, answer: null, marked: null, asking: null, timer: 0, spoken: 0 };
+const state = { models: [], colours: [], facts: null, source: null, answer: null, marked: null, asking: null, timer: 0, speaking: 0, spoken: 0 };
 
 async function start() {
   try {
@@ -244,22 +245,24 @@ function areaAround(corners, x, y) {
   return inside ? Math.abs(turns.reduce((sum, [, part]) => sum + part, 0)) / 2 : 0;
 }
 
-/** Show a sentence, and have it spoken: at once, or now and then if a camera gives many. */
+/** Show a sentence, and have it spoken when no other one follows soon, or now and then if a camera gives many. */
 function say(text) {
   if (ids.sentence.textContent === text) return;
   ids.sentence.textContent = text;
   ids.canvas.setAttribute("aria-label", text);
   const now = performance.now();
-  if (!camera.on || now - state.spoken > QUIET) {
-    state.spoken = now;
-    ids.live.textContent = text;
-  }
+  if (camera.on && now - state.spoken < QUIET) return;
+  state.spoken = now;
+  clearTimeout(state.speaking);
+  state.speaking = setTimeout(() => (ids.live.textContent = text), SOON);
 }
 
 function failed(error) {
   if (error && !(error instanceof Failure)) console.error(error);
   ids.error.textContent = error ? (error instanceof Failure ? error.message : `The page failed: ${error.message}`) : "";
-  if (error) ids.sentence.textContent = ids.live.textContent = "";
+  if (!error) return;
+  clearTimeout(state.speaking);
+  ids.sentence.textContent = ids.live.textContent = "";
 }
 
 function command() {

@@ -159,7 +159,7 @@ def shown_json(page: Browser) -> dict[str, Any]:
 def test_a_file_is_shown_with_its_objects_in_image_words_and_table(page: Browser) -> None:
     sentence = show(page, IMAGE)
     assert sentence == "8 objects in markers.jpg: aruco marker 4, qr code 4."
-    assert page.run("return document.querySelector('#live').textContent") == sentence
+    page.wait("document.querySelector('#live').textContent === arguments[0]", sentence)
     assert page.role("#canvas") == ("image", sentence)
     assert page.role("#live")[0] == "status"
     assert [cells[1] for cells in rows(page)].count("aruco marker") == 4
