@@ -13,7 +13,7 @@ import pytest
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.serve.core.registry import Registry
 from deploykit.runtime.serve.server import Server
-from tests.serving import ASSETS, CellNetwork, running
+from tests.serving import ASSETS, CellNetwork, running, wait_for
 
 triton_http = pytest.importorskip("tritonclient.http", reason="tritonclient[http] (extra dev) is not installed")
 triton_grpc = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] (extra dev) is not installed")
@@ -178,6 +178,8 @@ def test_images_become_documents(both: tuple[Any, Any]) -> None:
     found = [json.loads(text) for text in answer.as_numpy("result")]
     assert [each["name"] for each in found] == ["image0", "image1"]
     assert all(each["size"] == [800, 1200] and len(each["detections"]) <= 1 for each in found)
+    column = client.infer("cells", asked(module, data[:, None], "BYTES", "image")).as_numpy("result")
+    assert column.shape == (2, 1), "as the repository for Triton has it"
     with pytest.raises(InferenceServerException, match="image0 is not a complete image"):
         client.infer("cells", asked(module, np.array([b"?"], object), "BYTES", "image"))
 
@@ -202,6 +204,24 @@ def test_a_deadline_is_kept(both: tuple[Any, Any]) -> None:
         assert late.value.status() in ("504", "StatusCode.DEADLINE_EXCEEDED")
     finally:
         NETWORK.go.set()
+
+
+def test_a_call_that_is_given_up_is_not_computed(cells: tuple[Server, Registry], grpc: Any) -> None:
+    model = cells[1].get("cells")
+    NETWORK.batches.clear()
+    NETWORK.go.clear()
+    answers: list[Any] = []
+    try:
+        grpc.async_infer("cells", asked(triton_grpc), lambda result, error: answers.append(error or result))
+        wait_for(lambda: NETWORK.batches == [2])
+        with pytest.raises(InferenceServerException, match="Deadline"):
+            grpc.infer("cells", asked(triton_grpc), client_timeout=0.2)
+        wait_for(lambda: model.active == 1)
+    finally:
+        NETWORK.go.set()
+    wait_for(lambda: answers)
+    assert NETWORK.batches == [2]
+    np.testing.assert_array_equal(answers[0].as_numpy("output"), expected())
 
 
 def test_models_are_loaded_again_only_where_that_is_allowed(both: tuple[Any, Any]) -> None:
