@@ -159,6 +159,7 @@ def _command(process: Path) -> bytes:
         return b""
 
 
+@pytest.mark.slow
 def test_an_image_that_kills_every_worker_is_a_row_without_a_result(ray: ModuleType, tmp_path: Path) -> None:
     manifest = complete(
         planned(["a", "deadly", "bad", "b", "c"], 4), tmp_path / "out", "jsonl", on_ray(stub_work(tmp_path), TWO, ray)
@@ -186,6 +187,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_a_run_of_which_everything_is_killed_is_continued(root: Path, images: Path, tmp_path: Path) -> None:
     """The head, the workers and Ray itself: SIGKILL to the whole session of processes, in the middle."""
     words = [

@@ -56,6 +56,7 @@ def replicas() -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_two_replicas_answer_as_the_predictor_does_and_one_that_is_killed_is_replaced(root: Path) -> None:
     model, image = root / "deploykit/assets/markers.onnx", (root / "deploykit/assets/markers.jpg").read_bytes()
     port = free_port()
