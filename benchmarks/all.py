@@ -43,9 +43,9 @@ class Benchmark:
 PEERS = ("yolov8n", "yolov8n-seg", "yolov8n-pose", "yolo11n", "yolo26n")
 BENCHMARKS = (
     Benchmark("pre_post", 60, ("--rounds", "2")),
-    Benchmark("nms", 180, ("--rounds", "2")),
+    Benchmark("nms", 120, ("--rounds", "2")),
     Benchmark("selection", 120, ("--rounds", "2")),
-    Benchmark("end_to_end", 120, ("--rounds", "2", "--img", "320", "--limit", "4")),
+    Benchmark("end_to_end", 90, ("--rounds", "2", "--img", "320", "--limit", "4")),
     Benchmark("cost", 150, ("--rounds", "2", "--img", "320", "--sizes", "160", "320")),
     Benchmark("pipelines", 240, ("--rounds", "1", "--minutes", "1"), ("--minutes", "3.5")),
     Benchmark("memory", 210, ("--rounds", "1", "--model", "yolov5n"), ("--rounds", "1")),
@@ -53,7 +53,7 @@ BENCHMARKS = (
     Benchmark("kernels", 60, ("--rounds", "2"), needs="cuda"),
     Benchmark(
         "ultralytics_peer",
-        210,
+        270,
         ("--rounds", "2", "--exports", "1", "--models", "yolov8n", "--img", "320"),
         ("--rounds", "10", "--exports", "2", "--models", *PEERS),
         needs="peer",
