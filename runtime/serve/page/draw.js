@@ -85,6 +85,16 @@ export function cornersOf({ box, rotated }) {
   ]);
 }
 
+/** Return the area of a convex polygon if a point is in it, else 0. */
+export function areaAround(corners, x, y) {
+  const turns = corners.map(([x1, y1], i) => {
+    const [x2, y2] = corners[(i + 1) % corners.length];
+    return [(x2 - x1) * (y - y1) - (y2 - y1) * (x - x1), x1 * y2 - x2 * y1];
+  });
+  const inside = turns.every(([side]) => side >= 0) || turns.every(([side]) => side <= 0);
+  return inside ? Math.abs(turns.reduce((sum, [, part]) => sum + part, 0)) / 2 : 0;
+}
+
 function paintObject(context, scene, i, scale, unit) {
   const found = scene.objects[i];
   const colour = scene.colours[found.label % scene.colours.length];

@@ -2,10 +2,10 @@
 
 import { Camera } from "./camera.js";
 import { Controls } from "./controls.js";
-import { cornersOf, paint } from "./draw.js";
+import { areaAround, cornersOf, paint } from "./draw.js";
 import { bitsOf, exactBitmap, mapLayers, maskLayers, pngOf, readMap } from "./layers.js";
 import { aboutOf, element, jsonOf, labelOf, sentenceOf, tableOf, timesOf } from "./report.js";
-import { Failure, addressOf, askModels, drawn, hasToken, predict, useToken } from "./server.js";
+import { Failure, addressOf, askModels, askStreams, drawn, hasToken, imagesOf, predict, useToken } from "./server.js";
 
 const REST = 250; // milliseconds without a change, after which the server is asked again
 const SOON = 400; // milliseconds until a sentence is spoken, unless another one takes its place
@@ -40,6 +40,9 @@ async function start() {
   ids.model.replaceChildren(
     ...state.models.map(({ name, version, task }, i) => new Option(`${name}${several ? `, version ${version}` : ""} (${task})`, i)),
   );
+  const streams = await askStreams().catch(() => []);
+  ids["stream-part"].hidden = !streams.length;
+  ids.stream.replaceChildren(new Option("none", ""), ...streams.map((name) => new Option(name, name)));
   if (state.models.length) chooseModel(0);
 }
 
@@ -48,12 +51,37 @@ function chooseModel(i) {
   clearAnswer();
   controls.show(state.facts);
   ids.about.replaceChildren(...aboutOf(state.facts));
-  ask();
+  if (ids.stream.value) watch();
+  else ask();
+}
+
+/** Show the stream that is chosen, as the server draws it. */
+async function watch() {
+  const stream = ids.stream.value;
+  stopCamera();
+  state.asking?.abort();
+  clearAnswer();
+  failed(null);
+  if (!stream) return;
+  const { signal } = (state.asking = new AbortController());
+  try {
+    for await (const blob of imagesOf(stream, state.facts, { signal })) {
+      const bitmap = await createImageBitmap(blob);
+      if (signal.aborted) return;
+      state.source = { blob, bitmap, name: `${stream}.jpg` };
+      showSource();
+      say(`The stream ${stream}, as the server draws it.`);
+    }
+    say(`The stream ${stream} has ended.`);
+  } catch (error) {
+    if (!signal.aborted) failed(error);
+  }
 }
 
 /** Take an image that the user gives. */
 function take(file) {
   stopCamera();
+  ids.stream.value = "";
   if (file.type.startsWith("video/")) return failed(new Failure("This page shows images. A video is read by the command deploykit predict."));
   state.source = { blob: file, name: file.name || "image" };
   clearAnswer();
@@ -235,16 +263,6 @@ function markAt(event) {
   }
 }
 
-/** Return the area of a convex polygon if a point is in it, else 0. */
-function areaAround(corners, x, y) {
-  const turns = corners.map(([x1, y1], i) => {
-    const [x2, y2] = corners[(i + 1) % corners.length];
-    return [(x2 - x1) * (y - y1) - (y2 - y1) * (x - x1), x1 * y2 - x2 * y1];
-  });
-  const inside = turns.every(([side]) => side >= 0) || turns.every(([side]) => side <= 0);
-  return inside ? Math.abs(turns.reduce((sum, [, part]) => sum + part, 0)) / 2 : 0;
-}
-
 /** Show a sentence, and have it spoken when no other one follows soon, or now and then if a camera gives many. */
 function say(text) {
   if (ids.sentence.textContent === text) return;
@@ -275,6 +293,8 @@ function command() {
 
 async function toggleCamera() {
   if (camera.on) return stopCamera();
+  ids.stream.value = "";
+  state.asking?.abort();
   try {
     await camera.start();
   } catch (error) {
@@ -328,6 +348,7 @@ async function copy() {
 }
 
 ids.model.addEventListener("change", () => chooseModel(ids.model.selectedIndex));
+ids.stream.addEventListener("change", watch);
 ids.file.addEventListener("change", () => {
   if (ids.file.files.length) take(ids.file.files[0]);
   ids.file.value = ""; // so that the same file can be chosen again

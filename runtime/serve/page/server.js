@@ -54,6 +54,39 @@ export async function drawn(image, name, model, options, { signal }) {
   return (await ask(addressOf(model, options, "png"), init)).blob();
 }
 
+/** Return the names of the server's streams. */
+export async function askStreams() {
+  return (await (await ask("v1/stream", {})).json()).streams;
+}
+
+/** Yield the images of a stream with a model's results, as the server draws them, until it ends. */
+export async function* imagesOf(stream, model, { signal }) {
+  const query = new URLSearchParams({ model: model.name, format: "mjpeg" });
+  const { body } = await ask(`v1/stream/${encodeURIComponent(stream)}?${query}`, { signal });
+  let bytes = new Uint8Array();
+  for (const reader = body.getReader(); ; ) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const both = new Uint8Array(bytes.length + value.length);
+    both.set(bytes);
+    both.set(value, bytes.length);
+    bytes = both;
+    for (let part; (part = firstPart(bytes)); bytes = bytes.subarray(part.end)) {
+      yield new Blob([bytes.subarray(part.start, part.end)], { type: "image/jpeg" });
+    }
+  }
+}
+
+/** Return where the first image of a part lies; null where it is not whole yet. */
+function firstPart(bytes) {
+  const head = new TextDecoder("latin1").decode(bytes.subarray(0, 500));
+  const start = head.indexOf("\r\n\r\n") + 4;
+  const length = /content-length: (\d+)/i.exec(head.slice(0, start));
+  if (start < 4 || !length) return null;
+  const end = start + Number(length[1]);
+  return bytes.length >= end ? { start, end } : null;
+}
+
 function form(image, name) {
   const body = new FormData();
   body.set("file", image, name);

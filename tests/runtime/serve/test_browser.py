@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 import deploykit
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.fake import FakeSession
+from deploykit.runtime.images.video_writer import Mp4Writer
 from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.postprocess.masks import run_lengths
 from deploykit.runtime.predict.predictor import Predictor
@@ -411,6 +412,30 @@ def test_a_camera_is_shown_live_and_stops(page: Browser) -> None:
     settled = requests_of(page)
     time.sleep(0.7)
     assert requests_of(page) == settled
+
+
+def test_a_stream_of_the_server_is_shown_until_it_ends_or_another_image_comes(window: Browser, tmp_path: Path) -> None:
+    film = tmp_path / "film.mp4"
+    with Mp4Writer(film, 25) as writer:
+        for i in range(300):
+            writer.write(np.full((64, 64, 3), (0, 0, 255) if i >= 290 else (200, 0, 0), np.uint8))
+    streams = {"film": str(film), "none": str(tmp_path / "none.mp4")}
+    choice = "const field = document.querySelector('#stream'); field.value = arguments[0];"
+    choice += "field.dispatchEvent(new Event('change'))"
+    with served(["cells"], CellNetwork().load, streams=streams) as (address, _):
+        window.look()
+        window.open(f"{address}/")
+        window.wait("document.querySelector('#stream').options.length === 3")
+        window.run(choice, "film")
+        window.wait("document.querySelector('#sentence').textContent === 'The stream film, as the server draws it.'")
+        window.wait("document.querySelector('#sentence').textContent === 'The stream film has ended.'")
+        assert canvas(window)[-20:, -20:, 0].mean() > 150  # the last image is red
+        window.run(choice, "film")
+        window.wait("document.querySelector('#sentence').textContent === 'The stream film, as the server draws it.'")
+        assert show(window, written(tmp_path, np.zeros((64, 64, 3), np.uint8))) == "Nothing found in image.png."
+        assert window.run("return document.querySelector('#stream').value") == ""
+        window.run(choice, "none")
+        window.wait("document.querySelector('#sentence').textContent.includes('ended')")
 
 
 CONTRASTS = """
