@@ -112,6 +112,8 @@ class Guard:
                 for name, value in HEADERS.items():
                     headers.setdefault(name, value)
                 headers["x-request-id"] = call.id
+                if self._registry.draining:  # what its client asked next would find nobody
+                    headers["connection"] = "close"
             await send(message)
 
         try:
@@ -173,7 +175,7 @@ class Guard:
             headers["www-authenticate"] = "Bearer"
         if failure.allow:
             headers["allow"] = failure.allow
-        if failure.status in (413, 504) or self._registry.draining:  # a body may be still on its way, however slowly
+        if failure.status in (413, 504):  # a body may be still on its way, however slowly
             headers["connection"] = "close"
         if failure.status == 413:
             await _discard(receive, self._registry.options.max_body)

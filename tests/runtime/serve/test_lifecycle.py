@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import asyncio.selector_events
+import itertools
 import json
 import shutil
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -200,10 +202,29 @@ def test_what_has_begun_ends_when_the_server_stops_and_the_rest_is_refused() -> 
         wait_for(lambda: registry.models[0].active == 1)
         registry.draining = True
         late = client.post("/v1/predict", content=cell_image())
-        assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+        assert (late.status_code, late.headers["retry-after"], late.headers["connection"]) == (503, "1", "close")
         server.stop()
         network.go.set()
-        assert begun.result().status_code == 200
+        assert (begun.result().status_code, begun.result().headers["connection"]) == (200, "close")
+
+
+def test_a_clock_that_jumps_disturbs_no_request() -> None:
+    real, jumps = time.time, itertools.cycle((4e8, -4e8, 0.0))
+    with (
+        running(["cells.onnx"], CellNetwork().load, timeout=20, queue=1) as (server, registry),
+        httpx.Client(base_url=server.url, timeout=30) as client,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(time, "time", lambda: real() + next(jumps))
+        patch.setattr(time, "time_ns", lambda: int(1e9 * time.time()))
+        for x in range(6):
+            answer = client.post("/v1/predict", content=cell_image((x, 0)), headers={"x-request-timeout": "15"})
+            assert answer.status_code == 200, answer.text
+            found = answer.json()
+            assert [each["box"][0] for each in found["detections"]] == [8 * x]
+            assert all(0 <= ms < 20_000 for ms in found["timings"].values())
+        assert client.get("/v2/models/cells/stats").status_code == 200
+        assert registry.models[0].active == 0
 
 
 class Full:
