@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
 
-import numpy as np
+import torch
+from torch import Tensor
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.export.matching import Matching
@@ -22,7 +23,14 @@ from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec, Output, RawDetections
 
-__all__ = ["ADAPTERS", "ExportAdapter", "Packaged", "export_adapter_of", "register_export_adapter"]
+__all__ = [
+    "ADAPTERS",
+    "ExportAdapter",
+    "Packaged",
+    "export_adapter_of",
+    "finite_or_infinite",
+    "register_export_adapter",
+]
 
 OutputT = TypeVar("OutputT", bound=Output)
 
@@ -90,16 +98,16 @@ class ExportAdapter(Generic[OutputT]):
         """
         return []
 
-    def error(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    def error(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Tensor:
         """Return the error of the outputs as one number without a unit; infinity if a value is not finite.
 
-        It is the root mean square error relative to the root mean square of the values, summed over the outputs.
+        It is the root mean square error relative to the root mean square of the values, summed over the outputs. It has
+        a derivative by ``found``.
         """
-        error = sum(
-            float(np.sqrt(np.mean((found[name] - x) ** 2) / max(float(np.mean(x**2)), 1e-30)))
-            for name, x in ((name, x.astype(np.float64)) for name, x in expected.items())
-        )
-        return error if np.isfinite(error) else float("inf")  # NaN would be neither larger nor smaller than others
+        parts = []
+        for name, x in ((name, x.double()) for name, x in expected.items()):
+            parts.append((found[name] - x).square().mean().div(x.square().mean().clamp(min=1e-30)).sqrt())
+        return finite_or_infinite(torch.stack(parts).sum())
 
     def packaged(self, first: str, second: str) -> Packaged | None:
         """Return the output as the ultralytics package lays it out; None: it has no such output.
@@ -115,6 +123,11 @@ class ExportAdapter(Generic[OutputT]):
             UsageError: NMS cannot follow this kind of output.
         """
         raise UsageError(f"--nms {mode} is for detectors: this model's task is {self.spec.task}, and it finds no boxes")
+
+
+def finite_or_infinite(error: Tensor) -> Tensor:
+    """Return an error, or infinity in place of NaN, which would be neither larger nor smaller than others."""
+    return error if bool(error.isfinite()) else torch.full_like(error, torch.inf)
 
 
 Factory = Callable[[ModelSpec], ExportAdapter[Any]]

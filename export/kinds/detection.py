@@ -8,16 +8,17 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from deploykit.errors import UsageError
 from deploykit.export.matching import Matching
 from deploykit.export.nms.layouts import detections_layout, rows_in
-from deploykit.export.outputs import ExportAdapter, Packaged
+from deploykit.export.outputs import ExportAdapter, Packaged, finite_or_infinite
 from deploykit.export.parity.detections import RowMatcher, row_matcher
 from deploykit.export.parity.nms import detections_as_rows
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.kinds.detection import PoseAdapter
-from deploykit.runtime.parity.differences import class_scores
 from deploykit.runtime.parity.masked_rows import MASKS
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.postprocess.detections import NetworkDetections
@@ -46,7 +47,7 @@ class _RowsExport(ExportAdapter[R]):
         """See :meth:`ExportAdapter.match`: matches detections, and the best rows if there are few detections."""
         return self._matcher().match(names, expected, found, limits)
 
-    def error(self, expected: Mapping[str, Array], found: Mapping[str, Array]) -> float:
+    def error(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> Tensor:
         """See :meth:`ExportAdapter.error`.
 
         The error is the mean difference of scores plus the mean difference of box values and of keypoints, both
@@ -57,35 +58,35 @@ class _RowsExport(ExportAdapter[R]):
         """
         layout = self.output.as_rows()
         a, b = (self._in_rows(side[layout.name]) for side in (expected, found))
-        scores = [class_scores(side, layout).max(1) for side in (a, b)]
-        best = np.maximum(*scores)
-        rows = np.flatnonzero(~(best <= MIN_SCORE))  # with those whose score is NaN
+        scores = [_best_scores(side, layout) for side in (a, b)]
+        best = torch.maximum(*scores).detach()
+        rows = (~(best <= MIN_SCORE)).nonzero()[:, 0]  # with those whose score is NaN
         if not len(rows):
-            rows = np.argsort(-best, kind="stable")[:100]
-        a, b = a[rows], b[rows]
+            rows = torch.argsort(best, stable=True, descending=True)[:100]
+        a, b = a[rows].double(), b[rows].double()
         box = slice(*layout.box)
-        side = np.maximum(np.abs(a[:, box][:, 2:]).max(1, keepdims=True), 1.0)
-        error = float(np.abs(scores[0][rows] - scores[1][rows]).mean() + (np.abs(a[:, box] - b[:, box]) / side).mean())
+        side = a[:, box][:, 2:].abs().amax(1, keepdim=True).clamp(min=1.0)
+        error = (scores[0][rows] - scores[1][rows]).abs().mean() + ((a[:, box] - b[:, box]) / side).abs().mean()
         if layout.keypoints:
-            points = np.arange(*layout.keypoints)
+            points = torch.arange(*layout.keypoints)
             places = points[(points - layout.keypoints[0]) % layout.kpt_dims < 2]
-            error += float((np.abs(a[:, places] - b[:, places]) / side).mean())
+            error = error + ((a[:, places] - b[:, places]) / side).abs().mean()
         if layout.angle:
             angle = layout.angle[0]
-            error += float(np.abs(np.sin(a[:, angle] - b[:, angle])).mean())
+            error = error + (a[:, angle] - b[:, angle]).sin().abs().mean()
         if layout.prototypes is not None and layout.coefficients is not None:
-            order = np.argsort(-best[rows], kind="stable")[:MASKS]
+            order = torch.argsort(best[rows], stable=True, descending=True)[:MASKS]
             span, maps = slice(*layout.coefficients), [side[layout.prototypes] for side in (expected, found)]
             image = rows[order] // (len(best) // len(maps[0]))
             logits = [_logits(side[order, span], image, part) for side, part in zip((a, b), maps, strict=True)]
-            error += float(np.abs(logits[0] - logits[1]).mean() / max(float(np.abs(logits[0]).mean()), 1e-30))
-        return error if np.isfinite(error) else float("inf")
+            error = error + (logits[0] - logits[1]).abs().mean() / logits[0].abs().mean().clamp(min=1e-30)
+        return finite_or_infinite(error)
 
-    def _in_rows(self, values: Array) -> Array:
-        """The rows of all images in one output, ``(rows, columns)`` float64."""
+    def _in_rows(self, values: Tensor) -> Tensor:
+        """The rows of all images in one output, ``(rows, columns)``."""
         layout = self.output.as_rows()
         values = values.swapaxes(1, 2) if layout.columns_first else values
-        return values.reshape(-1, layout.columns).astype(np.float64)
+        return values.reshape(-1, layout.columns)
 
 
 def keypoint_facts(spec: ModelSpec, dims: int) -> dict[str, Any]:
@@ -174,11 +175,17 @@ class NmsExport(ExportAdapter[NmsOutputs]):
         return detections_as_rows(session, image, self.spec)
 
 
-def _logits(coefficients: Array, image: Array, prototypes: Array) -> Array:
-    """The logits of masks ``(n, cells)`` float64: each object is in one image of ``prototypes (B, P, h, w)``."""
-    maps = prototypes.astype(np.float64).reshape(*prototypes.shape[:2], -1)
-    logits: Array = np.concatenate([coefficients[image == slot] @ each for slot, each in enumerate(maps)])
-    return logits
+def _best_scores(rows: Tensor, layout: RawDetections) -> Tensor:
+    """The score of the best class of each row; an objectness, which is no less than 0, changes no order."""
+    factor, classes = layout.score_spans
+    best = rows[:, slice(*classes)].amax(1)
+    return best if factor is None else best * rows[:, factor[0]]
+
+
+def _logits(coefficients: Tensor, image: Tensor, prototypes: Tensor) -> Tensor:
+    """The logits of masks ``(n, cells)``: each object is in one image of ``prototypes (B, P, h, w)``."""
+    maps = prototypes.to(coefficients.dtype).flatten(2)
+    return torch.cat([coefficients[image == slot] @ each for slot, each in enumerate(maps)])
 
 
 def _with_objects(found: NetworkDetections) -> NetworkDetections:

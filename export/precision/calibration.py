@@ -21,7 +21,8 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -47,6 +48,7 @@ __all__ = [
     "calibration_images",
     "measure_activations",
     "range_of",
+    "spread_numbers",
 ]
 
 _log = logging.getLogger(__name__)
@@ -58,7 +60,7 @@ AUTO: tuple[CalibrationMethod, ...] = ("minmax", "percentile", "mse")
 BINS = 2048  # bins of a histogram of absolute values
 LEVELS = 128  # levels of int8 on one side of zero
 STEP = 8  # bins from one candidate of a range to the next
-FORMAT = 1  # version of the cache files; other versions are not read
+FORMAT = 2  # version of the cache files; other versions are not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +91,7 @@ def measure_activations(
     calibration: Calibration,
     *,
     cache: bool = True,
+    watch: Callable[[int, dict[str, Array]], None] = lambda number, outputs: None,
     progress: Progress = SILENT,
 ) -> Activations:
     """Measure float tensors of an fp32 graph on images.
@@ -100,7 +103,8 @@ def measure_activations(
         tensors: the names of the tensors; the graph's input may be one of them.
         calibration: the images.
         cache: read and keep results in the cache folder, by the hash of the model, the images and the tensors.
-        progress: receives how many runs are done; each image is run twice.
+        watch: receives the number of each image that is run, and the graph's outputs for it.
+        progress: receives how many images have been run.
 
     Raises:
         DataError, NotFoundError, ImageError: images are missing or cannot be read.
@@ -110,34 +114,68 @@ def measure_activations(
     if cache and (known := _read(path, tensors, len(files))) is not None:
         progress.message("ranges of an earlier export are used: --no-calib-cache measures them again")
         return known
-    done = 0
-    largest = dict.fromkeys(tensors, 0.0)
-    counts = {name: torch.zeros(BINS, dtype=torch.float64) for name in tensors}
+    running = {name: _Running() for name in tensors}
 
-    def see_largest(name: str, value: torch.Tensor) -> None:
-        if name in largest:
-            largest[name] = float(np.maximum(largest[name], float(value.abs().max())))  # NaN stays NaN
+    def see(name: str, value: torch.Tensor) -> None:
+        if name in running:
+            running[name].add(value)
 
-    def count(name: str, value: torch.Tensor) -> None:
-        if name in counts and largest[name] > 0.0:
-            counts[name] += torch.histc(value.abs(), BINS, 0.0, largest[name])
-
-    for observe in (see_largest, count):
-        with OnnxInTorchSession(graph, observe=observe) as session:
-            (info,) = session.inputs
-            for image in _images(files, spec.input):
-                observe(info.name, torch.from_numpy(image))
-                session.run({info.name: image})
-                done += 1
-                total = 2 * len(files)
-                progress.share(f"ranges, {done} of {total} runs", done / total)
-        broken = next((name for name, value in largest.items() if not np.isfinite(value)), None)
-        if broken is not None:
-            raise DataError(f"the tensor {broken!r} has values that are not finite, so its range cannot be measured")
-    found = Activations(largest, {name: counted.numpy() for name, counted in counts.items()}, len(files))
+    with OnnxInTorchSession(graph, observe=see) as session:
+        (info,) = session.inputs
+        for number, image in enumerate(_images(files, spec.input)):
+            see(info.name, torch.from_numpy(image))
+            watch(number, session.run({info.name: image}))
+            progress.share(f"ranges, {number + 1} of {len(files)} images", (number + 1) / len(files))
+    broken = next((name for name, one in running.items() if not math.isfinite(one.largest)), None)
+    if broken is not None:
+        raise DataError(f"the tensor {broken!r} has values that are not finite, so its range cannot be measured")
+    found = Activations(
+        {name: one.largest for name, one in running.items()},
+        {name: one.counts() for name, one in running.items()},
+        len(files),
+    )
     if cache:
         _write_cache(path, found)
     return found
+
+
+class _Running:
+    """The largest absolute value of a tensor and a histogram, while images come: one run of each image is enough.
+
+    The bins end at a power of two, and pairs of them become one when a value lies beyond it. They are so many that
+    :data:`BINS` of up to the largest value, which is known at the end, are at least four of them each.
+    """
+
+    FINE = 8 * BINS
+
+    def __init__(self) -> None:
+        self.largest = 0.0
+        self._exponent = -100  # of the power of two; smaller ones are too small for float32's reciprocals
+        self._fine = torch.zeros(self.FINE, dtype=torch.int64)
+
+    def add(self, value: torch.Tensor) -> None:
+        """Add the values of one image."""
+        sizes = value.float().abs()
+        self.largest = float(np.maximum(self.largest, float(sizes.max())))  # NaN stays NaN
+        if not math.isfinite(self.largest):
+            return
+        needed = math.frexp(self.largest)[1] if self.largest else self._exponent  # 0 has no power of two above it
+        while needed > self._exponent:
+            steps = min(needed - self._exponent, int(math.log2(self.FINE)))
+            merged = self._fine.reshape(-1, 2**steps).sum(1)
+            self._fine = torch.cat([merged, merged.new_zeros(self.FINE - len(merged))])
+            self._exponent += steps
+        scaled = sizes.mul_(math.ldexp(self.FINE, -self._exponent))
+        self._fine += torch.bincount(scaled.to(torch.int32).flatten(), minlength=self.FINE)
+
+    def counts(self) -> Array:
+        """Return the histogram in equal bins from 0 to the largest value; a bin on the border of two is shared."""
+        ends = np.linspace(0.0, math.ldexp(self.largest * self.FINE, -self._exponent), BINS + 1)
+        below = np.concatenate([[0], np.cumsum(self._fine.numpy())])
+        shared = np.round(np.interp(ends, np.arange(self.FINE + 1), below))
+        shared[-1] = below[-1]
+        counts: Array = np.diff(shared)
+        return counts
 
 
 def range_of(histogram: Array, largest: float, method: CalibrationMethod, percentile: float = 99.99) -> float:
@@ -196,10 +234,15 @@ def _mse_bins(histogram: Array) -> int:
 
 
 def calibration_images(calibration: Calibration, spec: ModelSpec, count: int) -> list[Array]:
-    """Return ``count`` images of a calibration, the first one and others spread over all, preprocessed."""
+    """Return the images of a calibration with the numbers of :func:`spread_numbers`, preprocessed."""
     files = calibration.images()
-    count = min(count, len(files))
-    return list(_images([files[i * len(files) // count] for i in range(count)], spec.input))
+    return list(_images([files[number] for number in spread_numbers(len(files), count)], spec.input))
+
+
+def spread_numbers(total: int, count: int) -> list[int]:
+    """Return the numbers of ``count`` images of so many, or of all: the first one and others spread over all."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
 
 
 def _images(files: Sequence[Path], canvas: InputSpec) -> Iterator[Array]:

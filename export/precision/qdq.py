@@ -24,7 +24,7 @@ from deploykit.runtime.arrays import Array
 
 __all__ = [
     "SMALLEST", "QuantizationResult", "activations_of", "channel_axis", "constant", "dequantized_weight", "quantisable",
-    "quantize", "quantize_weight", "range_for",
+    "quantize", "quantize_weight", "range_for", "weight_of",
 ]  # fmt: skip
 
 LARGEST = {"int8": 127.0, "fp8": 448.0}
@@ -49,6 +49,12 @@ class QuantizationResult:
 def quantisable(graph: Any) -> list[ir.Node]:
     """Return the convolutions and matrix products with constant weights, in the graph's order."""
     return [node for node in compute_nodes(graph) if _weight(node) is not None]
+
+
+def weight_of(node: ir.Node) -> Array:
+    """Return the weight of a layer of :func:`quantisable`."""
+    array: Array = _weight(node).numpy()
+    return array
 
 
 def activations_of(node: ir.Node, *, outputs: bool) -> list[str]:

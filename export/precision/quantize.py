@@ -6,22 +6,33 @@ import dataclasses
 import gc
 import hashlib
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
 from deploykit.errors import DataError, ExportError
 from deploykit.export.options import Calibration, CalibrationMethod, Int8Target, PrecisionOptions, QuantKind
-from deploykit.export.precision.calibration import AUTO, Activations, calibration_images, measure_activations
+from deploykit.export.outputs import export_adapter_of
+from deploykit.export.precision.calibration import (
+    AUTO,
+    Activations,
+    calibration_images,
+    measure_activations,
+    spread_numbers,
+)
+from deploykit.export.precision.contributions import contributions_of
 from deploykit.export.precision.cpu_int8 import rounded_tensors
-from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable
+from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, weight_of
 from deploykit.export.precision.sensitivity import (
     Sensitivity,
     choose_keep,
-    error_with,
+    errors_of,
     label_of,
     measure_sensitivity,
     named_layers,
@@ -29,11 +40,14 @@ from deploykit.export.precision.sensitivity import (
     quantize_as,
 )
 from deploykit.progress import SILENT, Progress
+from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec
 
 __all__ = ["QuantReport", "quantize_graph"]
 
-COMPARED = 8  # images on which calibration methods are compared
+EVERY = slice(None)
+RANKED = 4  # images of each of the two runs that rank layers
+COMPARED = 6  # images on which calibration methods are compared
 WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
 HOW_KEPT = {
     "measurement": "chosen by measurement",
@@ -42,7 +56,7 @@ HOW_KEPT = {
 }
 """How the layers that stay in floating point were chosen -> what the report says of it."""
 FOR_CPU = "to uint8 with zero points, for ONNX Runtime's integer kernels: TensorRT refuses this file"
-MEASURED = 4 * 640 * 640  # pixels of the images on which layers are measured, by up to a hundred networks
+MEASURED = 4 * 640 * 640  # pixels of the images on which layers are measured
 
 
 @dataclass(frozen=True)
@@ -118,37 +132,16 @@ def quantize_graph(
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
     named = () if isinstance(exclude, str) else named_layers(rows, exclude)
     progress.step("ranges")
-    tensors, cache = _measured(rows, options), options.cache
-    found = measure_activations(rows, base.read_bytes(), spec, tensors, calibration, cache=cache, progress=progress)
-    images = calibration_images(calibration, spec, COMPARED)
-    exact = outputs_of(rows, images)
-
-    size, waiting = base.stat().st_size, 0
-
-    def error_of(ranges: dict[str, float], kept: Collection[str], count: int) -> float:
-        nonlocal waiting
-        error = error_with(ir.load(base), ranges, kept, exact[:count], images[:count], spec, options)
-        waiting += size
-        if waiting > WAITING:  # graphs hold reference cycles, and dozens of large ones would stay in memory
-            gc.collect()  # slow, so not after every small graph
-            waiting = 0
-        return error
-
-    few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
-    method, errors, ranges = _choose_method(found, calibration, lambda r: error_of(r, (), COMPARED), progress)
-    sensitivity = None
-    error: float | None = errors.get(method)
+    trials = _Trials(base, spec, options, calibration_images(calibration, spec, COMPARED))
+    found = _measured(rows, trials, progress)
+    method, by_image, ranges = _choose_method(found, calibration, trials.errors, progress)
+    errors = {name: fmean(values) for name, values in by_image.items()}
+    sensitivity, error = None, errors[method]
     if exclude == "auto":
         progress.step("layers")
-        sensitivity = measure_sensitivity(
-            [str(node.name) for node in layers],
-            lambda kept: error_of(ranges, kept, few),
-            few,
-            progress=progress,
-        )
-        named = choose_keep(sensitivity, lambda kept: error_of(ranges, kept, few), progress=progress)
-    if named:
-        error = error_of(ranges, named, COMPARED)
+        named, error, sensitivity = _kept_by_measurement(trials, layers, ranges, by_image[method], progress)
+    elif named:
+        error = fmean(trials.errors(ranges, named))
     done = quantize_as(model, ranges, spec, options, named)
     return QuantReport(
         kind=kind,
@@ -168,29 +161,119 @@ def quantize_graph(
     )
 
 
-def _measured(rows: ir.Model, options: PrecisionOptions) -> list[str]:
-    """Return the names of the tensors whose ranges are needed."""
+class _Trials:
+    """Quantized networks that are run on the images of a comparison.
+
+    ``exact`` are the outputs before by image. ``few`` is how many of the first images are enough to compare layers.
+    """
+
+    def __init__(self, base: Path, spec: ModelSpec, options: PrecisionOptions, images: Sequence[Array]) -> None:
+        self.base, self.spec, self.options, self.images = base, spec, options, images
+        self.exact: list[dict[str, Tensor]] = []
+        self.few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
+        self._waiting = 0
+
+    def parts(
+        self, layers: Sequence[ir.Node], ranges: Mapping[str, float], kept: Collection[str], progress: Progress
+    ) -> tuple[float, dict[str, float]]:
+        """Return the error with all layers but ``kept`` quantized, and what each of them adds to it.
+
+        These are means over the first images, or over the last ones if layers are kept.
+        """
+        graph = ir.load(self.base)
+        quantize_as(graph, ranges, self.spec, self.options, kept)
+        weights = {str(node.name): weight_of(node) for node in layers if str(node.name) not in kept}
+        count = min(self.few, RANKED)
+        numbers = range(len(self.images))[-count:] if kept else range(count)
+        adapter = export_adapter_of(self.spec)
+
+        def error(number: int, found: Mapping[str, Tensor]) -> Tensor:
+            return adapter.error(self.exact[numbers[number]], found)
+
+        def tell(done: int) -> None:
+            progress.share(f"layers ranked, {done} of {count} images", (done / count + bool(kept)) / 4)
+
+        return contributions_of(graph, weights, [self.images[n] for n in numbers], error, tell)
+
+    def errors(self, ranges: Mapping[str, float], kept: Collection[str] = (), of: slice = EVERY) -> list[float]:
+        """Return the error on each of these images with all layers but ``kept`` quantized."""
+        graph = ir.load(self.base)
+        quantize_as(graph, ranges, self.spec, self.options, kept)
+        found = errors_of(graph, self.exact[of], self.images[of], self.spec)
+        del graph
+        self._waiting += self.base.stat().st_size
+        if self._waiting > WAITING:  # graphs hold reference cycles, and several large ones would stay in memory
+            gc.collect()  # slow, so not after every small graph
+            self._waiting = 0
+        return found
+
+
+def _measured(rows: ir.Model, trials: _Trials, progress: Progress) -> Activations:
+    """Measure what ranges follow from, and take the exact outputs of the comparison from the same runs."""
+    options, calibration = trials.options, trials.options.calibration
+    assert calibration is not None
     if options.target == "cpu":
-        return rounded_tensors(rows.graph)
-    layers = quantisable(rows.graph)
-    return list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
+        tensors = rounded_tensors(rows.graph)
+    else:
+        layers = quantisable(rows.graph)
+        tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
+    compared = spread_numbers(len(calibration.images()), COMPARED)
+
+    def watch(number: int, outputs: dict[str, Array]) -> None:
+        if number in compared:
+            trials.exact.append({name: torch.from_numpy(value) for name, value in outputs.items()})
+
+    data, cache = trials.base.read_bytes(), options.cache
+    found = measure_activations(
+        rows, data, trials.spec, tensors, calibration, cache=cache, watch=watch, progress=progress
+    )
+    trials.exact = trials.exact or outputs_of(rows, trials.images)
+    return found
+
+
+def _kept_by_measurement(
+    trials: _Trials,
+    layers: Sequence[ir.Node],
+    ranges: Mapping[str, float],
+    whole: Sequence[float],
+    progress: Progress,
+) -> tuple[tuple[str, ...], float, Sensitivity]:
+    """Return the layers that are not quantized, the error with them, and what was measured.
+
+    ``whole``: the error on each image with every layer quantized.
+    """
+    few = trials.few
+    ranked = measure_sensitivity(
+        [str(node.name) for node in layers], lambda kept: trials.parts(layers, ranges, kept, progress)
+    )
+    named, tried = choose_keep(
+        fmean(whole[:few]),
+        ranked,
+        lambda kept: fmean(trials.errors(ranges, kept, slice(few))),
+        progress=progress,
+    )
+    error = fmean(whole)
+    if named:
+        others = trials.errors(ranges, named, slice(few, None)) if few < len(trials.images) else []
+        error = (tried[len(named)] * few + sum(others)) / len(trials.images)
+    return named, error, Sensitivity(fmean(whole[:few]), ranked, few, tried)
 
 
 def _choose_method(
     found: Activations,
     calibration: Calibration,
-    error_of: Callable[[dict[str, float]], float],
+    errors_with: Callable[[dict[str, float]], list[float]],
     progress: Progress,
-) -> tuple[CalibrationMethod, dict[str, float], dict[str, float]]:
-    """Return the best calibration method, the errors of the methods that were compared, and the best one's ranges."""
+) -> tuple[CalibrationMethod, dict[str, list[float]], dict[str, float]]:
+    """Return the best calibration method, the errors by method and image, and the best one's ranges."""
     methods = AUTO if calibration.method == "auto" else (calibration.method,)
     ranges = {method: found.ranges(method, calibration.percentile) for method in methods}
-    errors = {}
+    errors: dict[str, list[float]] = {}
     for method in methods:
         progress.step(f"comparing {method}")
-        errors[str(method)] = error_of(ranges[method])
-    best: CalibrationMethod = min(methods, key=lambda method: errors[str(method)])
-    if not math.isfinite(errors[str(best)]):
+        errors[str(method)] = errors_with(ranges[method])
+    best: CalibrationMethod = min(methods, key=lambda method: fmean(errors[str(method)]))
+    if not math.isfinite(fmean(errors[str(best)])):
         raise DataError(
             f"expected finite outputs of the quantized network, but with the ranges of {', '.join(methods)} it gives "
             "NaN or infinity on the calibration images: check the checkpoint, or keep its layers in fp32 "

@@ -1,19 +1,21 @@
-"""Sensitivity of layers to quantization, measured on the network's outputs.
+"""The layers that stay in floating point, chosen by measurement of the network's outputs.
 
-The sensitivity of a layer is the error of the outputs with only this layer quantized. Networks have hundreds of layers,
-and most of them do not matter. So groups of layers are measured first, and the group with the largest error is halved
-and measured again, until no group matters or the number of runs is used up.
+Networks have hundreds of layers, and most of them do not matter. So all are ranked by what they add to the error, from
+one run with everything quantized (:mod:`deploykit.export.precision.contributions`). Then networks in which the first
+layers of that list are really left in floating point are run, and the length of the list is bisected.
 """
 
 from __future__ import annotations
 
 import difflib
 import fnmatch
-import time
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
 from deploykit.errors import UsageError
 from deploykit.export.options import PrecisionOptions
@@ -27,10 +29,9 @@ from deploykit.spec import ModelSpec
 
 __all__ = [
     "ENOUGH",
-    "RUNS",
     "Sensitivity",
     "choose_keep",
-    "error_with",
+    "errors_of",
     "label_of",
     "measure_sensitivity",
     "named_layers",
@@ -38,34 +39,34 @@ __all__ = [
     "quantize_as",
 ]
 
-GROUPS = 8  # groups at the start
 ENOUGH = 0.5  # exclude layers until the error is this share of the error with all layers quantized
+NEAR = 1.03  # errors whose ratio is less than this are nearly the same
+WORTHWHILE = 0.75  # of the layers that may be excluded, fewer than these are looked for
 MOST = 0.15  # the largest share of the layers that may be excluded by measurement
-RUNS = 64  # quantized networks that are run at most to find the sensitive layers
-MATTERS = 0.05  # a group whose error is under this share of the whole error is not halved
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The measured sensitivity of layers, as errors of :meth:`deploykit.export.outputs.ExportAdapter.error`.
+    """What layers add to the error of :meth:`deploykit.export.outputs.ExportAdapter.error`.
 
     Attributes:
         whole: the error with every layer quantized.
-        layers: layer -> the error with only this layer quantized, the largest first.
-        groups: the groups that were not halved, with their errors.
+        layers: layer -> its part of that error, to first order, the largest first.
         images: how many images were used.
+        tried: how many of the first layers were left in floating point -> the error that was measured then.
     """
 
     whole: float
     layers: dict[str, float]
-    groups: tuple[tuple[tuple[str, ...], float], ...]
     images: int
+    tried: dict[int, float]
 
 
-def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Array]]:
+def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Tensor]]:
     """Return a graph's outputs for each image, computed in torch in the graph's own types."""
     with OnnxInTorchSession(graph) as session:
-        return [session.run({session.inputs[0].name: image}) for image in images]
+        name = session.inputs[0].name
+        return [{n: torch.from_numpy(x) for n, x in session.run({name: image}).items()} for image in images]
 
 
 def quantize_as(
@@ -84,92 +85,85 @@ def quantize_as(
     return quantize(graph, ranges, kind=kind, nodes_to_exclude=nodes_to_exclude, reduce_range=reduced)
 
 
-def error_with(
-    graph: ir.Model,
-    ranges: Mapping[str, float],
-    nodes_to_exclude: Collection[str],
-    exact: Sequence[Mapping[str, Array]],
-    images: Sequence[Array],
-    spec: ModelSpec,
-    options: PrecisionOptions,
-) -> float:
-    """Quantize a graph in place, except ``nodes_to_exclude``, and return the mean error of its outputs."""
-    quantize_as(graph, ranges, spec, options, nodes_to_exclude)
+def errors_of(
+    graph: ir.Model, exact: Sequence[Mapping[str, Tensor]], images: Sequence[Array], spec: ModelSpec
+) -> list[float]:
+    """Return the error of a graph's outputs on each image."""
     adapter = export_adapter_of(spec)
-    errors = [adapter.error(a, b) for a, b in zip(exact, outputs_of(graph, images), strict=True)]
-    return sum(errors) / len(errors)
+    found = outputs_of(graph, images)
+    return [float(adapter.error(a, b)) for a, b in zip(exact, found, strict=True)]
 
 
 def measure_sensitivity(
-    layers: Sequence[str],
-    error_without: Callable[[Collection[str]], float],
-    images: int,
-    *,
-    progress: Progress = SILENT,
-) -> Sensitivity:
-    """Measure the layers that matter.
+    layers: Sequence[str], parts_without: Callable[[Collection[str]], tuple[float, Mapping[str, float]]]
+) -> dict[str, float]:
+    """Return what each layer adds to the error, the first candidates for floating point first.
+
+    What a layer adds depends on the errors to which it adds. So the first layers are left in floating point in a second
+    run, and the order of the others follows from both runs.
 
     Args:
-        layers: the names of all layers that can be quantized, in the graph's order.
-        error_without: returns the error with all but these layers quantized.
-        images: how many images it measures on.
-        progress: receives how many quantized networks have been run.
+        layers: the names of all layers that can be quantized.
+        parts_without: returns, with these layers in floating point, the error and what each other layer adds to it.
     """
-    runs = 0
-
-    def error_of(group: Collection[str]) -> float:
-        nonlocal runs
-        error = error_without([layer for layer in layers if layer not in group])
-        runs += 1
-        progress.share(f"layers, {runs} networks compared", min(1.0, runs / RUNS))
-        return error
-
-    start = time.perf_counter()
-    whole = error_of(layers)
-    minutes = RUNS * (time.perf_counter() - start) / 60
-    if minutes > 1:
-        progress.message(
-            f"the search for layers to keep runs up to {RUNS} quantized networks, here about {minutes:.0f} minutes"
-        )
-    size = max(1, -(-len(layers) // GROUPS))
-    groups = [tuple(layers[i : i + size]) for i in range(0, len(layers), size)]
-    measured = [(error_of(group), group) for group in groups]
-    while runs < RUNS:  # halve the group with the largest error while it matters
-        error, group = max((m for m in measured if len(m[1]) > 1), default=(0.0, ()))
-        if not group or error < MATTERS * whole:
-            break
-        measured.remove((error, group))
-        half = len(group) // 2
-        measured += [(error_of(part), part) for part in (group[:half], group[half:])]
-    single = {group[0]: error for error, group in measured if len(group) == 1}
-    calm = [(group, error) for error, group in measured if len(group) > 1]
-    ordered = dict(sorted(single.items(), key=lambda item: -item[1]))
-    return Sensitivity(whole, ordered, tuple(calm), images)
+    whole, parts = parts_without(())
+    order = sorted(layers, key=lambda layer: -parts[layer])
+    first = [layer for layer in order[: int(MOST * len(layers)) // 2] if parts[layer] > 0]
+    if not first:
+        return {layer: parts[layer] for layer in order}
+    rest, others = parts_without(first)
+    both = {layer: (parts[layer] * whole + part * rest) / 2 / whole for layer, part in others.items()}
+    return {layer: parts[layer] for layer in first} | dict(sorted(both.items(), key=lambda item: -item[1]))
 
 
 def choose_keep(
-    sensitivity: Sensitivity,
+    whole: float,
+    layers: Mapping[str, float],
     error_without: Callable[[Collection[str]], float],
     *,
     progress: Progress = SILENT,
-) -> tuple[str, ...]:
-    """Choose the layers that are not quantized.
+) -> tuple[tuple[str, ...], dict[int, float]]:
+    """Choose the layers that are not quantized: the fewest of the first ones with which half of the error is gone.
 
-    The most sensitive layers are excluded one after the other, if the error falls, until half of the error is gone or
-    15 % of the layers are excluded.
+    At most 15 % of the layers are excluded. Where that is not enough for half of the error, the fewest layers are taken
+    with which the error is nearly as small as with all of those.
+
+    Args:
+        whole: the error with every layer quantized.
+        layers: layer -> what it adds to the error, the largest first.
+        error_without: returns the error with these layers excluded.
+        progress: receives how many networks have been run.
+
+    Returns:
+        The layers, and the errors by the number of excluded layers.
     """
-    total = len(sensitivity.layers) + sum(len(group) for group, _ in sensitivity.groups)
-    kept: tuple[str, ...] = ()
-    left, most = sensitivity.whole, max(1, int(MOST * total))
-    for tried, layer in enumerate(sensitivity.layers):
-        if left <= ENOUGH * sensitivity.whole or len(kept) + 1 > most:
-            break
-        progress.share(f"layers to keep, {len(kept)} chosen of at most {most}", tried / len(sensitivity.layers))
-        error = error_without((*kept, layer))
-        if error >= left:
-            continue
-        kept, left = (*kept, layer), error
-    return kept
+    ranked = [layer for layer, part in layers.items() if part > 0]
+    most = min(len(ranked), max(1, int(MOST * len(layers))))
+    tried = {0: whole}
+
+    def error_of(count: int) -> float:
+        if count not in tried:
+            tried[count] = error_without(ranked[:count])
+            progress.share(f"layers to keep, {len(tried) - 1} networks compared", 1 - 0.5 ** len(tried))
+        return tried[count]
+
+    low, goal = 0, ENOUGH * whole
+    if error_of(most) > goal:
+        goal = min(NEAR * error_of(most), whole)
+        expected = [_expected(whole, [layers[layer] for layer in ranked[:count]]) for count in range(most + 1)]
+        low = next(count for count, error in enumerate(expected) if error <= NEAR * expected[most]) - 1
+        low = low if low < WORTHWHILE * most else most  # a few layers less are not worth further runs
+    high = most
+    while high - low > 1:
+        count = (low + high) // 2
+        low, high = (low, count) if error_of(count) <= goal else (count, high)
+    chosen = min((count for count, error in tried.items() if error <= goal), default=0)
+    return tuple(ranked[:chosen]), tried
+
+
+def _expected(whole: float, parts: Sequence[float]) -> float:
+    """The error that is left without these parts: errors of layers are independent, so their squares add up."""
+    return math.sqrt(max(0.0, whole * (whole - sum(parts))))
 
 
 def named_layers(graph: ir.Model, wanted: Sequence[str]) -> tuple[str, ...]:

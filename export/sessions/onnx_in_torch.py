@@ -75,27 +75,42 @@ class OnnxInTorchSession(Session):
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`; a bfloat16 output is returned as float32."""
         check_inputs(self.inputs, inputs)
-        values: dict[str, Tensor] = {**self._weights, **{name: torch.from_numpy(x) for name, x in inputs.items()}}
+        with torch.inference_mode():
+            found = self.forward({name: torch.from_numpy(x) for name, x in inputs.items()})
+            return {name: _array(x.float() if x.dtype in VIEWS else x) for name, x in found.items()}
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the outputs for these inputs, which are not checked.
+
+        They have derivatives by the inputs where all operators on the way are torch's.
+        """
+        values: dict[str, Tensor] = {**self._weights, **inputs}
         left = Counter(self._uses)
         left.update(self._output_names)
         limited = contextlib.nullcontext() if self._wanted is None else torch_threads(self._wanted)
-        with torch.inference_mode(), limited:
+        with limited:
             for node, attributes in zip(self._nodes, self._attributes, strict=True):
-                given = [None if v is None else values[str(v.name)] for v in node.inputs]
-                for value, found in zip(node.outputs, self._run_node(node, given, attributes), strict=False):
-                    name = str(value.name)
-                    values[name] = found
-                    if self._observe is not None and found.is_floating_point():
-                        self._observe(name, found)
-                del given
-                for name in [str(v.name) for v in node.inputs if v is not None]:
+                names = [str(v.name) for v in node.inputs if v is not None]
+                if str(node.outputs[0].name) not in self._weights:
+                    given = [None if v is None else values[str(v.name)] for v in node.inputs]
+                    self._note(node, values, self._run_node(node, given, attributes))
+                    del given
+                for name in names:
                     left[name] -= 1
                     if not left[name] and name not in self._weights:
                         values.pop(name, None)
-        return {
-            name: _array(values[name].float() if _not_in_numpy(values[name]) else values[name])
-            for name in self._output_names
-        }
+        return {name: values[name] for name in self._output_names}
+
+    def _note(self, node: ir.Node, values: dict[str, Tensor], found: tuple[Tensor, ...]) -> None:
+        """Add what a node has computed to the values; a weight that it has widened is widened once for all runs."""
+        constant = node.op_type == "DequantizeLinear" and all(str(v.name) in self._weights for v in node.inputs if v)
+        for value, one in zip(node.outputs, found, strict=False):
+            name = str(value.name)
+            values[name] = one
+            if constant:
+                self._weights[name] = one
+            if self._observe is not None and one.is_floating_point():
+                self._observe(name, one)
 
     def close(self) -> None:
         """Drop the weights."""
@@ -145,12 +160,8 @@ def _tensor(value: Any) -> Tensor:
     return torch.from_numpy(copied)
 
 
-def _not_in_numpy(value: Tensor) -> bool:
-    return value.dtype in VIEWS
-
-
 def _array(value: Tensor) -> Array:
-    array: Array = value.contiguous().numpy()
+    array: Array = value.detach().contiguous().numpy()
     return array
 
 

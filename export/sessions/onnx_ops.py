@@ -9,103 +9,29 @@ Definitions: https://onnx.ai/onnx/operators/ (Apache-2.0).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["OPERATORS", "TORCH_TYPES", "UnsupportedFormError"]
+from deploykit.export.sessions.onnx_image_ops import (
+    IMAGE_OPERATORS,
+    Attributes,
+    Operator,
+    UnsupportedFormError,
+    Values,
+    accumulate_fp32,
+    required,
+)
 
-Values = Sequence[Tensor | None]
-Attributes = Mapping[str, Any]
-Operator = Callable[[Values, Attributes], Tensor | tuple[Tensor, ...]]
+__all__ = ["OPERATORS", "TORCH_TYPES", "UnsupportedFormError"]
 
 TORCH_TYPES: dict[int, torch.dtype] = {
     1: torch.float32, 2: torch.uint8, 3: torch.int8, 5: torch.int16, 6: torch.int32, 7: torch.int64, 9: torch.bool,
     10: torch.float16, 11: torch.float64, 16: torch.bfloat16, 17: torch.float8_e4m3fn,
 }  # fmt: skip
 """ONNX's element type number -> torch's type."""
-
-
-class UnsupportedFormError(Exception):
-    """A form of an operator that only the reference implementation covers."""
-
-
-def _required(value: Tensor | None) -> Tensor:
-    assert value is not None, "the operator needs this input"
-    return value
-
-
-def _accumulate_fp32(function: Callable[..., Tensor], *values: Tensor | None) -> Tensor:
-    """Compute a sum of products of rounded values in float32 and round it once."""
-    kind = _required(values[0]).dtype
-    if kind not in (torch.float16, torch.bfloat16):
-        return function(*values)
-    return function(*(None if v is None else v.float() for v in values)).to(kind)
-
-
-def _padded(x: Tensor, attributes: Attributes, spatial: int, value: float) -> tuple[Tensor, list[int]]:
-    """Apply padding that torch's operators lack; return the padded input and the padding left for the operator."""
-    pads = list(attributes.get("pads", [0] * 2 * spatial))
-    before, after = pads[:spatial], pads[spatial:]
-    if before == after:
-        return x, before
-    both = [side for pair in zip(reversed(before), reversed(after), strict=True) for side in pair]
-    return functional.pad(x, both, value=value), [0] * spatial
-
-
-def _explicit(attributes: Attributes) -> None:
-    if attributes.get("auto_pad", "NOTSET") != "NOTSET":
-        raise UnsupportedFormError(f"auto_pad {attributes['auto_pad']}")
-
-
-def _conv(values: Values, attributes: Attributes) -> Tensor:
-    _explicit(attributes)
-    x, weight, *bias = values
-    spatial = _required(x).dim() - 2
-    x, padding = _padded(_required(x), attributes, spatial, 0.0)
-    function = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}[spatial]
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return function(
-            x,
-            weight,
-            bias,
-            stride=list(attributes.get("strides", [1] * spatial)),
-            padding=padding,
-            dilation=list(attributes.get("dilations", [1] * spatial)),
-            groups=attributes.get("group", 1),
-        )
-
-    return _accumulate_fp32(run, x, weight, *bias)
-
-
-def _conv_transpose(values: Values, attributes: Attributes) -> Tensor:
-    _explicit(attributes)
-    x, weight, *bias = values
-    spatial = _required(x).dim() - 2
-    pads = list(attributes.get("pads", [0] * 2 * spatial))
-    extra = list(attributes.get("output_padding", [0] * spatial))
-    if pads[:spatial] != pads[spatial:] or "output_shape" in attributes:
-        raise UnsupportedFormError("ConvTranspose with uneven pads or an output_shape")
-    function = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}[spatial]
-
-    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return function(
-            x,
-            weight,
-            bias,
-            stride=list(attributes.get("strides", [1] * spatial)),
-            padding=pads[:spatial],
-            output_padding=extra,
-            groups=attributes.get("group", 1),
-            dilation=list(attributes.get("dilations", [1] * spatial)),
-        )
-
-    return _accumulate_fp32(run, x, weight, *bias)
 
 
 def _gemm(values: Values, attributes: Attributes) -> Tensor:
@@ -115,48 +41,22 @@ def _gemm(values: Values, attributes: Attributes) -> Tensor:
         product: Tensor = a @ b * attributes.get("alpha", 1.0)
         return product if c is None else product + c * attributes.get("beta", 1.0)
 
-    return _accumulate_fp32(run, *values)
+    return accumulate_fp32(run, *values)
 
 
-def _max_pool(values: Values, attributes: Attributes) -> Tensor:
-    _explicit(attributes)
-    x = _required(values[0])
-    spatial = x.dim() - 2
-    x, padding = _padded(x, attributes, spatial, -math.inf)
-    function = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}[spatial]
-    kernel = list(attributes["kernel_shape"])
-    if any(2 * pad > side for pad, side in zip(padding, kernel, strict=True)):
-        raise UnsupportedFormError("MaxPool with pads over half its kernel")
-    pooled: Tensor = function(
-        x,
-        kernel,
-        stride=list(attributes.get("strides", [1] * spatial)),
-        padding=padding,
-        dilation=list(attributes.get("dilations", [1] * spatial)),
-        ceil_mode=bool(attributes.get("ceil_mode", 0)),
+def _layer_norm(values: Values, attributes: Attributes) -> tuple[Tensor, ...]:
+    """Compute LayerNormalization in float32 and round it once; its other outputs are the mean and 1 / deviation."""
+    x, *rest = [None if v is None else v.float() for v in values]
+    axis = attributes.get("axis", -1) % required(x).dim()
+    scale, shift = (*rest, None, None)[:2]
+    found = torch.native_layer_norm(
+        required(x), required(x).shape[axis:], scale, shift, attributes.get("epsilon", 1e-5)
     )
-    return pooled
-
-
-def _resize(values: Values, attributes: Attributes) -> Tensor:
-    """Enlarge by whole factors to the nearest pixel; the reference does every other form."""
-    x = _required(values[0])
-    scales = values[2] if len(values) > 2 and values[2] is not None and values[2].numel() else None
-    if scales is None:
-        raise UnsupportedFormError("Resize by sizes")
-    factors = [float(s) for s in scales]
-    nearest = attributes.get("mode", "nearest") == "nearest"
-    rule = (attributes.get("coordinate_transformation_mode", "half_pixel"), attributes.get("nearest_mode"))
-    whole = all(f == int(f) for f in factors) and factors[:2] == [1.0, 1.0]
-    if not nearest or not whole or rule not in {("asymmetric", "floor"), ("half_pixel", "round_prefer_floor")}:
-        raise UnsupportedFormError("Resize other than by whole factors to the nearest pixel")
-    for axis, factor in enumerate(factors[2:], start=2):
-        x = x.repeat_interleave(int(factor), axis)
-    return x
+    return found[0].to(required(values[0]).dtype), *found[1:]
 
 
 def _split(values: Values, attributes: Attributes) -> tuple[Tensor, ...]:
-    x, axis = _required(values[0]), attributes.get("axis", 0)
+    x, axis = required(values[0]), attributes.get("axis", 0)
     if len(values) > 1 and values[1] is not None:
         return torch.split(x, values[1].tolist(), axis)
     size = -(-x.shape[axis] // attributes["num_outputs"])
@@ -164,15 +64,15 @@ def _split(values: Values, attributes: Attributes) -> tuple[Tensor, ...]:
 
 
 def _reshape(values: Values, attributes: Attributes) -> Tensor:
-    x, wanted = _required(values[0]), _required(values[1]).tolist()
+    x, wanted = required(values[0]), required(values[1]).tolist()
     if not attributes.get("allowzero", 0):
         wanted = [x.shape[i] if side == 0 else side for i, side in enumerate(wanted)]
     return x.reshape(wanted)
 
 
 def _slice(values: Values, attributes: Attributes) -> Tensor:
-    x, rest = _required(values[0]), values[3:]
-    starts, ends = _required(values[1]).tolist(), _required(values[2]).tolist()
+    x, rest = required(values[0]), values[3:]
+    starts, ends = required(values[1]).tolist(), required(values[2]).tolist()
     axes = rest[0].tolist() if rest and rest[0] is not None else list(range(len(starts)))
     steps = rest[1].tolist() if len(rest) > 1 and rest[1] is not None else [1] * len(starts)
     if min(steps, default=1) < 1:
@@ -184,21 +84,21 @@ def _slice(values: Values, attributes: Attributes) -> Tensor:
 
 
 def _transpose(values: Values, attributes: Attributes) -> Tensor:
-    x = _required(values[0])
+    x = required(values[0])
     return x.permute(attributes.get("perm") or tuple(reversed(range(x.dim()))))
 
 
 def _concat(values: Values, attributes: Attributes) -> Tensor:
-    return torch.cat([_required(v) for v in values], attributes["axis"])
+    return torch.cat([required(v) for v in values], attributes["axis"])
 
 
 def _cast(values: Values, attributes: Attributes) -> Tensor:
-    x, kind = _required(values[0]), TORCH_TYPES[attributes["to"]]
+    x, kind = required(values[0]), TORCH_TYPES[attributes["to"]]
     return x.to(kind)
 
 
 def _softmax(values: Values, attributes: Attributes) -> Tensor:
-    x = _required(values[0])
+    x = required(values[0])
     return torch.softmax(x.float(), attributes.get("axis", -1)).to(x.dtype)  # as kernels do, for half values too
 
 
@@ -213,36 +113,38 @@ def _along(x: Tensor, values: Tensor, axis: int) -> Tensor:
 
 def _dequantize(values: Values, attributes: Attributes) -> Tensor:
     x, scale, *zero = values
-    x, scale = _required(x), _required(scale)
+    x, scale = required(x), required(scale)
     axis = attributes.get("axis", 1)
     wide = x.float()
-    if zero and zero[0] is not None and x.dtype not in (torch.float8_e4m3fn,):
-        wide = wide - _along(x, zero[0].float(), axis)
-    return (wide * _along(x, scale.float(), axis)).to(scale.dtype)
+    if zero and zero[0] is not None and x.dtype not in (torch.float8_e4m3fn,) and zero[0].any():
+        wide = wide.sub_(_along(x, zero[0].float(), axis))
+    return wide.mul_(_along(x, scale.float(), axis)).to(scale.dtype)
 
 
 def _quantize(values: Values, attributes: Attributes) -> Tensor:
     x, scale, *zero = values
-    x, scale = _required(x), _required(scale)
+    x, scale = required(x), required(scale)
     kind = zero[0].dtype if zero and zero[0] is not None else torch.uint8
     axis = attributes.get("axis", 1)
     ratio = x.float() / _along(x, scale.float(), axis)
     if kind == torch.float8_e4m3fn:
-        return ratio.clamp(-448.0, 448.0).to(kind)
-    shift = _along(x, zero[0].float(), axis) if zero and zero[0] is not None else 0.0
+        return ratio.clamp_(-448.0, 448.0).to(kind)
+    ratio.round_()  # in place from here on: these are the largest tensors of a quantized graph
+    if zero and zero[0] is not None and zero[0].any():
+        ratio.add_(_along(x, zero[0].float(), axis))
     limits = torch.iinfo(kind)
-    return (torch.round(ratio) + shift).clamp(limits.min, limits.max).to(kind)
+    return ratio.clamp_(limits.min, limits.max).to(kind)
 
 
 def _top_k(values: Values, attributes: Attributes) -> tuple[Tensor, ...]:
     """Compute TopK with the lower index first among equal values, which torch's own does not promise."""
-    x, count, axis = _required(values[0]), int(_required(values[1])), attributes.get("axis", -1)
+    x, count, axis = required(values[0]), int(required(values[1])), attributes.get("axis", -1)
     ordered, index = torch.sort(x, dim=axis, descending=bool(attributes.get("largest", 1)), stable=True)
     return ordered.narrow(axis, 0, count), index.narrow(axis, 0, count)
 
 
 def _gather(values: Values, attributes: Attributes) -> Tensor:
-    x, index, axis = _required(values[0]), _required(values[1]).long(), attributes.get("axis", 0)
+    x, index, axis = required(values[0]), required(values[1]).long(), attributes.get("axis", 0)
     index = torch.where(index < 0, index + x.shape[axis], index)
     if x.dim() and index.dim() == 0:
         return x.select(axis, int(index))
@@ -252,17 +154,17 @@ def _gather(values: Values, attributes: Attributes) -> Tensor:
 
 
 def _gather_elements(values: Values, attributes: Attributes) -> Tensor:
-    x, index, axis = _required(values[0]), _required(values[1]), attributes.get("axis", 0)
+    x, index, axis = required(values[0]), required(values[1]), attributes.get("axis", 0)
     return torch.gather(x, axis, torch.where(index < 0, index + x.shape[axis], index))
 
 
 def _shape(values: Values, attributes: Attributes) -> Tensor:
-    sides = list(_required(values[0]).shape)
+    sides = list(required(values[0]).shape)
     return torch.tensor(sides[attributes.get("start", 0) : attributes.get("end", len(sides))])
 
 
 def _unsqueeze(values: Values, _: Attributes) -> Tensor:
-    x, axes = _required(values[0]), _required(values[1]).tolist()
+    x, axes = required(values[0]), required(values[1]).tolist()
     dims = x.dim() + len(axes)
     for axis in sorted(a % dims for a in axes):
         x = x.unsqueeze(axis)
@@ -270,7 +172,7 @@ def _unsqueeze(values: Values, _: Attributes) -> Tensor:
 
 
 def _squeeze(values: Values, _: Attributes) -> Tensor:
-    x = _required(values[0])
+    x = required(values[0])
     axes = values[1].tolist() if len(values) > 1 and values[1] is not None else None
     return x.squeeze() if axes is None else x.squeeze(tuple(axes))
 
@@ -279,7 +181,7 @@ def _reduce(function: Callable[..., Tensor]) -> Operator:
     """Make a reduction whose axes are an input (opset 18) or an attribute."""
 
     def run(values: Values, attributes: Attributes) -> Tensor:
-        x = _required(values[0])
+        x = required(values[0])
         axes = values[1].tolist() if len(values) > 1 and values[1] is not None else attributes.get("axes")
         if not axes and attributes.get("noop_with_empty_axes", 0):
             return x
@@ -289,12 +191,12 @@ def _reduce(function: Callable[..., Tensor]) -> Operator:
 
 
 def _div(values: Values, _: Attributes) -> Tensor:
-    a, b = _required(values[0]), _required(values[1])
+    a, b = required(values[0]), required(values[1])
     return torch.div(a, b) if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
 
 
 def _expand(values: Values, _: Attributes) -> Tensor:
-    x, shape = _required(values[0]), _required(values[1]).tolist()
+    x, shape = required(values[0]), required(values[1]).tolist()
     dims = max(x.dim(), len(shape))
     have = [1] * (dims - x.dim()) + list(x.shape)
     wanted = [1] * (dims - len(shape)) + shape
@@ -309,16 +211,15 @@ def _positional(function: Callable[..., Tensor]) -> Operator:
 def _clip(values: Values, _: Attributes) -> Tensor:
     x, *limits = values
     low, high = (*limits, None, None)[:2]
-    return torch.clamp(_required(x), low, high) if low is not None or high is not None else _required(x)
+    return torch.clamp(required(x), low, high) if low is not None or high is not None else required(x)
 
 
 OPERATORS: dict[str, Operator] = {
+    **IMAGE_OPERATORS,
     "Add": _positional(torch.add),
     "Cast": _cast,
     "Clip": _clip,
     "Concat": _concat,
-    "Conv": _conv,
-    "ConvTranspose": _conv_transpose,
     "DequantizeLinear": _dequantize,
     "Div": _div,
     "Erf": _positional(torch.erf),
@@ -328,16 +229,16 @@ OPERATORS: dict[str, Operator] = {
     "GatherElements": _gather_elements,
     "Gemm": _gemm,
     "HardSigmoid": lambda values, a: torch.clamp(
-        _required(values[0]) * a.get("alpha", 0.2) + a.get("beta", 0.5), 0.0, 1.0
+        required(values[0]) * a.get("alpha", 0.2) + a.get("beta", 0.5), 0.0, 1.0
     ),
     "HardSwish": _positional(functional.hardswish),
     "Identity": _positional(lambda x: x),
-    "LeakyRelu": lambda values, a: functional.leaky_relu(_required(values[0]), a.get("alpha", 0.01)),
-    "MatMul": lambda values, _: _accumulate_fp32(torch.matmul, *values),
-    "MaxPool": _max_pool,
+    "LayerNormalization": _layer_norm,
+    "LeakyRelu": lambda values, a: functional.leaky_relu(required(values[0]), a.get("alpha", 0.01)),
+    "MatMul": lambda values, _: accumulate_fp32(torch.matmul, *values),
     "Mul": _positional(torch.mul),
     "Neg": _positional(torch.neg),
-    "Pow": lambda values, _: torch.pow(_required(values[0]), _required(values[1])).to(_required(values[0]).dtype),
+    "Pow": lambda values, _: torch.pow(required(values[0]), required(values[1])).to(required(values[0]).dtype),
     "QuantizeLinear": _quantize,
     "ReduceMax": _reduce(torch.amax),
     "ReduceMean": _reduce(torch.mean),
@@ -345,7 +246,6 @@ OPERATORS: dict[str, Operator] = {
     "ReduceSum": _reduce(torch.sum),
     "Relu": _positional(torch.relu),
     "Reshape": _reshape,
-    "Resize": _resize,
     "Shape": _shape,
     "Sigmoid": _positional(torch.sigmoid),
     "Slice": _slice,

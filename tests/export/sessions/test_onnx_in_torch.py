@@ -12,9 +12,10 @@ import onnx_ir as ir
 import pytest
 import torch
 from onnx import TensorProto, helper
+from onnx.reference import ReferenceEvaluator
 
 from deploykit.errors import ArtefactError, BackendError
-from deploykit.export.sessions import onnx_ops
+from deploykit.export.sessions import onnx_image_ops, onnx_ops
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession, open_onnx_in_torch
 from deploykit.export.sessions.onnx_ops import OPERATORS
 from deploykit.facade import open_session
@@ -119,9 +120,10 @@ def test_every_function_of_an_operator_is_in_the_table() -> None:
     """A function that the table has not would never run, and the reference, which rounds otherwise, would."""
     operators = {
         name: function
-        for name, function in vars(onnx_ops).items()
+        for module in (onnx_ops, onnx_image_ops)
+        for name, function in vars(module).items()
         if inspect.isfunction(function)
-        and function.__module__ == onnx_ops.__name__
+        and function.__module__ == module.__name__
         and [p.annotation for p in inspect.signature(function).parameters.values()] == ["Values", "Attributes"]
     }
     assert len(operators) > 15
@@ -189,6 +191,39 @@ def test_operators_are_numpys(node: onnx.NodeProto, expected: object) -> None:
     assert callable(expected)
     found = run(graph([node], {"x": x.shape}, "y", *arrays, opset=18), x=x)
     np.testing.assert_allclose(found, expected(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+@pytest.mark.parametrize(
+    ("node", "more"),
+    [
+        (helper.make_node("DepthToSpace", ["x"], ["y"], blocksize=2, mode="DCR"), {}),
+        (helper.make_node("DepthToSpace", ["x"], ["y"], blocksize=2, mode="CRD"), {}),
+        (helper.make_node("SpaceToDepth", ["x"], ["y"], blocksize=2), {}),
+        (helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[3, 2], strides=[1, 2], pads=[1, 0, 1, 0]), {}),
+        (helper.make_node("AveragePool", ["x"], ["y"], kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=1), {}),
+        (helper.make_node("GlobalAveragePool", ["x"], ["y"]), {}),
+        (
+            helper.make_node("Pad", ["x", "p", "v"], ["y"]),
+            {"p": np.array([0, 1, 2, 0, 0, 0, 3, 1]), "v": np.array(0.5, np.float32)},
+        ),
+        (
+            helper.make_node("LayerNormalization", ["x", "s", "b"], ["y"], axis=-1, epsilon=1e-3),
+            {"s": np.linspace(0.5, 2, 6, dtype=np.float32), "b": np.linspace(-1, 1, 6, dtype=np.float32)},
+        ),
+    ],
+    ids=lambda one: one.op_type if isinstance(one, onnx.NodeProto) else "",
+)
+def test_operators_are_those_of_onnxs_reference(node: onnx.NodeProto, more: dict[str, Array], kind: type) -> None:
+    x = np.random.default_rng(5).normal(size=(2, 8, 4, 6)).astype(np.float32)
+    narrow = [helper.make_node("Cast", ["given"], ["x"], to=helper.np_dtype_to_tensor_dtype(np.dtype(kind)))]
+    values = {n: v.astype(kind) if v.dtype == np.float32 else v for n, v in more.items()}
+    arrays = [onnx.numpy_helper.from_array(v, n) for n, v in values.items()]
+    back = [helper.make_node("Cast", ["y"], ["wide"], to=TensorProto.FLOAT)]
+    model = graph([*narrow, node, *back], {"given": x.shape}, "wide", *arrays)
+    (expected,) = ReferenceEvaluator(ir.to_proto(model)).run(None, {"given": x})
+    assert node.op_type in OPERATORS
+    np.testing.assert_allclose(run(model, given=x), expected, rtol=1e-5 if kind is np.float32 else 2e-3, atol=2e-3)
 
 
 def test_what_it_cannot_run_is_said(tmp_path: Path) -> None:
