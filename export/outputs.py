@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Generic, Literal, TypeVar, cast
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.export.matching import Matching
@@ -22,6 +19,9 @@ from deploykit.runtime.parity.expected import values_of
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session
 from deploykit.spec import ModelSpec, Output, RawDetections
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "ADAPTERS",
@@ -104,6 +104,8 @@ class ExportAdapter(Generic[OutputT]):
         It is the root mean square error relative to the root mean square of the values, summed over the outputs. It has
         a derivative by ``found``.
         """
+        import torch
+
         parts = []
         for name, x in ((name, x.double()) for name, x in expected.items()):
             parts.append((found[name] - x).square().mean().div(x.square().mean().clamp(min=1e-30)).sqrt())
@@ -127,6 +129,8 @@ class ExportAdapter(Generic[OutputT]):
 
 def finite_or_infinite(error: Tensor) -> Tensor:
     """Return an error, or infinity in place of NaN, which would be neither larger nor smaller than others."""
+    import torch
+
     return error if bool(error.isfinite()) else torch.full_like(error, torch.inf)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from deploykit.errors import UsageError
 from deploykit.export.matching import Matching
@@ -25,6 +23,9 @@ from deploykit.runtime.postprocess.detections import NetworkDetections
 from deploykit.runtime.postprocess.pose_fusion import object_thresholds
 from deploykit.runtime.session import Session
 from deploykit.spec import AnchorHeads, ModelSpec, NmsOutputs, PoseObjectRows, RawDetections, RowOutput
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["AnchorHeadExport", "NmsExport", "PoseExport", "RowExport", "keypoint_facts"]
 
@@ -56,6 +57,8 @@ class _RowsExport(ExportAdapter[R]):
         means are over rows that score over 0.05 in either network, or over the best 100 rows if there are none; masks
         are those of the best 100 of them.
         """
+        import torch
+
         layout = self.output.as_rows()
         a, b = (self._in_rows(side[layout.name]) for side in (expected, found))
         scores = [_best_scores(side, layout) for side in (a, b)]
@@ -184,6 +187,8 @@ def _best_scores(rows: Tensor, layout: RawDetections) -> Tensor:
 
 def _logits(coefficients: Tensor, image: Tensor, prototypes: Tensor) -> Tensor:
     """The logits of masks ``(n, cells)``: each object is in one image of ``prototypes (B, P, h, w)``."""
+    import torch
+
     maps = prototypes.to(coefficients.dtype).flatten(2)
     return torch.cat([coefficients[image == slot] @ each for slot, each in enumerate(maps)])
 
