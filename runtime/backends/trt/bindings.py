@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
+import weakref
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def load_flavour(flavour: Flavour | str) -> Any:
 
 
 _loaded: set[Path] = set()
+_loggers: weakref.WeakSet[Any] = weakref.WeakSet()  # those that something of TensorRT still holds
 
 
 def _load_plugin(trt: Any, library: Path) -> None:
@@ -115,7 +117,9 @@ def logger(trt: Any, log: BuildLog) -> Any:
     """Create an ``ILogger`` of this TensorRT that fills ``log``; it must outlive everything made with it."""
     # TensorRT waits for itself if one of its objects is freed while it logs, and there Python may collect garbage.
     # A user's program can hold such objects in a cycle with an error, so they are freed before the next work begins.
-    gc.collect()
+    # They hold their logger: where none is left there are none, and a large program is spared a second.
+    if _loggers:
+        gc.collect()
 
     class Logger(trt.ILogger):  # type: ignore[misc]  # the module is known at run time only
         def __init__(self) -> None:
@@ -124,4 +128,6 @@ def logger(trt: Any, log: BuildLog) -> Any:
         def log(self, severity: Any, msg: str) -> None:
             log.add(str(severity).rsplit(".", 1)[-1], msg)
 
-    return Logger()
+    made = Logger()
+    _loggers.add(made)
+    return made

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import shutil
 import subprocess
 import sys
 import types
+import weakref
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from deploykit.runtime.backends.trt import bindings
-from deploykit.runtime.backends.trt.bindings import load_flavour
+from deploykit.runtime.backends.trt.bindings import BuildLog, load_flavour, logger
 from deploykit.runtime.native.library import FOLDER
 
 
@@ -82,3 +86,36 @@ def test_without_a_library_nothing_is_loaded(
     monkeypatch.setenv(FOLDER, str(tmp_path / "none"))
     load_flavour("tensorrt")
     assert not registry.loaded
+
+
+MADE: dict[str, Callable[[Any, Any], object]] = {
+    "builder": lambda trt, made: trt.Builder(made),
+    "network": lambda trt, made: trt.Builder(made).create_network(0),
+    "config": lambda trt, made: trt.Builder(made).create_builder_config(),
+    "parser": lambda trt, made: trt.OnnxParser(trt.Builder(made).create_network(0), made),
+    "runtime": lambda trt, made: trt.Runtime(made),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_what_tensorrt_makes_holds_its_logger(name: str) -> None:
+    """So a collection before the next work is needed only where a logger is left."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    made = logger(trt, BuildLog())
+    kept, held = MADE[name](trt, made), weakref.ref(made)
+    del made
+    assert held() is not None
+    del kept
+    assert held() is None
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_garbage_is_collected_only_where_a_logger_is_left(left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    trt = types.SimpleNamespace(ILogger=type("ILogger", (), {}))
+    collections: list[None] = []
+    gc.collect()
+    kept = logger(trt, BuildLog()) if left else None
+    monkeypatch.setattr(bindings.gc, "collect", lambda: collections.append(None))
+    logger(trt, BuildLog())
+    assert bool(collections) is left
+    del kept
