@@ -32,6 +32,7 @@ def test_every_model_has_its_row_and_the_published_number_of_parameters() -> Non
             assert row[2] == f"{known:,} = published"
 
 
+@pytest.mark.slow
 def test_the_facts_that_ship_are_those_of_the_models() -> None:
     """So that listing them needs neither torch nor time; ``python -m tests.model_table --facts`` writes them."""
     found, named = facts(), {entry["name"] for entry in json.loads(FACTS.read_text())}

@@ -21,6 +21,7 @@ def output(*command: str, cwd: Path = HERE) -> str:
 
 
 @pytest.mark.parametrize(("preset", "sanitizers"), [("asan", "address,undefined"), ("tsan", "thread")])
+@pytest.mark.slow
 def test_the_sanitizers_find_nothing(preset: str, sanitizers: str, tmp_path: Path) -> None:
     """A sync() taken out of a kernel.cuh is a race that tsan finds."""
     cmake, ctest = (shutil.which(name) or pytest.skip(f"no {name}") for name in ("cmake", "ctest"))

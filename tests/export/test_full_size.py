@@ -26,6 +26,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
     return export_onnx(weights, img=960, check=False)
 
 
+@pytest.mark.slow
 def test_the_file_is_as_large_as_its_weights(report: ExportReport) -> None:
     assert report.parameters == 80_175_724
     constants = sum(c.size for c in report.constants)

@@ -403,6 +403,7 @@ def test_an_engine_of_the_first_part_is_built(exported: ExportReport, tmp_path: 
 
 @no_gpu
 @pytest.mark.parametrize("large", [False, True], ids=["weights inside", "weights beside"])
+@pytest.mark.slow
 def test_an_engine_in_two_parts_can_be_written_to_another_file_system(
     large: bool, exported: ExportReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

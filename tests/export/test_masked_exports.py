@@ -258,6 +258,7 @@ def test_a_network_that_loses_its_prototypes_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_the_originals_network_finds_the_originals_masks(shared: Path, tmp_path: Path) -> None:
     """Every pixel of every object, in an image that needs padding; objects without a pixel are left out there too."""
     with np.load(shared / "golden" / "yolov8n-seg-narrow.npz") as golden:

@@ -124,6 +124,7 @@ def test_asked_for_the_product_the_same_file_gives_it(weights: Path, tmp_path: P
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_a_trained_one_scores_as_its_project_does(shared: Path, tmp_path: Path) -> None:
     weights = shutil.copy(shared / "cases" / "detectors" / "nc1_yolov7_tiny.pt", tmp_path)
     golden = np.load(shared / "cases" / "detectors" / "nc1_yolov7_tiny.pt.npz")

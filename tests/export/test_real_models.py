@@ -56,6 +56,7 @@ def faces(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> ExportRepor
     return deploykit.export_onnx(weights, img=640, out=tmp_path_factory.mktemp("faces") / "faces.onnx")
 
 
+@pytest.mark.slow
 def test_our_face_model_finds_the_same_faces_as_an_independent_export(faces: ExportReport, shared: Path) -> None:
     spec: ModelSpec = faces.spec
     theirs_path = shared / "data" / "onnx" / "yolov7-lite-e_face5kpt.onnx"
@@ -100,6 +101,7 @@ def plates(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Predictor:
     return deploykit.load(report.path)
 
 
+@pytest.mark.slow
 def test_the_plate_model_finds_the_plates_and_their_kind(plates: Predictor, shared: Path) -> None:
     """Two classes and four keypoints: a head that breaks code with one class or 17 keypoints hard-wired."""
     images = sorted((shared / "data" / "images" / "plates").iterdir())

@@ -160,6 +160,7 @@ def test_the_released_weights_give_the_same_numbers_in_our_network(
     assert np.abs(rows - expected)[scores > 0.01][:, 4:].max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_our_export_of_them_agrees_with_theirs_and_finds_the_same(
     weights: Path, theirs: Path, spec: ModelSpec, shared: Path, tmp_path: Path
 ) -> None:
@@ -183,6 +184,7 @@ def test_our_export_of_them_agrees_with_theirs_and_finds_the_same(
     assert any("float32 alone moves" in note for note in report.parity.notes)
 
 
+@pytest.mark.slow
 def test_a_fine_tuned_nano_without_a_wrapper_loads_exports_and_predicts(
     shared: Path, bus: Path, tmp_path: Path
 ) -> None:

@@ -193,6 +193,7 @@ def test_networks_that_find_nothing_are_not_verified(tmp_path: Path) -> None:
     assert "--sample" in failed.says
 
 
+@pytest.mark.slow
 def test_nms_in_the_graph_is_also_run_with_its_thresholds_open(tmp_path: Path) -> None:
     """A network of random weights detects nothing at its thresholds; a wrong box shows all the same."""
     network = model_of("few", num_keypoints=3)

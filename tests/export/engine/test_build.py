@@ -242,6 +242,7 @@ def test_a_checkpoint_becomes_an_onnx_file_and_an_engine_that_is_held_against_it
 @rtx
 @no_gpu
 @pytest.mark.data
+@pytest.mark.slow
 def test_the_golden_pose_model_becomes_an_engine(shared: Path, tmp_path: Path) -> None:
     weights = shared / "golden" / "yolov7-w6-pose-narrow.pt"
     exports = export_formats(

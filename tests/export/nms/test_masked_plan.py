@@ -190,6 +190,7 @@ def test_a_number_of_coefficients_that_the_node_cannot_carry_is_refused(tmp_path
         onnx_from_model(masked_model(maps=5), out=tmp_path / "m.onnx", options=OnnxOptions(nms="plugin"))
 
 
+@pytest.mark.slow
 def test_keypoints_without_visibility_go_through_every_form(tmp_path: Path) -> None:
     files = exports(posed_model(), tmp_path)
     expected = found(files["none"])

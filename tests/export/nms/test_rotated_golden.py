@@ -14,7 +14,7 @@ from deploykit.facade import load, open_session
 pytestmark = pytest.mark.data
 
 
-@pytest.mark.parametrize("mode", ["graph", "none"])
+@pytest.mark.parametrize("mode", [pytest.param("graph", marks=pytest.mark.slow), "none"])
 def test_the_export_finds_what_the_original_finds(shared: Path, tmp_path: Path, mode: NmsMode) -> None:
     golden = np.load(shared / "golden" / "yolov8n-obb-narrow.npz")
     conf, iou = map(float, golden["nms_conf_iou"])

@@ -93,6 +93,7 @@ def test_an_image_that_is_not_square_is_also_fed_as_a_rectangle_where_shapes_are
     assert names_of(fixed)[:2] == ["wide.png", "noise (seed 0)"]
 
 
+@pytest.mark.slow
 def test_a_model_agrees_with_itself_to_the_last_bit(exported: Path) -> None:
     report = compare(exported / "static.onnx", exported / "static.onnx")
     assert report.ok

@@ -132,7 +132,7 @@ def test_tlc_is_the_network_itself_where_the_windows_cover_the_image() -> None:
         with_rewrite(model, "fast")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "fp16"])
 def test_tlc_is_exported(tmp_path: Path, precision: str) -> None:
     model = with_rewrite(narrow(), "tlc:32")
     asked = PrecisionOptions(precision=precision)  # type: ignore[arg-type]  # a str
