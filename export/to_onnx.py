@@ -180,21 +180,23 @@ def export_model(
             report = replace(report, notes=(*report.notes, raised))
         timer.step("writing")
         file = write(graph, folder / out.name, report.weight_size)
-        del graph
+        plan, fused = context.plan, context.fused if options.gate is not None else None
+        if verification is not None:
+            verification.fused = None
+        passes.drop_weights(graph)
+        del graph, context  # the folded weights are as large as the model's own, and are in the file now
         precision = verify_precision(precision, file) if precision else None
-        parity = verify_file(verification, file, context.plan, spec, precision, rows) if verification else None
+        parity = verify_file(verification, file, plan, spec, precision, rows) if verification else None
         accuracy = None
-        if options.gate is not None:
+        if options.gate is not None and fused is not None:
             timer.step("evaluating")
-            accuracy = check_accuracy_drop(
-                options.gate, file, spec, context.fused, None if context.plan.chosen else base, timer
-            )
+            accuracy = check_accuracy_drop(options.gate, file, spec, fused, None if plan.chosen else base, timer)
         if base is not None:
             shutil.rmtree(base.parent)
         size = sum(p.stat().st_size for p in folder.iterdir())
         reference = None
         if parity is not None and verification is not None:
-            reference = replace(reference_for(context.plan, verification.expected, spec), limits=parity.tolerance)
+            reference = replace(reference_for(plan, verification.expected, spec), limits=parity.tolerance)
             about = digests(file, (external_data_path(file),))
             parity_report_path(file).write_text(parity.to_json(about))
         publish(folder, out, parts=(external_data_path(out),), reports=(parity_report_path(out),))

@@ -13,8 +13,8 @@ from deploykit.export.graph.interface import Constant, Interface
 from deploykit.runtime.arrays import Array
 
 __all__ = [
-    "initializers_of", "interface_of", "name_axes", "name_transposed", "register_constants", "simplify", "stamp",
-    "strip",
+    "drop_weights", "initializers_of", "interface_of", "name_axes", "name_transposed", "register_constants", "simplify",
+    "stamp", "strip",
 ]  # fmt: skip
 
 FOLD_TAKEN, FOLD_GIVEN = 64 * 2**20, 16 * 2**20
@@ -112,6 +112,12 @@ def stamp(model: ir.Model, key: str, text: str, *, name: str, version: str) -> N
     model.metadata_props[key] = text
     model.producer_name, model.producer_version = "deploykit", version
     model.graph.name = name
+
+
+def drop_weights(model: ir.Model) -> None:
+    """Free the stored tensors of a graph that was written: onnxscript's rules keep the last graph that they matched."""
+    for value in model.graph.initializers.values():
+        value.const_value = None
 
 
 def initializers_of(model: ir.Model) -> tuple[Constant, ...]:

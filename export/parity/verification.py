@@ -30,6 +30,7 @@ from deploykit.export.sessions.freed_memory import release_freed_memory
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.export.sessions.torch_module import TorchSession, spec_of_module
 from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
+from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
@@ -45,12 +46,13 @@ CHECKPOINT, FUSED = "the checkpoint", "the fused model"
 class Verification:
     """The checks of every file of one export against the same reference values, which are computed on first use.
 
-    ``model`` and its folded copy ``fused`` give the reference values on ``feeds``. ``rows`` is the spec of the network
-    with raw rows, also if NMS is exported after them.
+    ``model`` gives the reference values on ``feeds``. ``fused`` is its folded copy, which only a file that does not
+    agree asks for: None is folded again then. ``rows`` is the spec of the network with raw rows, also if NMS is
+    exported after them.
     """
 
     model: ReferenceModel
-    fused: nn.Module
+    fused: nn.Module | None
     rows: ModelSpec
     feeds: ParityInputs
     progress: Progress = SILENT
@@ -115,7 +117,7 @@ class Verification:
         expected = self.expected
         self._details.step("what float32 costs")
         torch_spec = replace(spec_of_module(self.model), thresholds=self.rows.thresholds)
-        modules = self.fused, self.model.module
+        modules = self._folded(), self.model.module
         cost = Float32Cost.of(
             {
                 PYTORCH: [torch_float32(expected, module, torch_spec) for module in modules],
@@ -130,6 +132,11 @@ class Verification:
         again = check_file(plan, expected, file, spec, self._details, limits)
         return (replace(again, notes=(*again.notes, cost.note(limits))) if again.ok else parity), ""
 
+    def _folded(self) -> nn.Module:
+        if self.fused is None:
+            self.fused = fuse_model(self.model.module)
+        return self.fused
+
     def _step_at_fault(self) -> str:
         """A sentence on which step changed the numbers of a file that does not agree: fusing, or what came after it.
 
@@ -137,7 +144,7 @@ class Verification:
         """
         self._details.step("the fused model")
         open_conf = replace(self.rows.thresholds, conf=0.0)
-        session = TorchSession(with_thresholds(self.fused, open_conf), spec_of_module(self.model), exact=True)
+        session = TorchSession(with_thresholds(self._folded(), open_conf), spec_of_module(self.model), exact=True)
         rows = replace(self.rows, thresholds=open_conf)
         label = next(iter(self.feeds.images))
         first = ParityInputs({label: self.feeds.images[label]}, (Batch(label, (label,)),))
