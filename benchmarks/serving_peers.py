@@ -28,7 +28,9 @@ from measured import Row, Table, show
 from serving_load import (
     HOST,
     MODEL,
+    Client,
     Load,
+    Server,
     closed_loop,
     free_port,
     jpegs,
@@ -45,6 +47,9 @@ SHAPE = "images:3,480,640"
 QUIET = ("--log-format", "none", "--workers", "auto")
 CLIENTS = (1, 4, 16)
 NAME = "model"
+
+Figures = tuple[float, float, float]
+"""Answers a second, the 99th percentile in ms, and the server's milliseconds of the processor for each answer."""
 
 
 def main() -> None:
@@ -77,51 +82,63 @@ def of_images(python: Path, clients: Sequence[int], rounds: int, seconds: float)
     """JPEGs by deploykit and by LitServe, which takes JSON."""
     encoded = jpegs(SIZE, 4)
     coded = [json.dumps({"image": base64.b64encode(each).decode()}).encode() for each in encoded]
-    with running(*QUIET) as own, peer(python, "litserve", "/health") as port:
-        variants = {
-            "bytes": (own.port, [predict(each) for each in encoded]),
-            "Base64": (own.port, [message("POST", "/v1/predict", each, "application/json") for each in coded]),
-            "LitServe, Base64": (port, [message("POST", "/predict", each, "application/json") for each in coded]),
+    with running(*QUIET) as own, peer(python, "litserve", "/health") as other:
+        variants: dict[str, tuple[Server, list[bytes]]] = {
+            "bytes": (own, [predict(each) for each in encoded]),
+            "Base64": (own, [message("POST", "/v1/predict", each, "application/json") for each in coded]),
+            "LitServe, Base64": (other, [message("POST", "/predict", each, "application/json") for each in coded]),
         }
 
-        def run(name: str, number: int) -> tuple[float, float]:
-            port, requests = variants[name]
-            load = closed_loop(port, repeated(requests, seconds), number)
-            return load_figures(load)
+        def run(name: str, number: int) -> Figures:
+            server, requests = variants[name]
+            before = server.cpu_seconds()
+            load = closed_loop(server.port, repeated(requests, seconds), number)
+            return load_figures(load, server.cpu_seconds() - before)
 
         return tables_of("640 x 480 JPEGs", list(variants), "bytes", clients, rounds, run)
 
 
-def load_figures(load: Load) -> tuple[float, float]:
-    """Answers a second and the 99th percentile of a load that was answered."""
+def load_figures(load: Load, cpu_seconds: float) -> Figures:
+    """The figures of a load that was answered."""
     if set(load.statuses) != {200}:
         raise SystemExit(f"some requests were not answered: {dict(load.statuses)}")
-    return load.rate, load.percentile(0.99)
+    return load.rate, load.percentile(0.99), 1e3 * cpu_seconds / len(load.ms)
 
 
 def of_tensors(program: Path, python: Path | None, clients: Sequence[int], rounds: int, seconds: float) -> list[Table]:
     """Tensors by the Open Inference Protocol, sent by perf_analyzer."""
     with contextlib.ExitStack() as stack:
         own = stack.enter_context(running(*QUIET, model=f"{NAME}={MODEL}", grpc=True))
-        assert own.grpc_port is not None
-        ports = {"HTTP": ("http", own.port), "gRPC": ("grpc", own.grpc_port)}
+        servers = {"HTTP": ("http", own), "gRPC": ("grpc", own)}
         if python is not None:
             grpc_port = free_port()
-            port = stack.enter_context(peer(python, "pytriton", "/v2/models/model/ready", str(grpc_port)))
-            ports |= {"PyTriton, HTTP": ("http", port), "PyTriton, gRPC": ("grpc", grpc_port)}
+            other = stack.enter_context(peer(python, "pytriton", "/v2/models/model/ready", str(grpc_port)))
+            other.grpc_port = grpc_port
+            servers |= {"PyTriton, HTTP": ("http", other), "PyTriton, gRPC": ("grpc", other)}
 
-        def run(name: str, number: int) -> tuple[float, float]:
-            return analyzed(program, *ports[name], number, seconds)
+        def run(name: str, number: int) -> Figures:
+            protocol, server = servers[name]
+            before, count = server.cpu_seconds(), inferences(server)
+            port = server.grpc_port if protocol == "grpc" else server.port
+            rate, p99 = analyzed(program, protocol, f"{HOST}:{port}", number, seconds)
+            return rate, p99, 1e3 * (server.cpu_seconds() - before) / (inferences(server) - count)
 
-        return tables_of(f"Tensors of {SHAPE[7:]} by perf_analyzer", list(ports), "HTTP", clients, rounds, run)
+        return tables_of(f"Tensors of {SHAPE[7:]} by perf_analyzer", list(servers), "HTTP", clients, rounds, run)
 
 
-def analyzed(program: Path, protocol: str, port: int, clients: int, seconds: float) -> tuple[float, float]:
+def inferences(server: Server) -> int:
+    """How many inferences a server has counted so far."""
+    with Client(server.port) as client:
+        told = json.loads(client.ask(message("GET", f"/v2/models/{NAME}/stats", triton_access_token="local")))
+    return int(told["model_stats"][0]["inference_stats"]["success"]["count"])
+
+
+def analyzed(program: Path, protocol: str, address: str, clients: int, seconds: float) -> tuple[float, float]:
     """Inferences a second and the 99th percentile in ms, as perf_analyzer reports them."""
     with tempfile.TemporaryDirectory() as folder:
         table = Path(folder) / "table.csv"
         words = [
-            "-m", NAME, "-u", f"{HOST}:{port}", "-i", protocol, "--shape", SHAPE, "-f", str(table),
+            "-m", NAME, "-u", address, "-i", protocol, "--shape", SHAPE, "-f", str(table),
             "--concurrency-range", str(clients), "--measurement-interval", str(round(1e3 * seconds)),
             "--stability-percentage", "999", "--max-trials", "4", "--percentile", "99",
             "-H", "triton-access-token:local", "-H", "triton-grpc-protocol-triton-access-token:local",
@@ -139,10 +156,10 @@ def tables_of(
     base: str,
     clients: Sequence[int],
     rounds: int,
-    run: Callable[[str, int], tuple[float, float]],
+    run: Callable[[str, int], Figures],
 ) -> list[Table]:
-    """Run all variants with all numbers of clients in turn, and return a table of rates and one of 99th percentiles."""
-    found: dict[tuple[str, int], list[tuple[float, float]]] = {(name, n): [] for n in clients for name in names}
+    """Run all variants with all numbers of clients in turn, and return a table of each figure."""
+    found: dict[tuple[str, int], list[Figures]] = {(name, n): [] for n in clients for name in names}
     chance = random.Random(0)
     for _ in range(rounds):
         for name, number in chance.sample(list(found), len(found)):
@@ -155,19 +172,20 @@ def tables_of(
             }
             yield Row((str(number),), dict(medians))
 
+    titles = ("answers a second", "p99 in ms", "the servers' milliseconds of the processor for each")
     return [
-        Table(f"{title}, answers a second", ("clients",), dict.fromkeys(names, "{:.0f}"), tuple(rows(0)), base),
-        Table(f"{title}, p99 in ms", ("clients",), dict.fromkeys(names, "{:.0f}"), tuple(rows(1)), base),
+        Table(f"{title}, {what}", ("clients",), dict.fromkeys(names, "{:.1f}"), tuple(rows(which)), base)
+        for which, what in enumerate(titles)
     ]
 
 
 @contextlib.contextmanager
-def peer(python: Path, name: str, ready: str, *words: str) -> Iterator[int]:
-    """Run another server of the model while the context lasts, and give its port."""
+def peer(python: Path, name: str, ready: str, *words: str) -> Iterator[Server]:
+    """Run another server of the model while the context lasts."""
     port = free_port()
     command = [str(python), str(HERE / f"serving_{name}.py"), str(MODEL), str(port), *words]
-    with started(command, port, ready):
-        yield port
+    with started(command, port, ready) as process:
+        yield Server(process, port, None)
 
 
 if __name__ == "__main__":
