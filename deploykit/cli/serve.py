@@ -123,8 +123,10 @@ def run(args: argparse.Namespace) -> int:
         import_extra(module, "serve")
     from deploykit.facade import load
     from deploykit.runtime.serve.core.registry import Registry, sources_of
+    from deploykit.runtime.serve.memory import keep_freed_memory
     from deploykit.runtime.serve.server import Server
 
+    keep_freed_memory()
     options = serve_flags().fill(args)
     if options.grpc_port is not None:
         import_extra("grpc", "serve")
