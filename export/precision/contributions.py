@@ -108,7 +108,8 @@ class _Differentiated(OnnxInTorchSession):
             with torch.no_grad():
                 return super()._run_node(node, given, attributes)
         if node.op_type == "DequantizeLinear" and node.inputs[0] is not None:
-            before = self._before.get(str(node.inputs[0].name))
+            once = len(node.inputs[0].uses()) == 1  # then nothing else needs it, and it would stay until the way back
+            before = (self._before.pop if once else self._before.get)(str(node.inputs[0].name), None)
             if before is not None:
                 return (self._rounded(node, before, super()._run_node(node, given, attributes)[0]),)
         layer = str(node.name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import hashlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from deploykit.errors import DataError, ExportError
+from deploykit.export.graph.passes import drop_weights
 from deploykit.export.options import Calibration, CalibrationMethod, Int8Target, PrecisionOptions, QuantKind
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.calibration import (
@@ -39,6 +39,7 @@ from deploykit.export.precision.sensitivity import (
     outputs_of,
     quantize_as,
 )
+from deploykit.export.sessions.freed_memory import release_freed_memory
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec
@@ -48,7 +49,6 @@ __all__ = ["QuantReport", "quantize_graph"]
 EVERY = slice(None)
 RANKED = 4  # images of each of the two runs that rank layers
 COMPARED = 6  # images on which calibration methods are compared
-WAITING = 256 * 2**20  # bytes of graphs that may wait to be freed
 HOW_KEPT = {
     "measurement": "chosen by measurement",
     "name": "chosen by name",
@@ -171,7 +171,6 @@ class _Trials:
         self.base, self.spec, self.options, self.images = base, spec, options, images
         self.exact: list[dict[str, Tensor]] = []
         self.few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
-        self._waiting = 0
 
     def parts(
         self, layers: Sequence[ir.Node], ranges: Mapping[str, float], kept: Collection[str], progress: Progress
@@ -193,19 +192,23 @@ class _Trials:
         def tell(done: int) -> None:
             progress.share(f"layers ranked, {done} of {count} images", (done / count + bool(kept)) / 4)
 
-        return contributions_of(graph, weights, [self.images[n] for n in numbers], error, tell)
+        found = contributions_of(graph, weights, [self.images[n] for n in numbers], error, tell)
+        _forget(graph)
+        return found
 
     def errors(self, ranges: Mapping[str, float], kept: Collection[str] = (), of: slice = EVERY) -> list[float]:
         """Return the error on each of these images with all layers but ``kept`` quantized."""
         graph = ir.load(self.base)
         quantize_as(graph, ranges, self.spec, self.options, kept)
         found = errors_of(graph, self.exact[of], self.images[of], self.spec)
-        del graph
-        self._waiting += self.base.stat().st_size
-        if self._waiting > WAITING:  # graphs hold reference cycles, and several large ones would stay in memory
-            gc.collect()  # slow, so not after every small graph
-            self._waiting = 0
+        _forget(graph)
         return found
+
+
+def _forget(graph: ir.Model) -> None:
+    """Free the weights of a graph: its reference cycles keep it for a while, and several large ones would add up."""
+    drop_weights(graph)
+    release_freed_memory()
 
 
 def _measured(rows: ir.Model, trials: _Trials, progress: Progress) -> Activations:
