@@ -17,9 +17,7 @@ from deploykit.version import __version__
 GROUPS = {
     "run a model": {
         "predict": "run a model on images, folders, videos or a camera",
-        "serve": "answer requests with models, over HTTP and gRPC",
         "demo": "try it: find codes on an image by a small model that ships",
-        "cluster": "run a model on many images by many processes or machines",
     },
     "export and verify": {
         "export": "convert a checkpoint to verified ONNX and TensorRT",
@@ -30,7 +28,9 @@ GROUPS = {
         "eval": "score a model on annotated images: AP, accuracy, mIoU, PSNR",
         "bench": "measure how long a model takes, alone and end to end",
     },
-    "serve": {
+    "serve and scale": {
+        "serve": "answer requests with models, over HTTP and gRPC",
+        "cluster": "run a model on many images by many processes or machines",
         "package": "write what servers need: for Triton, Docker, KServe, systemd",
     },
     "look into files": {
