@@ -43,7 +43,7 @@ def scaling_flags() -> Flags[Scaling]:
     """Return the options of replicas."""
     from deploykit.runtime.cluster.scaling import Scaling
 
-    ongoing = "requests on their way that a replica should have: more add replicas, fewer take them away"
+    ongoing = "requests that a replica should have: more add replicas"
     flags = (
         Flag("--min-replicas", "min_replicas", "least replicas", "N", int),
         Flag("--max-replicas", "max_replicas", "most replicas", "N", int),

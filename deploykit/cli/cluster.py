@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     ("deploykit cluster run best.onnx images/ --out results", "a process per core; again after a stop, it goes on"),
-    ("deploykit cluster run best.onnx images/ --out results --address auto", "on the cluster of Ray around here"),
     ("deploykit cluster check results", "every image has exactly one row"),
     ("deploykit cluster serve best.onnx --max-replicas 4", "the server of deploykit serve, in as many as are needed"),
     ("deploykit cluster manifest best.onnx --image registry.example/best:1", "a RayService for KubeRay"),
@@ -73,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help="a cluster of Ray: auto, its head, or local for a Ray of this machine (default: processes, without Ray)",
+        help="a cluster of Ray: auto (around here), its head, or local (default: processes, without Ray)",
     )
     group.add_argument("--workers", type=int, metavar="N", help="how many (default: as many as there is room for)")
     group.add_argument("--cpus", type=int, default=1, metavar="N", help="cores of each (default 1)")
@@ -185,6 +184,7 @@ def _work(args: argparse.Namespace) -> Work:
     """Open the model here once, which tells at once what is wrong with it, and return how workers open it."""
     from deploykit.facade import load
     from deploykit.runtime.cluster.work import Work, model_digest
+    from deploykit.runtime.results.dense import RestoredImage
 
     model = Path(model_of(args)).expanduser().absolute()
     compute = compute_of(args)
@@ -193,7 +193,7 @@ def _work(args: argparse.Namespace) -> Work:
     opened = partial(load, str(model), **ways, loading=loading_of(args), verify=args.verify, **options)
     here = dict(options, device="cpu") if args.gpus and not options["device"] else options  # the head may have no GPU
     with partial(opened, **here)() as predictor:
-        if predictor.task == "restore":
+        if issubclass(predictor.adapter.result_type, RestoredImage):
             raise UsageError("the results of a model that restores are images, which predict --out writes; not rows")
         for text in predictor.notes:
             note(text)

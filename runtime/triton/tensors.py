@@ -76,6 +76,10 @@ def result_arrays(spec: ModelSpec) -> tuple[ResultArray, ...]:
         "restore": (ResultArray("pixels", "uint8", (-1, -1, -1)),),
         "features": (ResultArray("features", "float32", (-1,), field="values"),),
     }
+    shapes = {
+        "instances": (ResultArray("masks", "uint8", (-1, -1, -1)),),
+        "oriented": (ResultArray("rotated", "float32", (-1, 5)),),
+    }
     if spec.task in dense:
         return dense[spec.task]
     found = [
@@ -86,11 +90,7 @@ def result_arrays(spec: ModelSpec) -> tuple[ResultArray, ...]:
     ]
     if spec.keypoints is not None:
         found.append(ResultArray("keypoints", "float32", (-1, len(spec.keypoints.names), 3)))
-    if spec.task == "instances":
-        found.append(ResultArray("masks", "uint8", (-1, -1, -1)))
-    if spec.task == "oriented":
-        found.append(ResultArray("rotated", "float32", (-1, 5)))
-    return tuple(found)
+    return (*found, *shapes.get(spec.task, ()))
 
 
 def arrays_of(results: Sequence[ImageResult], wanted: Sequence[ResultArray]) -> dict[str, Array]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from deploykit.errors import AccuracyError, ParityError, SpecError
 from deploykit.export.graph.trace import export_to_ir
 from deploykit.export.options import AccuracyGate, OnnxOptions, PrecisionOptions
-from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, compare, expect
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.precision import convert
@@ -29,6 +29,7 @@ from deploykit.models.fuse import fuse_model
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.session import open_session
 from tests.masked_network import FIRST, MASKS, SIDE, masked_model
+from tests.output_error import output_error
 
 
 @pytest.fixture(scope="module")
@@ -209,25 +210,24 @@ def outputs_of(images: int = 2) -> dict[str, NDArray[Any]]:
 
 
 def test_the_error_of_two_outputs_includes_both() -> None:
-    adapter = export_adapter_of(masked_model().spec)
-    exact = outputs_of()
-    assert adapter.error(exact, outputs_of()) == 0.0
+    error, exact = partial(output_error, masked_model().spec), outputs_of()
+    assert error(exact, outputs_of()) == 0.0
     for factor in (1.1, 0.9):  # all logits are a tenth off, whether by coefficients or by prototypes
         one, other = outputs_of(), outputs_of()
         one["prototypes"] *= factor
         other["output"][..., FIRST:] *= factor
-        assert adapter.error(exact, one) == pytest.approx(0.1, rel=1e-4)
-        assert adapter.error(exact, other) == pytest.approx(0.1, rel=1e-4)
+        assert error(exact, one) == pytest.approx(0.1, rel=1e-4)
+        assert error(exact, other) == pytest.approx(0.1, rel=1e-4)
     swapped = outputs_of()
     swapped["prototypes"] = swapped["prototypes"][::-1]  # those of the other image
-    assert adapter.error(exact, swapped) > 0.5
+    assert error(exact, swapped) > 0.5
     broken = outputs_of()
     broken["prototypes"][1, 2, 3, 4] = np.nan
-    assert adapter.error(exact, broken) == np.inf
+    assert error(exact, broken) == np.inf
     boxes = outputs_of()
     boxes["output"][..., 0] += 1.0
     boxes["prototypes"] *= 1.1
-    assert adapter.error(exact, boxes) > 0.1 + 1e-3
+    assert error(exact, boxes) > 0.1 + 1e-3
 
 
 def test_slots_of_a_batch_have_their_own_prototypes(exported: ExportReport) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from deploykit.describe import preprocessing
 from deploykit.runtime.drawing.palette import palette
+from deploykit.runtime.results.detection import Result
 from deploykit.runtime.serve.core.asked import PARAMETERS
 from deploykit.runtime.serve.core.calls import Call
 from deploykit.runtime.serve.core.model import Answer, ServedModel
@@ -57,7 +58,7 @@ def document(answer: Answer, model: ServedModel, call: Call) -> dict[str, Any]:
 
 async def documented(answer: Answer, model: ServedModel, call: Call) -> dict[str, Any]:
     """Return the same; masks, whose runs take long to find, hold no other request up."""
-    if model.predictor.spec.task == "instances":
+    if isinstance(answer.result, Result) and answer.result.masks is not None:
         return await asyncio.to_thread(document, answer, model, call)
     return document(answer, model, call)
 

@@ -18,7 +18,6 @@ from deploykit.export.engine.build import build_engine
 from deploykit.export.nms import plan as nms_plan
 from deploykit.export.nms.graph import IOU
 from deploykit.export.options import NmsMode
-from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.report import ExportReport
@@ -31,6 +30,7 @@ from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.postprocess.rotated import hulls_of
 from deploykit.spec import InputSpec, ModelSpec, NmsOutputs, RawDetections, Thresholds
 from tests.asked import asked
+from tests.output_error import output_error
 
 LAYOUT = RawDetections(obj=None, cls=(4, 6), angle=(6, 7))
 LIMITS = Thresholds(conf=0.5, iou=0.5, max_det=60, pre_nms_topk=200)
@@ -188,7 +188,7 @@ def test_a_turn_is_an_error_and_half_a_turn_is_none() -> None:
     turned, half = rows.copy(), rows.copy()
     turned[0, 0, 6] += 0.2
     half[..., 6] -= np.pi
-    errors = [export_adapter_of(spec).error({"output": rows}, {"output": other}) for other in (rows, half, turned)]
+    errors = [output_error(spec, {"output": rows}, {"output": other}) for other in (rows, half, turned)]
     assert errors == pytest.approx([0.0, 0.0, np.sin(0.2) / 2], abs=1e-6)
 
 

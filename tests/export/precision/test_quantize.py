@@ -18,7 +18,6 @@ from onnx import TensorProto, helper
 
 from deploykit.errors import DataError, ExportError, ImageError, NotFoundError, UsageError
 from deploykit.export.options import Calibration, CalibrationMethod
-from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.verification import largest_values
 from deploykit.export.precision import calibration as module
@@ -48,6 +47,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.runtime.session import open_session
 from deploykit.spec import DenseOutput, Fit, InputSpec, ModelSpec, RawDetections
+from tests.output_error import output_error
 
 CHANCE = np.random.default_rng(0)
 SPEC = ModelSpec(
@@ -536,5 +536,4 @@ def test_the_error_of_rows_is_of_those_that_score() -> None:
 
 
 def error_of(spec: ModelSpec, expected: Array, found: Array) -> float:
-    sides = ({"output": torch.from_numpy(side)} for side in (expected, found))
-    return float(export_adapter_of(spec).error(*sides))
+    return output_error(spec, {"output": expected}, {"output": found})

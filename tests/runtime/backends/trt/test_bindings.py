@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import re
 import shutil
 import subprocess
@@ -113,7 +112,7 @@ def test_what_tensorrt_makes_holds_its_logger(name: str) -> None:
 def test_garbage_is_collected_only_where_a_logger_is_left(left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     trt = types.SimpleNamespace(ILogger=type("ILogger", (), {}))
     collections: list[None] = []
-    gc.collect()
+    monkeypatch.setattr(bindings, "_loggers", weakref.WeakSet())
     kept = logger(trt, BuildLog()) if left else None
     monkeypatch.setattr(bindings.gc, "collect", lambda: collections.append(None))
     logger(trt, BuildLog())
