@@ -5,13 +5,10 @@
 
 Interleaved: every round runs all numbers of workers of a job, in another order, each in a fresh process, which predicts
 one image before its clock starts. The times are those of the whole command after that: opening the model, reading,
-network, drawing, encoding and writing. ``1`` is one image after the other, with all cores for the network. Each round
-gives a ratio to it; printed are medians over the rounds, of the time, of the processor's time and of the peak of
-memory. ``--neighbours`` keeps so many other processes busy meanwhile, a table each. Rounds end when a job has had its
-share of the minutes; every job has one.
-
-Without a model all that is needed is made: yolov5n of free shape with random weights, images and a video of crops of
-the sample image, and annotations of random boxes.
+network, drawing, encoding and writing. ``1`` is one image after the other, with all cores for the network. Printed are
+medians over the rounds, of the time, of the processor's time and of the peak of memory, and their ratios to it.
+``--neighbours`` keeps so many other processes busy meanwhile, a table each. Rounds end when a job has had its share of
+the minutes; every job has one.
 """
 
 from __future__ import annotations
@@ -153,12 +150,8 @@ def compared(args: argparse.Namespace, end: float) -> tuple[list[Any], list[int]
                 rounds.append(len(found[ONE]))
                 for key, lines in rows.items():
                     values = {variant: [one[key] for one in ran] for variant, ran in found.items()}
-                    ratios = {
-                        variant: statistics.median(a / b for a, b in zip(values[variant], values[ONE], strict=True))
-                        for variant in variants[1:]
-                    }
                     middle = {variant: round(statistics.median(each), 4) for variant, each in values.items()}
-                    lines.append(Row((name,), middle, {variant: round(each, 4) for variant, each in ratios.items()}))
+                    lines.append(Row((name,), middle))
         beside = f"beside {count} busy process{'es' * (count != 1)}, " if count else ""
         for key, unit in MEASURED.items():
             columns = dict.fromkeys(variants, "{:.0f}" if key == "peak" else "{:.2f}")

@@ -305,7 +305,7 @@ def test_a_dynamic_batch_takes_any_batch(exporter: Any, tmp_path: Path) -> None:
         assert_agree(*rows_of(exact(model), out, noise(batch, 3, 64, 64)), layout_of(report.spec))
 
 
-@pytest.mark.parametrize("exporter", ["dynamo", "legacy"])
+@pytest.mark.parametrize("exporter", [pytest.param("dynamo", marks=pytest.mark.slow), "legacy"])
 def test_a_dynamic_shape_takes_any_batch_and_any_good_size(exporter: Any, tmp_path: Path) -> None:
     model = model_of("few", num_keypoints=3)
     out = tmp_path / "m.onnx"
