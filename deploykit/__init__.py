@@ -7,6 +7,7 @@ application which only predicts never loads torch. What it warns of goes to the 
 from __future__ import annotations
 
 import logging
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,10 @@ _HOME = {
     "verify": "deploykit.export.verify",
 }
 logging.getLogger("deploykit").addHandler(logging.NullHandler())  # who runs it decides what becomes of its messages
+
+# ONNX Runtime from 1.29 on keeps events of every session on the disk and sends them to its maker, by a thread that also
+# keeps a forked process from ending. It reads this when it is imported; 0 lets it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = sorted(_HOME)  # noqa: PLE0605  (the table above is the one list of public names)
 

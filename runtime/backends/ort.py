@@ -15,7 +15,13 @@ from deploykit.errors import ArtefactError, BackendError, UsageError, import_ext
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.ort_cpu import give_back, low_memory, open_on_cpu, set_for_cpu
 from deploykit.runtime.backends.ort_cuda import CPU, CUDA, DeviceRuns, open_on_gpu
-from deploykit.runtime.backends.ort_providers import CudaOptions, plugin_for, reason_of, tensor_info
+from deploykit.runtime.backends.ort_providers import (
+    CudaOptions,
+    plugin_for,
+    reason_of,
+    tensor_info,
+    without_telemetry,
+)
 from deploykit.runtime.backends.run_limit import RunLimit
 from deploykit.runtime.compute import default_threads
 from deploykit.runtime.native.library import find_library, library_folder
@@ -78,6 +84,7 @@ def open_session(
         MissingDependencyError: onnxruntime is not installed.
     """
     ort: Any = import_extra("onnxruntime", "cpu")
+    without_telemetry(ort)
     plugin = plugin_for(ort, provider)
     providers = [] if plugin else _provider_list(provider, ort.get_available_providers(), ort.get_all_providers())
     settings = CudaOptions.from_environment()

@@ -27,6 +27,7 @@ __all__ = [
     "preload_cuda",
     "reason_of",
     "tensor_info",
+    "without_telemetry",
 ]
 
 LOG = logging.getLogger(__name__)
@@ -184,6 +185,12 @@ def preload_cuda(ort: Any) -> None:
             ort.preload_dlls()
         if said.getvalue():
             LOG.debug("onnxruntime.preload_dlls: %s", " ".join(said.getvalue().split()))
+
+
+def without_telemetry(ort: Any) -> None:
+    """Let ONNX Runtime keep no events of its sessions, where a program imported it before deploykit could say so."""
+    if os.environ.get("ORT_DISABLE_TELEMETRY", "1") not in ("0", "false") and hasattr(ort, "disable_telemetry_events"):
+        ort.disable_telemetry_events()
 
 
 def tensor_info(tensor: Any) -> TensorInfo:
