@@ -3,7 +3,8 @@
 A hidden name ends in ``.partial`` (and the suffix of the place) and says which machine and process wrote it. The writer
 holds a lock on it as long as it lives. So the next write into the folder can tell what a killed process left there, and
 removes it: at once what this machine left and nobody holds, and after a week what another machine left on a shared
-volume, or what lies where there are no locks. Only the user's own files with such names are removed.
+volume, or what lies where there are no locks. Only the user's own files with such names are removed. Work files lie in
+the system's temporary folder in a folder of such a name.
 
 What is not a regular file is never replaced: a device or a pipe is written into, and a link stays and its target is
 replaced.
@@ -12,6 +13,7 @@ replaced.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import os
 import platform
@@ -20,6 +22,7 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -31,20 +34,26 @@ if sys.platform != "win32":
     import fcntl
 
 __all__ = [
+    "alone_in",
+    "become_folder",
     "check_folder_writable",
     "check_replaceable",
     "destination",
+    "exchange",
     "existing_folder",
     "lock",
     "partial_file",
     "partial_folder",
     "sync",
+    "temporary_folder",
     "write_atomic",
 ]
 
 PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})-[0-9]+-[0-9a-f]{8}\.partial(\.[^.]*)?", re.DOTALL)
 MAX_STEM, MAX_SUFFIX = 64, 32  # bytes; a file system takes names of 255
 ABANDONED = 7 * 24 * 3600.0  # seconds after which nobody writes to a partial any more, wherever its writer ran
+PATIENCE = 30.0  # seconds for which a writer waits for another one that moves its files into the same folder
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux's renameat2
 KINDS = {
     stat.S_IFBLK: "a block device",
     stat.S_IFCHR: "a device",
@@ -182,7 +191,7 @@ def partial_file(place: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def partial_folder(place: Path, parent: Path) -> Iterator[Path]:
+def partial_folder(place: Path, parent: Path, *, mode: int = 0o777) -> Iterator[Path]:
     """Create a folder of a hidden name for ``place`` in ``parent``; it is removed at the end, with all that is in it.
 
     Raises:
@@ -191,7 +200,7 @@ def partial_folder(place: Path, parent: Path) -> Iterator[Path]:
     _remove_abandoned(parent)
     while True:
         partial = _hidden(parent, place.stem)
-        partial.mkdir()
+        partial.mkdir(mode)
         descriptor = None if sys.platform == "win32" else os.open(partial, os.O_RDONLY)
         if descriptor is None or _is_held(descriptor, partial):
             break
@@ -200,6 +209,82 @@ def partial_folder(place: Path, parent: Path) -> Iterator[Path]:
         yield partial
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Create a folder for work files in the system's temporary folder, which only the user can read.
+
+    It is removed at the end; what a killed process left there is removed by the next one.
+
+    Raises:
+        OutputError: it cannot be created.
+    """
+    with contextlib.ExitStack() as stack:
+        with os_errors_as_output_errors(Path(os.environ.get("TMPDIR", "the temporary folder"))):
+            parent = Path(tempfile.gettempdir())
+            folder = stack.enter_context(partial_folder(Path("deploykit"), parent, mode=0o700))
+        yield folder
+
+
+def become_folder(partial: Path, folder: Path) -> Path | None:
+    """Rename a partial folder to one that does not exist, in one step together with the folders that are missing above.
+
+    Args:
+        partial: from :func:`partial_folder`, in the first folder above ``folder`` that exists.
+        folder: the folder.
+
+    Returns:
+        None. The folder in which the content now lies, if the step is not possible, because another process has made
+        one of the folders.
+
+    Raises:
+        OSError: the content cannot be moved.
+    """
+    first, *others = folder.relative_to(partial.parent).parts
+    content = list(partial.iterdir())
+    inner = partial.joinpath(*others)
+    if others:
+        if (partial / others[0]).exists():
+            return partial
+        inner.mkdir(parents=True)
+        for entry in content:
+            entry.rename(inner / entry.name)
+        sync(inner)
+    try:
+        partial.rename(partial.parent / first)
+    except OSError:
+        return inner
+    sync(partial.parent)
+    return None
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two existing files or folders in one step; return False where the system cannot do it (it is Linux's)."""
+    if sys.platform != "linux":
+        return False
+    try:
+        swap = ctypes.CDLL(None).renameat2
+    except AttributeError:
+        return False
+    return bool(swap(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE) == 0)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep others who use this function out of a folder, while several files that belong together are moved into it.
+
+    Where there are no locks, or another one needs longer than half a minute, the context begins all the same.
+    """
+    descriptor = None if sys.platform == "win32" else os.open(folder, os.O_RDONLY)
+    try:
+        end = time.monotonic() + PATIENCE
+        while descriptor is not None and lock(descriptor) is False and time.monotonic() < end:
+            time.sleep(0.005)
+        yield
+    finally:
         if descriptor is not None:
             os.close(descriptor)
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
-from deploykit.atomic import check_replaceable, existing_folder, partial_file, partial_folder, sync
+from deploykit.atomic import (
+    alone_in,
+    become_folder,
+    check_replaceable,
+    existing_folder,
+    partial_file,
+    partial_folder,
+    sync,
+)
 from deploykit.errors import UsageError, os_errors_as_output_errors
 
 __all__ = ["check_writable", "is_folder", "output_path", "publish", "staging_dir"]
@@ -68,25 +76,37 @@ def staging_dir(out: Path) -> Iterator[Path]:
 def publish(folder: Path, out: Path, *, parts: Sequence[Path] = (), reports: Sequence[Path] = ()) -> None:
     """Move the files of ``folder`` beside ``out``, in an order in which no two files that differ ever lie together.
 
-    First the old reports are removed, then the old ``out`` if it has parts or will have some. Then the parts are moved,
+    A folder that does not exist yet appears with all of them. Else another export into the folder is waited for. First
+    the old reports are removed, then the old ``out`` if it has parts or will have some. Then the parts are moved,
     ``out``, and the reports. An interruption leaves a file without a report, and never a report of another file. Old
     parts and reports without a successor are gone.
 
     Args:
-        folder: the staging folder; its content is moved.
+        folder: the staging folder; it holds the files of the export and nothing else, and they are moved.
         out: the file.
         parts: the files that ``out`` needs, such as its external weights; each before what needs it.
         reports: the files that say something about ``out``, in the order in which they are moved.
 
     Raises:
-        OutputError: something else than a file lies at one of the paths.
+        OutputError: something else than a file lies at one of the paths, or the files cannot be moved.
     """
-    new = {path.name for path in folder.iterdir()}
-    for path in (out, *parts, *reports):
-        check_replaceable(path)
-    for name in new:
-        sync(folder / name)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    with os_errors_as_output_errors(out):
+        new = {path.name for path in folder.iterdir()}
+        for path in (out, *parts, *reports):
+            check_replaceable(path)
+        for name in new:
+            sync(folder / name)
+        if not out.parent.exists():
+            left = become_folder(folder, out.parent)
+            if left is None:
+                return
+            folder = left
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with alone_in(out.parent):
+            _move(folder, new, out, parts, reports)
+
+
+def _move(folder: Path, new: Set[str], out: Path, parts: Sequence[Path], reports: Sequence[Path]) -> None:
     apart = any(path.name in new or path.exists() for path in parts)
     for old in (*reports, *([out] if apart else []), *(path for path in parts if path.name not in new)):
         old.unlink(missing_ok=True)

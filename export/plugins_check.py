@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deploykit.atomic import temporary_folder
 from deploykit.errors import DeployError, installing
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.cuda import gpu_unavailable_reason, open_gpu
@@ -182,16 +181,16 @@ def _onnxruntime(name: str) -> Check:
     if missing := [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]:
         return Check(name, None, f"not run: {missing[0]} is not installed ({installing('cpu,export')})")
     wrong, runs = [], 0
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         for rows, layout in _problems():
-            file = Path(folder, f"{rows.dtype}.onnx")
+            file = folder / f"{rows.dtype}.onnx"
             file.write_bytes(nms_kpt_model(rows.dtype, layout, THRESHOLDS, POINTS))
             with open_session(file, provider="cpu") as session:
                 found = session.run({"rows": rows})
             wrong += _differences(found, expected_outputs(rows, layout, THRESHOLDS, POINTS))
             runs += 1
         for levels in _levels():
-            file = Path(folder, f"decode_{levels[0].dtype}.onnx")
+            file = folder / f"decode_{levels[0].dtype}.onnx"
             file.write_bytes(decode_rows_model(levels[0].dtype, **HEAD))
             with open_session(file, provider="cpu") as session:
                 found = session.run({f"level_{i}": level for i, level in enumerate(levels)})

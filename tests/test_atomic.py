@@ -18,7 +18,15 @@ import numpy as np
 import pytest
 
 from deploykit import atomic
-from deploykit.atomic import partial_file, partial_folder, write_atomic
+from deploykit.atomic import (
+    alone_in,
+    become_folder,
+    exchange,
+    partial_file,
+    partial_folder,
+    temporary_folder,
+    write_atomic,
+)
 from deploykit.errors import DiskFullError, OutputError
 from deploykit.runtime.images.video_writer import Mp4Writer
 
@@ -309,3 +317,73 @@ def test_a_partial_that_was_taken_for_abandoned_at_birth_is_made_again(
     assert (tmp_path / "m").read_bytes() == b"whole"
     assert len(removed) == 1
     assert names(tmp_path) == ["m"]
+
+
+def test_work_files_of_a_killed_process_are_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with writer(tmp_path / "deploykit") as living, writer(tmp_path / "deploykit") as killed:
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        with temporary_folder() as folder:
+            assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+            assert sum(f"-{living.pid}-" in name for name in names(tmp_path)) == 2
+            assert len(names(tmp_path)) == 3
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with pytest.raises(OutputError, match="No such file or directory"), temporary_folder():
+        pass
+
+
+@pytest.mark.parametrize("below", ["a", "a/b/c"])
+def test_a_new_folder_appears_with_all_that_is_in_it(below: str, tmp_path: Path) -> None:
+    with partial_folder(tmp_path / "m", tmp_path) as partial:
+        (partial / "m.onnx").write_bytes(b"1")
+        assert become_folder(partial, tmp_path / below) is None
+        assert names(tmp_path) == ["a"]
+    assert names(tmp_path / below) == ["m.onnx"]
+
+
+@pytest.mark.parametrize("below", ["a", "a/b/c"])
+def test_a_folder_that_another_process_makes_meanwhile_is_left_alone(below: str, tmp_path: Path) -> None:
+    with partial_folder(tmp_path / "m", tmp_path) as partial:
+        (partial / "m.onnx").write_bytes(b"1")
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "other").write_bytes(b"2")
+        left = become_folder(partial, tmp_path / below)
+        assert left is not None
+        assert names(left) == ["m.onnx"]
+        assert names(tmp_path / "a") == ["other"]
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux swaps two names in one step")
+def test_two_folders_are_swapped(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes(b"1")
+    if not exchange(tmp_path / "a", tmp_path / "b"):
+        pytest.skip("this file system has no such step")
+    assert (names(tmp_path / "a"), names(tmp_path / "b")) == (["b"], ["a"])
+    assert not exchange(tmp_path / "a", tmp_path / "missing")
+    assert names(tmp_path / "a") == ["b"]
+
+
+def test_one_at_a_time_moves_files_into_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    def second() -> None:
+        with alone_in(tmp_path):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with alone_in(tmp_path):
+        thread.start()
+        thread.join(0.05)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    monkeypatch.setattr(atomic, "PATIENCE", 0.01)
+    with alone_in(tmp_path):
+        second()  # it does not wait for ever
+    assert order[-1] == "second"

@@ -132,7 +132,7 @@ def _explained(error: Exception) -> DeployError:
             "there is not enough memory for this model and this input: take smaller images or a smaller batch, or free "
             "some memory; --traceback shows where it ran out"
         )
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFullError(f"cannot write {error.filename or 'the output'}: {error.strerror}; free some space")
     kind, frames = type(error), traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if frame.filename.startswith(str(Path(__file__).parents[1]))]

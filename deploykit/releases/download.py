@@ -24,7 +24,7 @@ from email.message import Message
 from pathlib import Path
 from typing import IO
 
-from deploykit.atomic import write_atomic
+from deploykit.atomic import sync, write_atomic
 from deploykit.connection import (
     BrokenOffError,
     Redirects,
@@ -136,11 +136,14 @@ class Partial:
         return f"{done:,} bytes are kept in {self.path}: run it again to continue at {done:,}"
 
     def become(self, path: Path, file: IO[bytes]) -> None:
-        """Rename the file to its final name while it is still held as ``file``."""
+        """Rename the file, still held as ``file``, to its final name; both are on the disk then."""
+        file.flush()
+        sync(self.path)
+        self._state_path.unlink(missing_ok=True)  # first, because nobody looks for it beside a complete file
         if sys.platform == "win32":  # Windows cannot rename an open file
             file.close()
         self.path.replace(path)
-        self._state_path.unlink(missing_ok=True)
+        sync(path.parent)
 
 
 def download(address: str, partial: Partial, file: IO[bytes], on_bytes: OnBytes, most: int = MOST) -> Arrived:

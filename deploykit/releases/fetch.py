@@ -109,12 +109,12 @@ def fetch(
     with os_errors_as_output_errors(path):
         check_replaceable(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        got = _downloaded(release, path, address, expected, on_bytes, look, max_size)
-    write_atomic(record_path(path), json.dumps(_record(name, got), indent=2).encode() + b"\n")
+        got = _downloaded(name, release, path, address, expected, on_bytes, look, max_size)
     return _noted(name, got)
 
 
 def _downloaded(
+    name: str,
     release: Release,
     path: Path,
     address: str,
@@ -143,7 +143,8 @@ def _downloaded(
         except (OSError, OutputError):  # a partial file must not stay on a full disk
             partial.drop()
             raise
-        record_path(path).unlink(missing_ok=True)  # the record of the file that is replaced
+        # The record comes first: with a file and no record, the next call could not tell where the file came from.
+        write_atomic(record_path(path), json.dumps(_record(name, got), indent=2).encode() + b"\n")
         partial.become(path, file)
     return got
 

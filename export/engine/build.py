@@ -28,7 +28,7 @@ from deploykit.export.engine.layers import precisions_in
 from deploykit.export.engine.progress import BuildProgress
 from deploykit.export.engine.report import EngineReport
 from deploykit.export.engine.split import split
-from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
+from deploykit.export.engine.timing_cache import place_of_cache
 from deploykit.export.graph.finalize import external_data_path, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.graph import CONF
@@ -43,6 +43,7 @@ from deploykit.export.step_timer import StepTimer
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.backends import ort
 from deploykit.runtime.backends.chain import ChainSession
+from deploykit.runtime.backends.kept_bytes import keep_bytes, kept_bytes
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.session import open_engine
 from deploykit.runtime.cuda import Gpu, gpu_unavailable_reason, open_gpu
@@ -287,11 +288,11 @@ def _build_plan(
         options,
         profiles,
         BuildProgress(progress),
-        timing_cache=read_cache(place) if place else None,
+        timing_cache=kept_bytes(place) if place else None,
         bound=device.current() if device else None,
     )
     if place and cache:
-        write_cache(place, cache)
+        keep_bytes(place, cache)
     return plan
 
 

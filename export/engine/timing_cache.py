@@ -6,16 +6,13 @@ header of the cache. TensorRT for RTX measures nothing during a build, and has n
 
 from __future__ import annotations
 
-import contextlib
 import re
 from pathlib import Path
 
-from deploykit.atomic import write_atomic
-from deploykit.errors import DeployError
 from deploykit.runtime.cuda import Gpu
 from deploykit.runtime.files import cache_folder
 
-__all__ = ["place_of_cache", "read_cache", "write_cache"]
+__all__ = ["place_of_cache"]
 
 
 def place_of_cache(version: str, gpu: Gpu) -> Path:
@@ -23,17 +20,3 @@ def place_of_cache(version: str, gpu: Gpu) -> Path:
     major, minor = gpu.compute_capability
     name = re.sub(r"[^a-z0-9]+", "-", gpu.name.lower()).strip("-")
     return cache_folder() / "timing" / f"tensorrt-{version}-sm{major}{minor}-{name}.cache"
-
-
-def read_cache(place: Path) -> bytes:
-    """Return the content of the file; empty bytes if there is none."""
-    try:
-        return place.read_bytes()
-    except OSError:
-        return b""
-
-
-def write_cache(place: Path, data: bytes) -> None:
-    """Write the cache atomically; if it cannot be written, nothing is kept."""
-    with contextlib.suppress(DeployError):
-        write_atomic(place, data, durable=False)

@@ -24,7 +24,7 @@ from deploykit.runtime.backends.ort_providers import (
 )
 from deploykit.runtime.backends.run_limit import RunLimit
 from deploykit.runtime.compute import default_threads
-from deploykit.runtime.native.library import find_library, library_folder
+from deploykit.runtime.native.library import check_undamaged, find_library, library_folder
 from deploykit.runtime.session import Session, check_inputs
 
 __all__ = ["Optimization", "OrtSession", "open_session"]
@@ -151,6 +151,7 @@ def _register_own_operators(path: Path, options: Any) -> None:
             f"{path} needs deploykit's operators (NmsKpt, DecodeRows), but {library_folder()} has no library of them: "
             "run deploykit plugins build --onnxruntime FOLDER, or export without --nms plugin"
         )
+    check_undamaged(library)
     try:
         options.register_custom_ops_library(str(library))
     except Exception as e:  # ONNX Runtime's exceptions share no base class

@@ -5,12 +5,12 @@ Profiling costs time itself, so its runs are none of those that a benchmark coun
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit.atomic import temporary_folder
 from deploykit.errors import BackendError
 from deploykit.runtime.backends.ort import OrtSession, open_session
 from deploykit.runtime.bench.report import Encoded
@@ -79,8 +79,8 @@ def operator_profile(
     Raises:
         BackendError: the file cannot be loaded or run, or the profile cannot be read.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        session = open_session(file, provider=provider, threads=threads, profile=Path(folder, "operators"))
+    with temporary_folder() as folder:
+        session = open_session(file, provider=provider, threads=threads, profile=folder / "operators")
         if session.providers != ("CPUExecutionProvider",):
             session.close()
             return None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from deploykit.atomic import temporary_folder
 
 __all__ = ["opencv_path"]
 
@@ -21,8 +22,8 @@ def opencv_path(path: Path) -> Iterator[str]:
     if _is_text(name):
         yield name
         return
-    with tempfile.TemporaryDirectory(prefix="deploykit-") as folder:
-        link = Path(folder, f"video{path.suffix if _is_text(path.suffix) else ''}")
+    with temporary_folder() as folder:
+        link = folder / f"video{path.suffix if _is_text(path.suffix) else ''}"
         link.symlink_to(path.absolute())
         yield str(link)
 

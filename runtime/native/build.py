@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploykit.atomic import check_folder_writable, write_atomic
+from deploykit.atomic import alone_in, check_folder_writable, temporary_folder, write_atomic
 from deploykit.errors import BackendError, MissingDependencyError, NotFoundError, UsageError
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.files import is_folder
-from deploykit.runtime.native.library import ABI, LIBRARIES, abi_of, built_with, find_library, library_folder
+from deploykit.runtime.native.library import (
+    ABI,
+    LIBRARIES,
+    SUMS,
+    abi_of,
+    built_with,
+    find_library,
+    library_folder,
+)
 
 __all__ = ["BuildReport", "LibraryInfo", "build_libraries", "library_info", "source_folder"]
 
@@ -113,8 +121,8 @@ def build_libraries(
         "ONNXRUNTIME_INCLUDE_DIR": str(onnxruntime.absolute()) if onnxruntime else "",
     }
     log: list[str] = []
-    with tempfile.TemporaryDirectory(prefix="deploykit-plugins-") as temporary:
-        build, ready = Path(temporary, "build"), Path(temporary, "lib")
+    with temporary_folder() as temporary:
+        build, ready = temporary / "build", temporary / "lib"
         generator = ["-G", "Ninja"] if shutil.which("ninja") else []
         settings = [f"-D{name}={value}" for name, value in values.items() if value]
         progress.step("configuring")
@@ -123,8 +131,7 @@ def build_libraries(
         progress.step("compiling")
         _run([cmake, "--build", str(build), "--parallel", str(os.cpu_count() or 1)], place, log)
         _run([cmake, "--install", str(build)], place, log)
-        for file in ready.iterdir():
-            write_atomic(place / file.name, file.read_bytes())
+        _install(ready, place)
     write_atomic(place / LOG, "".join(log).encode())
     lines = dict(re.findall(r"^-- deploykit: deploykit_(\w+): (.*)$", said, re.MULTILINE))
     built = {
@@ -134,6 +141,21 @@ def build_libraries(
         if lines.get(name, "").startswith("built")
     }
     return BuildReport(built, lines, place / LOG)
+
+
+def _install(ready: Path, place: Path) -> None:
+    """Move built libraries to their place; meanwhile no sums say that an old one is damaged."""
+    new = {file.name: file.read_bytes() for file in sorted(ready.iterdir())}
+    place.mkdir(parents=True, exist_ok=True)
+    with alone_in(place):
+        sums = place / SUMS
+        old = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+        sums.unlink(missing_ok=True)
+        for name, data in new.items():
+            write_atomic(place / name, data)
+        lines = [line for line in old if line.partition("  ")[2] not in new]
+        lines += [f"{hashlib.sha256(data).hexdigest()}  {name}" for name, data in new.items()]
+        write_atomic(sums, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _run(command: Sequence[str], place: Path, log: list[str]) -> str:

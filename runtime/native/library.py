@@ -11,6 +11,7 @@ work 100 and more (docs/plugins.md).
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import logging
 import os
 import sys
@@ -29,9 +30,11 @@ __all__ = [
     "ABI",
     "FOLDER",
     "LIBRARIES",
+    "SUMS",
     "SWITCH",
     "abi_of",
     "built_with",
+    "check_undamaged",
     "cpu_library",
     "find_library",
     "library_folder",
@@ -46,6 +49,9 @@ ABI = 7
 
 FOLDER = "DEPLOYKIT_PLUGINS"
 SWITCH = "DEPLOYKIT_NATIVE"
+
+SUMS = "SHA256SUMS"
+"""The file beside built libraries with the SHA-256 of each, in the format of ``sha256sum``; wheels have none."""
 
 LIBRARIES = {
     "cpu": "NMS on the CPU",
@@ -76,14 +82,34 @@ def _file_in(folder: Path, name: str) -> Path | None:
     return file if file.is_file() else None
 
 
+def check_undamaged(library: Path) -> None:
+    """Check that a library is the one that was built, if there is a file :data:`SUMS` beside it that names it.
+
+    Raises:
+        BackendError: it has other bytes, which may crash the process. OSError: it cannot be read.
+    """
+    try:
+        lines = library.with_name(SUMS).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return
+    sums = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if sums.get(library.name) not in (None, hashlib.sha256(library.read_bytes()).hexdigest()):
+        raise BackendError(f"{library} is damaged, it has not the SHA-256 of {SUMS}: deploykit plugins build")
+
+
+def _opened(library: Path) -> ctypes.CDLL:
+    check_undamaged(library)
+    return ctypes.CDLL(str(library))
+
+
 def abi_of(library: Path) -> int:
     """The number that a library answers.
 
     Raises:
-        BackendError: it does not load, or has no such function.
+        BackendError: it is damaged, does not load, or has no such function.
     """
     try:
-        return int(ctypes.CDLL(str(library)).deploykit_abi())
+        return int(_opened(library).deploykit_abi())
     except (OSError, AttributeError) as e:
         raise BackendError(f"{library} does not load as a library of deploykit ({e}): deploykit plugins build") from e
 
@@ -95,7 +121,7 @@ def built_with(library: Path) -> str:
         BackendError: as for :func:`abi_of`.
     """
     try:
-        function = ctypes.CDLL(str(library)).deploykit_built_with
+        function = _opened(library).deploykit_built_with
     except (OSError, AttributeError) as e:
         raise BackendError(f"{library} does not load as a library of deploykit ({e}): deploykit plugins build") from e
     function.restype = ctypes.c_char_p

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from deploykit.atomic import existing_folder, partial_folder, sync, write_atomic
+from deploykit.atomic import become_folder, exchange, existing_folder, partial_folder, sync, write_atomic
 from deploykit.errors import OutputError, os_errors_as_output_errors
 
 __all__ = ["Content", "write_file", "write_tree"]
@@ -48,21 +49,31 @@ def write_tree(folder: Path, files: Mapping[str, Content], *, replace: bool = Fa
         _check(entries, replace=replace)
         with partial_folder(folder / "package", existing_folder(folder)) as staging:
             for path, content in files.items():
-                place = staging / "new" / path
+                place = staging / path
                 place.parent.mkdir(parents=True, exist_ok=True)
                 if isinstance(content, Path):
                     shutil.copyfile(content, place)
                 else:
                     place.write_bytes(content.encode())
                 sync(place)
-            folder.mkdir(parents=True, exist_ok=True)
-            (staging / "old").mkdir()
-            for entry in entries:
-                if entry.exists():
-                    entry.rename(staging / "old" / entry.name)
-                (staging / "new" / entry.name).rename(entry)
-            sync(folder)
+            left: Path | None = staging
+            if not folder.exists():
+                left = become_folder(staging, folder)
+            if left is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                for entry in entries:
+                    _put(left / entry.name, entry, staging)
+                sync(folder)
     return entries
+
+
+def _put(new: Path, entry: Path, staging: Path) -> None:
+    """Rename a new entry to its place; what stood there is left in the staging folder."""
+    if entry.exists():
+        if exchange(new, entry):
+            return
+        entry.rename(staging / f".{secrets.token_hex(4)}.old")  # two steps, where the system has no single one
+    new.rename(entry)
 
 
 def _check(entries: Sequence[Path], *, replace: bool) -> None:

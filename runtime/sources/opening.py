@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Literal, cast
 
-from deploykit.errors import NotFoundError, UsageError
+from deploykit.atomic import temporary_folder
+from deploykit.errors import NotFoundError, UsageError, os_errors_as_output_errors
 from deploykit.runtime.files import exists, is_folder, similar_names
 from deploykit.runtime.images.folders import VIDEO_SUFFIXES, list_images, natural_order
 from deploykit.runtime.images.in_memory import AnyImage, is_image
@@ -175,9 +175,9 @@ def _open_address(address: Address) -> Images | Video:
         return Images((address,))
     if kind == "stream":
         return Video(address) if address.is_playlist and is_finished(address) else Live(address)
-    with tempfile.TemporaryDirectory(prefix="deploykit-", ignore_cleanup_errors=True) as folder:
-        place = Path(folder, f"video{address.suffix}")
-        with place.open("wb") as file:
+    with temporary_folder() as folder:
+        place = folder / f"video{address.suffix}"
+        with os_errors_as_output_errors(place), place.open("wb") as file:
             fetch_video(address, file)
         return Video(place, name=address.name)  # which stays open when its file has no name any more
 

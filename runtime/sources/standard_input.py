@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 from typing import BinaryIO
 
+from deploykit.atomic import temporary_folder
 from deploykit.errors import ImageError, UsageError, os_errors_as_output_errors
 from deploykit.runtime.images.reading import largest_file
 from deploykit.runtime.options import MAX_PIXELS
@@ -37,8 +37,8 @@ def open_stdin(stream: BinaryIO) -> list[Images | Video]:
     head = stream.read(HEAD)
     content = content_of(head)
     if content == "video":
-        with tempfile.TemporaryDirectory(prefix="deploykit-", ignore_cleanup_errors=True) as folder:
-            place = Path(folder, "video")
+        with temporary_folder() as folder:
+            place = folder / "video"
             with os_errors_as_output_errors(place), place.open("wb") as file:
                 file.write(head)
                 shutil.copyfileobj(stream, file)

@@ -6,10 +6,12 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
+from deploykit.atomic import alone_in
 from deploykit.errors import OutputError, UsageError
 from deploykit.export.output import check_writable, output_path, publish, staging_dir
 from deploykit.runtime.engine_record import parity_report_path
@@ -147,3 +149,73 @@ def test_a_kill_at_any_step_leaves_no_files_that_differ(
 
 
 NO_REPORT = "there is no parity report beside it: its numbers are not verified"
+
+
+KILLED_IN_A_NEW_FOLDER = """
+import os, signal, sys
+from pathlib import Path
+from deploykit.export.output import publish, staging_dir
+
+def killed(method):
+    def step(self, *args, **kwargs):
+        if len(steps) == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        steps.append(self.name)
+        return method(self, *args, **kwargs)
+    return step
+
+steps = []
+out = Path(sys.argv[1])
+Path.mkdir, Path.rename = killed(Path.mkdir), killed(Path.rename)
+with staging_dir(out) as folder:
+    for name in ("m.onnx", "m.onnx.data", "m.onnx.parity.json"):
+        (folder / name).write_bytes(b"1")
+    publish(folder, out, parts=(folder / "m.onnx.data",), reports=(folder / "m.onnx.parity.json",))
+"""
+EXPORTED = ["m.onnx", "m.onnx.data", "m.onnx.parity.json"]
+
+
+def test_a_kill_while_a_new_folder_appears_leaves_all_of_it_or_none(root: Path, tmp_path: Path) -> None:
+    """And nothing above it, after the next start."""
+    for kill in range(20):
+        out = tmp_path / str(kill) / "a" / "b" / "m.onnx"
+        (tmp_path / str(kill)).mkdir()
+        command = [sys.executable, "-c", KILLED_IN_A_NEW_FOLDER, str(out)]
+        done = subprocess.run([*command, str(kill)], cwd=root, capture_output=True, text=True, check=False)
+        whole = (tmp_path / str(kill) / "a").exists()
+        assert (sorted(p.name for p in out.parent.iterdir()) if whole else EXPORTED) == EXPORTED
+        if done.returncode == 0:
+            break
+        assert done.returncode == -9, done.stderr
+        subprocess.run([*command, "99"], cwd=root, check=True)
+        assert [p.name for p in (tmp_path / str(kill)).iterdir()] == ["a"]
+    assert kill > 4
+    assert whole
+
+
+def test_two_exports_to_one_path_at_once_are_both_whole(tmp_path: Path) -> None:
+    """Whichever is the last one, its graph has its own weights and its own report."""
+    out, failed = tmp_path / "m.onnx", []
+
+    def export(version: str) -> None:
+        try:
+            for i in range(8):
+                with staging_dir(out) as folder:
+                    write_export(folder, version, apart=i % 3 > 0)
+                    publish(folder, out, parts=(data_of(out),), reports=(parity_report_path(out),))
+                with alone_in(tmp_path):
+                    text = out.read_text()
+                    assert onnx_doubt(out) == ""
+                    assert data_of(out).exists() == text.endswith(" and data")
+                    if data_of(out).exists():
+                        assert data_of(out).read_text() == text.replace("graph", "data").removesuffix(" and data")
+        except Exception as e:
+            failed.append(e)
+
+    threads = [threading.Thread(target=export, args=(version,)) for version in ("one", "two", "three")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert {p.name for p in tmp_path.iterdir()} in ({"m.onnx", "m.onnx.parity.json"}, set(EXPORTED))

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from deploykit.atomic import write_atomic
 from deploykit.errors import BackendError, DeployError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.kept_bytes import keep_bytes, kept_bytes
 from deploykit.runtime.backends.on_device import STAGES, Buffer, DeviceTensor, is_replay
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import Gpu
@@ -48,8 +47,8 @@ class KernelCache:
         self._path = cache_folder() / "kernels" / f"tensorrt-rtx-{trt.__version__}-{name}-{digest[:32]}.cache"
         self._config = engine.create_runtime_config()
         self._cache = self._config.create_runtime_cache()
-        with suppress(OSError):
-            self._before = self._path.read_bytes()
+        self._before = kept_bytes(self._path)
+        if self._before:
             self._cache.deserialize(self._before)  # False for kernels of another driver: the cache stays empty
         self._config.set_runtime_cache(self._cache)
 
@@ -64,8 +63,7 @@ class KernelCache:
         if self._cache is not None:
             data = bytes(self._cache.serialize())
             if data != self._before:
-                with suppress(DeployError):
-                    write_atomic(self._path, data, durable=False)
+                keep_bytes(self._path, data)
 
 
 class TrtContext:

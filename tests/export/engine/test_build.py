@@ -35,11 +35,12 @@ from deploykit.export.engine import builder
 from deploykit.export.engine.build import build_engine
 from deploykit.export.engine.progress import BuildProgress
 from deploykit.export.engine.report import EngineReport
-from deploykit.export.engine.timing_cache import place_of_cache, read_cache, write_cache
+from deploykit.export.engine.timing_cache import place_of_cache
 from deploykit.export.formats import export_formats
 from deploykit.export.options import EngineOptions, OnnxOptions
 from deploykit.export.parity.tolerances import FP16
 from deploykit.progress import SILENT
+from deploykit.runtime.backends.kept_bytes import keep_bytes, kept_bytes
 from deploykit.runtime.backends.trt.bindings import BuildLog
 from deploykit.runtime.cuda import gpu_unavailable_reason
 from deploykit.runtime.engine_record import (
@@ -557,17 +558,17 @@ def test_the_timing_cache_is_of_one_version_and_one_gpu(tmp_path: Path, monkeypa
     gpu = CpuGpu()
     place = place_of_cache("10.16.0.1", gpu)
     assert place == tmp_path / "deploykit" / "timing" / "tensorrt-10.16.0.1-sm90-cpu-stand-in.cache"
-    assert read_cache(place) == b""
-    write_cache(place, b"measured")
-    assert read_cache(place) == b"measured"
+    assert kept_bytes(place) == b""
+    keep_bytes(place, b"measured")
+    assert kept_bytes(place) == b"measured"
     gpu.name = "NVIDIA H200"
-    assert read_cache(place_of_cache("10.16.0.1", gpu)) == b""
-    assert read_cache(place_of_cache("11.1.0.106", CpuGpu())) == b""
+    assert kept_bytes(place_of_cache("10.16.0.1", gpu)) == b""
+    assert kept_bytes(place_of_cache("11.1.0.106", CpuGpu())) == b""
 
 
 def test_a_timing_cache_that_cannot_be_written_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     place = place_of_cache("10.16.0.1", CpuGpu())
-    write_cache(place, b"measured")
-    assert read_cache(place) == b""
+    keep_bytes(place, b"measured")
+    assert kept_bytes(place) == b""
