@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -28,6 +30,8 @@ from deploykit.runtime.native.library import check_undamaged, find_library, libr
 from deploykit.runtime.session import Session, check_inputs
 
 __all__ = ["Optimization", "OrtSession", "open_session"]
+
+LOG = logging.getLogger(__name__)
 
 INSTALL = {
     CUDA: "",
@@ -212,13 +216,14 @@ class OrtSession(Session):
     """
 
     overrides: Mapping[str, Any] = {}
+    _not_ours: ClassVar[list[Any]] = []  # sessions of a GPU that another process opened: they must not be freed here
 
     def __init__(
         self, path: Path, session: Any, provider: str, *, requested: bool, runs: DeviceRuns | None = None
     ) -> None:
         self._path = path
         self._session, self.runs = session, runs
-        self._limit = RunLimit()
+        self._limit, self._process = RunLimit(), os.getpid()
         self._run_options: Any = import_extra("onnxruntime", "cpu").RunOptions
         self._lean = low_memory()
         try:
@@ -240,27 +245,56 @@ class OrtSession(Session):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`."""
-        if self._session is None:
+        session = self._session  # which lives until this run is done, if another thread closes it meanwhile
+        if session is None:
             raise BackendError(f"the session of {self._path} is closed")
+        if self._process != os.getpid():
+            self._check_forked()
         check_inputs(self.inputs, inputs)
         feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
-        options, limit = self._run_options(), self._limit
+        options, limit, watched = self._run_options(), self._limit, None
         try:
-            with limit.watch(options):
-                outputs = self.runs.run(feed, options) if self.runs else self._session.run(None, feed, options)
+            with limit.watch(options) as watched:
+                outputs = self.runs.run(feed, options) if self.runs else session.run(None, feed, options)
         except Exception as e:  # ONNX Runtime's exceptions share no base class
-            if options.terminate and limit.seconds is not None:
-                raise BackendError(
-                    f"{self._path} was stopped: one run took longer than the time limit of {limit.seconds:g} s; raise "
-                    "it (--time-limit), or look for an endless loop in the network"
-                ) from e
-            reason = reason_of(" ".join(str(e).split()))
-            raise BackendError(f"ONNX Runtime failed while running {self._path}: {reason}") from e
+            raise self._run_error(e, limit, watched.ended_by if watched else "") from e
         if self.runs:
             self.stage_ms, self.device_memory = self.runs.stage_ms, self.runs.size
         if self._lean:
             give_back()
         return {info.name: value for info, value in zip(self.outputs, outputs, strict=True)}
+
+    def _check_forked(self) -> None:
+        """Tell what a network can do in a process that was forked after it was opened.
+
+        Raises:
+            BackendError: it cannot run.
+        """
+        if self.providers != (CPU,):
+            raise BackendError(
+                f"{self._path} was opened on {self.providers[0]} before this process was forked, which a GPU does not "
+                "survive: open it in this process"
+            )
+        self._process = os.getpid()
+        if self.threads != 1:
+            LOG.warning(
+                "%s was opened before this process was forked, and its threads are not here: it computes with one; "
+                "open it in this process",
+                self._path,
+            )
+
+    def _run_error(self, error: Exception, limit: RunLimit, ended_by: str) -> BackendError:
+        """Return the error of a run that failed, or was ended."""
+        if ended_by == "limit":
+            return BackendError(
+                f"{self._path} was stopped: one run took longer than the time limit of {limit.seconds:g} s; raise "
+                "it (--time-limit), or look for an endless loop in the network"
+            )
+        if ended_by:
+            by = "by a signal" if ended_by == "signal" else "because nobody waits for its result any more"
+            return BackendError(f"a run of {self._path} was stopped {by}")
+        reason = reason_of(" ".join(str(error).split()))
+        return BackendError(f"ONNX Runtime failed while running {self._path}: {reason}")
 
     def limit_time(self, seconds: float | None) -> None:
         """See :meth:`deploykit.runtime.session.Session.limit_time`."""
@@ -275,6 +309,10 @@ class OrtSession(Session):
     def close(self) -> None:
         """Drop the network; ONNX Runtime frees it with the last reference."""
         if self._session is None:
+            return
+        if self._process != os.getpid() and self.providers != (CPU,):
+            self._not_ours.append((self._session, self.runs))
+            self._session = self.runs = None
             return
         self._session = None
         if self.runs:

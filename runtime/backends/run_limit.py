@@ -1,4 +1,4 @@
-"""A time limit for the runs of a network, and the end of all runs at Ctrl-C.
+"""What ends the runs of a network before they are done: a time limit, whoever no longer waits for them, and Ctrl-C.
 
 A run is a call into native code that does not return before the network is done; a network with an endless loop never
 is. Another thread can end it through the backend's own flag (``RunOptions.terminate`` of ONNX Runtime), which is read
@@ -8,16 +8,21 @@ between two nodes of the graph: one long node is not interrupted.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
-from typing import Protocol
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Literal, ParamSpec, Protocol, TypeVar
 
-__all__ = ["RunFlag", "RunLimit", "interrupts_end_runs"]
+__all__ = ["RunEnd", "RunFlag", "RunLimit", "WatchedRun", "interrupts_end_runs"]
 
 MOST_TICK, LEAST_TICK = 0.25, 0.005  # seconds between two looks at the clock
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class RunFlag(Protocol):
@@ -26,41 +31,111 @@ class RunFlag(Protocol):
     terminate: bool
 
 
-_running: dict[int, RunFlag] = {}  # all runs of the process
+class WatchedRun:
+    """A run on its way.
+
+    Attributes:
+        ended_by: what ended it; empty: nothing did.
+    """
+
+    def __init__(self, flag: RunFlag) -> None:
+        self.ended_by: Literal["", "limit", "caller", "signal"] = ""
+        self._flag = flag
+
+    def end(self, by: Literal["limit", "caller", "signal"]) -> None:
+        """End it; the first reason counts."""
+        self.ended_by = self.ended_by or by
+        self._flag.terminate = True
+
+
+_running: dict[int, WatchedRun] = {}  # all runs of the process
+_here = threading.local()  # .end: the RunEnd of the calls of this thread
+
+
+class RunEnd:
+    """Ends the runs that are made through :meth:`call`, those on their way and those that would follow.
+
+    Any thread may call :meth:`end`, at any time. Only ONNX Runtime can end a run; with other backends it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._runs: dict[int, WatchedRun] = {}
+        self._ended = False
+
+    def call(self, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+        """Return what ``work`` gives, whose runs in this thread can be ended.
+
+        Raises:
+            BackendError: a run was ended. Else what ``work`` raises.
+        """
+        before = getattr(_here, "end", None)
+        _here.end = self
+        try:
+            return work(*args, **named)
+        finally:
+            _here.end = before
+
+    def end(self) -> None:
+        """End the runs."""
+        self._ended = True
+        for run in list(self._runs.values()):
+            run.end("caller")
+
+    @contextlib.contextmanager
+    def _holding(self, run: WatchedRun) -> Iterator[None]:
+        self._runs[id(run)] = run
+        if self._ended:  # asked after the run is known, so that none comes in between
+            run.end("caller")
+        try:
+            yield
+        finally:
+            del self._runs[id(run)]
 
 
 class RunLimit:
-    """Ends runs that take longer than ``seconds``; None: only Ctrl-C does.
+    """Ends runs that take longer than ``seconds``; None: only :class:`RunEnd` and Ctrl-C do.
 
     One thread looks at the clock while runs with a limit are on their way, and ends with the last of them.
     """
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = seconds
-        self._deadlines: dict[int, tuple[float, RunFlag]] = {}
+        self.forget()
+        _limits.add(self)
+
+    def forget(self) -> None:
+        """Know of no run: in a forked process, which has no other thread, none goes on."""
+        self._deadlines: dict[int, tuple[float, WatchedRun]] = {}
         self._lock = threading.Lock()
         self._watches = False
 
     @contextlib.contextmanager
-    def watch(self, run: RunFlag) -> Iterator[None]:
-        """Set the run's flag if the block takes longer than the limit."""
+    def watch(self, flag: RunFlag) -> Iterator[WatchedRun]:
+        """Set the run's flag if the block takes longer than the limit, or nobody waits for it any more."""
+        run = WatchedRun(flag)
+        end: RunEnd | None = getattr(_here, "end", None)
         _running[id(run)] = run
         try:
-            if self.seconds is None:
-                yield
-                return
-            with self._lock:
-                self._deadlines[id(run)] = (time.monotonic() + self.seconds, run)
-                if not self._watches:
-                    self._watches = True
-                    threading.Thread(target=self._look, args=(self.seconds,), daemon=True, name="run limit").start()
-            try:
-                yield
-            finally:
-                with self._lock:
-                    del self._deadlines[id(run)]
+            with contextlib.nullcontext() if end is None else end._holding(run), self._limited(run):
+                yield run
         finally:
-            del _running[id(run)]
+            _running.pop(id(run), None)
+
+    @contextlib.contextmanager
+    def _limited(self, run: WatchedRun) -> Iterator[None]:
+        if self.seconds is None:
+            yield
+            return
+        with self._lock:
+            self._deadlines[id(run)] = (time.monotonic() + self.seconds, run)
+            if not self._watches:
+                self._watches = True
+                threading.Thread(target=self._look, args=(self.seconds,), daemon=True, name="run limit").start()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._deadlines.pop(id(run), None)
 
     def _look(self, seconds: float) -> None:
         tick = min(max(seconds / 20, LEAST_TICK), MOST_TICK)
@@ -72,7 +147,11 @@ class RunLimit:
                     return
                 for deadline, run in self._deadlines.values():
                     if time.monotonic() > deadline:
-                        run.terminate = True
+                        run.end("limit")
+
+
+_limits: weakref.WeakSet[RunLimit] = weakref.WeakSet()
+_wakeups: list[int] = []  # the sockets that signals are written to
 
 
 @contextlib.contextmanager
@@ -88,12 +167,13 @@ def interrupts_end_runs() -> Iterator[None]:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    _wakeups.append(writer.fileno())
 
     def end_runs() -> None:
         while caught := reader.recv(1):
             if caught[0] in (signal.SIGINT, signal.SIGTERM):
                 for run in list(_running.values()):
-                    run.terminate = True
+                    run.end("signal")
 
     thread = threading.Thread(target=end_runs, daemon=True, name="interrupts")
     thread.start()
@@ -101,6 +181,23 @@ def interrupts_end_runs() -> Iterator[None]:
         yield
     finally:
         signal.set_wakeup_fd(before)
+        _wakeups.remove(writer.fileno())
         writer.close()
         thread.join()
         reader.close()
+
+
+def _forked() -> None:
+    """In a forked process: forget the runs of the other threads, which are not here, and let this process's signals end
+    none of the runs of the one that it came from."""
+    _running.clear()
+    for limit in _limits:
+        limit.forget()
+    if _wakeups:
+        found = signal.set_wakeup_fd(-1)
+        if found not in _wakeups:
+            signal.set_wakeup_fd(found)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -22,15 +22,16 @@ import deploykit
 from deploykit.cli import main
 from deploykit.errors import BackendError, UsageError
 from deploykit.runtime.backends.fake import FakeSession
-from deploykit.runtime.backends.run_limit import RunLimit
+from deploykit.runtime.backends.run_limit import RunEnd, RunLimit
 from deploykit.runtime.session import open_session
 from tests.cell_model import cell_spec, write_cell_model
 
 IMAGES = {"images": np.zeros((1, 3, 64, 64), np.float32)}
 
 
-def write_endless_model(path: Path, trips: int = 2**62) -> Path:
-    """The cell model, whose output then goes ``trips`` times through a loop that does nothing."""
+def write_endless_model(path: Path, trips: int = 2**62, *, if_bright: bool = False) -> Path:
+    """The cell model, whose output then goes ``trips`` times through a loop that does nothing; ``if_bright``: only for
+    images that are not black."""
     model = onnx.load(write_cell_model(path, spec=cell_spec()))
     graph = model.graph
     output = graph.output[0].name
@@ -49,7 +50,13 @@ def write_endless_model(path: Path, trips: int = 2**62) -> Path:
             helper.make_tensor_value_info("rows again", TensorProto.FLOAT, None),
         ],
     )
-    graph.initializer.append(helper.make_tensor("trips", TensorProto.INT64, [], [trips]))
+    if if_bright:
+        graph.initializer.append(helper.make_tensor("most", TensorProto.FLOAT, [], [float(trips)]))
+        graph.node.append(helper.make_node("ReduceMax", [graph.input[0].name], ["brightest"], keepdims=0))
+        graph.node.append(helper.make_node("Mul", ["brightest", "most"], ["times"]))
+        graph.node.append(helper.make_node("Cast", ["times"], ["trips"], to=TensorProto.INT64))
+    else:
+        graph.initializer.append(helper.make_tensor("trips", TensorProto.INT64, [], [trips]))
     graph.initializer.append(helper.make_tensor("yes", TensorProto.BOOL, [], [True]))
     graph.node.append(helper.make_node("Loop", ["trips", "yes", "once"], [output], body=body))
     onnx.save(model, path)
@@ -127,6 +134,71 @@ def test_only_the_run_that_takes_too_long_is_ended() -> None:
     assert not any(t.name == "run limit" for t in threading.enumerate()), "it ends with the last run"
 
 
+def test_a_run_that_nobody_waits_for_is_ended_and_no_other(endless: Path, tmp_path: Path) -> None:
+    end, other = RunEnd(), RunEnd()
+    quick = write_endless_model(tmp_path / "quick.onnx", trips=3)
+    stopped = "was stopped because nobody waits for its result any more"
+    with open_session(endless) as session, open_session(quick) as second, ThreadPoolExecutor(2) as pool:
+        runs = [pool.submit(each.call, session.run, IMAGES) for each in (end, other)]
+        time.sleep(0.2)
+        end.end()
+        with pytest.raises(BackendError, match=stopped):
+            runs[0].result(10)
+        assert not runs[1].done()
+        assert list(other.call(second.run, IMAGES)) == ["output"]
+        with pytest.raises(BackendError, match=stopped):
+            end.call(second.run, IMAGES)  # what would have followed
+        assert list(second.run(IMAGES)) == ["output"]
+        other.end()
+        with pytest.raises(BackendError, match=stopped):
+            runs[1].result(10)
+
+
+FORKED = """
+import os, signal, sys, threading, time
+import numpy
+from deploykit.errors import BackendError
+from deploykit.runtime.backends.run_limit import RunEnd, interrupts_end_runs
+from deploykit.runtime.session import open_session
+images = {"images": numpy.zeros((1, 3, 64, 64), numpy.float32)}
+session, end, said = open_session(sys.argv[1], threads=1), RunEnd(), []
+session.limit_time(60)
+def run():
+    try:
+        end.call(session.run, images)
+    except BackendError as e:
+        said.append(str(e))
+thread = threading.Thread(target=run)
+signal.signal(signal.SIGTERM, lambda *_: None)  # which Python is woken by all the same
+with interrupts_end_runs():
+    thread.start()
+    time.sleep(0.3)
+    child = os.fork()
+    if child == 0:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)  # the child's own
+            session._limit.seconds = 0.2
+            session.run(images)
+        except BackendError as e:
+            os._exit(7 if "time limit of 0.2 s" in str(e) else 8)
+        os._exit(9)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert thread.is_alive(), said
+end.end()
+thread.join(10)
+print(code, said)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_has_its_own_limits_and_signals(endless: Path) -> None:
+    words = [sys.executable, "-W", "ignore", "-c", FORKED, str(endless)]  # Python 3.12 warns of a fork beside threads
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == ""
+    assert done.stdout.startswith("7 ['a run of ")
+    assert "nobody waits" in done.stdout
+
+
 @pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
 def test_a_limit_that_is_none_is_refused(tmp_path: Path, seconds: float) -> None:
     model = write_cell_model(tmp_path / "m.onnx", spec=cell_spec())
@@ -173,14 +245,15 @@ def test_a_benchmark_of_some_seconds_ends_without_being_told(
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_and_sigterm_end_an_endless_run(endless: Path, image: Path, number: int, code: int) -> None:
-    words = [sys.executable, "-m", "deploykit", "predict", "--model", str(endless), "--source", str(image)]
+    words = [sys.executable, "-m", "deploykit", "predict", "-v", "--model", str(endless), "--source", str(image)]
     process = subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, env=dict(os.environ), text=True)
+    assert process.stderr is not None
     try:
-        deadline = time.monotonic() + 60
-        while (
-            _cpu_seconds(process.pid) < 5.0 and time.monotonic() < deadline
-        ):  # imports take less, on a busy machine too
-            time.sleep(0.1)
+        while "outputs output" not in (line := process.stderr.readline()):
+            assert line, "it ended before it opened the model"
+        opened, deadline = _cpu_seconds(process.pid), time.monotonic() + 60
+        while _cpu_seconds(process.pid) < opened + 0.7 and time.monotonic() < deadline:  # reading the image takes less
+            time.sleep(0.05)
         process.send_signal(number)
         _, said = process.communicate(timeout=20)
     finally:

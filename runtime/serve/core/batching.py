@@ -1,8 +1,9 @@
 """Batches across requests: what waits for one network is run together, in the order in which it came.
 
 A request that is alone never waits. One waits only while others are on their way (their images are being read) and one
-worker is left, and at most for the window. A request that is given up before its batch begins is not computed. Where a
-batch fails, its members run one by one, so that nobody suffers for another one's image.
+worker is left, and at most for the window. A request that is given up before its batch begins is not computed, and a
+run that nobody waits for any more is ended, where its backend can end runs. Where a batch fails, its members run one by
+one, so that nobody suffers for another one's image.
 
 Everything but the runs themselves happens in the event loop's thread.
 """
@@ -16,6 +17,8 @@ from collections.abc import Callable, Hashable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
+
+from deploykit.runtime.backends.run_limit import RunEnd
 
 __all__ = ["Batcher", "Computed", "Run", "Ticket"]
 
@@ -84,6 +87,7 @@ class Batcher:
         self._running = 0
         self._alarm: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ends: set[RunEnd] = set()
 
     @property
     def waiting(self) -> int:
@@ -117,6 +121,11 @@ class Batcher:
         self._waiting.append(mine)
         ticket.used()
         return await mine.done
+
+    def end(self) -> None:
+        """End the runs that are on their way, whoever waits for them."""
+        for each in self._ends:
+            each.end()
 
     def go_on(self) -> None:
         """Start what can run now."""
@@ -166,8 +175,17 @@ class Batcher:
     async def _run_together(self, batch: list[_Waiting]) -> None:
         loop = asyncio.get_running_loop()
         start, weight = loop.time(), sum(each.weight for each in batch)
+        end = RunEnd()
+
+        def look(_: object) -> None:
+            if all(each.done.cancelled() for each in batch):
+                end.end()
+
+        for each in batch:
+            each.done.add_done_callback(look)
+        self._ends.add(end)
         try:
-            values = await loop.run_in_executor(self._pool, batch[0].run, [each.item for each in batch])
+            values = await loop.run_in_executor(self._pool, end.call, batch[0].run, [each.item for each in batch])
         except Exception as e:
             if len(batch) > 1:
                 for each in batch:
@@ -176,6 +194,8 @@ class Batcher:
             elif not batch[0].done.done():
                 batch[0].done.set_exception(e)
             return
+        finally:
+            self._ends.discard(end)
         ms = 1e3 * (loop.time() - start)
         self.sizes[weight] += 1
         self.sizes_ms[weight] += ms

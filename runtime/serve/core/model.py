@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.run_limit import RunEnd
 from deploykit.runtime.images.headers.image_header import read_header
 from deploykit.runtime.predict.predictor import Predictor, PreparedImage
 from deploykit.runtime.results.base import ImageResult
@@ -234,16 +235,21 @@ class ServedModel:
         def run() -> None:
             self.predictor.run([self.predictor.prepare(canvas)])
 
-        await asyncio.get_running_loop().run_in_executor(self._pool, run)
+        end = RunEnd()
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._pool, end.call, run)
+        finally:
+            end.end()
 
     async def close(self, seconds: float | None = None) -> None:
-        """Wait for the requests that there are, at most so many seconds, and close the model; a second call does
-        nothing."""
+        """Wait for the requests that there are, at most so many seconds, end the runs of the others, and close the
+        model; a second call does nothing."""
         if self._closed:
             return
         self._closed = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._idle.wait(), seconds)
+        self.batcher.end()
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._pool, self.predictor.close)
         self._pool.shutdown(wait=False, cancel_futures=True)
