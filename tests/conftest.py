@@ -18,6 +18,8 @@ SHARED = ROOT.parent / "shared"
 
 os.environ["DEPLOYKIT_REFERENCE_CACHE"] = "0"  # tests replace parts of networks, and write nothing into a user's cache
 
+gc.set_threshold(50_000, 20, 20)  # the default of 700 takes a third of collection and a tenth of the tests
+
 MISSING = {
     "data": None if SHARED.is_dir() else f"no shared folder with trained checkpoints at {SHARED}",
     "gpu": gpu_unavailable_reason(),
@@ -35,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_finish() -> None:
-    """Leave the objects of imports and of collected tests out of garbage collections, a third of all time."""
+    """Leave the objects of imports and of collected tests out of garbage collections."""
     gc.collect()
     gc.freeze()
 
