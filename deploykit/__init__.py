@@ -65,8 +65,6 @@ _HOME = {
     "open_session": "deploykit.facade",
     "verify": "deploykit.export.verify",
 }
-# ONNX Runtime reports its use to its makers, from 1.29 on by default, unless this is set before its first import.
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 logging.getLogger("deploykit").addHandler(logging.NullHandler())  # who runs it decides what becomes of its messages
 
 # ONNX Runtime from 1.29 on keeps events of every session on the disk and sends them to its maker, by a thread that also

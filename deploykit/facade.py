@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, overload
 
@@ -162,10 +163,13 @@ def load(
         make = Predictor
         if CudaOptions.from_environment().stages and getattr(session, "runs", None) is not None:
             from deploykit.runtime.predict.on_gpu import predictor_on_gpu as make  # type: ignore[assignment]  # no class
-        return make(session, chosen, asked, name=os.fspath(path))
+        made: Predictor[Any] = make(session, chosen, asked, name=os.fspath(path))
     except BaseException:
         session.close()
         raise
+    how = {"spec": given, "backend": backend, "preprocessing": preprocessing, "loading": loading, "verify": verify}
+    made.reopen = partial(load, Path(path).absolute(), task=task, **how, **options)
+    return made
 
 
 @overload
@@ -269,10 +273,8 @@ def evaluate(
     progress.step("loading")
     workers, compute = plan_workers(model, chosen.workers, compute, backend=backend)
     chosen = replace(chosen, workers=workers)
-    own_way = "default" if upstream else preprocessing
-    with open_session(
-        model, backend=backend, preprocessing=own_way, loading=loading, verify=verify, **compute
-    ) as session:
+    way = "default" if upstream else preprocessing
+    with open_session(model, backend=backend, preprocessing=way, loading=loading, verify=verify, **compute) as session:
         if chosen.time_limit is not None:  # a file without a spec may be run to draft one
             session.limit_time(chosen.time_limit)
         own = given or session_spec(session, os.fspath(model))
@@ -356,9 +358,7 @@ def open_session(
             checkpoint's session sets it for the time of each run, and its runs wait for each other. OpenCV's threads
             are limited for the process where it has a CPU quota or an affinity, or ``DEPLOYKIT_THREADS`` is set.
         provider: the same as ``device``.
-        preprocessing: what a checkpoint's session says of how images are prepared; see :func:`load`.
-        loading: how a checkpoint is loaded; see :func:`load`.
-        verify: see :func:`load`.
+        preprocessing, loading, verify: as for :func:`load`; a checkpoint's session says how images are prepared.
 
     Raises:
         NotFoundError, ArtefactError, BackendError, CheckpointError: the model is missing or cannot be used.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import os
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -27,7 +28,8 @@ PART = 2**18  # weights that are folded at a time
 
 M = TypeVar("M", bound=nn.Module)
 
-_ONE_AT_A_TIME = threading.RLock()  # a fold folds its parts
+_one_at_a_time = threading.RLock()  # a fold folds its parts
+_in_fork = False
 
 
 class Fusable(Protocol):
@@ -56,15 +58,27 @@ def torch_threads(count: int) -> Iterator[None]:
     """Let torch compute with ``count`` threads within one operator while the context lasts.
 
     The number belongs to the whole process and each context restores what it found, so a second thread waits here
-    until the first has restored it.
+    until the first has restored it. In a forked process it is always 1: torch's other threads are not there, and it
+    would wait for them for ever.
     """
-    with _ONE_AT_A_TIME:
+    with _one_at_a_time:
         before = torch.get_num_threads()
-        torch.set_num_threads(count)
+        torch.set_num_threads(1 if _in_fork else count)
         try:
             yield
         finally:
             torch.set_num_threads(before)
+
+
+def _forked() -> None:
+    """In a forked process: compute with one thread, and do not wait for one that is not here."""
+    global _in_fork, _one_at_a_time
+    _in_fork, _one_at_a_time = True, threading.RLock()
+    torch.set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
 
 
 def _fused(model: nn.Module, path: str) -> nn.Module:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar, cast
+from typing import NoReturn, Protocol, Self, TypeVar, cast
 
 import numpy as np
 
@@ -70,6 +70,10 @@ class Session(Protocol):
     ``run`` for a stream at the same time; else a stream calls it in its caller's thread alone. ``stage_ms`` holds the
     milliseconds of each stage of the last run on a GPU, where the backend measures them. A session is also a context
     manager.
+
+    Several threads may call ``run`` and ``close`` of any session of deploykit at the same time: runs that a backend
+    cannot make at once wait for each other, and a run that comes after ``close`` is a BackendError. A session belongs
+    to its process: it can be neither pickled nor copied, and docs/reliability.md says what is left of it after a fork.
     """
 
     inputs: tuple[TensorInfo, ...]
@@ -108,6 +112,12 @@ class Session(Protocol):
     def accepts_shape(self, shape: tuple[int, ...]) -> bool:
         """Return whether the first input accepts this shape; a dynamic axis may have limits of its own."""
         return shape_matches(self.inputs[0].shape, shape)
+
+    def __reduce__(self) -> NoReturn:
+        raise UsageError(
+            "an open session is memory of its process and can be neither pickled nor copied: open the file there, or "
+            "send a predictor of deploykit.load(path), which opens itself again"
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from deploykit.errors import ArtefactError, BackendError, UsageError, import_extra, installing
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.forks import never_free, tell_forks
 from deploykit.runtime.backends.ort_cpu import give_back, low_memory, open_on_cpu, set_for_cpu
 from deploykit.runtime.backends.ort_cuda import CPU, CUDA, DeviceRuns, open_on_gpu
 from deploykit.runtime.backends.ort_providers import (
@@ -216,14 +216,14 @@ class OrtSession(Session):
     """
 
     overrides: Mapping[str, Any] = {}
-    _not_ours: ClassVar[list[Any]] = []  # sessions of a GPU that another process opened: they must not be freed here
 
     def __init__(
         self, path: Path, session: Any, provider: str, *, requested: bool, runs: DeviceRuns | None = None
     ) -> None:
         self._path = path
         self._session, self.runs = session, runs
-        self._limit, self._process = RunLimit(), os.getpid()
+        self._limit, self._forked = RunLimit(), False
+        tell_forks(self)
         self._run_options: Any = import_extra("onnxruntime", "cpu").RunOptions
         self._lean = low_memory()
         try:
@@ -248,7 +248,7 @@ class OrtSession(Session):
         session = self._session  # which lives until this run is done, if another thread closes it meanwhile
         if session is None:
             raise BackendError(f"the session of {self._path} is closed")
-        if self._process != os.getpid():
+        if self._forked:
             self._check_forked()
         check_inputs(self.inputs, inputs)
         feed = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
@@ -264,6 +264,14 @@ class OrtSession(Session):
             give_back()
         return {info.name: value for info, value in zip(self.outputs, outputs, strict=True)}
 
+    def forked(self) -> None:
+        """In a forked process: keep what would wait for threads, or call a GPU, when it is freed."""
+        self._forked = True
+        if self.runs:
+            self.runs.forked = True
+        if self._session is not None and (self.threads != 1 or self.providers != (CPU,)):
+            never_free(self._session)
+
     def _check_forked(self) -> None:
         """Tell what a network can do in a process that was forked after it was opened.
 
@@ -275,7 +283,7 @@ class OrtSession(Session):
                 f"{self._path} was opened on {self.providers[0]} before this process was forked, which a GPU does not "
                 "survive: open it in this process"
             )
-        self._process = os.getpid()
+        self._forked = False  # it is told once
         if self.threads != 1:
             LOG.warning(
                 "%s was opened before this process was forked, and its threads are not here: it computes with one; "
@@ -309,10 +317,6 @@ class OrtSession(Session):
     def close(self) -> None:
         """Drop the network; ONNX Runtime frees it with the last reference."""
         if self._session is None:
-            return
-        if self._process != os.getpid() and self.providers != (CPU,):
-            self._not_ours.append((self._session, self.runs))
-            self._session = self.runs = None
             return
         self._session = None
         if self.runs:

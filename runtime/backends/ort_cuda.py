@@ -14,6 +14,7 @@ opened the session, and for one of the session's own, which replays it for all o
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
@@ -134,6 +135,7 @@ class DeviceRuns:
 
     Attributes:
         stage_ms: milliseconds on the GPU of the last :meth:`run`, by stage.
+        forked: whether this is the copy in a process that was forked since, where nothing of it is of use.
     """
 
     def __init__(
@@ -147,7 +149,7 @@ class DeviceRuns:
         self._runner = ThreadPoolExecutor(1, "CUDA graph") if graph else None
         self.stage_ms: dict[str, float] = {}
         self.loaded = 0
-        self._lock = threading.Lock()
+        self._lock, self.forked = threading.Lock(), False
         self._bound: OrderedDict[tuple[tuple[int, ...], ...], BoundRun] = OrderedDict()
         with gpu.current():
             self._events = [gpu.new_event() for _ in range(len(STAGES) + 1)]
@@ -218,7 +220,9 @@ class DeviceRuns:
         return self._runner.submit(there).result()
 
     def close(self) -> None:
-        """Free the buffers, the events and the stream; a second call does nothing."""
+        """Free the buffers, the events and the stream; a second call, and one in a forked process, does nothing."""
+        if self.forked:
+            return
         with self._lock:
             if self.session is None:
                 return
@@ -233,6 +237,11 @@ class DeviceRuns:
                 for event in self._events:
                     self.gpu.close_event(event)
                 self.gpu.close_stream(self.stream)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # when CUDA may be gone, and the driver frees what there is
+            with contextlib.suppress(Exception):  # which may not be whole
+                self.close()
 
 
 def open_on_gpu(ort: Any, load: Load, index: int, options: CudaOptions) -> tuple[Any, DeviceRuns | None, list[str]]:

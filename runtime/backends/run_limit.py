@@ -7,19 +7,23 @@ between two nodes of the graph: one long node is not interrupted.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from typing import Literal, ParamSpec, Protocol, TypeVar
+
+from deploykit.runtime.backends.forks import tell_forks
 
 __all__ = ["RunEnd", "RunFlag", "RunLimit", "WatchedRun", "interrupts_end_runs"]
 
 MOST_TICK, LEAST_TICK = 0.25, 0.005  # seconds between two looks at the clock
+
+LEAVE = 5.0  # seconds that runs of daemon threads may take to end when the interpreter does
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,10 +43,10 @@ class WatchedRun:
     """
 
     def __init__(self, flag: RunFlag) -> None:
-        self.ended_by: Literal["", "limit", "caller", "signal"] = ""
+        self.ended_by: Literal["", "limit", "caller", "signal", "exit"] = ""
         self._flag = flag
 
-    def end(self, by: Literal["limit", "caller", "signal"]) -> None:
+    def end(self, by: Literal["limit", "caller", "signal", "exit"]) -> None:
         """End it; the first reason counts."""
         self.ended_by = self.ended_by or by
         self._flag.terminate = True
@@ -100,11 +104,11 @@ class RunLimit:
 
     def __init__(self, seconds: float | None = None) -> None:
         self.seconds = seconds
-        self.forget()
-        _limits.add(self)
+        self.forked()
+        tell_forks(self)
 
-    def forget(self) -> None:
-        """Know of no run: in a forked process, which has no other thread, none goes on."""
+    def forked(self) -> None:
+        """Know of no run: in a forked process, which has no other thread, none is on its way."""
         self._deadlines: dict[int, tuple[float, WatchedRun]] = {}
         self._lock = threading.Lock()
         self._watches = False
@@ -114,12 +118,16 @@ class RunLimit:
         """Set the run's flag if the block takes longer than the limit, or nobody waits for it any more."""
         run = WatchedRun(flag)
         end: RunEnd | None = getattr(_here, "end", None)
-        _running[id(run)] = run
+        _running[id(run)] = run  # before the look at whether the interpreter ends, which looks at it in turn
+        if _leaving.is_set():
+            _running.pop(id(run))
+            _stay()
         try:
             with contextlib.nullcontext() if end is None else end._holding(run), self._limited(run):
                 yield run
         finally:
             _running.pop(id(run), None)
+            _stay()
 
     @contextlib.contextmanager
     def _limited(self, run: WatchedRun) -> Iterator[None]:
@@ -150,7 +158,6 @@ class RunLimit:
                         run.end("limit")
 
 
-_limits: weakref.WeakSet[RunLimit] = weakref.WeakSet()
 _wakeups: list[int] = []  # the sockets that signals are written to
 
 
@@ -187,12 +194,35 @@ def interrupts_end_runs() -> Iterator[None]:
         reader.close()
 
 
+_leaving = threading.Event()  # the interpreter ends
+
+
+def _stay() -> None:
+    """Keep a daemon thread where it is once the interpreter ends.
+
+    Python ends such a thread wherever it next asks for the interpreter. In native code that ends the whole process with
+    an abort; here it is harmless.
+    """
+    while _leaving.is_set() and threading.current_thread().daemon:
+        time.sleep(3600)
+
+
+def _leave() -> None:
+    """End the runs of daemon threads, before the interpreter ends while they are in native code."""
+    _leaving.set()
+    until = time.monotonic() + LEAVE
+    while _running and time.monotonic() < until:
+        for run in list(_running.values()):
+            run.end("exit")
+        time.sleep(LEAST_TICK)
+
+
+atexit.register(_leave)
+
+
 def _forked() -> None:
-    """In a forked process: forget the runs of the other threads, which are not here, and let this process's signals end
-    none of the runs of the one that it came from."""
+    """Forget the runs of threads that are not in a forked process, and let its signals end no run of its parent's."""
     _running.clear()
-    for limit in _limits:
-        limit.forget()
     if _wakeups:
         found = signal.set_wakeup_fd(-1)
         if found not in _wakeups:

@@ -61,14 +61,19 @@ def plan_workers(
     return count, {**compute, "threads": max(1, cores // count)} if apart and count > 1 else compute
 
 
-def workers_on(threads: int | None) -> int:
-    """Return the number of workers on a network that is open, if none was asked for.
+def workers_on(asked: WorkersAsked, threads: int | None) -> int:
+    """Return the number of workers on a network that is open.
 
     Args:
+        asked: how many, if that was said.
         threads: CPU threads within one operator of the network; None: its backend's own number.
+
+    Raises:
+        UsageError: the number is below 1.
     """
+    check_workers(asked)
     cores, _ = usable_cores()
-    return min(OVERLAP, cores, threads or cores)
+    return asked if isinstance(asked, int) else min(OVERLAP, cores, threads or cores)
 
 
 def _runs_apart(path: Path, provider: str, backend: str) -> bool:

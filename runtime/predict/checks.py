@@ -1,12 +1,17 @@
-"""Checks of a network's input and its batch before a prediction."""
+"""Checks of a network's input and its batch before a prediction, and of whether a predictor can be copied."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
 
 from deploykit.errors import SpecError, UsageError
 from deploykit.runtime.session import Session, TensorInfo
 from deploykit.spec import InputSpec
 
-__all__ = ["checked_batch", "checked_input"]
+__all__ = ["checked_batch", "checked_input", "checked_reopening"]
+
+T = TypeVar("T")
 
 
 def checked_input(session: Session, want: InputSpec) -> TensorInfo:
@@ -41,3 +46,17 @@ def checked_batch(info: TensorInfo, batch: int) -> int:
             f"export it with --batch {batch} or --dynamic batch"
         )
     return batch
+
+
+def checked_reopening(reopen: Callable[[], T] | None) -> Callable[[], T]:
+    """Return what opens a predictor again.
+
+    Raises:
+        UsageError: nothing does.
+    """
+    if reopen is None:
+        raise UsageError(
+            "this predictor was made around an open session, which is memory of its process, and can be neither "
+            "pickled nor copied: deploykit.load(path) makes one that opens itself again"
+        )
+    return reopen

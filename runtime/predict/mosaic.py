@@ -7,25 +7,33 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 
 from deploykit.errors import DeployError, SpecError
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.images.in_memory import AnyImage, read_any_image
 from deploykit.runtime.images.tiles import Tiling
 from deploykit.runtime.pipeline.job import Job, Unreadable
-from deploykit.runtime.raw.mosaic import RawImage, is_raw, pack, read_raw, unpack
+from deploykit.runtime.raw.mosaic import RawImage, develop_raw, is_raw, pack, read_raw, unpack
 from deploykit.runtime.results.dense import RestoredRaw
 from deploykit.runtime.sources.frames import Images
 from deploykit.spec import InputSpec
 
-__all__ = ["is_mosaic", "mosaic_job", "restore_mosaic"]
+__all__ = ["is_mosaic", "mosaic_job", "read_item", "restore_mosaic"]
 
 
 def is_mosaic(item: object) -> bool:
     """Return whether an item of a source is a RAW file."""
     return isinstance(item, (str, os.PathLike)) and is_raw(item)
+
+
+def read_item(item: AnyImage, *, channels: int, max_pixels: int, **options: Any) -> Array:
+    """Return an image; a RAW file is developed, for a network that takes no mosaics."""
+    if is_mosaic(item):
+        return develop_raw(cast("str | os.PathLike[str]", item), max_pixels=max_pixels)
+    return read_any_image(item, channels=channels, max_pixels=max_pixels, **options)
 
 
 def restore_mosaic(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,13 +10,13 @@ from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, cast, overload
 
 import numpy as np
 
 from deploykit.errors import DeployError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.in_memory import AnyImage, is_image, read_any_image
+from deploykit.runtime.images.in_memory import AnyImage, is_image
 from deploykit.runtime.images.placing import CanvasImage, on_own_canvas, place_on_canvas
 from deploykit.runtime.images.tiles import run_tiled
 from deploykit.runtime.images.to_tensor import to_nchw
@@ -26,10 +25,10 @@ from deploykit.runtime.options import PredictOptions
 from deploykit.runtime.outputs import adapter_of
 from deploykit.runtime.pipeline.job import Job, Load, Unreadable
 from deploykit.runtime.pipeline.overlapped import results
-from deploykit.runtime.pipeline.workers import check_workers, workers_on
-from deploykit.runtime.predict.checks import checked_batch, checked_input
-from deploykit.runtime.predict.mosaic import is_mosaic, mosaic_job, restore_mosaic
-from deploykit.runtime.raw.mosaic import RawImage, develop_raw
+from deploykit.runtime.pipeline.workers import workers_on
+from deploykit.runtime.predict.checks import checked_batch, checked_input, checked_reopening
+from deploykit.runtime.predict.mosaic import is_mosaic, mosaic_job, read_item, restore_mosaic
+from deploykit.runtime.raw.mosaic import RawImage
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.dense import RestoredRaw
 from deploykit.runtime.results.other_names import PREDICTOR_NAMES, missing_attribute
@@ -62,7 +61,11 @@ class PreparedImage:
 
 
 class Predictor(Generic[R_co]):
-    """Runs a network on images; ``R_co`` is the type of an image's result. Several threads may call it.
+    """Runs a network on images; ``R_co`` is the type of an image's result.
+
+    Several threads may call it, stream with it and close it at the same time, and get the results that one would get;
+    what begins after :meth:`close` is a BackendError. What :func:`deploykit.load` returned can be pickled and copied,
+    by its path and options: a copy opens the file again, in a session of its own.
 
     The model's task determines the result: :class:`deploykit.Result` for detections, else one of
     :mod:`deploykit.runtime.results.dense`; all are :class:`deploykit.ImageResult`.
@@ -80,7 +83,12 @@ class Predictor(Generic[R_co]):
     Raises:
         SpecError: the spec is missing or does not fit the network.
         UsageError: an option belongs to another task, is out of range, or is not supported by the network.
+
+    Attributes:
+        reopen: opens the same model again with the same options; None: it was made around an open session.
     """
+
+    reopen: Callable[[], Predictor[R_co]] | None = None
 
     def __init__(
         self, session: Session, spec: ModelSpec | None = None, options: PredictOptions | None = None, *, name: str = ""
@@ -102,7 +110,7 @@ class Predictor(Generic[R_co]):
         asked = self.options.batch
         self.batch = checked_batch(info, self.spec.input.batch if asked is None else asked)
         self.tiling = self.adapter.tiling(fixed_size=self._fixed_size, batch=self.batch)
-        self.workers = self._checked_workers(self.options.workers)
+        self.workers = workers_on(self.options.workers, session.threads)
         self._spare: list[Array] = []
 
     def __repr__(self) -> str:
@@ -116,6 +124,9 @@ class Predictor(Generic[R_co]):
         def __getattr__(self, name: str) -> Any:
             return missing_attribute(self, name, PREDICTOR_NAMES)
 
+    def __reduce__(self) -> tuple[Callable[[], Predictor[R_co]], tuple[()]]:
+        return checked_reopening(self.reopen), ()
+
     @property
     def task(self) -> str:
         """What the network does, such as ``segment``."""
@@ -125,10 +136,6 @@ class Predictor(Generic[R_co]):
     def classes(self) -> tuple[str, ...]:
         """The names of the classes; may be empty."""
         return self.spec.classes
-
-    def _checked_workers(self, asked: int | Literal["auto"] | None) -> int:
-        check_workers(asked)
-        return asked if isinstance(asked, int) else workers_on(self.session.threads)
 
     @property
     def takes_raw(self) -> bool:
@@ -189,7 +196,8 @@ class Predictor(Generic[R_co]):
             NotFoundError, ImageError, FetchError, UsageError: the source cannot be opened, or ``workers`` is below 1.
         """
         opened = [source] if isinstance(source, (Images, Video)) else open_sources(source, raw=self.takes_raw)
-        return self._each(opened, skip, self.workers if workers is None else self._checked_workers(workers))
+        asked = self.workers if workers is None else workers
+        return self._each(opened, skip, workers_on(asked, self.session.threads))
 
     def prepare(self, source: AnyImage, name: str = "") -> PreparedImage:
         """Read one image and place it on the network's canvas, for :meth:`run`; ``name`` is that of its result.
@@ -216,7 +224,7 @@ class Predictor(Generic[R_co]):
         """Restore a mosaic: pack it to four channels, run the network in tiles, unpack the result.
 
         Raises:
-            UsageError: the network takes no mosaics. BackendError: the network failed.
+            UsageError: the network takes no mosaics. BackendError: it failed.
         """
         if not self.takes_raw or self.tiling is None:
             raise UsageError("mosaics need a restoration network with 4 channels, and this model is not one")
@@ -269,7 +277,7 @@ class Predictor(Generic[R_co]):
 
     def _loads(self, source: Images) -> Generator[Load[PreparedImage]]:
         """Yield what reads and prepares each image, with the number of channels that the network takes."""
-        read = partial(_read, channels=self.spec.input.channels, max_pixels=self.options.max_pixels)
+        read = partial(read_item, channels=self.spec.input.channels, max_pixels=self.options.max_pixels)
         apart = source.apart
         for load in source.loads(read):
             yield partial(self._loaded, load) if apart else partial(_same, self._loaded(load))
@@ -375,13 +383,6 @@ class Predictor(Generic[R_co]):
             image=_shown(frame.image) if frame.keep else None,
         )
         return cast("R_co", result)
-
-
-def _read(item: AnyImage, *, channels: int, max_pixels: int, **options: Any) -> Array:
-    """Return an image; a RAW file is developed, for a network that takes no mosaics."""
-    if is_mosaic(item):
-        return develop_raw(cast("str | os.PathLike[str]", item), max_pixels=max_pixels)
-    return read_any_image(item, channels=channels, max_pixels=max_pixels, **options)
 
 
 def _same(item: _Prepared) -> _Prepared:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from deploykit.errors import ArtefactError, BackendError, DeployError, DeviceErr
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends import ort
 from deploykit.runtime.backends.chain import ChainSession
+from deploykit.runtime.backends.forks import never_free, tell_forks
 from deploykit.runtime.backends.ort_providers import CudaOptions
 from deploykit.runtime.backends.trt.bindings import NUMPY_NAMES, BuildLog, dtype_name, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.context import KernelCache, TrtContext
@@ -172,8 +174,9 @@ class TrtSession(Session):
         self._options = options or CudaOptions(contexts=1)
         self._closed, self._slots, self.concurrent = False, self._options.contexts, True
         self._runs: TrtRuns | None = None
-        self._lock = threading.Lock()
+        self._lock, self._forked = threading.Lock(), False
         self.stage_ms = {}
+        tell_forks(self)
         with gpu.current():
             before = gpu.memory()[0]
             self._logger = logger(trt, self._log)
@@ -214,8 +217,7 @@ class TrtSession(Session):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`."""
-        if self._closed:
-            raise BackendError(f"the session of {self._path} is closed")
+        self._check_open()
         check_inputs(self.inputs, inputs)
         profile = self._profile_for({name: value.shape for name, value in inputs.items()})
         context = self._idle.get()
@@ -236,9 +238,9 @@ class TrtSession(Session):
 
         None where the engine has several inputs.
         """
+        self._check_open()
         with self._lock, self._gpu.current():
-            if self._closed:
-                raise BackendError(f"the session of {self._path} is closed")
+            self._check_open()
             if self._runs is None and len(self.inputs) == 1:
                 context = self._new_context()
                 self._runs = TrtRuns(self._gpu, context, self.inputs, self._profile_for)
@@ -250,10 +252,15 @@ class TrtSession(Session):
         return super().accepts_shape(shape) and any(p[self._input_names[0]].covers(shape) for p in self.profiles)
 
     def close(self) -> None:
-        """Wait for the runs that are on the GPU, then free everything."""
-        if self._closed:
+        """Wait for the runs that are on the GPU, then free everything; in a forked process nothing, which is not its
+        own."""
+        if self._forked:
+            self._closed = True
             return
-        self._closed = True
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
         slots = [self._idle.get() for _ in range(self._slots)]
         if self._runs is not None:
             self._runs.close()
@@ -266,6 +273,26 @@ class TrtSession(Session):
             self._engine = self._runtime = None
         for _ in slots:  # waiting threads wake up and find the session closed
             self._idle.put(None)
+
+    def __del__(self) -> None:
+        if not sys.is_finalizing():  # when CUDA may be gone, and the driver frees what there is
+            with suppress(Exception):  # which may not be whole
+                self.close()
+
+    def _check_open(self) -> None:
+        """Raise BackendError if the session is closed, or was opened by the process that this one was forked from."""
+        if self._closed:
+            raise BackendError(f"the session of {self._path} is closed")
+        if self._forked:
+            raise BackendError(
+                f"{self._path} was opened on a GPU before this process was forked, which that does not survive: open "
+                "it in this process"
+            )
+
+    def forked(self) -> None:
+        """In a forked process: keep what would call the GPU when it is freed."""
+        self._forked = True
+        never_free(self)
 
     def _deserialized(self, record: EngineRecord | None) -> Any:
         data = self._path.read_bytes()

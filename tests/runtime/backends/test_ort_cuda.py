@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ from deploykit.runtime.backends.ort_providers import CUDA_SETTINGS, CudaOptions
 from deploykit.runtime.session import open_session
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
 from tests.cpu_cuda_ort import CPU, CUDA, CudaSession, SharedGpu
+from tests.forked import forked
 
 NOISE = np.random.default_rng(0).random((1, 3, 64, 64), np.float32)
 
@@ -190,3 +193,33 @@ def test_the_options_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setenv(CUDA_SETTINGS, wrong)
         with pytest.raises(UsageError, match="DEPLOYKIT_CUDA holds words of graph, tf32, nhwc, stages"):
             open_session(model, provider="cpu")
+
+
+def test_a_session_that_is_dropped_gives_everything_back(model: Path, gpu: SharedGpu) -> None:
+    session = open_session(model, provider="cuda")
+    session.run({"images": NOISE})
+    assert gpu.live
+    del session
+    gc.collect()
+    assert gpu.live == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_neither_runs_a_session_on_a_gpu_nor_frees_it(model: Path, gpu: SharedGpu) -> None:
+    session = open_session(model, provider="cuda")
+    expected = session.run({"images": NOISE})["output"]
+
+    def work() -> None:
+        nonlocal session
+        live = gpu.live
+        with pytest.raises(BackendError, match=r"opened on CUDAExecutionProvider before this process was forked"):
+            session.run({"images": NOISE})
+        session.close()
+        session.close()
+        del session
+        gc.collect()
+        assert gpu.live == live
+
+    forked(work)
+    np.testing.assert_array_equal(session.run({"images": NOISE})["output"], expected)
+    session.close()

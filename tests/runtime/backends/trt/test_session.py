@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import pickle
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -28,12 +32,13 @@ from deploykit.runtime.backends.trt import session as trt
 from deploykit.runtime.engine_record import EngineRecord, Profile, read_record, record_path, reference_values_path
 from deploykit.runtime.model_spec import session_spec
 from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
-from deploykit.runtime.session import open_session
+from deploykit.runtime.session import Session, open_session
 from deploykit.runtime.verified import sha256
 from deploykit.spec import PoseObjectRows, RawDetections
 from tests import cpu_tensorrt
 from tests.cell_model import RED, cell_spec, planted, write_cell_model
 from tests.cpu_tensorrt import CpuGpu, write_engine
+from tests.forked import forked
 
 ONES = np.ones((1, 3, 64, 64), np.float32)
 DYNAMIC = [[[1, 3, 64, 64], [2, 3, 64, 64], [4, 3, 64, 64]]]
@@ -213,6 +218,80 @@ def test_a_closed_session_refuses_to_run_and_closes_once(engine: Path, gpu: CpuG
     session.close()
     with pytest.raises(BackendError, match=r"cells\.trt is closed"):
         session.run({"images": ONES})
+
+
+def test_an_engine_that_is_dropped_gives_everything_back(dynamic: Path, gpu: CpuGpu) -> None:
+    session = open_session(dynamic)
+    session.run({"images": ONES})
+    assert gpu.live
+    del session
+    gc.collect()
+    assert gpu.live == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_fork_neither_runs_an_engine_nor_frees_it(engine: Path, gpu: CpuGpu) -> None:
+    model = load(engine)
+    session, image = model.session, planted((0, 0, RED))
+    assert model(image).counts() == {"red": 1}
+
+    def work() -> None:
+        nonlocal model, session
+        live = gpu.live
+        with pytest.raises(BackendError, match="opened on a GPU before this process was forked"):
+            model(image)
+        with pytest.raises(BackendError, match="open it in this process"):
+            _ = session.runs  # type: ignore[attr-defined]  # of engines
+        model.close()
+        model.close()
+        del model, session
+        gc.collect()
+        assert gpu.live == live
+        with load(engine) as own:
+            assert own(image).counts() == {"red": 1}
+
+    forked(work)
+    assert model(image).counts() == {"red": 1}
+    model.close()
+
+
+def test_a_predictor_of_an_engine_is_pickled_by_its_path(engine: Path, gpu: CpuGpu) -> None:
+    with load(engine, conf=0.2) as model:
+        data = pickle.dumps(model)
+    with pickle.loads(data) as again:
+        assert again.options.conf == 0.2
+        assert again(planted((0, 0, RED))).counts() == {"red": 1}
+
+
+def test_closing_while_others_run_gives_results_or_says_closed(dynamic: Path, gpu: CpuGpu) -> None:
+    for turn in range(6):
+        session, done, wrong = open_session(dynamic), list[int](), list[BaseException]()
+        expected = session.run({"images": ONES})["output"]
+
+        def run(session: Session = session, done: list[int] = done, wrong: list[BaseException] = wrong,
+                expected: Array = expected) -> None:  # fmt: skip
+            try:
+                while True:
+                    np.testing.assert_array_equal(session.run({"images": ONES})["output"], expected)
+                    done.append(1)
+            except BaseException as e:
+                if "closed" not in str(e):
+                    wrong.append(e)
+
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        while not done:
+            time.sleep(0.001)
+        time.sleep(0.001 * turn)
+        closers = [threading.Thread(target=session.close) for _ in range(2)]
+        for thread in closers:
+            thread.start()
+        for thread in (*closers, *threads):
+            thread.join(30)
+            assert not thread.is_alive()
+        assert wrong == []
+        assert gpu.live == 0
 
 
 def test_inputs_are_checked_before_they_reach_the_gpu(engine: Path, gpu: CpuGpu) -> None:
