@@ -1,17 +1,22 @@
 """Everything is in pyproject.toml, but for what only code can do.
 
 It refuses to build half a package, makes the README's links absolute for the package index, and with
-``DEPLOYKIT_BUILD_NATIVE=1`` compiles the native CPU library into the wheel, which then is of one platform.
+``DEPLOYKIT_BUILD_NATIVE=1`` compiles the native CPU library into the wheel, which then is of one platform. A bill of
+materials of the wheel lies in it (PEP 770).
 """
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import re
 import shutil
 import subprocess
 import tempfile
+from importlib.metadata import PathDistribution
 from pathlib import Path
+from types import ModuleType
 
 from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -19,6 +24,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 NATIVE = os.environ.get("DEPLOYKIT_BUILD_NATIVE", "0") not in ("", "0")
+BROUGHT = ("deploykit/assets/**/*", "deploykit/cpp_plugins/lib/**/*")  # what the bill of materials lists file by file
 LIBRARIES = Path("deploykit", "cpp_plugins", "lib")  # where runtime/native/library.py looks
 
 
@@ -48,11 +54,34 @@ class Package(Distribution):
 
 
 class Wheel(bdist_wheel):
-    """A wheel with the library serves every Python: the library is called through ctypes and knows none."""
+    """A wheel with the library serves every Python: the library is called through ctypes and knows none.
+
+    In its metadata lies a bill of materials: the files that are no source code of ours, and what is required.
+    """
+
+    def write_wheelfile(self, wheelfile_base: str, *args: str, **options: str) -> None:
+        super().write_wheelfile(wheelfile_base, *args, **options)
+        place = Path(wheelfile_base, "sboms", "deploykit.cdx.json")
+        place.parent.mkdir(exist_ok=True)
+        root = Path(self.bdist_dir)
+        files = [file for part in BROUGHT for file in root.glob(part) if file.is_file()]
+        contents = {file.relative_to(root).as_posix(): file.read_bytes() for file in files}
+        document = sbom().of_wheel(PathDistribution(Path(wheelfile_base)), contents)
+        place.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
     def get_tag(self) -> tuple[str, str, str]:
         python, abi, platform = super().get_tag()
         return ("py3", "none", platform) if NATIVE else (python, abi, platform)
+
+
+def sbom() -> ModuleType:
+    """The writer of bills of materials, which needs nothing of the package around it."""
+    spec = importlib.util.spec_from_file_location("sbom", ROOT / "deploykit" / "doctor" / "sbom.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def readme() -> str:

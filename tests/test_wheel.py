@@ -18,6 +18,7 @@ from deploykit.errors import DISTRIBUTION
 from deploykit.runtime.backends.ort_providers import PLUGINS
 from deploykit.runtime.engine_record import FLAVOURS
 from deploykit.version import DOCS_URL, REPOSITORY_URL
+from tests.doctor.test_sbom import check_wheel
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -97,6 +98,21 @@ def test_the_wheel_holds_every_module_and_the_image(built: Path) -> None:
     assert not [n for n in names if n.startswith(("tests/", "models/", "export/", "runtime/"))]
 
 
+def test_the_wheel_holds_a_bill_of_its_materials(built: Path) -> None:
+    document = check_wheel(next(built.glob("*.whl")))
+    components = {each["name"]: each for each in document["components"]}
+    assert components["deploykit/assets/markers.onnx"]["type"] == "machine-learning-model"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    listed = [
+        *project["dependencies"],
+        *(need for needs in project["optional-dependencies"].values() for need in needs),
+    ]
+    assert {re.split(r"[^\w-]", need)[0].lower() for need in listed} <= set(components)
+    assert {n for n, each in components.items() if each.get("scope") == "required"} == {
+        re.split(r"[^\w-]", need)[0] for need in project["dependencies"]
+    }
+
+
 def test_the_source_distribution_holds_the_sources_and_no_tests(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         names = {n.split("/", 1)[-1] for n in sdist.getnames()}
@@ -156,8 +172,10 @@ def test_a_native_wheel_is_of_one_platform_and_every_python_and_gives_what_numpy
         inside = archive.namelist()
         assert "Root-Is-Purelib: false" in archive.read(next(n for n in inside if n.endswith("/WHEEL"))).decode()
         archive.extractall(tmp_path / "site")
+    listed = {each["name"] for each in check_wheel(wheel)["components"]}
     libraries = [name for name in inside if "/cpp_plugins/lib/" in name and not name.endswith("/")]
     assert len(libraries) == 1
+    assert libraries[0] in listed
     assert (tmp_path / "site" / libraries[0]).read_bytes() != b"of this machine", "a library of the clone was shipped"
     shutil.copy(ROOT / "scripts" / "check_wheel.py", tmp_path)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DEPLOYKIT_")}

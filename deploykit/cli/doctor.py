@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = (
     ("deploykit doctor", "problems first; exit code 3 if something installed does not work"),
     ("deploykit doctor --json", "for a bug report or a script"),
+    ("deploykit doctor --sbom > sbom.cdx.json", "the installed packages, for an audit"),
 )
 NAMES = 20  # columns of the name of an item
 
@@ -26,13 +27,21 @@ NAMES = 20  # columns of the name of an item
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--json", action="store_true", help="print everything as one JSON document")
+    parser.add_argument(
+        "--sbom", action="store_true", help="print the bill of materials of what is installed instead (CycloneDX 1.6)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found, problems first; return the exit code of a MissingDependencyError if something is broken."""
-    from deploykit.doctor.examine import examine
+    from deploykit.doctor.examine import examine, native_libraries
     from deploykit.errors import MissingDependencyError
 
+    if args.sbom:
+        from deploykit.doctor.sbom import of_environment
+
+        print_json(of_environment(native_libraries()))
+        return 0
     report = examine()
     if args.json:
         print_json(report.to_dict())

@@ -15,7 +15,7 @@ from deploykit.runtime.files import cache_folder
 from deploykit.runtime.machine import Machine, cpu_features
 from deploykit.version import __version__
 
-__all__ = ["examine"]
+__all__ = ["examine", "native_libraries"]
 
 REQUIRED = ("numpy", "cv2", "rich", "yaml")
 PACKAGE_OF = {
@@ -240,3 +240,10 @@ def _machine() -> list[Item]:
     ]
     threads = os.environ.get("OMP_NUM_THREADS")
     return [*found, *([Item("machine", "OMP_NUM_THREADS", "ok", threads)] if threads else [])]
+
+
+def native_libraries() -> list[Path]:
+    """Return the files of the native libraries that are there."""
+    from deploykit.runtime.native.library import find_library
+
+    return [file for name in PLUGINS if (file := find_library(name)) is not None]

@@ -74,7 +74,7 @@ OPTIONS = {
         "--workers", "--verify",
     },
     "help": {"WHAT", "TOPIC"},
-    "doctor": {"--json"},
+    "doctor": {"--json", "--sbom"},
     "plugins": {
         "{build", "info", "test}", "--json", "--out", "--only", "--tensorrt", "--onnxruntime", "--architecture",
         "--allow-none",
