@@ -158,12 +158,12 @@ def _graph(file: Path) -> dict[str, Any]:
     """The facts that need the package onnx."""
     model = import_extra("onnx", "export").load(str(file), load_external_data=False)
     return {
-        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "opset": {_text(entry.domain) or "ai.onnx": entry.version for entry in model.opset_import},
         "nodes": len(model.graph.node),
-        "operators": dict(Counter(node.op_type for node in model.graph.node).most_common()),
+        "operators": dict(Counter(_text(node.op_type) for node in model.graph.node).most_common()),
         "stored tensors": len(model.graph.initializer),
         **_stored(model.graph),
-        "made by": f"{model.producer_name} {model.producer_version}".strip(),
+        "made by": f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
     }
 
 
@@ -188,9 +188,14 @@ def _stored(graph: Any, count: int = 5) -> dict[str, Any]:
         )  # strings: no shape tells their bytes
         size = math.prod(tensor.dims) * bits // 8
         total[kind] += size
-        shown.append((size, f"{name} {kind} {'x'.join(map(str, tensor.dims)) or 'scalar'}: {size:,} bytes"))
+        shown.append((size, f"{_text(name)} {kind} {'x'.join(map(str, tensor.dims)) or 'scalar'}: {size:,} bytes"))
     shown.sort(key=lambda entry: -entry[0])
     return {"stored bytes": dict(total.most_common()), "largest": [text for _, text in shown[:count]]}
+
+
+def _text(found: str | bytes) -> str:
+    """Return a text of a message; protobuf gives bytes for what is not UTF-8."""
+    return found if isinstance(found, str) else found.decode("utf-8", "replace")
 
 
 def _element_type(name: str) -> str:

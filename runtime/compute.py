@@ -91,7 +91,7 @@ def default_threads() -> tuple[int | None, str]:
     typed = os.environ.get(THREADS, "").strip()
     if not typed:
         return limited_threads()
-    if not (typed.isascii() and typed.isdecimal() and int(typed)):
+    if not (typed.isascii() and typed.isdecimal() and len(typed) < 10 and int(typed)):
         raise UsageError(f"{THREADS} must be a whole number from 1 on, got {typed!r}")
     return int(typed), THREADS
 

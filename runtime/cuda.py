@@ -165,7 +165,8 @@ def device_index(provider: str) -> int:
         UsageError: ``provider`` has neither form.
     """
     kind, _, number = provider.partition(":")
-    if kind != "cuda" or (number and not (number.isascii() and number.isdecimal())) or provider.endswith(":"):
+    is_number = number.isascii() and number.isdecimal() and len(number) < 10
+    if kind != "cuda" or (number and not is_number) or provider.endswith(":"):
         raise UsageError(f"the device must be cuda or cuda:N here, where N is the number of a GPU; got {provider!r}")
     return int(number or 0)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -26,8 +27,8 @@ MOST = 2 << 30
 
 METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # what numpy writes
 DAMAGE = (
-    EOFError, MemoryError, NotImplementedError, OverflowError, RecursionError, RuntimeError, struct.error,
-    zipfile.BadZipFile, zlib.error,
+    EOFError, MemoryError, NotImplementedError, OverflowError, RecursionError, RuntimeError, SyntaxError, struct.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
 """What zipfile, zlib and the parser of numpy's headers raise for damaged files."""
 

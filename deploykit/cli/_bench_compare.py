@@ -49,9 +49,10 @@ def compare_here(args: argparse.Namespace, file: Path, open_predictor: Open, max
 def _variants(args: argparse.Namespace, file: Path, open_predictor: Open) -> list[Variant]:
     from deploykit.runtime.bench.candidates import candidates, files_beside
     from deploykit.runtime.bench.variants import Variant
+    from deploykit.runtime.files import exists
 
     others = [Path(name).expanduser() for name in args.compare]
-    missing = next((one for one in (file, *others) if not one.exists()), None)
+    missing = next((one for one in (file, *others) if not exists(one)), None)
     if missing is not None:
         raise NotFoundError(f"the model {missing} does not exist")
     files = list(dict.fromkeys((file, *others, *files_beside(file))))

@@ -29,9 +29,10 @@ def check_report(name: str) -> None:
         OutputError: it is a folder, or its folder cannot be written to.
     """
     from deploykit.atomic import check_folder_writable
+    from deploykit.runtime.files import is_folder
 
     file = Path(name).expanduser()
-    if file.is_dir():
+    if is_folder(file):
         raise OutputError(f"--report takes the name of a file, but {file} is a folder")
     check_folder_writable(file.parent)
 

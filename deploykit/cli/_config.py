@@ -159,11 +159,13 @@ def _read(path: Path, *, named: bool) -> Config | None:
     """Return a file's configuration; None: it is a pyproject.toml without one."""
     import tomllib
 
-    if not path.is_file():
+    from deploykit.runtime.files import exists
+
+    if not exists(path) or not path.is_file():
         raise NotFoundError(f"a configuration file was expected at {path}, but there is no such file")
     try:
         tables: Any = tomllib.loads(_bytes(path).decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as e:
+    except (ValueError, RecursionError) as e:  # ValueError: also a whole number of more digits than Python reads
         raise UsageError(f"{_shown(path)} is not TOML: {e}") from e
     prefix = ""
     if path.name == PROJECT:

@@ -85,7 +85,7 @@ def gpu_number(text: str) -> int:
         raise UsageError(
             "--device is for engines, which are built on a GPU; ONNX files are made on the CPU: leave it out"
         )
-    return int(text) if text.isascii() and text.isdecimal() else device_index(text)
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else device_index(text)
 
 
 def _profile(words: list[str]) -> Profile:
@@ -98,7 +98,7 @@ def _profile(words: list[str]) -> Profile:
         sides = word.lower().rpartition(":")[2].split("x")  # trtexec: images:1x3x640x640
         if len(sides) == 4 and sides[1] == "3":
             del sides[1]
-        if len(sides) != 3 or not all(side.isascii() and side.isdecimal() for side in sides):
+        if len(sides) != 3 or not all(side.isascii() and side.isdecimal() and len(side) < 10 for side in sides):
             raise UsageError(f"--profile takes shapes such as 1x640x640 (batch, height, width), got {word!r}")
         batch, height, width = map(int, sides)
         shapes.append((batch, 3, height, width))

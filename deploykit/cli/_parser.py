@@ -112,13 +112,15 @@ class Parser(argparse.ArgumentParser):
 
     def _is_short_ones(self, word: str) -> bool:
         """Whether a word is several short options, as ``-qv``."""
-        return word[1] != "-" and all(f"-{letter}" in self.options for letter in word[1:])
+        return len(word) > 1 and word[1] != "-" and all(f"-{letter}" in self.options for letter in word[1:])
 
     def _refuse_names_without_dashes(self, words: Sequence[str]) -> None:
         """Refuse ``imgsz=640``, as some tools take options, where it is neither an option's value nor a file.
 
         The message has all such words in the form of this command line, so that one try is enough.
         """
+        from deploykit.runtime.files import exists
+
         refused, meant = [], []
         for before, word in zip(["", *words], words, strict=False):
             name, equals, value = word.partition("=")
@@ -126,7 +128,7 @@ class Parser(argparse.ArgumentParser):
             if not equals or not name.isidentifier() or (takes is not None and takes.nargs != 0):
                 continue
             option = option_for(name, self.options)
-            if option is not None and not Path(word).exists():
+            if option is not None and not exists(Path(word)):
                 refused.append(word)
                 meant.append(self._with_value(option, value))
         if refused:

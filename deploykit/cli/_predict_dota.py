@@ -49,12 +49,13 @@ class DotaFiles(Collected):
         order: Mapping[str, int],
         known: KnownFiles,
     ) -> None:
+        from deploykit.runtime.files import exists
         from deploykit.runtime.sources.video import Video
 
         super().__init__(path, order)
         if videos := [source.name for source in sources if isinstance(source, Video)]:
             raise UsageError(f"--dota is for images, but {videos[0]} is a video: leave it out")
-        if path.exists() and not path.is_dir():
+        if exists(path) and not path.is_dir():
             raise UsageError(f"--dota must be a folder, but {path} is a file")
         by_stem: dict[str, str] = {}
         for name in order:

@@ -100,7 +100,9 @@ def refuse_known(path: Path, option: str, known: KnownFiles) -> None:
     Raises:
         UsageError: it is a folder, or a file that is read or written besides.
     """
-    if path.is_dir():
+    from deploykit.runtime.files import is_folder
+
+    if is_folder(path):
         raise UsageError(f"{option} must be a file, but {path} is a folder")
     if path in known:
         raise UsageError(f"{option} {path} would replace a file that is read or written here: choose another name")

@@ -180,10 +180,13 @@ def _plain(typed: str) -> str:
 
 def command_for_file(word: str) -> str:
     """Return the command line that a file alone was probably meant to be; empty: the word is no file."""
+    from deploykit.runtime.files import exists
+
     suffix = Path(word).suffix.lower()
     if suffix in IMAGE_SUFFIXES:
         return f"deploykit predict MODEL {word}"
-    return f"deploykit inspect {word}" if is_model_file(word) or Path(word).is_file() else ""
+    is_file = is_model_file(word) or (exists(Path(word)) and Path(word).is_file())
+    return f"deploykit inspect {word}" if is_file else ""
 
 
 def command_for(word: str, known: Collection[str]) -> str:

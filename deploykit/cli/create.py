@@ -24,10 +24,11 @@ def run(args: argparse.Namespace) -> int:
     """Write the checkpoint and report that its weights are random."""
     from deploykit.errors import OutputError
     from deploykit.models.create.random_weights import create_checkpoint
+    from deploykit.runtime.files import exists
 
     name = args.name.replace("_", "-")
     out = args.out or Path(f"{name}.pt")
-    if out.exists() and not args.force:
+    if exists(out) and not args.force:
         raise OutputError(f"{out} exists, and random weights would replace it: choose another --out, or pass --force")
     path = create_checkpoint(name, out, seed=args.seed, num_classes=args.classes)
     print(f"{path}: {name} with random weights (seed {args.seed}); predictions are meaningless")

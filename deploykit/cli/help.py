@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     topic = args.topic
     if topic is None:
         print(command_parser([]).format_help(), end="")
-    elif topic.isdecimal():
+    elif topic.isdecimal() and len(topic) < 10:
         print(explained_code(int(topic)))
     elif topic in COMMANDS:
         print(Command(topic).format_help(args.part), end="")

@@ -92,9 +92,10 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from deploykit.facade import load
+    from deploykit.runtime.files import exists
     from deploykit.runtime.sources.video import Video
 
-    if args.out is not None and args.out.exists() and not args.out.is_dir():
+    if args.out is not None and exists(args.out) and not args.out.is_dir():
         raise UsageError(f"--out must be a folder, but {args.out} is a file")
     if args.show:
         _check_display()

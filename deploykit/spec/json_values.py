@@ -7,6 +7,7 @@ Standard library only, as :mod:`deploykit.spec`, which is what is read with it.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import reprlib
 import types
@@ -69,10 +70,15 @@ def _read_plain(kind: Any, value: Any, where: str) -> Any:
     return value
 
 
+@functools.cache  # evaluating them is most of the time of reading a spec
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _read_dataclass(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise SpecError(f"{where} must be an object, got {SHORT.repr(value)}")
-    known = typing.get_type_hints(kind)
+    known = _hints(kind)
     hints = {field.name: known[field.name] for field in dataclasses.fields(kind)}
     unknown = sorted(set(value) - set(hints))
     if unknown:

@@ -66,6 +66,8 @@ def read_graph(file: Path) -> Graph:
         model = onnx.load(str(file), load_external_data=False)
     except Exception as e:  # protobuf's errors have no common base class
         raise ArtefactError(f"{file} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
+    if not _is_text(model):
+        raise ArtefactError(f"{file} is not a whole ONNX file: a name in it is not UTF-8; copy it again")
     if not model.graph.node and not model.graph.output:
         raise ArtefactError(f"{file} is not a whole ONNX file: it has no graph")
     inferred = model
@@ -77,11 +79,12 @@ def read_graph(file: Path) -> Graph:
     nodes = tuple(_walk(model.graph)) + tuple(node for function in model.functions for node in function.node)
     stored = {tensor.name: tensor for graph in _graphs(model.graph) for tensor in graph.initializer}
     for node in nodes:
-        if node.op_type == "Constant" and (value := attribute(node, "value")) is not None:
+        value = attribute(node, "value") if node.op_type == "Constant" and node.output else None
+        if isinstance(value, onnx.TensorProto):
             stored[node.output[0]] = value
     found = Graph(file, model, nodes, stored)
     for name, tensor in stored.items():
-        found.types[name] = onnx.TensorProto.DataType.Name(tensor.data_type)
+        found.types[name] = _type_name(file, name, tensor.data_type)
         found.shapes[name] = tuple(tensor.dims)
     for graph in _graphs(inferred.graph):
         for info in (*graph.value_info, *graph.input, *graph.output):
@@ -89,11 +92,29 @@ def read_graph(file: Path) -> Graph:
                 continue
             kind = info.type.tensor_type
             if kind.elem_type:
-                found.types[info.name] = onnx.TensorProto.DataType.Name(kind.elem_type)
+                found.types[info.name] = _type_name(file, info.name, kind.elem_type)
             if kind.HasField("shape"):
                 sizes = kind.shape.dim
                 found.shapes[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in sizes)
     return found
+
+
+def _is_text(message: Any) -> bool:
+    """Return whether all texts of a message are UTF-8; protobuf gives bytes for those that are not."""
+    for described, value in message.ListFields():
+        if described.type not in (described.TYPE_STRING, described.TYPE_MESSAGE):
+            continue
+        for each in [value] if isinstance(value, (str, bytes)) or hasattr(value, "ListFields") else value:
+            if isinstance(each, bytes) or (not isinstance(each, str) and not _is_text(each)):
+                return False
+    return True
+
+
+def _type_name(file: Path, tensor: str, number: int) -> str:
+    try:
+        return str(onnx.TensorProto.DataType.Name(number))
+    except ValueError as e:
+        raise ArtefactError(f"{file}: the tensor {tensor!r} is of type {number}, which ONNX does not define") from e
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:

@@ -24,6 +24,7 @@ from deploykit.export.preflight.operators import (
 )
 from deploykit.export.preflight.report import TARGETS, TENSORRT, Finding, Level, Target
 from deploykit.runtime.arrays import Array
+from deploykit.runtime.files import exists
 
 __all__ = ["findings_of"]
 
@@ -53,7 +54,7 @@ def _external(graph: Graph) -> Iterator[Finding]:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             about = {entry.key: entry.value for entry in tensor.external_data}
             digits = [about.get(key, "0") for key in ("offset", "length")]
-            end = sum(int(n) for n in digits if n.isdecimal())
+            end = sum(int(n) for n in digits if n.isdecimal() and len(n) < 20)
             name = about.get("location", "")
             needed[name] = max(needed.get(name, 0), end)
     for name, size in needed.items():
@@ -63,7 +64,7 @@ def _external(graph: Graph) -> Iterator[Finding]:
             yield Finding("refused", TARGETS, why, "save it again with its weights beside it")
             continue
         part = graph.file.parent / place
-        if not part.is_file():
+        if not exists(part) or not part.is_file():
             why = f"its weights lie in {name}, which is missing"
             yield Finding("refused", TARGETS, why, f"copy {name} beside {graph.file.name}")
         elif part.stat().st_size < size:

@@ -259,7 +259,7 @@ class NafnetFamily(Family[NafnetConfig]):
 def _tlc(network: nn.Module, argument: str) -> nn.Module:
     """``--rewrite tlc``, or ``tlc:192`` for weights that were trained on crops of 192 pixels."""
     assert isinstance(network, Nafnet)
-    if argument and not (argument.isascii() and argument.isdecimal()):
+    if argument and not (argument.isascii() and argument.isdecimal() and len(argument) < 10):
         raise UsageError(f"tlc:N takes the side of the crops that the weights were trained on, got {argument!r}")
     return with_local_pool(network, int(argument or SIZE))
 

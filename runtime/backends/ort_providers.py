@@ -80,7 +80,7 @@ class CudaOptions:
             switch = name.removeprefix("no-")
             if name == "search" and value in get_args(Search):
                 values["search"] = value
-            elif name == "contexts" and value.isascii() and value.isdecimal() and int(value):
+            elif name == "contexts" and value.isascii() and value.isdecimal() and len(value) < 10 and int(value):
                 values["contexts"] = int(value)
             elif switch in SWITCHES and not value:
                 values[switch] = name == switch

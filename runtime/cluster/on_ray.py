@@ -103,7 +103,7 @@ def _check_answers(address: str) -> None:
         UsageError: it is no address. BackendError: nothing answers.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdecimal()):
+    if not (host and port.isdecimal() and len(port) < 10):
         raise UsageError(f"an address of Ray is local, auto or HOST:PORT, got {address!r}")
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER).close()

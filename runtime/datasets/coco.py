@@ -204,6 +204,8 @@ class _Reader:
             "iscrowd": int(entry.get("iscrowd") == 1),
         }
         if isinstance(entry.get("segmentation"), (list, dict)) and entry["segmentation"]:
+            if not _all_finite(entry["segmentation"]):
+                raise DataError(f"{self._file}: {where}.segmentation must have finite numbers")
             found["segmentation"] = entry["segmentation"]
         if "keypoints" in entry:
             points = self._numbers(entry, "keypoints", where)
@@ -234,6 +236,20 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, int):
         return not isinstance(value, bool) and abs(value) <= MOST
     return isinstance(value, float) and math.isfinite(value)
+
+
+def _all_finite(value: Any) -> bool:
+    """Return whether all numbers in lists and objects are finite."""
+    if isinstance(value, dict):
+        return all(map(_all_finite, value.values()))
+    if not isinstance(value, list):
+        return not isinstance(value, float) or math.isfinite(value)
+    try:
+        return math.isfinite(sum(value, 0.0))  # a sum is, if all of its terms are
+    except OverflowError:  # a whole number that no float holds
+        return False
+    except TypeError:  # lists, or texts, among them
+        return all(map(_all_finite, value))
 
 
 def _shown(value: Any) -> str:

@@ -132,7 +132,7 @@ def _names(file: Path, data: Mapping[str, Any]) -> tuple[str, ...]:
     if isinstance(names, list) and names and all(isinstance(n, str) for n in names):
         found = tuple(names)
     elif isinstance(names, dict) and names:
-        numbers = sorted(int(k) if str(k).isdecimal() else -1 for k in names)
+        numbers = sorted(-1 if (number := _number(k)) is None else number for k in names)
         if numbers != list(range(len(names))) or not all(isinstance(n, str) for n in names.values()):
             raise DataError(f"{file}: names must have the numbers 0 to {len(names) - 1}, each once, with a text each")
         found = tuple(name for _, name in sorted(names.items(), key=lambda item: int(item[0])))

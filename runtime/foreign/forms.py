@@ -109,6 +109,8 @@ class Form:
 
 def find_form(known: Known) -> Form | None:
     """Return the form of a detector's outputs, or None if it is none of those that are known."""
+    if not known.outputs:
+        return None
     return next(
         (form for find in (_four, _listed, _maps, _columns_first, _chosen, _rows) if (form := find(known))), None
     )
@@ -121,9 +123,11 @@ def _four(known: Known) -> Form | None:
         return None
     dets, boxes, scores, labels = names
     output = {"kind": "nms", "num_dets": dets, "boxes": boxes, "scores": scores, "labels": labels}
-    most = known.probe.shape(boxes)[1]
+    shape = known.probe.shape(boxes)
+    if len(shape) != 3:
+        return None
     assumed = ("boxes are two corners in network pixels, as TensorRT's EfficientNMS gives them",)
-    return Form({**output, "num_candidates": None}, None, thresholds={"max_det": most}, assumed=assumed)
+    return Form({**output, "num_candidates": None}, None, thresholds={"max_det": shape[1]}, assumed=assumed)
 
 
 def _listed(known: Known) -> Form | None:

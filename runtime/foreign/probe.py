@@ -8,9 +8,9 @@ from functools import cached_property
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.errors import BackendError, UsageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.session import Session, input_arrays
+from deploykit.runtime.session import Session, input_arrays, shape_matches
 
 __all__ = ["Probe"]
 
@@ -34,7 +34,8 @@ class Probe:
         """The outputs by name, in float32.
 
         Raises:
-            BackendError: the network failed, or took longer than its session's limit (without one, :data:`SECONDS`).
+            BackendError: the network failed, or gave outputs of other shapes than it declares, or took longer than its
+                session's limit (without one, :data:`SECONDS`).
         """
         info, session = self._session.inputs[0], self._session
         batch, channels, height, width = info.shape
@@ -47,6 +48,12 @@ class Probe:
             found = session.run(input_arrays(info, noise))
         finally:
             session.limit_time(own)
+        for each in session.outputs:
+            if each.shape and not shape_matches(each.shape, found[each.name].shape):
+                raise BackendError(
+                    f"the network declares its output {each.name!r} as {each}, but gave {found[each.name].shape} for "
+                    "noise: export it again"
+                )
         return {name: value.astype(np.float32) for name, value in found.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -153,7 +153,10 @@ def decode_image(
         raise ImageError(
             f"{name} has floating-point values, whose range would be a guess: convert it to 8 or 16 bits per channel"
         )
-    image = eight_bits(_decoded(data, name, header, _flags(header, channels)), name, header.most)
+    decoded = _decoded(data, name, header, _flags(header, channels))
+    if decoded.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{name} has values of type {decoded.dtype}: convert it to 8 or 16 bits per channel")
+    image = eight_bits(decoded, name, header.most)
     if channels in (1, 3):
         image = without_alpha(image, name, alpha=header.alpha)
     if header.images != 1:

@@ -33,7 +33,8 @@ def _labels(wanted: int | str, names: Sequence[str], count: int) -> list[int]:
             named = [label for label, name in enumerate(names) if same(name) == same(wanted)]
             if named:
                 return named
-    number = int(wanted) if not isinstance(wanted, str) or wanted.isdecimal() else None
+    is_number = not isinstance(wanted, str) or (wanted.isdecimal() and len(wanted) < 10)
+    number = int(wanted) if is_number else None
     if number is not None and 0 <= number < count:
         return [number]
     close = get_close_matches(str(wanted).casefold(), [name.casefold() for name in names], 1)

@@ -133,6 +133,8 @@ def _opened(path: str | os.PathLike[str], max_pixels: int) -> Iterator[tuple[Any
     except rawpy.LibRawError as e:
         reason = e.args[0].decode() if e.args and isinstance(e.args[0], bytes) else str(e)
         raise ImageError(f"{file} is not a RAW image that LibRaw can read ({reason})") from e
+    except NotImplementedError as e:  # of rawpy, for a pattern of colours that it does not know
+        raise ImageError(f"{file} has a mosaic with a pattern that is not known ({e}): it cannot be read") from e
 
 
 def _image(raw: Any, file: Path) -> RawImage:

@@ -151,7 +151,10 @@ class Guard:
         """
         if method not in ("GET", "HEAD") and headers.get(b"sec-fetch-site") == "cross-site":
             raise RefusedError(403, "pages of other servers may not ask this one")
-        host = urlsplit(f"//{headers.get(b'host', '')}").hostname or ""
+        try:
+            host = urlsplit(f"//{headers.get(b'host', '')}").hostname or ""
+        except ValueError as e:  # brackets without an IPv6 address
+            raise RefusedError(400, "the header Host is no name") from e
         if self._hosts is not None and not is_loopback(host) and host not in self._hosts:
             raise RefusedError(421, "this server is not asked under that name; --allow-host names others")
 

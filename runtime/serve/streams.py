@@ -119,7 +119,7 @@ def _opened(word: str) -> Video:
     Raises:
         UsageError: it is none. NotFoundError, FetchError, ImageError: it cannot be opened.
     """
-    sources = open_sources(int(word) if word.isdecimal() else word)
+    sources = open_sources(int(word) if word.isdecimal() and len(word) < 10 else word)
     if len(sources) != 1 or not isinstance(sources[0], Video):
         raise UsageError("a stream is a video, a camera or a live stream")
     return sources[0]

@@ -41,7 +41,7 @@ def kind_of(source: str | os.PathLike[str] | int) -> Kind:
     text, path = os.fspath(source), Path(source)
     if is_folder(path):
         return "folder"
-    if text.isdecimal() and not exists(path):
+    if text.isdecimal() and len(text) < 10 and not exists(path):
         return "camera"
     if is_pattern(text):
         return "pattern"

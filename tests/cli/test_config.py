@@ -11,7 +11,7 @@ import pytest
 
 from deploykit.cli import command_parser, main
 from deploykit.cli._config import with_config
-from deploykit.errors import DeployError, UsageError
+from deploykit.errors import DeployError, NotFoundError, UsageError
 
 Write = Callable[[str], Path]
 
@@ -308,3 +308,16 @@ def test_a_fault_while_words_are_read_is_one_line(
     assert capsys.readouterr().err.startswith("deploykit: unexpected IndexError: index (test_config.py:")
     with pytest.raises(IndexError):
         main(["models", "--traceback"])
+
+
+def test_a_number_that_python_does_not_read_is_no_toml(write: Write, capsys: pytest.CaptureFixture[str]) -> None:
+    file = write(f"[predict]\nconf = {'9' * 5000}\n")
+    with pytest.raises(UsageError, match=r"deploykit\.toml is not TOML: .*4300 digits"):
+        words("predict m.onnx a.jpg")
+    assert main(["predict", "m.onnx", "a.jpg", "--config", str(file)]) == UsageError.exit_code
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_name_that_no_file_can_have_is_not_found() -> None:
+    with pytest.raises(NotFoundError, match="a configuration file was expected at xxx"):
+        words(f"predict m.onnx a.jpg --config {'x' * 300}")

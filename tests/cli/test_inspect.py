@@ -8,6 +8,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -225,3 +226,18 @@ def test_what_makes_a_file_large_is_named(tmp_path: Path, capsys: pytest.Capture
         "table float32 10x3: 120 bytes",
         "half float16 7x3: 42 bytes",
     ]
+
+
+def test_names_of_a_file_that_are_no_text_are_shown_all_the_same(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_cell_model(tmp_path / "m.onnx", spec=cell_spec())
+    model = onnx.load(file)
+    model.producer_name = "the_maker"
+    model.opset_import.add(domain="another", version=1)
+    data = model.SerializeToString().replace(b"the_maker", b"the\xffmaker").replace(b"another", b"anoth\xffr")
+    file.write_bytes(data)
+    assert main(["inspect", str(file), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["made by"] == "the\N{REPLACEMENT CHARACTER}maker"
+    assert shown["opset"] == {"ai.onnx": 18, "anoth\N{REPLACEMENT CHARACTER}r": 1}

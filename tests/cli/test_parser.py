@@ -330,3 +330,38 @@ def test_a_converted_value_is_of_the_type_and_count_of_its_option() -> None:
     for option, words in (("--conf", ["1", "2"]), ("--conf", []), ("--img", ["x"])):
         with pytest.raises(argparse.ArgumentError):
             parser.converted(parser.options[option], words)
+
+
+LONG = "x" * 300  # no file can have this name, and to ask for one is an error of the system
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ([LONG], 2, "unknown command 'xxx"),
+        (["9" * 5000], 2, "unknown command '999"),
+        (["help", "9" * 5000], 4, "no help about '999"),
+        (["predict", "-=x"], 2, "unknown option -"),
+        (["predict", "m.onnx", f"conf={LONG}"], 2, "has no dashes"),
+        (["predict", "m.onnx", "a.png", "--out", LONG], 4, "expected at a.png, which does not exist"),
+        (["predict", "m.onnx", "9" * 5000], 4, "999, which does not exist"),
+        (["create", "yolov5n", "--out", f"{LONG}.pt"], 30, "cannot write xxx"),
+        (["bench", "m.onnx", "--compare", LONG], 4, "does not exist"),
+        (["bench", "m.onnx", "--quiet", "--report", LONG], 4, "a model was expected at m.onnx"),
+        (["export", "m.pt", "--profile", "9" * 5000 + "x8x8", "1x8x8", "1x8x8"], 2, "--profile takes shapes"),
+    ],
+    ids=lambda value: " ".join(value)[:30] if isinstance(value, list) else None,
+)
+def test_words_that_name_no_file_and_numbers_without_end_are_one_line(
+    words: list[str],
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == code, capsys.readouterr().err[-300:]
+    line = capsys.readouterr().err
+    assert said in line
+    assert line.count("\n") == 1

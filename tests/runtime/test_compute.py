@@ -97,7 +97,7 @@ def test_the_environment_is_the_default_and_an_option_goes_before_it(monkeypatch
         _ = ComputeOptions().provider
     monkeypatch.setenv("DEPLOYKIT_THREADS", "3")
     assert default_threads() == (3, "DEPLOYKIT_THREADS")
-    for wrong in ("0", "two", "-1", "1.5"):
+    for wrong in ("0", "two", "-1", "1.5", "9" * 5000):
         monkeypatch.setenv("DEPLOYKIT_THREADS", wrong)
         with pytest.raises(UsageError, match=f"DEPLOYKIT_THREADS must be a whole number from 1 on, got '{wrong}'"):
             default_threads()

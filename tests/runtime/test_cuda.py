@@ -70,7 +70,9 @@ def test_a_gpu_is_named_by_its_number(provider: str, index: int) -> None:
     assert device_index(provider) == index
 
 
-@pytest.mark.parametrize("provider", ["", "cuda:", "cuda:-1", "cuda:1.5", "cuda:\u0661", "gpu", "cpu", "CUDA"])
+@pytest.mark.parametrize(
+    "provider", ["", "cuda:", "cuda:-1", "cuda:1.5", "cuda:\u0661", "gpu", "cpu", "CUDA", f"cuda:{9:05000}"]
+)
 def test_a_provider_that_names_no_gpu_is_refused(provider: str) -> None:
     with pytest.raises(UsageError, match="the device must be cuda or cuda:N here"):
         device_index(provider)

@@ -140,3 +140,12 @@ def test_a_file_with_changed_bytes_is_read_or_refused(data: st.DataObject) -> No
     except ValueError:
         return
     assert found.nbytes <= 200
+
+
+@pytest.mark.parametrize(
+    "text", ["{'descr': '<f4', 'shape': (1,", "{'descr': '''", "(\n", "\n  1\n 2\n", "{'descr': '<f4'}]"]
+)
+def test_a_header_that_is_no_python_is_refused(text: str, tmp_path: Path) -> None:
+    file = entry(tmp_path / "a.npz", header(text) + bytes(16))
+    with pytest.raises(ValueError, match=r"\w"):
+        read(file)

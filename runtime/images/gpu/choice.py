@@ -24,6 +24,10 @@ def asked_gpu() -> int | None:
     if asked in ("", "cpu"):
         return None
     kind, _, number = asked.partition(":")
-    if kind != "gpu" or (number and not (number.isascii() and number.isdecimal())) or asked.endswith(":"):
+    if (
+        kind != "gpu"
+        or (number and not (number.isascii() and number.isdecimal() and len(number) < 10))
+        or asked.endswith(":")
+    ):
         raise UsageError(f"{DECODE} must be cpu, gpu or gpu:N, where N is the number of a GPU; got {asked!r}")
     return int(number or 0)

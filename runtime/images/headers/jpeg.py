@@ -266,7 +266,7 @@ def grey_tail(jpeg: Jpeg, data: bytes, image: Array) -> str:
     Args:
         jpeg: what :func:`read_jpeg` returned for ``data``.
         data: the file.
-        image: the decoded image as stored, BGR ``uint8 (H, W, 3)``.
+        image: the decoded image as stored, ``uint8 (H, W)`` or BGR ``(H, W, 3)``.
     """
     if jpeg.process not in SEQUENTIAL or len(jpeg.scans) != 1 or len(jpeg.components) not in (1, 3):
         return ""
@@ -283,6 +283,7 @@ def grey_tail(jpeg: Jpeg, data: bytes, image: Array) -> str:
         np.minimum(np.arange(units) * side + side // 2, most - 1)
         for units, side, most in ((rows, down, image.shape[0]), (columns, across, image.shape[1]))
     )
+    image = image.reshape(*image.shape[:2], -1)
     grey = (image[np.ix_(y, x)] == GREY).all(-1).ravel()
     last = np.minimum(np.arange(every, count + every, every), count) - 1
     ends = [*scan.restarts.tolist(), scan.end]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import json_format
+from google.protobuf.message import DecodeError
 
 from deploykit.errors import DeployError, NotFoundError, UsageError
 from deploykit.runtime.serve.core.calls import Call, request_id
@@ -83,13 +85,13 @@ class GrpcServer:
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(
                 partial(self._answer, name, answer),
-                message(f"{name}Request").FromString,
+                None,  # read where errors have answers
                 message(f"{name}Response").SerializeToString,
             )
             for name, answer in answers.items()
         }
         handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream, message("ModelInferRequest").FromString, message("ModelStreamInferResponse").SerializeToString
+            self._stream, None, message("ModelStreamInferResponse").SerializeToString
         )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
         host = f"[{options.host}]" if ":" in options.host else options.host
@@ -111,7 +113,7 @@ class GrpcServer:
         """Refuse further requests, and give those that there are so many seconds."""
         await self._server.stop(seconds)
 
-    async def _answer(self, name: str, answer: Callable[..., Awaitable[Any]], request: Any, context: Any) -> Any:
+    async def _answer(self, name: str, answer: Callable[..., Awaitable[Any]], request: bytes, context: Any) -> Any:
         """Answer one request, and turn what it raises into a status of gRPC."""
         call = _call(name, context)
         failure = await self._failure(name, call, context, answer, request)
@@ -120,7 +122,7 @@ class GrpcServer:
             await context.abort(CODES.get(failure.status, grpc.StatusCode.UNKNOWN), failure.message, trailing)
         return failure
 
-    async def _failure(self, name: str, call: Call, context: Any, answer: Callable[..., Any], request: Any) -> Any:
+    async def _failure(self, name: str, call: Call, context: Any, answer: Callable[..., Any], request: bytes) -> Any:
         """Return the answer to a request, or why there is none."""
         status, cause = 499, None  # of a client that goes away
         try:
@@ -129,7 +131,7 @@ class GrpcServer:
                 if self._registry.draining:
                     raise RefusedError(503, "the server is stopping", 1)
             async with asyncio.timeout(self._registry.options.timeout):
-                found = await answer(request, call)
+                found = await answer(_read(name, request), call)
             status = 200
             return found
         except Exception as e:
@@ -140,14 +142,15 @@ class GrpcServer:
         finally:
             self._observers.take(call, status, _client(context), cause)
 
-    async def _stream(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[Any]:
         """Answer requests of one stream one by one, in order; an error is an answer too."""
         async for request in requests:
             call = _call("ModelStreamInfer", context)
             found = await self._failure("ModelStreamInfer", call, context, self._ModelInfer, request)
             if isinstance(found, Failure):
                 answer = message("ModelStreamInferResponse")(error_message=found.message)
-                answer.infer_response.id = request.id
+                with contextlib.suppress(UsageError):
+                    answer.infer_response.id = _read("ModelStreamInfer", request).id
                 yield answer
             else:
                 yield message("ModelStreamInferResponse")(infer_response=found)
@@ -210,6 +213,19 @@ class GrpcServer:
             answer.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.values.shape)
             answer.raw_output_contents.append(to_bytes(tensor))
         return answer
+
+
+def _read(name: str, data: bytes) -> Any:
+    """Read the message of a method's request.
+
+    Raises:
+        UsageError: it is none.
+    """
+    kind = message("ModelInferRequest" if name == "ModelStreamInfer" else f"{name}Request")
+    try:
+        return kind.FromString(data)
+    except DecodeError as e:
+        raise UsageError(f"the request is no message of {name}") from e
 
 
 def _inputs(request: Any) -> list[Tensor]:

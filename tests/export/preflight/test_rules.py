@@ -254,3 +254,36 @@ def test_the_tables_do_not_contradict_each_other() -> None:
     older = {"ImageScaler", "ParametricSoftplus", "ScaledTanh"}  # experimental operators that ONNX took out again
     assert set(TYPES) - known <= older
     assert all(not TRIED_TYPES[op] & TYPES[op] for op in TRIED_TYPES)
+
+
+def test_a_type_that_onnx_does_not_define_and_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    file = write_graph(tmp_path / "m.onnx", [node("Relu", "x")])
+    model = onnx.load(file)
+    model.graph.input[0].type.tensor_type.elem_type = 65_536
+    onnx.save(model, file)
+    with pytest.raises(ArtefactError, match="the tensor 'x' is of type 65536, which ONNX does not define"):
+        read_graph(file)
+    file.write_bytes(write_graph(file, [node("Relu", "x")]).read_bytes().replace(b"the_Relu", b"the_\xffelu"))
+    with pytest.raises(ArtefactError, match="a name in it is not UTF-8"):
+        read_graph(file)
+
+
+@pytest.mark.parametrize(
+    ("location", "length", "said"),
+    [("n" * 300, "4", "is missing"), ("here.data", "9" * 5000, None), ("here.data", "5", "has 4 bytes of 5")],
+)
+def test_external_weights_with_a_name_or_a_length_beyond_all_files(
+    location: str, length: str, said: str | None, tmp_path: Path
+) -> None:
+    file = write_graph(tmp_path / "m.onnx", [node("Add", "x w")], stored={"w": np.float32(1)})
+    model = onnx.load(file)
+    (tensor,) = model.graph.initializer
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", location), ("length", length)):
+        tensor.external_data.add(key=key, value=value)
+    file.write_bytes(model.SerializeToString())
+    (tmp_path / "here.data").write_bytes(bytes(4))
+    texts = [finding.why for finding in found(file) if "its weights lie in" in finding.why]
+    assert len(texts) == (said is not None)
+    assert said is None or said in texts[0]

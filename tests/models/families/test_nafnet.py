@@ -128,6 +128,8 @@ def test_tlc_is_the_network_itself_where_the_windows_cover_the_image() -> None:
         assert (local.module(large) - model.module(large)).abs().max() > 1e-4
     with pytest.raises(UsageError, match="tlc:N takes the side"):
         with_rewrite(model, "tlc:many")
+    with pytest.raises(UsageError, match="tlc:N takes the side"):
+        with_rewrite(model, "tlc:" + "9" * 5000)
     with pytest.raises(UsageError, match="narrow has no rewrite 'fast'; it has tlc"):
         with_rewrite(model, "fast")
 

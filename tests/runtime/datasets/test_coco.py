@@ -233,3 +233,23 @@ def test_coco_itself_is_read(shared: Path) -> None:
     people = read_coco(annotations / "person_keypoints_val2017.json")
     assert [a["num_keypoints"] for a in people.annotations] == [a["num_keypoints"] for a in raw["annotations"]]
     assert match_keypoints(COCO_KEYPOINTS.names, people, CategoryMap((1,), "name")) == (list(range(17)), ())
+
+
+@pytest.mark.parametrize(
+    "outline",
+    [
+        "[[1, 1, -Infinity, 1, 4, 4]]",
+        "[[1, NaN, 1, 1, 4, 4]]",
+        '{"size": [8, Infinity], "counts": [0, 64]}',
+        f"[[1{'0' * 400}, 1, 2]]",
+    ],
+)
+def test_an_outline_has_finite_numbers(folder: Folder, outline: str) -> None:
+    folder.coco["annotations"][1]["segmentation"] = "HERE"
+    folder.save()
+    text = folder.data.read_text()
+    folder.data.write_text(text.replace('"HERE"', outline))
+    with pytest.raises(DataError, match=r"annotations\[1\]\.segmentation must have finite numbers"):
+        read_coco(folder.data)
+    folder.data.write_text(text.replace('"HERE"', "[[1, 1, 4, 1, 4, 4]]"))
+    assert read_coco(folder.data).annotations[1]["segmentation"] == [[1, 1, 4, 1, 4, 4]]

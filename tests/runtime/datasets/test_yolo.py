@@ -167,3 +167,9 @@ def test_any_bytes_are_labels_or_a_data_error(tmp_path_factory: pytest.TempPathF
     file.write_bytes(data)
     with contextlib.suppress(DataError):
         assert all(label.label in (0, 1) for label in read_labels(file, 2))
+
+
+def test_a_number_without_end_is_no_number_of_a_class(tmp_path: Path) -> None:
+    file = write(tmp_path, f"val: images\nnames:\n  ? {'9' * 5000}\n  : a\n", "images/a.jpg")
+    with pytest.raises(DataError, match="names must have the numbers 0 to 0"):
+        read_yolo(file)

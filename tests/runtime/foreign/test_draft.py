@@ -12,7 +12,7 @@ import pytest
 from onnx import helper
 
 import deploykit
-from deploykit.errors import SpecError
+from deploykit.errors import BackendError, SpecError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.foreign.draft import FILL_IN, SpecDraft, draft_spec
 from deploykit.runtime.session import open_session
@@ -327,3 +327,31 @@ def test_the_score_of_one_class_is_an_assumption(classes: int, tmp_path: Path) -
     rows = draft_of(write_constant(tmp_path / "r.onnx", {"output": v5(classes)}))
     told = [text for text in rows.data["assumptions"] if "cls_counts: false" in text]
     assert len(told) == (classes == 1)
+
+
+def test_a_network_without_outputs_is_described_and_refused(tmp_path: Path) -> None:
+    model = onnx.load(write_constant(tmp_path / "m.onnx", {"output": v8()}, {}))
+    del model.graph.output[:]
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises((SpecError, BackendError), match=r"m\.onnx|task and output"):
+        draft_of(tmp_path / "m.onnx").spec("m.onnx")
+
+
+def test_outputs_of_other_shapes_than_are_declared_are_refused(tmp_path: Path) -> None:
+    """Of a shape that is computed ONNX Runtime only learns when it runs."""
+    model = onnx.load(write_constant(tmp_path / "m.onnx", {"output": chosen()}, {}))
+    graph = model.graph
+    graph.node[-1].output[0] = "values"
+    graph.initializer.append(helper.make_tensor("sides", onnx.TensorProto.FLOAT, [3], [1, -1, 3]))
+    graph.node.append(helper.make_node("Add", ["sides", "nothing"], ["real"]))
+    graph.node.append(helper.make_node("Cast", ["real"], ["shape"], to=onnx.TensorProto.INT64))
+    graph.node.append(helper.make_node("Reshape", ["values", "shape"], ["output"]))
+    onnx.save(model, tmp_path / "m.onnx")
+    with pytest.raises(BackendError, match=r"declares its output 'output' as .* but gave \(1, 600, 3\)"):
+        draft_of(tmp_path / "m.onnx")
+
+
+def test_boxes_of_another_rank_are_not_those_of_efficient_nms(tmp_path: Path) -> None:
+    outputs = {**four(), "det_boxes": four()["det_boxes"].reshape(-1)}
+    file = write_constant(tmp_path / "m.onnx", outputs, DETECT)
+    assert "output" in draft_of(file).unknown

@@ -123,3 +123,35 @@ def test_the_error_for_an_unreadable_file_gives_the_reason(tmp_path: Path) -> No
     (tmp_path / "shot.NEF").write_bytes(b"II*\0")
     with pytest.raises(ImageError, match="RAW file"):
         read_image(tmp_path / "shot.NEF")
+
+
+@pytest.mark.parametrize("suffix", [".hdr", ".tiff"])
+def test_values_that_are_no_grey_levels_are_refused_however_they_are_asked_for(suffix: str) -> None:
+    data = _encoded(np.full((4, 5, 3), 0.5, np.float32), suffix)
+    with pytest.raises(ImageError, match=r"floating-point values|values of type float32"):
+        decode_image(data, channels=None)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".jpg", ".tiff", ".webp"])
+def test_a_bomb_is_refused_by_its_header_and_no_pixel_is_decoded(suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytearray(_encoded(_image(20, 30), suffix))
+    side = 60_000
+    if suffix == ".jpg":
+        at = data.index(b"\xff\xc0") + 5
+        data[at : at + 4] = struct.pack(">HH", side, side)
+    elif suffix == ".png":
+        data[16:24] = struct.pack(">II", side, side)
+    elif suffix == ".bmp":
+        data[18:26] = struct.pack("<ii", side, side)
+    elif suffix == ".webp":
+        at = data.index(b"VP8L") + 9 if b"VP8L" in data else data.index(b"\x9d\x01\x2a") + 3
+        data[at : at + 4] = struct.pack("<HH", 0x3FFF, 0x3FFF) if b"VP8L" not in data else struct.pack("<I", 0xFFFFFFF)
+    else:
+        (start,) = struct.unpack("<I", data[4:8])
+        (count,) = struct.unpack("<H", data[start : start + 2])
+        for at in range(start + 2, start + 2 + 12 * count, 12):
+            if struct.unpack("<H", data[at : at + 2])[0] in (256, 257):
+                data[at + 2 : at + 12] = struct.pack("<HII", 4, 1, side)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(ImageError, match=r"declares .* pixels .*, more than the 100,000,000"):
+        decode_image(bytes(data), max_pixels=100_000_000)

@@ -254,3 +254,29 @@ def test_damaged_tags_are_skipped(noise: bytes, cut: int) -> None:
     for data in (b"II*\0\x08\0\0\0" + noise, whole[:cut] + noise, noise):
         tags = tiff_tags(data)
         assert all(len(values) > 0 for _, _, values in tags.values())
+
+
+def test_a_pattern_that_rawpy_does_not_know_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the tag of the pattern LibRaw makes one up, and it depends on its memory which one."""
+    rawpy = pytest.importorskip("rawpy", reason="rawpy (the extra raw) is not installed")
+    (tmp_path / "x.dng").write_bytes(dng_bytes(image(64, 64)))
+    opened = rawpy.imread
+
+    class Unknown:
+        def __init__(self, path: str) -> None:
+            self.inner = opened(path)
+            self.sizes, self.raw_image_visible = self.inner.sizes, self.inner.raw_image_visible
+
+        @property
+        def raw_colors_visible(self) -> None:
+            raise NotImplementedError("filters: 148")
+
+        def __enter__(self) -> Unknown:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            self.inner.close()
+
+    monkeypatch.setattr(rawpy, "imread", Unknown)
+    with pytest.raises(ImageError, match=r"a pattern that is not known \(filters: 148\)"):
+        read_raw(tmp_path / "x.dng")

@@ -256,3 +256,36 @@ def test_a_page_of_somebody_else_cannot_ask_a_server_of_this_machine(tokens: str
     with running(["cells.onnx"], network.load, token_file=tokens) as (server, _):
         headers = {"host": "models.example", "authorization": f"Bearer {TOKEN}"}
         assert httpx.get(f"{server.url}/v1/models", headers=headers).status_code == 200
+
+
+def test_a_host_that_is_no_name_is_refused_and_no_fault() -> None:
+    with served(["cells.onnx"], CellNetwork().load) as (url, _):
+        for host in ("[::1", "[", "[x]:1"):
+            answer = httpx.get(f"{url}/v1/models", headers={"host": host})
+            assert (answer.status_code, answer.json()["message"]) == (400, "the header Host is no name"), host
+        assert httpx.get(f"{url}/v1/models", headers={"host": "[::1]"}).status_code == 200
+
+
+def test_bytes_that_are_no_message_are_the_clients_fault_over_grpc(
+    tokens: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = "/inference.GRPCInferenceService"
+    garbage = b"\x0a\xff\xff\xff\xff\xff"
+    with (
+        running(["cells.onnx"], CellNetwork().load, grpc_port=0, token_file=tokens) as (server, _),
+        grpc.insecure_channel(server.grpc_address) as channel,
+    ):
+        for method in ("ModelInfer", "ModelReady", "ServerMetadata", "RepositoryIndex"):
+            call = channel.unary_unary(f"{place}/{method}")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(garbage)
+            assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED, "before the message is read"
+            with pytest.raises(grpc.RpcError) as refused:
+                call(garbage, metadata=[("authorization", f"Bearer {TOKEN}")])
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert refused.value.details() == f"the request is no message of {method}"
+        stream = channel.stream_stream(f"{place}/ModelStreamInfer")
+        answers = list(stream(iter([garbage, garbage]), metadata=[("authorization", f"Bearer {TOKEN}")]))
+    assert len(answers) == 2, "a stream goes on"
+    assert all(b"the request is no message of ModelStreamInfer" in answer for answer in answers)
+    assert not caplog.records, "what a client sends is not worth a traceback in the log"

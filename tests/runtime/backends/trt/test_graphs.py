@@ -231,7 +231,7 @@ def test_runs_around_the_network_are_captured_at_once_and_end_with_the_session(
         session.runs  # type: ignore[attr-defined]  # noqa: B018
 
 
-@pytest.mark.parametrize("words", ["contexts=0", "contexts=x", "contexts", "no-contexts"])
+@pytest.mark.parametrize("words", ["contexts=0", "contexts=x", "contexts", "no-contexts", f"contexts={9:05000}"])
 def test_a_wrong_number_of_contexts_is_named(
     engine: Path, gpus: dict[int, CpuGpu], monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:

@@ -116,7 +116,7 @@ def test_the_choice_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch
     for text, expected in (("", None), ("cpu", None), ("gpu", 0), ("gpu:0", 0), ("gpu:3", 3)):
         monkeypatch.setenv(DECODE, text)
         assert decoding_gpu() == expected
-    for text in ("cuda", "gpu:", "gpu:-1", "gpu:x", "GPU", "gpu:\u0661"):
+    for text in ("cuda", "gpu:", "gpu:-1", "gpu:x", "GPU", "gpu:\u0661", "gpu:" + "9" * 5000):
         monkeypatch.setenv(DECODE, text)
         with pytest.raises(UsageError, match="DEPLOYKIT_DECODE must be cpu, gpu or gpu:N"):
             decoding_gpu()

@@ -189,3 +189,10 @@ def test_a_file_with_very_many_scans_is_not_decoded() -> None:
     last = data.rfind(b"\xff\xda")
     with pytest.raises(ImageError, match="more than 500 scans"):
         decode_image(data[:last] + data[last:-2] * 600 + b"\xff\xd9")
+
+
+def test_a_grey_file_that_is_kept_grey_is_looked_at_too() -> None:
+    whole = jpeg(photograph()[..., 0])
+    assert decode_image(whole, channels=None).shape == (200, 300)
+    with pytest.raises(ImageError, match=f"{REFUSED}its compressed data end early, so the image is grey from row"):
+        decode_image(cut(whole, 0.5), channels=None)
