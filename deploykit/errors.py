@@ -255,6 +255,7 @@ _EXTRAS = {
     "prometheus_client": "serve",
     "pyarrow": "cluster",
     "pycocotools": "dev",
+    "model_signing": "signing",
     "python_multipart": "serve",
     "ray": "cluster",
     "starlette": "serve",

@@ -197,7 +197,7 @@ def export_model(
         reference = None
         if parity is not None and verification is not None:
             reference = replace(reference_for(plan, verification.expected, spec), limits=parity.tolerance)
-            about = digests(file, (external_data_path(file),))
+            about = digests(file, (external_data_path(file),), spec.source.sha256)
             parity_report_path(file).write_text(parity.to_json(about))
         publish(folder, out, parts=(external_data_path(out),), reports=(parity_report_path(out),))
     done = replace(report, size=size, parity=parity, precision=precision, accuracy=accuracy, seconds=timer.seconds())

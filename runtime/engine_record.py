@@ -112,6 +112,8 @@ class EngineRecord:
         onnx: the name of the ONNX file that the engine was built from; ``onnx_sha256`` is its hash.
         size: size of the engine in bytes; ``sha256`` is its hash.
         second_stage: the hashes of the second stage's files, by what their names add to the engine's.
+        onnx_parts: the hashes of the ONNX file's external data, by the names of these files.
+        reports: the hashes of the files that say something about the engine, by what their names add to the engine's.
         gpu: the GPU on which the engine was built; empty: it was built without a GPU.
         profiles: the input shapes that the engine accepts; empty: only the shape of the spec.
         options: the options of the build.
@@ -138,6 +140,8 @@ class EngineRecord:
     format: int = FORMAT
     sha256: str = field(default="", metadata=LATER)
     second_stage: dict[str, str] = field(default_factory=dict, metadata=LATER)
+    onnx_parts: dict[str, str] = field(default_factory=dict, metadata=LATER)
+    reports: dict[str, str] = field(default_factory=dict, metadata=LATER)
 
     def __post_init__(self) -> None:
         if not _is_name(self.onnx):

@@ -1,7 +1,9 @@
 """What says that an exported file is verified, and whether it is about this file.
 
-An ONNX file has its parity report beside it (``X.onnx.parity.json``) with the SHA-256 of the file, and of its external
-weights. An engine has a record (``X.trt.json``) with the SHA-256 of the engine, and of the second stage of its network.
+An ONNX file has its parity report beside it (``X.onnx.parity.json``) with the SHA-256 of the file, of its external
+weights, and of the checkpoint that it was made from. An engine has a record (``X.trt.json``) with the SHA-256 of the
+engine, of the second stage of its network, and of the ONNX file. Sizes are compared whenever a file is opened, hashes
+where that is asked for: reading a large file takes as long as loading it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from deploykit.runtime.engine_record import (
 from deploykit.runtime.files import exists
 from deploykit.strict_json import JsonError, read_json
 
-__all__ = ["check_verified", "digests", "engine_doubt", "onnx_doubt", "sha256"]
+__all__ = ["check_verified", "digests", "engine_doubt", "onnx_doubt", "sha256", "size_doubt"]
 
 
 def sha256(file: Path) -> str:
@@ -35,10 +37,42 @@ def sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def digests(file: Path, parts: Sequence[Path]) -> dict[str, Any]:
-    """Return what a parity report says of its file: ``sha256``, and that of the parts that exist, by name."""
-    beside = {part.name: sha256(part) for part in parts if part.exists()}
-    return {"sha256": sha256(file), **({"parts": beside} if beside else {})}
+def digests(file: Path, parts: Sequence[Path], checkpoint: str = "") -> dict[str, Any]:
+    """Return what a parity report says of its file.
+
+    These are ``sha256``; ``size``, the bytes of the file and its parts together; ``parts``, the SHA-256 of those that
+    exist, by name; and ``checkpoint_sha256`` where it is known.
+    """
+    beside = [part for part in parts if part.exists()]
+    about: dict[str, Any] = {
+        "sha256": sha256(file),
+        "size": sum(each.stat().st_size for each in (file, *beside)),
+    }
+    if beside:
+        about["parts"] = {part.name: sha256(part) for part in beside}
+    if checkpoint:
+        about["checkpoint_sha256"] = checkpoint
+    return about
+
+
+def size_doubt(file: Path) -> str:
+    """Return why an ONNX file cannot be the one that its parity report is about, by its size; empty: it can be.
+
+    No weights are read, so this is done whenever a file is opened. A file without a report is in no doubt here.
+    """
+    report = parity_report_path(file)
+    try:
+        about = read_json(report)
+        size, parts = about["size"], about.get("parts", {})
+        found = sum(file.with_name(name).stat().st_size for name in (file.name, *parts))
+    except (OSError, JsonError, KeyError, TypeError, AttributeError, ValueError):
+        return ""  # there is none, or it is an older one; what is wrong with it is said where hashes are compared
+    if found == size or not isinstance(size, int):
+        return ""
+    return (
+        f"{file} is not the file that was verified: its parity report is of {size:,} bytes, and there are {found:,} "
+        f"(deploykit inspect --verify {file})"
+    )
 
 
 def check_verified(file: Path) -> None:

@@ -41,8 +41,8 @@ LANGUAGES = ("bash", "cpp", "csv", "dockerfile", "html", "ini", "json", "jsonl",
 
 PROGRAMS = frozenset(
     """
-    apt-get bash brew cat cd chmod cmake conda cp ctest curl docker echo export git head jq kubectl ls make mkdir mv
-    nvidia-smi openssl pip pipx pytest python rm scp source ssh sudo systemctl tar
+    apt-get bash brew cat cd chmod cmake conda cp ctest curl docker echo export git head jq kubectl ls make mkdir
+    model_signing mv nvidia-smi openssl pip pipx pytest python rm scp source ssh sudo systemctl tar
     trtexec tritonserver uname unzip uv wget
     """.split()  # noqa: SIM905
 )

@@ -45,7 +45,7 @@ FLOORS = (
     ("runtime.serve.oip", "runtime.package", "export.graph", "export.parity"),
     ("facade", "runtime.serve", "export.kinds", "export.precision", "export.accuracy_gate"),
     ("runtime.cluster", "export.engine", "export.report", "export.verify", "doctor"),
-    ("export.to_onnx", "export.preflight"),
+    ("export.to_onnx", "export.preflight", "runtime.integrity"),
     ("export.formats",),
     ("cli",),
     ("deploykit", "__main__"),

@@ -35,6 +35,7 @@ GROUPS = {
     },
     "look into files": {
         "inspect": "describe a checkpoint or an exported model",
+        "sign": "sign a model or a folder, by a key, a certificate or Sigstore",
         "preflight": "tell which runtimes take an ONNX file, and what stops others",
         "data": "convert a YOLO data set to COCO annotations",
     },

@@ -41,6 +41,7 @@ MODULES = {
     "grpc": "serves over gRPC",
     "opentelemetry": "traces of a server",
     "prometheus_client": "metrics of a server",
+    "model_signing": "signatures of files",
     "ray": "many machines",
     "pyarrow": "Parquet files",
     "PIL": "label maps with a palette",

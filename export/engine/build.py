@@ -44,6 +44,7 @@ from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.backends import ort
 from deploykit.runtime.backends.chain import ChainSession
 from deploykit.runtime.backends.kept_bytes import keep_bytes, kept_bytes
+from deploykit.runtime.backends.onnx_weights import external_paths
 from deploykit.runtime.backends.trt.bindings import BuildLog, installed, load_flavour, logger
 from deploykit.runtime.backends.trt.session import open_engine
 from deploykit.runtime.cuda import Gpu, gpu_unavailable_reason, open_gpu
@@ -156,6 +157,7 @@ def _build(
             spec=spec,
             onnx=file.name,
             onnx_sha256=sha256(file),
+            onnx_parts={part.name: sha256(part) for part in external_paths(file)},
             size=plan.nbytes,
             gpu=device.name if device else "",
             profiles=shapes,
@@ -177,8 +179,8 @@ def _build(
         if reference is not None:
             expected = reference().restrict_to(lambda shape: _accepts_shape(shapes, spec, shape))
             record, parity = _verify_engine(engine, record, expected, device, timer)
-        stages = {part.name.removeprefix(engine.name): sha256(part) for part in _parts(engine) if part.exists()}
-        record = replace(record, sha256=sha256(engine), second_stage=stages)
+        stages, reports = _hashes(engine, _parts(engine)), _hashes(engine, _reports(engine))
+        record = replace(record, sha256=sha256(engine), second_stage=stages, reports=reports)
         record.write(engine)
         publish(folder, place, parts=_parts(place), reports=_reports(place))
     return EngineReport(place, record, parity, timer.seconds())
@@ -348,7 +350,9 @@ def _verify_engine(
             whole = ChainSession(session, stack.enter_context(open_session(second_stage_path(engine))))
         parity = check_expected(expected, engine.name, whole, record.spec, progress=Within("checking: ", timer))
     parity.raise_if_bad(engine.name)
-    parity_report_path(engine).write_text(parity.to_json(digests(engine, _parts(engine))), encoding="utf-8")
+    parity_report_path(engine).write_text(
+        parity.to_json(digests(engine, _parts(engine), record.spec.source.sha256)), encoding="utf-8"
+    )
     return replace(record, verified=True), parity
 
 
@@ -369,6 +373,11 @@ def _save_log(place: Path, log: BuildLog) -> None:
     """Save the log of a failed build; an error of writing it must not hide that of the build."""
     with contextlib.suppress(DeployError):
         write_atomic(build_log_path(place), log.text().encode())
+
+
+def _hashes(engine: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Return the hashes of those of the files that exist, by what their names add to the engine's."""
+    return {file.name.removeprefix(engine.name): sha256(file) for file in files if file.exists()}
 
 
 def _parts(engine: Path) -> tuple[Path, ...]:

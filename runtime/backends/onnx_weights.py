@@ -14,12 +14,12 @@ from pathlib import Path
 
 from deploykit.errors import ArtefactError
 
-__all__ = ["external_files", "graph_without_weights"]
+__all__ = ["external_files", "external_paths", "graph_without_weights", "metadata_of"]
 
 LEAST_TENSOR = 1 << 20  # bytes; grids and other constants are smaller, and runtimes keep those as they are
 LEAST_SUM = 16 << 20  # bytes of such tensors in a file; below, reading them costs little
 
-GRAPH, INITIALIZER = 7, 5  # of ModelProto, of GraphProto
+GRAPH, METADATA_PROPS, INITIALIZER = 7, 14, 5  # two of ModelProto, one of GraphProto
 DIMS, DATA_TYPE, RAW_DATA, EXTERNAL_DATA, DATA_LOCATION = 1, 2, 9, 13, 14  # of TensorProto
 FLOAT = EXTERNAL = 1
 
@@ -54,8 +54,39 @@ def external_files(file: Path) -> list[str]:
                 if entry.get(1) == b"location":
                     found[entry.get(2, b"").decode()] = None
     except (OSError, ValueError, IndexError) as e:
-        raise ArtefactError(f"expected an ONNX file, but {file} cannot be read as one: {e}") from e
+        raise _not_onnx(file, e) from e
     return list(found)
+
+
+def external_paths(file: Path) -> list[Path]:
+    """Return those files of :func:`external_files` that lie in the folder of the ONNX file; none leads elsewhere.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+    """
+    named = [name for name in external_files(file) if Path(name).name == name]
+    return [part for name in named if (part := file.with_name(name)).is_file()]
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """Return the metadata of an ONNX file, which is read without its weights.
+
+    Raises:
+        ArtefactError: the file cannot be read.
+    """
+    found = {}
+    try:
+        with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for place in _inside(data, (0, len(data)), (METADATA_PROPS,)):
+                entry = {number: data[start:end] for number, _, _, start, end in _fields(data, *place)}
+                found[entry.get(1, b"").decode()] = entry.get(2, b"").decode()
+    except (OSError, ValueError, IndexError) as e:
+        raise _not_onnx(file, e) from e
+    return found
+
+
+def _not_onnx(file: Path, error: Exception) -> ArtefactError:
+    return ArtefactError(f"expected an ONNX file, but {file} cannot be read as one: {error}")
 
 
 def _inside(data: mmap.mmap, place: tuple[int, int], numbers: Sequence[int]) -> Iterator[tuple[int, int]]:

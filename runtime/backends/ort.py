@@ -28,6 +28,7 @@ from deploykit.runtime.backends.run_limit import RunLimit
 from deploykit.runtime.compute import default_threads
 from deploykit.runtime.native.library import check_undamaged, find_library, library_folder
 from deploykit.runtime.session import Session, check_inputs
+from deploykit.runtime.verified import size_doubt
 
 __all__ = ["Optimization", "OrtSession", "open_session"]
 
@@ -120,7 +121,8 @@ def open_session(
             raise _load_error(path, second) from second
     first = plugin[0] if plugin else providers[0] if isinstance(providers[0], str) else providers[0][0]
     opened = OrtSession(path, session, first, requested=provider != "auto", runs=runs)
-    opened.notes = (*opened.notes, *notes)
+    doubt = size_doubt(path)
+    opened.notes = (*opened.notes, *notes, *([doubt] if doubt else ()))
     opened.threads, opened.threads_from = count, reason
     opened.overrides = replacements  # ONNX Runtime does not keep them alive
     return opened

@@ -9,6 +9,8 @@ from pathlib import Path, PurePosixPath
 
 from deploykit.atomic import become_folder, exchange, existing_folder, partial_folder, sync, write_atomic
 from deploykit.errors import OutputError, os_errors_as_output_errors
+from deploykit.runtime.package.sums import SUMS, text_of_sums
+from deploykit.runtime.verified import sha256
 
 __all__ = ["Content", "write_file", "write_tree"]
 
@@ -30,8 +32,8 @@ def write_file(file: Path, text: str, *, replace: bool = False) -> None:
 def write_tree(folder: Path, files: Mapping[str, Content], *, replace: bool = False) -> list[Path]:
     """Write files below a folder; each of its entries appears whole, in the order of ``files``.
 
-    An entry is a file directly in the folder, or a folder in it with all that is in that. What else the folder holds
-    stays as it is.
+    An entry is a file directly in the folder, or a folder in it with all that is in that, and with the hashes of these
+    files in ``SHA256SUMS``. What else the folder holds stays as it is.
 
     Args:
         folder: created if it does not exist.
@@ -56,6 +58,8 @@ def write_tree(folder: Path, files: Mapping[str, Content], *, replace: bool = Fa
                 else:
                     place.write_bytes(content.encode())
                 sync(place)
+            for entry in entries:
+                _write_sums(staging / entry.name)
             left: Path | None = staging
             if not folder.exists():
                 left = become_folder(staging, folder)
@@ -74,6 +78,16 @@ def _put(new: Path, entry: Path, staging: Path) -> None:
             return
         entry.rename(staging / f".{secrets.token_hex(4)}.old")  # two steps, where the system has no single one
     new.rename(entry)
+
+
+def _write_sums(entry: Path) -> None:
+    """List the hashes of the files of an entry that is a folder, in the order of their names."""
+    if not entry.is_dir():
+        return
+    files = sorted(file.relative_to(entry).as_posix() for file in entry.rglob("*") if file.is_file())
+    sums = entry / SUMS
+    sums.write_bytes(text_of_sums({file: sha256(entry / file) for file in files}).encode())
+    sync(sums)
 
 
 def _check(entries: Sequence[Path], *, replace: bool) -> None:

@@ -60,7 +60,14 @@ OPTIONS = {
         "--spec", "--force", "--json",
     },
     "preflight": {"FILE", "--target", "--time-limit", "--json"},
-    "inspect": {"FILE", "--model", "--json", "--heads"},
+    "inspect": {
+        "FILE", "--model", "--json", "--heads", "--verify", "--signature", "--public-key", "--certificate-chain",
+        "--identity", "--identity-provider", "--trust-config",
+    },
+    "sign": {
+        "PATH", "--private-key", "--signing-certificate", "--certificate-chain", "--sigstore", "--signature", "--force",
+        "--use-ambient-credentials", "--identity-token-file", "--trust-config", "--json",
+    },
     "models": {"--json"},
     "fetch": {"MODEL", "--list", "--out", "--url", "--sha256", "--force", "--max-size"},
     "create": {"MODEL", "--seed", "--classes", "--out"},

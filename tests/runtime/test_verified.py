@@ -11,7 +11,7 @@ import pytest
 from deploykit.errors import ArtefactError, UsageError
 from deploykit.facade import load, open_session
 from deploykit.runtime.engine_record import EngineRecord, parity_report_path, reference_values_path, second_stage_path
-from deploykit.runtime.verified import check_verified, digests, engine_doubt, onnx_doubt, sha256
+from deploykit.runtime.verified import check_verified, digests, engine_doubt, onnx_doubt, sha256, size_doubt
 from tests.cell_model import cell_spec, write_cell_model
 
 
@@ -49,6 +49,29 @@ def test_one_flipped_bit_is_found(name: str, export: Path) -> None:
     for opened in (open_session, load):
         with pytest.raises(ArtefactError, match="is not known to be verified: the parity report beside it"):
             opened(export, verify=True)
+
+
+def test_another_size_is_found_whenever_a_file_is_opened(export: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert size_doubt(export) == ""
+    about = json.loads(parity_report_path(export).read_text())
+    assert about["size"] == export.stat().st_size + len(b"weights")
+    flip_bit(export.with_name("m.onnx.data"), -3)
+    assert size_doubt(export) == ""  # of the same size: only hashes tell
+    export.with_name("m.onnx.data").write_bytes(b"weights and more")
+    doubt = f"{export} is not the file that was verified: its parity report is of {about['size']:,} bytes"
+    with open_session(export) as session:
+        assert [note for note in session.notes if note.startswith(doubt)]
+    assert doubt in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", [None, "{", "[]", "{}", '{"size": "7"}', '{"size": 7, "parts": 7}', '{"size": 7, "parts": {"\\u0000": ""}}']
+)
+def test_a_report_without_a_size_raises_no_doubt_about_it(text: str | None, export: Path) -> None:
+    parity_report_path(export).unlink()
+    if text is not None:
+        parity_report_path(export).write_text(text)
+    assert size_doubt(export) == ""
 
 
 def test_a_part_that_is_gone_is_named(export: Path) -> None:

@@ -15,6 +15,7 @@ __all__ = ["explain_load_failure"]
 
 LISTED = r"Supported compute capabilities: ([^.]*(?:\.\d[^.]*)*)\. TensorRT-RTX does not support"
 """The message of TensorRT for RTX on a GPU that runs none of its engines."""
+OWN_PLUGINS = ("NmsKpt", "DecodeRows")
 
 
 def explain_load_failure(
@@ -40,12 +41,18 @@ def explain_load_failure(
         r"(?:[Cc]annot|could not) find plugin:?\s*'?(\w+)[ ',:]*(?:version:?\s*'?([\w.]+))?", messages
     ):
         version = f" version {found[2]}" if found[2] else ""
-        return BackendError(f"{path} needs the plugin {found[1]}{version}, but no loaded library has it")
+        own = "deploykit plugins build makes it for this TensorRT"
+        remedy = own if found[1] in OWN_PLUGINS else "load the library that has it before the engine"
+        return BackendError(
+            f"{path} needs the plugin {found[1]}{version}, but no loaded library has it: {remedy}, or build the "
+            "engine from an ONNX file with --nms graph, which needs none"
+        )
     if found := re.search(LISTED, messages):
         return _unsupported(path, record, gpu, found[1])
     if "agic" in messages or _malformed(data, runtime, trt):
         return ArtefactError(
-            f"{path} is not an engine of this flavour of TensorRT, or it is damaged ({len(data):,} bytes)"
+            f"{path} is not an engine of this flavour of TensorRT, or it is damaged ({len(data):,} bytes): deploykit "
+            f"inspect --verify {path} tells which; {again}"
         )
     if (
         "incompatible device" in messages
@@ -57,7 +64,10 @@ def explain_load_failure(
         return DeviceError(f"{path} does not run on {gpu.name} (compute capability {major}.{minor}){built}: {again}")
     if "out of memory" in messages.lower() or "OutOfMemory" in messages:
         free, total = gpu.memory()
-        return DeviceError(f"{gpu.name} has only {free / 1e9:.1f} of {total / 1e9:.1f} GB free, too little for {path}")
+        return DeviceError(
+            f"{gpu.name} has only {free / 1e9:.1f} of {total / 1e9:.1f} GB free, too little for "
+            f"{path}: end other programs on it, or take another GPU (--device cuda:N)"
+        )
     if record and record.version != trt.__version__:
         return _other_version(path, record, trt, again)
     return BackendError(f"TensorRT cannot load {path}: {messages or 'it gives no reason'}")

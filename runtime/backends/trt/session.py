@@ -125,6 +125,12 @@ def _relation(engine: Path, source: Path) -> str:
 
 def _verify(path: Path, session: TrtSession, record: EngineRecord) -> None:
     """Compare the engine with its reference values, then record that it is verified."""
+    ending = reference_values_path(path).name.removeprefix(path.name)
+    if record.reports.get(ending) not in (None, sha256(reference_values_path(path))):
+        raise ArtefactError(
+            f"{reference_values_path(path)} is not the file that was written with {path.name}, by the hash in its "
+            f"record: copy both again, or build the engine again"
+        )
     expected = ReferenceOutputs.load(reference_values_path(path)).restrict_to(session.accepts_shape)
     if record.spec.output.nms_inside and expected.layout.kind != record.spec.output.kind:
         how = f"deploykit compare {reference_values_path(path)} {path}"
