@@ -48,7 +48,7 @@ def contributions_of(
         error: returns the error of the outputs for the image of this number, with its derivative.
         progress: receives how many images are done.
     """
-    with _Differentiated(quantized, weights) as session:
+    with _Differentiated(quantized, weights) as session, session.in_one_thread():
         for number, image in enumerate(images):
             session.add(image, lambda found, number=number: error(number, found))  # type: ignore[misc]
             progress(number + 1)

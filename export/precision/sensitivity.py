@@ -23,6 +23,7 @@ from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.cpu_int8 import quantize_for_cpu
 from deploykit.export.precision.qdq import QuantizationResult, quantisable, quantize
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
+from deploykit.models.fuse import torch_threads
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.spec import ModelSpec
@@ -65,8 +66,7 @@ class Sensitivity:
 def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Tensor]]:
     """Return a graph's outputs for each image, computed in torch in the graph's own types."""
     with OnnxInTorchSession(graph) as session:
-        name = session.inputs[0].name
-        return [{n: torch.from_numpy(x) for n, x in session.run({name: image}).items()} for image in images]
+        return [{n: torch.from_numpy(x) for n, x in found.items()} for found in session.run_each(images)]
 
 
 def quantize_as(
@@ -91,7 +91,8 @@ def errors_of(
     """Return the error of a graph's outputs on each image."""
     adapter = export_adapter_of(spec)
     found = outputs_of(graph, images)
-    return [float(adapter.error(a, b)) for a, b in zip(exact, found, strict=True)]
+    with torch_threads(1):  # as the outputs: the same on any number of threads
+        return [float(adapter.error(a, b)) for a, b in zip(exact, found, strict=True)]
 
 
 def measure_sensitivity(

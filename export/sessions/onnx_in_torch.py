@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,8 @@ VIEWS = {torch.bfloat16: torch.int16, torch.float8_e4m3fn: torch.uint8}
 """Types that numpy lacks -> a type of the same size through which their bits pass."""
 
 Observer = Callable[[str, Tensor], None]
+
+SIDE_BY_SIDE = 4  # images that are computed at the same time: each holds its activations
 
 
 class OnnxInTorchSession(Session):
@@ -79,25 +83,51 @@ class OnnxInTorchSession(Session):
             found = self.forward({name: torch.from_numpy(x) for name, x in inputs.items()})
             return {name: _array(x.float() if x.dtype in VIEWS else x) for name, x in found.items()}
 
+    @contextlib.contextmanager
+    def in_one_thread(self) -> Iterator[None]:
+        """Let each operator compute in one thread while the context lasts; several threads may then call :meth:`run`.
+
+        The order in which a convolution is summed depends on the number of threads, and so do the last bits of its
+        result. What is decided by results then depends on it no more.
+        """
+        before, self._wanted = self._wanted, None
+        with torch_threads(1):
+            try:
+                yield
+            finally:
+                self._wanted = before
+
+    def run_each(self, images: Iterable[Array]) -> Iterator[dict[str, Array]]:
+        """Yield the outputs for images, which are the network's one input, in order.
+
+        Several images are computed at the same time, each in one thread: see :meth:`in_one_thread`.
+        """
+        (info,), left = self.inputs, iter(images)
+        count = max(1, min(self.threads or 1, SIDE_BY_SIDE))
+        with self.in_one_thread(), ThreadPoolExecutor(count) as pool:
+            while several := list(islice(left, count)):
+                yield from pool.map(lambda image: self.run({info.name: image}), several)
+
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the outputs for these inputs, which are not checked.
 
         They have derivatives by the inputs where all operators on the way are torch's.
         """
-        values: dict[str, Tensor] = {**self._weights, **inputs}
+        weights = self._weights.copy()  # other threads may add weights that they have widened
+        values: dict[str, Tensor] = {**weights, **inputs}
         left = Counter(self._uses)
         left.update(self._output_names)
         limited = contextlib.nullcontext() if self._wanted is None else torch_threads(self._wanted)
         with limited:
             for node, attributes in zip(self._nodes, self._attributes, strict=True):
                 names = [str(v.name) for v in node.inputs if v is not None]
-                if str(node.outputs[0].name) not in self._weights:
+                if str(node.outputs[0].name) not in weights:
                     given = [None if v is None else values[str(v.name)] for v in node.inputs]
                     self._note(node, values, self._run_node(node, given, attributes))
                     del given
                 for name in names:
                     left[name] -= 1
-                    if not left[name] and name not in self._weights:
+                    if not left[name] and name not in weights:
                         values.pop(name, None)
         return {name: values[name] for name in self._output_names}
 

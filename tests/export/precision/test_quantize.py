@@ -28,6 +28,7 @@ from deploykit.export.precision.calibration import (
     _Running,
     calibration_images,
     measure_activations,
+    on_grid,
     range_of,
 )
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize, quantize_weight
@@ -182,6 +183,19 @@ def test_zeros_have_no_range() -> None:
 # Measuring.
 
 
+@given(st.floats(2.0**-90, 2.0**90), st.floats(-1e-6, 1e-6))
+@settings(deadline=None)
+def test_a_largest_value_is_rounded_up_to_a_grid_on_which_rounding_errors_vanish(value: float, noise: float) -> None:
+    step = on_grid(value)
+    assert value * (1 - 2**-16) <= step <= value * (1 + 2**-7)
+    assert on_grid(step) == step == on_grid(step * (1 + noise))
+    assert (step / 2 ** np.floor(np.log2(step)) * 2**7) % 1 == 0  # eight significant bits
+
+
+def test_a_largest_value_of_zero_is_zero() -> None:
+    assert on_grid(0.0) == 0.0
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
@@ -203,8 +217,8 @@ def test_a_histogram_that_grows_is_that_of_all_values_but_for_a_quarter_of_a_bin
     assert found.shape == (BINS,)
     assert found.sum() == len(sizes)
     assert found.min() >= 0
-    below, ends = np.cumsum(found), np.arange(1, BINS + 1) * (running.largest / BINS)
-    quarter = running.largest / BINS / 4 * 1.001
+    below, ends = np.cumsum(found), np.arange(1, BINS + 1) * (on_grid(running.largest) / BINS)
+    quarter = on_grid(running.largest) / BINS / 4 * 1.001
     assert (below >= np.searchsorted(sizes, ends - quarter) - 1).all()
     assert (below <= np.searchsorted(sizes, ends + quarter, "right") + 1).all()
 
@@ -219,7 +233,7 @@ def test_activations_are_those_of_the_images_as_the_spec_prepares_them(images: P
     weight = torch.from_numpy(np.array(model.graph.initializers["conv.weight"].const_value.numpy()))  # type: ignore[union-attr]
     bias = torch.from_numpy(np.array(model.graph.initializers["bias"].const_value.numpy()))  # type: ignore[union-attr]
     outputs = [torch.relu(torch.nn.functional.conv2d(torch.from_numpy(i), weight, bias, padding=1)) for i in blobs]
-    assert found.largest["b"] == pytest.approx(max(float(o.max()) for o in outputs), rel=1e-5)
+    assert found.largest["b"] == on_grid(max(float(o.max()) for o in outputs))
     assert found.counts["b"].sum() == sum(o.numel() for o in outputs)
     assert not cache.exists()
 

@@ -57,6 +57,26 @@ def test_in_float32_it_gives_what_onnx_runtime_gives(exported: Path) -> None:
             assert ours.metadata == theirs.metadata
 
 
+def test_outputs_side_by_side_are_the_same_on_any_number_of_threads() -> None:
+    model = graph([helper.make_node("ReduceMean", ["x"], ["y"], keepdims=0)], {"x": (1, 1 << 20)}, "y")
+    images = list(np.random.default_rng(0).normal(size=(5, 1, 1 << 20)).astype(np.float32))
+    before, found = torch.get_num_threads(), {}
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            with OnnxInTorchSession(model) as session:
+                found[threads] = [float(outputs["y"]) for outputs in session.run_each(iter(images))]
+                assert torch.get_num_threads() == threads
+                whole = [float(session.run({"x": image})["y"]) for image in images]
+            if threads == 1:
+                assert found[1] == whole
+            else:
+                assert whole != found[1]  # as threads share a sum, its last bits change
+    finally:
+        torch.set_num_threads(before)
+    assert found[1] == found[2] == found[3]
+
+
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
 def test_each_operator_rounds_to_its_type(kind: int) -> None:
     nodes = [
