@@ -241,22 +241,28 @@ class Connection:
 
 
 class Client:
-    """One client, for code that waits for each answer."""
+    """One client on a plain socket, for code that waits for each answer."""
 
     def __init__(self, port: int) -> None:
-        self._runner, self._connection = asyncio.Runner(), Connection(port)
+        self._socket = socket.create_connection((HOST, port), PATIENCE)
+        self._file = self._socket.makefile("rb")
 
     def __enter__(self) -> Client:
-        self._runner.run(self._connection.__aenter__())
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._runner.run(self._connection.__aexit__())
-        self._runner.close()
+        self._file.close()
+        self._socket.close()
 
     def ask(self, request: bytes) -> bytes:
         """The body of the answer to a request, whose status must be 200."""
-        status, body = self._runner.run(self._connection.ask(request))
+        self._socket.sendall(request)
+        status, length = int(self._file.readline().split()[1]), 0
+        while line := self._file.readline().strip():
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        body = self._file.read(length)
         assert status == 200, body
         return body
 

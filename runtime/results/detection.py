@@ -17,7 +17,7 @@ from deploykit.runtime.options import DrawKeywords, DrawOptions
 from deploykit.runtime.postprocess.rotated import corners_of
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.results.coco import coco_category_ids
-from deploykit.runtime.results.objects import Detection, columns_of, label_line, shapes_of
+from deploykit.runtime.results.objects import Detection, columns_of, entries_of, label_line, shapes_of
 from deploykit.runtime.results.other_names import RESULT_NAMES, missing_attribute
 from deploykit.runtime.results.packages import fiftyone_keypoints, fiftyone_objects, supervision_keypoints
 from deploykit.runtime.results.tables import Rows, import_package
@@ -170,7 +170,9 @@ class Result(ImageResult):
     def _about(self) -> dict[str, Any]:
         """Boxes as [x1, y1, x2, y2], keypoints as [x, y, v], masks as run lengths, oriented boxes as [cx, cy, w, h,
         angle]."""
-        return {"detections": [found.to_dict() for found in self], "truncated": self.truncated}
+        names = [self.class_name(label) for label in self.labels.tolist()]
+        found = entries_of(self.boxes, self.scores, self.labels, names, self.keypoints, self.masks, self.rotated)
+        return {"detections": found, "truncated": self.truncated}
 
     def _table(self) -> Rows:
         points = None if self.keypoints is None else self._point_names

@@ -14,7 +14,7 @@ from deploykit.runtime.arrays import Array
 from deploykit.runtime.postprocess.masks import outline, outlines, run_lengths
 from deploykit.runtime.postprocess.rotated import corners_of
 
-__all__ = ["Detection", "columns_of", "label_line", "rounded", "shapes_of", "short"]
+__all__ = ["Detection", "columns_of", "entries_of", "label_line", "rounded", "shapes_of", "short"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -41,16 +41,9 @@ class Detection:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the entry of this object in :meth:`deploykit.Result.to_dict`."""
-        entry: dict[str, Any] = {
-            "label": self.label, "name": self.name, "score": short(self.score), "box": rounded(self.box)
-        }  # fmt: skip
-        if self.keypoints is not None:
-            entry["keypoints"] = rounded(self.keypoints)
-        if self.mask is not None:
-            entry["mask"] = run_lengths(self.mask)
-        if self.rotated is not None:
-            entry["rotated"] = rounded(self.rotated)
-        return entry
+        points, masks, rotated = (None if x is None else x[None] for x in (self.keypoints, self.mask, self.rotated))
+        labels, scores = np.array([self.label]), np.array([self.score])
+        return entries_of(self.box[None], scores, labels, [self.name], points, masks, rotated)[0]
 
     def to_coco(self, image_id: int | str, category_id: int) -> dict[str, Any]:
         """Return the entry of this object in a COCO results file; see :meth:`deploykit.Result.to_coco`."""
@@ -182,4 +175,31 @@ def short(value: float) -> float:
 
 def rounded(values: Array) -> Any:
     """Return an array as lists of :func:`short` numbers."""
-    return [rounded(v) for v in values] if values.ndim > 1 else [short(float(v)) for v in values]
+    texts = ("%.7g " * values.size % tuple(values.ravel().tolist())).split()  # together, in a third of the time
+    return np.array([float(each) for each in texts]).reshape(values.shape).tolist()
+
+
+def entries_of(
+    boxes: Array,
+    scores: Array,
+    labels: Array,
+    names: Sequence[str],
+    keypoints: Array | None = None,
+    masks: Array | None = None,
+    rotated: Array | None = None,
+) -> list[dict[str, Any]]:
+    """Return the entries of objects in :meth:`deploykit.Result.to_dict`; the arguments are fields of a result."""
+    found: list[dict[str, Any]] = [
+        {"label": label, "name": name, "score": score, "box": box}
+        for label, name, score, box in zip(labels.tolist(), names, rounded(scores), rounded(boxes), strict=True)
+    ]
+    added = {
+        "keypoints": None if keypoints is None else rounded(keypoints),
+        "mask": None if masks is None else [run_lengths(mask) for mask in masks],
+        "rotated": None if rotated is None else rounded(rotated),
+    }
+    for key, values in added.items():
+        if values is not None:
+            for entry, value in zip(found, values, strict=True):
+                entry[key] = value
+    return found

@@ -1,4 +1,5 @@
-"""Connections over HTTP/1.1: how many there may be, and how long one may take to send its headers."""
+"""Connections over HTTP/1.1: how many there may be, how long one may take to send its headers, and answers sent
+in one piece."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-__all__ = ["HEADERS_SECONDS", "connections_of"]
+__all__ = ["HEADERS_SECONDS", "JoinedTransport", "connections_of"]
 
 HEADERS_SECONDS = 10.0
 BODY = b'{"error":"ServiceUnavailable","code":1,"message":"the server has as many connections as it may"}'
@@ -15,6 +16,36 @@ FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-type: application/json\r\n"
     b"content-length: %d\r\n\r\n%s" % (len(BODY), BODY)
 )
+
+
+class JoinedTransport:
+    """A transport that sends what is written in one step of the event loop together: the headers of an answer and its
+    body would else be two calls of the system, and wake the client twice."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._parts: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send data before the event loop turns to something else."""
+        if not data:
+            return
+        if not self._parts:
+            self._loop.call_soon(self._send)
+        self._parts.append(data)
+
+    def close(self) -> None:
+        """Send what is written, and close the connection."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        parts, self._parts = self._parts, []
+        if parts:
+            self._transport.write(b"".join(parts))
 
 
 class _Connection(H11Protocol):
@@ -25,7 +56,7 @@ class _Connection(H11Protocol):
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", JoinedTransport(transport, self.loop)))
         if len(self.connections) > self.most:
             transport.write(FULL)
             transport.close()

@@ -14,8 +14,9 @@ from deploykit.runtime.images.headers.isobmff import avif_facts
 from deploykit.runtime.images.headers.jpeg import Jpeg, read_jpeg
 from deploykit.runtime.images.headers.tiff import numbers_of, tiff_directories
 
-__all__ = ["ImageHeader", "read_header"]
+__all__ = ["ImageHeader", "declared_size", "read_header"]
 
+JPEG = b"\xff\xd8\xff"
 ORIENTATION = 274  # TIFF's tag, in EXIF too
 LOG_LUV = (34676, 34677)  # compressions of floating-point colours
 MANY = 10_000  # images in one file that are counted
@@ -63,6 +64,14 @@ def read_header(data: bytes) -> ImageHeader | None:
         return None if found is None else found(data)
     except (IndexError, KeyError, StopIteration, ValueError, struct.error):
         return None
+
+
+def declared_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (height, width) of :func:`read_header` without a pass over the compressed data of a JPEG."""
+    if data.startswith(JPEG):
+        return read_jpeg(data, size_only=True).size
+    header = read_header(data)
+    return None if header is None else header.size
 
 
 def _jpeg(data: bytes) -> ImageHeader | None:
@@ -247,7 +256,7 @@ def _avif(data: bytes) -> ImageHeader | None:
 
 
 READERS: tuple[tuple[bytes, Callable[[bytes], ImageHeader | None]], ...] = (
-    (b"\xff\xd8\xff", _jpeg),
+    (JPEG, _jpeg),
     (b"\x89PNG\r\n\x1a\n", _png),
     (b"RIFF", _webp),
     (b"BM", _bmp),

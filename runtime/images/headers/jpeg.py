@@ -89,8 +89,8 @@ class _Walk:
     scans: list[Scan] = field(default_factory=list)
 
 
-def read_jpeg(data: bytes) -> Jpeg:
-    """Read the markers of a JPEG; never raises for what the bytes say."""
+def read_jpeg(data: bytes, *, size_only: bool = False) -> Jpeg:
+    """Read the markers of a JPEG, or those up to the one that says its size; never raises for what the bytes say."""
     walk, complete, broken = _Walk(), False, None
     array = np.frombuffer(data, np.uint8)
     position, markers = 2, None
@@ -119,7 +119,7 @@ def read_jpeg(data: bytes) -> Jpeg:
                 position, broken = _scan(walk, data, segment, position, markers)
         except (IndexError, ValueError):  # a segment is shorter than it must be
             broken = position
-        if broken is not None:
+        if broken is not None or (size_only and walk.size is not None):
             break
     return Jpeg(walk.size, walk.process, walk.components, walk.exif, tuple(walk.scans), complete, broken)
 

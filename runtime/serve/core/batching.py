@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Hashable, Iterator
-from concurrent.futures import Executor
+from concurrent.futures import CancelledError, Executor, Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,7 +86,6 @@ class Batcher:
         self._waiting: deque[_Waiting] = deque()
         self._running = 0
         self._alarm: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
         self._ends: set[RunEnd] = set()
 
     @property
@@ -145,9 +144,7 @@ class Batcher:
             for each in batch:
                 self._waiting.remove(each)
             self._running += 1
-            task = loop.create_task(self._run(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._start(batch, [])
 
     def _woken(self) -> None:
         self._alarm = None
@@ -165,17 +162,10 @@ class Batcher:
             weight += each.weight
         return batch
 
-    async def _run(self, batch: list[_Waiting]) -> None:
-        try:
-            await self._run_together(batch)
-        finally:
-            self._running -= 1
-            self.go_on()
-
-    async def _run_together(self, batch: list[_Waiting]) -> None:
+    def _start(self, batch: list[_Waiting], later: list[_Waiting]) -> None:
+        """Run a batch in a thread, and then what is left of one that failed, each item by itself."""
         loop = asyncio.get_running_loop()
-        start, weight = loop.time(), sum(each.weight for each in batch)
-        end = RunEnd()
+        start, end = loop.time(), RunEnd()
 
         def look(_: object) -> None:
             if all(each.done.cancelled() for each in batch):
@@ -185,18 +175,39 @@ class Batcher:
             each.done.add_done_callback(look)
         self._ends.add(end)
         try:
-            values = await loop.run_in_executor(self._pool, end.call, batch[0].run, [each.item for each in batch])
-        except Exception as e:
-            if len(batch) > 1:
-                for each in batch:
-                    if not each.done.done():
-                        await self._run_together([each])
-            elif not batch[0].done.done():
-                batch[0].done.set_exception(e)
-            return
-        finally:
+            job = self._pool.submit(end.call, batch[0].run, [each.item for each in batch])
+        except RuntimeError as e:  # the pool is shut down
+            job = Future()
+            job.set_exception(e)
+
+        def ended(done: Future[list[Any]]) -> None:
             self._ends.discard(end)
-        ms = 1e3 * (loop.time() - start)
+            self._ended(batch, later, done, start)
+
+        def tell(done: Future[list[Any]]) -> None:  # not of job, which would hold itself and all images of the batch
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(ended, done)
+
+        job.add_done_callback(tell)
+
+    def _ended(self, batch: list[_Waiting], later: list[_Waiting], job: Future[list[Any]], start: float) -> None:
+        """Give the members of a batch their values, or its error to the only one."""
+        error = CancelledError() if job.cancelled() else job.exception()
+        if error is None:
+            self._give(batch, job.result(), start)
+        elif len(batch) > 1:
+            later = batch
+        elif not batch[0].done.done():
+            batch[0].done.set_exception(error)
+        later = [each for each in later if not each.done.done()]
+        if later:
+            self._start(later[:1], later[1:])
+            return
+        self._running -= 1
+        self.go_on()
+
+    def _give(self, batch: list[_Waiting], values: list[Any], start: float) -> None:
+        weight, ms = sum(each.weight for each in batch), 1e3 * (asyncio.get_running_loop().time() - start)
         self.sizes[weight] += 1
         self.sizes_ms[weight] += ms
         for each, value in zip(batch, values, strict=True):

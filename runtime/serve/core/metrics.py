@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, TypeVar, cast
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -12,6 +13,8 @@ from deploykit.runtime.serve.core.calls import Call
 from deploykit.runtime.serve.core.registry import Registry
 
 __all__ = ["Metrics"]
+
+M = TypeVar("M", Counter, Histogram)
 
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 
@@ -25,6 +28,7 @@ class Metrics:
 
     def __init__(self, registry: Registry) -> None:
         self._collected = CollectorRegistry()
+        self._labelled: dict[tuple[object, ...], Any] = {}
         own = self._collected
         self._requests = Counter(
             "deploykit_requests", "Requests that ended", ("model", "protocol", "status"), registry=own
@@ -39,11 +43,18 @@ class Metrics:
 
     def take(self, call: Call, status: int) -> None:
         """Count a request that ended."""
-        self._requests.labels(call.model, call.protocol, str(status)).inc()
-        self._seconds.labels(call.model, call.protocol).observe(call.ms / 1e3)
+        self._of(self._requests, call.model, call.protocol, str(status)).inc()
+        self._of(self._seconds, call.model, call.protocol).observe(call.ms / 1e3)
         for stage, ms in call.stages.items():
             if stage != "total":
-                self._stages.labels(call.model, stage).observe(ms / 1e3)
+                self._of(self._stages, call.model, stage).observe(ms / 1e3)
+
+    def _of(self, metric: M, *labels: str) -> M:
+        """Return a metric with labels, which takes the library half as long as the count itself and more."""
+        key = (id(metric), *labels)
+        if key not in self._labelled:
+            self._labelled[key] = metric.labels(*labels)
+        return cast("M", self._labelled[key])
 
     def text(self) -> bytes:
         """Return all numbers in Prometheus' text format."""

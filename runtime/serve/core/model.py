@@ -17,7 +17,7 @@ import numpy as np
 
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.run_limit import RunEnd
-from deploykit.runtime.images.headers.image_header import read_header
+from deploykit.runtime.images.headers.image_header import declared_size
 from deploykit.runtime.predict.predictor import Predictor, PreparedImage
 from deploykit.runtime.results.base import ImageResult
 from deploykit.runtime.serve.core.batching import Batcher, Ticket
@@ -77,6 +77,11 @@ class ServedModel:
         self._pool, self._reading = pool, reading
         workers = predictor.workers if predictor.session.concurrent else 1
         self.batcher = Batcher(pool, workers, self.most, options.batch_window / 1e3)
+        session = predictor.session
+        # A worker of one thread wins nothing by batches, nor does a request that is alone. It then reads the image too:
+        # threads that read beside as many workers as there are cores would only take turns with them.
+        self._on_cpu = session.concurrent and session.providers == ("CPUExecutionProvider",)
+        self._single = session.threads == 1
         self._variants: OrderedDict[Hashable, Predictor[Any]] = OrderedDict()
         self._holders, self._closed = 0, False
         self._idle = asyncio.Event()
@@ -178,9 +183,12 @@ class ServedModel:
     async def _predicted(
         self, predictor: Predictor[Any], prepare: Callable[[], PreparedImage], ticket: Ticket, stages: dict[str, float]
     ) -> ImageResult:
-        prepared = await asyncio.get_running_loop().run_in_executor(self._reading, prepare)
-        kind = (id(predictor), prepared.shape, prepared.tiled)
-        done = await self.batcher.compute(predictor.run, prepared, kind, ticket=ticket)
+        if self._on_cpu and (self._single or self.active == 1):
+            done = await self.batcher.compute(partial(_read_and_run, predictor), prepare, object(), ticket=ticket)
+        else:
+            prepared = await asyncio.get_running_loop().run_in_executor(self._reading, prepare)
+            kind = (id(predictor), prepared.shape, prepared.tiled)
+            done = await self.batcher.compute(predictor.run, prepared, kind, ticket=ticket)
         result: ImageResult = done.value
         stages |= {"queue": done.queue_ms, **result.timings}
         return result
@@ -193,8 +201,7 @@ class ServedModel:
         Raises:
             RefusedError: it declares too many pixels, or the images that are here have as many as there may be.
         """
-        header, most = read_header(data), self.options.max_pixels
-        height, width = (0, 0) if header is None else header.size
+        most, (height, width) = self.options.max_pixels, declared_size(data) or (0, 0)
         if height * width > most:
             raise RefusedError(413, f"the image declares {width} x {height} pixels, more than the {most:,} allowed")
         if self.pixels + height * width > IMAGES * most:
@@ -253,6 +260,11 @@ class ServedModel:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._pool, self.predictor.close)
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _read_and_run(predictor: Predictor[Any], batch: list[Callable[[], PreparedImage]]) -> list[ImageResult]:
+    """Read one image and run it in the same thread."""
+    return predictor.run([prepare() for prepare in batch])
 
 
 def _run_tensors(session: Any, batch: list[dict[str, Array]]) -> list[dict[str, Array]]:

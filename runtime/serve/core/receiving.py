@@ -48,17 +48,24 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         RefusedError: the client is gone, which nobody hears.
     """
-    doing = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request.receive))
+    doing, gone = asyncio.current_task(), False
+    assert doing is not None
+
+    async def watch() -> None:
+        nonlocal gone
+        await _disconnected(request.receive)
+        gone = True
+        doing.cancel()
+
+    watching = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise RefusedError(GONE, "the client went away")
-        return doing.result()
+        return await work
+    except asyncio.CancelledError:
+        if gone and not doing.uncancel():  # nobody else, such as its deadline, has cancelled it too
+            raise RefusedError(GONE, "the client went away") from None
+        raise
     finally:
-        for each in (doing, gone):
-            each.cancel()
-        await asyncio.gather(doing, gone, return_exceptions=True)
+        watching.cancel()
 
 
 async def _disconnected(receive: Callable[[], Awaitable[Mapping[str, Any]]]) -> None:

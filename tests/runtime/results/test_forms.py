@@ -12,12 +12,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deploykit.errors import MissingDependencyError, UsageError
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.postprocess.masks import outline, outlines
 from deploykit.runtime.results.dense import Classification, Features, LabelMap, RestoredImage
 from deploykit.runtime.results.detection import Result
+from deploykit.runtime.results.objects import rounded, short
 from deploykit.spec import KeypointSpec
 
 SIZE = (100, 200)
@@ -268,3 +271,10 @@ def test_fiftyone_gets_shares_of_the_image() -> None:
     seen = Classification(labels=[1], scores=[0.75], classes=NAMES, size=SIZE).to_fiftyone()
     assert (seen.label, seen.confidence) == ("cat", 0.75)
     assert LabelMap(labels=np.zeros(SIZE), size=SIZE).to_fiftyone().mask.shape == SIZE
+
+
+@given(st.lists(st.tuples(*[st.floats(width=32)] * 3), max_size=5))
+def test_numbers_are_rounded_together_as_each_by_itself(rows: list[tuple[float, ...]]) -> None:
+    found = rounded(np.array(rows, np.float32).reshape(len(rows), 3))
+    assert json.dumps(found) == json.dumps([[short(float(np.float32(value))) for value in row] for row in rows])
+    assert rounded(np.zeros((0, 4, 3), np.float32)) == []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -175,3 +178,39 @@ def test_workers_share_what_waits() -> None:
         assert list(map(len, network.batches)) == [1, 1, 2, 1, 1]
 
     in_loop(test, workers=2, most=8)
+
+
+def test_what_was_computed_is_free_as_soon_as_it_is_answered() -> None:
+    class Image:
+        """Something that is large."""
+
+    def slowly(items: list[Image]) -> list[Image]:
+        time.sleep(0.05)
+        return items
+
+    async def test(batcher: Batcher, network: Network) -> None:
+        image = Image()
+        heard, told = weakref.ref(image), asyncio.Event()
+        with batcher.expected() as ticket:
+            await batcher.compute(slowly, image, "", ticket=ticket)
+        del image, ticket
+        while heard() is not None and not told.is_set():  # the thread lets go of it a moment later
+            asyncio.get_running_loop().call_later(0.05, told.set)
+            await asyncio.sleep(0.01)
+        assert heard() is None
+
+    gc.disable()
+    try:
+        in_loop(test)
+    finally:
+        gc.enable()
+
+
+def test_a_pool_that_is_shut_down_is_an_error_of_each_request() -> None:
+    async def test(batcher: Batcher, network: Network) -> None:
+        batcher._pool.shutdown()
+        for item in (1, 2):
+            found = await asyncio.gather(ask(batcher, network, item), return_exceptions=True)
+            assert isinstance(found[0], RuntimeError)
+
+    in_loop(test)

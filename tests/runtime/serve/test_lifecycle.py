@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from deploykit.errors import BackendError, DeployError, NotFoundError, UsageError
+from deploykit.runtime.serve.connections import JoinedTransport
 from deploykit.runtime.serve.core.calls import Call
 from deploykit.runtime.serve.core.logs import RequestLog
 from deploykit.runtime.serve.core.options import ServeOptions
@@ -296,3 +297,32 @@ def test_an_exporter_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setenv("OTEL_TRACES_EXPORTER", exporter)
     with pytest.raises(DeployError, match=r"opentelemetry-exporter-otlp|must be otlp, console or none"):
         Tracing()
+
+
+def test_headers_and_body_are_sent_in_one_piece_and_before_the_connection_closes() -> None:
+    class Transport(asyncio.Transport):
+        """Keeps what is written."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.sent: list[bytes] = []
+
+        def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+            self.sent.append(bytes(data))
+
+        def close(self) -> None:
+            self.sent.append(b"closed")
+
+    async def test() -> None:
+        transport = Transport()
+        joined = JoinedTransport(transport, asyncio.get_running_loop())
+        for data in (b"head ", b"body", b""):
+            joined.write(data)
+        assert transport.sent == []
+        await asyncio.sleep(0)
+        joined.write(b"last")
+        joined.close()
+        await asyncio.sleep(0)
+        assert transport.sent == [b"head body", b"last", b"closed"]
+
+    asyncio.run(test())

@@ -305,3 +305,18 @@ def test_images_that_wait_hold_a_bounded_number_of_pixels() -> None:
         network.go.set()
         assert {each.result().status_code for each in waiting} == {200}
         assert registry.models[0].pixels == 0
+
+
+def test_a_worker_of_one_thread_reads_and_runs_each_image_alone() -> None:
+    with served(max_batch=8) as (address, registry), ThreadPoolExecutor(6) as pool:
+        (model,) = registry.models
+        assert model.predictor.session.threads == 1
+
+        def ask(_: int) -> int:
+            return httpx.post(f"{address}/v1/predict", content=IMAGE, timeout=30).status_code
+
+        assert list(pool.map(ask, range(6))) == [200] * 6
+        assert set(model.batcher.sizes) == {1}
+        assert not any(thread.name.startswith("reading") for thread in registry._reading._threads)
+        assert httpx.post(f"{address}/v1/predict", content=b"no image").status_code == 400
+        assert ask(0) == 200

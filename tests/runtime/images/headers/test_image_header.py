@@ -16,7 +16,7 @@ import pytest
 
 from deploykit.errors import ImageError
 from deploykit.runtime.arrays import Array
-from deploykit.runtime.images.headers.image_header import ImageHeader, read_header
+from deploykit.runtime.images.headers.image_header import ImageHeader, declared_size, read_header
 from deploykit.runtime.images.headers.isobmff import avif_facts
 from deploykit.runtime.images.reading import decode_image, encoded_image, read_image
 
@@ -256,3 +256,16 @@ def test_no_beginning_of_a_file_is_more_than_an_image_error(suffix: str) -> None
                 decode_image(data, max_pixels=2**20)
             except ImageError:
                 continue
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".png", ".webp"])
+def test_the_size_alone_is_that_of_the_header_for_any_beginning_of_a_file_and_any_wrong_byte(suffix: str) -> None:
+    chance = np.random.default_rng(3)
+    whole = encoded(chance.integers(0, 256, (9, 11, 3), dtype=np.uint8), suffix)
+    assert declared_size(whole) == (9, 11)
+    for length in range(0, len(whole), max(1, len(whole) // 97)):
+        damaged = bytearray(whole)
+        damaged[int(chance.integers(min(len(damaged), 700)))] ^= int(chance.integers(1, 256))
+        for data in (whole[:length], bytes(damaged)):
+            found = read_header(data)
+            assert declared_size(data) == (None if found is None else found.size)
