@@ -238,7 +238,8 @@ class UnexpectedError(DeployError):
 
 
 class OutOfMemoryError(UnexpectedError):
-    """The command line's error for a MemoryError, or for what a library says instead of one."""
+    """The command line's error for a MemoryError, or for what a library says instead of one. The library itself raises
+    it where a network needs more memory than the limit that was set."""
 
     exit_code = 91
 

@@ -93,6 +93,7 @@ class Session(Protocol):
 
         Raises:
             BackendError: an input is missing, unknown or of another shape or type, or the backend failed.
+            OutOfMemoryError: it needs more memory than a limit allows (docs/reliability.md).
         """
         ...
 

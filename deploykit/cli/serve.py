@@ -112,6 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="batches of a model at the same time; auto: by cores, a thread each (default: 2 that share the threads)",
     )
+    parser.add_argument(
+        "--memory-limit",
+        type=size_in_bytes,
+        metavar="BYTES",
+        help="what runs on the CPU may hold together, without weights, such as 2g (default: $DEPLOYKIT_MEMORY_LIMIT)",
+    )
     add_verify(parser)
 
 
@@ -122,11 +128,13 @@ def run(args: argparse.Namespace) -> int:
     for module in NEEDED:
         import_extra(module, "serve")
     from deploykit.facade import load
+    from deploykit.runtime.backends.memory_limit import limit_memory
     from deploykit.runtime.serve.core.registry import Registry, sources_of
     from deploykit.runtime.serve.memory import keep_freed_memory
     from deploykit.runtime.serve.server import Server
 
     keep_freed_memory()
+    limit_memory(args.memory_limit)
     options = serve_flags().fill(args)
     if options.grpc_port is not None:
         import_extra("grpc", "serve")

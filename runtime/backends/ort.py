@@ -7,14 +7,24 @@ import math
 import re
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from deploykit.errors import ArtefactError, BackendError, UsageError, import_extra, installing
+from deploykit.errors import (
+    ArtefactError,
+    BackendError,
+    DeployError,
+    OutOfMemoryError,
+    UsageError,
+    import_extra,
+    installing,
+)
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.backends.forks import never_free, tell_forks
+from deploykit.runtime.backends.memory_limit import MEMORY_LIMIT, is_over_limit, memory_limit, run_within_limit
 from deploykit.runtime.backends.ort_cpu import give_back, low_memory, open_on_cpu, set_for_cpu
 from deploykit.runtime.backends.ort_cuda import CPU, CUDA, DeviceRuns, open_on_gpu
 from deploykit.runtime.backends.ort_providers import (
@@ -107,7 +117,7 @@ def open_session(
     if plugin:
         options.add_provider_for_devices(plugin[1], plugin[2])
     elif providers == [CPU]:
-        set_for_cpu(options)
+        set_for_cpu(ort, options)
     whole = bool(replacements) or optimization != "all"  # ONNX Runtime then uses stored tensors as they are
     try:
         session, runs, notes = _loaded(ort, path, options, providers, settings, whole)
@@ -227,7 +237,7 @@ class OrtSession(Session):
         self._limit, self._forked = RunLimit(), False
         tell_forks(self)
         self._run_options: Any = import_extra("onnxruntime", "cpu").RunOptions
-        self._lean = low_memory()
+        self._lean, self._bounded = low_memory(), memory_limit() is not None
         try:
             self.inputs = tuple(map(tensor_info, session.get_inputs()))
             self.outputs = tuple(map(tensor_info, session.get_outputs()))
@@ -257,7 +267,12 @@ class OrtSession(Session):
         options, limit, watched = self._run_options(), self._limit, None
         try:
             with limit.watch(options) as watched:
-                outputs = self.runs.run(feed, options) if self.runs else session.run(None, feed, options)
+                if self.runs:
+                    outputs = self.runs.run(feed, options)
+                elif self._bounded:
+                    outputs = run_within_limit(partial(session.run, None, feed), options, lean=self._lean)
+                else:
+                    outputs = session.run(None, feed, options)
         except Exception as e:  # ONNX Runtime's exceptions share no base class
             raise self._run_error(e, limit, watched.ended_by if watched else "") from e
         if self.runs:
@@ -293,8 +308,13 @@ class OrtSession(Session):
                 self._path,
             )
 
-    def _run_error(self, error: Exception, limit: RunLimit, ended_by: str) -> BackendError:
+    def _run_error(self, error: Exception, limit: RunLimit, ended_by: str) -> DeployError:
         """Return the error of a run that failed, or was ended."""
+        if is_over_limit(error):
+            return OutOfMemoryError(
+                f"a run of {self._path} needs more memory than the limit leaves it ({MEMORY_LIMIT}, serve "
+                "--memory-limit): take smaller images, a smaller batch or fewer at the same time, or raise it"
+            )
         if ended_by == "limit":
             return BackendError(
                 f"{self._path} was stopped: one run took longer than the time limit of {limit.seconds:g} s; raise "

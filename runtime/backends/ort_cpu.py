@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from deploykit.errors import UsageError
+from deploykit.runtime.backends.memory_limit import apply_limit, memory_limit
 from deploykit.runtime.backends.onnx_weights import graph_without_weights
 from deploykit.runtime.machine import resident_memory
 
@@ -45,11 +46,18 @@ def low_memory() -> bool:
     return typed == "1"
 
 
-def set_for_cpu(options: Any) -> None:
-    """Set ONNX Runtime's options of a session that runs on the CPU alone."""
+def set_for_cpu(ort: Any, options: Any) -> None:
+    """Set the options of a session of ONNX Runtime (``ort``) that runs on the CPU alone.
+
+    Raises:
+        UsageError: the process has another memory limit than is asked for.
+    """
+    limit = memory_limit()
+    if limit is not None:
+        apply_limit(ort, options, limit)
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_MICROSECONDS))
     options.enable_mem_pattern = False  # plans one block for all activations and keeps the first run's memory beside it
-    options.enable_cpu_mem_arena = not low_memory()  # an arena keeps the memory of one run for the next
+    options.enable_cpu_mem_arena = limit is not None or not low_memory()  # it keeps the memory of one run for the next
 
 
 def open_on_cpu(load: Callable[[str | bytes], Any], path: Path, options: Any, *, whole: bool) -> Any:

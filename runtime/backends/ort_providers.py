@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any, Literal, Self, get_args
 
 from deploykit.errors import BackendError, UsageError
+from deploykit.runtime.backends.memory_limit import size_of
 from deploykit.runtime.session import TensorInfo
 
 __all__ = [
@@ -56,6 +57,7 @@ class CudaOptions:
         stages: letterbox, decode and NMS of a prediction run on the GPU too, where the kernels do what it needs
             (:mod:`deploykit.runtime.predict.on_gpu`).
         contexts: how many runs of a TensorRT engine may be on the GPU at the same time.
+        memory: the most bytes of the GPU that a network of ONNX Runtime may hold; None: no limit.
 
     An engine of TensorRT has ``graph``, ``stages`` and ``contexts``.
     """
@@ -66,6 +68,7 @@ class CudaOptions:
     search: Search = "auto"
     stages: bool = False
     contexts: int = 2
+    memory: int | None = None
 
     @classmethod
     def from_environment(cls) -> Self:
@@ -82,12 +85,14 @@ class CudaOptions:
                 values["search"] = value
             elif name == "contexts" and value.isascii() and value.isdecimal() and len(value) < 10 and int(value):
                 values["contexts"] = int(value)
+            elif name == "memory" and (size := size_of(value)):
+                values["memory"] = size
             elif switch in SWITCHES and not value:
                 values[switch] = name == switch
             else:
                 raise UsageError(
                     f"{CUDA_SETTINGS} holds words of {', '.join(SWITCHES)}, each also with no- before it, and "
-                    f"search={'|'.join(get_args(Search))} and contexts=N; got {word!r}"
+                    f"search={'|'.join(get_args(Search))}, contexts=N and memory=BYTES; got {word!r}"
                 )
         return cls(**values)
 
@@ -107,6 +112,8 @@ class CudaOptions:
             "cudnn_conv_algo_search": search.upper(),
             "enable_cuda_graph": str(int(graph)),
         }
+        if self.memory is not None:  # and no block of the next power of two, which may be over it
+            named |= {"gpu_mem_limit": str(self.memory), "arena_extend_strategy": "kSameAsRequested"}
         return {**named, "user_compute_stream": str(stream)} if stream else named
 
 

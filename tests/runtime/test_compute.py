@@ -16,7 +16,7 @@ from deploykit.errors import BackendError, DeviceError, UsageError, installing
 from deploykit.runtime import cores
 from deploykit.runtime.backends.ort import CPU, CUDA, OrtSession, _provider_list
 from deploykit.runtime.compute import ComputeOptions, default_threads, parse_device
-from deploykit.runtime.cores import core_limit, limited_threads
+from deploykit.runtime.cores import core_limit, limited_threads, usable_cores
 from deploykit.runtime.session import open_session
 from tests.cell_model import cell_spec, write_cell_model
 from tests.narrow import few_layers, write_checkpoint
@@ -140,6 +140,30 @@ def test_threads_follow_the_quota_and_the_affinity_and_nothing_changes_without(m
     assert limited_threads() == (1, "a CPU quota of 0.1 cores")
     machine.cores(8, allowed={2, 3, 5})
     machine.write("cgroup/cpu.max", "700000 100000")  # more than is allowed
+    assert limited_threads() == (3, "3 of 8 cores are allowed to this process")
+
+
+def test_a_quota_and_an_affinity_that_change_hold_for_the_models_that_are_opened_then(
+    model: Path, machine: Machine
+) -> None:
+    version_1 = "cgroup/cpu/cpu.cfs_{}_us"
+    machine.write(version_1.format("period"), "50000")
+    found = []
+    for quota in ("100000", "175000", "-1"):
+        machine.write(version_1.format("quota"), quota)
+        with open_session(model) as session:
+            found.append((session.threads, usable_cores()[0]))
+    assert found == [(2, 2), (4, 4), (None, 8)]
+    machine.write("own", "0::/system.slice/app.service")
+    machine.write("cgroup/system.slice/app.service/cpu.max", "600000 100000")
+    first = open_session(model)
+    machine.write("cgroup/system.slice/app.service/cpu.max", "200000 100000")
+    machine.cores(8, allowed={1})
+    with first, open_session(model) as second:
+        assert (first.threads, second.threads) == (6, 1), "one that is open keeps its threads"
+    machine.cores(8, allowed={1, 2, 3})
+    assert limited_threads() == (2, "a CPU quota of 2 cores")
+    (machine.root / "cgroup/system.slice/app.service/cpu.max").unlink()  # the group is gone, or cannot be read
     assert limited_threads() == (3, "3 of 8 cores are allowed to this process")
 
 

@@ -99,7 +99,7 @@ def failure_of(error: BaseException, private: Iterable[str] = ()) -> Failure:
     if isinstance(error, TimeoutError):
         message = "the request was not answered within its time limit"
         return Failure(504, _phrase(504), DeployError.exit_code, message)
-    if isinstance(error, MemoryError):
+    if isinstance(error, (MemoryError, OutOfMemoryError)):
         error = OutOfMemoryError("there is not enough memory for this request: send a smaller one")
         return Failure(503, type(error).__name__, error.exit_code, str(error), retry_after=1, inside=True)
     if isinstance(error, DeployError):

@@ -75,6 +75,19 @@ def test_the_provider_is_told_the_stream_and_that_tf32_is_off(model: Path, gpu: 
     assert CudaOptions().for_provider(3)["device_id"] == "3"
 
 
+def test_the_provider_is_told_how_much_memory_it_may_take(
+    model: Path, gpu: SharedGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CUDA_SETTINGS, "memory=3g,no-graph")
+    open_session(model, provider="cuda").close()
+    (told,) = CudaSession.loads
+    assert (told["gpu_mem_limit"], told["arena_extend_strategy"]) == (str(3 << 30), "kSameAsRequested")
+    for wrong in ("memory=", "memory=0", "memory=much", "memory"):
+        monkeypatch.setenv(CUDA_SETTINGS, wrong)
+        with pytest.raises(UsageError, match=rf"memory=BYTES; got '{wrong}'"):
+            open_session(model, provider="cuda")
+
+
 def test_a_graph_is_replayed_by_the_threads_that_captured_it(model: Path, gpu: SharedGpu) -> None:
     """ONNX Runtime keeps a graph for one thread; other threads' runs go to the session's own."""
     here = threading.current_thread().name

@@ -23,7 +23,7 @@ from deploykit.runtime.serve.core.options import ServeOptions
 from deploykit.runtime.serve.core.registry import Registry, sources_of
 from deploykit.runtime.serve.server import Server
 from tests.runtime.test_run_limit import write_endless_model
-from tests.serving import running, wait_for
+from tests.serving import MARKERS, running, wait_for
 
 Load = Callable[[str], Predictor[Any]]
 
@@ -42,10 +42,10 @@ def load(path: str) -> Predictor[Any]:
     return deploykit.load(path, threads=1, workers=1)
 
 
-def busy() -> float:
-    """The share of a core that this process takes in half a second."""
+def busy(seconds: float = 0.5) -> float:
+    """The share of a core that this process takes while nobody asks."""
     before, start = sum(os.times()[:2]), time.monotonic()
-    time.sleep(0.5)
+    time.sleep(seconds)
     return (sum(os.times()[:2]) - before) / (time.monotonic() - start)
 
 
@@ -98,3 +98,12 @@ def test_a_network_that_never_warms_up_can_be_stopped(tmp_path: Path) -> None:
     thread.join(20)
     assert not thread.is_alive()
     assert busy() < 0.5
+
+
+def test_an_idle_predictor_and_an_idle_server_take_no_time_of_the_processor() -> None:
+    with running([MARKERS], lambda path: deploykit.load(path, threads=2, workers=2)) as (server, registry):
+        answer = httpx.post(f"{server.url}/v1/predict", content=png(7), timeout=30)
+        assert answer.status_code == 200
+        model = registry.get().predictor
+        assert len(list(model.stream([np.zeros((64, 64, 3), np.uint8)] * 4))) == 4
+        assert busy(1.0) < 0.25

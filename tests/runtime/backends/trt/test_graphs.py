@@ -236,5 +236,5 @@ def test_a_wrong_number_of_contexts_is_named(
     engine: Path, gpus: dict[int, CpuGpu], monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     monkeypatch.setenv(CUDA_SETTINGS, words)
-    with pytest.raises(UsageError, match="contexts=N; got"):
+    with pytest.raises(UsageError, match="contexts=N and memory=BYTES; got"):
         open_session(engine)
