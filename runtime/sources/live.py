@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 
 import cv2
@@ -15,7 +17,7 @@ from deploykit.runtime.images.pixels import check_pixels
 from deploykit.runtime.options import MAX_PIXELS, RECONNECT
 from deploykit.runtime.sources.addresses import WEB, Address
 from deploykit.runtime.sources.frames import Frame, Skip
-from deploykit.runtime.sources.video import OPEN_MS, Video, capture_at
+from deploykit.runtime.sources.video import OPEN_MS, READ_MS, Video, capture_at
 from deploykit.runtime.sources.web import content_at, is_finished
 
 __all__ = ["Live"]
@@ -23,6 +25,7 @@ __all__ = ["Live"]
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds before a stream is opened again; each pause is twice the last one
 LAST_WAIT = 2.0  # seconds that closing waits for the reader
 LONGEST_WAIT = 0.2  # seconds between two looks for a frame
+AT_EXIT = READ_MS / 1e3 + 1  # seconds that the end of the interpreter waits for a reader
 
 _log = logging.getLogger(__name__)
 
@@ -68,7 +71,7 @@ class Live(Video):
         return self._offered - self._taken
 
     def close(self) -> None:
-        """End the stream: the iterator over its frames stops, if there is one."""
+        """End the stream: the iterator over its frames stops, if there is one. Any thread may call it."""
         self._closed.set()
         if self._newest is not None:
             self._newest.finish()
@@ -90,6 +93,7 @@ class Live(Video):
             target=self._read, args=(newest, reconnect, every), daemon=True, name=f"reader {self.name}"
         )
         reader.start()
+        _readers[reader] = self
         try:
             while True:
                 start = time.perf_counter()
@@ -162,6 +166,22 @@ class Live(Video):
             self.name, f"{self.received:,}", pause, failures + 1, reconnect,
         )  # fmt: skip
         self._closed.wait(pause)
+
+
+_readers: weakref.WeakKeyDictionary[threading.Thread, Live] = weakref.WeakKeyDictionary()
+
+
+def _end_readers() -> None:
+    """End what is read before the interpreter ends, which would end the thread within OpenCV and abort the process."""
+    open_ones = list(_readers.items())
+    for _, source in open_ones:
+        source.close()
+    until = time.monotonic() + AT_EXIT
+    for reader, _ in open_ones:
+        reader.join(max(0.0, until - time.monotonic()))
+
+
+atexit.register(_end_readers)
 
 
 class _Newest:

@@ -19,7 +19,7 @@ from deploykit.runtime.options import MAX_PIXELS
 from deploykit.runtime.sources.addresses import Address
 from deploykit.runtime.sources.frames import Frame, Skip
 
-__all__ = ["OPEN_MS", "Video", "capture_at"]
+__all__ = ["OPEN_MS", "READ_MS", "Video", "capture_at"]
 
 MOST_FAILURES = 1000  # frames in a row that cannot be decoded; what follows is given up
 SPARE_FRAMES = 2  # that encoders and edit lists leave out at the ends

@@ -250,3 +250,23 @@ def test_a_camera_is_a_live_source_too(monkeypatch: pytest.MonkeyPatch) -> None:
     _Camera.opened = 0
     with pytest.raises(ImageError, match=r"declares 50x40 pixels .* more than the 1,999"):
         next(Live(3).frames(max_pixels=1999))
+
+
+EXIT = """
+import sys
+import deploykit
+model = deploykit.load(sys.argv[1])
+stream = model.stream(sys.argv[2])
+next(stream)
+print("a frame", flush=True)
+if sys.argv[3]:
+    raise SystemExit(3)
+"""
+
+
+@pytest.mark.parametrize("leaves", ["", "by an exit"])
+def test_the_interpreter_ends_while_a_stream_is_open(server: Server, tmp_path: Path, leaves: str) -> None:
+    model = write_cell_model(tmp_path / "cells.onnx", spec=cell_spec())
+    words = [sys.executable, "-c", EXIT, str(model), server.address("mjpeg"), leaves]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3 if leaves else 0, "a frame\n", "")
