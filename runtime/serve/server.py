@@ -161,6 +161,8 @@ class Server:
         def end(number: int, frame: FrameType | None) -> None:
             if self._http.should_exit and number == signal.SIGINT:
                 self._http.force_exit = True  # a second Ctrl-C waits for nobody
+                for model in self._registry.models:
+                    model.batcher.end()
             self.stop()
 
         def reload(number: int, frame: FrameType | None) -> None:
@@ -170,9 +172,11 @@ class Server:
         if hasattr(signal, "SIGHUP"):
             handlers[signal.SIGHUP] = reload
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        woken = signal.set_wakeup_fd(-1)  # by which the command line would end the runs of requests at once
         try:
             yield
         finally:
+            signal.set_wakeup_fd(woken)
             for number, handler in before.items():
                 signal.signal(number, handler)
 

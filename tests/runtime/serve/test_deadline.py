@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -98,6 +101,68 @@ def test_a_network_that_never_warms_up_can_be_stopped(tmp_path: Path) -> None:
     thread.join(20)
     assert not thread.is_alive()
     assert busy() < 0.5
+
+
+def test_a_deadline_over_grpc_ends_the_run(model: str) -> None:
+    triton = pytest.importorskip("tritonclient.grpc", reason="tritonclient[grpc] (extra dev) is not installed")
+    with (
+        running([model], load, grpc_port=0) as (server, registry),
+        triton.InferenceServerClient(server.grpc_address) as client,
+    ):
+        bright = triton.InferInput("images", [1, 3, 64, 64], "FP32")
+        bright.set_data_from_numpy(np.ones((1, 3, 64, 64), np.float32))
+        with pytest.raises(Exception, match="Deadline"):
+            client.infer("m", [bright], client_timeout=0.4)
+        wait_for(lambda: registry.get().batcher._running == 0)
+
+
+@contextlib.contextmanager
+def command(path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The command as its own process, once it is ready, and its address."""
+    words = [sys.executable, "-m", "deploykit", "serve", str(path), "--port", "0", "--log-format", "none"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert process.stdout is not None
+    try:
+        said = ""
+        while "ready: " not in said:
+            line = process.stdout.readline()
+            assert line, said
+            said += line
+        yield process, said.split("listening on ")[1].split(";")[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_lets_a_run_end_that_is_on_its_way(tmp_path: Path) -> None:
+    trips = 50_000
+    with load(str(write_endless_model(tmp_path / "first.onnx", trips, if_bright=True))) as one:
+        start = time.perf_counter()
+        one(np.full((64, 64, 3), 255, np.uint8))
+        took = time.perf_counter() - start
+    model = write_endless_model(tmp_path / "m.onnx", round(trips * 1.5 / took), if_bright=True)  # of 1.5 s
+    with command(model) as (process, url), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{url}/v1/predict", content=png(255), timeout=60)
+        time.sleep(0.3)
+        assert not asked.done()
+        process.send_signal(signal.SIGTERM)
+        assert asked.result().status_code == 200
+        assert process.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_a_run_that_never_ends(tmp_path: Path) -> None:
+    model = write_endless_model(tmp_path / "m.onnx", 2**50, if_bright=True)
+    with command(model) as (process, url), ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(httpx.post, f"{url}/v1/predict", content=png(255), timeout=60)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) is not None
+        with contextlib.suppress(httpx.HTTPError):  # the connection was ended before the answer was written
+            assert asked.result(20).status_code == 500
 
 
 def test_an_idle_predictor_and_an_idle_server_take_no_time_of_the_processor() -> None:
