@@ -65,8 +65,8 @@ def test_a_thousand_engines_on_a_stand_in_for_a_gpu_hold_what_a_few_hold(
         "tensorrt", "10.16.0.1", cell_spec(), "cells.onnx", "00", size=engine.stat().st_size, verified=True
     ).write(engine)
     with deploykit.load(engine) as model:
-        one = model(np.zeros((64, 64, 3), np.uint8))
-        assert one.size == (64, 64)
+        for _ in range(4):  # the third run is captured in a graph
+            model(np.zeros((64, 64, 3), np.uint8))
         live = device.live
         for _ in range(1_000):
             model(np.zeros((64, 64, 3), np.uint8))
