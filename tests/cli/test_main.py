@@ -78,7 +78,7 @@ OPTIONS = {
         "MODEL", "--host", "--port", "--grpc-port", "--token-file", "--tls-cert", "--tls-key", "--tls-client-ca",
         "--allow-host", "--allow-url", "--allow-reload", "--max-batch", "--batch-window", "--queue", "--timeout",
         "--max-body", "--max-pixels", "--connections", "--drain", "--log-format", "--stream", "--device", "--threads",
-        "--workers", "--verify",
+        "--workers", "--verify", "--memory-limit",
     },
     "help": {"WHAT", "TOPIC"},
     "doctor": {"--json", "--sbom"},
