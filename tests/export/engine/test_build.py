@@ -49,8 +49,10 @@ from deploykit.runtime.engine_record import (
     build_log_path,
     parity_report_path,
     read_record,
+    record_path,
     reference_values_path,
 )
+from deploykit.runtime.integrity.chain import verify_chain
 from deploykit.runtime.parity.expected import ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
 from deploykit.runtime.session import Session
@@ -88,6 +90,10 @@ def built(onnx_file: Path, **options: object) -> EngineReport:
     assert not runtime.get_engine_validity(header)[1] & malformed
     assert runtime.get_engine_validity(b"x" + header[1:])[1] & malformed
     assert "Engine generation completed" in build_log_path(engine).read_text()
+    chain = verify_chain(engine)
+    beside = {file.name for file in engine.parent.glob(f"{engine.name}*")} - {record_path(engine).name}
+    assert {link.file.name for link in chain.links if link.state == "ok"} >= {*beside, onnx_file.name}
+    assert chain.problem == ""
     return report
 
 
