@@ -16,6 +16,7 @@ from deploykit.runtime.images.opencv_path import opencv_path
 
 __all__ = ["Mp4Writer"]
 
+ROOM = 1 << 16  # bytes, less than a frame may take
 CODEC = "mp4v"  # MPEG-4 part 2: every OpenCV wheel can encode it, none can encode H.264
 
 
@@ -50,6 +51,7 @@ class Mp4Writer:
                 self._writer = cv2.VideoWriter(name, cv2.VideoWriter.fourcc(*CODEC), self._fps, size)
             self._size = size
             if not self._writer.isOpened():
+                self._check_room()
                 raise OutputError(
                     f"OpenCV cannot encode {size[0]} x {size[1]} pixels as {CODEC} video for {self._path}"
                 )
@@ -82,6 +84,12 @@ class Mp4Writer:
             self._partial = self._stack.enter_context(partial_file(place))
         return self._partial
 
+    def _check_room(self) -> None:
+        """Raise the system's own error if nothing more can be written; OpenCV does not tell it."""
+        with os_errors_as_output_errors(self._path), partial_file(self._place) as probe:
+            probe.write_bytes(bytes(ROOM))
+            sync(probe)
+
     def _finish(self, partial: Path, *, stopped: bool) -> None:
         """Count the frames in the file (OpenCV does not report a full disk), then rename it."""
         with opencv_path(partial) as name:
@@ -89,6 +97,7 @@ class Mp4Writer:
         found = int(check.get(cv2.CAP_PROP_FRAME_COUNT)) if check.isOpened() else 0
         check.release()
         if found != self._frames and not (stopped and found > self._frames):  # one that was not counted any more
+            self._check_room()
             raise OutputError(f"{self._path} holds only {found} of {self._frames} frames: is the disk full?")
         with os_errors_as_output_errors(self._path):
             sync(partial)
