@@ -9,7 +9,7 @@ import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from deploykit.atomic import check_replaceable, write_atomic
 from deploykit.errors import CheckpointError, FetchError, OutputError, UsageError, os_errors_as_output_errors
@@ -143,10 +143,23 @@ def _downloaded(
         except (OSError, OutputError):  # a partial file must not stay on a full disk
             partial.drop()
             raise
-        # The record comes first: with a file and no record, the next call could not tell where the file came from.
-        write_atomic(record_path(path), json.dumps(_record(name, got), indent=2).encode() + b"\n")
-        partial.become(path, file)
+        _publish(partial, file, path, json.dumps(_record(name, got), indent=2).encode() + b"\n")
     return got
+
+
+def _publish(partial: Partial, file: IO[bytes], path: Path, record: bytes) -> None:
+    """Give a download its name, beside the record of its source.
+
+    A new file's record comes first: of a file without one, the next call could not tell where it came from. A file
+    that is replaced, as only ``force`` does, never lies beside the record of another one.
+    """
+    if path.exists():
+        record_path(path).unlink(missing_ok=True)
+        partial.become(path, file)
+        write_atomic(record_path(path), record)
+    else:
+        write_atomic(record_path(path), record)
+        partial.become(path, file)
 
 
 def _already_there(

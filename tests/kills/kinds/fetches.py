@@ -15,6 +15,7 @@ from typing import Any
 from tests.kills.kind import PLACE, Kind
 from tests.releases.web_server import Handler, QuietServer
 
+FILES = ("new.pt", "new.pt.source.json")
 MODULES = ("torch", "deploykit.models.registry", "deploykit.models.checkpoint.reader", "deploykit.releases.fetch")
 SLICES, PAUSE = 20, 0.005  # of a file; seconds before each
 
@@ -75,4 +76,4 @@ def _words(old: bool) -> list[str]:
     return ["fetch", "yolov7-tiny", "--url", url, "--out", "out/new.pt", "--force"]
 
 
-FETCH = Kind("fetch", prepare, _words, together=[("new.pt", "new.pt.source.json")], imports=MODULES)
+FETCH = Kind("fetch", prepare, _words, together=[FILES], removed_first=FILES[1:], imports=MODULES)
