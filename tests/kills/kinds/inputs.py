@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.kills.kind import INPUTS
 
-__all__ = ["CELLS", "CHECKPOINT", "IMAGES", "write_cells", "write_network", "write_pictures"]
+__all__ = ["CELLS", "CHECKPOINT", "IMAGES", "write_cells", "write_network", "write_images"]
 
 CELLS, CHECKPOINT, IMAGES = f"{INPUTS}/cells.onnx", f"{INPUTS}/few.pt", f"{INPUTS}/coco/images"
 
@@ -23,17 +23,17 @@ def write_network(folder: Path) -> None:
     from tests.narrow import few_layers, write_checkpoint
 
     write_checkpoint(folder / "few.pt", few_layers())
-    write_pictures(folder)
+    write_images(folder)
 
 
-def write_pictures(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """Images of 64 x 64 with their annotations."""
     from tests.coco_folder import write_folder
 
     write_folder(folder / "coco", scale=1)
 
 
-def write_cells_and_pictures(folder: Path) -> None:
+def write_cells_and_images(folder: Path) -> None:
     """The ONNX file and images for it."""
     write_cells(folder)
-    write_pictures(folder)
+    write_images(folder)

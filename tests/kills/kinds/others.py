@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.kills.kind import INPUTS, Kind
-from tests.kills.kinds.inputs import CELLS, IMAGES, write_cells, write_cells_and_pictures
+from tests.kills.kinds.inputs import CELLS, IMAGES, write_cells, write_cells_and_images
 
 RUNTIME = ("cv2", "numpy", "onnxruntime", "deploykit.runtime.predict.predictor")
 
@@ -32,9 +32,9 @@ def _cluster(old: bool) -> list[str]:
 
 CREATE = Kind("create", lambda folder: None, _create, imports=("torch", "deploykit.models.create.random_weights"))
 EVAL = Kind(
-    "eval", write_cells_and_pictures, _eval,
+    "eval", write_cells_and_images, _eval,
     imports=(*RUNTIME, "hotcoco", "matplotlib.figure", "deploykit.runtime.evaluate.evaluate"),
 )  # fmt: skip
 PACKAGE = Kind("package", write_cells, _package, imports=RUNTIME)
 PLUGINS = Kind("plugins build", lambda folder: None, _plugins, weight=0.5)
-CLUSTER = Kind("cluster run", write_cells_and_pictures, _cluster, imports=RUNTIME)
+CLUSTER = Kind("cluster run", write_cells_and_images, _cluster, imports=RUNTIME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tests.kills.kind import INPUTS, Kind
-from tests.kills.kinds.inputs import CELLS, IMAGES, write_cells, write_cells_and_pictures
+from tests.kills.kinds.inputs import CELLS, IMAGES, write_cells, write_cells_and_images
 
 MODULES = ("cv2", "numpy", "onnxruntime", "deploykit.runtime.predict.predictor")
 
@@ -34,8 +34,6 @@ def _video(old: bool) -> list[str]:
     return ["predict", CELLS, f"{INPUTS}/video.mp4", "--out", "out", *(["--classes", "red"] if old else [])]
 
 
-PREDICT = Kind("predict", write_cells_and_pictures, _images, imports=MODULES)
-RESUME = Kind(
-    "predict --resume", write_cells_and_pictures, _resumed, growing=["predict.progress.jsonl"], imports=MODULES
-)
+PREDICT = Kind("predict", write_cells_and_images, _images, imports=MODULES)
+RESUME = Kind("predict --resume", write_cells_and_images, _resumed, growing=["predict.progress.jsonl"], imports=MODULES)
 VIDEO = Kind("predict VIDEO", write_video, _video, imports=MODULES)
