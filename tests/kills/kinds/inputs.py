@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.kills.kind import INPUTS
 
-__all__ = ["CELLS", "CHECKPOINT", "IMAGES", "write_cells", "write_network", "write_images"]
+__all__ = ["CELLS", "CHECKPOINT", "IMAGES", "write_cells", "write_images", "write_network"]
 
 CELLS, CHECKPOINT, IMAGES = f"{INPUTS}/cells.onnx", f"{INPUTS}/few.pt", f"{INPUTS}/coco/images"
 
