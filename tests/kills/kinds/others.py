@@ -36,5 +36,5 @@ EVAL = Kind(
     imports=(*RUNTIME, "hotcoco", "matplotlib.figure", "deploykit.runtime.evaluate.evaluate"),
 )  # fmt: skip
 PACKAGE = Kind("package", write_cells, _package, imports=RUNTIME)
-PLUGINS = Kind("plugins build", lambda folder: None, _plugins, weight=0.5)
+PLUGINS = Kind("plugins build", lambda folder: None, _plugins, removed_first=["SHA256SUMS"], weight=0.5)
 CLUSTER = Kind("cluster run", write_cells_and_images, _cluster, imports=RUNTIME)
