@@ -337,7 +337,11 @@ def loaded_by(code: str) -> set[str]:
         ),
         ("import deploykit.releases.fetch", {"torch", "numpy", "cv2", "rich"}),
         ("from deploykit.cli import main; main(['models', '--json'])", {"torch", "onnx", "numpy", "cv2"}),
-        ("import deploykit.models.registry, deploykit.models.families.yolov7", {"cv2", "onnx", "onnxruntime"}),
+        (
+            "import torch\nfrom deploykit.models.registry import create_model\n"
+            "with torch.device('meta'): create_model('yolov7_tiny')",
+            {"cv2", "onnx", "onnxruntime", "sympy"},
+        ),
         ("from deploykit.cli import command_parser; command_parser([])", {"torch", "onnx", "numpy", "cv2", "rich"}),
     ],
 )

@@ -6,7 +6,6 @@ custom-trained models load too.
 
 from __future__ import annotations
 
-import copy
 import reprlib
 from collections.abc import Sequence
 from typing import Any, cast
@@ -29,6 +28,7 @@ from deploykit.models.yolo_graph.description import (
 )
 from deploykit.models.yolo_graph.layer_table import HEADS, activation
 from deploykit.models.yolo_graph.row_layers import layer_of_row, repeats_of_row
+from deploykit.models.yolo_graph.shapes_alone import ShapesAlone, outline
 
 MAX_MODULES = 4000  # with all that is inside of the layers; the largest real model has 1063
 MAX_FEATURE = 2**27  # values that a layer gives for an image of 256 px; the largest real one gives 2**22
@@ -144,16 +144,6 @@ def activate(layer: nn.Module, text: str) -> None:
             module.act = activation(text)
 
 
-def _without_norms(module: nn.Module) -> nn.Module:
-    """The same shapes without batch norms, which take longest where nothing is computed."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, nn.Identity())
-        else:
-            _without_norms(child)
-    return module
-
-
 def strides_of(graph: LayerGraph, channels: int, rows: Sequence[Row]) -> list[int]:
     """The width of a cell of each level in pixels of the image, found by running shapes only.
 
@@ -165,11 +155,10 @@ def strides_of(graph: LayerGraph, channels: int, rows: Sequence[Row]) -> list[in
     side = 256
     outputs: dict[int, Any] = {-1: torch.empty(1, channels, side, side, device="meta")}
     last = len(graph.sources) - 1
-    with torch.no_grad():
+    with torch.no_grad(), ShapesAlone():
         for i in range(last):
             try:
-                twin = _without_norms(copy.deepcopy(graph.model[i]).to("meta"))
-                outputs[i] = twin(*(outputs[s] for s in graph.sources[i]))
+                outputs[i] = outline(graph.model[i])(*(outputs[s] for s in graph.sources[i]))
                 given = sum(map(torch.numel, outputs[i] if isinstance(outputs[i], (list, tuple)) else [outputs[i]]))
                 if given > MAX_FEATURE:
                     raise ValueError(f"it gives {given:,} values for an image of {side} px")

@@ -92,7 +92,8 @@ class _Values(nn.Module):
 
     def __init__(self, bins: int) -> None:
         super().__init__()
-        values = torch.arange(bins, dtype=torch.float32).view(1, bins, 1, 1)
+        # On the meta device torch.arange imports torch's compiler, which takes a second.
+        values = torch.tensor(range(bins), dtype=torch.float32).view(1, bins, 1, 1)
         self.weight = nn.Parameter(values, requires_grad=False)
 
 
