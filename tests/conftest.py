@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deploykit.runtime.cuda import gpu_unavailable_reason
+from tests.once import made_once
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -68,12 +69,10 @@ def cpu_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from deploykit.errors import MissingDependencyError
     from deploykit.runtime.native.build import build_libraries
 
-    folder = tmp_path_factory.mktemp("plugins")
     try:
-        build_libraries(folder, only=["cpu"])
+        return made_once(tmp_path_factory, "plugins", lambda folder: build_libraries(folder, only=["cpu"]))
     except MissingDependencyError as e:
         pytest.skip(str(e))
-    return folder
 
 
 @pytest.fixture(scope="module")

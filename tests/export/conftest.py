@@ -11,6 +11,7 @@ import torch
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.spec import Dynamic
 from tests.narrow import few_layers, model_of, write_checkpoint
+from tests.once import made_once
 
 
 @pytest.fixture(autouse=True)
@@ -27,14 +28,16 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     ``other.onnx`` is of another seed. All of them detect a lot. Nobody writes into this folder.
     """
-    folder = tmp_path_factory.mktemp("exported")
+    return made_once(tmp_path_factory, "exported", _export_few)
+
+
+def _export_few(folder: Path) -> None:
     model = model_of("few", num_keypoints=3, objectness=3.0)
     kinds: dict[str, Dynamic] = {"static": "none", "batch": "batch", "shape": "shape"}
     for name, dynamic in kinds.items():
         onnx_from_model(model, out=folder / f"{name}.onnx", img=64, dynamic=dynamic)
     other = model_of("few", num_keypoints=3, objectness=3.0, seed=1)
     onnx_from_model(other, out=folder / "other.onnx", img=64)
-    return folder
 
 
 @pytest.fixture(scope="session")

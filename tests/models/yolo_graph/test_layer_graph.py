@@ -47,10 +47,10 @@ def build(description: GraphConfig) -> LayerGraph:
 
 def assert_refused(make: Any, match: str, kind: type[DeployError] = CheckpointError) -> None:
     """With our own error, in one short line, quickly and without much memory."""
-    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start, before = time.thread_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(kind, match=match) as caught:
         make()
-    assert time.monotonic() - start < SECONDS
+    assert time.thread_time() - start < SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < MEGABYTES
     message = str(caught.value)
     assert "\n" not in message
