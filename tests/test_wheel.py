@@ -59,6 +59,7 @@ MODULES = {
     "pillow": "PIL",
     "grpcio": "grpc",
     "opentelemetry-sdk": "opentelemetry",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "protobuf": "google",
     "nvidia-nvimgcodec-cu13": "nvidia",
 }

@@ -35,6 +35,13 @@ def server_flags() -> Flags[ServeOptions]:
         Flag("--max-batch", "max_batch", "most images that run together, if the batch is dynamic", "N", int),
         Flag("--batch-window", "batch_window", "milliseconds to wait for others that are coming", "MS", float),
         Flag("--queue", "queue", "most requests of a model that wait or run in a replica", "N", int),
+        Flag("--timeout", "timeout", "seconds in which a request must be answered", "S", float),
+        Flag(
+            "--log-format",
+            "log_format",
+            "a line for each request in its log",
+            choices=("text", "json", "none"),
+        ),
     )
     return Flags(ServeOptions, {"serve": flags})
 

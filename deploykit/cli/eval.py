@@ -200,8 +200,10 @@ def run(args: argparse.Namespace) -> int:
     # Silence OpenCV's messages about a broken image: the error that follows says what matters.
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     from deploykit.runtime.evaluate.report import DetectionEvaluation
+    from deploykit.runtime.pipeline.kept_memory import keep_freed_memory
     from deploykit.spec import json_safe
 
+    keep_freed_memory()
     args.model, args.named_models = model_of(args), None
     _take_former_name(args)
     if len(getattr(args, "img", ())) > 2:

@@ -93,8 +93,10 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     from deploykit.facade import load
     from deploykit.runtime.files import exists
+    from deploykit.runtime.pipeline.kept_memory import keep_freed_memory
     from deploykit.runtime.sources.video import Video
 
+    keep_freed_memory()
     if args.out is not None and exists(args.out) and not args.out.is_dir():
         raise UsageError(f"--out must be a folder, but {args.out} is a file")
     if args.show:

@@ -129,8 +129,8 @@ def run(args: argparse.Namespace) -> int:
         import_extra(module, "serve")
     from deploykit.facade import load
     from deploykit.runtime.backends.memory_limit import limit_memory
+    from deploykit.runtime.pipeline.kept_memory import keep_freed_memory
     from deploykit.runtime.serve.core.registry import Registry, sources_of
-    from deploykit.runtime.serve.memory import keep_freed_memory
     from deploykit.runtime.serve.server import Server
 
     keep_freed_memory()

@@ -13,6 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait as wait_for
 
 from deploykit.runtime.cluster.work import Attempt, Done, Task, Work, Worker
+from deploykit.runtime.pipeline.kept_memory import keep_freed_memory
 
 __all__ = ["in_processes"]
 
@@ -78,6 +79,7 @@ _of_this_process: list[Work | Worker] = []  # if it is one of a pool: what it is
 def _begin(work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all processes of a terminal: no traceback of each
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     _of_this_process.append(work)
 
 

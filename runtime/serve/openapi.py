@@ -53,6 +53,29 @@ FAILURE = {
         "message": {"type": "string"},
     },
 }
+REFUSAL = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
+"""A failure as the Open Inference Protocol has it."""
+TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer", "minimum": 0}},
+        "datatype": {"type": "string"},
+        "parameters": {"type": "object"},
+        "data": {"type": "array"},
+    },
+}
+INFERENCE = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object"},
+        "inputs": {"type": "array", "items": TENSOR},
+        "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
+    },
+}
 FAILURES = {
     "400": "The request or its image cannot be read, or asks for what the model does not have.",
     "401": "A token is missing.",
@@ -67,7 +90,7 @@ PIXELS = "give a label map or a restored image as PNG within the JSON"
 BINARY = {"type": "string", "format": "binary"}
 WRITTEN = {"type": "string", "enum": ["true", "false", "yes", "no", "1", "0", ""]}
 """A boolean in an address or a form; empty: left out."""
-JSON = "application/json"
+JSON, OCTETS = "application/json", "application/octet-stream"
 
 
 def openapi_document(registry: Registry) -> dict[str, Any]:
@@ -119,10 +142,11 @@ def openapi_document(registry: Registry) -> dict[str, Any]:
             "/v1/models": {"get": _operation("What the models are", [], _object())},
             "/v1/schema": {"get": _operation("A body for /v1/predict, to post as it is", [model, version], _object())},
             **_streams(list(registry.options.streams), model),
+            **_protocol(names),
             "/metrics": {"get": _operation("Numbers for Prometheus", [], {"text/plain": {}})},
         },
         "components": {
-            "schemas": {"Result": RESULT, "Failure": FAILURE},
+            "schemas": {"Result": RESULT, "Failure": FAILURE, "Refusal": REFUSAL},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
         },
         "security": [{}, {"token": []}],
@@ -143,12 +167,50 @@ def _streams(names: list[str], model: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def _protocol(names: list[str]) -> dict[str, Any]:
+    """Return the paths of the Open Inference Protocol."""
+    name = {"name": "name", "in": "path", "required": True, "schema": {"type": "string", "enum": names}}
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+
+    def asked(summary: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+        return _operation(summary, list(parameters), _object(), "Refusal")
+
+    ready = asked("Whether requests are taken")
+    ready["responses"]["503"] = {"description": "They are not.", "content": _object()}
+    found: dict[str, Any] = {
+        "/v2": {"get": asked("What the server is")},
+        "/v2/health/live": {"get": asked("Whether the server runs")},
+        "/v2/health/ready": {"get": ready},
+        "/v2/models/stats": {"get": asked("Counts and times of all models")},
+    }
+    for place, parameters in (("", (name,)), ("/versions/{version}", (name, version))):
+        path = f"/v2/models/{{name}}{place}"
+        infer = asked("Run the network on tensors, or a model on encoded images", *parameters)
+        infer["requestBody"] = {"required": True, "content": {JSON: {"schema": INFERENCE}, OCTETS: {"schema": BINARY}}}
+        infer["responses"]["200"]["content"][OCTETS] = {"schema": BINARY}
+        found |= {
+            path: {"get": asked("Inputs and outputs of a model", *parameters)},
+            f"{path}/ready": {"get": asked("Whether a model is open", *parameters)},
+            f"{path}/config": {"get": asked("The configuration of a model", *parameters)},
+            f"{path}/stats": {"get": asked("Counts and times of a model", *parameters)},
+            f"{path}/infer": {"post": infer},
+        }
+    index = asked("The models, and whether each is open")
+    index["responses"]["200"]["content"] = {JSON: {"schema": {"type": "array", "items": {"type": "object"}}}}
+    found["/v2/repository/index"] = {"get": index, "post": index}
+    for what, summary in (("load", "Load a model again"), ("unload", "Is refused: models stay loaded")):
+        operation = asked(summary, name)
+        operation["responses"]["403"] = {**operation["responses"]["400"], "description": "Clients may not do that."}
+        found[f"/v2/repository/models/{{name}}/{what}"] = {"post": operation}
+    return found
+
+
 def _object() -> dict[str, Any]:
     return {JSON: {"schema": {"type": "object"}}}
 
 
-def _operation(summary: str, parameters: list[Any], content: dict[str, Any]) -> dict[str, Any]:
-    failure = {JSON: {"schema": {"$ref": "#/components/schemas/Failure"}}}
+def _operation(summary: str, parameters: list[Any], content: dict[str, Any], failed: str = "Failure") -> dict[str, Any]:
+    failure = {JSON: {"schema": {"$ref": f"#/components/schemas/{failed}"}}}
     failures = {status: {"description": text, "content": failure} for status, text in FAILURES.items()}
     answers: dict[str, Any] = {"200": {"description": "The answer.", "content": content}, **failures}
     return {"summary": summary, "parameters": parameters, "responses": answers}

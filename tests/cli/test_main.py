@@ -51,7 +51,8 @@ OPTIONS = {
         "--format", "--join", "--per-part", "--json", "--address", "--workers", "--cpus", "--gpus", "--conf",
         "--iou", "--max-det", "--classes", "--batch", "--max-pixels", "--time-limit",
         "--device", "--threads", "--spec", "--verify",
-        "--host", "--port", "--token-file", "--max-batch", "--batch-window", "--queue", "--min-replicas",
+        "--host", "--port", "--token-file", "--max-batch", "--batch-window", "--queue", "--timeout", "--log-format",
+        "--min-replicas",
         "--max-replicas", "--ongoing", "--image", "--name", "--memory",
     },
     "package": {

@@ -82,7 +82,8 @@ class Batcher:
         self.coming = 0
         self.sizes: Counter[int] = Counter()
         self.sizes_ms: defaultdict[int, float] = defaultdict(float)
-        self._pool, self._workers, self._most, self._window = pool, workers, most, window
+        self.workers = workers
+        self._pool, self._most, self._window = pool, most, window
         self._waiting: deque[_Waiting] = deque()
         self._running = 0
         self._alarm: asyncio.TimerHandle | None = None
@@ -129,14 +130,14 @@ class Batcher:
     def go_on(self) -> None:
         """Start what can run now."""
         loop = asyncio.get_running_loop()
-        while self._running < self._workers:
+        while self._running < self.workers:
             while self._waiting and self._waiting[0].done.done():  # given up
                 self._waiting.popleft()
             if not self._waiting:
                 return
             first = self._waiting[0]
             batch = self._gather(first)
-            end, last = first.came + self._window, self._running == self._workers - 1
+            end, last = first.came + self._window, self._running == self.workers - 1
             if last and self.coming and loop.time() < end and sum(each.weight for each in batch) < self._most:
                 if self._alarm is None:
                     self._alarm = loop.call_at(end, self._woken)
@@ -153,7 +154,7 @@ class Batcher:
     def _gather(self, first: _Waiting) -> list[_Waiting]:
         """Return what runs with the first item: no more than each worker's share of what waits."""
         alike = [each for each in self._waiting if each.kind == first.kind and not each.done.done()]
-        share = -(-sum(each.weight for each in alike) // self._workers)
+        share = -(-sum(each.weight for each in alike) // self.workers)
         batch, weight = [first], first.weight
         for each in alike[1:]:
             if weight + each.weight > min(self._most, max(share, 1)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
@@ -30,6 +31,7 @@ __all__ = ["Answer", "ModelSource", "ServedModel", "modified"]
 
 VARIANTS = 32  # sets of options whose predictors are kept
 RETRY = 1  # seconds
+PATIENCE = 5.0  # seconds that the first run of a worker waits for those of the others
 IMAGES = 8  # of the largest size that may be here at the same time: so much memory do requests take together
 
 
@@ -232,19 +234,25 @@ class ServedModel:
         return done.value, stages
 
     async def warm_up(self) -> None:
-        """Run the network once on an empty image for each worker, so that no request pays for memory and caches."""
+        """Run the network on an empty image in each worker's thread, so that no request pays for memory and caches."""
         height, width = self.predictor.spec.input.size
         canvas = np.zeros((height, width, 3), np.uint8)
         channels = self.predictor.spec.input.channels
         if channels not in (1, 3):
             canvas = np.zeros((height, width, channels), np.uint8)
 
+        together = threading.Barrier(self.batcher.workers)  # so that no thread takes the turn of another one
+
         def run() -> None:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                together.wait(PATIENCE)
             self.predictor.run([self.predictor.prepare(canvas)])
 
         end = RunEnd()
         try:
-            await asyncio.get_running_loop().run_in_executor(self._pool, end.call, run)
+            loop = asyncio.get_running_loop()
+            turns = [loop.run_in_executor(self._pool, end.call, run) for _ in range(self.batcher.workers)]
+            await asyncio.gather(*turns)
         finally:
             end.end()
 

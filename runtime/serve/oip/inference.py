@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from deploykit.errors import UsageError
+from deploykit.errors import BackendError, UsageError
 from deploykit.runtime.serve.core.asked import PARAMETERS, asked_options
 from deploykit.runtime.serve.core.calls import Call
 from deploykit.runtime.serve.core.describing import documented
@@ -128,10 +128,25 @@ async def _of_tensors(model: ServedModel, asked: Inference, call: Call) -> list[
             )
     if session.outputs:
         _check_outputs(asked.outputs, [info.name for info in session.outputs])
-    outputs, stages = await model.infer({name: tensor.values for name, tensor in given.items()})
+    try:
+        outputs, stages = await model.infer({name: tensor.values for name, tensor in given.items()})
+    except BackendError as e:
+        raise _size_refused(model, given) or e from e
     call.stages.update(stages)
     _check_outputs(asked.outputs, list(outputs))
     return [Tensor(name, datatype_of(values.dtype.name), values) for name, values in outputs.items()]
+
+
+def _size_refused(model: ServedModel, given: Mapping[str, Tensor]) -> UsageError | None:
+    """Return the error of tensors whose sizes are free, but not any size; None: they have the size of the spec."""
+    canvas = model.predictor.spec.input
+    if canvas.name not in given or (got := given[canvas.name].values.shape[2:]) == canvas.size:
+        return None
+    (height, width), step = canvas.size, canvas.fit.stride
+    return UsageError(
+        f"the network does not take an input {canvas.name!r} of {' x '.join(map(str, got))}: its sides are multiples "
+        f"of {step}, such as {height} x {width}"
+    )
 
 
 def _check_outputs(wanted: Sequence[str], known: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ import shutil
 import socket
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ import numpy as np
 import pytest
 
 from deploykit.errors import BackendError, DeployError, NotFoundError, UsageError
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.serve.connections import JoinedTransport
 from deploykit.runtime.serve.core.calls import Call
 from deploykit.runtime.serve.core.logs import RequestLog
@@ -326,3 +329,20 @@ def test_headers_and_body_are_sent_in_one_piece_and_before_the_connection_closes
         assert transport.sent == [b"head body", b"last", b"closed"]
 
     asyncio.run(test())
+
+
+def test_each_worker_has_run_the_network_before_the_server_is_ready() -> None:
+    threads = set[int]()
+
+    class Network(CellNetwork):
+        def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+            threads.add(threading.get_ident())
+            return super().__call__(inputs)
+
+        def load(self, path: str) -> Predictor[Any]:
+            predictor = super().load(path)
+            predictor.workers = 3
+            return predictor
+
+    with running(["cells.onnx"], Network().load):
+        assert len(threads) == 3

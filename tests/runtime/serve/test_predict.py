@@ -15,8 +15,12 @@ import httpx
 import jsonschema
 import numpy as np
 import pytest
+from starlette.routing import Mount, Route
 
 import deploykit
+from deploykit.runtime.serve.core.options import ServeOptions
+from deploykit.runtime.serve.core.registry import Registry
+from deploykit.runtime.serve.oip.http import protocol_routes
 from tests.cell_model import RED
 from tests.serving import ASSETS, MARKERS, CellNetwork, load_markers, served, wait_for
 
@@ -266,6 +270,34 @@ def test_metrics_count_what_was_asked(markers: httpx.Client) -> None:
         line.startswith('deploykit_stage_seconds_bucket{le="0.001",model="second",stage="queue"}') for line in lines
     )
     assert "deploykit_ready 1.0" in lines
+
+
+def test_openapi_describes_the_open_inference_protocol_too(markers: httpx.Client) -> None:
+    paths = markers.get("/openapi.json").json()["paths"]
+    for path, operations in paths.items():
+        if path.startswith("/v2") and "get" in operations:
+            answer = markers.get(path.replace("{name}", "second").replace("{version}", "3"))
+            assert answer.status_code == 200, path
+            (content,) = operations["get"]["responses"]["200"]["content"].values()
+            jsonschema.validate(answer.json(), content["schema"])
+    assert {"post"} == set(paths["/v2/models/{name}/versions/{version}/infer"])
+    (route,) = (each for each in protocol_routes(Registry([], load_markers, ServeOptions())) if isinstance(each, Mount))
+    served_paths = {f"/v2{each.path}" for each in route.routes if isinstance(each, Route)}
+    assert served_paths <= set(paths)
+
+
+def test_a_size_that_the_network_cannot_take_is_refused_with_those_that_it_takes(markers: httpx.Client) -> None:
+    (about,) = markers.get("/v2/models/markers").json()["inputs"][:1]
+
+    def answer(*sides: int) -> httpx.Response:
+        count = 3 * sides[0] * sides[1]
+        tensor = {"name": about["name"], "shape": [1, 3, *sides], "datatype": "FP32", "data": [0.5] * count}
+        return markers.post("/v2/models/markers/infer", json={"inputs": [tensor]})
+
+    assert answer(64, 96).status_code == 200
+    refused = answer(33, 47)
+    assert refused.status_code == 400
+    assert "of 33 x 47: its sides are multiples of 32, such as" in refused.json()["error"]
 
 
 def test_openapi_describes_every_path_of_v1(markers: httpx.Client) -> None:

@@ -1,4 +1,4 @@
-"""Memory that a server frees is there for what comes next."""
+"""Memory that images freed is there for what comes next."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGES_IN_THREE = 3 * (6 << 20) // 4096
 CODE = """
 import resource
 from concurrent.futures import ThreadPoolExecutor
-from deploykit.runtime.serve.memory import keep_freed_memory
+from deploykit.runtime.pipeline.kept_memory import keep_freed_memory
 
 def work():
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""How the C library treats memory that a server frees."""
+"""How the C library treats memory that images freed."""
 
 from __future__ import annotations
 
