@@ -72,7 +72,7 @@ INFERENCE = {
     "properties": {
         "id": {"type": "string"},
         "parameters": {"type": "object"},
-        "inputs": {"type": "array", "items": TENSOR},
+        "inputs": {"type": "array", "items": TENSOR, "minItems": 1},
         "outputs": {"type": "array", "items": {"type": "object", "required": ["name"]}},
     },
 }
@@ -117,7 +117,11 @@ def openapi_document(registry: Registry) -> dict[str, Any]:
                 "oneOf": [{"required": ["image"]}, {"required": ["url"]}],
                 "properties": {
                     "image": {"type": "string", "contentEncoding": "base64"},
-                    "url": {"type": "string", "description": "Instead of image, where the server allows its host."},
+                    "url": {
+                        "type": "string",
+                        "minLength": 1,
+                        "description": "Instead of image, where the server allows its host.",
+                    },
                     "name": {"type": "string"},
                     "model": {"type": "string"},
                     "version": {"type": "string"},
