@@ -145,8 +145,7 @@ def openapi_document(registry: Registry) -> dict[str, Any]:
             "/v1/predict": {"post": predict},
             "/v1/models": {"get": _operation("What the models are", [], _object())},
             "/v1/schema": {"get": _operation("A body for /v1/predict, to post as it is", [model, version], _object())},
-            **_streams(list(registry.options.streams), model),
-            **_protocol(names),
+            **_streams(list(registry.options.streams), model) | _protocol(names),
             "/metrics": {"get": _operation("Numbers for Prometheus", [], {"text/plain": {}})},
         },
         "components": {
