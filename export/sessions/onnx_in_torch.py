@@ -9,8 +9,7 @@ quantization, without the saturation of a kernel. It is slower than ONNX Runtime
 from __future__ import annotations
 
 import contextlib
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
@@ -67,8 +66,8 @@ class OnnxInTorchSession(Session):
             for name, value in model.graph.initializers.items()
             if value.const_value is not None
         }
-        self._uses = Counter(str(v.name) for node in self._nodes for v in node.inputs if v is not None)
         self._output_names = [str(value.name) for value in model.graph.outputs]
+        self._ends = _last_uses(self._nodes, self._output_names)
         self.inputs, self.outputs = _infos(model.graph.inputs), _infos(model.graph.outputs)
         self.metadata = dict(model.metadata_props)
         self.providers = ("PyTorch CPU, by the graph's types",)
@@ -113,23 +112,25 @@ class OnnxInTorchSession(Session):
 
         They have derivatives by the inputs where all operators on the way are torch's.
         """
-        weights = self._weights.copy()  # other threads may add weights that they have widened
-        values: dict[str, Tensor] = {**weights, **inputs}
-        left = Counter(self._uses)
-        left.update(self._output_names)
-        limited = contextlib.nullcontext() if self._wanted is None else torch_threads(self._wanted)
-        with limited:
-            for node, attributes in zip(self._nodes, self._attributes, strict=True):
-                names = [str(v.name) for v in node.inputs if v is not None]
-                if str(node.outputs[0].name) not in weights:
-                    given = [None if v is None else values[str(v.name)] for v in node.inputs]
-                    self._note(node, values, self._run_node(node, given, attributes))
-                    del given
-                for name in names:
-                    left[name] -= 1
-                    if not left[name] and name not in weights:
-                        values.pop(name, None)
+        # A copy, because other threads may add weights that they have widened.
+        values: dict[str, Tensor] = self._weights.copy() | dict(inputs)
+        with self._limited():
+            for number in range(len(self._nodes)):
+                self._step(number, values)
         return {name: values[name] for name in self._output_names}
+
+    def _limited(self) -> contextlib.AbstractContextManager[None]:
+        """The threads of a run."""
+        return contextlib.nullcontext() if self._wanted is None else torch_threads(self._wanted)
+
+    def _step(self, number: int, values: dict[str, Tensor]) -> None:
+        """Compute one node, unless its result is a constant that is known, and drop what no later node needs."""
+        node = self._nodes[number]
+        if str(node.outputs[0].name) not in values:
+            given = [None if v is None else values[str(v.name)] for v in node.inputs]
+            self._note(node, values, self._run_node(node, given, self._attributes[number]))
+        for name in self._ends[number]:
+            values.pop(name, None)
 
     def _note(self, node: ir.Node, values: dict[str, Tensor], found: tuple[Tensor, ...]) -> None:
         """Add what a node has computed to the values; a weight that it has widened is widened once for all runs."""
@@ -171,6 +172,18 @@ def open_onnx_in_torch(path: Path, *, threads: int | None = None) -> OnnxInTorch
     except Exception as e:  # protobuf's errors have no base class of their own
         raise ArtefactError(f"{path} is not a whole ONNX file: {str(e).splitlines()[0]}") from e
     return OnnxInTorchSession(model, threads=threads)
+
+
+def _last_uses(nodes: Sequence[ir.Node], outputs: Sequence[str]) -> list[list[str]]:
+    """For each node the values that nothing needs after it."""
+    last: dict[str, int] = {}
+    for number, node in enumerate(nodes):
+        last |= {str(value.name): number for value in (*node.inputs, *node.outputs) if value is not None}
+    found: list[list[str]] = [[] for _ in nodes]
+    for name, number in last.items():
+        if name not in outputs:
+            found[number].append(name)
+    return found
 
 
 def _attributes_of(node: ir.Node) -> list[ir.Attr]:
