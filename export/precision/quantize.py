@@ -47,8 +47,9 @@ from deploykit.spec import ModelSpec
 __all__ = ["QuantReport", "quantize_graph"]
 
 EVERY = slice(None)
-RANKED = 4  # images of each of the two runs that rank layers
-COMPARED = 6  # images on which calibration methods are compared
+RANKED = 3  # images of the run that ranks layers
+CORRECTED = 2  # images of the run that corrects the order of those that are not first
+COMPARED = 4  # images on which calibration methods are compared
 HOW_KEPT = {
     "measurement": "chosen by measurement",
     "name": "chosen by name",
@@ -93,7 +94,7 @@ class QuantReport:
         methods = ", ".join(f"{name} {error:.3g}" for name, error in self.errors.items())
         compared = f"; error of the outputs by method: {methods}" if len(self.errors) > 1 else ""
         cached = ", measured earlier" if self.cached else ""
-        kept = f": {', '.join(self.labels[name] for name in self.done.kept)}" if self.done.kept else ""
+        kept = f": {', '.join(map(self._named, self.done.kept))}" if self.done.kept else ""
         error = "" if self.error is None else f"; error of the outputs {self.error:.3g}"
         if self.error is not None and self.done.kept:
             error += f" instead of {self.errors[self.method]:.3g}"
@@ -105,6 +106,23 @@ class QuantReport:
                 f"{len(self.done.kept)} of {len(self.done.kept) + len(self.done.layers)} layers, "
                 f"{HOW_KEPT[self.kept_by]}{error}{kept}",
             ),
+            *self._search(),
+        ]
+
+    def _named(self, layer: str) -> str:
+        """A layer that stays, with its share of the error where that was measured."""
+        if self.sensitivity is None:
+            return self.labels[layer]
+        return f"{self.labels[layer]} ({self.sensitivity.layers[layer] / self.sensitivity.whole:.1%})"
+
+    def _search(self) -> list[tuple[str, str]]:
+        """The line of the networks that were run to find how many layers stay."""
+        if self.sensitivity is None:
+            return []
+        tried = ", ".join(f"{count} {error:.3g}" for count, error in sorted(self.sensitivity.tried.items()))
+        images = f"{self.sensitivity.images} images" if self.sensitivity.images > 1 else "1 image"
+        return [
+            ("search", f"error on {images} by how many layers stay, those of the largest shares (%) first: {tried}")
         ]
 
 
@@ -134,6 +152,7 @@ def quantize_graph(
     progress.step("ranges")
     trials = _Trials(base, spec, options, calibration_images(calibration, spec, COMPARED))
     found = _measured(rows, trials, progress)
+    _forget(rows)
     method, by_image, ranges = _choose_method(found, calibration, trials.errors, progress)
     errors = {name: fmean(values) for name, values in by_image.items()}
     sensitivity, error = None, errors[method]
@@ -173,16 +192,16 @@ class _Trials:
         self.few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
 
     def parts(
-        self, layers: Sequence[ir.Node], ranges: Mapping[str, float], kept: Collection[str], progress: Progress
+        self, ranges: Mapping[str, float], kept: Collection[str], progress: Progress
     ) -> tuple[float, dict[str, float]]:
         """Return the error with all layers but ``kept`` quantized, and what each of them adds to it.
 
         These are means over the first images, or over the last ones if layers are kept.
         """
         graph = ir.load(self.base)
+        weights = {str(node.name): weight_of(node) for node in quantisable(graph.graph) if str(node.name) not in kept}
         quantize_as(graph, ranges, self.spec, self.options, kept)
-        weights = {str(node.name): weight_of(node) for node in layers if str(node.name) not in kept}
-        count = min(self.few, RANKED)
+        count = min(self.few, CORRECTED if kept else RANKED)
         numbers = range(len(self.images))[-count:] if kept else range(count)
         adapter = export_adapter_of(self.spec)
 
@@ -246,9 +265,7 @@ def _kept_by_measurement(
     ``whole``: the error on each image with every layer quantized.
     """
     few = trials.few
-    ranked = measure_sensitivity(
-        [str(node.name) for node in layers], lambda kept: trials.parts(layers, ranges, kept, progress)
-    )
+    ranked = measure_sensitivity([str(node.name) for node in layers], lambda kept: trials.parts(ranges, kept, progress))
     named, tried = choose_keep(
         fmean(whole[:few]),
         ranked,
