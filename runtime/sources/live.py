@@ -17,7 +17,7 @@ from deploykit.runtime.images.pixels import check_pixels
 from deploykit.runtime.options import MAX_PIXELS, RECONNECT
 from deploykit.runtime.sources.addresses import WEB, Address
 from deploykit.runtime.sources.frames import Frame, Skip
-from deploykit.runtime.sources.video import OPEN_MS, READ_MS, Video, capture_at
+from deploykit.runtime.sources.video import OPEN_MS, READ_MS, Video, capture_at, read_frame
 from deploykit.runtime.sources.web import content_at, is_finished
 
 __all__ = ["Live"]
@@ -124,7 +124,7 @@ class Live(Video):
         failures = 0
         try:
             while not self._closed.is_set():
-                more, image = self._capture.read()
+                more, image = read_frame(self._capture)
                 if more:
                     if self.received % every == 0:
                         newest.put(image, self.received)

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import numpy as np
 
 from deploykit.errors import ImageError
+from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import exists
 from deploykit.runtime.images.gpu.video import GpuCapture, capture_on_gpu
 from deploykit.runtime.images.opencv_path import opencv_path
@@ -19,7 +21,7 @@ from deploykit.runtime.options import MAX_PIXELS
 from deploykit.runtime.sources.addresses import Address
 from deploykit.runtime.sources.frames import Frame, Skip
 
-__all__ = ["OPEN_MS", "READ_MS", "Video", "capture_at"]
+__all__ = ["OPEN_MS", "READ_MS", "Video", "capture_at", "read_frame"]
 
 MOST_FAILURES = 1000  # frames in a row that cannot be decoded; what follows is given up
 SPARE_FRAMES = 2  # that encoders and edit lists leave out at the ends
@@ -94,7 +96,7 @@ class Video:
                 check_pixels((height, width), self.name, max_pixels)
             while failed <= self._patience(number):
                 start = time.perf_counter()
-                more, image = self._capture.read()
+                more, image = read_frame(self._capture)
                 ms = (time.perf_counter() - start) * 1e3
                 if not more:
                     failed += 1
@@ -131,6 +133,14 @@ class Video:
             _log.warning("%s: its declared length may be an estimate, or its end is missing", told)
             return ""
         return f"{told}: the others are damaged or missing; copy it again"
+
+
+def read_frame(capture: cv2.VideoCapture | GpuCapture) -> tuple[bool, Array]:
+    """Return whether there is a further frame, and the frame; one on which OpenCV fails cannot be decoded."""
+    try:
+        return capture.read()
+    except cv2.error:  # an assertion about the file, in OpenCV's own reader of AVI
+        return False, np.empty(0, np.uint8)
 
 
 def capture_at(address: Address) -> cv2.VideoCapture:

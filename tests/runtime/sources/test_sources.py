@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -276,3 +277,22 @@ except OutputError as e:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "is the disk full?" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_frame_on_which_opencv_fails_is_one_that_cannot_be_decoded(tmp_path: Path) -> None:
+    """A stream's header that FFmpeg does not read leaves the file to OpenCV's own reader, which raises."""
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
+    for shade in (10, 90, 170, 250, 30):
+        writer.write(np.full((24, 32, 3), shade, np.uint8))
+    writer.release()
+    data = bytearray(path.read_bytes())
+    at = data.index(b"strh") + 4
+    data[at : at + 4] = struct.pack("<I", 0xFFFF0000)
+    index = data.index(b"idx1") + 8
+    frame = data.index(b"movi") + 4
+    for place in (index + 16 + 12, data.index(b"00dc", frame + 8) + 4):  # the second frame, in the index and itself
+        data[place : place + 4] = struct.pack("<I", 0x7FFFFFF0)
+    path.write_bytes(data)
+    with pytest.raises(ImageError, match=r"film\.avi (declares 5 frames, of which|was opened, but none)"):
+        list(Video(path).frames())
