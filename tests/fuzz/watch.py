@@ -16,35 +16,36 @@ __all__ = ["nothing_runs"]
 EVENTS = {"compile", "exec", "import", "code.__new__", "function.__new__", "open", "webbrowser.open"}
 PREFIXES = ("ctypes.", "marshal.", "os.", "pickle.", "pty.", "shutil.", "socket.", "subprocess.", "urllib.")
 
-_allowed: str | None = None
+_allowed: frozenset[str] = frozenset()
+_watches = False
 _seen: list[str] = []
 _hooked = False
 
 
 def _look(event: str, args: tuple[Any, ...]) -> None:
-    if _allowed is None or not (event in EVENTS or event.startswith(PREFIXES)):
+    if not _watches or not (event in EVENTS or event.startswith(PREFIXES)):
         return
-    if event == "open" and str(args[0]) == _allowed and not args[2] & (os.O_WRONLY | os.O_RDWR):
+    if event == "open" and str(args[0]) in _allowed and not args[2] & (os.O_WRONLY | os.O_RDWR):
         return
     _seen.append(f"{event} {args!r}"[:200])
 
 
 @contextlib.contextmanager
-def nothing_runs(path: Path) -> Iterator[None]:
-    """Watch what the block does; to open ``path`` for reading is all that it may.
+def nothing_runs(*paths: Path) -> Iterator[None]:
+    """Watch what the block does; to open ``paths`` for reading is all that it may.
 
     Raises:
         Failed: it ran, imported, opened or connected to something. A hook cannot be taken away, so it stays.
     """
-    global _allowed, _hooked  # noqa: PLW0603  # audit hooks have no state of their own
+    global _allowed, _hooked, _watches  # noqa: PLW0603  # audit hooks have no state of their own
     if not _hooked:
         sys.addaudithook(_look)
         _hooked = True
     _seen.clear()
-    _allowed = str(path)
+    _allowed, _watches = frozenset(map(str, paths)), True
     try:
         yield
     finally:
-        _allowed = None
+        _watches = False
         if _seen:
             raise Failed(f"reading a file must run nothing, but: {_seen[:5]}")

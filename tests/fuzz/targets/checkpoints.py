@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import pickle
 import struct
 import zipfile
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy as np
 import torch
 
 from deploykit.errors import CheckpointError
@@ -51,13 +53,14 @@ class Checkpoints(Target):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.zips = [
-            _saved(),
-            _saved(pickle_protocol=4),
+            _saved(_trained()),
+            _saved(_trained(), pickle_protocol=4),
+            *map(_saved, _others()),
             torch_zip(PROTO + mapping(ema=module(), epoch=b"K\x01") + STOP),
             torch_zip(beside(tensor((2, 2), (2, 1)))),
         ]
         self.legacies = [
-            _saved(_use_new_zipfile_serialization=False),
+            _saved(_trained(), _use_new_zipfile_serialization=False),
             torch_legacy(PROTO + mapping(model=mapping(w=LEGACY_TENSOR)) + STOP),
         ]
         self.headers: list[dict[str, Any]] = [
@@ -65,7 +68,9 @@ class Checkpoints(Target):
             {"__metadata__": {"format": "pt"}, "a": described([2], 0, 8), "b": described([1, 2], 8, 16)},
             {"model.0.weight": described([2, 2], 0, 8, "F16"), "model.0.bias": described([4], 8, 16, "BF16")},
         ]
-        self.pickles = [_member(data) for data in self.zips]
+        arrays = {"model": {"a": np.ones((2, 2), np.float32), "b": np.float64(1)}, "__author__": "x"}
+        self.arrays = [pickle.dumps(arrays, protocol) for protocol in (2, 4)]
+        self.pickles = [*map(_member, self.zips), *self.arrays]
         torch.set_num_threads(1)
         # What reading imports is imported before it is watched.
         for suffix, good in (
@@ -77,7 +82,11 @@ class Checkpoints(Target):
             read_checkpoint(folder / f"good{suffix}").float32()
 
     def make(self, random: Random) -> Files:
-        kind = random.randrange(20)
+        kind = random.randrange(22)
+        if kind == 20:
+            return {"x.pkl": changed_pickle(random, random.choice(self.arrays), self.pickles)}
+        if kind == 21:
+            return self._shards(random)
         if kind < 10:
             return {"x.pt": self._zip(random)}
         if kind < 13:
@@ -136,9 +145,26 @@ class Checkpoints(Target):
         raw = json_text(random, header)
         return safetensors(raw, length=random.choice(INTEGERS) % 2**64 if random.random() < 0.05 else None)
 
+    def _shards(self, random: Random) -> Files:
+        """An index and two shards, of which one or the other is changed."""
+        names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+        headers: list[Any] = [{each: described([4], 0, 16)} for each in "ab"]
+        index: Any = {"metadata": {"total_size": 32}, "weight_map": dict(zip("ab", names, strict=True))}
+        if random.random() < 0.5:
+            index = changed_json(random, index, (*STRANGE, *names, "../x.safetensors", "/etc/passwd"))
+        else:
+            headers[0] = changed_json(random, headers[0], STRANGE)
+        shards = {name: safetensors(json.dumps(header).encode()) for name, header in zip(names, headers, strict=True)}
+        found = {"model.safetensors.index.json": json_text(random, index), **shards}
+        if random.random() < 0.1:
+            del found[random.choice(names)]
+        return found if random.random() < 0.8 else {name: found[name] for name in names if name in found}
+
     def take(self, files: Files) -> None:
+        for each in self.folder.glob("model*"):
+            each.unlink()
         path = self.written(files)
-        with nothing_runs(path):
+        with nothing_runs(path, *(path.with_name(name) for name in files)):
             checkpoint = read_checkpoint(path)
             str(checkpoint.metadata), json.dumps(checkpoint.metadata), [str(each) for each in checkpoint.modules]
             checkpoint.float32()
@@ -146,14 +172,36 @@ class Checkpoints(Target):
             model_from_checkpoint(checkpoint)
 
 
-def _saved(**options: Any) -> bytes:
+def _trained() -> dict[str, Any]:
+    """What a training script saves: a module with its facts."""
     network = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.BatchNorm2d(2), torch.nn.SiLU())
     with torch.no_grad():
         for number, parameter in enumerate(network.parameters()):
             parameter.fill_(number / 4)
     network.__dict__.update(names=["a", "b"], yaml={"nc": 2}, stride=[8, 16, 32])
+    return {"epoch": 1, "model": network.half()}
+
+
+def _others() -> list[dict[str, Any]]:
+    """Weights as others save them: as parts, in wrappers, with averages, prefixes, names of classes."""
+    normed = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Linear(2, 2))
+    torch.nn.utils.parametrizations.weight_norm(normed[0])
+    torch.nn.utils.parametrizations.spectral_norm(normed[1])
+    plain = {"conv.weight": torch.ones(2, 1, 1, 1), "conv.bias": torch.zeros(2)}
+    average = {"n_averaged": torch.tensor(1), **{f"module.{name}": value for name, value in plain.items()}}
+    compiled = {f"module._orig_mod.{name}": value for name, value in plain.items()}
+    lightning = {f"model.net.{name}": value for name, value in plain.items()} | {"criterion.weight": torch.ones(3)}
+    names = {"CLASSES": ("a", "b"), "id2label": {0: "a", "1": "b"}}
+    return [
+        normed.state_dict(),
+        {"state_dict": compiled, "ema_state_dict": average, "meta": names, "optimizer": {"state": {}}},
+        {"state_dict": lightning, "hyper_parameters": {"names": {0: "a", 1: "b"}}, "amp": {"loss_scaler0": {}}},
+    ]
+
+
+def _saved(content: Any, **options: Any) -> bytes:
     stream = io.BytesIO()
-    torch.save({"epoch": 1, "model": network.half()}, stream, **options)
+    torch.save(content, stream, **options)
     return stream.getvalue()
 
 
