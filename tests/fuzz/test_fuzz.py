@@ -19,6 +19,8 @@ from tests.fuzz.protobuf import changed_message, parsed, written
 from tests.fuzz.target import TARGETS, input_of, named, outcome_of
 
 FEW = {
+    "checkpoints": 200,
+    "http_requests": 200,
     "onnx_files": 40,
     "raw_files": 50,
     "videos": 50,
