@@ -10,7 +10,7 @@ from deploykit.errors import SpecError
 from deploykit.spec.checks import MAX_INPUT, MOST_STRIDE, check_name, check_range, max_input_bytes
 from deploykit.spec.json_values import LATER
 
-__all__ = ["Dynamic", "Fit", "InputSpec"]
+__all__ = ["Dynamic", "Fit", "InputSpec", "check_sizes"]
 
 Dynamic = Literal["none", "batch", "shape"]
 
@@ -88,9 +88,7 @@ class InputSpec:
 
     def __post_init__(self) -> None:
         check_name("the name of the input", self.name)
-        numbers = {"height": self.size[0], "width": self.size[1], "batch": self.batch, "channels": self.channels}
-        for what, number in numbers.items():
-            check_range(f"the input's {what}", number, 1, MOST_SIDE)
+        check_sizes(self.size, self.batch, self.channels)
         if not len(self.mean) == len(self.std) == self.channels:
             raise SpecError(
                 f"an input of {self.channels} channels needs as many values of mean and std, got {len(self.mean)} and "
@@ -104,12 +102,7 @@ class InputSpec:
                     f"{what} must not be 0, and be of a size of {LEAST_VALUE:g} to {MOST_VALUE:g}, got {value:g}: the "
                     "network would be given the same value for every pixel, or none"
                 )
-        needed = self.batch * self.channels * math.prod(self._largest_canvas()) * FLOAT32
-        if needed > (most := max_input_bytes()):
-            raise SpecError(
-                f"an input of {self.batch} x {self.channels} x {self.size[0]} x {self.size[1]} takes "
-                f"{needed / 2**30:,.1f} GiB of memory, the limit is {most / 2**30:,.3g}: ${MAX_INPUT} raises it"
-            )
+        check_sizes(self.size, self.batch, self.channels, canvas=self._largest_canvas())
 
     def _largest_canvas(self) -> tuple[int, int]:
         """Return the (height, width) of the largest image that is made for this input."""
@@ -117,3 +110,25 @@ class InputSpec:
         share = self.fit.crop_share if self.fit.kind == "crop" else 1.0
         height, width = (math.ceil((side + more) / share) for side in self.size)
         return height, width
+
+
+def check_sizes(size: tuple[int, int], batch: int, channels: int, *, canvas: tuple[int, int] | None = None) -> None:
+    """Check the sizes of a network's input, and the memory that its tensor takes.
+
+    Args:
+        size: (height, width).
+        batch, channels: the other two sides.
+        canvas: (height, width) of the largest image that is made for the input; None: ``size``.
+
+    Raises:
+        SpecError: a side makes no sense, or the tensor takes more memory than :data:`MAX_INPUT` allows.
+    """
+    numbers = {"height": size[0], "width": size[1], "batch": batch, "channels": channels}
+    for what, number in numbers.items():
+        check_range(f"the input's {what}", number, 1, MOST_SIDE)
+    needed = batch * channels * math.prod(canvas or size) * FLOAT32
+    if needed > (most := max_input_bytes()):
+        raise SpecError(
+            f"an input of {batch} x {channels} x {size[0]} x {size[1]} takes {needed / 2**30:,.1f} GiB of memory, the "
+            f"limit is {most / 2**30:,.3g}: ${MAX_INPUT} raises it"
+        )

@@ -19,6 +19,7 @@ from deploykit.runtime.foreign.metadata import ExportFacts, read_facts
 from deploykit.runtime.foreign.probe import Probe
 from deploykit.runtime.session import Session, TensorInfo
 from deploykit.spec import COCO_KEYPOINTS, OUTPUTS, ModelSpec
+from deploykit.spec.input import check_sizes
 
 __all__ = ["FILL_IN", "SpecDraft", "draft_spec", "takes_images"]
 
@@ -70,12 +71,13 @@ def draft_spec(session: Session, name: str) -> SpecDraft:
     """Draft the spec of a network that carries none; it may run once, on noise.
 
     Raises:
-        SpecError: it does not take images. BackendError: it failed on noise.
+        SpecError: it does not take images, or images that take too much memory. BackendError: it failed on noise.
     """
     info = _image_input(session, name)
     facts = read_facts(session.metadata)
     size = (info.shape[2] or 0, info.shape[3] or 0)
     size = size if all(size) else facts.size or SIZE
+    check_sizes(size, info.shape[0] or 1, info.shape[1] or 3)
     known = Known(session.outputs, facts, size, Probe(session, size))
     return _DRAFTS.get(facts.task, _undescribed)(info, known)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import sys
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from tests.fuzz.campaign import Limits, fuzzed, shares, table
 from tests.fuzz.planted import KINDS, Planted
 from tests.fuzz.protobuf import changed_message, parsed, written
 from tests.fuzz.target import TARGETS, input_of, named, outcome_of
+from tests.fuzz.worker import limit_memory
 
 FEW = {
     "checkpoints": 200,
@@ -46,6 +48,7 @@ def test_a_short_run_has_no_finding(name: str, tmp_path: Path, capfd: pytest.Cap
     logging.disable(logging.CRITICAL)
     target = named(name)(tmp_path / "target")
     counts: Counter[str] = Counter()
+    before = limit_memory(target)
     try:
         for number in range(FEW.get(name, 300)):
             files = input_of(target, 0, number)
@@ -55,6 +58,7 @@ def test_a_short_run_has_no_finding(name: str, tmp_path: Path, capfd: pytest.Cap
             assert time.process_time() - began < Limits.seconds, number
             counts[outcome] += 1
     finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
         target.close()
         logging.disable(logging.NOTSET)
     assert counts["refused"] >= 10, "inputs are changed enough to be refused"

@@ -22,7 +22,7 @@ from typing import Any
 
 from tests.fuzz.target import Files, Outcome, Target, input_of, named, outcome_of
 
-__all__ = ["KEPT", "save"]
+__all__ = ["KEPT", "limit_memory", "save"]
 
 KEPT = 3  # inputs that are kept of each kind of finding
 EVERY = 64  # inputs between two notes of what became of them
@@ -47,6 +47,13 @@ def address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 
 
+def limit_memory(target: Target) -> tuple[int, int]:
+    """Limit the address space of this process to what it has and a target may add; return the limits before."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (address_space() + target.memory + target.room, before[1]))
+    return before
+
+
 def place_of(error: BaseException | None) -> str:
     """What was raised and where, so that findings of one cause are known."""
     if error is None:
@@ -63,7 +70,7 @@ def run(target: Target, seed: int, numbers: range, folder: Path) -> None:
     counts: Counter[Outcome] = Counter()
     kinds: Counter[str] = Counter()
     at = os.open(folder / "at", os.O_WRONLY | os.O_CREAT, 0o644)
-    resource.setrlimit(resource.RLIMIT_AS, (address_space() + target.memory + target.room,) * 2)
+    limit_memory(target)
     before = peak()
     for number in numbers:
         files = input_of(target, seed, number)

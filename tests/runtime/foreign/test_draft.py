@@ -355,3 +355,23 @@ def test_boxes_of_another_rank_are_not_those_of_efficient_nms(tmp_path: Path) ->
     outputs = {**four(), "det_boxes": four()["det_boxes"].reshape(-1)}
     file = write_constant(tmp_path / "m.onnx", outputs, DETECT)
     assert "output" in draft_of(file).unknown
+
+
+@pytest.mark.parametrize(
+    ("sides", "told"),
+    [
+        ([1, 2**47, 160, 160], "the input's channels must lie in 1..1,048,576"),
+        ([2**62, 3, 160, 160], "the input's batch must lie in"),
+        ([1, 3, 2**20, 2**20], r"an input of 1 x 3 x 1048576 x 1048576 takes 12,288\.0 GiB"),
+    ],
+)
+def test_an_input_that_no_memory_holds_is_refused_before_noise_is_made(
+    sides: list[int], told: str, tmp_path: Path
+) -> None:
+    file = write_constant(tmp_path / "m.onnx", {"output": chosen()}, {})
+    model = onnx.load(file)
+    for dim, side in zip(model.graph.input[0].type.tensor_type.shape.dim, sides, strict=True):
+        dim.dim_value = side
+    onnx.save(model, file)
+    with pytest.raises(SpecError, match=told):
+        draft_of(file)
