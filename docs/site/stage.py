@@ -27,6 +27,7 @@ MOVED = {
     "ARCHITECTURE.md": "architecture.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "SECURITY.md": "security.md",
     "README.md": "readme.md",
     "benchmarks/README.md": "measurements.md",
     "cpp_plugins/README.md": "native-sources.md",
