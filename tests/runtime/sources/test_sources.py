@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import struct
@@ -275,7 +276,7 @@ except OutputError as e:
     print(e)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "is the disk full?" in done.stdout
+    assert os.strerror(errno.EFBIG) in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
