@@ -69,13 +69,13 @@ CELLS = (
     Cell("cpu, eval", "extra", extras=("cpu", "eval")),
     Cell("cpu, serve", "extra", extras=("cpu", "serve")),
     Cell("cpu, serve, otel", "extra", extras=("cpu", "serve", "otel")),
+    Cell("cpu, signing", "extra", extras=("cpu", "signing")),
     Cell("cpu, cluster", "extra", extras=("cpu", "cluster")),
 )
 
 NOT_RUN = {
     "tensorrt": "needs an NVIDIA GPU",
     "tensorrt-rtx": "comes as a source package, which the matrix does not build; the test suite runs with it",
-    "signing": "is newer than these rows",
     "pycuda": "is compiled with the CUDA toolkit, and needs an NVIDIA GPU",
     "gpu-decode": "needs an NVIDIA GPU",
 }
@@ -104,5 +104,6 @@ def checks_of(cell: Cell) -> list[str]:
         "int8": exports,
         "legacy": exports,
         "timm": "timm" in has,
+        "signing": onnxruntime and "signing" in has,
     }
     return [name for name, is_wanted in wanted.items() if is_wanted]

@@ -52,6 +52,14 @@ kinds = [{"id": i, "name": name, "keypoints": ["a", "b", "c", "d"]} for i, name 
 images = [{"id": 1, "file_name": "markers.jpg", "width": 1200, "height": 800}]
 json.dump({"images": images, "annotations": found, "categories": kinds}, open("coco.json", "w"))
 """
+KEYS = """
+from pathlib import Path
+from cryptography.hazmat.primitives import serialization as s
+from cryptography.hazmat.primitives.asymmetric import ec
+key = ec.generate_private_key(ec.SECP256R1())
+Path("key.pem").write_bytes(key.private_bytes(s.Encoding.PEM, s.PrivateFormat.PKCS8, s.NoEncryption()))
+Path("key.pub").write_bytes(key.public_key().public_bytes(s.Encoding.PEM, s.PublicFormat.SubjectPublicKeyInfo))
+"""
 
 
 def run(*words: str, python: bool = False) -> str:
@@ -191,6 +199,31 @@ def legacy(_: Path) -> None:
     run("export", "markers.pt", "--img", "160", "--out", "older.onnx", "--exporter", "legacy")
 
 
+def signed(_: Path) -> None:
+    """A model is signed, its signature is valid, and that of a changed model is not."""
+    run("demo")
+    run("-c", KEYS, python=True)
+    run("sign", "demo/markers.onnx", "--private-key", "key.pem")
+    verify = (
+        "inspect",
+        "demo/markers.onnx",
+        "--verify",
+        "--signature",
+        "demo/markers.onnx.sig",
+        "--public-key",
+        "key.pub",
+    )
+    run(*verify)
+    with Path("demo/markers.onnx").open("ab") as file:
+        file.write(b"\0")
+    said = ""
+    try:
+        run(*verify)
+    except AssertionError as e:
+        said = str(e)
+    assert "exit code 50" in said, "the signature of a changed model is valid"
+
+
 def timm(_: Path) -> None:
     """A network of timm is exported and verified."""
     run("export", "timm:test_resnet", "--out", "timm.onnx")
@@ -208,7 +241,7 @@ def _shipped() -> None:
 CHECKS: dict[str, Callable[[Path], None]] = {
     "import": imports, "help": helps, "doctor": doctor, "sbom": sbom, "native": native, "predict": predict, "raw": raw,
     "eval": evaluated, "serve": served, "cluster": cluster, "export": exported, "verify": verified, "half": half,
-    "int8": int8, "legacy": legacy, "timm": timm,
+    "int8": int8, "legacy": legacy, "timm": timm, "signing": signed,
 }  # fmt: skip
 
 

@@ -105,6 +105,7 @@ source tree, and deletes it.
 | export, verify | the shipped checkpoint is exported; the export is verified against it in float64, and run |
 | half, int8, legacy | verified exports in fp16 with NMS inside, in int8, and by the older exporter with onnxsim |
 | timm | a network of timm is exported and verified |
+| signing | a model is signed, and a changed one has no valid signature |
 
 A row has the checks that its extras allow. OpenCV is its headless build. The oldest versions are the lowest ones that
 pyproject.toml allows and for which there is a wheel for that Python; the newest are what the index gave on that day.
