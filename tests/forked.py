@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import sys
@@ -30,6 +31,7 @@ def forked(work: Callable[[], object]) -> None:
         import signal
 
         signal.alarm(SECONDS)
+        gc.freeze()  # what earlier tests left (a builder of TensorRT) must not be freed in another process
         code = 1
         try:
             work()
