@@ -62,6 +62,7 @@ MODULES = {
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "protobuf": "google",
     "nvidia-nvimgcodec-cu13": "nvidia",
+    "httptools": "uvicorn",  # which imports it for the class of our connections
     "pyopenssl": "model_signing",  # which imports it and does not require it
 }
 """The modules of packages that have another name; all others are called as their module, but for hyphens."""

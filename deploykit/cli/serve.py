@@ -18,7 +18,7 @@ from deploykit.errors import UsageError, import_extra
 if TYPE_CHECKING:
     from deploykit.runtime.serve.core.options import ServeOptions
 
-NEEDED = ("starlette", "uvicorn", "python_multipart", "prometheus_client")
+NEEDED = ("starlette", "uvicorn", "httptools", "python_multipart", "prometheus_client")
 UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 
 EXAMPLES = (

@@ -37,6 +37,7 @@ MODULES = {
     "matplotlib": "eval --plots",
     "starlette": "serves models",
     "uvicorn": "serves over HTTP",
+    "httptools": "reads requests",
     "python_multipart": "forms of requests",
     "grpc": "serves over gRPC",
     "opentelemetry": "traces of a server",

@@ -16,6 +16,7 @@ BOTH = {
     "flatbuffers": "25.12.19",
     "grpcio": "1.85.3",
     "h11": "0.16.0",
+    "httptools": "0.9.0",
     "idna": "3.20",
     "markdown-it-py": "4.3.0",
     "mdurl": "0.1.2",

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from deploykit.errors import BackendError, ImageError, NotFoundError, UsageError
 from deploykit.runtime.serve.access import Access
-from deploykit.runtime.serve.connections import connections_of
+from deploykit.runtime.serve.connections import HEADERS_BYTES, connections_of
 from deploykit.runtime.serve.core.failures import RefusedError, failure_of
 from deploykit.runtime.serve.core.options import ServeOptions, is_loopback
 from tests.serving import ASSETS, CellNetwork, load_markers, running, served, wait_for
@@ -152,6 +152,82 @@ def test_who_sends_headers_slowly_is_sent_away_and_others_are_answered(monkeypat
         for one in crowd:
             one.close()
         wait_for(lambda: httpx.get(f"{server.url}/v2/health/live").status_code == 200)
+
+
+HEAD = b"POST /v1/predict HTTP/1.1\r\nhost: localhost\r\n"
+CHUNKS = HEAD + b"transfer-encoding: chunked\r\n\r\n"
+
+
+def send_often(connection: socket.socket, data: bytes) -> None:
+    """Send 16 MiB in all."""
+    for _ in range((1 << 24) // len(data)):
+        connection.sendall(data)
+
+
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (HEAD, b"x" * 1000),
+        (HEAD, b"x: y\r\n" * 100),
+        (b"GET /", b"x" * 1000),
+        (CHUNKS + b"1\r\nx\r\n0\r\n", b"x: y\r\n" * 100),
+        (CHUNKS + b"1;", b"x" * 1000),
+    ],
+    ids=["a name", "many lines", "a path", "lines after a body", "the length of a chunk"],
+)
+def test_headers_without_end_are_not_kept(begin: bytes, more: bytes) -> None:
+    with (
+        running(["cells.onnx"], CellNetwork().load) as (server, _),
+        socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as endless,
+    ):
+        endless.settimeout(10)
+        endless.sendall(begin)
+        with pytest.raises(ConnectionError):  # it was closed at the other end
+            send_often(endless, more)
+        assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+
+
+def test_headers_that_are_too_large_are_told_so() -> None:
+    with (
+        running(["cells.onnx"], CellNetwork().load) as (server, _),
+        socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as large,
+    ):
+        large.settimeout(10)
+        large.sendall(HEAD + b"x: y\r\n" * (HEADERS_BYTES // 6))
+        assert large.recv(100).startswith(b"HTTP/1.1 431")
+
+
+def test_a_request_may_come_with_the_body_of_one_that_is_answered_already() -> None:
+    with (
+        running(["cells.onnx"], CellNetwork().load) as (server, _),
+        socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client,
+    ):
+        client.settimeout(10)
+        client.sendall(b"POST /nowhere HTTP/1.1\r\nhost: localhost\r\ncontent-length: 150000\r\n\r\n")
+        assert client.recv(10000).startswith(b"HTTP/1.1 405")
+        client.sendall(bytes(150000) + b"GET /v2/health/live HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_may_come_in_chunks_of_a_byte() -> None:
+    body = b"no image" * 4000
+    with (
+        running(["cells.onnx"], CellNetwork().load) as (server, _),
+        socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as slow,
+    ):
+        slow.settimeout(10)
+        slow.sendall(CHUNKS + b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\n\r\n")
+        assert slow.recv(1000).startswith(b"HTTP/1.1 400")
+
+
+def test_what_follows_a_body_is_no_header_of_its_request(tokens: str) -> None:
+    with (
+        running(["cells.onnx"], CellNetwork().load, token_file=tokens) as (server, _),
+        socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as client,
+    ):
+        client.settimeout(10)
+        client.sendall(CHUNKS + b"1\r\nx\r\n0\r\nauthorization: Bearer %s\r\n\r\n" % TOKEN.encode())
+        assert client.recv(1000).startswith(b"HTTP/1.1 401")
 
 
 def test_a_body_that_drips_has_the_time_of_a_request() -> None:
