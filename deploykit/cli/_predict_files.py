@@ -77,7 +77,7 @@ def number_or_auto(text: str) -> int | str:
 
 def time_limit_flag(default: str = "") -> Flag:
     """Return the option for the time of one call of the network."""
-    text = f"end a call of the network that takes longer than S seconds; ONNX Runtime only{default}"
+    text = f"end a call of the network after S seconds; ONNX Runtime only{default}"
     return Flag("--time-limit", "time_limit", text, "S", float)
 
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("run", "check", "serve", "manifest"),
-        help="run: a model on many images; check: that the folder of a run is whole; serve: models on Ray Serve; "
+        help="run: a model on many images; check: the folder of a run; serve: models on Ray Serve; "
         "manifest: print what Kubernetes (KubeRay) needs for that",
     )
     add_model(parser, "the model (.onnx, .trt), or a checkpoint; check: the folder")
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format", choices=("jsonl", "parquet"), default="jsonl", help="of the results (default jsonl)"
     )
-    parser.add_argument("--join", action="store_true", help="write all rows as one file too: results.jsonl or .parquet")
+    parser.add_argument("--join", action="store_true", help="all rows in one file too: results.jsonl or .parquet")
     parser.add_argument(
         "--per-part", type=int, default=PER_PART, metavar="N",
         help=f"images in a part, which is computed and written as a whole (default {PER_PART})",
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--address",
         metavar="HOST:PORT",
-        help="a cluster of Ray: auto (around here), its head, or local (default: processes, without Ray)",
+        help="a cluster of Ray: auto, its head, or local (default: processes, no Ray)",
     )
     group.add_argument("--workers", type=int, metavar="N", help="how many (default: as many as there is room for)")
     group.add_argument("--cpus", type=int, default=1, metavar="N", help="cores of each (default 1)")

@@ -14,10 +14,6 @@ PASSWORD = "DEPLOYKIT_KEY_PASSWORD"
 
 EXAMPLES = (
     ("deploykit sign best.onnx --private-key key.pem", "best.onnx.sig, over the file and what belongs to it"),
-    (
-        "deploykit inspect best.onnx --verify --signature best.onnx.sig --public-key key.pub",
-        "is it what was signed, and by this key?",
-    ),
     ("deploykit sign repository --private-key key.pem", "repository/model.sig, over every file in the folder"),
 )
 

@@ -48,7 +48,7 @@ def test_info_tells_what_it_was_built_with(cpu_library: Path, monkeypatch: pytes
 
 
 def test_nothing_else_is_left_in_the_folder(cpu_library: Path) -> None:
-    assert {file.name for file in cpu_library.iterdir()} == {"libdeploykit_cpu.so", "build.log"}
+    assert {file.name for file in cpu_library.iterdir()} == {"libdeploykit_cpu.so", "build.log", "SHA256SUMS"}
     log = (cpu_library / "build.log").read_text()
     assert "deploykit_cpu: built with" in log
     assert "warning" not in log

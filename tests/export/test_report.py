@@ -62,6 +62,7 @@ def test_the_report_is_json(report: ExportReport) -> None:
     assert set(found["seconds"]) == {"fusing", "tracing", "simplifying", "writing", "checking"}
     written = json.loads(report.path.with_name("m.onnx.parity.json").read_text())
     assert len(written.pop("sha256")) == 64  # of the file that stands beside it
+    assert written.pop("size") == report.size
     assert written == found["parity"]
 
 

@@ -92,7 +92,8 @@ def built(onnx_file: Path, **options: object) -> EngineReport:
     assert "Engine generation completed" in build_log_path(engine).read_text()
     chain = verify_chain(engine)
     beside = {file.name for file in engine.parent.glob(f"{engine.name}*")} - {record_path(engine).name}
-    assert {link.file.name for link in chain.links if link.state == "ok"} >= {*beside, onnx_file.name}
+    assert {link.file.name for link in chain.links if link.state == "ok"} >= beside
+    assert onnx_file.parent != engine.parent or onnx_file in {link.file for link in chain.links if link.state == "ok"}
     assert chain.problem == ""
     return report
 

@@ -38,7 +38,7 @@ from deploykit.runtime.compute import default_threads
 from deploykit.runtime.images.reading import decode_image
 from deploykit.runtime.kinds import detection
 from deploykit.runtime.options import PredictOptions
-from deploykit.runtime.predict import predictor
+from deploykit.runtime.predict import mosaic, predictor
 from deploykit.runtime.predict.predictor import Predictor
 from deploykit.runtime.sources import frames
 from deploykit.spec import Fit, InputSpec, ModelSpec, RawDetections, Source
@@ -180,7 +180,7 @@ def slowed(monkeypatch: pytest.MonkeyPatch, clock: _Clock, module: SimpleNamespa
 
 
 def test_each_stage_gets_its_own_time_and_no_other(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, clock, predictor, "read_any_image", 3)
+    slowed(monkeypatch, clock, mosaic, "read_any_image", 3)
     slowed(monkeypatch, clock, predictor, "to_nchw", 5)
     slowed(monkeypatch, clock, detection, "decode_rows", 7)
     slowed(monkeypatch, clock, detection, "Result", 2)
@@ -203,7 +203,7 @@ def test_a_slow_network_shows_in_inference_and_nowhere_else(clock: _Clock) -> No
 
 
 def test_the_time_of_a_batch_is_that_of_all_its_images(clock: _Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    slowed(monkeypatch, clock, predictor, "read_any_image", 3)
+    slowed(monkeypatch, clock, mosaic, "read_any_image", 3)
     spec = replace(SPEC, input=replace(SPEC.input, batch=4))
 
     def answer(inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -525,14 +525,14 @@ def test_one_thread_does_one_stage_after_the_other_whatever_the_predictor_does_e
 def reading_names(monkeypatch: pytest.MonkeyPatch, threads: set[str]) -> list[int]:
     """Note the thread of every image that is decoded."""
     calls: list[int] = []
-    read = predictor.read_any_image
+    read = mosaic.read_any_image
 
     def noted(*words: Any, **options: Any) -> Any:
         calls.append(1)
         threads.add(threading.current_thread().name)
         return read(*words, **options)
 
-    monkeypatch.setattr(predictor, "read_any_image", noted)
+    monkeypatch.setattr(mosaic, "read_any_image", noted)
     return calls
 
 
