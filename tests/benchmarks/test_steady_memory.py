@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from pathlib import Path
 
@@ -17,6 +18,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 from steady_memory import Held, Series, loads, predictions, series
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what a process holds is read from /proc")
+
+
+@pytest.fixture(autouse=True)
+def _only_what_a_test_makes_is_collected() -> None:
+    """A series collects garbage at each reading, which takes seconds over the objects of all earlier tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

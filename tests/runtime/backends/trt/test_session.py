@@ -264,7 +264,7 @@ def test_a_predictor_of_an_engine_is_pickled_by_its_path(engine: Path, gpu: CpuG
 
 
 def test_closing_while_others_run_gives_results_or_says_closed(dynamic: Path, gpu: CpuGpu) -> None:
-    for turn in range(6):
+    for turn in (0, 2, 5):
         session, done, wrong = open_session(dynamic), list[int](), list[BaseException]()
         expected = session.run({"images": ONES})["output"]
 
