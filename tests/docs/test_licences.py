@@ -16,6 +16,9 @@ ALLOWED = {
     "0BSD", "Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC", "MIT", "MIT-CMU", "PSF-2.0",
     "Zlib",
 }  # fmt: skip
+OF_FILES = {"certifi": "MPL-2.0"}
+"""Packages that are not changed, with a licence that asks for the source of changed files."""
+
 OF_NVIDIA = {
     "tensorrt", "tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu13-libs", "tensorrt-rtx-cu13-bindings",
 }  # fmt: skip
@@ -81,6 +84,8 @@ def test_the_licence_is_allowed_and_is_that_of_the_metadata(name: str) -> None:
     licence = rows()[name][2]
     if name in OF_NVIDIA:
         assert licence == "NVIDIA's own"
+    elif name in OF_FILES:
+        assert licence == OF_FILES[name]
     else:
         parts = re.split(r" AND | OR |[()]", licence.replace(" WITH LLVM-exception", ""))
         assert {part.strip() for part in parts if part.strip()} <= ALLOWED
