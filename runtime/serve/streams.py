@@ -39,25 +39,27 @@ LOG = logging.getLogger(__name__)
 MOST_LISTENERS = 64
 BOUNDARY = "frame"
 Shown = tuple[Answer, ServedModel]
+_Listeners = set[asyncio.Queue[Shown | BaseException | None]]
 
 
 class _Channel:
     """One source with one model: a task that reads and predicts, and those who listen.
 
-    Each listener has a place for the newest answer; None: there will be no more.
+    Each listener has a place for the newest answer, and for the end after it; None: there will be no more.
     """
 
     def __init__(self, registry: Registry, stream: str, model: str | None) -> None:
-        self.listeners: set[asyncio.Queue[Shown | BaseException | None]] = set()
+        self.listeners: _Listeners = set()
         self._registry, self._stream, self._model = registry, stream, model
         self._task: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     def join(self) -> asyncio.Queue[Shown | BaseException | None]:
         """Begin to listen; the first listener starts the source."""
-        place: asyncio.Queue[Shown | BaseException | None] = asyncio.Queue(1)
+        place: asyncio.Queue[Shown | BaseException | None] = asyncio.Queue(2)
         self.listeners.add(place)
-        if self._task is None or self._task.done():
-            self._task = asyncio.ensure_future(self._play())
+        if self._task is None:
+            self._task = asyncio.ensure_future(self._play(self.listeners))
         return place
 
     def leave(self, place: asyncio.Queue[Shown | BaseException | None]) -> None:
@@ -65,41 +67,53 @@ class _Channel:
         self.listeners.discard(place)
         if not self.listeners and self._task is not None:
             self._task.cancel()
+            self._let_go(self.listeners)
 
-    async def _play(self) -> None:
+    def _let_go(self, listeners: _Listeners) -> None:
+        """Part from those who have heard all that there is: who joins from now on, while it is closed, starts anew."""
+        if self.listeners is listeners and self._task is not None:
+            self._closing.add(self._task)
+            self._task.add_done_callback(self._closing.discard)
+            self._task, self.listeners = None, set()
+
+    async def _play(self, listeners: _Listeners) -> None:
         end: BaseException | None = None
         try:
-            await self._frames()
+            await self._frames(listeners)
         except Exception as e:
             LOG.warning("the stream %s ended: %s", self._stream, e)
             end = RefusedError(502, f"the stream {self._stream} cannot be read; the server's log has the reason")
         finally:
-            self._put(end)
+            self._let_go(listeners)
+            _put(listeners, end)
 
-    async def _frames(self) -> None:
+    async def _frames(self, listeners: _Listeners) -> None:
         source = await asyncio.to_thread(_opened, self._registry.options.streams[self._stream])
         frames = source.frames(max_pixels=self._registry.options.max_pixels)
         pause, start = 0.0 if source.live else 1 / max(source.fps, 1.0), time.monotonic()
         reading: asyncio.Future[Frame | None] | None = None
         try:
-            while self.listeners and not self._registry.draining:
+            while listeners and not self._registry.draining:
                 reading = asyncio.ensure_future(asyncio.to_thread(next, frames, None))
                 frame = await asyncio.shield(reading)
                 if frame is None:
                     return
                 model = self._registry.get(self._model)
                 with contextlib.suppress(RefusedError):  # its queue is full: this frame is left out
-                    self._put((await model.predict_frame(replace(frame, name=self._stream)), model))
+                    _put(listeners, (await model.predict_frame(replace(frame, name=self._stream)), model))
                 if frame.number is not None and pause:
                     await asyncio.sleep(start + (frame.number + 1) * pause - time.monotonic())
         finally:
+            self._let_go(listeners)
             await asyncio.shield(asyncio.ensure_future(_closed(source, frames, reading)))
 
-    def _put(self, item: Shown | BaseException | None) -> None:
-        for place in self.listeners:
-            if place.full():
-                place.get_nowait()  # what its listener has not taken yet
-            place.put_nowait(item)
+
+def _put(listeners: _Listeners, item: Shown | BaseException | None) -> None:
+    is_end = not isinstance(item, tuple)
+    for place in listeners:
+        if place.full() or not (place.empty() or is_end):
+            place.get_nowait()  # an answer that its listener has not taken yet; an end leaves it the last one
+        place.put_nowait(item)
 
 
 async def _closed(source: Video, frames: Iterator[Frame], reading: asyncio.Future[Frame | None] | None) -> None:
