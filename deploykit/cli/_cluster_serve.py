@@ -29,12 +29,12 @@ def server_flags() -> Flags[ServeOptions]:
     from deploykit.runtime.serve.core.options import ServeOptions
 
     flags = (
-        Flag("--host", "host", "address to listen on; another one needs --token-file", "HOST"),
+        Flag("--host", "host", "address to listen on; any but 127.0.0.1 needs --token-file", "HOST"),
         Flag("--port", "port", "port of HTTP", "N", int),
         Flag("--token-file", "token_file", "file with tokens, of which a request must carry one", "FILE"),
-        Flag("--max-batch", "max_batch", "images that run together, if it is dynamic", "N", int),
+        Flag("--max-batch", "max_batch", "most images together, with a dynamic batch", "N", int),
         Flag("--batch-window", "batch_window", "milliseconds to wait for others that are coming", "MS", float),
-        Flag("--queue", "queue", "requests that wait or run in a replica at most", "N", int),
+        Flag("--queue", "queue", "most requests that wait or run in a replica", "N", int),
         Flag("--timeout", "timeout", "seconds until a request must be answered", "S", float),
         Flag(
             "--log-format",

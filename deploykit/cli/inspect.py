@@ -20,6 +20,10 @@ EXAMPLES = (
     ("deploykit inspect best.pt", "what is in a checkpoint, without running it"),
     ("deploykit inspect best.onnx --json", "an export and its spec as JSON"),
     ("deploykit inspect best.trt --verify", "is every file still what it was built from?"),
+    (
+        "deploykit inspect best.onnx --verify --signature best.onnx.sig --public-key key.pub",
+        "is it what was signed, and by this key?",
+    ),
 )
 
 
