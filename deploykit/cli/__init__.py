@@ -23,7 +23,7 @@ from types import FrameType
 
 from deploykit.cli._commands import COMMANDS, command_parser
 from deploykit.cli._config import with_config
-from deploykit.cli._display import every_text_printable, note, notes_on_stderr, printable
+from deploykit.cli._display import every_text_printable, note, notes_on_stderr, print_line, printable
 from deploykit.errors import (
     DeployError,
     DiskFullError,
@@ -85,7 +85,7 @@ def _run(words: list[str]) -> int:
     except KeyboardInterrupt as e:
         terminated = isinstance(e, Terminated)
         said = "terminated" if terminated else "interrupted"
-        print(f"deploykit: {said}{'; ' if str(e) else ''}{e}", file=sys.stderr)
+        print_line(f"deploykit: {said}{'; ' if str(e) else ''}{e}", sys.stderr)
         return TERMINATED if terminated else INTERRUPTED
     except BrokenPipeError:  # the reader (head, less) closed the pipe
         _drop_stdout()
@@ -147,5 +147,5 @@ def _explained(error: Exception) -> DeployError:
 
 def _failed(error: DeployError) -> int:
     """Print an error as one line, which ends with where its exit code is explained, and return that code."""
-    print(f"deploykit: {printable(' '.join(str(error).split()))} [deploykit help {error.exit_code}]", file=sys.stderr)
+    print_line(f"deploykit: {printable(' '.join(str(error).split()))} [deploykit help {error.exit_code}]", sys.stderr)
     return error.exit_code

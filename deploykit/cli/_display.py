@@ -10,7 +10,7 @@ import time
 import unicodedata
 from collections.abc import Iterator
 from io import TextIOWrapper
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from deploykit.progress import Progress
 
@@ -38,6 +38,17 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False, soft_wrap=False)
 
 
+def print_line(text: str, file: TextIO | None = None) -> None:
+    """Print a line at once on ``file``, by default stdout.
+
+    ``print`` writes the end of a line by itself: a signal or another thread between the two leaves a line that the next
+    one continues.
+    """
+    stream = sys.stdout if file is None else file
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
 def print_json(value: Any, *, indent: int | None = 2) -> None:
     """Print one JSON document on stdout; with ``indent`` of None on one line.
 
@@ -48,7 +59,7 @@ def print_json(value: Any, *, indent: int | None = 2) -> None:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:  # another encoding than UTF-8, or bytes of a file name that are no text
         text = json.dumps(value, indent=indent, default=str)
-    print(text, flush=True)
+    print_line(text)
 
 
 def printable(text: str) -> str:
@@ -84,7 +95,7 @@ class _Notes(logging.Handler):
         if text not in self._seen:
             self._seen.add(text)
             kind = "note" if record.levelno >= logging.WARNING else record.levelname.lower()
-            print(f"deploykit: {kind}: {text}", file=sys.stderr)
+            print_line(f"deploykit: {kind}: {text}", sys.stderr)
 
 
 @contextlib.contextmanager
@@ -112,7 +123,7 @@ def quiet() -> bool:
 def aside(text: str) -> None:
     """Print what is not a result, on stderr; with ``--quiet`` nothing."""
     if not quiet():
-        print(text, file=sys.stderr, flush=True)
+        print_line(text, sys.stderr)
 
 
 def note(text: str) -> None:
@@ -168,7 +179,7 @@ class StepLines(Progress):
 
     def message(self, text: str) -> None:
         """See :meth:`Progress.message`."""
-        print(f"deploykit: note: {text}", file=sys.stderr)
+        print_line(f"deploykit: note: {text}", sys.stderr)
 
     def _say_late(self, text: str) -> None:
         if time.perf_counter() - self._said >= SILENCE:
@@ -176,7 +187,7 @@ class StepLines(Progress):
 
     def _say(self, text: str) -> None:
         self._said = time.perf_counter()
-        print(f"[{self._said - self._start:6.1f} s] {text}", file=sys.stderr)
+        print_line(f"[{self._said - self._start:6.1f} s] {text}", sys.stderr)
 
 
 class StepBar(Progress):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploykit.cli._compute import compute_flags, compute_of
-from deploykit.cli._display import aside, note, print_json, printable, quiet
+from deploykit.cli._display import aside, note, print_json, print_line, printable, quiet
 from deploykit.cli._loading import add_verify, loading_flags, loading_of
 from deploykit.cli._model import STDIN, add_model, add_sources, model_of, sources_of
 from deploykit.cli._predict_files import (
@@ -257,19 +257,19 @@ class _Report:
     def say(self, line: str) -> None:
         """Print one line for people."""
         if self._text is sys.stdout:
-            print(printable(line), flush=True)
+            print_line(printable(line))
         else:
             aside(printable(line))
 
     def skip(self, error: DeployError) -> None:
         """Report an image that cannot be read; the others continue, and the exit code is not 0."""
         self.skipped += 1
-        print(f"deploykit: left out: {printable(str(error))}", file=sys.stderr, flush=True)
+        print_line(f"deploykit: left out: {printable(str(error))}", sys.stderr)
 
     def lose(self, error: OutputError) -> None:
         """Report a result whose file cannot be written, while others can; the exit code is not 0."""
         self.lost += 1
-        print(f"deploykit: not written: {printable(str(error))}", file=sys.stderr, flush=True)
+        print_line(f"deploykit: not written: {printable(str(error))}", sys.stderr)
 
     def take(self, result: Any, files: list[Path] | None, drawing_ms: float) -> None:
         """Collect one result, whose files are written (None: not all), count it and print it."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,3 +110,30 @@ def test_verbose_gives_the_time_of_every_step_of_an_export() -> None:
         logger.removeHandler(handler)
         logger.setLevel(logging.NOTSET)
     assert said == ["reading took 0.00 s"]
+
+
+class _Writes(io.StringIO):
+    """A stream that keeps what each call writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.calls.append(text)
+        return super().write(text)
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize(
+    ("line", "code"), [("predict m.onnx a.png", 0), ("predict m.onnx a.png --json", 0), ("-v predict m.onnx no.png", 4)]
+)
+def test_each_line_is_written_at_once(line: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal or another thread between a line and its end would leave a line that the next one continues."""
+    streams = {"stdout": _Writes(), "stderr": _Writes()}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    assert main(line.split()) == code
+    calls = [call for stream in streams.values() for call in stream.calls]
+    assert calls
+    assert [call for call in calls if not call.endswith("\n")] == []
