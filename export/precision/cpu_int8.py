@@ -50,11 +50,14 @@ STEPS, LIMIT, REDUCED = 255.0, 127.0, 63.0
 def rounded_tensors(graph: Any) -> list[str]:
     """Return the names of all tensors of which :func:`quantize_for_cpu` may ask for the range."""
     layers = quantisable(graph)
-    names = [_named(node.inputs[0]) for node in layers]
-    for node in _between(graph, layers, ()):
-        if node.op_type not in MOVES and node.op_type not in HIGHEST:
-            names += [_named(value) for value in node.outputs]
-    return list(dict.fromkeys(names))
+    names = dict.fromkeys(_named(node.inputs[0]) for node in layers)
+    before = 0
+    while len(names) > before:  # what has a range lets further nodes be rounded, whose ranges are then asked for
+        before = len(names)
+        between = _between(graph, layers, names)
+        own = (node for node in between if node.op_type not in MOVES and node.op_type not in HIGHEST)
+        names |= dict.fromkeys(_named(value) for node in own for value in node.outputs)
+    return list(names)
 
 
 def quantize_for_cpu(

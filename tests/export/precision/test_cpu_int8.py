@@ -75,6 +75,23 @@ def network(seed: int = 0) -> ir.Model:
     return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
 
 
+def residual(shortcuts: list[str]) -> ir.Model:
+    """Blocks of two layers and a shortcut each: the block's input (""), or an operator that has no integer kernel."""
+    nodes, weights, x = [], [], "x"
+    for i, kind in enumerate(shortcuts):
+        for one, source in (("a", x), ("b", f"a{i}")):
+            weights.append(numpy_helper.from_array(np.ones((3, 3, 1, 1), np.float32), f"{one}{i}.weight"))
+            nodes.append(helper.make_node("Conv", [source, f"{one}{i}.weight"], [f"{one}{i}"], f"{one}{i}"))
+        if kind:
+            nodes.append(helper.make_node(kind, [x], [f"short{i}"], f"short{i}"))
+        nodes.append(helper.make_node("Add", [f"b{i}", f"short{i}" if kind else x], [f"sum{i}"], f"sum{i}"))
+        nodes.append(helper.make_node("Relu", [f"sum{i}"], [f"relu{i}"], f"relu{i}"))
+        x = f"relu{i}"
+    sides = [helper.make_tensor_value_info(name, 1, SHAPE) for name in ("x", x)]
+    graph = helper.make_graph(nodes, "g", sides[:1], sides[1:], weights)
+    return ir.from_proto(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+
+
 def image(seed: int = 1) -> Array:
     return np.random.default_rng(seed).random(SHAPE, np.float32)
 
@@ -194,6 +211,16 @@ def test_seven_bits_for_kernels_that_saturate() -> None:
     weights = [v.const_value.numpy() for n, v in model.graph.initializers.items() if n.endswith("weight_int8")]  # type: ignore[union-attr]
     assert len(weights) == 4
     assert {int(np.abs(weight).max()) for weight in weights} == {63}
+
+
+@given(st.lists(st.sampled_from(["", "Sin", "Relu"]), min_size=1, max_size=5), st.sets(st.integers(0, 9)))
+def test_no_other_range_is_asked_for(shortcuts: list[str], kept: set[int]) -> None:
+    model = residual(shortcuts)
+    layers = [str(node.name) for node in quantisable(model.graph)]
+    ranges = dict.fromkeys(rounded_tensors(model.graph), 1.0)
+    out = {layers[i] for i in kept if i < len(layers)}
+    done = quantize_for_cpu(model, ranges, POSITIVE, nodes_to_exclude=out)
+    assert set(done.kept) == out
 
 
 def test_a_range_that_is_missing_is_named() -> None:
