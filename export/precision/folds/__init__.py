@@ -1,0 +1,79 @@
+"""Folds before a quantization: other constants with which a network computes the same and loses less by rounding.
+
+A fold moves factors from one constant of a graph to another. It offers candidates, and one is taken if the error of the
+quantized outputs falls with it (:mod:`deploykit.export.precision.folds.choose`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from deploykit.export.precision.qdq import constant
+from deploykit.runtime.arrays import Array
+
+__all__ = ["Candidate", "Changes", "Fold", "Scaled", "apply_changes", "joined_changes"]
+
+
+class Scaled(NamedTuple):
+    """A constant is multiplied by ``factors``, one per index of its ``axis``."""
+
+    axis: int
+    factors: Array
+
+
+Changes = Mapping[tuple[str, int], tuple[Scaled, ...]]
+"""What a fold changes: the name of a node and the number of its input -> what is done with the constant there."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to fold: ``name`` says in the report how, ``sites`` counts the places, ``changes`` are what it does."""
+
+    name: str
+    sites: int
+    changes: Changes
+
+
+class Fold(Protocol):
+    """A way to prepare a network for quantization.
+
+    ``name`` is that of the option and the report.
+    """
+
+    name: str
+
+    def applies(self, graph: ir.Model) -> bool:
+        """Return whether candidates are worth looking for, from the operators alone."""
+        ...
+
+    def candidates(self, graph: ir.Model, images: Sequence[Array]) -> Iterable[Candidate]:
+        """Yield the candidates for a float32 graph; ``images`` are preprocessed, one batch each."""
+        ...
+
+
+def joined_changes(first: Changes, second: Changes) -> Changes:
+    """Return the changes that do the first and then the second."""
+    return {key: (*first.get(key, ()), *second.get(key, ())) for key in (*first, *second)}
+
+
+def apply_changes(model: ir.Model, changes: Changes) -> None:
+    """Give the nodes of a graph their changed constants, in place; a constant that others use too stays for them."""
+    graph = model.graph
+    nodes = {str(node.name): node for node in graph} if changes else {}
+    for (name, index), steps in changes.items():
+        value = nodes[name].inputs[index]
+        assert value is not None
+        assert value.const_value is not None
+        array = value.const_value.numpy().astype(np.float32)
+        for axis, factors in steps:
+            array = array * factors.reshape([-1 if i == axis % array.ndim else 1 for i in range(array.ndim)])
+        alone = len(value.uses()) == 1 and value not in graph.outputs
+        if alone:
+            graph.initializers.pop(str(value.name))
+        label = str(value.name) if alone else f"{value.name}_{name}_{index}"
+        nodes[name].replace_input_with(index, constant(graph, label, array))
