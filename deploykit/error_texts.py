@@ -183,7 +183,7 @@ TEXTS: dict[int, ErrorText] = {
     43: ErrorText(
         ("The precision costs more AP (top-1, mIoU, PSNR) than --max-drop allows", "Too few calibration images"),
         (
-            "Keep more layers in higher precision (--int8-keep), or use fp16",
+            "Keep more layers in higher precision (--keep), or use fp16",
             "Calibrate with more and more typical images (--calib-size)",
         ),
         "AP falls from 35.03 to 33.10, by 1.93 points; 0.5 are allowed (--max-drop), so nothing was kept. "

@@ -110,8 +110,8 @@ class PrecisionOptions:
         precision: the precision of weights and activations in the graph.
         half_io: which of the graph's inputs and outputs are fp16 too; only with ``fp16``.
         calibration: the images on which the ranges of int8 and fp8 are measured.
-        nodes_to_exclude: layers that are not quantized: ``auto`` chooses them by measurement; ``none``, or names and
-            patterns.
+        nodes_to_exclude: layers that stay in higher precision: ``auto`` chooses them by measurement; ``none``, or names
+            and patterns. Of fp16 and bf16 these are nodes that stay in fp32 beside those that the rules keep.
         target: of int8, what computes it: ``any`` (ONNX Runtime, TensorRT) rounds the inputs of layers; ``cpu`` rounds
             what lies between layers too, to uint8 with zero points, for ONNX Runtime's integer kernels.
         reduce_range: store int8 weights in 7 bits, for CPUs whose int8 kernels saturate.

@@ -18,7 +18,7 @@ SHORTCUTS = {
     "checking": "the verification computes the model in float64 on the sample and on noise: a smaller --img is faster; "
     "--no-check skips it and writes a file that nothing verified",
     "quantizing": "quantization measures the network on images: fewer of them (--calib-size 8), one method "
-    "(--calib-method minmax) and no search for layers to keep (--int8-keep none) are faster, and may cost accuracy",
+    "(--calib-method minmax) and no search for layers to keep (--keep none) are faster, and may cost accuracy",
 }
 """A long step -> what makes it faster, and what that costs."""
 

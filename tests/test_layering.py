@@ -41,7 +41,7 @@ FLOORS = (
     ("runtime.outputs", "models.families.vitdet", "models.create"),
     ("runtime.kinds", "runtime.predict", "runtime.backends.trt", "export.outputs"),
     ("runtime.evaluate", "runtime.bench", "runtime.triton", "runtime.serve.core", "export.nms",
-     "export.package_layout"),
+     "export.package_layout", "export.precision.search"),
     ("runtime.serve.oip", "runtime.package", "export.graph", "export.parity"),
     ("facade", "runtime.serve", "export.kinds", "export.precision", "export.accuracy_gate"),
     ("runtime.cluster", "export.engine", "export.report", "export.verify", "doctor"),

@@ -23,11 +23,15 @@ ALIASES: dict[str, tuple[str, ...]] = {
     "--img-size": ("--img",),
     "--imgsz": ("--img",),
     "--int8": ("--precision", "int8"),
+    "--int8-keep": ("--keep",),
     "--iou-thres": ("--iou",),
     "--overwrite": ("--force",),
     "--weights": ("--model",),
 }
 """Option as typed -> the words that it stands for, in commands that have the option meant and not the one typed."""
+
+RENAMED = {"--int8-keep": "--keep"}
+"""Option of an earlier version -> its name; a configuration file may still have the former."""
 
 VALUES = {"--format": {"engine": "tensorrt", "trt": "tensorrt", "rtx": "tensorrt-rtx"}}
 """Option -> value as typed -> the value that it stands for."""

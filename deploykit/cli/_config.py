@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deploykit.cli._aliases import RENAMED
 from deploykit.cli._commands import COMMANDS, Command, CommandLine
 from deploykit.cli._suggest import nearest, option_for
 from deploykit.errors import NotFoundError, UsageError
@@ -194,7 +195,7 @@ def _words(config: Config, command: Command, typed: Sequence[str]) -> list[str]:
     for table, name, entries in ((own, command.name, own.items()), (common, COMMON, common.items())):
         for key, value in entries:
             where = f"{_shown(config.path)}: [{config.prefix}{name}] {key}"
-            option = f"--{key.replace('_', '-')}"
+            option = _option(key)
             if option not in command.options and table is common and option in _all_options():
                 continue  # an option of other commands
             action = _action(command, option, where, named=config.named, common=table is common)
@@ -219,9 +220,15 @@ def _typed(command: Command, typed: Sequence[str]) -> Iterator[str]:
 
 def _actions(command: Command, names: Sequence[str] | Mapping[str, Any]) -> Iterator[argparse.Action]:
     for name in names:
-        option = name if name.startswith("-") else f"--{name.replace('_', '-')}"
+        option = name if name.startswith("-") else _option(name)
         if option in command.options:
             yield command.options[option]
+
+
+def _option(key: str) -> str:
+    """Return the option that a key names; a key may have the name of an earlier version."""
+    option = f"--{key.replace('_', '-')}"
+    return RENAMED.get(option, option)
 
 
 def _all_options() -> set[str]:

@@ -36,16 +36,16 @@ def precision_flags() -> Flags[PrecisionOptions]:
                     "fp16: which inputs and outputs of the file are fp16 too (default none: they stay float32)",
                     choices=get_args(HalfIO),
                 ),
-            ),
-            QUANTISED: (
                 Flag(
-                    "--int8-keep",
+                    "--keep",
                     "nodes_to_exclude",
-                    "layers not to quantize: auto (by measurement), none, or names and patterns",
+                    "layers that stay in higher precision: auto (by measurement), none, or names and patterns",
                     metavar="LAYER",
                     nargs="+",
                     fills=lambda words: words[0] if words in (["auto"], ["none"]) else tuple(words),
                 ),
+            ),
+            QUANTISED: (
                 Flag(
                     "--reduce-range",
                     "reduce_range",

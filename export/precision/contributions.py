@@ -59,7 +59,7 @@ def contributions_of(
         if session.stopped:
             _log.warning(
                 "no derivative passes the operators %s, so layers before them alone are not chosen to stay in floating "
-                "point: name them with --int8-keep if the accuracy is not enough",
+                "point: name them with --keep if the accuracy is not enough",
                 ", ".join(sorted(session.stopped)),
             )
         parts = {layer: part / len(images) for layer, part in session.parts.items()}

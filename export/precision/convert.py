@@ -26,6 +26,7 @@ from deploykit.export.parity.verification import Verification, largest_values
 from deploykit.export.precision.half import HalfReport, HalfType, to_half
 from deploykit.export.precision.quantize import QuantReport, quantize_graph
 from deploykit.export.precision.read_back import check_precision, precisions_of
+from deploykit.export.precision.search.names import label_of, named_in
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.spec import ModelSpec
@@ -190,10 +191,18 @@ def _convert_to_half(
     context.progress.step("converting")
     largest = largest_values(graph, context.inputs, Within("converting: ", context.progress))
     exported = {str(node.name) for node in with_outputs(graph, context.plan.outputs).graph}
-    store, notes, parity = True, [], None
+    asked, store, notes, parity = _named_nodes(graph, options), True, [], None
     while True:
         converted = graph.clone()
-        done = to_half(converted, kind, largest=largest, half_io=options.half_io, store=store, about=exported)
+        done = to_half(
+            converted,
+            kind,
+            largest=largest,
+            nodes_to_exclude=asked,
+            half_io=options.half_io,
+            store=store,
+            about=exported,
+        )
         if context.verification is None:
             break
         rows = with_outputs(converted, context.rows_plan.outputs)
@@ -210,6 +219,14 @@ def _convert_to_half(
             f"{100 * done.flushed[worst]:.2g} % of {worst}"
         )
     return converted, PrecisionReport(kind, None, {}, half=done, in_torch=parity, notes=tuple(notes))
+
+
+def _named_nodes(graph: ir.Model, options: PrecisionOptions) -> tuple[str, ...]:
+    """Return the nodes that stay in fp32 because the options name them, or the layers that they are."""
+    if isinstance(options.nodes_to_exclude, str):
+        return ()
+    labels = {str(node.name): label_of(node) for node in graph.graph if node.op_type != "Constant"}
+    return named_in(labels, options.nodes_to_exclude, "layer")
 
 
 def _quantize(

@@ -29,11 +29,11 @@ from deploykit.export.precision.calibration import (
 from deploykit.export.precision.contributions import contributions_of
 from deploykit.export.precision.cpu_int8 import rounded_tensors
 from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, weight_of
+from deploykit.export.precision.search.names import label_of
 from deploykit.export.precision.sensitivity import (
     Sensitivity,
     choose_keep,
     errors_of,
-    label_of,
     measure_sensitivity,
     named_layers,
     outputs_of,
@@ -53,7 +53,7 @@ COMPARED = 4  # images on which calibration methods are compared
 HOW_KEPT = {
     "measurement": "chosen by measurement",
     "name": "chosen by name",
-    "nobody": "none was looked for (--int8-keep none)",
+    "nobody": "none was looked for (--keep none)",
 }
 """How the layers that stay in floating point were chosen -> what the report says of it."""
 FOR_CPU = "to uint8 with zero points, for ONNX Runtime's integer kernels: TensorRT refuses this file"
@@ -297,6 +297,6 @@ def _choose_method(
         raise DataError(
             f"expected finite outputs of the quantized network, but with the ranges of {', '.join(methods)} it gives "
             "NaN or infinity on the calibration images: check the checkpoint, or keep its layers in fp32 "
-            "(--int8-keep)"
+            "(--keep)"
         )
     return best, errors, ranges[best]

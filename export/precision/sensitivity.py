@@ -7,8 +7,6 @@ layers of that list are really left in floating point are run, and the length of
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +15,11 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from deploykit.errors import UsageError
 from deploykit.export.options import PrecisionOptions
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.cpu_int8 import quantize_for_cpu
 from deploykit.export.precision.qdq import QuantizationResult, quantisable, quantize
+from deploykit.export.precision.search.names import label_of, named_in
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.models.fuse import torch_threads
 from deploykit.progress import SILENT, Progress
@@ -33,7 +31,6 @@ __all__ = [
     "Sensitivity",
     "choose_keep",
     "errors_of",
-    "label_of",
     "measure_sensitivity",
     "named_layers",
     "outputs_of",
@@ -173,19 +170,5 @@ def named_layers(graph: ir.Model, wanted: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: a name or pattern matches no layer.
     """
-    layers = {str(node.name): label_of(node) for node in quantisable(graph.graph)}
-    found: list[str] = []
-    for pattern in wanted:
-        meant = [n for n, label in layers.items() if any(fnmatch.fnmatchcase(x, pattern) for x in (n, label))]
-        if not meant:
-            near = difflib.get_close_matches(pattern, [*layers, *layers.values()], n=3)
-            hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(list(layers)[:3])}, ..."
-            raise UsageError(f"no layer that can be quantized is called {pattern!r}: {hint}")
-        found += meant
-    return tuple(dict.fromkeys(found))
-
-
-def label_of(node: ir.Node) -> str:
-    """Return the name of a layer in the network: that of its weight, without the suffix ``.weight``."""
-    weight = node.inputs[1]
-    return str(node.name) if weight is None else str(weight.name).removesuffix(".weight")
+    labels = {str(node.name): label_of(node) for node in quantisable(graph.graph)}
+    return named_in(labels, wanted, "layer that can be quantized")

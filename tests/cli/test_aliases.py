@@ -38,6 +38,7 @@ def parsed(line: str) -> argparse.Namespace:
         ("export x.pt --format engine", "export x.pt --format tensorrt"),
         ("export x.pt --format=rtx --format onnx", "export x.pt --format tensorrt-rtx --format onnx"),
         ("predict --weights x.onnx --conf-thres 0.4 a.jpg", "predict --model x.onnx --conf 0.4 a.jpg"),
+        ("export x.pt --int8-keep none", "export x.pt --keep none"),
         ("bench x.onnx --batch-size=4", "bench x.onnx --batch 4"),
         ("eval x.onnx --data a --iou-thres 0.7", "eval x.onnx --data a --iou 0.7"),
     ],

@@ -64,6 +64,8 @@ def added(line: str) -> list[str]:
             ["--profile", "1x8x8", "1x8x8", "2x8x8", "--profile", "1x4x4", "1x4x4", "1x4x4"],
         ),
         ("[export]\nmean = [-0.5, 0.5, 0.5]", "export m.pt", ["--mean", "-0.5", "0.5", "0.5"]),
+        ("[export]\nint8-keep = ['a.*', 'b']", "export m.pt", ["--keep", "a.*", "b"]),
+        ("[export]\nint8_keep = 'a'", "export m.pt --keep none", []),
         ("[bench]\nduration = 2.5", "bench m.onnx", ["--duration=2.5"]),
         ("[bench]\nduration = 2.5", "bench m.onnx --runs 3", []),  # the two exclude each other
         ("[defaults]\nthreads = 3", "bench m.onnx", ["--threads=3"]),

@@ -33,7 +33,7 @@ def test_what_is_not_typed_has_the_defaults_of_the_objects() -> None:
 
 def test_what_is_typed_fills_its_field() -> None:
     words = "--img 64 96 --dynamic batch --no-simplify --nms graph --conf 0.5 --precision int8 --calib images"
-    quantisation = "--calib-size 4 --int8-keep a.* b --reduce-range --no-calib-cache"
+    quantisation = "--calib-size 4 --keep a.* b --reduce-range --no-calib-cache"
     options = onnx_options(parsed(*words.split(), *quantisation.split()))
     precision = PrecisionOptions("int8", "none", Calibration("images", 4), ("a.*", "b"), True, False)
     assert options == OnnxOptions(

@@ -273,7 +273,7 @@ def test_int8_is_calibrated_by_the_best_method_and_keeps_what_hurts(
     assert "layers, chosen by measurement" in report.lines()[1][1]
     nothing = replace(report, kept_by="nobody", sensitivity=None, error=None, done=replace(report.done, kept=()))
     layers = f"0 of {len(report.done.layers)} layers"
-    assert nothing.lines()[1] == ("not quantized", f"{layers}, none was looked for (--int8-keep none)")
+    assert nothing.lines()[1] == ("not quantized", f"{layers}, none was looked for (--keep none)")
     sensitivity = report.sensitivity
     assert sensitivity is not None
     assert report.lines()[2][0] == "search"
@@ -353,6 +353,20 @@ def test_named_layers_are_kept(tmp_path: Path, images: Path) -> None:
     with pytest.raises(UsageError, match="no layer that can be quantized is called 'modle"):
         export(tmp_path / "y.onnx", replace(precision, nodes_to_exclude=("modle.1",)))
     assert not (tmp_path / "y.onnx").exists()
+
+
+@pytest.mark.parametrize("kind", ["fp16", "bf16"])
+def test_named_layers_of_half_stay_in_fp32(kind: Any, tmp_path: Path) -> None:
+    report = export(tmp_path / "x.onnx", PrecisionOptions(kind, nodes_to_exclude=("model.1.*",)))
+    assert report.precision is not None
+    assert report.precision.half is not None
+    asked = report.precision.half.kept["asked"]
+    assert asked
+    assert report.precision.computes["fp32"] >= len(asked)
+    stored = {t.name: t.data_type for t in onnx.load(str(report.path)).graph.initializer}
+    assert {stored[name] for name in stored if name.startswith("model.1.")} == {onnx.TensorProto.FLOAT}
+    with pytest.raises(UsageError, match="no layer is called 'modle"):
+        export(tmp_path / "y.onnx", PrecisionOptions(kind, nodes_to_exclude=("modle.1",)))
 
 
 def test_fp8_runs_in_torch(tmp_path: Path, images: Path) -> None:

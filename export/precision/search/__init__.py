@@ -1,0 +1,1 @@
+"""The search for the layers that stay in higher precision."""
