@@ -23,6 +23,10 @@ class Matching:
     ``max_keypoint`` is in network pixels, None without keypoints. ``max_score`` is a difference of scores; for classes
     it is one of probabilities. ``min_mask`` is the least IoU of two matched objects' masks of prototypes, at the cells
     of the prototypes inside of the box; None without such masks.
+
+    Of detections that a network chooses itself ``moved`` counts those with another rank, and ``exchanged`` those at the
+    end of a full list in whose place there is another one of the same score but for rounding. Both are explained by
+    the rounding of scores, and fail nothing.
     """
 
     reference: str
@@ -38,6 +42,8 @@ class Matching:
     max_keypoint: float | None
     limits: Tolerance = field(default_factory=Tolerance)
     min_mask: float | None = None
+    moved: int = 0
+    exchanged: int = 0
 
     @property
     def ok(self) -> bool:
@@ -57,8 +63,10 @@ class Matching:
             )
         points = "" if self.max_keypoint is None else f", keypoints within {self.max_keypoint:.3g} px"
         masks = "" if self.min_mask is None else f", IoU of masks at least {self.min_mask:.4f}"
+        order = f", {self.moved} have another rank" if self.moved else ""
+        order += f", {self.exchanged} at the end of a full list are others of equal scores" if self.exchanged else ""
         return (
             f"{self.what} of {self.candidate} against {self.reference} on {self.input}: {self.matched} of "
             f"{self.expected} expected and {self.found} found match ({self.borderline} borderline), "
-            f"IoU at least {self.min_iou:.4f}, scores within {self.max_score:.3g}{points}{masks}"
+            f"IoU at least {self.min_iou:.4f}, scores within {self.max_score:.3g}{points}{masks}{order}"
         )

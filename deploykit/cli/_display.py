@@ -299,6 +299,7 @@ def parity_lines(report: ParityReport) -> list[str]:
     limits = report.tolerance
     references = [f"{name} ({computed})" for name, computed in report.references.items()]
     inputs = list(dict.fromkeys([d.input for d in report.differences] + [m.input for m in report.matchings]))
+    notes = [*_order_of(report), *(f"note: {note}" for note in report.notes)]
     relative = f"{limits.side:g} of the longer side" if limits.side else f"{limits.relative:g} |x|"
     scoring = f", in rows that score over {limits.min_score:g}" if limits.min_score else ""
     if not limits.judged:
@@ -306,7 +307,7 @@ def parity_lines(report: ParityReport) -> list[str]:
             f"compared with {' and '.join(references)} on {_some(inputs)}{scoring}",
             "reported only: no limit per value tells whether a quantized network is good; its accuracy does "
             "(--max-drop, deploykit eval --against)",
-            *(f"note: {note}" for note in report.notes),
+            *notes,
         ]
     told = f"limits: {limits.pixels:g} px + {relative}, probabilities {limits.probability:g}{scoring}"
     if report.differences and all(d.dense for d in report.differences):
@@ -318,7 +319,19 @@ def parity_lines(report: ParityReport) -> list[str]:
             f"fewer than 20 detections, or mostly borderline ones, on {_some(few)}: "
             "the 100 best rows were compared as well"
         )
-    return [*lines, *(f"note: {note}" for note in report.notes)]
+    return [*lines, *notes]
+
+
+def _order_of(report: ParityReport) -> list[str]:
+    """Return what became of the order of detections that a network chooses itself; nothing where it stayed."""
+    moved, exchanged = (sum(getattr(m, name) for m in report.matchings) for name in ("moved", "exchanged"))
+    if not moved and not exchanged:
+        return []
+    total = sum(m.expected for m in report.matchings)
+    return [
+        f"detections are compared as sets: of {total:,}, {moved:,} have another rank, and {exchanged:,} at the end of "
+        "a full list are others of equal scores; rounding decides both"
+    ]
 
 
 def _some(names: list[str]) -> str:

@@ -36,7 +36,7 @@ class EndToEndExport(ExportAdapter[EndToEndRows]):
         for values in zip(expected, found, strict=True):
             sides = [each if layout.prototypes is None else MaskedRows.unpacked(each, layout).rows for each in values]
             pairs = pairs_of(sides[0], sides[1], layout, limits)
-            a, b = (side[place] for side, place in zip(sides, pairs.places, strict=True))
+            a, b = (side[place[pairs.judged]] for side, place in zip(sides, pairs.places, strict=True))
             parts.append(pairs)
             scores.append(float(np.abs(a[:, 4] - b[:, 4]).max(initial=0.0)))
             if layout.keypoints is not None:
@@ -52,13 +52,15 @@ class EndToEndExport(ExportAdapter[EndToEndRows]):
                 "detections",
                 expected=counts[0],
                 found=counts[1],
-                matched=sum(len(pairs.places[0]) for pairs in parts),
+                matched=sum(int(pairs.judged.sum()) for pairs in parts),
                 borderline=sum(int((side <= limits.probability).sum()) for pairs in parts for side in pairs.beyond),
                 min_iou=1.0,
                 max_score=float(np.max(scores)),
                 max_keypoint=None if layout.keypoints is None else float(np.max(points)),
                 limits=limits,
                 min_mask=None if layout.prototypes is None else min(masks),
+                moved=sum(pairs.moved for pairs in parts),
+                exchanged=sum(pairs.exchanged for pairs in parts),
             )
         ]
 

@@ -5,6 +5,9 @@ paired with the nearest one of the same class, and pairs are compared value by v
 by one network alone. Rounding may decide that at the end of a full list: in the other network its score is then at most
 that of the last row. So the error of its score is what it has more than that, or than 0 where the other list is not
 full: it has empty rows, or fewer than the first.
+
+Rows that a tolerance does not look at, because they score too little, have no part in a verdict: they are most of a
+full list, and would outweigh the few that matter.
 """
 
 from __future__ import annotations
@@ -52,15 +55,26 @@ def chosen_rows(rows: Array, layout: EndToEndRows) -> Array:
 class Pairs:
     """Which rows of two networks are the same detections of one image.
 
-    ``places``: the positions of the pairs on both sides, the best score first. ``alone``: those of the rows without a
-    partner, and ``beyond``: how much more each scores than the last row of the other side. ``counts``: the rows that
-    are not empty.
+    ``places``: the positions of the pairs on both sides, the best score first; ``judged``: whether one of the two
+    scores more than the tolerance looks at. ``alone``: the positions of the rows without a partner that do, and
+    ``beyond``: how much more each scores than the last row of the other side.
+
+    ``moved``: how many pairs have another rank among the pairs. ``exchanged``: how many rows at the end of a full list
+    are others than in the other one, because their scores are equal but for rounding.
     """
 
     places: tuple[Array, Array]
+    judged: Array
     alone: tuple[Array, Array]
     beyond: tuple[Array, Array]
-    counts: tuple[int, int]
+    moved: int = 0
+    exchanged: int = 0
+
+    @property
+    def counts(self) -> tuple[int, int]:
+        """How many rows of each side are judged."""
+        paired = int(self.judged.sum())
+        return paired + len(self.alone[0]), paired + len(self.alone[1])
 
 
 def pairs_of(a: Array, b: Array, layout: EndToEndRows, limits: Tolerance) -> Pairs:
@@ -81,14 +95,21 @@ def pairs_of(a: Array, b: Array, layout: EndToEndRows, limits: Tolerance) -> Pai
             pairs.append((i, j))
     pairs.sort(key=lambda pair: (-scores[0][pair[0]], pair))
     places = np.array(pairs, np.int64).reshape(-1, 2).T
-    alone = [np.flatnonzero(one & ~(score <= limits.min_score)) for one, score in zip(free, scores, strict=True)]
+    counted = [~(score <= limits.min_score) for score in scores]
+    alone = [np.flatnonzero(one & each) for one, each in zip(free, counted, strict=True)]
     full = [len(one) >= len(other) and not (one <= 0).any() for one, other in (scores, scores[::-1])]
     last = [float(score.min(initial=1.0)) if every else 0.0 for score, every in zip(scores, full, strict=True)]
+    tied = [
+        int((free[side] & (scores[side] - last[1 - side] <= limits.probability)).sum()) if full[1 - side] else 0
+        for side in (0, 1)
+    ]
     return Pairs(
         (places[0], places[1]),
+        counted[0][places[0]] | counted[1][places[1]],
         (alone[0], alone[1]),
         (scores[0][alone[0]] - last[1], scores[1][alone[1]] - last[0]),
-        (int((~(scores[0] <= 0)).sum()), int((~(scores[1] <= 0)).sum())),
+        moved=int((np.argsort(np.argsort(places[0])) != np.argsort(np.argsort(places[1]))).sum()),
+        exchanged=max(tied),
     )
 
 
