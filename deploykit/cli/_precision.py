@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, get_args
 
 from deploykit.cli._options import Flag, Flags
@@ -162,6 +163,8 @@ def precision_of(args: argparse.Namespace) -> PrecisionOptions:
 
 def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
     """Return what became of the graph, one line per fact."""
+    from deploykit.export.precision.search.kept import lines_of
+
     counts = ", ".join(f"{count} in {kind}" for kind, count in report.computes.items())
     lines = [("computes", f"convolutions and matrix multiplications: {counts} (read from the file)")]
     if report.half is not None:
@@ -173,9 +176,19 @@ def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
             lines.append(
                 ("range", f"largest {half.dtype} value {largest:.4g} of 65504 ({name}), on the images of the check")
             )
+        lines += [("", text) for text in _out_of_range(half.out_of_range)]
     if report.quantised is not None:
         lines += report.quantised.lines()
+    if report.search is not None:
+        lines.append(("search", report.search.line()))
+    lines += [("kept" if not place else "", text) for place, text in enumerate(lines_of(report.kept))]
     if report.base is not None:
         worst = max((d.limit_ratio for d in report.base.differences), default=0.0)
         lines.append(("fp32 before it", f"verified, {100 * worst:.1f} % of its limits used"))
     return [*lines, *(("note", note) for note in report.notes)]
+
+
+def _out_of_range(tensors: Mapping[str, tuple[float, str]], most: int = 3) -> list[str]:
+    """Return lines about the tensors that stay in fp32 for their values, the largest first."""
+    lines = [f"{name} stays in fp32: it reaches {value:.4g} on {image}" for name, (value, image) in tensors.items()]
+    return [*lines[:most], *([f"and {len(lines) - most} further tensors (--json)"] if len(lines) > most else [])]

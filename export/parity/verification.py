@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -160,11 +161,17 @@ class Verification:
         return check_file(plan, expected, file, spec, self._details, limits)
 
     def check_in_torch(
-        self, graph: ir.Model, name: str, limits: Tolerance, exported: tuple[NmsPlan, ModelSpec] | None = None
+        self,
+        graph: ir.Model,
+        name: str,
+        limits: Tolerance,
+        exported: tuple[NmsPlan, ModelSpec] | None = None,
+        about: Callable[[str], str] = lambda tensor: "",
     ) -> ParityReport:
         """Check a graph in torch, each tensor rounded to its own type; the caller looks at the report's verdict.
 
-        ``exported``: the plan and the spec of the export; None: the graph gives the raw rows.
+        ``exported``: the plan and the spec of the export; None: the graph gives the raw rows. ``about`` returns what is
+        known of a tensor, for the message.
 
         Raises:
             ParityError: a tensor overflows.
@@ -182,8 +189,25 @@ class Verification:
         with OnnxInTorchSession(graph, observe=observe) as session:
             parity = check_expected(expected, f"{name} in torch", session, spec, limits, self._details)
         if broken:
-            raise ParityError(f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite")
+            told = f"; {known}" if (known := about(broken[0])) else ""
+            raise ParityError(f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite{told}")
         return parity
+
+    def failing_in_torch(self, graph: ir.Model, name: str, limits: Tolerance, order: Sequence[str]) -> str:
+        """Return the first batch in this order on which a graph fails :meth:`check_in_torch`; empty: it passes all."""
+        feeds, broken = self.expected.feeds, False
+        batches = {batch.name: batch for batch in feeds.batches}
+
+        def observe(tensor: str, value: Tensor) -> None:
+            nonlocal broken
+            broken = broken or not bool(value.isfinite().all())
+
+        with OnnxInTorchSession(graph, observe=observe) as session:
+            for batch in order:
+                expected = replace(self.expected, feeds=replace(feeds, batches=(batches[batch],)))
+                if not check_expected(expected, name, session, self.rows, limits).ok or broken:
+                    return batch
+        return ""
 
     @property
     def _details(self) -> Progress:
@@ -192,29 +216,43 @@ class Verification:
 
 
 def largest_values(
-    graph: ir.Model, feeds: ParityInputs, progress: Progress, *, finite: bool = True
+    graph: ir.Model,
+    feeds: ParityInputs,
+    progress: Progress,
+    *,
+    finite: bool = True,
+    where: dict[str, str] | None = None,
 ) -> dict[str, float]:
     """Measure the largest absolute value of every float tensor of an fp32 graph, over all images of a check.
 
-    Unless ``finite``, NaN counts as infinite: NMS divides 0 by 0 for boxes without area.
+    Unless ``finite``, NaN counts as infinite: NMS divides 0 by 0 for boxes without area. ``where`` receives the label
+    of the image on which each tensor was largest.
 
     Raises:
         ExportError: a tensor has values that are not finite.
     """
     found: dict[str, float] = {}
+    now = ""
 
     def observe(name: str, value: Tensor) -> None:
         if not value.numel():
             return
         most = float(value.abs().max())
         if finite and not math.isfinite(most):
-            raise ExportError(f"the tensor {name!r} has values that are not finite, so its range cannot be measured")
-        found[name] = max(found.get(name, 0.0), math.inf if math.isnan(most) else most)
+            raise ExportError(
+                f"the tensor {name!r} has values that are not finite, so its range cannot be measured (on {now})"
+            )
+        most = math.inf if math.isnan(most) else most
+        if most > found.get(name, -1.0):
+            found[name] = most
+            if where is not None:
+                where[name] = now
 
     with OnnxInTorchSession(graph, observe=observe) as session:
         (info,) = session.inputs
         for label, image in feeds.images.items():
             progress.step(f"measuring: {label}")
+            now = label
             slots = info.shape[0] or 1
             if session.accepts_shape((slots, *image.shape[1:])):
                 session.run({info.name: image.repeat(slots, 0)})

@@ -22,10 +22,12 @@ from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.options import Precision, PrecisionOptions
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
-from deploykit.export.parity.verification import Verification, largest_values
-from deploykit.export.precision.half import HalfReport, HalfType, to_half
+from deploykit.export.parity.verification import Verification
+from deploykit.export.precision.convert_half import HalfJob, HalfSearch, convert_half
+from deploykit.export.precision.half import HalfReport, HalfType
 from deploykit.export.precision.quantize import QuantReport, quantize_graph
 from deploykit.export.precision.read_back import check_precision, precisions_of
+from deploykit.export.precision.search.kept import KeptLayer
 from deploykit.export.precision.search.names import label_of, named_in
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import ParityInputs
@@ -42,7 +44,8 @@ class PrecisionReport:
     """The result of a conversion.
 
     ``base`` is the parity report of the fp32 graph before the conversion; None: it was not checked. ``computes`` counts
-    the convolutions and matrix products by the precision that they compute in, read back from the file.
+    the convolutions and matrix products by the precision that they compute in, read back from the file. ``kept`` are
+    the layers that names or a search keep in higher precision, ``search`` how that of fp16 or bf16 has found them.
     """
 
     precision: Precision
@@ -52,6 +55,8 @@ class PrecisionReport:
     quantised: QuantReport | None = None
     in_torch: ParityReport | None = None
     notes: tuple[str, ...] = ()
+    kept: tuple[KeptLayer, ...] = ()
+    search: HalfSearch | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able data."""
@@ -63,6 +68,8 @@ class PrecisionReport:
             "quantised": self.quantised.to_dict() if self.quantised else None,
             "in_torch": self.in_torch.to_dict() if self.in_torch else None,
             "notes": list(self.notes),
+            "kept": [dataclasses.asdict(layer) for layer in self.kept],
+            "search": dataclasses.asdict(self.search) if self.search else None,
         }
 
 
@@ -136,7 +143,7 @@ def convert_precision(
         raise UsageError(f"--half-io {options.half_io} needs raw rows: detections that a network chooses are float32")
     graph, verified, base = trace_with_rows(context, folder)
     if options.half is not None:
-        graph, report = _convert_to_half(context, options, options.half, graph)
+        graph, report = _convert_to_half(context, options, options.half, graph, base)
     else:
         graph, report = _quantize(context, options, graph, base)
     graph = with_outputs(graph, context.plan.outputs)
@@ -181,44 +188,36 @@ def with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
 
 
 def _convert_to_half(
-    context: ExportContext, options: PrecisionOptions, kind: HalfType, graph: ir.Model
+    context: ExportContext, options: PrecisionOptions, kind: HalfType, graph: ir.Model, base: Path
 ) -> tuple[ir.Model, PrecisionReport]:
-    """Convert to fp16 or bf16, and check the graph in torch.
-
-    Weights of layers kept in fp32 for their range are stored as half, unless the check fails with them.
-    """
+    """Convert to fp16 or bf16, and check the graph in torch."""
     assert context.inputs is not None
-    context.progress.step("converting")
-    largest = largest_values(graph, context.inputs, Within("converting: ", context.progress))
-    exported = {str(node.name) for node in with_outputs(graph, context.plan.outputs).graph}
-    asked, store, notes, parity = _named_nodes(graph, options), True, [], None
-    while True:
-        converted = graph.clone()
-        done = to_half(
-            converted,
-            kind,
-            largest=largest,
-            nodes_to_exclude=asked,
-            half_io=options.half_io,
-            store=store,
-            about=exported,
-        )
-        if context.verification is None:
-            break
-        rows = with_outputs(converted, context.rows_plan.outputs)
-        parity = context.verification.check_in_torch(rows, kind, LIMITS[kind])
-        if parity.ok or not done.stored:
-            parity.raise_if_bad(f"{kind} in torch")
-            break
-        store = False
-        notes.append(f"the weights of {len(done.stored)} layers stay fp32: stored as {kind} they exceed the tolerance")
-    if done.flushed:
-        worst = max(done.flushed, key=done.flushed.__getitem__)
-        notes.append(
-            f"weights too small for {kind} became 0 in {len(done.flushed)} tensors, at most "
-            f"{100 * done.flushed[worst]:.2g} % of {worst}"
-        )
-    return converted, PrecisionReport(kind, None, {}, half=done, in_torch=parity, notes=tuple(notes))
+    job = HalfJob(
+        graph=graph,
+        kind=kind,
+        inputs=context.inputs,
+        spec=context.rows,
+        rows=lambda converted: with_outputs(converted, context.rows_plan.outputs),
+        half_io=options.half_io,
+        exported={str(node.name) for node in with_outputs(graph, context.plan.outputs).graph},
+        verification=context.verification,
+        asked=_named_nodes(graph, options),
+        search=options.nodes_to_exclude == "auto",
+        base=base if options.cache else None,
+        progress=context.progress,
+    )
+    done = convert_half(job)
+    report = PrecisionReport(
+        kind,
+        None,
+        {},
+        half=done.report,
+        in_torch=done.parity,
+        notes=done.notes,
+        kept=done.kept,
+        search=done.search,
+    )
+    return done.graph, report
 
 
 def _named_nodes(graph: ir.Model, options: PrecisionOptions) -> tuple[str, ...]:

@@ -52,10 +52,12 @@ LEAST_STORED = 1024  # elements; smaller constants of a layer in fp32 are not wo
 
 @dataclass(frozen=True)
 class HalfReport:
-    """The result of a conversion. ``kept``: the nodes in fp32 by reason (decode, operator, range, type, asked).
+    """The result of a conversion. ``kept``: the nodes in fp32 by reason (decode, operator, range, type, asked, or
+    tolerance, where a search has found them).
 
     ``casts``: how many Cast nodes there are. ``largest``: the largest value of any half tensor, and its name.
     ``stored``: fp32 nodes whose weights are stored as half. ``flushed``: weight -> the share of it that becomes zero.
+    ``out_of_range``: tensor that a half type cannot hold -> its largest value, and the image where it was measured.
     """
 
     dtype: HalfType
@@ -65,6 +67,7 @@ class HalfReport:
     largest: tuple[float, str] = (0.0, "")
     stored: tuple[str, ...] = ()
     flushed: dict[str, float] = field(default_factory=dict)
+    out_of_range: dict[str, tuple[float, str]] = field(default_factory=dict)
 
 
 def to_half(

@@ -23,6 +23,7 @@ from deploykit.export.parity.compare import compare
 from deploykit.export.parity.inputs import sample_image
 from deploykit.export.parity.tolerances import FP16, REPORT_ONLY
 from deploykit.export.precision import convert as module
+from deploykit.export.precision import convert_half as to_half_module
 from deploykit.export.precision.half import HalfReport
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.report import ExportReport
@@ -210,8 +211,8 @@ def test_a_conversion_that_changes_the_network_is_refused(tmp_path: Path, monkey
                 value.const_value.numpy()[:] = 0
         return report
 
-    module_to_half = module.to_half
-    monkeypatch.setattr(module, "to_half", wrong)
+    module_to_half = to_half_module.to_half
+    monkeypatch.setattr(to_half_module, "to_half", wrong)
     (tmp_path / "x.onnx").write_bytes(b"an older file")
     with pytest.raises(ParityError, match="fp16 in torch"):
         export(tmp_path / "x.onnx", PrecisionOptions("fp16"))
@@ -224,7 +225,7 @@ def test_what_the_file_computes_in_is_read_back_and_held_against_what_was_asked(
 ) -> None:
     """A conversion that claims to have worked and leaves fp32 behind."""
     idle = HalfReport("fp16", 10, {}, 0)
-    monkeypatch.setattr(module, "to_half", lambda *_, **__: idle)
+    monkeypatch.setattr(to_half_module, "to_half", lambda *_, **__: idle)
     with pytest.raises(ExportError, match=r"x\.onnx must compute in fp16, but .* in fp32"):
         export(tmp_path / "x.onnx", PrecisionOptions("fp16"))
     assert list(tmp_path.iterdir()) == []
