@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -20,14 +20,17 @@ __all__ = ["Candidate", "Changes", "Fold", "Scaled", "apply_changes", "joined_ch
 
 
 class Scaled(NamedTuple):
-    """A constant is multiplied by ``factors``, one per index of its ``axis``."""
+    """A constant is multiplied by ``factors``, one per index of its ``axis``.
+
+    Of an activation, a node before the one that takes it multiplies; its axis counts from the last, which is -1.
+    """
 
     axis: int
     factors: Array
 
 
 Changes = Mapping[tuple[str, int], tuple[Scaled, ...]]
-"""What a fold changes: the name of a node and the number of its input -> what is done with the constant there."""
+"""What a fold changes: the name of a node and the number of its input -> what is done with the value there."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +65,15 @@ def joined_changes(first: Changes, second: Changes) -> Changes:
 
 
 def apply_changes(model: ir.Model, changes: Changes) -> None:
-    """Give the nodes of a graph their changed constants, in place; a constant that others use too stays for them."""
+    """Give the nodes of a graph their changed values, in place; a value that others use too stays for them."""
     graph = model.graph
     nodes = {str(node.name): node for node in graph} if changes else {}
     for (name, index), steps in changes.items():
         value = nodes[name].inputs[index]
         assert value is not None
-        assert value.const_value is not None
+        if value.const_value is None:
+            _scale_before(graph, nodes[name], index, steps)
+            continue
         array = value.const_value.numpy().astype(np.float32)
         for axis, factors in steps:
             array = array * factors.reshape([-1 if i == axis % array.ndim else 1 for i in range(array.ndim)])
@@ -77,3 +82,18 @@ def apply_changes(model: ir.Model, changes: Changes) -> None:
             graph.initializers.pop(str(value.name))
         label = str(value.name) if alone else f"{value.name}_{name}_{index}"
         nodes[name].replace_input_with(index, constant(graph, label, array))
+
+
+def _scale_before(graph: Any, node: ir.Node, index: int, steps: Sequence[Scaled]) -> None:
+    """Multiply an activation right before the node that takes it."""
+    value = node.inputs[index]
+    for number, (axis, factors) in enumerate(steps):
+        assert value is not None
+        label = f"{node.name}_{index}_scaled_{number}"
+        shaped = factors.reshape([-1, *[1] * (-axis - 1)])  # how many axes the value has is not known
+        product = ir.node("Mul", [value, constant(graph, f"{label}_by", shaped)], name=f"{label}_product")
+        scaled = product.outputs[0]
+        scaled.name, scaled.type = label, value.type
+        graph.insert_before(node, product)
+        value = scaled
+    node.replace_input_with(index, value)
