@@ -24,6 +24,7 @@ __all__ = [
     "Exporter",
     "HalfIO",
     "Int8Target",
+    "KeepAs",
     "NmsMode",
     "OnnxOptions",
     "Precision",
@@ -38,6 +39,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 QuantKind = Literal["int8", "fp8"]
 HalfIO = Literal["none", "input", "output", "both"]
 Int8Target = Literal["any", "cpu"]
+KeepAs = Literal["fp32", "fp16"]
 CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 
 OPSETS = range(13, 24)
@@ -112,10 +114,14 @@ class PrecisionOptions:
         calibration: the images on which the ranges of int8 and fp8 are measured.
         nodes_to_exclude: layers that stay in higher precision: ``auto`` chooses them by measurement; ``none``, or names
             and patterns. Of fp16 and bf16 these are nodes that stay in fp32 beside those that the rules keep.
+        keep_as: of int8 and fp8, the precision of the layers that stay: ``fp32`` or ``fp16``.
+        keep_file: a file of layers to keep. One that exists says which stay, in place of ``nodes_to_exclude``; where
+            there is none, those of this export are written to it.
         target: of int8, what computes it: ``any`` (ONNX Runtime, TensorRT) rounds the inputs of layers; ``cpu`` rounds
             what lies between layers too, to uint8 with zero points, for ONNX Runtime's integer kernels.
         reduce_range: store int8 weights in 7 bits, for CPUs whose int8 kernels saturate.
-        cache: keep measured ranges for the next export of the same model with the same images.
+        cache: keep measured ranges, and what a search for layers has measured, for the next export of the same model
+            with the same images.
     """
 
     precision: Precision = "fp32"
@@ -125,6 +131,8 @@ class PrecisionOptions:
     reduce_range: bool = False
     cache: bool = True
     target: Int8Target = "any"
+    keep_as: KeepAs = "fp32"
+    keep_file: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -135,6 +143,13 @@ class PrecisionOptions:
             raise UsageError(f"the target of int8 must be any or cpu, got {self.target!r}")
         if self.target != "any" and self.precision != "int8":
             raise UsageError(f"--target {self.target} goes with --precision int8, not with {self.precision}")
+        if self.keep_as not in get_args(KeepAs):
+            raise UsageError(f"layers are kept in {' or '.join(get_args(KeepAs))}, got {self.keep_as!r}")
+        if self.keep_as != "fp32" and (self.quantised is None or self.target != "any"):
+            asked = f"--target {self.target}" if self.target != "any" else f"--precision {self.precision}"
+            raise UsageError(f"--keep-as {self.keep_as} goes with --precision int8 and fp8, not with {asked}")
+        if self.keep_file is not None and self.precision == "fp32":
+            raise UsageError("--keep-file goes with a precision other than fp32")
         if (self.calibration is not None) != (self.quantised is not None):
             raise UsageError(
                 f"--precision {self.precision} needs images to measure ranges on: pass --calib DIR, a folder of "

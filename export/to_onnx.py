@@ -27,7 +27,14 @@ from deploykit.export.package_layout import in_package_layout, package_metadata
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.onnx_file import reference_for
 from deploykit.export.parity.verification import Verification
-from deploykit.export.precision.convert import ExportContext, traced_graph, verify_file, verify_precision
+from deploykit.export.precision.convert import (
+    ExportContext,
+    keep_file_of,
+    traced_graph,
+    verify_file,
+    verify_precision,
+    write_kept,
+)
 from deploykit.export.report import ExportReport
 from deploykit.export.step_timer import StepTimer
 from deploykit.models.checkpoint.safetensors_file import INDEX, SHARD, find_shards
@@ -198,8 +205,11 @@ def export_model(
         if parity is not None and verification is not None:
             reference = replace(reference_for(plan, verification.expected, spec), limits=parity.tolerance)
             about = digests(file, (external_data_path(file),), spec.source.sha256)
-            parity_report_path(file).write_text(parity.to_json(about))
+            kept = {"kept": precision.to_dict()["kept"]} if precision is not None and precision.kept else {}
+            parity_report_path(file).write_text(parity.to_json({**about, **kept}))
         publish(folder, out, parts=(external_data_path(out),), reports=(parity_report_path(out),))
+    if precision is not None:
+        write_kept(asked, precision, spec)
     done = replace(report, size=size, parity=parity, precision=precision, accuracy=accuracy, seconds=timer.seconds())
     return VerifiedExport(done, reference)
 
@@ -218,6 +228,8 @@ def _context(
     check_writable(out, (external_data_path(out), parity_report_path(out)))
     if options.precision.calibration is not None:
         options.precision.calibration.images()
+    if keep_file_of(options.precision) is None and options.precision.keep_file is not None:
+        check_writable(Path(options.precision.keep_file).expanduser())
     if options.gate is not None:
         check_gate(options.gate)
     example = example_input(spec.input)  # first, because its error explains a lack of memory

@@ -19,7 +19,7 @@ QUANTISED = "precision int8 and fp8"
 
 def precision_flags() -> Flags[PrecisionOptions]:
     """Return the options of precision, and those of int8 and fp8 but for their images."""
-    from deploykit.export.options import HalfIO, Int8Target, Precision, PrecisionOptions
+    from deploykit.export.options import HalfIO, Int8Target, KeepAs, Precision, PrecisionOptions
 
     return Flags(
         PrecisionOptions,
@@ -45,6 +45,13 @@ def precision_flags() -> Flags[PrecisionOptions]:
                     nargs="+",
                     fills=lambda words: words[0] if words in (["auto"], ["none"]) else tuple(words),
                 ),
+                Flag(
+                    "--keep-file",
+                    "keep_file",
+                    "layers to keep: read if the file exists, else written, for further exports",
+                    metavar="FILE",
+                ),
+                Flag("--calib-cache", "cache", "keep what was measured, ranges and layers to keep, for later exports"),
             ),
             QUANTISED: (
                 Flag(
@@ -59,7 +66,7 @@ def precision_flags() -> Flags[PrecisionOptions]:
                     "VNNI, refused by TensorRT (docs/precision.md)",
                     choices=get_args(Int8Target),
                 ),
-                Flag("--calib-cache", "cache", "keep measured ranges for later exports"),
+                Flag("--keep-as", "keep_as", "precision of the layers that stay", choices=get_args(KeepAs)),
             ),
         },
     )
@@ -163,7 +170,7 @@ def precision_of(args: argparse.Namespace) -> PrecisionOptions:
 
 def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
     """Return what became of the graph, one line per fact."""
-    from deploykit.export.precision.search.kept import lines_of
+    from deploykit.export.precision.search.kept import lines_of, summary_of
 
     counts = ", ".join(f"{count} in {kind}" for kind, count in report.computes.items())
     lines = [("computes", f"convolutions and matrix multiplications: {counts} (read from the file)")]
@@ -181,7 +188,10 @@ def precision_facts(report: PrecisionReport) -> list[tuple[str, str]]:
         lines += report.quantised.lines()
     if report.search is not None:
         lines.append(("search", report.search.line()))
-    lines += [("kept" if not place else "", text) for place, text in enumerate(lines_of(report.kept))]
+    if report.quantised is None:  # it has named them already
+        lines += [("kept" if not place else "", text) for place, text in enumerate(lines_of(report.kept))]
+    if report.kept:
+        lines.append(("that costs", summary_of(report.kept)))
     if report.base is not None:
         worst = max((d.limit_ratio for d in report.base.differences), default=0.0)
         lines.append(("fp32 before it", f"verified, {100 * worst:.1f} % of its limits used"))

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -19,7 +19,7 @@ from deploykit.errors import UsageError
 from deploykit.export.graph.finalize import finalize_graph, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.plan import NmsPlan
-from deploykit.export.options import Precision, PrecisionOptions
+from deploykit.export.options import KeepAs, Precision, PrecisionOptions
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification
@@ -27,15 +27,17 @@ from deploykit.export.precision.convert_half import HalfJob, HalfSearch, convert
 from deploykit.export.precision.half import HalfReport, HalfType
 from deploykit.export.precision.quantize import QuantReport, quantize_graph
 from deploykit.export.precision.read_back import check_precision, precisions_of
-from deploykit.export.precision.search.kept import KeptLayer
+from deploykit.export.precision.search.costs import table_of
+from deploykit.export.precision.search.kept import KeepFile, KeptLayer, read_keep_file, write_keep_file
 from deploykit.export.precision.search.names import label_of, named_in
 from deploykit.progress import SILENT, Progress, Within
+from deploykit.runtime.files import exists
 from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.spec import ModelSpec
 
 __all__ = [
-    "ExportContext", "PrecisionReport", "TracedGraph", "convert_precision", "traced_graph", "verify_file",
-    "verify_precision",
+    "ExportContext", "PrecisionReport", "TracedGraph", "convert_precision", "keep_file_of", "traced_graph",
+    "verify_file", "verify_precision", "write_kept",
 ]  # fmt: skip
 
 
@@ -142,15 +144,44 @@ def convert_precision(
     if options.half_io in ("output", "both") and context.spec.output.nms_inside:
         raise UsageError(f"--half-io {options.half_io} needs raw rows: detections that a network chooses are float32")
     graph, verified, base = trace_with_rows(context, folder)
+    chosen = keep_file_of(options)
+    if chosen is not None:
+        nodes = chosen.nodes_in({str(node.name) for node in graph.graph}, str(options.keep_file))
+        options = replace(options, nodes_to_exclude=nodes or "none", keep_as=cast(KeepAs, chosen.keep_as))
     if options.half is not None:
         graph, report = _convert_to_half(context, options, options.half, graph, base)
     else:
         graph, report = _quantize(context, options, graph, base)
+    if chosen is not None:
+        report = _as_chosen(report, chosen, context.spec.source.sha256)
     graph = with_outputs(graph, context.plan.outputs)
     if report.half is not None:  # the converted graph also gave the rows, with Casts of their own
         casts = sum(node.op_type == "Cast" for node in graph.graph)
         report = replace(report, half=replace(report.half, casts=casts))
     return graph, replace(report, base=verified), base
+
+
+def keep_file_of(options: PrecisionOptions) -> KeepFile | None:
+    """Return the layers that the file of the options chooses; None: it chooses none, or does not exist yet.
+
+    Raises:
+        UsageError: the file cannot be used, or layers are named beside it.
+    """
+    if options.keep_file is None:
+        return None
+    found = read_keep_file(Path(options.keep_file).expanduser(), options.precision)
+    if found is not None and options.nodes_to_exclude != "auto":
+        raise UsageError(f"--keep-file {options.keep_file} has the layers to keep already: leave --keep out")
+    return found
+
+
+def _as_chosen(report: PrecisionReport, chosen: KeepFile, checkpoint: str) -> PrecisionReport:
+    """Return a report with what the file of layers says of them."""
+    rows = {row.node: row for row in report.kept}
+    kept = tuple(replace(rows[e.node], why=e.why, share=e.share) for e in chosen.layers if e.node in rows)
+    other = chosen.checkpoint_sha256 != checkpoint
+    note = f"the layers to keep were chosen for {chosen.model} with other weights" if other else ""
+    return replace(report, kept=kept, notes=(*report.notes, *([note] if note else [])))
 
 
 def trace_with_rows(
@@ -233,8 +264,27 @@ def _quantize(
 ) -> tuple[ir.Model, PrecisionReport]:
     """Quantize to int8 or fp8, by ranges measured on the network with raw rows."""
     context.progress.step("quantizing")
+    before = graph.clone()
     done = quantize_graph(graph, base, context.rows, options, Within("quantizing: ", context.progress))
-    return graph, PrecisionReport(options.precision, None, {}, quantised=done)
+    found, shares = done.sensitivity, {}
+    if found is not None and found.whole:
+        shares = {layer: part / found.whole for layer, part in found.layers.items()}
+    why, more = "asked" if found is None else "error", 3 if options.keep_as == "fp32" else 1
+    table = table_of(before, done.done.kept, why, shares, more)
+    return graph, PrecisionReport(options.precision, None, {}, quantised=done, kept=table)
+
+
+def write_kept(options: PrecisionOptions, report: PrecisionReport, spec: ModelSpec) -> None:
+    """Write the layers that stay to the file of the options, if they name one that does not exist yet.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if options.keep_file is None or exists(path := Path(options.keep_file).expanduser()):
+        return
+    source = spec.source
+    kept = KeepFile(source.model, source.sha256, options.precision, options.keep_as, report.kept)
+    write_keep_file(path, kept)
 
 
 def verify_precision(report: PrecisionReport, file: Path) -> PrecisionReport:

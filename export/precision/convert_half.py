@@ -22,12 +22,11 @@ from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification, largest_values
 from deploykit.export.precision.half import HalfReport, HalfType, to_half
 from deploykit.export.precision.half_rules import LARGEST, compute_nodes
-from deploykit.export.precision.search.costs import costs_of
+from deploykit.export.precision.search.costs import table_of
 from deploykit.export.precision.search.half_parts import error_in_half, half_parts, order_of
 from deploykit.export.precision.search.journal import Journal
 from deploykit.export.precision.search.kept import KeptLayer
 from deploykit.export.precision.search.minimal import smallest_set
-from deploykit.export.precision.search.names import label_of
 from deploykit.export.precision.sensitivity import outputs_of
 from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import ParityInputs
@@ -37,6 +36,7 @@ __all__ = ["HalfJob", "HalfSearch", "convert_half"]
 
 GROUPS = 16  # runs of nodes that are compared where no derivative ranks them
 RANKED = 2  # images of the run that ranks nodes
+BYTES = 2  # that a value of fp32 has more than one of half
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +162,7 @@ def convert_half(job: HalfJob) -> HalfConversion:
             f"weights too small for {job.kind} became 0 in {len(report.flushed)} tensors, at most "
             f"{100 * report.flushed[worst]:.2g} % of {worst}"
         )
-    table = _table(job.graph, kept, why, shares)
+    table = table_of(job.graph, kept, why, shares, BYTES)
     return HalfConversion(tried.graph, report, tried.parity, tuple(notes), table, search)
 
 
@@ -363,24 +363,3 @@ def _failing_first(inputs: ParityInputs, parity: ParityReport | None) -> list[st
         if each.input in ratios:
             ratios[each.input] = max(ratios[each.input], each.limit_ratio)
     return sorted(ratios, key=lambda name: -ratios[name])
-
-
-def _table(graph: ir.Model, kept: Collection[str], why: str, shares: Mapping[str, float]) -> tuple[KeptLayer, ...]:
-    """The table of kept nodes, the largest shares first."""
-    if not kept:
-        return ()
-    costs = costs_of(graph)
-    macs = max(1, sum(cost.macs for cost in costs.values()))
-    rows = [
-        KeptLayer(
-            str(node.name),
-            label_of(node),
-            why,
-            shares.get(str(node.name)),
-            2 * costs[str(node.name)].values,
-            costs[str(node.name)].macs / macs,
-        )
-        for node in graph.graph
-        if str(node.name) in kept
-    ]
-    return tuple(sorted(rows, key=lambda row: -(row.share or 0.0)))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from deploykit.errors import DataError, ExportError
 from deploykit.export.graph.passes import drop_weights
-from deploykit.export.options import Calibration, CalibrationMethod, Int8Target, PrecisionOptions, QuantKind
+from deploykit.export.options import Calibration, CalibrationMethod, Int8Target, KeepAs, PrecisionOptions, QuantKind
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.calibration import (
     AUTO,
@@ -29,6 +30,7 @@ from deploykit.export.precision.calibration import (
 from deploykit.export.precision.contributions import contributions_of
 from deploykit.export.precision.cpu_int8 import rounded_tensors
 from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, weight_of
+from deploykit.export.precision.search.journal import Journal
 from deploykit.export.precision.search.names import label_of
 from deploykit.export.precision.sensitivity import (
     Sensitivity,
@@ -84,6 +86,7 @@ class QuantReport:
     ranges: dict[str, float]
     reduce_range: bool
     target: Int8Target = "any"
+    keep_as: KeepAs = "fp32"
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able data."""
@@ -161,7 +164,7 @@ def quantize_graph(
         named, error, sensitivity = _kept_by_measurement(trials, layers, ranges, by_image[method], progress)
     elif named:
         error = fmean(trials.errors(ranges, named))
-    done = quantize_as(model, ranges, spec, options, named)
+    done = quantize_as(model, ranges, spec, options, named, found.largest)
     return QuantReport(
         kind=kind,
         method=method,
@@ -172,6 +175,7 @@ def quantize_graph(
         done=done,
         labels={str(node.name): label_of(node) for node in layers},
         kept_by={"auto": "measurement", "none": "nobody"}.get(str(exclude), "name"),
+        keep_as=options.keep_as,
         sensitivity=sensitivity,
         error=error,
         ranges=ranges,
@@ -183,12 +187,17 @@ def quantize_graph(
 class _Trials:
     """Quantized networks that are run on the images of a comparison.
 
-    ``exact`` are the outputs before by image. ``few`` is how many of the first images are enough to compare layers.
+    ``exact`` are the outputs before by image; ``largest`` is what was measured of tensors. ``journal`` has what an
+    earlier search has measured, also one that was killed. ``few`` is how many of the first images are enough to
+    compare layers.
     """
 
     def __init__(self, base: Path, spec: ModelSpec, options: PrecisionOptions, images: Sequence[Array]) -> None:
         self.base, self.spec, self.options, self.images = base, spec, options, images
         self.exact: list[dict[str, Tensor]] = []
+        self.largest: Mapping[str, float] = {}
+        about = {"spec": spec.to_json(), "options": repr(replace(options, nodes_to_exclude="auto", keep_file=None))}
+        self.journal = Journal.of(base.read_bytes(), images, about) if options.cache else Journal(None)
         self.few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
 
     def parts(
@@ -198,9 +207,16 @@ class _Trials:
 
         These are means over the first images, or over the last ones if layers are kept.
         """
+        asked = ["parts", digest_of(ranges), sorted(kept)]
+        error, parts = self.journal.recall(asked, lambda: self._parts(ranges, kept, progress))
+        return error, parts
+
+    def _parts(
+        self, ranges: Mapping[str, float], kept: Collection[str], progress: Progress
+    ) -> tuple[float, dict[str, float]]:
         graph = ir.load(self.base)
         weights = {str(node.name): weight_of(node) for node in quantisable(graph.graph) if str(node.name) not in kept}
-        quantize_as(graph, ranges, self.spec, self.options, kept)
+        quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
         count = min(self.few, CORRECTED if kept else RANKED)
         numbers = range(len(self.images))[-count:] if kept else range(count)
         adapter = export_adapter_of(self.spec)
@@ -217,11 +233,20 @@ class _Trials:
 
     def errors(self, ranges: Mapping[str, float], kept: Collection[str] = (), of: slice = EVERY) -> list[float]:
         """Return the error on each of these images with all layers but ``kept`` quantized."""
+        asked = ["errors", digest_of(ranges), sorted(kept), of.start, of.stop]
+        return self.journal.recall(asked, lambda: self._errors(ranges, kept, of))
+
+    def _errors(self, ranges: Mapping[str, float], kept: Collection[str], of: slice) -> list[float]:
         graph = ir.load(self.base)
-        quantize_as(graph, ranges, self.spec, self.options, kept)
+        quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
         found = errors_of(graph, self.exact[of], self.images[of], self.spec)
         _forget(graph)
         return found
+
+
+def digest_of(ranges: Mapping[str, float]) -> str:
+    """Return a hash of ranges."""
+    return hashlib.sha256(json.dumps(sorted(ranges.items())).encode()).hexdigest()
 
 
 def _forget(graph: ir.Model) -> None:
@@ -238,7 +263,8 @@ def _measured(rows: ir.Model, trials: _Trials, progress: Progress) -> Activation
         tensors = rounded_tensors(rows.graph)
     else:
         layers = quantisable(rows.graph)
-        tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=False)))
+        both = options.keep_as == "fp16"  # which has to hold what layers give, too
+        tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=both)))
     compared = spread_numbers(len(calibration.images()), COMPARED)
 
     def watch(number: int, outputs: dict[str, Array]) -> None:
@@ -249,6 +275,7 @@ def _measured(rows: ir.Model, trials: _Trials, progress: Progress) -> Activation
     found = measure_activations(
         rows, data, trials.spec, tensors, calibration, cache=cache, watch=watch, progress=progress
     )
+    trials.largest = found.largest
     trials.exact = trials.exact or outputs_of(rows, trials.images)
     return found
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import onnx_ir as ir
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor
 from deploykit.export.options import PrecisionOptions
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.cpu_int8 import quantize_for_cpu
+from deploykit.export.precision.half import to_half
+from deploykit.export.precision.half_rules import LARGEST
 from deploykit.export.precision.qdq import QuantizationResult, quantisable, quantize
 from deploykit.export.precision.search.names import label_of, named_in
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
@@ -72,14 +75,35 @@ def quantize_as(
     spec: ModelSpec,
     options: PrecisionOptions,
     nodes_to_exclude: Collection[str],
+    largest: Mapping[str, float] = MappingProxyType({}),
 ) -> QuantizationResult:
-    """Quantize a graph in place, except ``nodes_to_exclude``, in the form that the options ask for."""
+    """Quantize a graph in place, except ``nodes_to_exclude``, in the form that the options ask for.
+
+    ``largest``: the largest absolute value of tensors; layers that stay in fp16 stay in fp32 where it does not hold
+    them.
+    """
     reduced = options.reduce_range
     if options.target == "cpu":
         return quantize_for_cpu(graph, ranges, spec.input, nodes_to_exclude=nodes_to_exclude, reduce_range=reduced)
     kind = options.quantised
     assert kind is not None
-    return quantize(graph, ranges, kind=kind, nodes_to_exclude=nodes_to_exclude, reduce_range=reduced)
+    done = quantize(graph, ranges, kind=kind, nodes_to_exclude=nodes_to_exclude, reduce_range=reduced)
+    if options.keep_as == "fp16" and done.kept:
+        _in_half(graph, done.kept, largest)
+    return done
+
+
+def _in_half(graph: ir.Model, layers: Collection[str], largest: Mapping[str, float]) -> None:
+    """Let layers of a quantized graph compute in fp16 if it holds what they take and give."""
+    fits = {
+        str(node.name)
+        for node in graph.graph
+        if str(node.name) in layers
+        and all(largest.get(str(v.name), 0.0) <= LARGEST for v in (*node.inputs, *node.outputs) if v is not None)
+    }
+    if fits:
+        others = [str(node.name) for node in graph.graph if str(node.name) not in fits]
+        to_half(graph, "fp16", largest=largest, nodes_to_exclude=others)
 
 
 def errors_of(

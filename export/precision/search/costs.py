@@ -1,15 +1,19 @@
-"""What a layer costs: the bytes of its weights, and its multiplications."""
+"""What layers cost that stay in higher precision: bytes of weights, and multiplications."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
-__all__ = ["Cost", "costs_of"]
+from deploykit.export.precision.search.kept import KeptLayer
+from deploykit.export.precision.search.names import label_of
+
+__all__ = ["Cost", "costs_of", "table_of"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,30 @@ def costs_of(graph: ir.Model) -> dict[str, Cost]:
     shaped = graph.clone()
     ShapeInferencePass()(shaped)
     return {str(node.name): Cost(_values(node), _macs(node)) for node in shaped.graph}
+
+
+def table_of(
+    graph: ir.Model, kept: Collection[str], why: str, shares: Mapping[str, float], more: int
+) -> tuple[KeptLayer, ...]:
+    """Return the table of layers that stay, the largest shares of the error first.
+
+    Args:
+        graph: the fp32 graph.
+        kept: the names of the nodes.
+        why: see :class:`KeptLayer`.
+        shares: node -> its share of the error, where that was measured.
+        more: how many bytes more a value of their weights takes than it would.
+    """
+    if not kept:
+        return ()
+    costs = costs_of(graph)
+    macs = max(1, sum(cost.macs for cost in costs.values()))
+    rows = []
+    for node in graph.graph:
+        name, cost = str(node.name), costs[str(node.name)]
+        if name in kept:
+            rows.append(KeptLayer(name, label_of(node), why, shares.get(name), more * cost.values, cost.macs / macs))
+    return tuple(sorted(rows, key=lambda row: -(row.share or 0.0)))
 
 
 def _values(node: ir.Node) -> int:

@@ -14,7 +14,7 @@ from deploykit.errors import UsageError
 from deploykit.runtime.files import exists, format_size
 from deploykit.strict_json import JsonError, read_json
 
-__all__ = ["KeepFile", "KeptLayer", "lines_of", "read_keep_file", "write_keep_file"]
+__all__ = ["KeepFile", "KeptLayer", "lines_of", "read_keep_file", "summary_of", "write_keep_file"]
 
 FORMAT = 1
 
@@ -26,9 +26,10 @@ class KeptLayer:
     Attributes:
         node: the name of its node in the graph.
         layer: its name in the network.
-        why: ``tolerance``, ``error``, ``accuracy`` (what would not hold without it), or ``asked``.
+        why: ``tolerance`` or ``accuracy``, which would not hold without it; ``error``, of which it makes much; or
+            ``asked``.
         share: its share of the error of the outputs with no layer kept, to first order; None: not measured. A share
-            that needs several layers is told of the first of them.
+            that goes only with several layers is divided among them.
         size: the bytes that it adds to the file.
         time: its share of the network's multiplications, which are computed in higher precision: an estimate of time,
             nothing was timed.
@@ -135,6 +136,12 @@ def _typed(data: Mapping[str, Any], name: str, kind: type | tuple[type, ...]) ->
     if not isinstance(data[name], kind) or isinstance(data[name], bool):
         raise TypeError(f"{name} is {data[name]!r}")
     return data[name]
+
+
+def summary_of(kept: Sequence[KeptLayer]) -> str:
+    """Return what layers cost together, for the screen."""
+    size, time = sum(layer.size for layer in kept), sum(layer.time for layer in kept)
+    return f"{format_size(size)} more, and {time:.1%} of the multiplications, which is an estimate of their time"
 
 
 def lines_of(kept: Sequence[KeptLayer], most: int = 12) -> list[str]:
