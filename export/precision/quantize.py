@@ -29,6 +29,8 @@ from deploykit.export.precision.calibration import (
 )
 from deploykit.export.precision.contributions import contributions_of
 from deploykit.export.precision.cpu_int8 import rounded_tensors
+from deploykit.export.precision.folds import Changes, apply_changes, digest_of_changes
+from deploykit.export.precision.folds.choose import FoldReport, check_same, choose_folds
 from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, weight_of
 from deploykit.export.precision.search.journal import Journal
 from deploykit.export.precision.search.names import label_of
@@ -69,7 +71,7 @@ class QuantReport:
     ``errors`` is the error of the outputs by calibration method, for the methods that were compared. ``error`` is the
     error without the excluded layers (see :meth:`deploykit.export.outputs.ExportAdapter.error`); None: not measured.
     ``images`` is how many images were used, ``names_sha256`` a hash of their names. ``labels`` maps a layer to its name
-    in the network.
+    in the network. ``folds`` is what was folded before; None: nothing can be.
     """
 
     kind: QuantKind
@@ -87,6 +89,7 @@ class QuantReport:
     reduce_range: bool
     target: Int8Target = "any"
     keep_as: KeepAs = "fp32"
+    folds: FoldReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able data."""
@@ -103,6 +106,7 @@ class QuantReport:
             error += f" instead of {self.errors[self.method]:.3g}"
         return [
             *([("rounded", f"{len(self.done.tensors)} tensors, {FOR_CPU}")] if self.target == "cpu" else []),
+            *([("folded", self.folds.line())] if self.folds is not None else []),
             ("ranges", f"{self.method}, {self.images} images{cached}{compared}"),
             (
                 "not quantized",
@@ -147,14 +151,16 @@ def quantize_graph(
     """
     kind, calibration, exclude = options.quantised, options.calibration, options.nodes_to_exclude
     assert kind is not None and calibration is not None  # noqa: PT018  (PrecisionOptions checks it)
-    rows = ir.load(base)
-    layers = quantisable(rows.graph)
-    if not layers:
+    trials = _Trials(base, spec, options, calibration_images(calibration, spec, COMPARED))
+    if not quantisable(trials.graph().graph):
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
+    trials.changes, folds = choose_folds(model, trials.images, trials.error_with, progress=progress)
+    apply_changes(model, trials.changes)
+    rows = trials.graph()
+    layers = quantisable(rows.graph)
     named = () if isinstance(exclude, str) else named_layers(rows, exclude)
     progress.step("ranges")
-    trials = _Trials(base, spec, options, calibration_images(calibration, spec, COMPARED))
-    found = _measured(rows, trials, progress)
+    found = _measured(rows, trials, calibration, progress, cache=options.cache)
     _forget(rows)
     method, by_image, ranges = _choose_method(found, calibration, trials.errors, progress)
     errors = {name: fmean(values) for name, values in by_image.items()}
@@ -181,15 +187,16 @@ def quantize_graph(
         ranges=ranges,
         reduce_range=options.reduce_range,
         target=options.target,
+        folds=folds,
     )
 
 
 class _Trials:
     """Quantized networks that are run on the images of a comparison.
 
-    ``exact`` are the outputs before by image; ``largest`` is what was measured of tensors. ``journal`` has what an
-    earlier search has measured, also one that was killed. ``few`` is how many of the first images are enough to
-    compare layers.
+    ``exact`` are the outputs before by image; ``largest`` is what was measured of tensors. ``changes`` are the folds
+    that every network has. ``journal`` has what an earlier search has measured, also one that was killed. ``few`` is
+    how many of the first images are enough to compare layers.
     """
 
     def __init__(self, base: Path, spec: ModelSpec, options: PrecisionOptions, images: Sequence[Array]) -> None:
@@ -198,7 +205,42 @@ class _Trials:
         self.largest: Mapping[str, float] = {}
         about = {"spec": spec.to_json(), "options": repr(replace(options, nodes_to_exclude="auto", keep_file=None))}
         self.journal = Journal.of(base.read_bytes(), images, about) if options.cache else Journal(None)
+        self.changes: Changes = {}
         self.few = min(len(images), max(2, round(MEASURED / (spec.input.size[0] * spec.input.size[1]))))
+
+    def graph(self, changes: Changes | None = None) -> ir.Model:
+        """Return the graph with raw rows, in fp32, with these folds, or with those that were chosen."""
+        graph = ir.load(self.base)
+        apply_changes(graph, self.changes if changes is None else changes)
+        return graph
+
+    def error_with(self, changes: Changes) -> float:
+        """Return the error with these folds and every layer quantized, with ranges of the images of the comparison.
+
+        Raises:
+            FoldError: the graph gives other outputs in fp32.
+        """
+        before, self.changes = self.changes, changes
+        exact, self.exact = self.exact, []
+        try:
+            given = self.options.calibration
+            assert given is not None
+            files = given.images()
+            few = tuple(files[number] for number in spread_numbers(len(files), COMPARED))
+            calibration = dataclasses.replace(given, source=few)
+            rows = self.graph()
+            found = _measured(rows, self, calibration, SILENT, cache=False)
+            _forget(rows)
+            if exact:
+                check_same("a fold", exact, self.exact)
+                self.exact = exact
+            _, errors, _ = _choose_method(found, calibration, self.errors, SILENT)
+            return min(map(fmean, errors.values()))
+        finally:
+            self.changes = before
+
+    def _folded(self) -> str:
+        return digest_of_changes(self.changes).hex()
 
     def parts(
         self, ranges: Mapping[str, float], kept: Collection[str], progress: Progress
@@ -207,14 +249,14 @@ class _Trials:
 
         These are means over the first images, or over the last ones if layers are kept.
         """
-        asked = ["parts", digest_of(ranges), sorted(kept)]
+        asked = ["parts", self._folded(), digest_of(ranges), sorted(kept)]
         error, parts = self.journal.recall(asked, lambda: self._parts(ranges, kept, progress))
         return error, parts
 
     def _parts(
         self, ranges: Mapping[str, float], kept: Collection[str], progress: Progress
     ) -> tuple[float, dict[str, float]]:
-        graph = ir.load(self.base)
+        graph = self.graph()
         weights = {str(node.name): weight_of(node) for node in quantisable(graph.graph) if str(node.name) not in kept}
         quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
         count = min(self.few, CORRECTED if kept else RANKED)
@@ -233,11 +275,11 @@ class _Trials:
 
     def errors(self, ranges: Mapping[str, float], kept: Collection[str] = (), of: slice = EVERY) -> list[float]:
         """Return the error on each of these images with all layers but ``kept`` quantized."""
-        asked = ["errors", digest_of(ranges), sorted(kept), of.start, of.stop]
+        asked = ["errors", self._folded(), digest_of(ranges), sorted(kept), of.start, of.stop]
         return self.journal.recall(asked, lambda: self._errors(ranges, kept, of))
 
     def _errors(self, ranges: Mapping[str, float], kept: Collection[str], of: slice) -> list[float]:
-        graph = ir.load(self.base)
+        graph = self.graph()
         quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
         found = errors_of(graph, self.exact[of], self.images[of], self.spec)
         _forget(graph)
@@ -255,23 +297,24 @@ def _forget(graph: ir.Model) -> None:
     release_freed_memory()
 
 
-def _measured(rows: ir.Model, trials: _Trials, progress: Progress) -> Activations:
+def _measured(
+    rows: ir.Model, trials: _Trials, calibration: Calibration, progress: Progress, *, cache: bool
+) -> Activations:
     """Measure what ranges follow from, and take the exact outputs of the comparison from the same runs."""
-    options, calibration = trials.options, trials.options.calibration
-    assert calibration is not None
+    options = trials.options
     if options.target == "cpu":
         tensors = rounded_tensors(rows.graph)
     else:
         layers = quantisable(rows.graph)
         both = options.keep_as == "fp16"  # which has to hold what layers give, too
         tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=both)))
-    compared = spread_numbers(len(calibration.images()), COMPARED)
+    compared = () if trials.exact else spread_numbers(len(calibration.images()), COMPARED)
 
     def watch(number: int, outputs: dict[str, Array]) -> None:
         if number in compared:
             trials.exact.append({name: torch.from_numpy(value) for name, value in outputs.items()})
 
-    data, cache = trials.base.read_bytes(), options.cache
+    data = trials.base.read_bytes() + digest_of_changes(trials.changes) if cache else b""
     found = measure_activations(
         rows, data, trials.spec, tensors, calibration, cache=cache, watch=watch, progress=progress
     )

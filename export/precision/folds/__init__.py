@@ -6,6 +6,7 @@ quantized outputs falls with it (:mod:`deploykit.export.precision.folds.choose`)
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -16,7 +17,7 @@ import onnx_ir as ir
 from deploykit.export.precision.qdq import constant
 from deploykit.runtime.arrays import Array
 
-__all__ = ["Candidate", "Changes", "Fold", "Scaled", "apply_changes", "joined_changes"]
+__all__ = ["Candidate", "Changes", "Fold", "Scaled", "apply_changes", "digest_of_changes", "joined_changes"]
 
 
 class Scaled(NamedTuple):
@@ -62,6 +63,16 @@ class Fold(Protocol):
 def joined_changes(first: Changes, second: Changes) -> Changes:
     """Return the changes that do the first and then the second."""
     return {key: (*first.get(key, ()), *second.get(key, ())) for key in (*first, *second)}
+
+
+def digest_of_changes(changes: Changes) -> bytes:
+    """Return a hash of changes; nothing for none."""
+    digest = hashlib.sha256()
+    for key, steps in changes.items():
+        digest.update(repr(key).encode())
+        for axis, factors in steps:
+            digest.update(repr((axis, factors.tolist())).encode())
+    return digest.digest() if changes else b""
 
 
 def apply_changes(model: ir.Model, changes: Changes) -> None:
