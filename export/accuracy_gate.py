@@ -7,7 +7,7 @@ from typing import cast
 
 from torch import nn
 
-from deploykit.errors import NotFoundError
+from deploykit.errors import AccuracyError, NotFoundError
 from deploykit.export.options import AccuracyGate
 from deploykit.export.sessions.onnx_in_torch import open_onnx_in_torch
 from deploykit.export.sessions.torch_module import TorchSession
@@ -22,7 +22,7 @@ from deploykit.runtime.options import EvalOptions
 from deploykit.runtime.session import Session, open_session
 from deploykit.spec import ModelSpec
 
-__all__ = ["check_accuracy_drop", "check_gate"]
+__all__ = ["Gated", "check_gate"]
 
 
 def check_gate(gate: AccuracyGate) -> None:
@@ -39,43 +39,51 @@ def check_gate(gate: AccuracyGate) -> None:
         raise NotFoundError(f"expected a folder of images to evaluate on at {folder}, which is not a folder")
 
 
-def check_accuracy_drop(
-    gate: AccuracyGate,
-    file: Path,
-    spec: ModelSpec,
-    fused: nn.Module,
-    base: Path | None,
-    progress: Progress = SILENT,
-) -> AccuracyComparison:
-    """Evaluate an export and its source on the same pixels, and check how far AP falls.
+class Gated:
+    """The evaluations of a gate: of the source, once, and of exports on the same pixels.
 
     Args:
         gate: the images and the largest drop that is allowed.
-        file: the export, with raw rows.
         spec: the spec of the export.
         fused: the fused model, the source of an fp32 export.
         base: the verified fp32 file, the source of a lower precision; None for an fp32 export.
         progress: receives which model is evaluated, and how far that is.
-
-    Raises:
-        AccuracyError: AP falls by more than is allowed. DataError, NotFoundError: see :func:`deploykit.evaluate`.
     """
-    before: Session = TorchSession(fused, spec) if base is None else open_session(base, provider="cpu")
-    in_torch = spec.precision in ("bf16", "fp8")  # ONNX Runtime does not run all such files
-    after: Session = open_onnx_in_torch(file) if in_torch else open_session(file, provider="cpu")
-    found = []
-    with before, after:
-        for name, session in (("the source", before), (file.name, after)):
-            named = _NamedEvaluation(name, progress)
-            found.append(
-                evaluate_session(
-                    session, spec, gate.data, gate.images, EvalOptions(limit=gate.limit, split=gate.split), named
-                )
-            )
-    source, export = (cast(DetectionEvaluation, each) for each in found)
-    comparison = compare_evaluations(export, source, samples=gate.bootstrap)
-    check_drop(comparison, gate.max_drop)
-    return comparison
+
+    def __init__(
+        self, gate: AccuracyGate, spec: ModelSpec, fused: nn.Module, base: Path | None, progress: Progress = SILENT
+    ) -> None:
+        self.gate, self._spec, self._progress = gate, spec, progress
+        with TorchSession(fused, spec) if base is None else open_session(base, provider="cpu") as before:
+            self._source = self._evaluated("the source", before)
+
+    def compared(self, file: Path) -> AccuracyComparison:
+        """Evaluate an export, with raw rows, and compare it with the source."""
+        in_torch = self._spec.precision in ("bf16", "fp8")  # ONNX Runtime does not run all such files
+        with open_onnx_in_torch(file) if in_torch else open_session(file, provider="cpu") as after:
+            export = self._evaluated(file.name, after)
+        return compare_evaluations(export, self._source, samples=self.gate.bootstrap)
+
+    def holds(self, comparison: AccuracyComparison) -> bool:
+        """Return whether AP falls by no more than is allowed."""
+        try:
+            self.check(comparison)
+        except AccuracyError:
+            return False
+        return True
+
+    def check(self, comparison: AccuracyComparison) -> float:
+        """Return how far AP falls, in points.
+
+        Raises:
+            AccuracyError: that is more than is allowed.
+        """
+        return check_drop(comparison, self.gate.max_drop)
+
+    def _evaluated(self, name: str, session: Session) -> DetectionEvaluation:
+        gate, named = self.gate, _NamedEvaluation(name, self._progress)
+        options = EvalOptions(limit=gate.limit, split=gate.split)
+        return cast(DetectionEvaluation, evaluate_session(session, self._spec, gate.data, gate.images, options, named))
 
 
 class _NamedEvaluation(Progress):

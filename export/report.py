@@ -7,15 +7,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
+
 from deploykit.export.graph.interface import Constant, Interface
+from deploykit.export.graph.passes import initializers_of, interface_of
 from deploykit.export.graph.versions import OLDEST_SUPPORTED, oldest_runtime
 from deploykit.export.parity.report import ParityReport
-from deploykit.export.precision.convert import PrecisionReport
+from deploykit.export.precision.convert import ExportContext, PrecisionReport
+from deploykit.models.registry import ReferenceModel
 from deploykit.runtime.evaluate.compare import AccuracyComparison
 from deploykit.runtime.files import format_size
 from deploykit.spec import ModelSpec
 
-__all__ = ["ExportReport"]
+__all__ = ["ExportReport", "report_of"]
 
 
 def _release(version: tuple[int, int]) -> str:
@@ -90,3 +94,38 @@ class ExportReport:
             data["accuracy"] = {**self.accuracy.model.to_dict(), **self.accuracy.to_dict()}
         data["precision"] = self.precision.to_dict() if self.precision else None
         return data
+
+
+def report_of(
+    model: ReferenceModel,
+    graph: ir.Model,
+    spec: ModelSpec,
+    context: ExportContext,
+    out: Path,
+) -> ExportReport:
+    """Return the report before the file is written: its size, its parity and the checkpoint's size come later."""
+    names = {name for name, _ in context.plan.module(context.fused).named_parameters()}
+    stored = initializers_of(graph)
+    weights = {c.name for c in stored if names.intersection(_weights_of(c.name))}
+    return ExportReport(
+        path=out,
+        model=model.name,
+        size=0,
+        parameters=sum(p.numel() for p in context.fused.parameters()),
+        weight_size=sum(c.size for c in stored if c.name in weights),
+        constants=tuple(c for c in stored if c.name not in weights),
+        checkpoint_size=0,
+        nodes=sum(1 for _ in graph.graph),
+        opset=graph.opset_imports[""],
+        ir_version=graph.ir_version,
+        inputs=interface_of(graph.graph.inputs),
+        outputs=interface_of(graph.graph.outputs),
+        spec=spec,
+        parity=None,
+        notes=model.all_notes,
+    )
+
+
+def _weights_of(name: str) -> tuple[str, ...]:
+    """The parameters that an initializer may hold; its name may add ``_t`` (transposed) and the precision to theirs."""
+    return name, name.rsplit("_", 1)[0], name.rsplit("_t_", 1)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from deploykit.errors import ImageSizeError, SpecError, UsageError, import_extra
-from deploykit.export.accuracy_gate import check_accuracy_drop, check_gate
+from deploykit.export.accuracy_gate import Gated, check_gate
 from deploykit.export.graph import passes
 from deploykit.export.graph.finalize import external_data_path, finalize_graph, write
 from deploykit.export.graph.trace import example_input, export_to_ir
@@ -26,16 +26,18 @@ from deploykit.export.output import check_writable, output_path, publish, stagin
 from deploykit.export.package_layout import in_package_layout, package_metadata
 from deploykit.export.parity.inputs import make_parity_inputs
 from deploykit.export.parity.onnx_file import reference_for
+from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.verification import Verification
 from deploykit.export.precision.convert import (
     ExportContext,
-    keep_file_of,
+    PrecisionReport,
     traced_graph,
     verify_file,
     verify_precision,
-    write_kept,
 )
-from deploykit.export.report import ExportReport
+from deploykit.export.precision.gate_search import keep_for_accuracy
+from deploykit.export.precision.search.kept import keep_file_of, write_kept
+from deploykit.export.report import ExportReport, report_of
 from deploykit.export.step_timer import StepTimer
 from deploykit.models.checkpoint.safetensors_file import INDEX, SHARD, find_shards
 from deploykit.models.fuse import fuse_model
@@ -171,33 +173,37 @@ def export_model(
     timer: StepTimer,
 ) -> VerifiedExport:
     """Do the work of :func:`onnx_from_model`, and return the reference values as well."""
-    packaged = options.layout == "ultralytics"
-    if packaged:
+    if options.layout == "ultralytics":
         model = in_package_layout(model, options)
     context = _context(model, options, out, samples, check=check, timer=timer)
     verification, asked = context.verification, options.precision
     spec = replace(context.spec, precision=asked.precision)
     with staging_dir(out) as folder:
-        graph, precision, rows, base = traced_graph(context, asked, folder, out.stem)
-        finalize_graph(graph, spec, context.plan, context.fused, package_metadata(spec, options) if packaged else None)
-        report = _report(model, graph, spec, context, out)
-        report = replace(report, notes=(*report.notes, *report.runtime_notes()))
-        if options.effective_opset != options.opset:
-            raised = f"opset {spec.opset} is used instead of {options.opset}: {asked.precision} needs at least that"
-            report = replace(report, notes=(*report.notes, raised))
-        timer.step("writing")
-        file = write(graph, folder / out.name, report.weight_size)
-        plan, fused = context.plan, context.fused if options.gate is not None else None
+        graph, precision, rows, base, further = traced_graph(context, asked, folder, out.stem)
+        writing = _Writing(model, options, context, spec, out, folder, timer)
+        report = writing.write(graph)
+        plan, gate, file = context.plan, options.gate, writing.file
+        fused = context.fused if gate is not None else None
         if verification is not None:
             verification.fused = None
-        passes.drop_weights(graph)
         del graph, context  # the folded weights are as large as the model's own, and are in the file now
-        precision = verify_precision(precision, file) if precision else None
-        parity = verify_file(verification, file, plan, spec, precision, rows) if verification else None
+        if further is None:
+            del writing
+
+        def verified(precision: PrecisionReport | None) -> tuple[PrecisionReport | None, ParityReport | None]:
+            precision = verify_precision(precision, file) if precision else None
+            return precision, verify_file(verification, file, plan, spec, precision, rows) if verification else None
+
+        precision, parity = verified(precision)
         accuracy = None
-        if options.gate is not None and fused is not None:
+        if gate is not None and fused is not None:
             timer.step("evaluating")
-            accuracy = check_accuracy_drop(options.gate, file, spec, fused, None if plan.chosen else base, timer)
+            gated = Gated(gate, spec, fused, None if plan.chosen else base, timer)
+            accuracy = gated.compared(file)
+            if further is not None and not gated.holds(accuracy):
+                precision, accuracy, report = keep_for_accuracy(gated, file, further, writing.write, timer)
+                precision, parity = verified(precision)
+            gated.check(accuracy)
         if base is not None:
             shutil.rmtree(base.parent)
         size = sum(p.stat().st_size for p in folder.iterdir())
@@ -209,9 +215,43 @@ def export_model(
             parity_report_path(file).write_text(parity.to_json({**about, **kept}))
         publish(folder, out, parts=(external_data_path(out),), reports=(parity_report_path(out),))
     if precision is not None:
-        write_kept(asked, precision, spec)
+        write_kept(asked, precision.kept, spec.source)
     done = replace(report, size=size, parity=parity, precision=precision, accuracy=accuracy, seconds=timer.seconds())
     return VerifiedExport(done, reference)
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """How a graph of an export becomes its file, in ``folder``, and what is reported of it."""
+
+    model: ReferenceModel
+    options: OnnxOptions
+    context: ExportContext
+    spec: ModelSpec
+    out: Path
+    folder: Path
+    timer: StepTimer
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+        return self.folder / self.out.name
+
+    def write(self, graph: ir.Model) -> ExportReport:
+        """Write a graph, which has no weights then."""
+        options, spec, context = self.options, self.spec, self.context
+        metadata = package_metadata(spec, options) if options.layout == "ultralytics" else None
+        finalize_graph(graph, spec, context.plan, context.fused, metadata)
+        report = report_of(self.model, graph, spec, context, self.out)
+        report = replace(report, notes=(*report.notes, *report.runtime_notes()))
+        if options.effective_opset != options.opset:
+            asked = options.precision.precision
+            raised = f"opset {spec.opset} is used instead of {options.opset}: {asked} needs at least that"
+            report = replace(report, notes=(*report.notes, raised))
+        self.timer.step("writing")
+        write(graph, self.file, report.weight_size)
+        passes.drop_weights(graph)
+        return report
 
 
 def _context(
@@ -255,6 +295,7 @@ def _context(
         inputs=inputs,
         verification=Verification(*source, rows, inputs, timer) if inputs and check else None,
         progress=timer,
+        again=options.gate is not None,
     )
 
 
@@ -300,41 +341,6 @@ def _trace(
         passes.simplify(graph)
     passes.name_transposed(graph, {name: p.detach().numpy() for name, p in module.named_parameters()})
     return graph
-
-
-def _report(
-    model: ReferenceModel,
-    graph: ir.Model,
-    spec: ModelSpec,
-    context: ExportContext,
-    out: Path,
-) -> ExportReport:
-    """The report before the file is written: its size, its parity and the checkpoint's size are filled in later."""
-    names = {name for name, _ in context.plan.module(context.fused).named_parameters()}
-    stored = passes.initializers_of(graph)
-    weights = {c.name for c in stored if names.intersection(_weights_of(c.name))}
-    return ExportReport(
-        path=out,
-        model=model.name,
-        size=0,
-        parameters=sum(p.numel() for p in context.fused.parameters()),
-        weight_size=sum(c.size for c in stored if c.name in weights),
-        constants=tuple(c for c in stored if c.name not in weights),
-        checkpoint_size=0,
-        nodes=sum(1 for _ in graph.graph),
-        opset=graph.opset_imports[""],
-        ir_version=graph.ir_version,
-        inputs=passes.interface_of(graph.graph.inputs),
-        outputs=passes.interface_of(graph.graph.outputs),
-        spec=spec,
-        parity=None,
-        notes=model.all_notes,
-    )
-
-
-def _weights_of(name: str) -> tuple[str, ...]:
-    """The parameters that an initializer may hold; its name may add ``_t`` (transposed) and the precision to theirs."""
-    return name, name.rsplit("_", 1)[0], name.rsplit("_t_", 1)[0]
 
 
 def _spec(model: ReferenceModel, options: OnnxOptions) -> ModelSpec:

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import onnx_ir as ir
 from onnx_ir.passes import common
@@ -23,21 +23,20 @@ from deploykit.export.options import KeepAs, Precision, PrecisionOptions
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification
-from deploykit.export.precision.convert_half import HalfJob, HalfSearch, convert_half
+from deploykit.export.precision.convert_half import HalfJob, HalfSearch, convert_half, ranking_of
 from deploykit.export.precision.half import HalfReport, HalfType
 from deploykit.export.precision.quantize import QuantReport, quantize_graph
 from deploykit.export.precision.read_back import check_precision, precisions_of
 from deploykit.export.precision.search.costs import table_of
-from deploykit.export.precision.search.kept import KeepFile, KeptLayer, read_keep_file, write_keep_file
+from deploykit.export.precision.search.kept import KeepFile, KeptLayer, keep_file_of
 from deploykit.export.precision.search.names import label_of, named_in
 from deploykit.progress import SILENT, Progress, Within
-from deploykit.runtime.files import exists
 from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.spec import ModelSpec
 
 __all__ = [
-    "ExportContext", "PrecisionReport", "TracedGraph", "convert_precision", "keep_file_of", "traced_graph",
-    "verify_file", "verify_precision", "write_kept",
+    "ExportContext", "Further", "PrecisionReport", "TracedGraph", "convert_precision", "traced_graph", "verify_file",
+    "verify_precision",
 ]  # fmt: skip
 
 
@@ -89,6 +88,7 @@ class ExportContext:
         inputs: the images on which the export is checked and values are measured; None: neither is done.
         verification: the checks against the reference values; None: the export is not checked.
         progress: receives the steps.
+        again: keep what a further conversion needs.
     """
 
     trace: Callable[[nn.Module, Sequence[str]], ir.Model]
@@ -100,18 +100,31 @@ class ExportContext:
     inputs: ParityInputs | None
     verification: Verification | None
     progress: Progress = SILENT
+    again: bool = False
+
+
+class Further(Protocol):
+    """Conversions of the same graph with further layers in higher precision."""
+
+    def ranking(self) -> list[str]:
+        """Return the layers that do not stay yet, those that add most to the error first."""
+
+    def convert(self, layers: Sequence[str]) -> tuple[ir.Model, PrecisionReport]:
+        """Return the graph with these layers in higher precision too, and the report."""
 
 
 class TracedGraph(NamedTuple):
     """A graph, still without NMS, and what was verified before it was made.
 
-    ``rows`` is the report on rows that the graph does not give; ``base`` the fp32 file with raw rows.
+    ``rows`` is the report on rows that the graph does not give; ``base`` the fp32 file with raw rows; ``further``
+    converts again, if the context asks for that and layers are chosen by measurement.
     """
 
     graph: ir.Model
     precision: PrecisionReport | None = None
     rows: ParityReport | None = None
     base: Path | None = None
+    further: Further | None = None
 
 
 def traced_graph(context: ExportContext, options: PrecisionOptions, folder: Path, name: str) -> TracedGraph:
@@ -121,22 +134,17 @@ def traced_graph(context: ExportContext, options: PrecisionOptions, folder: Path
         ParityError: what is verified on the way does not agree. ExportError: the conversion is not possible.
     """
     if options.precision != "fp32":
-        graph, precision, base = convert_precision(context, options, folder)
-        context.progress.step("writing")
-        return TracedGraph(graph, precision, base=base)
+        return convert_precision(context, options, folder)
     if context.plan.chosen:  # most rows are not in what it gives
         graph, rows, base = trace_with_rows(context, folder, f"{name}, all rows")
         return TracedGraph(with_outputs(graph, context.plan.outputs), rows=rows, base=base)
     return TracedGraph(context.trace(context.plan.module(context.fused), context.plan.outputs))
 
 
-def convert_precision(
-    context: ExportContext, options: PrecisionOptions, folder: Path
-) -> tuple[ir.Model, PrecisionReport, Path]:
+def convert_precision(context: ExportContext, options: PrecisionOptions, folder: Path) -> TracedGraph:
     """Trace the network once, verify it in fp32, and convert it.
 
-    Returns:
-        The converted graph, still without NMS; the report; and the verified fp32 file with raw rows, in ``folder``.
+    ``base`` of the result is the verified fp32 file with raw rows, in ``folder``.
 
     Raises:
         ParityError: the fp32 graph does not agree with the model. ExportError: the conversion is not possible.
@@ -148,31 +156,66 @@ def convert_precision(
     if chosen is not None:
         nodes = chosen.nodes_in({str(node.name) for node in graph.graph}, str(options.keep_file))
         options = replace(options, nodes_to_exclude=nodes or "none", keep_as=cast(KeepAs, chosen.keep_as))
+    exact = graph.clone() if context.again and options.nodes_to_exclude == "auto" else None
+    graph, report = _converted(context, options, graph, base)
+    report = replace(report, base=verified)
+    if chosen is not None:
+        report = _as_chosen(report, chosen, context.spec.source.sha256)
+    further = None if exact is None else _Further(context, options, exact, report, base)
+    context.progress.step("writing")
+    return TracedGraph(graph, report, base=base, further=further)
+
+
+def _converted(
+    context: ExportContext, options: PrecisionOptions, graph: ir.Model, base: Path
+) -> tuple[ir.Model, PrecisionReport]:
+    """Convert a graph, which may be changed by that, and drop the outputs that are not exported."""
     if options.half is not None:
         graph, report = _convert_to_half(context, options, options.half, graph, base)
     else:
         graph, report = _quantize(context, options, graph, base)
-    if chosen is not None:
-        report = _as_chosen(report, chosen, context.spec.source.sha256)
     graph = with_outputs(graph, context.plan.outputs)
     if report.half is not None:  # the converted graph also gave the rows, with Casts of their own
         casts = sum(node.op_type == "Cast" for node in graph.graph)
         report = replace(report, half=replace(report.half, casts=casts))
-    return graph, replace(report, base=verified), base
+    return graph, report
 
 
-def keep_file_of(options: PrecisionOptions) -> KeepFile | None:
-    """Return the layers that the file of the options chooses; None: it chooses none, or does not exist yet.
+@dataclass(frozen=True)
+class _Further:
+    """Conversions of the same graph with further layers in higher precision: see :class:`Further`."""
 
-    Raises:
-        UsageError: the file cannot be used, or layers are named beside it.
-    """
-    if options.keep_file is None:
-        return None
-    found = read_keep_file(Path(options.keep_file).expanduser(), options.precision)
-    if found is not None and options.nodes_to_exclude != "auto":
-        raise UsageError(f"--keep-file {options.keep_file} has the layers to keep already: leave --keep out")
-    return found
+    context: ExportContext
+    options: PrecisionOptions
+    exact: ir.Model
+    report: PrecisionReport
+    base: Path
+
+    def ranking(self) -> list[str]:
+        """See :meth:`Further.ranking`."""
+        kept = {row.node for row in self.report.kept}
+        if self.report.quantised is None:
+            job = replace(_job_of(self.context, self.options, self.exact, self.base), asked=tuple(kept))
+            return ranking_of(job)
+        found = self.report.quantised.sensitivity
+        return [] if found is None else [layer for layer in found.layers if layer not in kept]
+
+    def convert(self, layers: Sequence[str]) -> tuple[ir.Model, PrecisionReport]:
+        """See :meth:`Further.convert`."""
+        first = {row.node: row for row in self.report.kept}
+        options = replace(self.options, nodes_to_exclude=(*first, *layers))
+        graph, found = _converted(self.context, options, self.exact.clone(), self.base)
+        kept = tuple(first.get(row.node, replace(row, why="accuracy")) for row in found.kept)
+        report = replace(found, kept=kept, base=self.report.base, search=self.report.search)
+        if found.half is not None:
+            reasons = {("accuracy" if reason == "asked" else reason): v for reason, v in found.half.kept.items()}
+            return graph, replace(report, half=replace(found.half, kept=reasons))
+        before = self.report.quantised
+        assert found.quantised is not None
+        assert before is not None
+        return graph, replace(
+            report, quantised=replace(found.quantised, kept_by="accuracy", sensitivity=before.sensitivity)
+        )
 
 
 def _as_chosen(report: PrecisionReport, chosen: KeepFile, checkpoint: str) -> PrecisionReport:
@@ -218,14 +261,13 @@ def with_outputs(graph: ir.Model, names: Sequence[str]) -> ir.Model:
     return new
 
 
-def _convert_to_half(
-    context: ExportContext, options: PrecisionOptions, kind: HalfType, graph: ir.Model, base: Path
-) -> tuple[ir.Model, PrecisionReport]:
-    """Convert to fp16 or bf16, and check the graph in torch."""
+def _job_of(context: ExportContext, options: PrecisionOptions, graph: ir.Model, base: Path) -> HalfJob:
+    """The conversion of a graph to fp16 or bf16."""
     assert context.inputs is not None
-    job = HalfJob(
+    assert options.half is not None
+    return HalfJob(
         graph=graph,
-        kind=kind,
+        kind=options.half,
         inputs=context.inputs,
         spec=context.rows,
         rows=lambda converted: with_outputs(converted, context.rows_plan.outputs),
@@ -237,7 +279,13 @@ def _convert_to_half(
         base=base if options.cache else None,
         progress=context.progress,
     )
-    done = convert_half(job)
+
+
+def _convert_to_half(
+    context: ExportContext, options: PrecisionOptions, kind: HalfType, graph: ir.Model, base: Path
+) -> tuple[ir.Model, PrecisionReport]:
+    """Convert to fp16 or bf16, and check the graph in torch."""
+    done = convert_half(_job_of(context, options, graph, base))
     report = PrecisionReport(
         kind,
         None,
@@ -272,19 +320,6 @@ def _quantize(
     why, more = "asked" if found is None else "error", 3 if options.keep_as == "fp32" else 1
     table = table_of(before, done.done.kept, why, shares, more)
     return graph, PrecisionReport(options.precision, None, {}, quantised=done, kept=table)
-
-
-def write_kept(options: PrecisionOptions, report: PrecisionReport, spec: ModelSpec) -> None:
-    """Write the layers that stay to the file of the options, if they name one that does not exist yet.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    if options.keep_file is None or exists(path := Path(options.keep_file).expanduser()):
-        return
-    source = spec.source
-    kept = KeepFile(source.model, source.sha256, options.precision, options.keep_as, report.kept)
-    write_keep_file(path, kept)
 
 
 def verify_precision(report: PrecisionReport, file: Path) -> PrecisionReport:

@@ -32,7 +32,7 @@ from deploykit.progress import SILENT, Progress, Within
 from deploykit.runtime.parity.expected import ParityInputs
 from deploykit.spec import ModelSpec
 
-__all__ = ["HalfJob", "HalfSearch", "convert_half"]
+__all__ = ["HalfConversion", "HalfJob", "HalfSearch", "convert_half", "ranking_of"]
 
 GROUPS = 16  # runs of nodes that are compared where no derivative ranks them
 RANKED = 2  # images of the run that ranks nodes
@@ -166,6 +166,14 @@ def convert_half(job: HalfJob) -> HalfConversion:
     return HalfConversion(tried.graph, report, tried.parity, tuple(notes), table, search)
 
 
+def ranking_of(job: HalfJob) -> list[str]:
+    """Return the nodes that may stay in fp32 beside those that are asked for, what adds most to the error first."""
+    conversions = _Conversions(job)
+    searching = _Search(job, conversions, _Tried(*conversions.converted(job.asked)))
+    ranked = [name for name in searching.ranked() if name not in job.asked]
+    return ranked[: searching.most([*job.asked, *ranked]) - len(job.asked)]
+
+
 @dataclass
 class _Conversions:
     """Conversions of one graph with different nodes in fp32."""
@@ -268,13 +276,9 @@ class _Search:
         Raises:
             ParityError: no set helps.
         """
-        step = Within("layers to keep: ", self.job.progress)
-        step.step("ranking")
-        self._ranking = self._journal.recall(["ranking", *self._labels()], self._ranked)
-        self.shares = self._ranking["shares"]
-        ranked = self._ranking["order"]
-        most = next((n for n in range(1, len(ranked) + 1) if self._too_many(ranked[:n])), len(ranked) + 1) - 1
-        step.step("trials")
+        ranked = self.ranked()
+        most = self.most(ranked)
+        self.job.progress.step("layers to keep: trials")
         found = smallest_set(ranked, self._holds, most)
         if found is None:
             raise ParityError(
@@ -283,6 +287,18 @@ class _Search:
                 f"{self.job.kind}"
             )
         return found
+
+    def ranked(self) -> list[str]:
+        """Return all candidates, what adds most to the error first."""
+        self.job.progress.step("layers to keep: ranking")
+        self._ranking = self._journal.recall(["ranking", *self._labels()], self._ranked)
+        self.shares = self._ranking["shares"]
+        found: list[str] = self._ranking["order"]
+        return found
+
+    def most(self, ranked: Sequence[str]) -> int:
+        """Return how many of the first candidates leave more than half of the layers in half."""
+        return next((n for n in range(1, len(ranked) + 1) if self._too_many(ranked[:n])), len(ranked) + 1) - 1
 
     def report(self) -> HalfSearch:
         """Return how it was found."""

@@ -57,6 +57,7 @@ COMPARED = 4  # images on which calibration methods are compared
 HOW_KEPT = {
     "measurement": "chosen by measurement",
     "name": "chosen by name",
+    "accuracy": "chosen by measurement, and so many further ones that --max-drop holds",
     "nobody": "none was looked for (--keep none)",
 }
 """How the layers that stay in floating point were chosen -> what the report says of it."""

@@ -11,10 +11,21 @@ from typing import Any
 
 from deploykit.atomic import write_atomic
 from deploykit.errors import UsageError
+from deploykit.export.options import PrecisionOptions
 from deploykit.runtime.files import exists, format_size
+from deploykit.spec.model import Source
 from deploykit.strict_json import JsonError, read_json
 
-__all__ = ["KeepFile", "KeptLayer", "lines_of", "read_keep_file", "summary_of", "write_keep_file"]
+__all__ = [
+    "KeepFile",
+    "KeptLayer",
+    "keep_file_of",
+    "lines_of",
+    "read_keep_file",
+    "summary_of",
+    "write_keep_file",
+    "write_kept",
+]
 
 FORMAT = 1
 
@@ -114,6 +125,30 @@ def read_keep_file(path: Path, precision: str) -> KeepFile | None:
             "--keep-file"
         )
     return found
+
+
+def keep_file_of(options: PrecisionOptions) -> KeepFile | None:
+    """Return the layers that the file of the options chooses; None: it chooses none, or does not exist yet.
+
+    Raises:
+        UsageError: the file cannot be used, or layers are named beside it.
+    """
+    if options.keep_file is None:
+        return None
+    found = read_keep_file(Path(options.keep_file).expanduser(), options.precision)
+    if found is not None and options.nodes_to_exclude != "auto":
+        raise UsageError(f"--keep-file {options.keep_file} has the layers to keep already: leave --keep out")
+    return found
+
+
+def write_kept(options: PrecisionOptions, kept: tuple[KeptLayer, ...], source: Source) -> None:
+    """Write the layers that stay to the file of the options, if they name one that does not exist yet.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    if options.keep_file is not None and not exists(path := Path(options.keep_file).expanduser()):
+        write_keep_file(path, KeepFile(source.model, source.sha256, options.precision, options.keep_as, kept))
 
 
 def _file_of(data: Any) -> KeepFile:
