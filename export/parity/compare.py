@@ -107,9 +107,13 @@ def prepared(
     tolerance: Tolerance | None = None,
     loading: LoadOptions | None = None,
     compute: ComputeOptions | None = None,
+    more: Callable[[ParityInputs, ModelSpec], ParityInputs] | None = None,
     progress: Progress = SILENT,
 ) -> Iterator[Pair]:
-    """Run the reference ``a``, and yield what ``b`` is compared with; arguments and errors as in :func:`compare`."""
+    """Run the reference ``a``, and yield what ``b`` is compared with; arguments and errors as in :func:`compare`.
+
+    ``more`` adds images, for the spec that is compared.
+    """
     given = read_spec(spec)
     ways, compute = for_checkpoints((a, b), loading), compute or ComputeOptions()
     if compute.device is not None and not any(isinstance(m, (str, Path)) and not is_checkpoint(m) for m in (a, b)):
@@ -134,9 +138,9 @@ def prepared(
                 reference_spec = dataclasses.replace(own[0], input=chosen.input)
             if own[1] and _decodes_otherwise(own[1], chosen):
                 chosen = dataclasses.replace(own[1], input=chosen.input)
-            feeds = (
-                make_parity_inputs(chosen, images).restrict_to(_input_filter(first)).restrict_to(_input_filter(second))
-            )
+            feeds = make_parity_inputs(chosen, images)
+            feeds = more(feeds, chosen) if more is not None else feeds
+            feeds = feeds.restrict_to(_input_filter(first)).restrict_to(_input_filter(second))
             opened_here = isinstance(a, (str, Path))
             tolerance = tolerance or limits_between(own)
             expected = expect({_name(a, "a"): first}, reference_spec, feeds, closing=opened_here, progress=progress)

@@ -1,4 +1,9 @@
-"""The inputs of a parity check: sample images, preprocessed as at run time, and seeded noise."""
+"""The inputs of a parity check: sample images, preprocessed as at run time, and seeded noise with plain parts.
+
+Half of the noise gives way to what a camera sees when it sees nothing: black, white, one colour, and the image upside
+down. So they cost no further run. Where a network looks at the whole image that is not enough, and
+:mod:`deploykit.export.parity.extremes` feeds whole ones.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +22,15 @@ from deploykit.runtime.images.to_tensor import to_nchw
 from deploykit.runtime.parity.expected import Batch, ParityInputs
 from deploykit.spec import InputSpec, ModelSpec
 
-__all__ = ["SAMPLE", "image_for", "make_parity_inputs", "preprocess_for_parity", "sample_image"]
+__all__ = [
+    "BLACK", "GREY_LEVEL", "SAMPLE", "WHITE", "image_for", "make_parity_inputs", "plain_image", "preprocess_for_parity",
+    "sample_image", "turned",
+]  # fmt: skip
 
 SAMPLE = "apollo11_crew.jpg"
 SEED = 0
 GREY = (0.114, 0.587, 0.299)  # weights of blue, green and red
+BLACK, WHITE, GREY_LEVEL = 0.0, 255.0, 114.0  # the last is the border's of most letterboxes
 BATCH_SLOTS = 3  # images per batch if the batch size is dynamic
 
 
@@ -53,7 +62,7 @@ def make_parity_inputs(spec: ModelSpec, images: Sequence[str | Path] = ()) -> Pa
             rectangle = preprocess_for_parity(image, canvas, auto=True)
             if rectangle.shape != fed[label].shape:
                 fed[f"{label} as a {rectangle.shape[3]}x{rectangle.shape[2]} rectangle"] = rectangle
-    fed[f"noise (seed {SEED})"] = _noise(canvas)
+    fed[f"noise (seed {SEED})"] = _noise(canvas, next(iter(fed.values())))
     if canvas.dynamic == "none" and canvas.batch == 1:
         return ParityInputs(fed, tuple(Batch(label, (label,)) for label in fed))
     return _batched(fed, canvas)
@@ -72,17 +81,41 @@ def image_for(path: str | Path, canvas: InputSpec) -> Array:
     return read_image(path)
 
 
-def _noise(canvas: InputSpec) -> Array:
-    """Return random pixels of 0 to 255, preprocessed for the network."""
-    noise = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32)
+def _noise(canvas: InputSpec, image: Array) -> Array:
+    """Return random pixels of 0 to 255, preprocessed for the network; four strips below hold what is not random.
+
+    These are black, white, one colour and the right part of ``image (1, C, H, W)``, all of it turned upside down.
+    """
+    pixels = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32) * 255
+    noise = preprocessed(pixels, canvas)
+    below, (height, width) = canvas.size[0] // 2, canvas.size
+    strips = [slice(width * i // 4, width * (i + 1) // 4) for i in range(4)]
+    for strip, colour in zip(strips, (BLACK, WHITE, GREY_LEVEL), strict=False):
+        noise[..., below:, strip] = plain_image(canvas, colour, (height - below, strip.stop - strip.start))
+    noise[..., below:, strips[3]] = turned(image)[..., below:, strips[3]]
+    return noise
+
+
+def preprocessed(pixels: Array, canvas: InputSpec) -> Array:
+    """Return the network's values for pixels of 0 to 255, ``(1, C, H, W)`` float32."""
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (canvas.mean, canvas.std))
-    return (noise * np.float32(255 * canvas.scale) - mean) / std
+    found: Array = (pixels * np.float32(canvas.scale) - mean) / std
+    return found
+
+
+def plain_image(canvas: InputSpec, colour: float, size: tuple[int, int]) -> Array:
+    """Return an image of one colour, the same in all channels, as the network sees it: ``(1, C, *size)`` float32."""
+    return preprocessed(np.full((1, canvas.channels, *size), colour, np.float32), canvas)
+
+
+def turned(image: Array) -> Array:
+    """Return an image ``(1, C, H, W)`` upside down, as a camera sees it that hangs from the ceiling."""
+    return np.ascontiguousarray(image[..., ::-1, ::-1])
 
 
 def _batched(fed: dict[str, Array], canvas: InputSpec) -> ParityInputs:
     label = next(iter(fed))
-    mirrored = f"{label} mirrored"
-    fed[mirrored] = np.ascontiguousarray(fed[label][..., ::-1])
+    fed[f"{label} upside down"] = turned(fed[label])
     same_size = [name for name, image in fed.items() if image.shape == fed[label].shape]
     slots = BATCH_SLOTS if canvas.dynamic != "none" else canvas.batch
     order = [same_size[i] for i in np.random.default_rng(SEED).permutation(len(same_size))]

@@ -16,6 +16,7 @@ from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.options import TRACED
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.parity.compare import check_expected, expect
+from deploykit.export.parity.extremes import Extremes, extreme_inputs, with_plain
 from deploykit.export.parity.float32_noise import (
     ONNX_RUNTIME,
     PYTORCH,
@@ -34,8 +35,10 @@ from deploykit.models.families.vitdet.mask_rcnn import with_thresholds
 from deploykit.models.fuse import fuse_model
 from deploykit.models.registry import ReferenceModel
 from deploykit.progress import SILENT, Progress, Within
+from deploykit.runtime.backends import ort
 from deploykit.runtime.parity.expected import Batch, ParityInputs, ReferenceOutputs
 from deploykit.runtime.parity.tolerance import Tolerance
+from deploykit.runtime.session import input_arrays
 from deploykit.spec import ModelSpec
 
 __all__ = ["Verification", "largest_values"]
@@ -49,7 +52,7 @@ class Verification:
 
     ``model`` gives the reference values on ``feeds``. ``fused`` is its folded copy, which only a file that does not
     agree asks for: None is folded again then. ``rows`` is the spec of the network with raw rows, also if NMS is
-    exported after them.
+    exported after them. ``divides``: whether the traced graph does, so that whole images of one colour are run too.
     """
 
     model: ReferenceModel
@@ -57,7 +60,9 @@ class Verification:
     rows: ModelSpec
     feeds: ParityInputs
     progress: Progress = SILENT
+    divides: bool = False
     _expected: ReferenceOutputs | None = None
+    _extremes_done: bool = False
     _limits: Tolerance = field(default_factory=Tolerance)
 
     @property
@@ -104,7 +109,39 @@ class Verification:
                     f"{fault or self._step_at_fault()}"
                 )
         self._limits = parity.tolerance
-        return parity
+        return self._with_extremes(parity, file, plan, spec)
+
+    def _with_extremes(self, parity: ParityReport, file: Path, plan: NmsPlan, spec: ModelSpec) -> ParityReport:
+        """Add the comparison on images that show nothing, of the first file that is checked, if its graph divides.
+
+        A file with a node of NMS that only a library of ours has is left out.
+
+        Raises:
+            ParityError: the file does not agree, or gives values that are not finite.
+        """
+        if self._extremes_done or plan.mode == "plugin" or not self.divides:
+            return parity
+        self._extremes_done = True
+        canvas, parameters = spec.input, sum(p.numel() for p in self.model.module.parameters())
+        feeds = extreme_inputs(canvas, self.feeds.first, parameters)
+        extremes = Extremes(feeds, file.name, file, spec, parity.tolerance, self._reference, self._details)
+        with ort.open_session(file, provider="cpu") as session:
+            if spec.output.nms_inside:
+                extremes.check_finite(session)
+                return parity
+            differences, notes, computed = extremes.compare(session)
+        return replace(
+            parity,
+            references={**parity.references, **computed.computed},
+            differences=(*parity.differences, *differences),
+            notes=(*parity.notes, *notes),
+        )
+
+    def _reference(self, feeds: ParityInputs, exact: bool) -> ReferenceOutputs:
+        """Compute the raw rows of the checkpoint on images, in float32 or in float64."""
+        session = TorchSession(self.model.module, spec_of_module(self.model), exact=exact)
+        name = CHECKPOINT if exact else f"{CHECKPOINT} in float32"
+        return expect({name: session}, self.rows, feeds, closing=True, progress=self._details)
 
     def check_relaxed(
         self, parity: ParityReport, file: Path, plan: NmsPlan, spec: ModelSpec
@@ -188,9 +225,17 @@ class Verification:
 
         with OnnxInTorchSession(graph, observe=observe) as session:
             parity = check_expected(expected, f"{name} in torch", session, spec, limits, self._details)
+            (info,), seen = session.inputs, ""
+            for label, image in with_plain(self.feeds, self.rows.input, graph.graph).items():
+                if label not in self.feeds.images and not broken:
+                    seen = f" on an image of one colour ({label})"
+                    self._details.step(f"{name} in torch on {label}")
+                    session.run(input_arrays(info, image.repeat(info.shape[0] or 1, 0)))
         if broken:
             told = f"; {known}" if (known := about(broken[0])) else ""
-            raise ParityError(f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite{told}")
+            raise ParityError(
+                f"{name} was not kept: its tensor {broken[0]!r} has values that are not finite{seen}{told}"
+            )
         return parity
 
     def failing_in_torch(self, graph: ir.Model, name: str, limits: Tolerance, order: Sequence[str]) -> str:

@@ -20,6 +20,7 @@ from deploykit.export.graph.finalize import finalize_graph, write
 from deploykit.export.graph.passes import initializers_of
 from deploykit.export.nms.plan import NmsPlan
 from deploykit.export.options import KeepAs, Precision, PrecisionOptions
+from deploykit.export.parity.extremes import divides
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification
@@ -138,7 +139,15 @@ def traced_graph(context: ExportContext, options: PrecisionOptions, folder: Path
     if context.plan.chosen:  # most rows are not in what it gives
         graph, rows, base = trace_with_rows(context, folder, f"{name}, all rows")
         return TracedGraph(with_outputs(graph, context.plan.outputs), rows=rows, base=base)
-    return TracedGraph(context.trace(context.plan.module(context.fused), context.plan.outputs))
+    return TracedGraph(_traced(context, context.plan.module(context.fused), context.plan.outputs))
+
+
+def _traced(context: ExportContext, module: nn.Module, outputs: Sequence[str]) -> ir.Model:
+    """Trace a module, and tell the verification what its graph is like."""
+    graph = context.trace(module, outputs)
+    if context.verification is not None:
+        context.verification.divides = divides(graph.graph)
+    return graph
 
 
 def convert_precision(context: ExportContext, options: PrecisionOptions, folder: Path) -> TracedGraph:
@@ -239,7 +248,7 @@ def trace_with_rows(
     Raises:
         ParityError: the rows do not agree with the model.
     """
-    graph = context.trace(*context.plan.module_with_rows(context.fused))
+    graph = _traced(context, *context.plan.module_with_rows(context.fused))
     rows = with_outputs(graph, context.rows_plan.outputs)
     finalize_graph(rows, context.rows, context.rows_plan, context.fused)
     base = folder / "base" / f"{name}.onnx"  # in a separate folder, which is removed before the others are published

@@ -17,6 +17,7 @@ from torch import Tensor
 from deploykit.errors import ExportError, ParityError
 from deploykit.export.options import HalfIO
 from deploykit.export.outputs import export_adapter_of
+from deploykit.export.parity.extremes import with_plain
 from deploykit.export.parity.report import ParityReport
 from deploykit.export.parity.tolerances import LIMITS
 from deploykit.export.parity.verification import Verification, largest_values
@@ -184,8 +185,9 @@ class _Conversions:
     largest: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        within = Within("converting: ", self.job.progress)
-        self.largest = largest_values(self.job.graph, self.job.inputs, within, where=self.where)
+        job, within = self.job, Within("converting: ", self.job.progress)
+        seen = replace(job.inputs, images=with_plain(job.inputs, job.spec.input, job.graph.graph))
+        self.largest = largest_values(job.graph, seen, within, where=self.where)
 
     def converted(self, kept: Collection[str]) -> tuple[ir.Model, HalfReport]:
         """Convert a copy with these nodes in fp32."""

@@ -73,7 +73,7 @@ def test_an_export_agrees_with_its_checkpoint(name: str, checkpoint: Path, tmp_p
     assert {d.candidate for d in report.differences} == {out.name}
     expected = ["apollo11_crew.jpg", "noise (seed 0)"]
     if name != "static":
-        expected += ["apollo11_crew.jpg mirrored", "3 slots shuffled", "3 slots of apollo11_crew.jpg"]
+        expected += ["apollo11_crew.jpg upside down", "3 slots shuffled", "3 slots of apollo11_crew.jpg"]
     assert [n for n in names_of(report) if "rectangle" not in n] == expected
     assert {m.what for m in report.matchings} == {"detections"}
 

@@ -74,7 +74,7 @@ def five(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @given(batch=st.integers(2, 9), count=st.integers(1, 5))
 def test_fixed_slots_hold_different_images_and_every_image_has_a_slot(five: list[Path], batch: int, count: int) -> None:
     found = feeds(five[:count], size=(8, 8), batch=batch)
-    assert len(found.images) == count + 2  # noise, and the first one mirrored
+    assert len(found.images) == count + 2  # noise, and the first one upside down
     shuffled, repeated = found.batches[:-1], found.batches[-1]
     assert all(len(b.images) == batch for b in found.batches)
     assert {name for b in shuffled for name in b.images} == set(found.images)
