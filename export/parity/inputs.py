@@ -1,6 +1,6 @@
 """The inputs of a parity check: sample images, preprocessed as at run time, and seeded noise with plain parts.
 
-Half of the noise gives way to what a camera sees when it sees nothing: black, white, one colour, and the image upside
+A quarter of the noise gives way to what a camera sees when it sees nothing: black, white, one colour, and the image upside
 down. So they cost no further run. Where a network looks at the whole image that is not enough, and
 :mod:`deploykit.export.parity.extremes` feeds whole ones.
 """
@@ -88,7 +88,7 @@ def _noise(canvas: InputSpec, image: Array) -> Array:
     """
     pixels = np.random.default_rng(SEED).random((1, canvas.channels, *canvas.size), np.float32) * 255
     noise = preprocessed(pixels, canvas)
-    below, (height, width) = canvas.size[0] // 2, canvas.size
+    below, (height, width) = canvas.size[0] * 3 // 4, canvas.size
     strips = [slice(width * i // 4, width * (i + 1) // 4) for i in range(4)]
     for strip, colour in zip(strips, (BLACK, WHITE, GREY_LEVEL), strict=False):
         noise[..., below:, strip] = plain_image(canvas, colour, (height - below, strip.stop - strip.start))

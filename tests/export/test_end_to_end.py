@@ -73,7 +73,7 @@ Damage = Callable[[FreeDetect, Tensor], Tensor]
 
 def with_another_stride(head: FreeDetect) -> FreeDetect:
     new = head.with_branch("one2one")
-    new.stride = (*head.stride[:-1], head.stride[-1] // 2)
+    new.stride = (head.stride[0] // 2, *head.stride[1:])  # the level of the most cells: some are among those chosen
     return new
 
 
