@@ -1,7 +1,7 @@
 """The inputs of a parity check: sample images, preprocessed as at run time, and seeded noise with plain parts.
 
-A quarter of the noise gives way to what a camera sees when it sees nothing: black, white, one colour, and the image upside
-down. So they cost no further run. Where a network looks at the whole image that is not enough, and
+A quarter of the noise gives way to what a camera sees when it sees nothing: black, white, one colour, and the image
+upside down. So they cost no further run. Where a network looks at the whole image that is not enough, and
 :mod:`deploykit.export.parity.extremes` feeds whole ones.
 """
 
