@@ -23,7 +23,7 @@ from deploykit.export.parity import inputs
 from deploykit.export.parity.compare import compare
 from deploykit.export.parity.extremes import BEYOND, divides, extreme_inputs, first_not_finite
 from deploykit.export.parity.inputs import make_parity_inputs, plain_image
-from deploykit.export.precision import convert
+from deploykit.export.precision import convert_half
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.export.verify import verify
 from deploykit.models.registry import ReferenceModel
@@ -147,7 +147,7 @@ def test_a_range_that_only_white_leaves_is_kept_in_fp32(tmp_path: Path, monkeypa
     report = onnx_from_model(model, out=tmp_path / "m.onnx", precision="fp16")
     white = plain_image(report.spec.input, 255.0, (32, 32))
     assert first_not_finite(ir.load(report.path), white) == ""
-    monkeypatch.setattr(convert, "with_plain", lambda feeds, canvas, graph: dict(feeds.images))
+    monkeypatch.setattr(convert_half, "with_plain", lambda feeds, canvas, graph: dict(feeds.images))
     with pytest.raises(ParityError, match=r"fp16 was not kept: its tensor '.*' .* on an image of one colour \(white\)"):
         onnx_from_model(model, out=tmp_path / "n.onnx", precision="fp16")
 
