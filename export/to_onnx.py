@@ -274,7 +274,7 @@ def _context(
         check_gate(options.gate)
     example = example_input(spec.input)  # first, because its error explains a lack of memory
     inputs = make_parity_inputs(spec, samples) if check or options.precision.precision != "fp32" else None
-    if check:
+    if check or options.precision.calibration is not None:
         import_extra("onnxruntime", "cpu")
     timer.step("fusing")
     fused = fuse_model(model.module)

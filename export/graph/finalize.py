@@ -50,8 +50,10 @@ def finalize_graph(
     passes.stamp(graph, METADATA_KEY, spec.to_json(), name=spec.source.model, version=__version__)
 
 
-def write(graph: ir.Model, file: Path, weights: int) -> Path:
+def write(graph: ir.Model, file: Path, weights: int, *, check: bool = True) -> Path:
     """Check the graph and write it; weights of over 2 GiB (``weights``, in bytes) go to a file beside it.
+
+    ``check``: False for a graph that ONNX Runtime alone reads, which needs no shapes of outputs.
 
     Raises:
         ExportError: it is not valid ONNX.
@@ -59,9 +61,10 @@ def write(graph: ir.Model, file: Path, weights: int) -> Path:
     try:
         if weights > LARGE:
             ir.save(graph, file, external_data=external_data_path(file).name)
-            onnx.checker.check_model(str(file))
+            if check:
+                onnx.checker.check_model(str(file))
         else:
-            write_streaming(graph, file)
+            write_streaming(graph, file, check=check)
     except onnx.checker.ValidationError as e:
         raise ExportError(f"the exported graph is not valid ONNX: {str(e).splitlines()[0]}") from e
     return file

@@ -20,15 +20,16 @@ LEAST = 2**16  # bytes of a weight that is written by itself
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # numbers of fields in ModelProto, GraphProto and TensorProto
 
 
-def write_streaming(graph: ir.Model, file: Path) -> None:
-    """Check a graph and write it to a file.
+def write_streaming(graph: ir.Model, file: Path, *, check: bool = True) -> None:
+    """Check a graph, unless ``check`` is False, and write it to a file.
 
     Raises:
         onnx.checker.ValidationError: it is not valid ONNX. ExportError: a weight has other bytes than its shape says.
     """
     large = {name: tensor for name, value in graph.graph.initializers.items() if (tensor := _large(value.const_value))}
     model = _without(graph, large)
-    onnx.checker.check_model(_to_check(model, large))
+    if check:
+        onnx.checker.check_model(_to_check(model, large))
     initializers = list(model.graph.initializer)
     before, after = _split(model.graph, INITIALIZER)
     first, last = _split(model, GRAPH)

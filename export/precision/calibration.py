@@ -36,7 +36,7 @@ from deploykit.atomic import write_atomic
 from deploykit.errors import DataError, DeployError
 from deploykit.export.options import Calibration, CalibrationMethod
 from deploykit.export.parity.inputs import image_for, preprocess_for_parity
-from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
+from deploykit.export.precision.observed import ObservedGraph
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 from deploykit.runtime.files import cache_folder
@@ -63,7 +63,7 @@ BINS = 2048  # bins of a histogram of absolute values
 LEVELS = 128  # levels of int8 on one side of zero
 STEP = 8  # bins from one candidate of a range to the next
 GRID = 8  # significant bits of a largest value
-FORMAT = 3  # version of the cache files; other versions are not read
+FORMAT = 4  # version of the cache files; other versions are not read
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,19 +119,19 @@ def measure_activations(
         return known
     running = {name: _Running() for name in tensors}
 
-    def see(name: str, value: torch.Tensor) -> None:
-        if name in running:
-            running[name].add(value)
+    def look(name: str, largest: float, some: Array) -> None:
+        running[name].add(largest, torch.from_numpy(some))
 
-    with OnnxInTorchSession(graph, observe=see) as session:
-        (info,) = session.inputs
+    given = str(graph.graph.inputs[0].name)
 
-        def images() -> Iterator[Array]:
-            for image in _images(files, spec.input):
-                see(info.name, torch.from_numpy(image))
-                yield image
+    def images() -> Iterator[Array]:
+        for image in _images(files, spec.input):
+            if given in running:
+                running[given].add(float(np.abs(image).max()), torch.from_numpy(image))
+            yield image
 
-        for number, outputs in enumerate(session.run_each(images())):
+    with ObservedGraph(graph, [name for name in tensors if name != given], look) as network:
+        for number, outputs in enumerate(network.run_each(images())):
             watch(number, outputs)
             progress.share(f"ranges, {number + 1} of {len(files)} images", (number + 1) / len(files))
     broken = next((name for name, one in running.items() if not math.isfinite(one.largest)), None)
@@ -162,14 +162,14 @@ class _Running:
         self._exponent = -100  # of the power of two; smaller ones are too small for float32's reciprocals
         self._fine = torch.zeros(self.FINE, dtype=torch.int64)
 
-    def add(self, value: torch.Tensor) -> None:
-        """Add the values of one image."""
-        sizes = value.float().abs()
+    def add(self, largest: float, some: torch.Tensor) -> None:
+        """Add the values of one image: the largest absolute one, and the values that are counted."""
+        sizes = some.abs()
         with self._lock:
-            self._add(sizes)
+            self._add(largest, sizes)
 
-    def _add(self, sizes: torch.Tensor) -> None:
-        self.largest = float(np.maximum(self.largest, float(sizes.max())))  # NaN stays NaN
+    def _add(self, largest: float, sizes: torch.Tensor) -> None:
+        self.largest = float(np.maximum(self.largest, largest))  # NaN stays NaN
         if not math.isfinite(self.largest):
             return
         needed = math.frexp(self.largest)[1] if self.largest else self._exponent  # 0 has no power of two above it

@@ -21,9 +21,9 @@ from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.cpu_int8 import quantize_for_cpu
 from deploykit.export.precision.half import to_half
 from deploykit.export.precision.half_rules import LARGEST
+from deploykit.export.precision.observed import outputs_of_each
 from deploykit.export.precision.qdq import QuantizationResult, quantisable, quantize
 from deploykit.export.precision.search.names import label_of, named_in
-from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.models.fuse import torch_threads
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
@@ -64,9 +64,8 @@ class Sensitivity:
 
 
 def outputs_of(graph: ir.Model, images: Sequence[Array]) -> list[dict[str, Tensor]]:
-    """Return a graph's outputs for each image, computed in torch in the graph's own types."""
-    with OnnxInTorchSession(graph) as session:
-        return [{n: torch.from_numpy(x) for n, x in found.items()} for found in session.run_each(images)]
+    """Return a graph's outputs for each image."""
+    return [{n: torch.from_numpy(x) for n, x in found.items()} for found in outputs_of_each(graph, images)]
 
 
 def quantize_as(

@@ -61,9 +61,10 @@ SILENT = 4  # log severity of ONNX Runtime; it raises its errors as well
 SUFFIX = "ExecutionProvider"
 Providers = list[str | tuple[str, dict[str, str]]]
 
-Optimization = Literal["all", "extended", "none"]
+Optimization = Literal["all", "pairs", "extended", "none"]
 LEVELS: dict[Optimization, str] = {
     "all": "ORT_ENABLE_ALL",
+    "pairs": "ORT_ENABLE_ALL",
     "extended": "ORT_ENABLE_EXTENDED",
     "none": "ORT_DISABLE_ALL",
 }
@@ -88,7 +89,8 @@ def open_session(
             Runtime's choice (one per core of the machine, whatever this process may use of it).
         overrides: values that replace stored tensors, by name; of the same type and shape.
         optimization: ONNX Runtime's level of graph optimization. A level below ``all`` computes the same with other
-            kernels, layouts and orders of summation, which is how its rounding is measured.
+            kernels, layouts and orders of summation, which is how its rounding is measured. ``pairs`` is ``all``, but
+            for layers between pairs of QuantizeLinear and DequantizeLinear, which it leaves in floating point.
         profile: the beginning of the path of a file in which ONNX Runtime keeps the time of every operator, see
             :meth:`OrtSession.end_profiling`; None: it keeps none.
 
@@ -118,7 +120,12 @@ def open_session(
         options.add_provider_for_devices(plugin[1], plugin[2])
     elif providers == [CPU]:
         set_for_cpu(ort, options)
-    whole = bool(replacements) or optimization != "all"  # ONNX Runtime then uses stored tensors as they are
+    if optimization == "pairs":
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    whole = bool(replacements) or optimization in (
+        "extended",
+        "none",
+    )  # ONNX Runtime then uses stored tensors as they are
     try:
         session, runs, notes = _loaded(ort, path, options, providers, settings, whole)
     except Exception as e:  # ONNX Runtime's exceptions share no base class

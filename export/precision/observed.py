@@ -1,0 +1,139 @@
+"""A float32 or quantized graph in ONNX Runtime, whose inner tensors can be looked at.
+
+It takes two thirds of the time that PyTorch takes (:mod:`deploykit.export.sessions.onnx_in_torch`), and computes the
+same: pairs of QuantizeLinear and DequantizeLinear stay pairs, so that a layer multiplies the rounded values in float32
+and no kernel of a processor saturates. Each image is computed in one thread, because the sum of a convolution depends
+on how threads share it, and what is decided by results should not.
+
+A tensor that is looked at is not copied as a whole. The graph itself finds its largest value, and gives some of its
+rows where it is large, so that all tensors of a large network take little memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from deploykit.atomic import temporary_folder
+from deploykit.export.graph.finalize import write
+from deploykit.export.graph.passes import initializers_of
+from deploykit.export.precision.qdq import constant
+from deploykit.export.sessions.onnx_in_torch import SIDE_BY_SIDE, OnnxInTorchSession
+from deploykit.models.fuse import torch_threads
+from deploykit.runtime.arrays import Array
+from deploykit.runtime.backends.ort import open_session
+from deploykit.runtime.compute import default_threads
+from deploykit.runtime.session import Session
+
+__all__ = ["Look", "ObservedGraph", "outputs_of_each"]
+
+Look = Callable[[str, float, Array], None]
+"""Receives a tensor's name, its largest absolute value on an image (NaN or infinite if a value is not finite), and some
+of its values. Several threads call it."""
+
+ENOUGH = 2**16  # values of a tensor that are looked at on each image, or more
+SPARSEST = 4  # of so many rows at least one is looked at
+
+
+NARROW = (ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.FLOAT8E4M3FN)
+
+
+class ObservedGraph:
+    """A graph in ONNX Runtime with one input, for images that are computed side by side.
+
+    ``tensors`` are float tensors that a node computes; ``look`` receives them.
+
+    Raises:
+        BackendError: ONNX Runtime does not run the graph. MissingDependencyError: it is not installed.
+    """
+
+    def __init__(self, graph: ir.Model, tensors: Sequence[str] = (), look: Look | None = None) -> None:
+        self._outputs = [str(value.name) for value in graph.graph.outputs]
+        self._look = look
+        graph = graph.clone()
+        self._parts = _with_parts(graph, tensors)
+        with temporary_folder() as folder:
+            weights = sum(each.size for each in initializers_of(graph))
+            file = write(graph, folder / "observed.onnx", weights, check=False)
+            self._session: Session = open_session(file, provider="cpu", threads=1, optimization="pairs")
+        (self.input,) = self._session.inputs
+
+    def __enter__(self) -> ObservedGraph:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._session.close()
+
+    def run_each(self, images: Iterable[Array]) -> Iterator[dict[str, Array]]:
+        """Yield the graph's outputs for each image, in order, after its tensors were looked at."""
+        left, count = iter(images), max(1, min(default_threads()[0] or torch.get_num_threads(), SIDE_BY_SIDE))
+        with torch_threads(1), ThreadPoolExecutor(count) as pool:
+            while several := list(islice(left, count)):
+                yield from pool.map(self._run, several)
+
+    def _run(self, image: Array) -> dict[str, Array]:
+        found = self._session.run({self.input.name: image})
+        for tensor, (most, least, total, some) in self._parts.items():
+            assert self._look is not None
+            top = max(float(found[most]), -float(found[least]))
+            self._look(tensor, top if np.isfinite(found[total]) else float(found[total]), found[some])
+        return {name: found[name] for name in self._outputs}
+
+
+def outputs_of_each(graph: ir.Model, images: Sequence[Array]) -> Iterator[dict[str, Array]]:
+    """Yield a graph's outputs for each image, computed in one thread.
+
+    PyTorch computes graphs with fp8, which ONNX Runtime lacks, and with halves, which it would not round.
+    """
+    with OnnxInTorchSession(graph) if _has(NARROW, graph) else ObservedGraph(graph) as session:
+        yield from session.run_each(images)
+
+
+def _has(types: Collection[ir.DataType], model: ir.Model) -> bool:
+    """Whether a graph stores tensors of these types, or makes some."""
+    made = (node.attributes["to"].value for node in model.graph if node.op_type == "Cast")
+    return any(value.dtype in types for value in model.graph.initializers.values()) or any(to in types for to in made)
+
+
+def _with_parts(model: ir.Model, tensors: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Add outputs to a graph in place, and return their names for each tensor.
+
+    They are its largest and its smallest value, the sum of absolute values, which tells whether all are finite (the
+    other two ignore NaN), and some of its rows.
+    """
+    if not tensors:
+        return {}
+    graph: Any = model.graph
+    values = {str(value.name): value for node in graph for value in node.outputs}
+    numbers = {"0": [0], "1": [1], "end": [2**62], "enough": [ENOUGH], "sparsest": [SPARSEST]}
+    given = {name: constant(graph, f"observed:{name}", np.array(number)) for name, number in numbers.items()}
+    found = {}
+
+    def add(kind: str, inputs: Sequence[ir.Value], name: str, attributes: dict[str, Any] | None = None) -> ir.Value:
+        node = ir.node(kind, inputs, attributes or {}, name=name)
+        node.outputs[0].name = name
+        graph.append(node)
+        return node.outputs[0]
+
+    for number, tensor in enumerate(tensors):
+        value, name = values[tensor], f"observed:{number}"
+        scalars = [
+            add(kind, [value], f"{name}:{kind}", {"keepdims": 0}) for kind in ("ReduceMax", "ReduceMin", "ReduceL1")
+        ]
+        size = add("Reshape", [add("Size", [value], f"{name}:size"), given["1"]], f"{name}:sizes")
+        step = add("Div", [size, given["enough"]], f"{name}:steps")
+        step = add("Min", [add("Max", [step, given["1"]], f"{name}:step"), given["sparsest"]], f"{name}:sparse")
+        rows = add("Flatten", [value], f"{name}:rows", {"axis": -1})
+        some = add("Slice", [rows, given["0"], given["end"], given["0"], step], f"{name}:some")
+        for value in (*scalars, some):
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        graph.outputs.extend([*scalars, some])
+        found[tensor] = tuple(str(value.name) for value in (*scalars, some))
+    return found
