@@ -20,6 +20,7 @@ from deploykit.errors import DataError, ExportError
 from deploykit.export.graph.passes import drop_weights
 from deploykit.export.options import Calibration, CalibrationMethod, Int8Target, KeepAs, PrecisionOptions, QuantKind
 from deploykit.export.outputs import export_adapter_of
+from deploykit.export.precision.attention import attention_cores, attention_in_half, measured_of
 from deploykit.export.precision.calibration import (
     AUTO,
     Activations,
@@ -72,7 +73,8 @@ class QuantReport:
     ``errors`` is the error of the outputs by calibration method, for the methods that were compared. ``error`` is the
     error without the excluded layers (see :meth:`deploykit.export.outputs.ExportAdapter.error`); None: not measured.
     ``images`` is how many images were used, ``names_sha256`` a hash of their names. ``labels`` maps a layer to its name
-    in the network. ``folds`` is what was folded before; None: nothing can be.
+    in the network. ``folds`` is what was folded before; None: nothing can be. ``attention``: how many attentions are
+    fp16, of how many.
     """
 
     kind: QuantKind
@@ -91,6 +93,7 @@ class QuantReport:
     target: Int8Target = "any"
     keep_as: KeepAs = "fp32"
     folds: FoldReport | None = None
+    attention: tuple[int, int] = (0, 0)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able data."""
@@ -107,6 +110,7 @@ class QuantReport:
             error += f" instead of {self.errors[self.method]:.3g}"
         return [
             *([("rounded", f"{len(self.done.tensors)} tensors, {FOR_CPU}")] if self.target == "cpu" else []),
+            *([("attention", f"{self.attention[0]} of {self.attention[1]} in fp16")] if self.attention[1] else []),
             *([("folded", self.folds.line())] if self.folds is not None else []),
             ("ranges", f"{self.method}, {self.images} images{cached}{compared}"),
             (
@@ -173,6 +177,7 @@ def quantize_graph(
         error = fmean(trials.errors(ranges, named))
     done = quantize_as(model, ranges, spec, options, named, found.largest)
     return QuantReport(
+        attention=attention_in_half(model, found.largest) if options.target == "any" else (0, 0),
         kind=kind,
         method=method,
         errors=errors,
@@ -308,7 +313,8 @@ def _measured(
     else:
         layers = quantisable(rows.graph)
         both = options.keep_as == "fp16"  # which has to hold what layers give, too
-        tensors = list(dict.fromkeys(name for node in layers for name in activations_of(node, outputs=both)))
+        names = [name for node in layers for name in activations_of(node, outputs=both)]
+        tensors = list(dict.fromkeys((*names, *measured_of(attention_cores(rows.graph)))))
     compared = () if trials.exact else spread_numbers(len(calibration.images()), COMPARED)
 
     def watch(number: int, outputs: dict[str, Array]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 from deploykit.errors import CheckpointError, UsageError, WeightsMismatchError
 from deploykit.export.engine.build import build_engine
-from deploykit.export.options import PrecisionOptions
+from deploykit.export.options import Calibration, PrecisionOptions
 from deploykit.export.to_onnx import onnx_from_model
 from deploykit.facade import load
 from deploykit.models.create.random_weights import randomise
@@ -28,6 +29,7 @@ from deploykit.spec import Dynamic
 from tests.meta_model import meta_model
 from tests.models.families.attention_kernels import attention_kernels
 from tests.models.files import saved
+from tests.outliers import Outliers, add_outliers
 from tests.reference.vit import vit as reference
 
 PUBLISHED = {"mae_vit_b16": (86_567_656,), "mae_vit_l16": (304_326_632,), "mae_vit_h14": (632_045_800,)}
@@ -175,6 +177,31 @@ def test_an_engine_in_fp16_computes_attention_as_one_kernel(tmp_path: Path) -> N
     assert report.precision.half is not None
     assert {reason: len(nodes) for reason, nodes in report.precision.half.kept.items()} == {"operator": 1}  # the mean
     assert report.precision.half.casts == 4  # of the image, of the logits, and around the mean
+    assert attention_kernels(report.path, tmp_path) == 2
+
+
+def test_int8_with_outliers_is_smoothed_and_an_engine_computes_attention_as_one_kernel(tmp_path: Path) -> None:
+    for i in range(2):
+        noise = np.random.default_rng(i).integers(0, 256, (70, 70, 3), np.uint8)
+        cv2.imwrite(str(tmp_path / f"{i}.png"), noise)
+    torch.manual_seed(0)
+    config = VitConfig(128, 2, 2, 128, patch=8, grid=8, num_classes=20)
+    network = VisionTransformer(config).eval()
+    randomise(network)
+    model = vit.FAMILY.reference(config, add_outliers(network, Outliers(massive=0.0, logits=2.0)))
+    images = Calibration(tmp_path, size=2, method="minmax")
+    asked = PrecisionOptions("int8", calibration=images, nodes_to_exclude="none", cache=False)
+    report = onnx_from_model(model, out=tmp_path / "m.onnx", img=64, precision=asked)
+    assert report.precision is not None
+    quantised = report.precision.quantised
+    assert quantised is not None
+    assert quantised.folds is not None
+    (taken,) = quantised.folds.taken
+    assert taken.startswith("smooth")
+    assert quantised.folds.errors[taken] < 0.8 * quantised.folds.errors["none"]
+    assert dict(quantised.lines())["folded"].startswith(f"{taken} (verified in fp32)")
+    assert report.precision.computes == {"int8": 10, "fp16": 4}
+    assert dict(quantised.lines())["attention"] == "2 of 2 in fp16"
     assert attention_kernels(report.path, tmp_path) == 2
 
 
