@@ -97,7 +97,8 @@ def _add_massive(network: VisionTransformer, chosen: Tensor, outliers: Outliers)
     direction = network.cls_token[0, 0] + network.pos_embed[0, 0]
     direction[chosen] = 0.0  # so that the outliers themselves do not make it fire
     direction = (direction - direction.mean()) / direction.norm()
-    massive, row = chosen[outliers.channels :], 0.7 * direction  # about 10 at that token, and 0 +- 0.7 at others
+    massive = chosen[outliers.channels :]
+    row = 20 * len(direction) ** -0.5 * direction  # about 10 at that token, and 0 +- 0.7 at others of 768 channels
     for number, sign in ((min(1, len(network.blocks) - 1), 1.0), (len(network.blocks) - 1, -1.0)):
         mlp = network.blocks[number].mlp
         assert isinstance(mlp, Mlp)
