@@ -17,7 +17,7 @@ import onnx_ir as ir
 from deploykit.export.precision.qdq import constant
 from deploykit.runtime.arrays import Array
 
-__all__ = ["Candidate", "Changes", "Fold", "Scaled", "apply_changes", "digest_of_changes", "joined_changes"]
+__all__ = ["Added", "Candidate", "Changes", "Fold", "Scaled", "apply_changes", "digest_of_changes", "joined_changes"]
 
 
 class Scaled(NamedTuple):
@@ -30,7 +30,14 @@ class Scaled(NamedTuple):
     factors: Array
 
 
-Changes = Mapping[tuple[str, int], tuple[Scaled, ...]]
+class Added(NamedTuple):
+    """``values`` are added to a constant, one per index of its ``axis``, or to zeros where a node has no such input."""
+
+    axis: int
+    values: Array
+
+
+Changes = Mapping[tuple[str, int], tuple[Scaled | Added, ...]]
 """What a fold changes: the name of a node and the number of its input -> what is done with the value there."""
 
 
@@ -70,8 +77,8 @@ def digest_of_changes(changes: Changes) -> bytes:
     digest = hashlib.sha256()
     for key, steps in changes.items():
         digest.update(repr(key).encode())
-        for axis, factors in steps:
-            digest.update(repr((axis, factors.tolist())).encode())
+        for step in steps:
+            digest.update(repr((type(step).__name__, step.axis, step[1].tolist())).encode())
     return digest.digest() if changes else b""
 
 
@@ -80,14 +87,17 @@ def apply_changes(model: ir.Model, changes: Changes) -> None:
     graph = model.graph
     nodes = {str(node.name): node for node in graph} if changes else {}
     for (name, index), steps in changes.items():
+        if len(nodes[name].inputs) <= index:
+            nodes[name].resize_inputs(index + 1)
         value = nodes[name].inputs[index]
-        assert value is not None
+        if value is None:
+            zeros = np.zeros(len(steps[-1][1]), np.float32)
+            nodes[name].replace_input_with(index, constant(graph, f"{name}_{index}", _changed(zeros, steps)))
+            continue
         if value.const_value is None:
             _scale_before(graph, nodes[name], index, steps)
             continue
-        array = value.const_value.numpy().astype(np.float32)
-        for axis, factors in steps:
-            array = array * factors.reshape([-1 if i == axis % array.ndim else 1 for i in range(array.ndim)])
+        array = _changed(value.const_value.numpy().astype(np.float32), steps)
         alone = len(value.uses()) == 1 and value not in graph.outputs
         if alone:
             graph.initializers.pop(str(value.name))
@@ -95,7 +105,14 @@ def apply_changes(model: ir.Model, changes: Changes) -> None:
         nodes[name].replace_input_with(index, constant(graph, label, array))
 
 
-def _scale_before(graph: Any, node: ir.Node, index: int, steps: Sequence[Scaled]) -> None:
+def _changed(array: Array, steps: Sequence[Scaled | Added]) -> Array:
+    for step in steps:
+        numbers = step[1].reshape([-1 if i == step.axis % array.ndim else 1 for i in range(array.ndim)])
+        array = array + numbers if isinstance(step, Added) else array * numbers
+    return array
+
+
+def _scale_before(graph: Any, node: ir.Node, index: int, steps: Sequence[Scaled | Added]) -> None:
     """Multiply an activation right before the node that takes it."""
     value = node.inputs[index]
     for number, (axis, factors) in enumerate(steps):
