@@ -40,6 +40,8 @@ QuantKind = Literal["int8", "fp8"]
 HalfIO = Literal["none", "input", "output", "both"]
 Int8Target = Literal["any", "cpu"]
 KeepAs = Literal["fp32", "fp16"]
+FOLDS = ("equalise", "smooth", "correct")
+"""What prepares a network for int8: :mod:`deploykit.export.precision.folds`."""
 CalibrationMethod = Literal["auto", "minmax", "percentile", "entropy", "mse"]
 
 OPSETS = range(13, 24)
@@ -120,6 +122,8 @@ class PrecisionOptions:
         target: of int8, what computes it: ``any`` (ONNX Runtime, TensorRT) rounds the inputs of layers; ``cpu`` rounds
             what lies between layers too, to uint8 with zero points, for ONNX Runtime's integer kernels.
         reduce_range: store int8 weights in 7 bits, for CPUs whose int8 kernels saturate.
+        folds: what prepares a network for int8 and fp8: ``auto`` is all of :data:`FOLDS`, each taken if the error of
+            the outputs falls with it; ``none``, or some of their names.
         cache: keep measured ranges, and what a search for layers has measured, for the next export of the same model
             with the same images.
     """
@@ -133,6 +137,7 @@ class PrecisionOptions:
     target: Int8Target = "any"
     keep_as: KeepAs = "fp32"
     keep_file: str | os.PathLike[str] | None = None
+    folds: Literal["auto", "none"] | tuple[str, ...] = "auto"
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
@@ -143,6 +148,10 @@ class PrecisionOptions:
             raise UsageError(f"the target of int8 must be any or cpu, got {self.target!r}")
         if self.target != "any" and self.precision != "int8":
             raise UsageError(f"--target {self.target} goes with --precision int8, not with {self.precision}")
+        if self.folds not in ("auto", "none") and not set(self.folds) <= set(FOLDS):
+            raise UsageError(f"folds are auto, none, or some of {', '.join(FOLDS)}, got {self.folds!r}")
+        if self.folds != "auto" and self.quantised is None:
+            raise UsageError(f"--folds goes with --precision int8 and fp8, not with {self.precision}")
         if self.keep_as not in get_args(KeepAs):
             raise UsageError(f"layers are kept in {' or '.join(get_args(KeepAs))}, got {self.keep_as!r}")
         if self.keep_as != "fp32" and (self.quantised is None or self.target != "any"):
@@ -157,6 +166,10 @@ class PrecisionOptions:
                 if self.quantised
                 else f"calibration is for int8 and fp8, not for {self.precision}"
             )
+
+    def tries(self, fold: str) -> bool:
+        """Return whether a fold of :data:`FOLDS` may be taken."""
+        return self.folds == "auto" or (self.folds != "none" and fold in self.folds)
 
     @property
     def quantised(self) -> QuantKind | None:

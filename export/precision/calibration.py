@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import onnx_ir as ir
@@ -47,10 +48,12 @@ __all__ = [
     "AUTO",
     "Activations",
     "calibration_images",
+    "choose_method",
     "measure_activations",
     "on_grid",
     "range_of",
     "spread_numbers",
+    "unseen_images",
 ]
 
 _log = logging.getLogger(__name__)
@@ -261,10 +264,41 @@ def _mse_bins(histogram: Array) -> int:
     return int(candidates[errors.argmin()])
 
 
+def choose_method(
+    found: Activations,
+    calibration: Calibration,
+    errors_with: Callable[[dict[str, float]], list[float]],
+    progress: Progress,
+) -> tuple[CalibrationMethod, dict[str, list[float]], dict[str, float]]:
+    """Return the best calibration method, the errors by method and image, and the best one's ranges."""
+    methods = AUTO if calibration.method == "auto" else (calibration.method,)
+    ranges = {method: found.ranges(method, calibration.percentile) for method in methods}
+    errors: dict[str, list[float]] = {}
+    for method in methods:
+        progress.step(f"comparing {method}")
+        errors[str(method)] = errors_with(ranges[method])
+    best: CalibrationMethod = min(methods, key=lambda method: fmean(errors[str(method)]))
+    if not math.isfinite(fmean(errors[str(best)])):
+        raise DataError(
+            f"expected finite outputs of the quantized network, but with the ranges of {', '.join(methods)} it gives "
+            "NaN or infinity on the calibration images: check the checkpoint, or keep its layers in fp32 "
+            "(--keep)"
+        )
+    return best, errors, ranges[best]
+
+
 def calibration_images(calibration: Calibration, spec: ModelSpec, count: int) -> list[Array]:
     """Return the images of a calibration with the numbers of :func:`spread_numbers`, preprocessed."""
     files = calibration.images()
     return list(_images([files[number] for number in spread_numbers(len(files), count)], spec.input))
+
+
+def unseen_images(calibration: Calibration, spec: ModelSpec, seen: int, count: int) -> list[Array]:
+    """Return so many images of a calibration beside the ``seen`` ones of :func:`calibration_images`, preprocessed."""
+    files = calibration.images()
+    others = sorted(set(range(len(files))) - set(spread_numbers(len(files), seen)))
+    chosen = [files[others[number]] for number in spread_numbers(len(others), count)]
+    return list(_images(chosen, spec.input))
 
 
 def spread_numbers(total: int, count: int) -> list[int]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -16,22 +15,24 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from deploykit.errors import DataError, ExportError
+from deploykit.errors import ExportError
 from deploykit.export.graph.passes import drop_weights
 from deploykit.export.options import Calibration, CalibrationMethod, Int8Target, KeepAs, PrecisionOptions, QuantKind
 from deploykit.export.outputs import export_adapter_of
 from deploykit.export.precision.attention import attention_cores, attention_in_half, measured_of
 from deploykit.export.precision.calibration import (
-    AUTO,
     Activations,
     calibration_images,
+    choose_method,
     measure_activations,
     spread_numbers,
+    unseen_images,
 )
 from deploykit.export.precision.contributions import contributions_of
 from deploykit.export.precision.cpu_int8 import rounded_tensors
-from deploykit.export.precision.folds import Changes, apply_changes, digest_of_changes
-from deploykit.export.precision.folds.choose import FoldReport, check_same, choose_folds
+from deploykit.export.precision.folds import Changes, apply_changes, digest_of_changes, joined_changes
+from deploykit.export.precision.folds.choose import FOLDS, FoldReport, check_same, choose_folds
+from deploykit.export.precision.folds.correct import CorrectionReport, choose_corrections
 from deploykit.export.precision.qdq import QuantizationResult, activations_of, quantisable, weight_of
 from deploykit.export.precision.search.journal import Journal
 from deploykit.export.precision.search.names import label_of
@@ -73,8 +74,8 @@ class QuantReport:
     ``errors`` is the error of the outputs by calibration method, for the methods that were compared. ``error`` is the
     error without the excluded layers (see :meth:`deploykit.export.outputs.ExportAdapter.error`); None: not measured.
     ``images`` is how many images were used, ``names_sha256`` a hash of their names. ``labels`` maps a layer to its name
-    in the network. ``folds`` is what was folded before; None: nothing can be. ``attention``: how many attentions are
-    fp16, of how many.
+    in the network. ``folds`` is what was folded before; None: nothing can be. ``corrected`` is what was corrected last;
+    None: nothing was tried. ``attention``: how many attentions are fp16, of how many.
     """
 
     kind: QuantKind
@@ -94,6 +95,7 @@ class QuantReport:
     keep_as: KeepAs = "fp32"
     folds: FoldReport | None = None
     attention: tuple[int, int] = (0, 0)
+    corrected: CorrectionReport | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-able data."""
@@ -106,7 +108,7 @@ class QuantReport:
         cached = ", measured earlier" if self.cached else ""
         kept = f": {', '.join(map(self._named, self.done.kept))}" if self.done.kept else ""
         error = "" if self.error is None else f"; error of the outputs {self.error:.3g}"
-        if self.error is not None and self.done.kept:
+        if self.error is not None and self.error != self.errors[self.method]:
             error += f" instead of {self.errors[self.method]:.3g}"
         return [
             *([("rounded", f"{len(self.done.tensors)} tensors, {FOR_CPU}")] if self.target == "cpu" else []),
@@ -119,6 +121,7 @@ class QuantReport:
                 f"{HOW_KEPT[self.kept_by]}{error}{kept}",
             ),
             *self._search(),
+            *([("corrected", self.corrected.line())] if self.corrected is not None else []),
         ]
 
     def _named(self, layer: str) -> str:
@@ -159,7 +162,8 @@ def quantize_graph(
     trials = _Trials(base, spec, options, calibration_images(calibration, spec, COMPARED))
     if not quantisable(trials.graph().graph):
         raise ExportError(f"the graph has no convolution or matrix product with constant weights to quantize to {kind}")
-    trials.changes, folds = choose_folds(model, trials.images, trials.error_with, progress=progress)
+    tried = [fold for fold in FOLDS if options.tries(fold.name)]
+    trials.changes, folds = choose_folds(model, trials.images, trials.error_with, folds=tried, progress=progress)
     apply_changes(model, trials.changes)
     rows = trials.graph()
     layers = quantisable(rows.graph)
@@ -167,7 +171,7 @@ def quantize_graph(
     progress.step("ranges")
     found = _measured(rows, trials, calibration, progress, cache=options.cache)
     _forget(rows)
-    method, by_image, ranges = _choose_method(found, calibration, trials.errors, progress)
+    method, by_image, ranges = choose_method(found, calibration, trials.errors, progress)
     errors = {name: fmean(values) for name, values in by_image.items()}
     sensitivity, error = None, errors[method]
     if exclude == "auto":
@@ -175,6 +179,8 @@ def quantize_graph(
         named, error, sensitivity = _kept_by_measurement(trials, layers, ranges, by_image[method], progress)
     elif named:
         error = fmean(trials.errors(ranges, named))
+    corrections, corrected = trials.corrections(ranges, named, error)
+    apply_changes(model, corrections)
     done = quantize_as(model, ranges, spec, options, named, found.largest)
     return QuantReport(
         attention=attention_in_half(model, found.largest) if options.target == "any" else (0, 0),
@@ -189,11 +195,12 @@ def quantize_graph(
         kept_by={"auto": "measurement", "none": "nobody"}.get(str(exclude), "name"),
         keep_as=options.keep_as,
         sensitivity=sensitivity,
-        error=error,
+        error=corrected.after if corrected is not None and corrections else error,
         ranges=ranges,
         reduce_range=options.reduce_range,
         target=options.target,
         folds=folds,
+        corrected=corrected,
     )
 
 
@@ -240,10 +247,27 @@ class _Trials:
             if exact:
                 check_same("a fold", exact, self.exact)
                 self.exact = exact
-            _, errors, _ = _choose_method(found, calibration, self.errors, SILENT)
+            _, errors, _ = choose_method(found, calibration, self.errors, SILENT)
             return min(map(fmean, errors.values()))
         finally:
             self.changes = before
+
+    def corrections(
+        self, ranges: Mapping[str, float], kept: Collection[str], before: float
+    ) -> tuple[Changes, CorrectionReport | None]:
+        """Return what corrects the quantized layers, all but ``kept``; ``before`` is the error without."""
+        if self.options.calibration is None or not self.options.tries("correct"):
+            return {}, None
+        images = unseen_images(self.options.calibration, self.spec, COMPARED, self.few)
+
+        def quantized(graph: ir.Model) -> QuantizationResult:
+            return quantize_as(graph, ranges, self.spec, self.options, kept, self.largest)
+
+        def error_with(changes: Changes) -> float:
+            self.changes = joined_changes(self.changes, changes)
+            return fmean(self.errors(ranges, kept))
+
+        return choose_corrections(self.graph(), quantized, images, error_with, before)
 
     def _folded(self) -> str:
         return digest_of_changes(self.changes).hex()
@@ -354,26 +378,3 @@ def _kept_by_measurement(
         others = trials.errors(ranges, named, slice(few, None)) if few < len(trials.images) else []
         error = (tried[len(named)] * few + sum(others)) / len(trials.images)
     return named, error, Sensitivity(fmean(whole[:few]), ranked, few, tried)
-
-
-def _choose_method(
-    found: Activations,
-    calibration: Calibration,
-    errors_with: Callable[[dict[str, float]], list[float]],
-    progress: Progress,
-) -> tuple[CalibrationMethod, dict[str, list[float]], dict[str, float]]:
-    """Return the best calibration method, the errors by method and image, and the best one's ranges."""
-    methods = AUTO if calibration.method == "auto" else (calibration.method,)
-    ranges = {method: found.ranges(method, calibration.percentile) for method in methods}
-    errors: dict[str, list[float]] = {}
-    for method in methods:
-        progress.step(f"comparing {method}")
-        errors[str(method)] = errors_with(ranges[method])
-    best: CalibrationMethod = min(methods, key=lambda method: fmean(errors[str(method)]))
-    if not math.isfinite(fmean(errors[str(best)])):
-        raise DataError(
-            f"expected finite outputs of the quantized network, but with the ranges of {', '.join(methods)} it gives "
-            "NaN or infinity on the calibration images: check the checkpoint, or keep its layers in fp32 "
-            "(--keep)"
-        )
-    return best, errors, ranges[best]

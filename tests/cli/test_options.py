@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import pytest
 
@@ -33,9 +33,10 @@ def test_what_is_not_typed_has_the_defaults_of_the_objects() -> None:
 
 def test_what_is_typed_fills_its_field() -> None:
     words = "--img 64 96 --dynamic batch --no-simplify --nms graph --conf 0.5 --precision int8 --calib images"
-    quantisation = "--calib-size 4 --keep a.* b --reduce-range --no-calib-cache"
+    quantisation = "--calib-size 4 --keep a.* b --reduce-range --no-calib-cache --folds equalise correct"
     options = onnx_options(parsed(*words.split(), *quantisation.split()))
     precision = PrecisionOptions("int8", "none", Calibration("images", 4), ("a.*", "b"), True, False)
+    precision = replace(precision, folds=("equalise", "correct"))
     assert options == OnnxOptions(
         img=(64, 96), dynamic="batch", simplify=False, nms="graph", conf=0.5, precision=precision
     )

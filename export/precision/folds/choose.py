@@ -11,13 +11,14 @@ from torch import Tensor
 
 from deploykit.errors import FoldError
 from deploykit.export.precision.folds import Changes, Fold, apply_changes, joined_changes
+from deploykit.export.precision.folds.equalise import Equalise
 from deploykit.export.precision.folds.smooth import Smooth
 from deploykit.progress import SILENT, Progress
 from deploykit.runtime.arrays import Array
 
 __all__ = ["FOLDS", "FoldReport", "check_same", "choose_folds"]
 
-FOLDS: tuple[Fold, ...] = (Smooth(),)
+FOLDS: tuple[Fold, ...] = (Equalise(), Smooth())
 """All folds, in the order in which they are tried."""
 
 WORTHWHILE = 0.98

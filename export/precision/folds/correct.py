@@ -16,7 +16,7 @@ the outputs falls on other images than those that it was measured on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from deploykit.export.precision.folds import Added, Changes, Scaled
-from deploykit.export.precision.qdq import quantisable
+from deploykit.export.precision.qdq import QuantizationResult, quantisable
 from deploykit.export.sessions.onnx_in_torch import OnnxInTorchSession
 from deploykit.runtime.arrays import Array
 
@@ -59,8 +59,8 @@ class CorrectionReport:
 
 
 def choose_corrections(
-    graphs: tuple[ir.Model, ir.Model],
-    layers: Collection[str],
+    graph: ir.Model,
+    quantize: Callable[[ir.Model], QuantizationResult],
     images: Sequence[Array],
     error_with: Callable[[Changes], float],
     before: float,
@@ -68,17 +68,20 @@ def choose_corrections(
     """Return the corrections, if they are worth it, and the report; None: there is nothing to try.
 
     Args:
-        graphs: the graph in float32, and quantized.
-        layers: the names of its quantized layers.
+        graph: the graph in float32, which stays as it is.
+        quantize: quantizes a copy of it in place.
         images: preprocessed images, one batch each, on which the corrections are measured.
         error_with: returns the error of the quantized outputs with corrections, on other images.
         before: the error without them.
     """
-    exact, quantized = graphs
-    followed = [node for node in _followed(exact) if str(node.name) in layers]
-    if len(images) < LEAST or not followed:
+    if len(images) < LEAST:
         return {}, None
-    with _SideBySide(quantized, _statistics(exact, followed, images)) as session:
+    quantized = graph.clone()
+    layers = set(quantize(quantized).layers)
+    followed = [node for node in _followed(graph) if str(node.name) in layers]
+    if not followed:
+        return {}, None
+    with _SideBySide(quantized, _statistics(graph, followed, images)) as session:
         changes = session.corrections(images)
     after = error_with(changes)
     taken = after <= WORTHWHILE * before

@@ -149,14 +149,14 @@ def test_a_search_of_int8_that_was_killed_goes_on(
     monkeypatch.setattr(module._Trials, "_errors", noted)
     stop = 1  # after the run with everything quantized, and after the ranking
     with pytest.raises(KeyboardInterrupt):
-        export(tmp_path / "x.onnx", model, "int8", calibration=calibration, cache=True)
+        export(tmp_path / "x.onnx", model, "int8", calibration=calibration, cache=True, folds="none")
     monkeypatch.setattr(module, "contributions_of", None)  # layers are not ranked again
     stop = -1
-    report = export(tmp_path / "x.onnx", model, "int8", calibration=calibration, cache=True).precision
+    report = export(tmp_path / "x.onnx", model, "int8", calibration=calibration, cache=True, folds="none").precision
     assert report is not None
     assert report.kept
     assert {layer.why for layer in report.kept} == {"error"}
     assert run >= 2
     monkeypatch.undo()
-    export(tmp_path / "y.onnx", model, "int8", calibration=calibration)
+    export(tmp_path / "y.onnx", model, "int8", calibration=calibration, folds="none")
     assert (tmp_path / "x.onnx").read_bytes() == (tmp_path / "y.onnx").read_bytes()

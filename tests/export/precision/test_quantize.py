@@ -27,12 +27,12 @@ from deploykit.export.precision.calibration import (
     Activations,
     _Running,
     calibration_images,
+    choose_method,
     measure_activations,
     on_grid,
     range_of,
 )
 from deploykit.export.precision.qdq import activations_of, quantisable, quantize, quantize_weight
-from deploykit.export.precision.quantize import _choose_method
 from deploykit.export.precision.read_back import precisions_of
 from deploykit.export.precision.sensitivity import (
     ENOUGH,
@@ -326,10 +326,10 @@ def test_a_tensor_that_is_not_finite_has_no_range_and_is_named(
 def test_a_method_whose_network_gives_nan_is_not_the_best(images: Path) -> None:
     found = Activations({"x": 1.0}, {"x": np.ones(2048)}, 5)
     errors = iter([[0.1, np.inf], [0.2, 0.4], [np.inf, 0.1]])
-    best, all_errors, _ = _choose_method(found, Calibration(images), lambda _: next(errors), SILENT)
+    best, all_errors, _ = choose_method(found, Calibration(images), lambda _: next(errors), SILENT)
     assert (best, list(all_errors.values())) == ("percentile", [[0.1, np.inf], [0.2, 0.4], [np.inf, 0.1]])
     with pytest.raises(DataError, match="with the ranges of minmax, percentile, mse it gives NaN or infinity"):
-        _choose_method(found, Calibration(images), lambda _: [np.inf], SILENT)
+        choose_method(found, Calibration(images), lambda _: [np.inf], SILENT)
 
 
 def feeds_of(images: Path) -> ParityInputs:

@@ -67,8 +67,8 @@ def test_outliers_move_into_the_weights_behind_them() -> None:
 def test_only_the_values_of_an_attention_are_scaled_and_not_queries_and_keys() -> None:
     _, changes = folded(transformer())
     (made, _) = changes["qkv", 1]
-    assert (made.factors[: 2 * WIDTH] == 1).all()
-    assert (made.factors[2 * WIDTH :] != 1).any()
+    assert (made[1][: 2 * WIDTH] == 1).all()
+    assert (made[1][2 * WIDTH :] != 1).any()
 
 
 class Halved:
