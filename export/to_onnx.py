@@ -305,15 +305,10 @@ def _check_combination(model: ReferenceModel, options: OnnxOptions, plan: NmsPla
     Raises:
         UsageError: they do not.
     """
-    nms, precision = options.nms, options.precision.precision
+    nms = options.nms
     if (nms != "none" or plan.has_own_operators) and options.exporter != "dynamo":
         what = f"--nms {nms}" if nms != "none" else f"{model.name} chooses its detections itself, which"
         raise UsageError(f"{what} needs --exporter dynamo")
-    if plan.inside is not None and precision != "fp32":
-        raise UsageError(
-            f"--precision {precision} is not supported for {model.name}: its box arithmetic lies between layers and "
-            "would be rounded with them; export it in fp32"
-        )
     if options.gate is not None and not spec.output.finds_objects:
         raise UsageError(
             f"--max-drop is for detectors, and this model's task is {spec.task}: measure the accuracy of the "

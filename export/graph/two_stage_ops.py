@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import onnx
 import onnxscript
 import torch
 
@@ -33,24 +35,25 @@ def best_scores_onnx(scores: Any, count: Any) -> Any:
     return op.TopK(scores, count, axis=1, largest=1, sorted=1)
 
 
-def keep_best_onnx(boxes: Any, groups: Any, exists: Any, iou: Any) -> Any:
+def keep_best_onnx(boxes: Any, groups: Any, exists: Any, iou: Any, count: int) -> Any:
     """NMS of sorted boxes by NonMaxSuppression, on scores that fall with the rank, with one class per group.
 
-    A box without area becomes a point, because NonMaxSuppression would swap the corners of negative sides.
+    The classes are constants: a number of them that follows from the boxes would be a shape that TensorRT cannot
+    compute. A box without area becomes a point, because NonMaxSuppression would swap the corners of negative sides.
     """
     op = _op()
-    one, none = op.Constant(value_int=1), op.Constant(value_float=-1.0)
-    count = op.Shape(groups, start=1, end=2)
-    falling = op.Range(op.Squeeze(count, op.Constant(value_ints=[0])), op.Constant(value_int=0), op.Neg(one))
+    none, size = op.Constant(value_float=-1.0), op.Shape(groups, start=1, end=2)
+    falling = op.Range(
+        op.Squeeze(size, op.Constant(value_ints=[0])), op.Constant(value_int=0), op.Constant(value_int=-1)
+    )
     score = op.Unsqueeze(op.Where(exists, op.Cast(falling, to=1), none), op.Constant(value_ints=[1]))
-    classes = op.Range(op.Constant(value_int=0), op.Add(op.ReduceMax(groups, keepdims=0), one), one)
-    axis = op.Constant(value_ints=[1])
-    of_class = op.Equal(op.Unsqueeze(groups, axis), op.Unsqueeze(classes, axis))
+    classes = op.Constant(value=onnx.numpy_helper.from_array(np.arange(count)[:, None]))
+    of_class = op.Equal(op.Unsqueeze(groups, op.Constant(value_ints=[1])), classes)
     near, far = op.Split(boxes, axis=2, num_outputs=2)
     least = op.ReduceMin(op.Sub(far, near), op.Constant(value_ints=[2]), keepdims=1)
     shaped = op.Where(op.Greater(least, op.Constant(value_float=0.0)), boxes, op.Constant(value_float=0.0))
     zero = op.Constant(value_floats=[0.0])
-    chosen = op.NonMaxSuppression(shaped, op.Where(of_class, score, none), count, iou, zero)
+    chosen = op.NonMaxSuppression(shaped, op.Where(of_class, score, none), size, iou, zero)
     place = op.Gather(chosen, op.Constant(value_ints=[0, 2]), axis=1)
     marks = op.Expand(op.Constant(value_float=1.0), op.Shape(place, start=0, end=1))
     marked = op.ScatterND(op.ConstantOfShape(op.Shape(groups)), place, marks)
@@ -58,17 +61,18 @@ def keep_best_onnx(boxes: Any, groups: Any, exists: Any, iou: Any) -> Any:
 
 
 def roi_align(levels: Sequence[Any], boxes: Any, images: Any, level: Any, strides: Sequence[int], size: int) -> Any:
-    """RoiAlign on each feature map, for only those boxes that belong to its level."""
+    """RoiAlign of all boxes on each feature map; those of other levels are empty there, which costs nothing.
+
+    So every shape is known, and TensorRT can compute it; a list of the boxes of a level would have any length.
+    """
     op = _op()
-    cells = op.Constant(value_ints=[size, size])
-    shape = op.Concat(op.Shape(boxes, start=0, end=1), op.Shape(levels[0], start=1, end=2), cells, axis=0)
-    out = op.ConstantOfShape(shape)
+    out = None
     for i, (planes, stride) in enumerate(zip(levels, strides, strict=True)):
-        index = op.Transpose(op.NonZero(op.Equal(level, op.Constant(value_int=i))), perm=[1, 0])
+        own = op.Equal(level, op.Constant(value_int=i))
         found = op.RoiAlign(
             planes,
-            op.GatherND(boxes, index),
-            op.GatherND(images, index),
+            op.Where(op.Unsqueeze(own, op.Constant(value_ints=[1])), boxes, op.Constant(value_float=0.0)),
+            images,
             coordinate_transformation_mode="half_pixel",
             mode="avg",
             output_height=size,
@@ -76,7 +80,7 @@ def roi_align(levels: Sequence[Any], boxes: Any, images: Any, level: Any, stride
             sampling_ratio=0,
             spatial_scale=1.0 / stride,
         )
-        out = op.ScatterND(out, index, found)
+        out = found if out is None else op.Where(op.Unsqueeze(own, op.Constant(value_ints=[1, 2, 3])), found, out)
     return out
 
 

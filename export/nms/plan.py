@@ -75,9 +75,12 @@ class NmsPlan:
         return _Some(nn.Sequential(fused, RowSelection(self.rows, self.candidates)), self._places())
 
     def module_with_rows(self, fused: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-        """Return a module that gives the raw rows as well, from the same layers, and the names of all its outputs."""
-        if self.layout is None or self.layout.name in self.outputs:
-            return fused, self.outputs
+        """Return a module that gives the raw rows as well, from the same layers, and the names of all its outputs.
+
+        A network with NMS of its own has no such rows, and gives its detections alone.
+        """
+        if self.layout is None or self.inside is not None or self.layout.name in self.outputs:
+            return self.module(fused), self.outputs
         names = (self.layout.name, *self.outputs)
         if self.chosen:
             return with_rows(fused), names

@@ -7,6 +7,8 @@ in fp32, and the report names the reason:
 * *decode*: everything after the last convolutions and matrix products. That is arithmetic on pixels and scores, and
   fp16 resolves only half a pixel at 1000. Data movement at its beginning (Concat, Reshape, Transpose) is still half.
   The mean of a distribution over bins is decode as well, although it is a product.
+* *boxes*: the same arithmetic between the layers of a detector in two stages: anchors, deltas, sorting, suppression,
+  and RoiAlign, whose maps have the type of its coordinates.
 * *operator*: operators that add up many values or grow quickly: means, sums, Exp, Log, Pow, and normalizations whose
   statistics ONNX does not define to be float32.
 * *range*: fp16 cannot hold the values. A tensor's largest measured value is over a quarter of 65504, the largest finite
@@ -34,7 +36,9 @@ from deploykit.export.precision.half_rules import (
     DATA_MOVEMENT_OPS,
     FP32_OPS,
     LARGEST,
+    boxes,
     compute_nodes,
+    decode,
     lengths,
     norms,
     running_sums,
@@ -52,7 +56,7 @@ LEAST_STORED = 1024  # elements; smaller constants of a layer in fp32 are not wo
 
 @dataclass(frozen=True)
 class HalfReport:
-    """The result of a conversion. ``kept``: the nodes in fp32 by reason (decode, operator, range, type, asked, or
+    """The result of a conversion. ``kept``: the nodes in fp32 by reason (decode, boxes, operator, range, type, asked, or
     tolerance, where a search has found them).
 
     ``casts``: how many Cast nodes there are. ``largest``: the largest value of any half tensor, and its name.
@@ -153,25 +157,30 @@ class _Conversion:
     # Nodes that stay in fp32.
 
     def _decide(self) -> None:
-        after = self._decode()
+        layers = set(compute_nodes(self.nodes))
+        after, between = decode(self.nodes, layers), boxes(self.nodes, layers)
         for node in self.nodes:
             if not self._floats(node):
                 continue
-            reason = self._reason(node, after)
+            reason = self._reason(node, after, between)
             if reason:
                 self.reasons[node] = reason
-        # Data movement at the beginning of the decode stays half: one Cast after it instead of several before.
+        # Data movement at the beginning of arithmetic stays half: one Cast after it instead of several before.
         for node in self.nodes:
-            if self.reasons.get(node) == "decode" and node.op_type in DATA_MOVEMENT_OPS and self._fed_by_half(node):
+            if (
+                self.reasons.get(node) in ("decode", "boxes")
+                and node.op_type in DATA_MOVEMENT_OPS
+                and self._fed_by_half(node)
+            ):
                 del self.reasons[node]
 
-    def _reason(self, node: ir.Node, after: set[ir.Node]) -> str:
+    def _reason(self, node: ir.Node, after: set[ir.Node], between: set[ir.Node]) -> str:
         if str(node.name) in self.asked:
             return "asked"
         if not self._defined(node):
             return "type"
-        if node in after:
-            return "decode"
+        if node in after or node in between:
+            return "decode" if node in after else "boxes"
         if node.op_type in FP32_OPS or node in self.precision_sensitive:
             return "operator"
         if self.name == "fp16":
@@ -180,16 +189,6 @@ class _Conversion:
             if over or node in self.range_exceeded or self._constants_overflow(node):
                 return "range"
         return ""
-
-    def _decode(self) -> set[ir.Node]:
-        """The nodes after the last convolutions and matrix products."""
-        layers = set(compute_nodes(self.nodes))
-        before: set[ir.Node] = set()
-        for node in reversed(self.nodes):
-            follows = any(user in before for value in node.outputs for user, _ in value.uses())
-            if follows or node in layers:
-                before.add(node)
-        return {node for node in self.nodes if node not in before}
 
     def _fed_by_half(self, node: ir.Node) -> bool:
         floats = [v for v in node.inputs if v is not None and self.types.get(str(v.name)) == FLOAT]

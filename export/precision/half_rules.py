@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -15,7 +15,9 @@ __all__ = [
     "LARGEST",
     "LARGEST_LOGIT",
     "LARGEST_SQUARED",
+    "boxes",
     "compute_nodes",
+    "decode",
     "lengths",
     "norms",
     "running_sums",
@@ -40,8 +42,14 @@ LARGEST_SQUARED = 128.0
 LARGEST_LOGIT = 64.0
 """The largest logit of an attention in fp16, which rounds it by up to 1/64, or 1.6 % of a probability."""
 
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+
 DATA_MOVEMENT_OPS = {"Concat", "Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 """Operators that only move data; a Cast after one with several inputs replaces several before it."""
+
+
+LOOKED_UP = {*DATA_MOVEMENT_OPS, "RoiAlign", "ScatterND", "Where"}
+"""RoiAlign, and what only moves what it looks up."""
 
 
 def compute_nodes(graph: Any) -> list[ir.Node]:
@@ -66,6 +74,44 @@ def _averages_bins(node: ir.Node) -> bool:
     while producer is not None and producer.op_type in DATA_MOVEMENT_OPS and producer.inputs[0] is not None:
         producer = producer.inputs[0].producer()
     return producer is not None and producer.op_type == "Softmax"
+
+
+def decode(nodes: Sequence[ir.Node], layers: Collection[ir.Node]) -> set[ir.Node]:
+    """Return the nodes after the last of these layers."""
+    before: set[ir.Node] = set()
+    for node in reversed(nodes):
+        if node in layers or any(user in before for value in node.outputs for user, _ in value.uses()):
+            before.add(node)
+    return {node for node in nodes if node not in before}
+
+
+def boxes(nodes: Sequence[ir.Node], layers: Collection[ir.Node]) -> set[ir.Node]:
+    """Return the nodes between layers that compute on boxes, or look something up in them.
+
+    A detector in two stages makes boxes of what its first layers give, sorts them, suppresses some and looks up what
+    lies in the others, for further layers. So this arithmetic on pixels lies between layers. It is what leads to a
+    layer only through the coordinates of a RoiAlign or through indices and conditions. RoiAlign itself belongs to it,
+    because ONNX gives its maps the type of its coordinates, and so does what moves its results to the next layer.
+    Graphs without RoiAlign have no such nodes.
+    """
+    if not any(node.op_type == "RoiAlign" and node.domain == "" for node in nodes):
+        return set()
+    values: set[ir.Node] = set()
+    for node in reversed(nodes):
+        uses = [(value, user, i) for value in node.outputs for user, i in value.uses()]
+        if node in layers or any(
+            user in values and not (user.op_type == "RoiAlign" and i > 0) and value.dtype in FLOATS
+            for value, user, i in uses
+        ):
+            values.add(node)
+    found = {node for node in nodes if node not in values and node.op_type not in ("Shape", "Size")}
+    for node in nodes:
+        moves = node.op_type in DATA_MOVEMENT_OPS or node.op_type in ("ScatterND", "Where")
+        producers = [value.producer() for value in node.inputs if value is not None]
+        looked_up = any(p is not None and p in found and p.op_type in LOOKED_UP for p in producers)
+        if node.op_type == "RoiAlign" or (moves and looked_up):
+            found.add(node)
+    return found - decode(nodes, layers)
 
 
 def running_sums(nodes: Iterable[ir.Node]) -> set[ir.Node]:

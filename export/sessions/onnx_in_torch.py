@@ -75,6 +75,13 @@ class OnnxInTorchSession(Session):
         self._wanted, self.threads_from = (threads, "as asked for") if threads is not None else default_threads()
         self.threads = torch.get_num_threads() if self._wanted is None else self._wanted
 
+    def with_values(self, values: Mapping[str, Array]) -> OnnxInTorchSession:
+        """Return a session of the same graph with these values of stored tensors; all others are shared."""
+        new = object.__new__(type(self))
+        new.__dict__ |= self.__dict__
+        new._weights = self._weights | {name: torch.from_numpy(value) for name, value in values.items()}
+        return new
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """See :meth:`deploykit.runtime.session.Session.run`; a bfloat16 output is returned as float32."""
         check_inputs(self.inputs, inputs)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from deploykit.export.sessions.onnx_box_ops import BOX_OPERATORS
 from deploykit.export.sessions.onnx_image_ops import (
     IMAGE_OPERATORS,
     Attributes,
@@ -215,6 +216,7 @@ def _clip(values: Values, _: Attributes) -> Tensor:
 
 
 OPERATORS: dict[str, Operator] = {
+    **BOX_OPERATORS,
     **IMAGE_OPERATORS,
     "Add": _positional(torch.add),
     "Cast": _cast,

@@ -32,20 +32,21 @@ def _(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.library.custom_op("deploykit::keep_best", mutates_args=())
-def keep_best(boxes: Tensor, groups: Tensor, exists: Tensor, iou: Tensor) -> Tensor:
+def keep_best(boxes: Tensor, groups: Tensor, exists: Tensor, iou: Tensor, count: int) -> Tensor:
     """Which boxes greedy NMS keeps, ``(B, N)`` bool.
 
     Args:
-        boxes: ``(B, N, 4)`` xyxy, the best first.
-        groups: ``(B, N)`` int64, not negative; only boxes of one group suppress each other.
+        boxes: ``(B, N, 4)`` xyxy, within each group the best first.
+        groups: ``(B, N)`` int64, 0 to ``count - 1``; only boxes of one group suppress each other.
         exists: ``(B, N)`` bool; what does not is not kept and suppresses nothing.
         iou: ``(1,)``; a box goes if a kept, better one overlaps it by more than this.
+        count: how many groups there are, so that no size in a graph depends on the boxes.
     """
     return torch.stack([_kept(*one, iou) for one in zip(boxes, groups, exists, strict=True)])
 
 
 @keep_best.register_fake
-def _(boxes: Tensor, groups: Tensor, exists: Tensor, iou: Tensor) -> Tensor:
+def _(boxes: Tensor, groups: Tensor, exists: Tensor, iou: Tensor, count: int) -> Tensor:
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from deploykit.models.families.vitdet.pyramid import Norm
 from deploykit.models.families.vitdet.two_stage import (
+    MISSING,
     NONE,
     BoxHead,
     BoxPredictor,
@@ -151,7 +152,7 @@ class MaskRcnn(nn.Module):
         levels = self.backbone(images)
         boxes, logits = self.config.proposals.choose(self.proposal_generator.rpn_head, levels, height, width)
         shares, boxes, deltas = self.roi_heads.classified(levels, boxes, height, width)
-        scores = torch.where((logits > -torch.inf)[..., None], shares, NONE)
+        scores = torch.where((logits > MISSING)[..., None], shares, NONE)
         return self.detected(levels, boxes, deltas, scores, (height, width))
 
     def detected(
@@ -166,7 +167,7 @@ class MaskRcnn(nn.Module):
         flat = (rows * deltas.shape[2] + of_class)[..., None].expand(-1, -1, 4)
         own = torch.gather(boxes, 1, rows[..., None].expand(-1, -1, 4))
         found = clipped(moved(own, torch.gather(deltas.flatten(1, 2), 1, flat), self.config.weights[-1]), *size)
-        kept = keep_best(found, labels, best > self.nms_conf, self.nms_iou)
+        kept = keep_best(found, labels, best > self.nms_conf, self.nms_iou, classes)
         top, place = best_scores(torch.where(kept, best, NONE), min(most, kept.shape[1]))
         used = top > self.nms_conf
         found = torch.where(used[..., None], torch.gather(found, 1, place[..., None].expand(-1, -1, 4)), 0.0)

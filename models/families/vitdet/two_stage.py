@@ -18,10 +18,24 @@ from torch.nn import functional
 from deploykit.models.families.vitdet.pyramid import Norm, NormedConv
 from deploykit.models.layers.operators import best_scores, keep_best, roi_align
 
-__all__ = ["BoxHead", "BoxPredictor", "MaskHead", "Proposals", "RoiPooler", "RpnHead", "anchors_of", "clipped", "moved"]
+__all__ = [
+    "MISSING",
+    "BoxHead",
+    "BoxPredictor",
+    "MaskHead",
+    "Proposals",
+    "RoiPooler",
+    "RpnHead",
+    "anchors_of",
+    "clipped",
+    "moved",
+]
 
 MOST_GROWTH = math.log(1000 / 16)  # a box becomes at most so much wider or higher, as a logarithm
 NONE = -1.0  # the score of what does not exist
+
+MISSING = -1e30
+"""The logit of a proposal that does not exist: finite, so that an infinite value is a fault wherever it is found."""
 
 RATIOS = (0.5, 1.0, 2.0)
 """Height to width of the anchors of a cell."""
@@ -87,7 +101,7 @@ class Proposals:
     def choose(self, head: RpnHead, levels: Sequence[Tensor], height: int, width: int) -> tuple[Tensor, Tensor]:
         """Boxes ``(B, after, 4)`` inside of the image and their logits ``(B, after)``, the best first.
 
-        What is missing has a logit of minus infinity and an empty box.
+        What is missing has a logit of :data:`MISSING` and an empty box.
         """
         boxes, logits, groups = [], [], []
         for i, (x, stride, side) in enumerate(zip(levels, self.strides, self.sides, strict=True)):
@@ -99,13 +113,11 @@ class Proposals:
             logits.append(best)
             groups.append(torch.full_like(index, i))
         every, all_logits, group = torch.cat(boxes, 1), torch.cat(logits, 1), torch.cat(groups, 1)
-        order = best_scores(all_logits, all_logits.shape[1])
-        every = torch.gather(every, 1, order[1][..., None].expand(-1, -1, 4))
-        exists = ((every[..., 2:] - every[..., :2]).amin(-1) > 0) & (order[0].abs() < math.inf)
-        kept = keep_best(every, torch.gather(group, 1, order[1]), exists, every.new_tensor([self.iou]))
-        best, index = best_scores(torch.where(kept, order[0], -math.inf), min(self.after, kept.shape[1]))
+        exists = ((every[..., 2:] - every[..., :2]).amin(-1) > 0) & (all_logits.abs() < math.inf)
+        kept = keep_best(every, group, exists, every.new_tensor([self.iou]), len(levels))
+        best, index = best_scores(torch.where(kept, all_logits, MISSING), min(self.after, kept.shape[1]))
         chosen = torch.gather(every, 1, index[..., None].expand(-1, -1, 4))
-        return torch.where((best > -math.inf)[..., None], chosen, 0.0), best
+        return torch.where((best > MISSING)[..., None], chosen, 0.0), best
 
 
 @dataclass(frozen=True)

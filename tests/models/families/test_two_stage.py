@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from deploykit.models.families.vitdet.mask_rcnn import CASCADE, HeadsConfig, MaskRcnn, with_thresholds
-from deploykit.models.families.vitdet.two_stage import Proposals, RoiPooler, RpnHead, anchors_of, clipped, moved
+from deploykit.models.families.vitdet.two_stage import (
+    MISSING,
+    Proposals,
+    RoiPooler,
+    RpnHead,
+    anchors_of,
+    clipped,
+    moved,
+)
 from deploykit.models.layers.operators import best_scores, keep_best, roi_align
 from deploykit.runtime.postprocess.nms import suppress
 from deploykit.spec import Thresholds
@@ -52,11 +60,11 @@ def test_nms_keeps_what_no_better_one_of_its_group_overlaps(seed: int, threshold
     boxes[5, 2:] = boxes[5, :2]  # without area
     groups = torch.randint(0, 3, (24,), generator=chance)
     exists = torch.rand(24, generator=chance) < 0.8
-    found = keep_best(boxes[None], groups[None], exists[None], torch.tensor([threshold], dtype=WIDE))
+    found = keep_best(boxes[None], groups[None], exists[None], torch.tensor([threshold], dtype=WIDE), 3)
     assert found[0].tolist() == reference.kept(boxes, groups, exists, threshold)
     narrow = boxes[exists].float()  # and in float32 what the runtime's own definition keeps, bit for bit
     every = torch.ones(1, len(narrow), dtype=torch.bool)
-    kept = keep_best(narrow[None], groups[exists][None], every, torch.tensor([threshold]))[0]
+    kept = keep_best(narrow[None], groups[exists][None], every, torch.tensor([threshold]), 3)[0]
     with np.errstate(invalid="ignore"):
         expected = suppress(narrow.numpy(), groups[exists].numpy(), threshold, 100)
     assert torch.nonzero(kept)[:, 0].tolist() == expected.tolist()
@@ -112,7 +120,7 @@ def test_proposals_are_the_best_of_each_level() -> None:
     exists = (all_boxes[:, 2:] > all_boxes[:, :2]).all(1)
     groups = torch.tensor([i for _, i, _ in every])
     kept = [i for i, keep in enumerate(reference.kept(all_boxes, groups, exists, 0.5)) if keep][:20]
-    used = int((logits[0] > -math.inf).sum())
+    used = int((logits[0] > MISSING).sum())
     assert used == len(kept) > 5
     assert torch.allclose(logits[0, :used], torch.tensor([every[i][0] for i in kept], dtype=WIDE))
     assert torch.allclose(boxes[0, :used], all_boxes[kept])
@@ -136,7 +144,7 @@ def test_detections_follow_from_the_parts(weights: tuple[tuple[float, ...], ...]
         rpn = network.proposal_generator.rpn_head
         proposals, logits = network.config.proposals.choose(rpn, levels, 64, 64)
         pairs = []
-        for i in range(int((logits[0] > -math.inf).sum())):
+        for i in range(int((logits[0] > MISSING).sum())):
             box, total = proposals[0, i], torch.zeros(network.config.num_classes, dtype=WIDE)
             for k, (head, predictor) in enumerate(network.roi_heads.stages()):
                 level = reference.level(box)
